@@ -1,0 +1,143 @@
+"""What a quantized weight is: `QuantScheme` and `QuantizedLinear`, the oracle of all packings.
+
+A weight W [N, K] is cut along K into ceil(K / G) groups; the last group may be shorter. Each group has
+one scale and one zero point: w = scale * (code - zero), with unsigned codes in [0, 2^bits) (AWQ paper,
+section 3.1, equation 1, with the zero point of the released implementation).
+NumPy only: the kernels' golden files, the packers and the exporter are all held to `dequantize`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq2trt.errors import UsageError
+
+WHOLE_ROW: Final = -1
+"""`group_size` that means one group a row, as AutoAWQ's and llm-awq's `q_group_size: -1`."""
+
+SUPPORTED_BITS: Final = (4,)
+SUPPORTED_GROUP_SIZES: Final = (32, 64, 128, WHOLE_ROW)
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """How weights are rounded.
+
+    Attributes:
+        bits: Width of a code.
+        group_size: Input channels that share a scale; `WHOLE_ROW` for all of a row.
+        zero_point: Whether groups have a zero point of their own (asymmetric). Without one it is
+            2^(bits-1) everywhere.
+    """
+
+    bits: int = 4
+    group_size: int = 128
+    zero_point: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bits not in SUPPORTED_BITS:
+            raise UsageError(
+                f"got {self.bits} bits, expected one of {_listed(SUPPORTED_BITS)}.",
+                where="--bits",
+                fix="use --bits 4.",
+            )
+        if self.group_size not in SUPPORTED_GROUP_SIZES:
+            raise UsageError(
+                f"got a group size of {self.group_size}, expected one of {_listed(SUPPORTED_GROUP_SIZES)} "
+                f"({WHOLE_ROW} means a whole row).",
+                where="--group-size",
+                fix="128 is the usual choice, 64 or 32 for more accuracy.",
+            )
+
+    @property
+    def levels(self) -> int:
+        """Number of codes, 2^bits."""
+        return 1 << self.bits
+
+    @property
+    def symmetric_zero(self) -> int:
+        """The code that means 0 where groups have no zero point of their own."""
+        return self.levels // 2
+
+    def group_of(self, in_features: int) -> int:
+        """Group length for a weight with K = `in_features`: never longer than the row."""
+        return in_features if self.group_size == WHOLE_ROW else min(self.group_size, in_features)
+
+    def groups(self, in_features: int) -> int:
+        """Number of groups in a row, the shorter last one counted."""
+        return -(-in_features // self.group_of(in_features))
+
+    def describe(self) -> str:
+        """Short name as people write it: `int4-g128-asym`."""
+        group = "row" if self.group_size == WHOLE_ROW else f"g{self.group_size}"
+        return f"int{self.bits}-{group}-{'asym' if self.zero_point else 'sym'}"
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """One quantized linear layer, unpacked.
+
+    Attributes:
+        codes: Unsigned codes, uint8 [N, K].
+        scales: Step sizes, fp16 [N, ceil(K/G)].
+        zeros: Zero points as unsigned codes, uint8 [N, ceil(K/G)]; None for a symmetric scheme.
+        scheme: How the codes were made.
+        bias: fp16, fp32 or bf16 [N], or None.
+    """
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    zeros: NDArray[np.uint8] | None
+    scheme: QuantScheme
+    bias: NDArray[np.generic] | None = None
+
+    def __post_init__(self) -> None:
+        if self.codes.ndim != 2 or self.codes.dtype != np.uint8:
+            raise ValueError(f"codes: expected uint8 [N, K], got {self.codes.dtype} {self.codes.shape}")
+        expected = (self.out_features, self.scheme.groups(self.in_features))
+        if self.scales.shape != expected or self.scales.dtype != np.float16:
+            raise ValueError(f"scales: expected float16 {expected}, got {self.scales.dtype} {self.scales.shape}")
+        if self.scheme.zero_point != (self.zeros is not None):
+            raise ValueError(f"zeros: the scheme {self.scheme.describe()} and zeros={self.zeros is not None} differ")
+        if self.zeros is not None and (self.zeros.shape != expected or self.zeros.dtype != np.uint8):
+            raise ValueError(f"zeros: expected uint8 {expected}, got {self.zeros.dtype} {self.zeros.shape}")
+        if self.bias is not None and self.bias.shape != (self.out_features,):
+            raise ValueError(f"bias: expected [{self.out_features}], got {self.bias.shape}")
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        return int(self.codes.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        """K."""
+        return int(self.codes.shape[1])
+
+    @property
+    def group_length(self) -> int:
+        """Channels in every group but perhaps the last."""
+        return self.scheme.group_of(self.in_features)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The weight that the codes stand for.
+
+        Returns:
+            float32 [N, K]; exact, since fp16 scales times integers below 16 fit in 24 bits.
+        """
+        column_group = np.arange(self.in_features) // self.group_length  # [K]
+        scales = self.scales.astype(np.float32)[:, column_group]  # [N, K]
+        zeros: NDArray[np.int16] | int
+        if self.zeros is None:
+            zeros = self.scheme.symmetric_zero
+        else:
+            zeros = self.zeros.astype(np.int16)[:, column_group]  # [N, K]
+        return scales * (self.codes.astype(np.int16) - zeros)
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return ", ".join(str(v) for v in values)
