@@ -1,0 +1,140 @@
+"""What an engine is built for: one row per target, in `TARGETS`.
+
+A target is a GPU, or a set of GPUs that one engine serves, with the TensorRT that runs there. Memory and
+bandwidth are the vendor's figures; they bound what fits and how fast decoding can be, and choose nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from awq2trt.errors import UsageError
+
+_GIB: Final = 1 << 30
+
+
+class Flavour(str, Enum):
+    """Which TensorRT an engine is for; the value is how people write it."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target.
+
+    Attributes:
+        name: As `--target` takes it.
+        title: As people call it.
+        compute_capabilities: (major, minor) of every GPU that the engine must run on; empty for the GPU of
+            the machine that builds.
+        cpu: Architecture of the CPU beside the GPU, as `uname -m` says it.
+        flavour: The TensorRT that runs there.
+        minimum_tensorrt: Lowest version of it that runs what we export, (major, minor).
+        cuda: CUDA version that this TensorRT comes with, (major, minor).
+        memory_bytes: Memory that the GPU can use, the smallest of several; None where it is not known before.
+        bandwidth_bytes_per_s: Of that memory, the smallest of several; None where it is not known before.
+    """
+
+    name: str
+    title: str
+    compute_capabilities: tuple[tuple[int, int], ...]
+    cpu: str
+    flavour: Flavour
+    minimum_tensorrt: tuple[int, int]
+    cuda: tuple[int, int]
+    memory_bytes: int | None
+    bandwidth_bytes_per_s: float | None
+
+    @property
+    def is_kit(self) -> bool:
+        """Whether other machines can only prepare a kit, which the target itself finishes.
+
+        TensorRT builds for the GPU it runs on; TensorRT-RTX builds for any RTX GPU anywhere.
+        """
+        return self.flavour is Flavour.TENSORRT
+
+    @property
+    def capability_names(self) -> tuple[str, ...]:
+        """Compute capabilities as NVIDIA writes them: `8.6`."""
+        return tuple(f"{major}.{minor}" for major, minor in self.compute_capabilities)
+
+
+def _orin(name: str, title: str, memory_bytes: int, bandwidth_bytes_per_s: float) -> Target:
+    """A Jetson Orin module. JetPack 6.2 has TensorRT 10.3 and CUDA 12.6 (NVIDIA, "JetPack SDK 6.2")."""
+    return Target(
+        name=name,
+        title=title,
+        compute_capabilities=((8, 7),),
+        cpu="aarch64",
+        flavour=Flavour.TENSORRT,
+        minimum_tensorrt=(10, 3),
+        cuda=(12, 6),
+        memory_bytes=memory_bytes,
+        bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+    )
+
+
+def _rtx(
+    name: str,
+    title: str,
+    compute_capabilities: tuple[tuple[int, int], ...],
+    memory_bytes: int | None,
+    bandwidth_bytes_per_s: float | None,
+) -> Target:
+    """RTX cards in an x86-64 machine. TensorRT-RTX 1.7 is the first we saw parse all of opset 24 that we use."""
+    return Target(
+        name=name,
+        title=title,
+        compute_capabilities=compute_capabilities,
+        cpu="x86_64",
+        flavour=Flavour.TENSORRT_RTX,
+        minimum_tensorrt=(1, 7),
+        cuda=(13, 0),
+        memory_bytes=memory_bytes,
+        bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+    )
+
+
+_ALL: Final = (
+    # NVIDIA, "Jetson AGX Orin Series" product page: 64 GB 256-bit LPDDR5, 204.8 GB/s.
+    _orin("orin", "Jetson AGX Orin 64 GB", 64 * _GIB, 204.8e9),
+    # NVIDIA, "Jetson Orin NX Series" product page: 16 GB 128-bit LPDDR5, 102.4 GB/s.
+    _orin("orin-nx", "Jetson Orin NX 16 GB", 16 * _GIB, 102.4e9),
+    # NVIDIA, "Jetson Orin Nano Super Developer Kit" product page: 8 GB 128-bit LPDDR5, 102 GB/s in Super mode
+    # (JetPack 6.1 and later); the same module has 68 GB/s in its original power modes.
+    _orin("orin-nano", "Jetson Orin Nano 8 GB (Super)", 8 * _GIB, 102e9),
+    # NVIDIA, "Ampere GA102 GPU architecture" whitepaper, GeForce RTX 3090: 24 GB 384-bit GDDR6X, 936 GB/s.
+    _rtx("rtx3090", "GeForce RTX 3090", ((8, 6),), 24 * _GIB, 936e9),
+    # NVIDIA, "GeForce RTX 40 Series Laptops" product page: RTX 4070, 8 GB 128-bit GDDR6; at 16 Gbit/s a pin, 256 GB/s.
+    _rtx("rtx4070-laptop", "GeForce RTX 4070 Laptop", ((8, 9),), 8 * _GIB, 256e9),
+    # NVIDIA, "Ada GPU architecture" whitepaper, GeForce RTX 4090: 24 GB 384-bit GDDR6X, 1008 GB/s.
+    _rtx("rtx4090", "GeForce RTX 4090", ((8, 9),), 24 * _GIB, 1008e9),
+    # NVIDIA, "GeForce RTX 5090" product page: 32 GB 512-bit GDDR7, 1792 GB/s.
+    _rtx("rtx5090", "GeForce RTX 5090", ((12, 0),), 32 * _GIB, 1792e9),
+    _rtx("rtx", "any GeForce RTX 30, 40 or 50", ((8, 6), (8, 9), (12, 0)), None, None),
+    _rtx("host", "the GPU of this machine", (), None, None),
+)
+
+TARGETS: Final[Mapping[str, Target]] = {target.name: target for target in _ALL}
+
+
+def find_target(name: str) -> Target:
+    """The target called `name`.
+
+    Raises:
+        UsageError: There is none; the message names the closest.
+    """
+    if name in TARGETS:
+        return TARGETS[name]
+    closest = difflib.get_close_matches(name.lower(), TARGETS, n=1, cutoff=0.0)[0]
+    raise UsageError(
+        f"unknown target {name!r}, expected one of: {', '.join(TARGETS)}.",
+        where="--target",
+        fix=f"did you mean {closest}? `awq2trt targets` describes them all.",
+    )
