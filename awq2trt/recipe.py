@@ -1,0 +1,178 @@
+"""Options of the stages, each with its default, and recipes that hold them: YAML -> frozen `Recipe`.
+
+A recipe is a YAML file with the sections `quantize`, `export` and `build`. Its keys are the command line's flags
+with underscores; a flag that is given wins over the recipe, the recipe over the defaults. An unknown key, or a
+value of the wrong type, is an error that names the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from awq2trt.errors import UsageError
+from awq2trt.scheme import QuantScheme
+from awq2trt.target import find_target
+
+
+class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """How weights are quantized.
+
+    Attributes:
+        method: `awq` searches scales and clips; `rtn` rounds to nearest.
+        bits: Width of a code.
+        group_size: Input channels that share a scale; -1 for a whole row.
+        symmetric: No zero points.
+        calib: Calibration text: `self` (the model writes it), a .txt or .jsonl file, or a data set's name.
+        samples: Calibration windows.
+        seqlen: Tokens in a window.
+        seed: Of everything that is drawn at random.
+    """
+
+    method: Literal["awq", "rtn"] = "awq"
+    bits: int = 4
+    group_size: int = 128
+    symmetric: bool = False
+    calib: str = Field(default="self", min_length=1)
+    samples: int = Field(default=32, ge=1)
+    seqlen: int = Field(default=512, ge=8)
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def scheme(self) -> QuantScheme:
+        """The scheme these options ask for.
+
+        Raises:
+            UsageError: There is no such scheme.
+        """
+        return QuantScheme(bits=self.bits, group_size=self.group_size, zero_point=not self.symmetric)
+
+
+class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """How the graph is written.
+
+    Attributes:
+        max_seq_len: Capacity of the KV cache: prompt and generated tokens together.
+        function_bodies: Whether custom nodes carry their definition in standard ONNX operators.
+    """
+
+    max_seq_len: int = Field(default=2048, ge=2)
+    function_bodies: bool = True
+
+
+class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """What the engine is for.
+
+    Attributes:
+        target: A name in `TARGETS`; None until a flag or a recipe says it.
+    """
+
+    target: str | None = None
+
+
+class Recipe(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """All options of `awq2trt build`, by stage."""
+
+    quantize: QuantizeOptions = QuantizeOptions()
+    export: ExportOptions = ExportOptions()
+    build: BuildOptions = BuildOptions()
+
+
+def load_recipe(path: Path | None) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        path: A YAML file; None for the defaults.
+
+    Raises:
+        UsageError: It cannot be read, or a key or value in it makes no sense.
+    """
+    if path is None:
+        return Recipe()
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the recipe: {error.strerror}.", where=str(path), fix="check the path given to --recipe."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"not valid YAML: {reason}", where=str(path), fix="correct the file.") from error
+    if values is None:
+        return Recipe()
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"expected the sections {', '.join(Recipe.model_fields)}, got a {type(values).__name__}.",
+            where=str(path),
+            fix="see recipes/ for examples.",
+        )
+    return _validated(values, recipe=path)
+
+
+def apply_flags(recipe: Recipe, flags: Mapping[str, Mapping[str, object]]) -> Recipe:
+    """The recipe with the flags that were given put over it.
+
+    Args:
+        recipe: What holds where no flag was given.
+        flags: Section -> option -> value; None means that the flag was not given.
+
+    Raises:
+        UsageError: A flag's value makes no sense.
+    """
+    values: dict[str, dict[str, object]] = recipe.model_dump()
+    for section, options in flags.items():
+        values[section].update({name: value for name, value in options.items() if value is not None})
+    return _validated(values, recipe=None)
+
+
+def _validated(values: Mapping[str, Any], *, recipe: Path | None) -> Recipe:
+    try:
+        parsed = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _explained(error, recipe) from error
+    try:
+        _ = parsed.quantize.scheme
+        if parsed.build.target is not None:
+            find_target(parsed.build.target)
+    except UsageError as error:
+        if recipe is None:
+            raise
+        raise UsageError(error.what, where=f"{recipe}: {error.where}", fix=error.fix) from error
+    return parsed
+
+
+def _explained(error: ValidationError, recipe: Path | None) -> UsageError:
+    """The first thing wrong, in the words of the recipe or of the command line."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    where = f"{recipe}: {key}" if recipe else _flag(path[-1])
+    if first["type"] == "extra_forbidden":
+        known = _keys_of(path[:-1])
+        closest = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {closest[0]}? " if closest else ""
+        return UsageError(f"unknown key {key!r}.", where=where, fix=f"{hint}Known keys are: {', '.join(known)}.")
+    message = first["msg"].removeprefix("Input ").rstrip(".")
+    return UsageError(
+        f"{message}, got {first['input']!r}.", where=where, fix="see `awq2trt build --help` for what it takes."
+    )
+
+
+def _keys_of(section: list[str]) -> list[str]:
+    if not section:
+        return list(Recipe.model_fields)
+    options: dict[str, type[BaseModel]] = {
+        "quantize": QuantizeOptions,
+        "export": ExportOptions,
+        "build": BuildOptions,
+    }
+    return list(options[section[0]].model_fields)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,104 @@
+"""Recipes: YAML in, frozen options out, and an error that names the key for everything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from awq2trt.errors import UsageError
+from awq2trt.recipe import QuantizeOptions, Recipe, apply_flags, load_recipe
+from awq2trt.scheme import QuantScheme
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+def _written(directory: Path, text: str) -> Path:
+    path = directory / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_no_recipe_and_an_empty_one_are_the_defaults(tmp_path: Path) -> None:
+    assert load_recipe(None) == load_recipe(_written(tmp_path, "# nothing\n")) == Recipe()
+
+
+def test_values_are_read_and_the_rest_stay_defaults(tmp_path: Path) -> None:
+    recipe = load_recipe(_written(tmp_path, "quantize: {group_size: -1, symmetric: true}\nbuild: {target: rtx}\n"))
+    assert recipe.quantize == QuantizeOptions(group_size=-1, symmetric=True)
+    assert recipe.quantize.scheme == QuantScheme(bits=4, group_size=-1, zero_point=False)
+    assert recipe.build.target == "rtx"
+    assert recipe.export == Recipe().export
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_load_and_carry_their_command(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.build.target is not None
+    assert f"--recipe recipes/{path.name}" in path.read_text(encoding="utf-8")
+
+
+def test_recipes_ship() -> None:
+    assert "smollm2-135m_w4g128" in [path.stem for path in RECIPES]
+
+
+def test_flags_win_and_absent_flags_do_not(tmp_path: Path) -> None:
+    recipe = load_recipe(_written(tmp_path, "quantize: {group_size: 64, samples: 7}\n"))
+    merged = apply_flags(
+        recipe, {"quantize": {"group_size": 32, "samples": None, "symmetric": False}, "build": {"target": "rtx3090"}}
+    )
+    assert merged.quantize == QuantizeOptions(group_size=32, samples=7)
+    assert merged.build.target == "rtx3090"
+    assert recipe.quantize.group_size == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ("quantize: {group_sise: 64}", "quantize.group_sise", "did you mean group_size"),
+        ("quantise: {}", "quantise", "did you mean quantize"),
+        ("zzz: 1", "zzz", "Known keys are: quantize, export, build"),
+        ("quantize: {bits: '4'}", "quantize.bits", "got '4'"),
+        ("quantize: {samples: 0}", "quantize.samples", "greater than or equal to 1, got 0"),
+        ("quantize: {method: gptq2}", "quantize.method", "got 'gptq2'"),
+        ("quantize: {symmetric: 1}", "quantize.symmetric", "got 1"),
+        ("quantize: 4", "quantize", "got 4"),
+        ("quantize: {bits: 5}", "--bits", "got 5 bits"),
+        ("quantize: {group_size: 100}", "--group-size", "got a group size of 100"),
+        ("build: {target: rtx4080}", "--target", "unknown target 'rtx4080'"),
+        ("[1, 2]", "recipe.yaml", "got a list"),
+        ("a: [", "recipe.yaml", "not valid YAML"),
+        ("a: !!python/object/apply:os.system ['true']", "recipe.yaml", "not valid YAML"),
+    ],
+)
+def test_bad_recipes_name_the_key(tmp_path: Path, text: str, where: str, what: str) -> None:
+    path = _written(tmp_path, text)
+    with pytest.raises(UsageError) as raised:
+        load_recipe(path)
+    message = str(raised.value)
+    assert message.startswith(str(path))
+    assert where in message
+    assert what in message
+    assert raised.value.fix
+
+
+def test_missing_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value", "flag"),
+    [("quantize", "samples", -3, "--samples"), ("export", "max_seq_len", 1, "--max-seq-len")],
+)
+def test_bad_flags_are_named_as_flags(section: str, option: str, value: int, flag: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        apply_flags(Recipe(), {section: {option: value}})
+    assert raised.value.where == flag
+    assert str(value) in raised.value.what
+
+
+def test_recipes_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Recipe().quantize.bits = 3  # type: ignore[misc]
