@@ -51,7 +51,9 @@ def test_a_failed_task_does_not_say_done() -> None:
     assert stream.getvalue() == "building ...\n"
 
 
-@pytest.mark.parametrize("progress", [SilentProgress(), PlainProgress(), RichProgress()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "progress", [SilentProgress(), PlainProgress(), RichProgress()], ids=lambda p: type(p).__name__
+)
 def test_nested_and_empty_tasks_leave_stdout_clean(progress: Progress, capsys: pytest.CaptureFixture[str]) -> None:
     with progress.task("outer", total=2) as outer, progress.task("inner [g128]", total=0):
         outer(1)
