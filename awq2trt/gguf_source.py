@@ -1,12 +1,13 @@
 """GGUF files (llama.cpp) as a `ModelSource`: tensors dequantized one at a time, under Hugging Face names.
 
-The gguf package reads and dequantizes; transformers reads the config and the tokenizer out of the metadata.
+The gguf package reads and dequantizes; transformers builds the tokenizer out of the metadata.
 llama.cpp stores q_proj and k_proj with the rows of each head interleaved for its own rotary form
 (`LlamaModel.permute` in convert_hf_to_gguf.py); `_halves` puts them back into the rotate-half order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.families import describe_model
+from awq2trt.families.llama import llama3_scaled
 from awq2trt.source import Array, ModelSource
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _ARCHITECTURES: Final = {"llama": "LlamaForCausalLM"}
 """GGUF `general.architecture` -> the architecture it stands for."""
+
+_REQUIRED: Final = object()
 
 _OUTER_NAMES: Final = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _BLOCK_NAMES: Final = {
@@ -42,8 +46,9 @@ class GgufSource(ModelSource):
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
         self.name = name or str(path)
-        self._tensors = {_hugging_face_name(tensor.name): tensor for tensor in _read(path).tensors}
-        self.config = _config(path, tied="lm_head.weight" not in self._tensors)
+        reader = _read(path)
+        self._tensors = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
+        self.config = _config(reader, self._tensors, path)
         self.spec = describe_model(self.config)
 
     @property
@@ -88,28 +93,85 @@ def _read(path: Path) -> GGUFReader:
         ) from error
 
 
-def _config(path: Path, *, tied: bool) -> dict[str, Any]:
-    """config.json's content, read from the metadata by transformers."""
-    from transformers import AutoConfig
-
-    try:
-        config: dict[str, Any] = AutoConfig.from_pretrained(path.parent, gguf_file=path.name).to_dict()
-    except (ValueError, KeyError, OSError) as error:
+def _config(reader: GGUFReader, tensors: Mapping[str, ReaderTensor], path: Path) -> dict[str, Any]:
+    """config.json's content, from the metadata (keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
+    architecture = _metadata(reader, "general.architecture", path)
+    if architecture not in _ARCHITECTURES:
         raise UnsupportedError(
-            f"transformers cannot read this model's configuration ({error}).",
-            where=str(path),
-            fix="use the model's safetensors directory.",
-        ) from error
-    architecture = _ARCHITECTURES.get(config.get("model_type", ""))
-    if architecture is None:
-        raise UnsupportedError(
-            f"expected a GGUF of {', '.join(_ARCHITECTURES)}, got {config.get('model_type')!r}.",
+            f"expected a GGUF of {', '.join(_ARCHITECTURES)}, got {architecture!r}.",
             where=str(path),
             fix="use the model's safetensors directory, or see the families in README.",
         )
-    config["architectures"] = [architecture]
-    config["tie_word_embeddings"] = tied
+
+    def value(key: str, default: Any = _REQUIRED) -> Any:
+        return _metadata(reader, f"{architecture}.{key}", path, default=default)
+
+    embedding = tensors.get("model.embed_tokens.weight")
+    if embedding is None:
+        raise CheckpointError("the file has no token embedding.", where=str(path), fix="download it again.")
+    heads = value("attention.head_count")
+    config = {
+        "architectures": [_ARCHITECTURES[architecture]],
+        "model_type": architecture,
+        "hidden_size": value("embedding_length"),
+        "intermediate_size": value("feed_forward_length"),
+        "num_hidden_layers": value("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": value("attention.head_count_kv", heads),
+        "head_dim": value("attention.key_length", value("embedding_length") // heads),
+        "hidden_act": "silu",
+        "vocab_size": int(embedding.shape[-1]),
+        "max_position_embeddings": value("context_length"),
+        # GGUF keeps it in single precision: 1e-5 comes as 9.999999747378752e-06.
+        "rms_norm_eps": float(np.format_float_positional(np.float32(value("attention.layer_norm_rms_epsilon")))),
+        "tie_word_embeddings": "lm_head.weight" not in tensors,
+        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in tensors,
+        "mlp_bias": "model.layers.0.mlp.up_proj.bias" in tensors,
+        "rope_parameters": _rope_parameters(float(value("rope.freq_base", 10000.0)), tensors, path),
+    }
+    token_ids = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
+    for key, stored in token_ids.items():
+        token = _metadata(reader, f"tokenizer.ggml.{stored}", path, default=None)
+        if token is not None:
+            config[key] = token
     return config
+
+
+def _metadata(reader: GGUFReader, key: str, path: Path, default: Any = _REQUIRED) -> Any:
+    """One scalar of the metadata as a Python value."""
+    field = reader.fields.get(key)
+    if field is None:
+        if default is _REQUIRED:
+            raise CheckpointError(f"the metadata has no {key}.", where=str(path), fix="download the file again.")
+        return default
+    return field.contents()
+
+
+def _rope_parameters(theta: float, tensors: Mapping[str, ReaderTensor], path: Path) -> dict[str, Any]:
+    """Rotary parameters. Llama 3.1's scaling is stored as a table of divisors, `rope_freqs.weight`.
+
+    The table is recognised, not copied, so that config.json says what every reader of the model understands.
+    """
+    if "rope_freqs.weight" not in tensors:
+        return {"rope_type": "default", "rope_theta": theta}
+    divisors = np.asarray(tensors["rope_freqs.weight"].data, dtype=np.float64)
+    plain = theta ** -(np.arange(divisors.size) / divisors.size)
+    for factor in (8.0, 16.0, 32.0):
+        scaling = {
+            "rope_type": "llama3",
+            "rope_theta": theta,
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        if np.allclose(plain / llama3_scaled(plain, scaling), divisors, rtol=1e-4):
+            return scaling
+    raise UnsupportedError(
+        "the rotary scaling in rope_freqs.weight is not Llama 3.1's with factor 8, 16 or 32.",
+        where=str(path),
+        fix="use the model's safetensors directory.",
+    )
 
 
 def _hugging_face_name(gguf_name: str) -> str:

@@ -121,11 +121,27 @@ class ModelSource(ABC):
 
 
 class SafetensorsFiles:
-    """The tensors of one or many safetensors files in a directory, opened lazily and memory-mapped."""
+    """The tensors of one or many safetensors files, opened lazily and memory-mapped.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._file_of = _tensor_files(directory)
+    Args:
+        file_of: Tensor name -> the file that holds it.
+        where: What the files are together, for errors.
+    """
+
+    def __init__(self, file_of: Mapping[str, Path], where: str) -> None:
+        self._file_of = file_of
+        self._where = where
+
+    @classmethod
+    def in_directory(cls, directory: Path) -> SafetensorsFiles:
+        """All tensors of a checkpoint directory, single file or sharded."""
+        return cls(_tensor_files(directory), str(directory))
+
+    @classmethod
+    def of_file(cls, path: Path) -> SafetensorsFiles:
+        """The tensors of one file."""
+        with _open_safetensors(path) as file:
+            return cls(dict.fromkeys(file.keys(), path), str(path))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -147,7 +163,7 @@ class SafetensorsFiles:
         if name not in self._file_of:
             raise CheckpointError(
                 "the checkpoint has no such tensor.",
-                where=f"{self.directory}: {name}",
+                where=f"{self._where}: {name}",
                 fix="download the checkpoint again; a shard may be missing.",
             )
         path = self._file_of[name]
@@ -174,7 +190,7 @@ class SafetensorsSource(ModelSource):
                 fix=f"export it as it is with `awq2trt export {directory} -o DIR`, or quantize the original model.",
             )
         self.spec = describe_model(self.config)
-        self._tensors = SafetensorsFiles(directory)
+        self._tensors = SafetensorsFiles.in_directory(directory)
 
     @property
     def files(self) -> tuple[Path, ...]:

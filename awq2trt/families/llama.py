@@ -89,7 +89,7 @@ def _inverse_frequencies(config: Mapping[str, Any], head_dim: int) -> NDArray[np
     if kind == "linear":
         return inv_freq / float(scaling["factor"])
     if kind == "llama3":
-        return _llama3_scaled(inv_freq, scaling)
+        return llama3_scaled(inv_freq, scaling)
     raise UnsupportedError(
         f"rope scaling: expected default, linear or llama3, got {kind!r}.",
         where="config.json",
@@ -97,8 +97,13 @@ def _inverse_frequencies(config: Mapping[str, Any], head_dim: int) -> NDArray[np
     )
 
 
-def _llama3_scaled(inv_freq: NDArray[np.float64], scaling: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Llama 3.1's scaling: long wavelengths divided by `factor`, short ones kept, a smooth ramp between."""
+def llama3_scaled(inv_freq: NDArray[np.float64], scaling: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Llama 3.1's scaling: long wavelengths divided by `factor`, short ones kept, a smooth ramp between.
+
+    Args:
+        inv_freq: Unscaled frequencies, float64 [head_dim / 2].
+        scaling: `rope_parameters` of `rope_type` llama3.
+    """
     factor = float(scaling["factor"])
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     turns = float(scaling["original_max_position_embeddings"]) * inv_freq / (2 * math.pi)

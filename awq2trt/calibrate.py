@@ -1,0 +1,246 @@
+"""Calibration text -> token windows [samples, seqlen]: from a file, a data set, or written by the model itself.
+
+A file's windows are spread evenly over it, so that no part of it weighs more than another and nothing is drawn at
+random. `self` needs no data at all: the model continues its own first tokens (the idea of LLM-QAT,
+arXiv:2305.17888, section 3.1: text sampled from the model covers what it saw in training).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from awq2trt.decoder import BlockRunner, BlockWeights, Ends, KeyValueCache, load_block
+from awq2trt.errors import CalibrationError, ToolError, UsageError
+from awq2trt.progress import Progress
+from awq2trt.source import ModelSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SELF: Final = "self"
+
+MAX_TEXT_BYTES: Final = 64 << 20
+"""How much of a text file is read: some 15 million tokens, a thousand times what a search uses."""
+
+CHARACTERS_PER_TOKEN: Final = 16
+"""How much text of a data set is fetched per token wanted; English has 4 to 5, tables of numbers under 2."""
+
+_GREEDY_START: Final = 4
+"""First tokens written greedily after the random first one (LLM-QAT: 3 to 5), before sampling starts."""
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer saved in `directory`.
+
+    Raises:
+        CheckpointError: transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    from awq2trt.errors import CheckpointError
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise CheckpointError(
+            f"transformers cannot load the tokenizer ({str(error).splitlines()[0]}).",
+            where=str(directory),
+            fix="put the model's own tokenizer.json and tokenizer_config.json there.",
+        ) from error
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text, without special tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def text_windows(tokenizer: PreTrainedTokenizerBase, text: str, samples: int, seqlen: int, *, where: str) -> Tensor:
+    """Windows spread evenly over a text.
+
+    Args:
+        tokenizer: Of the model.
+        text: Everything there is.
+        samples: Windows wanted.
+        seqlen: Tokens in a window.
+        where: Name of the text, for errors.
+
+    Returns:
+        int64 [samples, seqlen]; fewer windows, none overlapping, if the text is too short for all.
+
+    Raises:
+        CalibrationError: The text is shorter than one window.
+    """
+    ids = encode(tokenizer, text)
+    if len(ids) < seqlen:
+        raise CalibrationError(
+            f"expected at least one window of {seqlen} tokens, got a text of {len(ids)}.",
+            where=where,
+            fix=f"name a longer text, or use --seqlen {max(8, len(ids))} or less.",
+        )
+    count = min(samples, len(ids) // seqlen)
+    step = (len(ids) - seqlen) // max(count - 1, 1)
+    return torch.tensor([ids[start : start + seqlen] for start in range(0, count * step, step or 1)][:count])
+
+
+def read_text(calib: str, *, characters: int) -> str:
+    """Text of a `.txt` or `.jsonl` file, or of a data set of the `datasets` package.
+
+    Args:
+        calib: A path, or `NAME`, `NAME:CONFIG`, `NAME:CONFIG:SPLIT`.
+        characters: How much text of a data set is enough.
+
+    Raises:
+        UsageError: There is no such file, or it is of another kind.
+        CalibrationError: It holds no text.
+        ToolError: `datasets` is not installed.
+    """
+    path = Path(calib).expanduser()
+    if path.suffix not in (".txt", ".raw", ".jsonl"):
+        if path.is_file():
+            raise UsageError("expected a .txt or .jsonl file.", where=calib, fix="rename it, or convert it to text.")
+        return _join(_dataset_texts(calib), characters)
+    if not path.is_file():
+        raise UsageError("no such file.", where=calib, fix="check the path given as --calib.")
+    if path.suffix == ".jsonl":
+        return _join(_jsonl_texts(path), MAX_TEXT_BYTES)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(MAX_TEXT_BYTES)
+
+
+def self_written(source: ModelSource, samples: int, seqlen: int, seed: int, progress: Progress) -> Tensor:
+    """Text sampled from the model: all sequences side by side, whole model in memory.
+
+    Args:
+        source: The model, which must fit in memory once in fp32.
+        samples: Sequences.
+        seqlen: Tokens in each.
+        seed: Of the draws; the same seed gives the same text.
+        progress: Counts tokens of a sequence.
+
+    Returns:
+        int64 [samples, seqlen].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ends, runner = Ends(source), BlockRunner.for_positions(source.spec, seqlen)
+    blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
+    caches = [KeyValueCache.empty(source.spec, samples, seqlen) for _ in blocks]
+    tokens = _first_tokens(source, samples, generator)
+    with progress.task("model writes its calibration text", total=seqlen - 1) as advance:
+        while tokens.shape[1] < seqlen:
+            logits = _next_logits(runner, ends, blocks, caches, tokens[:, -1:])
+            if tokens.shape[1] <= _GREEDY_START:
+                chosen = logits.argmax(dim=-1, keepdim=True)
+            else:
+                chosen = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
+            tokens = torch.cat((tokens, chosen), dim=1)
+            advance(1)
+    return tokens
+
+
+def _next_logits(
+    runner: BlockRunner, ends: Ends, blocks: list[BlockWeights], caches: list[KeyValueCache], last: Tensor
+) -> Tensor:
+    """Logits after one more token of every sequence: int64 [samples, 1] -> fp32 [samples, vocab]."""
+    hidden = ends.embed(last)
+    for weights, cache in zip(blocks, caches, strict=True):
+        hidden = runner.run(weights, hidden, cache=cache)
+    return ends.logits(hidden[:, -1])
+
+
+def _first_tokens(source: ModelSource, samples: int, generator: torch.Generator) -> Tensor:
+    """One ordinary token to start each sequence, int64 [samples, 1]: distinct draws from the vocabulary."""
+    return torch.randperm(source.spec.vocab_size, generator=generator)[:samples].unsqueeze(1)
+
+
+def _jsonl_texts(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield _text_of(json.loads(line))
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise CalibrationError(
+                    'expected a JSON object with a string "text".',
+                    where=f"{path}, line {number}",
+                    fix='write one {"text": "..."} a line.',
+                ) from error
+
+
+def _dataset_texts(calib: str) -> Iterator[str]:
+    """Texts of a data set, streamed. NAME, NAME:CONFIG or NAME:CONFIG:SPLIT; the split is `train` by default."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ToolError(
+            "no such file, and the package `datasets` that could load it by name is not installed.",
+            where=calib,
+            fix="pip install datasets, or name a .txt or .jsonl file, or use --calib self.",
+        ) from error
+    name, config, split = ([*calib.split(":"), "", ""])[:3]
+    try:
+        for record in load_dataset(name, config or None, split=split or "train", streaming=True):
+            yield _text_of(record)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise CalibrationError(
+            f"cannot read this data set ({str(error).strip().splitlines()[0]}).",
+            where=calib,
+            fix="check name, config and split (NAME:CONFIG:SPLIT); its records need a string column `text`.",
+        ) from error
+
+
+def _text_of(record: Any) -> str:
+    text = record["text"]
+    if not isinstance(text, str):
+        raise TypeError(f"text is {type(text).__name__}")
+    return text
+
+
+def _join(texts: Iterator[str], characters: int) -> str:
+    """Documents with a blank line between, until there is enough."""
+    parts: list[str] = []
+    length = 0
+    for text in texts:
+        parts.append(text)
+        length += len(text)
+        if length >= characters:
+            break
+    return "\n\n".join(parts)
+
+
+def calibration_tokens(
+    source: ModelSource,
+    tokenizer_directory: Path,
+    *,
+    calib: str,
+    samples: int,
+    seqlen: int,
+    seed: int,
+    progress: Progress,
+) -> Tensor:
+    """Calibration windows from whatever `calib` names.
+
+    Args:
+        source: The model; runs if it is to write the text itself.
+        tokenizer_directory: Where its tokenizer is saved.
+        calib: `self`, a file, or a data set's name.
+        samples: Windows.
+        seqlen: Tokens in a window.
+        seed: Of the model's own text.
+        progress: Of the model's own text.
+
+    Returns:
+        int64 [samples, seqlen].
+    """
+    if calib == SELF:
+        return self_written(source, samples, seqlen, seed, progress)
+    text = read_text(calib, characters=samples * seqlen * CHARACTERS_PER_TOKEN)
+    return text_windows(load_tokenizer(tokenizer_directory), text, samples, seqlen, where=calib)

@@ -1,0 +1,331 @@
+"""Quantized checkpoints: AutoAWQ's GEMM layout where it can hold the model, our own layout where it cannot.
+
+In: packed linears and plain tensors. Out: a directory that `transformers` and vLLM read (AutoAWQ, `version: gemm`),
+or one that they refuse. AutoAWQ's layout has no shorter last group and no N that is not a multiple of 8; such a
+model is written with `version: awq2trt` and natural-order tensors (`codes`, `scales`, `zeros`) instead, which
+transformers rejects as an invalid format before it loads a single weight, and which hold none of the names other
+readers look for. NumPy only.
+
+AutoAWQ's config keys: https://huggingface.co/docs/transformers/quantization/awq (`bits`, `group_size`; llm-awq's own
+`w_bit`, `q_group_size` are read too).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.families import DecoderSpec, describe_model
+from awq2trt.pack import AWQ_COLUMNS_PER_WORD, pack_awq_gemm, pack_int4, unpack_awq_gemm, unpack_int4
+from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
+from awq2trt.source import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    SINGLE_FILE,
+    Array,
+    ModelSource,
+    SafetensorsFiles,
+    copy_tokenizer,
+    read_config,
+    refuse_remote_code,
+)
+
+GEMM: Final = "gemm"
+NATURAL: Final = "awq2trt"
+"""Values of `quantization_config.version`: AutoAWQ's layout, and ours."""
+
+SHARD_BYTES: Final = 1 << 30
+"""Largest weight file: what the writer holds in memory at once."""
+
+_METADATA: Final = {"format": "pt"}
+"""transformers refuses safetensors files without it."""
+
+
+class QuantizedCheckpoint(ModelSource):
+    """A quantized checkpoint on disk, ours or any AutoAWQ GEMM one.
+
+    As a `ModelSource` it hands out dequantized weights; `linear` hands out the codes.
+
+    Attributes:
+        scheme: How its linears are quantized.
+        layout: `GEMM` or `NATURAL`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.name = str(directory)
+        self.config = read_config(directory)
+        refuse_remote_code(self.config, directory)
+        self.layout, self.scheme = _read_quantization_config(self.config, directory)
+        self.spec = describe_model(self.config)
+        self._tensors = SafetensorsFiles.in_directory(directory)
+        self._linears = {
+            self.spec.prefix(layer) + name: self.spec.linear_shape(name)
+            for layer in range(self.spec.num_layers)
+            for name in self.spec.block.linears
+        }
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._tensors.files
+
+    def linear(self, name: str) -> QuantizedLinear:
+        """The quantized linear `name`, e.g. `model.layers.0.self_attn.q_proj`.
+
+        Raises:
+            CheckpointError: It is missing, or its tensors do not fit config.json.
+        """
+        read = self._read_gemm if self.layout == GEMM else self._read_natural
+        linear = read(name)
+        expected = self._linears[name]
+        if (linear.out_features, linear.in_features) != expected:
+            raise CheckpointError(
+                f"expected N, K = {list(expected)}, got {[linear.out_features, linear.in_features]}.",
+                where=f"{self.directory}: {name}",
+                fix="config.json and the weights do not belong together; download or quantize again.",
+            )
+        if not np.isfinite(linear.scales).all():
+            raise CheckpointError(
+                "scales are NaN or infinite.", where=f"{self.directory}: {name}", fix="quantize the model again."
+            )
+        return linear
+
+    def tensor(self, name: str) -> Array:
+        owner, _, kind = name.rpartition(".")
+        if kind == "weight" and owner in self._linears:
+            return self.linear(owner).dequantize()
+        return self._tensors.tensor(name)
+
+    def save_tokenizer(self, directory: Path) -> None:
+        copy_tokenizer(self.directory, directory)
+
+    def _read_gemm(self, name: str) -> QuantizedLinear:
+        present = [kind for kind in ("qweight", "qzeros", "scales", "bias") if f"{name}.{kind}" in self._tensors]
+        tensors = {kind: self._tensors.tensor(f"{name}.{kind}") for kind in present}
+        return unpack_awq_gemm(tensors, self.scheme, where=f"{self.directory}: {name}")
+
+    def _read_natural(self, name: str) -> QuantizedLinear:
+        rows, columns = self._linears[name]
+        groups = self.scheme.groups(columns)
+        codes = self._packed(f"{name}.codes", (rows, columns))
+        scales = self._tensors.tensor(f"{name}.scales")
+        if scales.shape != (rows, groups) or scales.dtype != np.float16:
+            raise CheckpointError(
+                f"expected float16 [{rows}, {groups}], got {scales.dtype} {list(scales.shape)}.",
+                where=f"{self.directory}: {name}.scales",
+                fix="quantize the model again.",
+            )
+        return QuantizedLinear(
+            codes=codes,
+            scales=scales,
+            zeros=self._packed(f"{name}.zeros", (rows, groups)) if self.scheme.zero_point else None,
+            scheme=self.scheme,
+            bias=self._tensors.tensor(f"{name}.bias") if f"{name}.bias" in self._tensors else None,
+        )
+
+    def _packed(self, name: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """Unpacks a natural-order INT4 tensor, its size verified."""
+        packed = self._tensors.tensor(name)
+        expected = -(-shape[0] * shape[1] // 2)
+        if packed.dtype != np.uint8 or packed.shape != (expected,):
+            raise CheckpointError(
+                f"expected uint8 [{expected}] for {list(shape)} codes, got {packed.dtype} {list(packed.shape)}.",
+                where=f"{self.directory}: {name}",
+                fix="quantize the model again.",
+            )
+        return unpack_int4(packed, shape)
+
+
+def choose_layout(spec: DecoderSpec, scheme: QuantScheme) -> str:
+    """`GEMM` if AutoAWQ's layout can hold every linear of the model, else `NATURAL`."""
+    shapes = [spec.linear_shape(name) for name in spec.block.linears]
+    fits = all(
+        columns % scheme.group_of(columns) == 0
+        and (scheme.group_size == WHOLE_ROW or columns >= scheme.group_size)
+        and rows % AWQ_COLUMNS_PER_WORD == 0
+        for rows, columns in shapes
+    )
+    return GEMM if fits else NATURAL
+
+
+def pack_linear(name: str, linear: QuantizedLinear, layout: str) -> dict[str, Array]:
+    """Tensors of one linear as the checkpoint stores them, by full name."""
+    if layout == GEMM:
+        tensors = pack_awq_gemm(linear)
+    else:
+        tensors = {"codes": pack_int4(linear.codes), "scales": linear.scales}
+        if linear.zeros is not None:
+            tensors["zeros"] = pack_int4(linear.zeros)
+        if linear.bias is not None:
+            tensors["bias"] = linear.bias
+    return {f"{name}.{kind}": value for kind, value in tensors.items()}
+
+
+def to_float16(value: Array, *, where: str) -> NDArray[np.float16]:
+    """A tensor in fp16, refusing what fp16 cannot hold.
+
+    Raises:
+        UnsupportedError: A value is beyond 65,504.
+    """
+    with np.errstate(over="ignore"):
+        half = value.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise UnsupportedError(
+            f"largest value {float(np.abs(value.astype(np.float32)).max()):.4g} is beyond fp16's 65504.",
+            where=where,
+            fix="this version writes fp16 checkpoints only; models that need bf16 come with a later version.",
+        )
+    return half
+
+
+def quantized_config(config: Mapping[str, Any], scheme: QuantScheme, layout: str, head: str) -> dict[str, Any]:
+    """config.json of the quantized model: the original's, with `quantization_config` and fp16.
+
+    Args:
+        config: The original's config.json.
+        scheme: How the linears are quantized.
+        layout: `GEMM` or `NATURAL`.
+        head: Name of the head, which is not quantized.
+    """
+    kept = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "_name_or_path")}
+    return {
+        **kept,
+        "torch_dtype": "float16",
+        "quantization_config": {
+            "quant_method": "awq",
+            "version": layout,
+            "bits": scheme.bits,
+            "group_size": scheme.group_size,
+            # AutoAWQ's layout always stores zero points; a symmetric scheme writes the constant 8.
+            "zero_point": True if layout == GEMM else scheme.zero_point,
+            "symmetric": not scheme.zero_point,
+            "modules_to_not_convert": [head],
+        },
+    }
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Writes one safetensors file whole: to a temporary name first, then renamed."""
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, partial, metadata=_METADATA)
+    partial.chmod(0o644)  # safetensors creates files that only their owner can read
+    partial.replace(path)
+
+
+def merge_shards(sources: Iterable[Path], outer: Mapping[str, Array], directory: Path) -> tuple[Path, ...]:
+    """Merges finished block files and the outer tensors into shards of at most `SHARD_BYTES`.
+
+    Args:
+        sources: safetensors files of the blocks, in order.
+        outer: Tensors outside the blocks, by full name.
+        directory: Where the shards and their index go.
+
+    Returns:
+        The files written: `model.safetensors`, or shards `model-0000x-of-0000y.safetensors` and the index.
+    """
+    groups = list(_grouped_by_size(_all_tensor_sizes(sources, outer)))
+    if len(groups) == 1:
+        write_tensors(directory / SINGLE_FILE, _load(groups[0], outer))
+        return (directory / SINGLE_FILE,)
+    weight_map: dict[str, str] = {}
+    total = 0
+    written = []
+    for number, group in enumerate(groups, start=1):
+        path = directory / f"model-{number:05}-of-{len(groups):05}.safetensors"
+        tensors = _load(group, outer)
+        write_tensors(path, tensors)
+        weight_map.update(dict.fromkeys(tensors, path.name))
+        total += sum(value.nbytes for value in tensors.values())
+        written.append(path)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return (*written, directory / INDEX_FILE)
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """Writes config.json."""
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+_Entry = tuple[str, Path | None, int]
+"""A tensor's name, the file that holds it (None: an outer tensor), its bytes."""
+
+
+def _all_tensor_sizes(sources: Iterable[Path], outer: Mapping[str, Array]) -> Iterator[_Entry]:
+    for name, value in outer.items():
+        yield name, None, value.nbytes
+    for path in sources:
+        for name, nbytes in _sizes(path).items():
+            yield name, path, nbytes
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Bytes of every tensor of a safetensors file, from its header (8-byte length, then JSON)."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: entry["data_offsets"][1] - entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _grouped_by_size(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
+    group: list[_Entry] = []
+    used = 0
+    for entry in entries:
+        if group and used + entry[2] > SHARD_BYTES:
+            yield group
+            group, used = [], 0
+        group.append(entry)
+        used += entry[2]
+    yield group
+
+
+def _load(group: Iterable[_Entry], outer: Mapping[str, Array]) -> dict[str, Array]:
+    opened: dict[Path, SafetensorsFiles] = {}
+    tensors: dict[str, Array] = {}
+    for name, path, _ in group:
+        if path is None:
+            tensors[name] = outer[name]
+            continue
+        if path not in opened:
+            opened[path] = SafetensorsFiles.of_file(path)
+        tensors[name] = opened[path].tensor(name)
+    return tensors
+
+
+def _read_quantization_config(config: Mapping[str, Any], directory: Path) -> tuple[str, QuantScheme]:
+    """Layout and scheme from `quantization_config`.
+
+    Raises:
+        CheckpointError: There is none.
+        UnsupportedError: It describes something other than 4-bit AWQ in a layout we read.
+    """
+    where = f"{directory / CONFIG_FILE}: quantization_config"
+    found = config.get("quantization_config")
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            "the checkpoint is not quantized.", where=where, fix=f"quantize it first: awq2trt quantize {directory} -o DIR"
+        )
+    method, version = found.get("quant_method"), str(found.get("version", GEMM)).lower()
+    if method != "awq" or version not in (GEMM, NATURAL):
+        raise UnsupportedError(
+            f"expected quant_method awq, version {GEMM}; got {method}, version {version}.",
+            where=where,
+            fix="quantize the original model with awq2trt.",
+        )
+    bits = found.get("bits", found.get("w_bit"))
+    group_size = found.get("group_size", found.get("q_group_size"))
+    if not isinstance(bits, int) or not isinstance(group_size, int):
+        raise CheckpointError(f"expected integers for bits and group_size, got {bits!r} and {group_size!r}.", where=where)
+    zero_point = bool(found.get("zero_point", True)) and not found.get("symmetric", False)
+    return version, QuantScheme(bits=bits, group_size=group_size, zero_point=zero_point)

@@ -1,0 +1,219 @@
+"""A model quantized block by block: one block in memory, each finished block on disk, resumable to the same bytes.
+
+In: a `ModelSource` and options. Out: the checkpoint's files in one directory, and in a scratch directory what a
+resumed run needs: the calibration tokens, the residual stream after the last finished block, the finished blocks.
+A block counts as finished once its file has its final name; the residual stream after it is written before that,
+so a kill at any moment leaves either the block before or the block itself whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from awq2trt.calibrate import calibration_tokens
+from awq2trt.checkpoint import (
+    choose_layout,
+    merge_shards,
+    pack_linear,
+    quantized_config,
+    to_float16,
+    write_config,
+    write_tensors,
+)
+from awq2trt.decoder import BlockRunner, Ends, load_block
+from awq2trt.errors import CalibrationError
+from awq2trt.progress import Progress
+from awq2trt.quantize.block import LinearReport, QuantizedBlock, awq_block, collect_statistics, round_block
+from awq2trt.recipe import QuantizeOptions
+from awq2trt.source import ModelSource
+
+REPORT_FILE: Final = "quantization.json"
+"""Per linear: alpha, share of clipped groups, relative output error before and after the search."""
+
+_TOKENS_FILE: Final = "calibration.safetensors"
+_THREADS_FILE: Final = "threads.json"
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a finished job says about itself.
+
+    Attributes:
+        tokens: Calibration windows, int64 [samples, seqlen]; None if the method uses none.
+        reports: By linear's full name.
+        blocks_resumed: Blocks that an interrupted run had finished.
+    """
+
+    tokens: Tensor | None
+    reports: dict[str, LinearReport]
+    blocks_resumed: int
+
+    def tokens_sha256(self) -> str | None:
+        """Hash of the calibration token ids as little-endian int64."""
+        if self.tokens is None:
+            return None
+        return hashlib.sha256(self.tokens.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+class QuantizeJob:
+    """Quantizes one model into `files`, keeping its state in `scratch`.
+
+    Args:
+        source: The model.
+        options: Method, scheme, calibration.
+        files: Empty directory for the checkpoint.
+        scratch: Directory that a resumed run gets again.
+        progress: Of calibration and blocks.
+    """
+
+    def __init__(
+        self, source: ModelSource, options: QuantizeOptions, *, files: Path, scratch: Path, progress: Progress
+    ) -> None:
+        self._source = source
+        self._options = options
+        self._files = files
+        self._scratch = scratch
+        self._progress = progress
+        self._layout = choose_layout(source.spec, options.scheme)
+
+    def run(self) -> JobResult:
+        """Runs, or goes on from the first block that is not in `scratch`.
+
+        Raises:
+            CheckpointError: A tensor is missing, misshapen or not finite.
+            CalibrationError: The text is too short, or the model's activations are not finite on it.
+        """
+        same_threads_(self._scratch)
+        self._source.save_tokenizer(self._files)
+        finished = self._finished_blocks()
+        with torch.inference_mode():
+            tokens = None if self._options.method == "rtn" else self._tokens()
+            self._quantize_blocks(tokens, first=finished)
+        self._write_checkpoint()
+        reports = self._collect_reports()
+        return JobResult(tokens, reports, finished)
+
+    def _tokens(self) -> Tensor:
+        """Calibration windows: those of the interrupted run, else made now and kept."""
+        path = self._scratch / _TOKENS_FILE
+        if not path.is_file():
+            options = self._options
+            tokens = calibration_tokens(
+                self._source,
+                self._files,
+                calib=options.calib,
+                samples=options.samples,
+                seqlen=options.seqlen,
+                seed=options.seed,
+                progress=self._progress,
+            )
+            if tokens.shape[0] < options.samples:
+                self._progress.note(
+                    f"the calibration text holds {tokens.shape[0]} windows of {options.seqlen} tokens, "
+                    f"{options.samples} were asked for"
+                )
+            _save_whole(path, tokens)
+        return load_file(path)["value"]
+
+    def _quantize_blocks(self, tokens: Tensor | None, *, first: int) -> None:
+        layers = self._source.spec.num_layers
+        hidden, runner = None, None
+        if tokens is not None and first < layers:
+            runner = BlockRunner.for_positions(self._source.spec, tokens.shape[1])
+            hidden = load_file(self._hidden(first))["value"] if first else Ends(self._source).embed(tokens)
+        with self._progress.task(f"quantizing blocks ({self._options.method})", total=layers) as advance:
+            advance(first)
+            for layer in range(first, layers):
+                hidden = self._quantize_block(layer, runner, hidden)
+                advance(1)
+
+    def _quantize_block(self, layer: int, runner: BlockRunner | None, hidden: Tensor | None) -> Tensor | None:
+        """One block; returns the residual stream after it (of the unquantized model, as in the paper)."""
+        spec, scheme = self._source.spec, self._options.scheme
+        weights, prefix = load_block(self._source, layer), spec.prefix(layer)
+        if runner is None or hidden is None:
+            self._store(layer, round_block(spec, weights, scheme, where=prefix))
+            return None
+        outputs, statistics = collect_statistics(runner, weights, hidden)
+        if not torch.isfinite(outputs).all():
+            raise CalibrationError(
+                "the block's output is NaN or infinite on the calibration text.",
+                where=prefix.rstrip("."),
+                fix="check the checkpoint: its weights are finite, but they do not compute.",
+            )
+        block = awq_block(spec, weights, statistics, scheme, where=prefix)
+        _save_whole(self._hidden(layer + 1), outputs)
+        self._store(layer, block)
+        self._hidden(layer).unlink(missing_ok=True)
+        return outputs
+
+    def _store(self, layer: int, block: QuantizedBlock) -> None:
+        """Writes a block's report, then its tensors: the second makes it count as finished."""
+        prefix = self._source.spec.prefix(layer)
+        tensors = {
+            prefix + name: to_float16(value.numpy(), where=prefix + name) for name, value in block.norms.items()
+        }
+        for name, linear in block.linears.items():
+            tensors.update(pack_linear(prefix + name, linear, self._layout))
+        report = {prefix + name: asdict(entry) for name, entry in block.reports.items()}
+        self._report(layer).write_text(json.dumps(report), encoding="utf-8")
+        write_tensors(self._block(layer), tensors)
+
+    def _write_checkpoint(self) -> None:
+        """Merges the blocks with what stands outside them; config.json comes last."""
+        source = self._source
+        outer = {name: to_float16(value, where=name) for name, value in source.outer().items()}
+        blocks = [self._block(layer) for layer in range(source.spec.num_layers)]
+        merge_shards(blocks, outer, self._files)
+        reports = {name: asdict(report) for name, report in self._collect_reports().items()}
+        (self._files / REPORT_FILE).write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+        write_config(
+            self._files, quantized_config(source.config, self._options.scheme, self._layout, source.spec.head)
+        )
+
+    def _collect_reports(self) -> dict[str, LinearReport]:
+        reports: dict[str, LinearReport] = {}
+        for layer in range(self._source.spec.num_layers):
+            stored = json.loads(self._report(layer).read_text(encoding="utf-8"))
+            reports.update({name: LinearReport(**entry) for name, entry in stored.items()})
+        return reports
+
+    def _finished_blocks(self) -> int:
+        """Blocks done so far: blocks are finished in order."""
+        layers = self._source.spec.num_layers
+        return next((layer for layer in range(layers) if not self._block(layer).is_file()), layers)
+
+    def _block(self, layer: int) -> Path:
+        return self._scratch / f"block-{layer:05}.safetensors"
+
+    def _report(self, layer: int) -> Path:
+        return self._scratch / f"block-{layer:05}.json"
+
+    def _hidden(self, layer: int) -> Path:
+        """Residual stream before block `layer`."""
+        return self._scratch / f"hidden-{layer:05}.safetensors"
+
+
+def same_threads_(scratch: Path) -> None:
+    """Makes a resumed run use as many threads as the first one: a matrix product's bits depend on how it is split."""
+    path = scratch / _THREADS_FILE
+    if path.is_file():
+        torch.set_num_threads(int(json.loads(path.read_text(encoding="utf-8"))))
+    else:
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(torch.get_num_threads()), encoding="utf-8")
+        partial.replace(path)
+
+
+def _save_whole(path: Path, value: Tensor) -> None:
+    partial = path.with_name(path.name + ".partial")
+    save_file({"value": value.contiguous()}, partial)
+    partial.replace(path)

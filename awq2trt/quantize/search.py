@@ -1,0 +1,194 @@
+"""The AWQ search: input scales and weight clips that minimise each linear's output error (AWQ paper, section 3.2).
+
+Equation 4 of the paper asks for s minimising || Q(W diag(s)) diag(s)^-1 X - W X ||, equation 5 restricts it to
+s = s_x^alpha with alpha on a grid. With G = X^T X / tokens, kept once per input, that error is exactly
+tr(D G D^T) for the weight error D, so activations are seen once and no batch of them is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from awq2trt.errors import CalibrationError
+from awq2trt.families import ScaleGroup
+from awq2trt.quantize.rounding import fake_quantize, group_grid, round_to_codes, to_groups
+from awq2trt.scheme import QuantScheme
+
+ALPHA_GRID: Final = tuple(i / 20 for i in range(20))
+"""alpha in [0, 1), 20 points (paper, section 3.2); alpha = 0 is plain rounding, so no group gets worse than it."""
+
+CLIP_GRID: Final = tuple(1 - i / 20 for i in range(10))
+"""Range factors 1 down to 0.55, as llm-awq's `auto_clip` (n_grid 20, max_shrink 0.5)."""
+
+
+@dataclass
+class InputStatistics:
+    """What calibration keeps of one linear input X [tokens, K].
+
+    Attributes:
+        gram_sum: Sum of x x^T over tokens, fp32 [K, K].
+        magnitude_sum: Sum of |x| over tokens, fp32 [K].
+        tokens: How many were seen.
+    """
+
+    gram_sum: Tensor
+    magnitude_sum: Tensor
+    tokens: int = 0
+
+    @classmethod
+    def empty(cls, channels: int) -> InputStatistics:
+        """Statistics of no token."""
+        return cls(torch.zeros(channels, channels), torch.zeros(channels))
+
+    def add_(self, x: Tensor) -> None:
+        """Adds activations fp32 [tokens, K]."""
+        self.gram_sum.addmm_(x.T, x)
+        self.magnitude_sum += x.abs().sum(dim=0)
+        self.tokens += x.shape[0]
+
+    def gram(self) -> Tensor:
+        """E[x x^T], fp32 [K, K]."""
+        return self.gram_sum / self.tokens
+
+    def magnitude(self) -> Tensor:
+        """s_x: mean |x| of every channel, fp32 [K] (paper, equation 5)."""
+        return self.magnitude_sum / self.tokens
+
+
+@dataclass(frozen=True)
+class ScaleResult:
+    """Outcome of the scale search for one group.
+
+    Attributes:
+        scales: s, fp32 [K] of the balance layers.
+        alpha: The exponent chosen.
+        loss_rounded: Output error of plain rounding (alpha = 0), summed over the balance layers.
+        loss: The same with `scales`.
+    """
+
+    scales: Tensor
+    alpha: float
+    loss_rounded: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """Outcome of the clip search for one linear.
+
+    Attributes:
+        shrink: Range factor of every group, fp32 [N, groups, 1].
+    """
+
+    shrink: Tensor
+    clipped_share: float = field(default=0.0)
+
+
+def normalised_scales(magnitude: Tensor, alpha: float) -> Tensor:
+    """s = s_x^alpha / sqrt(max * min), channels that are always zero left at 1.
+
+    The norm keeps s around 1, so neither the folded norm nor the scaled weights leave fp16's range.
+
+    Args:
+        magnitude: s_x >= 0, fp32 [K].
+        alpha: Exponent.
+    """
+    alive = magnitude > 0
+    if not alive.any():
+        return torch.ones_like(magnitude)
+    powered = magnitude[alive].pow(alpha)
+    scales = torch.ones_like(magnitude)
+    scales[alive] = powered / (powered.max().sqrt() * powered.min().sqrt())
+    return scales
+
+
+def tie_heads(magnitude: Tensor, group: ScaleGroup, head_dim: int) -> Tensor:
+    """Mean of s_x over the query heads that read the same output channel of the smooth layer, repeated for each.
+
+    [K] stays [K]; with `heads_tied` 1 nothing changes.
+    """
+    if group.heads_tied == 1:
+        return magnitude
+    per_head = magnitude.view(-1, group.heads_tied, head_dim)  # [kv heads, query heads a kv head, head_dim]
+    return per_head.mean(dim=1, keepdim=True).expand_as(per_head).reshape(-1)
+
+
+def output_error(difference: Tensor, gram: Tensor) -> float:
+    """E || D x ||^2 = tr(D G D^T) for a weight error D [N, K]."""
+    return float(torch.einsum("nk,nk->", difference @ gram, difference))
+
+
+def search_scales(
+    weights: Sequence[Tensor], gram: Tensor, magnitude: Tensor, scheme: QuantScheme, *, where: str = ""
+) -> ScaleResult:
+    """Grid search for the input scales of linears that share an input (paper, equations 3 to 5).
+
+    Args:
+        weights: Balance layers, fp32 [N_i, K].
+        gram: E[x x^T] of the input, fp32 [K, K].
+        magnitude: s_x, tied over heads where needed, fp32 [K].
+        scheme: How the weights will be rounded.
+        where: Name of the group, for errors.
+
+    Raises:
+        CalibrationError: The input had NaN or infinite values.
+    """
+    if not (torch.isfinite(gram).all() and torch.isfinite(magnitude).all()):
+        raise CalibrationError(
+            "calibration gave NaN or infinite activations.",
+            where=where,
+            fix="check the checkpoint's weights; the model cannot run on this text.",
+        )
+    weight = torch.cat(list(weights))
+    best: ScaleResult | None = None
+    rounded = 0.0
+    for alpha in ALPHA_GRID:
+        scales = normalised_scales(magnitude, alpha)
+        difference = fake_quantize(weight * scales, scheme).div_(scales).sub_(weight)
+        loss = output_error(difference, gram)
+        if alpha == 0:
+            rounded = loss
+        if best is None or loss < best.loss:
+            best = ScaleResult(scales, alpha, rounded, loss)
+    assert best is not None  # the grid is not empty
+    return best
+
+
+def search_clips(weight: Tensor, gram: Tensor, scheme: QuantScheme) -> ClipResult:
+    """Range factor of every group that minimises the group's own output error.
+
+    Only the diagonal blocks of the Gram matrix enter: groups are clipped independently.
+
+    Args:
+        weight: fp32 [N, K], scaled already.
+        gram: E[x x^T] of its scaled input, fp32 [K, K].
+        scheme: How it will be rounded.
+    """
+    grouped = to_groups(weight, scheme)  # [N, groups, G]
+    blocks = _diagonal_blocks(gram, scheme)  # [groups, G, G]
+    best_loss = torch.full(grouped.shape[:2], torch.inf)  # [N, groups]
+    best_shrink = torch.ones_like(best_loss)
+    for shrink in CLIP_GRID:
+        grid = group_grid(grouped, scheme, shrink)
+        difference = round_to_codes(grouped, grid, scheme).sub_(grid.zeros).mul_(grid.scales).sub_(grouped)
+        by_group = difference.transpose(0, 1)  # [groups, N, G]
+        loss = torch.bmm(by_group, blocks).mul_(by_group).sum(dim=-1).T  # [N, groups]
+        better = loss < best_loss
+        best_loss = torch.where(better, loss, best_loss)
+        best_shrink = torch.where(better, torch.full_like(best_shrink, shrink), best_shrink)
+    return ClipResult(best_shrink.unsqueeze(-1), float((best_shrink < 1).float().mean()))
+
+
+def _diagonal_blocks(gram: Tensor, scheme: QuantScheme) -> Tensor:
+    """[K, K] -> [groups, G, G], a short last group padded with zeros."""
+    length = scheme.group_of(gram.shape[0])
+    blocks = torch.zeros(scheme.groups(gram.shape[0]), length, length)
+    for index, start in enumerate(range(0, gram.shape[0], length)):
+        piece = gram[start : start + length, start : start + length]
+        blocks[index, : piece.shape[0], : piece.shape[1]] = piece
+    return blocks
