@@ -57,11 +57,14 @@ class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How the graph is written.
 
     Attributes:
-        max_seq_len: Capacity of the KV cache: prompt and generated tokens together.
+        max_seq_len: Capacity of the KV cache, prompt and generated tokens together; None for the model's own limit,
+            within reason.
+        dtype: Of activations and of weights that are not quantized.
         function_bodies: Whether custom nodes carry their definition in standard ONNX operators.
     """
 
-    max_seq_len: int = Field(default=2048, ge=2)
+    max_seq_len: int | None = Field(default=None, ge=2)
+    dtype: Literal["float16", "bfloat16"] = "float16"
     function_bodies: bool = True
 
 
