@@ -1,0 +1,155 @@
+"""Text in and out: chat template, stop tokens, and text that streams while tokens arrive.
+
+The tokenizer files that `quantize` saved beside the weights are read by transformers' `AutoTokenizer`, local files
+only, no remote code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from awq2trt.errors import ArtifactError, UsageError
+
+GENERATION_CONFIG_FILE: Final = "generation_config.json"
+_INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
+"""What decoders print for bytes that are not yet a whole character."""
+
+
+class ChatTokenizer:
+    """A tokenizer with its chat template and stop tokens.
+
+    Attributes:
+        stop_tokens: Tokens that end an answer: those of generation_config.json, and the tokenizer's own.
+    """
+
+    def __init__(self, tokenizer: Any, stop_tokens: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self.stop_tokens = stop_tokens
+
+    @staticmethod
+    def load(directory: Path) -> ChatTokenizer:
+        """Reads the tokenizer files of a directory.
+
+        Raises:
+            ArtifactError: There are none, or they cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ArtifactError(
+                f"no readable tokenizer: {reason}",
+                where=str(directory),
+                fix="put the model's tokenizer files into the directory, or export the model again.",
+            ) from error
+        return ChatTokenizer(tokenizer, _stop_tokens(directory, tokenizer))
+
+    def encode(self, prompt: str, *, chat: bool, system: str | None = None) -> list[int]:
+        """Tokens of a prompt.
+
+        Args:
+            prompt: What the user says.
+            chat: Wrap it in the model's chat template and let the assistant begin.
+            system: System message; needs `chat`.
+
+        Raises:
+            UsageError: The model has no chat template, or its template refuses the messages.
+        """
+        if not chat:
+            return list(self._tokenizer(prompt).input_ids)
+        if not self._tokenizer.chat_template:
+            raise UsageError(
+                "this model has no chat template.", where="--prompt", fix="continue plain text with --raw instead."
+            )
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": prompt})
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program and may raise anything
+            raise UsageError(
+                f"the model's chat template refused the messages: {error}.", where="chat template", fix="use --raw."
+            ) from error
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, special ones left out."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def stream_text(
+    tokens: Iterable[int], decode: Callable[[Sequence[int]], str], stop_strings: Sequence[str] = ()
+) -> Iterator[str]:
+    """Turns tokens into pieces of text as early as each piece is certain.
+
+    Holds back characters whose bytes are not all there, and an ending that may be the beginning of a stop string.
+    Ends before the first stop string.
+    """
+    if "" in stop_strings:
+        raise UsageError("an empty stop string would end every answer.", where="--stop")
+    pending = ""
+    for piece in _decoded_pieces(tokens, decode):
+        pending += piece
+        found = [position for stop in stop_strings if (position := pending.find(stop)) >= 0]
+        if found:
+            if pending[: min(found)]:
+                yield pending[: min(found)]
+            return
+        certain = len(pending) - _held_back(pending, stop_strings)
+        if certain:
+            yield pending[:certain]
+            pending = pending[certain:]
+    if pending:
+        yield pending
+
+
+def _decoded_pieces(tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    """Text of each token in its context: the difference that it makes to the text of the tokens before it.
+
+    A token's text depends on its neighbours (spaces, characters of several bytes), so the tokens of the last piece
+    are decoded again together with the new ones.
+    """
+    context: list[int] = []
+    fresh: list[int] = []
+    for token in tokens:
+        fresh.append(token)
+        before, whole = decode(context), decode(context + fresh)
+        if whole.endswith(_INCOMPLETE):
+            continue
+        if len(whole) > len(before):
+            yield whole[len(before) :]
+        context, fresh = fresh, []
+    if fresh:
+        tail = decode(context + fresh)[len(decode(context)) :]
+        if tail:
+            yield tail
+
+
+def _held_back(text: str, stop_strings: Sequence[str]) -> int:
+    """Length of the longest ending of `text` that a stop string begins with."""
+    longest = max((len(stop) - 1 for stop in stop_strings), default=0)
+    for length in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-length:]) for stop in stop_strings):
+            return length
+    return 0
+
+
+def _stop_tokens(directory: Path, tokenizer: Any) -> frozenset[int]:
+    stops: set[int] = set()
+    path = directory / GENERATION_CONFIG_FILE
+    if path.is_file():
+        try:
+            configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+            raise ArtifactError(
+                f"not a JSON object: {error}.", where=str(path), fix="export the model again."
+            ) from error
+        if configured is not None:
+            stops.update([configured] if isinstance(configured, int) else configured)
+    if tokenizer.eos_token_id is not None:
+        stops.add(int(tokenizer.eos_token_id))
+    return frozenset(stops)
