@@ -146,8 +146,8 @@ class OrtBackend:
         self._binding.bind_cpu_input(CACHE_POSITION, np.asarray([self._position], dtype=np.int64))
         self._session.run_with_iobinding(self._binding)
         self._position += len(tokens)
-        rows: NDArray[np.float32] = self._binding.get_outputs()[0].numpy()[0].astype(np.float32, copy=False)
-        return rows  # of the logits, which `_bind_caches` binds first
+        logits = self._binding.get_outputs()[0]  # the first that `_bind_caches` binds
+        return np.array(logits.numpy()[0], dtype=np.float32)  # a copy: the next call writes into the same memory
 
     def _reserve(self, length: int) -> None:
         """Makes the caches hold at least `length` positions, keeping what they hold."""
