@@ -8,7 +8,7 @@ arXiv:2305.17888, section 3.1: text sampled from the model covers what it saw in
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from awq2trt.decoder import BlockRunner, BlockWeights, Ends, KeyValueCache, load_block
-from awq2trt.errors import CalibrationError, ToolError, UsageError
+from awq2trt.errors import CalibrationError, CheckpointError, ToolError, UsageError
 from awq2trt.progress import Progress
+from awq2trt.recipe import QuantizeOptions
 from awq2trt.source import ModelSource
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         CheckpointError: transformers cannot load it.
     """
     from transformers import AutoTokenizer
-
-    from awq2trt.errors import CheckpointError
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
@@ -146,7 +145,7 @@ def self_written(source: ModelSource, samples: int, seqlen: int, seed: int, prog
 
 
 def _next_logits(
-    runner: BlockRunner, ends: Ends, blocks: list[BlockWeights], caches: list[KeyValueCache], last: Tensor
+    runner: BlockRunner, ends: Ends, blocks: Sequence[BlockWeights], caches: list[KeyValueCache], last: Tensor
 ) -> Tensor:
     """Logits after one more token of every sequence: int64 [samples, 1] -> fp32 [samples, vocab]."""
     hidden = ends.embed(last)
@@ -217,30 +216,21 @@ def _join(texts: Iterator[str], characters: int) -> str:
 
 
 def calibration_tokens(
-    source: ModelSource,
-    tokenizer_directory: Path,
-    *,
-    calib: str,
-    samples: int,
-    seqlen: int,
-    seed: int,
-    progress: Progress,
+    source: ModelSource, tokenizer_directory: Path, options: QuantizeOptions, progress: Progress
 ) -> Tensor:
-    """Calibration windows from whatever `calib` names.
+    """Calibration windows from whatever `options.calib` names.
 
     Args:
         source: The model; runs if it is to write the text itself.
         tokenizer_directory: Where its tokenizer is saved.
-        calib: `self`, a file, or a data set's name.
-        samples: Windows.
-        seqlen: Tokens in a window.
-        seed: Of the model's own text.
+        options: Text, number and length of windows, seed.
         progress: Of the model's own text.
 
     Returns:
-        int64 [samples, seqlen].
+        int64 [samples, seqlen], fewer samples if the text is short.
     """
-    if calib == SELF:
-        return self_written(source, samples, seqlen, seed, progress)
-    text = read_text(calib, characters=samples * seqlen * CHARACTERS_PER_TOKEN)
-    return text_windows(load_tokenizer(tokenizer_directory), text, samples, seqlen, where=calib)
+    samples, seqlen = options.samples, options.seqlen
+    if options.calib == SELF:
+        return self_written(source, samples, seqlen, options.seed, progress)
+    text = read_text(options.calib, characters=samples * seqlen * CHARACTERS_PER_TOKEN)
+    return text_windows(load_tokenizer(tokenizer_directory), text, samples, seqlen, where=options.calib)

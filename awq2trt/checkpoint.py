@@ -314,7 +314,9 @@ def _read_quantization_config(config: Mapping[str, Any], directory: Path) -> tup
     found = config.get("quantization_config")
     if not isinstance(found, dict):
         raise CheckpointError(
-            "the checkpoint is not quantized.", where=where, fix=f"quantize it first: awq2trt quantize {directory} -o DIR"
+            "the checkpoint is not quantized.",
+            where=where,
+            fix=f"quantize it first: awq2trt quantize {directory} -o DIR",
         )
     method, version = found.get("quant_method"), str(found.get("version", GEMM)).lower()
     if method != "awq" or version not in (GEMM, NATURAL):
@@ -326,6 +328,8 @@ def _read_quantization_config(config: Mapping[str, Any], directory: Path) -> tup
     bits = found.get("bits", found.get("w_bit"))
     group_size = found.get("group_size", found.get("q_group_size"))
     if not isinstance(bits, int) or not isinstance(group_size, int):
-        raise CheckpointError(f"expected integers for bits and group_size, got {bits!r} and {group_size!r}.", where=where)
+        raise CheckpointError(
+            f"expected integers for bits and group_size, got {bits!r} and {group_size!r}.", where=where
+        )
     zero_point = bool(found.get("zero_point", True)) and not found.get("symmetric", False)
     return version, QuantScheme(bits=bits, group_size=group_size, zero_point=zero_point)

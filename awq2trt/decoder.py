@@ -138,9 +138,18 @@ class BlockRunner:
         values = _heads(_linear(weights, names.v_proj, normed), spec.num_kv_heads)
         if cache:
             keys, values = cache.append_(keys, values)
-        mask = attention_mask(queries.shape[2], keys.shape[2], spec.sliding_window)
-        context = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
+        context = _attend(queries, keys, values, spec.sliding_window)
         return context.transpose(1, 2).flatten(2)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, sliding_window: int | None) -> Tensor:
+    """Causal attention of the last positions; [batch, heads, S, head_dim] in and out."""
+    mask = attention_mask(queries.shape[2], keys.shape[2], sliding_window)
+    if queries.shape[2] > 1:
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
+    # One position: the query heads of a KV head stand in for positions, so keys and values are not copied per head.
+    grouped = queries.view(keys.shape[0], keys.shape[1], -1, keys.shape[3])
+    return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).view(queries.shape)
 
 
 def attention_mask(queries: int, keys: int, sliding_window: int | None) -> Tensor:
@@ -162,7 +171,9 @@ class Ends:
         self._eps = spec.norm_eps
         self._embedding = to_tensor(tensors[f"{spec.embedding}.weight"])  # [V, hidden]
         self._norm = to_tensor(tensors[f"{spec.final_norm}.weight"])
-        self._head = self._embedding if spec.tie_embeddings else to_tensor(tensors[f"{spec.head}.weight"])  # [V, hidden]
+        self._head = (
+            self._embedding if spec.tie_embeddings else to_tensor(tensors[f"{spec.head}.weight"])
+        )  # [V, hidden]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Residual stream before the first block: int64 [batch, S] -> fp32 [batch, S, hidden_size]."""
@@ -211,4 +222,4 @@ def _linear(weights: BlockWeights, name: str, x: Tensor) -> Tensor:
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """[batch, S, heads * head_dim] -> [batch, heads, S, head_dim]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)

@@ -59,7 +59,9 @@ def first_windows(ids: list[int], windows: int, seqlen: int, *, where: str) -> T
     count = min(windows, len(ids) // seqlen)
     if count == 0:
         raise UsageError(
-            f"expected at least {seqlen} tokens, got {len(ids)}.", where=where, fix="a longer text, or a smaller --seqlen."
+            f"expected at least {seqlen} tokens, got {len(ids)}.",
+            where=where,
+            fix="a longer text, or a smaller --seqlen.",
         )
     return torch.tensor(ids[: count * seqlen]).view(count, seqlen)
 
@@ -127,7 +129,9 @@ def _window_nll(window: Tensor, pieces: Iterator[Tensor]) -> float:
     total, start = 0.0, 0
     for piece in pieces:
         targets = window[start + 1 : start + 1 + len(piece)]
-        total += float(F.cross_entropy(piece[: len(targets)].float(), targets, reduction="sum")) if len(targets) else 0.0
+        total += (
+            float(F.cross_entropy(piece[: len(targets)].float(), targets, reduction="sum")) if len(targets) else 0.0
+        )
         start += len(piece)
     return total / (len(window) - 1)
 

@@ -59,7 +59,9 @@ class GgufSource(ModelSource):
         from gguf import quants
 
         if name not in self._tensors:
-            raise CheckpointError("the file has no such tensor.", where=f"{self.path}: {name}", fix="download it again.")
+            raise CheckpointError(
+                "the file has no such tensor.", where=f"{self.path}: {name}", fix="download it again."
+            )
         stored = self._tensors[name]
         try:
             value: Array = quants.dequantize(stored.data, stored.tensor_type)
@@ -89,7 +91,9 @@ def _read(path: Path) -> GGUFReader:
         return GGUFReader(path)
     except (ValueError, IndexError, OSError, KeyError, TypeError, UnicodeDecodeError, OverflowError) as error:
         raise CheckpointError(
-            f"not a readable GGUF file ({error}).", where=str(path), fix="it is truncated or damaged; download it again."
+            f"not a readable GGUF file ({error}).",
+            where=str(path),
+            fix="it is truncated or damaged; download it again.",
         ) from error
 
 

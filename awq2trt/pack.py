@@ -34,7 +34,7 @@ def pack_int4(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Returns:
         uint8 [ceil(codes.size / 2)].
     """
-    nibbles = codes.reshape(-1) ^ _SIGN_FLIP
+    nibbles: NDArray[np.uint8] = codes.reshape(-1) ^ np.uint8(_SIGN_FLIP)
     if nibbles.size % 2:
         nibbles = np.append(nibbles, np.uint8(0))
     return (nibbles[0::2] | (nibbles[1::2] << 4)).astype(np.uint8)
@@ -46,7 +46,7 @@ def unpack_int4(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np
     nibbles = np.empty(packed.size * 2, dtype=np.uint8)
     nibbles[0::2] = packed & 0xF
     nibbles[1::2] = packed >> 4
-    return (nibbles[:size] ^ _SIGN_FLIP).reshape(shape)
+    return (nibbles[:size] ^ np.uint8(_SIGN_FLIP)).reshape(shape)
 
 
 def pack_awq_gemm(linear: QuantizedLinear) -> dict[str, NDArray[np.generic]]:
@@ -74,9 +74,7 @@ def pack_awq_gemm(linear: QuantizedLinear) -> dict[str, NDArray[np.generic]]:
     return tensors
 
 
-def unpack_awq_gemm(
-    tensors: dict[str, NDArray[np.generic]], scheme: QuantScheme, *, where: str
-) -> QuantizedLinear:
+def unpack_awq_gemm(tensors: dict[str, NDArray[np.generic]], scheme: QuantScheme, *, where: str) -> QuantizedLinear:
     """Reads AutoAWQ's GEMM tensors of one linear, bit for bit.
 
     Args:

@@ -41,6 +41,7 @@ TOKENIZER_FILES: Final = (
     "generation_config.json",
 )
 _PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_HUB_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -321,7 +322,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]))
+        return Path(snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
@@ -338,11 +339,15 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise CheckpointError(f"not a safetensors index: {error}.", where=str(index), fix="download it again.") from error
+            raise CheckpointError(
+                f"not a safetensors index: {error}.", where=str(index), fix="download it again."
+            ) from error
         missing = sorted({file for file in weight_map.values() if not (directory / file).is_file()})
         if missing:
             raise CheckpointError(
-                f"the index names files that are not there: {', '.join(missing)}.", where=str(index), fix="download them."
+                f"the index names files that are not there: {', '.join(missing)}.",
+                where=str(index),
+                fix="download them.",
             )
         return {name: directory / file for name, file in weight_map.items()}
     files = sorted(directory.glob("*.safetensors"))
@@ -371,7 +376,9 @@ def _open_safetensors(path: Path) -> Any:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"not a readable safetensors file ({error}).", where=str(path), fix="it is truncated or damaged; download it again."
+        f"not a readable safetensors file ({error}).",
+        where=str(path),
+        fix="it is truncated or damaged; download it again.",
     )
 
 

@@ -186,7 +186,7 @@ class DecoderSpec:
         )
 
     def unclipped(self) -> tuple[str, ...]:
-        """Linears whose weights are not clipped: clipping q and k moves the attention scores (llm-awq does the same)."""
+        """Linears whose weights are not clipped: clipping q and k moves the attention scores (as llm-awq)."""
         return (self.block.q_proj, self.block.k_proj)
 
 

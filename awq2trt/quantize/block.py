@@ -12,7 +12,7 @@ from torch import Tensor
 from awq2trt.decoder import BlockRunner
 from awq2trt.families import DecoderSpec
 from awq2trt.quantize.fold import fold_scales_
-from awq2trt.quantize.rounding import fake_quantize, quantize
+from awq2trt.quantize.rounding import WHOLE_RANGE, fake_quantize, quantize
 from awq2trt.quantize.search import InputStatistics, output_error, search_clips, search_scales, tie_heads
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
@@ -117,7 +117,7 @@ def awq_block(
         linears[name] = quantize(
             weight,
             scheme,
-            shrink=clips.shrink if clips else 1.0,
+            shares=clips.shares if clips else WHOLE_RANGE,
             bias=folded.get(f"{name}.bias"),
             where=where + name,
         )

@@ -105,20 +105,11 @@ class QuantizeJob:
         """Calibration windows: those of the interrupted run, else made now and kept."""
         path = self._scratch / _TOKENS_FILE
         if not path.is_file():
-            options = self._options
-            tokens = calibration_tokens(
-                self._source,
-                self._files,
-                calib=options.calib,
-                samples=options.samples,
-                seqlen=options.seqlen,
-                seed=options.seed,
-                progress=self._progress,
-            )
-            if tokens.shape[0] < options.samples:
+            tokens = calibration_tokens(self._source, self._files, self._options, self._progress)
+            if tokens.shape[0] < self._options.samples:
                 self._progress.note(
-                    f"the calibration text holds {tokens.shape[0]} windows of {options.seqlen} tokens, "
-                    f"{options.samples} were asked for"
+                    f"the calibration text holds {tokens.shape[0]} windows of {self._options.seqlen} tokens, "
+                    f"{self._options.samples} were asked for"
                 )
             _save_whole(path, tokens)
         return load_file(path)["value"]
@@ -158,9 +149,7 @@ class QuantizeJob:
     def _store(self, layer: int, block: QuantizedBlock) -> None:
         """Writes a block's report, then its tensors: the second makes it count as finished."""
         prefix = self._source.spec.prefix(layer)
-        tensors = {
-            prefix + name: to_float16(value.numpy(), where=prefix + name) for name, value in block.norms.items()
-        }
+        tensors = {prefix + name: to_float16(value.numpy(), where=prefix + name) for name, value in block.norms.items()}
         for name, linear in block.linears.items():
             tensors.update(pack_linear(prefix + name, linear, self._layout))
         report = {prefix + name: asdict(entry) for name, entry in block.reports.items()}
@@ -175,9 +164,7 @@ class QuantizeJob:
         merge_shards(blocks, outer, self._files)
         reports = {name: asdict(report) for name, report in self._collect_reports().items()}
         (self._files / REPORT_FILE).write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
-        write_config(
-            self._files, quantized_config(source.config, self._options.scheme, self._layout, source.spec.head)
-        )
+        write_config(self._files, quantized_config(source.config, self._options.scheme, self._layout, source.spec.head))
 
     def _collect_reports(self) -> dict[str, LinearReport]:
         reports: dict[str, LinearReport] = {}

@@ -1,6 +1,6 @@
 """Rounding weights to codes: the reference math of every method (AWQ paper, equation 1), in PyTorch.
 
-In: fp32 weights [N, K] and, per group, how far the range is shrunk (clipping). Out: integer codes, fp16 step sizes,
+In: fp32 weights [N, K] and, per group, how much of the range is kept (clipping). Out: integer codes, fp16 step sizes,
 integer zero points. Step sizes are rounded to fp16 *before* codes are chosen, so a checkpoint's fp16 scales lose
 nothing. K is padded with zeros to whole groups inside; a zero never widens a range, since every range holds 0.
 """
@@ -8,6 +8,7 @@ nothing. K is padded with zeros to whole groups inside; a zero never widens a ra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ def to_groups(weight: Tensor, scheme: QuantScheme) -> Tensor:
     """[N, K] -> [N, groups, G], the last group padded with zeros."""
     length = scheme.group_of(weight.shape[1])
     padded = F.pad(weight, (0, -weight.shape[1] % length))
-    return padded.unflatten(1, (-1, length))
+    return padded.view(weight.shape[0], -1, length)
 
 
 def from_groups(grouped: Tensor, in_features: int) -> Tensor:
@@ -42,26 +43,41 @@ def from_groups(grouped: Tensor, in_features: int) -> Tensor:
     return grouped.flatten(1)[:, :in_features]
 
 
-def group_grid(grouped: Tensor, scheme: QuantScheme, shrink: Tensor | float = 1.0) -> GroupGrid:
-    """Chooses scale and zero point of every group from its extremes.
+@dataclass(frozen=True)
+class RangeShares:
+    """How much of each end of a group's range is kept: factors in (0, 1], broadcastable to [N, groups, 1].
 
-    With zero points the range [min(w, 0), max(w, 0)] is cut into 2^bits - 1 steps; without, [-max|w|, max|w|] into
-    2^bits - 2, as llm-awq does. The range always holds 0: a group of one sign would otherwise need a zero point
-    outside the codes.
+    Attributes:
+        low: On the smallest weight.
+        high: On the largest.
+    """
+
+    low: Tensor | float
+    high: Tensor | float
+
+
+WHOLE_RANGE: Final = RangeShares(1.0, 1.0)
+
+
+def group_grid(grouped: Tensor, scheme: QuantScheme, shares: RangeShares = WHOLE_RANGE) -> GroupGrid:
+    """Chooses scale and zero point of every group from its range.
+
+    With zero points the range [low * min(w, 0), high * max(w, 0)] is cut into 2^bits - 1 steps; without, the larger
+    of the two ends both ways into 2^bits - 2, as llm-awq does. The range always holds 0: a group of one sign would
+    otherwise need a zero point outside the codes.
 
     Args:
         grouped: fp32 [N, groups, G].
         scheme: Bits and kind.
-        shrink: Factor on the range, broadcastable to [N, groups, 1]; below 1 clips the extremes.
+        shares: What is kept of the range; less than all clips the extremes.
     """
+    low = grouped.amin(dim=-1, keepdim=True).clamp_(max=0) * shares.low
+    high = grouped.amax(dim=-1, keepdim=True).clamp_(min=0) * shares.high
     if scheme.zero_point:
-        low = grouped.amin(dim=-1, keepdim=True).clamp(max=0) * shrink
-        high = grouped.amax(dim=-1, keepdim=True).clamp(min=0) * shrink
         scales = _as_half((high - low) / (scheme.levels - 1))
-        zeros = (-low / scales).round().clamp(0, scheme.levels - 1)
+        zeros = (-low / scales).round_().clamp_(0, scheme.levels - 1)
     else:
-        largest = grouped.abs().amax(dim=-1, keepdim=True) * shrink
-        scales = _as_half(largest / (scheme.symmetric_zero - 1))
+        scales = _as_half(torch.maximum(-low, high) / (scheme.symmetric_zero - 1))
         zeros = torch.full_like(scales, scheme.symmetric_zero)
     return GroupGrid(scales, zeros)
 
@@ -71,23 +87,28 @@ def round_to_codes(grouped: Tensor, grid: GroupGrid, scheme: QuantScheme) -> Ten
     return torch.round(grouped / grid.scales).add_(grid.zeros).clamp_(0, scheme.levels - 1)
 
 
-def fake_quantize(weight: Tensor, scheme: QuantScheme, shrink: Tensor | float = 1.0) -> Tensor:
+def fake_quantize(weight: Tensor, scheme: QuantScheme, shares: RangeShares = WHOLE_RANGE) -> Tensor:
     """The weight after rounding, fp32 [N, K]: what `quantize(...).dequantize()` returns."""
     grouped = to_groups(weight, scheme)
-    grid = group_grid(grouped, scheme, shrink)
+    grid = group_grid(grouped, scheme, shares)
     codes = round_to_codes(grouped, grid, scheme)
     return from_groups(codes.sub_(grid.zeros).mul_(grid.scales), weight.shape[1])
 
 
 def quantize(
-    weight: Tensor, scheme: QuantScheme, *, shrink: Tensor | float = 1.0, bias: Tensor | None = None, where: str = ""
+    weight: Tensor,
+    scheme: QuantScheme,
+    *,
+    shares: RangeShares = WHOLE_RANGE,
+    bias: Tensor | None = None,
+    where: str = "",
 ) -> QuantizedLinear:
     """Rounds one linear.
 
     Args:
         weight: fp32 [N, K].
         scheme: Bits, groups, zero points.
-        shrink: See `group_grid`; [N, groups, 1] or a number.
+        shares: What is kept of each group's range.
         bias: fp32 [N].
         where: Name of the layer, for errors.
 
@@ -95,7 +116,7 @@ def quantize(
         CheckpointError: A step size is beyond fp16 or not a number.
     """
     grouped = to_groups(weight, scheme)
-    grid = group_grid(grouped, scheme, shrink)
+    grid = group_grid(grouped, scheme, shares)
     if not torch.isfinite(grid.scales).all():
         raise CheckpointError(
             f"weights up to {float(weight.abs().max()):.4g} need step sizes that fp16 cannot hold.",

@@ -1,0 +1,69 @@
+"""Tiny random models of the real transformers classes, saved as a user would have them, with a real tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
+
+VOCAB_SIZE = 272
+"""256 bytes, end-of-text, padding, and a few tokens that no text produces."""
+
+LLAMA_CONFIG: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 256,
+    "eos_token_id": 256,
+    "initializer_range": 0.2,  # weights large enough that every part of a block moves the logits
+}
+
+
+def save_llama(directory: Path, **overrides: Any) -> Path:
+    """Saves a random Llama; `overrides` go into its config."""
+    return _save(directory, LlamaConfig(**{**LLAMA_CONFIG, **overrides}))
+
+
+def save_mistral(directory: Path, **overrides: Any) -> Path:
+    """Saves a random Mistral; `overrides` go into its config."""
+    return _save(directory, MistralConfig(**{**LLAMA_CONFIG, **overrides}))
+
+
+def save_tokenizer(directory: Path) -> None:
+    """Saves a byte-level tokenizer: every text has ids, one for each of its bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate([*alphabet, "<|end|>", "<|pad|>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>", pad_token="<|pad|>"
+    ).save_pretrained(directory)
+
+
+def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Random token ids."""
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _save(directory: Path, config: Any) -> Path:
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "norm" in name:  # transformers starts norms at 1, which would hide a fold that misses them
+                value.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                value.normal_(std=0.2)
+    model.save_pretrained(directory)
+    save_tokenizer(directory)
+    return directory
