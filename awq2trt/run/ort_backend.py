@@ -7,7 +7,6 @@ that `TensorScatter` writes into it and nothing is copied between calls.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from awq2trt.errors import ArtifactError, ToolError, UsageError
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, cache_names
+from awq2trt.onnx_file import DecoderSizes, open_decoder
 from awq2trt.run import ort_lowering
 
 if TYPE_CHECKING:
@@ -34,21 +34,12 @@ _ERRORS_ONLY: Final = 3
 _EXPORT_AGAIN: Final = "export the model again: awq2trt export CHECKPOINT -o DIR"
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """What the backend needs to know of the model, read off its inputs and outputs."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    capacity: int
-    vocab_size: int
-
-
 class OrtBackend:
     """A decoder in ONNX Runtime; `load` makes one."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, sizes: _Sizes, *, all_logits: bool, grows: bool) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, sizes: DecoderSizes, *, all_logits: bool, grows: bool
+    ) -> None:
         self._session = session
         self._binding = session.io_binding()
         self._sizes = sizes
@@ -73,9 +64,7 @@ class OrtBackend:
             ArtifactError: Files are missing, damaged, or not an exported decoder.
             ToolError: ONNX Runtime is not installed.
         """
-        path = path / MODEL_FILE if path.is_dir() else path
-        model = _load_model(path)
-        sizes = _read_sizes(model, path)
+        model, sizes = open_decoder(path)
         if all_logits:
             ort_lowering.keep_all_positions(model)
         if lowered:
@@ -161,7 +150,7 @@ class OrtBackend:
         new = min(new, sizes.capacity) if self._grows else sizes.capacity
         old, self._caches = self._caches, []
         for index in range(2 * sizes.num_layers):
-            cache = np.zeros((1, sizes.num_kv_heads, new, sizes.head_dim), dtype=self._dtype)
+            cache = np.zeros((1, sizes.num_kv_heads, new, sizes.head_dim), self._dtype)
             if old:
                 cache[:, :, :held] = old[index]
             self._caches.append(cache)
@@ -183,61 +172,6 @@ class OrtBackend:
             self._binding.bind_ortvalue_output(present, shared)
 
 
-def _load_model(path: Path) -> ir.Model:
-    """Reads the graph; weights stay on disk until they are asked for.
-
-    Raises:
-        ArtifactError: The file or its weights are missing or damaged.
-    """
-    if not path.is_file():
-        raise ArtifactError("no such model.", where=str(path), fix=_EXPORT_AGAIN)
-    try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf and onnx_ir raise what they like on damaged bytes
-        raise ArtifactError(f"not a readable ONNX file ({error}).", where=str(path), fix=_EXPORT_AGAIN) from error
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_external(tensor, Path(tensor.path))
-    return model
-
-
-def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
-    if not path.is_file():
-        raise ArtifactError("the weights file is missing.", where=str(path), fix=_EXPORT_AGAIN)
-    needed = (tensor.offset or 0) + (tensor.length or 0)
-    if path.stat().st_size < needed:
-        raise ArtifactError(
-            f"the weights file is truncated: {tensor.name} ends at byte {needed}, the file has {path.stat().st_size}.",
-            where=str(path),
-            fix=_EXPORT_AGAIN,
-        )
-
-
-def _read_sizes(model: ir.Model, path: Path) -> _Sizes:
-    """Sizes off the inputs and outputs.
-
-    Raises:
-        ArtifactError: They are not those of an exported decoder.
-    """
-    values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
-    layers = sum(1 for name in values if name is not None and name.startswith("past_key_"))
-    expected = (INPUT_IDS, CACHE_POSITION, LOGITS, *cache_names("past", layers), *cache_names("present", layers))
-    missing = [name for name in expected if name not in values]
-    cache, logits = values.get("past_key_0"), values.get(LOGITS)
-    if missing or cache is None or logits is None or cache.shape is None or logits.shape is None:
-        raise ArtifactError(
-            f"not a decoder that awq2trt exported: no {', '.join(missing) or 'cache'} among its inputs and outputs.",
-            where=str(path),
-            fix=_EXPORT_AGAIN,
-        )
-    _, heads, capacity, head_dim = cache.shape
-    sizes = (heads, head_dim, capacity, logits.shape[2])
-    if not all(isinstance(size, int) for size in sizes):
-        raise ArtifactError(f"expected fixed sizes, got {sizes}.", where=f"{path}: past_key_0", fix=_EXPORT_AGAIN)
-    return _Sizes(layers, *(int(size) for size in sizes))  # type: ignore[arg-type]
-
-
 def _open_session(model: ir.Model, path: Path, threads: int | None) -> onnxruntime.InferenceSession:
     """Starts ONNX Runtime on a model whose weights are handed over as arrays: a protobuf may not exceed 2 GB."""
     try:
@@ -249,7 +183,8 @@ def _open_session(model: ir.Model, path: Path, threads: int | None) -> onnxrunti
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    folder = path if path.is_dir() else path.parent
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     values = _hand_over_weights(model)
     options.add_external_initializers(
         list(values), [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in values.values()]

@@ -1,0 +1,214 @@
+"""One run of TensorRT-RTX's parser and builder, with what it says written down and its failures turned into ours.
+
+TensorRT calls back from C++, and no exception may come out of a callback. It therefore builds in a thread of its
+own: Ctrl-C arrives in the main thread, which asks TensorRT to stop and waits until it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, TextIO
+
+from awq2trt.errors import ArtifactError, BuildError, UnsupportedError
+from awq2trt.progress import Advance, Progress
+
+ShapeRanges = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]
+"""Input name -> its smallest, typical and largest shape."""
+
+_NO_GPU: Final = "cudaError 35"
+"""TensorRT-RTX complains of it on a machine without a GPU, where it builds all the same."""
+
+_SHOWN_ERRORS: Final = 3
+
+
+class BuilderSession:
+    """Parser, network and builder of one engine; use as a context manager.
+
+    Args:
+        trt: The module `tensorrt_rtx`.
+        log_path: Gets all that TensorRT says.
+        progress: Gets the builder's phases.
+        model: Name of the model, for errors, and where its weights are looked for.
+    """
+
+    def __init__(self, trt: Any, log_path: Path, progress: Progress, model: Path) -> None:
+        self._trt = trt
+        self._log_path = log_path
+        self._progress = progress
+        self._model = model
+        self._resources = ExitStack()
+
+    def __enter__(self) -> BuilderSession:
+        trt = self._trt
+        try:
+            log = self._resources.enter_context(self._log_path.open("w", encoding="utf-8"))
+        except OSError as error:
+            raise ArtifactError(f"cannot be written: {error.strerror}.", where=str(self._log_path)) from error
+        self._logger = _logger_class(trt)(log)
+        self._builder = trt.Builder(self._logger)
+        self._network = self._builder.create_network(0)
+        self._config = self._builder.create_builder_config()
+        self._monitor = _monitor_class(trt)(self._progress)
+        self._config.progress_monitor = self._monitor
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # TensorRT's objects refer to the logger and go before it does.
+        del self._config, self._network, self._builder
+        self._resources.close()
+
+    @property
+    def warnings(self) -> int:
+        """Warnings so far."""
+        return int(self._logger.warnings)
+
+    def parse(self, serialized: bytes) -> None:
+        """Parses a serialized ONNX model whose weights are beside `model`.
+
+        Raises:
+            BuildError: TensorRT refuses a node, which the message names.
+        """
+        parser = self._trt.OnnxParser(self._network, self._logger)
+        if parser.parse(serialized, str(self._model)):
+            return
+        if parser.num_errors == 0:
+            raise self._failure("TensorRT cannot parse the model")
+        error = parser.get_error(0)
+        reason = _first_line(error.desc())
+        raise BuildError(
+            f"TensorRT refuses {error.node_operator() or 'the model'}: {reason}",
+            where=f"{self._model}: {error.node_name() or 'graph'}",
+            fix=self._see_log(),
+        )
+
+    def configure(
+        self, compute_capabilities: Sequence[tuple[int, int]], plugin_library: Path | None
+    ) -> tuple[str, ...]:
+        """Sets what the engine must run on and what it carries; returns TensorRT's names of the former.
+
+        Raises:
+            UnsupportedError: This TensorRT-RTX does not know one of the compute capabilities.
+        """
+        known = self._trt.ComputeCapability
+        names = tuple(f"SM{major}{minor}" for major, minor in compute_capabilities) or ("CURRENT",)
+        self._config.num_compute_capabilities = len(names)
+        for index, name in enumerate(names):
+            if not hasattr(known, name):
+                raise UnsupportedError(
+                    f"TensorRT-RTX {self._trt.__version__} does not build for {name}.",
+                    where="compute capability",
+                    fix="upgrade it: pip install --upgrade tensorrt-rtx-cu13",
+                )
+            self._config.set_compute_capability(getattr(known, name), index)
+        if plugin_library is not None:
+            self._config.plugins_to_serialize = [str(plugin_library)]
+        return names
+
+    def add_profiles(self, profiles: Sequence[ShapeRanges]) -> None:
+        """Adds optimization profiles, in order."""
+        for ranges in profiles:
+            profile = self._builder.create_optimization_profile()
+            for name, (smallest, typical, largest) in ranges.items():
+                profile.set_shape(name, tuple(smallest), tuple(typical), tuple(largest))
+            if self._config.add_optimization_profile(profile) < 0:
+                raise self._failure("TensorRT refuses an optimization profile")
+
+    def build(self) -> memoryview:
+        """Builds; returns the serialized engine.
+
+        Raises:
+            BuildError: TensorRT fails.
+            KeyboardInterrupt: Ctrl-C was pressed, and TensorRT has stopped.
+        """
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            building = worker.submit(self._builder.build_serialized_network, self._network, self._config)
+            try:
+                engine = building.result()
+            except KeyboardInterrupt:
+                self._monitor.cancelled = True
+                raise
+        self._monitor.close()
+        if engine is None:
+            raise self._failure("TensorRT cannot build the engine")
+        return memoryview(engine)
+
+    def _failure(self, what: str) -> BuildError:
+        errors = [_first_line(message) for message in self._logger.errors if _NO_GPU not in message]
+        reason = "; ".join(errors[:_SHOWN_ERRORS]) or "it gave no reason"
+        return BuildError(f"{what}: {reason}", where=str(self._model), fix=self._see_log())
+
+    def _see_log(self) -> str:
+        return f"{self._log_path} holds all that TensorRT said."
+
+
+def _logger_class(trt: Any) -> Callable[[TextIO], Any]:
+    """The logger's class; TensorRT's base class exists only once TensorRT is imported."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Writes every message but the verbose ones to the log, and keeps errors."""
+
+        def __init__(self, log: TextIO) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings = 0
+            self._log = log
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity == trt.ILogger.VERBOSE:
+                return
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+            elif severity == trt.ILogger.WARNING:
+                self.warnings += 1
+            note = " (harmless: this machine has no GPU)" if _NO_GPU in message else ""
+            self._log.write(f"{severity.name}: {message}{note}\n")
+
+    return Logger
+
+
+def _monitor_class(trt: Any) -> Callable[[Progress], Any]:
+    """The progress monitor's class, made when TensorRT is there."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Shows the outermost phases, which TensorRT runs one after another; inner ones may overlap."""
+
+        def __init__(self, progress: Progress) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.cancelled = False
+            self._progress = progress
+            self._phase: str | None = None
+            self._task = ExitStack()
+            self._advance: Advance | None = None
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase or self._phase is not None:
+                return
+            self._phase = phase_name
+            self._advance = self._task.enter_context(self._progress.task(f"TensorRT: {phase_name}", num_steps))
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name == self._phase and self._advance is not None:
+                self._advance(1)
+            return not self.cancelled
+
+        def phase_finish(self, phase_name: str) -> None:
+            if phase_name == self._phase:
+                self.close()
+
+        def close(self) -> None:
+            """Ends the phase that is shown, if any."""
+            self._task.close()
+            self._phase, self._advance = None, None
+
+    return Monitor
+
+
+def _first_line(message: str) -> str:
+    lines = message.strip().splitlines()
+    return lines[0] if lines else "no reason given"

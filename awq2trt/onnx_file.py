@@ -1,0 +1,105 @@
+"""Opens an exported decoder: the graph in memory, its weights left on disk, everything verified to be there.
+
+`run` and `build` both begin here; neither believes a file before it is checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+
+from awq2trt.errors import ArtifactError
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
+
+_EXPORT_AGAIN: Final = "export the model again: awq2trt export CHECKPOINT -o DIR"
+
+
+@dataclass(frozen=True)
+class DecoderSizes:
+    """Sizes of an exported decoder, read off its inputs and outputs.
+
+    Attributes:
+        capacity: Positions that the cache holds.
+        dtype: Of the cache and the logits.
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    capacity: int
+    vocab_size: int
+    dtype: ir.DataType
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int, int]:
+        """Of one conversation's keys or values in one layer."""
+        return (1, self.num_kv_heads, self.capacity, self.head_dim)
+
+
+def open_decoder(path: Path) -> tuple[ir.Model, DecoderSizes]:
+    """Reads an exported decoder.
+
+    Args:
+        path: `model.onnx`, or the directory that holds it.
+
+    Raises:
+        ArtifactError: Files are missing or damaged, or it is some other ONNX model.
+    """
+    path = path / MODEL_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ArtifactError("no such model.", where=str(path), fix=_EXPORT_AGAIN)
+    try:
+        model = ir.load(path)
+    except Exception as error:
+        raise ArtifactError(f"not a readable ONNX file ({error}).", where=str(path), fix=_EXPORT_AGAIN) from error
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external(tensor)
+    return model, _read_sizes(model, path)
+
+
+def _check_external(tensor: ir.ExternalTensor) -> None:
+    path = Path(tensor.path)
+    if not path.is_file():
+        raise ArtifactError("the weights file is missing.", where=str(path), fix=_EXPORT_AGAIN)
+    needed = (tensor.offset or 0) + (tensor.length or 0)
+    size = path.stat().st_size
+    if size < needed:
+        raise ArtifactError(
+            f"the weights file is truncated: {tensor.name} ends at byte {needed}, the file has {size}.",
+            where=str(path),
+            fix=_EXPORT_AGAIN,
+        )
+
+
+def _read_sizes(model: ir.Model, path: Path) -> DecoderSizes:
+    values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
+    layers = sum(1 for name in values if name is not None and name.startswith("past_key_"))
+    expected = (INPUT_IDS, CACHE_POSITION, LOGITS, *cache_names("past", layers), *cache_names("present", layers))
+    missing = [name for name in expected if name not in values]
+    cache, logits = values.get("past_key_0"), values.get(LOGITS)
+    if missing or cache is None or logits is None or cache.shape is None or logits.shape is None:
+        raise ArtifactError(
+            f"not a decoder that awq2trt exported: no {', '.join(missing) or 'cache'} among its inputs and outputs.",
+            where=str(path),
+            fix=_EXPORT_AGAIN,
+        )
+    _, heads, capacity, head_dim = cache.shape
+    vocab_size = logits.shape[2]
+    if not (
+        isinstance(heads, int)
+        and isinstance(capacity, int)
+        and isinstance(head_dim, int)
+        and isinstance(vocab_size, int)
+        and cache.dtype is not None
+    ):
+        raise ArtifactError(
+            f"expected fixed heads, capacity and head size, got {cache.shape}, {cache.dtype}.",
+            where=f"{path}: past_key_0",
+            fix=_EXPORT_AGAIN,
+        )
+    return DecoderSizes(layers, heads, head_dim, capacity, vocab_size, cache.dtype)
