@@ -1,0 +1,66 @@
+"""The block interpreter against transformers' Llama and Mistral, and against itself with a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import save_llama, save_mistral, tokens
+from transformers import AutoModelForCausalLM
+
+from awq2trt.decoder import BlockRunner, Ends, KeyValueCache, load_block, run_model
+from awq2trt.source import SafetensorsSource
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grouped-query": {},
+    "multi-head": {"num_key_value_heads": 6},
+    "multi-query": {"num_key_value_heads": 1},
+    "tied": {"tie_word_embeddings": True},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "wide heads": {"head_dim": 24},
+}
+
+
+def _reference(directory: Path, ids: torch.Tensor) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    with torch.inference_mode():
+        return model(ids).logits  # type: ignore[no-any-return]
+
+
+def _logits(source: SafetensorsSource, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return Ends(source).logits(run_model(source, ids))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
+    source = SafetensorsSource(save_llama(tmp_path, **VARIANTS[variant]))
+    ids = tokens(2, 33)
+    torch.testing.assert_close(_logits(source, ids), _reference(tmp_path, ids), rtol=1e-4, atol=1e-4)
+
+
+def test_sliding_window_is_that_of_mistral(tmp_path: Path) -> None:
+    source = SafetensorsSource(save_mistral(tmp_path, sliding_window=7))
+    ids = tokens(1, 40)
+    torch.testing.assert_close(_logits(source, ids), _reference(tmp_path, ids), rtol=1e-4, atol=1e-4)
+    wide = SafetensorsSource(save_mistral(tmp_path / "wide", sliding_window=None))
+    assert not torch.allclose(_logits(wide, ids), _logits(source, ids))
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_one_token_at_a_time_gives_the_same_as_all_at_once(window: int | None, tmp_path: Path) -> None:
+    source = SafetensorsSource(save_mistral(tmp_path, sliding_window=window))
+    ids = tokens(3, 12)
+    runner = BlockRunner.for_positions(source.spec, 12)
+    blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
+    caches = [KeyValueCache.empty(source.spec, batch=3, capacity=12) for _ in blocks]
+    steps = []
+    with torch.inference_mode():
+        for position in range(12):
+            hidden = Ends(source).embed(ids[:, position : position + 1])
+            for weights, cache in zip(blocks, caches, strict=True):
+                hidden = runner.run(weights, hidden, cache=cache)
+            steps.append(hidden)
+        torch.testing.assert_close(torch.cat(steps, dim=1), run_model(source, ids), rtol=1e-4, atol=1e-5)
