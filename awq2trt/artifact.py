@@ -106,24 +106,38 @@ class QuantizationRecord(BaseModel, frozen=True, extra="forbid"):
     calibration: CalibrationRecord | None = None
 
 
+class ProfileRecord(BaseModel, frozen=True, extra="forbid"):
+    """An optimization profile: how many new tokens a call of it may have.
+
+    Attributes:
+        name: `prefill` or `decode`.
+        typical: What kernels were chosen for.
+    """
+
+    name: str
+    shortest: int
+    typical: int
+    longest: int
+
+
 class EngineRecord(BaseModel, frozen=True, extra="forbid"):
     """What the engine runs on.
 
     Attributes:
         target: Name in the target table.
-        compute_capabilities: Of the GPUs it runs on, e.g. `8.6`.
+        compute_capabilities: Of the GPUs it runs on, as TensorRT names them, e.g. `SM86`.
         flavour: `tensorrt` or `tensorrt-rtx`.
         tensorrt_version: That built it, and runs it.
-        plugin_version: Of the plugin library that it needs; None if it uses none.
-        plugin_in_engine: Whether the engine carries that library inside.
+        plugin_version: Of the plugin library inside the engine; None if it has none.
+        profiles: In the engine's order.
     """
 
     target: str
     compute_capabilities: tuple[str, ...]
     flavour: str
     tensorrt_version: str
-    plugin_version: str | None = None
-    plugin_in_engine: bool = False
+    plugin_version: str | None
+    profiles: tuple[ProfileRecord, ...]
 
 
 class Contents(BaseModel, frozen=True, extra="forbid"):

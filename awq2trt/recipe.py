@@ -73,9 +73,11 @@ class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     Attributes:
         target: A name in `TARGETS`; None until a flag or a recipe says it.
+        plugin: Build with our plugin library, and put it into the engine; else TensorRT's own kernels run.
     """
 
     target: str | None = None
+    plugin: bool = False
 
 
 class Recipe(BaseModel, frozen=True, strict=True, extra="forbid"):

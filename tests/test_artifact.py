@@ -26,6 +26,7 @@ from awq2trt.artifact import (
     FileRecord,
     Kind,
     Manifest,
+    ProfileRecord,
     QuantizationRecord,
     SourceRecord,
     can_resume,
@@ -55,7 +56,12 @@ IO = IoContract(
     num_layers=0,
 )
 ENGINE = EngineRecord(
-    target="rtx4090", compute_capabilities=("8.9",), flavour="tensorrt-rtx", tensorrt_version="1.7.1.116"
+    target="rtx4090",
+    compute_capabilities=("SM89",),
+    flavour="tensorrt-rtx",
+    tensorrt_version="1.7.1.116",
+    plugin_version=None,
+    profiles=(ProfileRecord(name="prefill", shortest=1, typical=512, longest=2048),),
 )
 CONTENTS: dict[Kind, Contents] = {
     "checkpoint": CHECKPOINT,

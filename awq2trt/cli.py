@@ -1,0 +1,357 @@
+"""`awq2trt`: one subcommand per stage, no logic. Parses flags, calls the stage, prints what it returns.
+
+Results go to stdout, progress and errors to stderr. An error has up to three lines, what, where and how to fix it,
+and no traceback; a flag that no one expects exits with 2, other failures with 1, Ctrl-C with 130.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from awq2trt import __version__
+from awq2trt.errors import Awq2trtError
+
+DEBUG_VARIABLE: Final = "AWQ2TRT_DEBUG"
+"""Set, it shows the traceback of every error, as --debug does."""
+
+_INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells report it."""
+
+
+class _Commands(TyperGroup):
+    """Runs a subcommand and explains what it raises."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            raise typer.Exit(_INTERRUPTED) from None
+        except Exception as error:
+            # typer's own: exits, and usage errors, which it prints in its own way.
+            if isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "format_message"):
+                raise
+            if os.environ.get(DEBUG_VARIABLE):
+                traceback.print_exc()
+            raise typer.Exit(_explain(error)) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help=f"A Hugging Face checkpoint to a 4-bit (W4A16) TensorRT engine, on any machine. Version {__version__}.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    # `--group_size` means `--group-size`.
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda text: text.replace("_", "-"),
+    },
+)
+
+# Flags that mean the same everywhere. A default of None is "not given": the recipe's value, else its default.
+_Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Directory, .gguf file, hub id, or a model that a package provides.")
+]
+_Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the result goes.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in DIR, whatever it is.")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
+_Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
+_Method = Annotated[str | None, typer.Option("--method", help="awq (search scales and clips) or rtn. [awq]")]
+_Bits = Annotated[int | None, typer.Option("--bits", help="Width of a weight. [4]")]
+_GroupSize = Annotated[
+    int | None, typer.Option("--group-size", help="Weights that share a scale: 32, 64, 128, -1 for a row. [128]")
+]
+_Symmetric = Annotated[bool | None, typer.Option("--symmetric/--zero-points", help="[--zero-points]")]
+_Calib = Annotated[
+    str | None,
+    typer.Option("--calib", metavar="TEXT", help="self, a .txt or .jsonl file, or a data set's name. [self]"),
+]
+_Samples = Annotated[int | None, typer.Option("--samples", help="Calibration windows. [32]")]
+_Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens in a calibration window. [512]")]
+_Seed = Annotated[int | None, typer.Option("--seed", help="Of what is drawn at random. [0]")]
+_MaxSeqLen = Annotated[
+    int | None, typer.Option("--max-seq-len", help="Prompt and answer together. [the model's, at most 4096]")
+]
+_Dtype = Annotated[str | None, typer.Option("--dtype", help="Of activations: float16 or bfloat16. [float16]")]
+_FunctionBodies = Annotated[
+    bool | None,
+    typer.Option("--function-bodies/--no-function-bodies", help="Define custom nodes in standard ONNX operators."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _global_flags(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what libraries log.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+) -> None:
+    if version:
+        print(f"awq2trt {__version__}")
+        raise typer.Exit
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+    if verbose:
+        import logging
+
+        logging.basicConfig(level=logging.INFO)
+    else:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@app.command()
+def build(
+    model: _Model,
+    output: _Output,
+    target: Annotated[str | None, typer.Option("--target", help="What to build for, see `awq2trt targets`.")] = None,
+    recipe: _Recipe = None,
+    method: _Method = None,
+    bits: _Bits = None,
+    group_size: _GroupSize = None,
+    symmetric: _Symmetric = None,
+    calib: _Calib = None,
+    samples: _Samples = None,
+    seqlen: _Seqlen = None,
+    seed: _Seed = None,
+    max_seq_len: _MaxSeqLen = None,
+    dtype: _Dtype = None,
+    function_bodies: _FunctionBodies = None,
+    plugin: Annotated[
+        bool | None,
+        typer.Option("--plugin/--no-plugin", help="Our kernels, inside the engine, or TensorRT's. [--no-plugin]"),
+    ] = None,
+    overwrite: _Overwrite = False,
+) -> None:
+    """All stages in one go: checkpoint, ONNX and engine below DIR. Skips those that are current."""
+    from awq2trt.progress import terminal_progress
+    from awq2trt.recipe import apply_flags, load_recipe
+    from awq2trt.stages import BuildRequest, build_stage
+
+    quantizing: dict[str, object] = {
+        "method": method,
+        "bits": bits,
+        "group_size": group_size,
+        "symmetric": symmetric,
+        "calib": calib,
+        "samples": samples,
+        "seqlen": seqlen,
+        "seed": seed,
+    }
+    exporting: dict[str, object] = {"max_seq_len": max_seq_len, "dtype": dtype, "function_bodies": function_bodies}
+    flags: dict[str, dict[str, object]] = {
+        "quantize": quantizing,
+        "export": exporting,
+        "build": {"target": target, "plugin": plugin},
+    }
+    options = apply_flags(load_recipe(recipe), flags)
+    for artifact in build_stage(BuildRequest(model, output, options, overwrite), terminal_progress()):
+        print(artifact.directory)
+
+
+@app.command()
+def quantize(
+    model: _Model,
+    output: _Output,
+    recipe: _Recipe = None,
+    method: _Method = None,
+    bits: _Bits = None,
+    group_size: _GroupSize = None,
+    symmetric: _Symmetric = None,
+    calib: _Calib = None,
+    samples: _Samples = None,
+    seqlen: _Seqlen = None,
+    seed: _Seed = None,
+    resume: _Resume = False,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Model to a 4-bit checkpoint."""
+    from awq2trt.progress import terminal_progress
+    from awq2trt.recipe import apply_flags, load_recipe
+    from awq2trt.stages import QuantizeRequest, quantize_stage
+
+    flags = {
+        "method": method,
+        "bits": bits,
+        "group_size": group_size,
+        "symmetric": symmetric,
+        "calib": calib,
+        "samples": samples,
+        "seqlen": seqlen,
+        "seed": seed,
+    }
+    options = apply_flags(load_recipe(recipe), {"quantize": flags}).quantize
+    request = QuantizeRequest(model, output, options, resume=resume, overwrite=overwrite)
+    print(quantize_stage(request, terminal_progress()).directory)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Quantized checkpoint, ours or any in AutoAWQ's GEMM layout.")
+    ],
+    output: _Output,
+    recipe: _Recipe = None,
+    max_seq_len: _MaxSeqLen = None,
+    dtype: _Dtype = None,
+    function_bodies: _FunctionBodies = None,
+    overwrite: _Overwrite = False,
+) -> None:
+    """4-bit checkpoint to an ONNX model."""
+    from awq2trt.progress import terminal_progress
+    from awq2trt.recipe import apply_flags, load_recipe
+    from awq2trt.stages import ExportRequest, export_stage
+
+    flags = {"export": {"max_seq_len": max_seq_len, "dtype": dtype, "function_bodies": function_bodies}}
+    options = apply_flags(load_recipe(recipe), flags).export
+    request = ExportRequest(checkpoint, output, options, overwrite=overwrite)
+    print(export_stage(request, terminal_progress()).directory)
+
+
+@app.command("eval")
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Original models, checkpoints or ONNX models, in any number."),
+    ],
+    text: Annotated[str, typer.Option("--text", metavar="TEXT", help=".txt or .jsonl file, or a data set's name.")],
+    windows: Annotated[int, typer.Option("--windows", min=1, help="Windows of the text, from its start.")] = 8,
+    seqlen: Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in a window.")] = 1024,
+) -> None:
+    """Perplexity on a text."""
+    from awq2trt.progress import terminal_progress
+    from awq2trt.report import perplexity_row, perplexity_title
+    from awq2trt.stages import EvalRequest, eval_stage
+
+    request = EvalRequest(tuple(models), text, windows, seqlen)
+    print(perplexity_title(request))
+    for result in eval_stage(request, terminal_progress()):
+        print(perplexity_row(result), flush=True)
+
+
+@app.command()
+def run(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model or engine.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="What to say to the model.")],
+    backend: Annotated[str, typer.Option("--backend", help="ort: ONNX Runtime on the CPU.")] = "ort",
+    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 always takes the best token.")] = 0.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="Only the k best tokens; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Only the best tokens up to this probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text.")] = None,
+) -> None:
+    """Prompt to text, as it comes."""
+    from awq2trt.run import Sampling
+    from awq2trt.stages import RunRequest, run_stage
+
+    request = RunRequest(
+        directory=directory,
+        prompt=prompt,
+        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+        backend=backend,
+        system=system,
+        raw=raw,
+        max_new_tokens=max_new_tokens,
+        stop=tuple(stop or ()),
+    )
+    for piece in run_stage(request):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def bench(
+    kernels: Annotated[bool, typer.Option("--kernels", help="The plugin library's kernels, alone.")] = False,
+    group_size: Annotated[int, typer.Option("--group-size")] = 128,
+    dtype: Annotated[str, typer.Option("--dtype", help="float16 or bfloat16.")] = "float16",
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.")] = None,
+) -> None:
+    """Speed of the kernels on this machine's GPU."""
+    from awq2trt.bench import bench_kernels, format_report, write_report
+    from awq2trt.errors import UsageError
+
+    if not kernels:
+        raise UsageError("nothing to measure.", where="bench", fix="awq2trt bench --kernels")
+    report = bench_kernels(group_size=group_size, dtype=dtype)
+    print(format_report(report))
+    if json_file is not None:
+        write_report(report, json_file)
+
+
+@app.command()
+def inspect(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint, ONNX model or engine.")],
+) -> None:
+    """What a directory holds and comes from; verifies every file."""
+    from awq2trt.artifact import Artifact
+    from awq2trt.report import artifact_lines
+
+    print("\n".join(artifact_lines(Artifact.open(directory))))
+
+
+@app.command()
+def targets() -> None:
+    """What engines can be built for."""
+    from awq2trt.report import target_lines
+
+    print("\n".join(target_lines()))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """What this machine can do, and the command that installs what it cannot."""
+    from awq2trt.doctor import examine, findings_json, findings_lines
+
+    findings = examine()
+    print(findings_json(findings) if as_json else "\n".join(findings_lines(findings)))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _explain(error: Exception) -> int:
+    """Prints an error in its three parts; returns the exit code."""
+    if isinstance(error, Awq2trtError):
+        print(f"error: {error.what}", file=sys.stderr)
+        if error.where:
+            print(f"  where: {error.where}", file=sys.stderr)
+        if error.fix:
+            print(f"  fix: {error.fix}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has seen enough. Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, OSError) and error.strerror:
+        print(f"error: {error.strerror.lower()}", file=sys.stderr)
+        if error.filename:
+            print(f"  where: {error.filename}", file=sys.stderr)
+        return 1
+    if isinstance(error, MemoryError):
+        print("error: out of memory\n  fix: close other programs, or use a machine with more memory.", file=sys.stderr)
+        return 1
+    print(
+        f"error: {type(error).__name__}: {error}\n"
+        "  This is a bug in awq2trt. Please report it with the output of the same command with\n"
+        f"  {DEBUG_VARIABLE}=1 set, which shows where it happened.",
+        file=sys.stderr,
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    main()

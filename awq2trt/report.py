@@ -1,0 +1,72 @@
+"""What commands print: results as lines of text. Takes results, computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from awq2trt.target import TARGETS, Target
+
+if TYPE_CHECKING:
+    from awq2trt.artifact import Artifact, Contents
+    from awq2trt.stages import EvalRequest, EvalResult
+
+
+def target_lines() -> Iterator[str]:
+    """The target table."""
+    yield f"{'target':15} {'compute capability':19} {'memory':>8} {'GB/s':>7}  {'makes':7} what it is"
+    for target in TARGETS.values():
+        memory = f"{target.memory_bytes >> 30} GB" if target.memory_bytes else "-"
+        bandwidth = f"{target.bandwidth_bytes_per_s / 1e9:g}" if target.bandwidth_bytes_per_s else "-"
+        capability = ", ".join(target.capability_names) or "of this machine"
+        makes = "kit" if target.is_kit else "engine"
+        yield f"{target.name:15} {capability:19} {memory:>8} {bandwidth:>7}  {makes:7} {target.title}, {_runs(target)}"
+
+
+def _runs(target: Target) -> str:
+    name = "TensorRT" if target.is_kit else "TensorRT-RTX"
+    return f"{name} {target.minimum_tensorrt[0]}.{target.minimum_tensorrt[1]} or later"
+
+
+def perplexity_title(request: EvalRequest) -> str:
+    """What the perplexities that follow are of, and their columns."""
+    measured = (
+        f"Perplexity on the first {request.windows} windows of {request.seqlen} tokens of {request.text}, no BOS."
+    )
+    return f"{measured}\n{'perplexity':>10}  {'windows':>11}  {'seconds':>7}  {'executor':12}  {'scheme':14}  model"
+
+
+def perplexity_row(result: EvalResult) -> str:
+    """One model's perplexity."""
+    perplexity = result.perplexity
+    windows = f"{perplexity.windows} x {perplexity.seqlen}"
+    how = f"{result.executor:12}  {result.scheme or 'original':14}"
+    return f"{perplexity.value:10.3f}  {windows:>11}  {result.seconds:7.1f}  {how}  {result.model}"
+
+
+def artifact_lines(artifact: Artifact) -> Iterator[str]:
+    """What an artifact is, comes from and holds."""
+    manifest = artifact.manifest
+    for name, value in _facts(manifest.contents):
+        yield f"{name:14} {value}"
+    yield f"{'made by':14} awq2trt {manifest.tool_version}"
+    total_bytes = sum(record.size_bytes for record in manifest.files.values())
+    yield f"{'kind':14} {manifest.kind}, {len(manifest.files)} files, {total_bytes / 1e6:,.1f} MB, every hash verified"
+    for name, record in manifest.files.items():
+        yield f"  {record.sha256[:12]} {record.size_bytes / 1e6:>12,.2f} MB  {name}"
+
+
+def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
+    yield "model", f"{contents.source.model} ({contents.source.family})"
+    quantization = contents.quantization
+    yield "quantization", f"{quantization.method}, {quantization.scheme.describe()}"
+    calibration = quantization.calibration
+    if calibration is not None:
+        yield "calibration", f"{calibration.text}, {calibration.samples} x {calibration.seqlen} tokens"
+    if contents.io is not None:
+        yield "cache", f"{contents.io.capacity} positions"
+    engine = contents.engine
+    if engine is not None:
+        capabilities = ", ".join(engine.compute_capabilities)
+        kernels = f"plugin library {engine.plugin_version} inside" if engine.plugin_version else "TensorRT's kernels"
+        yield "engine", f"{engine.target} ({capabilities}), {engine.flavour} {engine.tensorrt_version}, {kernels}"

@@ -1,0 +1,546 @@
+"""The stages as the command line runs them: read one artifact, do the work, publish the next.
+
+Each stage takes a frozen request, and returns what the command prints. Nothing here computes: the work is in
+`quantize`, `export`, `build`, `run` and `evaluate`, which know nothing of manifests. Heavy imports happen inside the
+stages that need them, so that `export` never loads PyTorch and `--help` loads nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from awq2trt.artifact import (
+    MANIFEST_FILE,
+    Artifact,
+    CalibrationRecord,
+    Contents,
+    EngineRecord,
+    FileRecord,
+    Kind,
+    ProfileRecord,
+    QuantizationRecord,
+    SourceRecord,
+    can_resume,
+    current_artifact,
+    fingerprint_of,
+    record_file,
+)
+from awq2trt.errors import BuildError, UnsupportedError, UsageError
+from awq2trt.progress import Progress
+from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
+from awq2trt.source import CONFIG_FILE, ModelSource, copy_tokenizer, open_source, read_config
+from awq2trt.target import Target, find_target
+
+if TYPE_CHECKING:
+    from awq2trt.checkpoint import QuantizedCheckpoint
+    from awq2trt.evaluate import Perplexity
+    from awq2trt.run import Sampling
+
+CHECKPOINT_DIRECTORY: Final = "checkpoint"
+ONNX_DIRECTORY: Final = "onnx"
+"""What `awq2trt build -o DIR` makes in DIR, beside a directory named after the target."""
+
+_FP16_BYTES: Final = 2
+_FP32_BYTES: Final = 4
+
+
+# quantize
+
+
+@dataclass(frozen=True)
+class QuantizeRequest:
+    """`awq2trt quantize`.
+
+    Attributes:
+        model: Directory, .gguf file, hub id or packaged model.
+        output: The checkpoint's directory.
+        options: How to quantize.
+        resume: Go on with an interrupted run.
+        overwrite: Replace what is in `output`, whatever it is.
+    """
+
+    model: str
+    output: Path
+    options: QuantizeOptions
+    resume: bool = False
+    overwrite: bool = False
+
+
+def quantize_stage(request: QuantizeRequest, progress: Progress) -> Artifact:
+    """Model -> quantized checkpoint."""
+    progress.note(f"reading {request.model}")
+    source = open_source(request.model)
+    _refuse_writing_over_source(source, request.output)
+    return _quantize(source, source_record(source), request, progress)
+
+
+def _quantize(source: ModelSource, record: SourceRecord, request: QuantizeRequest, progress: Progress) -> Artifact:
+    from awq2trt.quantize.job import QuantizeJob
+
+    with Artifact.create(
+        request.output,
+        "checkpoint",
+        quantize_fingerprint(record, request.options),
+        resume=request.resume,
+        overwrite=request.overwrite,
+        expected_bytes=_quantize_bytes(source, request.options),
+    ) as draft:
+        job = QuantizeJob(source, request.options, files=draft.files, scratch=draft.scratch, progress=progress)
+        result = job.run()
+        calibration = None
+        sha256 = result.tokens_sha256()
+        if result.tokens is not None and sha256 is not None:
+            calibration = CalibrationRecord(
+                text=_portable_name(request.options.calib),
+                sha256=sha256,
+                samples=result.tokens.shape[0],
+                seqlen=result.tokens.shape[1],
+                seed=request.options.seed,
+            )
+        quantization = QuantizationRecord(
+            method=request.options.method, scheme=request.options.scheme, calibration=calibration
+        )
+        return draft.publish(Contents(source=record, quantization=quantization))
+
+
+def quantize_fingerprint(record: SourceRecord, options: QuantizeOptions) -> str:
+    """Fingerprint of the checkpoint that these weights and options give."""
+    calib = Path(options.calib).expanduser()
+    text = record_file(calib) if calib.is_file() else None
+    return fingerprint_of(kind="checkpoint", source=record, options=options, calib=text)
+
+
+def source_record(source: ModelSource) -> SourceRecord:
+    """What the manifest says of a model; hashes its weight files."""
+    return SourceRecord(
+        model=_portable_name(source.name),
+        family=source.spec.family,
+        files={path.name: record_file(path) for path in source.files},
+    )
+
+
+def _portable_name(name: str) -> str:
+    """A local path's last part; anything else as it is."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
+def _refuse_writing_over_source(source: ModelSource, output: Path) -> None:
+    if output.resolve() in {path.resolve().parent for path in source.files}:
+        raise UsageError(
+            "the output directory is the model's own.", where=str(output), fix="give another directory with -o."
+        )
+
+
+def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
+    """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams."""
+    spec, scheme = source.spec, options.scheme
+    block = 0
+    for name in spec.block.linears:
+        rows, columns = spec.linear_shape(name)
+        group_bytes = _FP16_BYTES + scheme.bits / 8
+        block += int(rows * (columns * scheme.bits / 8 + scheme.groups(columns) * group_bytes))
+    outer = _FP16_BYTES * spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
+    hidden = 0 if options.method == "rtn" else _FP32_BYTES * options.samples * options.seqlen * spec.hidden_size
+    return 2 * spec.num_layers * block + outer + 2 * hidden
+
+
+# export
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """`awq2trt export`.
+
+    Attributes:
+        checkpoint: Directory of a quantized checkpoint, ours or any AutoAWQ GEMM one.
+        output: Directory of the ONNX model.
+        options: How to export.
+        overwrite: Replace what is in `output`, whatever it is.
+    """
+
+    checkpoint: Path
+    output: Path
+    options: ExportOptions
+    overwrite: bool = False
+
+
+def export_stage(request: ExportRequest, progress: Progress) -> Artifact:
+    """Quantized checkpoint -> ONNX model."""
+    if request.checkpoint.resolve() == request.output.resolve():
+        raise UsageError(
+            "the output directory is the checkpoint's own.", where=str(request.output), fix="give another with -o."
+        )
+    made_by_us = (request.checkpoint / MANIFEST_FILE).is_file()
+    return _export(Artifact.open(request.checkpoint, kind="checkpoint") if made_by_us else None, request, progress)
+
+
+def _export(artifact: Artifact | None, request: ExportRequest, progress: Progress) -> Artifact:
+    """Exports a checkpoint; `artifact` is None where another tool made it."""
+    from awq2trt.checkpoint import QuantizedCheckpoint
+    from awq2trt.export import ExportOptions as GraphOptions
+    from awq2trt.export import export_onnx
+
+    checkpoint = QuantizedCheckpoint(request.checkpoint)
+    options = request.options
+    with Artifact.create(
+        request.output,
+        "onnx",
+        export_fingerprint(_checkpoint_files(checkpoint, artifact), options),
+        overwrite=request.overwrite,
+        expected_bytes=sum(path.stat().st_size for path in checkpoint.files),
+    ) as draft:
+        graph_options = GraphOptions(
+            max_seq_len=options.max_seq_len, function_bodies=options.function_bodies, dtype=options.dtype
+        )
+        result = export_onnx(checkpoint, draft.files, options=graph_options, progress=progress)
+        copy_tokenizer(request.checkpoint, draft.files)
+        source, quantization = _origin(checkpoint, artifact)
+        return draft.publish(Contents(source=source, quantization=quantization, io=result.contract))
+
+
+def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions) -> str:
+    """Fingerprint of the ONNX model that a checkpoint's files and options give."""
+    files = {name: record.sha256 for name, record in checkpoint.items()}
+    return fingerprint_of(kind="onnx", checkpoint=files, options=options)
+
+
+def _checkpoint_files(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> dict[str, FileRecord]:
+    if artifact is not None:
+        return artifact.manifest.files
+    return {path.name: record_file(path) for path in (*checkpoint.files, checkpoint.directory / CONFIG_FILE)}
+
+
+def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple[SourceRecord, QuantizationRecord]:
+    """Where a checkpoint comes from; of another tool's we know only itself."""
+    if artifact is not None:
+        return artifact.manifest.contents.source, artifact.manifest.contents.quantization
+    return source_record(checkpoint), QuantizationRecord(method="awq", scheme=checkpoint.scheme)
+
+
+# build
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """`awq2trt build`.
+
+    Attributes:
+        model: Directory, .gguf file, hub id or packaged model.
+        output: Directory below which every stage gets its own.
+        options: Of all stages.
+        overwrite: Replace what is in those directories, whatever it is.
+    """
+
+    model: str
+    output: Path
+    options: Recipe
+    overwrite: bool = False
+
+
+def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]:
+    """Model -> checkpoint -> ONNX -> engine, each as it is done; what is current is not made again.
+
+    An interrupted run is resumed where it has the same inputs and options.
+
+    Raises:
+        UnsupportedError: Engines for the target are not built here.
+    """
+    target = _engine_target(request.options.build.target)
+    checkpoint = _current_checkpoint(request, progress)
+    yield checkpoint
+    onnx = _current_onnx(request, checkpoint, progress)
+    yield onnx
+    yield _current_engine(request, target, onnx, progress)
+
+
+def _engine_target(name: str | None) -> Target:
+    """The target, known before hours of work whether it can be built for."""
+    if name is None:
+        raise UsageError(
+            "no target given.", where="--target", fix="`awq2trt targets` lists them; rtx suits most cards."
+        )
+    target = find_target(name)
+    if target.is_kit:
+        raise UnsupportedError(f"kits for {target.title} come with a later version of awq2trt.")
+    return target
+
+
+def _current_checkpoint(request: BuildRequest, progress: Progress) -> Artifact:
+    progress.note(f"reading {request.model}")
+    source = open_source(request.model)
+    output = request.output / CHECKPOINT_DIRECTORY
+    _refuse_writing_over_source(source, output)
+    record = source_record(source)
+    options = request.options.quantize
+    fingerprint = quantize_fingerprint(record, options)
+    current = _skipped(output, "checkpoint", fingerprint, progress)
+    if current is not None:
+        return current
+    resume = can_resume(output, fingerprint)
+    quantize = QuantizeRequest(request.model, output, options, resume=resume, overwrite=request.overwrite)
+    return _quantize(source, record, quantize, progress)
+
+
+def _current_onnx(request: BuildRequest, checkpoint: Artifact, progress: Progress) -> Artifact:
+    output = request.output / ONNX_DIRECTORY
+    options = request.options.export
+    current = _skipped(output, "onnx", export_fingerprint(checkpoint.manifest.files, options), progress)
+    if current is not None:
+        return current
+    export = ExportRequest(checkpoint.directory, output, options, overwrite=request.overwrite)
+    return _export(checkpoint, export, progress)
+
+
+def _current_engine(request: BuildRequest, target: Target, onnx: Artifact, progress: Progress) -> Artifact:
+    from awq2trt.build import LOG_FILE, BuildOptions, build_engine, import_tensorrt_rtx
+    from awq2trt.plugin_library import find_plugin_library
+
+    output = request.output / target.name
+    library = find_plugin_library() if request.options.build.plugin else None
+    fingerprint = fingerprint_of(
+        kind="engine",
+        onnx={name: record.sha256 for name, record in onnx.manifest.files.items()},
+        target=target.name,
+        tensorrt=str(import_tensorrt_rtx().__version__),
+        plugin=record_file(library.path) if library else None,
+    )
+    current = _skipped(output, "engine", fingerprint, progress)
+    if current is not None:
+        return current
+    with Artifact.create(
+        output,
+        "engine",
+        fingerprint,
+        overwrite=request.overwrite,
+        expected_bytes=sum(record.size_bytes for record in onnx.manifest.files.values()),
+    ) as draft:
+        with _kept_log(draft.files / LOG_FILE, request.output / f"{target.name}-{LOG_FILE}"):
+            result = build_engine(onnx.directory, target, draft.files, options=BuildOptions(library), progress=progress)
+        for name in onnx.manifest.files:
+            draft.adopt(onnx.path(name))
+        record = EngineRecord(
+            target=target.name,
+            compute_capabilities=result.compute_capabilities,
+            flavour=target.flavour.value,
+            tensorrt_version=result.tensorrt_version,
+            plugin_version=library.version if library else None,
+            profiles=tuple(
+                ProfileRecord(name=p.name, shortest=p.shortest, typical=p.typical, longest=p.longest)
+                for p in result.profiles
+            ),
+        )
+        return draft.publish(onnx.manifest.contents.model_copy(update={"engine": record}))
+
+
+@contextmanager
+def _kept_log(log: Path, kept: Path) -> Iterator[None]:
+    """Saves TensorRT's log from the work directory, which a failure removes, and says where it is."""
+    try:
+        yield
+    except BuildError as error:
+        if not log.is_file():
+            raise
+        kept.write_bytes(log.read_bytes())
+        raise BuildError(error.what, where=error.where, fix=f"{kept} holds all that TensorRT said.") from error
+
+
+def _skipped(directory: Path, kind: Kind, fingerprint: str, progress: Progress) -> Artifact | None:
+    current = current_artifact(directory, kind, fingerprint)
+    if current is not None:
+        progress.note(f"{directory} is current")
+    return current
+
+
+# run
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """`awq2trt run`.
+
+    Attributes:
+        directory: ONNX model or engine.
+        prompt: What the user says.
+        sampling: How tokens are chosen.
+        backend: `ort`.
+        system: System message.
+        raw: Continue the prompt as plain text, without the chat template.
+        max_new_tokens: None for as many as the cache holds.
+        stop: Strings that end the answer.
+    """
+
+    directory: Path
+    prompt: str
+    sampling: Sampling
+    backend: str = "ort"
+    system: str | None = None
+    raw: bool = False
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+BACKENDS: Final = ("ort",)
+
+
+def run_stage(request: RunRequest) -> Iterator[str]:
+    """Pieces of the answer as they come.
+
+    Raises:
+        ArtifactError: The directory holds no whole model.
+        UsageError: The prompt is empty or does not fit, or the backend is unknown.
+    """
+    from awq2trt.run import ChatTokenizer, OrtBackend, Sampler, generate, stream_text
+
+    if request.backend not in BACKENDS:
+        raise UsageError(
+            f"unknown backend {request.backend!r}, expected one of: {', '.join(BACKENDS)}.",
+            where="--backend",
+            fix="--backend ort runs everywhere.",
+        )
+    artifact = open_model(request.directory)
+    tokenizer = ChatTokenizer.load(artifact.directory)
+    prompt = tokenizer.encode(request.prompt, chat=not request.raw, system=request.system)
+    tokens = generate(
+        OrtBackend.load(artifact.directory),
+        prompt,
+        Sampler(request.sampling),
+        stop_tokens=tokenizer.stop_tokens,
+        max_new_tokens=request.max_new_tokens,
+    )
+    yield from stream_text(tokens, tokenizer.decode, request.stop)
+
+
+def open_model(directory: Path) -> Artifact:
+    """Opens an ONNX model or an engine directory, which holds one too.
+
+    Raises:
+        ArtifactError: It is not whole.
+        UsageError: It is the directory above several, or a checkpoint.
+    """
+    below = sorted(path.parent.name for path in directory.glob(f"*/{MANIFEST_FILE}"))
+    if below and not (directory / MANIFEST_FILE).is_file():
+        models = [name for name in below if name != CHECKPOINT_DIRECTORY]
+        raise UsageError(
+            f"expected a model's directory, got one that holds {', '.join(below)}.",
+            where=str(directory),
+            fix=f"name {directory / (models or below)[-1]}.",
+        )
+    artifact = Artifact.open(directory)
+    if artifact.manifest.kind == "checkpoint":
+        raise UsageError(
+            "expected an ONNX model or an engine, got a checkpoint.",
+            where=str(directory),
+            fix=f"export it first: awq2trt export {directory} -o DIR",
+        )
+    return artifact
+
+
+# eval
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """`awq2trt eval`.
+
+    Attributes:
+        models: Original models, quantized checkpoints, ONNX models, in any number.
+        text: A .txt or .jsonl file, or a data set's name.
+        windows: How many windows of the text, from its start.
+        seqlen: Tokens in a window.
+    """
+
+    models: tuple[str, ...]
+    text: str
+    windows: int
+    seqlen: int
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Perplexity of one model.
+
+    Attributes:
+        model: As the user named it.
+        executor: What ran it: `PyTorch` or `ONNX Runtime`.
+        scheme: How it is quantized; None for an original.
+        perplexity: With the windows it was measured on.
+        seconds: Wall time.
+    """
+
+    model: str
+    executor: str
+    scheme: str | None
+    perplexity: Perplexity
+    seconds: float
+
+
+def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]:
+    """Perplexity of every model on the same text, each as it is done."""
+    for model in request.models:
+        started = time.monotonic()
+        manifest = Path(model) / MANIFEST_FILE
+        onnx = manifest.is_file() and Artifact.open(Path(model), verify="size").manifest.kind != "checkpoint"
+        evaluate = _evaluate_onnx if onnx else _evaluate_torch
+        scheme, perplexity = evaluate(model, request, progress)
+        executor = "ONNX Runtime" if onnx else "PyTorch"
+        yield EvalResult(model, executor, scheme, perplexity, time.monotonic() - started)
+
+
+def _evaluate_torch(model: str, request: EvalRequest, progress: Progress) -> tuple[str | None, Perplexity]:
+    from awq2trt.calibrate import encode, load_tokenizer, read_text
+    from awq2trt.evaluate import first_windows, perplexity, torch_logits
+
+    source, scheme = _open_any(model)
+    with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
+        source.save_tokenizer(Path(directory))
+        tokenizer = load_tokenizer(Path(directory))
+    ids = encode(tokenizer, read_text(request.text, characters=_characters(request)))
+    windows = first_windows(ids, request.windows, request.seqlen, where=request.text)
+    logits = torch_logits(source, windows, progress, f"running {_portable_name(model)}")
+    return scheme, perplexity(windows, logits, progress, "perplexity")
+
+
+def _evaluate_onnx(model: str, request: EvalRequest, progress: Progress) -> tuple[str | None, Perplexity]:
+    import torch
+
+    from awq2trt.calibrate import encode, load_tokenizer, read_text
+    from awq2trt.evaluate import first_windows, perplexity
+    from awq2trt.run import OrtBackend
+
+    artifact = Artifact.open(Path(model))
+    ids = encode(load_tokenizer(artifact.directory), read_text(request.text, characters=_characters(request)))
+    windows = first_windows(ids, request.windows, request.seqlen, where=request.text)
+    backend = OrtBackend.load(artifact.directory, all_logits=True)
+
+    def logits(window: torch.Tensor) -> Iterator[torch.Tensor]:
+        return (torch.from_numpy(rows) for rows in backend.logits(window.tolist()))
+
+    measured = perplexity(windows, logits, progress, f"running {_portable_name(model)} in ONNX Runtime")
+    return artifact.manifest.contents.quantization.scheme.describe(), measured
+
+
+def _open_any(model: str) -> tuple[ModelSource, str | None]:
+    """An original model, or a quantized checkpoint and its scheme."""
+    from awq2trt.checkpoint import QuantizedCheckpoint
+
+    path = Path(model).expanduser()
+    if path.is_dir() and "quantization_config" in read_config(path):
+        if (path / MANIFEST_FILE).is_file():
+            Artifact.open(path, kind="checkpoint")
+        checkpoint = QuantizedCheckpoint(path)
+        return checkpoint, checkpoint.scheme.describe()
+    return open_source(model), None
+
+
+def _characters(request: EvalRequest) -> int:
+    """How much of a data set to read."""
+    from awq2trt.calibrate import CHARACTERS_PER_TOKEN
+
+    return request.windows * request.seqlen * CHARACTERS_PER_TOKEN
