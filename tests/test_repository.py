@@ -1,0 +1,78 @@
+"""The repository itself: what its documents promise exists, and its layout is what CONTRIBUTING says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import awq2trt
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("plugins/**/*.md"), *ROOT.glob("recipes/*.md"))
+)
+MAKE_TARGETS = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def _text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_relative_links_resolve(document: str) -> None:
+    links = re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", _text(document))
+    local = [link for link in links if not re.match(r"[a-z]+:", link)]
+    missing = [link for link in local if not (ROOT / document).parent.joinpath(link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_make_commands_exist(document: str) -> None:
+    named = set(re.findall(r"(?:`|\$ |&& )make ([a-z][a-z0-9-]*)", _text(document)))
+    assert named <= MAKE_TARGETS
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_named_files_exist(document: str) -> None:
+    named = re.findall(r"`((?:awq2trt|plugins|tests|tools|recipes)/[\w./-]+)`", _text(document))
+    invented = {"awq2trt/families/lynx.py"}  # the example of CONTRIBUTING, "A new model family"
+    missing = [name for name in named if name not in invented and not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_the_documents_that_people_look_for_exist() -> None:
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= set(DOCUMENTS)
+    assert "Apache License" in _text("LICENSE")
+
+
+def test_commands_of_the_readme_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    from awq2trt.cli import app
+
+    with pytest.raises(SystemExit):
+        app(["--help"], prog_name="awq2trt")
+    known = set(re.findall(r"^  ([a-z]+) ", capsys.readouterr().out, re.MULTILINE))
+    named = set(re.findall(r"(?:`|\$ )awq2trt ([a-z]+)", _text("README.md")))
+    assert named
+    assert named <= known
+
+
+def test_version_is_declared_once() -> None:
+    assert re.search(r'^dynamic = \["version"\]$', _text("pyproject.toml"), re.MULTILINE)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", awq2trt.__version__)
+
+
+def test_scripts_are_executable_and_parse() -> None:
+    scripts = [ROOT / ".ci" / "run", *ROOT.glob("tools/*.sh")]
+    assert len(scripts) > 1
+    for script in scripts:
+        assert script.stat().st_mode & 0o111, f"{script} is not executable"
+        subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_ci_runs_make_test_and_nothing_else() -> None:
+    lines = [line for line in _text(".ci/run").splitlines() if line and not line.startswith("#")]
+    assert lines[-1] == "exec make --no-print-directory test"
