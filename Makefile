@@ -15,7 +15,7 @@ WORKERS ?= 2
 PYTEST_FLAGS ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 INSTALLED := $(VENV)/.installed
 DEMO_MODEL := $(VENV)/.demo-model
 NATIVE := $(VENV)/.native

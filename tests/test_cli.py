@@ -1,0 +1,285 @@
+"""The command line as a user meets it: what it prints, where, and with which exit code; a failure is one message."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from awq2trt import __version__, stages
+from awq2trt.cli import app
+from awq2trt.errors import BuildError, UnsupportedError
+from awq2trt.recipe import ExportOptions, QuantizeOptions
+from awq2trt.stages import BuildRequest, ExportRequest, QuantizeRequest
+
+ROOT = Path(__file__).parent.parent
+
+
+class Outcome:
+    """What a command did."""
+
+    def __init__(self, code: object, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def awq2trt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Runs a command in this process."""
+    monkeypatch.delenv("AWQ2TRT_DEBUG", raising=False)
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")  # the command line would set it for good
+
+    def call(*arguments: str) -> Outcome:
+        with pytest.raises(SystemExit) as raised:
+            app(list(arguments), prog_name="awq2trt")
+        captured = capsys.readouterr()
+        return Outcome(raised.value.code, captured.out, captured.err)
+
+    return call
+
+
+def _fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Makes `quantize` raise."""
+
+    def quantize_stage(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(stages, "quantize_stage", quantize_stage)
+
+
+def _taken(monkeypatch: pytest.MonkeyPatch, stage: str) -> list[Any]:
+    """Replaces a stage; the list gets the requests it is called with."""
+    requests: list[Any] = []
+
+    class Made:
+        directory = Path("somewhere")
+
+    def take(request: object, progress: object) -> object:
+        requests.append(request)
+        return [Made] if stage == "build_stage" else Made
+
+    monkeypatch.setattr(stages, stage, take)
+    return requests
+
+
+def test_version(awq2trt: Callable[..., Outcome]) -> None:
+    outcome = awq2trt("--version")
+    assert (outcome.code, outcome.out) == (0, f"awq2trt {__version__}\n")
+
+
+def test_help_lists_every_command(awq2trt: Callable[..., Outcome]) -> None:
+    listed = re.findall(r"^  ([a-z]+)  ", awq2trt("--help").out, re.MULTILINE)
+    assert listed == ["build", "quantize", "export", "eval", "run", "bench", "inspect", "targets", "doctor"]
+
+
+@pytest.mark.parametrize("options", [QuantizeOptions(), ExportOptions()], ids=["quantize", "export"])
+def test_help_tells_the_defaults_that_recipes_have(
+    awq2trt: Callable[..., Outcome], options: QuantizeOptions | ExportOptions
+) -> None:
+    text = " ".join(awq2trt("build", "--help").out.split())
+    for name, value in options.model_dump().items():
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            flag = "--" + name.replace("_", "-")
+            assert re.search(rf"{flag} [^\[]*\[{value}\]", text), f"{flag}: help does not say [{value}]"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("nonsense",), ("quantize",), ("targets", "--colour"), ("run", "x", "--top-k", "a")]
+)
+def test_wrong_usage_exits_with_2(awq2trt: Callable[..., Outcome], arguments: tuple[str, ...]) -> None:
+    outcome = awq2trt(*arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert "Error" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_flags_reach_quantize(awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("quantize: {group_size: 64, samples: 3}")
+    requests = _taken(monkeypatch, "quantize_stage")
+    outcome = awq2trt(
+        "quantize", "model", "-o", "out", "--recipe", str(tmp_path / "recipe.yaml"), "--method", "rtn", "--bits", "4",
+        "--group_size", "32", "--symmetric", "--calib", "text.txt", "--seqlen", "64", "--seed", "5", "--resume",
+    )  # fmt: skip
+    assert (outcome.code, outcome.out) == (0, "somewhere\n")
+    options = QuantizeOptions(
+        method="rtn", bits=4, group_size=32, symmetric=True, calib="text.txt", samples=3, seqlen=64, seed=5
+    )
+    assert requests == [QuantizeRequest("model", Path("out"), options, resume=True)]
+
+
+def test_flags_reach_export(awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = _taken(monkeypatch, "export_stage")
+    awq2trt(
+        "export", "in", "-o", "out", "--max-seq-len", "64", "--dtype", "bfloat16", "--no-function-bodies", "--overwrite"
+    )
+    options = ExportOptions(max_seq_len=64, dtype="bfloat16", function_bodies=False)
+    assert requests == [ExportRequest(Path("in"), Path("out"), options, overwrite=True)]
+
+
+def test_flags_reach_build(awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[BuildRequest] = _taken(monkeypatch, "build_stage")
+    awq2trt("build", "m", "-o", "out", "--target", "rtx3090", "--max-seq-len", "99", "--zero-points", "--plugin")
+    (request,) = requests
+    assert (request.model, request.output, request.overwrite) == ("m", Path("out"), False)
+    assert (request.options.build.target, request.options.build.plugin) == ("rtx3090", True)
+    assert request.options.export.max_seq_len == 99
+    assert request.options.quantize == QuantizeOptions()
+
+
+def test_an_error_has_three_parts_and_its_exit_code(
+    awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fails(monkeypatch, UnsupportedError("got x, expected y.", where="layer 3", fix="use y."))
+    outcome = awq2trt("quantize", "m", "-o", "out")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == "error: got x, expected y.\n  where: layer 3\n  fix: use y.\n"
+
+
+def test_an_error_may_have_one_part(awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    _fails(monkeypatch, BuildError("no."))
+    outcome = awq2trt("quantize", "m", "-o", "out")
+    assert (outcome.code, outcome.err) == (1, "error: no.\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+        (PermissionError(13, "Permission denied", "/etc/x"), 1, "error: permission denied\n  where: /etc/x\n"),
+        (OSError(28, "No space left on device"), 1, "error: no space left on device\n"),
+        (MemoryError(), 1, "error: out of memory\n  fix: close other programs, or use a machine with more memory.\n"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_the_machine_does_is_one_message(
+    awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
+) -> None:
+    _fails(monkeypatch, error)
+    outcome = awq2trt("quantize", "m", "-o", "out")
+    assert (outcome.code, outcome.out, outcome.err) == (code, "", message)
+
+
+def test_a_bug_says_so_and_shows_its_traceback_only_when_asked(
+    awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fails(monkeypatch, ZeroDivisionError("division by zero"))
+    outcome = awq2trt("quantize", "m", "-o", "out")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: ZeroDivisionError: division by zero\n  This is a bug in awq2trt.")
+    assert "Traceback" not in outcome.err
+    monkeypatch.setenv("AWQ2TRT_DEBUG", "1")
+    assert "Traceback" in awq2trt("quantize", "m", "-o", "out").err
+    monkeypatch.setenv("AWQ2TRT_DEBUG", "")
+    assert "Traceback" in awq2trt("--debug", "quantize", "m", "-o", "out").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (
+            ("quantize", "/no/such/model", "-o", "{tmp}/out"),
+            2,
+            "no such directory, .gguf file, packaged model or hub id",
+        ),
+        (("quantize", "{tmp}/empty", "-o", "{tmp}/out"), 1, "no config.json"),
+        (("quantize", "{tmp}/weights.bin", "-o", "{tmp}/out"), 1, "pickled weights"),
+        (("quantize", "{tmp}/broken.gguf", "-o", "{tmp}/out"), 1, "not a readable GGUF file"),
+        (("quantize", "m", "-o", "{tmp}/out", "--group-size", "100"), 2, "where: --group-size"),
+        (("quantize", "m", "-o", "{tmp}/out", "--bits", "3"), 2, "where: --bits"),
+        (("quantize", "m", "-o", "{tmp}/out", "--method", "magic"), 2, "where: --method"),
+        (("quantize", "m", "-o", "{tmp}/out", "--samples", "0"), 2, "where: --samples"),
+        (("quantize", "m", "-o", "{tmp}/out", "--recipe", "{tmp}/none.yaml"), 2, "cannot read the recipe"),
+        (("export", "{tmp}/empty", "-o", "{tmp}/out"), 1, "no config.json"),
+        (("export", "{tmp}/empty", "-o", "{tmp}/empty"), 2, "the output directory is the checkpoint's own"),
+        (("build", "m", "-o", "{tmp}/out"), 2, "no target given"),
+        (("build", "m", "-o", "{tmp}/out", "--target", "rtx4080"), 2, "unknown target 'rtx4080'"),
+        (("run", "{tmp}/empty", "--prompt", "x"), 1, "not a directory that awq2trt wrote"),
+        (("run", "{tmp}/empty", "--prompt", "x", "--backend", "cuda"), 2, "unknown backend 'cuda'"),
+        (("run", "{tmp}/empty", "--prompt", "x", "--temperature", "-1"), 2, "where: --temperature"),
+        (("inspect", "{tmp}/nowhere"), 1, "no such directory"),
+        (("bench",), 2, "awq2trt bench --kernels"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing(
+    awq2trt: Callable[..., Outcome], tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "weights.bin").write_bytes(b"pickle")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03")
+    outcome = awq2trt(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert outcome.code == code
+    assert outcome.out == ""
+    assert says in outcome.err
+    assert "Traceback" not in outcome.err
+    assert "bug" not in outcome.err
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize("target", ["orin", "orin-nx", "orin-nano"])
+def test_kits_come_later_in_one_sentence(awq2trt: Callable[..., Outcome], target: str) -> None:
+    outcome = awq2trt("build", "smollm2-135m-instruct", "-o", "out", "--target", target)
+    assert outcome.code == 2
+    assert re.fullmatch(r"error: kits for Jetson .* come with a later version of awq2trt\.\n", outcome.err)
+
+
+def test_targets_lists_all(awq2trt: Callable[..., Outcome]) -> None:
+    from awq2trt.target import TARGETS
+
+    lines = awq2trt("targets").out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(TARGETS)
+    assert re.search(
+        r"rtx4090 +8\.9 +24 GB +1008 +engine +GeForce RTX 4090, TensorRT-RTX 1\.7 or later", "\n".join(lines)
+    )
+
+
+def test_doctor_exits_with_0_and_speaks_json(awq2trt: Callable[..., Outcome]) -> None:
+    outcome = awq2trt("doctor", "--json")
+    assert outcome.code == 0
+    assert {finding["name"] for finding in json.loads(outcome.out)} >= {"awq2trt", "PyTorch", "TensorRT-RTX", "GPU"}
+
+
+def _process(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """A real process that runs some Python, with its output piped."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_closed_pipe_is_no_drama() -> None:
+    with _process("import awq2trt.__main__", "targets") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
+SLEEPING_STAGE = """
+import time
+from awq2trt import cli, stages
+
+def quantize_stage(*arguments):
+    print("ready", flush=True)
+    time.sleep(60)
+
+stages.quantize_stage = quantize_stage
+cli.main()
+"""
+
+
+def test_ctrl_c_ends_a_process_with_130_and_one_line() -> None:
+    with _process(SLEEPING_STAGE, "quantize", "model", "-o", "out") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        error = process.stderr.read()
+    assert (process.returncode, error) == (130, "\ninterrupted\n")
