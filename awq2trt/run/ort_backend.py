@@ -43,7 +43,7 @@ class OrtBackend:
         self._session = session
         self._binding = session.io_binding()
         self._sizes = sizes
-        self._all_logits = all_logits
+        self._all_logits = all_logits  # whether a call gives a row for every token, not only the last
         self._grows = grows
         self._dtype = _cache_dtype(session)
         self._caches: list[NDArray[np.generic]] = []
@@ -67,6 +67,8 @@ class OrtBackend:
         model, sizes = open_decoder(path)
         if all_logits:
             ort_lowering.keep_all_positions(model)
+        elif not ort_lowering.keeps_last_position(model):
+            all_logits = True  # exported so
         if lowered:
             ort_lowering.lower_linears(model)
             ort_lowering.widen_to_fp32(model)
@@ -133,10 +135,12 @@ class OrtBackend:
         self._reserve(self._position + len(tokens))
         self._binding.bind_cpu_input(INPUT_IDS, np.asarray([tokens], dtype=np.int64))
         self._binding.bind_cpu_input(CACHE_POSITION, np.asarray([self._position], dtype=np.int64))
+        rows = len(tokens) if self._all_logits else 1
+        logits = np.empty((1, rows, self.vocab_size), self._dtype)  # fresh: the caller may keep what it got before
+        self._binding.bind_ortvalue_output(LOGITS, _shared(logits))
         self._session.run_with_iobinding(self._binding)
         self._position += len(tokens)
-        logits = self._binding.get_outputs()[0]  # the first that `_bind_caches` binds
-        return np.array(logits.numpy()[0], dtype=np.float32)  # a copy: the next call writes into the same memory
+        return logits[0].astype(np.float32, copy=False)
 
     def _reserve(self, length: int) -> None:
         """Makes the caches hold at least `length` positions, keeping what they hold."""
@@ -157,19 +161,21 @@ class OrtBackend:
         self._bind_caches()
 
     def _bind_caches(self) -> None:
-        """Binds the logits, then every cache as past and present at once."""
-        from onnxruntime import OrtValue
-
+        """Binds every cache as past and present at once."""
         layers = self._sizes.num_layers
-        self._binding.clear_binding_inputs()
-        self._binding.clear_binding_outputs()
-        self._binding.bind_output(LOGITS)
         for past, present, cache in zip(
             cache_names("past", layers), cache_names("present", layers), self._caches, strict=True
         ):
-            shared = OrtValue.ortvalue_from_numpy(cache)
+            shared = _shared(cache)
             self._binding.bind_ortvalue_input(past, shared)
             self._binding.bind_ortvalue_output(present, shared)
+
+
+def _shared(array: NDArray[Any]) -> onnxruntime.OrtValue:
+    """ONNX Runtime's view of an array's memory."""
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_numpy(array)
 
 
 def _open_session(model: ir.Model, path: Path, threads: int | None) -> onnxruntime.InferenceSession:
@@ -186,9 +192,7 @@ def _open_session(model: ir.Model, path: Path, threads: int | None) -> onnxrunti
     folder = path if path.is_dir() else path.parent
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     values = _hand_over_weights(model)
-    options.add_external_initializers(
-        list(values), [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in values.values()]
-    )
+    options.add_external_initializers(list(values), [_shared(array) for array in values.values()])
     try:
         proto = ir.to_proto(model).SerializeToString()
         return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])

@@ -116,6 +116,11 @@ def free_capacity(model: ir.Model, num_layers: int) -> None:
             value.shape = ir.Shape(axes)
 
 
+def keeps_last_position(model: ir.Model) -> bool:
+    """Whether the model gives logits of the last position only."""
+    return any(node.name == LAST_POSITION_NODE for node in model.graph)
+
+
 def keep_all_positions(model: ir.Model) -> None:
     """Bypasses the node that keeps the last position, so that logits of every position come out."""
     for node in list(model.graph):

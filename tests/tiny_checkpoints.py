@@ -1,0 +1,104 @@
+"""Random quantized decoders in memory, and the same weights in transformers: the oracle of export and run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
+
+from awq2trt.families import describe_model
+from awq2trt.scheme import QuantizedLinear, QuantScheme
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 120,
+    "hidden_size": 72,  # 64 + 8: a shorter last group for groups of 64, 9 x 8 heads
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+
+
+def random_linear(
+    shape: tuple[int, int], scheme: QuantScheme, random: np.random.Generator, *, bias: bool = False
+) -> QuantizedLinear:
+    """A linear of random codes; weights have a standard deviation near 0.1."""
+    rows, features = shape
+    groups = (rows, scheme.groups(features))
+    return QuantizedLinear(
+        codes=random.integers(0, 16, shape, dtype=np.uint8),
+        scales=random.uniform(0.01, 0.03, groups).astype(np.float16),
+        zeros=random.integers(0, 16, groups, dtype=np.uint8) if scheme.zero_point else None,
+        scheme=scheme,
+        bias=random.normal(size=rows).astype(np.float16) if bias else None,
+    )
+
+
+class RandomCheckpoint:
+    """What `export_onnx` reads of a checkpoint, with random contents. Every call for a name gives the same tensor."""
+
+    def __init__(self, scheme: QuantScheme | None = None, **overrides: Any) -> None:
+        self.config: dict[str, Any] = {**LLAMA, **overrides}
+        self.spec = describe_model(self.config)
+        self.scheme = scheme or QuantScheme(group_size=64)
+
+    def linear(self, name: str) -> QuantizedLinear:
+        relative = self._relative(name)
+        shape, bias = self.spec.linear_shape(relative), self.spec.has_bias(relative)
+        return random_linear(shape, self.scheme, self._random(name), bias=bias)
+
+    def tensor(self, name: str) -> NDArray[np.float16]:
+        shape = {**self.spec.outer_shapes(), **self.spec.block_shapes()}.get(name)
+        shape = shape or self.spec.block_shapes()[self._relative(name)]
+        if len(shape) == 1:
+            return self._random(name).uniform(0.5, 1.5, shape).astype(np.float16)
+        return self._random(name).normal(scale=0.5, size=shape).astype(np.float16)
+
+    def _relative(self, name: str) -> str:
+        return name.split(".", 3)[3]
+
+    def _random(self, name: str) -> np.random.Generator:
+        return np.random.default_rng(list(name.encode()))
+
+
+def torch_model(checkpoint: RandomCheckpoint) -> torch.nn.Module:
+    """The checkpoint in transformers, fp32, weights dequantized by `QuantizedLinear.dequantize`."""
+    config_class = MistralConfig if checkpoint.config["architectures"] == ["MistralForCausalLM"] else LlamaConfig
+    model = AutoModelForCausalLM.from_config(config_class(**checkpoint.config), attn_implementation="eager")
+    state: dict[str, torch.Tensor] = {}
+    for name in model.state_dict():
+        owner, _, kind = name.rpartition(".")
+        if "_proj" in name:
+            linear = checkpoint.linear(owner)
+            value = linear.bias if kind == "bias" else linear.dequantize()
+        elif owner == checkpoint.spec.head and checkpoint.spec.tie_embeddings:
+            value = checkpoint.tensor(f"{checkpoint.spec.embedding}.weight")
+        else:
+            value = checkpoint.tensor(name)
+        assert value is not None
+        state[name] = torch.from_numpy(value.astype(np.float32))
+    model.load_state_dict(state)
+    evaluated: torch.nn.Module = model.float().eval()
+    return evaluated
+
+
+def torch_logits(checkpoint: RandomCheckpoint, tokens: list[int]) -> NDArray[np.float32]:
+    """Logits of every position by transformers, float32 [S, V]."""
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = torch_model(checkpoint)(torch.tensor([tokens])).logits[0].numpy()
+    return logits
+
+
+def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Norm of the difference over the norm of what was expected."""
+    return float(np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected))
