@@ -35,6 +35,9 @@ CHARACTERS_PER_TOKEN: Final = 16
 _GREEDY_START: Final = 4
 """First tokens written greedily after the random first one (LLM-QAT: 3 to 5), before sampling starts."""
 
+_TOP_K: Final = 100
+"""Tokens to draw from: the tail of a small model's distribution is noise, and one draw there derails the text."""
+
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved in `directory`.
@@ -86,7 +89,7 @@ def text_windows(tokenizer: PreTrainedTokenizerBase, text: str, samples: int, se
         )
     count = min(samples, len(ids) // seqlen)
     step = (len(ids) - seqlen) // max(count - 1, 1)
-    return torch.tensor([ids[start : start + seqlen] for start in range(0, count * step, step or 1)][:count])
+    return torch.tensor([ids[index * step : index * step + seqlen] for index in range(count)])
 
 
 def read_text(calib: str, *, characters: int) -> str:
@@ -135,11 +138,9 @@ def self_written(source: ModelSource, samples: int, seqlen: int, seed: int, prog
     with progress.task("model writes its calibration text", total=seqlen - 1) as advance:
         while tokens.shape[1] < seqlen:
             logits = _next_logits(runner, ends, blocks, caches, tokens[:, -1:])
-            if tokens.shape[1] <= _GREEDY_START:
-                chosen = logits.argmax(dim=-1, keepdim=True)
-            else:
-                chosen = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
-            tokens = torch.cat((tokens, chosen), dim=1)
+            kept = logits.topk(1 if tokens.shape[1] <= _GREEDY_START else _TOP_K, dim=-1)
+            drawn = torch.multinomial(kept.values.softmax(dim=-1), 1, generator=generator)
+            tokens = torch.cat((tokens, kept.indices.gather(1, drawn)), dim=1)
             advance(1)
     return tokens
 

@@ -23,7 +23,8 @@ from awq2trt.quantize.search import (
     output_error,
     search_clips,
     search_scales,
-    tie_heads,
+    smooth_magnitude,
+    spread_over_heads,
 )
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
 from awq2trt.source import SafetensorsSource
@@ -161,9 +162,11 @@ def test_activations_that_are_not_finite_are_refused_by_name() -> None:
 def test_tied_heads_share_a_scale() -> None:
     group = ScaleGroup("v_proj", LINEAR, ("o_proj",), heads_tied=2)
     magnitude = torch.arange(8.0)  # 2 KV heads x 2 query heads x head_dim 2
-    tied = tie_heads(magnitude, group, head_dim=2)
+    by_output = smooth_magnitude(magnitude, group, head_dim=2)
+    assert by_output.tolist() == [1.0, 2.0, 5.0, 6.0]
+    tied = spread_over_heads(by_output, group, head_dim=2)
     assert tied.tolist() == [1.0, 2.0, 1.0, 2.0, 5.0, 6.0, 5.0, 6.0]
-    assert smooth_scales(group, tied, head_dim=2).tolist() == [1.0, 2.0, 5.0, 6.0]
+    assert smooth_scales(group, tied, head_dim=2).tolist() == by_output.tolist()
     with pytest.raises(ValueError, match="tied"):
         smooth_scales(group, magnitude, head_dim=2)
 
@@ -182,8 +185,8 @@ def test_folding_alone_does_not_move_the_logits(bias: bool, tmp_path: Path) -> N
             folded = dict(weights)
             for group in spec.scale_groups():
                 channels = spec.linear_shape(group.balance_layers[0])[1]
-                scales = torch.rand(channels, generator=generator) * 3 + 0.2
-                fold_scales_(folded, group, tie_heads(scales, group, spec.head_dim), spec.head_dim)
+                by_output = torch.rand(channels // group.heads_tied, generator=generator) * 3 + 0.2
+                fold_scales_(folded, group, spread_over_heads(by_output, group, spec.head_dim), spec.head_dim)
             assert all(not torch.equal(folded[f"{n}.weight"], weights[f"{n}.weight"]) for n in spec.block.linears)
             after = runner.run(folded, after)
         expected, got = ends.logits(before).double(), ends.logits(after).double()

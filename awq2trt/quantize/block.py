@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +14,14 @@ from awq2trt.decoder import BlockRunner
 from awq2trt.families import DecoderSpec
 from awq2trt.quantize.fold import fold_scales_
 from awq2trt.quantize.rounding import WHOLE_RANGE, fake_quantize, quantize
-from awq2trt.quantize.search import InputStatistics, output_error, search_clips, search_scales, tie_heads
+from awq2trt.quantize.search import (
+    InputStatistics,
+    output_error,
+    search_clips,
+    search_scales,
+    smooth_magnitude,
+    spread_over_heads,
+)
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 Statistics = Mapping[str, InputStatistics]
@@ -103,9 +111,14 @@ def awq_block(
     statistics_of = {name: statistics[g.balance_layers[0]] for g in spec.scale_groups() for name in g.balance_layers}
     for group in spec.scale_groups():
         seen = statistics[group.balance_layers[0]]
-        magnitude = tie_heads(seen.magnitude(), group, spec.head_dim)
-        balance = [folded[f"{name}.weight"] for name in group.balance_layers]
-        found = search_scales(balance, seen.gram(), magnitude, scheme, where=where + group.balance_layers[0])
+        found = search_scales(
+            [folded[f"{name}.weight"] for name in group.balance_layers],
+            seen.gram(),
+            smooth_magnitude(seen.magnitude(), group, spec.head_dim),
+            scheme,
+            spread=partial(spread_over_heads, group=group, head_dim=spec.head_dim),
+            where=where + group.balance_layers[0],
+        )
         fold_scales_(folded, group, found.scales, spec.head_dim)
         scaled_gram = seen.gram() / torch.outer(found.scales, found.scales)
         searched.update(dict.fromkeys(group.balance_layers, (found.alpha, scaled_gram)))

@@ -7,7 +7,7 @@ tr(D G D^T) for the weight error D, so activations are seen once and no batch of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Final
@@ -113,15 +113,28 @@ def normalised_scales(magnitude: Tensor, alpha: float) -> Tensor:
     return scales
 
 
-def tie_heads(magnitude: Tensor, group: ScaleGroup, head_dim: int) -> Tensor:
-    """Mean of s_x over the query heads that read the same output channel of the smooth layer, repeated for each.
+def smooth_magnitude(magnitude: Tensor, group: ScaleGroup, head_dim: int) -> Tensor:
+    """s_x by output channel of the smooth layer: the mean over query heads that read the same one.
 
-    [K] stays [K]; with `heads_tied` 1 nothing changes.
+    Args:
+        magnitude: s_x of the balance layers' input, fp32 [K].
+        group: Says how many query heads are tied.
+        head_dim: Channels of a head.
+
+    Returns:
+        fp32 [K / heads_tied].
     """
     if group.heads_tied == 1:
         return magnitude
-    per_head = magnitude.view(-1, group.heads_tied, head_dim)  # [kv heads, query heads a kv head, head_dim]
-    return per_head.mean(dim=1, keepdim=True).expand_as(per_head).reshape(-1)
+    return magnitude.view(-1, group.heads_tied, head_dim).mean(dim=1).reshape(-1)
+
+
+def spread_over_heads(scales: Tensor, group: ScaleGroup, head_dim: int) -> Tensor:
+    """Output scales of the smooth layer [K / heads_tied] -> input scales of the balance layers [K]."""
+    if group.heads_tied == 1:
+        return scales
+    per_head = scales.view(-1, 1, head_dim)
+    return per_head.expand(-1, group.heads_tied, -1).reshape(-1)
 
 
 def output_error(difference: Tensor, gram: Tensor) -> float:
@@ -130,15 +143,22 @@ def output_error(difference: Tensor, gram: Tensor) -> float:
 
 
 def search_scales(
-    weights: Sequence[Tensor], gram: Tensor, magnitude: Tensor, scheme: QuantScheme, *, where: str = ""
+    weights: Sequence[Tensor],
+    gram: Tensor,
+    magnitude: Tensor,
+    scheme: QuantScheme,
+    *,
+    spread: Callable[[Tensor], Tensor] = lambda scales: scales,
+    where: str = "",
 ) -> ScaleResult:
     """Grid search for the input scales of linears that share an input (paper, equations 3 to 5).
 
     Args:
         weights: Balance layers, fp32 [N_i, K].
         gram: E[x x^T] of the input, fp32 [K, K].
-        magnitude: s_x, tied over heads where needed, fp32 [K].
+        magnitude: s_x by output channel of the smooth layer, fp32; [K] unless heads are tied.
         scheme: How the weights will be rounded.
+        spread: Turns scales of the smooth layer's output channels into those of the input channels [K].
         where: Name of the group, for errors.
 
     Raises:
@@ -154,7 +174,7 @@ def search_scales(
     best: ScaleResult | None = None
     rounded = 0.0
     for alpha in ALPHA_GRID:
-        scales = normalised_scales(magnitude, alpha)
+        scales = spread(normalised_scales(magnitude, alpha))
         difference = fake_quantize(weight * scales, scheme).div_(scales).sub_(weight)
         loss = output_error(difference, gram)
         if alpha == 0:

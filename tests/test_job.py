@@ -1,0 +1,154 @@
+"""The quantization job: killed at any moment, it goes on to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import save_llama
+
+from awq2trt.errors import CalibrationError, UnsupportedError
+from awq2trt.progress import SilentProgress
+from awq2trt.quantize.job import REPORT_FILE, QuantizeJob
+from awq2trt.recipe import QuantizeOptions
+from awq2trt.source import SafetensorsSource
+
+LAYERS = 6
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 100)
+    return save_llama(tmp_path / "model", num_hidden_layers=LAYERS)
+
+
+def _options(model: Path, **changes: Any) -> QuantizeOptions:
+    text = str(model.parent / "text.txt")
+    return QuantizeOptions(**{"calib": text, "samples": 4, "seqlen": 64, "group_size": 32, **changes})
+
+
+def _job(model: Path, out: Path, **changes: Any) -> QuantizeJob:
+    for name in ("files", "scratch"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    source = SafetensorsSource(model)
+    return QuantizeJob(
+        source, _options(model, **changes), files=out / "files", scratch=out / "scratch", progress=SilentProgress()
+    )
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.iterdir())}
+
+
+class _Stopped(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3, LAYERS - 1, LAYERS])
+def test_stopped_and_resumed_gives_the_same_bytes(
+    stop_after: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _job(model, tmp_path / "whole").run()
+    store, stored = QuantizeJob._store, 0
+
+    def stop_before_store(self: QuantizeJob, layer: int, block: Any) -> None:
+        nonlocal stored
+        if stored == stop_after:
+            raise _Stopped
+        stored += 1
+        store(self, layer, block)
+
+    def stop_before_merging(self: QuantizeJob) -> None:
+        raise _Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QuantizeJob, "_store", stop_before_store)
+        patch.setattr(QuantizeJob, "_write_checkpoint", stop_before_merging)
+        with pytest.raises(_Stopped):
+            _job(model, tmp_path / "stopped").run()
+    resumed = _job(model, tmp_path / "stopped").run()
+
+    assert resumed.blocks_resumed == stop_after
+    assert _hashes(tmp_path / "stopped" / "files") == _hashes(tmp_path / "whole" / "files")
+    assert resumed.reports == whole.reports
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+import test_job
+test_job._job(Path({model!r}), Path({out!r})).run()
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    _job(model, tmp_path / "whole").run()
+    code = _CHILD.format(
+        path=[str(Path(__file__).parent), str(Path(__file__).parent.parent)],
+        model=str(model),
+        out=str(tmp_path / "out"),
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    kills = 0
+    for blocks in (1, 2, 4):  # kill once so many blocks are on disk
+        child = subprocess.Popen([sys.executable, "-c", code], env=environment)
+        wanted = tmp_path / "out" / "scratch" / f"block-{blocks:05}.safetensors"
+        while child.poll() is None and not wanted.is_file():
+            time.sleep(0.002)
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+        child.wait()
+    assert kills
+    _job(model, tmp_path / "out").run()
+    assert _hashes(tmp_path / "out" / "files") == _hashes(tmp_path / "whole" / "files")
+
+
+def test_every_linear_has_a_report(model: Path, tmp_path: Path) -> None:
+    import json
+
+    result = _job(model, tmp_path / "out").run()
+    stored = json.loads((tmp_path / "out" / "files" / REPORT_FILE).read_text())
+    assert len(stored) == len(result.reports) == LAYERS * 7
+    entry = stored["model.layers.5.mlp.down_proj"]
+    assert 0 <= entry["alpha"] < 1
+    assert 0 < entry["error"] < 1
+    assert stored["model.layers.0.self_attn.q_proj"]["clipped_share"] == 0
+    assert result.tokens is not None
+    assert result.tokens_sha256() == hashlib.sha256(result.tokens.numpy().tobytes()).hexdigest()
+
+
+def test_plain_rounding_uses_no_text(model: Path, tmp_path: Path) -> None:
+    result = _job(model, tmp_path / "out", method="rtn", calib="/does/not/exist.txt").run()
+    assert result.tokens is None
+    assert result.tokens_sha256() is None
+
+
+def test_a_model_that_overflows_is_refused_by_block(model: Path, tmp_path: Path) -> None:
+    path = model / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.3.mlp.down_proj.weight"] *= 1e38
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CalibrationError, match=r"layers\.3"):
+        _job(model, tmp_path / "out").run()
+    assert not (tmp_path / "out" / "files" / "config.json").exists()
+
+
+def test_what_fp16_cannot_hold_is_refused_by_name(model: Path, tmp_path: Path) -> None:
+    path = model / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"][3, 3] = 70000.0
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UnsupportedError, match=r"embed_tokens\.weight.*65504"):
+        _job(model, tmp_path / "out", method="rtn").run()
