@@ -47,7 +47,7 @@ def test_int4_round_trip(rows: int, columns: int, seed: int) -> None:
 
 
 def _autoawq_unpack(words: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Column j of eight sits at bits 4 * order[j]; the order is AutoAWQ's AWQ_REVERSE_ORDER [0, 4, 1, 5, 2, 6, 3, 7]."""
+    """Column j of eight sits at bits 4 * order[j]; the order is AutoAWQ's AWQ_REVERSE_ORDER."""
     order = [0, 4, 1, 5, 2, 6, 3, 7]
     rows, groups = words.shape
     out = np.zeros((rows, groups * 8), dtype=np.int64)

@@ -155,7 +155,7 @@ def test_activations_that_are_not_finite_are_refused_by_name() -> None:
     weight, statistics = _salient_problem()
     gram = statistics.gram()
     gram[0, 0] = torch.nan
-    with pytest.raises(CalibrationError, match="layers.7"):
+    with pytest.raises(CalibrationError, match=r"layers\.7"):
         search_scales([weight], gram, statistics.magnitude(), QuantScheme(group_size=64), where="model.layers.7.q")
 
 
