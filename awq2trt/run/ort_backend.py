@@ -140,7 +140,8 @@ class OrtBackend:
         self._binding.bind_ortvalue_output(LOGITS, _shared(logits))
         self._session.run_with_iobinding(self._binding)
         self._position += len(tokens)
-        return logits[0].astype(np.float32, copy=False)
+        scores: NDArray[np.float32] = logits[0].astype(np.float32, copy=False)
+        return scores
 
     def _reserve(self, length: int) -> None:
         """Makes the caches hold at least `length` positions, keeping what they hold."""
