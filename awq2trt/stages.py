@@ -113,7 +113,8 @@ def quantize_fingerprint(record: SourceRecord, options: QuantizeOptions) -> str:
     """Fingerprint of the checkpoint that these weights and options give."""
     calib = Path(options.calib).expanduser()
     text = record_file(calib) if calib.is_file() else None
-    return fingerprint_of(kind="checkpoint", source=record, options=options, calib=text)
+    portable = options.model_copy(update={"calib": _portable_name(options.calib)})
+    return fingerprint_of(kind="checkpoint", source=record, options=portable, calib=text)
 
 
 def source_record(source: ModelSource) -> SourceRecord:
