@@ -190,6 +190,9 @@ def _open_session(model: ir.Model, path: Path, threads: int | None) -> onnxrunti
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
+    # Threads that wait by spinning starve each other once the cores are shared: SmolLM2-135M on 2 busy cores decodes in
+    # 64 ms a token with them and in 35 ms without.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     folder = path if path.is_dir() else path.parent
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     values = _hand_over_weights(model)
