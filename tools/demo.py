@@ -1,0 +1,113 @@
+"""What `make demo` prints after `awq2trt build`: perplexities, sizes, and what the quantized model writes.
+
+    python tools/demo.py build/demo
+
+Reads the checkpoint, the ONNX model and the engine that `awq2trt build smollm2-135m-instruct -o build/demo` made,
+quantizes the model once more by plain rounding, to compare, and measures perplexity on text that every Python has: its
+own reference manual (`pydoc_data.topics`), the first windows of 512 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from rich.console import Console
+from rich.table import Table
+
+from awq2trt.artifact import Artifact
+from awq2trt.families import DecoderSpec
+from awq2trt.progress import Progress, terminal_progress
+from awq2trt.recipe import load_recipe
+from awq2trt.run import Sampling
+from awq2trt.source import open_source
+from awq2trt.stages import EvalRequest, QuantizeRequest, RunRequest, eval_stage, quantize_stage, run_stage
+
+MODEL = "smollm2-135m-instruct"
+RECIPE = Path("recipes/smollm2-135m_w4g128.yaml")
+PROMPTS = ("What is the capital of France?", "Write two sentences about the sea.", "Why is the sky blue?")
+WINDOWS, SEQLEN = 4, 512
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    model: str
+    executor: str
+    perplexity: float
+    seconds: float
+    size_bytes: int
+
+
+def main() -> None:
+    """Prints the table and the text."""
+    parser = argparse.ArgumentParser(description="Table and text of `make demo`.")
+    parser.add_argument("directory", type=Path, help="what `awq2trt build ... -o DIR` wrote")
+    directory = parser.parse_args().directory
+    console = Console()
+    show(console, measure(directory, terminal_progress()), Artifact.open(directory / "rtx", kind="engine"))
+    for prompt in PROMPTS:
+        request = RunRequest(directory / "rtx", prompt, Sampling(temperature=0.0), max_new_tokens=60)
+        console.print(f"\n[bold]> {prompt}[/bold]\n{''.join(run_stage(request)).strip()}", highlight=False)
+
+
+def measure(directory: Path, progress: Progress) -> list[Row]:
+    """Perplexity and size of the original, plain rounding, AWQ, and AWQ's ONNX file."""
+    rtn = directory / "rtn"
+    options = load_recipe(RECIPE).quantize.model_copy(update={"method": "rtn"})
+    quantize_stage(QuantizeRequest(MODEL, rtn, options), progress)
+    models = {
+        MODEL: ("original, fp16", fp16_bytes(open_source(MODEL).spec)),
+        str(rtn): ("rounded (RTN)", weight_bytes(rtn)),
+        str(directory / "checkpoint"): ("AWQ", weight_bytes(directory / "checkpoint")),
+        str(directory / "onnx"): ("AWQ, exported", weight_bytes(directory / "onnx")),
+    }
+    with tempfile.TemporaryDirectory(prefix="awq2trt-demo-") as scratch:
+        text = Path(scratch) / "python-topics.txt"
+        text.write_text("\n\n".join(topics.values()), encoding="utf-8")
+        request = EvalRequest(tuple(models), str(text), WINDOWS, SEQLEN)
+        return [
+            Row(models[done.model][0], done.executor, done.perplexity.value, done.seconds, models[done.model][1])
+            for done in eval_stage(request, progress)
+        ]
+
+
+def show(console: Console, rows: list[Row], engine: Artifact) -> None:
+    """Prints the table."""
+    table = Table(title=f"{MODEL}: {WINDOWS} windows of {SEQLEN} tokens of Python's reference manual")
+    for header in ("model", "run by", "perplexity", "seconds", "MB"):
+        table.add_column(header, justify="left" if header in ("model", "run by") else "right")
+    for row in rows:
+        table.add_row(
+            row.model, row.executor, f"{row.perplexity:.2f}", f"{row.seconds:.0f}", f"{row.size_bytes / 1e6:.0f}"
+        )
+    size_bytes = engine.manifest.files["model.engine"].size_bytes
+    table.add_row("AWQ, engine", "not run: needs an RTX card", "", "", f"{size_bytes / 1e6:.0f}")
+    console.print(table)
+
+
+def fp16_bytes(spec: DecoderSpec) -> int:
+    """Size of the unquantized model in fp16."""
+    block = sum(_elements(shape) for shape in spec.block_shapes().values())
+    return 2 * (spec.num_layers * block + sum(_elements(shape) for shape in spec.outer_shapes().values()))
+
+
+def weight_bytes(directory: Path) -> int:
+    """Size of the files that hold a stage's weights."""
+    files = Artifact.open(directory, verify="size").manifest.files
+    return sum(record.size_bytes for name, record in files.items() if name.startswith("model"))
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count
+
+
+if __name__ == "__main__":
+    main()
