@@ -360,6 +360,13 @@ def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
         ChatTokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_damaged_tokenizer_is_named(tokenizer_directory: Path, file: str) -> None:
+    (tokenizer_directory / file).write_text("[")
+    with pytest.raises(ArtifactError, match=f"{tokenizer_directory}: no readable tokenizer"):
+        ChatTokenizer.load(tokenizer_directory)
+
+
 def test_damaged_generation_config_is_named(tokenizer_directory: Path) -> None:
     (tokenizer_directory / "generation_config.json").write_text("[")
     with pytest.raises(ArtifactError, match="generation_config"):

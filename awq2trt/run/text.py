@@ -1,7 +1,6 @@
 """Text in and out: chat template, stop tokens, and text that streams while tokens arrive.
 
-The tokenizer files that `quantize` saved beside the weights are read by transformers' `AutoTokenizer`, local files
-only, no remote code.
+The tokenizer files that `quantize` saved beside the weights are read by transformers, local files only, no remote code.
 """
 
 from __future__ import annotations
@@ -14,6 +13,12 @@ from typing import Any, Final
 from awq2trt.errors import ArtifactError, UsageError
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
+TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
+TOKENIZER_FILE: Final = "tokenizer.json"
+
+_PLAIN_CLASSES: Final = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Names of the class that reads tokenizer.json and nothing else, before and since transformers 5."""
+
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 """What decoders print for bytes that are not yet a whole character."""
 
@@ -36,11 +41,11 @@ class ChatTokenizer:
         Raises:
             ArtifactError: There are none, or they cannot be read.
         """
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+            tokenizer = _tokenizer_class(directory).from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ArtifactError(
                 f"no readable tokenizer: {reason}",
@@ -136,6 +141,23 @@ def _held_back(text: str, stop_strings: Sequence[str]) -> int:
         if any(stop.startswith(text[-length:]) for stop in stop_strings):
             return length
     return 0
+
+
+def _tokenizer_class(directory: Path) -> Any:
+    """The class that reads the tokenizer.
+
+    `AutoTokenizer` takes three seconds to import PyTorch and finds the same class; where tokenizer_config.json names
+    the plain class, that one is taken at once.
+    """
+    path = directory / TOKENIZER_CONFIG_FILE
+    named = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class") if path.is_file() else None
+    if named in _PLAIN_CLASSES and (directory / TOKENIZER_FILE).is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def _stop_tokens(directory: Path, tokenizer: Any) -> frozenset[int]:
