@@ -284,6 +284,15 @@ def test_characters_come_whole() -> None:
     assert _stream("aé😀b") == ["a", "é", "😀", "b"]
 
 
+def test_token_without_text_does_not_eat_the_next_ones_space() -> None:
+    words = {0: "", 1: " one", 2: " two"}  # a decoder that drops the space a text begins with, as sentencepiece's do
+
+    def decode(tokens: Sequence[int]) -> str:
+        return "".join(words[token] for token in tokens).removeprefix(" ")
+
+    assert list(stream_text([1, 0, 2], decode)) == ["one", " two"]
+
+
 def test_bytes_that_never_become_a_character_still_come() -> None:
     assert list(stream_text([65, 0xF0, 0x9F], _bytes_to_text)) == ["A", "\ufffd"]
 

@@ -123,10 +123,9 @@ def _decoded_pieces(tokens: Iterable[int], decode: Callable[[Sequence[int]], str
     for token in tokens:
         fresh.append(token)
         before, whole = decode(context), decode(context + fresh)
-        if whole.endswith(_INCOMPLETE):
+        if whole.endswith(_INCOMPLETE) or len(whole) <= len(before):
             continue
-        if len(whole) > len(before):
-            yield whole[len(before) :]
+        yield whole[len(before) :]
         context, fresh = fresh, []
     if fresh:
         tail = decode(context + fresh)[len(decode(context)) :]
