@@ -83,6 +83,10 @@ plugins: $(NATIVE) $(INSTALLED) ## the CUDA plugin library, in build/plugins
 	@cmake -S plugins -B build/plugins -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
 	@cmake --build build/plugins
 
+.PHONY: test-plugins
+test-plugins: plugins ## the plugin library's C++ tests; those that need a GPU are skipped without one
+	@ctest --test-dir build/plugins --output-on-failure
+
 .PHONY: test
 test: lint types imports $(DEMO_MODEL) $(NATIVE) ## everything that CI checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
