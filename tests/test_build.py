@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from tiny_checkpoints import RandomCheckpoint
 
 from awq2trt.build import BuildOptions, build_engine, import_tensorrt_rtx
 from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError
@@ -20,7 +21,6 @@ from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE, WEIGHTS_FILE
 from awq2trt.progress import Advance
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
 from awq2trt.target import find_target
-from tests.tiny_checkpoints import RandomCheckpoint
 
 RTX4090 = find_target("rtx4090")
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from tiny_checkpoints import RandomCheckpoint, random_linear, relative_error, torch_logits
 
 from awq2trt import opset
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
@@ -21,7 +22,6 @@ from awq2trt.export.external_data import PAGE_BYTES, ExternalDataWriter
 from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE, IoContract
 from awq2trt.run import OrtBackend
 from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
-from tests.tiny_checkpoints import RandomCheckpoint, random_linear, relative_error, torch_logits
 
 FP16_TOLERANCE = 1.5e-3
 """Of a linear computed in fp16: a few roundings of 2^-11 each, and two products that partly cancel."""

@@ -13,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
+from tiny_checkpoints import RandomCheckpoint, random_linear, relative_error
+from tiny_models import save_tokenizer
 
 from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.export import ExportOptions, export_onnx
@@ -21,8 +23,6 @@ from awq2trt.run import ChatTokenizer, OrtBackend, Sampler, Sampling, generate, 
 from awq2trt.run.ort_lowering import block_weight
 from awq2trt.run.sampling import candidate_probabilities
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
-from tests.tiny_checkpoints import RandomCheckpoint, random_linear, relative_error
-from tests.tiny_models import save_tokenizer
 
 SAME_ARITHMETIC = 1e-4
 """fp32 sums in another order, through two layers."""
