@@ -75,7 +75,7 @@ _Calib = Annotated[
     str | None,
     typer.Option("--calib", metavar="TEXT", help="self, a .txt or .jsonl file, or a data set's name. [self]"),
 ]
-_Samples = Annotated[int | None, typer.Option("--samples", help="Calibration windows. [32]")]
+_Samples = Annotated[int | None, typer.Option("--samples", help="Calibration windows. [16]")]
 _Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens in a calibration window. [512]")]
 _Seed = Annotated[int | None, typer.Option("--seed", help="Of what is drawn at random. [0]")]
 _MaxSeqLen = Annotated[
