@@ -133,12 +133,14 @@ def _config(reader: GGUFReader, tensors: Mapping[str, ReaderTensor], path: Path)
         "mlp_bias": "model.layers.0.mlp.up_proj.bias" in tensors,
         "rope_parameters": _rope_parameters(float(value("rope.freq_base", 10000.0)), tensors, path),
     }
-    token_ids = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
-    for key, stored in token_ids.items():
-        token = _metadata(reader, f"tokenizer.ggml.{stored}", path, default=None)
-        if token is not None:
-            config[key] = token
-    return config
+    return {**config, **_token_ids(reader, path)}
+
+
+def _token_ids(reader: GGUFReader, path: Path) -> dict[str, int]:
+    """Special tokens that config.json names, those that the file knows."""
+    stored = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
+    found = {key: _metadata(reader, f"tokenizer.ggml.{name}", path, default=None) for key, name in stored.items()}
+    return {key: token for key, token in found.items() if token is not None}
 
 
 def _metadata(reader: GGUFReader, key: str, path: Path, default: Any = _REQUIRED) -> Any:

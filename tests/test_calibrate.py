@@ -77,7 +77,7 @@ def test_a_data_set_is_streamed_until_there_is_enough(monkeypatch: pytest.Monkey
             read.append(index)
             yield {"text": f"document {index}"}
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     text = read_text("allenai/c4:en:validation", characters=25)
     assert asked == [("allenai/c4", "en", "validation", True)]
     assert text == "document 0\n\ndocument 1\n\ndocument 2"
@@ -88,7 +88,7 @@ def test_a_data_set_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch
     def load_dataset(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError("no such dataset on the hub")
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     with pytest.raises(CalibrationError, match="nobody/nothing"):
         read_text("nobody/nothing", characters=25)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -44,7 +46,7 @@ def test_group_arithmetic(group_size: int, in_features: int, length: int, groups
 
 
 @pytest.mark.parametrize("arguments", [{"bits": 5}, {"group_size": 0}, {"group_size": 100}, {"group_size": -2}])
-def test_senseless_schemes_are_refused_with_the_choices(arguments: dict[str, int]) -> None:
+def test_senseless_schemes_are_refused_with_the_choices(arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected one of"):
         QuantScheme(**arguments)
 
@@ -59,7 +61,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="zeros"):
         QuantizedLinear(codes, scales, None, scheme)
     with pytest.raises(ValueError, match="codes"):
-        QuantizedLinear(codes.astype(np.int8), scales, zeros, scheme)  # type: ignore[arg-type]
+        QuantizedLinear(codes.astype(np.int8), scales, zeros, scheme)
     with pytest.raises(ValueError, match="bias"):
         QuantizedLinear(codes, scales, zeros, scheme, bias=np.zeros(3))
 

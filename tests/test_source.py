@@ -40,7 +40,7 @@ def test_single_and_sharded_give_the_same_tensors(llama: Path, tmp_path: Path) -
 
 
 def test_bfloat16_is_read(llama: Path, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(llama).to(torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "bf16")
     value = open_source(str(tmp_path / "bf16")).block(0)["mlp.up_proj.weight"]
     expected = model.state_dict()["model.layers.0.mlp.up_proj.weight"].float().numpy()

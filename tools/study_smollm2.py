@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -105,8 +106,8 @@ class Study:
         checkpoint = QuantizedCheckpoint(directory / "checkpoint")
         backend = OrtBackend.load(directory / "onnx", all_logits=True)
 
-        def onnx_logits(window: torch.Tensor) -> torch.Tensor:
-            return iter(torch.from_numpy(rows) for rows in backend.logits(window.tolist()))
+        def onnx_logits(window: torch.Tensor) -> Iterator[torch.Tensor]:
+            return (torch.from_numpy(rows) for rows in backend.logits(window.tolist()))
 
         onnx = perplexity(self._windows, onnx_logits, self._progress, "ONNX Runtime").value
         compared = self._windows[:AGREEMENT_WINDOWS]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,19 @@ from numpy.typing import NDArray
 from awq2trt.errors import UnsupportedError
 from awq2trt.families.description import BlockNames, DecoderSpec, Family, RopeSpec, config_value
 
-_DEFAULT_ROPE_THETA = 10000.0
+_DEFAULT_ROPE_THETA: Final = 10000.0
+
+BLOCK_NAMES: Final = BlockNames(
+    input_norm="input_layernorm",
+    q_proj="self_attn.q_proj",
+    k_proj="self_attn.k_proj",
+    v_proj="self_attn.v_proj",
+    o_proj="self_attn.o_proj",
+    mlp_norm="post_attention_layernorm",
+    gate_proj="mlp.gate_proj",
+    up_proj="mlp.up_proj",
+    down_proj="mlp.down_proj",
+)
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
@@ -61,17 +73,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         final_norm="model.norm",
         head="lm_head",
         block_prefix="model.layers.{layer}.",
-        block=BlockNames(
-            input_norm="input_layernorm",
-            q_proj="self_attn.q_proj",
-            k_proj="self_attn.k_proj",
-            v_proj="self_attn.v_proj",
-            o_proj="self_attn.o_proj",
-            mlp_norm="post_attention_layernorm",
-            gate_proj="mlp.gate_proj",
-            up_proj="mlp.up_proj",
-            down_proj="mlp.down_proj",
-        ),
+        block=BLOCK_NAMES,
     )
 
 

@@ -92,7 +92,9 @@ class QuantizeJob:
             CalibrationError: The text is too short, or the model's activations are not finite on it.
         """
         same_threads_(self._scratch)
-        self._source.save_tokenizer(self._files)
+        with self._progress.task("reading the tokenizer", total=1) as advance:
+            self._source.save_tokenizer(self._files)
+            advance(1)
         finished = self._finished_blocks()
         with torch.inference_mode():
             tokens = None if self._options.method == "rtn" else self._tokens()
