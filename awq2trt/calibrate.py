@@ -8,6 +8,7 @@ arXiv:2305.17888, section 3.1: text sampled from the model covers what it saw in
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from awq2trt.decoder import BlockRunner, BlockWeights, Ends, KeyValueCache, load_block
 from awq2trt.errors import CalibrationError, CheckpointError, ToolError, UsageError
+from awq2trt.families import DecoderSpec
+from awq2trt.memory import read_memory
 from awq2trt.progress import Progress
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.source import ModelSource
@@ -34,6 +37,8 @@ CHARACTERS_PER_TOKEN: Final = 16
 
 _GREEDY_START: Final = 4
 """First tokens written greedily after the random first one (LLM-QAT: 3 to 5), before sampling starts."""
+
+_FP32_BYTES: Final = 4
 
 _TOP_K: Final = 100
 """Tokens to draw from: the tail of a small model's distribution is noise, and one draw there derails the text."""
@@ -129,7 +134,11 @@ def self_written(source: ModelSource, samples: int, seqlen: int, seed: int, prog
 
     Returns:
         int64 [samples, seqlen].
+
+    Raises:
+        CalibrationError: The model does not fit in memory.
     """
+    _require_memory(source.spec, samples, seqlen)
     generator = torch.Generator().manual_seed(seed)
     ends, runner = Ends(source), BlockRunner.for_positions(source.spec, seqlen)
     blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
@@ -143,6 +152,22 @@ def self_written(source: ModelSource, samples: int, seqlen: int, seed: int, prog
             tokens = torch.cat((tokens, kept.indices.gather(1, drawn)), dim=1)
             advance(1)
     return tokens
+
+
+def _require_memory(spec: DecoderSpec, samples: int, seqlen: int) -> None:
+    """Refuses before the first block is loaded what would end in swapping or a kill."""
+    block = sum(math.prod(shape) for shape in spec.block_shapes().values())
+    outer = sum(math.prod(shape) for shape in spec.outer_shapes().values())
+    cache = 2 * samples * seqlen * spec.num_kv_heads * spec.head_dim
+    needed = _FP32_BYTES * (spec.num_layers * (block + cache) + outer)
+    available = read_memory().available_bytes
+    if needed > available:
+        raise CalibrationError(
+            f"for the model to write its own text, all of it must be in memory in fp32: {needed / 2**30:.1f} GiB "
+            f"are needed, {available / 2**30:.1f} GiB are available.",
+            where="--calib self",
+            fix="name a .txt or .jsonl file with --calib: calibration on a text holds one block in memory at a time.",
+        )
 
 
 def _next_logits(

@@ -21,6 +21,7 @@ from typing import Final
 
 from awq2trt import __version__
 from awq2trt.errors import ToolError
+from awq2trt.memory import read_memory
 from awq2trt.source import PACKAGED_MODELS
 
 _COMMAND_TIMEOUT_S: Final = 20
@@ -188,8 +189,8 @@ def _example_model() -> Finding:
 
 
 def _memory() -> Finding:
-    sizes = dict(re.findall(r"^(Mem\w+): +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
-    total, available = (int(sizes[name]) / 2**20 for name in ("MemTotal", "MemAvailable"))
+    memory = read_memory()
+    total, available = memory.total_bytes / 2**30, memory.available_bytes / 2**30
     return Finding("memory", State.OK, f"{total:.1f} GiB, {available:.1f} GiB available", "work")
 
 

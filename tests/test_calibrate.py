@@ -12,8 +12,10 @@ import pytest
 import torch
 from tiny_models import save_llama, save_tokenizer
 
+from awq2trt import calibrate
 from awq2trt.calibrate import calibration_tokens, load_tokenizer, read_text, self_written, text_windows
 from awq2trt.errors import CalibrationError, CheckpointError, ToolError, UsageError
+from awq2trt.memory import Memory
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.source import SafetensorsSource
@@ -120,6 +122,15 @@ def test_the_text_is_drawn_from_the_model(tmp_path: Path) -> None:
         written = self_written(source, samples=2, seqlen=6, seed=0, progress=SilentProgress())
         logits = AutoModelForCausalLM.from_pretrained(tmp_path)(written).logits
     assert torch.equal(logits[:, :4].argmax(-1), written[:, 1:5])
+
+
+def test_a_model_that_does_not_fit_in_memory_does_not_write_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = SafetensorsSource(save_llama(tmp_path))
+    monkeypatch.setattr(calibrate, "read_memory", lambda: Memory(total_bytes=1 << 20, available_bytes=100_000))
+    with pytest.raises(CalibrationError, match=r"GiB are available.*--calib"):
+        self_written(source, samples=3, seqlen=24, seed=5, progress=SilentProgress())
 
 
 def test_options_choose_the_text(tmp_path: Path) -> None:
