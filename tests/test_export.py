@@ -106,6 +106,14 @@ def test_decoder_agrees_with_transformers(scheme: QuantScheme, overrides: dict[s
     assert relative_error(got, torch_logits(checkpoint, tokens)) < ROTARY_TOLERANCE
 
 
+def test_bfloat16_decoder_agrees_with_transformers(tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint()
+    export_onnx(checkpoint, tmp_path, options=ExportOptions(dtype="bfloat16"))
+    tokens = _tokens(20)
+    got = np.concatenate(list(OrtBackend.load(tmp_path, all_logits=True).logits(tokens)))
+    assert relative_error(got, torch_logits(checkpoint, tokens)) < 8 * ROTARY_TOLERANCE  # 8 bits fewer, all tensors
+
+
 def test_bodies_in_the_whole_decoder_agree_with_transformers(tmp_path: Path) -> None:
     checkpoint = RandomCheckpoint(attention_bias=True)
     export_onnx(checkpoint, tmp_path)
