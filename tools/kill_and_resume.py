@@ -1,0 +1,70 @@
+"""Kills `awq2trt quantize` at random moments, resumes it, and compares the checkpoint with an uninterrupted run's.
+
+    python tools/kill_and_resume.py smollm2-135m-instruct [--kills 5] [--seed 0] [-- flags of quantize ...]
+
+Both runs happen here, each in a directory of its own below --output. Exits with 1 if a single byte differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from awq2trt.artifact import Artifact
+
+
+def main() -> None:
+    """Runs, kills, resumes, compares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("build/kill-and-resume"))
+    parser.add_argument("flags", nargs="*", help="of `awq2trt quantize`, after --")
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.output, ignore_errors=True)
+    command = [sys.executable, "-m", "awq2trt", "quantize", arguments.model, *arguments.flags]
+
+    whole, killed = arguments.output / "whole", arguments.output / "killed"
+    started = time.monotonic()
+    subprocess.run([*command, "-o", str(whole)], check=True)
+    seconds = time.monotonic() - started
+    print(f"uninterrupted: {seconds:.0f} s")
+
+    moments = sorted(random.Random(arguments.seed).uniform(0, seconds) for _ in range(arguments.kills))
+    run_until_killed([*command, "-o", str(killed), "--resume"], moments)
+    subprocess.run([*command, "-o", str(killed), "--resume"], check=True)
+    compare(whole, killed)
+
+
+def run_until_killed(command: list[str], moments: list[float]) -> None:
+    """Kills the command once for each gap between the moments, counted over all its runs."""
+    for before, moment in zip([0.0, *moments], moments, strict=False):
+        child = subprocess.Popen(command)
+        try:
+            child.wait(timeout=moment - before)
+            print(f"finished before the kill at {moment:.0f} s")
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            print(f"killed after {moment - before:.1f} s, {moment:.0f} s of work in all")
+
+
+def compare(whole: Path, killed: Path) -> None:
+    """Compares every file's hash, as each manifest has it and as it is on disk."""
+    expected, got = (Artifact.open(directory, verify="full").manifest.files for directory in (whole, killed))
+    different = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
+    if different:
+        raise SystemExit(f"different: {', '.join(different)}")
+    for name, record in expected.items():
+        print(f"same  {record.sha256}  {name}")
+
+
+if __name__ == "__main__":
+    main()
