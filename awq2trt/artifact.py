@@ -293,12 +293,8 @@ class Draft:
         self.scratch = self.directory / WORK_DIRECTORY / _SCRATCH
 
     def adopt(self, file: Path) -> None:
-        """Takes a file of another artifact over: as a hard link where the file system can, else as a copy."""
-        destination = self.files / file.name
-        try:
-            os.link(file, destination)
-        except OSError:
-            shutil.copyfile(file, destination)
+        """Takes a copy of another artifact's file. Not a hard link: onnx refuses external data that has several."""
+        shutil.copyfile(file, self.files / file.name)
 
     def publish(self, contents: Contents) -> Artifact:
         """Moves the files into place and writes the manifest.

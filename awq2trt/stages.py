@@ -320,7 +320,7 @@ def _current_engine(request: BuildRequest, target: Target, onnx: Artifact, progr
         "engine",
         fingerprint,
         overwrite=request.overwrite,
-        expected_bytes=sum(record.size_bytes for record in onnx.manifest.files.values()),
+        expected_bytes=2 * sum(record.size_bytes for record in onnx.manifest.files.values()),
     ) as draft:
         with _kept_log(draft.files / LOG_FILE, request.output / f"{target.name}-{LOG_FILE}"):
             result = build_engine(onnx.directory, target, draft.files, options=BuildOptions(library), progress=progress)

@@ -215,6 +215,8 @@ def test_build_makes_every_stage_once(model: Path, work: _Work, tmp_path: Path) 
     assert work.done == ["checkpoint", "engine for rtx4090"]
     engine = Artifact.open(tmp_path / "rtx4090", kind="engine")
     assert {"model.engine", "model.onnx", "model.onnx.data", "tokenizer.json"} <= set(engine.manifest.files)
+    request = RunRequest(engine.directory, "abc", Sampling(temperature=0.0), raw=True, max_new_tokens=2)
+    assert list(run_stage(request))
     record = engine.manifest.contents.engine
     assert record is not None
     assert (record.target, record.compute_capabilities, record.tensorrt_version) == ("rtx4090", ("SM89",), "1.7.1")
