@@ -76,6 +76,7 @@ class BuilderSession:
         """
         parser = self._trt.OnnxParser(self._network, self._logger)
         if parser.parse(serialized, str(self._model)):
+            self._allow_unfused_attention()
             return
         if parser.num_errors == 0:
             raise self._failure("TensorRT cannot parse the model")
@@ -86,6 +87,16 @@ class BuilderSession:
             where=f"{self._model}: {error.node_name() or 'graph'}",
             fix=self._see_log(),
         )
+
+    def _allow_unfused_attention(self) -> None:
+        """Lets TensorRT take attention apart where it has no fused kernel, instead of failing.
+
+        That is so for some shapes of heads: with 1.7.1 for a head size of 8, and for 2 heads of 32.
+        """
+        for layer in self._network:
+            if layer.type == self._trt.LayerType.ATTENTION_INPUT:
+                layer.__class__ = self._trt.IAttentionInputLayer  # how TensorRT's Python casts a layer down
+                layer.attention.decomposable = True
 
     def configure(
         self, compute_capabilities: Sequence[tuple[int, int]], plugin_library: Path | None
