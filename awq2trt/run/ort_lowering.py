@@ -3,10 +3,14 @@
 In: the model as `export` wrote it. Out: a model that means the same, and the tensors it needs:
 
 - every `W4A16Linear` becomes `com.microsoft::MatMulNBits`, whose kernels read 4-bit weights as they are; the function
-  body would dequantize the whole weight at every call (SmolLM2-135M, 2 cores: 4 s a token instead of 0.05);
+  body would dequantize the whole weight at every call;
 - half-precision tensors become fp32. The CPU provider has no half-precision kernels for most operators and would
-  cast back and forth around each; fp32 is both faster and more accurate;
+  cast back and forth around each;
 - the capacity axis of the cache becomes dynamic, so that a short conversation attends over a short cache.
+
+SmolLM2-135M, INT4 g128 with zero points, ONNX Runtime 1.31, 2 Xeon cores with AVX-512: a token takes 4 s as exported,
+52 ms with `MatMulNBits` alone, 36 ms in fp32 as well (best of 40); mean KL from PyTorch in fp32 over 1,024 tokens of
+WikiText-2 is 9e-6 with fp16 activations and 4e-7 with fp32.
 
 `MatMulNBits`: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits.
 """
