@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -65,6 +66,14 @@ def test_every_body_builds(scheme: QuantScheme, bias: bool, tmp_path: Path) -> N
     export_onnx(RandomCheckpoint(scheme, num_hidden_layers=1, attention_bias=bias), tmp_path)
     result = build_engine(tmp_path, RTX4090, tmp_path)
     assert (tmp_path / ENGINE_FILE).stat().st_size == result.engine_bytes > 0
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(("head_dim", "heads", "kv_heads"), [(8, 6, 2), (40, 4, 2), (32, 2, 2), (80, 4, 1)])
+def test_heads_without_a_fused_kernel_build(head_dim: int, heads: int, kv_heads: int, tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"head_dim": head_dim, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    export_onnx(RandomCheckpoint(num_hidden_layers=1, **shape), tmp_path)
+    build_engine(tmp_path, RTX4090, tmp_path)
 
 
 @pytest.mark.trt
