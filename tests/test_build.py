@@ -14,11 +14,13 @@ import onnxruntime
 import pytest
 from tiny_checkpoints import RandomCheckpoint
 
+from awq2trt import opset
 from awq2trt.build import BuildOptions, build_engine, import_tensorrt_rtx
 from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError
 from awq2trt.export import ExportOptions, export_onnx
 from awq2trt.inlining import inline_bodies
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE, WEIGHTS_FILE
+from awq2trt.plugin_library import find_plugin_library
 from awq2trt.progress import Advance
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
 from awq2trt.target import find_target
@@ -66,6 +68,7 @@ def test_every_body_builds(scheme: QuantScheme, bias: bool, tmp_path: Path) -> N
     export_onnx(RandomCheckpoint(scheme, num_hidden_layers=1, attention_bias=bias), tmp_path)
     result = build_engine(tmp_path, RTX4090, tmp_path)
     assert (tmp_path / ENGINE_FILE).stat().st_size == result.engine_bytes > 0
+    assert opset.W4A16_LINEAR.encode() not in (tmp_path / ENGINE_FILE).read_bytes()
 
 
 @pytest.mark.trt
@@ -94,6 +97,20 @@ def test_engine_for_several_gpus(dtype: str, tmp_path: Path) -> None:
     assert "ONNX IR version" in (tmp_path / "build.log").read_text()
     assert progress.tasks
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.trt
+def test_plugin_takes_the_nodes_although_they_have_bodies(exported: Path, tmp_path: Path) -> None:
+    try:
+        library = find_plugin_library()
+    except ToolError as error:
+        pytest.skip(f"needs the plugin library: {error}")
+    build_engine(exported, RTX4090, tmp_path, options=BuildOptions(plugin_library=library))
+    engine = (tmp_path / ENGINE_FILE).read_bytes()
+    assert opset.W4A16_LINEAR.encode() in engine
+    for value in ir.load(exported / MODEL_FILE).graph.initializers.values():
+        if value.name is not None and value.name.endswith(".codes") and value.const_value is not None:
+            assert value.const_value.tobytes() in engine, value.name  # one copy, as it was
 
 
 @pytest.mark.trt
