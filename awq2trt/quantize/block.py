@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from awq2trt.decoder import BlockRunner
-from awq2trt.families import DecoderSpec
+from awq2trt.families import DecoderSpec, ScaleGroup
 from awq2trt.quantize.fold import fold_scales_
 from awq2trt.quantize.rounding import WHOLE_RANGE, fake_quantize, quantize
 from awq2trt.quantize.search import (
@@ -107,45 +107,59 @@ def awq_block(
     folded = dict(weights)
     linears: dict[str, QuantizedLinear] = {}
     reports: dict[str, LinearReport] = {}
-    searched: dict[str, tuple[float, Tensor]] = {}  # linear -> alpha, Gram matrix of its scaled input
-    statistics_of = {name: statistics[g.balance_layers[0]] for g in spec.scale_groups() for name in g.balance_layers}
-    for group in spec.scale_groups():
-        seen = statistics[group.balance_layers[0]]
-        found = search_scales(
-            [folded[f"{name}.weight"] for name in group.balance_layers],
-            seen.gram(),
-            smooth_magnitude(seen.magnitude(), group, spec.head_dim),
-            scheme,
-            spread=partial(spread_over_heads, group=group, head_dim=spec.head_dim),
-            where=where + group.balance_layers[0],
-        )
-        fold_scales_(folded, group, found.scales, spec.head_dim)
-        scaled_gram = seen.gram() / torch.outer(found.scales, found.scales)
-        searched.update(dict.fromkeys(group.balance_layers, (found.alpha, scaled_gram)))
+    scaled = [_scale_group_(spec, folded, group, statistics, scheme, where) for group in spec.scale_groups()]
     # Clips and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
-    for name in spec.block.linears:
-        alpha, gram = searched[name]
-        weight = folded[f"{name}.weight"]
-        clips = None if name in spec.unclipped() else search_clips(weight, gram, scheme)
-        linears[name] = quantize(
-            weight,
-            scheme,
-            shares=clips.shares if clips else WHOLE_RANGE,
-            bias=folded.get(f"{name}.bias"),
-            where=where + name,
-        )
-        reports[name] = LinearReport(
-            alpha=alpha,
-            clipped_share=clips.clipped_share if clips else 0.0,
-            error_rounded=_relative_error(weights[f"{name}.weight"], None, statistics_of[name].gram(), scheme),
-            error=_relative_error(weight, linears[name], gram, scheme),
-        )
+    for inputs in scaled:
+        for name in inputs.group.balance_layers:
+            weight = folded[f"{name}.weight"]
+            clips = None if name in spec.unclipped() else search_clips(weight, inputs.gram, scheme)
+            shares = clips.shares if clips else WHOLE_RANGE
+            linears[name] = quantize(weight, scheme, shares=shares, bias=folded.get(f"{name}.bias"), where=where + name)
+            rounded = fake_quantize(weights[f"{name}.weight"], scheme)
+            reports[name] = LinearReport(
+                alpha=inputs.alpha,
+                clipped_share=clips.clipped_share if clips else 0.0,
+                error_rounded=_relative_error(rounded, weights[f"{name}.weight"], inputs.unscaled_gram),
+                error=_relative_error(torch.from_numpy(linears[name].dequantize()), weight, inputs.gram),
+            )
     return QuantizedBlock(linears, _plain(spec, folded), reports)
 
 
-def _relative_error(weight: Tensor, linear: QuantizedLinear | None, gram: Tensor, scheme: QuantScheme) -> float:
-    """|| (W' - W) x || / || W x || with W' = `linear`, or plain rounding of W."""
-    rounded = fake_quantize(weight, scheme) if linear is None else torch.from_numpy(linear.dequantize())
+@dataclass(frozen=True)
+class _ScaledInput:
+    """A group after its scale search: E[x x^T] of its input as it was, and divided by s as it is now."""
+
+    group: ScaleGroup
+    alpha: float
+    unscaled_gram: Tensor
+    gram: Tensor
+
+
+def _scale_group_(
+    spec: DecoderSpec,
+    weights: dict[str, Tensor],
+    group: ScaleGroup,
+    statistics: Statistics,
+    scheme: QuantScheme,
+    where: str,
+) -> _ScaledInput:
+    """Searches a group's scales and folds them into `weights`."""
+    seen = statistics[group.balance_layers[0]]
+    gram = seen.gram()
+    found = search_scales(
+        [weights[f"{name}.weight"] for name in group.balance_layers],
+        gram,
+        smooth_magnitude(seen.magnitude(), group, spec.head_dim),
+        scheme,
+        spread=partial(spread_over_heads, group=group, head_dim=spec.head_dim),
+        where=where + group.balance_layers[0],
+    )
+    fold_scales_(weights, group, found.scales, spec.head_dim)
+    return _ScaledInput(group, found.alpha, gram, gram / torch.outer(found.scales, found.scales))
+
+
+def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor) -> float:
+    """|| (W' - W) x || / || W x ||, root mean square over inputs."""
     reference = output_error(weight, gram)
     return math.sqrt(output_error(rounded - weight, gram) / reference) if reference > 0 else 0.0
 
