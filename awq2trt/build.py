@@ -108,24 +108,15 @@ def build_engine(
         BuildError: TensorRT refuses the model; the message names the node.
     """
     plugin = (options or BuildOptions()).plugin_library
-    if target.flavour is not Flavour.TENSORRT_RTX:
-        raise UnsupportedError(
-            f"{target.title} needs an engine built by {target.flavour.value} on the device itself.",
-            where=f"--target {target.name}",
-            fix="choose an RTX target; see `awq2trt targets`.",
-        )
+    _check_target(target)
     onnx_path = onnx_path / MODEL_FILE if onnx_path.is_dir() else onnx_path
     trt = import_tensorrt_rtx()
-    model, sizes = open_decoder(onnx_path)
-    if plugin is None:
-        inline_bodies(model)
-    else:
-        load_into_registry(trt, plugin)
+    serialized, sizes = _prepare(trt, onnx_path, plugin)
+    profiles = _profiles(sizes)
     started = time.monotonic()
     with BuilderSession(trt, directory / LOG_FILE, progress or SilentProgress(), onnx_path) as session:
-        session.parse(ir.to_proto(model).SerializeToString())
+        session.parse(serialized)
         capabilities = session.configure(target.compute_capabilities, plugin.path if plugin else None)
-        profiles = _profiles(sizes)
         session.add_profiles([_profile_shapes(profile, sizes) for profile in profiles])
         engine_bytes = _write_engine(session.build(), directory / ENGINE_FILE)
         warnings = session.warnings
@@ -154,6 +145,25 @@ def import_tensorrt_rtx() -> Any:
         raise ToolError(
             f"TensorRT-RTX does not load: {error}.", where="build", fix=f"{_INSTALL} --force-reinstall"
         ) from error
+
+
+def _check_target(target: Target) -> None:
+    if target.flavour is not Flavour.TENSORRT_RTX:
+        raise UnsupportedError(
+            f"{target.title} needs an engine built by {target.flavour.value} on the device itself.",
+            where=f"--target {target.name}",
+            fix="choose an RTX target; see `awq2trt targets`.",
+        )
+
+
+def _prepare(trt: Any, onnx_path: Path, plugin: PluginLibrary | None) -> tuple[bytes, DecoderSizes]:
+    """The model as the parser shall see it: custom nodes for the plugin, or their bodies in place of them."""
+    model, sizes = open_decoder(onnx_path)
+    if plugin is None:
+        inline_bodies(model)
+    else:
+        load_into_registry(trt, plugin)
+    return ir.to_proto(model).SerializeToString(), sizes
 
 
 def _profiles(sizes: DecoderSizes) -> tuple[OptimizationProfile, ...]:

@@ -22,6 +22,9 @@ ShapeRanges = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]
 _NO_GPU: Final = "cudaError 35"
 """TensorRT-RTX complains of it on a machine without a GPU, where it builds all the same."""
 
+_THIS_GPU: Final = "CURRENT"
+"""TensorRT's name of the compute capability of this machine's GPU."""
+
 _SHOWN_ERRORS: Final = 3
 
 
@@ -107,7 +110,7 @@ class BuilderSession:
             UnsupportedError: This TensorRT-RTX does not know one of the compute capabilities.
         """
         known = self._trt.ComputeCapability
-        names = tuple(f"SM{major}{minor}" for major, minor in compute_capabilities) or ("CURRENT",)
+        names = tuple(f"SM{major}{minor}" for major, minor in compute_capabilities) or (_THIS_GPU,)
         self._config.num_compute_capabilities = len(names)
         for index, name in enumerate(names):
             if not hasattr(known, name):
@@ -150,8 +153,8 @@ class BuilderSession:
         return memoryview(engine)
 
     def _failure(self, what: str) -> BuildError:
-        errors = [_first_line(message) for message in self._logger.errors if _NO_GPU not in message]
-        reason = "; ".join(errors[:_SHOWN_ERRORS]) or "it gave no reason"
+        errors = [message for message in self._logger.errors if _NO_GPU not in message] or self._logger.errors
+        reason = "; ".join(_first_line(message) for message in errors[:_SHOWN_ERRORS]) or "it gave no reason"
         return BuildError(f"{what}: {reason}", where=str(self._model), fix=self._see_log())
 
     def _see_log(self) -> str:
@@ -177,7 +180,7 @@ def _logger_class(trt: Any) -> Callable[[TextIO], Any]:
                 self.errors.append(message)
             elif severity == trt.ILogger.WARNING:
                 self.warnings += 1
-            note = " (harmless: this machine has no GPU)" if _NO_GPU in message else ""
+            note = " (this machine has no GPU; only a build for its own GPU needs one)" if _NO_GPU in message else ""
             self._log.write(f"{severity.name}: {message}{note}\n")
 
     return Logger

@@ -127,6 +127,14 @@ def test_node_that_tensorrt_refuses_is_named(exported: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.trt
+def test_engine_for_the_gpu_of_a_machine_without_one_is_refused(exported: Path, tmp_path: Path) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(BuildError, match=r"cannot build the engine: .*CUDA driver"):
+        build_engine(exported, find_target("host"), tmp_path)
+
+
+@pytest.mark.trt
 def test_full_disk_leaves_no_engine(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Path, data: object) -> None:
         raise OSError(28, "No space left on device")
