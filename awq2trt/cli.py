@@ -126,7 +126,9 @@ def build(
     function_bodies: _FunctionBodies = None,
     plugin: Annotated[
         bool | None,
-        typer.Option("--plugin/--no-plugin", help="Our kernels, inside the engine, or TensorRT's. [--no-plugin]"),
+        typer.Option(
+            "--plugin/--no-plugin", help="Our kernels, inside the engine, or TensorRT's. [ours where the library is]"
+        ),
     ] = None,
     overwrite: _Overwrite = False,
 ) -> None:

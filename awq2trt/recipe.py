@@ -73,11 +73,12 @@ class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     Attributes:
         target: A name in `TARGETS`; None until a flag or a recipe says it.
-        plugin: Build with our plugin library, and put it into the engine; else TensorRT's own kernels run.
+        plugin: Build with our plugin library, and put it into the engine; False for TensorRT's own kernels; None for
+            ours where the library is installed.
     """
 
     target: str | None = None
-    plugin: bool = False
+    plugin: bool | None = None
 
 
 class Recipe(BaseModel, frozen=True, strict=True, extra="forbid"):

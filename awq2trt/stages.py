@@ -7,6 +7,7 @@ stages that need them, so that `export` never loads PyTorch and `--help` loads n
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from awq2trt.artifact import (
     fingerprint_of,
     record_file,
 )
-from awq2trt.errors import BuildError, UnsupportedError, UsageError
+from awq2trt.errors import BuildError, ToolError, UnsupportedError, UsageError
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
 from awq2trt.source import CONFIG_FILE, ModelSource, copy_tokenizer, open_source, read_config
@@ -40,6 +41,7 @@ from awq2trt.target import Target, find_target
 if TYPE_CHECKING:
     from awq2trt.checkpoint import QuantizedCheckpoint
     from awq2trt.evaluate import Perplexity
+    from awq2trt.plugin_library import PluginLibrary
     from awq2trt.run import Sampling
 
 CHECKPOINT_DIRECTORY: Final = "checkpoint"
@@ -301,10 +303,9 @@ def _current_onnx(request: BuildRequest, checkpoint: Artifact, progress: Progres
 
 def _current_engine(request: BuildRequest, target: Target, onnx: Artifact, progress: Progress) -> Artifact:
     from awq2trt.build import LOG_FILE, BuildOptions, build_engine, import_tensorrt_rtx
-    from awq2trt.plugin_library import find_plugin_library
 
     output = request.output / target.name
-    library = find_plugin_library() if request.options.build.plugin else None
+    library = _plugin_library(request.options.build.plugin, progress)
     fingerprint = fingerprint_of(
         kind="engine",
         onnx={name: record.sha256 for name, record in onnx.manifest.files.items()},
@@ -338,6 +339,25 @@ def _current_engine(request: BuildRequest, target: Target, onnx: Artifact, progr
             ),
         )
         return draft.publish(onnx.manifest.contents.model_copy(update={"engine": record}))
+
+
+def _plugin_library(wanted: bool | None, progress: Progress) -> PluginLibrary | None:
+    """The library to build with; None for TensorRT's own kernels.
+
+    Raises:
+        ToolError: It is asked for, by flag or by path, and is not there.
+    """
+    from awq2trt.plugin_library import PATH_VARIABLE, find_plugin_library
+
+    if wanted is False:
+        return None
+    try:
+        return find_plugin_library()
+    except ToolError as error:
+        if wanted or os.environ.get(PATH_VARIABLE):
+            raise
+        progress.note(f"no plugin library, so the engine will use TensorRT's own kernels; to have ours: {error.fix}")
+        return None
 
 
 @contextmanager

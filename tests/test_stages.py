@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import tiny_models
 
-from awq2trt import build
+from awq2trt import build, plugin_library
 from awq2trt.artifact import Artifact, record_file
 from awq2trt.build import BuildResult, OptimizationProfile
-from awq2trt.errors import ArtifactError, BuildError, UnsupportedError, UsageError
+from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError, UsageError
 from awq2trt.progress import SilentProgress
 from awq2trt.quantize.job import QuantizeJob
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
@@ -201,9 +201,13 @@ def work(monkeypatch: pytest.MonkeyPatch) -> _Work:
     return _Work(monkeypatch)
 
 
-def _build(model: Path, output: Path, *, target: str | None = "rtx4090", **options: Any) -> list[Path]:
+def _build(
+    model: Path, output: Path, *, target: str | None = "rtx4090", plugin: bool | None = False, **options: Any
+) -> list[Path]:
     recipe = Recipe(
-        quantize=RTN.model_copy(update=options), export=ExportOptions(max_seq_len=64), build=BuildOptions(target=target)
+        quantize=RTN.model_copy(update=options),
+        export=ExportOptions(max_seq_len=64),
+        build=BuildOptions(target=target, plugin=plugin),
     )
     return [made.directory for made in build_stage(BuildRequest(str(model), output, recipe), SilentProgress())]
 
@@ -241,6 +245,25 @@ def test_a_damaged_stage_is_made_again(model: Path, work: _Work, tmp_path: Path)
     (tmp_path / "checkpoint" / "model.safetensors").unlink()
     _build(model, tmp_path)
     assert work.done == ["checkpoint", "engine for rtx4090", "checkpoint"]
+
+
+def test_without_the_library_tensorrt_uses_its_own_kernels_unless_ours_are_asked_for(
+    model: Path, work: _Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_plugin_library() -> None:
+        raise ToolError("no libawq2trt_plugins.so", fix="make plugins")
+
+    monkeypatch.setattr(plugin_library, "find_plugin_library", find_plugin_library)
+    monkeypatch.delenv(plugin_library.PATH_VARIABLE, raising=False)
+    for plugin in (None, False):
+        engine = Artifact.open(_build(model, tmp_path / str(plugin), plugin=plugin)[-1])
+        assert engine.manifest.contents.engine is not None
+        assert engine.manifest.contents.engine.plugin_version is None
+    with pytest.raises(ToolError, match="make plugins"):
+        _build(model, tmp_path / "asked", plugin=True)
+    monkeypatch.setenv(plugin_library.PATH_VARIABLE, "/does/not/exist.so")
+    with pytest.raises(ToolError):
+        _build(model, tmp_path / "named", plugin=None)
 
 
 def test_a_failed_engine_leaves_its_log_and_no_directory(model: Path, work: _Work, tmp_path: Path) -> None:
