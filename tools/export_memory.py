@@ -1,0 +1,100 @@
+"""Peak memory and time of exporting a model of Llama-3-8B's shape, with random codes.
+
+    python tools/export_memory.py [--output build/export-memory] [--layers 32]
+
+Writes an AWQ checkpoint of 5.7 GB, exports it in a process of its own, prints that process's time, its peak resident
+memory and the size of what it wrote, and removes both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from awq2trt.checkpoint import GEMM, quantized_config, write_config, write_tensors
+from awq2trt.families import DecoderSpec, describe_model
+from awq2trt.pack import AWQ_COLUMNS_PER_WORD
+from awq2trt.scheme import QuantScheme
+from awq2trt.source import Array
+
+SCHEME = QuantScheme(group_size=128)
+LLAMA_3_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+}
+
+
+def main() -> None:
+    """Writes, exports, prints, removes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("build/export-memory"))
+    parser.add_argument("--layers", type=int, default=32)
+    arguments = parser.parse_args()
+    checkpoint, onnx = arguments.output / "checkpoint", arguments.output / "onnx"
+    shutil.rmtree(arguments.output, ignore_errors=True)
+    try:
+        write_checkpoint(checkpoint, {**LLAMA_3_8B, "num_hidden_layers": arguments.layers})
+        started = time.monotonic()
+        child = subprocess.Popen([sys.executable, "-m", "awq2trt", "export", str(checkpoint), "-o", str(onnx)])
+        _, status, usage = os.wait4(child.pid, 0)
+        if status:
+            raise SystemExit("the export failed")
+        size_bytes = sum(path.stat().st_size for path in onnx.iterdir())
+        print(
+            f"{arguments.layers} layers: {size_bytes / 1e9:.2f} GB exported in {time.monotonic() - started:.0f} s, "
+            f"peak resident memory {usage.ru_maxrss / 1e6:.2f} GB"
+        )
+    finally:
+        shutil.rmtree(arguments.output, ignore_errors=True)
+
+
+def write_checkpoint(directory: Path, config: dict[str, object]) -> None:
+    """A checkpoint in AutoAWQ's layout whose codes, scales and plain tensors are random."""
+    directory.mkdir(parents=True)
+    spec, random = describe_model(config), np.random.default_rng(0)
+    for layer in track(range(spec.num_layers), description="writing a random checkpoint"):
+        write_tensors(directory / f"block-{layer:05}.safetensors", random_block(spec, layer, random))
+    outer = {name: random_half(shape, random) for name, shape in spec.outer_shapes().items()}
+    write_tensors(directory / "outer.safetensors", outer)
+    write_config(directory, quantized_config(config, SCHEME, GEMM, spec.head))
+    (directory / "tokenizer.json").write_text("{}", encoding="utf-8")
+
+
+def random_block(spec: DecoderSpec, layer: int, random: np.random.Generator) -> dict[str, Array]:
+    """A block's tensors by full name."""
+    prefix, tensors = spec.prefix(layer), {}
+    for name in spec.block.linears:
+        rows, columns = spec.linear_shape(name)
+        words, groups = rows // AWQ_COLUMNS_PER_WORD, SCHEME.groups(columns)
+        for kind, height in (("qweight", columns), ("qzeros", groups)):
+            tensors[f"{prefix}{name}.{kind}"] = random.integers(-(2**31), 2**31, (height, words), dtype=np.int32)
+        tensors[f"{prefix}{name}.scales"] = random_half((groups, rows), random)
+    for name in (spec.block.input_norm, spec.block.mlp_norm):
+        tensors[f"{prefix}{name}.weight"] = random_half((spec.hidden_size,), random)
+    return tensors
+
+
+def random_half(shape: tuple[int, ...], random: np.random.Generator) -> Array:
+    """fp16 values around zero."""
+    return (random.random(shape, dtype=np.float32) - 0.5).astype(np.float16)
+
+
+if __name__ == "__main__":
+    main()
