@@ -88,7 +88,7 @@ test-plugins: plugins ## the plugin library's C++ tests; those that need a GPU a
 	@ctest --test-dir build/plugins --output-on-failure
 
 .PHONY: test
-test: lint types imports $(DEMO_MODEL) $(NATIVE) ## everything that CI checks
+test: lint types imports test-plugins $(DEMO_MODEL) ## everything that CI checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
 
 .PHONY: demo

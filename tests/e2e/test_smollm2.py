@@ -16,7 +16,9 @@ import torch
 from awq2trt.artifact import Artifact
 from awq2trt.calibrate import encode, load_tokenizer
 from awq2trt.checkpoint import QuantizedCheckpoint
+from awq2trt.errors import ToolError
 from awq2trt.evaluate import WindowLogits, agreement, first_windows, perplexity, torch_logits
+from awq2trt.plugin_library import find_plugin_library
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.run import OrtBackend, Sampling
@@ -52,9 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     calibration = directory / "calibration.txt"
     calibration.write_text(text[: len(text) // 2])
     options = QuantizeOptions(calib=str(calibration), samples=4, seqlen=512)
-    recipe = Recipe(
-        quantize=options, export=ExportOptions(max_seq_len=CAPACITY), build=BuildOptions(target="rtx4090", plugin=False)
-    )
+    recipe = Recipe(quantize=options, export=ExportOptions(max_seq_len=CAPACITY), build=BuildOptions(target="rtx4090"))
     for _ in build_stage(BuildRequest(MODEL, directory, recipe), SilentProgress()):
         pass
     rtn = options.model_copy(update={"method": "rtn"})
@@ -105,6 +105,20 @@ def test_the_engine_is_for_the_target_and_holds_the_weights(made: Made) -> None:
     assert engine.manifest.contents.engine.compute_capabilities == ("SM89",)
     weights = (made.directory / "onnx" / "model.onnx.data").stat().st_size
     assert engine.path("model.engine").stat().st_size > 0.9 * weights
+
+
+def test_the_engine_carries_the_plugin_library(made: Made) -> None:
+    try:
+        library = find_plugin_library()
+    except ToolError:
+        pytest.skip("needs the plugin library: make plugins")
+    record = Artifact.open(made.directory / "rtx4090", kind="engine").manifest.contents.engine
+    assert record is not None
+    assert record.plugin_version == library.version
+    weights = (made.directory / "onnx" / "model.onnx.data").stat().st_size
+    engine = made.directory / "rtx4090" / "model.engine"
+    assert engine.stat().st_size > 0.9 * weights + library.path.stat().st_size
+    assert library.path.read_bytes()[:1_000_000] in engine.read_bytes()
 
 
 def test_other_tools_refuse_the_shorter_last_group(made: Made) -> None:
