@@ -9,6 +9,7 @@ memory and the size of what it wrote, and removes both.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -50,7 +51,11 @@ def main() -> None:
     checkpoint, onnx = arguments.output / "checkpoint", arguments.output / "onnx"
     shutil.rmtree(arguments.output, ignore_errors=True)
     try:
-        write_checkpoint(checkpoint, {**LLAMA_3_8B, "num_hidden_layers": arguments.layers})
+        # In a process of its own: a child inherits the peak memory of the process it was forked from.
+        config = {**LLAMA_3_8B, "num_hidden_layers": arguments.layers}
+        writer = multiprocessing.get_context("spawn").Process(target=write_checkpoint, args=(checkpoint, config))
+        writer.start()
+        writer.join()
         started = time.monotonic()
         child = subprocess.Popen([sys.executable, "-m", "awq2trt", "export", str(checkpoint), "-o", str(onnx)])
         _, status, usage = os.wait4(child.pid, 0)
