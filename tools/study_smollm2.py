@@ -137,7 +137,7 @@ def show(rows: list[Row]) -> None:
             "" if row.mean_kl is None else f"{row.mean_kl:.1e}",
             "" if row.quantize_seconds is None else f"{row.quantize_seconds:.0f} s",
         )
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":
