@@ -40,7 +40,7 @@ MMA_ITERATIONS: Final = 4000
 DEFAULT_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 
 KERNEL_NAMES: Final = ("decode", "tile", "any-group")
-TILE_NAMES: Final = ("16x64", "16x128", "32x128", "64x128", "64x192", "128x128")
+TILE_NAMES: Final = ("16x64", "16x128", "16x192", "32x128", "64x128", "64x192", "128x128")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,9 @@ class Kernels:
 
     def launch_mma_ceiling(self, iterations: int, sink: int, stream: int) -> None:
         """Enqueues the bare mma.sync loop."""
-        self._check(self._c.awq2trt_launch_mma_ceiling(iterations, ctypes.c_void_p(sink), ctypes.c_void_p(stream)), "mma")
+        self._check(
+            self._c.awq2trt_launch_mma_ceiling(iterations, ctypes.c_void_p(sink), ctypes.c_void_p(stream)), "mma"
+        )
 
     def mma_ceiling_flops(self, iterations: int) -> int:
         """Operations of one such launch."""
@@ -266,11 +268,7 @@ def measure_ceilings(torch: Any, kernels: Kernels) -> Ceilings:
     sink = torch.zeros(1, device="cuda")
     mma_us = time_us(
         torch,
-        [
-            lambda: kernels.launch_mma_ceiling(
-                MMA_ITERATIONS, sink.data_ptr(), torch.cuda.current_stream().cuda_stream
-            )
-        ],
+        [lambda: kernels.launch_mma_ceiling(MMA_ITERATIONS, sink.data_ptr(), torch.cuda.current_stream().cuda_stream)],
     )
     return Ceilings(
         copy_bytes_per_us=2 * COPIED_BYTES / copy_us,
@@ -299,7 +297,7 @@ def time_us(torch: Any, launches: Sequence[Callable[[], object]]) -> float:
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) * 1e3)
-    return statistics.median(times[2:]) / (rounds * len(launches))
+    return float(statistics.median(times[2:])) / (rounds * len(launches))
 
 
 class RotatedLayer:
@@ -407,7 +405,9 @@ def plot_report(report: KernelReport, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.5), constrained_layout=True)
     for shape in dict.fromkeys(row.shape for row in report.measurements):
         rows = [row for row in report.measurements if row.shape == shape]
-        axes.plot([row.tokens for row in rows], [row.share for row in rows], marker="o", label=f"{shape.k} -> {shape.n}")
+        axes.plot(
+            [row.tokens for row in rows], [row.share for row in rows], marker="o", label=f"{shape.k} -> {shape.n}"
+        )
     tokens = sorted({row.tokens for row in report.measurements})
     axes.set_xscale("log", base=2)
     axes.set_xticks(tokens, [str(m) for m in tokens])
@@ -472,6 +472,6 @@ def _torch_with_cuda() -> Any:
         raise ToolError(
             "benchmarking kernels needs a GPU, and PyTorch sees none.",
             where="bench --kernels",
-            fix="run it on the machine with the GPU, with a PyTorch built for CUDA; `awq2trt doctor` says what is there.",
+            fix="run it on a machine with a GPU, with a PyTorch built for CUDA; `awq2trt doctor` says what is there.",
         )
     return torch

@@ -104,8 +104,8 @@ def ensure_unversioned_rtx_library() -> None:
     """Makes `dlopen("libtensorrt_rtx.so")` succeed in this process, writing nothing into site-packages.
 
     The wheel ships `libtensorrt_rtx.so.1` alone. The dynamic linker remembers libraries by SONAME, so it is enough to
-    load once a library whose SONAME is `libtensorrt_rtx.so` and that depends on the real one: an empty ELF file of a few
-    hundred bytes, written here, loaded and deleted. `import tensorrt_rtx` must come first: it loads the real one.
+    load once a library whose SONAME is `libtensorrt_rtx.so` and that depends on the real one: an ELF file without code,
+    a few hundred bytes, written here, loaded and deleted. `import tensorrt_rtx` must come first: it loads the real one.
 
     Raises:
         ToolError: The stub does not load.

@@ -2,8 +2,8 @@
 
 python tools/tune_kernels.py decode|tile [--tokens 1,4] [--shapes 4096x4096,4096x22016]
 
-Prints one line per shape, number of tokens and configuration, the library's own choice first. AWQ2TRT_PLUGIN_PATH names
-the library. Needs a GPU and PyTorch.
+Prints a line per shape, number of tokens and configuration: microseconds, share of the floor, speed. The library's own
+choice comes first, marked with a star. AWQ2TRT_PLUGIN_PATH names the library. Needs a GPU and PyTorch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 
 from awq2trt import bench
+from awq2trt.errors import ToolError
 from awq2trt.plugin_library import find_plugin_library
 
 MIN_SPLIT_K = 512
@@ -50,15 +51,13 @@ def main() -> None:
             for config in [chosen, *candidates]:
                 try:
                     us = layer.time_us(kernels, problem, config)
-                except Exception as error:  # an impossible configuration is a line of the table
+                except ToolError as error:  # an impossible configuration is a line of the table
                     print(f"{shape!s:>12} {m:>5} {config!s:<20} {error}")
                     continue
-                floor = bench.floor_us(layer.bytes(m), layer.flops(m), ceilings)
+                share = bench.floor_us(layer.bytes(m), layer.flops(m), ceilings) / us
                 tflops = layer.flops(m) / us / 1e6
-                mark = "*" if config is chosen else ""
-                print(
-                    f"{shape!s:>12} {m:>5} {config!s:<20} {us:>8.2f} us  share {floor / us:.3f}  {tflops:6.1f} TFLOP/s {mark}"
-                )
+                mark = " *" if config is chosen else ""
+                print(f"{shape!s:>12} {m:>5} {config!s:<20} {us:>8.2f} us {share:>6.3f} {tflops:>6.1f} TFLOP/s{mark}")
         del layer
         torch.cuda.empty_cache()
 
@@ -66,8 +65,8 @@ def main() -> None:
 def _candidates(kernel: str, shape: bench.LayerShape, tokens: int) -> Iterator[bench.KernelConfig]:
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     if kernel == "decode":
-        for blocks_per_multiprocessor in (2, 3):
-            for warps in (4, 8):
+        for blocks_per_multiprocessor in (1, 2):
+            for warps in (8, 16):
                 rows = math.ceil(shape.n / multiprocessors / blocks_per_multiprocessor / 16) * 16
                 for overlap in (False, True):
                     yield bench.KernelConfig(kernel=0, rows_per_block=rows, warps=warps, splits=1, overlap=overlap)

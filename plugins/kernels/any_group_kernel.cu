@@ -1,5 +1,6 @@
-// y = x * W^T for group sizes that the fast kernels cannot split into 16-byte loads (not a multiple of 32, and shorter than
-// a row): correct for every G, fast for none. One warp computes one output; its lanes take a word of 8 codes each in turn.
+// y = x * W^T for group sizes that the fast kernels cannot split into 16-byte loads (not a multiple of 32, and shorter
+// than a row): correct for every G, fast for none. One warp computes one output; its lanes take a word of 8 codes each
+// in turn.
 #include "kernel_params.cuh"
 #include "tensor_core.cuh"
 

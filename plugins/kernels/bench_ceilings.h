@@ -8,8 +8,8 @@
 namespace awq2trt {
 
 // Every warp of every multiprocessor issues `iterations` x kMmaPerIteration mma.sync m16n8k16 (fp16 in, fp32 sums) from
-// registers and nothing else: the most that any kernel made of that instruction can reach. `sink` [1] keeps the compiler
-// from dropping the work; it is written only if a sum is a NaN.
+// registers and nothing else: the most that any kernel made of that instruction can reach. `sink` [1] keeps the
+// compiler from dropping the work; it is written only if a sum is a NaN.
 constexpr int kMmaPerIteration = 32;
 cudaError_t launch_mma_ceiling(int iterations, float* sink, cudaStream_t stream);
 

@@ -1,5 +1,5 @@
-// Which kernel computes a problem on a device, and how the work is cut. Host-only and pure: the CPU tests hold it, and a
-// change of heart about tuning is a change of this file.
+// Which kernel computes a problem on a device, and how the work is cut. Host-only and pure: the CPU tests hold it, and
+// a change of heart about tuning is a change of this file.
 #include <algorithm>
 #include <climits>
 
@@ -10,13 +10,18 @@
 namespace awq2trt {
 namespace {
 
-constexpr int kMaxDecodeTokens = 8;      // one mma tile of tokens: more would be a second pass over the dequantized codes
-constexpr int kDecodeWarps = 8;          // of a block, and two blocks a multiprocessor: 16 warps x 4 units of 1 KiB in flight
-constexpr int kDecodeBlocks = 2;         // cover the memory's latency, and one block starts up while the other works
-constexpr int kMaxMultiprocessors = 192; // of any supported device (RTX PRO 6000: 188), for workspace_bound()
-constexpr int kMinSplitK = 512;          // a shorter slice of K does not pay for writing and adding its sums
+constexpr int kRowTile = 16;
+constexpr int kMaxDecodeTokens = 8;  // one mma tile of tokens: more would be a second pass over the dequantized codes
+// 2 blocks of 8 warps a multiprocessor: 16 warps x 4 units of 1 KiB in flight cover the memory's latency
+// (decode_kernel.cu), and one block starts up while the other works.
+constexpr int kDecodeWarps = 8;
+constexpr int kDecodeBlocks = 2;
+constexpr int kMaxTokensOfLoneBlock = 2;
+constexpr int kMaxMultiprocessors = 192;  // of any supported device (RTX PRO 6000: 188), for workspace_bound()
+constexpr int kMinSplitK = 512;           // a shorter slice of K does not pay for writing and adding its sums
 constexpr int kMaxSplits = 16;
-constexpr int kSplitMultiple = 128;      // slices start at whole pipeline stages
+constexpr int kMaxSplitBlocks = 2;   // a multiprocessor: beyond, K needs no splitting to keep it busy
+constexpr int kSplitMultiple = 128;  // slices start at whole pipeline stages
 
 int ceil_div(int a, int b) { return (a - 1) / b + 1; }
 int64_t ceil_div(int64_t a, int b) { return (a - 1) / b + 1; }
@@ -24,20 +29,30 @@ int64_t ceil_div(int64_t a, int b) { return (a - 1) / b + 1; }
 // A lane's 16 bytes of codes must lie in one group.
 bool groups_fit_loads(const GemmProblem& p) { return p.group_size % 32 == 0 || p.group_size >= p.k; }
 
-// Rows that give every multiprocessor its blocks once, so that all of them finish together.
-int decode_rows_per_block(const GemmProblem& p, const Device& device) {
-  return ceil_div(ceil_div(p.n, kDecodeBlocks * device.multiprocessors), 16) * 16;
+// Weight rows of a decode block, if a multiprocessor shall hold `blocks` of them: as many as give every multiprocessor
+// its blocks once, so that all of them finish together, or fewer if their sums would not fit; 0 if not even 16 do.
+int decode_rows_per_block(const GemmProblem& p, const Device& device, int blocks) {
+  const int rows = ceil_div(ceil_div(p.n, blocks * device.multiprocessors), kRowTile) * kRowTile;
+  const auto available = static_cast<size_t>(device.max_shared_bytes / blocks);
+  const size_t without_sums = DecodeShared(p.m, p.k, 0, kDecodeWarps).bytes;
+  if (without_sums > available) return 0;
+  const size_t tile_sums = DecodeShared(p.m, p.k, kRowTile, kDecodeWarps).bytes - without_sums;
+  return std::min(rows, static_cast<int>((available - without_sums) / tile_sums) * kRowTile);
 }
 
-bool decode_fits(const GemmProblem& p, const Device& device) {
-  const DecodeShared shared(p.m, p.k, decode_rows_per_block(p, device), kDecodeWarps);
-  return p.m <= kMaxDecodeTokens && shared.bytes <= static_cast<size_t>(device.max_shared_bytes);
+// The decode kernel's rows per block, or 0 where the tile kernel is the better choice. What decides is shared memory,
+// where all activations of a block lie: with half the blocks, what they have in flight no longer covers the memory's
+// latency, which still beats the tile kernel at one or two tokens.
+int choose_decode_rows(const GemmProblem& p, const Device& device) {
+  if (p.m > kMaxDecodeTokens) return 0;
+  const int rows = decode_rows_per_block(p, device, kDecodeBlocks);
+  return rows > 0 || p.m > kMaxTokensOfLoneBlock ? rows : decode_rows_per_block(p, device, 1);
 }
 
-KernelConfig decode_config(const GemmProblem& p, const Device& device) {
+KernelConfig decode_config(int rows_per_block) {
   KernelConfig config = {};
   config.kernel = Kernel::kDecode;
-  config.rows_per_block = decode_rows_per_block(p, device);
+  config.rows_per_block = rows_per_block;
   config.warps = kDecodeWarps;
   config.splits = 1;
   return config;
@@ -47,42 +62,42 @@ int64_t tile_count(const GemmProblem& p, const TileTraits& tile) {
   return ceil_div(int64_t{p.m}, tile.tokens()) * ceil_div(p.n, tile.rows());
 }
 
-// Time of the busiest multiprocessor: how many tiles it gets, times their size, over the speed of that shape.
-int64_t busiest_multiprocessor(const GemmProblem& p, const TileTraits& tile, const Device& device) {
-  constexpr int64_t kScale = 1 << 10;
-  return ceil_div(tile_count(p, tile), device.multiprocessors) * tile.tokens() * tile.rows() * kScale / tile.speed;
+int k_per_split(const GemmProblem& p, int splits) {
+  return ceil_div(ceil_div(p.k, splits), kSplitMultiple) * kSplitMultiple;
 }
 
-int tile_splits(const GemmProblem& p, const TileTraits& tile, const Device& device) {
-  const int64_t idle_factor = device.multiprocessors / tile_count(p, tile);
-  const int64_t splits = std::min<int64_t>({idle_factor, p.k / kMinSplitK, kMaxSplits});
-  return static_cast<int>(std::max<int64_t>(splits, 1));
-}
-
-TileShape choose_tile(const GemmProblem& p, const Device& device) {
-  TileShape best = TileShape::k16x128;
-  int64_t best_time = INT64_MAX;
-  for (int i = 0; i < static_cast<int>(TileShape::kCount); ++i) {
-    const TileTraits& tile = kTileTraits[i];
-    if (tile.shared_bytes() > static_cast<size_t>(device.max_shared_bytes)) continue;
-    const int64_t time = busiest_multiprocessor(p, tile, device);
-    if (time <= best_time) {  // of equals the larger, which reads less
-      best = static_cast<TileShape>(i);
-      best_time = time;
-    }
-  }
-  return best;
+// Time of the busiest multiprocessor, and of adding the splits. In H100 microseconds: a model to rank candidates by,
+// checked against tools/tune_kernels.py, and no prediction.
+double estimated_us(const GemmProblem& p, const TileTraits& tile, int splits, const Device& device) {
+  constexpr double kMultiprocessors = 132, kLoneBlockSpeed = 0.6, kAddLaunchUs = 4, kBytesPerUs = 3e6;
+  const int64_t blocks = ceil_div(tile_count(p, tile) * splits, device.multiprocessors);  // of the busiest
+  const double block_flops = 2.0 * tile.tokens() * tile.rows() * k_per_split(p, splits);
+  const double speed = tile.speed * 1e6 / kMultiprocessors * (blocks < tile.blocks ? kLoneBlockSpeed : 1.0);
+  const double add_us = splits == 1 ? 0.0 : kAddLaunchUs + 2.0 * sizeof(float) * splits * p.m * p.n / kBytesPerUs;
+  return static_cast<double>(blocks) * block_flops / speed + add_us;
 }
 
 KernelConfig tile_config(const GemmProblem& p, const Device& device) {
-  KernelConfig config = {};
-  config.kernel = Kernel::kTile;
-  config.tile = choose_tile(p, device);
-  const int splits = tile_splits(p, traits_of(config.tile), device);
-  config.k_per_split = ceil_div(ceil_div(p.k, splits), kSplitMultiple) * kSplitMultiple;
-  config.splits = ceil_div(p.k, config.k_per_split);  // rounding up may have made the last ones empty
-  config.workspace_bytes = config.splits == 1 ? 0 : sizeof(float) * config.splits * p.m * p.n;
-  return config;
+  KernelConfig best = {};
+  double best_us = 0.0;
+  for (int i = 0; i < static_cast<int>(TileShape::kCount); ++i) {
+    const TileTraits& tile = kTileTraits[i];
+    if (tile.shared_bytes() > static_cast<size_t>(device.max_shared_bytes) || tile.min_sm > device.sm) continue;
+    for (int splits = 1; splits == 1 || (splits <= std::min(p.k / kMinSplitK, kMaxSplits) &&
+                                         splits * tile_count(p, tile) <= kMaxSplitBlocks * device.multiprocessors);
+         ++splits) {
+      const double us = estimated_us(p, tile, splits, device);
+      if (best_us > 0.0 && us >= best_us) continue;
+      best_us = us;
+      best.tile = static_cast<TileShape>(i);
+      best.splits = splits;
+    }
+  }
+  best.kernel = Kernel::kTile;
+  best.k_per_split = k_per_split(p, best.splits);
+  best.splits = ceil_div(p.k, best.k_per_split);  // rounding up may have made the last ones empty
+  best.workspace_bytes = best.splits == 1 ? 0 : sizeof(float) * best.splits * p.m * p.n;
+  return best;
 }
 
 }  // namespace
@@ -106,18 +121,19 @@ KernelConfig choose_config(const GemmProblem& problem, const Device& device) {
     config.splits = 1;
     return config;
   }
-  KernelConfig config = decode_fits(problem, device) ? decode_config(problem, device) : tile_config(problem, device);
+  const int decode_rows = choose_decode_rows(problem, device);
+  KernelConfig config = decode_rows > 0 ? decode_config(decode_rows) : tile_config(problem, device);
   config.overlap = device.sm >= 90;
   return config;
 }
 
 size_t workspace_bound(const GemmProblem& problem) {
-  // With s splits of t tiles, s * t <= multiprocessors, and t tiles hold at least M * N outputs.
+  // With s splits of t tiles, s * t <= kMaxSplitBlocks * multiprocessors, and t tiles hold at least M * N outputs.
   size_t bound = 0;
   const int64_t splits = std::min(problem.k / kMinSplitK, kMaxSplits);
   if (splits < 2 || !groups_fit_loads(problem)) return 0;
   for (const TileTraits& tile : kTileTraits) {
-    const int64_t by_device = int64_t{kMaxMultiprocessors} * tile.tokens() * tile.rows();
+    const int64_t by_device = int64_t{kMaxSplitBlocks} * kMaxMultiprocessors * tile.tokens() * tile.rows();
     const int64_t by_problem = splits * problem.m * problem.n;
     bound = std::max(bound, sizeof(float) * static_cast<size_t>(std::min(by_device, by_problem)));
   }

@@ -1,9 +1,10 @@
 // y = x * W^T for 1 to 8 tokens, where reading W takes all the time.
 //
-// - A block owns a few dozen weight rows, as many as give every multiprocessor two blocks, and walks down them in tiles of
+// - A block owns a few dozen weight rows, as many as give every multiprocessor two blocks, and walks down them in tiles
+// of
 //   16. A unit of work is 16 rows x 128 k, 1 KiB of codes. Warps take the units of a tile in turn, two neighbours at a
-//   time (whole 128-byte lines), so that a block reads one contiguous piece of memory at any moment: DRAM pages are opened
-//   once. The turns run on from tile to tile: no warp waits for another before the end.
+//   time (whole 128-byte lines), so that a block reads one contiguous piece of memory at any moment: DRAM pages are
+//   opened once. The turns run on from tile to tile: no warp waits for another before the end.
 // - A lane loads 16 bytes, 32 codes of one row; four lanes together cover 128 k, with group size 128 exactly one group.
 //   kDepth units are in flight before the first is used: 2 x 8 warps x kDepth KiB a multiprocessor, where latency times
 //   bandwidth asks for about 20 KiB (3.35 TB/s x 0.8 us / 132).
@@ -21,14 +22,16 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 constexpr int kBlocksPerMultiprocessor = 2;
-constexpr int kDepth = 4;                          // units in flight per warp
-constexpr int kStep = DecodeShared::kStep;         // k of a unit
+constexpr int kDepth = 4;                            // units in flight per warp
+constexpr int kStep = DecodeShared::kStep;           // k of a unit
 constexpr int kLanesPerRow = kStep / kCodesPerLoad;  // 4
 constexpr int kWords = kCodesPerLoad / kCodesPerWord;
 
-constexpr int kFirstX = 2;  // 16-byte pieces of x a thread: 256 threads x 2 x 8 are one token of K = 4096
+constexpr int kFirstX = 4;  // 16-byte pieces of x that a thread loads before any weights: two tokens of K = 4096
 
-__device__ __forceinline__ uint4 load_now(const uint4* source) {
+// 16 bytes, in program order with the other loads below.
+template <typename T>
+__device__ __forceinline__ uint4 load_now(const T* source) {
   uint4 v;
   asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(source));
   return v;
@@ -51,8 +54,8 @@ __device__ __forceinline__ uint32_t load_scale(const uint8_t* source) {
   return __ldg(reinterpret_cast<const unsigned short*>(source));
 }
 
-// A unit of the block, a tile of rows and a step along k, with what its loads bring for the lane's two rows: codes, scales,
-// and the bytes that hold the zero points.
+// A unit of the block, a tile of rows and a step along k, with what its loads bring for the lane's two rows: codes,
+// scales, and the bytes that hold the zero points.
 struct Unit {
   int tile, step;
   uint32_t words[2][kWords];
@@ -65,13 +68,13 @@ struct Stride {
   int tiles, steps;
 };
 
-// kVectorLoads: rows of codes are aligned to 16 bytes. kScaleSums: a unit's 128 k lie in one group, so its scale can wait
-// for the sum; else each weight is scaled before the product, in T.
+// kVectorLoads: rows of codes are aligned to 16 bytes. kScaleSums: a unit's 128 k lie in one group, so its scale can
+// wait for the sum; else each weight is scaled before the product, in T.
 template <typename T, bool kVectorLoads, bool kScaleSums>
 __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
-decode_kernel(LinearParams<T> p, GroupOfChunk group_of_chunk, int rows_per_block, int token_stride) {
+    decode_kernel(LinearParams<T> p, GroupOfChunk group_of_chunk, int rows_per_block, int token_stride) {
   extern __shared__ uint4 shared[];
-  T* const x_shared = reinterpret_cast<T*>(shared);                              // [M, token_stride], paired
+  T* const x_shared = reinterpret_cast<T*>(shared);                             // [M, token_stride], paired
   float* const sums = reinterpret_cast<float*>(x_shared + p.m * token_stride);  // [tiles, warps, M, 16]
 
   const int warps = blockDim.x / kWarpSize, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
@@ -92,10 +95,11 @@ decode_kernel(LinearParams<T> p, GroupOfChunk group_of_chunk, int rows_per_block
     return min(group_of_chunk(step * kLanesPerRow + lane_chunk), p.groups - 1);
   };
 
-  // Past the end of the block's rows or of k, a lane reads the last ones again: rows that nobody writes, and codes that meet
-  // activations of 0.
+  // Past the end of the block's rows or of k, a lane reads the last ones again: rows that nobody writes, and codes that
+  // meet activations of 0.
   const auto load = [&](Unit& unit) {
-    const uint32_t k_byte = min(unit.step * (kStep / 2) + lane_chunk * (kCodesPerLoad / 2), row_bytes - kCodesPerLoad / 2);
+    const uint32_t k_byte =
+        min(unit.step * (kStep / 2) + lane_chunk * (kCodesPerLoad / 2), row_bytes - kCodesPerLoad / 2);
     const int group = group_of(unit.step);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -166,10 +170,12 @@ decode_kernel(LinearParams<T> p, GroupOfChunk group_of_chunk, int rows_per_block
     }
   };
 
-  // A warp's units: 2 neighbours, then 2 * warps - 1 on.
-  const Stride to_neighbour = {1 / steps, 1 % steps};
-  const Stride to_next_pair = {(2 * warps - 1) / steps, (2 * warps - 1) % steps};
-  int tile = 2 * warp / steps, step = 2 * warp % steps;  // of the unit to load next
+  // A warp's units: 2 neighbours, then 2 * warps - 1 on. Divisions only where K is short: they take longer than a load.
+  const auto stride_of = [&](int units) {
+    return units < steps ? Stride{0, units} : Stride{units / steps, units % steps};
+  };
+  const Stride to_neighbour = stride_of(1), to_next_pair = stride_of(2 * warps - 1), to_first = stride_of(2 * warp);
+  int tile = to_first.tiles, step = to_first.steps;  // of the unit to load next
   const auto advance = [&](Stride stride) {
     tile += stride.tiles;
     step += stride.steps;
@@ -188,38 +194,47 @@ decode_kernel(LinearParams<T> p, GroupOfChunk group_of_chunk, int rows_per_block
   let_next_kernel_start();
   wait_for_previous_kernel();
 
-  // The first activations go ahead of the weights, or their copy would wait behind all of them; the others, where there are
-  // more than the threads carry in registers, follow. Then weights, whose latency covers the activations' way to shared
-  // memory: in pairs as dequantize_word() makes them and, within a step, word j of all four lanes of a row together. A row's
-  // lanes then read 64 consecutive bytes, and the padding puts the next token's 64 bytes into the other half of the banks.
-  const int vectors = steps * kStep / 8;  // of 8 activations
-  const auto load_x = [&](int i) {
-    const int token = i / vectors, vector = i % vectors;
+  // Activations first, as many as a thread carries, or they would wait behind all those weights; then the weights,
+  // whose latency covers the activations' way to shared memory. There they lie in pairs as dequantize_word() makes them
+  // and, within a step, word j of all four lanes of a row together: a row's lanes read 64 consecutive bytes, and the
+  // padding puts the next token's 64 bytes into the other half of the banks. Zeros from K to the end of the last step.
+  const int vectors = steps * kStep / 8;  // of 8 activations, in a row
+  const auto load_x = [&](int token, int vector) {
     uint4 x = {};
-    if (i < p.m * vectors && vector * 8 < p.k) {
-      x = load_now(reinterpret_cast<const uint4*>(p.x + static_cast<int64_t>(token) * p.k + vector * 8));
-    }
+    if (token < p.m && vector * 8 < p.k) x = load_now(p.x + static_cast<int64_t>(token) * p.k + vector * 8);
     return x;
   };
-  const auto store_x = [&](int i, uint4 x) {
-    const int token = i / vectors, vector = i % vectors;
+  const auto store_x = [&](int token, int vector, uint4 x) {
     const int at_step = vector / 16, chunk = vector / kWords % kLanesPerRow, word = vector % kWords;
     T* const target = x_shared + token * token_stride + at_step * kStep + word * kCodesPerLoad + chunk * 8;
-    if (i < p.m * vectors) *reinterpret_cast<uint4*>(target) = pair_activations(x);
+    if (token < p.m) *reinterpret_cast<uint4*>(target) = pair_activations(x);
+  };
+  int token = 0, vector = threadIdx.x;  // of this thread; it goes on by a block's worth of vectors
+  const auto settle = [&] {
+    while (vector >= vectors) {
+      vector -= vectors;
+      ++token;
+    }
   };
   uint4 first_x[kFirstX];
-  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  int first_token[kFirstX], first_vector[kFirstX];
 #pragma unroll
-  for (int r = 0; r < kFirstX; ++r) first_x[r] = load_x(r * threads + thread);
+  for (int r = 0; r < kFirstX; ++r) {
+    settle();
+    first_token[r] = token, first_vector[r] = vector;
+    first_x[r] = load_x(token, vector);
+    vector += blockDim.x;
+  }
 #pragma unroll
   for (int d = 0; d < kDepth; ++d) {
     if (units[d].tile < tiles) load(units[d]);
   }
 #pragma unroll
-  for (int r = 0; r < kFirstX; ++r) store_x(r * threads + thread, first_x[r]);
-  for (int i = kFirstX * threads + thread; i < p.m * vectors; i += threads) store_x(i, load_x(i));
+  for (int r = 0; r < kFirstX; ++r) store_x(first_token[r], first_vector[r], first_x[r]);
+  for (settle(); token < p.m; vector += blockDim.x, settle()) store_x(token, vector, load_x(token, vector));
   // A tile of a short K has fewer units than there are warps; the others' slots count as 0.
   for (int i = threadIdx.x; i < tiles * warps * p.m * kRowTile; i += blockDim.x) sums[i] = 0.f;
+
   __syncthreads();
 
   static_assert(kDepth % 2 == 0, "a unit's place in a pair is its place in the ring");
@@ -255,9 +270,8 @@ cudaError_t launch_decode(const LinearParams<T>& params, const KernelConfig& con
   const int chunks_per_group = params.group_size >= params.k ? chunks : params.group_size / kCodesPerLoad;
   const bool scale_sums = chunks_per_group % kLanesPerRow == 0 || chunks_per_group == chunks;
 
-  auto* kernel = params.codes_aligned
-                     ? (scale_sums ? decode_kernel<T, true, true> : decode_kernel<T, true, false>)
-                     : (scale_sums ? decode_kernel<T, false, true> : decode_kernel<T, false, false>);
+  auto* kernel = params.codes_aligned ? (scale_sums ? decode_kernel<T, true, true> : decode_kernel<T, true, false>)
+                                      : (scale_sums ? decode_kernel<T, false, true> : decode_kernel<T, false, false>);
   const int blocks = (params.n + config.rows_per_block - 1) / config.rows_per_block;
   return launch_kernel(kernel, dim3(blocks), config.warps * kWarpSize, shared.bytes, config.overlap, stream, params,
                        GroupOfChunk(chunks_per_group), config.rows_per_block, shared.token_stride);

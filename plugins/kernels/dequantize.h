@@ -5,8 +5,8 @@
 //
 // A mask takes a nibble into the low bits of a significand whose exponent makes one unit of its last place worth 1 (or
 // 1/16), so no integer is ever converted: the idea of Kim et al., "Who Says Elephants Can't Run: Bringing Large Scale
-// MoE Models into Cloud Scale Production" (arXiv 2211.10017), section 3.2. Their weights are interleaved beforehand; ours
-// keep the natural order, and the caller orders the activations to match the pairs.
+// MoE Models into Cloud Scale Production" (arXiv 2211.10017), section 3.2. Their weights are interleaved beforehand;
+// ours keep the natural order, and the caller orders the activations to match the pairs.
 //
 // A signed nibble c is c + 8 with bit 3 flipped, so the flip rides along in the XOR that sets the exponent; zero points
 // get the same flip, and the two offsets of 8 cancel: (c ^ 8) - (z ^ 8) = c - z.
@@ -28,13 +28,20 @@ constexpr uint32_t kBothHalves = 0x00010001u;  // times a 16-bit value: that val
 template <typename Pair>
 AWQ2TRT_HOST_DEVICE uint32_t bits_of(Pair pair) {
   static_assert(sizeof(Pair) == sizeof(uint32_t), "a pair is one register");
-  union { Pair pair; uint32_t bits; } cast = {pair};
+  union {
+    Pair pair;
+    uint32_t bits;
+  } cast = {pair};
   return cast.bits;
 }
 
 template <typename Pair>
 AWQ2TRT_HOST_DEVICE Pair pair_of(uint32_t bits) {
-  union U { uint32_t bits; Pair pair; AWQ2TRT_HOST_DEVICE U(uint32_t b) : bits(b) {} } cast(bits);
+  union U {
+    uint32_t bits;
+    Pair pair;
+    AWQ2TRT_HOST_DEVICE U(uint32_t b) : bits(b) {}
+  } cast(bits);
   return cast.pair;
 }
 

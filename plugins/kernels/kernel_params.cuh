@@ -8,15 +8,15 @@ namespace awq2trt {
 // The call with the types of its tensors filled in.
 template <typename T>
 struct LinearParams {
-  const T* __restrict__ x;             // [M, K]
-  const uint8_t* __restrict__ codes;   // [N, K] INT4, K/2 bytes a row
-  const T* __restrict__ scales;        // [N, groups]
-  const uint8_t* __restrict__ zeros;   // [N, groups] INT4, or nullptr
-  const T* __restrict__ bias;          // [N], or nullptr
-  T* __restrict__ y;                   // [M, N]
-  float* __restrict__ partial_sums;    // workspace
+  const T* __restrict__ x;            // [M, K]
+  const uint8_t* __restrict__ codes;  // [N, K] INT4, K/2 bytes a row
+  const T* __restrict__ scales;       // [N, groups]
+  const uint8_t* __restrict__ zeros;  // [N, groups] INT4, or nullptr
+  const T* __restrict__ bias;         // [N], or nullptr
+  T* __restrict__ y;                  // [M, N]
+  float* __restrict__ partial_sums;   // workspace
   int m, n, k, groups, group_size;
-  bool codes_aligned;                  // every row of codes starts at a multiple of 16 bytes
+  bool codes_aligned;  // every row of codes starts at a multiple of 16 bytes
 };
 
 template <typename T>

@@ -27,9 +27,12 @@ cudaError_t launch_typed(const GemmProblem& problem, const KernelConfig& config,
   params.group_size = problem.group_size;
   params.codes_aligned = problem.k % 32 == 0 && is_aligned(tensors.codes, 16);
   switch (config.kernel) {
-    case Kernel::kDecode: return launch_decode(params, config, stream);
-    case Kernel::kTile: return launch_tile(params, config, stream);
-    case Kernel::kAnyGroup: return launch_any_group(params, stream);
+    case Kernel::kDecode:
+      return launch_decode(params, config, stream);
+    case Kernel::kTile:
+      return launch_tile(params, config, stream);
+    case Kernel::kAnyGroup:
+      return launch_any_group(params, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -1,8 +1,8 @@
-// Programmatic dependent launch (compute capability 9.0 and later): the next kernel's blocks may start while this one's are
-// still finishing, and wait inside for its results. Hides the gap of a microsecond or two between small kernels.
+// Programmatic dependent launch (compute capability 9.0 and later): the next kernel's blocks may start while this one's
+// are still finishing, and wait inside for its results. Hides the gap of a microsecond or two between small kernels.
 //
-// A kernel launched this way must call wait_for_previous_kernel() before it reads or writes anything the previous kernels
-// may touch. Weights too: an engine may have them copied or reformatted by a kernel just before.
+// A kernel launched this way must call wait_for_previous_kernel() before it reads or writes anything the previous
+// kernels may touch. Weights too: an engine may have them copied or reformatted by a kernel just before.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -25,8 +25,9 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 template <typename... Parameters>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, bool overlap,
                           cudaStream_t stream, Parameters... arguments) {
-  cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                            cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  cudaError_t status =
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(shared_bytes));
   if (status != cudaSuccess) return status;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -1,11 +1,12 @@
 // The instructions that both fast kernels are made of, for one warp: mma.sync m16n8k16, and cp.async.
 //
 // Weights are the A operand (16 weight rows), activations the B operand (8 tokens). Lane 4g + t of the warp holds
-// A of rows g and g + 8, B of token g, and C of rows g and g + 8 at tokens 2t and 2t + 1 (PTX ISA, "Matrix fragments for
-// mma.m16n8k16 with floating point type"). Which k a register stands for is free, as long as A and B agree.
+// A of rows g and g + 8, B of token g, and C of rows g and g + 8 at tokens 2t and 2t + 1 (PTX ISA, "Matrix fragments
+// for mma.m16n8k16 with floating point type"). Which k a register stands for is free, as long as A and B agree.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "dequantize.h"
 

@@ -17,7 +17,8 @@ struct TileTraits {
   int block_k;      // k of a pipeline stage
   int stages;       // pipeline stages, one of them being computed
   int blocks;       // that a multiprocessor must have registers for
-  int speed;        // TFLOP/s where tiles fill the device (H100, K = 4096); only their ratios matter
+  int min_sm;       // lowest compute capability it is compiled for
+  int speed;        // TFLOP/s where tiles fill an H100 (K = 4096, G = 128); only ratios matter
 
   constexpr int rows() const { return row_warps * row_tiles * 16; }
   constexpr int tokens() const { return token_warps * token_tiles * 8; }
@@ -29,23 +30,24 @@ struct TileTraits {
   constexpr size_t scale_bytes() const { return size_t{8} * rows() * chunks(); }  // a ScaleAndZero per chunk
   constexpr size_t pipeline_bytes() const { return stages * (x_bytes() + code_bytes()) + 2 * scale_bytes(); }
 
-  // The finished tile passes through shared memory too, in the pipeline's place. Its rows are padded by 4 floats, so that
-  // a warp's 4 tokens x 8 rows fall into 32 different banks.
+  // The finished tile passes through shared memory too, in the pipeline's place. Its rows are padded by 4 floats, so
+  // that a warp's 4 tokens x 8 rows fall into 32 different banks.
   constexpr int sum_stride() const { return rows() + 4; }
   constexpr size_t sum_bytes() const { return size_t{4} * tokens() * sum_stride(); }
   constexpr size_t shared_bytes() const { return pipeline_bytes() > sum_bytes() ? pipeline_bytes() : sum_bytes(); }
 };
 
-// Few tokens: memory sets the time, so stages are long (64 bytes of each row) and warps split k to have enough in flight.
-// From 128 tokens the tensor cores do, next to the instructions and the shared memory that feed them: a 64 x 64 tile per
-// warp needs least of both together (fewer rows: less to dequantize, but twice the activations to read).
+// Few tokens: memory sets the time, so stages are long (64 bytes of each row) and warps split k to have enough in
+// flight. From 128 tokens the tensor cores do, next to the instructions that feed them: a warp then takes few weight
+// rows and many tokens, since dequantizing costs more instructions than loading activations does.
 constexpr TileTraits kTileTraits[static_cast<int>(TileShape::kCount)] = {
-    /* k16x64   */ {2, 1, 4, 2, 2, 128, 4, 3, 93},
-    /* k16x128  */ {4, 1, 2, 2, 2, 128, 4, 2, 122},
-    /* k32x128  */ {4, 1, 2, 2, 4, 128, 4, 2, 163},
-    /* k64x128  */ {4, 1, 2, 2, 8, 128, 3, 2, 231},
-    /* k64x192  */ {6, 1, 2, 2, 8, 128, 4, 1, 252},
-    /* k128x128 */ {4, 2, 1, 2, 8, 64, 4, 2, 304},
+    /* k16x64   */ {2, 1, 4, 2, 2, 128, 4, 2, 80, 93},
+    /* k16x128  */ {4, 1, 2, 2, 2, 128, 4, 2, 80, 124},
+    /* k16x192  */ {6, 1, 2, 2, 2, 128, 4, 1, 80, 113},
+    /* k32x128  */ {4, 1, 2, 2, 4, 128, 4, 2, 80, 199},
+    /* k64x128  */ {4, 1, 2, 2, 8, 128, 3, 1, 80, 238},
+    /* k64x192  */ {6, 1, 2, 2, 8, 128, 4, 1, 90, 233},
+    /* k128x128 */ {4, 1, 1, 2, 16, 64, 4, 2, 80, 310},
 };
 
 constexpr const TileTraits& traits_of(TileShape shape) { return kTileTraits[static_cast<int>(shape)]; }

@@ -34,7 +34,7 @@ const char* check_validity(const GemmProblem& problem);
 
 // What the choice of a kernel depends on.
 struct Device {
-  int sm;                // 87 for compute capability 8.7
+  int sm;  // 87 for compute capability 8.7
   int multiprocessors;
   int max_shared_bytes;  // per block, after opting in to more than 48 KiB
 };
@@ -49,7 +49,7 @@ enum class Kernel : int32_t {
 };
 
 // Tile kernels that exist, by tokens x weight rows of a block.
-enum class TileShape : int32_t { k16x64, k16x128, k32x128, k64x128, k64x192, k128x128, kCount };
+enum class TileShape : int32_t { k16x64, k16x128, k16x192, k32x128, k64x128, k64x192, k128x128, kCount };
 
 struct KernelConfig {
   Kernel kernel;

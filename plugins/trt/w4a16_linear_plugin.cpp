@@ -23,15 +23,24 @@ constexpr int32_t kX = 0, kCodes = 1, kScales = 2, kFirstOptional = 3;
 
 const char* name_of(TrtType type) {
   switch (type) {
-    case TrtType::kFLOAT: return "fp32";
-    case TrtType::kHALF: return "fp16";
-    case TrtType::kBF16: return "bf16";
-    case TrtType::kINT8: return "int8";
-    case TrtType::kINT32: return "int32";
-    case TrtType::kINT64: return "int64";
-    case TrtType::kINT4: return "int4";
-    case TrtType::kUINT8: return "uint8";
-    default: return "another type";
+    case TrtType::kFLOAT:
+      return "fp32";
+    case TrtType::kHALF:
+      return "fp16";
+    case TrtType::kBF16:
+      return "bf16";
+    case TrtType::kINT8:
+      return "int8";
+    case TrtType::kINT32:
+      return "int32";
+    case TrtType::kINT64:
+      return "int64";
+    case TrtType::kINT4:
+      return "int4";
+    case TrtType::kUINT8:
+      return "uint8";
+    default:
+      return "another type";
   }
 }
 
@@ -128,9 +137,12 @@ W4A16LinearPlugin::W4A16LinearPlugin(const W4A16LinearAttributes& attributes) no
 
 nvinfer1::IPluginCapability* W4A16LinearPlugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
   switch (type) {
-    case nvinfer1::PluginCapabilityType::kCORE: return static_cast<nvinfer1::IPluginV3OneCore*>(this);
-    case nvinfer1::PluginCapabilityType::kBUILD: return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
-    case nvinfer1::PluginCapabilityType::kRUNTIME: return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
+    case nvinfer1::PluginCapabilityType::kCORE:
+      return static_cast<nvinfer1::IPluginV3OneCore*>(this);
+    case nvinfer1::PluginCapabilityType::kBUILD:
+      return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
+    case nvinfer1::PluginCapabilityType::kRUNTIME:
+      return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
   }
   return nullptr;
 }
@@ -160,8 +172,8 @@ int32_t W4A16LinearPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, in
                                            int32_t output_count, nvinfer1::IExprBuilder&) noexcept {
   if (output_count != 1 || !has_input_count(input_count)) return kFailure;
   if (inputs[kX].nbDims < 1 || inputs[kCodes].nbDims != 2) {
-    log(Severity::kERROR, "%s: expected X [..., K] and codes [N, K], got %d and %d dimensions", kOpType, inputs[kX].nbDims,
-        inputs[kCodes].nbDims);
+    log(Severity::kERROR, "%s: expected X [..., K] and codes [N, K], got %d and %d dimensions", kOpType,
+        inputs[kX].nbDims, inputs[kCodes].nbDims);
     return kFailure;
   }
   outputs[0] = inputs[kX];
@@ -211,7 +223,8 @@ int32_t W4A16LinearPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc con
   if (attributes_.has_zeros != 0) {
     const Dims& zeros = inputs[kFirstOptional].desc.dims;
     if (zeros.nbDims != 2 || zeros.d[0] != problem.n || zeros.d[1] != problem.groups()) {
-      log(Severity::kERROR, "%s: zeros must have the shape of the scales, [%d, %d]", kOpType, problem.n, problem.groups());
+      log(Severity::kERROR, "%s: zeros must have the shape of the scales, [%d, %d]", kOpType, problem.n,
+          problem.groups());
       return kFailure;
     }
   }
@@ -239,8 +252,8 @@ nvinfer1::IPluginV3* W4A16LinearPlugin::attachToContext(nvinfer1::IPluginResourc
 int32_t W4A16LinearPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t input_count,
                                          nvinfer1::PluginTensorDesc const*, int32_t) noexcept {
   if (!has_input_count(input_count)) return kFailure;
-  const bool valid = problem_of(attributes_, inputs[kX].dims, inputs[kX].type, inputs[kCodes].dims, inputs[kScales].dims,
-                                &problem_);
+  const bool valid =
+      problem_of(attributes_, inputs[kX].dims, inputs[kX].type, inputs[kCodes].dims, inputs[kScales].dims, &problem_);
   if (!valid) return kFailure;
   Device device = {};
   const cudaError_t status = query_device(&device);

@@ -33,8 +33,8 @@ void for_every_problem(Check check) {
     for (const int n : kNs) {
       for (const int k : kKs) {
         for (const int m : kMs) {
-          SCOPED_TRACE("sm_" + std::to_string(device.sm) + " M " + std::to_string(m) + " N " + std::to_string(n) + " K " +
-                       std::to_string(k));
+          SCOPED_TRACE("sm_" + std::to_string(device.sm) + " M " + std::to_string(m) + " N " + std::to_string(n) +
+                       " K " + std::to_string(k));
           check(problem_of(m, n, k), device);
           if (testing::Test::HasFatalFailure()) return;
         }
@@ -50,8 +50,19 @@ TEST(ChooseConfig, FewTokensDecodeAndManyTile) {
   EXPECT_EQ(choose_config(problem_of(2048, 4096, 4096), kRtx4090).kernel, Kernel::kTile);
 }
 
+TEST(ChooseConfig, DecodeNeedsRoomForItsActivations) {
+  const KernelConfig two = choose_config(problem_of(4, 4096, 11008), kH100);
+  EXPECT_EQ(two.kernel, Kernel::kDecode);
+  EXPECT_EQ(two.rows_per_block, 16) << "4096 rows over 2 x 132 blocks";
+  EXPECT_EQ(choose_config(problem_of(8, 4096, 11008), kH100).kernel, Kernel::kTile) << "2 x 176 KB do not fit";
+  const KernelConfig lone = choose_config(problem_of(1, 8192, 28672), kRtx4090);
+  EXPECT_EQ(lone.kernel, Kernel::kDecode) << "2 x 57 KB do not fit, one does";
+  EXPECT_EQ(lone.rows_per_block, 64) << "8192 rows over 128 blocks";
+}
+
 TEST(ChooseConfig, PromptsGetTheLargeTile) {
-  for (const Device& device : kDevices) EXPECT_EQ(choose_config(problem_of(2048, 22016, 4096), device).tile, TileShape::k128x128);
+  for (const Device& device : kDevices)
+    EXPECT_EQ(choose_config(problem_of(2048, 22016, 4096), device).tile, TileShape::k128x128);
 }
 
 TEST(ChooseConfig, GroupsThatSplitALoadGoToTheGeneralKernel) {
@@ -72,6 +83,7 @@ TEST(ChooseConfig, FitsTheDevice) {
     } else {
       ASSERT_EQ(config.kernel, Kernel::kTile);
       ASSERT_LE(traits_of(config.tile).shared_bytes(), static_cast<size_t>(device.max_shared_bytes));
+      ASSERT_LE(traits_of(config.tile).min_sm, device.sm);
     }
     ASSERT_EQ(config.overlap, device.sm >= 90);
   });

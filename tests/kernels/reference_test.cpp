@@ -31,8 +31,8 @@ TEST(Reference, LiteralLayer) {
   EXPECT_EQ(linear_reference(problem, x, weights, bias), std::vector<double>{139.0});
 }
 
-// One file: the magic, eight int32 (version, m, n, k, group_size, has_zeros, has_bias, 0), then codes, zeros (packed bytes)
-// and scales, bias, x, y (float64), each there only if the header says so.
+// One file: the magic, eight int32 (version, m, n, k, group_size, has_zeros, has_bias, 0), then codes, zeros (packed
+// bytes) and scales, bias, x, y (float64), each there only if the header says so.
 struct Golden {
   GemmProblem problem;
   std::vector<uint8_t> codes, zeros;

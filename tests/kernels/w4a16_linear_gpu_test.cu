@@ -1,7 +1,8 @@
 // The kernels on a GPU against the op's definition in fp64: every kernel, every tensor combination, awkward sizes.
 //
 // Inputs are drawn anew in every run (AWQ2TRT_TEST_SEED repeats one); outputs are poisoned with NaN, so one that is not
-// written shows. The fp64 reference is a few lines of CUDA that share nothing with the kernels: a CPU would take minutes.
+// written shows. The fp64 reference is a few lines of CUDA that share nothing with the kernels: a CPU would take
+// minutes.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -115,8 +116,8 @@ struct RandomLinear {
   }
 
   LinearTensors tensors(void* workspace) const {
-    return {x.get(), codes.get(), scales.get(), p.has_zeros ? zeros.get() : nullptr,
-            p.has_bias ? bias.get() : nullptr, y.get(), workspace};
+    return {x.get(), codes.get(), scales.get(), p.has_zeros ? zeros.get() : nullptr, p.has_bias ? bias.get() : nullptr,
+            y.get(), workspace};
   }
 
   // ||y - expected|| / ||expected||; NaN if any output is.
@@ -230,7 +231,9 @@ TEST_F(W4A16LinearGpu, EveryNumberOfTokens) {
 }
 
 TEST_F(W4A16LinearGpu, ShapesOfRealModels) {
-  struct Shape { int k, n; };
+  struct Shape {
+    int k, n;
+  };
   for (const Shape s : {Shape{576, 1536}, {1536, 576}, {4096, 4096}, {4544, 4672}, {11008, 4096}, {4096, 22016}}) {
     for (const DataType dtype : kTypes) {
       for (const int m : {1, 4, 16, 64, 512}) check(problem_of(m, s.n, s.k, 128, dtype, true, false));
@@ -288,7 +291,8 @@ TEST_F(W4A16LinearGpu, LargeActivationsDoNotOverflow) {
   const DeviceArray<uint8_t> codes(std::vector<uint8_t>(64 * 128, 0x77));  // every code 7
   for (const int m : {1}) {
     const KernelConfig config = choose_config(problem, device_);
-    const LinearTensors tensors = {x_device.get(), codes.get(), scales_device.get(), nullptr, nullptr, y_device.get(), nullptr};
+    const LinearTensors tensors = {x_device.get(), codes.get(), scales_device.get(), nullptr, nullptr,
+                                   y_device.get(), nullptr};
     ASSERT_CUDA(launch_w4a16_linear(problem, config, tensors, nullptr));
     for (const __half value : y_device.host()) EXPECT_NEAR(__half2float(value), 840.f, 1.f) << "M = " << m;
   }
