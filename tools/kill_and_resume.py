@@ -26,10 +26,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("build/kill-and-resume"))
-    parser.add_argument("flags", nargs="*", help="of `awq2trt quantize`, after --")
-    arguments = parser.parse_args()
+    parser.epilog = "What follows -- are flags of `awq2trt quantize`."
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, flags = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     shutil.rmtree(arguments.output, ignore_errors=True)
-    command = [sys.executable, "-m", "awq2trt", "quantize", arguments.model, *arguments.flags]
+    command = [sys.executable, "-m", "awq2trt", "quantize", arguments.model, *flags]
 
     whole, killed = arguments.output / "whole", arguments.output / "killed"
     started = time.monotonic()
