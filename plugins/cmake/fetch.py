@@ -44,13 +44,21 @@ def fetch_cuda(folder: Path) -> None:
         shutil.copytree(Path(scratch) / CUDA_IN_WHEELS, folder, dirs_exist_ok=True)
     for program in (*(folder / "bin").glob("*"), *(folder / "nvvm" / "bin").glob("*")):
         program.chmod(0o755)
-    lib64 = folder / "lib64"
-    if not lib64.exists():
-        lib64.symlink_to("lib")
+    # What CMake looks for and the wheels lack: the folder's usual name, and the library's name without its version.
+    _link(folder / "lib64", "lib")
+    (versioned,) = (folder / "lib").glob("libcudart.so.*")
+    _link(folder / "lib" / "libcudart.so", versioned.name)
+
+
+def _link(link: Path, target: str) -> None:
+    if not link.exists():
+        link.symlink_to(target)
 
 
 def _pip(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+    subprocess.run(
+        [sys.executable, "-I", "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True
+    )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   find_program(AWQ2TRT_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
   if(NOT AWQ2TRT_NVCC)
-    find_program(AWQ2TRT_PYTHON NAMES python3 python REQUIRED)
+    find_program(AWQ2TRT_PYTHON NAMES python3 python HINTS ${Python3_EXECUTABLE} REQUIRED)
     set(cuda_root ${CMAKE_BINARY_DIR}/cuda)
     if(NOT EXISTS ${cuda_root}/bin/nvcc)
       message(STATUS "No nvcc on this machine; installing it from PyPI into ${cuda_root}")
-      execute_process(COMMAND ${AWQ2TRT_PYTHON} ${CMAKE_CURRENT_LIST_DIR}/fetch.py cuda ${cuda_root}
+      execute_process(COMMAND ${AWQ2TRT_PYTHON} -I ${CMAKE_CURRENT_LIST_DIR}/fetch.py cuda ${cuda_root}
                       COMMAND_ERROR_IS_FATAL ANY)
     endif()
     set(AWQ2TRT_NVCC ${cuda_root}/bin/nvcc)

@@ -4,10 +4,9 @@ find_path(TENSORRT_INCLUDE_DIR NvInferRuntime.h
   HINTS ${TensorRT_ROOT} ENV TensorRT_ROOT
   PATH_SUFFIXES include)
 if(NOT TENSORRT_INCLUDE_DIR)
-  find_program(AWQ2TRT_PYTHON NAMES python3 python REQUIRED)
   set(headers ${CMAKE_BINARY_DIR}/tensorrt_headers)
   message(STATUS "No TensorRT headers on this machine; fetching them from PyPI into ${headers}")
-  execute_process(COMMAND ${AWQ2TRT_PYTHON} ${CMAKE_CURRENT_LIST_DIR}/fetch.py tensorrt-headers ${headers}
+  execute_process(COMMAND ${Python3_EXECUTABLE} -I ${CMAKE_CURRENT_LIST_DIR}/fetch.py tensorrt-headers ${headers}
                   COMMAND_ERROR_IS_FATAL ANY)
   set(TENSORRT_INCLUDE_DIR ${headers} CACHE PATH "" FORCE)
 endif()
