@@ -277,9 +277,10 @@ def bench(
     group_size: Annotated[int, typer.Option("--group-size")] = 128,
     dtype: Annotated[str, typer.Option("--dtype", help="float16 or bfloat16.")] = "float16",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG: share of the floor.")] = None,
 ) -> None:
     """Speed of the kernels on this machine's GPU."""
-    from awq2trt.bench import bench_kernels, format_report, write_report
+    from awq2trt.bench import bench_kernels, format_report, plot_report, write_report
     from awq2trt.errors import UsageError
 
     if not kernels:
@@ -288,6 +289,8 @@ def bench(
     print(format_report(report))
     if json_file is not None:
         write_report(report, json_file)
+    if plot_file is not None:
+        plot_report(report, plot_file)
 
 
 @app.command()
