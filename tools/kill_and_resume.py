@@ -8,6 +8,7 @@ Both runs happen here, each in a directory of its own below --output. Exits with
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -33,15 +34,24 @@ def main() -> None:
     command = [sys.executable, "-m", "awq2trt", "quantize", arguments.model, *flags]
 
     whole, killed = arguments.output / "whole", arguments.output / "killed"
-    started = time.monotonic()
-    subprocess.run([*command, "-o", str(whole)], check=True)
-    seconds = time.monotonic() - started
-    print(f"uninterrupted: {seconds:.0f} s")
-
-    moments = sorted(random.Random(arguments.seed).uniform(0, seconds) for _ in range(arguments.kills))
+    seconds = run_whole([*command, "-o", str(whole)])
+    draw = random.Random(arguments.seed)
+    moments = sorted(draw.uniform(0, seconds) for _ in range(arguments.kills))
     run_until_killed([*command, "-o", str(killed), "--resume"], moments)
     subprocess.run([*command, "-o", str(killed), "--resume"], check=True)
     compare(whole, killed)
+
+
+def run_whole(command: list[str]) -> float:
+    """Runs the command to its end, prints what it took, returns seconds."""
+    started = time.monotonic()
+    child = subprocess.Popen(command)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit("the uninterrupted run failed")
+    seconds = time.monotonic() - started
+    print(f"uninterrupted: {seconds:.0f} s, peak resident memory {usage.ru_maxrss / 1e6:.2f} GB")
+    return seconds
 
 
 def run_until_killed(command: list[str], moments: list[float]) -> None:
