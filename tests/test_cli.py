@@ -263,8 +263,11 @@ def test_a_closed_pipe_is_no_drama() -> None:
 
 
 SLEEPING_STAGE = """
+import signal
 import time
 from awq2trt import cli, stages
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job, as CI may be, inherits an ignored one
 
 def quantize_stage(*arguments):
     print("ready", flush=True)
