@@ -26,9 +26,10 @@ ALPHA_GRID: Final = tuple(i / 20 for i in range(20))
 CLIP_GRID: Final = tuple(1 - 0.07 * i for i in range(7))
 """Shares 1 down to 0.58 of each end of a range, low and high searched together.
 
-llm-awq limits |w| by one factor from 1 to 0.55. Two ends searched apart cost 49 tries instead of 10 and pay: perplexity
-of SmolLM2-135M at INT4 g128 35.8 with one limit on |w|, 36.2 with both ends shrunk in proportion, 34.7 with two. Text and
-windows are those of the WikiText-2 row of `tools/study_smollm2.py`; the first two came of other candidates here.
+llm-awq limits |w| by one factor from 1 to 0.55. Two ends searched apart cost 49 tries instead of 10 and pay:
+perplexity of SmolLM2-135M at INT4 g128 is 35.8 with one limit on |w|, 36.2 with both ends shrunk in proportion, 34.7
+with two. Text and windows are those of the WikiText-2 row of `tools/study_smollm2.py`; the first two came of other
+candidates here.
 """
 
 
