@@ -41,6 +41,9 @@ GEMM: Final = "gemm"
 NATURAL: Final = "awq2trt"
 """Values of `quantization_config.version`: AutoAWQ's layout, and ours."""
 
+STORED_BITS: Final = (4,)
+"""Widths of a code that both layouts hold: they pack two codes to a byte, or eight to a 32-bit word."""
+
 SHARD_BYTES: Final = 1 << 30
 """Largest weight file: what the writer holds in memory at once."""
 
@@ -144,7 +147,15 @@ class QuantizedCheckpoint(ModelSource):
 
 
 def choose_layout(spec: DecoderSpec, scheme: QuantScheme) -> str:
-    """`GEMM` if AutoAWQ's layout can hold every linear of the model, else `NATURAL`."""
+    """`GEMM` if AutoAWQ's layout can hold every linear of the model, else `NATURAL`.
+
+    Raises:
+        UnsupportedError: No layout holds codes of this width.
+    """
+    if scheme.bits not in STORED_BITS:
+        raise UnsupportedError(
+            f"checkpoints of {scheme.bits}-bit codes are not written yet.", where="--bits", fix="use --bits 4."
+        )
     shapes = [spec.linear_shape(name) for name in spec.block.linears]
     fits = all(
         columns % scheme.group_of(columns) == 0
@@ -330,6 +341,10 @@ def _read_quantization_config(config: Mapping[str, Any], directory: Path) -> tup
     if not isinstance(bits, int) or not isinstance(group_size, int):
         raise CheckpointError(
             f"expected integers for bits and group_size, got {bits!r} and {group_size!r}.", where=where
+        )
+    if bits not in STORED_BITS:
+        raise UnsupportedError(
+            f"expected 4 bits, got {bits}.", where=where, fix="quantize the original model with --bits 4."
         )
     zero_point = bool(found.get("zero_point", True)) and not found.get("symmetric", False)
     return version, QuantScheme(bits=bits, group_size=group_size, zero_point=zero_point)

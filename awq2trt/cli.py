@@ -66,7 +66,7 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is i
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
 _Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
 _Method = Annotated[str | None, typer.Option("--method", help="awq (search scales and clips) or rtn. [awq]")]
-_Bits = Annotated[int | None, typer.Option("--bits", help="Width of a weight. [4]")]
+_Bits = Annotated[int | None, typer.Option("--bits", help="Width of a weight: 2, 3 or 4. [4]")]
 _GroupSize = Annotated[
     int | None, typer.Option("--group-size", help="Weights that share a scale: 32, 64, 128, -1 for a row. [128]")
 ]

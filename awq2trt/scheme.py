@@ -19,7 +19,7 @@ from awq2trt.errors import UsageError
 WHOLE_ROW: Final = -1
 """`group_size` that means one group a row, as AutoAWQ's and llm-awq's `q_group_size: -1`."""
 
-SUPPORTED_BITS: Final = (4,)
+SUPPORTED_BITS: Final = (2, 3, 4)
 SUPPORTED_GROUP_SIZES: Final = (32, 64, 128, WHOLE_ROW)
 
 
@@ -28,7 +28,7 @@ class QuantScheme:
     """How weights are rounded.
 
     Attributes:
-        bits: Width of a code.
+        bits: Width of a code: 2, 3 or 4.
         group_size: Input channels that share a scale; `WHOLE_ROW` for all of a row.
         zero_point: Whether groups have a zero point of their own (asymmetric). Without one it is
             2^(bits-1) everywhere.
@@ -43,7 +43,7 @@ class QuantScheme:
             raise UsageError(
                 f"got {self.bits} bits, expected one of {_listed(SUPPORTED_BITS)}.",
                 where="--bits",
-                fix="use --bits 4.",
+                fix="use --bits 4; 3 and 2 lose much more.",
             )
         if self.group_size not in SUPPORTED_GROUP_SIZES:
             raise UsageError(
@@ -98,6 +98,8 @@ class QuantizedLinear:
     def __post_init__(self) -> None:
         if self.codes.ndim != 2 or self.codes.dtype != np.uint8:
             raise ValueError(f"codes: expected uint8 [N, K], got {self.codes.dtype} {self.codes.shape}")
+        if self.codes.size and int(self.codes.max()) >= self.scheme.levels:
+            raise ValueError(f"codes: expected less than {self.scheme.levels}, got {int(self.codes.max())}")
         expected = (self.out_features, self.scheme.groups(self.in_features))
         if self.scales.shape != expected or self.scales.dtype != np.float16:
             raise ValueError(f"scales: expected float16 {expected}, got {self.scales.dtype} {self.scales.shape}")

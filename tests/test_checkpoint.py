@@ -127,6 +127,7 @@ def test_shards_hold_every_tensor_once(tmp_path: Path, monkeypatch: pytest.Monke
         ({"quant_method": "gptq"}, UnsupportedError, "gptq"),
         ({"version": "gemv"}, UnsupportedError, "gemv"),
         ({"bits": None}, CheckpointError, "bits"),
+        ({"bits": 3}, UnsupportedError, "got 3"),
         ({"group_size": 64}, CheckpointError, r"expected .*qzeros|expected float16"),
     ],
 )
@@ -173,6 +174,12 @@ def test_smollm2_with_groups_of_128_needs_our_layout() -> None:
     }
     assert choose_layout(describe_model(config), QuantScheme(group_size=128)) == NATURAL
     assert choose_layout(describe_model(config), QuantScheme(group_size=64)) == GEMM
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_widths_that_no_layout_holds_are_refused(bits: int, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=f"{bits}-bit"):
+        choose_layout(SafetensorsSource(save_llama(tmp_path)).spec, QuantScheme(bits=bits))
 
 
 def test_natural_layout_bytes() -> None:

@@ -193,7 +193,7 @@ def test_a_bug_says_so_and_shows_its_traceback_only_when_asked(
         (("quantize", "{tmp}/weights.bin", "-o", "{tmp}/out"), 1, "pickled weights"),
         (("quantize", "{tmp}/broken.gguf", "-o", "{tmp}/out"), 1, "not a readable GGUF file"),
         (("quantize", "m", "-o", "{tmp}/out", "--group-size", "100"), 2, "where: --group-size"),
-        (("quantize", "m", "-o", "{tmp}/out", "--bits", "3"), 2, "where: --bits"),
+        (("quantize", "m", "-o", "{tmp}/out", "--bits", "5"), 2, "where: --bits"),
         (("quantize", "m", "-o", "{tmp}/out", "--method", "magic"), 2, "where: --method"),
         (("quantize", "m", "-o", "{tmp}/out", "--samples", "0"), 2, "where: --samples"),
         (("quantize", "m", "-o", "{tmp}/out", "--recipe", "{tmp}/none.yaml"), 2, "cannot read the recipe"),

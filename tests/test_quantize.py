@@ -34,7 +34,12 @@ def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-SCHEMES = [QuantScheme(group_size=g, zero_point=z) for g in (32, 64, 128, WHOLE_ROW) for z in (True, False)]
+SCHEMES = [
+    QuantScheme(bits=b, group_size=g, zero_point=z)
+    for b in (2, 3, 4)
+    for g in (32, 64, 128, WHOLE_ROW)
+    for z in (True, False)
+]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=QuantScheme.describe)

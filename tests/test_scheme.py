@@ -25,6 +25,16 @@ def test_dequantize_follows_the_definition_with_a_short_last_group() -> None:
     np.testing.assert_array_equal(linear.dequantize(), expected)
 
 
+@pytest.mark.parametrize(("bits", "zero"), [(2, 2), (3, 4), (4, 8)])
+def test_narrower_codes(bits: int, zero: int) -> None:
+    scheme = QuantScheme(bits=bits, group_size=WHOLE_ROW, zero_point=False)
+    codes = np.arange(2**bits, dtype=np.uint8)[None]
+    linear = QuantizedLinear(codes, np.ones((1, 1), np.float16), None, scheme)
+    assert linear.dequantize().tolist() == [list(range(-zero, zero))]
+    with pytest.raises(ValueError, match=f"less than {2**bits}, got {2**bits}"):
+        QuantizedLinear(codes + 1, np.ones((1, 1), np.float16), None, scheme)
+
+
 def test_symmetric_zero_is_eight() -> None:
     linear = QuantizedLinear(
         np.array([[0, 8, 15]], dtype=np.uint8),
