@@ -272,6 +272,26 @@ def run(
 
 
 @app.command()
+def check(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model or engine.")],
+    golden: Annotated[
+        bool, typer.Option("--golden", help="Only the golden outputs that lie beside the model.")
+    ] = False,
+) -> None:
+    """Does a model say what it must? Exit code 1 if not."""
+    from awq2trt.errors import UsageError
+    from awq2trt.report import golden_lines
+    from awq2trt.stages import golden_stage
+
+    if not golden:
+        raise UsageError("nothing to check.", where="check", fix=f"awq2trt check {directory} --golden")
+    results = golden_stage(directory)
+    print("\n".join(golden_lines(results)))
+    if not all(result.passed for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
 def bench(
     kernels: Annotated[bool, typer.Option("--kernels", help="The plugin library's kernels, alone.")] = False,
     group_size: Annotated[int, typer.Option("--group-size")] = 128,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from awq2trt.target import TARGETS, Target
 
 if TYPE_CHECKING:
     from awq2trt.artifact import Artifact, Contents
+    from awq2trt.check.golden import GoldenResult
     from awq2trt.stages import EvalRequest, EvalResult
 
 
@@ -42,6 +43,16 @@ def perplexity_row(result: EvalResult) -> str:
     windows = f"{perplexity.windows} x {perplexity.seqlen}"
     how = f"{result.executor:12}  {result.scheme or 'original':14}"
     return f"{perplexity.value:10.3f}  {windows:>11}  {result.seconds:7.1f}  {how}  {result.model}"
+
+
+def golden_lines(results: Sequence[GoldenResult]) -> Iterator[str]:
+    """Golden outputs, call by call, and the verdict."""
+    yield f"{'call':10} {'relative error':>14}  best token"
+    for result in results:
+        best = "as expected" if result.top1 else "another"
+        yield f"{result.name:10} {result.error:14.2e}  {best:12} {'' if result.passed else 'FAILED'}".rstrip()
+    failed = [result.name for result in results if not result.passed]
+    yield f"failed: {', '.join(failed)}" if failed else "golden outputs: passed in ONNX Runtime on the CPU"
 
 
 def artifact_lines(artifact: Artifact) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 Each stage takes a frozen request, and returns what the command prints. Nothing here computes: the work is in
 `quantize`, `export`, `build`, `run` and `evaluate`, which know nothing of manifests. Heavy imports happen inside the
-stages that need them, so that `export` never loads PyTorch and `--help` loads nothing.
+stages that need them, so that `--help` loads nothing.
 """
 
 from __future__ import annotations
@@ -33,14 +33,17 @@ from awq2trt.artifact import (
     record_file,
 )
 from awq2trt.errors import BuildError, ToolError, UnsupportedError, UsageError
+from awq2trt.golden import FORMAT_VERSION as GOLDEN_VERSION
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
 from awq2trt.source import CONFIG_FILE, ModelSource, copy_tokenizer, open_source, read_config
 from awq2trt.target import Target, find_target
 
 if TYPE_CHECKING:
+    from awq2trt.check.golden import GoldenResult
     from awq2trt.checkpoint import QuantizedCheckpoint
     from awq2trt.evaluate import Perplexity
+    from awq2trt.export import ExportResult
     from awq2trt.plugin_library import PluginLibrary
     from awq2trt.run import Sampling
 
@@ -204,14 +207,26 @@ def _export(artifact: Artifact | None, request: ExportRequest, progress: Progres
         )
         result = export_onnx(checkpoint, draft.files, options=graph_options, progress=progress)
         copy_tokenizer(request.checkpoint, draft.files)
+        _write_golden(checkpoint, draft.files, result, progress)
         source, quantization = _origin(checkpoint, artifact)
         return draft.publish(Contents(source=source, quantization=quantization, io=result.contract))
+
+
+def _write_golden(checkpoint: QuantizedCheckpoint, directory: Path, result: ExportResult, progress: Progress) -> None:
+    """What the model must say, from the checkpoint itself, beside the model that was made of it."""
+    from awq2trt.check.golden import TEXT, make_golden
+    from awq2trt.golden import write_golden
+    from awq2trt.run import ChatTokenizer
+
+    tokens = ChatTokenizer.load(directory).encode(TEXT, chat=False)
+    golden = make_golden(checkpoint, tokens, result.contract.capacity, result.options.dtype, progress)
+    write_golden(golden, directory)
 
 
 def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions) -> str:
     """Fingerprint of the ONNX model that a checkpoint's files and options give."""
     files = {name: record.sha256 for name, record in checkpoint.items()}
-    return fingerprint_of(kind="onnx", checkpoint=files, options=options)
+    return fingerprint_of(kind="onnx", checkpoint=files, options=options, golden=GOLDEN_VERSION)
 
 
 def _checkpoint_files(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> dict[str, FileRecord]:
@@ -461,6 +476,23 @@ def open_model(directory: Path) -> Artifact:
             fix=f"export it first: awq2trt export {directory} -o DIR",
         )
     return artifact
+
+
+# check
+
+
+def golden_stage(directory: Path) -> list[GoldenResult]:
+    """Runs a model's golden inputs in ONNX Runtime and compares with its golden outputs.
+
+    Raises:
+        ArtifactError: The directory holds no whole model, or one without golden outputs.
+    """
+    from awq2trt.check.golden import compare_golden
+    from awq2trt.golden import read_golden
+    from awq2trt.run import OrtBackend
+
+    artifact = open_model(directory)
+    return compare_golden(OrtBackend.load(artifact.directory), read_golden(artifact.directory))
 
 
 # eval

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from awq2trt import __version__, stages
+from awq2trt.check.golden import GoldenResult
 from awq2trt.cli import app
 from awq2trt.errors import BuildError, UnsupportedError
 from awq2trt.recipe import ExportOptions, QuantizeOptions
@@ -76,7 +78,7 @@ def test_version(awq2trt: Callable[..., Outcome]) -> None:
 
 def test_help_lists_every_command(awq2trt: Callable[..., Outcome]) -> None:
     listed = re.findall(r"^  ([a-z]+)  ", awq2trt("--help").out, re.MULTILINE)
-    assert listed == ["build", "quantize", "export", "eval", "run", "bench", "inspect", "targets", "doctor"]
+    assert listed == ["build", "quantize", "export", "eval", "run", "check", "bench", "inspect", "targets", "doctor"]
 
 
 @pytest.mark.parametrize("options", [QuantizeOptions(), ExportOptions()], ids=["quantize", "export"])
@@ -286,3 +288,14 @@ def test_ctrl_c_ends_a_process_with_130_and_one_line() -> None:
         process.send_signal(signal.SIGINT)
         error = process.stderr.read()
     assert (process.returncode, error) == (130, "\ninterrupted\n")
+
+
+@pytest.mark.parametrize(("passed", "code", "verdict"), [(True, 0, "passed"), (False, 1, "failed: decode-1")])
+def test_golden_outputs_decide_the_exit_code(
+    awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, passed: bool, code: int, verdict: str
+) -> None:
+    results = [GoldenResult("prefill", 1e-4, True, True), GoldenResult("decode-1", math.nan, passed, passed)]
+    monkeypatch.setattr(stages, "golden_stage", lambda directory: results)
+    outcome = awq2trt("check", "somewhere", "--golden")
+    assert outcome.code == code
+    assert verdict in outcome.out.splitlines()[-1]

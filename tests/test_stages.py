@@ -13,11 +13,13 @@ import tiny_models
 from awq2trt import build, plugin_library
 from awq2trt.artifact import Artifact, record_file
 from awq2trt.build import BuildResult, OptimizationProfile
+from awq2trt.check.golden import compare_golden
 from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError, UsageError
+from awq2trt.golden import read_golden
 from awq2trt.progress import SilentProgress
 from awq2trt.quantize.job import QuantizeJob
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
-from awq2trt.run import Sampling
+from awq2trt.run import OrtBackend, Sampling
 from awq2trt.scheme import QuantScheme
 from awq2trt.stages import (
     BuildRequest,
@@ -28,6 +30,7 @@ from awq2trt.stages import (
     build_stage,
     eval_stage,
     export_stage,
+    golden_stage,
     quantize_stage,
     run_stage,
 )
@@ -294,3 +297,24 @@ def test_build_makes_a_real_engine(tmp_path: Path) -> None:
     assert engine.path("model.engine").stat().st_size > 10_000
     assert engine.manifest.contents.engine is not None
     assert engine.manifest.contents.engine.compute_capabilities == ("SM89",)
+
+
+# check
+
+
+def test_a_model_keeps_its_golden_outputs(made: Path) -> None:
+    assert {"golden.json", "golden.npz"} <= set(Artifact.open(made / "onnx").manifest.files)
+    results = golden_stage(made / "onnx")
+    assert [result.name for result in results] == ["prefill", "decode-1", "decode-2", "first"]
+    assert all(result.passed for result in results)
+
+
+def test_another_models_golden_outputs_fail(made: Path, tmp_path: Path) -> None:
+    """A graph of other weights than the checkpoint's: what an exporter's mistake would look like."""
+    other = tiny_models.save_llama(tmp_path / "model", rms_norm_eps=1e-1)
+    quantize_stage(QuantizeRequest(str(other), tmp_path / "checkpoint", RTN), SilentProgress())
+    export_stage(
+        ExportRequest(tmp_path / "checkpoint", tmp_path / "onnx", ExportOptions(max_seq_len=64)), SilentProgress()
+    )
+    results = compare_golden(OrtBackend.load(tmp_path / "onnx"), read_golden(made / "onnx"))
+    assert not any(result.passed for result in results)
