@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -53,11 +53,15 @@ class QuantizedBlock:
         linears: By name relative to the block.
         norms: Norm weights and other plain tensors, fp32, by name relative to the block.
         reports: By linear.
+        search: fp32 [K], by name relative to the block: what the search saw and found of every input that linears
+            share, named after the first of them: `<linear>.magnitude`, the mean |x| of its channels as the original
+            model has them, and `<linear>.scales`, s. Folding can be repeated from these.
     """
 
     linears: dict[str, QuantizedLinear]
     norms: dict[str, Tensor]
     reports: dict[str, LinearReport]
+    search: dict[str, Tensor] = field(default_factory=dict)
 
 
 def collect_statistics(runner: BlockRunner, weights: Mapping[str, Tensor], hidden: Tensor) -> tuple[Tensor, Statistics]:
@@ -122,15 +126,22 @@ def awq_block(
                 error_rounded=_relative_error(rounded, weights[f"{name}.weight"], inputs.unscaled_gram),
                 error=_relative_error(torch.from_numpy(linears[name].dequantize()), weight, inputs.gram),
             )
-    return QuantizedBlock(linears, _plain(spec, folded), reports)
+    search = {
+        f"{inputs.group.balance_layers[0]}.{kind}": value
+        for inputs in scaled
+        for kind, value in (("magnitude", inputs.magnitude), ("scales", inputs.scales))
+    }
+    return QuantizedBlock(linears, _plain(spec, folded), reports, search)
 
 
 @dataclass(frozen=True)
 class _ScaledInput:
-    """A group after its scale search: E[x x^T] of its input as it was, and divided by s as it is now."""
+    """A group after its scale search: mean |x| and E[x x^T] of its input as it was, and the latter divided by s."""
 
     group: ScaleGroup
     alpha: float
+    scales: Tensor
+    magnitude: Tensor
     unscaled_gram: Tensor
     gram: Tensor
 
@@ -155,7 +166,8 @@ def _scale_group_(
         where=where + group.balance_layers[0],
     )
     fold_scales_(weights, group, found.scales, spec.head_dim)
-    return _ScaledInput(group, found.alpha, gram, gram / torch.outer(found.scales, found.scales))
+    scaled_gram = gram / torch.outer(found.scales, found.scales)
+    return _ScaledInput(group, found.alpha, found.scales, seen.magnitude(), gram, scaled_gram)
 
 
 def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor) -> float:
