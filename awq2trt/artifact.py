@@ -96,7 +96,7 @@ class QuantizationRecord(BaseModel, frozen=True, extra="forbid"):
     """How the weights were quantized.
 
     Attributes:
-        method: `awq` or `rtn`, or as the checkpoint of another tool names it.
+        method: As the recipe names it, or as the checkpoint of another tool names it.
         scheme: Bits, group size, zero points.
         calibration: None where the method uses no text, or the text is not known.
     """

@@ -65,7 +65,10 @@ _Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Wh
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in DIR, whatever it is.")]
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
 _Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
-_Method = Annotated[str | None, typer.Option("--method", help="awq (search scales and clips) or rtn. [awq]")]
+_Method = Annotated[str | None, typer.Option("--method", help="awq, rtn, gptq or awq+gptq. [awq]")]
+_ActOrder = Annotated[
+    bool | None, typer.Option("--act-order/--no-act-order", help="GPTQ: largest inputs first. [--act-order]")
+]
 _Bits = Annotated[int | None, typer.Option("--bits", help="Width of a weight: 2, 3 or 4. [4]")]
 _GroupSize = Annotated[
     int | None, typer.Option("--group-size", help="Weights that share a scale: 32, 64, 128, -1 for a row. [128]")
@@ -114,6 +117,7 @@ def build(
     target: Annotated[str | None, typer.Option("--target", help="What to build for, see `awq2trt targets`.")] = None,
     recipe: _Recipe = None,
     method: _Method = None,
+    act_order: _ActOrder = None,
     bits: _Bits = None,
     group_size: _GroupSize = None,
     symmetric: _Symmetric = None,
@@ -139,6 +143,7 @@ def build(
 
     quantizing: dict[str, object] = {
         "method": method,
+        "act_order": act_order,
         "bits": bits,
         "group_size": group_size,
         "symmetric": symmetric,
@@ -164,6 +169,7 @@ def quantize(
     output: _Output,
     recipe: _Recipe = None,
     method: _Method = None,
+    act_order: _ActOrder = None,
     bits: _Bits = None,
     group_size: _GroupSize = None,
     symmetric: _Symmetric = None,
@@ -181,6 +187,7 @@ def quantize(
 
     flags = {
         "method": method,
+        "act_order": act_order,
         "bits": bits,
         "group_size": group_size,
         "symmetric": symmetric,

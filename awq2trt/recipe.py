@@ -24,7 +24,9 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How weights are quantized.
 
     Attributes:
-        method: `awq` searches scales and clips; `rtn` rounds to nearest.
+        method: `awq` searches scales and clips; `rtn` rounds to nearest; `gptq` rounds column by column, each
+            error made up for in the columns after it; `awq+gptq` does so with AWQ's scales and clips.
+        act_order: GPTQ rounds the columns with the largest inputs first.
         bits: Width of a code.
         group_size: Input channels that share a scale; -1 for a whole row.
         symmetric: No zero points.
@@ -34,7 +36,8 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         seed: Of everything that is drawn at random.
     """
 
-    method: Literal["awq", "rtn"] = "awq"
+    method: Literal["awq", "rtn", "gptq", "awq+gptq"] = "awq"
+    act_order: bool = True
     bits: int = 4
     group_size: int = 128
     symmetric: bool = False

@@ -107,12 +107,21 @@ def test_flags_reach_quantize(awq2trt: Callable[..., Outcome], monkeypatch: pyte
     (tmp_path / "recipe.yaml").write_text("quantize: {group_size: 64, samples: 3}")
     requests = _taken(monkeypatch, "quantize_stage")
     outcome = awq2trt(
-        "quantize", "model", "-o", "out", "--recipe", str(tmp_path / "recipe.yaml"), "--method", "rtn", "--bits", "4",
+        "quantize", "model", "-o", "out", "--recipe", str(tmp_path / "recipe.yaml"), "--method", "gptq", "--bits", "4",
         "--group_size", "32", "--symmetric", "--calib", "text.txt", "--seqlen", "64", "--seed", "5", "--resume",
+        "--no-act-order",
     )  # fmt: skip
     assert (outcome.code, outcome.out) == (0, "somewhere\n")
     options = QuantizeOptions(
-        method="rtn", bits=4, group_size=32, symmetric=True, calib="text.txt", samples=3, seqlen=64, seed=5
+        method="gptq",
+        act_order=False,
+        bits=4,
+        group_size=32,
+        symmetric=True,
+        calib="text.txt",
+        samples=3,
+        seqlen=64,
+        seed=5,
     )
     assert requests == [QuantizeRequest("model", Path("out"), options, resume=True)]
 

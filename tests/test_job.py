@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -12,17 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import save_llama
 
-from awq2trt.arrays import read_arrays
 from awq2trt.checkpoint import QuantizedCheckpoint
+from awq2trt.decoder import BlockRunner, Ends, load_block
 from awq2trt.errors import CalibrationError, UnsupportedError
 from awq2trt.progress import SilentProgress
-from awq2trt.quantize.job import REPORT_FILE, SEARCH_FILE, QuantizeJob
+from awq2trt.quantize.gptq import GptqOptions, gptq_round
+from awq2trt.quantize.job import REPORT_FILE, QuantizeJob
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.source import SafetensorsSource
 
@@ -57,11 +56,23 @@ class _Stopped(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 3, LAYERS - 1, LAYERS])
+@pytest.mark.parametrize(
+    ("stop_after", "method"),
+    [
+        (0, "awq"),
+        (1, "awq"),
+        (3, "awq"),
+        (LAYERS - 1, "awq"),
+        (LAYERS, "awq"),
+        (2, "rtn"),
+        (3, "gptq"),
+        (1, "awq+gptq"),
+    ],
+)
 def test_stopped_and_resumed_gives_the_same_bytes(
-    stop_after: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop_after: int, method: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = _job(model, tmp_path / "whole").run()
+    whole = _job(model, tmp_path / "whole", method=method).run()
     store, stored = QuantizeJob._store, 0
 
     def stop_before_store(self: QuantizeJob, layer: int, block: Any) -> None:
@@ -78,8 +89,8 @@ def test_stopped_and_resumed_gives_the_same_bytes(
         patch.setattr(QuantizeJob, "_store", stop_before_store)
         patch.setattr(QuantizeJob, "_write_checkpoint", stop_before_merging)
         with pytest.raises(_Stopped):
-            _job(model, tmp_path / "stopped").run()
-    resumed = _job(model, tmp_path / "stopped").run()
+            _job(model, tmp_path / "stopped", method=method).run()
+    resumed = _job(model, tmp_path / "stopped", method=method).run()
 
     assert resumed.blocks_resumed == stop_after
     assert _hashes(tmp_path / "stopped" / "files") == _hashes(tmp_path / "whole" / "files")
@@ -119,7 +130,30 @@ def test_killed_and_resumed_gives_the_same_bytes(model: Path, tmp_path: Path) ->
     assert _hashes(tmp_path / "out" / "files") == _hashes(tmp_path / "whole" / "files")
 
 
+def test_gptq_sees_what_the_quantized_blocks_before_give(model: Path, tmp_path: Path) -> None:
+    result = _job(model, tmp_path / "out", method="gptq", act_order=False).run()
+    assert result.tokens is not None
+    original, quantized = SafetensorsSource(model), QuantizedCheckpoint(tmp_path / "out" / "files")
+    runner, tokens = BlockRunner.for_positions(original.spec, 64), result.tokens
+    weights, name = load_block(original, 1), "self_attn.k_proj"
+
+    def same_as_with_inputs_from(block_0: dict[str, torch.Tensor]) -> float:
+        """Share of block 1's codes that GPTQ chooses, too, on what this block 0 gives."""
+        inputs: dict[str, torch.Tensor] = {}
+        hidden = runner.run(block_0, Ends(original).embed(tokens))
+        runner.run(weights, hidden, observe=inputs.__setitem__)
+        x = inputs["self_attn.q_proj"]
+        options = GptqOptions(act_order=False)
+        rounded = gptq_round(weights[f"{name}.weight"], x.T @ x / len(x), quantized.scheme, options)
+        return float((rounded.codes.numpy() == quantized.linear(f"model.layers.1.{name}").codes).mean())
+
+    # Sums in another order, and norms that the checkpoint keeps in fp16, turn a code at a tie.
+    assert same_as_with_inputs_from(load_block(quantized, 0)) > 0.98
+    assert same_as_with_inputs_from(load_block(original, 0)) < 0.95
+
+
 def test_every_linear_has_a_report(model: Path, tmp_path: Path) -> None:
+    import json
 
     result = _job(model, tmp_path / "out").run()
     stored = json.loads((tmp_path / "out" / "files" / REPORT_FILE).read_text())
@@ -155,26 +189,3 @@ def test_what_fp16_cannot_hold_is_refused_by_name(model: Path, tmp_path: Path) -
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(UnsupportedError, match=r"embed_tokens\.weight.*65504"):
         _job(model, tmp_path / "out", method="rtn").run()
-
-
-def test_folding_can_be_repeated_from_what_the_search_left(model: Path, tmp_path: Path) -> None:
-    _job(model, tmp_path / "out").run()
-    search = read_arrays(tmp_path / "out" / "files" / SEARCH_FILE, fix="")
-    source, checkpoint = SafetensorsSource(model), QuantizedCheckpoint(tmp_path / "out" / "files")
-    assert len(search) == LAYERS * 4 * 2
-    scales = search["model.layers.5.self_attn.q_proj.scales"]
-    norm = "model.layers.5.input_layernorm.weight"
-    np.testing.assert_allclose(checkpoint.tensor(norm), source.tensor(norm) / scales, rtol=2**-11)
-    assert np.ptp(scales) > 0.1
-    # alpha is the slope of log s over log of the magnitude, whose mean the search takes out.
-    alpha = json.loads((tmp_path / "out" / "files" / REPORT_FILE).read_text())["model.layers.5.self_attn.q_proj"][
-        "alpha"
-    ]
-    magnitude = search["model.layers.5.self_attn.q_proj.magnitude"]
-    slope = np.polyfit(np.log(magnitude), np.log(scales), 1)[0]
-    assert slope == pytest.approx(alpha, abs=1e-4)
-
-
-def test_plain_rounding_leaves_no_scales(model: Path, tmp_path: Path) -> None:
-    _job(model, tmp_path / "out", method="rtn").run()
-    assert not (tmp_path / "out" / "files" / SEARCH_FILE).exists()

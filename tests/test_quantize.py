@@ -14,7 +14,7 @@ from tiny_models import save_llama, tokens
 from awq2trt.decoder import BlockRunner, Ends, load_block
 from awq2trt.errors import CalibrationError, CheckpointError
 from awq2trt.families import LINEAR, ScaleGroup
-from awq2trt.quantize.block import awq_block, collect_statistics
+from awq2trt.quantize.block import BlockMethod, collect_statistics, quantize_block
 from awq2trt.quantize.fold import fold_scales_, smooth_scales
 from awq2trt.quantize.rounding import RangeShares, fake_quantize, quantize
 from awq2trt.quantize.search import (
@@ -205,7 +205,8 @@ def test_awq_lowers_the_error_of_every_linear_of_a_block(tmp_path: Path) -> None
     with torch.inference_mode():
         weights = load_block(source, 0)
         _, statistics = collect_statistics(runner, weights, Ends(source).embed(tokens(8, 64)))
-        block = awq_block(spec, weights, statistics, QuantScheme(group_size=32), where="model.layers.0.")
+        method = BlockMethod(QuantScheme(group_size=32), awq=True)
+        block = quantize_block(spec, weights, statistics, method, where="model.layers.0.")
     assert set(block.linears) == set(spec.block.linears)
     assert set(block.norms) == {"input_layernorm.weight", "post_attention_layernorm.weight"}
     for name, report in block.reports.items():

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from awq2trt.decoder import BlockRunner
+from awq2trt.decoder import BlockRunner, Observer
 from awq2trt.families import DecoderSpec, ScaleGroup
 from awq2trt.quantize.fold import fold_scales_
-from awq2trt.quantize.rounding import WHOLE_RANGE, fake_quantize, quantize
+from awq2trt.quantize.gptq import GptqOptions, gptq_round
+from awq2trt.quantize.rounding import WHOLE_RANGE, fake_quantize, group_grid, round_to_grid, to_groups
 from awq2trt.quantize.search import (
     InputStatistics,
+    ScaleResult,
     output_error,
     search_clips,
     search_scales,
     smooth_magnitude,
     spread_over_heads,
 )
+from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 Statistics = Mapping[str, InputStatistics]
@@ -53,15 +56,11 @@ class QuantizedBlock:
         linears: By name relative to the block.
         norms: Norm weights and other plain tensors, fp32, by name relative to the block.
         reports: By linear.
-        search: fp32 [K], by name relative to the block: what the search saw and found of every input that linears
-            share, named after the first of them: `<linear>.magnitude`, the mean |x| of its channels as the original
-            model has them, and `<linear>.scales`, s. Folding can be repeated from these.
     """
 
     linears: dict[str, QuantizedLinear]
     norms: dict[str, Tensor]
     reports: dict[str, LinearReport]
-    search: dict[str, Tensor] = field(default_factory=dict)
 
 
 def collect_statistics(runner: BlockRunner, weights: Mapping[str, Tensor], hidden: Tensor) -> tuple[Tensor, Statistics]:
@@ -83,91 +82,150 @@ def collect_statistics(runner: BlockRunner, weights: Mapping[str, Tensor], hidde
     def observe(name: str, x: Tensor) -> None:
         statistics[name].add_(x)
 
-    outputs = [runner.run(weights, sequence, observe=observe) for sequence in hidden.split(1)]
-    return torch.cat(outputs), statistics
+    return run_block(runner, weights, hidden, observe=observe), statistics
 
 
-def round_block(spec: DecoderSpec, weights: Mapping[str, Tensor], scheme: QuantScheme, *, where: str) -> QuantizedBlock:
-    """Round-to-nearest: no statistics, no scales, no clips (the paper's RTN baseline)."""
-    linears = {
-        name: quantize(weights[f"{name}.weight"], scheme, bias=weights.get(f"{name}.bias"), where=where + name)
-        for name in spec.block.linears
-    }
-    return QuantizedBlock(linears, _plain(spec, weights), {name: LinearReport() for name in linears})
+def run_block(
+    runner: BlockRunner, weights: Mapping[str, Tensor], hidden: Tensor, *, observe: Observer | None = None
+) -> Tensor:
+    """A block's outputs for fp32 [samples, seqlen, hidden_size]; one sequence at a time keeps activations small."""
+    return torch.cat([runner.run(weights, sequence, observe=observe) for sequence in hidden.split(1)])
 
 
-def awq_block(
-    spec: DecoderSpec, weights: Mapping[str, Tensor], statistics: Statistics, scheme: QuantScheme, *, where: str
+@dataclass(frozen=True)
+class BlockMethod:
+    """How a block is quantized. Neither scales nor GPTQ is round-to-nearest, the paper's RTN baseline.
+
+    Attributes:
+        scheme: Bits, groups, zero points.
+        awq: Search scales and fold them, then search clips.
+        gptq: How GPTQ rounds; None for rounding to nearest.
+    """
+
+    scheme: QuantScheme
+    awq: bool = False
+    gptq: GptqOptions | None = None
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether it needs input statistics."""
+        return self.awq or self.gptq is not None
+
+    @property
+    def sequential(self) -> bool:
+        """Whether a block's inputs are those that the quantized blocks before it give (the reference GPTQ's order)."""
+        return self.gptq is not None
+
+
+def method_of(options: QuantizeOptions) -> BlockMethod:
+    """The method that a user's options ask for."""
+    return BlockMethod(
+        options.scheme,
+        awq=options.method in ("awq", "awq+gptq"),
+        gptq=GptqOptions(act_order=options.act_order) if options.method in ("gptq", "awq+gptq") else None,
+    )
+
+
+def quantize_block(
+    spec: DecoderSpec, weights: Mapping[str, Tensor], statistics: Statistics, method: BlockMethod, *, where: str
 ) -> QuantizedBlock:
-    """AWQ: scales by group, folded; then clips by linear; then rounding.
+    """Scales by group, folded; then clips by linear; then rounding; each if the method asks for it.
 
     Args:
         spec: The model.
         weights: The block's fp32 tensors; not changed.
-        statistics: As `collect_statistics` returns.
-        scheme: How to round.
+        statistics: As `collect_statistics` returns; empty for a method that uses no text.
+        method: What to do.
         where: The block's name prefix, for errors.
     """
     folded = dict(weights)
+    inputs = _inputs_of_linears(spec, folded, statistics, method, where) if method.uses_text else {}
     linears: dict[str, QuantizedLinear] = {}
     reports: dict[str, LinearReport] = {}
-    scaled = [_scale_group_(spec, folded, group, statistics, scheme, where) for group in spec.scale_groups()]
     # Clips and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
-    for inputs in scaled:
-        for name in inputs.group.balance_layers:
-            weight = folded[f"{name}.weight"]
-            clips = None if name in spec.unclipped() else search_clips(weight, inputs.gram, scheme)
-            shares = clips.shares if clips else WHOLE_RANGE
-            linears[name] = quantize(weight, scheme, shares=shares, bias=folded.get(f"{name}.bias"), where=where + name)
-            rounded = fake_quantize(weights[f"{name}.weight"], scheme)
+    for name in spec.block.linears:
+        weight, seen = folded[f"{name}.weight"], inputs.get(name)
+        clips = search_clips(weight, seen.gram, method.scheme) if seen and _clipped(spec, name, method) else None
+        grid = group_grid(to_groups(weight, method.scheme), method.scheme, clips.shares if clips else WHOLE_RANGE)
+        if seen and method.gptq:
+            # Without clips GPTQ may choose a group's grid when it comes to the group.
+            given = grid if clips else None
+            rounded = gptq_round(weight, seen.gram, method.scheme, method.gptq, grid=given, where=where + name)
+        else:
+            rounded = round_to_grid(weight, grid, method.scheme)
+        linears[name] = rounded.to_linear(method.scheme, bias=folded.get(f"{name}.bias"), where=where + name)
+        if seen:
             reports[name] = LinearReport(
-                alpha=inputs.alpha,
+                alpha=seen.alpha,
                 clipped_share=clips.clipped_share if clips else 0.0,
-                error_rounded=_relative_error(rounded, weights[f"{name}.weight"], inputs.unscaled_gram),
-                error=_relative_error(torch.from_numpy(linears[name].dequantize()), weight, inputs.gram),
+                error_rounded=_error_of_rounding(weights[f"{name}.weight"], seen.unscaled_gram, method.scheme),
+                error=_relative_error(rounded.dequantize(method.scheme), weight, seen.gram),
             )
-    search = {
-        f"{inputs.group.balance_layers[0]}.{kind}": value
-        for inputs in scaled
-        for kind, value in (("magnitude", inputs.magnitude), ("scales", inputs.scales))
-    }
-    return QuantizedBlock(linears, _plain(spec, folded), reports, search)
+    return QuantizedBlock(linears, _plain(spec, folded), reports or {name: LinearReport() for name in linears})
+
+
+def dequantized(block: QuantizedBlock) -> dict[str, Tensor]:
+    """A quantized block's tensors, fp32, as `BlockRunner` takes them."""
+    tensors = dict(block.norms)
+    for name, linear in block.linears.items():
+        tensors[f"{name}.weight"] = torch.from_numpy(linear.dequantize())
+        if linear.bias is not None:
+            tensors[f"{name}.bias"] = torch.from_numpy(linear.bias).float()
+    return tensors
 
 
 @dataclass(frozen=True)
-class _ScaledInput:
-    """A group after its scale search: mean |x| and E[x x^T] of its input as it was, and the latter divided by s."""
+class _LinearInput:
+    """E[x x^T] of a linear's input as it was, and divided by s as it is after folding."""
 
-    group: ScaleGroup
-    alpha: float
-    scales: Tensor
-    magnitude: Tensor
+    alpha: float | None
     unscaled_gram: Tensor
     gram: Tensor
 
 
-def _scale_group_(
+def _inputs_of_linears(
+    spec: DecoderSpec, weights: dict[str, Tensor], statistics: Statistics, method: BlockMethod, where: str
+) -> dict[str, _LinearInput]:
+    """By linear; searches the scales of every group and folds them into `weights` if the method wants scales."""
+    inputs: dict[str, _LinearInput] = {}
+    for group in spec.scale_groups():
+        gram = statistics[group.balance_layers[0]].gram()
+        seen = _LinearInput(None, gram, gram)
+        if method.awq:
+            found = _search_group(spec, weights, group, statistics, method.scheme, where)
+            fold_scales_(weights, group, found.scales, spec.head_dim)
+            seen = _LinearInput(found.alpha, gram, gram / torch.outer(found.scales, found.scales))
+        inputs.update(dict.fromkeys(group.balance_layers, seen))
+    return inputs
+
+
+def _clipped(spec: DecoderSpec, name: str, method: BlockMethod) -> bool:
+    return method.awq and name not in spec.unclipped()
+
+
+def _search_group(
     spec: DecoderSpec,
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
     group: ScaleGroup,
     statistics: Statistics,
     scheme: QuantScheme,
     where: str,
-) -> _ScaledInput:
-    """Searches a group's scales and folds them into `weights`."""
+) -> ScaleResult:
+    """Searches a group's scales."""
     seen = statistics[group.balance_layers[0]]
-    gram = seen.gram()
-    found = search_scales(
+    return search_scales(
         [weights[f"{name}.weight"] for name in group.balance_layers],
-        gram,
+        seen.gram(),
         smooth_magnitude(seen.magnitude(), group, spec.head_dim),
         scheme,
         spread=partial(spread_over_heads, group=group, head_dim=spec.head_dim),
         where=where + group.balance_layers[0],
     )
-    fold_scales_(weights, group, found.scales, spec.head_dim)
-    scaled_gram = gram / torch.outer(found.scales, found.scales)
-    return _ScaledInput(group, found.alpha, found.scales, seen.magnitude(), gram, scaled_gram)
+
+
+def _error_of_rounding(weight: Tensor, gram: Tensor, scheme: QuantScheme) -> float:
+    """Relative output error of plain rounding."""
+    return _relative_error(fake_quantize(weight, scheme), weight, gram)
 
 
 def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor) -> float:

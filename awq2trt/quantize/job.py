@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from awq2trt.arrays import read_arrays, write_arrays
 from awq2trt.calibrate import calibration_tokens
 from awq2trt.checkpoint import (
     choose_layout,
@@ -32,16 +31,20 @@ from awq2trt.checkpoint import (
 from awq2trt.decoder import BlockRunner, Ends, load_block
 from awq2trt.errors import CalibrationError
 from awq2trt.progress import Progress
-from awq2trt.quantize.block import LinearReport, QuantizedBlock, awq_block, collect_statistics, round_block
+from awq2trt.quantize.block import (
+    LinearReport,
+    QuantizedBlock,
+    collect_statistics,
+    dequantized,
+    method_of,
+    quantize_block,
+    run_block,
+)
 from awq2trt.recipe import QuantizeOptions
-from awq2trt.source import Array, ModelSource
+from awq2trt.source import ModelSource
 
 REPORT_FILE: Final = "quantization.json"
 """Per linear: alpha, share of clipped groups, relative output error before and after the search."""
-
-SEARCH_FILE: Final = "quantization.npz"
-"""Per shared input: mean |x| of its channels, and the scales s folded into it, see `QuantizedBlock.search`. An .npz
-file, since others take every .safetensors file of the directory for weights."""
 
 _TOKENS_FILE: Final = "calibration.safetensors"
 _THREADS_FILE: Final = "threads.json"
@@ -87,6 +90,7 @@ class QuantizeJob:
         self._files = files
         self._scratch = scratch
         self._progress = progress
+        self._method = method_of(options)
         self._layout = choose_layout(source.spec, options.scheme)
 
     def run(self) -> JobResult:
@@ -102,7 +106,7 @@ class QuantizeJob:
             advance(1)
         finished = self._finished_blocks()
         with torch.inference_mode():
-            tokens = None if self._options.method == "rtn" else self._tokens()
+            tokens = self._tokens() if self._method.uses_text else None
             self._quantize_blocks(tokens, first=finished)
         self._write_checkpoint()
         reports = self._collect_reports()
@@ -134,11 +138,14 @@ class QuantizeJob:
                 advance(1)
 
     def _quantize_block(self, layer: int, runner: BlockRunner | None, hidden: Tensor | None) -> Tensor | None:
-        """One block; returns the residual stream after it (of the unquantized model, as in the paper)."""
-        spec, scheme = self._source.spec, self._options.scheme
+        """One block; returns the residual stream after it: the quantized model's if the method is sequential.
+
+        AWQ's search sees the unquantized model, as in the paper.
+        """
+        spec, method = self._source.spec, self._method
         weights, prefix = load_block(self._source, layer), spec.prefix(layer)
         if runner is None or hidden is None:
-            self._store(layer, round_block(spec, weights, scheme, where=prefix))
+            self._store(layer, quantize_block(spec, weights, {}, method, where=prefix))
             return None
         outputs, statistics = collect_statistics(runner, weights, hidden)
         if not torch.isfinite(outputs).all():
@@ -147,20 +154,20 @@ class QuantizeJob:
                 where=prefix.rstrip("."),
                 fix="check the checkpoint: its weights are finite, but they do not compute.",
             )
-        block = awq_block(spec, weights, statistics, scheme, where=prefix)
+        block = quantize_block(spec, weights, statistics, method, where=prefix)
+        if method.sequential:
+            outputs = run_block(runner, dequantized(block), hidden)
         _save_whole(self._hidden(layer + 1), outputs)
         self._store(layer, block)
         self._hidden(layer).unlink(missing_ok=True)
         return outputs
 
     def _store(self, layer: int, block: QuantizedBlock) -> None:
-        """Writes a block's report, then its tensors: the last makes it count as finished."""
+        """Writes a block's report, then its tensors: the second makes it count as finished."""
         prefix = self._source.spec.prefix(layer)
         tensors = {prefix + name: to_float16(value.numpy(), where=prefix + name) for name, value in block.norms.items()}
         for name, linear in block.linears.items():
             tensors.update(pack_linear(prefix + name, linear, self._layout))
-        search = {prefix + name: value.numpy() for name, value in block.search.items()}
-        write_arrays(self._search(layer), search)
         report = {prefix + name: asdict(entry) for name, entry in block.reports.items()}
         self._report(layer).write_text(json.dumps(report), encoding="utf-8")
         write_tensors(self._block(layer), tensors)
@@ -173,11 +180,6 @@ class QuantizeJob:
         merge_shards(blocks, outer, self._files)
         reports = {name: asdict(report) for name, report in self._collect_reports().items()}
         (self._files / REPORT_FILE).write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
-        search: dict[str, Array] = {}
-        for layer in range(source.spec.num_layers):
-            search |= read_arrays(self._search(layer), fix="quantize again without --resume.")
-        if search:
-            write_arrays(self._files / SEARCH_FILE, search)
         write_config(self._files, quantized_config(source.config, self._options.scheme, self._layout, source.spec.head))
 
     def _collect_reports(self) -> dict[str, LinearReport]:
@@ -197,9 +199,6 @@ class QuantizeJob:
 
     def _report(self, layer: int) -> Path:
         return self._scratch / f"block-{layer:05}.json"
-
-    def _search(self, layer: int) -> Path:
-        return self._scratch / f"block-{layer:05}.npz"
 
     def _hidden(self, layer: int) -> Path:
         """Residual stream before block `layer`."""

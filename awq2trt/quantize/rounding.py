@@ -87,6 +87,54 @@ def round_to_codes(grouped: Tensor, grid: GroupGrid, scheme: QuantScheme) -> Ten
     return torch.round(grouped / grid.scales).add_(grid.zeros).clamp_(0, scheme.levels - 1)
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """A weight on a grid.
+
+    Attributes:
+        codes: Integers in [0, 2^bits) as fp32, [N, K].
+        grid: Of every group.
+    """
+
+    codes: Tensor
+    grid: GroupGrid
+
+    def dequantize(self, scheme: QuantScheme) -> Tensor:
+        """The weight that the codes stand for, fp32 [N, K]."""
+        grouped = to_groups(self.codes, scheme)
+        return from_groups((grouped - self.grid.zeros) * self.grid.scales, self.codes.shape[1])
+
+    def to_linear(self, scheme: QuantScheme, *, bias: Tensor | None = None, where: str = "") -> QuantizedLinear:
+        """As the stages after this one take it.
+
+        Args:
+            scheme: How the codes were made.
+            bias: fp32 [N].
+            where: Name of the layer, for errors.
+
+        Raises:
+            CheckpointError: A step size is beyond fp16 or not a number.
+        """
+        if not torch.isfinite(self.grid.scales).all():
+            raise CheckpointError(
+                "the weights need step sizes that fp16 cannot hold.",
+                where=where,
+                fix="check the checkpoint; weights of this size are not those of a trained model.",
+            )
+        return QuantizedLinear(
+            codes=self.codes.to(torch.uint8).numpy(),
+            scales=self.grid.scales.squeeze(-1).half().numpy(),
+            zeros=self.grid.zeros.squeeze(-1).to(torch.uint8).numpy() if scheme.zero_point else None,
+            scheme=scheme,
+            bias=None if bias is None else bias.half().numpy(),
+        )
+
+
+def round_to_grid(weight: Tensor, grid: GroupGrid, scheme: QuantScheme) -> Rounded:
+    """Nearest codes of fp32 [N, K] on a given grid."""
+    return Rounded(from_groups(round_to_codes(to_groups(weight, scheme), grid, scheme), weight.shape[1]), grid)
+
+
 def fake_quantize(weight: Tensor, scheme: QuantScheme, shares: RangeShares = WHOLE_RANGE) -> Tensor:
     """The weight after rounding, fp32 [N, K]: what `quantize(...).dequantize()` returns."""
     grouped = to_groups(weight, scheme)
@@ -103,7 +151,7 @@ def quantize(
     bias: Tensor | None = None,
     where: str = "",
 ) -> QuantizedLinear:
-    """Rounds one linear.
+    """Rounds one linear to nearest.
 
     Args:
         weight: fp32 [N, K].
@@ -115,22 +163,8 @@ def quantize(
     Raises:
         CheckpointError: A step size is beyond fp16 or not a number.
     """
-    grouped = to_groups(weight, scheme)
-    grid = group_grid(grouped, scheme, shares)
-    if not torch.isfinite(grid.scales).all():
-        raise CheckpointError(
-            f"weights up to {float(weight.abs().max()):.4g} need step sizes that fp16 cannot hold.",
-            where=where,
-            fix="check the checkpoint; weights of this size are not those of a trained model.",
-        )
-    codes = from_groups(round_to_codes(grouped, grid, scheme), weight.shape[1])
-    return QuantizedLinear(
-        codes=codes.to(torch.uint8).numpy(),
-        scales=grid.scales.squeeze(-1).half().numpy(),
-        zeros=grid.zeros.squeeze(-1).to(torch.uint8).numpy() if scheme.zero_point else None,
-        scheme=scheme,
-        bias=None if bias is None else bias.half().numpy(),
-    )
+    grid = group_grid(to_groups(weight, scheme), scheme, shares)
+    return round_to_grid(weight, grid, scheme).to_linear(scheme, bias=bias, where=where)
 
 
 def _as_half(scales: Tensor) -> Tensor:
