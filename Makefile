@@ -19,6 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 INSTALLED := $(VENV)/.installed
 DEMO_MODEL := $(VENV)/.demo-model
 NATIVE := $(VENV)/.native
+NATIVE_KIT := $(VENV)/.native-kit
 CXX_SOURCES = $(shell git ls-files 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h')
 
 .PHONY: help
@@ -57,6 +58,12 @@ $(NATIVE): tools/native_packages.sh | $(BIN)/python
 	@tools/native_packages.sh cmake g++ libgtest-dev ninja-build
 	@touch $@
 
+# What kits for a Jetson need to be made and tested. An SSH server only where installing one does not start it.
+$(NATIVE_KIT): tools/native_packages.sh | $(BIN)/python
+	@tools/native_packages.sh cmake dash file g++-aarch64-linux-gnu ninja-build qemu-user-static rsync shellcheck \
+	    $(if $(wildcard /run/systemd/system),,openssh-server)
+	@touch $@
+
 .PHONY: lint
 lint: $(INSTALLED) ## ruff, typos, clang-format
 	@$(BIN)/ruff check .
@@ -83,12 +90,18 @@ plugins: $(NATIVE) $(INSTALLED) ## the CUDA plugin library, in build/plugins
 	@cmake -S plugins -B build/plugins -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
 	@cmake --build build/plugins
 
+.PHONY: plugins-aarch64
+plugins-aarch64: $(NATIVE_KIT) $(INSTALLED) ## the same for Jetson Orin, on any machine, in build/plugins-aarch64
+	@cmake -S plugins -B build/plugins-aarch64 -G Ninja -DCMAKE_BUILD_TYPE=Release -DAWQ2TRT_CROSS=aarch64 \
+	    -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
+	@cmake --build build/plugins-aarch64
+
 .PHONY: test-plugins
 test-plugins: plugins ## the plugin library's C++ tests; those that need a GPU are skipped without one
 	@ctest --test-dir build/plugins --output-on-failure
 
 .PHONY: test
-test: lint types imports test-plugins $(DEMO_MODEL) ## everything that CI checks
+test: lint types imports test-plugins plugins-aarch64 $(DEMO_MODEL) ## everything that CI checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
 
 .PHONY: demo

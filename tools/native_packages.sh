@@ -4,7 +4,10 @@
 set -euo pipefail
 
 # A tool that is there by other means than its package is there.
-declare -A provides=([cmake]=cmake [g++]=g++ [ninja-build]=ninja)
+declare -A provides=(
+    [cmake]=cmake [dash]=dash [file]=file [g++]=g++ [g++-aarch64-linux-gnu]=aarch64-linux-gnu-g++ [ninja-build]=ninja
+    [openssh-server]=/usr/sbin/sshd [qemu-user-static]=qemu-aarch64-static [rsync]=rsync [shellcheck]=shellcheck
+)
 
 present() {
     local package=$1

@@ -7,6 +7,15 @@ using awq2trt::GemmProblem;
 using awq2trt::KernelConfig;
 using awq2trt::LinearTensors;
 
+#define AWQ2TRT_STRING(value) #value
+#define AWQ2TRT_EXPANDED(value) AWQ2TRT_STRING(value)
+
+// What the functions below say, for a machine that cannot load the library: awq2trt/kit/library.py looks for these
+// bytes.
+extern "C" __attribute__((used, visibility("default"))) const char awq2trt_plugins_description[] =
+    "awq2trt plugins: version=" AWQ2TRT_VERSION " architectures=" AWQ2TRT_ARCHITECTURES
+    " cuda=" AWQ2TRT_EXPANDED(CUDART_VERSION);
+
 const char* awq2trt_plugins_version() { return AWQ2TRT_VERSION; }
 
 const char* awq2trt_plugins_architectures() { return AWQ2TRT_ARCHITECTURES; }
