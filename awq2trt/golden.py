@@ -13,9 +13,7 @@ with whatever finite cache it gets, and calls at later positions continue the co
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from awq2trt.arrays import read_arrays, write_arrays
 from awq2trt.errors import ArtifactError
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS
 
@@ -33,8 +32,7 @@ FORMAT_VERSION: Final = 1
 
 _DTYPES: Final = {INPUT_IDS: "<i8", CACHE_POSITION: "<i8", LOGITS: "<f4"}
 
-_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
-"""Of files in the archive, which is not compressed: equal arrays are equal bytes, whatever zlib is there."""
+_AGAIN: Final = "export the model again."
 
 
 @dataclass(frozen=True)
@@ -92,20 +90,18 @@ def write_golden(golden: Golden, directory: Path) -> tuple[Path, ...]:
     """Writes the files into a model's directory; returns their paths."""
     written = [directory / ARRAYS_FILE]
     entries = []
-    with zipfile.ZipFile(directory / ARRAYS_FILE, "w", zipfile.ZIP_STORED) as archive:
-        for call in golden.calls:
-            files = {}
-            for name, array in call.arrays().items():
-                buffer = io.BytesIO()
-                np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
-                archive.writestr(_archived(f"{call.name}.{name}.npy"), buffer.getvalue())
-                if call.position == 0:
-                    files[name] = f"golden.{call.name}.{name}.bin"
-                    (directory / files[name]).write_bytes(array.tobytes())
-                    written.append(directory / files[name])
-            entries.append(
-                {"name": call.name, "tokens": list(call.tokens), "cache_position": call.position, "files": files}
-            )
+    arrays = {call.name: call.arrays() for call in golden.calls}
+    flat = {f"{call}.{name}": array for call, named in arrays.items() for name, array in named.items()}
+    write_arrays(directory / ARRAYS_FILE, flat)
+    for call in golden.calls:
+        files = {}
+        for name, array in arrays[call.name].items() if call.position == 0 else ():
+            files[name] = f"golden.{call.name}.{name}.bin"
+            (directory / files[name]).write_bytes(array.tobytes())
+            written.append(directory / files[name])
+        entries.append(
+            {"name": call.name, "tokens": list(call.tokens), "cache_position": call.position, "files": files}
+        )
     description = {
         "format_version": FORMAT_VERSION,
         "text": golden.text,
@@ -133,22 +129,18 @@ def read_golden(directory: Path) -> Golden:
         description = json.loads(path.read_bytes())
         if description["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format version {description['format_version']!r}, expected {FORMAT_VERSION}")
-        with np.load(directory / ARRAYS_FILE, allow_pickle=False) as arrays:
-            calls = tuple(
-                GoldenCall(
-                    name=entry["name"],
-                    tokens=tuple(entry["tokens"]),
-                    position=entry["cache_position"],
-                    logits=arrays[f"{entry['name']}.{LOGITS}"][0, 0],
-                )
-                for entry in description["calls"]
+        arrays = read_arrays(directory / ARRAYS_FILE, fix=_AGAIN)
+        calls = tuple(
+            GoldenCall(
+                name=entry["name"],
+                tokens=tuple(entry["tokens"]),
+                position=entry["cache_position"],
+                logits=arrays[f"{entry['name']}.{LOGITS}"][0, 0],
             )
+            for entry in description["calls"]
+        )
         return Golden(description["text"], float(description["relative_tolerance"]), calls)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ArtifactError(
-            f"damaged golden outputs ({type(error).__name__}: {error}).", where=str(path), fix="export the model again."
+            f"damaged golden outputs ({type(error).__name__}: {error}).", where=str(path), fix=_AGAIN
         ) from error
-
-
-def _archived(name: str) -> zipfile.ZipInfo:
-    return zipfile.ZipInfo(name, _EPOCH)

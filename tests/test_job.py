@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -11,17 +12,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import save_llama
 
+from awq2trt.arrays import read_arrays
 from awq2trt.checkpoint import QuantizedCheckpoint
 from awq2trt.decoder import BlockRunner, Ends, load_block
 from awq2trt.errors import CalibrationError, UnsupportedError
 from awq2trt.progress import SilentProgress
 from awq2trt.quantize.gptq import GptqOptions, gptq_round
-from awq2trt.quantize.job import REPORT_FILE, QuantizeJob
+from awq2trt.quantize.job import REPORT_FILE, SEARCH_FILE, QuantizeJob
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.source import SafetensorsSource
 
@@ -153,7 +156,6 @@ def test_gptq_sees_what_the_quantized_blocks_before_give(model: Path, tmp_path: 
 
 
 def test_every_linear_has_a_report(model: Path, tmp_path: Path) -> None:
-    import json
 
     result = _job(model, tmp_path / "out").run()
     stored = json.loads((tmp_path / "out" / "files" / REPORT_FILE).read_text())
@@ -189,3 +191,26 @@ def test_what_fp16_cannot_hold_is_refused_by_name(model: Path, tmp_path: Path) -
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(UnsupportedError, match=r"embed_tokens\.weight.*65504"):
         _job(model, tmp_path / "out", method="rtn").run()
+
+
+def test_folding_can_be_repeated_from_what_the_search_left(model: Path, tmp_path: Path) -> None:
+    _job(model, tmp_path / "out").run()
+    search = read_arrays(tmp_path / "out" / "files" / SEARCH_FILE, fix="")
+    source, checkpoint = SafetensorsSource(model), QuantizedCheckpoint(tmp_path / "out" / "files")
+    assert len(search) == LAYERS * 4 * 2
+    scales = search["model.layers.5.self_attn.q_proj.scales"]
+    norm = "model.layers.5.input_layernorm.weight"
+    np.testing.assert_allclose(checkpoint.tensor(norm), source.tensor(norm) / scales, rtol=2**-11)
+    assert np.ptp(scales) > 0.1
+    # alpha is the slope of log s over log of the magnitude, whose mean the search takes out.
+    alpha = json.loads((tmp_path / "out" / "files" / REPORT_FILE).read_text())["model.layers.5.self_attn.q_proj"][
+        "alpha"
+    ]
+    magnitude = search["model.layers.5.self_attn.q_proj.magnitude"]
+    slope = np.polyfit(np.log(magnitude), np.log(scales), 1)[0]
+    assert slope == pytest.approx(alpha, abs=1e-4)
+
+
+def test_plain_rounding_leaves_no_scales(model: Path, tmp_path: Path) -> None:
+    _job(model, tmp_path / "out", method="rtn").run()
+    assert not (tmp_path / "out" / "files" / SEARCH_FILE).exists()

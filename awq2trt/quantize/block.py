@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -56,11 +56,15 @@ class QuantizedBlock:
         linears: By name relative to the block.
         norms: Norm weights and other plain tensors, fp32, by name relative to the block.
         reports: By linear.
+        search: fp32 [K], by name relative to the block: what the search saw and found of every input that linears
+            share, named after the first of them: `<linear>.magnitude`, the mean |x| of its channels as the original
+            model has them, and `<linear>.scales`, s. Folding can be repeated from these.
     """
 
     linears: dict[str, QuantizedLinear]
     norms: dict[str, Tensor]
     reports: dict[str, LinearReport]
+    search: dict[str, Tensor] = field(default_factory=dict)
 
 
 def collect_statistics(runner: BlockRunner, weights: Mapping[str, Tensor], hidden: Tensor) -> tuple[Tensor, Statistics]:
@@ -161,7 +165,12 @@ def quantize_block(
                 error_rounded=_error_of_rounding(weights[f"{name}.weight"], seen.unscaled_gram, method.scheme),
                 error=_relative_error(rounded.dequantize(method.scheme), weight, seen.gram),
             )
-    return QuantizedBlock(linears, _plain(spec, folded), reports or {name: LinearReport() for name in linears})
+    search = {
+        f"{group.balance_layers[0]}.{kind}": value
+        for group in (spec.scale_groups() if method.awq else ())
+        for kind, value in inputs[group.balance_layers[0]].search().items()
+    }
+    return QuantizedBlock(linears, _plain(spec, folded), reports or {name: LinearReport() for name in linears}, search)
 
 
 def dequantized(block: QuantizedBlock) -> dict[str, Tensor]:
@@ -176,11 +185,27 @@ def dequantized(block: QuantizedBlock) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _LinearInput:
-    """E[x x^T] of a linear's input as it was, and divided by s as it is after folding."""
+    """Mean |x| and E[x x^T] of a linear's input as it was, s, and E[x x^T] as it is after folding, divided by s."""
 
     alpha: float | None
+    magnitude: Tensor
+    scales: Tensor
     unscaled_gram: Tensor
     gram: Tensor
+
+    @classmethod
+    def unscaled(cls, statistics: InputStatistics) -> _LinearInput:
+        """Before, or without, a search."""
+        gram, magnitude = statistics.gram(), statistics.magnitude()
+        return cls(None, magnitude, torch.ones_like(magnitude), gram, gram)
+
+    def scaled(self, alpha: float, scales: Tensor) -> _LinearInput:
+        """After scales were folded."""
+        return replace(self, alpha=alpha, scales=scales, gram=self.unscaled_gram / torch.outer(scales, scales))
+
+    def search(self) -> dict[str, Tensor]:
+        """What `QuantizedBlock.search` keeps of it."""
+        return {"magnitude": self.magnitude, "scales": self.scales}
 
 
 def _inputs_of_linears(
@@ -189,12 +214,11 @@ def _inputs_of_linears(
     """By linear; searches the scales of every group and folds them into `weights` if the method wants scales."""
     inputs: dict[str, _LinearInput] = {}
     for group in spec.scale_groups():
-        gram = statistics[group.balance_layers[0]].gram()
-        seen = _LinearInput(None, gram, gram)
+        seen = _LinearInput.unscaled(statistics[group.balance_layers[0]])
         if method.awq:
-            found = _search_group(spec, weights, group, statistics, method.scheme, where)
+            found = _search_group(spec, weights, group, seen, method.scheme, where)
             fold_scales_(weights, group, found.scales, spec.head_dim)
-            seen = _LinearInput(found.alpha, gram, gram / torch.outer(found.scales, found.scales))
+            seen = seen.scaled(found.alpha, found.scales)
         inputs.update(dict.fromkeys(group.balance_layers, seen))
     return inputs
 
@@ -207,16 +231,15 @@ def _search_group(
     spec: DecoderSpec,
     weights: Mapping[str, Tensor],
     group: ScaleGroup,
-    statistics: Statistics,
+    seen: _LinearInput,
     scheme: QuantScheme,
     where: str,
 ) -> ScaleResult:
     """Searches a group's scales."""
-    seen = statistics[group.balance_layers[0]]
     return search_scales(
         [weights[f"{name}.weight"] for name in group.balance_layers],
-        seen.gram(),
-        smooth_magnitude(seen.magnitude(), group, spec.head_dim),
+        seen.gram,
+        smooth_magnitude(seen.magnitude, group, spec.head_dim),
         scheme,
         spread=partial(spread_over_heads, group=group, head_dim=spec.head_dim),
         where=where + group.balance_layers[0],

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from awq2trt.arrays import read_arrays, write_arrays
 from awq2trt.calibrate import calibration_tokens
 from awq2trt.checkpoint import (
     choose_layout,
@@ -41,10 +42,14 @@ from awq2trt.quantize.block import (
     run_block,
 )
 from awq2trt.recipe import QuantizeOptions
-from awq2trt.source import ModelSource
+from awq2trt.source import Array, ModelSource
 
 REPORT_FILE: Final = "quantization.json"
 """Per linear: alpha, share of clipped groups, relative output error before and after the search."""
+
+SEARCH_FILE: Final = "quantization.npz"
+"""Per shared input: mean |x| of its channels, and the scales s folded into it, see `QuantizedBlock.search`. An .npz
+file, since others take every .safetensors file of the directory for weights."""
 
 _TOKENS_FILE: Final = "calibration.safetensors"
 _THREADS_FILE: Final = "threads.json"
@@ -163,11 +168,13 @@ class QuantizeJob:
         return outputs
 
     def _store(self, layer: int, block: QuantizedBlock) -> None:
-        """Writes a block's report, then its tensors: the second makes it count as finished."""
+        """Writes a block's report, then its tensors: the last makes it count as finished."""
         prefix = self._source.spec.prefix(layer)
         tensors = {prefix + name: to_float16(value.numpy(), where=prefix + name) for name, value in block.norms.items()}
         for name, linear in block.linears.items():
             tensors.update(pack_linear(prefix + name, linear, self._layout))
+        search = {prefix + name: value.numpy() for name, value in block.search.items()}
+        write_arrays(self._search(layer), search)
         report = {prefix + name: asdict(entry) for name, entry in block.reports.items()}
         self._report(layer).write_text(json.dumps(report), encoding="utf-8")
         write_tensors(self._block(layer), tensors)
@@ -180,6 +187,11 @@ class QuantizeJob:
         merge_shards(blocks, outer, self._files)
         reports = {name: asdict(report) for name, report in self._collect_reports().items()}
         (self._files / REPORT_FILE).write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+        search: dict[str, Array] = {}
+        for layer in range(source.spec.num_layers):
+            search |= read_arrays(self._search(layer), fix="quantize again without --resume.")
+        if search:
+            write_arrays(self._files / SEARCH_FILE, search)
         write_config(self._files, quantized_config(source.config, self._options.scheme, self._layout, source.spec.head))
 
     def _collect_reports(self) -> dict[str, LinearReport]:
@@ -199,6 +211,9 @@ class QuantizeJob:
 
     def _report(self, layer: int) -> Path:
         return self._scratch / f"block-{layer:05}.json"
+
+    def _search(self, layer: int) -> Path:
+        return self._scratch / f"block-{layer:05}.npz"
 
     def _hidden(self, layer: int) -> Path:
         """Residual stream before block `layer`."""

@@ -1,0 +1,46 @@
+"""Named arrays in one `.npz` file, the same bytes for the same arrays. NumPy only.
+
+Entries are neither compressed, which would give other bytes with another zlib, nor dated.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq2trt.errors import ArtifactError
+
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+"""Of every entry: the earliest that a zip archive can name."""
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Writes arrays in the order of the mapping."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", _EPOCH), buffer.getvalue())
+
+
+def read_arrays(path: Path, *, fix: str) -> dict[str, NDArray[Any]]:
+    """Reads all arrays of a file.
+
+    Args:
+        path: Of the file.
+        fix: What to do if it is damaged.
+
+    Raises:
+        ArtifactError: It is missing or damaged, or holds pickled objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"not a readable .npz file ({error}).", where=str(path), fix=fix) from error
