@@ -66,6 +66,9 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is i
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
 _Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
 _Method = Annotated[str | None, typer.Option("--method", help="awq, rtn, gptq or awq+gptq. [awq]")]
+_Effort = Annotated[
+    str | None, typer.Option("--effort", help="How hard awq searches: fast, default or best. [default]")
+]
 _ActOrder = Annotated[
     bool | None, typer.Option("--act-order/--no-act-order", help="GPTQ: largest inputs first. [--act-order]")
 ]
@@ -117,6 +120,7 @@ def build(
     target: Annotated[str | None, typer.Option("--target", help="What to build for, see `awq2trt targets`.")] = None,
     recipe: _Recipe = None,
     method: _Method = None,
+    effort: _Effort = None,
     act_order: _ActOrder = None,
     bits: _Bits = None,
     group_size: _GroupSize = None,
@@ -143,6 +147,7 @@ def build(
 
     quantizing: dict[str, object] = {
         "method": method,
+        "effort": effort,
         "act_order": act_order,
         "bits": bits,
         "group_size": group_size,
@@ -169,6 +174,7 @@ def quantize(
     output: _Output,
     recipe: _Recipe = None,
     method: _Method = None,
+    effort: _Effort = None,
     act_order: _ActOrder = None,
     bits: _Bits = None,
     group_size: _GroupSize = None,
@@ -187,6 +193,7 @@ def quantize(
 
     flags = {
         "method": method,
+        "effort": effort,
         "act_order": act_order,
         "bits": bits,
         "group_size": group_size,

@@ -26,6 +26,7 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     Attributes:
         method: `awq` searches scales and clips; `rtn` rounds to nearest; `gptq` rounds column by column, each
             error made up for in the columns after it; `awq+gptq` does so with AWQ's scales and clips.
+        effort: How hard AWQ searches: `fast` as the paper does, `best` several times longer than `default`.
         act_order: GPTQ rounds the columns with the largest inputs first.
         bits: Width of a code.
         group_size: Input channels that share a scale; -1 for a whole row.
@@ -37,6 +38,7 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """
 
     method: Literal["awq", "rtn", "gptq", "awq+gptq"] = "awq"
+    effort: Literal["fast", "default", "best"] = "default"
     act_order: bool = True
     bits: int = 4
     group_size: int = 128

@@ -109,12 +109,13 @@ def test_flags_reach_quantize(awq2trt: Callable[..., Outcome], monkeypatch: pyte
     outcome = awq2trt(
         "quantize", "model", "-o", "out", "--recipe", str(tmp_path / "recipe.yaml"), "--method", "gptq", "--bits", "4",
         "--group_size", "32", "--symmetric", "--calib", "text.txt", "--seqlen", "64", "--seed", "5", "--resume",
-        "--no-act-order",
+        "--no-act-order", "--effort", "best",
     )  # fmt: skip
     assert (outcome.code, outcome.out) == (0, "somewhere\n")
     options = QuantizeOptions(
         method="gptq",
         act_order=False,
+        effort="best",
         bits=4,
         group_size=32,
         symmetric=True,

@@ -10,7 +10,6 @@ from awq2trt.quantize import gptq
 from awq2trt.quantize.gptq import DAMPING, GptqOptions, gptq_round
 from awq2trt.quantize.rounding import (
     GroupGrid,
-    RangeShares,
     fake_quantize,
     group_grid,
     round_to_codes,
@@ -123,7 +122,8 @@ def test_channels_that_are_always_zero_do_no_harm() -> None:
 def test_a_given_grid_is_kept(act_order: bool) -> None:
     weight, gram = (value.float() for value in _problem(64))
     scheme = QuantScheme(bits=3, group_size=32)
-    grid = group_grid(to_groups(weight, scheme), scheme, RangeShares(0.8, 0.7))
+    whole = group_grid(to_groups(weight, scheme), scheme)
+    grid = GroupGrid((0.75 * whole.scales).half().float(), whole.zeros)
     rounded = gptq_round(weight, gram, scheme, GptqOptions(act_order=act_order), grid=grid)
     assert torch.equal(rounded.grid.scales, grid.scales)
     assert torch.equal(rounded.grid.zeros, grid.zeros)

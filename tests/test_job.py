@@ -163,9 +163,15 @@ def test_every_linear_has_a_report(model: Path, tmp_path: Path) -> None:
     entry = stored["model.layers.5.mlp.down_proj"]
     assert 0 <= entry["alpha"] < 1
     assert 0 < entry["error"] < 1
-    assert stored["model.layers.0.self_attn.q_proj"]["clipped_share"] == 0
+    assert stored["model.layers.0.self_attn.q_proj"]["clipped_share"] > 0
     assert result.tokens is not None
     assert result.tokens_sha256() == hashlib.sha256(result.tokens.numpy().tobytes()).hexdigest()
+
+
+def test_the_papers_search_leaves_q_and_k_whole(model: Path, tmp_path: Path) -> None:
+    reports = _job(model, tmp_path / "out", effort="fast").run().reports
+    assert reports["model.layers.0.self_attn.q_proj"].clipped_share == 0
+    assert reports["model.layers.0.self_attn.v_proj"].clipped_share > 0
 
 
 def test_plain_rounding_uses_no_text(model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ from awq2trt.decoder import BlockRunner, Ends, load_block
 from awq2trt.errors import CalibrationError, CheckpointError
 from awq2trt.families import LINEAR, ScaleGroup
 from awq2trt.quantize.block import BlockMethod, collect_statistics, quantize_block
+from awq2trt.quantize.effort import EFFORTS
 from awq2trt.quantize.fold import fold_scales_, smooth_scales
-from awq2trt.quantize.rounding import RangeShares, fake_quantize, quantize
+from awq2trt.quantize.rounding import fake_quantize, quantize
 from awq2trt.quantize.search import (
     InputStatistics,
+    ScaleOptions,
     normalised_scales,
     output_error,
-    search_clips,
     search_scales,
     smooth_magnitude,
     spread_over_heads,
@@ -58,10 +60,7 @@ def test_error_is_at_most_half_a_step(scheme: QuantScheme, columns: int) -> None
 @pytest.mark.parametrize("scheme", SCHEMES, ids=QuantScheme.describe)
 def test_fake_quantize_is_what_the_codes_say(scheme: QuantScheme) -> None:
     weight = _normal(5, 72)
-    shares = RangeShares(0.8, 0.7)
-    np.testing.assert_array_equal(
-        fake_quantize(weight, scheme, shares).numpy(), quantize(weight, scheme, shares=shares).dequantize()
-    )
+    np.testing.assert_array_equal(fake_quantize(weight, scheme).numpy(), quantize(weight, scheme).dequantize())
 
 
 @settings(deadline=None, max_examples=30)
@@ -109,44 +108,32 @@ def _salient_problem() -> tuple[torch.Tensor, InputStatistics]:
     return _normal(16, 64, seed=4), statistics
 
 
-def test_scale_search_protects_the_salient_channel() -> None:
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_scale_search_protects_the_salient_channel(adaptive: bool) -> None:
     weight, statistics = _salient_problem()
     scheme = QuantScheme(group_size=64)
-    found = search_scales([weight], statistics.gram(), statistics.magnitude(), scheme)
+    found = search_scales(
+        [weight], statistics.gram(), partial(normalised_scales, statistics.magnitude()), scheme, ScaleOptions(adaptive)
+    )
     assert found.alpha > 0
     assert int(found.scales.argmax()) == 5
-    assert found.loss < 0.5 * found.loss_rounded
+    assert found.loss < 0.5 * output_error(fake_quantize(weight, scheme) - weight, statistics.gram())
     difference = fake_quantize(weight * found.scales, scheme) / found.scales - weight
     assert output_error(difference, statistics.gram()) == pytest.approx(found.loss, rel=1e-5)
 
 
-def test_clip_search_drops_an_outlier_that_no_input_reads() -> None:
-    weight = _normal(4, 64, seed=5) * 0.1
-    weight[:, 7] = 4.0  # an outlier whose input is almost always 0
-    x = _normal(256, 64, seed=6)
-    x[:, 7] *= 1e-4
-    statistics = InputStatistics.empty(64)
-    statistics.add_(x)
-    scheme = QuantScheme(group_size=64)
-    clips = search_clips(weight, statistics.gram(), scheme)
-    assert clips.clipped_share == 1.0
-    assert float(torch.as_tensor(clips.shares.high).max()) < 0.6
-    whole = output_error(fake_quantize(weight, scheme) - weight, statistics.gram())
-    clipped = output_error(fake_quantize(weight, scheme, clips.shares) - weight, statistics.gram())
-    assert clipped < 0.6 * whole
-
-
-@pytest.mark.parametrize("columns", [64, 72])
-@pytest.mark.parametrize("zero_point", [True, False])
-def test_clips_never_make_a_group_worse(columns: int, zero_point: bool) -> None:
-    scheme = QuantScheme(group_size=32, zero_point=zero_point)
-    weight, x = _normal(8, columns), _normal(100, columns, seed=7)
-    for start in range(0, columns, 32):  # one group at a time, so that its Gram block is the whole Gram matrix
-        piece, inputs = weight[:, start : start + 32], x[:, start : start + 32]
-        gram = inputs.T @ inputs / 100
-        clips = search_clips(piece, gram, scheme)
-        before = output_error(fake_quantize(piece, scheme) - piece, gram)
-        assert output_error(fake_quantize(piece, scheme, clips.shares) - piece, gram) <= before
+def test_the_adaptive_grid_finds_what_a_fine_grid_finds() -> None:
+    weight, statistics = _salient_problem()
+    gram, scheme = statistics.gram(), QuantScheme(bits=3, group_size=64)
+    scales_of = partial(normalised_scales, statistics.magnitude())
+    adaptive = search_scales([weight], gram, scales_of, scheme, ScaleOptions(adaptive=True))
+    losses = {
+        alpha: output_error(fake_quantize(weight * scales_of(alpha), scheme) / scales_of(alpha) - weight, gram)
+        for alpha in (i / 80 for i in range(80))
+    }
+    paper = min(losses[i / 20] for i in range(20))
+    assert adaptive.loss <= 1.02 * paper
+    assert adaptive.loss <= 1.1 * min(losses.values())
 
 
 def test_dead_channels_keep_scale_one() -> None:
@@ -161,7 +148,14 @@ def test_activations_that_are_not_finite_are_refused_by_name() -> None:
     gram = statistics.gram()
     gram[0, 0] = torch.nan
     with pytest.raises(CalibrationError, match=r"layers\.7"):
-        search_scales([weight], gram, statistics.magnitude(), QuantScheme(group_size=64), where="model.layers.7.q")
+        search_scales(
+            [weight],
+            gram,
+            partial(normalised_scales, statistics.magnitude()),
+            QuantScheme(group_size=64),
+            ScaleOptions(),
+            where="model.layers.7.q",
+        )
 
 
 def test_tied_heads_share_a_scale() -> None:
@@ -198,14 +192,15 @@ def test_folding_alone_does_not_move_the_logits(bias: bool, tmp_path: Path) -> N
     assert float((got - expected).norm() / expected.norm()) < 1e-5
 
 
-def test_awq_lowers_the_error_of_every_linear_of_a_block(tmp_path: Path) -> None:
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_awq_lowers_the_error_of_every_linear_of_a_block(effort: str, tmp_path: Path) -> None:
     source = SafetensorsSource(save_llama(tmp_path))
     spec = source.spec
     runner = BlockRunner.for_positions(spec, 64)
     with torch.inference_mode():
         weights = load_block(source, 0)
         _, statistics = collect_statistics(runner, weights, Ends(source).embed(tokens(8, 64)))
-        method = BlockMethod(QuantScheme(group_size=32), awq=True)
+        method = BlockMethod(QuantScheme(group_size=32), EFFORTS[effort])
         block = quantize_block(spec, weights, statistics, method, where="model.layers.0.")
     assert set(block.linears) == set(spec.block.linears)
     assert set(block.norms) == {"input_layernorm.weight", "post_attention_layernorm.weight"}

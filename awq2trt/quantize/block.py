@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from awq2trt.decoder import BlockRunner, Observer
 from awq2trt.families import DecoderSpec, ScaleGroup
+from awq2trt.quantize.effort import EFFORTS, SearchOptions
 from awq2trt.quantize.fold import fold_scales_
 from awq2trt.quantize.gptq import GptqOptions, gptq_round
-from awq2trt.quantize.rounding import WHOLE_RANGE, fake_quantize, group_grid, round_to_grid, to_groups
+from awq2trt.quantize.grids import cut_share, search_grids
+from awq2trt.quantize.rounding import GroupGrid, Rounded, fake_quantize, group_grid, round_to_grid, to_groups
 from awq2trt.quantize.search import (
     InputStatistics,
+    ScaleOptions,
     ScaleResult,
+    normalised_scales,
     output_error,
-    search_clips,
     search_scales,
     smooth_magnitude,
     spread_over_heads,
@@ -102,18 +104,18 @@ class BlockMethod:
 
     Attributes:
         scheme: Bits, groups, zero points.
-        awq: Search scales and fold them, then search clips.
+        search: Search scales and fold them, then search grids; None for neither.
         gptq: How GPTQ rounds; None for rounding to nearest.
     """
 
     scheme: QuantScheme
-    awq: bool = False
+    search: SearchOptions | None = None
     gptq: GptqOptions | None = None
 
     @property
     def uses_text(self) -> bool:
         """Whether it needs input statistics."""
-        return self.awq or self.gptq is not None
+        return self.search is not None or self.gptq is not None
 
     @property
     def sequential(self) -> bool:
@@ -125,7 +127,7 @@ def method_of(options: QuantizeOptions) -> BlockMethod:
     """The method that a user's options ask for."""
     return BlockMethod(
         options.scheme,
-        awq=options.method in ("awq", "awq+gptq"),
+        search=EFFORTS[options.effort] if options.method in ("awq", "awq+gptq") else None,
         gptq=GptqOptions(act_order=options.act_order) if options.method in ("gptq", "awq+gptq") else None,
     )
 
@@ -146,31 +148,28 @@ def quantize_block(
     inputs = _inputs_of_linears(spec, folded, statistics, method, where) if method.uses_text else {}
     linears: dict[str, QuantizedLinear] = {}
     reports: dict[str, LinearReport] = {}
-    # Clips and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
+    # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
     for name in spec.block.linears:
         weight, seen = folded[f"{name}.weight"], inputs.get(name)
-        clips = search_clips(weight, seen.gram, method.scheme) if seen and _clipped(spec, name, method) else None
-        grid = group_grid(to_groups(weight, method.scheme), method.scheme, clips.shares if clips else WHOLE_RANGE)
-        if seen and method.gptq:
-            # Without clips GPTQ may choose a group's grid when it comes to the group.
-            given = grid if clips else None
-            rounded = gptq_round(weight, seen.gram, method.scheme, method.gptq, grid=given, where=where + name)
-        else:
-            rounded = round_to_grid(weight, grid, method.scheme)
+        grid = _searched_grid(spec, name, weight, seen, method) if seen else None
+        rounded = _round(weight, seen, grid, method, where + name)
         linears[name] = rounded.to_linear(method.scheme, bias=folded.get(f"{name}.bias"), where=where + name)
+        reports[name] = LinearReport()
         if seen:
+            original = weights[f"{name}.weight"]
+            plain = fake_quantize(original, method.scheme)
             reports[name] = LinearReport(
                 alpha=seen.alpha,
-                clipped_share=clips.clipped_share if clips else 0.0,
-                error_rounded=_error_of_rounding(weights[f"{name}.weight"], seen.unscaled_gram, method.scheme),
+                clipped_share=cut_share(weight, grid, method.scheme) if grid else 0.0,
+                error_rounded=_relative_error(plain, original, seen.unscaled_gram),
                 error=_relative_error(rounded.dequantize(method.scheme), weight, seen.gram),
             )
     search = {
         f"{group.balance_layers[0]}.{kind}": value
-        for group in (spec.scale_groups() if method.awq else ())
+        for group in (spec.scale_groups() if method.search else ())
         for kind, value in inputs[group.balance_layers[0]].search().items()
     }
-    return QuantizedBlock(linears, _plain(spec, folded), reports or {name: LinearReport() for name in linears}, search)
+    return QuantizedBlock(linears, _plain(spec, folded), reports, search)
 
 
 def dequantized(block: QuantizedBlock) -> dict[str, Tensor]:
@@ -215,16 +214,30 @@ def _inputs_of_linears(
     inputs: dict[str, _LinearInput] = {}
     for group in spec.scale_groups():
         seen = _LinearInput.unscaled(statistics[group.balance_layers[0]])
-        if method.awq:
-            found = _search_group(spec, weights, group, seen, method.scheme, where)
+        if method.search:
+            found = _search_group(spec, weights, group, seen, method, where)
             fold_scales_(weights, group, found.scales, spec.head_dim)
             seen = seen.scaled(found.alpha, found.scales)
         inputs.update(dict.fromkeys(group.balance_layers, seen))
     return inputs
 
 
-def _clipped(spec: DecoderSpec, name: str, method: BlockMethod) -> bool:
-    return method.awq and name not in spec.unclipped()
+def _searched_grid(
+    spec: DecoderSpec, name: str, weight: Tensor, seen: _LinearInput, method: BlockMethod
+) -> GroupGrid | None:
+    """The grid that the search finds for a linear; None where the method leaves it at the whole range."""
+    if method.search is None or (name in spec.unclipped() and not method.search.grids_of_scores):
+        return None
+    return search_grids(weight, seen.gram, method.scheme, method.search.grids)
+
+
+def _round(
+    weight: Tensor, seen: _LinearInput | None, grid: GroupGrid | None, method: BlockMethod, where: str
+) -> Rounded:
+    """Codes of one linear, on the grid found if there is one."""
+    if seen and method.gptq:
+        return gptq_round(weight, seen.gram, method.scheme, method.gptq, grid=grid, where=where)
+    return round_to_grid(weight, grid or group_grid(to_groups(weight, method.scheme), method.scheme), method.scheme)
 
 
 def _search_group(
@@ -232,23 +245,19 @@ def _search_group(
     weights: Mapping[str, Tensor],
     group: ScaleGroup,
     seen: _LinearInput,
-    scheme: QuantScheme,
+    method: BlockMethod,
     where: str,
 ) -> ScaleResult:
     """Searches a group's scales."""
+    magnitude = smooth_magnitude(seen.magnitude, group, spec.head_dim)
     return search_scales(
         [weights[f"{name}.weight"] for name in group.balance_layers],
         seen.gram,
-        smooth_magnitude(seen.magnitude, group, spec.head_dim),
-        scheme,
-        spread=partial(spread_over_heads, group=group, head_dim=spec.head_dim),
+        lambda alpha: spread_over_heads(normalised_scales(magnitude, alpha), group, spec.head_dim),
+        method.scheme,
+        method.search.scales if method.search else ScaleOptions(),
         where=where + group.balance_layers[0],
     )
-
-
-def _error_of_rounding(weight: Tensor, gram: Tensor, scheme: QuantScheme) -> float:
-    """Relative output error of plain rounding."""
-    return _relative_error(fake_quantize(weight, scheme), weight, gram)
 
 
 def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor) -> float:

@@ -1,14 +1,13 @@
 """Rounding weights to codes: the reference math of every method (AWQ paper, equation 1), in PyTorch.
 
-In: fp32 weights [N, K] and, per group, how much of the range is kept (clipping). Out: integer codes, fp16 step sizes,
-integer zero points. Step sizes are rounded to fp16 *before* codes are chosen, so a checkpoint's fp16 scales lose
+In: fp32 weights [N, K] and a grid for every group, or the range to hold. Out: integer codes, fp16 step sizes, integer
+zero points. Step sizes are rounded to fp16 *before* codes are chosen, so a checkpoint's fp16 scales lose
 nothing. K is padded with zeros to whole groups inside; a zero never widens a range, since every range holds 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -43,41 +42,25 @@ def from_groups(grouped: Tensor, in_features: int) -> Tensor:
     return grouped.flatten(1)[:, :in_features]
 
 
-@dataclass(frozen=True)
-class RangeShares:
-    """How much of each end of a group's range is kept: factors in (0, 1], broadcastable to [N, groups, 1].
+def group_grid(grouped: Tensor, scheme: QuantScheme) -> GroupGrid:
+    """The grid that holds the whole range of every group, fp32 [N, groups, G]."""
+    low = grouped.amin(dim=-1, keepdim=True).clamp_(max=0)
+    high = grouped.amax(dim=-1, keepdim=True).clamp_(min=0)
+    return range_grid(low, high, scheme)
 
-    Attributes:
-        low: On the smallest weight.
-        high: On the largest.
+
+def range_grid(low: Tensor, high: Tensor, scheme: QuantScheme) -> GroupGrid:
+    """Step size and zero point for ranges [low, high], low <= 0 <= high.
+
+    With zero points the range is cut into 2^bits - 1 steps; without, the larger of the two ends both ways into
+    2^bits - 2, as llm-awq does. The range holds 0: a group of one sign would otherwise need a zero point outside the
+    codes.
     """
-
-    low: Tensor | float
-    high: Tensor | float
-
-
-WHOLE_RANGE: Final = RangeShares(1.0, 1.0)
-
-
-def group_grid(grouped: Tensor, scheme: QuantScheme, shares: RangeShares = WHOLE_RANGE) -> GroupGrid:
-    """Chooses scale and zero point of every group from its range.
-
-    With zero points the range [low * min(w, 0), high * max(w, 0)] is cut into 2^bits - 1 steps; without, the larger
-    of the two ends both ways into 2^bits - 2, as llm-awq does. The range always holds 0: a group of one sign would
-    otherwise need a zero point outside the codes.
-
-    Args:
-        grouped: fp32 [N, groups, G].
-        scheme: Bits and kind.
-        shares: What is kept of the range; less than all clips the extremes.
-    """
-    low = grouped.amin(dim=-1, keepdim=True).clamp_(max=0) * shares.low
-    high = grouped.amax(dim=-1, keepdim=True).clamp_(min=0) * shares.high
     if scheme.zero_point:
-        scales = _as_half((high - low) / (scheme.levels - 1))
+        scales = as_half((high - low) / (scheme.levels - 1))
         zeros = (-low / scales).round_().clamp_(0, scheme.levels - 1)
     else:
-        scales = _as_half(torch.maximum(-low, high) / (scheme.symmetric_zero - 1))
+        scales = as_half(torch.maximum(-low, high) / (scheme.symmetric_zero - 1))
         zeros = torch.full_like(scales, scheme.symmetric_zero)
     return GroupGrid(scales, zeros)
 
@@ -135,39 +118,31 @@ def round_to_grid(weight: Tensor, grid: GroupGrid, scheme: QuantScheme) -> Round
     return Rounded(from_groups(round_to_codes(to_groups(weight, scheme), grid, scheme), weight.shape[1]), grid)
 
 
-def fake_quantize(weight: Tensor, scheme: QuantScheme, shares: RangeShares = WHOLE_RANGE) -> Tensor:
-    """The weight after rounding, fp32 [N, K]: what `quantize(...).dequantize()` returns."""
+def fake_quantize(weight: Tensor, scheme: QuantScheme) -> Tensor:
+    """The weight after rounding to nearest, fp32 [N, K]: what `quantize(...).dequantize()` returns."""
     grouped = to_groups(weight, scheme)
-    grid = group_grid(grouped, scheme, shares)
+    grid = group_grid(grouped, scheme)
     codes = round_to_codes(grouped, grid, scheme)
     return from_groups(codes.sub_(grid.zeros).mul_(grid.scales), weight.shape[1])
 
 
-def quantize(
-    weight: Tensor,
-    scheme: QuantScheme,
-    *,
-    shares: RangeShares = WHOLE_RANGE,
-    bias: Tensor | None = None,
-    where: str = "",
-) -> QuantizedLinear:
-    """Rounds one linear to nearest.
+def quantize(weight: Tensor, scheme: QuantScheme, *, bias: Tensor | None = None, where: str = "") -> QuantizedLinear:
+    """Rounds one linear to nearest, on its groups' whole ranges.
 
     Args:
         weight: fp32 [N, K].
         scheme: Bits, groups, zero points.
-        shares: What is kept of each group's range.
         bias: fp32 [N].
         where: Name of the layer, for errors.
 
     Raises:
         CheckpointError: A step size is beyond fp16 or not a number.
     """
-    grid = group_grid(to_groups(weight, scheme), scheme, shares)
+    grid = group_grid(to_groups(weight, scheme), scheme)
     return round_to_grid(weight, grid, scheme).to_linear(scheme, bias=bias, where=where)
 
 
-def _as_half(scales: Tensor) -> Tensor:
+def as_half(scales: Tensor) -> Tensor:
     """Rounds step sizes to fp16; an all-zero group, or one too small for fp16, gets 1, so its codes are its zero."""
     rounded = scales.half().float()
     return torch.where(rounded > 0, rounded, torch.where(rounded == 0, torch.ones_like(rounded), rounded))
