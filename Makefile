@@ -42,7 +42,7 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) install --upgrade pip
 	@# torch by itself first: a pin of the exact version lets pip take a CPU wheel that lies on the disk.
 	@$(PIP) install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install -c constraints.txt -e '.[rtx,plot,dev]'
+	@$(PIP) install -c constraints.txt -e '.[rtx,plot,check,dev]'
 	@touch $@
 
 .PHONY: demo-model

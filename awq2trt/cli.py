@@ -287,21 +287,34 @@ def run(
 
 @app.command()
 def check(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model or engine.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What build wrote, or a checkpoint, ONNX model or engine in it.")
+    ],
     golden: Annotated[
-        bool, typer.Option("--golden", help="Only the golden outputs that lie beside the model.")
+        bool, typer.Option("--golden", help="Only the golden outputs beside the model: needs nothing else.")
     ] = False,
+    model: Annotated[str | None, typer.Option("--model", help="The original. [the one that was quantized]")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="DIR", help="Of an ONNX model. [the one beside it]")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="TEXT", help=".txt or .jsonl file, or a data set's name. [our own]")
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="How much of it.")] = 192,
 ) -> None:
-    """Does a model say what it must? Exit code 1 if not."""
-    from awq2trt.errors import UsageError
-    from awq2trt.report import golden_lines
-    from awq2trt.stages import golden_stage
+    """Is every stage what the one before it makes it? Exit code 1 if not."""
+    from awq2trt.progress import terminal_progress
+    from awq2trt.report import check_lines, golden_lines
+    from awq2trt.stages import CheckRequest, check_stage, golden_stage
 
-    if not golden:
-        raise UsageError("nothing to check.", where="check", fix=f"awq2trt check {directory} --golden")
-    results = golden_stage(directory)
-    print("\n".join(golden_lines(results)))
-    if not all(result.passed for result in results):
+    if golden:
+        results = golden_stage(directory)
+        passed, lines = all(result.passed for result in results), golden_lines(results)
+    else:
+        result = check_stage(CheckRequest(directory, model, checkpoint, text, tokens), terminal_progress())
+        passed, lines = result.passed, check_lines(result)
+    print("\n".join(lines))
+    if not passed:
         raise typer.Exit(1)
 
 

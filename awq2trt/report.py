@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from awq2trt.target import TARGETS, Target
 
 if TYPE_CHECKING:
     from awq2trt.artifact import Artifact, Contents
+    from awq2trt.check.chain import CheckResult, Place, StageResult
     from awq2trt.check.golden import GoldenResult
     from awq2trt.stages import EvalRequest, EvalResult
 
@@ -53,6 +55,60 @@ def golden_lines(results: Sequence[GoldenResult]) -> Iterator[str]:
         yield f"{result.name:10} {result.error:14.2e}  {best:12} {'' if result.passed else 'FAILED'}".rstrip()
     failed = [result.name for result in results if not result.passed]
     yield f"failed: {', '.join(failed)}" if failed else "golden outputs: passed in ONNX Runtime on the CPU"
+
+
+def check_lines(result: CheckResult) -> Iterator[str]:
+    """A checked build: a line for every stage, its worst block and its logits, and the verdict."""
+    from awq2trt.check.chain import TITLES
+
+    yield f"{len(result.tokens)} tokens. Errors are relative, of the worst position; in brackets what they may be."
+    yield f"{'stage':10} {'against':10} {'worst block':>32} {'logits':>18} {_NUMBERS}"
+    for stage in result.stages:
+        yield f"{stage.stage:10} {stage.skipped or _stage_numbers(stage)}".rstrip()
+        for finding in stage.findings[:_FINDINGS_SHOWN]:
+            yield f"  FAILED {finding.place}: {finding.message}"
+        if len(stage.findings) > _FINDINGS_SHOWN:
+            yield f"  FAILED and {len(stage.findings) - _FINDINGS_SHOWN} more tensors"
+    for stage in result.stages:
+        if not stage.skipped:
+            yield f"{stage.stage:10} is {TITLES[stage.stage]}, {stage.seconds:.1f} s"
+    for name in result.changed:
+        yield f"FAILED {name} was changed since it was written"
+    failure = result.first_failure()
+    if failure is not None:
+        yield f"failed first at stage {failure.stage}, {failure.place}: {failure.message}"
+    elif result.passed:
+        yield f"passed: {', '.join(stage.stage for stage in result.stages if not stage.skipped)}"
+    else:
+        yield "failed" if result.changed else "failed: there was nothing to compare"
+
+
+_NUMBERS: Final = (
+    f"{'max abs':>8} {'mean abs':>8} {'mean rel':>8} {'1 - cos':>8} {'mean KL':>8} {'top-1':>7} {'perplexity':>10}"
+)
+"""Columns about the logits."""
+
+
+def _stage_numbers(stage: StageResult) -> str:
+    """Differences of a stage from the one before."""
+    if stage.against is None or not stage.places:
+        return ""
+    blocks, logits = stage.places[:-1], stage.places[-1]
+    # NaN is the worst of all, and no comparison of numbers finds it.
+    worst = max(blocks, key=lambda place: (math.isnan(place.error), place.error / place.limit), default=None)
+    block = f"{worst.name} {_error(worst)}" if worst else ""
+    difference, agreed = logits.difference, stage.agreement
+    numbers = f"{difference.max_abs:8.1e} {difference.mean_abs:8.1e} {difference.mean_relative:8.1e}"
+    shares = f"{agreed.mean_kl:8.1e} {agreed.top1:7.2%} {agreed.perplexity:10.3f}" if agreed else ""
+    return f"{stage.against:10} {block:>32} {_error(logits):>18} {numbers} {1 - difference.cosine:8.1e} {shares}"
+
+
+def _error(place: Place) -> str:
+    return f"{place.error:.1e} ({place.limit:.1e}){'' if place.passed else ' FAILED'}"
+
+
+_FINDINGS_SHOWN: Final = 5
+"""Damage tends to be everywhere at once; the first few tensors tell what it is."""
 
 
 def artifact_lines(artifact: Artifact) -> Iterator[str]:

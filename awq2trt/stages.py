@@ -7,6 +7,7 @@ stages that need them, so that `--help` loads nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 import time
@@ -40,6 +41,7 @@ from awq2trt.source import CONFIG_FILE, ModelSource, copy_tokenizer, open_source
 from awq2trt.target import Target, find_target
 
 if TYPE_CHECKING:
+    from awq2trt.check.chain import CheckResult
     from awq2trt.check.golden import GoldenResult
     from awq2trt.checkpoint import QuantizedCheckpoint
     from awq2trt.evaluate import Perplexity
@@ -479,6 +481,51 @@ def open_model(directory: Path) -> Artifact:
 
 
 # check
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """`awq2trt check`.
+
+    Attributes:
+        directory: What `build` wrote, or a checkpoint, ONNX model or engine in it.
+        model: The original; None for the one that the manifest names.
+        checkpoint: Of an ONNX model; None for the one beside it.
+        text: A .txt or .jsonl file, or a data set's name; None for a text of our own.
+        tokens: How much of it.
+    """
+
+    directory: Path
+    model: str | None = None
+    checkpoint: Path | None = None
+    text: str | None = None
+    tokens: int = 192
+
+
+def check_stage(request: CheckRequest, progress: Progress) -> CheckResult:
+    """Holds every stage of a build to the one before it, on a text.
+
+    Raises:
+        ToolError: polygraphy is not installed.
+        UsageError: The text has no tokens, or something that belongs to the build is not there.
+    """
+    if importlib.util.find_spec("polygraphy") is None:
+        raise ToolError("polygraphy is not installed.", where="check", fix="pip install 'awq2trt[check]'")
+    from awq2trt.calibrate import CHARACTERS_PER_TOKEN, encode, load_tokenizer, read_text
+    from awq2trt.check.chain import run_chain
+    from awq2trt.check.subject import find_subject
+    from awq2trt.check.text import DEFAULT_TEXT
+    from awq2trt.onnx_file import open_decoder
+
+    subject = find_subject(request.directory, model=request.model, checkpoint=request.checkpoint)
+    text = DEFAULT_TEXT
+    if request.text is not None:
+        text = read_text(request.text, characters=request.tokens * CHARACTERS_PER_TOKEN)
+    capacity = open_decoder(subject.onnx)[1].capacity if subject.onnx else request.tokens
+    tokens = encode(load_tokenizer(subject.checkpoint.directory), text[: request.tokens * CHARACTERS_PER_TOKEN])
+    if not tokens:
+        raise UsageError("the text has no tokens.", where=str(request.text or "check"), fix="name another with --text.")
+    return run_chain(subject, tokens[: min(request.tokens, capacity)], progress)
 
 
 def golden_stage(directory: Path) -> list[GoldenResult]:

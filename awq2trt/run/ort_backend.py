@@ -73,7 +73,7 @@ class OrtBackend:
             ort_lowering.lower_linears(model)
             ort_lowering.widen_to_fp32(model)
             ort_lowering.free_capacity(model, sizes.num_layers)
-        session = _open_session(model, path, threads)
+        session = open_session(model, path, threads=threads)
         return OrtBackend(session, sizes, all_logits=all_logits, grows=lowered)
 
     @property
@@ -179,8 +179,21 @@ def _shared(array: NDArray[Any]) -> onnxruntime.OrtValue:
     return OrtValue.ortvalue_from_numpy(array)
 
 
-def _open_session(model: ir.Model, path: Path, threads: int | None) -> onnxruntime.InferenceSession:
-    """Starts ONNX Runtime on a model whose weights are handed over as arrays: a protobuf may not exceed 2 GB."""
+def open_session(
+    model: ir.Model, path: Path, *, threads: int | None = None, provider: str = "CPUExecutionProvider"
+) -> onnxruntime.InferenceSession:
+    """Starts ONNX Runtime on a model whose weights are handed over as arrays: a protobuf may not exceed 2 GB.
+
+    Args:
+        model: In memory, changed or not since it was read.
+        path: `model.onnx`, or the directory that holds it and its weights.
+        threads: Of ONNX Runtime; None for its own choice.
+        provider: Execution provider.
+
+    Raises:
+        ArtifactError: ONNX Runtime refuses the model.
+        ToolError: It is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -199,7 +212,7 @@ def _open_session(model: ir.Model, path: Path, threads: int | None) -> onnxrunti
     options.add_external_initializers(list(values), [_shared(array) for array in values.values()])
     try:
         proto = ir.to_proto(model).SerializeToString()
-        return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(proto, options, providers=[provider])
     except Exception as error:  # pybind exposes ONNX Runtime's errors as plain classes of a private module
         if not type(error).__module__.startswith("onnxruntime"):
             raise

@@ -1,0 +1,143 @@
+"""How far two stages are apart at one place, by position: one wrong token does not drown among many right ones.
+
+In: what a reference and a candidate computed there, [..., channels]. Out: numbers. NumPy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two stages at one place, over positions.
+
+    Attributes:
+        positions: How many were compared.
+        max_abs: Largest difference of two numbers.
+        mean_abs: Mean difference.
+        max_relative: Largest over positions of the norm of the difference over the norm of the reference.
+        mean_relative: Its mean.
+        cosine: Smallest over positions.
+    """
+
+    positions: int
+    max_abs: float
+    mean_abs: float
+    max_relative: float
+    mean_relative: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two next-token distributions, over positions.
+
+    Attributes:
+        mean_kl: Mean KL(reference || candidate), nats.
+        max_kl: Its largest.
+        top1: Share of positions with the same best token.
+        perplexity_reference: exp of the mean NLL of the tokens that follow.
+        perplexity: The same of the candidate.
+    """
+
+    mean_kl: float
+    max_kl: float
+    top1: float
+    perplexity_reference: float
+    perplexity: float
+
+
+def unlike(positions: int) -> Difference:
+    """Nothing that could be compared: every error is NaN, which is within no limit."""
+    return Difference(positions, *[math.nan] * (len(fields(Difference)) - 1))
+
+
+def difference(reference: Array, candidate: Array, *, centered: bool = False) -> Difference:
+    """Compares two tensors of the same shape; anything that is not a number makes every error NaN.
+
+    Args:
+        reference: [..., channels].
+        candidate: Of the same shape.
+        centered: Measure the reference around its mean, as for logits, where a constant means nothing.
+    """
+    wide = reference.reshape(-1, reference.shape[-1]).astype(np.float64)
+    other = candidate.reshape(-1, candidate.shape[-1]).astype(np.float64)
+    if not (np.isfinite(wide).all() and np.isfinite(other).all()):
+        return unlike(len(wide))
+    gap = np.abs(other - wide)
+    base = wide - wide.mean(axis=-1, keepdims=True) if centered else wide
+    tiny = np.finfo(np.float64).tiny
+    relative = np.linalg.norm(gap, axis=-1) / np.maximum(np.linalg.norm(base, axis=-1), tiny)
+    norms = np.linalg.norm(wide, axis=-1) * np.linalg.norm(other, axis=-1)
+    # Two vectors of zeros point the same way.
+    cosine = np.where(norms > 0, (wide * other).sum(axis=-1) / np.maximum(norms, tiny), (gap.max(axis=-1) == 0) * 1.0)
+    return Difference(
+        positions=len(wide),
+        max_abs=float(gap.max()),
+        mean_abs=float(gap.mean()),
+        max_relative=float(relative.max()),
+        mean_relative=float(relative.mean()),
+        cosine=float(cosine.min()),
+    )
+
+
+def merged(parts: Sequence[Difference]) -> Difference:
+    """One `Difference` for several calls of a decoder."""
+    positions = sum(part.positions for part in parts)
+
+    def mean(name: str) -> float:
+        return sum(part.positions * float(getattr(part, name)) for part in parts) / positions
+
+    def largest(name: str) -> float:
+        values = [float(getattr(part, name)) for part in parts]
+        return math.nan if any(map(math.isnan, values)) else max(values)
+
+    cosines = [part.cosine for part in parts]
+    return Difference(
+        positions=positions,
+        max_abs=largest("max_abs"),
+        mean_abs=mean("mean_abs"),
+        max_relative=largest("max_relative"),
+        mean_relative=mean("mean_relative"),
+        cosine=math.nan if any(map(math.isnan, cosines)) else min(cosines),
+    )
+
+
+def agreement(reference: Array, candidate: Array, tokens: Sequence[int]) -> Agreement:
+    """Compares next-token distributions.
+
+    Args:
+        reference: Logits [S, V] of every position.
+        candidate: Of the same shape.
+        tokens: The S tokens of the text.
+    """
+    expected, got = _log_softmax(reference), _log_softmax(candidate)
+    with np.errstate(invalid="ignore"):
+        divergence = (np.exp(expected) * (expected - got)).sum(axis=-1)
+    following = np.asarray(tokens[1:])
+    rows = np.arange(len(following))
+    return Agreement(
+        mean_kl=float(divergence.mean()),
+        max_kl=float(divergence.max()),
+        top1=float((reference.argmax(axis=-1) == candidate.argmax(axis=-1)).mean()),
+        perplexity_reference=_perplexity(expected[rows, following]),
+        perplexity=_perplexity(got[rows, following]),
+    )
+
+
+def _perplexity(log_probabilities: NDArray[np.float64]) -> float:
+    return float(np.exp(-log_probabilities.mean())) if log_probabilities.size else math.nan
+
+
+def _log_softmax(logits: Array) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    scores: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return scores

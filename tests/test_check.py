@@ -1,0 +1,455 @@
+"""`awq2trt check`: a sound build passes on any text, and each planted fault is found at its stage and block."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import tiny_models
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from awq2trt import opset
+from awq2trt.artifact import record_file
+from awq2trt.check.chain import (
+    ENGINE,
+    FOLDED,
+    ONNX,
+    ONNX_CUDA,
+    ORIGINAL,
+    QUANTIZED,
+    RUNTIME,
+    CheckResult,
+    run_chain,
+)
+from awq2trt.check.subject import find_subject
+from awq2trt.errors import UsageError
+from awq2trt.pack import pack_int4, unpack_int4
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions, QuantizeOptions
+from awq2trt.report import check_lines
+from awq2trt.source import open_source
+from awq2trt.stages import CheckRequest, ExportRequest, QuantizeRequest, check_stage, export_stage, quantize_stage
+
+LAYERS = 3
+TEXT = "Any text is a text of a byte-level tokenizer, and this one has more bytes than the windows need. " * 8
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_llama(
+        tmp_path_factory.mktemp("models") / "tiny-llama", num_hidden_layers=LAYERS, attention_bias=True
+    )
+
+
+@pytest.fixture(scope="module")
+def build(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `awq2trt build` would leave, without an engine."""
+    directory = tmp_path_factory.mktemp("build")
+    text = tmp_path_factory.mktemp("text") / "calibration.txt"
+    text.write_text(TEXT)
+    options = QuantizeOptions(group_size=32, samples=4, seqlen=64, calib=str(text))
+    quantize_stage(QuantizeRequest(str(model), directory / "checkpoint", options), SilentProgress())
+    export = ExportRequest(directory / "checkpoint", directory / "onnx", ExportOptions(max_seq_len=128))
+    export_stage(export, SilentProgress())
+    return directory
+
+
+@pytest.fixture
+def broken(build: Path, tmp_path: Path) -> Path:
+    """A copy of the build, to be damaged."""
+    return Path(shutil.copytree(build, tmp_path / "broken"))
+
+
+def _check(directory: Path, model: Path | None, tokens: int = 48) -> CheckResult:
+    request = CheckRequest(directory, model=str(model) if model else None, tokens=tokens)
+    return check_stage(request, SilentProgress())
+
+
+def _failure(directory: Path, model: Path) -> tuple[str, str, str]:
+    """Stage, place and message of the first failure."""
+    result = _check(directory, model)
+    assert not result.passed
+    failure = result.first_failure()
+    assert failure is not None
+    return failure.stage, failure.place, failure.message
+
+
+# Sound builds.
+
+
+def test_a_sound_build_passes_every_stage_that_can_be_run(build: Path, model: Path) -> None:
+    result = _check(build, model)
+    assert result.passed
+    assert result.first_failure() is None
+    run = {stage.stage: stage for stage in result.stages if not stage.skipped}
+    assert list(run) == [ORIGINAL, FOLDED, QUANTIZED, ONNX, RUNTIME]
+    assert [place.name for place in run[ONNX].places] == [f"model.layers.{layer}" for layer in range(LAYERS)] + [
+        "logits"
+    ]
+    assert all(place.difference.positions == 48 for place in run[ONNX].places)
+    agreements = {name: stage.agreement for name, stage in run.items() if stage.agreement}
+    assert agreements[FOLDED].mean_kl < 1e-4 < agreements[QUANTIZED].mean_kl
+    assert agreements[ONNX].top1 > 0.9
+    assert agreements[QUANTIZED].perplexity == pytest.approx(agreements[ONNX].perplexity_reference)
+
+
+def test_what_was_not_run_says_why(build: Path, model: Path) -> None:
+    skipped = {stage.stage: str(stage.skipped) for stage in _check(build, model).stages if stage.skipped}
+    assert "no CUDA provider" in skipped[ONNX_CUDA]
+    assert skipped[ENGINE] == "not run: no engine in this directory"
+    lines = "\n".join(check_lines(_check(build, model)))
+    assert "not run: no engine" in lines
+    assert lines.splitlines()[-1] == "passed: original, folded, quantized, onnx, runtime"
+
+
+def test_without_the_original_the_rest_is_checked(build: Path, tmp_path: Path) -> None:
+    result = _check(build, None)
+    skipped = {stage.stage: str(stage.skipped) for stage in result.stages}
+    assert "tiny-llama, is not here" in skipped[ORIGINAL]
+    assert "name it with --model" in skipped[FOLDED]
+    assert [stage.stage for stage in result.stages if stage.against] == [ONNX, RUNTIME]
+    assert result.passed
+
+
+def test_a_checkpoint_alone_is_held_to_its_original(build: Path, model: Path) -> None:
+    result = _check(build / "checkpoint", model)
+    assert result.passed
+    assert [stage.stage for stage in result.stages if stage.against] == [FOLDED, QUANTIZED]
+
+
+def test_a_checkpoint_with_nothing_to_compare_it_with_has_not_passed(build: Path) -> None:
+    result = _check(build / "checkpoint", None)
+    assert not result.passed
+    assert list(check_lines(result))[-1] == "failed: there was nothing to compare"
+
+
+def _texts() -> list[str]:
+    """Twenty, from a reference manual to what no one would write."""
+    long = [text for _, text in sorted(topics.items()) if len(text) > 400][:14]
+    return [*long, "a" * 400, "0 1 2 3 4 5 6 7 8 9 " * 20, "\n\n\t  " * 80, "数学は数の学問。" * 20, "🙂🙃" * 50, TEXT]
+
+
+def test_a_sound_build_never_fails(build: Path, model: Path) -> None:
+    subject = find_subject(build, model=str(model))
+    for text in _texts():
+        tokens = list(text.encode())[:64]  # ids of a byte-level tokenizer, though not in its order
+        result = run_chain(subject, tokens, SilentProgress())
+        assert result.passed, f"{text[:40]!r}: {result.first_failure()}"
+    assert len(_texts()) == 20
+
+
+@pytest.mark.parametrize("method", ["rtn"])
+def test_plain_rounding_passes(method: str, model: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions.model_validate({"group_size": 32, "method": method, "symmetric": True})
+    quantize_stage(QuantizeRequest(str(model), tmp_path / "checkpoint", options), SilentProgress())
+    result = _check(tmp_path / "checkpoint", model)
+    assert result.passed, result.first_failure()
+
+
+def test_a_bfloat16_model_is_run_as_far_as_onnx_runtime_can(build: Path, tmp_path: Path) -> None:
+    export = ExportRequest(build / "checkpoint", tmp_path / "onnx", ExportOptions(max_seq_len=64, dtype="bfloat16"))
+    export_stage(export, SilentProgress())
+    request = CheckRequest(tmp_path / "onnx", checkpoint=build / "checkpoint", tokens=32)
+    result = check_stage(request, SilentProgress())
+    assert result.passed
+    assert {stage.stage: stage.skipped for stage in result.stages}[ONNX] == (
+        "not run: ONNX Runtime has no kernels for bfloat16"
+    )
+
+
+# Faults in the checkpoint.
+
+
+def _sign(directory: Path, *names: str) -> None:
+    """Makes the manifest agree with changed files, as if a faulty stage had written them."""
+    manifest = directory / "manifest.json"
+    value = json.loads(manifest.read_text())
+    for name in names:
+        value["files"][name] = record_file(directory / name).model_dump()
+    manifest.write_text(json.dumps(value))
+
+
+def _edit_tensors(directory: Path, edit: Callable[[dict[str, NDArray[Any]]], None]) -> None:
+    path = directory / "checkpoint" / "model.safetensors"
+    tensors = {name: value.copy() for name, value in load_file(path).items()}
+    edit(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    _sign(directory / "checkpoint", path.name)
+
+
+def _double_a_scale(tensors: dict[str, NDArray[Any]]) -> None:
+    tensors["model.layers.1.self_attn.k_proj.scales"][5, 0] *= 2
+
+
+def _move_a_zero_point(tensors: dict[str, NDArray[Any]]) -> None:
+    zeros = unpack_int4(tensors["model.layers.2.mlp.gate_proj.zeros"], (80, 2))
+    zeros[7, 1] += 1 if zeros[7, 1] < 15 else -1
+    tensors["model.layers.2.mlp.gate_proj.zeros"] = pack_int4(zeros)
+
+
+def _swap_two_rows(tensors: dict[str, NDArray[Any]]) -> None:
+    codes = unpack_int4(tensors["model.layers.0.mlp.down_proj.codes"], (48, 80))
+    codes[[3, 4]] = codes[[4, 3]]
+    tensors["model.layers.0.mlp.down_proj.codes"] = pack_int4(codes)
+
+
+def _swap_nibbles(tensors: dict[str, NDArray[Any]]) -> None:
+    codes = tensors["model.layers.2.self_attn.q_proj.codes"]
+    codes[:] = (codes >> 4) | (codes << 4)
+
+
+def _drop_a_bias(tensors: dict[str, NDArray[Any]]) -> None:
+    del tensors["model.layers.1.self_attn.v_proj.bias"]
+
+
+def _plant_a_nan(tensors: dict[str, NDArray[Any]]) -> None:
+    tensors["model.layers.2.post_attention_layernorm.weight"][3] = np.nan
+
+
+def _plant_a_nan_scale(tensors: dict[str, NDArray[Any]]) -> None:
+    tensors["model.layers.1.mlp.up_proj.scales"][3, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("edit", "stage", "place", "says"),
+    [
+        (_double_a_scale, QUANTIZED, "model.layers.1", r"self_attn\.k_proj: .* in row 5, channel 0"),
+        (_move_a_zero_point, QUANTIZED, "model.layers.2", r"mlp\.gate_proj: .* in row 7, channel 32"),
+        (_swap_two_rows, QUANTIZED, "model.layers.0", r"mlp\.down_proj: .* in row 3"),
+        (_swap_nibbles, QUANTIZED, "model.layers.2", r"self_attn\.q_proj: .* not the nearest"),
+        (_drop_a_bias, FOLDED, "model.layers.1", r"v_proj"),
+        (_plant_a_nan, FOLDED, "model.layers.2", r"post_attention_layernorm\.weight: 1 of 48 weights are NaN"),
+        (_plant_a_nan_scale, QUANTIZED, "model.layers.1", r"up_proj: scales are NaN"),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_faults_in_the_checkpoint(
+    broken: Path, model: Path, edit: Callable[[Any], None], stage: str, place: str, says: str
+) -> None:
+    _edit_tensors(broken, edit)
+    found = _failure(broken, model)
+    assert found[:2] == (stage, place)
+    assert re.search(says, found[2]), found[2]
+
+
+def test_a_norm_that_was_not_folded(broken: Path, model: Path) -> None:
+    original = open_source(str(model)).tensor("model.layers.1.input_layernorm.weight").astype(np.float16)
+    _edit_tensors(broken, lambda tensors: tensors.update({"model.layers.1.input_layernorm.weight": original}))
+    stage, place, message = _failure(broken, model)
+    assert (stage, place) == (FOLDED, "model.layers.1")
+    assert "input_layernorm.weight" in message
+    # The outputs tell it, too.
+    folded = next(stage for stage in _check(broken, model).stages if stage.stage == FOLDED)
+    assert [place.passed for place in folded.places] == [True, False, False, False]
+
+
+def test_a_wrong_rotary_base_in_the_checkpoint(broken: Path, model: Path) -> None:
+    path = broken / "checkpoint" / "config.json"
+    config = json.loads(path.read_text())
+    config["rope_theta"] = config["rope_parameters"]["rope_theta"] = 500.0
+    path.write_text(json.dumps(config))
+    _sign(broken / "checkpoint", path.name)
+    stage, place, message = _failure(broken, model)
+    assert (stage, place) == (FOLDED, "config.json")
+    assert "rope" in message
+
+
+# Faults in the exported model.
+
+
+def _edit_graph(directory: Path, edit: Callable[[ir.Model], None]) -> None:
+    path = directory / "onnx" / "model.onnx"
+    model = ir.load(path)
+    edit(model)
+    path.write_bytes(ir.to_proto(model).SerializeToString())
+    _sign(directory / "onnx", path.name)
+
+
+def _edit_data(directory: Path, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+    """Rewrites a tensor of the weights file in place."""
+    tensor = ir.load(directory / "onnx" / "model.onnx").graph.initializers[name].const_value
+    assert isinstance(tensor, ir.ExternalTensor)
+    assert tensor.offset is not None
+    changed = change(tensor.numpy().copy())
+    with (directory / "onnx" / "model.onnx.data").open("r+b") as file:
+        file.seek(tensor.offset)
+        file.write(changed.tobytes())
+    _sign(directory / "onnx", "model.onnx.data")
+
+
+def _insert_before(model: ir.Model, node: ir.Node, index: int, new: Sequence[ir.Node]) -> None:
+    model.graph.insert_before(node, new)
+    node.replace_input_with(index, new[-1].outputs[0])
+
+
+def _constant(value: int) -> ir.Node:
+    return ir.node("Constant", [], {"value_int": value})
+
+
+def _nodes(model: ir.Model, op_type: str) -> Iterator[ir.Node]:
+    return (node for node in model.graph if node.op_type == op_type)
+
+
+def _write_the_cache_one_slot_late(model: ir.Model) -> None:
+    scatter = list(_nodes(model, "TensorScatter"))[2]  # keys of block 1
+    one = _constant(1)
+    _insert_before(model, scatter, 2, [one, ir.node("Add", [scatter.inputs[2], one.outputs[0]])])
+
+
+def _mask_out_the_token_itself(model: ir.Model) -> None:
+    (mask,) = _nodes(model, "LessOrEqual")
+    one = _constant(1)
+    _insert_before(model, mask, 1, [one, ir.node("Sub", [mask.inputs[1], one.outputs[0]])])
+
+
+def _see_the_next_token(model: ir.Model) -> None:
+    (mask,) = _nodes(model, "LessOrEqual")
+    one = _constant(1)
+    _insert_before(model, mask, 1, [one, ir.node("Add", [mask.inputs[1], one.outputs[0]])])
+
+
+def _drop_a_bias_of_the_graph(model: ir.Model) -> None:
+    (node,) = (node for node in model.graph if node.name == "model.layers.1.self_attn.v_proj")
+    (plain,) = (node for node in model.graph if node.name == "model.layers.1.mlp.gate_proj")
+    attributes = {**node.attributes, opset.ATTR_HAS_BIAS: ir.AttrInt64(opset.ATTR_HAS_BIAS, 0)}
+    new = ir.Node(
+        node.domain, node.op_type, node.inputs[:-1], list(attributes.values()), overload=plain.overload, name=node.name
+    )
+    new.outputs[0].name, new.outputs[0].type = f"{node.outputs[0].name}", node.outputs[0].type
+    del model.graph.initializers["model.layers.1.self_attn.v_proj.bias"]
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], [new], node.outputs, new.outputs)
+
+
+def _read_keys_as_values(model: ir.Model) -> None:
+    """Of the cache alone: prefill is right, decoding is not."""
+    inputs = {value.name: value for value in model.graph.inputs}
+    for scatter in list(_nodes(model, "TensorScatter"))[4:]:
+        past = scatter.inputs[0]
+        assert past is not None
+        other = {"past_key_2": "past_value_2", "past_value_2": "past_key_2"}[str(past.name)]
+        scatter.replace_input_with(0, inputs[other])
+
+
+@pytest.mark.parametrize(
+    ("edit", "place", "says"),
+    [
+        (_write_the_cache_one_slot_late, "model.layers.1", "relative error"),
+        (_mask_out_the_token_itself, "model.layers.0", "relative error"),
+        (_see_the_next_token, "model.layers.0", "relative error"),
+        (_drop_a_bias_of_the_graph, "model.layers.1", r"v_proj: the graph has no bias"),
+        (_read_keys_as_values, "model.layers.2", "relative error"),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_faults_in_the_graph(
+    broken: Path, model: Path, edit: Callable[[ir.Model], None], place: str, says: str
+) -> None:
+    _edit_graph(broken, edit)
+    stage, found, message = _failure(broken, model)
+    assert (stage, found) == (ONNX, place)
+    assert says in message
+
+
+def _nan_in_the_middle(value: NDArray[Any]) -> NDArray[Any]:
+    value.reshape(-1)[value.size // 2] = np.nan
+    return value
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "place"),
+    [
+        ("model.layers.2.input_layernorm.weight", _nan_in_the_middle, "model.layers.2"),
+        ("model.layers.1.mlp.up_proj.scales", lambda value: value * np.float16(2), "model.layers.1"),
+        ("rotary.cos", lambda value: np.roll(value, 1, axis=1), "rotary.cos"),
+        ("model.embed_tokens.weight", lambda value: value[::-1], "model.embed_tokens.weight"),
+    ],
+)
+def test_faults_in_the_weights_file(
+    broken: Path, model: Path, name: str, change: Callable[[NDArray[Any]], NDArray[Any]], place: str
+) -> None:
+    _edit_data(broken, name, change)
+    stage, found, message = _failure(broken, model)
+    assert (stage, found) == (ONNX, place)
+    assert name in message
+
+
+def test_a_wrong_rotary_base_in_the_graph_moves_the_first_block(broken: Path, model: Path) -> None:
+    rope = replace(find_subject(broken, model=str(model)).checkpoint.spec.rope)
+    tables = dict(
+        zip(("cos", "sin"), replace(rope, inv_freq=tuple(f**1.3 for f in rope.inv_freq)).tables(128), strict=True)
+    )
+    for name, table in tables.items():
+        _edit_data(broken, f"rotary.{name}", lambda value, table=table: table.astype(value.dtype))  # type: ignore[misc]
+    result = _check(broken, model)
+    onnx = next(stage for stage in result.stages if stage.stage == ONNX)
+    assert [finding.place for finding in onnx.findings] == ["rotary.cos", "rotary.sin"]
+    assert not onnx.places[0].passed
+
+
+def test_a_nan_fails_every_place_after_it(broken: Path, model: Path) -> None:
+    _edit_data(broken, "model.layers.1.input_layernorm.weight", _nan_in_the_middle)
+    onnx = next(stage for stage in _check(broken, model).stages if stage.stage == ONNX)
+    assert [place.passed for place in onnx.places] == [True, False, False, False]
+    assert np.isnan(onnx.places[1].error)
+
+
+def test_a_changed_file_is_told_even_if_it_computes_the_same(broken: Path, model: Path) -> None:
+    path = broken / "checkpoint" / "config.json"
+    path.write_text(path.read_text().replace('": ', '" :', 1))
+    result = _check(broken, model)
+    assert not result.passed
+    assert result.changed == ("checkpoint/config.json",)
+    assert result.first_failure() is None
+    assert "FAILED checkpoint/config.json was changed since it was written" in list(check_lines(result))
+
+
+# What belongs together.
+
+
+def test_another_model_is_refused(build: Path, tmp_path: Path) -> None:
+    other = tiny_models.save_llama(tmp_path / "other", num_hidden_layers=LAYERS, attention_bias=True, rms_norm_eps=1e-3)
+    with pytest.raises(UsageError, match="other weights"):
+        _edit_norm(other)
+        _check(build, other)
+
+
+def _edit_norm(directory: Path) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 2
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_an_exported_model_finds_the_checkpoint_beside_it_or_says_so(build: Path, model: Path, tmp_path: Path) -> None:
+    assert _check(build / "onnx", model).passed
+    alone = shutil.copytree(build / "onnx", tmp_path / "alone")
+    with pytest.raises(UsageError, match=r"no checkpoint.*--golden"):
+        _check(Path(alone), model)
+    request = CheckRequest(Path(alone), model=str(model), checkpoint=build / "checkpoint", tokens=16)
+    assert check_stage(request, SilentProgress()).passed
+
+
+def test_a_checkpoint_without_its_scales_is_checked_without_its_original(broken: Path, model: Path) -> None:
+    (broken / "checkpoint" / "quantization.npz").unlink()
+    manifest = broken / "checkpoint" / "manifest.json"
+    value = json.loads(manifest.read_text())
+    del value["files"]["quantization.npz"]
+    manifest.write_text(json.dumps(value))
+    result = _check(broken, model)
+    assert result.passed
+    assert "quantize again" in str(next(stage for stage in result.stages if stage.stage == FOLDED).skipped)
+
+
+def test_a_text_without_tokens_is_refused(build: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UsageError, match="no tokens"):
+        check_stage(CheckRequest(build, model=str(model), text=str(tmp_path / "empty.txt")), SilentProgress())
