@@ -109,6 +109,14 @@ demo: $(DEMO_MODEL) ## SmolLM2-135M from weights to a TensorRT-RTX engine, in bu
 	@$(BIN)/awq2trt build smollm2-135m-instruct --recipe recipes/smollm2-135m_w4g128.yaml --target rtx -o build/demo
 	@$(BIN)/python tools/demo.py build/demo
 
+.PHONY: study
+study: $(DEMO_MODEL) ## the AWQ paper's tables on SmolLM2-135M, in build/study
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/study.py --jobs $(WORKERS)
+
+.PHONY: study-full
+study-full: $(DEMO_MODEL) ## the same with three draws of calibration text everywhere
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/study.py --jobs $(WORKERS) --full
+
 .PHONY: study-smollm2
 study-smollm2: $(DEMO_MODEL) ## perplexities of SmolLM2-135M: original, RTN, AWQ, ONNX
 	@$(BIN)/python tools/study_smollm2.py

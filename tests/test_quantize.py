@@ -27,6 +27,7 @@ from awq2trt.quantize.search import (
     search_scales,
     smooth_magnitude,
     spread_over_heads,
+    weight_magnitude,
 )
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
 from awq2trt.source import SafetensorsSource
@@ -209,3 +210,34 @@ def test_awq_lowers_the_error_of_every_linear_of_a_block(effort: str, tmp_path: 
         assert report.error_rounded is not None
         assert report.error < report.error_rounded * 1.05, name
     assert sum(r.error or 0 for r in block.reports.values()) < sum(r.error_rounded or 0 for r in block.reports.values())
+
+
+def test_scales_of_activations_and_weights_are_llm_awqs_two_forms() -> None:
+    magnitude, weights = torch.tensor([0.5, 2.0, 8.0]), torch.tensor([0.1, 0.4, 0.2])
+    plain = magnitude**0.3
+    both = magnitude**0.3 / weights**0.7
+    torch.testing.assert_close(normalised_scales(magnitude, 0.3), plain / (plain.max() * plain.min()).sqrt())
+    torch.testing.assert_close(
+        normalised_scales(magnitude, 0.3, 1.0, weights=weights), both / (both.max() * both.min()).sqrt()
+    )
+
+
+def test_weight_magnitude_is_relative_to_the_group() -> None:
+    weight = torch.zeros(2, 64)
+    weight[:, 3], weight[:, 40] = torch.tensor([2.0, -4.0]), torch.tensor([1.0, 0.5])
+    weight[0, 5], weight[1, 41] = -1.0, 1.0
+    magnitude = weight_magnitude(weight, QuantScheme(group_size=32))
+    assert magnitude[[3, 5, 40, 41, 0]].tolist() == [1.0, 0.25, 0.75, 0.5, 0.0]
+
+
+def test_large_columns_of_weights_call_for_beta() -> None:
+    weight, statistics = _salient_problem()
+    weight[:, 40:50] *= 6  # columns that stretch their groups: dividing them helps the others
+    scheme, gram = QuantScheme(bits=3, group_size=32), statistics.gram()
+    scales_of = partial(normalised_scales, statistics.magnitude(), weights=weight_magnitude(weight, scheme))
+    one = search_scales([weight], gram, scales_of, scheme, ScaleOptions())
+    three = search_scales([weight], gram, scales_of, scheme, ScaleOptions(betas=(0.0, 0.5, 1.0)))
+    assert one.beta == 0 < three.beta
+    assert three.loss < one.loss
+    found = scales_of(three.alpha, three.beta)
+    torch.testing.assert_close(three.scales, found)

@@ -25,6 +25,7 @@ from awq2trt.quantize.search import (
     search_scales,
     smooth_magnitude,
     spread_over_heads,
+    weight_magnitude,
 )
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
@@ -38,7 +39,8 @@ class LinearReport:
     """What the search did to one linear.
 
     Attributes:
-        alpha: Exponent of its group's scales; None for plain rounding.
+        alpha: Exponent of its group's scales; None without a search.
+        beta: How much its group's weights enter the scales, see `ScaleOptions`; None without a search.
         clipped_share: Share of its rounding groups whose range was shrunk.
         error_rounded: Relative output error of plain rounding, || dW X || / || W X ||; None without statistics.
         error: The same after the search.
@@ -48,6 +50,7 @@ class LinearReport:
     clipped_share: float = 0.0
     error_rounded: float | None = None
     error: float | None = None
+    beta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,7 @@ def quantize_block(
             plain = fake_quantize(original, method.scheme)
             reports[name] = LinearReport(
                 alpha=seen.alpha,
+                beta=seen.beta,
                 clipped_share=cut_share(weight, grid, method.scheme) if grid else 0.0,
                 error_rounded=_relative_error(plain, original, seen.unscaled_gram),
                 error=_relative_error(rounded.dequantize(method.scheme), weight, seen.gram),
@@ -187,6 +191,7 @@ class _LinearInput:
     """Mean |x| and E[x x^T] of a linear's input as it was, s, and E[x x^T] as it is after folding, divided by s."""
 
     alpha: float | None
+    beta: float | None
     magnitude: Tensor
     scales: Tensor
     unscaled_gram: Tensor
@@ -196,11 +201,12 @@ class _LinearInput:
     def unscaled(cls, statistics: InputStatistics) -> _LinearInput:
         """Before, or without, a search."""
         gram, magnitude = statistics.gram(), statistics.magnitude()
-        return cls(None, magnitude, torch.ones_like(magnitude), gram, gram)
+        return cls(None, None, magnitude, torch.ones_like(magnitude), gram, gram)
 
-    def scaled(self, alpha: float, scales: Tensor) -> _LinearInput:
+    def scaled(self, found: ScaleResult) -> _LinearInput:
         """After scales were folded."""
-        return replace(self, alpha=alpha, scales=scales, gram=self.unscaled_gram / torch.outer(scales, scales))
+        gram = self.unscaled_gram / torch.outer(found.scales, found.scales)
+        return replace(self, alpha=found.alpha, beta=found.beta, scales=found.scales, gram=gram)
 
     def search(self) -> dict[str, Tensor]:
         """What `QuantizedBlock.search` keeps of it."""
@@ -217,7 +223,7 @@ def _inputs_of_linears(
         if method.search:
             found = _search_group(spec, weights, group, seen, method, where)
             fold_scales_(weights, group, found.scales, spec.head_dim)
-            seen = seen.scaled(found.alpha, found.scales)
+            seen = seen.scaled(found)
         inputs.update(dict.fromkeys(group.balance_layers, seen))
     return inputs
 
@@ -249,15 +255,16 @@ def _search_group(
     where: str,
 ) -> ScaleResult:
     """Searches a group's scales."""
-    magnitude = smooth_magnitude(seen.magnitude, group, spec.head_dim)
-    return search_scales(
-        [weights[f"{name}.weight"] for name in group.balance_layers],
-        seen.gram,
-        lambda alpha: spread_over_heads(normalised_scales(magnitude, alpha), group, spec.head_dim),
-        method.scheme,
-        method.search.scales if method.search else ScaleOptions(),
-        where=where + group.balance_layers[0],
-    )
+    balanced = [weights[f"{name}.weight"] for name in group.balance_layers]
+    inputs = smooth_magnitude(seen.magnitude, group, spec.head_dim)
+    of_weights = smooth_magnitude(weight_magnitude(torch.cat(balanced), method.scheme), group, spec.head_dim)
+
+    def scales_of(alpha: float, beta: float) -> Tensor:
+        scales = normalised_scales(inputs, alpha, beta, weights=of_weights)
+        return spread_over_heads(scales, group, spec.head_dim)
+
+    options = method.search.scales if method.search else ScaleOptions()
+    return search_scales(balanced, seen.gram, scales_of, method.scheme, options, where=where + group.balance_layers[0])
 
 
 def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Final
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from awq2trt.errors import CalibrationError
 from awq2trt.families import ScaleGroup
-from awq2trt.quantize.rounding import fake_quantize
+from awq2trt.quantize.rounding import fake_quantize, from_groups, to_groups
 from awq2trt.scheme import QuantScheme
 
 ALPHA_GRID: Final = tuple(i / 20 for i in range(20))
@@ -27,6 +28,9 @@ ALPHA_HALVINGS: Final = 3
 """The adaptive grid: every 0.15, then half a step to both sides of the best, three times: 13 tries, after which
 neighbours are 0.019 apart, where the paper's 20 are 0.05 apart."""
 
+_SMALLEST_WEIGHT: Final = 1e-4
+"""Of s_w, which is 0 only where a whole column of weights is."""
+
 
 @dataclass(frozen=True)
 class ScaleOptions:
@@ -34,9 +38,12 @@ class ScaleOptions:
 
     Attributes:
         adaptive: From coarse to fine; else over the paper's grid.
+        betas: How much the weights enter: s = s_x^alpha / s_w^(beta (1 - alpha)), every beta with an alpha of its own.
+            The paper has s_x alone, beta = 0; llm-awq's other form, `duo_scaling`, is beta = 1.
     """
 
     adaptive: bool = True
+    betas: tuple[float, ...] = (0.0,)
 
 
 @dataclass
@@ -80,30 +87,43 @@ class ScaleResult:
     Attributes:
         scales: s, fp32 [K] of the balance layers.
         alpha: The exponent chosen.
+        beta: How much the weights enter.
         loss: Output error with them, summed over the balance layers.
     """
 
     scales: Tensor
     alpha: float
+    beta: float
     loss: float
 
 
-def normalised_scales(magnitude: Tensor, alpha: float) -> Tensor:
-    """s = s_x^alpha / sqrt(max * min), channels that are always zero left at 1.
+def normalised_scales(magnitude: Tensor, alpha: float, beta: float = 0.0, *, weights: Tensor | None = None) -> Tensor:
+    """s = s_x^alpha / s_w^(beta (1 - alpha)), over sqrt(max * min); channels that are always zero are left at 1.
 
     The norm keeps s around 1, so neither the folded norm nor the scaled weights leave fp16's range.
 
     Args:
         magnitude: s_x >= 0, fp32 [K].
-        alpha: Exponent.
+        alpha: Exponent of s_x.
+        beta: Share of the rest that s_w gets.
+        weights: s_w, fp32 [K]; needed unless beta is 0.
     """
     alive = magnitude > 0
     if not alive.any():
         return torch.ones_like(magnitude)
     powered = magnitude[alive].pow(alpha)
+    if beta and weights is not None:
+        powered /= weights[alive].clamp(min=_SMALLEST_WEIGHT).pow(beta * (1 - alpha))
     scales = torch.ones_like(magnitude)
     scales[alive] = powered / (powered.max().sqrt() * powered.min().sqrt())
     return scales
+
+
+def weight_magnitude(weight: Tensor, scheme: QuantScheme) -> Tensor:
+    """s_w: mean over rows of |w| over the largest in its rounding group, fp32 [N, K] -> [K] (llm-awq's `w_max`)."""
+    grouped = to_groups(weight, scheme).abs()
+    relative = grouped / grouped.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
+    return from_groups(relative, weight.shape[1]).mean(dim=0)
 
 
 def smooth_magnitude(magnitude: Tensor, group: ScaleGroup, head_dim: int) -> Tensor:
@@ -138,7 +158,7 @@ def output_error(difference: Tensor, gram: Tensor) -> float:
 def search_scales(
     weights: Sequence[Tensor],
     gram: Tensor,
-    scales_of: Callable[[float], Tensor],
+    scales_of: Callable[[float, float], Tensor],
     scheme: QuantScheme,
     options: ScaleOptions,
     *,
@@ -149,9 +169,9 @@ def search_scales(
     Args:
         weights: Balance layers, fp32 [N_i, K].
         gram: E[x x^T] of the input, fp32 [K, K].
-        scales_of: alpha -> s of the input channels, fp32 [K]; 1 everywhere for alpha = 0.
+        scales_of: alpha, beta -> s of the input channels, fp32 [K]; 1 everywhere where both are 0.
         scheme: How the weights will be rounded.
-        options: Which alphas to try.
+        options: What to try.
         where: Name of the group, for errors.
 
     Raises:
@@ -164,18 +184,24 @@ def search_scales(
             fix="check the checkpoint's weights; the model cannot run on this text.",
         )
     weight = torch.cat(list(weights))
-    tried: dict[float, ScaleResult] = {}
 
-    def loss_of(alpha: float) -> float:
-        if alpha not in tried:
-            scales = scales_of(alpha)
-            difference = fake_quantize(weight * scales, scheme).div_(scales).sub_(weight)
-            tried[alpha] = ScaleResult(scales, alpha, output_error(difference, gram))
-        return tried[alpha].loss
+    @cache
+    def result(alpha: float, beta: float) -> ScaleResult:
+        scales = scales_of(alpha, beta)
+        difference = fake_quantize(weight * scales, scheme).div_(scales).sub_(weight)
+        return ScaleResult(scales, alpha, beta, output_error(difference, gram))
 
-    best = min(FIRST_ALPHAS if options.adaptive else ALPHA_GRID, key=loss_of)
+    return min((_best_alpha(partial(result, beta=beta), options) for beta in options.betas), key=_loss)
+
+
+def _best_alpha(result: Callable[[float], ScaleResult], options: ScaleOptions) -> ScaleResult:
+    best = min(map(result, FIRST_ALPHAS if options.adaptive else ALPHA_GRID), key=_loss)
     step = FIRST_ALPHAS[1]
     for _ in range(ALPHA_HALVINGS if options.adaptive else 0):
         step /= 2
-        best = min((best, max(best - step, 0.0), best + step), key=loss_of)
-    return tried[best]
+        best = min((best, result(max(best.alpha - step, 0.0)), result(best.alpha + step)), key=_loss)
+    return best
+
+
+def _loss(result: ScaleResult) -> float:
+    return result.loss

@@ -1,0 +1,176 @@
+"""The tables of the AWQ paper, measured on a small model: Markdown, CSV and plots below build/study.
+
+    python tools/study.py [--tables NAME ...] [--full] [--model MODEL] [--jobs 2] [--output DIR]
+
+WikiText-2 raw test, the first 8 windows of 1,024 tokens without BOS, unless a table says otherwise; calibrated on 32
+windows of 512 tokens of WikiText-2 raw validation, in up to three draws of windows. Needs the data that the tests use
+(`AWQ2TRT_DATA`, or `../shared/data`). What was measured before is not measured again: every figure is a file in
+DIR/rows, to be deleted if the code it measures has changed. `--full` has three draws of what else has one.
+
+The paper is arXiv:2306.00978; the figures quoted from it are those of its Tables 1 to 4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import torch
+from study_report import Results, plot, write_csv, write_markdown
+from study_tables import Table, all_tables
+from study_walk import Calibration, Measured, Setting, walk
+
+from awq2trt.calibrate import encode, load_tokenizer
+from awq2trt.evaluate import first_windows
+from awq2trt.progress import SilentProgress
+from awq2trt.source import ModelSource, open_source
+
+MODEL: Final = "smollm2-135m-instruct"
+
+LANES: Final = 6
+"""Settings of one walk: what a kill can lose, and 60 MB of residual streams each."""
+
+DRAWS: Final = 3
+
+
+def main() -> None:
+    """Measures what is missing, then writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", help="names of tables; all by default")
+    parser.add_argument("--full", action="store_true", help="three draws everywhere")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
+    parser.add_argument("--output", type=Path, default=Path("build/study"))
+    parser.add_argument("--report-only", action="store_true", help="write the tables from what is measured")
+    arguments = parser.parse_args()
+    data = Path(os.environ.get("AWQ2TRT_DATA", "../shared/data"))
+    if not (data / "wikitext2" / "wiki.test.raw").is_file():
+        raise SystemExit(f"no WikiText-2 in {data}; set AWQ2TRT_DATA to a directory with wikitext2/wiki.test.raw")
+    tables = [table for table in all_tables(full=arguments.full) if table.name in (arguments.tables or (table.name,))]
+    if not tables:
+        raise SystemExit(f"no such table; there are: {', '.join(table.name for table in all_tables(full=True))}")
+    output = arguments.output / Path(arguments.model).name
+    rows = output / "rows"
+    rows.mkdir(parents=True, exist_ok=True)
+    if not arguments.report_only:
+        measure_missing(arguments.model, tables, data, rows, arguments.jobs)
+    report(arguments.model, tables, rows, output)
+
+
+def measure_missing(model: str, tables: Sequence[Table], data: Path, rows: Path, jobs: int) -> None:
+    """Walks for all settings that have no row yet, `jobs` walks at a time."""
+    wanted = dict.fromkeys(setting for table in tables for setting in table.settings())
+    batches = list(in_batches([setting for setting in wanted if read_row(rows, setting) is None]))
+    print(f"{len(wanted)} figures, {sum(map(len, batches))} to measure in {len(batches)} walks", flush=True)
+    started, context = time.monotonic(), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        walks = [pool.submit(measure, model, batch, data, rows) for batch in batches]
+        for done, finished in enumerate(as_completed(walks), start=1):
+            print(f"{time.monotonic() - started:6.0f} s: {done} of {len(walks)} walks; {finished.result()}", flush=True)
+
+
+def in_batches(settings: Iterable[Setting]) -> Iterator[list[Setting]]:
+    """Settings that can walk together: those of one calibration, at most `LANES`."""
+    by_calibration: dict[Calibration | None, list[Setting]] = {}
+    for setting in settings:
+        by_calibration.setdefault(setting.calibration, []).append(setting)
+    for together in by_calibration.values():
+        left = iter(together)
+        while batch := list(islice(left, LANES)):
+            yield batch
+
+
+def measure(model: str, settings: Sequence[Setting], data: Path, rows: Path) -> str:
+    """One walk; writes a row for every setting and says what it measured."""
+    source = open_source(model)
+    texts = Texts(source, data, rows.parent)
+    calibration = settings[0].calibration
+    windows = None if calibration is None else texts.calibration(calibration)
+    tests = {
+        name: texts.test(name, max(s.windows for s in settings), max(s.seqlen for s in settings))
+        for name in {name for setting in settings for name in setting.tests}
+    }
+    started = time.process_time()
+    measured = walk(source, settings, windows, tests, SilentProgress())
+    own = sum(result.quantize_seconds + result.evaluate_seconds for result in measured)
+    shared = (time.process_time() - started - own) / len(settings)
+    for setting, result in zip(settings, measured, strict=True):
+        content = {"setting": repr(setting), **asdict(result), "shared_seconds": shared}
+        row_path(rows, setting).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return ", ".join(row_path(rows, setting).stem for setting in settings)
+
+
+class Texts:
+    """Windows of the texts that are calibrated and tested on."""
+
+    def __init__(self, source: ModelSource, data: Path, cache: Path) -> None:
+        self._data = data
+        directory = cache / "tokenizer"
+        directory.mkdir(exist_ok=True)
+        source.save_tokenizer(directory)
+        self._tokenizer = load_tokenizer(directory)
+
+    def calibration(self, wanted: Calibration) -> torch.Tensor:
+        """Windows spread evenly over the text; draws begin at thirds of the distance between two windows."""
+        ids = encode(self._tokenizer, self._text(wanted.text, test=False))
+        last = len(ids) - wanted.seqlen
+        step = last // max(wanted.samples - 1, 1)
+        starts = [(index * step + wanted.draw * step // DRAWS) % (last + 1) for index in range(wanted.samples)]
+        return torch.tensor([ids[start : start + wanted.seqlen] for start in starts])
+
+    def test(self, name: str, windows: int, seqlen: int) -> torch.Tensor:
+        """The first windows of a text."""
+        return first_windows(encode(self._tokenizer, self._text(name, test=True)), windows, seqlen, where=name)
+
+    def _text(self, name: str, *, test: bool) -> str:
+        """WikiText-2: validation and test; PubMed abstracts: the first half and the second."""
+        if name == "wikitext2":
+            path = self._data / "wikitext2" / ("wiki.test.raw" if test else "wiki.valid.raw")
+            return path.read_text(encoding="utf-8")
+        path = self._data / "pubmed" / "pubmedqa_pqal_abstracts.jsonl"
+        texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        half = len(texts) // 2
+        return "\n\n".join(texts[half:] if test else texts[:half])
+
+
+def row_path(rows: Path, setting: Setting) -> Path:
+    """Where a setting's figure is kept."""
+    return rows / f"{setting.name()}.json"
+
+
+def read_row(rows: Path, setting: Setting) -> Measured | None:
+    """A setting's figure, or None if it was not measured yet."""
+    path = row_path(rows, setting)
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Measured(**{key: value for key, value in content.items() if key in Measured.__dataclass_fields__})
+
+
+def report(model: str, tables: Sequence[Table], rows: Path, output: Path) -> None:
+    """Markdown, CSV and plots of what is measured."""
+    wanted = {setting for table in tables for setting in table.settings()}
+    found: Mapping[Setting, Measured | None] = {setting: read_row(rows, setting) for setting in wanted}
+    results = Results(
+        {setting: measured for setting, measured in found.items() if measured is not None},
+        vocab_size=open_source(model).spec.vocab_size,
+    )
+    write_markdown(output / "study.md", model, tables, results)
+    for table in tables:
+        write_csv(output / f"{table.name}.csv", table, results)
+        plot(output / f"{table.name}.png", table, results)
+    print((output / "study.md").read_text(encoding="utf-8"))
+    print(f"written to {output}")
+
+
+if __name__ == "__main__":
+    main()

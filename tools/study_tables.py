@@ -1,0 +1,253 @@
+"""Which figures each table of the study holds, and what the AWQ paper (arXiv:2306.00978) shows there.
+
+The paper's figures are perplexities on WikiText-2 of models of 1 to 70 billion parameters: only orderings can be
+compared with a model of 135 million.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from study_walk import Calibration, Keep, Multiply, Setting
+
+from awq2trt.recipe import QuantizeOptions
+
+PERPLEXITY: Final = "perplexity"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of a table.
+
+    Attributes:
+        settings: One for every draw.
+        what: `perplexity`, `changed_steps`, `step_ratio` or `quantize_seconds`.
+        test: Which text.
+    """
+
+    settings: tuple[Setting, ...]
+    what: str = PERPLEXITY
+    test: str = "wikitext2"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the study.
+
+    Attributes:
+        name: On the command line, and of its files.
+        title: What it shows.
+        headers: Of label columns, then of cells.
+        lines: Labels and cells.
+        paper: What the paper has there.
+        curve: Whether its plot has lines over the first label, not bars.
+    """
+
+    name: str
+    title: str
+    headers: tuple[str, ...]
+    lines: tuple[tuple[tuple[str, ...], tuple[Cell, ...]], ...]
+    paper: str
+    curve: bool = False
+
+    def settings(self) -> Iterator[Setting]:
+        """All figures it needs."""
+        for _, cells in self.lines:
+            for cell in cells:
+                yield from cell.settings
+
+
+def all_tables(*, full: bool) -> tuple[Table, ...]:
+    """Every table; `full` has three draws of everything that depends on a draw."""
+    some = range(3) if full else range(1)
+    return (
+        _methods(some),
+        _kept(some),
+        _multiplied(),
+        _group_sizes(some),
+        _two_bits(some),
+        _windows(some),
+        _domains(some),
+        _which_linears(),
+    )
+
+
+ORIGINAL: Final = Setting(None)
+
+
+def options(method: str, bits: int, group_size: int = 128, **changes: Any) -> QuantizeOptions:
+    """A method and a scheme."""
+    return QuantizeOptions.model_validate({"method": method, "bits": bits, "group_size": group_size, **changes})
+
+
+def _rtn(bits: int, group_size: int = 128, **changes: Any) -> Cell:
+    return Cell((Setting(options("rtn", bits, group_size, **changes)),))
+
+
+def _drawn(draws: range, chosen: QuantizeOptions, samples: int = 32) -> Cell:
+    return Cell(tuple(Setting(chosen, Calibration(samples=samples, draw=draw)) for draw in draws))
+
+
+def _methods(some: range) -> Table:
+    every = range(3)
+    schemes = ((4, 128), (3, 128), (4, 64), (3, 64))
+
+    def line(name: str, draws: range, method: str, **changes: Any) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
+        return (name,), tuple(_drawn(draws, options(method, bits, group, **changes)) for bits, group in schemes)
+
+    return Table(
+        "methods",
+        "Methods (paper, Table 4), INT4 and INT3 with zero points",
+        ("method", *(f"INT{bits} g{group}" for bits, group in schemes)),
+        (
+            (("original",), tuple(Cell((ORIGINAL,)) for _ in schemes)),
+            (("RTN",), tuple(_rtn(bits, group) for bits, group in schemes)),
+            line("GPTQ", some, "gptq", act_order=False),
+            line("GPTQ-R (act-order)", every, "gptq"),
+            line("AWQ, the paper's search (`--effort fast`)", every, "awq", effort="fast"),
+            line("AWQ (default)", every, "awq"),
+            line("AWQ, `--effort best`", every, "awq", effort="best"),
+            line("AWQ + GPTQ-R", some, "awq+gptq"),
+        ),
+        "Llama-2-7B (original 5.47): INT3 g128 RTN 6.66, GPTQ 6.43, GPTQ-R 6.42, AWQ 6.24; INT4 g128 RTN 5.73, GPTQ "
+        "5.69, GPTQ-R 5.63, AWQ 5.60. AWQ is best, then GPTQ-R, GPTQ, RTN. GPTQ is its authors' code.",
+    )
+
+
+def _kept(some: range) -> Table:
+    scheme = options("rtn", 3)
+
+    def cell(by: str, share: float) -> Cell:
+        draws = (0,) if by == "weight" else range(3) if share == 0.01 else some
+        return Cell(tuple(Setting(scheme, Calibration(draw=draw), Keep(by, share)) for draw in draws))
+
+    return Table(
+        "kept-in-fp16",
+        "A share of input channels kept in FP16 (paper, Table 1), INT3 g128",
+        ("kept by", "none", "0.1 %", "1 %", "3 %"),
+        tuple(
+            ((name,), (_rtn(3), *(cell(by, share) for share in (0.001, 0.01, 0.03))))
+            for name, by in (("activation", "activation"), ("weight norm", "weight"), ("random", "random"))
+        ),
+        "OPT-6.7B (original 10.86, RTN 23.54): by activation 11.58, 11.39, 11.36; by weight norm 23.41, 22.37, 22.45; "
+        "at random 23.54, 24.23, 24.22. 1 % chosen by activation is enough, weight norm is no better than chance.",
+    )
+
+
+def _multiplied() -> Table:
+    scheme = options("rtn", 3)
+
+    def line(scale: float) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
+        one = (Setting(scheme, Calibration(), Multiply(scale)),)
+        return (f"s = {scale:g}",), (Cell(one, "changed_steps"), Cell(one, "step_ratio"), Cell(one))
+
+    no_steps = (Cell(()), Cell(()))
+    kept = tuple(Setting(scheme, Calibration(draw=draw), Keep("activation", 0.01)) for draw in range(3))
+    return Table(
+        "multiplied",
+        "The salient 1 % multiplied by s (paper, Tables 2 and 3), INT3 g128",
+        ("1 % of channels", "groups with another step", "mean new/old step", "perplexity"),
+        (
+            *(line(scale) for scale in (1.0, 1.25, 1.5, 2.0, 4.0)),
+            (("kept in FP16",), (*no_steps, Cell(kept))),
+            (("all by AWQ, the paper's search",), (*no_steps, _drawn(range(3), options("awq", 3, effort="fast")))),
+        ),
+        "OPT-6.7B: s = 1, 1.25, 1.5, 2, 4 change 0, 2.8, 4.4, 8.2, 21.2 % of steps by 1, 1.005, 1.013, 1.038, 1.213 on "
+        "average and give 23.54, 12.87, 12.48, 11.92, 12.36: best near 2, since larger s coarsens the rest of a group. "
+        "1 % in FP16 11.39, AWQ 11.39.",
+    )
+
+
+def _group_sizes(some: range) -> Table:
+    sizes, schemes = (-1, 128, 64, 32), ((4, False), (4, True), (3, False), (3, True))
+
+    def lines() -> Iterator[tuple[tuple[str, ...], tuple[Cell, ...]]]:
+        for bits, symmetric in schemes:
+            name = f"INT{bits}, {'symmetric' if symmetric else 'zero points'}"
+            yield (name, "RTN"), tuple(_rtn(bits, size, symmetric=symmetric) for size in sizes)
+            drawn = tuple(_drawn(some, options("awq", bits, size, symmetric=symmetric)) for size in sizes)
+            yield (name, "AWQ (default)"), drawn
+
+    return Table(
+        "group-sizes",
+        "Group sizes, and symmetric grids",
+        ("scheme", "method", "whole row", "g128", "g64", "g32"),
+        tuple(lines()),
+        "Whole rows are worse than groups of 128 for every method and model; the paper uses g128 throughout.",
+    )
+
+
+def _two_bits(some: range) -> Table:
+    sizes = (64, 32)
+    methods = (("GPTQ-R", "gptq"), ("AWQ (default)", "awq"), ("AWQ + GPTQ-R", "awq+gptq"))
+    return Table(
+        "int2",
+        "INT2 with zero points",
+        ("method", *(f"g{size}" for size in sizes)),
+        (
+            (("RTN",), tuple(_rtn(2, size) for size in sizes)),
+            *(((name,), tuple(_drawn(some, options(method, 2, size)) for size in sizes)) for name, method in methods),
+        ),
+        "INT2 g64, OPT-1.3B to 30B: RTN fails, GPTQ works, and GPTQ on AWQ's scales is better than GPTQ alone.",
+    )
+
+
+def _windows(some: range) -> Table:
+    methods = (options("awq", 3), options("gptq", 3))
+    return Table(
+        "windows",
+        "How much calibration text (paper, Figure 6), INT3 g128, windows of 512 tokens",
+        ("windows", "AWQ (default)", "GPTQ-R"),
+        tuple(
+            ((str(samples),), tuple(_drawn(some, method, samples) for method in methods)) for samples in (8, 16, 32, 64)
+        ),
+        "AWQ needs a tenth of the text: good with 16 sequences of 2,048 tokens, where GPTQ takes 192.",
+        curve=True,
+    )
+
+
+def _domains(some: range) -> Table:
+    tests = ("wikitext2", "pubmed")
+
+    def cells(text: str) -> Iterator[Cell]:
+        for method in ("awq", "gptq"):
+            drawn = tuple(Setting(options(method, 3), Calibration(text, draw=draw), tests=tests) for draw in some)
+            yield from (Cell(drawn, test=test) for test in tests)
+
+    return Table(
+        "domains",
+        "Calibrated on one domain, tested on another (paper, Figure 6), INT3 g128",
+        ("calibrated on", *(f"{method}, {test}" for method in ("AWQ", "GPTQ-R") for test in tests)),
+        (
+            (("original",), tuple(Cell((Setting(None, tests=tests),), test=test) for _ in range(2) for test in tests)),
+            *(((text,), tuple(cells(text))) for text in tests),
+        ),
+        "PubMed abstracts and Enron mails: another domain costs AWQ 0.5 to 0.6 of perplexity, GPTQ 2.3 to 4.9.",
+    )
+
+
+def _which_linears() -> Table:
+    kinds = (("q_proj", "k_proj"), ("v_proj",), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+    methods = (
+        ("RTN", options("rtn", 3), None),
+        ("GPTQ", options("gptq", 3, act_order=False), Calibration()),
+        ("GPTQ-R", options("gptq", 3), Calibration()),
+    )
+    return Table(
+        "which-linears",
+        "Only some linears quantized, INT3 g128, on 4 windows: where a method gains and where it loses",
+        ("quantized", *(name for name, _, _ in methods)),
+        (
+            (("none",), tuple(Cell((Setting(None, windows=4),)) for _ in methods)),
+            *(
+                (
+                    (", ".join(kind),),
+                    tuple(Cell((Setting(chosen, text, only=kind, windows=4),)) for _, chosen, text in methods),
+                )
+                for kind in kinds
+            ),
+        ),
+        "Not in the paper.",
+    )

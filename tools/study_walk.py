@@ -1,0 +1,336 @@
+"""Many quantization settings measured side by side: one walk through a model's blocks serves them all.
+
+In: a model, windows of calibration text, settings, windows of test text. Out: a `Measured` for every setting. Every
+setting is a lane with a residual stream of its own on the test text, and one on the calibration text if its method is
+sequential; the unquantized model's stream on the calibration text, and its statistics, are shared. Weights are kept
+dequantized in memory and nothing is written, so widths that no checkpoint format holds can be measured, too.
+
+What only a study needs lives here: channels kept in FP16 (AWQ paper, Table 1), channels multiplied by a fixed s
+(Tables 2 and 3), and quantizing only some kinds of linears.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from awq2trt.decoder import BlockRunner, Ends, load_block
+from awq2trt.evaluate import Perplexity, perplexity
+from awq2trt.families import DecoderSpec
+from awq2trt.progress import Progress, SilentProgress
+from awq2trt.quantize.block import (
+    Statistics,
+    collect_statistics,
+    dequantized,
+    method_of,
+    quantize_block,
+    run_block,
+)
+from awq2trt.quantize.rounding import fake_quantize, from_groups, group_grid, round_to_codes, to_groups
+from awq2trt.recipe import QuantizeOptions
+from awq2trt.scheme import QuantScheme
+from awq2trt.source import ModelSource
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which windows a setting is calibrated on.
+
+    Attributes:
+        text: Name of a text.
+        samples: Windows.
+        seqlen: Tokens in each.
+        draw: Which of several sets of windows, from 0; 0 is what `awq2trt quantize --calib` takes.
+    """
+
+    text: str = "wikitext2"
+    samples: int = 32
+    seqlen: int = 512
+    draw: int = 0
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Rounding to nearest, with some input channels of every linear kept in FP16 (AWQ paper, Table 1).
+
+    Attributes:
+        by: The largest mean |activation|, the largest norm of the `weight`'s column, or at `random`.
+        share: Of the input channels.
+    """
+
+    by: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """Rounding to nearest after the most salient input channels were multiplied by s (AWQ paper, Tables 2 and 3).
+
+    Attributes:
+        scale: s; inputs are divided by it.
+        share: Of the input channels, those with the largest mean |activation|.
+    """
+
+    scale: float
+    share: float = 0.01
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One figure of the study: a method, a scheme, what it is calibrated on, and what it is tested on.
+
+    Attributes:
+        options: Method and scheme as for `awq2trt quantize` (its calibration is not used); None for the original.
+        calibration: None for methods that use no text.
+        special: What only the study does, instead of the method.
+        only: Last parts of the names of linears to quantize; all if empty.
+        tests: Names of texts.
+        windows: Windows of each.
+        seqlen: Tokens in each window.
+    """
+
+    options: QuantizeOptions | None
+    calibration: Calibration | None = None
+    special: Keep | Multiply | None = None
+    only: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ("wikitext2",)
+    windows: int = 8
+    seqlen: int = 1024
+
+    def name(self) -> str:
+        """Readable, and different for all settings: of its file."""
+        return "_".join([*self._method_parts(), *self._text_parts()])
+
+    def _method_parts(self) -> list[str]:
+        if self.options is None:
+            return ["original"]
+        parts = [self.options.scheme.describe(), self.options.method]
+        if self.options.method in ("awq", "awq+gptq"):
+            parts.append(self.options.effort)
+        if "gptq" in self.options.method and not self.options.act_order:
+            parts.append("no-act-order")
+        if isinstance(self.special, Keep):
+            parts.append(f"keep-{self.special.share:g}-by-{self.special.by}")
+        elif isinstance(self.special, Multiply):
+            parts.append(f"multiply-{self.special.share:g}-by-{self.special.scale:g}")
+        return [*parts, *(["only-" + "-".join(self.only)] if self.only else [])]
+
+    def _text_parts(self) -> list[str]:
+        on = self.calibration
+        calibrated = [] if on is None else [f"{on.text}-{on.samples}x{on.seqlen}-draw{on.draw}"]
+        return [*calibrated, f"test-{'-'.join(self.tests)}-{self.windows}x{self.seqlen}"]
+
+
+@dataclass
+class Measured:
+    """What was measured of a setting.
+
+    Attributes:
+        perplexity: By test text.
+        window_nll: Mean NLL of every window, by test text.
+        quantize_seconds: Processor time of quantizing, statistics of the setting's own included.
+        evaluate_seconds: Processor time of the test text.
+        changed_steps: Of `Multiply`: share of groups whose step size changed.
+        step_ratio: Of `Multiply`: mean of new over old step size.
+    """
+
+    perplexity: dict[str, float] = field(default_factory=dict)
+    window_nll: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    quantize_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    changed_steps: float | None = None
+    step_ratio: float | None = None
+
+
+def walk(
+    source: ModelSource,
+    settings: Sequence[Setting],
+    calibration: Tensor | None,
+    texts: Mapping[str, Tensor],
+    progress: Progress,
+) -> list[Measured]:
+    """Measures settings that share their calibration windows.
+
+    Args:
+        source: The model.
+        settings: What to measure.
+        calibration: Windows, int64 [samples, seqlen]; None if no setting needs any.
+        texts: Test windows by name, int64 [at least windows, seqlen].
+        progress: Of blocks.
+    """
+    ends = Ends(source)
+    hidden = None if calibration is None else ends.embed(calibration)
+    lanes = [_Lane(source.spec, ends, setting, hidden, texts) for setting in settings]
+    runner = BlockRunner.for_positions(source.spec, 1 if calibration is None else calibration.shape[1])
+    shared = hidden is not None and any(lane.needs_shared_statistics for lane in lanes)
+    with torch.inference_mode(), progress.task(f"{len(settings)} settings", total=source.spec.num_layers) as advance:
+        for layer in range(source.spec.num_layers):
+            weights, statistics = load_block(source, layer), None
+            if shared and hidden is not None:
+                hidden, statistics = collect_statistics(runner, weights, hidden)
+            for lane in lanes:
+                lane.step_(layer, weights, statistics)
+            advance(1)
+        return [lane.measure(ends) for lane in lanes]
+
+
+class _Lane:
+    """A setting on its way through the blocks."""
+
+    def __init__(
+        self, spec: DecoderSpec, ends: Ends, setting: Setting, calibration: Tensor | None, texts: Mapping[str, Tensor]
+    ) -> None:
+        self._spec = spec
+        self._setting = setting
+        self._method = method_of(setting.options) if setting.options else None
+        self._sequential = self._method is not None and self._method.sequential
+        self._calibration = calibration if self._sequential else None
+        self._tests = {name: texts[name][: setting.windows, : setting.seqlen] for name in setting.tests}
+        self._hidden = {name: ends.embed(windows) for name, windows in self._tests.items()}
+        longest = max(setting.seqlen, 1 if calibration is None else calibration.shape[1])
+        self._runner = BlockRunner.for_positions(spec, longest)
+        self._steps = Steps()
+        self._measured = Measured()
+
+    @property
+    def needs_shared_statistics(self) -> bool:
+        """Whether it looks at what the unquantized model sees on the calibration text."""
+        if isinstance(self._setting.special, Keep):
+            return self._setting.special.by == "activation"
+        uses_text = self._method is not None and self._method.uses_text
+        return isinstance(self._setting.special, Multiply) or (uses_text and not self._sequential)
+
+    def step_(self, layer: int, weights: Weights, statistics: Statistics | None) -> None:
+        """Quantizes a block and runs the texts through it."""
+        started = time.process_time()
+        quantized = self._quantize(layer, weights, statistics)
+        quantized_at = time.process_time()
+        self._hidden = {name: run_block(self._runner, quantized, hidden) for name, hidden in self._hidden.items()}
+        self._measured.quantize_seconds += quantized_at - started
+        self._measured.evaluate_seconds += time.process_time() - quantized_at
+
+    def measure(self, ends: Ends) -> Measured:
+        """After the last block: perplexities."""
+        started = time.process_time()
+        for name, windows in self._tests.items():
+            result = _perplexity(ends, windows, self._hidden[name])
+            self._measured.perplexity[name] = result.value
+            self._measured.window_nll[name] = result.window_nll
+        self._measured.evaluate_seconds += time.process_time() - started
+        if isinstance(self._setting.special, Multiply):
+            self._measured.changed_steps, self._measured.step_ratio = self._steps.changed_share, self._steps.mean_ratio
+        return self._measured
+
+    def _quantize(self, layer: int, weights: Weights, statistics: Statistics | None) -> Weights:
+        setting, spec, method = self._setting, self._spec, self._method
+        if method is None:
+            return weights
+        if setting.special is not None:
+            changed = _special_block(spec, weights, statistics, setting, layer, self._steps)
+        else:
+            if self._calibration is not None:
+                _, statistics = collect_statistics(self._runner, weights, self._calibration)
+            changed = dequantized(quantize_block(spec, weights, statistics or {}, method, where=spec.prefix(layer)))
+        if setting.only:
+            left = [name for name in spec.block.linears if name.rpartition(".")[2] not in setting.only]
+            changed.update({f"{name}.weight": weights[f"{name}.weight"] for name in left})
+        if self._calibration is not None:
+            self._calibration = run_block(self._runner, changed, self._calibration)
+        return changed
+
+
+def _perplexity(ends: Ends, windows: Tensor, hidden: Tensor) -> Perplexity:
+    streams = iter(hidden)
+    return perplexity(windows, lambda _: ends.logits_in_pieces(next(streams)), SilentProgress(), "perplexity")
+
+
+@dataclass
+class Steps:
+    """Step sizes before and after channels were multiplied, over all groups of a model."""
+
+    groups: int = 0
+    changed: int = 0
+    ratios: float = 0.0
+
+    def add_(self, before: Tensor, after: Tensor) -> None:
+        self.groups += before.numel()
+        self.changed += int((before != after).sum())
+        self.ratios += float((after / before).double().sum())
+
+    @property
+    def changed_share(self) -> float:
+        return self.changed / self.groups
+
+    @property
+    def mean_ratio(self) -> float:
+        return self.ratios / self.groups
+
+
+def _special_block(
+    spec: DecoderSpec,
+    weights: Weights,
+    statistics: Statistics | None,
+    setting: Setting,
+    layer: int,
+    steps: Steps,
+) -> dict[str, Tensor]:
+    """A block of the study's own methods; `steps` counts what `Multiply` did to step sizes."""
+    assert setting.options is not None
+    scheme, changed = setting.options.scheme, dict(weights)
+    inputs = {name: group.balance_layers[0] for group in spec.scale_groups() for name in group.balance_layers}
+    draw = setting.calibration.draw if setting.calibration else 0
+    for index, name in enumerate(spec.block.linears):
+        weight = weights[f"{name}.weight"]
+        magnitude = statistics[inputs[name]].magnitude() if statistics else None
+        if isinstance(setting.special, Keep):
+            seed = (draw * spec.num_layers + layer) * len(spec.block.linears) + index
+            kept = salient_channels(weight, magnitude, setting.special, seed)
+            changed[f"{name}.weight"] = keep_channels(weight, scheme, kept)
+        elif isinstance(setting.special, Multiply):
+            salient = salient_channels(weight, magnitude, Keep("activation", setting.special.share), 0)
+            changed[f"{name}.weight"] = multiply_channels(weight, scheme, salient, setting.special.scale, steps)
+    return changed
+
+
+def salient_channels(weight: Tensor, magnitude: Tensor | None, keep: Keep, seed: int) -> Tensor:
+    """Indices of the input channels to keep, at least one.
+
+    Args:
+        weight: fp32 [N, K].
+        magnitude: Mean |activation|, fp32 [K]; needed to choose by activation.
+        keep: How to choose, and how many.
+        seed: Of a random choice.
+    """
+    columns = weight.shape[1]
+    count = max(1, round(keep.share * columns))
+    if keep.by == "random":
+        return torch.randperm(columns, generator=torch.Generator().manual_seed(seed))[:count]
+    if keep.by == "activation" and magnitude is None:
+        raise ValueError("channels are chosen by activation, but there are no statistics")
+    sizes = torch.linalg.vector_norm(weight, dim=0) if magnitude is None or keep.by == "weight" else magnitude
+    largest: Tensor = sizes.topk(count).indices
+    return largest
+
+
+def keep_channels(weight: Tensor, scheme: QuantScheme, kept: Tensor) -> Tensor:
+    """Rounded to nearest, with the columns `kept` in FP16."""
+    rounded = fake_quantize(weight, scheme)
+    rounded[:, kept] = weight[:, kept].half().float()
+    return rounded
+
+
+def multiply_channels(weight: Tensor, scheme: QuantScheme, salient: Tensor, scale: float, steps: Steps) -> Tensor:
+    """Q(w s) / s for the columns `salient`, Q(w) for the rest; step sizes before and after go into `steps`."""
+    scales = torch.ones(weight.shape[1])
+    scales[salient] = scale
+    before, grouped = group_grid(to_groups(weight, scheme), scheme), to_groups(weight * scales, scheme)
+    after = group_grid(grouped, scheme)
+    steps.add_(before.scales, after.scales)
+    rounded = (round_to_codes(grouped, after, scheme) - after.zeros) * after.scales
+    return from_groups(rounded, weight.shape[1]) / scales
