@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.decoder import BlockRunner, BlockWeights, Ends, KeyValueCache, load_block
 from awq2trt.errors import CalibrationError, CheckpointError, ToolError, UsageError
-from awq2trt.families import DecoderSpec
+from awq2trt.families import DecoderSpec, family_named
 from awq2trt.memory import read_memory
 from awq2trt.progress import Progress
 from awq2trt.recipe import QuantizeOptions
@@ -69,7 +70,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def text_windows(tokenizer: PreTrainedTokenizerBase, text: str, samples: int, seqlen: int, *, where: str) -> Tensor:
+def bos_of(tokenizer: PreTrainedTokenizerBase, family: str) -> int | None:
+    """The token that windows of text begin with: BOS for a family that needs it, else none."""
+    bos: int | None = tokenizer.bos_token_id if family_named(family).needs_bos else None
+    return bos
+
+
+def text_windows(
+    tokenizer: PreTrainedTokenizerBase, text: str, samples: int, seqlen: int, *, where: str, bos: int | None = None
+) -> Tensor:
     """Windows spread evenly over a text.
 
     Args:
@@ -78,6 +87,7 @@ def text_windows(tokenizer: PreTrainedTokenizerBase, text: str, samples: int, se
         samples: Windows wanted.
         seqlen: Tokens in a window.
         where: Name of the text, for errors.
+        bos: Begins every window, in place of its first token; None for text alone.
 
     Returns:
         int64 [samples, seqlen]; fewer windows, none overlapping, if the text is too short for all.
@@ -94,7 +104,10 @@ def text_windows(tokenizer: PreTrainedTokenizerBase, text: str, samples: int, se
         )
     count = min(samples, len(ids) // seqlen)
     step = (len(ids) - seqlen) // max(count - 1, 1)
-    return torch.tensor([ids[index * step : index * step + seqlen] for index in range(count)])
+    windows = torch.tensor([ids[index * step : index * step + seqlen] for index in range(count)])
+    if bos is not None:
+        windows[:, 0] = bos
+    return windows
 
 
 def read_text(calib: str, *, characters: int) -> str:
@@ -146,7 +159,7 @@ def self_written(source: ModelSource, samples: int, seqlen: int, seed: int, prog
     tokens = _first_tokens(source, samples, generator)
     with progress.task("model writes its calibration text", total=seqlen - 1) as advance:
         while tokens.shape[1] < seqlen:
-            logits = _next_logits(runner, ends, blocks, caches, tokens[:, -1:])
+            logits = _next_logits(runner, ends, blocks, caches, tokens[:, caches[0].length :])
             kept = logits.topk(1 if tokens.shape[1] <= _GREEDY_START else _TOP_K, dim=-1)
             drawn = torch.multinomial(kept.values.softmax(dim=-1), 1, generator=generator)
             tokens = torch.cat((tokens, kept.indices.gather(1, drawn)), dim=1)
@@ -171,18 +184,24 @@ def _require_memory(spec: DecoderSpec, samples: int, seqlen: int) -> None:
 
 
 def _next_logits(
-    runner: BlockRunner, ends: Ends, blocks: Sequence[BlockWeights], caches: list[KeyValueCache], last: Tensor
+    runner: BlockRunner, ends: Ends, blocks: Sequence[BlockWeights], caches: list[KeyValueCache], new: Tensor
 ) -> Tensor:
-    """Logits after one more token of every sequence: int64 [samples, 1] -> fp32 [samples, vocab]."""
-    hidden = ends.embed(last)
-    for weights, cache in zip(blocks, caches, strict=True):
-        hidden = runner.run(weights, hidden, cache=cache)
+    """Logits after the newest tokens of every sequence: int64 [samples, S] -> fp32 [samples, vocab]."""
+    hidden = ends.embed(new, start=caches[0].length)
+    for layer, (weights, cache) in enumerate(zip(blocks, caches, strict=True)):
+        hidden = runner.run(weights, hidden, layer=layer, cache=cache)
     return ends.logits(hidden[:, -1])
 
 
 def _first_tokens(source: ModelSource, samples: int, generator: torch.Generator) -> Tensor:
-    """One ordinary token to start each sequence, int64 [samples, 1]: distinct draws from the vocabulary."""
-    return torch.randperm(source.spec.vocab_size, generator=generator)[:samples].unsqueeze(1)
+    """One ordinary token to start each sequence: distinct draws from the vocabulary, after BOS if the family needs it.
+
+    Returns:
+        int64 [samples, 1 or 2].
+    """
+    drawn = torch.randperm(source.spec.vocab_size, generator=generator)[:samples].unsqueeze(1)
+    bos = source.config.get("bos_token_id")
+    return F.pad(drawn, (1, 0), value=bos) if family_named(source.spec.family).needs_bos and bos is not None else drawn
 
 
 def _jsonl_texts(path: Path) -> Iterator[str]:
@@ -259,4 +278,6 @@ def calibration_tokens(
     if options.calib == SELF:
         return self_written(source, samples, seqlen, options.seed, progress)
     text = read_text(options.calib, characters=samples * seqlen * CHARACTERS_PER_TOKEN)
-    return text_windows(load_tokenizer(tokenizer_directory), text, samples, seqlen, where=options.calib)
+    tokenizer = load_tokenizer(tokenizer_directory)
+    bos = bos_of(tokenizer, source.spec.family)
+    return text_windows(tokenizer, text, samples, seqlen, where=options.calib, bos=bos)

@@ -13,7 +13,7 @@ AutoAWQ's config keys: https://huggingface.co/docs/transformers/quantization/awq
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from awq2trt.errors import CheckpointError, UnsupportedError
-from awq2trt.families import DecoderSpec, describe_model
+from awq2trt.families import DecoderSpec, FusedLinear, describe_model
 from awq2trt.pack import AWQ_COLUMNS_PER_WORD, pack_awq_gemm, pack_int4, unpack_awq_gemm, unpack_int4
 from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
 from awq2trt.source import (
@@ -47,6 +47,17 @@ STORED_BITS: Final = (4,)
 SHARD_BYTES: Final = 1 << 30
 """Largest weight file: what the writer holds in memory at once."""
 
+FLOAT16: Final = "float16"
+BFLOAT16: Final = "bfloat16"
+"""Values of config.json's `torch_dtype`, and NumPy's names of the types (bfloat16 by ml_dtypes)."""
+
+_FP16_LARGEST: Final = 65504.0
+_FP16_SHARE: Final = 0.5
+"""How much of fp16's range calibration may fill: other texts than it saw may go further."""
+
+_NOT_KEPT: Final = ("torch_dtype", "dtype", "_name_or_path", "auto_map")
+"""Keys of the original's config.json that are not the quantized model's: its Python code does not come along."""
+
 _METADATA: Final = {"format": "pt"}
 """transformers refuses safetensors files without it."""
 
@@ -67,27 +78,41 @@ class QuantizedCheckpoint(ModelSource):
         self.config = read_config(directory)
         refuse_remote_code(self.config, directory)
         self.layout, self.scheme = _read_quantization_config(self.config, directory)
-        self.spec = describe_model(self.config)
         self._tensors = SafetensorsFiles.in_directory(directory)
-        self._linears = {
-            self.spec.prefix(layer) + name: self.spec.linear_shape(name)
-            for layer in range(self.spec.num_layers)
-            for name in self.spec.block.linears
+        self.spec = describe_model(self.config, [*self._tensors], quantized=True)
+        spec, layers = self.spec, range(self.spec.num_layers)
+        self._stored = {spec.prefix(i) + name: shape for i in layers for name, shape in spec.stored_linears().items()}
+        self._fused = {
+            spec.prefix(i) + part: (spec.prefix(i) + fused.stored, fused, fused.parts.index(part))
+            for i in layers
+            for fused in spec.fused
+            for part in fused.parts
         }
+        self._last: tuple[str, QuantizedLinear] | None = None  # the fused linear read last, wanted again for each part
 
     @property
     def files(self) -> tuple[Path, ...]:
         return self._tensors.files
 
     def linear(self, name: str) -> QuantizedLinear:
-        """The quantized linear `name`, e.g. `model.layers.0.self_attn.q_proj`.
+        """The quantized linear `name`, e.g. `model.layers.0.self_attn.q_proj`; a part of a fused one by itself.
 
         Raises:
             CheckpointError: It is missing, or its tensors do not fit config.json.
         """
+        if name not in self._fused:
+            return self._stored_linear(name)
+        stored, fused, index = self._fused[name]
+        if self._last is None or self._last[0] != stored:
+            self._last = (stored, self._stored_linear(stored))
+        rows = [self.spec.linear_shape(part)[0] for part in fused.parts]
+        return _split_linear(self._last[1], fused, rows)[index]
+
+    def _stored_linear(self, name: str) -> QuantizedLinear:
+        """A quantized linear as the checkpoint has it, verified."""
         read = self._read_gemm if self.layout == GEMM else self._read_natural
         linear = read(name)
-        expected = self._linears[name]
+        expected = self._stored[name]
         if (linear.out_features, linear.in_features) != expected:
             raise CheckpointError(
                 f"expected N, K = {list(expected)}, got {[linear.out_features, linear.in_features]}.",
@@ -102,9 +127,12 @@ class QuantizedCheckpoint(ModelSource):
 
     def tensor(self, name: str) -> Array:
         owner, _, kind = name.rpartition(".")
-        if kind == "weight" and owner in self._linears:
-            return self.linear(owner).dequantize()
+        if kind == "weight" and owner in self._stored:
+            return self._stored_linear(owner).dequantize()
         return self._tensors.tensor(name)
+
+    def has(self, name: str) -> bool:
+        return name in self._tensors
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)
@@ -115,7 +143,7 @@ class QuantizedCheckpoint(ModelSource):
         return unpack_awq_gemm(tensors, self.scheme, where=f"{self.directory}: {name}")
 
     def _read_natural(self, name: str) -> QuantizedLinear:
-        rows, columns = self._linears[name]
+        rows, columns = self._stored[name]
         groups = self.scheme.groups(columns)
         codes = self._packed(f"{name}.codes", (rows, columns))
         scales = self._tensors.tensor(f"{name}.scales")
@@ -156,7 +184,7 @@ def choose_layout(spec: DecoderSpec, scheme: QuantScheme) -> str:
         raise UnsupportedError(
             f"checkpoints of {scheme.bits}-bit codes are not written yet.", where="--bits", fix="use --bits 4."
         )
-    shapes = [spec.linear_shape(name) for name in spec.block.linears]
+    shapes = spec.stored_linears().values()
     fits = all(
         columns % scheme.group_of(columns) == 0
         and (scheme.group_size == WHOLE_ROW or columns >= scheme.group_size)
@@ -179,36 +207,89 @@ def pack_linear(name: str, linear: QuantizedLinear, layout: str) -> dict[str, Ar
     return {f"{name}.{kind}": value for kind, value in tensors.items()}
 
 
-def to_float16(value: Array, *, where: str) -> NDArray[np.float16]:
-    """A tensor in fp16, refusing what fp16 cannot hold.
+def fuse_linears(spec: DecoderSpec, linears: Mapping[str, QuantizedLinear]) -> dict[str, QuantizedLinear]:
+    """A block's linears by the names of the checkpoint: rows of fused ones put back together, codes untouched."""
+    found = dict(linears)
+    for fused in spec.fused:
+        parts = [found.pop(name) for name in fused.parts]
+        found[fused.stored] = QuantizedLinear(
+            codes=fused.fuse([part.codes for part in parts]),
+            scales=fused.fuse([part.scales for part in parts]),
+            zeros=_fused_or_none(fused, [part.zeros for part in parts]),
+            scheme=parts[0].scheme,
+            bias=_fused_or_none(fused, [part.bias for part in parts]),
+        )
+    return found
 
-    Raises:
-        UnsupportedError: A value is beyond 65,504.
+
+def _split_linear(linear: QuantizedLinear, fused: FusedLinear, rows: Sequence[int]) -> list[QuantizedLinear]:
+    """Inverse of `fuse_linears` for one: groups run along K, so rows can be taken apart as they are."""
+    parts = [
+        [None] * len(rows) if value is None else fused.split(value, rows)
+        for value in (linear.codes, linear.scales, linear.zeros, linear.bias)
+    ]
+    return [
+        QuantizedLinear(codes, scales, zeros, linear.scheme, bias)
+        for codes, scales, zeros, bias in zip(*parts, strict=True)
+    ]
+
+
+def _fused_or_none(fused: FusedLinear, parts: Sequence[Array | None]) -> Array | None:
+    found = [part for part in parts if part is not None]
+    return fused.fuse(found) if found else None
+
+
+def storage_dtype(largest: float) -> str:
+    """`FLOAT16`, or `BFLOAT16` for a model whose activations or weights reach a magnitude that needs its range."""
+    return FLOAT16 if largest <= _FP16_LARGEST * _FP16_SHARE else BFLOAT16
+
+
+def compact(value: Array, *, exact: bool) -> Array:
+    """A small tensor in fp16, or in fp32 where fp16 cannot hold it or rounding would matter.
+
+    Args:
+        value: Weight or bias of a norm, or divisors of an activation function.
+        exact: Rounding would matter.
     """
     with np.errstate(over="ignore"):
         half = value.astype(np.float16)
-    if not np.isfinite(half).all():
-        raise UnsupportedError(
-            f"largest value {float(np.abs(value.astype(np.float32)).max()):.4g} is beyond fp16's 65504.",
-            where=where,
-            fix="this version writes fp16 checkpoints only; models that need bf16 come with a later version.",
-        )
-    return half
+    return value.astype(np.float32) if exact or not np.isfinite(half).all() else half
 
 
-def quantized_config(config: Mapping[str, Any], scheme: QuantScheme, layout: str, head: str) -> dict[str, Any]:
-    """config.json of the quantized model: the original's, with `quantization_config` and fp16.
+def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Array:
+    """A block's tensor as a checkpoint of `dtype` has it: with bf16, step sizes are rounded to what bf16 holds.
+
+    The exported model's step sizes then are the checkpoint's, bit for bit. Their file type stays fp16, which is all
+    that readers of AutoAWQ's layout know.
+
+    Args:
+        name: Full name of the tensor.
+        value: The tensor.
+        spec: The model.
+        dtype: `FLOAT16` or `BFLOAT16`.
+    """
+    owner, _, kind = name.rpartition(".")
+    if dtype == FLOAT16 or kind != "scales" or not any(owner.endswith(linear) for linear in spec.stored_linears()):
+        return value
+    return value.astype(np.dtype(BFLOAT16)).astype(np.float16)
+
+
+def quantized_config(
+    config: Mapping[str, Any], scheme: QuantScheme, layout: str, head: str, dtype: str = FLOAT16
+) -> dict[str, Any]:
+    """config.json of the quantized model: the original's, with `quantization_config` and its dtype.
 
     Args:
         config: The original's config.json.
         scheme: How the linears are quantized.
         layout: `GEMM` or `NATURAL`.
         head: Name of the head, which is not quantized.
+        dtype: Of activations: `FLOAT16` or `BFLOAT16`.
     """
-    kept = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "_name_or_path")}
+    kept = {key: value for key, value in config.items() if key not in _NOT_KEPT}
     return {
         **kept,
-        "torch_dtype": "float16",
+        "torch_dtype": dtype,
         "quantization_config": {
             "quant_method": "awq",
             "version": layout,
@@ -230,27 +311,34 @@ def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
     partial.replace(path)
 
 
-def merge_shards(sources: Iterable[Path], outer: Mapping[str, Array], directory: Path) -> tuple[Path, ...]:
+Convert = Callable[[str, Array], Array]
+"""Full name and tensor -> the tensor as it is written."""
+
+
+def merge_shards(
+    sources: Iterable[Path], outer: Mapping[str, Array], directory: Path, *, convert: Convert = lambda _, value: value
+) -> tuple[Path, ...]:
     """Merges finished block files and the outer tensors into shards of at most `SHARD_BYTES`.
 
     Args:
         sources: safetensors files of the blocks, in order.
         outer: Tensors outside the blocks, by full name.
         directory: Where the shards and their index go.
+        convert: Applied to the blocks' tensors; must not change their size.
 
     Returns:
         The files written: `model.safetensors`, or shards `model-0000x-of-0000y.safetensors` and the index.
     """
     groups = list(_grouped_by_size(_all_tensor_sizes(sources, outer)))
     if len(groups) == 1:
-        write_tensors(directory / SINGLE_FILE, _load(groups[0], outer))
+        write_tensors(directory / SINGLE_FILE, _load(groups[0], outer, convert))
         return (directory / SINGLE_FILE,)
     weight_map: dict[str, str] = {}
     total = 0
     written = []
     for number, group in enumerate(groups, start=1):
         path = directory / f"model-{number:05}-of-{len(groups):05}.safetensors"
-        tensors = _load(group, outer)
+        tensors = _load(group, outer, convert)
         write_tensors(path, tensors)
         weight_map.update(dict.fromkeys(tensors, path.name))
         total += sum(value.nbytes for value in tensors.values())
@@ -301,7 +389,7 @@ def _grouped_by_size(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
     yield group
 
 
-def _load(group: Iterable[_Entry], outer: Mapping[str, Array]) -> dict[str, Array]:
+def _load(group: Iterable[_Entry], outer: Mapping[str, Array], convert: Convert) -> dict[str, Array]:
     opened: dict[Path, SafetensorsFiles] = {}
     tensors: dict[str, Array] = {}
     for name, path, _ in group:
@@ -310,7 +398,7 @@ def _load(group: Iterable[_Entry], outer: Mapping[str, Array]) -> dict[str, Arra
             continue
         if path not in opened:
             opened[path] = SafetensorsFiles.of_file(path)
-        tensors[name] = opened[path].tensor(name)
+        tensors[name] = convert(name, opened[path].tensor(name))
     return tensors
 
 

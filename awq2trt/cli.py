@@ -87,7 +87,9 @@ _Seed = Annotated[int | None, typer.Option("--seed", help="Of what is drawn at r
 _MaxSeqLen = Annotated[
     int | None, typer.Option("--max-seq-len", help="Prompt and answer together. [the model's, at most 4096]")
 ]
-_Dtype = Annotated[str | None, typer.Option("--dtype", help="Of activations: float16 or bfloat16. [float16]")]
+_Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="Of activations: float16 or bfloat16. [what the checkpoint says]")
+]
 _FunctionBodies = Annotated[
     bool | None,
     typer.Option("--function-bodies/--no-function-bodies", help="Define custom nodes in standard ONNX operators."),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from awq2trt.families import DecoderSpec
+from awq2trt.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
 from awq2trt.source import Array, ModelSource
 
 Observer = Callable[[str, Tensor], None]
@@ -61,24 +62,54 @@ def load_block(source: ModelSource, layer: int) -> dict[str, Tensor]:
 
 
 class Rotary:
-    """cos and sin of a model's rotary embedding for the first `positions` positions."""
+    """cos and sin of one rotary embedding for the first `positions` positions."""
 
-    def __init__(self, spec: DecoderSpec, positions: int) -> None:
-        cos, sin = spec.rope.tables(positions)
-        self.cos = torch.from_numpy(cos)  # [positions, head_dim / 2]
+    def __init__(self, rope: RopeSpec, positions: int) -> None:
+        cos, sin = rope.tables(positions)
+        self.cos = torch.from_numpy(cos)  # [positions, rotary_dim / 2]
         self.sin = torch.from_numpy(sin)
+        self._rotary_dim = rope.rotary_dim
 
     def rotate(self, x: Tensor, start: int) -> Tensor:
         """Rotates queries or keys [batch, heads, S, head_dim] at positions start .. start + S - 1."""
         cos = self.cos[start : start + x.shape[2]]
         sin = self.sin[start : start + x.shape[2]]
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        first, second = x[..., : self._rotary_dim].chunk(2, dim=-1)
+        rotated = (first * cos - second * sin, second * cos + first * sin)
+        return torch.cat((*rotated, x[..., self._rotary_dim :]), dim=-1)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, fp32."""
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
+def apply_norm(spec: NormSpec, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A model's norm over the last axis, fp32."""
+    gain = weight + 1 if spec.unit_offset else weight
+    if not spec.rms:
+        return F.layer_norm(x, (x.shape[-1],), gain, bias, spec.eps)
+    normed = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + spec.eps) * gain
+    return normed if bias is None else normed + bias
+
+
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    SILU: F.silu,
+    GELU: F.gelu,
+    GELU_TANH: partial(F.gelu, approximate="tanh"),
+    RELU: F.relu,
+}
+
+
+@dataclass
+class ActivationRange:
+    """The largest magnitude among the activations that an exported model holds in half precision.
+
+    Attributes:
+        largest: So far.
+    """
+
+    largest: float = 0.0
+
+    def add_(self, x: Tensor) -> None:
+        """Looks at one tensor."""
+        low, high = torch.aminmax(x)
+        self.largest = max(self.largest, -float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -87,69 +118,143 @@ class BlockRunner:
 
     Attributes:
         spec: The model.
-        rotary: Tables that cover every position the runner will see.
+        rotaries: Tables of its rotary embeddings, for every position the runner will see.
+        seen: Gets the range of every residual stream, every linear's output and the MLP's product; None to not look.
     """
 
     spec: DecoderSpec
-    rotary: Rotary
+    rotaries: Mapping[RopeSpec, Rotary]
+    seen: ActivationRange | None = None
 
     @classmethod
-    def for_positions(cls, spec: DecoderSpec, positions: int) -> BlockRunner:
+    def for_positions(cls, spec: DecoderSpec, positions: int, *, seen: ActivationRange | None = None) -> BlockRunner:
         """A runner for sequences of at most `positions` tokens."""
-        return cls(spec, Rotary(spec, positions))
+        return cls(spec, {rope: Rotary(rope, positions) for rope in spec.ropes}, seen)
 
     def run(
         self,
         weights: BlockWeights,
         hidden: Tensor,
         *,
+        layer: int,
         cache: KeyValueCache | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
-        """One pre-norm block.
+        """One block.
 
         Args:
             weights: The block's tensors.
             hidden: Residual stream, fp32 [batch, S, hidden_size].
+            layer: Which block it is.
             cache: Keys and values before `hidden`; None if `hidden` starts at position 0.
             observe: Sees the input of every group of linears.
 
         Returns:
             The residual stream after the block, same shape.
         """
-        names, eps = self.spec.block, self.spec.norm_eps
-        normed = rms_norm(hidden, weights[f"{names.input_norm}.weight"], eps)
+        spec, names = self.spec, self.spec.block
+        self._look(hidden)
+        normed = self._norm(weights, names.input_norm, hidden)
         _report(observe, names.q_proj, normed)
-        context = self._attention(weights, normed, cache)
+        context = self._attention(weights, normed, self.spec.layers[layer], cache)
         _report(observe, names.o_proj, context)
-        hidden = hidden + _linear(weights, names.o_proj, context)
-        normed = rms_norm(hidden, weights[f"{names.mlp_norm}.weight"], eps)
-        _report(observe, names.gate_proj, normed)
-        gated = F.silu(_linear(weights, names.gate_proj, normed)) * _linear(weights, names.up_proj, normed)
-        _report(observe, names.down_proj, gated)
-        return hidden + _linear(weights, names.down_proj, gated)
+        attended = self._norm(weights, names.post_attention_norm, self._linear(weights, names.o_proj, context))
+        stream = hidden if spec.parallel else hidden + attended
+        if names.mlp_norm is not None:
+            normed = self._norm(weights, names.mlp_norm, stream)
+            _report(observe, names.mlp_inputs[0], normed)
+        inner = self._look(self._mlp_inner(weights, normed))
+        _report(observe, names.down_proj, inner)
+        output = self._norm(weights, names.post_mlp_norm, self._linear(weights, names.down_proj, inner))
+        return self._look(hidden + attended + output if spec.parallel else stream + output)
 
-    def _attention(self, weights: BlockWeights, normed: Tensor, cache: KeyValueCache | None) -> Tensor:
+    def _mlp_inner(self, weights: BlockWeights, normed: Tensor) -> Tensor:
+        """What down_proj reads, [batch, S, intermediate_size]."""
+        names, activation = self.spec.block, _ACTIVATIONS[self.spec.activation]
+        inner = activation(self._linear(weights, names.mlp_inputs[0], normed))
+        if names.gate_proj is not None:
+            inner = inner * self._linear(weights, names.up_proj, normed)
+        divisors = weights.get(f"{names.activation}.scales")
+        return inner if divisors is None else inner / divisors
+
+    def _attention(
+        self, weights: BlockWeights, normed: Tensor, layer: LayerSpec, cache: KeyValueCache | None
+    ) -> Tensor:
         """Grouped-query attention before the output projection, [batch, S, num_heads * head_dim]."""
         spec, names = self.spec, self.spec.block
         start = cache.length if cache else 0
-        queries = self.rotary.rotate(_heads(_linear(weights, names.q_proj, normed), spec.num_heads), start)
-        keys = self.rotary.rotate(_heads(_linear(weights, names.k_proj, normed), spec.num_kv_heads), start)
-        values = _heads(_linear(weights, names.v_proj, normed), spec.num_kv_heads)
+        queries = self._heads(weights, normed, names.q_proj, spec.num_heads)
+        keys = self._heads(weights, normed, names.k_proj, spec.num_kv_heads)
+        values = self._heads(weights, normed, names.v_proj, spec.num_kv_heads)
+        queries, keys = self._norm(weights, names.q_norm, queries), self._norm(weights, names.k_norm, keys)
+        if layer.rope is not None:
+            rotary = self.rotaries[layer.rope]
+            queries, keys = rotary.rotate(queries, start), rotary.rotate(keys, start)
         if cache:
             keys, values = cache.append_(keys, values)
-        context = _attend(queries, keys, values, spec.sliding_window)
+        context = _attend(spec, queries, keys, values, layer.sliding_window)
         return context.transpose(1, 2).flatten(2)
 
+    def _heads(self, weights: BlockWeights, normed: Tensor, name: str, heads: int) -> Tensor:
+        """Projects [batch, S, hidden_size] and splits it: [batch, heads, S, head_dim]."""
+        projected = self._linear(weights, name, normed)
+        if self.spec.clip_qkv is not None:
+            projected = projected.clamp(-self.spec.clip_qkv, self.spec.clip_qkv)
+        return projected.view(*projected.shape[:2], heads, -1).transpose(1, 2)
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, sliding_window: int | None) -> Tensor:
+    def _norm(self, weights: BlockWeights, name: str | None, x: Tensor) -> Tensor:
+        """The norm `name`; x itself if there is none."""
+        if name is None:
+            return x
+        return apply_norm(self.spec.norm, x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def _linear(self, weights: BlockWeights, name: str, x: Tensor) -> Tensor:
+        return self._look(F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias")))
+
+    def _look(self, x: Tensor) -> Tensor:
+        if self.seen is not None:
+            self.seen.add_(x)
+        return x
+
+
+def _attend(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, sliding_window: int | None) -> Tensor:
     """Causal attention of the last positions; [batch, heads, S, head_dim] in and out."""
-    mask = attention_mask(queries.shape[2], keys.shape[2], sliding_window)
+    bias = _attention_bias(spec, queries.shape[2], keys.shape[2], sliding_window)
+    if spec.attention_softcap is not None:
+        return _attend_capped(spec, queries, keys, values, bias)
     if queries.shape[2] > 1:
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=bias, enable_gqa=True, scale=spec.score_scale
+        )
     # One position: the query heads of a KV head stand in for positions, so keys and values are not copied per head.
     grouped = queries.view(keys.shape[0], keys.shape[1], -1, keys.shape[3])
-    return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).view(queries.shape)
+    if spec.alibi is not None:
+        bias = bias.view(keys.shape[1], -1, bias.shape[-1])
+    return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=spec.score_scale).view(
+        queries.shape
+    )
+
+
+def _attend_capped(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention whose scores saturate: cap * tanh(score / cap)."""
+    assert spec.attention_softcap is not None
+    grouped = queries.unflatten(1, (keys.shape[1], -1))  # [batch, KV heads, heads of each, S, head_dim]
+    scores = _softcap(grouped @ keys.unsqueeze(2).mT * spec.score_scale, spec.attention_softcap)
+    return (scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ values.unsqueeze(2)).flatten(1, 2)
+
+
+def _softcap(x: Tensor, cap: float) -> Tensor:
+    return torch.tanh(x / cap) * cap
+
+
+def _attention_bias(spec: DecoderSpec, queries: int, keys: int, sliding_window: int | None) -> Tensor:
+    """The mask bool [queries, keys]; with ALiBi what is added to the scores, fp32 [heads, queries, keys]."""
+    mask = attention_mask(queries, keys, sliding_window)
+    if spec.alibi is None:
+        return mask
+    distance = torch.arange(keys).unsqueeze(0) - torch.arange(keys - queries, keys).unsqueeze(1)
+    bias = torch.tensor(spec.alibi).view(-1, 1, 1) * distance
+    return bias.masked_fill(~mask, -torch.inf)
 
 
 def attention_mask(queries: int, keys: int, sliding_window: int | None) -> Tensor:
@@ -166,27 +271,43 @@ class Ends:
     """What stands before and after the blocks: embedding, final norm, head."""
 
     def __init__(self, source: ModelSource) -> None:
-        spec = source.spec
-        tensors = source.outer()
-        self._eps = spec.norm_eps
-        self._embedding = to_tensor(tensors[f"{spec.embedding}.weight"])  # [V, hidden]
-        self._norm = to_tensor(tensors[f"{spec.final_norm}.weight"])
-        self._head = (
-            self._embedding if spec.tie_embeddings else to_tensor(tensors[f"{spec.head}.weight"])
-        )  # [V, hidden]
+        self._spec = spec = source.spec
+        self._tensors = {name: to_tensor(value) for name, value in source.outer().items()}
+        self._embedding = self._tensors[f"{spec.embedding}.weight"]  # [V, hidden]
+        self._head = self._embedding if spec.tie_embeddings else self._tensors[f"{spec.head}.weight"]  # [V, hidden]
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Residual stream before the first block: int64 [batch, S] -> fp32 [batch, S, hidden_size]."""
-        return F.embedding(tokens, self._embedding)
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """Residual stream before the first block.
+
+        Args:
+            tokens: int64 [batch, S].
+            start: Position of the first.
+
+        Returns:
+            fp32 [batch, S, hidden_size].
+        """
+        spec = self._spec
+        hidden = F.embedding(tokens, self._embedding) * spec.embedding_scale
+        if spec.positions is not None:
+            first = start + spec.positions.offset
+            hidden = hidden + self._tensors[f"{spec.positions.table}.weight"][first : first + tokens.shape[1]]
+        return self._norm(spec.embedding_norm, hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 [..., hidden_size] -> fp32 [..., vocab_size]."""
-        return rms_norm(hidden, self._norm, self._eps) @ self._head.T
+        logits = self._norm(self._spec.final_norm, hidden) @ self._head.T
+        cap = self._spec.logit_softcap
+        return logits if cap is None else _softcap(logits, cap)
 
     def logits_in_pieces(self, hidden: Tensor) -> Iterator[Tensor]:
         """Logits of [tokens, hidden_size], `HEAD_ROWS` rows at a time."""
         for piece in hidden.split(HEAD_ROWS):
             yield self.logits(piece)
+
+    def _norm(self, name: str | None, x: Tensor) -> Tensor:
+        if name is None:
+            return x
+        return apply_norm(self._spec.norm, x, self._tensors[f"{name}.weight"], self._tensors.get(f"{name}.bias"))
 
 
 def run_model(source: ModelSource, tokens: Tensor, *, progress: Callable[[int], None] | None = None) -> Tensor:
@@ -205,7 +326,7 @@ def run_model(source: ModelSource, tokens: Tensor, *, progress: Callable[[int], 
     for layer in range(source.spec.num_layers):
         weights = load_block(source, layer)
         # One sequence at a time keeps the MLP's [S, intermediate] activations small.
-        hidden = torch.cat([runner.run(weights, sequence) for sequence in hidden.split(1)])
+        hidden = torch.cat([runner.run(weights, sequence, layer=layer) for sequence in hidden.split(1)])
         if progress:
             progress(1)
     return hidden
@@ -214,12 +335,3 @@ def run_model(source: ModelSource, tokens: Tensor, *, progress: Callable[[int], 
 def _report(observe: Observer | None, name: str, x: Tensor) -> None:
     if observe:
         observe(name, x.flatten(0, -2))
-
-
-def _linear(weights: BlockWeights, name: str, x: Tensor) -> Tensor:
-    return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """[batch, S, heads * head_dim] -> [batch, heads, S, head_dim]."""
-    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)

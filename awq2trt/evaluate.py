@@ -41,7 +41,7 @@ class Perplexity:
     seqlen: int
 
 
-def first_windows(ids: list[int], windows: int, seqlen: int, *, where: str) -> Tensor:
+def first_windows(ids: list[int], windows: int, seqlen: int, *, where: str, bos: int | None = None) -> Tensor:
     """The first windows of a text, one after another.
 
     Args:
@@ -49,6 +49,7 @@ def first_windows(ids: list[int], windows: int, seqlen: int, *, where: str) -> T
         windows: How many at most.
         seqlen: Tokens in each.
         where: Name of the text, for errors.
+        bos: Begins every window, as one of its `seqlen` tokens; None for text alone.
 
     Returns:
         int64 [windows, seqlen], fewer if the text ends before.
@@ -56,14 +57,16 @@ def first_windows(ids: list[int], windows: int, seqlen: int, *, where: str) -> T
     Raises:
         UsageError: The text is shorter than one window.
     """
-    count = min(windows, len(ids) // seqlen)
+    length = seqlen if bos is None else seqlen - 1
+    count = min(windows, len(ids) // length)
     if count == 0:
         raise UsageError(
-            f"expected at least {seqlen} tokens, got {len(ids)}.",
+            f"expected at least {length} tokens, got {len(ids)}.",
             where=where,
             fix="a longer text, or a smaller --seqlen.",
         )
-    return torch.tensor(ids[: count * seqlen]).view(count, seqlen)
+    found = torch.tensor(ids[: count * length]).view(count, length)
+    return found if bos is None else F.pad(found, (1, 0), value=bos)
 
 
 def perplexity(windows: Tensor, logits: WindowLogits, progress: Progress, description: str) -> Perplexity:

@@ -15,7 +15,7 @@ import numpy as np
 
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.families import describe_model
-from awq2trt.families.llama import llama3_scaled
+from awq2trt.families.rope import llama3_scaled
 from awq2trt.source import Array, ModelSource
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ class GgufSource(ModelSource):
         elif ".k_proj." in name:
             value = _halves(value, self.spec.num_kv_heads)
         return value
+
+    def has(self, name: str) -> bool:
+        return name in self._tensors
 
     def save_tokenizer(self, directory: Path) -> None:
         from transformers import AutoTokenizer

@@ -64,12 +64,13 @@ class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     Attributes:
         max_seq_len: Capacity of the KV cache, prompt and generated tokens together; None for the model's own limit,
             within reason.
-        dtype: Of activations and of weights that are not quantized.
+        dtype: Of activations and of weights that are not quantized; None for what the checkpoint says: bfloat16 for a
+            model whose activations leave fp16's range, else float16.
         function_bodies: Whether custom nodes carry their definition in standard ONNX operators.
     """
 
     max_seq_len: int | None = Field(default=None, ge=2)
-    dtype: Literal["float16", "bfloat16"] = "float16"
+    dtype: Literal["float16", "bfloat16"] | None = None
     function_bodies: bool = True
 
 

@@ -34,7 +34,8 @@ def _runs(target: Target) -> str:
 def perplexity_title(request: EvalRequest) -> str:
     """What the perplexities that follow are of, and their columns."""
     measured = (
-        f"Perplexity on the first {request.windows} windows of {request.seqlen} tokens of {request.text}, no BOS."
+        f"Perplexity on the first {request.windows} windows of {request.seqlen} tokens of {request.text}, "
+        "no BOS unless the model needs it."
     )
     return f"{measured}\n{'perplexity':>10}  {'windows':>11}  {'seconds':>7}  {'executor':12}  {'scheme':14}  model"
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from awq2trt.errors import CheckpointError, UnsupportedError, UsageError
-from awq2trt.families import DecoderSpec, describe_model
+from awq2trt.families import DecoderSpec, describe_model, find_family
 
 Array = NDArray[Any]
 
@@ -86,6 +86,10 @@ class ModelSource(ABC):
         """
 
     @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+
+    @abstractmethod
     def save_tokenizer(self, directory: Path) -> None:
         """Writes the tokenizer and generation files that the model has into `directory`."""
 
@@ -112,9 +116,11 @@ class ModelSource(ABC):
         return value
 
     def block(self, layer: int) -> dict[str, Array]:
-        """All tensors of a block, by name relative to the block, verified."""
-        prefix = self.spec.prefix(layer)
-        return {name: self.checked_tensor(prefix + name, shape) for name, shape in self.spec.block_shapes().items()}
+        """All tensors of a block, by name relative to the block, verified; fused linears taken apart."""
+        prefix, spec = self.spec.prefix(layer), self.spec
+        shapes = spec.stored_block_shapes()
+        shapes.update({name: shape for name, shape in spec.optional_block_shapes().items() if self.has(prefix + name)})
+        return spec.split_block({name: self.checked_tensor(prefix + name, shape) for name, shape in shapes.items()})
 
     def outer(self) -> dict[str, Array]:
         """All tensors outside the blocks, by full name, verified."""
@@ -190,15 +196,23 @@ class SafetensorsSource(ModelSource):
                 where=str(directory),
                 fix=f"export it as it is with `awq2trt export {directory} -o DIR`, or quantize the original model.",
             )
-        self.spec = describe_model(self.config)
         self._tensors = SafetensorsFiles.in_directory(directory)
+        self.spec = describe_model(self.config, [*self._tensors])
 
     @property
     def files(self) -> tuple[Path, ...]:
         return self._tensors.files
 
     def tensor(self, name: str) -> Array:
-        return self._tensors.tensor(name)
+        return self._tensors.tensor(self._stored_name(name))
+
+    def has(self, name: str) -> bool:
+        return self._stored_name(name) in self._tensors
+
+    def _stored_name(self, name: str) -> str:
+        """The name in the file, which may lack the part that only the model with its head has."""
+        short = name.removeprefix(self.spec.optional_prefix)
+        return short if name not in self._tensors and short in self._tensors else name
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)
@@ -254,11 +268,14 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
-    """Refuses a model whose config names Python code to run.
+    """Refuses a model whose config names Python code to run, unless transformers has since taken that code in.
 
     Raises:
         UnsupportedError: config.json has an `auto_map` for the model.
     """
+    family = find_family(config)
+    if family is not None and family.published_with_code:
+        return
     auto_map = config.get("auto_map") or {}
     if any(key.startswith("AutoModel") for key in auto_map):
         raise UnsupportedError(

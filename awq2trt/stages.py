@@ -221,7 +221,7 @@ def _write_golden(checkpoint: QuantizedCheckpoint, directory: Path, result: Expo
     from awq2trt.run import ChatTokenizer
 
     tokens = ChatTokenizer.load(directory).encode(TEXT, chat=False)
-    golden = make_golden(checkpoint, tokens, result.contract.capacity, result.options.dtype, progress)
+    golden = make_golden(checkpoint, tokens, result.contract.capacity, result.dtype, progress)
     write_golden(golden, directory)
 
 
@@ -594,7 +594,7 @@ def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]
 
 
 def _evaluate_torch(model: str, request: EvalRequest, progress: Progress) -> tuple[str | None, Perplexity]:
-    from awq2trt.calibrate import encode, load_tokenizer, read_text
+    from awq2trt.calibrate import bos_of, encode, load_tokenizer, read_text
     from awq2trt.evaluate import first_windows, perplexity, torch_logits
 
     source, scheme = _open_any(model)
@@ -602,7 +602,8 @@ def _evaluate_torch(model: str, request: EvalRequest, progress: Progress) -> tup
         source.save_tokenizer(Path(directory))
         tokenizer = load_tokenizer(Path(directory))
     ids = encode(tokenizer, read_text(request.text, characters=_characters(request)))
-    windows = first_windows(ids, request.windows, request.seqlen, where=request.text)
+    bos = bos_of(tokenizer, source.spec.family)
+    windows = first_windows(ids, request.windows, request.seqlen, where=request.text, bos=bos)
     logits = torch_logits(source, windows, progress, f"running {_portable_name(model)}")
     return scheme, perplexity(windows, logits, progress, "perplexity")
 
@@ -610,13 +611,15 @@ def _evaluate_torch(model: str, request: EvalRequest, progress: Progress) -> tup
 def _evaluate_onnx(model: str, request: EvalRequest, progress: Progress) -> tuple[str | None, Perplexity]:
     import torch
 
-    from awq2trt.calibrate import encode, load_tokenizer, read_text
+    from awq2trt.calibrate import bos_of, encode, load_tokenizer, read_text
     from awq2trt.evaluate import first_windows, perplexity
     from awq2trt.run import OrtBackend
 
     artifact = Artifact.open(Path(model))
-    ids = encode(load_tokenizer(artifact.directory), read_text(request.text, characters=_characters(request)))
-    windows = first_windows(ids, request.windows, request.seqlen, where=request.text)
+    tokenizer = load_tokenizer(artifact.directory)
+    ids = encode(tokenizer, read_text(request.text, characters=_characters(request)))
+    bos = bos_of(tokenizer, artifact.manifest.contents.source.family)
+    windows = first_windows(ids, request.windows, request.seqlen, where=request.text, bos=bos)
     backend = OrtBackend.load(artifact.directory, all_logits=True)
 
     def logits(window: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import save_llama, save_tokenizer
+from tiny_models import save_family, save_llama, save_tokenizer
 
 from awq2trt import calibrate
 from awq2trt.calibrate import calibration_tokens, load_tokenizer, read_text, self_written, text_windows
 from awq2trt.errors import CalibrationError, CheckpointError, ToolError, UsageError
+from awq2trt.families import family_named
 from awq2trt.memory import Memory
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import QuantizeOptions
-from awq2trt.source import SafetensorsSource
+from awq2trt.source import SafetensorsSource, open_source
 
 
 @pytest.fixture
@@ -147,3 +148,15 @@ def test_options_choose_the_text(tmp_path: Path) -> None:
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_family_that_needs_bos_gets_it_before_every_window(tmp_path: Path) -> None:
+    source = open_source(str(save_family(tmp_path, {**family_named("gemma3").example})))
+    written = self_written(source, samples=3, seqlen=12, seed=1, progress=SilentProgress())
+    assert written.shape == (3, 12)
+    assert (written[:, 0] == 256).all()
+    (tmp_path / "text.txt").write_text("to be or not to be " * 20)
+    options = QuantizeOptions(calib=str(tmp_path / "text.txt"), samples=3, seqlen=12)
+    windows = calibration_tokens(source, tmp_path, options, SilentProgress())
+    assert (windows[:, 0] == 256).all()
+    assert (windows[:, 1:] < 256).all()

@@ -261,7 +261,7 @@ def test_a_wrong_rotary_base_in_the_checkpoint(broken: Path, model: Path) -> Non
     _sign(broken / "checkpoint", path.name)
     stage, place, message = _failure(broken, model)
     assert (stage, place) == (FOLDED, "config.json")
-    assert "rope" in message
+    assert "layers" in message
 
 
 # Faults in the exported model.
@@ -384,7 +384,7 @@ def test_faults_in_the_weights_file(
 
 
 def test_a_wrong_rotary_base_in_the_graph_moves_the_first_block(broken: Path, model: Path) -> None:
-    rope = replace(find_subject(broken, model=str(model)).checkpoint.spec.rope)
+    rope = replace(find_subject(broken, model=str(model)).checkpoint.spec.ropes[0])
     tables = dict(
         zip(("cos", "sin"), replace(rope, inv_freq=tuple(f**1.3 for f in rope.inv_freq)).tables(128), strict=True)
     )

@@ -59,8 +59,8 @@ def test_one_token_at_a_time_gives_the_same_as_all_at_once(window: int | None, t
     steps = []
     with torch.inference_mode():
         for position in range(12):
-            hidden = Ends(source).embed(ids[:, position : position + 1])
-            for weights, cache in zip(blocks, caches, strict=True):
-                hidden = runner.run(weights, hidden, cache=cache)
+            hidden = Ends(source).embed(ids[:, position : position + 1], start=position)
+            for layer, (weights, cache) in enumerate(zip(blocks, caches, strict=True)):
+                hidden = runner.run(weights, hidden, layer=layer, cache=cache)
             steps.append(hidden)
         torch.testing.assert_close(torch.cat(steps, dim=1), run_model(source, ids), rtol=1e-4, atol=1e-5)

@@ -32,6 +32,8 @@ def test_perplexity_is_that_of_transformers(tmp_path: Path) -> None:
 
 def test_windows_come_from_the_start_one_after_another() -> None:
     assert first_windows(list(range(10)), windows=2, seqlen=4, where="t").tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    with_bos = first_windows(list(range(10)), windows=2, seqlen=4, where="t", bos=77)
+    assert with_bos.tolist() == [[77, 0, 1, 2], [77, 3, 4, 5]]
     assert first_windows(list(range(10)), windows=99, seqlen=4, where="t").shape == (2, 4)
     with pytest.raises(UsageError, match="expected at least 11 tokens, got 10"):
         first_windows(list(range(10)), windows=1, seqlen=11, where="t")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,8 @@ from tiny_models import save_llama
 from awq2trt.arrays import read_arrays
 from awq2trt.checkpoint import QuantizedCheckpoint
 from awq2trt.decoder import BlockRunner, Ends, load_block
-from awq2trt.errors import CalibrationError, UnsupportedError
+from awq2trt.errors import CalibrationError
+from awq2trt.export import export_onnx
 from awq2trt.progress import SilentProgress
 from awq2trt.quantize.gptq import GptqOptions, gptq_round
 from awq2trt.quantize.job import REPORT_FILE, SEARCH_FILE, QuantizeJob
@@ -143,8 +145,8 @@ def test_gptq_sees_what_the_quantized_blocks_before_give(model: Path, tmp_path: 
     def same_as_with_inputs_from(block_0: dict[str, torch.Tensor]) -> float:
         """Share of block 1's codes that GPTQ chooses, too, on what this block 0 gives."""
         inputs: dict[str, torch.Tensor] = {}
-        hidden = runner.run(block_0, Ends(original).embed(tokens))
-        runner.run(weights, hidden, observe=inputs.__setitem__)
+        hidden = runner.run(block_0, Ends(original).embed(tokens), layer=0)
+        runner.run(weights, hidden, layer=1, observe=inputs.__setitem__)
         x = inputs["self_attn.q_proj"]
         options = GptqOptions(act_order=False)
         rounded = gptq_round(weights[f"{name}.weight"], x.T @ x / len(x), quantized.scheme, options)
@@ -190,13 +192,15 @@ def test_a_model_that_overflows_is_refused_by_block(model: Path, tmp_path: Path)
     assert not (tmp_path / "out" / "files" / "config.json").exists()
 
 
-def test_what_fp16_cannot_hold_is_refused_by_name(model: Path, tmp_path: Path) -> None:
+def test_a_weight_beyond_the_range_of_fp16_makes_the_checkpoint_bf16(model: Path, tmp_path: Path) -> None:
     path = model / "model.safetensors"
     tensors = load_file(path)
     tensors["model.embed_tokens.weight"][3, 3] = 70000.0
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(UnsupportedError, match=r"embed_tokens\.weight.*65504"):
-        _job(model, tmp_path / "out", method="rtn").run()
+    _job(model, tmp_path / "out", method="rtn").run()
+    checkpoint = QuantizedCheckpoint(tmp_path / "out" / "files")
+    assert checkpoint.config["torch_dtype"] == "bfloat16"
+    assert float(checkpoint.tensor("model.embed_tokens.weight")[3, 3]) == 70144  # the nearest of 8 bits
 
 
 def test_folding_can_be_repeated_from_what_the_search_left(model: Path, tmp_path: Path) -> None:
@@ -220,3 +224,50 @@ def test_folding_can_be_repeated_from_what_the_search_left(model: Path, tmp_path
 def test_plain_rounding_leaves_no_scales(model: Path, tmp_path: Path) -> None:
     _job(model, tmp_path / "out", method="rtn").run()
     assert not (tmp_path / "out" / "files" / SEARCH_FILE).exists()
+
+
+class _Notes(SilentProgress):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.mark.parametrize("method", ["awq", "rtn"])
+def test_a_model_beyond_the_range_of_fp16_becomes_bf16(method: str, model: Path, tmp_path: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 2e5  # norms take it off again: the model computes nearly the same
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    for name in ("files", "scratch", "onnx"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    notes = _Notes()
+    job = QuantizeJob(
+        SafetensorsSource(model),
+        _options(model, method=method),
+        files=tmp_path / "out" / "files",
+        scratch=tmp_path / "out" / "scratch",
+        progress=notes,
+    )
+    job.run()
+    assert any("beyond" in note and "bfloat16" in note for note in notes.notes)
+    checkpoint = QuantizedCheckpoint(tmp_path / "out" / "files")
+    assert checkpoint.config["torch_dtype"] == "bfloat16"
+    assert checkpoint.tensor("model.embed_tokens.weight").dtype == "bfloat16"
+    result = export_onnx(checkpoint, tmp_path / "out" / "onnx")
+    assert result.dtype == "bfloat16"
+    exported = ir.load(tmp_path / "out" / "onnx" / "model.onnx").graph.initializers
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}.mlp.down_proj"
+        scales = exported[f"{name}.scales"].const_value
+        assert scales is not None
+        np.testing.assert_array_equal(scales.numpy().astype(np.float32), checkpoint.linear(name).scales)
+
+
+def test_a_model_within_the_range_of_fp16_stays_fp16(model: Path, tmp_path: Path) -> None:
+    _job(model, tmp_path / "out").run()
+    checkpoint = QuantizedCheckpoint(tmp_path / "out" / "files")
+    assert checkpoint.config["torch_dtype"] == "float16"
+    assert {checkpoint.tensor(name).dtype.name for name in checkpoint.spec.outer_shapes()} == {"float16"}

@@ -181,14 +181,14 @@ def test_folding_alone_does_not_move_the_logits(bias: bool, tmp_path: Path) -> N
     with torch.inference_mode():
         for layer in range(spec.num_layers):
             weights = load_block(source, layer)
-            before = runner.run(weights, before)
+            before = runner.run(weights, before, layer=layer)
             folded = dict(weights)
             for group in spec.scale_groups():
                 channels = spec.linear_shape(group.balance_layers[0])[1]
                 by_output = torch.rand(channels // group.heads_tied, generator=generator) * 3 + 0.2
                 fold_scales_(folded, group, spread_over_heads(by_output, group, spec.head_dim), spec.head_dim)
             assert all(not torch.equal(folded[f"{n}.weight"], weights[f"{n}.weight"]) for n in spec.block.linears)
-            after = runner.run(folded, after)
+            after = runner.run(folded, after, layer=layer)
         expected, got = ends.logits(before).double(), ends.logits(after).double()
     assert float((got - expected).norm() / expected.norm()) < 1e-5
 
@@ -200,7 +200,7 @@ def test_awq_lowers_the_error_of_every_linear_of_a_block(effort: str, tmp_path: 
     runner = BlockRunner.for_positions(spec, 64)
     with torch.inference_mode():
         weights = load_block(source, 0)
-        _, statistics = collect_statistics(runner, weights, Ends(source).embed(tokens(8, 64)))
+        _, statistics = collect_statistics(runner, 0, weights, Ends(source).embed(tokens(8, 64)))
         method = BlockMethod(QuantScheme(group_size=32), EFFORTS[effort])
         block = quantize_block(spec, weights, statistics, method, where="model.layers.0.")
     assert set(block.linears) == set(spec.block.linears)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import save_llama, tokens
+from tiny_models import save_family, save_llama, tokens
 from transformers import AutoModelForCausalLM
 
 from awq2trt.decoder import Ends, run_model
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError, UsageError
+from awq2trt.families import family_named
 from awq2trt.gguf_source import GgufSource
 from awq2trt.source import SafetensorsSource, open_source
 
@@ -150,7 +151,7 @@ def _write_gguf(llama: Path, path: Path) -> None:
     writer.add_head_count(spec.num_heads)
     writer.add_head_count_kv(spec.num_kv_heads)
     writer.add_key_length(spec.head_dim)
-    writer.add_layer_norm_rms_eps(spec.norm_eps)
+    writer.add_layer_norm_rms_eps(spec.norm.eps)
     writer.add_rope_freq_base(10000.0)
     names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
     names |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
@@ -191,3 +192,19 @@ def test_the_packaged_model_opens_and_knows_its_sizes() -> None:
     assert source.spec.tie_embeddings
     assert source.config["rms_norm_eps"] == 1e-5
     assert source.block(29)["mlp.down_proj.weight"].shape == (576, 1536)
+
+
+def test_code_that_transformers_has_taken_in_is_left_alone(tmp_path: Path) -> None:
+    directory = save_family(tmp_path, {**family_named("falcon").example})
+    _edit_config(directory, auto_map={"AutoModelForCausalLM": "modeling_falcon.FalconForCausalLM"})
+    assert open_source(str(directory)).spec.family == "falcon"
+
+
+def test_a_checkpoint_of_the_bare_decoder_is_read(tmp_path: Path) -> None:
+    directory = save_family(tmp_path, {**family_named("bloom").example})
+    whole = open_source(str(directory)).block(1)
+    tensors = load_file(directory / "model.safetensors")
+    short = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    save_file(short, directory / "model.safetensors", metadata={"format": "pt"})
+    for name, value in open_source(str(directory)).block(1).items():
+        np.testing.assert_array_equal(value, whole[name])

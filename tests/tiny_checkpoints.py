@@ -64,6 +64,9 @@ class RandomCheckpoint:
             return self._random(name).uniform(0.5, 1.5, shape).astype(np.float16)
         return self._random(name).normal(scale=0.5, size=shape).astype(np.float16)
 
+    def has(self, name: str) -> bool:
+        return name.rpartition(".")[2] in ("weight", "bias")
+
     def _relative(self, name: str) -> str:
         return name.split(".", 3)[3]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 272
 """256 bytes, end-of-text, padding, and a few tokens that no text produces."""
@@ -38,6 +39,16 @@ def save_mistral(directory: Path, **overrides: Any) -> Path:
     return _save(directory, MistralConfig(**{**LLAMA_CONFIG, **overrides}))
 
 
+def save_family(directory: Path, config: Mapping[str, Any]) -> Path:
+    """Saves a random model of the real class that a config.json names."""
+    kept = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
+    found = AutoConfig.for_model(config["model_type"], **kept)
+    for name in ("init_std", "initializer_range"):
+        if hasattr(found, name):
+            setattr(found, name, 0.1)
+    return _save(directory, found)
+
+
 def save_tokenizer(directory: Path) -> None:
     """Saves a byte-level tokenizer: every text has ids, one for each of its bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -60,10 +71,13 @@ def _save(directory: Path, config: Any) -> Path:
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, value in model.named_parameters():
-            if "norm" in name:  # transformers starts norms at 1, which would hide a fold that misses them
-                value.uniform_(0.5, 1.5)
-            elif name.endswith("bias"):
+            if name.endswith("bias"):
                 value.normal_(std=0.2)
+            elif value.ndim == 1:
+                # transformers starts norms at 1, or 0 where the gain is 1 + weight: that would hide a fold that misses
+                # them.
+                low = -0.5 if value.abs().max() == 0 else 0.5
+                value.uniform_(low, low + 1)
     model.save_pretrained(directory)
     save_tokenizer(directory)
     return directory

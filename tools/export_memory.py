@@ -91,7 +91,7 @@ def random_block(spec: DecoderSpec, layer: int, random: np.random.Generator) -> 
         for kind, height in (("qweight", columns), ("qzeros", groups)):
             tensors[f"{prefix}{name}.{kind}"] = random.integers(-(2**31), 2**31, (height, words), dtype=np.int32)
         tensors[f"{prefix}{name}.scales"] = random_half((groups, rows), random)
-    for name in (spec.block.input_norm, spec.block.mlp_norm):
+    for name in spec.block.hidden_norms:
         tensors[f"{prefix}{name}.weight"] = random_half((spec.hidden_size,), random)
     return tensors
 

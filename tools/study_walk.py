@@ -173,7 +173,7 @@ def walk(
         for layer in range(source.spec.num_layers):
             weights, statistics = load_block(source, layer), None
             if shared and hidden is not None:
-                hidden, statistics = collect_statistics(runner, weights, hidden)
+                hidden, statistics = collect_statistics(runner, layer, weights, hidden)
             for lane in lanes:
                 lane.step_(layer, weights, statistics)
             advance(1)
@@ -211,7 +211,9 @@ class _Lane:
         started = time.process_time()
         quantized = self._quantize(layer, weights, statistics)
         quantized_at = time.process_time()
-        self._hidden = {name: run_block(self._runner, quantized, hidden) for name, hidden in self._hidden.items()}
+        self._hidden = {
+            name: run_block(self._runner, layer, quantized, hidden) for name, hidden in self._hidden.items()
+        }
         self._measured.quantize_seconds += quantized_at - started
         self._measured.evaluate_seconds += time.process_time() - quantized_at
 
@@ -235,13 +237,13 @@ class _Lane:
             changed = _special_block(spec, weights, statistics, setting, layer, self._steps)
         else:
             if self._calibration is not None:
-                _, statistics = collect_statistics(self._runner, weights, self._calibration)
+                _, statistics = collect_statistics(self._runner, layer, weights, self._calibration)
             changed = dequantized(quantize_block(spec, weights, statistics or {}, method, where=spec.prefix(layer)))
         if setting.only:
             left = [name for name in spec.block.linears if name.rpartition(".")[2] not in setting.only]
             changed.update({f"{name}.weight": weights[f"{name}.weight"] for name in left})
         if self._calibration is not None:
-            self._calibration = run_block(self._runner, changed, self._calibration)
+            self._calibration = run_block(self._runner, layer, changed, self._calibration)
         return changed
 
 

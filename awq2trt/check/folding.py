@@ -15,6 +15,7 @@ from torch import Tensor
 
 from awq2trt.checkpoint import QuantizedCheckpoint
 from awq2trt.decoder import load_block
+from awq2trt.families import UNFOLDED
 from awq2trt.quantize.fold import fold_scales_
 from awq2trt.source import Array, ModelSource
 
@@ -43,6 +44,9 @@ class FoldedSource(ModelSource):
     def tensor(self, name: str) -> Array:
         return self._checkpoint.tensor(name)
 
+    def has(self, name: str) -> bool:
+        return self._checkpoint.has(name)
+
     def save_tokenizer(self, directory: Path) -> None:
         self._original.save_tokenizer(directory)
 
@@ -51,7 +55,7 @@ class FoldedSource(ModelSource):
         weights, prefix = load_block(self._original, layer), self.spec.prefix(layer)
         for group in self.spec.scale_groups():
             scales = self._search.get(f"{prefix}{group.balance_layers[0]}.scales")
-            if scales is not None:
+            if scales is not None and group.smooth_kind != UNFOLDED:
                 fold_scales_(weights, group, torch.from_numpy(scales), self.spec.head_dim)
         return weights
 

@@ -106,11 +106,11 @@ class TorchRunner(_DecoderRunner):
             given = Ends(self._teacher).embed(torch.tensor([self._tokens])) if self._teacher else hidden
             for layer in range(source.spec.num_layers):
                 weights = load_block(source, layer)
-                hidden = runner.run(weights, hidden)
+                hidden = runner.run(weights, hidden, layer=layer)
                 self._outputs[block_output(layer)] = hidden.numpy()
                 if self._teacher:
-                    self._outputs[block_update(layer)] = (runner.run(weights, given) - given).numpy()
-                    given = runner.run(load_block(self._teacher, layer), given)
+                    self._outputs[block_update(layer)] = (runner.run(weights, given, layer=layer) - given).numpy()
+                    given = runner.run(load_block(self._teacher, layer), given, layer=layer)
             self._outputs[LOGITS] = torch.cat(list(ends.logits_in_pieces(hidden[0])))[None].numpy()
         self.inference_time = time.monotonic() - started
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from awq2trt.check.tolerance import UNIT_ROUNDOFF
 from awq2trt.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import CheckpointError
+from awq2trt.export.decoder_graph import rotary_names
 from awq2trt.scheme import QuantizedLinear
 
 Array = NDArray[Any]
@@ -115,11 +116,14 @@ def onnx_findings(model: ir.Model, checkpoint: QuantizedCheckpoint) -> Iterator[
     for name in linears:
         yield from _linear_findings(name, checkpoint.linear(name), stored)
     owned = {f"{name}.{kind}" for name in linears for kind in ("codes", "scales", "zeros", "bias")}
+    gains = {f"{name}.weight" for name in spec.norms()} if spec.norm.unit_offset else set()
     for name, tensor in stored.items():
-        if name in owned or name.startswith("rotary."):
+        if name in owned or name.startswith("rotary"):
             continue
         try:
             expected = checkpoint.tensor(name)
+            if name in gains:
+                expected = expected.astype(np.float32) + 1
         except CheckpointError:
             continue  # a constant of the graph's own
         yield from _equal(name, expected.astype(tensor.numpy().dtype), tensor.numpy())
@@ -150,12 +154,15 @@ def _linear_findings(name: str, linear: QuantizedLinear, stored: Mapping[str, ir
 
 
 def _rotary_findings(checkpoint: QuantizedCheckpoint, stored: Mapping[str, ir.TensorProtocol]) -> Iterator[Finding]:
-    tables = {name: stored[f"rotary.{name}"].numpy() for name in ("cos", "sin") if f"rotary.{name}" in stored}
-    if len(tables) < 2:
-        return
-    expected = dict(zip(("cos", "sin"), checkpoint.spec.rope.tables(len(tables["cos"])), strict=True))
-    for name, table in tables.items():
-        yield from _equal(f"rotary.{name}", expected[name].astype(table.dtype), table)
+    for index, rope in enumerate(checkpoint.spec.ropes):
+        names = rotary_names(index)
+        missing = [name for name in names if name not in stored]
+        if missing:
+            yield Finding(missing[0], "the graph has no such table.")
+            continue
+        tables = [stored[name].numpy() for name in names]
+        for name, table, expected in zip(names, tables, rope.tables(len(tables[0])), strict=True):
+            yield from _equal(name, expected.astype(table.dtype), table)
 
 
 def _equal(place: str, expected: Array, got: Array, what: str = "value") -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
@@ -34,12 +34,16 @@ class Checkpoint(Protocol):
     """What export reads: `QuantizedCheckpoint` has it."""
 
     spec: DecoderSpec
+    config: dict[str, Any]
 
     def linear(self, name: str) -> QuantizedLinear:
         """A quantized linear by its full name."""
 
     def tensor(self, name: str) -> NDArray[np.generic]:
         """A plain tensor by its full name."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is a plain tensor of this name."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,16 @@ class ExportOptions:
         all_logits: Logits of every position rather than of the last.
         function_bodies: Define the custom operators by model-local functions. Executors without our plugin need
             them; TensorRT before 10.7 would prefer them to the plugin.
-        dtype: Of activations and plain weights.
+        dtype: Of activations and plain weights; None for what the checkpoint's config.json says, float16 if nothing.
     """
 
     max_seq_len: int | None = None
     all_logits: bool = False
     function_bodies: bool = True
-    dtype: str = "float16"
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
+        if self.dtype not in (None, *DTYPES):
             raise UsageError(f"got {self.dtype}, expected one of: {', '.join(DTYPES)}.", where="dtype")
         if self.max_seq_len is not None and self.max_seq_len < 1:
             raise UsageError(f"got {self.max_seq_len}, expected at least 1.", where="--max-seq-len")
@@ -74,12 +78,14 @@ class ExportResult:
     Attributes:
         files: Every file written, the model first.
         contract: The model's inputs and outputs, for the manifest.
-        options: As given, `max_seq_len` resolved.
+        dtype: Of activations in the graph, NumPy's name.
+        options: As given, `max_seq_len` and `dtype` resolved.
         weights_bytes: Size of the external data.
     """
 
     files: tuple[Path, ...]
     contract: IoContract
+    dtype: str
     options: ExportOptions
     weights_bytes: int
 
@@ -95,7 +101,8 @@ def export_onnx(
         UsageError: `max_seq_len` is beyond what the model was made for.
         ArtifactError: The files cannot be written.
     """
-    options = _resolved(options or ExportOptions(), checkpoint.spec)
+    options = _resolved(options or ExportOptions(), checkpoint)
+    dtype = _dtype(options)
     model_path, weights_path = directory / MODEL_FILE, directory / WEIGHTS_FILE
     partial = weights_path.with_name(weights_path.name + ".partial")
     graph_options = _graph_options(options)
@@ -113,7 +120,8 @@ def export_onnx(
         partial.unlink(missing_ok=True)
     return ExportResult(
         files=(model_path, weights_path),
-        contract=decoder_contract(checkpoint.spec, graph_options, ir.DataType[options.dtype.upper()]),
+        contract=decoder_contract(checkpoint.spec, graph_options, dtype),
+        dtype=dtype.name.lower(),
         options=options,
         weights_bytes=weights_path.stat().st_size,
     )
@@ -142,22 +150,28 @@ class _StreamedWeights:
 
     def tensor(self, name: str) -> ir.Value:
         """A plain tensor in the graph's dtype."""
-        return _initializer(self._writer.write_float(name, self._checkpoint.tensor(name), self.dtype))
+        return self.constant(name, self._checkpoint.tensor(name))
 
-    def rotary_tables(self, positions: int) -> tuple[ir.Value, ir.Value]:
-        """cos and sin in the graph's dtype."""
-        cos, sin = self._checkpoint.spec.rope.tables(positions)
-        return (
-            _initializer(self._writer.write_float("rotary.cos", cos, self.dtype)),
-            _initializer(self._writer.write_float("rotary.sin", sin, self.dtype)),
-        )
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has the tensor."""
+        return self._checkpoint.has(name)
+
+    def gain(self, name: str) -> ir.Value:
+        """A norm's weight, or 1 + weight, which is rounded after the sum."""
+        weight = self._checkpoint.tensor(name)
+        gain = weight.astype(np.float32) + 1 if self._checkpoint.spec.norm.unit_offset else weight
+        return self.constant(name, gain)
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
+        """A tensor in the graph's dtype."""
+        return _initializer(self._writer.write_float(name, value, self.dtype))
 
 
 def _stream(
     checkpoint: Checkpoint, partial: Path, weights_path: Path, options: ExportOptions, progress: Progress
 ) -> ir.Model:
     """Builds the graph while its weights go to `partial`; the graph names them by `weights_path`."""
-    spec, dtype = checkpoint.spec, ir.DataType[options.dtype.upper()]
+    spec, dtype = checkpoint.spec, _dtype(options)
     with partial.open("wb") as file, progress.task("exporting", spec.num_layers) as advance:
         weights = _StreamedWeights(checkpoint, ExternalDataWriter(file, weights_path), dtype)
         return build_decoder(spec, weights, _graph_options(options), on_block=lambda: advance(1))
@@ -184,8 +198,14 @@ def _graph_options(options: ExportOptions) -> GraphOptions:
     return GraphOptions(options.max_seq_len, options.all_logits, options.function_bodies)
 
 
-def _resolved(options: ExportOptions, spec: DecoderSpec) -> ExportOptions:
-    limit = spec.max_positions
+def _dtype(options: ExportOptions) -> ir.DataType:
+    if options.dtype is None:
+        raise ValueError("dtype is resolved before the graph is built")
+    return ir.DataType[options.dtype.upper()]
+
+
+def _resolved(options: ExportOptions, checkpoint: Checkpoint) -> ExportOptions:
+    limit = checkpoint.spec.max_positions
     capacity = options.max_seq_len or min(limit, DEFAULT_MAX_SEQ_LEN)
     if capacity > limit:
         raise UsageError(
@@ -193,4 +213,6 @@ def _resolved(options: ExportOptions, spec: DecoderSpec) -> ExportOptions:
             where="--max-seq-len",
             fix=f"use --max-seq-len {limit} or less.",
         )
-    return ExportOptions(capacity, options.all_logits, options.function_bodies, options.dtype)
+    said = checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype")
+    dtype = options.dtype or (said if said in DTYPES else DTYPES[0])
+    return ExportOptions(capacity, options.all_logits, options.function_bodies, dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from awq2trt.decoder import BlockRunner, Observer
-from awq2trt.families import DecoderSpec, ScaleGroup
+from awq2trt.families import UNFOLDED, DecoderSpec, ScaleGroup
 from awq2trt.quantize.effort import EFFORTS, SearchOptions
 from awq2trt.quantize.fold import fold_scales_
 from awq2trt.quantize.gptq import GptqOptions, gptq_round
@@ -39,8 +39,8 @@ class LinearReport:
     """What the search did to one linear.
 
     Attributes:
-        alpha: Exponent of its group's scales; None without a search.
-        beta: How much its group's weights enter the scales, see `ScaleOptions`; None without a search.
+        alpha: Exponent of its group's scales; None without a search, and where no layer before absorbs scales.
+        beta: How much its group's weights enter the scales, see `ScaleOptions`; None where alpha is.
         clipped_share: Share of its rounding groups whose range was shrunk.
         error_rounded: Relative output error of plain rounding, || dW X || / || W X ||; None without statistics.
         error: The same after the search.
@@ -72,11 +72,14 @@ class QuantizedBlock:
     search: dict[str, Tensor] = field(default_factory=dict)
 
 
-def collect_statistics(runner: BlockRunner, weights: Mapping[str, Tensor], hidden: Tensor) -> tuple[Tensor, Statistics]:
+def collect_statistics(
+    runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], hidden: Tensor
+) -> tuple[Tensor, Statistics]:
     """Runs a block over the calibration sequences, one at a time.
 
     Args:
         runner: Of the model.
+        layer: Which block.
         weights: The block's fp32 tensors.
         hidden: Its inputs, fp32 [samples, seqlen, hidden_size].
 
@@ -91,14 +94,14 @@ def collect_statistics(runner: BlockRunner, weights: Mapping[str, Tensor], hidde
     def observe(name: str, x: Tensor) -> None:
         statistics[name].add_(x)
 
-    return run_block(runner, weights, hidden, observe=observe), statistics
+    return run_block(runner, layer, weights, hidden, observe=observe), statistics
 
 
 def run_block(
-    runner: BlockRunner, weights: Mapping[str, Tensor], hidden: Tensor, *, observe: Observer | None = None
+    runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], hidden: Tensor, *, observe: Observer | None = None
 ) -> Tensor:
     """A block's outputs for fp32 [samples, seqlen, hidden_size]; one sequence at a time keeps activations small."""
-    return torch.cat([runner.run(weights, sequence, observe=observe) for sequence in hidden.split(1)])
+    return torch.cat([runner.run(weights, sequence, layer=layer, observe=observe) for sequence in hidden.split(1)])
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,7 @@ def _inputs_of_linears(
     inputs: dict[str, _LinearInput] = {}
     for group in spec.scale_groups():
         seen = _LinearInput.unscaled(statistics[group.balance_layers[0]])
-        if method.search:
+        if method.search and group.smooth_kind != UNFOLDED:
             found = _search_group(spec, weights, group, seen, method, where)
             fold_scales_(weights, group, found.scales, spec.head_dim)
             seen = seen.scaled(found)

@@ -1,7 +1,7 @@
 """Folding scales: W -> W diag(s) in the balance layers, 1/s into the layer before (AWQ paper, section 3.2).
 
-The model's output does not move: a norm's weight or a linear's output rows are divided by exactly what the
-following linears' input channels are multiplied by.
+The model's output does not move: a norm's gain, a linear's output rows or an activation function's output are divided
+by exactly what the following linears' input channels are multiplied by.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from awq2trt.families import NORM, ScaleGroup
+from awq2trt.families import ACTIVATION, LINEAR, OFFSET_NORM, UNFOLDED, ScaleGroup
 
 
 def fold_scales_(weights: dict[str, Tensor], group: ScaleGroup, scales: Tensor, head_dim: int) -> None:
@@ -20,15 +20,26 @@ def fold_scales_(weights: dict[str, Tensor], group: ScaleGroup, scales: Tensor, 
         group: Which layers.
         scales: s of the balance layers' input channels, fp32 [K]; equal over tied heads.
         head_dim: Channels of a head, for groups with tied heads.
+
+    Raises:
+        ValueError: Nothing before the balance layers can absorb scales.
     """
+    if group.smooth_kind == UNFOLDED:
+        raise ValueError(f"{', '.join(group.balance_layers)}: no layer before can absorb scales")
     for name in group.balance_layers:
         weights[f"{name}.weight"] = weights[f"{name}.weight"] * scales
+    if group.smooth_kind == ACTIVATION:
+        key = f"{group.smooth_layer}.scales"
+        weights[key] = weights[key] * scales if key in weights else scales.clone()
+        return
     smooth = smooth_scales(group, scales, head_dim)
     key = f"{group.smooth_layer}.weight"
-    if group.smooth_kind == NORM:
-        weights[key] = weights[key] / smooth
-    else:
+    if group.smooth_kind == LINEAR:
         weights[key] = weights[key] / smooth.unsqueeze(1)
+    elif group.smooth_kind == OFFSET_NORM:
+        weights[key] = (weights[key] + 1) / smooth - 1
+    else:
+        weights[key] = weights[key] / smooth
     bias = f"{group.smooth_layer}.bias"
     if bias in weights:
         weights[bias] = weights[bias] / smooth

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,15 +24,19 @@ from torch import Tensor
 from awq2trt.arrays import read_arrays, write_arrays
 from awq2trt.calibrate import calibration_tokens
 from awq2trt.checkpoint import (
+    FLOAT16,
     choose_layout,
+    compact,
+    for_dtype,
+    fuse_linears,
     merge_shards,
     pack_linear,
     quantized_config,
-    to_float16,
+    storage_dtype,
     write_config,
     write_tensors,
 )
-from awq2trt.decoder import BlockRunner, Ends, load_block
+from awq2trt.decoder import ActivationRange, BlockRunner, Ends, load_block
 from awq2trt.errors import CalibrationError
 from awq2trt.progress import Progress
 from awq2trt.quantize.block import (
@@ -53,6 +60,8 @@ file, since others take every .safetensors file of the directory for weights."""
 
 _TOKENS_FILE: Final = "calibration.safetensors"
 _THREADS_FILE: Final = "threads.json"
+
+_PROBE_TOKENS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,7 @@ class QuantizeJob:
         self._progress = progress
         self._method = method_of(options)
         self._layout = choose_layout(source.spec, options.scheme)
+        self._seen = ActivationRange()
 
     def run(self) -> JobResult:
         """Runs, or goes on from the first block that is not in `scratch`.
@@ -112,7 +122,7 @@ class QuantizeJob:
         finished = self._finished_blocks()
         with torch.inference_mode():
             tokens = self._tokens() if self._method.uses_text else None
-            self._quantize_blocks(tokens, first=finished)
+            self._quantize_blocks(self._range_probe() if tokens is None else tokens, first=finished)
         self._write_checkpoint()
         reports = self._collect_reports()
         return JobResult(tokens, reports, finished)
@@ -130,29 +140,43 @@ class QuantizeJob:
             _save_whole(path, tokens)
         return load_file(path)["value"]
 
-    def _quantize_blocks(self, tokens: Tensor | None, *, first: int) -> None:
+    def _range_probe(self) -> Tensor:
+        """Tokens that show how large activations get where no text does: BOS, then drawn ones; int64 [1, S].
+
+        The first token of a sequence gathers the largest activations (massive activations, arXiv:2402.17762).
+        """
+        vocab_size = self._source.spec.vocab_size
+        generator = torch.Generator().manual_seed(self._options.seed)
+        drawn = torch.randint(0, vocab_size, (1, _PROBE_TOKENS), generator=generator)
+        bos = self._source.config.get("bos_token_id")
+        if isinstance(bos, int) and bos < vocab_size:
+            drawn[0, 0] = bos
+        return drawn
+
+    def _quantize_blocks(self, tokens: Tensor, *, first: int) -> None:
         layers = self._source.spec.num_layers
-        hidden, runner = None, None
-        if tokens is not None and first < layers:
-            runner = BlockRunner.for_positions(self._source.spec, tokens.shape[1])
-            hidden = load_file(self._hidden(first))["value"] if first else Ends(self._source).embed(tokens)
+        if first == layers:
+            return
+        runner = BlockRunner.for_positions(self._source.spec, tokens.shape[1], seen=self._seen)
+        hidden = load_file(self._hidden(first))["value"] if first else Ends(self._source).embed(tokens)
         with self._progress.task(f"quantizing blocks ({self._options.method})", total=layers) as advance:
             advance(first)
             for layer in range(first, layers):
                 hidden = self._quantize_block(layer, runner, hidden)
                 advance(1)
 
-    def _quantize_block(self, layer: int, runner: BlockRunner | None, hidden: Tensor | None) -> Tensor | None:
+    def _quantize_block(self, layer: int, runner: BlockRunner, hidden: Tensor) -> Tensor:
         """One block; returns the residual stream after it: the quantized model's if the method is sequential.
 
         AWQ's search sees the unquantized model, as in the paper.
         """
         spec, method = self._source.spec, self._method
         weights, prefix = load_block(self._source, layer), spec.prefix(layer)
-        if runner is None or hidden is None:
-            self._store(layer, quantize_block(spec, weights, {}, method, where=prefix))
-            return None
-        outputs, statistics = collect_statistics(runner, weights, hidden)
+        self._seen.largest = 0.0
+        if method.uses_text:
+            outputs, statistics = collect_statistics(runner, layer, weights, hidden)
+        else:
+            outputs, statistics = run_block(runner, layer, weights, hidden), {}
         if not torch.isfinite(outputs).all():
             raise CalibrationError(
                 "the block's output is NaN or infinite on the calibration text.",
@@ -161,8 +185,9 @@ class QuantizeJob:
             )
         block = quantize_block(spec, weights, statistics, method, where=prefix)
         if method.sequential:
-            outputs = run_block(runner, dequantized(block), hidden)
+            outputs = run_block(runner, layer, dequantized(block), hidden)
         _save_whole(self._hidden(layer + 1), outputs)
+        self._range(layer).write_text(json.dumps(self._seen.largest), encoding="utf-8")
         self._store(layer, block)
         self._hidden(layer).unlink(missing_ok=True)
         return outputs
@@ -170,8 +195,9 @@ class QuantizeJob:
     def _store(self, layer: int, block: QuantizedBlock) -> None:
         """Writes a block's report, then its tensors: the last makes it count as finished."""
         prefix = self._source.spec.prefix(layer)
-        tensors = {prefix + name: to_float16(value.numpy(), where=prefix + name) for name, value in block.norms.items()}
-        for name, linear in block.linears.items():
+        exact = self._source.spec.norm.unit_offset  # 1 + weight is near 0 where weight is near -1
+        tensors = {prefix + name: compact(value.numpy(), exact=exact) for name, value in block.norms.items()}
+        for name, linear in fuse_linears(self._source.spec, block.linears).items():
             tensors.update(pack_linear(prefix + name, linear, self._layout))
         search = {prefix + name: value.numpy() for name, value in block.search.items()}
         write_arrays(self._search(layer), search)
@@ -181,10 +207,15 @@ class QuantizeJob:
 
     def _write_checkpoint(self) -> None:
         """Merges the blocks with what stands outside them; config.json comes last."""
-        source = self._source
-        outer = {name: to_float16(value, where=name) for name, value in source.outer().items()}
+        source, outer = self._source, self._source.outer()
+        dtype = self._storage_dtype(outer)
+        for name, value in outer.items():
+            vector = value.ndim == 1
+            outer[name] = (
+                compact(value, exact=source.spec.norm.unit_offset) if vector else value.astype(np.dtype(dtype))
+            )
         blocks = [self._block(layer) for layer in range(source.spec.num_layers)]
-        merge_shards(blocks, outer, self._files)
+        merge_shards(blocks, outer, self._files, convert=partial(for_dtype, spec=source.spec, dtype=dtype))
         reports = {name: asdict(report) for name, report in self._collect_reports().items()}
         (self._files / REPORT_FILE).write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
         search: dict[str, Array] = {}
@@ -192,7 +223,22 @@ class QuantizeJob:
             search |= read_arrays(self._search(layer), fix="quantize again without --resume.")
         if search:
             write_arrays(self._files / SEARCH_FILE, search)
-        write_config(self._files, quantized_config(source.config, self._options.scheme, self._layout, source.spec.head))
+        config = quantized_config(source.config, self._options.scheme, self._layout, source.spec.head, dtype)
+        write_config(self._files, config)
+
+    def _storage_dtype(self, outer: Mapping[str, Array]) -> str:
+        """fp16, unless activations or weights come near the end of its range; then bf16, and a word about it."""
+        prefixes = (self._source.spec.prefix(layer).rstrip(".") for layer in range(self._source.spec.num_layers))
+        reached = {name: json.loads(self._range(layer).read_text()) for layer, name in enumerate(prefixes)}
+        reached |= {name: float(np.abs(value.astype(np.float32)).max()) for name, value in outer.items()}
+        where = max(reached, key=reached.__getitem__)
+        dtype = storage_dtype(reached[where])
+        if dtype != FLOAT16:
+            self._progress.note(
+                f"values reach {reached[where]:,.0f} in {where}, beyond fp16's range of 65,504 or too near its end: "
+                f"the checkpoint says {dtype}, and so will the exported model"
+            )
+        return dtype
 
     def _collect_reports(self) -> dict[str, LinearReport]:
         reports: dict[str, LinearReport] = {}
@@ -208,6 +254,10 @@ class QuantizeJob:
 
     def _block(self, layer: int) -> Path:
         return self._scratch / f"block-{layer:05}.safetensors"
+
+    def _range(self, layer: int) -> Path:
+        """Largest activation in block `layer`."""
+        return self._scratch / f"range-{layer:05}.json"
 
     def _report(self, layer: int) -> Path:
         return self._scratch / f"block-{layer:05}.json"
