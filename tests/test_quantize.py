@@ -241,3 +241,12 @@ def test_large_columns_of_weights_call_for_beta() -> None:
     assert three.loss < one.loss
     found = scales_of(three.alpha, three.beta)
     torch.testing.assert_close(three.scales, found)
+
+
+def test_rows_stand_for_all_rows() -> None:
+    weight, statistics = _salient_problem()
+    weight = torch.cat((weight, 3 * weight, -weight))
+    scales_of, scheme = partial(normalised_scales, statistics.magnitude()), QuantScheme(group_size=64)
+    some = search_scales([weight], statistics.gram(), scales_of, scheme, ScaleOptions(rows=10))
+    every_fifth = search_scales([weight[::5]], statistics.gram(), scales_of, scheme, ScaleOptions(rows=None))
+    assert (some.alpha, some.loss) == (every_fifth.alpha, every_fifth.loss)

@@ -29,8 +29,10 @@ class SearchOptions:
 
 
 EFFORTS: Final = {
-    "fast": SearchOptions(ScaleOptions(adaptive=False), GridOptions(ends_apart=False, passes=0), grids_of_scores=False),
+    "fast": SearchOptions(
+        ScaleOptions(adaptive=False, rows=None), GridOptions(ends_apart=False, passes=0), grids_of_scores=False
+    ),
     "default": SearchOptions(ScaleOptions(), GridOptions(), grids_of_scores=True),
-    "best": SearchOptions(ScaleOptions(betas=(0.0, 0.5, 1.0)), GridOptions(passes=6), grids_of_scores=True),
+    "best": SearchOptions(ScaleOptions(betas=(0.0, 0.5, 1.0), rows=None), GridOptions(passes=6), grids_of_scores=True),
 }
 """`fast` is the search of the paper and its released code."""
