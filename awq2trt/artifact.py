@@ -37,6 +37,9 @@ FORMAT_VERSION: Final = 1
 """Raised when older versions of awq2trt could not read what we write."""
 
 MANIFEST_FILE: Final = "manifest.json"
+SUMS_FILE: Final = "SHA256SUMS"
+"""Of kits: hashes of all files and of the manifest, as `sha256sum --check` reads them where there is no Python."""
+
 LOCK_FILE: Final = ".lock"
 WORK_DIRECTORY: Final = ".work"
 _FILES: Final = "files"
@@ -49,7 +52,7 @@ ENTRY_FILES: Final = ("model.onnx", "model.engine", "config.json")
 
 _HASH_CHUNK_BYTES: Final = 1 << 22
 
-Kind = Literal["checkpoint", "onnx", "engine"]
+Kind = Literal["checkpoint", "onnx", "engine", "kit"]
 Verify = Literal["full", "size"]
 
 
@@ -140,18 +143,50 @@ class EngineRecord(BaseModel, frozen=True, extra="forbid"):
     profiles: tuple[ProfileRecord, ...]
 
 
+class KitRecord(BaseModel, frozen=True, extra="forbid"):
+    """What a kit is for, and what its script holds the machine to.
+
+    Attributes:
+        target: Name in the target table.
+        compute_capability: Of its GPU, as NVIDIA writes it: `8.7`.
+        cpu: As `uname -m` says it.
+        jetpack: Release that the kit is for.
+        minimum_tensorrt: Lowest TensorRT that takes the model.
+        plugin_version: Of the plugin library, or of its sources.
+        plugin_cuda: CUDA runtime in the library; None where the kit has sources.
+        profiles: Of the engine to be, in its order.
+        build_bytes: Memory that building takes, predicted.
+        run_bytes: Memory that running takes, predicted.
+        disk_bytes: Disk that the engine takes, predicted.
+    """
+
+    target: str
+    compute_capability: str
+    cpu: str
+    jetpack: str
+    minimum_tensorrt: tuple[int, int]
+    plugin_version: str
+    plugin_cuda: tuple[int, int] | None
+    profiles: tuple[ProfileRecord, ...]
+    build_bytes: int
+    run_bytes: int
+    disk_bytes: int
+
+
 class Contents(BaseModel, frozen=True, extra="forbid"):
     """What a stage says about the artifact it made.
 
     Attributes:
-        io: Inputs and outputs of the graph; of kinds `onnx` and `engine`.
+        io: Inputs and outputs of the graph; of all kinds but `checkpoint`.
         engine: Of kind `engine`.
+        kit: Of kind `kit`.
     """
 
     source: SourceRecord
     quantization: QuantizationRecord
     io: IoContract | None = None
     engine: EngineRecord | None = None
+    kit: KitRecord | None = None
 
 
 class Manifest(BaseModel, frozen=True, extra="forbid"):
@@ -178,9 +213,11 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"kind {self.kind}: io must {'be absent' if self.contents.io else 'be given'}")
         if (self.contents.engine is None) != (self.kind != "engine"):
             raise ValueError(f"kind {self.kind}: engine must {'be absent' if self.contents.engine else 'be given'}")
+        if (self.contents.kit is None) != (self.kind != "kit"):
+            raise ValueError(f"kind {self.kind}: kit must {'be absent' if self.contents.kit else 'be given'}")
         for name in self.files:
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or str(path) != name or name == MANIFEST_FILE:
+            if path.is_absolute() or ".." in path.parts or str(path) != name or name in (MANIFEST_FILE, SUMS_FILE):
                 raise ValueError(f"file name {name!r} does not stay inside the directory")
         return self
 
@@ -188,6 +225,12 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         """The file's bytes: sorted keys, so that equal manifests are equal bytes."""
         text = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
         return f"{text}\n".encode()
+
+    def sums_bytes(self) -> bytes:
+        """Bytes of `SHA256SUMS`: every file and the manifest itself, by name."""
+        sums = {name: record.sha256 for name, record in self.files.items()}
+        sums[MANIFEST_FILE] = hashlib.sha256(self.to_bytes()).hexdigest()
+        return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
 
 
 @dataclass(frozen=True)
@@ -229,6 +272,9 @@ class Artifact:
             problem = _problem(directory / name, record, verify)
             if problem:
                 raise ArtifactError(problem, where=str(directory / name), fix=_again(manifest.kind))
+        sums = directory / SUMS_FILE
+        if manifest.kind == "kit" and not (sums.is_file() and sums.read_bytes() == manifest.sums_bytes()):
+            raise ArtifactError("missing, or not as it was written.", where=str(sums), fix=_again(manifest.kind))
         return Artifact(directory, manifest)
 
     @staticmethod
@@ -320,6 +366,9 @@ class Draft:
             destination = self.directory / name
             destination.parent.mkdir(parents=True, exist_ok=True)
             (self.files / name).replace(destination)
+        if self.kind == "kit":
+            _write_synced(work / SUMS_FILE, manifest.sums_bytes())
+            (work / SUMS_FILE).replace(self.directory / SUMS_FILE)
         (work / MANIFEST_FILE).replace(self.directory / MANIFEST_FILE)
         _sync_directory(self.directory)
         shutil.rmtree(work)
@@ -394,7 +443,12 @@ def _read_manifest(directory: Path, kind: Kind | None) -> Manifest:
     return manifest
 
 
-_COMMAND: Final[Mapping[str, str]] = {"checkpoint": "quantize", "onnx": "export", "engine": "build"}
+_COMMAND: Final[Mapping[str, str]] = {
+    "checkpoint": "quantize",
+    "onnx": "export",
+    "engine": "build",
+    "kit": "build",
+}
 """What makes a kind of artifact."""
 
 
@@ -534,9 +588,10 @@ def _undo_interrupted_publish(directory: Path) -> None:
 
 
 def _named_files(manifest: Path) -> list[str]:
-    """The files that a manifest lists; none if it is not there, or was cut short while it was written."""
+    """The files that belong to a manifest; none if it is not there, or was cut short while it was written."""
     try:
-        return list(Manifest.model_validate_json(manifest.read_bytes()).files)
+        read = Manifest.model_validate_json(manifest.read_bytes())
+        return [*read.files, *[SUMS_FILE] * (read.kind == "kit")]
     except (OSError, ValidationError, Awq2trtError):
         return []
 

@@ -96,6 +96,9 @@ _FunctionBodies = Annotated[
 ]
 
 
+_JetPack = Annotated[str | None, typer.Option("--jetpack", help="Orin: 7.2 or 6.2, what runs there. [7.2]")]
+
+
 @app.callback(invoke_without_command=True)
 def _global_flags(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
@@ -140,9 +143,15 @@ def build(
             "--plugin/--no-plugin", help="Our kernels, inside the engine, or TensorRT's. [ours where the library is]"
         ),
     ] = None,
+    jetpack: _JetPack = None,
+    tar: Annotated[bool, typer.Option("--tar", help="Orin: also pack the kit into one file, DIR/TARGET.tar.")] = False,
+    ssh: Annotated[
+        str | None, typer.Option("--ssh", metavar="USER@HOST", help="Orin: copy the kit there and finish it.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Orin: although it does not fit, by prediction.")] = False,
     overwrite: _Overwrite = False,
 ) -> None:
-    """All stages in one go: checkpoint, ONNX and engine below DIR. Skips those that are current."""
+    """All stages in one go: checkpoint, ONNX and engine or kit below DIR. Skips those that are current."""
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, load_recipe
     from awq2trt.stages import BuildRequest, build_stage
@@ -163,11 +172,12 @@ def build(
     flags: dict[str, dict[str, object]] = {
         "quantize": quantizing,
         "export": exporting,
-        "build": {"target": target, "plugin": plugin},
+        "build": {"target": target, "plugin": plugin, "jetpack": jetpack},
     }
     options = apply_flags(load_recipe(recipe), flags)
-    for artifact in build_stage(BuildRequest(model, output, options, overwrite), terminal_progress()):
-        print(artifact.directory)
+    request = BuildRequest(model, output, options, overwrite=overwrite, force=force, tar=tar, ssh=ssh)
+    for artifact in build_stage(request, terminal_progress()):
+        print(artifact.directory, flush=True)
 
 
 @app.command()
@@ -354,11 +364,35 @@ def inspect(
 
 
 @app.command()
-def targets() -> None:
-    """What engines can be built for."""
+def targets(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="What will it need there? A config.json is enough.")
+    ] = None,
+    recipe: _Recipe = None,
+    bits: _Bits = None,
+    group_size: _GroupSize = None,
+    symmetric: _Symmetric = None,
+    max_seq_len: _MaxSeqLen = None,
+    jetpack: _JetPack = None,
+) -> None:
+    """What can be built for; with MODEL, whether it fits and how fast it can decode at most."""
+    from awq2trt.predict import outlook_lines
+    from awq2trt.recipe import apply_flags, load_recipe
     from awq2trt.report import target_lines
 
-    print("\n".join(target_lines()))
+    if model is None:
+        print("\n".join(target_lines()))
+        return
+    from awq2trt.kit.stage import model_spec, predict_outlooks
+
+    quantizing: dict[str, object] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    flags: dict[str, dict[str, object]] = {
+        "quantize": quantizing,
+        "export": {"max_seq_len": max_seq_len},
+        "build": {"jetpack": jetpack},
+    }
+    options = apply_flags(load_recipe(recipe), flags)
+    print("\n".join(outlook_lines(predict_outlooks(model_spec(model), options))))
 
 
 @app.command()

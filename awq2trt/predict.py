@@ -7,6 +7,7 @@ below. Nothing here was measured on a Jetson. The weights and the cache are exac
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -130,6 +131,34 @@ def predict_footprint(
         cache_bytes=cache if fused else 2 * cache,
         activation_bytes=activations,
     )
+
+
+def outlook_lines(outlooks: Sequence[Outlook]) -> Iterator[str]:
+    """A table of one model on several targets."""
+    kits = [outlook for outlook in outlooks if outlook.target.is_kit]
+    for footprint in dict.fromkeys(outlook.footprint for outlook in (kits or outlooks)):
+        yield (
+            f"weights {_gib(footprint.weights_bytes)}, cache {_gib(footprint.cache_bytes)}, activations of the longest "
+            f"prefill {_gib(footprint.activation_bytes)} GiB; computed, not measured"
+        )
+    yield f"{'target':15} {'GiB':>4}  {'to run':>7}  {'to build':>8}  {'tokens/s, at most':>18}  fits"
+    for outlook in outlooks:
+        memory = (outlook.target.memory_bytes or 0) >> 30
+        build = _gib(outlook.footprint.build_bytes) if outlook.target.is_kit else "-"
+        empty, full = outlook.tokens_per_s
+        speed = f"{empty:.1f} .. {full:.1f}"
+        run = _gib(outlook.footprint.run_bytes)
+        yield f"{outlook.target.name:15} {memory:>4}  {run:>7}  {build:>8}  {speed:>18}  {_verdict(outlook)}"
+
+
+def _verdict(outlook: Outlook) -> str:
+    if not outlook.fits:
+        return "no"
+    return f"yes, with {_gib(outlook.swap_bytes)} GiB of swap to build" if outlook.swap_bytes else "yes"
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / _GIB:.2f}" if size_bytes < 10 * _GIB else f"{size_bytes / _GIB:.1f}"
 
 
 def _quantized_bytes(shape: tuple[int, ...], scheme: QuantScheme) -> int:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from awq2trt.errors import UsageError
 from awq2trt.scheme import QuantScheme
-from awq2trt.target import find_target
+from awq2trt.target import DEFAULT_JETPACK, find_jetpack, find_target
 
 
 class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -81,10 +81,12 @@ class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         target: A name in `TARGETS`; None until a flag or a recipe says it.
         plugin: Build with our plugin library, and put it into the engine; False for TensorRT's own kernels; None for
             ours where the library is installed.
+        jetpack: Release on the Jetson that a kit is for.
     """
 
     target: str | None = None
     plugin: bool | None = None
+    jetpack: str = DEFAULT_JETPACK
 
 
 class Recipe(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -151,6 +153,7 @@ def _validated(values: Mapping[str, Any], *, recipe: Path | None) -> Recipe:
         _ = parsed.quantize.scheme
         if parsed.build.target is not None:
             find_target(parsed.build.target)
+        find_jetpack(parsed.build.jetpack)
     except UsageError as error:
         if recipe is None:
             raise

@@ -138,3 +138,12 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
         capabilities = ", ".join(engine.compute_capabilities)
         kernels = f"plugin library {engine.plugin_version} inside" if engine.plugin_version else "TensorRT's kernels"
         yield "engine", f"{engine.target} ({capabilities}), {engine.flavour} {engine.tensorrt_version}, {kernels}"
+    kit = contents.kit
+    if kit is not None:
+        brings = "plugin library" if kit.plugin_cuda else "sources of the plugin library"
+        yield (
+            "kit",
+            f"{kit.target} (compute capability {kit.compute_capability}), JetPack {kit.jetpack}, {brings} inside",
+        )
+        memory = f"{kit.build_bytes / 2**30:.1f} GiB to build, {kit.run_bytes / 2**30:.1f} GiB to run"
+        yield "predicted", f"{memory}, {kit.disk_bytes / 2**30:.1f} GiB of disk"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -256,39 +257,79 @@ class BuildRequest:
         output: Directory below which every stage gets its own.
         options: Of all stages.
         overwrite: Replace what is in those directories, whatever it is.
+        force: Make a kit although the prediction says that the model does not fit.
+        tar: Also pack a kit into one file.
+        ssh: USER@HOST of the Jetson that shall finish a kit.
     """
 
     model: str
     output: Path
     options: Recipe
     overwrite: bool = False
+    force: bool = False
+    tar: bool = False
+    ssh: str | None = None
 
 
 def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]:
-    """Model -> checkpoint -> ONNX -> engine, each as it is done; what is current is not made again.
+    """Model -> checkpoint -> ONNX -> engine or kit, each as it is done; what is current is not made again.
 
-    An interrupted run is resumed where it has the same inputs and options.
+    An interrupted run is resumed where it has the same inputs and options. A kit is finished where that can be done.
 
     Raises:
-        UnsupportedError: Engines for the target are not built here.
+        UnsupportedError: Engines for the target are not built here, or the model does not fit it.
     """
-    target = _engine_target(request.options.build.target)
+    from awq2trt.kit import stage
+
+    target = _wanted_target(request)
+    kit = stage.KitRequest(
+        target=target,
+        output=request.output / target.name,
+        options=request.options,
+        overwrite=request.overwrite,
+        force=request.force,
+        tar=request.tar,
+        ssh=request.ssh,
+    )
+    if target.is_kit:
+        stage.require_fit(request.model, kit, progress)
     checkpoint = _current_checkpoint(request, progress)
     yield checkpoint
     onnx = _current_onnx(request, checkpoint, progress)
     yield onnx
-    yield _current_engine(request, target, onnx, progress)
+    if not target.is_kit:
+        yield _current_engine(request, target, onnx, progress)
+        return
+    made = stage.make_kit(onnx, stage.model_spec(str(checkpoint.directory)), kit, progress)
+    yield made
+    stage.deliver(made, kit, progress)
 
 
-def _engine_target(name: str | None) -> Target:
+def _wanted_target(request: BuildRequest) -> Target:
     """The target, known before hours of work whether it can be built for."""
+    name = request.options.build.target
     if name is None:
         raise UsageError(
             "no target given.", where="--target", fix="`awq2trt targets` lists them; rtx suits most cards."
         )
     target = find_target(name)
     if target.is_kit:
-        raise UnsupportedError(f"kits for {target.title} come with a later version of awq2trt.")
+        if request.options.build.plugin is False:
+            raise UsageError("a kit's engine has our kernels.", where="--no-plugin", fix="leave --no-plugin out.")
+        return target
+    if request.tar or request.ssh is not None:
+        raise UsageError(
+            f"{target.title} takes an engine, which needs no finishing.",
+            where="--tar" if request.tar else "--ssh",
+            fix="leave it out, or choose an Orin target.",
+        )
+    if target.compute_capabilities and platform.machine() != target.cpu:
+        raise UnsupportedError(
+            f"an engine for {target.title} is for {target.cpu}; TensorRT-RTX builds for the CPU it runs on, here "
+            f"{platform.machine()}.",
+            where=f"--target {target.name}",
+            fix=f"run the same command on any {target.cpu} Linux, with or without a GPU.",
+        )
     return target
 
 

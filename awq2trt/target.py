@@ -25,6 +25,39 @@ class Flavour(str, Enum):
 
 
 @dataclass(frozen=True)
+class JetPack:
+    """A release of what runs on a Jetson, as far as a kit depends on it.
+
+    Attributes:
+        version: As `--jetpack` takes it.
+        tensorrt: Its TensorRT, (major, minor).
+        cuda: Its CUDA, (major, minor).
+        fused: Its TensorRT has layers for attention and for a key-value cache in place (since 10.15), and parses opset
+            24; without them a kit's model is in basic operators of opset 20.
+    """
+
+    version: str
+    tensorrt: tuple[int, int]
+    cuda: tuple[int, int]
+    fused: bool
+
+    @property
+    def major(self) -> int:
+        """Releases of one major version have the same CUDA driver interface."""
+        return int(self.version.split(".")[0])
+
+
+# NVIDIA, "JetPack SDK" pages of the releases; nobody has run ours on either.
+JETPACKS: Final[Mapping[str, JetPack]] = {
+    "7.2": JetPack("7.2", tensorrt=(10, 16), cuda=(13, 2), fused=True),
+    "6.2": JetPack("6.2", tensorrt=(10, 3), cuda=(12, 6), fused=False),
+}
+
+
+DEFAULT_JETPACK: Final = "7.2"
+
+
+@dataclass(frozen=True)
 class Target:
     """One target.
 
@@ -137,4 +170,19 @@ def find_target(name: str) -> Target:
         f"unknown target {name!r}, expected one of: {', '.join(TARGETS)}.",
         where="--target",
         fix=f"did you mean {closest}? `awq2trt targets` describes them all.",
+    )
+
+
+def find_jetpack(version: str) -> JetPack:
+    """The release called `version`.
+
+    Raises:
+        UsageError: Kits are not made for it.
+    """
+    if version in JETPACKS:
+        return JETPACKS[version]
+    raise UsageError(
+        f"unknown JetPack {version!r}, expected one of: {', '.join(JETPACKS)}.",
+        where="--jetpack",
+        fix="`cat /etc/nv_tegra_release` on the Jetson says R36 for JetPack 6, R38 or more for JetPack 7.",
     )

@@ -102,7 +102,7 @@ def test_rotary_forms(interleaved: int, rotary: int, tmp_path: Path) -> None:
     node = onnx.helper.make_node("RotaryEmbedding", ["x", "cos", "sin", "positions"], ["y"], "rotary", **attributes)
     angles = random.uniform(0, 6, (CAPACITY, rotary // 2))
     tables = {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
-    feeds = {
+    feeds: dict[str, NDArray[Any]] = {
         "x": random.normal(size=(1, 3, 5, 16)).astype(np.float32),
         "positions": np.array([[4, 5, 6, 9, 2]], np.int64),
     }

@@ -7,14 +7,16 @@ kit carries the sources (`library_sources`), and the Jetson's own nvcc compiles 
 from __future__ import annotations
 
 import os
+import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from awq2trt.errors import ToolError
+from awq2trt.errors import ToolError, UnsupportedError
 from awq2trt.plugin_library import LIBRARY_NAME
+from awq2trt.target import JetPack, Target
 
 PATH_VARIABLE: Final = "AWQ2TRT_PLUGIN_PATH_AARCH64"
 
@@ -50,6 +52,56 @@ class ForeignLibrary:
     version: str
     architectures: tuple[str, ...]
     cuda: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class KitPlugin:
+    """What a kit brings of the plugin library: one of the two.
+
+    Attributes:
+        library: The library.
+        sources: Its sources, by path relative to plugins/.
+    """
+
+    library: ForeignLibrary | None
+    sources: Mapping[str, Path]
+
+
+def choose_plugin(target: Target, jetpack: JetPack) -> KitPlugin:
+    """The library, where the Jetson's driver and GPU can run it, else its sources.
+
+    A driver runs CUDA runtimes of its own major version and of earlier ones.
+
+    Raises:
+        ToolError: There is no library, and that JetPack could have had one.
+        UnsupportedError: The library that the user named is not for that Jetson.
+    """
+    named = bool(os.environ.get(PATH_VARIABLE))
+    major, minor = target.compute_capabilities[0]
+    try:
+        library = find_aarch64_library()
+    except ToolError:
+        if named or jetpack.cuda[0] >= _OLDEST_CROSS_CUDA:
+            raise
+        return KitPlugin(None, library_sources())
+    reasons = []
+    if library.cuda[0] > jetpack.cuda[0]:
+        reasons.append(f"it has CUDA {library.cuda[0]}, and JetPack {jetpack.version} CUDA {jetpack.cuda[0]}")
+    if not any(name.startswith(f"{major}{minor}") for name in library.architectures):
+        reasons.append(f"it has no kernels for compute capability {major}.{minor}")
+    if not reasons:
+        return KitPlugin(library, {})
+    if named or jetpack.cuda[0] >= _OLDEST_CROSS_CUDA:
+        raise UnsupportedError(
+            f"the plugin library does not run on a {target.title}: {'; '.join(reasons)}.",
+            where=str(library.path),
+            fix=_BUILD_COMMAND,
+        )
+    return KitPlugin(None, library_sources())
+
+
+_OLDEST_CROSS_CUDA: Final = 13
+"""PyPI has no compiler driver and no static runtime for aarch64 of earlier ones (12.6 and 12.9 looked at)."""
 
 
 def find_aarch64_library() -> ForeignLibrary:
@@ -122,3 +174,6 @@ def library_sources() -> dict[str, Path]:
 def _candidates() -> Iterator[Path]:
     yield _PACKAGE / "lib" / "aarch64" / LIBRARY_NAME
     yield _PACKAGE.parent / "build" / "plugins-aarch64" / LIBRARY_NAME
+    if platform.machine() == "aarch64":  # this machine's own will do
+        yield _PACKAGE / "lib" / LIBRARY_NAME
+        yield _PACKAGE.parent / "build" / "plugins" / LIBRARY_NAME

@@ -28,6 +28,9 @@ PREFILL_CHUNK: Final = 256
 FIRST_CACHE_LENGTH: Final = 256
 """Positions of a new conversation's cache; doubled when full, up to the capacity."""
 
+_INLINE_BYTES: Final = 1024
+"""Tensors up to this stay in the model: ONNX Runtime reads shapes and axes when it loads it, and only there."""
+
 _ERRORS_ONLY: Final = 3
 """ONNX Runtime's log severity; what it warns about in our own graphs is no news to the user."""
 
@@ -72,9 +75,11 @@ class OrtBackend:
         if lowered:
             ort_lowering.lower_linears(model)
             ort_lowering.widen_to_fp32(model)
+        grows = lowered and ort_lowering.has_free_capacity(model)
+        if grows:
             ort_lowering.free_capacity(model, sizes.num_layers)
         session = open_session(model, path, threads=threads)
-        return OrtBackend(session, sizes, all_logits=all_logits, grows=lowered)
+        return OrtBackend(session, sizes, all_logits=all_logits, grows=grows)
 
     @property
     def capacity(self) -> int:
@@ -224,7 +229,7 @@ def _hand_over_weights(model: ir.Model) -> dict[str, NDArray[Any]]:
     taken: dict[str, NDArray[Any]] = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or isinstance(tensor, ir.ExternalTensor):
+        if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= _INLINE_BYTES:
             continue
         taken[name] = np.ascontiguousarray(tensor.numpy())
         value.const_value = ir.ExternalTensor(

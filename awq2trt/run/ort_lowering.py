@@ -110,6 +110,11 @@ def widen_to_fp32(model: ir.Model) -> None:
                 output.dtype = ir.DataType.FLOAT
 
 
+def has_free_capacity(model: ir.Model) -> bool:
+    """Whether the graph reads the capacity off its caches; one in basic operators (`kit.basic_ops`) has it built in."""
+    return any(node.op_type == "TensorScatter" for node in model.graph)
+
+
 def free_capacity(model: ir.Model, num_layers: int) -> None:
     """Makes the capacity axis of every cache input and output dynamic."""
     names = {*cache_names("past", num_layers), *cache_names("present", num_layers)}

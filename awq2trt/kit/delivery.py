@@ -1,0 +1,103 @@
+"""Finishes a kit: runs its script, on this machine if it is the Jetson, or on one that is reached over SSH.
+
+What the script prints goes straight to the terminal. Programs used: `ssh` and `rsync` of this machine, and `rsync` of
+the other.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from awq2trt.errors import BuildError, ToolError, UsageError
+from awq2trt.io_contract import ENGINE_FILE
+from awq2trt.kit.layout import SCRIPT_FILE
+
+SSH_VARIABLE: Final = "AWQ2TRT_SSH"
+"""Command to use instead of `ssh`, e.g. `ssh -p 2222 -i KEY`."""
+
+RESULTS: Final = (ENGINE_FILE, f"{ENGINE_FILE}.state", "build.log")
+"""What the script leaves, and what comes back."""
+
+_DEVICE_TREE: Final = Path("/proc/device-tree/compatible")
+_ORIN: Final = "nvidia,tegra234"
+_SSH_FAILED: Final = 255
+"""Exit code of ssh itself; anything else is the remote command's."""
+
+
+def is_orin() -> bool:
+    """Whether this machine is a Jetson Orin."""
+    return platform.machine() == "aarch64" and _DEVICE_TREE.is_file() and _ORIN in _DEVICE_TREE.read_text()
+
+
+def finish_here(directory: Path, options: Sequence[str]) -> None:
+    """Runs the kit's script on this machine.
+
+    Args:
+        directory: The kit.
+        options: Of the script.
+
+    Raises:
+        BuildError: The script refuses or fails; it has said why.
+    """
+    code = subprocess.run([directory / SCRIPT_FILE, *options], check=False).returncode
+    if code != 0:
+        raise BuildError(
+            f"{SCRIPT_FILE} ended with exit code {code}; what it said is above.", where=str(directory), fix=_AGAIN
+        )
+
+
+def finish_over_ssh(directory: Path, names: Sequence[str], host: str, options: Sequence[str]) -> None:
+    """Copies the kit to another machine, runs its script there, and brings the engine back into the kit.
+
+    Only what differs is copied, so a second call is quick. The kit goes below `awq2trt-kits/` in the home directory.
+
+    Args:
+        directory: The kit.
+        names: Its files.
+        host: `USER@HOST`, as ssh takes it.
+        options: Of the script.
+
+    Raises:
+        ToolError: `ssh` or `rsync` is missing here.
+        UsageError: The host's name is none.
+        BuildError: The machine cannot be reached, or the script refuses or fails; it has said why.
+    """
+    if not host or host.startswith("-"):
+        raise UsageError(f"expected USER@HOST, got {host!r}.", where="--ssh")
+    ssh = shlex.split(os.environ.get(SSH_VARIABLE, "ssh"))
+    for program in (ssh[0], "rsync"):
+        if shutil.which(program) is None:
+            raise ToolError(f"{program} is not installed.", where="--ssh", fix=f"install {program}.")
+    there = f"awq2trt-kits/{directory.resolve().parent.name}-{directory.name}"
+    _run([*ssh, host, f"mkdir -p {shlex.quote(there)}"], host)
+    rsync = ["rsync", "--times", "--perms", "--partial", "--rsh", shlex.join(ssh)]
+    # Names one by one: what else lies in the kit, such as an engine that came back, stays here.
+    files = "".join(f"{name}\n" for name in names)
+    _run([*rsync, "--files-from=-", f"{directory}/", f"{host}:{there}/"], host, stdin=files)
+    command = shlex.join([f"./{there}/{SCRIPT_FILE}", *options])
+    _run([*ssh, host, command], host)
+    _run([*rsync, *(f"{host}:{there}/{name}" for name in RESULTS), f"{directory}/"], host)
+
+
+_AGAIN: Final = "do what it asks for, then run the same command again."
+
+
+def _run(command: Sequence[str], host: str, *, stdin: str | None = None) -> None:
+    """Runs a command, its output on the terminal."""
+    code = subprocess.run(command, check=False, text=True, input=stdin).returncode
+    if code == 0:
+        return
+    if command[0] != "rsync" and code != _SSH_FAILED:
+        raise BuildError(f"it ended with exit code {code} on {host}; what it said is above.", where="--ssh", fix=_AGAIN)
+    raise BuildError(
+        f"{command[0]} to {host} failed with exit code {code}; what it said is above.",
+        where="--ssh",
+        fix=f"`ssh {host}` must log in without a password, and rsync be installed on both machines.",
+    )
