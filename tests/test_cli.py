@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_predict import LLAMA_2_70B
 
 from awq2trt import __version__, stages
 from awq2trt.check.golden import GoldenResult
 from awq2trt.cli import app
 from awq2trt.errors import BuildError, UnsupportedError
-from awq2trt.recipe import ExportOptions, QuantizeOptions
+from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions
 from awq2trt.stages import BuildRequest, ExportRequest, QuantizeRequest
 
 ROOT = Path(__file__).parent.parent
@@ -236,11 +237,30 @@ def test_bad_input_is_one_message_and_leaves_nothing(
     assert not list((tmp_path / "empty").iterdir())
 
 
-@pytest.mark.parametrize("target", ["orin", "orin-nx", "orin-nano"])
-def test_kits_come_later_in_one_sentence(awq2trt: Callable[..., Outcome], target: str) -> None:
-    outcome = awq2trt("build", "smollm2-135m-instruct", "-o", "out", "--target", target)
+def test_flags_reach_the_kit(awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[BuildRequest] = _taken(monkeypatch, "build_stage")
+    awq2trt(
+        "build", "m", "-o", "out", "--target", "orin-nx", "--jetpack", "6.2", "--tar", "--ssh", "me@jetson", "--force"
+    )  # fmt: skip
+    (request,) = requests
+    assert request.options.build == BuildOptions(target="orin-nx", jetpack="6.2")
+    assert (request.tar, request.ssh, request.force) == (True, "me@jetson", True)
+    outcome = awq2trt("build", "m", "-o", "out", "--target", "orin", "--jetpack", "5.1")
     assert outcome.code == 2
-    assert re.fullmatch(r"error: kits for Jetson .* come with a later version of awq2trt\.\n", outcome.err)
+    assert "unknown JetPack '5.1', expected one of: 7.2, 6.2" in outcome.err
+
+
+def test_targets_of_a_model_needs_its_config_alone(awq2trt: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_70B))
+    outcome = awq2trt("targets", str(tmp_path), "--max-seq-len", "4096")
+    assert outcome.code == 0
+    rows = {line.split()[0]: line for line in outcome.out.splitlines()}
+    assert rows["weights"].startswith("weights 34.1, cache 1.25, ")
+    assert "yes, with" in rows["orin"]
+    assert rows["orin-nx"].endswith("  no")
+    assert "5.7 .. 5.5" in rows["orin"]
+    symmetric = awq2trt("targets", str(tmp_path), "--symmetric", "--group-size", "-1", "--jetpack", "6.2").out
+    assert symmetric != outcome.out
 
 
 def test_targets_lists_all(awq2trt: Callable[..., Outcome]) -> None:

@@ -16,19 +16,15 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny_models
-from stand_in_orin import Orin, fake_library
+from stand_in_orin import Orin
+from tiny_kits import export_tiny, kit_request, make_tiny_kit
 
 from awq2trt.artifact import Artifact
 from awq2trt.kit import library
 from awq2trt.kit.library import PATH_VARIABLE
-from awq2trt.kit.stage import KitRequest, make_kit, model_spec
+from awq2trt.kit.stage import make_kit, model_spec
 from awq2trt.progress import SilentProgress
-from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
-from awq2trt.stages import ExportRequest, QuantizeRequest, export_stage, quantize_stage
-from awq2trt.target import find_target
 
-CAPACITY = 64
 LIBRARY = "lib/libawq2trt_plugins.so"
 BUILT = ("model.engine", "model.engine.state", "build.log", "timing.cache")
 
@@ -37,17 +33,9 @@ BUILT = ("model.engine", "model.engine.state", "build.log", "timing.cache")
 def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model's kits for both JetPacks, `7.2` and `6.2`."""
     folder = tmp_path_factory.mktemp("kits")
-    model = tiny_models.save_llama(folder / "model")
-    rtn = QuantizeOptions(group_size=32, method="rtn")
-    quantize_stage(QuantizeRequest(str(model), folder / "checkpoint", rtn), SilentProgress())
-    options = ExportOptions(max_seq_len=CAPACITY)
-    onnx = export_stage(ExportRequest(folder / "checkpoint", folder / "onnx", options), SilentProgress())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(PATH_VARIABLE, str(fake_library(folder / "fake.so", cuda=12060)))
-        for jetpack in ("7.2", "6.2"):
-            recipe = Recipe(export=options, build=BuildOptions(target="orin", jetpack=jetpack))
-            request = KitRequest(find_target("orin"), folder / jetpack, recipe)
-            make_kit(onnx, model_spec(str(model)), request, SilentProgress())
+    export_tiny(folder)
+    for jetpack in ("7.2", "6.2"):
+        make_tiny_kit(folder, folder / jetpack, jetpack)
     return folder
 
 
@@ -333,8 +321,7 @@ def source_kit(kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """A kit for JetPack 6.2 with the library's sources."""
     monkeypatch.setenv(PATH_VARIABLE, "")
     monkeypatch.setattr(library, "_candidates", lambda: iter([tmp_path / "none.so"]))
-    recipe = Recipe(export=ExportOptions(max_seq_len=CAPACITY), build=BuildOptions(target="orin", jetpack="6.2"))
-    request = KitRequest(find_target("orin"), tmp_path / "sources", recipe)
+    request = kit_request(tmp_path / "sources", "6.2")
     make_kit(Artifact.open(kits / "onnx"), model_spec(str(kits / "model")), request, SilentProgress())
     return tmp_path / "sources"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_models
+from stand_in_orin import fake_library
 
 from awq2trt import build, plugin_library
 from awq2trt.artifact import Artifact, record_file
@@ -16,6 +17,7 @@ from awq2trt.build import BuildResult, OptimizationProfile
 from awq2trt.check.golden import compare_golden
 from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError, UsageError
 from awq2trt.golden import read_golden
+from awq2trt.kit.library import PATH_VARIABLE
 from awq2trt.progress import SilentProgress
 from awq2trt.quantize.job import QuantizeJob
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
@@ -282,10 +284,44 @@ def test_a_failed_engine_leaves_its_log_and_no_directory(model: Path, work: _Wor
 def test_a_target_is_checked_before_any_work(model: Path, work: _Work, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no target"):
         _build(model, tmp_path / "out", target=None)
-    with pytest.raises(UnsupportedError, match="kits for Jetson AGX Orin 64 GB come with a later version"):
-        _build(model, tmp_path / "out", target="orin")
+    with pytest.raises(UsageError, match="--no-plugin: a kit's engine has our kernels"):
+        _build(model, tmp_path / "out", target="orin", plugin=False)
+    with pytest.raises(UsageError, match=r"--tar: .* takes an engine"):
+        list(build_stage(_request(model, tmp_path / "out", tar=True), SilentProgress()))
+    with pytest.raises(UsageError, match=r"--ssh: .* takes an engine"):
+        list(build_stage(_request(model, tmp_path / "out", ssh="me@there"), SilentProgress()))
     assert not work.done
     assert not (tmp_path / "out").exists()
+
+
+def _request(model: Path, output: Path, **how: Any) -> BuildRequest:
+    recipe = Recipe(quantize=RTN, export=ExportOptions(max_seq_len=64), build=BuildOptions(target="rtx4090"))
+    return BuildRequest(str(model), output, recipe, **how)
+
+
+def test_an_engine_for_another_cpu_says_where_to_build_it(
+    model: Path, work: _Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(UnsupportedError, match=r"rtx4090: .* is for x86_64; .* here aarch64.*on any x86_64 Linux"):
+        _build(model, tmp_path / "out")
+    assert not work.done
+
+
+def test_build_makes_a_kit_and_its_archive(
+    model: Path, work: _Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PATH_VARIABLE, str(fake_library(tmp_path / "fake.so")))
+    recipe = Recipe(quantize=RTN, export=ExportOptions(max_seq_len=64), build=BuildOptions(target="orin-nano"))
+    request = BuildRequest(str(model), tmp_path / "out", recipe, tar=True)
+    made = [artifact.directory.name for artifact in build_stage(request, SilentProgress())]
+    assert made == ["checkpoint", "onnx", "orin-nano"]
+    kit = Artifact.open(tmp_path / "out" / "orin-nano", kind="kit")
+    archive = tmp_path / "out" / "orin-nano.tar"
+    total = sum(record.size_bytes for record in kit.manifest.files.values())
+    assert total < archive.stat().st_size < total + 200_000
+    assert [artifact.directory.name for artifact in build_stage(request, SilentProgress())] == made
+    assert work.done == ["checkpoint"]
 
 
 @pytest.mark.trt

@@ -1,0 +1,42 @@
+"""Kits of a tiny model, with a plugin library that is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_models
+from stand_in_orin import fake_library
+
+from awq2trt.artifact import Artifact
+from awq2trt.kit.library import PATH_VARIABLE
+from awq2trt.kit.stage import KitRequest, make_kit, model_spec
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
+from awq2trt.stages import ExportRequest, QuantizeRequest, export_stage, quantize_stage
+from awq2trt.target import find_target
+
+CAPACITY = 64
+EXPORT = ExportOptions(max_seq_len=CAPACITY)
+RTN = QuantizeOptions(group_size=32, method="rtn")
+
+
+def export_tiny(folder: Path) -> Artifact:
+    """A tiny model in `folder/model`, its checkpoint and its ONNX model beside it."""
+    model = tiny_models.save_llama(folder / "model")
+    quantize_stage(QuantizeRequest(str(model), folder / "checkpoint", RTN), SilentProgress())
+    return export_stage(ExportRequest(folder / "checkpoint", folder / "onnx", EXPORT), SilentProgress())
+
+
+def kit_request(output: Path, jetpack: str) -> KitRequest:
+    """A kit for AGX Orin."""
+    recipe = Recipe(quantize=RTN, export=EXPORT, build=BuildOptions(target="orin", jetpack=jetpack))
+    return KitRequest(find_target("orin"), output, recipe)
+
+
+def make_tiny_kit(folder: Path, output: Path, jetpack: str, *, cuda: int = 12060) -> Artifact:
+    """The kit of what `export_tiny` left in `folder`; its library has the CUDA runtime `cuda`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PATH_VARIABLE, str(fake_library(folder / f"fake-{cuda}.so", cuda=cuda)))
+        onnx = Artifact.open(folder / "onnx")
+        return make_kit(onnx, model_spec(str(folder / "model")), kit_request(output, jetpack), SilentProgress())
