@@ -11,6 +11,7 @@ from torch import Tensor
 
 from awq2trt.decoder import BlockRunner, Observer
 from awq2trt.families import UNFOLDED, DecoderSpec, ScaleGroup
+from awq2trt.quantize.descent import descend
 from awq2trt.quantize.effort import EFFORTS, SearchOptions
 from awq2trt.quantize.fold import fold_scales_
 from awq2trt.quantize.gptq import GptqOptions, gptq_round
@@ -159,6 +160,8 @@ def quantize_block(
         weight, seen = folded[f"{name}.weight"], inputs.get(name)
         grid = _searched_grid(spec, name, weight, seen, method) if seen else None
         rounded = _round(weight, seen, grid, method, where + name)
+        if seen and method.search and method.search.code_passes and not method.gptq and name not in spec.unclipped():
+            rounded = descend(weight, rounded, seen.gram, method.scheme, passes=method.search.code_passes)
         linears[name] = rounded.to_linear(method.scheme, bias=folded.get(f"{name}.bias"), where=where + name)
         reports[name] = LinearReport()
         if seen:
