@@ -19,6 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 INSTALLED := $(VENV)/.installed
 DEMO_MODEL := $(VENV)/.demo-model
 NATIVE := $(VENV)/.native
+NATIVE_CROSS := $(VENV)/.native-cross
 NATIVE_KIT := $(VENV)/.native-kit
 CXX_SOURCES = $(shell git ls-files 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h')
 
@@ -58,9 +59,13 @@ $(NATIVE): tools/native_packages.sh | $(BIN)/python
 	@tools/native_packages.sh cmake g++ libgtest-dev ninja-build
 	@touch $@
 
-# What kits for a Jetson need to be made and tested. An SSH server only where installing one does not start it.
+$(NATIVE_CROSS): tools/native_packages.sh | $(BIN)/python
+	@tools/native_packages.sh cmake g++-aarch64-linux-gnu ninja-build
+	@touch $@
+
+# What tests of kits need. An SSH server only where installing one does not start it.
 $(NATIVE_KIT): tools/native_packages.sh | $(BIN)/python
-	@tools/native_packages.sh cmake dash file g++-aarch64-linux-gnu ninja-build qemu-user-static rsync shellcheck \
+	@tools/native_packages.sh dash file qemu-user-static rsync shellcheck \
 	    $(if $(wildcard /run/systemd/system),,openssh-server)
 	@touch $@
 
@@ -91,7 +96,7 @@ plugins: $(NATIVE) $(INSTALLED) ## the CUDA plugin library, in build/plugins
 	@cmake --build build/plugins
 
 .PHONY: plugins-aarch64
-plugins-aarch64: $(NATIVE_KIT) $(INSTALLED) ## the same for Jetson Orin, on any machine, in build/plugins-aarch64
+plugins-aarch64: $(NATIVE_CROSS) $(INSTALLED) ## the same for Jetson Orin, on any machine, in build/plugins-aarch64
 	@cmake -S plugins -B build/plugins-aarch64 -G Ninja -DCMAKE_BUILD_TYPE=Release -DAWQ2TRT_CROSS=aarch64 \
 	    -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
 	@cmake --build build/plugins-aarch64
@@ -101,12 +106,18 @@ test-plugins: plugins ## the plugin library's C++ tests; those that need a GPU a
 	@ctest --test-dir build/plugins --output-on-failure
 
 .PHONY: test
-test: lint types imports test-plugins plugins-aarch64 $(DEMO_MODEL) ## everything that CI checks
+test: lint types imports test-plugins plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) ## everything that CI checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
 
 .PHONY: demo
-demo: $(DEMO_MODEL) ## SmolLM2-135M from weights to a TensorRT-RTX engine, in build/demo
+demo: $(DEMO_MODEL) ## SmolLM2-135M from weights to a TensorRT-RTX engine and a kit for Jetson Orin, in build/demo
 	@$(BIN)/awq2trt build smollm2-135m-instruct --recipe recipes/smollm2-135m_w4g128.yaml --target rtx -o build/demo
+	@# The engine needs Python alone; the kit also a cross-compiler, which not every machine can have.
+	@if $(MAKE) --no-print-directory plugins-aarch64; then \
+	    $(BIN)/awq2trt build smollm2-135m-instruct --recipe recipes/smollm2-135m_w4g128.yaml --target orin -o build/demo; \
+	else \
+	    echo 'no kit for Jetson Orin: its plugin library cannot be built here, see above'; \
+	fi
 	@$(BIN)/python tools/demo.py build/demo
 
 .PHONY: study

@@ -5,10 +5,13 @@ The table is `FAMILIES`, each with its example, and variants of a family that it
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from tiny_models import save_family, tokens
@@ -20,7 +23,8 @@ from awq2trt.decoder import BlockRunner, Ends, KeyValueCache, load_block, run_mo
 from awq2trt.evaluate import agreement, torch_logits
 from awq2trt.export import export_onnx
 from awq2trt.families import FAMILIES, UNFOLDED
-from awq2trt.io_contract import ENGINE_FILE
+from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE, WEIGHTS_FILE
+from awq2trt.kit.basic_ops import fix_batch, lower_to_basic_ops
 from awq2trt.progress import SilentProgress
 from awq2trt.quantize.fold import fold_scales_
 from awq2trt.quantize.job import QuantizeJob
@@ -128,6 +132,21 @@ def test_onnx_runtime_computes_what_the_quantized_model_does(made: Made) -> None
     assert close.positions == POSITIONS
     assert close.mean_kl < 1e-3
     assert close.top1 == 1.0
+
+
+def test_basic_operators_compute_the_same(made: Made, tmp_path: Path) -> None:
+    model = ir.load(made.onnx / MODEL_FILE)
+    fix_batch(model)
+    lower_to_basic_ops(model)
+    (tmp_path / MODEL_FILE).write_bytes(ir.to_proto(model).SerializeToString())
+    shutil.copyfile(made.onnx / WEIGHTS_FILE, tmp_path / WEIGHTS_FILE)
+    ids = tokens(1, 40, seed=5)[0].tolist()
+    rows = [
+        np.concatenate(list(OrtBackend.load(directory, all_logits=True, threads=1).logits(ids)))
+        for directory in (made.onnx, tmp_path)
+    ]
+    # The scale of the scores is a constant in fp16 there, as it is by definition where the operator runs in fp16.
+    np.testing.assert_allclose(rows[1], rows[0], rtol=0, atol=2**-11 * np.abs(rows[0]).max())
 
 
 @pytest.mark.trt

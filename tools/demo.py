@@ -2,9 +2,9 @@
 
     python tools/demo.py build/demo
 
-Reads the checkpoint, the ONNX model and the engine that `awq2trt build smollm2-135m-instruct -o build/demo` made,
-quantizes the model once more by plain rounding, to compare, and measures perplexity on text that every Python has: its
-own reference manual (`pydoc_data.topics`), the first windows of 512 tokens.
+Reads the checkpoint, the ONNX model, the engine and the kit, if there is one, that `awq2trt build smollm2-135m-instruct -o
+build/demo` made, quantizes the model once more by plain rounding, to compare, and measures perplexity on text that every
+Python has: its own reference manual (`pydoc_data.topics`), the first windows of 512 tokens.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="what `awq2trt build ... -o DIR` wrote")
     directory = parser.parse_args().directory
     console = Console()
-    show(console, measure(directory, terminal_progress()), Artifact.open(directory / "rtx", kind="engine"))
+    show(console, measure(directory, terminal_progress()), directory)
     for prompt in PROMPTS:
         request = RunRequest(directory / "rtx", prompt, Sampling(temperature=0.0), max_new_tokens=60)
         console.print(f"\n[bold]> {prompt}[/bold]\n{''.join(run_stage(request)).strip()}", highlight=False)
@@ -76,8 +76,8 @@ def measure(directory: Path, progress: Progress) -> list[Row]:
         ]
 
 
-def show(console: Console, rows: list[Row], engine: Artifact) -> None:
-    """Prints the table."""
+def show(console: Console, rows: list[Row], directory: Path) -> None:
+    """Prints the table; of the engine and the kit, which nothing here can run, the size."""
     table = Table(title=f"{MODEL}: {WINDOWS} windows of {SEQLEN} tokens of Python's reference manual")
     for header in ("model", "run by", "perplexity", "seconds", "MB"):
         table.add_column(header, justify="left" if header in ("model", "run by") else "right")
@@ -85,8 +85,11 @@ def show(console: Console, rows: list[Row], engine: Artifact) -> None:
         table.add_row(
             row.model, row.executor, f"{row.perplexity:.2f}", f"{row.seconds:.0f}", f"{row.size_bytes / 1e6:.0f}"
         )
-    size_bytes = engine.manifest.files["model.engine"].size_bytes
-    table.add_row("AWQ, engine", "not run: needs an RTX card", "", "", f"{size_bytes / 1e6:.0f}")
+    engine = Artifact.open(directory / "rtx", kind="engine").manifest.files["model.engine"].size_bytes
+    table.add_row("AWQ, engine", "not run: needs an RTX card", "", "", f"{engine / 1e6:.0f}")
+    if (directory / "orin").is_dir():
+        kit = sum(record.size_bytes for record in Artifact.open(directory / "orin", kind="kit").manifest.files.values())
+        table.add_row("AWQ, kit", "not run: needs a Jetson Orin", "", "", f"{kit / 1e6:.0f}")
     console.print(table)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,13 +19,16 @@ from awq2trt.calibrate import encode, load_tokenizer
 from awq2trt.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import ToolError
 from awq2trt.evaluate import WindowLogits, agreement, first_windows, perplexity, torch_logits
-from awq2trt.plugin_library import find_plugin_library
+from awq2trt.kit.stage import KitRequest, make_kit, model_spec
+from awq2trt.plugin_library import LIBRARY_NAME, find_plugin_library
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.run import OrtBackend, Sampling
 from awq2trt.source import ModelSource, open_source
 from awq2trt.stages import BuildRequest, QuantizeRequest, RunRequest, build_stage, quantize_stage, run_stage
+from awq2trt.target import find_target
 
+AARCH64_LIBRARY = Path(__file__).parents[2] / "build" / "plugins-aarch64" / LIBRARY_NAME
 MODEL = "smollm2-135m-instruct"
 CAPACITY = 512
 
@@ -119,6 +123,30 @@ def test_the_engine_carries_the_plugin_library(made: Made) -> None:
     engine = made.directory / "rtx4090" / "model.engine"
     assert engine.stat().st_size > 0.9 * weights + library.path.stat().st_size
     assert library.path.read_bytes()[:1_000_000] in engine.read_bytes()
+
+
+@pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
+def test_the_kit_is_small_repeatable_and_the_same_model(made: Made, jetpack: str, tmp_path: Path) -> None:
+    if jetpack == "7.2" and not AARCH64_LIBRARY.is_file():
+        pytest.skip("needs the aarch64 plugin library: make plugins-aarch64")
+    recipe = Recipe(export=ExportOptions(max_seq_len=CAPACITY), build=BuildOptions(target="orin", jetpack=jetpack))
+    onnx, spec = Artifact.open(made.directory / "onnx"), model_spec(str(made.directory / "checkpoint"))
+    kits = [
+        make_kit(onnx, spec, KitRequest(find_target("orin"), tmp_path / name / "orin", recipe), SilentProgress())
+        for name in ("once", "again")
+    ]
+    assert kits[0].manifest == kits[1].manifest  # which has the hash of every file
+    size = sum(path.stat().st_size for path in kits[0].directory.rglob("*") if path.is_file())
+    checkpoint = sum(path.stat().st_size for path in (made.directory / "checkpoint").rglob("*") if path.is_file())
+    print(f"kit for JetPack {jetpack}: {size / 1e6:.1f} MB, {size / checkpoint:.3f} of the checkpoint")
+    assert size <= 1.15 * checkpoint
+    window = made.windows[0, :96].tolist()
+    expected, got = (
+        next(OrtBackend.load(directory, all_logits=True).logits(window))
+        for directory in (made.directory / "onnx", kits[0].directory)
+    )
+    assert (got.argmax(-1) == expected.argmax(-1)).mean() >= 0.99
+    assert float(np.linalg.norm(got - expected) / np.linalg.norm(expected)) < 1e-3
 
 
 def test_other_tools_refuse_the_shorter_last_group(made: Made) -> None:
