@@ -159,6 +159,13 @@ def test_awq2trt_runs_a_kit(made: Path, jetpack: str) -> None:
     np.testing.assert_allclose(got[0], expected[0], rtol=2e-3, atol=2e-3)
 
 
+def test_what_the_plugin_would_refuse_is_refused_here(tmp_path: Path) -> None:
+    export_tiny(tmp_path, intermediate_size=84)
+    with pytest.raises(UnsupportedError, match=r"layers\.0\.mlp\.down_proj: .*no kernel for W4A16Linear with K = 84"):
+        make_tiny_kit(tmp_path, tmp_path / "kit", "7.2")
+    assert not (tmp_path / "kit").exists()
+
+
 def test_conf_says_what_the_manifest_says(made: Path) -> None:
     conf = dict(line.split("=", 1) for line in (made / "kit-6.2" / "kit.conf").read_text().splitlines())
     manifest = json.loads((made / "kit-6.2" / "manifest.json").read_bytes())["contents"]["kit"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -21,9 +22,9 @@ EXPORT = ExportOptions(max_seq_len=CAPACITY)
 RTN = QuantizeOptions(group_size=32, method="rtn")
 
 
-def export_tiny(folder: Path) -> Artifact:
-    """A tiny model in `folder/model`, its checkpoint and its ONNX model beside it."""
-    model = tiny_models.save_llama(folder / "model")
+def export_tiny(folder: Path, **overrides: Any) -> Artifact:
+    """A tiny model in `folder/model`, its checkpoint and its ONNX model beside it; `overrides` go into its config."""
+    model = tiny_models.save_llama(folder / "model", **overrides)
     quantize_stage(QuantizeRequest(str(model), folder / "checkpoint", RTN), SilentProgress())
     return export_stage(ExportRequest(folder / "checkpoint", folder / "onnx", EXPORT), SilentProgress())
 

@@ -2,8 +2,8 @@
 
     python tools/demo.py build/demo
 
-Reads the checkpoint, the ONNX model, the engine and the kit, if there is one, that `awq2trt build smollm2-135m-instruct -o
-build/demo` made, quantizes the model once more by plain rounding, to compare, and measures perplexity on text that every
+Reads what `awq2trt build smollm2-135m-instruct -o build/demo` made (checkpoint, ONNX model, engine, and the kit, if
+there is one), quantizes the model once more by plain rounding, to compare, and measures perplexity on text that every
 Python has: its own reference manual (`pydoc_data.topics`), the first windows of 512 tokens.
 """
 

@@ -20,8 +20,9 @@ from typing import Final
 import onnx
 import onnx_ir as ir
 
-from awq2trt import __version__
+from awq2trt import __version__, opset
 from awq2trt.artifact import KitRecord, ProfileRecord
+from awq2trt.errors import UnsupportedError
 from awq2trt.golden import DESCRIPTION_FILE, read_golden
 from awq2trt.io_contract import BATCH, MODEL_FILE, IoContract, TensorContract
 from awq2trt.kit.basic_ops import drop_functions, fix_batch, lower_to_basic_ops
@@ -141,6 +142,7 @@ def _write_model(onnx_directory: Path, path: Path, plan: KitPlan) -> tuple[str, 
     """Writes the decoder for the JetPack's TensorRT; returns the type of its activations, and its capacity."""
     model, sizes = open_decoder(onnx_directory)
     fix_batch(model)
+    _require_kernels(model)
     if plan.jetpack.fused:
         drop_functions(model)
     else:
@@ -148,6 +150,26 @@ def _write_model(onnx_directory: Path, path: Path, plan: KitPlan) -> tuple[str, 
     path.write_bytes(ir.to_proto(model).SerializeToString())
     onnx.checker.check_model(str(path))
     return sizes.dtype.name.lower(), sizes.capacity
+
+
+def _require_kernels(model: ir.Model) -> None:
+    """Refuses now what the plugin library would refuse on the Jetson (`check_validity` of plugins/kernels)."""
+    for node in model.graph:
+        if node.domain != opset.DOMAIN:
+            continue
+        codes = node.inputs[1] if len(node.inputs) > 1 else None
+        shape = codes.shape if codes is not None else None
+        features = shape[1] if shape is not None and len(shape) == 2 else None
+        if node.op_type != opset.W4A16_LINEAR or not isinstance(features, int) or features % _FEATURES_STEP:
+            raise UnsupportedError(
+                f"the plugin library has no kernel for {node.op_type} with K = {features}: it takes "
+                f"{opset.W4A16_LINEAR} with a K that is a multiple of {_FEATURES_STEP}.",
+                where=node.name,
+                fix="build for an RTX card with --no-plugin, or use a model with other widths.",
+            )
+
+
+_FEATURES_STEP: Final = 8
 
 
 def _write_plugin(plan: KitPlan, directory: Path) -> None:
