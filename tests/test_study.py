@@ -140,6 +140,7 @@ def test_multiplied_channels_are_rounded_on_a_finer_grid(scale: float) -> None:
 
 def test_tables_name_every_setting_differently() -> None:
     settings = {setting for table in all_tables(full=True) for setting in table.settings()}
+    assert settings > {setting for table in all_tables(full=False) for setting in table.settings()}
     assert len({setting.name() for setting in settings}) == len(settings) > 100
     for setting in settings:
         uses_text = setting.options is not None and setting.options.method != "rtn"

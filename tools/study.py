@@ -5,7 +5,8 @@
 WikiText-2 raw test, the first 8 windows of 1,024 tokens without BOS, unless a table says otherwise; calibrated on 32
 windows of 512 tokens of WikiText-2 raw validation, in up to three draws of windows. Needs the data that the tests use
 (`AWQ2TRT_DATA`, or `../shared/data`). What was measured before is not measured again: every figure is a file in
-DIR/rows, to be deleted if the code it measures has changed. `--full` has three draws of what else has one.
+DIR/rows, to be deleted if the code it measures has changed. `--full` has three draws of what else has one, and the
+cells that are empty else.
 
 The paper is arXiv:2306.00978; the figures quoted from it are those of its Tables 1 to 4.
 """

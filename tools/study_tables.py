@@ -32,6 +32,10 @@ class Cell:
     test: str = "wikitext2"
 
 
+Line = tuple[tuple[str, ...], tuple[Cell, ...]]
+"""Labels and cells."""
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of the study.
@@ -48,7 +52,7 @@ class Table:
     name: str
     title: str
     headers: tuple[str, ...]
-    lines: tuple[tuple[tuple[str, ...], tuple[Cell, ...]], ...]
+    lines: tuple[Line, ...]
     paper: str
     curve: bool = False
 
@@ -60,17 +64,21 @@ class Table:
 
 
 def all_tables(*, full: bool) -> tuple[Table, ...]:
-    """Every table; `full` has three draws of everything that depends on a draw."""
+    """Every table.
+
+    Args:
+        full: Three draws of everything that depends on a draw, and the cells that an hour on two cores has no time for.
+    """
     some = range(3) if full else range(1)
     return (
-        _methods(some),
+        _methods(some, full=full),
         _kept(some),
-        _multiplied(),
-        _group_sizes(some),
-        _two_bits(some),
+        _multiplied(some),
+        _group_sizes(some, full=full),
+        _two_bits(some, full=full),
         _windows(some),
         _domains(some),
-        _which_linears(),
+        *([_which_linears()] if full else []),
     )
 
 
@@ -90,12 +98,13 @@ def _drawn(draws: range, chosen: QuantizeOptions, samples: int = 32) -> Cell:
     return Cell(tuple(Setting(chosen, Calibration(samples=samples, draw=draw)) for draw in draws))
 
 
-def _methods(some: range) -> Table:
-    every = range(3)
+def _methods(some: range, *, full: bool) -> Table:
+    every, none = range(3), range(3) if full else range(0)
     schemes = ((4, 128), (3, 128), (4, 64), (3, 64))
 
-    def line(name: str, draws: range, method: str, **changes: Any) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
-        return (name,), tuple(_drawn(draws, options(method, bits, group, **changes)) for bits, group in schemes)
+    def line(name: str, draws: tuple[range, ...], method: str, **changes: Any) -> Line:
+        drawn = zip(draws, schemes, strict=True)
+        return (name,), tuple(_drawn(some, options(method, bits, group, **changes)) for some, (bits, group) in drawn)
 
     return Table(
         "methods",
@@ -104,12 +113,12 @@ def _methods(some: range) -> Table:
         (
             (("original",), tuple(Cell((ORIGINAL,)) for _ in schemes)),
             (("RTN",), tuple(_rtn(bits, group) for bits, group in schemes)),
-            line("GPTQ", some, "gptq", act_order=False),
-            line("GPTQ-R (act-order)", every, "gptq"),
-            line("AWQ, the paper's search (`--effort fast`)", every, "awq", effort="fast"),
-            line("AWQ (default)", every, "awq"),
-            line("AWQ, `--effort best`", every, "awq", effort="best"),
-            line("AWQ + GPTQ-R", some, "awq+gptq"),
+            line("GPTQ", (some, some, none, none), "gptq", act_order=False),
+            line("GPTQ-R (act-order)", (every, every, some, none), "gptq"),
+            line("AWQ, the paper's search (`--effort fast`)", (some, some, none, none), "awq", effort="fast"),
+            line("AWQ (default)", (every, every, every, none), "awq"),
+            line("AWQ, `--effort best`", (every, some, some, none), "awq", effort="best"),
+            line("AWQ + GPTQ-R", (some, some, none, none), "awq+gptq"),
         ),
         "Llama-2-7B (original 5.47): INT3 g128 RTN 6.66, GPTQ 6.43, GPTQ-R 6.42, AWQ 6.24; INT4 g128 RTN 5.73, GPTQ "
         "5.69, GPTQ-R 5.63, AWQ 5.60. AWQ is best, then GPTQ-R, GPTQ, RTN. GPTQ is its authors' code.",
@@ -136,10 +145,10 @@ def _kept(some: range) -> Table:
     )
 
 
-def _multiplied() -> Table:
+def _multiplied(some: range) -> Table:
     scheme = options("rtn", 3)
 
-    def line(scale: float) -> tuple[tuple[str, ...], tuple[Cell, ...]]:
+    def line(scale: float) -> Line:
         one = (Setting(scheme, Calibration(), Multiply(scale)),)
         return (f"s = {scale:g}",), (Cell(one, "changed_steps"), Cell(one, "step_ratio"), Cell(one))
 
@@ -152,7 +161,7 @@ def _multiplied() -> Table:
         (
             *(line(scale) for scale in (1.0, 1.25, 1.5, 2.0, 4.0)),
             (("kept in FP16",), (*no_steps, Cell(kept))),
-            (("all by AWQ, the paper's search",), (*no_steps, _drawn(range(3), options("awq", 3, effort="fast")))),
+            (("all by AWQ, the paper's search",), (*no_steps, _drawn(some, options("awq", 3, effort="fast")))),
         ),
         "OPT-6.7B: s = 1, 1.25, 1.5, 2, 4 change 0, 2.8, 4.4, 8.2, 21.2 % of steps by 1, 1.005, 1.013, 1.038, 1.213 on "
         "average and give 23.54, 12.87, 12.48, 11.92, 12.36: best near 2, since larger s coarsens the rest of a group. "
@@ -160,11 +169,13 @@ def _multiplied() -> Table:
     )
 
 
-def _group_sizes(some: range) -> Table:
-    sizes, schemes = (-1, 128, 64, 32), ((4, False), (4, True), (3, False), (3, True))
+def _group_sizes(some: range, *, full: bool) -> Table:
+    sizes = (-1, 128, 64, 32)
 
-    def lines() -> Iterator[tuple[tuple[str, ...], tuple[Cell, ...]]]:
-        for bits, symmetric in schemes:
+    def lines() -> Iterator[Line]:
+        for bits, symmetric in ((4, False), (3, False), (4, True), (3, True)):
+            if symmetric and not full:
+                continue
             name = f"INT{bits}, {'symmetric' if symmetric else 'zero points'}"
             yield (name, "RTN"), tuple(_rtn(bits, size, symmetric=symmetric) for size in sizes)
             drawn = tuple(_drawn(some, options("awq", bits, size, symmetric=symmetric)) for size in sizes)
@@ -172,15 +183,15 @@ def _group_sizes(some: range) -> Table:
 
     return Table(
         "group-sizes",
-        "Group sizes, and symmetric grids",
+        "Group sizes, and symmetric grids" if full else "Group sizes",
         ("scheme", "method", "whole row", "g128", "g64", "g32"),
         tuple(lines()),
         "Whole rows are worse than groups of 128 for every method and model; the paper uses g128 throughout.",
     )
 
 
-def _two_bits(some: range) -> Table:
-    sizes = (64, 32)
+def _two_bits(some: range, *, full: bool) -> Table:
+    sizes = (64, 32) if full else (64,)
     methods = (("GPTQ-R", "gptq"), ("AWQ (default)", "awq"), ("AWQ + GPTQ-R", "awq+gptq"))
     return Table(
         "int2",
