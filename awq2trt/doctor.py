@@ -66,6 +66,7 @@ def examine() -> tuple[Finding, ...]:
         ("ONNX Runtime", _onnxruntime),
         ("TensorRT-RTX", _tensorrt_rtx),
         ("plugin library", _plugins),
+        ("Jetson library", _jetson_plugins),
         ("CUDA compiler", _nvcc),
         ("GPU", _gpu),
         ("example model", _example_model),
@@ -150,6 +151,20 @@ def _plugins() -> Finding:
         return Finding("plugin library", State.OPTIONAL, error.what.rstrip("."), enables, error.fix)
     detail = f"{library.version} ({library.source}), architectures {', '.join(library.architectures)}"
     return Finding("plugin library", State.OK, detail, enables)
+
+
+def _jetson_plugins() -> Finding:
+    from awq2trt.kit.library import find_aarch64_library
+
+    enables = "make kits for Jetson Orin"
+    try:
+        library = find_aarch64_library()
+    except ToolError as error:
+        return Finding("Jetson library", State.OPTIONAL, error.what.rstrip("."), enables, error.fix)
+    detail = (
+        f"{library.version}, architectures {', '.join(library.architectures)}, CUDA {library.cuda[0]}.{library.cuda[1]}"
+    )
+    return Finding("Jetson library", State.OK, detail, enables)
 
 
 def _nvcc() -> Finding:

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from stand_in_orin import fake_library
 
 from awq2trt import doctor, plugin_library
 from awq2trt.doctor import Finding, State, examine, findings_json, findings_lines
 from awq2trt.errors import ToolError
+from awq2trt.kit.library import PATH_VARIABLE
 
 
 def _finding(name: str) -> Finding:
@@ -31,7 +34,7 @@ def _without_module(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_every_thing_is_looked_for_once_and_something_is_there() -> None:
     findings = examine()
     names = [finding.name for finding in findings]
-    assert len(set(names)) == len(names) == 10
+    assert len(set(names)) == len(names) == 11
     assert _finding("awq2trt").state is State.OK
     assert f"Python {sys.version_info.major}.{sys.version_info.minor}." in _finding("awq2trt").detail
     assert all(finding.fix for finding in findings if finding.state is not State.OK)
@@ -88,6 +91,14 @@ def test_a_missing_plugin_library_is_optional(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(plugin_library, "find_plugin_library", find)
     finding = _finding("plugin library")
     assert (finding.state, finding.detail, finding.fix) == (State.OPTIONAL, "none here", "make plugins")
+
+
+def test_the_library_for_a_jetson_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(PATH_VARIABLE, str(fake_library(tmp_path / "some.so", cuda=13020)))
+    finding = _finding("Jetson library")
+    assert (finding.state, finding.detail) == (State.OK, "0.1.0, architectures 87-real, CUDA 13.2")
+    monkeypatch.setenv(PATH_VARIABLE, str(tmp_path / "none.so"))
+    assert _finding("Jetson library").state is State.OPTIONAL
 
 
 def _smi(output: str) -> Callable[..., subprocess.CompletedProcess[str]]:

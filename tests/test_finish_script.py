@@ -19,12 +19,15 @@ import pytest
 from stand_in_orin import Orin
 from tiny_kits import export_tiny, kit_request, make_tiny_kit
 
+import awq2trt
+from awq2trt import opset
 from awq2trt.artifact import Artifact
 from awq2trt.kit import library
 from awq2trt.kit.library import PATH_VARIABLE
 from awq2trt.kit.stage import make_kit, model_spec
 from awq2trt.progress import SilentProgress
 
+REPOSITORY = Path(__file__).parent.parent
 LIBRARY = "lib/libawq2trt_plugins.so"
 BUILT = ("model.engine", "model.engine.state", "build.log", "timing.cache")
 
@@ -343,6 +346,33 @@ def test_a_kit_with_sources_compiles_them(shell: str, source_kit: Path, orin: Or
     assert compiled[compiled.index("-include") + 1] == "src/version.h"
     assert {"src/kernels/tile_kernel.cu", "src/trt/library.cpp"} <= set(compiled)
     assert f"--dynamicPlugins={LIBRARY}" in orin.recorded
+
+
+@pytest.mark.slow
+def test_the_sources_of_a_kit_make_the_library(source_kit: Path, orin: Orin) -> None:
+    """The script's own compiler command, with the cross-compiler in the place of the Jetson's."""
+    cross, emulator = REPOSITORY / "build" / "plugins-aarch64", shutil.which("qemu-aarch64-static")
+    if not (cross / "list_creators").is_file() or emulator is None:
+        pytest.skip("needs the cross-compiler and an emulator: make plugins-aarch64, qemu-user-static")
+    orin.jetson_linux, orin.tensorrt = "R36", "100300"
+    orin.add_compiler()
+    nvcc = cross / "cuda-aarch64" / "bin" / "nvcc"
+    orin.program("nvcc", f'#!/bin/sh\nexec {nvcc} -ccbin aarch64-linux-gnu-g++ -I {cross}/tensorrt_headers "$@"\n')
+    (orin.folder / "root/usr/include/aarch64-linux-gnu/NvInferRuntime.h").write_text(
+        "#include_next <NvInferRuntime.h>\n"
+    )
+    result = subprocess.run(
+        ["sh", source_kit / "finish.sh", "--compile"],
+        env=orin.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    command = [emulator, "-L", "/usr/aarch64-linux-gnu", str(cross / "list_creators"), str(source_kit / LIBRARY)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"version {awq2trt.__version__}\narchitectures 87-real\n" in said
+    assert f"creator {opset.W4A16_LINEAR} {opset.PLUGIN_VERSION} {opset.PLUGIN_NAMESPACE}" in said
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

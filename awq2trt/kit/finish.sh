@@ -117,10 +117,11 @@ check_tensorrt() {
             "install JetPack $kit_jetpack, or make the kit for the one that is here with --jetpack"
 }
 
+# check_disk WHAT MIB
 check_disk() {
     free=$(df -Pk . | awk 'NR == 2 { printf "%d", $4 / 1024 }')
-    [ "$free" -ge "$kit_disk_mib" ] ||
-        fail 16 "the engine needs $kit_disk_mib MiB of disk, and $free MiB are free here." \
+    [ "$free" -ge "$2" ] ||
+        fail 16 "$1 needs $2 MiB of disk, and $free MiB are free here." \
             'free some space, or copy the kit to a larger disk'
 }
 
@@ -268,6 +269,7 @@ relative_error() {
 }
 
 check_answers() {
+    check_disk 'checking the answers' "$kit_check_mib" # trtexec writes the cache to disk, too
     folder=$(pwd)
     for call in $kit_golden_calls; do
         golden=$folder/golden.$call
@@ -330,7 +332,7 @@ else
     [ -f "$library" ] ||
         fail 23 "this kit carries the plugin library's sources, and they are not compiled." \
             'compile them here, with the nvcc of JetPack: ./finish.sh --compile'
-    check_disk
+    check_disk 'the engine' "$kit_disk_mib"
     check_memory
     build
 fi

@@ -194,6 +194,7 @@ def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
     return {
         "build_mib": str(_mebibytes(record.build_bytes)),
         "capability": record.compute_capability,
+        "check_mib": str(_mebibytes(3 * plan.footprint.cache_bytes)),
         "cpu": record.cpu,
         "disk_mib": str(_mebibytes(record.disk_bytes)),
         "jetpack": record.jetpack,
