@@ -1,13 +1,9 @@
-"""Quantized checkpoints: AutoAWQ's GEMM layout where it can hold the model, our own layout where it cannot.
+"""Quantized checkpoints: a directory of safetensors and a config.json, read and written.
 
-In: packed linears and plain tensors. Out: a directory that `transformers` and vLLM read (AutoAWQ, `version: gemm`),
-or one that they refuse. AutoAWQ's layout has no shorter last group and no N that is not a multiple of 8; such a
-model is written with `version: awq2trt` and natural-order tensors (`codes`, `scales`, `zeros`) instead, which
-transformers rejects as an invalid format before it loads a single weight, and which hold none of the names other
-readers look for. NumPy only.
-
-AutoAWQ's config keys: https://huggingface.co/docs/transformers/quantization/awq (`bits`, `group_size`; llm-awq's own
-`w_bit`, `q_group_size` are read too).
+In: packed linears and plain tensors. Out: a directory that `transformers` and vLLM read where one of their layouts can
+hold the model (AutoAWQ's, compressed-tensors'), or one that they refuse: `version: awq2trt` is an invalid format to
+transformers before it loads a single weight, and its tensors have none of the names other readers look for. The layouts
+are in `awq2trt.layouts`. NumPy only.
 """
 
 from __future__ import annotations
@@ -18,13 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.families import DecoderSpec, FusedLinear, describe_model
-from awq2trt.pack import AWQ_COLUMNS_PER_WORD, pack_awq_gemm, pack_int4, unpack_awq_gemm, unpack_int4
-from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
+from awq2trt.layouts import quantization_config, read_format, unpack_linear
+from awq2trt.scheme import QuantizedLinear, QuantScheme
 from awq2trt.source import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -36,13 +30,6 @@ from awq2trt.source import (
     read_config,
     refuse_remote_code,
 )
-
-GEMM: Final = "gemm"
-NATURAL: Final = "awq2trt"
-"""Values of `quantization_config.version`: AutoAWQ's layout, and ours."""
-
-STORED_BITS: Final = (4,)
-"""Widths of a code that both layouts hold: they pack two codes to a byte, or eight to a 32-bit word."""
 
 SHARD_BYTES: Final = 1 << 30
 """Largest weight file: what the writer holds in memory at once."""
@@ -63,13 +50,13 @@ _METADATA: Final = {"format": "pt"}
 
 
 class QuantizedCheckpoint(ModelSource):
-    """A quantized checkpoint on disk, ours or any AutoAWQ GEMM one.
+    """A quantized checkpoint on disk, ours or another tool's.
 
     As a `ModelSource` it hands out dequantized weights; `linear` hands out the codes.
 
     Attributes:
+        format: What its config.json says about layout and scheme.
         scheme: How its linears are quantized.
-        layout: `GEMM` or `NATURAL`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -77,7 +64,8 @@ class QuantizedCheckpoint(ModelSource):
         self.name = str(directory)
         self.config = read_config(directory)
         refuse_remote_code(self.config, directory)
-        self.layout, self.scheme = _read_quantization_config(self.config, directory)
+        self.format = read_format(self.config, where=str(directory / CONFIG_FILE))
+        self.scheme = self.format.scheme
         self._tensors = SafetensorsFiles.in_directory(directory)
         self.spec = describe_model(self.config, [*self._tensors], quantized=True)
         spec, layers = self.spec, range(self.spec.num_layers)
@@ -110,20 +98,35 @@ class QuantizedCheckpoint(ModelSource):
 
     def _stored_linear(self, name: str) -> QuantizedLinear:
         """A quantized linear as the checkpoint has it, verified."""
-        read = self._read_gemm if self.layout == GEMM else self._read_natural
-        linear = read(name)
-        expected = self._stored[name]
-        if (linear.out_features, linear.in_features) != expected:
-            raise CheckpointError(
-                f"expected N, K = {list(expected)}, got {[linear.out_features, linear.in_features]}.",
-                where=f"{self.directory}: {name}",
-                fix="config.json and the weights do not belong together; download or quantize again.",
-            )
-        if not np.isfinite(linear.scales).all():
-            raise CheckpointError(
-                "scales are NaN or infinite.", where=f"{self.directory}: {name}", fix="quantize the model again."
-            )
-        return linear
+        return unpack_linear(
+            self.format, self.stored_tensors(name), self._stored[name], where=f"{self.directory}: {name}"
+        )
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """The quantized linears as the checkpoint has them, fused ones as one."""
+        return tuple(self._stored)
+
+    def stored_tensors(self, name: str) -> dict[str, Array]:
+        """The tensors of a quantized linear as they are in the file, relative to its name."""
+        return {
+            kind: self._tensors.tensor(f"{name}.{kind}")
+            for kind in self.format.tensor_names
+            if f"{name}.{kind}" in self._tensors
+        }
+
+    def stored_shape(self, name: str) -> tuple[int, int]:
+        """N, K of a quantized linear as it is in the file."""
+        return self._stored[name]
+
+    def split_rows(self, name: str, value: Array) -> dict[str, Array]:
+        """[N, ...] of a linear in the file -> rows of the linears that it stands for: itself, unless it is fused."""
+        parts = {part: (fused, fused.parts) for part, (stored, fused, _) in self._fused.items() if stored == name}
+        if not parts:
+            return {name: value}
+        fused, relative = next(iter(parts.values()))
+        split = fused.split(value, [self.spec.linear_shape(part)[0] for part in relative])
+        return dict(zip(parts, split, strict=True))
 
     def tensor(self, name: str) -> Array:
         owner, _, kind = name.rpartition(".")
@@ -136,75 +139,6 @@ class QuantizedCheckpoint(ModelSource):
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)
-
-    def _read_gemm(self, name: str) -> QuantizedLinear:
-        present = [kind for kind in ("qweight", "qzeros", "scales", "bias") if f"{name}.{kind}" in self._tensors]
-        tensors = {kind: self._tensors.tensor(f"{name}.{kind}") for kind in present}
-        return unpack_awq_gemm(tensors, self.scheme, where=f"{self.directory}: {name}")
-
-    def _read_natural(self, name: str) -> QuantizedLinear:
-        rows, columns = self._stored[name]
-        groups = self.scheme.groups(columns)
-        codes = self._packed(f"{name}.codes", (rows, columns))
-        scales = self._tensors.tensor(f"{name}.scales")
-        if scales.shape != (rows, groups) or scales.dtype != np.float16:
-            raise CheckpointError(
-                f"expected float16 [{rows}, {groups}], got {scales.dtype} {list(scales.shape)}.",
-                where=f"{self.directory}: {name}.scales",
-                fix="quantize the model again.",
-            )
-        return QuantizedLinear(
-            codes=codes,
-            scales=scales,
-            zeros=self._packed(f"{name}.zeros", (rows, groups)) if self.scheme.zero_point else None,
-            scheme=self.scheme,
-            bias=self._tensors.tensor(f"{name}.bias") if f"{name}.bias" in self._tensors else None,
-        )
-
-    def _packed(self, name: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
-        """Unpacks a natural-order INT4 tensor, its size verified."""
-        packed = self._tensors.tensor(name)
-        expected = -(-shape[0] * shape[1] // 2)
-        if packed.dtype != np.uint8 or packed.shape != (expected,):
-            raise CheckpointError(
-                f"expected uint8 [{expected}] for {list(shape)} codes, got {packed.dtype} {list(packed.shape)}.",
-                where=f"{self.directory}: {name}",
-                fix="quantize the model again.",
-            )
-        return unpack_int4(packed, shape)
-
-
-def choose_layout(spec: DecoderSpec, scheme: QuantScheme) -> str:
-    """`GEMM` if AutoAWQ's layout can hold every linear of the model, else `NATURAL`.
-
-    Raises:
-        UnsupportedError: No layout holds codes of this width.
-    """
-    if scheme.bits not in STORED_BITS:
-        raise UnsupportedError(
-            f"checkpoints of {scheme.bits}-bit codes are not written yet.", where="--bits", fix="use --bits 4."
-        )
-    shapes = spec.stored_linears().values()
-    fits = all(
-        columns % scheme.group_of(columns) == 0
-        and (scheme.group_size == WHOLE_ROW or columns >= scheme.group_size)
-        and rows % AWQ_COLUMNS_PER_WORD == 0
-        for rows, columns in shapes
-    )
-    return GEMM if fits else NATURAL
-
-
-def pack_linear(name: str, linear: QuantizedLinear, layout: str) -> dict[str, Array]:
-    """Tensors of one linear as the checkpoint stores them, by full name."""
-    if layout == GEMM:
-        tensors = pack_awq_gemm(linear)
-    else:
-        tensors = {"codes": pack_int4(linear.codes), "scales": linear.scales}
-        if linear.zeros is not None:
-            tensors["zeros"] = pack_int4(linear.zeros)
-        if linear.bias is not None:
-            tensors["bias"] = linear.bias
-    return {f"{name}.{kind}": value for kind, value in tensors.items()}
 
 
 def fuse_linears(spec: DecoderSpec, linears: Mapping[str, QuantizedLinear]) -> dict[str, QuantizedLinear]:
@@ -259,8 +193,8 @@ def compact(value: Array, *, exact: bool) -> Array:
 def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Array:
     """A block's tensor as a checkpoint of `dtype` has it: with bf16, step sizes are rounded to what bf16 holds.
 
-    The exported model's step sizes then are the checkpoint's, bit for bit. Their file type stays fp16, which is all
-    that readers of AutoAWQ's layout know.
+    The exported model's step sizes then are the checkpoint's, bit for bit. In AutoAWQ's layout their file type stays
+    fp16, which is all that its readers know.
 
     Args:
         name: Full name of the tensor.
@@ -269,9 +203,11 @@ def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Arra
         dtype: `FLOAT16` or `BFLOAT16`.
     """
     owner, _, kind = name.rpartition(".")
-    if dtype == FLOAT16 or kind != "scales" or not any(owner.endswith(linear) for linear in spec.stored_linears()):
+    of_linear = any(owner.endswith(linear) for linear in spec.stored_linears())
+    if dtype == FLOAT16 or kind not in ("scales", "weight_scale") or not of_linear:
         return value
-    return value.astype(np.dtype(BFLOAT16)).astype(np.float16)
+    rounded = value.astype(np.dtype(BFLOAT16))
+    return rounded if kind == "weight_scale" else rounded.astype(np.float16)
 
 
 def quantized_config(
@@ -282,7 +218,7 @@ def quantized_config(
     Args:
         config: The original's config.json.
         scheme: How the linears are quantized.
-        layout: `GEMM` or `NATURAL`.
+        layout: One that we write.
         head: Name of the head, which is not quantized.
         dtype: Of activations: `FLOAT16` or `BFLOAT16`.
     """
@@ -290,16 +226,7 @@ def quantized_config(
     return {
         **kept,
         "torch_dtype": dtype,
-        "quantization_config": {
-            "quant_method": "awq",
-            "version": layout,
-            "bits": scheme.bits,
-            "group_size": scheme.group_size,
-            # AutoAWQ's layout always stores zero points; a symmetric scheme writes the constant 8.
-            "zero_point": True if layout == GEMM else scheme.zero_point,
-            "symmetric": not scheme.zero_point,
-            "modules_to_not_convert": [head],
-        },
+        "quantization_config": quantization_config(scheme, layout, head),
     }
 
 
@@ -400,39 +327,3 @@ def _load(group: Iterable[_Entry], outer: Mapping[str, Array], convert: Convert)
             opened[path] = SafetensorsFiles.of_file(path)
         tensors[name] = convert(name, opened[path].tensor(name))
     return tensors
-
-
-def _read_quantization_config(config: Mapping[str, Any], directory: Path) -> tuple[str, QuantScheme]:
-    """Layout and scheme from `quantization_config`.
-
-    Raises:
-        CheckpointError: There is none.
-        UnsupportedError: It describes something other than 4-bit AWQ in a layout we read.
-    """
-    where = f"{directory / CONFIG_FILE}: quantization_config"
-    found = config.get("quantization_config")
-    if not isinstance(found, dict):
-        raise CheckpointError(
-            "the checkpoint is not quantized.",
-            where=where,
-            fix=f"quantize it first: awq2trt quantize {directory} -o DIR",
-        )
-    method, version = found.get("quant_method"), str(found.get("version", GEMM)).lower()
-    if method != "awq" or version not in (GEMM, NATURAL):
-        raise UnsupportedError(
-            f"expected quant_method awq, version {GEMM}; got {method}, version {version}.",
-            where=where,
-            fix="quantize the original model with awq2trt.",
-        )
-    bits = found.get("bits", found.get("w_bit"))
-    group_size = found.get("group_size", found.get("q_group_size"))
-    if not isinstance(bits, int) or not isinstance(group_size, int):
-        raise CheckpointError(
-            f"expected integers for bits and group_size, got {bits!r} and {group_size!r}.", where=where
-        )
-    if bits not in STORED_BITS:
-        raise UnsupportedError(
-            f"expected 4 bits, got {bits}.", where=where, fix="quantize the original model with --bits 4."
-        )
-    zero_point = bool(found.get("zero_point", True)) and not found.get("symmetric", False)
-    return version, QuantScheme(bits=bits, group_size=group_size, zero_point=zero_point)

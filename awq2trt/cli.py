@@ -223,7 +223,7 @@ def quantize(
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Quantized checkpoint, ours or any in AutoAWQ's GEMM layout.")
+        Path, typer.Argument(metavar="CHECKPOINT", help="Quantized checkpoint, ours or another tool's.")
     ],
     output: _Output,
     recipe: _Recipe = None,

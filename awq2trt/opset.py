@@ -28,6 +28,9 @@ Inputs, without gaps: X [..., K] fp16|bf16, codes INT4 [N, K], scales [N, ceil(K
 then zeros INT4 [N, ceil(K/G)] if `has_zeros`, then bias [N] as X if `has_bias`.
 """
 
+CODE_BITS: Final = 4
+"""Width of a code in the graph. Narrower ones are exported as 4-bit codes."""
+
 ATTR_GROUP_SIZE: Final = "group_size"
 ATTR_HAS_ZEROS: Final = "has_zeros"
 ATTR_HAS_BIAS: Final = "has_bias"

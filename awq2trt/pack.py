@@ -49,6 +49,41 @@ def unpack_int4(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np
     return (nibbles[:size] ^ np.uint8(_SIGN_FLIP)).reshape(shape)
 
 
+def words_of(count: int, bits: int) -> int:
+    """32-bit words that `count` codes take."""
+    return -(-count * bits // 32)
+
+
+def pack_words(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+    """Packs every row into a stream of bits, low bits first, without gaps: code i begins at bit i * `bits`.
+
+    This is compressed-tensors' `pack-quantized` and GPTQ's layout (along the packed axis); of 3-bit codes, every
+    eleventh or so lies in two words.
+
+    Args:
+        codes: uint8 [rows, n], less than 2^bits.
+        bits: Width of a code.
+
+    Returns:
+        int32 [rows, ceil(n * bits / 32)].
+    """
+    rows, count = codes.shape
+    stream = (codes[:, :, None] >> np.arange(bits, dtype=np.uint8)) & np.uint8(1)  # [rows, n, bits]
+    padding = 32 * words_of(count, bits) - count * bits
+    stream = np.pad(stream.reshape(rows, -1), ((0, 0), (0, padding)))
+    return np.packbits(stream, axis=1, bitorder="little").view("<i4").astype(np.int32, copy=False)
+
+
+def unpack_words(words: NDArray[np.generic], bits: int, count: int) -> NDArray[np.uint8]:
+    """Inverse of `pack_words`: uint8 [rows, count]."""
+    stream = np.unpackbits(np.ascontiguousarray(words).astype("<i4").view(np.uint8), axis=1, bitorder="little")
+    split = stream[:, : count * bits].reshape(words.shape[0], count, bits)
+    codes: NDArray[np.uint8] = np.zeros(split.shape[:2], np.uint8)
+    for bit in range(bits):
+        codes |= split[:, :, bit] << np.uint8(bit)
+    return codes
+
+
 def pack_awq_gemm(linear: QuantizedLinear) -> dict[str, NDArray[np.generic]]:
     """Packs a linear into AutoAWQ's GEMM tensors.
 
@@ -118,7 +153,7 @@ def unpack_awq_gemm(tensors: dict[str, NDArray[np.generic]], scheme: QuantScheme
         )
     return QuantizedLinear(
         codes=np.ascontiguousarray(_unpack_awq_words(qweight).T),
-        scales=np.ascontiguousarray(scales.T).astype(np.float16),
+        scales=np.ascontiguousarray(scales.T),
         zeros=zeros if scheme.zero_point else None,
         scheme=scheme,
         bias=bias,

@@ -8,8 +8,8 @@ NumPy only: the kernels' golden files, the packers and the exporter are all held
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ WHOLE_ROW: Final = -1
 
 SUPPORTED_BITS: Final = (2, 3, 4)
 SUPPORTED_GROUP_SIZES: Final = (32, 64, 128, WHOLE_ROW)
+
+SCALE_DTYPES: Final = ("float16", "bfloat16", "float32")
+"""Types of step sizes, the one that we write first; checkpoints of others may have any."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,14 @@ class QuantizedLinear:
 
     Attributes:
         codes: Unsigned codes, uint8 [N, K].
-        scales: Step sizes, fp16 [N, ceil(K/G)].
+        scales: Step sizes, fp16 [N, ceil(K/G)]; bf16 or fp32 where another tool wrote them so.
         zeros: Zero points as unsigned codes, uint8 [N, ceil(K/G)]; None for a symmetric scheme.
         scheme: How the codes were made.
         bias: fp16, fp32 or bf16 [N], or None.
     """
 
     codes: NDArray[np.uint8]
-    scales: NDArray[np.float16]
+    scales: NDArray[Any]
     zeros: NDArray[np.uint8] | None
     scheme: QuantScheme
     bias: NDArray[np.generic] | None = None
@@ -101,8 +104,10 @@ class QuantizedLinear:
         if self.codes.size and int(self.codes.max()) >= self.scheme.levels:
             raise ValueError(f"codes: expected less than {self.scheme.levels}, got {int(self.codes.max())}")
         expected = (self.out_features, self.scheme.groups(self.in_features))
-        if self.scales.shape != expected or self.scales.dtype != np.float16:
-            raise ValueError(f"scales: expected float16 {expected}, got {self.scales.dtype} {self.scales.shape}")
+        if self.scales.shape != expected or self.scales.dtype.name not in SCALE_DTYPES:
+            raise ValueError(
+                f"scales: expected {SCALE_DTYPES[0]} {expected}, got {self.scales.dtype} {self.scales.shape}"
+            )
         if self.scheme.zero_point != (self.zeros is not None):
             raise ValueError(f"zeros: the scheme {self.scheme.describe()} and zeros={self.zeros is not None} differ")
         if self.zeros is not None and (self.zeros.shape != expected or self.zeros.dtype != np.uint8):
@@ -125,11 +130,19 @@ class QuantizedLinear:
         """Channels in every group but perhaps the last."""
         return self.scheme.group_of(self.in_features)
 
+    def widened(self) -> QuantizedLinear:
+        """The same weights as 4-bit codes: 2- and 3-bit codes among the 16, moved so that no zero point means 8."""
+        if self.scheme.bits == 4:
+            return self
+        scheme = replace(self.scheme, bits=4)
+        shift = 0 if self.zeros is not None else scheme.symmetric_zero - self.scheme.symmetric_zero
+        return replace(self, codes=self.codes + np.uint8(shift), scheme=scheme)
+
     def dequantize(self) -> NDArray[np.float32]:
         """The weight that the codes stand for.
 
         Returns:
-            float32 [N, K]; exact, since fp16 scales times integers below 16 fit in 24 bits.
+            float32 [N, K]; exact for fp16 and bf16 scales: 11 bits times an integer of 5 fit in 24.
         """
         column_group = np.arange(self.in_features) // self.group_length  # [K]
         scales = self.scales.astype(np.float32)[:, column_group]  # [N, K]

@@ -36,6 +36,8 @@ from awq2trt.artifact import (
 )
 from awq2trt.errors import BuildError, ToolError, UnsupportedError, UsageError
 from awq2trt.golden import FORMAT_VERSION as GOLDEN_VERSION
+from awq2trt.io_contract import MODEL_FILE
+from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
 from awq2trt.source import CONFIG_FILE, ModelSource, copy_tokenizer, open_source, read_config
@@ -168,7 +170,7 @@ class ExportRequest:
     """`awq2trt export`.
 
     Attributes:
-        checkpoint: Directory of a quantized checkpoint, ours or any AutoAWQ GEMM one.
+        checkpoint: Directory of a quantized checkpoint, ours or another tool's.
         output: Directory of the ONNX model.
         options: How to export.
         overwrite: Replace what is in `output`, whatever it is.
@@ -209,6 +211,13 @@ def _export(artifact: Artifact | None, request: ExportRequest, progress: Progres
             max_seq_len=options.max_seq_len, function_bodies=options.function_bodies, dtype=options.dtype
         )
         result = export_onnx(checkpoint, draft.files, options=graph_options, progress=progress)
+        if checkpoint.scheme.bits < CODE_BITS:
+            progress.note(
+                f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit ones: the model computes the "
+                "same and is no smaller than one quantized to 4 bits"
+            )
+        if artifact is None:
+            _prove_import(checkpoint, draft.files / MODEL_FILE, progress)
         copy_tokenizer(request.checkpoint, draft.files)
         _write_golden(checkpoint, draft.files, result, progress)
         source, quantization = _origin(checkpoint, artifact)
@@ -224,6 +233,20 @@ def _write_golden(checkpoint: QuantizedCheckpoint, directory: Path, result: Expo
     tokens = ChatTokenizer.load(directory).encode(TEXT, chat=False)
     golden = make_golden(checkpoint, tokens, result.contract.capacity, result.dtype, progress)
     write_golden(golden, directory)
+
+
+def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress) -> None:
+    """Says how far another tool's weights are from those in the model, which should be nothing."""
+    from awq2trt.export.proof import compare_weights
+    from awq2trt.onnx_file import open_decoder
+
+    proof = compare_weights(checkpoint, open_decoder(model)[0], progress)
+    progress.note(f"largest dequantization difference: {proof.largest:g} ({proof.linears} linears)")
+    if proof.largest:
+        progress.note(
+            f"it is in {proof.where}: the checkpoint's step sizes are of a type that the model's --dtype rounds; "
+            "export with the type that they have to keep them"
+        )
 
 
 def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions) -> str:

@@ -12,9 +12,10 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import save_llama
 
 from awq2trt import checkpoint as checkpoint_module
-from awq2trt.checkpoint import GEMM, NATURAL, QuantizedCheckpoint, choose_layout, pack_linear
+from awq2trt.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.families import describe_model
+from awq2trt.layouts import GEMM, NATURAL, PACKED, choose_layout, pack_linear
 from awq2trt.progress import SilentProgress
 from awq2trt.quantize.job import QuantizeJob
 from awq2trt.recipe import QuantizeOptions
@@ -45,11 +46,15 @@ WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}
     ("model", "options", "layout"),
     [
         (WIDE, {}, GEMM),
-        (WIDE, {"symmetric": True}, GEMM),
+        (WIDE, {"symmetric": True}, PACKED),
+        (WIDE, {"bits": 3}, PACKED),
+        (WIDE, {"bits": 2, "symmetric": True, "group_size": -1}, PACKED),
+        ({}, {"bits": 3}, NATURAL),
+        ({}, {"bits": 2, "symmetric": True}, NATURAL),
         (WIDE, {"group_size": -1}, GEMM),
         (WIDE, {"group_size": 64}, NATURAL),  # K = 96
         ({}, {}, NATURAL),  # K = 48 and 80
-        ({"intermediate_size": 84}, {"group_size": -1}, NATURAL),  # N = 84
+        ({"intermediate_size": 84}, {"group_size": -1}, PACKED),  # N = 84
         ({"attention_bias": True, "mlp_bias": True}, {"symmetric": True}, NATURAL),
     ],
 )
@@ -58,7 +63,7 @@ def test_round_trip(model: dict[str, Any], options: dict[str, Any], layout: str,
     from awq2trt.quantize.rounding import quantize
 
     read = _quantized(tmp_path, model, **options)
-    assert read.layout == layout
+    assert read.format.layout == layout
     source = SafetensorsSource(tmp_path / "model")
     for layer in range(read.spec.num_layers):
         block = source.block(layer)
@@ -124,7 +129,8 @@ def test_shards_hold_every_tensor_once(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        ({"quant_method": "gptq"}, UnsupportedError, "gptq"),
+        ({"quant_method": "gptq"}, CheckpointError, "qweight: expected"),
+        ({"quant_method": "aqlm"}, UnsupportedError, "aqlm"),
         ({"version": "gemv"}, UnsupportedError, "gemv"),
         ({"bits": None}, CheckpointError, "bits"),
         ({"bits": 3}, UnsupportedError, "got 3"),
@@ -176,12 +182,6 @@ def test_smollm2_with_groups_of_128_needs_our_layout() -> None:
     assert choose_layout(describe_model(config), QuantScheme(group_size=64)) == GEMM
 
 
-@pytest.mark.parametrize("bits", [2, 3])
-def test_widths_that_no_layout_holds_are_refused(bits: int, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=f"{bits}-bit"):
-        choose_layout(SafetensorsSource(save_llama(tmp_path)).spec, QuantScheme(bits=bits))
-
-
 def test_natural_layout_bytes() -> None:
     scheme = QuantScheme(group_size=-1)
     linear = QuantizedLinear(
@@ -190,3 +190,8 @@ def test_natural_layout_bytes() -> None:
     tensors = pack_linear("x", linear, NATURAL)
     assert tensors["x.codes"].tolist() == [0x10, 0x0F]
     assert tensors["x.zeros"].tolist() == [0x08]
+    narrow = QuantizedLinear(
+        np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8), np.ones((2, 1), np.float16), None, QuantScheme(3, -1, False)
+    )
+    # 3 bits each from the lowest on: 001 010 011 100 101 110 -> 0b110_101_100_011_010_001 = 0x358D1
+    assert pack_linear("x", narrow, NATURAL)["x.codes"].tolist() == [0xD1, 0x58, 0x03, 0x00]

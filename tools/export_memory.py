@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from awq2trt.checkpoint import GEMM, quantized_config, write_config, write_tensors
+from awq2trt.checkpoint import quantized_config, write_config, write_tensors
 from awq2trt.families import DecoderSpec, describe_model
+from awq2trt.layouts import GEMM
 from awq2trt.pack import AWQ_COLUMNS_PER_WORD
 from awq2trt.scheme import QuantScheme
 from awq2trt.source import Array

@@ -137,7 +137,7 @@ class _StreamedWeights:
 
     def linear(self, name: str) -> LinearInputs:
         """codes, scales, and zeros and bias if there are any."""
-        linear = self._checkpoint.linear(name)
+        linear = self._checkpoint.linear(name).widened()
         tensors = [
             self._writer.write_int4(f"{name}.codes", linear.codes),
             self._writer.write_float(f"{name}.scales", linear.scales, self.dtype),

@@ -25,12 +25,10 @@ from awq2trt.arrays import read_arrays, write_arrays
 from awq2trt.calibrate import calibration_tokens
 from awq2trt.checkpoint import (
     FLOAT16,
-    choose_layout,
     compact,
     for_dtype,
     fuse_linears,
     merge_shards,
-    pack_linear,
     quantized_config,
     storage_dtype,
     write_config,
@@ -38,6 +36,7 @@ from awq2trt.checkpoint import (
 )
 from awq2trt.decoder import ActivationRange, BlockRunner, Ends, load_block
 from awq2trt.errors import CalibrationError
+from awq2trt.layouts import choose_layout, pack_linear
 from awq2trt.progress import Progress
 from awq2trt.quantize.block import (
     LinearReport,
