@@ -51,7 +51,7 @@ class Orin:
         self.jetson_linux = "R38"
         self.jetpack_package: str | None = None
         self.tensorrt = "101600"
-        self.chip = "nvidia,tegra234"
+        self.chip: str | None = "nvidia,tegra234"
         self.memory_mib, self.swap_mib, self.disk_mib = 60000, 0, 100000
         self.trtexec = True
         self.exit = 0
@@ -84,7 +84,8 @@ class Orin:
             (root / name).mkdir(parents=True, exist_ok=True)
         release = f"# {self.jetson_linux} (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n"
         (root / "etc/nv_tegra_release").write_text(release)
-        (root / "proc/device-tree/compatible").write_bytes(f"nvidia,p3737-0000+p3701-0005\0{self.chip}\0".encode())
+        if self.chip is not None:
+            (root / "proc/device-tree/compatible").write_bytes(f"nvidia,p3737-0000+p3701-0005\0{self.chip}\0".encode())
         memory = {"MemTotal": 65536, "MemAvailable": self.memory_mib, "SwapFree": self.swap_mib}
         (root / "proc/meminfo").write_text("".join(f"{key}: {1024 * value} kB\n" for key, value in memory.items()))
         (self.folder / "tensorrt").write_text(f"{self.tensorrt}\n")

@@ -160,9 +160,10 @@ BROKEN = [
     pytest.param(_set(cpu="x86_64"), 12, r"for aarch64 .*this machine is x86_64", "run it there", id="cpu"),
     pytest.param(_set(jetson_linux="R36"), 13, r"JetPack 7\.2, .* has JetPack 6\.", "--jetpack", id="jetpack"),
     pytest.param(_set(jetpack_package="6.2+b77"), 13, r"has JetPack 6\.", "--jetpack", id="jetpack-package"),
-    pytest.param(_set(jetson_linux="R99x"), 13, "has none that is known", "--jetpack", id="no-jetpack"),
+    pytest.param(_set(jetson_linux="R99x"), 13, "has none that is known", "--jetpack", id="jetpack-unknown"),
     pytest.param(_set(tensorrt="101500"), 14, r"needs TensorRT 10\.16, .* has 10\.15\.0", "--jetpack", id="tensorrt"),
     pytest.param(_set(chip="nvidia,tegra264"), 15, r"capability 8\.7 .* has 11\.0", "use it on a Jetson AGX", id="gpu"),
+    pytest.param(_set(chip=None), 15, "this GPU has none that is known", "use it on a Jetson AGX", id="gpu-unknown"),
     pytest.param(_set(disk_mib=3), 16, r"needs \d+ MiB of disk, and 3 MiB are free", "free some space", id="disk"),
     pytest.param(_set(memory_mib=99, swap_mib=1), 17, r"about \d+ MiB .* 100 MiB are free", "mkswap", id="memory"),
     pytest.param(
@@ -191,7 +192,7 @@ def test_refusals(
 
 def test_refusals_have_codes_of_their_own() -> None:
     codes = {str(parameter.id): parameter.values[1] for parameter in BROKEN}
-    kinds = {name.split("-")[0] if name != "no-jetpack" else "jetpack" for name in codes} - {"manifest"}
+    kinds = {name.split("-")[0] for name in codes} - {"manifest"}
     assert len(set(codes.values())) == len(kinds)
 
 
@@ -309,6 +310,12 @@ def test_trtexec_may_lie_where_jetpack_has_it_or_be_named(shell: str, kit: Path,
     (orin.tools / "trtexec").rename(usual)
     result = orin.finish(shell, kit)
     assert "no trtexec" not in result.stderr
+
+
+def test_a_gpu_may_be_known_by_its_driver(shell: str, kit: Path, orin: Orin) -> None:
+    orin.chip = None
+    orin.program("nvidia-smi", "#!/bin/sh\necho 8.7\n")
+    assert orin.finish(shell, kit).returncode == 0
 
 
 @pytest.mark.parametrize("wrong", ["--nonsense", "model"])

@@ -16,10 +16,10 @@ usage: ./finish.sh [--rebuild] [--compile] [--force] [--check]
   --force     build although memory seems too small
   --check     afterwards, run the engine on the kit's golden inputs and compare
 
-Exit codes: 0 done, or nothing to do; 2 wrong option; 10 a file of the kit was changed; 11 one is missing; 12 another CPU;
-13 another JetPack; 14 TensorRT too old; 15 another GPU; 16 too little disk; 17 too little memory; 18 no trtexec;
-19 folder not writable; 20 interrupted; 21 engine of another TensorRT; 22 engine changed; 23 plugin library not compiled;
-24 compiling failed; 25 trtexec failed; 26 finish.sh runs already; 27 the engine's answers are wrong.
+Exit codes: 0 done, or nothing to do; 2 wrong option; 10 a file of the kit was changed; 11 one is missing;
+12 another CPU; 13 another JetPack; 14 TensorRT too old; 15 another GPU; 16 too little disk; 17 too little memory;
+18 no trtexec; 19 folder not writable; 20 interrupted; 21 engine of another TensorRT; 22 engine changed;
+23 plugin library not compiled; 24 compiling failed; 25 trtexec failed; 26 finish.sh runs already; 27 wrong answers.
 TEXT
 }
 
@@ -57,7 +57,8 @@ hash_of() { sha256sum "$1" | cut -d ' ' -f 1; }
 check_cpu() {
     cpu=$(uname -m)
     [ "$cpu" = "$kit_cpu" ] ||
-        fail 12 "this kit is for $kit_cpu ($kit_title), and this machine is $cpu." "copy it to the $kit_title and run it there"
+        fail 12 "this kit is for $kit_cpu ($kit_title), and this machine is $cpu." \
+            "copy it to the $kit_title and run it there"
 }
 
 check_jetpack() {
@@ -72,13 +73,15 @@ check_jetpack() {
         esac
     fi
     [ "$major" = "$kit_jetpack_major" ] ||
-        fail 13 "this kit is for JetPack $kit_jetpack, and this machine has ${major:+JetPack }${major:-none that is known}." \
+        fail 13 \
+            "this kit is for JetPack $kit_jetpack, and this machine has ${major:+JetPack }${major:-none that is known}." \
             "make the kit for it with --jetpack (7.2 or 6.2), or install JetPack $kit_jetpack here"
 }
 
 check_gpu() {
     capability=
-    compatible=$(tr '\0' ' ' <"$root/proc/device-tree/compatible" 2>/dev/null)
+    compatible=
+    [ ! -r "$root/proc/device-tree/compatible" ] || compatible=$(tr '\0' ' ' <"$root/proc/device-tree/compatible")
     case $compatible in
     *nvidia,tegra234*) capability=8.7 ;;
     *nvidia,tegra194*) capability=7.2 ;;
@@ -86,7 +89,8 @@ check_gpu() {
     *) capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n 1p) ;;
     esac
     [ "$capability" = "$kit_capability" ] ||
-        fail 15 "this kit is for compute capability $kit_capability ($kit_title), and this GPU has ${capability:-none that is known}." \
+        fail 15 "this kit is for compute capability $kit_capability ($kit_title), and this GPU has \
+${capability:-none that is known}." \
             "use it on a $kit_title"
 }
 
@@ -126,13 +130,12 @@ check_disk() {
 }
 
 check_memory() {
-    available=$(awk '/^MemAvailable:/ { memory = $2 } /^SwapFree:/ { swap = $2 } END { printf "%d", (memory + swap) / 1024 }' \
-        "$root/proc/meminfo")
+    available=$(awk '/^(MemAvailable|SwapFree):/ { sum += $2 } END { printf "%d", sum / 1024 }' "$root/proc/meminfo")
     [ "$available" -ge "$kit_build_mib" ] || [ "$force" = yes ] ||
         fail 17 "building needs about $kit_build_mib MiB of memory, and $available MiB are free, swap included." \
             "close other programs (sudo systemctl isolate multi-user.target stops the desktop), or add swap: \
-sudo fallocate -l $((kit_build_mib - available + 1024))M /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && \
-sudo swapon /swapfile; or try with --force"
+sudo fallocate -l $((kit_build_mib - available + 1024))M /swapfile && sudo chmod 600 /swapfile && \
+sudo mkswap /swapfile && sudo swapon /swapfile; or try with --force"
 }
 
 # --- One finish.sh at a time; what an interrupted one left is removed ---
@@ -175,7 +178,8 @@ compile() {
     for folder in "$root/usr/include/$kit_cpu-linux-gnu" "$root/usr/include" "$root/usr/src/tensorrt/include"; do
         [ ! -f "$folder/NvInferRuntime.h" ] || headers=$folder
     done
-    [ -n "$headers" ] || fail 24 'no NvInferRuntime.h of TensorRT.' 'install it: sudo apt-get install libnvinfer-headers-dev'
+    [ -n "$headers" ] ||
+        fail 24 'no NvInferRuntime.h of TensorRT.' 'install it: sudo apt-get install libnvinfer-headers-dev'
     say "compiling the plugin library with $nvcc (a minute or two)"
     mkdir -p lib
     "$nvcc" -std=c++17 -O3 -shared --expt-relaxed-constexpr -cudart static -include src/version.h \
@@ -204,8 +208,8 @@ engine_is_current() {
         return 1
     fi
     [ "$built_by" = "$tensorrt" ] ||
-        fail 21 "$engine was built by TensorRT $(version_name "${built_by:-0}"), and this machine has $(version_name "$tensorrt"), which cannot run it." \
-            'build it again: ./finish.sh --rebuild'
+        fail 21 "$engine was built by TensorRT $(version_name "${built_by:-0}"), and this machine has \
+$(version_name "$tensorrt"), which cannot run it." 'build it again: ./finish.sh --rebuild'
     [ "$(hash_of "$engine")" = "$built_sha256" ] ||
         fail 22 "$engine is not what finish.sh built: it was changed since." 'build it again: ./finish.sh --rebuild'
 }
@@ -275,8 +279,8 @@ check_answers() {
         golden=$folder/golden.$call
         tokens=$(($(wc -c <"$golden.input_ids.bin") / 8))
         rm -f "$work"/*.raw
-        # From within $work, where trtexec writes what goes in and comes out. It fills the cache with random numbers, which
-        # a conversation that begins does not see.
+        # From within $work, where trtexec writes what goes in and comes out. It fills the cache with random numbers,
+        # which a conversation that begins does not see.
         (
             cd "$work" || exit 1
             "$trtexec" --loadEngine="$folder/$engine" --shapes="input_ids:1x$tokens" --iterations=1 --duration=0 --warmUp=0 \
