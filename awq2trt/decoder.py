@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ BlockWeights = Mapping[str, Tensor]
 
 HEAD_ROWS = 128
 """Positions whose logits are computed at once: 128 x 49,152 fp32 are 25 MB; larger pieces only miss the cache."""
+
+HEAD_PIECE = 8192
+"""Rows of a narrow head that are widened at once: 8,192 x 4,096 fp32 are 128 MiB."""
 
 
 @dataclass
@@ -268,13 +271,19 @@ def attention_mask(queries: int, keys: int, sliding_window: int | None) -> Tenso
 
 
 class Ends:
-    """What stands before and after the blocks: embedding, final norm, head."""
+    """What stands before and after the blocks: embedding, final norm, head; each is read when it is first needed.
 
-    def __init__(self, source: ModelSource) -> None:
-        self._spec = spec = source.spec
-        self._tensors = {name: to_tensor(value) for name, value in source.outer().items()}
-        self._embedding = self._tensors[f"{spec.embedding}.weight"]  # [V, hidden]
-        self._head = self._embedding if spec.tie_embeddings else self._tensors[f"{spec.head}.weight"]  # [V, hidden]
+    Args:
+        source: The model.
+        narrow_head: Keep the head as it is stored, and widen a piece of it at a time: for a few tokens of a model
+            whose head in fp32 takes more memory than a block.
+    """
+
+    def __init__(self, source: ModelSource, *, narrow_head: bool = False) -> None:
+        self._spec = source.spec
+        self._source = source
+        self._narrow_head = narrow_head
+        self._read: dict[str, Array] = {}
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
         """Residual stream before the first block.
@@ -287,15 +296,16 @@ class Ends:
             fp32 [batch, S, hidden_size].
         """
         spec = self._spec
-        hidden = F.embedding(tokens, self._embedding) * spec.embedding_scale
+        hidden = to_tensor(self._stored(f"{spec.embedding}.weight")[tokens.numpy()]) * spec.embedding_scale
         if spec.positions is not None:
             first = start + spec.positions.offset
-            hidden = hidden + self._tensors[f"{spec.positions.table}.weight"][first : first + tokens.shape[1]]
+            table = self._stored(f"{spec.positions.table}.weight")
+            hidden = hidden + to_tensor(table[first : first + tokens.shape[1]])
         return self._norm(spec.embedding_norm, hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 [..., hidden_size] -> fp32 [..., vocab_size]."""
-        logits = self._norm(self._spec.final_norm, hidden) @ self._head.T
+        logits = self._project(self._norm(self._spec.final_norm, hidden))
         cap = self._spec.logit_softcap
         return logits if cap is None else _softcap(logits, cap)
 
@@ -304,10 +314,36 @@ class Ends:
         for piece in hidden.split(HEAD_ROWS):
             yield self.logits(piece)
 
+    def _project(self, normed: Tensor) -> Tensor:
+        if not self._narrow_head:
+            return normed @ self._head.T
+        starts = range(0, self._spec.vocab_size, HEAD_PIECE)
+        pieces = (to_tensor(self._stored_head[start : start + HEAD_PIECE]) for start in starts)
+        return torch.cat([normed @ piece.T for piece in pieces], dim=-1)
+
     def _norm(self, name: str | None, x: Tensor) -> Tensor:
         if name is None:
             return x
-        return apply_norm(self._spec.norm, x, self._tensors[f"{name}.weight"], self._tensors.get(f"{name}.bias"))
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        offset = to_tensor(self._stored(bias)) if bias in self._spec.outer_shapes() else None
+        return apply_norm(self._spec.norm, x, to_tensor(self._stored(weight)), offset)
+
+    @cached_property
+    def _head(self) -> Tensor:
+        stored = self._stored_head
+        # A tied head in fp32 is the embedding itself, not a copy of it.
+        return torch.from_numpy(stored) if stored.dtype == np.float32 and stored.flags.writeable else to_tensor(stored)
+
+    @property
+    def _stored_head(self) -> Array:
+        spec = self._spec
+        return self._stored(f"{spec.embedding if spec.tie_embeddings else spec.head}.weight")  # [V, hidden]
+
+    def _stored(self, name: str) -> Array:
+        """A tensor outside the blocks, in the type it is stored in, verified."""
+        if name not in self._read:
+            self._read[name] = self._source.checked_tensor(name, self._spec.outer_shapes()[name])
+        return self._read[name]
 
 
 def run_model(source: ModelSource, tokens: Tensor, *, progress: Callable[[int], None] | None = None) -> Tensor:

@@ -106,8 +106,9 @@ class ModelSource(ABC):
                 where=name,
                 fix="config.json and the weights do not belong together; download both again.",
             )
-        if not np.isfinite(value.astype(np.float32)).all():
-            count = int(np.count_nonzero(~np.isfinite(value.astype(np.float32))))
+        finite = np.isfinite(value)
+        if not finite.all():
+            count = int(np.count_nonzero(~finite))
             raise CheckpointError(
                 f"{count} of {value.size} weights are NaN or infinite.",
                 where=name,

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from rich.progress import track
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from awq2trt.checkpoint import quantized_config, write_config, write_tensors
 from awq2trt.families import DecoderSpec, describe_model
@@ -80,7 +82,7 @@ def write_checkpoint(directory: Path, config: dict[str, object]) -> None:
     outer = {name: random_half(shape, random) for name, shape in spec.outer_shapes().items()}
     write_tensors(directory / "outer.safetensors", outer)
     write_config(directory, quantized_config(config, SCHEME, GEMM, spec.head))
-    (directory / "tokenizer.json").write_text("{}", encoding="utf-8")
+    Tokenizer(WordLevel({"word": 0}, unk_token="word")).save(str(directory / "tokenizer.json"))
 
 
 def random_block(spec: DecoderSpec, layer: int, random: np.random.Generator) -> dict[str, Array]:

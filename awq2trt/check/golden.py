@@ -68,7 +68,7 @@ def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype
     prefill = max(1, len(kept) - _DECODE_CALLS)
     with torch.inference_mode(), progress.task("golden outputs", total=source.spec.num_layers) as advance:
         hidden = run_model(source, torch.tensor([kept]), progress=advance)
-        logits = Ends(source).logits(hidden)[0].numpy().astype(np.float32)  # [S, V]
+        logits = Ends(source, narrow_head=True).logits(hidden)[0].numpy().astype(np.float32)  # [S, V]
     spans = {"prefill": (0, prefill)}
     spans |= {f"decode-{index - prefill + 1}": (index, index + 1) for index in range(prefill, len(kept))}
     spans["first"] = (0, 1)
