@@ -20,6 +20,7 @@ INSTALLED := $(VENV)/.installed
 DEMO_MODEL := $(VENV)/.demo-model
 NATIVE := $(VENV)/.native
 NATIVE_CROSS := $(VENV)/.native-cross
+BROWSER := $(VENV)/.browser
 NATIVE_KIT := $(VENV)/.native-kit
 CXX_SOURCES = $(shell git ls-files 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h')
 
@@ -69,6 +70,11 @@ $(NATIVE_KIT): tools/native_packages.sh | $(BIN)/python
 	    $(if $(wildcard /run/systemd/system),,openssh-server)
 	@touch $@
 
+# Looks at pages in the tests, which are skipped without it.
+$(BROWSER): tools/native_packages.sh | $(BIN)/python
+	@tools/native_packages.sh chromium || echo "no Chromium: tests that look at pages will be skipped"
+	@touch $@
+
 .PHONY: lint
 lint: $(INSTALLED) ## ruff, typos, clang-format
 	@$(BIN)/ruff check .
@@ -106,7 +112,7 @@ test-plugins: plugins ## the plugin library's C++ tests; those that need a GPU a
 	@ctest --test-dir build/plugins --output-on-failure
 
 .PHONY: test
-test: lint types imports test-plugins plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) ## everything that CI checks
+test: lint types imports test-plugins plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) $(BROWSER) ## everything that CI checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
 
 .PHONY: demo

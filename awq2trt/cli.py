@@ -249,19 +249,50 @@ def evaluate(
         list[str],
         typer.Argument(metavar="MODEL...", help="Original models, checkpoints or ONNX models, in any number."),
     ],
-    text: Annotated[str, typer.Option("--text", metavar="TEXT", help=".txt or .jsonl file, or a data set's name.")],
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="TEXT", help="Perplexity on a .txt or .jsonl file, or a data set.")
+    ] = None,
     windows: Annotated[int, typer.Option("--windows", min=1, help="Windows of the text, from its start.")] = 8,
     seqlen: Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in a window.")] = 1024,
+    task: Annotated[
+        str | None, typer.Option("--task", help="Accuracy on piqa, arc-easy, winogrande or lambada instead.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="The task's JSONL file.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Results, for inspect --html.")
+    ] = None,
 ) -> None:
-    """Perplexity on a text."""
+    """Perplexity on a text, or accuracy in a task."""
+    from awq2trt.errors import UsageError
     from awq2trt.progress import terminal_progress
-    from awq2trt.report import perplexity_row, perplexity_title
-    from awq2trt.stages import EvalRequest, eval_stage
+    from awq2trt.report import perplexity_row, perplexity_title, results_json, task_row, task_title
+    from awq2trt.stages import EvalRequest, TaskRequest, eval_stage, task_stage
 
-    request = EvalRequest(tuple(models), text, windows, seqlen)
+    if (text is None) == (task is None):
+        raise UsageError(
+            "one of --text and --task is needed.", where="eval", fix="--text FILE, or --task NAME --data FILE"
+        )
+    if task is not None:
+        if data is None:
+            raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
+        asked = TaskRequest(tuple(models), task, data, limit)
+        print(task_title(asked))
+        scored = []
+        for score in task_stage(asked, terminal_progress()):
+            print(task_row(score), flush=True)
+            scored.append(score)
+        if json_file is not None:
+            json_file.write_text(results_json(asked, scored), encoding="utf-8")
+        return
+    request = EvalRequest(tuple(models), str(text), windows, seqlen)
     print(perplexity_title(request))
+    measured = []
     for result in eval_stage(request, terminal_progress()):
         print(perplexity_row(result), flush=True)
+        measured.append(result)
+    if json_file is not None:
+        json_file.write_text(results_json(request, measured), encoding="utf-8")
 
 
 @app.command()
@@ -313,6 +344,12 @@ def check(
         str | None, typer.Option("--text", metavar="TEXT", help=".txt or .jsonl file, or a data set's name. [our own]")
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="How much of it.")] = 192,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Files for polygraphy. [check, in DIR]")
+    ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Cut a failing block down to the nodes that fail, for a bug report.")
+    ] = False,
 ) -> None:
     """Is every stage what the one before it makes it? Exit code 1 if not."""
     from awq2trt.progress import terminal_progress
@@ -323,8 +360,9 @@ def check(
         results = golden_stage(directory)
         passed, lines = all(result.passed for result in results), golden_lines(results)
     else:
-        result = check_stage(CheckRequest(directory, model, checkpoint, text, tokens), terminal_progress())
-        passed, lines = result.passed, check_lines(result)
+        request = CheckRequest(directory, model, checkpoint, text, tokens, output, bisect)
+        outcome = check_stage(request, terminal_progress())
+        passed, lines = outcome.result.passed, check_lines(outcome)
     print("\n".join(lines))
     if not passed:
         raise typer.Exit(1)
@@ -355,12 +393,29 @@ def bench(
 @app.command()
 def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint, ONNX model or engine.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="A page with plots, of a checkpoint.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", metavar="FILE", help="What eval --json wrote, for the page.")
+    ] = None,
 ) -> None:
     """What a directory holds and comes from; verifies every file."""
-    from awq2trt.artifact import Artifact
-    from awq2trt.report import artifact_lines
+    from awq2trt.stages import inspect_stage, report_stage
 
-    print("\n".join(artifact_lines(Artifact.open(directory))))
+    if html_file is not None:
+        print(report_stage(directory, html_file, results))
+        return
+    from awq2trt.report import artifact_lines, inspection_json, linear_lines
+
+    artifact, inspection = inspect_stage(directory)
+    if as_json:
+        print(inspection_json(artifact, inspection))
+        return
+    print("\n".join(artifact_lines(artifact)))
+    if inspection is not None:
+        print("\n".join(linear_lines(inspection)))
 
 
 @app.command()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from awq2trt.target import TARGETS, Target
 
 if TYPE_CHECKING:
     from awq2trt.artifact import Artifact, Contents
-    from awq2trt.check.chain import CheckResult, Place, StageResult
+    from awq2trt.check.chain import Place, StageResult
     from awq2trt.check.golden import GoldenResult
-    from awq2trt.stages import EvalRequest, EvalResult
+    from awq2trt.inspection import Inspection
+    from awq2trt.stages import CheckOutcome, EvalRequest, EvalResult, TaskRequest, TaskResult
 
 
 def target_lines() -> Iterator[str]:
@@ -48,6 +51,55 @@ def perplexity_row(result: EvalResult) -> str:
     return f"{perplexity.value:10.3f}  {windows:>11}  {result.seconds:7.1f}  {how}  {result.model}"
 
 
+def task_title(request: TaskRequest) -> str:
+    """What the accuracies that follow are of, and their columns."""
+    measured = f"{request.task}, zero-shot, prompts and scoring of lm-evaluation-harness, {request.data.name}."
+    columns = f"{'acc':>8}  {'acc_norm':>8}  {'perplexity':>10}  {'examples':>8}  {'seconds':>7}"
+    return f"{measured}\n{columns}  {'executor':12}  {'scheme':14}  model"
+
+
+def task_row(result: TaskResult) -> str:
+    """One model's accuracy."""
+    score = result.score
+    normalised = "" if score.accuracy_normalised is None else f"{score.accuracy_normalised:.2%}"
+    perplexity = "" if score.perplexity is None else f"{score.perplexity:.3f}"
+    how = f"{result.executor:12}  {result.scheme or 'original':14}"
+    numbers = f"{score.accuracy:8.2%}  {normalised:>8}  {perplexity:>10}  {score.examples:8}  {result.seconds:7.1f}"
+    return f"{numbers}  {how}  {result.model}"
+
+
+def results_json(request: EvalRequest | TaskRequest, results: Sequence[EvalResult] | Sequence[TaskResult]) -> str:
+    """What `eval` measured, for programs and for `inspect --html`."""
+    values = {"request": asdict(request), "results": [asdict(result) for result in results]}
+    return json.dumps(values, indent=1, default=str) + "\n"
+
+
+def linear_lines(inspection: Inspection) -> Iterator[str]:
+    """A checkpoint's linears, and their sums."""
+    width = max(len(row.name) for row in inspection.linears)
+    columns = f"{'bits':>4} {'group':>5} {'alpha':>5} {'clipped':>7} {'rounded':>8} {'error':>8} {'kB':>10}"
+    yield f"{'linear':{width}} {columns}"
+    for row in inspection.linears:
+        shares = f"{_share(row.clipped_share):>7} {_share(row.error_rounded):>8} {_share(row.error):>8}"
+        alpha = "" if row.alpha is None else f"{row.alpha:.2f}"
+        numbers = f"{row.bits:4} {row.group_length:5} {alpha:>5} {shares} {row.size_bytes / 1e3:10,.1f}"
+        yield f"{row.name:{width}} {numbers}"
+    for purpose, size in inspection.sizes.items():
+        yield f"{purpose:20} {size / 1e6:10,.2f} MB {size / inspection.size_bytes:6.1%}"
+    yield f"{'all weights':20} {inspection.size_bytes / 1e6:10,.2f} MB"
+    yield f"{'quantized linears':20} {inspection.bits_per_weight:10.3f} bits a weight, scales and zero points counted"
+
+
+def inspection_json(artifact: Artifact, inspection: Inspection | None) -> str:
+    """The manifest, and what is known of every linear."""
+    linears = inspection.to_json() if inspection else None
+    return json.dumps({"manifest": artifact.manifest.model_dump(mode="json"), "inspection": linears}, indent=1)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
 def golden_lines(results: Sequence[GoldenResult]) -> Iterator[str]:
     """Golden outputs, call by call, and the verdict."""
     yield f"{'call':10} {'relative error':>14}  best token"
@@ -58,10 +110,11 @@ def golden_lines(results: Sequence[GoldenResult]) -> Iterator[str]:
     yield f"failed: {', '.join(failed)}" if failed else "golden outputs: passed in ONNX Runtime on the CPU"
 
 
-def check_lines(result: CheckResult) -> Iterator[str]:
-    """A checked build: a line for every stage, its worst block and its logits, and the verdict."""
+def check_lines(outcome: CheckOutcome) -> Iterator[str]:
+    """A checked build: a line for every stage, its worst block and its logits, the same by hand, and the verdict."""
     from awq2trt.check.chain import TITLES
 
+    result = outcome.result
     yield f"{len(result.tokens)} tokens. Errors are relative, of the worst position; in brackets what they may be."
     yield f"{'stage':10} {'against':10} {'worst block':>32} {'logits':>18} {_NUMBERS}"
     for stage in result.stages:
@@ -73,8 +126,14 @@ def check_lines(result: CheckResult) -> Iterator[str]:
     for stage in result.stages:
         if not stage.skipped:
             yield f"{stage.stage:10} is {TITLES[stage.stage]}, {stage.seconds:.1f} s"
+    for command in outcome.commands:
+        yield f"by hand, with {command.needs}:\n  {command.text}"
     for name in result.changed:
         yield f"FAILED {name} was changed since it was written"
+    if outcome.cut is not None:
+        cut = outcome.cut
+        yield f"first wrong node: {cut.node} ({cut.op_type}), relative error {cut.error:.2g}"
+        yield f"  {cut.nodes} nodes and their inputs are in {cut.folder}"
     failure = result.first_failure()
     if failure is not None:
         yield f"failed first at stage {failure.stage}, {failure.place}: {failure.message}"

@@ -44,17 +44,25 @@ from awq2trt.source import CONFIG_FILE, ModelSource, copy_tokenizer, open_source
 from awq2trt.target import Target, find_target
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from awq2trt.check.bisect import Cut
     from awq2trt.check.chain import CheckResult
     from awq2trt.check.golden import GoldenResult
+    from awq2trt.check.polygraphy_files import Command
     from awq2trt.checkpoint import QuantizedCheckpoint
     from awq2trt.evaluate import Perplexity
     from awq2trt.export import ExportResult
+    from awq2trt.inspection import Inspection
     from awq2trt.plugin_library import PluginLibrary
     from awq2trt.run import Sampling
+    from awq2trt.tasks import TaskScore
 
 CHECKPOINT_DIRECTORY: Final = "checkpoint"
 ONNX_DIRECTORY: Final = "onnx"
 """What `awq2trt build -o DIR` makes in DIR, beside a directory named after the target."""
+CHECK_DIRECTORY: Final = "check"
+"""What `awq2trt check DIR` adds."""
 
 _FP16_BYTES: Final = 2
 _FP32_BYTES: Final = 4
@@ -557,6 +565,8 @@ class CheckRequest:
         checkpoint: Of an ONNX model; None for the one beside it.
         text: A .txt or .jsonl file, or a data set's name; None for a text of our own.
         tokens: How much of it.
+        output: Where the files go with which polygraphy does the same; None for `check` beside the checkpoint.
+        bisect: Cut a failing block of the exported model down to the nodes that fail.
     """
 
     directory: Path
@@ -564,9 +574,26 @@ class CheckRequest:
     checkpoint: Path | None = None
     text: str | None = None
     tokens: int = 192
+    output: Path | None = None
+    bisect: bool = False
 
 
-def check_stage(request: CheckRequest, progress: Progress) -> CheckResult:
+@dataclass(frozen=True)
+class CheckOutcome:
+    """What `awq2trt check` found.
+
+    Attributes:
+        result: Stage by stage.
+        commands: That do the same with polygraphy.
+        cut: The nodes that fail, if they were asked for and there are any.
+    """
+
+    result: CheckResult
+    commands: tuple[Command, ...]
+    cut: Cut | None = None
+
+
+def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
     """Holds every stage of a build to the one before it, on a text.
 
     Raises:
@@ -576,7 +603,9 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckResult:
     if importlib.util.find_spec("polygraphy") is None:
         raise ToolError("polygraphy is not installed.", where="check", fix="pip install 'awq2trt[check]'")
     from awq2trt.calibrate import CHARACTERS_PER_TOKEN, encode, load_tokenizer, read_text
+    from awq2trt.check.bisect import bisect
     from awq2trt.check.chain import run_chain
+    from awq2trt.check.polygraphy_files import write_folder
     from awq2trt.check.subject import find_subject
     from awq2trt.check.text import DEFAULT_TEXT
     from awq2trt.onnx_file import open_decoder
@@ -589,7 +618,12 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckResult:
     tokens = encode(load_tokenizer(subject.checkpoint.directory), text[: request.tokens * CHARACTERS_PER_TOKEN])
     if not tokens:
         raise UsageError("the text has no tokens.", where=str(request.text or "check"), fix="name another with --text.")
-    return run_chain(subject, tokens[: min(request.tokens, capacity)], progress)
+    tokens = tokens[: min(request.tokens, capacity)]
+    output = request.output or subject.checkpoint.directory.parent / CHECK_DIRECTORY
+    result = run_chain(subject, tokens, progress)
+    commands = write_folder(subject, tokens, output)
+    cut = bisect(subject, result, output / "bisect") if request.bisect else None
+    return CheckOutcome(result, commands, cut)
 
 
 def golden_stage(directory: Path) -> list[GoldenResult]:
@@ -649,22 +683,102 @@ def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]
     """Perplexity of every model on the same text, each as it is done."""
     for model in request.models:
         started = time.monotonic()
-        manifest = Path(model) / MANIFEST_FILE
-        onnx = manifest.is_file() and Artifact.open(Path(model), verify="size").manifest.kind != "checkpoint"
+        onnx = is_exported(model)
         evaluate = _evaluate_onnx if onnx else _evaluate_torch
         scheme, perplexity = evaluate(model, request, progress)
         executor = "ONNX Runtime" if onnx else "PyTorch"
         yield EvalResult(model, executor, scheme, perplexity, time.monotonic() - started)
 
 
+@dataclass(frozen=True)
+class TaskRequest:
+    """`awq2trt eval --task`.
+
+    Attributes:
+        models: Original models, quantized checkpoints, ONNX models, in any number.
+        task: A name in `tasks.TASKS`.
+        data: Its JSONL file.
+        limit: Examples, from the start of the file; None for all.
+    """
+
+    models: tuple[str, ...]
+    task: str
+    data: Path
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task's score of one model.
+
+    Attributes:
+        model: As the user named it.
+        executor: What ran it: `PyTorch` or `ONNX Runtime`.
+        scheme: How it is quantized; None for an original.
+        score: With every example's outcome.
+        seconds: Wall time.
+    """
+
+    model: str
+    executor: str
+    scheme: str | None
+    score: TaskScore
+    seconds: float
+
+
+def task_stage(request: TaskRequest, progress: Progress) -> Iterator[TaskResult]:
+    """A task's score of every model, each as it is done."""
+    from awq2trt.calibrate import bos_of
+    from awq2trt.likelihood import backend_scores, tokenize, torch_scores
+    from awq2trt.run import OrtBackend
+    from awq2trt.tasks import read_task, score_task
+
+    examples = read_task(request.task, request.data, request.limit)
+    continuations = [continuation for example in examples for continuation in example.continuations]
+    for model in request.models:
+        started = time.monotonic()
+        if is_exported(model):
+            artifact = Artifact.open(Path(model))
+            tokenizer = tokenizer_of(artifact.directory)
+            backend = OrtBackend.load(artifact.directory, all_logits=True)
+            bos = bos_of(tokenizer, artifact.manifest.contents.source.family)
+            requests = [tokenize(tokenizer, continuation, bos) for continuation in continuations]
+            scores = backend_scores(backend, requests, progress, f"{request.task}, {_portable_name(model)}")
+            executor, scheme = "ONNX Runtime", artifact.manifest.contents.quantization.scheme.describe()
+        else:
+            source, found = open_any(model)
+            tokenizer = tokenizer_of(source)
+            bos = bos_of(tokenizer, source.spec.family)
+            requests = [tokenize(tokenizer, continuation, bos) for continuation in continuations]
+            scores = torch_scores(source, requests, progress, f"{request.task}, {_portable_name(model)}")
+            executor, scheme = "PyTorch", found or ""
+        score = score_task(request.task, examples, scores)
+        yield TaskResult(model, executor, scheme or None, score, time.monotonic() - started)
+
+
+def is_exported(model: str) -> bool:
+    """Whether this is an ONNX model or an engine, which holds one."""
+    manifest = Path(model) / MANIFEST_FILE
+    return manifest.is_file() and Artifact.open(Path(model), verify="size").manifest.kind != "checkpoint"
+
+
+def tokenizer_of(model: Path | ModelSource) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory, or that a model brings along."""
+    from awq2trt.calibrate import load_tokenizer
+
+    if isinstance(model, Path):
+        return load_tokenizer(model)
+    with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
+        model.save_tokenizer(Path(directory))
+        return load_tokenizer(Path(directory))
+
+
 def _evaluate_torch(model: str, request: EvalRequest, progress: Progress) -> tuple[str | None, Perplexity]:
-    from awq2trt.calibrate import bos_of, encode, load_tokenizer, read_text
+    from awq2trt.calibrate import bos_of, encode, read_text
     from awq2trt.evaluate import first_windows, perplexity, torch_logits
 
-    source, scheme = _open_any(model)
-    with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
-        source.save_tokenizer(Path(directory))
-        tokenizer = load_tokenizer(Path(directory))
+    source, scheme = open_any(model)
+    tokenizer = tokenizer_of(source)
     ids = encode(tokenizer, read_text(request.text, characters=_characters(request)))
     bos = bos_of(tokenizer, source.spec.family)
     windows = first_windows(ids, request.windows, request.seqlen, where=request.text, bos=bos)
@@ -693,7 +807,7 @@ def _evaluate_onnx(model: str, request: EvalRequest, progress: Progress) -> tupl
     return artifact.manifest.contents.quantization.scheme.describe(), measured
 
 
-def _open_any(model: str) -> tuple[ModelSource, str | None]:
+def open_any(model: str) -> tuple[ModelSource, str | None]:
     """An original model, or a quantized checkpoint and its scheme."""
     from awq2trt.checkpoint import QuantizedCheckpoint
 
@@ -711,3 +825,39 @@ def _characters(request: EvalRequest) -> int:
     from awq2trt.calibrate import CHARACTERS_PER_TOKEN
 
     return request.windows * request.seqlen * CHARACTERS_PER_TOKEN
+
+
+# inspect
+
+
+def inspect_stage(directory: Path) -> tuple[Artifact, Inspection | None]:
+    """What a directory holds, every hash verified; of a checkpoint also what it is made of."""
+    from awq2trt.inspection import inspect_checkpoint
+
+    artifact = Artifact.open(directory)
+    return artifact, inspect_checkpoint(artifact) if artifact.manifest.kind == "checkpoint" else None
+
+
+def report_stage(directory: Path, output: Path, results: Path | None = None) -> Path:
+    """Writes a checkpoint's report as one HTML page.
+
+    Args:
+        directory: A checkpoint, or what `build` wrote.
+        output: The page.
+        results: What `eval --json` wrote; its perplexities become bars.
+
+    Raises:
+        UsageError: `results` is not such a file.
+    """
+    from awq2trt.html_report import read_perplexities, render_page
+    from awq2trt.inspection import input_channels, inspect_checkpoint, worst_block
+
+    inside = directory / CHECKPOINT_DIRECTORY
+    built = not (directory / MANIFEST_FILE).is_file() and (inside / MANIFEST_FILE).is_file()
+    artifact = Artifact.open(inside if built else directory, kind="checkpoint")
+    inspection = inspect_checkpoint(artifact)
+    channels = input_channels(artifact, worst_block(inspection))
+    perplexities = read_perplexities(results) if results else []
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(render_page(inspection, channels, perplexities), encoding="utf-8")
+    return output

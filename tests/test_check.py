@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +34,7 @@ from awq2trt.check.chain import (
     CheckResult,
     run_chain,
 )
+from awq2trt.check.polygraphy_files import Command, write_folder
 from awq2trt.check.subject import find_subject
 from awq2trt.errors import UsageError
 from awq2trt.pack import pack_int4, unpack_int4
@@ -38,7 +42,15 @@ from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions, QuantizeOptions
 from awq2trt.report import check_lines
 from awq2trt.source import open_source
-from awq2trt.stages import CheckRequest, ExportRequest, QuantizeRequest, check_stage, export_stage, quantize_stage
+from awq2trt.stages import (
+    CheckOutcome,
+    CheckRequest,
+    ExportRequest,
+    QuantizeRequest,
+    check_stage,
+    export_stage,
+    quantize_stage,
+)
 
 LAYERS = 3
 TEXT = "Any text is a text of a byte-level tokenizer, and this one has more bytes than the windows need. " * 8
@@ -71,8 +83,9 @@ def broken(build: Path, tmp_path: Path) -> Path:
 
 
 def _check(directory: Path, model: Path | None, tokens: int = 48) -> CheckResult:
-    request = CheckRequest(directory, model=str(model) if model else None, tokens=tokens)
-    return check_stage(request, SilentProgress())
+    output = directory.parent / "by-hand"
+    request = CheckRequest(directory, model=str(model) if model else None, tokens=tokens, output=output)
+    return check_stage(request, SilentProgress()).result
 
 
 def _failure(directory: Path, model: Path) -> tuple[str, str, str]:
@@ -107,7 +120,7 @@ def test_what_was_not_run_says_why(build: Path, model: Path) -> None:
     skipped = {stage.stage: str(stage.skipped) for stage in _check(build, model).stages if stage.skipped}
     assert "no CUDA provider" in skipped[ONNX_CUDA]
     assert skipped[ENGINE] == "not run: no engine in this directory"
-    lines = "\n".join(check_lines(_check(build, model)))
+    lines = "\n".join(check_lines(CheckOutcome(_check(build, model), ())))
     assert "not run: no engine" in lines
     assert lines.splitlines()[-1] == "passed: original, folded, quantized, onnx, runtime"
 
@@ -130,7 +143,7 @@ def test_a_checkpoint_alone_is_held_to_its_original(build: Path, model: Path) ->
 def test_a_checkpoint_with_nothing_to_compare_it_with_has_not_passed(build: Path) -> None:
     result = _check(build / "checkpoint", None)
     assert not result.passed
-    assert list(check_lines(result))[-1] == "failed: there was nothing to compare"
+    assert list(check_lines(CheckOutcome(result, ())))[-1] == "failed: there was nothing to compare"
 
 
 def _texts() -> list[str]:
@@ -160,7 +173,7 @@ def test_a_bfloat16_model_is_run_as_far_as_onnx_runtime_can(build: Path, tmp_pat
     export = ExportRequest(build / "checkpoint", tmp_path / "onnx", ExportOptions(max_seq_len=64, dtype="bfloat16"))
     export_stage(export, SilentProgress())
     request = CheckRequest(tmp_path / "onnx", checkpoint=build / "checkpoint", tokens=32)
-    result = check_stage(request, SilentProgress())
+    result = check_stage(request, SilentProgress()).result
     assert result.passed
     assert {stage.stage: stage.skipped for stage in result.stages}[ONNX] == (
         "not run: ONNX Runtime has no kernels for bfloat16"
@@ -410,7 +423,95 @@ def test_a_changed_file_is_told_even_if_it_computes_the_same(broken: Path, model
     assert not result.passed
     assert result.changed == ("checkpoint/config.json",)
     assert result.first_failure() is None
-    assert "FAILED checkpoint/config.json was changed since it was written" in list(check_lines(result))
+    assert "FAILED checkpoint/config.json was changed since it was written" in list(
+        check_lines(CheckOutcome(result, ()))
+    )
+
+
+# The same by hand.
+
+
+def _by_hand(build: Path, folder: Path) -> tuple[Command, ...]:
+    """The commands that check prints, without the check."""
+    subject = find_subject(build)
+    return write_folder(subject, list(TEXT.encode()[:24]), folder)
+
+
+def _shell(command: Command) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.run(
+        ["bash", "-c", command.text], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+
+
+def test_polygraphy_agrees(build: Path, tmp_path: Path) -> None:
+    run, *_ = _by_hand(build, tmp_path / "check")
+    assert run.text.startswith("polygraphy run ")
+    done = _shell(run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Accuracy Summary .* Passed: 5/5 iterations", done.stdout)
+    assert run.text in (tmp_path / "check" / "README.md").read_text()
+
+
+def test_polygraphy_finds_a_fault_that_only_decoding_shows(broken: Path, tmp_path: Path) -> None:
+    _edit_graph(broken, _read_keys_as_values)
+    done = _shell(_by_hand(broken, tmp_path / "check")[0])
+    assert done.returncode == 1
+    assert re.search(r"Accuracy Summary .* Passed: 1/5 iterations", done.stdout + done.stderr)
+
+
+@pytest.mark.trt
+def test_polygraphy_builds_an_engine_without_a_gpu(tmp_path: Path) -> None:
+    model = tiny_models.save_llama(tmp_path / "model", hidden_size=96, head_dim=64, num_attention_heads=4)
+    rtn = QuantizeOptions(group_size=32, method="rtn")
+    quantize_stage(QuantizeRequest(str(model), tmp_path / "checkpoint", rtn), SilentProgress())
+    export = ExportRequest(tmp_path / "checkpoint", tmp_path / "onnx", ExportOptions(max_seq_len=64))
+    export_stage(export, SilentProgress())
+    convert = _by_hand(tmp_path, tmp_path / "check")[1]
+    assert "no GPU" in convert.needs
+    done = _shell(convert)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "check" / "model.engine").stat().st_size > 10_000
+
+
+# Bisection.
+
+
+@pytest.mark.parametrize(
+    ("edit", "node", "op_type", "most_nodes"),
+    [
+        (_mask_out_the_token_itself, "model.layers.0.attention.merge_heads", "Reshape", 40),
+        (_drop_a_bias_of_the_graph, "model.layers.1.self_attn.v_proj", "W4A16Linear", 1),
+        (_read_keys_as_values, "model.layers.2.attention.merge_heads", "Reshape", 40),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_a_failing_block_is_cut_down(
+    broken: Path, edit: Callable[[ir.Model], None], node: str, op_type: str, most_nodes: int
+) -> None:
+    _edit_graph(broken, edit)
+    request = CheckRequest(broken, tokens=24, output=broken.parent / "check", bisect=True)
+    outcome = check_stage(request, SilentProgress())
+    cut = outcome.cut
+    assert cut is not None
+    assert (cut.node, cut.op_type) == (node, op_type)
+    assert cut.nodes <= most_nodes
+    assert cut.error > cut.limit
+    assert cut.command in (cut.folder / "README.md").read_text()
+    assert any(f"first wrong node: {node}" in line for line in check_lines(outcome))
+    # The piece by itself shows the difference, and needs no other file.
+    (alone := broken.parent / "alone").mkdir()
+    for name in ("model.onnx", "inputs.json", "expected.json"):
+        shutil.copy(cut.folder / name, alone)
+    done = _shell(Command(f"cd {alone} && {cut.command}", ""))
+    assert done.returncode == 1
+    assert "Passed: 0/1 iterations" in done.stdout + done.stderr
+
+
+def test_a_sound_build_has_nothing_to_cut(build: Path, tmp_path: Path) -> None:
+    request = CheckRequest(build, tokens=24, output=tmp_path / "check", bisect=True)
+    assert check_stage(request, SilentProgress()).cut is None
 
 
 # What belongs together.
@@ -435,7 +536,7 @@ def test_an_exported_model_finds_the_checkpoint_beside_it_or_says_so(build: Path
     with pytest.raises(UsageError, match=r"no checkpoint.*--golden"):
         _check(Path(alone), model)
     request = CheckRequest(Path(alone), model=str(model), checkpoint=build / "checkpoint", tokens=16)
-    assert check_stage(request, SilentProgress()).passed
+    assert check_stage(request, SilentProgress()).result.passed
 
 
 def test_a_checkpoint_without_its_scales_is_checked_without_its_original(broken: Path, model: Path) -> None:

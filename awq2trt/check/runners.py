@@ -133,6 +133,9 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
         length: Positions of the cache.
         name: Of the stage.
         provider: Execution provider.
+
+    Attributes:
+        last_inputs: Of the last call, caches included.
     """
 
     def __init__(
@@ -142,6 +145,7 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
         self._sizes = sizes
         self._length = length
         self._caches: Arrays = OrderedDict()
+        self.last_inputs: dict[str, NDArray[Any]] = {}
 
     def get_input_metadata_impl(self) -> Any:
         return _DecoderRunner.get_input_metadata_impl(self)
@@ -154,7 +158,8 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
             self._caches = OrderedDict(
                 (name, np.zeros(shape, _NUMPY_DTYPE[inputs[name]])) for name in cache_names("past", layers)
             )
-        outputs = super().infer_impl(OrderedDict({**feed_dict, **self._caches}))
+        self.last_inputs = {**feed_dict, **self._caches}
+        outputs = super().infer_impl(OrderedDict(self.last_inputs))
         for past, present in zip(cache_names("past", layers), cache_names("present", layers), strict=True):
             self._caches[past] = outputs.pop(present)
         return OrderedDict((name, value.astype(np.float32)) for name, value in outputs.items())

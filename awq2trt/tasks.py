@@ -1,0 +1,219 @@
+"""Zero-shot tasks: PIQA, ARC-easy, WinoGrande, LAMBADA. Local files in, texts to score and what their scores mean out.
+
+Prompts and scoring are those of lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness, tasks
+`piqa`, `arc_easy`, `winogrande`, `lambada_openai` of version 0.4): a model is asked how likely each continuation of a
+context is. `acc` takes the likeliest, `acc_norm` the likeliest by character of the choice; WinoGrande puts the choices
+into the context and scores what follows them; LAMBADA counts last words that greedy decoding would write. No
+dependency.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from awq2trt.errors import UsageError
+
+PIQA: Final = "piqa"
+ARC_EASY: Final = "arc-easy"
+WINOGRANDE: Final = "winogrande"
+LAMBADA: Final = "lambada"
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A text whose end is scored.
+
+    Attributes:
+        context: What stands before.
+        text: What is scored.
+    """
+
+    context: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model says of a continuation.
+
+    Attributes:
+        log_probability: Of all its tokens together, given the context, nats.
+        greedy: Whether every token of it is the model's best.
+    """
+
+    log_probability: float
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question.
+
+    Attributes:
+        continuations: One for every choice; one alone where there is nothing to choose.
+        choice_lengths: Characters of the choices, which `acc_norm` divides by.
+        gold: Index of the right choice; None where there is nothing to choose.
+    """
+
+    continuations: tuple[Continuation, ...]
+    choice_lengths: tuple[int, ...] = ()
+    gold: int | None = None
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A task's result.
+
+    Attributes:
+        task: Its name.
+        examples: How many.
+        correct: Example by example: was the likeliest choice, or the greedy word, the right one?
+        correct_normalised: The same by character; None where there is nothing to normalise.
+        perplexity: Of the last word; of LAMBADA alone.
+    """
+
+    task: str
+    examples: int
+    correct: tuple[bool, ...]
+    correct_normalised: tuple[bool, ...] | None = None
+    perplexity: float | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Share of examples that are right."""
+        return sum(self.correct) / self.examples
+
+    @property
+    def accuracy_normalised(self) -> float | None:
+        """The same by character."""
+        return None if self.correct_normalised is None else sum(self.correct_normalised) / self.examples
+
+
+def _piqa(row: Mapping[str, Any]) -> Example:
+    return _choices(f"Question: {row['goal']}\nAnswer:", (row["sol1"], row["sol2"]), int(row["label"]))
+
+
+def _arc_easy(row: Mapping[str, Any]) -> Example:
+    """Rows as allenai/ai2_arc has them, in its first (`stem`) or later form, or with plain choices and `gold`."""
+    question, choices = row["question"], row.get("choices")
+    if isinstance(question, dict):
+        question, choices = question["stem"], question["choices"]
+    if isinstance(choices, dict):
+        texts, labels = choices["text"], choices["label"]
+    elif choices and isinstance(choices[0], dict):
+        texts, labels = [choice["text"] for choice in choices], [choice["label"] for choice in choices]
+    else:
+        texts, labels = choices, list(range(len(choices or ())))
+    gold = labels.index(row["gold"] if "gold" in row else row["answerKey"])
+    return _choices(f"Question: {question}\nAnswer:", texts, gold)
+
+
+def _winogrande(row: Mapping[str, Any]) -> Example:
+    before, _, after = row["sentence"].partition("_")
+    contexts = [before + row[option] for option in ("option1", "option2")]
+    return Example(
+        continuations=tuple(Continuation(context, f" {after.strip()}") for context in contexts),
+        choice_lengths=tuple(len(context) for context in contexts),
+        gold=("1", "2").index(str(row["answer"])),
+    )
+
+
+def _lambada(row: Mapping[str, Any]) -> Example:
+    context, _, word = row["text"].rpartition(" ")
+    return Example((Continuation(context, f" {word}"),))
+
+
+def _choices(context: str, texts: Sequence[str], gold: int) -> Example:
+    continuations = tuple(Continuation(context, f" {text}") for text in texts)
+    return Example(continuations, tuple(len(text) for text in texts), gold)
+
+
+TASKS: Final[Mapping[str, Callable[[Mapping[str, Any]], Example]]] = {
+    PIQA: _piqa,
+    ARC_EASY: _arc_easy,
+    WINOGRANDE: _winogrande,
+    LAMBADA: _lambada,
+}
+"""Row of the usual JSONL -> example."""
+
+
+def read_task(task: str, path: Path, limit: int | None = None) -> list[Example]:
+    """Reads a task's examples.
+
+    Args:
+        task: One of `TASKS`.
+        path: JSONL. PIQA's labels may lie beside it, as published: `valid.jsonl` and `valid-labels.lst`.
+        limit: Of examples, from the start; None for all.
+
+    Raises:
+        UsageError: There is no such task or file, or a row is not one of that task.
+    """
+    if task not in TASKS:
+        raise UsageError(f"got {task}, expected one of: {', '.join(TASKS)}.", where="--task")
+    if not path.is_file():
+        raise UsageError("no such file.", where=str(path), fix=f"name the JSONL file of {task} with --data.")
+    examples: list[Example] = []
+    for number, row in _rows(path):
+        if len(examples) == limit:
+            break
+        try:
+            examples.append(TASKS[task](row))
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise UsageError(
+                f"not a row of {task} ({type(error).__name__}: {error}).",
+                where=f"{path}, line {number}",
+                fix="check that the file is that of the task.",
+            ) from error
+    if not examples:
+        raise UsageError("the file has no rows.", where=str(path), fix="name another with --data.")
+    return examples
+
+
+def score_task(task: str, examples: Sequence[Example], scores: Sequence[Score]) -> TaskScore:
+    """Counts what is right.
+
+    Args:
+        task: Its name.
+        examples: As `read_task` gives them.
+        scores: Of all continuations, one after another.
+    """
+    remaining = iter(scores)
+    correct, normalised = [], []
+    for example in examples:
+        found = [next(remaining) for _ in example.continuations]
+        if example.gold is None:
+            correct.append(found[0].greedy)
+            continue
+        likelihoods = [score.log_probability for score in found]
+        by_length = [value / length for value, length in zip(likelihoods, example.choice_lengths, strict=True)]
+        correct.append(likelihoods.index(max(likelihoods)) == example.gold)
+        normalised.append(by_length.index(max(by_length)) == example.gold)
+    perplexity = None
+    if task == LAMBADA:
+        perplexity = math.exp(-sum(score.log_probability for score in scores) / len(scores))
+    # The choices of WinoGrande are contexts, whose length says nothing of what is scored.
+    kept = tuple(normalised) if normalised and task != WINOGRANDE else None
+    return TaskScore(task, len(examples), tuple(correct), kept, perplexity)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    labels_path = path.with_name(f"{path.stem}-labels.lst")
+    labels = labels_path.read_text(encoding="utf-8").split() if labels_path.is_file() else None
+    with path.open(encoding="utf-8") as file:
+        for index, line in enumerate(file):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                if labels is not None:
+                    row.setdefault("label", labels[index])
+            except (ValueError, AttributeError, IndexError) as error:
+                raise UsageError(
+                    f"not a JSON object with a label ({error}).", where=f"{path}, line {index + 1}"
+                ) from error
+            yield index + 1, row
