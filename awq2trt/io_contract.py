@@ -54,7 +54,7 @@ class IoContract:
         outputs: `logits`, then `present_key_i`, `present_value_i` of every layer, each of which may be the same
             memory as its `past_` input.
         capacity: Positions that the cache holds: prompt and generated tokens together.
-        sliding_window: Positions a query sees, itself included; None for all before it.
+        sliding_window: Positions a query sees in every layer, itself included; None if one layer sees all before it.
     """
 
     inputs: tuple[TensorContract, ...]
