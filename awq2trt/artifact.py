@@ -102,11 +102,13 @@ class QuantizationRecord(BaseModel, frozen=True, extra="forbid"):
         method: As the recipe names it, or as the checkpoint of another tool names it.
         scheme: Bits, group size, zero points.
         calibration: None where the method uses no text, or the text is not known.
+        effort: Of the search; None where there was none, or it is not known.
     """
 
     method: str
     scheme: QuantScheme
     calibration: CalibrationRecord | None = None
+    effort: str | None = None
 
 
 class ProfileRecord(BaseModel, frozen=True, extra="forbid"):

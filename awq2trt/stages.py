@@ -122,7 +122,10 @@ def _quantize(source: ModelSource, record: SourceRecord, request: QuantizeReques
                 seed=request.options.seed,
             )
         quantization = QuantizationRecord(
-            method=request.options.method, scheme=request.options.scheme, calibration=calibration
+            method=request.options.method,
+            scheme=request.options.scheme,
+            calibration=calibration,
+            effort=request.options.effort if "awq" in request.options.method else None,
         )
         return draft.publish(Contents(source=record, quantization=quantization))
 

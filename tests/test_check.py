@@ -161,12 +161,30 @@ def test_a_sound_build_never_fails(build: Path, model: Path) -> None:
     assert len(_texts()) == 20
 
 
-@pytest.mark.parametrize("method", ["rtn"])
-def test_plain_rounding_passes(method: str, model: Path, tmp_path: Path) -> None:
-    options = QuantizeOptions.model_validate({"group_size": 32, "method": method, "symmetric": True})
-    quantize_stage(QuantizeRequest(str(model), tmp_path / "checkpoint", options), SilentProgress())
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "rtn", "symmetric": True},
+        {"method": "gptq"},
+        {"method": "awq+gptq"},
+        {"method": "awq", "effort": "best"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_every_method_passes_and_a_wrong_zero_point_or_scale_does_not(
+    options: dict[str, Any], model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    common = {"group_size": 32, "samples": 4, "seqlen": 64, "calib": str(tmp_path / "text.txt")}
+    request = QuantizeRequest(
+        str(model), tmp_path / "checkpoint", QuantizeOptions.model_validate({**common, **options})
+    )
+    quantize_stage(request, SilentProgress())
     result = _check(tmp_path / "checkpoint", model)
     assert result.passed, result.first_failure()
+    _edit_tensors(tmp_path, _double_a_scale if "symmetric" in options else _move_a_zero_point)
+    block = "model.layers.1" if "symmetric" in options else "model.layers.2"
+    assert _failure(tmp_path / "checkpoint", model)[:2] == (QUANTIZED, block)
 
 
 def test_a_bfloat16_model_is_run_as_far_as_onnx_runtime_can(build: Path, tmp_path: Path) -> None:

@@ -77,9 +77,6 @@ AGAINST: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Stages in order, and what each is compared with."""
 
-NEAREST_METHODS: Final = ("awq", "rtn")
-"""Methods whose codes are the nearest to the folded weights."""
-
 DECODE_CALLS: Final = 4
 
 
@@ -89,7 +86,8 @@ class Subject:
 
     Attributes:
         checkpoint: The quantized model.
-        method: That quantized it.
+        nearest: Its codes are the nearest to the folded weights, as they are where no method moved them for a better
+        sum.
         original: What it was made of; None where it is not to be had.
         search: `quantization.npz`: the scales to fold again.
         onnx: Directory of the exported model; None to check the checkpoint alone.
@@ -99,7 +97,7 @@ class Subject:
     """
 
     checkpoint: QuantizedCheckpoint
-    method: str
+    nearest: bool
     original: ModelSource | None
     search: Mapping[str, Array]
     onnx: Path | None
@@ -336,9 +334,8 @@ def _block_findings(subject: Subject, layer: int) -> tuple[list[Finding], list[F
             bias = linears[owner].bias
             lost = Finding(prefix + name, "the original has a bias, the checkpoint has none.")
             plain.append(lost if bias is None else rounded_finding(prefix + name, value, bias))
-    nearest = subject.method in NEAREST_METHODS
     codes = [
-        code_finding(prefix + name, weights[f"{name}.weight"], linear, nearest=nearest)
+        code_finding(prefix + name, weights[f"{name}.weight"], linear, nearest=subject.nearest)
         for name, linear in linears.items()
     ]
     return [finding for finding in plain if finding], [finding for finding in codes if finding]

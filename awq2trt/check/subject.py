@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from awq2trt.arrays import read_arrays
-from awq2trt.artifact import MANIFEST_FILE, Artifact, SourceRecord, record_file
+from awq2trt.artifact import MANIFEST_FILE, Artifact, QuantizationRecord, SourceRecord, record_file
 from awq2trt.check.chain import ENGINE, FOLDED, ONNX, ONNX_CUDA, ORIGINAL, RUNTIME, Subject
 from awq2trt.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import Awq2trtError, UsageError
+from awq2trt.quantize.effort import EFFORTS
 from awq2trt.quantize.job import SEARCH_FILE
 from awq2trt.source import ModelSource, open_source
 
@@ -38,10 +39,10 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
     quantized, exported, engine = _artifacts(directory, checkpoint)
     source = quantized.manifest.contents.source
     original, missing = _original(source, model)
-    method = quantized.manifest.contents.quantization.method
+    quantization = quantized.manifest.contents.quantization
     search_file = quantized.directory / SEARCH_FILE
     search = read_arrays(search_file, fix="quantize the model again.") if search_file.is_file() else {}
-    if "awq" in method and not search:
+    if "awq" in quantization.method and not search:
         missing.setdefault(FOLDED, f"not run: the checkpoint has no {SEARCH_FILE} with the scales; quantize again")
     if exported is None:
         missing |= dict.fromkeys((ONNX, ONNX_CUDA, RUNTIME), "not run: no exported model in this directory")
@@ -49,7 +50,7 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
     io = exported.manifest.contents.io if exported else None
     return Subject(
         checkpoint=QuantizedCheckpoint(quantized.directory),
-        method=method,
+        nearest=_codes_are_nearest(quantization),
         original=original,
         search=search,
         onnx=exported.directory if exported else None,
@@ -57,6 +58,12 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         changed=tuple(name for one in (quantized, exported, engine) if one for name in _changed_files(one)),
         missing=missing,
     )
+
+
+def _codes_are_nearest(record: QuantizationRecord) -> bool:
+    """Whether every code is the nearest to its weight: not after GPTQ, nor where the search moved single codes."""
+    search = EFFORTS.get(record.effort or "")
+    return record.method in ("awq", "rtn") and (search is None or search.code_passes == 0)
 
 
 def _artifacts(directory: Path, checkpoint: Path | None) -> tuple[Artifact, Artifact | None, Artifact | None]:
