@@ -69,7 +69,7 @@ int k_per_split(const GemmProblem& p, int splits) {
 // Time of the busiest multiprocessor, and of adding the splits. In H100 microseconds: a model to rank candidates by,
 // checked against tools/tune_kernels.py, and no prediction.
 double estimated_us(const GemmProblem& p, const TileTraits& tile, int splits, const Device& device) {
-  constexpr double kMultiprocessors = 132, kLoneBlockSpeed = 0.6, kAddLaunchUs = 4, kBytesPerUs = 3e6;
+  constexpr double kMultiprocessors = 132, kLoneBlockSpeed = 0.64, kAddLaunchUs = 3, kBytesPerUs = 3e6;
   const int64_t blocks = ceil_div(tile_count(p, tile) * splits, device.multiprocessors);  // of the busiest
   const double block_flops = 2.0 * tile.tokens() * tile.rows() * k_per_split(p, splits);
   const double speed = tile.speed * 1e6 / kMultiprocessors * (blocks < tile.blocks ? kLoneBlockSpeed : 1.0);

@@ -27,7 +27,7 @@ constexpr int kStep = DecodeShared::kStep;           // k of a unit
 constexpr int kLanesPerRow = kStep / kCodesPerLoad;  // 4
 constexpr int kWords = kCodesPerLoad / kCodesPerWord;
 
-constexpr int kFirstX = 4;  // 16-byte pieces of x that a thread loads before any weights: two tokens of K = 4096
+constexpr int kXBatch = 4;  // 16-byte pieces of x that a thread loads at once: two tokens of K = 4096
 
 // 16 bytes, in program order with the other loads below.
 template <typename T>
@@ -191,23 +191,31 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
     advance(d % 2 == 0 ? to_neighbour : to_next_pair);
   }
 
+  const auto load_first_units = [&] {
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) {
+      if (units[d].tile < tiles) load(units[d]);
+    }
+  };
+
   let_next_kernel_start();
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  load_first_units();  // weights are constants, see LinearTensors; while the previous kernel ends, the memory is idle
+#endif
   wait_for_previous_kernel();
 
-  // Activations first, as many as a thread carries, or they would wait behind all those weights; then the weights,
-  // whose latency covers the activations' way to shared memory. There they lie in pairs as dequantize_word() makes them
-  // and, within a step, word j of all four lanes of a row together: a row's lanes read 64 consecutive bytes, and the
-  // padding puts the next token's 64 bytes into the other half of the banks. Zeros from K to the end of the last step.
+  // Activations on their way to shared memory. There they lie in pairs as dequantize_word() makes them and, within a
+  // step, word j of all four lanes of a row together: a row's lanes read 64 consecutive bytes, and the padding puts the
+  // next token's 64 bytes into the other half of the banks. Zeros from K to the end of the last step.
   const int vectors = steps * kStep / 8;  // of 8 activations, in a row
   const auto load_x = [&](int token, int vector) {
     uint4 x = {};
     if (token < p.m && vector * 8 < p.k) x = load_now(p.x + static_cast<int64_t>(token) * p.k + vector * 8);
     return x;
   };
-  const auto store_x = [&](int token, int vector, uint4 x) {
+  const auto place_of_x = [&](int token, int vector) {
     const int at_step = vector / 16, chunk = vector / kWords % kLanesPerRow, word = vector % kWords;
-    T* const target = x_shared + token * token_stride + at_step * kStep + word * kCodesPerLoad + chunk * 8;
-    if (token < p.m) *reinterpret_cast<uint4*>(target) = pair_activations(x);
+    return token * token_stride + at_step * kStep + word * kCodesPerLoad + chunk * 8;
   };
   int token = 0, vector = threadIdx.x;  // of this thread; it goes on by a block's worth of vectors
   const auto settle = [&] {
@@ -216,22 +224,24 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
       ++token;
     }
   };
-  uint4 first_x[kFirstX];
-  int first_token[kFirstX], first_vector[kFirstX];
+  for (bool first = true; settle(), token < p.m || first; first = false) {
+    uint4 x[kXBatch];
+    int place[kXBatch];
 #pragma unroll
-  for (int r = 0; r < kFirstX; ++r) {
-    settle();
-    first_token[r] = token, first_vector[r] = vector;
-    first_x[r] = load_x(token, vector);
-    vector += blockDim.x;
+    for (int r = 0; r < kXBatch; ++r) {
+      settle();
+      place[r] = token < p.m ? place_of_x(token, vector) : -1;
+      x[r] = load_x(token, vector);
+      vector += blockDim.x;
+    }
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
+    if (first) load_first_units();  // after the activations, which would wait behind all those weights
+#endif
+#pragma unroll
+    for (int r = 0; r < kXBatch; ++r) {
+      if (place[r] >= 0) *reinterpret_cast<uint4*>(x_shared + place[r]) = pair_activations(x[r]);
+    }
   }
-#pragma unroll
-  for (int d = 0; d < kDepth; ++d) {
-    if (units[d].tile < tiles) load(units[d]);
-  }
-#pragma unroll
-  for (int r = 0; r < kFirstX; ++r) store_x(first_token[r], first_vector[r], first_x[r]);
-  for (settle(); token < p.m; vector += blockDim.x, settle()) store_x(token, vector, load_x(token, vector));
   // A tile of a short K has fewer units than there are warps; the others' slots count as 0.
   for (int i = threadIdx.x; i < tiles * warps * p.m * kRowTile; i += blockDim.x) sums[i] = 0.f;
 

@@ -16,9 +16,10 @@ struct TileTraits {
   int token_tiles;  // 8-token mma tiles of a warp
   int block_k;      // k of a pipeline stage
   int stages;       // pipeline stages, one of them being computed
+  int token_group;  // 8-token mma tiles whose activations are loaded ahead together
   int blocks;       // that a multiprocessor must have registers for
   int min_sm;       // lowest compute capability it is compiled for
-  int speed;        // TFLOP/s where tiles fill an H100 (K = 4096, G = 128); only ratios matter
+  int speed;        // TFLOP/s where tiles fill an H100 (G = 128), fitted to measurements; only ratios matter
 
   constexpr int rows() const { return row_warps * row_tiles * 16; }
   constexpr int tokens() const { return token_warps * token_tiles * 8; }
@@ -39,15 +40,17 @@ struct TileTraits {
 
 // Few tokens: memory sets the time, so stages are long (64 bytes of each row) and warps split k to have enough in
 // flight. From 128 tokens the tensor cores do, next to the instructions that feed them: a warp then takes few weight
-// rows and many tokens, since dequantizing costs more instructions than loading activations does.
+// rows and many tokens, since dequantizing costs more instructions than loading activations does. Token groups are as
+// large as registers allow; what is best was measured.
 constexpr TileTraits kTileTraits[static_cast<int>(TileShape::kCount)] = {
-    /* k16x64   */ {2, 1, 4, 2, 2, 128, 4, 2, 80, 93},
-    /* k16x128  */ {4, 1, 2, 2, 2, 128, 4, 2, 80, 124},
-    /* k16x192  */ {6, 1, 2, 2, 2, 128, 4, 1, 80, 113},
-    /* k32x128  */ {4, 1, 2, 2, 4, 128, 4, 2, 80, 199},
-    /* k64x128  */ {4, 1, 2, 2, 8, 128, 3, 1, 80, 238},
-    /* k64x192  */ {6, 1, 2, 2, 8, 128, 4, 1, 90, 233},
-    /* k128x128 */ {4, 1, 1, 2, 16, 64, 4, 2, 80, 310},
+    /* k16x64   */ {2, 1, 4, 2, 2, 128, 4, 2, 2, 80, 95},
+    /* k16x128  */ {4, 1, 2, 2, 2, 128, 4, 2, 2, 80, 107},
+    /* k16x192  */ {6, 1, 2, 2, 2, 128, 4, 2, 1, 80, 96},
+    /* k32x128  */ {4, 1, 2, 2, 4, 128, 4, 2, 2, 80, 195},
+    /* k64x64   */ {2, 1, 2, 2, 8, 128, 3, 4, 3, 80, 259},
+    /* k64x128  */ {4, 1, 2, 2, 8, 128, 3, 2, 1, 80, 250},
+    /* k64x192  */ {6, 1, 2, 2, 8, 128, 4, 4, 1, 90, 276},
+    /* k128x128 */ {4, 1, 1, 2, 16, 64, 4, 2, 2, 80, 296},
 };
 
 constexpr const TileTraits& traits_of(TileShape shape) { return kTileTraits[static_cast<int>(shape)]; }

@@ -49,7 +49,7 @@ enum class Kernel : int32_t {
 };
 
 // Tile kernels that exist, by tokens x weight rows of a block.
-enum class TileShape : int32_t { k16x64, k16x128, k16x192, k32x128, k64x128, k64x192, k128x128, kCount };
+enum class TileShape : int32_t { k16x64, k16x128, k16x192, k32x128, k64x64, k64x128, k64x192, k128x128, kCount };
 
 struct KernelConfig {
   Kernel kernel;
@@ -70,6 +70,10 @@ KernelConfig choose_config(const GemmProblem& problem, const Device& device);
 size_t workspace_bound(const GemmProblem& problem);
 
 // Device pointers. Codes are aligned to 4 bytes; to 16, with K a multiple of 32, they are read faster.
+//
+// Codes, scales and zeros are constants, as weights of an engine are. With KernelConfig::overlap they are read while
+// the kernel before may still be running, so no kernel may write them unless something else than a kernel launch (an
+// event, a copy, a synchronization, a launch without overlap) lies between that and this launch.
 struct LinearTensors {
   const void* x;       // [M, K], aligned to 16 bytes
   const void* codes;   // [N, K] INT4

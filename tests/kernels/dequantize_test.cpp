@@ -48,6 +48,25 @@ TYPED_TEST(Dequantize, EveryCodeInEveryPlaceWithEveryZeroPoint) {
   }
 }
 
+TYPED_TEST(Dequantize, ByteByByteEveryCodeInEveryPlaceWithEveryZeroPoint) {
+  for (uint32_t zero = 0; zero < 16; ++zero) {
+    for (uint32_t code = 0; code < 16; ++code) {
+      for (int place = 0; place < 8; ++place) {
+        const uint32_t others = 0x5a3c69f1u;
+        const uint32_t word = (others & ~(0xfu << (4 * place))) | code << (4 * place);
+        const auto* bytes = reinterpret_cast<const uint8_t*>(&word);
+        const uint8_t zero_byte = static_cast<uint8_t>(zero);
+        const auto zero_point = OrderedZeroPoint<TypeParam>::from_nibble(zero | 0x50);  // bits above must not matter
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t pair = dequantize_byte(word, byte_selector(i), zero_point);
+          ASSERT_EQ(low_of(pair, TypeParam{}), int4_at(bytes, 2 * i) - int4_at(&zero_byte, 0));
+          ASSERT_EQ(high_of(pair, TypeParam{}), int4_at(bytes, 2 * i + 1) - int4_at(&zero_byte, 0));
+        }
+      }
+    }
+  }
+}
+
 TYPED_TEST(Dequantize, ZeroPointFromItsLowPartIsTheSame) {
   for (uint32_t nibble = 0; nibble < 16; ++nibble) {
     const auto whole = ZeroPoint<TypeParam>::from_nibble(nibble);

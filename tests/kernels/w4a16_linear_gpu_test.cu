@@ -11,6 +11,7 @@
 #include <random>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <cuda_bf16.h>
@@ -267,17 +268,47 @@ TEST_F(W4A16LinearGpu, EveryTileShapeAndSplit) {
   for (const DataType dtype : kTypes) {
     for (int tile = 0; tile < static_cast<int>(TileShape::kCount); ++tile) {
       for (const int splits : {1, 2, 3}) {
-        for (const int group_size : {32, 128}) {
-          const GemmProblem problem = problem_of(70, 200, 1184, group_size, dtype, true, true);
+        // Whole stages and groups, which have a main loop of their own, and stages with tails and groups within them.
+        for (const auto& [k, group_size] : {std::pair(1152, 128), {1152, 384}, {1152, 32}, {1184, 128}, {1184, 32}}) {
+          const GemmProblem problem = problem_of(70, 200, k, group_size, dtype, true, true);
           KernelConfig config = {};
           config.kernel = Kernel::kTile;
           config.tile = static_cast<TileShape>(tile);
-          config.k_per_split = (1184 / splits + 127) / 128 * 128;
-          config.splits = (1184 + config.k_per_split - 1) / config.k_per_split;
+          config.k_per_split = (k / splits + 127) / 128 * 128;
+          config.splits = (k + config.k_per_split - 1) / config.k_per_split;
           config.workspace_bytes = sizeof(float) * config.splits * problem.m * problem.n;
           expect_correct(problem, config);
         }
       }
+    }
+  }
+}
+
+TEST_F(W4A16LinearGpu, LaunchesThatOverlapSeeWhatTheOneBeforeWrote) {
+  // A chain of layers, each reading what the last one wrote, without anything in between.
+  constexpr int kFeatures = 512, kLayers = 12;
+  for (const int m : {1, 8, 16, 70}) {
+    const GemmProblem problem = problem_of(m, kFeatures, kFeatures, 128, DataType::kHalf, true, false);
+    const RandomLinear<__half> linear(problem, std::mt19937(test_seed()));
+    KernelConfig config = choose_config(problem, device_);
+    const DeviceArray<uint8_t> workspace(config.workspace_bytes);
+    const DeviceArray<__half> other(static_cast<size_t>(m) * kFeatures);
+    const auto run = [&](bool overlap) {
+      config.overlap = overlap;
+      LinearTensors tensors = linear.tensors(workspace.get());
+      for (int layer = 0; layer < kLayers; ++layer) {
+        tensors.y = layer % 2 == 0 ? linear.y.get() : other.get();
+        EXPECT_EQ(launch_w4a16_linear(problem, config, tensors, nullptr), cudaSuccess);
+        tensors.x = tensors.y;
+      }
+      return other.host();
+    };
+    const std::vector<__half> expected = run(false);
+    if (device_.sm < 90) continue;
+    for (int repetition = 0; repetition < 10; ++repetition) {
+      ASSERT_CUDA(cudaMemset(other.get(), 0xff, sizeof(__half) * m * kFeatures));
+      const std::vector<__half> got = run(true);
+      ASSERT_EQ(std::memcmp(got.data(), expected.data(), sizeof(__half) * got.size()), 0) << "M = " << m;
     }
   }
 }
