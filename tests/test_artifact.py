@@ -111,6 +111,7 @@ def test_manifest_bytes(tmp_path: Path) -> None:
             "sha256": "%s",
             "text": "self"
           },
+          "effort": null,
           "method": "awq",
           "scheme": {
             "bits": 4,
