@@ -103,6 +103,7 @@ def test_manifest_bytes(tmp_path: Path) -> None:
       "contents": {
         "engine": null,
         "io": null,
+        "kit": null,
         "quantization": {
           "calibration": {
             "samples": 2,
