@@ -204,7 +204,7 @@ def _flip_byte(directory: Path) -> None:
         ),
         (lambda d: _edit(d, lambda m: m.update(surprise=1)), "surprise: Extra inputs are not permitted"),
         (lambda d: _edit(d, lambda m: m.pop("files")), "files: Field required"),
-        (lambda d: _edit(d, lambda m: m.update(kind="kit")), "kind: Input should be"),
+        (lambda d: _edit(d, lambda m: m.update(kind="cake")), "kind: Input should be"),
         (lambda d: _edit(d, lambda m: m["contents"]["quantization"]["scheme"].update(bits=9)), "got 9 bits"),  # type: ignore[index]
         (lambda d: _edit(d, lambda m: m.update(files={"../x": m["files"]["config.json"]})), "stay inside"),  # type: ignore[index]
         (lambda d: _edit(d, lambda m: m.update(files={"/etc/x": m["files"]["config.json"]})), "stay inside"),  # type: ignore[index]
