@@ -138,7 +138,9 @@ class Texts:
             path = self._data / "wikitext2" / ("wiki.test.raw" if test else "wiki.valid.raw")
             return path.read_text(encoding="utf-8")
         path = self._data / "pubmed" / "pubmedqa_pqal_abstracts.jsonl"
-        texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Not splitlines(): abstracts hold characters that it would take for ends of lines.
+        lines = path.read_text(encoding="utf-8").split("\n")
+        texts = [json.loads(line)["text"] for line in lines if line.strip()]
         half = len(texts) // 2
         return "\n\n".join(texts[half:] if test else texts[:half])
 
