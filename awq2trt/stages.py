@@ -607,7 +607,7 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
         raise ToolError("polygraphy is not installed.", where="check", fix="pip install 'awq2trt[check]'")
     from awq2trt.calibrate import CHARACTERS_PER_TOKEN, encode, load_tokenizer, read_text
     from awq2trt.check.bisect import bisect
-    from awq2trt.check.chain import run_chain
+    from awq2trt.check.chain import QUANTIZED, run_chain
     from awq2trt.check.polygraphy_files import write_folder
     from awq2trt.check.subject import find_subject
     from awq2trt.check.text import DEFAULT_TEXT
@@ -624,7 +624,9 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
     tokens = tokens[: min(request.tokens, capacity)]
     output = request.output or subject.checkpoint.directory.parent / CHECK_DIRECTORY
     result = run_chain(subject, tokens, progress)
-    commands = write_folder(subject, tokens, output)
+    # A checkpoint too damaged to run gives no expected outputs, so there is nothing to repeat with polygraphy.
+    runs = not any(stage.stage == QUANTIZED and stage.skipped for stage in result.stages)
+    commands = write_folder(subject, tokens, output) if runs else ()
     cut = bisect(subject, result, output / "bisect") if request.bisect else None
     return CheckOutcome(result, commands, cut)
 

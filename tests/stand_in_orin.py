@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import struct
 import subprocess
 from pathlib import Path
@@ -110,7 +111,13 @@ class Orin:
         command = [shell, str(kit / "finish.sh")]
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, env=self.environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True
+            command,
+            env=self.environment(),
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            start_new_session=True,
+            preexec_fn=_hear_signals,  # noqa: PLW1509 - this process has no threads
         )
 
     def trtexec_pid(self) -> int:
@@ -121,6 +128,12 @@ class Orin:
     def hurry(self) -> None:
         """trtexec is quick again."""
         (self.folder / "slow").unlink()
+
+
+def _hear_signals() -> None:
+    """A shell cannot trap what its parent ignores, as jobs in the background and nohup do."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def fake_library(path: Path, *, cuda: int = 13000, architectures: str = "87-real") -> Path:
