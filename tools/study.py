@@ -1,12 +1,15 @@
 """The tables of the AWQ paper, measured on a small model: Markdown, CSV and plots below build/study.
 
-    python tools/study.py [--tables NAME ...] [--full] [--model MODEL] [--jobs 2] [--output DIR]
+    python tools/study.py [--tables NAME ...] [--full] [--model MODEL] [--jobs 2] [--device cuda] [--output DIR]
 
 WikiText-2 raw test, the first 8 windows of 1,024 tokens without BOS, unless a table says otherwise; calibrated on 32
-windows of 512 tokens of WikiText-2 raw validation, in up to three draws of windows. Needs the data that the tests use
-(`AWQ2TRT_DATA`, or `../shared/data`). What was measured before is not measured again: every figure is a file in
-DIR/rows, to be deleted if the code it measures has changed. `--full` has three draws of what else has one, and the
-cells that are empty else.
+windows of 512 tokens of WikiText-2 raw validation. Needs the data that the tests use (`AWQ2TRT_DATA`, or
+`../shared/data`). What was measured before is not measured again: every figure is a file in DIR/rows, to be deleted if
+the code it measures has changed.
+
+Without `--full`, one draw of calibration windows, and the cells that two cores measure in an hour. With it, every cell,
+in three draws where a draw can matter: some ten hours on two cores, minutes on a machine with GPUs, `--device cuda` and
+many `--jobs` (columns of GPTQ are rounded on the CPU, each job on one core; jobs are spread over all GPUs).
 
 The paper is arXiv:2306.00978; the figures quoted from it are those of its Tables 1 to 4.
 """
@@ -38,7 +41,7 @@ from awq2trt.source import ModelSource, open_source
 MODEL: Final = "smollm2-135m-instruct"
 
 LANES: Final = 6
-"""Settings of one walk: what a kill can lose, and 60 MB of residual streams each."""
+"""Settings of one walk at most: what a kill can lose, and 60 MB of residual streams each."""
 
 DRAWS: Final = 3
 
@@ -47,9 +50,10 @@ def main() -> None:
     """Measures what is missing, then writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", help="names of tables; all by default")
-    parser.add_argument("--full", action="store_true", help="three draws everywhere")
+    parser.add_argument("--full", action="store_true", help="every cell, three draws")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes; cuda: all GPUs")
     parser.add_argument("--output", type=Path, default=Path("build/study"))
     parser.add_argument("--report-only", action="store_true", help="write the tables from what is measured")
     arguments = parser.parse_args()
@@ -63,35 +67,43 @@ def main() -> None:
     rows = output / "rows"
     rows.mkdir(parents=True, exist_ok=True)
     if not arguments.report_only:
-        measure_missing(arguments.model, tables, data, rows, arguments.jobs)
+        measure_missing(arguments.model, tables, data, rows, arguments.jobs, arguments.device)
     report(arguments.model, tables, rows, output)
 
 
-def measure_missing(model: str, tables: Sequence[Table], data: Path, rows: Path, jobs: int) -> None:
+def measure_missing(
+    model: str, tables: Sequence[Table], data: Path, rows: Path, jobs: int, device: str = "cpu"
+) -> None:
     """Walks for all settings that have no row yet, `jobs` walks at a time."""
     wanted = dict.fromkeys(setting for table in tables for setting in table.settings())
-    batches = list(in_batches([setting for setting in wanted if read_row(rows, setting) is None]))
-    print(f"{len(wanted)} figures, {sum(map(len, batches))} to measure in {len(batches)} walks", flush=True)
+    missing = [setting for setting in wanted if read_row(rows, setting) is None]
+    batches = list(in_batches(missing, lanes=min(LANES, max(1, len(missing) // (4 * jobs)))))
+    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if device == "cuda" else [device]
+    print(f"{len(wanted)} figures, {len(missing)} to measure in {len(batches)} walks", flush=True)
     started, context = time.monotonic(), multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        walks = [pool.submit(measure, model, batch, data, rows) for batch in batches]
+        walks = [
+            pool.submit(measure, model, batch, data, rows, devices[index % len(devices)])
+            for index, batch in enumerate(batches)
+        ]
         for done, finished in enumerate(as_completed(walks), start=1):
             print(f"{time.monotonic() - started:6.0f} s: {done} of {len(walks)} walks; {finished.result()}", flush=True)
 
 
-def in_batches(settings: Iterable[Setting]) -> Iterator[list[Setting]]:
-    """Settings that can walk together: those of one calibration, at most `LANES`."""
+def in_batches(settings: Iterable[Setting], lanes: int = LANES) -> Iterator[list[Setting]]:
+    """Settings that can walk together: those of one calibration, at most `lanes`."""
     by_calibration: dict[Calibration | None, list[Setting]] = {}
     for setting in settings:
         by_calibration.setdefault(setting.calibration, []).append(setting)
     for together in by_calibration.values():
         left = iter(together)
-        while batch := list(islice(left, LANES)):
+        while batch := list(islice(left, lanes)):
             yield batch
 
 
-def measure(model: str, settings: Sequence[Setting], data: Path, rows: Path) -> str:
+def measure(model: str, settings: Sequence[Setting], data: Path, rows: Path, device: str) -> str:
     """One walk; writes a row for every setting and says what it measured."""
+    torch.set_default_device(device)
     source = open_source(model)
     texts = Texts(source, data, rows.parent)
     calibration = settings[0].calibration

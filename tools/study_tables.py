@@ -67,19 +67,36 @@ def all_tables(*, full: bool) -> tuple[Table, ...]:
     """Every table.
 
     Args:
-        full: Three draws of everything that depends on a draw, and the cells that an hour on two cores has no time for.
+        full: Every cell, in three draws; else one draw of the cells that two cores measure in an hour.
     """
-    some = range(3) if full else range(1)
+    draws = Draws(some=range(3), more=range(3)) if full else Draws(some=range(1), more=range(0))
     return (
-        _methods(some, full=full),
-        _kept(some),
-        _multiplied(some),
-        _group_sizes(some, full=full),
-        _two_bits(some, full=full),
-        _windows(some),
-        _domains(some),
+        _methods(draws),
+        _kept(draws),
+        _multiplied(draws),
+        _group_sizes(draws),
+        _two_bits(draws),
+        _windows(draws),
+        _domains(draws),
         *([_which_linears()] if full else []),
     )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which draws of calibration windows are measured.
+
+    Attributes:
+        some: Of the cells that the short study has.
+        more: Of those that only the full one has: none, or all.
+    """
+
+    some: range
+    more: range
+
+    def pick(self, *, short: bool) -> range:
+        """Draws of a cell that is in the short study, or is not."""
+        return self.some if short else self.more
 
 
 ORIGINAL: Final = Setting(None)
@@ -98,13 +115,14 @@ def _drawn(draws: range, chosen: QuantizeOptions, samples: int = 32) -> Cell:
     return Cell(tuple(Setting(chosen, Calibration(samples=samples, draw=draw)) for draw in draws))
 
 
-def _methods(some: range, *, full: bool) -> Table:
-    every, none = range(3), range(3) if full else range(0)
+def _methods(draws: Draws) -> Table:
     schemes = ((4, 128), (3, 128), (4, 64), (3, 64))
 
-    def line(name: str, draws: tuple[range, ...], method: str, **changes: Any) -> Line:
-        drawn = zip(draws, schemes, strict=True)
-        return (name,), tuple(_drawn(some, options(method, bits, group, **changes)) for some, (bits, group) in drawn)
+    def line(name: str, short: tuple[bool, ...], method: str, **changes: Any) -> Line:
+        return (name,), tuple(
+            _drawn(draws.pick(short=is_short), options(method, bits, group, **changes))
+            for is_short, (bits, group) in zip(short, schemes, strict=True)
+        )
 
     return Table(
         "methods",
@@ -113,24 +131,24 @@ def _methods(some: range, *, full: bool) -> Table:
         (
             (("original",), tuple(Cell((ORIGINAL,)) for _ in schemes)),
             (("RTN",), tuple(_rtn(bits, group) for bits, group in schemes)),
-            line("GPTQ", (some, some, none, none), "gptq", act_order=False),
-            line("GPTQ-R (act-order)", (every, every, some, none), "gptq"),
-            line("AWQ, the paper's search (`--effort fast`)", (some, some, none, none), "awq", effort="fast"),
-            line("AWQ (default)", (every, every, every, none), "awq"),
-            line("AWQ, `--effort best`", (every, some, some, none), "awq", effort="best"),
-            line("AWQ + GPTQ-R", (some, some, none, none), "awq+gptq"),
+            line("GPTQ", (False, True, False, False), "gptq", act_order=False),
+            line("GPTQ-R (act-order)", (True, True, False, False), "gptq"),
+            line("AWQ, the paper's search (`--effort fast`)", (True, True, False, False), "awq", effort="fast"),
+            line("AWQ (default)", (True, True, True, True), "awq"),
+            line("AWQ, `--effort best`", (True, True, False, False), "awq", effort="best"),
+            line("AWQ + GPTQ-R", (False, True, False, False), "awq+gptq"),
         ),
         "Llama-2-7B (original 5.47): INT3 g128 RTN 6.66, GPTQ 6.43, GPTQ-R 6.42, AWQ 6.24; INT4 g128 RTN 5.73, GPTQ "
         "5.69, GPTQ-R 5.63, AWQ 5.60. AWQ is best, then GPTQ-R, GPTQ, RTN. GPTQ is its authors' code.",
     )
 
 
-def _kept(some: range) -> Table:
+def _kept(draws: Draws) -> Table:
     scheme = options("rtn", 3)
 
     def cell(by: str, share: float) -> Cell:
-        draws = (0,) if by == "weight" else range(3) if share == 0.01 else some
-        return Cell(tuple(Setting(scheme, Calibration(draw=draw), Keep(by, share)) for draw in draws))
+        drawn = range(1) if by == "weight" else draws.some
+        return Cell(tuple(Setting(scheme, Calibration(draw=draw), Keep(by, share)) for draw in drawn))
 
     return Table(
         "kept-in-fp16",
@@ -145,7 +163,7 @@ def _kept(some: range) -> Table:
     )
 
 
-def _multiplied(some: range) -> Table:
+def _multiplied(draws: Draws) -> Table:
     scheme = options("rtn", 3)
 
     def line(scale: float) -> Line:
@@ -153,7 +171,7 @@ def _multiplied(some: range) -> Table:
         return (f"s = {scale:g}",), (Cell(one, "changed_steps"), Cell(one, "step_ratio"), Cell(one))
 
     no_steps = (Cell(()), Cell(()))
-    kept = tuple(Setting(scheme, Calibration(draw=draw), Keep("activation", 0.01)) for draw in range(3))
+    kept = tuple(Setting(scheme, Calibration(draw=draw), Keep("activation", 0.01)) for draw in draws.some)
     return Table(
         "multiplied",
         "The salient 1 % multiplied by s (paper, Tables 2 and 3), INT3 g128",
@@ -161,7 +179,7 @@ def _multiplied(some: range) -> Table:
         (
             *(line(scale) for scale in (1.0, 1.25, 1.5, 2.0, 4.0)),
             (("kept in FP16",), (*no_steps, Cell(kept))),
-            (("all by AWQ, the paper's search",), (*no_steps, _drawn(some, options("awq", 3, effort="fast")))),
+            (("all by AWQ, the paper's search",), (*no_steps, _drawn(draws.some, options("awq", 3, effort="fast")))),
         ),
         "OPT-6.7B: s = 1, 1.25, 1.5, 2, 4 change 0, 2.8, 4.4, 8.2, 21.2 % of steps by 1, 1.005, 1.013, 1.038, 1.213 on "
         "average and give 23.54, 12.87, 12.48, 11.92, 12.36: best near 2, since larger s coarsens the rest of a group. "
@@ -169,62 +187,75 @@ def _multiplied(some: range) -> Table:
     )
 
 
-def _group_sizes(some: range, *, full: bool) -> Table:
+def _group_sizes(draws: Draws) -> Table:
     sizes = (-1, 128, 64, 32)
 
     def lines() -> Iterator[Line]:
         for bits, symmetric in ((4, False), (3, False), (4, True), (3, True)):
-            if symmetric and not full:
+            if symmetric and not draws.more:
                 continue
             name = f"INT{bits}, {'symmetric' if symmetric else 'zero points'}"
             yield (name, "RTN"), tuple(_rtn(bits, size, symmetric=symmetric) for size in sizes)
-            drawn = tuple(_drawn(some, options("awq", bits, size, symmetric=symmetric)) for size in sizes)
+            drawn = tuple(
+                _drawn(
+                    draws.pick(short=size in (128, 64) or (size == -1 and bits == 3)),
+                    options("awq", bits, size, symmetric=symmetric),
+                )
+                for size in sizes
+            )
             yield (name, "AWQ (default)"), drawn
 
     return Table(
         "group-sizes",
-        "Group sizes, and symmetric grids" if full else "Group sizes",
+        "Group sizes, and symmetric grids" if draws.more else "Group sizes",
         ("scheme", "method", "whole row", "g128", "g64", "g32"),
         tuple(lines()),
         "Whole rows are worse than groups of 128 for every method and model; the paper uses g128 throughout.",
     )
 
 
-def _two_bits(some: range, *, full: bool) -> Table:
-    sizes = (64, 32) if full else (64,)
+def _two_bits(draws: Draws) -> Table:
+    sizes = (64, 32) if draws.more else (64,)
     methods = (("GPTQ-R", "gptq"), ("AWQ (default)", "awq"), ("AWQ + GPTQ-R", "awq+gptq"))
+
+    def drawn(method: str, size: int) -> Cell:
+        return _drawn(draws.pick(short=method == "awq"), options(method, 2, size))
+
     return Table(
         "int2",
         "INT2 with zero points",
         ("method", *(f"g{size}" for size in sizes)),
         (
             (("RTN",), tuple(_rtn(2, size) for size in sizes)),
-            *(((name,), tuple(_drawn(some, options(method, 2, size)) for size in sizes)) for name, method in methods),
+            *(((name,), tuple(drawn(method, size) for size in sizes)) for name, method in methods),
         ),
         "INT2 g64, OPT-1.3B to 30B: RTN fails, GPTQ works, and GPTQ on AWQ's scales is better than GPTQ alone.",
     )
 
 
-def _windows(some: range) -> Table:
+def _windows(draws: Draws) -> Table:
     methods = (options("awq", 3), options("gptq", 3))
+
+    def line(samples: int) -> Line:
+        drawn = draws.pick(short=samples <= 32)
+        return (str(samples),), tuple(_drawn(drawn, method, samples) for method in methods)
+
     return Table(
         "windows",
         "How much calibration text (paper, Figure 6), INT3 g128, windows of 512 tokens",
         ("windows", "AWQ (default)", "GPTQ-R"),
-        tuple(
-            ((str(samples),), tuple(_drawn(some, method, samples) for method in methods)) for samples in (8, 16, 32, 64)
-        ),
+        tuple(line(samples) for samples in (8, 16, 32, 64) if draws.more or samples <= 32),
         "AWQ needs a tenth of the text: good with 16 sequences of 2,048 tokens, where GPTQ takes 192.",
         curve=True,
     )
 
 
-def _domains(some: range) -> Table:
+def _domains(draws: Draws) -> Table:
     tests = ("wikitext2", "pubmed")
 
     def cells(text: str) -> Iterator[Cell]:
         for method in ("awq", "gptq"):
-            drawn = tuple(Setting(options(method, 3), Calibration(text, draw=draw), tests=tests) for draw in some)
+            drawn = tuple(Setting(options(method, 3), Calibration(text, draw=draw), tests=tests) for draw in draws.some)
             yield from (Cell(drawn, test=test) for test in tests)
 
     return Table(

@@ -11,6 +11,7 @@ What only a study needs lives here: channels kept in FP16 (AWQ paper, Table 1), 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,6 +137,7 @@ class Measured:
         window_nll: Mean NLL of every window, by test text.
         quantize_seconds: Processor time of quantizing, statistics of the setting's own included.
         evaluate_seconds: Processor time of the test text.
+        device: What computed it.
         changed_steps: Of `Multiply`: share of groups whose step size changed.
         step_ratio: Of `Multiply`: mean of new over old step size.
     """
@@ -144,6 +146,7 @@ class Measured:
     window_nll: dict[str, tuple[float, ...]] = field(default_factory=dict)
     quantize_seconds: float = 0.0
     evaluate_seconds: float = 0.0
+    device: str = ""
     changed_steps: float | None = None
     step_ratio: float | None = None
 
@@ -196,7 +199,7 @@ class _Lane:
         longest = max(setting.seqlen, 1 if calibration is None else calibration.shape[1])
         self._runner = BlockRunner.for_positions(spec, longest)
         self._steps = Steps()
-        self._measured = Measured()
+        self._measured = Measured(device=device_name())
 
     @property
     def needs_shared_statistics(self) -> bool:
@@ -245,6 +248,13 @@ class _Lane:
         if self._calibration is not None:
             self._calibration = run_block(self._runner, layer, changed, self._calibration)
         return changed
+
+
+def device_name() -> str:
+    """Of the default device, for reports."""
+    if torch.get_default_device().type == "cuda":
+        return torch.cuda.get_device_name(torch.get_default_device())
+    return f"CPU, {os.cpu_count()} cores"
 
 
 def _perplexity(ends: Ends, windows: Tensor, hidden: Tensor) -> Perplexity:
@@ -312,7 +322,7 @@ def salient_channels(weight: Tensor, magnitude: Tensor | None, keep: Keep, seed:
     columns = weight.shape[1]
     count = max(1, round(keep.share * columns))
     if keep.by == "random":
-        return torch.randperm(columns, generator=torch.Generator().manual_seed(seed))[:count]
+        return torch.randperm(columns, generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
     if keep.by == "activation" and magnitude is None:
         raise ValueError("channels are chosen by activation, but there are no statistics")
     sizes = torch.linalg.vector_norm(weight, dim=0) if magnitude is None or keep.by == "weight" else magnitude

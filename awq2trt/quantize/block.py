@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from awq2trt.quantize.search import (
 )
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
+
+CPU: Final = torch.device("cpu")
 
 Statistics = Mapping[str, InputStatistics]
 """Input statistics by the first balance layer of each scale group."""
@@ -159,9 +162,7 @@ def quantize_block(
     for name in spec.block.linears:
         weight, seen = folded[f"{name}.weight"], inputs.get(name)
         grid = _searched_grid(spec, name, weight, seen, method) if seen else None
-        rounded = _round(weight, seen, grid, method, where + name)
-        if seen and method.search and method.search.code_passes and not method.gptq and name not in spec.unclipped():
-            rounded = descend(weight, rounded, seen.gram, method.scheme, passes=method.search.code_passes)
+        rounded = _round(weight, seen, grid, method, where + name, score=name in spec.unclipped())
         linears[name] = rounded.to_linear(method.scheme, bias=folded.get(f"{name}.bias"), where=where + name)
         reports[name] = LinearReport()
         if seen:
@@ -186,9 +187,9 @@ def dequantized(block: QuantizedBlock) -> dict[str, Tensor]:
     """A quantized block's tensors, fp32, as `BlockRunner` takes them."""
     tensors = dict(block.norms)
     for name, linear in block.linears.items():
-        tensors[f"{name}.weight"] = torch.from_numpy(linear.dequantize())
+        tensors[f"{name}.weight"] = torch.as_tensor(linear.dequantize())
         if linear.bias is not None:
-            tensors[f"{name}.bias"] = torch.from_numpy(linear.bias).float()
+            tensors[f"{name}.bias"] = torch.as_tensor(linear.bias).float()
     return tensors
 
 
@@ -244,12 +245,19 @@ def _searched_grid(
 
 
 def _round(
-    weight: Tensor, seen: _LinearInput | None, grid: GroupGrid | None, method: BlockMethod, where: str
+    weight: Tensor, seen: _LinearInput | None, grid: GroupGrid | None, method: BlockMethod, where: str, *, score: bool
 ) -> Rounded:
-    """Codes of one linear, on the grid found if there is one."""
+    """Codes of one linear, on the grid found if there is one; `score` says that it makes queries or keys."""
+    scheme, device = method.scheme, weight.device
     if seen and method.gptq:
-        return gptq_round(weight, seen.gram, method.scheme, method.gptq, grid=grid, where=where)
-    return round_to_grid(weight, grid or group_grid(to_groups(weight, method.scheme), method.scheme), method.scheme)
+        # One column after another is too little work at a time for anything but a CPU.
+        weight, gram, grid = weight.cpu(), seen.gram.cpu(), grid.to(CPU) if grid else None
+        return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where).to(device)
+    rounded = round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
+    if seen and method.search and method.search.code_passes and not score:
+        passes = method.search.code_passes
+        return descend(weight.cpu(), rounded.to(CPU), seen.gram.cpu(), scheme, passes=passes).to(device)
+    return rounded
 
 
 def _search_group(

@@ -74,10 +74,11 @@ def gptq_round(
     columns, length = weight.shape[1], scheme.group_of(weight.shape[1])
     if grid is None and options.act_order:
         grid = group_grid(to_groups(weight, scheme), scheme)
-    order = gram.diagonal().argsort(descending=True, stable=True) if options.act_order else torch.arange(columns)
+    by_size = gram.diagonal().argsort(descending=True, stable=True)
+    order = by_size if options.act_order else by_size.sort().values
     spread = _error_spread(gram[order][:, order], options.damping).to(weight.dtype)
     remaining = weight[:, order]  # a copy: what is left to round, updated as errors spread
-    codes, grids = torch.empty_like(weight), _Grids(grid, scheme, weight.shape[0], scheme.groups(columns))
+    codes, grids = torch.empty_like(weight), _Grids(grid, scheme, weight)
     for start in range(0, columns, PANEL):
         end = min(start + PANEL, columns)
         panel, errors = remaining[:, start:end].clone(), torch.empty_like(remaining[:, start:end])
@@ -100,11 +101,12 @@ def gptq_round(
 class _Grids:
     """Scale and zero point of every group, [N] each: given from the start, or made as their first columns come up."""
 
-    def __init__(self, given: GroupGrid | None, scheme: QuantScheme, rows: int, groups: int) -> None:
+    def __init__(self, given: GroupGrid | None, scheme: QuantScheme, weight: Tensor) -> None:
+        shape = (weight.shape[0], scheme.groups(weight.shape[1]))
         self._scheme = scheme
-        self._known = [given is not None] * groups
-        self._scales = torch.ones(rows, groups) if given is None else given.scales.squeeze(-1)
-        self._zeros = torch.zeros(rows, groups) if given is None else given.zeros.squeeze(-1)
+        self._known = [given is not None] * shape[1]
+        self._scales = weight.new_ones(shape) if given is None else given.scales.squeeze(-1)
+        self._zeros = weight.new_zeros(shape) if given is None else given.zeros.squeeze(-1)
 
     def known(self, group: int) -> bool:
         return self._known[group]
@@ -128,9 +130,9 @@ def _error_spread(gram: Tensor, damping: float) -> Tensor:
 
     Float64, since G is the square of the activations, whose own condition number is that of a trained model.
     """
-    hessian = gram.double()
+    hessian = gram.to(torch.float64, copy=True)
     mean = float(hessian.diagonal().mean())
     # Without any input every rounding is as good as another: the identity makes it the nearest.
-    damped = hessian + torch.eye(len(hessian), dtype=torch.float64) * (damping * mean if mean > 0 else 1.0)
-    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    hessian.diagonal().add_(damping * mean if mean > 0 else 1.0)
+    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     return upper

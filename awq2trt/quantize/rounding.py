@@ -29,6 +29,10 @@ class GroupGrid:
     scales: Tensor
     zeros: Tensor
 
+    def to(self, device: torch.device) -> GroupGrid:
+        """The same on another device."""
+        return GroupGrid(self.scales.to(device), self.zeros.to(device))
+
 
 def to_groups(weight: Tensor, scheme: QuantScheme) -> Tensor:
     """[N, K] -> [N, groups, G], the last group padded with zeros."""
@@ -82,6 +86,10 @@ class Rounded:
     codes: Tensor
     grid: GroupGrid
 
+    def to(self, device: torch.device) -> Rounded:
+        """The same on another device."""
+        return Rounded(self.codes.to(device), self.grid.to(device))
+
     def dequantize(self, scheme: QuantScheme) -> Tensor:
         """The weight that the codes stand for, fp32 [N, K]."""
         grouped = to_groups(self.codes, scheme)
@@ -105,11 +113,11 @@ class Rounded:
                 fix="check the checkpoint; weights of this size are not those of a trained model.",
             )
         return QuantizedLinear(
-            codes=self.codes.to(torch.uint8).numpy(),
-            scales=self.grid.scales.squeeze(-1).half().numpy(),
-            zeros=self.grid.zeros.squeeze(-1).to(torch.uint8).numpy() if scheme.zero_point else None,
+            codes=self.codes.to(torch.uint8).numpy(force=True),
+            scales=self.grid.scales.squeeze(-1).half().numpy(force=True),
+            zeros=self.grid.zeros.squeeze(-1).to(torch.uint8).numpy(force=True) if scheme.zero_point else None,
             scheme=scheme,
-            bias=None if bias is None else bias.half().numpy(),
+            bias=None if bias is None else bias.half().numpy(force=True),
         )
 
 
