@@ -130,7 +130,7 @@ class BlockMethod:
     @property
     def sequential(self) -> bool:
         """Whether a block's inputs are those that the quantized blocks before it give (the reference GPTQ's order)."""
-        return self.gptq is not None
+        return self.gptq is not None or (self.search is not None and self.search.sequential)
 
 
 def method_of(options: QuantizeOptions) -> BlockMethod:
@@ -162,7 +162,7 @@ def quantize_block(
     for name in spec.block.linears:
         weight, seen = folded[f"{name}.weight"], inputs.get(name)
         grid = _searched_grid(spec, name, weight, seen, method) if seen else None
-        rounded = _round(weight, seen, grid, method, where + name, score=name in spec.unclipped())
+        rounded = _round(weight, seen, grid, method, where + name)
         linears[name] = rounded.to_linear(method.scheme, bias=folded.get(f"{name}.bias"), where=where + name)
         reports[name] = LinearReport()
         if seen:
@@ -245,16 +245,16 @@ def _searched_grid(
 
 
 def _round(
-    weight: Tensor, seen: _LinearInput | None, grid: GroupGrid | None, method: BlockMethod, where: str, *, score: bool
+    weight: Tensor, seen: _LinearInput | None, grid: GroupGrid | None, method: BlockMethod, where: str
 ) -> Rounded:
-    """Codes of one linear, on the grid found if there is one; `score` says that it makes queries or keys."""
+    """Codes of one linear, on the grid found if there is one."""
     scheme, device = method.scheme, weight.device
     if seen and method.gptq:
         # One column after another is too little work at a time for anything but a CPU.
         weight, gram, grid = weight.cpu(), seen.gram.cpu(), grid.to(CPU) if grid else None
         return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where).to(device)
     rounded = round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
-    if seen and method.search and method.search.code_passes and not score:
+    if seen and method.search and method.search.code_passes:
         passes = method.search.code_passes
         return descend(weight.cpu(), rounded.to(CPU), seen.gram.cpu(), scheme, passes=passes).to(device)
     return rounded

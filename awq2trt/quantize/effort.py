@@ -37,14 +37,15 @@ class SearchOptions:
         grids: Of rounding grids.
         grids_of_scores: Search grids for q and k, too. llm-awq leaves them at their whole range, since limiting |w|
             there moves attention scores; grids searched with both ends apart gain there as elsewhere.
-        code_passes: Coordinate descent on codes, for all linears but q and k: their output error says too little about
-            attention scores to choose single codes by it.
+        code_passes: Coordinate descent on codes, so many times over all columns.
+        sequential: A block's inputs are what the quantized blocks before it give, not what the original ones do.
     """
 
     scales: ScaleOptions
     grids: GridOptions
     grids_of_scores: bool
     code_passes: int = 0
+    sequential: bool = False
 
 
 EFFORTS: Final = {
@@ -52,6 +53,6 @@ EFFORTS: Final = {
         ScaleOptions(adaptive=False, rows=None), GridOptions(ends_apart=False, passes=0), grids_of_scores=False
     ),
     "default": SearchOptions(ScaleOptions(), GridOptions(), grids_of_scores=True),
-    "best": SearchOptions(ScaleOptions(), GridOptions(), grids_of_scores=True, code_passes=4),
+    "best": SearchOptions(ScaleOptions(), GridOptions(), grids_of_scores=True, code_passes=4, sequential=True),
 }
 """`fast` is the search of the paper and its released code."""
