@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import study
 import torch
-from study_report import Results, plot, write_csv, write_markdown
+from study_claims import Claim, all_claims
+from study_report import Results, markdown_claims, plot, write_csv, write_markdown
 from study_tables import ORIGINAL, Cell, Table, all_tables, options
 from study_walk import (
     Calibration,
@@ -214,3 +215,45 @@ def test_tables_show_means_and_what_is_worse_than_a_guess(tmp_path: Path) -> Non
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + 6
     plot(tmp_path / "t.png", table, results)
     assert (tmp_path / "t.png").stat().st_size > 1000
+
+
+def test_claims_are_compared_by_their_means(tmp_path: Path) -> None:
+    def cell(bits: int, *, draws: int = 1) -> Cell:
+        return Cell(tuple(Setting(options("awq", bits), Calibration(draw=draw)) for draw in range(draws)))
+
+    values = {4: (30.0, 32.0), 3: (40.0,), 2: (1e6,)}
+    rows = {
+        setting: Measured({"wikitext2": value}, device="a machine")
+        for bits, drawn in values.items()
+        for setting, value in zip(cell(bits, draws=len(drawn)).settings, drawn, strict=True)
+    }
+    low, high, destroyed = cell(4, draws=2), cell(3), cell(2)
+    unknown = Cell((Setting(options("gptq", 4), Calibration()),))
+    claims = (
+        Claim("T", "first", low, high),
+        Claim("T", "second", high, low, why="of this"),
+        Claim("T", "third", low, unknown),
+        Claim("T", "fourth", high, high, better_base=low, worse_base=high),
+        Claim("T", "fifth", destroyed, destroyed),
+    )
+    lines = list(markdown_claims(claims, Results(rows, vocab_size=49_152)))[4:]
+    assert lines == [
+        "| T | first | 31.00 < 40.00 | holds |",
+        "| T | second | 40.00 < 31.00 | **differs**: of this |",
+        "| T | fourth | 9.00 < 0.00 | **differs** |",
+        "| T | fifth | 1,000,000 < 1,000,000 | means nothing |",
+    ]
+
+
+def test_claims_are_about_figures_of_the_full_study() -> None:
+    measured = {setting for table in all_tables(full=True) for setting in table.settings()}
+    for claim in all_claims():
+        for cell in (claim.better, claim.worse, claim.better_base, claim.worse_base):
+            assert cell is None or set(cell.settings) <= measured, claim
+
+
+def test_settings_of_one_calibration_walk_together() -> None:
+    settings = [Setting(options("awq", bits), Calibration(draw=draw)) for bits in (4, 3, 2) for draw in (0, 1)]
+    batches = list(study.in_batches(settings, lanes=2))
+    assert [len(batch) for batch in batches] == [2, 1, 2, 1]
+    assert all(len({setting.calibration for setting in batch}) == 1 for batch in batches)

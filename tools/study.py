@@ -179,10 +179,10 @@ def report(model: str, tables: Sequence[Table], rows: Path, output: Path) -> Non
         {setting: measured for setting, measured in found.items() if measured is not None},
         vocab_size=open_source(model).spec.vocab_size,
     )
-    write_markdown(output / "study.md", model, tables, results)
     for table in tables:
         write_csv(output / f"{table.name}.csv", table, results)
         plot(output / f"{table.name}.png", table, results)
+    write_markdown(output / "study.md", model, tables, results)
     print((output / "study.md").read_text(encoding="utf-8"))
     print(f"written to {output}")
 

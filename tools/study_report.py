@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
-import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from study_claims import Claim, all_claims
 from study_tables import PERPLEXITY, Cell, Table
 from study_walk import Measured, Setting
 
@@ -35,26 +34,54 @@ class Results:
             return [measured.perplexity[cell.test] for measured in found]
         return [float(getattr(measured, cell.what)) for measured in found]
 
+    def mean(self, cell: Cell) -> float | None:
+        """Of all draws that are measured; None of none."""
+        values = self.values(cell)
+        return sum(values) / len(values) if values else None
+
 
 def write_markdown(path: Path, model: str, tables: Sequence[Table], results: Results) -> None:
-    """All tables, each with its command and what the paper has."""
-    seconds = sum(row.quantize_seconds + row.evaluate_seconds for row in results.rows.values())
+    """The paper's orderings and all tables, each with its command, its plot if there is one, and what the paper has."""
+    devices = Counter(row.device for row in results.rows.values())
+    computed = "; ".join(f"{count} figures on {device}" for device, count in devices.most_common())
     lines = [
         f"# Study of {model}",
         "",
-        f"awq2trt {__version__}, torch {torch.__version__}, Python {platform.python_version()}, fp32 on the CPU "
-        f"({os.cpu_count()} cores). Perplexity on the first 8 windows of 1,024 tokens of WikiText-2 raw test, no BOS; "
-        "calibrated on 32 windows of 512 tokens of WikiText-2 raw validation; unless a table says otherwise. "
-        "A figure of several draws of calibration windows is their mean, with the lowest and the highest.",
+        f"awq2trt {__version__}, in fp32: {computed}. Perplexity on the first 8 windows of 1,024 tokens of WikiText-2 "
+        "raw test, no BOS; calibrated on 32 windows of 512 tokens of WikiText-2 raw validation; unless a table says "
+        "otherwise. A figure of several draws of calibration windows is their mean, with the lowest and the highest.",
         "",
         f"A perplexity above {results.vocab_size:,}, the size of the vocabulary, is worse than a uniform guess: the "
         "model is destroyed, and the order of such figures means nothing.",
-        "",
-        f"{len(results.rows)} figures, {seconds / 60:.0f} minutes of one core's time without what walks share.",
     ]
+    lines += ["", *markdown_claims(all_claims(), results)]
     for table in tables:
         lines += ["", *_markdown_table(table, model, results)]
+        if (path.parent / f"{table.name}.png").is_file():
+            lines += ["", f"![{table.title.replace('`', '')}]({table.name}.png)"]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def markdown_claims(claims: Iterable[Claim], results: Results) -> Iterator[str]:
+    """Which of the paper's orderings hold; those with a figure that is not measured are left out."""
+    yield "## The paper's orderings"
+    yield ""
+    yield "| paper | lower perplexity < higher | here | |"
+    yield "|---|---|---:|---|"
+    for claim in claims:
+        low, high = results.mean(claim.better), results.mean(claim.worse)
+        if low is None or high is None:
+            continue
+        if claim.better_base and claim.worse_base:
+            low -= results.mean(claim.better_base) or 0.0
+            high -= results.mean(claim.worse_base) or 0.0
+        verdict = "holds" if low < high else f"**differs**: {claim.why}".removesuffix(": ")
+        verdict = "means nothing" if low > results.vocab_size else verdict
+        yield f"| {claim.where} | {claim.text} | {_short(low)} < {_short(high)} | {verdict} |"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
 
 
 def _markdown_table(table: Table, model: str, results: Results) -> Iterator[str]:
@@ -84,10 +111,9 @@ def _cell(cell: Cell, results: Results) -> str:
         return f"{mean:.3f}"
     if min(values) > results.vocab_size:
         return "worse than a guess"
-    text = f"{mean:.2f}" if mean < 1000 else f"{mean:,.0f}"
     if len(values) == 1:
-        return text
-    return f"{text} ({min(values):.2f} to {max(values):.2f}, {len(values)} draws)"
+        return _short(mean)
+    return f"{_short(mean)} ({_short(min(values))} to {_short(max(values))}, {len(values)} draws)"
 
 
 def write_csv(path: Path, table: Table, results: Results) -> None:
@@ -117,6 +143,7 @@ def plot(path: Path, table: Table, results: Results) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     labels = len(table.lines[0][0])
     columns = [i for i in range(len(table.headers) - labels) if table.lines[0][1][i].what == PERPLEXITY]
@@ -141,9 +168,12 @@ def plot(path: Path, table: Table, results: Results) -> None:
     if not table.curve:
         names = [", ".join(names).replace("`", "") for names, _ in table.lines]
         axes.set_xticks(range(len(names)), names, rotation=25, ha="right", fontsize=8)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlabel(table.headers[0])
-    axes.set_yscale("log")
     axes.set_ylabel("perplexity")
     axes.set_title(table.title.replace("`", ""))
     axes.legend()

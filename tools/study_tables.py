@@ -107,11 +107,13 @@ def options(method: str, bits: int, group_size: int = 128, **changes: Any) -> Qu
     return QuantizeOptions.model_validate({"method": method, "bits": bits, "group_size": group_size, **changes})
 
 
-def _rtn(bits: int, group_size: int = 128, **changes: Any) -> Cell:
+def rtn_cell(bits: int, group_size: int = 128, **changes: Any) -> Cell:
+    """Rounding to nearest, which looks at no text."""
     return Cell((Setting(options("rtn", bits, group_size, **changes)),))
 
 
-def _drawn(draws: range, chosen: QuantizeOptions, samples: int = 32) -> Cell:
+def drawn_cell(draws: range, chosen: QuantizeOptions, samples: int = 32) -> Cell:
+    """A method, on several draws of calibration windows."""
     return Cell(tuple(Setting(chosen, Calibration(samples=samples, draw=draw)) for draw in draws))
 
 
@@ -120,7 +122,7 @@ def _methods(draws: Draws) -> Table:
 
     def line(name: str, short: tuple[bool, ...], method: str, **changes: Any) -> Line:
         return (name,), tuple(
-            _drawn(draws.pick(short=is_short), options(method, bits, group, **changes))
+            drawn_cell(draws.pick(short=is_short), options(method, bits, group, **changes))
             for is_short, (bits, group) in zip(short, schemes, strict=True)
         )
 
@@ -130,7 +132,7 @@ def _methods(draws: Draws) -> Table:
         ("method", *(f"INT{bits} g{group}" for bits, group in schemes)),
         (
             (("original",), tuple(Cell((ORIGINAL,)) for _ in schemes)),
-            (("RTN",), tuple(_rtn(bits, group) for bits, group in schemes)),
+            (("RTN",), tuple(rtn_cell(bits, group) for bits, group in schemes)),
             line("GPTQ", (False, True, False, False), "gptq", act_order=False),
             line("GPTQ-R (act-order)", (True, True, False, False), "gptq"),
             line("AWQ, the paper's search (`--effort fast`)", (True, True, False, False), "awq", effort="fast"),
@@ -155,7 +157,7 @@ def _kept(draws: Draws) -> Table:
         "A share of input channels kept in FP16 (paper, Table 1), INT3 g128",
         ("kept by", "none", "0.1 %", "1 %", "3 %"),
         tuple(
-            ((name,), (_rtn(3), *(cell(by, share) for share in (0.001, 0.01, 0.03))))
+            ((name,), (rtn_cell(3), *(cell(by, share) for share in (0.001, 0.01, 0.03))))
             for name, by in (("activation", "activation"), ("weight norm", "weight"), ("random", "random"))
         ),
         "OPT-6.7B (original 10.86, RTN 23.54): by activation 11.58, 11.39, 11.36; by weight norm 23.41, 22.37, 22.45; "
@@ -179,7 +181,10 @@ def _multiplied(draws: Draws) -> Table:
         (
             *(line(scale) for scale in (1.0, 1.25, 1.5, 2.0, 4.0)),
             (("kept in FP16",), (*no_steps, Cell(kept))),
-            (("all by AWQ, the paper's search",), (*no_steps, _drawn(draws.some, options("awq", 3, effort="fast")))),
+            (
+                ("all by AWQ, the paper's search",),
+                (*no_steps, drawn_cell(draws.some, options("awq", 3, effort="fast"))),
+            ),
         ),
         "OPT-6.7B: s = 1, 1.25, 1.5, 2, 4 change 0, 2.8, 4.4, 8.2, 21.2 % of steps by 1, 1.005, 1.013, 1.038, 1.213 on "
         "average and give 23.54, 12.87, 12.48, 11.92, 12.36: best near 2, since larger s coarsens the rest of a group. "
@@ -195,9 +200,9 @@ def _group_sizes(draws: Draws) -> Table:
             if symmetric and not draws.more:
                 continue
             name = f"INT{bits}, {'symmetric' if symmetric else 'zero points'}"
-            yield (name, "RTN"), tuple(_rtn(bits, size, symmetric=symmetric) for size in sizes)
+            yield (name, "RTN"), tuple(rtn_cell(bits, size, symmetric=symmetric) for size in sizes)
             drawn = tuple(
-                _drawn(
+                drawn_cell(
                     draws.pick(short=size in (128, 64) or (size == -1 and bits == 3)),
                     options("awq", bits, size, symmetric=symmetric),
                 )
@@ -219,14 +224,14 @@ def _two_bits(draws: Draws) -> Table:
     methods = (("GPTQ-R", "gptq"), ("AWQ (default)", "awq"), ("AWQ + GPTQ-R", "awq+gptq"))
 
     def drawn(method: str, size: int) -> Cell:
-        return _drawn(draws.pick(short=method == "awq"), options(method, 2, size))
+        return drawn_cell(draws.pick(short=method == "awq"), options(method, 2, size))
 
     return Table(
         "int2",
         "INT2 with zero points",
         ("method", *(f"g{size}" for size in sizes)),
         (
-            (("RTN",), tuple(_rtn(2, size) for size in sizes)),
+            (("RTN",), tuple(rtn_cell(2, size) for size in sizes)),
             *(((name,), tuple(drawn(method, size) for size in sizes)) for name, method in methods),
         ),
         "INT2 g64, OPT-1.3B to 30B: RTN fails, GPTQ works, and GPTQ on AWQ's scales is better than GPTQ alone.",
@@ -238,7 +243,7 @@ def _windows(draws: Draws) -> Table:
 
     def line(samples: int) -> Line:
         drawn = draws.pick(short=samples <= 32)
-        return (str(samples),), tuple(_drawn(drawn, method, samples) for method in methods)
+        return (str(samples),), tuple(drawn_cell(drawn, method, samples) for method in methods)
 
     return Table(
         "windows",

@@ -15,8 +15,19 @@ validation text. This is one draw of windows, so small differences may be noise:
     `default`, weights in the scales (beta 0.5 or 1)                  33.8    58.1
     `default`, calibrated on the quantized blocks before              33.9    55.5
 
-The last two do not pay on both widths, so no effort has them; `ScaleOptions.betas` is there for who wants to try. The
-table of methods of `tools/study.py` has the efforts themselves, with their processor time.
+Then details of it changed, and on an H100:
+
+    `default`                                                         33.8    54.2
+    `default`, calibrated on the quantized blocks before              33.7    53.7
+    `default`, four further looks                                     34.0    54.5
+    + codes descend once, but for q and k                             33.4    50.2
+    + four times                                                      33.0    48.5
+      the same with weights in the scales                             33.2    47.2
+    + q and k, too                                                    32.7    48.1
+    + calibrated on the quantized blocks before: `best`               32.5    46.8
+
+Weights in the scales do not pay on both widths, so no effort has them; `ScaleOptions.betas` is there for who wants to
+try. `tools/study` has the efforts themselves in three draws.
 """
 
 from __future__ import annotations
