@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiny_checkpoints import WIDE, quantized_llama
 from tiny_models import save_llama
 
 from awq2trt import checkpoint as checkpoint_module
@@ -16,30 +17,8 @@ from awq2trt.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.families import describe_model
 from awq2trt.layouts import GEMM, NATURAL, PACKED, choose_layout, pack_linear
-from awq2trt.progress import SilentProgress
-from awq2trt.quantize.job import QuantizeJob
-from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 from awq2trt.source import SafetensorsSource
-
-
-def _quantized(directory: Path, model: dict[str, Any] | None = None, **options: Any) -> QuantizedCheckpoint:
-    source = SafetensorsSource(save_llama(directory / "model", **(model or {})))
-    for name in ("files", "scratch"):
-        (directory / name).mkdir()
-    job = QuantizeJob(
-        source,
-        QuantizeOptions(**{"method": "rtn", "group_size": 32, **options}),
-        files=directory / "files",
-        scratch=directory / "scratch",
-        progress=SilentProgress(),
-    )
-    job.run()
-    return QuantizedCheckpoint(directory / "files")
-
-
-WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}
-"""Every K a multiple of 32 and every N of 8, so that AutoAWQ's layout fits."""
 
 
 @pytest.mark.parametrize(
@@ -62,7 +41,7 @@ def test_round_trip(model: dict[str, Any], options: dict[str, Any], layout: str,
     from awq2trt.decoder import to_tensor
     from awq2trt.quantize.rounding import quantize
 
-    read = _quantized(tmp_path, model, **options)
+    read = quantized_llama(tmp_path, model, **options)
     assert read.format.layout == layout
     source = SafetensorsSource(tmp_path / "model")
     for layer in range(read.spec.num_layers):
@@ -79,7 +58,7 @@ def test_round_trip(model: dict[str, Any], options: dict[str, Any], layout: str,
 def test_transformers_understands_the_config_of_the_awq_layout(tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer, AwqConfig
 
-    directory = _quantized(tmp_path, WIDE).directory
+    directory = quantized_llama(tmp_path, WIDE).directory
     stored = AutoConfig.from_pretrained(directory).quantization_config
     understood = AwqConfig.from_dict(stored)
     assert (understood.bits, understood.group_size, understood.zero_point) == (4, 32, True)
@@ -90,14 +69,14 @@ def test_transformers_understands_the_config_of_the_awq_layout(tmp_path: Path) -
 def test_transformers_refuses_what_the_awq_layout_cannot_say(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    directory = _quantized(tmp_path).directory
+    directory = quantized_llama(tmp_path).directory
     with pytest.raises(ValueError, match="awq2trt"):
         AutoModelForCausalLM.from_pretrained(directory)
     assert not any(name.endswith("qweight") for name in load_file(directory / "model.safetensors"))
 
 
 def test_a_foreign_awq_checkpoint_with_llm_awq_keys_is_read(tmp_path: Path) -> None:
-    ours = _quantized(tmp_path, WIDE)
+    ours = quantized_llama(tmp_path, WIDE)
     config_path = ours.directory / "config.json"
     config = json.loads(config_path.read_text())
     config["quantization_config"] = {
@@ -114,9 +93,9 @@ def test_a_foreign_awq_checkpoint_with_llm_awq_keys_is_read(tmp_path: Path) -> N
 
 
 def test_shards_hold_every_tensor_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = _quantized(tmp_path / "whole", WIDE)
+    whole = quantized_llama(tmp_path / "whole", WIDE)
     monkeypatch.setattr(checkpoint_module, "SHARD_BYTES", 20_000)
-    sharded = _quantized(tmp_path / "sharded", WIDE)
+    sharded = quantized_llama(tmp_path / "sharded", WIDE)
     assert len(sharded.files) > 3
     index = json.loads((sharded.directory / "model.safetensors.index.json").read_text())
     sizes = [value.nbytes for path in sharded.files for value in load_file(path).values()]
@@ -140,7 +119,7 @@ def test_shards_hold_every_tensor_once(tmp_path: Path, monkeypatch: pytest.Monke
 def test_configs_that_do_not_fit_are_refused(
     change: dict[str, Any], kind: type[Exception], message: str, tmp_path: Path
 ) -> None:
-    directory = _quantized(tmp_path, WIDE).directory
+    directory = quantized_llama(tmp_path, WIDE).directory
     config = json.loads((directory / "config.json").read_text())
     config["quantization_config"].update(change)
     (directory / "config.json").write_text(json.dumps(config))
@@ -149,7 +128,7 @@ def test_configs_that_do_not_fit_are_refused(
 
 
 def test_damaged_tensors_are_refused_by_name(tmp_path: Path) -> None:
-    directory = _quantized(tmp_path).directory
+    directory = quantized_llama(tmp_path).directory
     path = directory / "model.safetensors"
     good = load_file(path)
     name = "model.layers.0.mlp.up_proj"

@@ -14,7 +14,8 @@ import pytest
 import torch
 from foreign_checkpoints import FOREIGN, GROUP, save_foreign
 from safetensors.torch import load_file, save_file
-from tiny_models import save_llama, tokens
+from tiny_checkpoints import WIDE, quantized_llama
+from tiny_models import tokens
 from transformers import AutoModelForCausalLM
 
 from awq2trt.checkpoint import QuantizedCheckpoint
@@ -24,11 +25,8 @@ from awq2trt.export import ExportOptions, export_onnx
 from awq2trt.export.proof import compare_weights
 from awq2trt.pack import pack_words, unpack_words
 from awq2trt.progress import SilentProgress
-from awq2trt.quantize.job import QuantizeJob
 from awq2trt.recipe import ExportOptions as ExportRecipe
-from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantScheme
-from awq2trt.source import SafetensorsSource
 from awq2trt.stages import ExportRequest, export_stage
 
 UP = "model.layers.0.mlp.up_proj"
@@ -108,22 +106,6 @@ def test_a_type_that_rounds_the_scales_is_told(tmp_path: Path) -> None:
     assert any("--dtype" in note for note in notes.notes)
 
 
-def _quantized(directory: Path, **options: Any) -> QuantizedCheckpoint:
-    model = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}
-    source = SafetensorsSource(save_llama(directory / "model", **model))
-    for name in ("files", "scratch"):
-        (directory / name).mkdir()
-    job = QuantizeJob(
-        source,
-        QuantizeOptions(**{"method": "rtn", "group_size": 32, **options}),
-        files=directory / "files",
-        scratch=directory / "scratch",
-        progress=SilentProgress(),
-    )
-    job.run()
-    return QuantizedCheckpoint(directory / "files")
-
-
 @pytest.mark.skipif(
     importlib.util.find_spec("compressed_tensors") is None, reason="needs compressed-tensors: pip install it"
 )
@@ -134,7 +116,7 @@ def test_compressed_tensors_reads_what_we_write_and_we_read_what_it_writes(
     from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationConfig
 
-    ours = _quantized(tmp_path, bits=bits, symmetric=symmetric)
+    ours = quantized_llama(tmp_path, WIDE, bits=bits, symmetric=symmetric)
     scheme = QuantizationConfig.model_validate(ours.config["quantization_config"]).config_groups["group_0"]
     name = "model.layers.1.mlp.down_proj"
     stored = {kind: torch.from_numpy(value) for kind, value in ours.stored_tensors(name).items()}
@@ -165,7 +147,7 @@ def test_compressed_tensors_reads_what_we_write_and_we_read_what_it_writes(
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_transformers_computes_what_we_do_with_a_packed_checkpoint(bits: int, tmp_path: Path) -> None:
     # Symmetric: transformers 5.23 expects zero points unpacked, and so refuses compressed-tensors' own files with them.
-    ours, ids = _quantized(tmp_path, bits=bits, symmetric=True), tokens(1, 20)
+    ours, ids = quantized_llama(tmp_path, WIDE, bits=bits, symmetric=True), tokens(1, 20)
     theirs = AutoModelForCausalLM.from_pretrained(ours.directory, dtype=torch.float32)
     with torch.inference_mode():
         expected = theirs(ids).logits
@@ -176,7 +158,7 @@ def test_transformers_computes_what_we_do_with_a_packed_checkpoint(bits: int, tm
 def test_narrow_codes_make_a_smaller_checkpoint(tmp_path: Path) -> None:
     sizes = []
     for bits in (2, 3, 4):
-        checkpoint = _quantized(tmp_path / str(bits), bits=bits, symmetric=True)
+        checkpoint = quantized_llama(tmp_path / str(bits), WIDE, bits=bits, symmetric=True)
         sizes.append(sum(value.nbytes for value in checkpoint.stored_tensors("model.layers.0.mlp.up_proj").values()))
     weights = 96 * 64
     assert [size - sizes[0] for size in sizes] == [0, weights // 8, weights // 4]
@@ -184,7 +166,7 @@ def test_narrow_codes_make_a_smaller_checkpoint(tmp_path: Path) -> None:
 
 def test_narrow_codes_are_exported_as_the_same_weights(tmp_path: Path) -> None:
     for bits, symmetric in ((2, False), (3, True)):
-        checkpoint = _quantized(tmp_path / str(bits), bits=bits, symmetric=symmetric)
+        checkpoint = quantized_llama(tmp_path / str(bits), WIDE, bits=bits, symmetric=symmetric)
         (tmp_path / str(bits) / "onnx").mkdir()
         export_onnx(checkpoint, tmp_path / str(bits) / "onnx", options=ExportOptions())
         model = ir.load(tmp_path / str(bits) / "onnx" / "model.onnx")

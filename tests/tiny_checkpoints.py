@@ -1,16 +1,23 @@
-"""Random quantized decoders in memory, and the same weights in transformers: the oracle of export and run."""
+"""Random quantized decoders, in memory or on disk, and the same weights in transformers: the oracle of many tests."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tiny_models import save_llama
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
+from awq2trt.checkpoint import QuantizedCheckpoint
 from awq2trt.families import describe_model
+from awq2trt.progress import SilentProgress
+from awq2trt.quantize.job import QuantizeJob
+from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
+from awq2trt.source import SafetensorsSource
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -105,3 +112,23 @@ def torch_logits(checkpoint: RandomCheckpoint, tokens: list[int]) -> NDArray[np.
 def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
     """Norm of the difference over the norm of what was expected."""
     return float(np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected))
+
+
+WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}
+"""For `quantized_llama`: every K a multiple of 32 and every N of 8, so that AutoAWQ's layout fits."""
+
+
+def quantized_llama(directory: Path, model: dict[str, Any] | None = None, **options: Any) -> QuantizedCheckpoint:
+    """A Llama of random weights in `directory`/model, and what `quantize` makes of it in `directory`/files."""
+    source = SafetensorsSource(save_llama(directory / "model", **(model or {})))
+    for name in ("files", "scratch"):
+        (directory / name).mkdir()
+    job = QuantizeJob(
+        source,
+        QuantizeOptions(**{"method": "rtn", "group_size": 32, **options}),
+        files=directory / "files",
+        scratch=directory / "scratch",
+        progress=SilentProgress(),
+    )
+    job.run()
+    return QuantizedCheckpoint(directory / "files")
