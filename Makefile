@@ -127,16 +127,12 @@ demo: $(DEMO_MODEL) ## SmolLM2-135M from weights to a TensorRT-RTX engine and a 
 	@$(BIN)/python tools/demo.py build/demo
 
 .PHONY: study
-study: $(DEMO_MODEL) ## the AWQ paper's tables on SmolLM2-135M, in build/study
+study: $(DEMO_MODEL) ## the AWQ paper's tables on SmolLM2-135M, in build/study; an hour
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/study.py --jobs $(WORKERS)
 
 .PHONY: study-full
-study-full: $(DEMO_MODEL) ## the same with three draws of calibration text everywhere
+study-full: $(DEMO_MODEL) ## the same, every cell in three draws; some ten hours
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/study.py --jobs $(WORKERS) --full
-
-.PHONY: study-smollm2
-study-smollm2: $(DEMO_MODEL) ## perplexities of SmolLM2-135M: original, RTN, AWQ, ONNX
-	@$(BIN)/python tools/study_smollm2.py
 
 .PHONY: clean
 clean: ## removes what make built, but not .venv

@@ -152,7 +152,7 @@ def self_written(source: ModelSource, samples: int, seqlen: int, seed: int, prog
         CalibrationError: The model does not fit in memory.
     """
     _require_memory(source.spec, samples, seqlen)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     ends, runner = Ends(source), BlockRunner.for_positions(source.spec, seqlen)
     blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
     caches = [KeyValueCache.empty(source.spec, samples, seqlen) for _ in blocks]
@@ -160,7 +160,7 @@ def self_written(source: ModelSource, samples: int, seqlen: int, seed: int, prog
     with progress.task("model writes its calibration text", total=seqlen - 1) as advance:
         while tokens.shape[1] < seqlen:
             logits = _next_logits(runner, ends, blocks, caches, tokens[:, caches[0].length :])
-            kept = logits.topk(1 if tokens.shape[1] <= _GREEDY_START else _TOP_K, dim=-1)
+            kept = logits.cpu().topk(1 if tokens.shape[1] <= _GREEDY_START else _TOP_K, dim=-1)
             drawn = torch.multinomial(kept.values.softmax(dim=-1), 1, generator=generator)
             tokens = torch.cat((tokens, kept.indices.gather(1, drawn)), dim=1)
             advance(1)
@@ -199,7 +199,7 @@ def _first_tokens(source: ModelSource, samples: int, generator: torch.Generator)
     Returns:
         int64 [samples, 1 or 2].
     """
-    drawn = torch.randperm(source.spec.vocab_size, generator=generator)[:samples].unsqueeze(1)
+    drawn = torch.randperm(source.spec.vocab_size, generator=generator, device="cpu")[:samples].unsqueeze(1)
     bos = source.config.get("bos_token_id")
     return F.pad(drawn, (1, 0), value=bos) if family_named(source.spec.family).needs_bos and bos is not None else drawn
 

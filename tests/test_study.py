@@ -153,11 +153,13 @@ def data(tmp_path: Path) -> Path:
     directory = tmp_path / "data"
     (directory / "wikitext2").mkdir(parents=True)
     (directory / "pubmed").mkdir()
+    (directory / "c4").mkdir()
     pages = list(topics.values())
     (directory / "wikitext2" / "wiki.valid.raw").write_text("".join(pages[:5])[:20_000])
     (directory / "wikitext2" / "wiki.test.raw").write_text("".join(pages[5:10])[:10_000])
     lines = [json.dumps({"text": page[:2000]}) for page in pages[10:20]]
     (directory / "pubmed" / "pubmedqa_pqal_abstracts.jsonl").write_text("\n".join(lines))
+    (directory / "c4" / "c4_en_first1000.jsonl").write_text("\n".join(lines[:5]))
     return directory
 
 
@@ -169,6 +171,17 @@ def test_the_first_draw_is_the_products_and_draws_differ(model: Path, data: Path
     assert len({tuple(window) for windows in drawn for window in windows.tolist()}) == 18
     calibration, test = texts.calibration(Calibration("pubmed", 2, 50)), texts.test("pubmed", 2, 50)
     assert not torch.equal(calibration, test)
+
+
+def test_every_text_of_the_tables_can_be_calibrated_on(model: Path, data: Path, tmp_path: Path) -> None:
+    texts = study.Texts(SafetensorsSource(model), data, tmp_path)
+    measured = {setting.calibration for table in all_tables(full=True) for setting in table.settings()}
+    names = {calibration.text for calibration in measured if calibration is not None}
+    assert names == {"wikitext2", "pubmed", "c4", "self"}
+    for name in names:
+        first, second = (texts.calibration(Calibration(name, 2, 50, draw)) for draw in (0, 1))
+        assert first.shape == second.shape == (2, 50)
+        assert not torch.equal(first, second)
 
 
 def test_a_figure_is_measured_once(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from study_report import Results, plot, write_csv, write_markdown
 from study_tables import Table, all_tables
 from study_walk import Calibration, Measured, Setting, walk
 
-from awq2trt.calibrate import encode, load_tokenizer
+from awq2trt.calibrate import SELF, encode, load_tokenizer, read_text, self_written
 from awq2trt.evaluate import first_windows
 from awq2trt.progress import SilentProgress
 from awq2trt.source import ModelSource, open_source
@@ -126,7 +126,7 @@ class Texts:
     """Windows of the texts that are calibrated and tested on."""
 
     def __init__(self, source: ModelSource, data: Path, cache: Path) -> None:
-        self._data = data
+        self._source, self._data = source, data
         directory = cache / "tokenizer"
         directory.mkdir(exist_ok=True)
         source.save_tokenizer(directory)
@@ -134,6 +134,9 @@ class Texts:
 
     def calibration(self, wanted: Calibration) -> torch.Tensor:
         """Windows spread evenly over the text; draws begin at thirds of the distance between two windows."""
+        if wanted.text == SELF:
+            with torch.inference_mode():
+                return self_written(self._source, wanted.samples, wanted.seqlen, wanted.draw, SilentProgress())
         ids = encode(self._tokenizer, self._text(wanted.text, test=False))
         last = len(ids) - wanted.seqlen
         step = last // max(wanted.samples - 1, 1)
@@ -145,10 +148,12 @@ class Texts:
         return first_windows(encode(self._tokenizer, self._text(name, test=True)), windows, seqlen, where=name)
 
     def _text(self, name: str, *, test: bool) -> str:
-        """WikiText-2: validation and test; PubMed abstracts: the first half and the second."""
+        """WikiText-2: validation and test; PubMed abstracts: the first half and the second; C4: for calibration."""
         if name == "wikitext2":
             path = self._data / "wikitext2" / ("wiki.test.raw" if test else "wiki.valid.raw")
             return path.read_text(encoding="utf-8")
+        if name == "c4":
+            return read_text(str(self._data / "c4" / "c4_en_first1000.jsonl"), characters=0)
         path = self._data / "pubmed" / "pubmedqa_pqal_abstracts.jsonl"
         # Not splitlines(): abstracts hold characters that it would take for ends of lines.
         lines = path.read_text(encoding="utf-8").split("\n")

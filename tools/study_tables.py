@@ -78,7 +78,7 @@ def all_tables(*, full: bool) -> tuple[Table, ...]:
         _two_bits(draws),
         _windows(draws),
         _domains(draws),
-        *([_which_linears()] if full else []),
+        *([_texts(draws.more), _which_linears()] if full else []),
     )
 
 
@@ -272,6 +272,26 @@ def _domains(draws: Draws) -> Table:
             *(((text,), tuple(cells(text))) for text in tests),
         ),
         "PubMed abstracts and Enron mails: another domain costs AWQ 0.5 to 0.6 of perplexity, GPTQ 2.3 to 4.9.",
+    )
+
+
+def _texts(some: range) -> Table:
+    texts = (("WikiText-2 validation", "wikitext2"), ("C4", "c4"), ("the model's own", "self"))
+    return Table(
+        "texts",
+        "Calibrated on which text, AWQ (default), g128",
+        ("text", "INT4", "INT3"),
+        tuple(
+            (
+                (name,),
+                tuple(
+                    Cell(tuple(Setting(options("awq", bits), Calibration(text, draw=draw)) for draw in some))
+                    for bits in (4, 3)
+                ),
+            )
+            for name, text in texts
+        ),
+        "Calibrated on the Pile's validation set. Own text is what `awq2trt quantize` takes by default, of 16 windows.",
     )
 
 

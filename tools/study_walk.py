@@ -44,10 +44,10 @@ class Calibration:
     """Which windows a setting is calibrated on.
 
     Attributes:
-        text: Name of a text.
+        text: Name of a text; `self` is the model's own.
         samples: Windows.
         seqlen: Tokens in each.
-        draw: Which of several sets of windows, from 0; 0 is what `awq2trt quantize --calib` takes.
+        draw: Which of several sets of windows, from 0; 0 is what `awq2trt quantize --calib` takes. Own text's seed.
     """
 
     text: str = "wikitext2"
