@@ -231,16 +231,27 @@ TEST_F(W4A16LinearGpu, EveryNumberOfTokens) {
   }
 }
 
-TEST_F(W4A16LinearGpu, ShapesOfRealModels) {
-  struct Shape {
-    int k, n;
-  };
-  for (const Shape s : {Shape{576, 1536}, {1536, 576}, {4096, 4096}, {4544, 4672}, {11008, 4096}, {4096, 22016}}) {
-    for (const DataType dtype : kTypes) {
-      for (const int m : {1, 4, 16, 64, 512}) check(problem_of(m, s.n, s.k, 128, dtype, true, false));
-    }
-  }
+struct Shape {
+  int k, n;
+};
+
+// A test a layer and type, so that compute-sanitizer, which takes minutes for each, can run them side by side.
+class ShapesOfRealModels : public W4A16LinearGpu, public testing::WithParamInterface<std::tuple<Shape, DataType>> {};
+
+TEST_P(ShapesOfRealModels, EveryKindOfKernel) {
+  const auto [shape, dtype] = GetParam();
+  for (const int m : {1, 4, 16, 64, 512}) check(problem_of(m, shape.n, shape.k, 128, dtype, true, false));
 }
+
+std::string name_of_layer(const testing::TestParamInfo<std::tuple<Shape, DataType>>& info) {
+  const auto [shape, dtype] = info.param;
+  return "k" + std::to_string(shape.k) + "_n" + std::to_string(shape.n) +
+         (dtype == DataType::kHalf ? "_half" : "_bfloat16");
+}
+
+constexpr Shape kRealShapes[] = {{576, 1536}, {1536, 576}, {4096, 4096}, {4544, 4672}, {11008, 4096}, {4096, 22016}};
+INSTANTIATE_TEST_SUITE_P(W4A16LinearGpu, ShapesOfRealModels,
+                         testing::Combine(testing::ValuesIn(kRealShapes), testing::ValuesIn(kTypes)), name_of_layer);
 
 TEST_F(W4A16LinearGpu, RowsOfCodesThatAreNotAlignedTo16Bytes) {
   for (const DataType dtype : kTypes) {
