@@ -134,11 +134,12 @@ class Kernels:
         )
         self._check(status, f"launch of {config}")
 
-    def launch_mma_ceiling(self, iterations: int, sink: int, stream: int) -> None:
-        """Enqueues the bare mma.sync loop."""
-        self._check(
-            self._c.awq2trt_launch_mma_ceiling(iterations, ctypes.c_void_p(sink), ctypes.c_void_p(stream)), "mma"
+    def launch_mma_ceiling(self, iterations: int, *, normal: bool, sink: int, stream: int) -> None:
+        """Enqueues the bare mma.sync loop, on normally distributed operands or such of one exponent."""
+        status = self._c.awq2trt_launch_mma_ceiling(
+            iterations, int(normal), ctypes.c_void_p(sink), ctypes.c_void_p(stream)
         )
+        self._check(status, "mma")
 
     def mma_ceiling_flops(self, iterations: int) -> int:
         """Operations of one such launch."""
@@ -152,10 +153,18 @@ class Kernels:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the GPU itself reaches, measured in the same run."""
+    """What the GPU itself reaches, measured in the same run.
+
+    Attributes:
+        copy_bytes_per_us: Bytes read plus written by a large copy.
+        mma_flops_per_us: Rate of a bare mma.sync loop on random operands of one exponent; the floor of large problems.
+        normal_mma_flops_per_us: The same on normally distributed operands, as activations and weights are, where it
+            was measured. Lower on a GPU at its power limit.
+    """
 
     copy_bytes_per_us: float
     mma_flops_per_us: float
+    normal_mma_flops_per_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -266,13 +275,18 @@ def measure_ceilings(torch: Any, kernels: Kernels) -> Ceilings:
     copies = (lambda: target.copy_(source), lambda: torch.bitwise_not(source, out=target))
     copy_us = min(time_us(torch, [copy]) for copy in copies)
     sink = torch.zeros(1, device="cuda")
-    mma_us = time_us(
-        torch,
-        [lambda: kernels.launch_mma_ceiling(MMA_ITERATIONS, sink.data_ptr(), torch.cuda.current_stream().cuda_stream)],
-    )
+
+    def mma_rate(*, normal: bool) -> float:
+        def launch() -> None:
+            stream = torch.cuda.current_stream().cuda_stream
+            kernels.launch_mma_ceiling(MMA_ITERATIONS, normal=normal, sink=sink.data_ptr(), stream=stream)
+
+        return kernels.mma_ceiling_flops(MMA_ITERATIONS) / time_us(torch, [launch])
+
     return Ceilings(
         copy_bytes_per_us=2 * COPIED_BYTES / copy_us,
-        mma_flops_per_us=kernels.mma_ceiling_flops(MMA_ITERATIONS) / mma_us,
+        mma_flops_per_us=mma_rate(normal=False),
+        normal_mma_flops_per_us=mma_rate(normal=True),
     )
 
 
@@ -378,7 +392,8 @@ def format_report(report: KernelReport) -> str:
         f"{report.device}, {report.date}, "
         + ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         f"W4A16 {report.dtype}, group size {report.group_size}, {zero_points}; "
-        f"copy {ceilings.copy_bytes_per_us / 1e6:.2f} TB/s, mma.sync {ceilings.mma_flops_per_us / 1e6:.0f} TFLOP/s",
+        f"copy {ceilings.copy_bytes_per_us / 1e6:.2f} TB/s, mma.sync {ceilings.mma_flops_per_us / 1e6:.0f} TFLOP/s"
+        + (f" ({normal / 1e6:.0f} on normal operands)" if (normal := ceilings.normal_mma_flops_per_us) else ""),
         "",
         f"{'K -> N':>14} {'M':>5} {'us':>8} {'GB/s':>6} {'TFLOP/s':>8} {'floor us':>8} {'share':>6} "
         f"{'cuBLAS us':>10} {'int4pack us':>11}  kernel",

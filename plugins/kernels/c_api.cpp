@@ -36,8 +36,8 @@ int awq2trt_launch(const GemmProblem* problem, const KernelConfig* config, const
   return awq2trt::launch_w4a16_linear(*problem, *config, *tensors, static_cast<cudaStream_t>(stream));
 }
 
-int awq2trt_launch_mma_ceiling(int iterations, float* sink, void* stream) {
-  return awq2trt::launch_mma_ceiling(iterations, sink, static_cast<cudaStream_t>(stream));
+int awq2trt_launch_mma_ceiling(int iterations, int normal, float* sink, void* stream) {
+  return awq2trt::launch_mma_ceiling(iterations, normal != 0, sink, static_cast<cudaStream_t>(stream));
 }
 
 int64_t awq2trt_mma_ceiling_flops(int iterations) { return awq2trt::mma_ceiling_flops(iterations); }

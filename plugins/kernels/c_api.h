@@ -19,5 +19,5 @@ AWQ2TRT_API int awq2trt_choose_config(const awq2trt::GemmProblem* problem, awq2t
 AWQ2TRT_API int awq2trt_launch(const awq2trt::GemmProblem* problem, const awq2trt::KernelConfig* config,
                                const awq2trt::LinearTensors* tensors, void* stream);
 
-AWQ2TRT_API int awq2trt_launch_mma_ceiling(int iterations, float* sink, void* stream);
+AWQ2TRT_API int awq2trt_launch_mma_ceiling(int iterations, int normal, float* sink, void* stream);
 AWQ2TRT_API int64_t awq2trt_mma_ceiling_flops(int iterations);
