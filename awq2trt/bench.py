@@ -39,7 +39,7 @@ MMA_ITERATIONS: Final = 4000
 
 DEFAULT_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 
-KERNEL_NAMES: Final = ("decode", "tile", "any-group")
+KERNEL_NAMES: Final = ("decode", "tile", "any-group", "decode-once")
 TILE_NAMES: Final = ("16x64", "16x128", "16x192", "32x128", "64x64", "64x128", "64x192", "128x128")
 
 

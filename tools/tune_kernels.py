@@ -65,6 +65,7 @@ def main() -> None:
 def _candidates(kernel: str, shape: bench.LayerShape, tokens: int) -> Iterator[bench.KernelConfig]:
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     if kernel == "decode":
+        yield bench.KernelConfig(kernel=3, rows_per_block=16, warps=8, splits=1, overlap=True)
         for blocks_per_multiprocessor in (1, 2):
             for warps in (8, 16):
                 rows = math.ceil(shape.n / multiprocessors / blocks_per_multiprocessor / 16) * 16

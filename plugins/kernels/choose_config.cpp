@@ -17,8 +17,14 @@ constexpr int kMaxDecodeTokens = 8;  // one mma tile of tokens: more would be a 
 constexpr int kDecodeWarps = 8;
 constexpr int kDecodeBlocks = 2;
 constexpr int kMaxTokensOfLoneBlock = 2;
-constexpr int kMaxMultiprocessors = 192;  // of any supported device (RTX PRO 6000: 188), for workspace_bound()
-constexpr int kMinSplitK = 512;           // a shorter slice of K does not pay for writing and adding its sums
+constexpr int kMinOverlapSm = 90;
+// Where the decode-once kernel was the faster one on an H100: in 5120 -> 5120, but not in 4096 -> 6144 or 8192 -> 4096.
+constexpr int kMaxOnceK = 5120;             // with more than one block a multiprocessor
+constexpr int kMaxOnceHalfBlocks = 5;       // a multiprocessor
+constexpr int kCodesPerVector = 32;         // rows of codes at multiples of 16 bytes
+constexpr int kReservedSharedBytes = 1024;  // of each block, by CUDA
+constexpr int kMaxMultiprocessors = 192;    // of any supported device (RTX PRO 6000: 188), for workspace_bound()
+constexpr int kMinSplitK = 512;             // a shorter slice of K does not pay for writing and adding its sums
 constexpr int kMaxSplits = 16;
 constexpr int kMaxSplitBlocks = 2;   // a multiprocessor: beyond, K needs no splitting to keep it busy
 constexpr int kSplitMultiple = 128;  // slices start at whole pipeline stages
@@ -49,9 +55,23 @@ int choose_decode_rows(const GemmProblem& p, const Device& device) {
   return rows > 0 || p.m > kMaxTokensOfLoneBlock ? rows : decode_rows_per_block(p, device, 1);
 }
 
-KernelConfig decode_config(int rows_per_block) {
+// Whether the blocks of a launch, one a tile of 16 rows with all of the tile's weights, all fit the device at once.
+// Only where launches overlap: what the kernel gains, it gains while the one before is still running.
+bool fits_at_once(const GemmProblem& p, const Device& device) {
+  const bool groups_fit_units = p.group_size % DecodeOnceShared::kStep == 0 || p.group_size >= p.k;
+  if (p.m > kMaxDecodeTokens || device.sm < kMinOverlapSm || p.k % kCodesPerVector != 0 || !groups_fit_units)
+    return false;
+  const int64_t tiles = ceil_div(p.n, kRowTile);
+  if (p.k > kMaxOnceK && tiles > device.multiprocessors) return false;
+  const size_t block_bytes = DecodeOnceShared(p.m, p.k).bytes + kReservedSharedBytes;
+  const int blocks = static_cast<int>((device.max_shared_bytes + kReservedSharedBytes) / block_bytes);
+  return tiles <= int64_t{std::min(blocks, DecodeOnceShared::kMaxBlocks)} * device.multiprocessors &&
+         2 * tiles <= int64_t{kMaxOnceHalfBlocks} * device.multiprocessors;
+}
+
+KernelConfig decode_config(Kernel kernel, int rows_per_block) {
   KernelConfig config = {};
-  config.kernel = Kernel::kDecode;
+  config.kernel = kernel;
   config.rows_per_block = rows_per_block;
   config.warps = kDecodeWarps;
   config.splits = 1;
@@ -121,9 +141,15 @@ KernelConfig choose_config(const GemmProblem& problem, const Device& device) {
     config.splits = 1;
     return config;
   }
-  const int decode_rows = choose_decode_rows(problem, device);
-  KernelConfig config = decode_rows > 0 ? decode_config(decode_rows) : tile_config(problem, device);
-  config.overlap = device.sm >= 90;
+  KernelConfig config = {};
+  if (fits_at_once(problem, device)) {
+    config = decode_config(Kernel::kDecodeOnce, kRowTile);
+  } else if (const int rows = choose_decode_rows(problem, device); rows > 0) {
+    config = decode_config(Kernel::kDecode, rows);
+  } else {
+    config = tile_config(problem, device);
+  }
+  config.overlap = device.sm >= kMinOverlapSm;
   return config;
 }
 

@@ -11,6 +11,7 @@
 // - The codes go to mma.sync as they come. 8 tokens cost as much as 1; sums are fp32, code - zero is exact, and a scale
 //   is applied to sums of 128 products instead of to each weight.
 // - Partial sums of a tile meet in shared memory, a slot per warp, and are added in warp order.
+#include "global_loads.cuh"
 #include "kernel_params.cuh"
 #include "overlap.cuh"
 #include "tensor_core.cuh"
@@ -28,31 +29,6 @@ constexpr int kLanesPerRow = kStep / kCodesPerLoad;  // 4
 constexpr int kWords = kCodesPerLoad / kCodesPerWord;
 
 constexpr int kXBatch = 4;  // 16-byte pieces of x that a thread loads at once: two tokens of K = 4096
-
-// 16 bytes, in program order with the other loads below.
-template <typename T>
-__device__ __forceinline__ uint4 load_now(const T* source) {
-  uint4 v;
-  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(source));
-  return v;
-}
-
-// 16 bytes that nobody reads again: past the L1 cache, where the scales stay.
-__device__ __forceinline__ uint4 load_once(const uint8_t* source) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(source));
-  return v;
-}
-
-__device__ __forceinline__ uint32_t load_word(const uint8_t* source) {
-  return __ldcs(reinterpret_cast<const uint32_t*>(source));
-}
-
-__device__ __forceinline__ uint32_t load_scale(const uint8_t* source) {
-  return __ldg(reinterpret_cast<const unsigned short*>(source));
-}
 
 // A unit of the block, a tile of rows and a step along k, with what its loads bring for the lane's two rows: codes,
 // scales, and the bytes that hold the zero points.

@@ -22,6 +22,8 @@ struct LinearParams {
 template <typename T>
 cudaError_t launch_decode(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream);
 template <typename T>
+cudaError_t launch_decode_once(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream);
+template <typename T>
 cudaError_t launch_tile(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream);
 template <typename T>
 cudaError_t launch_any_group(const LinearParams<T>& params, cudaStream_t stream);
@@ -38,6 +40,26 @@ struct DecodeShared {
       : token_stride((k + kStep - 1) / kStep * kStep + kTokenPadding),
         slots(rows_per_block / 16 * warps),
         bytes(size_t{2} * m * token_stride + size_t{4} * slots * m * 16) {}
+};
+
+// The same for a block of the decode-once kernel, which holds all of its weights as well.
+struct DecodeOnceShared {
+  static constexpr int kWarps = 8;
+  static constexpr int kMaxBlocks = 3;  // a multiprocessor
+  static constexpr int kStep = DecodeShared::kStep;
+  static constexpr int kCodeBytes = 1024;      // of a unit, 16 rows x kStep codes
+  static constexpr int kScaleBytes = 16 * 16;  // of a step, see RowScale
+  int token_stride;                            // elements of the activations' rows
+  int units;                                   // that a warp takes at most
+  size_t bytes;
+
+  DecodeOnceShared(int m, int k) {
+    const int steps = (k + kStep - 1) / kStep;
+    token_stride = steps * kStep + DecodeShared::kTokenPadding;
+    units = (steps + kWarps - 1) / kWarps;
+    bytes = size_t{2} * m * token_stride + size_t{kCodeBytes} * kWarps * units + size_t{kScaleBytes} * steps +
+            size_t{4} * kWarps * m * 16;
+  }
 };
 
 }  // namespace awq2trt

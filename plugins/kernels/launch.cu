@@ -29,6 +29,8 @@ cudaError_t launch_typed(const GemmProblem& problem, const KernelConfig& config,
   switch (config.kernel) {
     case Kernel::kDecode:
       return launch_decode(params, config, stream);
+    case Kernel::kDecodeOnce:
+      return params.codes_aligned ? launch_decode_once(params, config, stream) : launch_decode(params, config, stream);
     case Kernel::kTile:
       return launch_tile(params, config, stream);
     case Kernel::kAnyGroup:

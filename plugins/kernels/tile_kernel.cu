@@ -12,6 +12,7 @@
 // - A finished tile goes through shared memory: there the warps that split k add up, in a fixed order, and from there
 //   whole rows of y are written. Where the tiles alone cannot fill the device, blocks split K as well, leave fp32 sums
 //   in the workspace, and a second kernel adds them in order.
+#include "async_copy.cuh"
 #include "kernel_params.cuh"
 #include "overlap.cuh"
 #include "tensor_core.cuh"
@@ -28,25 +29,6 @@ struct alignas(8) ScaleAndZero {
   uint32_t scale;  // both halves
   OrderedZeroPoint<T> zero;
 };
-
-// 16 bytes to shared memory; zeros where `valid` is false, and then `source`, which may point anywhere, is not read.
-__device__ __forceinline__ void copy_16_async(uint32_t target, const void* source, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(valid ? 16 : 0)
-               : "memory");
-}
-
-__device__ __forceinline__ void copy_4_async(uint32_t target, const void* source, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(target), "l"(source), "r"(valid ? 4 : 0)
-               : "memory");
-}
-
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// Waits until at most `kPending` of the youngest groups are still under way.
-template <int kPending>
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
 
 // The B operands of two token tiles for 16 k, the rows of 8 activations at the lanes' addresses in shared memory.
 __device__ __forceinline__ void load_matrices(uint2& first, uint2& second, uint32_t address) {

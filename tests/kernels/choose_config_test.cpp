@@ -44,10 +44,24 @@ void for_every_problem(Check check) {
 }
 
 TEST(ChooseConfig, FewTokensDecodeAndManyTile) {
-  EXPECT_EQ(choose_config(problem_of(1, 4096, 4096), kH100).kernel, Kernel::kDecode);
+  EXPECT_EQ(choose_config(problem_of(1, 12288, 4096), kH100).kernel, Kernel::kDecode);
   EXPECT_EQ(choose_config(problem_of(8, 4096, 4096), kOrin).kernel, Kernel::kDecode);
   EXPECT_EQ(choose_config(problem_of(9, 4096, 4096), kH100).kernel, Kernel::kTile);
   EXPECT_EQ(choose_config(problem_of(2048, 4096, 4096), kRtx4090).kernel, Kernel::kTile);
+}
+
+TEST(ChooseConfig, SmallLayersAreHeldAtOnceWhereLaunchesOverlap) {
+  EXPECT_EQ(choose_config(problem_of(1, 4096, 4096), kH100).kernel, Kernel::kDecodeOnce);
+  EXPECT_EQ(choose_config(problem_of(8, 4096, 4096), kH100).kernel, Kernel::kDecodeOnce);
+  EXPECT_EQ(choose_config(problem_of(1, 4096, 4096), kA100).kernel, Kernel::kDecode);
+  EXPECT_EQ(choose_config(problem_of(1, 5120, 5120), kH100).kernel, Kernel::kDecodeOnce) << "320 blocks of 61 KB";
+  EXPECT_EQ(choose_config(problem_of(4, 5120, 5120), kH100).kernel, Kernel::kDecode) << "3 x 93 KB do not fit";
+  EXPECT_EQ(choose_config(problem_of(8, 4096, 4096), kRtx5090).kernel, Kernel::kTile) << "2 x 107 KB do not fit";
+  EXPECT_EQ(choose_config(problem_of(1, 8192, 4096), kH100).kernel, Kernel::kDecode) << "512 blocks";
+  EXPECT_EQ(choose_config(problem_of(1, 4096, 8192), kH100).kernel, Kernel::kDecode);
+  EXPECT_EQ(choose_config(problem_of(1, 2048, 8192), kH100).kernel, Kernel::kDecodeOnce) << "a block a multiprocessor";
+  EXPECT_EQ(choose_config(problem_of(1, 4096, 4096, 64), kH100).kernel, Kernel::kDecode) << "two groups in a unit";
+  EXPECT_EQ(choose_config(problem_of(1, 4096, 4088), kH100).kernel, Kernel::kDecode) << "rows off 16 bytes";
 }
 
 TEST(ChooseConfig, DecodeNeedsRoomForItsActivations) {
@@ -80,6 +94,12 @@ TEST(ChooseConfig, FitsTheDevice) {
       ASSERT_LE(shared.bytes, static_cast<size_t>(device.max_shared_bytes));
       ASSERT_EQ(config.rows_per_block % 16, 0);
       ASSERT_GT(config.rows_per_block, 0);
+    } else if (config.kernel == Kernel::kDecodeOnce) {
+      ASSERT_LE(DecodeOnceShared(problem.m, problem.k).bytes, static_cast<size_t>(device.max_shared_bytes));
+      // What the decode kernel needs, which steps in where codes are not aligned.
+      ASSERT_EQ(config.rows_per_block, 16);
+      ASSERT_LE(DecodeShared(problem.m, problem.k, 16, config.warps).bytes,
+                static_cast<size_t>(device.max_shared_bytes));
     } else {
       ASSERT_EQ(config.kernel, Kernel::kTile);
       ASSERT_LE(traits_of(config.tile).shared_bytes(), static_cast<size_t>(device.max_shared_bytes));

@@ -275,6 +275,30 @@ TEST_F(W4A16LinearGpu, NarrowLayersSplitK) {
   for (const int m : {9, 33, 128}) check(problem_of(m, 48, 8192, 128, DataType::kHalf, true, true));
 }
 
+KernelConfig decode_config(Kernel kernel) {
+  KernelConfig config = {};
+  config.kernel = kernel;
+  config.rows_per_block = 16;
+  config.warps = 8;
+  config.splits = 1;
+  return config;
+}
+
+TEST_F(W4A16LinearGpu, SmallLayersAtOnce) {
+  const KernelConfig config = decode_config(Kernel::kDecodeOnce);
+  for (const DataType dtype : kTypes) {
+    // Fewer steps than warps, tails of a step and of a round of the warps, rows off 16 bytes.
+    for (const int k : {32, 288, 1536, 2080, 4096, 5120, 136}) {
+      for (const int group_size : {128, 384, kWholeRow}) {
+        for (const int m : {1, 2, 3, 8}) {
+          expect_correct(problem_of(m, 333, k, group_size, dtype, true, true), config);
+          expect_correct(problem_of(m, 15, k, group_size, dtype, false, false), config);
+        }
+      }
+    }
+  }
+}
+
 TEST_F(W4A16LinearGpu, EveryTileShapeAndSplit) {
   for (const DataType dtype : kTypes) {
     for (int tile = 0; tile < static_cast<int>(TileShape::kCount); ++tile) {
@@ -298,10 +322,16 @@ TEST_F(W4A16LinearGpu, EveryTileShapeAndSplit) {
 TEST_F(W4A16LinearGpu, LaunchesThatOverlapSeeWhatTheOneBeforeWrote) {
   // A chain of layers, each reading what the last one wrote, without anything in between.
   constexpr int kFeatures = 512, kLayers = 12;
-  for (const int m : {1, 8, 16, 70}) {
+  for (const auto& [m, kernel] : {std::pair(1, Kernel::kDecode),
+                                  {1, Kernel::kDecodeOnce},
+                                  {8, Kernel::kDecode},
+                                  {8, Kernel::kDecodeOnce},
+                                  {16, Kernel::kTile},
+                                  {70, Kernel::kTile}}) {
     const GemmProblem problem = problem_of(m, kFeatures, kFeatures, 128, DataType::kHalf, true, false);
     const RandomLinear<__half> linear(problem, std::mt19937(test_seed()));
-    KernelConfig config = choose_config(problem, device_);
+    KernelConfig config = kernel == Kernel::kTile ? choose_config(problem, device_) : decode_config(kernel);
+    ASSERT_EQ(config.kernel, kernel);
     const DeviceArray<uint8_t> workspace(config.workspace_bytes);
     const DeviceArray<__half> other(static_cast<size_t>(m) * kFeatures);
     const auto run = [&](bool overlap) {
