@@ -605,6 +605,9 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
     """
     if importlib.util.find_spec("polygraphy") is None:
         raise ToolError("polygraphy is not installed.", where="check", fix="pip install 'awq2trt[check]'")
+    from awq2trt.check.engine import choose_flavour
+
+    choose_flavour(request.directory)  # before polygraphy is imported
     from awq2trt.calibrate import CHARACTERS_PER_TOKEN, encode, load_tokenizer, read_text
     from awq2trt.check.bisect import bisect
     from awq2trt.check.chain import QUANTIZED, run_chain

@@ -1,6 +1,7 @@
 """The chain from the original model to what runs, each stage held to the one before, on real text.
 
     original -> folded -> quantized -> onnx -> runtime
+                                    -> engine
 
 Each stage is compared in two ways. Its weights are computed again from the stage before (`weights`), so that a single
 wrong scale is found. Its outputs, after every block and at the logits, are compared by polygraphy (`runners`), with a
@@ -24,6 +25,8 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.comparator import Comparator, RunResults
 from polygraphy.logger import G_LOGGER
 
+from awq2trt.check.engine import EngineBuild
+from awq2trt.check.engine_runner import EngineRunner, EngineSession
 from awq2trt.check.folding import FoldedSource
 from awq2trt.check.measures import Agreement, Difference, agreement, difference, merged, unlike
 from awq2trt.check.runners import (
@@ -38,12 +41,12 @@ from awq2trt.check.runners import (
     calls_of,
     open_with_blocks,
 )
-from awq2trt.check.tolerance import UNRELATED, block_limit, drift_limit, storage_limit
+from awq2trt.check.tolerance import UNRELATED, block_limit, drift_limit, engine_limit, storage_limit
 from awq2trt.check.weights import Finding, code_finding, onnx_findings, rounded_finding
 from awq2trt.checkpoint import QuantizedCheckpoint
-from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.errors import CheckpointError, ToolError, UnsupportedError
 from awq2trt.families import DecoderSpec
-from awq2trt.io_contract import LOGITS
+from awq2trt.io_contract import ENGINE_FILE, LOGITS
 from awq2trt.onnx_file import open_decoder
 from awq2trt.progress import Progress
 from awq2trt.source import CONFIG_FILE, Array, ModelSource
@@ -63,7 +66,7 @@ TITLES: Final[Mapping[str, str]] = {
     ONNX: "ONNX as exported, ONNX Runtime CPU",
     ONNX_CUDA: "ONNX as exported, ONNX Runtime CUDA",
     RUNTIME: "ONNX as `run` runs it, ONNX Runtime CPU",
-    ENGINE: "engine",
+    ENGINE: "model.engine on the GPU, one token at a time and the text at once",
 }
 
 AGAINST: Final[Mapping[str, tuple[str, ...]]] = {
@@ -92,6 +95,8 @@ class Subject:
         search: `quantization.npz`: the scales to fold again.
         onnx: Directory of the exported model; None to check the checkpoint alone.
         dtype: Of the exported model's activations.
+        engine: What was built of it; None where there is none.
+        open_engine: Loads that on this machine.
         changed: Files that are not what was written, as their manifest's hashes tell.
         missing: Stage -> why it cannot be run.
     """
@@ -102,6 +107,8 @@ class Subject:
     search: Mapping[str, Array]
     onnx: Path | None
     dtype: str = "float16"
+    engine: EngineBuild | None = None
+    open_engine: Callable[[], EngineSession] | None = None
     changed: tuple[str, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -133,6 +140,11 @@ class Place:
     def passed(self) -> bool:
         """Within the limit; NaN is not."""
         return self.error <= self.limit
+
+    @property
+    def share(self) -> float:
+        """Part of the limit that the error takes: 1 is all of it."""
+        return self.error / self.limit
 
 
 @dataclass(frozen=True)
@@ -245,29 +257,51 @@ class _Match:
         return error <= self.limit.value
 
 
-def run_chain(subject: Subject, tokens: Sequence[int], progress: Progress) -> CheckResult:
+@dataclass(frozen=True)
+class WeightResult:
+    """What the weights alone tell, whatever the text.
+
+    Attributes:
+        findings: Stage -> what is wrong with its weights.
+        missing: Stage -> why it cannot be run.
+    """
+
+    findings: Mapping[str, Sequence[Finding]]
+    missing: Mapping[str, str]
+
+
+def run_chain(
+    subject: Subject, tokens: Sequence[int], progress: Progress, *, weights: WeightResult | None = None
+) -> CheckResult:
     """Runs every stage that can be run.
 
     Args:
         subject: What to check.
         tokens: A text.
         progress: Counts stages.
+        weights: Of `compare_weights`, for several texts; None to compare them now.
     """
     spec = subject.checkpoint.spec
-    findings, missing = _weight_findings(subject, progress)
+    weights = weights or compare_weights(subject, progress)
+    findings, missing = dict(weights.findings), dict(weights.missing)
     runners = _runners(subject, tokens, missing)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), progress.task("running the stages", total=len(runners)) as advance:
         outputs, seconds = {}, {}
         for stage, runner in runners.items():
             started = time.monotonic()
-            # One runner at a time, since only one model fits in memory.
-            outputs[stage] = Comparator.run([runner], data_loader=calls_of(tokens, DECODE_CALLS))[0][1]
+            try:
+                # One runner at a time, since only one model fits in memory.
+                outputs[stage] = Comparator.run([runner], data_loader=calls_of(tokens, DECODE_CALLS))[0][1]
+            except ToolError as error:
+                if stage != ENGINE:
+                    raise
+                findings[ENGINE] = [Finding(ENGINE_FILE, error.what)]
             seconds[stage] = time.monotonic() - started
             advance(1)
         stages = [
             _stage_result(subject, stage, outputs, tokens)
             if stage in outputs
-            else StageResult(stage, skipped=missing.get(stage, "not asked for"))
+            else StageResult(stage, skipped=None if stage in seconds else missing.get(stage, "not asked for"))
             for stage in AGAINST
         ]
     stages = [
@@ -278,8 +312,13 @@ def run_chain(subject: Subject, tokens: Sequence[int], progress: Progress) -> Ch
     return CheckResult(tuple(stages), tuple(tokens), prefixes, subject.changed)
 
 
-def _weight_findings(subject: Subject, progress: Progress) -> tuple[dict[str, list[Finding]], dict[str, str]]:
-    """What is wrong with the weights, by stage; and which stages cannot be run, with the reason."""
+def compare_weights(subject: Subject, progress: Progress) -> WeightResult:
+    """Computes every stored tensor again from the stage before.
+
+    Args:
+        subject: What to check.
+        progress: Counts blocks.
+    """
     findings: dict[str, list[Finding]] = {FOLDED: [], QUANTIZED: [], ONNX: []}
     missing = dict(subject.missing)
     layers = subject.checkpoint.spec.num_layers
@@ -293,12 +332,12 @@ def _weight_findings(subject: Subject, progress: Progress) -> tuple[dict[str, li
             except CheckpointError as error:
                 tensor = _tensor_of(error)
                 findings[_owner(tensor, subject.checkpoint.spec)].append(Finding(tensor, error.what))
-                missing |= dict.fromkeys((FOLDED, QUANTIZED, ONNX, ONNX_CUDA, RUNTIME), damaged)
+                missing |= dict.fromkeys((FOLDED, QUANTIZED, ONNX, ONNX_CUDA, RUNTIME, ENGINE), damaged)
             advance(1)
         if subject.onnx and damaged not in missing.values():
             findings[ONNX] += onnx_findings(open_decoder(subject.onnx)[0], subject.checkpoint)
         advance(1)
-    return findings, missing
+    return WeightResult(findings, missing)
 
 
 def _outer_findings(subject: Subject) -> tuple[list[Finding], list[Finding]]:
@@ -375,6 +414,9 @@ def _runners(subject: Subject, tokens: Sequence[int], missing: dict[str, str]) -
         else:
             missing.setdefault(ONNX_CUDA, "not run: ONNX Runtime has no CUDA provider here")
         makers[RUNTIME] = lambda: RuntimeRunner(onnx, RUNTIME)
+    if subject.engine is not None and subject.open_engine is not None:
+        engine, open_engine = subject.engine, subject.open_engine
+        makers[ENGINE] = lambda: EngineRunner(open_engine, engine, ENGINE)
     runners = {}
     for stage, make in makers.items():
         try:
@@ -408,7 +450,7 @@ def _stage_result(subject: Subject, stage: str, outputs: Mapping[str, list[Any]]
     against = next((name for name in AGAINST[stage] if name in outputs), None)
     if against is None:
         return StageResult(stage)
-    limits = _limits(subject, stage)
+    limits = _limits(subject, stage, len(tokens))
     parts: dict[str, list[_Match]] = {name: [] for name in limits}
 
     def compare(reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[str, _Match]:
@@ -441,7 +483,7 @@ def _match(reference: Mapping[str, Any], candidate: Mapping[str, Any], name: str
     return _Match(difference(reference[name], candidate[name], centered=name == LOGITS), limit)
 
 
-def _limits(subject: Subject, stage: str) -> dict[str, _Limit]:
+def _limits(subject: Subject, stage: str, positions: int) -> dict[str, _Limit]:
     """What each output of a stage is held to."""
     spec, scheme = subject.checkpoint.spec, subject.checkpoint.scheme
     layers = range(spec.num_layers)
@@ -453,12 +495,23 @@ def _limits(subject: Subject, stage: str) -> dict[str, _Limit]:
         limits = [storage_limit("float16", layer + 1) for layer in range(spec.num_layers + 1)]
     elif stage == RUNTIME:
         limits = [storage_limit(subject.dtype, spec.num_layers + 1)]
+    elif stage == ENGINE:
+        limits = [engine_limit(subject.dtype, spec.num_layers + 1, _sums_of_tensorrt(subject, positions))]
     else:
         limits = [drift_limit(subject.dtype, layer + 1) for layer in range(spec.num_layers + 1)]
     named = {LOGITS: _Limit(LOGITS, limits[-1])}
-    if stage == RUNTIME:
+    if stage in (RUNTIME, ENGINE):
         return named
     return {block_output(layer): _Limit(_place(spec, layer), limits[layer]) for layer in layers} | named
+
+
+def _sums_of_tensorrt(subject: Subject, positions: int) -> list[int]:
+    """Lengths of the sums in a block that TensorRT's own kernels make; those of our kernels are fp32."""
+    spec = subject.checkpoint.spec
+    attention = [spec.head_dim, positions]
+    if subject.engine is not None and subject.engine.has_plugin:
+        return attention
+    return attention + [spec.linear_shape(name)[1] for name in spec.block.linears]
 
 
 def _place(spec: DecoderSpec, layer: int) -> str:

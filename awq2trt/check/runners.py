@@ -2,7 +2,8 @@
 
 Two runners, one for PyTorch and one for ONNX Runtime, with the same outputs under the same names: `block_output(i)`,
 the residual stream after block i [1, S, H], and the logits of every position [1, S, V]. polygraphy's own `OnnxrtRunner`
-knows nothing of a cache, so ours keeps it between calls, as an executor does.
+knows nothing of a cache, so ours keeps it between calls, as an executor does. What `awq2trt run` uses, and engines
+(`engine_runner`), give logits only.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def calls_of(tokens: Sequence[int], decode: int) -> list[dict[str, NDArray[np.in
     ]
 
 
-class _DecoderRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no type hints
+class DecoderRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no type hints
+    """What all runners take: the calls of `calls_of`."""
+
     def get_input_metadata_impl(self) -> Any:
         metadata = TensorMetadata()
         metadata.add(INPUT_IDS, dtype=np.int64, shape=(1, None))
@@ -75,7 +78,7 @@ class _DecoderRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no typ
         return metadata
 
 
-class TorchRunner(_DecoderRunner):
+class TorchRunner(DecoderRunner):
     """A model in PyTorch, fp32, a block in memory at a time. All positions are computed at once when it starts.
 
     So it has no cache, and every call's outputs are cut out of one causal pass over the text.
@@ -148,7 +151,7 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
         self.last_inputs: dict[str, NDArray[Any]] = {}
 
     def get_input_metadata_impl(self) -> Any:
-        return _DecoderRunner.get_input_metadata_impl(self)
+        return DecoderRunner.get_input_metadata_impl(self)
 
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
         layers = self._sizes.num_layers
@@ -169,7 +172,7 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
         super().deactivate_impl()
 
 
-class RuntimeRunner(_DecoderRunner):
+class RuntimeRunner(DecoderRunner):
     """The backend that `awq2trt run` uses: ONNX Runtime on the lowered model; logits only.
 
     Args:

@@ -6,14 +6,16 @@ be run here: one that is left out without a word would look as if it had passed.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from awq2trt.arrays import read_arrays
 from awq2trt.artifact import MANIFEST_FILE, Artifact, QuantizationRecord, SourceRecord, record_file
 from awq2trt.check.chain import ENGINE, FOLDED, ONNX, ONNX_CUDA, ORIGINAL, RUNTIME, Subject
+from awq2trt.check.engine import EngineBuild, engine_of, this_machine, why_not_here
+from awq2trt.check.engine_runner import TrtSession, unmet_needs
 from awq2trt.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import Awq2trtError, UsageError
 from awq2trt.quantize.effort import EFFORTS
@@ -36,7 +38,7 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         ArtifactError: A directory is incomplete.
         UsageError: There is no checkpoint, or the original is not the one that was quantized.
     """
-    quantized, exported, engine = _artifacts(directory, checkpoint)
+    quantized, exported, engines = _artifacts(directory, checkpoint)
     source = quantized.manifest.contents.source
     original, missing = _original(source, model)
     quantization = quantized.manifest.contents.quantization
@@ -46,8 +48,11 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         missing.setdefault(FOLDED, f"not run: the checkpoint has no {SEARCH_FILE} with the scales; quantize again")
     if exported is None:
         missing |= dict.fromkeys((ONNX, ONNX_CUDA, RUNTIME), "not run: no exported model in this directory")
-    missing[ENGINE] = _why_no_engine(engine)
+    built, reason = _engine(engines)
+    if reason:
+        missing[ENGINE] = reason
     io = exported.manifest.contents.io if exported else None
+    checked = {one.directory: one for one in (quantized, exported, *engines) if one}
     return Subject(
         checkpoint=QuantizedCheckpoint(quantized.directory),
         nearest=_codes_are_nearest(quantization),
@@ -55,7 +60,9 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         search=search,
         onnx=exported.directory if exported else None,
         dtype=io.inputs[-1].dtype if io else "float16",
-        changed=tuple(name for one in (quantized, exported, engine) if one for name in _changed_files(one)),
+        engine=built,
+        open_engine=partial(TrtSession.open, built) if built else None,
+        changed=tuple(name for one in checked.values() for name in _changed_files(one)),
         missing=missing,
     )
 
@@ -66,8 +73,8 @@ def _codes_are_nearest(record: QuantizationRecord) -> bool:
     return record.method in ("awq", "rtn") and (search is None or search.code_passes == 0)
 
 
-def _artifacts(directory: Path, checkpoint: Path | None) -> tuple[Artifact, Artifact | None, Artifact | None]:
-    """The checkpoint, the exported model, and the engine that a directory means."""
+def _artifacts(directory: Path, checkpoint: Path | None) -> tuple[Artifact, Artifact | None, list[Artifact]]:
+    """The checkpoint, the exported model, and the engines and finished kits that a directory means."""
     if (directory / MANIFEST_FILE).is_file():
         found = [Artifact.open(directory, verify="size")]
         beside = checkpoint or directory.parent / _CHECKPOINT_BESIDE
@@ -88,14 +95,15 @@ def _artifacts(directory: Path, checkpoint: Path | None) -> tuple[Artifact, Arti
             fix="name it with --checkpoint, or check the golden outputs alone with --golden.",
         )
     exported = by_kind.get("onnx") or next((one for one in found if one.manifest.kind != "checkpoint"), None)
-    for other in (exported, by_kind.get("engine")):
+    engines = [one for one in found if engine_of(one) is not None]
+    for other in (exported, *engines):
         if other and other.manifest.contents.source != quantized.manifest.contents.source:
             raise UsageError(
                 "this checkpoint was made of another model than what is checked.",
                 where=str(quantized.directory),
                 fix="name the checkpoint that it was exported from with --checkpoint.",
             )
-    return quantized, exported, by_kind.get("engine")
+    return quantized, exported, engines
 
 
 def _original(record: SourceRecord, model: str | None) -> tuple[ModelSource | None, dict[str, str]]:
@@ -125,21 +133,12 @@ def _changed_files(artifact: Artifact) -> Iterator[str]:
             yield f"{artifact.directory.name}/{name}"
 
 
-def _why_no_engine(engine: Artifact | None) -> str:
-    if engine is None:
-        return "not run: no engine in this directory"
-    record = engine.manifest.contents.engine
-    runs_on = f"{', '.join(record.compute_capabilities)}, {record.flavour}" if record else "its target"
-    if not _has_gpu():
-        return f"not run: no NVIDIA GPU here (it is for {runs_on})"
-    return f"not run: awq2trt has no backend for engines yet (it is for {runs_on}); polygraphy has, see below"
-
-
-def _has_gpu() -> bool:
-    """Whether the CUDA driver is there and sees a device."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+def _engine(found: Sequence[Artifact]) -> tuple[EngineBuild | None, str | None]:
+    """The first engine that this machine can run, else the first, and why it cannot run it."""
+    engines = [engine for artifact in found if (engine := engine_of(artifact)) is not None]
+    if not engines:
+        return None, "not run: no engine in this directory"
+    machine = this_machine()
+    reasons = [why_not_here(engine, machine) or unmet_needs(engine.flavour) for engine in engines]
+    chosen = next((index for index, reason in enumerate(reasons) if reason is None), 0)
+    return engines[chosen], f"not run: {reasons[chosen]}" if reasons[chosen] else None
