@@ -112,8 +112,6 @@ def golden_lines(results: Sequence[GoldenResult]) -> Iterator[str]:
 
 def check_lines(outcome: CheckOutcome) -> Iterator[str]:
     """A checked build: a line for every stage, its worst block and its logits, the same by hand, and the verdict."""
-    from awq2trt.check.chain import TITLES
-
     result = outcome.result
     yield f"{len(result.tokens)} tokens. Errors are relative, of the worst position; in brackets what they may be."
     yield f"{'stage':10} {'against':10} {'worst block':>32} {'logits':>18} {_NUMBERS}"
@@ -125,7 +123,7 @@ def check_lines(outcome: CheckOutcome) -> Iterator[str]:
             yield f"  FAILED and {len(stage.findings) - _FINDINGS_SHOWN} more tensors"
     for stage in result.stages:
         if not stage.skipped:
-            yield f"{stage.stage:10} is {TITLES[stage.stage]}, {stage.seconds:.1f} s"
+            yield f"{stage.stage:10} is {result.title(stage.stage)}, {stage.seconds:.1f} s"
     for command in outcome.commands:
         yield f"by hand, with {command.needs}:\n  {command.text}"
     for name in result.changed:

@@ -8,21 +8,21 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import plant_faults
 import pytest
 import tiny_models
 from numpy.typing import NDArray
+from plant_faults import change_the_tables, edit_checkpoint, edit_graph, edit_weights, nan_in_the_middle
 from safetensors.numpy import load_file, save_file
 
 from awq2trt import opset
-from awq2trt.artifact import record_file
 from awq2trt.check.chain import (
     ENGINE,
     FOLDED,
@@ -36,8 +36,8 @@ from awq2trt.check.chain import (
 )
 from awq2trt.check.polygraphy_files import Command, write_folder
 from awq2trt.check.subject import find_subject
+from awq2trt.check.tolerance import storage_limit
 from awq2trt.errors import UsageError
-from awq2trt.pack import pack_int4, unpack_int4
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions, QuantizeOptions
 from awq2trt.report import check_lines
@@ -182,61 +182,62 @@ def test_every_method_passes_and_a_wrong_zero_point_or_scale_does_not(
     quantize_stage(request, SilentProgress())
     result = _check(tmp_path / "checkpoint", model)
     assert result.passed, result.first_failure()
-    _edit_tensors(tmp_path, _double_a_scale if "symmetric" in options else _move_a_zero_point)
+    edit_checkpoint(tmp_path, _double_a_scale if "symmetric" in options else _move_a_zero_point)
     block = "model.layers.1" if "symmetric" in options else "model.layers.2"
     assert _failure(tmp_path / "checkpoint", model)[:2] == (QUANTIZED, block)
 
 
-def test_a_bfloat16_model_is_run_as_far_as_onnx_runtime_can(build: Path, tmp_path: Path) -> None:
-    export = ExportRequest(build / "checkpoint", tmp_path / "onnx", ExportOptions(max_seq_len=64, dtype="bfloat16"))
-    export_stage(export, SilentProgress())
-    request = CheckRequest(tmp_path / "onnx", checkpoint=build / "checkpoint", tokens=32)
-    result = check_stage(request, SilentProgress()).result
-    assert result.passed
-    assert {stage.stage: stage.skipped for stage in result.stages}[ONNX] == (
-        "not run: ONNX Runtime has no kernels for bfloat16"
-    )
+@pytest.fixture
+def bf16(build: Path, tmp_path: Path) -> Path:
+    """The build exported in bf16, for which ONNX Runtime has no kernels."""
+    shutil.copytree(build / "checkpoint", tmp_path / "bf16" / "checkpoint")
+    options = ExportOptions(max_seq_len=64, dtype="bfloat16")
+    export_stage(ExportRequest(build / "checkpoint", tmp_path / "bf16" / "onnx", options), SilentProgress())
+    return tmp_path / "bf16"
+
+
+def test_a_bfloat16_model_is_checked_block_by_block_in_fp32(bf16: Path, model: Path) -> None:
+    outcome = check_stage(CheckRequest(bf16, model=str(model), tokens=32), SilentProgress())
+    assert outcome.result.passed, outcome.result.first_failure()
+    run = {stage.stage: stage for stage in outcome.result.stages if not stage.skipped}
+    assert list(run) == [ORIGINAL, FOLDED, QUANTIZED, ONNX, RUNTIME]
+    assert len(run[ONNX].places) == LAYERS + 1
+    assert [place.limit for place in run[ONNX].places] == [storage_limit("bfloat16", n + 1) for n in range(LAYERS + 1)]
+    lines = list(check_lines(outcome))
+    assert any("ONNX as exported, ONNX Runtime CPU, which has no bf16 kernels: in fp32" in line for line in lines)
+    assert [command.needs for command in outcome.commands] == ["TensorRT-RTX, but no GPU"]
+
+
+def test_a_fault_of_a_bfloat16_model_is_cut_down(bf16: Path, model: Path) -> None:
+    edit_graph(bf16, lambda graph: plant_faults.write_the_cache_late(graph, "model.layers.1"))
+    outcome = check_stage(CheckRequest(bf16, model=str(model), tokens=24, bisect=True), SilentProgress())
+    failure = outcome.result.first_failure()
+    assert failure is not None
+    assert (failure.stage, failure.place) == (ONNX, "model.layers.1")
+    assert outcome.cut is not None
+    assert outcome.cut.node == "model.layers.1.attention.merge_heads"
+    done = _shell(Command(f"cd {outcome.cut.folder} && {outcome.cut.command}", ""))
+    assert done.returncode == 1
+    assert "Passed: 0/1 iterations" in done.stdout + done.stderr
 
 
 # Faults in the checkpoint.
 
 
-def _sign(directory: Path, *names: str) -> None:
-    """Makes the manifest agree with changed files, as if a faulty stage had written them."""
-    manifest = directory / "manifest.json"
-    value = json.loads(manifest.read_text())
-    for name in names:
-        value["files"][name] = record_file(directory / name).model_dump()
-    manifest.write_text(json.dumps(value))
-
-
-def _edit_tensors(directory: Path, edit: Callable[[dict[str, NDArray[Any]]], None]) -> None:
-    path = directory / "checkpoint" / "model.safetensors"
-    tensors = {name: value.copy() for name, value in load_file(path).items()}
-    edit(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-    _sign(directory / "checkpoint", path.name)
-
-
 def _double_a_scale(tensors: dict[str, NDArray[Any]]) -> None:
-    tensors["model.layers.1.self_attn.k_proj.scales"][5, 0] *= 2
+    plant_faults.double_a_scale(tensors, "model.layers.1.self_attn.k_proj", 5)
 
 
 def _move_a_zero_point(tensors: dict[str, NDArray[Any]]) -> None:
-    zeros = unpack_int4(tensors["model.layers.2.mlp.gate_proj.zeros"], (80, 2))
-    zeros[7, 1] += 1 if zeros[7, 1] < 15 else -1
-    tensors["model.layers.2.mlp.gate_proj.zeros"] = pack_int4(zeros)
+    plant_faults.move_a_zero_point(tensors, "model.layers.2.mlp.gate_proj", 7)
 
 
 def _swap_two_rows(tensors: dict[str, NDArray[Any]]) -> None:
-    codes = unpack_int4(tensors["model.layers.0.mlp.down_proj.codes"], (48, 80))
-    codes[[3, 4]] = codes[[4, 3]]
-    tensors["model.layers.0.mlp.down_proj.codes"] = pack_int4(codes)
+    plant_faults.swap_rows(tensors, "model.layers.0.mlp.down_proj", 3, 4)
 
 
 def _swap_nibbles(tensors: dict[str, NDArray[Any]]) -> None:
-    codes = tensors["model.layers.2.self_attn.q_proj.codes"]
-    codes[:] = (codes >> 4) | (codes << 4)
+    plant_faults.swap_nibbles(tensors, "model.layers.2.self_attn.q_proj")
 
 
 def _drop_a_bias(tensors: dict[str, NDArray[Any]]) -> None:
@@ -248,7 +249,7 @@ def _plant_a_nan(tensors: dict[str, NDArray[Any]]) -> None:
 
 
 def _plant_a_nan_scale(tensors: dict[str, NDArray[Any]]) -> None:
-    tensors["model.layers.1.mlp.up_proj.scales"][3, 0] = np.nan
+    plant_faults.plant_a_nan(tensors, "model.layers.1.mlp.up_proj")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def _plant_a_nan_scale(tensors: dict[str, NDArray[Any]]) -> None:
 def test_faults_in_the_checkpoint(
     broken: Path, model: Path, edit: Callable[[Any], None], stage: str, place: str, says: str
 ) -> None:
-    _edit_tensors(broken, edit)
+    edit_checkpoint(broken, edit)
     found = _failure(broken, model)
     assert found[:2] == (stage, place)
     assert re.search(says, found[2]), found[2]
@@ -275,7 +276,7 @@ def test_faults_in_the_checkpoint(
 
 def test_a_norm_that_was_not_folded(broken: Path, model: Path) -> None:
     original = open_source(str(model)).tensor("model.layers.1.input_layernorm.weight").astype(np.float16)
-    _edit_tensors(broken, lambda tensors: tensors.update({"model.layers.1.input_layernorm.weight": original}))
+    edit_checkpoint(broken, lambda tensors: tensors.update({"model.layers.1.input_layernorm.weight": original}))
     stage, place, message = _failure(broken, model)
     assert (stage, place) == (FOLDED, "model.layers.1")
     assert "input_layernorm.weight" in message
@@ -285,11 +286,7 @@ def test_a_norm_that_was_not_folded(broken: Path, model: Path) -> None:
 
 
 def test_a_wrong_rotary_base_in_the_checkpoint(broken: Path, model: Path) -> None:
-    path = broken / "checkpoint" / "config.json"
-    config = json.loads(path.read_text())
-    config["rope_theta"] = config["rope_parameters"]["rope_theta"] = 500.0
-    path.write_text(json.dumps(config))
-    _sign(broken / "checkpoint", path.name)
+    plant_faults.change_the_rotary_base(broken)
     stage, place, message = _failure(broken, model)
     assert (stage, place) == (FOLDED, "config.json")
     assert "layers" in message
@@ -298,55 +295,16 @@ def test_a_wrong_rotary_base_in_the_checkpoint(broken: Path, model: Path) -> Non
 # Faults in the exported model.
 
 
-def _edit_graph(directory: Path, edit: Callable[[ir.Model], None]) -> None:
-    path = directory / "onnx" / "model.onnx"
-    model = ir.load(path)
-    edit(model)
-    path.write_bytes(ir.to_proto(model).SerializeToString())
-    _sign(directory / "onnx", path.name)
-
-
-def _edit_data(directory: Path, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
-    """Rewrites a tensor of the weights file in place."""
-    tensor = ir.load(directory / "onnx" / "model.onnx").graph.initializers[name].const_value
-    assert isinstance(tensor, ir.ExternalTensor)
-    assert tensor.offset is not None
-    changed = change(tensor.numpy().copy())
-    with (directory / "onnx" / "model.onnx.data").open("r+b") as file:
-        file.seek(tensor.offset)
-        file.write(changed.tobytes())
-    _sign(directory / "onnx", "model.onnx.data")
-
-
-def _insert_before(model: ir.Model, node: ir.Node, index: int, new: Sequence[ir.Node]) -> None:
-    model.graph.insert_before(node, new)
-    node.replace_input_with(index, new[-1].outputs[0])
-
-
-def _constant(value: int) -> ir.Node:
-    return ir.node("Constant", [], {"value_int": value})
-
-
-def _nodes(model: ir.Model, op_type: str) -> Iterator[ir.Node]:
-    return (node for node in model.graph if node.op_type == op_type)
-
-
 def _write_the_cache_one_slot_late(model: ir.Model) -> None:
-    scatter = list(_nodes(model, "TensorScatter"))[2]  # keys of block 1
-    one = _constant(1)
-    _insert_before(model, scatter, 2, [one, ir.node("Add", [scatter.inputs[2], one.outputs[0]])])
+    plant_faults.write_the_cache_late(model, "model.layers.1")
 
 
 def _mask_out_the_token_itself(model: ir.Model) -> None:
-    (mask,) = _nodes(model, "LessOrEqual")
-    one = _constant(1)
-    _insert_before(model, mask, 1, [one, ir.node("Sub", [mask.inputs[1], one.outputs[0]])])
+    plant_faults.move_the_mask(model, "Sub")
 
 
 def _see_the_next_token(model: ir.Model) -> None:
-    (mask,) = _nodes(model, "LessOrEqual")
-    one = _constant(1)
-    _insert_before(model, mask, 1, [one, ir.node("Add", [mask.inputs[1], one.outputs[0]])])
+    plant_faults.move_the_mask(model, "Add")
 
 
 def _drop_a_bias_of_the_graph(model: ir.Model) -> None:
@@ -364,7 +322,7 @@ def _drop_a_bias_of_the_graph(model: ir.Model) -> None:
 def _read_keys_as_values(model: ir.Model) -> None:
     """Of the cache alone: prefill is right, decoding is not."""
     inputs = {value.name: value for value in model.graph.inputs}
-    for scatter in list(_nodes(model, "TensorScatter"))[4:]:
+    for scatter in [node for node in model.graph if node.op_type == "TensorScatter"][4:]:
         past = scatter.inputs[0]
         assert past is not None
         other = {"past_key_2": "past_value_2", "past_value_2": "past_key_2"}[str(past.name)]
@@ -385,21 +343,16 @@ def _read_keys_as_values(model: ir.Model) -> None:
 def test_faults_in_the_graph(
     broken: Path, model: Path, edit: Callable[[ir.Model], None], place: str, says: str
 ) -> None:
-    _edit_graph(broken, edit)
+    edit_graph(broken, edit)
     stage, found, message = _failure(broken, model)
     assert (stage, found) == (ONNX, place)
     assert says in message
 
 
-def _nan_in_the_middle(value: NDArray[Any]) -> NDArray[Any]:
-    value.reshape(-1)[value.size // 2] = np.nan
-    return value
-
-
 @pytest.mark.parametrize(
     ("name", "change", "place"),
     [
-        ("model.layers.2.input_layernorm.weight", _nan_in_the_middle, "model.layers.2"),
+        ("model.layers.2.input_layernorm.weight", nan_in_the_middle, "model.layers.2"),
         ("model.layers.1.mlp.up_proj.scales", lambda value: value * np.float16(2), "model.layers.1"),
         ("rotary.cos", lambda value: np.roll(value, 1, axis=1), "rotary.cos"),
         ("model.embed_tokens.weight", lambda value: value[::-1], "model.embed_tokens.weight"),
@@ -408,19 +361,14 @@ def _nan_in_the_middle(value: NDArray[Any]) -> NDArray[Any]:
 def test_faults_in_the_weights_file(
     broken: Path, model: Path, name: str, change: Callable[[NDArray[Any]], NDArray[Any]], place: str
 ) -> None:
-    _edit_data(broken, name, change)
+    edit_weights(broken, name, change)
     stage, found, message = _failure(broken, model)
     assert (stage, found) == (ONNX, place)
     assert name in message
 
 
 def test_a_wrong_rotary_base_in_the_graph_moves_the_first_block(broken: Path, model: Path) -> None:
-    rope = replace(find_subject(broken, model=str(model)).checkpoint.spec.ropes[0])
-    tables = dict(
-        zip(("cos", "sin"), replace(rope, inv_freq=tuple(f**1.3 for f in rope.inv_freq)).tables(128), strict=True)
-    )
-    for name, table in tables.items():
-        _edit_data(broken, f"rotary.{name}", lambda value, table=table: table.astype(value.dtype))  # type: ignore[misc]
+    change_the_tables(broken, find_subject(broken, model=str(model)).checkpoint.spec.ropes[0])
     result = _check(broken, model)
     onnx = next(stage for stage in result.stages if stage.stage == ONNX)
     assert [finding.place for finding in onnx.findings] == ["rotary.cos", "rotary.sin"]
@@ -428,7 +376,7 @@ def test_a_wrong_rotary_base_in_the_graph_moves_the_first_block(broken: Path, mo
 
 
 def test_a_nan_fails_every_place_after_it(broken: Path, model: Path) -> None:
-    _edit_data(broken, "model.layers.1.input_layernorm.weight", _nan_in_the_middle)
+    edit_weights(broken, "model.layers.1.input_layernorm.weight", nan_in_the_middle)
     onnx = next(stage for stage in _check(broken, model).stages if stage.stage == ONNX)
     assert [place.passed for place in onnx.places] == [True, False, False, False]
     assert np.isnan(onnx.places[1].error)
@@ -473,7 +421,7 @@ def test_polygraphy_agrees(build: Path, tmp_path: Path) -> None:
 
 
 def test_polygraphy_finds_a_fault_that_only_decoding_shows(broken: Path, tmp_path: Path) -> None:
-    _edit_graph(broken, _read_keys_as_values)
+    edit_graph(broken, _read_keys_as_values)
     done = _shell(_by_hand(broken, tmp_path / "check")[0])
     assert done.returncode == 1
     assert re.search(r"Accuracy Summary .* Passed: 1/5 iterations", done.stdout + done.stderr)
@@ -508,7 +456,7 @@ def test_polygraphy_builds_an_engine_without_a_gpu(tmp_path: Path) -> None:
 def test_a_failing_block_is_cut_down(
     broken: Path, edit: Callable[[ir.Model], None], node: str, op_type: str, most_nodes: int
 ) -> None:
-    _edit_graph(broken, edit)
+    edit_graph(broken, edit)
     request = CheckRequest(broken, tokens=24, output=broken.parent / "check", bisect=True)
     outcome = check_stage(request, SilentProgress())
     cut = outcome.cut

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from awq2trt.check.chain import DECODE_CALLS, ONNX, QUANTIZED, CheckResult, Subject
 from awq2trt.check.measures import difference
-from awq2trt.check.runners import SPARE_SLOTS, CachedOnnxRunner, block_values, calls_of, expose
+from awq2trt.check.runners import SPARE_SLOTS, CachedOnnxRunner, block_values, calls_of, expose, open_runnable
 from awq2trt.check.tolerance import drift_limit
 from awq2trt.decoder import BlockRunner, Ends, load_block
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, MODEL_FILE
@@ -133,7 +133,7 @@ def _recorded_calls(
     onnx: Path, tokens: Sequence[int], names: Sequence[str]
 ) -> Iterator[tuple[Mapping[str, Array], dict[str, Array], dict[str, Array]]]:
     """The calls of the check: each with values of the graph in it, and all the inputs it had, caches included."""
-    model, sizes = open_decoder(onnx)
+    model, sizes = open_runnable(onnx)
     values = {value.name: value for node in model.graph for value in node.outputs}
     for index, name in enumerate(names):
         expose(model, values[name], f"value_{index}")
@@ -159,7 +159,7 @@ def _write_piece(
         measured: Its relative error, and the limit of that.
         folder: For the files.
     """
-    model, sizes = open_decoder(onnx)
+    model, sizes = open_runnable(onnx)
     ort_lowering.free_capacity(model, sizes.num_layers)
     values = {value.name: value for node in model.graph for value in node.outputs}
     inputs = _reached(values[name], set(boundary))

@@ -26,12 +26,14 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from awq2trt.arrays import write_arrays
-from awq2trt.check.chain import DECODE_CALLS, QUANTIZED, Subject
+from awq2trt.check.chain import BFLOAT16, DECODE_CALLS, QUANTIZED, Subject
+from awq2trt.check.engine import POLYGRAPHY_SWITCH
 from awq2trt.check.runners import calls_of
 from awq2trt.check.tolerance import drift_limit
 from awq2trt.decoder import BlockRunner, Ends, KeyValueCache, load_block
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
+from awq2trt.io_contract import CACHE_POSITION, ENGINE_FILE, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
 from awq2trt.onnx_file import DecoderSizes, open_decoder
+from awq2trt.target import Flavour
 
 LOADER_FILE: Final = "data_loader.py"
 INPUTS_FILE: Final = "inputs.npz"
@@ -93,15 +95,23 @@ def _commands(subject: Subject, onnx: Path, sizes: DecoderSizes, first: int, fol
         f"--trt-{bound}-shapes {INPUT_IDS}:[1,{length}]"
         for bound, length in (("min", 1), ("opt", first), ("max", first))
     )
-    rtx = "POLYGRAPHY_USE_TENSORRT_RTX=1 "
-    return (
-        Command(f"polygraphy run {_quoted(onnx / MODEL_FILE)} --onnxrt {compare}", "ONNX Runtime"),
-        Command(
-            f"{rtx}polygraphy convert {network} --convert-to trt {shapes} -o {_quoted(folder / 'model.engine')}",
-            "TensorRT-RTX, but no GPU",
-        ),
-        Command(f"{rtx}polygraphy run {network} --trt {shapes} {compare}", "TensorRT-RTX and a GeForce RTX card"),
+    rtx = f"{POLYGRAPHY_SWITCH}=1 "
+    convert = Command(
+        f"{rtx}polygraphy convert {network} --convert-to trt {shapes} -o {_quoted(folder / ENGINE_FILE)}",
+        "TensorRT-RTX, but no GPU",
     )
+    if subject.dtype == BFLOAT16:
+        return (convert,)  # ONNX Runtime has no kernels for it, and polygraphy no arrays to feed an engine with
+    card = "TensorRT-RTX and a GeForce RTX card"
+    commands = [
+        Command(f"polygraphy run {_quoted(onnx / MODEL_FILE)} --onnxrt {compare}", "ONNX Runtime"),
+        convert,
+        Command(f"{rtx}polygraphy run {network} --trt {shapes} {compare}", card),
+    ]
+    if subject.engine is not None and subject.engine.flavour is Flavour.TENSORRT_RTX:
+        built = f"{_quoted(subject.engine.path)} --model-type engine"
+        commands.append(Command(f"{rtx}polygraphy run {built} --trt {compare}", f"{subject.engine.needs}"))
+    return tuple(commands)
 
 
 def _run(subject: Subject, tokens: Sequence[int]) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
@@ -136,7 +146,7 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-_NUMPY: Final = {"float16": np.float16, "float32": np.float32, "bfloat16": np.float32}
+_NUMPY: Final = {"float16": np.float16, "float32": np.float32, BFLOAT16: np.float32}
 
 _LOADER: Final = textwrap.dedent('''\
     """Feeds polygraphy the calls of `awq2trt check`: the text but for its end at once, then one token at a time."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -204,13 +205,28 @@ class RuntimeRunner(DecoderRunner):
 _NUMPY_DTYPE: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
+def open_runnable(path: Path) -> tuple[ir.Model, DecoderSizes]:
+    """An exported decoder as ONNX Runtime can run it: bf16, for which it has no kernels, widened to fp32.
+
+    Graph, function bodies and weights stay what they are; only the arithmetic is finer than an engine's.
+
+    Raises:
+        ArtifactError: Damaged, or not a decoder.
+    """
+    model, sizes = open_decoder(path)
+    if sizes.dtype is ir.DataType.BFLOAT16:
+        ort_lowering.widen_to_fp32(model)
+        sizes = replace(sizes, dtype=ir.DataType.FLOAT)
+    return model, sizes
+
+
 def open_with_blocks(path: Path, spec: DecoderSpec) -> tuple[ir.Model, DecoderSizes]:
     """An exported decoder that also gives the residual stream after every block, and logits of every position.
 
     Raises:
         ArtifactError: Damaged, or not the decoder of `spec`.
     """
-    model, sizes = open_decoder(path)
+    model, sizes = open_runnable(path)
     for layer, value in enumerate(block_values(model, spec)):
         expose(model, value, block_output(layer))
     ort_lowering.keep_all_positions(model)
