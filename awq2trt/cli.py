@@ -357,8 +357,8 @@ def check(
     from awq2trt.stages import CheckRequest, check_stage, golden_stage
 
     if golden:
-        results = golden_stage(directory)
-        passed, lines = all(result.passed for result in results), golden_lines(results)
+        found = golden_stage(directory)
+        passed, lines = found.passed, golden_lines(found)
     else:
         request = CheckRequest(directory, model, checkpoint, text, tokens, output, bisect)
         outcome = check_stage(request, terminal_progress())

@@ -13,9 +13,8 @@ from awq2trt.target import TARGETS, Target
 if TYPE_CHECKING:
     from awq2trt.artifact import Artifact, Contents
     from awq2trt.check.chain import Place, StageResult
-    from awq2trt.check.golden import GoldenResult
     from awq2trt.inspection import Inspection
-    from awq2trt.stages import CheckOutcome, EvalRequest, EvalResult, TaskRequest, TaskResult
+    from awq2trt.stages import CheckOutcome, EvalRequest, EvalResult, GoldenOutcome, TaskRequest, TaskResult
 
 
 def target_lines() -> Iterator[str]:
@@ -100,14 +99,21 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def golden_lines(results: Sequence[GoldenResult]) -> Iterator[str]:
-    """Golden outputs, call by call, and the verdict."""
+def golden_lines(outcome: GoldenOutcome) -> Iterator[str]:
+    """Golden outputs, executor by executor and call by call, and the verdict."""
+    executors = {"ONNX Runtime on the CPU": outcome.results, "the engine": outcome.engine}
     yield f"{'call':10} {'relative error':>14}  best token"
-    for result in results:
-        best = "as expected" if result.top1 else "another"
-        yield f"{result.name:10} {result.error:14.2e}  {best:12} {'' if result.passed else 'FAILED'}".rstrip()
-    failed = [result.name for result in results if not result.passed]
-    yield f"failed: {', '.join(failed)}" if failed else "golden outputs: passed in ONNX Runtime on the CPU"
+    for name, results in executors.items():
+        if results and outcome.engine:
+            yield f"in {name}:"
+        for result in results:
+            best = "as expected" if result.top1 else "another"
+            yield f"{result.name:10} {result.error:14.2e}  {best:12} {'' if result.passed else 'FAILED'}".rstrip()
+    if outcome.engine_skipped:
+        yield f"the engine was not run: {outcome.engine_skipped}"
+    failed = [f"{call.name} in {name}" for name, calls in executors.items() for call in calls if not call.passed]
+    run = [name for name, results in executors.items() if results]
+    yield f"failed: {', '.join(failed)}" if failed else f"golden outputs: passed in {' and '.join(run)}"
 
 
 def check_lines(outcome: CheckOutcome) -> Iterator[str]:

@@ -13,7 +13,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -48,11 +48,13 @@ if TYPE_CHECKING:
 
     from awq2trt.check.bisect import Cut
     from awq2trt.check.chain import CheckResult
+    from awq2trt.check.engine import EngineBuild
     from awq2trt.check.golden import GoldenResult
     from awq2trt.check.polygraphy_files import Command
     from awq2trt.checkpoint import QuantizedCheckpoint
     from awq2trt.evaluate import Perplexity
     from awq2trt.export import ExportResult
+    from awq2trt.golden import Golden
     from awq2trt.inspection import Inspection
     from awq2trt.plugin_library import PluginLibrary
     from awq2trt.run import Sampling
@@ -634,18 +636,70 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
     return CheckOutcome(result, commands, cut)
 
 
-def golden_stage(directory: Path) -> list[GoldenResult]:
-    """Runs a model's golden inputs in ONNX Runtime and compares with its golden outputs.
+@dataclass(frozen=True)
+class GoldenOutcome:
+    """What `awq2trt check --golden` found.
+
+    Attributes:
+        results: Of ONNX Runtime on the CPU, call by call.
+        engine: Of the engine, where there is one and this machine can run it.
+        engine_skipped: Why the engine was not run; None if it was, or there is none.
+    """
+
+    results: tuple[GoldenResult, ...]
+    engine: tuple[GoldenResult, ...] = ()
+    engine_skipped: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Every call of everything that was run."""
+        return all(result.passed for result in (*self.results, *self.engine))
+
+
+def golden_stage(directory: Path) -> GoldenOutcome:
+    """Runs a model's golden inputs in ONNX Runtime, and in its engine, and compares with its golden outputs.
 
     Raises:
         ArtifactError: The directory holds no whole model, or one without golden outputs.
+        ToolError: TensorRT refuses the engine.
     """
+    from awq2trt.check.engine import engine_of
     from awq2trt.check.golden import compare_golden
     from awq2trt.golden import read_golden
     from awq2trt.run import OrtBackend
 
     artifact = open_model(directory)
-    return compare_golden(OrtBackend.load(artifact.directory), read_golden(artifact.directory))
+    golden = read_golden(artifact.directory)
+    results = tuple(compare_golden(OrtBackend.load(artifact.directory), golden))
+    engine = engine_of(artifact)
+    if engine is None:
+        return GoldenOutcome(results)
+    reason = _why_no_engine(engine)
+    return GoldenOutcome(results, () if reason else _engine_golden(engine, golden), reason)
+
+
+def _why_no_engine(engine: EngineBuild) -> str | None:
+    """Why this machine cannot run an engine; None if it can."""
+    from awq2trt.check.engine import choose_flavour, this_machine, why_not_here
+
+    reason = why_not_here(engine, this_machine())
+    if reason is None and importlib.util.find_spec("polygraphy") is None:
+        reason = "polygraphy is not installed: pip install 'awq2trt[check]'"
+    if reason is not None:
+        return reason
+    choose_flavour(engine.path.parent)  # before polygraphy is imported
+    from awq2trt.check.engine_runner import unmet_needs
+
+    return unmet_needs(engine.flavour)
+
+
+def _engine_golden(engine: EngineBuild, golden: Golden) -> tuple[GoldenResult, ...]:
+    """The golden calls in an engine that this machine can run."""
+    from awq2trt.check.engine_runner import EngineBackend, TrtSession
+    from awq2trt.check.golden import compare_golden
+
+    with closing(TrtSession.open(engine)) as session:
+        return tuple(compare_golden(EngineBackend(session, engine.contract, engine.profiles), golden))
 
 
 # eval

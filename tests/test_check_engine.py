@@ -19,11 +19,13 @@ import tiny_models
 from numpy.typing import NDArray
 from tiny_kits import export_tiny, make_tiny_kit
 
+from awq2trt import stages
 from awq2trt.artifact import Artifact, EngineRecord, ProfileRecord, record_file
+from awq2trt.check import engine as engine_module
 from awq2trt.check import subject as subject_module
 from awq2trt.check.chain import ENGINE, ONNX, QUANTIZED, CheckResult, run_chain
 from awq2trt.check.engine import POLYGRAPHY_SWITCH, EngineBuild, Machine, choose_flavour, engine_of, why_not_here
-from awq2trt.check.engine_runner import EngineBackend, EngineRunner, widen
+from awq2trt.check.engine_runner import EngineBackend, EngineRunner, TrtSession, widen
 from awq2trt.check.runners import calls_of
 from awq2trt.check.subject import find_subject
 from awq2trt.check.tolerance import drift_limit, engine_limit
@@ -32,9 +34,9 @@ from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, IoContract, T
 from awq2trt.onnx_file import open_decoder
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions, QuantizeOptions
-from awq2trt.report import check_lines
+from awq2trt.report import check_lines, golden_lines
 from awq2trt.run.ort_backend import OrtBackend, open_session
-from awq2trt.stages import CheckOutcome, ExportRequest, QuantizeRequest, export_stage, quantize_stage
+from awq2trt.stages import CheckOutcome, ExportRequest, QuantizeRequest, export_stage, golden_stage, quantize_stage
 from awq2trt.target import Flavour
 
 LAYERS = 3
@@ -416,6 +418,36 @@ def test_polygraphy_is_pointed_at_the_engines_tensorrt(build: Path, monkeypatch:
     monkeypatch.setenv(POLYGRAPHY_SWITCH, "0")  # the user's own word
     choose_flavour(build / "rtx")
     assert os.environ[POLYGRAPHY_SWITCH] == "0"
+
+
+# Golden outputs.
+
+
+@pytest.mark.parametrize("spoil", [None, _with_a_nan])
+def test_an_engine_answers_the_golden_inputs(
+    build: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[NDArray[Any]], NDArray[Any]] | None
+) -> None:
+    session = OnnxSession(build / "onnx", spoil=spoil)
+    monkeypatch.setattr(stages, "_why_no_engine", lambda engine: None)
+    monkeypatch.setattr(TrtSession, "open", lambda engine: session)
+    outcome = golden_stage(build / "rtx")
+    assert [result.passed for result in outcome.engine] == [spoil is None] * 4
+    assert outcome.passed == (spoil is None)
+    last = list(golden_lines(outcome))[-1]
+    if spoil:
+        assert last.startswith("failed: prefill in the engine, decode-1 in the engine")
+    else:
+        assert last == "golden outputs: passed in ONNX Runtime on the CPU and the engine"
+    assert session.closed
+
+
+def test_golden_outputs_without_a_gpu_say_why(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "this_machine", lambda: replace(RTX_CARD, gpu=None))
+    outcome = golden_stage(build / "rtx")
+    assert outcome.passed
+    lines = list(golden_lines(outcome))
+    assert lines[-2].startswith("the engine was not run: no NVIDIA GPU here, the engine needs compute capability 8.6")
+    assert lines[-1] == "golden outputs: passed in ONNX Runtime on the CPU"
 
 
 # As far as TensorRT goes without a GPU.

@@ -340,9 +340,10 @@ def test_build_makes_a_real_engine(tmp_path: Path) -> None:
 
 def test_a_model_keeps_its_golden_outputs(made: Path) -> None:
     assert {"golden.json", "golden.npz"} <= set(Artifact.open(made / "onnx").manifest.files)
-    results = golden_stage(made / "onnx")
-    assert [result.name for result in results] == ["prefill", "decode-1", "decode-2", "first"]
-    assert all(result.passed for result in results)
+    outcome = golden_stage(made / "onnx")
+    assert [result.name for result in outcome.results] == ["prefill", "decode-1", "decode-2", "first"]
+    assert outcome.passed
+    assert (outcome.engine, outcome.engine_skipped) == ((), None)
 
 
 def test_another_models_golden_outputs_fail(made: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""What `make demo` prints after `awq2trt build`: perplexities, sizes, and what the quantized model writes.
+"""What `make demo` does after `awq2trt build`: perplexities, sizes, text, a report and a check.
 
     python tools/demo.py build/demo
 
 Reads what `awq2trt build smollm2-135m-instruct -o build/demo` made (checkpoint, ONNX model, engine, and the kit, if
 there is one), quantizes the model once more by plain rounding, to compare, and measures perplexity on text that every
-Python has: its own reference manual (`pydoc_data.topics`), the first windows of 512 tokens.
+Python has: its own reference manual (`pydoc_data.topics`), the first windows of 512 tokens. Writes them to
+`perplexity.json`, and `report.html`, what `awq2trt inspect --html` writes. Exits with 1 if `awq2trt check` fails, on
+fewer tokens than it takes by default.
 """
 
 from __future__ import annotations
@@ -22,14 +24,30 @@ from awq2trt.artifact import Artifact
 from awq2trt.families import DecoderSpec
 from awq2trt.progress import Progress, terminal_progress
 from awq2trt.recipe import load_recipe
+from awq2trt.report import check_lines, results_json
 from awq2trt.run import Sampling
 from awq2trt.source import open_source
-from awq2trt.stages import EvalRequest, QuantizeRequest, RunRequest, eval_stage, quantize_stage, run_stage
+from awq2trt.stages import (
+    CHECK_DIRECTORY,
+    CheckOutcome,
+    CheckRequest,
+    EvalRequest,
+    QuantizeRequest,
+    RunRequest,
+    check_stage,
+    eval_stage,
+    quantize_stage,
+    report_stage,
+    run_stage,
+)
 
 MODEL = "smollm2-135m-instruct"
 RECIPE = Path("recipes/smollm2-135m_w4g128.yaml")
 PROMPTS = ("What is the capital of France?", "Write two sentences about the sea.", "Why is the sky blue?")
 WINDOWS, SEQLEN = 4, 512
+CHECK_TOKENS = 32
+"""Of `check`, which takes 192 by default and then half a minute longer."""
+RESULTS_FILE, REPORT_FILE = "perplexity.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -44,8 +62,8 @@ class Row:
 
 
 def main() -> None:
-    """Prints the table and the text."""
-    parser = argparse.ArgumentParser(description="Table and text of `make demo`.")
+    """Prints the table, the text and the check, and says where the files are."""
+    parser = argparse.ArgumentParser(description="Table, text, report and check of `make demo`.")
     parser.add_argument("directory", type=Path, help="what `awq2trt build ... -o DIR` wrote")
     directory = parser.parse_args().directory
     console = Console()
@@ -53,10 +71,20 @@ def main() -> None:
     for prompt in PROMPTS:
         request = RunRequest(directory / "rtx", prompt, Sampling(temperature=0.0), max_new_tokens=60)
         console.print(f"\n[bold]> {prompt}[/bold]\n{''.join(run_stage(request)).strip()}", highlight=False)
+    print(f"\nawq2trt check {directory} --tokens {CHECK_TOKENS}")
+    outcome = check_stage(CheckRequest(directory, tokens=CHECK_TOKENS), terminal_progress())
+    print("\n".join(check_lines(CheckOutcome(outcome.result, ()))))
+    from awq2trt.check.polygraphy_files import README_FILE  # once check has chosen polygraphy's TensorRT
+
+    report = report_stage(directory, directory / REPORT_FILE, directory / RESULTS_FILE)
+    print(f"\n{report}: every layer, with plots; open it in a browser")
+    print(f"{directory / CHECK_DIRECTORY / README_FILE}: the same check by hand, with polygraphy")
+    if not outcome.result.passed:
+        raise SystemExit(1)
 
 
 def measure(directory: Path, progress: Progress) -> list[Row]:
-    """Perplexity and size of the original, plain rounding, AWQ, and AWQ's ONNX file."""
+    """Perplexity and size of the original, plain rounding, AWQ, and AWQ's ONNX file; also into a file."""
     rtn = directory / "rtn"
     options = load_recipe(RECIPE).quantize.model_copy(update={"method": "rtn"})
     quantize_stage(QuantizeRequest(MODEL, rtn, options), progress)
@@ -70,10 +98,12 @@ def measure(directory: Path, progress: Progress) -> list[Row]:
         text = Path(scratch) / "python-topics.txt"
         text.write_text("\n\n".join(topics.values()), encoding="utf-8")
         request = EvalRequest(tuple(models), str(text), WINDOWS, SEQLEN)
-        return [
-            Row(models[done.model][0], done.executor, done.perplexity.value, done.seconds, models[done.model][1])
-            for done in eval_stage(request, progress)
-        ]
+        results = list(eval_stage(request, progress))
+    (directory / RESULTS_FILE).write_text(results_json(request, results), encoding="utf-8")
+    return [
+        Row(models[done.model][0], done.executor, done.perplexity.value, done.seconds, models[done.model][1])
+        for done in results
+    ]
 
 
 def show(console: Console, rows: list[Row], directory: Path) -> None:
