@@ -32,6 +32,7 @@ from awq2trt.check.chain import (
     QUANTIZED,
     RUNTIME,
     CheckResult,
+    compare_weights,
     run_chain,
 )
 from awq2trt.check.polygraphy_files import Command, write_folder
@@ -39,6 +40,7 @@ from awq2trt.check.subject import find_subject
 from awq2trt.check.tolerance import storage_limit
 from awq2trt.errors import UsageError
 from awq2trt.progress import SilentProgress
+from awq2trt.quantize import job
 from awq2trt.recipe import ExportOptions, QuantizeOptions
 from awq2trt.report import check_lines
 from awq2trt.source import open_source
@@ -206,6 +208,23 @@ def test_a_bfloat16_model_is_checked_block_by_block_in_fp32(bf16: Path, model: P
     lines = list(check_lines(outcome))
     assert any("ONNX as exported, ONNX Runtime CPU, which has no bf16 kernels: in fp32" in line for line in lines)
     assert [command.needs for command in outcome.commands] == ["TensorRT-RTX, but no GPU"]
+
+
+def test_a_bfloat16_checkpoint_rounds_its_scales_last(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a model that leaves fp16's range: its codes are the nearest to scales that were then rounded to 8 bits."""
+    monkeypatch.setattr(job, "storage_dtype", lambda largest: "bfloat16")
+    rtn = QuantizeOptions(group_size=32, method="rtn")
+    quantize_stage(QuantizeRequest(str(model), tmp_path / "checkpoint", rtn), SilentProgress())
+
+    def found() -> list[str]:
+        weights = compare_weights(find_subject(tmp_path / "checkpoint", model=str(model)), SilentProgress())
+        return [finding.place for findings in weights.findings.values() for finding in findings]
+
+    assert found() == []
+    edit_checkpoint(tmp_path, _move_a_zero_point)
+    assert found() == ["model.layers.2.mlp.gate_proj"]
 
 
 def test_a_fault_of_a_bfloat16_model_is_cut_down(bf16: Path, model: Path) -> None:

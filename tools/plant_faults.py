@@ -3,7 +3,7 @@
     python tools/plant_faults.py build/demo [--tokens 24] [--only NAME ...]
 
 For a Llama-like model in the natural layout, as `make demo` quantizes it. Every copy is signed again, as if a faulty
-stage had written it, so that no hash tells. Exits with 1 if a fault is missed or named wrongly. Some 15 minutes on 2
+stage had written it, so that no hash tells. Exits with 1 if a fault is missed or named wrongly. Some 12 minutes on 2
 cores.
 """
 

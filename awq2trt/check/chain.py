@@ -40,9 +40,9 @@ from awq2trt.check.runners import (
     calls_of,
     open_with_blocks,
 )
-from awq2trt.check.tolerance import UNRELATED, block_limit, drift_limit, engine_limit, storage_limit
+from awq2trt.check.tolerance import UNIT_ROUNDOFF, UNRELATED, block_limit, drift_limit, engine_limit, storage_limit
 from awq2trt.check.weights import Finding, code_finding, onnx_findings, rounded_finding
-from awq2trt.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint import BFLOAT16, QuantizedCheckpoint
 from awq2trt.errors import CheckpointError, ToolError, UnsupportedError
 from awq2trt.families import DecoderSpec
 from awq2trt.io_contract import ENGINE_FILE, LOGITS
@@ -67,8 +67,6 @@ TITLES: Final[Mapping[str, str]] = {
     RUNTIME: "ONNX as `run` runs it, ONNX Runtime CPU",
     ENGINE: "model.engine on the GPU, one token at a time and the text at once",
 }
-
-BFLOAT16: Final = "bfloat16"
 
 AGAINST: Final[Mapping[str, tuple[str, ...]]] = {
     ORIGINAL: (),
@@ -381,8 +379,9 @@ def _block_findings(subject: Subject, layer: int) -> tuple[list[Finding], list[F
             bias = linears[owner].bias
             lost = Finding(prefix + name, "the original has a bias, the checkpoint has none.")
             plain.append(lost if bias is None else rounded_finding(prefix + name, value, bias))
+    roundoff = UNIT_ROUNDOFF[BFLOAT16] if checkpoint.config.get("torch_dtype") == BFLOAT16 else 0.0
     codes = [
-        code_finding(prefix + name, weights[f"{name}.weight"], linear, nearest=subject.nearest)
+        code_finding(prefix + name, weights[f"{name}.weight"], linear, nearest=subject.nearest, scale_roundoff=roundoff)
         for name, linear in linears.items()
     ]
     return [finding for finding in plain if finding], [finding for finding in codes if finding]

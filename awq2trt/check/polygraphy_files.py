@@ -26,10 +26,11 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from awq2trt.arrays import write_arrays
-from awq2trt.check.chain import BFLOAT16, DECODE_CALLS, QUANTIZED, Subject
+from awq2trt.check.chain import DECODE_CALLS, QUANTIZED, Subject
 from awq2trt.check.engine import POLYGRAPHY_SWITCH
 from awq2trt.check.runners import calls_of
 from awq2trt.check.tolerance import drift_limit
+from awq2trt.checkpoint import BFLOAT16
 from awq2trt.decoder import BlockRunner, Ends, KeyValueCache, load_block
 from awq2trt.io_contract import CACHE_POSITION, ENGINE_FILE, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
 from awq2trt.onnx_file import DecoderSizes, open_decoder

@@ -62,7 +62,9 @@ def rounded_finding(place: str, expected: Array, stored: Array) -> Finding | Non
     return _first_wrong(place, wrong, wanted, got) if wrong.any() else None
 
 
-def code_finding(place: str, weight: Array, linear: QuantizedLinear, *, nearest: bool) -> Finding | None:
+def code_finding(
+    place: str, weight: Array, linear: QuantizedLinear, *, nearest: bool, scale_roundoff: float = 0.0
+) -> Finding | None:
     """Codes that do not stand for the weight they were made of.
 
     Args:
@@ -70,17 +72,19 @@ def code_finding(place: str, weight: Array, linear: QuantizedLinear, *, nearest:
         weight: What was rounded, fp32 [N, K].
         linear: What it became.
         nearest: Every code is the nearest on its group's grid, as `awq` and `rtn` choose them; else groups are only
-        held
-            to what their error may be on the whole.
+            held to what their error may be on the whole.
+        scale_roundoff: How far, relatively, a scale may have moved after the codes were chosen: in bf16 checkpoints it
+            is rounded last, to 8 bits. A weight k steps from zero then lies up to k times that away from where it was.
     """
     group = np.arange(linear.in_features) // linear.group_length  # [K]
     scales = linear.scales.astype(np.float64)[:, group]
     zeros = float(linear.scheme.symmetric_zero) if linear.zeros is None else linear.zeros.astype(np.float64)[:, group]
     with np.errstate(divide="ignore", invalid="ignore"):
-        grid = np.clip(weight / scales + zeros, 0, linear.scheme.levels - 1)  # [N, K], in steps
+        steps = weight / scales  # [N, K]
+        grid = np.clip(steps + zeros, 0, linear.scheme.levels - 1)
     gap = grid - linear.codes
     if nearest:
-        wrong = ~(np.abs(gap) <= HALF_STEP)
+        wrong = ~(np.abs(gap) <= HALF_STEP + np.abs(steps) * scale_roundoff)
         if not wrong.any():
             return None
         row, column = (int(index) for index in np.argwhere(wrong)[0])
