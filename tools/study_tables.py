@@ -133,12 +133,12 @@ def _methods(draws: Draws) -> Table:
         (
             (("original",), tuple(Cell((ORIGINAL,)) for _ in schemes)),
             (("RTN",), tuple(rtn_cell(bits, group) for bits, group in schemes)),
-            line("GPTQ", (False, True, False, False), "gptq", act_order=False),
+            line("GPTQ", (False, False, False, False), "gptq", act_order=False),
             line("GPTQ-R (act-order)", (True, True, False, False), "gptq"),
-            line("AWQ, the paper's search (`--effort fast`)", (True, True, False, False), "awq", effort="fast"),
-            line("AWQ (default)", (True, True, True, True), "awq"),
-            line("AWQ, `--effort best`", (True, True, False, False), "awq", effort="best"),
-            line("AWQ + GPTQ-R", (False, True, False, False), "awq+gptq"),
+            line("AWQ, the paper's search (`--effort fast`)", (False, True, False, False), "awq", effort="fast"),
+            line("AWQ (default)", (True, True, True, False), "awq"),
+            line("AWQ, `--effort best`", (True, False, False, False), "awq", effort="best"),
+            line("AWQ + GPTQ-R", (False, False, False, False), "awq+gptq"),
         ),
         "Llama-2-7B (original 5.47): INT3 g128 RTN 6.66, GPTQ 6.43, GPTQ-R 6.42, AWQ 6.24; INT4 g128 RTN 5.73, GPTQ "
         "5.69, GPTQ-R 5.63, AWQ 5.60. AWQ is best, then GPTQ-R, GPTQ, RTN. GPTQ is its authors' code.",
@@ -149,7 +149,8 @@ def _kept(draws: Draws) -> Table:
     scheme = options("rtn", 3)
 
     def cell(by: str, share: float) -> Cell:
-        drawn = range(1) if by == "weight" else draws.some
+        drawn = draws.pick(short=by == "activation" or share == 0.01)
+        drawn = drawn[:1] if by == "weight" else drawn  # which no text decides
         return Cell(tuple(Setting(scheme, Calibration(draw=draw), Keep(by, share)) for draw in drawn))
 
     return Table(
@@ -203,7 +204,7 @@ def _group_sizes(draws: Draws) -> Table:
             yield (name, "RTN"), tuple(rtn_cell(bits, size, symmetric=symmetric) for size in sizes)
             drawn = tuple(
                 drawn_cell(
-                    draws.pick(short=size in (128, 64) or (size == -1 and bits == 3)),
+                    draws.pick(short=(bits, size) in ((4, 128), (4, 64), (3, 128), (3, -1))),
                     options("awq", bits, size, symmetric=symmetric),
                 )
                 for size in sizes
@@ -242,14 +243,14 @@ def _windows(draws: Draws) -> Table:
     methods = (options("awq", 3), options("gptq", 3))
 
     def line(samples: int) -> Line:
-        drawn = draws.pick(short=samples <= 32)
+        drawn = draws.pick(short=samples in (8, 32))
         return (str(samples),), tuple(drawn_cell(drawn, method, samples) for method in methods)
 
     return Table(
         "windows",
         "How much calibration text (paper, Figure 6), INT3 g128, windows of 512 tokens",
         ("windows", "AWQ (default)", "GPTQ-R"),
-        tuple(line(samples) for samples in (8, 16, 32, 64) if draws.more or samples <= 32),
+        tuple(line(samples) for samples in (8, 16, 32, 64)),
         "AWQ needs a tenth of the text: good with 16 sequences of 2,048 tokens, where GPTQ takes 192.",
         curve=True,
     )
@@ -260,7 +261,10 @@ def _domains(draws: Draws) -> Table:
 
     def cells(text: str) -> Iterator[Cell]:
         for method in ("awq", "gptq"):
-            drawn = tuple(Setting(options(method, 3), Calibration(text, draw=draw), tests=tests) for draw in draws.some)
+            drawn = tuple(
+                Setting(options(method, 3), Calibration(text, draw=draw), tests=tests)
+                for draw in draws.pick(short=method == "awq")
+            )
             yield from (Cell(drawn, test=test) for test in tests)
 
     return Table(
