@@ -58,24 +58,26 @@ def _setting(method: str, **changes: Any) -> Setting:
 def test_the_walk_measures_what_a_checkpoint_gives(model: Path, tmp_path: Path) -> None:
     source, windows = SafetensorsSource(model), tokens(3, 48, seed=1)
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
-    methods = ("rtn", "awq", "gptq", "awq+gptq")
+    methods = (("rtn", "default"), ("awq", "default"), ("awq", "best"), ("gptq", "default"), ("awq+gptq", "default"))
     expected, calibration = [], torch.empty(0)
-    for method in methods:
-        files, scratch = tmp_path / method / "files", tmp_path / method / "scratch"
+    for method, effort in methods:
+        files, scratch = tmp_path / method / effort / "files", tmp_path / method / effort / "scratch"
         files.mkdir(parents=True)
         scratch.mkdir()
-        chosen = QuantizeOptions.model_validate(
-            {"method": method, "group_size": 32, "calib": str(tmp_path / "text.txt"), "samples": 4, "seqlen": 64}
-        )
+        text = {"calib": str(tmp_path / "text.txt"), "samples": 4, "seqlen": 64}
+        chosen = QuantizeOptions.model_validate({"method": method, "effort": effort, "group_size": 32, **text})
         result = QuantizeJob(source, chosen, files=files, scratch=scratch, progress=PROGRESS).run()
         calibration = calibration if result.tokens is None else result.tokens
         expected.append(_perplexity(QuantizedCheckpoint(files), windows))
-    settings = [replace(ORIGINAL, windows=3, seqlen=48), *map(_setting, methods)]
+    settings = [
+        replace(ORIGINAL, windows=3, seqlen=48),
+        *(_setting(method, effort=effort) for method, effort in methods),
+    ]
     measured = walk(source, settings, calibration, {"wikitext2": windows}, PROGRESS)
     got = [result.perplexity["wikitext2"] for result in measured]
-    # The checkpoint's norms and embedding are fp16, and GPTQ's codes turn at ties.
+    # The checkpoint's norms and embedding are fp16, and codes chosen one after another turn at ties.
     assert got == pytest.approx([_perplexity(source, windows), *expected], rel=5e-3)
-    assert len({round(value, 3) for value in got}) == 5
+    assert len({round(value, 3) for value in got}) == 6
     assert all(result.evaluate_seconds > 0 for result in measured)
 
 
