@@ -55,7 +55,7 @@ def read_perplexities(path: Path) -> list[Perplexity]:
     try:
         results = json.loads(path.read_bytes())["results"]
         return [
-            Perplexity(f"{result['scheme'] or 'original'}, {result['executor']}", float(result["perplexity"]["value"]))
+            Perplexity(f"{Path(result['model']).name}, {result['executor']}", float(result["perplexity"]["value"]))
             for result in results
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:

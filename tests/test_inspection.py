@@ -29,8 +29,8 @@ LAYERS = 3
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 RESULTS = {
     "results": [
-        {"scheme": None, "executor": "PyTorch", "perplexity": {"value": 29.25}},
-        {"scheme": "int4-g32-asym", "executor": "PyTorch", "perplexity": {"value": 34.75}},
+        {"model": "smollm2-135m-instruct", "executor": "PyTorch", "perplexity": {"value": 29.25}},
+        {"model": "build/demo/rtn", "executor": "PyTorch", "perplexity": {"value": 34.75}},
     ]
 }
 
@@ -119,8 +119,8 @@ def test_what_is_printed(checkpoint: Artifact) -> None:
 def test_perplexities_come_from_eval(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     assert [(entry.label, entry.value) for entry in read_perplexities(tmp_path / "results.json")] == [
-        ("original, PyTorch", 29.25),
-        ("int4-g32-asym, PyTorch", 34.75),
+        ("smollm2-135m-instruct, PyTorch", 29.25),
+        ("rtn, PyTorch", 34.75),
     ]
     (tmp_path / "other.json").write_text('{"results": [{"score": 1}]}')
     for name in ("other.json", "missing.json"):
