@@ -31,7 +31,8 @@ HEAD_PIECE = 8192
 """Rows of a narrow head that are widened at once: 8,192 x 4,096 fp32 are 128 MiB."""
 
 THIN_ROWS = 32
-"""So few rows are multiplied from the other side: 16 sequences write text in 118 instead of 154 ms a token."""
+"""So few rows are multiplied from the other side, which MKL does better: 16 sequences of SmolLM2-135M write their text
+(`calibrate.self_written`) in 118 instead of 154 ms a token; torch 2.13.0, 2 cores of a Xeon with AVX-512."""
 
 
 @dataclass

@@ -539,3 +539,8 @@ def test_a_text_without_tokens_is_refused(build: Path, model: Path, tmp_path: Pa
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(UsageError, match="no tokens"):
         check_stage(CheckRequest(build, model=str(model), text=str(tmp_path / "empty.txt")), SilentProgress())
+
+
+def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such directory"):
+        find_subject(tmp_path / "missing")

@@ -272,3 +272,11 @@ def test_settings_of_one_calibration_walk_together() -> None:
     batches = list(study.in_batches(settings, lanes=2))
     assert [len(batch) for batch in batches] == [2, 1, 2, 1]
     assert all(len({setting.calibration for setting in batch}) == 1 for batch in batches)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_without_a_gpu_cuda_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    table = all_tables(full=False)[0]
+    with pytest.raises(SystemExit, match="finds no GPU"):
+        study.measure_missing("model", [table], tmp_path, tmp_path / "rows", 1, "cuda")

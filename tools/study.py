@@ -79,6 +79,8 @@ def measure_missing(
     missing = [setting for setting in wanted if read_row(rows, setting) is None]
     batches = list(in_batches(missing, lanes=min(LANES, max(1, len(missing) // (4 * jobs)))))
     devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if device == "cuda" else [device]
+    if not devices:
+        raise SystemExit(f"--device cuda: PyTorch {torch.__version__} finds no GPU here; leave the option out")
     print(f"{len(wanted)} figures, {len(missing)} to measure in {len(batches)} walks", flush=True)
     started, context = time.monotonic(), multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -80,6 +80,8 @@ def _artifacts(directory: Path, checkpoint: Path | None) -> tuple[Artifact, Arti
         beside = checkpoint or directory.parent / _CHECKPOINT_BESIDE
         if found[0].manifest.kind != "checkpoint" and (beside / MANIFEST_FILE).is_file():
             found.append(Artifact.open(beside, kind="checkpoint", verify="size"))
+    elif not directory.is_dir():
+        raise UsageError("no such directory.", where=str(directory), fix="name what `awq2trt build ... -o DIR` wrote.")
     else:
         paths = sorted(path.parent for path in directory.glob(f"*/{MANIFEST_FILE}"))
         found = [Artifact.open(path, verify="size") for path in paths]

@@ -26,8 +26,9 @@ Then details of it changed, and on an H100:
     + q and k, too                                                    32.7    48.1
     + calibrated on the quantized blocks before: `best`               32.5    46.8
 
-Weights in the scales do not pay on both widths, so no effort has them; `ScaleOptions.betas` is there for who wants to
-try. `tools/study` has the efforts themselves in three draws.
+Weights in the scales do not pay on both widths, so no effort has them. To repeat a line, or to try another, change the
+fields of `SearchOptions` for an effort below and run `tools/study.py --tables methods`; q and k left out of the descent
+were a condition in `block` that is gone. `tools/study_results` has the efforts themselves in several draws.
 """
 
 from __future__ import annotations

@@ -74,8 +74,9 @@ def gptq_round(
     columns, length = weight.shape[1], scheme.group_of(weight.shape[1])
     if grid is None and options.act_order:
         grid = group_grid(to_groups(weight, scheme), scheme)
-    by_size = gram.diagonal().argsort(descending=True, stable=True)
-    order = by_size if options.act_order else by_size.sort().values
+    order = torch.arange(columns, device=gram.device)
+    if options.act_order:
+        order = gram.diagonal().argsort(descending=True, stable=True)
     spread = _error_spread(gram[order][:, order], options.damping).to(weight.dtype)
     remaining = weight[:, order]  # a copy: what is left to round, updated as errors spread
     codes, grids = torch.empty_like(weight), _Grids(grid, scheme, weight)
