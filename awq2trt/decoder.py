@@ -246,9 +246,8 @@ def _attend(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, sl
     grouped = queries.view(keys.shape[0], keys.shape[1], -1, keys.shape[3])
     if spec.alibi is not None:
         bias = bias.view(keys.shape[1], -1, bias.shape[-1])
-    return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=spec.score_scale).view(
-        queries.shape
-    )
+    context = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=spec.score_scale)
+    return context.reshape(queries.shape)  # not view(): CUDA's kernels lay it out otherwise
 
 
 def _attend_capped(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_models import save_llama, save_mistral, tokens
 from transformers import AutoModelForCausalLM
 
@@ -53,14 +54,34 @@ def test_sliding_window_is_that_of_mistral(tmp_path: Path) -> None:
 def test_one_token_at_a_time_gives_the_same_as_all_at_once(window: int | None, tmp_path: Path) -> None:
     source = SafetensorsSource(save_mistral(tmp_path, sliding_window=window))
     ids = tokens(3, 12)
-    runner = BlockRunner.for_positions(source.spec, 12)
+    torch.testing.assert_close(_one_by_one(source, ids), run_model(source, ids), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_may_come_back_in_any_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = SafetensorsSource(save_llama(tmp_path))
+    ids, attend = tokens(2, 9), F.scaled_dot_product_attention
+
+    def attend_as_cuda(*arguments: Any, **options: Any) -> torch.Tensor:
+        """Positions outside of heads, in memory."""
+        return attend(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+    expected = run_model(source, ids)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend_as_cuda)
+    torch.testing.assert_close(run_model(source, ids), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(_one_by_one(source, ids), expected, rtol=1e-4, atol=1e-5)
+
+
+def _one_by_one(source: SafetensorsSource, ids: torch.Tensor) -> torch.Tensor:
+    """The residual stream after all blocks, a position at a time."""
+    batch, positions = ids.shape
+    runner = BlockRunner.for_positions(source.spec, positions)
     blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
-    caches = [KeyValueCache.empty(source.spec, batch=3, capacity=12) for _ in blocks]
+    caches = [KeyValueCache.empty(source.spec, batch=batch, capacity=positions) for _ in blocks]
     steps = []
     with torch.inference_mode():
-        for position in range(12):
+        for position in range(positions):
             hidden = Ends(source).embed(ids[:, position : position + 1], start=position)
             for layer, (weights, cache) in enumerate(zip(blocks, caches, strict=True)):
                 hidden = runner.run(weights, hidden, layer=layer, cache=cache)
             steps.append(hidden)
-        torch.testing.assert_close(torch.cat(steps, dim=1), run_model(source, ids), rtol=1e-4, atol=1e-5)
+    return torch.cat(steps, dim=1)
