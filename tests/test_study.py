@@ -275,8 +275,16 @@ def test_settings_of_one_calibration_walk_together() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_without_a_gpu_cuda_is_refused(tmp_path: Path) -> None:
+def test_without_a_gpu_cuda_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     table = all_tables(full=False)[0]
     with pytest.raises(SystemExit, match="finds no GPU"):
-        study.measure_missing("model", [table], tmp_path, tmp_path / "rows", 1, "cuda")
+        study.measure_missing("model", [table], data, tmp_path / "rows", 1, "cuda")
+
+
+def test_a_missing_text_is_named_before_anything_is_measured(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (data / "c4" / "c4_en_first1000.jsonl").unlink()
+    (data / "pubmed" / "pubmedqa_pqal_abstracts.jsonl").unlink()
+    with pytest.raises(SystemExit, match=r"no .*c4_en_first1000\.jsonl, no .*pubmedqa.*AWQ2TRT_DATA"):
+        study.measure_missing("model", all_tables(full=True), data, tmp_path / "rows", 1)

@@ -58,8 +58,6 @@ def main() -> None:
     parser.add_argument("--report-only", action="store_true", help="write the tables from what is measured")
     arguments = parser.parse_args()
     data = Path(os.environ.get("AWQ2TRT_DATA", "../shared/data"))
-    if not (data / "wikitext2" / "wiki.test.raw").is_file():
-        raise SystemExit(f"no WikiText-2 in {data}; set AWQ2TRT_DATA to a directory with wikitext2/wiki.test.raw")
     tables = [table for table in all_tables(full=arguments.full) if table.name in (arguments.tables or (table.name,))]
     if not tables:
         raise SystemExit(f"no such table; there are: {', '.join(table.name for table in all_tables(full=True))}")
@@ -77,6 +75,7 @@ def measure_missing(
     """Walks for all settings that have no row yet, `jobs` walks at a time."""
     wanted = dict.fromkeys(setting for table in tables for setting in table.settings())
     missing = [setting for setting in wanted if read_row(rows, setting) is None]
+    require_texts(data, missing)
     batches = list(in_batches(missing, lanes=min(LANES, max(1, len(missing) // (4 * jobs)))))
     devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if device == "cuda" else [device]
     if not devices:
@@ -151,17 +150,37 @@ class Texts:
 
     def _text(self, name: str, *, test: bool) -> str:
         """WikiText-2: validation and test; PubMed abstracts: the first half and the second; C4: for calibration."""
+        path = text_path(self._data, name, test=test)
         if name == "wikitext2":
-            path = self._data / "wikitext2" / ("wiki.test.raw" if test else "wiki.valid.raw")
             return path.read_text(encoding="utf-8")
         if name == "c4":
-            return read_text(str(self._data / "c4" / "c4_en_first1000.jsonl"), characters=0)
-        path = self._data / "pubmed" / "pubmedqa_pqal_abstracts.jsonl"
+            return read_text(str(path), characters=0)
         # Not splitlines(): abstracts hold characters that it would take for ends of lines.
         lines = path.read_text(encoding="utf-8").split("\n")
         texts = [json.loads(line)["text"] for line in lines if line.strip()]
         half = len(texts) // 2
         return "\n\n".join(texts[half:] if test else texts[:half])
+
+
+def text_path(data: Path, name: str, *, test: bool) -> Path:
+    """The file of a text."""
+    files = {
+        "wikitext2": f"wikitext2/wiki.{'test' if test else 'valid'}.raw",
+        "c4": "c4/c4_en_first1000.jsonl",
+        "pubmed": "pubmed/pubmedqa_pqal_abstracts.jsonl",
+    }
+    return data / files[name]
+
+
+def require_texts(data: Path, settings: Iterable[Setting]) -> None:
+    """Says which texts are missing before hours are spent on the others."""
+    needed: set[Path] = set()
+    for setting in settings:
+        needed |= {text_path(data, name, test=True) for name in setting.tests}
+        if setting.calibration is not None and setting.calibration.text != SELF:
+            needed.add(text_path(data, setting.calibration.text, test=False))
+    if missing := sorted(str(path) for path in needed if not path.is_file()):
+        raise SystemExit(f"no {', no '.join(missing)}; set AWQ2TRT_DATA to the directory of the tests' data")
 
 
 def row_path(rows: Path, setting: Setting) -> Path:
