@@ -127,7 +127,7 @@ demo: $(DEMO_MODEL) ## SmolLM2-135M from weights to a TensorRT-RTX engine and a 
 	@$(BIN)/python tools/demo.py build/demo
 
 .PHONY: study
-study: $(DEMO_MODEL) ## the AWQ paper's tables on SmolLM2-135M, in build/study; an hour
+study: $(DEMO_MODEL) ## the AWQ paper's tables on SmolLM2-135M, in build/study; 44 minutes on 2 cores
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/study.py --jobs $(WORKERS)
 
 .PHONY: study-full
