@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.decoder import BlockRunner, BlockWeights, Ends, KeyValueCache, load_block
+from awq2trt.device import available_bytes
 from awq2trt.errors import CalibrationError, CheckpointError, ToolError, UsageError
 from awq2trt.families import DecoderSpec, family_named
-from awq2trt.memory import read_memory
 from awq2trt.progress import Progress
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.source import ModelSource
@@ -173,7 +173,7 @@ def _require_memory(spec: DecoderSpec, samples: int, seqlen: int) -> None:
     outer = sum(math.prod(shape) for shape in spec.outer_shapes().values())
     cache = 2 * samples * seqlen * spec.num_kv_heads * spec.head_dim
     needed = _FP32_BYTES * (spec.num_layers * (block + cache) + outer)
-    available = read_memory().available_bytes
+    available = available_bytes()
     if needed > available:
         raise CalibrationError(
             f"for the model to write its own text, all of it must be in memory in fp32: {needed / 2**30:.1f} GiB "

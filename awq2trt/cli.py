@@ -96,6 +96,9 @@ _FunctionBodies = Annotated[
 ]
 
 
+_Device = Annotated[
+    str, typer.Option("--device", help="Where PyTorch computes: cpu, cuda, or cuda:1 for the second GPU.")
+]
 _JetPack = Annotated[str | None, typer.Option("--jetpack", help="Orin: 7.2 or 6.2, what runs there. [7.2]")]
 
 
@@ -149,6 +152,7 @@ def build(
         str | None, typer.Option("--ssh", metavar="USER@HOST", help="Orin: copy the kit there and finish it.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Orin: although it does not fit, by prediction.")] = False,
+    device: _Device = "cpu",
     overwrite: _Overwrite = False,
 ) -> None:
     """All stages in one go: checkpoint, ONNX and engine or kit below DIR. Skips those that are current."""
@@ -175,7 +179,7 @@ def build(
         "build": {"target": target, "plugin": plugin, "jetpack": jetpack},
     }
     options = apply_flags(load_recipe(recipe), flags)
-    request = BuildRequest(model, output, options, overwrite=overwrite, force=force, tar=tar, ssh=ssh)
+    request = BuildRequest(model, output, options, overwrite=overwrite, force=force, tar=tar, ssh=ssh, device=device)
     for artifact in build_stage(request, terminal_progress()):
         print(artifact.directory, flush=True)
 
@@ -195,6 +199,7 @@ def quantize(
     samples: _Samples = None,
     seqlen: _Seqlen = None,
     seed: _Seed = None,
+    device: _Device = "cpu",
     resume: _Resume = False,
     overwrite: _Overwrite = False,
 ) -> None:
@@ -216,7 +221,7 @@ def quantize(
         "seed": seed,
     }
     options = apply_flags(load_recipe(recipe), {"quantize": flags}).quantize
-    request = QuantizeRequest(model, output, options, resume=resume, overwrite=overwrite)
+    request = QuantizeRequest(model, output, options, resume=resume, overwrite=overwrite, device=device)
     print(quantize_stage(request, terminal_progress()).directory)
 
 
@@ -259,6 +264,7 @@ def evaluate(
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="The task's JSONL file.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples.")] = None,
+    device: _Device = "cpu",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Results, for inspect --html.")
     ] = None,
@@ -276,7 +282,7 @@ def evaluate(
     if task is not None:
         if data is None:
             raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
-        asked = TaskRequest(tuple(models), task, data, limit)
+        asked = TaskRequest(tuple(models), task, data, limit, device)
         print(task_title(asked))
         scored = []
         for score in task_stage(asked, terminal_progress()):
@@ -285,7 +291,7 @@ def evaluate(
         if json_file is not None:
             json_file.write_text(results_json(asked, scored), encoding="utf-8")
         return
-    request = EvalRequest(tuple(models), str(text), windows, seqlen)
+    request = EvalRequest(tuple(models), str(text), windows, seqlen, device)
     print(perplexity_title(request))
     measured = []
     for result in eval_stage(request, terminal_progress()):

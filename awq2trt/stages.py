@@ -66,6 +66,9 @@ ONNX_DIRECTORY: Final = "onnx"
 CHECK_DIRECTORY: Final = "check"
 """What `awq2trt check DIR` adds."""
 
+DEFAULT_DEVICE: Final = "cpu"
+"""Where PyTorch computes unless the user says otherwise."""
+
 _FP16_BYTES: Final = 2
 _FP32_BYTES: Final = 4
 
@@ -83,6 +86,7 @@ class QuantizeRequest:
         options: How to quantize.
         resume: Go on with an interrupted run.
         overwrite: Replace what is in `output`, whatever it is.
+        device: Where PyTorch computes. Not one of the options: it says where, not what.
     """
 
     model: str
@@ -90,27 +94,43 @@ class QuantizeRequest:
     options: QuantizeOptions
     resume: bool = False
     overwrite: bool = False
+    device: str = DEFAULT_DEVICE
 
 
 def quantize_stage(request: QuantizeRequest, progress: Progress) -> Artifact:
     """Model -> quantized checkpoint."""
+    _require_device(request.device)
     progress.note(f"reading {request.model}")
     source = open_source(request.model)
     _refuse_writing_over_source(source, request.output)
     return _quantize(source, source_record(source), request, progress)
 
 
+def _require_device(name: str) -> None:
+    """Refuses a device that is not there before any work. PyTorch need not be loaded to know that the CPU is."""
+    if name != DEFAULT_DEVICE:
+        from awq2trt.device import require_device
+
+        require_device(name)
+
+
 def _quantize(source: ModelSource, record: SourceRecord, request: QuantizeRequest, progress: Progress) -> Artifact:
+    from awq2trt.device import computing_on
     from awq2trt.quantize.job import QuantizeJob
 
-    with Artifact.create(
-        request.output,
-        "checkpoint",
-        quantize_fingerprint(record, request.options),
-        resume=request.resume,
-        overwrite=request.overwrite,
-        expected_bytes=_quantize_bytes(source, request.options),
-    ) as draft:
+    with (
+        computing_on(request.device) as device,
+        Artifact.create(
+            request.output,
+            "checkpoint",
+            quantize_fingerprint(record, request.options),
+            resume=request.resume,
+            overwrite=request.overwrite,
+            expected_bytes=_quantize_bytes(source, request.options),
+        ) as draft,
+    ):
+        if request.device != DEFAULT_DEVICE:
+            progress.note(f"computing on {device}")
         job = QuantizeJob(source, request.options, files=draft.files, scratch=draft.scratch, progress=progress)
         result = job.run()
         calibration = None
@@ -296,6 +316,7 @@ class BuildRequest:
         force: Make a kit although the prediction says that the model does not fit.
         tar: Also pack a kit into one file.
         ssh: USER@HOST of the Jetson that shall finish a kit.
+        device: Where PyTorch quantizes.
     """
 
     model: str
@@ -305,6 +326,7 @@ class BuildRequest:
     force: bool = False
     tar: bool = False
     ssh: str | None = None
+    device: str = DEFAULT_DEVICE
 
 
 def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]:
@@ -318,6 +340,7 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
     from awq2trt.kit import stage
 
     target = _wanted_target(request)
+    _require_device(request.device)
     kit = stage.KitRequest(
         target=target,
         output=request.output / target.name,
@@ -381,7 +404,9 @@ def _current_checkpoint(request: BuildRequest, progress: Progress) -> Artifact:
     if current is not None:
         return current
     resume = can_resume(output, fingerprint)
-    quantize = QuantizeRequest(request.model, output, options, resume=resume, overwrite=request.overwrite)
+    quantize = QuantizeRequest(
+        request.model, output, options, resume=resume, overwrite=request.overwrite, device=request.device
+    )
     return _quantize(source, record, quantize, progress)
 
 
@@ -714,12 +739,14 @@ class EvalRequest:
         text: A .txt or .jsonl file, or a data set's name.
         windows: How many windows of the text, from its start.
         seqlen: Tokens in a window.
+        device: Where PyTorch computes; ONNX Runtime does on the CPU.
     """
 
     models: tuple[str, ...]
     text: str
     windows: int
     seqlen: int
+    device: str = DEFAULT_DEVICE
 
 
 @dataclass(frozen=True)
@@ -761,12 +788,14 @@ class TaskRequest:
         task: A name in `tasks.TASKS`.
         data: Its JSONL file.
         limit: Examples, from the start of the file; None for all.
+        device: Where PyTorch computes; ONNX Runtime does on the CPU.
     """
 
     models: tuple[str, ...]
     task: str
     data: Path
     limit: int | None = None
+    device: str = DEFAULT_DEVICE
 
 
 @dataclass(frozen=True)
@@ -791,6 +820,7 @@ class TaskResult:
 def task_stage(request: TaskRequest, progress: Progress) -> Iterator[TaskResult]:
     """A task's score of every model, each as it is done."""
     from awq2trt.calibrate import bos_of
+    from awq2trt.device import computing_on
     from awq2trt.likelihood import backend_scores, tokenize, torch_scores
     from awq2trt.run import OrtBackend
     from awq2trt.tasks import read_task, score_task
@@ -812,7 +842,8 @@ def task_stage(request: TaskRequest, progress: Progress) -> Iterator[TaskResult]
             tokenizer = tokenizer_of(source)
             bos = bos_of(tokenizer, source.spec.family)
             requests = [tokenize(tokenizer, continuation, bos) for continuation in continuations]
-            scores = torch_scores(source, requests, progress, f"{request.task}, {_portable_name(model)}")
+            with computing_on(request.device):
+                scores = torch_scores(source, requests, progress, f"{request.task}, {_portable_name(model)}")
             executor, scheme = "PyTorch", found or ""
         score = score_task(request.task, examples, scores)
         yield TaskResult(model, executor, scheme or None, score, time.monotonic() - started)
@@ -837,15 +868,17 @@ def tokenizer_of(model: Path | ModelSource) -> PreTrainedTokenizerBase:
 
 def _evaluate_torch(model: str, request: EvalRequest, progress: Progress) -> tuple[str | None, Perplexity]:
     from awq2trt.calibrate import bos_of, encode, read_text
+    from awq2trt.device import computing_on
     from awq2trt.evaluate import first_windows, perplexity, torch_logits
 
     source, scheme = open_any(model)
     tokenizer = tokenizer_of(source)
     ids = encode(tokenizer, read_text(request.text, characters=_characters(request)))
     bos = bos_of(tokenizer, source.spec.family)
-    windows = first_windows(ids, request.windows, request.seqlen, where=request.text, bos=bos)
-    logits = torch_logits(source, windows, progress, f"running {_portable_name(model)}")
-    return scheme, perplexity(windows, logits, progress, "perplexity")
+    with computing_on(request.device):
+        windows = first_windows(ids, request.windows, request.seqlen, where=request.text, bos=bos)
+        logits = torch_logits(source, windows, progress, f"running {_portable_name(model)}")
+        return scheme, perplexity(windows, logits, progress, "perplexity")
 
 
 def _evaluate_onnx(model: str, request: EvalRequest, progress: Progress) -> tuple[str | None, Perplexity]:

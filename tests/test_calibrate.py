@@ -16,7 +16,6 @@ from awq2trt import calibrate
 from awq2trt.calibrate import calibration_tokens, load_tokenizer, read_text, self_written, text_windows
 from awq2trt.errors import CalibrationError, CheckpointError, ToolError, UsageError
 from awq2trt.families import family_named
-from awq2trt.memory import Memory
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.source import SafetensorsSource, open_source
@@ -129,7 +128,7 @@ def test_a_model_that_does_not_fit_in_memory_does_not_write_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = SafetensorsSource(save_llama(tmp_path))
-    monkeypatch.setattr(calibrate, "read_memory", lambda: Memory(total_bytes=1 << 20, available_bytes=100_000))
+    monkeypatch.setattr(calibrate, "available_bytes", lambda: 100_000)
     with pytest.raises(CalibrationError, match=r"GiB are available.*--calib"):
         self_written(source, samples=3, seqlen=24, seed=5, progress=SilentProgress())
 

@@ -35,7 +35,7 @@ STEP_FACTORS: Final = (0.93, 0.96, 1.0, 1.04, 1.07)
 """Second look: step sizes around the one found, each with the zero point moved by -1, 0 and 1."""
 
 ROWS: Final = 512
-"""Rows searched at once: 512 x 128 fp32 are 256 KiB, twice that stays in a core's second-level cache."""
+"""Rows that a CPU searches at once: 512 x 128 fp32 are 256 KiB, twice that stays in a core's second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def search_grids(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: Gri
         scheme: How it will be rounded.
         options: How far to search.
     """
-    found = [_search_rows(rows, gram, scheme, options) for rows in weight.split(ROWS)]
+    # A GPU takes all: there the number of calls sets the time.
+    at_once = ROWS if weight.is_cpu else len(weight)
+    found = [_search_rows(rows, gram, scheme, options) for rows in weight.split(at_once)]
     return GroupGrid(torch.cat([grid.scales for grid in found]), torch.cat([grid.zeros for grid in found]))
 
 

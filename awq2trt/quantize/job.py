@@ -35,7 +35,8 @@ from awq2trt.checkpoint import (
     write_tensors,
 )
 from awq2trt.decoder import ActivationRange, BlockRunner, Ends, load_block
-from awq2trt.errors import CalibrationError
+from awq2trt.device import CPU
+from awq2trt.errors import CalibrationError, UsageError
 from awq2trt.layouts import choose_layout, pack_linear
 from awq2trt.progress import Progress
 from awq2trt.quantize.block import (
@@ -58,7 +59,7 @@ SEARCH_FILE: Final = "quantization.npz"
 file, since others take every .safetensors file of the directory for weights."""
 
 _TOKENS_FILE: Final = "calibration.safetensors"
-_THREADS_FILE: Final = "threads.json"
+_COMPUTED_FILE: Final = "computed.json"
 
 _PROBE_TOKENS: Final = 64
 
@@ -81,7 +82,7 @@ class JobResult:
         """Hash of the calibration token ids as little-endian int64."""
         if self.tokens is None:
             return None
-        return hashlib.sha256(self.tokens.numpy().astype("<i8").tobytes()).hexdigest()
+        return hashlib.sha256(self.tokens.numpy(force=True).astype("<i8").tobytes()).hexdigest()
 
 
 class QuantizeJob:
@@ -114,7 +115,7 @@ class QuantizeJob:
             CheckpointError: A tensor is missing, misshapen or not finite.
             CalibrationError: The text is too short, or the model's activations are not finite on it.
         """
-        same_threads_(self._scratch)
+        same_computer_(self._scratch)
         with self._progress.task("reading the tokenizer", total=1) as advance:
             self._source.save_tokenizer(self._files)
             advance(1)
@@ -137,7 +138,7 @@ class QuantizeJob:
                     f"{self._options.samples} were asked for"
                 )
             _save_whole(path, tokens)
-        return load_file(path)["value"]
+        return _load_whole(path)
 
     def _range_probe(self) -> Tensor:
         """Tokens that show how large activations get where no text does: BOS, then drawn ones; int64 [1, S].
@@ -145,8 +146,8 @@ class QuantizeJob:
         The first token of a sequence gathers the largest activations (massive activations, arXiv:2402.17762).
         """
         vocab_size = self._source.spec.vocab_size
-        generator = torch.Generator().manual_seed(self._options.seed)
-        drawn = torch.randint(0, vocab_size, (1, _PROBE_TOKENS), generator=generator)
+        generator = torch.Generator(CPU).manual_seed(self._options.seed)
+        drawn = torch.randint(0, vocab_size, (1, _PROBE_TOKENS), generator=generator, device=CPU)
         bos = self._source.config.get("bos_token_id")
         if isinstance(bos, int) and bos < vocab_size:
             drawn[0, 0] = bos
@@ -157,7 +158,7 @@ class QuantizeJob:
         if first == layers:
             return
         runner = BlockRunner.for_positions(self._source.spec, tokens.shape[1], seen=self._seen)
-        hidden = load_file(self._hidden(first))["value"] if first else Ends(self._source).embed(tokens)
+        hidden = _load_whole(self._hidden(first)) if first else Ends(self._source).embed(tokens)
         with self._progress.task(f"quantizing blocks ({self._options.method})", total=layers) as advance:
             advance(first)
             for layer in range(first, layers):
@@ -195,10 +196,10 @@ class QuantizeJob:
         """Writes a block's report, then its tensors: the last makes it count as finished."""
         prefix = self._source.spec.prefix(layer)
         exact = self._source.spec.norm.unit_offset  # 1 + weight is near 0 where weight is near -1
-        tensors = {prefix + name: compact(value.numpy(), exact=exact) for name, value in block.norms.items()}
+        tensors = {prefix + name: compact(value.numpy(force=True), exact=exact) for name, value in block.norms.items()}
         for name, linear in fuse_linears(self._source.spec, block.linears).items():
             tensors.update(pack_linear(prefix + name, linear, self._layout))
-        search = {prefix + name: value.numpy() for name, value in block.search.items()}
+        search = {prefix + name: value.numpy(force=True) for name, value in block.search.items()}
         write_arrays(self._search(layer), search)
         report = {prefix + name: asdict(entry) for name, entry in block.reports.items()}
         self._report(layer).write_text(json.dumps(report), encoding="utf-8")
@@ -269,14 +270,25 @@ class QuantizeJob:
         return self._scratch / f"hidden-{layer:05}.safetensors"
 
 
-def same_threads_(scratch: Path) -> None:
-    """Makes a resumed run use as many threads as the first one: a matrix product's bits depend on how it is split."""
-    path = scratch / _THREADS_FILE
+def same_computer_(scratch: Path) -> None:
+    """Makes a resumed run compute as the first one did: a matrix product's bits depend on how it is split.
+
+    Raises:
+        UsageError: The first one computed on another kind of device.
+    """
+    path, device = scratch / _COMPUTED_FILE, torch.get_default_device().type
     if path.is_file():
-        torch.set_num_threads(int(json.loads(path.read_text(encoding="utf-8"))))
+        first = json.loads(path.read_text(encoding="utf-8"))
+        if first["device"] != device:
+            raise UsageError(
+                f"the interrupted run computed on {first['device']}, which gives other last bits than {device}.",
+                where="--device",
+                fix=f"go on with --device {first['device']}, or begin anew with --overwrite.",
+            )
+        torch.set_num_threads(first["threads"])
     else:
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(torch.get_num_threads()), encoding="utf-8")
+        partial.write_text(json.dumps({"device": device, "threads": torch.get_num_threads()}), encoding="utf-8")
         partial.replace(path)
 
 
@@ -284,3 +296,8 @@ def _save_whole(path: Path, value: Tensor) -> None:
     partial = path.with_name(path.name + ".partial")
     save_file({"value": value.contiguous()}, partial)
     partial.replace(path)
+
+
+def _load_whole(path: Path) -> Tensor:
+    """What `_save_whole` wrote, where PyTorch computes."""
+    return load_file(path, device=str(torch.get_default_device()))["value"]
