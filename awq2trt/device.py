@@ -1,4 +1,8 @@
-"""Where PyTorch computes: on the CPU, or on a GPU that the user names. No code below this chooses a device itself."""
+"""Where PyTorch computes: on the CPU, or on a GPU that the user names.
+
+Below this, tensors are made on the default device. GPTQ and the descent on codes go back to the CPU: a column at a time
+is too little work for anything else.
+"""
 
 from __future__ import annotations
 

@@ -320,5 +320,5 @@ def _which_linears() -> Table:
                 for kind in kinds
             ),
         ),
-        "Not in the paper.",
+        "nothing of this kind.",
     )
