@@ -1,9 +1,10 @@
-"""Peak memory and time of exporting a model of Llama-3-8B's shape, with random codes.
+"""Time and peak memory of a stage on a model of Llama-3-8B's shape, with random weights.
 
-    python tools/export_memory.py [--output build/export-memory] [--layers 32]
+    python tools/big_model.py quantize|export [--output build/big-model] [--layers 32] [OPTIONS OF THE STAGE]
 
-Writes an AWQ checkpoint of 5.7 GB, exports it in a process of its own, prints that process's time, its peak resident
-memory and the size of what it wrote, and removes both.
+Writes a checkpoint (of 32 layers: 16 GB to quantize, 5.7 GB to export), runs the stage in a process of its own, prints
+that process's time, its peak resident memory and the size of what it wrote, and removes both. The calibration text is
+of random words; --layers 1 is enough to see what one block and both ends need.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from rich.progress import track
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from awq2trt.checkpoint import quantized_config, write_config, write_tensors
 from awq2trt.families import DecoderSpec, describe_model
@@ -30,6 +32,8 @@ from awq2trt.scheme import QuantScheme
 from awq2trt.source import Array
 
 SCHEME = QuantScheme(group_size=128)
+TEXT = "text.txt"
+WORDS = 10_000
 LLAMA_3_8B = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -46,34 +50,58 @@ LLAMA_3_8B = {
 
 
 def main() -> None:
-    """Writes, exports, prints, removes."""
+    """Writes, runs the stage, prints, removes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("build/export-memory"))
+    parser.add_argument("stage", choices=("quantize", "export"))
+    parser.add_argument("--output", type=Path, default=Path("build/big-model"))
     parser.add_argument("--layers", type=int, default=32)
-    arguments = parser.parse_args()
-    checkpoint, onnx = arguments.output / "checkpoint", arguments.output / "onnx"
+    arguments, options = parser.parse_known_args()
+    model, made = arguments.output / "model", arguments.output / "made"
     shutil.rmtree(arguments.output, ignore_errors=True)
     try:
         # In a process of its own: a child inherits the peak memory of the process it was forked from.
         config = {**LLAMA_3_8B, "num_hidden_layers": arguments.layers}
-        writer = multiprocessing.get_context("spawn").Process(target=write_checkpoint, args=(checkpoint, config))
+        write = write_original if arguments.stage == "quantize" else write_quantized
+        writer = multiprocessing.get_context("spawn").Process(target=write, args=(model, config))
         writer.start()
         writer.join()
+        command = [sys.executable, "-m", "awq2trt", arguments.stage, str(model), "-o", str(made), *options]
+        if arguments.stage == "quantize" and "--calib" not in options:
+            command += ["--calib", str(model / TEXT)]
         started = time.monotonic()
-        child = subprocess.Popen([sys.executable, "-m", "awq2trt", "export", str(checkpoint), "-o", str(onnx)])
-        _, status, usage = os.wait4(child.pid, 0)
+        _, status, usage = os.wait4(subprocess.Popen(command).pid, 0)
         if status:
-            raise SystemExit("the export failed")
-        size_bytes = sum(path.stat().st_size for path in onnx.iterdir())
+            raise SystemExit(f"{arguments.stage} failed")
+        size_bytes = sum(path.stat().st_size for path in made.iterdir())
         print(
-            f"{arguments.layers} layers: {size_bytes / 1e9:.2f} GB exported in {time.monotonic() - started:.0f} s, "
+            f"{arguments.layers} layers: {size_bytes / 1e9:.2f} GB written in {time.monotonic() - started:.0f} s, "
             f"peak resident memory {usage.ru_maxrss / 1e6:.2f} GB"
         )
     finally:
         shutil.rmtree(arguments.output, ignore_errors=True)
 
 
-def write_checkpoint(directory: Path, config: dict[str, object]) -> None:
+def write_original(directory: Path, config: dict[str, object]) -> None:
+    """A checkpoint in fp16 with random weights, a tokenizer of invented words, and a text of them."""
+    directory.mkdir(parents=True)
+    spec, random = describe_model(config), np.random.default_rng(0)
+    for layer in track(range(spec.num_layers), description="writing a random model"):
+        block = {
+            f"{spec.prefix(layer)}{name}": random_half(shape, random) * np.float16(0.1)
+            for name, shape in spec.block_shapes().items()
+        }
+        write_tensors(directory / f"block-{layer:05}.safetensors", block)
+    outer = {name: random_half(shape, random) for name, shape in spec.outer_shapes().items()}
+    write_tensors(directory / "outer.safetensors", outer)
+    write_config(directory, config)
+    words = [f"w{index}" for index in range(WORDS)]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / TEXT).write_text(" ".join(random.choice(words, 20 * WORDS)), encoding="utf-8")
+
+
+def write_quantized(directory: Path, config: dict[str, object]) -> None:
     """A checkpoint in AutoAWQ's layout whose codes, scales and plain tensors are random."""
     directory.mkdir(parents=True)
     spec, random = describe_model(config), np.random.default_rng(0)
