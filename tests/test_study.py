@@ -31,6 +31,7 @@ from tiny_models import save_llama, tokens
 
 from awq2trt.calibrate import load_tokenizer, text_windows
 from awq2trt.checkpoint import QuantizedCheckpoint
+from awq2trt.errors import UsageError
 from awq2trt.evaluate import perplexity, torch_logits
 from awq2trt.progress import SilentProgress
 from awq2trt.quantize.job import QuantizeJob
@@ -274,11 +275,11 @@ def test_settings_of_one_calibration_walk_together() -> None:
     assert all(len({setting.calibration for setting in batch}) == 1 for batch in batches)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_without_a_gpu_cuda_is_refused(data: Path, tmp_path: Path) -> None:
+def test_without_a_gpu_cuda_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     (tmp_path / "rows").mkdir()
     table = all_tables(full=False)[0]
-    with pytest.raises(SystemExit, match="finds no GPU"):
+    with pytest.raises(UsageError, match="finds no GPU"):
         study.measure_missing("model", [table], data, tmp_path / "rows", 1, "cuda")
 
 

@@ -34,6 +34,8 @@ from study_tables import Table, all_tables
 from study_walk import Calibration, Measured, Setting, walk
 
 from awq2trt.calibrate import SELF, encode, load_tokenizer, read_text, self_written
+from awq2trt.device import require_device
+from awq2trt.errors import Awq2trtError
 from awq2trt.evaluate import first_windows
 from awq2trt.progress import SilentProgress
 from awq2trt.source import ModelSource, open_source
@@ -65,7 +67,10 @@ def main() -> None:
     rows = output / "rows"
     rows.mkdir(parents=True, exist_ok=True)
     if not arguments.report_only:
-        measure_missing(arguments.model, tables, data, rows, arguments.jobs, arguments.device)
+        try:
+            measure_missing(arguments.model, tables, data, rows, arguments.jobs, arguments.device)
+        except Awq2trtError as error:
+            raise SystemExit(str(error)) from error
     report(arguments.model, tables, rows, output)
 
 
@@ -77,9 +82,8 @@ def measure_missing(
     missing = [setting for setting in wanted if read_row(rows, setting) is None]
     require_texts(data, missing)
     batches = list(in_batches(missing, lanes=min(LANES, max(1, len(missing) // (4 * jobs)))))
-    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if device == "cuda" else [device]
-    if not devices:
-        raise SystemExit(f"--device cuda: PyTorch {torch.__version__} finds no GPU here; leave the option out")
+    found = require_device(device)
+    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if found.type == "cuda" else [device]
     print(f"{len(wanted)} figures, {len(missing)} to measure in {len(batches)} walks", flush=True)
     started, context = time.monotonic(), multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:

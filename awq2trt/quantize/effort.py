@@ -26,9 +26,8 @@ Then details of it changed, and on an H100:
     + q and k, too                                                    32.7    48.1
     + calibrated on the quantized blocks before: `best`               32.5    46.8
 
-On a CPU again, a loss on the attention scores instead of the outputs of q and k: with C = E[k k^T] of a head, averaged
-over the rotations between positions, the error of q is tr(C dW G dW^T), so rows of a head can make up for one another.
-Rows were taken one after another, as GPTQ takes columns, with C in the place of G; the same for k:
+On a CPU again, a loss on the attention scores instead of the outputs of q and k, for which rows of a head are rounded
+in turn and make up for one another (`tools/study_scores.py` has the mathematics, and repeats these lines):
 
     `default`                                                         33.8    54.2
     rows of q and k rounded in turn, to nearest                       33.6    54.0
