@@ -34,8 +34,9 @@ in turn and make up for one another (`tools/study_scores.py` has the mathematics
     codes of q and k descend once, rows by themselves                 33.4    54.6
     rows of q and k in turn, and their codes descend once             33.2    51.8
 
-The last one helps, and more than doubles the time of `default`. No effort has it yet; `best`, whose q and k descend
-already, is where it belongs, once that is measured in all columns of the study.
+The last one gives 54.5 and 54.0 in two more draws of INT3, where `default` has 56.2 and 55.5, and more than doubles the
+time of `default`. No effort has it yet; `best`, whose q and k descend already, is where it belongs, once that is
+measured in all columns of the study.
 
 Weights in the scales do not pay on both widths, so no effort has them. To repeat a line, or to try another, change the
 fields of `SearchOptions` for an effort below and run `tools/study.py --tables methods`; q and k left out of the descent
