@@ -107,8 +107,8 @@ def score_moments(spec: DecoderSpec, folded: dict[str, Tensor], gram: Tensor, tu
         weight.view(-1, spec.head_dim, weight.shape[1]) @ gram @ weight.view(-1, spec.head_dim, weight.shape[1]).mT
         for weight in (folded[spec.block.q_proj], folded[spec.block.k_proj])
     )
-    of_keys = torch.einsum("dba,hbc,dce->hae", turns, keys, turns)  # R^T C R: a key lies before its query
-    of_queries = torch.einsum("dab,hbc,dec->hae", turns, queries, turns)
+    of_keys = torch.einsum("dpi,hpq,dqj->hij", turns, keys, turns)  # R^T C R: a key lies before its query
+    of_queries = torch.einsum("dip,hpq,djq->hij", turns, queries, turns)
     return {
         spec.block.q_proj: of_keys.repeat_interleave(shared, dim=0),
         spec.block.k_proj: of_queries.unflatten(0, (-1, shared)).sum(dim=1),
