@@ -283,18 +283,18 @@ def evaluate(
         if data is None:
             raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
         asked = TaskRequest(tuple(models), task, data, limit, device)
+        scores, scored = task_stage(asked, terminal_progress()), []
         print(task_title(asked))
-        scored = []
-        for score in task_stage(asked, terminal_progress()):
+        for score in scores:
             print(task_row(score), flush=True)
             scored.append(score)
         if json_file is not None:
             json_file.write_text(results_json(asked, scored), encoding="utf-8")
         return
     request = EvalRequest(tuple(models), str(text), windows, seqlen, device)
+    results, measured = eval_stage(request, terminal_progress()), []
     print(perplexity_title(request))
-    measured = []
-    for result in eval_stage(request, terminal_progress()):
+    for result in results:
         print(perplexity_row(result), flush=True)
         measured.append(result)
     if json_file is not None:

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from awq2trt.inspection import Inspection
     from awq2trt.plugin_library import PluginLibrary
     from awq2trt.run import Sampling
-    from awq2trt.tasks import TaskScore
+    from awq2trt.tasks import Example, TaskScore
 
 CHECKPOINT_DIRECTORY: Final = "checkpoint"
 ONNX_DIRECTORY: Final = "onnx"
@@ -769,14 +769,18 @@ class EvalResult:
 
 
 def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]:
-    """Perplexity of every model on the same text, each as it is done."""
-    for model in request.models:
-        started = time.monotonic()
-        onnx = is_exported(model)
-        evaluate = _evaluate_onnx if onnx else _evaluate_torch
-        scheme, perplexity = evaluate(model, request, progress)
-        executor = "ONNX Runtime" if onnx else "PyTorch"
-        yield EvalResult(model, executor, scheme, perplexity, time.monotonic() - started)
+    """Perplexity of every model on the same text, each as it is done; a device that is not there is refused at once."""
+    _require_device(request.device)
+    return (_evaluate(model, request, progress) for model in request.models)
+
+
+def _evaluate(model: str, request: EvalRequest, progress: Progress) -> EvalResult:
+    started = time.monotonic()
+    onnx = is_exported(model)
+    evaluate = _evaluate_onnx if onnx else _evaluate_torch
+    scheme, perplexity = evaluate(model, request, progress)
+    executor = "ONNX Runtime" if onnx else "PyTorch"
+    return EvalResult(model, executor, scheme, perplexity, time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -818,35 +822,41 @@ class TaskResult:
 
 
 def task_stage(request: TaskRequest, progress: Progress) -> Iterator[TaskResult]:
-    """A task's score of every model, each as it is done."""
+    """A task's score of every model, each as it is done; its file is read, and the device looked for, at once."""
+    from awq2trt.tasks import read_task
+
+    _require_device(request.device)
+    examples = read_task(request.task, request.data, request.limit)
+    return (_score(model, examples, request, progress) for model in request.models)
+
+
+def _score(model: str, examples: list[Example], request: TaskRequest, progress: Progress) -> TaskResult:
     from awq2trt.calibrate import bos_of
     from awq2trt.device import computing_on
     from awq2trt.likelihood import backend_scores, tokenize, torch_scores
     from awq2trt.run import OrtBackend
-    from awq2trt.tasks import read_task, score_task
+    from awq2trt.tasks import score_task
 
-    examples = read_task(request.task, request.data, request.limit)
+    started = time.monotonic()
     continuations = [continuation for example in examples for continuation in example.continuations]
-    for model in request.models:
-        started = time.monotonic()
-        if is_exported(model):
-            artifact = Artifact.open(Path(model))
-            tokenizer = tokenizer_of(artifact.directory)
-            backend = OrtBackend.load(artifact.directory, all_logits=True)
-            bos = bos_of(tokenizer, artifact.manifest.contents.source.family)
-            requests = [tokenize(tokenizer, continuation, bos) for continuation in continuations]
-            scores = backend_scores(backend, requests, progress, f"{request.task}, {_portable_name(model)}")
-            executor, scheme = "ONNX Runtime", artifact.manifest.contents.quantization.scheme.describe()
-        else:
-            source, found = open_any(model)
-            tokenizer = tokenizer_of(source)
-            bos = bos_of(tokenizer, source.spec.family)
-            requests = [tokenize(tokenizer, continuation, bos) for continuation in continuations]
-            with computing_on(request.device):
-                scores = torch_scores(source, requests, progress, f"{request.task}, {_portable_name(model)}")
-            executor, scheme = "PyTorch", found or ""
-        score = score_task(request.task, examples, scores)
-        yield TaskResult(model, executor, scheme or None, score, time.monotonic() - started)
+    if is_exported(model):
+        artifact = Artifact.open(Path(model))
+        tokenizer = tokenizer_of(artifact.directory)
+        backend = OrtBackend.load(artifact.directory, all_logits=True)
+        bos = bos_of(tokenizer, artifact.manifest.contents.source.family)
+        requests = [tokenize(tokenizer, continuation, bos) for continuation in continuations]
+        scores = backend_scores(backend, requests, progress, f"{request.task}, {_portable_name(model)}")
+        executor, scheme = "ONNX Runtime", artifact.manifest.contents.quantization.scheme.describe()
+    else:
+        source, found = open_any(model)
+        tokenizer = tokenizer_of(source)
+        bos = bos_of(tokenizer, source.spec.family)
+        requests = [tokenize(tokenizer, continuation, bos) for continuation in continuations]
+        with computing_on(request.device):
+            scores = torch_scores(source, requests, progress, f"{request.task}, {_portable_name(model)}")
+        executor, scheme = "PyTorch", found or ""
+    score = score_task(request.task, examples, scores)
+    return TaskResult(model, executor, scheme or None, score, time.monotonic() - started)
 
 
 def is_exported(model: str) -> bool:

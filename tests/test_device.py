@@ -17,7 +17,7 @@ from awq2trt.progress import SilentProgress
 from awq2trt.quantize.job import QuantizeJob
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.source import SafetensorsSource
-from awq2trt.stages import EvalRequest, QuantizeRequest, eval_stage, quantize_stage
+from awq2trt.stages import EvalRequest, QuantizeRequest, TaskRequest, eval_stage, quantize_stage, task_stage
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def model(tmp_path: Path) -> Path:
     return save_llama(tmp_path / "model", num_hidden_layers=3)
 
 
-@pytest.mark.parametrize("command", ["quantize", "eval"])
+@pytest.mark.parametrize("command", ["quantize", "eval", "eval --task"])
 def test_a_device_that_is_not_there_is_refused_before_any_work(
     command: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,8 +83,11 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(
         "quantize": lambda: quantize_stage(
             QuantizeRequest(str(model), output, QuantizeOptions(), device="cuda"), SilentProgress()
         ),
-        "eval": lambda: next(
-            eval_stage(EvalRequest((str(model),), str(tmp_path / "text.txt"), 1, 64, "cuda"), SilentProgress())
+        "eval": lambda: eval_stage(
+            EvalRequest((str(model),), str(tmp_path / "text.txt"), 1, 64, "cuda"), SilentProgress()
+        ),
+        "eval --task": lambda: task_stage(
+            TaskRequest((str(model),), "piqa", tmp_path / "rows.jsonl", device="cuda"), SilentProgress()
         ),
     }
     with pytest.raises(UsageError, match="finds no GPU"):
