@@ -202,7 +202,7 @@ def test_awq_lowers_the_error_of_every_linear_of_a_block(effort: str, tmp_path: 
         weights = load_block(source, 0)
         _, statistics = collect_statistics(runner, 0, weights, Ends(source).embed(tokens(8, 64)))
         method = BlockMethod(QuantScheme(group_size=32), EFFORTS[effort])
-        block = quantize_block(spec, weights, statistics, method, where="model.layers.0.")
+        block = quantize_block(spec, 0, weights, statistics, method)
     assert set(block.linears) == set(spec.block.linears)
     assert set(block.norms) == {"input_layernorm.weight", "post_attention_layernorm.weight"}
     for name, report in block.reports.items():

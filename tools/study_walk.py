@@ -241,7 +241,7 @@ class _Lane:
         else:
             if self._calibration is not None:
                 _, statistics = collect_statistics(self._runner, layer, weights, self._calibration)
-            changed = dequantized(quantize_block(spec, weights, statistics or {}, method, where=spec.prefix(layer)))
+            changed = dequantized(quantize_block(spec, layer, weights, statistics or {}, method))
         if setting.only:
             left = [name for name in spec.block.linears if name.rpartition(".")[2] not in setting.only]
             changed.update({f"{name}.weight": weights[f"{name}.weight"] for name in left})

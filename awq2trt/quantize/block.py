@@ -18,6 +18,7 @@ from awq2trt.quantize.fold import fold_scales_
 from awq2trt.quantize.gptq import GptqOptions, gptq_round
 from awq2trt.quantize.grids import cut_share, search_grids
 from awq2trt.quantize.rounding import GroupGrid, Rounded, fake_quantize, group_grid, round_to_grid, to_groups
+from awq2trt.quantize.scores import score_moments
 from awq2trt.quantize.search import (
     InputStatistics,
     ScaleOptions,
@@ -47,7 +48,8 @@ class LinearReport:
         beta: How much its group's weights enter the scales, see `ScaleOptions`; None where alpha is.
         clipped_share: Share of its rounding groups whose range was shrunk.
         error_rounded: Relative output error of plain rounding, || dW X || / || W X ||; None without statistics.
-        error: The same after the search.
+        error: The same after the search. Where q and k are rounded for the scores (`SearchOptions.score_passes`), their
+            own outputs' errors may be larger than they could be.
     """
 
     alpha: float | None = None
@@ -143,26 +145,27 @@ def method_of(options: QuantizeOptions) -> BlockMethod:
 
 
 def quantize_block(
-    spec: DecoderSpec, weights: Mapping[str, Tensor], statistics: Statistics, method: BlockMethod, *, where: str
+    spec: DecoderSpec, layer: int, weights: Mapping[str, Tensor], statistics: Statistics, method: BlockMethod
 ) -> QuantizedBlock:
     """Scales by group, folded; then clips by linear; then rounding; each if the method asks for it.
 
     Args:
         spec: The model.
+        layer: Which block.
         weights: The block's fp32 tensors; not changed.
         statistics: As `collect_statistics` returns; empty for a method that uses no text.
         method: What to do.
-        where: The block's name prefix, for errors.
     """
-    folded = dict(weights)
+    folded, where = dict(weights), spec.prefix(layer)
     inputs = _inputs_of_linears(spec, folded, statistics, method, where) if method.uses_text else {}
+    moments = _score_moments(spec, layer, folded, inputs, method)
     linears: dict[str, QuantizedLinear] = {}
     reports: dict[str, LinearReport] = {}
     # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
     for name in spec.block.linears:
         weight, seen = folded[f"{name}.weight"], inputs.get(name)
         grid = _searched_grid(spec, name, weight, seen, method) if seen else None
-        rounded = _round(weight, seen, grid, method, where + name)
+        rounded = _round(weight, seen, grid, method, moments.get(name), where + name)
         linears[name] = rounded.to_linear(method.scheme, bias=folded.get(f"{name}.bias"), where=where + name)
         reports[name] = LinearReport()
         if seen:
@@ -195,25 +198,27 @@ def dequantized(block: QuantizedBlock) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _LinearInput:
-    """Mean |x| and E[x x^T] of a linear's input as it was, s, and E[x x^T] as it is after folding, divided by s."""
+    """Mean |x| and E[x x^T] of a linear's input as it was, s, E[x] and E[x x^T] as they are after folding, over s."""
 
     alpha: float | None
     beta: float | None
     magnitude: Tensor
     scales: Tensor
     unscaled_gram: Tensor
+    mean: Tensor
     gram: Tensor
 
     @classmethod
     def unscaled(cls, statistics: InputStatistics) -> _LinearInput:
         """Before, or without, a search."""
         gram, magnitude = statistics.gram(), statistics.magnitude()
-        return cls(None, None, magnitude, torch.ones_like(magnitude), gram, gram)
+        return cls(None, None, magnitude, torch.ones_like(magnitude), gram, statistics.mean(), gram)
 
     def scaled(self, found: ScaleResult) -> _LinearInput:
         """After scales were folded."""
         gram = self.unscaled_gram / torch.outer(found.scales, found.scales)
-        return replace(self, alpha=found.alpha, beta=found.beta, scales=found.scales, gram=gram)
+        mean = self.mean / found.scales
+        return replace(self, alpha=found.alpha, beta=found.beta, scales=found.scales, mean=mean, gram=gram)
 
     def search(self) -> dict[str, Tensor]:
         """What `QuantizedBlock.search` keeps of it."""
@@ -244,8 +249,23 @@ def _searched_grid(
     return search_grids(weight, seen.gram, method.scheme, method.search.grids)
 
 
+def _score_moments(
+    spec: DecoderSpec, layer: int, folded: Mapping[str, Tensor], inputs: Mapping[str, _LinearInput], method: BlockMethod
+) -> dict[str, Tensor]:
+    """How errors of rows of q and k weigh on each other, by linear; empty where the method does not look at scores."""
+    if method.search is None or not method.search.score_passes or method.gptq:
+        return {}
+    seen = inputs[spec.block.q_proj]
+    return score_moments(spec, layer, folded, seen.mean, seen.gram)
+
+
 def _round(
-    weight: Tensor, seen: _LinearInput | None, grid: GroupGrid | None, method: BlockMethod, where: str
+    weight: Tensor,
+    seen: _LinearInput | None,
+    grid: GroupGrid | None,
+    method: BlockMethod,
+    moments: Tensor | None,
+    where: str,
 ) -> Rounded:
     """Codes of one linear, on the grid found if there is one."""
     scheme, device = method.scheme, weight.device
@@ -254,10 +274,14 @@ def _round(
         weight, gram, grid = weight.cpu(), seen.gram.cpu(), grid.to(CPU) if grid else None
         return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where).to(device)
     rounded = round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
-    if seen and method.search and method.search.code_passes:
-        passes = method.search.code_passes
-        return descend(weight.cpu(), rounded.to(CPU), seen.gram.cpu(), scheme, passes=passes).to(device)
-    return rounded
+    if not seen or not method.search or not method.search.code_passes:
+        return rounded
+    weight, gram, passes = weight.cpu(), seen.gram.cpu(), method.search.code_passes
+    rounded = descend(weight, rounded.to(CPU), gram, scheme, passes=passes)
+    if moments is not None:
+        passes = method.search.score_passes
+        rounded = descend(weight, rounded, gram, scheme, passes=passes, moments=moments.cpu())
+    return rounded.to(device)
 
 
 def _search_group(

@@ -183,7 +183,7 @@ class QuantizeJob:
                 where=prefix.rstrip("."),
                 fix="check the checkpoint: its weights are finite, but they do not compute.",
             )
-        block = quantize_block(spec, weights, statistics, method, where=prefix)
+        block = quantize_block(spec, layer, weights, statistics, method)
         if method.sequential:
             outputs = run_block(runner, layer, dequantized(block), hidden)
         _save_whole(self._hidden(layer + 1), outputs)

@@ -55,28 +55,35 @@ class InputStatistics:
 
     Attributes:
         gram_sum: Sum of x x^T over tokens, fp32 [K, K].
+        sum: Of x over tokens, fp32 [K].
         magnitude_sum: Sum of |x| over tokens, fp32 [K].
         tokens: How many were seen.
     """
 
     gram_sum: Tensor
+    sum: Tensor
     magnitude_sum: Tensor
     tokens: int = 0
 
     @classmethod
     def empty(cls, channels: int) -> InputStatistics:
         """Statistics of no token."""
-        return cls(torch.zeros(channels, channels), torch.zeros(channels))
+        return cls(torch.zeros(channels, channels), torch.zeros(channels), torch.zeros(channels))
 
     def add_(self, x: Tensor) -> None:
         """Adds activations fp32 [tokens, K]."""
         self.gram_sum.addmm_(x.T, x)
+        self.sum += x.sum(dim=0)
         self.magnitude_sum += x.abs().sum(dim=0)
         self.tokens += x.shape[0]
 
     def gram(self) -> Tensor:
         """E[x x^T], fp32 [K, K]."""
         return self.gram_sum / self.tokens
+
+    def mean(self) -> Tensor:
+        """E[x], fp32 [K]."""
+        return self.sum / self.tokens
 
     def magnitude(self) -> Tensor:
         """s_x: mean |x| of every channel, fp32 [K] (paper, equation 5)."""
