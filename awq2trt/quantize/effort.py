@@ -37,9 +37,11 @@ The last line was `best` until q and k got a loss on the attention scores instea
 
 The first of these forms needs nothing but means over tokens. The other two looked at every eighth query of the text
 with all keys before it, which adds half of the time of `best` and brings little more than the draws differ by. `best`
-has the first, with the covariance as far as the means tell it, and four descents. Rows of a head rounded one after
-another, as GPTQ rounds columns, brought `default` from 33.8 to 33.2 and from 54.2 to 51.8; descent over both took its
-place.
+has the first, with the covariance as far as the means tell it, and four descents: of its twelve figures in the study
+(two widths, two group sizes, three draws) ten fell, and their means from 32.62 to 32.46 (INT4 g128), 32.02 to 31.78
+(INT4 g64), 47.2 to 45.9 (INT3 g128) and 42.9 to 42.5 (INT3 g64); those before were from an H100. Rows of a head rounded
+one after another, as GPTQ rounds columns, brought `default` from 33.8 to 33.2 and from 54.2 to 51.8; descent over both
+took its place.
 
 Weights in the scales do not pay on both widths, so no effort has them. To repeat a line, or to try another, change the
 fields of `SearchOptions` for an effort below and run `tools/study.py --tables methods`; q and k left out of the descent
