@@ -125,7 +125,8 @@ def test_a_head_that_moves_no_score_still_gets_codes(tmp_path: Path) -> None:
     assert torch.isfinite(moments[spec.block.k_proj]).all()
 
 
-def test_looking_at_scores_moves_those_of_a_block_less(tmp_path: Path) -> None:
+def test_looking_at_scores_moves_those_of_a_block_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "POSITIONS", 64)  # as many as the text has
     source = SafetensorsSource(save_llama(tmp_path))
     spec, names = source.spec, source.spec.block
     rope, text = spec.layers[0].rope, tokens(16, 64)
@@ -148,7 +149,7 @@ def test_looking_at_scores_moves_those_of_a_block_less(tmp_path: Path) -> None:
     with torch.inference_mode():
         weights, hidden = load_block(source, 0), Ends(source).embed(text)
         for name in (names.q_proj, names.k_proj):  # a few directions make up most of a head, as in trained models
-            mixing = _normal(spec.head_dim, spec.head_dim, seed=5) * torch.logspace(0, -2, spec.head_dim)
+            mixing = _normal(spec.head_dim, spec.head_dim, seed=5) * torch.logspace(0, -3, spec.head_dim)
             weights[f"{name}.weight"] = (
                 mixing @ weights[f"{name}.weight"].view(-1, spec.head_dim, spec.hidden_size)
             ).flatten(0, 1)
@@ -158,4 +159,4 @@ def test_looking_at_scores_moves_those_of_a_block_less(tmp_path: Path) -> None:
             method = BlockMethod(QuantScheme(bits=3, group_size=32), replace(EFFORTS["best"], score_passes=passes))
             block = dequantized(quantize_block(spec, 0, weights, statistics, method))
             errors.append(float((scores_of(block, hidden) - before).square().mean()))
-    assert errors[1] < 0.9 * errors[0]
+    assert errors[1] < 0.8 * errors[0]  # measured: 0.49, with other mixings 0.57 and 0.70
