@@ -64,14 +64,14 @@ def test_moments_give_the_mean_squared_change_of_scores(
     gram, mean = inputs.T @ inputs / len(inputs), inputs.mean(dim=0)
     moments = score_moments(spec, 0, weights, mean, gram)
 
-    def heads(name: str, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def heads(weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """[heads, inputs, head_dim] fp64."""
         outputs = inputs.double() @ weight.double().T + (0 if bias is None else bias.double())
         return outputs.view(len(inputs), -1, spec.head_dim).transpose(0, 1)
 
-    q, k = (heads(n, weights[f"{n}.weight"], weights.get(f"{n}.bias")) for n in (names.q_proj, names.k_proj))
+    q, k = (heads(weights[f"{n}.weight"], weights.get(f"{n}.bias")) for n in (names.q_proj, names.k_proj))
     error_q, error_k = (_normal(*weights[f"{n}.weight"].shape, seed=3) for n in (names.q_proj, names.k_proj))
-    changed_q, changed_k = heads("", error_q, None), heads("", error_k, None)
+    changed_q, changed_k = heads(error_q), heads(error_k)
     shared = spec.num_heads // spec.num_kv_heads
     by_query = torch.zeros(spec.num_heads, len(inputs), 0, dtype=torch.float64)
     of_keys, shares = 0.0, []

@@ -274,7 +274,7 @@ def _round(
         weight, gram, grid = weight.cpu(), seen.gram.cpu(), grid.to(CPU) if grid else None
         return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where).to(device)
     rounded = round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
-    if not seen or not method.search or not method.search.code_passes:
+    if not seen or not method.search or not (method.search.code_passes or method.search.score_passes):
         return rounded
     weight, gram, passes = weight.cpu(), seen.gram.cpu(), method.search.code_passes
     rounded = descend(weight, rounded.to(CPU), gram, scheme, passes=passes)

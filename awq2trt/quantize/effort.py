@@ -45,7 +45,8 @@ took its place.
 
 Weights in the scales do not pay on both widths, so no effort has them. To repeat a line, or to try another, change the
 fields of `SearchOptions` for an effort below and run `tools/study.py --tables methods`; q and k left out of the descent
-were a condition in `block` that is gone. `tools/study_results` has the efforts themselves in several draws.
+were a condition in `block` that is gone, as is the script that looked at queries of the text and left other linears as
+they were. `tools/study_results` has the efforts themselves in several draws.
 """
 
 from __future__ import annotations

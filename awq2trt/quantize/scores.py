@@ -22,15 +22,13 @@ from torch import Tensor
 
 from awq2trt.decoder import Rotary
 from awq2trt.families import DecoderSpec, RopeSpec
+from awq2trt.quantize.gptq import DAMPING
 
 POSITIONS: Final = 512
 """Of the sequences whose distances count: as long as calibration windows are by default."""
 
 DISTANCE_STEP: Final = 4
 """Between the distances that are looked at."""
-
-DAMPING: Final = 0.01
-"""Share of the mean diagonal added to each row's own weight, as in GPTQ: the estimate is of one text."""
 
 
 def score_moments(
@@ -95,6 +93,9 @@ def _outer(vectors: Tensor) -> Tensor:
 
 
 def _damped(moments: Tensor) -> Tensor:
-    """No row weighs nothing: the codes of a head that moves no score at all are rounded row by row."""
+    """With a share of the mean diagonal on each row's own weight, as in GPTQ: the estimate is of one text.
+
+    No row weighs nothing: the codes of a head that moves no score at all are rounded row by row.
+    """
     own = moments.diagonal(dim1=1, dim2=2).mean(dim=1).view(-1, 1, 1)
     return torch.where(own > 0, moments, 0) + torch.where(own > 0, DAMPING * own, 1) * torch.eye(moments.shape[1])
