@@ -1,7 +1,7 @@
 """The custom operators, declared once: domain, names, inputs, attributes, version.
 
 The exporter writes these names, the ONNX function bodies define what they mean, and the plugin
-library implements them (`plugins/trt`; a test holds its C++ constants to these). The normative text
+library implements them (`plugins/ops`; a test holds its C++ constants to these). The normative text
 is `plugins/FORMAT.md`.
 """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,10 @@ import pytest
 from awq2trt import bench
 from awq2trt.bench import Ceilings, KernelReport, LayerShape, Measurement
 from awq2trt.errors import ToolError
-from awq2trt.plugin_library import find_plugin_library
+from awq2trt.plugin_library import PluginLibrary, find_plugin_library
 
 REPOSITORY = Path(__file__).parent.parent
-HEADER = REPOSITORY / "plugins" / "kernels" / "w4a16_linear.h"
+HEADER = REPOSITORY / "plugins" / "kernels" / "w4a16_linear" / "w4a16_linear.h"
 
 CEILINGS = Ceilings(copy_bytes_per_us=3e6, mma_flops_per_us=6e8)
 
@@ -94,11 +96,36 @@ def test_without_a_gpu_the_error_says_where_to_run() -> None:
     assert error.value.fix is not None
 
 
-def test_library_refuses_a_problem_with_the_reason() -> None:
+@pytest.fixture
+def library() -> PluginLibrary:
     try:
-        kernels = bench.Kernels(find_plugin_library())
+        return find_plugin_library()
     except ToolError as error:
         pytest.skip(f"needs the plugin library: {error.fix}")
+
+
+def test_ceilings_come_from_a_library_beside_the_plugins(library: PluginLibrary, tmp_path: Path) -> None:
+    if not library.path.with_name(bench.BENCH_LIBRARY_NAME).is_file():
+        pytest.skip("needs the benchmark library: make plugins")
+    for symbol in ("awq2trt_launch_mma_ceiling", "awq2trt_mma_ceiling_flops"):
+        assert hasattr(ctypes.CDLL(str(library.path.with_name(bench.BENCH_LIBRARY_NAME))), symbol)
+        assert not hasattr(ctypes.CDLL(str(library.path)), symbol), "engines would carry it"
+    beside = tmp_path / bench.BENCH_LIBRARY_NAME
+    lonely = replace(library, path=tmp_path / library.path.name)
+    shutil.copyfile(library.path, lonely.path)
+    with pytest.raises(ToolError, match=rf"no {bench.BENCH_LIBRARY_NAME} beside .*make plugins"):
+        bench.Kernels(lonely)
+    beside.write_text("not ELF")
+    with pytest.raises(ToolError, match=r"not a usable benchmark library.*make plugins"):
+        bench.Kernels(lonely)
+    beside.unlink()
+    shutil.copyfile(library.path.with_name(bench.BENCH_LIBRARY_NAME), beside)
+    with pytest.raises(ToolError, match=rf"expected version 0\.0\.0, .*got {re.escape(library.version)}"):
+        bench.Kernels(replace(lonely, version="0.0.0"))
+
+
+def test_library_refuses_a_problem_with_the_reason(library: PluginLibrary) -> None:
+    kernels = bench.Kernels(library)
     problem = bench.GemmProblem(m=1, n=8, k=12, group_size=4, dtype=0)
     with pytest.raises(ToolError, match="K must be a positive multiple of 8"):
         kernels.choose_config(problem)

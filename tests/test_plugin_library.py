@@ -21,7 +21,7 @@ from awq2trt.plugin_library import PluginLibrary, find_plugin_library, load_into
 
 REPOSITORY = Path(__file__).parent.parent
 BUILD_FOLDER = REPOSITORY / "build" / "plugins"
-OP_HEADER = REPOSITORY / "plugins" / "trt" / "w4a16_linear_op.h"
+OPS = REPOSITORY / "plugins" / "ops"
 
 N, K, GROUP_SIZE = 96, 320, 128
 GROUPS = 3
@@ -35,11 +35,13 @@ def library() -> PluginLibrary:
 
 
 def test_cpp_and_python_agree_on_names() -> None:
-    constants = dict(re.findall(r'constexpr char (\w+)\[\] = "(\w+)";', OP_HEADER.read_text()))
+    headers = (OPS / "operator.h").read_text() + (OPS / "w4a16_linear.h").read_text()
+    constants = dict(re.findall(r'constexpr char (\w+)\[\] = "(\w+)";', headers))
+    assert opset.DOMAIN == opset.PLUGIN_NAMESPACE
     assert constants == {
-        "kOpType": opset.W4A16_LINEAR,
-        "kPluginVersion": opset.PLUGIN_VERSION,
-        "kPluginNamespace": opset.PLUGIN_NAMESPACE,
+        "kDomain": opset.DOMAIN,
+        "kName": opset.W4A16_LINEAR,
+        "kVersion": opset.PLUGIN_VERSION,
         "kGroupSize": opset.ATTR_GROUP_SIZE,
         "kHasZeros": opset.ATTR_HAS_ZEROS,
         "kHasBias": opset.ATTR_HAS_BIAS,

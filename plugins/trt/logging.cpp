@@ -1,4 +1,5 @@
-#include "logging.h"
+// Where messages of the plugins go; see logging.h.
+#include "trt/logging.h"
 
 #include <atomic>
 #include <cstdarg>
