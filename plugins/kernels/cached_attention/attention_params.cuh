@@ -1,0 +1,67 @@
+// What the attention kernels share: their parameters in the type of the call, the score of a query and a key, and the
+// slots that a block of queries sees.
+#pragma once
+
+#include <cfloat>
+#include <cstdint>
+
+#include "kernels/cached_attention/cached_attention.h"
+#include "kernels/device/convert.cuh"
+
+namespace awq2trt {
+
+template <typename T>
+struct AttentionParams {
+  const T* qkv;
+  const int64_t* position;
+  const T* cos;
+  const T* sin;
+  const T* query_norm;
+  const T* key_norm;
+  const float* alibi;
+  T* keys;  // present, [B, Hkv, C, D]
+  T* values;
+  T* y;
+  T* queries;       // workspace: normed and rotated, [B, S, Hq, D]; not in kDecode
+  float* partials;  // workspace: sums of splits, [B, Hq, S, splits, D]
+  float2* maxima;   // workspace: largest score and sum of weights, [B, Hq, S, splits]
+  int tokens, heads, kv_heads, heads_per_kv, capacity, rotary_dim, window, splits;
+  float scale, softcap, clip, norm_eps;
+  bool interleaved;
+};
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// What a masked score is: so far below every other that its weight is 0, and not infinite, so that the difference of
+// two of them is a number.
+constexpr float kMasked = -FLT_MAX / 4;
+
+// Score of a query at `query_position` and the key in slot `slot` from their product, times log2(e): weights are powers
+// of 2. kMasked if the query does not see the slot.
+template <typename T>
+__device__ __forceinline__ float score_of(const AttentionParams<T>& p, float product, int slot, int query_position,
+                                          float slope) {
+  float score = product * p.scale;
+  if (p.softcap > 0.f) score = p.softcap * tanhf(score / p.softcap);
+  score += slope * static_cast<float>(slot - query_position);
+  const bool seen = slot <= query_position && (p.window == 0 || slot > query_position - p.window);
+  return seen ? score * kLog2E : kMasked;
+}
+
+// Slots [begin, end) that some query at positions first .. last sees.
+struct SlotRange {
+  int begin, end;
+};
+
+template <typename T>
+__device__ __forceinline__ SlotRange slots_seen(const AttentionParams<T>& p, int first, int last) {
+  return {p.window == 0 ? 0 : max(0, first + 1 - p.window), min(last + 1, p.capacity)};
+}
+
+// First slot of a sequence's head in the cache.
+template <typename T>
+__device__ __forceinline__ int64_t cache_row(const AttentionParams<T>& p, int sequence, int kv_head, int slot) {
+  return (static_cast<int64_t>(sequence) * p.kv_heads + kv_head) * p.capacity + slot;
+}
+
+}  // namespace awq2trt

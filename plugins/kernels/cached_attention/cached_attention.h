@@ -1,0 +1,91 @@
+// Self-attention over a key-value cache of fixed capacity, from the merged projection of queries, keys and values to
+// the attention's output: norms of heads, rotary embedding or ALiBi, writing the cache, and attention over what is in
+// it. The kernels' whole public interface; the operator is in plugins/FORMAT.md, section CachedAttention.
+//
+// In:  qkv [B, S, (Hq + 2 Hkv) D] fp16 or bf16: of each new token the queries, keys and values of all heads, in this
+//      order; `position` [B], the cache slot of each sequence's first new token; the cache [B, Hkv, C, D].
+// Out: y [B, S, Hq D]; the cache with the keys (normed, rotated) and values of the new tokens in slots position ..
+//      position + S - 1. Token t sees the slots up to its own, and with a window of W only the last W of them.
+// Scores, softmax and sums are fp32, in an order that depends on the problem, the positions and the device only, so the
+// same call gives the same bits. Knows neither TensorRT nor ONNX Runtime.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/data_type.h"
+#include "kernels/device/device.h"
+
+namespace awq2trt {
+
+// One call's sizes. A number that is 0 leaves out what it is of.
+struct AttentionProblem {
+  int batch;       // B
+  int tokens;      // S, new ones of each sequence
+  int heads;       // Hq
+  int kv_heads;    // Hkv, a divisor of Hq
+  int head_dim;    // D
+  int capacity;    // C
+  int rotary_dim;  // leading channels of a head that are rotated; even
+  int window;      // slots that a token sees, its own included
+  float scale;     // of scores
+  float softcap;   // scores become softcap * tanh(score / softcap)
+  float clip;      // queries, keys and values are clipped to +- clip
+  float norm_eps;  // of the RMS norms of queries and keys; counts where has_norms
+  bool has_norms;
+  bool interleaved;  // rotary pairs are neighbours, 2i and 2i + 1, rather than i and i + rotary_dim / 2
+  bool has_alibi;
+  DataType dtype;
+
+  int heads_per_kv() const { return heads / kv_heads; }
+};
+
+// nullptr when kernels exist for the problem, else why not, as a sentence for the user.
+const char* check_validity(const AttentionProblem& problem);
+
+// How a call is computed.
+enum class AttentionKernel : int32_t {
+  kDecode,       // one row tile a key-value head: norms, rotation and the cache write are part of it
+  kDecodeTiled,  // few tokens, several row tiles a head: the cache is written by a kernel before
+  kPrefill,      // many tokens: blocks of queries share tiles of keys (prefill_kernel.cu)
+};
+
+struct AttentionConfig {
+  AttentionKernel kernel;
+  int splits;              // kDecode, kDecodeTiled: blocks that share the keys of a row tile
+  bool overlap;            // blocks may start while the kernel before is still finishing (device/overlap.cuh)
+  size_t workspace_bytes;  // scratch that the launch needs, contents irrelevant before and after
+};
+
+// Pure function of its arguments; no CUDA call. It does not know positions, so that a CUDA graph holds for all of them.
+AttentionConfig choose_config(const AttentionProblem& problem, const Device& device);
+
+// Workspace that suffices for `problem` with any number of tokens up to problem.tokens on any supported device.
+size_t workspace_bound(const AttentionProblem& problem);
+
+// Device pointers, aligned to 16 bytes; those of what the problem leaves out are nullptr. T is the type of qkv.
+struct AttentionTensors {
+  const void* qkv;          // [B, S, (Hq + 2 Hkv) D] T
+  const int64_t* position;  // [B], aligned to 8 bytes
+  const void* cos;          // [at least C, rotary_dim / 2] T
+  const void* sin;
+  const void* query_norm;  // [D] T, gains
+  const void* key_norm;
+  const float* alibi;      // [Hq], slopes
+  const void* past_key;    // [B, Hkv, C, D] T
+  const void* past_value;  // may be the memory of present_value; past_key, that of present_key
+  void* present_key;       // [B, Hkv, C, D] T
+  void* present_value;
+  void* y;          // [B, S, Hq D] T
+  void* workspace;  // config.workspace_bytes; nullptr if 0
+};
+
+// Enqueues the kernels of `config` on `stream`. Where past and present are different memory, the past is copied first.
+// Allocates nothing and never synchronizes, so it can be captured in a CUDA graph. Positions are not checked: a token
+// beyond the capacity writes nothing, and what it gives is meaningless.
+cudaError_t launch_cached_attention(const AttentionProblem& problem, const AttentionConfig& config,
+                                    const AttentionTensors& tensors, cudaStream_t stream);
+
+}  // namespace awq2trt

@@ -1,0 +1,329 @@
+// Attention of few queries, where reading the cache takes all the time.
+//
+// - A block owns 8 rows (pairs of a new token and one of the query heads that share a key-value head) and a range of
+//   slots: `splits` blocks share the slots that a row tile sees, in equal pieces of whole warp tiles. How many of them
+//   have work depends on the position, which only the device knows; the others leave at once.
+// - A warp takes tiles of 16 slots in turn. It loads keys and values straight into the registers of mma.sync, 16 bytes
+//   a lane: which channel a register stands for is free as long as both operands agree, so a lane's 8 channels of a key
+//   are the k of two instructions, and its 8 channels of a value are the column of eight. Nothing passes through shared
+//   memory, and the loads of the next keys are under way while the values are multiplied.
+// - Queries are rows of the A operand. Rows 8 to 15 of it are zero: the tensor cores have time for them.
+// - Softmax runs along: each warp keeps the largest score and the sum of weights of its slots. Warps meet in shared
+//   memory, splits in combine_kernel, always in the same order.
+#include "kernels/cached_attention/launchers.cuh"
+#include "kernels/cached_attention/prepare_head.cuh"
+#include "kernels/device/global_loads.cuh"
+#include "kernels/device/half_pair.h"
+#include "kernels/device/overlap.cuh"
+#include "kernels/device/tensor_core.cuh"
+
+namespace awq2trt {
+namespace {
+
+constexpr int kWarps = kDecodeWarps;
+constexpr int kThreads = kWarps * kWarpSize;
+constexpr int kSlotTile = kDecodeSlotTile;  // slots of a warp's tile
+constexpr int kRows = kDecodeRows;          // rows of a block
+
+// The rows of a block and where their queries are.
+struct RowTile {
+  int sequence, kv_head, first_row, rows;  // first_row counts rows of the key-value head: token * heads_per_kv + head
+  int position;                            // slot of the sequence's first new token
+};
+
+// The slots of one split, of `active` that have any.
+struct Split {
+  int begin, end, active;
+};
+
+template <typename T>
+__device__ __forceinline__ Split split_of(const AttentionParams<T>& p, const SlotRange& seen, int split) {
+  const int slots = max(seen.end - seen.begin, 0);
+  const int tiles = (slots + kWarps * kSlotTile - 1) / (kWarps * kSlotTile);  // a tile for each warp
+  const int share = max((tiles + p.splits - 1) / p.splits, 1) * kWarps * kSlotTile;
+  const int begin = seen.begin + split * share;
+  return {begin, min(begin + share, seen.end), (slots + share - 1) / share};
+}
+
+template <typename T>
+__device__ __forceinline__ SlotRange slots_of_rows(const AttentionParams<T>& p, const RowTile& tile) {
+  const int last_row = tile.first_row + tile.rows - 1;
+  return slots_seen(p, tile.position + tile.first_row / p.heads_per_kv, tile.position + last_row / p.heads_per_kv);
+}
+
+// c += a * b, where only the upper 8 rows of a are not zero. The lower half of c stays zero; it costs registers all the
+// same, since the instruction takes four in a row.
+template <typename T>
+__device__ __forceinline__ void mma_upper(float (&c)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
+  mma_16x8x16(c, {a0, 0u, a2, 0u}, b0, b1, T{});
+}
+
+template <typename T>
+__device__ __forceinline__ uint32_t pair_of_floats(float low, float high);
+template <>
+__device__ __forceinline__ uint32_t pair_of_floats<__half>(float low, float high) {
+  return bits_of(__floats2half2_rn(low, high));
+}
+template <>
+__device__ __forceinline__ uint32_t pair_of_floats<__nv_bfloat16>(float low, float high) {
+  return bits_of(__floats2bfloat162_rn(low, high));
+}
+
+// kWritesCache: the block's own range of new keys and values is made here, and its queries; else both are ready.
+template <typename T, int kHeadDim, bool kWritesCache>
+__global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(AttentionParams<T> p) {
+  constexpr int kKeyLoads = (kHeadDim + 31) / 32;    // of 16 bytes, a lane and slot
+  constexpr int kValueLoads = (kHeadDim + 63) / 64;  // likewise
+  constexpr bool kLoadsAhead = kHeadDim <= 128;      // registers hold keys beside values
+  __shared__ __align__(16) T query_shared[kRows][kHeadDim];
+  __shared__ float sums_shared[kWarps][kRows][kHeadDim];
+  __shared__ float2 maxima_shared[kWarps][kRows];
+
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int g = lane / 4, t = lane % 4;  // as in tensor_core.cuh
+
+  RowTile tile;
+  const int row_tiles = gridDim.y / p.kv_heads;
+  tile.sequence = blockIdx.z;
+  tile.kv_head = blockIdx.y / row_tiles;
+  tile.first_row = blockIdx.y % row_tiles * kRows;
+  tile.rows = min(kRows, p.tokens * p.heads_per_kv - tile.first_row);
+
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+
+  tile.position = static_cast<int>(p.position[tile.sequence]);
+  const Split split = split_of(p, slots_of_rows(p, tile), blockIdx.x);
+  if (split.begin >= split.end) return;
+
+  // --- Queries, and the new keys and values of this range ---
+
+  const auto head_of = [&](int row) { return tile.kv_head * p.heads_per_kv + (tile.first_row + row) % p.heads_per_kv; };
+  const auto token_of = [&](int row) { return (tile.first_row + row) / p.heads_per_kv; };
+  for (int row = warp; row < kRows; row += kWarps) {
+    T* const target = query_shared[row];
+    if (row >= tile.rows) {
+      for (int channel = lane; channel < kHeadDim; channel += kWarpSize) target[channel] = from_float<T>(0.f);
+      continue;
+    }
+    const int64_t token = static_cast<int64_t>(tile.sequence) * p.tokens + token_of(row);
+    if (kWritesCache) {
+      const T* const source = p.qkv + (token * (p.heads + 2 * p.kv_heads) + head_of(row)) * kHeadDim;
+      const int position = min(tile.position + token_of(row), p.capacity - 1);
+      prepare_rotated<T, kHeadDim>(p, source, target, p.query_norm, position, lane);
+    } else {
+      const T* const source = p.queries + (token * p.heads + head_of(row)) * kHeadDim;
+      for (int channel = lane; channel < kHeadDim; channel += kWarpSize) target[channel] = source[channel];
+    }
+  }
+  if (kWritesCache) {
+    for (int token = warp; token < p.tokens; token += kWarps) {
+      const int slot = tile.position + token;
+      if (slot >= split.begin && slot < split.end) {
+        write_cache<T, kHeadDim>(p, tile.sequence, token, tile.kv_head, slot, lane);
+      }
+    }
+  }
+  __syncthreads();
+
+  // --- The warp's slots ---
+
+  const T* const keys = p.keys + cache_row(p, tile.sequence, tile.kv_head, 0) * kHeadDim;
+  const T* const values = p.values + cache_row(p, tile.sequence, tile.kv_head, 0) * kHeadDim;
+  const int query_position = tile.position + token_of(min(g, tile.rows - 1));
+  const float slope = p.alibi != nullptr ? p.alibi[head_of(min(g, tile.rows - 1))] : 0.f;
+
+  // Beyond the range a lane reads its last slot again, whose second score is masked.
+  const auto load_keys = [&](uint4(&key)[2][kKeyLoads], int first) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const T* const row = keys + static_cast<int64_t>(min(first + 8 * i + g, split.end - 1)) * kHeadDim;
+#pragma unroll
+      for (int j = 0; j < kKeyLoads; ++j) {
+        const int channel = 32 * j + 8 * t;
+        key[i][j] = kHeadDim % 32 == 0 || channel < kHeadDim ? load_now(row + channel) : uint4{};
+      }
+    }
+  };
+  const auto load_values = [&](uint4(&value)[4][kValueLoads], int first) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int slot = first + 8 * (i / 2) + 2 * t + i % 2;
+      const T* const row = values + static_cast<int64_t>(min(slot, split.end - 1)) * kHeadDim;
+#pragma unroll
+      for (int j = 0; j < kValueLoads; ++j) {
+        const int channel = 64 * j + 8 * g;
+        value[i][j] = kHeadDim % 64 == 0 || channel < kHeadDim ? load_now(row + channel) : uint4{};
+      }
+    }
+  };
+
+  float sum[kValueLoads][8][4] = {};  // row g; channels 64 j + 8 n + e for n = 2t and 2t + 1
+  float largest = kMasked, weights = 0.f;
+
+  int first = split.begin + warp * kSlotTile;
+  uint4 key[2][kKeyLoads];
+  if (kLoadsAhead && first < split.end) load_keys(key, first);
+#pragma unroll 1
+  for (; first < split.end; first += kWarps * kSlotTile) {
+    uint4 value[4][kValueLoads];
+    if (kLoadsAhead) {
+      load_values(value, first);
+    } else {
+      load_keys(key, first);
+    }
+
+    float score[2][4] = {};
+#pragma unroll
+    for (int j = 0; j < kKeyLoads; ++j) {
+      const int channel = 32 * j + 8 * t;
+      const uint4 query = kHeadDim % 32 == 0 || channel < kHeadDim
+                              ? *reinterpret_cast<const uint4*>(&query_shared[g][channel])
+                              : uint4{};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        mma_upper<T>(score[i], query.x, query.y, key[i][j].x, key[i][j].y);
+        mma_upper<T>(score[i], query.z, query.w, key[i][j].z, key[i][j].w);
+      }
+    }
+    if (!kLoadsAhead) {
+      load_values(value, first);
+    } else if (first + kWarps * kSlotTile < split.end) {
+      load_keys(key, first + kWarps * kSlotTile);
+    }
+
+    float tile_largest = kMasked;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const int slot = first + 8 * i + 2 * t + n;
+        score[i][n] = slot < split.end ? score_of(p, score[i][n], slot, query_position, slope) : kMasked;
+        tile_largest = fmaxf(tile_largest, score[i][n]);
+      }
+    }
+    tile_largest = fmaxf(tile_largest, __shfl_xor_sync(0xffffffffu, tile_largest, 1));
+    tile_largest = fmaxf(tile_largest, __shfl_xor_sync(0xffffffffu, tile_largest, 2));
+    const float now_largest = fmaxf(largest, tile_largest);
+    const float shrink = exp2f(largest - now_largest);
+    largest = now_largest;
+    weights *= shrink;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        score[i][n] = score[i][n] == kMasked ? 0.f : exp2f(score[i][n] - largest);
+        weights += score[i][n];
+      }
+    }
+    const uint32_t a0 = pair_of_floats<T>(score[0][0], score[0][1]);
+    const uint32_t a2 = pair_of_floats<T>(score[1][0], score[1][1]);
+#pragma unroll
+    for (int j = 0; j < kValueLoads; ++j) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const auto word = [&](int i) { return reinterpret_cast<const uint32_t (&)[4]>(value[i][j])[e / 2]; };
+        const uint32_t halves = e % 2 == 0 ? 0x5410 : 0x7632;
+        const uint32_t b0 = __byte_perm(word(0), word(1), halves), b1 = __byte_perm(word(2), word(3), halves);
+        sum[j][e][0] *= shrink, sum[j][e][1] *= shrink;
+        mma_upper<T>(sum[j][e], a0, a2, b0, b1);
+      }
+    }
+  }
+
+  // --- Warps meet ---
+
+  weights += __shfl_xor_sync(0xffffffffu, weights, 1);
+  weights += __shfl_xor_sync(0xffffffffu, weights, 2);
+  if (t == 0) maxima_shared[warp][g] = make_float2(largest, weights);
+#pragma unroll
+  for (int j = 0; j < kValueLoads; ++j) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const int channel = 64 * j + 8 * (2 * t + n) + e;
+        if (channel < kHeadDim) sums_shared[warp][g][channel] = sum[j][e][n];
+      }
+    }
+  }
+  __syncthreads();
+
+  for (int i = threadIdx.x; i < tile.rows * kHeadDim; i += kThreads) {
+    const int row = i / kHeadDim, channel = i % kHeadDim;
+    float block_largest = kMasked;
+    for (int w = 0; w < kWarps; ++w) block_largest = fmaxf(block_largest, maxima_shared[w][row].x);
+    float total = 0.f, block_weights = 0.f;
+    for (int w = 0; w < kWarps; ++w) {
+      const float factor = exp2f(maxima_shared[w][row].x - block_largest);
+      total += factor * sums_shared[w][row][channel];
+      block_weights += factor * maxima_shared[w][row].y;
+    }
+    const int token = token_of(row), head = head_of(row);
+    if (split.active == 1) {
+      const int64_t place = (static_cast<int64_t>(tile.sequence) * p.tokens + token) * p.heads + head;
+      p.y[place * kHeadDim + channel] = from_float<T>(total / block_weights);
+    } else {
+      const int64_t place =
+          ((static_cast<int64_t>(tile.sequence) * p.heads + head) * p.tokens + token) * p.splits + blockIdx.x;
+      p.partials[place * kHeadDim + channel] = total;
+      if (channel == 0) p.maxima[place] = make_float2(block_largest, block_weights);
+    }
+  }
+}
+
+// Adds up the splits of one row: a block each, a thread for each channel.
+template <typename T, int kHeadDim>
+__global__ void __launch_bounds__(kHeadDim) combine_kernel(AttentionParams<T> p) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  const int head = blockIdx.x, token = blockIdx.y, sequence = blockIdx.z;
+  RowTile tile;  // the row tile that the row was in: its slots were split, not the row's own
+  tile.sequence = sequence;
+  tile.kv_head = head / p.heads_per_kv;
+  const int row = token * p.heads_per_kv + head % p.heads_per_kv;
+  tile.first_row = row / kRows * kRows;
+  tile.rows = min(kRows, p.tokens * p.heads_per_kv - tile.first_row);
+  tile.position = static_cast<int>(p.position[sequence]);
+  const int active = split_of(p, slots_of_rows(p, tile), 0).active;
+  if (active <= 1) return;
+
+  const int64_t place = ((static_cast<int64_t>(sequence) * p.heads + head) * p.tokens + token) * p.splits;
+  float largest = kMasked;
+  for (int s = 0; s < active; ++s) largest = fmaxf(largest, p.maxima[place + s].x);
+  float total = 0.f, weights = 0.f;
+  for (int s = 0; s < active; ++s) {
+    const float2 maximum = p.maxima[place + s];
+    const float factor = exp2f(maximum.x - largest);
+    total += factor * p.partials[(place + s) * kHeadDim + threadIdx.x];
+    weights += factor * maximum.y;
+  }
+  const int64_t out = (static_cast<int64_t>(sequence) * p.tokens + token) * p.heads + head;
+  p.y[out * kHeadDim + threadIdx.x] = from_float<T>(total / weights);
+}
+
+}  // namespace
+
+template <typename T, int kHeadDim>
+cudaError_t launch_decode_attention(const AttentionParams<T>& params, const AttentionConfig& config, int batch,
+                                    cudaStream_t stream) {
+  const int rows = params.tokens * params.heads_per_kv;
+  const unsigned row_tiles = (rows + kRows - 1) / kRows;
+  const dim3 grid(params.splits, row_tiles * params.kv_heads, batch);
+  auto* const kernel = config.kernel == AttentionKernel::kDecode ? decode_attention_kernel<T, kHeadDim, true>
+                                                                 : decode_attention_kernel<T, kHeadDim, false>;
+  const cudaError_t status = launch_kernel(kernel, grid, kThreads, 0, config.overlap, stream, params);
+  if (status != cudaSuccess || params.splits == 1) return status;
+  return launch_kernel(combine_kernel<T, kHeadDim>, dim3(params.heads, params.tokens, batch), kHeadDim, 0,
+                       config.overlap, stream, params);
+}
+
+#define AWQ2TRT_INSTANTIATE(head_dim)                                                                          \
+  template cudaError_t launch_decode_attention<__half, head_dim>(const AttentionParams<__half>&,               \
+                                                                 const AttentionConfig&, int, cudaStream_t);   \
+  template cudaError_t launch_decode_attention<__nv_bfloat16, head_dim>(const AttentionParams<__nv_bfloat16>&, \
+                                                                        const AttentionConfig&, int, cudaStream_t);
+AWQ2TRT_FOR_EACH_HEAD_DIM(AWQ2TRT_INSTANTIATE)
+#undef AWQ2TRT_INSTANTIATE
+
+}  // namespace awq2trt

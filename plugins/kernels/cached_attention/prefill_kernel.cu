@@ -1,0 +1,222 @@
+// Attention of many queries (FlashAttention-2, arXiv:2307.08691): blocks of queries walk over tiles of keys and values,
+// and softmax runs along, so that no score ever leaves the registers.
+//
+// - A block has 64 or 128 queries of one head, 16 a warp, and walks over the slots that any of them sees. Keys and
+// values
+//   of a tile pass through shared memory, two tiles deep (cp.async): while one is multiplied, the next is under way.
+// - Rows in shared memory are padded by 16 bytes, which puts 8 consecutive rows into 8 different groups of banks for
+//   ldmatrix, for every head size that there is.
+// - Blocks with the most slots start first: with a causal mask those are the last queries.
+#include "kernels/cached_attention/launchers.cuh"
+#include "kernels/device/async_copy.cuh"
+#include "kernels/device/half_pair.h"
+#include "kernels/device/overlap.cuh"
+#include "kernels/device/tensor_core.cuh"
+
+namespace awq2trt {
+namespace {
+
+// Shapes of a block.
+template <int kHeadDim>
+struct PrefillShape {
+  static constexpr int kWarps = kHeadDim <= 128 ? 8 : 4;
+  static constexpr int kQueries = kWarps * 16;
+  static constexpr int kSlots = kHeadDim <= 128 ? 64 : 32;  // of a tile
+  static constexpr int kStride = kHeadDim + 8;              // of a row in shared memory
+  static constexpr int kTile = kSlots * kStride;            // channels of a tile
+  static constexpr int kSharedBytes = 4 * kTile * 2;        // two tiles of keys and two of values
+  static_assert(kQueries * kStride * 2 <= kSharedBytes, "queries pass through the same memory");
+};
+
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address));
+}
+
+__device__ __forceinline__ void load_transposed_matrices(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address));
+}
+
+__device__ __forceinline__ uint32_t pair_as(float low, float high, __half) {
+  return bits_of(__floats2half2_rn(low, high));
+}
+__device__ __forceinline__ uint32_t pair_as(float low, float high, __nv_bfloat16) {
+  return bits_of(__floats2bfloat162_rn(low, high));
+}
+
+template <typename T, int kHeadDim>
+__global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
+    prefill_attention_kernel(AttentionParams<T> p) {
+  using Shape = PrefillShape<kHeadDim>;
+  constexpr int kThreads = Shape::kWarps * kWarpSize;
+  constexpr int kVectors = kHeadDim / 8;  // of 16 bytes, in a row
+  constexpr int kSteps = kHeadDim / 16;   // of k, in a score
+  extern __shared__ uint4 shared[];
+  T* const tiles = reinterpret_cast<T*>(shared);  // keys 0, keys 1, values 0, values 1
+  const uint32_t tiles_address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int g = lane / 4, t = lane % 4;  // as in tensor_core.cuh
+  const int head = blockIdx.y, sequence = blockIdx.z, kv_head = head / p.heads_per_kv;
+  const int first_token = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Shape::kQueries;
+  const int last_token = min(first_token + Shape::kQueries, p.tokens) - 1;
+
+  const int position = static_cast<int>(p.position[sequence]);
+  const SlotRange seen = slots_seen(p, position + first_token, position + last_token);
+  const T* const keys = p.keys + cache_row(p, sequence, kv_head, 0) * kHeadDim;
+  const T* const values = p.values + cache_row(p, sequence, kv_head, 0) * kHeadDim;
+
+  // --- Queries: through shared memory into registers, where they stay ---
+
+  for (int i = threadIdx.x; i < Shape::kQueries * kVectors; i += kThreads) {
+    const int row = i / kVectors, vector = i % kVectors, token = min(first_token + row, last_token);
+    const T* const source =
+        p.queries + ((static_cast<int64_t>(sequence) * p.tokens + token) * p.heads + head) * kHeadDim;
+    *reinterpret_cast<uint4*>(tiles + row * Shape::kStride + 8 * vector) =
+        *reinterpret_cast<const uint4*>(source + 8 * vector);
+  }
+  __syncthreads();
+  uint32_t query[kSteps][4];
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    const int row = warp * 16 + lane % 16, channel = 16 * k + lane / 16 * 8;
+    load_matrices(query[k], tiles_address + (row * Shape::kStride + channel) * 2);
+  }
+  __syncthreads();
+
+  const auto start_copies = [&](int stage, int first) {
+    for (int i = threadIdx.x; i < Shape::kSlots * kVectors; i += kThreads) {
+      const int row = i / kVectors, vector = i % kVectors;
+      const bool valid = first + row < seen.end;
+      const int64_t source = static_cast<int64_t>(valid ? first + row : seen.begin) * kHeadDim + 8 * vector;
+      const uint32_t place = (row * Shape::kStride + 8 * vector) * 2;
+      copy_16_async(tiles_address + stage * Shape::kTile * 2 + place, keys + source, valid);
+      copy_16_async(tiles_address + (2 + stage) * Shape::kTile * 2 + place, values + source, valid);
+    }
+    commit_copies();
+  };
+
+  float sum[kHeadDim / 8][4] = {};
+  float largest[2] = {kMasked, kMasked}, weights[2] = {};
+  int query_position[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) query_position[r] = position + min(first_token + warp * 16 + g + 8 * r, last_token);
+  const float slope = p.alibi != nullptr ? p.alibi[head] : 0.f;
+
+  int stage = 0;
+  start_copies(stage, seen.begin);
+  for (int first = seen.begin; first < seen.end; first += Shape::kSlots, stage ^= 1) {
+    if (first + Shape::kSlots < seen.end) start_copies(stage ^ 1, first + Shape::kSlots);
+    if (first + Shape::kSlots < seen.end) {
+      wait_for_copies<1>();
+    } else {
+      wait_for_copies<0>();
+    }
+    __syncthreads();
+
+    // Scores of 16 queries and the tile's slots; ldmatrix brings 16 slots x 16 channels at a time.
+    float score[Shape::kSlots / 8][4] = {};
+    const uint32_t key_tile = tiles_address + stage * Shape::kTile * 2;
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+      for (int n = 0; n < Shape::kSlots / 16; ++n) {
+        const int row = 16 * n + lane / 16 * 8 + lane % 8, channel = 16 * k + lane / 8 % 2 * 8;
+        uint32_t key[4];
+        load_matrices(key, key_tile + (row * Shape::kStride + channel) * 2);
+        mma_16x8x16(score[2 * n], query[k], key[0], key[1], T{});
+        mma_16x8x16(score[2 * n + 1], query[k], key[2], key[3], T{});
+      }
+    }
+
+    // Softmax runs along; c0 and c1 are of row g, c2 and c3 of row g + 8.
+    float tile_largest[2] = {kMasked, kMasked};
+#pragma unroll
+    for (int n = 0; n < Shape::kSlots / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int slot = first + 8 * n + 2 * t + i % 2;
+        score[n][i] = score_of(p, score[n][i], slot, query_position[i / 2], slope);
+        tile_largest[i / 2] = fmaxf(tile_largest[i / 2], score[n][i]);
+      }
+    }
+    float shrink[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      tile_largest[r] = fmaxf(tile_largest[r], __shfl_xor_sync(0xffffffffu, tile_largest[r], 1));
+      tile_largest[r] = fmaxf(tile_largest[r], __shfl_xor_sync(0xffffffffu, tile_largest[r], 2));
+      const float now_largest = fmaxf(largest[r], tile_largest[r]);
+      shrink[r] = exp2f(largest[r] - now_largest);
+      largest[r] = now_largest;
+      weights[r] *= shrink[r];
+    }
+#pragma unroll
+    for (int n = 0; n < Shape::kSlots / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        score[n][i] = score[n][i] == kMasked ? 0.f : exp2f(score[n][i] - largest[i / 2]);
+        weights[i / 2] += score[n][i];
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[n][i] *= shrink[i / 2];
+    }
+
+    // Weights of 16 slots are the A operand as they are; values come transposed.
+    const uint32_t value_tile = tiles_address + (2 + stage) * Shape::kTile * 2;
+#pragma unroll
+    for (int k = 0; k < Shape::kSlots / 16; ++k) {
+      const uint32_t weight[4] = {pair_as(score[2 * k][0], score[2 * k][1], T{}),
+                                  pair_as(score[2 * k][2], score[2 * k][3], T{}),
+                                  pair_as(score[2 * k + 1][0], score[2 * k + 1][1], T{}),
+                                  pair_as(score[2 * k + 1][2], score[2 * k + 1][3], T{})};
+#pragma unroll
+      for (int n = 0; n < kSteps; ++n) {
+        const int row = 16 * k + lane / 8 % 2 * 8 + lane % 8, channel = 16 * n + lane / 16 * 8;
+        uint32_t value[4];
+        load_transposed_matrices(value, value_tile + (row * Shape::kStride + channel) * 2);
+        mma_16x8x16(sum[2 * n], weight, value[0], value[1], T{});
+        mma_16x8x16(sum[2 * n + 1], weight, value[2], value[3], T{});
+      }
+    }
+    __syncthreads();
+  }
+
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    weights[r] += __shfl_xor_sync(0xffffffffu, weights[r], 1);
+    weights[r] += __shfl_xor_sync(0xffffffffu, weights[r], 2);
+    const int token = first_token + warp * 16 + g + 8 * r;
+    if (token > last_token) continue;
+    T* const y = p.y + ((static_cast<int64_t>(sequence) * p.tokens + token) * p.heads + head) * kHeadDim;
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 8; ++n) {
+      const float scale = 1.f / weights[r];
+      *reinterpret_cast<uint32_t*>(y + 8 * n + 2 * t) = pair_as(sum[n][2 * r] * scale, sum[n][2 * r + 1] * scale, T{});
+    }
+  }
+}
+
+}  // namespace
+
+template <typename T, int kHeadDim>
+cudaError_t launch_prefill_attention(const AttentionParams<T>& params, int batch, cudaStream_t stream) {
+  using Shape = PrefillShape<kHeadDim>;
+  const unsigned blocks = (params.tokens + Shape::kQueries - 1) / Shape::kQueries;
+  return launch_kernel(prefill_attention_kernel<T, kHeadDim>, dim3(blocks, params.heads, batch),
+                       Shape::kWarps * kWarpSize, Shape::kSharedBytes, false, stream, params);
+}
+
+#define AWQ2TRT_INSTANTIATE(head_dim)                                                                                 \
+  template cudaError_t launch_prefill_attention<__half, head_dim>(const AttentionParams<__half>&, int, cudaStream_t); \
+  template cudaError_t launch_prefill_attention<__nv_bfloat16, head_dim>(const AttentionParams<__nv_bfloat16>&, int,  \
+                                                                         cudaStream_t);
+AWQ2TRT_FOR_EACH_HEAD_DIM(AWQ2TRT_INSTANTIATE)
+#undef AWQ2TRT_INSTANTIATE
+
+}  // namespace awq2trt
