@@ -26,16 +26,16 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
-from awq2trt.artifact import record_file
-from awq2trt.calibrate import encode, load_tokenizer
-from awq2trt.check.chain import FOLDED, ONNX, QUANTIZED, run_chain
-from awq2trt.check.subject import find_subject
-from awq2trt.check.text import DEFAULT_TEXT
-from awq2trt.checkpoint import QuantizedCheckpoint
-from awq2trt.families import RopeSpec
-from awq2trt.pack import pack_int4, unpack_int4
+from awq2trt.artifact.manifest import record_file
+from awq2trt.checking.chain import FOLDED, ONNX, QUANTIZED, run_chain
+from awq2trt.checking.subject import find_subject
+from awq2trt.checking.text import DEFAULT_TEXT
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.pack import pack_int4, unpack_int4
+from awq2trt.models.families import RopeSpec
+from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import terminal_progress
-from awq2trt.source import open_source
+from awq2trt.text.tokenizer import encode, load_tokenizer
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]
