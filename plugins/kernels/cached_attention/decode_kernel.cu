@@ -6,7 +6,7 @@
 // - A warp takes tiles of 16 slots in turn. It loads keys and values straight into the registers of mma.sync, 16 bytes
 //   a lane: which channel a register stands for is free as long as both operands agree, so a lane's 8 channels of a key
 //   are the k of two instructions, and its 8 channels of a value are the column of eight. Nothing passes through shared
-//   memory, and the loads of the next keys are under way while the values are multiplied.
+//   memory, and the loads of the next keys are under way while values are multiplied.
 // - Queries are rows of the A operand. Rows 8 to 15 of it are zero: the tensor cores have time for them.
 // - Softmax runs along: each warp keeps the largest score and the sum of weights of its slots. Warps meet in shared
 //   memory, splits in combine_kernel, always in the same order.
@@ -74,7 +74,7 @@ template <typename T, int kHeadDim, bool kWritesCache>
 __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(AttentionParams<T> p) {
   constexpr int kKeyLoads = (kHeadDim + 31) / 32;    // of 16 bytes, a lane and slot
   constexpr int kValueLoads = (kHeadDim + 63) / 64;  // likewise
-  constexpr bool kLoadsAhead = kHeadDim <= 128;      // registers hold keys beside values
+  constexpr bool kLoadsAhead = kHeadDim <= 128;      // more channels leave no registers for the next keys
   __shared__ __align__(16) T query_shared[kRows][kHeadDim];
   __shared__ float sums_shared[kWarps][kRows][kHeadDim];
   __shared__ float2 maxima_shared[kWarps][kRows];

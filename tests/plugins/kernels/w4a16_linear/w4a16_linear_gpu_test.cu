@@ -19,6 +19,7 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include "kernels/gpu_test.h"
 #include "kernels/w4a16_linear/w4a16_linear.h"
 
 namespace awq2trt {
@@ -26,33 +27,6 @@ namespace {
 
 // Relative error in the 2-norm. fp16: rounding y alone costs 2^-11 / sqrt(3) = 2.8e-4; bf16 8 times that, 2.3e-3.
 constexpr double kHalfTolerance = 1e-3, kBFloat16Tolerance = 8e-3;
-
-#define ASSERT_CUDA(call) ASSERT_EQ(call, cudaSuccess) << cudaGetErrorString(cudaGetLastError())
-
-// Device memory of exactly `count` T, so that compute-sanitizer sees the first byte too far.
-template <typename T>
-class DeviceArray {
- public:
-  explicit DeviceArray(size_t count) : count_(count) {
-    if (cudaMalloc(&data_, std::max<size_t>(count * sizeof(T), 1)) != cudaSuccess) data_ = nullptr;
-  }
-  explicit DeviceArray(const std::vector<T>& host) : DeviceArray(host.size()) {
-    cudaMemcpy(data_, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice);
-  }
-  ~DeviceArray() { cudaFree(data_); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  T* get() const { return data_; }
-  std::vector<T> host() const {
-    std::vector<T> values(count_);
-    cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost);
-    return values;
-  }
-
- private:
-  T* data_ = nullptr;
-  size_t count_;
-};
 
 __device__ int int4_of(const uint8_t* packed, int64_t index) {
   const int nibble = (packed[index / 2] >> (index % 2 * 4)) & 0xf;
@@ -75,25 +49,9 @@ __global__ void reference_kernel(GemmProblem p, int groups, const T* x, const ui
   y[i] = sum;
 }
 
-unsigned test_seed() {
-  static const unsigned seed = [] {
-    const char* fixed = std::getenv("AWQ2TRT_TEST_SEED");
-    const unsigned value = fixed != nullptr ? std::strtoul(fixed, nullptr, 10) : std::random_device()();
-    std::printf("AWQ2TRT_TEST_SEED=%u\n", value);
-    return value;
-  }();
-  return seed;
-}
-
 // Tensors of one problem with random contents, on the device.
 template <typename T>
 struct RandomLinear {
-  static std::vector<T> normal(size_t count, float mean, float deviation, std::mt19937& random) {
-    std::normal_distribution<float> distribution(mean, deviation);
-    std::vector<T> values(count);
-    for (T& value : values) value = static_cast<T>(distribution(random));
-    return values;
-  }
   static std::vector<uint8_t> bytes(size_t count, std::mt19937& random) {
     std::vector<uint8_t> values(count);
     for (uint8_t& value : values) value = static_cast<uint8_t>(random());
@@ -103,11 +61,11 @@ struct RandomLinear {
   RandomLinear(const GemmProblem& problem, std::mt19937 random)
       : p(problem),
         group_count(static_cast<size_t>(p.n) * p.groups()),
-        x(normal(static_cast<size_t>(p.m) * p.k, 0.f, 1.f, random)),
+        x(random_normal<T>(static_cast<size_t>(p.m) * p.k, 0.f, 1.f, random)),
         codes(bytes(static_cast<size_t>(p.n) * p.k / 2, random)),
-        scales(normal(group_count, 0.01f, 0.002f, random)),
+        scales(random_normal<T>(group_count, 0.01f, 0.002f, random)),
         zeros(bytes((group_count + 1) / 2, random)),
-        bias(normal(p.n, 0.f, 1.f, random)),
+        bias(random_normal<T>(p.n, 0.f, 1.f, random)),
         y(static_cast<size_t>(p.m) * p.n),
         expected(static_cast<size_t>(p.m) * p.n) {
     const size_t outputs = static_cast<size_t>(p.m) * p.n;
@@ -180,19 +138,8 @@ void expect_correct(const GemmProblem& problem, const KernelConfig& config) {
   }
 }
 
-class W4A16LinearGpu : public testing::Test {
+class W4A16LinearGpu : public GpuTest {
  protected:
-  void SetUp() override {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) {
-      ASSERT_EQ(query_device(&device_), cudaSuccess);
-      return;
-    }
-    const char* const required = std::getenv("AWQ2TRT_REQUIRE_GPU");
-    if (required != nullptr && std::string(required) == "1") FAIL() << "no CUDA device, and AWQ2TRT_REQUIRE_GPU=1";
-    GTEST_SKIP() << "no CUDA device";
-  }
-
   void check(const GemmProblem& problem) {
     ASSERT_EQ(check_validity(problem), nullptr);
     expect_correct(problem, choose_config(problem, device_));

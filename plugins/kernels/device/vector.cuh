@@ -1,0 +1,28 @@
+// 8 numbers of fp16 or bf16 at once: 16 bytes of memory to and from fp32 registers.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/device/convert.cuh"
+
+namespace awq2trt {
+
+constexpr int kVectorLength = 8;
+
+template <typename T>
+__device__ __forceinline__ void load_vector(float (&values)[kVectorLength], const T* source) {
+  const uint4 words = *reinterpret_cast<const uint4*>(source);
+  const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < kVectorLength; ++i) values[i] = float_of_bits<T>(word[i / 2] >> (i % 2 * 16) & 0xffffu);
+}
+
+template <typename T>
+__device__ __forceinline__ void store_vector(T* target, const float (&values)[kVectorLength]) {
+  alignas(sizeof(uint4)) T packed[kVectorLength];
+#pragma unroll
+  for (int i = 0; i < kVectorLength; ++i) packed[i] = from_float<T>(values[i]);
+  *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(packed);
+}
+
+}  // namespace awq2trt

@@ -1,0 +1,46 @@
+// A residual sum and the norm of it: sum = x + residual, y = norm(sum) * gain + bias. The kernel's whole public
+// interface; the operator is in plugins/FORMAT.md, section ResidualNorm.
+//
+// In:  x, residual [M, H] fp16 or bf16, gain [H], and for layer norms an optional bias [H], all of one type.
+// Out: sum [M, H], rounded to the type as an addition by itself would be, and y [M, H], the norm of those rounded sums.
+//      Means and squares are fp32, since residual streams reach 24,000 in fp16 models.
+#pragma once
+
+#include <cstdint>
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/data_type.h"
+
+namespace awq2trt {
+
+struct NormProblem {
+  int rows;   // M
+  int width;  // H, a multiple of 8
+  float eps;
+  bool rms;  // root mean square alone; else the mean is taken off first
+  bool has_residual;
+  bool has_bias;
+  DataType dtype;
+};
+
+// nullptr when a kernel exists for the problem, else why not, as a sentence for the user.
+const char* check_validity(const NormProblem& problem);
+
+// Device pointers, aligned to 16 bytes; those of what the problem leaves out are nullptr. `sum` may be the memory of x
+// or of the residual, and y that of x.
+struct NormTensors {
+  const void* x;         // [M, H]
+  const void* residual;  // [M, H]
+  const void* gain;      // [H]
+  const void* bias;      // [H]
+  void* sum;             // [M, H]; nullptr without a residual
+  void* y;               // [M, H]
+};
+
+// Enqueues the kernel on `stream`; `overlap` as in device/overlap.cuh, for compute capability 9.0 and later. Can be
+// captured in a CUDA graph.
+cudaError_t launch_residual_norm(const NormProblem& problem, const NormTensors& tensors, bool overlap,
+                                 cudaStream_t stream);
+
+}  // namespace awq2trt

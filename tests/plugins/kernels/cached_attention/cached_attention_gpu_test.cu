@@ -1,0 +1,206 @@
+// The attention kernels on a GPU against their definition in fp64: every head size, every kernel, awkward sizes.
+//
+// Inputs are drawn anew in every run (AWQ2TRT_TEST_SEED repeats one). Outputs are poisoned with NaN, so one that is not
+// written shows; slots of the cache that a call must not read or write hold values that would show.
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/cached_attention/cached_attention.h"
+#include "kernels/cached_attention/reference.h"
+#include "kernels/gpu_test.h"
+
+namespace awq2trt {
+namespace {
+
+// Relative error in the 2-norm: rounding y, queries and weights to T costs about 2^-11 / sqrt(3) each, 2.8e-4 of fp16 and
+// 2.3e-3 of bf16; scores of a few units make that of queries count more.
+constexpr double kHalfTolerance = 2e-3, kBFloat16Tolerance = 1.6e-2;
+
+template <typename T>
+double rounded(double value) {
+  return static_cast<double>(static_cast<float>(static_cast<T>(static_cast<float>(value))));
+}
+
+template <typename T>
+std::vector<double> widened(const std::vector<T>& values) {
+  std::vector<double> wide;
+  for (const T& value : values) wide.push_back(static_cast<double>(static_cast<float>(value)));
+  return wide;
+}
+
+double relative_error(const std::vector<double>& got, const std::vector<double>& want) {
+  double difference = 0.0, norm = 0.0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    difference += (got[i] - want[i]) * (got[i] - want[i]);
+    norm += want[i] * want[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+std::string name_of(const AttentionProblem& p, const std::vector<int64_t>& position) {
+  return std::string(p.dtype == DataType::kHalf ? "half" : "bfloat16") + " batch " + std::to_string(p.batch) +
+         " tokens " + std::to_string(p.tokens) + " heads " + std::to_string(p.heads) + "/" +
+         std::to_string(p.kv_heads) + " of " + std::to_string(p.head_dim) + " at " + std::to_string(position[0]) +
+         " rotary " + std::to_string(p.rotary_dim) + " window " + std::to_string(p.window);
+}
+
+// One call with random contents, in place or not.
+template <typename T>
+void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& position, const AttentionConfig& config,
+                    bool in_place) {
+  SCOPED_TRACE(name_of(p, position) + " kernel " + std::to_string(static_cast<int>(config.kernel)) + " splits " +
+               std::to_string(config.splits) + (in_place ? " in place" : " copied"));
+  std::mt19937 random(test_seed());
+  const size_t width = static_cast<size_t>(p.heads + 2 * p.kv_heads) * p.head_dim;
+  const size_t outputs = static_cast<size_t>(p.batch) * p.tokens * p.heads * p.head_dim;
+  const size_t cached = static_cast<size_t>(p.batch) * p.kv_heads * p.capacity * p.head_dim;
+  const size_t table = static_cast<size_t>(p.capacity) * (p.rotary_dim / 2);
+  const std::vector<T> qkv = random_normal<T>(p.batch * p.tokens * width, 0.f, 1.f, random);
+  const std::vector<T> cos = random_normal<T>(table, 0.f, 0.7f, random), sin = random_normal<T>(table, 0.f, 0.7f, random);
+  const std::vector<T> query_norm = random_normal<T>(p.has_norms ? p.head_dim : 0, 1.f, 0.2f, random);
+  const std::vector<T> key_norm = random_normal<T>(p.has_norms ? p.head_dim : 0, 1.f, 0.2f, random);
+  std::vector<float> alibi(p.has_alibi ? p.heads : 0);
+  for (size_t i = 0; i < alibi.size(); ++i) alibi[i] = std::exp2(-8.f * static_cast<float>(i + 1) / alibi.size());
+  const std::vector<T> keys = random_normal<T>(cached, 0.f, 1.f, random), values = random_normal<T>(cached, 0.f, 1.f, random);
+  const AttentionReference want = attention_reference(
+      p, widened(qkv), position, widened(cos), widened(sin), widened(query_norm), widened(key_norm),
+      std::vector<double>(alibi.begin(), alibi.end()), widened(keys), widened(values), rounded<T>);
+
+  const DeviceArray<T> d_qkv(qkv), d_cos(cos), d_sin(sin), d_query_norm(query_norm), d_key_norm(key_norm), d_y(outputs);
+  const DeviceArray<int64_t> d_position(position);
+  const DeviceArray<float> d_alibi(alibi);
+  const DeviceArray<uint8_t> workspace(config.workspace_bytes);
+  std::vector<T> first;
+  for (int call = 0; call < 2; ++call) {
+    const DeviceArray<T> past_keys(keys), past_values(values), other_keys(cached), other_values(cached);
+    T* const present_keys = in_place ? past_keys.get() : other_keys.get();
+    T* const present_values = in_place ? past_values.get() : other_values.get();
+    const AttentionTensors tensors = {d_qkv.get(),
+                                      d_position.get(),
+                                      p.rotary_dim > 0 ? d_cos.get() : nullptr,
+                                      p.rotary_dim > 0 ? d_sin.get() : nullptr,
+                                      p.has_norms ? d_query_norm.get() : nullptr,
+                                      p.has_norms ? d_key_norm.get() : nullptr,
+                                      p.has_alibi ? d_alibi.get() : nullptr,
+                                      past_keys.get(),
+                                      past_values.get(),
+                                      present_keys,
+                                      present_values,
+                                      d_y.get(),
+                                      workspace.get()};
+    ASSERT_CUDA(cudaMemset(d_y.get(), 0xff, outputs * sizeof(T)));  // NaN in both types
+    ASSERT_CUDA(cudaMemset(workspace.get(), 0xff, config.workspace_bytes));
+    ASSERT_CUDA(launch_cached_attention(p, config, tensors, nullptr));
+    ASSERT_CUDA(cudaDeviceSynchronize());
+    const std::vector<T> y = d_y.host();
+    const double tolerance = p.dtype == DataType::kHalf ? kHalfTolerance : kBFloat16Tolerance;
+    EXPECT_LT(relative_error(widened(y), want.y), tolerance);
+    EXPECT_LT(relative_error(widened(in_place ? past_keys.host() : other_keys.host()), want.keys), tolerance / 2);
+    EXPECT_LT(relative_error(widened(in_place ? past_values.host() : other_values.host()), want.values), 1e-9);
+    if (call == 0) first = y;
+    EXPECT_EQ(std::memcmp(first.data(), y.data(), outputs * sizeof(T)), 0) << "two calls differ";
+  }
+}
+
+class CachedAttentionGpu : public GpuTest {
+ protected:
+  void check(AttentionProblem p, const std::vector<int64_t>& position, bool in_place = true) {
+    p.batch = static_cast<int>(position.size());
+    ASSERT_EQ(check_validity(p), nullptr);
+    const AttentionConfig config = choose_config(p, device_);
+    EXPECT_LE(config.workspace_bytes, workspace_bound(p));
+    if (p.dtype == DataType::kHalf) {
+      expect_correct<__half>(p, position, config, in_place);
+    } else {
+      expect_correct<__nv_bfloat16>(p, position, config, in_place);
+    }
+  }
+
+  static AttentionProblem problem(int tokens, int heads, int kv_heads, int head_dim, int capacity) {
+    AttentionProblem p = {};
+    p.batch = 1, p.tokens = tokens, p.heads = heads, p.kv_heads = kv_heads, p.head_dim = head_dim;
+    p.capacity = capacity, p.rotary_dim = head_dim, p.scale = 1.f / std::sqrt(static_cast<float>(head_dim));
+    return p;
+  }
+};
+
+TEST_F(CachedAttentionGpu, EveryHeadSizeAndTypeInEveryKernel) {
+  for (const int head_dim : {64, 80, 96, 112, 128, 256}) {
+    for (const DataType dtype : {DataType::kHalf, DataType::kBFloat16}) {
+      for (const int tokens : {1, 2, 3, 15, 16, 65, 130}) {
+        AttentionProblem p = problem(tokens, 8, 2, head_dim, 333);
+        p.dtype = dtype;
+        check(p, {100});
+      }
+    }
+  }
+}
+
+TEST_F(CachedAttentionGpu, PositionsFromTheFirstSlotToTheLast) {
+  for (const int64_t position : {0, 1, 15, 16, 63, 64, 65, 127, 500, 998, 999}) {
+    check(problem(1, 8, 8, 128, 1000), {position});
+    check(problem(1, 8, 2, 64, 1000), {position});
+  }
+  check(problem(1000, 4, 2, 64, 1000), {0});
+  check(problem(200, 4, 2, 128, 1000), {800});
+}
+
+TEST_F(CachedAttentionGpu, GroupsOfQueryHeads) {
+  for (const int heads : {1, 3, 7, 8, 9, 16, 71}) {
+    check(problem(1, heads, 1, 64, 200), {150});
+    check(problem(5, heads, 1, 64, 200), {150});
+  }
+}
+
+TEST_F(CachedAttentionGpu, SequencesWithPositionsOfTheirOwn) {
+  check(problem(1, 8, 4, 128, 300), {0, 299, 17, 150});
+  check(problem(20, 8, 4, 128, 300), {0, 280, 17});
+}
+
+TEST_F(CachedAttentionGpu, WindowsCapsClipsNormsAndAlibi) {
+  for (const int tokens : {1, 4, 40}) {
+    AttentionProblem p = problem(tokens, 8, 2, 128, 400);
+    p.window = 33;
+    check(p, {300});
+    p.softcap = 5.f;
+    p.has_norms = true, p.norm_eps = 1e-6f;
+    check(p, {300});
+    p.rotary_dim = 32, p.interleaved = true;
+    check(p, {10});
+    p.rotary_dim = 0, p.has_alibi = true, p.clip = 0.5f, p.has_norms = false, p.softcap = 0.f;
+    check(p, {200});
+  }
+}
+
+TEST_F(CachedAttentionGpu, ThePastIsCopiedWhereItIsOtherMemory) {
+  check(problem(1, 8, 2, 64, 200), {100}, false);
+  check(problem(40, 8, 2, 64, 200), {100}, false);
+}
+
+TEST_F(CachedAttentionGpu, AnyNumberOfSplitsGivesTheSame) {
+  for (const int splits : {1, 2, 3, 7, 64}) {
+    AttentionProblem p = problem(1, 8, 2, 128, 1000);
+    AttentionConfig config = choose_config(p, device_);
+    config.splits = splits;
+    config.workspace_bytes = size_t{1} << 22;
+    for (const int64_t position : {0, 100, 999}) expect_correct<__half>(p, {position}, config, true);
+  }
+}
+
+TEST_F(CachedAttentionGpu, RefusesWhatItCannotTake) {
+  AttentionProblem p = problem(1, 8, 2, 64, 200);
+  AttentionTensors tensors = {};
+  EXPECT_EQ(launch_cached_attention(p, choose_config(p, device_), tensors, nullptr), cudaErrorInvalidValue);
+  p.head_dim = 72;
+  EXPECT_NE(check_validity(p), nullptr);
+  p.head_dim = 64, p.kv_heads = 3;
+  EXPECT_NE(check_validity(p), nullptr);
+}
+
+}  // namespace
+}  // namespace awq2trt
