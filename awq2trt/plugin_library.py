@@ -101,10 +101,10 @@ def load_into_registry(trt: Any, library: PluginLibrary) -> None:
 def register_custom_ops(options: Any, library: PluginLibrary) -> None:
     """Makes the operators known to a session of ONNX Runtime that is yet to be made.
 
-    They win over function bodies of their names, on the CPU and on CUDA.
+    They win over function bodies of their names, on the CPU and on CUDA. Registering twice is harmless.
 
     Args:
-        options: `onnxruntime.SessionOptions`; each at most once, as ONNX Runtime wants it.
+        options: `onnxruntime.SessionOptions`.
         library: What to load.
 
     Raises:

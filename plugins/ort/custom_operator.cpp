@@ -59,14 +59,12 @@ struct NodeKernel {
 
 // Runs `body`; what it throws then names the node, too.
 template <typename Body>
-abi::Status* guarded_in_node(const Runtime& runtime, const std::string& node, Body&& body) noexcept {
-  return runtime.guarded([&] {
-    try {
-      body();
-    } catch (const Failure& failure) {
-      throw Failure("node '" + node + "': " + failure.what(), failure.code());
-    }
-  });
+void in_node(const std::string& node, Body&& body) {
+  try {
+    body();
+  } catch (const Failure& failure) {
+    throw Failure("node '" + node + "': " + failure.what(), failure.code());
+  }
 }
 
 const RegisteredOperator& registered(const abi::CustomOp* op) { return *static_cast<const RegisteredOperator*>(op); }
@@ -82,19 +80,15 @@ abi::Status* create_kernel(const abi::CustomOp* op, const abi::Api*, const abi::
   return runtime.guarded([&] {
     const Node node(runtime, info);
     auto made = std::make_unique<NodeKernel>(NodeKernel{runtime, node.name(), nullptr});
-    try {
-      made->kernel = implementation(op).create_kernel(node);
-    } catch (const Failure& failure) {
-      throw Failure("node '" + made->node + "': " + failure.what(), failure.code());
-    }
+    in_node(made->node, [&] { made->kernel = implementation(op).create_kernel(node); });
     *kernel = made.release();
   });
 }
 
 abi::Status* compute(void* kernel, abi::KernelContext* context) {
-  const NodeKernel& node_kernel = *static_cast<NodeKernel*>(kernel);
-  return guarded_in_node(node_kernel.runtime, node_kernel.node,
-                         [&] { node_kernel.kernel->compute(Context(node_kernel.runtime, context)); });
+  const NodeKernel& made = *static_cast<NodeKernel*>(kernel);
+  return made.runtime.guarded(
+      [&] { in_node(made.node, [&] { made.kernel->compute(Context(made.runtime, context)); }); });
 }
 
 abi::Status* infer_shapes(const abi::CustomOp* op, abi::ShapeInferContext* context) {
@@ -149,7 +143,8 @@ size_t Context::input_count() const {
 InputTensor Context::input(size_t index) const {
   const abi::Value* value = nullptr;
   runtime_.call(abi::kKernelContext_GetInput, context_, index, &value);
-  if (value == nullptr) throw Failure("input " + std::to_string(index) + " is missing", abi::ErrorCode::kInvalidArgument);
+  if (value == nullptr)
+    throw Failure("input " + std::to_string(index) + " is missing", abi::ErrorCode::kInvalidArgument);
   return InputTensor(runtime_, value);
 }
 
@@ -172,7 +167,8 @@ Scratch::Scratch(const Context& context, const InputTensor& like, size_t bytes) 
   runtime_.call(abi::kKernelContext_GetAllocator, context.context_, like.memory(), &allocator_);
   try {
     if (context.stream() != nullptr) {
-      // Unlike Alloc this knows the stream: the arena hands the memory to another stream only once ours is done with it.
+      // Unlike Alloc this knows the stream: the arena hands the memory to another stream only once ours is done with
+      // it.
       runtime_.call(abi::kKernelContext_GetScratchBuffer, context.context_, like.memory(), bytes, &data_);
     } else {
       data_ = allocator_->Alloc(allocator_, bytes);

@@ -1,5 +1,5 @@
-// What an operator is to ONNX Runtime: a CustomOperator says what it takes and makes kernels, one for each node; a kernel
-// computes. Neither sees ONNX Runtime's C interface: the classes below stand between.
+// What an operator is to ONNX Runtime: a CustomOperator says what it takes and makes kernels, one for each node; a
+// kernel computes. Neither sees ONNX Runtime's C interface: the classes below stand between.
 //
 // In:  a node when its kernel is made; its tensors when it computes.
 // Out: outputs in memory of the provider's. What an operator cannot take, it throws as Failure; the text that the user

@@ -1,8 +1,8 @@
 // The part of ONNX Runtime's C interface that our operators use, declared here, so that a build needs none of its
-// headers: PyPI has them nowhere, and the smallest package elsewhere is 150 MB. The interface is a table of functions to
-// which every version of ONNX Runtime only appends (onnxruntime_c_api.h says so, and static_asserts in its sources hold
-// it to it), so a function's place in the table is its name. tests/plugins/ort/onnxruntime_abi_test.cpp compares each
-// line with onnxruntime_c_api.h wherever that is installed.
+// headers: PyPI has them nowhere, and the smallest package elsewhere is 150 MB. The interface is a table of functions
+// to which every version of ONNX Runtime only appends (onnxruntime_c_api.h says so, and static_asserts in its sources
+// hold it to it), so a function's place in the table is its name. tests/plugins/ort/onnxruntime_abi_test.cpp compares
+// each line with onnxruntime_c_api.h wherever that is installed.
 //
 // Names are those of onnxruntime_c_api.h without their prefix Ort, which documents them.
 #pragma once
@@ -105,6 +105,8 @@ constexpr Slot<void(Status*)> kReleaseStatus{93};
 constexpr Slot<Status*(const char* domain, CustomOpDomain**)> kCreateCustomOpDomain{26};
 constexpr Slot<Status*(CustomOpDomain*, const CustomOp*)> kCustomOpDomain_Add{27};
 constexpr Slot<Status*(SessionOptions*, CustomOpDomain*)> kAddCustomOpDomain{28};
+constexpr Slot<Status*(SessionOptions*, const char* key, const char* value)> kAddSessionConfigEntry{130};
+constexpr Slot<Status*(const SessionOptions*, const char* key, int* has)> kHasSessionConfigEntry{237};
 
 constexpr Slot<Status*(const KernelInfo*, const char* name, int64_t*)> kKernelInfoGetAttribute_int64{86};
 constexpr Slot<Status*(const KernelInfo*, char* name, size_t* bytes)> kKernelInfo_GetNodeName{244};
@@ -113,7 +115,8 @@ constexpr Slot<Status*(const KernelInfo*, size_t input, int* is_constant, const 
 
 constexpr Slot<Status*(const KernelContext*, size_t*)> kKernelContext_GetInputCount{88};
 constexpr Slot<Status*(const KernelContext*, size_t, const Value**)> kKernelContext_GetInput{90};
-constexpr Slot<Status*(KernelContext*, size_t, const int64_t* sizes, size_t rank, Value**)> kKernelContext_GetOutput{91};
+constexpr Slot<Status*(KernelContext*, size_t, const int64_t* sizes, size_t rank, Value**)> kKernelContext_GetOutput{
+    91};
 constexpr Slot<Status*(const KernelContext*, void** stream)> kKernelContext_GetGPUComputeStream{193};
 constexpr Slot<Status*(const KernelContext*, const MemoryInfo*, Allocator**)> kKernelContext_GetAllocator{253};
 constexpr Slot<Status*(const KernelContext*, void (*body)(void* data, size_t index), size_t total, size_t batches,
@@ -139,8 +142,8 @@ constexpr Slot<void(TensorTypeAndShapeInfo*)> kReleaseTensorTypeAndShapeInfo{99}
 
 constexpr Slot<Status*(const ShapeInferContext*, size_t*)> kShapeInferContext_GetInputCount{267};
 // The information stays the context's: nobody releases it.
-constexpr Slot<Status*(const ShapeInferContext*, size_t, TensorTypeAndShapeInfo**)> kShapeInferContext_GetInputTypeShape{
-    268};
+constexpr Slot<Status*(const ShapeInferContext*, size_t, TensorTypeAndShapeInfo**)>
+    kShapeInferContext_GetInputTypeShape{268};
 constexpr Slot<Status*(const ShapeInferContext*, size_t, const TensorTypeAndShapeInfo*)>
     kShapeInferContext_SetOutputTypeShape{270};
 

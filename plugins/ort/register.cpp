@@ -2,7 +2,8 @@
 // RegisterCustomOpsLibrary_V2): every operator that this library has for it.
 //
 // In:  options of a session to be, and the runtime that asks.
-// Out: the domain `awq2trt` in the options. Operators are made once for each runtime in the process and live as long as
+// Out: the domain `awq2trt` in the options, once however often it is asked for. Operators are made once for each
+// runtime in the process and live as long as
 //      the process, since sessions refer to them until their own end, which may come after that of our static objects.
 #include <map>
 #include <memory>
@@ -43,6 +44,16 @@ abi::CustomOpDomain* domain_of(const abi::Api* api) {
   return registrations.emplace(api, make_registration(Runtime(api))).first->second.domain;
 }
 
+void register_once(const Runtime& runtime, abi::SessionOptions* options, abi::CustomOpDomain* domain) {
+  // With a domain twice in its options no session can be made, and options do not say which domains they have.
+  constexpr char kRegistered[] = "awq2trt.operators";
+  int registered = 0;
+  runtime.call(abi::kHasSessionConfigEntry, options, kRegistered, &registered);
+  if (registered != 0) return;
+  runtime.call(abi::kAddCustomOpDomain, options, domain);
+  runtime.call(abi::kAddSessionConfigEntry, options, kRegistered, AWQ2TRT_VERSION);
+}
+
 // The table of a runtime that is too old is good for one thing: to say so.
 abi::Status* refuse(const abi::ApiBase* base) {
   constexpr uint32_t kFirstVersion = 1;
@@ -64,5 +75,5 @@ extern "C" __attribute__((visibility("default"))) awq2trt::ort::abi::Status* Reg
   const ort::abi::Api* const api = base->GetApi(ort::abi::kApiVersion);
   if (api == nullptr) return ort::refuse(base);
   const ort::Runtime runtime(api);
-  return runtime.guarded([&] { runtime.call(ort::abi::kAddCustomOpDomain, options, ort::domain_of(api)); });
+  return runtime.guarded([&] { ort::register_once(runtime, options, ort::domain_of(api)); });
 }

@@ -1,7 +1,8 @@
 // The ONNX Runtime that called us, and errors on their way back to it.
 //
 // In:  its table of functions (onnxruntime_abi.h).
-// Out: calls that throw where it reports an error, and `guarded`, which turns whatever is thrown inside an operator into
+// Out: calls that throw where it reports an error, and `guarded`, which turns whatever is thrown inside an operator
+// into
 //      a status: no exception crosses the border.
 #pragma once
 

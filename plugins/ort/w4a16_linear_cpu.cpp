@@ -11,8 +11,8 @@ namespace awq2trt {
 namespace ort {
 namespace {
 
-constexpr int kVector = 8;         // floats that the innermost loop takes at once: one AVX register, two of NEON's
-constexpr int kRows = 4;           // weight rows that share a load of activations: with kVector, 4 to 8 registers of sums
+constexpr int kVector = 8;  // floats that the innermost loop takes at once: one AVX register, two of NEON's
+constexpr int kRows = 4;    // weight rows that share a load of activations: with kVector, 4 to 8 registers of sums
 constexpr int kPieceBytes = 512;   // of a weight row: kRows of them, dequantized, are 16 KiB and stay in a 32 KiB L1
 constexpr int kTokens = 16;        // that share a dequantized piece, so that dequantizing costs less than multiplying
 constexpr int kTaskCodes = 65536;  // of a task, some 20 us: enough to be worth a thread
@@ -68,8 +68,8 @@ void dequantize_group(const uint8_t* __restrict codes, int bytes, float scale, i
   }
 }
 
-// Adds to sums [kRows] the products of kRows pieces of weights with one of activations, `length` floats each, a multiple
-// of kVector.
+// Adds to sums [kRows] the products of kRows pieces of weights with one of activations, `length` floats each, a
+// multiple of kVector.
 AWQ2TRT_CPU_CLONES
 void multiply(const float* __restrict weights, int weight_stride, const float* __restrict x, int length,
               float* __restrict sums) {

@@ -1,12 +1,12 @@
-// W4A16Linear on a CPU, in plain loops that the compiler makes vectors of: so that a file runs where no GPU is, and where
-// nobody has lowered it to ONNX Runtime's own MatMulNBits, which is faster still.
+// W4A16Linear on a CPU, in plain loops that the compiler makes vectors of: so that a file runs where no GPU is, and
+// where nobody has lowered it to ONNX Runtime's own MatMulNBits, which is faster still.
 //
 // In:  x [M, K] fp16, bf16 or fp32, and weights as the kernels take them (LinearTensors), all in host memory.
 // Out: y [M, N] of x's type; sums are fp32. The work is cut into tasks, for threads that the caller has.
 //
-// A byte holds two codes, of an even channel and an odd one. Activations are spread accordingly, once: all even channels
-// of a row, then all odd ones, so that neither codes nor activations are ever interleaved. A task dequantizes a piece of
-// a few weight rows and multiplies it with every token before it takes the next.
+// A byte holds two codes, of an even channel and an odd one. Activations are spread accordingly, once: all even
+// channels of a row, then all odd ones, so that neither codes nor activations are ever interleaved. A task dequantizes
+// a piece of a few weight rows and multiplies it with every token before it takes the next.
 #pragma once
 
 #include <cstddef>

@@ -28,8 +28,8 @@ void require(bool passed, const ErrorText& error) {
 int32_t read_attribute(const Node& node, const char* name) {
   const int64_t value = node.integer_attribute(name);
   // A value beyond 32 bits is out of every attribute's range, and stays so.
-  return static_cast<int32_t>(std::clamp<int64_t>(value, std::numeric_limits<int32_t>::min(),
-                                                  std::numeric_limits<int32_t>::max()));
+  return static_cast<int32_t>(
+      std::clamp<int64_t>(value, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()));
 }
 
 Attributes read_attributes(const Node& node) {
@@ -118,7 +118,8 @@ class CudaLinear final : public Kernel {
     Device device = {};
     throw_if_error(query_device(&device), "cannot query the GPU", problem);
     KernelConfig config = choose_config(problem, device);
-    // Overlapping kernels read weights before the kernel in front has ended, which must not be the one that writes them.
+    // Overlapping kernels read weights before the kernel in front has ended, which must not be the one that writes
+    // them.
     config.overlap = config.overlap && constant_weights_;
     configs_.emplace(problem.m, config);
     return config;

@@ -1,5 +1,5 @@
-// awq2trt::W4A16Linear for ONNX Runtime: y[..., N] = x[..., K] * W^T + bias with 4-bit W. On the CUDA provider the kernels
-// compute it (kernels/w4a16_linear), on the CPU a plain loop (w4a16_linear_cpu.h). The op: plugins/FORMAT.md.
+// awq2trt::W4A16Linear for ONNX Runtime: y[..., N] = x[..., K] * W^T + bias with 4-bit W. On the CUDA provider the
+// kernels compute it (kernels/w4a16_linear), on the CPU a plain loop (w4a16_linear_cpu.h). The op: plugins/FORMAT.md.
 #pragma once
 
 #include <memory>
