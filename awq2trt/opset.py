@@ -28,6 +28,9 @@ Inputs, without gaps: X [..., K] fp16|bf16, codes INT4 [N, K], scales [N, ceil(K
 then zeros INT4 [N, ceil(K/G)] if `has_zeros`, then bias [N] as X if `has_bias`.
 """
 
+FEATURES_MULTIPLE: Final = 8
+"""K of a `W4A16Linear` must be a multiple of it: rows of codes are whole 32-bit words."""
+
 CODE_BITS: Final = 4
 """Width of a code in the graph. Narrower ones are exported as 4-bit codes."""
 

@@ -1,4 +1,4 @@
-// Loads from global memory whose order or caching matters to the decode kernels.
+// Loads from global memory whose order or caching matters: in, an address; out, its 2, 4 or 16 bytes in registers.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ __device__ __forceinline__ uint4 load_now(const T* source) {
   return v;
 }
 
-// 16 bytes that nobody reads again: past the L1 cache, where the scales stay.
+// 16 bytes that nobody reads again: past the L1 cache, where what is read again stays.
 __device__ __forceinline__ uint4 load_once(const uint8_t* source) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"

@@ -126,7 +126,8 @@ const char* check_validity(const GemmProblem& p) {
   constexpr int kMaxK = 1 << 20;  // GroupOfChunk divides numbers below 2^15 of 32 codes
   if (p.m < 0) return "the number of tokens M is negative";
   if (p.n < 1) return "the number of output features N must be at least 1";
-  if (p.k < 1 || p.k % 8 != 0) return "the number of input features K must be a positive multiple of 8";
+  static_assert(kFeaturesMultiple == 8, "the message says so");
+  if (p.k < 1 || p.k % kFeaturesMultiple != 0) return "the number of input features K must be a positive multiple of 8";
   if (p.k > kMaxK) return "the number of input features K must be at most 1048576";
   if (p.group_size < 1) return "group_size must be at least 1";
   if (p.dtype != DataType::kHalf && p.dtype != DataType::kBFloat16) return "activations must be fp16 or bf16";

@@ -6,11 +6,12 @@
 #include <type_traits>
 
 #include "kernels/device/half_pair.h"
+#include "kernels/w4a16_linear/w4a16_linear.h"
 
 namespace awq2trt {
 
-constexpr int kCodesPerWord = 8;   // INT4 codes in 32 bits; also the k that two mma take from one lane
-constexpr int kCodesPerLoad = 32;  // INT4 codes in 16 bytes
+constexpr int kCodesPerWord = kFeaturesMultiple;  // INT4 codes in 32 bits; also the k that two mma take from one lane
+constexpr int kCodesPerLoad = 32;                 // INT4 codes in 16 bytes
 
 // Eight activations x0..x7 in memory order -> the pairs that dequantize_word() makes: (0,4), (1,5), (2,6), (3,7).
 __device__ __forceinline__ uint4 pair_activations(uint4 x) {

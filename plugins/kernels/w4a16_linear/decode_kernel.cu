@@ -1,9 +1,8 @@
 // y = x * W^T for 1 to 8 tokens, where reading W takes all the time.
 //
 // - A block owns a few dozen weight rows, as many as give every multiprocessor two blocks, and walks down them in tiles
-// of
-//   16. A unit of work is 16 rows x 128 k, 1 KiB of codes. Warps take the units of a tile in turn, two neighbours at a
-//   time (whole 128-byte lines), so that a block reads one contiguous piece of memory at any moment: DRAM pages are
+//   of 16. A unit of work is 16 rows x 128 k, 1 KiB of codes. Warps take the units of a tile in turn, two neighbours at
+//   a time (whole 128-byte lines), so that a block reads one contiguous piece of memory at any moment: DRAM pages are
 //   opened once. The turns run on from tile to tile: no warp waits for another before the end.
 // - A lane loads 16 bytes, 32 codes of one row; four lanes together cover 128 k, with group size 128 exactly one group.
 //   kDepth units are in flight before the first is used: 2 x 8 warps x kDepth KiB a multiprocessor, where latency times

@@ -91,8 +91,8 @@ class Model:
             ["y"],
             name="model.layers.0.mlp.up_proj",
             domain=opset.DOMAIN,
-            **self.attributes,
         )
+        node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in self.attributes.items())
         nodes = [
             onnx.helper.make_node("Cast", ["given"], ["x"], to=self.x_type),
             node,
