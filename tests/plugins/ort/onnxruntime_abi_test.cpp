@@ -19,9 +19,13 @@ enum class Kind { kVoid, kPointer, kFunction, kInteger32, kInteger64 };
 
 template <typename T>
 constexpr Kind kind_of() {
-  if (std::is_void_v<T>) return Kind::kVoid;
-  if (std::is_pointer_v<T>) return std::is_function_v<std::remove_pointer_t<T>> ? Kind::kFunction : Kind::kPointer;
-  return sizeof(T) == 4 ? Kind::kInteger32 : Kind::kInteger64;
+  if constexpr (std::is_void_v<T>) {
+    return Kind::kVoid;
+  } else if constexpr (std::is_pointer_v<T>) {
+    return std::is_function_v<std::remove_pointer_t<T>> ? Kind::kFunction : Kind::kPointer;
+  } else {
+    return sizeof(T) == 4 ? Kind::kInteger32 : Kind::kInteger64;
+  }
 }
 
 template <typename Ours, typename Theirs>
