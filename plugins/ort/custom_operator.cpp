@@ -113,6 +113,12 @@ int64_t Node::integer_attribute(const char* name) const {
   return value;
 }
 
+size_t Node::input_count() const {
+  size_t count = 0;
+  runtime_.call(abi::kKernelInfo_GetInputCount, info_, &count);
+  return count;
+}
+
 bool Node::is_constant(size_t input) const {
   int constant = 0;
   const abi::Value* value = nullptr;
@@ -132,12 +138,6 @@ InputTensor::InputTensor(const Runtime& runtime, const abi::Value* value) {
   runtime.call(abi::kGetTensorElementType, info, &type);
   type_ = element_type(type);
   sizes_ = sizes_of(runtime, info);
-}
-
-size_t Context::input_count() const {
-  size_t count = 0;
-  runtime_.call(abi::kKernelContext_GetInputCount, context_, &count);
-  return count;
 }
 
 InputTensor Context::input(size_t index) const {

@@ -29,6 +29,7 @@ class Node {
 
   std::string name() const;
   int64_t integer_attribute(const char* name) const;
+  size_t input_count() const;
   bool is_constant(size_t input) const;  // an initializer, which no node computes
 
  private:
@@ -58,7 +59,6 @@ class Context {
  public:
   Context(const Runtime& runtime, abi::KernelContext* context) : runtime_(runtime), context_(context) {}
 
-  size_t input_count() const;
   InputTensor input(size_t index) const;
   void* output(size_t index, const Shape& shape) const;
 

@@ -110,10 +110,10 @@ constexpr Slot<Status*(const SessionOptions*, const char* key, int* has)> kHasSe
 
 constexpr Slot<Status*(const KernelInfo*, const char* name, int64_t*)> kKernelInfoGetAttribute_int64{86};
 constexpr Slot<Status*(const KernelInfo*, char* name, size_t* bytes)> kKernelInfo_GetNodeName{244};
+constexpr Slot<Status*(const KernelInfo*, size_t*)> kKernelInfo_GetInputCount{230};
 constexpr Slot<Status*(const KernelInfo*, size_t input, int* is_constant, const Value**)>
     kKernelInfoGetConstantInput_tensor{249};
 
-constexpr Slot<Status*(const KernelContext*, size_t*)> kKernelContext_GetInputCount{88};
 constexpr Slot<Status*(const KernelContext*, size_t, const Value**)> kKernelContext_GetInput{90};
 constexpr Slot<Status*(KernelContext*, size_t, const int64_t* sizes, size_t rank, Value**)> kKernelContext_GetOutput{
     91};

@@ -11,8 +11,8 @@ namespace awq2trt {
 namespace ort {
 namespace {
 
-constexpr int kVector = 8;  // floats that the innermost loop takes at once: one AVX register, two of NEON's
-constexpr int kRows = 4;    // weight rows that share a load of activations: with kVector, 4 to 8 registers of sums
+constexpr int kVector = 8;         // floats that the innermost loop takes at once: a register of AVX, two of NEON
+constexpr int kRows = 4;           // weight rows that share a load of activations, so 4 to 8 registers of sums
 constexpr int kPieceBytes = 512;   // of a weight row: kRows of them, dequantized, are 16 KiB and stay in a 32 KiB L1
 constexpr int kTokens = 16;        // that share a dequantized piece, so that dequantizing costs less than multiplying
 constexpr int kTaskCodes = 65536;  // of a task, some 20 us: enough to be worth a thread

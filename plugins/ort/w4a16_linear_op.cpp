@@ -32,12 +32,15 @@ int32_t read_attribute(const Node& node, const char* name) {
       std::clamp<int64_t>(value, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()));
 }
 
+// The node's attributes, which fit its number of inputs.
 Attributes read_attributes(const Node& node) {
   const Attributes attributes = {read_attribute(node, w4a16_linear::kGroupSize),
                                  read_attribute(node, w4a16_linear::kHasZeros),
                                  read_attribute(node, w4a16_linear::kHasBias)};
   ErrorText error;
   require(w4a16_linear::check_attributes(attributes, &error), error);
+  const auto input_count = static_cast<int32_t>(node.input_count());
+  require(w4a16_linear::check_input_count(attributes, input_count, &error), error);
   return attributes;
 }
 
@@ -46,7 +49,6 @@ class Call {
  public:
   Call(const Attributes& attributes, const Context& context) : attributes_(attributes) {
     ErrorText error;
-    require(w4a16_linear::check_input_count(attributes, static_cast<int32_t>(context.input_count()), &error), error);
     const auto count = static_cast<size_t>(w4a16_linear::input_count(attributes));
     inputs_.reserve(count);
     Shape shapes[kMaxInputs];

@@ -66,8 +66,8 @@ TEST(OnnxRuntimeAbi, FunctionsAreWhereTheHeaderHasThem) {
   EXPECT_IN_TABLE(HasSessionConfigEntry);
   EXPECT_IN_TABLE(KernelInfoGetAttribute_int64);
   EXPECT_IN_TABLE(KernelInfo_GetNodeName);
+  EXPECT_IN_TABLE(KernelInfo_GetInputCount);
   EXPECT_IN_TABLE(KernelInfoGetConstantInput_tensor);
-  EXPECT_IN_TABLE(KernelContext_GetInputCount);
   EXPECT_IN_TABLE(KernelContext_GetInput);
   EXPECT_IN_TABLE(KernelContext_GetOutput);
   EXPECT_IN_TABLE(KernelContext_GetGPUComputeStream);
