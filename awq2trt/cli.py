@@ -158,7 +158,7 @@ def build(
     """All stages in one go: checkpoint, ONNX and engine or kit below DIR. Skips those that are current."""
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, load_recipe
-    from awq2trt.stages import BuildRequest, build_stage
+    from awq2trt.stages.build import BuildRequest, build_stage
 
     quantizing: dict[str, object] = {
         "method": method,
@@ -206,7 +206,7 @@ def quantize(
     """Model to a 4-bit checkpoint."""
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, load_recipe
-    from awq2trt.stages import QuantizeRequest, quantize_stage
+    from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
     flags = {
         "method": method,
@@ -240,7 +240,7 @@ def export(
     """4-bit checkpoint to an ONNX model."""
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, load_recipe
-    from awq2trt.stages import ExportRequest, export_stage
+    from awq2trt.stages.export import ExportRequest, export_stage
 
     flags = {"export": {"max_seq_len": max_seq_len, "dtype": dtype, "function_bodies": function_bodies}}
     options = apply_flags(load_recipe(recipe), flags).export
@@ -271,9 +271,10 @@ def evaluate(
 ) -> None:
     """Perplexity on a text, or accuracy in a task."""
     from awq2trt.errors import UsageError
+    from awq2trt.evaluation.results import EvalRequest, TaskRequest
     from awq2trt.progress import terminal_progress
-    from awq2trt.report import perplexity_row, perplexity_title, results_json, task_row, task_title
-    from awq2trt.stages import EvalRequest, TaskRequest, eval_stage, task_stage
+    from awq2trt.report.lines import perplexity_row, perplexity_title, results_json, task_row, task_title
+    from awq2trt.stages.evaluate import eval_stage, task_stage
 
     if (text is None) == (task is None):
         raise UsageError(
@@ -316,8 +317,8 @@ def run(
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text.")] = None,
 ) -> None:
     """Prompt to text, as it comes."""
-    from awq2trt.run import Sampling
-    from awq2trt.stages import RunRequest, run_stage
+    from awq2trt.runtime import Sampling
+    from awq2trt.stages.run import RunRequest, run_stage
 
     request = RunRequest(
         directory=directory,
@@ -359,8 +360,8 @@ def check(
 ) -> None:
     """Is every stage what the one before it makes it? Exit code 1 if not."""
     from awq2trt.progress import terminal_progress
-    from awq2trt.report import check_lines, golden_lines
-    from awq2trt.stages import CheckRequest, check_stage, golden_stage
+    from awq2trt.report.lines import check_lines, golden_lines
+    from awq2trt.stages.check import CheckRequest, check_stage, golden_stage
 
     if golden:
         found = golden_stage(directory)
@@ -383,8 +384,8 @@ def bench(
     plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG: share of the floor.")] = None,
 ) -> None:
     """Speed of the kernels on this machine's GPU."""
-    from awq2trt.bench import bench_kernels, format_report, plot_report, write_report
     from awq2trt.errors import UsageError
+    from awq2trt.machine.bench import bench_kernels, format_report, plot_report, write_report
 
     if not kernels:
         raise UsageError("nothing to measure.", where="bench", fix="awq2trt bench --kernels")
@@ -408,12 +409,12 @@ def inspect(
     ] = None,
 ) -> None:
     """What a directory holds and comes from; verifies every file."""
-    from awq2trt.stages import inspect_stage, report_stage
+    from awq2trt.stages.inspect import inspect_stage, report_stage
 
     if html_file is not None:
         print(report_stage(directory, html_file, results))
         return
-    from awq2trt.report import artifact_lines, inspection_json, linear_lines
+    from awq2trt.report.lines import artifact_lines, inspection_json, linear_lines
 
     artifact, inspection = inspect_stage(directory)
     if as_json:
@@ -437,14 +438,14 @@ def targets(
     jetpack: _JetPack = None,
 ) -> None:
     """What can be built for; with MODEL, whether it fits and how fast it can decode at most."""
-    from awq2trt.predict import outlook_lines
+    from awq2trt.engine.predict import outlook_lines
     from awq2trt.recipe import apply_flags, load_recipe
-    from awq2trt.report import target_lines
+    from awq2trt.report.lines import target_lines
 
     if model is None:
         print("\n".join(target_lines()))
         return
-    from awq2trt.kit.stage import model_spec, predict_outlooks
+    from awq2trt.stages.kit import model_spec, predict_outlooks
 
     quantizing: dict[str, object] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     flags: dict[str, dict[str, object]] = {
@@ -461,7 +462,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """What this machine can do, and the command that installs what it cannot."""
-    from awq2trt.doctor import examine, findings_json, findings_lines
+    from awq2trt.machine.doctor import examine, findings_json, findings_lines
 
     findings = examine()
     print(findings_json(findings) if as_json else "\n".join(findings_lines(findings)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -18,6 +18,9 @@ from pydantic import BaseModel, Field, ValidationError
 from awq2trt.errors import UsageError
 from awq2trt.scheme import QuantScheme
 from awq2trt.target import DEFAULT_JETPACK, find_jetpack, find_target
+
+DEFAULT_DEVICE: Final = "cpu"
+"""Where PyTorch computes unless the user says otherwise."""
 
 
 class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):

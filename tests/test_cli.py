@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_predict import LLAMA_2_70B
+from published_configs import LLAMA_2_70B
 
-from awq2trt import __version__, stages
-from awq2trt.check.golden import GoldenResult
+from awq2trt import __version__
+from awq2trt.checking.golden import GoldenResult
+from awq2trt.checking.outcome import GoldenOutcome
 from awq2trt.cli import app
 from awq2trt.errors import BuildError, UnsupportedError
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions
-from awq2trt.stages import BuildRequest, ExportRequest, QuantizeRequest
+from awq2trt.stages.build import BuildRequest
+from awq2trt.stages.export import ExportRequest
+from awq2trt.stages.quantize import QuantizeRequest
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +57,7 @@ def _fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def quantize_stage(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(stages, "quantize_stage", quantize_stage)
+    monkeypatch.setattr("awq2trt.stages.quantize.quantize_stage", quantize_stage)
 
 
 def _taken(monkeypatch: pytest.MonkeyPatch, stage: str) -> list[Any]:
@@ -66,9 +69,9 @@ def _taken(monkeypatch: pytest.MonkeyPatch, stage: str) -> list[Any]:
 
     def take(request: object, progress: object) -> object:
         requests.append(request)
-        return [Made] if stage == "build_stage" else Made
+        return [Made] if stage == "build" else Made
 
-    monkeypatch.setattr(stages, stage, take)
+    monkeypatch.setattr(f"awq2trt.stages.{stage}.{stage}_stage", take)
     return requests
 
 
@@ -106,7 +109,7 @@ def test_wrong_usage_exits_with_2(awq2trt: Callable[..., Outcome], arguments: tu
 
 def test_flags_reach_quantize(awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("quantize: {group_size: 64, samples: 3}")
-    requests = _taken(monkeypatch, "quantize_stage")
+    requests = _taken(monkeypatch, "quantize")
     outcome = awq2trt(
         "quantize", "model", "-o", "out", "--recipe", str(tmp_path / "recipe.yaml"), "--method", "gptq", "--bits", "4",
         "--group_size", "32", "--symmetric", "--calib", "text.txt", "--seqlen", "64", "--seed", "5", "--resume",
@@ -129,7 +132,7 @@ def test_flags_reach_quantize(awq2trt: Callable[..., Outcome], monkeypatch: pyte
 
 
 def test_flags_reach_export(awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = _taken(monkeypatch, "export_stage")
+    requests = _taken(monkeypatch, "export")
     awq2trt(
         "export", "in", "-o", "out", "--max-seq-len", "64", "--dtype", "bfloat16", "--no-function-bodies", "--overwrite"
     )
@@ -138,7 +141,7 @@ def test_flags_reach_export(awq2trt: Callable[..., Outcome], monkeypatch: pytest
 
 
 def test_flags_reach_build(awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    requests: list[BuildRequest] = _taken(monkeypatch, "build_stage")
+    requests: list[BuildRequest] = _taken(monkeypatch, "build")
     awq2trt("build", "m", "-o", "out", "--target", "rtx3090", "--max-seq-len", "99", "--zero-points", "--plugin")
     (request,) = requests
     assert (request.model, request.output, request.overwrite) == ("m", Path("out"), False)
@@ -238,7 +241,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(
 
 
 def test_flags_reach_the_kit(awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    requests: list[BuildRequest] = _taken(monkeypatch, "build_stage")
+    requests: list[BuildRequest] = _taken(monkeypatch, "build")
     awq2trt(
         "build", "m", "-o", "out", "--target", "orin-nx", "--jetpack", "6.2", "--tar", "--ssh", "me@jetson", "--force"
     )  # fmt: skip
@@ -297,7 +300,8 @@ def test_a_closed_pipe_is_no_drama() -> None:
 SLEEPING_STAGE = """
 import signal
 import time
-from awq2trt import cli, stages
+from awq2trt import cli
+from awq2trt.stages import quantize
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job, as CI may be, inherits an ignored one
 
@@ -305,7 +309,7 @@ def quantize_stage(*arguments):
     print("ready", flush=True)
     time.sleep(60)
 
-stages.quantize_stage = quantize_stage
+quantize.quantize_stage = quantize_stage
 cli.main()
 """
 
@@ -325,7 +329,7 @@ def test_golden_outputs_decide_the_exit_code(
     awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, passed: bool, code: int, verdict: str
 ) -> None:
     results = [GoldenResult("prefill", 1e-4, True, True), GoldenResult("decode-1", math.nan, passed, passed)]
-    monkeypatch.setattr(stages, "golden_stage", lambda directory: stages.GoldenOutcome(tuple(results)))
+    monkeypatch.setattr("awq2trt.stages.check.golden_stage", lambda directory: GoldenOutcome(tuple(results)))
     outcome = awq2trt("check", "somewhere", "--golden")
     assert outcome.code == code
     assert verdict in outcome.out.splitlines()[-1]

@@ -37,7 +37,13 @@ def test_no_heavy_library_is_loaded(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["import awq2trt.stages", "import awq2trt.export", "import awq2trt.run", "import awq2trt.artifact"]
+    "code",
+    [
+        "import awq2trt.stages",
+        "import awq2trt.onnx_export",
+        "import awq2trt.runtime",
+        "import awq2trt.artifact.manifest",
+    ],
 )
 def test_no_torch_where_none_is_needed(code: str) -> None:
     _, modules = _import(code)

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from tiny_models import save_llama
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
-from awq2trt.checkpoint import QuantizedCheckpoint
-from awq2trt.families import describe_model
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.models.families import describe_model
+from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
-from awq2trt.quantize.job import QuantizeJob
+from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
-from awq2trt.source import SafetensorsSource
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -9,12 +9,13 @@ import pytest
 import tiny_models
 from stand_in_orin import fake_library
 
-from awq2trt.artifact import Artifact
-from awq2trt.kit.library import PATH_VARIABLE
-from awq2trt.kit.stage import KitRequest, make_kit, model_spec
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.machine.foreign_library import PATH_VARIABLE
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
-from awq2trt.stages import ExportRequest, QuantizeRequest, export_stage, quantize_stage
+from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.stages.kit import KitRequest, make_kit, model_spec
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 from awq2trt.target import find_target
 
 CAPACITY = 64

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from awq2trt import opset
-from awq2trt.export.bodies import BodyVariant, make_body
-from awq2trt.inlining import inline_bodies
+from awq2trt.graph.inline import inline_bodies
+from awq2trt.onnx_export.bodies import BodyVariant, make_body
 
 
 def inline_w4a16(model: ir.Model) -> None:

@@ -24,12 +24,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from awq2trt.checkpoint import quantized_config, write_config, write_tensors
-from awq2trt.families import DecoderSpec, describe_model
-from awq2trt.layouts import GEMM
-from awq2trt.pack import AWQ_COLUMNS_PER_WORD
+from awq2trt.checkpoint.checkpoint import quantized_config, write_config, write_tensors
+from awq2trt.checkpoint.layouts import GEMM
+from awq2trt.checkpoint.pack import AWQ_COLUMNS_PER_WORD
+from awq2trt.models.families import DecoderSpec, describe_model
+from awq2trt.models.sources.base import Array
 from awq2trt.scheme import QuantScheme
-from awq2trt.source import Array
 
 SCHEME = QuantScheme(group_size=128)
 TEXT = "text.txt"

@@ -23,10 +23,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from awq2trt.check.chain import CheckResult, compare_weights, run_chain
-from awq2trt.check.subject import find_subject
+from awq2trt.checking.chain import CheckResult, compare_weights, run_chain
+from awq2trt.checking.subject import find_subject
 from awq2trt.progress import terminal_progress
-from awq2trt.run import ChatTokenizer
+from awq2trt.runtime import ChatTokenizer
 
 CHARACTERS_PER_TOKEN = 16
 """More than any of these texts has, so that a span is never shorter than asked for."""

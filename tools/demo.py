@@ -20,26 +20,21 @@ from pydoc_data.topics import topics
 from rich.console import Console
 from rich.table import Table
 
-from awq2trt.artifact import Artifact
-from awq2trt.families import DecoderSpec
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.artifact.opening import CHECK_DIRECTORY
+from awq2trt.checking.outcome import CheckOutcome
+from awq2trt.evaluation.results import EvalRequest
+from awq2trt.models.families import DecoderSpec
+from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import Progress, terminal_progress
 from awq2trt.recipe import load_recipe
-from awq2trt.report import check_lines, results_json
-from awq2trt.run import Sampling
-from awq2trt.source import open_source
-from awq2trt.stages import (
-    CHECK_DIRECTORY,
-    CheckOutcome,
-    CheckRequest,
-    EvalRequest,
-    QuantizeRequest,
-    RunRequest,
-    check_stage,
-    eval_stage,
-    quantize_stage,
-    report_stage,
-    run_stage,
-)
+from awq2trt.report.lines import check_lines, results_json
+from awq2trt.runtime import Sampling
+from awq2trt.stages.check import CheckRequest, check_stage
+from awq2trt.stages.evaluate import eval_stage
+from awq2trt.stages.inspect import report_stage
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+from awq2trt.stages.run import RunRequest, run_stage
 
 MODEL = "smollm2-135m-instruct"
 RECIPE = Path("recipes/smollm2-135m_w4g128.yaml")
@@ -74,7 +69,7 @@ def main() -> None:
     print(f"\nawq2trt check {directory} --tokens {CHECK_TOKENS}")
     outcome = check_stage(CheckRequest(directory, tokens=CHECK_TOKENS), terminal_progress())
     print("\n".join(check_lines(CheckOutcome(outcome.result, ()))))
-    from awq2trt.check.polygraphy_files import README_FILE  # once check has chosen polygraphy's TensorRT
+    from awq2trt.checking.polygraphy_files import README_FILE  # once check has chosen polygraphy's TensorRT
 
     report = report_stage(directory, directory / REPORT_FILE, directory / RESULTS_FILE)
     print(f"\n{report}: every layer, with plots; open it in a browser")

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from awq2trt.artifact import Artifact
+from awq2trt.artifact.manifest import Artifact
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 python tools/make_kernel_golden.py [FOLDER]
 
-The bytes come from `awq2trt.pack`, the results from the oracle `QuantizedLinear.dequantize` in float64: so the C++
-reference, the packers and the oracle are held to each other. The layout of a file is described in
+The bytes come from `awq2trt.checkpoint.pack`, the results from the oracle `QuantizedLinear.dequantize` in float64: so
+the C++ reference, the packers and the oracle are held to each other. The layout of a file is described in
 tests/plugins/kernels/w4a16_linear/reference_test.cpp. Deterministic: a second run changes nothing.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from awq2trt.pack import pack_int4
+from awq2trt.checkpoint.pack import pack_int4
 from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
 
 MAGIC = b"W4A16GLD"

@@ -21,8 +21,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from awq2trt.source import open_source
-from awq2trt.stages import tokenizer_of
+from awq2trt.models.sources.opening import open_source
+from awq2trt.text.tokenizer import tokenizer_of
 
 MODEL: Final = "smollm2-135m-instruct"
 EXAMPLES: Final = 200

@@ -26,16 +26,16 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
-from awq2trt.artifact import record_file
-from awq2trt.calibrate import encode, load_tokenizer
-from awq2trt.check.chain import FOLDED, ONNX, QUANTIZED, run_chain
-from awq2trt.check.subject import find_subject
-from awq2trt.check.text import DEFAULT_TEXT
-from awq2trt.checkpoint import QuantizedCheckpoint
-from awq2trt.families import RopeSpec
-from awq2trt.pack import pack_int4, unpack_int4
+from awq2trt.artifact.manifest import record_file
+from awq2trt.checking.chain import FOLDED, ONNX, QUANTIZED, run_chain
+from awq2trt.checking.subject import find_subject
+from awq2trt.checking.text import DEFAULT_TEXT
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.pack import pack_int4, unpack_int4
+from awq2trt.models.families import RopeSpec
+from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import terminal_progress
-from awq2trt.source import open_source
+from awq2trt.text.tokenizer import encode, load_tokenizer
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]
@@ -84,7 +84,7 @@ def main() -> None:
         print(f"{fault.name}: {found}: {message} ({seconds:.0f} s)", flush=True)
         table.add_row(fault.name, f"{fault.stage}, {fault.place}", found, message, f"{seconds:.0f}")
     table.add_row(
-        "a bias dropped", "", "not planted", "the demo's model has no biases; tests/test_check.py has one", ""
+        "a bias dropped", "", "not planted", "the demo's model has no biases; tests/checking/test_chain.py has one", ""
     )
     Console(width=200).print(table)
     if missed:

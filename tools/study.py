@@ -33,12 +33,16 @@ from study_report import Results, plot, write_csv, write_markdown
 from study_tables import Table, all_tables
 from study_walk import Calibration, Measured, Setting, walk
 
-from awq2trt.calibrate import SELF, encode, load_tokenizer, read_text, self_written
-from awq2trt.device import require_device
 from awq2trt.errors import Awq2trtError
-from awq2trt.evaluate import first_windows
+from awq2trt.evaluation.perplexity import first_windows
+from awq2trt.machine.device import require_device
+from awq2trt.models.sources.base import ModelSource
+from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import SilentProgress
-from awq2trt.source import ModelSource, open_source
+from awq2trt.text.read import read_text
+from awq2trt.text.self_written import self_written
+from awq2trt.text.tokenizer import encode, load_tokenizer
+from awq2trt.text.windows import SELF
 
 MODEL: Final = "smollm2-135m-instruct"
 

@@ -38,7 +38,7 @@ class Claim:
 
 PAPERS_SEARCH: Final = (
     "the paper's search leaves q and k whole and cuts both ends of a range alike, which 3 bits forgive least; the "
-    "default search does neither (its module `awq2trt.quantize.effort` has the steps between the two)"
+    "default search does neither (its module `awq2trt.quantization.effort` has the steps between the two)"
 )
 
 

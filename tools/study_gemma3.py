@@ -16,16 +16,17 @@ from pathlib import Path
 
 import torch
 
-from awq2trt.calibrate import bos_of, encode, load_tokenizer
-from awq2trt.checkpoint import QuantizedCheckpoint
-from awq2trt.evaluate import WindowLogits, agreement, first_windows, perplexity, torch_logits
-from awq2trt.gguf_source import GgufSource
+from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.evaluation.perplexity import WindowLogits, agreement, first_windows, perplexity, torch_logits
+from awq2trt.models.sources.base import ModelSource, copy_tokenizer
+from awq2trt.models.sources.gguf import GgufSource
 from awq2trt.progress import Progress, terminal_progress
-from awq2trt.quantize.job import QuantizeJob
+from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import QuantizeOptions
-from awq2trt.run import OrtBackend, Sampling
-from awq2trt.source import ModelSource, copy_tokenizer
-from awq2trt.stages import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY, RunRequest, run_stage
+from awq2trt.runtime import OrtBackend, Sampling
+from awq2trt.stages.run import RunRequest, run_stage
+from awq2trt.text.tokenizer import bos_of, encode, load_tokenizer
 
 PROMPTS = ("The capital of France is", "Water boils at")
 TEXT_CHARACTERS = 100_000

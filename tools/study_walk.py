@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from awq2trt.decoder import BlockRunner, Ends, load_block
-from awq2trt.evaluate import Perplexity, perplexity
-from awq2trt.families import DecoderSpec
+from awq2trt.evaluation.perplexity import Perplexity, perplexity
+from awq2trt.models.decoder import BlockRunner, Ends, load_block
+from awq2trt.models.families import DecoderSpec
+from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress, SilentProgress
-from awq2trt.quantize.block import (
+from awq2trt.quantization.block import (
     Statistics,
     collect_statistics,
     dequantized,
@@ -31,10 +32,9 @@ from awq2trt.quantize.block import (
     quantize_block,
     run_block,
 )
-from awq2trt.quantize.rounding import fake_quantize, from_groups, group_grid, round_to_codes, to_groups
+from awq2trt.quantization.rounding import fake_quantize, from_groups, group_grid, round_to_codes, to_groups
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantScheme
-from awq2trt.source import ModelSource
 
 Weights = Mapping[str, Tensor]
 

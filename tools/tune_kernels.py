@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import torch
 
-from awq2trt import bench
 from awq2trt.errors import ToolError
-from awq2trt.plugin_library import find_plugin_library
+from awq2trt.machine import bench
+from awq2trt.machine.plugin_library import find_plugin_library
 
 MIN_SPLIT_K = 512
 

@@ -21,15 +21,15 @@ import onnx
 import onnx_ir as ir
 
 from awq2trt import __version__, opset
-from awq2trt.artifact import KitRecord, ProfileRecord
+from awq2trt.artifact.golden import DESCRIPTION_FILE, read_golden
+from awq2trt.artifact.records import KitRecord, ProfileRecord
+from awq2trt.engine.predict import WORKSPACE_BYTES, Footprint
 from awq2trt.errors import UnsupportedError
-from awq2trt.golden import DESCRIPTION_FILE, read_golden
+from awq2trt.graph.basic_ops import drop_functions, fix_batch, lower_to_basic_ops
+from awq2trt.graph.read import open_decoder
 from awq2trt.io_contract import BATCH, MODEL_FILE, IoContract, TensorContract
-from awq2trt.kit.basic_ops import drop_functions, fix_batch, lower_to_basic_ops
-from awq2trt.kit.library import KitPlugin
-from awq2trt.onnx_file import open_decoder
-from awq2trt.plugin_library import LIBRARY_NAME
-from awq2trt.predict import WORKSPACE_BYTES, Footprint
+from awq2trt.machine.foreign_library import KitPlugin
+from awq2trt.machine.plugin_library import LIBRARY_NAME
 from awq2trt.target import JetPack, Target
 
 SCRIPT_FILE: Final = "finish.sh"
@@ -39,8 +39,8 @@ LIBRARY_FILE: Final = f"lib/{LIBRARY_NAME}"
 SOURCE_FOLDER: Final = "src"
 VERSION_HEADER: Final = "version.h"
 
-_PACKAGE: Final = Path(__file__).parent
-TEMPLATES: Final = (_PACKAGE / SCRIPT_FILE, _PACKAGE / "README.template.md")
+_HERE: Final = Path(__file__).parent
+TEMPLATES: Final = (_HERE / SCRIPT_FILE, _HERE / "README.template.md")
 
 TYPICAL_PREFILL: Final = 512
 """Prompt length that TensorRT chooses prefill kernels for."""
@@ -133,7 +133,7 @@ def write_kit(onnx_directory: Path, names: Sequence[str], directory: Path, plan:
     settings = _settings(plan, record) | golden | {"fraction_bits": str(_FRACTION_BITS[dtype])}
     conf = "".join(f"kit_{key}={shlex.quote(value)}\n" for key, value in sorted(settings.items()))
     (directory / CONF_FILE).write_text(conf, encoding="utf-8")
-    shutil.copyfile(_PACKAGE / SCRIPT_FILE, directory / SCRIPT_FILE)
+    shutil.copyfile(_HERE / SCRIPT_FILE, directory / SCRIPT_FILE)
     (directory / SCRIPT_FILE).chmod(0o755)
     (directory / README_FILE).write_text(_readme(plan, record, capacity), encoding="utf-8")
 

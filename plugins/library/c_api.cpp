@@ -11,8 +11,8 @@ using awq2trt::TileShape;
 #define AWQ2TRT_STRING(value) #value
 #define AWQ2TRT_EXPANDED(value) AWQ2TRT_STRING(value)
 
-// What the functions below say, for a machine that cannot load the library: awq2trt/kit/library.py looks for these
-// bytes.
+// What the functions below say, for a machine that cannot load the library: awq2trt/machine/foreign_library.py looks
+// for these bytes.
 extern "C" __attribute__((used, visibility("default"))) const char awq2trt_plugins_description[] =
     "awq2trt plugins: version=" AWQ2TRT_VERSION " architectures=" AWQ2TRT_ARCHITECTURES
     " cuda=" AWQ2TRT_EXPANDED(CUDART_VERSION);

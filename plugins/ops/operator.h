@@ -7,7 +7,7 @@
 
 namespace awq2trt {
 
-// The domain of our operators, as in awq2trt/opset.py; tests/test_plugin_library.py holds the two together.
+// The domain of our operators, as in awq2trt/opset.py; tests/machine/test_plugin_library.py holds the two together.
 constexpr char kDomain[] = "awq2trt";
 
 // Types of tensors that a runtime may hand to an operator. Those that no operator takes are named in messages only.

@@ -1,6 +1,6 @@
 // The rules of the operator W4A16Linear, y[..., N] = x[..., K] * W^T + bias with 4-bit W: its names, attributes,
 // inputs, types and shapes, as in plugins/FORMAT.md. awq2trt/opset.py declares the same for Python;
-// tests/test_plugin_library.py holds the two together.
+// tests/machine/test_plugin_library.py holds the two together.
 //
 // In:  a node's attributes, and the types and shapes of its tensors.
 // Out: whether they fit each other, else why not as a sentence that begins with the operator's name; and the

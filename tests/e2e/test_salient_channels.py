@@ -10,10 +10,10 @@ import pytest
 from study_tables import options
 from study_walk import Calibration, Keep, Multiply, Setting, walk
 
-from awq2trt.calibrate import encode, load_tokenizer
-from awq2trt.evaluate import first_windows
+from awq2trt.evaluation.perplexity import first_windows
+from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import SilentProgress
-from awq2trt.source import open_source
+from awq2trt.text.tokenizer import encode, load_tokenizer
 
 MODEL = "smollm2-135m-instruct"
 WINDOWS, SEQLEN = 2, 512

@@ -14,19 +14,22 @@ import numpy as np
 import pytest
 import torch
 
-from awq2trt.artifact import Artifact
-from awq2trt.calibrate import encode, load_tokenizer
-from awq2trt.checkpoint import QuantizedCheckpoint
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import ToolError
-from awq2trt.evaluate import WindowLogits, agreement, first_windows, perplexity, torch_logits
-from awq2trt.kit.stage import KitRequest, make_kit, model_spec
-from awq2trt.plugin_library import LIBRARY_NAME, find_plugin_library
+from awq2trt.evaluation.perplexity import WindowLogits, agreement, first_windows, perplexity, torch_logits
+from awq2trt.machine.plugin_library import LIBRARY_NAME, find_plugin_library
+from awq2trt.models.sources.base import ModelSource
+from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
-from awq2trt.run import OrtBackend, Sampling
-from awq2trt.source import ModelSource, open_source
-from awq2trt.stages import BuildRequest, QuantizeRequest, RunRequest, build_stage, quantize_stage, run_stage
+from awq2trt.runtime import OrtBackend, Sampling
+from awq2trt.stages.build import BuildRequest, build_stage
+from awq2trt.stages.kit import KitRequest, make_kit, model_spec
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+from awq2trt.stages.run import RunRequest, run_stage
 from awq2trt.target import find_target
+from awq2trt.text.tokenizer import encode, load_tokenizer
 
 AARCH64_LIBRARY = Path(__file__).parents[2] / "build" / "plugins-aarch64" / LIBRARY_NAME
 MODEL = "smollm2-135m-instruct"

@@ -18,7 +18,7 @@
 namespace awq2trt {
 
 // K must be a multiple of it: kernels read codes in words of 32 bits, and a row's last word must not reach into the
-// next row. awq2trt/opset.py declares the same for Python; tests/test_plugin_library.py holds the two together.
+// next row. awq2trt/opset.py declares the same for Python; tests/machine/test_plugin_library.py holds the two together.
 constexpr int kFeaturesMultiple = 8;
 
 // One call's sizes; the names are those of FORMAT.md.

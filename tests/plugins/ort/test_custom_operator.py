@@ -15,8 +15,10 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from awq2trt import opset, pack, plugin_library
-from awq2trt.plugin_library import find_plugin_library, register_custom_ops
+from awq2trt import opset
+from awq2trt.checkpoint import pack
+from awq2trt.machine import plugin_library
+from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 REPOSITORY = Path(__file__).parents[3]

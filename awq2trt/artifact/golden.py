@@ -1,0 +1,146 @@
+"""Golden inputs and outputs: a short conversation and the scores that must follow, small files beside every model.
+
+In: calls of a decoder with their expected logits (`awq2trt.checking.golden` computes them in PyTorch).
+Out, and back in, in a model's directory:
+
+- `golden.json`: the calls in order: name, tokens, position, which start a conversation, how far logits may be off;
+- `golden.npz`: `NAME.input_ids` int64 [1, S], `NAME.cache_position` int64 [1], `NAME.logits` float32 [1, 1, V];
+- raw little-endian files of the calls that start a conversation, for `trtexec --loadInputs=input_ids:FILE,...`.
+
+Caches are not stored: slots from `cache_position` on are not read (`plugins/FORMAT.md`), so a call at position 0 runs
+with whatever finite cache it gets, and calls at later positions continue the conversation before them. NumPy only.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq2trt.artifact.arrays import read_arrays, write_arrays
+from awq2trt.errors import ArtifactError
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS
+
+DESCRIPTION_FILE: Final = "golden.json"
+ARRAYS_FILE: Final = "golden.npz"
+
+FORMAT_VERSION: Final = 1
+
+_DTYPES: Final = {INPUT_IDS: "<i8", CACHE_POSITION: "<i8", LOGITS: "<f4"}
+
+_AGAIN: Final = "export the model again."
+
+
+@dataclass(frozen=True)
+class GoldenCall:
+    """One call of the decoder.
+
+    Attributes:
+        name: Of the call, e.g. `prefill`.
+        tokens: New tokens.
+        position: Cache slot of the first; 0 starts a conversation, anything else continues the call before.
+        logits: Scores of the token that follows, float32 [V].
+    """
+
+    name: str
+    tokens: tuple[int, ...]
+    position: int
+    logits: NDArray[np.float32]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Inputs and outputs under the names and shapes of the I/O contract, logits in fp32."""
+        return {
+            INPUT_IDS: np.asarray([self.tokens], _DTYPES[INPUT_IDS]),
+            CACHE_POSITION: np.asarray([self.position], _DTYPES[CACHE_POSITION]),
+            LOGITS: self.logits.astype(_DTYPES[LOGITS])[None, None],
+        }
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What a model must say.
+
+    Attributes:
+        text: That the tokens come from.
+        relative_tolerance: How far the logits of an executor may be off: the norm of the difference, over the norm of
+            the expected logits around their mean.
+        calls: In order.
+    """
+
+    text: str
+    relative_tolerance: float
+    calls: tuple[GoldenCall, ...]
+
+
+def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Norm of the difference over the norm of `expected` around its mean; NaN if anything is NaN.
+
+    Around the mean, since a constant added to all logits changes no probability and would only hide errors.
+    """
+    wide = expected.astype(np.float64)
+    scale = np.linalg.norm(wide - wide.mean())
+    return float(np.linalg.norm(got.astype(np.float64) - wide) / max(scale, np.finfo(np.float64).tiny))
+
+
+def write_golden(golden: Golden, directory: Path) -> tuple[Path, ...]:
+    """Writes the files into a model's directory; returns their paths."""
+    written = [directory / ARRAYS_FILE]
+    entries = []
+    arrays = {call.name: call.arrays() for call in golden.calls}
+    flat = {f"{call}.{name}": array for call, named in arrays.items() for name, array in named.items()}
+    write_arrays(directory / ARRAYS_FILE, flat)
+    for call in golden.calls:
+        files = {}
+        for name, array in arrays[call.name].items() if call.position == 0 else ():
+            files[name] = f"golden.{call.name}.{name}.bin"
+            (directory / files[name]).write_bytes(array.tobytes())
+            written.append(directory / files[name])
+        entries.append(
+            {"name": call.name, "tokens": list(call.tokens), "cache_position": call.position, "files": files}
+        )
+    description = {
+        "format_version": FORMAT_VERSION,
+        "text": golden.text,
+        "relative_tolerance": golden.relative_tolerance,
+        "dtypes": {INPUT_IDS: "int64", CACHE_POSITION: "int64", LOGITS: "float32"},
+        "calls": entries,
+    }
+    text = json.dumps(description, indent=1, sort_keys=True, ensure_ascii=False)
+    (directory / DESCRIPTION_FILE).write_text(f"{text}\n", encoding="utf-8")
+    return (directory / DESCRIPTION_FILE, *written)
+
+
+def read_golden(directory: Path) -> Golden:
+    """Reads the files of a model's directory.
+
+    Raises:
+        ArtifactError: There are none, or they are damaged.
+    """
+    path = directory / DESCRIPTION_FILE
+    if not path.is_file():
+        raise ArtifactError(
+            f"no {DESCRIPTION_FILE}: the model has no golden outputs.", where=str(directory), fix="export it again."
+        )
+    try:
+        description = json.loads(path.read_bytes())
+        if description["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {description['format_version']!r}, expected {FORMAT_VERSION}")
+        arrays = read_arrays(directory / ARRAYS_FILE, fix=_AGAIN)
+        calls = tuple(
+            GoldenCall(
+                name=entry["name"],
+                tokens=tuple(entry["tokens"]),
+                position=entry["cache_position"],
+                logits=arrays[f"{entry['name']}.{LOGITS}"][0, 0],
+            )
+            for entry in description["calls"]
+        )
+        return Golden(description["text"], float(description["relative_tolerance"]), calls)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ArtifactError(
+            f"damaged golden outputs ({type(error).__name__}: {error}).", where=str(path), fix=_AGAIN
+        ) from error

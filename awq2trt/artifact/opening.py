@@ -1,0 +1,51 @@
+"""Opens what a user names as a model: an exported one, or an engine's directory, which holds one too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from awq2trt.artifact.manifest import (
+    MANIFEST_FILE,
+    Artifact,
+)
+from awq2trt.errors import UsageError
+
+CHECKPOINT_DIRECTORY: Final = "checkpoint"
+
+ONNX_DIRECTORY: Final = "onnx"
+"""What `awq2trt build -o DIR` makes in DIR, beside a directory named after the target."""
+
+CHECK_DIRECTORY: Final = "check"
+"""What `awq2trt check DIR` adds."""
+
+
+def open_model(directory: Path) -> Artifact:
+    """Opens an ONNX model or an engine directory, which holds one too.
+
+    Raises:
+        ArtifactError: It is not whole.
+        UsageError: It is the directory above several, or a checkpoint.
+    """
+    below = sorted(path.parent.name for path in directory.glob(f"*/{MANIFEST_FILE}"))
+    if below and not (directory / MANIFEST_FILE).is_file():
+        models = [name for name in below if name != CHECKPOINT_DIRECTORY]
+        raise UsageError(
+            f"expected a model's directory, got one that holds {', '.join(below)}.",
+            where=str(directory),
+            fix=f"name {directory / (models or below)[-1]}.",
+        )
+    artifact = Artifact.open(directory)
+    if artifact.manifest.kind == "checkpoint":
+        raise UsageError(
+            "expected an ONNX model or an engine, got a checkpoint.",
+            where=str(directory),
+            fix=f"export it first: awq2trt export {directory} -o DIR",
+        )
+    return artifact
+
+
+def is_exported(model: str) -> bool:
+    """Whether this is an ONNX model or an engine, which holds one."""
+    manifest = Path(model) / MANIFEST_FILE
+    return manifest.is_file() and Artifact.open(Path(model), verify="size").manifest.kind != "checkpoint"

@@ -1,0 +1,393 @@
+"""Writes an artifact such that nothing mistakes a partial one for a complete one.
+
+Whatever stops a build (an error, Ctrl-C, `kill -9`, a full disk):
+
+1. `create_artifact` locks the directory (`.lock`, flock: the kernel lets go of it when the process dies).
+2. The stage writes into `.work/files`, on the same file system, and keeps what a resumed run needs in `.work/scratch`.
+3. `Draft.publish` hashes and syncs the files, removes the old manifest and the old files, moves the new ones into
+   place, those that other tools look for last (`ENTRY_FILES`), and then the manifest.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from awq2trt import __version__
+from awq2trt.artifact.manifest import (
+    MANIFEST_FILE,
+    SUMS_FILE,
+    WORK_DIRECTORY,
+    Artifact,
+    Kind,
+    Manifest,
+    read_manifest,
+    record_file,
+)
+from awq2trt.artifact.records import Contents, FileRecord
+from awq2trt.errors import ArtifactError, Awq2trtError, UsageError
+
+LOCK_FILE: Final = ".lock"
+
+_FILES: Final = "files"
+
+_SCRATCH: Final = "scratch"
+
+_FINGERPRINT: Final = "fingerprint"
+
+_OLD_MANIFEST: Final = "old-manifest.json"
+
+ENTRY_FILES: Final = ("model.onnx", "model.engine", "config.json")
+"""What other tools open first, and so take as the sign that the rest is there."""
+
+
+@dataclass
+class Draft:
+    """An artifact that is being written.
+
+    Attributes:
+        files: Directory for the artifact's files, empty at the start.
+        scratch: Directory for what a resumed run can use; not part of the artifact. It survives a failure, and is
+            removed when the artifact is published.
+        resumed: Whether `scratch` holds files of an interrupted run.
+    """
+
+    directory: Path
+    kind: Kind
+    fingerprint: str
+    resumed: bool
+    files: Path = field(init=False)
+    scratch: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.files = self.directory / WORK_DIRECTORY / _FILES
+        self.scratch = self.directory / WORK_DIRECTORY / _SCRATCH
+
+    def adopt(self, file: Path) -> None:
+        """Takes a copy of another artifact's file. Not a hard link: onnx refuses external data that has several."""
+        shutil.copyfile(file, self.files / file.name)
+
+    def publish(self, contents: Contents) -> Artifact:
+        """Moves the files into place and writes the manifest.
+
+        Args:
+            contents: What the artifact holds.
+
+        Raises:
+            ArtifactError: The files cannot be moved.
+        """
+        records = {_relative(path, self.files): _synced_record(path) for path in _files_below(self.files)}
+        manifest = Manifest(
+            kind=self.kind,
+            fingerprint=self.fingerprint,
+            tool_version=__version__,
+            contents=contents,
+            files=records,
+        )
+        work = self.directory / WORK_DIRECTORY
+        _write_synced(work / MANIFEST_FILE, manifest.to_bytes())
+        _remove_artifact(self.directory)
+        for name in sorted(records, key=_entry_first, reverse=True):
+            destination = self.directory / name
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            (self.files / name).replace(destination)
+        if self.kind == "kit":
+            _write_synced(work / SUMS_FILE, manifest.sums_bytes())
+            (work / SUMS_FILE).replace(self.directory / SUMS_FILE)
+        (work / MANIFEST_FILE).replace(self.directory / MANIFEST_FILE)
+        _sync_directory(self.directory)
+        shutil.rmtree(work)
+        return Artifact(self.directory, manifest)
+
+
+@contextmanager
+def create_artifact(
+    directory: Path,
+    kind: Kind,
+    fingerprint: str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    expected_bytes: int = 0,
+) -> Iterator[Draft]:
+    """Locks `directory` and gives the stage a place to write; `Draft.publish` makes the artifact.
+
+    If the block ends without `publish`, the directory is as it was, but for what a resumed run can use.
+
+    Args:
+        directory: Where the artifact will be; made if it is not there.
+        kind: What it will be.
+        fingerprint: Of its inputs and options.
+        resume: Keep the scratch files of an interrupted run with the same fingerprint.
+        overwrite: Replace a directory that is not an artifact of this kind.
+        expected_bytes: Space that the stage needs at least.
+
+    Raises:
+        ArtifactError: The directory is in use, is something else, cannot be written, or the disk is full.
+        UsageError: `resume`, and the interrupted run had other inputs or options.
+    """
+    with _explained(directory, expected_bytes), _made(directory), _locked(directory):
+        _refuse_foreign(directory, kind, overwrite=overwrite)
+        try:
+            _undo_interrupted_publish(directory)
+            draft = _start(directory, kind, fingerprint, resume=resume)
+            _require_space(directory, expected_bytes)
+            yield draft
+        finally:
+            _undo_interrupted_publish(directory)
+            _clear(directory)
+
+
+def can_resume(directory: Path, fingerprint: str) -> bool:
+    """Whether `directory` holds scratch files of an interrupted run with the same inputs and options."""
+    mark = directory / WORK_DIRECTORY / _FINGERPRINT
+    return mark.is_file() and mark.read_text(encoding="utf-8") == fingerprint
+
+
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """Makes the directory, and removes it if it is empty in the end and was not there before."""
+    was_there = directory.is_dir()
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if not was_there:
+            with suppress(OSError):
+                directory.rmdir()
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Holds the directory's lock. The lock file holds the process id meanwhile, and is removed at the end."""
+    handle = _lock(directory)
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        (directory / LOCK_FILE).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock(directory: Path) -> int:
+    """Opens and locks the lock file."""
+    path = directory / LOCK_FILE
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before us may have removed the file between our open and our lock; then it locks nothing.
+            if _is_file_at(path, handle):
+                return handle
+        except BlockingIOError:
+            owner = os.read(handle, 32).decode(errors="replace").strip()
+            os.close(handle)
+            raise ArtifactError(
+                f"directory in use by another build (pid {owner or 'unknown'}).",
+                where=str(directory),
+                fix="wait for it, or give another directory with -o.",
+            ) from None
+        except OSError as error:
+            os.close(handle)
+            raise ArtifactError(
+                f"cannot lock the directory: {error.strerror}.",
+                where=str(directory),
+                fix="give a directory on a local disk with -o.",
+            ) from error
+        os.close(handle)
+
+
+def _is_file_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _refuse_foreign(directory: Path, kind: Kind, *, overwrite: bool) -> None:
+    """Refuses a directory that holds something else than an artifact of this kind, or the rests of one."""
+    if overwrite:
+        return
+    if (directory / MANIFEST_FILE).is_file():
+        found = read_manifest(directory, None).kind
+        if found != kind:
+            raise ArtifactError(
+                f"it holds a finished {found}, which this command would replace by its {kind}.",
+                where=str(directory),
+                fix="give another directory with -o, or --overwrite to replace what is there.",
+            )
+    elif not (directory / WORK_DIRECTORY).is_dir():
+        others = [path.name for path in directory.iterdir() if path.name != LOCK_FILE]
+        if others:
+            raise ArtifactError(
+                f"the directory is not empty ({', '.join(sorted(others)[:3])}), and awq2trt did not write it.",
+                where=str(directory),
+                fix="give another directory with -o, or --overwrite to put the result beside what is there.",
+            )
+
+
+def _undo_interrupted_publish(directory: Path) -> None:
+    """Removes what a run that was stopped between removing the old artifact and writing the manifest left.
+
+    The work directory then has the manifest that was to come, and the old one if there was one; together they
+    name every file that may be there.
+    """
+    work = directory / WORK_DIRECTORY
+    if (directory / MANIFEST_FILE).is_file():
+        return
+    for manifest in (work / MANIFEST_FILE, work / _OLD_MANIFEST):
+        for name in sorted(_named_files(manifest), key=_entry_first):
+            (directory / name).unlink(missing_ok=True)
+        manifest.unlink(missing_ok=True)
+
+
+def _named_files(manifest: Path) -> list[str]:
+    """The files that belong to a manifest; none if it is not there, or was cut short while it was written."""
+    try:
+        read = Manifest.model_validate_json(manifest.read_bytes())
+        return [*read.files, *[SUMS_FILE] * (read.kind == "kit")]
+    except (OSError, ValidationError, Awq2trtError):
+        return []
+
+
+def _entry_first(name: str) -> tuple[bool, str]:
+    """Sort key: files that make a directory look whole to other tools, then the rest."""
+    return (name not in ENTRY_FILES, name)
+
+
+def _start(directory: Path, kind: Kind, fingerprint: str, *, resume: bool) -> Draft:
+    """Empties the work directory, all but the scratch files of a run that is to be resumed."""
+    work = directory / WORK_DIRECTORY
+    mark = work / _FINGERPRINT
+    made_from = mark.read_text(encoding="utf-8") if mark.is_file() else None
+    if resume and made_from not in (None, fingerprint):
+        raise UsageError(
+            "the interrupted run had another model or other options, so it cannot be resumed with these.",
+            where=str(directory),
+            fix="give the options it had, or leave out --resume to start again.",
+        )
+    shutil.rmtree(work / _FILES, ignore_errors=True)
+    if not resume or made_from is None:
+        shutil.rmtree(work, ignore_errors=True)
+    draft = Draft(directory, kind, fingerprint, resumed=resume and made_from is not None)
+    draft.files.mkdir(parents=True)
+    draft.scratch.mkdir(exist_ok=True)
+    mark.write_text(fingerprint, encoding="utf-8")
+    return draft
+
+
+def _clear(directory: Path) -> None:
+    """Removes what a failed or finished run left, all but scratch files that a resumed run can use."""
+    work = directory / WORK_DIRECTORY
+    shutil.rmtree(work / _FILES, ignore_errors=True)
+    scratch = work / _SCRATCH
+    if not (scratch.is_dir() and any(scratch.iterdir())):
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_artifact(directory: Path) -> None:
+    """Removes the artifact that is there, manifest first, so that its rest is not taken for whole."""
+    path = directory / MANIFEST_FILE
+    if not path.is_file():
+        return
+    names = _named_files(path)
+    path.replace(directory / WORK_DIRECTORY / _OLD_MANIFEST)
+    _sync_directory(directory)
+    for name in sorted(names, key=_entry_first):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _require_space(directory: Path, expected_bytes: int) -> None:
+    if shutil.disk_usage(directory).free < expected_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextmanager
+def _explained(directory: Path, expected_bytes: int) -> Iterator[None]:
+    """Turns what the operating system says about the directory into an `ArtifactError`."""
+    try:
+        yield
+    except Exception as error:
+        if _is_disk_full(error):
+            free = shutil.disk_usage(_existing(directory)).free
+            needed = f", and at least {_megabytes(expected_bytes)} are needed" if expected_bytes else ""
+            raise ArtifactError(
+                f"the disk is full: {_megabytes(free)} are free{needed}.",
+                where=str(directory),
+                fix="free some space, or give a directory on another disk with -o.",
+            ) from error
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and _concerns(directory, error.filename):
+            raise ArtifactError(
+                f"cannot write here: {error.strerror} ({error.filename}).",
+                where=str(directory),
+                fix="give a directory that you may write to with -o.",
+            ) from error
+        raise
+
+
+_NOT_WRITABLE: Final = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+)
+
+
+def _concerns(directory: Path, filename: object) -> bool:
+    """Whether a file is the directory, above it or in it."""
+    path = Path(str(filename))
+    return path.is_relative_to(directory) or directory.is_relative_to(path)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether the error, or what caused it, is a full disk. safetensors' Rust writer has it in its text only."""
+    if error is None:
+        return False
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or os.strerror(errno.ENOSPC) in str(error) or _is_disk_full(error.__cause__)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest directory at or above `path` that exists."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB"
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    return (path for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+def _relative(path: Path, directory: Path) -> str:
+    return path.relative_to(directory).as_posix()
+
+
+def _synced_record(path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return record_file(path)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(directory: Path) -> None:
+    """Makes renames in a directory survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,57 @@
+"""A built engine as a stage of `check`: the same calls, and logits of every position."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from awq2trt.checking.runners import Arrays, DecoderRunner
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS
+from awq2trt.runtime.trt.backend import EngineBackend
+from awq2trt.runtime.trt.engine import EngineBuild
+from awq2trt.runtime.trt.session import EngineSession
+
+
+class EngineRunner(DecoderRunner):
+    """An engine as a stage of `check`; logits only, of every position.
+
+    An engine gives logits of the last position of a call. So the first call, a text of S tokens, is two conversations:
+    its tokens one by one, for the logits of the first S - 1 positions, and then all of them at once, for that of the
+    last, in an empty cache that later calls go on with. Both profiles are held to the reference, and what prefill wrote
+    into the cache is, too, by the calls after it.
+
+    Args:
+        open_session: Loads the engine.
+        engine: What it is.
+        name: Of the stage.
+    """
+
+    def __init__(self, open_session: Callable[[], EngineSession], engine: EngineBuild, name: str) -> None:
+        super().__init__(name=name)
+        self._open_session = open_session
+        self._engine = engine
+
+    def activate_impl(self) -> None:
+        self._session = self._open_session()
+        self._backend = EngineBackend(self._session, self._engine.contract, self._engine.profiles)
+
+    def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
+        started = time.monotonic()
+        tokens = feed_dict[INPUT_IDS][0].tolist()
+        if feed_dict[CACHE_POSITION][0] == 0:
+            self._backend.reset()
+            rows = [self._backend.forward([token]) for token in tokens[:-1]]
+            self._backend.reset()
+            rows.append(self._backend.forward(tokens))
+        else:
+            rows = [self._backend.forward([token]) for token in tokens]
+        self.inference_time = time.monotonic() - started
+        return OrderedDict([(LOGITS, np.stack(rows)[None])])
+
+    def deactivate_impl(self) -> None:
+        self._session.close()
+        del self._backend, self._session

@@ -1,0 +1,69 @@
+"""The folded model: the original with the search's scales folded in, before any rounding of linears.
+
+In: the original model, the checkpoint, and the scales that `quantize` keeps in `quantization.npz`. Out: a `ModelSource`
+whose linears are the original's, folded again in fp32, and whose other tensors (norms, embedding, head) are the
+checkpoint's own. It computes what the original does if, and only if, those tensors were folded, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.models.decoder import load_block
+from awq2trt.models.families import UNFOLDED
+from awq2trt.models.sources.base import Array, ModelSource
+from awq2trt.quantization.fold import fold_scales_
+
+
+class FoldedSource(ModelSource):
+    """The original, folded again.
+
+    Args:
+        original: The model that was quantized.
+        checkpoint: What it became.
+        search: `quantization.npz`; empty where nothing was folded.
+    """
+
+    def __init__(self, original: ModelSource, checkpoint: QuantizedCheckpoint, search: Mapping[str, Array]) -> None:
+        self.name = f"{original.name}, folded"
+        self.config = checkpoint.config
+        self.spec = checkpoint.spec
+        self._original = original
+        self._checkpoint = checkpoint
+        self._search = search
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._original.files
+
+    def tensor(self, name: str) -> Array:
+        return self._checkpoint.tensor(name)
+
+    def has(self, name: str) -> bool:
+        return self._checkpoint.has(name)
+
+    def save_tokenizer(self, directory: Path) -> None:
+        self._original.save_tokenizer(directory)
+
+    def folded_block(self, layer: int) -> dict[str, Tensor]:
+        """All tensors of a block after folding, fp32, by relative name; norms too are the original's."""
+        weights, prefix = load_block(self._original, layer), self.spec.prefix(layer)
+        for group in self.spec.scale_groups():
+            scales = self._search.get(f"{prefix}{group.balance_layers[0]}.scales")
+            if scales is not None and group.smooth_kind != UNFOLDED:
+                fold_scales_(weights, group, torch.from_numpy(scales), self.spec.head_dim)
+        return weights
+
+    def block(self, layer: int) -> dict[str, Array]:
+        """Folded linears, and the checkpoint's own norms."""
+        prefix = self.spec.prefix(layer)
+        linears = {f"{name}.{kind}" for name in self.spec.block.linears for kind in ("weight", "bias")}
+        return {
+            name: value.numpy() if name in linears else self._checkpoint.tensor(prefix + name)
+            for name, value in self.folded_block(layer).items()
+        }

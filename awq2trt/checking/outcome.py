@@ -1,0 +1,47 @@
+"""What `awq2trt check` finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from awq2trt.checking.bisect import Cut
+    from awq2trt.checking.chain import CheckResult
+    from awq2trt.checking.golden import GoldenResult
+    from awq2trt.checking.polygraphy_files import Command
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """What `awq2trt check` found.
+
+    Attributes:
+        result: Stage by kit_stage.
+        commands: That do the same with polygraphy.
+        cut: The nodes that fail, if they were asked for and there are any.
+    """
+
+    result: CheckResult
+    commands: tuple[Command, ...]
+    cut: Cut | None = None
+
+
+@dataclass(frozen=True)
+class GoldenOutcome:
+    """What `awq2trt check --golden` found.
+
+    Attributes:
+        results: Of ONNX Runtime on the CPU, call by call.
+        engine: Of the engine, where there is one and this machine can run it.
+        engine_skipped: Why the engine was not run; None if it was, or there is none.
+    """
+
+    results: tuple[GoldenResult, ...]
+    engine: tuple[GoldenResult, ...] = ()
+    engine_skipped: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Every call of everything that was run."""
+        return all(result.passed for result in (*self.results, *self.engine))

@@ -1,0 +1,223 @@
+"""The same check by hand: files and commands with which polygraphy runs a model on the inputs of `check`.
+
+In: a checked build. Out: a folder that needs nothing of ours to be read, and the command lines:
+
+- `data_loader.py` with `inputs.npz`: the calls, the caches before each included, as PyTorch computes them;
+- `expected.json`: the quantized model's logits after each call, as polygraphy stores outputs;
+- `network.py`: the model as TensorRT-RTX parses it, our plugin library registered. polygraphy's own `--plugins` loads a
+  library and hopes that it registers itself, which ours does not: it exports its creators (`getCreators`), for TensorRT
+  and TensorRT-RTX alike, and is loaded by the plugin registry.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from polygraphy.comparator import IterationResult, RunResults
+from polygraphy.logger import G_LOGGER
+
+from awq2trt.artifact.arrays import write_arrays
+from awq2trt.checking.chain import DECODE_CALLS, QUANTIZED, Subject
+from awq2trt.checking.runners import calls_of
+from awq2trt.checking.tolerance import drift_limit
+from awq2trt.checkpoint.checkpoint import BFLOAT16
+from awq2trt.graph.read import DecoderSizes, open_decoder
+from awq2trt.io_contract import CACHE_POSITION, ENGINE_FILE, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
+from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block
+from awq2trt.runtime.trt.engine import POLYGRAPHY_SWITCH
+from awq2trt.target import Flavour
+
+LOADER_FILE: Final = "data_loader.py"
+INPUTS_FILE: Final = "inputs.npz"
+EXPECTED_FILE: Final = "expected.json"
+NETWORK_FILE: Final = "network.py"
+README_FILE: Final = "README.md"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line.
+
+    Attributes:
+        text: For a shell.
+        needs: What a machine must have for it beside polygraphy.
+    """
+
+    text: str
+    needs: str
+
+
+def write_folder(subject: Subject, tokens: Sequence[int], folder: Path) -> tuple[Command, ...]:
+    """Writes the files, and returns the commands that use them.
+
+    Args:
+        subject: With an exported model.
+        tokens: The text that was checked.
+        folder: Made if it is not there.
+    """
+    if subject.onnx is None:
+        return ()
+    _, sizes = open_decoder(subject.onnx)
+    folder.mkdir(parents=True, exist_ok=True)
+    caches, logits = _run(subject, tokens)
+    inputs: dict[str, NDArray[Any]] = {"tokens": np.asarray(tokens, np.int64)}
+    inputs |= {name: value.astype(_NUMPY[subject.dtype]) for name, value in caches.items()}
+    write_arrays(folder / INPUTS_FILE, inputs)
+    first = max(1, len(tokens) - DECODE_CALLS)
+    loader = _LOADER.format(first=first, capacity=sizes.capacity, inputs=INPUTS_FILE)
+    (folder / LOADER_FILE).write_text(loader, encoding="utf-8")
+    _write_expected(folder / EXPECTED_FILE, logits, tokens)
+    network = _NETWORK.format(model=str((subject.onnx / MODEL_FILE).resolve()))
+    (folder / NETWORK_FILE).write_text(network, encoding="utf-8")
+    commands = _commands(subject, subject.onnx, sizes, first, folder)
+    listed = "\n\n".join(f"    {command.text}\n\nneeds {command.needs}." for command in commands)
+    (folder / README_FILE).write_text(_README.format(commands=listed), encoding="utf-8")
+    return commands
+
+
+def _commands(subject: Subject, onnx: Path, sizes: DecoderSizes, first: int, folder: Path) -> tuple[Command, ...]:
+    limit = drift_limit(subject.dtype, sizes.num_layers + 1)
+    # A relative error of r is a ratio of signal to noise of 20 log10(1/r) decibels.
+    compare = (
+        f"--data-loader-script {_quoted(folder / LOADER_FILE)} --load-outputs {_quoted(folder / EXPECTED_FILE)} "
+        f"--compare snr --snr-threshold {-20 * math.log10(limit):.2f} --validate"
+    )
+    network = f"{_quoted(folder / NETWORK_FILE)} --model-type trt-network-script"
+    shapes = " ".join(
+        f"--trt-{bound}-shapes {INPUT_IDS}:[1,{length}]"
+        for bound, length in (("min", 1), ("opt", first), ("max", first))
+    )
+    rtx = f"{POLYGRAPHY_SWITCH}=1 "
+    convert = Command(
+        f"{rtx}polygraphy convert {network} --convert-to trt {shapes} -o {_quoted(folder / ENGINE_FILE)}",
+        "TensorRT-RTX, but no GPU",
+    )
+    if subject.dtype == BFLOAT16:
+        return (convert,)  # ONNX Runtime has no kernels for it, and polygraphy no arrays to feed an engine with
+    card = "TensorRT-RTX and a GeForce RTX card"
+    commands = [
+        Command(f"polygraphy run {_quoted(onnx / MODEL_FILE)} --onnxrt {compare}", "ONNX Runtime"),
+        convert,
+        Command(f"{rtx}polygraphy run {network} --trt {shapes} {compare}", card),
+    ]
+    if subject.engine is not None and subject.engine.flavour is Flavour.TENSORRT_RTX:
+        built = f"{_quoted(subject.engine.path)} --model-type engine"
+        commands.append(Command(f"{rtx}polygraphy run {built} --trt {compare}", f"{subject.engine.needs}"))
+    return tuple(commands)
+
+
+def _run(subject: Subject, tokens: Sequence[int]) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
+    """Caches after the whole text, [1, H_kv, S, D], and logits of all positions, of the quantized model in PyTorch."""
+    source = subject.checkpoint
+    caches: dict[str, NDArray[np.float32]] = {}
+    names = cache_names("past", source.spec.num_layers)
+    with torch.inference_mode():
+        ends, runner = Ends(source), BlockRunner.for_positions(source.spec, len(tokens))
+        hidden = ends.embed(torch.tensor([list(tokens)]))
+        for layer in range(source.spec.num_layers):
+            cache = KeyValueCache.empty(source.spec, 1, len(tokens))
+            hidden = runner.run(load_block(source, layer), hidden, layer=layer, cache=cache)
+            caches[names[2 * layer]], caches[names[2 * layer + 1]] = cache.keys.numpy(), cache.values.numpy()
+        logits: NDArray[np.float32] = torch.cat(list(ends.logits_in_pieces(hidden[0]))).numpy()
+    return caches, logits
+
+
+def _write_expected(path: Path, logits: NDArray[np.float32], tokens: Sequence[int]) -> None:
+    """The logits after every call, as an exported model gives them: of the last position."""
+    results = RunResults()
+    iterations = []
+    for call in calls_of(tokens, DECODE_CALLS):
+        last = int(call[CACHE_POSITION][0]) + call[INPUT_IDS].shape[1] - 1
+        iterations.append(IterationResult({LOGITS: logits[None, last : last + 1]}, runner_name=QUANTIZED))
+    results.append((QUANTIZED, iterations))
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        results.save(str(path))
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+_NUMPY: Final = {"float16": np.float16, "float32": np.float32, BFLOAT16: np.float32}
+
+_LOADER: Final = textwrap.dedent('''\
+    """Feeds polygraphy the calls of `awq2trt check`: the text but for its end at once, then one token at a time."""
+
+    from pathlib import Path
+
+    import numpy as np
+
+    FIRST, CAPACITY = {first}, {capacity}
+
+
+    def load_data():
+        """Inputs of every call; caches hold what came before it, and zeros after."""
+        with np.load(Path(__file__).with_name("{inputs}")) as stored:
+            arrays = dict(stored)
+        tokens = arrays.pop("tokens")
+        for start in (0, *range(FIRST, len(tokens))):
+            end = FIRST if start == 0 else start + 1
+            feed = {{"input_ids": tokens[None, start:end], "cache_position": np.array([start], np.int64)}}
+            for name, value in arrays.items():
+                _, heads, _, size = value.shape
+                feed[name] = np.zeros((1, heads, CAPACITY, size), value.dtype)
+                feed[name][:, :, :start] = value[:, :, :start]
+            yield feed
+''')
+
+_NETWORK: Final = textwrap.dedent('''\
+    """The model as TensorRT-RTX parses it: with our plugin library, or with the function bodies where there is none."""
+
+    from pathlib import Path
+
+    import onnx_ir as ir
+    import tensorrt_rtx as trt
+
+    from awq2trt.errors import ToolError
+    from awq2trt.graph.inline import inline_bodies
+    from awq2trt.graph.read import open_decoder
+    from awq2trt.machine.plugin_library import find_plugin_library, load_into_registry
+
+    MODEL = {model!r}
+    LOGGER = trt.Logger(trt.Logger.WARNING)
+
+
+    def load_network():
+        """Builder, network and parser, as polygraphy asks for them."""
+        model, _ = open_decoder(Path(MODEL))
+        try:
+            load_into_registry(trt, find_plugin_library())
+        except ToolError:
+            inline_bodies(model)
+        builder = trt.Builder(LOGGER)
+        network = builder.create_network(0)
+        parser = trt.OnnxParser(network, LOGGER)
+        if not parser.parse(ir.to_proto(model).SerializeToString(), MODEL):
+            raise RuntimeError(parser.get_error(0).desc())
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            tensor.shape = (1, *tensor.shape[1:])
+        for layer in network:
+            if layer.type == trt.LayerType.ATTENTION_INPUT:  # take it apart where there is no fused kernel
+                layer.__class__ = trt.IAttentionInputLayer
+                layer.attention.decomposable = True
+        return builder, network, parser
+''')
+
+_README: Final = textwrap.dedent("""\
+    # This check by hand
+
+    polygraphy (`pip install polygraphy`) runs the exported model on the inputs here, and compares with what the
+    quantized model gives in PyTorch. Each line exits with 0 if it agrees.
+
+    {commands}
+    """)

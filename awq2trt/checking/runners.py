@@ -1,0 +1,265 @@
+"""A decoder as polygraphy runs it: calls with `input_ids` and `cache_position`, out come every block and the logits.
+
+Two runners, one for PyTorch and one for ONNX Runtime, with the same outputs under the same names: `block_output(i)`,
+the residual stream after block i [1, S, H], and the logits of every position [1, S, V]. polygraphy's own `OnnxrtRunner`
+knows nothing of a cache, so ours keeps it between calls, as an executor does. What `awq2trt run` uses, and engines
+(`engine_runner`), give logits only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from polygraphy.backend.base import BaseRunner
+from polygraphy.backend.onnxrt import OnnxrtRunner
+from polygraphy.common import TensorMetadata
+
+from awq2trt.errors import ArtifactError
+from awq2trt.graph import ort_lowering
+from awq2trt.graph.read import DecoderSizes, open_decoder
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, cache_names
+from awq2trt.models.decoder import BlockRunner, Ends, load_block
+from awq2trt.models.families import DecoderSpec
+from awq2trt.models.sources.base import ModelSource
+from awq2trt.runtime.ort.backend import OrtBackend, open_session
+
+Arrays = OrderedDict[str, NDArray[Any]]
+
+CPU: Final = "CPUExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
+
+SPARE_SLOTS: Final = 3
+"""Empty slots of the cache after the text: a mask that reads on, or a write that lands too late, meets them."""
+
+
+def block_output(layer: int) -> str:
+    """Name of the residual stream after block `layer`."""
+    return f"block_{layer}"
+
+
+def block_update(layer: int) -> str:
+    """Name of what block `layer` adds to the residual stream."""
+    return f"update_{layer}"
+
+
+def calls_of(tokens: Sequence[int], decode: int) -> list[dict[str, NDArray[np.int64]]]:
+    """Feed dicts of a conversation: all tokens but the last at once, then those one by one.
+
+    Args:
+        tokens: Of the text.
+        decode: How many come one by one; at least one token remains for the first call.
+    """
+    first = max(1, len(tokens) - decode)
+    spans = [(0, first), *((index, index + 1) for index in range(first, len(tokens)))]
+    return [
+        {
+            INPUT_IDS: np.asarray([tokens[start:end]], np.int64),
+            CACHE_POSITION: np.asarray([start], np.int64),
+        }
+        for start, end in spans
+    ]
+
+
+class DecoderRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no type hints
+    """What all runners take: the calls of `calls_of`."""
+
+    def get_input_metadata_impl(self) -> Any:
+        metadata = TensorMetadata()
+        metadata.add(INPUT_IDS, dtype=np.int64, shape=(1, None))
+        metadata.add(CACHE_POSITION, dtype=np.int64, shape=(1,))
+        return metadata
+
+
+class TorchRunner(DecoderRunner):
+    """A model in PyTorch, fp32, a block in memory at a time. All positions are computed at once when it starts.
+
+    So it has no cache, and every call's outputs are cut out of one causal pass over the text.
+
+    Args:
+        source: The model.
+        tokens: Of the whole text.
+        name: Of the stage.
+        teacher: Also give `block_update(i)`, what each block adds to the residual stream that this model has there: a
+            block measured by itself, whatever the blocks before it did. None leaves that out.
+    """
+
+    def __init__(
+        self, source: ModelSource, tokens: Sequence[int], name: str, teacher: ModelSource | None = None
+    ) -> None:
+        super().__init__(name=name)
+        self._source = source
+        self._tokens = list(tokens)
+        self._teacher = teacher
+        self._outputs: Arrays = OrderedDict()
+
+    def activate_impl(self) -> None:
+        started = time.monotonic()
+        source = self._source
+        with torch.inference_mode():
+            ends, runner = Ends(source), BlockRunner.for_positions(source.spec, len(self._tokens))
+            hidden = ends.embed(torch.tensor([self._tokens]))
+            given = Ends(self._teacher).embed(torch.tensor([self._tokens])) if self._teacher else hidden
+            for layer in range(source.spec.num_layers):
+                weights = load_block(source, layer)
+                hidden = runner.run(weights, hidden, layer=layer)
+                self._outputs[block_output(layer)] = hidden.numpy()
+                if self._teacher:
+                    self._outputs[block_update(layer)] = (runner.run(weights, given, layer=layer) - given).numpy()
+                    given = runner.run(load_block(self._teacher, layer), given, layer=layer)
+            self._outputs[LOGITS] = torch.cat(list(ends.logits_in_pieces(hidden[0])))[None].numpy()
+        self.inference_time = time.monotonic() - started
+
+    def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
+        start = int(feed_dict[CACHE_POSITION][0])
+        end = start + feed_dict[INPUT_IDS].shape[1]
+        return OrderedDict((name, value[:, start:end]) for name, value in self._outputs.items())
+
+    def deactivate_impl(self) -> None:
+        self._outputs = OrderedDict()
+
+
+class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
+    """An exported decoder in ONNX Runtime, with a cache that lasts until the next call at position 0.
+
+    Args:
+        model: With the outputs that are wanted; its capacity is dynamic.
+        sizes: Of the model.
+        path: The file it was read from, beside which its weights lie.
+        length: Positions of the cache.
+        name: Of the stage.
+        provider: Execution provider.
+
+    Attributes:
+        last_inputs: Of the last call, caches included.
+    """
+
+    def __init__(
+        self, model: ir.Model, sizes: DecoderSizes, path: Path, *, length: int, name: str, provider: str = CPU
+    ) -> None:
+        super().__init__(lambda: open_session(model, path, provider=provider), name=name)
+        self._sizes = sizes
+        self._length = length
+        self._caches: Arrays = OrderedDict()
+        self.last_inputs: dict[str, NDArray[Any]] = {}
+
+    def get_input_metadata_impl(self) -> Any:
+        return DecoderRunner.get_input_metadata_impl(self)
+
+    def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
+        layers = self._sizes.num_layers
+        if feed_dict[CACHE_POSITION][0] == 0:
+            inputs = {value.name: value.type for value in self.sess.get_inputs()}
+            shape = (1, self._sizes.num_kv_heads, self._length, self._sizes.head_dim)
+            self._caches = OrderedDict(
+                (name, np.zeros(shape, _NUMPY_DTYPE[inputs[name]])) for name in cache_names("past", layers)
+            )
+        self.last_inputs = {**feed_dict, **self._caches}
+        outputs = super().infer_impl(OrderedDict(self.last_inputs))
+        for past, present in zip(cache_names("past", layers), cache_names("present", layers), strict=True):
+            self._caches[past] = outputs.pop(present)
+        return OrderedDict((name, value.astype(np.float32)) for name, value in outputs.items())
+
+    def deactivate_impl(self) -> None:
+        self._caches = OrderedDict()
+        super().deactivate_impl()
+
+
+class RuntimeRunner(DecoderRunner):
+    """The backend that `awq2trt run` uses: ONNX Runtime on the lowered model; logits only.
+
+    Args:
+        path: The model, or the directory that holds it.
+        name: Of the stage.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        super().__init__(name=name)
+        self._path = path
+
+    def activate_impl(self) -> None:
+        self._backend = OrtBackend.load(self._path, all_logits=True)
+
+    def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
+        started = time.monotonic()
+        tokens = feed_dict[INPUT_IDS][0].tolist()
+        if feed_dict[CACHE_POSITION][0] == 0:
+            rows = np.concatenate(list(self._backend.logits(tokens)))
+        else:
+            rows = np.stack([self._backend.forward([token]) for token in tokens])
+        self.inference_time = time.monotonic() - started
+        return OrderedDict([(LOGITS, rows[None])])
+
+    def deactivate_impl(self) -> None:
+        del self._backend
+
+
+_NUMPY_DTYPE: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def open_runnable(path: Path) -> tuple[ir.Model, DecoderSizes]:
+    """An exported decoder as ONNX Runtime can run it: bf16, for which it has no kernels, widened to fp32.
+
+    Graph, function bodies and weights stay what they are; only the arithmetic is finer than an engine's.
+
+    Raises:
+        ArtifactError: Damaged, or not a decoder.
+    """
+    model, sizes = open_decoder(path)
+    if sizes.dtype is ir.DataType.BFLOAT16:
+        ort_lowering.widen_to_fp32(model)
+        sizes = replace(sizes, dtype=ir.DataType.FLOAT)
+    return model, sizes
+
+
+def open_with_blocks(path: Path, spec: DecoderSpec) -> tuple[ir.Model, DecoderSizes]:
+    """An exported decoder that also gives the residual stream after every block, and logits of every position.
+
+    Raises:
+        ArtifactError: Damaged, or not the decoder of `spec`.
+    """
+    model, sizes = open_runnable(path)
+    for layer, value in enumerate(block_values(model, spec)):
+        expose(model, value, block_output(layer))
+    ort_lowering.keep_all_positions(model)
+    ort_lowering.free_capacity(model, sizes.num_layers)
+    return model, sizes
+
+
+def block_values(model: ir.Model, spec: DecoderSpec) -> list[ir.Value]:
+    """The output of every block: of the last node that bears the block's name.
+
+    Raises:
+        ArtifactError: A block has no named node.
+    """
+    last: dict[int, ir.Value] = {}
+    prefixes = {spec.prefix(layer): layer for layer in range(spec.num_layers)}
+    for node in model.graph:
+        for prefix, layer in prefixes.items():
+            if (node.name or "").startswith(prefix):
+                last[layer] = node.outputs[0]
+    missing = [prefix for prefix, layer in prefixes.items() if layer not in last]
+    if missing:
+        raise ArtifactError(
+            f"no node is named after {missing[0].rstrip('.')}.",
+            where="model.onnx",
+            fix="export the model again, and check it against the checkpoint it was made from.",
+        )
+    return [last[layer] for layer in range(spec.num_layers)]
+
+
+def expose(model: ir.Model, value: ir.Value, name: str) -> None:
+    """Makes a value of the graph an output, under a name of its own."""
+    copy = ir.node("Identity", [value], name=f"exposed/{name}")
+    copy.outputs[0].name = name
+    copy.outputs[0].type = value.type
+    model.graph.append(copy)
+    model.graph.outputs.append(copy.outputs[0])

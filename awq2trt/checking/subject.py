@@ -1,0 +1,148 @@
+"""What a directory gives to check: its checkpoint, its exported model, and the original they come from.
+
+In: a directory that `build`, `quantize` or `export` wrote. Out: a `Subject`, with a reason for every stage that cannot
+be run here: one that is left out without a word would look as if it had passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from awq2trt.artifact.arrays import read_arrays
+from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, record_file
+from awq2trt.artifact.records import QuantizationRecord, SourceRecord
+from awq2trt.checking.chain import ENGINE, FOLDED, ONNX, ONNX_CUDA, ORIGINAL, RUNTIME, Subject
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.errors import Awq2trtError, UsageError
+from awq2trt.models.sources.base import ModelSource
+from awq2trt.models.sources.opening import open_source
+from awq2trt.quantization.effort import EFFORTS
+from awq2trt.quantization.job import SEARCH_FILE
+from awq2trt.runtime.trt.engine import EngineBuild, engine_of, this_machine, why_not_here
+from awq2trt.runtime.trt.session import TrtSession, unmet_needs
+
+_CHECKPOINT_BESIDE: Final = "checkpoint"
+"""Where `awq2trt build` puts the checkpoint, beside the ONNX model and engines."""
+
+
+def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path | None = None) -> Subject:
+    """Finds what belongs together.
+
+    Args:
+        directory: What `build -o` wrote, or a checkpoint, an ONNX model or an engine in it.
+        model: The original; None for the one that the manifest names, if it is here.
+        checkpoint: Of an ONNX model or engine; None for the one beside it.
+
+    Raises:
+        ArtifactError: A directory is incomplete.
+        UsageError: There is no checkpoint, or the original is not the one that was quantized.
+    """
+    quantized, exported, engines = _artifacts(directory, checkpoint)
+    source = quantized.manifest.contents.source
+    original, missing = _original(source, model)
+    quantization = quantized.manifest.contents.quantization
+    search_file = quantized.directory / SEARCH_FILE
+    search = read_arrays(search_file, fix="quantize the model again.") if search_file.is_file() else {}
+    if "awq" in quantization.method and not search:
+        missing.setdefault(FOLDED, f"not run: the checkpoint has no {SEARCH_FILE} with the scales; quantize again")
+    if exported is None:
+        missing |= dict.fromkeys((ONNX, ONNX_CUDA, RUNTIME), "not run: no exported model in this directory")
+    built, reason = _engine(engines)
+    if reason:
+        missing[ENGINE] = reason
+    io = exported.manifest.contents.io if exported else None
+    checked = {one.directory: one for one in (quantized, exported, *engines) if one}
+    return Subject(
+        checkpoint=QuantizedCheckpoint(quantized.directory),
+        nearest=_codes_are_nearest(quantization),
+        original=original,
+        search=search,
+        onnx=exported.directory if exported else None,
+        dtype=io.inputs[-1].dtype if io else "float16",
+        engine=built,
+        open_engine=partial(TrtSession.open, built) if built else None,
+        changed=tuple(name for one in checked.values() for name in _changed_files(one)),
+        missing=missing,
+    )
+
+
+def _codes_are_nearest(record: QuantizationRecord) -> bool:
+    """Whether every code is the nearest to its weight: not after GPTQ, nor where the search moved single codes."""
+    search = EFFORTS.get(record.effort or "")
+    return record.method in ("awq", "rtn") and (search is None or search.code_passes == 0)
+
+
+def _artifacts(directory: Path, checkpoint: Path | None) -> tuple[Artifact, Artifact | None, list[Artifact]]:
+    """The checkpoint, the exported model, and the engines and finished kits that a directory means."""
+    if (directory / MANIFEST_FILE).is_file():
+        found = [Artifact.open(directory, verify="size")]
+        beside = checkpoint or directory.parent / _CHECKPOINT_BESIDE
+        if found[0].manifest.kind != "checkpoint" and (beside / MANIFEST_FILE).is_file():
+            found.append(Artifact.open(beside, kind="checkpoint", verify="size"))
+    elif not directory.is_dir():
+        raise UsageError("no such directory.", where=str(directory), fix="name what `awq2trt build ... -o DIR` wrote.")
+    else:
+        paths = sorted(path.parent for path in directory.glob(f"*/{MANIFEST_FILE}"))
+        found = [Artifact.open(path, verify="size") for path in paths]
+        if checkpoint:
+            found = [one for one in found if one.manifest.kind != "checkpoint"]
+            found.append(Artifact.open(checkpoint, kind="checkpoint", verify="size"))
+    by_kind = {artifact.manifest.kind: artifact for artifact in reversed(found)}
+    quantized = by_kind.get("checkpoint")
+    if quantized is None:
+        raise UsageError(
+            "there is no checkpoint here to hold it to.",
+            where=str(directory),
+            fix="name it with --checkpoint, or check the golden outputs alone with --golden.",
+        )
+    exported = by_kind.get("onnx") or next((one for one in found if one.manifest.kind != "checkpoint"), None)
+    engines = [one for one in found if engine_of(one) is not None]
+    for other in (exported, *engines):
+        if other and other.manifest.contents.source != quantized.manifest.contents.source:
+            raise UsageError(
+                "this checkpoint was made of another model than what is checked.",
+                where=str(quantized.directory),
+                fix="name the checkpoint that it was exported from with --checkpoint.",
+            )
+    return quantized, exported, engines
+
+
+def _original(record: SourceRecord, model: str | None) -> tuple[ModelSource | None, dict[str, str]]:
+    """The model that was quantized, its weight files verified; or why it is not to be had."""
+    name = model or record.model
+    try:
+        original = open_source(name)
+    except Awq2trtError as error:
+        if model:
+            raise
+        reason = f"not run: the original, {name}, is not here ({error.what.rstrip('.')}); name it with --model"
+        return None, dict.fromkeys((ORIGINAL, FOLDED), reason)
+    if {path.name: record_file(path) for path in original.files} == record.files:
+        return original, {}
+    if model:
+        raise UsageError(
+            "the checkpoint was made of other weights.", where=model, fix=f"name {record.model}, of which it was made."
+        )
+    reason = f"not run: the weights of {name} have changed; name the original with --model"
+    return None, dict.fromkeys((ORIGINAL, FOLDED), reason)
+
+
+def _changed_files(artifact: Artifact) -> Iterator[str]:
+    """Files that are not what was written, with their directory's name."""
+    for name, record in artifact.manifest.files.items():
+        if record_file(artifact.directory / name) != record:
+            yield f"{artifact.directory.name}/{name}"
+
+
+def _engine(found: Sequence[Artifact]) -> tuple[EngineBuild | None, str | None]:
+    """The first engine that this machine can run, else the first, and why it cannot run it."""
+    engines = [engine for artifact in found if (engine := engine_of(artifact)) is not None]
+    if not engines:
+        return None, "not run: no engine in this directory"
+    machine = this_machine()
+    reasons = [why_not_here(engine, machine) or unmet_needs(engine.flavour) for engine in engines]
+    chosen = next((index for index, reason in enumerate(reasons) if reason is None), 0)
+    return engines[chosen], f"not run: {reasons[chosen]}" if reasons[chosen] else None

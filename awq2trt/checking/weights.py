@@ -1,0 +1,187 @@
+"""Weights held to the stage before, number by number: what a wrong scale, zero point, row or nibble cannot pass.
+
+One wrong group among thousands hardly moves the logits, so no comparison of outputs finds it. Here every tensor is
+computed again from the stage before and compared with what is stored. In: two stages' tensors. Out: findings, each with
+the tensor's name and the first wrong element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from awq2trt.checking.tolerance import UNIT_ROUNDOFF
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.errors import CheckpointError
+from awq2trt.onnx_export.decoder_graph import rotary_names
+from awq2trt.scheme import QuantizedLinear
+
+Array = NDArray[Any]
+
+HALF_STEP: Final = 0.5 + 1e-4
+"""How far, in steps, the nearest code may be from its weight: half a step, and what fp32 loses in w * s / s' / scale,
+four roundings of a number below 16 steps: 4 * 2^-24 * 16 = 4e-6, which another machine's order of operations may
+double."""
+
+COMPENSATED_RMS: Final = 2.0
+COMPENSATED_MEAN: Final = 0.75
+"""Limits on a group's error in steps where codes are not the nearest (GPTQ moves weights to make up for each other's
+rounding): its root mean square, 0.29 for nearest codes, and its mean, which a zero point off by one moves by 1."""
+
+_SUBNORMAL: Final = 2.0**-25
+"""Half of fp16's smallest number: what rounding near zero loses."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in a stage's weights that cannot come from the stage before.
+
+    Attributes:
+        place: Full name of the tensor or linear.
+        message: What is wrong, one sentence.
+    """
+
+    place: str
+    message: str
+
+
+def rounded_finding(place: str, expected: Array, stored: Array) -> Finding | None:
+    """A plain tensor that was only rounded to the type it is stored in."""
+    if stored.shape != expected.shape:
+        return Finding(place, f"expected shape {list(expected.shape)}, got {list(stored.shape)}.")
+    unit = UNIT_ROUNDOFF[str(stored.dtype)]
+    wanted, got = expected.astype(np.float64), stored.astype(np.float64)
+    # The fp32 value that was rounded is itself two roundings (of a product, of a quotient) from the one computed here.
+    slack = unit + 4 * UNIT_ROUNDOFF["float32"]
+    wrong = ~(np.abs(got - wanted) <= slack * np.abs(wanted) + _SUBNORMAL)  # NaN is wrong
+    return _first_wrong(place, wrong, wanted, got) if wrong.any() else None
+
+
+def code_finding(
+    place: str, weight: Array, linear: QuantizedLinear, *, nearest: bool, scale_roundoff: float = 0.0
+) -> Finding | None:
+    """Codes that do not stand for the weight they were made of.
+
+    Args:
+        place: Name of the linear.
+        weight: What was rounded, fp32 [N, K].
+        linear: What it became.
+        nearest: Every code is the nearest on its group's grid, as `awq` and `rtn` choose them; else groups are only
+            held to what their error may be on the whole.
+        scale_roundoff: How far, relatively, a scale may have moved after the codes were chosen: in bf16 checkpoints it
+            is rounded last, to 8 bits. A weight k steps from zero then lies up to k times that away from where it was.
+    """
+    group = np.arange(linear.in_features) // linear.group_length  # [K]
+    scales = linear.scales.astype(np.float64)[:, group]
+    zeros = float(linear.scheme.symmetric_zero) if linear.zeros is None else linear.zeros.astype(np.float64)[:, group]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = weight / scales  # [N, K]
+        grid = np.clip(steps + zeros, 0, linear.scheme.levels - 1)
+    gap = grid - linear.codes
+    if nearest:
+        wrong = ~(np.abs(gap) <= HALF_STEP + np.abs(steps) * scale_roundoff)
+        if not wrong.any():
+            return None
+        row, column = (int(index) for index in np.argwhere(wrong)[0])
+        return Finding(
+            place,
+            f"{np.count_nonzero(wrong)} of {wrong.size} codes are not the nearest to their weights, the first in row "
+            f"{row}, channel {column}: code {linear.codes[row, column]} for a weight at {grid[row, column]:.2f}.",
+        )
+    return _group_finding(place, gap, group)
+
+
+def _group_finding(place: str, gap: Array, group: NDArray[np.int64]) -> Finding | None:
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    counts = np.diff([*starts, len(group)])
+    mean = np.add.reduceat(gap, starts, axis=1) / counts
+    rms = np.sqrt(np.add.reduceat(gap**2, starts, axis=1) / counts)
+    wrong = ~((rms <= COMPENSATED_RMS) & (np.abs(mean) <= COMPENSATED_MEAN))
+    if not wrong.any():
+        return None
+    row, index = (int(value) for value in np.argwhere(wrong)[0])
+    return Finding(
+        place,
+        f"{np.count_nonzero(wrong)} of {wrong.size} groups are far from their weights, the first in row {row}, group "
+        f"{index}: {mean[row, index]:+.2f} steps in the mean, {rms[row, index]:.2f} root mean square.",
+    )
+
+
+def onnx_findings(model: ir.Model, checkpoint: QuantizedCheckpoint) -> Iterator[Finding]:
+    """Initializers of an exported model that are not the checkpoint's tensors in the graph's type."""
+    stored = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
+    spec = checkpoint.spec
+    linears = {spec.prefix(layer) + name for layer in range(spec.num_layers) for name in spec.block.linears}
+    for name in linears:
+        yield from _linear_findings(name, checkpoint.linear(name), stored)
+    owned = {f"{name}.{kind}" for name in linears for kind in ("codes", "scales", "zeros", "bias")}
+    gains = {f"{name}.weight" for name in spec.norms()} if spec.norm.unit_offset else set()
+    for name, tensor in stored.items():
+        if name in owned or name.startswith("rotary"):
+            continue
+        try:
+            expected = checkpoint.tensor(name)
+            if name in gains:
+                expected = expected.astype(np.float32) + 1
+        except CheckpointError:
+            continue  # a constant of the graph's own
+        yield from _equal(name, expected.astype(tensor.numpy().dtype), tensor.numpy())
+    yield from _rotary_findings(checkpoint, stored)
+
+
+def _linear_findings(name: str, linear: QuantizedLinear, stored: Mapping[str, ir.TensorProtocol]) -> Iterator[Finding]:
+    wanted = {"codes", "scales"} | ({"zeros"} if linear.zeros is not None else set())
+    wanted |= {"bias"} if linear.bias is not None else set()
+    missing = sorted(kind for kind in wanted if f"{name}.{kind}" not in stored)
+    if missing:
+        yield Finding(name, f"the graph has no {', '.join(missing)}.")
+        return
+    tensors = {kind: stored[f"{name}.{kind}"].numpy() for kind in wanted}
+    scales = tensors["scales"]
+    column_group = np.arange(linear.in_features) // linear.group_length
+    if tensors["codes"].shape != linear.codes.shape or scales.shape != linear.scales.shape:
+        yield Finding(name, f"expected codes {list(linear.codes.shape)}, got {list(tensors['codes'].shape)}.")
+        return
+    steps = tensors["codes"].astype(np.int16)
+    if "zeros" in tensors:
+        steps = steps - tensors["zeros"].astype(np.int16)[:, column_group]
+    zeros = linear.scheme.symmetric_zero if linear.zeros is None else linear.zeros.astype(np.int16)[:, column_group]
+    yield from _equal(name, linear.codes.astype(np.int16) - zeros, steps, what="code minus zero point")
+    yield from _equal(f"{name}.scales", linear.scales.astype(scales.dtype), scales)
+    if linear.bias is not None:
+        yield from _equal(f"{name}.bias", linear.bias.astype(tensors["bias"].dtype), tensors["bias"])
+
+
+def _rotary_findings(checkpoint: QuantizedCheckpoint, stored: Mapping[str, ir.TensorProtocol]) -> Iterator[Finding]:
+    for index, rope in enumerate(checkpoint.spec.ropes):
+        names = rotary_names(index)
+        missing = [name for name in names if name not in stored]
+        if missing:
+            yield Finding(missing[0], "the graph has no such table.")
+            continue
+        tables = [stored[name].numpy() for name in names]
+        for name, table, expected in zip(names, tables, rope.tables(len(tables[0])), strict=True):
+            yield from _equal(name, expected.astype(table.dtype), table)
+
+
+def _equal(place: str, expected: Array, got: Array, what: str = "value") -> Iterator[Finding]:
+    if got.shape != expected.shape:
+        yield Finding(place, f"expected shape {list(expected.shape)}, got {list(got.shape)}.")
+        return
+    wrong = ~(got == expected)
+    if wrong.any():
+        yield _first_wrong(place, wrong, expected.astype(np.float64), got.astype(np.float64), what)
+
+
+def _first_wrong(place: str, wrong: Array, expected: Array, got: Array, what: str = "value") -> Finding:
+    index = tuple(int(value) for value in np.argwhere(wrong)[0])
+    return Finding(
+        place,
+        f"{np.count_nonzero(wrong)} of {wrong.size} elements differ, the first at {list(index)}: {what} "
+        f"{got[index]:g}, expected {expected[index]:g}.",
+    )

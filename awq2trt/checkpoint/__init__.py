@@ -1,0 +1,1 @@
+"""Quantized checkpoints: byte layouts, ours and other tools', read and written."""

@@ -1,0 +1,161 @@
+"""How likely a model finds continuations of texts: tokens in, log-probabilities out, for tasks and for lm-eval.
+
+Texts are tokenized whole and cut where the context ends, and a context's trailing spaces go to the continuation, as
+lm-evaluation-harness does it: a word is a token together with the space before it. No special tokens are added but a
+BOS where a family needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from awq2trt.errors import UsageError
+from awq2trt.evaluation.tasks import Continuation, Score
+from awq2trt.models.decoder import BlockRunner, Ends, load_block
+from awq2trt.models.sources.base import ModelSource
+from awq2trt.progress import Progress
+from awq2trt.text.tokenizer import encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK_TOKENS: Final = 1 << 16
+"""Tokens whose residual streams are in memory at once: 65,536 of hidden size 4096 are 1 GB in fp32. Every chunk reads
+all blocks once."""
+
+_BATCH: Final = 8
+"""Sequences of one length that run through a block together: short ones alone would leave the matrix units idle."""
+
+
+class LogitsBackend(Protocol):
+    """What gives logits of a whole text: `OrtBackend` loaded with `all_logits`."""
+
+    def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Scores after every token, float32 [s, V] at a time."""
+
+
+@dataclass(frozen=True)
+class TokenizedContinuation:
+    """A text whose end is scored, in tokens.
+
+    Attributes:
+        tokens: Context and continuation.
+        scored: How many tokens, at the end, are the continuation; at least one token stands before them.
+    """
+
+    tokens: tuple[int, ...]
+    scored: int
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, continuation: Continuation, bos: int | None = None
+) -> TokenizedContinuation:
+    """Tokens of a text, and where its context ends.
+
+    Args:
+        tokenizer: Of the model.
+        continuation: Context and continuation.
+        bos: Token that texts begin with, for a family that needs it.
+
+    Raises:
+        UsageError: The context has no tokens.
+    """
+    stripped = continuation.context.rstrip()
+    text = continuation.context[len(stripped) :] + continuation.text
+    whole, context = encode(tokenizer, stripped + text), encode(tokenizer, stripped)
+    if not context:
+        raise UsageError("the context has no tokens.", where=repr(continuation.text), fix="give some text before it.")
+    start = () if bos is None else (bos,)
+    return TokenizedContinuation((*start, *whole), len(whole) - len(context))
+
+
+def torch_scores(
+    source: ModelSource, requests: Sequence[TokenizedContinuation], progress: Progress, description: str
+) -> list[Score]:
+    """Scores by the PyTorch decoder, fp32, a block in memory at a time.
+
+    Args:
+        source: An original or quantized model.
+        requests: What to score.
+        progress: Counts blocks.
+        description: Of the task.
+    """
+    chunks = list(_chunks(requests))
+    scores: dict[int, Score] = {}
+    ends = Ends(source)
+    with torch.inference_mode(), progress.task(description, len(chunks) * source.spec.num_layers) as advance:
+        for chunk in chunks:
+            batches = list(_batches(requests, chunk))
+            runner = BlockRunner.for_positions(source.spec, max(len(requests[index].tokens) for index in chunk))
+            hidden = [ends.embed(torch.tensor([requests[index].tokens for index in batch])) for batch in batches]
+            for layer in range(source.spec.num_layers):
+                weights = load_block(source, layer)
+                hidden = [runner.run(weights, batch, layer=layer) for batch in hidden]
+                advance(1)
+            for batch, outputs in zip(batches, hidden, strict=True):
+                for index, output in zip(batch, outputs, strict=True):
+                    scores[index] = _score(requests[index], ends.logits(_before_scored(output, requests[index])))
+    return [scores[index] for index in range(len(requests))]
+
+
+def backend_scores(
+    backend: LogitsBackend, requests: Sequence[TokenizedContinuation], progress: Progress, description: str
+) -> list[Score]:
+    """Scores by ONNX Runtime.
+
+    Args:
+        backend: The model.
+        requests: What to score.
+        progress: Counts requests.
+        description: Of the task.
+    """
+    scores = []
+    with progress.task(description, len(requests)) as advance:
+        for request in requests:
+            logits = torch.cat([torch.from_numpy(rows) for rows in backend.logits(request.tokens)])
+            scores.append(_score(request, _before_scored(logits, request)))
+            advance(1)
+    return scores
+
+
+def _before_scored(rows: Tensor, request: TokenizedContinuation) -> Tensor:
+    """Rows [S, ...] of the positions that predict the scored tokens: those just before them."""
+    start = len(request.tokens) - request.scored - 1
+    return rows[start : start + request.scored]
+
+
+def _score(request: TokenizedContinuation, logits: Tensor) -> Score:
+    """Score of the last tokens, from the logits before each, fp32 [scored, V]."""
+    targets = torch.tensor(request.tokens[len(request.tokens) - request.scored :], dtype=torch.int64)
+    chosen = logits.float().log_softmax(dim=-1).gather(1, targets.unsqueeze(1))
+    return Score(float(chosen.sum()), bool((logits.argmax(dim=-1) == targets).all()))
+
+
+def _chunks(requests: Sequence[TokenizedContinuation]) -> Iterator[list[int]]:
+    """Indices of requests, sorted by length, in pieces of at most `CHUNK_TOKENS` tokens, but one request at least."""
+    chunk: list[int] = []
+    used = 0
+    for index in sorted(range(len(requests)), key=lambda index: len(requests[index].tokens)):
+        if chunk and used + len(requests[index].tokens) > CHUNK_TOKENS:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(index)
+        used += len(requests[index].tokens)
+    if chunk:
+        yield chunk
+
+
+def _batches(requests: Sequence[TokenizedContinuation], chunk: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of requests of equal length, a few at a time."""
+    for _, group in groupby(chunk, key=lambda index: len(requests[index].tokens)):
+        equal = list(group)
+        for start in range(0, len(equal), _BATCH):
+            yield equal[start : start + _BATCH]

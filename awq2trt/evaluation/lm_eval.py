@@ -1,0 +1,89 @@
+"""Our models in lm-evaluation-harness, where it is installed: `pip install lm-eval`.
+
+    import lm_eval
+    from awq2trt.evaluation.lm_eval import Awq2trtLM
+
+    lm_eval.simple_evaluate(model=Awq2trtLM("build/demo/onnx"), tasks=["piqa"])
+
+Takes originals, quantized checkpoints and ONNX models. Scores continuations and whole texts; it does not generate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lm_eval.api.model import TemplateLM
+
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.artifact.opening import is_exported
+from awq2trt.checkpoint.opening import open_any
+from awq2trt.errors import UnsupportedError
+from awq2trt.evaluation.likelihood import TokenizedContinuation, backend_scores, torch_scores
+from awq2trt.progress import Progress, terminal_progress
+from awq2trt.runtime import OrtBackend
+from awq2trt.text.tokenizer import bos_of, encode, tokenizer_of
+
+
+class Awq2trtLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type hints that mypy can read
+    """A model of ours as lm-eval asks it.
+
+    Args:
+        model: As `awq2trt eval` takes it.
+        progress: Counts blocks or requests; None for bars on the terminal.
+    """
+
+    backend = "causal"
+
+    def __init__(self, model: str | Path, progress: Progress | None = None) -> None:
+        super().__init__()
+        self._progress = progress or terminal_progress()
+        self._backend: OrtBackend | None = None
+        if is_exported(str(model)):
+            directory = Artifact.open(Path(model)).directory
+            self._backend = OrtBackend.load(directory, all_logits=True)
+            self._tokenizer = tokenizer_of(directory)
+            family = Artifact.open(directory, verify="size").manifest.contents.source.family
+        else:
+            self._source, _ = open_any(str(model))
+            self._tokenizer = tokenizer_of(self._source)
+            family = self._source.spec.family
+        bos = bos_of(self._tokenizer, family)
+        self._start = () if bos is None else (bos,)
+
+    @property
+    def eot_token_id(self) -> int:
+        """Token that stands before an empty context."""
+        return int(self._tokenizer.eos_token_id)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Of the tokenizer, for lm-eval's caches."""
+        return str(self._tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Tokens of a text, without special ones."""
+        return encode(self._tokenizer, string)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+        """(texts, context tokens, continuation tokens) -> (log-probability, greedy)."""
+        tokenized = [TokenizedContinuation((*self._start, *context, *text), len(text)) for _, context, text in requests]
+        if self._backend is not None:
+            scores = backend_scores(self._backend, tokenized, self._progress, "scoring in ONNX Runtime")
+        else:
+            scores = torch_scores(self._source, tokenized, self._progress, "scoring in PyTorch")
+        return [(score.log_probability, score.greedy) for score in scores]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probabilities of whole texts, each after one end-of-text token."""
+        whole = [(None, [self.eot_token_id], self.tok_encode(request.args[0])) for request in requests]
+        return [score for score, _ in self._loglikelihood_tokens(whole)]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
+        """Refused.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError("this model class scores texts and does not write any.", where="generate_until")

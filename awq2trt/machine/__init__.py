@@ -1,0 +1,1 @@
+"""This machine: devices, memory, the plugin library, what is missing, and how fast its kernels are."""

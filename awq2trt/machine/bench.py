@@ -1,0 +1,520 @@
+"""`awq2trt bench --kernels`: the W4A16 kernels of the plugin library, alone on a GPU.
+
+In: the plugin library and the benchmark library beside it (through their C interfaces, `plugins/library/c_api.h` and
+`plugins/bench/c_api.h`), and PyTorch with CUDA on this machine.
+Out: a table of microseconds, GB/s and share of the floor, beside cuBLAS fp16 and PyTorch's own INT4 kernel
+(`torch._weight_int4pack_mm`) in the same run; optionally a JSON file and a plot.
+
+How it measures. The floor of a problem is the larger of its bytes over the bandwidth of a device-to-device copy and its
+operations over the rate of a bare mma.sync loop, both measured in the same run. Weights rotate through at least 400 MB,
+so that none is warm in the L2 cache. Launches run back to back in a CUDA graph; the time is the median over replays,
+divided by the launches in one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import importlib
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from awq2trt.errors import ToolError
+from awq2trt.machine.plugin_library import PluginLibrary, find_plugin_library
+
+BENCH_LIBRARY_NAME: Final = "libawq2trt_bench.so"
+
+ROTATED_BYTES: Final = 400_000_000
+"""Weights touched before one is used again: 8 times the H100's 50 MB L2 cache, 4 times the RTX 5090's."""
+
+COPIED_BYTES: Final = 1 << 30
+REPLAYS: Final = 15
+MIN_LAUNCHES: Final = 24
+"""Launches in a graph, at least: the start of a graph costs a few microseconds once."""
+
+TINYGEMM_MAX_TOKENS: Final = 16
+MMA_ITERATIONS: Final = 4000
+
+DEFAULT_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
+
+KERNEL_NAMES: Final = ("decode", "tile", "any-group", "decode-once")
+TILE_NAMES: Final = ("16x64", "16x128", "16x192", "32x128", "64x64", "64x128", "64x192", "128x128")
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One linear layer, y[M, N] = x[M, K] W^T."""
+
+    k: int
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.k}x{self.n}"
+
+
+DEFAULT_SHAPES: Final = (
+    LayerShape(4096, 4096),  # Llama-2-7B q, o
+    LayerShape(4096, 12288),  # its q, k, v together
+    LayerShape(4096, 22016),  # its gate and up together
+    LayerShape(11008, 4096),  # its down
+    LayerShape(4096, 32000),  # its lm_head
+    LayerShape(8192, 28672),  # Llama-2-70B gate
+)
+
+
+class GemmProblem(ctypes.Structure):
+    """`awq2trt::GemmProblem` of w4a16_linear.h."""
+
+    _fields_ = [
+        ("m", ctypes.c_int),
+        ("n", ctypes.c_int),
+        ("k", ctypes.c_int),
+        ("group_size", ctypes.c_int),
+        ("dtype", ctypes.c_int32),
+        ("has_zeros", ctypes.c_bool),
+        ("has_bias", ctypes.c_bool),
+    ]
+
+
+class KernelConfig(ctypes.Structure):
+    """`awq2trt::KernelConfig` of w4a16_linear.h."""
+
+    _fields_ = [
+        ("kernel", ctypes.c_int32),
+        ("rows_per_block", ctypes.c_int),
+        ("warps", ctypes.c_int),
+        ("tile", ctypes.c_int32),
+        ("splits", ctypes.c_int),
+        ("k_per_split", ctypes.c_int),
+        ("overlap", ctypes.c_bool),
+        ("workspace_bytes", ctypes.c_size_t),
+    ]
+
+    def __str__(self) -> str:
+        if self.kernel == 0:
+            return f"decode {self.rows_per_block}x{self.warps}" + ("" if self.overlap else " alone")
+        if self.kernel == 1:
+            return f"tile {TILE_NAMES[self.tile]}" + (f"/{self.splits}" if self.splits > 1 else "")
+        return KERNEL_NAMES[self.kernel]
+
+
+class LinearTensors(ctypes.Structure):
+    """`awq2trt::LinearTensors` of w4a16_linear.h: device pointers."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "codes", "scales", "zeros", "bias", "y", "workspace")]
+
+
+class Kernels:
+    """The C interfaces of the plugin library and of the benchmark library beside it.
+
+    Args:
+        library: The plugin library's file.
+
+    Raises:
+        ToolError: There is no benchmark library, or one of another version.
+    """
+
+    def __init__(self, library: PluginLibrary) -> None:
+        self._c = ctypes.CDLL(str(library.path))
+        self._c.awq2trt_check_validity.restype = ctypes.c_char_p
+        self._ceilings = _load_bench_library(library)
+
+    def choose_config(self, problem: GemmProblem) -> KernelConfig:
+        """The library's own choice for the current device."""
+        reason = self._c.awq2trt_check_validity(ctypes.byref(problem))
+        if reason is not None:
+            raise ToolError(f"no kernel for this problem: {reason.decode()}.", where="bench --kernels")
+        config = KernelConfig()
+        self._check(self._c.awq2trt_choose_config(ctypes.byref(problem), ctypes.byref(config)), "choose_config")
+        return config
+
+    def launch(self, problem: GemmProblem, config: KernelConfig, tensors: LinearTensors, stream: int) -> None:
+        """Enqueues one call on a CUDA stream."""
+        status = self._c.awq2trt_launch(
+            ctypes.byref(problem), ctypes.byref(config), ctypes.byref(tensors), ctypes.c_void_p(stream)
+        )
+        self._check(status, f"launch of {config}")
+
+    def launch_mma_ceiling(self, iterations: int, *, normal: bool, sink: int, stream: int) -> None:
+        """Enqueues the bare mma.sync loop, on normally distributed operands or such of one exponent."""
+        status = self._ceilings.awq2trt_launch_mma_ceiling(
+            iterations, int(normal), ctypes.c_void_p(sink), ctypes.c_void_p(stream)
+        )
+        self._check(status, "mma")
+
+    def mma_ceiling_flops(self, iterations: int) -> int:
+        """Operations of one such launch."""
+        return int(self._ceilings.awq2trt_mma_ceiling_flops(iterations))
+
+    @staticmethod
+    def _check(status: int, what: str) -> None:
+        if status != 0:
+            raise ToolError(f"{what} failed with CUDA error {status}.", where="bench --kernels")
+
+
+def _load_bench_library(library: PluginLibrary) -> ctypes.CDLL:
+    """What measures the GPU itself: a library of its own, which the same build puts beside the plugin library."""
+    path = library.path.with_name(BENCH_LIBRARY_NAME)
+    fix = "run `make plugins`, which builds both libraries into one folder."
+    if not path.is_file():
+        raise ToolError(f"no {BENCH_LIBRARY_NAME} beside {library.path}.", where="bench --kernels", fix=fix)
+    try:
+        c = ctypes.CDLL(str(path))
+        c.awq2trt_bench_version.restype = ctypes.c_char_p
+        c.awq2trt_mma_ceiling_flops.restype = ctypes.c_int64
+        version = c.awq2trt_bench_version().decode()
+    except (OSError, AttributeError) as error:
+        raise ToolError(f"not a usable benchmark library: {error}.", where=str(path), fix=fix) from error
+    if version != library.version:
+        raise ToolError(
+            f"expected version {library.version}, as the plugin library beside it has, got {version}.",
+            where=str(path),
+            fix=fix,
+        )
+    return c
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the GPU itself reaches, measured in the same run.
+
+    Attributes:
+        copy_bytes_per_us: Bytes read plus written by a large copy.
+        mma_flops_per_us: Rate of a bare mma.sync loop on random operands of one exponent; the floor of large problems.
+        normal_mma_flops_per_us: The same on normally distributed operands, as activations and weights are, where it
+            was measured. Lower on a GPU at its power limit.
+    """
+
+    copy_bytes_per_us: float
+    mma_flops_per_us: float
+    normal_mma_flops_per_us: float | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One shape and number of tokens."""
+
+    shape: LayerShape
+    tokens: int
+    config: str
+    us: float
+    floor_us: float
+    bytes: int
+    flops: int
+    cublas_us: float | None
+    tinygemm_us: float | None
+
+    @property
+    def share(self) -> float:
+        """Floor over time; 1 is perfect."""
+        return self.floor_us / self.us
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """One run of the benchmark."""
+
+    device: str
+    versions: dict[str, str]
+    date: str
+    group_size: int
+    dtype: str
+    zero_points: bool
+    ceilings: Ceilings
+    measurements: tuple[Measurement, ...]
+
+
+def bench_kernels(
+    *,
+    shapes: Sequence[LayerShape] = DEFAULT_SHAPES,
+    tokens: Sequence[int] = DEFAULT_TOKENS,
+    group_size: int = 128,
+    dtype: str = "float16",
+    zero_points: bool = True,
+    baselines: bool = True,
+) -> KernelReport:
+    """Measures the kernels on this machine's GPU.
+
+    Args:
+        shapes: Layers to measure.
+        tokens: Rows of x to measure each with.
+        group_size: G.
+        dtype: `float16` or `bfloat16`.
+        zero_points: Whether the weights have zero points.
+        baselines: Whether to time cuBLAS and PyTorch's INT4 kernel too.
+
+    Raises:
+        ToolError: No plugin library, no PyTorch with CUDA, or a CUDA call failed.
+    """
+    library = find_plugin_library()
+    torch = _torch_with_cuda()
+    kernels = Kernels(library)
+    ceilings = measure_ceilings(torch, kernels)
+    measurements = []
+    for shape in shapes:
+        layer = RotatedLayer(torch, shape, group_size=group_size, dtype=dtype, zero_points=zero_points)
+        cublas = _cublas_times(torch, shape, tokens, dtype) if baselines else {}
+        tinygemm = _tinygemm_times(torch, shape, tokens, group_size) if baselines else {}
+        for m in tokens:
+            problem = layer.problem(m)
+            config = kernels.choose_config(problem)
+            measurements.append(
+                Measurement(
+                    shape=shape,
+                    tokens=m,
+                    config=str(config),
+                    us=layer.time_us(kernels, problem, config),
+                    floor_us=floor_us(layer.bytes(m), layer.flops(m), ceilings),
+                    bytes=layer.bytes(m),
+                    flops=layer.flops(m),
+                    cublas_us=cublas.get(m),
+                    tinygemm_us=tinygemm.get(m),
+                )
+            )
+        del layer
+        torch.cuda.empty_cache()
+    return KernelReport(
+        device=torch.cuda.get_device_name(),
+        versions={"plugins": library.version, "torch": str(torch.__version__), "cuda": str(torch.version.cuda)},
+        date=datetime.date.today().isoformat(),
+        group_size=group_size,
+        dtype=dtype,
+        zero_points=zero_points,
+        ceilings=ceilings,
+        measurements=tuple(measurements),
+    )
+
+
+def floor_us(byte_count: int, flops: int, ceilings: Ceilings) -> float:
+    """The larger of the time to move the bytes and the time to do the arithmetic."""
+    return max(byte_count / ceilings.copy_bytes_per_us, flops / ceilings.mma_flops_per_us)
+
+
+def measure_ceilings(torch: Any, kernels: Kernels) -> Ceilings:
+    """Bandwidth of a large copy (bytes read plus written) and rate of the bare mma.sync loop."""
+    source = torch.randint(0, 1 << 30, (COPIED_BYTES // 4,), dtype=torch.int32, device="cuda")
+    target = torch.empty_like(source)
+    # The driver's copy and a copying kernel; which of them is faster differs between GPUs.
+    copies = (lambda: target.copy_(source), lambda: torch.bitwise_not(source, out=target))
+    copy_us = min(time_us(torch, [copy]) for copy in copies)
+    sink = torch.zeros(1, device="cuda")
+
+    def mma_rate(*, normal: bool) -> float:
+        def launch() -> None:
+            stream = torch.cuda.current_stream().cuda_stream
+            kernels.launch_mma_ceiling(MMA_ITERATIONS, normal=normal, sink=sink.data_ptr(), stream=stream)
+
+        return kernels.mma_ceiling_flops(MMA_ITERATIONS) / time_us(torch, [launch])
+
+    return Ceilings(
+        copy_bytes_per_us=2 * COPIED_BYTES / copy_us,
+        mma_flops_per_us=mma_rate(normal=False),
+        normal_mma_flops_per_us=mma_rate(normal=True),
+    )
+
+
+def time_us(torch: Any, launches: Sequence[Callable[[], object]]) -> float:
+    """Median time of one launch, run in turn and back to back in a CUDA graph."""
+    rounds = math.ceil(MIN_LAUNCHES / len(launches))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for launch in launches[:2]:  # loads modules and makes library handles, which a capture must not do
+            launch()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(rounds):
+            for launch in launches:
+                launch()
+    times = []
+    for _ in range(REPLAYS + 2):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return float(statistics.median(times[2:])) / (rounds * len(launches))
+
+
+class RotatedLayer:
+    """Copies of one layer with random weights, enough of them that none stays in the L2 cache.
+
+    Args:
+        torch: PyTorch.
+        shape: The layer.
+        group_size: G.
+        dtype: `float16` or `bfloat16`.
+        zero_points: Whether there are zero points.
+    """
+
+    def __init__(self, torch: Any, shape: LayerShape, *, group_size: int, dtype: str, zero_points: bool) -> None:
+        self._torch = torch
+        self._shape = shape
+        self._group_size = group_size
+        self._dtype = getattr(torch, dtype)
+        self._zero_points = zero_points
+        groups = math.ceil(shape.k / group_size)
+        self._weight_bytes = shape.n * shape.k // 2 + shape.n * groups * 2
+        if zero_points:
+            self._weight_bytes += math.ceil(shape.n * groups / 2)
+        self._copies = max(2, math.ceil(ROTATED_BYTES / self._weight_bytes))
+        device = {"device": "cuda"}
+        self._codes = torch.randint(0, 256, (self._copies, shape.n * shape.k // 2), dtype=torch.uint8, **device)
+        self._scales = 0.01 + 0.002 * torch.randn(self._copies, shape.n * groups, **device).to(self._dtype)
+        zero_bytes = (math.ceil(shape.n * groups / 2) + 3) // 4 * 4
+        self._zeros = torch.randint(0, 256, (self._copies, zero_bytes), dtype=torch.uint8, **device)
+
+    def problem(self, tokens: int) -> GemmProblem:
+        """The problem with this many rows of x."""
+        return GemmProblem(
+            m=tokens,
+            n=self._shape.n,
+            k=self._shape.k,
+            group_size=self._group_size,
+            dtype=0 if self._dtype == self._torch.float16 else 1,
+            has_zeros=self._zero_points,
+            has_bias=False,
+        )
+
+    def bytes(self, tokens: int) -> int:
+        """Least bytes through device memory: weights and x once, y once."""
+        return self._weight_bytes + 2 * tokens * (self._shape.k + self._shape.n)
+
+    def flops(self, tokens: int) -> int:
+        """Multiplications and additions."""
+        return 2 * tokens * self._shape.k * self._shape.n
+
+    def time_us(self, kernels: Kernels, problem: GemmProblem, config: KernelConfig) -> float:
+        """Time of one launch with this configuration."""
+        torch = self._torch
+        x = torch.randn(problem.m, self._shape.k, device="cuda", dtype=self._dtype)
+        y = torch.empty(problem.m, self._shape.n, device="cuda", dtype=self._dtype)
+        workspace = torch.empty(max(config.workspace_bytes, 16), device="cuda", dtype=torch.uint8)
+
+        def launch_of(copy: int) -> Callable[[], None]:
+            tensors = LinearTensors(
+                x=x.data_ptr(),
+                codes=self._codes[copy].data_ptr(),
+                scales=self._scales[copy].data_ptr(),
+                zeros=self._zeros[copy].data_ptr() if self._zero_points else None,
+                bias=None,
+                y=y.data_ptr(),
+                workspace=workspace.data_ptr(),
+            )
+            return lambda: kernels.launch(problem, config, tensors, torch.cuda.current_stream().cuda_stream)
+
+        return time_us(torch, [launch_of(copy) for copy in range(self._copies)])
+
+
+def format_report(report: KernelReport) -> str:
+    """The table that `awq2trt bench --kernels` prints."""
+    ceilings = report.ceilings
+    zero_points = "zero points" if report.zero_points else "symmetric"
+    lines = [
+        f"{report.device}, {report.date}, "
+        + ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+        f"W4A16 {report.dtype}, group size {report.group_size}, {zero_points}; "
+        f"copy {ceilings.copy_bytes_per_us / 1e6:.2f} TB/s, mma.sync {ceilings.mma_flops_per_us / 1e6:.0f} TFLOP/s"
+        + (f" ({normal / 1e6:.0f} on normal operands)" if (normal := ceilings.normal_mma_flops_per_us) else ""),
+        "",
+        f"{'K -> N':>14} {'M':>5} {'us':>8} {'GB/s':>6} {'TFLOP/s':>8} {'floor us':>8} {'share':>6} "
+        f"{'cuBLAS us':>10} {'int4pack us':>11}  kernel",
+    ]
+    for row in report.measurements:
+        lines.append(
+            f"{f'{row.shape.k} -> {row.shape.n}':>14} {row.tokens:>5} {row.us:>8.1f} {row.bytes / row.us / 1e3:>6.0f} "
+            f"{row.flops / row.us / 1e6:>8.1f} {row.floor_us:>8.1f} {row.share:>6.2f} "
+            f"{_or_dash(row.cublas_us):>10} {_or_dash(row.tinygemm_us):>11}  {row.config}"
+        )
+    return "\n".join(lines)
+
+
+def write_report(report: KernelReport, path: Path) -> None:
+    """Writes all numbers of a run as JSON."""
+    path.write_text(json.dumps(asdict(report), indent=1) + "\n")
+
+
+def plot_report(report: KernelReport, path: Path) -> None:
+    """Draws the share of the floor over the number of tokens, a line per shape."""
+    matplotlib = _optional_module("matplotlib", "to plot the benchmark", "pip install matplotlib")
+    matplotlib.use("Agg")
+    pyplot = importlib.import_module("matplotlib.pyplot")
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), constrained_layout=True)
+    for shape in dict.fromkeys(row.shape for row in report.measurements):
+        rows = [row for row in report.measurements if row.shape == shape]
+        axes.plot(
+            [row.tokens for row in rows], [row.share for row in rows], marker="o", label=f"{shape.k} -> {shape.n}"
+        )
+    tokens = sorted({row.tokens for row in report.measurements})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(tokens, [str(m) for m in tokens])
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("tokens M")
+    axes.set_ylabel("share of the floor")
+    axes.set_title(f"W4A16 {report.dtype}, group size {report.group_size}, {report.device}")
+    axes.grid(alpha=0.3)
+    axes.legend(title="K -> N", ncols=2)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _cublas_times(torch: Any, shape: LayerShape, tokens: Iterable[int], dtype: str) -> dict[int, float]:
+    """M -> microseconds of a matrix product with unquantized weights."""
+    copies = max(2, math.ceil(ROTATED_BYTES / (2 * shape.n * shape.k)))
+    weights = torch.randn(copies, shape.n, shape.k, device="cuda", dtype=getattr(torch, dtype))
+    times = {}
+    for m in tokens:
+        x = torch.randn(m, shape.k, device="cuda", dtype=weights.dtype)
+        y = torch.empty(m, shape.n, device="cuda", dtype=weights.dtype)
+        launches = [_bind(torch.mm, x, weights[i].t(), out=y) for i in range(copies)]
+        times[m] = time_us(torch, launches)
+    return times
+
+
+def _tinygemm_times(torch: Any, shape: LayerShape, tokens: Iterable[int], group_size: int) -> dict[int, float]:
+    """M -> microseconds of PyTorch's INT4 kernel, which takes bf16 activations and group sizes 32 to 256."""
+    inner_k_tiles = 8
+    if group_size not in (32, 64, 128, 256) or shape.k % (16 * inner_k_tiles) or shape.n % 8:
+        return {}
+    copies = max(2, math.ceil(ROTATED_BYTES / (shape.n * shape.k // 2)))
+    codes = torch.randint(0, 256, (shape.n, shape.k // 2), dtype=torch.uint8, device="cuda")
+    packed = [torch._convert_weight_to_int4pack(codes, inner_k_tiles).clone() for _ in range(copies)]
+    scales = torch.randn(shape.k // group_size, shape.n, 2, dtype=torch.bfloat16, device="cuda")
+    times = {}
+    for m in (m for m in tokens if m <= TINYGEMM_MAX_TOKENS):
+        x = torch.randn(m, shape.k, dtype=torch.bfloat16, device="cuda")
+        launches = [_bind(torch._weight_int4pack_mm, x, weight, group_size, scales) for weight in packed]
+        times[m] = time_us(torch, launches)
+    return times
+
+
+def _bind(function: Callable[..., object], *args: object, **kwargs: object) -> Callable[[], object]:
+    return lambda: function(*args, **kwargs)
+
+
+def _optional_module(name: str, purpose: str, install: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ToolError(f"{name} is needed {purpose}, and is not installed.", fix=install) from error
+
+
+def _torch_with_cuda() -> Any:
+    torch = _optional_module("torch", "to benchmark kernels", "pip install torch, with CUDA.")
+    if not torch.cuda.is_available():
+        raise ToolError(
+            "benchmarking kernels needs a GPU, and PyTorch sees none.",
+            where="bench --kernels",
+            fix="run it on a machine with a GPU, with a PyTorch built for CUDA; `awq2trt doctor` says what is there.",
+        )
+    return torch

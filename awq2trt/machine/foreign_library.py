@@ -1,0 +1,179 @@
+"""The plugin library of a kit: for another CPU than this machine's, so it is found and read, but never loaded.
+
+`make plugins-aarch64` builds it here. Where it cannot be built, for JetPack 6 whose CUDA 12 has no compiler on PyPI, a
+kit carries the sources (`library_sources`), and the Jetson's own nvcc compiles them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from awq2trt.errors import ToolError, UnsupportedError
+from awq2trt.machine.plugin_library import LIBRARY_NAME
+from awq2trt.target import JetPack, Target
+
+PATH_VARIABLE: Final = "AWQ2TRT_PLUGIN_PATH_AARCH64"
+
+_PACKAGE: Final = Path(__file__).parents[1]
+_BUILD_COMMAND: Final = f"run `make plugins-aarch64`, or set {PATH_VARIABLE} to a {LIBRARY_NAME} for aarch64."
+
+_DESCRIPTION: Final = re.compile(rb"awq2trt plugins: version=(\S+) architectures=(\S+) cuda=(\d+)\0")
+"""`awq2trt_plugins_description` of plugins/library/c_api.cpp."""
+
+# ELF header, System V ABI: the identity, then at byte 18 the machine.
+_ELF_64_LITTLE_ENDIAN: Final = b"\x7fELF\x02\x01"
+_ELF_MACHINE_AT: Final = 18
+_EM_AARCH64: Final = 183
+
+SOURCE_FOLDERS: Final = ("kernels", "library", "ops", "trt")
+"""Folders of plugins/ whose sources are the library."""
+
+_SOURCE_SUFFIXES: Final = (".cpp", ".cu", ".cuh", ".h")
+
+
+@dataclass(frozen=True)
+class ForeignLibrary:
+    """A plugin library for aarch64, as its file describes itself.
+
+    Attributes:
+        path: The file.
+        version: Version of awq2trt it was built from.
+        architectures: CUDA architectures inside, as CMake names them: `87-real`.
+        cuda: CUDA runtime inside, (major, minor).
+    """
+
+    path: Path
+    version: str
+    architectures: tuple[str, ...]
+    cuda: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class KitPlugin:
+    """What a kit brings of the plugin library: one of the two.
+
+    Attributes:
+        library: The library.
+        sources: Its sources, by path relative to plugins/.
+    """
+
+    library: ForeignLibrary | None
+    sources: Mapping[str, Path]
+
+
+def choose_plugin(target: Target, jetpack: JetPack) -> KitPlugin:
+    """The library, where the Jetson's driver and GPU can run it, else its sources.
+
+    A driver runs CUDA runtimes of its own major version and of earlier ones.
+
+    Raises:
+        ToolError: There is no library, and that JetPack could have had one.
+        UnsupportedError: The library that the user named is not for that Jetson.
+    """
+    named = bool(os.environ.get(PATH_VARIABLE))
+    major, minor = target.compute_capabilities[0]
+    try:
+        library = find_aarch64_library()
+    except ToolError:
+        if named or jetpack.cuda[0] >= _OLDEST_CROSS_CUDA:
+            raise
+        return KitPlugin(None, library_sources())
+    reasons = []
+    if library.cuda[0] > jetpack.cuda[0]:
+        reasons.append(f"it has CUDA {library.cuda[0]}, and JetPack {jetpack.version} CUDA {jetpack.cuda[0]}")
+    if not any(name.startswith(f"{major}{minor}") for name in library.architectures):
+        reasons.append(f"it has no kernels for compute capability {major}.{minor}")
+    if not reasons:
+        return KitPlugin(library, {})
+    if named or jetpack.cuda[0] >= _OLDEST_CROSS_CUDA:
+        raise UnsupportedError(
+            f"the plugin library does not run on a {target.title}: {'; '.join(reasons)}.",
+            where=str(library.path),
+            fix=_BUILD_COMMAND,
+        )
+    return KitPlugin(None, library_sources())
+
+
+_OLDEST_CROSS_CUDA: Final = 13
+"""PyPI has no compiler driver and no static runtime for aarch64 of earlier ones (12.6 and 12.9 looked at)."""
+
+
+def find_aarch64_library() -> ForeignLibrary:
+    """Finds the library: `AWQ2TRT_PLUGIN_PATH_AARCH64`, else one in the package, else in the repository's build folder.
+
+    Raises:
+        ToolError: There is none, or the one found is for something else.
+    """
+    override = os.environ.get(PATH_VARIABLE)
+    if override:
+        if not Path(override).is_file():
+            raise ToolError(
+                f"{PATH_VARIABLE} names {override}, which is no file.",
+                fix=f"correct {PATH_VARIABLE}, or unset it to use the library that `make plugins-aarch64` builds.",
+            )
+        return describe_library(Path(override))
+    candidates = tuple(_candidates())
+    for path in candidates:
+        if path.is_file():
+            return describe_library(path)
+    raise ToolError(
+        f"no {LIBRARY_NAME} for aarch64: looked in " + " and ".join(str(path.parent) for path in candidates) + ".",
+        fix=_BUILD_COMMAND,
+    )
+
+
+def describe_library(path: Path) -> ForeignLibrary:
+    """Reads what a library says of itself, without loading it.
+
+    Raises:
+        ToolError: It is no plugin library, or not for aarch64.
+    """
+    content = path.read_bytes()
+    if not content.startswith(_ELF_64_LITTLE_ENDIAN):
+        raise ToolError("not a shared library.", where=str(path), fix=_BUILD_COMMAND)
+    machine = int.from_bytes(content[_ELF_MACHINE_AT : _ELF_MACHINE_AT + 2], "little")
+    if machine != _EM_AARCH64:
+        raise ToolError(
+            f"expected a library for aarch64 (ELF machine {_EM_AARCH64}), got one for ELF machine {machine}.",
+            where=str(path),
+            fix=_BUILD_COMMAND,
+        )
+    found = _DESCRIPTION.search(content)
+    if found is None:
+        raise ToolError(
+            "not a plugin library of awq2trt, or one of an older version.", where=str(path), fix=_BUILD_COMMAND
+        )
+    version, architectures, cuda = (text.decode() for text in found.groups())
+    return ForeignLibrary(path, version, tuple(architectures.split(",")), (int(cuda) // 1000, int(cuda) % 1000 // 10))
+
+
+def library_sources() -> dict[str, Path]:
+    """The library's sources, by path relative to plugins/, in order of their names.
+
+    Raises:
+        ToolError: They are not on this machine.
+    """
+    for folder in (_PACKAGE / "plugins", _PACKAGE.parent / "plugins"):
+        sources = {
+            path.relative_to(folder).as_posix(): path
+            for below in SOURCE_FOLDERS
+            for path in sorted((folder / below).rglob("*"))
+            if path.suffix in _SOURCE_SUFFIXES
+        }
+        if sources:
+            return sources
+    raise ToolError("the sources of the plugin library are not here.", fix="run this in a clone of awq2trt.")
+
+
+def _candidates() -> Iterator[Path]:
+    yield _PACKAGE / "lib" / "aarch64" / LIBRARY_NAME
+    yield _PACKAGE.parent / "build" / "plugins-aarch64" / LIBRARY_NAME
+    if platform.machine() == "aarch64":  # this machine's own will do
+        yield _PACKAGE / "lib" / LIBRARY_NAME
+        yield _PACKAGE.parent / "build" / "plugins" / LIBRARY_NAME

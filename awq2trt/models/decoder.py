@@ -1,0 +1,385 @@
+"""The decoder in PyTorch, interpreted from its `DecoderSpec`, one block in memory at a time.
+
+Calibration, search, self-written calibration text and perplexity all run through `run_block`. Everything is
+computed in fp32: statistics must not depend on the precision a checkpoint happens to be stored in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
+from awq2trt.models.sources.base import Array, ModelSource
+
+Observer = Callable[[str, Tensor], None]
+"""Called with the name of the first linear that reads an input, and that input [tokens, K] fp32."""
+
+BlockWeights = Mapping[str, Tensor]
+"""A block's tensors by name relative to the block, fp32."""
+
+HEAD_ROWS = 128
+"""Positions whose logits are computed at once: 128 x 49,152 fp32 are 25 MB; larger pieces only miss the cache."""
+
+HEAD_PIECE = 8192
+"""Rows of a narrow head that are widened at once: 8,192 x 4,096 fp32 are 128 MiB."""
+
+THIN_ROWS = 32
+"""So few rows are multiplied from the other side, which MKL does better: 16 sequences of SmolLM2-135M write their text
+(`calibrate.self_written`) in 118 instead of 154 ms a token; torch 2.13.0, 2 cores of a Xeon with AVX-512."""
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of one block, filled from position 0; each [batch, num_kv_heads, capacity, head_dim]."""
+
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+
+    @classmethod
+    def empty(cls, spec: DecoderSpec, batch: int, capacity: int) -> KeyValueCache:
+        """A cache for `capacity` positions, nothing in it."""
+        shape = (batch, spec.num_kv_heads, capacity, spec.head_dim)
+        return cls(torch.zeros(shape), torch.zeros(shape))
+
+    def append_(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds new positions and returns all keys and values so far."""
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def to_tensor(value: Array) -> Tensor:
+    """A NumPy tensor of any float dtype (bfloat16 of ml_dtypes included) as fp32."""
+    return torch.as_tensor(np.array(value, dtype=np.float32))
+
+
+def load_block(source: ModelSource, layer: int) -> dict[str, Tensor]:
+    """All tensors of a block in fp32, by name relative to the block."""
+    return {name: to_tensor(value) for name, value in source.block(layer).items()}
+
+
+def matmul_transposed(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T for x [..., K] and W [N, K]."""
+    if x.shape[:-1].numel() > THIN_ROWS:
+        return x @ weight.T
+    product: Tensor = weight @ x.flatten(0, -2).T
+    return product.T.reshape(*x.shape[:-1], -1)
+
+
+class Rotary:
+    """cos and sin of one rotary embedding for the first `positions` positions."""
+
+    def __init__(self, rope: RopeSpec, positions: int) -> None:
+        cos, sin = rope.tables(positions)
+        self.cos = torch.as_tensor(cos)  # [positions, rotary_dim / 2]
+        self.sin = torch.as_tensor(sin)
+        self._rotary_dim = rope.rotary_dim
+
+    def rotate(self, x: Tensor, start: int) -> Tensor:
+        """Rotates queries or keys [batch, heads, S, head_dim] at positions start .. start + S - 1."""
+        cos = self.cos[start : start + x.shape[2]]
+        sin = self.sin[start : start + x.shape[2]]
+        first, second = x[..., : self._rotary_dim].chunk(2, dim=-1)
+        rotated = (first * cos - second * sin, second * cos + first * sin)
+        return torch.cat((*rotated, x[..., self._rotary_dim :]), dim=-1)
+
+
+def apply_norm(spec: NormSpec, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A model's norm over the last axis, fp32."""
+    gain = weight + 1 if spec.unit_offset else weight
+    if not spec.rms:
+        return F.layer_norm(x, (x.shape[-1],), gain, bias, spec.eps)
+    normed = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + spec.eps) * gain
+    return normed if bias is None else normed + bias
+
+
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    SILU: F.silu,
+    GELU: F.gelu,
+    GELU_TANH: partial(F.gelu, approximate="tanh"),
+    RELU: F.relu,
+}
+
+
+@dataclass
+class ActivationRange:
+    """The largest magnitude among the activations that an exported model holds in half precision.
+
+    Attributes:
+        largest: So far.
+    """
+
+    largest: float = 0.0
+
+    def add_(self, x: Tensor) -> None:
+        """Looks at one tensor."""
+        low, high = torch.aminmax(x)
+        self.largest = max(self.largest, -float(low), float(high))
+
+
+@dataclass(frozen=True)
+class BlockRunner:
+    """Runs decoder blocks of one model.
+
+    Attributes:
+        spec: The model.
+        rotaries: Tables of its rotary embeddings, for every position the runner will see.
+        seen: Gets the range of every residual stream, every linear's output and the MLP's product; None to not look.
+    """
+
+    spec: DecoderSpec
+    rotaries: Mapping[RopeSpec, Rotary]
+    seen: ActivationRange | None = None
+
+    @classmethod
+    def for_positions(cls, spec: DecoderSpec, positions: int, *, seen: ActivationRange | None = None) -> BlockRunner:
+        """A runner for sequences of at most `positions` tokens."""
+        return cls(spec, {rope: Rotary(rope, positions) for rope in spec.ropes}, seen)
+
+    def run(
+        self,
+        weights: BlockWeights,
+        hidden: Tensor,
+        *,
+        layer: int,
+        cache: KeyValueCache | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """One block.
+
+        Args:
+            weights: The block's tensors.
+            hidden: Residual stream, fp32 [batch, S, hidden_size].
+            layer: Which block it is.
+            cache: Keys and values before `hidden`; None if `hidden` starts at position 0.
+            observe: Sees the input of every group of linears.
+
+        Returns:
+            The residual stream after the block, same shape.
+        """
+        spec, names = self.spec, self.spec.block
+        self._look(hidden)
+        normed = self._norm(weights, names.input_norm, hidden)
+        _report(observe, names.q_proj, normed)
+        context = self._attention(weights, normed, self.spec.layers[layer], cache)
+        _report(observe, names.o_proj, context)
+        attended = self._norm(weights, names.post_attention_norm, self._linear(weights, names.o_proj, context))
+        stream = hidden if spec.parallel else hidden + attended
+        if names.mlp_norm is not None:
+            normed = self._norm(weights, names.mlp_norm, stream)
+            _report(observe, names.mlp_inputs[0], normed)
+        inner = self._look(self._mlp_inner(weights, normed))
+        _report(observe, names.down_proj, inner)
+        output = self._norm(weights, names.post_mlp_norm, self._linear(weights, names.down_proj, inner))
+        return self._look(hidden + attended + output if spec.parallel else stream + output)
+
+    def _mlp_inner(self, weights: BlockWeights, normed: Tensor) -> Tensor:
+        """What down_proj reads, [batch, S, intermediate_size]."""
+        names, activation = self.spec.block, _ACTIVATIONS[self.spec.activation]
+        inner = activation(self._linear(weights, names.mlp_inputs[0], normed))
+        if names.gate_proj is not None:
+            inner = inner * self._linear(weights, names.up_proj, normed)
+        divisors = weights.get(f"{names.activation}.scales")
+        return inner if divisors is None else inner / divisors
+
+    def _attention(
+        self, weights: BlockWeights, normed: Tensor, layer: LayerSpec, cache: KeyValueCache | None
+    ) -> Tensor:
+        """Grouped-query attention before the output projection, [batch, S, num_heads * head_dim]."""
+        spec, names = self.spec, self.spec.block
+        start = cache.length if cache else 0
+        queries = self._heads(weights, normed, names.q_proj, spec.num_heads)
+        keys = self._heads(weights, normed, names.k_proj, spec.num_kv_heads)
+        values = self._heads(weights, normed, names.v_proj, spec.num_kv_heads)
+        queries, keys = self._norm(weights, names.q_norm, queries), self._norm(weights, names.k_norm, keys)
+        if layer.rope is not None:
+            rotary = self.rotaries[layer.rope]
+            queries, keys = rotary.rotate(queries, start), rotary.rotate(keys, start)
+        if cache:
+            keys, values = cache.append_(keys, values)
+        context = _attend(spec, queries, keys, values, layer.sliding_window)
+        return context.transpose(1, 2).flatten(2)
+
+    def _heads(self, weights: BlockWeights, normed: Tensor, name: str, heads: int) -> Tensor:
+        """Projects [batch, S, hidden_size] and splits it: [batch, heads, S, head_dim]."""
+        projected = self._linear(weights, name, normed)
+        if self.spec.clip_qkv is not None:
+            projected = projected.clamp(-self.spec.clip_qkv, self.spec.clip_qkv)
+        return projected.view(*projected.shape[:2], heads, -1).transpose(1, 2)
+
+    def _norm(self, weights: BlockWeights, name: str | None, x: Tensor) -> Tensor:
+        """The norm `name`; x itself if there is none."""
+        if name is None:
+            return x
+        return apply_norm(self.spec.norm, x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def _linear(self, weights: BlockWeights, name: str, x: Tensor) -> Tensor:
+        projected, bias = matmul_transposed(x, weights[f"{name}.weight"]), weights.get(f"{name}.bias")
+        return self._look(projected if bias is None else projected + bias)
+
+    def _look(self, x: Tensor) -> Tensor:
+        if self.seen is not None:
+            self.seen.add_(x)
+        return x
+
+
+def _attend(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, sliding_window: int | None) -> Tensor:
+    """Causal attention of the last positions; [batch, heads, S, head_dim] in and out."""
+    bias = _attention_bias(spec, queries.shape[2], keys.shape[2], sliding_window)
+    if spec.attention_softcap is not None:
+        return _attend_capped(spec, queries, keys, values, bias)
+    if queries.shape[2] > 1:
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=bias, enable_gqa=True, scale=spec.score_scale
+        )
+    # One position: the query heads of a KV head stand in for positions, so keys and values are not copied per head.
+    grouped = queries.view(keys.shape[0], keys.shape[1], -1, keys.shape[3])
+    if spec.alibi is not None:
+        bias = bias.view(keys.shape[1], -1, bias.shape[-1])
+    context = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=spec.score_scale)
+    return context.reshape(queries.shape)  # not view(): CUDA's kernels lay it out otherwise
+
+
+def _attend_capped(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention whose scores saturate: cap * tanh(score / cap)."""
+    assert spec.attention_softcap is not None
+    grouped = queries.unflatten(1, (keys.shape[1], -1))  # [batch, KV heads, heads of each, S, head_dim]
+    scores = _softcap(grouped @ keys.unsqueeze(2).mT * spec.score_scale, spec.attention_softcap)
+    return (scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ values.unsqueeze(2)).flatten(1, 2)
+
+
+def _softcap(x: Tensor, cap: float) -> Tensor:
+    return torch.tanh(x / cap) * cap
+
+
+def _attention_bias(spec: DecoderSpec, queries: int, keys: int, sliding_window: int | None) -> Tensor:
+    """The mask bool [queries, keys]; with ALiBi what is added to the scores, fp32 [heads, queries, keys]."""
+    mask = attention_mask(queries, keys, sliding_window)
+    if spec.alibi is None:
+        return mask
+    distance = torch.arange(keys).unsqueeze(0) - torch.arange(keys - queries, keys).unsqueeze(1)
+    bias = torch.tensor(spec.alibi).view(-1, 1, 1) * distance
+    return bias.masked_fill(~mask, -torch.inf)
+
+
+def attention_mask(queries: int, keys: int, sliding_window: int | None) -> Tensor:
+    """Which keys each of the last `queries` positions may see, bool [queries, keys]."""
+    query_position = torch.arange(keys - queries, keys).unsqueeze(1)
+    key_position = torch.arange(keys).unsqueeze(0)
+    mask = key_position <= query_position
+    if sliding_window is not None:
+        mask &= key_position > query_position - sliding_window
+    return mask
+
+
+class Ends:
+    """What stands before and after the blocks: embedding, final norm, head; each is read when it is first needed.
+
+    Args:
+        source: The model.
+        narrow_head: Keep the head as it is stored, and widen a piece of it at a time: for a few tokens of a model
+            whose head in fp32 takes more memory than a block.
+    """
+
+    def __init__(self, source: ModelSource, *, narrow_head: bool = False) -> None:
+        self._spec = source.spec
+        self._source = source
+        self._narrow_head = narrow_head
+        self._read: dict[str, Array] = {}
+
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """Residual stream before the first block.
+
+        Args:
+            tokens: int64 [batch, S].
+            start: Position of the first.
+
+        Returns:
+            fp32 [batch, S, hidden_size].
+        """
+        spec = self._spec
+        hidden = to_tensor(self._stored(f"{spec.embedding}.weight")[tokens.numpy(force=True)]) * spec.embedding_scale
+        if spec.positions is not None:
+            first = start + spec.positions.offset
+            table = self._stored(f"{spec.positions.table}.weight")
+            hidden = hidden + to_tensor(table[first : first + tokens.shape[1]])
+        return self._norm(spec.embedding_norm, hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """fp32 [..., hidden_size] -> fp32 [..., vocab_size]."""
+        logits = self._project(self._norm(self._spec.final_norm, hidden))
+        cap = self._spec.logit_softcap
+        return logits if cap is None else _softcap(logits, cap)
+
+    def logits_in_pieces(self, hidden: Tensor) -> Iterator[Tensor]:
+        """Logits of [tokens, hidden_size], `HEAD_ROWS` rows at a time."""
+        for piece in hidden.split(HEAD_ROWS):
+            yield self.logits(piece)
+
+    def _project(self, normed: Tensor) -> Tensor:
+        if not self._narrow_head:
+            return matmul_transposed(normed, self._head)
+        starts = range(0, self._spec.vocab_size, HEAD_PIECE)
+        pieces = (to_tensor(self._stored_head[start : start + HEAD_PIECE]) for start in starts)
+        return torch.cat([normed @ piece.T for piece in pieces], dim=-1)
+
+    def _norm(self, name: str | None, x: Tensor) -> Tensor:
+        if name is None:
+            return x
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        offset = to_tensor(self._stored(bias)) if bias in self._spec.outer_shapes() else None
+        return apply_norm(self._spec.norm, x, to_tensor(self._stored(weight)), offset)
+
+    @cached_property
+    def _head(self) -> Tensor:
+        stored = self._stored_head
+        # A tied head in fp32 is the embedding itself, not a copy of it.
+        return torch.as_tensor(stored) if stored.dtype == np.float32 and stored.flags.writeable else to_tensor(stored)
+
+    @property
+    def _stored_head(self) -> Array:
+        spec = self._spec
+        return self._stored(f"{spec.embedding if spec.tie_embeddings else spec.head}.weight")  # [V, hidden]
+
+    def _stored(self, name: str) -> Array:
+        """A tensor outside the blocks, in the type it is stored in, verified."""
+        if name not in self._read:
+            self._read[name] = self._source.checked_tensor(name, self._spec.outer_shapes()[name])
+        return self._read[name]
+
+
+def run_model(source: ModelSource, tokens: Tensor, *, progress: Callable[[int], None] | None = None) -> Tensor:
+    """The final residual stream, loading one block at a time.
+
+    Args:
+        source: The model.
+        tokens: int64 [batch, S].
+        progress: Called with 1 after every block.
+
+    Returns:
+        fp32 [batch, S, hidden_size], before the final norm.
+    """
+    runner = BlockRunner.for_positions(source.spec, tokens.shape[1])
+    hidden = Ends(source).embed(tokens)
+    for layer in range(source.spec.num_layers):
+        weights = load_block(source, layer)
+        # One sequence at a time keeps the MLP's [S, intermediate] activations small.
+        hidden = torch.cat([runner.run(weights, sequence, layer=layer) for sequence in hidden.split(1)])
+        if progress:
+            progress(1)
+    return hidden
+
+
+def _report(observe: Observer | None, name: str, x: Tensor) -> None:
+    if observe:
+        observe(name, x.flatten(0, -2))

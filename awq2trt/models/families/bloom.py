@@ -1,0 +1,91 @@
+"""BLOOM: ALiBi instead of positions, a norm behind the embedding, q, k and v fused head by head.
+
+Source: `BloomForCausalLM` of transformers (arXiv:2211.05100, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from awq2trt.models.families.alibi import bloom_slopes
+from awq2trt.models.families.description import (
+    GELU_TANH,
+    BlockNames,
+    DecoderSpec,
+    Family,
+    FusedLinear,
+    LayerSpec,
+    NormSpec,
+    config_value,
+    refuse_unless,
+)
+
+_TRAINED_POSITIONS: Final = 2048
+"""ALiBi has no limit; this is the length that BLOOM was trained with, where config.json does not say."""
+
+BLOCK_NAMES: Final = BlockNames(
+    input_norm="input_layernorm",
+    q_proj="self_attention.q_proj",
+    k_proj="self_attention.k_proj",
+    v_proj="self_attention.v_proj",
+    o_proj="self_attention.dense",
+    mlp_norm="post_attention_layernorm",
+    up_proj="mlp.dense_h_to_4h",
+    down_proj="mlp.dense_4h_to_h",
+    activation="mlp.gelu_impl",
+)
+
+
+def describe(config: Mapping[str, Any]) -> DecoderSpec:
+    """Describes a BLOOM model from its config.json.
+
+    Raises:
+        UnsupportedError: Its residual stream takes the norms' output.
+    """
+    refuse_unless(config, {"apply_residual_connection_post_layernorm": False})
+    keys = {"hidden_size": "n_embed", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+    config = {**{key: config.get(other) for key, other in keys.items()}, **config}
+    hidden_size, num_heads = config_value(config, "hidden_size", int), config_value(config, "n_head", int)
+    return DecoderSpec(
+        family=FAMILY.name,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=hidden_size // num_heads,
+        vocab_size=config_value(config, "vocab_size", int),
+        max_positions=config.get("seq_length") or _TRAINED_POSITIONS,
+        norm=NormSpec(float(config.get("layer_norm_epsilon", 1e-5)), rms=False, bias=True),
+        activation=GELU_TANH,
+        layers=(LayerSpec(),) * config_value(config, "n_layer", int),
+        tie_embeddings=bool(config.get("tie_word_embeddings", True)),
+        biased=frozenset(BLOCK_NAMES.linears),
+        embedding="transformer.word_embeddings",
+        embedding_norm="transformer.word_embeddings_layernorm",
+        final_norm="transformer.ln_f",
+        head="lm_head",
+        block_prefix="transformer.h.{layer}.",
+        block=BLOCK_NAMES,
+        fused=(FusedLinear("self_attention.query_key_value", BLOCK_NAMES.attention_inputs, groups=num_heads),),
+        alibi=bloom_slopes(num_heads),
+        optional_prefix="transformer.",
+    )
+
+
+FAMILY = Family(
+    name="bloom",
+    architectures=("BloomForCausalLM",),
+    describe=describe,
+    example={
+        "architectures": ["BloomForCausalLM"],
+        "model_type": "bloom",
+        "vocab_size": 272,
+        "hidden_size": 96,
+        "n_layer": 2,
+        "n_head": 6,
+        "bos_token_id": 256,
+        "eos_token_id": 256,
+        "pad_token_id": 257,
+    },
+)

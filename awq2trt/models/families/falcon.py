@@ -1,0 +1,118 @@
+"""Falcon: 7B (one key-value head, one norm for attention and MLP) and 40B, 180B, 11B (grouped heads, a norm each).
+
+Source: `FalconForCausalLM` of transformers (arXiv:2311.16867). q, k and v are fused: in the new architecture a group of
+query heads with its key and its value head after another, in 7B all query heads, then key, then value, in Falcon-RW
+head by head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from awq2trt.models.families.alibi import bloom_slopes
+from awq2trt.models.families.description import (
+    GELU,
+    GELU_TANH,
+    BlockNames,
+    DecoderSpec,
+    Family,
+    FusedLinear,
+    LayerSpec,
+    NormSpec,
+    config_activation,
+    config_value,
+)
+from awq2trt.models.families.rope import rope_parameters, rope_spec
+
+BLOCK_NAMES: Final = BlockNames(
+    input_norm="input_layernorm",
+    q_proj="self_attention.q_proj",
+    k_proj="self_attention.k_proj",
+    v_proj="self_attention.v_proj",
+    o_proj="self_attention.dense",
+    mlp_norm=None,
+    up_proj="mlp.dense_h_to_4h",
+    down_proj="mlp.dense_4h_to_h",
+    activation="mlp.act",
+)
+"""Of 7B; the others add a norm."""
+
+
+def describe(config: Mapping[str, Any]) -> DecoderSpec:
+    """Describes a Falcon model from its config.json.
+
+    Raises:
+        UnsupportedError: A required key is missing, or its activation function or rotary scaling is not described.
+    """
+    hidden_size = config_value(config, "hidden_size", int)
+    num_heads = config_value(config, "num_attention_heads", int)
+    head_dim = hidden_size // num_heads
+    grouped = bool(config.get("new_decoder_architecture", False))
+    num_kv_heads, pieces = _key_value_heads(config, num_heads, grouped=grouped)
+    alibi = bool(config.get("alibi", False))
+    # Falcon scales scores and biases together, after adding them.
+    slopes = tuple(slope * head_dim**-0.5 for slope in bloom_slopes(num_heads)) if alibi else None
+    layer = LayerSpec(None if alibi else rope_spec(rope_parameters(config), head_dim))
+    parallel = grouped or bool(config.get("parallel_attn", True))
+    return DecoderSpec(
+        family=FAMILY.name,
+        hidden_size=hidden_size,
+        intermediate_size=config.get("ffn_hidden_size") or 4 * hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        vocab_size=config_value(config, "vocab_size", int),
+        max_positions=config.get("max_position_embeddings", 2048),
+        norm=NormSpec(float(config.get("layer_norm_epsilon", 1e-5)), rms=False, bias=True),
+        activation=config_activation(config, "activation", "gelu", (GELU, GELU_TANH)),
+        layers=(layer,) * config_value(config, "num_hidden_layers", int),
+        tie_embeddings=bool(config.get("tie_word_embeddings", True)),
+        biased=frozenset(BLOCK_NAMES.linears) if config.get("bias") else frozenset(),
+        embedding="transformer.word_embeddings",
+        final_norm="transformer.ln_f",
+        head="lm_head",
+        block_prefix="transformer.h.{layer}.",
+        block=_block_names(config, grouped=grouped, parallel=parallel),
+        fused=(FusedLinear("self_attention.query_key_value", BLOCK_NAMES.attention_inputs, groups=pieces),),
+        parallel=parallel,
+        alibi=slopes,
+    )
+
+
+def _key_value_heads(config: Mapping[str, Any], num_heads: int, *, grouped: bool) -> tuple[int, int]:
+    """Key-value heads, and the pieces that the fused linear's rows are made of."""
+    if grouped:
+        num_kv_heads = config.get("num_kv_heads") or num_heads
+        return num_kv_heads, num_kv_heads
+    return (1, 1) if config.get("multi_query", True) else (num_heads, num_heads)
+
+
+def _block_names(config: Mapping[str, Any], *, grouped: bool, parallel: bool) -> BlockNames:
+    """Which norms there are: one for both parts, one for each, or one after the other."""
+    if not parallel:
+        return replace(BLOCK_NAMES, mlp_norm="post_attention_layernorm")
+    if grouped and (config.get("num_ln_in_parallel_attn") or 2) == 2:
+        return replace(BLOCK_NAMES, input_norm="ln_attn", mlp_norm="ln_mlp")
+    return BLOCK_NAMES
+
+
+FAMILY = Family(
+    name="falcon",
+    architectures=("FalconForCausalLM",),
+    describe=describe,
+    example={
+        "architectures": ["FalconForCausalLM"],
+        "model_type": "falcon",
+        "vocab_size": 272,
+        "hidden_size": 64,
+        "ffn_hidden_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "bos_token_id": 256,
+        "eos_token_id": 256,
+    },
+    published_with_code=True,
+)

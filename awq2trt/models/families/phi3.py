@@ -1,0 +1,48 @@
+"""Phi-3, Phi-3.5 mini and Phi-4: Llama's block with q, k and v fused, and gate and up.
+
+Source: `Phi3ForCausalLM` of transformers. The scaled rotary embedding of the 128k models is not described.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from awq2trt.models.families import llama
+from awq2trt.models.families.description import DecoderSpec, Family, FusedLinear
+
+
+def describe(config: Mapping[str, Any]) -> DecoderSpec:
+    """Describes a Phi-3 model from its config.json.
+
+    Raises:
+        UnsupportedError: Its rotary embedding is scaled.
+    """
+    spec = llama.describe({**config, "attention_bias": False, "mlp_bias": False})
+    return replace(
+        spec,
+        family=FAMILY.name,
+        fused=(
+            FusedLinear("self_attn.qkv_proj", spec.block.attention_inputs),
+            FusedLinear("mlp.gate_up_proj", spec.block.mlp_inputs),
+        ),
+    )
+
+
+FAMILY = Family(
+    name="phi3",
+    architectures=("Phi3ForCausalLM",),
+    describe=describe,
+    example={
+        **{key: value for key, value in llama.EXAMPLE.items() if key != "head_dim"},
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "partial_rotary_factor": 0.75,
+        "sliding_window": 100,
+        "bos_token_id": 256,
+        "eos_token_id": 256,
+        "pad_token_id": 257,
+    },
+    published_with_code=True,
+)

@@ -1,0 +1,71 @@
+"""Which of a checkpoint's tensors a description names: what it does not name, it would silently leave out.
+
+In: tensor names of a checkpoint. Out: the first module that a description has no place for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from awq2trt.models.families.description import DecoderSpec, Family
+
+_BUFFERS: Final = ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias", "attn.bias")
+"""Endings of tensors that old versions of transformers saved and no version reads: tables that the code computes."""
+
+
+def first_unplaced(spec: DecoderSpec, names: Iterable[str], *, quantized: bool = False) -> str | None:
+    """The first tensor that the description does not name, or None.
+
+    Args:
+        spec: The description.
+        names: All tensors of the checkpoint.
+        quantized: Linears have other tensors than weight and bias: any tensor of a described module has its place.
+    """
+    placed = _Places(spec, quantized=quantized)
+    return next((name for name in sorted(names, key=_reading_order) if not placed.has(name)), None)
+
+
+def nearest_family(families: Iterable[Family], names: Iterable[str]) -> tuple[Family, str | None]:
+    """The family whose example places the most tensors, and the first one that it does not place."""
+    names = sorted(names, key=_reading_order)
+
+    def count(family: Family) -> int:
+        placed = _Places(family.describe(family.example), quantized=False)
+        return sum(placed.has(name) for name in names)
+
+    best = max(families, key=count)
+    return best, first_unplaced(best.describe(best.example), names)
+
+
+class _Places:
+    """What a description has a name for, whatever the number of layers."""
+
+    def __init__(self, spec: DecoderSpec, *, quantized: bool) -> None:
+        head = {f"{spec.head}.weight"}  # stored beside the embedding by some who tie them
+        self._outer = self._kinds({*spec.outer_shapes(), *head}, quantized=quantized)
+        self._block = self._kinds({*spec.stored_block_shapes(), *spec.optional_block_shapes()}, quantized=quantized)
+        self._prefix = re.compile(re.escape(spec.block_prefix).replace(r"\{layer\}", r"\d+"))
+        self._optional_prefix = spec.optional_prefix
+        self._quantized = quantized
+
+    @staticmethod
+    def _kinds(names: set[str], *, quantized: bool) -> set[str]:
+        return {name.rpartition(".")[0] for name in names} if quantized else names
+
+    def has(self, name: str) -> bool:
+        if name.endswith(_BUFFERS):
+            return True
+        for full in (name, self._optional_prefix + name):
+            block = self._prefix.match(full)
+            relative = full[block.end() :] if block else full
+            wanted = relative.rpartition(".")[0] if self._quantized else relative
+            if wanted in (self._block if block else self._outer):
+                return True
+        return False
+
+
+def _reading_order(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts layer 2 before layer 10."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]

@@ -1,0 +1,162 @@
+"""What a model gives, wherever it is stored: its config and one tensor at a time, under Hugging Face names.
+
+Tensors are NumPy arrays, and nothing downstream knows where a model came from. Pickled weights and remote code are
+refused (architecture decision: no pickle, no remote code).
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors needs)
+import numpy as np
+from numpy.typing import NDArray
+
+from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.models.families import DecoderSpec, find_family
+
+Array = NDArray[Any]
+
+CONFIG_FILE: Final = "config.json"
+
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+class ModelSource(ABC):
+    """A model's config and tensors, read one tensor at a time.
+
+    Attributes:
+        name: What the user called it.
+        config: config.json.
+        spec: The model described.
+    """
+
+    name: str
+    config: dict[str, Any]
+    spec: DecoderSpec
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the weights, for hashes."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> Array:
+        """One tensor by its Hugging Face name, in its stored dtype (fp16, bf16 or fp32).
+
+        Raises:
+            CheckpointError: It is missing, or its bytes cannot be read.
+        """
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+
+    @abstractmethod
+    def save_tokenizer(self, directory: Path) -> None:
+        """Writes the tokenizer and generation files that the model has into `directory`."""
+
+    def checked_tensor(self, name: str, shape: tuple[int, ...]) -> Array:
+        """A tensor, its shape and finiteness verified.
+
+        Raises:
+            CheckpointError: Missing, of another shape, or with NaN or infinite values.
+        """
+        value = self.tensor(name)
+        if value.shape != shape:
+            raise CheckpointError(
+                f"expected shape {list(shape)}, got {list(value.shape)}.",
+                where=name,
+                fix="config.json and the weights do not belong together; download both again.",
+            )
+        finite = np.isfinite(value)
+        if not finite.all():
+            count = int(np.count_nonzero(~finite))
+            raise CheckpointError(
+                f"{count} of {value.size} weights are NaN or infinite.",
+                where=name,
+                fix="the checkpoint is damaged; download it again or train it to finite weights.",
+            )
+        return value
+
+    def block(self, layer: int) -> dict[str, Array]:
+        """All tensors of a block, by name relative to the block, verified; fused linears taken apart."""
+        prefix, spec = self.spec.prefix(layer), self.spec
+        shapes = spec.stored_block_shapes()
+        shapes.update({name: shape for name, shape in spec.optional_block_shapes().items() if self.has(prefix + name)})
+        return spec.split_block({name: self.checked_tensor(prefix + name, shape) for name, shape in shapes.items()})
+
+    def outer(self) -> dict[str, Array]:
+        """All tensors outside the blocks, by full name, verified."""
+        return {name: self.checked_tensor(name, shape) for name, shape in self.spec.outer_shapes().items()}
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a checkpoint directory.
+
+    Raises:
+        CheckpointError: The directory holds none, or it is not a JSON object.
+    """
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"no {CONFIG_FILE} in this directory.",
+            where=str(directory),
+            fix="name the directory that holds config.json and the .safetensors files.",
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"not valid JSON: {error}.", where=str(path), fix="download it again.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"expected a JSON object, got {type(config).__name__}.", where=str(path))
+    return config
+
+
+def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
+    """Refuses a model whose config names Python code to run, unless transformers has since taken that code in.
+
+    Raises:
+        UnsupportedError: config.json has an `auto_map` for the model.
+    """
+    family = find_family(config)
+    if family is not None and family.published_with_code:
+        return
+    auto_map = config.get("auto_map") or {}
+    if any(key.startswith("AutoModel") for key in auto_map):
+        raise UnsupportedError(
+            "the checkpoint wants its own Python code to run (auto_map, trust_remote_code).",
+            where=str(directory / CONFIG_FILE),
+            fix="use a model whose architecture is built into transformers; awq2trt runs no remote code.",
+        )
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copies the tokenizer and generation files that `source` has.
+
+    Raises:
+        CheckpointError: There is no tokenizer in `source`.
+    """
+    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not any(path.name in ("tokenizer.json", "tokenizer.model", "vocab.json") for path in found):
+        raise CheckpointError(
+            "no tokenizer files (tokenizer.json, tokenizer.model or vocab.json).",
+            where=str(source),
+            fix="put the model's tokenizer files beside its weights.",
+        )
+    for path in found:
+        (destination / path.name).write_bytes(path.read_bytes())

@@ -1,0 +1,412 @@
+"""Builds the decoder of a `DecoderSpec` as an ONNX graph, node by node.
+
+In: the description and a source of initializers. Out: an `onnx_ir` model that keeps to `io_contract`. Per block:
+norm -> q, k, v -> positions -> cache write in place -> grouped-query attention with an explicit mask -> o ->
+residual -> norm -> MLP -> residual, with what the description adds or leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.tape import Tape
+
+from awq2trt import opset
+from awq2trt.io_contract import (
+    BATCH,
+    CACHE_POSITION,
+    INPUT_IDS,
+    LAST_POSITION_NODE,
+    LOGITS,
+    SEQUENCE,
+    IoContract,
+    TensorContract,
+    cache_names,
+)
+from awq2trt.models.families import GELU_TANH, RELU, SILU, DecoderSpec, RopeSpec
+from awq2trt.onnx_export.bodies import BodyVariant, make_body
+
+LOWEST: Final = -65504.0
+"""What masked scores become: the lowest number of fp16. No score that counts comes near it."""
+
+_Attributes = dict[str, int | float | str | list[int]]
+
+LinearInputs = tuple[BodyVariant, tuple[ir.Value, ...]]
+"""The variant of a linear, and its initializers: codes, scales, then zeros and bias if the variant has them."""
+
+
+class Weights(Protocol):
+    """Hands out initializers, each when the graph reaches it, so that they can be streamed to disk."""
+
+    dtype: ir.DataType
+
+    def linear(self, name: str) -> LinearInputs:
+        """Initializers of a quantized linear."""
+
+    def tensor(self, name: str) -> ir.Value:
+        """Initializer of a plain tensor."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is a plain tensor of this name."""
+
+    def gain(self, name: str) -> ir.Value:
+        """Initializer of what a norm multiplies by: its weight, or 1 + weight, rounded after the sum."""
+
+    def constant(self, name: str, value: NDArray[np.float32]) -> ir.Value:
+        """Initializer of a tensor that the description defines."""
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """Choices about the graph, not about the model.
+
+    Attributes:
+        capacity: Positions that the cache holds.
+        all_logits: Logits of every position rather than of the last.
+        function_bodies: Define the custom operators by model-local functions.
+    """
+
+    capacity: int
+    all_logits: bool
+    function_bodies: bool
+
+
+def decoder_contract(spec: DecoderSpec, options: GraphOptions, dtype: ir.DataType) -> IoContract:
+    """Inputs and outputs of the graph that `build_decoder` makes with the same arguments."""
+    name = dtype.name.lower()
+    cache_shape = (BATCH, spec.num_kv_heads, options.capacity, spec.head_dim)
+
+    def caches(tense: str, meaning: str) -> tuple[TensorContract, ...]:
+        return tuple(TensorContract(cache, name, cache_shape, meaning) for cache in cache_names(tense, spec.num_layers))
+
+    rows: int | str = SEQUENCE if options.all_logits else 1
+    return IoContract(
+        inputs=(
+            TensorContract(INPUT_IDS, "int64", (BATCH, SEQUENCE), "New tokens."),
+            TensorContract(CACHE_POSITION, "int64", (BATCH,), "Cache slot of the first new token: tokens seen before."),
+            *caches("past", "Cache before the call; slots from cache_position on are not read."),
+        ),
+        outputs=(
+            TensorContract(LOGITS, name, (BATCH, rows, spec.vocab_size), "Scores of the next token."),
+            *caches("present", "Cache after the call; may be the memory of its past_ input."),
+        ),
+        capacity=options.capacity,
+        vocab_size=spec.vocab_size,
+        num_layers=spec.num_layers,
+        sliding_window=spec.sliding_window,
+    )
+
+
+def build_decoder(spec: DecoderSpec, weights: Weights, options: GraphOptions, on_block: Callable[[], None]) -> ir.Model:
+    """Builds the whole decoder.
+
+    Args:
+        spec: The model described.
+        weights: Where initializers come from; asked for each once, in the order of the graph.
+        options: Choices about the graph.
+        on_block: Called after each block, for progress.
+    """
+    contract = decoder_contract(spec, options, weights.dtype)
+    inputs = {tensor.name: _declare(tensor) for tensor in contract.inputs}
+    builder = _DecoderBuilder(spec, weights, inputs)
+    hidden = builder.embed(inputs[INPUT_IDS])
+    presents: list[ir.Value] = []
+    for layer in range(spec.num_layers):
+        hidden, *cache = builder.block(layer, hidden)
+        presents += cache
+        on_block()
+    outputs = [builder.logits(hidden, all_positions=options.all_logits), *presents]
+    for value, tensor in zip(outputs, contract.outputs, strict=True):
+        value.name, value.dtype, value.shape = tensor.name, ir.DataType[tensor.dtype.upper()], ir.Shape(tensor.shape)
+    graph = ir.Graph(
+        list(inputs.values()),
+        outputs,
+        nodes=builder.tape.nodes,
+        initializers=builder.initializers,
+        opset_imports={"": opset.ONNX_OPSET, opset.DOMAIN: opset.DOMAIN_VERSION},
+        name=spec.family,
+    )
+    functions = [make_body(variant) for variant in builder.variants] if options.function_bodies else []
+    return ir.Model(graph, ir_version=opset.ONNX_IR_VERSION, producer_name="awq2trt", functions=functions)
+
+
+class _DecoderBuilder:
+    """Appends nodes to a tape. Shapes in comments: B batch, S new tokens, C capacity, D head size, H hidden size."""
+
+    def __init__(self, spec: DecoderSpec, weights: Weights, inputs: dict[str, ir.Value]) -> None:
+        self.tape = Tape()
+        self.variants: dict[BodyVariant, None] = {}
+        self.initializers: list[ir.Value] = []
+        self._spec = spec
+        self._weights = weights
+        self._inputs = inputs
+        self._constants: dict[str, ir.Value] = {}
+        self._positions = self._new_positions()
+        self._slots, self._seen = self._causal_mask()
+        self._biases = {window: self._attention_bias(window) for window in dict.fromkeys(_windows(spec))}
+        self._rotary_tables = {rope: self._new_rotary_tables(index, rope) for index, rope in enumerate(spec.ropes)}
+        self._embedding = self._keep(weights.tensor(f"{spec.embedding}.weight"))  # [V, H]
+
+    def embed(self, input_ids: ir.Value) -> ir.Value:
+        """Residual stream before the first block [B, S, H]."""
+        spec = self._spec
+        hidden = self._op("Gather", [self._embedding, input_ids], name=spec.embedding)
+        if spec.embedding_scale != 1:
+            scale = self._scalar(f"{spec.embedding}.scale", spec.embedding_scale)
+            hidden = self._op("Mul", [hidden, scale], name=f"{spec.embedding}.scaled")
+        if spec.positions is not None:
+            table = self._keep(self._weights.tensor(f"{spec.positions.table}.weight"))
+            rows = self._op("Add", [self._positions, self._integers([spec.positions.offset])])
+            added = self._op("Gather", [table, rows], name=spec.positions.table)
+            hidden = self._op("Add", [hidden, added], name=f"{spec.positions.table}.added")
+        return self._norm(hidden, "", spec.embedding_norm)
+
+    def block(self, layer: int, hidden: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """One block: [B, S, H] -> [B, S, H], and the present keys and values."""
+        prefix, names = self._spec.prefix(layer), self._spec.block
+        normed = self._norm(hidden, prefix, names.input_norm)
+        attended, key, value = self._attention(layer, normed)
+        attended = self._norm(attended, prefix, names.post_attention_norm)
+        stream = self._op("Add", [hidden, attended], name=f"{prefix}attention_residual")
+        if names.mlp_norm is not None:
+            normed = self._norm(hidden if self._spec.parallel else stream, prefix, names.mlp_norm)
+        output = self._norm(self._mlp(prefix, normed), prefix, names.post_mlp_norm)
+        return self._op("Add", [stream, output], name=f"{prefix}mlp_residual"), key, value
+
+    def logits(self, hidden: ir.Value, *, all_positions: bool) -> ir.Value:
+        """Scores [B, 1 or S, V] out of the last block's output [B, S, H]."""
+        spec = self._spec
+        if not all_positions:
+            starts, ends, axes = self._integers([-1]), self._integers([2**63 - 1]), self._integers([1])
+            hidden = self._op("Slice", [hidden, starts, ends, axes], name=LAST_POSITION_NODE)
+        hidden = self._norm(hidden, "", spec.final_norm)
+        head = self._embedding if spec.tie_embeddings else self._keep(self._weights.tensor(f"{spec.head}.weight"))
+        transposed = self._op("Transpose", [head], {"perm": [1, 0]}, name=f"{spec.head}.transpose")  # [H, V]
+        logits = self._op("MatMul", [hidden, transposed], name=spec.head)
+        return (
+            logits
+            if spec.logit_softcap is None
+            else self._softcap(logits, self._scalar(f"{spec.head}.cap", spec.logit_softcap), spec.head)
+        )
+
+    def _attention(self, layer: int, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Self-attention of [B, S, H]: its output, and the caches after the new keys and values are written."""
+        spec, prefix, names = self._spec, self._spec.prefix(layer), self._spec.block
+        rope, window = spec.layers[layer].rope, spec.layers[layer].sliding_window
+        query = self._norm(self._heads(x, prefix + names.q_proj, spec.num_heads), prefix, names.q_norm)
+        key = self._norm(self._heads(x, prefix + names.k_proj, spec.num_kv_heads), prefix, names.k_norm)
+        query, key = self._rotate(query, prefix + names.q_proj, rope), self._rotate(key, prefix + names.k_proj, rope)
+        value = self._heads(x, prefix + names.v_proj, spec.num_kv_heads)
+        keys, values = (
+            self._op(
+                "TensorScatter",
+                [self._inputs[f"past_{kind}_{layer}"], new, self._inputs[CACHE_POSITION]],
+                {"axis": -2, "mode": "linear"},
+                name=f"{prefix}cache_{kind}",
+            )
+            for kind, new in (("key", key), ("value", value))
+        )  # [B, Hkv, C, D]
+        attend = self._attend if spec.attention_softcap is None else self._attend_capped
+        attended = attend(query, keys, values, self._biases[window], f"{prefix}attention")  # [B, Hq, S, D]
+        merged = self._op("Transpose", [attended], {"perm": [0, 2, 1, 3]}, name=f"{prefix}attention.transpose")
+        flat = self._op("Reshape", [merged, self._integers([0, 0, -1])], name=f"{prefix}attention.merge_heads")
+        return self._linear(flat, prefix + names.o_proj), keys, values
+
+    def _attend(self, query: ir.Value, keys: ir.Value, values: ir.Value, bias: ir.Value, name: str) -> ir.Value:
+        """Attention of [B, Hq, S, D] to [B, Hkv, C, D]; no softmax_precision, an attribute that TensorRT refuses."""
+        return self._op("Attention", [query, keys, values, bias], {"scale": self._spec.score_scale}, name=name)
+
+    def _attend_capped(self, query: ir.Value, keys: ir.Value, values: ir.Value, mask: ir.Value, name: str) -> ir.Value:
+        """The same with scores that saturate, in single operators.
+
+        `Attention` has a `softcap` attribute, but opset 23 caps after the mask is added and executors differ.
+        """
+        spec = self._spec
+        assert spec.attention_softcap is not None
+        heads = spec.num_heads // spec.num_kv_heads
+        split = self._integers([0, spec.num_kv_heads, heads, -1, spec.head_dim])
+        scaled = self._op("Mul", [query, self._scalar("attention.scale", spec.score_scale)], name=f"{name}.scaled")
+        grouped = self._op("Reshape", [scaled, split], name=f"{name}.group_heads")  # [B, Hkv, Hq / Hkv, S, D]
+        keys, values = (self._op("Unsqueeze", [cache, self._integers([2])]) for cache in (keys, values))
+        transposed = self._op("Transpose", [keys], {"perm": [0, 1, 2, 4, 3]})
+        scores = self._op("MatMul", [grouped, transposed], name=f"{name}.scores")  # [B, Hkv, Hq / Hkv, S, C]
+        capped = self._softcap(scores, self._scalar("attention.cap", spec.attention_softcap), name)
+        lowest = self._scalar("attention.masked", LOWEST)
+        masked = self._op("Where", [self._op("Unsqueeze", [mask, self._integers([2])]), capped, lowest])
+        shares = self._op("Softmax", [masked], {"axis": -1}, name=f"{name}.softmax")
+        context = self._op("MatMul", [shares, values], name=f"{name}.context")
+        return self._op("Reshape", [context, self._integers([0, spec.num_heads, -1, spec.head_dim])], name=name)
+
+    def _softcap(self, x: ir.Value, cap: ir.Value, name: str) -> ir.Value:
+        """cap * tanh(x / cap)."""
+        bounded = self._op("Tanh", [self._op("Div", [x, cap], name=f"{name}.over_cap")], name=f"{name}.tanh")
+        return self._op("Mul", [bounded, cap], name=f"{name}.capped")
+
+    def _mlp(self, prefix: str, x: ir.Value) -> ir.Value:
+        """down(act(gate(x)) * up(x)), or down(act(up(x)))."""
+        names = self._spec.block
+        inner = self._activation(self._linear(x, prefix + names.mlp_inputs[0]), f"{prefix}mlp.")
+        if names.gate_proj is not None:
+            inner = self._op("Mul", [inner, self._linear(x, prefix + names.up_proj)], name=f"{prefix}mlp.product")
+        divisors = f"{prefix}{names.activation}.scales"
+        if names.activation is not None and self._weights.has(divisors):
+            inner = self._op("Div", [inner, self._keep(self._weights.tensor(divisors))], name=f"{prefix}mlp.divided")
+        return self._linear(inner, prefix + names.down_proj)
+
+    def _activation(self, x: ir.Value, prefix: str) -> ir.Value:
+        """The MLP's activation function."""
+        kind = self._spec.activation
+        if kind == SILU:
+            return self._op("Mul", [x, self._op("Sigmoid", [x], name=f"{prefix}sigmoid")], name=f"{prefix}silu")
+        if kind == RELU:
+            return self._op("Relu", [x], name=f"{prefix}relu")
+        return self._op("Gelu", [x], {"approximate": "tanh" if kind == GELU_TANH else "none"}, name=f"{prefix}gelu")
+
+    def _linear(self, x: ir.Value, name: str) -> ir.Value:
+        """A `W4A16Linear` node: [B, S, K] -> [B, S, N]."""
+        variant, initializers = self._weights.linear(name)
+        self.variants[variant] = None
+        y = self.tape.op(
+            opset.W4A16_LINEAR,
+            [x, *(self._keep(value) for value in initializers)],
+            {
+                opset.ATTR_GROUP_SIZE: variant.group_length,
+                opset.ATTR_HAS_ZEROS: int(variant.has_zeros),
+                opset.ATTR_HAS_BIAS: int(variant.has_bias),
+                opset.ATTR_PLUGIN_VERSION: opset.PLUGIN_VERSION,
+                opset.ATTR_PLUGIN_NAMESPACE: opset.PLUGIN_NAMESPACE,
+            },
+            domain=opset.DOMAIN,
+            overload=variant.overload,
+            name=name,
+        )
+        codes_shape = initializers[0].shape
+        y.dtype, y.shape = self._weights.dtype, ir.Shape([BATCH, SEQUENCE, codes_shape[0]])  # type: ignore[index]
+        return y
+
+    def _norm(self, x: ir.Value, prefix: str, relative_name: str | None) -> ir.Value:
+        """A norm over the last axis, x itself if there is none.
+
+        Squares and their mean are fp32, since x reaches 24,000 in fp16 models.
+        """
+        if relative_name is None:
+            return x
+        spec, name = self._spec.norm, prefix + relative_name
+        inputs = [x, self._keep(self._weights.gain(f"{name}.weight"))]
+        if spec.bias:
+            inputs.append(self._keep(self._weights.tensor(f"{name}.bias")))
+        attributes: _Attributes = {"axis": -1, "epsilon": spec.eps, "stash_type": int(ir.DataType.FLOAT)}
+        return self._op("RMSNormalization" if spec.rms else "LayerNormalization", inputs, attributes, name=name)
+
+    def _heads(self, x: ir.Value, projection: str, count: int) -> ir.Value:
+        """Projects [B, S, H] and splits it into heads: [B, count, S, D]."""
+        spec, projected = self._spec, self._linear(x, projection)
+        if spec.clip_qkv is not None:
+            lowest, highest = self._scalar("qkv.lowest", -spec.clip_qkv), self._scalar("qkv.highest", spec.clip_qkv)
+            projected = self._op("Clip", [projected, lowest, highest], name=f"{projection}.clip")
+        shape = self._integers([0, 0, count, spec.head_dim])
+        split = self._op("Reshape", [projected, shape], name=f"{projection}.split_heads")
+        return self._op("Transpose", [split], {"perm": [0, 2, 1, 3]}, name=f"{projection}.transpose")
+
+    def _rotate(self, x: ir.Value, name: str, rope: RopeSpec | None) -> ir.Value:
+        """Rotary embedding of [B, heads, S, D], rotate-half form; x itself if there is none."""
+        if rope is None:
+            return x
+        attributes: _Attributes = {}
+        if rope.rotary_dim != self._spec.head_dim:
+            attributes["rotary_embedding_dim"] = rope.rotary_dim
+        inputs = [x, *self._rotary_tables[rope], self._positions]
+        return self._op("RotaryEmbedding", inputs, attributes, name=f"{name}.rotary")
+
+    def _new_rotary_tables(self, index: int, rope: RopeSpec) -> tuple[ir.Value, ir.Value]:
+        """cos and sin of every position, each [C, rotary_dim / 2]."""
+        capacity = self._inputs[cache_names("past", 1)[0]].shape[2]  # type: ignore[index]
+        tables = zip(rotary_names(index), rope.tables(int(capacity)), strict=True)  # type: ignore[arg-type]
+        cos, sin = (self._constant(name, table) for name, table in tables)
+        return cos, sin
+
+    def _new_positions(self) -> ir.Value:
+        """Positions of the new tokens: cache_position + 0 .. S-1, int64 [B, S]."""
+        length = self._op("Shape", [self._inputs[INPUT_IDS]], {"start": 1, "end": 2})
+        steps = self._count_to(length)  # [S]
+        start = self._op("Unsqueeze", [self._inputs[CACHE_POSITION], self._integers([1])])  # [B, 1]
+        return self._op("Add", [start, steps], name="positions")
+
+    def _causal_mask(self) -> tuple[tuple[ir.Value, ir.Value], ir.Value]:
+        """Cache slots [C] and positions of the new tokens [B, 1, S, 1]; whether one is not after the other.
+
+        The capacity is read off the cache, so that an executor may bring a shorter one.
+        """
+        any_cache = self._inputs[cache_names("past", 1)[0]]
+        slots = self._count_to(self._op("Shape", [any_cache], {"start": 2, "end": 3}))  # [C]
+        queries = self._op("Unsqueeze", [self._positions, self._integers([1, 3])])  # [B, 1, S, 1]
+        return (slots, queries), self._op("LessOrEqual", [slots, queries], name="causal_mask")
+
+    def _attention_bias(self, window: int | None) -> ir.Value:
+        """Which cache slots each new token sees, bool [B, 1, S, C]: those up to its own, within the window if any.
+
+        With ALiBi it is what is added to the scores, [B, Hq, S, C].
+        """
+        (slots, queries), seen = self._slots, self._seen
+        if window is not None:
+            oldest = self._op("Sub", [queries, self._integers([window])])
+            recent = self._op("Greater", [slots, oldest], name="window_mask")
+            seen = self._op("And", [seen, recent], name="attention_mask")
+        if self._spec.alibi is None:
+            return seen
+        values = np.asarray(self._spec.alibi, np.float32).reshape(1, -1, 1, 1)
+        slopes = self._constant("alibi.slopes", values)
+        distance = self._op("CastLike", [self._op("Sub", [slots, queries]), slopes], name="alibi.distance")
+        bias = self._op("Mul", [distance, slopes], name="alibi.bias")
+        return self._op("Where", [seen, bias, self._scalar("attention.masked", LOWEST)], name="attention_bias")
+
+    def _count_to(self, length: ir.Value) -> ir.Value:
+        """0 .. length-1, int64, of a one-element `length`."""
+        zero, one = (self._op("Constant", [], {"value_int": value}) for value in (0, 1))
+        return self._op("Range", [zero, self._op("Squeeze", [length]), one])
+
+    def _scalar(self, name: str, value: float) -> ir.Value:
+        return self._constant(name, np.asarray(value, np.float32))
+
+    def _constant(self, name: str, value: NDArray[np.float32]) -> ir.Value:
+        """A tensor in the graph's dtype, the same initializer wherever it is asked for by the same name."""
+        if name not in self._constants:
+            self._constants[name] = self._keep(self._weights.constant(name, value))
+        return self._constants[name]
+
+    def _integers(self, values: Sequence[int]) -> ir.Value:
+        return self._op("Constant", [], {"value_ints": list(values)})
+
+    def _keep(self, initializer: ir.Value) -> ir.Value:
+        self.initializers.append(initializer)
+        return initializer
+
+    def _op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: _Attributes | None = None,
+        *,
+        name: str | None = None,
+    ) -> ir.Value:
+        return self.tape.op(op_type, inputs, attributes, name=name)
+
+
+def rotary_names(index: int) -> tuple[str, str]:
+    """Initializers of cos and sin of `DecoderSpec.ropes[index]`."""
+    prefix = f"rotary_{index}" if index else "rotary"
+    return f"{prefix}.cos", f"{prefix}.sin"
+
+
+def _windows(spec: DecoderSpec) -> list[int | None]:
+    return [layer.sliding_window for layer in spec.layers]
+
+
+def _declare(tensor: TensorContract) -> ir.Value:
+    dtype = ir.DataType[tensor.dtype.upper()]
+    return ir.Value(name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape))

@@ -1,0 +1,84 @@
+"""Streams tensors into one ONNX external-data file, so that memory holds a piece of one tensor at a time.
+
+Format: https://onnx.ai/onnx/repo-docs/ExternalData.html. Offsets are multiples of a page, which lets executors map
+the file instead of reading it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from awq2trt.checkpoint.pack import pack_int4
+from awq2trt.errors import UnsupportedError
+
+PAGE_BYTES: Final = 4096
+_CHUNK_ELEMENTS: Final = 1 << 24
+"""Elements cast at a time: 64 MB in fp32."""
+
+_NUMPY_DTYPE: Final = {ir.DataType.FLOAT16: np.dtype(np.float16), ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
+
+
+class ExternalDataWriter:
+    """Appends tensors to one file; each call returns the ONNX tensor that refers to the bytes written.
+
+    Args:
+        file: Open for binary writing, at its beginning.
+        path: Where the file will be found, beside the model.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file = file
+        self._path = path
+
+    def write_float(self, name: str, value: NDArray[np.generic], dtype: ir.DataType) -> ir.ExternalTensor:
+        """Writes a tensor as `dtype` (FLOAT16 or BFLOAT16), casting piece by piece.
+
+        Raises:
+            UnsupportedError: A value is beyond what `dtype` holds.
+        """
+        offset = self._align()
+        flat = value.reshape(-1)
+        for start in range(0, flat.size, _CHUNK_ELEMENTS):
+            self._file.write(_cast(flat[start : start + _CHUNK_ELEMENTS], dtype, name).tobytes())
+        return self._tensor(name, offset, dtype, value.shape)
+
+    def write_int4(self, name: str, codes: NDArray[np.uint8]) -> ir.ExternalTensor:
+        """Writes unsigned codes of any shape as a signed INT4 tensor of that shape."""
+        offset = self._align()
+        self._file.write(pack_int4(codes).tobytes())
+        return self._tensor(name, offset, ir.DataType.INT4, codes.shape)
+
+    def _align(self) -> int:
+        self._file.write(bytes(-self._file.tell() % PAGE_BYTES))
+        return self._file.tell()
+
+    def _tensor(self, name: str, offset: int, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.ExternalTensor:
+        return ir.ExternalTensor(
+            self._path.name,
+            offset,
+            self._file.tell() - offset,
+            dtype,
+            shape=ir.Shape(shape),
+            name=name,
+            base_dir=self._path.parent,
+        )
+
+
+def _cast(piece: NDArray[np.generic], dtype: ir.DataType, name: str) -> NDArray[np.generic]:
+    """`piece` as `dtype`; refuses what would become infinite."""
+    with np.errstate(over="ignore"):
+        cast = piece.astype(_NUMPY_DTYPE[dtype])
+    if not np.isfinite(cast).all():
+        largest = float(np.abs(piece.astype(np.float32)).max())
+        raise UnsupportedError(
+            f"the largest value, {largest:.4g}, does not fit {dtype.name.lower()}.",
+            where=name,
+            fix="export with dtype bfloat16.",
+        )
+    return cast

@@ -1,0 +1,218 @@
+"""Quantized checkpoint -> `model.onnx` and `model.onnx.data` in a directory that the caller owns.
+
+Weights go to disk one tensor at a time while the graph is built, so memory stays that of the largest tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from awq2trt.errors import ArtifactError, UsageError
+from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE, IoContract
+from awq2trt.models.families import DecoderSpec
+from awq2trt.onnx_export.bodies import BodyVariant
+from awq2trt.onnx_export.decoder_graph import GraphOptions, LinearInputs, build_decoder, decoder_contract
+from awq2trt.onnx_export.external_data import ExternalDataWriter
+from awq2trt.progress import Progress, SilentProgress
+from awq2trt.scheme import QuantizedLinear
+
+DEFAULT_MAX_SEQ_LEN: Final = 4096
+"""Cache capacity unless asked otherwise: longer contexts cost cache memory that few runs use."""
+
+DTYPES: Final = ("float16", "bfloat16")
+
+
+class Checkpoint(Protocol):
+    """What export reads: `QuantizedCheckpoint` has it."""
+
+    spec: DecoderSpec
+    config: dict[str, Any]
+
+    def linear(self, name: str) -> QuantizedLinear:
+        """A quantized linear by its full name."""
+
+    def tensor(self, name: str) -> NDArray[np.generic]:
+        """A plain tensor by its full name."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is a plain tensor of this name."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export.
+
+    Attributes:
+        max_seq_len: Positions that the cache holds, prompt and answer together; None for the model's own limit, at
+            most `DEFAULT_MAX_SEQ_LEN`.
+        all_logits: Logits of every position rather than of the last.
+        function_bodies: Define the custom operators by model-local functions. Executors without our plugin need
+            them; TensorRT before 10.7 would prefer them to the plugin.
+        dtype: Of activations and plain weights; None for what the checkpoint's config.json says, float16 if nothing.
+    """
+
+    max_seq_len: int | None = None
+    all_logits: bool = False
+    function_bodies: bool = True
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, *DTYPES):
+            raise UsageError(f"got {self.dtype}, expected one of: {', '.join(DTYPES)}.", where="dtype")
+        if self.max_seq_len is not None and self.max_seq_len < 1:
+            raise UsageError(f"got {self.max_seq_len}, expected at least 1.", where="--max-seq-len")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        files: Every file written, the model first.
+        contract: The model's inputs and outputs, for the manifest.
+        dtype: Of activations in the graph, NumPy's name.
+        options: As given, `max_seq_len` and `dtype` resolved.
+        weights_bytes: Size of the external data.
+    """
+
+    files: tuple[Path, ...]
+    contract: IoContract
+    dtype: str
+    options: ExportOptions
+    weights_bytes: int
+
+
+def export_onnx(
+    checkpoint: Checkpoint, directory: Path, *, options: ExportOptions | None = None, progress: Progress | None = None
+) -> ExportResult:
+    """Writes the decoder and its weights into `directory`.
+
+    Nothing is visible under its final name before it is complete.
+
+    Raises:
+        UsageError: `max_seq_len` is beyond what the model was made for.
+        ArtifactError: The files cannot be written.
+    """
+    options = _resolved(options or ExportOptions(), checkpoint)
+    dtype = _dtype(options)
+    model_path, weights_path = directory / MODEL_FILE, directory / WEIGHTS_FILE
+    partial = weights_path.with_name(weights_path.name + ".partial")
+    graph_options = _graph_options(options)
+    try:
+        model = _stream(checkpoint, partial, weights_path, options, progress or SilentProgress())
+        partial.replace(weights_path)
+        _write_model(model, model_path)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write the exported model: {error.strerror or error}.",
+            where=str(error.filename or directory),
+            fix="free disk space or choose another output directory.",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return ExportResult(
+        files=(model_path, weights_path),
+        contract=decoder_contract(checkpoint.spec, graph_options, dtype),
+        dtype=dtype.name.lower(),
+        options=options,
+        weights_bytes=weights_path.stat().st_size,
+    )
+
+
+class _StreamedWeights:
+    """`decoder_graph.Weights` that writes each tensor to disk when it is asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
+        self.dtype = dtype
+        self._checkpoint = checkpoint
+        self._writer = writer
+
+    def linear(self, name: str) -> LinearInputs:
+        """codes, scales, and zeros and bias if there are any."""
+        linear = self._checkpoint.linear(name).widened()
+        tensors = [
+            self._writer.write_int4(f"{name}.codes", linear.codes),
+            self._writer.write_float(f"{name}.scales", linear.scales, self.dtype),
+        ]
+        if linear.zeros is not None:
+            tensors.append(self._writer.write_int4(f"{name}.zeros", linear.zeros))
+        if linear.bias is not None:
+            tensors.append(self._writer.write_float(f"{name}.bias", linear.bias, self.dtype))
+        return BodyVariant.of(linear), tuple(_initializer(tensor) for tensor in tensors)
+
+    def tensor(self, name: str) -> ir.Value:
+        """A plain tensor in the graph's dtype."""
+        return self.constant(name, self._checkpoint.tensor(name))
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has the tensor."""
+        return self._checkpoint.has(name)
+
+    def gain(self, name: str) -> ir.Value:
+        """A norm's weight, or 1 + weight, which is rounded after the sum."""
+        weight = self._checkpoint.tensor(name)
+        gain = weight.astype(np.float32) + 1 if self._checkpoint.spec.norm.unit_offset else weight
+        return self.constant(name, gain)
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
+        """A tensor in the graph's dtype."""
+        return _initializer(self._writer.write_float(name, value, self.dtype))
+
+
+def _stream(
+    checkpoint: Checkpoint, partial: Path, weights_path: Path, options: ExportOptions, progress: Progress
+) -> ir.Model:
+    """Builds the graph while its weights go to `partial`; the graph names them by `weights_path`."""
+    spec, dtype = checkpoint.spec, _dtype(options)
+    with partial.open("wb") as file, progress.task("exporting", spec.num_layers) as advance:
+        weights = _StreamedWeights(checkpoint, ExternalDataWriter(file, weights_path), dtype)
+        return build_decoder(spec, weights, _graph_options(options), on_block=lambda: advance(1))
+
+
+def _write_model(model: ir.Model, path: Path) -> None:
+    """Serializes the graph, whose weights are on disk already, checks it, and gives it its name."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(ir.to_proto(model).SerializeToString())
+        onnx.checker.check_model(str(partial))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _initializer(tensor: ir.ExternalTensor) -> ir.Value:
+    return ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+
+
+def _graph_options(options: ExportOptions) -> GraphOptions:
+    if options.max_seq_len is None:
+        raise ValueError("max_seq_len is resolved before the graph is built")
+    return GraphOptions(options.max_seq_len, options.all_logits, options.function_bodies)
+
+
+def _dtype(options: ExportOptions) -> ir.DataType:
+    if options.dtype is None:
+        raise ValueError("dtype is resolved before the graph is built")
+    return ir.DataType[options.dtype.upper()]
+
+
+def _resolved(options: ExportOptions, checkpoint: Checkpoint) -> ExportOptions:
+    limit = checkpoint.spec.max_positions
+    capacity = options.max_seq_len or min(limit, DEFAULT_MAX_SEQ_LEN)
+    if capacity > limit:
+        raise UsageError(
+            f"got {capacity}, but the model was made for at most {limit} positions.",
+            where="--max-seq-len",
+            fix=f"use --max-seq-len {limit} or less.",
+        )
+    said = checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype")
+    dtype = options.dtype or (said if said in DTYPES else DTYPES[0])
+    return ExportOptions(capacity, options.all_logits, options.function_bodies, dtype)

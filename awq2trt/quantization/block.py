@@ -1,0 +1,317 @@
+"""One decoder block quantized: statistics and fp32 weights in, codes and folded norms out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from awq2trt.models.decoder import BlockRunner, Observer
+from awq2trt.models.families import UNFOLDED, DecoderSpec, ScaleGroup
+from awq2trt.quantization.descent import descend
+from awq2trt.quantization.effort import EFFORTS, SearchOptions
+from awq2trt.quantization.fold import fold_scales_
+from awq2trt.quantization.gptq import GptqOptions, gptq_round
+from awq2trt.quantization.grids import cut_share, search_grids
+from awq2trt.quantization.rounding import GroupGrid, Rounded, fake_quantize, group_grid, round_to_grid, to_groups
+from awq2trt.quantization.scores import score_moments
+from awq2trt.quantization.search import (
+    InputStatistics,
+    ScaleOptions,
+    ScaleResult,
+    normalised_scales,
+    output_error,
+    search_scales,
+    smooth_magnitude,
+    spread_over_heads,
+    weight_magnitude,
+)
+from awq2trt.recipe import QuantizeOptions
+from awq2trt.scheme import QuantizedLinear, QuantScheme
+
+CPU: Final = torch.device("cpu")
+
+Statistics = Mapping[str, InputStatistics]
+"""Input statistics by the first balance layer of each scale group."""
+
+
+@dataclass(frozen=True)
+class LinearReport:
+    """What the search did to one linear.
+
+    Attributes:
+        alpha: Exponent of its group's scales; None without a search, and where no layer before absorbs scales.
+        beta: How much its group's weights enter the scales, see `ScaleOptions`; None where alpha is.
+        clipped_share: Share of its rounding groups whose range was shrunk.
+        error_rounded: Relative output error of plain rounding, || dW X || / || W X ||; None without statistics.
+        error: The same after the search. Where q and k are rounded for the scores (`SearchOptions.score_passes`), their
+            own outputs' errors may be larger than they could be.
+    """
+
+    alpha: float | None = None
+    clipped_share: float = 0.0
+    error_rounded: float | None = None
+    error: float | None = None
+    beta: float | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedBlock:
+    """A finished block.
+
+    Attributes:
+        linears: By name relative to the block.
+        norms: Norm weights and other plain tensors, fp32, by name relative to the block.
+        reports: By linear.
+        search: fp32 [K], by name relative to the block: what the search saw and found of every input that linears
+            share, named after the first of them: `<linear>.magnitude`, the mean |x| of its channels as the original
+            model has them, and `<linear>.scales`, s. Folding can be repeated from these.
+    """
+
+    linears: dict[str, QuantizedLinear]
+    norms: dict[str, Tensor]
+    reports: dict[str, LinearReport]
+    search: dict[str, Tensor] = field(default_factory=dict)
+
+
+def collect_statistics(
+    runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], hidden: Tensor
+) -> tuple[Tensor, Statistics]:
+    """Runs a block over the calibration sequences, one at a time.
+
+    Args:
+        runner: Of the model.
+        layer: Which block.
+        weights: The block's fp32 tensors.
+        hidden: Its inputs, fp32 [samples, seqlen, hidden_size].
+
+    Returns:
+        Its outputs, same shape, and the statistics of every group's input.
+    """
+    statistics = {
+        group.balance_layers[0]: InputStatistics.empty(runner.spec.linear_shape(group.balance_layers[0])[1])
+        for group in runner.spec.scale_groups()
+    }
+
+    def observe(name: str, x: Tensor) -> None:
+        statistics[name].add_(x)
+
+    return run_block(runner, layer, weights, hidden, observe=observe), statistics
+
+
+def run_block(
+    runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], hidden: Tensor, *, observe: Observer | None = None
+) -> Tensor:
+    """A block's outputs for fp32 [samples, seqlen, hidden_size]; one sequence at a time keeps activations small."""
+    return torch.cat([runner.run(weights, sequence, layer=layer, observe=observe) for sequence in hidden.split(1)])
+
+
+@dataclass(frozen=True)
+class BlockMethod:
+    """How a block is quantized. Neither scales nor GPTQ is round-to-nearest, the paper's RTN baseline.
+
+    Attributes:
+        scheme: Bits, groups, zero points.
+        search: Search scales and fold them, then search grids; None for neither.
+        gptq: How GPTQ rounds; None for rounding to nearest.
+    """
+
+    scheme: QuantScheme
+    search: SearchOptions | None = None
+    gptq: GptqOptions | None = None
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether it needs input statistics."""
+        return self.search is not None or self.gptq is not None
+
+    @property
+    def sequential(self) -> bool:
+        """Whether a block's inputs are those that the quantized blocks before it give (the reference GPTQ's order)."""
+        return self.gptq is not None or (self.search is not None and self.search.sequential)
+
+
+def method_of(options: QuantizeOptions) -> BlockMethod:
+    """The method that a user's options ask for."""
+    return BlockMethod(
+        options.scheme,
+        search=EFFORTS[options.effort] if options.method in ("awq", "awq+gptq") else None,
+        gptq=GptqOptions(act_order=options.act_order) if options.method in ("gptq", "awq+gptq") else None,
+    )
+
+
+def quantize_block(
+    spec: DecoderSpec, layer: int, weights: Mapping[str, Tensor], statistics: Statistics, method: BlockMethod
+) -> QuantizedBlock:
+    """Scales by group, folded; then clips by linear; then rounding; each if the method asks for it.
+
+    Args:
+        spec: The model.
+        layer: Which block.
+        weights: The block's fp32 tensors; not changed.
+        statistics: As `collect_statistics` returns; empty for a method that uses no text.
+        method: What to do.
+    """
+    folded, where = dict(weights), spec.prefix(layer)
+    inputs = _inputs_of_linears(spec, folded, statistics, method, where) if method.uses_text else {}
+    moments = _score_moments(spec, layer, folded, inputs, method)
+    linears: dict[str, QuantizedLinear] = {}
+    reports: dict[str, LinearReport] = {}
+    # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
+    for name in spec.block.linears:
+        weight, seen = folded[f"{name}.weight"], inputs.get(name)
+        grid = _searched_grid(spec, name, weight, seen, method) if seen else None
+        rounded = _round(weight, seen, grid, method, moments.get(name), where + name)
+        linears[name] = rounded.to_linear(method.scheme, bias=folded.get(f"{name}.bias"), where=where + name)
+        reports[name] = LinearReport()
+        if seen:
+            original = weights[f"{name}.weight"]
+            plain = fake_quantize(original, method.scheme)
+            reports[name] = LinearReport(
+                alpha=seen.alpha,
+                beta=seen.beta,
+                clipped_share=cut_share(weight, grid, method.scheme) if grid else 0.0,
+                error_rounded=_relative_error(plain, original, seen.unscaled_gram),
+                error=_relative_error(rounded.dequantize(method.scheme), weight, seen.gram),
+            )
+    search = {
+        f"{group.balance_layers[0]}.{kind}": value
+        for group in (spec.scale_groups() if method.search else ())
+        for kind, value in inputs[group.balance_layers[0]].search().items()
+    }
+    return QuantizedBlock(linears, _plain(spec, folded), reports, search)
+
+
+def dequantized(block: QuantizedBlock) -> dict[str, Tensor]:
+    """A quantized block's tensors, fp32, as `BlockRunner` takes them."""
+    tensors = dict(block.norms)
+    for name, linear in block.linears.items():
+        tensors[f"{name}.weight"] = torch.as_tensor(linear.dequantize())
+        if linear.bias is not None:
+            tensors[f"{name}.bias"] = torch.as_tensor(linear.bias).float()
+    return tensors
+
+
+@dataclass(frozen=True)
+class _LinearInput:
+    """Mean |x| and E[x x^T] of a linear's input as it was, s, E[x] and E[x x^T] as they are after folding, over s."""
+
+    alpha: float | None
+    beta: float | None
+    magnitude: Tensor
+    scales: Tensor
+    unscaled_gram: Tensor
+    mean: Tensor
+    gram: Tensor
+
+    @classmethod
+    def unscaled(cls, statistics: InputStatistics) -> _LinearInput:
+        """Before, or without, a search."""
+        gram, magnitude = statistics.gram(), statistics.magnitude()
+        return cls(None, None, magnitude, torch.ones_like(magnitude), gram, statistics.mean(), gram)
+
+    def scaled(self, found: ScaleResult) -> _LinearInput:
+        """After scales were folded."""
+        gram = self.unscaled_gram / torch.outer(found.scales, found.scales)
+        mean = self.mean / found.scales
+        return replace(self, alpha=found.alpha, beta=found.beta, scales=found.scales, mean=mean, gram=gram)
+
+    def search(self) -> dict[str, Tensor]:
+        """What `QuantizedBlock.search` keeps of it."""
+        return {"magnitude": self.magnitude, "scales": self.scales}
+
+
+def _inputs_of_linears(
+    spec: DecoderSpec, weights: dict[str, Tensor], statistics: Statistics, method: BlockMethod, where: str
+) -> dict[str, _LinearInput]:
+    """By linear; searches the scales of every group and folds them into `weights` if the method wants scales."""
+    inputs: dict[str, _LinearInput] = {}
+    for group in spec.scale_groups():
+        seen = _LinearInput.unscaled(statistics[group.balance_layers[0]])
+        if method.search and group.smooth_kind != UNFOLDED:
+            found = _search_group(spec, weights, group, seen, method, where)
+            fold_scales_(weights, group, found.scales, spec.head_dim)
+            seen = seen.scaled(found)
+        inputs.update(dict.fromkeys(group.balance_layers, seen))
+    return inputs
+
+
+def _searched_grid(
+    spec: DecoderSpec, name: str, weight: Tensor, seen: _LinearInput, method: BlockMethod
+) -> GroupGrid | None:
+    """The grid that the search finds for a linear; None where the method leaves it at the whole range."""
+    if method.search is None or (name in spec.unclipped() and not method.search.grids_of_scores):
+        return None
+    return search_grids(weight, seen.gram, method.scheme, method.search.grids)
+
+
+def _score_moments(
+    spec: DecoderSpec, layer: int, folded: Mapping[str, Tensor], inputs: Mapping[str, _LinearInput], method: BlockMethod
+) -> dict[str, Tensor]:
+    """How errors of rows of q and k weigh on each other, by linear; empty where the method does not look at scores."""
+    if method.search is None or not method.search.score_passes or method.gptq:
+        return {}
+    seen = inputs[spec.block.q_proj]
+    return score_moments(spec, layer, folded, seen.mean, seen.gram)
+
+
+def _round(
+    weight: Tensor,
+    seen: _LinearInput | None,
+    grid: GroupGrid | None,
+    method: BlockMethod,
+    moments: Tensor | None,
+    where: str,
+) -> Rounded:
+    """Codes of one linear, on the grid found if there is one."""
+    scheme, device = method.scheme, weight.device
+    if seen and method.gptq:
+        # One column after another is too little work at a time for anything but a CPU.
+        weight, gram, grid = weight.cpu(), seen.gram.cpu(), grid.to(CPU) if grid else None
+        return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where).to(device)
+    rounded = round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
+    if not seen or not method.search or not (method.search.code_passes or method.search.score_passes):
+        return rounded
+    weight, gram, passes = weight.cpu(), seen.gram.cpu(), method.search.code_passes
+    rounded = descend(weight, rounded.to(CPU), gram, scheme, passes=passes)
+    if moments is not None:
+        passes = method.search.score_passes
+        rounded = descend(weight, rounded, gram, scheme, passes=passes, moments=moments.cpu())
+    return rounded.to(device)
+
+
+def _search_group(
+    spec: DecoderSpec,
+    weights: Mapping[str, Tensor],
+    group: ScaleGroup,
+    seen: _LinearInput,
+    method: BlockMethod,
+    where: str,
+) -> ScaleResult:
+    """Searches a group's scales."""
+    balanced = [weights[f"{name}.weight"] for name in group.balance_layers]
+    inputs = smooth_magnitude(seen.magnitude, group, spec.head_dim)
+    of_weights = smooth_magnitude(weight_magnitude(torch.cat(balanced), method.scheme), group, spec.head_dim)
+
+    def scales_of(alpha: float, beta: float) -> Tensor:
+        scales = normalised_scales(inputs, alpha, beta, weights=of_weights)
+        return spread_over_heads(scales, group, spec.head_dim)
+
+    options = method.search.scales if method.search else ScaleOptions()
+    return search_scales(balanced, seen.gram, scales_of, method.scheme, options, where=where + group.balance_layers[0])
+
+
+def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor) -> float:
+    """|| (W' - W) x || / || W x ||, root mean square over inputs."""
+    reference = output_error(weight, gram)
+    return math.sqrt(output_error(rounded - weight, gram) / reference) if reference > 0 else 0.0
+
+
+def _plain(spec: DecoderSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a block that belong to no linear."""
+    owned = {f"{name}.{kind}" for name in spec.block.linears for kind in ("weight", "bias")}
+    return {name: value for name, value in weights.items() if name not in owned}

@@ -1,0 +1,139 @@
+"""GPTQ: codes chosen column by column, each column's error made up for in the columns after it.
+
+In: fp32 weights [N, K] and E[x x^T] of their input. Out: codes and their grid. The objective is the output error
+tr((W' - W) G (W' - W)^T) (GPTQ, arXiv:2210.17323, section 3). Rounding a column leaves an error that the optimal brain
+surgeon spreads over the columns not rounded yet; with H = G + damping and U the upper Cholesky factor of H^-1, that
+is a rank-one step along the column's row of U (section 3.3, step 3).
+
+Columns go from left to right, or by falling E[x_k^2] (`act_order`), so that the inputs that matter most are rounded
+while all others can still make up for them. Groups keep their columns either way. With `act_order` their grids are
+fixed before the first column is rounded, so that no index of groups has to be stored (`static_groups` in the authors'
+code); without, a group's grid is made when its first column comes up, from the weights as updated by then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from awq2trt.errors import CalibrationError
+from awq2trt.quantization.rounding import GroupGrid, Rounded, group_grid, round_to_codes, to_groups
+from awq2trt.scheme import QuantScheme
+
+DAMPING: Final = 0.01
+"""Added to the diagonal of H, as a share of its mean (section 3.3: 1 %)."""
+
+PANEL: Final = 128
+"""Columns whose updates are kept together before they reach the rest of the matrix (section 3.3, step 2)."""
+
+
+@dataclass(frozen=True)
+class GptqOptions:
+    """How columns are rounded.
+
+    Attributes:
+        act_order: By falling E[x_k^2] instead of from left to right.
+        damping: As a share of the mean of H's diagonal.
+    """
+
+    act_order: bool = True
+    damping: float = DAMPING
+
+
+def gptq_round(
+    weight: Tensor,
+    gram: Tensor,
+    scheme: QuantScheme,
+    options: GptqOptions,
+    *,
+    grid: GroupGrid | None = None,
+    where: str = "",
+) -> Rounded:
+    """Rounds one linear.
+
+    Args:
+        weight: [N, K].
+        gram: E[x x^T] of its input, [K, K]. A channel that is always zero is rounded to nearest.
+        scheme: Bits, groups, zero points.
+        options: Order and damping.
+        grid: Of every group; None for the range of the group's weights.
+        where: Name of the layer, for errors.
+
+    Raises:
+        CalibrationError: The input had NaN or infinite values.
+    """
+    if not torch.isfinite(gram).all():
+        raise CalibrationError(
+            "calibration gave NaN or infinite activations.",
+            where=where,
+            fix="check the checkpoint's weights; the model cannot run on this text.",
+        )
+    columns, length = weight.shape[1], scheme.group_of(weight.shape[1])
+    if grid is None and options.act_order:
+        grid = group_grid(to_groups(weight, scheme), scheme)
+    order = torch.arange(columns, device=gram.device)
+    if options.act_order:
+        order = gram.diagonal().argsort(descending=True, stable=True)
+    spread = _error_spread(gram[order][:, order], options.damping).to(weight.dtype)
+    remaining = weight[:, order]  # a copy: what is left to round, updated as errors spread
+    codes, grids = torch.empty_like(weight), _Grids(grid, scheme, weight)
+    for start in range(0, columns, PANEL):
+        end = min(start + PANEL, columns)
+        panel, errors = remaining[:, start:end].clone(), torch.empty_like(remaining[:, start:end])
+        for index in range(end - start):
+            column = int(order[start + index])
+            if not grids.known(column // length):
+                # Left to right, so the group's columns lie next to each other: in this panel, or, longer than a
+                # panel, from its first column on.
+                members = panel[:, index : index + length] if length <= PANEL else remaining[:, start : start + length]
+                grids.make_(column // length, members)
+            scales, zeros = grids.of(column // length)
+            code = round_to_codes(panel[:, index], GroupGrid(scales, zeros), scheme)
+            errors[:, index] = (panel[:, index] - (code - zeros) * scales) / spread[start + index, start + index]
+            panel[:, index:] -= torch.outer(errors[:, index], spread[start + index, start + index : end])
+            codes[:, column] = code
+        remaining[:, end:] -= errors @ spread[start:end, end:]
+    return Rounded(codes, grids.whole())
+
+
+class _Grids:
+    """Scale and zero point of every group, [N] each: given from the start, or made as their first columns come up."""
+
+    def __init__(self, given: GroupGrid | None, scheme: QuantScheme, weight: Tensor) -> None:
+        shape = (weight.shape[0], scheme.groups(weight.shape[1]))
+        self._scheme = scheme
+        self._known = [given is not None] * shape[1]
+        self._scales = weight.new_ones(shape) if given is None else given.scales.squeeze(-1)
+        self._zeros = weight.new_zeros(shape) if given is None else given.zeros.squeeze(-1)
+
+    def known(self, group: int) -> bool:
+        return self._known[group]
+
+    def make_(self, group: int, members: Tensor) -> None:
+        """Chooses a group's grid from its columns as they are now, [N, at most G]."""
+        grid = group_grid(members.unsqueeze(1), self._scheme)
+        self._scales[:, group], self._zeros[:, group] = grid.scales[:, 0, 0], grid.zeros[:, 0, 0]
+        self._known[group] = True
+
+    def of(self, group: int) -> tuple[Tensor, Tensor]:
+        """Scales and zero points of a group."""
+        return self._scales[:, group], self._zeros[:, group]
+
+    def whole(self) -> GroupGrid:
+        return GroupGrid(self._scales.unsqueeze(-1), self._zeros.unsqueeze(-1))
+
+
+def _error_spread(gram: Tensor, damping: float) -> Tensor:
+    """U, upper triangular, with U^T U = (G + damping * mean(diag G))^-1, float64 [K, K].
+
+    Float64, since G is the square of the activations, whose own condition number is that of a trained model.
+    """
+    hessian = gram.to(torch.float64, copy=True)
+    mean = float(hessian.diagonal().mean())
+    # Without any input every rounding is as good as another: the identity makes it the nearest.
+    hessian.diagonal().add_(damping * mean if mean > 0 else 1.0)
+    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    return upper

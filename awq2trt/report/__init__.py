@@ -1,0 +1,1 @@
+"""What users read: results as lines of text, and a checkpoint's report as an HTML page."""

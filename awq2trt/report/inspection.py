@@ -1,0 +1,233 @@
+"""What a quantized checkpoint is made of, linear by linear: bits, alpha, clips, error, size. NumPy only.
+
+In: a checkpoint that `quantize` wrote, with `quantization.json` and `quantization.npz` if its method left them. Out: an
+`Inspection`, which the command line prints and `html_report` draws.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from awq2trt.artifact.arrays import read_arrays
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.errors import ArtifactError
+
+REPORT_FILE: Final = "quantization.json"
+SEARCH_FILE: Final = "quantization.npz"
+
+SALIENT_SHARE: Final = 0.01
+"""Channels that the AWQ paper calls salient: the 1 % with the largest activations (section 3.1)."""
+
+_DTYPE_BITS: Final = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8}
+
+
+@dataclass(frozen=True)
+class LinearRow:
+    """One linear.
+
+    Attributes:
+        name: Full name.
+        block: Its block.
+        alpha: Exponent of its input's scales; None if none were searched.
+        clipped_share: Share of its groups whose range was cut; None if unknown.
+        error_rounded: Relative output error of plain rounding on the calibration text; None if unknown.
+        error: The same as stored.
+        size_bytes: Of all its tensors.
+    """
+
+    name: str
+    block: int
+    bits: int
+    group_length: int
+    alpha: float | None
+    clipped_share: float | None
+    error_rounded: float | None
+    error: float | None
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class InputChannels:
+    """Channels of an input that linears share, as the original model has them.
+
+    Attributes:
+        name: First linear that reads it.
+        activation: Mean |x| by channel on the calibration text, fp32 [K].
+        weight: Mean |w| of that linear by input channel, scales taken out again, fp32 [K].
+        scales: s by channel, fp32 [K].
+    """
+
+    name: str
+    activation: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    scales: NDArray[np.float32]
+
+    @property
+    def salient(self) -> NDArray[np.int64]:
+        """Indices of the salient channels, at least one."""
+        count = max(1, round(SALIENT_SHARE * self.activation.size))
+        return np.argsort(-self.activation)[:count]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A checkpoint.
+
+    Attributes:
+        model: What it was made of.
+        method: That quantized it.
+        scheme: As `QuantScheme.describe` gives it.
+        linears: In the order they run.
+        sizes: Bytes by what they are for.
+        bits_per_weight: Of the quantized linears, scales and zero points counted.
+    """
+
+    model: str
+    method: str
+    scheme: str
+    linears: tuple[LinearRow, ...]
+    sizes: dict[str, int]
+    bits_per_weight: float
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all weights."""
+        return sum(self.sizes.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "linears": [asdict(row) for row in self.linears], "size_bytes": self.size_bytes}
+
+
+def inspect_checkpoint(artifact: Artifact) -> Inspection:
+    """Reads what a checkpoint's files say of it.
+
+    Raises:
+        ArtifactError: A file is damaged.
+    """
+    checkpoint = QuantizedCheckpoint(artifact.directory)
+    spec, quantization = checkpoint.spec, artifact.manifest.contents.quantization
+    reports = _reports(artifact)
+    bytes_of = _tensor_bytes(checkpoint.files)
+    rows, weights = [], 0
+    for layer in range(spec.num_layers):
+        for relative in spec.block.linears:
+            name = spec.prefix(layer) + relative
+            report = reports.get(name, {})
+            rows_count, columns = spec.linear_shape(relative)
+            weights += rows_count * columns
+            rows.append(
+                LinearRow(
+                    name=name,
+                    block=layer,
+                    bits=checkpoint.scheme.bits,
+                    group_length=checkpoint.scheme.group_of(columns),
+                    alpha=report.get("alpha"),
+                    clipped_share=report.get("clipped_share"),
+                    error_rounded=report.get("error_rounded"),
+                    error=report.get("error"),
+                    size_bytes=sum(size for tensor, size in bytes_of.items() if tensor.rpartition(".")[0] == name),
+                )
+            )
+    linear_bytes = sum(row.size_bytes for row in rows)
+    return Inspection(
+        model=artifact.manifest.contents.source.model,
+        method=quantization.method,
+        scheme=checkpoint.scheme.describe(),
+        linears=tuple(rows),
+        sizes=_sizes(bytes_of, checkpoint),
+        bits_per_weight=linear_bytes * 8 / weights,
+    )
+
+
+def input_channels(artifact: Artifact, block: int) -> tuple[InputChannels, ...]:
+    """The inputs of a block's linears, channel by channel; empty if the method kept no statistics.
+
+    Raises:
+        ArtifactError: A file is damaged.
+    """
+    path = artifact.directory / SEARCH_FILE
+    if SEARCH_FILE not in artifact.manifest.files:
+        return ()
+    search = read_arrays(path, fix=_AGAIN)
+    checkpoint = QuantizedCheckpoint(artifact.directory)
+    prefix = checkpoint.spec.prefix(block)
+    inputs = []
+    for key, activation in search.items():
+        name, _, kind = key.rpartition(".")
+        if kind == "magnitude" and name.startswith(prefix):
+            scales = search.get(f"{name}.scales", np.ones_like(activation))
+            weight = np.abs(checkpoint.linear(name).dequantize()).mean(axis=0) / scales
+            inputs.append(InputChannels(name, activation, weight, scales))
+    return tuple(inputs)
+
+
+def worst_block(inspection: Inspection) -> int:
+    """The block whose linears lose most, by the mean of their errors; the middle one where none are known."""
+    blocks: dict[int, list[float]] = {}
+    for row in inspection.linears:
+        if row.error is not None:
+            blocks.setdefault(row.block, []).append(row.error)
+    if not blocks:
+        return inspection.linears[len(inspection.linears) // 2].block
+    return max(blocks, key=lambda block: sum(blocks[block]) / len(blocks[block]))
+
+
+_AGAIN: Final = "quantize the model again."
+
+
+def _reports(artifact: Artifact) -> dict[str, dict[str, Any]]:
+    if REPORT_FILE not in artifact.manifest.files:
+        return {}
+    try:
+        value = json.loads((artifact.directory / REPORT_FILE).read_bytes())
+        return {name: dict(report) for name, report in value.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        where = str(artifact.directory / REPORT_FILE)
+        raise ArtifactError(f"not a report of `quantize` ({error}).", where=where, fix=_AGAIN) from error
+
+
+def _tensor_bytes(files: Iterable[Path]) -> dict[str, int]:
+    """Bytes of every tensor, from the files' headers."""
+    found = {}
+    for path in files:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118  (not a dict)
+                part = file.get_slice(name)
+                found[name] = math.prod(part.get_shape()) * _DTYPE_BITS[part.get_dtype()] // 8
+    return found
+
+
+def _sizes(bytes_of: Mapping[str, int], checkpoint: QuantizedCheckpoint) -> dict[str, int]:
+    """Bytes by purpose."""
+    spec = checkpoint.spec
+    purposes = {
+        "codes": ("codes", "qweight", "weight_packed"),
+        "scales": ("scales", "weight_scale"),
+        "zero points": ("zeros", "qzeros", "weight_zero_point"),
+    }
+    kinds = {kind: purpose for purpose, names in purposes.items() for kind in names}
+    linears = {spec.prefix(layer) + name for layer in range(spec.num_layers) for name in spec.block.linears}
+    sizes: dict[str, int] = {}
+    for name, size in bytes_of.items():
+        owner, _, kind = name.rpartition(".")
+        if owner in linears:
+            purpose = kinds.get(kind, "biases")
+        elif owner == spec.embedding:
+            purpose = "embedding and head" if spec.tie_embeddings else "embedding"
+        elif owner == spec.head:
+            purpose = "head"
+        else:
+            purpose = "norms"
+        sizes[purpose] = sizes.get(purpose, 0) + size
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))

@@ -1,0 +1,214 @@
+"""What commands print: results as lines of text. Takes results, computes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+from awq2trt.target import TARGETS, Target
+
+if TYPE_CHECKING:
+    from awq2trt.artifact.manifest import Artifact
+    from awq2trt.artifact.records import Contents
+    from awq2trt.checking.chain import Place, StageResult
+    from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
+    from awq2trt.evaluation.results import EvalRequest, EvalResult, TaskRequest, TaskResult
+    from awq2trt.report.inspection import Inspection
+
+
+def target_lines() -> Iterator[str]:
+    """The target table."""
+    yield f"{'target':15} {'compute capability':19} {'memory':>8} {'GB/s':>7}  {'makes':7} what it is"
+    for target in TARGETS.values():
+        memory = f"{target.memory_bytes >> 30} GB" if target.memory_bytes else "-"
+        bandwidth = f"{target.bandwidth_bytes_per_s / 1e9:g}" if target.bandwidth_bytes_per_s else "-"
+        capability = ", ".join(target.capability_names) or "of this machine"
+        makes = "kit" if target.is_kit else "engine"
+        yield f"{target.name:15} {capability:19} {memory:>8} {bandwidth:>7}  {makes:7} {target.title}, {_runs(target)}"
+
+
+def _runs(target: Target) -> str:
+    name = "TensorRT" if target.is_kit else "TensorRT-RTX"
+    return f"{name} {target.minimum_tensorrt[0]}.{target.minimum_tensorrt[1]} or later"
+
+
+def perplexity_title(request: EvalRequest) -> str:
+    """What the perplexities that follow are of, and their columns."""
+    measured = (
+        f"Perplexity on the first {request.windows} windows of {request.seqlen} tokens of {request.text}, "
+        "no BOS unless the model needs it."
+    )
+    return f"{measured}\n{'perplexity':>10}  {'windows':>11}  {'seconds':>7}  {'executor':12}  {'scheme':14}  model"
+
+
+def perplexity_row(result: EvalResult) -> str:
+    """One model's perplexity."""
+    perplexity = result.perplexity
+    windows = f"{perplexity.windows} x {perplexity.seqlen}"
+    how = f"{result.executor:12}  {result.scheme or 'original':14}"
+    return f"{perplexity.value:10.3f}  {windows:>11}  {result.seconds:7.1f}  {how}  {result.model}"
+
+
+def task_title(request: TaskRequest) -> str:
+    """What the accuracies that follow are of, and their columns."""
+    measured = f"{request.task}, zero-shot, prompts and scoring of lm-evaluation-harness, {request.data.name}."
+    columns = f"{'acc':>8}  {'acc_norm':>8}  {'perplexity':>10}  {'examples':>8}  {'seconds':>7}"
+    return f"{measured}\n{columns}  {'executor':12}  {'scheme':14}  model"
+
+
+def task_row(result: TaskResult) -> str:
+    """One model's accuracy."""
+    score = result.score
+    normalised = "" if score.accuracy_normalised is None else f"{score.accuracy_normalised:.2%}"
+    perplexity = "" if score.perplexity is None else f"{score.perplexity:.3f}"
+    how = f"{result.executor:12}  {result.scheme or 'original':14}"
+    numbers = f"{score.accuracy:8.2%}  {normalised:>8}  {perplexity:>10}  {score.examples:8}  {result.seconds:7.1f}"
+    return f"{numbers}  {how}  {result.model}"
+
+
+def results_json(request: EvalRequest | TaskRequest, results: Sequence[EvalResult] | Sequence[TaskResult]) -> str:
+    """What `eval` measured, for programs and for `inspect --html`."""
+    values = {"request": asdict(request), "results": [asdict(result) for result in results]}
+    return json.dumps(values, indent=1, default=str) + "\n"
+
+
+def linear_lines(inspection: Inspection) -> Iterator[str]:
+    """A checkpoint's linears, and their sums."""
+    width = max(len(row.name) for row in inspection.linears)
+    columns = f"{'bits':>4} {'group':>5} {'alpha':>5} {'clipped':>7} {'rounded':>8} {'error':>8} {'kB':>10}"
+    yield f"{'linear':{width}} {columns}"
+    for row in inspection.linears:
+        shares = f"{_share(row.clipped_share):>7} {_share(row.error_rounded):>8} {_share(row.error):>8}"
+        alpha = "" if row.alpha is None else f"{row.alpha:.2f}"
+        numbers = f"{row.bits:4} {row.group_length:5} {alpha:>5} {shares} {row.size_bytes / 1e3:10,.1f}"
+        yield f"{row.name:{width}} {numbers}"
+    for purpose, size in inspection.sizes.items():
+        yield f"{purpose:20} {size / 1e6:10,.2f} MB {size / inspection.size_bytes:6.1%}"
+    yield f"{'all weights':20} {inspection.size_bytes / 1e6:10,.2f} MB"
+    yield f"{'quantized linears':20} {inspection.bits_per_weight:10.3f} bits a weight, scales and zero points counted"
+
+
+def inspection_json(artifact: Artifact, inspection: Inspection | None) -> str:
+    """The manifest, and what is known of every linear."""
+    linears = inspection.to_json() if inspection else None
+    return json.dumps({"manifest": artifact.manifest.model_dump(mode="json"), "inspection": linears}, indent=1)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def golden_lines(outcome: GoldenOutcome) -> Iterator[str]:
+    """Golden outputs, executor by executor and call by call, and the verdict."""
+    executors = {"ONNX Runtime on the CPU": outcome.results, "the engine": outcome.engine}
+    yield f"{'call':10} {'relative error':>14}  best token"
+    for name, results in executors.items():
+        if results and outcome.engine:
+            yield f"in {name}:"
+        for result in results:
+            best = "as expected" if result.top1 else "another"
+            yield f"{result.name:10} {result.error:14.2e}  {best:12} {'' if result.passed else 'FAILED'}".rstrip()
+    if outcome.engine_skipped:
+        yield f"the engine was not run: {outcome.engine_skipped}"
+    failed = [f"{call.name} in {name}" for name, calls in executors.items() for call in calls if not call.passed]
+    run = [name for name, results in executors.items() if results]
+    yield f"failed: {', '.join(failed)}" if failed else f"golden outputs: passed in {' and '.join(run)}"
+
+
+def check_lines(outcome: CheckOutcome) -> Iterator[str]:
+    """A checked build: a line for every stage, its worst block and its logits, the same by hand, and the verdict."""
+    result = outcome.result
+    yield f"{len(result.tokens)} tokens. Errors are relative, of the worst position; in brackets what they may be."
+    yield f"{'stage':10} {'against':10} {'worst block':>32} {'logits':>18} {_NUMBERS}"
+    for stage in result.stages:
+        yield f"{stage.stage:10} {stage.skipped or _stage_numbers(stage)}".rstrip()
+        for finding in stage.findings[:_FINDINGS_SHOWN]:
+            yield f"  FAILED {finding.place}: {finding.message}"
+        if len(stage.findings) > _FINDINGS_SHOWN:
+            yield f"  FAILED and {len(stage.findings) - _FINDINGS_SHOWN} more tensors"
+    for stage in result.stages:
+        if not stage.skipped:
+            yield f"{stage.stage:10} is {result.title(stage.stage)}, {stage.seconds:.1f} s"
+    for command in outcome.commands:
+        yield f"by hand, with {command.needs}:\n  {command.text}"
+    for name in result.changed:
+        yield f"FAILED {name} was changed since it was written"
+    if outcome.cut is not None:
+        cut = outcome.cut
+        yield f"first wrong node: {cut.node} ({cut.op_type}), relative error {cut.error:.2g}"
+        yield f"  {cut.nodes} nodes and their inputs are in {cut.folder}"
+    failure = result.first_failure()
+    if failure is not None:
+        yield f"failed first at stage {failure.stage}, {failure.place}: {failure.message}"
+    elif result.passed:
+        yield f"passed: {', '.join(stage.stage for stage in result.stages if not stage.skipped)}"
+    else:
+        yield "failed" if result.changed else "failed: there was nothing to compare"
+
+
+_NUMBERS: Final = (
+    f"{'max abs':>8} {'mean abs':>8} {'mean rel':>8} {'1 - cos':>8} {'mean KL':>8} {'top-1':>7} {'perplexity':>10}"
+)
+"""Columns about the logits."""
+
+
+def _stage_numbers(stage: StageResult) -> str:
+    """Differences of a stage from the one before."""
+    if stage.against is None or not stage.places:
+        return ""
+    blocks, logits = stage.places[:-1], stage.places[-1]
+    # NaN is the worst of all, and no comparison of numbers finds it.
+    worst = max(blocks, key=lambda place: (math.isnan(place.error), place.error / place.limit), default=None)
+    block = f"{worst.name} {_error(worst)}" if worst else ""
+    difference, agreed = logits.difference, stage.agreement
+    numbers = f"{difference.max_abs:8.1e} {difference.mean_abs:8.1e} {difference.mean_relative:8.1e}"
+    shares = f"{agreed.mean_kl:8.1e} {agreed.top1:7.2%} {agreed.perplexity:10.3f}" if agreed else ""
+    return f"{stage.against:10} {block:>32} {_error(logits):>18} {numbers} {1 - difference.cosine:8.1e} {shares}"
+
+
+def _error(place: Place) -> str:
+    return f"{place.error:.1e} ({place.limit:.1e}){'' if place.passed else ' FAILED'}"
+
+
+_FINDINGS_SHOWN: Final = 5
+"""Damage tends to be everywhere at once; the first few tensors tell what it is."""
+
+
+def artifact_lines(artifact: Artifact) -> Iterator[str]:
+    """What an artifact is, comes from and holds."""
+    manifest = artifact.manifest
+    for name, value in _facts(manifest.contents):
+        yield f"{name:14} {value}"
+    yield f"{'made by':14} awq2trt {manifest.tool_version}"
+    total_bytes = sum(record.size_bytes for record in manifest.files.values())
+    yield f"{'kind':14} {manifest.kind}, {len(manifest.files)} files, {total_bytes / 1e6:,.1f} MB, every hash verified"
+    for name, record in manifest.files.items():
+        yield f"  {record.sha256[:12]} {record.size_bytes / 1e6:>12,.2f} MB  {name}"
+
+
+def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
+    yield "model", f"{contents.source.model} ({contents.source.family})"
+    quantization = contents.quantization
+    yield "quantization", f"{quantization.method}, {quantization.scheme.describe()}"
+    calibration = quantization.calibration
+    if calibration is not None:
+        yield "calibration", f"{calibration.text}, {calibration.samples} x {calibration.seqlen} tokens"
+    if contents.io is not None:
+        yield "cache", f"{contents.io.capacity} positions"
+    engine = contents.engine
+    if engine is not None:
+        capabilities = ", ".join(engine.compute_capabilities)
+        kernels = f"plugin library {engine.plugin_version} inside" if engine.plugin_version else "TensorRT's kernels"
+        yield "engine", f"{engine.target} ({capabilities}), {engine.flavour} {engine.tensorrt_version}, {kernels}"
+    kit = contents.kit
+    if kit is not None:
+        brings = "plugin library" if kit.plugin_cuda else "sources of the plugin library"
+        yield (
+            "kit",
+            f"{kit.target} (compute capability {kit.compute_capability}), JetPack {kit.jetpack}, {brings} inside",
+        )
+        memory = f"{kit.build_bytes / 2**30:.1f} GiB to build, {kit.run_bytes / 2**30:.1f} GiB to run"
+        yield "predicted", f"{memory}, {kit.disk_bytes / 2**30:.1f} GiB of disk"

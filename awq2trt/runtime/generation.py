@@ -1,0 +1,61 @@
+"""Prompt tokens -> new tokens: prefill, then one token at a time through the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from awq2trt.errors import UsageError
+from awq2trt.runtime.backend import Backend
+from awq2trt.runtime.sampling import Sampler
+
+
+def generate(
+    backend: Backend,
+    prompt: Sequence[int],
+    sampler: Sampler,
+    *,
+    stop_tokens: Collection[int] = (),
+    max_new_tokens: int | None = None,
+) -> Iterator[int]:
+    """Continues a prompt, starting a new conversation.
+
+    Ends at a stop token, which is not part of the answer, after `max_new_tokens`, or when the cache is full.
+
+    Args:
+        backend: The model.
+        prompt: At least one token.
+        sampler: Chooses tokens.
+        stop_tokens: End the answer.
+        max_new_tokens: None for as many as the cache holds.
+
+    Raises:
+        UsageError: The prompt is empty, or longer than the cache.
+    """
+    check_prompt(prompt, backend.capacity)
+    backend.reset()
+    # The last token chosen is never written to the cache, hence one more than the slots left.
+    room = backend.capacity - len(prompt) + 1
+    logits = backend.forward(prompt)
+    for remaining in reversed(range(room if max_new_tokens is None else min(room, max_new_tokens))):
+        token = sampler.pick(logits)
+        if token in stop_tokens:
+            return
+        yield token
+        if remaining:
+            logits = backend.forward([token])
+
+
+def check_prompt(prompt: Sequence[int], capacity: int) -> None:
+    """Refuses a prompt that is empty or too long.
+
+    Raises:
+        UsageError: It is.
+    """
+    if not prompt:
+        raise UsageError("the prompt has no tokens.", where="--prompt", fix="give some text.")
+    if len(prompt) > capacity:
+        raise UsageError(
+            f"the prompt has {len(prompt)} tokens, but the cache of this model holds {capacity}.",
+            where="--prompt",
+            fix=f"shorten it, or export again with --max-seq-len {len(prompt)} or more.",
+        )

@@ -1,0 +1,1 @@
+"""Decoders in ONNX Runtime."""

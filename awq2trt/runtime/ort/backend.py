@@ -1,0 +1,243 @@
+"""ONNX Runtime on the CPU: an exported decoder with an in-place cache that grows with the conversation.
+
+The model is lowered in memory when it is loaded (`ort_lowering`); the cache is bound as input and output at once, so
+that `TensorScatter` writes into it and nothing is copied between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from awq2trt.errors import ArtifactError, ToolError, UsageError
+from awq2trt.graph import ort_lowering
+from awq2trt.graph.read import DecoderSizes, open_decoder
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, cache_names
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PREFILL_CHUNK: Final = 256
+"""New tokens a call: bounds the attention scores (heads x chunk x cache, fp32) and the logits of an evaluation."""
+
+FIRST_CACHE_LENGTH: Final = 256
+"""Positions of a new conversation's cache; doubled when full, up to the capacity."""
+
+_INLINE_BYTES: Final = 1024
+"""Tensors up to this stay in the model: ONNX Runtime reads shapes and axes when it loads it, and only there."""
+
+_ERRORS_ONLY: Final = 3
+"""ONNX Runtime's log severity; what it warns about in our own graphs is no news to the user."""
+
+_EXPORT_AGAIN: Final = "export the model again: awq2trt export CHECKPOINT -o DIR"
+
+
+class OrtBackend:
+    """A decoder in ONNX Runtime; `load` makes one."""
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, sizes: DecoderSizes, *, all_logits: bool, grows: bool
+    ) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._sizes = sizes
+        self._all_logits = all_logits  # whether a call gives a row for every token, not only the last
+        self._grows = grows
+        self._dtype = _cache_dtype(session)
+        self._caches: list[NDArray[np.generic]] = []
+        self._position = 0
+
+    @staticmethod
+    def load(path: Path, *, all_logits: bool = False, lowered: bool = True, threads: int | None = None) -> OrtBackend:
+        """Loads an exported model.
+
+        Args:
+            path: `model.onnx`, or the directory that holds it.
+            all_logits: Compute the logits of every position, for `logits`; `forward` works either way.
+            lowered: Rewrite the model into what this runtime runs fast. False runs the file and its function
+                bodies as they are, slowly.
+            threads: Of ONNX Runtime; None for its own choice.
+
+        Raises:
+            ArtifactError: Files are missing, damaged, or not an exported decoder.
+            ToolError: ONNX Runtime is not installed.
+        """
+        model, sizes = open_decoder(path)
+        if all_logits:
+            ort_lowering.keep_all_positions(model)
+        elif not ort_lowering.keeps_last_position(model):
+            all_logits = True  # exported so
+        if lowered:
+            ort_lowering.lower_linears(model)
+            ort_lowering.widen_to_fp32(model)
+        grows = lowered and ort_lowering.has_free_capacity(model)
+        if grows:
+            ort_lowering.free_capacity(model, sizes.num_layers)
+        session = open_session(model, path, threads=threads)
+        return OrtBackend(session, sizes, all_logits=all_logits, grows=grows)
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the cache can hold."""
+        return self._sizes.capacity
+
+    @property
+    def vocab_size(self) -> int:
+        """Length of a logits row."""
+        return self._sizes.vocab_size
+
+    @property
+    def position(self) -> int:
+        """Tokens in the cache."""
+        return self._position
+
+    def reset(self) -> None:
+        """Forgets the conversation. The cache's old contents stay and are masked."""
+        self._position = 0
+
+    def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Appends tokens; returns the scores of the next, float32 [V]."""
+        last: NDArray[np.float32] | None = None
+        for rows in self._run_chunks(tokens):
+            last = rows[-1]
+        if last is None:
+            raise UsageError("got no tokens to append, expected at least one.", where="forward")
+        return last
+
+    def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Scores after every token of a new conversation, in order.
+
+        Args:
+            tokens: At most `capacity`.
+
+        Yields:
+            float32 [s, V], s at most `PREFILL_CHUNK`; all s add up to `len(tokens)`.
+        """
+        if not self._all_logits:
+            raise UsageError(
+                "this backend keeps the last position only.", where="logits", fix="load it with all_logits=True."
+            )
+        self.reset()
+        yield from self._run_chunks(tokens)
+
+    def _run_chunks(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        if self._position + len(tokens) > self.capacity:
+            raise UsageError(
+                f"{self._position} tokens and {len(tokens)} more do not fit the cache of {self.capacity}.",
+                where="cache",
+                fix="use a shorter text, or export again with a larger --max-seq-len.",
+            )
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            yield self._run(tokens[start : start + PREFILL_CHUNK])
+
+    def _run(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """One call of the session: logits float32 [rows, V]."""
+        self._reserve(self._position + len(tokens))
+        self._binding.bind_cpu_input(INPUT_IDS, np.asarray([tokens], dtype=np.int64))
+        self._binding.bind_cpu_input(CACHE_POSITION, np.asarray([self._position], dtype=np.int64))
+        rows = len(tokens) if self._all_logits else 1
+        logits = np.empty((1, rows, self.vocab_size), self._dtype)  # fresh: the caller may keep what it got before
+        self._binding.bind_ortvalue_output(LOGITS, _shared(logits))
+        self._session.run_with_iobinding(self._binding)
+        self._position += len(tokens)
+        scores: NDArray[np.float32] = logits[0].astype(np.float32, copy=False)
+        return scores
+
+    def _reserve(self, length: int) -> None:
+        """Makes the caches hold at least `length` positions, keeping what they hold."""
+        held = self._caches[0].shape[ort_lowering.CAPACITY_AXIS] if self._caches else 0
+        if length <= held:
+            return
+        sizes = self._sizes
+        new = max(held, FIRST_CACHE_LENGTH)
+        while new < length:
+            new *= 2
+        new = min(new, sizes.capacity) if self._grows else sizes.capacity
+        old, self._caches = self._caches, []
+        for index in range(2 * sizes.num_layers):
+            cache = np.zeros((1, sizes.num_kv_heads, new, sizes.head_dim), self._dtype)
+            if old:
+                cache[:, :, :held] = old[index]
+            self._caches.append(cache)
+        self._bind_caches()
+
+    def _bind_caches(self) -> None:
+        """Binds every cache as past and present at once."""
+        layers = self._sizes.num_layers
+        for past, present, cache in zip(
+            cache_names("past", layers), cache_names("present", layers), self._caches, strict=True
+        ):
+            shared = _shared(cache)
+            self._binding.bind_ortvalue_input(past, shared)
+            self._binding.bind_ortvalue_output(present, shared)
+
+
+def _shared(array: NDArray[Any]) -> onnxruntime.OrtValue:
+    """ONNX Runtime's view of an array's memory."""
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_numpy(array)
+
+
+def open_session(
+    model: ir.Model, path: Path, *, threads: int | None = None, provider: str = "CPUExecutionProvider"
+) -> onnxruntime.InferenceSession:
+    """Starts ONNX Runtime on a model whose weights are handed over as arrays: a protobuf may not exceed 2 GB.
+
+    Args:
+        model: In memory, changed or not since it was read.
+        path: `model.onnx`, or the directory that holds it and its weights.
+        threads: Of ONNX Runtime; None for its own choice.
+        provider: Execution provider.
+
+    Raises:
+        ArtifactError: ONNX Runtime refuses the model.
+        ToolError: It is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ToolError("ONNX Runtime is not installed.", where="run", fix="pip install onnxruntime") from error
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Threads that wait by spinning starve each other once the cores are shared: SmolLM2-135M on 2 busy cores decodes in
+    # 64 ms a token with them and in 35 ms without.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    folder = path if path.is_dir() else path.parent
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    values = _hand_over_weights(model)
+    options.add_external_initializers(list(values), [_shared(array) for array in values.values()])
+    try:
+        proto = ir.to_proto(model).SerializeToString()
+        return onnxruntime.InferenceSession(proto, options, providers=[provider])
+    except Exception as error:  # pybind exposes ONNX Runtime's errors as plain classes of a private module
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise ArtifactError(f"ONNX Runtime refuses the model: {error}", where=str(path), fix=_EXPORT_AGAIN) from error
+
+
+def _hand_over_weights(model: ir.Model) -> dict[str, NDArray[Any]]:
+    """Takes the arrays that lowering made out of the model, which then only refers to them."""
+    taken: dict[str, NDArray[Any]] = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= _INLINE_BYTES:
+            continue
+        taken[name] = np.ascontiguousarray(tensor.numpy())
+        value.const_value = ir.ExternalTensor(
+            "in-memory", 0, taken[name].nbytes, tensor.dtype, shape=ir.Shape(taken[name].shape), name=name
+        )
+    return taken
+
+
+def _cache_dtype(session: onnxruntime.InferenceSession) -> np.dtype[Any]:
+    kind = next(value.type for value in session.get_inputs() if value.name == "past_key_0")
+    return np.dtype({"tensor(float)": np.float32, "tensor(float16)": np.float16}[kind])

@@ -1,0 +1,1 @@
+"""Decoders in TensorRT and TensorRT-RTX."""

@@ -1,0 +1,110 @@
+"""Runs a built engine as `check` runs everything else: the same calls, every position's logits, a cache between calls.
+
+Three layers, of which only the last needs a GPU:
+
+- `EngineRunner` answers the calls of `check`;
+- `EngineBackend` is one conversation: it splits tokens into calls that an optimization profile takes, and carries the
+  cache tensors from each call to the next;
+- `TrtSession` makes one call, through polygraphy's `TrtRunner`.
+
+**No engine of ours has been run yet**: TensorRT-RTX runs on GeForce RTX, TensorRT builds on the Jetson, and this
+project has had neither. The tests drive the first two layers over ONNX Runtime, with the inputs and outputs of an
+engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq2trt.artifact.records import ProfileRecord
+from awq2trt.errors import UnsupportedError, UsageError
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, IoContract, TensorContract
+from awq2trt.runtime.trt.session import Buffer, EngineSession
+
+
+class EngineBackend:
+    """A conversation with an engine: an `awq2trt.runtime.Backend`.
+
+    Args:
+        session: The engine.
+        contract: Its inputs and outputs.
+        profiles: In the engine's order.
+    """
+
+    def __init__(self, session: EngineSession, contract: IoContract, profiles: Sequence[ProfileRecord]) -> None:
+        self._session = session
+        self._contract = contract
+        self._profiles = tuple(profiles)
+        self._caches: dict[str, Buffer] = {}
+        self._position = 0
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the cache can hold."""
+        return self._contract.capacity
+
+    @property
+    def vocab_size(self) -> int:
+        """Length of a logits row."""
+        return self._contract.vocab_size
+
+    @property
+    def position(self) -> int:
+        """Tokens in the cache."""
+        return self._position
+
+    def reset(self) -> None:
+        """Forgets the conversation; caches start with zeros, so that nothing of an earlier one can help."""
+        tensors = {tensor.name: tensor for tensor in self._contract.inputs}
+        self._caches = {
+            past: self._session.zeros(tensors[past], _one_conversation(tensors[past]))
+            for past, _ in self._contract.cache_pairs
+        }
+        self._position = 0
+
+    def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Appends tokens; returns the scores of the next, float32 [V]."""
+        if not tokens or self._position + len(tokens) > self.capacity:
+            free = self.capacity - self._position
+            raise UsageError(
+                f"got {len(tokens)} tokens at position {self._position}, expected 1 to {free}.", where="cache"
+            )
+        if not self._caches:
+            self.reset()
+        longest = max(profile.longest for profile in self._profiles)
+        for start in range(0, len(tokens), longest):
+            logits = self._call(tokens[start : start + longest])
+        return logits
+
+    def _call(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """One call of the engine: logits of the last position, float32 [V]."""
+        inputs = {
+            INPUT_IDS: np.asarray([tokens], np.int64),
+            CACHE_POSITION: np.asarray([self._position], np.int64),
+            **self._caches,
+        }
+        outputs = self._session.infer(inputs, self._profile_for(len(tokens)))
+        for past, present in self._contract.cache_pairs:
+            self._session.carry(outputs[present], self._caches[past])
+        self._position += len(tokens)
+        logits: NDArray[np.float32] = self._session.read(outputs[LOGITS])[0, -1]  # [1, 1, V]
+        return logits
+
+    def _profile_for(self, count: int) -> int:
+        """The narrowest profile that takes so many tokens: `decode` for one, as an application would."""
+        fitting = [
+            (profile.longest, index)
+            for index, profile in enumerate(self._profiles)
+            if profile.shortest <= count <= profile.longest
+        ]
+        if not fitting:
+            raise UnsupportedError(f"no optimization profile of the engine takes {count} tokens.", where="engine")
+        return min(fitting)[1]
+
+
+def _one_conversation(tensor: TensorContract) -> tuple[int, ...]:
+    """Shape of a cache with its symbolic axis, the batch, at 1."""
+    return tuple(axis if isinstance(axis, int) else 1 for axis in tensor.shape)

@@ -1,0 +1,248 @@
+"""The engine of a build, and whether this machine can run it.
+
+In: the directory of an engine that `build` wrote, or of a kit that `finish.sh` finished on a Jetson. Out: an
+`EngineBuild`, and, where this machine cannot run it, one sentence with what was found and what is needed.
+
+Plugins lie inside the engine, so a machine that runs it needs no plugin library of ours, and none is loaded: a second
+copy would only register the same plugins twice. Imports neither TensorRT nor polygraphy, which decides between TensorRT
+and TensorRT-RTX when it is imported (`choose_flavour`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, record_file
+from awq2trt.artifact.records import ProfileRecord
+from awq2trt.errors import Awq2trtError
+from awq2trt.io_contract import ENGINE_FILE, IoContract
+from awq2trt.target import Flavour, find_target
+
+STATE_FILE: Final = f"{ENGINE_FILE}.state"
+"""What `finish.sh` says of the engine it built: `kit=`, `tensorrt=` and `sha256=` lines."""
+
+POLYGRAPHY_SWITCH: Final = "POLYGRAPHY_USE_TENSORRT_RTX"
+
+MODULES: Final[Mapping[Flavour, str]] = {Flavour.TENSORRT: "tensorrt", Flavour.TENSORRT_RTX: "tensorrt_rtx"}
+
+_TITLES: Final[Mapping[Flavour, str]] = {Flavour.TENSORRT: "TensorRT", Flavour.TENSORRT_RTX: "TensorRT-RTX"}
+_PACKAGES: Final[Mapping[Flavour, str]] = {
+    Flavour.TENSORRT: "apt-get install python3-libnvinfer, in a virtual environment with --system-site-packages",
+    Flavour.TENSORRT_RTX: "pip install tensorrt-rtx-cu13=={version}",
+}
+
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+"""CUDA driver API, enum `CUdevice_attribute`: `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`."""
+
+_NAME_BYTES: Final = 256
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """An engine, and what it runs on.
+
+    Attributes:
+        path: Of `model.engine`.
+        flavour: The TensorRT that it is for.
+        tensorrt_version: That built it and that runs it, `1.7.1.116` or, of a Jetson, `10.16.0`.
+        capabilities: Compute capabilities, `8.6`; empty where it is for the GPU that built it.
+        cpu: Architecture of the CPU beside the GPU, as `uname -m` says it.
+        has_plugin: Quantized linears run in our kernels, not in TensorRT's.
+        profiles: In the engine's order.
+        contract: Its inputs and outputs.
+        problem: Why it is not this build's engine; None if it is.
+    """
+
+    path: Path
+    flavour: Flavour
+    tensorrt_version: str
+    capabilities: tuple[str, ...]
+    cpu: str
+    has_plugin: bool
+    profiles: tuple[ProfileRecord, ...]
+    contract: IoContract
+    problem: str | None = None
+
+    @property
+    def needs(self) -> str:
+        """What runs it, for people."""
+        gpu = f"compute capability {' or '.join(self.capabilities)}" if self.capabilities else "the GPU that built it"
+        return f"{gpu}, {_TITLES[self.flavour]} {self.tensorrt_version}"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine has for running engines.
+
+    Attributes:
+        cpu: As `uname -m` says it.
+        gpu: Name of its first NVIDIA GPU; None if it has none.
+        capability: Compute capability of it, `8.6`.
+        tensorrt: Versions of the Python modules that are installed and load; for one that does not load, why not,
+            which is no version.
+    """
+
+    cpu: str
+    gpu: str | None
+    capability: str | None
+    tensorrt: Mapping[Flavour, str]
+
+
+def engine_of(artifact: Artifact) -> EngineBuild | None:
+    """The engine in a directory; None for a checkpoint, an ONNX model, or a kit that nobody has finished."""
+    contents = artifact.manifest.contents
+    path = artifact.directory / ENGINE_FILE
+    if contents.io is None or not path.is_file():
+        return None
+    build = partial(EngineBuild, path=path, contract=contents.io)
+    if contents.engine is not None:
+        record = contents.engine
+        return build(
+            flavour=Flavour(record.flavour),
+            tensorrt_version=record.tensorrt_version,
+            capabilities=tuple(filter(None, map(_capability, record.compute_capabilities))),
+            cpu=find_target(record.target).cpu,
+            has_plugin=record.plugin_version is not None,
+            profiles=record.profiles,
+        )
+    kit = contents.kit
+    if kit is None:
+        return None
+    state = _state_of(artifact.directory)
+    return build(
+        flavour=Flavour.TENSORRT,
+        tensorrt_version=_version_name(state.get("tensorrt", "")),
+        capabilities=(kit.compute_capability,),
+        cpu=kit.cpu,
+        has_plugin=True,
+        profiles=kit.profiles,
+        problem=_kit_problem(artifact.directory, state),
+    )
+
+
+def why_not_here(engine: EngineBuild, machine: Machine) -> str | None:
+    """Why a machine cannot run an engine: what was found, and what is needed; None if it can."""
+    if engine.problem:
+        return engine.problem
+    if machine.gpu is None:
+        return f"no NVIDIA GPU here, the engine needs {engine.needs}"
+    if machine.cpu != engine.cpu:
+        return f"this machine is {machine.cpu}, the engine is for {engine.cpu} and {engine.needs}"
+    if engine.capabilities and machine.capability not in engine.capabilities:
+        return (
+            f"the GPU here is {machine.gpu}, compute capability {machine.capability}, the engine needs {engine.needs}"
+        )
+    title = _TITLES[engine.flavour]
+    install = _PACKAGES[engine.flavour].format(version=engine.tensorrt_version)
+    version = machine.tensorrt.get(engine.flavour)
+    if version is None:
+        return f"{title}'s Python module is not installed here, the engine needs {engine.tensorrt_version}: {install}"
+    if _release(version) != _release(engine.tensorrt_version):
+        return f"{title} here is {version}, the engine was built by and needs {engine.tensorrt_version}"
+    return None
+
+
+def this_machine() -> Machine:
+    """Asks the CUDA driver for the GPU, and imports TensorRT only where there is one."""
+    name, capability = _first_gpu() or (None, None)
+    versions = {flavour: _version_of(module) for flavour, module in MODULES.items()} if name else {}
+    return Machine(
+        cpu=platform.machine(),
+        gpu=name,
+        capability=capability,
+        tensorrt={flavour: version for flavour, version in versions.items() if version},
+    )
+
+
+def choose_flavour(directory: Path) -> None:
+    """Points polygraphy at the TensorRT of a directory's engines, by the variable that it reads when it is imported.
+
+    A variable that the user has set stays. Where a build has engines for both, that for this machine's CPU wins.
+
+    Args:
+        directory: What `build` wrote, or an engine or a kit in it.
+    """
+    paths = [directory, *sorted(path.parent for path in directory.glob(f"*/{MANIFEST_FILE}"))]
+    found = set(_flavours([path for path in paths if (path / MANIFEST_FILE).is_file()]))
+    if found == {Flavour.TENSORRT_RTX}:
+        os.environ.setdefault(POLYGRAPHY_SWITCH, "1")
+
+
+def _flavours(directories: list[Path]) -> Iterator[Flavour]:
+    for directory in directories:
+        try:
+            engine = engine_of(Artifact.open(directory, verify="size"))
+        except Awq2trtError:
+            continue  # whoever needs it says so
+        if engine is not None and engine.cpu == platform.machine():
+            yield engine.flavour
+
+
+def _capability(name: str) -> str | None:
+    """`SM120`, as TensorRT names it, -> `12.0`; None for `CURRENT`, the GPU that built the engine."""
+    digits = name.removeprefix("SM")
+    return f"{digits[:-1]}.{digits[-1]}" if digits.isdigit() else None
+
+
+def _state_of(directory: Path) -> dict[str, str]:
+    path = directory / STATE_FILE
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def _kit_problem(directory: Path, state: Mapping[str, str]) -> str | None:
+    """Why the engine in a kit is not what `finish.sh` built of this kit."""
+    if state.get("kit") != record_file(directory / SUMS_FILE).sha256:
+        return f"{ENGINE_FILE} was built from an earlier kit: run ./finish.sh on the Jetson again"
+    if state.get("sha256") != record_file(directory / ENGINE_FILE).sha256:
+        return f"{ENGINE_FILE} is not what finish.sh built: run ./finish.sh --rebuild on the Jetson"
+    return None
+
+
+def _version_name(number: str) -> str:
+    """`101600`, as trtexec counts, -> `10.16.0`."""
+    value = int(number) if number.isdigit() else 0
+    return f"{value // 10000}.{value // 100 % 100}.{value % 100}"
+
+
+def _release(version: str) -> tuple[str, ...]:
+    """Major, minor and patch: an engine runs in the release that built it, whatever that one's build number."""
+    return tuple(version.split(".")[:3])
+
+
+def _version_of(module: str) -> str | None:
+    """Version of a TensorRT; None if it is not installed, the reason if it does not load."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    try:
+        return str(importlib.import_module(module).__version__)
+    except (ImportError, OSError, AttributeError) as error:
+        return f"broken ({' '.join(str(error).split())})"
+
+
+def _first_gpu() -> tuple[str, str] | None:
+    """Name and compute capability of device 0, on which TensorRT runs; None without a driver or a device."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    count, device = ctypes.c_int(0), ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
+        return None
+    name = ctypes.create_string_buffer(_NAME_BYTES)
+    capability = [ctypes.c_int(0), ctypes.c_int(0)]
+    failed = driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, _NAME_BYTES, device)
+    for value, attribute in zip(capability, (_CAPABILITY_MAJOR, _CAPABILITY_MINOR), strict=True):
+        failed = failed or driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+    return None if failed else (name.value.decode(errors="replace"), f"{capability[0].value}.{capability[1].value}")

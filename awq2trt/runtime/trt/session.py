@@ -1,0 +1,183 @@
+"""An engine, ready to be called, through polygraphy's `TrtRunner`: all that needs a GPU."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from polygraphy import config, cuda
+from polygraphy.exception import PolygraphyException
+from polygraphy.logger import G_LOGGER
+
+from awq2trt.errors import ToolError
+from awq2trt.io_contract import LOGITS, TensorContract
+from awq2trt.runtime.trt.engine import MODULES, POLYGRAPHY_SWITCH, EngineBuild
+from awq2trt.target import Flavour
+
+Buffer = Any
+"""A tensor where the engine runs; only the session that made it looks inside."""
+
+_ERRORS_SHOWN: Final = 3
+
+_BFLOAT16_SHIFT: Final = 16
+"""bf16 is the upper half of fp32."""
+
+
+class EngineSession(Protocol):
+    """One engine, ready to be called: all that needs a GPU."""
+
+    def zeros(self, tensor: TensorContract, shape: tuple[int, ...]) -> Buffer:
+        """A buffer of zeros for an input; the one that it had before is no longer used."""
+
+    def infer(self, inputs: Mapping[str, Buffer | NDArray[np.int64]], profile: int) -> Mapping[str, Buffer]:
+        """One call.
+
+        Args:
+            inputs: By name; tokens and their position as arrays, caches as buffers.
+            profile: Index of the optimization profile.
+
+        Returns:
+            Every output by name, good until the next call. A cache may be the same memory as its input.
+        """
+
+    def carry(self, present: Buffer, past: Buffer) -> None:
+        """Copies a cache into the buffer that the next call reads; nothing to do where it is the same memory."""
+
+    def read(self, buffer: Buffer) -> NDArray[np.float32]:
+        """An output on the host."""
+
+    def close(self) -> None:
+        """Gives all memory back."""
+
+
+class TrtSession:
+    """An engine in TensorRT or TensorRT-RTX, through polygraphy; `open` makes one.
+
+    Caches stay on the GPU: an engine writes them in place, and polygraphy gives an output that shares its input's
+    memory the same address.
+    """
+
+    def __init__(self, engine: EngineBuild) -> None:
+        self._engine = engine
+        self._errors: list[str] = []  # what TensorRT says
+        self._caches: dict[str, Any] = {}
+        self._profile = 0
+
+    @staticmethod
+    def open(engine: EngineBuild) -> TrtSession:
+        """Loads an engine, with the plugins inside it.
+
+        Raises:
+            ToolError: TensorRT refuses it; the message has its reason.
+        """
+        session = TrtSession(engine)
+        session._guarded(session._activate)
+        return session
+
+    def _activate(self) -> None:
+        from polygraphy.backend.trt import EngineFromPath, TrtRunner
+        from polygraphy.mod.trt_importer import lazy_import_trt
+
+        trt = lazy_import_trt()
+        self._logger = _logger_class(trt)(self._errors)  # TensorRT only borrows it
+        runtime = trt.Runtime(self._logger)
+        self._runner = TrtRunner(EngineFromPath(str(self._engine.path), runtime=runtime))
+        self._runner.activate()
+
+    def zeros(self, tensor: TensorContract, shape: tuple[int, ...]) -> Buffer:
+        def filled() -> Any:
+            host = np.zeros(shape, _STORED[tensor.dtype])
+            if tensor.name not in self._caches:
+                self._caches[tensor.name] = cuda.DeviceArray(shape, host.dtype)
+            return self._caches[tensor.name].copy_from(host)
+
+        return self._guarded(filled)
+
+    def infer(self, inputs: Mapping[str, Any], profile: int) -> Mapping[str, Buffer]:
+        def called() -> Any:
+            if profile != self._profile:
+                self._runner.set_profile(profile)
+                self._profile = profile
+            # polygraphy would hold types to the engine's, and has no bf16 in NumPy to hold a cache to.
+            return self._runner.infer(OrderedDict(inputs), check_inputs=False, copy_outputs_to_host=False)
+
+        outputs: Mapping[str, Buffer] = self._guarded(called)
+        return outputs
+
+    def carry(self, present: Buffer, past: Buffer) -> None:
+        if present.ptr != past.ptr:
+            self._guarded(
+                lambda: cuda.wrapper().memcpy(past.ptr, present.ptr, past.nbytes, cuda.MemcpyKind.DeviceToDevice)
+            )
+
+    def read(self, buffer: Buffer) -> NDArray[np.float32]:
+        dtype = next(tensor.dtype for tensor in self._engine.contract.outputs if tensor.name == LOGITS)
+        stored = self._guarded(lambda: cuda.DeviceView(buffer.ptr, buffer.shape, np.dtype(_STORED[dtype])).numpy())
+        return widen(stored, dtype)
+
+    def close(self) -> None:
+        for cache in self._caches.values():
+            self._guarded(cache.free)
+        self._guarded(self._runner.deactivate)
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        """Does something that may fail in TensorRT or CUDA, and says what they said."""
+        try:
+            return work()
+        except (PolygraphyException, RuntimeError, OSError) as error:
+            said = "; ".join(self._errors[-_ERRORS_SHOWN:]) or " ".join(str(error).split())
+            raise ToolError(
+                f"{MODULES[self._engine.flavour]} cannot run the engine: {said}",
+                where=str(self._engine.path),
+                fix="build it again with the TensorRT that is here; if that does not help, report it.",
+            ) from error
+
+
+_STORED: Final[Mapping[str, Any]] = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uint16}
+"""NumPy's types of the contract's; bf16, which NumPy does not have, as its bits."""
+
+
+def widen(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Numbers of the contract's type as fp32; exact.
+
+    Args:
+        stored: As `_STORED` holds them.
+        dtype: The contract's name of it.
+    """
+    if dtype == "bfloat16":
+        return (stored.astype(np.uint32) << _BFLOAT16_SHIFT).view(np.float32)
+    return stored.astype(np.float32)
+
+
+def unmet_needs(flavour: Flavour) -> str | None:
+    """What polygraphy lacks to run engines of a flavour; None if nothing."""
+    wanted = flavour is Flavour.TENSORRT_RTX
+    if wanted != config.USE_TENSORRT_RTX:
+        value = int(wanted)
+        return f"polygraphy was imported for the other TensorRT: set {POLYGRAPHY_SWITCH}={value} before that"
+    try:
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+            cuda.wrapper()
+    except (PolygraphyException, OSError) as error:
+        return f"polygraphy needs the CUDA runtime library ({error}): pip install nvidia-cuda-runtime"
+    return None
+
+
+def _logger_class(trt: Any) -> Callable[[list[str]], Any]:
+    """The logger's class; TensorRT's base class exists only once TensorRT is imported."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps errors."""
+
+        def __init__(self, errors: list[str]) -> None:
+            trt.ILogger.__init__(self)
+            self._errors = errors
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self._errors.append(" ".join(message.split()))
+
+    return Logger

@@ -1,0 +1,221 @@
+"""`awq2trt build`: all stages from a model to an engine or a kit; what is current is not made again."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from awq2trt.artifact.manifest import Artifact, Kind, current_artifact, fingerprint_of, record_file
+from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
+from awq2trt.artifact.publish import can_resume, create_artifact
+from awq2trt.artifact.records import EngineRecord, ProfileRecord
+from awq2trt.errors import BuildError, ToolError, UnsupportedError, UsageError
+from awq2trt.models.sources.opening import open_source
+from awq2trt.progress import Progress
+from awq2trt.recipe import DEFAULT_DEVICE, Recipe
+from awq2trt.stages.export import ExportRequest, export_checkpoint, export_fingerprint
+from awq2trt.stages.opening import refuse_missing_device, refuse_writing_over_source, source_record
+from awq2trt.stages.quantize import QuantizeRequest, quantize_fingerprint, quantize_source
+from awq2trt.target import Target, find_target
+
+if TYPE_CHECKING:
+    from awq2trt.machine.plugin_library import PluginLibrary
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """`awq2trt build`.
+
+    Attributes:
+        model: Directory, .gguf file, hub id or packaged model.
+        output: Directory below which every stage gets its own.
+        options: Of all stages.
+        overwrite: Replace what is in those directories, whatever it is.
+        force: Make a kit although the prediction says that the model does not fit.
+        tar: Also pack a kit into one file.
+        ssh: USER@HOST of the Jetson that shall finish a kit.
+        device: Where PyTorch quantizes.
+    """
+
+    model: str
+    output: Path
+    options: Recipe
+    overwrite: bool = False
+    force: bool = False
+    tar: bool = False
+    ssh: str | None = None
+    device: str = DEFAULT_DEVICE
+
+
+def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]:
+    """Model -> checkpoint -> ONNX -> engine or kit, each as it is done; what is current is not made again.
+
+    An interrupted run is resumed where it has the same inputs and options. A kit is finished where that can be done.
+
+    Raises:
+        UnsupportedError: Engines for the target are not built here, or the model does not fit it.
+    """
+    from awq2trt.stages import kit as kit_stage
+
+    target = _wanted_target(request)
+    refuse_missing_device(request.device)
+    kit = kit_stage.KitRequest(
+        target=target,
+        output=request.output / target.name,
+        options=request.options,
+        overwrite=request.overwrite,
+        force=request.force,
+        tar=request.tar,
+        ssh=request.ssh,
+    )
+    if target.is_kit:
+        kit_stage.require_fit(request.model, kit, progress)
+    checkpoint = _current_checkpoint(request, progress)
+    yield checkpoint
+    onnx = _current_onnx(request, checkpoint, progress)
+    yield onnx
+    if not target.is_kit:
+        yield _current_engine(request, target, onnx, progress)
+        return
+    made = kit_stage.make_kit(onnx, kit_stage.model_spec(str(checkpoint.directory)), kit, progress)
+    yield made
+    kit_stage.deliver(made, kit, progress)
+
+
+def _wanted_target(request: BuildRequest) -> Target:
+    """The target, known before hours of work whether it can be built for."""
+    name = request.options.build.target
+    if name is None:
+        raise UsageError(
+            "no target given.", where="--target", fix="`awq2trt targets` lists them; rtx suits most cards."
+        )
+    target = find_target(name)
+    if target.is_kit:
+        if request.options.build.plugin is False:
+            raise UsageError("a kit's engine has our kernels.", where="--no-plugin", fix="leave --no-plugin out.")
+        return target
+    if request.tar or request.ssh is not None:
+        raise UsageError(
+            f"{target.title} takes an engine, which needs no finishing.",
+            where="--tar" if request.tar else "--ssh",
+            fix="leave it out, or choose an Orin target.",
+        )
+    if target.compute_capabilities and platform.machine() != target.cpu:
+        raise UnsupportedError(
+            f"an engine for {target.title} is for {target.cpu}; TensorRT-RTX builds for the CPU it runs on, here "
+            f"{platform.machine()}.",
+            where=f"--target {target.name}",
+            fix=f"run the same command on any {target.cpu} Linux, with or without a GPU.",
+        )
+    return target
+
+
+def _current_checkpoint(request: BuildRequest, progress: Progress) -> Artifact:
+    progress.note(f"reading {request.model}")
+    source = open_source(request.model)
+    output = request.output / CHECKPOINT_DIRECTORY
+    refuse_writing_over_source(source, output)
+    record = source_record(source)
+    options = request.options.quantize
+    fingerprint = quantize_fingerprint(record, options)
+    current = _skipped(output, "checkpoint", fingerprint, progress)
+    if current is not None:
+        return current
+    resume = can_resume(output, fingerprint)
+    quantize = QuantizeRequest(
+        request.model, output, options, resume=resume, overwrite=request.overwrite, device=request.device
+    )
+    return quantize_source(source, record, quantize, progress)
+
+
+def _current_onnx(request: BuildRequest, checkpoint: Artifact, progress: Progress) -> Artifact:
+    output = request.output / ONNX_DIRECTORY
+    options = request.options.export
+    current = _skipped(output, "onnx", export_fingerprint(checkpoint.manifest.files, options), progress)
+    if current is not None:
+        return current
+    export = ExportRequest(checkpoint.directory, output, options, overwrite=request.overwrite)
+    return export_checkpoint(checkpoint, export, progress)
+
+
+def _current_engine(request: BuildRequest, target: Target, onnx: Artifact, progress: Progress) -> Artifact:
+    from awq2trt.engine.builder import LOG_FILE, BuildOptions, build_engine, import_tensorrt_rtx
+
+    output = request.output / target.name
+    library = _plugin_library(request.options.build.plugin, progress)
+    fingerprint = fingerprint_of(
+        kind="engine",
+        onnx={name: record.sha256 for name, record in onnx.manifest.files.items()},
+        target=target.name,
+        tensorrt=str(import_tensorrt_rtx().__version__),
+        plugin=record_file(library.path) if library else None,
+    )
+    current = _skipped(output, "engine", fingerprint, progress)
+    if current is not None:
+        return current
+    with create_artifact(
+        output,
+        "engine",
+        fingerprint,
+        overwrite=request.overwrite,
+        expected_bytes=2 * sum(record.size_bytes for record in onnx.manifest.files.values()),
+    ) as draft:
+        with _kept_log(draft.files / LOG_FILE, request.output / f"{target.name}-{LOG_FILE}"):
+            result = build_engine(onnx.directory, target, draft.files, options=BuildOptions(library), progress=progress)
+        for name in onnx.manifest.files:
+            draft.adopt(onnx.path(name))
+        record = EngineRecord(
+            target=target.name,
+            compute_capabilities=result.compute_capabilities,
+            flavour=target.flavour.value,
+            tensorrt_version=result.tensorrt_version,
+            plugin_version=library.version if library else None,
+            profiles=tuple(
+                ProfileRecord(name=p.name, shortest=p.shortest, typical=p.typical, longest=p.longest)
+                for p in result.profiles
+            ),
+        )
+        return draft.publish(onnx.manifest.contents.model_copy(update={"engine": record}))
+
+
+def _plugin_library(wanted: bool | None, progress: Progress) -> PluginLibrary | None:
+    """The library to build with; None for TensorRT's own kernels.
+
+    Raises:
+        ToolError: It is asked for, by flag or by path, and is not there.
+    """
+    from awq2trt.machine.plugin_library import PATH_VARIABLE, find_plugin_library
+
+    if wanted is False:
+        return None
+    try:
+        return find_plugin_library()
+    except ToolError as error:
+        if wanted or os.environ.get(PATH_VARIABLE):
+            raise
+        progress.note(f"no plugin library, so the engine will use TensorRT's own kernels; to have ours: {error.fix}")
+        return None
+
+
+@contextmanager
+def _kept_log(log: Path, kept: Path) -> Iterator[None]:
+    """Saves TensorRT's log from the work directory, which a failure removes, and says where it is."""
+    try:
+        yield
+    except BuildError as error:
+        if not log.is_file():
+            raise
+        kept.write_bytes(log.read_bytes())
+        raise BuildError(error.what, where=error.where, fix=f"{kept} holds all that TensorRT said.") from error
+
+
+def _skipped(directory: Path, kind: Kind, fingerprint: str, progress: Progress) -> Artifact | None:
+    current = current_artifact(directory, kind, fingerprint)
+    if current is not None:
+        progress.note(f"{directory} is current")
+    return current

@@ -1,0 +1,128 @@
+"""`awq2trt check`: a build, each of its stages compared with the one before."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from awq2trt.artifact.opening import CHECK_DIRECTORY, open_model
+from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
+from awq2trt.errors import ToolError, UsageError
+from awq2trt.progress import Progress
+
+if TYPE_CHECKING:
+    from awq2trt.artifact.golden import Golden
+    from awq2trt.checking.golden import GoldenResult
+    from awq2trt.runtime.trt.engine import EngineBuild
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """`awq2trt check`.
+
+    Attributes:
+        directory: What `build` wrote, or a checkpoint, ONNX model or engine in it.
+        model: The original; None for the one that the manifest names.
+        checkpoint: Of an ONNX model; None for the one beside it.
+        text: A .txt or .jsonl file, or a data set's name; None for a text of our own.
+        tokens: How much of it.
+        output: Where the files go with which polygraphy does the same; None for `check` beside the checkpoint.
+        bisect: Cut a failing block of the exported model down to the nodes that fail.
+    """
+
+    directory: Path
+    model: str | None = None
+    checkpoint: Path | None = None
+    text: str | None = None
+    tokens: int = 192
+    output: Path | None = None
+    bisect: bool = False
+
+
+def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
+    """Holds every stage of a build to the one before it, on a text.
+
+    Raises:
+        ToolError: polygraphy is not installed.
+        UsageError: The text has no tokens, or something that belongs to the build is not there.
+    """
+    if importlib.util.find_spec("polygraphy") is None:
+        raise ToolError("polygraphy is not installed.", where="check", fix="pip install 'awq2trt[check]'")
+    from awq2trt.runtime.trt.engine import choose_flavour
+
+    choose_flavour(request.directory)  # before polygraphy is imported
+    from awq2trt.checking.bisect import bisect
+    from awq2trt.checking.chain import QUANTIZED, run_chain
+    from awq2trt.checking.polygraphy_files import write_folder
+    from awq2trt.checking.subject import find_subject
+    from awq2trt.checking.text import DEFAULT_TEXT
+    from awq2trt.graph.read import open_decoder
+    from awq2trt.text.read import CHARACTERS_PER_TOKEN, read_text
+    from awq2trt.text.tokenizer import encode, load_tokenizer
+
+    subject = find_subject(request.directory, model=request.model, checkpoint=request.checkpoint)
+    text = DEFAULT_TEXT
+    if request.text is not None:
+        text = read_text(request.text, characters=request.tokens * CHARACTERS_PER_TOKEN)
+    capacity = open_decoder(subject.onnx)[1].capacity if subject.onnx else request.tokens
+    tokens = encode(load_tokenizer(subject.checkpoint.directory), text[: request.tokens * CHARACTERS_PER_TOKEN])
+    if not tokens:
+        raise UsageError("the text has no tokens.", where=str(request.text or "check"), fix="name another with --text.")
+    tokens = tokens[: min(request.tokens, capacity)]
+    output = request.output or subject.checkpoint.directory.parent / CHECK_DIRECTORY
+    result = run_chain(subject, tokens, progress)
+    # A checkpoint too damaged to run gives no expected outputs, so there is nothing to repeat with polygraphy.
+    runs = not any(stage.stage == QUANTIZED and stage.skipped for stage in result.stages)
+    commands = write_folder(subject, tokens, output) if runs else ()
+    cut = bisect(subject, result, output / "bisect") if request.bisect else None
+    return CheckOutcome(result, commands, cut)
+
+
+def golden_stage(directory: Path) -> GoldenOutcome:
+    """Runs a model's golden inputs in ONNX Runtime, and in its engine, and compares with its golden outputs.
+
+    Raises:
+        ArtifactError: The directory holds no whole model, or one without golden outputs.
+        ToolError: TensorRT refuses the engine.
+    """
+    from awq2trt.artifact.golden import read_golden
+    from awq2trt.checking.golden import compare_golden
+    from awq2trt.runtime import OrtBackend
+    from awq2trt.runtime.trt.engine import engine_of
+
+    artifact = open_model(directory)
+    golden = read_golden(artifact.directory)
+    results = tuple(compare_golden(OrtBackend.load(artifact.directory), golden))
+    engine = engine_of(artifact)
+    if engine is None:
+        return GoldenOutcome(results)
+    reason = _why_no_engine(engine)
+    return GoldenOutcome(results, () if reason else _engine_golden(engine, golden), reason)
+
+
+def _why_no_engine(engine: EngineBuild) -> str | None:
+    """Why this machine cannot run an engine; None if it can."""
+    from awq2trt.runtime.trt.engine import choose_flavour, this_machine, why_not_here
+
+    reason = why_not_here(engine, this_machine())
+    if reason is None and importlib.util.find_spec("polygraphy") is None:
+        reason = "polygraphy is not installed: pip install 'awq2trt[check]'"
+    if reason is not None:
+        return reason
+    choose_flavour(engine.path.parent)  # before polygraphy is imported
+    from awq2trt.runtime.trt.session import unmet_needs
+
+    return unmet_needs(engine.flavour)
+
+
+def _engine_golden(engine: EngineBuild, golden: Golden) -> tuple[GoldenResult, ...]:
+    """The golden calls in an engine that this machine can run."""
+    from awq2trt.checking.golden import compare_golden
+    from awq2trt.runtime.trt.backend import EngineBackend
+    from awq2trt.runtime.trt.session import TrtSession
+
+    with closing(TrtSession.open(engine)) as session:
+        return tuple(compare_golden(EngineBackend(session, engine.contract, engine.profiles), golden))

@@ -1,0 +1,128 @@
+"""`awq2trt export`: a quantized checkpoint, ours or another tool's -> an ONNX model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from awq2trt.artifact.golden import FORMAT_VERSION as GOLDEN_VERSION
+from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, fingerprint_of, record_file
+from awq2trt.artifact.publish import create_artifact
+from awq2trt.artifact.records import Contents, FileRecord, QuantizationRecord, SourceRecord
+from awq2trt.errors import UsageError
+from awq2trt.io_contract import MODEL_FILE
+from awq2trt.models.sources.base import CONFIG_FILE, copy_tokenizer
+from awq2trt.opset import CODE_BITS
+from awq2trt.progress import Progress
+from awq2trt.recipe import ExportOptions
+from awq2trt.stages.opening import source_record
+
+if TYPE_CHECKING:
+    from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+    from awq2trt.onnx_export import ExportResult
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """`awq2trt export`.
+
+    Attributes:
+        checkpoint: Directory of a quantized checkpoint, ours or another tool's.
+        output: Directory of the ONNX model.
+        options: How to export.
+        overwrite: Replace what is in `output`, whatever it is.
+    """
+
+    checkpoint: Path
+    output: Path
+    options: ExportOptions
+    overwrite: bool = False
+
+
+def export_stage(request: ExportRequest, progress: Progress) -> Artifact:
+    """Quantized checkpoint -> ONNX model."""
+    if request.checkpoint.resolve() == request.output.resolve():
+        raise UsageError(
+            "the output directory is the checkpoint's own.", where=str(request.output), fix="give another with -o."
+        )
+    made_by_us = (request.checkpoint / MANIFEST_FILE).is_file()
+    return export_checkpoint(
+        Artifact.open(request.checkpoint, kind="checkpoint") if made_by_us else None, request, progress
+    )
+
+
+def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progress: Progress) -> Artifact:
+    """Exports a checkpoint; `artifact` is None where another tool made it."""
+    from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+    from awq2trt.onnx_export import ExportOptions as GraphOptions
+    from awq2trt.onnx_export import export_onnx
+
+    checkpoint = QuantizedCheckpoint(request.checkpoint)
+    options = request.options
+    with create_artifact(
+        request.output,
+        "onnx",
+        export_fingerprint(_checkpoint_files(checkpoint, artifact), options),
+        overwrite=request.overwrite,
+        expected_bytes=sum(path.stat().st_size for path in checkpoint.files),
+    ) as draft:
+        graph_options = GraphOptions(
+            max_seq_len=options.max_seq_len, function_bodies=options.function_bodies, dtype=options.dtype
+        )
+        result = export_onnx(checkpoint, draft.files, options=graph_options, progress=progress)
+        if checkpoint.scheme.bits < CODE_BITS:
+            progress.note(
+                f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit ones: the model computes the "
+                "same and is no smaller than one quantized to 4 bits"
+            )
+        if artifact is None:
+            _prove_import(checkpoint, draft.files / MODEL_FILE, progress)
+        copy_tokenizer(request.checkpoint, draft.files)
+        _write_golden(checkpoint, draft.files, result, progress)
+        source, quantization = _origin(checkpoint, artifact)
+        return draft.publish(Contents(source=source, quantization=quantization, io=result.contract))
+
+
+def _write_golden(checkpoint: QuantizedCheckpoint, directory: Path, result: ExportResult, progress: Progress) -> None:
+    """What the model must say, from the checkpoint itself, beside the model that was made of it."""
+    from awq2trt.artifact.golden import write_golden
+    from awq2trt.checking.golden import TEXT, make_golden
+    from awq2trt.runtime import ChatTokenizer
+
+    tokens = ChatTokenizer.load(directory).encode(TEXT, chat=False)
+    golden = make_golden(checkpoint, tokens, result.contract.capacity, result.dtype, progress)
+    write_golden(golden, directory)
+
+
+def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress) -> None:
+    """Says how far another tool's weights are from those in the model, which should be nothing."""
+    from awq2trt.graph.read import open_decoder
+    from awq2trt.onnx_export.proof import compare_weights
+
+    proof = compare_weights(checkpoint, open_decoder(model)[0], progress)
+    progress.note(f"largest dequantization difference: {proof.largest:g} ({proof.linears} linears)")
+    if proof.largest:
+        progress.note(
+            f"it is in {proof.where}: the checkpoint's step sizes are of a type that the model's --dtype rounds; "
+            "export with the type that they have to keep them"
+        )
+
+
+def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions) -> str:
+    """Fingerprint of the ONNX model that a checkpoint's files and options give."""
+    files = {name: record.sha256 for name, record in checkpoint.items()}
+    return fingerprint_of(kind="onnx", checkpoint=files, options=options, golden=GOLDEN_VERSION)
+
+
+def _checkpoint_files(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> dict[str, FileRecord]:
+    if artifact is not None:
+        return artifact.manifest.files
+    return {path.name: record_file(path) for path in (*checkpoint.files, checkpoint.directory / CONFIG_FILE)}
+
+
+def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple[SourceRecord, QuantizationRecord]:
+    """Where a checkpoint comes from; of another tool's we know only itself."""
+    if artifact is not None:
+        return artifact.manifest.contents.source, artifact.manifest.contents.quantization
+    return source_record(checkpoint), QuantizationRecord(method="awq", scheme=checkpoint.scheme)

@@ -1,0 +1,48 @@
+"""`awq2trt inspect`: what a directory holds, and a checkpoint's report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from awq2trt.artifact.manifest import (
+    MANIFEST_FILE,
+    Artifact,
+)
+from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY
+
+if TYPE_CHECKING:
+    from awq2trt.report.inspection import Inspection
+
+
+def inspect_stage(directory: Path) -> tuple[Artifact, Inspection | None]:
+    """What a directory holds, every hash verified; of a checkpoint also what it is made of."""
+    from awq2trt.report.inspection import inspect_checkpoint
+
+    artifact = Artifact.open(directory)
+    return artifact, inspect_checkpoint(artifact) if artifact.manifest.kind == "checkpoint" else None
+
+
+def report_stage(directory: Path, output: Path, results: Path | None = None) -> Path:
+    """Writes a checkpoint's report as one HTML page.
+
+    Args:
+        directory: A checkpoint, or what `build` wrote.
+        output: The page.
+        results: What `eval --json` wrote; its perplexities become bars.
+
+    Raises:
+        UsageError: `results` is not such a file.
+    """
+    from awq2trt.report.html import read_perplexities, render_page
+    from awq2trt.report.inspection import input_channels, inspect_checkpoint, worst_block
+
+    inside = directory / CHECKPOINT_DIRECTORY
+    built = not (directory / MANIFEST_FILE).is_file() and (inside / MANIFEST_FILE).is_file()
+    artifact = Artifact.open(inside if built else directory, kind="checkpoint")
+    inspection = inspect_checkpoint(artifact)
+    channels = input_channels(artifact, worst_block(inspection))
+    perplexities = read_perplexities(results) if results else []
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(render_page(inspection, channels, perplexities), encoding="utf-8")
+    return output

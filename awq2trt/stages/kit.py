@@ -1,0 +1,155 @@
+"""The kit as a stage: what it would need, made into an artifact where it is not current, packed, and finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, current_artifact, fingerprint_of, record_file
+from awq2trt.artifact.publish import create_artifact
+from awq2trt.engine.predict import Outlook, outlook_lines, predict_footprint
+from awq2trt.errors import ArtifactError, UnsupportedError
+from awq2trt.kit.archive import write_tar
+from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
+from awq2trt.kit.layout import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
+from awq2trt.machine.foreign_library import choose_plugin
+from awq2trt.models.families import DecoderSpec, describe_model
+from awq2trt.models.sources.base import CONFIG_FILE, read_config
+from awq2trt.models.sources.opening import open_source
+from awq2trt.onnx_export.model import DEFAULT_MAX_SEQ_LEN
+from awq2trt.progress import Progress
+from awq2trt.recipe import Recipe
+from awq2trt.target import TARGETS, Target, find_jetpack
+
+
+@dataclass(frozen=True)
+class KitRequest:
+    """What `awq2trt build` is asked for beyond the stages before.
+
+    Attributes:
+        target: A Jetson.
+        output: The kit's directory.
+        options: Of all stages.
+        overwrite: Replace what is in `output`, whatever it is.
+        force: Although the prediction says that it does not fit.
+        tar: Also pack the kit into one file beside `output`.
+        ssh: USER@HOST of the Jetson that shall finish the kit; None to leave it here, unless here is a Jetson Orin.
+    """
+
+    target: Target
+    output: Path
+    options: Recipe
+    overwrite: bool = False
+    force: bool = False
+    tar: bool = False
+    ssh: str | None = None
+
+
+def model_spec(model: str) -> DecoderSpec:
+    """The description of a model; of a directory, only its config.json is read."""
+    directory = Path(model).expanduser()
+    if (directory / CONFIG_FILE).is_file():
+        return describe_model(read_config(directory))
+    return open_source(model).spec
+
+
+def predict_outlooks(spec: DecoderSpec, options: Recipe) -> tuple[Outlook, ...]:
+    """What a model will need on every target whose memory is known."""
+    capacity = options.export.max_seq_len or min(spec.max_positions, DEFAULT_MAX_SEQ_LEN)
+    jetpack = find_jetpack(options.build.jetpack)
+
+    def outlook(target: Target) -> Outlook:
+        fused = jetpack.fused or not target.is_kit
+        prefill = longest_prefill(capacity, jetpack) if target.is_kit else capacity
+        scheme = options.quantize.scheme
+        return Outlook(target, predict_footprint(spec, scheme, capacity, longest_prefill=prefill, fused=fused))
+
+    return tuple(outlook(target) for target in TARGETS.values() if target.memory_bytes is not None)
+
+
+def require_fit(model: str, request: KitRequest, progress: Progress) -> None:
+    """Says what to expect on the Jetsons, and refuses before hours of work what cannot run.
+
+    Raises:
+        UnsupportedError: It does not fit, and is not forced.
+    """
+    jetsons = [each for each in predict_outlooks(model_spec(model), request.options) if each.target.is_kit]
+    for line in outlook_lines(jetsons):
+        progress.note(line)
+    outlook = next(each for each in jetsons if each.target == request.target)
+    if outlook.fits or request.force:
+        return
+    needed, usable = outlook.footprint.run_bytes / 2**30, outlook.usable_bytes / 2**30
+    raise UnsupportedError(
+        f"running the model takes {needed:.1f} GiB, and a {request.target.title} has {usable:.1f} GiB for it.",
+        where=f"--target {request.target.name}",
+        fix="use a shorter --max-seq-len, a smaller model or a larger Jetson; --force builds the kit all the same.",
+    )
+
+
+def make_kit(onnx: Artifact, spec: DecoderSpec, request: KitRequest, progress: Progress) -> Artifact:
+    """The kit of an exported decoder; made only where it is not current.
+
+    Raises:
+        ToolError: There is no plugin library for the Jetson.
+        UnsupportedError: The model cannot be written for the JetPack.
+    """
+    jetpack = find_jetpack(request.options.build.jetpack)
+    contents = onnx.manifest.contents
+    if contents.io is None:
+        raise ArtifactError("the manifest has no I/O contract.", where=str(onnx.directory), fix="export it again.")
+    outlook = next(each for each in predict_outlooks(spec, request.options) if each.target == request.target)
+    plan = KitPlan(
+        target=request.target,
+        jetpack=jetpack,
+        plugin=choose_plugin(request.target, jetpack),
+        footprint=outlook.footprint,
+        model=contents.source.model,
+        scheme=contents.quantization.scheme.describe(),
+    )
+    record = kit_record(plan, contents.io.capacity)
+    library, sources = plan.plugin.library, plan.plugin.sources
+    fingerprint = fingerprint_of(
+        kind="kit",
+        onnx={name: file.sha256 for name, file in onnx.manifest.files.items()},
+        record=record,
+        plugin=record_file(library.path) if library else {name: record_file(path) for name, path in sources.items()},
+        templates=[record_file(path) for path in TEMPLATES],
+    )
+    current = current_artifact(request.output, "kit", fingerprint)
+    if current is not None:
+        progress.note(f"{request.output} is current")
+        return current
+    if library is None:
+        progress.note(
+            f"JetPack {jetpack.version}: the kit carries the plugin library's sources, compiled on the Jetson"
+        )
+    expected_bytes = sum(file.size_bytes for file in onnx.manifest.files.values())
+    with create_artifact(
+        request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes
+    ) as draft:
+        write_kit(onnx.directory, tuple(onnx.manifest.files), draft.files, plan, record)
+        return draft.publish(contents.model_copy(update={"kit": record, "io": kit_contract(contents.io)}))
+
+
+def deliver(kit: Artifact, request: KitRequest, progress: Progress) -> None:
+    """Packs a kit if that is asked for, and has it finished where that can be done.
+
+    Raises:
+        BuildError: The kit's script refuses or fails; it has said why.
+    """
+    files = (*kit.manifest.files, MANIFEST_FILE, SUMS_FILE)
+    if request.tar:
+        archive = kit.directory.with_name(f"{kit.directory.name}.tar")
+        write_tar(kit.directory, files, archive)
+        progress.note(f"{archive}: {archive.stat().st_size / 1e6:,.1f} MB")
+    options = _script_options(files, force=request.force)
+    if request.ssh is not None:
+        finish_over_ssh(kit.directory, files, request.ssh, options)
+    elif is_orin():
+        finish_here(kit.directory, options)
+
+
+def _script_options(files: Sequence[str], *, force: bool) -> list[str]:
+    return ["--force"] * force + ["--compile"] * (LIBRARY_FILE not in files)

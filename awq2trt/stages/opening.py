@@ -1,0 +1,42 @@
+"""What several commands do with their inputs before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from awq2trt.artifact.manifest import record_file
+from awq2trt.artifact.records import SourceRecord
+from awq2trt.errors import UsageError
+from awq2trt.models.sources.base import ModelSource
+from awq2trt.recipe import DEFAULT_DEVICE
+
+
+def refuse_missing_device(name: str) -> None:
+    """Refuses a device that is not there before any work. PyTorch need not be loaded to know that the CPU is."""
+    if name != DEFAULT_DEVICE:
+        from awq2trt.machine.device import require_device
+
+        require_device(name)
+
+
+def source_record(source: ModelSource) -> SourceRecord:
+    """What the manifest says of a model; hashes its weight files."""
+    return SourceRecord(
+        model=portable_name(source.name),
+        family=source.spec.family,
+        files={path.name: record_file(path) for path in source.files},
+    )
+
+
+def portable_name(name: str) -> str:
+    """A local path's last part; anything else as it is."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
+def refuse_writing_over_source(source: ModelSource, output: Path) -> None:
+    """Refuses an output directory that holds the model itself."""
+    if output.resolve() in {path.resolve().parent for path in source.files}:
+        raise UsageError(
+            "the output directory is the model's own.", where=str(output), fix="give another directory with -o."
+        )

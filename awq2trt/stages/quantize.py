@@ -1,0 +1,112 @@
+"""`awq2trt quantize`: a model -> a quantized checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
+from awq2trt.artifact.publish import create_artifact
+from awq2trt.artifact.records import CalibrationRecord, Contents, QuantizationRecord, SourceRecord
+from awq2trt.models.sources.base import ModelSource
+from awq2trt.models.sources.opening import open_source
+from awq2trt.progress import Progress
+from awq2trt.recipe import DEFAULT_DEVICE, QuantizeOptions
+from awq2trt.stages.opening import portable_name, refuse_missing_device, refuse_writing_over_source, source_record
+
+_FP16_BYTES: Final = 2
+
+_FP32_BYTES: Final = 4
+
+
+@dataclass(frozen=True)
+class QuantizeRequest:
+    """`awq2trt quantize`.
+
+    Attributes:
+        model: Directory, .gguf file, hub id or packaged model.
+        output: The checkpoint's directory.
+        options: How to quantize.
+        resume: Go on with an interrupted run.
+        overwrite: Replace what is in `output`, whatever it is.
+        device: Where PyTorch computes. Not one of the options: it says where, not what.
+    """
+
+    model: str
+    output: Path
+    options: QuantizeOptions
+    resume: bool = False
+    overwrite: bool = False
+    device: str = DEFAULT_DEVICE
+
+
+def quantize_stage(request: QuantizeRequest, progress: Progress) -> Artifact:
+    """Model -> quantized checkpoint."""
+    refuse_missing_device(request.device)
+    progress.note(f"reading {request.model}")
+    source = open_source(request.model)
+    refuse_writing_over_source(source, request.output)
+    return quantize_source(source, source_record(source), request, progress)
+
+
+def quantize_source(
+    source: ModelSource, record: SourceRecord, request: QuantizeRequest, progress: Progress
+) -> Artifact:
+    """Quantizes an opened model; `record` is what its manifest says of it."""
+    from awq2trt.machine.device import computing_on
+    from awq2trt.quantization.job import QuantizeJob
+
+    with (
+        computing_on(request.device) as device,
+        create_artifact(
+            request.output,
+            "checkpoint",
+            quantize_fingerprint(record, request.options),
+            resume=request.resume,
+            overwrite=request.overwrite,
+            expected_bytes=_quantize_bytes(source, request.options),
+        ) as draft,
+    ):
+        if request.device != DEFAULT_DEVICE:
+            progress.note(f"computing on {device}")
+        job = QuantizeJob(source, request.options, files=draft.files, scratch=draft.scratch, progress=progress)
+        result = job.run()
+        calibration = None
+        sha256 = result.tokens_sha256()
+        if result.tokens is not None and sha256 is not None:
+            calibration = CalibrationRecord(
+                text=portable_name(request.options.calib),
+                sha256=sha256,
+                samples=result.tokens.shape[0],
+                seqlen=result.tokens.shape[1],
+                seed=request.options.seed,
+            )
+        quantization = QuantizationRecord(
+            method=request.options.method,
+            scheme=request.options.scheme,
+            calibration=calibration,
+            effort=request.options.effort if "awq" in request.options.method else None,
+        )
+        return draft.publish(Contents(source=record, quantization=quantization))
+
+
+def quantize_fingerprint(record: SourceRecord, options: QuantizeOptions) -> str:
+    """Fingerprint of the checkpoint that these weights and options give."""
+    calib = Path(options.calib).expanduser()
+    text = record_file(calib) if calib.is_file() else None
+    portable = options.model_copy(update={"calib": portable_name(options.calib)})
+    return fingerprint_of(kind="checkpoint", source=record, options=portable, calib=text)
+
+
+def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
+    """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams."""
+    spec, scheme = source.spec, options.scheme
+    block = 0
+    for name in spec.block.linears:
+        rows, columns = spec.linear_shape(name)
+        group_bytes = _FP16_BYTES + scheme.bits / 8
+        block += int(rows * (columns * scheme.bits / 8 + scheme.groups(columns) * group_bytes))
+    outer = _FP16_BYTES * spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
+    hidden = 0 if options.method == "rtn" else _FP32_BYTES * options.samples * options.seqlen * spec.hidden_size
+    return 2 * spec.num_layers * block + outer + 2 * hidden

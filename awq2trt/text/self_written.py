@@ -1,0 +1,99 @@
+"""Text that the model writes itself, so that calibration needs no data.
+
+The model continues its own first tokens (the idea of LLM-QAT, arXiv:2305.17888, section 3.1: text sampled from the
+model covers what it saw in training).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from awq2trt.errors import CalibrationError
+from awq2trt.machine.device import available_bytes
+from awq2trt.models.decoder import BlockRunner, BlockWeights, Ends, KeyValueCache, load_block
+from awq2trt.models.families import DecoderSpec, family_named
+from awq2trt.models.sources.base import ModelSource
+from awq2trt.progress import Progress
+
+_GREEDY_START: Final = 4
+"""First tokens written greedily after the random first one (LLM-QAT: 3 to 5), before sampling starts."""
+
+_FP32_BYTES: Final = 4
+
+_TOP_K: Final = 100
+"""Tokens to draw from: the tail of a small model's distribution is noise, and one draw there derails the text."""
+
+
+def self_written(source: ModelSource, samples: int, seqlen: int, seed: int, progress: Progress) -> Tensor:
+    """Text sampled from the model: all sequences side by side, whole model in memory.
+
+    Args:
+        source: The model, which must fit in memory once in fp32.
+        samples: Sequences.
+        seqlen: Tokens in each.
+        seed: Of the draws; the same seed gives the same text.
+        progress: Counts tokens of a sequence.
+
+    Returns:
+        int64 [samples, seqlen].
+
+    Raises:
+        CalibrationError: The model does not fit in memory.
+    """
+    _require_memory(source.spec, samples, seqlen)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    ends, runner = Ends(source), BlockRunner.for_positions(source.spec, seqlen)
+    blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
+    caches = [KeyValueCache.empty(source.spec, samples, seqlen) for _ in blocks]
+    tokens = _first_tokens(source, samples, generator)
+    with progress.task("model writes its calibration text", total=seqlen - 1) as advance:
+        while tokens.shape[1] < seqlen:
+            logits = _next_logits(runner, ends, blocks, caches, tokens[:, caches[0].length :])
+            kept = logits.cpu().topk(1 if tokens.shape[1] <= _GREEDY_START else _TOP_K, dim=-1)
+            drawn = torch.multinomial(kept.values.softmax(dim=-1), 1, generator=generator)
+            tokens = torch.cat((tokens, kept.indices.gather(1, drawn)), dim=1)
+            advance(1)
+    return tokens
+
+
+def _require_memory(spec: DecoderSpec, samples: int, seqlen: int) -> None:
+    """Refuses before the first block is loaded what would end in swapping or a kill."""
+    block = sum(math.prod(shape) for shape in spec.block_shapes().values())
+    outer = sum(math.prod(shape) for shape in spec.outer_shapes().values())
+    cache = 2 * samples * seqlen * spec.num_kv_heads * spec.head_dim
+    needed = _FP32_BYTES * (spec.num_layers * (block + cache) + outer)
+    available = available_bytes()
+    if needed > available:
+        raise CalibrationError(
+            f"for the model to write its own text, all of it must be in memory in fp32: {needed / 2**30:.1f} GiB "
+            f"are needed, {available / 2**30:.1f} GiB are available.",
+            where="--calib self",
+            fix="name a .txt or .jsonl file with --calib: calibration on a text holds one block in memory at a time.",
+        )
+
+
+def _next_logits(
+    runner: BlockRunner, ends: Ends, blocks: Sequence[BlockWeights], caches: list[KeyValueCache], new: Tensor
+) -> Tensor:
+    """Logits after the newest tokens of every sequence: int64 [samples, S] -> fp32 [samples, vocab]."""
+    hidden = ends.embed(new, start=caches[0].length)
+    for layer, (weights, cache) in enumerate(zip(blocks, caches, strict=True)):
+        hidden = runner.run(weights, hidden, layer=layer, cache=cache)
+    return ends.logits(hidden[:, -1])
+
+
+def _first_tokens(source: ModelSource, samples: int, generator: torch.Generator) -> Tensor:
+    """One ordinary token to start each sequence: distinct draws from the vocabulary, after BOS if the family needs it.
+
+    Returns:
+        int64 [samples, 1 or 2].
+    """
+    drawn = torch.randperm(source.spec.vocab_size, generator=generator, device="cpu")[:samples].unsqueeze(1)
+    bos = source.config.get("bos_token_id")
+    return F.pad(drawn, (1, 0), value=bos) if family_named(source.spec.family).needs_bos and bos is not None else drawn

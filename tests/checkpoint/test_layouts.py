@@ -1,0 +1,261 @@
+"""Other people's checkpoints: read bit for bit, or refused by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from foreign_checkpoints import FOREIGN, GROUP, save_foreign
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import WIDE, quantized_llama
+from tiny_models import tokens
+from transformers import AutoModelForCausalLM
+
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.pack import pack_words, unpack_words
+from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
+from awq2trt.models.decoder import Ends, run_model
+from awq2trt.onnx_export import ExportOptions, export_onnx
+from awq2trt.onnx_export.proof import compare_weights
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions as ExportRecipe
+from awq2trt.scheme import QuantScheme
+from awq2trt.stages.export import ExportRequest, export_stage
+
+UP = "model.layers.0.mlp.up_proj"
+
+
+class _Notes(SilentProgress):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_codes_of_three_bits_lie_in_a_stream_without_gaps() -> None:
+    # Code 10 takes bits 30 to 32: two of them end the first word, one begins the second.
+    codes = np.zeros((1, 12), np.uint8)
+    codes[0, 0], codes[0, 10], codes[0, 11] = 5, 6, 1
+    assert pack_words(codes, 3).view(np.uint32).tolist() == [[0x80000005, 0b0011]]
+    np.testing.assert_array_equal(unpack_words(pack_words(codes, 3), 3, 12), codes)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("count", [1, 31, 32, 100])
+def test_words_are_taken_apart_as_they_were_put_together(bits: int, count: int) -> None:
+    codes = np.random.default_rng(0).integers(0, 1 << bits, (3, count), dtype=np.uint8)
+    assert pack_words(codes, bits).shape == (3, -(-count * bits // 32))
+    np.testing.assert_array_equal(unpack_words(pack_words(codes, bits), bits, count), codes)
+
+
+@pytest.mark.parametrize("layout", FOREIGN)
+def test_foreign_checkpoints_are_read_and_exported_bit_for_bit(layout: str, tmp_path: Path) -> None:
+    weights = save_foreign(tmp_path / "foreign", FOREIGN[layout])
+    checkpoint = QuantizedCheckpoint(tmp_path / "foreign")
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(checkpoint.linear(name).dequantize(), weight)
+    notes = _Notes()
+    export_stage(ExportRequest(tmp_path / "foreign", tmp_path / "onnx", ExportRecipe()), notes)
+    assert "largest dequantization difference: 0 (7 linears)" in notes.notes
+    assert any("no smaller" in note for note in notes.notes) == (FOREIGN[layout].bits < 4)
+    graph = ir.load(tmp_path / "onnx" / "model.onnx").graph.initializers
+    codes, scales = graph[f"{UP}.codes"].const_value, graph[f"{UP}.scales"].const_value
+    assert codes is not None
+    assert scales is not None
+    steps = codes.numpy().astype(np.float32)
+    if f"{UP}.zeros" in graph:
+        zeros = graph[f"{UP}.zeros"].const_value
+        assert zeros is not None
+        steps -= np.repeat(zeros.numpy().astype(np.float32), GROUP, axis=1)
+    got = steps * np.repeat(scales.numpy().astype(np.float32), GROUP, axis=1)
+    np.testing.assert_array_equal(got, weights[UP])
+
+
+def test_the_proof_finds_a_single_wrong_nibble(tmp_path: Path) -> None:
+    save_foreign(tmp_path / "foreign", FOREIGN["gptq"])
+    (tmp_path / "onnx").mkdir()
+    checkpoint = QuantizedCheckpoint(tmp_path / "foreign")
+    export_onnx(checkpoint, tmp_path / "onnx")
+    model = ir.load(tmp_path / "onnx" / "model.onnx")
+    tensor = model.graph.initializers[f"{UP}.codes"].const_value
+    assert isinstance(tensor, ir.ExternalTensor)
+    data = bytearray((tmp_path / "onnx" / "model.onnx.data").read_bytes())
+    data[(tensor.offset or 0) + 100] ^= 0x10
+    (tmp_path / "onnx" / "model.onnx.data").write_bytes(data)
+    proof = compare_weights(checkpoint, ir.load(tmp_path / "onnx" / "model.onnx"), SilentProgress())
+    assert proof.where == UP
+    assert proof.largest > 0
+
+
+def test_a_type_that_rounds_the_scales_is_told(tmp_path: Path) -> None:
+    save_foreign(tmp_path / "foreign", FOREIGN["awq"])
+    notes = _Notes()
+    request = ExportRequest(tmp_path / "foreign", tmp_path / "onnx", ExportRecipe(dtype="bfloat16"))
+    export_stage(request, notes)
+    assert any("largest dequantization difference: 0.0" in note for note in notes.notes)
+    assert any("--dtype" in note for note in notes.notes)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("compressed_tensors") is None, reason="needs compressed-tensors: pip install it"
+)
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (3, False), (3, True), (2, False)])
+def test_compressed_tensors_reads_what_we_write_and_we_read_what_it_writes(
+    bits: int, symmetric: bool, tmp_path: Path
+) -> None:
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+
+    ours = quantized_llama(tmp_path, WIDE, bits=bits, symmetric=symmetric)
+    scheme = QuantizationConfig.model_validate(ours.config["quantization_config"]).config_groups["group_0"]
+    name = "model.layers.1.mlp.down_proj"
+    stored = {kind: torch.from_numpy(value) for kind, value in ours.stored_tensors(name).items()}
+    theirs = PackedQuantizationCompressor.decompress(stored, scheme)["weight"]
+    # They multiply in the scales' type, fp16; codes and zero points are integers and must be ours exactly.
+    expected = ours.linear(name).dequantize()
+    np.testing.assert_array_equal(theirs.numpy(), expected.astype(np.float16))
+
+    linear = ours.linear(name)
+    zeros = np.full(linear.scales.shape, linear.scheme.symmetric_zero) if linear.zeros is None else linear.zeros
+    middle = linear.scheme.symmetric_zero
+    again = PackedQuantizationCompressor.compress(
+        {
+            "weight": torch.from_numpy(expected),
+            "weight_scale": torch.from_numpy(linear.scales.astype(np.float32)),
+            "weight_zero_point": torch.from_numpy(zeros.astype(np.int8) - np.int8(middle)),
+        },
+        scheme,
+    )
+    for kind in ("weight_packed", "weight_zero_point"):
+        if kind in stored:
+            np.testing.assert_array_equal(again[kind].numpy(), stored[kind].numpy())
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("compressed_tensors") is None, reason="needs compressed-tensors: pip install it"
+)
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_transformers_computes_what_we_do_with_a_packed_checkpoint(bits: int, tmp_path: Path) -> None:
+    # Symmetric: transformers 5.23 expects zero points unpacked, and so refuses compressed-tensors' own files with them.
+    ours, ids = quantized_llama(tmp_path, WIDE, bits=bits, symmetric=True), tokens(1, 20)
+    theirs = AutoModelForCausalLM.from_pretrained(ours.directory, dtype=torch.float32)
+    with torch.inference_mode():
+        expected = theirs(ids).logits
+        got = Ends(ours).logits(run_model(ours, ids))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_narrow_codes_make_a_smaller_checkpoint(tmp_path: Path) -> None:
+    sizes = []
+    for bits in (2, 3, 4):
+        checkpoint = quantized_llama(tmp_path / str(bits), WIDE, bits=bits, symmetric=True)
+        sizes.append(sum(value.nbytes for value in checkpoint.stored_tensors("model.layers.0.mlp.up_proj").values()))
+    weights = 96 * 64
+    assert [size - sizes[0] for size in sizes] == [0, weights // 8, weights // 4]
+
+
+def test_narrow_codes_are_exported_as_the_same_weights(tmp_path: Path) -> None:
+    for bits, symmetric in ((2, False), (3, True)):
+        checkpoint = quantized_llama(tmp_path / str(bits), WIDE, bits=bits, symmetric=symmetric)
+        (tmp_path / str(bits) / "onnx").mkdir()
+        export_onnx(checkpoint, tmp_path / str(bits) / "onnx", options=ExportOptions())
+        model = ir.load(tmp_path / str(bits) / "onnx" / "model.onnx")
+        assert compare_weights(checkpoint, model, SilentProgress()).largest == 0
+        linear = checkpoint.linear("model.layers.0.mlp.up_proj")
+        assert linear.widened().scheme == QuantScheme(4, 32, not symmetric)
+        np.testing.assert_array_equal(linear.widened().dequantize(), linear.dequantize())
+
+
+Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
+
+
+def _set(kind: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    """Changes a tensor of one linear."""
+
+    def apply_(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+        tensors[f"{UP}.{kind}"] = change(tensors[f"{UP}.{kind}"]).contiguous()
+
+    return apply_
+
+
+def _drop(kind: str) -> Change:
+    def apply_(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+        del tensors[f"{UP}.{kind}"]
+
+    return apply_
+
+
+def _say(**changes: Any) -> Change:
+    return lambda tensors, config: config["quantization_config"].update(changes)
+
+
+def _weights(**changes: Any) -> Change:
+    return lambda tensors, config: config["quantization_config"]["config_groups"]["group_0"]["weights"].update(changes)
+
+
+BROKEN: dict[str, tuple[str, Change, type[Awq2trtError], str]] = {
+    "awq, scales of another shape": ("awq", _set("scales", lambda v: v[:1]), CheckpointError, r"up_proj.*scales"),
+    "awq, no zero points": ("awq", _drop("qzeros"), CheckpointError, r"up_proj: missing qzeros"),
+    "awq, unknown version": ("awq", _say(version="gemv_fast"), UnsupportedError, "version.*gemv_fast"),
+    "awq, truncated codes": ("awq", _set("qweight", lambda v: v[:-8]), CheckpointError, r"up_proj"),
+    "gptq, no scales": ("gptq", _drop("scales"), CheckpointError, r"up_proj: missing scales"),
+    "gptq, unknown version": ("gptq", _say(checkpoint_format="marlin"), UnsupportedError, "checkpoint_format.*marlin"),
+    "gptq, codes of another shape": (
+        "gptq", _set("qweight", lambda v: v[:, :-8]), CheckpointError, r"up_proj: qweight: expected int32 \[8, 96\]",
+    ),
+    "gptq, act-order": (
+        "gptq", _set("g_idx", lambda v: v.flip(0)), UnsupportedError, r"up_proj: its input channels are ordered",
+    ),
+    "gptq, zero points that readers disagree on": (
+        "gptq", _set("qzeros", lambda v: v | 0xF), UnsupportedError, r"up_proj: qzeros hold 15",
+    ),
+    "gptq, eight bits": ("gptq", _say(bits=8), UnsupportedError, "quantization_config: got 8 bits"),
+    "gptq, layers of their own": ("gptq", _say(dynamic={"-:.*": {}}), UnsupportedError, "dynamic"),
+    "gptq, scales that are not numbers": (
+        "gptq", _set("scales", lambda v: v * torch.nan), CheckpointError, r"up_proj: scales are NaN",
+    ),
+    "compressed, another shape than it says": (
+        "compressed-asym", _set("weight_shape", lambda v: v.flip(0)), CheckpointError, r"weight_shape: expected \[96,",
+    ),
+    "compressed, no scales": ("compressed", _drop("weight_scale"), CheckpointError, r"up_proj: missing weight_scale"),
+    "compressed, no zero points": (
+        "compressed-asym", _drop("weight_zero_point"), CheckpointError, r"up_proj: missing weight_zero_point",
+    ),
+    "compressed, unknown format": ("compressed", _say(format="nvfp4-pack-quantized"), UnsupportedError, "nvfp4"),
+    "compressed, floating point": ("compressed", _weights(type="float"), UnsupportedError, "integer weights"),
+    "compressed, blocks": ("compressed", _weights(strategy="block"), UnsupportedError, "strategy.*block"),
+    "unknown method": ("awq", _say(quant_method="aqlm"), UnsupportedError, "quant_method.*aqlm"),
+    "no group size": ("gptq", _say(group_size=None), CheckpointError, "group_size: expected an integer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_broken_checkpoints_are_refused_by_name(fault: str, tmp_path: Path) -> None:
+    layout, change, kind, message = BROKEN[fault]
+    save_foreign(tmp_path, FOREIGN[layout])
+    tensors = load_file(tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    change(tensors, config)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(kind, match=message) as caught:
+        QuantizedCheckpoint(tmp_path).linear(UP)
+    assert caught.value.where
+
+
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
+    save_foreign(tmp_path, FOREIGN["gptq"])
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*truncated"):
+        QuantizedCheckpoint(tmp_path).linear(UP)

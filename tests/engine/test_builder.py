@@ -1,0 +1,198 @@
+"""Engines from function bodies: inlining anywhere, building where TensorRT-RTX is installed (no GPU needed)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from tiny_checkpoints import RandomCheckpoint
+
+from awq2trt import opset
+from awq2trt.engine.builder import BuildOptions, build_engine, import_tensorrt_rtx
+from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError
+from awq2trt.graph.inline import inline_bodies
+from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE, WEIGHTS_FILE
+from awq2trt.machine.plugin_library import find_plugin_library
+from awq2trt.onnx_export import ExportOptions, export_onnx
+from awq2trt.progress import Advance
+from awq2trt.scheme import WHOLE_ROW, QuantScheme
+from awq2trt.target import find_target
+
+RTX4090 = find_target("rtx4090")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny exported decoder: zero points, a shorter last group, biases on q, k, v and o alone."""
+    directory = tmp_path_factory.mktemp("exported")
+    export_onnx(RandomCheckpoint(attention_bias=True), directory)
+    return directory
+
+
+def test_inlined_model_computes_the_same_bits(exported: Path) -> None:
+    model = ir.load(exported / MODEL_FILE)
+    inline_bodies(model)
+    assert not model.functions
+    names = [node.name for node in model.graph if node.op_type == "DequantizeLinear"]
+    assert sum(name.startswith("model.layers.1.mlp.down_proj/") for name in names if name) == 2  # codes and zeros
+    assert len(set(names)) == len(names)
+    ir.save(model, exported / "inlined.onnx")
+    np.testing.assert_array_equal(_first_logits(exported / "inlined.onnx"), _first_logits(exported / MODEL_FILE))
+
+
+def test_model_without_bodies_needs_the_plugin(tmp_path: Path) -> None:
+    export_onnx(RandomCheckpoint(), tmp_path, options=ExportOptions(function_bodies=False))
+    with pytest.raises(ArtifactError, match=r"layers\.0\.self_attn\.q_proj: .*no function body.*--no-function-bodies"):
+        inline_bodies(ir.load(tmp_path / MODEL_FILE))
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(
+    ("scheme", "bias"),
+    [
+        pytest.param(QuantScheme(4, 64, True), True, id="ragged-zeros-bias"),
+        pytest.param(QuantScheme(4, 64, False), False, id="ragged-symmetric"),
+        pytest.param(QuantScheme(4, 32, True), False, id="g32-zeros"),
+        pytest.param(QuantScheme(4, WHOLE_ROW, True), False, id="whole-row-zeros"),
+        pytest.param(QuantScheme(4, 128, False), True, id="row-shorter-than-group-symmetric-bias"),
+    ],
+)
+def test_every_body_builds(scheme: QuantScheme, bias: bool, tmp_path: Path) -> None:
+    export_onnx(RandomCheckpoint(scheme, num_hidden_layers=1, attention_bias=bias), tmp_path)
+    result = build_engine(tmp_path, RTX4090, tmp_path)
+    assert (tmp_path / ENGINE_FILE).stat().st_size == result.engine_bytes > 0
+    assert opset.W4A16_LINEAR.encode() not in (tmp_path / ENGINE_FILE).read_bytes()
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(("head_dim", "heads", "kv_heads"), [(8, 6, 2), (40, 4, 2), (32, 2, 2), (80, 4, 1)])
+def test_heads_without_a_fused_kernel_build(head_dim: int, heads: int, kv_heads: int, tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"head_dim": head_dim, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    export_onnx(RandomCheckpoint(num_hidden_layers=1, **shape), tmp_path)
+    build_engine(tmp_path, RTX4090, tmp_path)
+
+
+@pytest.mark.trt
+def test_odd_features_build(tmp_path: Path) -> None:
+    export_onnx(RandomCheckpoint(num_hidden_layers=1, intermediate_size=77), tmp_path)
+    build_engine(tmp_path, RTX4090, tmp_path)
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_engine_for_several_gpus(dtype: str, tmp_path: Path) -> None:
+    export_onnx(RandomCheckpoint(sliding_window=9), tmp_path, options=ExportOptions(dtype=dtype))
+    progress = _RecordingProgress()
+    result = build_engine(tmp_path / MODEL_FILE, find_target("rtx"), tmp_path, progress=progress)
+    assert result.compute_capabilities == ("SM86", "SM89", "SM120")
+    assert [(p.name, p.shortest, p.longest) for p in result.profiles] == [("prefill", 1, 64), ("decode", 1, 1)]
+    assert result.files == (tmp_path / ENGINE_FILE, tmp_path / "build.log")
+    assert "ONNX IR version" in (tmp_path / "build.log").read_text()
+    assert progress.tasks
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.trt
+def test_plugin_takes_the_nodes_although_they_have_bodies(exported: Path, tmp_path: Path) -> None:
+    try:
+        library = find_plugin_library()
+    except ToolError as error:
+        pytest.skip(f"needs the plugin library: {error}")
+    build_engine(exported, RTX4090, tmp_path, options=BuildOptions(plugin_library=library))
+    engine = (tmp_path / ENGINE_FILE).read_bytes()
+    assert opset.W4A16_LINEAR.encode() in engine
+    for value in ir.load(exported / MODEL_FILE).graph.initializers.values():
+        if value.name is not None and value.name.endswith(".codes") and value.const_value is not None:
+            assert value.const_value.tobytes() in engine, value.name  # one copy, as it was
+
+
+@pytest.mark.trt
+def test_node_that_tensorrt_refuses_is_named(exported: Path, tmp_path: Path) -> None:
+    model = ir.load(exported / MODEL_FILE)
+    attention = next(node for node in model.graph if node.name == "model.layers.1.attention")
+    attention.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", 1)
+    ir.save(model, tmp_path / MODEL_FILE)
+    (tmp_path / WEIGHTS_FILE).write_bytes((exported / WEIGHTS_FILE).read_bytes())
+    with pytest.raises(BuildError, match=r"model\.layers\.1\.attention: TensorRT refuses Attention.*softmax precision"):
+        build_engine(tmp_path, RTX4090, tmp_path)
+    assert not (tmp_path / ENGINE_FILE).exists()
+    assert "ERROR" in (tmp_path / "build.log").read_text()
+
+
+@pytest.mark.trt
+def test_engine_for_the_gpu_of_a_machine_without_one_is_refused(exported: Path, tmp_path: Path) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(BuildError, match=r"cannot build the engine: .*CUDA driver"):
+        build_engine(exported, find_target("host"), tmp_path)
+
+
+@pytest.mark.trt
+def test_full_disk_leaves_no_engine(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, data: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(ArtifactError, match="No space left"):
+        build_engine(exported, RTX4090, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["build.log"]
+
+
+@pytest.mark.trt
+def test_directory_that_cannot_be_written_is_named(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="nowhere"):
+        build_engine(exported, RTX4090, tmp_path / "nowhere")
+
+
+@pytest.mark.trt
+def test_missing_weights_are_named(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / MODEL_FILE).write_bytes((exported / MODEL_FILE).read_bytes())
+    with pytest.raises(ArtifactError, match=f"{WEIGHTS_FILE}: the weights file is missing"):
+        build_engine(tmp_path, RTX4090, tmp_path)
+
+
+def test_orin_is_not_built_here(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="Orin"):
+        build_engine(exported, find_target("orin"), tmp_path, options=BuildOptions())
+
+
+def test_missing_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ToolError, match="pip install tensorrt-rtx-cu13"):
+        import_tensorrt_rtx()
+
+
+class _RecordingProgress:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        self.tasks.append(description)
+        yield lambda units: None
+
+    def note(self, message: str) -> None:
+        """Nothing to remember."""
+
+
+def _first_logits(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feeds = {
+        value.name: np.zeros([1, *value.shape[1:]], np.float16)
+        for value in session.get_inputs()
+        if value.name.startswith("past_")
+    }
+    tokens = {"input_ids": np.array([[5, 6, 7]]), "cache_position": np.array([0])}
+    logits: np.ndarray[tuple[int, ...], np.dtype[np.float16]] = session.run(["logits"], {**feeds, **tokens})[0]
+    return logits

@@ -1,0 +1,53 @@
+"""Perplexity and agreement against transformers and arithmetic by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import save_llama, tokens
+from transformers import AutoModelForCausalLM
+
+from awq2trt.errors import UsageError
+from awq2trt.evaluation.perplexity import agreement, first_windows, perplexity, torch_logits
+from awq2trt.models.sources.safetensors import SafetensorsSource
+from awq2trt.progress import SilentProgress
+
+
+def test_perplexity_is_that_of_transformers(tmp_path: Path) -> None:
+    source = SafetensorsSource(save_llama(tmp_path))
+    windows = tokens(3, 200)  # more than one piece of logits
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.inference_mode():
+        expected = [float(model(window[None], labels=window[None]).loss) for window in windows]
+    logits = torch_logits(source, windows, SilentProgress(), "run")
+    found = perplexity(windows, logits, SilentProgress(), "score")
+    assert found.window_nll == pytest.approx(expected, rel=1e-5)
+    assert found.value == pytest.approx(math.exp(sum(expected) / 3), rel=1e-5)
+    assert (found.windows, found.seqlen) == (3, 200)
+
+
+def test_windows_come_from_the_start_one_after_another() -> None:
+    assert first_windows(list(range(10)), windows=2, seqlen=4, where="t").tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    with_bos = first_windows(list(range(10)), windows=2, seqlen=4, where="t", bos=77)
+    assert with_bos.tolist() == [[77, 0, 1, 2], [77, 3, 4, 5]]
+    assert first_windows(list(range(10)), windows=99, seqlen=4, where="t").shape == (2, 4)
+    with pytest.raises(UsageError, match="expected at least 11 tokens, got 10"):
+        first_windows(list(range(10)), windows=1, seqlen=11, where="t")
+
+
+def _constant(rows: torch.Tensor, pieces: int) -> Iterator[torch.Tensor]:
+    return iter(rows.chunk(pieces))
+
+
+def test_agreement_is_kl_and_top1() -> None:
+    p = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
+    q = torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]])
+    windows = torch.zeros(1, 2, dtype=torch.int64)
+    found = agreement(windows, lambda _: _constant(p.log(), 1), lambda _: _constant(q.log() + 3.0, 2))
+    assert found.top1 == 0.5
+    assert found.positions == 2
+    assert found.mean_kl == pytest.approx((0.5 * math.log(2) - 0.25 * math.log(2)) / 2)

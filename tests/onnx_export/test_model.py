@@ -1,0 +1,282 @@
+"""The exported graph: bodies against the oracle, whole decoders against transformers, files and contract."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from tiny_checkpoints import RandomCheckpoint, random_linear, relative_error, torch_logits
+
+from awq2trt import opset
+from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
+from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE, IoContract
+from awq2trt.onnx_export import ExportOptions, export_onnx
+from awq2trt.onnx_export.bodies import BodyVariant, make_body
+from awq2trt.onnx_export.external_data import PAGE_BYTES, ExternalDataWriter
+from awq2trt.runtime import OrtBackend
+from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
+
+FP16_TOLERANCE = 1.5e-3
+"""Of a linear computed in fp16: a few roundings of 2^-11 each, and two products that partly cancel."""
+
+ROTARY_TOLERANCE = 2e-3
+"""Of logits in fp32: only cos and sin are rounded, to fp16 (2^-11), and go through two layers."""
+
+SHAPES = [
+    pytest.param(128, 576, 48, id="k576-g128"),
+    pytest.param(64, 128, 33, id="odd-n"),
+    pytest.param(32, 96, 40, id="g32"),
+    pytest.param(WHOLE_ROW, 80, 17, id="whole-row"),
+    pytest.param(128, 96, 24, id="row-shorter-than-group"),
+    pytest.param(64, 100, 8, id="blocks-of-4"),
+    pytest.param(64, 77, 9, id="odd-k"),
+]
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("zero_point", [False, True], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize(("group_size", "features", "rows"), SHAPES)
+def test_body_computes_what_dequantize_says(
+    group_size: int, features: int, rows: int, zero_point: bool, bias: bool
+) -> None:
+    random = np.random.default_rng(0)
+    linear = random_linear((rows, features), QuantScheme(4, group_size, zero_point), random, bias=bias)
+    x = random.normal(size=(2, 3, features)).astype(np.float16)
+    expected = x.astype(np.float32) @ linear.dequantize().T
+    if linear.bias is not None:
+        expected += linear.bias.astype(np.float32)
+    assert relative_error(_run_body(linear, x), expected) < FP16_TOLERANCE
+
+
+def test_body_takes_inputs_of_any_rank() -> None:
+    random = np.random.default_rng(0)
+    linear = random_linear((16, 72), QuantScheme(4, 64, True), random)
+    x = random.normal(size=(5, 72)).astype(np.float16)
+    assert relative_error(_run_body(linear, x), x.astype(np.float32) @ linear.dequantize().T) < FP16_TOLERANCE
+
+
+def test_bodies_of_different_variants_have_different_overloads() -> None:
+    variants = {
+        BodyVariant.of(random_linear((8, features), QuantScheme(4, group, zeros), np.random.default_rng(0), bias=bias))
+        for group in (32, 64, WHOLE_ROW)
+        for features in (64, 72, 100)
+        for zeros in (False, True)
+        for bias in (False, True)
+    }
+    assert len({variant.overload for variant in variants}) == len(variants)
+
+
+DECODERS = [
+    pytest.param(QuantScheme(4, 64, True), {}, id="ragged-zeros"),
+    pytest.param(QuantScheme(4, 32, False), {"tie_word_embeddings": True}, id="symmetric-tied"),
+    pytest.param(QuantScheme(4, WHOLE_ROW, True), {"attention_bias": True, "mlp_bias": True}, id="whole-row-biases"),
+    pytest.param(QuantScheme(4, 128, True), {"num_key_value_heads": 6}, id="multi-head"),
+    pytest.param(
+        QuantScheme(4, 64, True),
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+        id="llama3-rope",
+    ),
+    pytest.param(
+        QuantScheme(4, 64, True), {"architectures": ["MistralForCausalLM"], "sliding_window": 7}, id="sliding-window"
+    ),
+]
+
+
+@pytest.mark.parametrize(("scheme", "overrides"), DECODERS)
+def test_decoder_agrees_with_transformers(scheme: QuantScheme, overrides: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint(scheme, **overrides)
+    export_onnx(checkpoint, tmp_path)
+    tokens = _tokens(40)
+    got = np.concatenate(list(OrtBackend.load(tmp_path, all_logits=True).logits(tokens)))
+    assert relative_error(got, torch_logits(checkpoint, tokens)) < ROTARY_TOLERANCE
+
+
+def test_bfloat16_decoder_agrees_with_transformers(tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint()
+    export_onnx(checkpoint, tmp_path, options=ExportOptions(dtype="bfloat16"))
+    tokens = _tokens(20)
+    got = np.concatenate(list(OrtBackend.load(tmp_path, all_logits=True).logits(tokens)))
+    assert relative_error(got, torch_logits(checkpoint, tokens)) < 8 * ROTARY_TOLERANCE  # 8 bits fewer, all tensors
+
+
+def test_bodies_in_the_whole_decoder_agree_with_transformers(tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint(attention_bias=True)
+    export_onnx(checkpoint, tmp_path)
+    tokens = _tokens(20)
+    got = np.concatenate(list(OrtBackend.load(tmp_path, all_logits=True, lowered=False).logits(tokens)))
+    assert relative_error(got, torch_logits(checkpoint, tokens)) < 10 * FP16_TOLERANCE  # some 20 roundings in a row
+
+
+def test_sequences_of_a_batch_have_their_own_positions(tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint()
+    export_onnx(checkpoint, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / MODEL_FILE, _quiet(), providers=["CPUExecutionProvider"])
+    first, second = _tokens(9), _tokens(5, seed=1)
+    caches = {
+        value.name: np.zeros([2, *value.shape[1:]], np.float16)
+        for value in session.get_inputs()
+        if value.name.startswith("past_")
+    }
+    # Row 0 has seen four tokens when row 1 begins: a first call fills row 0, and row 1 with what is then overwritten.
+    start = np.array([first[:4], second[:4]])
+    _, *presents = session.run(None, {"input_ids": start, "cache_position": np.array([0, 0]), **caches})
+    rest = {"input_ids": np.array([first[4:], second]), "cache_position": np.array([4, 0])}
+    logits, *_ = session.run(None, {**rest, **dict(zip(caches, presents, strict=True))})
+    for row, tokens in enumerate((first, second)):
+        assert relative_error(logits[row, 0], torch_logits(checkpoint, tokens)[-1]) < 10 * FP16_TOLERANCE
+
+
+@pytest.mark.parametrize("options", [ExportOptions(), ExportOptions(all_logits=True, dtype="bfloat16", max_seq_len=48)])
+def test_contract_is_that_of_the_file(options: ExportOptions, tmp_path: Path) -> None:
+    result = export_onnx(RandomCheckpoint(sliding_window=7), tmp_path, options=options)
+    graph = ir.load(tmp_path / MODEL_FILE).graph
+    for declared, values in ((result.contract.inputs, graph.inputs), (result.contract.outputs, graph.outputs)):
+        found = [(value.name, value.dtype, value.shape) for value in values]
+        assert found == [(t.name, ir.DataType[t.dtype.upper()], ir.Shape(t.shape)) for t in declared]
+    assert result.contract.capacity == (options.max_seq_len or 64)
+    assert IoContract.from_json(result.contract.to_json()) == result.contract
+
+
+def test_contract_that_lacks_a_key_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="KeyError: 'inputs'"):
+        IoContract.from_json({"capacity": 4})
+
+
+@pytest.mark.parametrize("function_bodies", [True, False])
+def test_functions_are_there_if_asked_for(function_bodies: bool, tmp_path: Path) -> None:
+    export_onnx(RandomCheckpoint(), tmp_path, options=ExportOptions(function_bodies=function_bodies))
+    onnx.checker.check_model(str(tmp_path / MODEL_FILE), full_check=function_bodies)
+    model = ir.load(tmp_path / MODEL_FILE)
+    nodes = [node for node in model.graph if node.op_type == opset.W4A16_LINEAR]
+    assert len(nodes) == 2 * 7
+    assert bool(model.functions) == function_bodies
+    for node in nodes:
+        assert node.attributes[opset.ATTR_PLUGIN_NAMESPACE].as_string() == opset.PLUGIN_NAMESPACE
+        assert (node.op_identifier() in model.functions) == function_bodies
+
+
+def test_codes_are_signed_nibbles_on_page_boundaries(tmp_path: Path) -> None:
+    path = tmp_path / WEIGHTS_FILE
+    with path.open("wb") as file:
+        writer = ExternalDataWriter(file, path)
+        writer.write_float("scales", np.array([1.0, -2.0]), ir.DataType.FLOAT16)
+        codes = writer.write_int4("codes", np.array([[0, 8, 15], [9, 1, 7]], dtype=np.uint8))
+    data = path.read_bytes()
+    assert data[:4] == b"\x00\x3c\x00\xc0"
+    assert codes.offset == PAGE_BYTES
+    assert data[PAGE_BYTES:] == bytes([0x08, 0x17, 0xF9])  # signed: -8, 0, 7, 1, -7, -1; low nibble first
+
+
+def test_a_tensor_of_several_pieces_is_cast_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("awq2trt.onnx_export.external_data._CHUNK_ELEMENTS", 3)
+    value = np.arange(10, dtype=np.float32).reshape(5, 2)
+    path = tmp_path / WEIGHTS_FILE
+    with path.open("wb") as file:
+        ExternalDataWriter(file, path).write_float("value", value, ir.DataType.FLOAT16)
+    np.testing.assert_array_equal(np.fromfile(path, np.float16).reshape(5, 2), value)
+
+
+def test_export_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint(hidden_size=512, intermediate_size=2048, vocab_size=4096, num_hidden_layers=12)
+    largest = 2048 * 512 * 8  # bytes of the largest linear's random int64 draws, the costliest thing alive
+    tracemalloc.start()
+    try:
+        export_onnx(checkpoint, tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / WEIGHTS_FILE).stat().st_size > 25e6
+    assert peak < 3 * largest
+
+
+def test_weight_beyond_fp16_is_refused_by_name(tmp_path: Path) -> None:
+    class Huge(RandomCheckpoint):
+        def tensor(self, name: str) -> NDArray[Any]:
+            value = super().tensor(name)
+            return value.astype(np.float32) * 1e6 if name == "model.norm.weight" else value
+
+    with pytest.raises(UnsupportedError, match=r"model\.norm\.weight: .*does not fit float16"):
+        export_onnx(Huge(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_capacity_beyond_the_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at most 64 positions"):
+        export_onnx(RandomCheckpoint(), tmp_path, options=ExportOptions(max_seq_len=65))
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "float32"}, {"max_seq_len": 0}])
+def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        ExportOptions(**wrong)
+
+
+def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: ExternalDataWriter, name: str, codes: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ExternalDataWriter, "write_int4", fail)
+    with pytest.raises(ArtifactError, match="No space left"):
+        export_onnx(RandomCheckpoint(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _run_body(linear: QuantizedLinear, x: NDArray[np.float16]) -> NDArray[np.float16]:
+    """Runs a model of one node and its body in ONNX Runtime."""
+    variant = BodyVariant.of(linear)
+    arrays: dict[str, NDArray[Any] | None] = {
+        "codes": linear.codes,
+        "scales": linear.scales,
+        "zeros": linear.zeros,
+        "bias": linear.bias,
+    }
+    initializers = [_initializer(name, arrays[name]) for name in variant.input_names if name != "x"]
+    source = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT16), shape=ir.Shape([*x.shape[:-1], x.shape[-1]]))
+    attributes = {opset.ATTR_GROUP_SIZE: linear.group_length}
+    node = ir.node(
+        opset.W4A16_LINEAR, [source, *initializers], attributes, domain=opset.DOMAIN, overload=variant.overload
+    )
+    y = node.outputs[0]
+    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT16)
+    y.shape = ir.Shape([*x.shape[:-1], linear.out_features])
+    imports = {"": opset.ONNX_OPSET, opset.DOMAIN: opset.DOMAIN_VERSION}
+    graph = ir.Graph([source], node.outputs, nodes=[node], initializers=initializers, opset_imports=imports, name="one")
+    proto = ir.to_proto(ir.Model(graph, ir_version=opset.ONNX_IR_VERSION, functions=[make_body(variant)]))
+    onnx.checker.check_model(proto, full_check=True)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), _quiet(), providers=["CPUExecutionProvider"])
+    result: NDArray[np.float16] = session.run(None, {"x": x})[0]
+    return result
+
+
+def _initializer(name: str, array: NDArray[Any] | None) -> ir.Value:
+    assert array is not None
+    if array.dtype != np.uint8:
+        return ir.Value(name=name, const_value=ir.Tensor(array, name=name))
+    signed = array.astype(np.int8) - 8  # onnx packs INT4 itself here, independently of `pack_int4`
+    tensor = onnx.helper.make_tensor(name, onnx.TensorProto.INT4, array.shape, signed.reshape(-1).tolist())
+    return ir.Value(name=name, const_value=ir.serde.deserialize_tensor(tensor))
+
+
+def _tokens(count: int, seed: int = 0) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(0, 120, count)]
+
+
+def _quiet() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return options

@@ -1,0 +1,252 @@
+"""Rounding, search and folding: definitions, known optima, invariances."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import save_llama, tokens
+
+from awq2trt.errors import CalibrationError, CheckpointError
+from awq2trt.models.decoder import BlockRunner, Ends, load_block
+from awq2trt.models.families import LINEAR, ScaleGroup
+from awq2trt.models.sources.safetensors import SafetensorsSource
+from awq2trt.quantization.block import BlockMethod, collect_statistics, quantize_block
+from awq2trt.quantization.effort import EFFORTS
+from awq2trt.quantization.fold import fold_scales_, smooth_scales
+from awq2trt.quantization.rounding import fake_quantize, quantize
+from awq2trt.quantization.search import (
+    InputStatistics,
+    ScaleOptions,
+    normalised_scales,
+    output_error,
+    search_scales,
+    smooth_magnitude,
+    spread_over_heads,
+    weight_magnitude,
+)
+from awq2trt.scheme import WHOLE_ROW, QuantScheme
+
+
+def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+SCHEMES = [
+    QuantScheme(bits=b, group_size=g, zero_point=z)
+    for b in (2, 3, 4)
+    for g in (32, 64, 128, WHOLE_ROW)
+    for z in (True, False)
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=QuantScheme.describe)
+@pytest.mark.parametrize("columns", [128, 72, 33])
+def test_error_is_at_most_half_a_step(scheme: QuantScheme, columns: int) -> None:
+    weight = _normal(7, columns) + 0.3
+    linear = quantize(weight, scheme)
+    steps = np.repeat(linear.scales.astype(np.float32), linear.group_length, axis=1)[:, :columns]
+    error = np.abs(linear.dequantize() - weight.numpy())
+    # Asymmetric: the zero point is rounded too, so an extreme can lie another half step outside the grid. fp16 step
+    # sizes are off by up to 2^-11 of 15 steps.
+    bound = (1.0 if scheme.zero_point else 0.5) + 15 * 2**-11
+    assert (error <= bound * steps).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=QuantScheme.describe)
+def test_fake_quantize_is_what_the_codes_say(scheme: QuantScheme) -> None:
+    weight = _normal(5, 72)
+    np.testing.assert_array_equal(fake_quantize(weight, scheme).numpy(), quantize(weight, scheme).dequantize())
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(-1, 1), st.floats(1e-3, 10))
+def test_weights_on_the_grid_are_exact(low: float, span: float) -> None:
+    step = torch.tensor(span / 15).half().float()
+    zero = round(np.clip(-low / float(step), 0, 15))
+    weight = (torch.arange(16.0) - zero).repeat(2, 2) * step  # every code of a group of 32
+    torch.testing.assert_close(fake_quantize(weight, QuantScheme(group_size=32)), weight, rtol=0, atol=0)
+
+
+def test_a_group_of_one_sign_keeps_its_values() -> None:
+    weight = torch.linspace(1.0, 2.0, 32).unsqueeze(0)
+    assert float((fake_quantize(weight, QuantScheme(group_size=32)) - weight).abs().max()) <= 2.0 / 15 / 2 + 1e-3
+
+
+def test_all_zero_and_tiny_groups_become_zero() -> None:
+    weight = torch.cat((torch.zeros(2, 32), torch.full((2, 32), 1e-12)), dim=1)
+    for zero_point in (True, False):
+        linear = quantize(weight, QuantScheme(group_size=32, zero_point=zero_point))
+        assert not linear.dequantize().any()
+
+
+def test_weights_beyond_fp16_are_refused_by_name() -> None:
+    with pytest.raises(CheckpointError, match=r"up_proj.*fp16"):
+        quantize(torch.full((2, 32), 1e7), QuantScheme(group_size=32), where="model.layers.0.mlp.up_proj")
+
+
+def test_output_error_is_the_mean_squared_output_difference() -> None:
+    x, difference = _normal(50, 24, seed=1), _normal(6, 24, seed=2)
+    statistics = InputStatistics.empty(24)
+    statistics.add_(x[:20])
+    statistics.add_(x[20:])
+    expected = (x.double() @ difference.double().T).square().sum(dim=1).mean()
+    assert output_error(difference, statistics.gram()) == pytest.approx(float(expected), rel=1e-5)
+    torch.testing.assert_close(statistics.magnitude(), x.abs().mean(dim=0))
+
+
+def _salient_problem() -> tuple[torch.Tensor, InputStatistics]:
+    """Weights and inputs where one channel in 64 carries most of the input."""
+    x = _normal(256, 64, seed=3) * 0.1
+    x[:, 5] *= 100
+    statistics = InputStatistics.empty(64)
+    statistics.add_(x)
+    return _normal(16, 64, seed=4), statistics
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_scale_search_protects_the_salient_channel(adaptive: bool) -> None:
+    weight, statistics = _salient_problem()
+    scheme = QuantScheme(group_size=64)
+    found = search_scales(
+        [weight], statistics.gram(), partial(normalised_scales, statistics.magnitude()), scheme, ScaleOptions(adaptive)
+    )
+    assert found.alpha > 0
+    assert int(found.scales.argmax()) == 5
+    assert found.loss < 0.5 * output_error(fake_quantize(weight, scheme) - weight, statistics.gram())
+    difference = fake_quantize(weight * found.scales, scheme) / found.scales - weight
+    assert output_error(difference, statistics.gram()) == pytest.approx(found.loss, rel=1e-5)
+
+
+def test_the_adaptive_grid_finds_what_a_fine_grid_finds() -> None:
+    weight, statistics = _salient_problem()
+    gram, scheme = statistics.gram(), QuantScheme(bits=3, group_size=64)
+    scales_of = partial(normalised_scales, statistics.magnitude())
+    adaptive = search_scales([weight], gram, scales_of, scheme, ScaleOptions(adaptive=True))
+    losses = {
+        alpha: output_error(fake_quantize(weight * scales_of(alpha), scheme) / scales_of(alpha) - weight, gram)
+        for alpha in (i / 80 for i in range(80))
+    }
+    paper = min(losses[i / 20] for i in range(20))
+    assert adaptive.loss <= 1.02 * paper
+    assert adaptive.loss <= 1.1 * min(losses.values())
+
+
+def test_dead_channels_keep_scale_one() -> None:
+    magnitude = torch.tensor([0.0, 1.0, 4.0, 0.0])
+    scales = normalised_scales(magnitude, 0.5)
+    torch.testing.assert_close(scales, torch.tensor([1.0, 2**-0.5, 2**0.5, 1.0]))
+    assert normalised_scales(torch.zeros(3), 0.5).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_activations_that_are_not_finite_are_refused_by_name() -> None:
+    weight, statistics = _salient_problem()
+    gram = statistics.gram()
+    gram[0, 0] = torch.nan
+    with pytest.raises(CalibrationError, match=r"layers\.7"):
+        search_scales(
+            [weight],
+            gram,
+            partial(normalised_scales, statistics.magnitude()),
+            QuantScheme(group_size=64),
+            ScaleOptions(),
+            where="model.layers.7.q",
+        )
+
+
+def test_tied_heads_share_a_scale() -> None:
+    group = ScaleGroup("v_proj", LINEAR, ("o_proj",), heads_tied=2)
+    magnitude = torch.arange(8.0)  # 2 KV heads x 2 query heads x head_dim 2
+    by_output = smooth_magnitude(magnitude, group, head_dim=2)
+    assert by_output.tolist() == [1.0, 2.0, 5.0, 6.0]
+    tied = spread_over_heads(by_output, group, head_dim=2)
+    assert tied.tolist() == [1.0, 2.0, 1.0, 2.0, 5.0, 6.0, 5.0, 6.0]
+    assert smooth_scales(group, tied, head_dim=2).tolist() == by_output.tolist()
+    with pytest.raises(ValueError, match="tied"):
+        smooth_scales(group, magnitude, head_dim=2)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_folding_alone_does_not_move_the_logits(bias: bool, tmp_path: Path) -> None:
+    source = SafetensorsSource(save_llama(tmp_path, attention_bias=bias, mlp_bias=bias))
+    spec, ids = source.spec, tokens(2, 40)
+    runner, ends = BlockRunner.for_positions(spec, 40), Ends(source)
+    before = after = ends.embed(ids)
+    generator = torch.Generator().manual_seed(8)
+    with torch.inference_mode():
+        for layer in range(spec.num_layers):
+            weights = load_block(source, layer)
+            before = runner.run(weights, before, layer=layer)
+            folded = dict(weights)
+            for group in spec.scale_groups():
+                channels = spec.linear_shape(group.balance_layers[0])[1]
+                by_output = torch.rand(channels // group.heads_tied, generator=generator) * 3 + 0.2
+                fold_scales_(folded, group, spread_over_heads(by_output, group, spec.head_dim), spec.head_dim)
+            assert all(not torch.equal(folded[f"{n}.weight"], weights[f"{n}.weight"]) for n in spec.block.linears)
+            after = runner.run(folded, after, layer=layer)
+        expected, got = ends.logits(before).double(), ends.logits(after).double()
+    assert float((got - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_awq_lowers_the_error_of_every_linear_of_a_block(effort: str, tmp_path: Path) -> None:
+    source = SafetensorsSource(save_llama(tmp_path))
+    spec = source.spec
+    runner = BlockRunner.for_positions(spec, 64)
+    with torch.inference_mode():
+        weights = load_block(source, 0)
+        _, statistics = collect_statistics(runner, 0, weights, Ends(source).embed(tokens(8, 64)))
+        method = BlockMethod(QuantScheme(group_size=32), EFFORTS[effort])
+        block = quantize_block(spec, 0, weights, statistics, method)
+    assert set(block.linears) == set(spec.block.linears)
+    assert set(block.norms) == {"input_layernorm.weight", "post_attention_layernorm.weight"}
+    for name, report in block.reports.items():
+        assert report.error is not None
+        assert report.error_rounded is not None
+        assert report.error < report.error_rounded * 1.05, name
+    assert sum(r.error or 0 for r in block.reports.values()) < sum(r.error_rounded or 0 for r in block.reports.values())
+
+
+def test_scales_of_activations_and_weights_are_llm_awqs_two_forms() -> None:
+    magnitude, weights = torch.tensor([0.5, 2.0, 8.0]), torch.tensor([0.1, 0.4, 0.2])
+    plain = magnitude**0.3
+    both = magnitude**0.3 / weights**0.7
+    torch.testing.assert_close(normalised_scales(magnitude, 0.3), plain / (plain.max() * plain.min()).sqrt())
+    torch.testing.assert_close(
+        normalised_scales(magnitude, 0.3, 1.0, weights=weights), both / (both.max() * both.min()).sqrt()
+    )
+
+
+def test_weight_magnitude_is_relative_to_the_group() -> None:
+    weight = torch.zeros(2, 64)
+    weight[:, 3], weight[:, 40] = torch.tensor([2.0, -4.0]), torch.tensor([1.0, 0.5])
+    weight[0, 5], weight[1, 41] = -1.0, 1.0
+    magnitude = weight_magnitude(weight, QuantScheme(group_size=32))
+    assert magnitude[[3, 5, 40, 41, 0]].tolist() == [1.0, 0.25, 0.75, 0.5, 0.0]
+
+
+def test_large_columns_of_weights_call_for_beta() -> None:
+    weight, statistics = _salient_problem()
+    weight[:, 40:50] *= 6  # columns that stretch their groups: dividing them helps the others
+    scheme, gram = QuantScheme(bits=3, group_size=32), statistics.gram()
+    scales_of = partial(normalised_scales, statistics.magnitude(), weights=weight_magnitude(weight, scheme))
+    one = search_scales([weight], gram, scales_of, scheme, ScaleOptions())
+    three = search_scales([weight], gram, scales_of, scheme, ScaleOptions(betas=(0.0, 0.5, 1.0)))
+    assert one.beta == 0 < three.beta
+    assert three.loss < one.loss
+    found = scales_of(three.alpha, three.beta)
+    torch.testing.assert_close(three.scales, found)
+
+
+def test_rows_stand_for_all_rows() -> None:
+    weight, statistics = _salient_problem()
+    weight = torch.cat((weight, 3 * weight, -weight))
+    scales_of, scheme = partial(normalised_scales, statistics.magnitude()), QuantScheme(group_size=64)
+    some = search_scales([weight], statistics.gram(), scales_of, scheme, ScaleOptions(rows=10))
+    every_fifth = search_scales([weight[::5]], statistics.gram(), scales_of, scheme, ScaleOptions(rows=None))
+    assert (some.alpha, some.loss) == (every_fifth.alpha, every_fifth.loss)
