@@ -114,7 +114,7 @@ def register_custom_ops(options: Any, library: PluginLibrary) -> None:
         options.register_custom_ops_library(str(library.path))
     except Exception as error:  # ONNX Runtime's exceptions have no base of their own
         raise ToolError(
-            f"ONNX Runtime does not take the operators: {error}.",
+            f"ONNX Runtime does not take the operators: {str(error).rstrip('.')}.",
             where=str(library.path),
             fix="pip install -U onnxruntime; and rebuild the library for this version of awq2trt: `make plugins`.",
         ) from error
