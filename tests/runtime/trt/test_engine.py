@@ -277,7 +277,7 @@ def test_the_limit_counts_the_sums_of_tensorrts_own_kernels() -> None:
 
 def test_tokens_are_split_as_the_profiles_allow(build: Path) -> None:
     session = OnnxSession(build / "onnx")
-    narrow = (PROFILES[0].model_copy(update={"longest": 8}), PROFILES[1])
+    narrow = (ProfileRecord.of_tokens("prefill", 1, 8, 8), PROFILES[1])
     backend = EngineBackend(session, contract_of(build / "onnx"), narrow)
     expected = OrtBackend.load(build / "onnx", lowered=False).forward(TOKENS)
     np.testing.assert_allclose(backend.forward(TOKENS), expected, atol=5e-3)
