@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue
 
 from awq2trt.io_contract import DECODER, SEQUENCE, IoContract
 from awq2trt.scheme import QuantScheme
-
-Setting: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...]
 
 
 class FileRecord(BaseModel, frozen=True, extra="forbid"):
@@ -92,7 +90,7 @@ class VisionRecord(BaseModel, frozen=True, extra="forbid"):
     family: str
     image_token: int
     tokens_per_image: int | None
-    settings: dict[str, Setting]
+    settings: dict[str, JsonValue]
 
 
 class ModelRecord(BaseModel, frozen=True, extra="forbid"):
@@ -255,6 +253,7 @@ class EngineRecord(BaseModel, frozen=True, extra="forbid"):
         tensorrt_version: That built it, and runs it.
         plugin_version: Of the plugin library inside the engine; None if it has none.
         profiles: Of every graph.
+        gpu: Name of the GPU that built it, where it runs on such a one alone; None where the capabilities decide.
     """
 
     target: str
@@ -263,6 +262,7 @@ class EngineRecord(BaseModel, frozen=True, extra="forbid"):
     tensorrt_version: str
     plugin_version: str | None
     profiles: Profiles
+    gpu: str | None = None
 
 
 class KitRecord(BaseModel, frozen=True, extra="forbid"):

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 from tiny_artifacts import CHECKPOINT, CONTENTS, DECODER, IO
 
 from awq2trt.artifact.records import (
@@ -76,7 +76,12 @@ def test_a_model_that_sees_needs_no_other_format() -> None:
         }
     )
     rope = RopeRecord(inv_freq=(1.0, 0.5), sections=(1, 1, 0), interleaved=True)
-    settings = {"patch_size": 14, "image_mean": (0.5, 0.5, 0.5), "do_rescale": True, "resample": "bicubic"}
+    settings: dict[str, JsonValue] = {
+        "size": {"shortest_edge": 336},
+        "image_grid_pinpoints": [[336, 672], [672, 336]],
+        "image_mean": [0.5, 0.5, 0.5],
+        "do_rescale": True,
+    }
     model = ModelRecord(
         decoder=DECODER.model_copy(update={"ropes": (rope,)}),
         vision=VisionRecord(family="qwen2.5-vl", image_token=6, tokens_per_image=None, settings=settings),
