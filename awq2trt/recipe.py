@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from awq2trt.errors import UsageError
+from awq2trt.methods import DEFAULT_METHOD, MethodName
 from awq2trt.scheme import QuantScheme
 from awq2trt.target import DEFAULT_JETPACK, find_jetpack, find_target
 
@@ -40,7 +41,7 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         seed: Of everything that is drawn at random.
     """
 
-    method: Literal["awq", "rtn", "gptq", "awq+gptq"] = "awq"
+    method: MethodName = DEFAULT_METHOD
     effort: Literal["fast", "default", "best"] = "default"
     act_order: bool = True
     bits: int = 4

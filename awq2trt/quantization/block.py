@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awq2trt.methods import METHODS
 from awq2trt.models.decoder import BlockRunner, Observer
 from awq2trt.models.families import UNFOLDED, DecoderSpec, ScaleGroup
 from awq2trt.quantization.descent import descend
@@ -137,10 +138,11 @@ class BlockMethod:
 
 def method_of(options: QuantizeOptions) -> BlockMethod:
     """The method that a user's options ask for."""
+    method = METHODS[options.method]
     return BlockMethod(
         options.scheme,
-        search=EFFORTS[options.effort] if options.method in ("awq", "awq+gptq") else None,
-        gptq=GptqOptions(act_order=options.act_order) if options.method in ("gptq", "awq+gptq") else None,
+        search=EFFORTS[options.effort] if method.searches_scales else None,
+        gptq=GptqOptions(act_order=options.act_order) if method.rounds_columns else None,
     )
 
 

@@ -12,6 +12,7 @@ from awq2trt.artifact.publish import create_artifact
 from awq2trt.artifact.records import Contents, FileRecord, QuantizationRecord, SourceRecord
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import MODEL_FILE
+from awq2trt.methods import DEFAULT_METHOD
 from awq2trt.models.sources.base import CONFIG_FILE, copy_tokenizer
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
@@ -125,4 +126,4 @@ def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple
     """Where a checkpoint comes from; of another tool's we know only itself."""
     if artifact is not None:
         return artifact.manifest.contents.source, artifact.manifest.contents.quantization
-    return source_record(checkpoint), QuantizationRecord(method="awq", scheme=checkpoint.scheme)
+    return source_record(checkpoint), QuantizationRecord(method=DEFAULT_METHOD, scheme=checkpoint.scheme)
