@@ -93,7 +93,7 @@ def _rounded(
     for path in (files, scratch):
         path.mkdir()
     options = QuantizeOptions(method="rtn", group_size=like.scheme.group_size, symmetric=not like.scheme.zero_point)
-    QuantizeJob(original, options, files=files, scratch=scratch, progress=progress).run()
+    QuantizeJob.prepare(original, options, files=files, scratch=scratch, progress=progress).run()
     return QuantizedCheckpoint(files)
 
 

@@ -16,12 +16,12 @@ from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, record_file
 from awq2trt.artifact.records import QuantizationRecord, SourceRecord
 from awq2trt.checking.chain import ENGINE, FOLDED, ONNX, ONNX_CUDA, ORIGINAL, RUNTIME, Subject
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.search_files import SEARCH_FILE
 from awq2trt.errors import Awq2trtError, UsageError
 from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
 from awq2trt.quantization.effort import EFFORTS
-from awq2trt.quantization.job import SEARCH_FILE
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of, this_machine, why_not_here
 from awq2trt.runtime.trt.session import TrtSession, unmet_needs
 

@@ -19,8 +19,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from awq2trt.errors import CalibrationError
 from awq2trt.quantization.rounding import GroupGrid, Rounded, group_grid, round_to_codes, to_groups
+from awq2trt.quantization.statistics import require_finite
 from awq2trt.scheme import QuantScheme
 
 DAMPING: Final = 0.01
@@ -65,12 +65,7 @@ def gptq_round(
     Raises:
         CalibrationError: The input had NaN or infinite values.
     """
-    if not torch.isfinite(gram).all():
-        raise CalibrationError(
-            "calibration gave NaN or infinite activations.",
-            where=where,
-            fix="check the checkpoint's weights; the model cannot run on this text.",
-        )
+    require_finite(gram, where)
     columns, length = weight.shape[1], scheme.group_of(weight.shape[1])
     if grid is None and options.act_order:
         grid = group_grid(to_groups(weight, scheme), scheme)

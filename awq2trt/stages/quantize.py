@@ -71,7 +71,7 @@ def quantize_source(
     ):
         if request.device != DEFAULT_DEVICE:
             progress.note(f"computing on {device}")
-        job = QuantizeJob(source, request.options, files=draft.files, scratch=draft.scratch, progress=progress)
+        job = QuantizeJob.prepare(source, request.options, files=draft.files, scratch=draft.scratch, progress=progress)
         result = job.run()
         calibration = None
         sha256 = result.tokens_sha256()
