@@ -24,6 +24,10 @@ DEFAULT_DEVICE: Final = "cpu"
 """Where PyTorch computes unless the user says otherwise."""
 
 
+ActivationDtype = Literal["float16", "bfloat16"]
+"""Of activations and of weights that are not quantized, NumPy's names; the usual one first."""
+
+
 class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How weights are quantized.
 
@@ -74,7 +78,7 @@ class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """
 
     max_seq_len: int | None = Field(default=None, ge=2)
-    dtype: Literal["float16", "bfloat16"] | None = None
+    dtype: ActivationDtype | None = None
     function_bodies: bool = True
 
 

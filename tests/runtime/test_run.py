@@ -19,7 +19,7 @@ from tiny_models import save_tokenizer
 from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.graph.ort_lowering import block_weight
 from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE
-from awq2trt.onnx_export import ExportOptions, export_onnx
+from awq2trt.onnx_export import export_onnx
 from awq2trt.runtime import ChatTokenizer, OrtBackend, Sampler, Sampling, generate, stream_text
 from awq2trt.runtime.sampling import candidate_probabilities
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
@@ -131,7 +131,7 @@ def test_model_that_onnx_runtime_refuses_is_an_error_of_ours(exported: Path, tmp
 
 
 def test_model_exported_with_all_logits_runs_too(exported: Path, tmp_path: Path) -> None:
-    export_onnx(RandomCheckpoint(), tmp_path, options=ExportOptions(all_logits=True))
+    export_onnx(RandomCheckpoint(), tmp_path, all_logits=True)
     np.testing.assert_array_equal(
         OrtBackend.load(tmp_path).forward(_tokens(5)), OrtBackend.load(exported, all_logits=True).forward(_tokens(5))
     )
