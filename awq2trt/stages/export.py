@@ -87,7 +87,7 @@ def _write_golden(checkpoint: QuantizedCheckpoint, directory: Path, result: Expo
     from awq2trt.checking.golden import TEXT, make_golden
     from awq2trt.runtime import ChatTokenizer
 
-    tokens = ChatTokenizer.load(directory).encode(TEXT, chat=False)
+    tokens = ChatTokenizer.load(directory).encode(TEXT)
     golden = make_golden(checkpoint, tokens, result.contract.capacity, result.dtype, progress)
     write_golden(golden, directory)
 
