@@ -60,7 +60,7 @@ def quantize(
         progress: Is told how far the work is; None for silence.
 
     Returns:
-        The checkpoint, in the format that transformers and vLLM read.
+        The checkpoint, in AutoAWQ's layout or compressed-tensors' where one of them holds the model.
 
     Raises:
         UsageError: The options contradict each other, or the output directory is the model's own.

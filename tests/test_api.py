@@ -17,10 +17,13 @@ import awq2trt
 from awq2trt import api
 from awq2trt.cli import app
 from awq2trt.errors import UsageError
+from awq2trt.recipe import DEFAULT_DEVICE
+from awq2trt.runtime.model import DEFAULT_BACKEND
 from awq2trt.stages.build import BuildRequest
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40
 FUNCTIONS = ("build", "check", "check_golden", "evaluate", "evaluate_task", "export", "load", "quantize")
+COMPUTING = [name for name in FUNCTIONS if "device" in inspect.signature(getattr(api, name)).parameters]
 
 
 class _Told(awq2trt.SilentProgress):
@@ -68,6 +71,15 @@ def test_a_task_is_scored(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(row * 3)
     (result,) = awq2trt.evaluate_task(tmp_path / "model", "piqa", tmp_path / "rows.jsonl", limit=2)
     assert result.score.examples == 2
+
+
+@pytest.mark.parametrize("name", COMPUTING)
+def test_the_usual_device_is_that_of_the_recipe(name: str) -> None:
+    assert inspect.signature(getattr(api, name)).parameters["device"].default == DEFAULT_DEVICE
+
+
+def test_the_usual_backend_is_that_of_the_runtime() -> None:
+    assert inspect.signature(api.load).parameters["backend"].default == DEFAULT_BACKEND
 
 
 def test_build_tells_of_each_artifact_and_returns_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
