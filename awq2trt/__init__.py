@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from awq2trt.progress import Progress, SilentProgress, terminal_progress
     from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe, load_recipe
     from awq2trt.runtime.chat import Message
-    from awq2trt.runtime.model import Model
+    from awq2trt.runtime.loaded_model import Model
     from awq2trt.runtime.sampling import Sampling
     from awq2trt.version import __version__
 
@@ -91,7 +91,7 @@ _NAMES: Final = {
     "progress": ("Progress", "SilentProgress", "terminal_progress"),
     "recipe": ("BuildOptions", "ExportOptions", "QuantizeOptions", "Recipe", "load_recipe"),
     "runtime.chat": ("Message",),
-    "runtime.model": ("Model",),
+    "runtime.loaded_model": ("Model",),
     "runtime.sampling": ("Sampling",),
     "version": ("__version__",),
 }

@@ -18,7 +18,7 @@ from awq2trt import api
 from awq2trt.cli import app
 from awq2trt.errors import UsageError
 from awq2trt.recipe import DEFAULT_DEVICE
-from awq2trt.runtime.model import DEFAULT_BACKEND
+from awq2trt.runtime.loaded_model import DEFAULT_BACKEND
 from awq2trt.stages.build import BuildRequest
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40
