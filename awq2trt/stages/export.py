@@ -12,6 +12,7 @@ from awq2trt.artifact.publish import create_artifact
 from awq2trt.artifact.records import Contents, FileRecord, GraphRecord, QuantizationRecord, SourceRecord
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import DECODER, MODEL_FILE
+from awq2trt.methods import DEFAULT_METHOD
 from awq2trt.models.sources.base import CONFIG_FILE, copy_tokenizer
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
@@ -57,7 +58,6 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
     """Exports a checkpoint; `artifact` is None where another tool made it."""
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
     from awq2trt.graph.read import open_decoder, operators_of
-    from awq2trt.onnx_export import ExportOptions as GraphOptions
     from awq2trt.onnx_export import export_onnx
     from awq2trt.runtime import ChatTokenizer
 
@@ -70,10 +70,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
         overwrite=request.overwrite,
         expected_bytes=sum(path.stat().st_size for path in checkpoint.files),
     ) as draft:
-        graph_options = GraphOptions(
-            max_seq_len=options.max_seq_len, function_bodies=options.function_bodies, dtype=options.dtype
-        )
-        result = export_onnx(checkpoint, draft.files, options=graph_options, progress=progress)
+        result = export_onnx(checkpoint, draft.files, options=options, progress=progress)
         if checkpoint.scheme.bits < CODE_BITS:
             progress.note(
                 f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit ones: the model computes the "
@@ -107,7 +104,7 @@ def _write_golden(
     from awq2trt.artifact.golden import write_golden
     from awq2trt.checking.golden import TEXT, make_golden
 
-    tokens = tokenizer.encode(TEXT, chat=False)
+    tokens = tokenizer.encode(TEXT)
     golden = make_golden(checkpoint, tokens, result.contract.capacity, result.dtype, progress)
     write_golden(golden, directory)
 
@@ -142,4 +139,4 @@ def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple
     """Where a checkpoint comes from; of another tool's we know only itself."""
     if artifact is not None:
         return artifact.manifest.contents.source, artifact.manifest.contents.quantization
-    return source_record(checkpoint), QuantizationRecord(method="awq", scheme=checkpoint.scheme)
+    return source_record(checkpoint), QuantizationRecord(method=DEFAULT_METHOD, scheme=checkpoint.scheme)
