@@ -462,10 +462,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """What this machine can do, and the command that installs what it cannot."""
-    from awq2trt.machine.doctor import examine, findings_json, findings_lines
+    from awq2trt.machine.doctor import diagnosis_json, diagnosis_lines, examine
 
-    findings = examine()
-    print(findings_json(findings) if as_json else "\n".join(findings_lines(findings)))
+    diagnoses = examine()
+    print(diagnosis_json(diagnoses) if as_json else "\n".join(diagnosis_lines(diagnoses)))
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from awq2trt.checking.bisect import Cut
-    from awq2trt.checking.chain import CheckResult
     from awq2trt.checking.golden import GoldenResult
     from awq2trt.checking.polygraphy_files import Command
+    from awq2trt.checking.results import CheckResult
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from awq2trt.artifact.arrays import write_arrays
-from awq2trt.checking.chain import DECODE_CALLS, QUANTIZED, Subject
-from awq2trt.checking.runners import calls_of
+from awq2trt.checking.results import QUANTIZED
+from awq2trt.checking.runners import calls_of, first_call
+from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.checkpoint.checkpoint import BFLOAT16
 from awq2trt.graph.read import DecoderSizes, open_decoder
@@ -72,7 +73,7 @@ def write_folder(subject: Subject, tokens: Sequence[int], folder: Path) -> tuple
     inputs: dict[str, NDArray[Any]] = {"tokens": np.asarray(tokens, np.int64)}
     inputs |= {name: value.astype(_NUMPY[subject.dtype]) for name, value in caches.items()}
     write_arrays(folder / INPUTS_FILE, inputs)
-    first = max(1, len(tokens) - DECODE_CALLS)
+    first = first_call(tokens)
     loader = _LOADER.format(first=first, capacity=sizes.capacity, inputs=INPUTS_FILE)
     (folder / LOADER_FILE).write_text(loader, encoding="utf-8")
     _write_expected(folder / EXPECTED_FILE, logits, tokens)
@@ -135,7 +136,7 @@ def _write_expected(path: Path, logits: NDArray[np.float32], tokens: Sequence[in
     """The logits after every call, as an exported model gives them: of the last position."""
     results = RunResults()
     iterations = []
-    for call in calls_of(tokens, DECODE_CALLS):
+    for call in calls_of(tokens):
         last = int(call[CACHE_POSITION][0]) + call[INPUT_IDS].shape[1] - 1
         iterations.append(IterationResult({LOGITS: logits[None, last : last + 1]}, runner_name=QUANTIZED))
     results.append((QUANTIZED, iterations))

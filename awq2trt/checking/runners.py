@@ -37,6 +37,9 @@ Arrays = OrderedDict[str, NDArray[Any]]
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 
+DECODE_CALLS: Final = 4
+"""Tokens at the end of the text that come one by one."""
+
 SPARE_SLOTS: Final = 3
 """Empty slots of the cache after the text: a mask that reads on, or a write that lands too late, meets them."""
 
@@ -51,14 +54,14 @@ def block_update(layer: int) -> str:
     return f"update_{layer}"
 
 
-def calls_of(tokens: Sequence[int], decode: int) -> list[dict[str, NDArray[np.int64]]]:
-    """Feed dicts of a conversation: all tokens but the last at once, then those one by one.
+def first_call(tokens: Sequence[int]) -> int:
+    """Length of the call that takes the text at once; one token at least."""
+    return max(1, len(tokens) - DECODE_CALLS)
 
-    Args:
-        tokens: Of the text.
-        decode: How many come one by one; at least one token remains for the first call.
-    """
-    first = max(1, len(tokens) - decode)
+
+def calls_of(tokens: Sequence[int]) -> list[dict[str, NDArray[np.int64]]]:
+    """Feed dicts of a conversation: the text but for its last `DECODE_CALLS` tokens at once, then those one by one."""
+    first = first_call(tokens)
     spans = [(0, first), *((index, index + 1) for index in range(first, len(tokens)))]
     return [
         {

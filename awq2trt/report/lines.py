@@ -13,8 +13,8 @@ from awq2trt.target import TARGETS, Target
 if TYPE_CHECKING:
     from awq2trt.artifact.manifest import Artifact
     from awq2trt.artifact.records import Contents
-    from awq2trt.checking.chain import Place, StageResult
     from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
+    from awq2trt.checking.results import Place, StageResult
     from awq2trt.evaluation.results import EvalRequest, EvalResult, TaskRequest, TaskResult
     from awq2trt.report.inspection import Inspection
 

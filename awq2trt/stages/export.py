@@ -77,7 +77,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
                 "same and is no smaller than one quantized to 4 bits"
             )
         if artifact is None:
-            _prove_import(checkpoint, draft.files / MODEL_FILE, progress)
+            _note_proof(checkpoint, draft.files / MODEL_FILE, progress)
         copy_tokenizer(request.checkpoint, draft.files)
         _write_golden(checkpoint, draft.files, result, progress)
         source, quantization = _origin(checkpoint, artifact)
@@ -95,12 +95,12 @@ def _write_golden(checkpoint: QuantizedCheckpoint, directory: Path, result: Expo
     write_golden(golden, directory)
 
 
-def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress) -> None:
+def _note_proof(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress) -> None:
     """Says how far another tool's weights are from those in the model, which should be nothing."""
     from awq2trt.graph.read import open_decoder
-    from awq2trt.onnx_export.proof import compare_weights
+    from awq2trt.onnx_export.proof import prove_import
 
-    proof = compare_weights(checkpoint, open_decoder(model)[0], progress)
+    proof = prove_import(checkpoint, open_decoder(model)[0], progress)
     progress.note(f"largest dequantization difference: {proof.largest:g} ({proof.linears} linears)")
     if proof.largest:
         progress.note(

@@ -23,20 +23,11 @@ from plant_faults import change_the_tables, edit_checkpoint, edit_graph, edit_we
 from safetensors.numpy import load_file, save_file
 
 from awq2trt import opset
-from awq2trt.checking.chain import (
-    ENGINE,
-    FOLDED,
-    ONNX,
-    ONNX_CUDA,
-    ORIGINAL,
-    QUANTIZED,
-    RUNTIME,
-    CheckResult,
-    compare_weights,
-    run_chain,
-)
+from awq2trt.checking.chain import run_chain
 from awq2trt.checking.outcome import CheckOutcome
 from awq2trt.checking.polygraphy_files import Command, write_folder
+from awq2trt.checking.results import ENGINE, FOLDED, ONNX, ONNX_CUDA, ORIGINAL, QUANTIZED, RUNTIME, CheckResult
+from awq2trt.checking.stored_weights import check_weights
 from awq2trt.checking.subject import find_subject
 from awq2trt.checking.tolerance import storage_limit
 from awq2trt.errors import UsageError
@@ -214,7 +205,7 @@ def test_a_bfloat16_checkpoint_rounds_its_scales_last(
     quantize_stage(QuantizeRequest(str(model), tmp_path / "checkpoint", rtn), SilentProgress())
 
     def found() -> list[str]:
-        weights = compare_weights(find_subject(tmp_path / "checkpoint", model=str(model)), SilentProgress())
+        weights = check_weights(find_subject(tmp_path / "checkpoint", model=str(model)), SilentProgress())
         return [finding.place for findings in weights.findings.values() for finding in findings]
 
     assert found() == []

@@ -25,9 +25,10 @@ from awq2trt.artifact.manifest import Artifact, record_file
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.artifact.records import EngineRecord, ProfileRecord
 from awq2trt.checking import subject as subject_module
-from awq2trt.checking.chain import ENGINE, ONNX, QUANTIZED, CheckResult, run_chain
+from awq2trt.checking.chain import run_chain
 from awq2trt.checking.engine_runner import EngineRunner
 from awq2trt.checking.outcome import CheckOutcome
+from awq2trt.checking.results import ENGINE, ONNX, QUANTIZED, CheckResult
 from awq2trt.checking.runners import calls_of
 from awq2trt.checking.subject import find_subject
 from awq2trt.checking.tolerance import drift_limit, engine_limit
@@ -317,7 +318,7 @@ def test_the_runner_gives_every_position(build: Path) -> None:
     engine = engine_of(Artifact.open(build / "rtx"))
     assert engine is not None
     with EngineRunner(lambda: OnnxSession(build / "onnx"), engine, ENGINE) as runner:
-        shapes = [runner.infer(call)[LOGITS].shape for call in calls_of(TOKENS, 4)]
+        shapes = [runner.infer(call)[LOGITS].shape for call in calls_of(TOKENS)]
     assert shapes == [(1, 16, tiny_models.VOCAB_SIZE)] + [(1, 1, tiny_models.VOCAB_SIZE)] * 4
 
 
