@@ -42,6 +42,7 @@ def test_no_heavy_library_is_loaded(code: str) -> None:
         "import awq2trt.stages",
         "import awq2trt.onnx_export",
         "import awq2trt.runtime",
+        "import awq2trt.engine.builder",
         "import awq2trt.artifact.manifest",
     ],
 )

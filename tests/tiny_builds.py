@@ -1,4 +1,4 @@
-"""Builds of a tiny model for `awq2trt check`: as it makes them, what it says of them, and faults that edit them."""
+"""Builds of a tiny model, what `awq2trt check` says of them, and faults to plant in them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 LAYERS = 3
 TEXT = "Any text is a text of a byte-level tokenizer, and this one has more bytes than the windows need. " * 8
+AWQ = QuantizeOptions(group_size=32, samples=2, seqlen=16)
 
 
 def save_model(directory: Path, **overrides: Any) -> Path:

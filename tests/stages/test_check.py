@@ -9,27 +9,53 @@ from typing import Any
 
 import pytest
 import stand_in_engine
+import tiny_models
 from numpy.typing import NDArray
 from stand_in_engine import (
     RTX_CARD,
     OnnxSession,
     with_a_nan,
 )
+from tiny_kits import RTN
 
+from awq2trt.artifact.golden import read_golden
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.checking.golden import compare_golden
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions
 from awq2trt.report.lines import golden_lines
+from awq2trt.runtime import OrtBackend
 from awq2trt.runtime.trt import engine as engine_module
 from awq2trt.runtime.trt.session import TrtSession
 from awq2trt.stages.check import golden_stage
+from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in_engine.save_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build whose engine is ONNX Runtime."""
+    directory = tmp_path_factory.mktemp("build")
+    return stand_in_engine.make_build(stand_in_engine.save_model(directory / "model"), directory)
 
 
-@pytest.fixture(scope="module")
-def build(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in_engine.make_build(model, tmp_path_factory.mktemp("build"))
+def test_a_model_keeps_its_golden_outputs(made: Path) -> None:
+    assert {"golden.json", "golden.npz"} <= set(Artifact.open(made / "onnx").manifest.files)
+    outcome = golden_stage(made / "onnx")
+    assert [result.name for result in outcome.results] == ["prefill", "decode-1", "decode-2", "first"]
+    assert outcome.passed
+    assert (outcome.engine, outcome.engine_skipped) == ((), None)
+
+
+def test_another_models_golden_outputs_fail(made: Path, tmp_path: Path) -> None:
+    """A graph of other weights than the checkpoint's: what an exporter's mistake would look like."""
+    other = tiny_models.save_llama(tmp_path / "model", rms_norm_eps=1e-1)
+    quantize_stage(QuantizeRequest(str(other), tmp_path / "checkpoint", RTN), SilentProgress())
+    export_stage(
+        ExportRequest(tmp_path / "checkpoint", tmp_path / "onnx", ExportOptions(max_seq_len=64)), SilentProgress()
+    )
+    results = compare_golden(OrtBackend.load(tmp_path / "onnx"), read_golden(made / "onnx"))
+    assert not any(result.passed for result in results)
 
 
 @pytest.mark.parametrize("spoil", [None, with_a_nan])

@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU: an exported decoder with an in-place cache that grows with the conversation.
 
 In: the directory of an exported decoder, then tokens. Out: logits. The model is lowered in memory when it is loaded, to
-fast linears and fp32 (`ort_lowering`); the cache is bound as input and output at once, so
-that `TensorScatter` writes into it and nothing is copied between calls.
+fast linears and fp32 (`ort_lowering`); the cache is bound as input and output at once, so that `TensorScatter` writes
+into it and nothing is copied between calls.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ class OrtBackend:
         self._binding.bind_ortvalue_output(LOGITS, _shared(logits))
         self._session.run_with_iobinding(self._binding)
         self._position += len(tokens)
-        return logits[0]
+        scores: NDArray[np.float32] = logits[0]
+        return scores
 
     def _reserve(self, length: int) -> None:
         """Makes the caches hold at least `length` positions, keeping what they hold."""

@@ -27,13 +27,9 @@ from awq2trt.runtime.trt.session import TrtSession, widen
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in_engine.save_model(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-@pytest.fixture(scope="module")
-def build(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in_engine.make_build(model, tmp_path_factory.mktemp("build"))
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("build")
+    return stand_in_engine.make_build(stand_in_engine.save_model(directory / "model"), directory)
 
 
 def test_bf16_is_read_as_the_upper_half_of_fp32() -> None:

@@ -1,166 +1,27 @@
-"""The stages on a tiny real model: what each leaves on disk, what a second run makes again, what is refused."""
+"""`awq2trt build`: all stages in one go, what a second run makes again, and what is refused before any work."""
 
 from __future__ import annotations
 
-import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 from stand_in_orin import fake_library
+from tiny_kits import RTN
 
-from awq2trt.artifact.golden import read_golden
-from awq2trt.artifact.manifest import Artifact, record_file
-from awq2trt.checking.golden import compare_golden
+from awq2trt.artifact.manifest import Artifact
 from awq2trt.engine import builder
 from awq2trt.engine.builder import BuildResult, OptimizationProfile
-from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError, UsageError
-from awq2trt.evaluation.results import EvalRequest
+from awq2trt.errors import BuildError, ToolError, UnsupportedError, UsageError
 from awq2trt.machine import plugin_library
 from awq2trt.machine.foreign_library import PATH_VARIABLE
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
-from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
-from awq2trt.runtime import OrtBackend, Sampling
-from awq2trt.scheme import QuantScheme
+from awq2trt.recipe import BuildOptions, ExportOptions, Recipe
+from awq2trt.runtime import Sampling
 from awq2trt.stages.build import BuildRequest, build_stage
-from awq2trt.stages.check import golden_stage
-from awq2trt.stages.evaluate import eval_stage
-from awq2trt.stages.export import ExportRequest, export_stage
-from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 from awq2trt.stages.run import RunRequest, run_stage
-
-AWQ = QuantizeOptions(group_size=32, samples=2, seqlen=16)
-RTN = QuantizeOptions(group_size=32, method="rtn")
-TEXT = "Any text is a text of a byte-level tokenizer, and this one has more bytes than the windows need. " * 8
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama whose widths, 48 and 80, are no multiples of the group."""
-    return tiny_models.save_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-@pytest.fixture(scope="module")
-def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the model's checkpoint (AWQ) and its ONNX model."""
-    directory = tmp_path_factory.mktemp("made")
-    (directory / "calibration.txt").write_text(TEXT)
-    options = AWQ.model_copy(update={"calib": str(directory / "calibration.txt")})
-    quantize_stage(QuantizeRequest(str(model), directory / "checkpoint", options), SilentProgress())
-    export = ExportRequest(directory / "checkpoint", directory / "onnx", ExportOptions(max_seq_len=64))
-    export_stage(export, SilentProgress())
-    return directory
-
-
-def _tree(directory: Path) -> dict[str, str]:
-    return {path.name: record_file(path).sha256 for path in directory.rglob("*") if path.is_file()}
-
-
-def test_a_checkpoint_says_what_it_was_made_from(model: Path, made: Path) -> None:
-    contents = Artifact.open(made / "checkpoint", kind="checkpoint").manifest.contents
-    assert contents.source.model == "tiny-llama"
-    assert contents.source.family == "llama"
-    assert contents.source.files == {"model.safetensors": record_file(model / "model.safetensors")}
-    assert contents.quantization.method == "awq"
-    assert contents.quantization.scheme == QuantScheme(group_size=32)
-    calibration = contents.quantization.calibration
-    assert calibration is not None
-    assert (calibration.text, calibration.samples, calibration.seqlen) == ("calibration.txt", 2, 16)
-
-
-def test_manifests_name_no_place_of_this_machine(made: Path) -> None:
-    for manifest in made.glob("*/manifest.json"):
-        assert str(made) not in manifest.read_text()
-        assert str(Path.home()) not in manifest.read_text()
-
-
-def test_an_onnx_model_keeps_the_origin_and_tells_its_inputs(made: Path) -> None:
-    onnx = Artifact.open(made / "onnx", kind="onnx").manifest
-    checkpoint = Artifact.open(made / "checkpoint").manifest
-    assert onnx.contents.source == checkpoint.contents.source
-    assert onnx.contents.quantization == checkpoint.contents.quantization
-    assert onnx.contents.io is not None
-    assert onnx.contents.io.capacity == 64
-    assert {"model.onnx", "model.onnx.data", "tokenizer.json"} <= set(onnx.files)
-
-
-def test_two_runs_give_the_same_bytes(model: Path, made: Path, tmp_path: Path) -> None:
-    shutil.copyfile(made / "calibration.txt", tmp_path / "calibration.txt")
-    options = AWQ.model_copy(update={"calib": str(tmp_path / "calibration.txt")})
-    quantize_stage(QuantizeRequest(str(model), tmp_path / "checkpoint", options), SilentProgress())
-    export = ExportRequest(tmp_path / "checkpoint", tmp_path / "onnx", ExportOptions(max_seq_len=64))
-    export_stage(export, SilentProgress())
-    assert _tree(tmp_path / "checkpoint") == _tree(made / "checkpoint")
-    assert _tree(tmp_path / "onnx") == _tree(made / "onnx")
-
-
-def test_a_checkpoint_without_manifest_is_somebody_elses_and_is_exported(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "checkpoint", tmp_path / "theirs")
-    (tmp_path / "theirs" / "manifest.json").unlink()
-    (tmp_path / "theirs" / "quantization.json").unlink()
-    export = ExportRequest(tmp_path / "theirs", tmp_path / "onnx", ExportOptions(max_seq_len=64))
-    contents = export_stage(export, SilentProgress()).manifest.contents
-    assert contents.source.model == "theirs"
-    assert contents.quantization.calibration is None
-    assert contents.quantization.scheme == QuantScheme(group_size=32)
-
-
-def test_a_changed_checkpoint_is_not_exported(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "checkpoint", tmp_path / "checkpoint")
-    weights = tmp_path / "checkpoint" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(ArtifactError, match="it was changed since"):
-        export_stage(ExportRequest(tmp_path / "checkpoint", tmp_path / "onnx", ExportOptions()), SilentProgress())
-    assert not (tmp_path / "onnx").exists()
-
-
-def test_the_model_itself_is_never_the_output(model: Path, made: Path) -> None:
-    before = _tree(model)
-    with pytest.raises(UsageError, match="the output directory is the model's own"):
-        quantize_stage(QuantizeRequest(str(model), model, RTN, overwrite=True), SilentProgress())
-    assert _tree(model) == before
-    export = ExportRequest(made / "checkpoint", made / "checkpoint", ExportOptions(), overwrite=True)
-    with pytest.raises(UsageError, match="the output directory is the checkpoint's own"):
-        export_stage(export, SilentProgress())
-
-
-def test_run_streams_the_same_text_for_the_same_seed(made: Path) -> None:
-    sampling = Sampling(temperature=1.0, seed=3)
-    request = RunRequest(made / "onnx", "hello", sampling, raw=True, max_new_tokens=12)
-    first, second = ("".join(run_stage(request)) for _ in range(2))
-    assert first == second
-    assert first
-
-
-@pytest.mark.parametrize(
-    ("name", "says"), [("", "name .*onnx"), ("checkpoint", "export it first: awq2trt export .*checkpoint -o DIR")]
-)
-def test_run_names_the_directory_that_was_meant(made: Path, name: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
-        list(run_stage(RunRequest(made / name, "hello", Sampling())))
-
-
-def test_eval_compares_original_checkpoint_and_onnx(model: Path, made: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text(TEXT)
-    models = (str(model), str(made / "checkpoint"), str(made / "onnx"))
-    results = list(eval_stage(EvalRequest(models, str(tmp_path / "text.txt"), 2, 32), SilentProgress()))
-    assert [(result.executor, result.scheme) for result in results] == [
-        ("PyTorch", None),
-        ("PyTorch", "int4-g32-asym"),
-        ("ONNX Runtime", "int4-g32-asym"),
-    ]
-    original, quantized, onnx = (result.perplexity for result in results)
-    assert (original.windows, original.seqlen) == (2, 32)
-    assert not math.isclose(original.value, quantized.value, rel_tol=1e-4)
-    assert math.isclose(quantized.value, onnx.value, rel_tol=0.02)  # int8 activations of ONNX Runtime's kernel
-
-
-# build: all stages
 
 
 class _Work:
@@ -328,25 +189,3 @@ def test_build_makes_a_real_engine(tmp_path: Path) -> None:
     assert engine.path("model.engine").stat().st_size > 10_000
     assert engine.manifest.contents.engine is not None
     assert engine.manifest.contents.engine.compute_capabilities == ("SM89",)
-
-
-# check
-
-
-def test_a_model_keeps_its_golden_outputs(made: Path) -> None:
-    assert {"golden.json", "golden.npz"} <= set(Artifact.open(made / "onnx").manifest.files)
-    outcome = golden_stage(made / "onnx")
-    assert [result.name for result in outcome.results] == ["prefill", "decode-1", "decode-2", "first"]
-    assert outcome.passed
-    assert (outcome.engine, outcome.engine_skipped) == ((), None)
-
-
-def test_another_models_golden_outputs_fail(made: Path, tmp_path: Path) -> None:
-    """A graph of other weights than the checkpoint's: what an exporter's mistake would look like."""
-    other = tiny_models.save_llama(tmp_path / "model", rms_norm_eps=1e-1)
-    quantize_stage(QuantizeRequest(str(other), tmp_path / "checkpoint", RTN), SilentProgress())
-    export_stage(
-        ExportRequest(tmp_path / "checkpoint", tmp_path / "onnx", ExportOptions(max_seq_len=64)), SilentProgress()
-    )
-    results = compare_golden(OrtBackend.load(tmp_path / "onnx"), read_golden(made / "onnx"))
-    assert not any(result.passed for result in results)
