@@ -271,32 +271,23 @@ def evaluate(
 ) -> None:
     """Perplexity on a text, or accuracy in a task."""
     from awq2trt.errors import UsageError
-    from awq2trt.evaluation.results import EvalRequest, TaskRequest
+    from awq2trt.evaluation.results import EvalRequest, TaskExamples, TextWindows
     from awq2trt.progress import terminal_progress
-    from awq2trt.report.lines import perplexity_row, perplexity_title, results_json, task_row, task_title
-    from awq2trt.stages.evaluate import eval_stage, task_stage
+    from awq2trt.report.lines import eval_row, eval_title, results_json
+    from awq2trt.stages.evaluate import eval_stage
 
     if (text is None) == (task is None):
         raise UsageError(
             "one of --text and --task is needed.", where="eval", fix="--text FILE, or --task NAME --data FILE"
         )
-    if task is not None:
-        if data is None:
-            raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
-        asked = TaskRequest(tuple(models), task, data, limit, device)
-        scores, scored = task_stage(asked, terminal_progress()), []
-        print(task_title(asked))
-        for score in scores:
-            print(task_row(score), flush=True)
-            scored.append(score)
-        if json_file is not None:
-            json_file.write_text(results_json(asked, scored), encoding="utf-8")
-        return
-    request = EvalRequest(tuple(models), str(text), windows, seqlen, device)
+    if task is not None and data is None:
+        raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
+    on = TaskExamples(task, data, limit) if task and data else TextWindows(str(text), windows, seqlen)
+    request = EvalRequest(tuple(models), on, device)
     results, measured = eval_stage(request, terminal_progress()), []
-    print(perplexity_title(request))
+    print(eval_title(request))
     for result in results:
-        print(perplexity_row(result), flush=True)
+        print(eval_row(result), flush=True)
         measured.append(result)
     if json_file is not None:
         json_file.write_text(results_json(request, measured), encoding="utf-8")

@@ -6,13 +6,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from long_files import MOST_LINES, long_files
 
 ROOT = Path(__file__).parents[1]
 TESTS, PACKAGE = ROOT / "tests", ROOT / "awq2trt"
 
-MIRRORED_ELSEWHERE = {"kernels": "plugins/kernels", "trt": "plugins/trt", "plugins": "plugins", "tools": "tools"}
+BESIDE_THE_PACKAGE = {"plugins", "tools"}
 """Folders of tests that mirror a folder beside the package."""
 
 NO_MIRROR = {"e2e", "data"}
@@ -26,7 +25,7 @@ def _rooms(folder: Path) -> list[Path]:
 
 
 def _test_rooms() -> list[Path]:
-    return [room for room in _rooms(TESTS) if room.parts[0] not in MIRRORED_ELSEWHERE.keys() | NO_MIRROR]
+    return [room for room in _rooms(TESTS) if room.parts[0] not in BESIDE_THE_PACKAGE | NO_MIRROR]
 
 
 def _modules_of(room: Path) -> set[str]:
@@ -48,10 +47,10 @@ def test_tests_lie_where_their_module_lies() -> None:
     assert list(_misplaced()) == []
 
 
-@pytest.mark.parametrize(("folder", "mirrored"), MIRRORED_ELSEWHERE.items())
-def test_other_folders_of_tests_mirror_a_folder_too(folder: str, mirrored: str) -> None:
-    assert (TESTS / folder).is_dir()
-    assert (ROOT / mirrored).is_dir()
+def test_tests_of_plugins_and_tools_lie_in_the_same_folders() -> None:
+    beside = [room for room in _rooms(TESTS) if room.parts[0] in BESIDE_THE_PACKAGE]
+    assert {room.parts[0] for room in beside} == BESIDE_THE_PACKAGE
+    assert [room for room in beside if not (ROOT / room).is_dir()] == []
 
 
 def test_every_room_has_tests() -> None:

@@ -27,7 +27,7 @@ from polygraphy.comparator import Comparator, RunResults
 from polygraphy.logger import G_LOGGER
 
 from awq2trt.checking.engine_runner import EngineRunner
-from awq2trt.checking.measures import Difference, agreement, difference, merged, unlike
+from awq2trt.checking.measures import Difference, difference, merged, unlike
 from awq2trt.checking.results import (
     AGAINST,
     ENGINE,
@@ -59,6 +59,7 @@ from awq2trt.checking.tolerance import UNRELATED, block_limit, drift_limit, engi
 from awq2trt.checking.weights import Finding
 from awq2trt.checkpoint.checkpoint import BFLOAT16
 from awq2trt.errors import ToolError, UnsupportedError
+from awq2trt.evaluation.agreement import agreement
 from awq2trt.io_contract import ENGINE_FILE, LOGITS
 from awq2trt.models.families import DecoderSpec
 from awq2trt.progress import Progress

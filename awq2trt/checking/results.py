@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from awq2trt.checking.measures import Agreement, Difference
+from awq2trt.checking.measures import Difference
 from awq2trt.checking.weights import Finding
 from awq2trt.checkpoint.checkpoint import BFLOAT16
+from awq2trt.evaluation.agreement import Agreement
 
 ORIGINAL: Final = "original"
 FOLDED: Final = "folded"
