@@ -180,13 +180,12 @@ _NETWORK: Final = textwrap.dedent('''\
 
     from pathlib import Path
 
-    import onnx_ir as ir
     import tensorrt_rtx as trt
 
+    from awq2trt.engine.builder import prepare_model
+    from awq2trt.engine.session import NETWORK_FLAGS, allow_unfused_attention
     from awq2trt.errors import ToolError
-    from awq2trt.graph.inline import inline_bodies
-    from awq2trt.graph.read import open_decoder
-    from awq2trt.machine.plugin_library import find_plugin_library, load_into_registry
+    from awq2trt.machine.plugin_library import find_plugin_library
 
     MODEL = {model!r}
     LOGGER = trt.Logger(trt.Logger.WARNING)
@@ -194,23 +193,19 @@ _NETWORK: Final = textwrap.dedent('''\
 
     def load_network():
         """Builder, network and parser, as polygraphy asks for them."""
-        model, _ = open_decoder(Path(MODEL))
         try:
-            load_into_registry(trt, find_plugin_library())
+            serialized, _ = prepare_model(trt, Path(MODEL), find_plugin_library())
         except ToolError:
-            inline_bodies(model)
+            serialized, _ = prepare_model(trt, Path(MODEL), None)
         builder = trt.Builder(LOGGER)
-        network = builder.create_network(0)
+        network = builder.create_network(NETWORK_FLAGS)
         parser = trt.OnnxParser(network, LOGGER)
-        if not parser.parse(ir.to_proto(model).SerializeToString(), MODEL):
+        if not parser.parse(serialized, MODEL):
             raise RuntimeError(parser.get_error(0).desc())
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
             tensor.shape = (1, *tensor.shape[1:])
-        for layer in network:
-            if layer.type == trt.LayerType.ATTENTION_INPUT:  # take it apart where there is no fused kernel
-                layer.__class__ = trt.IAttentionInputLayer
-                layer.attention.decomposable = True
+        allow_unfused_attention(trt, network)
         return builder, network, parser
 ''')
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from awq2trt.artifact.manifest import Artifact, Kind, current_artifact, fingerprint_of, record_file
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import can_resume, create_artifact
-from awq2trt.artifact.records import EngineRecord, ProfileRecord
+from awq2trt.artifact.records import EngineRecord
 from awq2trt.errors import BuildError, ToolError, UnsupportedError, UsageError
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import Progress
@@ -144,7 +144,7 @@ def _current_onnx(request: BuildRequest, checkpoint: Artifact, progress: Progres
 
 
 def _current_engine(request: BuildRequest, target: Target, onnx: Artifact, progress: Progress) -> Artifact:
-    from awq2trt.engine.builder import LOG_FILE, BuildOptions, build_engine, import_tensorrt_rtx
+    from awq2trt.engine.builder import LOG_FILE, build_engine, import_tensorrt_rtx
 
     output = request.output / target.name
     library = _plugin_library(request.options.build.plugin, progress)
@@ -166,7 +166,7 @@ def _current_engine(request: BuildRequest, target: Target, onnx: Artifact, progr
         expected_bytes=2 * sum(record.size_bytes for record in onnx.manifest.files.values()),
     ) as draft:
         with _kept_log(draft.files / LOG_FILE, request.output / f"{target.name}-{LOG_FILE}"):
-            result = build_engine(onnx.directory, target, draft.files, options=BuildOptions(library), progress=progress)
+            result = build_engine(onnx.directory, target, draft.files, plugin_library=library, progress=progress)
         for name in onnx.manifest.files:
             draft.adopt(onnx.path(name))
         record = EngineRecord(
@@ -175,10 +175,7 @@ def _current_engine(request: BuildRequest, target: Target, onnx: Artifact, progr
             flavour=target.flavour.value,
             tensorrt_version=result.tensorrt_version,
             plugin_version=library.version if library else None,
-            profiles=tuple(
-                ProfileRecord(name=p.name, shortest=p.shortest, typical=p.typical, longest=p.longest)
-                for p in result.profiles
-            ),
+            profiles=result.profiles,
         )
         return draft.publish(onnx.manifest.contents.model_copy(update={"engine": record}))
 

@@ -12,7 +12,8 @@ from tiny_kits import RTN
 
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.engine import builder
-from awq2trt.engine.builder import BuildResult, OptimizationProfile
+from awq2trt.engine.builder import BuildResult
+from awq2trt.engine.profiles import decoder_profiles
 from awq2trt.errors import BuildError, ToolError, UnsupportedError, UsageError
 from awq2trt.machine import plugin_library
 from awq2trt.machine.foreign_library import PATH_VARIABLE
@@ -47,13 +48,9 @@ class _Work:
             raise BuildError("TensorRT refuses it.", where="node", fix="elsewhere")
         (directory / "model.engine").write_bytes(b"engine")
         return BuildResult(
-            files=(directory / "model.engine",),
-            profiles=(OptimizationProfile("prefill", 1, 64, 64), OptimizationProfile("decode", 1, 1, 1)),
+            profiles=decoder_profiles(64),
             compute_capabilities=("SM89",),
             tensorrt_version="1.7.1",
-            seconds=0.0,
-            engine_bytes=6,
-            warnings=0,
         )
 
 
