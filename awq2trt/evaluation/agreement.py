@@ -22,13 +22,11 @@ class Agreement:
     Attributes:
         mean_kl: Mean KL(reference || candidate), nats.
         top1: Share of positions with the same best token.
-        perplexity_reference: exp of the mean NLL of the tokens that follow.
-        perplexity: The same of the candidate.
+        perplexity: Of the candidate: exp of the mean NLL of the tokens that follow; NaN where none follows.
     """
 
     mean_kl: float
     top1: float
-    perplexity_reference: float
     perplexity: float
 
 
@@ -47,18 +45,12 @@ def agreement(reference: Array, candidate: Array, tokens: Sequence[int]) -> Agre
         with np.errstate(invalid="ignore"):
             divergence.append((np.exp(expected) * (expected - got)).sum())
         if position + 1 < len(tokens):
-            following = tokens[position + 1]
-            likelihoods.append((expected[following], got[following]))
+            likelihoods.append(got[tokens[position + 1]])
     return Agreement(
         mean_kl=float(np.mean(divergence)),
         top1=float((reference.argmax(axis=-1) == candidate.argmax(axis=-1)).mean()),
-        perplexity_reference=_perplexity([expected for expected, _ in likelihoods]),
-        perplexity=_perplexity([got for _, got in likelihoods]),
+        perplexity=float(np.exp(-np.mean(likelihoods))) if likelihoods else math.nan,
     )
-
-
-def _perplexity(log_probabilities: Sequence[float]) -> float:
-    return float(np.exp(-np.mean(log_probabilities))) if log_probabilities else math.nan
 
 
 def _log_softmax(logits: Array) -> NDArray[np.float64]:
