@@ -3,10 +3,10 @@
     original -> folded -> quantized -> onnx -> runtime
                                     -> engine
 
-Each stage is compared in two ways. Its weights are computed again from the stage before (`stored_weights`), so
-that a single wrong scale is found. Its outputs, after every block and at the logits, are compared by polygraphy
-(`runners`), with a limit that follows from number formats (`tolerance`). The first place beyond its limit, in the order
-of the stages and of the blocks, is where to look: everything after it only inherits the error.
+Each stage is compared in two ways. Its weights are computed again from the stage before (`stored_weights`), so that a
+single wrong scale is found. Its outputs, after every block and at the logits, are compared by polygraphy (`runners`),
+with a limit that follows from number formats (`tolerance`). The first place beyond its limit, in the order of the
+stages and of the blocks, is where to look: everything after it only inherits the error.
 
 In: a `Subject` and the tokens of a text. Out: a `CheckResult`.
 """

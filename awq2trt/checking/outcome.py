@@ -1,4 +1,4 @@
-"""What `awq2trt check` finds."""
+"""What `awq2trt check` found, of the stages or of golden outputs: what the stage hands over and the report prints."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """A decoder as polygraphy runs it: calls with `input_ids` and `cache_position`, out come every block and the logits.
 
+In: a model, as weights or as a graph, then the calls. Out: arrays by name, for polygraphy to compare.
+
 Two runners, one for PyTorch and one for ONNX Runtime, with the same outputs under the same names: `block_output(i)`,
 the residual stream after block i [1, S, H], and the logits of every position [1, S, V]. polygraphy's own `OnnxrtRunner`
 knows nothing of a cache, so ours keeps it between calls, as an executor does. What `awq2trt run` uses, and engines

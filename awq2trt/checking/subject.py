@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from awq2trt.artifact.arrays import read_arrays
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, record_file
+from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY
 from awq2trt.artifact.records import QuantizationRecord, SourceRecord
 from awq2trt.checking.folding import FoldedSource
 from awq2trt.checking.results import ENGINE, FOLDED, ONNX, ONNX_CUDA, ORIGINAL, RUNTIME
@@ -25,9 +25,6 @@ from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.job import SEARCH_FILE
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of, this_machine, why_not_here
 from awq2trt.runtime.trt.session import EngineSession, TrtSession, unmet_needs
-
-_CHECKPOINT_BESIDE: Final = "checkpoint"
-"""Where `awq2trt build` puts the checkpoint, beside the ONNX model and engines."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def _artifacts(directory: Path, checkpoint: Path | None) -> tuple[Artifact, Arti
     """The checkpoint, the exported model, and the engines and finished kits that a directory means."""
     if (directory / MANIFEST_FILE).is_file():
         found = [Artifact.open(directory, verify="size")]
-        beside = checkpoint or directory.parent / _CHECKPOINT_BESIDE
+        beside = checkpoint or directory.parent / CHECKPOINT_DIRECTORY
         if found[0].manifest.kind != "checkpoint" and (beside / MANIFEST_FILE).is_file():
             found.append(Artifact.open(beside, kind="checkpoint", verify="size"))
     elif not directory.is_dir():

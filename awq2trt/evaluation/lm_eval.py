@@ -5,7 +5,8 @@
 
     lm_eval.simple_evaluate(model=Awq2trtLM("build/demo/onnx"), tasks=["piqa"])
 
-Takes originals, quantized checkpoints and ONNX models. Scores continuations and whole texts; it does not generate.
+In: an original, a quantized checkpoint or an ONNX model. Out: a model class of theirs. Scores continuations and whole
+texts; it does not generate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `awq2trt eval` is asked, and what it finds, model by model. Takes and computes nothing."""
+"""What `awq2trt eval` is asked, and what it finds, model by model: what the stage hands over and the report prints."""
 
 from __future__ import annotations
 

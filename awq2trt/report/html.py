@@ -1,5 +1,6 @@
 """An `Inspection` as one HTML page that needs no network: plots as SVG inside it, readable on a phone, light or dark.
 
+In: an `Inspection`, the inputs of a block, and perplexities that `eval --json` wrote. Out: the page as a string.
 matplotlib draws; its text stays text and takes the page's colour, so that a plot follows the reader's theme.
 """
 

@@ -1,4 +1,4 @@
-"""What commands print: results as lines of text. Takes results, computes nothing."""
+"""What commands print: results in, lines of text or JSON out; nothing is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`awq2trt check`: a build, each of its stages compared with the one before."""
+"""`awq2trt check`: a build -> how far each of its stages is from the one before, or its golden outputs."""
 
 from __future__ import annotations
 

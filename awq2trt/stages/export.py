@@ -16,7 +16,7 @@ from awq2trt.models.sources.base import CONFIG_FILE, copy_tokenizer
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
-from awq2trt.stages.opening import source_record
+from awq2trt.stages.opening import file_hashes, source_record
 
 if TYPE_CHECKING:
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
@@ -111,8 +111,7 @@ def _note_proof(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress
 
 def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions) -> str:
     """Fingerprint of the ONNX model that a checkpoint's files and options give."""
-    files = {name: record.sha256 for name, record in checkpoint.items()}
-    return fingerprint_of(kind="onnx", checkpoint=files, options=options, golden=GOLDEN_VERSION)
+    return fingerprint_of(kind="onnx", checkpoint=file_hashes(checkpoint), options=options, golden=GOLDEN_VERSION)
 
 
 def _checkpoint_files(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> dict[str, FileRecord]:
