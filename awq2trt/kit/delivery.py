@@ -1,7 +1,7 @@
 """Finishes a kit: runs its script, on this machine if it is the Jetson, or on one that is reached over SSH.
 
-What the script prints goes straight to the terminal. Programs used: `ssh` and `rsync` of this machine, and `rsync` of
-the other.
+In: a kit's directory, and where to finish it. Out: the engine, on the Jetson. What the script prints goes straight to
+the terminal. Programs used: `ssh` and `rsync` of this machine, and `rsync` of the other.
 """
 
 from __future__ import annotations

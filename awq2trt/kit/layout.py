@@ -22,8 +22,9 @@ import onnx_ir as ir
 
 from awq2trt import opset
 from awq2trt.artifact.golden import DESCRIPTION_FILE, read_golden
-from awq2trt.artifact.records import KitRecord, ProfileRecord
+from awq2trt.artifact.records import KitRecord
 from awq2trt.engine.predict import WORKSPACE_BYTES, Footprint
+from awq2trt.engine.profiles import decoder_profiles
 from awq2trt.errors import UnsupportedError
 from awq2trt.graph.basic_ops import drop_functions, fix_batch, lower_to_basic_ops
 from awq2trt.graph.read import open_decoder
@@ -42,9 +43,6 @@ VERSION_HEADER: Final = "version.h"
 
 _HERE: Final = Path(__file__).parent
 TEMPLATES: Final = (_HERE / SCRIPT_FILE, _HERE / "README.template.md")
-
-TYPICAL_PREFILL: Final = 512
-"""Prompt length that TensorRT chooses prefill kernels for."""
 
 _LONGEST_UNFUSED_PREFILL: Final = 512
 """Where attention scores are tensors, a longer prompt goes in pieces of this, or its scores would fill the memory."""
@@ -83,7 +81,6 @@ def longest_prefill(capacity: int, jetpack: JetPack) -> int:
 
 def kit_record(plan: KitPlan, capacity: int) -> KitRecord:
     """What the manifest says of the kit."""
-    longest = longest_prefill(capacity, plan.jetpack)
     return KitRecord(
         target=plan.target.name,
         compute_capability=plan.target.capability_names[0],
@@ -92,12 +89,7 @@ def kit_record(plan: KitPlan, capacity: int) -> KitRecord:
         minimum_tensorrt=plan.jetpack.tensorrt,
         plugin_version=plan.plugin.library.version if plan.plugin.library else __version__,
         plugin_cuda=plan.plugin.library.cuda if plan.plugin.library else None,
-        profiles={
-            DECODER: (
-                ProfileRecord.of_tokens("prefill", 1, min(TYPICAL_PREFILL, longest), longest),
-                ProfileRecord.of_tokens("decode", 1, 1, 1),
-            )
-        },
+        profiles={DECODER: decoder_profiles(longest_prefill(capacity, plan.jetpack))},
         build_bytes=plan.footprint.build_bytes,
         run_bytes=plan.footprint.run_bytes,
         disk_bytes=_engine_bytes(plan),

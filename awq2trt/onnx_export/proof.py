@@ -60,7 +60,7 @@ class ImportProof:
     linears: int
 
 
-def compare_weights(checkpoint: Checkpoint, model: ir.Model, progress: Progress) -> ImportProof:
+def prove_import(checkpoint: Checkpoint, model: ir.Model, progress: Progress) -> ImportProof:
     """Compares every quantized linear of a checkpoint with the exported graph, one in memory at a time."""
     stored = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
     lengths = {

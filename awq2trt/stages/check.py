@@ -1,4 +1,4 @@
-"""`awq2trt check`: a build, each of its stages compared with the one before."""
+"""`awq2trt check`: a build -> how far each of its stages is from the one before, or its golden outputs."""
 
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
 
     choose_flavour(request.directory)  # before polygraphy is imported
     from awq2trt.checking.bisect import bisect
-    from awq2trt.checking.chain import QUANTIZED, run_chain
+    from awq2trt.checking.chain import run_chain
     from awq2trt.checking.polygraphy_files import write_folder
+    from awq2trt.checking.results import QUANTIZED
     from awq2trt.checking.subject import find_subject
     from awq2trt.checking.text import DEFAULT_TEXT
     from awq2trt.graph.read import open_decoder

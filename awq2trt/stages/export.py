@@ -17,7 +17,7 @@ from awq2trt.models.sources.base import CONFIG_FILE, copy_tokenizer
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
-from awq2trt.stages.opening import source_record
+from awq2trt.stages.opening import file_hashes, source_record
 
 if TYPE_CHECKING:
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
@@ -77,7 +77,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
                 "same and is no smaller than one quantized to 4 bits"
             )
         if artifact is None:
-            _prove_import(checkpoint, draft.files / MODEL_FILE, progress)
+            _note_proof(checkpoint, draft.files / MODEL_FILE, progress)
         copy_tokenizer(request.checkpoint, draft.files)
         tokenizer = ChatTokenizer.load(draft.files)
         _write_golden(checkpoint, tokenizer, draft.files, result, progress)
@@ -109,12 +109,12 @@ def _write_golden(
     write_golden(golden, directory)
 
 
-def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress) -> None:
+def _note_proof(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress) -> None:
     """Says how far another tool's weights are from those in the model, which should be nothing."""
     from awq2trt.graph.read import open_decoder
-    from awq2trt.onnx_export.proof import compare_weights
+    from awq2trt.onnx_export.proof import prove_import
 
-    proof = compare_weights(checkpoint, open_decoder(model)[0], progress)
+    proof = prove_import(checkpoint, open_decoder(model)[0], progress)
     progress.note(f"largest dequantization difference: {proof.largest:g} ({proof.linears} linears)")
     if proof.largest:
         progress.note(
@@ -125,8 +125,7 @@ def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progre
 
 def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions) -> str:
     """Fingerprint of the ONNX model that a checkpoint's files and options give."""
-    files = {name: record.sha256 for name, record in checkpoint.items()}
-    return fingerprint_of(kind="onnx", checkpoint=files, options=options, golden=GOLDEN_VERSION)
+    return fingerprint_of(kind="onnx", checkpoint=file_hashes(checkpoint), options=options, golden=GOLDEN_VERSION)
 
 
 def _checkpoint_files(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> dict[str, FileRecord]:

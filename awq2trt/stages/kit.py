@@ -1,4 +1,7 @@
-"""The kit as a stage: what it would need, made into an artifact where it is not current, packed, and finished."""
+"""The kit as a stage: what it would need, made into an artifact where it is not current, packed, and finished.
+
+In: an exported decoder's artifact, and a target. Out: a prediction of memory and speed, and a kit.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, current_artifact, fingerprint_of, record_file
+from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.engine.predict import Outlook, outlook_lines, predict_footprint
 from awq2trt.errors import ArtifactError, UnsupportedError
@@ -22,7 +25,7 @@ from awq2trt.models.spec import ModelSpec
 from awq2trt.onnx_export.model import DEFAULT_MAX_SEQ_LEN
 from awq2trt.progress import Progress
 from awq2trt.recipe import Recipe
-from awq2trt.stages.opening import exported_contents
+from awq2trt.stages.opening import current_or_none, exported_contents, file_hashes
 from awq2trt.target import TARGETS, Target, find_jetpack
 
 
@@ -117,14 +120,13 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
     library, sources = plan.plugin.library, plan.plugin.sources
     fingerprint = fingerprint_of(
         kind="kit",
-        onnx={name: file.sha256 for name, file in onnx.manifest.files.items()},
+        onnx=file_hashes(onnx.manifest.files),
         record=record,
         plugin=record_file(library.path) if library else {name: record_file(path) for name, path in sources.items()},
         templates=[record_file(path) for path in TEMPLATES],
     )
-    current = current_artifact(request.output, "kit", fingerprint)
+    current = current_or_none(request.output, "kit", fingerprint, progress)
     if current is not None:
-        progress.note(f"{request.output} is current")
         return current
     if library is None:
         progress.note(

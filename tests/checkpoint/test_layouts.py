@@ -23,7 +23,7 @@ from awq2trt.checkpoint.pack import pack_words, unpack_words
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
 from awq2trt.models.decoder import Ends, run_model
 from awq2trt.onnx_export import export_onnx
-from awq2trt.onnx_export.proof import compare_weights
+from awq2trt.onnx_export.proof import prove_import
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions
 from awq2trt.scheme import QuantScheme
@@ -92,7 +92,7 @@ def test_the_proof_finds_a_single_wrong_nibble(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "onnx" / "model.onnx.data").read_bytes())
     data[(tensor.offset or 0) + 100] ^= 0x10
     (tmp_path / "onnx" / "model.onnx.data").write_bytes(data)
-    proof = compare_weights(checkpoint, ir.load(tmp_path / "onnx" / "model.onnx"), SilentProgress())
+    proof = prove_import(checkpoint, ir.load(tmp_path / "onnx" / "model.onnx"), SilentProgress())
     assert proof.where == UP
     assert proof.largest > 0
 
@@ -170,7 +170,7 @@ def test_narrow_codes_are_exported_as_the_same_weights(tmp_path: Path) -> None:
         (tmp_path / str(bits) / "onnx").mkdir()
         export_onnx(checkpoint, tmp_path / str(bits) / "onnx", options=ExportOptions())
         model = ir.load(tmp_path / str(bits) / "onnx" / "model.onnx")
-        assert compare_weights(checkpoint, model, SilentProgress()).largest == 0
+        assert prove_import(checkpoint, model, SilentProgress()).largest == 0
         linear = checkpoint.linear("model.layers.0.mlp.up_proj")
         assert linear.widened().scheme == QuantScheme(4, 32, not symmetric)
         np.testing.assert_array_equal(linear.widened().dequantize(), linear.dequantize())

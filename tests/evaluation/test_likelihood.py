@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 from awq2trt.errors import UsageError
 from awq2trt.evaluation import likelihood
 from awq2trt.evaluation.likelihood import TokenizedContinuation, tokenize, torch_scores
-from awq2trt.evaluation.results import TaskRequest
-from awq2trt.evaluation.tasks import Continuation, read_task, score_task
+from awq2trt.evaluation.results import EvalRequest, TaskExamples
+from awq2trt.evaluation.tasks import Continuation, TaskScore, read_task, score_task
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions, QuantizeOptions
-from awq2trt.stages.evaluate import task_stage
+from awq2trt.stages.evaluate import eval_stage
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 from awq2trt.text.tokenizer import load_tokenizer, tokenizer_of
@@ -90,13 +90,13 @@ def test_every_kind_of_model_has_a_score(model: Path, tmp_path: Path) -> None:
     rows = [{"goal": f"goal {n}", "sol1": "one way", "sol2": "or another", "label": n % 2} for n in range(6)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     models = (str(model), str(tmp_path / "checkpoint"), str(tmp_path / "onnx"))
-    results = list(task_stage(TaskRequest(models, "piqa", tmp_path / "rows.jsonl"), SilentProgress()))
+    results = list(eval_stage(EvalRequest(models, TaskExamples("piqa", tmp_path / "rows.jsonl")), SilentProgress()))
     assert [(result.executor, result.scheme) for result in results] == [
         ("PyTorch", None),
         ("PyTorch", "int4-g32-asym"),
         ("ONNX Runtime", "int4-g32-asym"),
     ]
-    assert results[1].score == results[2].score
+    assert results[1].measured == results[2].measured
 
 
 def _shortest(task: str, directory: Path) -> tuple[Path, list[dict[str, Any]]]:
@@ -161,6 +161,7 @@ def test_lm_eval_takes_our_models(model: Path, tmp_path: Path) -> None:
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }
     theirs = lm_eval.simple_evaluate(model=Awq2trtLM(model, SilentProgress()), tasks=[task], bootstrap_iters=0)
-    (ours,) = task_stage(TaskRequest((str(model),), "piqa", tmp_path / "rows.jsonl"), SilentProgress())
-    assert theirs["results"]["piqa_local"]["acc,none"] == ours.score.accuracy
-    assert theirs["results"]["piqa_local"]["acc_norm,none"] == ours.score.accuracy_normalised
+    (ours,) = eval_stage(EvalRequest((str(model),), TaskExamples("piqa", tmp_path / "rows.jsonl")), SilentProgress())
+    assert isinstance(ours.measured, TaskScore)
+    assert theirs["results"]["piqa_local"]["acc,none"] == ours.measured.accuracy
+    assert theirs["results"]["piqa_local"]["acc_norm,none"] == ours.measured.accuracy_normalised
