@@ -24,9 +24,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from awq2trt.checkpoint.checkpoint import quantized_config, write_config, write_tensors
-from awq2trt.checkpoint.layouts import GEMM
-from awq2trt.checkpoint.pack import AWQ_COLUMNS_PER_WORD
+from awq2trt.checkpoint.layouts import awq_gemm
+from awq2trt.checkpoint.writer import quantized_config, write_config, write_tensors
 from awq2trt.models.families import DecoderSpec, describe_model
 from awq2trt.models.sources.base import Array
 from awq2trt.scheme import QuantScheme
@@ -109,7 +108,7 @@ def write_quantized(directory: Path, config: dict[str, object]) -> None:
         write_tensors(directory / f"block-{layer:05}.safetensors", random_block(spec, layer, random))
     outer = {name: random_half(shape, random) for name, shape in spec.outer_shapes().items()}
     write_tensors(directory / "outer.safetensors", outer)
-    write_config(directory, quantized_config(config, SCHEME, GEMM, spec.head))
+    write_config(directory, quantized_config(config, SCHEME, awq_gemm.LAYOUT, spec.head))
     Tokenizer(WordLevel({"word": 0}, unk_token="word")).save(str(directory / "tokenizer.json"))
 
 
@@ -118,7 +117,7 @@ def random_block(spec: DecoderSpec, layer: int, random: np.random.Generator) -> 
     prefix, tensors = spec.prefix(layer), {}
     for name in spec.block.linears:
         rows, columns = spec.linear_shape(name)
-        words, groups = rows // AWQ_COLUMNS_PER_WORD, SCHEME.groups(columns)
+        words, groups = rows // awq_gemm.COLUMNS_PER_WORD, SCHEME.groups(columns)
         for kind, height in (("qweight", columns), ("qzeros", groups)):
             tensors[f"{prefix}{name}.{kind}"] = random.integers(-(2**31), 2**31, (height, words), dtype=np.int32)
         tensors[f"{prefix}{name}.scales"] = random_half((groups, rows), random)

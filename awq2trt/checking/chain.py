@@ -41,7 +41,8 @@ from awq2trt.checking.runners import (
 )
 from awq2trt.checking.tolerance import UNIT_ROUNDOFF, UNRELATED, block_limit, drift_limit, engine_limit, storage_limit
 from awq2trt.checking.weights import Finding, code_finding, onnx_findings, rounded_finding
-from awq2trt.checkpoint.checkpoint import BFLOAT16, QuantizedCheckpoint
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.writer import BFLOAT16
 from awq2trt.errors import CheckpointError, ToolError, UnsupportedError
 from awq2trt.graph.read import open_decoder
 from awq2trt.io_contract import ENGINE_FILE, LOGITS

@@ -29,7 +29,7 @@ from awq2trt.artifact.arrays import write_arrays
 from awq2trt.checking.chain import DECODE_CALLS, QUANTIZED, Subject
 from awq2trt.checking.runners import calls_of
 from awq2trt.checking.tolerance import drift_limit
-from awq2trt.checkpoint.checkpoint import BFLOAT16
+from awq2trt.checkpoint.writer import BFLOAT16
 from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.io_contract import CACHE_POSITION, ENGINE_FILE, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
 from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block

@@ -22,18 +22,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from awq2trt.artifact.arrays import read_arrays, write_arrays
-from awq2trt.checkpoint.checkpoint import (
+from awq2trt.checkpoint.checkpoint import fuse_linears
+from awq2trt.checkpoint.layouts import choose_layout, pack_linear
+from awq2trt.checkpoint.writer import (
     FLOAT16,
     compact,
     for_dtype,
-    fuse_linears,
     merge_shards,
     quantized_config,
     storage_dtype,
     write_config,
     write_tensors,
 )
-from awq2trt.checkpoint.layouts import choose_layout, pack_linear
 from awq2trt.errors import CalibrationError, UsageError
 from awq2trt.machine.device import CPU
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block

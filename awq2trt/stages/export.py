@@ -96,11 +96,15 @@ def _write_golden(checkpoint: QuantizedCheckpoint, directory: Path, result: Expo
 
 
 def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress) -> None:
-    """Says how far another tool's weights are from those in the model, which should be nothing."""
-    from awq2trt.graph.read import open_decoder
-    from awq2trt.onnx_export.proof import compare_weights
+    """Holds the model's weights to another tool's, and says how far rounding put them apart.
 
-    proof = compare_weights(checkpoint, open_decoder(model)[0], progress)
+    Raises:
+        ArtifactError: They differ by more than that.
+    """
+    from awq2trt.graph.read import open_decoder
+    from awq2trt.onnx_export.proof import prove_weights
+
+    proof = prove_weights(checkpoint, open_decoder(model)[0], progress)
     progress.note(f"largest dequantization difference: {proof.largest:g} ({proof.linears} linears)")
     if proof.largest:
         progress.note(

@@ -12,7 +12,7 @@ from awq2trt.engine.predict import Outlook, outlook_lines, predict_footprint
 from awq2trt.errors import ArtifactError, UnsupportedError
 from awq2trt.kit.archive import write_tar
 from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
-from awq2trt.kit.layout import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
+from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.models.families import DecoderSpec, describe_model
 from awq2trt.models.sources.base import CONFIG_FILE, read_config

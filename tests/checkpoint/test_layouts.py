@@ -19,11 +19,10 @@ from tiny_models import tokens
 from transformers import AutoModelForCausalLM
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-from awq2trt.checkpoint.pack import pack_words, unpack_words
-from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
+from awq2trt.errors import ArtifactError, Awq2trtError, CheckpointError, UnsupportedError
 from awq2trt.models.decoder import Ends, run_model
 from awq2trt.onnx_export import ExportOptions, export_onnx
-from awq2trt.onnx_export.proof import compare_weights
+from awq2trt.onnx_export.proof import prove_weights
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions as ExportRecipe
 from awq2trt.scheme import QuantScheme
@@ -40,22 +39,6 @@ class _Notes(SilentProgress):
 
     def note(self, message: str) -> None:
         self.notes.append(message)
-
-
-def test_codes_of_three_bits_lie_in_a_stream_without_gaps() -> None:
-    # Code 10 takes bits 30 to 32: two of them end the first word, one begins the second.
-    codes = np.zeros((1, 12), np.uint8)
-    codes[0, 0], codes[0, 10], codes[0, 11] = 5, 6, 1
-    assert pack_words(codes, 3).view(np.uint32).tolist() == [[0x80000005, 0b0011]]
-    np.testing.assert_array_equal(unpack_words(pack_words(codes, 3), 3, 12), codes)
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("count", [1, 31, 32, 100])
-def test_words_are_taken_apart_as_they_were_put_together(bits: int, count: int) -> None:
-    codes = np.random.default_rng(0).integers(0, 1 << bits, (3, count), dtype=np.uint8)
-    assert pack_words(codes, bits).shape == (3, -(-count * bits // 32))
-    np.testing.assert_array_equal(unpack_words(pack_words(codes, bits), bits, count), codes)
 
 
 @pytest.mark.parametrize("layout", FOREIGN)
@@ -92,9 +75,10 @@ def test_the_proof_finds_a_single_wrong_nibble(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "onnx" / "model.onnx.data").read_bytes())
     data[(tensor.offset or 0) + 100] ^= 0x10
     (tmp_path / "onnx" / "model.onnx.data").write_bytes(data)
-    proof = compare_weights(checkpoint, ir.load(tmp_path / "onnx" / "model.onnx"), SilentProgress())
-    assert proof.where == UP
-    assert proof.largest > 0
+    with pytest.raises(ArtifactError, match=rf"{UP}: the exported weight is not the checkpoint's") as caught:
+        prove_weights(checkpoint, ir.load(tmp_path / "onnx" / "model.onnx"), SilentProgress())
+    row, column = 200 // 64, 200 % 64 + 1  # byte 100 holds codes 200 and 201, the changed one in its high half
+    assert f"[{row}, {column}]" in caught.value.what
 
 
 def test_a_type_that_rounds_the_scales_is_told(tmp_path: Path) -> None:
@@ -170,7 +154,7 @@ def test_narrow_codes_are_exported_as_the_same_weights(tmp_path: Path) -> None:
         (tmp_path / str(bits) / "onnx").mkdir()
         export_onnx(checkpoint, tmp_path / str(bits) / "onnx", options=ExportOptions())
         model = ir.load(tmp_path / str(bits) / "onnx" / "model.onnx")
-        assert compare_weights(checkpoint, model, SilentProgress()).largest == 0
+        assert prove_weights(checkpoint, model, SilentProgress()).largest == 0
         linear = checkpoint.linear("model.layers.0.mlp.up_proj")
         assert linear.widened().scheme == QuantScheme(4, 32, not symmetric)
         np.testing.assert_array_equal(linear.widened().dequantize(), linear.dequantize())
