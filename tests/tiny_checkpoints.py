@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.models.families import describe_model
+from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
@@ -121,11 +122,16 @@ WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_attenti
 def quantized_llama(directory: Path, model: dict[str, Any] | None = None, **options: Any) -> QuantizedCheckpoint:
     """A Llama of random weights in `directory`/model, and what `quantize` makes of it in `directory`/files."""
     source = SafetensorsSource(save_llama(directory / "model", **(model or {})))
+    return quantize_source(source, directory, **{"method": "rtn", "group_size": 32, **options})
+
+
+def quantize_source(source: ModelSource, directory: Path, **options: Any) -> QuantizedCheckpoint:
+    """What `quantize` makes of a model, in `directory`/files."""
     for name in ("files", "scratch"):
         (directory / name).mkdir()
     job = QuantizeJob(
         source,
-        QuantizeOptions(**{"method": "rtn", "group_size": 32, **options}),
+        QuantizeOptions(**options),
         files=directory / "files",
         scratch=directory / "scratch",
         progress=SilentProgress(),

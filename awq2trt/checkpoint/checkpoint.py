@@ -7,13 +7,20 @@ matter of `awq2trt.checkpoint.layouts`. NumPy only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
+
+import numpy as np
 
 from awq2trt.checkpoint.layouts import read_format, unpack_linear
-from awq2trt.models.families import DecoderSpec, FusedLinear, describe_model
+from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.models.families import DecoderSpec, FusedLinear
 from awq2trt.models.sources.base import CONFIG_FILE, Array, ModelSource, copy_tokenizer, read_config, refuse_remote_code
-from awq2trt.models.sources.safetensors import SafetensorsFiles
+from awq2trt.models.sources.safetensors import SafetensorsFiles, describe_stored
 from awq2trt.scheme import QuantizedLinear
+
+_NOT_TOGETHER: Final = "config.json and the weights do not belong together; download"
 
 
 class QuantizedCheckpoint(ModelSource):
@@ -33,8 +40,8 @@ class QuantizedCheckpoint(ModelSource):
         refuse_remote_code(self.config, directory)
         self.format = read_format(self.config, where=str(directory / CONFIG_FILE))
         self.scheme = self.format.scheme
-        self._tensors = SafetensorsFiles.in_directory(directory)
-        self.spec = describe_model(self.config, [*self._tensors], quantized=True)
+        self._tensors = SafetensorsFiles.in_directory(directory, self.config)
+        self.spec = describe_stored(self.config, self._tensors, quantized=True)
         spec, layers = self.spec, range(self.spec.num_layers)
         self._stored = {spec.prefix(i) + name: shape for i in layers for name, shape in spec.stored_linears().items()}
         self._fused = {
@@ -43,6 +50,9 @@ class QuantizedCheckpoint(ModelSource):
             for fused in spec.fused
             for part in fused.parts
         }
+        biases = {name.removesuffix(".bias") for name in spec.stored_block_shapes() if name.endswith(".bias")}
+        self._biased = {spec.prefix(i) + name for i in layers for name in biases}
+        self._refuse_strangers()
         self._last: tuple[str, QuantizedLinear] | None = None  # the fused linear read last, wanted again for each part
 
     @property
@@ -65,9 +75,33 @@ class QuantizedCheckpoint(ModelSource):
 
     def _stored_linear(self, name: str) -> QuantizedLinear:
         """A quantized linear as the checkpoint has it, verified."""
-        return unpack_linear(
-            self.format, self.stored_tensors(name), self._stored[name], where=f"{self.directory}: {name}"
-        )
+        where = f"{self.directory}: {name}"
+        linear = unpack_linear(self.format, self.stored_tensors(name), self._stored[name], where=where)
+        if name in self._biased and linear.bias is None:
+            raise CheckpointError(
+                "missing bias of a linear that has one by config.json.", where=where, fix=f"{_NOT_TOGETHER} both again."
+            )
+        if name in self._biased or linear.bias is None:
+            return linear
+        if np.any(linear.bias):
+            raise CheckpointError(
+                f"expected no bias by config.json, got one of up to {np.abs(linear.bias.astype(np.float32)).max():g}.",
+                where=where,
+                fix=f"{_NOT_TOGETHER} both again, or give config.json the key that its class has for biases.",
+            )
+        return replace(linear, bias=None)  # AutoGPTQ stores zeros where the model has none
+
+    def _refuse_strangers(self) -> None:
+        """Refuses tensors of a quantized linear that its layout does not know: what they mean would be left out."""
+        known = self.format.layout.tensor_names
+        for name in self._tensors:
+            owner, _, kind = name.rpartition(".")
+            if owner in self._stored and kind not in known:
+                raise UnsupportedError(
+                    f"expected {', '.join(known)} of a linear in the layout {self.format.layout.name}, got {kind}.",
+                    where=f"{self.directory}: {name}",
+                    fix="quantize the original model with awq2trt: all linears of its blocks, and nothing but them.",
+                )
 
     @property
     def stored_names(self) -> tuple[str, ...]:

@@ -79,22 +79,24 @@ def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Arra
 
 
 def quantized_config(
-    config: Mapping[str, Any], scheme: QuantScheme, layout: Layout, head: str, dtype: str = FLOAT16
+    config: Mapping[str, Any], spec: DecoderSpec, scheme: QuantScheme, layout: Layout, dtype: str = FLOAT16
 ) -> dict[str, Any]:
     """config.json of the quantized model: the original's, with `quantization_config` and its dtype.
 
     Args:
         config: The original's config.json.
+        spec: The original, described; its head is not quantized.
         scheme: How the linears are quantized.
         layout: One that we write.
-        head: Name of the head, which is not quantized.
         dtype: Of activations: `FLOAT16` or `BFLOAT16`.
     """
     kept = {key: value for key, value in config.items() if key not in _NOT_KEPT}
+    if not spec.tie_embeddings:
+        kept["tie_word_embeddings"] = False  # whatever the original says: there may be a head that it denies
     return {
         **kept,
         "torch_dtype": dtype,
-        "quantization_config": layout.written.config(scheme, head),
+        "quantization_config": layout.written.config(scheme, spec.head),
     }
 
 

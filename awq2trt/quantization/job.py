@@ -223,7 +223,7 @@ class QuantizeJob:
             search |= read_arrays(self._search(layer), fix="quantize again without --resume.")
         if search:
             write_arrays(self._files / SEARCH_FILE, search)
-        config = quantized_config(source.config, self._options.scheme, self._layout, source.spec.head, dtype)
+        config = quantized_config(source.config, source.spec, self._options.scheme, self._layout, dtype)
         write_config(self._files, config)
 
     def _storage_dtype(self, outer: Mapping[str, Array]) -> str:

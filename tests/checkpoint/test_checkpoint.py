@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_checkpoints import WIDE, quantized_llama
+from tiny_checkpoints import WIDE, quantize_source, quantized_llama
 from tiny_models import save_llama
 
 from awq2trt.checkpoint import writer
@@ -178,3 +178,21 @@ def test_natural_layout_bytes() -> None:
     )
     # 3 bits each from the lowest on: 001 010 011 100 101 110 -> 0b110_101_100_011_010_001 = 0x358D1
     assert pack_linear("x", narrow, NATURAL)["x.codes"].tolist() == [0xD1, 0x58, 0x03, 0x00]
+
+
+def test_a_head_that_the_original_s_config_denies_is_quantized_with_and_exported(tmp_path: Path) -> None:
+    from awq2trt.graph.read import open_decoder
+    from awq2trt.onnx_export import export_onnx
+
+    model = save_llama(tmp_path / "tied", tie_word_embeddings=True)
+    tensors = load_file(model / "model.safetensors")
+    head = np.ascontiguousarray(tensors["model.embed_tokens.weight"][::-1])
+    save_file({**tensors, "lm_head.weight": head}, model / "model.safetensors", metadata={"format": "pt"})
+    quantized = quantize_source(SafetensorsSource(model), tmp_path, method="rtn", group_size=32)
+    assert json.loads((quantized.directory / "config.json").read_text())["tie_word_embeddings"] is False
+    np.testing.assert_array_equal(quantized.tensor("lm_head.weight"), head.astype(np.float16))
+    (tmp_path / "onnx").mkdir()
+    export_onnx(quantized, tmp_path / "onnx")
+    exported = open_decoder(tmp_path / "onnx")[0].graph.initializers["lm_head.weight"].const_value
+    assert exported is not None
+    np.testing.assert_array_equal(exported.numpy(), head.astype(np.float16))

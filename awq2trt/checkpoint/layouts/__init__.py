@@ -24,7 +24,7 @@ from awq2trt.checkpoint.layouts.layout import (
 )
 from awq2trt.errors import CheckpointError, UnsupportedError, UsageError
 from awq2trt.models.families import DecoderSpec
-from awq2trt.scheme import QuantizedLinear, QuantScheme
+from awq2trt.scheme import SCALE_DTYPES, QuantizedLinear, QuantScheme
 
 __all__ = ["LAYOUTS", "Layout", "StoredFormat", "choose_layout", "pack_linear", "read_format", "unpack_linear"]
 
@@ -112,7 +112,19 @@ def unpack_linear(stored: StoredFormat, tensors: Tensors, shape: tuple[int, int]
     packed = LinearToUnpack(tensors, stored.scheme, shape, where)
     if BIAS in tensors:
         packed.expect(BIAS, (shape[0],))
+    _require_floats(packed)
     linear = layout.unpack(packed)
     if not np.isfinite(linear.scales.astype(np.float32)).all():
         raise CheckpointError("scales are NaN or infinite.", where=where, fix=DAMAGED)
     return linear
+
+
+def _require_floats(packed: LinearToUnpack) -> None:
+    """Refuses step sizes and biases that are no floating-point numbers, or of a type that we do not compute with."""
+    for name in ("scales", "weight_scale", BIAS):
+        if name in packed.tensors and packed.tensors[name].dtype.name not in SCALE_DTYPES:
+            raise CheckpointError(
+                f"{name}: expected {', '.join(SCALE_DTYPES)}, got {packed.tensors[name].dtype}.",
+                where=packed.where,
+                fix=DAMAGED,
+            )

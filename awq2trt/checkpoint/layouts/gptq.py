@@ -1,7 +1,8 @@
 """GPTQ's layouts, as AutoGPTQ and GPTQModel write them; we only read them.
 
 `qweight` int32 [K b/32, N], `qzeros` int32 [K/G, N b/32], `scales` [K/G, N], `g_idx` [K]. The first version
-(`checkpoint_format: gptq`) stores zero points less one; the second, as they are. NumPy only.
+(`checkpoint_format: gptq`) stores zero points less one; the second, as they are. With `sym: true` all mean the middle
+code. NumPy only.
 
 Config keys: https://huggingface.co/docs/transformers/quantization/gptq.
 """
@@ -24,7 +25,7 @@ from awq2trt.checkpoint.layouts.layout import (
     config_integer,
 )
 from awq2trt.checkpoint.pack import unpack_words, words_of
-from awq2trt.errors import UnsupportedError
+from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.scheme import QuantizedLinear
 
 _FIRST: Final = "gptq"
@@ -44,16 +45,34 @@ def unpack(packed: LinearToUnpack, *, less_one: bool) -> QuantizedLinear:
     qzeros = packed.expect("qzeros", (packed.groups, words_of(rows, bits)), np.int32)
     scales = packed.expect("scales", (packed.groups, rows))
     packed.refuse_reordering("g_idx")
-    zeros = unpack_words(qzeros, bits, rows)
-    if less_one:
-        zeros = _plus_one(zeros, packed)
+    stored = unpack_words(qzeros, bits, rows)  # [K/G, N]
+    if not scheme.zero_point:
+        _require_symmetric(stored, packed)
+    zeros = _plus_one(stored, packed) if less_one and scheme.zero_point else stored
     return QuantizedLinear(
         codes=unpack_words(np.ascontiguousarray(qweight.T), bits, columns),
         scales=np.ascontiguousarray(scales.T),
-        zeros=np.ascontiguousarray(zeros.T),
+        zeros=np.ascontiguousarray(zeros.T) if scheme.zero_point else None,
         scheme=scheme,
         bias=packed.tensors.get(BIAS),
     )
+
+
+def _require_symmetric(zeros: NDArray[np.uint8], packed: LinearToUnpack) -> None:
+    """Refuses zero points that `sym: true` denies.
+
+    All of them are 2^(b-1) then. Tools disagree on whether the first version stores that or one less, whatever
+    `checkpoint_format` says, and vLLM does not look: both are taken for what they must be.
+    """
+    middle = packed.scheme.symmetric_zero
+    found = np.unique(zeros)
+    if found.tolist() not in ([middle - 1], [middle]):
+        raise CheckpointError(
+            f"config.json says sym: true, so that qzeros are all {middle - 1} or all {middle}; they hold "
+            f"{found.size} values, {found[0]} to {found[-1]}.",
+            where=packed.where,
+            fix="set sym: false in config.json if the model was quantized with zero points, or " + QUANTIZE_AGAIN,
+        )
 
 
 def _plus_one(zeros: NDArray[np.uint8], packed: LinearToUnpack) -> NDArray[np.uint8]:
@@ -77,8 +96,7 @@ def _read(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
         raise UnsupportedError(
             "dynamic: layers with settings of their own are not read.", where=where, fix=QUANTIZE_AGAIN
         )
-    # A symmetric GPTQ checkpoint stores its zero points all the same: they are read rather than believed.
-    return config_integer(found, where, "bits"), config_integer(found, where, "group_size"), True
+    return config_integer(found, where, "bits"), config_integer(found, where, "group_size"), not found.get("sym")
 
 
 _TOOL: Final = Tool("gptq", "checkpoint_format", _version)

@@ -23,6 +23,9 @@ Array = NDArray[Any]
 
 CONFIG_FILE: Final = "config.json"
 
+FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
+"""NumPy's names of the types that weights may have."""
+
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -71,10 +74,10 @@ class ModelSource(ABC):
         """Writes the tokenizer and generation files that the model has into `directory`."""
 
     def checked_tensor(self, name: str, shape: tuple[int, ...]) -> Array:
-        """A tensor, its shape and finiteness verified.
+        """A tensor, its shape, type and finiteness verified.
 
         Raises:
-            CheckpointError: Missing, of another shape, or with NaN or infinite values.
+            CheckpointError: Missing, of another shape, of integers, or with NaN or infinite values.
         """
         value = self.tensor(name)
         if value.shape != shape:
@@ -82,6 +85,12 @@ class ModelSource(ABC):
                 f"expected shape {list(shape)}, got {list(value.shape)}.",
                 where=name,
                 fix="config.json and the weights do not belong together; download both again.",
+            )
+        if value.dtype.name not in FLOATS:
+            raise CheckpointError(
+                f"expected weights of a floating-point type ({', '.join(FLOATS)}), got {value.dtype}.",
+                where=name,
+                fix="use the model in fp16, bf16 or fp32.",
             )
         finite = np.isfinite(value)
         if not finite.all():
