@@ -44,9 +44,9 @@ def random_linear(
     rows, features = shape
     groups = (rows, scheme.groups(features))
     return QuantizedLinear(
-        codes=random.integers(0, 16, shape, dtype=np.uint8),
+        codes=random.integers(0, scheme.levels, shape, dtype=np.uint8),
         scales=random.uniform(0.01, 0.03, groups).astype(np.float16),
-        zeros=random.integers(0, 16, groups, dtype=np.uint8) if scheme.zero_point else None,
+        zeros=random.integers(0, scheme.levels, groups, dtype=np.uint8) if scheme.zero_point else None,
         scheme=scheme,
         bias=random.normal(size=rows).astype(np.float16) if bias else None,
     )

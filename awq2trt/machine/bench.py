@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from awq2trt.errors import ToolError
+from awq2trt.errors import ToolError, UsageError
 from awq2trt.machine.plugin_library import PluginLibrary, find_plugin_library
 
 BENCH_LIBRARY_NAME: Final = "libawq2trt_bench.so"
@@ -41,6 +41,9 @@ TINYGEMM_MAX_TOKENS: Final = 16
 MMA_ITERATIONS: Final = 4000
 
 DEFAULT_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
+
+DTYPES: Final = ("float16", "bfloat16")
+"""Types of x, at the places of their values in the kernels' enum."""
 
 KERNEL_NAMES: Final = ("decode", "tile", "any-group", "decode-once")
 TILE_NAMES: Final = ("16x64", "16x128", "16x192", "32x128", "64x64", "64x128", "64x192", "128x128")
@@ -234,7 +237,7 @@ def bench_kernels(
     shapes: Sequence[LayerShape] = DEFAULT_SHAPES,
     tokens: Sequence[int] = DEFAULT_TOKENS,
     group_size: int = 128,
-    dtype: str = "float16",
+    dtype: str = DTYPES[0],
     zero_points: bool = True,
     baselines: bool = True,
 ) -> KernelReport:
@@ -244,13 +247,16 @@ def bench_kernels(
         shapes: Layers to measure.
         tokens: Rows of x to measure each with.
         group_size: G.
-        dtype: `float16` or `bfloat16`.
+        dtype: One of `DTYPES`.
         zero_points: Whether the weights have zero points.
         baselines: Whether to time cuBLAS and PyTorch's INT4 kernel too.
 
     Raises:
+        UsageError: The kernels do not compute in `dtype`.
         ToolError: No plugin library, no PyTorch with CUDA, or a CUDA call failed.
     """
+    if dtype not in DTYPES:
+        raise UsageError(f"got {dtype}, expected one of: {', '.join(DTYPES)}.", where="--dtype", fix="leave it out.")
     library = find_plugin_library()
     torch = _torch_with_cuda()
     kernels = Kernels(library)
@@ -349,7 +355,7 @@ class RotatedLayer:
         torch: PyTorch.
         shape: The layer.
         group_size: G.
-        dtype: `float16` or `bfloat16`.
+        dtype: One of `DTYPES`.
         zero_points: Whether there are zero points.
     """
 
@@ -357,6 +363,7 @@ class RotatedLayer:
         self._torch = torch
         self._shape = shape
         self._group_size = group_size
+        self._dtype_name = dtype
         self._dtype = getattr(torch, dtype)
         self._zero_points = zero_points
         groups = math.ceil(shape.k / group_size)
@@ -377,7 +384,7 @@ class RotatedLayer:
             n=self._shape.n,
             k=self._shape.k,
             group_size=self._group_size,
-            dtype=0 if self._dtype == self._torch.float16 else 1,
+            dtype=DTYPES.index(self._dtype_name),
             has_zeros=self._zero_points,
             has_bias=False,
         )

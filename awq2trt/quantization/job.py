@@ -37,6 +37,7 @@ from awq2trt.checkpoint.writer import (
 from awq2trt.errors import CalibrationError, UsageError
 from awq2trt.machine.device import CPU
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block
+from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.progress import Progress
 from awq2trt.quantization.block import (
@@ -112,9 +113,12 @@ class QuantizeJob:
         """Runs, or goes on from the first block that is not in `scratch`.
 
         Raises:
+            UsageError: Calibration windows are longer than the model has positions.
             CheckpointError: A tensor is missing, misshapen or not finite.
             CalibrationError: The text is too short, or the model's activations are not finite on it.
         """
+        if self._method.uses_text:
+            require_positions(self._source.spec, self._options.seqlen, where="--seqlen")
         same_computer_(self._scratch)
         with self._progress.task("reading the tokenizer", total=1) as advance:
             self._source.save_tokenizer(self._files)
@@ -145,9 +149,9 @@ class QuantizeJob:
 
         The first token of a sequence gathers the largest activations (massive activations, arXiv:2402.17762).
         """
-        vocab_size = self._source.spec.vocab_size
+        vocab_size, length = self._source.spec.vocab_size, min(_PROBE_TOKENS, self._source.spec.max_positions)
         generator = torch.Generator(CPU).manual_seed(self._options.seed)
-        drawn = torch.randint(0, vocab_size, (1, _PROBE_TOKENS), generator=generator, device=CPU)
+        drawn = torch.randint(0, vocab_size, (1, length), generator=generator, device=CPU)
         bos = self._source.config.get("bos_token_id")
         if isinstance(bos, int) and bos < vocab_size:
             drawn[0, 0] = bos

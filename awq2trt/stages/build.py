@@ -152,6 +152,7 @@ def _current_engine(request: BuildRequest, target: Target, onnx: Artifact, progr
         kind="engine",
         onnx={name: record.sha256 for name, record in onnx.manifest.files.items()},
         target=target.name,
+        gpu=_gpu_of(target),
         tensorrt=str(import_tensorrt_rtx().__version__),
         plugin=record_file(library.path) if library else None,
     )
@@ -181,6 +182,16 @@ def _current_engine(request: BuildRequest, target: Target, onnx: Artifact, progr
             ),
         )
         return draft.publish(onnx.manifest.contents.model_copy(update={"engine": record}))
+
+
+def _gpu_of(target: Target) -> tuple[str | None, str | None] | None:
+    """Name and compute capability of the GPU here, if it is what the target stands for."""
+    from awq2trt.runtime.trt.engine import this_machine
+
+    if target.compute_capabilities:
+        return None
+    machine = this_machine()
+    return machine.gpu, machine.capability
 
 
 def _plugin_library(wanted: bool | None, progress: Progress) -> PluginLibrary | None:

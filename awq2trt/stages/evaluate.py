@@ -12,7 +12,9 @@ from awq2trt.artifact.manifest import (
 )
 from awq2trt.artifact.opening import is_exported
 from awq2trt.checkpoint.opening import open_any
+from awq2trt.errors import UsageError
 from awq2trt.evaluation.results import EvalRequest, EvalResult, TaskRequest, TaskResult
+from awq2trt.models.positions import require_positions
 from awq2trt.progress import Progress
 from awq2trt.stages.opening import portable_name, refuse_missing_device
 from awq2trt.text.tokenizer import tokenizer_of
@@ -82,6 +84,7 @@ def _evaluate_torch(model: str, request: EvalRequest, progress: Progress) -> tup
     from awq2trt.text.tokenizer import bos_of, encode
 
     source, scheme = open_any(model)
+    require_positions(source.spec, request.seqlen, where="--seqlen")
     tokenizer = tokenizer_of(source)
     ids = encode(tokenizer, read_text(request.text, characters=_characters(request)))
     bos = bos_of(tokenizer, source.spec.family)
@@ -100,6 +103,14 @@ def _evaluate_onnx(model: str, request: EvalRequest, progress: Progress) -> tupl
     from awq2trt.text.tokenizer import bos_of, encode, load_tokenizer
 
     artifact = Artifact.open(Path(model))
+    capacity = artifact.manifest.contents.io.capacity if artifact.manifest.contents.io else request.seqlen
+    if request.seqlen > capacity:
+        raise UsageError(
+            f"expected at most {capacity} tokens, which is what the exported model's cache holds, got "
+            f"{request.seqlen}.",
+            where="--seqlen",
+            fix=f"use --seqlen {capacity} or less, or export again with a larger --max-seq-len.",
+        )
     tokenizer = load_tokenizer(artifact.directory)
     ids = encode(tokenizer, read_text(request.text, characters=_characters(request)))
     bos = bos_of(tokenizer, artifact.manifest.contents.source.family)

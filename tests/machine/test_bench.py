@@ -96,6 +96,12 @@ def test_names_are_those_of_the_library(library: PluginLibrary, function: str, n
     assert name_of(-1) is None
 
 
+def test_types_are_at_the_places_of_the_kernels_enum() -> None:
+    text = (REPOSITORY / "plugins" / "kernels" / "data_type.h").read_text()
+    values = dict(re.findall(r"\bk(\w+) = (\d+)", re.findall(r"enum class DataType.*?};", text)[0]))
+    assert values == {"Half": str(bench.DTYPES.index("float16")), "BFloat16": str(bench.DTYPES.index("bfloat16"))}
+
+
 def test_floor_is_the_larger_of_bytes_and_arithmetic() -> None:
     assert bench.floor_us(30_000_000, 0, CEILINGS) == pytest.approx(10.0)
     assert bench.floor_us(0, 6_000_000_000, CEILINGS) == pytest.approx(10.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.runtime import OrtBackend, Sampling
+from awq2trt.runtime.trt import engine
 from awq2trt.scheme import QuantScheme
 from awq2trt.stages.build import BuildRequest, build_stage
-from awq2trt.stages.check import golden_stage
+from awq2trt.stages.check import CheckRequest, check_stage, golden_stage
 from awq2trt.stages.evaluate import eval_stage
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
@@ -225,6 +227,43 @@ def test_build_makes_every_stage_once(model: Path, work: _Work, tmp_path: Path) 
     assert record is not None
     assert (record.target, record.compute_capabilities, record.tensorrt_version) == ("rtx4090", ("SM89",), "1.7.1")
     assert [profile.name for profile in record.profiles] == ["prefill", "decode"]
+
+
+def test_the_engine_of_this_machine_is_made_anew_for_another_gpu(
+    model: Path, work: _Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put_in(gpu: str, capability: str) -> None:
+        monkeypatch.setattr(engine, "this_machine", lambda: engine.Machine("x86_64", gpu, capability, {}))
+
+    put_in("RTX 4090", "8.9")
+    for _ in range(2):
+        _build(model, tmp_path, target="host")
+    assert work.done == ["checkpoint", "engine for host"]
+    put_in("RTX 5090", "12.0")
+    _build(model, tmp_path, target="host")
+    assert work.done == ["checkpoint", "engine for host", "engine for host"]
+    _build(model, tmp_path, target="rtx4090")
+    put_in("RTX 4090", "8.9")
+    _build(model, tmp_path, target="rtx4090")
+    assert work.done[3:] == ["engine for rtx4090"]
+
+
+def test_texts_longer_than_the_model_has_positions_are_refused(model: Path, made: Path, tmp_path: Path) -> None:
+    text = str(made / "calibration.txt")
+    (tmp_path / "long.txt").write_text(TEXT * 8)
+    long = AWQ.model_copy(update={"calib": text, "seqlen": 257})
+    with pytest.raises(UsageError, match=r"--seqlen: expected at most 256 tokens.*got 257.*--seqlen 256 or less"):
+        quantize_stage(QuantizeRequest(str(model), tmp_path / "out", long), SilentProgress())
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    quantize_stage(
+        QuantizeRequest(str(model), tmp_path / "rtn", RTN.model_copy(update={"seqlen": 257})), SilentProgress()
+    )
+    request = EvalRequest((str(model),), str(tmp_path / "long.txt"), 1, 257)
+    for name, most in ((model, 256), (made / "checkpoint", 256), (made / "onnx", 64)):
+        with pytest.raises(UsageError, match=rf"--seqlen: expected at most {most} tokens.*got 257"):
+            list(eval_stage(replace(request, models=(str(name),)), SilentProgress()))
+    with pytest.raises(UsageError, match=r"--tokens: expected at most 256 tokens.*got 257"):
+        check_stage(CheckRequest(made, model=str(model), tokens=257), SilentProgress())
 
 
 def test_another_target_needs_only_another_engine(model: Path, work: _Work, tmp_path: Path) -> None:
