@@ -273,7 +273,7 @@ def _plant_a_nan_scale(tensors: dict[str, NDArray[Any]]) -> None:
         (_move_a_zero_point, QUANTIZED, "model.layers.2", r"mlp\.gate_proj: .* in row 7, channel 32"),
         (_swap_two_rows, QUANTIZED, "model.layers.0", r"mlp\.down_proj: .* in row 3"),
         (_swap_nibbles, QUANTIZED, "model.layers.2", r"self_attn\.q_proj: .* not the nearest"),
-        (_drop_a_bias, FOLDED, "model.layers.1", r"v_proj"),
+        (_drop_a_bias, QUANTIZED, "model.layers.1", r"v_proj: missing bias"),
         (_plant_a_nan, FOLDED, "model.layers.2", r"post_attention_layernorm\.weight: 1 of 48 weights are NaN"),
         (_plant_a_nan_scale, QUANTIZED, "model.layers.1", r"up_proj: scales are NaN"),
     ],
