@@ -16,7 +16,15 @@ import numpy as np
 from awq2trt.checkpoint.layouts import read_format, unpack_linear
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.models.families import DecoderSpec, FusedLinear
-from awq2trt.models.sources.base import CONFIG_FILE, Array, ModelSource, copy_tokenizer, read_config, refuse_remote_code
+from awq2trt.models.sources.base import (
+    CONFIG_FILE,
+    Array,
+    ModelSource,
+    copy_tokenizer,
+    files_beside_weights,
+    read_config,
+    refuse_remote_code,
+)
 from awq2trt.models.sources.safetensors import SafetensorsFiles, describe_stored
 from awq2trt.scheme import QuantizedLinear
 
@@ -58,6 +66,10 @@ class QuantizedCheckpoint(ModelSource):
     @property
     def files(self) -> tuple[Path, ...]:
         return self._tensors.files
+
+    @property
+    def side_files(self) -> tuple[Path, ...]:
+        return files_beside_weights(self.directory)
 
     def linear(self, name: str) -> QuantizedLinear:
         """The quantized linear `name`, e.g. `model.layers.0.self_attn.q_proj`; a part of a fused one by itself.

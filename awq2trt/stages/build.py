@@ -122,7 +122,7 @@ def _current_checkpoint(request: BuildRequest, progress: Progress) -> Artifact:
     refuse_writing_over_source(source, output)
     record = source_record(source)
     options = request.options.quantize
-    fingerprint = quantize_fingerprint(record, options)
+    fingerprint = quantize_fingerprint(source, record, options)
     current = _skipped(output, "checkpoint", fingerprint, progress)
     if current is not None:
         return current

@@ -12,7 +12,7 @@ from awq2trt.artifact.publish import create_artifact
 from awq2trt.artifact.records import Contents, FileRecord, QuantizationRecord, SourceRecord
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import MODEL_FILE
-from awq2trt.models.sources.base import CONFIG_FILE, copy_tokenizer
+from awq2trt.models.sources.base import copy_tokenizer
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
@@ -122,7 +122,7 @@ def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions
 def _checkpoint_files(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> dict[str, FileRecord]:
     if artifact is not None:
         return artifact.manifest.files
-    return {path.name: record_file(path) for path in (*checkpoint.files, checkpoint.directory / CONFIG_FILE)}
+    return {path.name: record_file(path) for path in (*checkpoint.files, *checkpoint.side_files)}
 
 
 def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple[SourceRecord, QuantizationRecord]:

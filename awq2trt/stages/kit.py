@@ -17,6 +17,7 @@ from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.models.families import DecoderSpec, describe_model
 from awq2trt.models.sources.base import CONFIG_FILE, read_config
 from awq2trt.models.sources.opening import open_source
+from awq2trt.models.sources.safetensors import SafetensorsFiles, describe_stored, has_weights
 from awq2trt.onnx_export.model import DEFAULT_MAX_SEQ_LEN
 from awq2trt.progress import Progress
 from awq2trt.recipe import Recipe
@@ -47,11 +48,15 @@ class KitRequest:
 
 
 def model_spec(model: str) -> DecoderSpec:
-    """The description of a model; of a directory, only its config.json is read."""
+    """The description of a model; of a directory without weights, what its config.json says."""
     directory = Path(model).expanduser()
-    if (directory / CONFIG_FILE).is_file():
-        return describe_model(read_config(directory))
-    return open_source(model).spec
+    if not (directory / CONFIG_FILE).is_file():
+        return open_source(model).spec
+    config = read_config(directory)
+    if not has_weights(directory):
+        return describe_model(config)
+    tensors = SafetensorsFiles.in_directory(directory, config)
+    return describe_stored(config, tensors, quantized="quantization_config" in config)
 
 
 def predict_outlooks(spec: DecoderSpec, options: Recipe) -> tuple[Outlook, ...]:

@@ -233,6 +233,7 @@ BROKEN: dict[str, tuple[str, Change, type[Awq2trtError], str]] = {
     ),
     "compressed, unknown format": ("compressed", _say(format="nvfp4-pack-quantized"), UnsupportedError, "nvfp4"),
     "compressed, floating point": ("compressed", _weights(type="float"), UnsupportedError, "integer weights"),
+    "compressed, rotated": ("compressed", _say(transform_config={"u": {}}), UnsupportedError, "transform_config"),
     "compressed, blocks": ("compressed", _weights(strategy="block"), UnsupportedError, "strategy.*block"),
     "unknown method": ("awq", _say(quant_method="aqlm"), UnsupportedError, "quant_method.*aqlm"),
     "no group size": ("gptq", _say(group_size=None), CheckpointError, "group_size: expected an integer"),

@@ -279,6 +279,25 @@ def test_other_options_make_everything_anew(model: Path, work: _Work, tmp_path: 
     assert not Artifact.open(tmp_path / "onnx").manifest.contents.quantization.scheme.zero_point
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("config.json", '"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-03'),
+        ("tokenizer_config.json", "<|pad|>", "<|end|>"),
+    ],
+)
+def test_another_configuration_or_tokenizer_is_another_model(
+    name: str, old: str, new: str, model: Path, work: _Work, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "model"))
+    _build(copy, tmp_path / "out")
+    text = (copy / name).read_text()
+    assert old in text
+    (copy / name).write_text(text.replace(old, new))
+    _build(copy, tmp_path / "out")
+    assert work.done == ["checkpoint", "engine for rtx4090"] * 2
+
+
 def test_a_damaged_stage_is_made_again(model: Path, work: _Work, tmp_path: Path) -> None:
     _build(model, tmp_path)
     (tmp_path / "checkpoint" / "model.safetensors").unlink()

@@ -106,6 +106,10 @@ def _read(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
         raise UnsupportedError(
             f"config_groups: expected one for all linears, got {count}.", where=where, fix=QUANTIZE_AGAIN
         )
+    if found.get("transform_config"):
+        raise UnsupportedError(
+            "transform_config: weights that were rotated are not read.", where=where, fix=QUANTIZE_AGAIN
+        )
     weights = group.get("weights") or {}
     wanted = {"type": "int", "dynamic": False}
     if group.get("input_activations") or any(weights.get(key, value) != value for key, value in wanted.items()):

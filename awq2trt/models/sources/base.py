@@ -57,6 +57,11 @@ class ModelSource(ABC):
     def files(self) -> tuple[Path, ...]:
         """The files that hold the weights, for hashes."""
 
+    @property
+    def side_files(self) -> tuple[Path, ...]:
+        """Files beside the weights that decide what the model is and reads: configuration and tokenizer, for hashes."""
+        return ()
+
     @abstractmethod
     def tensor(self, name: str) -> Array:
         """One tensor by its Hugging Face name, in its stored dtype (fp16, bf16 or fp32).
@@ -152,6 +157,11 @@ def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
             where=str(directory / CONFIG_FILE),
             fix="use a model whose architecture is built into transformers; awq2trt runs no remote code.",
         )
+
+
+def files_beside_weights(directory: Path) -> tuple[Path, ...]:
+    """Configuration and tokenizer of a model's directory, as far as they are there."""
+    return tuple(path for name in (CONFIG_FILE, *TOKENIZER_FILES) if (path := directory / name).is_file())
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:

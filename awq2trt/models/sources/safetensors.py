@@ -18,7 +18,14 @@ from safetensors import SafetensorError, safe_open
 
 from awq2trt.errors import CheckpointError, UsageError
 from awq2trt.models.families import DecoderSpec, describe_model
-from awq2trt.models.sources.base import Array, ModelSource, copy_tokenizer, read_config, refuse_remote_code
+from awq2trt.models.sources.base import (
+    Array,
+    ModelSource,
+    copy_tokenizer,
+    files_beside_weights,
+    read_config,
+    refuse_remote_code,
+)
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 
@@ -192,6 +199,10 @@ class SafetensorsSource(ModelSource):
     def files(self) -> tuple[Path, ...]:
         return self._tensors.files
 
+    @property
+    def side_files(self) -> tuple[Path, ...]:
+        return files_beside_weights(self.directory)
+
     def tensor(self, name: str) -> Array:
         return self._tensors.tensor(stored_name(self.spec, self._tensors, name))
 
@@ -200,6 +211,11 @@ class SafetensorsSource(ModelSource):
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether there are any weights in a directory, of whatever kind."""
+    return any(next(directory.glob(pattern), None) for pattern in ("*.safetensors", INDEX_FILE, *PICKLED))
 
 
 def _weight_files(directory: Path, config: Mapping[str, Any]) -> list[Path]:
