@@ -25,7 +25,7 @@ from awq2trt.models.sources.base import (
     read_config,
     refuse_remote_code,
 )
-from awq2trt.models.sources.safetensors import SafetensorsFiles, describe_stored
+from awq2trt.models.sources.safetensors import SafetensorsFiles, describe_stored, stored_name
 from awq2trt.scheme import QuantizedLinear
 
 _NOT_TOGETHER: Final = "config.json and the weights do not belong together; download"
@@ -145,7 +145,7 @@ class QuantizedCheckpoint(ModelSource):
         owner, _, kind = name.rpartition(".")
         if kind == "weight" and owner in self._stored:
             return self._stored_linear(owner).dequantize()
-        return self._tensors.tensor(name)
+        return self._tensors.tensor(stored_name(self.spec, self._tensors, name))
 
     def has(self, name: str) -> bool:
         return name in self._tensors

@@ -78,8 +78,9 @@ def prove_weights(checkpoint: Checkpoint, model: ir.Model, progress: Progress) -
     names = checkpoint.stored_names
     with progress.task("comparing weights", total=len(names)) as advance:
         for name in names:
-            steps, scales = _definition(checkpoint, name)
-            bias = checkpoint.stored_tensors(name).get("bias", np.zeros(steps.shape[0], np.float32))
+            tensors = checkpoint.stored_tensors(name)
+            steps, scales = _definition(checkpoint, name, tensors)
+            bias = tensors.get("bias", np.zeros(steps.shape[0], np.float32))
             biases = checkpoint.split_rows(name, bias)
             parts = checkpoint.split_rows(name, scales)
             for part, expected in checkpoint.split_rows(name, steps).items():
@@ -146,11 +147,11 @@ class _Stored:
         return 1 << (self.bits - 1)
 
 
-def _definition(checkpoint: Checkpoint, name: str) -> tuple[Array, Array]:
+def _definition(checkpoint: Checkpoint, name: str, tensors: Mapping[str, Array]) -> tuple[Array, Array]:
     """What a layout defines: codes less their zero points, float32 [N, K], and step sizes [N, groups] as stored."""
     (rows, columns), scheme = checkpoint.stored_shape(name), checkpoint.format.scheme
     groups, length = scheme.groups(columns), scheme.group_of(columns)
-    stored = _Stored(checkpoint.stored_tensors(name), scheme.bits, rows, columns, groups, scheme.zero_point)
+    stored = _Stored(tensors, scheme.bits, rows, columns, groups, scheme.zero_point)
     codes, zeros, scales = DEFINITIONS[checkpoint.format.layout.name](stored)
     return codes.astype(np.float32) - _spread(np.broadcast_to(zeros, (rows, groups)), length, columns), scales
 

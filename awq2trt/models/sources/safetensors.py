@@ -167,15 +167,27 @@ def describe_stored(config: Mapping[str, Any], tensors: SafetensorsFiles, *, qua
                 where=f"{tensors.header(weight).path}: {weight}",
                 fix="use the model in fp16, bf16 or fp32: these are codes, whose scales no config.json names.",
             )
-    if spec.tie_embeddings and head in tensors and embedding in tensors and not tensors.equal(head, embedding):
+    if (
+        spec.tie_embeddings
+        and head in tensors
+        and embedding != head
+        and embedding in tensors
+        and not tensors.equal(head, embedding)
+    ):
         return replace(spec, tie_embeddings=False)
     return spec
 
 
 def stored_name(spec: DecoderSpec, tensors: SafetensorsFiles, name: str) -> str:
-    """The name in the file, which may lack the part that only the model with its head has."""
-    short = name.removeprefix(spec.optional_prefix)
-    return short if name not in tensors and short in tensors else name
+    """The name in the file, which may lack the part that only the model with its head has.
+
+    An embedding that is the head may be stored as the head alone.
+    """
+    short, head = name.removeprefix(spec.optional_prefix), f"{spec.head}.weight"
+    if name in tensors or short in tensors:
+        return name if name in tensors else short
+    is_head = spec.tie_embeddings and name == f"{spec.embedding}.weight"
+    return head if is_head and head in tensors else name
 
 
 class SafetensorsSource(ModelSource):

@@ -351,3 +351,12 @@ def test_a_head_in_the_file_wins_over_a_config_that_ties_it(family: str, tmp_pat
     expected, got = _logits(directory)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert not open_source(str(directory)).spec.tie_embeddings
+
+
+def test_an_embedding_may_be_stored_as_the_head_alone(tmp_path: Path) -> None:
+    directory = save_llama(tmp_path, tie_word_embeddings=True)
+    tensors = load_file(directory / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    expected, got = _logits(directory)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
