@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from awq2trt.artifact.arrays import read_arrays
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, record_file
+from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY
 from awq2trt.artifact.records import QuantizationRecord, SourceRecord
 from awq2trt.checking.chain import ENGINE, FOLDED, ONNX, ONNX_CUDA, ORIGINAL, RUNTIME, Subject
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
@@ -23,9 +23,6 @@ from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.job import SEARCH_FILE
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of, this_machine, why_not_here
 from awq2trt.runtime.trt.session import TrtSession, unmet_needs
-
-_CHECKPOINT_BESIDE: Final = "checkpoint"
-"""Where `awq2trt build` puts the checkpoint, beside the ONNX model and engines."""
 
 
 def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path | None = None) -> Subject:
@@ -53,7 +50,7 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
     built, reason = _engine(engines)
     if reason:
         missing[ENGINE] = reason
-    io = exported.manifest.contents.io if exported else None
+    decoder = exported.manifest.contents.decoder if exported else None
     checked = {one.directory: one for one in (quantized, exported, *engines) if one}
     return Subject(
         checkpoint=QuantizedCheckpoint(quantized.directory),
@@ -61,7 +58,7 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         original=original,
         search=search,
         onnx=exported.directory if exported else None,
-        dtype=io.inputs[-1].dtype if io else "float16",
+        dtype=decoder.logits.dtype if decoder else "float16",
         engine=built,
         open_engine=partial(TrtSession.open, built) if built else None,
         changed=tuple(name for one in checked.values() for name in _changed_files(one)),
@@ -79,7 +76,7 @@ def _artifacts(directory: Path, checkpoint: Path | None) -> tuple[Artifact, Arti
     """The checkpoint, the exported model, and the engines and finished kits that a directory means."""
     if (directory / MANIFEST_FILE).is_file():
         found = [Artifact.open(directory, verify="size")]
-        beside = checkpoint or directory.parent / _CHECKPOINT_BESIDE
+        beside = checkpoint or directory.parent / CHECKPOINT_DIRECTORY
         if found[0].manifest.kind != "checkpoint" and (beside / MANIFEST_FILE).is_file():
             found.append(Artifact.open(beside, kind="checkpoint", verify="size"))
     elif not directory.is_dir():

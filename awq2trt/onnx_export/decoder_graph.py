@@ -19,11 +19,13 @@ from onnx_ir.tape import Tape
 from awq2trt import opset
 from awq2trt.io_contract import (
     BATCH,
+    CACHE_LAYOUT,
     CACHE_POSITION,
     INPUT_IDS,
     LAST_POSITION_NODE,
     LOGITS,
     SEQUENCE,
+    CacheContract,
     IoContract,
     TensorContract,
     cache_names,
@@ -81,24 +83,24 @@ def decoder_contract(spec: DecoderSpec, options: GraphOptions, dtype: ir.DataTyp
     name = dtype.name.lower()
     cache_shape = (BATCH, spec.num_kv_heads, options.capacity, spec.head_dim)
 
-    def caches(tense: str, meaning: str) -> tuple[TensorContract, ...]:
-        return tuple(TensorContract(cache, name, cache_shape, meaning) for cache in cache_names(tense, spec.num_layers))
-
+    pasts, presents = cache_names("past", spec.num_layers), cache_names("present", spec.num_layers)
+    before = "Cache before the call; slots from cache_position on are not read."
+    after = "Cache after the call; may be the memory of its past_ input."
     rows: int | str = SEQUENCE if options.all_logits else 1
     return IoContract(
         inputs=(
             TensorContract(INPUT_IDS, "int64", (BATCH, SEQUENCE), "New tokens."),
             TensorContract(CACHE_POSITION, "int64", (BATCH,), "Cache slot of the first new token: tokens seen before."),
-            *caches("past", "Cache before the call; slots from cache_position on are not read."),
+            *(TensorContract(past, name, cache_shape, before) for past in pasts),
         ),
         outputs=(
             TensorContract(LOGITS, name, (BATCH, rows, spec.vocab_size), "Scores of the next token."),
-            *caches("present", "Cache after the call; may be the memory of its past_ input."),
+            *(
+                TensorContract(present, name, cache_shape, after, alias=past)
+                for past, present in zip(pasts, presents, strict=True)
+            ),
         ),
-        capacity=options.capacity,
-        vocab_size=spec.vocab_size,
-        num_layers=spec.num_layers,
-        sliding_window=spec.sliding_window,
+        cache=CacheContract(name, CACHE_LAYOUT, options.capacity),
     )
 
 

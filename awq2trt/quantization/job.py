@@ -72,12 +72,12 @@ class JobResult:
     Attributes:
         tokens: Calibration windows, int64 [samples, seqlen]; None if the method uses none.
         reports: By linear's full name.
-        blocks_resumed: Blocks that an interrupted run had finished.
+        dtype: Of activations, and of what is not quantized: NumPy's name.
     """
 
     tokens: Tensor | None
     reports: dict[str, LinearReport]
-    blocks_resumed: int
+    dtype: str
 
     def tokens_sha256(self) -> str | None:
         """Hash of the calibration token ids as little-endian int64."""
@@ -127,9 +127,8 @@ class QuantizeJob:
         with torch.inference_mode():
             tokens = self._tokens() if self._method.uses_text else None
             self._quantize_blocks(self._range_probe() if tokens is None else tokens, first=finished)
-        self._write_checkpoint()
-        reports = self._collect_reports()
-        return JobResult(tokens, reports, finished)
+        dtype = self._write_checkpoint()
+        return JobResult(tokens, self._collect_reports(), dtype)
 
     def _tokens(self) -> Tensor:
         """Calibration windows: those of the interrupted run, else made now and kept."""
@@ -209,8 +208,8 @@ class QuantizeJob:
         self._report(layer).write_text(json.dumps(report), encoding="utf-8")
         write_tensors(self._block(layer), tensors)
 
-    def _write_checkpoint(self) -> None:
-        """Merges the blocks with what stands outside them; config.json comes last."""
+    def _write_checkpoint(self) -> str:
+        """Merges the blocks with what stands outside them; config.json comes last. Returns the type it stores in."""
         source, outer = self._source, self._source.outer()
         dtype = self._storage_dtype(outer)
         for name, value in outer.items():
@@ -229,6 +228,7 @@ class QuantizeJob:
             write_arrays(self._files / SEARCH_FILE, search)
         config = quantized_config(source.config, source.spec, self._options.scheme, self._layout, dtype)
         write_config(self._files, config)
+        return dtype
 
     def _storage_dtype(self, outer: Mapping[str, Array]) -> str:
         """fp16, unless activations or weights come near the end of its range; then bf16, and a word about it."""

@@ -1,4 +1,4 @@
-"""Text in and out: chat template, stop tokens, and text that streams while tokens arrive.
+"""Text in and out: chat template, special tokens, and text that streams while tokens arrive.
 
 The tokenizer files that `quantize` saved beside the weights are read by transformers, local files only, no remote code.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from awq2trt.artifact.records import TokensRecord
 from awq2trt.errors import ArtifactError, UsageError
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
@@ -24,15 +25,15 @@ _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 class ChatTokenizer:
-    """A tokenizer with its chat template and stop tokens.
+    """A tokenizer with its chat template and special tokens.
 
     Attributes:
-        stop_tokens: Tokens that end an answer: those of generation_config.json, and the tokenizer's own.
+        special: Its special tokens; those that end an answer are the ones of generation_config.json, and its own.
     """
 
-    def __init__(self, tokenizer: Any, stop_tokens: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Any, special: TokensRecord) -> None:
         self._tokenizer = tokenizer
-        self.stop_tokens = stop_tokens
+        self.special = special
 
     @staticmethod
     def load(directory: Path) -> ChatTokenizer:
@@ -52,7 +53,14 @@ class ChatTokenizer:
                 where=str(directory),
                 fix="put the model's tokenizer files into the directory, or export the model again.",
             ) from error
-        return ChatTokenizer(tokenizer, _stop_tokens(directory, tokenizer))
+        special = TokensRecord(
+            bos=tokenizer.bos_token_id,
+            eos=tokenizer.eos_token_id,
+            pad=tokenizer.pad_token_id,
+            unk=tokenizer.unk_token_id,
+            stop=_stop_tokens(directory, tokenizer),
+        )
+        return ChatTokenizer(tokenizer, special)
 
     def encode(self, prompt: str, *, chat: bool, system: str | None = None) -> list[int]:
         """Tokens of a prompt.
@@ -159,7 +167,8 @@ def _tokenizer_class(directory: Path) -> Any:
     return AutoTokenizer
 
 
-def _stop_tokens(directory: Path, tokenizer: Any) -> frozenset[int]:
+def _stop_tokens(directory: Path, tokenizer: Any) -> tuple[int, ...]:
+    """What generation_config.json says, and the tokenizer's own end, in ascending order."""
     stops: set[int] = set()
     path = directory / GENERATION_CONFIG_FILE
     if path.is_file():
@@ -173,4 +182,4 @@ def _stop_tokens(directory: Path, tokenizer: Any) -> frozenset[int]:
             stops.update([configured] if isinstance(configured, int) else configured)
     if tokenizer.eos_token_id is not None:
         stops.add(int(tokenizer.eos_token_id))
-    return frozenset(stops)
+    return tuple(sorted(stops))

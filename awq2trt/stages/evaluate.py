@@ -103,13 +103,13 @@ def _evaluate_onnx(model: str, request: EvalRequest, progress: Progress) -> tupl
     from awq2trt.text.tokenizer import bos_of, encode, load_tokenizer
 
     artifact = Artifact.open(Path(model))
-    capacity = artifact.manifest.contents.io.capacity if artifact.manifest.contents.io else request.seqlen
-    if request.seqlen > capacity:
+    decoder = artifact.manifest.contents.decoder
+    if decoder is not None and request.seqlen > decoder.capacity:
         raise UsageError(
-            f"expected at most {capacity} tokens, which is what the exported model's cache holds, got "
+            f"expected at most {decoder.capacity} tokens, which is what the exported model's cache holds, got "
             f"{request.seqlen}.",
             where="--seqlen",
-            fix=f"use --seqlen {capacity} or less, or export again with a larger --max-seq-len.",
+            fix=f"use --seqlen {decoder.capacity} or less, or export again with a larger --max-seq-len.",
         )
     tokenizer = load_tokenizer(artifact.directory)
     ids = encode(tokenizer, read_text(request.text, characters=_characters(request)))

@@ -88,7 +88,12 @@ def quantize_source(
             calibration=calibration,
             effort=request.options.effort if "awq" in request.options.method else None,
         )
-        return draft.publish(Contents(source=record, quantization=quantization))
+        contents = Contents(
+            source=record,
+            quantization=quantization.with_plain_ends(result.dtype),
+            model=source.model_spec.record(),
+        )
+        return draft.publish(contents)
 
 
 def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: QuantizeOptions) -> str:

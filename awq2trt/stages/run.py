@@ -60,11 +60,12 @@ def run_stage(request: RunRequest) -> Iterator[str]:
     artifact = open_model(request.directory)
     tokenizer = ChatTokenizer.load(artifact.directory)
     prompt = tokenizer.encode(request.prompt, chat=not request.raw, system=request.system)
+    special = artifact.manifest.contents.tokens or tokenizer.special
     tokens = generate(
         OrtBackend.load(artifact.directory),
         prompt,
         Sampler(request.sampling),
-        stop_tokens=tokenizer.stop_tokens,
+        stop_tokens=special.stop,
         max_new_tokens=request.max_new_tokens,
     )
     yield from stream_text(tokens, tokenizer.decode, request.stop)

@@ -66,8 +66,8 @@ def test_model_without_bodies_needs_the_plugin(tmp_path: Path) -> None:
 )
 def test_every_body_builds(scheme: QuantScheme, bias: bool, tmp_path: Path) -> None:
     export_onnx(RandomCheckpoint(scheme, num_hidden_layers=1, attention_bias=bias), tmp_path)
-    result = build_engine(tmp_path, RTX4090, tmp_path)
-    assert (tmp_path / ENGINE_FILE).stat().st_size == result.engine_bytes > 0
+    build_engine(tmp_path, RTX4090, tmp_path)
+    assert (tmp_path / ENGINE_FILE).stat().st_size > 0
     assert opset.W4A16_LINEAR.encode() not in (tmp_path / ENGINE_FILE).read_bytes()
 
 

@@ -95,9 +95,17 @@ def test_stopped_and_resumed_gives_the_same_bytes(
         patch.setattr(QuantizeJob, "_write_checkpoint", stop_before_merging)
         with pytest.raises(_Stopped):
             _job(model, tmp_path / "stopped", method=method).run()
-    resumed = _job(model, tmp_path / "stopped", method=method).run()
+    done: list[int] = []
 
-    assert resumed.blocks_resumed == stop_after
+    def store_and_note(self: QuantizeJob, layer: int, block: Any) -> None:
+        done.append(layer)
+        store(self, layer, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QuantizeJob, "_store", store_and_note)
+        resumed = _job(model, tmp_path / "stopped", method=method).run()
+
+    assert done == list(range(stop_after, LAYERS))
     assert _hashes(tmp_path / "stopped" / "files") == _hashes(tmp_path / "whole" / "files")
     assert resumed.reports == whole.reports
 

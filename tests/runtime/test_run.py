@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tiny_checkpoints import RandomCheckpoint, random_linear, relative_error
 from tiny_models import save_tokenizer
 
+from awq2trt.artifact.records import TokensRecord
 from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.graph.ort_lowering import block_weight
 from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE
@@ -334,13 +335,15 @@ def test_tokenizer_encodes_decodes_and_knows_its_end(tokenizer_directory: Path) 
     tokenizer = ChatTokenizer.load(tokenizer_directory)
     tokens = tokenizer.encode("hello wörld", chat=False)
     assert tokenizer.decode(tokens) == "hello wörld"
-    assert tokenizer.stop_tokens == {256}
+    assert tokenizer.special == TokensRecord(bos=256, eos=256, pad=257, unk=None, stop=(256,))
 
 
-@pytest.mark.parametrize(("configured", "expected"), [("7", {7, 256}), ("[7, 8]", {7, 8, 256}), ("null", {256})])
-def test_stop_tokens_of_the_generation_config(tokenizer_directory: Path, configured: str, expected: set[int]) -> None:
+@pytest.mark.parametrize(("configured", "expected"), [("7", (7, 256)), ("[8, 7]", (7, 8, 256)), ("null", (256,))])
+def test_stop_tokens_of_the_generation_config(
+    tokenizer_directory: Path, configured: str, expected: tuple[int, ...]
+) -> None:
     (tokenizer_directory / "generation_config.json").write_text(f'{{"eos_token_id": {configured}}}')
-    assert ChatTokenizer.load(tokenizer_directory).stop_tokens == expected
+    assert ChatTokenizer.load(tokenizer_directory).special.stop == expected
 
 
 def test_chat_template_wraps_the_prompt(tokenizer_directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ from stand_in_orin import fake_library
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact, record_file
+from awq2trt.artifact.records import TokensRecord
 from awq2trt.checking.golden import compare_golden
 from awq2trt.engine import builder
 from awq2trt.engine.builder import BuildResult, OptimizationProfile
@@ -84,8 +86,12 @@ def test_an_onnx_model_keeps_the_origin_and_tells_its_inputs(made: Path) -> None
     checkpoint = Artifact.open(made / "checkpoint").manifest
     assert onnx.contents.source == checkpoint.contents.source
     assert onnx.contents.quantization == checkpoint.contents.quantization
-    assert onnx.contents.io is not None
-    assert onnx.contents.io.capacity == 64
+    assert onnx.contents.model == checkpoint.contents.model
+    graph = onnx.contents.graphs["decoder"]
+    assert (graph.model, graph.engine, graph.io.capacity) == ("model.onnx", None, 64)
+    assert graph.io.cache_pairs[:2] == (("past_key_0", "present_key_0"), ("past_value_0", "present_value_0"))
+    assert onnx.contents.operators == {"W4A16Linear": "1"}
+    assert onnx.contents.tokens == TokensRecord(bos=256, eos=256, pad=257, unk=None, stop=(256,))
     assert {"model.onnx", "model.onnx.data", "tokenizer.json"} <= set(onnx.files)
 
 
@@ -137,6 +143,16 @@ def test_run_streams_the_same_text_for_the_same_seed(made: Path) -> None:
     first, second = ("".join(run_stage(request)) for _ in range(2))
     assert first == second
     assert first
+
+
+def test_run_stops_where_the_manifest_says(made: Path, tmp_path: Path) -> None:
+    onnx = Path(shutil.copytree(made / "onnx", tmp_path / "onnx"))
+    request = RunRequest(onnx, "hello", Sampling(temperature=0.0), raw=True, max_new_tokens=3)
+    assert "".join(run_stage(request))
+    value = json.loads((onnx / "manifest.json").read_text())
+    value["contents"]["tokens"]["stop"] = list(range(tiny_models.VOCAB_SIZE))
+    (onnx / "manifest.json").write_text(json.dumps(value))
+    assert not "".join(run_stage(request))
 
 
 @pytest.mark.parametrize(
@@ -192,9 +208,6 @@ class _Work:
             profiles=(OptimizationProfile("prefill", 1, 64, 64), OptimizationProfile("decode", 1, 1, 1)),
             compute_capabilities=("SM89",),
             tensorrt_version="1.7.1",
-            seconds=0.0,
-            engine_bytes=6,
-            warnings=0,
         )
 
 
@@ -226,7 +239,9 @@ def test_build_makes_every_stage_once(model: Path, work: _Work, tmp_path: Path) 
     record = engine.manifest.contents.engine
     assert record is not None
     assert (record.target, record.compute_capabilities, record.tensorrt_version) == ("rtx4090", ("SM89",), "1.7.1")
-    assert [profile.name for profile in record.profiles] == ["prefill", "decode"]
+    profiles = [(profile.name, profile.tokens.longest) for profile in record.profiles["decoder"]]
+    assert profiles == [("prefill", 64), ("decode", 1)]
+    assert engine.manifest.contents.graphs["decoder"].engine == "model.engine"
 
 
 def test_the_engine_of_this_machine_is_made_anew_for_another_gpu(
@@ -241,6 +256,9 @@ def test_the_engine_of_this_machine_is_made_anew_for_another_gpu(
     assert work.done == ["checkpoint", "engine for host"]
     put_in("RTX 5090", "12.0")
     _build(model, tmp_path, target="host")
+    made = Artifact.open(tmp_path / "host").manifest.contents.engine
+    assert made is not None
+    assert made.gpu == "RTX 5090"
     assert work.done == ["checkpoint", "engine for host", "engine for host"]
     _build(model, tmp_path, target="rtx4090")
     put_in("RTX 4090", "8.9")
