@@ -17,6 +17,7 @@ from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
+from awq2trt.quantization.rounding import group_grid, round_to_grid, to_groups
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
@@ -50,6 +51,12 @@ def random_linear(
         scheme=scheme,
         bias=random.normal(size=rows).astype(np.float16) if bias else None,
     )
+
+
+def nearest(weight: torch.Tensor, scheme: QuantScheme, *, where: str = "") -> QuantizedLinear:
+    """A linear of fp32 [N, K], every code the nearest on the grid of its group's whole range."""
+    grid = group_grid(to_groups(weight, scheme), scheme)
+    return round_to_grid(weight, grid, scheme).to_linear(scheme, where=where)
 
 
 class RandomCheckpoint:
@@ -129,7 +136,7 @@ def quantize_source(source: ModelSource, directory: Path, **options: Any) -> Qua
     """What `quantize` makes of a model, in `directory`/files."""
     for name in ("files", "scratch"):
         (directory / name).mkdir()
-    job = QuantizeJob(
+    job = QuantizeJob.prepare(
         source,
         QuantizeOptions(**options),
         files=directory / "files",

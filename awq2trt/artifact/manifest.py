@@ -15,10 +15,10 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from awq2trt import __version__
 from awq2trt.artifact.format_1 import FORMAT_1, upgraded
 from awq2trt.artifact.records import Contents, FileRecord
 from awq2trt.errors import ArtifactError, Awq2trtError
+from awq2trt.version import __version__
 
 FORMAT_VERSION: Final = 2
 """Raised when older versions of awq2trt could not read what we write; manifests of format 1 are read as well."""

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from awq2trt import __version__
 from awq2trt.artifact.manifest import (
     MANIFEST_FILE,
     SUMS_FILE,
@@ -35,6 +34,7 @@ from awq2trt.artifact.manifest import (
 )
 from awq2trt.artifact.records import Contents, FileRecord
 from awq2trt.errors import ArtifactError, Awq2trtError, UsageError
+from awq2trt.version import __version__
 
 LOCK_FILE: Final = ".lock"
 

@@ -16,11 +16,12 @@ from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY
 from awq2trt.artifact.records import QuantizationRecord, SourceRecord
 from awq2trt.checking.chain import ENGINE, FOLDED, ONNX, ONNX_CUDA, ORIGINAL, RUNTIME, Subject
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.search_files import SEARCH_FILE
 from awq2trt.errors import Awq2trtError, UsageError
+from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
 from awq2trt.quantization.effort import EFFORTS
-from awq2trt.quantization.job import SEARCH_FILE
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of, this_machine, why_not_here
 from awq2trt.runtime.trt.session import TrtSession, unmet_needs
 
@@ -43,7 +44,8 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
     quantization = quantized.manifest.contents.quantization
     search_file = quantized.directory / SEARCH_FILE
     search = read_arrays(search_file, fix="quantize the model again.") if search_file.is_file() else {}
-    if "awq" in quantization.method and not search:
+    method = METHODS.get(quantization.method)
+    if method and method.searches_scales and not search:
         missing.setdefault(FOLDED, f"not run: the checkpoint has no {SEARCH_FILE} with the scales; quantize again")
     if exported is None:
         missing |= dict.fromkeys((ONNX, ONNX_CUDA, RUNTIME), "not run: no exported model in this directory")
@@ -68,8 +70,8 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
 
 def _codes_are_nearest(record: QuantizationRecord) -> bool:
     """Whether every code is the nearest to its weight: not after GPTQ, nor where the search moved single codes."""
-    search = EFFORTS.get(record.effort or "")
-    return record.method in ("awq", "rtn") and (search is None or search.code_passes == 0)
+    method, search = METHODS.get(record.method), EFFORTS.get(record.effort or "")
+    return method is not None and not method.rounds_columns and (search is None or search.code_passes == 0)
 
 
 def _artifacts(directory: Path, checkpoint: Path | None) -> tuple[Artifact, Artifact | None, list[Artifact]]:

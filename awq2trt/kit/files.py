@@ -20,7 +20,7 @@ from typing import Final
 import onnx
 import onnx_ir as ir
 
-from awq2trt import __version__, opset
+from awq2trt import opset
 from awq2trt.artifact.golden import DESCRIPTION_FILE, read_golden
 from awq2trt.artifact.records import KitRecord, ProfileRecord
 from awq2trt.engine.predict import WORKSPACE_BYTES, Footprint
@@ -31,6 +31,7 @@ from awq2trt.io_contract import BATCH, DECODER, MODEL_FILE, IoContract, TensorCo
 from awq2trt.machine.foreign_library import KitPlugin
 from awq2trt.machine.plugin_library import LIBRARY_NAME
 from awq2trt.target import JetPack, Target
+from awq2trt.version import __version__
 
 SCRIPT_FILE: Final = "finish.sh"
 CONF_FILE: Final = "kit.conf"

@@ -57,7 +57,6 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
     """Exports a checkpoint; `artifact` is None where another tool made it."""
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
     from awq2trt.graph.read import open_decoder, operators_of
-    from awq2trt.onnx_export import ExportOptions as GraphOptions
     from awq2trt.onnx_export import export_onnx
     from awq2trt.runtime import ChatTokenizer
 
@@ -70,10 +69,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
         overwrite=request.overwrite,
         expected_bytes=sum(path.stat().st_size for path in checkpoint.files),
     ) as draft:
-        graph_options = GraphOptions(
-            max_seq_len=options.max_seq_len, function_bodies=options.function_bodies, dtype=options.dtype
-        )
-        result = export_onnx(checkpoint, draft.files, options=graph_options, progress=progress)
+        result = export_onnx(checkpoint, draft.files, options=options, progress=progress)
         if checkpoint.scheme.bits < CODE_BITS:
             progress.note(
                 f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit ones: the model computes the "
@@ -107,7 +103,7 @@ def _write_golden(
     from awq2trt.artifact.golden import write_golden
     from awq2trt.checking.golden import TEXT, make_golden
 
-    tokens = tokenizer.encode(TEXT, chat=False)
+    tokens = tokenizer.encode(TEXT)
     golden = make_golden(checkpoint, tokens, result.contract.capacity, result.dtype, progress)
     write_golden(golden, directory)
 

@@ -25,14 +25,13 @@ from awq2trt.errors import ArtifactError
 from awq2trt.machine.foreign_library import PATH_VARIABLE
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import BuildOptions, ExportOptions, Recipe
-from awq2trt.runtime import Sampling
+from awq2trt.runtime import Model
 from awq2trt.runtime.trt.engine import engine_of
 from awq2trt.stages.build import BuildRequest, build_stage
 from awq2trt.stages.check import golden_stage
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.inspect import inspect_stage
 from awq2trt.stages.kit import KitRequest, make_kit, model_spec
-from awq2trt.stages.run import RunRequest, run_stage
 from awq2trt.target import find_target
 
 FORMAT_1 = Path(__file__).parents[1] / "data" / "format_1"
@@ -121,8 +120,8 @@ def test_the_engine_is_found() -> None:
 
 
 def test_it_runs() -> None:
-    request = RunRequest(FORMAT_1 / "onnx", "hello", Sampling(temperature=0.0), raw=True, max_new_tokens=4)
-    assert "".join(run_stage(request))
+    model = Model.load(FORMAT_1 / "onnx")
+    assert model.generate_text("hello", raw=True, max_new_tokens=4)
 
 
 def test_what_belongs_together_is_found() -> None:

@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
 from awq2trt.models.decoder import Ends, run_model
-from awq2trt.onnx_export import ExportOptions, export_onnx
+from awq2trt.onnx_export import export_onnx
 from awq2trt.onnx_export.proof import prove_weights
 from awq2trt.progress import SilentProgress
-from awq2trt.recipe import ExportOptions as ExportRecipe
+from awq2trt.recipe import ExportOptions
 from awq2trt.scheme import QuantScheme
 from awq2trt.stages.export import ExportRequest, export_stage
 
@@ -48,7 +48,7 @@ def test_foreign_checkpoints_are_read_and_exported_bit_for_bit(layout: str, tmp_
     for name, weight in weights.items():
         np.testing.assert_array_equal(checkpoint.linear(name).dequantize(), weight)
     notes = _Notes()
-    export_stage(ExportRequest(tmp_path / "foreign", tmp_path / "onnx", ExportRecipe()), notes)
+    export_stage(ExportRequest(tmp_path / "foreign", tmp_path / "onnx", ExportOptions()), notes)
     assert "largest dequantization difference: 0 (7 linears)" in notes.notes
     assert any("no smaller" in note for note in notes.notes) == (FOREIGN[layout].bits < 4)
     graph = ir.load(tmp_path / "onnx" / "model.onnx").graph.initializers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -26,7 +25,7 @@ from awq2trt.machine.foreign_library import PATH_VARIABLE
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
-from awq2trt.runtime import OrtBackend, Sampling
+from awq2trt.runtime import Model, OrtBackend
 from awq2trt.runtime.trt import engine
 from awq2trt.scheme import QuantScheme
 from awq2trt.stages.build import BuildRequest, build_stage
@@ -34,7 +33,6 @@ from awq2trt.stages.check import CheckRequest, check_stage, golden_stage
 from awq2trt.stages.evaluate import eval_stage
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
-from awq2trt.stages.run import RunRequest, run_stage
 
 AWQ = QuantizeOptions(group_size=32, samples=2, seqlen=16)
 RTN = QuantizeOptions(group_size=32, method="rtn")
@@ -137,32 +135,6 @@ def test_the_model_itself_is_never_the_output(model: Path, made: Path) -> None:
         export_stage(export, SilentProgress())
 
 
-def test_run_streams_the_same_text_for_the_same_seed(made: Path) -> None:
-    sampling = Sampling(temperature=1.0, seed=3)
-    request = RunRequest(made / "onnx", "hello", sampling, raw=True, max_new_tokens=12)
-    first, second = ("".join(run_stage(request)) for _ in range(2))
-    assert first == second
-    assert first
-
-
-def test_run_stops_where_the_manifest_says(made: Path, tmp_path: Path) -> None:
-    onnx = Path(shutil.copytree(made / "onnx", tmp_path / "onnx"))
-    request = RunRequest(onnx, "hello", Sampling(temperature=0.0), raw=True, max_new_tokens=3)
-    assert "".join(run_stage(request))
-    value = json.loads((onnx / "manifest.json").read_text())
-    value["contents"]["tokens"]["stop"] = list(range(tiny_models.VOCAB_SIZE))
-    (onnx / "manifest.json").write_text(json.dumps(value))
-    assert not "".join(run_stage(request))
-
-
-@pytest.mark.parametrize(
-    ("name", "says"), [("", "name .*onnx"), ("checkpoint", "export it first: awq2trt export .*checkpoint -o DIR")]
-)
-def test_run_names_the_directory_that_was_meant(made: Path, name: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
-        list(run_stage(RunRequest(made / name, "hello", Sampling())))
-
-
 def test_eval_compares_original_checkpoint_and_onnx(model: Path, made: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     models = (str(model), str(made / "checkpoint"), str(made / "onnx"))
@@ -234,8 +206,7 @@ def test_build_makes_every_stage_once(model: Path, work: _Work, tmp_path: Path) 
     assert work.done == ["checkpoint", "engine for rtx4090"]
     engine = Artifact.open(tmp_path / "rtx4090", kind="engine")
     assert {"model.engine", "model.onnx", "model.onnx.data", "tokenizer.json"} <= set(engine.manifest.files)
-    request = RunRequest(engine.directory, "abc", Sampling(temperature=0.0), raw=True, max_new_tokens=2)
-    assert list(run_stage(request))
+    assert Model.load(engine.directory).generate_text("abc", raw=True, max_new_tokens=2)
     record = engine.manifest.contents.engine
     assert record is not None
     assert (record.target, record.compute_capabilities, record.tensorrt_version) == ("rtx4090", ("SM89",), "1.7.1")
