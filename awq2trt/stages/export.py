@@ -142,5 +142,5 @@ def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple
     """Where a checkpoint comes from; of another tool's we know only itself."""
     if artifact is not None:
         return artifact.manifest.contents.source, artifact.manifest.contents.quantization
-    method = checkpoint.format.layout.tool.quant_method
+    method = checkpoint.format.layout.tool.name
     return source_record(checkpoint), QuantizationRecord(method=method, scheme=checkpoint.scheme)

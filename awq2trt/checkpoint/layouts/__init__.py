@@ -65,9 +65,9 @@ def read_format(config: Mapping[str, Any], *, where: str) -> StoredFormat:
 
 def _layout_of(found: Mapping[str, Any], where: str) -> Layout:
     name = found.get("quant_method")
-    candidates = [layout for layout in LAYOUTS if layout.tool.quant_method == name]
+    candidates = [layout for layout in LAYOUTS if layout.tool.name == name]
     if not candidates:
-        known = ", ".join(dict.fromkeys(layout.tool.quant_method for layout in LAYOUTS))
+        known = ", ".join(dict.fromkeys(layout.tool.name for layout in LAYOUTS))
         raise UnsupportedError(f"quant_method: expected {known}, got {name!r}.", where=where, fix=QUANTIZE_AGAIN)
     tool = candidates[0].tool
     version, names = tool.version(found), [layout.name for layout in candidates]

@@ -55,7 +55,7 @@ def write_scheme(scheme: QuantScheme, version: str, head: str) -> dict[str, Any]
         head: Name of the head, which is not quantized.
     """
     return {
-        "quant_method": TOOL.quant_method,
+        "quant_method": TOOL.name,
         "version": version,
         "bits": scheme.bits,
         "group_size": scheme.group_size,

@@ -138,7 +138,7 @@ def _write(scheme: QuantScheme, head: str) -> dict[str, Any]:
     }
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
     return {
-        "quant_method": LAYOUT.tool.quant_method,
+        "quant_method": LAYOUT.tool.name,
         "format": _NAME,
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},

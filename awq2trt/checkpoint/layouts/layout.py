@@ -102,12 +102,12 @@ class Tool:
     """How the configs of one `quant_method` name their layouts.
 
     Attributes:
-        quant_method: Value of that key of `quantization_config`.
+        name: Value of `quant_method` in its `quantization_config`.
         version_key: The key that names the layout, for errors.
         version: The config -> the layout's name there, lower case.
     """
 
-    quant_method: str
+    name: str
     version_key: str
     version: Callable[[QuantizationConfig], str]
 
