@@ -57,7 +57,7 @@ from awq2trt.checking.stored_weights import WeightResult, check_weights
 from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import UNRELATED, block_limit, drift_limit, engine_limit, storage_limit
 from awq2trt.checking.weights import Finding
-from awq2trt.checkpoint.checkpoint import BFLOAT16
+from awq2trt.checkpoint.writer import BFLOAT16
 from awq2trt.errors import ToolError, UnsupportedError
 from awq2trt.evaluation.agreement import agreement
 from awq2trt.io_contract import ENGINE_FILE, LOGITS

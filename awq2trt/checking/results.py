@@ -12,7 +12,7 @@ from typing import Final
 
 from awq2trt.checking.measures import Difference
 from awq2trt.checking.weights import Finding
-from awq2trt.checkpoint.checkpoint import BFLOAT16
+from awq2trt.checkpoint.writer import BFLOAT16
 from awq2trt.evaluation.agreement import Agreement
 
 ORIGINAL: Final = "original"

@@ -13,7 +13,7 @@ from awq2trt.checking.results import ENGINE, FOLDED, ONNX, ONNX_CUDA, QUANTIZED,
 from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import UNIT_ROUNDOFF
 from awq2trt.checking.weights import Finding, code_finding, onnx_findings, rounded_finding
-from awq2trt.checkpoint.checkpoint import BFLOAT16
+from awq2trt.checkpoint.writer import BFLOAT16
 from awq2trt.errors import CheckpointError
 from awq2trt.graph.read import open_decoder
 from awq2trt.models.families import DecoderSpec

@@ -16,9 +16,11 @@ from torch import Tensor
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.opening import is_exported
 from awq2trt.checkpoint.opening import open_any
+from awq2trt.errors import UsageError
 from awq2trt.evaluation.likelihood import TokenizedContinuation, backend_scores, torch_scores
 from awq2trt.evaluation.perplexity import Perplexity, perplexity, torch_logits
 from awq2trt.evaluation.tasks import Score
+from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 from awq2trt.runtime import OrtBackend
@@ -56,7 +58,11 @@ class EvaluatedModel(Protocol):
         """What is known of it."""
 
     def perplexity(self, windows: Tensor, progress: Progress, name: str) -> Perplexity:
-        """Perplexity on int64 [windows, S]; `name` is the model's, for the progress."""
+        """Perplexity on int64 [windows, S]; `name` is the model's, for the progress.
+
+        Raises:
+            UsageError: The windows are longer than the model has positions, or than its cache.
+        """
 
     def scores(self, requests: Sequence[TokenizedContinuation], progress: Progress, description: str) -> list[Score]:
         """Scores of continuations, in order."""
@@ -75,6 +81,7 @@ class TorchModel:
     source: ModelSource
 
     def perplexity(self, windows: Tensor, progress: Progress, name: str) -> Perplexity:
+        require_positions(self.source.spec, windows.shape[1], where="--seqlen")
         logits = torch_logits(self.source, windows, progress, f"running {name}")
         return perplexity(windows, logits, progress, "perplexity")
 
@@ -95,6 +102,14 @@ class OnnxModel:
     backend: OrtBackend
 
     def perplexity(self, windows: Tensor, progress: Progress, name: str) -> Perplexity:
+        seqlen, capacity = windows.shape[1], self.backend.capacity
+        if seqlen > capacity:
+            raise UsageError(
+                f"expected at most {capacity} tokens, which is what the exported model's cache holds, got {seqlen}.",
+                where="--seqlen",
+                fix=f"use --seqlen {capacity} or less, or export again with a larger --max-seq-len.",
+            )
+
         def logits(window: Tensor) -> Iterator[Tensor]:
             return (torch.from_numpy(rows) for rows in self.backend.logits(window.tolist()))
 

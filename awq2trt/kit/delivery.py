@@ -17,7 +17,7 @@ from typing import Final
 
 from awq2trt.errors import BuildError, ToolError, UsageError
 from awq2trt.io_contract import ENGINE_FILE
-from awq2trt.kit.layout import SCRIPT_FILE
+from awq2trt.kit.files import SCRIPT_FILE
 
 SSH_VARIABLE: Final = "AWQ2TRT_SSH"
 """Command to use instead of `ssh`, e.g. `ssh -p 2222 -i KEY`."""

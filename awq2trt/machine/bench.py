@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from awq2trt.errors import ToolError
+from awq2trt.errors import ToolError, UsageError
 from awq2trt.machine.kernels import GemmProblem, KernelConfig, Kernels, LinearTensors
 from awq2trt.machine.plugin_library import find_plugin_library
 
@@ -41,6 +41,9 @@ TINYGEMM_MAX_TOKENS: Final = 16
 MMA_ITERATIONS: Final = 4000
 
 DEFAULT_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
+
+DTYPES: Final = ("float16", "bfloat16")
+"""Types of x, at the places of their values in the kernels' enum."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def bench_kernels(
     shapes: Sequence[LayerShape] = DEFAULT_SHAPES,
     tokens: Sequence[int] = DEFAULT_TOKENS,
     group_size: int = 128,
-    dtype: str = "float16",
+    dtype: str = DTYPES[0],
     zero_points: bool = True,
     baselines: bool = True,
 ) -> KernelReport:
@@ -129,13 +132,16 @@ def bench_kernels(
         shapes: Layers to measure.
         tokens: Rows of x to measure each with.
         group_size: G.
-        dtype: `float16` or `bfloat16`.
+        dtype: One of `DTYPES`.
         zero_points: Whether the weights have zero points.
         baselines: Whether to time cuBLAS and PyTorch's INT4 kernel too.
 
     Raises:
+        UsageError: The kernels do not compute in `dtype`.
         ToolError: No plugin library, no PyTorch with CUDA, or a CUDA call failed.
     """
+    if dtype not in DTYPES:
+        raise UsageError(f"got {dtype}, expected one of: {', '.join(DTYPES)}.", where="--dtype", fix="leave it out.")
     library = find_plugin_library()
     torch = _torch_with_cuda()
     kernels = Kernels.load(library)
@@ -255,7 +261,7 @@ class RotatedLayer:
             torch: PyTorch.
             shape: The layer.
             group_size: G.
-            dtype: `float16` or `bfloat16`.
+            dtype: One of `DTYPES`.
             zero_points: Whether there are zero points.
         """
         copies = max(2, math.ceil(ROTATED_BYTES / _weight_bytes(shape, group_size, zero_points=zero_points)))
@@ -275,7 +281,7 @@ class RotatedLayer:
             n=self.shape.n,
             k=self.shape.k,
             group_size=self.group_size,
-            dtype=0 if self.scales.dtype == self.torch.float16 else 1,
+            dtype=DTYPES.index(str(self.scales.dtype).removeprefix("torch.")),
             has_zeros=self.zeros is not None,
             has_bias=False,
         )

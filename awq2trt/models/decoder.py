@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
+from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
 
 Observer = Callable[[str, Tensor], None]
@@ -145,7 +146,12 @@ class BlockRunner:
 
     @classmethod
     def for_positions(cls, spec: DecoderSpec, positions: int, *, seen: ActivationRange | None = None) -> BlockRunner:
-        """A runner for sequences of at most `positions` tokens."""
+        """A runner for sequences of at most `positions` tokens.
+
+        Raises:
+            UsageError: The model was made for shorter ones.
+        """
+        require_positions(spec, positions, where="the longest text", fix="use a shorter one.")
         return cls(spec, {rope: Rotary(rope, positions) for rope in spec.ropes}, seen)
 
     def run(

@@ -135,7 +135,7 @@ def _current_checkpoint(request: BuildRequest, progress: Progress) -> Artifact:
     refuse_writing_over_source(source, output)
     record = source_record(source)
     options = request.options.quantize
-    fingerprint = quantize_fingerprint(record, options)
+    fingerprint = quantize_fingerprint(source, record, options)
     current = current_or_none(output, "checkpoint", fingerprint, progress)
     if current is not None:
         return current
@@ -163,10 +163,12 @@ def _current_engine(
 
     output = request.output / target.name
     library = _plugin_library(request.options.build.plugin, progress)
+    gpu, capability = _gpu_of(target)
     fingerprint = fingerprint_of(
         kind="engine",
         onnx=file_hashes(onnx.manifest.files),
         target=target.name,
+        gpu=[gpu, capability],
         tensorrt=str(import_tensorrt_rtx().__version__),
         plugin=record_file(library.path) if library else None,
     )
@@ -191,9 +193,20 @@ def _current_engine(
             tensorrt_version=result.tensorrt_version,
             plugin_version=library.version if library else None,
             profiles={DECODER: result.profiles},
+            gpu=gpu,
         )
         contents = exported_contents(onnx, spec).model_copy(update={"engine": record})
         return draft.publish(contents.with_engine(ENGINE_FILE))
+
+
+def _gpu_of(target: Target) -> tuple[str | None, str | None]:
+    """Name and compute capability of the GPU here, if it is what the target stands for; else nothing."""
+    from awq2trt.runtime.trt.engine import this_machine
+
+    if target.compute_capabilities:
+        return None, None
+    machine = this_machine()
+    return machine.gpu, machine.capability
 
 
 def _plugin_library(wanted: bool | None, progress: Progress) -> PluginLibrary | None:

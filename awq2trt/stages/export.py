@@ -12,8 +12,7 @@ from awq2trt.artifact.publish import create_artifact
 from awq2trt.artifact.records import Contents, FileRecord, GraphRecord, QuantizationRecord, SourceRecord
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import DECODER, MODEL_FILE
-from awq2trt.methods import DEFAULT_METHOD
-from awq2trt.models.sources.base import CONFIG_FILE, copy_tokenizer
+from awq2trt.models.sources.base import copy_tokenizer
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
@@ -77,7 +76,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
                 "same and is no smaller than one quantized to 4 bits"
             )
         if artifact is None:
-            _note_proof(checkpoint, draft.files / MODEL_FILE, progress)
+            _prove_import(checkpoint, draft.files / MODEL_FILE, progress)
         copy_tokenizer(request.checkpoint, draft.files)
         tokenizer = ChatTokenizer.load(draft.files)
         _write_golden(checkpoint, tokenizer, draft.files, result, progress)
@@ -109,8 +108,12 @@ def _write_golden(
     write_golden(golden, directory)
 
 
-def _note_proof(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress) -> None:
-    """Says how far another tool's weights are from those in the model, which should be nothing."""
+def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress) -> None:
+    """Holds the model's weights to another tool's, and says how far rounding put them apart.
+
+    Raises:
+        ArtifactError: They differ by more than that.
+    """
     from awq2trt.graph.read import open_decoder
     from awq2trt.onnx_export.proof import prove_import
 
@@ -131,11 +134,12 @@ def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions
 def _checkpoint_files(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> dict[str, FileRecord]:
     if artifact is not None:
         return artifact.manifest.files
-    return {path.name: record_file(path) for path in (*checkpoint.files, checkpoint.directory / CONFIG_FILE)}
+    return {path.name: record_file(path) for path in (*checkpoint.files, *checkpoint.side_files)}
 
 
 def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple[SourceRecord, QuantizationRecord]:
     """Where a checkpoint comes from; of another tool's we know only itself."""
     if artifact is not None:
         return artifact.manifest.contents.source, artifact.manifest.contents.quantization
-    return source_record(checkpoint), QuantizationRecord(method=DEFAULT_METHOD, scheme=checkpoint.scheme)
+    method = checkpoint.format.layout.tool.name
+    return source_record(checkpoint), QuantizationRecord(method=method, scheme=checkpoint.scheme)

@@ -16,11 +16,12 @@ from awq2trt.errors import ArtifactError, UnsupportedError
 from awq2trt.io_contract import ENGINE_FILE
 from awq2trt.kit.archive import write_tar
 from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
-from awq2trt.kit.layout import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
+from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.models.families import describe_model
 from awq2trt.models.sources.base import CONFIG_FILE, read_config
 from awq2trt.models.sources.opening import open_source
+from awq2trt.models.sources.safetensors import SafetensorsFiles, describe_stored, has_weights
 from awq2trt.models.spec import ModelSpec
 from awq2trt.onnx_export.model import DEFAULT_MAX_SEQ_LEN
 from awq2trt.progress import Progress
@@ -53,11 +54,15 @@ class KitRequest:
 
 
 def model_spec(model: str) -> ModelSpec:
-    """The description of a model; of a directory, only its config.json is read."""
+    """The description of a model; of a directory without weights, what its config.json says."""
     directory = Path(model).expanduser()
-    if (directory / CONFIG_FILE).is_file():
-        return ModelSpec(describe_model(read_config(directory)))
-    return open_source(model).model_spec
+    if not (directory / CONFIG_FILE).is_file():
+        return open_source(model).model_spec
+    config = read_config(directory)
+    if not has_weights(directory):
+        return ModelSpec(describe_model(config))
+    tensors = SafetensorsFiles.in_directory(directory, config)
+    return ModelSpec(describe_stored(config, tensors, quantized="quantization_config" in config))
 
 
 def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:

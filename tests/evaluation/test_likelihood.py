@@ -55,6 +55,12 @@ def test_scores_are_those_of_transformers(model: Path, monkeypatch: pytest.Monke
         assert score.log_probability == pytest.approx(float(chosen[-request.scored :].sum()), abs=1e-3)
 
 
+def test_a_text_beyond_the_model_s_positions_is_refused(model: Path) -> None:
+    requests = [TokenizedContinuation((1,) * count, 1) for count in (9, 257)]
+    with pytest.raises(UsageError, match=r"piqa: the longest text: expected at most 256 tokens.*got 257"):
+        torch_scores(open_source(str(model)), requests, SilentProgress(), "piqa")
+
+
 def test_greedy_continuations_are_known(model: Path) -> None:
     source = open_source(str(model))
     oracle = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)

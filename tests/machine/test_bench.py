@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from awq2trt.errors import ToolError
 from awq2trt.machine import bench
 from awq2trt.machine.bench import Ceilings, KernelReport, LayerShape, Measurement
+
+REPOSITORY = Path(__file__).parents[2]
 
 CEILINGS = Ceilings(copy_bytes_per_us=3e6, mma_flops_per_us=6e8)
 
@@ -32,6 +35,12 @@ def report() -> KernelReport:
         for m in (1, 2)
     )
     return KernelReport("a GPU", {"plugins": "0.1.0"}, "2026-01-01", 128, "float16", True, CEILINGS, rows)
+
+
+def test_types_are_at_the_places_of_the_kernels_enum() -> None:
+    text = (REPOSITORY / "plugins" / "kernels" / "data_type.h").read_text()
+    values = dict(re.findall(r"\bk(\w+) = (\d+)", re.findall(r"enum class DataType.*?};", text)[0]))
+    assert values == {"Half": str(bench.DTYPES.index("float16")), "BFloat16": str(bench.DTYPES.index("bfloat16"))}
 
 
 def test_floor_is_the_larger_of_bytes_and_arithmetic() -> None:

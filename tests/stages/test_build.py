@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import BuildOptions, ExportOptions, Recipe
 from awq2trt.runtime import Model
+from awq2trt.runtime.trt import engine
 from awq2trt.stages.build import BuildRequest, build_stage
 
 
@@ -184,3 +186,44 @@ def test_build_makes_a_real_engine(tmp_path: Path) -> None:
     assert engine.path("model.engine").stat().st_size > 10_000
     assert engine.manifest.contents.engine is not None
     assert engine.manifest.contents.engine.compute_capabilities == ("SM89",)
+
+
+def test_the_engine_of_this_machine_is_made_anew_for_another_gpu(
+    model: Path, work: _Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put_in(gpu: str, capability: str) -> None:
+        monkeypatch.setattr(engine, "this_machine", lambda: engine.Machine("x86_64", gpu, capability, {}))
+
+    put_in("RTX 4090", "8.9")
+    for _ in range(2):
+        _build(model, tmp_path, target="host")
+    assert work.done == ["checkpoint", "engine for host"]
+    put_in("RTX 5090", "12.0")
+    _build(model, tmp_path, target="host")
+    made = Artifact.open(tmp_path / "host").manifest.contents.engine
+    assert made is not None
+    assert made.gpu == "RTX 5090"
+    assert work.done == ["checkpoint", "engine for host", "engine for host"]
+    _build(model, tmp_path, target="rtx4090")
+    put_in("RTX 4090", "8.9")
+    _build(model, tmp_path, target="rtx4090")
+    assert work.done[3:] == ["engine for rtx4090"]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("config.json", '"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-03'),
+        ("tokenizer_config.json", "<|pad|>", "<|end|>"),
+    ],
+)
+def test_another_configuration_or_tokenizer_is_another_model(
+    name: str, old: str, new: str, model: Path, work: _Work, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "model"))
+    _build(copy, tmp_path / "out")
+    text = (copy / name).read_text()
+    assert old in text
+    (copy / name).write_text(text.replace(old, new))
+    _build(copy, tmp_path / "out")
+    assert work.done == ["checkpoint", "engine for rtx4090"] * 2

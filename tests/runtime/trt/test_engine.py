@@ -60,6 +60,10 @@ def test_why_an_engine_is_not_run(build: Path, machine: dict[str, Any], reason: 
 
 def test_an_engine_for_the_gpu_that_built_it_is_tried_on_any(build: Path) -> None:
     assert why_not_here(engine_in(build, capabilities=()), replace(RTX_CARD, capability="9.9")) is None
+    own = engine_in(build, capabilities=(), gpu=RTX_CARD.gpu)
+    assert why_not_here(own, RTX_CARD) is None
+    found = str(why_not_here(own, replace(RTX_CARD, gpu="another card")))
+    assert found.startswith(f"the GPU here is another card, the engine needs {RTX_CARD.gpu}, TensorRT-RTX")
 
 
 def test_the_manifest_says_what_an_engine_needs(build: Path) -> None:

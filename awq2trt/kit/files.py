@@ -125,12 +125,18 @@ def write_kit(onnx_directory: Path, names: Sequence[str], directory: Path, plan:
     dtype, capacity = _write_model(onnx_directory, directory / MODEL_FILE, plan)
     _write_plugin(plan, directory)
     golden = _golden_settings(directory) if DESCRIPTION_FILE in names else {"golden_calls": "", "golden_tolerance": "0"}
-    settings = _settings(plan, record) | golden | {"fraction_bits": str(_FRACTION_BITS[dtype])}
-    conf = "".join(f"kit_{key}={shlex.quote(value)}\n" for key, value in sorted(settings.items()))
-    (directory / CONF_FILE).write_text(conf, encoding="utf-8")
     shutil.copyfile(_HERE / SCRIPT_FILE, directory / SCRIPT_FILE)
     (directory / SCRIPT_FILE).chmod(0o755)
     (directory / README_FILE).write_text(_readme(plan, record, capacity), encoding="utf-8")
+    settings = _settings(plan, record) | golden
+    settings |= {"fraction_bits": str(_FRACTION_BITS[dtype]), "files": str(_files_of(directory))}
+    conf = "".join(f"kit_{key}={shlex.quote(value)}\n" for key, value in sorted(settings.items()))
+    (directory / CONF_FILE).write_text(conf, encoding="utf-8")
+
+
+def _files_of(directory: Path) -> int:
+    """Files that a kit's `SHA256SUMS` will name: what is there, kit.conf and the manifest."""
+    return sum(path.is_file() for path in directory.rglob("*")) + 2
 
 
 def _write_model(onnx_directory: Path, path: Path, plan: KitPlan) -> tuple[str, int]:
