@@ -7,27 +7,23 @@ from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
 from awq2trt.models.families import bloom, falcon, gemma, gpt_neox, llama, mpt, opt, phi3, qwen
-from awq2trt.models.families.description import (
+from awq2trt.models.families.config_keys import GELU, GELU_TANH, RELU, SILU
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import (
     ACTIVATION,
-    GELU,
-    GELU_TANH,
     LINEAR,
     NORM,
     OFFSET_NORM,
-    RELU,
-    SILU,
     UNFOLDED,
     BlockNames,
-    DecoderSpec,
-    Family,
     FusedLinear,
     LayerSpec,
     LearnedPositions,
     NormSpec,
-    RopeSpec,
     ScaleGroup,
 )
 from awq2trt.models.families.placing import first_unplaced, nearest_family
+from awq2trt.models.families.rotary import RopeSpec
 
 __all__ = [
     "ACTIVATION",

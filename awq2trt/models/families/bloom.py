@@ -9,17 +9,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from awq2trt.models.families.alibi import bloom_slopes
-from awq2trt.models.families.description import (
-    GELU_TANH,
-    BlockNames,
-    DecoderSpec,
-    Family,
-    FusedLinear,
-    LayerSpec,
-    NormSpec,
-    config_value,
-    refuse_unless,
-)
+from awq2trt.models.families.config_keys import GELU_TANH, config_value, refuse_unless
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import BlockNames, FusedLinear, LayerSpec, NormSpec
 
 _TRAINED_POSITIONS: Final = 2048
 """ALiBi has no limit; this is the length that BLOOM was trained with, where config.json does not say."""

@@ -12,18 +12,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from awq2trt.models.families.alibi import bloom_slopes
-from awq2trt.models.families.description import (
-    GELU,
-    GELU_TANH,
-    BlockNames,
-    DecoderSpec,
-    Family,
-    FusedLinear,
-    LayerSpec,
-    NormSpec,
-    config_activation,
-    config_value,
-)
+from awq2trt.models.families.config_keys import GELU, GELU_TANH, config_activation, config_value
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import BlockNames, FusedLinear, LayerSpec, NormSpec
 from awq2trt.models.families.rope import rope_parameters, rope_spec
 
 BLOCK_NAMES: Final = BlockNames(

@@ -12,16 +12,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from awq2trt.models.families import llama
-from awq2trt.models.families.description import (
-    GELU_TANH,
-    DecoderSpec,
-    Family,
-    LayerSpec,
-    NormSpec,
-    config_activation,
-    config_value,
-    refuse_unless,
-)
+from awq2trt.models.families.config_keys import GELU_TANH, config_activation, config_value, refuse_unless
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import LayerSpec, NormSpec
 from awq2trt.models.families.rope import rope_spec
 
 _SLIDING: Final = "sliding_attention"

@@ -9,18 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from awq2trt.models.families.description import (
-    GELU,
-    GELU_TANH,
-    BlockNames,
-    DecoderSpec,
-    Family,
-    FusedLinear,
-    LayerSpec,
-    NormSpec,
-    config_activation,
-    config_value,
-)
+from awq2trt.models.families.config_keys import GELU, GELU_TANH, config_activation, config_value
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import BlockNames, FusedLinear, LayerSpec, NormSpec
 from awq2trt.models.families.rope import rope_parameters, rope_spec
 
 _ROTARY_PART: Final = 0.25

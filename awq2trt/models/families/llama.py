@@ -9,16 +9,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
-from awq2trt.models.families.description import (
-    SILU,
-    BlockNames,
-    DecoderSpec,
-    Family,
-    LayerSpec,
-    NormSpec,
-    config_activation,
-    config_value,
-)
+from awq2trt.models.families.config_keys import SILU, config_activation, config_value
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import BlockNames, LayerSpec, NormSpec
 from awq2trt.models.families.rope import rope_parameters, rope_spec
 
 BLOCK_NAMES: Final = BlockNames(

@@ -11,17 +11,9 @@ from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
 from awq2trt.models.families.alibi import mpt_slopes
-from awq2trt.models.families.description import (
-    GELU,
-    BlockNames,
-    DecoderSpec,
-    Family,
-    FusedLinear,
-    LayerSpec,
-    NormSpec,
-    config_value,
-    refuse_unless,
-)
+from awq2trt.models.families.config_keys import GELU, config_value, refuse_unless
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import BlockNames, FusedLinear, LayerSpec, NormSpec
 
 _BIAS_MAX: Final = 8
 """`alibi_bias_max` where config.json does not say."""

@@ -9,18 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from awq2trt.models.families.description import (
-    RELU,
-    BlockNames,
-    DecoderSpec,
-    Family,
-    LayerSpec,
-    LearnedPositions,
-    NormSpec,
-    config_activation,
-    config_value,
-    refuse_unless,
-)
+from awq2trt.models.families.config_keys import RELU, config_activation, config_value, refuse_unless
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import BlockNames, LayerSpec, LearnedPositions, NormSpec
 
 _POSITION_OFFSET: Final = 2
 """Rows of the table before that of position 0 (`OPTLearnedPositionalEmbedding`)."""

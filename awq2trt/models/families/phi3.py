@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from awq2trt.models.families import llama
-from awq2trt.models.families.description import DecoderSpec, Family, FusedLinear
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import FusedLinear
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:

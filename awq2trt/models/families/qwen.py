@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from awq2trt.models.families import llama
-from awq2trt.models.families.description import DecoderSpec, Family, LayerSpec
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import LayerSpec
 
 _SLIDING: Final = "sliding_attention"
 

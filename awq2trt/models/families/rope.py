@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.errors import UnsupportedError
-from awq2trt.models.families.description import RopeSpec
+from awq2trt.models.families.rotary import RopeSpec
 
 DEFAULT_THETA: Final = 10000.0
 
