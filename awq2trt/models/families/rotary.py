@@ -87,7 +87,7 @@ class RopeSpec:
 
         Args:
             positions: Rows.
-            length: Of the sequence; at least 1 position is taken for granted.
+            length: Of the sequence; 0 for a short one.
 
         Returns:
             Both float32 [positions, rotary_dim / 2].
