@@ -44,7 +44,8 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     Raises:
         UnsupportedError: Its residual stream takes the norms' output.
     """
-    refuse_unless(config, {"apply_residual_connection_post_layernorm": False})
+    # With `slow_but_exact` and `pretraining_tp`, transformers leaves biases out.
+    refuse_unless(config, {"apply_residual_connection_post_layernorm": False, "slow_but_exact": False})
     config = under_own_names(config, {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"})
     hidden_size = config_size(config, "hidden_size" if config.get("n_embed") is None else "n_embed")
     num_heads, head_dim = config_heads(config, "n_head", hidden_size)

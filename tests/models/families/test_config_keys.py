@@ -29,7 +29,7 @@ INERT = {
     "layerdrop", "resid_pdrop",  # only in training
     "init_std", "initializer_range", "init_device", "embedding_fraction",  # only for new weights
     "bos_token_id", "eos_token_id", "pad_token_id",  # of text, not of logits
-    "use_cache", "pretraining_tp", "slow_but_exact", "attn_impl", "norm_type",  # the same numbers, otherwise computed
+    "use_cache", "pretraining_tp", "attn_impl", "norm_type",  # the same numbers, otherwise computed
     "num_labels", "problem_type", "is_decoder", "output_attentions", "output_hidden_states", "return_dict", "dtype",
     "_attn_implementation", "get_text_config", "text_config", "vision_config", "image_token_id", "mm_tokens_per_image",
 }  # fmt: skip
@@ -145,7 +145,7 @@ KEYS: dict[str, Considered] = {
             "num_attention_heads": With(8, {"n_head": None}, than=6),
         }
         | {"tie_word_embeddings": False},
-        {"apply_residual_connection_post_layernorm": True},
+        {"apply_residual_connection_post_layernorm": True, "slow_but_exact": True},
     ),
     "mpt": Considered(
         {
