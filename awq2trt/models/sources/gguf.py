@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.models.families import DecoderSpec, FusedLinear, describe_model
 from awq2trt.models.sources.base import Array, ModelSource
+from awq2trt.models.sources.gguf_bounds import require_bounded_metadata
 from awq2trt.models.sources.gguf_metadata import (
     ARCHITECTURES,
     ROPE_FACTORS,
@@ -49,7 +50,7 @@ class GgufSource(ModelSource):
         self._stored = _known(architecture, path)
         tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
         header = Header(str(path), architecture, readers[0].fields, tensors)
-        self.config = config_of(header, self._stored)
+        self.config = _config(header, self._stored)
         self.spec = describe_model(self.config)
         self._tensors = _placed(self.spec, header)
 
@@ -103,6 +104,7 @@ class GgufSource(ModelSource):
 def _read(path: Path) -> GGUFReader:
     from gguf import GGUFReader
 
+    require_bounded_metadata(path)
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, OSError, KeyError, TypeError, UnicodeDecodeError, OverflowError) as error:
@@ -110,6 +112,22 @@ def _read(path: Path) -> GGUFReader:
             f"not a readable GGUF file ({error}).",
             where=str(path),
             fix="it is truncated or damaged; download it again.",
+        ) from error
+
+
+def _config(header: Header, stored: Architecture) -> dict[str, Any]:
+    """config.json's content.
+
+    Raises:
+        CheckpointError: The metadata has another kind of value than the key is for.
+    """
+    try:
+        return config_of(header, stored)
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise CheckpointError(
+            f"metadata of {header.architecture} with an unexpected value ({error}).",
+            where=header.where,
+            fix="it is damaged; download it again.",
         ) from error
 
 
@@ -212,5 +230,7 @@ def _all_names(spec: DecoderSpec) -> Iterable[str]:
 
 def _halves(value: Array, heads: int) -> Array:
     """Rows of every head from llama.cpp's interleaved pairs to halves; [heads * head_dim, ...] or a bias."""
+    if value.shape[0] % (2 * heads):
+        return value  # whose shape is refused by whoever asks for it
     pairs = value.reshape(heads, value.shape[0] // heads // 2, 2, *value.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(value.shape)

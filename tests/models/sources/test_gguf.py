@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,38 @@ def test_what_would_be_another_model_is_refused_by_name(fault: str, tmp_path: Pa
     metadata, tensors, message = REFUSED[fault]
     write_gguf(_saved(tmp_path / "model", "llama"), tmp_path / "tiny.gguf", metadata=metadata, tensors=tensors)
     with pytest.raises((CheckpointError, UnsupportedError), match=message):
+        open_source(str(tmp_path / "tiny.gguf"))
+
+
+def _header(*pairs: bytes, tensors: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, len(pairs)) + b"".join(pairs)
+
+
+CLAIMS = {
+    "an array of 2^60 bytes": _header(struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 0, 2**60)),
+    "an array of 2^60 strings": _header(struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 8, 2**60)),
+    "a name of 2^60 bytes": _header(struct.pack("<Q", 2**60)),
+    "arrays in arrays": _header(struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9) + 20 * struct.pack("<IQ", 9, 1)),
+    "2^60 tensors": _header(tensors=2**60),
+    "2^60 keys": b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60),
+    "a type that does not exist": _header(struct.pack("<Q", 1) + b"a" + struct.pack("<I", 77)),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_metadata_that_claims_more_than_the_file_holds_is_refused_at_once(claim: str, tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(CLAIMS[claim])
+    with pytest.raises(CheckpointError, match="claims more than the file holds"):
+        open_source(str(tmp_path / "tiny.gguf"))
+
+
+def test_metadata_of_another_kind_is_refused(tmp_path: Path) -> None:
+    write_gguf(
+        _saved(tmp_path / "model", "llama"),
+        tmp_path / "tiny.gguf",
+        metadata=lambda writer: writer.add_string("llama.rope.freq_base", "many"),
+    )
+    with pytest.raises(CheckpointError, match="unexpected value"):
         open_source(str(tmp_path / "tiny.gguf"))
 
 
