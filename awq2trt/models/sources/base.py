@@ -23,6 +23,8 @@ Array = NDArray[Any]
 
 CONFIG_FILE: Final = "config.json"
 
+GENERATION_CONFIG_FILE: Final = "generation_config.json"
+
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,8 +34,10 @@ TOKENIZER_FILES: Final = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION_CONFIG_FILE,
 )
+
+_GENERATION_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class ModelSource(ABC):
@@ -148,6 +152,9 @@ def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
 def copy_tokenizer(source: Path, destination: Path) -> None:
     """Copies the tokenizer and generation files that `source` has.
 
+    Where there is no generation_config.json, the tokens that begin and end texts are those of config.json, as in
+    transformers (`GenerationConfig.from_model_config`); only a generation_config.json goes along with the tokenizer.
+
     Raises:
         CheckpointError: There is no tokenizer in `source`.
     """
@@ -160,3 +167,9 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
         )
     for path in found:
         (destination / path.name).write_bytes(path.read_bytes())
+    if not (source / GENERATION_CONFIG_FILE).is_file() and (source / CONFIG_FILE).is_file():
+        config = read_config(source)
+        tokens = {key: config[key] for key in _GENERATION_TOKENS if config.get(key) is not None}
+        if tokens:
+            text = json.dumps({"_from_model_config": True, **tokens}, indent=2)
+            (destination / GENERATION_CONFIG_FILE).write_text(text + "\n", encoding="utf-8")

@@ -160,3 +160,14 @@ def test_a_checkpoint_of_the_bare_decoder_is_read(tmp_path: Path) -> None:
     save_file(short, directory / "model.safetensors", metadata={"format": "pt"})
     for name, value in open_source(str(directory)).block(1).items():
         np.testing.assert_array_equal(value, whole[name])
+
+
+def test_end_tokens_that_only_config_json_names_go_along_with_the_tokenizer(llama: Path, tmp_path: Path) -> None:
+    (llama / "generation_config.json").unlink()
+    _edit_config(llama, eos_token_id=[256, 65])
+    (tmp_path / "copy").mkdir()
+    open_source(str(llama)).save_tokenizer(tmp_path / "copy")
+    expected = AutoModelForCausalLM.from_pretrained(llama).generation_config.eos_token_id
+    assert expected == [256, 65]
+    assert json.loads((tmp_path / "copy" / "generation_config.json").read_text())["eos_token_id"] == expected
+    assert ChatTokenizer.load(tmp_path / "copy").stop_tokens == {256, 65}
