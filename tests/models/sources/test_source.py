@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError, UsageError
 from awq2trt.models.families import family_named
 from awq2trt.models.sources.opening import open_source
+from awq2trt.runtime.chat import ChatTokenizer
 
 
 @pytest.fixture
