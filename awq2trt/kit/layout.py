@@ -20,17 +20,18 @@ from typing import Final
 import onnx
 import onnx_ir as ir
 
-from awq2trt import __version__, opset
+from awq2trt import opset
 from awq2trt.artifact.golden import DESCRIPTION_FILE, read_golden
 from awq2trt.artifact.records import KitRecord, ProfileRecord
 from awq2trt.engine.predict import WORKSPACE_BYTES, Footprint
 from awq2trt.errors import UnsupportedError
 from awq2trt.graph.basic_ops import drop_functions, fix_batch, lower_to_basic_ops
 from awq2trt.graph.read import open_decoder
-from awq2trt.io_contract import BATCH, MODEL_FILE, IoContract, TensorContract
+from awq2trt.io_contract import BATCH, DECODER, MODEL_FILE, IoContract, TensorContract
 from awq2trt.machine.foreign_library import KitPlugin
 from awq2trt.machine.plugin_library import LIBRARY_NAME
 from awq2trt.target import JetPack, Target
+from awq2trt.version import __version__
 
 SCRIPT_FILE: Final = "finish.sh"
 CONF_FILE: Final = "kit.conf"
@@ -91,10 +92,12 @@ def kit_record(plan: KitPlan, capacity: int) -> KitRecord:
         minimum_tensorrt=plan.jetpack.tensorrt,
         plugin_version=plan.plugin.library.version if plan.plugin.library else __version__,
         plugin_cuda=plan.plugin.library.cuda if plan.plugin.library else None,
-        profiles=(
-            ProfileRecord(name="prefill", shortest=1, typical=min(TYPICAL_PREFILL, longest), longest=longest),
-            ProfileRecord(name="decode", shortest=1, typical=1, longest=1),
-        ),
+        profiles={
+            DECODER: (
+                ProfileRecord.of_tokens("prefill", 1, min(TYPICAL_PREFILL, longest), longest),
+                ProfileRecord.of_tokens("decode", 1, 1, 1),
+            )
+        },
         build_bytes=plan.footprint.build_bytes,
         run_bytes=plan.footprint.run_bytes,
         disk_bytes=_engine_bytes(plan),
@@ -153,23 +156,20 @@ def _write_model(onnx_directory: Path, path: Path, plan: KitPlan) -> tuple[str, 
 
 
 def _require_kernels(model: ir.Model) -> None:
-    """Refuses now what the plugin library would refuse on the Jetson (`check_validity` of plugins/kernels)."""
+    """Refuses now what the plugin library would refuse on the Jetson (its `check_validity`)."""
     for node in model.graph:
         if node.domain != opset.DOMAIN:
             continue
         codes = node.inputs[1] if len(node.inputs) > 1 else None
         shape = codes.shape if codes is not None else None
         features = shape[1] if shape is not None and len(shape) == 2 else None
-        if node.op_type != opset.W4A16_LINEAR or not isinstance(features, int) or features % _FEATURES_STEP:
+        if node.op_type != opset.W4A16_LINEAR or not isinstance(features, int) or features % opset.FEATURES_MULTIPLE:
             raise UnsupportedError(
                 f"the plugin library has no kernel for {node.op_type} with K = {features}: it takes "
-                f"{opset.W4A16_LINEAR} with a K that is a multiple of {_FEATURES_STEP}.",
+                f"{opset.W4A16_LINEAR} with a K that is a multiple of {opset.FEATURES_MULTIPLE}.",
                 where=node.name,
                 fix="build for an RTX card with --no-plugin, or use a model with other widths.",
             )
-
-
-_FEATURES_STEP: Final = 8
 
 
 def _write_plugin(plan: KitPlan, directory: Path) -> None:
@@ -190,7 +190,7 @@ def _write_plugin(plan: KitPlan, directory: Path) -> None:
 
 def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
     """What the script reads, by name."""
-    prefill = record.profiles[0]
+    prefill = record.profiles[DECODER][0].tokens
     return {
         "build_mib": str(_mebibytes(record.build_bytes)),
         "capability": record.compute_capability,
@@ -218,7 +218,7 @@ def _golden_settings(directory: Path) -> dict[str, str]:
 
 
 def _readme(plan: KitPlan, record: KitRecord, capacity: int) -> str:
-    prefill = record.profiles[0]
+    prefill = record.profiles[DECODER][0].tokens
     compiles = plan.plugin.library is None
     values = {
         "model": plan.model,
