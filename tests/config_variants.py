@@ -139,7 +139,7 @@ def _gemma3(chance: random.Random, config: Config) -> Config:
         ]
     )
     kinds = [chance.choice(["full_attention", "sliding_attention"]) for _ in range(layers)]
-    pattern = chance.choice([{"sliding_window_pattern": 2, "layer_types": None}, {"layer_types": kinds}])
+    pattern: Config = chance.choice([{"sliding_window_pattern": 2, "layer_types": None}, {"layer_types": kinds}])
     return {**drawn, "num_hidden_layers": layers, "max_position_embeddings": 96, **rope, **pattern}
 
 
@@ -175,7 +175,7 @@ def _mpt(chance: random.Random, config: Config) -> Config:
 
 def _falcon(chance: random.Random, config: Config) -> Config:
     heads = chance.choice([2, 4, 8])
-    shape = chance.choice(
+    shape: Config = chance.choice(
         [
             {
                 "new_decoder_architecture": True,
@@ -187,7 +187,7 @@ def _falcon(chance: random.Random, config: Config) -> Config:
             {"multi_query": False, "parallel_attn": chance.choice([True, False])},
         ]
     )
-    place = chance.choice([{"alibi": True}, _rope(chance, 64 // heads // 2)])
+    place: Config = chance.choice([{"alibi": True}, _rope(chance, 64 // heads // 2)])
     return {
         "num_attention_heads": heads,
         "bias": chance.choice([True, False]),

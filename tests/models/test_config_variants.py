@@ -59,7 +59,7 @@ def test_the_exported_graph_computes_the_same(family: str, seed: int, tmp_path: 
     _save(tmp_path / "model", config)
     for name in ("files", "scratch", "onnx"):
         (tmp_path / name).mkdir()
-    QuantizeJob(
+    QuantizeJob.prepare(
         SafetensorsSource(tmp_path / "model"),
         QuantizeOptions(method="rtn", group_size=32),
         files=tmp_path / "files",

@@ -203,7 +203,7 @@ def _asked(node: ast.AST) -> str | None:
     """The key that an expression asks of `config`: config.key, self.config.key, getattr(config, "key"); else None."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
         owner, name = node.args[0], node.args[1]
-        return name.value if _is_config(owner) and isinstance(name, ast.Constant) else None
+        return str(name.value) if _is_config(owner) and isinstance(name, ast.Constant) else None
     if not isinstance(node, ast.Attribute):
         return None
     if isinstance(node.value, ast.Attribute) and node.value.attr == "attn_config" and _is_config(node.value.value):

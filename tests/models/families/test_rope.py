@@ -22,7 +22,8 @@ from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block,
 from awq2trt.models.families import describe_model
 from awq2trt.models.families.rope import reach
 from awq2trt.models.sources.safetensors import SafetensorsSource
-from awq2trt.onnx_export import ExportOptions, export_onnx
+from awq2trt.onnx_export import export_onnx
+from awq2trt.recipe import ExportOptions
 from awq2trt.runtime import OrtBackend
 
 ORIGINAL = 24

@@ -282,7 +282,7 @@ def test_a_qwen2_of_mixed_types_quantizes_and_exports(tmp_path: Path) -> None:
     for directory in (files, scratch, onnx):
         directory.mkdir()
     options = QuantizeOptions(method="rtn", group_size=32)
-    QuantizeJob(source, options, files=files, scratch=scratch, progress=SilentProgress()).run()
+    QuantizeJob.prepare(source, options, files=files, scratch=scratch, progress=SilentProgress()).run()
     checkpoint = QuantizedCheckpoint(files)
     export_onnx(checkpoint, onnx)
     reference = torch_logits(checkpoint, windows, SilentProgress(), "reference")

@@ -171,4 +171,4 @@ def test_end_tokens_that_only_config_json_names_go_along_with_the_tokenizer(llam
     expected = AutoModelForCausalLM.from_pretrained(llama).generation_config.eos_token_id
     assert expected == [256, 65]
     assert json.loads((tmp_path / "copy" / "generation_config.json").read_text())["eos_token_id"] == expected
-    assert ChatTokenizer.load(tmp_path / "copy").stop_tokens == {256, 65}
+    assert set(ChatTokenizer.load(tmp_path / "copy").special.stop) == {256, 65}
