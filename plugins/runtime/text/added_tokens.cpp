@@ -72,7 +72,10 @@ void AddedTokens::Set::add(std::string text, const AddedToken& token, bool as_wr
 }
 
 void AddedTokens::Set::sort() {
-  std::stable_sort(patterns.begin(), patterns.end(), [](const Pattern& a, const Pattern& b) { return a.text < b.text; });
+  // Of two tokens with one text the later id is found first.
+  std::sort(patterns.begin(), patterns.end(), [](const Pattern& a, const Pattern& b) {
+    return a.text != b.text ? a.text < b.text : a.token->id < b.token->id;
+  });
   for (int byte = 0; byte < 256; ++byte) {
     const auto first = std::lower_bound(patterns.begin(), patterns.end(), byte, [](const Pattern& a, int wanted) {
       return static_cast<unsigned char>(a.text[0]) < wanted;

@@ -164,7 +164,7 @@ int32_t awq2trt_text_template_parse(const char* source, const char* bos, const c
                                     awq2trt_text_template** chat_template) {
   return guarded([&] {
     require(source != nullptr && chat_template != nullptr);
-    nlohmann::json variables = nlohmann::json::object();
+    nlohmann::ordered_json variables = nlohmann::ordered_json::object();
     if (bos != nullptr) variables["bos_token"] = bos;
     if (eos != nullptr) variables["eos_token"] = eos;
     *chat_template = new awq2trt_text_template{
@@ -180,7 +180,7 @@ int32_t awq2trt_text_template_render(const awq2trt_text_template* chat_template,
   return guarded([&] {
     require(chat_template != nullptr && messages != nullptr && parts != nullptr && bytes != nullptr);
     const awq2trt::RenderOptions options{add_generation_prompt != 0, static_cast<std::time_t>(now)};
-    nlohmann::json list = nlohmann::json::array();
+    nlohmann::ordered_json list = nlohmann::ordered_json::array();
     for (const awq2trt::RenderedPart& part : chat_template->chat_template->render(
              awq2trt::read_messages(messages), tokenizer == nullptr ? nullptr : tokenizer->tokenizer.get(), options)) {
       list.push_back({part.text, part.trusted});

@@ -16,7 +16,7 @@
 namespace awq2trt {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;
 
 constexpr size_t kLongestSource = 262'144;   // bytes of a template; published ones have up to 30,000
 constexpr size_t kDeepestJson = 32;          // levels of messages

@@ -42,22 +42,22 @@ class ChatTemplate {
   // Error, kNotFound if the directory has no template.
   static std::unique_ptr<ChatTemplate> from_directory(const std::string& directory);
   // `variables`: an object of texts, e.g. {"bos_token": "<s>"}.
-  ChatTemplate(const std::string& source, const nlohmann::json& variables, const std::string& where);
+  ChatTemplate(const std::string& source, const nlohmann::ordered_json& variables, const std::string& where);
   ~ChatTemplate();
 
   // `messages`: a list of objects with role and content. Only where a `tokenizer` is given are special tokens within
   // messages marked. Throws Error: kTemplateRaised if the template refuses the messages, kLimit if it takes too long.
-  std::vector<RenderedPart> render(const nlohmann::json& messages, const Tokenizer* tokenizer,
+  std::vector<RenderedPart> render(const nlohmann::ordered_json& messages, const Tokenizer* tokenizer,
                                    const RenderOptions& options) const;
 
  private:
   std::string where_;
   std::string source_;
   std::unique_ptr<jinja::program> program_;
-  nlohmann::json variables_;
+  nlohmann::ordered_json variables_;
 };
 
 // The text of a JSON list of messages, as JSON; throws Error on what is none, and on what is nested too deeply.
-nlohmann::json read_messages(std::string_view text);
+nlohmann::ordered_json read_messages(std::string_view text);
 
 }  // namespace awq2trt

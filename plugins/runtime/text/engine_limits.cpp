@@ -10,7 +10,7 @@
 namespace jinja {
 namespace {
 
-constexpr size_t kSteps = 5'000'000;
+constexpr size_t kSteps = 1'000'000;
 constexpr int kDeepest = 200;                    // levels; one takes at most 2 kB of stack, 10 kB with sanitizers
 constexpr size_t kLongestString = size_t{1} << 26;
 constexpr size_t kParts = 1'000'000;             // parts of one string
