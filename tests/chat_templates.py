@@ -86,7 +86,7 @@ _QWEN25: Final = """{%- if tools %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
-"""  # noqa: E501
+"""
 
 # google/gemma-2-9b-it
 _GEMMA: Final = (

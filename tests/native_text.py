@@ -81,7 +81,7 @@ class NativeTokenizer:
         _call("tokenizer_open", str(directory).encode(), ctypes.byref(self.handle))
 
     def __del__(self) -> None:
-        if self.handle:
+        if self.handle.value:
             library().awq2trt_text_tokenizer_close(self.handle)
 
     @property
@@ -91,9 +91,7 @@ class NativeTokenizer:
     def token_id(self, token: str) -> int:
         return int(library().awq2trt_text_token_id(self.handle, token.encode()))
 
-    def encode(
-        self, text: str | bytes, *, allow_special: bool = False, add_special_tokens: bool = False
-    ) -> list[int]:
+    def encode(self, text: str | bytes, *, allow_special: bool = False, add_special_tokens: bool = False) -> list[int]:
         data = _bytes(text)
         size = ctypes.c_size_t(len(data))
         return _ids("encode", self.handle, data, size, int(allow_special), int(add_special_tokens))
@@ -133,7 +131,7 @@ class NativeTemplate:
             _call("template_parse", source.encode(), *names, ctypes.byref(self.handle))
 
     def __del__(self) -> None:
-        if self.handle:
+        if self.handle.value:
             library().awq2trt_text_template_close(self.handle)
 
     def parts(

@@ -15,9 +15,7 @@ from typing import Final
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-LLAMA3_PATTERN: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3_PATTERN: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2_PATTERN: Final = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 O200K_PATTERN: Final = "|".join(
     [
@@ -37,10 +35,62 @@ DEEPSEEK_PATTERNS: Final = (
     "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
 )
 
-_SYLLABLES: Final = (
-    "the qu ick brown fox er ing ed Hello World 'll 's can not 2024 10 3.14 == ( ) { } -> // \n\t é ü ñ ß ção "
-    "при вет мир как дела हिन्दी नमस्ते สวัสดี 你好 世界 我们 こんにちは 日本 語 한국 어 שלום مرحبا 😀 👍🏽 ﬁ ½ Ⅷ ｆｕｌｌ"
-).split(" ")
+_SYLLABLES: Final = [
+    "the",
+    "qu",
+    "ick",
+    "brown",
+    "fox",
+    "er",
+    "ing",
+    "ed",
+    "Hello",
+    "World",
+    "'ll",
+    "'s",
+    "can",
+    "not",
+    "2024",
+    "10",
+    "3.14",
+    "==",
+    "(",
+    ")",
+    "{",
+    "}",
+    "->",
+    "//",
+    "\n\t",
+    "é",
+    "ü",
+    "ñ",
+    "ß",
+    "ção",
+    "при",
+    "вет",
+    "мир",
+    "как",
+    "дела",
+    "हिन्दी",
+    "नमस्ते",
+    "สวัสดี",
+    "你好",
+    "世界",
+    "我们",
+    "こんにちは",
+    "日本",
+    "語",
+    "한국",
+    "어",
+    "שלום",
+    "مرحبا",
+    "😀",
+    "👍🏽",
+    "ﬁ",
+    "½",
+    "Ⅷ",
+    "ｆｕｌｌ",
+]
 
 
 def training_text() -> list[str]:
@@ -60,7 +110,9 @@ def _trained_bpe(tokenizer: Tokenizer, special: list[str], size: int, alphabet: 
     return tokenizer
 
 
-def _byte_level(pre_tokenizer: object, special: list[str], *, ignore_merges: bool = False) -> Tokenizer:
+def _byte_level(
+    pre_tokenizer: pre_tokenizers.PreTokenizer, special: list[str], *, ignore_merges: bool = False
+) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,5 +1,5 @@
-// In: bytes, the first of which chooses a tokenizer, the others the ids, two bytes each. Each piece of the stream must be
-// whole characters, and all of them the text that a whole decode gives.
+// In: bytes, the first of which chooses a tokenizer, the others the ids, two bytes each. Each piece of the stream must
+// be whole characters, and all of them the text that a whole decode gives.
 #include <cstdint>
 #include <cstdlib>
 #include <sstream>

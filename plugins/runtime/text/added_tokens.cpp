@@ -1,6 +1,6 @@
 // See added_tokens.h.
-// Source: added_vocabulary.rs of https://github.com/huggingface/tokenizers: of tokens that begin at one place the longest
-// is taken, and the search goes on behind it.
+// Source: added_vocabulary.rs of https://github.com/huggingface/tokenizers: of tokens that begin at one place the
+// longest is taken, and the search goes on behind it.
 #include "text/added_tokens.h"
 
 #include <algorithm>
@@ -19,7 +19,9 @@ bool starts_with_word(std::string_view text) {
   return is_word(next_character(text, &i));
 }
 
-bool ends_with_word(std::string_view text) { return starts_with_word(text.substr(previous_character(text, text.size()))); }
+bool ends_with_word(std::string_view text) {
+  return starts_with_word(text.substr(previous_character(text, text.size())));
+}
 
 size_t spaces_at_end(std::string_view text) {
   size_t begin = text.size();
@@ -102,7 +104,8 @@ AddedTokens::AddedTokens(std::vector<AddedToken> tokens, const Normalizer* norma
   normalized_.sort();
 }
 
-std::vector<Section> AddedTokens::find_raw(std::string_view text, const Trusted& trusted, bool special_as_written) const {
+std::vector<Section> AddedTokens::find_raw(std::string_view text, const Trusted& trusted,
+                                           bool special_as_written) const {
   return find(raw_, text, trusted, special_as_written);
 }
 
@@ -129,9 +132,9 @@ std::vector<Section> AddedTokens::find(const Set& set, std::string_view text, co
       // Patterns are sorted: those that `text` begins with come before all that are greater, the longest last.
       const std::string_view rest = text.substr(at);
       const auto begin = set.patterns.begin() + first;
-      auto pattern = std::upper_bound(begin, set.patterns.begin() + last, rest, [](std::string_view wanted, const Pattern& a) {
-        return wanted < std::string_view(a.text);
-      });
+      auto pattern =
+          std::upper_bound(begin, set.patterns.begin() + last, rest,
+                           [](std::string_view wanted, const Pattern& a) { return wanted < std::string_view(a.text); });
       while (pattern != begin && found == nullptr) {
         --pattern;
         const bool matches = rest.substr(0, pattern->text.size()) == pattern->text;
@@ -139,10 +142,11 @@ std::vector<Section> AddedTokens::find(const Set& set, std::string_view text, co
         // Below a pattern that shares n bytes with the text, only its beginnings of at most n bytes can match.
         if (!matches && rest[0] == pattern->text[0] && pattern != begin) {
           size_t shared = 0;
-          while (shared < rest.size() && shared < pattern->text.size() && rest[shared] == pattern->text[shared]) ++shared;
-          pattern = std::upper_bound(begin, pattern, rest.substr(0, shared), [](std::string_view wanted, const Pattern& a) {
-            return wanted < std::string_view(a.text);
-          });
+          while (shared < rest.size() && shared < pattern->text.size() && rest[shared] == pattern->text[shared])
+            ++shared;
+          pattern = std::upper_bound(
+              begin, pattern, rest.substr(0, shared),
+              [](std::string_view wanted, const Pattern& a) { return wanted < std::string_view(a.text); });
         }
       }
     }

@@ -1,6 +1,6 @@
-// Byte-pair encoding. In: a word; out: its ids, by merging the pair of neighbours whose merge was learnt first, of equal
-// ones the leftmost, until no pair can be merged.
-// Source: models/bpe of https://github.com/huggingface/tokenizers, to whose ids it is held, unknown tokens included.
+// Byte-pair encoding. In: a word; out: its ids, by merging the pair of neighbours whose merge was learnt first, of
+// equal ones the leftmost, until no pair can be merged. Source: models/bpe of
+// https://github.com/huggingface/tokenizers, to whose ids it is held, unknown tokens included.
 #include <algorithm>
 
 #include "text/byte_level.h"
@@ -13,9 +13,9 @@ namespace awq2trt {
 namespace {
 
 constexpr int32_t kNone = Vocabulary::kNone;
-constexpr int32_t kNoUnknown = -2;            // no unk_token is declared: what has no token is left out
+constexpr int32_t kNoUnknown = -2;  // no unk_token is declared: what has no token is left out
 constexpr uint32_t kNoMerge = UINT32_MAX;
-constexpr char kSpaceMark[] = "\u2581";       // SentencePiece's for a space
+constexpr char kSpaceMark[] = "\u2581";  // SentencePiece's for a space
 
 // Up to so many symbols, looking through all pairs for the best is quicker than a heap.
 constexpr size_t kFewSymbols = 48;
@@ -85,8 +85,10 @@ class Bpe : public Model {
       const int32_t ids[] = {lookup(left, &buffer), lookup(right, &buffer),
                              lookup({begin, left.size() + right.size()}, &buffer)};
       if (ids[0] == kNone || ids[1] == kNone || ids[2] == kNone) {
-        throw Error(ErrorCode::kMalformed, "the merge of " + std::string(left) + " and " + std::string(right) +
-                    " has a token that is not in the vocabulary", where + ": model.merges", "");
+        throw Error(ErrorCode::kMalformed,
+                    "the merge of " + std::string(left) + " and " + std::string(right) +
+                        " has a token that is not in the vocabulary",
+                    where + ": model.merges", "");
       }
       if (allowed(ids[2]) != kNone) {
         merges_.insert({static_cast<uint32_t>(ids[0]), static_cast<uint32_t>(ids[1]), rank, ids[2]});

@@ -110,8 +110,8 @@ int32_t awq2trt_text_encode(const awq2trt_text_tokenizer* tokenizer, const char*
 }
 
 int32_t awq2trt_text_encode_parts(const awq2trt_text_tokenizer* tokenizer, const char* const* texts,
-                                  const size_t* bytes, const int32_t* trusted, size_t parts,
-                                  int32_t add_special_tokens, int32_t** ids, size_t* count) {
+                                  const size_t* bytes, const int32_t* trusted, size_t parts, int32_t add_special_tokens,
+                                  int32_t** ids, size_t* count) {
   return guarded([&] {
     require(tokenizer != nullptr && texts != nullptr && bytes != nullptr && trusted != nullptr && ids != nullptr &&
             count != nullptr);
@@ -167,8 +167,8 @@ int32_t awq2trt_text_template_parse(const char* source, const char* bos, const c
     nlohmann::ordered_json variables = nlohmann::ordered_json::object();
     if (bos != nullptr) variables["bos_token"] = bos;
     if (eos != nullptr) variables["eos_token"] = eos;
-    *chat_template = new awq2trt_text_template{
-        std::make_unique<awq2trt::ChatTemplate>(source, variables, "chat template")};
+    *chat_template =
+        new awq2trt_text_template{std::make_unique<awq2trt::ChatTemplate>(source, variables, "chat template")};
   });
 }
 

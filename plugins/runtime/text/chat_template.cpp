@@ -18,16 +18,16 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-constexpr size_t kLongestSource = 262'144;   // bytes of a template; published ones have up to 30,000
-constexpr size_t kDeepestJson = 32;          // levels of messages
+constexpr size_t kLongestSource = 262'144;  // bytes of a template; published ones have up to 30,000
+constexpr size_t kDeepestJson = 32;         // levels of messages
 constexpr size_t kLongestMessages = size_t{1} << 25;
 constexpr size_t kLongestExpression = 2'000;  // tokens between {% and %}; published ones have up to 200
 constexpr size_t kDeepestSource = 60;         // brackets, blocks and the like within each other
 constexpr size_t kMostBranches = 100;         // elif in one if
 
 // Roles in use. Others are a user's text as well: a template that builds "<|role|>" makes no special token of them.
-constexpr const char* kRoles[] = {"system", "user", "assistant", "tool", "developer", "function", "ipython",
-                                  "model", "observation", "tool_response", "context"};
+constexpr const char* kRoles[] = {"system",  "user",  "assistant",   "tool",          "developer", "function",
+                                  "ipython", "model", "observation", "tool_response", "context"};
 
 // Noncharacters, which text is not exchanged with: U+FDD0 to U+FDEF.
 constexpr char32_t kFirstMark = 0xFDD0, kLastMark = 0xFDEF;
@@ -48,7 +48,8 @@ void check_nesting(const jinja::lexer_result& lexed, const std::string& where) {
       ++brackets;
     }
     if ((token.t == Token::close_paren || token.t == Token::close_square_bracket ||
-         token.t == Token::close_curly_bracket) && brackets > 0) {
+         token.t == Token::close_curly_bracket) &&
+        brackets > 0) {
       --brackets;
     }
     const bool statement = i > 0 && lexed.tokens[i - 1].t == Token::open_statement;
@@ -226,7 +227,8 @@ std::string source_in(const json& config) {
   if (found->is_string()) return found->get<std::string>();
   if (found->is_array()) {
     for (const json& named : *found) {
-      if (named.is_object() && named.value("name", json()) == "default" && named.value("template", json()).is_string()) {
+      if (named.is_object() && named.value("name", json()) == "default" &&
+          named.value("template", json()).is_string()) {
         return named.at("template").get<std::string>();
       }
     }
@@ -272,7 +274,8 @@ ChatTemplate::ChatTemplate(const std::string& source, const json& variables, con
     : where_(where), variables_(variables) {
   require_utf8(source, where);
   if (source.size() > kLongestSource) {
-    throw Error(ErrorCode::kLimit, "the template has more than " + std::to_string(kLongestSource) + " bytes", where, "");
+    throw Error(ErrorCode::kLimit, "the template has more than " + std::to_string(kLongestSource) + " bytes", where,
+                "");
   }
   try {
     jinja::lexer lexer;
@@ -292,7 +295,8 @@ ChatTemplate::~ChatTemplate() = default;
 std::vector<RenderedPart> ChatTemplate::render(const json& messages, const Tokenizer* tokenizer,
                                                const RenderOptions& options) const {
   if (!messages.is_array()) {
-    throw Error(ErrorCode::kBadArgument, std::string("a list is expected, not ") + messages.type_name(), "messages", "");
+    throw Error(ErrorCode::kBadArgument, std::string("a list is expected, not ") + messages.type_name(), "messages",
+                "");
   }
   const Marker marker(tokenizer, messages.dump());
   const jinja::ExecutionBudget budget;
@@ -322,9 +326,10 @@ std::vector<RenderedPart> ChatTemplate::render(const json& messages, const Token
     throw;
   } catch (const std::exception& error) {
     const bool limit = jinja::ExecutionBudget::exceeded();
-    throw Error(limit ? ErrorCode::kLimit : ErrorCode::kTemplateRaised,
-                "the chat template refuses the messages: " + reason_of(error), where_,
-                limit ? "use the template that the model's publisher wrote." : "change the messages, or continue plain text.");
+    throw Error(
+        limit ? ErrorCode::kLimit : ErrorCode::kTemplateRaised,
+        "the chat template refuses the messages: " + reason_of(error), where_,
+        limit ? "use the template that the model's publisher wrote." : "change the messages, or continue plain text.");
   }
 }
 

@@ -1,9 +1,9 @@
-// A model's chat template. In: the messages of a conversation; out: the text that the model was trained on, in parts that
-// the template wrote and parts that came from messages, so that what users write never becomes a special token.
+// A model's chat template. In: the messages of a conversation; out: the text that the model was trained on, in parts
+// that the template wrote and parts that came from messages, so that what users write never becomes a special token.
 //
-// Two things tell the parts apart. The engine keeps with each piece of text whether it came from a message, and our limits
-// see to it where the engine forgets (engine_limits.h). Besides, before the template runs, each special token's text
-// within a message gets a private mark inside, a noncharacter that no message has; wherever that text ends up, the
+// Two things tell the parts apart. The engine keeps with each piece of text whether it came from a message, and our
+// limits see to it where the engine forgets (engine_limits.h). Besides, before the template runs, each special token's
+// text within a message gets a private mark inside, a noncharacter that no message has; wherever that text ends up, the
 // mark parts it, whatever the template did to it. Rendered text has no marks.
 //
 // Source of the engine: plugins/third_party/llama_cpp_jinja.

@@ -8,9 +8,9 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kDeepest = 64;                    // levels of nesting; files in use have 10
-constexpr size_t kArenaLimit = size_t{1} << 30;    // bytes of all tokens and merges; files in use have 20 MB
-constexpr size_t kRestLimit = 4'000'000;           // values beside the two; added tokens make up to 100,000 of them
+constexpr size_t kDeepest = 64;                  // levels of nesting; files in use have 10
+constexpr size_t kArenaLimit = size_t{1} << 30;  // bytes of all tokens and merges; files in use have 20 MB
+constexpr size_t kRestLimit = 4'000'000;         // values beside the two; added tokens make up to 100,000 of them
 
 class Reader : public nlohmann::json_sax<json> {
  public:
@@ -73,7 +73,8 @@ class Reader : public nlohmann::json_sax<json> {
   enum class Section { kNone, kVocabulary, kMerges };
 
   [[noreturn]] void bad_vocabulary() const {
-    throw Error(ErrorCode::kMalformed, section_ == Section::kMerges
+    throw Error(ErrorCode::kMalformed,
+                section_ == Section::kMerges
                     ? "a merge is a string of two tokens, or a list of two strings"
                     : "a vocabulary is an object of ids, or a list of pairs of a token and a number",
                 where_ + ": model", "copy the model's tokenizer.json again.");

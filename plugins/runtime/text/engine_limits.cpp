@@ -11,9 +11,9 @@ namespace jinja {
 namespace {
 
 constexpr size_t kSteps = 1'000'000;
-constexpr int kDeepest = 200;                    // levels; one takes at most 2 kB of stack, 10 kB with sanitizers
+constexpr int kDeepest = 200;  // levels; one takes at most 2 kB of stack, 10 kB with sanitizers
 constexpr size_t kLongestString = size_t{1} << 26;
-constexpr size_t kParts = 1'000'000;             // parts of one string
+constexpr size_t kParts = 1'000'000;  // parts of one string
 constexpr int64_t kLongestRange = 1'000'000;
 constexpr int64_t kWidestIndent = 1000;
 
@@ -190,7 +190,8 @@ void check_before(const std::string& name, bool is_method, const func_args& args
       const int64_t first = args.count() > 1 ? int_or(args, 0, 0) : 0;
       const int64_t last = args.count() > 1 ? int_or(args, 1, 0) : int_or(args, 0, 0);
       const int64_t step = int_or(args, 2, 1);
-      const double count = step == 0 ? 0 : (static_cast<double>(last) - static_cast<double>(first)) / static_cast<double>(step);
+      const double count =
+          step == 0 ? 0 : (static_cast<double>(last) - static_cast<double>(first)) / static_cast<double>(step);
       if (count > static_cast<double>(kLongestRange)) {
         exceed("the template asks for a range of more than " + std::to_string(kLongestRange));
       }
@@ -270,7 +271,8 @@ void ExecutionLevel::check(const statement& executed, const value& result) const
 }
 
 void refuse_cycle(const value& parent, const value& child) {
-  if (search(child, [&](const value& one) { return one == parent; })) exceed("the template makes a value part of itself");
+  if (search(child, [&](const value& one) { return one == parent; }))
+    exceed("the template makes a value part of itself");
 }
 
 value call_within_limits(const std::string& name, bool is_method, const func_handler& function, const func_args& args) {

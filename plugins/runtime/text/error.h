@@ -9,14 +9,14 @@
 namespace awq2trt {
 
 enum class ErrorCode : int32_t {
-  kBadArgument = 1,    // the caller's: a null pointer, an empty list where one is needed
-  kNotFound = 2,       // no such file
-  kMalformed = 3,      // a file that is not what its format says: JSON, a regular expression, a vocabulary with holes
-  kUnsupported = 4,    // a part of tokenizer.json or of a template that this library does not know
-  kInvalidUtf8 = 5,    // text that is not UTF-8
-  kTemplateRaised = 6, // the chat template refused the messages
-  kLimit = 7,          // deeper, longer or larger than what is worked on
-  kInternal = 8,       // out of memory, and what nobody foresaw
+  kBadArgument = 1,     // the caller's: a null pointer, an empty list where one is needed
+  kNotFound = 2,        // no such file
+  kMalformed = 3,       // a file that is not what its format says: JSON, a regular expression, a vocabulary with holes
+  kUnsupported = 4,     // a part of tokenizer.json or of a template that this library does not know
+  kInvalidUtf8 = 5,     // text that is not UTF-8
+  kTemplateRaised = 6,  // the chat template refused the messages
+  kLimit = 7,           // deeper, longer or larger than what is worked on
+  kInternal = 8,        // out of memory, and what nobody foresaw
 };
 
 class Error : public std::runtime_error {

@@ -28,10 +28,9 @@ class UnicodeForm : public Normalizer {
     const bool ascii = std::all_of(text->begin(), text->end(), [](unsigned char byte) { return byte < 0x80; });
     if (ascii) return;
     utf8proc_uint8_t* normalized = nullptr;
-    const utf8proc_ssize_t length =
-        utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text->data()),
-                     static_cast<utf8proc_ssize_t>(text->size()), &normalized,
-                     static_cast<utf8proc_option_t>(UTF8PROC_STABLE | options_));
+    const utf8proc_ssize_t length = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text->data()),
+                                                 static_cast<utf8proc_ssize_t>(text->size()), &normalized,
+                                                 static_cast<utf8proc_option_t>(UTF8PROC_STABLE | options_));
     if (length < 0) {
       throw Error(ErrorCode::kInternal, utf8proc_errmsg(length), "Unicode normalization", "");
     }

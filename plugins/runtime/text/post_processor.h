@@ -1,5 +1,5 @@
-// The special tokens that a tokenizer puts around a text, such as the beginning of the sequence. In: a post_processor of
-// tokenizer.json; out: the ids before and behind.
+// The special tokens that a tokenizer puts around a text, such as the beginning of the sequence. In: a post_processor
+// of tokenizer.json; out: the ids before and behind.
 #pragma once
 
 #include <cstdint>

@@ -32,8 +32,7 @@ namespace {
 // By matches of a regular expression.
 class Split : public PreTokenizer {
  public:
-  Split(Regex regex, Behavior behavior, bool invert)
-      : regex_(std::move(regex)), behavior_(behavior), invert_(invert) {}
+  Split(Regex regex, Behavior behavior, bool invert) : regex_(std::move(regex)), behavior_(behavior), invert_(invert) {}
 
   void apply_(Words* words) const override {
     std::vector<Span> result;
@@ -119,9 +118,8 @@ class PrependSpace : public PreTokenizer {
 class ToByteCharacters : public PreTokenizer {
  public:
   void apply_(Words* words) const override {
-    rewrite_words(words, [](std::string_view word, bool, std::string* text) {
-      *text += byte_level::to_characters(word);
-    });
+    rewrite_words(words,
+                  [](std::string_view word, bool, std::string* text) { *text += byte_level::to_characters(word); });
   }
 };
 
@@ -129,12 +127,13 @@ enum class PrependScheme { kAlways, kFirst, kNever };
 
 class Metaspace : public PreTokenizer {
  public:
-  Metaspace(std::string mark, PrependScheme scheme, bool split) : mark_(std::move(mark)), scheme_(scheme), split_(split) {}
+  Metaspace(std::string mark, PrependScheme scheme, bool split)
+      : mark_(std::move(mark)), scheme_(scheme), split_(split) {}
 
   void apply_(Words* words) const override {
     rewrite_words(words, [&](std::string_view word, bool is_first, std::string* text) {
-      const bool prepend = scheme_ == PrependScheme::kAlways ||
-                           (scheme_ == PrependScheme::kFirst && is_first && words->at_start());
+      const bool prepend =
+          scheme_ == PrependScheme::kAlways || (scheme_ == PrependScheme::kFirst && is_first && words->at_start());
       if (prepend && word.front() != ' ' && word.substr(0, mark_.size()) != mark_) *text += mark_;
       for (size_t begin = 0; begin <= word.size();) {
         const size_t space = std::min(word.find(' ', begin), word.size());
@@ -184,8 +183,7 @@ void add_byte_level(Fields* fields, bool is_last, Steps* steps) {
   fields->ignore("trim_offsets");
   if (fields->flag("add_prefix_space")) steps->push_back(std::make_unique<PrependSpace>());
   if (fields->flag_or("use_regex", true)) {
-    steps->push_back(
-        std::make_unique<Split>(Regex(byte_level::kPattern, fields->where()), Behavior::kIsolated, false));
+    steps->push_back(std::make_unique<Split>(Regex(byte_level::kPattern, fields->where()), Behavior::kIsolated, false));
   }
   if (!is_last) steps->push_back(std::make_unique<ToByteCharacters>());
 }

@@ -42,7 +42,7 @@ class PreTokenizer {
 
 struct PreTokenizerPlan {
   std::unique_ptr<PreTokenizer> steps;  // nullptr: the text is one word
-  bool raw_bytes = false;  // the last step was ByteLevel, whose alphabet is left out: the model gets bytes
+  bool raw_bytes = false;               // the last step was ByteLevel, whose alphabet is left out: the model gets bytes
 };
 
 // Throws Error on what is not known. Where `definition` is null, there are no steps.

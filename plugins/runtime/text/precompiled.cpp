@@ -90,8 +90,8 @@ void PrecompiledTable::apply_(std::string* text) const {
     while (end < all.size()) {
       size_t behind = end;
       const char32_t next = next_character(all, &behind);
-      if (utf8proc_grapheme_break_stateful(static_cast<utf8proc_int32_t>(before),
-                                           static_cast<utf8proc_int32_t>(next), &state)) {
+      if (utf8proc_grapheme_break_stateful(static_cast<utf8proc_int32_t>(before), static_cast<utf8proc_int32_t>(next),
+                                           &state)) {
         break;
       }
       before = next;

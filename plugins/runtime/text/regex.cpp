@@ -11,8 +11,9 @@ namespace awq2trt {
 namespace {
 
 // Characters with the property White_Space. PCRE2's own \s has U+180E as well.
-constexpr char kSpaces[] = "\\x{9}-\\x{D} \\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}"
-                           "\\x{205F}\\x{3000}";
+constexpr char kSpaces[] =
+    "\\x{9}-\\x{D} \\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}"
+    "\\x{205F}\\x{3000}";
 
 // Work on one match, in PCRE2's units: bounds patterns that backtrack exponentially. Patterns in use stay below 10,000
 // unless a word has more characters than that.
@@ -38,8 +39,10 @@ std::string translate(std::string_view pattern, const std::string& where) {
         result += "[^" + std::string(kSpaces) + "]";
       } else if (escaped == 'h' || escaped == 'H' || escaped == 'K' || escaped == 'Q' || escaped == 'E' ||
                  escaped == 'y' || escaped == 'Y' || escaped == 'C') {
-        refuse(std::string("the escape \\") + escaped + " in the regular expression means different things to "
-               "different engines", where);
+        refuse(std::string("the escape \\") + escaped +
+                   " in the regular expression means different things to "
+                   "different engines",
+               where);
       } else {
         result += c;
         result += escaped;
@@ -101,18 +104,22 @@ pcre2_match_context* match_context() {
 
 Regex::Regex(std::string_view pattern, const std::string& where) : where_(where) {
   if (pattern.size() > kLongestPattern) {
-    throw Error(ErrorCode::kLimit, "the regular expression has " + std::to_string(pattern.size()) + " bytes, at most " +
-                std::to_string(kLongestPattern) + " are expected", where, "");
+    throw Error(ErrorCode::kLimit,
+                "the regular expression has " + std::to_string(pattern.size()) + " bytes, at most " +
+                    std::to_string(kLongestPattern) + " are expected",
+                where, "");
   }
   const std::string translated = translate(pattern, where);
   int code = 0;
   PCRE2_SIZE offset = 0;
-  pcre2_code* compiled = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                                       PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code,
-                                       &offset, nullptr);
+  pcre2_code* compiled =
+      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
+                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &offset, nullptr);
   if (compiled == nullptr) {
-    throw Error(ErrorCode::kMalformed, "not a regular expression: " + message_of(code) + " at byte " +
-                std::to_string(offset) + " of " + translated, where, "");
+    throw Error(
+        ErrorCode::kMalformed,
+        "not a regular expression: " + message_of(code) + " at byte " + std::to_string(offset) + " of " + translated,
+        where, "");
   }
   code_ = std::shared_ptr<void>(compiled, FreeCode());
   pcre2_jit_compile(compiled, PCRE2_JIT_COMPLETE);  // without the JIT it is slower and means the same
@@ -128,9 +135,7 @@ Regex Regex::of_literal(std::string_view text, const std::string& where) {
 }
 
 void Regex::FreeCode::operator()(void* code) const { pcre2_code_free(static_cast<pcre2_code*>(code)); }
-void Regex::Matches::Free::operator()(void* data) const {
-  pcre2_match_data_free(static_cast<pcre2_match_data*>(data));
-}
+void Regex::Matches::Free::operator()(void* data) const { pcre2_match_data_free(static_cast<pcre2_match_data*>(data)); }
 
 Regex::Matches::Matches(const Regex& regex, std::string_view text)
     : regex_(regex),

@@ -12,8 +12,8 @@ namespace awq2trt {
 namespace {
 
 constexpr char kFile[] = "tokenizer.json";
-constexpr size_t kIdleScratches = 4;                // more threads than that at once are rare
-constexpr size_t kLongestText = size_t{1} << 28;    // bytes encoded at once: positions have 32 bits
+constexpr size_t kIdleScratches = 4;              // more threads than that at once are rare
+constexpr size_t kLongestText = size_t{1} << 28;  // bytes encoded at once: positions have 32 bits
 
 enum class ModelKind { kBpe, kUnigram };
 
@@ -96,9 +96,10 @@ void Tokenizer::read_vocabulary(const Definition& definition, bool raw, const st
     const auto found = missing.find(definition.text(token));
     if (found == missing.end()) continue;
     if (found->second != token.id) {
-      throw Error(ErrorCode::kMalformed, "the added token " + std::string(found->first) + " has the id " +
-                  std::to_string(found->second) + ", and " + std::to_string(token.id) + " in the vocabulary", where,
-                  "copy the model's tokenizer.json again.");
+      throw Error(ErrorCode::kMalformed,
+                  "the added token " + std::string(found->first) + " has the id " + std::to_string(found->second) +
+                      ", and " + std::to_string(token.id) + " in the vocabulary",
+                  where, "copy the model's tokenizer.json again.");
     }
     missing.erase(found);
   }
@@ -128,8 +129,10 @@ std::vector<int32_t> Tokenizer::encode(const std::vector<TextPart>& parts, bool 
   }
   const std::string_view text = parts.size() == 1 ? parts[0].text : std::string_view(joined);
   if (text.size() > kLongestText) {
-    throw Error(ErrorCode::kLimit, "the text has " + std::to_string(text.size()) + " bytes, at most " +
-                std::to_string(kLongestText) + " are encoded at once", "the text to encode", "encode it in pieces.");
+    throw Error(ErrorCode::kLimit,
+                "the text has " + std::to_string(text.size()) + " bytes, at most " + std::to_string(kLongestText) +
+                    " are encoded at once",
+                "the text to encode", "encode it in pieces.");
   }
   const bool all_trusted = trusted.size() == 1 && trusted[0].size() == text.size();
 

@@ -1,5 +1,11 @@
-// A model's tokenizer. In: tokenizer.json, as Hugging Face's tokenizers write it, and text; out: the ids that they give,
-// and text again. What the file has and this library does not know is refused when it is read.
+// A model's tokenizer. In: tokenizer.json, as Hugging Face's tokenizers write it, and text; out: the ids that they
+// give, and text again. What the file has and this library does not know is refused when it is read.
+//
+// Where it differs from Hugging Face's tokenizers (tests/plugins/runtime/test_tokenizer.py holds it to the rest):
+// - Untrusted text never becomes a special token. There, a Unigram model finds special tokens among its pieces even so.
+// - Punctuation, Digits, StripAccents and the normal forms follow utf8proc's Unicode. Hugging Face's punctuation is that
+//   of Unicode 8, its marks and normal forms those of Unicode 9: they miss some characters that were added since.
+// - Text that is not UTF-8 is an error.
 //
 // One object serves any number of threads at once.
 #pragma once
@@ -46,7 +52,7 @@ class Tokenizer {
   std::vector<int32_t> encode(const std::vector<TextPart>& parts, bool add_special_tokens) const;
   std::string decode(const std::vector<int32_t>& ids, bool skip_special = true) const;
 
-  int32_t size() const { return vocabulary_.size(); }  // highest id + 1
+  int32_t size() const { return vocabulary_.size(); }                                  // highest id + 1
   int32_t find(std::string_view token) const { return vocabulary_.find_text(token); }  // id, or -1
   bool is_special(int32_t id) const { return added_.is_special(id); }
   const std::vector<AddedToken>& added_tokens() const { return added_.tokens(); }

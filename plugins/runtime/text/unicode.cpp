@@ -34,9 +34,7 @@ int expected_length(unsigned char first) {
   return 0;
 }
 
-utf8proc_category_t category(char32_t character) {
-  return utf8proc_category(static_cast<utf8proc_int32_t>(character));
-}
+utf8proc_category_t category(char32_t character) { return utf8proc_category(static_cast<utf8proc_int32_t>(character)); }
 
 }  // namespace
 

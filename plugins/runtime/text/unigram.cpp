@@ -89,8 +89,7 @@ class Unigram : public Model {
     for (int32_t id = 0; id < static_cast<int32_t>(scores_.size()); ++id) {
       if (!forbidden[id] && !vocabulary.bytes(id).empty()) ids.push_back(id);
     }
-    std::sort(ids.begin(), ids.end(),
-              [&](int32_t a, int32_t b) { return vocabulary.bytes(a) < vocabulary.bytes(b); });
+    std::sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return vocabulary.bytes(a) < vocabulary.bytes(b); });
     trie_.build(vocabulary, ids);
     if (byte_fallback) ids_of_bytes_ = byte_tokens(vocabulary);
   }
@@ -177,11 +176,13 @@ std::unique_ptr<Model> make_unigram(Definition* definition, const Vocabulary& vo
   const int64_t unknown = fields.find("unk_id") == nullptr ? kNone : fields.number("unk_id");
   fields.finish();
   if (unknown < kNone || unknown >= static_cast<int64_t>(definition->scores.size())) {
-    throw Error(ErrorCode::kMalformed, "unk_id is " + std::to_string(unknown) + ", and the vocabulary has " +
-                std::to_string(definition->scores.size()) + " tokens", where + ": model", "");
+    throw Error(ErrorCode::kMalformed,
+                "unk_id is " + std::to_string(unknown) + ", and the vocabulary has " +
+                    std::to_string(definition->scores.size()) + " tokens",
+                where + ": model", "");
   }
-  auto model = std::make_unique<Unigram>(std::move(definition->scores), static_cast<int32_t>(unknown),
-                                         where + ": model");
+  auto model =
+      std::make_unique<Unigram>(std::move(definition->scores), static_cast<int32_t>(unknown), where + ": model");
   model->read_tokens(vocabulary, forbidden, byte_fallback);
   return model;
 }

@@ -34,8 +34,9 @@ void Vocabulary::build(const std::vector<Entry>& entries, bool raw, const std::s
   int32_t highest = -1;
   for (const Entry& entry : entries) {
     if (entry.id < 0 || entry.id >= kMaxTokens) {
-      throw Error(ErrorCode::kMalformed, "the token " + std::string(entry.text) + " has the id " +
-                  std::to_string(entry.id) + ", ids from 0 to " + std::to_string(kMaxTokens - 1) + " are expected",
+      throw Error(ErrorCode::kMalformed,
+                  "the token " + std::string(entry.text) + " has the id " + std::to_string(entry.id) +
+                      ", ids from 0 to " + std::to_string(kMaxTokens - 1) + " are expected",
                   where, "");
     }
     highest = std::max(highest, entry.id);
@@ -43,8 +44,10 @@ void Vocabulary::build(const std::vector<Entry>& entries, bool raw, const std::s
   std::vector<uint32_t> of_id(static_cast<size_t>(highest) + 1, UINT32_MAX);
   for (size_t i = 0; i < entries.size(); ++i) {
     if (of_id[entries[i].id] != UINT32_MAX) {
-      throw Error(ErrorCode::kMalformed, "the id " + std::to_string(entries[i].id) + " is two tokens': " +
-                  std::string(entries[of_id[entries[i].id]].text) + " and " + std::string(entries[i].text), where, "");
+      throw Error(ErrorCode::kMalformed,
+                  "the id " + std::to_string(entries[i].id) + " is two tokens': " +
+                      std::string(entries[of_id[entries[i].id]].text) + " and " + std::string(entries[i].text),
+                  where, "");
     }
     of_id[entries[i].id] = static_cast<uint32_t>(i);
   }
@@ -83,8 +86,10 @@ void Vocabulary::insert(int32_t id, const std::string& where) {
   size_t slot = hash_bytes(key) & (slots_.size() - 1);
   while (slots_[slot] != kNone) {
     if (bytes(slots_[slot]) == key) {
-      throw Error(ErrorCode::kMalformed, "the token " + text(id) + " has two ids: " + std::to_string(slots_[slot]) +
-                  " and " + std::to_string(id), where, "");
+      throw Error(
+          ErrorCode::kMalformed,
+          "the token " + text(id) + " has two ids: " + std::to_string(slots_[slot]) + " and " + std::to_string(id),
+          where, "");
     }
     slot = (slot + 1) & (slots_.size() - 1);
   }

@@ -34,8 +34,8 @@ class Vocabulary {
   std::string_view bytes(int32_t id) const { return {arena_.data() + begins_[id], begins_[id + 1] - begins_[id]}; }
   bool is_literal(int32_t id) const { return flags_[id] & kLiteral; }
   bool raw() const { return raw_; }
-  std::string text(int32_t id) const;               // as tokenizer.json writes it
-  int32_t find_text(std::string_view text) const;   // id of a text as tokenizer.json writes it, or kNone
+  std::string text(int32_t id) const;              // as tokenizer.json writes it
+  int32_t find_text(std::string_view text) const;  // id of a text as tokenizer.json writes it, or kNone
 
  private:
   enum : uint8_t { kLiteral = 1, kHole = 2 };

@@ -21,10 +21,10 @@ USER = [{"role": "user", "content": "Hello"}]
 def _transformers(
     source: str, messages: list[dict[str, str]], bos: str = "", eos: str = "", *, add_generation_prompt: bool = True
 ) -> str:
-    rendered, _ = render_jinja_template(
+    rendered = render_jinja_template(
         [messages], chat_template=source, add_generation_prompt=add_generation_prompt, bos_token=bos, eos_token=eos
     )
-    return str(rendered[0])
+    return str(rendered[0][0])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -33,14 +33,15 @@ def test_text_is_transformers(name: str, prompt: bool) -> None:
     published = PUBLISHED[name]
     native = NativeTemplate(published.source, published.bos, published.eos)
     for messages in conversations(30, with_system=published.takes_system):
-        expected = _transformers(
-            published.source, messages, published.bos, published.eos, add_generation_prompt=prompt
-        )
+        expected = _transformers(published.source, messages, published.bos, published.eos, add_generation_prompt=prompt)
         assert native.render(messages, add_generation_prompt=prompt) == expected
 
 
 def test_template_and_tokens_of_a_directory(tmp_path: Path) -> None:
-    config = {"chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", "bos_token": "<s>"}
+    config: dict[str, object] = {
+        "chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}",
+        "bos_token": "<s>",
+    }
     config |= {"eos_token": {"content": "</s>", "lstrip": False}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert NativeTemplate(tmp_path).render(USER) == "<s>Hello</s>"
@@ -69,7 +70,8 @@ def test_strftime_now_is_local_time() -> None:
         "{% set ns = namespace(x=0) %}{% for m in messages %}{% set ns.x = ns.x + 1 %}{% endfor %}{{ ns.x }}",
         "{{ messages[0] | tojson }}{{ 'a' ~ 1 ~ none if false else 'x' }}",
         "{% macro f(m) %}[{{ m.role }}]{% endmacro %}{{ f(messages[0]) }}{{ tools is none }}{{ nothing }}",
-        "{{ messages | map(attribute='role') | join(', ') }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+        "{{ messages | map(attribute='role') | join(', ') }}"
+        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
     ],
 )
 def test_language_is_transformers(source: str) -> None:
@@ -84,7 +86,9 @@ def _tokenizers(folder: Path, style: str) -> tuple[Tokenizer, NativeTokenizer]:
     return reference, NativeTokenizer(folder)
 
 
-@pytest.mark.parametrize(("name", "style"), [("qwen2.5", "qwen2"), ("llama3", "llama3"), ("llama2", "llama2"), ("gemma", "gemma")])
+@pytest.mark.parametrize(
+    ("name", "style"), [("qwen2.5", "qwen2"), ("llama3", "llama3"), ("llama2", "llama2"), ("gemma", "gemma")]
+)
 def test_ids_are_those_of_the_whole_text(name: str, style: str, tmp_path: Path) -> None:
     """Where no user writes a special token, parts are encoded as one text."""
     published = PUBLISHED[name]
@@ -125,8 +129,10 @@ BOMBS = {
     "a long loop": "{% for i in range(1000000) %}{% for j in range(1000000) %}{% endfor %}{% endfor %}",
     "a long range": "{% for i in range(1000000000000) %}{% endfor %}",
     "endless recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "a text that doubles": "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-    "a list that doubles": "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}",
+    "a text that doubles": "{% set ns = namespace(x='ab') %}{% for i in range(60) %}"
+    "{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "a list that doubles": "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}"
+    "{% set ns.x = [ns.x, ns.x] %}{% endfor %}",
     "a part of itself": "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns | tojson }}",
     "replace": "{% set a = 'a' %}{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(30) %}"
     "{% set ns.x = ns.x.replace('a', ns.x) %}{% endfor %}",

@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,13 +35,13 @@ def _smollm2(directory: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=[*STYLES, "smollm2"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     directory = tmp_path_factory.mktemp(request.param)
     if request.param == "smollm2":
         _smollm2(directory)
     else:
         STYLES[request.param]().save(str(directory / "tokenizer.json"))
-    yield Pair(Tokenizer.from_file(str(directory / "tokenizer.json")), NativeTokenizer(directory), directory)
+    return Pair(Tokenizer.from_file(str(directory / "tokenizer.json")), NativeTokenizer(directory), directory)
 
 
 def _differs_by_unicode(pair: Pair, text: str) -> bool:
@@ -121,7 +120,9 @@ def test_threads_share_a_tokenizer(style: str, tmp_path: Path) -> None:
     texts = varied_texts(300, seed=3)
     expected = [native.encode(text) for text in texts]
     found: list[bool] = []
-    work = [threading.Thread(target=lambda: found.append([native.encode(t) for t in texts] == expected)) for _ in range(6)]
+    work = [
+        threading.Thread(target=lambda: found.append([native.encode(t) for t in texts] == expected)) for _ in range(6)
+    ]
     for thread in work:
         thread.start()
     for thread in work:
@@ -137,8 +138,8 @@ def test_flags_of_added_tokens(tmp_path: Path) -> None:
     reference.save(str(tmp_path / "tokenizer.json"))
     native = NativeTokenizer(tmp_path)
     for text in (
-        "a  <mask> b", "a <end> \n b", "whole wholes a whole", "Norm al", "xNorm al x", "<end>>", "<en<end", "  <mask><end>  ",
-        "wholé whole_ whole-", "<mask>", "<end> <mask>",
+        "a  <mask> b", "a <end> \n b", "whole wholes a whole", "Norm al", "xNorm al x", "<end>>", "<en<end",
+        "  <mask><end>  ", "wholé whole_ whole-", "<mask>", "<end> <mask>",
     ):  # fmt: skip
         expected = reference.encode(text, add_special_tokens=False).ids
         assert native.encode(text, allow_special=True) == expected, text
@@ -165,19 +166,21 @@ def _error(directory: Path, content: str | dict[str, Any]) -> NativeError:
     return caught.value
 
 
+MODEL: dict[str, Any] = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+SPLIT: dict[str, Any] = {"type": "Split", "behavior": "Isolated", "invert": False}
 UNKNOWN: list[tuple[str, dict[str, Any]]] = [
     ("BertNormalizer", {"normalizer": {"type": "BertNormalizer"}}),
     ("lowercase_twice", {"normalizer": {"type": "Lowercase", "lowercase_twice": True}}),
     ("UnicodeScripts", {"pre_tokenizer": {"type": "UnicodeScripts"}}),
     ("WordPiece", {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}),
     ("WordPiece", {"model": {"type": "WordPiece", "vocab": {"a": 0}}}),
-    ("dropout", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "dropout": 0.1}}),
-    ("end_of_word_suffix", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "end_of_word_suffix": "</w>"}}),
+    ("dropout", {"model": {**MODEL, "dropout": 0.1}}),
+    ("end_of_word_suffix", {"model": {**MODEL, "end_of_word_suffix": "</w>"}}),
     ("Pair", {"post_processor": {"type": "PairProcessing"}}),
-    ("Sideways", {"pre_tokenizer": {"type": "Split", "pattern": {"String": "x"}, "behavior": "Sideways", "invert": False}}),
+    ("Sideways", {"pre_tokenizer": {**SPLIT, "pattern": {"String": "x"}, "behavior": "Sideways"}}),
     ("second_thoughts", {"second_thoughts": {}}),
-    ("&&", {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[a&&b]"}, "behavior": "Isolated", "invert": False}}),
-]  # fmt: skip
+    ("&&", {"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "[a&&b]"}}}),
+]
 
 
 @pytest.mark.parametrize(("named", "change"), UNKNOWN, ids=[str(index) for index in range(len(UNKNOWN))])
