@@ -3,7 +3,8 @@
 //
 // Where it differs from Hugging Face's tokenizers (tests/plugins/runtime/test_tokenizer.py holds it to the rest):
 // - Untrusted text never becomes a special token. There, a Unigram model finds special tokens among its pieces even so.
-// - Punctuation, Digits, StripAccents and the normal forms follow utf8proc's Unicode. Hugging Face's punctuation is that
+// - Punctuation, Digits, StripAccents and the normal forms follow utf8proc's Unicode. Hugging Face's punctuation is
+// that
 //   of Unicode 8, its marks and normal forms those of Unicode 9: they miss some characters that were added since.
 // - Text that is not UTF-8 is an error.
 //

@@ -16,6 +16,8 @@ from trained_tokenizers import STYLES
 from varied_texts import long_words, varied_texts
 
 TEXTS = 10_000
+FEWER_TEXTS = 2_000  # for styles whose every part is another style's as well
+REPEATING = ("gpt2", "falcon", "deepseek", "mistral", "albert")
 
 
 class Pair(NamedTuple):
@@ -56,8 +58,9 @@ _SINCE_UNICODE_9 = "\u061d\u09fd\u0afa\u0afb\u0afc\u0afd\u0afe\u0aff"
 
 
 def test_ids_and_text_are_hugging_faces(pair: Pair) -> None:
-    texts = [text for text in varied_texts(TEXTS) if not _differs_by_unicode(pair, text)]
-    assert len(texts) > 0.99 * TEXTS
+    count = FEWER_TEXTS if pair.directory.name.startswith(REPEATING) else TEXTS
+    texts = [text for text in varied_texts(count) if not _differs_by_unicode(pair, text)]
+    assert len(texts) > 0.99 * count
     ids = [encoding.ids for encoding in pair.reference.encode_batch(texts)]
     decoded = pair.reference.decode_batch(ids, skip_special_tokens=False)
     for text, expected, expected_text in zip(texts, ids, decoded, strict=True):
@@ -65,8 +68,29 @@ def test_ids_and_text_are_hugging_faces(pair: Pair) -> None:
         assert pair.native.decode(expected, skip_special=False) == expected_text, repr(text)
 
 
+@pytest.mark.parametrize("style", ["qwen2", "o200k", "llama2", "t5"])
+def test_every_character_is_split_and_normalized_as_by_hugging_face(style: str, tmp_path: Path) -> None:
+    """All of the first two planes, some to a text: letters, numbers, spaces, marks, and those not assigned yet."""
+    reference = STYLES[style]()
+    reference.save(str(tmp_path / "tokenizer.json"))
+    native = NativeTokenizer(tmp_path)
+    characters = [chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000]
+    texts = ["".join(f"a{c}b 1{c}." for c in characters[begin : begin + 64]) for begin in range(0, len(characters), 64)]
+    for text, expected in zip(texts, reference.encode_batch(texts, add_special_tokens=False), strict=True):
+        assert native.encode(text, allow_special=True) == expected.ids, repr(text)
+
+
+@pytest.mark.parametrize(("character", "style"), [("\u061d", "albert"), ("\U000107a5", "unigram")])
+def test_characters_that_hugging_faces_tables_lack(character: str, style: str, tmp_path: Path) -> None:
+    """If this fails because of later versions of Unicode there, the comment in tokenizer.h is out of date."""
+    reference = STYLES[style]()
+    reference.save(str(tmp_path / "tokenizer.json"))
+    text = f"a{character}b"
+    assert NativeTokenizer(tmp_path).encode(text) != reference.encode(text, add_special_tokens=False).ids
+
+
 def test_streams_give_whole_characters_and_the_same_text(pair: Pair) -> None:
-    for text in varied_texts(500, seed=1):
+    for text in varied_texts(300, seed=1):
         ids = pair.native.encode(text)
         for skip_special in (False, True):
             pieces = pair.native.stream(ids, skip_special=skip_special)  # decoding each as UTF-8 is the check
@@ -105,7 +129,7 @@ def test_untrusted_text_is_encoded_as_hugging_face_does_without_special_tokens(p
     pair.reference.encode_special_tokens = True
     unigram = json.loads(pair.reference.to_str())["model"]["type"] == "Unigram"
     try:
-        for text in varied_texts(1500, seed=2):
+        for text in varied_texts(700, seed=2):
             if _differs_by_unicode(pair, text) or (unigram and any(content in text for content in contents)):
                 continue
             assert pair.native.encode(text) == pair.reference.encode(text, add_special_tokens=False).ids, repr(text)
