@@ -1,4 +1,4 @@
-"""`awq2trt`: one subcommand per stage, no logic. Parses flags, calls the stage, prints what it returns.
+"""`awq2trt`: one subcommand per function of the Python API, no logic. Parses flags, calls it, prints what it returns.
 
 Results go to stdout, progress and errors to stderr. An error has up to three lines, what, where and how to fix it,
 and no traceback; a flag that no one expects exits with 2, other failures with 1, Ctrl-C with 130.
@@ -15,11 +15,9 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from awq2trt import __version__
-from awq2trt.errors import Awq2trtError
-
-DEBUG_VARIABLE: Final = "AWQ2TRT_DEBUG"
-"""Set, it shows the traceback of every error, as --debug does."""
+from awq2trt import api, cli_flags
+from awq2trt.report.failure import DEBUG_VARIABLE, explain
+from awq2trt.version import __version__
 
 _INTERRUPTED: Final = 130
 """128 + SIGINT, as shells report it."""
@@ -40,7 +38,7 @@ class _Commands(TyperGroup):
                 raise
             if os.environ.get(DEBUG_VARIABLE):
                 traceback.print_exc()
-            raise typer.Exit(_explain(error)) from None
+            raise typer.Exit(explain(error)) from None
 
 
 app = typer.Typer(
@@ -56,50 +54,6 @@ app = typer.Typer(
         "token_normalize_func": lambda text: text.replace("_", "-"),
     },
 )
-
-# Flags that mean the same everywhere. A default of None is "not given": the recipe's value, else its default.
-_Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Directory, .gguf file, hub id, or a model that a package provides.")
-]
-_Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the result goes.")]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in DIR, whatever it is.")]
-_Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
-_Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
-_Method = Annotated[str | None, typer.Option("--method", help="awq, rtn, gptq or awq+gptq. [awq]")]
-_Effort = Annotated[
-    str | None, typer.Option("--effort", help="How hard awq searches: fast, default or best. [default]")
-]
-_ActOrder = Annotated[
-    bool | None, typer.Option("--act-order/--no-act-order", help="GPTQ: largest inputs first. [--act-order]")
-]
-_Bits = Annotated[int | None, typer.Option("--bits", help="Width of a weight: 2, 3 or 4. [4]")]
-_GroupSize = Annotated[
-    int | None, typer.Option("--group-size", help="Weights that share a scale: 32, 64, 128, -1 for a row. [128]")
-]
-_Symmetric = Annotated[bool | None, typer.Option("--symmetric/--zero-points", help="[--zero-points]")]
-_Calib = Annotated[
-    str | None,
-    typer.Option("--calib", metavar="TEXT", help="self, a .txt or .jsonl file, or a data set's name. [self]"),
-]
-_Samples = Annotated[int | None, typer.Option("--samples", help="Calibration windows. [16]")]
-_Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens in a calibration window. [512]")]
-_Seed = Annotated[int | None, typer.Option("--seed", help="Of what is drawn at random. [0]")]
-_MaxSeqLen = Annotated[
-    int | None, typer.Option("--max-seq-len", help="Prompt and answer together. [the model's, at most 4096]")
-]
-_Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="Of activations: float16 or bfloat16. [what the checkpoint says]")
-]
-_FunctionBodies = Annotated[
-    bool | None,
-    typer.Option("--function-bodies/--no-function-bodies", help="Define custom nodes in standard ONNX operators."),
-]
-
-
-_Device = Annotated[
-    str, typer.Option("--device", help="Where PyTorch computes: cpu, cuda, or cuda:1 for the second GPU.")
-]
-_JetPack = Annotated[str | None, typer.Option("--jetpack", help="Orin: 7.2 or 6.2, what runs there. [7.2]")]
 
 
 @app.callback(invoke_without_command=True)
@@ -123,42 +77,41 @@ def _global_flags(
 
 @app.command()
 def build(
-    model: _Model,
-    output: _Output,
+    model: cli_flags.Model,
+    output: cli_flags.Output,
     target: Annotated[str | None, typer.Option("--target", help="What to build for, see `awq2trt targets`.")] = None,
-    recipe: _Recipe = None,
-    method: _Method = None,
-    effort: _Effort = None,
-    act_order: _ActOrder = None,
-    bits: _Bits = None,
-    group_size: _GroupSize = None,
-    symmetric: _Symmetric = None,
-    calib: _Calib = None,
-    samples: _Samples = None,
-    seqlen: _Seqlen = None,
-    seed: _Seed = None,
-    max_seq_len: _MaxSeqLen = None,
-    dtype: _Dtype = None,
-    function_bodies: _FunctionBodies = None,
+    recipe: cli_flags.Recipe = None,
+    method: cli_flags.Method = None,
+    effort: cli_flags.Effort = None,
+    act_order: cli_flags.ActOrder = None,
+    bits: cli_flags.Bits = None,
+    group_size: cli_flags.GroupSize = None,
+    symmetric: cli_flags.Symmetric = None,
+    calib: cli_flags.Calib = None,
+    samples: cli_flags.Samples = None,
+    seqlen: cli_flags.Seqlen = None,
+    seed: cli_flags.Seed = None,
+    max_seq_len: cli_flags.MaxSeqLen = None,
+    dtype: cli_flags.Dtype = None,
+    function_bodies: cli_flags.FunctionBodies = None,
     plugin: Annotated[
         bool | None,
         typer.Option(
             "--plugin/--no-plugin", help="Our kernels, inside the engine, or TensorRT's. [ours where the library is]"
         ),
     ] = None,
-    jetpack: _JetPack = None,
+    jetpack: cli_flags.JetPack = None,
     tar: Annotated[bool, typer.Option("--tar", help="Orin: also pack the kit into one file, DIR/TARGET.tar.")] = False,
     ssh: Annotated[
         str | None, typer.Option("--ssh", metavar="USER@HOST", help="Orin: copy the kit there and finish it.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Orin: although it does not fit, by prediction.")] = False,
-    device: _Device = "cpu",
-    overwrite: _Overwrite = False,
+    device: cli_flags.Device = "cpu",
+    overwrite: cli_flags.Overwrite = False,
 ) -> None:
     """All stages in one go: checkpoint, ONNX and engine or kit below DIR. Skips those that are current."""
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, load_recipe
-    from awq2trt.stages.build import BuildRequest, build_stage
 
     quantizing: dict[str, object] = {
         "method": method,
@@ -179,34 +132,42 @@ def build(
         "build": {"target": target, "plugin": plugin, "jetpack": jetpack},
     }
     options = apply_flags(load_recipe(recipe), flags)
-    request = BuildRequest(model, output, options, overwrite=overwrite, force=force, tar=tar, ssh=ssh, device=device)
-    for artifact in build_stage(request, terminal_progress()):
-        print(artifact.directory, flush=True)
+    api.build(
+        model,
+        output,
+        recipe=options,
+        device=device,
+        overwrite=overwrite,
+        force=force,
+        tar=tar,
+        ssh=ssh,
+        on_artifact=lambda artifact: print(artifact.directory, flush=True),
+        progress=terminal_progress(),
+    )
 
 
 @app.command()
 def quantize(
-    model: _Model,
-    output: _Output,
-    recipe: _Recipe = None,
-    method: _Method = None,
-    effort: _Effort = None,
-    act_order: _ActOrder = None,
-    bits: _Bits = None,
-    group_size: _GroupSize = None,
-    symmetric: _Symmetric = None,
-    calib: _Calib = None,
-    samples: _Samples = None,
-    seqlen: _Seqlen = None,
-    seed: _Seed = None,
-    device: _Device = "cpu",
-    resume: _Resume = False,
-    overwrite: _Overwrite = False,
+    model: cli_flags.Model,
+    output: cli_flags.Output,
+    recipe: cli_flags.Recipe = None,
+    method: cli_flags.Method = None,
+    effort: cli_flags.Effort = None,
+    act_order: cli_flags.ActOrder = None,
+    bits: cli_flags.Bits = None,
+    group_size: cli_flags.GroupSize = None,
+    symmetric: cli_flags.Symmetric = None,
+    calib: cli_flags.Calib = None,
+    samples: cli_flags.Samples = None,
+    seqlen: cli_flags.Seqlen = None,
+    seed: cli_flags.Seed = None,
+    device: cli_flags.Device = "cpu",
+    resume: cli_flags.Resume = False,
+    overwrite: cli_flags.Overwrite = False,
 ) -> None:
     """Model to a 4-bit checkpoint."""
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, load_recipe
-    from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
     flags = {
         "method": method,
@@ -221,8 +182,9 @@ def quantize(
         "seed": seed,
     }
     options = apply_flags(load_recipe(recipe), {"quantize": flags}).quantize
-    request = QuantizeRequest(model, output, options, resume=resume, overwrite=overwrite, device=device)
-    print(quantize_stage(request, terminal_progress()).directory)
+    progress = terminal_progress()
+    made = api.quantize(model, output, options, device=device, resume=resume, overwrite=overwrite, progress=progress)
+    print(made.directory)
 
 
 @app.command()
@@ -230,22 +192,21 @@ def export(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="Quantized checkpoint, ours or another tool's.")
     ],
-    output: _Output,
-    recipe: _Recipe = None,
-    max_seq_len: _MaxSeqLen = None,
-    dtype: _Dtype = None,
-    function_bodies: _FunctionBodies = None,
-    overwrite: _Overwrite = False,
+    output: cli_flags.Output,
+    recipe: cli_flags.Recipe = None,
+    max_seq_len: cli_flags.MaxSeqLen = None,
+    dtype: cli_flags.Dtype = None,
+    function_bodies: cli_flags.FunctionBodies = None,
+    overwrite: cli_flags.Overwrite = False,
 ) -> None:
     """4-bit checkpoint to an ONNX model."""
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, load_recipe
-    from awq2trt.stages.export import ExportRequest, export_stage
 
     flags = {"export": {"max_seq_len": max_seq_len, "dtype": dtype, "function_bodies": function_bodies}}
     options = apply_flags(load_recipe(recipe), flags).export
-    request = ExportRequest(checkpoint, output, options, overwrite=overwrite)
-    print(export_stage(request, terminal_progress()).directory)
+    made = api.export(checkpoint, output, options, overwrite=overwrite, progress=terminal_progress())
+    print(made.directory)
 
 
 @app.command("eval")
@@ -264,39 +225,29 @@ def evaluate(
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="The task's JSONL file.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples.")] = None,
-    device: _Device = "cpu",
+    device: cli_flags.Device = "cpu",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Results, for inspect --html.")
     ] = None,
 ) -> None:
     """Perplexity on a text, or accuracy in a task."""
     from awq2trt.errors import UsageError
-    from awq2trt.evaluation.results import EvalRequest, TaskRequest
+    from awq2trt.evaluation.results import EvalRequest, TaskExamples, TextWindows
     from awq2trt.progress import terminal_progress
-    from awq2trt.report.lines import perplexity_row, perplexity_title, results_json, task_row, task_title
-    from awq2trt.stages.evaluate import eval_stage, task_stage
+    from awq2trt.report.lines import eval_row, eval_title, results_json
 
     if (text is None) == (task is None):
         raise UsageError(
             "one of --text and --task is needed.", where="eval", fix="--text FILE, or --task NAME --data FILE"
         )
-    if task is not None:
-        if data is None:
-            raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
-        asked = TaskRequest(tuple(models), task, data, limit, device)
-        scores, scored = task_stage(asked, terminal_progress()), []
-        print(task_title(asked))
-        for score in scores:
-            print(task_row(score), flush=True)
-            scored.append(score)
-        if json_file is not None:
-            json_file.write_text(results_json(asked, scored), encoding="utf-8")
-        return
-    request = EvalRequest(tuple(models), str(text), windows, seqlen, device)
-    results, measured = eval_stage(request, terminal_progress()), []
-    print(perplexity_title(request))
+    if task is not None and data is None:
+        raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
+    on = TaskExamples(task, data, limit) if task and data else TextWindows(str(text), windows, seqlen)
+    request = EvalRequest(tuple(models), on, device)
+    results, measured = api.evaluate(models, on, device=device, progress=terminal_progress()), []
+    print(eval_title(request))
     for result in results:
-        print(perplexity_row(result), flush=True)
+        print(eval_row(result), flush=True)
         measured.append(result)
     if json_file is not None:
         json_file.write_text(results_json(request, measured), encoding="utf-8")
@@ -317,20 +268,15 @@ def run(
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text.")] = None,
 ) -> None:
     """Prompt to text, as it comes."""
-    from awq2trt.runtime import Sampling
-    from awq2trt.stages.run import RunRequest, run_stage
+    from awq2trt.runtime import Sampling, system_message, user_message
 
-    request = RunRequest(
-        directory=directory,
-        prompt=prompt,
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-        backend=backend,
-        system=system,
-        raw=raw,
-        max_new_tokens=max_new_tokens,
-        stop=tuple(stop or ()),
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    model = api.load(directory, backend=backend)
+    messages = [*([system_message(system)] if system else []), user_message(prompt)]
+    pieces = model.generate(
+        prompt if raw else messages, raw=raw, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop or ()
     )
-    for piece in run_stage(request):
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 
@@ -361,14 +307,21 @@ def check(
     """Is every stage what the one before it makes it? Exit code 1 if not."""
     from awq2trt.progress import terminal_progress
     from awq2trt.report.lines import check_lines, golden_lines
-    from awq2trt.stages.check import CheckRequest, check_stage, golden_stage
 
     if golden:
-        found = golden_stage(directory)
+        found = api.check_golden(directory)
         passed, lines = found.passed, golden_lines(found)
     else:
-        request = CheckRequest(directory, model, checkpoint, text, tokens, output, bisect)
-        outcome = check_stage(request, terminal_progress())
+        outcome = api.check(
+            directory,
+            model=model,
+            checkpoint=checkpoint,
+            text=text,
+            tokens=tokens,
+            output=output,
+            bisect=bisect,
+            progress=terminal_progress(),
+        )
         passed, lines = outcome.result.passed, check_lines(outcome)
     print("\n".join(lines))
     if not passed:
@@ -430,12 +383,12 @@ def targets(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="What will it need there? A config.json is enough.")
     ] = None,
-    recipe: _Recipe = None,
-    bits: _Bits = None,
-    group_size: _GroupSize = None,
-    symmetric: _Symmetric = None,
-    max_seq_len: _MaxSeqLen = None,
-    jetpack: _JetPack = None,
+    recipe: cli_flags.Recipe = None,
+    bits: cli_flags.Bits = None,
+    group_size: cli_flags.GroupSize = None,
+    symmetric: cli_flags.Symmetric = None,
+    max_seq_len: cli_flags.MaxSeqLen = None,
+    jetpack: cli_flags.JetPack = None,
 ) -> None:
     """What can be built for; with MODEL, whether it fits and how fast it can decode at most."""
     from awq2trt.engine.predict import outlook_lines
@@ -462,45 +415,15 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """What this machine can do, and the command that installs what it cannot."""
-    from awq2trt.machine.doctor import examine, findings_json, findings_lines
+    from awq2trt.machine.doctor import diagnosis_json, diagnosis_lines, examine
 
-    findings = examine()
-    print(findings_json(findings) if as_json else "\n".join(findings_lines(findings)))
+    diagnoses = examine()
+    print(diagnosis_json(diagnoses) if as_json else "\n".join(diagnosis_lines(diagnoses)))
 
 
 def main() -> None:
     """Entry point of the console script."""
     app()
-
-
-def _explain(error: Exception) -> int:
-    """Prints an error in its three parts; returns the exit code."""
-    if isinstance(error, Awq2trtError):
-        print(f"error: {error.what}", file=sys.stderr)
-        if error.where:
-            print(f"  where: {error.where}", file=sys.stderr)
-        if error.fix:
-            print(f"  fix: {error.fix}", file=sys.stderr)
-        return error.exit_code
-    if isinstance(error, BrokenPipeError):
-        # Whoever read our output has seen enough. Python would complain when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    if isinstance(error, OSError) and error.strerror:
-        print(f"error: {error.strerror.lower()}", file=sys.stderr)
-        if error.filename:
-            print(f"  where: {error.filename}", file=sys.stderr)
-        return 1
-    if isinstance(error, MemoryError):
-        print("error: out of memory\n  fix: close other programs, or use a machine with more memory.", file=sys.stderr)
-        return 1
-    print(
-        f"error: {type(error).__name__}: {error}\n"
-        "  This is a bug in awq2trt. Please report it with the output of the same command with\n"
-        f"  {DEBUG_VARIABLE}=1 set, which shows where it happened.",
-        file=sys.stderr,
-    )
-    return 1
 
 
 if __name__ == "__main__":

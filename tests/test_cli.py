@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from published_configs import LLAMA_2_70B
 
-from awq2trt import __version__
 from awq2trt.checking.golden import GoldenResult
 from awq2trt.checking.outcome import GoldenOutcome
 from awq2trt.cli import app
@@ -25,6 +24,7 @@ from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions
 from awq2trt.stages.build import BuildRequest
 from awq2trt.stages.export import ExportRequest
 from awq2trt.stages.quantize import QuantizeRequest
+from awq2trt.version import __version__
 
 ROOT = Path(__file__).parent.parent
 
@@ -222,6 +222,7 @@ def test_a_bug_says_so_and_shows_its_traceback_only_when_asked(
         (("run", "{tmp}/empty", "--prompt", "x", "--temperature", "-1"), 2, "where: --temperature"),
         (("inspect", "{tmp}/nowhere"), 1, "no such directory"),
         (("bench",), 2, "awq2trt bench --kernels"),
+        (("bench", "--kernels", "--dtype", "float32"), 2, "got float32, expected one of: float16, bfloat16"),
     ],
 )
 def test_bad_input_is_one_message_and_leaves_nothing(

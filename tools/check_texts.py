@@ -23,10 +23,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from awq2trt.checking.chain import CheckResult, compare_weights, run_chain
+from awq2trt.checking.chain import run_chain
+from awq2trt.checking.results import CheckResult
+from awq2trt.checking.stored_weights import check_weights
 from awq2trt.checking.subject import find_subject
 from awq2trt.progress import terminal_progress
-from awq2trt.runtime import ChatTokenizer
+from awq2trt.runtime import ChatTokenizer, user_message
 
 CHARACTERS_PER_TOKEN = 16
 """More than any of these texts has, so that a span is never shorter than asked for."""
@@ -98,14 +100,20 @@ def check_texts(directory: Path, spans: Sequence[Text], tokens: int) -> Iterator
     progress = terminal_progress()
     subject = find_subject(directory)
     tokenizer = ChatTokenizer.load(subject.checkpoint.directory)
-    weights = compare_weights(subject, progress)
+    weights = check_weights(subject, progress)
     for text in spans:
         started = time.monotonic()
-        ids = tokenizer.encode(text.content, chat=text.chat)[:tokens]
+        ids = _tokens(tokenizer, text)[:tokens]
         result = run_chain(subject, ids, progress, weights=weights)
         failure = result.first_failure()
         problem = f"FAILED at {failure.stage}, {failure.place}: {failure.message}" if failure else None
         yield Row(text.name, len(ids), largest_shares(result), problem, time.monotonic() - started)
+
+
+def _tokens(tokenizer: ChatTokenizer, text: Text) -> list[int]:
+    if text.chat:
+        return tokenizer.encode_messages([user_message(text.content)])
+    return tokenizer.encode(text.content)
 
 
 def largest_shares(result: CheckResult) -> dict[str, float]:

@@ -10,22 +10,26 @@ Windows begin with BOS, as Gemma needs. The GGUF file is opened once, which take
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+import awq2trt
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-from awq2trt.evaluation.perplexity import WindowLogits, agreement, first_windows, perplexity, torch_logits
+from awq2trt.evaluation.agreement import agreement
+from awq2trt.evaluation.perplexity import WindowLogits, first_windows, perplexity, torch_logits
 from awq2trt.models.sources.base import ModelSource, copy_tokenizer
 from awq2trt.models.sources.gguf import GgufSource
 from awq2trt.progress import Progress, terminal_progress
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import QuantizeOptions
-from awq2trt.runtime import OrtBackend, Sampling
-from awq2trt.stages.run import RunRequest, run_stage
+from awq2trt.runtime import OrtBackend
 from awq2trt.text.tokenizer import bos_of, encode, load_tokenizer
 
 PROMPTS = ("The capital of France is", "Water boils at")
@@ -60,14 +64,16 @@ def main() -> None:
     bos = bos_of(tokenizer, quantized.spec.family)
     windows = first_windows(ids, arguments.windows, arguments.seqlen, where=str(arguments.text), bos=bos)
 
+    model = awq2trt.load(onnx)
     for prompt in PROMPTS:
-        request = RunRequest(onnx, prompt, Sampling(temperature=0.0), raw=True, max_new_tokens=24)
-        print(f"{prompt}{''.join(run_stage(request))!r}", flush=True)
+        print(f"{prompt}{model.generate_text(prompt, raw=True, max_new_tokens=24)!r}", flush=True)
     _report("AWQ", _torch(quantized, windows, progress), windows, progress)
     backend = OrtBackend.load(onnx, all_logits=True)
     _report("AWQ, ONNX Runtime", _onnx(backend), windows, progress)
-    close = agreement(windows, _torch(quantized, windows, progress), _onnx(backend))
-    print(f"ONNX Runtime and PyTorch: top-1 equal {close.top1:.2%}, mean KL {close.mean_kl:.1e}", flush=True)
+    reference, got = _torch(quantized, windows, progress), _onnx(backend)
+    close = [agreement(_rows(reference, window), _rows(got, window), window.tolist()) for window in windows]
+    top1, mean_kl = (statistics.mean(getattr(one, name) for one in close) for name in ("top1", "mean_kl"))
+    print(f"ONNX Runtime and PyTorch: top-1 equal {top1:.2%}, mean KL {mean_kl:.1e}", flush=True)
     original = _Original(arguments.gguf, checkpoint)
     _report("original", _torch(original, windows, progress), windows, progress)
     with tempfile.TemporaryDirectory(prefix="awq2trt-gemma3-") as directory:
@@ -86,6 +92,12 @@ def _onnx(backend: OrtBackend) -> WindowLogits:
     return logits
 
 
+def _rows(logits: WindowLogits, window: torch.Tensor) -> NDArray[np.float32]:
+    """Logits of a window, float32 [S, V]."""
+    rows: NDArray[np.float32] = torch.cat(list(logits(window))).numpy()
+    return rows
+
+
 def _rounded(
     original: ModelSource, like: QuantizedCheckpoint, directory: Path, progress: Progress
 ) -> QuantizedCheckpoint:
@@ -93,7 +105,7 @@ def _rounded(
     for path in (files, scratch):
         path.mkdir()
     options = QuantizeOptions(method="rtn", group_size=like.scheme.group_size, symmetric=not like.scheme.zero_point)
-    QuantizeJob(original, options, files=files, scratch=scratch, progress=progress).run()
+    QuantizeJob.prepare(original, options, files=files, scratch=scratch, progress=progress).run()
     return QuantizedCheckpoint(files)
 
 

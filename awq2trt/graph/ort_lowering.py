@@ -111,7 +111,7 @@ def widen_to_fp32(model: ir.Model) -> None:
 
 
 def has_free_capacity(model: ir.Model) -> bool:
-    """Whether the graph reads the capacity off its caches; one in basic operators (`kit.basic_ops`) has it built in."""
+    """Whether the graph reads the capacity off its caches; one in basic operators (`basic_ops`) has it built in."""
     return any(node.op_type == "TensorScatter" for node in model.graph)
 
 

@@ -1,6 +1,7 @@
 """Opens an exported decoder: the graph in memory, its weights left on disk, everything verified to be there.
 
-`run` and `build` both begin here; neither believes a file before it is checked.
+In: `model.onnx`, or the directory that holds it. Out: the model, and its sizes. `run` and `build` both begin here;
+neither believes a file before it is checked.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from awq2trt import opset
 from awq2trt.errors import ArtifactError
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
 
@@ -60,6 +62,12 @@ def open_decoder(path: Path) -> tuple[ir.Model, DecoderSizes]:
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(tensor)
     return model, _read_sizes(model, path)
+
+
+def operators_of(model: ir.Model) -> dict[str, str]:
+    """Our operators in a graph, by name, with the version of each."""
+    nodes = [node for node in model.graph if node.domain == opset.DOMAIN]
+    return {node.op_type: node.attributes[opset.ATTR_PLUGIN_VERSION].as_string() for node in nodes}
 
 
 def _check_external(tensor: ir.ExternalTensor) -> None:

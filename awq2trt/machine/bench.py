@@ -1,7 +1,6 @@
 """`awq2trt bench --kernels`: the W4A16 kernels of the plugin library, alone on a GPU.
 
-In: the plugin library and the benchmark library beside it (through their C interfaces, `plugins/library/c_api.h` and
-`plugins/bench/c_api.h`), and PyTorch with CUDA on this machine.
+In: the plugin library and the benchmark library beside it (through `kernels`), and PyTorch with CUDA on this machine.
 Out: a table of microseconds, GB/s and share of the floor, beside cuBLAS fp16 and PyTorch's own INT4 kernel
 (`torch._weight_int4pack_mm`) in the same run; optionally a JSON file and a plot.
 
@@ -13,7 +12,6 @@ divided by the launches in one.
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import importlib
 import json
@@ -24,26 +22,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from awq2trt.errors import ToolError
-from awq2trt.machine.plugin_library import PluginLibrary, find_plugin_library
-
-BENCH_LIBRARY_NAME: Final = "libawq2trt_bench.so"
+from awq2trt.errors import ToolError, UsageError
+from awq2trt.machine.kernels import GemmProblem, KernelConfig, Kernels, LinearTensors
+from awq2trt.machine.plugin_library import find_plugin_library
 
 ROTATED_BYTES: Final = 400_000_000
 """Weights touched before one is used again: 8 times the H100's 50 MB L2 cache, 4 times the RTX 5090's."""
 
 COPIED_BYTES: Final = 1 << 30
+
 REPLAYS: Final = 15
+
 MIN_LAUNCHES: Final = 24
 """Launches in a graph, at least: the start of a graph costs a few microseconds once."""
 
 TINYGEMM_MAX_TOKENS: Final = 16
+
 MMA_ITERATIONS: Final = 4000
 
 DEFAULT_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 
-KERNEL_NAMES: Final = ("decode", "tile", "any-group", "decode-once")
-TILE_NAMES: Final = ("16x64", "16x128", "16x192", "32x128", "64x64", "64x128", "64x192", "128x128")
+DTYPES: Final = ("float16", "bfloat16")
+"""Types of x, at the places of their values in the kernels' enum."""
 
 
 @dataclass(frozen=True)
@@ -65,118 +65,6 @@ DEFAULT_SHAPES: Final = (
     LayerShape(4096, 32000),  # its lm_head
     LayerShape(8192, 28672),  # Llama-2-70B gate
 )
-
-
-class GemmProblem(ctypes.Structure):
-    """`awq2trt::GemmProblem` of w4a16_linear.h."""
-
-    _fields_ = [
-        ("m", ctypes.c_int),
-        ("n", ctypes.c_int),
-        ("k", ctypes.c_int),
-        ("group_size", ctypes.c_int),
-        ("dtype", ctypes.c_int32),
-        ("has_zeros", ctypes.c_bool),
-        ("has_bias", ctypes.c_bool),
-    ]
-
-
-class KernelConfig(ctypes.Structure):
-    """`awq2trt::KernelConfig` of w4a16_linear.h."""
-
-    _fields_ = [
-        ("kernel", ctypes.c_int32),
-        ("rows_per_block", ctypes.c_int),
-        ("warps", ctypes.c_int),
-        ("tile", ctypes.c_int32),
-        ("splits", ctypes.c_int),
-        ("k_per_split", ctypes.c_int),
-        ("overlap", ctypes.c_bool),
-        ("workspace_bytes", ctypes.c_size_t),
-    ]
-
-    def __str__(self) -> str:
-        if self.kernel == 0:
-            return f"decode {self.rows_per_block}x{self.warps}" + ("" if self.overlap else " alone")
-        if self.kernel == 1:
-            return f"tile {TILE_NAMES[self.tile]}" + (f"/{self.splits}" if self.splits > 1 else "")
-        return KERNEL_NAMES[self.kernel]
-
-
-class LinearTensors(ctypes.Structure):
-    """`awq2trt::LinearTensors` of w4a16_linear.h: device pointers."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "codes", "scales", "zeros", "bias", "y", "workspace")]
-
-
-class Kernels:
-    """The C interfaces of the plugin library and of the benchmark library beside it.
-
-    Args:
-        library: The plugin library's file.
-
-    Raises:
-        ToolError: There is no benchmark library, or one of another version.
-    """
-
-    def __init__(self, library: PluginLibrary) -> None:
-        self._c = ctypes.CDLL(str(library.path))
-        self._c.awq2trt_check_validity.restype = ctypes.c_char_p
-        self._ceilings = _load_bench_library(library)
-
-    def choose_config(self, problem: GemmProblem) -> KernelConfig:
-        """The library's own choice for the current device."""
-        reason = self._c.awq2trt_check_validity(ctypes.byref(problem))
-        if reason is not None:
-            raise ToolError(f"no kernel for this problem: {reason.decode()}.", where="bench --kernels")
-        config = KernelConfig()
-        self._check(self._c.awq2trt_choose_config(ctypes.byref(problem), ctypes.byref(config)), "choose_config")
-        return config
-
-    def launch(self, problem: GemmProblem, config: KernelConfig, tensors: LinearTensors, stream: int) -> None:
-        """Enqueues one call on a CUDA stream."""
-        status = self._c.awq2trt_launch(
-            ctypes.byref(problem), ctypes.byref(config), ctypes.byref(tensors), ctypes.c_void_p(stream)
-        )
-        self._check(status, f"launch of {config}")
-
-    def launch_mma_ceiling(self, iterations: int, *, normal: bool, sink: int, stream: int) -> None:
-        """Enqueues the bare mma.sync loop, on normally distributed operands or such of one exponent."""
-        status = self._ceilings.awq2trt_launch_mma_ceiling(
-            iterations, int(normal), ctypes.c_void_p(sink), ctypes.c_void_p(stream)
-        )
-        self._check(status, "mma")
-
-    def mma_ceiling_flops(self, iterations: int) -> int:
-        """Operations of one such launch."""
-        return int(self._ceilings.awq2trt_mma_ceiling_flops(iterations))
-
-    @staticmethod
-    def _check(status: int, what: str) -> None:
-        if status != 0:
-            raise ToolError(f"{what} failed with CUDA error {status}.", where="bench --kernels")
-
-
-def _load_bench_library(library: PluginLibrary) -> ctypes.CDLL:
-    """What measures the GPU itself: a library of its own, which the same build puts beside the plugin library."""
-    path = library.path.with_name(BENCH_LIBRARY_NAME)
-    fix = "run `make plugins`, which builds both libraries into one folder."
-    if not path.is_file():
-        raise ToolError(f"no {BENCH_LIBRARY_NAME} beside {library.path}.", where="bench --kernels", fix=fix)
-    try:
-        c = ctypes.CDLL(str(path))
-        c.awq2trt_bench_version.restype = ctypes.c_char_p
-        c.awq2trt_mma_ceiling_flops.restype = ctypes.c_int64
-        version = c.awq2trt_bench_version().decode()
-    except (OSError, AttributeError) as error:
-        raise ToolError(f"not a usable benchmark library: {error}.", where=str(path), fix=fix) from error
-    if version != library.version:
-        raise ToolError(
-            f"expected version {library.version}, as the plugin library beside it has, got {version}.",
-            where=str(path),
-            fix=fix,
-        )
-    return c
 
 
 @dataclass(frozen=True)
@@ -234,7 +122,7 @@ def bench_kernels(
     shapes: Sequence[LayerShape] = DEFAULT_SHAPES,
     tokens: Sequence[int] = DEFAULT_TOKENS,
     group_size: int = 128,
-    dtype: str = "float16",
+    dtype: str = DTYPES[0],
     zero_points: bool = True,
     baselines: bool = True,
 ) -> KernelReport:
@@ -244,20 +132,23 @@ def bench_kernels(
         shapes: Layers to measure.
         tokens: Rows of x to measure each with.
         group_size: G.
-        dtype: `float16` or `bfloat16`.
+        dtype: One of `DTYPES`.
         zero_points: Whether the weights have zero points.
         baselines: Whether to time cuBLAS and PyTorch's INT4 kernel too.
 
     Raises:
+        UsageError: The kernels do not compute in `dtype`.
         ToolError: No plugin library, no PyTorch with CUDA, or a CUDA call failed.
     """
+    if dtype not in DTYPES:
+        raise UsageError(f"got {dtype}, expected one of: {', '.join(DTYPES)}.", where="--dtype", fix="leave it out.")
     library = find_plugin_library()
     torch = _torch_with_cuda()
-    kernels = Kernels(library)
+    kernels = Kernels.load(library)
     ceilings = measure_ceilings(torch, kernels)
     measurements = []
     for shape in shapes:
-        layer = RotatedLayer(torch, shape, group_size=group_size, dtype=dtype, zero_points=zero_points)
+        layer = RotatedLayer.random(torch, shape, group_size=group_size, dtype=dtype, zero_points=zero_points)
         cublas = _cublas_times(torch, shape, tokens, dtype) if baselines else {}
         tinygemm = _tinygemm_times(torch, shape, tokens, group_size) if baselines else {}
         for m in tokens:
@@ -342,74 +233,94 @@ def time_us(torch: Any, launches: Sequence[Callable[[], object]]) -> float:
     return float(statistics.median(times[2:])) / (rounds * len(launches))
 
 
+@dataclass(frozen=True)
 class RotatedLayer:
-    """Copies of one layer with random weights, enough of them that none stays in the L2 cache.
+    """Copies of one layer, enough of them that none stays in the L2 cache.
 
-    Args:
+    Attributes:
         torch: PyTorch.
         shape: The layer.
         group_size: G.
-        dtype: `float16` or `bfloat16`.
-        zero_points: Whether there are zero points.
+        codes: uint8 [copies, N * K / 2].
+        scales: fp16 or bf16 [copies, N * groups].
+        zeros: uint8 [copies, bytes of N * groups nibbles, in whole words]; None without zero points.
     """
 
-    def __init__(self, torch: Any, shape: LayerShape, *, group_size: int, dtype: str, zero_points: bool) -> None:
-        self._torch = torch
-        self._shape = shape
-        self._group_size = group_size
-        self._dtype = getattr(torch, dtype)
-        self._zero_points = zero_points
-        groups = math.ceil(shape.k / group_size)
-        self._weight_bytes = shape.n * shape.k // 2 + shape.n * groups * 2
-        if zero_points:
-            self._weight_bytes += math.ceil(shape.n * groups / 2)
-        self._copies = max(2, math.ceil(ROTATED_BYTES / self._weight_bytes))
-        device = {"device": "cuda"}
-        self._codes = torch.randint(0, 256, (self._copies, shape.n * shape.k // 2), dtype=torch.uint8, **device)
-        self._scales = 0.01 + 0.002 * torch.randn(self._copies, shape.n * groups, **device).to(self._dtype)
-        zero_bytes = (math.ceil(shape.n * groups / 2) + 3) // 4 * 4
-        self._zeros = torch.randint(0, 256, (self._copies, zero_bytes), dtype=torch.uint8, **device)
+    torch: Any
+    shape: LayerShape
+    group_size: int
+    codes: Any
+    scales: Any
+    zeros: Any | None
+
+    @classmethod
+    def random(cls, torch: Any, shape: LayerShape, *, group_size: int, dtype: str, zero_points: bool) -> RotatedLayer:
+        """A layer with random weights on the current GPU.
+
+        Args:
+            torch: PyTorch.
+            shape: The layer.
+            group_size: G.
+            dtype: One of `DTYPES`.
+            zero_points: Whether there are zero points.
+        """
+        copies = max(2, math.ceil(ROTATED_BYTES / _weight_bytes(shape, group_size, zero_points=zero_points)))
+        groups = shape.n * math.ceil(shape.k / group_size)
+
+        def random_bytes(count: int) -> Any:
+            return torch.randint(0, 256, (copies, count), dtype=torch.uint8, device="cuda")
+
+        scales = 0.01 + 0.002 * torch.randn(copies, groups, device="cuda").to(getattr(torch, dtype))
+        zeros = random_bytes((math.ceil(groups / 2) + 3) // 4 * 4) if zero_points else None
+        return cls(torch, shape, group_size, random_bytes(shape.n * shape.k // 2), scales, zeros)
 
     def problem(self, tokens: int) -> GemmProblem:
         """The problem with this many rows of x."""
         return GemmProblem(
             m=tokens,
-            n=self._shape.n,
-            k=self._shape.k,
-            group_size=self._group_size,
-            dtype=0 if self._dtype == self._torch.float16 else 1,
-            has_zeros=self._zero_points,
+            n=self.shape.n,
+            k=self.shape.k,
+            group_size=self.group_size,
+            dtype=DTYPES.index(str(self.scales.dtype).removeprefix("torch.")),
+            has_zeros=self.zeros is not None,
             has_bias=False,
         )
 
     def bytes(self, tokens: int) -> int:
         """Least bytes through device memory: weights and x once, y once."""
-        return self._weight_bytes + 2 * tokens * (self._shape.k + self._shape.n)
+        weight_bytes = _weight_bytes(self.shape, self.group_size, zero_points=self.zeros is not None)
+        return weight_bytes + 2 * tokens * (self.shape.k + self.shape.n)
 
     def flops(self, tokens: int) -> int:
         """Multiplications and additions."""
-        return 2 * tokens * self._shape.k * self._shape.n
+        return 2 * tokens * self.shape.k * self.shape.n
 
     def time_us(self, kernels: Kernels, problem: GemmProblem, config: KernelConfig) -> float:
         """Time of one launch with this configuration."""
-        torch = self._torch
-        x = torch.randn(problem.m, self._shape.k, device="cuda", dtype=self._dtype)
-        y = torch.empty(problem.m, self._shape.n, device="cuda", dtype=self._dtype)
+        torch, dtype = self.torch, self.scales.dtype
+        x = torch.randn(problem.m, self.shape.k, device="cuda", dtype=dtype)
+        y = torch.empty(problem.m, self.shape.n, device="cuda", dtype=dtype)
         workspace = torch.empty(max(config.workspace_bytes, 16), device="cuda", dtype=torch.uint8)
 
         def launch_of(copy: int) -> Callable[[], None]:
             tensors = LinearTensors(
                 x=x.data_ptr(),
-                codes=self._codes[copy].data_ptr(),
-                scales=self._scales[copy].data_ptr(),
-                zeros=self._zeros[copy].data_ptr() if self._zero_points else None,
+                codes=self.codes[copy].data_ptr(),
+                scales=self.scales[copy].data_ptr(),
+                zeros=None if self.zeros is None else self.zeros[copy].data_ptr(),
                 bias=None,
                 y=y.data_ptr(),
                 workspace=workspace.data_ptr(),
             )
             return lambda: kernels.launch(problem, config, tensors, torch.cuda.current_stream().cuda_stream)
 
-        return time_us(torch, [launch_of(copy) for copy in range(self._copies)])
+        return time_us(torch, [launch_of(copy) for copy in range(len(self.codes))])
+
+
+def _weight_bytes(shape: LayerShape, group_size: int, *, zero_points: bool) -> int:
+    """Codes, scales and zero points of one layer."""
+    groups = shape.n * math.ceil(shape.k / group_size)
+    return shape.n * shape.k // 2 + 2 * groups + (math.ceil(groups / 2) if zero_points else 0)
 
 
 def format_report(report: KernelReport) -> str:

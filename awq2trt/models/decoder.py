@@ -1,7 +1,9 @@
 """The decoder in PyTorch, interpreted from its `DecoderSpec`, one block in memory at a time.
 
-Calibration, search, self-written calibration text and perplexity all run through `run_block`. Everything is
-computed in fp32: statistics must not depend on the precision a checkpoint happens to be stored in.
+In: a `ModelSource` and tokens, or the tensors of one block and its input. Out: the residual stream after a block, or
+logits. Whatever runs a model in PyTorch runs its blocks by `BlockRunner`: calibration, search, the model's own
+calibration text, evaluation and checks. Everything is computed in fp32: statistics must not depend on the precision a
+checkpoint happens to be stored in.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
+from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
 
 Observer = Callable[[str, Tensor], None]
@@ -32,7 +35,7 @@ HEAD_PIECE = 8192
 
 THIN_ROWS = 32
 """So few rows are multiplied from the other side, which MKL does better: 16 sequences of SmolLM2-135M write their text
-(`calibrate.self_written`) in 118 instead of 154 ms a token; torch 2.13.0, 2 cores of a Xeon with AVX-512."""
+(`text.self_written`) in 118 instead of 154 ms a token; torch 2.13.0, 2 cores of a Xeon with AVX-512."""
 
 
 @dataclass
@@ -80,18 +83,30 @@ class Rotary:
     """cos and sin of one rotary embedding for the first `positions` positions."""
 
     def __init__(self, rope: RopeSpec, positions: int) -> None:
-        cos, sin = rope.tables(positions)
-        self.cos = torch.as_tensor(cos)  # [positions, rotary_dim / 2]
-        self.sin = torch.as_tensor(sin)
-        self._rotary_dim = rope.rotary_dim
+        self._rope = rope
+        self._positions = positions
+        self._short = self._tables(0)
+        self._long: tuple[int, tuple[Tensor, Tensor]] = (0, self._short)  # length, and its tables
 
     def rotate(self, x: Tensor, start: int) -> Tensor:
-        """Rotates queries or keys [batch, heads, S, head_dim] at positions start .. start + S - 1."""
-        cos = self.cos[start : start + x.shape[2]]
-        sin = self.sin[start : start + x.shape[2]]
-        first, second = x[..., : self._rotary_dim].chunk(2, dim=-1)
+        """Rotates queries or keys [batch, heads, S, head_dim] at positions start .. start + S - 1, the last of all."""
+        end = start + x.shape[2]
+        cos, sin = (table[start:end] for table in self._of_length(end))  # [S, rotary_dim / 2]
+        first, second = x[..., : self._rope.rotary_dim].chunk(2, dim=-1)
         rotated = (first * cos - second * sin, second * cos + first * sin)
-        return torch.cat((*rotated, x[..., self._rotary_dim :]), dim=-1)
+        return torch.cat((*rotated, x[..., self._rope.rotary_dim :]), dim=-1)
+
+    def _of_length(self, length: int) -> tuple[Tensor, Tensor]:
+        """Tables of a sequence of `length` tokens; all blocks ask for the same one, one after the other."""
+        if not self._rope.is_long(length):
+            return self._short
+        if self._long[0] != length:
+            self._long = (length, self._tables(length))
+        return self._long[1]
+
+    def _tables(self, length: int) -> tuple[Tensor, Tensor]:
+        cos, sin = self._rope.tables(self._positions, length)
+        return torch.as_tensor(cos), torch.as_tensor(sin)  # [positions, rotary_dim / 2]
 
 
 def apply_norm(spec: NormSpec, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -143,7 +158,12 @@ class BlockRunner:
 
     @classmethod
     def for_positions(cls, spec: DecoderSpec, positions: int, *, seen: ActivationRange | None = None) -> BlockRunner:
-        """A runner for sequences of at most `positions` tokens."""
+        """A runner for sequences of at most `positions` tokens.
+
+        Raises:
+            UsageError: The model was made for shorter ones.
+        """
+        require_positions(spec, positions, where="the longest text", fix="use a shorter one.")
         return cls(spec, {rope: Rotary(rope, positions) for rope in spec.ropes}, seen)
 
     def run(

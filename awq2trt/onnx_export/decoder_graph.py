@@ -19,17 +19,20 @@ from onnx_ir.tape import Tape
 from awq2trt import opset
 from awq2trt.io_contract import (
     BATCH,
+    CACHE_LAYOUT,
     CACHE_POSITION,
     INPUT_IDS,
     LAST_POSITION_NODE,
     LOGITS,
     SEQUENCE,
+    CacheContract,
     IoContract,
     TensorContract,
     cache_names,
 )
 from awq2trt.models.families import GELU_TANH, RELU, SILU, DecoderSpec, RopeSpec
 from awq2trt.onnx_export.bodies import BodyVariant, make_body
+from awq2trt.onnx_export.rotary_graph import Nodes, RotaryRows, rotary_rows
 
 LOWEST: Final = -65504.0
 """What masked scores become: the lowest number of fp16. No score that counts comes near it."""
@@ -62,56 +65,58 @@ class Weights(Protocol):
 
 
 @dataclass(frozen=True)
-class GraphOptions:
-    """Choices about the graph, not about the model.
+class GraphPlan:
+    """What the graph shall be, as far as the model leaves it open: options with every default settled.
 
     Attributes:
         capacity: Positions that the cache holds.
+        dtype: Of activations and plain weights.
         all_logits: Logits of every position rather than of the last.
         function_bodies: Define the custom operators by model-local functions.
     """
 
     capacity: int
+    dtype: ir.DataType
     all_logits: bool
     function_bodies: bool
 
 
-def decoder_contract(spec: DecoderSpec, options: GraphOptions, dtype: ir.DataType) -> IoContract:
+def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
     """Inputs and outputs of the graph that `build_decoder` makes with the same arguments."""
-    name = dtype.name.lower()
-    cache_shape = (BATCH, spec.num_kv_heads, options.capacity, spec.head_dim)
+    name = plan.dtype.name.lower()
+    cache_shape = (BATCH, spec.num_kv_heads, plan.capacity, spec.head_dim)
 
-    def caches(tense: str, meaning: str) -> tuple[TensorContract, ...]:
-        return tuple(TensorContract(cache, name, cache_shape, meaning) for cache in cache_names(tense, spec.num_layers))
-
-    rows: int | str = SEQUENCE if options.all_logits else 1
+    pasts, presents = cache_names("past", spec.num_layers), cache_names("present", spec.num_layers)
+    before = "Cache before the call; slots from cache_position on are not read."
+    after = "Cache after the call; may be the memory of its past_ input."
+    rows: int | str = SEQUENCE if plan.all_logits else 1
     return IoContract(
         inputs=(
             TensorContract(INPUT_IDS, "int64", (BATCH, SEQUENCE), "New tokens."),
             TensorContract(CACHE_POSITION, "int64", (BATCH,), "Cache slot of the first new token: tokens seen before."),
-            *caches("past", "Cache before the call; slots from cache_position on are not read."),
+            *(TensorContract(past, name, cache_shape, before) for past in pasts),
         ),
         outputs=(
             TensorContract(LOGITS, name, (BATCH, rows, spec.vocab_size), "Scores of the next token."),
-            *caches("present", "Cache after the call; may be the memory of its past_ input."),
+            *(
+                TensorContract(present, name, cache_shape, after, alias=past)
+                for past, present in zip(pasts, presents, strict=True)
+            ),
         ),
-        capacity=options.capacity,
-        vocab_size=spec.vocab_size,
-        num_layers=spec.num_layers,
-        sliding_window=spec.sliding_window,
+        cache=CacheContract(name, CACHE_LAYOUT, plan.capacity),
     )
 
 
-def build_decoder(spec: DecoderSpec, weights: Weights, options: GraphOptions, on_block: Callable[[], None]) -> ir.Model:
+def build_decoder(spec: DecoderSpec, weights: Weights, plan: GraphPlan, on_block: Callable[[], None]) -> ir.Model:
     """Builds the whole decoder.
 
     Args:
         spec: The model described.
         weights: Where initializers come from; asked for each once, in the order of the graph.
-        options: Choices about the graph.
+        plan: What the options come to.
         on_block: Called after each block, for progress.
     """
-    contract = decoder_contract(spec, options, weights.dtype)
+    contract = decoder_contract(spec, plan)
     inputs = {tensor.name: _declare(tensor) for tensor in contract.inputs}
     builder = _DecoderBuilder(spec, weights, inputs)
     hidden = builder.embed(inputs[INPUT_IDS])
@@ -120,7 +125,7 @@ def build_decoder(spec: DecoderSpec, weights: Weights, options: GraphOptions, on
         hidden, *cache = builder.block(layer, hidden)
         presents += cache
         on_block()
-    outputs = [builder.logits(hidden, all_positions=options.all_logits), *presents]
+    outputs = [builder.logits(hidden, all_positions=plan.all_logits), *presents]
     for value, tensor in zip(outputs, contract.outputs, strict=True):
         value.name, value.dtype, value.shape = tensor.name, ir.DataType[tensor.dtype.upper()], ir.Shape(tensor.shape)
     graph = ir.Graph(
@@ -131,7 +136,7 @@ def build_decoder(spec: DecoderSpec, weights: Weights, options: GraphOptions, on
         opset_imports={"": opset.ONNX_OPSET, opset.DOMAIN: opset.DOMAIN_VERSION},
         name=spec.family,
     )
-    functions = [make_body(variant) for variant in builder.variants] if options.function_bodies else []
+    functions = [make_body(variant) for variant in builder.variants] if plan.function_bodies else []
     return ir.Model(graph, ir_version=opset.ONNX_IR_VERSION, producer_name="awq2trt", functions=functions)
 
 
@@ -149,7 +154,7 @@ class _DecoderBuilder:
         self._positions = self._new_positions()
         self._slots, self._seen = self._causal_mask()
         self._biases = {window: self._attention_bias(window) for window in dict.fromkeys(_windows(spec))}
-        self._rotary_tables = {rope: self._new_rotary_tables(index, rope) for index, rope in enumerate(spec.ropes)}
+        self._rotary = self._rotaries()
         self._embedding = self._keep(weights.tensor(f"{spec.embedding}.weight"))  # [V, H]
 
     def embed(self, input_ids: ir.Value) -> ir.Value:
@@ -320,15 +325,21 @@ class _DecoderBuilder:
         attributes: _Attributes = {}
         if rope.rotary_dim != self._spec.head_dim:
             attributes["rotary_embedding_dim"] = rope.rotary_dim
-        inputs = [x, *self._rotary_tables[rope], self._positions]
+        table = self._rotary[rope]
+        inputs = [x, table.cos, table.sin, table.rows]
         return self._op("RotaryEmbedding", inputs, attributes, name=f"{name}.rotary")
 
-    def _new_rotary_tables(self, index: int, rope: RopeSpec) -> tuple[ir.Value, ir.Value]:
-        """cos and sin of every position, each [C, rotary_dim / 2]."""
-        capacity = self._inputs[cache_names("past", 1)[0]].shape[2]  # type: ignore[index]
-        tables = zip(rotary_names(index), rope.tables(int(capacity)), strict=True)  # type: ignore[arg-type]
-        cos, sin = (self._constant(name, table) for name, table in tables)
-        return cos, sin
+    def _rotaries(self) -> dict[RopeSpec, RotaryRows]:
+        """What rotates the new tokens, for every embedding of the model."""
+        capacity = int(self._inputs[cache_names("past", 1)[0]].shape[2])  # type: ignore[index, arg-type]
+        nodes = Nodes(self._op, self._constant, self._positions, self._lengths)
+        return {rope: rotary_rows(nodes, index, rope, capacity) for index, rope in enumerate(self._spec.ropes)}
+
+    def _lengths(self) -> ir.Value:
+        """Tokens of each sequence, those in the cache and the new ones, int64 [B, 1]."""
+        start = self._op("Unsqueeze", [self._inputs[CACHE_POSITION], self._integers([1])])
+        new = self._op("Shape", [self._inputs[INPUT_IDS]], {"start": 1, "end": 2})
+        return self._op("Add", [start, new])
 
     def _new_positions(self) -> ir.Value:
         """Positions of the new tokens: cache_position + 0 .. S-1, int64 [B, S]."""
@@ -395,12 +406,6 @@ class _DecoderBuilder:
         name: str | None = None,
     ) -> ir.Value:
         return self.tape.op(op_type, inputs, attributes, name=name)
-
-
-def rotary_names(index: int) -> tuple[str, str]:
-    """Initializers of cos and sin of `DecoderSpec.ropes[index]`."""
-    prefix = f"rotary_{index}" if index else "rotary"
-    return f"{prefix}.cos", f"{prefix}.sin"
 
 
 def _windows(spec: DecoderSpec) -> list[int | None]:

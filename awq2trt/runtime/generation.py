@@ -31,7 +31,7 @@ def generate(
     Raises:
         UsageError: The prompt is empty, or longer than the cache.
     """
-    check_prompt(prompt, backend.capacity)
+    _check_prompt(prompt, backend.capacity)
     backend.reset()
     # The last token chosen is never written to the cache, hence one more than the slots left.
     room = backend.capacity - len(prompt) + 1
@@ -45,7 +45,7 @@ def generate(
             logits = backend.forward([token])
 
 
-def check_prompt(prompt: Sequence[int], capacity: int) -> None:
+def _check_prompt(prompt: Sequence[int], capacity: int) -> None:
     """Refuses a prompt that is empty or too long.
 
     Raises:

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 from awq2trt.artifact.golden import FORMAT_VERSION as GOLDEN_VERSION
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
-from awq2trt.artifact.records import Contents, FileRecord, QuantizationRecord, SourceRecord
+from awq2trt.artifact.records import Contents, FileRecord, GraphRecord, QuantizationRecord, SourceRecord
 from awq2trt.errors import UsageError
-from awq2trt.io_contract import MODEL_FILE
-from awq2trt.models.sources.base import CONFIG_FILE, copy_tokenizer
+from awq2trt.io_contract import DECODER, MODEL_FILE
+from awq2trt.models.sources.base import copy_tokenizer
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
-from awq2trt.stages.opening import source_record
+from awq2trt.stages.opening import file_hashes, source_record
 
 if TYPE_CHECKING:
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
     from awq2trt.onnx_export import ExportResult
+    from awq2trt.runtime import ChatTokenizer
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ def export_stage(request: ExportRequest, progress: Progress) -> Artifact:
 def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progress: Progress) -> Artifact:
     """Exports a checkpoint; `artifact` is None where another tool made it."""
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-    from awq2trt.onnx_export import ExportOptions as GraphOptions
+    from awq2trt.graph.read import open_decoder, operators_of
     from awq2trt.onnx_export import export_onnx
+    from awq2trt.runtime import ChatTokenizer
 
     checkpoint = QuantizedCheckpoint(request.checkpoint)
     options = request.options
@@ -67,10 +69,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
         overwrite=request.overwrite,
         expected_bytes=sum(path.stat().st_size for path in checkpoint.files),
     ) as draft:
-        graph_options = GraphOptions(
-            max_seq_len=options.max_seq_len, function_bodies=options.function_bodies, dtype=options.dtype
-        )
-        result = export_onnx(checkpoint, draft.files, options=graph_options, progress=progress)
+        result = export_onnx(checkpoint, draft.files, options=options, progress=progress)
         if checkpoint.scheme.bits < CODE_BITS:
             progress.note(
                 f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit ones: the model computes the "
@@ -79,28 +78,46 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
         if artifact is None:
             _prove_import(checkpoint, draft.files / MODEL_FILE, progress)
         copy_tokenizer(request.checkpoint, draft.files)
-        _write_golden(checkpoint, draft.files, result, progress)
+        tokenizer = ChatTokenizer.load(draft.files)
+        _write_golden(checkpoint, tokenizer, draft.files, result, progress)
         source, quantization = _origin(checkpoint, artifact)
-        return draft.publish(Contents(source=source, quantization=quantization, io=result.contract))
+        contents = Contents(
+            source=source,
+            quantization=quantization.with_plain_ends(result.dtype),
+            model=checkpoint.model_spec.record(),
+            tokens=tokenizer.special,
+            graphs={DECODER: GraphRecord(model=MODEL_FILE, io=result.contract)},
+            operators=operators_of(open_decoder(draft.files)[0]),
+        )
+        return draft.publish(contents)
 
 
-def _write_golden(checkpoint: QuantizedCheckpoint, directory: Path, result: ExportResult, progress: Progress) -> None:
+def _write_golden(
+    checkpoint: QuantizedCheckpoint,
+    tokenizer: ChatTokenizer,
+    directory: Path,
+    result: ExportResult,
+    progress: Progress,
+) -> None:
     """What the model must say, from the checkpoint itself, beside the model that was made of it."""
     from awq2trt.artifact.golden import write_golden
     from awq2trt.checking.golden import TEXT, make_golden
-    from awq2trt.runtime import ChatTokenizer
 
-    tokens = ChatTokenizer.load(directory).encode(TEXT, chat=False)
+    tokens = tokenizer.encode(TEXT)
     golden = make_golden(checkpoint, tokens, result.contract.capacity, result.dtype, progress)
     write_golden(golden, directory)
 
 
 def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress) -> None:
-    """Says how far another tool's weights are from those in the model, which should be nothing."""
-    from awq2trt.graph.read import open_decoder
-    from awq2trt.onnx_export.proof import compare_weights
+    """Holds the model's weights to another tool's, and says how far rounding put them apart.
 
-    proof = compare_weights(checkpoint, open_decoder(model)[0], progress)
+    Raises:
+        ArtifactError: They differ by more than that.
+    """
+    from awq2trt.graph.read import open_decoder
+    from awq2trt.onnx_export.proof import prove_import
+
+    proof = prove_import(checkpoint, open_decoder(model)[0], progress)
     progress.note(f"largest dequantization difference: {proof.largest:g} ({proof.linears} linears)")
     if proof.largest:
         progress.note(
@@ -111,18 +128,18 @@ def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progre
 
 def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions) -> str:
     """Fingerprint of the ONNX model that a checkpoint's files and options give."""
-    files = {name: record.sha256 for name, record in checkpoint.items()}
-    return fingerprint_of(kind="onnx", checkpoint=files, options=options, golden=GOLDEN_VERSION)
+    return fingerprint_of(kind="onnx", checkpoint=file_hashes(checkpoint), options=options, golden=GOLDEN_VERSION)
 
 
 def _checkpoint_files(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> dict[str, FileRecord]:
     if artifact is not None:
         return artifact.manifest.files
-    return {path.name: record_file(path) for path in (*checkpoint.files, checkpoint.directory / CONFIG_FILE)}
+    return {path.name: record_file(path) for path in (*checkpoint.files, *checkpoint.side_files)}
 
 
 def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple[SourceRecord, QuantizationRecord]:
     """Where a checkpoint comes from; of another tool's we know only itself."""
     if artifact is not None:
         return artifact.manifest.contents.source, artifact.manifest.contents.quantization
-    return source_record(checkpoint), QuantizationRecord(method="awq", scheme=checkpoint.scheme)
+    method = checkpoint.format.layout.tool.name
+    return source_record(checkpoint), QuantizationRecord(method=method, scheme=checkpoint.scheme)

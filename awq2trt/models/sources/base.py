@@ -18,10 +18,16 @@ from numpy.typing import NDArray
 
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.models.families import DecoderSpec, find_family
+from awq2trt.models.spec import ModelSpec
 
 Array = NDArray[Any]
 
 CONFIG_FILE: Final = "config.json"
+
+FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
+"""NumPy's names of the types that weights may have."""
+
+GENERATION_CONFIG_FILE: Final = "generation_config.json"
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -32,8 +38,10 @@ TOKENIZER_FILES: Final = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION_CONFIG_FILE,
 )
+
+_GENERATION_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class ModelSource(ABC):
@@ -42,7 +50,7 @@ class ModelSource(ABC):
     Attributes:
         name: What the user called it.
         config: config.json.
-        spec: The model described.
+        spec: Its decoder described.
     """
 
     name: str
@@ -50,9 +58,19 @@ class ModelSource(ABC):
     spec: DecoderSpec
 
     @property
+    def model_spec(self) -> ModelSpec:
+        """The whole model described."""
+        return ModelSpec(self.spec)
+
+    @property
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
         """The files that hold the weights, for hashes."""
+
+    @property
+    def side_files(self) -> tuple[Path, ...]:
+        """Files beside the weights that decide what the model is and reads: configuration and tokenizer, for hashes."""
+        return ()
 
     @abstractmethod
     def tensor(self, name: str) -> Array:
@@ -71,10 +89,10 @@ class ModelSource(ABC):
         """Writes the tokenizer and generation files that the model has into `directory`."""
 
     def checked_tensor(self, name: str, shape: tuple[int, ...]) -> Array:
-        """A tensor, its shape and finiteness verified.
+        """A tensor, its shape, type and finiteness verified.
 
         Raises:
-            CheckpointError: Missing, of another shape, or with NaN or infinite values.
+            CheckpointError: Missing, of another shape, of integers, or with NaN or infinite values.
         """
         value = self.tensor(name)
         if value.shape != shape:
@@ -82,6 +100,12 @@ class ModelSource(ABC):
                 f"expected shape {list(shape)}, got {list(value.shape)}.",
                 where=name,
                 fix="config.json and the weights do not belong together; download both again.",
+            )
+        if value.dtype.name not in FLOATS:
+            raise CheckpointError(
+                f"expected weights of a floating-point type ({', '.join(FLOATS)}), got {value.dtype}.",
+                where=name,
+                fix="use the model in fp16, bf16 or fp32.",
             )
         finite = np.isfinite(value)
         if not finite.all():
@@ -145,8 +169,16 @@ def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
         )
 
 
+def files_beside_weights(directory: Path) -> tuple[Path, ...]:
+    """Configuration and tokenizer of a model's directory, as far as they are there."""
+    return tuple(path for name in (CONFIG_FILE, *TOKENIZER_FILES) if (path := directory / name).is_file())
+
+
 def copy_tokenizer(source: Path, destination: Path) -> None:
     """Copies the tokenizer and generation files that `source` has.
+
+    Where there is no generation_config.json, the tokens that begin and end texts are those of config.json, as in
+    transformers (`GenerationConfig.from_model_config`); only a generation_config.json goes along with the tokenizer.
 
     Raises:
         CheckpointError: There is no tokenizer in `source`.
@@ -160,3 +192,9 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
         )
     for path in found:
         (destination / path.name).write_bytes(path.read_bytes())
+    if not (source / GENERATION_CONFIG_FILE).is_file() and (source / CONFIG_FILE).is_file():
+        config = read_config(source)
+        tokens = {key: config[key] for key in _GENERATION_TOKENS if config.get(key) is not None}
+        if tokens:
+            text = json.dumps({"_from_model_config": True, **tokens}, indent=2)
+            (destination / GENERATION_CONFIG_FILE).write_text(text + "\n", encoding="utf-8")

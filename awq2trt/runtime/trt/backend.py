@@ -1,10 +1,10 @@
-"""Runs a built engine as `check` runs everything else: the same calls, every position's logits, a cache between calls.
+"""A conversation with a built engine: an `awq2trt.runtime.Backend`, tokens in and scores of the next one out.
 
-Three layers, of which only the last needs a GPU:
+`check` reaches an engine through three layers, of which only the last needs a GPU:
 
 - `EngineRunner` answers the calls of `check`;
-- `EngineBackend` is one conversation: it splits tokens into calls that an optimization profile takes, and carries the
-  cache tensors from each call to the next;
+- `EngineBackend`, here, splits tokens into calls that an optimization profile takes, and carries the cache tensors from
+  each call to the next;
 - `TrtSession` makes one call, through polygraphy's `TrtRunner`.
 
 **No engine of ours has been run yet**: TensorRT-RTX runs on GeForce RTX, TensorRT builds on the Jetson, and this
@@ -74,7 +74,7 @@ class EngineBackend:
             )
         if not self._caches:
             self.reset()
-        longest = max(profile.longest for profile in self._profiles)
+        longest = max(profile.tokens.longest for profile in self._profiles)
         for start in range(0, len(tokens), longest):
             logits = self._call(tokens[start : start + longest])
         return logits
@@ -96,9 +96,9 @@ class EngineBackend:
     def _profile_for(self, count: int) -> int:
         """The narrowest profile that takes so many tokens: `decode` for one, as an application would."""
         fitting = [
-            (profile.longest, index)
+            (profile.tokens.longest, index)
             for index, profile in enumerate(self._profiles)
-            if profile.shortest <= count <= profile.longest
+            if profile.tokens.shortest <= count <= profile.tokens.longest
         ]
         if not fitting:
             raise UnsupportedError(f"no optimization profile of the engine takes {count} tokens.", where="engine")

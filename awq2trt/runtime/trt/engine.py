@@ -24,7 +24,7 @@ from typing import Final
 from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, record_file
 from awq2trt.artifact.records import ProfileRecord
 from awq2trt.errors import Awq2trtError
-from awq2trt.io_contract import ENGINE_FILE, IoContract
+from awq2trt.io_contract import DECODER, ENGINE_FILE, IoContract
 from awq2trt.target import Flavour, find_target
 
 STATE_FILE: Final = f"{ENGINE_FILE}.state"
@@ -59,6 +59,7 @@ class EngineBuild:
         has_plugin: Quantized linears run in our kernels, not in TensorRT's.
         profiles: In the engine's order.
         contract: Its inputs and outputs.
+        gpu: Name of the GPU that built it, where it runs on such a one alone and that is known.
         problem: Why it is not this build's engine; None if it is.
     """
 
@@ -70,12 +71,15 @@ class EngineBuild:
     has_plugin: bool
     profiles: tuple[ProfileRecord, ...]
     contract: IoContract
+    gpu: str | None = None
     problem: str | None = None
 
     @property
     def needs(self) -> str:
         """What runs it, for people."""
-        gpu = f"compute capability {' or '.join(self.capabilities)}" if self.capabilities else "the GPU that built it"
+        gpu = self.gpu or "the GPU that built it"
+        if self.capabilities:
+            gpu = f"compute capability {' or '.join(self.capabilities)}"
         return f"{gpu}, {_TITLES[self.flavour]} {self.tensorrt_version}"
 
 
@@ -101,9 +105,9 @@ def engine_of(artifact: Artifact) -> EngineBuild | None:
     """The engine in a directory; None for a checkpoint, an ONNX model, or a kit that nobody has finished."""
     contents = artifact.manifest.contents
     path = artifact.directory / ENGINE_FILE
-    if contents.io is None or not path.is_file():
+    if contents.decoder is None or not path.is_file():
         return None
-    build = partial(EngineBuild, path=path, contract=contents.io)
+    build = partial(EngineBuild, path=path, contract=contents.decoder)
     if contents.engine is not None:
         record = contents.engine
         return build(
@@ -112,7 +116,8 @@ def engine_of(artifact: Artifact) -> EngineBuild | None:
             capabilities=tuple(filter(None, map(_capability, record.compute_capabilities))),
             cpu=find_target(record.target).cpu,
             has_plugin=record.plugin_version is not None,
-            profiles=record.profiles,
+            profiles=record.profiles[DECODER],
+            gpu=record.gpu,
         )
     kit = contents.kit
     if kit is None:
@@ -124,7 +129,7 @@ def engine_of(artifact: Artifact) -> EngineBuild | None:
         capabilities=(kit.compute_capability,),
         cpu=kit.cpu,
         has_plugin=True,
-        profiles=kit.profiles,
+        profiles=kit.profiles[DECODER],
         problem=_kit_problem(artifact.directory, state),
     )
 
@@ -141,6 +146,8 @@ def why_not_here(engine: EngineBuild, machine: Machine) -> str | None:
         return (
             f"the GPU here is {machine.gpu}, compute capability {machine.capability}, the engine needs {engine.needs}"
         )
+    if engine.gpu is not None and machine.gpu != engine.gpu:
+        return f"the GPU here is {machine.gpu}, the engine needs {engine.needs}"
     title = _TITLES[engine.flavour]
     install = _PACKAGES[engine.flavour].format(version=engine.tensorrt_version)
     version = machine.tensorrt.get(engine.flavour)

@@ -1,0 +1,258 @@
+"""Writes the files of a kit, all but its manifest.
+
+In: an exported decoder's directory and a `KitPlan`. Out, in a directory that the caller owns: `model.onnx` for the
+JetPack's TensorRT and its weights, the files beside it, `lib/` or `src/`, `kit.conf`, `finish.sh`, `README.md`. The
+same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from string import Template
+from typing import Final
+
+import onnx
+import onnx_ir as ir
+
+from awq2trt import opset
+from awq2trt.artifact.golden import DESCRIPTION_FILE, read_golden
+from awq2trt.artifact.records import KitRecord
+from awq2trt.engine.predict import WORKSPACE_BYTES, Footprint
+from awq2trt.engine.profiles import decoder_profiles
+from awq2trt.errors import UnsupportedError
+from awq2trt.graph.basic_ops import drop_functions, fix_batch, lower_to_basic_ops
+from awq2trt.graph.read import open_decoder
+from awq2trt.io_contract import BATCH, DECODER, MODEL_FILE, IoContract, TensorContract
+from awq2trt.machine.foreign_library import KitPlugin
+from awq2trt.machine.plugin_library import LIBRARY_NAME
+from awq2trt.target import JetPack, Target
+from awq2trt.version import __version__
+
+SCRIPT_FILE: Final = "finish.sh"
+CONF_FILE: Final = "kit.conf"
+README_FILE: Final = "README.md"
+LIBRARY_FILE: Final = f"lib/{LIBRARY_NAME}"
+SOURCE_FOLDER: Final = "src"
+VERSION_HEADER: Final = "version.h"
+
+_HERE: Final = Path(__file__).parent
+TEMPLATES: Final = (_HERE / SCRIPT_FILE, _HERE / "README.template.md")
+
+_LONGEST_UNFUSED_PREFILL: Final = 512
+"""Where attention scores are tensors, a longer prompt goes in pieces of this, or its scores would fill the memory."""
+
+_FRACTION_BITS: Final = {"float16": 10, "bfloat16": 7}
+
+_MIB: Final = 1 << 20
+_GIB: Final = 1 << 30
+
+
+@dataclass(frozen=True)
+class KitPlan:
+    """What a kit is for and made of.
+
+    Attributes:
+        target: A Jetson.
+        jetpack: On it.
+        plugin: The plugin library, or its sources.
+        footprint: Of the model.
+        model: What the user called it.
+        scheme: How it is quantized, in words.
+    """
+
+    target: Target
+    jetpack: JetPack
+    plugin: KitPlugin
+    footprint: Footprint
+    model: str
+    scheme: str
+
+
+def longest_prefill(capacity: int, jetpack: JetPack) -> int:
+    """Most new tokens that a call of the engine may have."""
+    return capacity if jetpack.fused else min(capacity, _LONGEST_UNFUSED_PREFILL)
+
+
+def kit_record(plan: KitPlan, capacity: int) -> KitRecord:
+    """What the manifest says of the kit."""
+    return KitRecord(
+        target=plan.target.name,
+        compute_capability=plan.target.capability_names[0],
+        cpu=plan.target.cpu,
+        jetpack=plan.jetpack.version,
+        minimum_tensorrt=plan.jetpack.tensorrt,
+        plugin_version=plan.plugin.library.version if plan.plugin.library else __version__,
+        plugin_cuda=plan.plugin.library.cuda if plan.plugin.library else None,
+        profiles={DECODER: decoder_profiles(longest_prefill(capacity, plan.jetpack))},
+        build_bytes=plan.footprint.build_bytes,
+        run_bytes=plan.footprint.run_bytes,
+        disk_bytes=_engine_bytes(plan),
+    )
+
+
+def kit_contract(contract: IoContract) -> IoContract:
+    """The decoder's inputs and outputs for one conversation."""
+
+    def fixed(tensors: tuple[TensorContract, ...]) -> tuple[TensorContract, ...]:
+        return tuple(replace(t, shape=tuple(1 if axis == BATCH else axis for axis in t.shape)) for t in tensors)
+
+    return replace(contract, inputs=fixed(contract.inputs), outputs=fixed(contract.outputs))
+
+
+def write_kit(onnx_directory: Path, names: Sequence[str], directory: Path, plan: KitPlan, record: KitRecord) -> None:
+    """Writes the files.
+
+    Args:
+        onnx_directory: An exported decoder.
+        names: Its files.
+        directory: Where the kit goes; empty.
+        plan: What the kit is.
+        record: What the manifest says of it.
+
+    Raises:
+        UnsupportedError: The model cannot be written for that JetPack.
+        ArtifactError: The model is damaged.
+    """
+    for name in names:
+        if name != MODEL_FILE:
+            shutil.copyfile(onnx_directory / name, directory / name)
+    dtype, capacity = _write_model(onnx_directory, directory / MODEL_FILE, plan)
+    _write_plugin(plan, directory)
+    golden = _golden_settings(directory) if DESCRIPTION_FILE in names else {"golden_calls": "", "golden_tolerance": "0"}
+    shutil.copyfile(_HERE / SCRIPT_FILE, directory / SCRIPT_FILE)
+    (directory / SCRIPT_FILE).chmod(0o755)
+    (directory / README_FILE).write_text(_readme(plan, record, capacity), encoding="utf-8")
+    settings = _settings(plan, record) | golden
+    settings |= {"fraction_bits": str(_FRACTION_BITS[dtype]), "files": str(_files_of(directory))}
+    conf = "".join(f"kit_{key}={shlex.quote(value)}\n" for key, value in sorted(settings.items()))
+    (directory / CONF_FILE).write_text(conf, encoding="utf-8")
+
+
+def _files_of(directory: Path) -> int:
+    """Files that a kit's `SHA256SUMS` will name: what is there, kit.conf and the manifest."""
+    return sum(path.is_file() for path in directory.rglob("*")) + 2
+
+
+def _write_model(onnx_directory: Path, path: Path, plan: KitPlan) -> tuple[str, int]:
+    """Writes the decoder for the JetPack's TensorRT; returns the type of its activations, and its capacity."""
+    model, sizes = open_decoder(onnx_directory)
+    fix_batch(model)
+    _require_kernels(model)
+    if plan.jetpack.fused:
+        drop_functions(model)
+    else:
+        lower_to_basic_ops(model)
+    path.write_bytes(ir.to_proto(model).SerializeToString())
+    onnx.checker.check_model(str(path))
+    return sizes.dtype.name.lower(), sizes.capacity
+
+
+def _require_kernels(model: ir.Model) -> None:
+    """Refuses now what the plugin library would refuse on the Jetson (its `check_validity`)."""
+    for node in model.graph:
+        if node.domain != opset.DOMAIN:
+            continue
+        codes = node.inputs[1] if len(node.inputs) > 1 else None
+        shape = codes.shape if codes is not None else None
+        features = shape[1] if shape is not None and len(shape) == 2 else None
+        if node.op_type != opset.W4A16_LINEAR or not isinstance(features, int) or features % opset.FEATURES_MULTIPLE:
+            raise UnsupportedError(
+                f"the plugin library has no kernel for {node.op_type} with K = {features}: it takes "
+                f"{opset.W4A16_LINEAR} with a K that is a multiple of {opset.FEATURES_MULTIPLE}.",
+                where=node.name,
+                fix="build for an RTX card with --no-plugin, or use a model with other widths.",
+            )
+
+
+def _write_plugin(plan: KitPlan, directory: Path) -> None:
+    if plan.plugin.library is not None:
+        (directory / LIBRARY_FILE).parent.mkdir()
+        shutil.copyfile(plan.plugin.library.path, directory / LIBRARY_FILE)
+        return
+    for name, path in plan.plugin.sources.items():
+        copy = directory / SOURCE_FOLDER / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    major, minor = plan.target.compute_capabilities[0]
+    (directory / SOURCE_FOLDER / VERSION_HEADER).write_text(
+        f'#define AWQ2TRT_VERSION "{__version__}"\n#define AWQ2TRT_ARCHITECTURES "{major}{minor}-real"\n',
+        encoding="utf-8",
+    )
+
+
+def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
+    """What the script reads, by name."""
+    prefill = record.profiles[DECODER][0].tokens
+    return {
+        "build_mib": str(_mebibytes(record.build_bytes)),
+        "capability": record.compute_capability,
+        "check_mib": str(_mebibytes(3 * plan.footprint.cache_bytes)),
+        "cpu": record.cpu,
+        "disk_mib": str(_mebibytes(record.disk_bytes)),
+        "jetpack": record.jetpack,
+        "jetpack_major": str(plan.jetpack.major),
+        "plugin": "library" if plan.plugin.library else "sources",
+        "prefill_longest": str(prefill.longest),
+        "prefill_typical": str(prefill.typical),
+        "sm": record.compute_capability.replace(".", ""),
+        "tensorrt": ".".join(str(part) for part in record.minimum_tensorrt),
+        "title": plan.target.title,
+        "workspace_mib": str(_mebibytes(WORKSPACE_BYTES)),
+    }
+
+
+def _golden_settings(directory: Path) -> dict[str, str]:
+    """The golden calls that start a conversation, since trtexec runs each by itself."""
+    golden = read_golden(directory)
+    files = json.loads((directory / DESCRIPTION_FILE).read_bytes())["calls"]
+    names = [entry["name"] for entry in files if entry["cache_position"] == 0]
+    return {"golden_calls": " ".join(names), "golden_tolerance": f"{golden.relative_tolerance:g}"}
+
+
+def _readme(plan: KitPlan, record: KitRecord, capacity: int) -> str:
+    prefill = record.profiles[DECODER][0].tokens
+    compiles = plan.plugin.library is None
+    values = {
+        "model": plan.model,
+        "title": plan.target.title,
+        "scheme": plan.scheme,
+        "version": __version__,
+        "jetpack": record.jetpack,
+        "cache": f"{capacity}",
+        "target": record.target,
+        "capability": record.compute_capability,
+        "tensorrt": ".".join(str(part) for part in record.minimum_tensorrt),
+        "build": f"{record.build_bytes / _GIB:.1f}",
+        "run": f"{record.run_bytes / _GIB:.1f}",
+        "disk": f"{record.disk_bytes / _GIB:.1f}",
+        "form": "opset 24" if plan.jetpack.fused else "basic operators of opset 20",
+        "library": SOURCE_FOLDER + "/" if compiles else LIBRARY_FILE,
+        "library_meaning": "sources of the plugin library" if compiles else "our kernels, as a TensorRT plugin library",
+        "longest": prefill.longest,
+        "typical": prefill.typical,
+        "compile_flag": " --compile" if compiles else "",
+        "compile_note": _COMPILE_NOTE if compiles else "",
+    }
+    return Template(TEMPLATES[1].read_text(encoding="utf-8")).substitute(values)
+
+
+_COMPILE_NOTE: Final = """
+JetPack 6 has CUDA 12, for which no cross-compiler could be had where this kit was made. So it carries the sources of
+the plugin library, and `--compile` compiles them with the `nvcc` of JetPack, once.
+"""
+
+
+def _engine_bytes(plan: KitPlan) -> int:
+    """The engine: weights, plugin library, and a tenth for what TensorRT adds; kernels and timings below that."""
+    library = plan.plugin.library.path.stat().st_size if plan.plugin.library else 0
+    return math.ceil(1.1 * plan.footprint.weights_bytes) + library + 64 * _MIB
+
+
+def _mebibytes(size_bytes: int) -> int:
+    return math.ceil(size_bytes / _MIB)

@@ -1,0 +1,120 @@
+"""A model that is ready to answer: its backend, its tokenizer, and the text that comes out of them.
+
+In: a directory that `export` or `build` wrote, then prompts or conversations. Out: text, as it comes or whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.artifact.opening import open_model
+from awq2trt.errors import UsageError
+from awq2trt.runtime.backend import Backend
+from awq2trt.runtime.chat import ChatTokenizer, Message, stream_text, user_message
+from awq2trt.runtime.generation import generate
+from awq2trt.runtime.ort.backend import OrtBackend
+from awq2trt.runtime.sampling import Sampler, Sampling
+
+BACKENDS: Final = ("ort",)
+"""`ort`: ONNX Runtime on the CPU."""
+
+DEFAULT_BACKEND: Final = BACKENDS[0]
+
+
+@dataclass(frozen=True)
+class Model:
+    """An exported model, loaded; `awq2trt.load` makes it.
+
+    It holds the cache of one conversation, so it writes one answer at a time: a new call takes the cache from an
+    answer that was not read to its end.
+
+    Attributes:
+        artifact: What it was loaded from, with its manifest.
+        backend: Runs the decoder.
+        tokenizer: Text to tokens and back, chat template, stop tokens.
+    """
+
+    artifact: Artifact
+    backend: Backend
+    tokenizer: ChatTokenizer
+
+    @classmethod
+    def load(cls, directory: Path, *, backend: str = DEFAULT_BACKEND) -> Model:
+        """Loads a model.
+
+        Args:
+            directory: An ONNX model, or an engine's directory, which holds one.
+            backend: What runs it, one of `BACKENDS`.
+
+        Raises:
+            ArtifactError: The directory holds no whole model.
+            UsageError: It is the directory above several, or a checkpoint; or the backend is unknown.
+        """
+        if backend not in BACKENDS:
+            raise UsageError(
+                f"unknown backend {backend!r}, expected one of: {', '.join(BACKENDS)}.",
+                where="--backend",
+                fix="--backend ort runs everywhere.",
+            )
+        artifact = open_model(directory)
+        return cls(artifact, OrtBackend.load(artifact.directory), ChatTokenizer.load(artifact.directory))
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        raw: bool = False,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Answers a prompt, piece by piece as text becomes certain.
+
+        Args:
+            prompt: What the user says; or a whole conversation, messages with `role` and `content`. Both go through the
+                model's chat template.
+            raw: Continue the prompt as plain text instead, without the template.
+            sampling: How tokens are chosen; None always takes the best one.
+            max_new_tokens: None for as many as the cache holds.
+            stop: The answer ends before the first of these strings.
+
+        Returns:
+            Pieces of the answer. The model computes while they are read.
+
+        Raises:
+            UsageError: The model has no chat template or it refuses the messages, or a conversation is to be continued
+                as plain text. While the answer is read: the prompt is empty or does not fit.
+        """
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt) if raw else self.tokenizer.encode_messages([user_message(prompt)])
+        elif raw:
+            raise UsageError("a conversation is not plain text.", where="raw", fix="give one text, or leave raw out.")
+        else:
+            tokens = self.tokenizer.encode_messages(prompt)
+        special = self.artifact.manifest.contents.tokens or self.tokenizer.special
+        new_tokens = generate(
+            self.backend,
+            tokens,
+            Sampler(sampling or Sampling()),
+            stop_tokens=special.stop,
+            max_new_tokens=max_new_tokens,
+        )
+        return stream_text(new_tokens, self.tokenizer.decode, stop)
+
+    def generate_text(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        raw: bool = False,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The whole answer at once; arguments and errors as for `generate`."""
+        return "".join(
+            self.generate(prompt, raw=raw, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop),
+        )
