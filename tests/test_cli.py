@@ -17,11 +17,11 @@ import pytest
 from published_configs import LLAMA_2_70B
 
 from awq2trt import __version__
-from awq2trt.checking.golden import GoldenResult
 from awq2trt.checking.outcome import GoldenOutcome
 from awq2trt.cli import app
 from awq2trt.errors import BuildError, UnsupportedError
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions
+from awq2trt.runtime.golden import GoldenResult
 from awq2trt.stages.build import BuildRequest
 from awq2trt.stages.export import ExportRequest
 from awq2trt.stages.quantize import QuantizeRequest

@@ -31,7 +31,7 @@ WORK_DIRECTORY: Final = ".work"
 
 _HASH_CHUNK_BYTES: Final = 1 << 22
 
-Kind = Literal["checkpoint", "onnx", "engine", "kit"]
+Kind = Literal["checkpoint", "onnx", "engine", "kit", "lowered"]
 
 Verify = Literal["full", "size"]
 
@@ -62,6 +62,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"kind {self.kind}: engine must {'be absent' if self.contents.engine else 'be given'}")
         if (self.contents.kit is None) != (self.kind != "kit"):
             raise ValueError(f"kind {self.kind}: kit must {'be absent' if self.contents.kit else 'be given'}")
+        if (self.contents.lowered is None) != (self.kind != "lowered"):
+            raise ValueError(f"kind {self.kind}: lowered must {'be absent' if self.contents.lowered else 'be given'}")
         for name in self.files:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or str(path) != name or name in (MANIFEST_FILE, SUMS_FILE):
@@ -197,6 +199,7 @@ _COMMAND: Final[Mapping[str, str]] = {
     "onnx": "export",
     "engine": "build",
     "kit": "build",
+    "lowered": "build",
 }
 """What makes a kind of artifact."""
 

@@ -127,6 +127,24 @@ class KitRecord(BaseModel, frozen=True, extra="forbid"):
     disk_bytes: int
 
 
+class LoweredRecord(BaseModel, frozen=True, extra="forbid"):
+    """What a model lowered for a provider of ONNX Runtime runs on.
+
+    Attributes:
+        target: Name in the target table: `cpu` or `cuda`.
+        lowering: Form of the graph, as `graph.provider_file.Lowering` names it.
+        minimum_onnxruntime: Lowest ONNX Runtime that takes the model.
+        minimum_capability: Lowest compute capability of a GPU; None for a CPU.
+        operators_version: Of the plugin library whose operators the graph calls; None if it calls none.
+    """
+
+    target: str
+    lowering: str
+    minimum_onnxruntime: tuple[int, int]
+    minimum_capability: tuple[int, int] | None
+    operators_version: str | None
+
+
 class Contents(BaseModel, frozen=True, extra="forbid"):
     """What a stage says about the artifact it made.
 
@@ -134,6 +152,7 @@ class Contents(BaseModel, frozen=True, extra="forbid"):
         io: Inputs and outputs of the graph; of all kinds but `checkpoint`.
         engine: Of kind `engine`.
         kit: Of kind `kit`.
+        lowered: Of kind `lowered`.
     """
 
     source: SourceRecord
@@ -141,3 +160,4 @@ class Contents(BaseModel, frozen=True, extra="forbid"):
     io: IoContract | None = None
     engine: EngineRecord | None = None
     kit: KitRecord | None = None
+    lowered: LoweredRecord | None = None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from awq2trt.checking.bisect import Cut
     from awq2trt.checking.chain import CheckResult
-    from awq2trt.checking.golden import GoldenResult
     from awq2trt.checking.polygraphy_files import Command
+    from awq2trt.runtime.golden import GoldenResult
 
 
 @dataclass(frozen=True)

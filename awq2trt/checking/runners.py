@@ -30,7 +30,8 @@ from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, cache_names
 from awq2trt.models.decoder import BlockRunner, Ends, load_block
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.runtime.ort.backend import OrtBackend, open_session
+from awq2trt.runtime.ort.cpu import OrtBackend
+from awq2trt.runtime.ort.session import Execution, open_session
 
 Arrays = OrderedDict[str, NDArray[Any]]
 
@@ -145,7 +146,7 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
     def __init__(
         self, model: ir.Model, sizes: DecoderSizes, path: Path, *, length: int, name: str, provider: str = CPU
     ) -> None:
-        super().__init__(lambda: open_session(model, path, provider=provider), name=name)
+        super().__init__(lambda: open_session(model, path, Execution(provider)), name=name)
         self._sizes = sizes
         self._length = length
         self._caches: Arrays = OrderedDict()

@@ -1,4 +1,4 @@
-"""`awq2trt build`: all stages from a model to an engine or a kit; what is current is not made again."""
+"""`awq2trt build`: all stages from a model to an engine, a kit or a lowered model; what is current is kept."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE, Recipe
 from awq2trt.stages.export import ExportRequest, export_checkpoint, export_fingerprint
+from awq2trt.stages.lowered import lower_stage
 from awq2trt.stages.opening import refuse_missing_device, refuse_writing_over_source, source_record
 from awq2trt.stages.quantize import QuantizeRequest, quantize_fingerprint, quantize_source
 from awq2trt.target import Target, find_target
@@ -53,7 +54,7 @@ class BuildRequest:
 
 
 def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]:
-    """Model -> checkpoint -> ONNX -> engine or kit, each as it is done; what is current is not made again.
+    """Model -> checkpoint -> ONNX -> engine, kit or lowered model, each as it is done; what is current is kept.
 
     An interrupted run is resumed where it has the same inputs and options. A kit is finished where that can be done.
 
@@ -79,6 +80,10 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
     yield checkpoint
     onnx = _current_onnx(request, checkpoint, progress)
     yield onnx
+    if target.is_lowered:
+        plugin = request.options.build.plugin is not False
+        yield lower_stage(onnx, target, kit.output, plugin=plugin, overwrite=request.overwrite, progress=progress)
+        return
     if not target.is_kit:
         yield _current_engine(request, target, onnx, progress)
         return
@@ -101,7 +106,7 @@ def _wanted_target(request: BuildRequest) -> Target:
         return target
     if request.tar or request.ssh is not None:
         raise UsageError(
-            f"{target.title} takes an engine, which needs no finishing.",
+            f"what is built for {target.title} needs no finishing.",
             where="--tar" if request.tar else "--ssh",
             fix="leave it out, or choose an Orin target.",
         )

@@ -15,7 +15,7 @@ from awq2trt.progress import Progress
 
 if TYPE_CHECKING:
     from awq2trt.artifact.golden import Golden
-    from awq2trt.checking.golden import GoldenResult
+    from awq2trt.runtime.golden import GoldenResult
     from awq2trt.runtime.trt.engine import EngineBuild
 
 
@@ -89,8 +89,8 @@ def golden_stage(directory: Path) -> GoldenOutcome:
         ToolError: TensorRT refuses the engine.
     """
     from awq2trt.artifact.golden import read_golden
-    from awq2trt.checking.golden import compare_golden
     from awq2trt.runtime import OrtBackend
+    from awq2trt.runtime.golden import compare_golden
     from awq2trt.runtime.trt.engine import engine_of
 
     artifact = open_model(directory)
@@ -120,7 +120,7 @@ def _why_no_engine(engine: EngineBuild) -> str | None:
 
 def _engine_golden(engine: EngineBuild, golden: Golden) -> tuple[GoldenResult, ...]:
     """The golden calls in an engine that this machine can run."""
-    from awq2trt.checking.golden import compare_golden
+    from awq2trt.runtime.golden import compare_golden
     from awq2trt.runtime.trt.backend import EngineBackend
     from awq2trt.runtime.trt.session import TrtSession
 

@@ -20,10 +20,11 @@ from awq2trt.artifact.golden import (
     relative_error,
     write_golden,
 )
-from awq2trt.checking.golden import PREFILL_TOKENS, TEXT, compare_golden, make_golden
+from awq2trt.checking.golden import PREFILL_TOKENS, TEXT, make_golden
 from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import SilentProgress
+from awq2trt.runtime.golden import compare_golden
 
 TOKENS = list(range(40, 80))
 

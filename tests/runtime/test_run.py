@@ -41,8 +41,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("split", [[30], [1] * 30, [7, 1, 1, 16, 5]], ids=["at-once", "one-by-one", "pieces"])
 def test_cache_makes_pieces_equal_the_whole(exported: Path, split: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("awq2trt.runtime.ort.backend.FIRST_CACHE_LENGTH", 4)  # grows four times on the way
-    monkeypatch.setattr("awq2trt.runtime.ort.backend.PREFILL_CHUNK", 8)
+    monkeypatch.setattr("awq2trt.runtime.ort.cpu.FIRST_CACHE_LENGTH", 4)  # grows four times on the way
+    monkeypatch.setattr("awq2trt.runtime.ort.cpu.PREFILL_CHUNK", 8)
     tokens = _tokens(30)
     whole = np.concatenate(list(OrtBackend.load(exported, all_logits=True).logits(tokens)))
     backend = OrtBackend.load(exported)
@@ -63,7 +63,7 @@ def test_reset_forgets_the_conversation(exported: Path) -> None:
 
 
 def test_logits_stay_what_they_were_when_more_are_computed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("awq2trt.runtime.ort.backend.PREFILL_CHUNK", 8)
+    monkeypatch.setattr("awq2trt.runtime.ort.cpu.PREFILL_CHUNK", 8)
     backend = OrtBackend.load(exported, all_logits=True)
     pieces = list(backend.logits(_tokens(32)))
     assert [len(piece) for piece in pieces] == [8, 8, 8, 8]

@@ -13,7 +13,6 @@ from stand_in_orin import fake_library
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact, record_file
-from awq2trt.checking.golden import compare_golden
 from awq2trt.engine import builder
 from awq2trt.engine.builder import BuildResult, OptimizationProfile
 from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError, UsageError
@@ -24,6 +23,7 @@ from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.runtime import OrtBackend, Sampling
+from awq2trt.runtime.golden import compare_golden
 from awq2trt.scheme import QuantScheme
 from awq2trt.stages.build import BuildRequest, build_stage
 from awq2trt.stages.check import golden_stage

@@ -37,12 +37,14 @@ from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, IoContract, T
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions, QuantizeOptions
 from awq2trt.report.lines import check_lines, golden_lines
-from awq2trt.runtime.ort.backend import OrtBackend, open_session
+from awq2trt.runtime.bits import widen
+from awq2trt.runtime.ort.cpu import OrtBackend
+from awq2trt.runtime.ort.session import open_session
 from awq2trt.runtime.trt import engine as engine_module
 from awq2trt.runtime.trt import session as session_module
 from awq2trt.runtime.trt.backend import EngineBackend
 from awq2trt.runtime.trt.engine import POLYGRAPHY_SWITCH, EngineBuild, Machine, choose_flavour, engine_of, why_not_here
-from awq2trt.runtime.trt.session import TrtSession, widen
+from awq2trt.runtime.trt.session import TrtSession
 from awq2trt.stages.check import golden_stage
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
