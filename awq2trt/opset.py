@@ -1,7 +1,7 @@
 """The custom operators, declared once: domain, names, inputs, attributes, version.
 
 The exporter writes these names, the ONNX function bodies define what they mean, and the plugin
-library implements them (`plugins/trt`; a test holds its C++ constants to these). The normative text
+library implements them (`plugins/ops`; a test holds its C++ constants to these). The normative text
 is `plugins/FORMAT.md`.
 """
 
@@ -27,6 +27,9 @@ W4A16_LINEAR: Final = "W4A16Linear"
 Inputs, without gaps: X [..., K] fp16|bf16, codes INT4 [N, K], scales [N, ceil(K/G)] as X,
 then zeros INT4 [N, ceil(K/G)] if `has_zeros`, then bias [N] as X if `has_bias`.
 """
+
+FEATURES_MULTIPLE: Final = 8
+"""K of a `W4A16Linear` must be a multiple of it: rows of codes are whole 32-bit words."""
 
 CODE_BITS: Final = 4
 """Width of a code in the graph. Narrower ones are exported as 4-bit codes."""

@@ -4,7 +4,7 @@ python tools/make_kernel_golden.py [FOLDER]
 
 The bytes come from `awq2trt.checkpoint.pack`, the results from the oracle `QuantizedLinear.dequantize` in float64: so
 the C++ reference, the packers and the oracle are held to each other. The layout of a file is described in
-tests/kernels/reference_test.cpp. Deterministic: a second run changes nothing.
+tests/plugins/kernels/w4a16_linear/reference_test.cpp. Deterministic: a second run changes nothing.
 """
 
 from __future__ import annotations

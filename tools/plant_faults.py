@@ -84,7 +84,7 @@ def main() -> None:
         print(f"{fault.name}: {found}: {message} ({seconds:.0f} s)", flush=True)
         table.add_row(fault.name, f"{fault.stage}, {fault.place}", found, message, f"{seconds:.0f}")
     table.add_row(
-        "a bias dropped", "", "not planted", "the demo's model has no biases; tests/test_check.py has one", ""
+        "a bias dropped", "", "not planted", "the demo's model has no biases; tests/checking/test_chain.py has one", ""
     )
     Console(width=200).print(table)
     if missed:

@@ -184,8 +184,8 @@ compile() {
     mkdir -p lib
     "$nvcc" -std=c++17 -O3 -shared --expt-relaxed-constexpr -cudart static -include src/version.h \
         -gencode "arch=compute_$kit_sm,code=sm_$kit_sm" -Xcompiler -fPIC,-fvisibility=hidden \
-        -Xlinker --exclude-libs=ALL -I src/kernels -I src/trt -I "$headers" -o "$library.partial" \
-        src/kernels/*.cpp src/kernels/*.cu src/trt/*.cpp ||
+        -Xlinker --exclude-libs=ALL -I src -I "$headers" -o "$library.partial" \
+        src/kernels/*/*.cpp src/kernels/*/*.cu src/library/*.cpp src/ops/*.cpp src/trt/*.cpp ||
         fail 24 'nvcc failed; what it said is above.' 'install all of JetPack: sudo apt-get install nvidia-jetpack'
     mv "$library.partial" "$library"
 }

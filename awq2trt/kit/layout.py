@@ -153,23 +153,20 @@ def _write_model(onnx_directory: Path, path: Path, plan: KitPlan) -> tuple[str, 
 
 
 def _require_kernels(model: ir.Model) -> None:
-    """Refuses now what the plugin library would refuse on the Jetson (`check_validity` of plugins/kernels)."""
+    """Refuses now what the plugin library would refuse on the Jetson (its `check_validity`)."""
     for node in model.graph:
         if node.domain != opset.DOMAIN:
             continue
         codes = node.inputs[1] if len(node.inputs) > 1 else None
         shape = codes.shape if codes is not None else None
         features = shape[1] if shape is not None and len(shape) == 2 else None
-        if node.op_type != opset.W4A16_LINEAR or not isinstance(features, int) or features % _FEATURES_STEP:
+        if node.op_type != opset.W4A16_LINEAR or not isinstance(features, int) or features % opset.FEATURES_MULTIPLE:
             raise UnsupportedError(
                 f"the plugin library has no kernel for {node.op_type} with K = {features}: it takes "
-                f"{opset.W4A16_LINEAR} with a K that is a multiple of {_FEATURES_STEP}.",
+                f"{opset.W4A16_LINEAR} with a K that is a multiple of {opset.FEATURES_MULTIPLE}.",
                 where=node.name,
                 fix="build for an RTX card with --no-plugin, or use a model with other widths.",
             )
-
-
-_FEATURES_STEP: Final = 8
 
 
 def _write_plugin(plan: KitPlan, directory: Path) -> None:

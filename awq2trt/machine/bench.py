@@ -1,6 +1,7 @@
 """`awq2trt bench --kernels`: the W4A16 kernels of the plugin library, alone on a GPU.
 
-In: the plugin library (through its C interface, `plugins/kernels/c_api.h`) and PyTorch with CUDA on this machine.
+In: the plugin library and the benchmark library beside it (through their C interfaces, `plugins/library/c_api.h` and
+`plugins/bench/c_api.h`), and PyTorch with CUDA on this machine.
 Out: a table of microseconds, GB/s and share of the floor, beside cuBLAS fp16 and PyTorch's own INT4 kernel
 (`torch._weight_int4pack_mm`) in the same run; optionally a JSON file and a plot.
 
@@ -25,6 +26,8 @@ from typing import Any, Final
 
 from awq2trt.errors import ToolError
 from awq2trt.machine.plugin_library import PluginLibrary, find_plugin_library
+
+BENCH_LIBRARY_NAME: Final = "libawq2trt_bench.so"
 
 ROTATED_BYTES: Final = 400_000_000
 """Weights touched before one is used again: 8 times the H100's 50 MB L2 cache, 4 times the RTX 5090's."""
@@ -107,16 +110,19 @@ class LinearTensors(ctypes.Structure):
 
 
 class Kernels:
-    """The C interface of the plugin library.
+    """The C interfaces of the plugin library and of the benchmark library beside it.
 
     Args:
         library: The plugin library's file.
+
+    Raises:
+        ToolError: There is no benchmark library, or one of another version.
     """
 
     def __init__(self, library: PluginLibrary) -> None:
         self._c = ctypes.CDLL(str(library.path))
-        self._c.awq2trt_mma_ceiling_flops.restype = ctypes.c_int64
         self._c.awq2trt_check_validity.restype = ctypes.c_char_p
+        self._ceilings = _load_bench_library(library)
 
     def choose_config(self, problem: GemmProblem) -> KernelConfig:
         """The library's own choice for the current device."""
@@ -136,19 +142,41 @@ class Kernels:
 
     def launch_mma_ceiling(self, iterations: int, *, normal: bool, sink: int, stream: int) -> None:
         """Enqueues the bare mma.sync loop, on normally distributed operands or such of one exponent."""
-        status = self._c.awq2trt_launch_mma_ceiling(
+        status = self._ceilings.awq2trt_launch_mma_ceiling(
             iterations, int(normal), ctypes.c_void_p(sink), ctypes.c_void_p(stream)
         )
         self._check(status, "mma")
 
     def mma_ceiling_flops(self, iterations: int) -> int:
         """Operations of one such launch."""
-        return int(self._c.awq2trt_mma_ceiling_flops(iterations))
+        return int(self._ceilings.awq2trt_mma_ceiling_flops(iterations))
 
     @staticmethod
     def _check(status: int, what: str) -> None:
         if status != 0:
             raise ToolError(f"{what} failed with CUDA error {status}.", where="bench --kernels")
+
+
+def _load_bench_library(library: PluginLibrary) -> ctypes.CDLL:
+    """What measures the GPU itself: a library of its own, which the same build puts beside the plugin library."""
+    path = library.path.with_name(BENCH_LIBRARY_NAME)
+    fix = "run `make plugins`, which builds both libraries into one folder."
+    if not path.is_file():
+        raise ToolError(f"no {BENCH_LIBRARY_NAME} beside {library.path}.", where="bench --kernels", fix=fix)
+    try:
+        c = ctypes.CDLL(str(path))
+        c.awq2trt_bench_version.restype = ctypes.c_char_p
+        c.awq2trt_mma_ceiling_flops.restype = ctypes.c_int64
+        version = c.awq2trt_bench_version().decode()
+    except (OSError, AttributeError) as error:
+        raise ToolError(f"not a usable benchmark library: {error}.", where=str(path), fix=fix) from error
+    if version != library.version:
+        raise ToolError(
+            f"expected version {library.version}, as the plugin library beside it has, got {version}.",
+            where=str(path),
+            fix=fix,
+        )
+    return c
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ _PACKAGE: Final = Path(__file__).parents[1]
 _BUILD_COMMAND: Final = f"run `make plugins-aarch64`, or set {PATH_VARIABLE} to a {LIBRARY_NAME} for aarch64."
 
 _DESCRIPTION: Final = re.compile(rb"awq2trt plugins: version=(\S+) architectures=(\S+) cuda=(\d+)\0")
-"""`awq2trt_plugins_description` of plugins/kernels/c_api.cpp."""
+"""`awq2trt_plugins_description` of plugins/library/c_api.cpp."""
 
 # ELF header, System V ABI: the identity, then at byte 18 the machine.
 _ELF_64_LITTLE_ENDIAN: Final = b"\x7fELF\x02\x01"
 _ELF_MACHINE_AT: Final = 18
 _EM_AARCH64: Final = 183
 
-SOURCE_FOLDERS: Final = ("kernels", "trt")
+SOURCE_FOLDERS: Final = ("kernels", "library", "ops", "trt")
 """Folders of plugins/ whose sources are the library."""
 
 _SOURCE_SUFFIXES: Final = (".cpp", ".cu", ".cuh", ".h")
@@ -163,7 +163,7 @@ def library_sources() -> dict[str, Path]:
         sources = {
             path.relative_to(folder).as_posix(): path
             for below in SOURCE_FOLDERS
-            for path in sorted((folder / below).glob("*"))
+            for path in sorted((folder / below).rglob("*"))
             if path.suffix in _SOURCE_SUFFIXES
         }
         if sources:

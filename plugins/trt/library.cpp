@@ -3,8 +3,8 @@
 // TensorRT from 10.3 on and TensorRT-RTX; registering through the registry's own vtable would not.
 #include <NvInferRuntime.h>
 
-#include "logging.h"
-#include "w4a16_linear_plugin.h"
+#include "trt/logging.h"
+#include "trt/w4a16_linear_plugin.h"
 
 #define AWQ2TRT_EXPORT extern "C" __attribute__((visibility("default")))
 

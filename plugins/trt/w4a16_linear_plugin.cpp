@@ -1,99 +1,75 @@
-#include "w4a16_linear_plugin.h"
+// TensorRT's calls, in the order in which it makes them: a creator reads the node's attributes; at build the plugin
+// says which types and shapes it takes and how much workspace; in an engine it chooses a kernel for the shapes at hand
+// and enqueues it. Whatever is wrong goes to TensorRT's logger, and the call fails.
+#include "trt/w4a16_linear_plugin.h"
 
-#include <climits>
 #include <cstring>
 #include <new>
 
-#include "logging.h"
-#include "w4a16_linear_op.h"
+#include "trt/logging.h"
 
 namespace awq2trt {
 namespace {
 
-using nvinfer1::Dims;
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
+using w4a16_linear::kGroupSize;
+using w4a16_linear::kHasBias;
+using w4a16_linear::kHasZeros;
+using w4a16_linear::kName;
+using w4a16_linear::kVersion;
+using w4a16_linear::kX;
 using TrtType = nvinfer1::DataType;
 using Severity = nvinfer1::ILogger::Severity;
 
 constexpr int32_t kSuccess = 0, kFailure = -1;  // what TensorRT expects of a plugin's methods
 
-// Inputs in order; zeros and bias follow where the attributes say that they are there.
-constexpr int32_t kX = 0, kCodes = 1, kScales = 2, kFirstOptional = 3;
-
-const char* name_of(TrtType type) {
+ElementType element_type(TrtType type) {
   switch (type) {
     case TrtType::kFLOAT:
-      return "fp32";
+      return ElementType::kFloat32;
     case TrtType::kHALF:
-      return "fp16";
+      return ElementType::kFloat16;
     case TrtType::kBF16:
-      return "bf16";
-    case TrtType::kINT8:
-      return "int8";
-    case TrtType::kINT32:
-      return "int32";
-    case TrtType::kINT64:
-      return "int64";
+      return ElementType::kBFloat16;
     case TrtType::kINT4:
-      return "int4";
+      return ElementType::kInt4;
+    case TrtType::kINT8:
+      return ElementType::kInt8;
+    case TrtType::kINT32:
+      return ElementType::kInt32;
+    case TrtType::kINT64:
+      return ElementType::kInt64;
     case TrtType::kUINT8:
-      return "uint8";
+      return ElementType::kUint8;
     default:
-      return "another type";
+      return ElementType::kOther;
   }
 }
 
-// Role of an input, for messages and types.
-enum class Role { kActivations, kPackedInt4, kLikeActivations };
+Shape shape_of(const nvinfer1::Dims& dims) { return {dims.d, dims.nbDims}; }
 
-Role role_of(int32_t input, const W4A16LinearAttributes& attributes) {
-  if (input == kX) return Role::kActivations;
-  if (input == kCodes || (input == kFirstOptional && attributes.has_zeros != 0)) return Role::kPackedInt4;
-  return Role::kLikeActivations;
+// Logs the error of a check that failed, and passes its result on.
+bool report(bool passed, const ErrorText& error, Severity severity = Severity::kERROR) {
+  if (!passed) log(severity, "%s", error.text);
+  return passed;
 }
 
-// The problem of these shapes; false, with the reason in the log, if they do not fit each other. `x` has no dynamic
-// dimension left.
-bool problem_of(const W4A16LinearAttributes& attributes, const Dims& x, TrtType x_type, const Dims& codes,
-                const Dims& scales, GemmProblem* problem) {
-  if (x.nbDims < 1 || codes.nbDims != 2 || scales.nbDims != 2) {
-    log(Severity::kERROR, "%s: expected X [..., K], codes [N, K] and scales [N, groups], got %d, %d and %d dimensions",
-        kOpType, x.nbDims, codes.nbDims, scales.nbDims);
-    return false;
+bool has_input_count(const w4a16_linear::Attributes& attributes, int32_t count) {
+  ErrorText error;
+  return report(w4a16_linear::check_input_count(attributes, count, &error), error);
+}
+
+// The problem at the largest shapes of a profile, as many inputs as the attributes say.
+bool largest_problem(const w4a16_linear::Attributes& attributes, nvinfer1::DynamicPluginTensorDesc const* inputs,
+                     GemmProblem* problem) {
+  Shape shapes[w4a16_linear::kMaxInputs] = {};
+  for (int32_t i = 0; i < w4a16_linear::input_count(attributes); ++i) {
+    shapes[i] = shape_of(i == kX ? inputs[i].max : inputs[i].desc.dims);
   }
-  int64_t tokens = 1;
-  for (int32_t i = 0; i + 1 < x.nbDims; ++i) tokens *= x.d[i];
-  const int64_t n = codes.d[0], k = codes.d[1];
-  if (x.d[x.nbDims - 1] != k) {
-    log(Severity::kERROR, "%s: the last dimension of X is %lld, but the codes are for K = %lld", kOpType,
-        static_cast<long long>(x.d[x.nbDims - 1]), static_cast<long long>(k));
-    return false;
-  }
-  if (tokens < 0 || tokens > INT_MAX || n > INT_MAX || k > INT_MAX) {
-    log(Severity::kERROR, "%s: %lld tokens, N = %lld, K = %lld: beyond 2^31", kOpType, static_cast<long long>(tokens),
-        static_cast<long long>(n), static_cast<long long>(k));
-    return false;
-  }
-  *problem = {static_cast<int>(tokens),
-              static_cast<int>(n),
-              static_cast<int>(k),
-              attributes.group_size,
-              x_type == TrtType::kHALF ? DataType::kHalf : DataType::kBFloat16,
-              attributes.has_zeros != 0,
-              attributes.has_bias != 0};
-  if (const char* const reason = check_validity(*problem)) {
-    log(Severity::kERROR, "%s with N = %d, K = %d, group_size = %d: %s", kOpType, problem->n, problem->k,
-        problem->group_size, reason);
-    return false;
-  }
-  if (scales.d[0] != n || scales.d[1] != problem->groups()) {
-    log(Severity::kERROR, "%s: expected scales [%d, %d] for N = %d, K = %d, group_size = %d; got [%lld, %lld]", kOpType,
-        problem->n, problem->groups(), problem->n, problem->k, problem->group_size, static_cast<long long>(scales.d[0]),
-        static_cast<long long>(scales.d[1]));
-    return false;
-  }
-  return true;
+  ErrorText error;
+  const ElementType x_type = element_type(inputs[kX].desc.type);
+  return report(w4a16_linear::describe_problem(attributes, shapes, x_type, problem, &error), error);
 }
 
 // An integer attribute; false, with the reason in the log, if it is missing or no integer.
@@ -110,17 +86,10 @@ bool read_integer(const nvinfer1::PluginFieldCollection& fields, const char* nam
       *value = static_cast<int32_t>(wide);
       if (*value == wide) return true;
     }
-    log(Severity::kERROR, "%s: attribute %s is no 32-bit integer", kOpType, name);
+    log(Severity::kERROR, "%s: attribute %s is no 32-bit integer", kName, name);
     return false;
   }
-  log(Severity::kERROR, "%s: attribute %s is missing", kOpType, name);
-  return false;
-}
-
-bool read_flag(const nvinfer1::PluginFieldCollection& fields, const char* name, int32_t* value) {
-  if (!read_integer(fields, name, value)) return false;
-  if (*value == 0 || *value == 1) return true;
-  log(Severity::kERROR, "%s: attribute %s must be 0 or 1, got %d", kOpType, name, *value);
+  log(Severity::kERROR, "%s: attribute %s is missing", kName, name);
   return false;
 }
 
@@ -128,7 +97,7 @@ bool read_flag(const nvinfer1::PluginFieldCollection& fields, const char* name, 
 
 // --- Plugin ---
 
-W4A16LinearPlugin::W4A16LinearPlugin(const W4A16LinearAttributes& attributes) noexcept
+W4A16LinearPlugin::W4A16LinearPlugin(const w4a16_linear::Attributes& attributes) noexcept
     : attributes_(attributes),
       fields_{{kGroupSize, &attributes_.group_size, PluginFieldType::kINT32, 1},
               {kHasZeros, &attributes_.has_zeros, PluginFieldType::kINT32, 1},
@@ -149,20 +118,13 @@ nvinfer1::IPluginCapability* W4A16LinearPlugin::getCapabilityInterface(nvinfer1:
 
 nvinfer1::IPluginV3* W4A16LinearPlugin::clone() noexcept { return new (std::nothrow) W4A16LinearPlugin(*this); }
 
-nvinfer1::AsciiChar const* W4A16LinearPlugin::getPluginName() const noexcept { return kOpType; }
-nvinfer1::AsciiChar const* W4A16LinearPlugin::getPluginVersion() const noexcept { return kPluginVersion; }
-nvinfer1::AsciiChar const* W4A16LinearPlugin::getPluginNamespace() const noexcept { return kPluginNamespace; }
-
-bool W4A16LinearPlugin::has_input_count(int32_t count) const noexcept {
-  if (count == input_count()) return true;
-  log(Severity::kERROR, "%s: expected %d inputs for has_zeros = %d and has_bias = %d, got %d", kOpType, input_count(),
-      attributes_.has_zeros, attributes_.has_bias, count);
-  return false;
-}
+nvinfer1::AsciiChar const* W4A16LinearPlugin::getPluginName() const noexcept { return kName; }
+nvinfer1::AsciiChar const* W4A16LinearPlugin::getPluginVersion() const noexcept { return kVersion; }
+nvinfer1::AsciiChar const* W4A16LinearPlugin::getPluginNamespace() const noexcept { return kDomain; }
 
 int32_t W4A16LinearPlugin::getOutputDataTypes(TrtType* output_types, int32_t output_count, TrtType const* input_types,
                                               int32_t input_count) const noexcept {
-  if (output_count != 1 || !has_input_count(input_count)) return kFailure;
+  if (output_count != 1 || !has_input_count(attributes_, input_count)) return kFailure;
   output_types[0] = input_types[kX];
   return kSuccess;
 }
@@ -170,95 +132,57 @@ int32_t W4A16LinearPlugin::getOutputDataTypes(TrtType* output_types, int32_t out
 int32_t W4A16LinearPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t input_count,
                                            nvinfer1::DimsExprs const*, int32_t, nvinfer1::DimsExprs* outputs,
                                            int32_t output_count, nvinfer1::IExprBuilder&) noexcept {
-  if (output_count != 1 || !has_input_count(input_count)) return kFailure;
-  if (inputs[kX].nbDims < 1 || inputs[kCodes].nbDims != 2) {
-    log(Severity::kERROR, "%s: expected X [..., K] and codes [N, K], got %d and %d dimensions", kOpType,
-        inputs[kX].nbDims, inputs[kCodes].nbDims);
-    return kFailure;
-  }
-  outputs[0] = inputs[kX];
-  outputs[0].d[inputs[kX].nbDims - 1] = inputs[kCodes].d[0];
+  if (output_count != 1 || !has_input_count(attributes_, input_count)) return kFailure;
+  const nvinfer1::DimsExprs &x = inputs[kX], &codes = inputs[w4a16_linear::kCodes];
+  ErrorText error;
+  if (!report(w4a16_linear::check_ranks(x.nbDims, codes.nbDims, &error), error)) return kFailure;
+  outputs[0] = x;
+  outputs[0].d[x.nbDims - 1] = codes.d[0];
   return kSuccess;
 }
 
 bool W4A16LinearPlugin::supportsFormatCombination(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors,
                                                   int32_t input_count, int32_t output_count) noexcept {
-  if (output_count != 1 || !has_input_count(input_count)) return false;
+  if (output_count != 1 || !has_input_count(attributes_, input_count)) return false;
   const nvinfer1::PluginTensorDesc& tensor = tensors[position].desc;
   if (tensor.format != nvinfer1::TensorFormat::kLINEAR) {
-    log(Severity::kVERBOSE, "%s: tensor %d must be in linear format", kOpType, position);
+    log(Severity::kVERBOSE, "%s: tensor %d must be in linear format", kName, position);
     return false;
   }
-  const TrtType x_type = tensors[kX].desc.type;
-  const Role role = position == input_count ? Role::kLikeActivations : role_of(position, attributes_);
-  bool supported = false;
-  const char* expected = "";
-  switch (role) {
-    case Role::kActivations:
-      supported = tensor.type == TrtType::kHALF || tensor.type == TrtType::kBF16;
-      expected = "fp16 or bf16";
-      break;
-    case Role::kPackedInt4:
-      supported = tensor.type == TrtType::kINT4;
-      expected = "int4";
-      break;
-    case Role::kLikeActivations:
-      supported = tensor.type == x_type;
-      expected = name_of(x_type);
-      break;
-  }
-  if (!supported) {
-    log(Severity::kVERBOSE, "%s: tensor %d must be %s, got %s", kOpType, position, expected, name_of(tensor.type));
-  }
-  return supported;
+  ErrorText error;
+  const bool supported = w4a16_linear::check_type(attributes_, position, element_type(tensor.type),
+                                                  element_type(tensors[kX].desc.type), &error);
+  return report(supported, error, Severity::kVERBOSE);  // TensorRT is trying what there is
 }
 
 int32_t W4A16LinearPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t input_count,
                                            nvinfer1::DynamicPluginTensorDesc const*, int32_t output_count) noexcept {
-  if (output_count != 1 || !has_input_count(input_count)) return kFailure;
+  if (output_count != 1 || !has_input_count(attributes_, input_count)) return kFailure;
   GemmProblem problem = {};
-  const bool valid = problem_of(attributes_, inputs[kX].max, inputs[kX].desc.type, inputs[kCodes].desc.dims,
-                                inputs[kScales].desc.dims, &problem);
-  if (!valid) return kFailure;
-  if (attributes_.has_zeros != 0) {
-    const Dims& zeros = inputs[kFirstOptional].desc.dims;
-    if (zeros.nbDims != 2 || zeros.d[0] != problem.n || zeros.d[1] != problem.groups()) {
-      log(Severity::kERROR, "%s: zeros must have the shape of the scales, [%d, %d]", kOpType, problem.n,
-          problem.groups());
-      return kFailure;
-    }
-  }
-  if (attributes_.has_bias != 0) {
-    const Dims& bias = inputs[kFirstOptional + attributes_.has_zeros].desc.dims;
-    if (bias.nbDims != 1 || bias.d[0] != problem.n) {
-      log(Severity::kERROR, "%s: the bias must have shape [%d]", kOpType, problem.n);
-      return kFailure;
-    }
-  }
-  return kSuccess;
+  return largest_problem(attributes_, inputs, &problem) ? kSuccess : kFailure;
 }
 
 size_t W4A16LinearPlugin::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t input_count,
                                            nvinfer1::DynamicPluginTensorDesc const*, int32_t) const noexcept {
-  if (!has_input_count(input_count)) return 0;
+  if (!has_input_count(attributes_, input_count)) return 0;
   GemmProblem problem = {};
-  const bool valid = problem_of(attributes_, inputs[kX].max, inputs[kX].desc.type, inputs[kCodes].desc.dims,
-                                inputs[kScales].desc.dims, &problem);
-  return valid ? workspace_bound(problem) : 0;
+  return largest_problem(attributes_, inputs, &problem) ? workspace_bound(problem) : 0;
 }
 
 nvinfer1::IPluginV3* W4A16LinearPlugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept { return clone(); }
 
 int32_t W4A16LinearPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t input_count,
                                          nvinfer1::PluginTensorDesc const*, int32_t) noexcept {
-  if (!has_input_count(input_count)) return kFailure;
-  const bool valid =
-      problem_of(attributes_, inputs[kX].dims, inputs[kX].type, inputs[kCodes].dims, inputs[kScales].dims, &problem_);
-  if (!valid) return kFailure;
+  if (!has_input_count(attributes_, input_count)) return kFailure;
+  Shape shapes[w4a16_linear::kMaxInputs] = {};
+  for (int32_t i = 0; i < input_count; ++i) shapes[i] = shape_of(inputs[i].dims);
+  ErrorText error;
+  const ElementType x_type = element_type(inputs[kX].type);
+  if (!report(w4a16_linear::describe_problem(attributes_, shapes, x_type, &problem_, &error), error)) return kFailure;
   Device device = {};
   const cudaError_t status = query_device(&device);
   if (status != cudaSuccess) {
-    log(Severity::kERROR, "%s: cannot query the GPU: %s", kOpType, cudaGetErrorString(status));
+    log(Severity::kERROR, "%s: cannot query the GPU: %s", kName, cudaGetErrorString(status));
     return kFailure;
   }
   config_ = choose_config(problem_, device);
@@ -268,17 +192,18 @@ int32_t W4A16LinearPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* input
 int32_t W4A16LinearPlugin::enqueue(nvinfer1::PluginTensorDesc const*, nvinfer1::PluginTensorDesc const*,
                                    void const* const* inputs, void* const* outputs, void* workspace,
                                    cudaStream_t stream) noexcept {
+  const int32_t zeros = w4a16_linear::zeros_input(attributes_), bias = w4a16_linear::bias_input(attributes_);
   LinearTensors tensors = {};
   tensors.x = inputs[kX];
-  tensors.codes = inputs[kCodes];
-  tensors.scales = inputs[kScales];
-  if (attributes_.has_zeros != 0) tensors.zeros = inputs[kFirstOptional];
-  if (attributes_.has_bias != 0) tensors.bias = inputs[kFirstOptional + attributes_.has_zeros];
+  tensors.codes = inputs[w4a16_linear::kCodes];
+  tensors.scales = inputs[w4a16_linear::kScales];
+  if (zeros != w4a16_linear::kNoInput) tensors.zeros = inputs[zeros];
+  if (bias != w4a16_linear::kNoInput) tensors.bias = inputs[bias];
   tensors.y = outputs[0];
   tensors.workspace = workspace;
   const cudaError_t status = launch_w4a16_linear(problem_, config_, tensors, stream);
   if (status == cudaSuccess) return kSuccess;
-  log(Severity::kERROR, "%s with M = %d, N = %d, K = %d, group_size = %d: launch failed: %s", kOpType, problem_.m,
+  log(Severity::kERROR, "%s with M = %d, N = %d, K = %d, group_size = %d: launch failed: %s", kName, problem_.m,
       problem_.n, problem_.k, problem_.group_size, cudaGetErrorString(status));
   return kFailure;
 }
@@ -290,13 +215,13 @@ nvinfer1::PluginFieldCollection const* W4A16LinearPlugin::getFieldsToSerialize()
 nvinfer1::IPluginV3* W4A16LinearCreator::createPlugin(nvinfer1::AsciiChar const* name,
                                                       nvinfer1::PluginFieldCollection const* fields,
                                                       nvinfer1::TensorRTPhase) noexcept {
-  W4A16LinearAttributes attributes = {};
+  w4a16_linear::Attributes attributes = {};
   const bool read = fields != nullptr && read_integer(*fields, kGroupSize, &attributes.group_size) &&
-                    read_flag(*fields, kHasZeros, &attributes.has_zeros) &&
-                    read_flag(*fields, kHasBias, &attributes.has_bias);
-  if (!read || attributes.group_size < 1) {
-    log(Severity::kERROR, "%s: cannot create the plugin of node '%s' (group_size %d)", kOpType,
-        name != nullptr ? name : "", attributes.group_size);
+                    read_integer(*fields, kHasZeros, &attributes.has_zeros) &&
+                    read_integer(*fields, kHasBias, &attributes.has_bias);
+  ErrorText error;
+  if (!read || !report(w4a16_linear::check_attributes(attributes, &error), error)) {
+    log(Severity::kERROR, "%s: cannot create the plugin of node '%s'", kName, name != nullptr ? name : "");
     return nullptr;
   }
   return new (std::nothrow) W4A16LinearPlugin(attributes);
@@ -310,8 +235,8 @@ nvinfer1::PluginFieldCollection const* W4A16LinearCreator::getFieldNames() noexc
   return &collection;
 }
 
-nvinfer1::AsciiChar const* W4A16LinearCreator::getPluginName() const noexcept { return kOpType; }
-nvinfer1::AsciiChar const* W4A16LinearCreator::getPluginVersion() const noexcept { return kPluginVersion; }
-nvinfer1::AsciiChar const* W4A16LinearCreator::getPluginNamespace() const noexcept { return kPluginNamespace; }
+nvinfer1::AsciiChar const* W4A16LinearCreator::getPluginName() const noexcept { return kName; }
+nvinfer1::AsciiChar const* W4A16LinearCreator::getPluginVersion() const noexcept { return kVersion; }
+nvinfer1::AsciiChar const* W4A16LinearCreator::getPluginNamespace() const noexcept { return kDomain; }
 
 }  // namespace awq2trt

@@ -1,26 +1,20 @@
-// awq2trt::W4A16Linear for TensorRT: y[..., N] = x[..., K] * W^T + bias with 4-bit W. The kernels do the work
-// (kernels/w4a16_linear.h); this is their IPluginV3 face. The op, its inputs and attributes: plugins/FORMAT.md.
+// awq2trt::W4A16Linear as an IPluginV3: what TensorRT asks of the operator, answered by its rules (ops/w4a16_linear.h)
+// and computed by its kernels (kernels/w4a16_linear/).
 #pragma once
 
 #include <NvInferRuntime.h>
 
-#include "w4a16_linear.h"
+#include "kernels/w4a16_linear/w4a16_linear.h"
+#include "ops/w4a16_linear.h"
 
 namespace awq2trt {
-
-// The node's attributes: all that a plugin is made of, and all that an engine stores of it.
-struct W4A16LinearAttributes {
-  int32_t group_size;
-  int32_t has_zeros;
-  int32_t has_bias;
-};
 
 class W4A16LinearPlugin final : public nvinfer1::IPluginV3,
                                 public nvinfer1::IPluginV3OneCore,
                                 public nvinfer1::IPluginV3OneBuild,
                                 public nvinfer1::IPluginV3OneRuntime {
  public:
-  explicit W4A16LinearPlugin(const W4A16LinearAttributes& attributes) noexcept;
+  explicit W4A16LinearPlugin(const w4a16_linear::Attributes& attributes) noexcept;
   // The serialized fields point into their own plugin's attributes.
   W4A16LinearPlugin(const W4A16LinearPlugin& other) noexcept : W4A16LinearPlugin(other.attributes_) {}
   W4A16LinearPlugin& operator=(const W4A16LinearPlugin&) = delete;
@@ -60,10 +54,7 @@ class W4A16LinearPlugin final : public nvinfer1::IPluginV3,
   nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
  private:
-  int32_t input_count() const noexcept { return 3 + attributes_.has_zeros + attributes_.has_bias; }
-  bool has_input_count(int32_t count) const noexcept;
-
-  const W4A16LinearAttributes attributes_;
+  const w4a16_linear::Attributes attributes_;  // all that a plugin is made of, and all that an engine stores of it
   nvinfer1::PluginField fields_[3];
   nvinfer1::PluginFieldCollection field_collection_;
 

@@ -351,7 +351,8 @@ def test_a_kit_with_sources_compiles_them(shell: str, source_kit: Path, orin: Or
     compiled = orin.recorded[: orin.recorded.index("--onnx=model.onnx")]
     assert compiled[compiled.index("-gencode") + 1] == "arch=compute_87,code=sm_87"
     assert compiled[compiled.index("-include") + 1] == "src/version.h"
-    assert {"src/kernels/tile_kernel.cu", "src/trt/library.cpp"} <= set(compiled)
+    sources = ("kernels/w4a16_linear/tile_kernel.cu", "ops/w4a16_linear.cpp", "trt/library.cpp")
+    assert {f"src/{name}" for name in sources} <= set(compiled)
     assert f"--dynamicPlugins={LIBRARY}" in orin.recorded
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -18,11 +19,12 @@ import awq2trt
 from awq2trt import opset
 from awq2trt.errors import ToolError
 from awq2trt.machine import plugin_library
+from awq2trt.machine.bench import GemmProblem
 from awq2trt.machine.plugin_library import PluginLibrary, find_plugin_library, load_into_registry
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD_FOLDER = REPOSITORY / "build" / "plugins"
-OP_HEADER = REPOSITORY / "plugins" / "trt" / "w4a16_linear_op.h"
+OPS = REPOSITORY / "plugins" / "ops"
 
 N, K, GROUP_SIZE = 96, 320, 128
 GROUPS = 3
@@ -36,11 +38,13 @@ def library() -> PluginLibrary:
 
 
 def test_cpp_and_python_agree_on_names() -> None:
-    constants = dict(re.findall(r'constexpr char (\w+)\[\] = "(\w+)";', OP_HEADER.read_text()))
+    headers = (OPS / "operator.h").read_text() + (OPS / "w4a16_linear.h").read_text()
+    constants = dict(re.findall(r'constexpr char (\w+)\[\] = "(\w+)";', headers))
+    assert opset.DOMAIN == opset.PLUGIN_NAMESPACE
     assert constants == {
-        "kOpType": opset.W4A16_LINEAR,
-        "kPluginVersion": opset.PLUGIN_VERSION,
-        "kPluginNamespace": opset.PLUGIN_NAMESPACE,
+        "kDomain": opset.DOMAIN,
+        "kName": opset.W4A16_LINEAR,
+        "kVersion": opset.PLUGIN_VERSION,
         "kGroupSize": opset.ATTR_GROUP_SIZE,
         "kHasZeros": opset.ATTR_HAS_ZEROS,
         "kHasBias": opset.ATTR_HAS_BIAS,
@@ -73,6 +77,14 @@ def test_library_describes_itself(library: PluginLibrary) -> None:
     assert {"80-real", "86-real", "87-real", "89-real", "90-real"} <= set(library.architectures)
     assert any(name.endswith("-virtual") for name in library.architectures), "no PTX for later GPUs"
     assert library.cuda_version >= 12000
+
+
+def test_cpp_and_python_agree_on_k(library: PluginLibrary) -> None:
+    check = ctypes.CDLL(str(library.path)).awq2trt_check_validity
+    check.restype = ctypes.c_char_p
+    for k in range(-8, 65):
+        reason = check(ctypes.byref(GemmProblem(m=1, n=3, k=k, group_size=4)))
+        assert (reason is None) == (k > 0 and k % opset.FEATURES_MULTIPLE == 0), f"K = {k}: {reason}"
 
 
 def test_library_links_nothing_of_tensorrt(library: PluginLibrary) -> None:
@@ -141,6 +153,40 @@ def test_tensorrt_rtx_builds_an_engine_with_the_plugin_inside(library: PluginLib
     assert codes in without, "the engine holds the packed bytes as they are"
     grown = len(with_plugin) - len(without)
     assert library.path.stat().st_size <= grown < library.path.stat().st_size + 4096, "the library is not inside"
+
+
+@pytest.mark.trt
+def test_errors_of_the_plugin_reach_the_logger_of_tensorrt_rtx(library: PluginLibrary, tmp_path: Path) -> None:
+    """In a process of its own: the plugin registry keeps the first logger that it meets."""
+    importlib.import_module("tensorrt_rtx")
+    codes = bytes(N * K // 2)
+    model = onnx.load_from_string(_linear_model(codes, zeros=False, bias=False))
+    next(a for a in model.graph.node[0].attribute if a.name == opset.ATTR_GROUP_SIZE).i = 0
+    onnx.save(model, tmp_path / "bad.onnx")
+    script = f"""
+import json
+import tensorrt_rtx as trt
+from awq2trt.machine.plugin_library import find_plugin_library, load_into_registry
+
+class Logger(trt.ILogger):
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+    def log(self, severity, message):
+        self.messages.append((severity.name, message))
+
+logger = Logger()
+builder = trt.Builder(logger)
+load_into_registry(trt, find_plugin_library())
+network = builder.create_network(0)
+parser = trt.OnnxParser(network, logger)
+assert not parser.parse_from_file({str(tmp_path / "bad.onnx")!r})
+print(json.dumps(logger.messages))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    message = "W4A16Linear: attribute group_size must be at least 1, got 0"
+    assert ["ERROR", message] in json.loads(result.stdout.splitlines()[-1])
+    assert message not in result.stderr
 
 
 @pytest.mark.slow

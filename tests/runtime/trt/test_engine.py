@@ -601,7 +601,7 @@ from awq2trt.artifact.manifest import Artifact
 from awq2trt.runtime.trt.engine import choose_flavour, engine_of
 directory = Path(sys.argv[1])
 choose_flavour(directory)
-from awq2trt.runtime.trt.backend import TrtSession
+from awq2trt.runtime.trt.session import TrtSession
 from awq2trt.errors import ToolError
 from polygraphy.datatype import DataType
 import tensorrt_rtx

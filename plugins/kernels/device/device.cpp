@@ -1,0 +1,20 @@
+// Asks the CUDA runtime for the numbers of the current device.
+#include "kernels/device/device.h"
+
+namespace awq2trt {
+
+cudaError_t query_device(Device* device) {
+  int ordinal = 0, major = 0, minor = 0;
+  cudaError_t status = cudaGetDevice(&ordinal);
+  const auto read = [&](int* value, cudaDeviceAttr attribute) {
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(value, attribute, ordinal);
+  };
+  read(&major, cudaDevAttrComputeCapabilityMajor);
+  read(&minor, cudaDevAttrComputeCapabilityMinor);
+  read(&device->multiprocessors, cudaDevAttrMultiProcessorCount);
+  read(&device->max_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  device->sm = 10 * major + minor;
+  return status;
+}
+
+}  // namespace awq2trt

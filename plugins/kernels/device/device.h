@@ -1,0 +1,17 @@
+// What the choice of a kernel depends on: in, the current CUDA device; out, its numbers.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+namespace awq2trt {
+
+struct Device {
+  int sm;  // 87 for compute capability 8.7
+  int multiprocessors;
+  int max_shared_bytes;  // per block, after opting in to more than 48 KiB
+};
+
+// Reads the current device.
+cudaError_t query_device(Device* device);
+
+}  // namespace awq2trt

@@ -1,0 +1,272 @@
+// y = x * W^T for 1 to 8 tokens, where reading W takes all the time.
+//
+// - A block owns a few dozen weight rows, as many as give every multiprocessor two blocks, and walks down them in tiles
+//   of 16. A unit of work is 16 rows x 128 k, 1 KiB of codes. Warps take the units of a tile in turn, two neighbours at
+//   a time (whole 128-byte lines), so that a block reads one contiguous piece of memory at any moment: DRAM pages are
+//   opened once. The turns run on from tile to tile: no warp waits for another before the end.
+// - A lane loads 16 bytes, 32 codes of one row; four lanes together cover 128 k, with group size 128 exactly one group.
+//   kDepth units are in flight before the first is used: 2 x 8 warps x kDepth KiB a multiprocessor, where latency times
+//   bandwidth asks for about 20 KiB (3.35 TB/s x 0.8 us / 132).
+// - The codes go to mma.sync as they come. 8 tokens cost as much as 1; sums are fp32, code - zero is exact, and a scale
+//   is applied to sums of 128 products instead of to each weight.
+// - Partial sums of a tile meet in shared memory, a slot per warp, and are added in warp order.
+#include "kernels/device/convert.cuh"
+#include "kernels/device/global_loads.cuh"
+#include "kernels/device/half_pair.h"
+#include "kernels/device/overlap.cuh"
+#include "kernels/device/tensor_core.cuh"
+#include "kernels/w4a16_linear/codes.cuh"
+#include "kernels/w4a16_linear/dequantize.h"
+#include "kernels/w4a16_linear/kernel_params.cuh"
+
+#include <type_traits>
+
+namespace awq2trt {
+namespace {
+
+constexpr int kMaxThreads = 256;
+constexpr int kBlocksPerMultiprocessor = 2;
+constexpr int kDepth = 4;                            // units in flight per warp
+constexpr int kStep = DecodeShared::kStep;           // k of a unit
+constexpr int kLanesPerRow = kStep / kCodesPerLoad;  // 4
+constexpr int kWords = kCodesPerLoad / kCodesPerWord;
+
+constexpr int kXBatch = 4;  // 16-byte pieces of x that a thread loads at once: two tokens of K = 4096
+
+// A unit of the block, a tile of rows and a step along k, with what its loads bring for the lane's two rows: codes,
+// scales, and the bytes that hold the zero points.
+struct Unit {
+  int tile, step;
+  uint32_t words[2][kWords];
+  uint32_t scale[2];
+  uint32_t zero_byte[2];
+};
+
+// Units that a warp goes on by: whole tiles, and steps within one.
+struct Stride {
+  int tiles, steps;
+};
+
+// kVectorLoads: rows of codes are aligned to 16 bytes. kScaleSums: a unit's 128 k lie in one group, so its scale can
+// wait for the sum; else each weight is scaled before the product, in T.
+template <typename T, bool kVectorLoads, bool kScaleSums>
+__global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
+    decode_kernel(LinearParams<T> p, GroupOfChunk group_of_chunk, int rows_per_block, int token_stride) {
+  extern __shared__ uint4 shared[];
+  T* const x_shared = reinterpret_cast<T*>(shared);                             // [M, token_stride], paired
+  float* const sums = reinterpret_cast<float*>(x_shared + p.m * token_stride);  // [tiles, warps, M, 16]
+
+  const int warps = blockDim.x / kWarpSize, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int lane_row = lane / kLanesPerRow, lane_chunk = lane % kLanesPerRow;  // g and t of tensor_core.cuh
+  const int steps = (p.k + kStep - 1) / kStep;
+  const int first_row = blockIdx.x * rows_per_block;
+  const int rows = min(rows_per_block, p.n - first_row);
+  const int tiles = (rows + kRowTile - 1) / kRowTile;
+
+  // Of the block's rows; within them 32 bits suffice. first_row is even, so its zero points start at a whole byte.
+  const uint32_t row_bytes = p.k / 2;
+  const uint8_t* const codes = p.codes + static_cast<int64_t>(first_row) * row_bytes;
+  const uint8_t* const scales = reinterpret_cast<const uint8_t*>(p.scales + static_cast<int64_t>(first_row) * p.groups);
+  const uint8_t* const zeros = p.zeros + static_cast<int64_t>(first_row) * p.groups / 2;
+
+  const auto group_of = [&](int step) {
+    if (kScaleSums) return group_of_chunk(step * kLanesPerRow);
+    return min(group_of_chunk(step * kLanesPerRow + lane_chunk), p.groups - 1);
+  };
+
+  // Past the end of the block's rows or of k, a lane reads the last ones again: rows that nobody writes, and codes that
+  // meet activations of 0.
+  const auto load = [&](Unit& unit) {
+    const uint32_t k_byte =
+        min(unit.step * (kStep / 2) + lane_chunk * (kCodesPerLoad / 2), row_bytes - kCodesPerLoad / 2);
+    const int group = group_of(unit.step);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t row = min(unit.tile * kRowTile + lane_row + 8 * half, rows - 1);
+      if (kVectorLoads) {
+        const uint4 words = load_once(codes + (row * row_bytes + k_byte));
+        unit.words[half][0] = words.x, unit.words[half][1] = words.y;
+        unit.words[half][2] = words.z, unit.words[half][3] = words.w;
+      } else {
+#pragma unroll
+        for (int j = 0; j < kWords; ++j) {
+          const uint32_t word_byte = unit.step * (kStep / 2) + lane_chunk * (kCodesPerLoad / 2) + 4 * j;
+          unit.words[half][j] = load_word(codes + (row * row_bytes + min(word_byte, row_bytes - 4)));
+        }
+      }
+      const uint32_t index = row * p.groups + group;
+      unit.scale[half] = load_scale(scales + 2 * index);
+      if (p.zeros != nullptr) unit.zero_byte[half] = __ldg(zeros + index / 2);
+    }
+  };
+
+  // c[parity] collects every other mma, so that consecutive ones do not wait for each other.
+  float c[2][4] = {};
+  float sum[4] = {};
+
+  const T* const x_lane = x_shared + min(lane_row, p.m - 1) * token_stride + lane_chunk * 8;
+  const uint32_t row_parity = lane_row * p.groups;  // of its scales' indices; 8 or 16 rows on it is the same
+
+  const auto multiply = [&](const Unit& unit) {
+    ZeroPoint<T> zero[2] = {ZeroPoint<T>::from_nibble(0), ZeroPoint<T>::from_nibble(0)};
+    if (p.zeros != nullptr) {
+      const uint32_t parity = row_parity + group_of(unit.step);
+      zero[0] = ZeroPoint<T>::from_nibble(nibble_of(unit.zero_byte[0], parity));
+      zero[1] = ZeroPoint<T>::from_nibble(nibble_of(unit.zero_byte[1], parity));
+    }
+    const T* const x_step = x_lane + unit.step * kStep;
+#pragma unroll
+    for (int j = 0; j < kWords; ++j) {
+      const uint4 x = *reinterpret_cast<const uint4*>(x_step + j * kCodesPerLoad);
+      CodePairs top = dequantize_word(unit.words[0][j], zero[0]);
+      CodePairs bottom = dequantize_word(unit.words[1][j], zero[1]);
+      if (!kScaleSums) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          top.pair[i] = scale_pair<T>(top.pair[i], unit.scale[0] * kBothHalves);
+          bottom.pair[i] = scale_pair<T>(bottom.pair[i], unit.scale[1] * kBothHalves);
+        }
+      }
+      mma_16x8x16(c[0], {top.pair[0], bottom.pair[0], top.pair[1], bottom.pair[1]}, x.x, x.y, T{});
+      mma_16x8x16(c[1], {top.pair[2], bottom.pair[2], top.pair[3], bottom.pair[3]}, x.z, x.w, T{});
+    }
+    if (kScaleSums) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        sum[i] += float_of_bits<T>(unit.scale[i / 2]) * (c[0][i] + c[1][i]);
+        c[0][i] = c[1][i] = 0.f;
+      }
+    }
+  };
+
+  const auto store_sums = [&](int tile) {
+    float* const slot = sums + (tile * warps + warp) * p.m * kRowTile;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int token = 2 * lane_chunk + i % 2, row = lane_row + 8 * (i / 2);
+      if (token < p.m) slot[token * kRowTile + row] = kScaleSums ? sum[i] : c[0][i] + c[1][i];
+      sum[i] = c[0][i] = c[1][i] = 0.f;
+    }
+  };
+
+  // A warp's units: 2 neighbours, then 2 * warps - 1 on. Divisions only where K is short: they take longer than a load.
+  const auto stride_of = [&](int units) {
+    return units < steps ? Stride{0, units} : Stride{units / steps, units % steps};
+  };
+  const Stride to_neighbour = stride_of(1), to_next_pair = stride_of(2 * warps - 1), to_first = stride_of(2 * warp);
+  int tile = to_first.tiles, step = to_first.steps;  // of the unit to load next
+  const auto advance = [&](Stride stride) {
+    tile += stride.tiles;
+    step += stride.steps;
+    if (step >= steps) {
+      step -= steps;
+      ++tile;
+    }
+  };
+  Unit units[kDepth];
+#pragma unroll
+  for (int d = 0; d < kDepth; ++d) {
+    units[d].tile = tile, units[d].step = step;
+    advance(d % 2 == 0 ? to_neighbour : to_next_pair);
+  }
+
+  const auto load_first_units = [&] {
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) {
+      if (units[d].tile < tiles) load(units[d]);
+    }
+  };
+
+  let_next_kernel_start();
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  load_first_units();  // weights are constants, see LinearTensors; while the previous kernel ends, the memory is idle
+#endif
+  wait_for_previous_kernel();
+
+  // Activations on their way to shared memory. There they lie in pairs as dequantize_word() makes them and, within a
+  // step, word j of all four lanes of a row together: a row's lanes read 64 consecutive bytes, and the padding puts the
+  // next token's 64 bytes into the other half of the banks. Zeros from K to the end of the last step.
+  const int vectors = steps * kStep / 8;  // of 8 activations, in a row
+  const auto load_x = [&](int token, int vector) {
+    uint4 x = {};
+    if (token < p.m && vector * 8 < p.k) x = load_now(p.x + static_cast<int64_t>(token) * p.k + vector * 8);
+    return x;
+  };
+  const auto place_of_x = [&](int token, int vector) {
+    const int at_step = vector / 16, chunk = vector / kWords % kLanesPerRow, word = vector % kWords;
+    return token * token_stride + at_step * kStep + word * kCodesPerLoad + chunk * 8;
+  };
+  int token = 0, vector = threadIdx.x;  // of this thread; it goes on by a block's worth of vectors
+  const auto settle = [&] {
+    while (vector >= vectors) {
+      vector -= vectors;
+      ++token;
+    }
+  };
+  for (bool first = true; settle(), token < p.m || first; first = false) {
+    uint4 x[kXBatch];
+    int place[kXBatch];
+#pragma unroll
+    for (int r = 0; r < kXBatch; ++r) {
+      settle();
+      place[r] = token < p.m ? place_of_x(token, vector) : -1;
+      x[r] = load_x(token, vector);
+      vector += blockDim.x;
+    }
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
+    if (first) load_first_units();  // after the activations, which would wait behind all those weights
+#endif
+#pragma unroll
+    for (int r = 0; r < kXBatch; ++r) {
+      if (place[r] >= 0) *reinterpret_cast<uint4*>(x_shared + place[r]) = pair_activations(x[r]);
+    }
+  }
+  // A tile of a short K has fewer units than there are warps; the others' slots count as 0.
+  for (int i = threadIdx.x; i < tiles * warps * p.m * kRowTile; i += blockDim.x) sums[i] = 0.f;
+
+  __syncthreads();
+
+  static_assert(kDepth % 2 == 0, "a unit's place in a pair is its place in the ring");
+  while (units[0].tile < tiles) {
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) {
+      if (units[d].tile >= tiles) break;
+      multiply(units[d]);
+      if (units[d].tile != units[(d + 1) % kDepth].tile) store_sums(units[d].tile);
+      units[d].tile = tile, units[d].step = step;
+      if (tile < tiles) load(units[d]);
+      advance(d % 2 == 0 ? to_neighbour : to_next_pair);
+    }
+  }
+  __syncthreads();
+
+  // Sums of a tile's warps, always in the same order.
+  for (int i = threadIdx.x; i < p.m * rows; i += blockDim.x) {
+    const int token = i / rows, row = i % rows;
+    const float* slot = sums + (row / kRowTile * warps * p.m + token) * kRowTile + row % kRowTile;
+    float total = p.bias != nullptr ? to_float(p.bias[first_row + row]) : 0.f;
+    for (int w = 0; w < warps; ++w) total += slot[w * p.m * kRowTile];
+    p.y[static_cast<int64_t>(token) * p.n + first_row + row] = from_float<T>(total);
+  }
+}
+
+}  // namespace
+
+template <typename T>
+cudaError_t launch_decode(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream) {
+  const DecodeShared shared(params.m, params.k, config.rows_per_block, config.warps);
+  const int chunks = (params.k + kCodesPerLoad - 1) / kCodesPerLoad;
+  const int chunks_per_group = params.group_size >= params.k ? chunks : params.group_size / kCodesPerLoad;
+  const bool scale_sums = chunks_per_group % kLanesPerRow == 0 || chunks_per_group == chunks;
+
+  auto* kernel = params.codes_aligned ? (scale_sums ? decode_kernel<T, true, true> : decode_kernel<T, true, false>)
+                                      : (scale_sums ? decode_kernel<T, false, true> : decode_kernel<T, false, false>);
+  const int blocks = (params.n + config.rows_per_block - 1) / config.rows_per_block;
+  return launch_kernel(kernel, dim3(blocks), config.warps * kWarpSize, shared.bytes, config.overlap, stream, params,
+                       GroupOfChunk(chunks_per_group), config.rows_per_block, shared.token_stride);
+}
+
+template cudaError_t launch_decode(const LinearParams<__half>&, const KernelConfig&, cudaStream_t);
+template cudaError_t launch_decode(const LinearParams<__nv_bfloat16>&, const KernelConfig&, cudaStream_t);
+
+}  // namespace awq2trt

@@ -1,0 +1,34 @@
+// What every operator's rules are written with, whichever runtime asks: in, a runtime's shapes and types in these
+// terms; out, the text of an error in a buffer of the caller's, who logs or returns it the way of its runtime. Nothing
+// here throws or allocates, and nothing knows TensorRT or ONNX Runtime.
+#pragma once
+
+#include <cstdint>
+
+namespace awq2trt {
+
+// The domain of our operators, as in awq2trt/opset.py; tests/machine/test_plugin_library.py holds the two together.
+constexpr char kDomain[] = "awq2trt";
+
+// Types of tensors that a runtime may hand to an operator. Those that no operator takes are named in messages only.
+enum class ElementType : int32_t { kFloat32, kFloat16, kBFloat16, kInt4, kInt8, kInt32, kInt64, kUint8, kOther };
+
+const char* name_of(ElementType type);  // e.g. "fp16"
+
+// Sizes of a tensor; the caller owns them.
+struct Shape {
+  const int64_t* sizes;
+  int32_t rank;
+
+  int64_t last() const { return sizes[rank - 1]; }
+};
+
+// Room for one line, cut at its end.
+struct ErrorText {
+  char text[512];
+};
+
+// Writes printf-style into `error`, and returns false: what a check that failed returns.
+bool fail(ErrorText* error, const char* format, ...) noexcept __attribute__((format(printf, 2, 3)));
+
+}  // namespace awq2trt

@@ -1,0 +1,76 @@
+// The rules of the operator W4A16Linear, y[..., N] = x[..., K] * W^T + bias with 4-bit W: its names, attributes,
+// inputs, types and shapes, as in plugins/FORMAT.md. awq2trt/opset.py declares the same for Python;
+// tests/machine/test_plugin_library.py holds the two together.
+//
+// In:  a node's attributes, and the types and shapes of its tensors.
+// Out: whether they fit each other, else why not as a sentence that begins with the operator's name; and the
+//      GemmProblem that the kernels solve.
+//
+// A check returns false and fills in `error`, or returns true and leaves it as it was.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/w4a16_linear/w4a16_linear.h"
+#include "ops/operator.h"
+
+namespace awq2trt {
+namespace w4a16_linear {
+
+constexpr char kName[] = "W4A16Linear";
+constexpr char kVersion[] = "1";
+
+constexpr char kGroupSize[] = "group_size";
+constexpr char kHasZeros[] = "has_zeros";
+constexpr char kHasBias[] = "has_bias";
+
+// The node's attributes. Their type is the one in which an engine stores them.
+struct Attributes {
+  int32_t group_size;
+  int32_t has_zeros;
+  int32_t has_bias;
+};
+
+// Inputs in order, without gaps: zeros and bias follow where the attributes say that they are there.
+constexpr int32_t kX = 0, kCodes = 1, kScales = 2, kFirstOptional = 3;
+constexpr int32_t kMaxInputs = 5;
+constexpr int32_t kNoInput = -1;
+
+inline int32_t input_count(const Attributes& attributes) { return 3 + attributes.has_zeros + attributes.has_bias; }
+inline int32_t zeros_input(const Attributes& attributes) {
+  return attributes.has_zeros != 0 ? kFirstOptional : kNoInput;
+}
+inline int32_t bias_input(const Attributes& attributes) {
+  return attributes.has_bias != 0 ? kFirstOptional + attributes.has_zeros : kNoInput;
+}
+
+// What a tensor is for, which decides its type.
+enum class Role {
+  kActivations,      // fp16 or bf16
+  kPackedInt4,       // int4
+  kLikeActivations,  // the type of x
+};
+
+// Of an input, or of the output, which comes after the last input.
+Role role_of(int32_t tensor, const Attributes& attributes);
+
+// group_size is positive, and the other two are 0 or 1.
+bool check_attributes(const Attributes& attributes, ErrorText* error);
+
+// `count` inputs are as many as the attributes say.
+bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* error);
+
+// A tensor (an input, or after the last input the output) has the type of its role.
+bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, ElementType x_type, ErrorText* error);
+
+// x [..., K] and codes [N, K] have the dimensions from which the output's shape follows: that of x, with N in the place
+// of K. Sizes may still be unknown.
+bool check_ranks(int32_t x_rank, int32_t codes_rank, ErrorText* error);
+
+// The kernels' problem for inputs of these shapes, all sizes known, `inputs` [input_count(attributes)]; or why they
+// have none, or do not fit each other. Whether types are right is for check_type() to say; this takes x's alone.
+bool describe_problem(const Attributes& attributes, const Shape* inputs, ElementType x_type, GemmProblem* problem,
+                      ErrorText* error);
+
+}  // namespace w4a16_linear
+}  // namespace awq2trt
