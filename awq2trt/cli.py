@@ -96,8 +96,13 @@ _FunctionBodies = Annotated[
 ]
 
 
-_Device = Annotated[
-    str, typer.Option("--device", help="Where PyTorch computes: cpu, cuda, or cuda:1 for the second GPU.")
+_Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, or cuda:1 for the second GPU.")]
+_RunDevice = Annotated[
+    str | None,
+    typer.Option("--device", help="Where it runs: cpu, cuda, or cuda:1 for the second GPU. [fastest]"),
+]
+_TrustLibrary = Annotated[
+    bool, typer.Option("--trust-library", help="Load the operator library in DIR, code that came with the model.")
 ]
 _JetPack = Annotated[str | None, typer.Option("--jetpack", help="Orin: 7.2 or 6.2, what runs there. [7.2]")]
 
@@ -304,9 +309,10 @@ def evaluate(
 
 @app.command()
 def run(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model or engine.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
     prompt: Annotated[str, typer.Option("--prompt", help="What to say to the model.")],
-    backend: Annotated[str, typer.Option("--backend", help="ort: ONNX Runtime on the CPU.")] = "ort",
+    backend: Annotated[str, typer.Option("--backend", help="ort: ONNX Runtime.")] = "ort",
+    device: _RunDevice = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
@@ -315,8 +321,13 @@ def run(
     top_p: Annotated[float, typer.Option("--top-p", help="Only the best tokens up to this probability.")] = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text.")] = None,
+    golden: Annotated[
+        bool, typer.Option("--golden/--no-golden", help="Check golden outputs at the first run on a GPU.")
+    ] = True,
+    trust_library: _TrustLibrary = False,
 ) -> None:
     """Prompt to text, as it comes."""
+    from awq2trt.progress import terminal_progress
     from awq2trt.runtime import Sampling
     from awq2trt.stages.run import RunRequest, run_stage
 
@@ -329,8 +340,11 @@ def run(
         raw=raw,
         max_new_tokens=max_new_tokens,
         stop=tuple(stop or ()),
+        device=device,
+        golden=golden,
+        trust_library=trust_library,
     )
-    for piece in run_stage(request):
+    for piece in run_stage(request, terminal_progress()):
         print(piece, end="", flush=True)
     print()
 
@@ -343,6 +357,7 @@ def check(
     golden: Annotated[
         bool, typer.Option("--golden", help="Only the golden outputs beside the model: needs nothing else.")
     ] = False,
+    device: _RunDevice = None,
     model: Annotated[str | None, typer.Option("--model", help="The original. [the one that was quantized]")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", metavar="DIR", help="Of an ONNX model. [the one beside it]")
@@ -364,7 +379,7 @@ def check(
     from awq2trt.stages.check import CheckRequest, check_stage, golden_stage
 
     if golden:
-        found = golden_stage(directory)
+        found = golden_stage(directory, device)
         passed, lines = found.passed, golden_lines(found)
     else:
         request = CheckRequest(directory, model, checkpoint, text, tokens, output, bisect)

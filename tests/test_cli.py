@@ -329,7 +329,7 @@ def test_golden_outputs_decide_the_exit_code(
     awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, passed: bool, code: int, verdict: str
 ) -> None:
     results = [GoldenResult("prefill", 1e-4, True, True), GoldenResult("decode-1", math.nan, passed, passed)]
-    monkeypatch.setattr("awq2trt.stages.check.golden_stage", lambda directory: GoldenOutcome(tuple(results)))
+    monkeypatch.setattr("awq2trt.stages.check.golden_stage", lambda directory, device: GoldenOutcome(tuple(results)))
     outcome = awq2trt("check", "somewhere", "--golden")
     assert outcome.code == code
     assert verdict in outcome.out.splitlines()[-1]

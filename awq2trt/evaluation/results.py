@@ -60,11 +60,11 @@ class EvalRequest:
     """`awq2trt eval`.
 
     Attributes:
-        models: Original models, quantized checkpoints, ONNX models, in any number.
+        models: Original models, quantized checkpoints, ONNX models, lowered or not, in any number.
         text: A .txt or .jsonl file, or a data set's name.
         windows: How many windows of the text, from its start.
         seqlen: Tokens in a window.
-        device: Where PyTorch computes; ONNX Runtime does on the CPU.
+        device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
     """
 
     models: tuple[str, ...]
@@ -79,11 +79,11 @@ class TaskRequest:
     """`awq2trt eval --task`.
 
     Attributes:
-        models: Original models, quantized checkpoints, ONNX models, in any number.
+        models: Original models, quantized checkpoints, ONNX models, lowered or not, in any number.
         task: A name in `tasks.TASKS`.
         data: Its JSONL file.
         limit: Examples, from the start of the file; None for all.
-        device: Where PyTorch computes; ONNX Runtime does on the CPU.
+        device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
     """
 
     models: tuple[str, ...]

@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
 from awq2trt.io_contract import BATCH, LOGITS, NEXT_TOKEN, TensorContract
@@ -96,7 +97,7 @@ class _Builder:
         """A constant vector of int64."""
         return self.constant(name, np.asarray(values, np.int64))
 
-    def constant(self, name: str, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+    def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
         """A constant; the same name gives the same one."""
         full_name = f"{NEXT_TOKEN}/{name}"
         if full_name not in self._graph.initializers:

@@ -20,7 +20,7 @@ WikiText-2 is 9e-6 with fp16 activations and 4e-7 with fp32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -142,6 +142,16 @@ def lower_linears(model: ir.Model, *, widened: bool) -> None:
 def is_quantized_linear(node: ir.Node) -> bool:
     """Whether a node is one of our quantized linears."""
     return node.domain == opset.DOMAIN and node.op_type == opset.W4A16_LINEAR
+
+
+def linear_shapes(model: ir.Model) -> Iterator[tuple[int, int]]:
+    """(N, K) of every quantized linear, lowered or not."""
+    for node in model.graph:
+        if is_quantized_linear(node):
+            rows, features = _constant(_required(node.inputs[1])).shape.numpy()
+            yield rows, features
+        elif node.domain == MICROSOFT_DOMAIN and node.op_type == "MatMulNBits":
+            yield node.attributes["N"].as_int(), node.attributes["K"].as_int()
 
 
 def widen_to_fp32(model: ir.Model) -> None:

@@ -115,9 +115,8 @@ class CudaMemory:
         gpu: Whose memory.
     """
 
-    device_type: Final = "cuda"
-
     def __init__(self, runtime: Any, gpu: Gpu) -> None:
+        self.device_type = "cuda"
         self._runtime = runtime
         self.gpu = gpu
         self.device_index = gpu.index

@@ -115,7 +115,7 @@ def _share(value: float | None) -> str:
 
 def golden_lines(outcome: GoldenOutcome) -> Iterator[str]:
     """Golden outputs, executor by executor and call by call, and the verdict."""
-    executors = {"ONNX Runtime on the CPU": outcome.results, "the engine": outcome.engine}
+    executors = {outcome.executor: outcome.results, "the engine": outcome.engine}
     yield f"{'call':10} {'relative error':>14}  best token"
     for name, results in executors.items():
         if results and outcome.engine:

@@ -119,8 +119,8 @@ class CudaBackend:
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens; returns the scores of the next, float32 [V]."""
-        rows = self._append(tokens)
-        return self._read_logits(rows)[-1]
+        scores: NDArray[np.float32] = self._read_logits(self._append(tokens))[-1]
+        return scores
 
     def choose(self, tokens: Sequence[int]) -> int:
         """Appends tokens; returns the one with the largest score, found on the GPU.
@@ -128,7 +128,7 @@ class CudaBackend:
         Raises:
             UsageError: The cache cannot hold them.
         """
-        if self._all_logits:
+        if self._all_logits:  # the graph finds no token
             return int(self.forward(tokens).argmax())
         self._append(tokens)
         self._chosen = int(self._memory.read(self._token, (1,), np.dtype(np.int64))[0])

@@ -448,7 +448,7 @@ def test_an_engine_answers_the_golden_inputs(
     if spoil:
         assert last.startswith("failed: prefill in the engine, decode-1 in the engine")
     else:
-        assert last == "golden outputs: passed in ONNX Runtime on the CPU and the engine"
+        assert last == "golden outputs: passed in ONNX Runtime, CPU and the engine"
     assert session.closed
 
 
@@ -458,7 +458,7 @@ def test_golden_outputs_without_a_gpu_say_why(build: Path, monkeypatch: pytest.M
     assert outcome.passed
     lines = list(golden_lines(outcome))
     assert lines[-2].startswith("the engine was not run: no NVIDIA GPU here, the engine needs compute capability 8.6")
-    assert lines[-1] == "golden outputs: passed in ONNX Runtime on the CPU"
+    assert lines[-1] == "golden outputs: passed in ONNX Runtime, CPU"
 
 
 # What our side of the device calls does, with a GPU that is a dictionary.
