@@ -200,11 +200,30 @@ def has_free_capacity(model: ir.Model) -> bool:
 
 def free_capacity(model: ir.Model, num_layers: int) -> None:
     """Makes the capacity axis of every cache input and output dynamic."""
+    _set_capacity(model, num_layers, ir.SymbolicDim("capacity"))
+
+
+def fix_capacity(model: ir.Model, num_layers: int, capacity: int) -> None:
+    """Gives every cache input and output another capacity."""
+    _set_capacity(model, num_layers, capacity)
+
+
+def weights_read_bytes(model: ir.Model) -> int:
+    """Bytes of weights that a call of one token reads: all but tables, of which it gathers a row."""
+
+    def is_table(value: ir.Value) -> bool:
+        return all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
+
+    weights = (value for value in model.graph.initializers.values() if not is_table(value))
+    return sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+
+
+def _set_capacity(model: ir.Model, num_layers: int, capacity: int | ir.SymbolicDim) -> None:
     names = {*cache_names("past", num_layers), *cache_names("present", num_layers)}
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name in names and value.shape is not None:
             axes = [*value.shape]
-            axes[CAPACITY_AXIS] = ir.SymbolicDim("capacity")
+            axes[CAPACITY_AXIS] = capacity
             value.shape = ir.Shape(axes)
 
 

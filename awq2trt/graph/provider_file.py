@@ -23,7 +23,7 @@ import onnx_ir as ir
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.next_token import CONTRACT, append_next_token_
 from awq2trt.graph.read import DecoderSizes, open_decoder
-from awq2trt.io_contract import LOGITS, MODEL_FILE, WEIGHTS_FILE, IoContract, TensorContract
+from awq2trt.io_contract import LOGITS, MODEL_FILE, NEXT_TOKEN, WEIGHTS_FILE, IoContract, TensorContract
 from awq2trt.progress import Progress
 
 INLINE_BYTES: Final = 1024
@@ -57,7 +57,7 @@ def write_lowered(exported: Path, lowering: Lowering, directory: Path, progress:
 
 
 def lower_(model: ir.Model, sizes: DecoderSizes, lowering: Lowering) -> None:
-    """Rewrites an exported model, in memory."""
+    """Rewrites, in memory, an exported model, or for `CUDA_ORT` one that is lowered for the plugin library."""
     if lowering is Lowering.CPU:
         ort_lowering.lower_linears(model, widened=True)
         ort_lowering.widen_to_fp32(model)
@@ -68,7 +68,8 @@ def lower_(model: ir.Model, sizes: DecoderSizes, lowering: Lowering) -> None:
         ort_lowering.lower_linears(model, widened=False)
     else:
         _leave_to_library(model)
-    append_next_token_(model, sizes.vocab_size)
+    if not any(value.name == NEXT_TOKEN for value in model.graph.outputs):
+        append_next_token_(model, sizes.vocab_size)
 
 
 def lowered_contract(contract: IoContract, lowering: Lowering) -> IoContract:

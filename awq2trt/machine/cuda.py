@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +46,13 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 _NAME_BYTES: Final = 256
 
-_TO_DEVICE, _TO_HOST = 1, 2
+_TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3
 """CUDA runtime API, enum `cudaMemcpyKind`."""
+
+_COPIED_BYTES: Final = 1 << 30
+"""Some hundred microseconds even on the fastest GPU, so that starting the copy does not count."""
+
+_COPIES: Final = 15
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,19 @@ class CudaMemory:
         array = np.empty(shape, dtype)
         self._copy(array.ctypes.data, address, array.nbytes, _TO_HOST)
         return array
+
+    def measure_bandwidth(self) -> float:
+        """Bytes a second of a large copy within the GPU's memory, read and written."""
+        source, destination = (self.allocate(_COPIED_BYTES) for _ in range(2))
+        seconds = []
+        for _ in range(_COPIES):
+            started = time.perf_counter()
+            self._copy(destination, source, _COPIED_BYTES, _ON_DEVICE)
+            self._settle()
+            seconds.append(time.perf_counter() - started)
+        for address in (source, destination):
+            self.free(address)
+        return 2 * _COPIED_BYTES / statistics.median(seconds)
 
     def _copy(self, destination: int, source: int, size_bytes: int, kind: int) -> None:
         addresses = ctypes.c_void_p(destination), ctypes.c_void_p(source)

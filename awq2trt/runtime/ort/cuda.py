@@ -67,6 +67,7 @@ class CudaBackend:
         memory: Of the GPU.
         all_logits: The model gives logits of every position, and no `next_token`.
         graph: The session captures CUDA graphs.
+        batch: Conversations at once, which all get the same tokens: for measurements.
     """
 
     def __init__(
@@ -77,23 +78,25 @@ class CudaBackend:
         *,
         all_logits: bool = False,
         graph: bool = True,
+        batch: int = 1,
     ) -> None:
         self._session = session
         self._sizes = sizes
         self._memory = memory
         self._all_logits = all_logits
         self._graph = graph
+        self._batch = batch
         self._position = 0
         self._chosen: int | None = None  # the token in the buffer of `input_ids`, put there by the last call
         self._buffers: list[int] = []
         self._longest = min(PREFILL_CHUNK, sizes.capacity)
         rows = self._longest if all_logits else 1
         self._logit_type = STORED[dtype_name(sizes)]
-        self._ids = self._allocate(_INT64_BYTES * self._longest)
-        self._slot = self._allocate(_INT64_BYTES)
-        self._token = self._allocate(_INT64_BYTES)  # next_token of one call, input_ids of the next
-        self._logits = self._allocate(self._logit_type.itemsize * rows * sizes.vocab_size)
-        caches = [self._allocate(cache_bytes(sizes)) for _ in cache_names("past", sizes.num_layers)]
+        self._ids = self._allocate(_INT64_BYTES * batch * self._longest)
+        self._slot = self._allocate(_INT64_BYTES * batch)
+        self._token = self._allocate(_INT64_BYTES * batch)  # next_token of one call, input_ids of the next
+        self._logits = self._allocate(self._logit_type.itemsize * batch * rows * sizes.vocab_size)
+        caches = [self._allocate(batch * cache_bytes(sizes)) for _ in cache_names("past", sizes.num_layers)]
         self._decode, self._prefill = (self._bind(caches) for _ in range(2))
         self._bind_tokens(self._decode, self._token, 1)
         self._warm_up()
@@ -163,7 +166,7 @@ class CudaBackend:
         length = 0
         for start in range(0, len(tokens), self._longest):
             chunk = tokens[start : start + self._longest]
-            self._memory.write_(self._slot, np.asarray([self._position], np.int64))
+            self._write_position(self._position)
             self._run(chunk)
             self._position += len(chunk)
             length = len(chunk)
@@ -172,10 +175,10 @@ class CudaBackend:
     def _run(self, chunk: Sequence[int]) -> None:
         if len(chunk) == 1:
             if self._chosen != chunk[0]:
-                self._memory.write_(self._token, np.asarray(chunk, np.int64))
+                self._memory.write_(self._token, self._for_all(chunk))
             self._call(self._decode, _CAPTURED)
         else:
-            self._memory.write_(self._ids, np.asarray(chunk, np.int64))
+            self._memory.write_(self._ids, self._for_all(chunk))
             self._bind_tokens(self._prefill, self._ids, len(chunk))
             self._call(self._prefill, _NODE_BY_NODE)
         self._chosen = None
@@ -191,8 +194,15 @@ class CudaBackend:
     def _warm_up(self) -> None:
         """The longest chunk, for which the arena grows once and for all, then one token, which is captured."""
         for chunk in ([0] * self._longest, [0]):
-            self._memory.write_(self._slot, np.asarray([0], np.int64))
+            self._write_position(0)
             self._run(chunk)
+
+    def _write_position(self, position: int) -> None:
+        self._memory.write_(self._slot, np.full(self._batch, position, np.int64))
+
+    def _for_all(self, tokens: Sequence[int]) -> NDArray[np.int64]:
+        """int64 [B, S]."""
+        return np.ascontiguousarray(np.tile(np.asarray(tokens, np.int64), (self._batch, 1)))
 
     def _require_room(self, tokens: Sequence[int]) -> None:
         if not tokens:
@@ -216,21 +226,23 @@ class CudaBackend:
         for past, present, cache in zip(
             cache_names("past", layers), cache_names("present", layers), caches, strict=True
         ):
-            binding.bind_input(past, *where, sizes.dtype.value, sizes.cache_shape, cache)
-            binding.bind_output(present, *where, sizes.dtype.value, sizes.cache_shape, cache)
-        binding.bind_input(CACHE_POSITION, *where, ir.DataType.INT64.value, (1,), self._slot)
+            shape = (self._batch, *sizes.cache_shape[1:])
+            binding.bind_input(past, *where, sizes.dtype.value, shape, cache)
+            binding.bind_output(present, *where, sizes.dtype.value, shape, cache)
+        binding.bind_input(CACHE_POSITION, *where, ir.DataType.INT64.value, (self._batch,), self._slot)
         if not self._all_logits:
-            binding.bind_output(NEXT_TOKEN, *where, ir.DataType.INT64.value, (1, 1), self._token)
+            binding.bind_output(NEXT_TOKEN, *where, ir.DataType.INT64.value, (self._batch, 1), self._token)
         return binding
 
     def _bind_tokens(self, binding: onnxruntime.IOBinding, address: int, length: int) -> None:
         where = (self._memory.device_type, self._memory.device_index)
         rows = length if self._all_logits else 1
-        binding.bind_input(INPUT_IDS, *where, ir.DataType.INT64.value, (1, length), address)
-        binding.bind_output(LOGITS, *where, self._sizes.dtype.value, (1, rows, self.vocab_size), self._logits)
+        shape = (self._batch, rows, self.vocab_size)
+        binding.bind_input(INPUT_IDS, *where, ir.DataType.INT64.value, (self._batch, length), address)
+        binding.bind_output(LOGITS, *where, self._sizes.dtype.value, shape, self._logits)
 
     def _read_logits(self, rows: int) -> NDArray[np.float32]:
-        """float32 [rows, V]."""
+        """Of the first conversation, float32 [rows, V]."""
         return widen(
             self._memory.read(self._logits, (rows, self.vocab_size), self._logit_type), dtype_name(self._sizes)
         )

@@ -6,7 +6,7 @@ exported one is lowered in memory. Everything that can fail is looked at before 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -52,14 +52,12 @@ class DeviceOptions:
         all_logits: Scores of every position, for `logits`.
         graph: Capture decoding in a CUDA graph.
         trust_library: Load the operator library that lies in the model's directory, not the installed one.
-        profile: Beginning of the path of ONNX Runtime's profile; None for none.
     """
 
     device: str | None = None
     all_logits: bool = False
     graph: bool = True
     trust_library: bool = False
-    profile: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -133,14 +131,14 @@ class Needs:
         return self.weights + self.caches + self.workspace
 
 
-def predict_needs(model: ir.Model, sizes: DecoderSizes) -> Needs:
+def predict_needs(model: ir.Model, sizes: DecoderSizes, batch: int = 1) -> Needs:
     """Memory that a model lowered for CUDA takes."""
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    chunk = min(PREFILL_CHUNK, sizes.capacity)
+    chunk = batch * min(PREFILL_CHUNK, sizes.capacity)
     widest = max((max(shape) for shape in ort_lowering.linear_shapes(model)), default=0)
     scores = chunk * sizes.capacity * (_query_heads(model, sizes) or widest // sizes.head_dim) * _SCORE_BYTES
     rows = chunk * widest * _LIVE_ROWS * STORED[dtype_name(sizes)].itemsize
-    return Needs(weights, 2 * sizes.num_layers * cache_bytes(sizes), _RUNTIME_BYTES + scores + rows)
+    return Needs(weights, 2 * batch * sizes.num_layers * cache_bytes(sizes), _RUNTIME_BYTES + scores + rows)
 
 
 def require_memory(needs: Needs, memory: CudaMemory) -> None:
@@ -169,26 +167,61 @@ def _open_on_cpu(artifact: Artifact, options: DeviceOptions) -> OrtBackend:
 
 
 def _open_on_cuda(artifact: Artifact, options: DeviceOptions, memory: CudaMemory) -> CudaBackend:
-    model, sizes = open_decoder(artifact.directory)
     record = artifact.manifest.contents.lowered
-    operators, changed = None, options.all_logits or record is None
-    if record is None:
-        lowering, operators = _lowering_here()
-        lower_(model, sizes, lowering)
-    elif record.operators_version is not None:
+    lowering, operators = lowering_here() if record is None else (None, None)
+    if record is not None and record.operators_version is not None:
         trusted = artifact.directory if options.trust_library else None
         operators = find_operators(record.operators_version, trusted)
-    if options.all_logits:
+    plan = CudaPlan(lowering, operators, all_logits=options.all_logits, graph=options.graph)
+    return load_on_cuda(artifact.directory, plan, memory)
+
+
+@dataclass(frozen=True)
+class CudaPlan:
+    """How a model is loaded onto a GPU.
+
+    Attributes:
+        lowering: What to make of it in memory; None for a file that is lowered already.
+        operators: Library of custom operators; None where the graph has none.
+        all_logits: Scores of every position.
+        graph: Capture decoding in a CUDA graph.
+        capacity: Positions of the cache; None for as many as the file says.
+        batch: Conversations at once.
+    """
+
+    lowering: Lowering | None
+    operators: Path | None
+    all_logits: bool = False
+    graph: bool = True
+    capacity: int | None = None
+    batch: int = 1
+
+
+def load_on_cuda(directory: Path, plan: CudaPlan, memory: CudaMemory) -> CudaBackend:
+    """Loads an exported or lowered decoder.
+
+    Raises:
+        ArtifactError: It is damaged, or ONNX Runtime refuses it.
+        ToolError: The GPU's memory does not suffice, or the provider does not start.
+    """
+    model, sizes = open_decoder(directory)
+    if plan.lowering is not None:
+        lower_(model, sizes, plan.lowering)
+    if plan.all_logits:
         drop_next_token_(model)
         ort_lowering.keep_all_positions(model)
-    require_memory(predict_needs(model, sizes), memory)
-    execution = cuda_execution(memory.gpu.index, operators, graph=options.graph, profile=options.profile)
-    session = open_session(model if changed else None, artifact.directory, execution)
+    if plan.capacity is not None:
+        ort_lowering.fix_capacity(model, sizes.num_layers, plan.capacity)
+        sizes = replace(sizes, capacity=plan.capacity)
+    require_memory(predict_needs(model, sizes, plan.batch), memory)
+    changed = plan.lowering is not None or plan.all_logits or plan.capacity is not None
+    execution = cuda_execution(memory.gpu.index, plan.operators, graph=plan.graph)
+    session = open_session(model if changed else None, directory, execution)
     require_provider(session)
-    return CudaBackend(session, sizes, memory, all_logits=options.all_logits, graph=options.graph)
+    return CudaBackend(session, sizes, memory, all_logits=plan.all_logits, graph=plan.graph, batch=plan.batch)
 
 
-def cuda_execution(index: int, operators: Path | None, *, graph: bool, profile: Path | None = None) -> Execution:
+def cuda_execution(index: int, operators: Path | None, *, graph: bool) -> Execution:
     """How the CUDA provider executes a decoder on the GPU of an index."""
     return Execution(
         provider=PROVIDER,
@@ -198,7 +231,6 @@ def cuda_execution(index: int, operators: Path | None, *, graph: bool, profile: 
             "arena_extend_strategy": "kSameAsRequested",  # the default doubles the arena at every step
         },
         operators=operators,
-        profile=profile,
     )
 
 
@@ -216,7 +248,7 @@ def require_provider(session: onnxruntime.InferenceSession) -> None:
         )
 
 
-def _lowering_here() -> tuple[Lowering, Path | None]:
+def lowering_here() -> tuple[Lowering, Path | None]:
     """How to lower an exported model in memory: for our kernels where they are installed."""
     try:
         return Lowering.CUDA_PLUGIN, find_plugin_library().path

@@ -35,14 +35,12 @@ class Execution:
         provider_options: Of it, as ONNX Runtime names them.
         threads: Of the CPU provider; None for ONNX Runtime's own choice.
         operators: Library of custom operators; None where the graph has none.
-        profile: Where ONNX Runtime writes its profile: beginning of the file's path; None for none.
     """
 
     provider: str = CPU_PROVIDER
     provider_options: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     operators: Path | None = None
-    profile: Path | None = None
 
 
 def open_session(
@@ -104,9 +102,6 @@ def _session_options(onnxruntime: Any, folder: Path, execution: Execution) -> on
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if execution.operators is not None:
         options.register_custom_ops_library(str(execution.operators))
-    if execution.profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(execution.profile)
     return options
 
 
