@@ -392,24 +392,59 @@ def check(
 
 @app.command()
 def bench(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="ONNX model, or built for cpu or cuda.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option("--shape", help="Random weights of a published size instead: llama-2-7b, mpt-7b, ...")
+    ] = None,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Blocks of the shape. [all]")] = None,
+    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")] = 4,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate.")] = 200,
+    context: Annotated[
+        int | None, typer.Option("--context", min=2, help="Positions of the cache. [the model's; a shape's least]")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Conversations at once.")] = 1,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", help="Also, in the same run: hf (fp16) or matmulnbits."),
+    ] = None,
+    device: _RunDevice = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Where a token's time goes.")] = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="The plugin library's kernels, alone.")] = False,
-    group_size: Annotated[int, typer.Option("--group-size")] = 128,
-    dtype: Annotated[str, typer.Option("--dtype", help="float16 or bfloat16.")] = "float16",
+    group_size: Annotated[int, typer.Option("--group-size", help="Of --kernels.")] = 128,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of --kernels: float16 or bfloat16.")] = "float16",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG: share of the floor.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="A table.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.")] = None,
 ) -> None:
-    """Speed of the kernels on this machine's GPU."""
-    from awq2trt.errors import UsageError
-    from awq2trt.machine.bench import bench_kernels, format_report, plot_report, write_report
+    """Speed of a model, token by token, or of the kernels alone."""
+    if kernels:
+        from awq2trt.machine.bench import bench_kernels, format_report, plot_report, write_report
 
-    if not kernels:
-        raise UsageError("nothing to measure.", where="bench", fix="awq2trt bench --kernels")
-    report = bench_kernels(group_size=group_size, dtype=dtype)
-    print(format_report(report))
+        measured = bench_kernels(group_size=group_size, dtype=dtype)
+        print(format_report(measured))
+        if json_file is not None:
+            write_report(measured, json_file)
+        if plot_file is not None:
+            plot_report(measured, plot_file)
+        return
+    from awq2trt.progress import terminal_progress
+    from awq2trt.report.bench import bench_json, bench_lines, bench_markdown, plot_bench
+    from awq2trt.stages.bench import BenchRequest, bench_stage
+
+    opponents, command = tuple(against or ()), ("awq2trt", *sys.argv[1:])
+    request = BenchRequest(
+        directory, shape, layers, prompt, tokens, context, batch, opponents, device, profile, command
+    )
+    report = bench_stage(request, terminal_progress())
+    print("\n".join(bench_lines(report)))
     if json_file is not None:
-        write_report(report, json_file)
+        json_file.write_text(bench_json(report), encoding="utf-8")
+    if markdown_file is not None:
+        markdown_file.write_text(bench_markdown(report), encoding="utf-8")
     if plot_file is not None:
-        plot_report(report, plot_file)
+        plot_bench(report, plot_file)
 
 
 @app.command()
