@@ -62,8 +62,11 @@ def append_next_token_(model: ir.Model, vocab_size: int) -> None:
 
 
 def drop_next_token_(model: ir.Model) -> None:
-    """Takes the output away again, for a caller that asks for logits of every position."""
+    """Takes the output and its nodes away again, for a caller that asks for logits of every position."""
     model.graph.outputs[:] = [value for value in model.graph.outputs if value.name != NEXT_TOKEN]
+    for node in reversed(list(model.graph)):
+        if (node.name or "").startswith(f"{NEXT_TOKEN}/"):
+            model.graph.remove(node, safe=True)
 
 
 def _pieces(vocab_size: int) -> tuple[int, int]:

@@ -316,6 +316,9 @@ def _pack_rows(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _bytes(tensor: ir.TensorProtocol) -> NDArray[np.uint8]:
+    """A tensor's bytes; one on disk is read, since onnx-ir would unpack its nibbles and keep them."""
+    if isinstance(tensor, ir.ExternalTensor) and tensor.length is not None:
+        return np.fromfile(tensor.path, np.uint8, count=tensor.length, offset=tensor.offset or 0)
     return np.frombuffer(tensor.tobytes(), dtype=np.uint8)
 
 

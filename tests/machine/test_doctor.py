@@ -34,7 +34,7 @@ def _without_module(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_every_thing_is_looked_for_once_and_something_is_there() -> None:
     findings = examine()
     names = [finding.name for finding in findings]
-    assert len(set(names)) == len(names) == 11
+    assert len(set(names)) == len(names) == 12
     assert _finding("awq2trt").state is State.OK
     assert f"Python {sys.version_info.major}.{sys.version_info.minor}." in _finding("awq2trt").detail
     assert all(finding.fix for finding in findings if finding.state is not State.OK)
