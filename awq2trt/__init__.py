@@ -1,5 +1,112 @@
-"""awq2trt: a Hugging Face checkpoint to a 4-bit (W4A16) TensorRT engine, on any machine."""
+"""awq2trt: a Hugging Face checkpoint to a 4-bit (W4A16) TensorRT engine, on any machine.
+
+    import awq2trt
+
+    checkpoint, onnx, engine = awq2trt.build("smollm2-135m-instruct", "out", target="rtx4090")
+    print(awq2trt.load(onnx.directory).generate_text("What is the capital of France?"))
+
+`awq2trt.api` documents the functions. Every name is imported from where it lives when it is first asked for, so that
+`import awq2trt` itself loads no library.
+"""
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from awq2trt.api import build, check, check_golden, evaluate, evaluate_task, export, load, quantize
+    from awq2trt.artifact.manifest import Artifact, Manifest
+    from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
+    from awq2trt.errors import (
+        ArtifactError,
+        Awq2trtError,
+        BuildError,
+        CalibrationError,
+        CheckpointError,
+        ToolError,
+        UnsupportedError,
+        UsageError,
+    )
+    from awq2trt.evaluation.results import EvalResult, TaskResult
+    from awq2trt.progress import Progress, SilentProgress, terminal_progress
+    from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe, load_recipe
+    from awq2trt.runtime.chat import Message
+    from awq2trt.runtime.loaded_model import Model
+    from awq2trt.runtime.sampling import Sampling
+    from awq2trt.version import __version__
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "Awq2trtError",
+    "BuildError",
+    "BuildOptions",
+    "CalibrationError",
+    "CheckOutcome",
+    "CheckpointError",
+    "EvalResult",
+    "ExportOptions",
+    "GoldenOutcome",
+    "Manifest",
+    "Message",
+    "Model",
+    "Progress",
+    "QuantizeOptions",
+    "Recipe",
+    "Sampling",
+    "SilentProgress",
+    "TaskResult",
+    "ToolError",
+    "UnsupportedError",
+    "UsageError",
+    "__version__",
+    "build",
+    "check",
+    "check_golden",
+    "evaluate",
+    "evaluate_task",
+    "export",
+    "load",
+    "load_recipe",
+    "quantize",
+    "terminal_progress",
+]
+
+_NAMES: Final = {
+    "api": ("build", "check", "check_golden", "evaluate", "evaluate_task", "export", "load", "quantize"),
+    "artifact.manifest": ("Artifact", "Manifest"),
+    "checking.outcome": ("CheckOutcome", "GoldenOutcome"),
+    "errors": (
+        "ArtifactError",
+        "Awq2trtError",
+        "BuildError",
+        "CalibrationError",
+        "CheckpointError",
+        "ToolError",
+        "UnsupportedError",
+        "UsageError",
+    ),
+    "evaluation.results": ("EvalResult", "TaskResult"),
+    "progress": ("Progress", "SilentProgress", "terminal_progress"),
+    "recipe": ("BuildOptions", "ExportOptions", "QuantizeOptions", "Recipe", "load_recipe"),
+    "runtime.chat": ("Message",),
+    "runtime.loaded_model": ("Model",),
+    "runtime.sampling": ("Sampling",),
+    "version": ("__version__",),
+}
+"""Public names by the module that has them. The imports above say the same to type checkers; a test compares them."""
+
+_HOMES: Final = {name: module for module, names in _NAMES.items() for name in names}
+
+if not TYPE_CHECKING:  # type checkers would let any name pass
+
+    def __getattr__(name: str) -> object:
+        """A public name, from the module that has it."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

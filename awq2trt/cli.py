@@ -1,4 +1,4 @@
-"""`awq2trt`: one subcommand per stage, no logic. Parses flags, calls the stage, prints what it returns.
+"""`awq2trt`: one subcommand per function of the Python API, no logic. Parses flags, calls it, prints what it returns.
 
 Results go to stdout, progress and errors to stderr. An error has up to three lines, what, where and how to fix it,
 and no traceback; a flag that no one expects exits with 2, other failures with 1, Ctrl-C with 130.
@@ -15,11 +15,9 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from awq2trt import __version__
-from awq2trt.errors import Awq2trtError
-
-DEBUG_VARIABLE: Final = "AWQ2TRT_DEBUG"
-"""Set, it shows the traceback of every error, as --debug does."""
+from awq2trt import api
+from awq2trt.report.failure import DEBUG_VARIABLE, explain
+from awq2trt.version import __version__
 
 _INTERRUPTED: Final = 130
 """128 + SIGINT, as shells report it."""
@@ -40,7 +38,7 @@ class _Commands(TyperGroup):
                 raise
             if os.environ.get(DEBUG_VARIABLE):
                 traceback.print_exc()
-            raise typer.Exit(_explain(error)) from None
+            raise typer.Exit(explain(error)) from None
 
 
 app = typer.Typer(
@@ -163,7 +161,6 @@ def build(
     """All stages in one go: checkpoint, ONNX and engine or kit below DIR. Skips those that are current."""
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, load_recipe
-    from awq2trt.stages.build import BuildRequest, build_stage
 
     quantizing: dict[str, object] = {
         "method": method,
@@ -184,9 +181,18 @@ def build(
         "build": {"target": target, "plugin": plugin, "jetpack": jetpack},
     }
     options = apply_flags(load_recipe(recipe), flags)
-    request = BuildRequest(model, output, options, overwrite=overwrite, force=force, tar=tar, ssh=ssh, device=device)
-    for artifact in build_stage(request, terminal_progress()):
-        print(artifact.directory, flush=True)
+    api.build(
+        model,
+        output,
+        recipe=options,
+        device=device,
+        overwrite=overwrite,
+        force=force,
+        tar=tar,
+        ssh=ssh,
+        on_artifact=lambda artifact: print(artifact.directory, flush=True),
+        progress=terminal_progress(),
+    )
 
 
 @app.command()
@@ -211,7 +217,6 @@ def quantize(
     """Model to a 4-bit checkpoint."""
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, load_recipe
-    from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
     flags = {
         "method": method,
@@ -226,8 +231,9 @@ def quantize(
         "seed": seed,
     }
     options = apply_flags(load_recipe(recipe), {"quantize": flags}).quantize
-    request = QuantizeRequest(model, output, options, resume=resume, overwrite=overwrite, device=device)
-    print(quantize_stage(request, terminal_progress()).directory)
+    progress = terminal_progress()
+    made = api.quantize(model, output, options, device=device, resume=resume, overwrite=overwrite, progress=progress)
+    print(made.directory)
 
 
 @app.command()
@@ -245,12 +251,11 @@ def export(
     """4-bit checkpoint to an ONNX model."""
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, load_recipe
-    from awq2trt.stages.export import ExportRequest, export_stage
 
     flags = {"export": {"max_seq_len": max_seq_len, "dtype": dtype, "function_bodies": function_bodies}}
     options = apply_flags(load_recipe(recipe), flags).export
-    request = ExportRequest(checkpoint, output, options, overwrite=overwrite)
-    print(export_stage(request, terminal_progress()).directory)
+    made = api.export(checkpoint, output, options, overwrite=overwrite, progress=terminal_progress())
+    print(made.directory)
 
 
 @app.command("eval")
@@ -279,7 +284,6 @@ def evaluate(
     from awq2trt.evaluation.results import EvalRequest, TaskRequest
     from awq2trt.progress import terminal_progress
     from awq2trt.report.lines import perplexity_row, perplexity_title, results_json, task_row, task_title
-    from awq2trt.stages.evaluate import eval_stage, task_stage
 
     if (text is None) == (task is None):
         raise UsageError(
@@ -289,7 +293,8 @@ def evaluate(
         if data is None:
             raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
         asked = TaskRequest(tuple(models), task, data, limit, device)
-        scores, scored = task_stage(asked, terminal_progress()), []
+        scores = api.evaluate_task(models, task, data, limit=limit, device=device, progress=terminal_progress())
+        scored = []
         print(task_title(asked))
         for score in scores:
             print(task_row(score), flush=True)
@@ -298,7 +303,9 @@ def evaluate(
             json_file.write_text(results_json(asked, scored), encoding="utf-8")
         return
     request = EvalRequest(tuple(models), str(text), windows, seqlen, device)
-    results, measured = eval_stage(request, terminal_progress()), []
+    progress = terminal_progress()
+    results = api.evaluate(models, str(text), windows=windows, seqlen=seqlen, device=device, progress=progress)
+    measured = []
     print(perplexity_title(request))
     for result in results:
         print(perplexity_row(result), flush=True)
@@ -328,23 +335,22 @@ def run(
 ) -> None:
     """Prompt to text, as it comes."""
     from awq2trt.progress import terminal_progress
-    from awq2trt.runtime import Sampling
-    from awq2trt.stages.run import RunRequest, run_stage
+    from awq2trt.runtime import Sampling, system_message, user_message
 
-    request = RunRequest(
-        directory=directory,
-        prompt=prompt,
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    model = api.load(
+        directory,
         backend=backend,
-        system=system,
-        raw=raw,
-        max_new_tokens=max_new_tokens,
-        stop=tuple(stop or ()),
         device=device,
         golden=golden,
         trust_library=trust_library,
+        progress=terminal_progress(),
     )
-    for piece in run_stage(request, terminal_progress()):
+    messages = [*([system_message(system)] if system else []), user_message(prompt)]
+    pieces = model.generate(
+        prompt if raw else messages, raw=raw, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop or ()
+    )
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 
@@ -376,14 +382,21 @@ def check(
     """Is every stage what the one before it makes it? Exit code 1 if not."""
     from awq2trt.progress import terminal_progress
     from awq2trt.report.lines import check_lines, golden_lines
-    from awq2trt.stages.check import CheckRequest, check_stage, golden_stage
 
     if golden:
-        found = golden_stage(directory, device)
+        found = api.check_golden(directory, device)
         passed, lines = found.passed, golden_lines(found)
     else:
-        request = CheckRequest(directory, model, checkpoint, text, tokens, output, bisect)
-        outcome = check_stage(request, terminal_progress())
+        outcome = api.check(
+            directory,
+            model=model,
+            checkpoint=checkpoint,
+            text=text,
+            tokens=tokens,
+            output=output,
+            bisect=bisect,
+            progress=terminal_progress(),
+        )
         passed, lines = outcome.result.passed, check_lines(outcome)
     print("\n".join(lines))
     if not passed:
@@ -521,36 +534,6 @@ def doctor(
 def main() -> None:
     """Entry point of the console script."""
     app()
-
-
-def _explain(error: Exception) -> int:
-    """Prints an error in its three parts; returns the exit code."""
-    if isinstance(error, Awq2trtError):
-        print(f"error: {error.what}", file=sys.stderr)
-        if error.where:
-            print(f"  where: {error.where}", file=sys.stderr)
-        if error.fix:
-            print(f"  fix: {error.fix}", file=sys.stderr)
-        return error.exit_code
-    if isinstance(error, BrokenPipeError):
-        # Whoever read our output has seen enough. Python would complain when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    if isinstance(error, OSError) and error.strerror:
-        print(f"error: {error.strerror.lower()}", file=sys.stderr)
-        if error.filename:
-            print(f"  where: {error.filename}", file=sys.stderr)
-        return 1
-    if isinstance(error, MemoryError):
-        print("error: out of memory\n  fix: close other programs, or use a machine with more memory.", file=sys.stderr)
-        return 1
-    print(
-        f"error: {type(error).__name__}: {error}\n"
-        "  This is a bug in awq2trt. Please report it with the output of the same command with\n"
-        f"  {DEBUG_VARIABLE}=1 set, which shows where it happened.",
-        file=sys.stderr,
-    )
-    return 1
 
 
 if __name__ == "__main__":

@@ -16,11 +16,16 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from awq2trt.errors import UsageError
+from awq2trt.methods import DEFAULT_METHOD, MethodName
 from awq2trt.scheme import QuantScheme
 from awq2trt.target import DEFAULT_JETPACK, find_jetpack, find_target
 
 DEFAULT_DEVICE: Final = "cpu"
 """Where PyTorch computes unless the user says otherwise."""
+
+
+ActivationDtype = Literal["float16", "bfloat16"]
+"""Of activations and of weights that are not quantized, NumPy's names; the usual one first."""
 
 
 class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -40,7 +45,7 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         seed: Of everything that is drawn at random.
     """
 
-    method: Literal["awq", "rtn", "gptq", "awq+gptq"] = "awq"
+    method: MethodName = DEFAULT_METHOD
     effort: Literal["fast", "default", "best"] = "default"
     act_order: bool = True
     bits: int = 4
@@ -73,7 +78,7 @@ class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """
 
     max_seq_len: int | None = Field(default=None, ge=2)
-    dtype: Literal["float16", "bfloat16"] | None = None
+    dtype: ActivationDtype | None = None
     function_bodies: bool = True
 
 

@@ -167,6 +167,9 @@ def _provider(name: str, title: str, cuda: tuple[int, int] | None) -> Target:
     )
 
 
+CUDA_CPUS: Final = ("x86_64", "aarch64")
+"""CPUs beside a GPU of the target `cuda`: those for which there is a plugin library."""
+
 CPU_TARGET: Final = "cpu"
 CUDA_TARGET: Final = "cuda"
 

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from published_configs import LLAMA_2_70B
 
-from awq2trt import __version__
 from awq2trt.checking.outcome import GoldenOutcome
 from awq2trt.cli import app
 from awq2trt.errors import BuildError, UnsupportedError
@@ -25,6 +24,7 @@ from awq2trt.runtime.golden import GoldenResult
 from awq2trt.stages.build import BuildRequest
 from awq2trt.stages.export import ExportRequest
 from awq2trt.stages.quantize import QuantizeRequest
+from awq2trt.version import __version__
 
 ROOT = Path(__file__).parent.parent
 

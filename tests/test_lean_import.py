@@ -36,9 +36,16 @@ def test_no_heavy_library_is_loaded(code: str) -> None:
     assert not modules.intersection(HEAVY)
 
 
+@pytest.mark.parametrize("code", ["import awq2trt", "import awq2trt; dir(awq2trt)", "import awq2trt; awq2trt.quantize"])
+def test_the_api_is_there_before_any_library(code: str) -> None:
+    _, modules = _import(code)
+    assert not modules.intersection((*HEAVY, "pydantic", "yaml", "rich", "typer", "jinja2", "safetensors", "onnx"))
+
+
 @pytest.mark.parametrize(
     "code",
     [
+        "import awq2trt; awq2trt.QuantizeOptions, awq2trt.Artifact, awq2trt.Model, awq2trt.CheckOutcome",
         "import awq2trt.stages",
         "import awq2trt.onnx_export",
         "import awq2trt.runtime",

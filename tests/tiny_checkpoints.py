@@ -16,6 +16,7 @@ from awq2trt.models.families import describe_model
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
+from awq2trt.quantization.rounding import group_grid, round_to_grid, to_groups
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
@@ -49,6 +50,12 @@ def random_linear(
         scheme=scheme,
         bias=random.normal(size=rows).astype(np.float16) if bias else None,
     )
+
+
+def nearest(weight: torch.Tensor, scheme: QuantScheme, *, where: str = "") -> QuantizedLinear:
+    """A linear of fp32 [N, K], every code the nearest on the grid of its group's whole range."""
+    grid = group_grid(to_groups(weight, scheme), scheme)
+    return round_to_grid(weight, grid, scheme).to_linear(scheme, where=where)
 
 
 class RandomCheckpoint:
@@ -123,7 +130,7 @@ def quantized_llama(directory: Path, model: dict[str, Any] | None = None, **opti
     source = SafetensorsSource(save_llama(directory / "model", **(model or {})))
     for name in ("files", "scratch"):
         (directory / name).mkdir()
-    job = QuantizeJob(
+    job = QuantizeJob.prepare(
         source,
         QuantizeOptions(**{"method": "rtn", "group_size": 32, **options}),
         files=directory / "files",

@@ -26,7 +26,7 @@ from rich.table import Table
 from awq2trt.checking.chain import CheckResult, compare_weights, run_chain
 from awq2trt.checking.subject import find_subject
 from awq2trt.progress import terminal_progress
-from awq2trt.runtime import ChatTokenizer
+from awq2trt.runtime import ChatTokenizer, user_message
 
 CHARACTERS_PER_TOKEN = 16
 """More than any of these texts has, so that a span is never shorter than asked for."""
@@ -101,11 +101,17 @@ def check_texts(directory: Path, spans: Sequence[Text], tokens: int) -> Iterator
     weights = compare_weights(subject, progress)
     for text in spans:
         started = time.monotonic()
-        ids = tokenizer.encode(text.content, chat=text.chat)[:tokens]
+        ids = _tokens(tokenizer, text)[:tokens]
         result = run_chain(subject, ids, progress, weights=weights)
         failure = result.first_failure()
         problem = f"FAILED at {failure.stage}, {failure.place}: {failure.message}" if failure else None
         yield Row(text.name, len(ids), largest_shares(result), problem, time.monotonic() - started)
+
+
+def _tokens(tokenizer: ChatTokenizer, text: Text) -> list[int]:
+    if text.chat:
+        return tokenizer.encode_messages([user_message(text.content)])
+    return tokenizer.encode(text.content)
 
 
 def largest_shares(result: CheckResult) -> dict[str, float]:

@@ -20,6 +20,7 @@ from pydoc_data.topics import topics
 from rich.console import Console
 from rich.table import Table
 
+import awq2trt
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.opening import CHECK_DIRECTORY
 from awq2trt.checking.outcome import CheckOutcome
@@ -29,12 +30,8 @@ from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import Progress, terminal_progress
 from awq2trt.recipe import load_recipe
 from awq2trt.report.lines import check_lines, results_json
-from awq2trt.runtime import Sampling
-from awq2trt.stages.check import CheckRequest, check_stage
 from awq2trt.stages.evaluate import eval_stage
 from awq2trt.stages.inspect import report_stage
-from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
-from awq2trt.stages.run import RunRequest, run_stage
 
 MODEL = "smollm2-135m-instruct"
 RECIPE = Path("recipes/smollm2-135m_w4g128.yaml")
@@ -63,11 +60,12 @@ def main() -> None:
     directory = parser.parse_args().directory
     console = Console()
     show(console, measure(directory, terminal_progress()), directory)
+    model = awq2trt.load(directory / "rtx")
     for prompt in PROMPTS:
-        request = RunRequest(directory / "rtx", prompt, Sampling(temperature=0.0), max_new_tokens=60)
-        console.print(f"\n[bold]> {prompt}[/bold]\n{''.join(run_stage(request)).strip()}", highlight=False)
+        answer = model.generate_text(prompt, max_new_tokens=60).strip()
+        console.print(f"\n[bold]> {prompt}[/bold]\n{answer}", highlight=False)
     print(f"\nawq2trt check {directory} --tokens {CHECK_TOKENS}")
-    outcome = check_stage(CheckRequest(directory, tokens=CHECK_TOKENS), terminal_progress())
+    outcome = awq2trt.check(directory, tokens=CHECK_TOKENS, progress=terminal_progress())
     print("\n".join(check_lines(CheckOutcome(outcome.result, ()))))
     from awq2trt.checking.polygraphy_files import README_FILE  # once check has chosen polygraphy's TensorRT
 
@@ -82,7 +80,7 @@ def measure(directory: Path, progress: Progress) -> list[Row]:
     """Perplexity and size of the original, plain rounding, AWQ, and AWQ's ONNX file; also into a file."""
     rtn = directory / "rtn"
     options = load_recipe(RECIPE).quantize.model_copy(update={"method": "rtn"})
-    quantize_stage(QuantizeRequest(MODEL, rtn, options), progress)
+    awq2trt.quantize(MODEL, rtn, options, progress=progress)
     models = {
         MODEL: ("original, fp16", fp16_bytes(open_source(MODEL).spec)),
         str(rtn): ("rounded (RTN)", weight_bytes(rtn)),

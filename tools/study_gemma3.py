@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+import awq2trt
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.evaluation.perplexity import WindowLogits, agreement, first_windows, perplexity, torch_logits
@@ -24,8 +25,7 @@ from awq2trt.models.sources.gguf import GgufSource
 from awq2trt.progress import Progress, terminal_progress
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import QuantizeOptions
-from awq2trt.runtime import OrtBackend, Sampling
-from awq2trt.stages.run import RunRequest, run_stage
+from awq2trt.runtime import OrtBackend
 from awq2trt.text.tokenizer import bos_of, encode, load_tokenizer
 
 PROMPTS = ("The capital of France is", "Water boils at")
@@ -60,9 +60,9 @@ def main() -> None:
     bos = bos_of(tokenizer, quantized.spec.family)
     windows = first_windows(ids, arguments.windows, arguments.seqlen, where=str(arguments.text), bos=bos)
 
+    model = awq2trt.load(onnx)
     for prompt in PROMPTS:
-        request = RunRequest(onnx, prompt, Sampling(temperature=0.0), raw=True, max_new_tokens=24)
-        print(f"{prompt}{''.join(run_stage(request))!r}", flush=True)
+        print(f"{prompt}{model.generate_text(prompt, raw=True, max_new_tokens=24)!r}", flush=True)
     _report("AWQ", _torch(quantized, windows, progress), windows, progress)
     backend = OrtBackend.load(onnx, all_logits=True)
     _report("AWQ, ONNX Runtime", _onnx(backend), windows, progress)
@@ -93,7 +93,7 @@ def _rounded(
     for path in (files, scratch):
         path.mkdir()
     options = QuantizeOptions(method="rtn", group_size=like.scheme.group_size, symmetric=not like.scheme.zero_point)
-    QuantizeJob(original, options, files=files, scratch=scratch, progress=progress).run()
+    QuantizeJob.prepare(original, options, files=files, scratch=scratch, progress=progress).run()
     return QuantizedCheckpoint(files)
 
 

@@ -12,7 +12,7 @@ from study_claims import Claim, all_claims
 from study_tables import PERPLEXITY, Cell, Table
 from study_walk import Measured, Setting
 
-from awq2trt import __version__
+from awq2trt.version import __version__
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from study_walk import Calibration, Keep, Multiply, Setting
 
+from awq2trt.methods import METHODS
 from awq2trt.recipe import QuantizeOptions
 
 PERPLEXITY: Final = "perplexity"
@@ -225,7 +226,7 @@ def _two_bits(draws: Draws) -> Table:
     methods = (("GPTQ-R", "gptq"), ("AWQ (default)", "awq"), ("AWQ + GPTQ-R", "awq+gptq"))
 
     def drawn(method: str, size: int) -> Cell:
-        return drawn_cell(draws.pick(short=method == "awq"), options(method, 2, size))
+        return drawn_cell(draws.pick(short=not METHODS[method].rounds_columns), options(method, 2, size))
 
     return Table(
         "int2",
@@ -263,7 +264,7 @@ def _domains(draws: Draws) -> Table:
         for method in ("awq", "gptq"):
             drawn = tuple(
                 Setting(options(method, 3), Calibration(text, draw=draw), tests=tests)
-                for draw in draws.pick(short=method == "awq")
+                for draw in draws.pick(short=not METHODS[method].rounds_columns)
             )
             yield from (Cell(drawn, test=test) for test in tests)
 

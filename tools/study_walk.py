@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from awq2trt.evaluation.perplexity import Perplexity, perplexity
+from awq2trt.methods import METHODS
 from awq2trt.models.decoder import BlockRunner, Ends, load_block
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
@@ -112,9 +113,10 @@ class Setting:
         if self.options is None:
             return ["original"]
         parts = [self.options.scheme.describe(), self.options.method]
-        if self.options.method in ("awq", "awq+gptq"):
+        method = METHODS[self.options.method]
+        if method.searches_scales:
             parts.append(self.options.effort)
-        if "gptq" in self.options.method and not self.options.act_order:
+        if method.rounds_columns and not self.options.act_order:
             parts.append("no-act-order")
         if isinstance(self.special, Keep):
             parts.append(f"keep-{self.special.share:g}-by-{self.special.by}")

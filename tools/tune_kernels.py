@@ -33,11 +33,11 @@ def main() -> None:
     parser.add_argument("--chosen-only", action="store_true")
     arguments = parser.parse_args()
 
-    kernels = bench.Kernels(find_plugin_library())
+    kernels = bench.Kernels.load(find_plugin_library())
     ceilings = bench.measure_ceilings(torch, kernels)
     print(f"copy {ceilings.copy_bytes_per_us / 1e6:.2f} TB/s, mma.sync {ceilings.mma_flops_per_us / 1e6:.0f} TFLOP/s")
     for shape in (bench.LayerShape(*map(int, text.split("x"))) for text in arguments.shapes.split(",")):
-        layer = bench.RotatedLayer(
+        layer = bench.RotatedLayer.random(
             torch,
             shape,
             group_size=arguments.group_size,

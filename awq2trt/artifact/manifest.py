@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from awq2trt import __version__
+from awq2trt.artifact.format_1 import FORMAT_1, upgraded
 from awq2trt.artifact.records import Contents, FileRecord
 from awq2trt.errors import ArtifactError, Awq2trtError
+from awq2trt.version import __version__
 
-FORMAT_VERSION: Final = 1
-"""Raised when older versions of awq2trt could not read what we write."""
+FORMAT_VERSION: Final = 2
+"""Raised when older versions of awq2trt could not read what we write; manifests of format 1 are read as well."""
+
+MINIMUM_RUNTIME: Final = "0.1.0"
+"""Oldest awq2trt, in Python or as a library, that opens what we write; raised with what a graph asks of its runtime."""
 
 MANIFEST_FILE: Final = "manifest.json"
 
@@ -40,6 +44,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """manifest.json.
 
     Attributes:
+        minimum_runtime: Oldest awq2trt that opens the directory.
         kind: What the directory is.
         fingerprint: Of the inputs and options it was made from, see `fingerprint_of`.
         tool_version: Of awq2trt.
@@ -47,7 +52,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         files: Every file, by path relative to the directory.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
+    minimum_runtime: str = Field(default=MINIMUM_RUNTIME, pattern=r"^\d+\.\d+\.\d+$")
     kind: Kind
     fingerprint: str
     tool_version: str
@@ -56,15 +62,17 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        if (self.contents.io is None) != (self.kind == "checkpoint"):
-            raise ValueError(f"kind {self.kind}: io must {'be absent' if self.contents.io else 'be given'}")
-        if (self.contents.engine is None) != (self.kind != "engine"):
-            raise ValueError(f"kind {self.kind}: engine must {'be absent' if self.contents.engine else 'be given'}")
-        if (self.contents.kit is None) != (self.kind != "kit"):
-            raise ValueError(f"kind {self.kind}: kit must {'be absent' if self.contents.kit else 'be given'}")
-        if (self.contents.lowered is None) != (self.kind != "lowered"):
-            raise ValueError(f"kind {self.kind}: lowered must {'be absent' if self.contents.lowered else 'be given'}")
-        for name in self.files:
+        contents = self.contents
+        _require_only(self.kind, "decoder", contents.decoder, wanted=self.kind != "checkpoint")
+        for name, record in (("engine", contents.engine), ("kit", contents.kit), ("lowered", contents.lowered)):
+            _require_only(self.kind, name, record, wanted=self.kind == name)
+        # A kit's engines are made on the Jetson, so its manifest names them and does not list them.
+        engines = [graph.engine for graph in contents.graphs.values() if graph.engine is not None]
+        listed = [graph.model for graph in contents.graphs.values()] + (engines if self.kind == "engine" else [])
+        for name in listed:
+            if name not in self.files:
+                raise ValueError(f"{name!r} of a graph is not among the files")
+        for name in (*self.files, *engines):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or str(path) != name or name in (MANIFEST_FILE, SUMS_FILE):
                 raise ValueError(f"file name {name!r} does not stay inside the directory")
@@ -75,11 +83,21 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         text = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
         return f"{text}\n".encode()
 
-    def sums_bytes(self) -> bytes:
-        """Bytes of `SHA256SUMS`: every file and the manifest itself, by name."""
+    def sums_bytes(self, manifest_sha256: str) -> bytes:
+        """Bytes of `SHA256SUMS`: every file and the manifest itself, by name.
+
+        Args:
+            manifest_sha256: Of the manifest as it is on disk: one of format 1 has other bytes than `to_bytes`.
+        """
         sums = {name: record.sha256 for name, record in self.files.items()}
-        sums[MANIFEST_FILE] = hashlib.sha256(self.to_bytes()).hexdigest()
+        sums[MANIFEST_FILE] = manifest_sha256
         return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+
+
+def _require_only(kind: Kind, name: str, record: object, *, wanted: bool) -> None:
+    """A part of the contents is there for the kinds that have it, and for no other."""
+    if (record is not None) != wanted:
+        raise ValueError(f"kind {kind}: {name} must {'be given' if wanted else 'be absent'}")
 
 
 @dataclass(frozen=True)
@@ -122,8 +140,10 @@ class Artifact:
             if problem:
                 raise ArtifactError(problem, where=str(directory / name), fix=_again(manifest.kind))
         sums = directory / SUMS_FILE
-        if manifest.kind == "kit" and not (sums.is_file() and sums.read_bytes() == manifest.sums_bytes()):
-            raise ArtifactError("missing, or not as it was written.", where=str(sums), fix=_again(manifest.kind))
+        if manifest.kind == "kit":
+            expected = manifest.sums_bytes(record_file(directory / MANIFEST_FILE).sha256)
+            if not (sums.is_file() and sums.read_bytes() == expected):
+                raise ArtifactError("missing, or not as it was written.", where=str(sums), fix=_again(manifest.kind))
         return Artifact(directory, manifest)
 
 
@@ -162,7 +182,8 @@ def read_manifest(directory: Path, kind: Kind | None) -> Manifest:
     """The manifest of a directory; its files are not looked at.
 
     Raises:
-        ArtifactError: There is none, it is damaged, or the directory is not of that kind.
+        ArtifactError: There is none, it is damaged, of a later format or for a later runtime, or the directory is not
+            of that kind.
     """
     path = directory / MANIFEST_FILE
     if not path.is_file():
@@ -174,17 +195,11 @@ def read_manifest(directory: Path, kind: Kind | None) -> Manifest:
         raise ArtifactError(
             f"not a manifest of awq2trt ({type(error).__name__}: {error}).", where=str(path), fix=_again(kind)
         ) from error
-    if version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"format version {version!r}, expected {FORMAT_VERSION}.",
-            where=str(path),
-            fix=f"use the awq2trt that wrote it ({value.get('tool_version', 'unknown version')}), or make it again.",
-        )
+    _refuse_later(value, version, path)
     try:
-        manifest = Manifest.model_validate(value)
-    except (ValidationError, Awq2trtError) as error:
-        reason = error.what if isinstance(error, Awq2trtError) else _first_problem(error)
-        raise ArtifactError(f"not a valid manifest: {reason}", where=str(path), fix=_again(kind)) from error
+        manifest = manifest_of(value)
+    except (ValidationError, LookupError, TypeError, AttributeError, ValueError, Awq2trtError) as error:
+        raise ArtifactError(f"not a valid manifest: {_reason(error)}", where=str(path), fix=_again(kind)) from error
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(
             f"expected a directory of kind {kind!r}, got one of kind {manifest.kind!r}.",
@@ -192,6 +207,34 @@ def read_manifest(directory: Path, kind: Kind | None) -> Manifest:
             fix=f"name the directory that `awq2trt {_COMMAND[kind]}` wrote.",
         )
     return manifest
+
+
+def manifest_of(value: Mapping[str, Any]) -> Manifest:
+    """The manifest that a JSON value of any format so far stands for.
+
+    Raises:
+        Awq2trtError: It says what cannot be.
+        LookupError, TypeError, AttributeError: It is of format 1, and damaged.
+        ValidationError: It is damaged.
+    """
+    return Manifest.model_validate(upgraded(value) if value["format_version"] == FORMAT_1 else value)
+
+
+def _refuse_later(value: Mapping[str, Any], version: object, path: Path) -> None:
+    """Refuses what a later awq2trt wrote, before it looks damaged."""
+    newer = f"use the awq2trt that wrote it ({value.get('tool_version', 'unknown version')}), or make it again."
+    if version not in (FORMAT_1, FORMAT_VERSION):
+        raise ArtifactError(
+            f"format version {version!r}, expected {FORMAT_1} or {FORMAT_VERSION}.", where=str(path), fix=newer
+        )
+    needed = str(value.get("minimum_runtime", MINIMUM_RUNTIME))
+    if _release(needed) > _release(__version__):
+        raise ArtifactError(f"it needs awq2trt {needed} or later, this is {__version__}.", where=str(path), fix=newer)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """`0.10.0` -> (0, 10, 0), so that versions compare as they are counted."""
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
 
 
 _COMMAND: Final[Mapping[str, str]] = {
@@ -222,7 +265,12 @@ def _no_manifest(directory: Path, kind: Kind | None) -> ArtifactError:
     )
 
 
-def _first_problem(error: ValidationError) -> str:
+def _reason(error: Exception) -> str:
+    """What is wrong with a manifest."""
+    if isinstance(error, Awq2trtError):
+        return error.what
+    if not isinstance(error, ValidationError):
+        return f"{type(error).__name__}: {error}."
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}."
 

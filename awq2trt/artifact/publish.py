@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,9 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
-
-from awq2trt import __version__
 from awq2trt.artifact.manifest import (
     MANIFEST_FILE,
     SUMS_FILE,
@@ -30,11 +28,13 @@ from awq2trt.artifact.manifest import (
     Artifact,
     Kind,
     Manifest,
+    manifest_of,
     read_manifest,
     record_file,
 )
 from awq2trt.artifact.records import Contents, FileRecord
 from awq2trt.errors import ArtifactError, Awq2trtError, UsageError
+from awq2trt.version import __version__
 
 LOCK_FILE: Final = ".lock"
 
@@ -58,13 +58,11 @@ class Draft:
         files: Directory for the artifact's files, empty at the start.
         scratch: Directory for what a resumed run can use; not part of the artifact. It survives a failure, and is
             removed when the artifact is published.
-        resumed: Whether `scratch` holds files of an interrupted run.
     """
 
     directory: Path
     kind: Kind
     fingerprint: str
-    resumed: bool
     files: Path = field(init=False)
     scratch: Path = field(init=False)
 
@@ -101,7 +99,7 @@ class Draft:
             destination.parent.mkdir(parents=True, exist_ok=True)
             (self.files / name).replace(destination)
         if self.kind == "kit":
-            _write_synced(work / SUMS_FILE, manifest.sums_bytes())
+            _write_synced(work / SUMS_FILE, manifest.sums_bytes(record_file(work / MANIFEST_FILE).sha256))
             (work / SUMS_FILE).replace(self.directory / SUMS_FILE)
         (work / MANIFEST_FILE).replace(self.directory / MANIFEST_FILE)
         _sync_directory(self.directory)
@@ -254,9 +252,9 @@ def _undo_interrupted_publish(directory: Path) -> None:
 def _named_files(manifest: Path) -> list[str]:
     """The files that belong to a manifest; none if it is not there, or was cut short while it was written."""
     try:
-        read = Manifest.model_validate_json(manifest.read_bytes())
+        read = manifest_of(json.loads(manifest.read_bytes()))
         return [*read.files, *[SUMS_FILE] * (read.kind == "kit")]
-    except (OSError, ValidationError, Awq2trtError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, Awq2trtError):
         return []
 
 
@@ -279,7 +277,7 @@ def _start(directory: Path, kind: Kind, fingerprint: str, *, resume: bool) -> Dr
     shutil.rmtree(work / _FILES, ignore_errors=True)
     if not resume or made_from is None:
         shutil.rmtree(work, ignore_errors=True)
-    draft = Draft(directory, kind, fingerprint, resumed=resume and made_from is not None)
+    draft = Draft(directory, kind, fingerprint)
     draft.files.mkdir(parents=True)
     draft.scratch.mkdir(exist_ok=True)
     mark.write_text(fingerprint, encoding="utf-8")

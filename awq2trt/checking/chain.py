@@ -290,8 +290,8 @@ def run_chain(
     """
     spec = subject.checkpoint.spec
     weights = weights or compare_weights(subject, progress)
-    findings, missing = dict(weights.findings), dict(weights.missing)
-    runners = _runners(subject, tokens, missing)
+    findings = dict(weights.findings)
+    runners, missing = _runners(subject, tokens, weights.missing)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), progress.task("running the stages", total=len(runners)) as advance:
         outputs, seconds = {}, {}
         for stage, runner in runners.items():
@@ -403,8 +403,11 @@ def _tensor_of(error: CheckpointError) -> str:
     return (error.where or "checkpoint").rpartition(": ")[2]
 
 
-def _runners(subject: Subject, tokens: Sequence[int], missing: dict[str, str]) -> dict[str, BaseRunner]:
-    """A runner of every stage that can be run; adds to `missing` why others cannot."""
+def _runners(
+    subject: Subject, tokens: Sequence[int], known: Mapping[str, str]
+) -> tuple[dict[str, BaseRunner], dict[str, str]]:
+    """A runner of every stage that can be run, and why others cannot: what is `known`, and what turns up here."""
+    missing = dict(known)
     makers: dict[str, Callable[[], BaseRunner]] = {QUANTIZED: lambda: _quantized_runner(subject, tokens)}
     folded = subject.folded()
     if folded is not None and subject.original is not None:
@@ -432,7 +435,7 @@ def _runners(subject: Subject, tokens: Sequence[int], missing: dict[str, str]) -
                 runners[stage] = make()
         except UnsupportedError as error:
             missing[stage] = f"not run: {error.what.rstrip('.')}"
-    return runners
+    return runners, missing
 
 
 def _quantized_runner(subject: Subject, tokens: Sequence[int]) -> BaseRunner:

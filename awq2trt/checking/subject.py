@@ -9,23 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from awq2trt.artifact.arrays import read_arrays
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, record_file
+from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY
 from awq2trt.artifact.records import QuantizationRecord, SourceRecord
 from awq2trt.checking.chain import ENGINE, FOLDED, ONNX, ONNX_CUDA, ORIGINAL, RUNTIME, Subject
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.search_files import SEARCH_FILE
 from awq2trt.errors import Awq2trtError, UsageError
+from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
 from awq2trt.quantization.effort import EFFORTS
-from awq2trt.quantization.job import SEARCH_FILE
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of, this_machine, why_not_here
 from awq2trt.runtime.trt.session import TrtSession, unmet_needs
-
-_CHECKPOINT_BESIDE: Final = "checkpoint"
-"""Where `awq2trt build` puts the checkpoint, beside the ONNX model and engines."""
 
 
 def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path | None = None) -> Subject:
@@ -46,14 +44,15 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
     quantization = quantized.manifest.contents.quantization
     search_file = quantized.directory / SEARCH_FILE
     search = read_arrays(search_file, fix="quantize the model again.") if search_file.is_file() else {}
-    if "awq" in quantization.method and not search:
+    method = METHODS.get(quantization.method)
+    if method and method.searches_scales and not search:
         missing.setdefault(FOLDED, f"not run: the checkpoint has no {SEARCH_FILE} with the scales; quantize again")
     if exported is None:
         missing |= dict.fromkeys((ONNX, ONNX_CUDA, RUNTIME), "not run: no exported model in this directory")
     built, reason = _engine(engines)
     if reason:
         missing[ENGINE] = reason
-    io = exported.manifest.contents.io if exported else None
+    decoder = exported.manifest.contents.decoder if exported else None
     checked = {one.directory: one for one in (quantized, exported, *engines) if one}
     return Subject(
         checkpoint=QuantizedCheckpoint(quantized.directory),
@@ -61,7 +60,7 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         original=original,
         search=search,
         onnx=exported.directory if exported else None,
-        dtype=io.inputs[-1].dtype if io else "float16",
+        dtype=decoder.logits.dtype if decoder else "float16",
         engine=built,
         open_engine=partial(TrtSession.open, built) if built else None,
         changed=tuple(name for one in checked.values() for name in _changed_files(one)),
@@ -71,15 +70,15 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
 
 def _codes_are_nearest(record: QuantizationRecord) -> bool:
     """Whether every code is the nearest to its weight: not after GPTQ, nor where the search moved single codes."""
-    search = EFFORTS.get(record.effort or "")
-    return record.method in ("awq", "rtn") and (search is None or search.code_passes == 0)
+    method, search = METHODS.get(record.method), EFFORTS.get(record.effort or "")
+    return method is not None and not method.rounds_columns and (search is None or search.code_passes == 0)
 
 
 def _artifacts(directory: Path, checkpoint: Path | None) -> tuple[Artifact, Artifact | None, list[Artifact]]:
     """The checkpoint, the exported model, and the engines and finished kits that a directory means."""
     if (directory / MANIFEST_FILE).is_file():
         found = [Artifact.open(directory, verify="size")]
-        beside = checkpoint or directory.parent / _CHECKPOINT_BESIDE
+        beside = checkpoint or directory.parent / CHECKPOINT_DIRECTORY
         if found[0].manifest.kind != "checkpoint" and (beside / MANIFEST_FILE).is_file():
             found.append(Artifact.open(beside, kind="checkpoint", verify="size"))
     elif not directory.is_dir():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -70,18 +69,12 @@ class BuildResult:
         profiles: In the engine's order.
         compute_capabilities: What the engine runs on, as TensorRT names them.
         tensorrt_version: Of the TensorRT-RTX that built it, and that must run it.
-        seconds: Parsing and building.
-        engine_bytes: Size of the engine.
-        warnings: Warnings in the log.
     """
 
     files: tuple[Path, ...]
     profiles: tuple[OptimizationProfile, ...]
     compute_capabilities: tuple[str, ...]
     tensorrt_version: str
-    seconds: float
-    engine_bytes: int
-    warnings: int
 
 
 def build_engine(
@@ -113,21 +106,16 @@ def build_engine(
     trt = import_tensorrt_rtx()
     serialized, sizes = _prepare(trt, onnx_path, plugin)
     profiles = _profiles(sizes)
-    started = time.monotonic()
     with BuilderSession(trt, directory / LOG_FILE, progress or SilentProgress(), onnx_path) as session:
         session.parse(serialized)
         capabilities = session.configure(target.compute_capabilities, plugin.path if plugin else None)
         session.add_profiles([_profile_shapes(profile, sizes) for profile in profiles])
-        engine_bytes = _write_engine(session.build(), directory / ENGINE_FILE)
-        warnings = session.warnings
+        _write_engine(session.build(), directory / ENGINE_FILE)
     return BuildResult(
         files=(directory / ENGINE_FILE, directory / LOG_FILE),
         profiles=profiles,
         compute_capabilities=capabilities,
         tensorrt_version=str(trt.__version__),
-        seconds=time.monotonic() - started,
-        engine_bytes=engine_bytes,
-        warnings=warnings,
     )
 
 
@@ -184,8 +172,8 @@ def _profile_shapes(profile: OptimizationProfile, sizes: DecoderSizes) -> ShapeR
     }
 
 
-def _write_engine(engine: memoryview, path: Path) -> int:
-    """Writes the engine under a temporary name, then renames it; returns its size.
+def _write_engine(engine: memoryview, path: Path) -> None:
+    """Writes the engine under a temporary name, then renames it.
 
     Raises:
         ArtifactError: The disk is full, or the directory cannot be written.
@@ -202,4 +190,3 @@ def _write_engine(engine: memoryview, path: Path) -> int:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-    return engine.nbytes

@@ -66,11 +66,6 @@ class BuilderSession:
         del self._config, self._network, self._builder
         self._resources.close()
 
-    @property
-    def warnings(self) -> int:
-        """Warnings so far."""
-        return int(self._logger.warnings)
-
     def parse(self, serialized: bytes) -> None:
         """Parses a serialized ONNX model whose weights are beside `model`.
 
@@ -170,7 +165,6 @@ def _logger_class(trt: Any) -> Callable[[TextIO], Any]:
         def __init__(self, log: TextIO) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
-            self.warnings = 0
             self._log = log
 
         def log(self, severity: Any, message: str) -> None:
@@ -178,8 +172,6 @@ def _logger_class(trt: Any) -> Callable[[TextIO], Any]:
                 return
             if severity <= trt.ILogger.ERROR:
                 self.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                self.warnings += 1
             note = " (this machine has no GPU; only a build for its own GPU needs one)" if _NO_GPU in message else ""
             self._log.write(f"{severity.name}: {message}{note}\n")
 

@@ -83,7 +83,12 @@ def lowered_contract(contract: IoContract, lowering: Lowering) -> IoContract:
         shape = (*tensor.shape[:2], "capacity", *tensor.shape[3:]) if cache else tensor.shape
         return replace(tensor, dtype="float32" if half else tensor.dtype, shape=shape)
 
-    return replace(contract, inputs=tuple(map(widened, contract.inputs)), outputs=tuple(map(widened, contract.outputs)))
+    return replace(
+        contract,
+        inputs=tuple(map(widened, contract.inputs)),
+        outputs=tuple(map(widened, contract.outputs)),
+        cache=replace(contract.cache, dtype="float32") if contract.cache else None,
+    )
 
 
 def save_model(model: ir.Model, directory: Path, on_tensor: Callable[[], None] = lambda: None) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from awq2trt import opset
 from awq2trt.errors import ArtifactError
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
 
@@ -61,6 +62,12 @@ def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, 
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(tensor)
     return model, _read_sizes(model, path, capacity)
+
+
+def operators_of(model: ir.Model) -> dict[str, str]:
+    """Our operators in a graph, by name, with the version of each."""
+    nodes = [node for node in model.graph if node.domain == opset.DOMAIN]
+    return {node.op_type: node.attributes[opset.ATTR_PLUGIN_VERSION].as_string() for node in nodes}
 
 
 def _check_external(tensor: ir.ExternalTensor) -> None:

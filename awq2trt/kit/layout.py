@@ -20,17 +20,18 @@ from typing import Final
 import onnx
 import onnx_ir as ir
 
-from awq2trt import __version__, opset
+from awq2trt import opset
 from awq2trt.artifact.golden import DESCRIPTION_FILE, read_golden
 from awq2trt.artifact.records import KitRecord, ProfileRecord
 from awq2trt.engine.predict import WORKSPACE_BYTES, Footprint
 from awq2trt.errors import UnsupportedError
 from awq2trt.graph.basic_ops import drop_functions, fix_batch, lower_to_basic_ops
 from awq2trt.graph.read import open_decoder
-from awq2trt.io_contract import BATCH, MODEL_FILE, IoContract, TensorContract
+from awq2trt.io_contract import BATCH, DECODER, MODEL_FILE, IoContract, TensorContract
 from awq2trt.machine.foreign_library import KitPlugin
 from awq2trt.machine.plugin_library import LIBRARY_NAME
 from awq2trt.target import JetPack, Target
+from awq2trt.version import __version__
 
 SCRIPT_FILE: Final = "finish.sh"
 CONF_FILE: Final = "kit.conf"
@@ -91,10 +92,12 @@ def kit_record(plan: KitPlan, capacity: int) -> KitRecord:
         minimum_tensorrt=plan.jetpack.tensorrt,
         plugin_version=plan.plugin.library.version if plan.plugin.library else __version__,
         plugin_cuda=plan.plugin.library.cuda if plan.plugin.library else None,
-        profiles=(
-            ProfileRecord(name="prefill", shortest=1, typical=min(TYPICAL_PREFILL, longest), longest=longest),
-            ProfileRecord(name="decode", shortest=1, typical=1, longest=1),
-        ),
+        profiles={
+            DECODER: (
+                ProfileRecord.of_tokens("prefill", 1, min(TYPICAL_PREFILL, longest), longest),
+                ProfileRecord.of_tokens("decode", 1, 1, 1),
+            )
+        },
         build_bytes=plan.footprint.build_bytes,
         run_bytes=plan.footprint.run_bytes,
         disk_bytes=_engine_bytes(plan),
@@ -187,7 +190,7 @@ def _write_plugin(plan: KitPlan, directory: Path) -> None:
 
 def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
     """What the script reads, by name."""
-    prefill = record.profiles[0]
+    prefill = record.profiles[DECODER][0].tokens
     return {
         "build_mib": str(_mebibytes(record.build_bytes)),
         "capability": record.compute_capability,
@@ -215,7 +218,7 @@ def _golden_settings(directory: Path) -> dict[str, str]:
 
 
 def _readme(plan: KitPlan, record: KitRecord, capacity: int) -> str:
-    prefill = record.profiles[0]
+    prefill = record.profiles[DECODER][0].tokens
     compiles = plan.plugin.library is None
     values = {
         "model": plan.model,

@@ -113,16 +113,27 @@ class Kernels:
     """The C interfaces of the plugin library and of the benchmark library beside it.
 
     Args:
-        library: The plugin library's file.
-
-    Raises:
-        ToolError: There is no benchmark library, or one of another version.
+        c: The plugin library.
+        ceilings: The benchmark library.
     """
 
-    def __init__(self, library: PluginLibrary) -> None:
-        self._c = ctypes.CDLL(str(library.path))
-        self._c.awq2trt_check_validity.restype = ctypes.c_char_p
-        self._ceilings = _load_bench_library(library)
+    def __init__(self, c: ctypes.CDLL, ceilings: ctypes.CDLL) -> None:
+        self._c = c
+        self._ceilings = ceilings
+
+    @classmethod
+    def load(cls, library: PluginLibrary) -> Kernels:
+        """Loads both libraries.
+
+        Args:
+            library: The plugin library's file.
+
+        Raises:
+            ToolError: There is no benchmark library, or one of another version.
+        """
+        c = ctypes.CDLL(str(library.path))
+        c.awq2trt_check_validity.restype = ctypes.c_char_p
+        return cls(c, _load_bench_library(library))
 
     def choose_config(self, problem: GemmProblem) -> KernelConfig:
         """The library's own choice for the current device."""
@@ -253,11 +264,11 @@ def bench_kernels(
     """
     library = find_plugin_library()
     torch = _torch_with_cuda()
-    kernels = Kernels(library)
+    kernels = Kernels.load(library)
     ceilings = measure_ceilings(torch, kernels)
     measurements = []
     for shape in shapes:
-        layer = RotatedLayer(torch, shape, group_size=group_size, dtype=dtype, zero_points=zero_points)
+        layer = RotatedLayer.random(torch, shape, group_size=group_size, dtype=dtype, zero_points=zero_points)
         cublas = _cublas_times(torch, shape, tokens, dtype) if baselines else {}
         tinygemm = _tinygemm_times(torch, shape, tokens, group_size) if baselines else {}
         for m in tokens:
@@ -342,74 +353,94 @@ def time_us(torch: Any, launches: Sequence[Callable[[], object]]) -> float:
     return float(statistics.median(times[2:])) / (rounds * len(launches))
 
 
+@dataclass(frozen=True)
 class RotatedLayer:
-    """Copies of one layer with random weights, enough of them that none stays in the L2 cache.
+    """Copies of one layer, enough of them that none stays in the L2 cache.
 
-    Args:
+    Attributes:
         torch: PyTorch.
         shape: The layer.
         group_size: G.
-        dtype: `float16` or `bfloat16`.
-        zero_points: Whether there are zero points.
+        codes: uint8 [copies, N * K / 2].
+        scales: fp16 or bf16 [copies, N * groups].
+        zeros: uint8 [copies, bytes of N * groups nibbles, in whole words]; None without zero points.
     """
 
-    def __init__(self, torch: Any, shape: LayerShape, *, group_size: int, dtype: str, zero_points: bool) -> None:
-        self._torch = torch
-        self._shape = shape
-        self._group_size = group_size
-        self._dtype = getattr(torch, dtype)
-        self._zero_points = zero_points
-        groups = math.ceil(shape.k / group_size)
-        self._weight_bytes = shape.n * shape.k // 2 + shape.n * groups * 2
-        if zero_points:
-            self._weight_bytes += math.ceil(shape.n * groups / 2)
-        self._copies = max(2, math.ceil(ROTATED_BYTES / self._weight_bytes))
-        device = {"device": "cuda"}
-        self._codes = torch.randint(0, 256, (self._copies, shape.n * shape.k // 2), dtype=torch.uint8, **device)
-        self._scales = 0.01 + 0.002 * torch.randn(self._copies, shape.n * groups, **device).to(self._dtype)
-        zero_bytes = (math.ceil(shape.n * groups / 2) + 3) // 4 * 4
-        self._zeros = torch.randint(0, 256, (self._copies, zero_bytes), dtype=torch.uint8, **device)
+    torch: Any
+    shape: LayerShape
+    group_size: int
+    codes: Any
+    scales: Any
+    zeros: Any | None
+
+    @classmethod
+    def random(cls, torch: Any, shape: LayerShape, *, group_size: int, dtype: str, zero_points: bool) -> RotatedLayer:
+        """A layer with random weights on the current GPU.
+
+        Args:
+            torch: PyTorch.
+            shape: The layer.
+            group_size: G.
+            dtype: `float16` or `bfloat16`.
+            zero_points: Whether there are zero points.
+        """
+        copies = max(2, math.ceil(ROTATED_BYTES / _weight_bytes(shape, group_size, zero_points=zero_points)))
+        groups = shape.n * math.ceil(shape.k / group_size)
+
+        def random_bytes(count: int) -> Any:
+            return torch.randint(0, 256, (copies, count), dtype=torch.uint8, device="cuda")
+
+        scales = 0.01 + 0.002 * torch.randn(copies, groups, device="cuda").to(getattr(torch, dtype))
+        zeros = random_bytes((math.ceil(groups / 2) + 3) // 4 * 4) if zero_points else None
+        return cls(torch, shape, group_size, random_bytes(shape.n * shape.k // 2), scales, zeros)
 
     def problem(self, tokens: int) -> GemmProblem:
         """The problem with this many rows of x."""
         return GemmProblem(
             m=tokens,
-            n=self._shape.n,
-            k=self._shape.k,
-            group_size=self._group_size,
-            dtype=0 if self._dtype == self._torch.float16 else 1,
-            has_zeros=self._zero_points,
+            n=self.shape.n,
+            k=self.shape.k,
+            group_size=self.group_size,
+            dtype=0 if self.scales.dtype == self.torch.float16 else 1,
+            has_zeros=self.zeros is not None,
             has_bias=False,
         )
 
     def bytes(self, tokens: int) -> int:
         """Least bytes through device memory: weights and x once, y once."""
-        return self._weight_bytes + 2 * tokens * (self._shape.k + self._shape.n)
+        weight_bytes = _weight_bytes(self.shape, self.group_size, zero_points=self.zeros is not None)
+        return weight_bytes + 2 * tokens * (self.shape.k + self.shape.n)
 
     def flops(self, tokens: int) -> int:
         """Multiplications and additions."""
-        return 2 * tokens * self._shape.k * self._shape.n
+        return 2 * tokens * self.shape.k * self.shape.n
 
     def time_us(self, kernels: Kernels, problem: GemmProblem, config: KernelConfig) -> float:
         """Time of one launch with this configuration."""
-        torch = self._torch
-        x = torch.randn(problem.m, self._shape.k, device="cuda", dtype=self._dtype)
-        y = torch.empty(problem.m, self._shape.n, device="cuda", dtype=self._dtype)
+        torch, dtype = self.torch, self.scales.dtype
+        x = torch.randn(problem.m, self.shape.k, device="cuda", dtype=dtype)
+        y = torch.empty(problem.m, self.shape.n, device="cuda", dtype=dtype)
         workspace = torch.empty(max(config.workspace_bytes, 16), device="cuda", dtype=torch.uint8)
 
         def launch_of(copy: int) -> Callable[[], None]:
             tensors = LinearTensors(
                 x=x.data_ptr(),
-                codes=self._codes[copy].data_ptr(),
-                scales=self._scales[copy].data_ptr(),
-                zeros=self._zeros[copy].data_ptr() if self._zero_points else None,
+                codes=self.codes[copy].data_ptr(),
+                scales=self.scales[copy].data_ptr(),
+                zeros=None if self.zeros is None else self.zeros[copy].data_ptr(),
                 bias=None,
                 y=y.data_ptr(),
                 workspace=workspace.data_ptr(),
             )
             return lambda: kernels.launch(problem, config, tensors, torch.cuda.current_stream().cuda_stream)
 
-        return time_us(torch, [launch_of(copy) for copy in range(self._copies)])
+        return time_us(torch, [launch_of(copy) for copy in range(len(self.codes))])
+
+
+def _weight_bytes(shape: LayerShape, group_size: int, *, zero_points: bool) -> int:
+    """Codes, scales and zero points of one layer."""
+    groups = shape.n * math.ceil(shape.k / group_size)
+    return shape.n * shape.k // 2 + 2 * groups + (math.ceil(groups / 2) if zero_points else 0)
 
 
 def format_report(report: KernelReport) -> str:

@@ -19,12 +19,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from awq2trt import __version__
 from awq2trt.errors import ToolError, UsageError
 from awq2trt.machine.cuda import load_libraries, require_gpu, require_onnxruntime
 from awq2trt.machine.memory import read_memory
 from awq2trt.models.sources.opening import PACKAGED_MODELS
 from awq2trt.target import CUDA_TARGET, MINIMUM_ONNXRUNTIME
+from awq2trt.version import __version__
 
 _COMMAND_TIMEOUT_S: Final = 20
 """nvidia-smi takes seconds on a machine with many GPUs and a sleeping driver."""

@@ -1,8 +1,7 @@
-"""The plugin library on this machine: where it is, what it was built for, and how TensorRT comes to know it.
+"""The plugin library on this machine: where it is, what it was built for, and how runtimes come to know it.
 
-In: the shared library that `plugins/` builds. Out: a `PluginLibrary` to print, or its plugins in a TensorRT registry.
-Imports neither TensorRT nor PyTorch: `load_into_registry` is handed the module that the caller uses (`tensorrt` or
-`tensorrt_rtx`).
+In: the shared library that `plugins/` builds. Out: a `PluginLibrary` to print, its plugins in a TensorRT registry, or
+its operators in a session of ONNX Runtime. Imports none of the runtimes: callers hand in what they use.
 """
 
 from __future__ import annotations
@@ -123,6 +122,28 @@ def load_into_registry(trt: Any, library: PluginLibrary) -> None:
             where=str(library.path),
             fix="rebuild the plugin library for this version of awq2trt: `make plugins`.",
         )
+
+
+def register_custom_ops(options: Any, library: PluginLibrary) -> None:
+    """Makes the operators known to a session of ONNX Runtime that is yet to be made.
+
+    They win over function bodies of their names, on the CPU and on CUDA. Registering twice is harmless.
+
+    Args:
+        options: `onnxruntime.SessionOptions`.
+        library: What to load.
+
+    Raises:
+        ToolError: ONNX Runtime does not take the library: it is too old, or the library has no operators for it.
+    """
+    try:
+        options.register_custom_ops_library(str(library.path))
+    except Exception as error:  # ONNX Runtime's exceptions have no base of their own
+        raise ToolError(
+            f"ONNX Runtime does not take the operators: {str(error).rstrip('.')}.",
+            where=str(library.path),
+            fix="pip install -U onnxruntime; and rebuild the library for this version of awq2trt: `make plugins`.",
+        ) from error
 
 
 @cache

@@ -1,7 +1,7 @@
-"""Quantized checkpoint -> ONNX decoder: `export_onnx` and what it takes and returns."""
+"""Quantized checkpoint -> ONNX decoder: `export_onnx` and what it returns."""
 
 from __future__ import annotations
 
-from awq2trt.onnx_export.model import ExportOptions, ExportResult, export_onnx
+from awq2trt.onnx_export.model import ExportResult, export_onnx
 
-__all__ = ["ExportOptions", "ExportResult", "export_onnx"]
+__all__ = ["ExportResult", "export_onnx"]

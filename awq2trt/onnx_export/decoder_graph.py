@@ -19,11 +19,13 @@ from onnx_ir.tape import Tape
 from awq2trt import opset
 from awq2trt.io_contract import (
     BATCH,
+    CACHE_LAYOUT,
     CACHE_POSITION,
     INPUT_IDS,
     LAST_POSITION_NODE,
     LOGITS,
     SEQUENCE,
+    CacheContract,
     IoContract,
     TensorContract,
     cache_names,
@@ -62,56 +64,58 @@ class Weights(Protocol):
 
 
 @dataclass(frozen=True)
-class GraphOptions:
-    """Choices about the graph, not about the model.
+class GraphPlan:
+    """What the graph shall be, as far as the model leaves it open: options with every default settled.
 
     Attributes:
         capacity: Positions that the cache holds.
+        dtype: Of activations and plain weights.
         all_logits: Logits of every position rather than of the last.
         function_bodies: Define the custom operators by model-local functions.
     """
 
     capacity: int
+    dtype: ir.DataType
     all_logits: bool
     function_bodies: bool
 
 
-def decoder_contract(spec: DecoderSpec, options: GraphOptions, dtype: ir.DataType) -> IoContract:
+def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
     """Inputs and outputs of the graph that `build_decoder` makes with the same arguments."""
-    name = dtype.name.lower()
-    cache_shape = (BATCH, spec.num_kv_heads, options.capacity, spec.head_dim)
+    name = plan.dtype.name.lower()
+    cache_shape = (BATCH, spec.num_kv_heads, plan.capacity, spec.head_dim)
 
-    def caches(tense: str, meaning: str) -> tuple[TensorContract, ...]:
-        return tuple(TensorContract(cache, name, cache_shape, meaning) for cache in cache_names(tense, spec.num_layers))
-
-    rows: int | str = SEQUENCE if options.all_logits else 1
+    pasts, presents = cache_names("past", spec.num_layers), cache_names("present", spec.num_layers)
+    before = "Cache before the call; slots from cache_position on are not read."
+    after = "Cache after the call; may be the memory of its past_ input."
+    rows: int | str = SEQUENCE if plan.all_logits else 1
     return IoContract(
         inputs=(
             TensorContract(INPUT_IDS, "int64", (BATCH, SEQUENCE), "New tokens."),
             TensorContract(CACHE_POSITION, "int64", (BATCH,), "Cache slot of the first new token: tokens seen before."),
-            *caches("past", "Cache before the call; slots from cache_position on are not read."),
+            *(TensorContract(past, name, cache_shape, before) for past in pasts),
         ),
         outputs=(
             TensorContract(LOGITS, name, (BATCH, rows, spec.vocab_size), "Scores of the next token."),
-            *caches("present", "Cache after the call; may be the memory of its past_ input."),
+            *(
+                TensorContract(present, name, cache_shape, after, alias=past)
+                for past, present in zip(pasts, presents, strict=True)
+            ),
         ),
-        capacity=options.capacity,
-        vocab_size=spec.vocab_size,
-        num_layers=spec.num_layers,
-        sliding_window=spec.sliding_window,
+        cache=CacheContract(name, CACHE_LAYOUT, plan.capacity),
     )
 
 
-def build_decoder(spec: DecoderSpec, weights: Weights, options: GraphOptions, on_block: Callable[[], None]) -> ir.Model:
+def build_decoder(spec: DecoderSpec, weights: Weights, plan: GraphPlan, on_block: Callable[[], None]) -> ir.Model:
     """Builds the whole decoder.
 
     Args:
         spec: The model described.
         weights: Where initializers come from; asked for each once, in the order of the graph.
-        options: Choices about the graph.
+        plan: What the options come to.
         on_block: Called after each block, for progress.
     """
-    contract = decoder_contract(spec, options, weights.dtype)
+    contract = decoder_contract(spec, plan)
     inputs = {tensor.name: _declare(tensor) for tensor in contract.inputs}
     builder = _DecoderBuilder(spec, weights, inputs)
     hidden = builder.embed(inputs[INPUT_IDS])
@@ -120,7 +124,7 @@ def build_decoder(spec: DecoderSpec, weights: Weights, options: GraphOptions, on
         hidden, *cache = builder.block(layer, hidden)
         presents += cache
         on_block()
-    outputs = [builder.logits(hidden, all_positions=options.all_logits), *presents]
+    outputs = [builder.logits(hidden, all_positions=plan.all_logits), *presents]
     for value, tensor in zip(outputs, contract.outputs, strict=True):
         value.name, value.dtype, value.shape = tensor.name, ir.DataType[tensor.dtype.upper()], ir.Shape(tensor.shape)
     graph = ir.Graph(
@@ -131,7 +135,7 @@ def build_decoder(spec: DecoderSpec, weights: Weights, options: GraphOptions, on
         opset_imports={"": opset.ONNX_OPSET, opset.DOMAIN: opset.DOMAIN_VERSION},
         name=spec.family,
     )
-    functions = [make_body(variant) for variant in builder.variants] if options.function_bodies else []
+    functions = [make_body(variant) for variant in builder.variants] if plan.function_bodies else []
     return ir.Model(graph, ir_version=opset.ONNX_IR_VERSION, producer_name="awq2trt", functions=functions)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, get_args
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
@@ -19,15 +19,16 @@ from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE, IoContract
 from awq2trt.models.families import DecoderSpec
 from awq2trt.onnx_export.bodies import BodyVariant
-from awq2trt.onnx_export.decoder_graph import GraphOptions, LinearInputs, build_decoder, decoder_contract
+from awq2trt.onnx_export.decoder_graph import GraphPlan, LinearInputs, build_decoder, decoder_contract
 from awq2trt.onnx_export.external_data import ExternalDataWriter
 from awq2trt.progress import Progress, SilentProgress
+from awq2trt.recipe import ActivationDtype, ExportOptions
 from awq2trt.scheme import QuantizedLinear
 
 DEFAULT_MAX_SEQ_LEN: Final = 4096
 """Cache capacity unless asked otherwise: longer contexts cost cache memory that few runs use."""
 
-DTYPES: Final = ("float16", "bfloat16")
+DTYPES: Final[tuple[str, ...]] = get_args(ActivationDtype)
 
 
 class Checkpoint(Protocol):
@@ -47,67 +48,46 @@ class Checkpoint(Protocol):
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """How to export.
-
-    Attributes:
-        max_seq_len: Positions that the cache holds, prompt and answer together; None for the model's own limit, at
-            most `DEFAULT_MAX_SEQ_LEN`.
-        all_logits: Logits of every position rather than of the last.
-        function_bodies: Define the custom operators by model-local functions. Executors without our plugin need
-            them; TensorRT before 10.7 would prefer them to the plugin.
-        dtype: Of activations and plain weights; None for what the checkpoint's config.json says, float16 if nothing.
-    """
-
-    max_seq_len: int | None = None
-    all_logits: bool = False
-    function_bodies: bool = True
-    dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.dtype not in (None, *DTYPES):
-            raise UsageError(f"got {self.dtype}, expected one of: {', '.join(DTYPES)}.", where="dtype")
-        if self.max_seq_len is not None and self.max_seq_len < 1:
-            raise UsageError(f"got {self.max_seq_len}, expected at least 1.", where="--max-seq-len")
-
-
-@dataclass(frozen=True)
 class ExportResult:
     """What was written.
 
     Attributes:
-        files: Every file written, the model first.
         contract: The model's inputs and outputs, for the manifest.
         dtype: Of activations in the graph, NumPy's name.
-        options: As given, `max_seq_len` and `dtype` resolved.
-        weights_bytes: Size of the external data.
     """
 
-    files: tuple[Path, ...]
     contract: IoContract
     dtype: str
-    options: ExportOptions
-    weights_bytes: int
 
 
 def export_onnx(
-    checkpoint: Checkpoint, directory: Path, *, options: ExportOptions | None = None, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    directory: Path,
+    *,
+    options: ExportOptions | None = None,
+    all_logits: bool = False,
+    progress: Progress | None = None,
 ) -> ExportResult:
     """Writes the decoder and its weights into `directory`.
 
     Nothing is visible under its final name before it is complete.
 
+    Args:
+        checkpoint: What to export.
+        directory: Where `model.onnx` and its weights go.
+        options: Capacity, type of activations, function bodies; None for the defaults.
+        all_logits: Logits of every position rather than of the last.
+        progress: Counts blocks.
+
     Raises:
         UsageError: `max_seq_len` is beyond what the model was made for.
         ArtifactError: The files cannot be written.
     """
-    options = _resolved(options or ExportOptions(), checkpoint)
-    dtype = _dtype(options)
+    plan = _plan(options or ExportOptions(), checkpoint, all_logits=all_logits)
     model_path, weights_path = directory / MODEL_FILE, directory / WEIGHTS_FILE
     partial = weights_path.with_name(weights_path.name + ".partial")
-    graph_options = _graph_options(options)
     try:
-        model = _stream(checkpoint, partial, weights_path, options, progress or SilentProgress())
+        model = _stream(checkpoint, partial, weights_path, plan, progress or SilentProgress())
         partial.replace(weights_path)
         _write_model(model, model_path)
     except OSError as error:
@@ -118,13 +98,8 @@ def export_onnx(
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-    return ExportResult(
-        files=(model_path, weights_path),
-        contract=decoder_contract(checkpoint.spec, graph_options, dtype),
-        dtype=dtype.name.lower(),
-        options=options,
-        weights_bytes=weights_path.stat().st_size,
-    )
+    contract = decoder_contract(checkpoint.spec, plan)
+    return ExportResult(contract, dtype=plan.dtype.name.lower())
 
 
 class _StreamedWeights:
@@ -167,14 +142,12 @@ class _StreamedWeights:
         return _initializer(self._writer.write_float(name, value, self.dtype))
 
 
-def _stream(
-    checkpoint: Checkpoint, partial: Path, weights_path: Path, options: ExportOptions, progress: Progress
-) -> ir.Model:
+def _stream(checkpoint: Checkpoint, partial: Path, weights_path: Path, plan: GraphPlan, progress: Progress) -> ir.Model:
     """Builds the graph while its weights go to `partial`; the graph names them by `weights_path`."""
-    spec, dtype = checkpoint.spec, _dtype(options)
+    spec = checkpoint.spec
     with partial.open("wb") as file, progress.task("exporting", spec.num_layers) as advance:
-        weights = _StreamedWeights(checkpoint, ExternalDataWriter(file, weights_path), dtype)
-        return build_decoder(spec, weights, _graph_options(options), on_block=lambda: advance(1))
+        weights = _StreamedWeights(checkpoint, ExternalDataWriter(file, weights_path), plan.dtype)
+        return build_decoder(spec, weights, plan, on_block=lambda: advance(1))
 
 
 def _write_model(model: ir.Model, path: Path) -> None:
@@ -192,19 +165,8 @@ def _initializer(tensor: ir.ExternalTensor) -> ir.Value:
     return ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
 
 
-def _graph_options(options: ExportOptions) -> GraphOptions:
-    if options.max_seq_len is None:
-        raise ValueError("max_seq_len is resolved before the graph is built")
-    return GraphOptions(options.max_seq_len, options.all_logits, options.function_bodies)
-
-
-def _dtype(options: ExportOptions) -> ir.DataType:
-    if options.dtype is None:
-        raise ValueError("dtype is resolved before the graph is built")
-    return ir.DataType[options.dtype.upper()]
-
-
-def _resolved(options: ExportOptions, checkpoint: Checkpoint) -> ExportOptions:
+def _plan(options: ExportOptions, checkpoint: Checkpoint, *, all_logits: bool) -> GraphPlan:
+    """What the options come to for this checkpoint."""
     limit = checkpoint.spec.max_positions
     capacity = options.max_seq_len or min(limit, DEFAULT_MAX_SEQ_LEN)
     if capacity > limit:
@@ -215,4 +177,4 @@ def _resolved(options: ExportOptions, checkpoint: Checkpoint) -> ExportOptions:
         )
     said = checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype")
     dtype = options.dtype or (said if said in DTYPES else DTYPES[0])
-    return ExportOptions(capacity, options.all_logits, options.function_bodies, dtype)
+    return GraphPlan(capacity, ir.DataType[dtype.upper()], all_logits, options.function_bodies)

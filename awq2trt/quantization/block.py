@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awq2trt.methods import METHODS
 from awq2trt.models.decoder import BlockRunner, Observer
 from awq2trt.models.families import UNFOLDED, DecoderSpec, ScaleGroup
 from awq2trt.quantization.descent import descend
@@ -20,7 +21,6 @@ from awq2trt.quantization.grids import cut_share, search_grids
 from awq2trt.quantization.rounding import GroupGrid, Rounded, fake_quantize, group_grid, round_to_grid, to_groups
 from awq2trt.quantization.scores import score_moments
 from awq2trt.quantization.search import (
-    InputStatistics,
     ScaleOptions,
     ScaleResult,
     normalised_scales,
@@ -30,6 +30,7 @@ from awq2trt.quantization.search import (
     spread_over_heads,
     weight_magnitude,
 )
+from awq2trt.quantization.statistics import InputStatistics
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
@@ -137,10 +138,11 @@ class BlockMethod:
 
 def method_of(options: QuantizeOptions) -> BlockMethod:
     """The method that a user's options ask for."""
+    method = METHODS[options.method]
     return BlockMethod(
         options.scheme,
-        search=EFFORTS[options.effort] if options.method in ("awq", "awq+gptq") else None,
-        gptq=GptqOptions(act_order=options.act_order) if options.method in ("gptq", "awq+gptq") else None,
+        search=EFFORTS[options.effort] if method.searches_scales else None,
+        gptq=GptqOptions(act_order=options.act_order) if method.rounds_columns else None,
     )
 
 
@@ -156,8 +158,8 @@ def quantize_block(
         statistics: As `collect_statistics` returns; empty for a method that uses no text.
         method: What to do.
     """
-    folded, where = dict(weights), spec.prefix(layer)
-    inputs = _inputs_of_linears(spec, folded, statistics, method, where) if method.uses_text else {}
+    where = spec.prefix(layer)
+    folded, inputs = _fold_searched(spec, weights, statistics, method, where)
     moments = _score_moments(spec, layer, folded, inputs, method)
     linears: dict[str, QuantizedLinear] = {}
     reports: dict[str, LinearReport] = {}
@@ -225,19 +227,22 @@ class _LinearInput:
         return {"magnitude": self.magnitude, "scales": self.scales}
 
 
-def _inputs_of_linears(
-    spec: DecoderSpec, weights: dict[str, Tensor], statistics: Statistics, method: BlockMethod, where: str
-) -> dict[str, _LinearInput]:
-    """By linear; searches the scales of every group and folds them into `weights` if the method wants scales."""
-    inputs: dict[str, _LinearInput] = {}
-    for group in spec.scale_groups():
+def _fold_searched(
+    spec: DecoderSpec, weights: Mapping[str, Tensor], statistics: Statistics, method: BlockMethod, where: str
+) -> tuple[dict[str, Tensor], dict[str, _LinearInput]]:
+    """The weights with the scales of every group folded in, if the method searches scales; every linear's input then.
+
+    A group's search sees what the groups before it were folded into. No inputs where the method uses no text.
+    """
+    folded, inputs = dict(weights), dict[str, _LinearInput]()
+    for group in spec.scale_groups() if method.uses_text else ():
         seen = _LinearInput.unscaled(statistics[group.balance_layers[0]])
         if method.search and group.smooth_kind != UNFOLDED:
-            found = _search_group(spec, weights, group, seen, method, where)
-            fold_scales_(weights, group, found.scales, spec.head_dim)
+            found = _search_group(spec, folded, group, seen, method, where)
+            fold_scales_(folded, group, found.scales, spec.head_dim)
             seen = seen.scaled(found)
         inputs.update(dict.fromkeys(group.balance_layers, seen))
-    return inputs
+    return folded, inputs
 
 
 def _searched_grid(

@@ -19,8 +19,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from awq2trt.errors import CalibrationError
 from awq2trt.quantization.rounding import GroupGrid, Rounded, group_grid, round_to_codes, to_groups
+from awq2trt.quantization.statistics import require_finite
 from awq2trt.scheme import QuantScheme
 
 DAMPING: Final = 0.01
@@ -65,12 +65,7 @@ def gptq_round(
     Raises:
         CalibrationError: The input had NaN or infinite values.
     """
-    if not torch.isfinite(gram).all():
-        raise CalibrationError(
-            "calibration gave NaN or infinite activations.",
-            where=where,
-            fix="check the checkpoint's weights; the model cannot run on this text.",
-        )
+    require_finite(gram, where)
     columns, length = weight.shape[1], scheme.group_of(weight.shape[1])
     if grid is None and options.act_order:
         grid = group_grid(to_groups(weight, scheme), scheme)
@@ -79,7 +74,8 @@ def gptq_round(
         order = gram.diagonal().argsort(descending=True, stable=True)
     spread = _error_spread(gram[order][:, order], options.damping).to(weight.dtype)
     remaining = weight[:, order]  # a copy: what is left to round, updated as errors spread
-    codes, grids = torch.empty_like(weight), _Grids(grid, scheme, weight)
+    codes = torch.empty_like(weight)
+    grids = _Grids.given(grid, scheme) if grid else _Grids.to_make(weight, scheme)
     for start in range(0, columns, PANEL):
         end = min(start + PANEL, columns)
         panel, errors = remaining[:, start:end].clone(), torch.empty_like(remaining[:, start:end])
@@ -102,12 +98,23 @@ def gptq_round(
 class _Grids:
     """Scale and zero point of every group, [N] each: given from the start, or made as their first columns come up."""
 
-    def __init__(self, given: GroupGrid | None, scheme: QuantScheme, weight: Tensor) -> None:
-        shape = (weight.shape[0], scheme.groups(weight.shape[1]))
+    def __init__(self, scheme: QuantScheme, known: list[bool], scales: Tensor, zeros: Tensor) -> None:
         self._scheme = scheme
-        self._known = [given is not None] * shape[1]
-        self._scales = weight.new_ones(shape) if given is None else given.scales.squeeze(-1)
-        self._zeros = weight.new_zeros(shape) if given is None else given.zeros.squeeze(-1)
+        self._known = known
+        self._scales = scales  # [N, groups]
+        self._zeros = zeros
+
+    @classmethod
+    def given(cls, grid: GroupGrid, scheme: QuantScheme) -> _Grids:
+        """All known."""
+        scales, zeros = grid.scales.squeeze(-1), grid.zeros.squeeze(-1)
+        return cls(scheme, [True] * scales.shape[1], scales, zeros)
+
+    @classmethod
+    def to_make(cls, weight: Tensor, scheme: QuantScheme) -> _Grids:
+        """None known yet, for a weight [N, K]."""
+        shape = (weight.shape[0], scheme.groups(weight.shape[1]))
+        return cls(scheme, [False] * shape[1], weight.new_ones(shape), weight.new_zeros(shape))
 
     def known(self, group: int) -> bool:
         return self._known[group]

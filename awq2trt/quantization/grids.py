@@ -75,25 +75,36 @@ def cut_share(weight: Tensor, grid: GroupGrid, scheme: QuantScheme) -> float:
     return float(torch.cat(cut).float().mean())
 
 
+@dataclass
 class _Group:
     """One group of some rows: the best grid so far, and its error. All [n, 1] unless said.
 
     Attributes:
+        low: Lower end of the group's range, at most 0.
+        high: Upper end, at least 0.
         scales: Step sizes.
         zeros: Zero points.
         loss: Output error of the group, pull included.
     """
 
-    def __init__(self, weight: Tensor, block: Tensor, scheme: QuantScheme) -> None:
-        self._weight = weight.contiguous()  # [n, G]
-        self._block = block  # G_gg
-        self._pull: Tensor | None = None  # 2 p, [n, G]
-        self._scheme = scheme
-        self._buffer = torch.empty_like(self._weight)
-        self.low, self.high = _range(self._weight)
-        self.scales = torch.ones_like(self.low)
-        self.zeros = torch.zeros_like(self.low)
-        self.loss = torch.full_like(self.low, torch.inf)
+    _weight: Tensor  # [n, G]
+    _block: Tensor  # G_gg
+    _scheme: QuantScheme
+    _buffer: Tensor  # [n, G]
+    low: Tensor
+    high: Tensor
+    scales: Tensor
+    zeros: Tensor
+    loss: Tensor
+    _pull: Tensor | None = None  # 2 p, [n, G]
+
+    @classmethod
+    def unsearched(cls, weight: Tensor, block: Tensor, scheme: QuantScheme) -> _Group:
+        """Before the first look, for weights [n, G] and their part G_gg of E[x x^T]."""
+        weight = weight.contiguous()
+        low, high = _range(weight)
+        ones, zeros, loss = torch.ones_like(low), torch.zeros_like(low), torch.full_like(low, torch.inf)
+        return cls(weight, block, scheme, torch.empty_like(weight), low, high, ones, zeros, loss)
 
     def look_again_(self, error_gradient: Tensor) -> None:
         """Starts a further look, from the grid found: `error_gradient` is (G D)_g of the whole row, [n, G]."""
@@ -138,7 +149,7 @@ class _Group:
 
 def _search_rows(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: GridOptions) -> GroupGrid:
     columns = [slice(start, start + scheme.group_of(weight.shape[1])) for start in _starts(weight, scheme)]
-    groups = [_Group(weight[:, own], gram[own, own].contiguous(), scheme) for own in columns]
+    groups = [_Group.unsearched(weight[:, own], gram[own, own].contiguous(), scheme) for own in columns]
     for group in groups:
         _search_range_(group, scheme, options)
     if options.passes:

@@ -127,27 +127,11 @@ def round_to_grid(weight: Tensor, grid: GroupGrid, scheme: QuantScheme) -> Round
 
 
 def fake_quantize(weight: Tensor, scheme: QuantScheme) -> Tensor:
-    """The weight after rounding to nearest, fp32 [N, K]: what `quantize(...).dequantize()` returns."""
+    """The weight after rounding to nearest, on its groups' whole ranges, fp32 [N, K]."""
     grouped = to_groups(weight, scheme)
     grid = group_grid(grouped, scheme)
     codes = round_to_codes(grouped, grid, scheme)
     return from_groups(codes.sub_(grid.zeros).mul_(grid.scales), weight.shape[1])
-
-
-def quantize(weight: Tensor, scheme: QuantScheme, *, bias: Tensor | None = None, where: str = "") -> QuantizedLinear:
-    """Rounds one linear to nearest, on its groups' whole ranges.
-
-    Args:
-        weight: fp32 [N, K].
-        scheme: Bits, groups, zero points.
-        bias: fp32 [N].
-        where: Name of the layer, for errors.
-
-    Raises:
-        CheckpointError: A step size is beyond fp16 or not a number.
-    """
-    grid = group_grid(to_groups(weight, scheme), scheme)
-    return round_to_grid(weight, grid, scheme).to_linear(scheme, bias=bias, where=where)
 
 
 def as_half(scales: Tensor) -> Tensor:

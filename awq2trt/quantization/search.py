@@ -15,9 +15,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from awq2trt.errors import CalibrationError
 from awq2trt.models.families import ScaleGroup
 from awq2trt.quantization.rounding import fake_quantize, from_groups, to_groups
+from awq2trt.quantization.statistics import require_finite
 from awq2trt.scheme import QuantScheme
 
 ALPHA_GRID: Final = tuple(i / 20 for i in range(20))
@@ -47,47 +47,6 @@ class ScaleOptions:
     adaptive: bool = True
     betas: tuple[float, ...] = (0.0,)
     rows: int | None = 1024
-
-
-@dataclass
-class InputStatistics:
-    """What calibration keeps of one linear input X [tokens, K].
-
-    Attributes:
-        gram_sum: Sum of x x^T over tokens, fp32 [K, K].
-        sum: Of x over tokens, fp32 [K].
-        magnitude_sum: Sum of |x| over tokens, fp32 [K].
-        tokens: How many were seen.
-    """
-
-    gram_sum: Tensor
-    sum: Tensor
-    magnitude_sum: Tensor
-    tokens: int = 0
-
-    @classmethod
-    def empty(cls, channels: int) -> InputStatistics:
-        """Statistics of no token."""
-        return cls(torch.zeros(channels, channels), torch.zeros(channels), torch.zeros(channels))
-
-    def add_(self, x: Tensor) -> None:
-        """Adds activations fp32 [tokens, K]."""
-        self.gram_sum.addmm_(x.T, x)
-        self.sum += x.sum(dim=0)
-        self.magnitude_sum += x.abs().sum(dim=0)
-        self.tokens += x.shape[0]
-
-    def gram(self) -> Tensor:
-        """E[x x^T], fp32 [K, K]."""
-        return self.gram_sum / self.tokens
-
-    def mean(self) -> Tensor:
-        """E[x], fp32 [K]."""
-        return self.sum / self.tokens
-
-    def magnitude(self) -> Tensor:
-        """s_x: mean |x| of every channel, fp32 [K] (paper, equation 5)."""
-        return self.magnitude_sum / self.tokens
 
 
 @dataclass(frozen=True)
@@ -187,12 +146,7 @@ def search_scales(
     Raises:
         CalibrationError: The input had NaN or infinite values.
     """
-    if not torch.isfinite(gram).all():
-        raise CalibrationError(
-            "calibration gave NaN or infinite activations.",
-            where=where,
-            fix="check the checkpoint's weights; the model cannot run on this text.",
-        )
+    require_finite(gram, where)
     weight = torch.cat(list(weights))
     if options.rows is not None:
         weight = weight[:: -(-weight.shape[0] // options.rows)]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from awq2trt import __version__
 from awq2trt.errors import ToolError, UsageError
 from awq2trt.report.inspection import InputChannels, Inspection, LinearRow
+from awq2trt.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

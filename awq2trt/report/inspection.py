@@ -20,10 +20,8 @@ from safetensors import safe_open
 from awq2trt.artifact.arrays import read_arrays
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.errors import ArtifactError
-
-REPORT_FILE: Final = "quantization.json"
-SEARCH_FILE: Final = "quantization.npz"
 
 SALIENT_SHARE: Final = 0.01
 """Channels that the AWQ paper calls salient: the 1 % with the largest activations (section 3.1)."""

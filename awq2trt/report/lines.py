@@ -12,7 +12,7 @@ from awq2trt.target import MINIMUM_CAPABILITY, TARGETS, Flavour, Target
 
 if TYPE_CHECKING:
     from awq2trt.artifact.manifest import Artifact
-    from awq2trt.artifact.records import Contents
+    from awq2trt.artifact.records import Contents, WeightRecord
     from awq2trt.checking.chain import Place, StageResult
     from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
     from awq2trt.evaluation.results import EvalRequest, EvalResult, TaskRequest, TaskResult
@@ -201,6 +201,10 @@ def artifact_lines(artifact: Artifact) -> Iterator[str]:
         yield f"  {record.sha256[:12]} {record.size_bytes / 1e6:>12,.2f} MB  {name}"
 
 
+def _stored(weight: WeightRecord) -> str:
+    return weight.scheme.describe() if weight.scheme else weight.dtype
+
+
 def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     yield "model", f"{contents.source.model} ({contents.source.family})"
     quantization = contents.quantization
@@ -208,8 +212,12 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     calibration = quantization.calibration
     if calibration is not None:
         yield "calibration", f"{calibration.text}, {calibration.samples} x {calibration.seqlen} tokens"
-    if contents.io is not None:
-        yield "cache", f"{contents.io.capacity} positions"
+    if quantization.head is not None:
+        yield "head", _stored(quantization.head)
+    decoder = contents.decoder
+    if decoder is not None and decoder.cache is not None:
+        yield "cache", f"{decoder.capacity} positions, {decoder.cache.dtype}"
+        yield "operators", ", ".join(f"{name} {version}" for name, version in contents.operators.items())
     engine = contents.engine
     if engine is not None:
         capabilities = ", ".join(engine.compute_capabilities)

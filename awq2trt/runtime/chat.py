@@ -1,4 +1,4 @@
-"""Text in and out: chat template, stop tokens, and text that streams while tokens arrive.
+"""Text in and out: chat template, special tokens, and text that streams while tokens arrive.
 
 The tokenizer files that `quantize` saved beside the weights are read by transformers, local files only, no remote code.
 """
@@ -6,15 +6,19 @@ The tokenizer files that `quantize` saved beside the weights are read by transfo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from awq2trt.artifact.records import TokensRecord
 from awq2trt.errors import ArtifactError, UsageError
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
+
+Message = Mapping[str, str]
+"""Of a conversation: `role` (`system`, `user` or `assistant`) and `content`."""
 
 _PLAIN_CLASSES: Final = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Names of the class that reads tokenizer.json and nothing else, before and since transformers 5."""
@@ -24,15 +28,15 @@ _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 class ChatTokenizer:
-    """A tokenizer with its chat template and stop tokens.
+    """A tokenizer with its chat template and special tokens.
 
     Attributes:
-        stop_tokens: Tokens that end an answer: those of generation_config.json, and the tokenizer's own.
+        special: Its special tokens; those that end an answer are the ones of generation_config.json, and its own.
     """
 
-    def __init__(self, tokenizer: Any, stop_tokens: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Any, special: TokensRecord) -> None:
         self._tokenizer = tokenizer
-        self.stop_tokens = stop_tokens
+        self.special = special
 
     @staticmethod
     def load(directory: Path) -> ChatTokenizer:
@@ -52,29 +56,35 @@ class ChatTokenizer:
                 where=str(directory),
                 fix="put the model's tokenizer files into the directory, or export the model again.",
             ) from error
-        return ChatTokenizer(tokenizer, _stop_tokens(directory, tokenizer))
+        special = TokensRecord(
+            bos=tokenizer.bos_token_id,
+            eos=tokenizer.eos_token_id,
+            pad=tokenizer.pad_token_id,
+            unk=tokenizer.unk_token_id,
+            stop=_stop_tokens(directory, tokenizer),
+        )
+        return ChatTokenizer(tokenizer, special)
 
-    def encode(self, prompt: str, *, chat: bool, system: str | None = None) -> list[int]:
-        """Tokens of a prompt.
+    def encode(self, text: str) -> list[int]:
+        """Tokens of plain text, to be continued."""
+        return list(self._tokenizer(text).input_ids)
+
+    def encode_messages(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a conversation in the model's chat template, up to where the assistant begins.
 
         Args:
-            prompt: What the user says.
-            chat: Wrap it in the model's chat template and let the assistant begin.
-            system: System message; needs `chat`.
+            messages: What was said so far, in order.
 
         Raises:
             UsageError: The model has no chat template, or its template refuses the messages.
         """
-        if not chat:
-            return list(self._tokenizer(prompt).input_ids)
         if not self._tokenizer.chat_template:
             raise UsageError(
                 "this model has no chat template.", where="--prompt", fix="continue plain text with --raw instead."
             )
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": prompt})
+        conversation = [dict(message) for message in messages]
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is a program and may raise anything
             raise UsageError(
                 f"the model's chat template refused the messages: {error}.", where="chat template", fix="use --raw."
@@ -84,6 +94,16 @@ class ChatTokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def user_message(content: str) -> Message:
+    """What the user says."""
+    return {"role": "user", "content": content}
+
+
+def system_message(content: str) -> Message:
+    """What the model is told about its part."""
+    return {"role": "system", "content": content}
 
 
 def stream_text(
@@ -159,7 +179,8 @@ def _tokenizer_class(directory: Path) -> Any:
     return AutoTokenizer
 
 
-def _stop_tokens(directory: Path, tokenizer: Any) -> frozenset[int]:
+def _stop_tokens(directory: Path, tokenizer: Any) -> tuple[int, ...]:
+    """What generation_config.json says, and the tokenizer's own end, in ascending order."""
     stops: set[int] = set()
     path = directory / GENERATION_CONFIG_FILE
     if path.is_file():
@@ -173,4 +194,4 @@ def _stop_tokens(directory: Path, tokenizer: Any) -> frozenset[int]:
             stops.update([configured] if isinstance(configured, int) else configured)
     if tokenizer.eos_token_id is not None:
         stops.add(int(tokenizer.eos_token_id))
-    return frozenset(stops)
+    return tuple(sorted(stops))

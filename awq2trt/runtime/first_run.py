@@ -18,14 +18,13 @@ from awq2trt.runtime.backend import Backend
 from awq2trt.runtime.golden import compare_golden
 
 
-def check_first_run(backend: Backend, artifact: Artifact, gpu: str, runtime_version: str) -> bool:
+def check_first_run(backend: Backend, artifact: Artifact, gpu: str) -> bool:
     """Runs the golden calls where this model has not passed them on this GPU yet.
 
     Args:
         backend: Of the artifact's model; its conversation is forgotten.
         artifact: Whose model.
         gpu: Name of the GPU.
-        runtime_version: Of ONNX Runtime.
 
     Returns:
         Whether they were run.
@@ -33,6 +32,9 @@ def check_first_run(backend: Backend, artifact: Artifact, gpu: str, runtime_vers
     Raises:
         ToolError: One fails.
     """
+    import onnxruntime
+
+    runtime_version = str(onnxruntime.__version__)
     mark = _mark(artifact.manifest.fingerprint, gpu, runtime_version)
     if mark.is_file() or not (artifact.directory / DESCRIPTION_FILE).is_file():
         return False

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from awq2trt import __version__
 from awq2trt.artifact.opening import open_model
 from awq2trt.errors import UsageError
 from awq2trt.progress import Progress
 from awq2trt.scheme import QuantScheme
+from awq2trt.version import __version__
 
 if TYPE_CHECKING:
     from awq2trt.artifact.manifest import Artifact
@@ -96,7 +96,9 @@ def bench_stage(request: BenchRequest, progress: Progress) -> BenchReport:
         UsageError: Options that make no sense, or no such device or shape.
     """
     if (request.directory is None) == (request.shape is None):
-        raise UsageError("nothing to measure.", where="bench", fix="name a directory, or --shape, or --kernels.")
+        raise UsageError(
+            "nothing to measure.", where="bench", fix="awq2trt bench DIR, or --shape NAME, or awq2trt bench --kernels"
+        )
     unknown = [name for name in request.against if name not in OPPONENTS]
     if unknown:
         raise UsageError(f"unknown opponent {unknown[0]!r}.", where="--against", fix=f"one of: {', '.join(OPPONENTS)}.")
@@ -125,7 +127,7 @@ def _subject(request: BenchRequest, progress: Progress) -> Iterator[_Subject]:
         contents = artifact.manifest.contents
         config = _original_config(contents.source.model) if HF in request.against else None
         name = f"{contents.source.model}, {contents.quantization.scheme.describe()}"
-        longest = contents.io.capacity if contents.io else 0
+        longest = contents.decoder.capacity if contents.decoder else 0
         capacity = request.context or longest
         if not request.prompt + request.tokens <= capacity <= longest:
             raise UsageError(
@@ -137,7 +139,8 @@ def _subject(request: BenchRequest, progress: Progress) -> Iterator[_Subject]:
         return
     from awq2trt.evaluation.decode_bench import FIRST_TOKEN_LENGTHS
     from awq2trt.evaluation.model_shapes import RandomModel, shape_config
-    from awq2trt.onnx_export import ExportOptions, export_onnx
+    from awq2trt.onnx_export import export_onnx
+    from awq2trt.recipe import ExportOptions
 
     config = shape_config(str(request.shape), request.layers)
     capacity = request.context or _CAPACITY_STEP * -(-(request.prompt + request.tokens) // _CAPACITY_STEP)
@@ -213,8 +216,8 @@ def _plans(subject: _Subject, request: BenchRequest) -> dict[str, CudaPlan]:
     ours: CudaPlan | None = None
     if record is None:
         ours = CudaPlan(Lowering.CUDA_PLUGIN, find_plugin_library().path, capacity=capacity, batch=request.batch)
-    elif record.operators_version is not None:
-        operators = find_operators(record.operators_version)
+    elif record.plugin_version is not None:
+        operators = find_operators(record.plugin_version)
         ours = CudaPlan(None, operators, capacity=capacity, batch=request.batch)
     plans = {"awq2trt's kernels": ours} if ours else {}
     if ours is None or MATMULNBITS in request.against:

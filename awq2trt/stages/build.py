@@ -15,12 +15,19 @@ from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import can_resume, create_artifact
 from awq2trt.artifact.records import EngineRecord, ProfileRecord
 from awq2trt.errors import BuildError, ToolError, UnsupportedError, UsageError
+from awq2trt.io_contract import DECODER, ENGINE_FILE
 from awq2trt.models.sources.opening import open_source
+from awq2trt.models.spec import ModelSpec
 from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE, Recipe
 from awq2trt.stages.export import ExportRequest, export_checkpoint, export_fingerprint
-from awq2trt.stages.lowered import lower_stage
-from awq2trt.stages.opening import refuse_missing_device, refuse_writing_over_source, source_record
+from awq2trt.stages.lowered import LowerRequest, lower_stage
+from awq2trt.stages.opening import (
+    exported_contents,
+    refuse_missing_device,
+    refuse_writing_over_source,
+    source_record,
+)
 from awq2trt.stages.quantize import QuantizeRequest, quantize_fingerprint, quantize_source
 from awq2trt.target import Target, find_target
 
@@ -80,14 +87,17 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
     yield checkpoint
     onnx = _current_onnx(request, checkpoint, progress)
     yield onnx
+    spec = kit_stage.model_spec(str(checkpoint.directory))
     if target.is_lowered:
-        plugin = request.options.build.plugin is not False
-        yield lower_stage(onnx, target, kit.output, plugin=plugin, overwrite=request.overwrite, progress=progress)
+        lowering = LowerRequest(
+            target, kit.output, plugin=request.options.build.plugin is not False, overwrite=request.overwrite
+        )
+        yield lower_stage(onnx, spec, lowering, progress)
         return
     if not target.is_kit:
-        yield _current_engine(request, target, onnx, progress)
+        yield _current_engine(request, target, onnx, spec, progress)
         return
-    made = kit_stage.make_kit(onnx, kit_stage.model_spec(str(checkpoint.directory)), kit, progress)
+    made = kit_stage.make_kit(onnx, spec, kit, progress)
     yield made
     kit_stage.deliver(made, kit, progress)
 
@@ -148,7 +158,9 @@ def _current_onnx(request: BuildRequest, checkpoint: Artifact, progress: Progres
     return export_checkpoint(checkpoint, export, progress)
 
 
-def _current_engine(request: BuildRequest, target: Target, onnx: Artifact, progress: Progress) -> Artifact:
+def _current_engine(
+    request: BuildRequest, target: Target, onnx: Artifact, spec: ModelSpec, progress: Progress
+) -> Artifact:
     from awq2trt.engine.builder import LOG_FILE, BuildOptions, build_engine, import_tensorrt_rtx
 
     output = request.output / target.name
@@ -180,12 +192,14 @@ def _current_engine(request: BuildRequest, target: Target, onnx: Artifact, progr
             flavour=target.flavour.value,
             tensorrt_version=result.tensorrt_version,
             plugin_version=library.version if library else None,
-            profiles=tuple(
-                ProfileRecord(name=p.name, shortest=p.shortest, typical=p.typical, longest=p.longest)
-                for p in result.profiles
-            ),
+            profiles={
+                DECODER: tuple(
+                    ProfileRecord.of_tokens(p.name, p.shortest, p.typical, p.longest) for p in result.profiles
+                )
+            },
         )
-        return draft.publish(onnx.manifest.contents.model_copy(update={"engine": record}))
+        contents = exported_contents(onnx, spec).model_copy(update={"engine": record})
+        return draft.publish(contents.with_engine(ENGINE_FILE))
 
 
 def _plugin_library(wanted: bool | None, progress: Progress) -> PluginLibrary | None:

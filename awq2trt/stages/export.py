@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from awq2trt.artifact.golden import FORMAT_VERSION as GOLDEN_VERSION
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
-from awq2trt.artifact.records import Contents, FileRecord, QuantizationRecord, SourceRecord
+from awq2trt.artifact.records import Contents, FileRecord, GraphRecord, QuantizationRecord, SourceRecord
 from awq2trt.errors import UsageError
-from awq2trt.io_contract import MODEL_FILE
+from awq2trt.io_contract import DECODER, MODEL_FILE
+from awq2trt.methods import DEFAULT_METHOD
 from awq2trt.models.sources.base import CONFIG_FILE, copy_tokenizer
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
@@ -21,6 +22,7 @@ from awq2trt.stages.opening import source_record
 if TYPE_CHECKING:
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
     from awq2trt.onnx_export import ExportResult
+    from awq2trt.runtime import ChatTokenizer
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ def export_stage(request: ExportRequest, progress: Progress) -> Artifact:
 def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progress: Progress) -> Artifact:
     """Exports a checkpoint; `artifact` is None where another tool made it."""
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-    from awq2trt.onnx_export import ExportOptions as GraphOptions
+    from awq2trt.graph.read import open_decoder, operators_of
     from awq2trt.onnx_export import export_onnx
+    from awq2trt.runtime import ChatTokenizer
 
     checkpoint = QuantizedCheckpoint(request.checkpoint)
     options = request.options
@@ -67,10 +70,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
         overwrite=request.overwrite,
         expected_bytes=sum(path.stat().st_size for path in checkpoint.files),
     ) as draft:
-        graph_options = GraphOptions(
-            max_seq_len=options.max_seq_len, function_bodies=options.function_bodies, dtype=options.dtype
-        )
-        result = export_onnx(checkpoint, draft.files, options=graph_options, progress=progress)
+        result = export_onnx(checkpoint, draft.files, options=options, progress=progress)
         if checkpoint.scheme.bits < CODE_BITS:
             progress.note(
                 f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit ones: the model computes the "
@@ -79,18 +79,32 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
         if artifact is None:
             _prove_import(checkpoint, draft.files / MODEL_FILE, progress)
         copy_tokenizer(request.checkpoint, draft.files)
-        _write_golden(checkpoint, draft.files, result, progress)
+        tokenizer = ChatTokenizer.load(draft.files)
+        _write_golden(checkpoint, tokenizer, draft.files, result, progress)
         source, quantization = _origin(checkpoint, artifact)
-        return draft.publish(Contents(source=source, quantization=quantization, io=result.contract))
+        contents = Contents(
+            source=source,
+            quantization=quantization.with_plain_ends(result.dtype),
+            model=checkpoint.model_spec.record(),
+            tokens=tokenizer.special,
+            graphs={DECODER: GraphRecord(model=MODEL_FILE, io=result.contract)},
+            operators=operators_of(open_decoder(draft.files)[0]),
+        )
+        return draft.publish(contents)
 
 
-def _write_golden(checkpoint: QuantizedCheckpoint, directory: Path, result: ExportResult, progress: Progress) -> None:
+def _write_golden(
+    checkpoint: QuantizedCheckpoint,
+    tokenizer: ChatTokenizer,
+    directory: Path,
+    result: ExportResult,
+    progress: Progress,
+) -> None:
     """What the model must say, from the checkpoint itself, beside the model that was made of it."""
     from awq2trt.artifact.golden import write_golden
     from awq2trt.checking.golden import TEXT, make_golden
-    from awq2trt.runtime import ChatTokenizer
 
-    tokens = ChatTokenizer.load(directory).encode(TEXT, chat=False)
+    tokens = tokenizer.encode(TEXT)
     golden = make_golden(checkpoint, tokens, result.contract.capacity, result.dtype, progress)
     write_golden(golden, directory)
 
@@ -125,4 +139,4 @@ def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple
     """Where a checkpoint comes from; of another tool's we know only itself."""
     if artifact is not None:
         return artifact.manifest.contents.source, artifact.manifest.contents.quantization
-    return source_record(checkpoint), QuantizationRecord(method="awq", scheme=checkpoint.scheme)
+    return source_record(checkpoint), QuantizationRecord(method=DEFAULT_METHOD, scheme=checkpoint.scheme)

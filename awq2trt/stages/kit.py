@@ -10,16 +10,19 @@ from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, curren
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.engine.predict import Outlook, outlook_lines, predict_footprint
 from awq2trt.errors import ArtifactError, UnsupportedError
+from awq2trt.io_contract import ENGINE_FILE
 from awq2trt.kit.archive import write_tar
 from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
 from awq2trt.kit.layout import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
 from awq2trt.machine.foreign_library import choose_plugin
-from awq2trt.models.families import DecoderSpec, describe_model
+from awq2trt.models.families import describe_model
 from awq2trt.models.sources.base import CONFIG_FILE, read_config
 from awq2trt.models.sources.opening import open_source
+from awq2trt.models.spec import ModelSpec
 from awq2trt.onnx_export.model import DEFAULT_MAX_SEQ_LEN
 from awq2trt.progress import Progress
 from awq2trt.recipe import Recipe
+from awq2trt.stages.opening import exported_contents
 from awq2trt.target import TARGETS, Target, find_jetpack
 
 
@@ -46,24 +49,25 @@ class KitRequest:
     ssh: str | None = None
 
 
-def model_spec(model: str) -> DecoderSpec:
+def model_spec(model: str) -> ModelSpec:
     """The description of a model; of a directory, only its config.json is read."""
     directory = Path(model).expanduser()
     if (directory / CONFIG_FILE).is_file():
-        return describe_model(read_config(directory))
-    return open_source(model).spec
+        return ModelSpec(describe_model(read_config(directory)))
+    return open_source(model).model_spec
 
 
-def predict_outlooks(spec: DecoderSpec, options: Recipe) -> tuple[Outlook, ...]:
+def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
     """What a model will need on every target whose memory is known."""
-    capacity = options.export.max_seq_len or min(spec.max_positions, DEFAULT_MAX_SEQ_LEN)
+    decoder = spec.decoder
+    capacity = options.export.max_seq_len or min(decoder.max_positions, DEFAULT_MAX_SEQ_LEN)
     jetpack = find_jetpack(options.build.jetpack)
 
     def outlook(target: Target) -> Outlook:
         fused = jetpack.fused or not target.is_kit
         prefill = longest_prefill(capacity, jetpack) if target.is_kit else capacity
         scheme = options.quantize.scheme
-        return Outlook(target, predict_footprint(spec, scheme, capacity, longest_prefill=prefill, fused=fused))
+        return Outlook(target, predict_footprint(decoder, scheme, capacity, longest_prefill=prefill, fused=fused))
 
     return tuple(outlook(target) for target in TARGETS.values() if target.memory_bytes is not None)
 
@@ -88,7 +92,7 @@ def require_fit(model: str, request: KitRequest, progress: Progress) -> None:
     )
 
 
-def make_kit(onnx: Artifact, spec: DecoderSpec, request: KitRequest, progress: Progress) -> Artifact:
+def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Progress) -> Artifact:
     """The kit of an exported decoder; made only where it is not current.
 
     Raises:
@@ -96,9 +100,10 @@ def make_kit(onnx: Artifact, spec: DecoderSpec, request: KitRequest, progress: P
         UnsupportedError: The model cannot be written for the JetPack.
     """
     jetpack = find_jetpack(request.options.build.jetpack)
-    contents = onnx.manifest.contents
-    if contents.io is None:
-        raise ArtifactError("the manifest has no I/O contract.", where=str(onnx.directory), fix="export it again.")
+    contents = exported_contents(onnx, spec)
+    decoder = contents.decoder
+    if decoder is None:
+        raise ArtifactError("the manifest has no decoder.", where=str(onnx.directory), fix="export it again.")
     outlook = next(each for each in predict_outlooks(spec, request.options) if each.target == request.target)
     plan = KitPlan(
         target=request.target,
@@ -108,7 +113,7 @@ def make_kit(onnx: Artifact, spec: DecoderSpec, request: KitRequest, progress: P
         model=contents.source.model,
         scheme=contents.quantization.scheme.describe(),
     )
-    record = kit_record(plan, contents.io.capacity)
+    record = kit_record(plan, decoder.capacity)
     library, sources = plan.plugin.library, plan.plugin.sources
     fingerprint = fingerprint_of(
         kind="kit",
@@ -130,7 +135,8 @@ def make_kit(onnx: Artifact, spec: DecoderSpec, request: KitRequest, progress: P
         request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes
     ) as draft:
         write_kit(onnx.directory, tuple(onnx.manifest.files), draft.files, plan, record)
-        return draft.publish(contents.model_copy(update={"kit": record, "io": kit_contract(contents.io)}))
+        contents = contents.with_engine(ENGINE_FILE, kit_contract(decoder))
+        return draft.publish(contents.model_copy(update={"kit": record}))
 
 
 def deliver(kit: Artifact, request: KitRequest, progress: Progress) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from awq2trt.artifact.manifest import record_file
-from awq2trt.artifact.records import SourceRecord
+from awq2trt.artifact.manifest import Artifact, record_file
+from awq2trt.artifact.records import Contents, SourceRecord
 from awq2trt.errors import UsageError
 from awq2trt.models.sources.base import ModelSource
+from awq2trt.models.spec import ModelSpec
 from awq2trt.recipe import DEFAULT_DEVICE
 
 
@@ -26,6 +27,15 @@ def source_record(source: ModelSource) -> SourceRecord:
         family=source.spec.family,
         files={path.name: record_file(path) for path in source.files},
     )
+
+
+def exported_contents(onnx: Artifact, spec: ModelSpec) -> Contents:
+    """What an exported model's manifest says; what one of format 1 did not say is read off the files."""
+    from awq2trt.runtime import ChatTokenizer
+
+    contents = onnx.manifest.contents
+    tokens = contents.tokens or ChatTokenizer.load(onnx.directory).special
+    return contents.model_copy(update={"model": contents.model or spec.record(), "tokens": tokens})
 
 
 def portable_name(name: str) -> str:

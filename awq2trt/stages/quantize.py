@@ -9,6 +9,7 @@ from typing import Final
 from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.artifact.records import CalibrationRecord, Contents, QuantizationRecord, SourceRecord
+from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import Progress
@@ -70,7 +71,7 @@ def quantize_source(
     ):
         if request.device != DEFAULT_DEVICE:
             progress.note(f"computing on {device}")
-        job = QuantizeJob(source, request.options, files=draft.files, scratch=draft.scratch, progress=progress)
+        job = QuantizeJob.prepare(source, request.options, files=draft.files, scratch=draft.scratch, progress=progress)
         result = job.run()
         calibration = None
         sha256 = result.tokens_sha256()
@@ -86,9 +87,14 @@ def quantize_source(
             method=request.options.method,
             scheme=request.options.scheme,
             calibration=calibration,
-            effort=request.options.effort if "awq" in request.options.method else None,
+            effort=request.options.effort if METHODS[request.options.method].searches_scales else None,
         )
-        return draft.publish(Contents(source=record, quantization=quantization))
+        contents = Contents(
+            source=record,
+            quantization=quantization.with_plain_ends(result.dtype),
+            model=source.model_spec.record(),
+        )
+        return draft.publish(contents)
 
 
 def quantize_fingerprint(record: SourceRecord, options: QuantizeOptions) -> str:
@@ -108,5 +114,7 @@ def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
         group_bytes = _FP16_BYTES + scheme.bits / 8
         block += int(rows * (columns * scheme.bits / 8 + scheme.groups(columns) * group_bytes))
     outer = _FP16_BYTES * spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
-    hidden = 0 if options.method == "rtn" else _FP32_BYTES * options.samples * options.seqlen * spec.hidden_size
+    hidden = 0
+    if METHODS[options.method].uses_text:
+        hidden = _FP32_BYTES * options.samples * options.seqlen * spec.hidden_size
     return 2 * spec.num_layers * block + outer + 2 * hidden

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_checkpoints import WIDE, quantized_llama
+from tiny_checkpoints import WIDE, nearest, quantized_llama
 from tiny_models import save_llama
 
 from awq2trt.checkpoint import checkpoint as checkpoint_module
@@ -39,7 +39,6 @@ from awq2trt.scheme import QuantizedLinear, QuantScheme
 )
 def test_round_trip(model: dict[str, Any], options: dict[str, Any], layout: str, tmp_path: Path) -> None:
     from awq2trt.models.decoder import to_tensor
-    from awq2trt.quantization.rounding import quantize
 
     read = quantized_llama(tmp_path, model, **options)
     assert read.format.layout == layout
@@ -48,7 +47,7 @@ def test_round_trip(model: dict[str, Any], options: dict[str, Any], layout: str,
         block = source.block(layer)
         for name in read.spec.block.linears:
             full = f"model.layers.{layer}.{name}"
-            expected = quantize(to_tensor(block[f"{name}.weight"]), read.scheme)
+            expected = nearest(to_tensor(block[f"{name}.weight"]), read.scheme)
             np.testing.assert_array_equal(read.linear(full).codes, expected.codes)
             np.testing.assert_array_equal(read.tensor(f"{full}.weight"), expected.dequantize())
             if f"{name}.bias" in block:

@@ -22,10 +22,10 @@ from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.pack import pack_words, unpack_words
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
 from awq2trt.models.decoder import Ends, run_model
-from awq2trt.onnx_export import ExportOptions, export_onnx
+from awq2trt.onnx_export import export_onnx
 from awq2trt.onnx_export.proof import compare_weights
 from awq2trt.progress import SilentProgress
-from awq2trt.recipe import ExportOptions as ExportRecipe
+from awq2trt.recipe import ExportOptions
 from awq2trt.scheme import QuantScheme
 from awq2trt.stages.export import ExportRequest, export_stage
 
@@ -65,7 +65,7 @@ def test_foreign_checkpoints_are_read_and_exported_bit_for_bit(layout: str, tmp_
     for name, weight in weights.items():
         np.testing.assert_array_equal(checkpoint.linear(name).dequantize(), weight)
     notes = _Notes()
-    export_stage(ExportRequest(tmp_path / "foreign", tmp_path / "onnx", ExportRecipe()), notes)
+    export_stage(ExportRequest(tmp_path / "foreign", tmp_path / "onnx", ExportOptions()), notes)
     assert "largest dequantization difference: 0 (7 linears)" in notes.notes
     assert any("no smaller" in note for note in notes.notes) == (FOREIGN[layout].bits < 4)
     graph = ir.load(tmp_path / "onnx" / "model.onnx").graph.initializers
@@ -100,7 +100,7 @@ def test_the_proof_finds_a_single_wrong_nibble(tmp_path: Path) -> None:
 def test_a_type_that_rounds_the_scales_is_told(tmp_path: Path) -> None:
     save_foreign(tmp_path / "foreign", FOREIGN["awq"])
     notes = _Notes()
-    request = ExportRequest(tmp_path / "foreign", tmp_path / "onnx", ExportRecipe(dtype="bfloat16"))
+    request = ExportRequest(tmp_path / "foreign", tmp_path / "onnx", ExportOptions(dtype="bfloat16"))
     export_stage(request, notes)
     assert any("largest dequantization difference: 0.0" in note for note in notes.notes)
     assert any("--dtype" in note for note in notes.notes)

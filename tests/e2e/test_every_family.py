@@ -56,7 +56,9 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         path.mkdir()
     options = QuantizeOptions(group_size=32, calib=str(text), samples=4, seqlen=64)
     source = SafetensorsSource(made.model)
-    job = QuantizeJob(source, options, files=made.checkpoint, scratch=directory / "scratch", progress=SilentProgress())
+    job = QuantizeJob.prepare(
+        source, options, files=made.checkpoint, scratch=directory / "scratch", progress=SilentProgress()
+    )
     job.run()
     export_onnx(QuantizedCheckpoint(made.checkpoint), made.onnx)
     return made

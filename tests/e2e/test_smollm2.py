@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import awq2trt
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import ToolError
@@ -23,11 +24,10 @@ from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
-from awq2trt.runtime import OrtBackend, Sampling
+from awq2trt.runtime import OrtBackend
 from awq2trt.stages.build import BuildRequest, build_stage
 from awq2trt.stages.kit import KitRequest, make_kit, model_spec
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
-from awq2trt.stages.run import RunRequest, run_stage
 from awq2trt.target import find_target
 from awq2trt.text.tokenizer import encode, load_tokenizer
 
@@ -100,10 +100,8 @@ def test_the_onnx_model_is_the_checkpoint(made: Made) -> None:
 
 
 def test_it_answers_from_the_engines_directory(made: Made) -> None:
-    request = RunRequest(
-        made.directory / "rtx4090", "What is the capital of France?", Sampling(temperature=0.0), max_new_tokens=40
-    )
-    assert "Paris" in "".join(run_stage(request))
+    model = awq2trt.load(made.directory / "rtx4090")
+    assert "Paris" in model.generate_text("What is the capital of France?", max_new_tokens=40)
 
 
 def test_the_engine_is_for_the_target_and_holds_the_weights(made: Made) -> None:

@@ -20,8 +20,9 @@ from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedErro
 from awq2trt.graph.inline import inline_bodies
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE, WEIGHTS_FILE
 from awq2trt.machine.plugin_library import find_plugin_library
-from awq2trt.onnx_export import ExportOptions, export_onnx
+from awq2trt.onnx_export import export_onnx
 from awq2trt.progress import Advance
+from awq2trt.recipe import ExportOptions
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
 from awq2trt.target import find_target
 
@@ -66,8 +67,8 @@ def test_model_without_bodies_needs_the_plugin(tmp_path: Path) -> None:
 )
 def test_every_body_builds(scheme: QuantScheme, bias: bool, tmp_path: Path) -> None:
     export_onnx(RandomCheckpoint(scheme, num_hidden_layers=1, attention_bias=bias), tmp_path)
-    result = build_engine(tmp_path, RTX4090, tmp_path)
-    assert (tmp_path / ENGINE_FILE).stat().st_size == result.engine_bytes > 0
+    build_engine(tmp_path, RTX4090, tmp_path)
+    assert (tmp_path / ENGINE_FILE).stat().st_size > 0
     assert opset.W4A16_LINEAR.encode() not in (tmp_path / ENGINE_FILE).read_bytes()
 
 
@@ -88,7 +89,7 @@ def test_odd_features_build(tmp_path: Path) -> None:
 @pytest.mark.trt
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_engine_for_several_gpus(dtype: str, tmp_path: Path) -> None:
-    export_onnx(RandomCheckpoint(sliding_window=9), tmp_path, options=ExportOptions(dtype=dtype))
+    export_onnx(RandomCheckpoint(sliding_window=9), tmp_path, options=ExportOptions.model_validate({"dtype": dtype}))
     progress = _RecordingProgress()
     result = build_engine(tmp_path / MODEL_FILE, find_target("rtx"), tmp_path, progress=progress)
     assert result.compute_capabilities == ("SM86", "SM89", "SM120")

@@ -11,7 +11,8 @@ from tiny_checkpoints import RandomCheckpoint
 
 from awq2trt.engine.predict import WORKSPACE_BYTES, Outlook, predict_footprint
 from awq2trt.models.families import describe_model
-from awq2trt.onnx_export import ExportOptions, export_onnx
+from awq2trt.onnx_export import export_onnx
+from awq2trt.recipe import ExportOptions
 from awq2trt.scheme import QuantScheme
 from awq2trt.target import find_target
 

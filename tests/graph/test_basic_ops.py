@@ -19,15 +19,16 @@ from awq2trt.errors import UnsupportedError
 from awq2trt.graph.basic_ops import IR_VERSION, OPSET, drop_functions, fix_batch, lower_to_basic_ops
 from awq2trt.graph.inline import inline_bodies
 from awq2trt.io_contract import MODEL_FILE
-from awq2trt.onnx_export import ExportOptions, export_onnx
+from awq2trt.onnx_export import export_onnx
+from awq2trt.recipe import ExportOptions
 
 CAPACITY = 24
 NEW_IN_24 = {"Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter"}
 
 
 def _exported(directory: Path, *, dtype: str = "float16", **overrides: Any) -> Path:
-    options = ExportOptions(max_seq_len=CAPACITY, dtype=dtype, all_logits=True)
-    export_onnx(RandomCheckpoint(**overrides), directory, options=options)
+    options = ExportOptions.model_validate({"max_seq_len": CAPACITY, "dtype": dtype})
+    export_onnx(RandomCheckpoint(**overrides), directory, options=options, all_logits=True)
     return directory / MODEL_FILE
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
 from awq2trt.graph.next_token import LONGEST_SORTED_ROW, append_next_token_, drop_next_token_
@@ -24,7 +25,7 @@ def _model(vocab_size: int, dtype: ir.DataType = ir.DataType.FLOAT16) -> ir.Mode
     return ir.Model(graph, ir_version=11)
 
 
-def _next(model: ir.Model, scores: np.ndarray) -> list[int]:  # type: ignore[type-arg]
+def _next(model: ir.Model, scores: NDArray[np.float16]) -> list[int]:
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
     (token,) = session.run([NEXT_TOKEN], {"x": scores})
     assert token.dtype == np.int64

@@ -17,8 +17,9 @@ from awq2trt.graph.ort_lowering import linear_shapes, weights_read_bytes
 from awq2trt.graph.provider_file import Lowering, lower_, lowered_contract, write_lowered
 from awq2trt.graph.read import open_decoder
 from awq2trt.io_contract import MODEL_FILE, NEXT_TOKEN, WEIGHTS_FILE, IoContract
-from awq2trt.onnx_export import ExportOptions, export_onnx
+from awq2trt.onnx_export import export_onnx
 from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions
 from awq2trt.runtime import OrtBackend
 from awq2trt.scheme import QuantScheme
 
@@ -74,7 +75,7 @@ def test_its_contract_is_the_files(exported: tuple[Path, IoContract], lowering: 
             ]
 
 
-def test_the_plugin_librarys_linears_are_left_as_they_are(exported: tuple[Path, IoContract], tmp_path: Path) -> None:
+def test_linears_of_the_plugin_library_stay_as_they_are(exported: tuple[Path, IoContract], tmp_path: Path) -> None:
     model, before = _lowered(exported[0], Lowering.CUDA_PLUGIN, tmp_path), open_decoder(exported[0])[0]
     assert not model.functions
     linears = [node for node in model.graph if node.domain == opset.DOMAIN]

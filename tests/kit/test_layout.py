@@ -71,8 +71,9 @@ def test_everything_is_there(made: Path) -> None:
     assert record is not None
     assert (record.target, record.cpu, record.compute_capability) == ("orin", "aarch64", "8.7")
     assert (record.jetpack, record.minimum_tensorrt, record.plugin_cuda) == ("7.2", (10, 16), (12, 6))
-    io = kit.manifest.contents.io
-    assert io is not None
+    graph = kit.manifest.contents.graphs["decoder"]
+    assert graph.engine == "model.engine"
+    io = graph.io
     assert io.inputs[0].shape == (1, "sequence")
     assert all(axis != "batch" for tensor in (*io.inputs, *io.outputs) for axis in tensor.shape)
 
@@ -173,7 +174,11 @@ def test_conf_says_what_the_manifest_says(made: Path) -> None:
     assert conf["kit_jetpack_major"] == "6"
     assert conf["kit_tensorrt"] == "10.3"
     assert conf["kit_build_mib"] == str(-(-manifest["build_bytes"] // (1 << 20)))
-    assert conf["kit_prefill_longest"] == str(manifest["profiles"][0]["longest"]) == str(CAPACITY)
+    assert (
+        conf["kit_prefill_longest"]
+        == str(manifest["profiles"]["decoder"][0]["axes"]["sequence"]["longest"])
+        == str(CAPACITY)
+    )
 
 
 def test_what_does_not_fit_is_refused_before_work(tmp_path: Path) -> None:

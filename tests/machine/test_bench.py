@@ -142,18 +142,18 @@ def test_ceilings_come_from_a_library_beside_the_plugins(library: PluginLibrary,
     lonely = replace(library, path=tmp_path / library.path.name)
     shutil.copyfile(library.path, lonely.path)
     with pytest.raises(ToolError, match=rf"no {bench.BENCH_LIBRARY_NAME} beside .*make plugins"):
-        bench.Kernels(lonely)
+        bench.Kernels.load(lonely)
     beside.write_text("not ELF")
     with pytest.raises(ToolError, match=r"not a usable benchmark library.*make plugins"):
-        bench.Kernels(lonely)
+        bench.Kernels.load(lonely)
     beside.unlink()
     shutil.copyfile(library.path.with_name(bench.BENCH_LIBRARY_NAME), beside)
     with pytest.raises(ToolError, match=rf"expected version 0\.0\.0, .*got {re.escape(library.version)}"):
-        bench.Kernels(replace(lonely, version="0.0.0"))
+        bench.Kernels.load(replace(lonely, version="0.0.0"))
 
 
 def test_library_refuses_a_problem_with_the_reason(library: PluginLibrary) -> None:
-    kernels = bench.Kernels(library)
+    kernels = bench.Kernels.load(library)
     problem = bench.GemmProblem(m=1, n=8, k=12, group_size=4, dtype=0)
     with pytest.raises(ToolError, match="K must be a positive multiple of 8"):
         kernels.choose_config(problem)

@@ -100,7 +100,7 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(
 def _job(model: Path, out: Path, options: QuantizeOptions) -> QuantizeJob:
     for name in ("files", "scratch"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    return QuantizeJob(
+    return QuantizeJob.prepare(
         SafetensorsSource(model), options, files=out / "files", scratch=out / "scratch", progress=SilentProgress()
     )
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_checkpoints import nearest
 from tiny_models import save_llama, tokens
 
 from awq2trt.errors import CalibrationError, CheckpointError
@@ -19,9 +20,8 @@ from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.quantization.block import BlockMethod, collect_statistics, quantize_block
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.fold import fold_scales_, smooth_scales
-from awq2trt.quantization.rounding import fake_quantize, quantize
+from awq2trt.quantization.rounding import fake_quantize
 from awq2trt.quantization.search import (
-    InputStatistics,
     ScaleOptions,
     normalised_scales,
     output_error,
@@ -30,6 +30,7 @@ from awq2trt.quantization.search import (
     spread_over_heads,
     weight_magnitude,
 )
+from awq2trt.quantization.statistics import InputStatistics
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
 
 
@@ -49,7 +50,7 @@ SCHEMES = [
 @pytest.mark.parametrize("columns", [128, 72, 33])
 def test_error_is_at_most_half_a_step(scheme: QuantScheme, columns: int) -> None:
     weight = _normal(7, columns) + 0.3
-    linear = quantize(weight, scheme)
+    linear = nearest(weight, scheme)
     steps = np.repeat(linear.scales.astype(np.float32), linear.group_length, axis=1)[:, :columns]
     error = np.abs(linear.dequantize() - weight.numpy())
     # Asymmetric: the zero point is rounded too, so an extreme can lie another half step outside the grid. fp16 step
@@ -61,7 +62,7 @@ def test_error_is_at_most_half_a_step(scheme: QuantScheme, columns: int) -> None
 @pytest.mark.parametrize("scheme", SCHEMES, ids=QuantScheme.describe)
 def test_fake_quantize_is_what_the_codes_say(scheme: QuantScheme) -> None:
     weight = _normal(5, 72)
-    np.testing.assert_array_equal(fake_quantize(weight, scheme).numpy(), quantize(weight, scheme).dequantize())
+    np.testing.assert_array_equal(fake_quantize(weight, scheme).numpy(), nearest(weight, scheme).dequantize())
 
 
 @settings(deadline=None, max_examples=30)
@@ -81,13 +82,13 @@ def test_a_group_of_one_sign_keeps_its_values() -> None:
 def test_all_zero_and_tiny_groups_become_zero() -> None:
     weight = torch.cat((torch.zeros(2, 32), torch.full((2, 32), 1e-12)), dim=1)
     for zero_point in (True, False):
-        linear = quantize(weight, QuantScheme(group_size=32, zero_point=zero_point))
+        linear = nearest(weight, QuantScheme(group_size=32, zero_point=zero_point))
         assert not linear.dequantize().any()
 
 
 def test_weights_beyond_fp16_are_refused_by_name() -> None:
     with pytest.raises(CheckpointError, match=r"up_proj.*fp16"):
-        quantize(torch.full((2, 32), 1e7), QuantScheme(group_size=32), where="model.layers.0.mlp.up_proj")
+        nearest(torch.full((2, 32), 1e7), QuantScheme(group_size=32), where="model.layers.0.mlp.up_proj")
 
 
 def test_output_error_is_the_mean_squared_output_difference() -> None:

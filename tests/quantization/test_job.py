@@ -21,13 +21,15 @@ from tiny_models import save_llama
 
 from awq2trt.artifact.arrays import read_arrays
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.errors import CalibrationError
 from awq2trt.models.decoder import BlockRunner, Ends, load_block
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.onnx_export import export_onnx
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.gptq import GptqOptions, gptq_round
-from awq2trt.quantization.job import REPORT_FILE, SEARCH_FILE, QuantizeJob
+from awq2trt.quantization.job import QuantizeJob
+from awq2trt.quantization.store import Store
 from awq2trt.recipe import QuantizeOptions
 
 LAYERS = 6
@@ -48,7 +50,7 @@ def _job(model: Path, out: Path, **changes: Any) -> QuantizeJob:
     for name in ("files", "scratch"):
         (out / name).mkdir(parents=True, exist_ok=True)
     source = SafetensorsSource(model)
-    return QuantizeJob(
+    return QuantizeJob.prepare(
         source, _options(model, **changes), files=out / "files", scratch=out / "scratch", progress=SilentProgress()
     )
 
@@ -78,26 +80,26 @@ def test_stopped_and_resumed_gives_the_same_bytes(
     stop_after: int, method: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _job(model, tmp_path / "whole", method=method).run()
-    store, stored = QuantizeJob._store, 0
+    keep_block, stored = Store.keep_block, 0
 
-    def stop_before_store(self: QuantizeJob, layer: int, block: Any) -> None:
+    def stop_before_keeping(self: Store, layer: int, block: Any) -> None:
         nonlocal stored
         if stored == stop_after:
             raise _Stopped
         stored += 1
-        store(self, layer, block)
+        keep_block(self, layer, block)
 
     def stop_before_merging(self: QuantizeJob) -> None:
         raise _Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(QuantizeJob, "_store", stop_before_store)
+        patch.setattr(Store, "keep_block", stop_before_keeping)
         patch.setattr(QuantizeJob, "_write_checkpoint", stop_before_merging)
         with pytest.raises(_Stopped):
             _job(model, tmp_path / "stopped", method=method).run()
+    assert Store(tmp_path / "stopped" / "scratch", LAYERS).finished_blocks() == stop_after
     resumed = _job(model, tmp_path / "stopped", method=method).run()
 
-    assert resumed.blocks_resumed == stop_after
     assert _hashes(tmp_path / "stopped" / "files") == _hashes(tmp_path / "whole" / "files")
     assert resumed.reports == whole.reports
 
@@ -244,7 +246,7 @@ def test_a_model_beyond_the_range_of_fp16_becomes_bf16(method: str, model: Path,
     for name in ("files", "scratch", "onnx"):
         (tmp_path / "out" / name).mkdir(parents=True)
     notes = _Notes()
-    job = QuantizeJob(
+    job = QuantizeJob.prepare(
         SafetensorsSource(model),
         _options(model, method=method),
         files=tmp_path / "out" / "files",

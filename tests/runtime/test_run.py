@@ -16,11 +16,21 @@ from numpy.typing import NDArray
 from tiny_checkpoints import RandomCheckpoint, random_linear, relative_error
 from tiny_models import save_tokenizer
 
+from awq2trt.artifact.records import TokensRecord
 from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.graph.ort_lowering import block_weight
 from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE
-from awq2trt.onnx_export import ExportOptions, export_onnx
-from awq2trt.runtime import ChatTokenizer, OrtBackend, Sampler, Sampling, generate, stream_text
+from awq2trt.onnx_export import export_onnx
+from awq2trt.runtime import (
+    ChatTokenizer,
+    OrtBackend,
+    Sampler,
+    Sampling,
+    generate,
+    stream_text,
+    system_message,
+    user_message,
+)
 from awq2trt.runtime.sampling import candidate_probabilities
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
 
@@ -131,7 +141,7 @@ def test_model_that_onnx_runtime_refuses_is_an_error_of_ours(exported: Path, tmp
 
 
 def test_model_exported_with_all_logits_runs_too(exported: Path, tmp_path: Path) -> None:
-    export_onnx(RandomCheckpoint(), tmp_path, options=ExportOptions(all_logits=True))
+    export_onnx(RandomCheckpoint(), tmp_path, all_logits=True)
     np.testing.assert_array_equal(
         OrtBackend.load(tmp_path).forward(_tokens(5)), OrtBackend.load(exported, all_logits=True).forward(_tokens(5))
     )
@@ -332,15 +342,17 @@ def tokenizer_directory(tmp_path: Path) -> Path:
 
 def test_tokenizer_encodes_decodes_and_knows_its_end(tokenizer_directory: Path) -> None:
     tokenizer = ChatTokenizer.load(tokenizer_directory)
-    tokens = tokenizer.encode("hello wörld", chat=False)
+    tokens = tokenizer.encode("hello wörld")
     assert tokenizer.decode(tokens) == "hello wörld"
-    assert tokenizer.stop_tokens == {256}
+    assert tokenizer.special == TokensRecord(bos=256, eos=256, pad=257, unk=None, stop=(256,))
 
 
-@pytest.mark.parametrize(("configured", "expected"), [("7", {7, 256}), ("[7, 8]", {7, 8, 256}), ("null", {256})])
-def test_stop_tokens_of_the_generation_config(tokenizer_directory: Path, configured: str, expected: set[int]) -> None:
+@pytest.mark.parametrize(("configured", "expected"), [("7", (7, 256)), ("[8, 7]", (7, 8, 256)), ("null", (256,))])
+def test_stop_tokens_of_the_generation_config(
+    tokenizer_directory: Path, configured: str, expected: tuple[int, ...]
+) -> None:
     (tokenizer_directory / "generation_config.json").write_text(f'{{"eos_token_id": {configured}}}')
-    assert ChatTokenizer.load(tokenizer_directory).stop_tokens == expected
+    assert ChatTokenizer.load(tokenizer_directory).special.stop == expected
 
 
 def test_chat_template_wraps_the_prompt(tokenizer_directory: Path) -> None:
@@ -349,19 +361,21 @@ def test_chat_template_wraps_the_prompt(tokenizer_directory: Path) -> None:
     )
     (tokenizer_directory / "chat_template.jinja").write_text(template)
     tokenizer = ChatTokenizer.load(tokenizer_directory)
-    assert tokenizer.decode(tokenizer.encode("hi", chat=True, system="be")) == "[system]be[user]hi>"
-    assert tokenizer.decode(tokenizer.encode("hi", chat=True)) == "[user]hi>"
+    assert (
+        tokenizer.decode(tokenizer.encode_messages([system_message("be"), user_message("hi")])) == "[system]be[user]hi>"
+    )
+    assert tokenizer.decode(tokenizer.encode_messages([user_message("hi")])) == "[user]hi>"
 
 
 def test_chat_template_that_fails_is_the_users_error(tokenizer_directory: Path) -> None:
     (tokenizer_directory / "chat_template.jinja").write_text("{{ raise_exception('no system message') }}")
     with pytest.raises(UsageError, match="refused the messages: no system message"):
-        ChatTokenizer.load(tokenizer_directory).encode("hi", chat=True)
+        ChatTokenizer.load(tokenizer_directory).encode_messages([user_message("hi")])
 
 
 def test_model_without_chat_template_asks_for_raw(tokenizer_directory: Path) -> None:
     with pytest.raises(UsageError, match="--raw"):
-        ChatTokenizer.load(tokenizer_directory).encode("hi", chat=True)
+        ChatTokenizer.load(tokenizer_directory).encode_messages([user_message("hi")])
 
 
 def test_missing_tokenizer_is_named(tmp_path: Path) -> None:

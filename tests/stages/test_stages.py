@@ -13,6 +13,7 @@ from stand_in_orin import fake_library
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact, record_file
+from awq2trt.artifact.records import TokensRecord
 from awq2trt.engine import builder
 from awq2trt.engine.builder import BuildResult, OptimizationProfile
 from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError, UsageError
@@ -22,7 +23,7 @@ from awq2trt.machine.foreign_library import PATH_VARIABLE
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
-from awq2trt.runtime import OrtBackend, Sampling
+from awq2trt.runtime import Model, OrtBackend
 from awq2trt.runtime.golden import compare_golden
 from awq2trt.scheme import QuantScheme
 from awq2trt.stages.build import BuildRequest, build_stage
@@ -30,7 +31,6 @@ from awq2trt.stages.check import golden_stage
 from awq2trt.stages.evaluate import eval_stage
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
-from awq2trt.stages.run import RunRequest, run_stage
 
 AWQ = QuantizeOptions(group_size=32, samples=2, seqlen=16)
 RTN = QuantizeOptions(group_size=32, method="rtn")
@@ -82,8 +82,12 @@ def test_an_onnx_model_keeps_the_origin_and_tells_its_inputs(made: Path) -> None
     checkpoint = Artifact.open(made / "checkpoint").manifest
     assert onnx.contents.source == checkpoint.contents.source
     assert onnx.contents.quantization == checkpoint.contents.quantization
-    assert onnx.contents.io is not None
-    assert onnx.contents.io.capacity == 64
+    assert onnx.contents.model == checkpoint.contents.model
+    graph = onnx.contents.graphs["decoder"]
+    assert (graph.model, graph.engine, graph.io.capacity) == ("model.onnx", None, 64)
+    assert graph.io.cache_pairs[:2] == (("past_key_0", "present_key_0"), ("past_value_0", "present_value_0"))
+    assert onnx.contents.operators == {"W4A16Linear": "1"}
+    assert onnx.contents.tokens == TokensRecord(bos=256, eos=256, pad=257, unk=None, stop=(256,))
     assert {"model.onnx", "model.onnx.data", "tokenizer.json"} <= set(onnx.files)
 
 
@@ -127,22 +131,6 @@ def test_the_model_itself_is_never_the_output(model: Path, made: Path) -> None:
     export = ExportRequest(made / "checkpoint", made / "checkpoint", ExportOptions(), overwrite=True)
     with pytest.raises(UsageError, match="the output directory is the checkpoint's own"):
         export_stage(export, SilentProgress())
-
-
-def test_run_streams_the_same_text_for_the_same_seed(made: Path) -> None:
-    sampling = Sampling(temperature=1.0, seed=3)
-    request = RunRequest(made / "onnx", "hello", sampling, raw=True, max_new_tokens=12)
-    first, second = ("".join(run_stage(request)) for _ in range(2))
-    assert first == second
-    assert first
-
-
-@pytest.mark.parametrize(
-    ("name", "says"), [("", "name .*onnx"), ("checkpoint", "export it first: awq2trt export .*checkpoint -o DIR")]
-)
-def test_run_names_the_directory_that_was_meant(made: Path, name: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
-        list(run_stage(RunRequest(made / name, "hello", Sampling())))
 
 
 def test_eval_compares_original_checkpoint_and_onnx(model: Path, made: Path, tmp_path: Path) -> None:
@@ -190,9 +178,6 @@ class _Work:
             profiles=(OptimizationProfile("prefill", 1, 64, 64), OptimizationProfile("decode", 1, 1, 1)),
             compute_capabilities=("SM89",),
             tensorrt_version="1.7.1",
-            seconds=0.0,
-            engine_bytes=6,
-            warnings=0,
         )
 
 
@@ -219,12 +204,13 @@ def test_build_makes_every_stage_once(model: Path, work: _Work, tmp_path: Path) 
     assert work.done == ["checkpoint", "engine for rtx4090"]
     engine = Artifact.open(tmp_path / "rtx4090", kind="engine")
     assert {"model.engine", "model.onnx", "model.onnx.data", "tokenizer.json"} <= set(engine.manifest.files)
-    request = RunRequest(engine.directory, "abc", Sampling(temperature=0.0), raw=True, max_new_tokens=2)
-    assert list(run_stage(request))
+    assert Model.load(engine.directory).generate_text("abc", raw=True, max_new_tokens=2)
     record = engine.manifest.contents.engine
     assert record is not None
     assert (record.target, record.compute_capabilities, record.tensorrt_version) == ("rtx4090", ("SM89",), "1.7.1")
-    assert [profile.name for profile in record.profiles] == ["prefill", "decode"]
+    profiles = [(profile.name, profile.tokens.longest) for profile in record.profiles["decoder"]]
+    assert profiles == [("prefill", 64), ("decode", 1)]
+    assert engine.manifest.contents.graphs["decoder"].engine == "model.engine"
 
 
 def test_another_target_needs_only_another_engine(model: Path, work: _Work, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_walk_measures_what_a_checkpoint_gives(model: Path, tmp_path: Path) 
         scratch.mkdir()
         text = {"calib": str(tmp_path / "text.txt"), "samples": 4, "seqlen": 64}
         chosen = QuantizeOptions.model_validate({"method": method, "effort": effort, "group_size": 32, **text})
-        result = QuantizeJob(source, chosen, files=files, scratch=scratch, progress=PROGRESS).run()
+        result = QuantizeJob.prepare(source, chosen, files=files, scratch=scratch, progress=PROGRESS).run()
         calibration = calibration if result.tokens is None else result.tokens
         expected.append(_perplexity(QuantizedCheckpoint(files), windows))
     settings = [

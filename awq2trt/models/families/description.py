@@ -281,12 +281,6 @@ class DecoderSpec:
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
     @property
-    def sliding_window(self) -> int | None:
-        """The window of all layers; None if one of them sees everything."""
-        windows = [layer.sliding_window for layer in self.layers]
-        return None if None in windows else max(window for window in windows if window is not None)
-
-    @property
     def ropes(self) -> tuple[RopeSpec, ...]:
         """The rotary embeddings of all layers, each once."""
         return tuple(dict.fromkeys(layer.rope for layer in self.layers if layer.rope is not None))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.models.families import DecoderSpec, find_family
+from awq2trt.models.spec import ModelSpec
 
 Array = NDArray[Any]
 
@@ -42,12 +43,17 @@ class ModelSource(ABC):
     Attributes:
         name: What the user called it.
         config: config.json.
-        spec: The model described.
+        spec: Its decoder described.
     """
 
     name: str
     config: dict[str, Any]
     spec: DecoderSpec
+
+    @property
+    def model_spec(self) -> ModelSpec:
+        """The whole model described."""
+        return ModelSpec(self.spec)
 
     @property
     @abstractmethod

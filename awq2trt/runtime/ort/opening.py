@@ -23,13 +23,16 @@ from awq2trt.machine.plugin_library import find_operators, find_plugin_library
 from awq2trt.runtime.bits import STORED
 from awq2trt.runtime.ort.cpu import OrtBackend
 from awq2trt.runtime.ort.cuda import PREFILL_CHUNK, CudaBackend, cache_bytes, dtype_name
-from awq2trt.runtime.ort.session import Execution, open_session
+from awq2trt.runtime.ort.session import CPU_PROVIDER, Execution, open_session
 from awq2trt.target import CPU_TARGET, CUDA_TARGET
 
 if TYPE_CHECKING:
     import onnxruntime
 
 CPU: Final = "cpu"
+
+PROVIDERS: Final = {CPU_TARGET: CPU_PROVIDER, CUDA_TARGET: PROVIDER}
+"""Target -> ONNX Runtime's name of the execution provider."""
 
 _GIB: Final = 1 << 30
 
@@ -160,18 +163,18 @@ def require_memory(needs: Needs, memory: CudaMemory) -> None:
 
 
 def _open_on_cpu(artifact: Artifact, options: DeviceOptions) -> OrtBackend:
-    io = artifact.manifest.contents.io
-    if artifact.manifest.kind == "lowered" and io is not None:
-        return OrtBackend.load_lowered(artifact.directory, io.capacity, all_logits=options.all_logits)
+    decoder = artifact.manifest.contents.decoder
+    if artifact.manifest.kind == "lowered" and decoder is not None:
+        return OrtBackend.load_lowered(artifact.directory, decoder.capacity, all_logits=options.all_logits)
     return OrtBackend.load(artifact.directory, all_logits=options.all_logits)
 
 
 def _open_on_cuda(artifact: Artifact, options: DeviceOptions, memory: CudaMemory) -> CudaBackend:
     record = artifact.manifest.contents.lowered
     lowering, operators = lowering_here() if record is None else (None, None)
-    if record is not None and record.operators_version is not None:
+    if record is not None and record.plugin_version is not None:
         trusted = artifact.directory if options.trust_library else None
-        operators = find_operators(record.operators_version, trusted)
+        operators = find_operators(record.plugin_version, trusted)
     plan = CudaPlan(lowering, operators, all_logits=options.all_logits, graph=options.graph)
     return load_on_cuda(artifact.directory, plan, memory)
 

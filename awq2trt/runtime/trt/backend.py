@@ -74,7 +74,7 @@ class EngineBackend:
             )
         if not self._caches:
             self.reset()
-        longest = max(profile.longest for profile in self._profiles)
+        longest = max(profile.tokens.longest for profile in self._profiles)
         for start in range(0, len(tokens), longest):
             logits = self._call(tokens[start : start + longest])
         return logits
@@ -96,9 +96,9 @@ class EngineBackend:
     def _profile_for(self, count: int) -> int:
         """The narrowest profile that takes so many tokens: `decode` for one, as an application would."""
         fitting = [
-            (profile.longest, index)
+            (profile.tokens.longest, index)
             for index, profile in enumerate(self._profiles)
-            if profile.shortest <= count <= profile.longest
+            if profile.tokens.shortest <= count <= profile.tokens.longest
         ]
         if not fitting:
             raise UnsupportedError(f"no optimization profile of the engine takes {count} tokens.", where="engine")

@@ -23,7 +23,7 @@ from typing import Final
 from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, record_file
 from awq2trt.artifact.records import ProfileRecord
 from awq2trt.errors import Awq2trtError
-from awq2trt.io_contract import ENGINE_FILE, IoContract
+from awq2trt.io_contract import DECODER, ENGINE_FILE, IoContract
 from awq2trt.machine.cuda import read_driver
 from awq2trt.target import Flavour, find_target
 
@@ -96,9 +96,9 @@ def engine_of(artifact: Artifact) -> EngineBuild | None:
     """The engine in a directory; None for a checkpoint, an ONNX model, or a kit that nobody has finished."""
     contents = artifact.manifest.contents
     path = artifact.directory / ENGINE_FILE
-    if contents.io is None or not path.is_file():
+    if contents.decoder is None or not path.is_file():
         return None
-    build = partial(EngineBuild, path=path, contract=contents.io)
+    build = partial(EngineBuild, path=path, contract=contents.decoder)
     if contents.engine is not None:
         record = contents.engine
         return build(
@@ -107,7 +107,7 @@ def engine_of(artifact: Artifact) -> EngineBuild | None:
             capabilities=tuple(filter(None, map(_capability, record.compute_capabilities))),
             cpu=find_target(record.target).cpu,
             has_plugin=record.plugin_version is not None,
-            profiles=record.profiles,
+            profiles=record.profiles[DECODER],
         )
     kit = contents.kit
     if kit is None:
@@ -119,7 +119,7 @@ def engine_of(artifact: Artifact) -> EngineBuild | None:
         capabilities=(kit.compute_capability,),
         cpu=kit.cpu,
         has_plugin=True,
-        profiles=kit.profiles,
+        profiles=kit.profiles[DECODER],
         problem=_kit_problem(artifact.directory, state),
     )
 

@@ -13,7 +13,7 @@ from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
 from awq2trt.errors import ToolError
-from awq2trt.io_contract import LOGITS, TensorContract
+from awq2trt.io_contract import TensorContract
 from awq2trt.runtime.bits import STORED, widen
 from awq2trt.runtime.trt.engine import MODULES, POLYGRAPHY_SWITCH, EngineBuild
 from awq2trt.target import Flavour
@@ -112,7 +112,7 @@ class TrtSession:
             )
 
     def read(self, buffer: Buffer) -> NDArray[np.float32]:
-        dtype = next(tensor.dtype for tensor in self._engine.contract.outputs if tensor.name == LOGITS)
+        dtype = self._engine.contract.logits.dtype
         stored = self._guarded(lambda: cuda.DeviceView(buffer.ptr, buffer.shape, STORED[dtype]).numpy())
         return widen(stored, dtype)
 

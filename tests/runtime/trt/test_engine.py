@@ -54,8 +54,8 @@ LAYERS = 3
 CAPACITY = 64
 TOKENS = [7, 200, 31, 42, 5, 99, 180, 3, 64, 77, 12, 250, 8, 33, 91, 17, 140, 6, 28, 55]
 PROFILES = (
-    ProfileRecord(name="prefill", shortest=1, typical=16, longest=CAPACITY),
-    ProfileRecord(name="decode", shortest=1, typical=1, longest=1),
+    ProfileRecord.of_tokens("prefill", 1, 16, CAPACITY),
+    ProfileRecord.of_tokens("decode", 1, 1, 1),
 )
 RTX_CARD = Machine("x86_64", "NVIDIA GeForce RTX 4090", "8.9", {Flavour.TENSORRT_RTX: "1.7.1.116"})
 
@@ -84,7 +84,7 @@ class OnnxSession:
 
     def infer(self, inputs: Mapping[str, NDArray[Any]], profile: int) -> Mapping[str, NDArray[Any]]:
         count, position = inputs[INPUT_IDS].shape[1], int(inputs[CACHE_POSITION][0])
-        assert PROFILES[profile].shortest <= count <= PROFILES[profile].longest
+        assert PROFILES[profile].tokens.shortest <= count <= PROFILES[profile].tokens.longest
         for tensor in self._contract.inputs:
             assert str(inputs[tensor.name].dtype) == tensor.dtype
             for axis, wanted in zip(inputs[tensor.name].shape, tensor.shape, strict=True):
@@ -119,7 +119,7 @@ class ForgetfulSession(OnnxSession):
 
 
 def contract_of(onnx: Path) -> IoContract:
-    contract = Artifact.open(onnx, verify="size").manifest.contents.io
+    contract = Artifact.open(onnx, verify="size").manifest.contents.decoder
     assert contract is not None
     return contract
 
@@ -143,7 +143,7 @@ def build(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         flavour="tensorrt-rtx",
         tensorrt_version="1.7.1.116",
         plugin_version="0.1.0",
-        profiles=PROFILES,
+        profiles={"decoder": PROFILES},
     )
     with create_artifact(directory / "rtx", "engine", "fingerprint") as draft:
         (draft.files / "model.engine").write_bytes(b"an engine")
@@ -279,7 +279,7 @@ def test_the_limit_counts_the_sums_of_tensorrts_own_kernels() -> None:
 
 def test_tokens_are_split_as_the_profiles_allow(build: Path) -> None:
     session = OnnxSession(build / "onnx")
-    narrow = (PROFILES[0].model_copy(update={"longest": 8}), PROFILES[1])
+    narrow = (ProfileRecord.of_tokens("prefill", 1, 8, 8), PROFILES[1])
     backend = EngineBackend(session, contract_of(build / "onnx"), narrow)
     expected = OrtBackend.load(build / "onnx", lowered=False).forward(TOKENS)
     np.testing.assert_allclose(backend.forward(TOKENS), expected, atol=5e-3)
@@ -310,7 +310,7 @@ def test_what_no_call_can_take_is_refused(build: Path) -> None:
         backend.forward([])
     with pytest.raises(UsageError, match="got 65 tokens"):
         backend.forward([1] * 65)
-    two_at_least = (PROFILES[0].model_copy(update={"shortest": 2}),)
+    two_at_least = (ProfileRecord.of_tokens("prefill", 2, 16, CAPACITY),)
     with pytest.raises(UnsupportedError, match="no optimization profile of the engine takes 1 tokens"):
         EngineBackend(OnnxSession(build / "onnx"), contract_of(build / "onnx"), two_at_least).forward([1])
 

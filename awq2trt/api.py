@@ -1,0 +1,358 @@
+"""What awq2trt does, as functions: what the command line calls, and what `import awq2trt` gives to Python.
+
+    import awq2trt
+
+    options = awq2trt.QuantizeOptions(bits=4, group_size=128)
+    checkpoint = awq2trt.quantize("HuggingFaceTB/SmolLM2-135M-Instruct", "out/checkpoint", options)
+    onnx = awq2trt.export(checkpoint.directory, "out/onnx")
+    for piece in awq2trt.load(onnx.directory).generate("What is the capital of France?"):
+        print(piece, end="", flush=True)
+
+In: names of models, directories, options. Out: artifacts, answers, findings. Every function raises a subclass of
+`awq2trt.Awq2trtError` for what a user or a machine can put right, with the fix in words; an option that makes no sense
+by itself is a ValueError where the options are made (pydantic's ValidationError). Nothing is printed: progress goes to
+what is passed for it, e.g. `awq2trt.terminal_progress()`.
+
+Each function imports the work that it starts, so that PyTorch is loaded only where it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from awq2trt.progress import Progress, SilentProgress
+
+if TYPE_CHECKING:
+    from awq2trt.artifact.manifest import Artifact
+    from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
+    from awq2trt.evaluation.results import EvalResult, TaskResult
+    from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
+    from awq2trt.runtime import Model
+
+StrPath = str | PathLike[str]
+
+
+def quantize(
+    model: StrPath,
+    output: StrPath,
+    options: QuantizeOptions | None = None,
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Quantizes a model: `awq2trt quantize`.
+
+        checkpoint = awq2trt.quantize("smollm2-135m-instruct", "out", awq2trt.QuantizeOptions(method="gptq"))
+        print(checkpoint.manifest.contents.quantization)
+
+    Args:
+        model: A directory, a .gguf file, a hub id, or the name of a model that an installed package provides.
+        output: The checkpoint's directory, new or empty.
+        options: Method, bits, groups, calibration; None for the defaults: AWQ, INT4, groups of 128 with zero points.
+        device: Where PyTorch computes: `cpu`, `cuda`, or `cuda:1` for the second GPU.
+        resume: Go on with an interrupted run of the same model and options; the result is the same to the byte.
+        overwrite: Replace what is in `output`, whatever it is.
+        progress: Is told how far the work is; None for silence.
+
+    Returns:
+        The checkpoint, in AutoAWQ's layout or compressed-tensors' where one of them holds the model.
+
+    Raises:
+        UsageError: The options contradict each other, or the output directory is the model's own.
+        UnsupportedError: The model's architecture is not known.
+        CheckpointError: The model's files are missing, damaged or not finite.
+        CalibrationError: The calibration text is missing or too short, or the model cannot run on it.
+        ArtifactError: The output directory is in use or holds something else.
+    """
+    from awq2trt.recipe import QuantizeOptions
+    from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+
+    request = QuantizeRequest(
+        str(model), Path(output), options or QuantizeOptions(), resume=resume, overwrite=overwrite, device=device
+    )
+    return quantize_stage(request, _or_silent(progress))
+
+
+def export(
+    checkpoint: StrPath,
+    output: StrPath,
+    options: ExportOptions | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Exports a 4-bit checkpoint to an ONNX model: `awq2trt export`.
+
+        onnx = awq2trt.export("out/checkpoint", "out/onnx", awq2trt.ExportOptions(max_seq_len=2048))
+
+    Args:
+        checkpoint: Directory of a quantized checkpoint, ours or another tool's (AutoAWQ, GPTQ, compressed-tensors).
+        output: The ONNX model's directory, new or empty.
+        options: Cache capacity, type of activations; None for the defaults.
+        overwrite: Replace what is in `output`, whatever it is.
+        progress: Is told how far the work is; None for silence.
+
+    Returns:
+        The model, with its tokenizer and golden outputs; `load` runs it.
+
+    Raises:
+        UsageError: The capacity is beyond what the model was made for, or the output directory is the checkpoint's own.
+        UnsupportedError: The checkpoint's architecture or format is not known.
+        CheckpointError: The checkpoint is damaged.
+        ArtifactError: The output directory is in use or holds something else.
+    """
+    from awq2trt.recipe import ExportOptions
+    from awq2trt.stages.export import ExportRequest, export_stage
+
+    request = ExportRequest(Path(checkpoint), Path(output), options or ExportOptions(), overwrite=overwrite)
+    return export_stage(request, _or_silent(progress))
+
+
+def build(
+    model: StrPath,
+    output: StrPath,
+    *,
+    target: str | None = None,
+    recipe: Recipe | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    force: bool = False,
+    tar: bool = False,
+    ssh: str | None = None,
+    on_artifact: Callable[[Artifact], None] | None = None,
+    progress: Progress | None = None,
+) -> list[Artifact]:
+    """Takes a model through all stages: `awq2trt build`. Stages whose results are current are not run again.
+
+        checkpoint, onnx, engine = awq2trt.build("smollm2-135m-instruct", "out", target="rtx4090")
+
+    Args:
+        model: A directory, a .gguf file, a hub id, or the name of a model that an installed package provides.
+        output: Directory below which every stage gets one of its own.
+        target: What to build for, a name that `awq2trt targets` lists; None for the recipe's.
+        recipe: Options of all stages; None for the defaults.
+        device: Where PyTorch quantizes: `cpu`, `cuda`, or `cuda:1` for the second GPU.
+        overwrite: Replace what is in those directories, whatever it is.
+        force: Orin: make the kit although by prediction the model does not fit.
+        tar: Orin: also pack the kit into one file.
+        ssh: Orin: USER@HOST of the Jetson that shall finish the kit.
+        on_artifact: Called with each artifact as soon as it is there.
+        progress: Is told how far the work is; None for silence.
+
+    Returns:
+        Checkpoint, ONNX model, and engine or kit.
+
+    Raises:
+        UsageError: No target is given, or options contradict each other.
+        UnsupportedError: The target cannot be built for here, or the model does not fit it.
+        ToolError: TensorRT or the plugin library is missing.
+        BuildError: TensorRT refuses the model, or a kit's script fails.
+        Awq2trtError: As `quantize` and `export` say.
+    """
+    from awq2trt.recipe import Recipe, apply_flags
+    from awq2trt.stages.build import BuildRequest, build_stage
+
+    options = apply_flags(recipe or Recipe(), {"build": {"target": target}})
+    request = BuildRequest(
+        str(model), Path(output), options, overwrite=overwrite, force=force, tar=tar, ssh=ssh, device=device
+    )
+    made = []
+    for artifact in build_stage(request, _or_silent(progress)):
+        made.append(artifact)
+        if on_artifact is not None:
+            on_artifact(artifact)
+    return made
+
+
+def load(
+    directory: StrPath,
+    *,
+    backend: str = "ort",
+    device: str | None = None,
+    golden: bool = True,
+    trust_library: bool = False,
+    progress: Progress | None = None,
+) -> Model:
+    """Loads an exported model to run it: `awq2trt run`.
+
+        model = awq2trt.load("out/onnx")
+        print(model.generate_text("The sea is", raw=True, max_new_tokens=20))
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is the sky blue?"}]
+        for piece in model.generate(messages, sampling=awq2trt.Sampling(temperature=0.7, seed=1)):
+            print(piece, end="", flush=True)
+
+    Args:
+        directory: An ONNX model, what was built for `cpu` or `cuda`, or an engine's directory, which holds one.
+        backend: What runs it: `ort` is ONNX Runtime.
+        device: Where: `cpu`, `cuda`, or `cuda:1` for the second GPU; None for the fastest that is there.
+        golden: Check the golden outputs at the first run on a GPU.
+        trust_library: Load the operator library that lies in the directory, code that came with the model.
+        progress: Is told what runs the model; None for silence.
+
+    Returns:
+        The model; see `Model.generate` and `Model.generate_text`.
+
+    Raises:
+        ArtifactError: The directory holds no whole model.
+        ToolError: This machine lacks something that the device needs; the message has the command that installs it.
+        UsageError: It is the directory above several, or a checkpoint; or backend or device are unknown.
+    """
+    from awq2trt.runtime import Model
+    from awq2trt.runtime.ort.opening import DeviceOptions
+
+    options = DeviceOptions(device, trust_library=trust_library)
+    return Model.load(Path(directory), options, backend=backend, golden=golden, progress=progress)
+
+
+def evaluate(
+    models: StrPath | Sequence[StrPath],
+    text: StrPath,
+    *,
+    windows: int = 8,
+    seqlen: int = 1024,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Iterator[EvalResult]:
+    """Measures perplexity: `awq2trt eval --text`.
+
+        for result in awq2trt.evaluate(["smollm2-135m-instruct", "out/checkpoint", "out/onnx"], "novel.txt"):
+            print(result.model, result.perplexity.value)
+
+    Args:
+        models: Original models, quantized checkpoints and ONNX models, in any number.
+        text: A .txt or .jsonl file, or a data set's name.
+        windows: How many windows of the text, from its start.
+        seqlen: Tokens in a window.
+        device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
+        progress: Is told how far the work is; None for silence.
+
+    Returns:
+        One result for every model, in order. Each is measured when it is asked for.
+
+    Raises:
+        UsageError: The device is not there. While the results are read: the text cannot be read or is too short.
+        Awq2trtError: While the results are read: a model cannot be opened.
+    """
+    from awq2trt.evaluation.results import EvalRequest
+    from awq2trt.stages.evaluate import eval_stage
+
+    return eval_stage(EvalRequest(_names(models), str(text), windows, seqlen, device), _or_silent(progress))
+
+
+def evaluate_task(
+    models: StrPath | Sequence[StrPath],
+    task: str,
+    data: StrPath,
+    *,
+    limit: int | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Iterator[TaskResult]:
+    """Measures accuracy in a task, zero-shot, as lm-evaluation-harness does: `awq2trt eval --task`.
+
+        (result,) = awq2trt.evaluate_task("out/onnx", "piqa", "piqa-valid.jsonl", limit=200)
+        print(result.score.accuracy)
+
+    Args:
+        models: Original models, quantized checkpoints and ONNX models, in any number.
+        task: `piqa`, `arc-easy`, `winogrande` or `lambada`.
+        data: Its JSONL file.
+        limit: Examples, from the start of the file; None for all.
+        device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
+        progress: Is told how far the work is; None for silence.
+
+    Returns:
+        One result for every model, in order. Each is measured when it is asked for.
+
+    Raises:
+        UsageError: The task is unknown, its file cannot be read, or the device is not there.
+        Awq2trtError: While the results are read: a model cannot be opened.
+    """
+    from awq2trt.evaluation.results import TaskRequest
+    from awq2trt.stages.evaluate import task_stage
+
+    return task_stage(TaskRequest(_names(models), task, Path(data), limit, device), _or_silent(progress))
+
+
+def check(
+    directory: StrPath,
+    *,
+    model: StrPath | None = None,
+    checkpoint: StrPath | None = None,
+    text: StrPath | None = None,
+    tokens: int = 192,
+    output: StrPath | None = None,
+    bisect: bool = False,
+    progress: Progress | None = None,
+) -> CheckOutcome:
+    """Holds every stage of a build to the one before it: `awq2trt check`.
+
+        outcome = awq2trt.check("out")
+        if not outcome.result.passed:
+            print(outcome.result.first_failure())
+
+    Args:
+        directory: What `build` wrote, or a checkpoint, ONNX model or engine in it.
+        model: The original; None for the one that the manifest names.
+        checkpoint: Of an ONNX model; None for the one beside it.
+        text: A .txt or .jsonl file, or a data set's name; None for a text of our own.
+        tokens: How much of it.
+        output: Where the files go with which polygraphy does the same; None for `check` beside the checkpoint.
+        bisect: Cut a failing block of the exported model down to the nodes that fail.
+        progress: Is told how far the work is; None for silence.
+
+    Returns:
+        What was found, stage by stage. A failed check is a result, not an exception.
+
+    Raises:
+        ToolError: polygraphy is not installed.
+        ArtifactError: A directory is incomplete.
+        UsageError: The text has no tokens, or something that belongs to the build is not there.
+    """
+    from awq2trt.stages.check import CheckRequest, check_stage
+
+    request = CheckRequest(
+        Path(directory),
+        model=None if model is None else str(model),
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        text=None if text is None else str(text),
+        tokens=tokens,
+        output=None if output is None else Path(output),
+        bisect=bisect,
+    )
+    return check_stage(request, _or_silent(progress))
+
+
+def check_golden(directory: StrPath, device: str | None = None) -> GoldenOutcome:
+    """Runs a model's golden inputs and compares with its golden outputs: `awq2trt check --golden`.
+
+        assert awq2trt.check_golden("out/onnx").passed
+
+    Args:
+        directory: An ONNX model, what was built for `cpu` or `cuda`, or an engine; it needs nothing else.
+        device: Where ONNX Runtime runs it; None for the CPU, or what it was built for.
+
+    Returns:
+        What was found, call by call. A failed check is a result, not an exception.
+
+    Raises:
+        ArtifactError: The directory holds no whole model, or one without golden outputs.
+        ToolError: TensorRT refuses the engine.
+    """
+    from awq2trt.stages.check import golden_stage
+
+    return golden_stage(Path(directory), device)
+
+
+def _names(models: StrPath | Sequence[StrPath]) -> tuple[str, ...]:
+    """Models as stages take them; one alone need not be put into a list."""
+    return (str(models),) if isinstance(models, str | PathLike) else tuple(map(str, models))
+
+
+def _or_silent(progress: Progress | None) -> Progress:
+    return progress or SilentProgress()

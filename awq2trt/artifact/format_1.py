@@ -1,0 +1,69 @@
+"""Manifests of format 1: what they say, in the words of format 2.
+
+In: the JSON value of such a manifest. Out: the value that format 2 has for it. What format 1 did not say stays open
+(`model`, `tokens`, and of a checkpoint how head and embedding are stored): the files beside the manifest tell it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+FORMAT_1: Final = 1
+
+_MINIMUM_RUNTIME: Final = "0.1.0"
+
+_GRAPH: Final = "decoder"
+"""The only one that there was."""
+
+_MODEL_FILE: Final = "model.onnx"
+_ENGINE_FILE: Final = "model.engine"
+_CACHE_LAYOUT: Final = "bhcd"
+_OPERATORS: Final = {"W4A16Linear": "1"}
+"""In every graph."""
+
+
+def upgraded(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest of format 1 says, as format 2 says it.
+
+    Raises:
+        KeyError: A key is missing.
+        TypeError: A value is of the wrong type.
+    """
+    contents = dict(manifest["contents"])
+    io = contents.pop("io")
+    for name in ("engine", "kit"):
+        if contents[name] is not None:
+            contents[name] = {**contents[name], "profiles": {_GRAPH: _profiles(contents[name]["profiles"])}}
+    if io is not None:
+        has_engine = contents["engine"] is not None or contents["kit"] is not None
+        engine = _ENGINE_FILE if has_engine else None
+        contents["graphs"] = {_GRAPH: {"model": _MODEL_FILE, "engine": engine, "io": _contract(io)}}
+        contents["operators"] = _OPERATORS
+        plain = {"dtype": _tensor(io["outputs"], "logits")["dtype"], "scheme": None}
+        contents["quantization"] = {**contents["quantization"], "head": plain, "embedding": plain}
+    return {**manifest, "format_version": 2, "minimum_runtime": _MINIMUM_RUNTIME, "contents": contents}
+
+
+def _contract(io: Mapping[str, Any]) -> dict[str, Any]:
+    """Outputs name the inputs whose memory they may be; sizes that the tensors tell are not told again."""
+    outputs = [{**tensor, "alias": _alias(tensor["name"])} for tensor in io["outputs"]]
+    dtype = _tensor(io["inputs"], "past_key_0")["dtype"]
+    cache = {"dtype": dtype, "layout": _CACHE_LAYOUT, "capacity": io["capacity"]}
+    return {"inputs": io["inputs"], "outputs": outputs, "cache": cache}
+
+
+def _alias(output: str) -> str | None:
+    return output.replace("present_", "past_", 1) if output.startswith("present_") else None
+
+
+def _tensor(tensors: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    return {tensor["name"]: tensor for tensor in tensors}[name]
+
+
+def _profiles(profiles: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Ranges of new tokens become ranges of the axis `sequence`."""
+    sizes = ("shortest", "typical", "longest")
+    return [
+        {"name": profile["name"], "axes": {"sequence": {size: profile[size] for size in sizes}}} for profile in profiles
+    ]

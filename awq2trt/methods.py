@@ -1,0 +1,50 @@
+"""The quantization methods: every one declared here, by what it does and what it therefore needs and leaves.
+
+A new method is a row of `METHODS`, its name in `MethodName`, and its work in `awq2trt.quantization`. Whoever needs to
+know something of a method asks its declaration; nobody looks at its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+MethodName = Literal["awq", "rtn", "gptq", "awq+gptq"]
+"""What `--method` and recipes take; a test holds it to `METHODS`."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method does. One that does neither rounds to nearest, the papers' RTN baseline.
+
+    Attributes:
+        name: As users write it.
+        searches_scales: AWQ: it searches scales, folds them, then searches grids. `--effort` says how hard, and the
+            checkpoint keeps the scales, so that folding can be repeated.
+        rounds_columns: GPTQ: it rounds column by column, so a code need not be the nearest to its weight.
+            `--act-order` says in which order.
+    """
+
+    name: MethodName
+    searches_scales: bool = False
+    rounds_columns: bool = False
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether it needs calibration text."""
+        return self.searches_scales or self.rounds_columns
+
+
+METHODS: Final[Mapping[str, Method]] = {
+    method.name: method
+    for method in (
+        Method("awq", searches_scales=True),
+        Method("rtn"),
+        Method("gptq", rounds_columns=True),
+        Method("awq+gptq", searches_scales=True, rounds_columns=True),
+    )
+}
+"""By name. A manifest of another tool's checkpoint, or of a later version, may name a method that is not here."""
+
+DEFAULT_METHOD: Final[MethodName] = "awq"

@@ -1,0 +1,46 @@
+"""A whole model, described: what crosses from one room to the next, and into manifests.
+
+In: the descriptions of its parts, which the families make of config.json. Out: a `ModelSpec`, and the record of it that
+a manifest holds for runtimes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from awq2trt.artifact.records import DecoderRecord, ModelRecord, RopeRecord
+from awq2trt.models.families import DecoderSpec
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model.
+
+    Attributes:
+        decoder: Of text.
+        vision: How it sees; None, since no family describes that yet.
+    """
+
+    decoder: DecoderSpec
+    vision: None = None
+
+    def record(self) -> ModelRecord:
+        """What a runtime needs to know, for the manifest."""
+        spec, ropes = self.decoder, self.decoder.ropes
+        return ModelRecord(
+            decoder=DecoderRecord(
+                hidden_size=spec.hidden_size,
+                intermediate_size=spec.intermediate_size,
+                num_layers=spec.num_layers,
+                num_heads=spec.num_heads,
+                num_kv_heads=spec.num_kv_heads,
+                head_dim=spec.head_dim,
+                vocab_size=spec.vocab_size,
+                max_positions=spec.max_positions,
+                tie_embeddings=spec.tie_embeddings,
+                ropes=tuple(RopeRecord(inv_freq=rope.inv_freq) for rope in ropes),
+                rope_of_layer=tuple(None if layer.rope is None else ropes.index(layer.rope) for layer in spec.layers),
+                window_of_layer=tuple(layer.sliding_window for layer in spec.layers),
+            ),
+            vision=self.vision,
+        )

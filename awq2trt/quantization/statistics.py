@@ -1,0 +1,72 @@
+"""What calibration keeps of a linear's input: its second moments, so that no batch of activations is stored.
+
+In: activations [tokens, K], batch after batch. Out: E[x x^T], E[x] and the mean |x| of every channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from awq2trt.errors import CalibrationError
+
+
+@dataclass
+class InputStatistics:
+    """What calibration keeps of one linear input X [tokens, K].
+
+    Attributes:
+        gram_sum: Sum of x x^T over tokens, fp32 [K, K].
+        sum: Of x over tokens, fp32 [K].
+        magnitude_sum: Sum of |x| over tokens, fp32 [K].
+        tokens: How many were seen.
+    """
+
+    gram_sum: Tensor
+    sum: Tensor
+    magnitude_sum: Tensor
+    tokens: int = 0
+
+    @classmethod
+    def empty(cls, channels: int) -> InputStatistics:
+        """Statistics of no token."""
+        return cls(torch.zeros(channels, channels), torch.zeros(channels), torch.zeros(channels))
+
+    def add_(self, x: Tensor) -> None:
+        """Adds activations fp32 [tokens, K]."""
+        self.gram_sum.addmm_(x.T, x)
+        self.sum += x.sum(dim=0)
+        self.magnitude_sum += x.abs().sum(dim=0)
+        self.tokens += x.shape[0]
+
+    def gram(self) -> Tensor:
+        """E[x x^T], fp32 [K, K]."""
+        return self.gram_sum / self.tokens
+
+    def mean(self) -> Tensor:
+        """E[x], fp32 [K]."""
+        return self.sum / self.tokens
+
+    def magnitude(self) -> Tensor:
+        """s_x: mean |x| of every channel, fp32 [K] (paper, equation 5)."""
+        return self.magnitude_sum / self.tokens
+
+
+def require_finite(gram: Tensor, where: str) -> None:
+    """Refuses statistics that no search and no rounding can use.
+
+    Args:
+        gram: E[x x^T] of an input, fp32 [K, K].
+        where: Name of the layer, for errors.
+
+    Raises:
+        CalibrationError: The input had NaN or infinite values.
+    """
+    if not torch.isfinite(gram).all():
+        raise CalibrationError(
+            "calibration gave NaN or infinite activations.",
+            where=where,
+            fix="check the checkpoint's weights; the model cannot run on this text.",
+        )

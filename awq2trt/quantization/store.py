@@ -1,0 +1,166 @@
+"""What a resumed quantization needs on disk: read and written here, in a scratch directory of the job's own.
+
+In: calibration tokens, the residual stream after a block, finished blocks with their reports. Out: the same in a later
+process. A block counts as finished once its file of tensors has its final name, which `keep_block` gives it last; the
+residual stream after it is kept before that, so a kill at any moment leaves either the block before or the block itself
+whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from awq2trt.artifact.arrays import read_arrays, write_arrays
+from awq2trt.checkpoint.checkpoint import write_tensors
+from awq2trt.errors import UsageError
+from awq2trt.models.sources.base import Array
+from awq2trt.quantization.block import LinearReport
+
+_TOKENS_FILE: Final = "calibration.safetensors"
+_COMPUTED_FILE: Final = "computed.json"
+
+_AGAIN: Final = "quantize again without --resume."
+
+
+@dataclass(frozen=True)
+class StoredBlock:
+    """A finished block as the checkpoint will hold it, every name the full one.
+
+    Attributes:
+        tensors: What goes into the checkpoint.
+        reports: By linear.
+        search: What the search saw and found, see `QuantizedBlock.search`.
+    """
+
+    tensors: Mapping[str, Array]
+    reports: Mapping[str, LinearReport]
+    search: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The state of one job.
+
+    Attributes:
+        directory: That a resumed run gets again.
+        layers: Blocks of the model.
+    """
+
+    directory: Path
+    layers: int
+
+    def finished_blocks(self) -> int:
+        """Blocks done so far: blocks are finished in order."""
+        return next((layer for layer, path in enumerate(self.block_files()) if not path.is_file()), self.layers)
+
+    def block_files(self) -> list[Path]:
+        """The tensors of every block, finished or to be."""
+        return [self._block(layer) for layer in range(self.layers)]
+
+    def tokens(self) -> Tensor | None:
+        """Calibration windows, int64 [samples, seqlen]; None if none were kept."""
+        path = self.directory / _TOKENS_FILE
+        return _load_whole(path) if path.is_file() else None
+
+    def keep_tokens(self, tokens: Tensor) -> Tensor:
+        """Keeps calibration windows; returns them as a resumed run will read them."""
+        _save_whole(self.directory / _TOKENS_FILE, tokens)
+        return _load_whole(self.directory / _TOKENS_FILE)
+
+    def hidden(self, layer: int) -> Tensor:
+        """Residual stream before block `layer`, fp32 [samples, seqlen, hidden_size]."""
+        return _load_whole(self._hidden(layer))
+
+    def keep_hidden(self, layer: int, hidden: Tensor) -> None:
+        """Keeps the residual stream before block `layer`."""
+        _save_whole(self._hidden(layer), hidden)
+
+    def largest_activation(self, layer: int) -> float:
+        """Largest magnitude among the activations of block `layer`."""
+        return float(json.loads(self._range(layer).read_text(encoding="utf-8")))
+
+    def keep_largest_activation(self, layer: int, value: float) -> None:
+        """Keeps the largest magnitude among the activations of block `layer`."""
+        self._range(layer).write_text(json.dumps(value), encoding="utf-8")
+
+    def keep_block(self, layer: int, block: StoredBlock) -> None:
+        """Keeps a block, its tensors last; then drops the residual stream before it, which nobody needs any more."""
+        write_arrays(self._search(layer), block.search)
+        reports = {name: asdict(report) for name, report in block.reports.items()}
+        self._report(layer).write_text(json.dumps(reports), encoding="utf-8")
+        write_tensors(self._block(layer), block.tensors)
+        self._hidden(layer).unlink(missing_ok=True)
+
+    def reports(self) -> dict[str, LinearReport]:
+        """Of all blocks, which must be finished, by linear's full name."""
+        reports: dict[str, LinearReport] = {}
+        for layer in range(self.layers):
+            stored = json.loads(self._report(layer).read_text(encoding="utf-8"))
+            reports.update({name: LinearReport(**entry) for name, entry in stored.items()})
+        return reports
+
+    def search(self) -> dict[str, Array]:
+        """What the search saw and found in all blocks, which must be finished.
+
+        Raises:
+            ArtifactError: A file is damaged.
+        """
+        search: dict[str, Array] = {}
+        for layer in range(self.layers):
+            search |= read_arrays(self._search(layer), fix=_AGAIN)
+        return search
+
+    def same_computer_(self) -> None:
+        """Makes a resumed run compute as the first one did: a matrix product's bits depend on how it is split.
+
+        Raises:
+            UsageError: The first one computed on another kind of device.
+        """
+        path, device = self.directory / _COMPUTED_FILE, torch.get_default_device().type
+        if path.is_file():
+            first = json.loads(path.read_text(encoding="utf-8"))
+            if first["device"] != device:
+                raise UsageError(
+                    f"the interrupted run computed on {first['device']}, which gives other last bits than {device}.",
+                    where="--device",
+                    fix=f"go on with --device {first['device']}, or begin anew with --overwrite.",
+                )
+            torch.set_num_threads(first["threads"])
+        else:
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(json.dumps({"device": device, "threads": torch.get_num_threads()}), encoding="utf-8")
+            partial.replace(path)
+
+    def _block(self, layer: int) -> Path:
+        return self.directory / f"block-{layer:05}.safetensors"
+
+    def _report(self, layer: int) -> Path:
+        return self.directory / f"block-{layer:05}.json"
+
+    def _search(self, layer: int) -> Path:
+        return self.directory / f"block-{layer:05}.npz"
+
+    def _range(self, layer: int) -> Path:
+        return self.directory / f"range-{layer:05}.json"
+
+    def _hidden(self, layer: int) -> Path:
+        return self.directory / f"hidden-{layer:05}.safetensors"
+
+
+def _save_whole(path: Path, value: Tensor) -> None:
+    partial = path.with_name(path.name + ".partial")
+    save_file({"value": value.contiguous()}, partial)
+    partial.replace(path)
+
+
+def _load_whole(path: Path) -> Tensor:
+    """What `_save_whole` wrote, where PyTorch computes."""
+    return load_file(path, device=str(torch.get_default_device()))["value"]

@@ -1,0 +1,140 @@
+"""A model that is ready to answer: its backend, its tokenizer, and the text that comes out of them.
+
+In: a directory that `export` or `build` wrote, then prompts or conversations. Out: text, as it comes or whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.artifact.opening import open_model
+from awq2trt.errors import UsageError
+from awq2trt.progress import Progress, SilentProgress
+from awq2trt.runtime.backend import Backend
+from awq2trt.runtime.chat import ChatTokenizer, Message, stream_text, user_message
+from awq2trt.runtime.first_run import check_first_run
+from awq2trt.runtime.generation import generate
+from awq2trt.runtime.ort.opening import DeviceOptions, open_backend
+from awq2trt.runtime.sampling import Sampler, Sampling
+
+BACKENDS: Final = ("ort",)
+"""`ort`: ONNX Runtime, on the CPU or on a GPU."""
+
+DEFAULT_BACKEND: Final = BACKENDS[0]
+
+
+@dataclass(frozen=True)
+class Model:
+    """An exported model, loaded; `awq2trt.load` makes it.
+
+    It holds the cache of one conversation, so it writes one answer at a time: a new call takes the cache from an
+    answer that was not read to its end.
+
+    Attributes:
+        artifact: What it was loaded from, with its manifest.
+        backend: Runs the decoder.
+        tokenizer: Text to tokens and back, chat template, stop tokens.
+    """
+
+    artifact: Artifact
+    backend: Backend
+    tokenizer: ChatTokenizer
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        options: DeviceOptions | None = None,
+        *,
+        backend: str = DEFAULT_BACKEND,
+        golden: bool = True,
+        progress: Progress | None = None,
+    ) -> Model:
+        """Loads a model.
+
+        Args:
+            directory: An ONNX model, what was built for `cpu` or `cuda`, or an engine's directory, which holds one.
+            options: Where it runs; None for the fastest device that is there.
+            backend: What runs it, one of `BACKENDS`.
+            golden: Check the golden outputs at the first run on a GPU.
+            progress: Told what runs the model; None to say nothing.
+
+        Raises:
+            ArtifactError: The directory holds no whole model.
+            ToolError: This machine lacks something that the device needs.
+            UsageError: It is the directory above several, or a checkpoint; or backend or device are unknown.
+        """
+        if backend not in BACKENDS:
+            raise UsageError(
+                f"unknown backend {backend!r}, expected one of: {', '.join(BACKENDS)}.",
+                where="--backend",
+                fix="--backend ort runs everywhere.",
+            )
+        progress = progress or SilentProgress()
+        artifact = open_model(directory)
+        tokenizer = ChatTokenizer.load(artifact.directory)
+        opened = open_backend(artifact, options or DeviceOptions())
+        progress.note(f"running in {opened.title}")
+        if opened.memory is not None and golden and check_first_run(opened.backend, artifact, opened.memory.gpu.name):
+            progress.note(f"first run on {opened.memory.gpu.name}: golden outputs passed")
+        return cls(artifact, opened.backend, tokenizer)
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        raw: bool = False,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Answers a prompt, piece by piece as text becomes certain.
+
+        Args:
+            prompt: What the user says; or a whole conversation, messages with `role` and `content`. Both go through the
+                model's chat template.
+            raw: Continue the prompt as plain text instead, without the template.
+            sampling: How tokens are chosen; None always takes the best one.
+            max_new_tokens: None for as many as the cache holds.
+            stop: The answer ends before the first of these strings.
+
+        Returns:
+            Pieces of the answer. The model computes while they are read.
+
+        Raises:
+            UsageError: The model has no chat template or it refuses the messages, or a conversation is to be continued
+                as plain text. While the answer is read: the prompt is empty or does not fit.
+        """
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt) if raw else self.tokenizer.encode_messages([user_message(prompt)])
+        elif raw:
+            raise UsageError("a conversation is not plain text.", where="raw", fix="give one text, or leave raw out.")
+        else:
+            tokens = self.tokenizer.encode_messages(prompt)
+        special = self.artifact.manifest.contents.tokens or self.tokenizer.special
+        new_tokens = generate(
+            self.backend,
+            tokens,
+            Sampler(sampling or Sampling()),
+            stop_tokens=special.stop,
+            max_new_tokens=max_new_tokens,
+        )
+        return stream_text(new_tokens, self.tokenizer.decode, stop)
+
+    def generate_text(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        raw: bool = False,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The whole answer at once; arguments and errors as for `generate`."""
+        return "".join(
+            self.generate(prompt, raw=raw, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop),
+        )

@@ -1,0 +1,208 @@
+// W4A16Linear behind CustomOperator; see w4a16_linear_op.h. Names, shapes and the kernels' problem come from
+// ops/w4a16_linear.h, which the TensorRT plugin shares.
+#include "ort/w4a16_linear_op.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+
+#include "ops/w4a16_linear.h"
+#include "ort/w4a16_linear_cpu.h"
+
+namespace awq2trt {
+namespace ort {
+namespace {
+
+using w4a16_linear::Attributes;
+using w4a16_linear::kCodes;
+using w4a16_linear::kMaxInputs;
+using w4a16_linear::kX;
+
+void require(bool passed, const ErrorText& error) {
+  if (!passed) throw Failure(error.text, abi::ErrorCode::kInvalidArgument);
+}
+
+int32_t read_attribute(const Node& node, const char* name) {
+  const int64_t value = node.integer_attribute(name);
+  // A value beyond 32 bits is out of every attribute's range, and stays so.
+  return static_cast<int32_t>(
+      std::clamp<int64_t>(value, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()));
+}
+
+// The node's attributes, which fit its number of inputs.
+Attributes read_attributes(const Node& node) {
+  const Attributes attributes = {read_attribute(node, w4a16_linear::kGroupSize),
+                                 read_attribute(node, w4a16_linear::kHasZeros),
+                                 read_attribute(node, w4a16_linear::kHasBias)};
+  ErrorText error;
+  require(w4a16_linear::check_attributes(attributes, &error), error);
+  const auto input_count = static_cast<int32_t>(node.input_count());
+  require(w4a16_linear::check_input_count(attributes, input_count, &error), error);
+  return attributes;
+}
+
+// A node's tensors in one call, held to each other and to the attributes.
+class Call {
+ public:
+  Call(const Attributes& attributes, const Context& context) : attributes_(attributes) {
+    ErrorText error;
+    const auto count = static_cast<size_t>(w4a16_linear::input_count(attributes));
+    inputs_.reserve(count);
+    Shape shapes[kMaxInputs];
+    for (size_t i = 0; i < count; ++i) {
+      inputs_.push_back(context.input(i));
+      shapes[i] = inputs_[i].shape();
+    }
+    // ONNX Runtime has held the others to the types that the operator declares.
+    for (size_t i = w4a16_linear::kFirstOptional; i < count; ++i) {
+      const auto tensor = static_cast<int32_t>(i);
+      require(w4a16_linear::check_type(attributes, tensor, inputs_[i].type(), x().type(), &error), error);
+    }
+    require(w4a16_linear::describe_problem(attributes, shapes, x().type(), &problem_, &error), error);
+    y_shape_.assign(shapes[kX].sizes, shapes[kX].sizes + shapes[kX].rank);
+    y_shape_.back() = problem_.n;
+    tensors_.x = x().data();
+    tensors_.codes = inputs_[kCodes].data();
+    tensors_.scales = inputs_[w4a16_linear::kScales].data();
+    if (attributes.has_zeros != 0) tensors_.zeros = inputs_[w4a16_linear::zeros_input(attributes)].data();
+    if (attributes.has_bias != 0) tensors_.bias = inputs_[w4a16_linear::bias_input(attributes)].data();
+    tensors_.y = context.output(0, {y_shape_.data(), static_cast<int32_t>(y_shape_.size())});
+  }
+
+  const InputTensor& x() const { return inputs_[kX]; }
+  const GemmProblem& problem() const { return problem_; }
+  const LinearTensors& tensors() const { return tensors_; }  // without workspace
+
+ private:
+  const Attributes attributes_;
+  std::vector<InputTensor> inputs_;
+  std::vector<int64_t> y_shape_;
+  GemmProblem problem_ = {};
+  LinearTensors tensors_ = {};
+};
+
+class CudaLinear final : public Kernel {
+ public:
+  explicit CudaLinear(const Node& node) : attributes_(read_attributes(node)) {
+    for (int32_t i = kCodes; i < w4a16_linear::input_count(attributes_); ++i) {
+      constant_weights_ = constant_weights_ && node.is_constant(static_cast<size_t>(i));
+    }
+  }
+
+  void compute(const Context& context) override {
+    const Call call(attributes_, context);
+    const KernelConfig config = config_of(call.problem());
+    const Scratch workspace(context, call.x(), config.workspace_bytes);
+    LinearTensors tensors = call.tensors();
+    tensors.workspace = workspace.data();
+    const cudaError_t status =
+        launch_w4a16_linear(call.problem(), config, tensors, static_cast<cudaStream_t>(context.stream()));
+    throw_if_error(status, "launch failed", call.problem());
+  }
+
+ private:
+  static void throw_if_error(cudaError_t status, const char* what, const GemmProblem& problem) {
+    if (status == cudaSuccess) return;
+    ErrorText error;
+    fail(&error, "%s with M = %d, N = %d, K = %d, group_size = %d: %s: %s", w4a16_linear::kName, problem.m, problem.n,
+         problem.k, problem.group_size, what, cudaGetErrorString(status));
+    throw Failure(error.text);
+  }
+
+  // Kept for every M: while nothing is captured in a CUDA graph, the choice is made before every launch.
+  KernelConfig config_of(const GemmProblem& problem) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto known = configs_.find(problem.m);
+    if (known != configs_.end()) return known->second;
+    Device device = {};
+    throw_if_error(query_device(&device), "cannot query the GPU", problem);
+    KernelConfig config = choose_config(problem, device);
+    // Overlapping kernels read weights before the kernel in front has ended, which must not be the one that writes
+    // them.
+    config.overlap = config.overlap && constant_weights_;
+    configs_.emplace(problem.m, config);
+    return config;
+  }
+
+  const Attributes attributes_;
+  bool constant_weights_ = true;
+  std::mutex mutex_;
+  std::unordered_map<int, KernelConfig> configs_;  // by M
+};
+
+class CpuLinear final : public Kernel {
+ public:
+  explicit CpuLinear(const Node& node) : attributes_(read_attributes(node)) {}
+
+  void compute(const Context& context) override {
+    const Call call(attributes_, context);
+    if (call.problem().m == 0) return;
+    const CpuProblem problem(call.problem(), call.tensors(), call.x().type());
+    const Scratch activations(context, call.x(), problem.activations_bytes());
+    const auto spread = static_cast<float*>(activations.data());
+    context.parallel_for(problem.activation_tasks(), [&](size_t task) { problem.spread_activations(task, spread); });
+    context.parallel_for(problem.row_tasks(), [&](size_t task) { problem.compute_rows(task, spread); });
+  }
+
+ private:
+  const Attributes attributes_;
+};
+
+template <typename LinearKernel>
+class W4A16LinearOperator final : public CustomOperator {
+ public:
+  W4A16LinearOperator(const char* provider, abi::ElementType type)
+      : provider_(provider),
+        // The last two are zeros, bias, or both in this order: int4, `type`, or both (FORMAT.md).
+        inputs_{{type, false},
+                {abi::ElementType::kInt4, false},
+                {type, false},
+                {abi::ElementType::kUndefined, true},
+                {abi::ElementType::kUndefined, true}},
+        outputs_{{type, false}} {}
+
+  const char* name() const override { return w4a16_linear::kName; }
+  const char* provider() const override { return provider_; }
+  const std::vector<Argument>& inputs() const override { return inputs_; }
+  const std::vector<Argument>& outputs() const override { return outputs_; }
+
+  void infer_shapes(const ShapeInference& shapes) const override {
+    std::vector<Dimension> shape = shapes.input(kX);
+    const std::vector<Dimension> codes = shapes.input(kCodes);
+    if (shape.empty() || codes.empty()) return;
+    ErrorText error;
+    require(w4a16_linear::check_ranks(static_cast<int32_t>(shape.size()), static_cast<int32_t>(codes.size()), &error),
+            error);
+    shape.back() = codes.front();
+    shapes.set_output_like_first_input(0, shape);
+  }
+
+  std::unique_ptr<Kernel> create_kernel(const Node& node) const override {
+    return std::make_unique<LinearKernel>(node);
+  }
+
+ private:
+  const char* const provider_;
+  const std::vector<Argument> inputs_;
+  const std::vector<Argument> outputs_;
+};
+
+}  // namespace
+
+std::vector<std::unique_ptr<CustomOperator>> make_w4a16_linear_operators() {
+  std::vector<std::unique_ptr<CustomOperator>> operators;
+  for (const abi::ElementType type : {abi::ElementType::kFloat16, abi::ElementType::kBFloat16}) {
+    operators.push_back(std::make_unique<W4A16LinearOperator<CudaLinear>>(kCudaProvider, type));
+  }
+  for (const abi::ElementType type :
+       {abi::ElementType::kFloat16, abi::ElementType::kBFloat16, abi::ElementType::kFloat}) {
+    operators.push_back(std::make_unique<W4A16LinearOperator<CpuLinear>>(kCpuProvider, type));
+  }
+  return operators;
+}
+
+}  // namespace ort
+}  // namespace awq2trt
