@@ -1,6 +1,7 @@
 """The chain from the original model to what runs, each stage held to the one before, on real text.
 
     original -> folded -> quantized -> onnx -> runtime
+                                    -> cuda
                                     -> engine
 
 Each stage is compared in two ways. Its weights are computed again from the stage before (`weights`), so that a single
@@ -33,6 +34,7 @@ from awq2trt.checking.runners import (
     SPARE_SLOTS,
     CachedOnnxRunner,
     RuntimeRunner,
+    ScoringBackend,
     TorchRunner,
     block_output,
     block_update,
@@ -48,6 +50,7 @@ from awq2trt.io_contract import ENGINE_FILE, LOGITS
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import CONFIG_FILE, Array, ModelSource
 from awq2trt.progress import Progress
+from awq2trt.runtime.ort.cpu import OrtBackend
 from awq2trt.runtime.trt.engine import EngineBuild
 from awq2trt.runtime.trt.session import EngineSession
 
@@ -57,6 +60,7 @@ QUANTIZED: Final = "quantized"
 ONNX: Final = "onnx"
 ONNX_CUDA: Final = "onnx-cuda"
 RUNTIME: Final = "runtime"
+ON_GPU: Final = "cuda"
 ENGINE: Final = "engine"
 
 TITLES: Final[Mapping[str, str]] = {
@@ -66,6 +70,7 @@ TITLES: Final[Mapping[str, str]] = {
     ONNX: "ONNX as exported, ONNX Runtime CPU",
     ONNX_CUDA: "ONNX as exported, ONNX Runtime CUDA",
     RUNTIME: "ONNX as `run` runs it, ONNX Runtime CPU",
+    ON_GPU: "model for CUDA as `run` runs it, every node on the GPU, ONNX Runtime CUDA",
     ENGINE: "model.engine on the GPU, one token at a time and the text at once",
 }
 
@@ -76,6 +81,7 @@ AGAINST: Final[Mapping[str, tuple[str, ...]]] = {
     ONNX: (QUANTIZED,),
     ONNX_CUDA: (QUANTIZED,),
     RUNTIME: (QUANTIZED,),
+    ON_GPU: (QUANTIZED,),
     ENGINE: (QUANTIZED,),
 }
 """Stages in order, and what each is compared with."""
@@ -97,6 +103,7 @@ class Subject:
         dtype: Of the exported model's activations.
         engine: What was built of it; None where there is none.
         open_engine: Loads that on this machine.
+        open_on_gpu: Loads the model for CUDA on this machine's GPU; None where there is none.
         changed: Files that are not what was written, as their manifest's hashes tell.
         missing: Stage -> why it cannot be run.
     """
@@ -109,6 +116,7 @@ class Subject:
     dtype: str = "float16"
     engine: EngineBuild | None = None
     open_engine: Callable[[], EngineSession] | None = None
+    open_on_gpu: Callable[[], ScoringBackend] | None = None
     changed: tuple[str, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -339,7 +347,7 @@ def compare_weights(subject: Subject, progress: Progress) -> WeightResult:
             except CheckpointError as error:
                 tensor = _tensor_of(error)
                 findings[_owner(tensor, subject.checkpoint.spec)].append(Finding(tensor, error.what))
-                missing |= dict.fromkeys((FOLDED, QUANTIZED, ONNX, ONNX_CUDA, RUNTIME, ENGINE), damaged)
+                missing |= dict.fromkeys((FOLDED, QUANTIZED, ONNX, ONNX_CUDA, RUNTIME, ON_GPU, ENGINE), damaged)
             advance(1)
         if subject.onnx and damaged not in missing.values():
             findings[ONNX] += onnx_findings(open_decoder(subject.onnx)[0], subject.checkpoint)
@@ -424,7 +432,10 @@ def _runners(
             makers[ONNX_CUDA] = lambda: _onnx_runner(subject, onnx, tokens, ONNX_CUDA, CUDA)
         else:
             missing.setdefault(ONNX_CUDA, "not run: ONNX Runtime has no CUDA provider here")
-        makers[RUNTIME] = lambda: RuntimeRunner(onnx, RUNTIME)
+        makers[RUNTIME] = lambda: RuntimeRunner(lambda: OrtBackend.load(onnx, all_logits=True), RUNTIME)
+    if subject.open_on_gpu is not None:
+        open_on_gpu = subject.open_on_gpu
+        makers[ON_GPU] = lambda: RuntimeRunner(open_on_gpu, ON_GPU)
     if subject.engine is not None and subject.open_engine is not None:
         engine, open_engine = subject.engine, subject.open_engine
         makers[ENGINE] = lambda: EngineRunner(open_engine, engine, ENGINE)
@@ -511,7 +522,7 @@ def _limits(subject: Subject, stage: str, positions: int) -> dict[str, _Limit]:
     else:
         limits = [drift_limit(subject.dtype, layer + 1) for layer in range(spec.num_layers + 1)]
     named = {LOGITS: _Limit(LOGITS, limits[-1])}
-    if stage in (RUNTIME, ENGINE):
+    if stage in (RUNTIME, ON_GPU, ENGINE):
         return named
     return {block_output(layer): _Limit(_place(spec, layer), limits[layer]) for layer in layers} | named
 
