@@ -203,7 +203,7 @@ def load(
         UsageError: It is the directory above several, or a checkpoint; or backend or device are unknown.
     """
     from awq2trt.runtime import Model
-    from awq2trt.runtime.ort.opening import DeviceOptions
+    from awq2trt.runtime.ort.loading import DeviceOptions
 
     options = DeviceOptions(device, trust_library=trust_library)
     return Model.load(Path(directory), options, backend=backend, golden=golden, progress=progress)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq2trt.machine.cuda import Gpu
+from awq2trt.machine.gpu import Gpu
 
 
 class HostMemory:

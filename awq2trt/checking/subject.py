@@ -20,12 +20,12 @@ from awq2trt.checking.runners import ScoringBackend
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.search_files import SEARCH_FILE
 from awq2trt.errors import Awq2trtError, ToolError, UsageError
-from awq2trt.machine.cuda import open_cuda
+from awq2trt.machine.gpu import open_cuda
 from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
 from awq2trt.quantization.effort import EFFORTS
-from awq2trt.runtime.ort.opening import DeviceOptions, open_backend
+from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of, this_machine, why_not_here
 from awq2trt.runtime.trt.session import TrtSession, unmet_needs
 from awq2trt.target import CUDA_TARGET

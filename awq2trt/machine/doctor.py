@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from awq2trt.errors import ToolError, UsageError
-from awq2trt.machine.cuda import load_libraries, require_gpu, require_onnxruntime
+from awq2trt.machine.gpu import load_libraries, require_gpu, require_onnxruntime
 from awq2trt.machine.memory import read_memory
 from awq2trt.models.sources.opening import PACKAGED_MODELS
 from awq2trt.target import CUDA_TARGET, MINIMUM_ONNXRUNTIME

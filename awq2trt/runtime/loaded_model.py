@@ -18,7 +18,7 @@ from awq2trt.runtime.backend import Backend
 from awq2trt.runtime.chat import ChatTokenizer, Message, stream_text, user_message
 from awq2trt.runtime.first_run import check_first_run
 from awq2trt.runtime.generation import generate
-from awq2trt.runtime.ort.opening import DeviceOptions, open_backend
+from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 from awq2trt.runtime.sampling import Sampler, Sampling
 
 BACKENDS: Final = ("ort",)

@@ -25,8 +25,8 @@ from awq2trt.version import __version__
 if TYPE_CHECKING:
     from awq2trt.artifact.manifest import Artifact
     from awq2trt.evaluation.decode_bench import BenchReport, BenchRow, KernelTime
-    from awq2trt.machine.cuda import CudaMemory
-    from awq2trt.runtime.ort.opening import CudaPlan
+    from awq2trt.machine.gpu import CudaMemory
+    from awq2trt.runtime.ort.loading import CudaPlan
 
 HF: Final = "hf"
 MATMULNBITS: Final = "matmulnbits"
@@ -114,7 +114,7 @@ def bench_stage(request: BenchRequest, progress: Progress) -> BenchReport:
 
 
 def _runs_on_cpu(request: BenchRequest) -> bool:
-    from awq2trt.runtime.ort.opening import CPU, choose_device
+    from awq2trt.runtime.ort.loading import CPU, choose_device
 
     return request.directory is not None and choose_device(open_model(request.directory)) == CPU
 
@@ -168,7 +168,7 @@ def _bench_on_cpu(subject: _Subject, request: BenchRequest) -> BenchReport:
         measure_first_token_ms,
         measure_token_ms,
     )
-    from awq2trt.runtime.ort.opening import DeviceOptions, open_backend
+    from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 
     if subject.artifact is None:
         raise UsageError("shapes are measured on a GPU.", where="--shape")
@@ -184,7 +184,7 @@ def _bench_on_cpu(subject: _Subject, request: BenchRequest) -> BenchReport:
 def _bench_on_cuda(subject: _Subject, request: BenchRequest, progress: Progress) -> BenchReport:
     from awq2trt.evaluation.decode_bench import profile_kernels
     from awq2trt.evaluation.transformers_bench import bench_transformers
-    from awq2trt.machine.cuda import open_cuda
+    from awq2trt.machine.gpu import open_cuda
 
     device = request.device or "cuda"
     memory = open_cuda(device)
@@ -209,7 +209,7 @@ def _plans(subject: _Subject, request: BenchRequest) -> dict[str, CudaPlan]:
     """Executor -> how it loads the model."""
     from awq2trt.graph.provider_file import Lowering
     from awq2trt.machine.plugin_library import find_operators, find_plugin_library
-    from awq2trt.runtime.ort.opening import CudaPlan
+    from awq2trt.runtime.ort.loading import CudaPlan
 
     record = subject.artifact.manifest.contents.lowered if subject.artifact else None
     capacity = subject.capacity if subject.capacity != subject.longest else None
@@ -257,7 +257,7 @@ def _measure(
 @contextmanager
 def _loaded(subject: _Subject, plan: CudaPlan, memory: CudaMemory) -> Iterator[Any]:
     """The model on the GPU, for as long as this lasts."""
-    from awq2trt.runtime.ort.opening import load_on_cuda
+    from awq2trt.runtime.ort.loading import load_on_cuda
 
     backend = load_on_cuda(subject.directory, plan, memory)
     try:

@@ -95,7 +95,7 @@ def golden_stage(directory: Path, device: str | None = None) -> GoldenOutcome:
     """
     from awq2trt.artifact.golden import read_golden
     from awq2trt.runtime.golden import compare_golden
-    from awq2trt.runtime.ort.opening import DeviceOptions, open_backend
+    from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
     from awq2trt.runtime.trt.engine import engine_of
 
     artifact = open_model(directory)

@@ -21,7 +21,7 @@ from awq2trt.text.tokenizer import tokenizer_of
 if TYPE_CHECKING:
     from awq2trt.evaluation.perplexity import Perplexity
     from awq2trt.evaluation.tasks import Example
-    from awq2trt.runtime.ort.opening import OpenedModel
+    from awq2trt.runtime.ort.loading import OpenedModel
 
 
 def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]:
@@ -113,7 +113,7 @@ def _evaluate_onnx(model: str, request: EvalRequest, progress: Progress) -> tupl
 
 def _open(artifact: Artifact, device: str) -> OpenedModel:
     """A model in ONNX Runtime, with the scores of every position; one that was built for a device runs there."""
-    from awq2trt.runtime.ort.opening import DeviceOptions, open_backend
+    from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 
     lowered = artifact.manifest.contents.lowered is not None
     chosen = None if lowered and device == DEFAULT_DEVICE else device
@@ -125,7 +125,7 @@ def _refuse_missing_device(request: EvalRequest | TaskRequest) -> None:
     if not all(is_exported(model) for model in request.models):
         refuse_missing_device(request.device)
     elif request.device != DEFAULT_DEVICE:
-        from awq2trt.machine.cuda import require_gpu
+        from awq2trt.machine.gpu import require_gpu
 
         require_gpu(request.device)
 

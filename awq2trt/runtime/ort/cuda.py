@@ -40,7 +40,7 @@ _INT64_BYTES: Final = 8
 
 
 class DeviceMemory(Protocol):
-    """Memory where the model runs; `machine.cuda.CudaMemory` is that of a GPU."""
+    """Memory where the model runs; `machine.gpu.CudaMemory` is that of a GPU."""
 
     device_type: str
     device_index: int

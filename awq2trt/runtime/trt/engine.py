@@ -24,7 +24,7 @@ from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, record
 from awq2trt.artifact.records import ProfileRecord
 from awq2trt.errors import Awq2trtError
 from awq2trt.io_contract import DECODER, ENGINE_FILE, IoContract
-from awq2trt.machine.cuda import read_driver
+from awq2trt.machine.gpu import read_driver
 from awq2trt.target import Flavour, find_target
 
 STATE_FILE: Final = f"{ENGINE_FILE}.state"

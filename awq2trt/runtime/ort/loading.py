@@ -18,7 +18,7 @@ from awq2trt.graph import ort_lowering
 from awq2trt.graph.next_token import drop_next_token_
 from awq2trt.graph.provider_file import Lowering, lower_
 from awq2trt.graph.read import DecoderSizes, open_decoder
-from awq2trt.machine.cuda import INSTALL, PROVIDER, CudaMemory, open_cuda, require_gpu, require_onnxruntime
+from awq2trt.machine.gpu import INSTALL, PROVIDER, CudaMemory, open_cuda, require_gpu, require_onnxruntime
 from awq2trt.machine.plugin_library import find_operators, find_plugin_library
 from awq2trt.runtime.bits import STORED
 from awq2trt.runtime.ort.cpu import OrtBackend
