@@ -76,10 +76,11 @@ $(BROWSER): tools/native_packages.sh | $(BIN)/python
 	@touch $@
 
 .PHONY: lint
-lint: $(INSTALLED) ## ruff, typos, clang-format
+lint: $(INSTALLED) ## ruff, typos, clang-format, lengths of files
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/typos
+	@$(BIN)/python tools/long_files.py
 	@$(if $(CXX_SOURCES),$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES))
 
 .PHONY: format

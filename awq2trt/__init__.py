@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from awq2trt.api import build, check, check_golden, evaluate, evaluate_task, export, load, quantize
+    from awq2trt.api import build, check, check_golden, evaluate, export, load, quantize
     from awq2trt.artifact.manifest import Artifact, Manifest
     from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
     from awq2trt.errors import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
-    from awq2trt.evaluation.results import EvalResult, TaskResult
+    from awq2trt.evaluation.results import EvalResult, TaskExamples, TextWindows
     from awq2trt.progress import Progress, SilentProgress, terminal_progress
     from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe, load_recipe
     from awq2trt.runtime.chat import Message
@@ -56,7 +56,8 @@ __all__ = [
     "Recipe",
     "Sampling",
     "SilentProgress",
-    "TaskResult",
+    "TaskExamples",
+    "TextWindows",
     "ToolError",
     "UnsupportedError",
     "UsageError",
@@ -65,7 +66,6 @@ __all__ = [
     "check",
     "check_golden",
     "evaluate",
-    "evaluate_task",
     "export",
     "load",
     "load_recipe",
@@ -74,7 +74,7 @@ __all__ = [
 ]
 
 _NAMES: Final = {
-    "api": ("build", "check", "check_golden", "evaluate", "evaluate_task", "export", "load", "quantize"),
+    "api": ("build", "check", "check_golden", "evaluate", "export", "load", "quantize"),
     "artifact.manifest": ("Artifact", "Manifest"),
     "checking.outcome": ("CheckOutcome", "GoldenOutcome"),
     "errors": (
@@ -87,7 +87,7 @@ _NAMES: Final = {
         "UnsupportedError",
         "UsageError",
     ),
-    "evaluation.results": ("EvalResult", "TaskResult"),
+    "evaluation.results": ("EvalResult", "TaskExamples", "TextWindows"),
     "progress": ("Progress", "SilentProgress", "terminal_progress"),
     "recipe": ("BuildOptions", "ExportOptions", "QuantizeOptions", "Recipe", "load_recipe"),
     "runtime.chat": ("Message",),

@@ -28,7 +28,7 @@ from awq2trt.progress import Progress, SilentProgress
 if TYPE_CHECKING:
     from awq2trt.artifact.manifest import Artifact
     from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
-    from awq2trt.evaluation.results import EvalResult, TaskResult
+    from awq2trt.evaluation.results import EvalResult, TaskExamples, TextWindows
     from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
     from awq2trt.runtime import Model
 
@@ -211,23 +211,23 @@ def load(
 
 def evaluate(
     models: StrPath | Sequence[StrPath],
-    text: StrPath,
+    on: StrPath | TextWindows | TaskExamples,
     *,
-    windows: int = 8,
-    seqlen: int = 1024,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Iterator[EvalResult]:
-    """Measures perplexity: `awq2trt eval --text`.
+    """Measures perplexity on a text, or zero-shot accuracy in a task: `awq2trt eval`.
 
         for result in awq2trt.evaluate(["smollm2-135m-instruct", "out/checkpoint", "out/onnx"], "novel.txt"):
-            print(result.model, result.perplexity.value)
+            print(result.model, result.measured.value)
+
+        (result,) = awq2trt.evaluate("out/onnx", awq2trt.TaskExamples("piqa", Path("piqa-valid.jsonl"), limit=200))
+        print(result.measured.accuracy)
 
     Args:
         models: Original models, quantized checkpoints and ONNX models, in any number.
-        text: A .txt or .jsonl file, or a data set's name.
-        windows: How many windows of the text, from its start.
-        seqlen: Tokens in a window.
+        on: A text, a `TextWindows` to say how much of it, or a `TaskExamples`. A text is a .txt or .jsonl file, or a
+            data set's name. Tasks are scored as lm-evaluation-harness scores them.
         device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
         progress: Is told how far the work is; None for silence.
 
@@ -235,48 +235,15 @@ def evaluate(
         One result for every model, in order. Each is measured when it is asked for.
 
     Raises:
-        UsageError: The device is not there. While the results are read: the text cannot be read or is too short.
+        UsageError: The device is not there, the task is unknown or its file cannot be read. While the results are read:
+            the text cannot be read or is too short.
         Awq2trtError: While the results are read: a model cannot be opened.
     """
-    from awq2trt.evaluation.results import EvalRequest
+    from awq2trt.evaluation.results import EvalRequest, TaskExamples, TextWindows
     from awq2trt.stages.evaluate import eval_stage
 
-    return eval_stage(EvalRequest(_names(models), str(text), windows, seqlen, device), _or_silent(progress))
-
-
-def evaluate_task(
-    models: StrPath | Sequence[StrPath],
-    task: str,
-    data: StrPath,
-    *,
-    limit: int | None = None,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> Iterator[TaskResult]:
-    """Measures accuracy in a task, zero-shot, as lm-evaluation-harness does: `awq2trt eval --task`.
-
-        (result,) = awq2trt.evaluate_task("out/onnx", "piqa", "piqa-valid.jsonl", limit=200)
-        print(result.score.accuracy)
-
-    Args:
-        models: Original models, quantized checkpoints and ONNX models, in any number.
-        task: `piqa`, `arc-easy`, `winogrande` or `lambada`.
-        data: Its JSONL file.
-        limit: Examples, from the start of the file; None for all.
-        device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
-        progress: Is told how far the work is; None for silence.
-
-    Returns:
-        One result for every model, in order. Each is measured when it is asked for.
-
-    Raises:
-        UsageError: The task is unknown, its file cannot be read, or the device is not there.
-        Awq2trtError: While the results are read: a model cannot be opened.
-    """
-    from awq2trt.evaluation.results import TaskRequest
-    from awq2trt.stages.evaluate import task_stage
-
-    return task_stage(TaskRequest(_names(models), task, Path(data), limit, device), _or_silent(progress))
+    measured_on = on if isinstance(on, TextWindows | TaskExamples) else TextWindows(str(on))
+    return eval_stage(EvalRequest(_names(models), measured_on, device), _or_silent(progress))
 
 
 def check(

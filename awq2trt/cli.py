@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from awq2trt import api
+from awq2trt import api, cli_flags
 from awq2trt.report.failure import DEBUG_VARIABLE, explain
 from awq2trt.version import __version__
 
@@ -55,55 +55,6 @@ app = typer.Typer(
     },
 )
 
-# Flags that mean the same everywhere. A default of None is "not given": the recipe's value, else its default.
-_Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Directory, .gguf file, hub id, or a model that a package provides.")
-]
-_Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the result goes.")]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in DIR, whatever it is.")]
-_Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
-_Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
-_Method = Annotated[str | None, typer.Option("--method", help="awq, rtn, gptq or awq+gptq. [awq]")]
-_Effort = Annotated[
-    str | None, typer.Option("--effort", help="How hard awq searches: fast, default or best. [default]")
-]
-_ActOrder = Annotated[
-    bool | None, typer.Option("--act-order/--no-act-order", help="GPTQ: largest inputs first. [--act-order]")
-]
-_Bits = Annotated[int | None, typer.Option("--bits", help="Width of a weight: 2, 3 or 4. [4]")]
-_GroupSize = Annotated[
-    int | None, typer.Option("--group-size", help="Weights that share a scale: 32, 64, 128, -1 for a row. [128]")
-]
-_Symmetric = Annotated[bool | None, typer.Option("--symmetric/--zero-points", help="[--zero-points]")]
-_Calib = Annotated[
-    str | None,
-    typer.Option("--calib", metavar="TEXT", help="self, a .txt or .jsonl file, or a data set's name. [self]"),
-]
-_Samples = Annotated[int | None, typer.Option("--samples", help="Calibration windows. [16]")]
-_Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens in a calibration window. [512]")]
-_Seed = Annotated[int | None, typer.Option("--seed", help="Of what is drawn at random. [0]")]
-_MaxSeqLen = Annotated[
-    int | None, typer.Option("--max-seq-len", help="Prompt and answer together. [the model's, at most 4096]")
-]
-_Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="Of activations: float16 or bfloat16. [what the checkpoint says]")
-]
-_FunctionBodies = Annotated[
-    bool | None,
-    typer.Option("--function-bodies/--no-function-bodies", help="Define custom nodes in standard ONNX operators."),
-]
-
-
-_Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, or cuda:1 for the second GPU.")]
-_RunDevice = Annotated[
-    str | None,
-    typer.Option("--device", help="Where it runs: cpu, cuda, or cuda:1 for the second GPU. [fastest]"),
-]
-_TrustLibrary = Annotated[
-    bool, typer.Option("--trust-library", help="Load the operator library in DIR, code that came with the model.")
-]
-_JetPack = Annotated[str | None, typer.Option("--jetpack", help="Orin: 7.2 or 6.2, what runs there. [7.2]")]
-
 
 @app.callback(invoke_without_command=True)
 def _global_flags(
@@ -126,37 +77,37 @@ def _global_flags(
 
 @app.command()
 def build(
-    model: _Model,
-    output: _Output,
+    model: cli_flags.Model,
+    output: cli_flags.Output,
     target: Annotated[str | None, typer.Option("--target", help="What to build for, see `awq2trt targets`.")] = None,
-    recipe: _Recipe = None,
-    method: _Method = None,
-    effort: _Effort = None,
-    act_order: _ActOrder = None,
-    bits: _Bits = None,
-    group_size: _GroupSize = None,
-    symmetric: _Symmetric = None,
-    calib: _Calib = None,
-    samples: _Samples = None,
-    seqlen: _Seqlen = None,
-    seed: _Seed = None,
-    max_seq_len: _MaxSeqLen = None,
-    dtype: _Dtype = None,
-    function_bodies: _FunctionBodies = None,
+    recipe: cli_flags.Recipe = None,
+    method: cli_flags.Method = None,
+    effort: cli_flags.Effort = None,
+    act_order: cli_flags.ActOrder = None,
+    bits: cli_flags.Bits = None,
+    group_size: cli_flags.GroupSize = None,
+    symmetric: cli_flags.Symmetric = None,
+    calib: cli_flags.Calib = None,
+    samples: cli_flags.Samples = None,
+    seqlen: cli_flags.Seqlen = None,
+    seed: cli_flags.Seed = None,
+    max_seq_len: cli_flags.MaxSeqLen = None,
+    dtype: cli_flags.Dtype = None,
+    function_bodies: cli_flags.FunctionBodies = None,
     plugin: Annotated[
         bool | None,
         typer.Option(
             "--plugin/--no-plugin", help="Our kernels, inside the engine, or TensorRT's. [ours where the library is]"
         ),
     ] = None,
-    jetpack: _JetPack = None,
+    jetpack: cli_flags.JetPack = None,
     tar: Annotated[bool, typer.Option("--tar", help="Orin: also pack the kit into one file, DIR/TARGET.tar.")] = False,
     ssh: Annotated[
         str | None, typer.Option("--ssh", metavar="USER@HOST", help="Orin: copy the kit there and finish it.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Orin: although it does not fit, by prediction.")] = False,
-    device: _Device = "cpu",
-    overwrite: _Overwrite = False,
+    device: cli_flags.Device = "cpu",
+    overwrite: cli_flags.Overwrite = False,
 ) -> None:
     """All stages in one go: checkpoint, ONNX and engine or kit below DIR. Skips those that are current."""
     from awq2trt.progress import terminal_progress
@@ -197,22 +148,22 @@ def build(
 
 @app.command()
 def quantize(
-    model: _Model,
-    output: _Output,
-    recipe: _Recipe = None,
-    method: _Method = None,
-    effort: _Effort = None,
-    act_order: _ActOrder = None,
-    bits: _Bits = None,
-    group_size: _GroupSize = None,
-    symmetric: _Symmetric = None,
-    calib: _Calib = None,
-    samples: _Samples = None,
-    seqlen: _Seqlen = None,
-    seed: _Seed = None,
-    device: _Device = "cpu",
-    resume: _Resume = False,
-    overwrite: _Overwrite = False,
+    model: cli_flags.Model,
+    output: cli_flags.Output,
+    recipe: cli_flags.Recipe = None,
+    method: cli_flags.Method = None,
+    effort: cli_flags.Effort = None,
+    act_order: cli_flags.ActOrder = None,
+    bits: cli_flags.Bits = None,
+    group_size: cli_flags.GroupSize = None,
+    symmetric: cli_flags.Symmetric = None,
+    calib: cli_flags.Calib = None,
+    samples: cli_flags.Samples = None,
+    seqlen: cli_flags.Seqlen = None,
+    seed: cli_flags.Seed = None,
+    device: cli_flags.Device = "cpu",
+    resume: cli_flags.Resume = False,
+    overwrite: cli_flags.Overwrite = False,
 ) -> None:
     """Model to a 4-bit checkpoint."""
     from awq2trt.progress import terminal_progress
@@ -241,12 +192,12 @@ def export(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="Quantized checkpoint, ours or another tool's.")
     ],
-    output: _Output,
-    recipe: _Recipe = None,
-    max_seq_len: _MaxSeqLen = None,
-    dtype: _Dtype = None,
-    function_bodies: _FunctionBodies = None,
-    overwrite: _Overwrite = False,
+    output: cli_flags.Output,
+    recipe: cli_flags.Recipe = None,
+    max_seq_len: cli_flags.MaxSeqLen = None,
+    dtype: cli_flags.Dtype = None,
+    function_bodies: cli_flags.FunctionBodies = None,
+    overwrite: cli_flags.Overwrite = False,
 ) -> None:
     """4-bit checkpoint to an ONNX model."""
     from awq2trt.progress import terminal_progress
@@ -274,41 +225,29 @@ def evaluate(
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="The task's JSONL file.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples.")] = None,
-    device: _Device = "cpu",
+    device: cli_flags.Device = "cpu",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Results, for inspect --html.")
     ] = None,
 ) -> None:
     """Perplexity on a text, or accuracy in a task."""
     from awq2trt.errors import UsageError
-    from awq2trt.evaluation.results import EvalRequest, TaskRequest
+    from awq2trt.evaluation.results import EvalRequest, TaskExamples, TextWindows
     from awq2trt.progress import terminal_progress
-    from awq2trt.report.lines import perplexity_row, perplexity_title, results_json, task_row, task_title
+    from awq2trt.report.lines import eval_row, eval_title, results_json
 
     if (text is None) == (task is None):
         raise UsageError(
             "one of --text and --task is needed.", where="eval", fix="--text FILE, or --task NAME --data FILE"
         )
-    if task is not None:
-        if data is None:
-            raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
-        asked = TaskRequest(tuple(models), task, data, limit, device)
-        scores = api.evaluate_task(models, task, data, limit=limit, device=device, progress=terminal_progress())
-        scored = []
-        print(task_title(asked))
-        for score in scores:
-            print(task_row(score), flush=True)
-            scored.append(score)
-        if json_file is not None:
-            json_file.write_text(results_json(asked, scored), encoding="utf-8")
-        return
-    request = EvalRequest(tuple(models), str(text), windows, seqlen, device)
-    progress = terminal_progress()
-    results = api.evaluate(models, str(text), windows=windows, seqlen=seqlen, device=device, progress=progress)
-    measured = []
-    print(perplexity_title(request))
+    if task is not None and data is None:
+        raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
+    on = TaskExamples(task, data, limit) if task and data else TextWindows(str(text), windows, seqlen)
+    request = EvalRequest(tuple(models), on, device)
+    results, measured = api.evaluate(models, on, device=device, progress=terminal_progress()), []
+    print(eval_title(request))
     for result in results:
-        print(perplexity_row(result), flush=True)
+        print(eval_row(result), flush=True)
         measured.append(result)
     if json_file is not None:
         json_file.write_text(results_json(request, measured), encoding="utf-8")
@@ -319,7 +258,7 @@ def run(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
     prompt: Annotated[str, typer.Option("--prompt", help="What to say to the model.")],
     backend: Annotated[str, typer.Option("--backend", help="ort: ONNX Runtime.")] = "ort",
-    device: _RunDevice = None,
+    device: cli_flags.RunDevice = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
@@ -331,7 +270,7 @@ def run(
     golden: Annotated[
         bool, typer.Option("--golden/--no-golden", help="Check golden outputs at the first run on a GPU.")
     ] = True,
-    trust_library: _TrustLibrary = False,
+    trust_library: cli_flags.TrustLibrary = False,
 ) -> None:
     """Prompt to text, as it comes."""
     from awq2trt.progress import terminal_progress
@@ -363,7 +302,7 @@ def check(
     golden: Annotated[
         bool, typer.Option("--golden", help="Only the golden outputs beside the model: needs nothing else.")
     ] = False,
-    device: _RunDevice = None,
+    device: cli_flags.RunDevice = None,
     model: Annotated[str | None, typer.Option("--model", help="The original. [the one that was quantized]")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", metavar="DIR", help="Of an ONNX model. [the one beside it]")
@@ -422,7 +361,7 @@ def bench(
         list[str] | None,
         typer.Option("--against", help="Also, in the same run: hf (fp16) or matmulnbits."),
     ] = None,
-    device: _RunDevice = None,
+    device: cli_flags.RunDevice = None,
     profile: Annotated[bool, typer.Option("--profile", help="Where a token's time goes.")] = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="The plugin library's kernels, alone.")] = False,
     group_size: Annotated[int, typer.Option("--group-size", help="Of --kernels.")] = 128,
@@ -493,12 +432,12 @@ def targets(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="What will it need there? A config.json is enough.")
     ] = None,
-    recipe: _Recipe = None,
-    bits: _Bits = None,
-    group_size: _GroupSize = None,
-    symmetric: _Symmetric = None,
-    max_seq_len: _MaxSeqLen = None,
-    jetpack: _JetPack = None,
+    recipe: cli_flags.Recipe = None,
+    bits: cli_flags.Bits = None,
+    group_size: cli_flags.GroupSize = None,
+    symmetric: cli_flags.Symmetric = None,
+    max_seq_len: cli_flags.MaxSeqLen = None,
+    jetpack: cli_flags.JetPack = None,
 ) -> None:
     """What can be built for; with MODEL, whether it fits and how fast it can decode at most."""
     from awq2trt.engine.predict import outlook_lines
@@ -525,10 +464,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """What this machine can do, and the command that installs what it cannot."""
-    from awq2trt.machine.doctor import examine, findings_json, findings_lines
+    from awq2trt.machine.doctor import diagnosis_json, diagnosis_lines, examine
 
-    findings = examine()
-    print(findings_json(findings) if as_json else "\n".join(findings_lines(findings)))
+    diagnoses = examine()
+    print(diagnosis_json(diagnoses) if as_json else "\n".join(diagnosis_lines(diagnoses)))
 
 
 def main() -> None:

@@ -17,12 +17,14 @@ import awq2trt
 from awq2trt import api
 from awq2trt.cli import app
 from awq2trt.errors import UsageError
+from awq2trt.evaluation.perplexity import Perplexity
+from awq2trt.evaluation.tasks import TaskScore
 from awq2trt.recipe import DEFAULT_DEVICE
 from awq2trt.runtime.loaded_model import DEFAULT_BACKEND
 from awq2trt.stages.build import BuildRequest
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40
-FUNCTIONS = ("build", "check", "check_golden", "evaluate", "evaluate_task", "export", "load", "quantize")
+FUNCTIONS = ("build", "check", "check_golden", "evaluate", "export", "load", "quantize")
 COMPUTING = [name for name in FUNCTIONS if "device" in inspect.signature(getattr(api, name)).parameters]
 
 
@@ -54,23 +56,30 @@ def test_all_stages_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     answer = awq2trt.load("onnx").generate_text("hello", raw=True, max_new_tokens=8)
     assert answer
 
-    results = list(awq2trt.evaluate(["model", Path("checkpoint"), "onnx"], "text.txt", windows=2, seqlen=32))
+    on = awq2trt.TextWindows("text.txt", windows=2, seqlen=32)
+    results = list(awq2trt.evaluate(["model", Path("checkpoint"), "onnx"], on))
     assert [result.model for result in results] == ["model", "checkpoint", "onnx"]
-    assert all(math.isfinite(result.perplexity.value) for result in results)
-    (alone,) = awq2trt.evaluate(Path("checkpoint"), "text.txt", windows=2, seqlen=32)
-    assert alone.perplexity.value == results[1].perplexity.value
+    assert all(math.isfinite(_perplexity(result)) for result in results)
+    (alone,) = awq2trt.evaluate(Path("checkpoint"), on)
+    assert _perplexity(alone) == _perplexity(results[1])
 
     assert awq2trt.check_golden("onnx").passed
     outcome = awq2trt.check("onnx", model="model", checkpoint="checkpoint", tokens=16)
     assert outcome.result.passed
 
 
+def _perplexity(result: awq2trt.EvalResult) -> float:
+    assert isinstance(result.measured, Perplexity)
+    return result.measured.value
+
+
 def test_a_task_is_scored(tmp_path: Path) -> None:
     save_llama(tmp_path / "model")
     row = '{"goal": "To open a jar", "sol1": "twist the lid", "sol2": "eat the lid", "label": 0}\n'
     (tmp_path / "rows.jsonl").write_text(row * 3)
-    (result,) = awq2trt.evaluate_task(tmp_path / "model", "piqa", tmp_path / "rows.jsonl", limit=2)
-    assert result.score.examples == 2
+    (result,) = awq2trt.evaluate(tmp_path / "model", awq2trt.TaskExamples("piqa", tmp_path / "rows.jsonl", limit=2))
+    assert isinstance(result.measured, TaskScore)
+    assert result.measured.examples == 2
 
 
 @pytest.mark.parametrize("name", COMPUTING)

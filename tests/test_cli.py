@@ -222,6 +222,7 @@ def test_a_bug_says_so_and_shows_its_traceback_only_when_asked(
         (("run", "{tmp}/empty", "--prompt", "x", "--temperature", "-1"), 2, "where: --temperature"),
         (("inspect", "{tmp}/nowhere"), 1, "no such directory"),
         (("bench",), 2, "awq2trt bench --kernels"),
+        (("bench", "--kernels", "--dtype", "float32"), 2, "got float32, expected one of: float16, bfloat16"),
     ],
 )
 def test_bad_input_is_one_message_and_leaves_nothing(

@@ -49,6 +49,7 @@ def test_the_api_is_there_before_any_library(code: str) -> None:
         "import awq2trt.stages",
         "import awq2trt.onnx_export",
         "import awq2trt.runtime",
+        "import awq2trt.engine.builder",
         "import awq2trt.artifact.manifest",
     ],
 )

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.models.families import describe_model
+from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
@@ -44,9 +45,9 @@ def random_linear(
     rows, features = shape
     groups = (rows, scheme.groups(features))
     return QuantizedLinear(
-        codes=random.integers(0, 16, shape, dtype=np.uint8),
+        codes=random.integers(0, scheme.levels, shape, dtype=np.uint8),
         scales=random.uniform(0.01, 0.03, groups).astype(np.float16),
-        zeros=random.integers(0, 16, groups, dtype=np.uint8) if scheme.zero_point else None,
+        zeros=random.integers(0, scheme.levels, groups, dtype=np.uint8) if scheme.zero_point else None,
         scheme=scheme,
         bias=random.normal(size=rows).astype(np.float16) if bias else None,
     )
@@ -128,11 +129,16 @@ WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_attenti
 def quantized_llama(directory: Path, model: dict[str, Any] | None = None, **options: Any) -> QuantizedCheckpoint:
     """A Llama of random weights in `directory`/model, and what `quantize` makes of it in `directory`/files."""
     source = SafetensorsSource(save_llama(directory / "model", **(model or {})))
+    return quantize_source(source, directory, **{"method": "rtn", "group_size": 32, **options})
+
+
+def quantize_source(source: ModelSource, directory: Path, **options: Any) -> QuantizedCheckpoint:
+    """What `quantize` makes of a model, in `directory`/files."""
     for name in ("files", "scratch"):
         (directory / name).mkdir()
     job = QuantizeJob.prepare(
         source,
-        QuantizeOptions(**{"method": "rtn", "group_size": 32, **options}),
+        QuantizeOptions(**options),
         files=directory / "files",
         scratch=directory / "scratch",
         progress=SilentProgress(),

@@ -10,6 +10,7 @@ of random words; --layers 1 is enough to see what one block and both ends need.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import shutil
@@ -24,11 +25,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from awq2trt.checkpoint.checkpoint import quantized_config, write_config, write_tensors
-from awq2trt.checkpoint.layouts import GEMM
-from awq2trt.checkpoint.pack import AWQ_COLUMNS_PER_WORD
+from awq2trt.checkpoint.layouts import awq_gemm
+from awq2trt.checkpoint.writer import quantized_config, write_config, write_tensors
 from awq2trt.models.families import DecoderSpec, describe_model
 from awq2trt.models.sources.base import Array
+from awq2trt.models.sources.safetensors import INDEX_FILE, SafetensorsFiles
 from awq2trt.scheme import QuantScheme
 
 SCHEME = QuantScheme(group_size=128)
@@ -93,6 +94,7 @@ def write_original(directory: Path, config: dict[str, object]) -> None:
         write_tensors(directory / f"block-{layer:05}.safetensors", block)
     outer = {name: random_half(shape, random) for name, shape in spec.outer_shapes().items()}
     write_tensors(directory / "outer.safetensors", outer)
+    write_index(directory)
     write_config(directory, config)
     words = [f"w{index}" for index in range(WORDS)]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="w0"))
@@ -109,8 +111,17 @@ def write_quantized(directory: Path, config: dict[str, object]) -> None:
         write_tensors(directory / f"block-{layer:05}.safetensors", random_block(spec, layer, random))
     outer = {name: random_half(shape, random) for name, shape in spec.outer_shapes().items()}
     write_tensors(directory / "outer.safetensors", outer)
-    write_config(directory, quantized_config(config, SCHEME, GEMM, spec.head))
+    write_index(directory)
+    write_config(directory, quantized_config(config, spec, SCHEME, awq_gemm.LAYOUT))
     Tokenizer(WordLevel({"word": 0}, unk_token="word")).save(str(directory / "tokenizer.json"))
+
+
+def write_index(directory: Path) -> None:
+    """Names the file of every tensor, without which nobody would look for them here."""
+    weight_map = {
+        name: path.name for path in sorted(directory.glob("*.safetensors")) for name in SafetensorsFiles.of_file(path)
+    }
+    (directory / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
 
 
 def random_block(spec: DecoderSpec, layer: int, random: np.random.Generator) -> dict[str, Array]:
@@ -118,7 +129,7 @@ def random_block(spec: DecoderSpec, layer: int, random: np.random.Generator) -> 
     prefix, tensors = spec.prefix(layer), {}
     for name in spec.block.linears:
         rows, columns = spec.linear_shape(name)
-        words, groups = rows // AWQ_COLUMNS_PER_WORD, SCHEME.groups(columns)
+        words, groups = rows // awq_gemm.COLUMNS_PER_WORD, SCHEME.groups(columns)
         for kind, height in (("qweight", columns), ("qzeros", groups)):
             tensors[f"{prefix}{name}.{kind}"] = random.integers(-(2**31), 2**31, (height, words), dtype=np.int32)
         tensors[f"{prefix}{name}.scales"] = random_half((groups, rows), random)

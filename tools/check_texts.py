@@ -23,7 +23,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from awq2trt.checking.chain import CheckResult, compare_weights, run_chain
+from awq2trt.checking.chain import run_chain
+from awq2trt.checking.results import CheckResult
+from awq2trt.checking.stored_weights import check_weights
 from awq2trt.checking.subject import find_subject
 from awq2trt.progress import terminal_progress
 from awq2trt.runtime import ChatTokenizer, user_message
@@ -98,7 +100,7 @@ def check_texts(directory: Path, spans: Sequence[Text], tokens: int) -> Iterator
     progress = terminal_progress()
     subject = find_subject(directory)
     tokenizer = ChatTokenizer.load(subject.checkpoint.directory)
-    weights = compare_weights(subject, progress)
+    weights = check_weights(subject, progress)
     for text in spans:
         started = time.monotonic()
         ids = _tokens(tokenizer, text)[:tokens]

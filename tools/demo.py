@@ -24,7 +24,8 @@ import awq2trt
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.opening import CHECK_DIRECTORY
 from awq2trt.checking.outcome import CheckOutcome
-from awq2trt.evaluation.results import EvalRequest
+from awq2trt.evaluation.perplexity import Perplexity
+from awq2trt.evaluation.results import EvalRequest, TextWindows
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import Progress, terminal_progress
@@ -90,12 +91,13 @@ def measure(directory: Path, progress: Progress) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="awq2trt-demo-") as scratch:
         text = Path(scratch) / "python-topics.txt"
         text.write_text("\n\n".join(topics.values()), encoding="utf-8")
-        request = EvalRequest(tuple(models), str(text), WINDOWS, SEQLEN)
+        request = EvalRequest(tuple(models), TextWindows(str(text), WINDOWS, SEQLEN))
         results = list(eval_stage(request, progress))
     (directory / RESULTS_FILE).write_text(results_json(request, results), encoding="utf-8")
     return [
-        Row(models[done.model][0], done.executor, done.perplexity.value, done.seconds, models[done.model][1])
+        Row(models[done.model][0], done.executor, done.measured.value, done.seconds, models[done.model][1])
         for done in results
+        if isinstance(done.measured, Perplexity)
     ]
 
 

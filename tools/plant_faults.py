@@ -27,7 +27,8 @@ from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
 from awq2trt.artifact.manifest import record_file
-from awq2trt.checking.chain import FOLDED, ONNX, QUANTIZED, run_chain
+from awq2trt.checking.chain import run_chain
+from awq2trt.checking.results import FOLDED, ONNX, QUANTIZED
 from awq2trt.checking.subject import find_subject
 from awq2trt.checking.text import DEFAULT_TEXT
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint

@@ -10,16 +10,20 @@ Windows begin with BOS, as Gemma needs. The GGUF file is opened once, which take
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import awq2trt
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-from awq2trt.evaluation.perplexity import WindowLogits, agreement, first_windows, perplexity, torch_logits
+from awq2trt.evaluation.agreement import agreement
+from awq2trt.evaluation.perplexity import WindowLogits, first_windows, perplexity, torch_logits
 from awq2trt.models.sources.base import ModelSource, copy_tokenizer
 from awq2trt.models.sources.gguf import GgufSource
 from awq2trt.progress import Progress, terminal_progress
@@ -66,8 +70,10 @@ def main() -> None:
     _report("AWQ", _torch(quantized, windows, progress), windows, progress)
     backend = OrtBackend.load(onnx, all_logits=True)
     _report("AWQ, ONNX Runtime", _onnx(backend), windows, progress)
-    close = agreement(windows, _torch(quantized, windows, progress), _onnx(backend))
-    print(f"ONNX Runtime and PyTorch: top-1 equal {close.top1:.2%}, mean KL {close.mean_kl:.1e}", flush=True)
+    reference, got = _torch(quantized, windows, progress), _onnx(backend)
+    close = [agreement(_rows(reference, window), _rows(got, window), window.tolist()) for window in windows]
+    top1, mean_kl = (statistics.mean(getattr(one, name) for one in close) for name in ("top1", "mean_kl"))
+    print(f"ONNX Runtime and PyTorch: top-1 equal {top1:.2%}, mean KL {mean_kl:.1e}", flush=True)
     original = _Original(arguments.gguf, checkpoint)
     _report("original", _torch(original, windows, progress), windows, progress)
     with tempfile.TemporaryDirectory(prefix="awq2trt-gemma3-") as directory:
@@ -84,6 +90,12 @@ def _onnx(backend: OrtBackend) -> WindowLogits:
         return (torch.from_numpy(rows) for rows in backend.logits(window.tolist()))
 
     return logits
+
+
+def _rows(logits: WindowLogits, window: torch.Tensor) -> NDArray[np.float32]:
+    """Logits of a window, float32 [S, V]."""
+    rows: NDArray[np.float32] = torch.cat(list(logits(window))).numpy()
+    return rows
 
 
 def _rounded(

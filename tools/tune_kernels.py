@@ -16,6 +16,7 @@ import torch
 
 from awq2trt.errors import ToolError
 from awq2trt.machine import bench
+from awq2trt.machine.kernels import TILE_NAMES, KernelConfig, Kernels
 from awq2trt.machine.plugin_library import find_plugin_library
 
 MIN_SPLIT_K = 512
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--chosen-only", action="store_true")
     arguments = parser.parse_args()
 
-    kernels = bench.Kernels.load(find_plugin_library())
+    kernels = Kernels.load(find_plugin_library())
     ceilings = bench.measure_ceilings(torch, kernels)
     print(f"copy {ceilings.copy_bytes_per_us / 1e6:.2f} TB/s, mma.sync {ceilings.mma_flops_per_us / 1e6:.0f} TFLOP/s")
     for shape in (bench.LayerShape(*map(int, text.split("x"))) for text in arguments.shapes.split(",")):
@@ -62,22 +63,22 @@ def main() -> None:
         torch.cuda.empty_cache()
 
 
-def _candidates(kernel: str, shape: bench.LayerShape, tokens: int) -> Iterator[bench.KernelConfig]:
+def _candidates(kernel: str, shape: bench.LayerShape, tokens: int) -> Iterator[KernelConfig]:
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     if kernel == "decode":
-        yield bench.KernelConfig(kernel=3, rows_per_block=16, warps=8, splits=1, overlap=True)
+        yield KernelConfig(kernel=3, rows_per_block=16, warps=8, splits=1, overlap=True)
         for blocks_per_multiprocessor in (1, 2):
             for warps in (8, 16):
                 rows = math.ceil(shape.n / multiprocessors / blocks_per_multiprocessor / 16) * 16
                 for overlap in (False, True):
-                    yield bench.KernelConfig(kernel=0, rows_per_block=rows, warps=warps, splits=1, overlap=overlap)
+                    yield KernelConfig(kernel=0, rows_per_block=rows, warps=warps, splits=1, overlap=overlap)
         return
-    for tile in range(len(bench.TILE_NAMES)):
+    for tile in range(len(TILE_NAMES)):
         for splits in (1, 2, 4):
             k_per_split = math.ceil(shape.k / splits / 128) * 128
             if splits > 1 and (tokens > 128 or k_per_split < MIN_SPLIT_K):
                 continue
-            yield bench.KernelConfig(
+            yield KernelConfig(
                 kernel=1,
                 tile=tile,
                 splits=math.ceil(shape.k / k_per_split),

@@ -25,9 +25,10 @@ from polygraphy.json import save_json
 from polygraphy.logger import G_LOGGER
 from torch import Tensor
 
-from awq2trt.checking.chain import DECODE_CALLS, ONNX, QUANTIZED, CheckResult, Subject
 from awq2trt.checking.measures import difference
+from awq2trt.checking.results import ONNX, QUANTIZED, CheckResult
 from awq2trt.checking.runners import SPARE_SLOTS, CachedOnnxRunner, block_values, calls_of, expose, open_runnable
+from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.read import open_decoder
@@ -141,7 +142,7 @@ def _recorded_calls(
     ort_lowering.free_capacity(model, sizes.num_layers)
     runner = CachedOnnxRunner(model, sizes, onnx, length=len(tokens) + SPARE_SLOTS, name=ONNX)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), runner:
-        for call in calls_of(tokens, DECODE_CALLS):
+        for call in calls_of(tokens):
             outputs = runner.infer(call)
             yield call, {name: outputs[f"value_{index}"] for index, name in enumerate(names)}, runner.last_inputs
 

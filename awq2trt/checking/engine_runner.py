@@ -1,4 +1,4 @@
-"""A built engine as a stage of `check`: the same calls, and logits of every position."""
+"""A built engine as a stage of `check`: the calls of `calls_of` in, logits of every position out, and nothing else."""
 
 from __future__ import annotations
 

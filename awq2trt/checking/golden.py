@@ -1,7 +1,8 @@
 """Makes golden outputs with PyTorch; `runtime.golden` holds executors to them.
 
-Expected logits come from the checkpoint through `awq2trt.models.decoder`, in fp32. They use nothing of the exported
-graph, so they catch an exporter's mistake as well as an executor's.
+In: a checkpoint and tokens, or a backend and the golden outputs beside its model. Out: a `Golden`, or how far each call
+is from it. Expected logits come from the checkpoint through `awq2trt.models.decoder`, in fp32. They use nothing of the
+exported graph, so they catch an exporter's mistake as well as an executor's.
 """
 
 from __future__ import annotations

@@ -36,25 +36,6 @@ class Difference:
     cosine: float
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Two next-token distributions, over positions.
-
-    Attributes:
-        mean_kl: Mean KL(reference || candidate), nats.
-        max_kl: Its largest.
-        top1: Share of positions with the same best token.
-        perplexity_reference: exp of the mean NLL of the tokens that follow.
-        perplexity: The same of the candidate.
-    """
-
-    mean_kl: float
-    max_kl: float
-    top1: float
-    perplexity_reference: float
-    perplexity: float
-
-
 def unlike(positions: int) -> Difference:
     """Nothing that could be compared: every error is NaN, which is within no limit."""
     return Difference(positions, *[math.nan] * (len(fields(Difference)) - 1))
@@ -109,35 +90,3 @@ def merged(parts: Sequence[Difference]) -> Difference:
         mean_relative=mean("mean_relative"),
         cosine=math.nan if any(map(math.isnan, cosines)) else min(cosines),
     )
-
-
-def agreement(reference: Array, candidate: Array, tokens: Sequence[int]) -> Agreement:
-    """Compares next-token distributions.
-
-    Args:
-        reference: Logits [S, V] of every position.
-        candidate: Of the same shape.
-        tokens: The S tokens of the text.
-    """
-    expected, got = _log_softmax(reference), _log_softmax(candidate)
-    with np.errstate(invalid="ignore"):
-        divergence = (np.exp(expected) * (expected - got)).sum(axis=-1)
-    following = np.asarray(tokens[1:])
-    rows = np.arange(len(following))
-    return Agreement(
-        mean_kl=float(divergence.mean()),
-        max_kl=float(divergence.max()),
-        top1=float((reference.argmax(axis=-1) == candidate.argmax(axis=-1)).mean()),
-        perplexity_reference=_perplexity(expected[rows, following]),
-        perplexity=_perplexity(got[rows, following]),
-    )
-
-
-def _perplexity(log_probabilities: NDArray[np.float64]) -> float:
-    return float(np.exp(-log_probabilities.mean())) if log_probabilities.size else math.nan
-
-
-def _log_softmax(logits: Array) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    scores: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return scores

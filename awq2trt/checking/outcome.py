@@ -1,4 +1,4 @@
-"""What `awq2trt check` finds."""
+"""What `awq2trt check` found, of the stages or of golden outputs: what the stage hands over and the report prints."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from awq2trt.checking.bisect import Cut
-    from awq2trt.checking.chain import CheckResult
     from awq2trt.checking.polygraphy_files import Command
+    from awq2trt.checking.results import CheckResult
     from awq2trt.runtime.golden import GoldenResult
 
 

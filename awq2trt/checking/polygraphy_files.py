@@ -26,10 +26,11 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from awq2trt.artifact.arrays import write_arrays
-from awq2trt.checking.chain import DECODE_CALLS, QUANTIZED, Subject
-from awq2trt.checking.runners import calls_of
+from awq2trt.checking.results import QUANTIZED
+from awq2trt.checking.runners import calls_of, first_call
+from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import drift_limit
-from awq2trt.checkpoint.checkpoint import BFLOAT16
+from awq2trt.checkpoint.writer import BFLOAT16
 from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.io_contract import CACHE_POSITION, ENGINE_FILE, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
 from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block
@@ -72,7 +73,7 @@ def write_folder(subject: Subject, tokens: Sequence[int], folder: Path) -> tuple
     inputs: dict[str, NDArray[Any]] = {"tokens": np.asarray(tokens, np.int64)}
     inputs |= {name: value.astype(_NUMPY[subject.dtype]) for name, value in caches.items()}
     write_arrays(folder / INPUTS_FILE, inputs)
-    first = max(1, len(tokens) - DECODE_CALLS)
+    first = first_call(tokens)
     loader = _LOADER.format(first=first, capacity=sizes.capacity, inputs=INPUTS_FILE)
     (folder / LOADER_FILE).write_text(loader, encoding="utf-8")
     _write_expected(folder / EXPECTED_FILE, logits, tokens)
@@ -135,7 +136,7 @@ def _write_expected(path: Path, logits: NDArray[np.float32], tokens: Sequence[in
     """The logits after every call, as an exported model gives them: of the last position."""
     results = RunResults()
     iterations = []
-    for call in calls_of(tokens, DECODE_CALLS):
+    for call in calls_of(tokens):
         last = int(call[CACHE_POSITION][0]) + call[INPUT_IDS].shape[1] - 1
         iterations.append(IterationResult({LOGITS: logits[None, last : last + 1]}, runner_name=QUANTIZED))
     results.append((QUANTIZED, iterations))
@@ -179,13 +180,12 @@ _NETWORK: Final = textwrap.dedent('''\
 
     from pathlib import Path
 
-    import onnx_ir as ir
     import tensorrt_rtx as trt
 
+    from awq2trt.engine.builder import prepare_model
+    from awq2trt.engine.session import NETWORK_FLAGS, allow_unfused_attention
     from awq2trt.errors import ToolError
-    from awq2trt.graph.inline import inline_bodies
-    from awq2trt.graph.read import open_decoder
-    from awq2trt.machine.plugin_library import find_plugin_library, load_into_registry
+    from awq2trt.machine.plugin_library import find_plugin_library
 
     MODEL = {model!r}
     LOGGER = trt.Logger(trt.Logger.WARNING)
@@ -193,23 +193,19 @@ _NETWORK: Final = textwrap.dedent('''\
 
     def load_network():
         """Builder, network and parser, as polygraphy asks for them."""
-        model, _ = open_decoder(Path(MODEL))
         try:
-            load_into_registry(trt, find_plugin_library())
+            serialized, _ = prepare_model(trt, Path(MODEL), find_plugin_library())
         except ToolError:
-            inline_bodies(model)
+            serialized, _ = prepare_model(trt, Path(MODEL), None)
         builder = trt.Builder(LOGGER)
-        network = builder.create_network(0)
+        network = builder.create_network(NETWORK_FLAGS)
         parser = trt.OnnxParser(network, LOGGER)
-        if not parser.parse(ir.to_proto(model).SerializeToString(), MODEL):
+        if not parser.parse(serialized, MODEL):
             raise RuntimeError(parser.get_error(0).desc())
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
             tensor.shape = (1, *tensor.shape[1:])
-        for layer in network:
-            if layer.type == trt.LayerType.ATTENTION_INPUT:  # take it apart where there is no fused kernel
-                layer.__class__ = trt.IAttentionInputLayer
-                layer.attention.decomposable = True
+        allow_unfused_attention(trt, network)
         return builder, network, parser
 ''')
 

@@ -1,5 +1,7 @@
 """A decoder as polygraphy runs it: calls with `input_ids` and `cache_position`, out come every block and the logits.
 
+In: a model, as weights or as a graph, then the calls. Out: arrays by name, for polygraphy to compare.
+
 Two runners, one for PyTorch and one for ONNX Runtime, with the same outputs under the same names: `block_output(i)`,
 the residual stream after block i [1, S, H], and the logits of every position [1, S, V]. polygraphy's own `OnnxrtRunner`
 knows nothing of a cache, so ours keeps it between calls, as an executor does. What `awq2trt run` uses, and engines
@@ -38,6 +40,9 @@ Arrays = OrderedDict[str, NDArray[Any]]
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 
+DECODE_CALLS: Final = 4
+"""Tokens at the end of the text that come one by one."""
+
 SPARE_SLOTS: Final = 3
 """Empty slots of the cache after the text: a mask that reads on, or a write that lands too late, meets them."""
 
@@ -52,14 +57,14 @@ def block_update(layer: int) -> str:
     return f"update_{layer}"
 
 
-def calls_of(tokens: Sequence[int], decode: int) -> list[dict[str, NDArray[np.int64]]]:
-    """Feed dicts of a conversation: all tokens but the last at once, then those one by one.
+def first_call(tokens: Sequence[int]) -> int:
+    """Length of the call that takes the text at once; one token at least."""
+    return max(1, len(tokens) - DECODE_CALLS)
 
-    Args:
-        tokens: Of the text.
-        decode: How many come one by one; at least one token remains for the first call.
-    """
-    first = max(1, len(tokens) - decode)
+
+def calls_of(tokens: Sequence[int]) -> list[dict[str, NDArray[np.int64]]]:
+    """Feed dicts of a conversation: the text but for its last `DECODE_CALLS` tokens at once, then those one by one."""
+    first = first_call(tokens)
     spans = [(0, first), *((index, index + 1) for index in range(first, len(tokens)))]
     return [
         {

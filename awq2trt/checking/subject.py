@@ -6,7 +6,8 @@ be run here: one that is left out without a word would look as if it had passed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,20 +16,59 @@ from awq2trt.artifact.arrays import read_arrays
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, record_file
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY
 from awq2trt.artifact.records import QuantizationRecord, SourceRecord
-from awq2trt.checking.chain import ENGINE, FOLDED, ON_GPU, ONNX, ONNX_CUDA, ORIGINAL, RUNTIME, Subject
+from awq2trt.checking.folding import FoldedSource
+from awq2trt.checking.results import ENGINE, FOLDED, ON_GPU, ONNX, ONNX_CUDA, ORIGINAL, RUNTIME
 from awq2trt.checking.runners import ScoringBackend
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.search_files import SEARCH_FILE
 from awq2trt.errors import Awq2trtError, ToolError, UsageError
 from awq2trt.machine.gpu import open_cuda
 from awq2trt.methods import METHODS
-from awq2trt.models.sources.base import ModelSource
+from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.models.sources.opening import open_source
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of, this_machine, why_not_here
-from awq2trt.runtime.trt.session import TrtSession, unmet_needs
+from awq2trt.runtime.trt.session import EngineSession, TrtSession, unmet_needs
 from awq2trt.target import CUDA_TARGET
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked.
+
+    Attributes:
+        checkpoint: The quantized model.
+        nearest: Its codes are the nearest to the folded weights, as they are where no method moved them for a better
+        sum.
+        original: What it was made of; None where it is not to be had.
+        search: `quantization.npz`: the scales to fold again.
+        onnx: Directory of the exported model; None to check the checkpoint alone.
+        dtype: Of the exported model's activations.
+        engine: What was built of it; None where there is none.
+        open_engine: Loads that on this machine.
+        open_on_gpu: Loads the model for CUDA on this machine's GPU; None where there is none.
+        changed: Files that are not what was written, as their manifest's hashes tell.
+        missing: Stage -> why it cannot be run.
+    """
+
+    checkpoint: QuantizedCheckpoint
+    nearest: bool
+    original: ModelSource | None
+    search: Mapping[str, Array]
+    onnx: Path | None
+    dtype: str = "float16"
+    engine: EngineBuild | None = None
+    open_engine: Callable[[], EngineSession] | None = None
+    open_on_gpu: Callable[[], ScoringBackend] | None = None
+    changed: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def folded(self) -> FoldedSource | None:
+        """The original, folded again; None where it or its scales are not to be had."""
+        if self.original is None or FOLDED in self.missing:
+            return None
+        return FoldedSource(self.original, self.checkpoint, self.search)
 
 
 def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path | None = None) -> Subject:

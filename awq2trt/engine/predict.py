@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from awq2trt.models.families import DecoderSpec
+from awq2trt.opset import CODE_BITS
 from awq2trt.scheme import QuantScheme
 from awq2trt.target import Target
 
@@ -162,8 +163,8 @@ def _gib(size_bytes: int) -> str:
 
 
 def _quantized_bytes(shape: tuple[int, ...], scheme: QuantScheme) -> int:
-    """Codes [N, K], scales [N, groups], zero points [N, groups] if there are any."""
+    """Codes [N, K], scales [N, groups], zero points [N, groups] if there are any; all codes as wide as the graph's."""
     rows, features = shape
     groups = rows * scheme.groups(features)
-    codes_bits = rows * features * scheme.bits + (groups * scheme.bits if scheme.zero_point else 0)
+    codes_bits = rows * features * CODE_BITS + (groups * CODE_BITS if scheme.zero_point else 0)
     return math.ceil(codes_bits / 8) + _FLOAT_BYTES * groups

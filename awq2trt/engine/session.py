@@ -1,23 +1,27 @@
 """One run of TensorRT-RTX's parser and builder, with what it says written down and its failures turned into ours.
 
+In: a serialized model, what the engine must run on, and the shapes it must take. Out: the serialized engine.
+
 TensorRT calls back from C++, and no exception may come out of a callback. It therefore builds in a thread of its
 own: Ctrl-C arrives in the main thread, which asks TensorRT to stop and waits until it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TextIO
 
+from awq2trt.engine.profiles import ShapeRanges
 from awq2trt.errors import ArtifactError, BuildError, UnsupportedError
+from awq2trt.machine.tensorrt_logger import listening_logger
 from awq2trt.progress import Advance, Progress
 
-ShapeRanges = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]
-"""Input name -> its smallest, typical and largest shape."""
+NETWORK_FLAGS: Final = 0
+"""Flags of `create_network`: TensorRT-RTX needs none."""
 
 _NO_GPU: Final = "cudaError 35"
 """TensorRT-RTX complains of it on a machine without a GPU, where it builds all the same."""
@@ -48,12 +52,13 @@ class BuilderSession:
     def __enter__(self) -> BuilderSession:
         trt = self._trt
         try:
-            log = self._resources.enter_context(self._log_path.open("w", encoding="utf-8"))
+            file = self._resources.enter_context(self._log_path.open("w", encoding="utf-8"))
         except OSError as error:
             raise ArtifactError(f"cannot be written: {error.strerror}.", where=str(self._log_path)) from error
-        self._logger = _logger_class(trt)(log)
+        self._log = _BuildLog(trt, file)
+        self._logger = listening_logger(trt, self._log.hear)
         self._builder = trt.Builder(self._logger)
-        self._network = self._builder.create_network(0)
+        self._network = self._builder.create_network(NETWORK_FLAGS)
         self._config = self._builder.create_builder_config()
         self._monitor = _monitor_class(trt)(self._progress)
         self._config.progress_monitor = self._monitor
@@ -74,7 +79,7 @@ class BuilderSession:
         """
         parser = self._trt.OnnxParser(self._network, self._logger)
         if parser.parse(serialized, str(self._model)):
-            self._allow_unfused_attention()
+            allow_unfused_attention(self._trt, self._network)
             return
         if parser.num_errors == 0:
             raise self._failure("TensorRT cannot parse the model")
@@ -85,16 +90,6 @@ class BuilderSession:
             where=f"{self._model}: {error.node_name() or 'graph'}",
             fix=self._see_log(),
         )
-
-    def _allow_unfused_attention(self) -> None:
-        """Lets TensorRT take attention apart where it has no fused kernel, instead of failing.
-
-        That is so for some shapes of heads: with 1.7.1 for a head size of 8, and for 2 heads of 32.
-        """
-        for layer in self._network:
-            if layer.type == self._trt.LayerType.ATTENTION_INPUT:
-                layer.__class__ = self._trt.IAttentionInputLayer  # how TensorRT's Python casts a layer down
-                layer.attention.decomposable = True
 
     def configure(
         self, compute_capabilities: Sequence[tuple[int, int]], plugin_library: Path | None
@@ -148,7 +143,7 @@ class BuilderSession:
         return memoryview(engine)
 
     def _failure(self, what: str) -> BuildError:
-        errors = [message for message in self._logger.errors if _NO_GPU not in message] or self._logger.errors
+        errors = [message for message in self._log.errors if _NO_GPU not in message] or self._log.errors
         reason = "; ".join(_first_line(message) for message in errors[:_SHOWN_ERRORS]) or "it gave no reason"
         return BuildError(f"{what}: {reason}", where=str(self._model), fix=self._see_log())
 
@@ -156,26 +151,22 @@ class BuilderSession:
         return f"{self._log_path} holds all that TensorRT said."
 
 
-def _logger_class(trt: Any) -> Callable[[TextIO], Any]:
-    """The logger's class; TensorRT's base class exists only once TensorRT is imported."""
+class _BuildLog:
+    """Writes every message but the verbose ones to a file, and keeps errors."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Writes every message but the verbose ones to the log, and keeps errors."""
+    def __init__(self, trt: Any, file: TextIO) -> None:
+        self.errors: list[str] = []
+        self._severities = trt.ILogger
+        self._file = file
 
-        def __init__(self, log: TextIO) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self._log = log
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity == trt.ILogger.VERBOSE:
-                return
-            if severity <= trt.ILogger.ERROR:
-                self.errors.append(message)
-            note = " (this machine has no GPU; only a build for its own GPU needs one)" if _NO_GPU in message else ""
-            self._log.write(f"{severity.name}: {message}{note}\n")
-
-    return Logger
+    def hear(self, severity: Any, message: str) -> None:
+        """One message."""
+        if severity == self._severities.VERBOSE:
+            return
+        if severity <= self._severities.ERROR:
+            self.errors.append(message)
+        note = " (this machine has no GPU; only a build for its own GPU needs one)" if _NO_GPU in message else ""
+        self._file.write(f"{severity.name}: {message}{note}\n")
 
 
 def _monitor_class(trt: Any) -> Callable[[Progress], Any]:
@@ -213,6 +204,17 @@ def _monitor_class(trt: Any) -> Callable[[Progress], Any]:
             self._phase, self._advance = None, None
 
     return Monitor
+
+
+def allow_unfused_attention(trt: Any, network: Any) -> None:
+    """Lets TensorRT take attention apart where it has no fused kernel, instead of failing.
+
+    That is so for some shapes of heads: with 1.7.1 for a head size of 8, and for 2 heads of 32.
+    """
+    for layer in network:
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer  # how TensorRT's Python casts a layer down
+            layer.attention.decomposable = True
 
 
 def _first_line(message: str) -> str:

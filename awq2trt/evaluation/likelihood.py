@@ -20,6 +20,7 @@ from torch import Tensor
 from awq2trt.errors import UsageError
 from awq2trt.evaluation.tasks import Continuation, Score
 from awq2trt.models.decoder import BlockRunner, Ends, load_block
+from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 from awq2trt.text.tokenizer import encode
@@ -87,7 +88,12 @@ def torch_scores(
         requests: What to score.
         progress: Counts blocks.
         description: Of the task.
+
+    Raises:
+        UsageError: A text is longer than the model has positions.
     """
+    longest = max((len(request.tokens) for request in requests), default=0)
+    require_positions(source.spec, longest, where=f"{description}: the longest text", fix="leave it out.")
     chunks = list(_chunks(requests))
     scores: dict[int, Score] = {}
     ends = Ends(source)

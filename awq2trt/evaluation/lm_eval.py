@@ -5,7 +5,8 @@
 
     lm_eval.simple_evaluate(model=Awq2trtLM("build/demo/onnx"), tasks=["piqa"])
 
-Takes originals, quantized checkpoints and ONNX models. Scores continuations and whole texts; it does not generate.
+In: an original, a quantized checkpoint or an ONNX model. Out: a model class of theirs. Scores continuations and whole
+texts; it does not generate.
 """
 
 from __future__ import annotations
@@ -16,14 +17,11 @@ from typing import Any, NoReturn
 
 from lm_eval.api.model import TemplateLM
 
-from awq2trt.artifact.manifest import Artifact
-from awq2trt.artifact.opening import is_exported
-from awq2trt.checkpoint.opening import open_any
 from awq2trt.errors import UnsupportedError
-from awq2trt.evaluation.likelihood import TokenizedContinuation, backend_scores, torch_scores
+from awq2trt.evaluation.likelihood import TokenizedContinuation
+from awq2trt.evaluation.opening import open_evaluated
 from awq2trt.progress import Progress, terminal_progress
-from awq2trt.runtime import OrtBackend
-from awq2trt.text.tokenizer import bos_of, encode, tokenizer_of
+from awq2trt.text.tokenizer import encode
 
 
 class Awq2trtLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type hints that mypy can read
@@ -39,18 +37,10 @@ class Awq2trtLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type hints 
     def __init__(self, model: str | Path, progress: Progress | None = None) -> None:
         super().__init__()
         self._progress = progress or terminal_progress()
-        self._backend: OrtBackend | None = None
-        if is_exported(str(model)):
-            directory = Artifact.open(Path(model)).directory
-            self._backend = OrtBackend.load(directory, all_logits=True)
-            self._tokenizer = tokenizer_of(directory)
-            family = Artifact.open(directory, verify="size").manifest.contents.source.family
-        else:
-            self._source, _ = open_any(str(model))
-            self._tokenizer = tokenizer_of(self._source)
-            family = self._source.spec.family
-        bos = bos_of(self._tokenizer, family)
-        self._start = () if bos is None else (bos,)
+        self._model = open_evaluated(str(model))
+        opened = self._model.opened
+        self._tokenizer = opened.tokenizer
+        self._start = () if opened.bos is None else (opened.bos,)
 
     @property
     def eot_token_id(self) -> int:
@@ -69,10 +59,7 @@ class Awq2trtLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type hints 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         """(texts, context tokens, continuation tokens) -> (log-probability, greedy)."""
         tokenized = [TokenizedContinuation((*self._start, *context, *text), len(text)) for _, context, text in requests]
-        if self._backend is not None:
-            scores = backend_scores(self._backend, tokenized, self._progress, "scoring in ONNX Runtime")
-        else:
-            scores = torch_scores(self._source, tokenized, self._progress, "scoring in PyTorch")
+        scores = self._model.scores(tokenized, self._progress, f"scoring in {self._model.opened.executor}")
         return [(score.log_probability, score.greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:

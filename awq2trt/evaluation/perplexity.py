@@ -1,8 +1,10 @@
-"""Perplexity and agreement of two models, on windows of text (the measure of the paper's tables).
+"""Perplexity of a model on windows of text (the measure of the paper's tables).
 
 Perplexity is exp of the mean negative log-likelihood of every token of a window given those before it in the same
 window; windows are cut one after another from the start of the text, without special tokens. A perplexity therefore
 means something only together with the number of windows and their length, which every result carries.
+
+In: tokens of a text, and logits of each window from whatever runs the model. Out: a `Perplexity`.
 """
 
 from __future__ import annotations
@@ -101,33 +103,6 @@ def torch_logits(source: ModelSource, windows: Tensor, progress: Progress, descr
     return lambda window: ends.logits_in_pieces(next(hidden)[: len(window)])
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How close two models' next-token distributions are.
-
-    Attributes:
-        top1: Share of positions where both would pick the same token.
-        mean_kl: Mean KL(reference || other), nats.
-        positions: How many.
-    """
-
-    top1: float
-    mean_kl: float
-    positions: int
-
-
-def agreement(windows: Tensor, reference: WindowLogits, other: WindowLogits) -> Agreement:
-    """Compares two models, teacher-forced, at every position of the windows."""
-    same, divergence, positions = 0, 0.0, 0
-    for window in windows:
-        for expected, got in zip(_rows(reference(window)), _rows(other(window)), strict=True):
-            same += int(expected.argmax() == got.argmax())
-            log_expected, log_got = expected.double().log_softmax(-1), got.double().log_softmax(-1)
-            divergence += float((log_expected.exp() * (log_expected - log_got)).sum())
-            positions += 1
-    return Agreement(same / positions, divergence / positions, positions)
-
-
 def _window_nll(window: Tensor, pieces: Iterator[Tensor]) -> float:
     total, start = 0.0, 0
     for piece in pieces:
@@ -137,8 +112,3 @@ def _window_nll(window: Tensor, pieces: Iterator[Tensor]) -> float:
         )
         start += len(piece)
     return total / (len(window) - 1)
-
-
-def _rows(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
-    for piece in pieces:
-        yield from piece

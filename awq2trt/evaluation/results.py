@@ -1,4 +1,4 @@
-"""What `awq2trt eval` is asked and what it finds, model by model."""
+"""What `awq2trt eval` is asked, and what it finds, model by model: what the stage hands over and the report prints."""
 
 from __future__ import annotations
 
@@ -13,46 +13,34 @@ if TYPE_CHECKING:
     from awq2trt.evaluation.tasks import TaskScore
 
 
-if TYPE_CHECKING:
-    from awq2trt.evaluation.perplexity import Perplexity
+@dataclass(frozen=True)
+class TextWindows:
+    """A text on which perplexity is measured.
+
+    Attributes:
+        text: A .txt or .jsonl file, or a data set's name.
+        windows: How many windows of the text, from its start.
+        seqlen: Tokens in a window.
+    """
+
+    text: str
+    windows: int = 8
+    seqlen: int = 1024
 
 
 @dataclass(frozen=True)
-class EvalResult:
-    """Perplexity of one model.
+class TaskExamples:
+    """Examples of a task on which accuracy is measured.
 
     Attributes:
-        model: As the user named it.
-        executor: What ran it: `PyTorch` or `ONNX Runtime`.
-        scheme: How it is quantized; None for an original.
-        perplexity: With the windows it was measured on.
-        seconds: Wall time.
+        task: A name in `tasks.TASKS`.
+        data: Its JSONL file.
+        limit: Examples, from the start of the file; None for all.
     """
 
-    model: str
-    executor: str
-    scheme: str | None
-    perplexity: Perplexity
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """A task's score of one model.
-
-    Attributes:
-        model: As the user named it.
-        executor: What ran it: `PyTorch` or `ONNX Runtime`.
-        scheme: How it is quantized; None for an original.
-        score: With every example's outcome.
-        seconds: Wall time.
-    """
-
-    model: str
-    executor: str
-    scheme: str | None
-    score: TaskScore
-    seconds: float
+    task: str
+    data: Path
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,34 +48,30 @@ class EvalRequest:
     """`awq2trt eval`.
 
     Attributes:
-        models: Original models, quantized checkpoints, ONNX models, lowered or not, in any number.
-        text: A .txt or .jsonl file, or a data set's name.
-        windows: How many windows of the text, from its start.
-        seqlen: Tokens in a window.
+        models: Original models, quantized checkpoints, ONNX models, in any number.
+        on: What they are measured on.
         device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
     """
 
     models: tuple[str, ...]
-    text: str
-    windows: int
-    seqlen: int
+    on: TextWindows | TaskExamples
     device: str = DEFAULT_DEVICE
 
 
 @dataclass(frozen=True)
-class TaskRequest:
-    """`awq2trt eval --task`.
+class EvalResult:
+    """What was measured of one model.
 
     Attributes:
-        models: Original models, quantized checkpoints, ONNX models, lowered or not, in any number.
-        task: A name in `tasks.TASKS`.
-        data: Its JSONL file.
-        limit: Examples, from the start of the file; None for all.
-        device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
+        model: As the user named it.
+        executor: What ran it: `PyTorch`, or `ONNX Runtime` with its device.
+        scheme: How it is quantized; None for an original.
+        measured: Perplexity with the windows it was measured on, or a task's score with every example's outcome.
+        seconds: Wall time.
     """
 
-    models: tuple[str, ...]
-    task: str
-    data: Path
-    limit: int | None = None
-    device: str = DEFAULT_DEVICE
+    model: str
+    executor: str
+    scheme: str | None
+    measured: Perplexity | TaskScore
+    seconds: float

@@ -31,13 +31,6 @@ OPSET: Final = 20
 IR_VERSION: Final = 10
 """The first with INT4."""
 
-_LOWEST: Final[dict[ir.DataType, Any]] = {
-    ir.DataType.FLOAT: np.finfo(np.float32).min,
-    ir.DataType.FLOAT16: np.finfo(np.float16).min,
-    ir.DataType.BFLOAT16: ml_dtypes.finfo(ml_dtypes.bfloat16).min,  # type: ignore[no-untyped-call]
-}
-"""What stands for minus infinity in scores: finite, since every query sees itself, and exp of it is 0 all the same."""
-
 _END: Final = 2**63 - 1
 
 
@@ -81,13 +74,13 @@ class _Rewriter:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self._tape = Tape()
-        self._node: ir.Node | None = None
+        self._name = ""
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._shared: dict[tuple[object, ...], ir.Value] = {}
 
     def replace(self, node: ir.Node, lower: Callable[[_Rewriter, ir.Node], ir.Value]) -> None:
         """Puts what `lower` writes in the place of `node`."""
-        self._tape, self._node = Tape(), node
+        self._tape, self._name = Tape(), node.name or ""
         result = lower(self, node)
         old = node.outputs[0]
         result.type, result.shape = old.type, old.shape
@@ -99,7 +92,7 @@ class _Rewriter:
     ) -> ir.Value:
         """Appends a node."""
         index = sum(1 for _ in self._tape.nodes)
-        name = f"{self._node.name if self._node else ''}/{op_type}_{index}"
+        name = f"{self._name}/{op_type}_{index}"
         value = self._tape.op(op_type, inputs, attributes, name=name)
         value.name = name
         return value
@@ -150,8 +143,9 @@ def _rms_norm(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
 
 
 def _rotary_embedding(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
-    """Rotates channel pairs of [B, heads, S, D] by the tables' angles at each token's position."""
+    """Rotates channels i and i + R/2 of [B, heads, S, D] by the tables' angles at each token's position."""
     values = _attributes(node, {"interleaved": 0, "num_heads": 0, "rotary_embedding_dim": 0})
+    _require(node, "interleaved", values["interleaved"], 0)
     _require(node, "num_heads", values["num_heads"], 0)
     x, cos, sin, positions = _inputs(node, 4)
     half = _static(node, cos, 1)
@@ -165,25 +159,17 @@ def _rotary_embedding(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
 
         return rewriter.shared(("rotary", source, positions), write)
 
-    def channels(start: int, end: int, step: int = 1) -> ir.Value:
-        bounds = (rewriter.integers([start]), rewriter.integers([end]))
-        return rewriter.op("Slice", [x, *bounds, rewriter.integers([-1]), rewriter.integers([step])])
+    def channels(start: int, end: int) -> ir.Value:
+        return rewriter.op("Slice", [x, *(rewriter.integers([value]) for value in (start, end, -1))])
 
     cosines, sines = table(cos), table(sin)
-    interleaved = bool(values["interleaved"])
-    first = channels(0, 2 * half, 2) if interleaved else channels(0, half)
-    second = channels(1, 2 * half, 2) if interleaved else channels(half, 2 * half)
+    first, second = channels(0, half), channels(half, 2 * half)
     real = rewriter.op("Sub", [rewriter.op("Mul", [first, cosines]), rewriter.op("Mul", [second, sines])])
     imaginary = rewriter.op("Add", [rewriter.op("Mul", [first, sines]), rewriter.op("Mul", [second, cosines])])
-    if interleaved:
-        pairs = [rewriter.op("Unsqueeze", [part, rewriter.integers([-1])]) for part in (real, imaginary)]
-        paired = rewriter.op("Concat", pairs, {"axis": -1})  # [B, heads, S, R/2, 2]
-        parts = [rewriter.op("Reshape", [paired, rewriter.integers([0, 0, 0, 2 * half])])]
-    else:
-        parts = [real, imaginary]
+    parts = [real, imaginary]
     if _static(node, x, 3) > 2 * half:
         parts.append(channels(2 * half, _END))  # channels without a position
-    return rewriter.op("Concat", parts, {"axis": -1}) if len(parts) > 1 else parts[0]
+    return rewriter.op("Concat", parts, {"axis": -1})
 
 
 def _tensor_scatter(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
@@ -218,29 +204,30 @@ def _tensor_scatter(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
 
 
 def _attention(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
-    """softmax(softcap(scale q k^T) + mask) v, the query heads of a key-value head as further rows of one product.
+    """softmax(scale q k^T + mask) v, the query heads of a key-value head as further rows of one product.
 
     In the type of q throughout, as the operator is defined without `softmax_precision`. The whole scale goes to q, of
     which there is less than of k.
     """
     values = _attributes(node, {"scale": None, "softcap": 0.0, "is_causal": 0})
     _require(node, "is_causal", values["is_causal"], 0)
+    _require(node, "softcap", values["softcap"], 0.0)
+    if values["scale"] is None:
+        raise _refusal(node, "scale: expected a number, got none")
     query, key, value, mask = _inputs(node, 4)
     heads, width = _static(node, query, 1), _static(node, query, 3)
     groups, capacity = _static(node, key, 1), _static(node, key, 2)
     value_width = _static(node, value, 3)
-    scale = width**-0.5 if values["scale"] is None else float(values["scale"])
-    scaled = rewriter.op("Mul", [query, rewriter.like(scale, query)])
+    scaled = rewriter.op("Mul", [query, rewriter.like(float(values["scale"]), query)])
     if heads != groups:  # [1, Hkv, Hq/Hkv * S, D]
         scaled = rewriter.op("Reshape", [scaled, rewriter.integers([1, groups, -1, width])])
     scores = rewriter.op("MatMul", [scaled, rewriter.op("Transpose", [key], {"perm": [0, 1, 3, 2]})])
     if heads != groups:  # [1, Hq, S, C]
         scores = rewriter.op("Reshape", [scores, rewriter.integers([1, heads, -1, capacity])])
-    if values["softcap"]:
-        cap = rewriter.like(values["softcap"], query)
-        scores = rewriter.op("Mul", [rewriter.op("Tanh", [rewriter.op("Div", [scores, cap])]), cap])
     if _dtype(mask) == ir.DataType.BOOL:
-        scores = rewriter.op("Where", [mask, scores, rewriter.like(float(_LOWEST[_dtype(query)]), query)])
+        # Finite, since every query sees itself, and exp of it is 0 all the same.
+        lowest = float(ml_dtypes.finfo(_dtype(query).numpy()).min)  # type: ignore[no-untyped-call]
+        scores = rewriter.op("Where", [mask, scores, rewriter.like(lowest, query)])
     else:
         scores = rewriter.op("Add", [scores, mask])
     shares = rewriter.op("Softmax", [scores], {"axis": -1})
@@ -261,7 +248,7 @@ _LOWERINGS: Final[dict[str, Callable[[_Rewriter, ir.Node], ir.Value]]] = {
 
 
 def _is_standard(node: ir.Node) -> bool:
-    return node.domain in ("", "ai.onnx")
+    return node.domain == ""
 
 
 def _require_known(node: ir.Node) -> None:

@@ -1,9 +1,10 @@
 """Puts the function bodies of `W4A16Linear` in place of its nodes.
 
-TensorRT's parser needs this where no plugin takes the nodes: it looks functions up by name alone, overloads
-forgotten, and gives layers the names of a body's nodes, of which it refuses the second `DequantizeLinear` of a name
-(TensorRT-RTX 1.7.1: "Failed attempt to rename a layer"). Inlined nodes carry the name of the linear they came from,
-so that TensorRT's messages name it.
+In: an exported decoder in memory. Out: the same, changed in place, in standard operators alone. TensorRT's parser needs
+this where no plugin takes the nodes: it looks functions up by name alone, overloads forgotten, and gives layers the
+names of a body's nodes, of which it refuses the second `DequantizeLinear` of a name (TensorRT-RTX 1.7.1: "Failed
+attempt to rename a layer"). Inlined nodes carry the name of the linear they came from, so that TensorRT's messages name
+it.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def _as_fp32(tensor: ir.TensorProtocol) -> NDArray[np.float32]:
 
 
 def has_free_capacity(model: ir.Model) -> bool:
-    """Whether the graph reads the capacity off its caches; one in basic operators (`kit.basic_ops`) has it built in."""
+    """Whether the graph reads the capacity off its caches; one in basic operators (`basic_ops`) has it built in."""
     return any(node.op_type == "TensorScatter" for node in model.graph)
 
 

@@ -1,6 +1,7 @@
 """Opens an exported decoder: the graph in memory, its weights left on disk, everything verified to be there.
 
-`run` and `build` both begin here; neither believes a file before it is checked.
+In: `model.onnx`, or the directory that holds it. Out: the model, and its sizes. `run` and `build` both begin here;
+neither believes a file before it is checked.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A kit as one file: a tar archive whose bytes depend on the files alone.
 
-Sorted by name, times 0, owned by root, modes 644 or 755. Not compressed: 4-bit weights do not shrink.
+In: a directory and the names of its files. Out: the archive. Sorted by name, times 0, owned by root, modes 644 or 755.
+Not compressed: 4-bit weights do not shrink.
 """
 
 from __future__ import annotations

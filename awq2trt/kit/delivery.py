@@ -1,7 +1,7 @@
 """Finishes a kit: runs its script, on this machine if it is the Jetson, or on one that is reached over SSH.
 
-What the script prints goes straight to the terminal. Programs used: `ssh` and `rsync` of this machine, and `rsync` of
-the other.
+In: a kit's directory, and where to finish it. Out: the engine, on the Jetson. What the script prints goes straight to
+the terminal. Programs used: `ssh` and `rsync` of this machine, and `rsync` of the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 from awq2trt.errors import BuildError, ToolError, UsageError
 from awq2trt.io_contract import ENGINE_FILE
-from awq2trt.kit.layout import SCRIPT_FILE
+from awq2trt.kit.files import SCRIPT_FILE
 
 SSH_VARIABLE: Final = "AWQ2TRT_SSH"
 """Command to use instead of `ssh`, e.g. `ssh -p 2222 -i KEY`."""

@@ -46,8 +46,19 @@ check_files() {
     while read -r _ name; do
         [ -f "$name" ] || fail 11 "$name is missing." "$make_again"
     done <SHA256SUMS
-    changed=$(sha256sum --check --quiet SHA256SUMS 2>/dev/null | sed -n 's/: FAILED.*//p' | tr '\n' ' ')
+    sums=whole
+    failed=$(sha256sum --check --strict --quiet SHA256SUMS 2>/dev/null) || sums=damaged
+    changed=$(say "$failed" | sed -n 's/: FAILED.*//p' | tr '\n' ' ')
     [ -z "$changed" ] || fail 10 "changed since the kit was made: ${changed% }." "$make_again"
+    [ "$sums" = whole ] || fail 10 'SHA256SUMS is empty, or not as it was written.' "$make_again"
+    grep -q '^[0-9a-f]*  kit\.conf$' SHA256SUMS || fail 10 'SHA256SUMS does not name kit.conf: it was cut.' "$make_again"
+}
+
+# A file that SHA256SUMS does not name has not been looked at; kit.conf, which has, knows how many there are.
+check_sums() {
+    names=$(wc -l <SHA256SUMS)
+    [ "$names" -eq "$kit_files" ] ||
+        fail 10 "SHA256SUMS names $names files, and this kit has $kit_files: it was cut." "$make_again"
 }
 
 hash_of() { sha256sum "$1" | cut -d ' ' -f 1; }
@@ -320,6 +331,7 @@ cd "$(dirname "$0")" || exit 1
 check_files
 # shellcheck source=kit.conf
 . ./kit.conf
+check_sums
 kit_id=$(hash_of SHA256SUMS)
 check_cpu
 check_jetpack

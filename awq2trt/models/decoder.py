@@ -1,7 +1,9 @@
 """The decoder in PyTorch, interpreted from its `DecoderSpec`, one block in memory at a time.
 
-Calibration, search, self-written calibration text and perplexity all run through `run_block`. Everything is
-computed in fp32: statistics must not depend on the precision a checkpoint happens to be stored in.
+In: a `ModelSource` and tokens, or the tensors of one block and its input. Out: the residual stream after a block, or
+logits. Whatever runs a model in PyTorch runs its blocks by `BlockRunner`: calibration, search, the model's own
+calibration text, evaluation and checks. Everything is computed in fp32: statistics must not depend on the precision a
+checkpoint happens to be stored in.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
+from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
 
 Observer = Callable[[str, Tensor], None]
@@ -32,7 +35,7 @@ HEAD_PIECE = 8192
 
 THIN_ROWS = 32
 """So few rows are multiplied from the other side, which MKL does better: 16 sequences of SmolLM2-135M write their text
-(`calibrate.self_written`) in 118 instead of 154 ms a token; torch 2.13.0, 2 cores of a Xeon with AVX-512."""
+(`text.self_written`) in 118 instead of 154 ms a token; torch 2.13.0, 2 cores of a Xeon with AVX-512."""
 
 
 @dataclass
@@ -143,7 +146,12 @@ class BlockRunner:
 
     @classmethod
     def for_positions(cls, spec: DecoderSpec, positions: int, *, seen: ActivationRange | None = None) -> BlockRunner:
-        """A runner for sequences of at most `positions` tokens."""
+        """A runner for sequences of at most `positions` tokens.
+
+        Raises:
+            UsageError: The model was made for shorter ones.
+        """
+        require_positions(spec, positions, where="the longest text", fix="use a shorter one.")
         return cls(spec, {rope: Rotary(rope, positions) for rope in spec.ropes}, seen)
 
     def run(

@@ -19,21 +19,22 @@ import torch
 from torch import Tensor
 
 from awq2trt.artifact.arrays import write_arrays
-from awq2trt.checkpoint.checkpoint import (
+from awq2trt.checkpoint.checkpoint import fuse_linears
+from awq2trt.checkpoint.layouts import Layout, choose_layout, pack_linear
+from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
+from awq2trt.checkpoint.writer import (
     FLOAT16,
     compact,
     for_dtype,
-    fuse_linears,
     merge_shards,
     quantized_config,
     storage_dtype,
     write_config,
 )
-from awq2trt.checkpoint.layouts import choose_layout, pack_linear
-from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.errors import CalibrationError
 from awq2trt.machine.device import CPU
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block
+from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.progress import Progress
 from awq2trt.quantization.block import (
@@ -91,7 +92,7 @@ class QuantizeJob:
     source: ModelSource
     options: QuantizeOptions
     method: BlockMethod
-    layout: str
+    layout: Layout
     files: Path
     store: Store
     progress: Progress
@@ -113,9 +114,12 @@ class QuantizeJob:
         """Runs, or goes on from the first block that is not finished.
 
         Raises:
+            UsageError: Calibration windows are longer than the model has positions.
             CheckpointError: A tensor is missing, misshapen or not finite.
             CalibrationError: The text is too short, or the model's activations are not finite on it.
         """
+        if self.method.uses_text:
+            require_positions(self.source.spec, self.options.seqlen, where="--seqlen")
         self.store.same_computer_()
         with self.progress.task("reading the tokenizer", total=1) as advance:
             self.source.save_tokenizer(self.files)
@@ -144,9 +148,9 @@ class QuantizeJob:
 
         The first token of a sequence gathers the largest activations (massive activations, arXiv:2402.17762).
         """
-        vocab_size = self.source.spec.vocab_size
+        vocab_size, length = self.source.spec.vocab_size, min(_PROBE_TOKENS, self.source.spec.max_positions)
         generator = torch.Generator(CPU).manual_seed(self.options.seed)
-        drawn = torch.randint(0, vocab_size, (1, _PROBE_TOKENS), generator=generator, device=CPU)
+        drawn = torch.randint(0, vocab_size, (1, length), generator=generator, device=CPU)
         bos = self.source.config.get("bos_token_id")
         if isinstance(bos, int) and bos < vocab_size:
             drawn[0, 0] = bos
@@ -219,7 +223,7 @@ class QuantizeJob:
         search = self.store.search()
         if search:
             write_arrays(self.files / SEARCH_FILE, search)
-        config = quantized_config(source.config, self.options.scheme, self.layout, source.spec.head, dtype)
+        config = quantized_config(source.config, source.spec, self.options.scheme, self.layout, dtype)
         write_config(self.files, config)
         return dtype
 

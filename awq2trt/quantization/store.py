@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from awq2trt.artifact.arrays import read_arrays, write_arrays
-from awq2trt.checkpoint.checkpoint import write_tensors
+from awq2trt.checkpoint.writer import write_tensors
 from awq2trt.errors import UsageError
 from awq2trt.models.sources.base import Array
 from awq2trt.quantization.block import LinearReport

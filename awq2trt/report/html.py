@@ -1,5 +1,6 @@
 """An `Inspection` as one HTML page that needs no network: plots as SVG inside it, readable on a phone, light or dark.
 
+In: an `Inspection`, the inputs of a block, and perplexities that `eval --json` wrote. Out: the page as a string.
 matplotlib draws; its text stays text and takes the page's colour, so that a plot follows the reader's theme.
 """
 
@@ -34,19 +35,19 @@ _WIDTH_IN, _HEIGHT_IN = 4.8, 3.0
 
 
 @dataclass(frozen=True)
-class Perplexity:
-    """A bar.
+class PerplexityBar:
+    """A perplexity as the page draws it.
 
     Attributes:
         label: Model and executor.
-        value: Its perplexity.
+        value: The perplexity.
     """
 
     label: str
     value: float
 
 
-def read_perplexities(path: Path) -> list[Perplexity]:
+def read_perplexities(path: Path) -> list[PerplexityBar]:
     """Perplexities that `awq2trt eval --json` wrote.
 
     Raises:
@@ -55,7 +56,7 @@ def read_perplexities(path: Path) -> list[Perplexity]:
     try:
         results = json.loads(path.read_bytes())["results"]
         return [
-            Perplexity(f"{Path(result['model']).name}, {result['executor']}", float(result["perplexity"]["value"]))
+            PerplexityBar(f"{Path(result['model']).name}, {result['executor']}", float(result["perplexity"]["value"]))
             for result in results
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -67,7 +68,7 @@ def read_perplexities(path: Path) -> list[Perplexity]:
 
 
 def render_page(
-    inspection: Inspection, channels: Sequence[InputChannels], perplexities: Sequence[Perplexity] = ()
+    inspection: Inspection, channels: Sequence[InputChannels], perplexities: Sequence[PerplexityBar] = ()
 ) -> str:
     """The page.
 
@@ -199,7 +200,7 @@ def _channels(entry: InputChannels, axes: Axes) -> bool:
     return True
 
 
-def _bars(perplexities: Sequence[Perplexity], axes: Axes) -> bool:
+def _bars(perplexities: Sequence[PerplexityBar], axes: Axes) -> bool:
     labels = [entry.label for entry in perplexities]
     values = [entry.value for entry in perplexities]
     bars = axes.barh(range(len(values)), values, color=_COLORS[0], height=0.6)

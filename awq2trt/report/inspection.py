@@ -1,7 +1,7 @@
 """What a quantized checkpoint is made of, linear by linear: bits, alpha, clips, error, size. NumPy only.
 
 In: a checkpoint that `quantize` wrote, with `quantization.json` and `quantization.npz` if its method left them. Out: an
-`Inspection`, which the command line prints and `html_report` draws.
+`Inspection`, which the command line prints and `html` draws.
 """
 
 from __future__ import annotations

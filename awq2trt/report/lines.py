@@ -1,4 +1,4 @@
-"""What commands print: results as lines of text. Takes results, computes nothing."""
+"""What commands print: results in, lines of text or JSON out; nothing is computed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+from awq2trt.evaluation.results import TaskExamples
+from awq2trt.evaluation.tasks import TaskScore
 from awq2trt.target import MINIMUM_CAPABILITY, TARGETS, Flavour, Target
 
 if TYPE_CHECKING:
     from awq2trt.artifact.manifest import Artifact
     from awq2trt.artifact.records import Contents, WeightRecord
-    from awq2trt.checking.chain import Place, StageResult
     from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
-    from awq2trt.evaluation.results import EvalRequest, EvalResult, TaskRequest, TaskResult
+    from awq2trt.checking.results import Place, StageResult
+    from awq2trt.evaluation.perplexity import Perplexity
+    from awq2trt.evaluation.results import EvalRequest, EvalResult
     from awq2trt.report.inspection import Inspection
 
 
@@ -47,43 +50,49 @@ def _runs(target: Target) -> str:
     return f"{_RUNTIMES[target.flavour]} {target.minimum_version[0]}.{target.minimum_version[1]} or later"
 
 
-def perplexity_title(request: EvalRequest) -> str:
-    """What the perplexities that follow are of, and their columns."""
-    measured = (
-        f"Perplexity on the first {request.windows} windows of {request.seqlen} tokens of {request.text}, "
-        "no BOS unless the model needs it."
-    )
-    return f"{measured}\n{'perplexity':>10}  {'windows':>11}  {'seconds':>7}  {'executor':12}  {'scheme':14}  model"
+def eval_title(request: EvalRequest) -> str:
+    """What the rows that follow are of, and their columns."""
+    on, columns = request.on, f"{'executor':12}  {'scheme':14}  model"
+    if isinstance(on, TaskExamples):
+        measured = f"{on.task}, zero-shot, prompts and scoring of lm-evaluation-harness, {on.data.name}."
+        numbers = f"{'acc':>8}  {'acc_norm':>8}  {'perplexity':>10}  {'examples':>8}  {'seconds':>7}"
+    else:
+        measured = (
+            f"Perplexity on the first {on.windows} windows of {on.seqlen} tokens of {on.text}, "
+            "no BOS unless the model needs it."
+        )
+        numbers = f"{'perplexity':>10}  {'windows':>11}  {'seconds':>7}"
+    return f"{measured}\n{numbers}  {columns}"
 
 
-def perplexity_row(result: EvalResult) -> str:
-    """One model's perplexity."""
-    perplexity = result.perplexity
+def eval_row(result: EvalResult) -> str:
+    """What was measured of one model."""
+    measured = result.measured
+    numbers = _task_numbers(measured) if isinstance(measured, TaskScore) else _perplexity_numbers(measured)
+    return f"{numbers}  {result.seconds:7.1f}  {result.executor:12}  {result.scheme or 'original':14}  {result.model}"
+
+
+def _perplexity_numbers(perplexity: Perplexity) -> str:
     windows = f"{perplexity.windows} x {perplexity.seqlen}"
-    how = f"{result.executor:12}  {result.scheme or 'original':14}"
-    return f"{perplexity.value:10.3f}  {windows:>11}  {result.seconds:7.1f}  {how}  {result.model}"
+    return f"{perplexity.value:10.3f}  {windows:>11}"
 
 
-def task_title(request: TaskRequest) -> str:
-    """What the accuracies that follow are of, and their columns."""
-    measured = f"{request.task}, zero-shot, prompts and scoring of lm-evaluation-harness, {request.data.name}."
-    columns = f"{'acc':>8}  {'acc_norm':>8}  {'perplexity':>10}  {'examples':>8}  {'seconds':>7}"
-    return f"{measured}\n{columns}  {'executor':12}  {'scheme':14}  model"
-
-
-def task_row(result: TaskResult) -> str:
-    """One model's accuracy."""
-    score = result.score
+def _task_numbers(score: TaskScore) -> str:
     normalised = "" if score.accuracy_normalised is None else f"{score.accuracy_normalised:.2%}"
     perplexity = "" if score.perplexity is None else f"{score.perplexity:.3f}"
-    how = f"{result.executor:12}  {result.scheme or 'original':14}"
-    numbers = f"{score.accuracy:8.2%}  {normalised:>8}  {perplexity:>10}  {score.examples:8}  {result.seconds:7.1f}"
-    return f"{numbers}  {how}  {result.model}"
+    return f"{score.accuracy:8.2%}  {normalised:>8}  {perplexity:>10}  {score.examples:8}"
 
 
-def results_json(request: EvalRequest | TaskRequest, results: Sequence[EvalResult] | Sequence[TaskResult]) -> str:
+def results_json(request: EvalRequest, results: Sequence[EvalResult]) -> str:
     """What `eval` measured, for programs and for `inspect --html`."""
-    values = {"request": asdict(request), "results": [asdict(result) for result in results]}
+    asked = asdict(request)
+    on = asked.pop("on")
+    measured = "score" if isinstance(request.on, TaskExamples) else "perplexity"
+    found = [asdict(result) for result in results]
+    values = {
+        "request": asked | on,
+        "results": [{measured if key == "measured" else key: value for key, value in one.items()} for one in found],
+    }
     return json.dumps(values, indent=1, default=str) + "\n"
 
 

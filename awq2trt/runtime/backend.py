@@ -1,4 +1,4 @@
-"""What runs a decoder: a conversation's cache and one operation, appending tokens."""
+"""What runs a decoder, whatever it is: a conversation's cache, and one operation. Tokens in, scores of the next out."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Text in and out: chat template, special tokens, and text that streams while tokens arrive.
 
-The tokenizer files that `quantize` saved beside the weights are read by transformers, local files only, no remote code.
+In: a model's directory, a prompt, and later the tokens of the answer. Out: the prompt's tokens, and pieces of text. The
+tokenizer files that `quantize` saved beside the weights are read by transformers, local files only, no remote code.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def generate(
     Raises:
         UsageError: The prompt is empty, or longer than the cache.
     """
-    check_prompt(prompt, backend.capacity)
+    _check_prompt(prompt, backend.capacity)
     backend.reset()
     # The last token chosen is never written to the cache, hence one more than the slots left.
     room = backend.capacity - len(prompt) + 1
@@ -52,7 +52,7 @@ def _next_token(backend: Backend, tokens: Sequence[int], sampler: Sampler) -> in
     return sampler.pick(backend.forward(tokens))
 
 
-def check_prompt(prompt: Sequence[int], capacity: int) -> None:
+def _check_prompt(prompt: Sequence[int], capacity: int) -> None:
     """Refuses a prompt that is empty or too long.
 
     Raises:

@@ -1,4 +1,7 @@
-"""`awq2trt build`: all stages from a model to an engine, a kit or a lowered model; what is current is kept."""
+"""`awq2trt build`: all stages from a model to an engine, a kit or a lowered model; what is current is kept.
+
+In: a model and options. Out, below one directory: an artifact of each stage, handed over as it is done.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from awq2trt.artifact.manifest import Artifact, Kind, current_artifact, fingerprint_of, record_file
+from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import can_resume, create_artifact
-from awq2trt.artifact.records import EngineRecord, ProfileRecord
+from awq2trt.artifact.records import EngineRecord
 from awq2trt.errors import BuildError, ToolError, UnsupportedError, UsageError
 from awq2trt.io_contract import DECODER, ENGINE_FILE
 from awq2trt.models.sources.opening import open_source
@@ -23,7 +26,9 @@ from awq2trt.recipe import DEFAULT_DEVICE, Recipe
 from awq2trt.stages.export import ExportRequest, export_checkpoint, export_fingerprint
 from awq2trt.stages.lowered import LowerRequest, lower_stage
 from awq2trt.stages.opening import (
+    current_or_none,
     exported_contents,
+    file_hashes,
     refuse_missing_device,
     refuse_writing_over_source,
     source_record,
@@ -137,8 +142,8 @@ def _current_checkpoint(request: BuildRequest, progress: Progress) -> Artifact:
     refuse_writing_over_source(source, output)
     record = source_record(source)
     options = request.options.quantize
-    fingerprint = quantize_fingerprint(record, options)
-    current = _skipped(output, "checkpoint", fingerprint, progress)
+    fingerprint = quantize_fingerprint(source, record, options)
+    current = current_or_none(output, "checkpoint", fingerprint, progress)
     if current is not None:
         return current
     resume = can_resume(output, fingerprint)
@@ -151,7 +156,7 @@ def _current_checkpoint(request: BuildRequest, progress: Progress) -> Artifact:
 def _current_onnx(request: BuildRequest, checkpoint: Artifact, progress: Progress) -> Artifact:
     output = request.output / ONNX_DIRECTORY
     options = request.options.export
-    current = _skipped(output, "onnx", export_fingerprint(checkpoint.manifest.files, options), progress)
+    current = current_or_none(output, "onnx", export_fingerprint(checkpoint.manifest.files, options), progress)
     if current is not None:
         return current
     export = ExportRequest(checkpoint.directory, output, options, overwrite=request.overwrite)
@@ -161,18 +166,20 @@ def _current_onnx(request: BuildRequest, checkpoint: Artifact, progress: Progres
 def _current_engine(
     request: BuildRequest, target: Target, onnx: Artifact, spec: ModelSpec, progress: Progress
 ) -> Artifact:
-    from awq2trt.engine.builder import LOG_FILE, BuildOptions, build_engine, import_tensorrt_rtx
+    from awq2trt.engine.builder import LOG_FILE, build_engine, import_tensorrt_rtx
 
     output = request.output / target.name
     library = _plugin_library(request.options.build.plugin, progress)
+    gpu, capability = _gpu_of(target)
     fingerprint = fingerprint_of(
         kind="engine",
-        onnx={name: record.sha256 for name, record in onnx.manifest.files.items()},
+        onnx=file_hashes(onnx.manifest.files),
         target=target.name,
+        gpu=[gpu, capability],
         tensorrt=str(import_tensorrt_rtx().__version__),
         plugin=record_file(library.path) if library else None,
     )
-    current = _skipped(output, "engine", fingerprint, progress)
+    current = current_or_none(output, "engine", fingerprint, progress)
     if current is not None:
         return current
     with create_artifact(
@@ -183,7 +190,7 @@ def _current_engine(
         expected_bytes=2 * sum(record.size_bytes for record in onnx.manifest.files.values()),
     ) as draft:
         with _kept_log(draft.files / LOG_FILE, request.output / f"{target.name}-{LOG_FILE}"):
-            result = build_engine(onnx.directory, target, draft.files, options=BuildOptions(library), progress=progress)
+            result = build_engine(onnx.directory, target, draft.files, plugin_library=library, progress=progress)
         for name in onnx.manifest.files:
             draft.adopt(onnx.path(name))
         record = EngineRecord(
@@ -192,14 +199,21 @@ def _current_engine(
             flavour=target.flavour.value,
             tensorrt_version=result.tensorrt_version,
             plugin_version=library.version if library else None,
-            profiles={
-                DECODER: tuple(
-                    ProfileRecord.of_tokens(p.name, p.shortest, p.typical, p.longest) for p in result.profiles
-                )
-            },
+            profiles={DECODER: result.profiles},
+            gpu=gpu,
         )
         contents = exported_contents(onnx, spec).model_copy(update={"engine": record})
         return draft.publish(contents.with_engine(ENGINE_FILE))
+
+
+def _gpu_of(target: Target) -> tuple[str | None, str | None]:
+    """Name and compute capability of the GPU here, if it is what the target stands for; else nothing."""
+    from awq2trt.runtime.trt.engine import this_machine
+
+    if target.compute_capabilities:
+        return None, None
+    machine = this_machine()
+    return machine.gpu, machine.capability
 
 
 def _plugin_library(wanted: bool | None, progress: Progress) -> PluginLibrary | None:
@@ -231,10 +245,3 @@ def _kept_log(log: Path, kept: Path) -> Iterator[None]:
             raise
         kept.write_bytes(log.read_bytes())
         raise BuildError(error.what, where=error.where, fix=f"{kept} holds all that TensorRT said.") from error
-
-
-def _skipped(directory: Path, kind: Kind, fingerprint: str, progress: Progress) -> Artifact | None:
-    current = current_artifact(directory, kind, fingerprint)
-    if current is not None:
-        progress.note(f"{directory} is current")
-    return current

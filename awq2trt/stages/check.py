@@ -1,4 +1,4 @@
-"""`awq2trt check`: a build, each of its stages compared with the one before."""
+"""`awq2trt check`: a build -> how far each of its stages is from the one before, or its golden outputs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
 
     Raises:
         ToolError: polygraphy is not installed.
-        UsageError: The text has no tokens, or something that belongs to the build is not there.
+        UsageError: The text has no tokens or is to have more than the model has positions, or something that belongs
+            to the build is not there.
     """
     if importlib.util.find_spec("polygraphy") is None:
         raise ToolError("polygraphy is not installed.", where="check", fix="pip install 'awq2trt[check]'")
@@ -56,15 +57,18 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
 
     choose_flavour(request.directory)  # before polygraphy is imported
     from awq2trt.checking.bisect import bisect
-    from awq2trt.checking.chain import QUANTIZED, run_chain
+    from awq2trt.checking.chain import run_chain
     from awq2trt.checking.polygraphy_files import write_folder
+    from awq2trt.checking.results import QUANTIZED
     from awq2trt.checking.subject import find_subject
     from awq2trt.checking.text import DEFAULT_TEXT
     from awq2trt.graph.read import open_decoder
+    from awq2trt.models.positions import require_positions
     from awq2trt.text.read import CHARACTERS_PER_TOKEN, read_text
     from awq2trt.text.tokenizer import encode, load_tokenizer
 
     subject = find_subject(request.directory, model=request.model, checkpoint=request.checkpoint)
+    require_positions(subject.checkpoint.spec, request.tokens, where="--tokens")
     text = DEFAULT_TEXT
     if request.text is not None:
         text = read_text(request.text, characters=request.tokens * CHARACTERS_PER_TOKEN)

@@ -12,12 +12,11 @@ from awq2trt.artifact.publish import create_artifact
 from awq2trt.artifact.records import Contents, FileRecord, GraphRecord, QuantizationRecord, SourceRecord
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import DECODER, MODEL_FILE
-from awq2trt.methods import DEFAULT_METHOD
-from awq2trt.models.sources.base import CONFIG_FILE, copy_tokenizer
+from awq2trt.models.sources.base import copy_tokenizer
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
-from awq2trt.stages.opening import source_record
+from awq2trt.stages.opening import file_hashes, source_record
 
 if TYPE_CHECKING:
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
@@ -110,11 +109,15 @@ def _write_golden(
 
 
 def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress) -> None:
-    """Says how far another tool's weights are from those in the model, which should be nothing."""
-    from awq2trt.graph.read import open_decoder
-    from awq2trt.onnx_export.proof import compare_weights
+    """Holds the model's weights to another tool's, and says how far rounding put them apart.
 
-    proof = compare_weights(checkpoint, open_decoder(model)[0], progress)
+    Raises:
+        ArtifactError: They differ by more than that.
+    """
+    from awq2trt.graph.read import open_decoder
+    from awq2trt.onnx_export.proof import prove_import
+
+    proof = prove_import(checkpoint, open_decoder(model)[0], progress)
     progress.note(f"largest dequantization difference: {proof.largest:g} ({proof.linears} linears)")
     if proof.largest:
         progress.note(
@@ -125,18 +128,18 @@ def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progre
 
 def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions) -> str:
     """Fingerprint of the ONNX model that a checkpoint's files and options give."""
-    files = {name: record.sha256 for name, record in checkpoint.items()}
-    return fingerprint_of(kind="onnx", checkpoint=files, options=options, golden=GOLDEN_VERSION)
+    return fingerprint_of(kind="onnx", checkpoint=file_hashes(checkpoint), options=options, golden=GOLDEN_VERSION)
 
 
 def _checkpoint_files(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> dict[str, FileRecord]:
     if artifact is not None:
         return artifact.manifest.files
-    return {path.name: record_file(path) for path in (*checkpoint.files, checkpoint.directory / CONFIG_FILE)}
+    return {path.name: record_file(path) for path in (*checkpoint.files, *checkpoint.side_files)}
 
 
 def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple[SourceRecord, QuantizationRecord]:
     """Where a checkpoint comes from; of another tool's we know only itself."""
     if artifact is not None:
         return artifact.manifest.contents.source, artifact.manifest.contents.quantization
-    return source_record(checkpoint), QuantizationRecord(method=DEFAULT_METHOD, scheme=checkpoint.scheme)
+    method = checkpoint.format.layout.tool.name
+    return source_record(checkpoint), QuantizationRecord(method=method, scheme=checkpoint.scheme)

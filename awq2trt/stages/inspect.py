@@ -1,4 +1,4 @@
-"""`awq2trt inspect`: what a directory holds, and a checkpoint's report."""
+"""`awq2trt inspect`: a directory -> what it holds and, of a checkpoint, a report."""
 
 from __future__ import annotations
 

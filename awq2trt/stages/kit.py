@@ -1,4 +1,7 @@
-"""The kit as a stage: what it would need, made into an artifact where it is not current, packed, and finished."""
+"""The kit as a stage: what it would need, made into an artifact where it is not current, packed, and finished.
+
+In: an exported decoder's artifact, and a target. Out: a prediction of memory and speed, and a kit.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, current_artifact, fingerprint_of, record_file
+from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.engine.predict import Outlook, outlook_lines, predict_footprint
 from awq2trt.errors import ArtifactError, UnsupportedError
 from awq2trt.io_contract import ENGINE_FILE
 from awq2trt.kit.archive import write_tar
 from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
-from awq2trt.kit.layout import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
+from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.models.families import describe_model
 from awq2trt.models.sources.base import CONFIG_FILE, read_config
 from awq2trt.models.sources.opening import open_source
+from awq2trt.models.sources.safetensors import SafetensorsFiles, describe_stored, has_weights
 from awq2trt.models.spec import ModelSpec
 from awq2trt.onnx_export.model import DEFAULT_MAX_SEQ_LEN
 from awq2trt.progress import Progress
 from awq2trt.recipe import Recipe
-from awq2trt.stages.opening import exported_contents
+from awq2trt.stages.opening import current_or_none, exported_contents, file_hashes
 from awq2trt.target import TARGETS, Target, find_jetpack
 
 
@@ -50,11 +54,15 @@ class KitRequest:
 
 
 def model_spec(model: str) -> ModelSpec:
-    """The description of a model; of a directory, only its config.json is read."""
+    """The description of a model; of a directory without weights, what its config.json says."""
     directory = Path(model).expanduser()
-    if (directory / CONFIG_FILE).is_file():
-        return ModelSpec(describe_model(read_config(directory)))
-    return open_source(model).model_spec
+    if not (directory / CONFIG_FILE).is_file():
+        return open_source(model).model_spec
+    config = read_config(directory)
+    if not has_weights(directory):
+        return ModelSpec(describe_model(config))
+    tensors = SafetensorsFiles.in_directory(directory, config)
+    return ModelSpec(describe_stored(config, tensors, quantized="quantization_config" in config))
 
 
 def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
@@ -117,14 +125,13 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
     library, sources = plan.plugin.library, plan.plugin.sources
     fingerprint = fingerprint_of(
         kind="kit",
-        onnx={name: file.sha256 for name, file in onnx.manifest.files.items()},
+        onnx=file_hashes(onnx.manifest.files),
         record=record,
         plugin=record_file(library.path) if library else {name: record_file(path) for name, path in sources.items()},
         templates=[record_file(path) for path in TEMPLATES],
     )
-    current = current_artifact(request.output, "kit", fingerprint)
+    current = current_or_none(request.output, "kit", fingerprint, progress)
     if current is not None:
-        progress.note(f"{request.output} is current")
         return current
     if library is None:
         progress.note(

@@ -76,7 +76,7 @@ def lower_stage(onnx: Artifact, spec: ModelSpec, request: LowerRequest, progress
 
 
 def _record(target: Target, capacity: int, *, calls_operators: bool) -> LoweredRecord:
-    from awq2trt.runtime.ort.cpu import PREFILL_CHUNK as CPU_CHUNK
+    from awq2trt.runtime.ort.backend import PREFILL_CHUNK as CPU_CHUNK
     from awq2trt.runtime.ort.cuda import PREFILL_CHUNK as CUDA_CHUNK
     from awq2trt.runtime.ort.loading import PROVIDERS
 

@@ -1,14 +1,19 @@
-"""What several commands do with their inputs before any work."""
+"""What several commands do before any work: refuse what cannot be done, say what they were given, find what is current.
+
+In: what a user names, and directories. Out: records and hashes for manifests, or an artifact that is as it should be.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from awq2trt.artifact.manifest import Artifact, record_file
-from awq2trt.artifact.records import Contents, SourceRecord
+from awq2trt.artifact.manifest import Artifact, Kind, current_artifact, record_file
+from awq2trt.artifact.records import Contents, FileRecord, SourceRecord
 from awq2trt.errors import UsageError
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.spec import ModelSpec
+from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE
 
 
@@ -36,6 +41,19 @@ def exported_contents(onnx: Artifact, spec: ModelSpec) -> Contents:
     contents = onnx.manifest.contents
     tokens = contents.tokens or ChatTokenizer.load(onnx.directory).special
     return contents.model_copy(update={"model": contents.model or spec.record(), "tokens": tokens})
+
+
+def file_hashes(files: Mapping[str, FileRecord]) -> dict[str, str]:
+    """What a fingerprint takes of an artifact's files."""
+    return {name: record.sha256 for name, record in files.items()}
+
+
+def current_or_none(directory: Path, kind: Kind, fingerprint: str, progress: Progress) -> Artifact | None:
+    """What is in a directory, which is then said, if it is what would be made again; else None."""
+    current = current_artifact(directory, kind, fingerprint)
+    if current is not None:
+        progress.note(f"{directory} is current")
+    return current
 
 
 def portable_name(name: str) -> str:

@@ -63,7 +63,7 @@ def quantize_source(
         create_artifact(
             request.output,
             "checkpoint",
-            quantize_fingerprint(record, request.options),
+            quantize_fingerprint(source, record, request.options),
             resume=request.resume,
             overwrite=request.overwrite,
             expected_bytes=_quantize_bytes(source, request.options),
@@ -97,12 +97,13 @@ def quantize_source(
         return draft.publish(contents)
 
 
-def quantize_fingerprint(record: SourceRecord, options: QuantizeOptions) -> str:
-    """Fingerprint of the checkpoint that these weights and options give."""
+def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: QuantizeOptions) -> str:
+    """Fingerprint of the checkpoint that a model and options give; `record` has the hashes of its weights."""
+    side = {path.name: record_file(path) for path in source.side_files}
     calib = Path(options.calib).expanduser()
     text = record_file(calib) if calib.is_file() else None
     portable = options.model_copy(update={"calib": portable_name(options.calib)})
-    return fingerprint_of(kind="checkpoint", source=record, options=portable, calib=text)
+    return fingerprint_of(kind="checkpoint", source=record, side=side, options=portable, calib=text)
 
 
 def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:

@@ -20,7 +20,8 @@ from awq2trt.artifact.manifest import Artifact, Kind, current_artifact, read_man
 from awq2trt.artifact.records import Contents, RangeRecord, TokensRecord, WeightRecord
 from awq2trt.checking.subject import find_subject
 from awq2trt.engine import builder
-from awq2trt.engine.builder import BuildResult, OptimizationProfile
+from awq2trt.engine.builder import BuildResult
+from awq2trt.engine.profiles import decoder_profiles
 from awq2trt.errors import ArtifactError
 from awq2trt.machine.foreign_library import PATH_VARIABLE
 from awq2trt.progress import SilentProgress
@@ -156,8 +157,7 @@ def test_an_engine_of_the_onnx_model_says_it_all(tmp_path: Path, monkeypatch: py
     def build_engine(onnx: Path, target: object, directory: Path, **options: object) -> BuildResult:
         (directory / "model.engine").write_bytes(b"engine")
         return BuildResult(
-            files=(directory / "model.engine",),
-            profiles=(OptimizationProfile("prefill", 1, 64, 64), OptimizationProfile("decode", 1, 1, 1)),
+            profiles=decoder_profiles(64),
             compute_capabilities=("SM89",),
             tensorrt_version="1.7.1",
         )

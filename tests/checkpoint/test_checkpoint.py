@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_checkpoints import WIDE, nearest, quantized_llama
+from tiny_checkpoints import WIDE, nearest, quantize_source, quantized_llama
 from tiny_models import save_llama
 
-from awq2trt.checkpoint import checkpoint as checkpoint_module
+from awq2trt.checkpoint import writer
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-from awq2trt.checkpoint.layouts import GEMM, NATURAL, PACKED, choose_layout, pack_linear
+from awq2trt.checkpoint.layouts import choose_layout, pack_linear
+from awq2trt.checkpoint.layouts.awq_gemm import LAYOUT as GEMM
+from awq2trt.checkpoint.layouts.compressed import LAYOUT as PACKED
+from awq2trt.checkpoint.layouts.layout import Layout
+from awq2trt.checkpoint.layouts.natural import LAYOUT as NATURAL
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.models.families import describe_model
 from awq2trt.models.sources.safetensors import SafetensorsSource
@@ -37,7 +41,7 @@ from awq2trt.scheme import QuantizedLinear, QuantScheme
         ({"attention_bias": True, "mlp_bias": True}, {"symmetric": True}, NATURAL),
     ],
 )
-def test_round_trip(model: dict[str, Any], options: dict[str, Any], layout: str, tmp_path: Path) -> None:
+def test_round_trip(model: dict[str, Any], options: dict[str, Any], layout: Layout, tmp_path: Path) -> None:
     from awq2trt.models.decoder import to_tensor
 
     read = quantized_llama(tmp_path, model, **options)
@@ -93,7 +97,7 @@ def test_a_foreign_awq_checkpoint_with_llm_awq_keys_is_read(tmp_path: Path) -> N
 
 def test_shards_hold_every_tensor_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = quantized_llama(tmp_path / "whole", WIDE)
-    monkeypatch.setattr(checkpoint_module, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 20_000)
     sharded = quantized_llama(tmp_path / "sharded", WIDE)
     assert len(sharded.files) > 3
     index = json.loads((sharded.directory / "model.safetensors.index.json").read_text())
@@ -112,7 +116,7 @@ def test_shards_hold_every_tensor_once(tmp_path: Path, monkeypatch: pytest.Monke
         ({"version": "gemv"}, UnsupportedError, "gemv"),
         ({"bits": None}, CheckpointError, "bits"),
         ({"bits": 3}, UnsupportedError, "got 3"),
-        ({"group_size": 64}, CheckpointError, r"expected .*qzeros|expected float16"),
+        ({"group_size": 64}, CheckpointError, r"qzeros: expected int32 \[1, 12\], got int32 \[2, 12\]"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(
@@ -173,3 +177,21 @@ def test_natural_layout_bytes() -> None:
     )
     # 3 bits each from the lowest on: 001 010 011 100 101 110 -> 0b110_101_100_011_010_001 = 0x358D1
     assert pack_linear("x", narrow, NATURAL)["x.codes"].tolist() == [0xD1, 0x58, 0x03, 0x00]
+
+
+def test_a_head_that_the_original_s_config_denies_is_quantized_with_and_exported(tmp_path: Path) -> None:
+    from awq2trt.graph.read import open_decoder
+    from awq2trt.onnx_export import export_onnx
+
+    model = save_llama(tmp_path / "tied", tie_word_embeddings=True)
+    tensors = load_file(model / "model.safetensors")
+    head = np.ascontiguousarray(tensors["model.embed_tokens.weight"][::-1])
+    save_file({**tensors, "lm_head.weight": head}, model / "model.safetensors", metadata={"format": "pt"})
+    quantized = quantize_source(SafetensorsSource(model), tmp_path, method="rtn", group_size=32)
+    assert json.loads((quantized.directory / "config.json").read_text())["tie_word_embeddings"] is False
+    np.testing.assert_array_equal(quantized.tensor("lm_head.weight"), head.astype(np.float16))
+    (tmp_path / "onnx").mkdir()
+    export_onnx(quantized, tmp_path / "onnx")
+    exported = open_decoder(tmp_path / "onnx")[0].graph.initializers["lm_head.weight"].const_value
+    assert exported is not None
+    np.testing.assert_array_equal(exported.numpy(), head.astype(np.float16))

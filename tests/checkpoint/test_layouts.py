@@ -12,18 +12,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from foreign_checkpoints import FOREIGN, GROUP, save_foreign
+from foreign_checkpoints import FOREIGN, GROUP, Foreign, encode_gptq, gptq_config, save_foreign
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import WIDE, quantized_llama
 from tiny_models import tokens
 from transformers import AutoModelForCausalLM
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-from awq2trt.checkpoint.pack import pack_words, unpack_words
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
 from awq2trt.models.decoder import Ends, run_model
 from awq2trt.onnx_export import export_onnx
-from awq2trt.onnx_export.proof import compare_weights
+from awq2trt.onnx_export.proof import prove_import
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions
 from awq2trt.scheme import QuantScheme
@@ -40,22 +39,6 @@ class _Notes(SilentProgress):
 
     def note(self, message: str) -> None:
         self.notes.append(message)
-
-
-def test_codes_of_three_bits_lie_in_a_stream_without_gaps() -> None:
-    # Code 10 takes bits 30 to 32: two of them end the first word, one begins the second.
-    codes = np.zeros((1, 12), np.uint8)
-    codes[0, 0], codes[0, 10], codes[0, 11] = 5, 6, 1
-    assert pack_words(codes, 3).view(np.uint32).tolist() == [[0x80000005, 0b0011]]
-    np.testing.assert_array_equal(unpack_words(pack_words(codes, 3), 3, 12), codes)
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("count", [1, 31, 32, 100])
-def test_words_are_taken_apart_as_they_were_put_together(bits: int, count: int) -> None:
-    codes = np.random.default_rng(0).integers(0, 1 << bits, (3, count), dtype=np.uint8)
-    assert pack_words(codes, bits).shape == (3, -(-count * bits // 32))
-    np.testing.assert_array_equal(unpack_words(pack_words(codes, bits), bits, count), codes)
 
 
 @pytest.mark.parametrize("layout", FOREIGN)
@@ -79,31 +62,6 @@ def test_foreign_checkpoints_are_read_and_exported_bit_for_bit(layout: str, tmp_
         steps -= np.repeat(zeros.numpy().astype(np.float32), GROUP, axis=1)
     got = steps * np.repeat(scales.numpy().astype(np.float32), GROUP, axis=1)
     np.testing.assert_array_equal(got, weights[UP])
-
-
-def test_the_proof_finds_a_single_wrong_nibble(tmp_path: Path) -> None:
-    save_foreign(tmp_path / "foreign", FOREIGN["gptq"])
-    (tmp_path / "onnx").mkdir()
-    checkpoint = QuantizedCheckpoint(tmp_path / "foreign")
-    export_onnx(checkpoint, tmp_path / "onnx")
-    model = ir.load(tmp_path / "onnx" / "model.onnx")
-    tensor = model.graph.initializers[f"{UP}.codes"].const_value
-    assert isinstance(tensor, ir.ExternalTensor)
-    data = bytearray((tmp_path / "onnx" / "model.onnx.data").read_bytes())
-    data[(tensor.offset or 0) + 100] ^= 0x10
-    (tmp_path / "onnx" / "model.onnx.data").write_bytes(data)
-    proof = compare_weights(checkpoint, ir.load(tmp_path / "onnx" / "model.onnx"), SilentProgress())
-    assert proof.where == UP
-    assert proof.largest > 0
-
-
-def test_a_type_that_rounds_the_scales_is_told(tmp_path: Path) -> None:
-    save_foreign(tmp_path / "foreign", FOREIGN["awq"])
-    notes = _Notes()
-    request = ExportRequest(tmp_path / "foreign", tmp_path / "onnx", ExportOptions(dtype="bfloat16"))
-    export_stage(request, notes)
-    assert any("largest dequantization difference: 0.0" in note for note in notes.notes)
-    assert any("--dtype" in note for note in notes.notes)
 
 
 @pytest.mark.skipif(
@@ -170,7 +128,7 @@ def test_narrow_codes_are_exported_as_the_same_weights(tmp_path: Path) -> None:
         (tmp_path / str(bits) / "onnx").mkdir()
         export_onnx(checkpoint, tmp_path / str(bits) / "onnx", options=ExportOptions())
         model = ir.load(tmp_path / str(bits) / "onnx" / "model.onnx")
-        assert compare_weights(checkpoint, model, SilentProgress()).largest == 0
+        assert prove_import(checkpoint, model, SilentProgress()).largest == 0
         linear = checkpoint.linear("model.layers.0.mlp.up_proj")
         assert linear.widened().scheme == QuantScheme(4, 32, not symmetric)
         np.testing.assert_array_equal(linear.widened().dequantize(), linear.dequantize())
@@ -184,6 +142,15 @@ def _set(kind: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
 
     def apply_(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
         tensors[f"{UP}.{kind}"] = change(tensors[f"{UP}.{kind}"]).contiguous()
+
+    return apply_
+
+
+def _add(kind: str, value: torch.Tensor) -> Change:
+    """Gives one linear a tensor."""
+
+    def apply_(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+        tensors[f"{UP}.{kind}"] = value
 
     return apply_
 
@@ -221,6 +188,12 @@ BROKEN: dict[str, tuple[str, Change, type[Awq2trtError], str]] = {
     ),
     "gptq, eight bits": ("gptq", _say(bits=8), UnsupportedError, "quantization_config: got 8 bits"),
     "gptq, layers of their own": ("gptq", _say(dynamic={"-:.*": {}}), UnsupportedError, "dynamic"),
+    "gptq, zero points that the config denies": (
+        "gptq", _say(sym=True), CheckpointError, r"up_proj: config.json says sym: true.* they hold 15 values, 0 to 14",
+    ),
+    "gptq, scales of integers": (
+        "gptq", _set("scales", lambda v: (v * 100).char()), CheckpointError, r"up_proj: scales: expected float16.*int8",
+    ),
     "gptq, scales that are not numbers": (
         "gptq", _set("scales", lambda v: v * torch.nan), CheckpointError, r"up_proj: scales are NaN",
     ),
@@ -231,8 +204,36 @@ BROKEN: dict[str, tuple[str, Change, type[Awq2trtError], str]] = {
     "compressed, no zero points": (
         "compressed-asym", _drop("weight_zero_point"), CheckpointError, r"up_proj: missing weight_zero_point",
     ),
+    "compressed, zero points that the config denies": (
+        "compressed-asym", _weights(symmetric=True), CheckpointError, r"up_proj: the config says symmetric: true",
+    ),
+    "a weight beside its codes": (
+        "gptq", _add("weight", torch.zeros(96, 64)), UnsupportedError, r"up_proj\.weight: expected qweight.*got weight",
+    ),
+    "a tensor that nobody knows": (
+        "compressed", _add("input_scale", torch.ones(1)), UnsupportedError, r"up_proj\.input_scale: expected weight_",
+    ),
+    "a norm's bias that nobody adds": (
+        "awq",
+        lambda tensors, config: tensors.update({"model.norm.bias": torch.ones(64)}),
+        UnsupportedError,
+        r"no place for the tensor model\.norm\.bias",
+    ),
+    "a bias that config.json denies": (
+        "gptq", _add("bias", torch.full((96,), 0.5).half()), CheckpointError, r"up_proj: expected no bias.*0\.5",
+    ),
+    "no bias where config.json has one": (
+        "awq", lambda tensors, config: config.update(mlp_bias=True), CheckpointError, r"up_proj: missing bias",
+    ),
+    "a head of integers": (
+        "awq",
+        lambda tensors, config: tensors.update({"lm_head.weight": tensors["lm_head.weight"].char()}),
+        CheckpointError,
+        r"lm_head\.weight: expected weights of a floating-point type.*got I8",
+    ),
     "compressed, unknown format": ("compressed", _say(format="nvfp4-pack-quantized"), UnsupportedError, "nvfp4"),
     "compressed, floating point": ("compressed", _weights(type="float"), UnsupportedError, "integer weights"),
+    "compressed, rotated": ("compressed", _say(transform_config={"u": {}}), UnsupportedError, "transform_config"),
     "compressed, blocks": ("compressed", _weights(strategy="block"), UnsupportedError, "strategy.*block"),
     "unknown method": ("awq", _say(quant_method="aqlm"), UnsupportedError, "quant_method.*aqlm"),
     "no group size": ("gptq", _say(group_size=None), CheckpointError, "group_size: expected an integer"),
@@ -251,6 +252,29 @@ def test_broken_checkpoints_are_refused_by_name(fault: str, tmp_path: Path) -> N
     with pytest.raises(kind, match=message) as caught:
         QuantizedCheckpoint(tmp_path).linear(UP)
     assert caught.value.where
+
+
+@pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize("stored", [7, 8])
+def test_symmetric_gptq_means_the_middle_whatever_its_zero_points_are_stored_as(
+    version: str, stored: int, tmp_path: Path
+) -> None:
+    foreign = Foreign(gptq_config(4, version, symmetric=True), encode_gptq(4, 8 - stored), symmetric=True)
+    weights = save_foreign(tmp_path, foreign)
+    checkpoint = QuantizedCheckpoint(tmp_path)
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(checkpoint.linear(name).dequantize(), weight)
+    assert not checkpoint.scheme.zero_point
+
+
+def test_biases_of_zeros_are_those_that_a_tool_stores_where_there_are_none(tmp_path: Path) -> None:
+    weights = save_foreign(tmp_path, FOREIGN["gptq"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors[f"{UP}.bias"] = torch.zeros(96, dtype=torch.float16)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    linear = QuantizedCheckpoint(tmp_path).linear(UP)
+    assert linear.bias is None
+    np.testing.assert_array_equal(linear.dequantize(), weights[UP])
 
 
 def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:

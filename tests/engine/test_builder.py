@@ -15,7 +15,7 @@ import pytest
 from tiny_checkpoints import RandomCheckpoint
 
 from awq2trt import opset
-from awq2trt.engine.builder import BuildOptions, build_engine, import_tensorrt_rtx
+from awq2trt.engine.builder import build_engine, import_tensorrt_rtx
 from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError
 from awq2trt.graph.inline import inline_bodies
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE, WEIGHTS_FILE
@@ -68,7 +68,6 @@ def test_model_without_bodies_needs_the_plugin(tmp_path: Path) -> None:
 def test_every_body_builds(scheme: QuantScheme, bias: bool, tmp_path: Path) -> None:
     export_onnx(RandomCheckpoint(scheme, num_hidden_layers=1, attention_bias=bias), tmp_path)
     build_engine(tmp_path, RTX4090, tmp_path)
-    assert (tmp_path / ENGINE_FILE).stat().st_size > 0
     assert opset.W4A16_LINEAR.encode() not in (tmp_path / ENGINE_FILE).read_bytes()
 
 
@@ -93,8 +92,11 @@ def test_engine_for_several_gpus(dtype: str, tmp_path: Path) -> None:
     progress = _RecordingProgress()
     result = build_engine(tmp_path / MODEL_FILE, find_target("rtx"), tmp_path, progress=progress)
     assert result.compute_capabilities == ("SM86", "SM89", "SM120")
-    assert [(p.name, p.shortest, p.longest) for p in result.profiles] == [("prefill", 1, 64), ("decode", 1, 1)]
-    assert result.files == (tmp_path / ENGINE_FILE, tmp_path / "build.log")
+    assert [(p.name, p.tokens.shortest, p.tokens.longest) for p in result.profiles] == [
+        ("prefill", 1, 64),
+        ("decode", 1, 1),
+    ]
+    assert (tmp_path / ENGINE_FILE).stat().st_size > 0
     assert "ONNX IR version" in (tmp_path / "build.log").read_text()
     assert progress.tasks
     assert not list(tmp_path.glob("*.partial"))
@@ -106,7 +108,7 @@ def test_plugin_takes_the_nodes_although_they_have_bodies(exported: Path, tmp_pa
         library = find_plugin_library()
     except ToolError as error:
         pytest.skip(f"needs the plugin library: {error}")
-    build_engine(exported, RTX4090, tmp_path, options=BuildOptions(plugin_library=library))
+    build_engine(exported, RTX4090, tmp_path, plugin_library=library)
     engine = (tmp_path / ENGINE_FILE).read_bytes()
     assert opset.W4A16_LINEAR.encode() in engine
     for value in ir.load(exported / MODEL_FILE).graph.initializers.values():
@@ -161,7 +163,7 @@ def test_missing_weights_are_named(exported: Path, tmp_path: Path) -> None:
 
 def test_orin_is_not_built_here(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="Orin"):
-        build_engine(exported, find_target("orin"), tmp_path, options=BuildOptions())
+        build_engine(exported, find_target("orin"), tmp_path)
 
 
 def test_missing_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,8 +69,9 @@ def test_without_fused_layers_scores_and_a_second_cache_are_counted() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("zeros", [False, True])
-def test_weights_are_what_export_writes(tied: bool, zeros: bool, tmp_path: Path) -> None:
-    scheme = QuantScheme(4, 64, zero_point=zeros)
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_weights_are_what_export_writes(bits: int, tied: bool, zeros: bool, tmp_path: Path) -> None:
+    scheme = QuantScheme(bits, 64, zero_point=zeros)
     checkpoint = RandomCheckpoint(scheme, tie_word_embeddings=tied, attention_bias=True)
     export_onnx(checkpoint, tmp_path, options=ExportOptions(max_seq_len=32))
     model = ir.load(tmp_path / "model.onnx")

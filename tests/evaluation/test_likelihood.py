@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 from awq2trt.errors import UsageError
 from awq2trt.evaluation import likelihood
 from awq2trt.evaluation.likelihood import TokenizedContinuation, tokenize, torch_scores
-from awq2trt.evaluation.results import TaskRequest
-from awq2trt.evaluation.tasks import Continuation, read_task, score_task
+from awq2trt.evaluation.results import EvalRequest, TaskExamples
+from awq2trt.evaluation.tasks import Continuation, TaskScore, read_task, score_task
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions, QuantizeOptions
-from awq2trt.stages.evaluate import task_stage
+from awq2trt.stages.evaluate import eval_stage
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 from awq2trt.text.tokenizer import load_tokenizer, tokenizer_of
@@ -53,6 +53,12 @@ def test_scores_are_those_of_transformers(model: Path, monkeypatch: pytest.Monke
         with torch.inference_mode():
             chosen = oracle(tokens).logits[0].log_softmax(-1)[:-1].gather(1, tokens[0, 1:, None])
         assert score.log_probability == pytest.approx(float(chosen[-request.scored :].sum()), abs=1e-3)
+
+
+def test_a_text_beyond_the_model_s_positions_is_refused(model: Path) -> None:
+    requests = [TokenizedContinuation((1,) * count, 1) for count in (9, 257)]
+    with pytest.raises(UsageError, match=r"piqa: the longest text: expected at most 256 tokens.*got 257"):
+        torch_scores(open_source(str(model)), requests, SilentProgress(), "piqa")
 
 
 def test_greedy_continuations_are_known(model: Path) -> None:
@@ -90,13 +96,13 @@ def test_every_kind_of_model_has_a_score(model: Path, tmp_path: Path) -> None:
     rows = [{"goal": f"goal {n}", "sol1": "one way", "sol2": "or another", "label": n % 2} for n in range(6)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     models = (str(model), str(tmp_path / "checkpoint"), str(tmp_path / "onnx"))
-    results = list(task_stage(TaskRequest(models, "piqa", tmp_path / "rows.jsonl"), SilentProgress()))
+    results = list(eval_stage(EvalRequest(models, TaskExamples("piqa", tmp_path / "rows.jsonl")), SilentProgress()))
     assert [(result.executor, result.scheme) for result in results] == [
         ("PyTorch", None),
         ("PyTorch", "int4-g32-asym"),
-        ("ONNX Runtime", "int4-g32-asym"),
+        ("ONNX Runtime, CPU", "int4-g32-asym"),
     ]
-    assert results[1].score == results[2].score
+    assert results[1].measured == results[2].measured
 
 
 def _shortest(task: str, directory: Path) -> tuple[Path, list[dict[str, Any]]]:
@@ -161,6 +167,7 @@ def test_lm_eval_takes_our_models(model: Path, tmp_path: Path) -> None:
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }
     theirs = lm_eval.simple_evaluate(model=Awq2trtLM(model, SilentProgress()), tasks=[task], bootstrap_iters=0)
-    (ours,) = task_stage(TaskRequest((str(model),), "piqa", tmp_path / "rows.jsonl"), SilentProgress())
-    assert theirs["results"]["piqa_local"]["acc,none"] == ours.score.accuracy
-    assert theirs["results"]["piqa_local"]["acc_norm,none"] == ours.score.accuracy_normalised
+    (ours,) = eval_stage(EvalRequest((str(model),), TaskExamples("piqa", tmp_path / "rows.jsonl")), SilentProgress())
+    assert isinstance(ours.measured, TaskScore)
+    assert theirs["results"]["piqa_local"]["acc,none"] == ours.measured.accuracy
+    assert theirs["results"]["piqa_local"]["acc_norm,none"] == ours.measured.accuracy_normalised

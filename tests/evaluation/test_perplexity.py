@@ -1,9 +1,8 @@
-"""Perplexity and agreement against transformers and arithmetic by hand."""
+"""Perplexity against transformers, and the windows it is measured on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from tiny_models import save_llama, tokens
 from transformers import AutoModelForCausalLM
 
 from awq2trt.errors import UsageError
-from awq2trt.evaluation.perplexity import agreement, first_windows, perplexity, torch_logits
+from awq2trt.evaluation.perplexity import first_windows, perplexity, torch_logits
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
 
@@ -37,17 +36,3 @@ def test_windows_come_from_the_start_one_after_another() -> None:
     assert first_windows(list(range(10)), windows=99, seqlen=4, where="t").shape == (2, 4)
     with pytest.raises(UsageError, match="expected at least 11 tokens, got 10"):
         first_windows(list(range(10)), windows=1, seqlen=11, where="t")
-
-
-def _constant(rows: torch.Tensor, pieces: int) -> Iterator[torch.Tensor]:
-    return iter(rows.chunk(pieces))
-
-
-def test_agreement_is_kl_and_top1() -> None:
-    p = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
-    q = torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]])
-    windows = torch.zeros(1, 2, dtype=torch.int64)
-    found = agreement(windows, lambda _: _constant(p.log(), 1), lambda _: _constant(q.log() + 3.0, 2))
-    assert found.top1 == 0.5
-    assert found.positions == 2
-    assert found.mean_kl == pytest.approx((0.5 * math.log(2) - 0.25 * math.log(2)) / 2)

@@ -54,7 +54,7 @@ def test_it_gives_the_exported_models_scores(
     feeds |= {"input_ids": np.asarray([TOKENS]), "cache_position": np.asarray([0])}
     names = [value.name for value in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, feeds), strict=True))
-    expected = OrtBackend.load(exported[0], lowered=False).forward(TOKENS)
+    expected = OrtBackend.load(exported[0]).forward(TOKENS)
     assert relative_error(outputs["logits"].ravel(), expected) < 5e-3
     if NEXT_TOKEN in outputs:
         assert outputs[NEXT_TOKEN].tolist() == [[int(outputs["logits"].argmax())]]

@@ -11,14 +11,14 @@ from tiny_models import save_llama
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import ToolError, UsageError
-from awq2trt.evaluation.results import EvalRequest, TaskRequest
+from awq2trt.evaluation.results import EvalRequest, TaskExamples, TextWindows
 from awq2trt.machine.device import available_bytes, computing_on, require_device
 from awq2trt.machine.memory import read_memory
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import QuantizeOptions
-from awq2trt.stages.evaluate import eval_stage, task_stage
+from awq2trt.stages.evaluate import eval_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 
@@ -86,10 +86,10 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(
             QuantizeRequest(str(model), output, QuantizeOptions(), device="cuda"), SilentProgress()
         ),
         "eval": lambda: eval_stage(
-            EvalRequest((str(model),), str(tmp_path / "text.txt"), 1, 64, "cuda"), SilentProgress()
+            EvalRequest((str(model),), TextWindows(str(tmp_path / "text.txt"), 1, 64), "cuda"), SilentProgress()
         ),
-        "eval --task": lambda: task_stage(
-            TaskRequest((str(model),), "piqa", tmp_path / "rows.jsonl", device="cuda"), SilentProgress()
+        "eval --task": lambda: eval_stage(
+            EvalRequest((str(model),), TaskExamples("piqa", tmp_path / "rows.jsonl"), "cuda"), SilentProgress()
         ),
     }
     with pytest.raises(UsageError, match="finds no GPU"):

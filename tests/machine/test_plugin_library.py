@@ -19,7 +19,7 @@ import awq2trt
 from awq2trt import opset
 from awq2trt.errors import ToolError
 from awq2trt.machine import plugin_library
-from awq2trt.machine.bench import GemmProblem
+from awq2trt.machine.kernels import GemmProblem
 from awq2trt.machine.plugin_library import PluginLibrary, find_plugin_library, load_into_registry
 
 REPOSITORY = Path(__file__).parents[2]

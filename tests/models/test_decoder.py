@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import save_llama, save_mistral, tokens
+from tiny_models import save_family, save_llama, save_mistral, tokens
 from transformers import AutoModelForCausalLM
 
+from awq2trt.errors import UsageError
 from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block, run_model
+from awq2trt.models.families import family_named
 from awq2trt.models.sources.safetensors import SafetensorsSource
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -85,3 +87,11 @@ def _one_by_one(source: SafetensorsSource, ids: torch.Tensor) -> torch.Tensor:
                 hidden = runner.run(weights, hidden, layer=layer, cache=cache)
             steps.append(hidden)
     return torch.cat(steps, dim=1)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])  # positions by angles, and positions of a table
+def test_texts_beyond_the_model_s_positions_are_refused(family: str, tmp_path: Path) -> None:
+    source = SafetensorsSource(save_family(tmp_path, {**family_named(family).example, "max_position_embeddings": 16}))
+    assert run_model(source, tokens(1, 16)).shape[1] == 16
+    with pytest.raises(UsageError, match=r"expected at most 16 tokens.*got 17"):
+        run_model(source, tokens(1, 17))

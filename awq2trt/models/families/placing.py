@@ -21,7 +21,7 @@ def first_unplaced(spec: DecoderSpec, names: Iterable[str], *, quantized: bool =
     Args:
         spec: The description.
         names: All tensors of the checkpoint.
-        quantized: Linears have other tensors than weight and bias: any tensor of a described module has its place.
+        quantized: Linears of blocks have tensors of their layout: whatever is theirs has its place.
     """
     placed = _Places(spec, quantized=quantized)
     return next((name for name in sorted(names, key=_reading_order) if not placed.has(name)), None)
@@ -44,15 +44,11 @@ class _Places:
 
     def __init__(self, spec: DecoderSpec, *, quantized: bool) -> None:
         head = {f"{spec.head}.weight"}  # stored beside the embedding by some who tie them
-        self._outer = self._kinds({*spec.outer_shapes(), *head}, quantized=quantized)
-        self._block = self._kinds({*spec.stored_block_shapes(), *spec.optional_block_shapes()}, quantized=quantized)
+        self._outer = {*spec.outer_shapes(), *head}
+        self._block = {*spec.stored_block_shapes(), *spec.optional_block_shapes()}
+        self._quantized = {*spec.stored_linears()} if quantized else set()
         self._prefix = re.compile(re.escape(spec.block_prefix).replace(r"\{layer\}", r"\d+"))
         self._optional_prefix = spec.optional_prefix
-        self._quantized = quantized
-
-    @staticmethod
-    def _kinds(names: set[str], *, quantized: bool) -> set[str]:
-        return {name.rpartition(".")[0] for name in names} if quantized else names
 
     def has(self, name: str) -> bool:
         if name.endswith(_BUFFERS):
@@ -60,8 +56,9 @@ class _Places:
         for full in (name, self._optional_prefix + name):
             block = self._prefix.match(full)
             relative = full[block.end() :] if block else full
-            wanted = relative.rpartition(".")[0] if self._quantized else relative
-            if wanted in (self._block if block else self._outer):
+            if relative in (self._block if block else self._outer):
+                return True
+            if block and relative.rpartition(".")[0] in self._quantized:
                 return True
         return False
 

@@ -24,6 +24,9 @@ Array = NDArray[Any]
 
 CONFIG_FILE: Final = "config.json"
 
+FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
+"""NumPy's names of the types that weights may have."""
+
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -60,6 +63,11 @@ class ModelSource(ABC):
     def files(self) -> tuple[Path, ...]:
         """The files that hold the weights, for hashes."""
 
+    @property
+    def side_files(self) -> tuple[Path, ...]:
+        """Files beside the weights that decide what the model is and reads: configuration and tokenizer, for hashes."""
+        return ()
+
     @abstractmethod
     def tensor(self, name: str) -> Array:
         """One tensor by its Hugging Face name, in its stored dtype (fp16, bf16 or fp32).
@@ -77,10 +85,10 @@ class ModelSource(ABC):
         """Writes the tokenizer and generation files that the model has into `directory`."""
 
     def checked_tensor(self, name: str, shape: tuple[int, ...]) -> Array:
-        """A tensor, its shape and finiteness verified.
+        """A tensor, its shape, type and finiteness verified.
 
         Raises:
-            CheckpointError: Missing, of another shape, or with NaN or infinite values.
+            CheckpointError: Missing, of another shape, of integers, or with NaN or infinite values.
         """
         value = self.tensor(name)
         if value.shape != shape:
@@ -88,6 +96,12 @@ class ModelSource(ABC):
                 f"expected shape {list(shape)}, got {list(value.shape)}.",
                 where=name,
                 fix="config.json and the weights do not belong together; download both again.",
+            )
+        if value.dtype.name not in FLOATS:
+            raise CheckpointError(
+                f"expected weights of a floating-point type ({', '.join(FLOATS)}), got {value.dtype}.",
+                where=name,
+                fix="use the model in fp16, bf16 or fp32.",
             )
         finite = np.isfinite(value)
         if not finite.all():
@@ -149,6 +163,11 @@ def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
             where=str(directory / CONFIG_FILE),
             fix="use a model whose architecture is built into transformers; awq2trt runs no remote code.",
         )
+
+
+def files_beside_weights(directory: Path) -> tuple[Path, ...]:
+    """Configuration and tokenizer of a model's directory, as far as they are there."""
+    return tuple(path for name in (CONFIG_FILE, *TOKENIZER_FILES) if (path := directory / name).is_file())
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:

@@ -1,59 +1,119 @@
-"""Models as directories of safetensors files, single or sharded, as Hugging Face stores them."""
+"""Models as directories of safetensors files, single or sharded, as Hugging Face stores them.
+
+In: a directory. Out: its tensors, from the files that transformers 5.24 chooses
+(`modeling_utils._get_resolved_checkpoint_files`), and the model described.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors needs)
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from awq2trt.errors import CheckpointError, UsageError
-from awq2trt.models.families import describe_model
-from awq2trt.models.sources.base import Array, ModelSource, copy_tokenizer, read_config, refuse_remote_code
+from awq2trt.models.families import DecoderSpec, describe_model
+from awq2trt.models.sources.base import (
+    Array,
+    ModelSource,
+    copy_tokenizer,
+    files_beside_weights,
+    read_config,
+    refuse_remote_code,
+)
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 
 SINGLE_FILE: Final = "model.safetensors"
 
+_INDEX_SUFFIX: Final = ".index.json"
+
 PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+_WEIGHTS_KEY: Final = "transformers_weights"
+"""Key of config.json by which a model names its weight file, or the index of its shards."""
+
+_FLOATS: Final = ("F16", "BF16", "F32", "F64")
+"""Types that weights may have, as safetensors calls them; the codes of quantized linears are integers."""
+
+_COMPARED_ROWS: Final = 8192
+"""Rows of embedding and head that are compared at once: 8,192 x 8,192 fp16 are 128 MiB."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a file's header says of a tensor.
+
+    Attributes:
+        path: The file.
+        dtype: safetensors' name of its type.
+        shape: Its shape.
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class SafetensorsFiles:
     """The tensors of one or many safetensors files, opened lazily and memory-mapped.
 
     Args:
-        file_of: Tensor name -> the file that holds it.
+        stored: By tensor name.
         where: What the files are together, for errors.
     """
 
-    def __init__(self, file_of: Mapping[str, Path], where: str) -> None:
-        self._file_of = file_of
+    def __init__(self, stored: Mapping[str, StoredTensor], where: str) -> None:
+        self._stored = stored
         self._where = where
 
     @classmethod
-    def in_directory(cls, directory: Path) -> SafetensorsFiles:
-        """All tensors of a checkpoint directory, single file or sharded."""
-        return cls(_tensor_files(directory), str(directory))
+    def in_directory(cls, directory: Path, config: Mapping[str, Any]) -> SafetensorsFiles:
+        """All tensors of a model's directory, from the files that transformers would load.
+
+        Raises:
+            CheckpointError: It would load none, or one is missing or damaged.
+        """
+        stored: dict[str, StoredTensor] = {}
+        for path in _weight_files(directory, config):
+            stored |= _read_header(path)
+        return cls(stored, str(directory))
 
     @classmethod
     def of_file(cls, path: Path) -> SafetensorsFiles:
         """The tensors of one file."""
-        with _open_safetensors(path) as file:
-            return cls(dict.fromkeys(file.keys(), path), str(path))
+        return cls(_read_header(path), str(path))
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The weight files, sorted."""
-        return tuple(sorted(set(self._file_of.values())))
+        return tuple(sorted({tensor.path for tensor in self._stored.values()}))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+        return name in self._stored
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+        return iter(self._stored)
+
+    def header(self, name: str) -> StoredTensor:
+        """What the header says of a tensor that is there."""
+        return self._stored[name]
+
+    def equal(self, first: str, second: str) -> bool:
+        """Whether two matrices are the same, a few rows in memory at a time; both are there."""
+        rows = self.header(first).shape[0]
+        if self.header(first).shape != self.header(second).shape:
+            return False
+        with self._open(first) as one, self._open(second) as other:
+            pieces = (slice(start, min(start + _COMPARED_ROWS, rows)) for start in range(0, rows, _COMPARED_ROWS))
+            a, b = one.get_slice(first), other.get_slice(second)
+            return all(np.array_equal(a[piece].astype(np.float32), b[piece].astype(np.float32)) for piece in pieces)
 
     def tensor(self, name: str) -> Array:
         """One tensor in its stored dtype.
@@ -61,19 +121,73 @@ class SafetensorsFiles:
         Raises:
             CheckpointError: Missing, or the file is damaged.
         """
-        if name not in self._file_of:
+        if name not in self._stored:
             raise CheckpointError(
                 "the checkpoint has no such tensor.",
                 where=f"{self._where}: {name}",
                 fix="download the checkpoint again; a shard may be missing.",
             )
-        path = self._file_of[name]
-        with _open_safetensors(path) as file:
+        with self._open(name) as file:
             try:
                 value: Array = file.get_tensor(name)
             except (SafetensorError, ValueError, TypeError) as error:
-                raise _damaged(path, error) from error
+                raise _damaged(self._stored[name].path, error) from error
         return value
+
+    def _open(self, name: str) -> Any:
+        return _open_safetensors(self._stored[name].path)
+
+
+def describe_stored(config: Mapping[str, Any], tensors: SafetensorsFiles, *, quantized: bool = False) -> DecoderSpec:
+    """Describes a model by its config.json and what lies beside it.
+
+    As in transformers, a head that the file has wins over `tie_word_embeddings`, unless it is the embedding.
+
+    Args:
+        config: config.json.
+        tensors: Of the model.
+        quantized: Linears of blocks are stored in a layout of quantized checkpoints.
+
+    Raises:
+        UnsupportedError: No family describes it.
+        CheckpointError: A weight is not of a floating-point type.
+    """
+    spec = describe_model(config, [*tensors], quantized=quantized)
+    head, embedding = f"{spec.head}.weight", stored_name(spec, tensors, f"{spec.embedding}.weight")
+    linears = spec.stored_linears() if quantized else {}
+    weights = [head, *spec.outer_shapes()]
+    for layer in range(spec.num_layers):
+        prefix = spec.prefix(layer)
+        weights += [prefix + name for name in spec.stored_block_shapes() if name.rpartition(".")[0] not in linears]
+    for weight in (stored_name(spec, tensors, name) for name in weights):
+        if weight in tensors and tensors.header(weight).dtype not in _FLOATS:
+            raise CheckpointError(
+                f"expected weights of a floating-point type ({', '.join(_FLOATS)}), got "
+                f"{tensors.header(weight).dtype}.",
+                where=f"{tensors.header(weight).path}: {weight}",
+                fix="use the model in fp16, bf16 or fp32: these are codes, whose scales no config.json names.",
+            )
+    if (
+        spec.tie_embeddings
+        and head in tensors
+        and embedding != head
+        and embedding in tensors
+        and not tensors.equal(head, embedding)
+    ):
+        return replace(spec, tie_embeddings=False)
+    return spec
+
+
+def stored_name(spec: DecoderSpec, tensors: SafetensorsFiles, name: str) -> str:
+    """The name in the file, which may lack the part that only the model with its head has.
+
+    An embedding that is the head may be stored as the head alone.
+    """
+    short, head = name.removeprefix(spec.optional_prefix), f"{spec.head}.weight"
+    if name in tensors or short in tensors:
+        return name if name in tensors else short
+    is_head = spec.tie_embeddings and name == f"{spec.embedding}.weight"
+    return head if is_head and head in tensors else name
 
 
 class SafetensorsSource(ModelSource):
@@ -90,61 +204,100 @@ class SafetensorsSource(ModelSource):
                 where=str(directory),
                 fix=f"export it as it is with `awq2trt export {directory} -o DIR`, or quantize the original model.",
             )
-        self._tensors = SafetensorsFiles.in_directory(directory)
-        self.spec = describe_model(self.config, [*self._tensors])
+        self._tensors = SafetensorsFiles.in_directory(directory, self.config)
+        self.spec = describe_stored(self.config, self._tensors)
 
     @property
     def files(self) -> tuple[Path, ...]:
         return self._tensors.files
 
+    @property
+    def side_files(self) -> tuple[Path, ...]:
+        return files_beside_weights(self.directory)
+
     def tensor(self, name: str) -> Array:
-        return self._tensors.tensor(self._stored_name(name))
+        return self._tensors.tensor(stored_name(self.spec, self._tensors, name))
 
     def has(self, name: str) -> bool:
-        return self._stored_name(name) in self._tensors
-
-    def _stored_name(self, name: str) -> str:
-        """The name in the file, which may lack the part that only the model with its head has."""
-        short = name.removeprefix(self.spec.optional_prefix)
-        return short if name not in self._tensors and short in self._tensors else name
+        return stored_name(self.spec, self._tensors, name) in self._tensors
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)
 
 
-def _tensor_files(directory: Path) -> dict[str, Path]:
-    """Tensor name -> file, from the index where there is one, else from the files' headers."""
-    index = directory / INDEX_FILE
-    if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"not a safetensors index: {error}.", where=str(index), fix="download it again."
-            ) from error
-        missing = sorted({file for file in weight_map.values() if not (directory / file).is_file()})
-        if missing:
-            raise CheckpointError(
-                f"the index names files that are not there: {', '.join(missing)}.",
-                where=str(index),
-                fix="download them.",
-            )
-        return {name: directory / file for name, file in weight_map.items()}
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        pickled = sorted(path for pattern in PICKLED for path in directory.glob(pattern))
-        if pickled:
-            raise pickled_error(pickled[0])
+def has_weights(directory: Path) -> bool:
+    """Whether there are any weights in a directory, of whatever kind."""
+    return any(next(directory.glob(pattern), None) for pattern in ("*.safetensors", INDEX_FILE, *PICKLED))
+
+
+def _weight_files(directory: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The files that transformers would load: what config.json names, `model.safetensors`, or the shards of the index.
+
+    Other files in the directory are other models: adapters, backups, the same weights under other names.
+    """
+    named = config.get(_WEIGHTS_KEY)
+    candidates = (SINGLE_FILE, INDEX_FILE) if named is None else (str(named),)
+    for name in candidates:
+        path = _inside(directory, name, where=f"{directory}: {_WEIGHTS_KEY}")
+        if path.is_file():
+            return _shards(path) if name.endswith(_INDEX_SUFFIX) else [path]
+    pickled = sorted(path for pattern in PICKLED for path in directory.glob(pattern))
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    if pickled and not others:
+        raise pickled_error(pickled[0])
+    raise CheckpointError(
+        f"expected {' or '.join(candidates)}, got {', '.join(others) or 'no .safetensors files'}.",
+        where=str(directory),
+        fix=f"rename the model's own file to {SINGLE_FILE}, or download the index of its shards."
+        if others
+        else "name the directory that holds the weights.",
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files of an index, in the order in which transformers loads them: of a tensor in several, the last counts."""
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            "no .safetensors files in this directory.",
-            where=str(directory),
-            fix="name the directory that holds the weights.",
+            f"not a safetensors index ({type(error).__name__}: {error}).", where=str(index), fix="download it again."
+        ) from error
+    paths = {name: _inside(index.parent, name, where=str(index)) for name in names}
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    if missing or not paths:
+        raise CheckpointError(
+            f"the index names files that are not there: {', '.join(missing)}." if missing else "the index is empty.",
+            where=str(index),
+            fix="download them." if missing else "download it again.",
         )
-    found: dict[str, Path] = {}
-    for path in files:
-        with _open_safetensors(path) as file:
-            found.update(dict.fromkeys(file.keys(), path))
-    return found
+    headers = {name: _read_header(path) for name, path in paths.items()}
+    for name, file in weight_map.items():
+        if name not in headers[file]:
+            raise CheckpointError(
+                f"{file} has no tensor {name}, which the index says it has.",
+                where=str(index),
+                fix="the index and its shards are of different models; download them together.",
+            )
+    return list(paths.values())
+
+
+def _inside(directory: Path, name: object, *, where: str) -> Path:
+    """A file of the directory by the name that the model's own files give it."""
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise CheckpointError(
+            f"expected the name of a file in the model's directory, got {name!r}.",
+            where=where,
+            fix="download it again.",
+        )
+    return directory / name
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of a file, by name."""
+    with _open_safetensors(path) as file:
+        views = {name: file.get_slice(name) for name in list(file.keys())}
+        return {name: StoredTensor(path, view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
 
 
 def _open_safetensors(path: Path) -> Any:

@@ -21,7 +21,7 @@ from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.machine.gpu import INSTALL, PROVIDER, CudaMemory, open_cuda, require_gpu, require_onnxruntime
 from awq2trt.machine.plugin_library import find_operators, find_plugin_library
 from awq2trt.runtime.bits import STORED
-from awq2trt.runtime.ort.cpu import OrtBackend
+from awq2trt.runtime.ort.backend import OrtBackend
 from awq2trt.runtime.ort.cuda import PREFILL_CHUNK, CudaBackend, cache_bytes, dtype_name
 from awq2trt.runtime.ort.session import CPU_PROVIDER, Execution, open_session
 from awq2trt.target import CPU_TARGET, CUDA_TARGET

@@ -1,10 +1,10 @@
-"""Runs a built engine as `check` runs everything else: the same calls, every position's logits, a cache between calls.
+"""A conversation with a built engine: an `awq2trt.runtime.Backend`, tokens in and scores of the next one out.
 
-Three layers, of which only the last needs a GPU:
+`check` reaches an engine through three layers, of which only the last needs a GPU:
 
 - `EngineRunner` answers the calls of `check`;
-- `EngineBackend` is one conversation: it splits tokens into calls that an optimization profile takes, and carries the
-  cache tensors from each call to the next;
+- `EngineBackend`, here, splits tokens into calls that an optimization profile takes, and carries the cache tensors from
+  each call to the next;
 - `TrtSession` makes one call, through polygraphy's `TrtRunner`.
 
 **No engine of ours has been run yet**: TensorRT-RTX runs on GeForce RTX, TensorRT builds on the Jetson, and this

@@ -54,6 +54,7 @@ class EngineBuild:
         has_plugin: Quantized linears run in our kernels, not in TensorRT's.
         profiles: In the engine's order.
         contract: Its inputs and outputs.
+        gpu: Name of the GPU that built it, where it runs on such a one alone and that is known.
         problem: Why it is not this build's engine; None if it is.
     """
 
@@ -65,12 +66,15 @@ class EngineBuild:
     has_plugin: bool
     profiles: tuple[ProfileRecord, ...]
     contract: IoContract
+    gpu: str | None = None
     problem: str | None = None
 
     @property
     def needs(self) -> str:
         """What runs it, for people."""
-        gpu = f"compute capability {' or '.join(self.capabilities)}" if self.capabilities else "the GPU that built it"
+        gpu = self.gpu or "the GPU that built it"
+        if self.capabilities:
+            gpu = f"compute capability {' or '.join(self.capabilities)}"
         return f"{gpu}, {_TITLES[self.flavour]} {self.tensorrt_version}"
 
 
@@ -108,6 +112,7 @@ def engine_of(artifact: Artifact) -> EngineBuild | None:
             cpu=find_target(record.target).cpu,
             has_plugin=record.plugin_version is not None,
             profiles=record.profiles[DECODER],
+            gpu=record.gpu,
         )
     kit = contents.kit
     if kit is None:
@@ -136,6 +141,8 @@ def why_not_here(engine: EngineBuild, machine: Machine) -> str | None:
         return (
             f"the GPU here is {machine.gpu}, compute capability {machine.capability}, the engine needs {engine.needs}"
         )
+    if engine.gpu is not None and machine.gpu != engine.gpu:
+        return f"the GPU here is {machine.gpu}, the engine needs {engine.needs}"
     title = _TITLES[engine.flavour]
     install = _PACKAGES[engine.flavour].format(version=engine.tensorrt_version)
     version = machine.tensorrt.get(engine.flavour)

@@ -1,4 +1,7 @@
-"""An engine, ready to be called, through polygraphy's `TrtRunner`: all that needs a GPU."""
+"""An engine, ready to be called, through polygraphy's `TrtRunner`: all that needs a GPU.
+
+In: an `EngineBuild`, then tokens, positions and caches. Out: the engine's outputs, logits on the host as fp32.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from polygraphy.logger import G_LOGGER
 
 from awq2trt.errors import ToolError
 from awq2trt.io_contract import TensorContract
+from awq2trt.machine.tensorrt_logger import listening_logger
 from awq2trt.runtime.bits import STORED, widen
 from awq2trt.runtime.trt.engine import MODULES, POLYGRAPHY_SWITCH, EngineBuild
 from awq2trt.target import Flavour
@@ -80,7 +84,12 @@ class TrtSession:
         from polygraphy.mod.trt_importer import lazy_import_trt
 
         trt = lazy_import_trt()
-        self._logger = _logger_class(trt)(self._errors)  # TensorRT only borrows it
+
+        def hear(severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self._errors.append(" ".join(message.split()))
+
+        self._logger = listening_logger(trt, hear)
         runtime = trt.Runtime(self._logger)
         self._runner = TrtRunner(EngineFromPath(str(self._engine.path), runtime=runtime))
         self._runner.activate()
@@ -146,20 +155,3 @@ def unmet_needs(flavour: Flavour) -> str | None:
     except (PolygraphyException, OSError) as error:
         return f"polygraphy needs the CUDA runtime library ({error}): pip install nvidia-cuda-runtime"
     return None
-
-
-def _logger_class(trt: Any) -> Callable[[list[str]], Any]:
-    """The logger's class; TensorRT's base class exists only once TensorRT is imported."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors."""
-
-        def __init__(self, errors: list[str]) -> None:
-            trt.ILogger.__init__(self)
-            self._errors = errors
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self._errors.append(" ".join(message.split()))
-
-    return Logger

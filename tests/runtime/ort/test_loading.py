@@ -10,7 +10,8 @@ import tiny_models
 from host_memory import HostMemory
 
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.checking.chain import ON_GPU, run_chain
+from awq2trt.checking.chain import run_chain
+from awq2trt.checking.results import ON_GPU
 from awq2trt.checking.subject import find_subject
 from awq2trt.errors import ToolError, UsageError
 from awq2trt.evaluation.model_shapes import SHAPES

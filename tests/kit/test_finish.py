@@ -145,6 +145,29 @@ def _lose_a_file(kit: Path, orin: Orin) -> None:
     (kit / LIBRARY).unlink()
 
 
+def _sums(change: Callable[[list[str]], list[str]]) -> Callable[[Path, Orin], None]:
+    """Writes SHA256SUMS anew, and damages the weights that it then may not notice."""
+
+    def apply(kit: Path, orin: Orin) -> None:
+        lines = (kit / "SHA256SUMS").read_text().splitlines(keepends=True)
+        (kit / "SHA256SUMS").write_text("".join(change(lines)))
+        _flip_a_byte(kit, orin)
+
+    return apply
+
+
+def _without(name: str) -> Callable[[Path, Orin], None]:
+    return _sums(lambda lines: [line for line in lines if not line.endswith(f"  {name}\n")])
+
+
+def _spoil_the_hash(lines: list[str]) -> list[str]:
+    return [f"?{line[1:]}" if line.endswith("  model.onnx.data\n") else line for line in lines]
+
+
+def _up_to_the_conf(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.endswith("  kit.conf\n")]
+
+
 def _set(**facts: object) -> Callable[[Path, Orin], None]:
     def change(kit: Path, orin: Orin) -> None:
         for name, value in facts.items():
@@ -156,6 +179,13 @@ def _set(**facts: object) -> Callable[[Path, Orin], None]:
 BROKEN = [
     pytest.param(_flip_a_byte, 10, r"changed since the kit was made: model\.onnx\.data\.", "copy the kit", id="byte"),
     pytest.param(_flip_a_byte_of_the_manifest, 10, r"kit was made: manifest\.json\.", "copy the kit", id="manifest"),
+    pytest.param(_sums(lambda lines: []), 10, "SHA256SUMS is empty, or not as", "copy the kit", id="byte-no-sums"),
+    pytest.param(_sums(_spoil_the_hash), 10, "SHA256SUMS is empty, or not as", "copy the kit", id="byte-not-a-hash"),
+    pytest.param(_sums(_up_to_the_conf), 10, r"names 1 files, and this kit has \d+:", "copy the kit", id="byte-cut"),
+    pytest.param(
+        _without("model.onnx.data"), 10, r"names \d+ files, and this kit has \d+:", "copy the kit", id="byte-one-less"
+    ),
+    pytest.param(_sums(lambda lines: lines[:1]), 10, r"does not name kit\.conf", "copy the kit", id="byte-no-conf"),
     pytest.param(_lose_a_file, 11, rf"{LIBRARY} is missing", "copy the kit", id="missing"),
     pytest.param(_set(cpu="x86_64"), 12, r"for aarch64 .*this machine is x86_64", "run it there", id="cpu"),
     pytest.param(_set(jetson_linux="R36"), 13, r"JetPack 7\.2, .* has JetPack 6\.", "--jetpack", id="jetpack"),

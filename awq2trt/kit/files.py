@@ -22,8 +22,9 @@ import onnx_ir as ir
 
 from awq2trt import opset
 from awq2trt.artifact.golden import DESCRIPTION_FILE, read_golden
-from awq2trt.artifact.records import KitRecord, ProfileRecord
+from awq2trt.artifact.records import KitRecord
 from awq2trt.engine.predict import WORKSPACE_BYTES, Footprint
+from awq2trt.engine.profiles import decoder_profiles
 from awq2trt.errors import UnsupportedError
 from awq2trt.graph.basic_ops import drop_functions, fix_batch, lower_to_basic_ops
 from awq2trt.graph.read import open_decoder
@@ -42,9 +43,6 @@ VERSION_HEADER: Final = "version.h"
 
 _HERE: Final = Path(__file__).parent
 TEMPLATES: Final = (_HERE / SCRIPT_FILE, _HERE / "README.template.md")
-
-TYPICAL_PREFILL: Final = 512
-"""Prompt length that TensorRT chooses prefill kernels for."""
 
 _LONGEST_UNFUSED_PREFILL: Final = 512
 """Where attention scores are tensors, a longer prompt goes in pieces of this, or its scores would fill the memory."""
@@ -83,7 +81,6 @@ def longest_prefill(capacity: int, jetpack: JetPack) -> int:
 
 def kit_record(plan: KitPlan, capacity: int) -> KitRecord:
     """What the manifest says of the kit."""
-    longest = longest_prefill(capacity, plan.jetpack)
     return KitRecord(
         target=plan.target.name,
         compute_capability=plan.target.capability_names[0],
@@ -92,12 +89,7 @@ def kit_record(plan: KitPlan, capacity: int) -> KitRecord:
         minimum_tensorrt=plan.jetpack.tensorrt,
         plugin_version=plan.plugin.library.version if plan.plugin.library else __version__,
         plugin_cuda=plan.plugin.library.cuda if plan.plugin.library else None,
-        profiles={
-            DECODER: (
-                ProfileRecord.of_tokens("prefill", 1, min(TYPICAL_PREFILL, longest), longest),
-                ProfileRecord.of_tokens("decode", 1, 1, 1),
-            )
-        },
+        profiles={DECODER: decoder_profiles(longest_prefill(capacity, plan.jetpack))},
         build_bytes=plan.footprint.build_bytes,
         run_bytes=plan.footprint.run_bytes,
         disk_bytes=_engine_bytes(plan),
@@ -133,12 +125,18 @@ def write_kit(onnx_directory: Path, names: Sequence[str], directory: Path, plan:
     dtype, capacity = _write_model(onnx_directory, directory / MODEL_FILE, plan)
     _write_plugin(plan, directory)
     golden = _golden_settings(directory) if DESCRIPTION_FILE in names else {"golden_calls": "", "golden_tolerance": "0"}
-    settings = _settings(plan, record) | golden | {"fraction_bits": str(_FRACTION_BITS[dtype])}
-    conf = "".join(f"kit_{key}={shlex.quote(value)}\n" for key, value in sorted(settings.items()))
-    (directory / CONF_FILE).write_text(conf, encoding="utf-8")
     shutil.copyfile(_HERE / SCRIPT_FILE, directory / SCRIPT_FILE)
     (directory / SCRIPT_FILE).chmod(0o755)
     (directory / README_FILE).write_text(_readme(plan, record, capacity), encoding="utf-8")
+    settings = _settings(plan, record) | golden
+    settings |= {"fraction_bits": str(_FRACTION_BITS[dtype]), "files": str(_files_of(directory))}
+    conf = "".join(f"kit_{key}={shlex.quote(value)}\n" for key, value in sorted(settings.items()))
+    (directory / CONF_FILE).write_text(conf, encoding="utf-8")
+
+
+def _files_of(directory: Path) -> int:
+    """Files that a kit's `SHA256SUMS` will name: what is there, kit.conf and the manifest."""
+    return sum(path.is_file() for path in directory.rglob("*")) + 2
 
 
 def _write_model(onnx_directory: Path, path: Path, plan: KitPlan) -> tuple[str, int]:

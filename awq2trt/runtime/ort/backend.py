@@ -1,15 +1,15 @@
 """ONNX Runtime on the CPU: a decoder with an in-place cache that grows with the conversation.
 
-An exported model is lowered in memory when it is loaded (`ort_lowering`), one that was built for the target `cpu` is
-taken as it is. The cache is bound as input and output at once, so that `TensorScatter` writes into it and nothing is
-copied between calls.
+In: the directory of a decoder, then tokens. Out: logits. An exported model is lowered in memory when it is loaded, to
+fast linears and fp32 (`ort_lowering`); one that was built for the target `cpu` is taken as it is. The cache is bound as
+input and output at once, so that `TensorScatter` writes into it and nothing is copied between calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,7 @@ class OrtBackend:
         self._sizes = sizes
         self._all_logits = all_logits  # whether a call gives a row for every token, not only the last
         self._grows = grows
-        self._dtype = _cache_dtype(session)
-        self._caches: list[NDArray[np.generic]] = []
+        self._caches: list[NDArray[np.float32]] = []
         self._position = 0
 
     @staticmethod
@@ -65,14 +64,12 @@ class OrtBackend:
         return OrtBackend(session, sizes, all_logits=rows, grows=ort_lowering.has_free_capacity(model))
 
     @staticmethod
-    def load(path: Path, *, all_logits: bool = False, lowered: bool = True, threads: int | None = None) -> OrtBackend:
+    def load(path: Path, *, all_logits: bool = False, threads: int | None = None) -> OrtBackend:
         """Loads an exported model.
 
         Args:
             path: `model.onnx`, or the directory that holds it.
             all_logits: Compute the logits of every position, for `logits`; `forward` works either way.
-            lowered: Rewrite the model into what this runtime runs fast. False runs the file and its function
-                bodies as they are, slowly.
             threads: Of ONNX Runtime; None for its own choice.
 
         Raises:
@@ -84,10 +81,9 @@ class OrtBackend:
             ort_lowering.keep_all_positions(model)
         elif not ort_lowering.keeps_last_position(model):
             all_logits = True  # exported so
-        if lowered:
-            ort_lowering.lower_linears(model, widened=True)
-            ort_lowering.widen_to_fp32(model)
-        grows = lowered and ort_lowering.has_free_capacity(model)
+        ort_lowering.lower_linears(model, widened=True)
+        ort_lowering.widen_to_fp32(model)
+        grows = ort_lowering.has_free_capacity(model)
         if grows:
             ort_lowering.free_capacity(model, sizes.num_layers)
         session = open_session(model, path, Execution(threads=threads))
@@ -153,11 +149,11 @@ class OrtBackend:
         self._binding.bind_cpu_input(INPUT_IDS, np.asarray([tokens], dtype=np.int64))
         self._binding.bind_cpu_input(CACHE_POSITION, np.asarray([self._position], dtype=np.int64))
         rows = len(tokens) if self._all_logits else 1
-        logits = np.empty((1, rows, self.vocab_size), self._dtype)  # fresh: the caller may keep what it got before
+        logits = np.empty((1, rows, self.vocab_size), np.float32)  # fresh: the caller may keep what it got before
         self._binding.bind_ortvalue_output(LOGITS, shared(logits))
         self._session.run_with_iobinding(self._binding)
         self._position += len(tokens)
-        scores: NDArray[np.float32] = logits[0].astype(np.float32, copy=False)
+        scores: NDArray[np.float32] = logits[0]
         return scores
 
     def _reserve(self, length: int) -> None:
@@ -172,7 +168,7 @@ class OrtBackend:
         new = min(new, sizes.capacity) if self._grows else sizes.capacity
         old, self._caches = self._caches, []
         for index in range(2 * sizes.num_layers):
-            cache = np.zeros((1, sizes.num_kv_heads, new, sizes.head_dim), self._dtype)
+            cache = np.zeros((1, sizes.num_kv_heads, new, sizes.head_dim), np.float32)
             if old:
                 cache[:, :, :held] = old[index]
             self._caches.append(cache)
@@ -187,8 +183,3 @@ class OrtBackend:
             value = shared(cache)
             self._binding.bind_ortvalue_input(past, value)
             self._binding.bind_ortvalue_output(present, value)
-
-
-def _cache_dtype(session: onnxruntime.InferenceSession) -> np.dtype[Any]:
-    kind = next(value.type for value in session.get_inputs() if value.name == "past_key_0")
-    return np.dtype({"tensor(float)": np.float32, "tensor(float16)": np.float16}[kind])

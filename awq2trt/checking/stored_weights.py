@@ -1,0 +1,118 @@
+"""Every stored tensor of a build, computed again from the stage before.
+
+In: a `Subject`. Out: what is wrong, stage by stage, and which stages cannot be run because files are damaged. `weights`
+holds one tensor to another; here is which tensor is held to which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from awq2trt.checking.results import ENGINE, FOLDED, ON_GPU, ONNX, ONNX_CUDA, QUANTIZED, RUNTIME
+from awq2trt.checking.subject import Subject
+from awq2trt.checking.tolerance import UNIT_ROUNDOFF
+from awq2trt.checking.weights import Finding, code_finding, onnx_findings, rounded_finding
+from awq2trt.checkpoint.writer import BFLOAT16
+from awq2trt.errors import CheckpointError
+from awq2trt.graph.read import open_decoder
+from awq2trt.models.families import DecoderSpec
+from awq2trt.models.sources.base import CONFIG_FILE
+from awq2trt.progress import Progress
+
+
+@dataclass(frozen=True)
+class WeightResult:
+    """What the weights alone tell, whatever the text.
+
+    Attributes:
+        findings: Stage -> what is wrong with its weights.
+        missing: Stage -> why it cannot be run.
+    """
+
+    findings: Mapping[str, Sequence[Finding]]
+    missing: Mapping[str, str]
+
+
+def check_weights(subject: Subject, progress: Progress) -> WeightResult:
+    """Computes every stored tensor again from the stage before.
+
+    Args:
+        subject: What to check.
+        progress: Counts blocks.
+    """
+    findings: dict[str, list[Finding]] = {FOLDED: [], QUANTIZED: [], ONNX: []}
+    missing = dict(subject.missing)
+    layers = subject.checkpoint.spec.num_layers
+    damaged = "not run: the checkpoint is damaged"
+    with progress.task("comparing weights", total=layers + 2) as advance:
+        for layer in range(-1, layers):
+            try:
+                folded, quantized = _outer_findings(subject) if layer < 0 else _block_findings(subject, layer)
+                findings[FOLDED] += folded
+                findings[QUANTIZED] += quantized
+            except CheckpointError as error:
+                tensor = _tensor_of(error)
+                findings[_owner(tensor, subject.checkpoint.spec)].append(Finding(tensor, error.what))
+                missing |= dict.fromkeys((FOLDED, QUANTIZED, ONNX, ONNX_CUDA, RUNTIME, ON_GPU, ENGINE), damaged)
+            advance(1)
+        if subject.onnx and damaged not in missing.values():
+            findings[ONNX] += onnx_findings(open_decoder(subject.onnx)[0], subject.checkpoint)
+        advance(1)
+    return WeightResult(findings, missing)
+
+
+def _outer_findings(subject: Subject) -> tuple[list[Finding], list[Finding]]:
+    """Of embedding, final norm and head, and of the description; nothing in them is quantized."""
+    checkpoint, original = subject.checkpoint, subject.original
+    tensors = checkpoint.outer()
+    if original is None:
+        return [], []
+    found = [rounded_finding(name, original.tensor(name), value) for name, value in tensors.items()]
+    ours, theirs = asdict(checkpoint.spec), asdict(original.spec)
+    changed = [key for key in theirs if ours[key] != theirs[key]]
+    if changed:
+        found.append(Finding(CONFIG_FILE, f"it describes another model than the original's: {', '.join(changed)}."))
+    return [finding for finding in found if finding], []
+
+
+def _block_findings(subject: Subject, layer: int) -> tuple[list[Finding], list[Finding]]:
+    """Of one block: its norms and biases held to the folded ones, its codes to the folded weights."""
+    checkpoint, spec = subject.checkpoint, subject.checkpoint.spec
+    prefix = spec.prefix(layer)
+    linears = {name: checkpoint.linear(prefix + name) for name in spec.block.linears}
+    checkpoint.block(layer)  # every number is one
+    folded = subject.folded()
+    if folded is None:
+        return [], []
+    weights = {name: value.numpy() for name, value in folded.folded_block(layer).items()}
+    plain: list[Finding | None] = []
+    for name, value in weights.items():
+        owner, _, kind = name.rpartition(".")
+        if owner not in linears:
+            plain.append(rounded_finding(prefix + name, value, checkpoint.tensor(prefix + name)))
+        elif kind == "bias":
+            bias = linears[owner].bias
+            lost = Finding(prefix + name, "the original has a bias, the checkpoint has none.")
+            plain.append(lost if bias is None else rounded_finding(prefix + name, value, bias))
+    roundoff = UNIT_ROUNDOFF[BFLOAT16] if checkpoint.config.get("torch_dtype") == BFLOAT16 else 0.0
+    codes = [
+        code_finding(prefix + name, weights[f"{name}.weight"], linear, nearest=subject.nearest, scale_roundoff=roundoff)
+        for name, linear in linears.items()
+    ]
+    return [finding for finding in plain if finding], [finding for finding in codes if finding]
+
+
+def _owner(tensor: str, spec: DecoderSpec) -> str:
+    """The stage that a damaged tensor of the checkpoint belongs to: codes to quantizing, all else to folding."""
+    quantized = ("", ".codes", ".qweight", ".scales", ".zeros", ".qzeros")
+    return (
+        QUANTIZED
+        if tensor.endswith(tuple(name + kind for name in spec.block.linears for kind in quantized))
+        else FOLDED
+    )
+
+
+def _tensor_of(error: CheckpointError) -> str:
+    """The tensor that an error is about, without the directory before it."""
+    return (error.where or "checkpoint").rpartition(": ")[2]

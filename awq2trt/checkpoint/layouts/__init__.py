@@ -1,0 +1,130 @@
+"""How quantized checkpoints store a linear: a row for every layout, told apart by `quantization_config` in config.json.
+
+In: tensors of one linear under their names in the checkpoint. Out: a `QuantizedLinear`, bit for bit; and back for the
+layouts that we write. A new layout is one file here and one row in `LAYOUTS`. NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from awq2trt.checkpoint.layouts import awq_gemm, compressed, gptq, natural
+from awq2trt.checkpoint.layouts.layout import (
+    BIAS,
+    DAMAGED,
+    QUANTIZE_AGAIN,
+    Array,
+    Layout,
+    LinearToUnpack,
+    StoredFormat,
+    Tensors,
+)
+from awq2trt.errors import CheckpointError, UnsupportedError, UsageError
+from awq2trt.models.families import DecoderSpec
+from awq2trt.scheme import SCALE_DTYPES, QuantizedLinear, QuantScheme
+
+__all__ = ["LAYOUTS", "Layout", "StoredFormat", "choose_layout", "pack_linear", "read_format", "unpack_linear"]
+
+LAYOUTS: Final[tuple[Layout, ...]] = (
+    awq_gemm.LAYOUT,
+    compressed.LAYOUT,
+    gptq.FIRST_VERSION,
+    gptq.SECOND_VERSION,
+    natural.LAYOUT,
+)
+"""Those that we write stand in the order in which other tools read them: the most widely read first."""
+
+
+def read_format(config: Mapping[str, Any], *, where: str) -> StoredFormat:
+    """What `quantization_config` describes.
+
+    Args:
+        config: config.json.
+        where: The file, for errors.
+
+    Raises:
+        CheckpointError: There is none, or keys are missing.
+        UnsupportedError: It describes a layout, a version or a width that is not read here.
+    """
+    where = f"{where}: quantization_config"
+    found = config.get("quantization_config")
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            "the checkpoint is not quantized.", where=where, fix="quantize it first: awq2trt quantize MODEL -o DIR"
+        )
+    layout = _layout_of(found, where)
+    bits, group_size, zero_point = layout.read(found, where)
+    try:
+        return StoredFormat(layout, QuantScheme(bits=bits, group_size=group_size, zero_point=zero_point))
+    except UsageError as error:
+        raise UnsupportedError(error.what, where=where, fix=QUANTIZE_AGAIN) from error
+
+
+def _layout_of(found: Mapping[str, Any], where: str) -> Layout:
+    name = found.get("quant_method")
+    candidates = [layout for layout in LAYOUTS if layout.tool.name == name]
+    if not candidates:
+        known = ", ".join(dict.fromkeys(layout.tool.name for layout in LAYOUTS))
+        raise UnsupportedError(f"quant_method: expected {known}, got {name!r}.", where=where, fix=QUANTIZE_AGAIN)
+    tool = candidates[0].tool
+    version, names = tool.version(found), [layout.name for layout in candidates]
+    if version not in names:
+        raise UnsupportedError(
+            f"{tool.version_key}: expected {' or '.join(names)}, got {version}.", where=where, fix=QUANTIZE_AGAIN
+        )
+    return candidates[names.index(version)]
+
+
+def choose_layout(spec: DecoderSpec, scheme: QuantScheme) -> Layout:
+    """The layout for a model: the one that most readers know among those that hold all of it."""
+    return next(layout for layout in LAYOUTS if layout.writer is not None and layout.writer.holds(spec, scheme))
+
+
+def pack_linear(name: str, linear: QuantizedLinear, layout: Layout) -> dict[str, Array]:
+    """Tensors of one linear as the checkpoint stores them, by full name; `layout` is one that we write."""
+    tensors = layout.written.pack(linear)
+    if linear.bias is not None:
+        tensors[BIAS] = linear.bias
+    return {f"{name}.{kind}": value for kind, value in tensors.items()}
+
+
+def unpack_linear(stored: StoredFormat, tensors: Tensors, shape: tuple[int, int], *, where: str) -> QuantizedLinear:
+    """One linear out of its tensors.
+
+    Args:
+        stored: What config.json says.
+        tensors: Those of the layout's `tensor_names` that the checkpoint has.
+        shape: N, K as config.json has them.
+        where: Name of the linear, for errors.
+
+    Raises:
+        CheckpointError: A tensor is missing, of another shape or type, or not finite.
+        UnsupportedError: The tensors say something that a `QuantizedLinear` cannot.
+    """
+    layout = stored.layout
+    missing = [name for name in layout.required if name not in tensors]
+    if missing:
+        what = f"missing {', '.join(missing)} of a linear in the layout {layout.name}."
+        raise CheckpointError(what, where=where, fix=DAMAGED)
+    packed = LinearToUnpack(tensors, stored.scheme, shape, where)
+    if BIAS in tensors:
+        packed.expect(BIAS, (shape[0],))
+    _require_floats(packed)
+    linear = layout.unpack(packed)
+    if not np.isfinite(linear.scales.astype(np.float32)).all():
+        raise CheckpointError("scales are NaN or infinite.", where=where, fix=DAMAGED)
+    return linear
+
+
+def _require_floats(packed: LinearToUnpack) -> None:
+    """Refuses step sizes and biases that are no floating-point numbers, or of a type that we do not compute with."""
+    for name in ("scales", "weight_scale", BIAS):
+        if name in packed.tensors and packed.tensors[name].dtype.name not in SCALE_DTYPES:
+            raise CheckpointError(
+                f"{name}: expected {', '.join(SCALE_DTYPES)}, got {packed.tensors[name].dtype}.",
+                where=packed.where,
+                fix=DAMAGED,
+            )

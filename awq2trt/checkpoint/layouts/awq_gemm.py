@@ -1,0 +1,162 @@
+"""AutoAWQ's GEMM layout: `version: gemm` of `quant_method: awq`, as AutoAWQ, llm-awq's converters and we write it.
+
+`qweight` int32 [K, N/8], `qzeros` int32 [K/G, N/8], `scales` [K/G, N]: weights transposed, eight neighbours along N to
+an int32, nibble i holding column `_NIBBLE_ORDER[i]` of the eight. NumPy only.
+
+Config keys: https://huggingface.co/docs/transformers/quantization/awq; llm-awq's are `w_bit` and `q_group_size`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq2trt.checkpoint.layouts.layout import (
+    BIAS,
+    QUANTIZE_AGAIN,
+    Array,
+    Layout,
+    LinearToUnpack,
+    QuantizationConfig,
+    Tool,
+    Writer,
+    config_integer,
+    has_whole_groups,
+)
+from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.models.families import DecoderSpec
+from awq2trt.scheme import QuantizedLinear, QuantScheme
+
+BITS: Final = 4
+COLUMNS_PER_WORD: Final = 8
+
+_NAME: Final = "gemm"
+_NIBBLE_ORDER: Final = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def read_scheme(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
+    """Bits, group size and zero points of a config in AutoAWQ's or llm-awq's keys."""
+    zero_point = bool(found.get("zero_point", True)) and not found.get("symmetric", False)
+    return (
+        config_integer(found, where, "bits", "w_bit"),
+        config_integer(found, where, "group_size", "q_group_size"),
+        zero_point,
+    )
+
+
+def write_scheme(scheme: QuantScheme, version: str, head: str) -> dict[str, Any]:
+    """`quantization_config` in AutoAWQ's keys.
+
+    Args:
+        scheme: How the linears are quantized.
+        version: Name of the layout.
+        head: Name of the head, which is not quantized.
+    """
+    return {
+        "quant_method": TOOL.name,
+        "version": version,
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "zero_point": scheme.zero_point,
+        "symmetric": not scheme.zero_point,
+        "modules_to_not_convert": [head],
+    }
+
+
+def pack(linear: QuantizedLinear) -> dict[str, Array]:
+    """Packs a linear, its bias aside.
+
+    A symmetric linear is written with its constant zero point, so that every reader of the layout, which
+    always has zero points, computes the same weights.
+
+    Args:
+        linear: 4-bit; N a multiple of 8.
+    """
+    zeros = linear.zeros
+    if zeros is None:
+        zeros = np.full(linear.scales.shape, linear.scheme.symmetric_zero, dtype=np.uint8)
+    return {
+        "qweight": _pack_words(linear.codes.T),
+        "qzeros": _pack_words(zeros.T),
+        "scales": np.ascontiguousarray(linear.scales.T),
+    }
+
+
+def unpack(packed: LinearToUnpack) -> QuantizedLinear:
+    """Inverse of `pack`, bit for bit."""
+    (rows, columns), scheme, groups = packed.shape, packed.scheme, packed.groups
+    if rows % COLUMNS_PER_WORD:
+        raise CheckpointError(
+            f"expected N divisible by {COLUMNS_PER_WORD}, got N = {rows}.", where=packed.where, fix=QUANTIZE_AGAIN
+        )
+    words = rows // COLUMNS_PER_WORD
+    qweight = packed.expect("qweight", (columns, words), np.int32)
+    qzeros = packed.expect("qzeros", (groups, words), np.int32)
+    scales = packed.expect("scales", (groups, rows))
+    zeros = np.ascontiguousarray(_unpack_words(qzeros).T)
+    if not scheme.zero_point and np.any(zeros != scheme.symmetric_zero):
+        raise CheckpointError(
+            f"the config says zero_point: false, but qzeros hold values other than {scheme.symmetric_zero}.",
+            where=packed.where,
+            fix="set zero_point: true in config.json's quantization_config.",
+        )
+    return QuantizedLinear(
+        codes=np.ascontiguousarray(_unpack_words(qweight).T),
+        scales=np.ascontiguousarray(scales.T),
+        zeros=zeros if scheme.zero_point else None,
+        scheme=scheme,
+        bias=packed.tensors.get(BIAS),
+    )
+
+
+def _version(found: QuantizationConfig) -> str:
+    return str(found.get("version", _NAME)).lower()
+
+
+def _read(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
+    bits, group_size, zero_point = read_scheme(found, where)
+    if bits != BITS:
+        raise UnsupportedError(f"bits: expected {BITS}, got {bits}.", where=where, fix=QUANTIZE_AGAIN)
+    return bits, group_size, zero_point
+
+
+def _holds(spec: DecoderSpec, scheme: QuantScheme) -> bool:
+    """INT4 with zero points, where N is a multiple of 8 and no last group is shorter."""
+    whole_words = all(rows % COLUMNS_PER_WORD == 0 for rows, _ in spec.stored_linears().values())
+    return scheme.bits == BITS and scheme.zero_point and whole_words and has_whole_groups(spec, scheme)
+
+
+def _pack_words(codes: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """uint8 [rows, N] -> int32 [rows, N/8]."""
+    rows, columns = codes.shape
+    if columns % COLUMNS_PER_WORD:
+        raise ValueError(f"AutoAWQ's layout needs N divisible by {COLUMNS_PER_WORD}, got N = {columns}")
+    octets = codes.reshape(rows, -1, COLUMNS_PER_WORD)
+    words = np.zeros(octets.shape[:2], dtype=np.uint32)
+    for nibble, column in enumerate(_NIBBLE_ORDER):
+        words |= octets[:, :, column].astype(np.uint32) << np.uint32(4 * nibble)
+    return words.view(np.int32)
+
+
+def _unpack_words(words: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """int32 [rows, N/8] -> uint8 [rows, N]."""
+    unsigned = np.ascontiguousarray(words).view(np.uint32)
+    octets = np.empty((*unsigned.shape, COLUMNS_PER_WORD), dtype=np.uint8)
+    for nibble, column in enumerate(_NIBBLE_ORDER):
+        octets[:, :, column] = (unsigned >> np.uint32(4 * nibble)) & 0xF
+    return octets.reshape(words.shape[0], -1)
+
+
+TOOL: Final = Tool("awq", "version", _version)
+
+LAYOUT: Final = Layout(
+    name=_NAME,
+    tool=TOOL,
+    required=("qweight", "qzeros", "scales"),
+    optional=(),
+    read=_read,
+    unpack=unpack,
+    writer=Writer(_holds, lambda scheme, head: write_scheme(scheme, _NAME, head), pack),
+)

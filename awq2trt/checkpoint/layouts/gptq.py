@@ -1,0 +1,119 @@
+"""GPTQ's layouts, as AutoGPTQ and GPTQModel write them; we only read them.
+
+`qweight` int32 [K b/32, N], `qzeros` int32 [K/G, N b/32], `scales` [K/G, N], `g_idx` [K]. The first version
+(`checkpoint_format: gptq`) stores zero points less one; the second, as they are. With `sym: true` all mean the middle
+code. NumPy only.
+
+Config keys: https://huggingface.co/docs/transformers/quantization/gptq.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq2trt.checkpoint.layouts.layout import (
+    BIAS,
+    QUANTIZE_AGAIN,
+    Layout,
+    LinearToUnpack,
+    QuantizationConfig,
+    Tool,
+    config_integer,
+)
+from awq2trt.checkpoint.pack import unpack_words, words_of
+from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.scheme import QuantizedLinear
+
+_FIRST: Final = "gptq"
+_SECOND: Final = "gptq_v2"
+
+
+def unpack(packed: LinearToUnpack, *, less_one: bool) -> QuantizedLinear:
+    """A linear of either version.
+
+    Args:
+        packed: Its tensors.
+        less_one: Zero points are stored less one.
+    """
+    (rows, columns), scheme, bits = packed.shape, packed.scheme, packed.scheme.bits
+    packed.refuse_shorter_group()
+    qweight = packed.expect("qweight", (words_of(columns, bits), rows), np.int32)
+    qzeros = packed.expect("qzeros", (packed.groups, words_of(rows, bits)), np.int32)
+    scales = packed.expect("scales", (packed.groups, rows))
+    packed.refuse_reordering("g_idx")
+    stored = unpack_words(qzeros, bits, rows)  # [K/G, N]
+    if not scheme.zero_point:
+        _require_symmetric(stored, packed)
+    zeros = _plus_one(stored, packed) if less_one and scheme.zero_point else stored
+    return QuantizedLinear(
+        codes=unpack_words(np.ascontiguousarray(qweight.T), bits, columns),
+        scales=np.ascontiguousarray(scales.T),
+        zeros=np.ascontiguousarray(zeros.T) if scheme.zero_point else None,
+        scheme=scheme,
+        bias=packed.tensors.get(BIAS),
+    )
+
+
+def _require_symmetric(zeros: NDArray[np.uint8], packed: LinearToUnpack) -> None:
+    """Refuses zero points that `sym: true` denies.
+
+    All of them are 2^(b-1) then. Tools disagree on whether the first version stores that or one less, whatever
+    `checkpoint_format` says, and vLLM does not look: both are taken for what they must be.
+    """
+    middle = packed.scheme.symmetric_zero
+    found = np.unique(zeros)
+    if found.tolist() not in ([middle - 1], [middle]):
+        raise CheckpointError(
+            f"config.json says sym: true, so that qzeros are all {middle - 1} or all {middle}; they hold "
+            f"{found.size} values, {found[0]} to {found[-1]}.",
+            where=packed.where,
+            fix="set sym: false in config.json if the model was quantized with zero points, or " + QUANTIZE_AGAIN,
+        )
+
+
+def _plus_one(zeros: NDArray[np.uint8], packed: LinearToUnpack) -> NDArray[np.uint8]:
+    levels = packed.scheme.levels
+    if (zeros == levels - 1).any():
+        raise UnsupportedError(
+            f"qzeros hold {levels - 1}, which stands for a zero point of {levels} to some readers of "
+            "GPTQ's first version and for 0 to others.",
+            where=packed.where,
+            fix=f"convert the checkpoint to {_SECOND} with the tool that made it, or " + QUANTIZE_AGAIN,
+        )
+    return zeros + np.uint8(1)
+
+
+def _version(found: QuantizationConfig) -> str:
+    return str(found.get("checkpoint_format") or found.get("format") or _FIRST).lower()
+
+
+def _read(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
+    if found.get("dynamic"):
+        raise UnsupportedError(
+            "dynamic: layers with settings of their own are not read.", where=where, fix=QUANTIZE_AGAIN
+        )
+    return config_integer(found, where, "bits"), config_integer(found, where, "group_size"), not found.get("sym")
+
+
+_TOOL: Final = Tool("gptq", "checkpoint_format", _version)
+
+FIRST_VERSION: Final = Layout(
+    name=_FIRST,
+    tool=_TOOL,
+    required=("qweight", "qzeros", "scales"),
+    optional=("g_idx",),
+    read=_read,
+    unpack=partial(unpack, less_one=True),
+)
+SECOND_VERSION: Final = Layout(
+    name=_SECOND,
+    tool=_TOOL,
+    required=FIRST_VERSION.required,
+    optional=FIRST_VERSION.optional,
+    read=_read,
+    unpack=partial(unpack, less_one=False),
+)

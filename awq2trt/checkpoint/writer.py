@@ -1,0 +1,199 @@
+"""Writes a quantized checkpoint: weight files, and the config.json that says how to read them.
+
+In: packed linears and plain tensors. Out: a directory that `transformers` and vLLM read where one of their layouts can
+hold the model (AutoAWQ's, compressed-tensors'), or one that they refuse (`awq2trt.checkpoint.layouts.natural`).
+NumPy only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from awq2trt.checkpoint.layouts import Layout
+from awq2trt.models.families import DecoderSpec
+from awq2trt.models.sources.base import CONFIG_FILE, Array
+from awq2trt.models.sources.safetensors import INDEX_FILE, SINGLE_FILE, SafetensorsFiles
+from awq2trt.scheme import QuantScheme
+
+SHARD_BYTES: Final = 1 << 30
+"""Largest weight file: what the writer holds in memory at once."""
+
+FLOAT16: Final = "float16"
+
+BFLOAT16: Final = "bfloat16"
+"""Values of config.json's `torch_dtype`, and NumPy's names of the types (bfloat16 by ml_dtypes)."""
+
+_FP16_LARGEST: Final = 65504.0
+
+_FP16_SHARE: Final = 0.5
+"""How much of fp16's range calibration may fill: other texts than it saw may go further."""
+
+_NOT_KEPT: Final = ("torch_dtype", "dtype", "_name_or_path", "auto_map")
+"""Keys of the original's config.json that are not the quantized model's: its Python code does not come along."""
+
+_METADATA: Final = {"format": "pt"}
+"""transformers refuses safetensors files without it."""
+
+
+def storage_dtype(largest: float) -> str:
+    """`FLOAT16`, or `BFLOAT16` for a model whose activations or weights reach a magnitude that needs its range."""
+    return FLOAT16 if largest <= _FP16_LARGEST * _FP16_SHARE else BFLOAT16
+
+
+def compact(value: Array, *, exact: bool) -> Array:
+    """A small tensor in fp16, or in fp32 where fp16 cannot hold it or rounding would matter.
+
+    Args:
+        value: Weight or bias of a norm, or divisors of an activation function.
+        exact: Rounding would matter.
+    """
+    with np.errstate(over="ignore"):
+        half = value.astype(np.float16)
+    return value.astype(np.float32) if exact or not np.isfinite(half).all() else half
+
+
+def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Array:
+    """A block's tensor as a checkpoint of `dtype` has it: with bf16, step sizes are rounded to what bf16 holds.
+
+    The exported model's step sizes then are the checkpoint's, bit for bit. In AutoAWQ's layout their file type stays
+    fp16, which is all that its readers know.
+
+    Args:
+        name: Full name of the tensor.
+        value: The tensor.
+        spec: The model.
+        dtype: `FLOAT16` or `BFLOAT16`.
+    """
+    owner, _, kind = name.rpartition(".")
+    of_linear = any(owner.endswith(linear) for linear in spec.stored_linears())
+    if dtype == FLOAT16 or kind not in ("scales", "weight_scale") or not of_linear:
+        return value
+    rounded = value.astype(np.dtype(BFLOAT16))
+    return rounded if kind == "weight_scale" else rounded.astype(np.float16)
+
+
+def quantized_config(
+    config: Mapping[str, Any], spec: DecoderSpec, scheme: QuantScheme, layout: Layout, dtype: str = FLOAT16
+) -> dict[str, Any]:
+    """config.json of the quantized model: the original's, with `quantization_config` and its dtype.
+
+    Args:
+        config: The original's config.json.
+        spec: The original, described; its head is not quantized.
+        scheme: How the linears are quantized.
+        layout: One that we write.
+        dtype: Of activations: `FLOAT16` or `BFLOAT16`.
+    """
+    kept = {key: value for key, value in config.items() if key not in _NOT_KEPT}
+    if not spec.tie_embeddings:
+        kept["tie_word_embeddings"] = False  # whatever the original says: there may be a head that it denies
+    return {
+        **kept,
+        "torch_dtype": dtype,
+        "quantization_config": layout.written.config(scheme, spec.head),
+    }
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Writes one safetensors file whole: to a temporary name first, then renamed."""
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, partial, metadata=_METADATA)
+    partial.chmod(0o644)  # safetensors creates files that only their owner can read
+    partial.replace(path)
+
+
+Convert = Callable[[str, Array], Array]
+"""Full name and tensor -> the tensor as it is written."""
+
+
+def merge_shards(
+    sources: Iterable[Path], outer: Mapping[str, Array], directory: Path, *, convert: Convert = lambda _, value: value
+) -> tuple[Path, ...]:
+    """Merges finished block files and the outer tensors into shards of at most `SHARD_BYTES`.
+
+    Args:
+        sources: safetensors files of the blocks, in order.
+        outer: Tensors outside the blocks, by full name.
+        directory: Where the shards and their index go.
+        convert: Applied to the blocks' tensors; must not change their size.
+
+    Returns:
+        The files written: `model.safetensors`, or shards `model-0000x-of-0000y.safetensors` and the index.
+    """
+    groups = list(_grouped_by_size(_all_tensor_sizes(sources, outer)))
+    if len(groups) == 1:
+        write_tensors(directory / SINGLE_FILE, _load(groups[0], outer, convert))
+        return (directory / SINGLE_FILE,)
+    weight_map: dict[str, str] = {}
+    total = 0
+    written = []
+    for number, group in enumerate(groups, start=1):
+        path = directory / f"model-{number:05}-of-{len(groups):05}.safetensors"
+        tensors = _load(group, outer, convert)
+        write_tensors(path, tensors)
+        weight_map.update(dict.fromkeys(tensors, path.name))
+        total += sum(value.nbytes for value in tensors.values())
+        written.append(path)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return (*written, directory / INDEX_FILE)
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """Writes config.json."""
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+_Entry = tuple[str, Path | None, int]
+"""A tensor's name, the file that holds it (None: an outer tensor), its bytes."""
+
+
+def _all_tensor_sizes(sources: Iterable[Path], outer: Mapping[str, Array]) -> Iterator[_Entry]:
+    for name, value in outer.items():
+        yield name, None, value.nbytes
+    for path in sources:
+        for name, nbytes in _sizes(path).items():
+            yield name, path, nbytes
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Bytes of every tensor of a safetensors file, from its header (8-byte length, then JSON)."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: entry["data_offsets"][1] - entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _grouped_by_size(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
+    group: list[_Entry] = []
+    used = 0
+    for entry in entries:
+        if group and used + entry[2] > SHARD_BYTES:
+            yield group
+            group, used = [], 0
+        group.append(entry)
+        used += entry[2]
+    yield group
+
+
+def _load(group: Iterable[_Entry], outer: Mapping[str, Array], convert: Convert) -> dict[str, Array]:
+    opened: dict[Path, SafetensorsFiles] = {}
+    tensors: dict[str, Array] = {}
+    for name, path, _ in group:
+        if path is None:
+            tensors[name] = outer[name]
+            continue
+        if path not in opened:
+            opened[path] = SafetensorsFiles.of_file(path)
+        tensors[name] = convert(name, opened[path].tensor(name))
+    return tensors

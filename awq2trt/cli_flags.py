@@ -1,0 +1,56 @@
+"""Flags that several commands of `awq2trt` have, and that mean the same in each.
+
+Types of parameters, for typer. A default of None in a command is "not given": the recipe's value, else its default,
+which the help names in brackets.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Directory, .gguf file, hub id, or a model that a package provides.")
+]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the result goes.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in DIR, whatever it is.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
+Method = Annotated[str | None, typer.Option("--method", help="awq, rtn, gptq or awq+gptq. [awq]")]
+Effort = Annotated[str | None, typer.Option("--effort", help="How hard awq searches: fast, default or best. [default]")]
+ActOrder = Annotated[
+    bool | None, typer.Option("--act-order/--no-act-order", help="GPTQ: largest inputs first. [--act-order]")
+]
+Bits = Annotated[int | None, typer.Option("--bits", help="Width of a weight: 2, 3 or 4. [4]")]
+GroupSize = Annotated[
+    int | None, typer.Option("--group-size", help="Weights that share a scale: 32, 64, 128, -1 for a row. [128]")
+]
+Symmetric = Annotated[bool | None, typer.Option("--symmetric/--zero-points", help="[--zero-points]")]
+Calib = Annotated[
+    str | None,
+    typer.Option("--calib", metavar="TEXT", help="self, a .txt or .jsonl file, or a data set's name. [self]"),
+]
+Samples = Annotated[int | None, typer.Option("--samples", help="Calibration windows. [16]")]
+Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens in a calibration window. [512]")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of what is drawn at random. [0]")]
+MaxSeqLen = Annotated[
+    int | None, typer.Option("--max-seq-len", help="Prompt and answer together. [the model's, at most 4096]")
+]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="Of activations: float16 or bfloat16. [what the checkpoint says]")
+]
+FunctionBodies = Annotated[
+    bool | None,
+    typer.Option("--function-bodies/--no-function-bodies", help="Define custom nodes in standard ONNX operators."),
+]
+Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, or cuda:1 for the second GPU.")]
+JetPack = Annotated[str | None, typer.Option("--jetpack", help="Orin: 7.2 or 6.2, what runs there. [7.2]")]
+RunDevice = Annotated[
+    str | None,
+    typer.Option("--device", help="Where it runs: cpu, cuda, or cuda:1 for the second GPU. [fastest]"),
+]
+TrustLibrary = Annotated[
+    bool, typer.Option("--trust-library", help="Load the operator library in DIR, code that came with the model.")
+]

@@ -1,0 +1,38 @@
+"""Optimization profiles of a decoder's engine: `prefill`, many new tokens, and `decode`, one.
+
+In: how many new tokens a call may have, and the sizes of the model. Out: the profiles as a manifest names them, and the
+shapes of all inputs in each. An engine that is built here and a kit's script have the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from awq2trt.artifact.records import ProfileRecord
+from awq2trt.graph.read import DecoderSizes
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, cache_names
+
+TYPICAL_PREFILL: Final = 512
+"""Prompt length that TensorRT chooses prefill kernels for; any up to the longest works."""
+
+ShapeRanges = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]
+"""Input name -> its smallest, typical and largest shape."""
+
+
+def decoder_profiles(longest: int) -> tuple[ProfileRecord, ...]:
+    """The profiles, in the engine's order; a call may have up to `longest` new tokens."""
+    return (
+        ProfileRecord.of_tokens("prefill", 1, min(TYPICAL_PREFILL, longest), longest),
+        ProfileRecord.of_tokens("decode", 1, 1, 1),
+    )
+
+
+def profile_shapes(profile: ProfileRecord, sizes: DecoderSizes) -> ShapeRanges:
+    """Shapes of all inputs in a profile: one conversation, its cache of fixed length."""
+    caches, tokens = cache_names("past", sizes.num_layers), profile.tokens
+    return {
+        INPUT_IDS: ((1, tokens.shortest), (1, tokens.typical), (1, tokens.longest)),
+        CACHE_POSITION: ((1,), (1,), (1,)),
+        **dict.fromkeys(caches, (sizes.cache_shape, sizes.cache_shape, sizes.cache_shape)),
+    }

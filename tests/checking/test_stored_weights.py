@@ -1,0 +1,104 @@
+"""Weights held to the stage before: each fault planted in a file is found, at its stage, its block and its tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plant_faults
+import pytest
+import tiny_builds
+from numpy.typing import NDArray
+from plant_faults import edit_checkpoint, edit_weights, nan_in_the_middle
+
+from awq2trt.checking.results import FOLDED, ONNX, QUANTIZED
+from awq2trt.checking.stored_weights import check_weights
+from awq2trt.checking.subject import find_subject
+from awq2trt.models.sources.opening import open_source
+from awq2trt.progress import SilentProgress
+from awq2trt.quantization import job
+from awq2trt.recipe import QuantizeOptions
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+
+
+def test_a_bfloat16_checkpoint_rounds_its_scales_last(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a model that leaves fp16's range: its codes are the nearest to scales that were then rounded to 8 bits."""
+    monkeypatch.setattr(job, "storage_dtype", lambda largest: "bfloat16")
+    rtn = QuantizeOptions(group_size=32, method="rtn")
+    quantize_stage(QuantizeRequest(str(model), tmp_path / "checkpoint", rtn), SilentProgress())
+
+    def found() -> list[str]:
+        weights = check_weights(find_subject(tmp_path / "checkpoint", model=str(model)), SilentProgress())
+        return [finding.place for findings in weights.findings.values() for finding in findings]
+
+    assert found() == []
+    edit_checkpoint(tmp_path, tiny_builds.move_a_zero_point)
+    assert found() == ["model.layers.2.mlp.gate_proj"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "stage", "place", "says"),
+    [
+        (tiny_builds.double_a_scale, QUANTIZED, "model.layers.1", r"self_attn\.k_proj: .* in row 5, channel 0"),
+        (tiny_builds.move_a_zero_point, QUANTIZED, "model.layers.2", r"mlp\.gate_proj: .* in row 7, channel 32"),
+        (tiny_builds.swap_two_rows, QUANTIZED, "model.layers.0", r"mlp\.down_proj: .* in row 3"),
+        (tiny_builds.swap_nibbles, QUANTIZED, "model.layers.2", r"self_attn\.q_proj: .* not the nearest"),
+        (tiny_builds.drop_a_bias, QUANTIZED, "model.layers.1", r"v_proj: missing bias"),
+        (
+            tiny_builds.plant_a_nan,
+            FOLDED,
+            "model.layers.2",
+            r"post_attention_layernorm\.weight: 1 of 48 weights are NaN",
+        ),
+        (tiny_builds.plant_a_nan_scale, QUANTIZED, "model.layers.1", r"up_proj: scales are NaN"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_faults_in_the_checkpoint(
+    broken: Path, model: Path, edit: Callable[[Any], None], stage: str, place: str, says: str
+) -> None:
+    edit_checkpoint(broken, edit)
+    found = tiny_builds.first_failure(broken, model)
+    assert found[:2] == (stage, place)
+    assert re.search(says, found[2]), found[2]
+
+
+def test_a_norm_that_was_not_folded(broken: Path, model: Path) -> None:
+    original = open_source(str(model)).tensor("model.layers.1.input_layernorm.weight").astype(np.float16)
+    edit_checkpoint(broken, lambda tensors: tensors.update({"model.layers.1.input_layernorm.weight": original}))
+    stage, place, message = tiny_builds.first_failure(broken, model)
+    assert (stage, place) == (FOLDED, "model.layers.1")
+    assert "input_layernorm.weight" in message
+    # The outputs tell it, too.
+    folded = next(stage for stage in tiny_builds.check(broken, model).stages if stage.stage == FOLDED)
+    assert [place.passed for place in folded.places] == [True, False, False, False]
+
+
+def test_a_wrong_rotary_base_in_the_checkpoint(broken: Path, model: Path) -> None:
+    plant_faults.change_the_rotary_base(broken)
+    stage, place, message = tiny_builds.first_failure(broken, model)
+    assert (stage, place) == (FOLDED, "config.json")
+    assert "layers" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "place"),
+    [
+        ("model.layers.2.input_layernorm.weight", nan_in_the_middle, "model.layers.2"),
+        ("model.layers.1.mlp.up_proj.scales", lambda value: value * np.float16(2), "model.layers.1"),
+        ("rotary.cos", lambda value: np.roll(value, 1, axis=1), "rotary.cos"),
+        ("model.embed_tokens.weight", lambda value: value[::-1], "model.embed_tokens.weight"),
+    ],
+)
+def test_faults_in_the_weights_file(
+    broken: Path, model: Path, name: str, change: Callable[[NDArray[Any]], NDArray[Any]], place: str
+) -> None:
+    edit_weights(broken, name, change)
+    stage, found, message = tiny_builds.first_failure(broken, model)
+    assert (stage, found) == (ONNX, place)
+    assert name in message

@@ -1,0 +1,31 @@
+"""Optimization profiles: the numbers of new tokens, and the shapes of every input in them."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from awq2trt.engine.profiles import decoder_profiles, profile_shapes
+from awq2trt.graph.read import DecoderSizes
+
+
+def test_prefill_is_chosen_for_a_typical_prompt_or_for_the_longest() -> None:
+    assert [
+        (each.name, each.tokens.shortest, each.tokens.typical, each.tokens.longest) for each in decoder_profiles(2048)
+    ] == [
+        ("prefill", 1, 512, 2048),
+        ("decode", 1, 1, 1),
+    ]
+    assert decoder_profiles(100)[0].tokens.typical == 100
+
+
+def test_a_profile_is_one_conversation_with_a_cache_of_fixed_length() -> None:
+    sizes = DecoderSizes(
+        num_layers=1, num_kv_heads=2, capacity=64, head_dim=8, vocab_size=99, dtype=ir.DataType.FLOAT16
+    )
+    cache = ((1, 2, 64, 8),) * 3
+    assert profile_shapes(decoder_profiles(64)[0], sizes) == {
+        "input_ids": ((1, 1), (1, 64), (1, 64)),
+        "cache_position": ((1,), (1,), (1,)),
+        "past_key_0": cache,
+        "past_value_0": cache,
+    }

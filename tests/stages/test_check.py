@@ -1,0 +1,85 @@
+"""`awq2trt check --golden`: a model's golden outputs in ONNX Runtime, and in its engine where that can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stand_in_engine
+import tiny_models
+from numpy.typing import NDArray
+from stand_in_engine import (
+    RTX_CARD,
+    OnnxSession,
+    with_a_nan,
+)
+from tiny_kits import RTN
+
+from awq2trt.artifact.golden import read_golden
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions
+from awq2trt.report.lines import golden_lines
+from awq2trt.runtime import OrtBackend
+from awq2trt.runtime.golden import compare_golden
+from awq2trt.runtime.trt import engine as engine_module
+from awq2trt.runtime.trt.session import TrtSession
+from awq2trt.stages.check import golden_stage
+from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build whose engine is ONNX Runtime."""
+    directory = tmp_path_factory.mktemp("build")
+    return stand_in_engine.make_build(stand_in_engine.save_model(directory / "model"), directory)
+
+
+def test_a_model_keeps_its_golden_outputs(made: Path) -> None:
+    assert {"golden.json", "golden.npz"} <= set(Artifact.open(made / "onnx").manifest.files)
+    outcome = golden_stage(made / "onnx")
+    assert [result.name for result in outcome.results] == ["prefill", "decode-1", "decode-2", "first"]
+    assert outcome.passed
+    assert (outcome.engine, outcome.engine_skipped) == ((), None)
+
+
+def test_another_models_golden_outputs_fail(made: Path, tmp_path: Path) -> None:
+    """A graph of other weights than the checkpoint's: what an exporter's mistake would look like."""
+    other = tiny_models.save_llama(tmp_path / "model", rms_norm_eps=1e-1)
+    quantize_stage(QuantizeRequest(str(other), tmp_path / "checkpoint", RTN), SilentProgress())
+    export_stage(
+        ExportRequest(tmp_path / "checkpoint", tmp_path / "onnx", ExportOptions(max_seq_len=64)), SilentProgress()
+    )
+    results = compare_golden(OrtBackend.load(tmp_path / "onnx"), read_golden(made / "onnx"))
+    assert not any(result.passed for result in results)
+
+
+@pytest.mark.parametrize("spoil", [None, with_a_nan])
+def test_an_engine_answers_the_golden_inputs(
+    build: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[NDArray[Any]], NDArray[Any]] | None
+) -> None:
+    session = OnnxSession(build / "onnx", spoil=spoil)
+    monkeypatch.setattr("awq2trt.stages.check._why_no_engine", lambda engine: None)
+    monkeypatch.setattr(TrtSession, "open", lambda engine: session)
+    outcome = golden_stage(build / "rtx")
+    assert [result.passed for result in outcome.engine] == [spoil is None] * 4
+    assert outcome.passed == (spoil is None)
+    last = list(golden_lines(outcome))[-1]
+    if spoil:
+        assert last.startswith("failed: prefill in the engine, decode-1 in the engine")
+    else:
+        assert last == "golden outputs: passed in ONNX Runtime, CPU and the engine"
+    assert session.closed
+
+
+def test_golden_outputs_without_a_gpu_say_why(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "this_machine", lambda: replace(RTX_CARD, gpu=None))
+    outcome = golden_stage(build / "rtx")
+    assert outcome.passed
+    lines = list(golden_lines(outcome))
+    assert lines[-2].startswith("the engine was not run: no NVIDIA GPU here, the engine needs compute capability 8.6")
+    assert lines[-1] == "golden outputs: passed in ONNX Runtime, CPU"

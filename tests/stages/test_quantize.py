@@ -1,0 +1,60 @@
+"""`awq2trt quantize`: what a checkpoint says of its origin, the same bytes twice, and never over the model itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_builds import AWQ
+from tiny_kits import RTN
+
+from awq2trt.artifact.manifest import Artifact, record_file
+from awq2trt.errors import UsageError
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions
+from awq2trt.scheme import QuantScheme
+from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+
+
+def _tree(directory: Path) -> dict[str, str]:
+    return {path.name: record_file(path).sha256 for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_says_what_it_was_made_from(model: Path, made: Path) -> None:
+    contents = Artifact.open(made / "checkpoint", kind="checkpoint").manifest.contents
+    assert contents.source.model == "tiny-llama"
+    assert contents.source.family == "llama"
+    assert contents.source.files == {"model.safetensors": record_file(model / "model.safetensors")}
+    assert contents.quantization.method == "awq"
+    assert contents.quantization.scheme == QuantScheme(group_size=32)
+    calibration = contents.quantization.calibration
+    assert calibration is not None
+    assert (calibration.text, calibration.samples, calibration.seqlen) == ("calibration.txt", 2, 16)
+
+
+def test_manifests_name_no_place_of_this_machine(made: Path) -> None:
+    for manifest in made.glob("*/manifest.json"):
+        assert str(made) not in manifest.read_text()
+        assert str(Path.home()) not in manifest.read_text()
+
+
+def test_two_runs_give_the_same_bytes(model: Path, made: Path, tmp_path: Path) -> None:
+    shutil.copyfile(made / "calibration.txt", tmp_path / "calibration.txt")
+    options = AWQ.model_copy(update={"calib": str(tmp_path / "calibration.txt")})
+    quantize_stage(QuantizeRequest(str(model), tmp_path / "checkpoint", options), SilentProgress())
+    export = ExportRequest(tmp_path / "checkpoint", tmp_path / "onnx", ExportOptions(max_seq_len=64))
+    export_stage(export, SilentProgress())
+    assert _tree(tmp_path / "checkpoint") == _tree(made / "checkpoint")
+    assert _tree(tmp_path / "onnx") == _tree(made / "onnx")
+
+
+def test_the_model_itself_is_never_the_output(model: Path, made: Path) -> None:
+    before = _tree(model)
+    with pytest.raises(UsageError, match="the output directory is the model's own"):
+        quantize_stage(QuantizeRequest(str(model), model, RTN, overwrite=True), SilentProgress())
+    assert _tree(model) == before
+    export = ExportRequest(made / "checkpoint", made / "checkpoint", ExportOptions(), overwrite=True)
+    with pytest.raises(UsageError, match="the output directory is the checkpoint's own"):
+        export_stage(export, SilentProgress())

@@ -1,0 +1,46 @@
+"""Text that a model writes for its own calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import save_llama
+
+from awq2trt.errors import CalibrationError
+from awq2trt.models.sources.safetensors import SafetensorsSource
+from awq2trt.progress import SilentProgress
+from awq2trt.text.self_written import self_written
+
+
+def test_the_model_writes_the_same_text_for_the_same_seed(tmp_path: Path) -> None:
+    source = SafetensorsSource(save_llama(tmp_path))
+    with torch.inference_mode():
+        first = self_written(source, samples=3, seqlen=24, seed=5, progress=SilentProgress())
+        again = self_written(source, samples=3, seqlen=24, seed=5, progress=SilentProgress())
+        other = self_written(source, samples=3, seqlen=24, seed=6, progress=SilentProgress())
+    assert first.shape == (3, 24)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert len({int(token) for token in first[:, 0]}) == 3
+
+
+def test_the_text_is_drawn_from_the_model(tmp_path: Path) -> None:
+    """The tokens right after the first are the ones transformers finds most likely."""
+    from transformers import AutoModelForCausalLM
+
+    source = SafetensorsSource(save_llama(tmp_path))
+    with torch.inference_mode():
+        written = self_written(source, samples=2, seqlen=6, seed=0, progress=SilentProgress())
+        logits = AutoModelForCausalLM.from_pretrained(tmp_path)(written).logits
+    assert torch.equal(logits[:, :4].argmax(-1), written[:, 1:5])
+
+
+def test_a_model_that_does_not_fit_in_memory_does_not_write_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = SafetensorsSource(save_llama(tmp_path))
+    monkeypatch.setattr("awq2trt.text.self_written.available_bytes", lambda: 100_000)
+    with pytest.raises(CalibrationError, match=r"GiB are available.*--calib"):
+        self_written(source, samples=3, seqlen=24, seed=5, progress=SilentProgress())
