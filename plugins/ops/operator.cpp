@@ -1,6 +1,8 @@
 // Names of types and text of errors; see operator.h.
 #include "ops/operator.h"
 
+#include <algorithm>
+#include <climits>
 #include <cstdarg>
 #include <cstdio>
 
@@ -36,6 +38,30 @@ bool fail(ErrorText* error, const char* format, ...) noexcept {
   std::vsnprintf(error->text, sizeof(error->text), format, arguments);
   va_end(arguments);
   return false;
+}
+
+bool check_flag(const char* op, const char* name, int32_t value, ErrorText* error) {
+  return value == 0 || value == 1 || fail(error, "%s: attribute %s must be 0 or 1, got %d", op, name, value);
+}
+
+bool check_same_type(const char* op, const char* what, ElementType type, ElementType expected, ErrorText* error) {
+  return type == expected || fail(error, "%s: %s must be %s, got %s", op, what, name_of(expected), name_of(type));
+}
+
+bool has_sizes(const Shape& shape, std::initializer_list<int64_t> sizes) {
+  return shape.rank == static_cast<int32_t>(sizes.size()) && std::equal(sizes.begin(), sizes.end(), shape.sizes);
+}
+
+bool fits_int(int64_t size) { return size >= 0 && size <= INT_MAX; }
+
+int64_t count_rows(const Shape& shape) {
+  int64_t rows = 1;
+  for (int32_t i = 0; i + 1 < shape.rank; ++i) {
+    if (!fits_int(shape.sizes[i])) return -1;
+    rows *= shape.sizes[i];
+    if (!fits_int(rows)) return -1;
+  }
+  return rows;
 }
 
 }  // namespace awq2trt

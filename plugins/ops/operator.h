@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 namespace awq2trt {
 
@@ -30,5 +31,18 @@ struct ErrorText {
 
 // Writes printf-style into `error`, and returns false: what a check that failed returns.
 bool fail(ErrorText* error, const char* format, ...) noexcept __attribute__((format(printf, 2, 3)));
+
+// An attribute of the operator `op` that can only be 0 or 1.
+bool check_flag(const char* op, const char* name, int32_t value, ErrorText* error);
+
+// A tensor, which `what` names, has the type that it must have.
+bool check_same_type(const char* op, const char* what, ElementType type, ElementType expected, ErrorText* error);
+
+bool has_sizes(const Shape& shape, std::initializer_list<int64_t> sizes);
+
+bool fits_int(int64_t size);  // from 0 to the largest int
+
+// The product of all sizes but the last; -1 if it does not fit an int. `shape` has at least one dimension.
+int64_t count_rows(const Shape& shape);
 
 }  // namespace awq2trt

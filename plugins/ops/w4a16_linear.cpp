@@ -1,19 +1,11 @@
 // The rules of W4A16Linear; see w4a16_linear.h.
 #include "ops/w4a16_linear.h"
 
-#include <climits>
-
 namespace awq2trt {
 namespace w4a16_linear {
 namespace {
 
 using Wide = long long;  // what %lld takes
-
-bool fits_int(int64_t size) { return size >= 0 && size <= INT_MAX; }
-
-bool check_flag(const char* name, int32_t value, ErrorText* error) {
-  return value == 0 || value == 1 || fail(error, "%s: attribute %s must be 0 or 1, got %d", kName, name, value);
-}
 
 }  // namespace
 
@@ -27,7 +19,8 @@ bool check_attributes(const Attributes& attributes, ErrorText* error) {
   if (attributes.group_size < 1) {
     return fail(error, "%s: attribute %s must be at least 1, got %d", kName, kGroupSize, attributes.group_size);
   }
-  return check_flag(kHasZeros, attributes.has_zeros, error) && check_flag(kHasBias, attributes.has_bias, error);
+  return check_flag(kName, kHasZeros, attributes.has_zeros, error) &&
+         check_flag(kName, kHasBias, attributes.has_bias, error);
 }
 
 bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* error) {

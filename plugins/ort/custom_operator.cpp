@@ -1,6 +1,9 @@
 // Operators behind ONNX Runtime's C interface; see custom_operator.h.
 #include "ort/custom_operator.h"
 
+#include <algorithm>
+#include <limits>
+
 namespace awq2trt {
 namespace ort {
 namespace {
@@ -98,6 +101,10 @@ abi::Status* infer_shapes(const abi::CustomOp* op, abi::ShapeInferContext* conte
 
 }  // namespace
 
+void require(bool passed, const ErrorText& error) {
+  if (!passed) throw Failure(error.text, abi::ErrorCode::kInvalidArgument);
+}
+
 std::string Node::name() const {
   size_t bytes = 0;
   runtime_.call(abi::kKernelInfo_GetNodeName, info_, nullptr, &bytes);
@@ -107,15 +114,29 @@ std::string Node::name() const {
   return name;
 }
 
-int64_t Node::integer_attribute(const char* name) const {
+int32_t Node::integer_attribute(const char* name) const {
   int64_t value = 0;
   runtime_.call(abi::kKernelInfoGetAttribute_int64, info_, name, &value);
+  // A value beyond 32 bits is out of every attribute's range, and stays so.
+  return static_cast<int32_t>(
+      std::clamp<int64_t>(value, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()));
+}
+
+float Node::float_attribute(const char* name) const {
+  float value = 0.0F;
+  runtime_.call(abi::kKernelInfoGetAttribute_float, info_, name, &value);
   return value;
 }
 
 size_t Node::input_count() const {
   size_t count = 0;
   runtime_.call(abi::kKernelInfo_GetInputCount, info_, &count);
+  return count;
+}
+
+size_t Node::output_count() const {
+  size_t count = 0;
+  runtime_.call(abi::kKernelInfo_GetOutputCount, info_, &count);
   return count;
 }
 
@@ -151,6 +172,8 @@ InputTensor Context::input(size_t index) const {
 void* Context::output(size_t index, const Shape& shape) const {
   abi::Value* value = nullptr;
   runtime_.call(abi::kKernelContext_GetOutput, context_, index, shape.sizes, static_cast<size_t>(shape.rank), &value);
+  if (value == nullptr)
+    throw Failure("output " + std::to_string(index) + " is missing", abi::ErrorCode::kInvalidArgument);
   void* data = nullptr;
   runtime_.call(abi::kGetTensorMutableData, value, &data);
   return data;
@@ -195,6 +218,15 @@ std::vector<Dimension> ShapeInference::input(size_t index) const {
   std::vector<Dimension> shape;
   for (size_t i = 0; i < sizes.size(); ++i) shape.push_back({sizes[i], names[i] != nullptr ? names[i] : ""});
   return shape;
+}
+
+int64_t ShapeInference::integer_attribute(const char* name) const {
+  const abi::OpAttr* attribute = nullptr;
+  runtime_.call(abi::kShapeInferContext_GetAttribute, context_, name, &attribute);
+  int64_t value = 0;
+  size_t bytes = 0;
+  runtime_.call(abi::kReadOpAttr, attribute, abi::AttributeType::kInt, &value, sizeof(value), &bytes);
+  return value;
 }
 
 void ShapeInference::set_output_like_first_input(size_t index, const std::vector<Dimension>& shape) const {

@@ -22,14 +22,19 @@ namespace ort {
 constexpr char kCpuProvider[] = "CPUExecutionProvider";
 constexpr char kCudaProvider[] = "CUDAExecutionProvider";
 
+// Throws what a check of ops/ found, unless it passed.
+void require(bool passed, const ErrorText& error);
+
 // A node, while its kernel is being made.
 class Node {
  public:
   Node(const Runtime& runtime, const abi::KernelInfo* info) : runtime_(runtime), info_(info) {}
 
   std::string name() const;
-  int64_t integer_attribute(const char* name) const;
+  int32_t integer_attribute(const char* name) const;  // the nearest where it does not fit 32 bits
+  float float_attribute(const char* name) const;
   size_t input_count() const;
+  size_t output_count() const;
   bool is_constant(size_t input) const;  // an initializer, which no node computes
 
  private:
@@ -110,6 +115,7 @@ class ShapeInference {
   ShapeInference(const Runtime& runtime, abi::ShapeInferContext* context) : runtime_(runtime), context_(context) {}
 
   std::vector<Dimension> input(size_t index) const;  // empty where nothing is known
+  int64_t integer_attribute(const char* name) const;
 
   // Says that an output has this shape, and the type of input 0. Leaves it open if a size has neither number nor name.
   void set_output_like_first_input(size_t index, const std::vector<Dimension>& shape) const;
@@ -143,6 +149,20 @@ class CustomOperator {
   virtual void infer_shapes(const ShapeInference& shapes) const = 0;
   virtual std::unique_ptr<Kernel> create_kernel(const Node& node) const = 0;
 };
+
+// An operator for both providers: on CUDA in fp16 and bf16, on the CPU in fp32, too.
+template <typename CudaOperator, typename CpuOperator>
+std::vector<std::unique_ptr<CustomOperator>> make_for_all_types() {
+  std::vector<std::unique_ptr<CustomOperator>> operators;
+  for (const abi::ElementType type : {abi::ElementType::kFloat16, abi::ElementType::kBFloat16}) {
+    operators.push_back(std::make_unique<CudaOperator>(kCudaProvider, type));
+  }
+  for (const abi::ElementType type :
+       {abi::ElementType::kFloat16, abi::ElementType::kBFloat16, abi::ElementType::kFloat}) {
+    operators.push_back(std::make_unique<CpuOperator>(kCpuProvider, type));
+  }
+  return operators;
+}
 
 // A CustomOperator as ONNX Runtime's C interface wants it. It must outlive every session that knows it.
 class RegisteredOperator : public abi::CustomOp {

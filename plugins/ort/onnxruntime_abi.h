@@ -25,6 +25,7 @@ struct CustomOpDomain;
 struct KernelContext;
 struct KernelInfo;
 struct MemoryInfo;
+struct OpAttr;
 struct SessionOptions;
 struct ShapeInferContext;
 struct Status;
@@ -46,6 +47,8 @@ enum class ElementType : int {
 };
 
 enum class Characteristic : int { kRequired = 0, kOptional = 1 };
+
+enum class AttributeType : int { kInt = 1 };
 
 enum class MemoryType : int { kDefault = 0 };  // where the provider computes
 
@@ -108,9 +111,11 @@ constexpr Slot<Status*(SessionOptions*, CustomOpDomain*)> kAddCustomOpDomain{28}
 constexpr Slot<Status*(SessionOptions*, const char* key, const char* value)> kAddSessionConfigEntry{130};
 constexpr Slot<Status*(const SessionOptions*, const char* key, int* has)> kHasSessionConfigEntry{237};
 
+constexpr Slot<Status*(const KernelInfo*, const char* name, float*)> kKernelInfoGetAttribute_float{85};
 constexpr Slot<Status*(const KernelInfo*, const char* name, int64_t*)> kKernelInfoGetAttribute_int64{86};
 constexpr Slot<Status*(const KernelInfo*, char* name, size_t* bytes)> kKernelInfo_GetNodeName{244};
 constexpr Slot<Status*(const KernelInfo*, size_t*)> kKernelInfo_GetInputCount{230};
+constexpr Slot<Status*(const KernelInfo*, size_t*)> kKernelInfo_GetOutputCount{231};
 constexpr Slot<Status*(const KernelInfo*, size_t input, int* is_constant, const Value**)>
     kKernelInfoGetConstantInput_tensor{249};
 
@@ -146,6 +151,10 @@ constexpr Slot<Status*(const ShapeInferContext*, size_t, TensorTypeAndShapeInfo*
     kShapeInferContext_GetInputTypeShape{268};
 constexpr Slot<Status*(const ShapeInferContext*, size_t, const TensorTypeAndShapeInfo*)>
     kShapeInferContext_SetOutputTypeShape{270};
+
+constexpr Slot<Status*(const ShapeInferContext*, const char* name, const OpAttr**)> kShapeInferContext_GetAttribute{
+    269};
+constexpr Slot<Status*(const OpAttr*, AttributeType, void* data, size_t bytes, size_t* needed)> kReadOpAttr{272};
 
 // The function at `slot` of the table.
 template <typename Result, typename... Parameters>

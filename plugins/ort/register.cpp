@@ -12,7 +12,10 @@
 #include <vector>
 
 #include "ops/operator.h"
+#include "ort/cached_attention_op.h"
 #include "ort/custom_operator.h"
+#include "ort/gated_activation_op.h"
+#include "ort/residual_norm_op.h"
 #include "ort/w4a16_linear_op.h"
 
 namespace awq2trt {
@@ -27,9 +30,12 @@ struct Registration {
 Registration make_registration(const Runtime& runtime) {
   Registration registration;
   runtime.call(abi::kCreateCustomOpDomain, kDomain, &registration.domain);
-  for (std::unique_ptr<CustomOperator>& implementation : make_w4a16_linear_operators()) {
-    registration.operators.push_back(std::make_unique<RegisteredOperator>(runtime, std::move(implementation)));
-    runtime.call(abi::kCustomOpDomain_Add, registration.domain, registration.operators.back().get());
+  for (const auto make : {make_w4a16_linear_operators, make_cached_attention_operators, make_residual_norm_operators,
+                          make_gated_activation_operators}) {
+    for (std::unique_ptr<CustomOperator>& implementation : make()) {
+      registration.operators.push_back(std::make_unique<RegisteredOperator>(runtime, std::move(implementation)));
+      runtime.call(abi::kCustomOpDomain_Add, registration.domain, registration.operators.back().get());
+    }
   }
   return registration;
 }

@@ -2,9 +2,7 @@
 // ops/w4a16_linear.h, which the TensorRT plugin shares.
 #include "ort/w4a16_linear_op.h"
 
-#include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -21,22 +19,11 @@ using w4a16_linear::kCodes;
 using w4a16_linear::kMaxInputs;
 using w4a16_linear::kX;
 
-void require(bool passed, const ErrorText& error) {
-  if (!passed) throw Failure(error.text, abi::ErrorCode::kInvalidArgument);
-}
-
-int32_t read_attribute(const Node& node, const char* name) {
-  const int64_t value = node.integer_attribute(name);
-  // A value beyond 32 bits is out of every attribute's range, and stays so.
-  return static_cast<int32_t>(
-      std::clamp<int64_t>(value, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()));
-}
-
 // The node's attributes, which fit its number of inputs.
 Attributes read_attributes(const Node& node) {
-  const Attributes attributes = {read_attribute(node, w4a16_linear::kGroupSize),
-                                 read_attribute(node, w4a16_linear::kHasZeros),
-                                 read_attribute(node, w4a16_linear::kHasBias)};
+  const Attributes attributes = {node.integer_attribute(w4a16_linear::kGroupSize),
+                                 node.integer_attribute(w4a16_linear::kHasZeros),
+                                 node.integer_attribute(w4a16_linear::kHasBias)};
   ErrorText error;
   require(w4a16_linear::check_attributes(attributes, &error), error);
   const auto input_count = static_cast<int32_t>(node.input_count());
@@ -193,15 +180,7 @@ class W4A16LinearOperator final : public CustomOperator {
 }  // namespace
 
 std::vector<std::unique_ptr<CustomOperator>> make_w4a16_linear_operators() {
-  std::vector<std::unique_ptr<CustomOperator>> operators;
-  for (const abi::ElementType type : {abi::ElementType::kFloat16, abi::ElementType::kBFloat16}) {
-    operators.push_back(std::make_unique<W4A16LinearOperator<CudaLinear>>(kCudaProvider, type));
-  }
-  for (const abi::ElementType type :
-       {abi::ElementType::kFloat16, abi::ElementType::kBFloat16, abi::ElementType::kFloat}) {
-    operators.push_back(std::make_unique<W4A16LinearOperator<CpuLinear>>(kCpuProvider, type));
-  }
-  return operators;
+  return make_for_all_types<W4A16LinearOperator<CudaLinear>, W4A16LinearOperator<CpuLinear>>();
 }
 
 }  // namespace ort

@@ -64,9 +64,11 @@ TEST(OnnxRuntimeAbi, FunctionsAreWhereTheHeaderHasThem) {
   EXPECT_IN_TABLE(AddCustomOpDomain);
   EXPECT_IN_TABLE(AddSessionConfigEntry);
   EXPECT_IN_TABLE(HasSessionConfigEntry);
+  EXPECT_IN_TABLE(KernelInfoGetAttribute_float);
   EXPECT_IN_TABLE(KernelInfoGetAttribute_int64);
   EXPECT_IN_TABLE(KernelInfo_GetNodeName);
   EXPECT_IN_TABLE(KernelInfo_GetInputCount);
+  EXPECT_IN_TABLE(KernelInfo_GetOutputCount);
   EXPECT_IN_TABLE(KernelInfoGetConstantInput_tensor);
   EXPECT_IN_TABLE(KernelContext_GetInput);
   EXPECT_IN_TABLE(KernelContext_GetOutput);
@@ -90,6 +92,8 @@ TEST(OnnxRuntimeAbi, FunctionsAreWhereTheHeaderHasThem) {
   EXPECT_IN_TABLE(ShapeInferContext_GetInputCount);
   EXPECT_IN_TABLE(ShapeInferContext_GetInputTypeShape);
   EXPECT_IN_TABLE(ShapeInferContext_SetOutputTypeShape);
+  EXPECT_IN_TABLE(ShapeInferContext_GetAttribute);
+  EXPECT_IN_TABLE(ReadOpAttr);
 }
 
 #define EXPECT_SAME_PLACE(ours, theirs, member) EXPECT_EQ(offsetof(ours, member), offsetof(theirs, member)) << #member
@@ -142,6 +146,7 @@ TEST(OnnxRuntimeAbi, NumbersAreThoseOfTheHeader) {
   EXPECT_EQ(static_cast<int>(ElementType::kInt4), ONNX_TENSOR_ELEMENT_DATA_TYPE_INT4);
   EXPECT_EQ(static_cast<int>(Characteristic::kRequired), INPUT_OUTPUT_REQUIRED);
   EXPECT_EQ(static_cast<int>(Characteristic::kOptional), INPUT_OUTPUT_OPTIONAL);
+  EXPECT_EQ(static_cast<int>(AttributeType::kInt), ORT_OP_ATTR_INT);
   EXPECT_EQ(static_cast<int>(MemoryType::kDefault), OrtMemTypeDefault);
 }
 

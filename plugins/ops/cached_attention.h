@@ -1,0 +1,88 @@
+// The rules of the operator CachedAttention, self-attention from merged queries, keys and values to its output, over a
+// cache that it writes: its names, attributes, inputs, types and shapes, as in plugins/FORMAT.md.
+//
+// In:  a node's attributes, and the types and shapes of its tensors.
+// Out: whether they fit each other, else why not as a sentence that begins with the operator's name; and the
+//      AttentionProblem that the kernels solve.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cached_attention/cached_attention.h"
+#include "ops/operator.h"
+
+namespace awq2trt {
+namespace cached_attention {
+
+constexpr char kName[] = "CachedAttention";
+
+constexpr char kNumHeads[] = "num_heads";
+constexpr char kNumKvHeads[] = "num_kv_heads";
+constexpr char kRotaryDim[] = "rotary_dim";
+constexpr char kInterleaved[] = "interleaved";
+constexpr char kWindow[] = "window";
+constexpr char kHasNorms[] = "has_norms";
+constexpr char kHasAlibi[] = "has_alibi";
+constexpr char kScale[] = "scale";
+constexpr char kSoftcap[] = "softcap";
+constexpr char kClip[] = "clip";
+constexpr char kNormEps[] = "norm_eps";
+
+// The node's attributes. A number that is 0 leaves out what it is of.
+struct Attributes {
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t rotary_dim;
+  int32_t interleaved;
+  int32_t window;
+  int32_t has_norms;
+  int32_t has_alibi;
+  float scale;
+  float softcap;
+  float clip;
+  float norm_eps;
+};
+
+// Inputs in order, without gaps: those of what the attributes leave out are not there.
+constexpr int32_t kQkv = 0, kPosition = 1, kPastKey = 2, kPastValue = 3, kFirstOptional = 4;
+constexpr int32_t kMaxInputs = 9;
+constexpr int32_t kNoInput = -1;
+
+// Outputs.
+constexpr int32_t kY = 0, kPresentKey = 1, kPresentValue = 2;
+
+inline int32_t rotary_inputs(const Attributes& attributes) { return attributes.rotary_dim != 0 ? 2 : 0; }
+inline int32_t norm_inputs(const Attributes& attributes) { return attributes.has_norms != 0 ? 2 : 0; }
+inline int32_t input_count(const Attributes& attributes) {
+  return kFirstOptional + rotary_inputs(attributes) + norm_inputs(attributes) + attributes.has_alibi;
+}
+// Of two neighbours the first: cos before sin, the gain of queries before that of keys.
+inline int32_t cos_input(const Attributes& attributes) {
+  return attributes.rotary_dim != 0 ? kFirstOptional : kNoInput;
+}
+inline int32_t query_norm_input(const Attributes& attributes) {
+  return attributes.has_norms != 0 ? kFirstOptional + rotary_inputs(attributes) : kNoInput;
+}
+inline int32_t alibi_input(const Attributes& attributes) {
+  return attributes.has_alibi != 0 ? input_count(attributes) - 1 : kNoInput;
+}
+
+// Counts of heads are positive and fit each other, flags are 0 or 1, and no other number but the scale is negative.
+bool check_attributes(const Attributes& attributes, ErrorText* error);
+
+// `count` inputs are as many as the attributes say.
+bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* error);
+
+// Positions are int64, slopes fp32, and every other input has the type of qkv.
+bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, ElementType qkv_type, ErrorText* error);
+
+// qkv [B, S, (Hq + 2 Hkv) D] and past_key [B, Hkv, C, D] have as many dimensions. Sizes may still be unknown.
+bool check_ranks(int32_t qkv_rank, int32_t past_rank, ErrorText* error);
+
+// The kernels' problem for `inputs` [input_count(attributes)], all sizes known; or why they have none, or do not fit
+// each other.
+bool describe_problem(const Attributes& attributes, const Shape* inputs, ElementType qkv_type,
+                      AttentionProblem* problem, ErrorText* error);
+
+}  // namespace cached_attention
+}  // namespace awq2trt

@@ -1,0 +1,35 @@
+// What operators on the CUDA provider share: in, the current device and what a launch returned; out, the device's
+// numbers, and errors as Failure.
+#pragma once
+
+#include <mutex>
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/device/device.h"
+
+namespace awq2trt {
+namespace ort {
+
+// Throws a Failure that begins with the operator's name.
+void throw_if_cuda_error(cudaError_t status, const char* op);
+
+// The GPU of a node: that which is current when it computes first.
+class NodeDevice {
+ public:
+  explicit NodeDevice(const char* op) : op_(op) {}
+
+  // May be called by several threads at once.
+  const Device& get();
+
+  // Blocks may start while the kernel before is still finishing (kernels/device/overlap.cuh).
+  bool can_overlap() { return get().sm >= 90; }
+
+ private:
+  const char* const op_;
+  std::once_flag once_;
+  Device device_ = {};
+};
+
+}  // namespace ort
+}  // namespace awq2trt

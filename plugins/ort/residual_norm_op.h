@@ -1,0 +1,17 @@
+// awq2trt::ResidualNorm for ONNX Runtime: sum = x + residual and the norm of it. On the CUDA provider the kernel
+// computes it (kernels/residual_norm), on the CPU a plain loop. The op: plugins/FORMAT.md.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "ort/custom_operator.h"
+
+namespace awq2trt {
+namespace ort {
+
+// For both providers: fp16 and bf16, and on the CPU fp32.
+std::vector<std::unique_ptr<CustomOperator>> make_residual_norm_operators();
+
+}  // namespace ort
+}  // namespace awq2trt
