@@ -1,4 +1,4 @@
-"""The fused operators in ONNX Runtime's CPU build: models of one node, against float64 oracles written from FORMAT.md."""
+"""The fused operators in ONNX Runtime's CPU build: models of one node, against float64 oracles of FORMAT.md."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ class Node:
     outputs: Sequence[str]
 
     def bytes(self) -> bytes:
-        node = onnx.helper.make_node(
-            self.op, list(self.inputs), list(self.outputs), name=NODE, domain=opset.DOMAIN, **self.attributes
-        )
+        node = onnx.helper.make_node(self.op, list(self.inputs), list(self.outputs), name=NODE, domain=opset.DOMAIN)
+        node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in self.attributes.items())
         given = [
             onnx.helper.make_tensor_value_info(
                 name,
@@ -152,7 +151,7 @@ class Attention:
     def _normed(self, x: Array, gain: Array | None) -> Array:
         if gain is None:
             return x
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.attributes()["norm_eps"]) * gain
+        return np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True) + self.attributes()["norm_eps"]) * gain)
 
     def _rotated(self, x: Array, slots: Array, wide: Mapping[str, Array]) -> Array:
         """`x` [S, heads, D] by the tables' rows of its slots."""
@@ -180,7 +179,7 @@ class Attention:
             seen &= distance > -window
         scores = np.where(seen, scores + slope * distance, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
-        return weights / weights.sum(-1, keepdims=True)
+        return np.asarray(weights / weights.sum(-1, keepdims=True))
 
 
 EVERYTHING: Final[dict[str, int | float]] = {
