@@ -169,7 +169,15 @@ def build(
     return made
 
 
-def load(directory: StrPath, *, backend: str = "ort") -> Model:
+def load(
+    directory: StrPath,
+    *,
+    backend: str = "ort",
+    device: str | None = None,
+    golden: bool = True,
+    trust_library: bool = False,
+    progress: Progress | None = None,
+) -> Model:
     """Loads an exported model to run it: `awq2trt run`.
 
         model = awq2trt.load("out/onnx")
@@ -179,19 +187,26 @@ def load(directory: StrPath, *, backend: str = "ort") -> Model:
             print(piece, end="", flush=True)
 
     Args:
-        directory: An ONNX model, or an engine's directory, which holds one.
-        backend: What runs it: `ort` is ONNX Runtime on the CPU.
+        directory: An ONNX model, what was built for `cpu` or `cuda`, or an engine's directory, which holds one.
+        backend: What runs it: `ort` is ONNX Runtime.
+        device: Where: `cpu`, `cuda`, or `cuda:1` for the second GPU; None for the fastest that is there.
+        golden: Check the golden outputs at the first run on a GPU.
+        trust_library: Load the operator library that lies in the directory, code that came with the model.
+        progress: Is told what runs the model; None for silence.
 
     Returns:
         The model; see `Model.generate` and `Model.generate_text`.
 
     Raises:
         ArtifactError: The directory holds no whole model.
-        UsageError: It is the directory above several, or a checkpoint; or the backend is unknown.
+        ToolError: This machine lacks something that the device needs; the message has the command that installs it.
+        UsageError: It is the directory above several, or a checkpoint; or backend or device are unknown.
     """
     from awq2trt.runtime import Model
+    from awq2trt.runtime.ort.loading import DeviceOptions
 
-    return Model.load(Path(directory), backend=backend)
+    options = DeviceOptions(device, trust_library=trust_library)
+    return Model.load(Path(directory), options, backend=backend, golden=golden, progress=progress)
 
 
 def evaluate(
@@ -213,7 +228,7 @@ def evaluate(
         models: Original models, quantized checkpoints and ONNX models, in any number.
         on: A text, a `TextWindows` to say how much of it, or a `TaskExamples`. A text is a .txt or .jsonl file, or a
             data set's name. Tasks are scored as lm-evaluation-harness scores them.
-        device: Where PyTorch computes; ONNX Runtime does on the CPU.
+        device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
         progress: Is told how far the work is; None for silence.
 
     Returns:
@@ -280,13 +295,14 @@ def check(
     return check_stage(request, _or_silent(progress))
 
 
-def check_golden(directory: StrPath) -> GoldenOutcome:
+def check_golden(directory: StrPath, device: str | None = None) -> GoldenOutcome:
     """Runs a model's golden inputs and compares with its golden outputs: `awq2trt check --golden`.
 
         assert awq2trt.check_golden("out/onnx").passed
 
     Args:
-        directory: An ONNX model or an engine; it needs nothing else.
+        directory: An ONNX model, what was built for `cpu` or `cuda`, or an engine; it needs nothing else.
+        device: Where ONNX Runtime runs it; None for the CPU, or what it was built for.
 
     Returns:
         What was found, call by call. A failed check is a result, not an exception.
@@ -297,7 +313,7 @@ def check_golden(directory: StrPath) -> GoldenOutcome:
     """
     from awq2trt.stages.check import golden_stage
 
-    return golden_stage(Path(directory))
+    return golden_stage(Path(directory), device)
 
 
 def _names(models: StrPath | Sequence[StrPath]) -> tuple[str, ...]:

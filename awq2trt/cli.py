@@ -255,9 +255,10 @@ def evaluate(
 
 @app.command()
 def run(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model or engine.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
     prompt: Annotated[str, typer.Option("--prompt", help="What to say to the model.")],
-    backend: Annotated[str, typer.Option("--backend", help="ort: ONNX Runtime on the CPU.")] = "ort",
+    backend: Annotated[str, typer.Option("--backend", help="ort: ONNX Runtime.")] = "ort",
+    device: cli_flags.RunDevice = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
@@ -266,12 +267,24 @@ def run(
     top_p: Annotated[float, typer.Option("--top-p", help="Only the best tokens up to this probability.")] = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text.")] = None,
+    golden: Annotated[
+        bool, typer.Option("--golden/--no-golden", help="Check golden outputs at the first run on a GPU.")
+    ] = True,
+    trust_library: cli_flags.TrustLibrary = False,
 ) -> None:
     """Prompt to text, as it comes."""
+    from awq2trt.progress import terminal_progress
     from awq2trt.runtime import Sampling, system_message, user_message
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    model = api.load(directory, backend=backend)
+    model = api.load(
+        directory,
+        backend=backend,
+        device=device,
+        golden=golden,
+        trust_library=trust_library,
+        progress=terminal_progress(),
+    )
     messages = [*([system_message(system)] if system else []), user_message(prompt)]
     pieces = model.generate(
         prompt if raw else messages, raw=raw, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop or ()
@@ -289,6 +302,7 @@ def check(
     golden: Annotated[
         bool, typer.Option("--golden", help="Only the golden outputs beside the model: needs nothing else.")
     ] = False,
+    device: cli_flags.RunDevice = None,
     model: Annotated[str | None, typer.Option("--model", help="The original. [the one that was quantized]")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", metavar="DIR", help="Of an ONNX model. [the one beside it]")
@@ -309,7 +323,7 @@ def check(
     from awq2trt.report.lines import check_lines, golden_lines
 
     if golden:
-        found = api.check_golden(directory)
+        found = api.check_golden(directory, device)
         passed, lines = found.passed, golden_lines(found)
     else:
         outcome = api.check(
@@ -330,24 +344,59 @@ def check(
 
 @app.command()
 def bench(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="ONNX model, or built for cpu or cuda.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option("--shape", help="Random weights of a published size instead: llama-2-7b, mpt-7b, ...")
+    ] = None,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Blocks of the shape. [all]")] = None,
+    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")] = 4,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate.")] = 200,
+    context: Annotated[
+        int | None, typer.Option("--context", min=2, help="Positions of the cache. [the model's; a shape's least]")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Conversations at once.")] = 1,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", help="Also, in the same run: hf (fp16) or matmulnbits."),
+    ] = None,
+    device: cli_flags.RunDevice = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Where a token's time goes.")] = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="The plugin library's kernels, alone.")] = False,
-    group_size: Annotated[int, typer.Option("--group-size")] = 128,
-    dtype: Annotated[str, typer.Option("--dtype", help="float16 or bfloat16.")] = "float16",
+    group_size: Annotated[int, typer.Option("--group-size", help="Of --kernels.")] = 128,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of --kernels: float16 or bfloat16.")] = "float16",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG: share of the floor.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="A table.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.")] = None,
 ) -> None:
-    """Speed of the kernels on this machine's GPU."""
-    from awq2trt.errors import UsageError
-    from awq2trt.machine.bench import bench_kernels, format_report, plot_report, write_report
+    """Speed of a model, token by token, or of the kernels alone."""
+    if kernels:
+        from awq2trt.machine.bench import bench_kernels, format_report, plot_report, write_report
 
-    if not kernels:
-        raise UsageError("nothing to measure.", where="bench", fix="awq2trt bench --kernels")
-    report = bench_kernels(group_size=group_size, dtype=dtype)
-    print(format_report(report))
+        measured = bench_kernels(group_size=group_size, dtype=dtype)
+        print(format_report(measured))
+        if json_file is not None:
+            write_report(measured, json_file)
+        if plot_file is not None:
+            plot_report(measured, plot_file)
+        return
+    from awq2trt.progress import terminal_progress
+    from awq2trt.report.bench import bench_json, bench_lines, bench_markdown, plot_bench
+    from awq2trt.stages.bench import BenchRequest, bench_stage
+
+    opponents, command = tuple(against or ()), ("awq2trt", *sys.argv[1:])
+    request = BenchRequest(
+        directory, shape, layers, prompt, tokens, context, batch, opponents, device, profile, command
+    )
+    report = bench_stage(request, terminal_progress())
+    print("\n".join(bench_lines(report)))
     if json_file is not None:
-        write_report(report, json_file)
+        json_file.write_text(bench_json(report), encoding="utf-8")
+    if markdown_file is not None:
+        markdown_file.write_text(bench_markdown(report), encoding="utf-8")
     if plot_file is not None:
-        plot_report(report, plot_file)
+        plot_bench(report, plot_file)
 
 
 @app.command()

@@ -45,7 +45,12 @@ FunctionBodies = Annotated[
     bool | None,
     typer.Option("--function-bodies/--no-function-bodies", help="Define custom nodes in standard ONNX operators."),
 ]
-Device = Annotated[
-    str, typer.Option("--device", help="Where PyTorch computes: cpu, cuda, or cuda:1 for the second GPU.")
-]
+Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, or cuda:1 for the second GPU.")]
 JetPack = Annotated[str | None, typer.Option("--jetpack", help="Orin: 7.2 or 6.2, what runs there. [7.2]")]
+RunDevice = Annotated[
+    str | None,
+    typer.Option("--device", help="Where it runs: cpu, cuda, or cuda:1 for the second GPU. [fastest]"),
+]
+TrustLibrary = Annotated[
+    bool, typer.Option("--trust-library", help="Load the operator library in DIR, code that came with the model.")
+]

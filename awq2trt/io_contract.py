@@ -19,6 +19,7 @@ DECODER: Final = "decoder"
 INPUT_IDS: Final = "input_ids"
 CACHE_POSITION: Final = "cache_position"
 LOGITS: Final = "logits"
+NEXT_TOKEN: Final = "next_token"
 
 BATCH: Final = "batch"
 SEQUENCE: Final = "sequence"

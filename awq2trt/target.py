@@ -1,7 +1,8 @@
-"""What an engine is built for: one row per target, in `TARGETS`.
+"""What a model is built for: one row per target, in `TARGETS`.
 
-A target is a GPU, or a set of GPUs that one engine serves, with the TensorRT that runs there. Memory and
-bandwidth are the vendor's figures; they bound what fits and how fast decoding can be, and choose nothing else.
+A target is a GPU, a set of GPUs that one engine serves, or any machine's CPU, with the runtime that executes the model
+there: TensorRT, TensorRT-RTX or ONNX Runtime. Memory and bandwidth are the vendor's figures; they bound what fits and
+how fast decoding can be, and choose nothing else.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ _GIB: Final = 1 << 30
 
 
 class Flavour(str, Enum):
-    """Which TensorRT an engine is for; the value is how people write it."""
+    """Which runtime executes the model; the value is how people write it."""
 
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
+    ONNXRUNTIME = "onnxruntime"
+
+
+ANY_CPU: Final = "any"
+"""`Target.cpu` where what is built runs beside every CPU."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,12 @@ class Target:
     Attributes:
         name: As `--target` takes it.
         title: As people call it.
-        compute_capabilities: (major, minor) of every GPU that the engine must run on; empty for the GPU of
-            the machine that builds.
-        cpu: Architecture of the CPU beside the GPU, as `uname -m` says it.
-        flavour: The TensorRT that runs there.
-        minimum_tensorrt: Lowest version of it that runs what we export, (major, minor).
-        cuda: CUDA version that this TensorRT comes with, (major, minor).
+        compute_capabilities: (major, minor) of every GPU that an engine must run on; empty for the GPU of the
+            machine that builds, and where there is no engine.
+        cpu: Architecture of the CPU, as `uname -m` says it, or `ANY_CPU`.
+        flavour: The runtime there.
+        minimum_version: Lowest version of it that runs what we build, (major, minor).
+        cuda: CUDA version that it comes with, (major, minor); None for a CPU.
         memory_bytes: Memory that the GPU can use, the smallest of several; None where it is not known before.
         bandwidth_bytes_per_s: Of that memory, the smallest of several; None where it is not known before.
     """
@@ -79,8 +85,8 @@ class Target:
     compute_capabilities: tuple[tuple[int, int], ...]
     cpu: str
     flavour: Flavour
-    minimum_tensorrt: tuple[int, int]
-    cuda: tuple[int, int]
+    minimum_version: tuple[int, int]
+    cuda: tuple[int, int] | None
     memory_bytes: int | None
     bandwidth_bytes_per_s: float | None
 
@@ -91,6 +97,11 @@ class Target:
         TensorRT builds for the GPU it runs on; TensorRT-RTX builds for any RTX GPU anywhere.
         """
         return self.flavour is Flavour.TENSORRT
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether what is built is an ONNX model for one provider of ONNX Runtime, and no engine."""
+        return self.flavour is Flavour.ONNXRUNTIME
 
     @property
     def capability_names(self) -> tuple[str, ...]:
@@ -106,7 +117,7 @@ def _orin(name: str, title: str, memory_bytes: int, bandwidth_bytes_per_s: float
         compute_capabilities=((8, 7),),
         cpu="aarch64",
         flavour=Flavour.TENSORRT,
-        minimum_tensorrt=(10, 3),
+        minimum_version=(10, 3),
         cuda=(12, 6),
         memory_bytes=memory_bytes,
         bandwidth_bytes_per_s=bandwidth_bytes_per_s,
@@ -127,16 +138,46 @@ def _rtx(
         compute_capabilities=compute_capabilities,
         cpu="x86_64",
         flavour=Flavour.TENSORRT_RTX,
-        minimum_tensorrt=(1, 7),
+        minimum_version=(1, 7),
         cuda=(13, 0),
         memory_bytes=memory_bytes,
         bandwidth_bytes_per_s=bandwidth_bytes_per_s,
     )
 
 
+MINIMUM_ONNXRUNTIME: Final = (1, 27)
+"""ONNX Runtime 1.24 lacks `TensorScatter`; 1.25 and 1.26 run the function body of the wrong overload."""
+
+MINIMUM_CAPABILITY: Final = (8, 0)
+"""Compute capability that the kernels of the target `cuda` need: `cp.async` and bf16 `mma` (PTX ISA)."""
+
+
+def _provider(name: str, title: str, cuda: tuple[int, int] | None) -> Target:
+    """A provider of ONNX Runtime. Its CUDA wheels are of CUDA 13 since 1.30."""
+    return Target(
+        name=name,
+        title=title,
+        compute_capabilities=(),
+        cpu=ANY_CPU,
+        flavour=Flavour.ONNXRUNTIME,
+        minimum_version=MINIMUM_ONNXRUNTIME,
+        cuda=cuda,
+        memory_bytes=None,
+        bandwidth_bytes_per_s=None,
+    )
+
+
+CUDA_CPUS: Final = ("x86_64", "aarch64")
+"""CPUs beside a GPU of the target `cuda`: those for which there is a plugin library."""
+
+CPU_TARGET: Final = "cpu"
+CUDA_TARGET: Final = "cuda"
+
 _ALL: Final = (
     # NVIDIA, "Jetson AGX Orin Series" product page: 64 GB 256-bit LPDDR5, 204.8 GB/s.
     _orin("orin", "Jetson AGX Orin 64 GB", 64 * _GIB, 204.8e9),
+    # NVIDIA, "Jetson AGX Orin Series" product page: 32 GB 256-bit LPDDR5, 204.8 GB/s.
+    _orin("orin-32gb", "Jetson AGX Orin 32 GB", 32 * _GIB, 204.8e9),
     # NVIDIA, "Jetson Orin NX Series" product page: 16 GB 128-bit LPDDR5, 102.4 GB/s.
     _orin("orin-nx", "Jetson Orin NX 16 GB", 16 * _GIB, 102.4e9),
     # NVIDIA, "Jetson Orin Nano Super Developer Kit" product page: 8 GB 128-bit LPDDR5, 102 GB/s in Super mode
@@ -152,6 +193,8 @@ _ALL: Final = (
     _rtx("rtx5090", "GeForce RTX 5090", ((12, 0),), 32 * _GIB, 1792e9),
     _rtx("rtx", "any GeForce RTX 30, 40 or 50", ((8, 6), (8, 9), (12, 0)), None, None),
     _rtx("host", "the GPU of this machine", (), None, None),
+    _provider(CUDA_TARGET, "any NVIDIA GPU of compute capability 8.0 or later", (13, 0)),
+    _provider(CPU_TARGET, "any machine's CPU", None),
 )
 
 TARGETS: Final[Mapping[str, Target]] = {target.name: target for target in _ALL}

@@ -18,7 +18,7 @@ from awq2trt.graph.read import open_decoder
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, IoContract, TensorContract
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions, QuantizeOptions
-from awq2trt.runtime.ort.backend import open_session
+from awq2trt.runtime.ort.session import open_session
 from awq2trt.runtime.trt.engine import EngineBuild, Machine, engine_of
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from published_configs import LLAMA_2_70B
 
-from awq2trt.checking.golden import GoldenResult
 from awq2trt.checking.outcome import GoldenOutcome
 from awq2trt.cli import app
 from awq2trt.errors import BuildError, UnsupportedError
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions
+from awq2trt.runtime.golden import GoldenResult
 from awq2trt.stages.build import BuildRequest
 from awq2trt.stages.export import ExportRequest
 from awq2trt.stages.quantize import QuantizeRequest
@@ -330,7 +330,7 @@ def test_golden_outputs_decide_the_exit_code(
     awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, passed: bool, code: int, verdict: str
 ) -> None:
     results = [GoldenResult("prefill", 1e-4, True, True), GoldenResult("decode-1", math.nan, passed, passed)]
-    monkeypatch.setattr("awq2trt.stages.check.golden_stage", lambda directory: GoldenOutcome(tuple(results)))
+    monkeypatch.setattr("awq2trt.stages.check.golden_stage", lambda directory, device: GoldenOutcome(tuple(results)))
     outcome = awq2trt("check", "somewhere", "--golden")
     assert outcome.code == code
     assert verdict in outcome.out.splitlines()[-1]

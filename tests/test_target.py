@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 
 from awq2trt.errors import UsageError
-from awq2trt.target import TARGETS, Flavour, Target, find_target
+from awq2trt.target import ANY_CPU, TARGETS, Flavour, Target, find_target
 
 
 def test_the_promised_targets_exist() -> None:
     assert list(TARGETS) == [
-        "orin", "orin-nx", "orin-nano", "rtx3090", "rtx4070-laptop", "rtx4090", "rtx5090", "rtx", "host",
+        "orin", "orin-32gb", "orin-nx", "orin-nano", "rtx3090", "rtx4070-laptop", "rtx4090", "rtx5090", "rtx", "host",
+        "cuda", "cpu",
     ]  # fmt: skip
 
 
@@ -20,6 +21,7 @@ def test_the_promised_targets_exist() -> None:
     ("name", "capabilities", "memory_gib", "bandwidth_gb"),
     [
         ("orin", ("8.7",), 64, 204.8),
+        ("orin-32gb", ("8.7",), 32, 204.8),
         ("orin-nx", ("8.7",), 16, 102.4),
         ("orin-nano", ("8.7",), 8, 102.0),
         ("rtx3090", ("8.6",), 24, 936.0),
@@ -36,7 +38,21 @@ def test_specifications(name: str, capabilities: tuple[str, ...], memory_gib: in
     assert target.bandwidth_bytes_per_s == pytest.approx(bandwidth_gb * 1e9)
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+PROVIDERS = ("cuda", "cpu")
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_a_provider_of_onnx_runtime_runs_beside_every_cpu(name: str) -> None:
+    target = find_target(name)
+    assert (target.cpu, target.flavour, target.minimum_version) == (ANY_CPU, Flavour.ONNXRUNTIME, (1, 27))
+    assert target.is_lowered
+    assert not target.is_kit
+    assert (target.cuda is None) is (name == "cpu")
+
+
+@pytest.mark.parametrize(
+    "target", [each for each in TARGETS.values() if each.name not in PROVIDERS], ids=lambda target: target.name
+)
 def test_orin_finishes_kits_and_rtx_takes_engines(target: Target) -> None:
     orin = target.name.startswith("orin")
     assert target.is_kit is orin

@@ -1,6 +1,7 @@
 """The chain from the original model to what runs, each stage held to the one before, on real text.
 
     original -> folded -> quantized -> onnx -> runtime
+                                    -> cuda
                                     -> engine
 
 Each stage is compared in two ways. Its weights are computed again from the stage before (`stored_weights`), so that a
@@ -32,6 +33,7 @@ from awq2trt.checking.results import (
     AGAINST,
     ENGINE,
     FOLDED,
+    ON_GPU,
     ONNX,
     ONNX_CUDA,
     ORIGINAL,
@@ -63,6 +65,7 @@ from awq2trt.evaluation.agreement import agreement
 from awq2trt.io_contract import ENGINE_FILE, LOGITS
 from awq2trt.models.families import DecoderSpec
 from awq2trt.progress import Progress
+from awq2trt.runtime.ort.backend import OrtBackend
 
 
 class _Limit(NamedTuple):
@@ -148,7 +151,10 @@ def _runners(
             makers[ONNX_CUDA] = lambda: _onnx_runner(subject, onnx, tokens, ONNX_CUDA, CUDA)
         else:
             missing.setdefault(ONNX_CUDA, "not run: ONNX Runtime has no CUDA provider here")
-        makers[RUNTIME] = lambda: RuntimeRunner(onnx, RUNTIME)
+        makers[RUNTIME] = lambda: RuntimeRunner(lambda: OrtBackend.load(onnx, all_logits=True), RUNTIME)
+    if subject.open_on_gpu is not None:
+        open_on_gpu = subject.open_on_gpu
+        makers[ON_GPU] = lambda: RuntimeRunner(open_on_gpu, ON_GPU)
     if subject.engine is not None and subject.open_engine is not None:
         engine, open_engine = subject.engine, subject.open_engine
         makers[ENGINE] = lambda: EngineRunner(open_engine, engine, ENGINE)
@@ -235,7 +241,7 @@ def _limits(subject: Subject, stage: str, positions: int) -> dict[str, _Limit]:
     else:
         limits = [drift_limit(subject.dtype, layer + 1) for layer in range(spec.num_layers + 1)]
     named = {LOGITS: _Limit(LOGITS, limits[-1])}
-    if stage in (RUNTIME, ENGINE):
+    if stage in (RUNTIME, ON_GPU, ENGINE):
         return named
     return {block_output(layer): _Limit(_place(spec, layer), limits[layer]) for layer in layers} | named
 

@@ -1,4 +1,4 @@
-"""Makes golden outputs with PyTorch, and holds an executor to them.
+"""Makes golden outputs with PyTorch; `runtime.golden` holds executors to them.
 
 In: a checkpoint and tokens, or a backend and the golden outputs beside its model. Out: a `Golden`, or how far each call
 is from it. Expected logits come from the checkpoint through `awq2trt.models.decoder`, in fp32. They use nothing of the
@@ -8,19 +8,17 @@ exported graph, so they catch an exporter's mistake as well as an executor's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
 
-from awq2trt.artifact.golden import Golden, GoldenCall, relative_error
+from awq2trt.artifact.golden import Golden, GoldenCall
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.errors import UsageError
 from awq2trt.models.decoder import Ends, run_model
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
-from awq2trt.runtime.backend import Backend
 
 TEXT: Final = "The capital of France is Paris, and the capital of Italy is Rome. The sea is"
 """Any text would do; with this one a reader sees at once whether the answer makes sense."""
@@ -29,23 +27,6 @@ PREFILL_TOKENS: Final = 16
 """More than one tile of the kernels (16 rows), with the decode calls after it."""
 
 _DECODE_CALLS: Final = 2
-
-
-@dataclass(frozen=True)
-class GoldenResult:
-    """One call held to its golden output.
-
-    Attributes:
-        name: Of the call.
-        error: As `Golden.relative_tolerance` counts it.
-        top1: Whether the best token is the expected one.
-        passed: The error is a number within the tolerance.
-    """
-
-    name: str
-    error: float
-    top1: bool
-    passed: bool
 
 
 def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype: str, progress: Progress) -> Golden:
@@ -75,22 +56,3 @@ def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype
     spans["first"] = (0, 1)
     calls = (GoldenCall(name, tuple(kept[start:end]), start, logits[end - 1]) for name, (start, end) in spans.items())
     return Golden(TEXT, drift_limit(dtype, source.spec.num_layers + 1), tuple(calls))
-
-
-def compare_golden(backend: Backend, golden: Golden) -> list[GoldenResult]:
-    """Runs the calls and compares."""
-    results = []
-    for call in golden.calls:
-        if call.position == 0:
-            backend.reset()
-        got = backend.forward(call.tokens)
-        error = relative_error(got, call.logits)
-        results.append(
-            GoldenResult(
-                name=call.name,
-                error=error,
-                top1=bool(got.argmax() == call.logits.argmax()),
-                passed=error <= golden.relative_tolerance,  # False for NaN
-            )
-        )
-    return results

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from awq2trt.checking.bisect import Cut
-    from awq2trt.checking.golden import GoldenResult
     from awq2trt.checking.polygraphy_files import Command
     from awq2trt.checking.results import CheckResult
+    from awq2trt.runtime.golden import GoldenResult
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class GoldenOutcome:
     """What `awq2trt check --golden` found.
 
     Attributes:
-        results: Of ONNX Runtime on the CPU, call by call.
+        results: Of ONNX Runtime, call by call.
+        executor: What it ran on.
         engine: Of the engine, where there is one and this machine can run it.
         engine_skipped: Why the engine was not run; None if it was, or there is none.
     """
 
     results: tuple[GoldenResult, ...]
+    executor: str = "ONNX Runtime, CPU"
     engine: tuple[GoldenResult, ...] = ()
     engine_skipped: str | None = None
 

@@ -21,6 +21,7 @@ QUANTIZED: Final = "quantized"
 ONNX: Final = "onnx"
 ONNX_CUDA: Final = "onnx-cuda"
 RUNTIME: Final = "runtime"
+ON_GPU: Final = "cuda"
 ENGINE: Final = "engine"
 
 TITLES: Final[Mapping[str, str]] = {
@@ -30,6 +31,7 @@ TITLES: Final[Mapping[str, str]] = {
     ONNX: "ONNX as exported, ONNX Runtime CPU",
     ONNX_CUDA: "ONNX as exported, ONNX Runtime CUDA",
     RUNTIME: "ONNX as `run` runs it, ONNX Runtime CPU",
+    ON_GPU: "model for CUDA as `run` runs it, every node on the GPU, ONNX Runtime CUDA",
     ENGINE: "model.engine on the GPU, one token at a time and the text at once",
 }
 
@@ -40,6 +42,7 @@ AGAINST: Final[Mapping[str, tuple[str, ...]]] = {
     ONNX: (QUANTIZED,),
     ONNX_CUDA: (QUANTIZED,),
     RUNTIME: (QUANTIZED,),
+    ON_GPU: (QUANTIZED,),
     ENGINE: (QUANTIZED,),
 }
 """Stages in order, and what each is compared with."""

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -32,7 +32,8 @@ from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, cache_names
 from awq2trt.models.decoder import BlockRunner, Ends, load_block
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.runtime.ort.backend import OrtBackend, open_session
+from awq2trt.runtime.backend import Backend
+from awq2trt.runtime.ort.session import Execution, open_session
 
 Arrays = OrderedDict[str, NDArray[Any]]
 
@@ -150,7 +151,7 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
     def __init__(
         self, model: ir.Model, sizes: DecoderSizes, path: Path, *, length: int, name: str, provider: str = CPU
     ) -> None:
-        super().__init__(lambda: open_session(model, path, provider=provider), name=name)
+        super().__init__(lambda: open_session(model, path, Execution(provider)), name=name)
         self._sizes = sizes
         self._length = length
         self._caches: Arrays = OrderedDict()
@@ -178,20 +179,27 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
         super().deactivate_impl()
 
 
+class ScoringBackend(Backend, Protocol):
+    """A backend that also gives logits of every position."""
+
+    def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Scores after every token of a new conversation, float32 [s, V] at a time."""
+
+
 class RuntimeRunner(DecoderRunner):
-    """The backend that `awq2trt run` uses: ONNX Runtime on the lowered model; logits only.
+    """A backend that `awq2trt run` uses: ONNX Runtime on a lowered model, on the CPU or on a GPU; logits only.
 
     Args:
-        path: The model, or the directory that holds it.
+        open_backend: Loads the model, for logits of every position.
         name: Of the stage.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, open_backend: Callable[[], ScoringBackend], name: str) -> None:
         super().__init__(name=name)
-        self._path = path
+        self._open_backend = open_backend
 
     def activate_impl(self) -> None:
-        self._backend = OrtBackend.load(self._path, all_logits=True)
+        self._backend = self._open_backend()
 
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
         started = time.monotonic()

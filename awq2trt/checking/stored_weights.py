@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from awq2trt.checking.results import ENGINE, FOLDED, ONNX, ONNX_CUDA, QUANTIZED, RUNTIME
+from awq2trt.checking.results import ENGINE, FOLDED, ON_GPU, ONNX, ONNX_CUDA, QUANTIZED, RUNTIME
 from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import UNIT_ROUNDOFF
 from awq2trt.checking.weights import Finding, code_finding, onnx_findings, rounded_finding
@@ -54,7 +54,7 @@ def check_weights(subject: Subject, progress: Progress) -> WeightResult:
             except CheckpointError as error:
                 tensor = _tensor_of(error)
                 findings[_owner(tensor, subject.checkpoint.spec)].append(Finding(tensor, error.what))
-                missing |= dict.fromkeys((FOLDED, QUANTIZED, ONNX, ONNX_CUDA, RUNTIME, ENGINE), damaged)
+                missing |= dict.fromkeys((FOLDED, QUANTIZED, ONNX, ONNX_CUDA, RUNTIME, ON_GPU, ENGINE), damaged)
             advance(1)
         if subject.onnx and damaged not in missing.values():
             findings[ONNX] += onnx_findings(open_decoder(subject.onnx)[0], subject.checkpoint)

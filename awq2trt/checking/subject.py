@@ -10,22 +10,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from awq2trt.artifact.arrays import read_arrays
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, record_file
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY
 from awq2trt.artifact.records import QuantizationRecord, SourceRecord
 from awq2trt.checking.folding import FoldedSource
-from awq2trt.checking.results import ENGINE, FOLDED, ONNX, ONNX_CUDA, ORIGINAL, RUNTIME
+from awq2trt.checking.results import ENGINE, FOLDED, ON_GPU, ONNX, ONNX_CUDA, ORIGINAL, RUNTIME
+from awq2trt.checking.runners import ScoringBackend
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.search_files import SEARCH_FILE
-from awq2trt.errors import Awq2trtError, UsageError
+from awq2trt.errors import Awq2trtError, ToolError, UsageError
+from awq2trt.machine.gpu import open_cuda
 from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.models.sources.opening import open_source
 from awq2trt.quantization.effort import EFFORTS
+from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of, this_machine, why_not_here
 from awq2trt.runtime.trt.session import EngineSession, TrtSession, unmet_needs
+from awq2trt.target import CUDA_TARGET
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Subject:
         dtype: Of the exported model's activations.
         engine: What was built of it; None where there is none.
         open_engine: Loads that on this machine.
+        open_on_gpu: Loads the model for CUDA on this machine's GPU; None where there is none.
         changed: Files that are not what was written, as their manifest's hashes tell.
         missing: Stage -> why it cannot be run.
     """
@@ -54,6 +60,7 @@ class Subject:
     dtype: str = "float16"
     engine: EngineBuild | None = None
     open_engine: Callable[[], EngineSession] | None = None
+    open_on_gpu: Callable[[], ScoringBackend] | None = None
     changed: tuple[str, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -76,7 +83,7 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         ArtifactError: A directory is incomplete.
         UsageError: There is no checkpoint, or the original is not the one that was quantized.
     """
-    quantized, exported, engines = _artifacts(directory, checkpoint)
+    quantized, exported, lowered, engines = _artifacts(directory, checkpoint)
     source = quantized.manifest.contents.source
     original, missing = _original(source, model)
     quantization = quantized.manifest.contents.quantization
@@ -90,8 +97,12 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
     built, reason = _engine(engines)
     if reason:
         missing[ENGINE] = reason
+    for_cuda = lowered or exported
+    reason = _why_not_on_gpu() if for_cuda else "no model for CUDA in this directory"
+    if reason:
+        missing[ON_GPU] = f"not run: {reason}"
     decoder = exported.manifest.contents.decoder if exported else None
-    checked = {one.directory: one for one in (quantized, exported, *engines) if one}
+    checked = {one.directory: one for one in (quantized, exported, lowered, *engines) if one}
     return Subject(
         checkpoint=QuantizedCheckpoint(quantized.directory),
         nearest=_codes_are_nearest(quantization),
@@ -101,6 +112,7 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         dtype=decoder.logits.dtype if decoder else "float16",
         engine=built,
         open_engine=partial(TrtSession.open, built) if built else None,
+        open_on_gpu=partial(_open_on_gpu, for_cuda) if for_cuda and not reason else None,
         changed=tuple(name for one in checked.values() for name in _changed_files(one)),
         missing=missing,
     )
@@ -112,8 +124,22 @@ def _codes_are_nearest(record: QuantizationRecord) -> bool:
     return method is not None and not method.rounds_columns and (search is None or search.code_passes == 0)
 
 
-def _artifacts(directory: Path, checkpoint: Path | None) -> tuple[Artifact, Artifact | None, list[Artifact]]:
-    """The checkpoint, the exported model, and the engines and finished kits that a directory means."""
+class _Found(NamedTuple):
+    """What a directory means: the checkpoint, the exported model, that for CUDA, and engines and finished kits."""
+
+    quantized: Artifact
+    exported: Artifact | None
+    lowered: Artifact | None
+    engines: list[Artifact]
+
+
+def _artifacts(directory: Path, checkpoint: Path | None) -> _Found:
+    """Everything that a directory means.
+
+    Raises:
+        ArtifactError: A directory in it is incomplete.
+        UsageError: There is no checkpoint, or one of another model.
+    """
     if (directory / MANIFEST_FILE).is_file():
         found = [Artifact.open(directory, verify="size")]
         beside = checkpoint or directory.parent / CHECKPOINT_DIRECTORY
@@ -135,16 +161,36 @@ def _artifacts(directory: Path, checkpoint: Path | None) -> tuple[Artifact, Arti
             where=str(directory),
             fix="name it with --checkpoint, or check the golden outputs alone with --golden.",
         )
-    exported = by_kind.get("onnx") or next((one for one in found if one.manifest.kind != "checkpoint"), None)
+    holding = (one for one in found if one.manifest.kind not in ("checkpoint", "lowered"))
+    exported = by_kind.get("onnx") or next(holding, None)
+    lowered = next((one for one in found if _is_for_cuda(one)), None)
     engines = [one for one in found if engine_of(one) is not None]
-    for other in (exported, *engines):
+    for other in (exported, lowered, *engines):
         if other and other.manifest.contents.source != quantized.manifest.contents.source:
             raise UsageError(
                 "this checkpoint was made of another model than what is checked.",
                 where=str(quantized.directory),
                 fix="name the checkpoint that it was exported from with --checkpoint.",
             )
-    return quantized, exported, engines
+    return _Found(quantized, exported, lowered, engines)
+
+
+def _is_for_cuda(artifact: Artifact) -> bool:
+    record = artifact.manifest.contents.lowered
+    return record is not None and record.target == CUDA_TARGET
+
+
+def _why_not_on_gpu() -> str | None:
+    """Why ONNX Runtime runs nothing on a GPU here; None if it does."""
+    try:
+        open_cuda(CUDA_TARGET)
+    except (ToolError, UsageError) as error:
+        return error.what.rstrip(".")
+    return None
+
+
+def _open_on_gpu(artifact: Artifact) -> ScoringBackend:
+    return open_backend(artifact, DeviceOptions(CUDA_TARGET, all_logits=True)).backend
 
 
 def _original(record: SourceRecord, model: str | None) -> tuple[ModelSource | None, dict[str, str]]:

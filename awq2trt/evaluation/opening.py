@@ -23,14 +23,16 @@ from awq2trt.evaluation.tasks import Score
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
+from awq2trt.recipe import DEFAULT_DEVICE
 from awq2trt.runtime import OrtBackend
+from awq2trt.runtime.ort.cuda import CudaBackend
+from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 from awq2trt.text.tokenizer import bos_of, tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PYTORCH: Final = "PyTorch"
-ONNX_RUNTIME: Final = "ONNX Runtime"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Opened:
     """What is known of a model that is to be evaluated, whatever runs it.
 
     Attributes:
-        executor: What runs it: `PYTORCH` or `ONNX_RUNTIME`.
+        executor: What runs it: `PYTORCH`, or ONNX Runtime with its device.
         scheme: How it is quantized; None for an original.
         tokenizer: Its own.
         bos: Token that texts begin with; None where its family needs none.
@@ -99,7 +101,7 @@ class OnnxModel:
     """
 
     opened: Opened
-    backend: OrtBackend
+    backend: OrtBackend | CudaBackend
 
     def perplexity(self, windows: Tensor, progress: Progress, name: str) -> Perplexity:
         seqlen, capacity = windows.shape[1], self.backend.capacity
@@ -113,14 +115,18 @@ class OnnxModel:
         def logits(window: Tensor) -> Iterator[Tensor]:
             return (torch.from_numpy(rows) for rows in self.backend.logits(window.tolist()))
 
-        return perplexity(windows, logits, progress, f"running {name} in ONNX Runtime")
+        return perplexity(windows, logits, progress, f"running {name} in {self.opened.executor}")
 
     def scores(self, requests: Sequence[TokenizedContinuation], progress: Progress, description: str) -> list[Score]:
         return backend_scores(self.backend, requests, progress, description)
 
 
-def open_evaluated(model: str) -> EvaluatedModel:
+def open_evaluated(model: str, device: str = DEFAULT_DEVICE) -> EvaluatedModel:
     """Opens an original model, a quantized checkpoint or an ONNX model.
+
+    Args:
+        model: As the user names it.
+        device: Where ONNX Runtime runs it; what was built for `cuda` runs there anyway.
 
     Raises:
         ArtifactError: It is not whole.
@@ -131,10 +137,10 @@ def open_evaluated(model: str) -> EvaluatedModel:
         artifact = Artifact.open(Path(model))
         tokenizer = tokenizer_of(artifact.directory)
         contents = artifact.manifest.contents
-        opened = Opened(
-            ONNX_RUNTIME, contents.quantization.scheme.describe(), tokenizer, bos_of(tokenizer, contents.source.family)
-        )
-        return OnnxModel(opened, OrtBackend.load(artifact.directory, all_logits=True))
-    source, scheme = open_any(model)
+        chosen = None if contents.lowered is not None and device == DEFAULT_DEVICE else device
+        loaded = open_backend(artifact, DeviceOptions(chosen, all_logits=True))
+        scheme, bos = contents.quantization.scheme.describe(), bos_of(tokenizer, contents.source.family)
+        return OnnxModel(Opened(loaded.title, scheme, tokenizer, bos), loaded.backend)
+    source, found = open_any(model)
     tokenizer = tokenizer_of(source)
-    return TorchModel(Opened(PYTORCH, scheme, tokenizer, bos_of(tokenizer, source.spec.family)), source)
+    return TorchModel(Opened(PYTORCH, found, tokenizer, bos_of(tokenizer, source.spec.family)), source)

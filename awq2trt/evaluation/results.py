@@ -50,7 +50,7 @@ class EvalRequest:
     Attributes:
         models: Original models, quantized checkpoints, ONNX models, in any number.
         on: What they are measured on.
-        device: Where PyTorch computes; ONNX Runtime does on the CPU.
+        device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
     """
 
     models: tuple[str, ...]
@@ -64,7 +64,7 @@ class EvalResult:
 
     Attributes:
         model: As the user named it.
-        executor: What ran it: `PyTorch` or `ONNX Runtime`.
+        executor: What ran it: `PyTorch`, or `ONNX Runtime` with its device.
         scheme: How it is quantized; None for an original.
         measured: Perplexity with the windows it was measured on, or a task's score with every example's outcome.
         seconds: Wall time.

@@ -41,11 +41,12 @@ class DecoderSizes:
         return (1, self.num_kv_heads, self.capacity, self.head_dim)
 
 
-def open_decoder(path: Path) -> tuple[ir.Model, DecoderSizes]:
+def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, DecoderSizes]:
     """Reads an exported decoder.
 
     Args:
         path: `model.onnx`, or the directory that holds it.
+        capacity: Of a lowered model, whose caches may have any length up to it; None to read it off the caches.
 
     Raises:
         ArtifactError: Files are missing or damaged, or it is some other ONNX model.
@@ -61,7 +62,7 @@ def open_decoder(path: Path) -> tuple[ir.Model, DecoderSizes]:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(tensor)
-    return model, _read_sizes(model, path)
+    return model, _read_sizes(model, path, capacity)
 
 
 def operators_of(model: ir.Model) -> dict[str, str]:
@@ -84,7 +85,7 @@ def _check_external(tensor: ir.ExternalTensor) -> None:
         )
 
 
-def _read_sizes(model: ir.Model, path: Path) -> DecoderSizes:
+def _read_sizes(model: ir.Model, path: Path, free_capacity: int | None) -> DecoderSizes:
     values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
     layers = sum(1 for name in values if name is not None and name.startswith("past_key_"))
     expected = (INPUT_IDS, CACHE_POSITION, LOGITS, *cache_names("past", layers), *cache_names("present", layers))
@@ -97,6 +98,7 @@ def _read_sizes(model: ir.Model, path: Path) -> DecoderSizes:
             fix=_EXPORT_AGAIN,
         )
     _, heads, capacity, head_dim = cache.shape
+    capacity = free_capacity or capacity
     vocab_size = logits.shape[2]
     if not (
         isinstance(heads, int)

@@ -19,16 +19,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from awq2trt.errors import ToolError
+from awq2trt.errors import ToolError, UsageError
+from awq2trt.machine.gpu import load_libraries, require_gpu, require_onnxruntime
 from awq2trt.machine.memory import read_memory
 from awq2trt.models.sources.opening import PACKAGED_MODELS
+from awq2trt.target import CUDA_TARGET, MINIMUM_ONNXRUNTIME
 from awq2trt.version import __version__
 
 _COMMAND_TIMEOUT_S: Final = 20
 """nvidia-smi takes seconds on a machine with many GPUs and a sleeping driver."""
-
-_MINIMUM_ORT: Final = (1, 30)
-"""First ONNX Runtime that we saw run opset 24."""
 
 
 class State(str, Enum):
@@ -64,6 +63,7 @@ def examine() -> tuple[Diagnosis, ...]:
         ("awq2trt", _python),
         ("PyTorch", _torch),
         ("ONNX Runtime", _onnxruntime),
+        ("ONNX on a GPU", _cuda_provider),
         ("TensorRT-RTX", _tensorrt_rtx),
         ("plugin library", _plugins),
         ("Jetson library", _jetson_plugins),
@@ -123,10 +123,22 @@ def _onnxruntime() -> Diagnosis:
     import onnxruntime
 
     version = str(onnxruntime.__version__)
-    if tuple(int(part) for part in version.split(".")[:2]) < _MINIMUM_ORT:
+    if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_ONNXRUNTIME:
         return Diagnosis("ONNX Runtime", State.MISSING, f"{version} is too old for opset 24", enables, fix)
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
     return Diagnosis("ONNX Runtime", State.OK, f"{version}, providers: {providers}", enables)
+
+
+def _cuda_provider() -> Diagnosis:
+    """Whether models run on a GPU, all that `run --device cuda` looks at; the first thing that is missing."""
+    name, enables = "ONNX on a GPU", "run models on an NVIDIA GPU"
+    try:
+        gpu = require_gpu(CUDA_TARGET)
+        require_onnxruntime(CUDA_TARGET)
+        load_libraries(CUDA_TARGET)
+    except (ToolError, UsageError) as error:
+        return Diagnosis(name, State.OPTIONAL, error.what.rstrip("."), enables, error.fix)
+    return Diagnosis(name, State.OK, f"{gpu.name}, compute capability {gpu.capability_name}", enables)
 
 
 def _tensorrt_rtx() -> Diagnosis:

@@ -70,6 +70,32 @@ def find_plugin_library() -> PluginLibrary:
     )
 
 
+def find_operators(version: str, trusted: Path | None = None) -> Path:
+    """The library whose operators a lowered model calls: the installed one.
+
+    One that lies beside a model is code that somebody else chose, and a hash beside it proves nothing.
+
+    Args:
+        version: That the model's manifest names.
+        trusted: A directory whose library is loaded instead, since the user said so; None for none.
+
+    Raises:
+        ToolError: There is none, or it is of another version.
+    """
+    if trusted is not None and not (trusted / LIBRARY_NAME).is_file():
+        raise ToolError(
+            f"no {LIBRARY_NAME} lies beside the model.", where=str(trusted), fix="leave --trust-library out."
+        )
+    library = _describe(trusted / LIBRARY_NAME, "model") if trusted else find_plugin_library()
+    if library.version != version:
+        raise ToolError(
+            f"the model calls operators of awq2trt {version}, the library here is of {library.version}.",
+            where=str(library.path),
+            fix=f"build the model again, or pip install awq2trt=={version}",
+        )
+    return library.path
+
+
 def load_into_registry(trt: Any, library: PluginLibrary) -> None:
     """Makes the plugins known to TensorRT's parser and runtime.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from awq2trt.evaluation.results import TaskExamples
 from awq2trt.evaluation.tasks import TaskScore
-from awq2trt.target import TARGETS, Target
+from awq2trt.target import MINIMUM_CAPABILITY, TARGETS, Flavour, Target
 
 if TYPE_CHECKING:
     from awq2trt.artifact.manifest import Artifact
@@ -28,14 +28,26 @@ def target_lines() -> Iterator[str]:
     for target in TARGETS.values():
         memory = f"{target.memory_bytes >> 30} GB" if target.memory_bytes else "-"
         bandwidth = f"{target.bandwidth_bytes_per_s / 1e9:g}" if target.bandwidth_bytes_per_s else "-"
-        capability = ", ".join(target.capability_names) or "of this machine"
-        makes = "kit" if target.is_kit else "engine"
-        yield f"{target.name:15} {capability:19} {memory:>8} {bandwidth:>7}  {makes:7} {target.title}, {_runs(target)}"
+        makes = {Flavour.TENSORRT: "kit", Flavour.TENSORRT_RTX: "engine", Flavour.ONNXRUNTIME: "model"}[target.flavour]
+        capability = f"{_capability(target):19} {memory:>8} {bandwidth:>7}"
+        yield f"{target.name:15} {capability}  {makes:7} {target.title}, {_runs(target)}"
+
+
+def _capability(target: Target) -> str:
+    if target.is_lowered:
+        return f"{MINIMUM_CAPABILITY[0]}.{MINIMUM_CAPABILITY[1]} or later" if target.cuda else "-"
+    return ", ".join(target.capability_names) or "of this machine"
+
+
+_RUNTIMES: Final = {
+    Flavour.TENSORRT: "TensorRT",
+    Flavour.TENSORRT_RTX: "TensorRT-RTX",
+    Flavour.ONNXRUNTIME: "ONNX Runtime",
+}
 
 
 def _runs(target: Target) -> str:
-    name = "TensorRT" if target.is_kit else "TensorRT-RTX"
-    return f"{name} {target.minimum_tensorrt[0]}.{target.minimum_tensorrt[1]} or later"
+    return f"{_RUNTIMES[target.flavour]} {target.minimum_version[0]}.{target.minimum_version[1]} or later"
 
 
 def eval_title(request: EvalRequest) -> str:
@@ -112,7 +124,7 @@ def _share(value: float | None) -> str:
 
 def golden_lines(outcome: GoldenOutcome) -> Iterator[str]:
     """Golden outputs, executor by executor and call by call, and the verdict."""
-    executors = {"ONNX Runtime on the CPU": outcome.results, "the engine": outcome.engine}
+    executors = {outcome.executor: outcome.results, "the engine": outcome.engine}
     yield f"{'call':10} {'relative error':>14}  best token"
     for name, results in executors.items():
         if results and outcome.engine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,4 +38,16 @@ class Backend(Protocol):
 
         Raises:
             UsageError: The cache cannot hold them.
+        """
+
+
+@runtime_checkable
+class ChoosingBackend(Backend, Protocol):
+    """A backend that finds the best token where the scores are, and copies no scores to the host."""
+
+    def choose(self, tokens: Sequence[int]) -> int:
+        """Appends tokens to the conversation; returns the one with the largest score, of equal ones the first.
+
+        Args:
+            tokens: As for `forward`.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from awq2trt.errors import UsageError
-from awq2trt.runtime.backend import Backend
+from awq2trt.runtime.backend import Backend, ChoosingBackend
 from awq2trt.runtime.sampling import Sampler
 
 
@@ -35,14 +35,21 @@ def generate(
     backend.reset()
     # The last token chosen is never written to the cache, hence one more than the slots left.
     room = backend.capacity - len(prompt) + 1
-    logits = backend.forward(prompt)
-    for remaining in reversed(range(room if max_new_tokens is None else min(room, max_new_tokens))):
-        token = sampler.pick(logits)
+    count = room if max_new_tokens is None else min(room, max_new_tokens)
+    appended = prompt
+    for _ in range(count):
+        token = _next_token(backend, appended, sampler)
         if token in stop_tokens:
             return
         yield token
-        if remaining:
-            logits = backend.forward([token])
+        appended = [token]
+
+
+def _next_token(backend: Backend, tokens: Sequence[int], sampler: Sampler) -> int:
+    """Appends tokens and chooses the next one, on the device where it can be done there."""
+    if sampler.greedy and isinstance(backend, ChoosingBackend):
+        return backend.choose(tokens)
+    return sampler.pick(backend.forward(tokens))
 
 
 def _check_prompt(prompt: Sequence[int], capacity: int) -> None:

@@ -13,14 +13,16 @@ from typing import Final
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.opening import open_model
 from awq2trt.errors import UsageError
+from awq2trt.progress import Progress, SilentProgress
 from awq2trt.runtime.backend import Backend
 from awq2trt.runtime.chat import ChatTokenizer, Message, stream_text, user_message
+from awq2trt.runtime.first_run import check_first_run
 from awq2trt.runtime.generation import generate
-from awq2trt.runtime.ort.backend import OrtBackend
+from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 from awq2trt.runtime.sampling import Sampler, Sampling
 
 BACKENDS: Final = ("ort",)
-"""`ort`: ONNX Runtime on the CPU."""
+"""`ort`: ONNX Runtime, on the CPU or on a GPU."""
 
 DEFAULT_BACKEND: Final = BACKENDS[0]
 
@@ -43,16 +45,28 @@ class Model:
     tokenizer: ChatTokenizer
 
     @classmethod
-    def load(cls, directory: Path, *, backend: str = DEFAULT_BACKEND) -> Model:
+    def load(
+        cls,
+        directory: Path,
+        options: DeviceOptions | None = None,
+        *,
+        backend: str = DEFAULT_BACKEND,
+        golden: bool = True,
+        progress: Progress | None = None,
+    ) -> Model:
         """Loads a model.
 
         Args:
-            directory: An ONNX model, or an engine's directory, which holds one.
+            directory: An ONNX model, what was built for `cpu` or `cuda`, or an engine's directory, which holds one.
+            options: Where it runs; None for the fastest device that is there.
             backend: What runs it, one of `BACKENDS`.
+            golden: Check the golden outputs at the first run on a GPU.
+            progress: Told what runs the model; None to say nothing.
 
         Raises:
             ArtifactError: The directory holds no whole model.
-            UsageError: It is the directory above several, or a checkpoint; or the backend is unknown.
+            ToolError: This machine lacks something that the device needs.
+            UsageError: It is the directory above several, or a checkpoint; or backend or device are unknown.
         """
         if backend not in BACKENDS:
             raise UsageError(
@@ -60,8 +74,14 @@ class Model:
                 where="--backend",
                 fix="--backend ort runs everywhere.",
             )
+        progress = progress or SilentProgress()
         artifact = open_model(directory)
-        return cls(artifact, OrtBackend.load(artifact.directory), ChatTokenizer.load(artifact.directory))
+        tokenizer = ChatTokenizer.load(artifact.directory)
+        opened = open_backend(artifact, options or DeviceOptions())
+        progress.note(f"running in {opened.title}")
+        if opened.memory is not None and golden and check_first_run(opened.backend, artifact, opened.memory.gpu.name):
+            progress.note(f"first run on {opened.memory.gpu.name}: golden outputs passed")
+        return cls(artifact, opened.backend, tokenizer)
 
     def generate(
         self,

@@ -47,9 +47,14 @@ class Sampler:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
 
+    @property
+    def greedy(self) -> bool:
+        """Always takes the best token."""
+        return self._sampling.temperature == 0.0
+
     def pick(self, logits: NDArray[np.float32]) -> int:
         """The next token, from its scores [V]."""
-        if self._sampling.temperature == 0.0:
+        if self.greedy:
             return int(np.argmax(logits))
         candidates, probabilities = candidate_probabilities(logits, self._sampling)
         return int(self._random.choice(candidates, p=probabilities))

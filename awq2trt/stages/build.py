@@ -1,4 +1,4 @@
-"""`awq2trt build`: all stages from a model to an engine or a kit; what is current is not made again.
+"""`awq2trt build`: all stages from a model to an engine, a kit or a lowered model; what is current is kept.
 
 In: a model and options. Out, below one directory: an artifact of each stage, handed over as it is done.
 """
@@ -24,6 +24,7 @@ from awq2trt.models.spec import ModelSpec
 from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE, Recipe
 from awq2trt.stages.export import ExportRequest, export_checkpoint, export_fingerprint
+from awq2trt.stages.lowered import LowerRequest, lower_stage
 from awq2trt.stages.opening import (
     current_or_none,
     exported_contents,
@@ -65,7 +66,7 @@ class BuildRequest:
 
 
 def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]:
-    """Model -> checkpoint -> ONNX -> engine or kit, each as it is done; what is current is not made again.
+    """Model -> checkpoint -> ONNX -> engine, kit or lowered model, each as it is done; what is current is kept.
 
     An interrupted run is resumed where it has the same inputs and options. A kit is finished where that can be done.
 
@@ -92,6 +93,12 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
     onnx = _current_onnx(request, checkpoint, progress)
     yield onnx
     spec = kit_stage.model_spec(str(checkpoint.directory))
+    if target.is_lowered:
+        lowering = LowerRequest(
+            target, kit.output, plugin=request.options.build.plugin is not False, overwrite=request.overwrite
+        )
+        yield lower_stage(onnx, spec, lowering, progress)
+        return
     if not target.is_kit:
         yield _current_engine(request, target, onnx, spec, progress)
         return
@@ -114,7 +121,7 @@ def _wanted_target(request: BuildRequest) -> Target:
         return target
     if request.tar or request.ssh is not None:
         raise UsageError(
-            f"{target.title} takes an engine, which needs no finishing.",
+            f"what is built for {target.title} needs no finishing.",
             where="--tar" if request.tar else "--ssh",
             fix="leave it out, or choose an Orin target.",
         )

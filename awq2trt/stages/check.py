@@ -12,10 +12,11 @@ from awq2trt.artifact.opening import CHECK_DIRECTORY, open_model
 from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
 from awq2trt.errors import ToolError, UsageError
 from awq2trt.progress import Progress
+from awq2trt.recipe import DEFAULT_DEVICE
 
 if TYPE_CHECKING:
     from awq2trt.artifact.golden import Golden
-    from awq2trt.checking.golden import GoldenResult
+    from awq2trt.runtime.golden import GoldenResult
     from awq2trt.runtime.trt.engine import EngineBuild
 
 
@@ -85,26 +86,32 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
     return CheckOutcome(result, commands, cut)
 
 
-def golden_stage(directory: Path) -> GoldenOutcome:
+def golden_stage(directory: Path, device: str | None = None) -> GoldenOutcome:
     """Runs a model's golden inputs in ONNX Runtime, and in its engine, and compares with its golden outputs.
+
+    Args:
+        directory: Of the model.
+        device: Where ONNX Runtime runs it; None for the CPU, or what it was built for.
 
     Raises:
         ArtifactError: The directory holds no whole model, or one without golden outputs.
-        ToolError: TensorRT refuses the engine.
+        ToolError: TensorRT refuses the engine, or the device lacks something.
     """
     from awq2trt.artifact.golden import read_golden
-    from awq2trt.checking.golden import compare_golden
-    from awq2trt.runtime import OrtBackend
+    from awq2trt.runtime.golden import compare_golden
+    from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
     from awq2trt.runtime.trt.engine import engine_of
 
     artifact = open_model(directory)
     golden = read_golden(artifact.directory)
-    results = tuple(compare_golden(OrtBackend.load(artifact.directory), golden))
+    lowered = artifact.manifest.contents.lowered
+    opened = open_backend(artifact, DeviceOptions(device or (lowered.target if lowered else DEFAULT_DEVICE)))
+    results = tuple(compare_golden(opened.backend, golden))
     engine = engine_of(artifact)
     if engine is None:
-        return GoldenOutcome(results)
+        return GoldenOutcome(results, opened.title)
     reason = _why_no_engine(engine)
-    return GoldenOutcome(results, () if reason else _engine_golden(engine, golden), reason)
+    return GoldenOutcome(results, opened.title, () if reason else _engine_golden(engine, golden), reason)
 
 
 def _why_no_engine(engine: EngineBuild) -> str | None:
@@ -124,7 +131,7 @@ def _why_no_engine(engine: EngineBuild) -> str | None:
 
 def _engine_golden(engine: EngineBuild, golden: Golden) -> tuple[GoldenResult, ...]:
     """The golden calls in an engine that this machine can run."""
-    from awq2trt.checking.golden import compare_golden
+    from awq2trt.runtime.golden import compare_golden
     from awq2trt.runtime.trt.backend import EngineBackend
     from awq2trt.runtime.trt.session import TrtSession
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from awq2trt.artifact.opening import is_exported
 from awq2trt.evaluation.results import EvalRequest, EvalResult, TaskExamples, TextWindows
 from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE
@@ -28,9 +29,19 @@ def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]
     Raises:
         UsageError: There is no such device, task or model, or the text is shorter than a window.
     """
-    refuse_missing_device(request.device)
+    _refuse_missing_device(request)
     measure = _task(request.on) if isinstance(request.on, TaskExamples) else _text(request.on)
     return (_evaluate(model, measure, request.device, progress) for model in request.models)
+
+
+def _refuse_missing_device(request: EvalRequest) -> None:
+    """Refuses a device that is not there; PyTorch need not see one on which only ONNX Runtime shall run."""
+    if not all(is_exported(model) for model in request.models):
+        refuse_missing_device(request.device)
+    elif request.device != DEFAULT_DEVICE:
+        from awq2trt.machine.gpu import require_gpu
+
+        require_gpu(request.device)
 
 
 def _evaluate(name: str, measure: Measure, device: str, progress: Progress) -> EvalResult:
@@ -38,7 +49,7 @@ def _evaluate(name: str, measure: Measure, device: str, progress: Progress) -> E
     from awq2trt.machine.device import computing_on
 
     started = time.monotonic()
-    model = open_evaluated(name)
+    model = open_evaluated(name, device)
     known = model.opened
     with computing_on(device if known.executor == PYTORCH else DEFAULT_DEVICE):
         measured = measure(model, portable_name(name), progress)

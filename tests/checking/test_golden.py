@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 from awq2trt.artifact.golden import (
     Golden,
 )
-from awq2trt.checking.golden import PREFILL_TOKENS, compare_golden, make_golden
+from awq2trt.checking.golden import PREFILL_TOKENS, make_golden
 from awq2trt.errors import UsageError
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import SilentProgress
+from awq2trt.runtime.golden import compare_golden
 
 TOKENS = list(range(40, 80))
 

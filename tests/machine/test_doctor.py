@@ -34,7 +34,7 @@ def _without_module(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_every_thing_is_looked_for_once_and_something_is_there() -> None:
     diagnoses = examine()
     names = [diagnosis.name for diagnosis in diagnoses]
-    assert len(set(names)) == len(names) == 11
+    assert len(set(names)) == len(names) == 12
     assert _diagnosis("awq2trt").state is State.OK
     assert f"Python {sys.version_info.major}.{sys.version_info.minor}." in _diagnosis("awq2trt").detail
     assert all(diagnosis.fix for diagnosis in diagnoses if diagnosis.state is not State.OK)

@@ -34,7 +34,7 @@ from awq2trt.onnx_export.bodies import BodyVariant, make_body
 from awq2trt.onnx_export.external_data import PAGE_BYTES, ExternalDataWriter
 from awq2trt.recipe import ExportOptions
 from awq2trt.runtime import OrtBackend
-from awq2trt.runtime.ort.backend import open_session
+from awq2trt.runtime.ort.session import open_session
 from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
 
 FP16_TOLERANCE = 1.5e-3

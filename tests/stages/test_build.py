@@ -139,9 +139,9 @@ def test_a_target_is_checked_before_any_work(model: Path, work: _Work, tmp_path:
         _build(model, tmp_path / "out", target=None)
     with pytest.raises(UsageError, match="--no-plugin: a kit's engine has our kernels"):
         _build(model, tmp_path / "out", target="orin", plugin=False)
-    with pytest.raises(UsageError, match=r"--tar: .* takes an engine"):
+    with pytest.raises(UsageError, match=r"--tar: .* needs no finishing"):
         list(build_stage(_request(model, tmp_path / "out", tar=True), SilentProgress()))
-    with pytest.raises(UsageError, match=r"--ssh: .* takes an engine"):
+    with pytest.raises(UsageError, match=r"--ssh: .* needs no finishing"):
         list(build_stage(_request(model, tmp_path / "out", ssh="me@there"), SilentProgress()))
     assert not work.done
     assert not (tmp_path / "out").exists()

@@ -20,11 +20,11 @@ from tiny_kits import RTN
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.checking.golden import compare_golden
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions
 from awq2trt.report.lines import golden_lines
 from awq2trt.runtime import OrtBackend
+from awq2trt.runtime.golden import compare_golden
 from awq2trt.runtime.trt import engine as engine_module
 from awq2trt.runtime.trt.session import TrtSession
 from awq2trt.stages.check import golden_stage
@@ -72,7 +72,7 @@ def test_an_engine_answers_the_golden_inputs(
     if spoil:
         assert last.startswith("failed: prefill in the engine, decode-1 in the engine")
     else:
-        assert last == "golden outputs: passed in ONNX Runtime on the CPU and the engine"
+        assert last == "golden outputs: passed in ONNX Runtime, CPU and the engine"
     assert session.closed
 
 
@@ -82,4 +82,4 @@ def test_golden_outputs_without_a_gpu_say_why(build: Path, monkeypatch: pytest.M
     assert outcome.passed
     lines = list(golden_lines(outcome))
     assert lines[-2].startswith("the engine was not run: no NVIDIA GPU here, the engine needs compute capability 8.6")
-    assert lines[-1] == "golden outputs: passed in ONNX Runtime on the CPU"
+    assert lines[-1] == "golden outputs: passed in ONNX Runtime, CPU"

@@ -26,7 +26,7 @@ def test_eval_compares_original_checkpoint_and_onnx(model: Path, made: Path, tmp
     assert [(result.executor, result.scheme) for result in results] == [
         ("PyTorch", None),
         ("PyTorch", "int4-g32-asym"),
-        ("ONNX Runtime", "int4-g32-asym"),
+        ("ONNX Runtime, CPU", "int4-g32-asym"),
     ]
     original, quantized, onnx = (result.measured for result in results)
     assert isinstance(original, Perplexity)

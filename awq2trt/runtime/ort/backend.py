@@ -1,24 +1,24 @@
-"""ONNX Runtime on the CPU: an exported decoder with an in-place cache that grows with the conversation.
+"""ONNX Runtime on the CPU: a decoder with an in-place cache that grows with the conversation.
 
-In: the directory of an exported decoder, then tokens. Out: logits. The model is lowered in memory when it is loaded, to
-fast linears and fp32 (`ort_lowering`); the cache is bound as input and output at once, so that `TensorScatter` writes
-into it and nothing is copied between calls.
+In: the directory of a decoder, then tokens. Out: logits. An exported model is lowered in memory when it is loaded, to
+fast linears and fp32 (`ort_lowering`); one that was built for the target `cpu` is taken as it is. The cache is bound as
+input and output at once, so that `TensorScatter` writes into it and nothing is copied between calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
-from awq2trt.errors import ArtifactError, ToolError, UsageError
+from awq2trt.errors import UsageError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, cache_names
+from awq2trt.runtime.ort.session import Execution, open_session, shared
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,14 +28,6 @@ PREFILL_CHUNK: Final = 256
 
 FIRST_CACHE_LENGTH: Final = 256
 """Positions of a new conversation's cache; doubled when full, up to the capacity."""
-
-_INLINE_BYTES: Final = 1024
-"""Tensors up to this stay in the model: ONNX Runtime reads shapes and axes when it loads it, and only there."""
-
-_ERRORS_ONLY: Final = 3
-"""ONNX Runtime's log severity; what it warns about in our own graphs is no news to the user."""
-
-_EXPORT_AGAIN: Final = "export the model again: awq2trt export CHECKPOINT -o DIR"
 
 
 class OrtBackend:
@@ -51,6 +43,25 @@ class OrtBackend:
         self._grows = grows
         self._caches: list[NDArray[np.float32]] = []
         self._position = 0
+
+    @staticmethod
+    def load_lowered(directory: Path, capacity: int, *, all_logits: bool = False) -> OrtBackend:
+        """Loads a model that was built for the target `cpu`.
+
+        Args:
+            directory: Of the model.
+            capacity: As its manifest says it; the graph leaves it free.
+            all_logits: As for `load`.
+
+        Raises:
+            ArtifactError: Files are missing, damaged, or not a decoder.
+        """
+        model, sizes = open_decoder(directory, capacity=capacity)
+        rows = all_logits or not ort_lowering.keeps_last_position(model)
+        if all_logits:
+            ort_lowering.keep_all_positions(model)
+        session = open_session(model if all_logits else None, directory)
+        return OrtBackend(session, sizes, all_logits=rows, grows=ort_lowering.has_free_capacity(model))
 
     @staticmethod
     def load(path: Path, *, all_logits: bool = False, threads: int | None = None) -> OrtBackend:
@@ -70,12 +81,12 @@ class OrtBackend:
             ort_lowering.keep_all_positions(model)
         elif not ort_lowering.keeps_last_position(model):
             all_logits = True  # exported so
-        ort_lowering.lower_linears(model)
+        ort_lowering.lower_linears(model, widened=True)
         ort_lowering.widen_to_fp32(model)
         grows = ort_lowering.has_free_capacity(model)
         if grows:
             ort_lowering.free_capacity(model, sizes.num_layers)
-        session = open_session(model, path, threads=threads)
+        session = open_session(model, path, Execution(threads=threads))
         return OrtBackend(session, sizes, all_logits=all_logits, grows=grows)
 
     @property
@@ -139,7 +150,7 @@ class OrtBackend:
         self._binding.bind_cpu_input(CACHE_POSITION, np.asarray([self._position], dtype=np.int64))
         rows = len(tokens) if self._all_logits else 1
         logits = np.empty((1, rows, self.vocab_size), np.float32)  # fresh: the caller may keep what it got before
-        self._binding.bind_ortvalue_output(LOGITS, _shared(logits))
+        self._binding.bind_ortvalue_output(LOGITS, shared(logits))
         self._session.run_with_iobinding(self._binding)
         self._position += len(tokens)
         scores: NDArray[np.float32] = logits[0]
@@ -169,67 +180,6 @@ class OrtBackend:
         for past, present, cache in zip(
             cache_names("past", layers), cache_names("present", layers), self._caches, strict=True
         ):
-            shared = _shared(cache)
-            self._binding.bind_ortvalue_input(past, shared)
-            self._binding.bind_ortvalue_output(present, shared)
-
-
-def _shared(array: NDArray[Any]) -> onnxruntime.OrtValue:
-    """ONNX Runtime's view of an array's memory."""
-    from onnxruntime import OrtValue
-
-    return OrtValue.ortvalue_from_numpy(array)
-
-
-def open_session(
-    model: ir.Model, path: Path, *, threads: int | None = None, provider: str = "CPUExecutionProvider"
-) -> onnxruntime.InferenceSession:
-    """Starts ONNX Runtime on a model whose weights are handed over as arrays: a protobuf may not exceed 2 GB.
-
-    Args:
-        model: In memory, changed or not since it was read.
-        path: `model.onnx`, or the directory that holds it and its weights.
-        threads: Of ONNX Runtime; None for its own choice.
-        provider: Execution provider.
-
-    Raises:
-        ArtifactError: ONNX Runtime refuses the model.
-        ToolError: It is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ToolError("ONNX Runtime is not installed.", where="run", fix="pip install onnxruntime") from error
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    # Threads that wait by spinning starve each other once the cores are shared: SmolLM2-135M on 2 busy cores decodes in
-    # 64 ms a token with them and in 35 ms without.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    folder = path if path.is_dir() else path.parent
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    values = _hand_over_weights(model)
-    options.add_external_initializers(list(values), [_shared(array) for array in values.values()])
-    try:
-        proto = ir.to_proto(model).SerializeToString()
-        return onnxruntime.InferenceSession(proto, options, providers=[provider])
-    except Exception as error:  # pybind exposes ONNX Runtime's errors as plain classes of a private module
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        raise ArtifactError(f"ONNX Runtime refuses the model: {error}", where=str(path), fix=_EXPORT_AGAIN) from error
-
-
-def _hand_over_weights(model: ir.Model) -> dict[str, NDArray[Any]]:
-    """Takes the arrays that lowering made out of the model, which then only refers to them."""
-    taken: dict[str, NDArray[Any]] = {}
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= _INLINE_BYTES:
-            continue
-        taken[name] = np.ascontiguousarray(tensor.numpy())
-        value.const_value = ir.ExternalTensor(
-            "in-memory", 0, taken[name].nbytes, tensor.dtype, shape=ir.Shape(taken[name].shape), name=name
-        )
-    return taken
+            value = shared(cache)
+            self._binding.bind_ortvalue_input(past, value)
+            self._binding.bind_ortvalue_output(present, value)

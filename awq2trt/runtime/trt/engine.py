@@ -10,7 +10,6 @@ and TensorRT-RTX when it is imported (`choose_flavour`).
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import os
@@ -25,6 +24,7 @@ from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, record
 from awq2trt.artifact.records import ProfileRecord
 from awq2trt.errors import Awq2trtError
 from awq2trt.io_contract import DECODER, ENGINE_FILE, IoContract
+from awq2trt.machine.gpu import read_driver
 from awq2trt.target import Flavour, find_target
 
 STATE_FILE: Final = f"{ENGINE_FILE}.state"
@@ -39,11 +39,6 @@ _PACKAGES: Final[Mapping[Flavour, str]] = {
     Flavour.TENSORRT: "apt-get install python3-libnvinfer, in a virtual environment with --system-site-packages",
     Flavour.TENSORRT_RTX: "pip install tensorrt-rtx-cu13=={version}",
 }
-
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
-"""CUDA driver API, enum `CUdevice_attribute`: `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`."""
-
-_NAME_BYTES: Final = 256
 
 
 @dataclass(frozen=True)
@@ -160,12 +155,13 @@ def why_not_here(engine: EngineBuild, machine: Machine) -> str | None:
 
 def this_machine() -> Machine:
     """Asks the CUDA driver for the GPU, and imports TensorRT only where there is one."""
-    name, capability = _first_gpu() or (None, None)
-    versions = {flavour: _version_of(module) for flavour, module in MODULES.items()} if name else {}
+    driver = read_driver()
+    gpu = driver.gpus[0] if driver and driver.gpus else None  # the one that TensorRT runs on
+    versions = {flavour: _version_of(module) for flavour, module in MODULES.items()} if gpu else {}
     return Machine(
         cpu=platform.machine(),
-        gpu=name,
-        capability=capability,
+        gpu=gpu.name if gpu else None,
+        capability=gpu.capability_name if gpu else None,
         tensorrt={flavour: version for flavour, version in versions.items() if version},
     )
 
@@ -236,20 +232,3 @@ def _version_of(module: str) -> str | None:
         return str(importlib.import_module(module).__version__)
     except (ImportError, OSError, AttributeError) as error:
         return f"broken ({' '.join(str(error).split())})"
-
-
-def _first_gpu() -> tuple[str, str] | None:
-    """Name and compute capability of device 0, on which TensorRT runs; None without a driver or a device."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    count, device = ctypes.c_int(0), ctypes.c_int(0)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
-        return None
-    name = ctypes.create_string_buffer(_NAME_BYTES)
-    capability = [ctypes.c_int(0), ctypes.c_int(0)]
-    failed = driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, _NAME_BYTES, device)
-    for value, attribute in zip(capability, (_CAPABILITY_MAJOR, _CAPABILITY_MINOR), strict=True):
-        failed = failed or driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-    return None if failed else (name.value.decode(errors="replace"), f"{capability[0].value}.{capability[1].value}")

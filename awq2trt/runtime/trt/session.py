@@ -18,6 +18,7 @@ from polygraphy.logger import G_LOGGER
 from awq2trt.errors import ToolError
 from awq2trt.io_contract import TensorContract
 from awq2trt.machine.tensorrt_logger import listening_logger
+from awq2trt.runtime.bits import STORED, widen
 from awq2trt.runtime.trt.engine import MODULES, POLYGRAPHY_SWITCH, EngineBuild
 from awq2trt.target import Flavour
 
@@ -25,9 +26,6 @@ Buffer = Any
 """A tensor where the engine runs; only the session that made it looks inside."""
 
 _ERRORS_SHOWN: Final = 3
-
-_BFLOAT16_SHIFT: Final = 16
-"""bf16 is the upper half of fp32."""
 
 
 class EngineSession(Protocol):
@@ -98,7 +96,7 @@ class TrtSession:
 
     def zeros(self, tensor: TensorContract, shape: tuple[int, ...]) -> Buffer:
         def filled() -> Any:
-            host = np.zeros(shape, _STORED[tensor.dtype])
+            host = np.zeros(shape, STORED[tensor.dtype])
             if tensor.name not in self._caches:
                 self._caches[tensor.name] = cuda.DeviceArray(shape, host.dtype)
             return self._caches[tensor.name].copy_from(host)
@@ -124,7 +122,7 @@ class TrtSession:
 
     def read(self, buffer: Buffer) -> NDArray[np.float32]:
         dtype = self._engine.contract.logits.dtype
-        stored = self._guarded(lambda: cuda.DeviceView(buffer.ptr, buffer.shape, np.dtype(_STORED[dtype])).numpy())
+        stored = self._guarded(lambda: cuda.DeviceView(buffer.ptr, buffer.shape, STORED[dtype]).numpy())
         return widen(stored, dtype)
 
     def close(self) -> None:
@@ -143,22 +141,6 @@ class TrtSession:
                 where=str(self._engine.path),
                 fix="build it again with the TensorRT that is here; if that does not help, report it.",
             ) from error
-
-
-_STORED: Final[Mapping[str, Any]] = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uint16}
-"""NumPy's types of the contract's; bf16, which NumPy does not have, as its bits."""
-
-
-def widen(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Numbers of the contract's type as fp32; exact.
-
-    Args:
-        stored: As `_STORED` holds them.
-        dtype: The contract's name of it.
-    """
-    if dtype == "bfloat16":
-        return (stored.astype(np.uint32) << _BFLOAT16_SHIFT).view(np.float32)
-    return stored.astype(np.float32)
 
 
 def unmet_needs(flavour: Flavour) -> str | None:

@@ -21,9 +21,10 @@ from stand_in_engine import (
 
 from awq2trt.errors import ToolError
 from awq2trt.io_contract import TensorContract
+from awq2trt.runtime.bits import widen
 from awq2trt.runtime.trt import session as session_module
 from awq2trt.runtime.trt.engine import POLYGRAPHY_SWITCH
-from awq2trt.runtime.trt.session import TrtSession, widen
+from awq2trt.runtime.trt.session import TrtSession
 
 
 @pytest.fixture(scope="module")

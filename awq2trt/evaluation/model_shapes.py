@@ -1,0 +1,166 @@
+"""Decoders of published sizes with random weights: what `bench --shape` measures, without a checkpoint of 16 GB.
+
+In: a name. Out: what `onnx_export` reads of a checkpoint, every tensor drawn when it is asked for. Sizes are those of
+the models' config.json on the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq2trt.errors import UsageError
+from awq2trt.models.families import describe_model
+from awq2trt.scheme import QuantizedLinear, QuantScheme
+
+_LLAMA: Final[Mapping[str, Any]] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+}
+_MPT: Final[Mapping[str, Any]] = {
+    "architectures": ["MptForCausalLM"],
+    "model_type": "mpt",
+    "vocab_size": 50432,
+    "no_bias": True,
+    "attn_config": {"alibi": True, "attn_type": "multihead_attention"},
+    "torch_dtype": "float16",
+}
+
+SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "llama-2-7b": {
+        **_LLAMA,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "num_hidden_layers": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+        "rope_theta": 10000.0,
+    },
+    "llama-2-13b": {
+        **_LLAMA,
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 40,
+        "num_hidden_layers": 40,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+        "rope_theta": 10000.0,
+    },
+    "llama-3-8b": {
+        **_LLAMA,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 32,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+        "rope_theta": 500000.0,
+    },
+    "mpt-7b": {**_MPT, "d_model": 4096, "n_heads": 32, "n_layers": 32, "max_seq_len": 2048},
+    "mpt-30b": {**_MPT, "d_model": 7168, "n_heads": 64, "n_layers": 48, "max_seq_len": 8192},
+    "falcon-7b": {
+        "architectures": ["FalconForCausalLM"],
+        "model_type": "falcon",
+        "hidden_size": 4544,
+        "num_attention_heads": 71,
+        "num_hidden_layers": 32,
+        "vocab_size": 65024,
+        "multi_query": True,
+        "parallel_attn": True,
+        "new_decoder_architecture": False,
+        "alibi": False,
+        "bias": False,
+        "torch_dtype": "float16",
+    },
+}
+
+_LAYER_KEYS: Final = ("num_hidden_layers", "n_layers")
+
+_STEP: Final = 0.006
+"""Step size of random weights: products of normed rows then stay far from fp16's limit."""
+
+_EMBEDDED: Final = 0.04
+"""Range of an embedding's and a head's entries."""
+
+
+def shape_config(name: str, layers: int | None = None) -> dict[str, Any]:
+    """config.json of a published size.
+
+    Args:
+        name: In `SHAPES`.
+        layers: Blocks; None for all that it has.
+
+    Raises:
+        UsageError: There is no such shape.
+    """
+    if name not in SHAPES:
+        closest = difflib.get_close_matches(name.lower(), SHAPES, n=1, cutoff=0.0)[0]
+        known = ", ".join(SHAPES)
+        raise UsageError(f"unknown shape {name!r}, expected one of: {known}.", where="--shape", fix=closest)
+    config = dict(SHAPES[name])
+    if layers is not None:
+        config |= {key: layers for key in _LAYER_KEYS if key in config}
+    return config
+
+
+class RandomModel:
+    """A quantized checkpoint of random weights, as `onnx_export` reads it. The same name gives the same tensor.
+
+    Args:
+        config: Its config.json.
+        scheme: Of its linears.
+    """
+
+    def __init__(self, config: dict[str, Any], scheme: QuantScheme) -> None:
+        self.config = config
+        self.spec = describe_model(config)
+        self.scheme = scheme
+
+    def linear(self, name: str) -> QuantizedLinear:
+        """A linear of random codes, step sizes and zero points."""
+        relative, random = _relative(name), _random(name)
+        rows, features = self.spec.linear_shape(relative)
+        groups = (rows, self.scheme.groups(features))
+        codes = np.frombuffer(random.bytes(rows * features), np.uint8).reshape(rows, features)
+        return QuantizedLinear(
+            codes=codes & np.uint8(self.scheme.levels - 1),
+            scales=(_STEP * (0.5 + random.random(groups, np.float32))).astype(np.float16),
+            zeros=random.integers(0, self.scheme.levels, groups, np.uint8) if self.scheme.zero_point else None,
+            scheme=self.scheme,
+            bias=np.zeros(rows, np.float16) if self.spec.has_bias(relative) else None,
+        )
+
+    def tensor(self, name: str) -> NDArray[np.generic]:
+        """Ones for a norm, small numbers for an embedding or a head."""
+        shape = self.spec.outer_shapes().get(name) or self.spec.block_shapes()[_relative(name)]
+        if len(shape) == 1:
+            return np.ones(shape, np.float16)
+        random = _random(name)
+        rows = (_EMBEDDED * (random.random(shape[1], np.float32) - 0.5) for _ in range(shape[0]))
+        return np.stack([row.astype(np.float16) for row in rows])
+
+    def has(self, name: str) -> bool:
+        """Whether the description knows a plain tensor of this name; divisors behind activations there are none."""
+        return name in self.spec.outer_shapes() or _relative(name) in self.spec.block_shapes()
+
+
+def _relative(name: str) -> str:
+    """Name within the block: what follows the block's number."""
+    return re.split(r"\.\d+\.", name, maxsplit=1)[-1]
+
+
+def _random(name: str) -> np.random.Generator:
+    return np.random.Generator(np.random.SFC64(zlib.crc32(name.encode())))

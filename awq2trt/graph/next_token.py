@@ -1,0 +1,115 @@
+"""Adds the output `next_token` to a decoder: the best token of the last position, found where the logits are.
+
+In: a model whose logits are [B, 1, V]. Out: the same model with one more output, int64 [B, 1], the place of the largest
+score, of equal ones the first. Greedy decoding then copies 8 bytes a token to the host instead of a row of logits, and
+the output's memory can be the next call's `input_ids`.
+
+In two steps, the best of each piece of the row and the best of those: ONNX Runtime's CUDA provider sorts rows of up to
+512 numbers in shared memory, many rows at once, but searches a longer row in a single block of threads
+(`onnxruntime/core/providers/cuda/math/topk_impl.cuh`). Its `ArgMax` would need cuDNN, which nothing else here does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.tape import Tape
+
+from awq2trt.io_contract import BATCH, LOGITS, NEXT_TOKEN, TensorContract
+
+LONGEST_SORTED_ROW: Final = 512
+
+CONTRACT: Final = TensorContract(NEXT_TOKEN, "int64", (BATCH, 1), "The token with the largest score.")
+
+_LOWEST: Final = -65504.0
+"""What fills the last piece: the lowest number of fp16, which no token can lose to."""
+
+
+def append_next_token_(model: ir.Model, vocab_size: int) -> None:
+    """Adds the output.
+
+    Args:
+        model: Gives logits of the last position only; changed.
+        vocab_size: V.
+    """
+    logits = next(value for value in model.graph.outputs if value.name == LOGITS)
+    builder = _Builder(model.graph)
+    scores = logits
+    if logits.dtype is ir.DataType.BFLOAT16:  # which the sorting kernels do not take
+        scores = builder.op("Cast", [logits], {"to": ir.DataType.FLOAT.value})
+    piece, missing = _pieces(vocab_size)
+    if missing:
+        pads = builder.integers("pads", [0, 0, 0, 0, 0, missing])
+        lowest = builder.constant("lowest", np.asarray(_LOWEST, _numpy_type(scores)))
+        scores = builder.op("Pad", [scores, pads, lowest])
+    pieces = (vocab_size + missing) // piece
+    rows = builder.op("Reshape", [scores, builder.integers("split", [0, pieces, piece])])  # [B, pieces, piece]
+    best, inner = builder.best_of(rows)  # [B, pieces, 1]
+    _, outer = builder.best_of(builder.op("Reshape", [best, builder.integers("merge", [0, 1, pieces])]))  # [B, 1, 1]
+    inner = builder.op("Reshape", [inner, builder.integers("row", [0, pieces])])  # [B, pieces]
+    outer = builder.op("Reshape", [outer, builder.integers("column", [0, 1])])  # [B, 1]
+    within = builder.op("GatherElements", [inner, outer], {"axis": 1})
+    start = builder.op("Mul", [outer, builder.integers("piece", [piece])])
+    token = builder.op("Add", [start, within])
+    token.name, token.shape, token.dtype = NEXT_TOKEN, ir.Shape(CONTRACT.shape), ir.DataType.INT64
+    model.graph.extend(builder.tape.nodes)
+    model.graph.outputs.append(token)
+
+
+def drop_next_token_(model: ir.Model) -> None:
+    """Takes the output and its nodes away again, for a caller that asks for logits of every position."""
+    model.graph.outputs[:] = [value for value in model.graph.outputs if value.name != NEXT_TOKEN]
+    for node in reversed(list(model.graph)):
+        if (node.name or "").startswith(f"{NEXT_TOKEN}/"):
+            model.graph.remove(node, safe=True)
+
+
+def _pieces(vocab_size: int) -> tuple[int, int]:
+    """Length of a piece, and the scores that the last one lacks."""
+    shortest = max(1, math.ceil(vocab_size / LONGEST_SORTED_ROW))
+    whole = [length for length in range(shortest, LONGEST_SORTED_ROW + 1) if vocab_size % length == 0]
+    piece = whole[-1] if whole else LONGEST_SORTED_ROW
+    return piece, -vocab_size % piece
+
+
+class _Builder:
+    """Nodes on a tape, under one prefix, and their constants in the graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.tape = Tape()
+        self._graph = graph
+
+    def op(
+        self, op_type: str, inputs: Sequence[ir.Value], attributes: dict[str, int | float | str] | None = None
+    ) -> ir.Value:
+        """One node with one output."""
+        return self.tape.op(op_type, inputs, attributes or {}, name=self._next_name())
+
+    def best_of(self, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The largest of each row, and its place; the first of equal ones."""
+        one = self.integers("one", [1])
+        best, place = self.tape.op_multi_out("TopK", [rows, one], {"axis": -1}, num_outputs=2, name=self._next_name())
+        return best, place
+
+    def integers(self, name: str, values: Sequence[int]) -> ir.Value:
+        """A constant vector of int64."""
+        return self.constant(name, np.asarray(values, np.int64))
+
+    def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+        """A constant; the same name gives the same one."""
+        full_name = f"{NEXT_TOKEN}/{name}"
+        if full_name not in self._graph.initializers:
+            self._graph.register_initializer(ir.Value(name=full_name, const_value=ir.Tensor(array, name=full_name)))
+        return self._graph.initializers[full_name]
+
+    def _next_name(self) -> str:
+        return f"{NEXT_TOKEN}/{len(self.tape.nodes)}"
+
+
+def _numpy_type(value: ir.Value) -> type[np.float16] | type[np.float32]:
+    return np.float16 if value.dtype is ir.DataType.FLOAT16 else np.float32

@@ -1,0 +1,110 @@
+"""An exported decoder, lowered on disk for one provider of ONNX Runtime: no program that loads it needs Python.
+
+In: the directory that `export` wrote. Out, in a directory that the caller owns: `model.onnx` and its weights, which
+mean the same. Tensors are read, rewritten and written one at a time, so memory stays that of the largest.
+
+- For the CPU: `com.microsoft::MatMulNBits`, fp32, and a cache of any length up to the capacity (`ort_lowering`).
+- For CUDA with our kernels: `awq2trt::W4A16Linear` without function bodies, for the plugin library to take.
+- For CUDA without them: `MatMulNBits` in the activations' type.
+
+Both of CUDA's give `next_token` beside the logits, and keep the capacity fixed, as a CUDA graph wants it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+
+from awq2trt.graph import ort_lowering
+from awq2trt.graph.next_token import CONTRACT, append_next_token_
+from awq2trt.graph.read import DecoderSizes, open_decoder
+from awq2trt.io_contract import LOGITS, MODEL_FILE, NEXT_TOKEN, WEIGHTS_FILE, IoContract, TensorContract
+from awq2trt.progress import Progress
+
+INLINE_BYTES: Final = 1024
+"""Tensors up to this stay in the model file: ONNX Runtime reads shapes and axes when it loads it, and only there."""
+
+
+class Lowering(str, Enum):
+    """A form that a decoder can take; the value is how manifests say it."""
+
+    CPU = "cpu"
+    CUDA_PLUGIN = "cuda"
+    CUDA_ORT = "cuda-matmulnbits"
+
+
+def write_lowered(exported: Path, lowering: Lowering, directory: Path, progress: Progress) -> None:
+    """Writes the lowered model into `directory`.
+
+    Args:
+        exported: Directory of the exported model.
+        lowering: Which form.
+        directory: Empty, the caller's.
+        progress: Counts tensors.
+
+    Raises:
+        ArtifactError: The exported model is damaged.
+    """
+    model, sizes = open_decoder(exported)
+    lower_(model, sizes, lowering)
+    with progress.task("lowering", len(model.graph.initializers)) as advance:
+        save_model(model, directory, on_tensor=lambda: advance(1))
+
+
+def lower_(model: ir.Model, sizes: DecoderSizes, lowering: Lowering) -> None:
+    """Rewrites, in memory, an exported model, or for `CUDA_ORT` one that is lowered for the plugin library."""
+    if lowering is Lowering.CPU:
+        ort_lowering.lower_linears(model, widened=True)
+        ort_lowering.widen_to_fp32(model)
+        if ort_lowering.has_free_capacity(model):
+            ort_lowering.free_capacity(model, sizes.num_layers)
+        return
+    if lowering is Lowering.CUDA_ORT:
+        ort_lowering.lower_linears(model, widened=False)
+    else:
+        _leave_to_library(model)
+    if not any(value.name == NEXT_TOKEN for value in model.graph.outputs):
+        append_next_token_(model, sizes.vocab_size)
+
+
+def lowered_contract(contract: IoContract, lowering: Lowering) -> IoContract:
+    """Inputs and outputs of a lowered model, from those of the exported one."""
+    if lowering is not Lowering.CPU:
+        return replace(contract, outputs=(*contract.outputs, CONTRACT))
+
+    def widened(tensor: TensorContract) -> TensorContract:
+        half = tensor.dtype in ("float16", "bfloat16")
+        cache = half and tensor.name != LOGITS
+        shape = (*tensor.shape[:2], "capacity", *tensor.shape[3:]) if cache else tensor.shape
+        return replace(tensor, dtype="float32" if half else tensor.dtype, shape=shape)
+
+    return replace(
+        contract,
+        inputs=tuple(map(widened, contract.inputs)),
+        outputs=tuple(map(widened, contract.outputs)),
+        cache=replace(contract.cache, dtype="float32") if contract.cache else None,
+    )
+
+
+def save_model(model: ir.Model, directory: Path, on_tensor: Callable[[], None] = lambda: None) -> None:
+    """Writes a model whose tensors may be computed lazily, one at a time."""
+    ir.save(
+        model,
+        directory / MODEL_FILE,
+        external_data=WEIGHTS_FILE,
+        size_threshold_bytes=INLINE_BYTES,
+        callback=lambda _tensor, _info: on_tensor(),
+    )
+
+
+def _leave_to_library(model: ir.Model) -> None:
+    """Drops function bodies: nothing but the plugin library may take a linear, or it would be dequantized whole."""
+    model.functions.clear()
+    for node in model.graph:
+        if ort_lowering.is_quantized_linear(node):
+            node.overload = ""

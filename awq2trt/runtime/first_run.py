@@ -1,0 +1,61 @@
+"""A model's golden outputs, checked once on every GPU that runs it.
+
+In: a backend on a GPU. Out: nothing, or an error, before the first answer. A file in the user's cache directory says
+that a model has passed on a GPU with an ONNX Runtime, so that later runs start at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from awq2trt.artifact.golden import DESCRIPTION_FILE, read_golden
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.errors import ToolError
+from awq2trt.runtime.backend import Backend
+from awq2trt.runtime.golden import compare_golden
+
+
+def check_first_run(backend: Backend, artifact: Artifact, gpu: str) -> bool:
+    """Runs the golden calls where this model has not passed them on this GPU yet.
+
+    Args:
+        backend: Of the artifact's model; its conversation is forgotten.
+        artifact: Whose model.
+        gpu: Name of the GPU.
+
+    Returns:
+        Whether they were run.
+
+    Raises:
+        ToolError: One fails.
+    """
+    import onnxruntime
+
+    runtime_version = str(onnxruntime.__version__)
+    mark = _mark(artifact.manifest.fingerprint, gpu, runtime_version)
+    if mark.is_file() or not (artifact.directory / DESCRIPTION_FILE).is_file():
+        return False
+    results = compare_golden(backend, read_golden(artifact.directory))
+    backend.reset()
+    failed = [result for result in results if not result.passed]
+    if failed:
+        worst = max(failed, key=lambda result: result.error)
+        raise ToolError(
+            f"{gpu} does not give the model's golden outputs: relative error {worst.error:.2g} in call {worst.name}.",
+            where=str(artifact.directory),
+            fix="report it with the output of `awq2trt doctor`; --no-golden runs the model all the same.",
+        )
+    with suppress(OSError):  # a home that cannot be written to: then they are checked at every start
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(f"{gpu}, ONNX Runtime {runtime_version}\n", encoding="utf-8")
+    return True
+
+
+def _mark(fingerprint: str, gpu: str, runtime_version: str) -> Path:
+    """The file that says that a model has passed."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = hashlib.sha256("\n".join((fingerprint, gpu, runtime_version)).encode()).hexdigest()
+    return cache / "awq2trt" / "golden" / key

@@ -1,0 +1,44 @@
+"""Holds an executor to a model's golden outputs. NumPy only, so that `run` can do it too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from awq2trt.artifact.golden import Golden, relative_error
+from awq2trt.runtime.backend import Backend
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """One call held to its golden output.
+
+    Attributes:
+        name: Of the call.
+        error: As `Golden.relative_tolerance` counts it.
+        top1: Whether the best token is the expected one.
+        passed: The error is a number within the tolerance.
+    """
+
+    name: str
+    error: float
+    top1: bool
+    passed: bool
+
+
+def compare_golden(backend: Backend, golden: Golden) -> list[GoldenResult]:
+    """Runs the calls and compares."""
+    results = []
+    for call in golden.calls:
+        if call.position == 0:
+            backend.reset()
+        got = backend.forward(call.tokens)
+        error = relative_error(got, call.logits)
+        results.append(
+            GoldenResult(
+                name=call.name,
+                error=error,
+                top1=bool(got.argmax() == call.logits.argmax()),
+                passed=error <= golden.relative_tolerance,  # False for NaN
+            )
+        )
+    return results

@@ -1,0 +1,266 @@
+"""Opens a directory's model in ONNX Runtime, on the device that the user names or on the fastest that is there.
+
+In: an artifact. Out: a backend, and what it runs on. A model that was built for `cpu` or `cuda` is taken as it is; an
+exported one is lowered in memory. Everything that can fail is looked at before anything is loaded, memory included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import onnx_ir as ir
+
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.errors import Awq2trtError, ToolError, UsageError
+from awq2trt.graph import ort_lowering
+from awq2trt.graph.next_token import drop_next_token_
+from awq2trt.graph.provider_file import Lowering, lower_
+from awq2trt.graph.read import DecoderSizes, open_decoder
+from awq2trt.machine.gpu import INSTALL, PROVIDER, CudaMemory, open_cuda, require_gpu, require_onnxruntime
+from awq2trt.machine.plugin_library import find_operators, find_plugin_library
+from awq2trt.runtime.bits import STORED
+from awq2trt.runtime.ort.backend import OrtBackend
+from awq2trt.runtime.ort.cuda import PREFILL_CHUNK, CudaBackend, cache_bytes, dtype_name
+from awq2trt.runtime.ort.session import CPU_PROVIDER, Execution, open_session
+from awq2trt.target import CPU_TARGET, CUDA_TARGET
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU: Final = "cpu"
+
+PROVIDERS: Final = {CPU_TARGET: CPU_PROVIDER, CUDA_TARGET: PROVIDER}
+"""Target -> ONNX Runtime's name of the execution provider."""
+
+_GIB: Final = 1 << 30
+
+_RUNTIME_BYTES: Final = 512 << 20
+"""cuBLAS's workspaces, and the kernels' code; an H100 used 0.4 GiB beyond weights, caches and activations."""
+
+_SCORE_BYTES: Final = 8
+"""Of an attention score while ONNX Runtime computes it: products and their softmax in fp32, where it fuses nothing."""
+
+_LIVE_ROWS: Final = 6
+"""Widest rows that live at once: gate, up, their product, and the normed stream, which are at most as wide."""
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where and how a model runs.
+
+    Attributes:
+        device: `cpu`, `cuda` or `cuda:N`; None for the fastest that is there.
+        all_logits: Scores of every position, for `logits`.
+        graph: Capture decoding in a CUDA graph.
+        trust_library: Load the operator library that lies in the model's directory, not the installed one.
+    """
+
+    device: str | None = None
+    all_logits: bool = False
+    graph: bool = True
+    trust_library: bool = False
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model that is ready.
+
+    Attributes:
+        backend: It.
+        title: What runs it, for people.
+        memory: Of the GPU; None on the CPU.
+    """
+
+    backend: OrtBackend | CudaBackend
+    title: str
+    memory: CudaMemory | None = None
+
+
+def open_backend(artifact: Artifact, options: DeviceOptions) -> OpenedModel:
+    """Opens a model.
+
+    Raises:
+        ArtifactError: It is damaged, or ONNX Runtime refuses it.
+        ToolError: This machine lacks something; the message has the command that installs it.
+        UsageError: There is no such device, or the model was built for another.
+    """
+    device = options.device or choose_device(artifact)
+    record = artifact.manifest.contents.lowered
+    if record is not None and device.partition(":")[0] != record.target:
+        raise UsageError(
+            f"this model was built for {record.target}, and is to run on {device}.",
+            where=f"--device {device}",
+            fix=f"leave --device out, or build with --target {device.partition(':')[0]}.",
+        )
+    if device == CPU:
+        return OpenedModel(_open_on_cpu(artifact, options), "ONNX Runtime, CPU")
+    memory = open_cuda(device)
+    backend = _open_on_cuda(artifact, options, memory)
+    return OpenedModel(backend, f"ONNX Runtime, {memory.gpu.name}", memory)
+
+
+def choose_device(artifact: Artifact) -> str:
+    """The fastest device that is there: a GPU for what can run on one, else the CPU; a lowered model has no choice."""
+    record = artifact.manifest.contents.lowered
+    if record is not None:
+        return CUDA_TARGET if record.target == CUDA_TARGET else CPU_TARGET
+    try:
+        require_gpu(CUDA_TARGET)
+        require_onnxruntime(CUDA_TARGET)
+    except Awq2trtError:
+        return CPU
+    return CUDA_TARGET
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Memory of a GPU that a model takes, in bytes.
+
+    Attributes:
+        weights: As the file holds them.
+        caches: Of one conversation at full capacity.
+        workspace: What the longest call takes beside them; an estimate.
+    """
+
+    weights: int
+    caches: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.caches + self.workspace
+
+
+def predict_needs(model: ir.Model, sizes: DecoderSizes, batch: int = 1) -> Needs:
+    """Memory that a model lowered for CUDA takes."""
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    chunk = batch * min(PREFILL_CHUNK, sizes.capacity)
+    widest = max((max(shape) for shape in ort_lowering.linear_shapes(model)), default=0)
+    scores = chunk * sizes.capacity * (_query_heads(model, sizes) or widest // sizes.head_dim) * _SCORE_BYTES
+    rows = chunk * widest * _LIVE_ROWS * STORED[dtype_name(sizes)].itemsize
+    return Needs(weights, 2 * batch * sizes.num_layers * cache_bytes(sizes), _RUNTIME_BYTES + scores + rows)
+
+
+def require_memory(needs: Needs, memory: CudaMemory) -> None:
+    """Refuses a model that does not fit, before anything is allocated.
+
+    Raises:
+        ToolError: It does not.
+    """
+    free, total = memory.read_info()
+    if needs.total <= free:
+        return
+    parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in vars(needs).items())
+    raise ToolError(
+        f"the model needs {needs.total / _GIB:.2f} GiB of GPU memory ({parts}), {memory.gpu.name} has "
+        f"{free / _GIB:.2f} free of {total / _GIB:.2f}.",
+        where=f"--device cuda:{memory.gpu.index}",
+        fix="end what else uses the GPU (nvidia-smi lists it), or build with a shorter --max-seq-len.",
+    )
+
+
+def _open_on_cpu(artifact: Artifact, options: DeviceOptions) -> OrtBackend:
+    decoder = artifact.manifest.contents.decoder
+    if artifact.manifest.kind == "lowered" and decoder is not None:
+        return OrtBackend.load_lowered(artifact.directory, decoder.capacity, all_logits=options.all_logits)
+    return OrtBackend.load(artifact.directory, all_logits=options.all_logits)
+
+
+def _open_on_cuda(artifact: Artifact, options: DeviceOptions, memory: CudaMemory) -> CudaBackend:
+    record = artifact.manifest.contents.lowered
+    lowering, operators = lowering_here() if record is None else (None, None)
+    if record is not None and record.plugin_version is not None:
+        trusted = artifact.directory if options.trust_library else None
+        operators = find_operators(record.plugin_version, trusted)
+    plan = CudaPlan(lowering, operators, all_logits=options.all_logits, graph=options.graph)
+    return load_on_cuda(artifact.directory, plan, memory)
+
+
+@dataclass(frozen=True)
+class CudaPlan:
+    """How a model is loaded onto a GPU.
+
+    Attributes:
+        lowering: What to make of it in memory; None for a file that is lowered already.
+        operators: Library of custom operators; None where the graph has none.
+        all_logits: Scores of every position.
+        graph: Capture decoding in a CUDA graph.
+        capacity: Positions of the cache; None for as many as the file says.
+        batch: Conversations at once.
+    """
+
+    lowering: Lowering | None
+    operators: Path | None
+    all_logits: bool = False
+    graph: bool = True
+    capacity: int | None = None
+    batch: int = 1
+
+
+def load_on_cuda(directory: Path, plan: CudaPlan, memory: CudaMemory) -> CudaBackend:
+    """Loads an exported or lowered decoder.
+
+    Raises:
+        ArtifactError: It is damaged, or ONNX Runtime refuses it.
+        ToolError: The GPU's memory does not suffice, or the provider does not start.
+    """
+    model, sizes = open_decoder(directory)
+    if plan.lowering is not None:
+        lower_(model, sizes, plan.lowering)
+    if plan.all_logits:
+        drop_next_token_(model)
+        ort_lowering.keep_all_positions(model)
+    if plan.capacity is not None:
+        ort_lowering.fix_capacity(model, sizes.num_layers, plan.capacity)
+        sizes = replace(sizes, capacity=plan.capacity)
+    require_memory(predict_needs(model, sizes, plan.batch), memory)
+    changed = plan.lowering is not None or plan.all_logits or plan.capacity is not None
+    execution = cuda_execution(memory.gpu.index, plan.operators, graph=plan.graph)
+    session = open_session(model if changed else None, directory, execution)
+    require_provider(session)
+    return CudaBackend(session, sizes, memory, all_logits=plan.all_logits, graph=plan.graph, batch=plan.batch)
+
+
+def cuda_execution(index: int, operators: Path | None, *, graph: bool) -> Execution:
+    """How the CUDA provider executes a decoder on the GPU of an index."""
+    return Execution(
+        provider=PROVIDER,
+        provider_options={
+            "device_id": str(index),
+            "enable_cuda_graph": "1" if graph else "0",
+            "arena_extend_strategy": "kSameAsRequested",  # the default doubles the arena at every step
+        },
+        operators=operators,
+    )
+
+
+def require_provider(session: onnxruntime.InferenceSession) -> None:
+    """Refuses a session that fell back to the CPU: ONNX Runtime only logs why its CUDA provider does not start.
+
+    Raises:
+        ToolError: It did.
+    """
+    if PROVIDER not in session.get_providers():
+        raise ToolError(
+            "ONNX Runtime's CUDA provider does not start here, although the libraries that it needs are there.",
+            where="--device cuda",
+            fix=f"{INSTALL}; `awq2trt doctor` says what else it finds.",
+        )
+
+
+def lowering_here() -> tuple[Lowering, Path | None]:
+    """How to lower an exported model in memory: for our kernels where they are installed."""
+    try:
+        return Lowering.CUDA_PLUGIN, find_plugin_library().path
+    except ToolError:
+        return Lowering.CUDA_ORT, None
+
+
+def _query_heads(model: ir.Model, sizes: DecoderSizes) -> int:
+    """Heads of the queries, from the constants [0, 0, heads, D] that split rows into heads; 0 where there are none."""
+    shapes = (value.const_value for value in model.graph.initializers.values())
+    splits = (tensor.numpy().tolist() for tensor in shapes if tensor is not None and tuple(tensor.shape) == (4,))
+    return max((int(split[2]) for split in splits if split[3] == sizes.head_dim), default=0)

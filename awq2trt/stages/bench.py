@@ -1,0 +1,301 @@
+"""`awq2trt bench`: how fast a model answers, beside others in the same run.
+
+In: a directory that `build` or `export` wrote, or the name of a published size, whose weights are drawn at random.
+Out: a `BenchReport`. One executor is in the GPU's memory at a time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import shlex
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from awq2trt.artifact.opening import open_model
+from awq2trt.errors import UsageError
+from awq2trt.progress import Progress
+from awq2trt.scheme import QuantScheme
+from awq2trt.version import __version__
+
+if TYPE_CHECKING:
+    from awq2trt.artifact.manifest import Artifact
+    from awq2trt.evaluation.decode_bench import BenchReport, BenchRow, KernelTime
+    from awq2trt.machine.gpu import CudaMemory
+    from awq2trt.runtime.ort.loading import CudaPlan
+
+HF: Final = "hf"
+MATMULNBITS: Final = "matmulnbits"
+OPPONENTS: Final = (HF, MATMULNBITS)
+
+_CAPACITY_STEP: Final = 256
+"""A cache that is made for the measurement holds a multiple of this."""
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """`awq2trt bench`.
+
+    Attributes:
+        directory: Of a model; None for `shape`.
+        shape: A published size; None for `directory`.
+        layers: Blocks of the shape; None for all.
+        prompt: Tokens of the prompt.
+        tokens: Generated.
+        context: Positions of the cache; None for what the model has, or a shape's prompt and answer need.
+        batch: Conversations at once.
+        against: Of `OPPONENTS`.
+        device: `cuda`, `cuda:N` or `cpu`; None for the fastest that is there.
+        profile: Also say where a token's time goes.
+        command: That the user typed, for the report.
+    """
+
+    directory: Path | None = None
+    shape: str | None = None
+    layers: int | None = None
+    prompt: int = 4
+    tokens: int = 200
+    context: int | None = None
+    batch: int = 1
+    against: tuple[str, ...] = ()
+    device: str | None = None
+    profile: bool = False
+    command: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is measured.
+
+    Attributes:
+        name: For people.
+        directory: Of the exported or lowered model.
+        artifact: None for a shape.
+        config: config.json of the model that is not quantized; None where it is not to be had.
+        capacity: Positions of the cache that tokens are timed with.
+        longest: Positions that the file has.
+    """
+
+    name: str
+    directory: Path
+    artifact: Artifact | None
+    config: dict[str, Any] | None
+    capacity: int
+    longest: int
+
+
+def bench_stage(request: BenchRequest, progress: Progress) -> BenchReport:
+    """Measures a model.
+
+    Raises:
+        ToolError: This machine lacks something that the device needs.
+        UsageError: Options that make no sense, or no such device or shape.
+    """
+    if (request.directory is None) == (request.shape is None):
+        raise UsageError(
+            "nothing to measure.", where="bench", fix="awq2trt bench DIR, or --shape NAME, or awq2trt bench --kernels"
+        )
+    unknown = [name for name in request.against if name not in OPPONENTS]
+    if unknown:
+        raise UsageError(f"unknown opponent {unknown[0]!r}.", where="--against", fix=f"one of: {', '.join(OPPONENTS)}.")
+    on_cpu = request.device == "cpu" or (request.device is None and _runs_on_cpu(request))
+    if on_cpu and (request.against or request.profile or request.batch != 1 or request.shape):
+        raise UsageError(
+            "shapes, opponents, batches and profiles are measured on a GPU.",
+            where="bench",
+            fix="measure the directory alone, or do this on a machine with an NVIDIA GPU.",
+        )
+    with _subject(request, progress) as subject:
+        return _bench_on_cpu(subject, request) if on_cpu else _bench_on_cuda(subject, request, progress)
+
+
+def _runs_on_cpu(request: BenchRequest) -> bool:
+    from awq2trt.runtime.ort.loading import CPU, choose_device
+
+    return request.directory is not None and choose_device(open_model(request.directory)) == CPU
+
+
+@contextmanager
+def _subject(request: BenchRequest, progress: Progress) -> Iterator[_Subject]:
+    """The model on disk; a shape's for as long as this lasts."""
+    if request.directory is not None:
+        artifact = open_model(request.directory)
+        contents = artifact.manifest.contents
+        config = _original_config(contents.source.model) if HF in request.against else None
+        name = f"{contents.source.model}, {contents.quantization.scheme.describe()}"
+        longest = contents.decoder.capacity if contents.decoder else 0
+        capacity = request.context or longest
+        if not request.prompt + request.tokens <= capacity <= longest:
+            raise UsageError(
+                f"{request.prompt} + {request.tokens} tokens in a cache of {capacity}, this model's has {longest}.",
+                where="--context",
+                fix="measure fewer --tokens, or export again with a larger --max-seq-len.",
+            )
+        yield _Subject(name, artifact.directory, artifact, config, capacity, longest)
+        return
+    from awq2trt.evaluation.decode_bench import FIRST_TOKEN_LENGTHS
+    from awq2trt.evaluation.model_shapes import RandomModel, shape_config
+    from awq2trt.onnx_export import export_onnx
+    from awq2trt.recipe import ExportOptions
+
+    config = shape_config(str(request.shape), request.layers)
+    capacity = request.context or _CAPACITY_STEP * -(-(request.prompt + request.tokens) // _CAPACITY_STEP)
+    model = RandomModel(config, QuantScheme())
+    longest = max(capacity, min(max(FIRST_TOKEN_LENGTHS), model.spec.max_positions))
+    with tempfile.TemporaryDirectory(prefix="awq2trt-bench-") as folder:
+        options = ExportOptions(max_seq_len=longest, function_bodies=False)
+        export_onnx(model, Path(folder), options=options, progress=progress)
+        layers = f", {request.layers} layers" if request.layers else ""
+        name = f"{request.shape}{layers}, random weights, {model.scheme.describe()}"
+        yield _Subject(name, Path(folder), None, config, capacity, longest)
+
+
+def _original_config(name: str) -> dict[str, Any]:
+    """config.json of the model that was quantized."""
+    from awq2trt.models.sources.opening import open_source
+
+    return dict(open_source(name).config)
+
+
+def _bench_on_cpu(subject: _Subject, request: BenchRequest) -> BenchReport:
+    from awq2trt.evaluation.decode_bench import (
+        FIRST_TOKEN_LENGTHS,
+        BenchRow,
+        measure_first_token_ms,
+        measure_token_ms,
+    )
+    from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
+
+    if subject.artifact is None:
+        raise UsageError("shapes are measured on a GPU.", where="--shape")
+    backend = open_backend(subject.artifact, DeviceOptions("cpu")).backend
+    row = BenchRow(
+        "ONNX Runtime, CPU",
+        token_ms=measure_token_ms(backend, request.prompt, request.tokens),
+        first_token_ms=measure_first_token_ms(backend, FIRST_TOKEN_LENGTHS),
+    )
+    return _report(subject, request, "CPU", (row,))
+
+
+def _bench_on_cuda(subject: _Subject, request: BenchRequest, progress: Progress) -> BenchReport:
+    from awq2trt.evaluation.decode_bench import profile_kernels
+    from awq2trt.evaluation.transformers_bench import bench_transformers
+    from awq2trt.machine.gpu import open_cuda
+
+    device = request.device or "cuda"
+    memory = open_cuda(device)
+    bandwidth = memory.measure_bandwidth()
+    plans = _plans(subject, request)
+    rows = []
+    for name, plan in plans.items():
+        progress.note(f"measuring {name}")
+        rows.append(_measure(subject, request, name, plan, memory, bandwidth))
+    kernels: tuple[KernelTime, ...] = ()
+    if request.profile:
+        with _loaded(subject, next(iter(plans.values())), memory) as backend:
+            kernels = profile_kernels(backend, request.prompt, min(request.tokens, 50))
+    if HF in request.against and subject.config is not None:
+        progress.note("measuring Hugging Face transformers")
+        rows += bench_transformers(subject.config, request.prompt, request.tokens, f"cuda:{memory.gpu.index}")
+    report = _report(subject, request, memory.gpu.name, tuple(rows))
+    return replace(report, bandwidth_bytes_per_s=bandwidth, kernels=kernels)
+
+
+def _plans(subject: _Subject, request: BenchRequest) -> dict[str, CudaPlan]:
+    """Executor -> how it loads the model."""
+    from awq2trt.graph.provider_file import Lowering
+    from awq2trt.machine.plugin_library import find_operators, find_plugin_library
+    from awq2trt.runtime.ort.loading import CudaPlan
+
+    record = subject.artifact.manifest.contents.lowered if subject.artifact else None
+    capacity = subject.capacity if subject.capacity != subject.longest else None
+    ours: CudaPlan | None = None
+    if record is None:
+        ours = CudaPlan(Lowering.CUDA_PLUGIN, find_plugin_library().path, capacity=capacity, batch=request.batch)
+    elif record.plugin_version is not None:
+        operators = find_operators(record.plugin_version)
+        ours = CudaPlan(None, operators, capacity=capacity, batch=request.batch)
+    plans = {"awq2trt's kernels": ours} if ours else {}
+    if ours is None or MATMULNBITS in request.against:
+        lowering = Lowering.CUDA_ORT if ours else None
+        plans["MatMulNBits"] = CudaPlan(lowering, None, capacity=capacity, batch=request.batch)
+    return plans
+
+
+def _measure(
+    subject: _Subject, request: BenchRequest, name: str, plan: CudaPlan, memory: CudaMemory, bandwidth: float
+) -> BenchRow:
+    from awq2trt.evaluation.decode_bench import (
+        FIRST_TOKEN_LENGTHS,
+        BenchRow,
+        measure_first_token_ms,
+        measure_token_ms,
+    )
+
+    before, _ = memory.read_info()
+    with _loaded(subject, plan, memory) as backend:
+        token_ms = measure_token_ms(backend, request.prompt, request.tokens)
+        first = measure_first_token_ms(backend, FIRST_TOKEN_LENGTHS)
+        used = before - memory.read_info()[0]
+    longer = [length for length in FIRST_TOKEN_LENGTHS if subject.capacity < length <= subject.longest]
+    if longer:
+        with _loaded(subject, replace(plan, capacity=None), memory) as backend:
+            first |= measure_first_token_ms(backend, longer)
+    return BenchRow(
+        name,
+        token_ms=token_ms,
+        first_token_ms=first,
+        memory_bytes=used,
+        floor_ms=1e3 * _read_bytes(subject.directory) / bandwidth,
+    )
+
+
+@contextmanager
+def _loaded(subject: _Subject, plan: CudaPlan, memory: CudaMemory) -> Iterator[Any]:
+    """The model on the GPU, for as long as this lasts."""
+    from awq2trt.runtime.ort.loading import load_on_cuda
+
+    backend = load_on_cuda(subject.directory, plan, memory)
+    try:
+        yield backend
+    finally:
+        backend.close()
+        del backend
+        gc.collect()  # the session, and with it the weights
+
+
+def _read_bytes(directory: Path) -> int:
+    from awq2trt.graph.ort_lowering import weights_read_bytes
+    from awq2trt.graph.read import open_decoder
+
+    return weights_read_bytes(open_decoder(directory)[0])
+
+
+def _report(subject: _Subject, request: BenchRequest, device: str, rows: tuple[BenchRow, ...]) -> BenchReport:
+    import onnxruntime
+
+    from awq2trt.evaluation.decode_bench import BenchReport
+
+    versions = {"awq2trt": __version__, "ONNX Runtime": str(onnxruntime.__version__)}
+    if HF in request.against:
+        import torch
+        import transformers
+
+        versions |= {"PyTorch": str(torch.__version__), "transformers": str(transformers.__version__)}
+    return BenchReport(
+        model=subject.name,
+        device=device,
+        versions=versions,
+        date=datetime.date.today().isoformat(),
+        command=shlex.join(request.command),
+        prompt=request.prompt,
+        tokens=request.tokens,
+        capacity=subject.capacity,
+        batch=request.batch,
+        bandwidth_bytes_per_s=None,
+        rows=rows,
+    )

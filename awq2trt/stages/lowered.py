@@ -1,0 +1,98 @@
+"""The last step of `awq2trt build` for `cpu` and `cuda`: an ONNX model -> the same as a provider runs it best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from awq2trt.artifact.manifest import Artifact, current_artifact, fingerprint_of
+from awq2trt.artifact.publish import create_artifact
+from awq2trt.artifact.records import LoweredRecord, ProfileRecord
+from awq2trt.errors import ArtifactError
+from awq2trt.io_contract import DECODER, MODEL_FILE, WEIGHTS_FILE
+from awq2trt.models.spec import ModelSpec
+from awq2trt.progress import Progress
+from awq2trt.stages.opening import exported_contents
+from awq2trt.target import ANY_CPU, CUDA_CPUS, MINIMUM_CAPABILITY, Target
+from awq2trt.version import __version__
+
+_GROWTH: Final = 2
+"""A lowered model on disk is at most so many times as large as the exported one: half precision became fp32."""
+
+
+@dataclass(frozen=True)
+class LowerRequest:
+    """What `awq2trt build` asks of this step.
+
+    Attributes:
+        target: `cpu` or `cuda`.
+        output: Directory of the model.
+        plugin: For `cuda`: quantized linears are left to our operators, not to ONNX Runtime's own.
+        overwrite: Replace what is in `output`, whatever it is.
+    """
+
+    target: Target
+    output: Path
+    plugin: bool = True
+    overwrite: bool = False
+
+
+def lower_stage(onnx: Artifact, spec: ModelSpec, request: LowerRequest, progress: Progress) -> Artifact:
+    """The model of an exported decoder for a provider; made only where it is not current."""
+    from awq2trt.graph.provider_file import Lowering, lowered_contract, write_lowered
+
+    target = request.target
+    lowering = Lowering.CPU if target.cuda is None else Lowering.CUDA_PLUGIN if request.plugin else Lowering.CUDA_ORT
+    files = {name: file.sha256 for name, file in onnx.manifest.files.items()}
+    fingerprint = fingerprint_of(kind="lowered", onnx=files, target=target.name, lowering=lowering.value)
+    current = current_artifact(request.output, "lowered", fingerprint)
+    if current is not None:
+        progress.note(f"{request.output} is current")
+        return current
+    contract = onnx.manifest.contents.decoder
+    if contract is None:
+        raise ArtifactError("the manifest has no decoder.", where=str(onnx.directory), fix="export it again.")
+    with create_artifact(
+        request.output,
+        "lowered",
+        fingerprint,
+        overwrite=request.overwrite,
+        expected_bytes=_GROWTH * sum(file.size_bytes for file in onnx.manifest.files.values()),
+    ) as draft:
+        write_lowered(onnx.directory, lowering, draft.files, progress)
+        for name in files:
+            if name not in (MODEL_FILE, WEIGHTS_FILE):
+                draft.adopt(onnx.path(name))
+        contents = exported_contents(onnx, spec)
+        decoder = contents.graphs[DECODER].model_copy(update={"io": lowered_contract(contract, lowering)})
+        calls_operators = lowering is Lowering.CUDA_PLUGIN
+        changed = {
+            "graphs": {**contents.graphs, DECODER: decoder},
+            "operators": contents.operators if calls_operators else {},
+            "lowered": _record(target, contract.capacity, calls_operators=calls_operators),
+        }
+        return draft.publish(contents.model_copy(update=changed))
+
+
+def _record(target: Target, capacity: int, *, calls_operators: bool) -> LoweredRecord:
+    from awq2trt.runtime.ort.backend import PREFILL_CHUNK as CPU_CHUNK
+    from awq2trt.runtime.ort.cuda import PREFILL_CHUNK as CUDA_CHUNK
+    from awq2trt.runtime.ort.loading import PROVIDERS
+
+    longest = min(capacity, CUDA_CHUNK if target.cuda else CPU_CHUNK)
+    return LoweredRecord(
+        target=target.name,
+        provider=PROVIDERS[target.name],
+        minimum_onnxruntime=target.minimum_version,
+        minimum_compute_capability=".".join(map(str, MINIMUM_CAPABILITY)) if target.cuda else None,
+        minimum_cuda=target.cuda,
+        cpus=() if target.cuda is None or target.cpu != ANY_CPU else CUDA_CPUS,
+        plugin_version=__version__ if calls_operators else None,
+        profiles={
+            DECODER: (
+                ProfileRecord.of_tokens("prefill", 1, longest, longest),
+                ProfileRecord.of_tokens("decode", 1, 1, 1),
+            )
+        },
+    )
