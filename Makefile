@@ -20,9 +20,12 @@ INSTALLED := $(VENV)/.installed
 DEMO_MODEL := $(VENV)/.demo-model
 NATIVE := $(VENV)/.native
 NATIVE_CROSS := $(VENV)/.native-cross
+NATIVE_RUNTIME := $(VENV)/.native-runtime
+NATIVE_FUZZ := $(VENV)/.native-fuzz
 BROWSER := $(VENV)/.browser
 NATIVE_KIT := $(VENV)/.native-kit
-CXX_SOURCES = $(shell git ls-files 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h')
+CXX_SOURCES = $(shell git ls-files 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h' \
+    ':!plugins/third_party')
 
 .PHONY: help
 help: ## this list
@@ -62,6 +65,14 @@ $(NATIVE): tools/native_packages.sh | $(BIN)/python
 
 $(NATIVE_CROSS): tools/native_packages.sh | $(BIN)/python
 	@tools/native_packages.sh cmake g++-aarch64-linux-gnu ninja-build
+	@touch $@
+
+$(NATIVE_RUNTIME): tools/native_packages.sh | $(BIN)/python
+	@tools/native_packages.sh cmake g++ libpcre2-dev libutf8proc-dev ninja-build nlohmann-json3-dev
+	@touch $@
+
+$(NATIVE_FUZZ): tools/native_packages.sh $(NATIVE_RUNTIME)
+	@tools/native_packages.sh clang-19 libclang-rt-19-dev libfuzzer-19-dev
 	@touch $@
 
 # What tests of kits need. An SSH server only where installing one does not start it.
@@ -108,12 +119,23 @@ plugins-aarch64: $(NATIVE_CROSS) $(INSTALLED) ## the same for Jetson Orin, on an
 	    -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
 	@cmake --build build/plugins-aarch64
 
+.PHONY: runtime
+runtime: $(NATIVE_RUNTIME) ## the C++ library for applications, in build/runtime
+	@cmake -S plugins/runtime -B build/runtime -G Ninja -DCMAKE_BUILD_TYPE=Release
+	@cmake --build build/runtime
+
+.PHONY: fuzz-runtime
+fuzz-runtime: $(NATIVE_FUZZ) ## fuzzers of the C++ library, in build/fuzz-runtime; plugins/runtime/fuzz says how to run them
+	@cmake -S plugins/runtime -B build/fuzz-runtime -G Ninja -DCMAKE_CXX_COMPILER=clang++-19 -DCMAKE_C_COMPILER=clang-19 \
+	    -DAWQ2TRT_FUZZ=ON
+	@cmake --build build/fuzz-runtime
+
 .PHONY: test-plugins
 test-plugins: plugins ## the plugin library's C++ tests; those that need a GPU are skipped without one
 	@ctest --test-dir build/plugins --output-on-failure
 
 .PHONY: test
-test: lint types imports test-plugins plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) $(BROWSER) ## everything that CI checks
+test: lint types imports test-plugins runtime plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) $(BROWSER) ## everything that CI checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
 
 .PHONY: demo

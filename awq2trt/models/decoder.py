@@ -83,18 +83,30 @@ class Rotary:
     """cos and sin of one rotary embedding for the first `positions` positions."""
 
     def __init__(self, rope: RopeSpec, positions: int) -> None:
-        cos, sin = rope.tables(positions)
-        self.cos = torch.as_tensor(cos)  # [positions, rotary_dim / 2]
-        self.sin = torch.as_tensor(sin)
-        self._rotary_dim = rope.rotary_dim
+        self._rope = rope
+        self._positions = positions
+        self._short = self._tables(0)
+        self._long: tuple[int, tuple[Tensor, Tensor]] = (0, self._short)  # length, and its tables
 
     def rotate(self, x: Tensor, start: int) -> Tensor:
-        """Rotates queries or keys [batch, heads, S, head_dim] at positions start .. start + S - 1."""
-        cos = self.cos[start : start + x.shape[2]]
-        sin = self.sin[start : start + x.shape[2]]
-        first, second = x[..., : self._rotary_dim].chunk(2, dim=-1)
+        """Rotates queries or keys [batch, heads, S, head_dim] at positions start .. start + S - 1, the last of all."""
+        end = start + x.shape[2]
+        cos, sin = (table[start:end] for table in self._of_length(end))  # [S, rotary_dim / 2]
+        first, second = x[..., : self._rope.rotary_dim].chunk(2, dim=-1)
         rotated = (first * cos - second * sin, second * cos + first * sin)
-        return torch.cat((*rotated, x[..., self._rotary_dim :]), dim=-1)
+        return torch.cat((*rotated, x[..., self._rope.rotary_dim :]), dim=-1)
+
+    def _of_length(self, length: int) -> tuple[Tensor, Tensor]:
+        """Tables of a sequence of `length` tokens; all blocks ask for the same one, one after the other."""
+        if not self._rope.is_long(length):
+            return self._short
+        if self._long[0] != length:
+            self._long = (length, self._tables(length))
+        return self._long[1]
+
+    def _tables(self, length: int) -> tuple[Tensor, Tensor]:
+        cos, sin = self._rope.tables(self._positions, length)
+        return torch.as_tensor(cos), torch.as_tensor(sin)  # [positions, rotary_dim / 2]
 
 
 def apply_norm(spec: NormSpec, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -32,6 +32,7 @@ from awq2trt.io_contract import (
 )
 from awq2trt.models.families import GELU_TANH, RELU, SILU, DecoderSpec, RopeSpec
 from awq2trt.onnx_export.bodies import BodyVariant, make_body
+from awq2trt.onnx_export.rotary_graph import Nodes, RotaryRows, rotary_rows
 
 LOWEST: Final = -65504.0
 """What masked scores become: the lowest number of fp16. No score that counts comes near it."""
@@ -153,7 +154,7 @@ class _DecoderBuilder:
         self._positions = self._new_positions()
         self._slots, self._seen = self._causal_mask()
         self._biases = {window: self._attention_bias(window) for window in dict.fromkeys(_windows(spec))}
-        self._rotary_tables = {rope: self._new_rotary_tables(index, rope) for index, rope in enumerate(spec.ropes)}
+        self._rotary = self._rotaries()
         self._embedding = self._keep(weights.tensor(f"{spec.embedding}.weight"))  # [V, H]
 
     def embed(self, input_ids: ir.Value) -> ir.Value:
@@ -324,15 +325,21 @@ class _DecoderBuilder:
         attributes: _Attributes = {}
         if rope.rotary_dim != self._spec.head_dim:
             attributes["rotary_embedding_dim"] = rope.rotary_dim
-        inputs = [x, *self._rotary_tables[rope], self._positions]
+        table = self._rotary[rope]
+        inputs = [x, table.cos, table.sin, table.rows]
         return self._op("RotaryEmbedding", inputs, attributes, name=f"{name}.rotary")
 
-    def _new_rotary_tables(self, index: int, rope: RopeSpec) -> tuple[ir.Value, ir.Value]:
-        """cos and sin of every position, each [C, rotary_dim / 2]."""
-        capacity = self._inputs[cache_names("past", 1)[0]].shape[2]  # type: ignore[index]
-        tables = zip(rotary_names(index), rope.tables(int(capacity)), strict=True)  # type: ignore[arg-type]
-        cos, sin = (self._constant(name, table) for name, table in tables)
-        return cos, sin
+    def _rotaries(self) -> dict[RopeSpec, RotaryRows]:
+        """What rotates the new tokens, for every embedding of the model."""
+        capacity = int(self._inputs[cache_names("past", 1)[0]].shape[2])  # type: ignore[index, arg-type]
+        nodes = Nodes(self._op, self._constant, self._positions, self._lengths)
+        return {rope: rotary_rows(nodes, index, rope, capacity) for index, rope in enumerate(self._spec.ropes)}
+
+    def _lengths(self) -> ir.Value:
+        """Tokens of each sequence, those in the cache and the new ones, int64 [B, 1]."""
+        start = self._op("Unsqueeze", [self._inputs[CACHE_POSITION], self._integers([1])])
+        new = self._op("Shape", [self._inputs[INPUT_IDS]], {"start": 1, "end": 2})
+        return self._op("Add", [start, new])
 
     def _new_positions(self) -> ir.Value:
         """Positions of the new tokens: cache_position + 0 .. S-1, int64 [B, S]."""
@@ -399,12 +406,6 @@ class _DecoderBuilder:
         name: str | None = None,
     ) -> ir.Value:
         return self.tape.op(op_type, inputs, attributes, name=name)
-
-
-def rotary_names(index: int) -> tuple[str, str]:
-    """Initializers of cos and sin of `DecoderSpec.ropes[index]`."""
-    prefix = f"rotary_{index}" if index else "rotary"
-    return f"{prefix}.cos", f"{prefix}.sin"
 
 
 def _windows(spec: DecoderSpec) -> list[int | None]:

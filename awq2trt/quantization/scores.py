@@ -83,7 +83,9 @@ def rotations(rope: RopeSpec | None, head_dim: int) -> Iterator[tuple[Tensor, fl
     rotary, distances = Rotary(rope, POSITIONS), range(0, POSITIONS, DISTANCE_STEP)
     pairs = sum(POSITIONS - distance for distance in distances)
     for distance in distances:
-        turned = rotary.rotate(unit.view(head_dim, 1, 1, head_dim), distance).view(head_dim, head_dim)
+        # The key is rotated, too, by nothing: its cosines and sines may have a magnitude.
+        key = rotary.rotate(unit.view(head_dim, 1, 1, head_dim), 0)
+        turned = rotary.rotate(key, distance).view(head_dim, head_dim)
         yield turned.T, (POSITIONS - distance) / pairs
 
 

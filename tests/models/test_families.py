@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_models import LLAMA_CONFIG, save_llama
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from awq2trt.errors import UnsupportedError
 from awq2trt.models.families import FAMILIES, LINEAR, NORM, FusedLinear, describe_model, family_named
@@ -24,22 +22,6 @@ LLAMA3_SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-
-
-@pytest.mark.parametrize(
-    "rope",
-    [
-        {"rope_type": "default", "rope_theta": 10000.0},
-        {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
-        LLAMA3_SCALING,
-    ],
-    ids=lambda rope: rope["rope_type"],
-)
-def test_rotary_frequencies_are_those_of_transformers(rope: dict[str, Any]) -> None:
-    config = LlamaConfig(**{**LLAMA_CONFIG, "head_dim": 64, "rope_parameters": rope})
-    expected = LlamaRotaryEmbedding(config).inv_freq.numpy()
-    spec = describe_model({**config.to_dict(), "architectures": ["LlamaForCausalLM"]})
-    np.testing.assert_allclose(spec.ropes[0].inv_freq, expected, rtol=1e-6)
 
 
 def test_old_rope_keys_mean_the_same() -> None:
@@ -76,7 +58,16 @@ def test_scale_groups_cover_every_linear_once() -> None:
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"hidden_size": None}, "hidden_size"),
         ({"num_key_value_heads": 4}, "multiple"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"num_attention_heads": 0}, "num_attention_heads: expected a number from 1"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: expected a number from 1"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers: expected a number from 1"),
+        ({"num_hidden_layers": 2_000_000_000}, "num_hidden_layers: expected a number from 1 to"),
+        ({"head_dim": 2_000_000_000}, "head_dim: expected a number from 1 to"),
+        ({"head_dim": 7}, "rotary channels of a head: expected an even number"),
+        ({"head_dim": None, "num_attention_heads": 7, "num_key_value_heads": 7}, "num_attention_heads: expected a div"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps: expected a positive number"),
+        ({"attention_bias": "yes"}, "attention_bias: expected bool"),
+        ({"is_causal": False}, "is_causal: expected True, got False"),
     ],
 )
 def test_what_the_family_cannot_express_is_refused_by_key(change: dict[str, Any], message: str) -> None:
@@ -131,7 +122,18 @@ def test_slopes_are_those_of_the_papers_models() -> None:
         ("mpt", {"attn_config": {"qk_ln": True}}, "qk_ln"),
         ("gemma2", {"hidden_activation": "relu"}, "hidden_activation: expected gelu_tanh"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ("phi3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}}, "longrope"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}},
+            "short_factor: expected 6",
+        ),
+        ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type: expected default, longrope"),
+        ("gemma2", {"layer_types": ["full_attention"]}, "layer_types: expected one for each of num_hidden_layers 2"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "layer_types: expected one for each of num_hidden_layers 2"),
+        ("qwen3", {"layer_types": ["full_attention", "chunked_attention"]}, "got 'chunked_attention'"),
+        ("gemma2", {"sliding_window": None}, "sliding_window: expected a number of positions"),
+        ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 3}, "num_kv_heads: expected a divisor"),
+        ("bloom", {"num_hidden_layers": 3}, "n_layer: expected 3, got 2"),
         ("gpt_neox", {"hidden_act": "tanh"}, "hidden_act"),
     ],
 )

@@ -7,27 +7,23 @@ from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
 from awq2trt.models.families import bloom, falcon, gemma, gpt_neox, llama, mpt, opt, phi3, qwen
-from awq2trt.models.families.description import (
+from awq2trt.models.families.config_keys import GELU, GELU_TANH, RELU, SILU, refuse_unless
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import (
     ACTIVATION,
-    GELU,
-    GELU_TANH,
     LINEAR,
     NORM,
     OFFSET_NORM,
-    RELU,
-    SILU,
     UNFOLDED,
     BlockNames,
-    DecoderSpec,
-    Family,
     FusedLinear,
     LayerSpec,
     LearnedPositions,
     NormSpec,
-    RopeSpec,
     ScaleGroup,
 )
 from awq2trt.models.families.placing import first_unplaced, nearest_family
+from awq2trt.models.families.rotary import RopeSpec
 
 __all__ = [
     "ACTIVATION",
@@ -55,7 +51,8 @@ __all__ = [
 ]
 
 FAMILIES: Final[tuple[Family, ...]] = (
-    llama.FAMILY,
+    llama.LLAMA,
+    llama.MISTRAL,
     qwen.QWEN2,
     qwen.QWEN3,
     phi3.FAMILY,
@@ -103,6 +100,8 @@ def describe_model(
     family = find_family(config)
     if family is None:
         raise _unknown(config, tensor_names)
+    # For every class of transformers: no causal mask (masking_utils.py), sizes by layer (configuration_utils.py).
+    refuse_unless(config, {"is_causal": True, "per_layer_config": None})
     spec = family.describe(config)
     unplaced = first_unplaced(spec, tensor_names, quantized=quantized)
     if unplaced is not None:

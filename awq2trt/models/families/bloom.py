@@ -9,17 +9,18 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from awq2trt.models.families.alibi import bloom_slopes
-from awq2trt.models.families.description import (
+from awq2trt.models.families.config_keys import (
     GELU_TANH,
-    BlockNames,
-    DecoderSpec,
-    Family,
-    FusedLinear,
-    LayerSpec,
-    NormSpec,
-    config_value,
+    MOST_LAYERS,
+    config_flag,
+    config_heads,
+    config_number,
+    config_size,
     refuse_unless,
+    under_own_names,
 )
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import BlockNames, FusedLinear, LayerSpec, NormSpec
 
 _TRAINED_POSITIONS: Final = 2048
 """ALiBi has no limit; this is the length that BLOOM was trained with, where config.json does not say."""
@@ -43,23 +44,24 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     Raises:
         UnsupportedError: Its residual stream takes the norms' output.
     """
-    refuse_unless(config, {"apply_residual_connection_post_layernorm": False})
-    keys = {"hidden_size": "n_embed", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
-    config = {**{key: config.get(other) for key, other in keys.items()}, **config}
-    hidden_size, num_heads = config_value(config, "hidden_size", int), config_value(config, "n_head", int)
+    # With `slow_but_exact` and `pretraining_tp`, transformers leaves biases out.
+    refuse_unless(config, {"apply_residual_connection_post_layernorm": False, "slow_but_exact": False})
+    config = under_own_names(config, {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"})
+    hidden_size = config_size(config, "hidden_size" if config.get("n_embed") is None else "n_embed")
+    num_heads, head_dim = config_heads(config, "n_head", hidden_size)
     return DecoderSpec(
         family=FAMILY.name,
         hidden_size=hidden_size,
         intermediate_size=4 * hidden_size,
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
-        vocab_size=config_value(config, "vocab_size", int),
-        max_positions=config.get("seq_length") or _TRAINED_POSITIONS,
-        norm=NormSpec(float(config.get("layer_norm_epsilon", 1e-5)), rms=False, bias=True),
+        head_dim=head_dim,
+        vocab_size=config_size(config, "vocab_size"),
+        max_positions=config_size(config, "seq_length", _TRAINED_POSITIONS),
+        norm=NormSpec(config_number(config, "layer_norm_epsilon", 1e-5), rms=False, bias=True),
         activation=GELU_TANH,
-        layers=(LayerSpec(),) * config_value(config, "n_layer", int),
-        tie_embeddings=bool(config.get("tie_word_embeddings", True)),
+        layers=(LayerSpec(),) * config_size(config, "n_layer", largest=MOST_LAYERS),
+        tie_embeddings=config_flag(config, "tie_word_embeddings", True),
         biased=frozenset(BLOCK_NAMES.linears),
         embedding="transformer.word_embeddings",
         embedding_norm="transformer.word_embeddings_layernorm",

@@ -6,210 +6,26 @@ at model-specific config keys or tensor names. NumPy only; no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from awq2trt.errors import UnsupportedError
-
-NORM: Final = "norm"
-OFFSET_NORM: Final = "offset norm"
-LINEAR: Final = "linear"
-ACTIVATION: Final = "activation"
-UNFOLDED: Final = "unfolded"
-"""Kinds of `ScaleGroup.smooth_kind`: what absorbs the scales, and how."""
-
-SILU: Final = "silu"
-GELU: Final = "gelu"
-GELU_TANH: Final = "gelu_tanh"
-RELU: Final = "relu"
-
-_ACTIVATIONS: Final = {
-    "silu": SILU,
-    "swish": SILU,
-    "gelu": GELU,
-    "gelu_new": GELU_TANH,
-    "gelu_pytorch_tanh": GELU_TANH,
-    "relu": RELU,
-}
-"""transformers' names (`ACT2FN`) -> ours."""
-
-
-@dataclass(frozen=True)
-class ScaleGroup:
-    """Linears that share an input, and the layer before, which can absorb their input scales.
-
-    The AWQ search finds one s [K] per group; `fold` multiplies the input channels of every balance layer by s
-    and divides the output channels of the smooth layer by it. Names are relative to the block.
-
-    Attributes:
-        smooth_layer: What the balance layers read: a norm, a linear, or an activation function; empty if unfolded.
-        smooth_kind: `NORM`, whose weight is divided; `OFFSET_NORM`, whose gain is 1 + weight; `LINEAR`, whose output
-            rows are divided; `ACTIVATION`, which gets a divisor of its own, `<smooth_layer>.scales`; or `UNFOLDED`
-            where nothing can absorb scales, so that all are 1.
-        balance_layers: The linears that share the input, searched for one common scale.
-        heads_tied: Query heads that read the same output channels of `smooth_layer`: num_heads / num_kv_heads
-            for v_proj -> o_proj, where one scale per KV channel serves all query heads of that KV head.
-    """
-
-    smooth_layer: str
-    smooth_kind: str
-    balance_layers: tuple[str, ...]
-    heads_tied: int = 1
-
-
-@dataclass(frozen=True)
-class NormSpec:
-    """The norms of a model, all of one kind.
-
-    Attributes:
-        eps: Added to the mean square, or to the variance.
-        rms: RMSNorm (arXiv:1910.07467); False for LayerNorm, which takes the mean off first.
-        bias: Norms have a bias beside the weight.
-        unit_offset: The gain is 1 + weight (Gemma).
-    """
-
-    eps: float
-    rms: bool = True
-    bias: bool = False
-    unit_offset: bool = False
-
-
-@dataclass(frozen=True)
-class RopeSpec:
-    """Rotary position embedding, rotate-half form (RoFormer, arXiv:2104.09864; halves as in Llama).
-
-    Attributes:
-        inv_freq: Angular frequency of each channel pair, float64 values, length rotary_dim / 2. Channels of a head
-            after the first rotary_dim are not rotated.
-    """
-
-    inv_freq: tuple[float, ...]
-
-    @property
-    def rotary_dim(self) -> int:
-        """Channels of a head that are rotated."""
-        return 2 * len(self.inv_freq)
-
-    def tables(self, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """cos and sin of position * frequency, each float32 [positions, rotary_dim / 2]."""
-        angles = np.outer(np.arange(positions, dtype=np.float64), np.asarray(self.inv_freq))
-        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """What may differ from layer to layer.
-
-    Attributes:
-        rope: Rotary embedding of queries and keys; None for none.
-        sliding_window: Positions a query sees, itself included; None for all before it.
-    """
-
-    rope: RopeSpec | None = None
-    sliding_window: int | None = None
-
-
-@dataclass(frozen=True)
-class LearnedPositions:
-    """A trained table of position embeddings, added to the token's.
-
-    Attributes:
-        table: Its name; the tensor is `<table>.weight`.
-        offset: Row of position 0.
-    """
-
-    table: str
-    offset: int
-
-
-@dataclass(frozen=True)
-class FusedLinear:
-    """One linear of the checkpoint that stands for several, whose rows it holds.
-
-    Its rows are `groups` equal pieces, each with the same share of every part, part after part: one piece is
-    q, k and v stacked; a piece a head is q, k and v of head 0, then of head 1, and so on.
-
-    Attributes:
-        stored: Its name in the checkpoint, relative to the block.
-        parts: The linears it stands for, in order.
-        groups: Pieces; divides the rows of every part.
-    """
-
-    stored: str
-    parts: tuple[str, ...]
-    groups: int = 1
-
-    def split(self, value: NDArray[Any], rows: Sequence[int]) -> list[NDArray[Any]]:
-        """[sum of rows, ...] -> every part's [rows, ...]."""
-        pieces = value.reshape(self.groups, -1, *value.shape[1:])
-        edges = np.cumsum([count // self.groups for count in rows])[:-1]
-        parts = np.split(pieces, edges, axis=1)
-        return [np.ascontiguousarray(part).reshape(-1, *value.shape[1:]) for part in parts]
-
-    def fuse(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Inverse of `split`."""
-        pieces = [part.reshape(self.groups, -1, *part.shape[1:]) for part in parts]
-        return np.concatenate(pieces, axis=1).reshape(-1, *parts[0].shape[1:])
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockNames:
-    """Names, relative to a block, of its norms and linears. Linears that the checkpoint fuses have names of ours.
-
-    Attributes:
-        q_norm: Norm of every head's queries, over the head's channels; None if there is none.
-        k_norm: The same of keys.
-        post_attention_norm: Norm of the attention's output before it joins the residual stream (Gemma 2 and 3).
-        mlp_norm: None if the MLP reads the attention's norm (parallel blocks).
-        gate_proj: None if the MLP is not gated.
-        activation: The activation function, under which its scales are stored; None where up_proj absorbs them.
-        post_mlp_norm: As `post_attention_norm`, of the MLP.
-    """
-
-    input_norm: str
-    q_proj: str
-    k_proj: str
-    v_proj: str
-    o_proj: str
-    mlp_norm: str | None
-    gate_proj: str | None = None
-    up_proj: str
-    down_proj: str
-    q_norm: str | None = None
-    k_norm: str | None = None
-    post_attention_norm: str | None = None
-    post_mlp_norm: str | None = None
-    activation: str | None = None
-
-    @property
-    def linears(self) -> tuple[str, ...]:
-        """All linears of a block, in the order they run."""
-        return (*self.attention_inputs, self.o_proj, *self.mlp_inputs, self.down_proj)
-
-    @property
-    def attention_inputs(self) -> tuple[str, str, str]:
-        """Linears that read the attention norm's output."""
-        return (self.q_proj, self.k_proj, self.v_proj)
-
-    @property
-    def mlp_inputs(self) -> tuple[str, ...]:
-        """Linears that read the MLP norm's output, the one that the activation function follows first."""
-        return (self.up_proj,) if self.gate_proj is None else (self.gate_proj, self.up_proj)
-
-    @property
-    def hidden_norms(self) -> tuple[str, ...]:
-        """Norms over hidden_size channels."""
-        norms = (self.input_norm, self.post_attention_norm, self.mlp_norm, self.post_mlp_norm)
-        return tuple(name for name in norms if name is not None)
-
-    @property
-    def head_norms(self) -> tuple[str, ...]:
-        """Norms over head_dim channels."""
-        return tuple(name for name in (self.q_norm, self.k_norm) if name is not None)
+from awq2trt.models.families.parts import (
+    ACTIVATION,
+    LINEAR,
+    NORM,
+    OFFSET_NORM,
+    UNFOLDED,
+    BlockNames,
+    FusedLinear,
+    LayerSpec,
+    LearnedPositions,
+    NormSpec,
+    ScaleGroup,
+)
+from awq2trt.models.families.rotary import RopeSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,48 +241,3 @@ class Family:
     example: Mapping[str, Any]
     needs_bos: bool = False
     published_with_code: bool = False
-
-
-def config_value(config: Mapping[str, Any], key: str, kind: type) -> Any:
-    """A required key of config.json, checked for its type."""
-    value = config.get(key)
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-        raise UnsupportedError(
-            f"{key}: expected {kind.__name__}, got {value!r}.",
-            where="config.json",
-            fix="use the config.json that the model was published with.",
-        )
-    return value
-
-
-def config_activation(config: Mapping[str, Any], key: str, default: str, known: Collection[str]) -> str:
-    """The activation function that config.json names, if it is one of `known`."""
-    found = config.get(key) or default
-    activation = _ACTIVATIONS.get(found, "")
-    if activation not in known:
-        raise UnsupportedError(
-            f"{key}: expected {' or '.join(known)}, got {found!r}.",
-            where="config.json",
-            fix="see the families in README.",
-        )
-    return activation
-
-
-def refuse_unless(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuses a model whose config.json asks for what the description cannot say.
-
-    Args:
-        config: config.json.
-        expected: Key -> the one value that can be described; a key that is not there has it.
-
-    Raises:
-        UnsupportedError: A key has another value.
-    """
-    for key, value in expected.items():
-        found = config.get(key, value)
-        if found != value:
-            raise UnsupportedError(
-                f"{key}: expected {value!r}, got {found!r}.",
-                where="config.json",
-                fix="this variant of the family is not described; CONTRIBUTING.md, 'A new model family', shows how.",
-            )

@@ -12,24 +12,38 @@ from dataclasses import replace
 from typing import Any, Final
 
 from awq2trt.models.families import llama
-from awq2trt.models.families.description import (
+from awq2trt.models.families.config_keys import (
+    FULL,
     GELU_TANH,
-    DecoderSpec,
-    Family,
-    LayerSpec,
-    NormSpec,
+    SLIDING,
     config_activation,
-    config_value,
+    config_layer_kinds,
+    config_number,
+    config_size,
     refuse_unless,
 )
-from awq2trt.models.families.rope import rope_spec
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import LayerSpec, NormSpec
+from awq2trt.models.families.rope import rope_parameters, rope_spec
 
-_SLIDING: Final = "sliding_attention"
-_FULL: Final = "full_attention"
+_KEYS: Final = llama.ClassKeys(max_positions=8192, num_kv_heads=16, head_dim=256, tied=True, attention_bias=True)
+
+_KEYS2: Final = replace(_KEYS, num_kv_heads=4)
+
+_KEYS3: Final = replace(_KEYS2, max_positions=131072, rope=None)
+
+_WINDOW: Final = 4096
+
+_QUERY_SCALAR: Final = 256
+
+_SCORE_CAP: Final = 50.0
+_LOGIT_CAP: Final = 30.0
+"""Gemma 2's where config.json does not say; null is for none."""
 
 _GLOBAL_THETA: Final = 1_000_000.0
 _LOCAL_THETA: Final = 10_000.0
-"""Gemma 3's rotary bases where config.json does not say."""
+_PATTERN: Final = 6
+"""Gemma 3's rotary bases, and which of its layers see everything, where config.json does not say."""
 
 _NORMS_ON_BOTH_SIDES: Final = replace(
     llama.BLOCK_NAMES,
@@ -40,82 +54,79 @@ _NORMS_ON_BOTH_SIDES: Final = replace(
 
 
 def describe_gemma(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describes a Gemma 1 model: Llama's block, its norms and embeddings Gemma's."""
-    _activation(config, "hidden_activation" if config.get("hidden_activation") else "hidden_act")
-    spec = _llama_like(config)
-    return replace(spec, family=GEMMA.name)
+    """Describes a Gemma 1 model: Llama's block, its norms and embeddings Gemma's.
+
+    First checkpoints say `hidden_act: gelu` and mean the tanh form. `hidden_activation`, which Google's own code reads,
+    must not say otherwise.
+    """
+    for key in ("hidden_act", "hidden_activation"):
+        named = {**config, key: "gelu_pytorch_tanh"} if config.get(key) == "gelu" else config
+        config_activation(named, key, "gelu_pytorch_tanh", (GELU_TANH,))
+    refuse_unless(config, {"use_bidirectional_attention": False})
+    return _gemma_like(config, _KEYS, GEMMA.name)
 
 
 def describe_gemma2(config: Mapping[str, Any]) -> DecoderSpec:
     """Describes a Gemma 2 model: every other layer slides, the first one too."""
-    _activation(config, "hidden_activation")
-    spec = _llama_like(config)
-    kinds = config.get("layer_types") or [_FULL if (i + 1) % 2 == 0 else _SLIDING for i in range(spec.num_layers)]
-    window = config_value(config, "sliding_window", int)
-    layers = tuple(
-        replace(layer, sliding_window=window if kind == _SLIDING else None)
-        for layer, kind in zip(spec.layers, kinds, strict=True)
-    )
+    config_activation(config, "hidden_activation", "gelu_pytorch_tanh", (GELU_TANH,))
+    refuse_unless(config, {"use_bidirectional_attention": False})
+    spec = _gemma_like(config, _KEYS2, GEMMA2.name)
+    default = [FULL if (layer + 1) % 2 == 0 else SLIDING for layer in range(spec.num_layers)]
+    kinds = config_layer_kinds(config, spec.num_layers, default)
     return replace(
-        spec,
-        family=GEMMA2.name,
+        llama.with_windows(spec, llama.config_window({"sliding_window": _WINDOW, **config}), kinds),
         block=_NORMS_ON_BOTH_SIDES,
-        layers=layers,
-        attention_scale=config_value(config, "query_pre_attn_scalar", int) ** -0.5,
-        attention_softcap=config.get("attn_logit_softcapping", 50.0),
-        logit_softcap=config.get("final_logit_softcapping", 30.0),
+        attention_scale=config_number(config, "query_pre_attn_scalar", _QUERY_SCALAR) ** -0.5,
+        attention_softcap=_cap({"attn_logit_softcapping": _SCORE_CAP, **config}, "attn_logit_softcapping"),
+        logit_softcap=_cap({"final_logit_softcapping": _LOGIT_CAP, **config}, "final_logit_softcapping"),
     )
 
 
 def describe_gemma3(config: Mapping[str, Any]) -> DecoderSpec:
     """Describes a Gemma 3 text model: five layers of six slide, with a rotary base of their own."""
-    _activation(config, "hidden_activation")
-    refuse_unless(config, {"use_bidirectional_attention": False})
-    spec = _llama_like({key: value for key, value in config.items() if not key.startswith("rope_")})
+    config_activation(config, "hidden_activation", "gelu_pytorch_tanh", (GELU_TANH,))
+    refuse_unless(config, {"use_bidirectional_attention": False, "attn_logit_softcapping": None})
     return replace(
-        spec,
-        family=GEMMA3.name,
+        _gemma3_layers(config, _gemma_like(config, _KEYS3, GEMMA3.name)),
         block=replace(_NORMS_ON_BOTH_SIDES, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm"),
-        layers=_gemma3_layers(config, spec),
-        attention_scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
-        logit_softcap=config.get("final_logit_softcapping"),
+        attention_scale=config_number(config, "query_pre_attn_scalar", _QUERY_SCALAR) ** -0.5,
+        logit_softcap=_cap(config, "final_logit_softcapping"),
     )
 
 
-def _gemma3_layers(config: Mapping[str, Any], spec: DecoderSpec) -> tuple[LayerSpec, ...]:
-    parameters = config.get("rope_parameters") or {}
-    full = {"rope_theta": config.get("rope_theta") or _GLOBAL_THETA, **(config.get("rope_scaling") or {})}
-    local = {"rope_theta": config.get("rope_local_base_freq") or _LOCAL_THETA}
-    by_kind = {
-        _FULL: LayerSpec(rope_spec({**full, **(parameters.get(_FULL) or {})}, spec.head_dim)),
-        _SLIDING: LayerSpec(
-            rope_spec({**local, **(parameters.get(_SLIDING) or {})}, spec.head_dim),
-            config_value(config, "sliding_window", int),
-        ),
-    }
-    pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
-    kinds = config.get("layer_types") or [
-        _FULL if (layer + 1) % pattern == 0 else _SLIDING for layer in range(spec.num_layers)
-    ]
-    return tuple(by_kind[kind] for kind in kinds)
+def _gemma3_layers(config: Mapping[str, Any], spec: DecoderSpec) -> DecoderSpec:
+    """The windows and rotary embeddings of Gemma 3's layers; `rope_scaling` is for those that see everything."""
+    given = config.get("rope_parameters") or {}
+    full, local = ({**(given.get(kind) or {})} for kind in (FULL, SLIDING))
+    full |= config.get("rope_scaling") or {}
+    ropes = {}
+    for kind, parameters, theta in (
+        (FULL, full, config.get("rope_theta") or _GLOBAL_THETA),
+        (SLIDING, local, config.get("rope_local_base_freq") or _LOCAL_THETA),
+    ):
+        # As in transformers, neither `truncate` nor keys beside the parameters reach a kind of layer.
+        own = {"rope_theta": theta, **{key: value for key, value in parameters.items() if key != "truncate"}}
+        ropes[kind] = rope_spec(rope_parameters({"rope_parameters": own}), spec.head_dim, spec.max_positions)
+    pattern = config_size(config, "sliding_window_pattern", _PATTERN)
+    default = [FULL if (layer + 1) % pattern == 0 else SLIDING for layer in range(spec.num_layers)]
+    kinds = config_layer_kinds(config, spec.num_layers, default)
+    rotating = replace(spec, layers=tuple(LayerSpec(ropes[kind]) for kind in kinds))
+    return llama.with_windows(rotating, llama.config_window({"sliding_window": _WINDOW, **config}), kinds)
 
 
-def _llama_like(config: Mapping[str, Any]) -> DecoderSpec:
+def _gemma_like(config: Mapping[str, Any], keys: llama.ClassKeys, family: str) -> DecoderSpec:
     """What all Gemmas share with Llama and with each other."""
-    spec = llama.describe({"head_dim": 256, **config, "hidden_act": "silu", "mlp_bias": False, "sliding_window": None})
+    spec = llama.llama_like(config, keys, family)
     return replace(
         spec,
         norm=NormSpec(eps=spec.norm.eps, unit_offset=True),
         activation=GELU_TANH,
-        tie_embeddings=bool(config.get("tie_word_embeddings", True)),
         embedding_scale=spec.hidden_size**0.5,
     )
 
 
-def _activation(config: Mapping[str, Any], key: str) -> None:
-    """Refuses any but the tanh form; Gemma 1's first configs say `gelu` and mean it."""
-    named = {**config, key: "gelu_pytorch_tanh"} if config.get(key) == "gelu" else config
-    config_activation(named, key, "gelu_pytorch_tanh", (GELU_TANH,))
+def _cap(config: Mapping[str, Any], key: str) -> float | None:
+    return None if config.get(key) is None else config_number(config, key)
 
 
 _EXAMPLE: Final = {**llama.EXAMPLE, "tie_word_embeddings": True, "bos_token_id": 256, "eos_token_id": 256}
@@ -154,7 +165,7 @@ GEMMA3 = Family(
         "model_type": "gemma3_text",
         "query_pre_attn_scalar": 24,
         "sliding_window": 24,
-        "layer_types": [_SLIDING, _FULL],
+        "layer_types": [SLIDING, FULL],
     },
     needs_bos=True,
 )

@@ -9,22 +9,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from awq2trt.models.families.description import (
+from awq2trt.models.families.config_keys import (
     GELU,
     GELU_TANH,
-    BlockNames,
-    DecoderSpec,
-    Family,
-    FusedLinear,
-    LayerSpec,
-    NormSpec,
+    MOST_LAYERS,
     config_activation,
-    config_value,
+    config_flag,
+    config_heads,
+    config_number,
+    config_size,
+    refuse_unless,
 )
-from awq2trt.models.families.rope import rope_parameters, rope_spec
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import BlockNames, FusedLinear, LayerSpec, NormSpec
+from awq2trt.models.families.rope import RopeKeys, reach, rope_parameters, rope_spec
 
-_ROTARY_PART: Final = 0.25
-"""Of a head's channels, where config.json does not say (GPT-NeoX-20B, arXiv:2204.06745, section 2.1)."""
+_ROPE_KEYS: Final = RopeKeys(
+    theta="rotary_emb_base",
+    partial="rotary_pct",
+    whole_heads=False,
+    default_share=0.25,  # GPT-NeoX-20B, arXiv:2204.06745, section 2.1
+)
+
+_MAX_POSITIONS: Final = 2048
+"""Where config.json does not say."""
 
 BLOCK_NAMES: Final = BlockNames(
     input_norm="input_layernorm",
@@ -45,32 +53,27 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     Raises:
         UnsupportedError: Its activation function or rotary scaling is not described.
     """
-    hidden_size = config_value(config, "hidden_size", int)
-    num_heads = config_value(config, "num_attention_heads", int)
-    attention = (*BLOCK_NAMES.attention_inputs, BLOCK_NAMES.o_proj) if config.get("attention_bias", True) else ()
-    head_dim = hidden_size // num_heads
-    old_keys = {"rope_theta": config.get("rotary_emb_base"), "partial_rotary_factor": config.get("rotary_pct")}
-    rope = rope_spec(
-        {
-            "partial_rotary_factor": _ROTARY_PART,
-            **{key: value for key, value in old_keys.items() if value is not None},
-            **rope_parameters(config),
-        },
-        head_dim,
-    )
+    hidden_size = config_size(config, "hidden_size")
+    num_heads, head_dim = config_heads(config, "num_attention_heads", hidden_size)
+    refuse_unless(config, {"head_dim": head_dim})
+    biased = config_flag(config, "attention_bias", True)
+    attention = (*BLOCK_NAMES.attention_inputs, BLOCK_NAMES.o_proj) if biased else ()
+    max_positions = config_size(config, "max_position_embeddings", _MAX_POSITIONS)
+    parameters = rope_parameters(config, _ROPE_KEYS)
+    rope = rope_spec(parameters, head_dim, max_positions, _ROPE_KEYS)
     return DecoderSpec(
         family=FAMILY.name,
         hidden_size=hidden_size,
-        intermediate_size=config_value(config, "intermediate_size", int),
+        intermediate_size=config_size(config, "intermediate_size"),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=head_dim,
-        vocab_size=config_value(config, "vocab_size", int),
-        max_positions=config_value(config, "max_position_embeddings", int),
-        norm=NormSpec(float(config.get("layer_norm_eps", 1e-5)), rms=False, bias=True),
+        vocab_size=config_size(config, "vocab_size"),
+        max_positions=reach(parameters, max_positions),
+        norm=NormSpec(config_number(config, "layer_norm_eps", 1e-5), rms=False, bias=True),
         activation=config_activation(config, "hidden_act", "gelu", (GELU, GELU_TANH)),
-        layers=(LayerSpec(rope),) * config_value(config, "num_hidden_layers", int),
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        layers=(LayerSpec(rope),) * config_size(config, "num_hidden_layers", largest=MOST_LAYERS),
+        tie_embeddings=config_flag(config, "tie_word_embeddings", False),
         biased=frozenset((*attention, BLOCK_NAMES.up_proj, BLOCK_NAMES.down_proj)),
         embedding="gpt_neox.embed_in",
         final_norm="gpt_neox.final_layer_norm",
@@ -78,7 +81,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         block_prefix="gpt_neox.layers.{layer}.",
         block=BLOCK_NAMES,
         fused=(FusedLinear("attention.query_key_value", BLOCK_NAMES.attention_inputs, groups=num_heads),),
-        parallel=bool(config.get("use_parallel_residual", True)),
+        parallel=config_flag(config, "use_parallel_residual", True),
     )
 
 

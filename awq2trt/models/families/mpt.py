@@ -11,20 +11,21 @@ from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
 from awq2trt.models.families.alibi import mpt_slopes
-from awq2trt.models.families.description import (
+from awq2trt.models.families.config_keys import (
     GELU,
-    BlockNames,
-    DecoderSpec,
-    Family,
-    FusedLinear,
-    LayerSpec,
-    NormSpec,
-    config_value,
+    MOST_LAYERS,
+    config_flag,
+    config_heads,
+    config_number,
+    config_size,
     refuse_unless,
+    under_own_names,
 )
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import BlockNames, FusedLinear, LayerSpec, NormSpec
 
 _BIAS_MAX: Final = 8
-"""`alibi_bias_max` where config.json does not say."""
+"""`alibi_bias_max` of all published models."""
 
 BLOCK_NAMES: Final = BlockNames(
     input_norm="norm_1",
@@ -45,9 +46,14 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     Raises:
         UnsupportedError: It has learned positions instead of ALiBi, biases, or norms of queries and keys.
     """
-    hidden_size, num_heads = config_value(config, "d_model", int), config_value(config, "n_heads", int)
+    config = under_own_names(
+        config, {"num_hidden_layers": "n_layers", "num_attention_heads": "n_heads", "hidden_size": "d_model"}
+    )
+    hidden_size = config_size(config, "d_model")
+    num_heads, head_dim = config_heads(config, "n_heads", hidden_size)
     attention = config.get("attn_config") or {}
     refuse_unless(attention, {"attn_type": "multihead_attention", "qk_ln": False, "prefix_lm": False})
+    refuse_unless(attention, {"alibi_bias_max": _BIAS_MAX})  # the authors' code reads it, transformers does not
     refuse_unless(config, {"no_bias": True, "logit_scale": None, "expansion_ratio": 4})
     if not attention.get("alibi", True):
         raise UnsupportedError(
@@ -61,22 +67,22 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         intermediate_size=4 * hidden_size,
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
-        vocab_size=config_value(config, "vocab_size", int),
-        max_positions=config_value(config, "max_seq_len", int),
-        norm=NormSpec(float(config.get("layer_norm_epsilon", 1e-5)), rms=False),
+        head_dim=head_dim,
+        vocab_size=config_size(config, "vocab_size"),
+        max_positions=config_size(config, "max_seq_len"),
+        norm=NormSpec(config_number(config, "layer_norm_epsilon", 1e-5), rms=False),
         activation=GELU,
-        layers=(LayerSpec(),) * config_value(config, "n_layers", int),
-        tie_embeddings=bool(config.get("tie_word_embeddings", True)),
+        layers=(LayerSpec(),) * config_size(config, "n_layers", largest=MOST_LAYERS),
+        tie_embeddings=config_flag(config, "tie_word_embeddings", True),
         embedding="transformer.wte",
         final_norm="transformer.norm_f",
         head="lm_head",
         block_prefix="transformer.blocks.{layer}.",
         block=BLOCK_NAMES,
         fused=(FusedLinear("attn.Wqkv", BLOCK_NAMES.attention_inputs),),
-        attention_scale=attention.get("softmax_scale"),
-        clip_qkv=attention.get("clip_qkv") or None,
-        alibi=mpt_slopes(num_heads, attention.get("alibi_bias_max", _BIAS_MAX)),
+        attention_scale=None if attention.get("softmax_scale") is None else config_number(attention, "softmax_scale"),
+        clip_qkv=config_number(attention, "clip_qkv") if attention.get("clip_qkv") else None,
+        alibi=mpt_slopes(num_heads, _BIAS_MAX),
     )
 
 

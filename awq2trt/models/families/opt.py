@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from awq2trt.models.families.description import (
+from awq2trt.models.families.config_keys import (
+    MOST_LAYERS,
     RELU,
-    BlockNames,
-    DecoderSpec,
-    Family,
-    LayerSpec,
-    LearnedPositions,
-    NormSpec,
     config_activation,
-    config_value,
+    config_flag,
+    config_heads,
+    config_size,
     refuse_unless,
 )
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import BlockNames, LayerSpec, LearnedPositions, NormSpec
 
 _POSITION_OFFSET: Final = 2
 """Rows of the table before that of position 0 (`OPTLearnedPositionalEmbedding`)."""
@@ -46,7 +45,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     Raises:
         UnsupportedError: It norms after each part, or projects its embeddings.
     """
-    hidden_size = config_value(config, "hidden_size", int)
+    hidden_size = config_size(config, "hidden_size")
     refuse_unless(
         config,
         {
@@ -57,20 +56,20 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
             "word_embed_proj_dim": hidden_size,
         },
     )
-    num_heads = config_value(config, "num_attention_heads", int)
+    num_heads, head_dim = config_heads(config, "num_attention_heads", hidden_size)
     return DecoderSpec(
         family=FAMILY.name,
         hidden_size=hidden_size,
-        intermediate_size=config_value(config, "ffn_dim", int),
+        intermediate_size=config_size(config, "ffn_dim"),
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
-        vocab_size=config_value(config, "vocab_size", int),
-        max_positions=config_value(config, "max_position_embeddings", int),
+        head_dim=head_dim,
+        vocab_size=config_size(config, "vocab_size"),
+        max_positions=config_size(config, "max_position_embeddings"),
         norm=NormSpec(_NORM_EPS, rms=False, bias=True),
         activation=config_activation(config, "activation_function", "relu", (RELU,)),
-        layers=(LayerSpec(),) * config_value(config, "num_hidden_layers", int),
-        tie_embeddings=bool(config.get("tie_word_embeddings", True)),
+        layers=(LayerSpec(),) * config_size(config, "num_hidden_layers", largest=MOST_LAYERS),
+        tie_embeddings=config_flag(config, "tie_word_embeddings", True),
         biased=frozenset(BLOCK_NAMES.linears),
         embedding="model.decoder.embed_tokens",
         positions=LearnedPositions("model.decoder.embed_positions", _POSITION_OFFSET),

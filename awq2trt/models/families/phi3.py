@@ -1,28 +1,42 @@
 """Phi-3, Phi-3.5 mini and Phi-4: Llama's block with q, k and v fused, and gate and up.
 
-Source: `Phi3ForCausalLM` of transformers. The scaled rotary embedding of the 128k models is not described.
+Source: `Phi3ForCausalLM` of transformers. The 128k models scale their rotary embedding by LongRoPE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from awq2trt.models.families import llama
-from awq2trt.models.families.description import DecoderSpec, Family, FusedLinear
+from awq2trt.models.families.config_keys import SILU, config_activation
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.parts import FusedLinear
+from awq2trt.models.families.rope import RopeKeys
+
+_KEYS: Final = llama.ClassKeys(
+    max_positions=4096,
+    norm_eps=1e-5,
+    rope=RopeKeys(
+        whole_heads=False,
+        default_original=4096,
+        types=("default", "longrope"),
+        aliases={"su": "longrope", "yarn": "longrope"},  # what the first Phi-3 checkpoints call it
+    ),
+)
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
     """Describes a Phi-3 model from its config.json.
 
     Raises:
-        UnsupportedError: Its rotary embedding is scaled.
+        UnsupportedError: Its rotary embedding is scaled otherwise than by LongRoPE.
     """
-    spec = llama.describe({**config, "attention_bias": False, "mlp_bias": False})
+    config_activation(config, "hidden_act", "silu", (SILU,))
+    spec = llama.with_windows(llama.llama_like(config, _KEYS, FAMILY.name), llama.config_window(config))
     return replace(
         spec,
-        family=FAMILY.name,
         fused=(
             FusedLinear("self_attn.qkv_proj", spec.block.attention_inputs),
             FusedLinear("mlp.gate_up_proj", spec.block.mlp_inputs),

@@ -10,33 +10,50 @@ from dataclasses import replace
 from typing import Any, Final
 
 from awq2trt.models.families import llama
-from awq2trt.models.families.description import DecoderSpec, Family, LayerSpec
+from awq2trt.models.families.config_keys import (
+    FULL,
+    SILU,
+    SLIDING,
+    config_activation,
+    config_flag,
+    config_layer_kinds,
+    config_size,
+)
+from awq2trt.models.families.description import DecoderSpec, Family
 
-_SLIDING: Final = "sliding_attention"
+_QWEN2_KEYS: Final = llama.ClassKeys(max_positions=32768, num_kv_heads=32)
+
+_QWEN3_KEYS: Final = llama.ClassKeys(max_positions=32768, num_kv_heads=32, head_dim=128, attention_bias=True)
+
+_WINDOW: Final = 4096
+_FIRST_SLIDING_LAYER: Final = 28
+"""`sliding_window` and `max_window_layers` where config.json does not say."""
 
 
 def describe_qwen2(config: Mapping[str, Any]) -> DecoderSpec:
     """Describes a Qwen2 or Qwen2.5 model: q, k and v have biases, o has none."""
-    spec = llama.describe({**config, "attention_bias": False, "mlp_bias": False})
-    return replace(spec, family=QWEN2.name, biased=frozenset(spec.block.attention_inputs), layers=_layers(config, spec))
+    config_activation(config, "hidden_act", "silu", (SILU,))
+    spec = llama.llama_like(config, _QWEN2_KEYS, QWEN2.name)
+    return _with_windows(config, replace(spec, biased=frozenset(spec.block.attention_inputs)))
 
 
 def describe_qwen3(config: Mapping[str, Any]) -> DecoderSpec:
     """Describes a Qwen3 model: queries and keys are normalised head by head before they are rotated."""
-    spec = llama.describe({"head_dim": 128, **config, "mlp_bias": False})
+    config_activation(config, "hidden_act", "silu", (SILU,))
+    spec = llama.llama_like(config, _QWEN3_KEYS, QWEN3.name)
     block = replace(spec.block, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm")
-    return replace(spec, family=QWEN3.name, block=block, layers=_layers(config, spec))
+    return _with_windows(config, replace(spec, block=block))
 
 
-def _layers(config: Mapping[str, Any], spec: DecoderSpec) -> tuple[LayerSpec, ...]:
+def _with_windows(config: Mapping[str, Any], spec: DecoderSpec) -> DecoderSpec:
     """Layers from `max_window_layers` on slide, if `use_sliding_window` is on; newer configs list their kinds."""
-    window = config.get("sliding_window") if config.get("use_sliding_window") else None
-    first = config.get("max_window_layers", spec.num_layers)
-    kinds = config.get("layer_types") or [_SLIDING if i >= first else "" for i in range(spec.num_layers)]
-    return tuple(
-        replace(layer, sliding_window=window if kind == _SLIDING else None)
-        for layer, kind in zip(spec.layers, kinds, strict=True)
-    )
+    slides = config_flag(config, "use_sliding_window", False)
+    window = llama.config_window({"sliding_window": _WINDOW, **config}) if slides else None
+    first = config.get("max_window_layers")
+    if first != 0:
+        first = config_size(config, "max_window_layers", _FIRST_SLIDING_LAYER)
+    default = [SLIDING if window is not None and layer >= first else FULL for layer in range(spec.num_layers)]
+    return llama.with_windows(spec, window, config_layer_kinds(config, spec.num_layers, default))
 
 
 QWEN2 = Family(

@@ -27,6 +27,8 @@ CONFIG_FILE: Final = "config.json"
 FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
 """NumPy's names of the types that weights may have."""
 
+GENERATION_CONFIG_FILE: Final = "generation_config.json"
+
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -36,8 +38,10 @@ TOKENIZER_FILES: Final = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION_CONFIG_FILE,
 )
+
+_GENERATION_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class ModelSource(ABC):
@@ -173,6 +177,9 @@ def files_beside_weights(directory: Path) -> tuple[Path, ...]:
 def copy_tokenizer(source: Path, destination: Path) -> None:
     """Copies the tokenizer and generation files that `source` has.
 
+    Where there is no generation_config.json, the tokens that begin and end texts are those of config.json, as in
+    transformers (`GenerationConfig.from_model_config`); only a generation_config.json goes along with the tokenizer.
+
     Raises:
         CheckpointError: There is no tokenizer in `source`.
     """
@@ -185,3 +192,9 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
         )
     for path in found:
         (destination / path.name).write_bytes(path.read_bytes())
+    if not (source / GENERATION_CONFIG_FILE).is_file() and (source / CONFIG_FILE).is_file():
+        config = read_config(source)
+        tokens = {key: config[key] for key in _GENERATION_TOKENS if config.get(key) is not None}
+        if tokens:
+            text = json.dumps({"_from_model_config": True, **tokens}, indent=2)
+            (destination / GENERATION_CONFIG_FILE).write_text(text + "\n", encoding="utf-8")

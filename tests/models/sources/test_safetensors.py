@@ -17,6 +17,7 @@ from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError, Usag
 from awq2trt.models.decoder import Ends, run_model
 from awq2trt.models.families import FAMILIES, family_named
 from awq2trt.models.sources.opening import open_source
+from awq2trt.runtime.chat import ChatTokenizer
 
 
 @pytest.fixture
@@ -243,3 +244,14 @@ def test_an_embedding_may_be_stored_as_the_head_alone(tmp_path: Path) -> None:
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     expected, got = _logits(directory)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_end_tokens_that_only_config_json_names_go_along_with_the_tokenizer(llama: Path, tmp_path: Path) -> None:
+    (llama / "generation_config.json").unlink()
+    _edit_config(llama, eos_token_id=[256, 65])
+    (tmp_path / "copy").mkdir()
+    open_source(str(llama)).save_tokenizer(tmp_path / "copy")
+    expected = AutoModelForCausalLM.from_pretrained(llama).generation_config.eos_token_id
+    assert expected == [256, 65]
+    assert json.loads((tmp_path / "copy" / "generation_config.json").read_text())["eos_token_id"] == expected
+    assert set(ChatTokenizer.load(tmp_path / "copy").special.stop) == {256, 65}
