@@ -48,6 +48,7 @@ class CudaActivation final : public Kernel {
 
   void compute(const Context& context) override {
     const Call call(activation_, context);
+    if (call.problem().rows == 0) return;  // tensors without bytes may have no memory
     throw_if_cuda_error(launch_gated_activation(call.problem(), call.x().data(), call.y(), device_.can_overlap(),
                                                 static_cast<cudaStream_t>(context.stream())),
                         gated_activation::kName);

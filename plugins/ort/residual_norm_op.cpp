@@ -67,6 +67,7 @@ class CudaNorm final : public Kernel {
 
   void compute(const Context& context) override {
     const Call call(attributes_, context);
+    if (call.problem().rows == 0) return;  // tensors without bytes may have no memory
     throw_if_cuda_error(launch_residual_norm(call.problem(), call.tensors(), device_.can_overlap(),
                                              static_cast<cudaStream_t>(context.stream())),
                         residual_norm::kName);
