@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from awq2trt import opset
 from awq2trt.graph.matching import (
-    NoMatch,
+    NoMatchError,
     integer_attribute,
     integers_of,
     made_by,
@@ -89,7 +89,7 @@ def match_attention(flat: ir.Node, head_sizes: Collection[int]) -> AttentionPatt
     """Recognizes the attention that ends in a node.
 
     Raises:
-        NoMatch: It is something else, or has no kernel.
+        NoMatchError: It is something else, or has no kernel.
     """
     need(integers_of(take(flat, 1)) == [0, 0, -1])
     transpose = maker(take(flat, 0), "Transpose")
@@ -273,5 +273,5 @@ def _counted(value: ir.Value) -> ir.Node:
     need(integers_of(take(counted, 0)) == [0] and integers_of(take(counted, 2)) == [1])
     shape = maker(take(maker(take(counted, 1), "Squeeze"), 0), "Shape")
     if integer_attribute(shape, "end", 0) != integer_attribute(shape, "start", 0) + 1:
-        raise NoMatch
+        raise NoMatchError
     return shape

@@ -19,7 +19,17 @@ import onnx_ir as ir
 
 from awq2trt import opset
 from awq2trt.graph.fused_attention import match_attention, replace_attention_
-from awq2trt.graph.matching import NoMatch, integer_attribute, made_by, maker, need, remove_unused_, take, take_place_, tensor_of
+from awq2trt.graph.matching import (
+    NoMatchError,
+    integer_attribute,
+    made_by,
+    maker,
+    need,
+    remove_unused_,
+    take,
+    take_place_,
+    tensor_of,
+)
 from awq2trt.graph.merge_linears import merge_linears_, need_mergeable, rows_of
 
 
@@ -52,7 +62,7 @@ def fused_nodes(model: ir.Model) -> list[ir.Node]:
 def _try_attention_(graph: ir.Graph, flat: ir.Node, head_sizes: Collection[int]) -> None:
     try:
         pattern = match_attention(flat, head_sizes)
-    except NoMatch:
+    except NoMatchError:
         return
     replace_attention_(graph, pattern)
 
@@ -65,7 +75,7 @@ def _try_gated_(graph: ir.Graph, product: ir.Node) -> None:
         need_mergeable([gate, up])
         width = rows_of(gate)
         need(width == rows_of(up) and width % opset.FUSED_WIDTH_MULTIPLE == 0)
-    except NoMatch:
+    except NoMatchError:
         return
     merged = merge_linears_(graph, [gate, up])
     code = opset.ACTIVATION_CODES[activation]
@@ -95,7 +105,7 @@ def _match_activation(node: ir.Node | None) -> tuple[str, ir.Node]:
 def _try_norm_(graph: ir.Graph, norm: ir.Node) -> None:
     try:
         operands = _match_norm(norm)
-    except NoMatch:
+    except NoMatchError:
         return
     x, *parameters = norm.inputs
     has_residual = len(operands) > 1

@@ -1,6 +1,6 @@
 """Looks at a graph backwards, from a value to the nodes that made it: the small steps of recognizing a pattern.
 
-In: values of an `onnx_ir` graph. Out: nodes, constants, or `NoMatch`, which says that the graph is another one than
+In: values of an `onnx_ir` graph. Out: nodes, constants, or `NoMatchError`, which says that the graph is another one than
 was looked for. Only `take_place_` and `remove_unused_` change a graph.
 """
 
@@ -12,21 +12,21 @@ import numpy as np
 import onnx_ir as ir
 
 
-class NoMatch(Exception):
+class NoMatchError(Exception):
     """The graph is not what a pattern describes; it stays as it is."""
 
 
 def need(condition: object) -> None:
     """Goes on only if a condition holds."""
     if not condition:
-        raise NoMatch
+        raise NoMatchError
 
 
 def maker(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node:
     """The node that made a value, which must be of this type."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != op_type or node.domain != domain:
-        raise NoMatch
+        raise NoMatchError
     return node
 
 
@@ -40,21 +40,21 @@ def take(node: ir.Node, index: int) -> ir.Value:
     """An input that must be there."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
-        raise NoMatch
+        raise NoMatchError
     return value
 
 
 def tensor_of(value: ir.Value | None) -> ir.TensorProtocol:
     """What an initializer holds."""
     if value is None or value.const_value is None:
-        raise NoMatch
+        raise NoMatchError
     return value.const_value
 
 
 def integers_of(value: ir.Value | None) -> list[int]:
     """A constant of integers, as a node of its own or an initializer."""
     if value is None:
-        raise NoMatch
+        raise NoMatchError
     if not made_by(value, "Constant"):
         tensor = tensor_of(value)
         need(tensor.dtype is ir.DataType.INT64)

@@ -27,7 +27,7 @@ def need_mergeable(linears: Sequence[ir.Node]) -> None:
     """Goes on only if the linears read one input, and quantize it alike.
 
     Raises:
-        NoMatch: They do not.
+        NoMatchError: They do not.
     """
     first = linears[0]
     columns = tuple(tensor_of(take(first, 1)).shape)[1]
@@ -66,15 +66,9 @@ def merge_linears_(graph: ir.Graph, linears: Sequence[ir.Node]) -> ir.Value:
         merged.append(_stacked(graph, f"{name}.zeros", zeros, _stack_int4))
     if has_bias:
         merged.append(_stacked(graph, f"{name}.bias", [_bias(linear) for linear in linears], _stack_rows))
-    attributes = {key: value for key, value in first.attributes.items() if key != opset.ATTR_HAS_BIAS}
-    node = ir.Node(
-        opset.DOMAIN,
-        opset.W4A16_LINEAR,
-        [first.inputs[0], *merged],
-        [*(ir.Attr(key, value.type, value.value) for key, value in attributes.items())]
-        + [ir.AttrInt64(opset.ATTR_HAS_BIAS, int(has_bias))],
-        name=name,
-    )
+    kept = [attribute for key, attribute in first.attributes.items() if key != opset.ATTR_HAS_BIAS]
+    attributes = [*kept, ir.AttrInt64(opset.ATTR_HAS_BIAS, int(has_bias))]
+    node = ir.Node(opset.DOMAIN, opset.W4A16_LINEAR, [first.inputs[0], *merged], attributes, name=name)
     output = node.outputs[0]
     output.name, output.dtype = f"{name}:0", tensor_of(first.inputs[2]).dtype
     graph.insert_before(first, node)
