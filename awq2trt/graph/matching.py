@@ -1,7 +1,7 @@
 """Looks at a graph backwards, from a value to the nodes that made it: the small steps of recognizing a pattern.
 
-In: values of an `onnx_ir` graph. Out: nodes, constants, or `NoMatchError`, which says that the graph is another one than
-was looked for. Only `take_place_` and `remove_unused_` change a graph.
+In: values of an `onnx_ir` graph. Out: nodes, constants, or `NoMatchError`, which says that the graph is another one
+than was looked for. Only `take_place_` and `remove_unused_` change a graph.
 """
 
 from __future__ import annotations

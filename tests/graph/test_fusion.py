@@ -106,15 +106,14 @@ def test_head_sizes_without_kernels_stay_and_the_rest_is_fused(tmp_path: Path) -
 
 
 def test_ropes_whose_rows_the_graph_chooses_stay(tmp_path: Path) -> None:
-    _export("llama", tmp_path)
+    factors = {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
+    rope = {"rope_type": "longrope", **factors}
+    spec = _export("phi3", tmp_path, rope_scaling=rope, original_max_position_embeddings=16).spec
     model, _ = open_decoder(tmp_path)
-    for node in model.graph:
-        if node.op_type == "RotaryEmbedding":
-            rows = ir.node("Identity", [node.inputs[3]])
-            model.graph.insert_before(node, rows)
-            node.replace_input_with(3, rows.outputs[0])
-    fuse_(model, (16,))
-    assert opset.CACHED_ATTENTION not in [node.op_type for node in model.graph]
+    fuse_(model, (spec.head_dim,))
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("RotaryEmbedding") == 2 * LAYERS
+    assert opset.CACHED_ATTENTION not in kinds
 
 
 def test_onnx_runtimes_own_kernels_do_not_take_a_fused_file(tmp_path: Path) -> None:
@@ -177,7 +176,7 @@ WIDE_HEADS = {
 
 
 @pytest.mark.parametrize("name", WIDE_HEADS)
-def test_the_librarys_operators_run_a_fused_file(name: str, tmp_path: Path) -> None:
+def test_operators_of_the_library_run_a_fused_file(name: str, tmp_path: Path) -> None:
     """On the CPU, in half precision; the same file as a GPU gets, against the exported one."""
     try:
         library = find_plugin_library()
