@@ -163,18 +163,21 @@ def widen_to_fp32(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.dtype in _HALF:
             value.dtype = ir.DataType.FLOAT
+    kept: set[ir.Node] = set()  # gather rows that stay as they are
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or tensor.dtype not in _HALF:
             continue
         if value.uses() and all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses()):
-            _cast_gathered(model.graph, [use.node for use in value.uses()])
+            gathers = [use.node for use in value.uses()]
+            _cast_gathered(model.graph, gathers)
+            kept.update(gathers)
             continue
         value.const_value = _lazily(value, ir.DataType.FLOAT, tensor.shape, partial(_as_fp32, tensor))
         value.dtype = ir.DataType.FLOAT
     for node in model.graph:
         for output in node.outputs:
-            if output.dtype in _HALF and node.op_type != "Gather":
+            if output.dtype in _HALF and node not in kept:
                 output.dtype = ir.DataType.FLOAT
 
 
