@@ -100,6 +100,9 @@ def build(
             "--plugin/--no-plugin", help="Our kernels, inside the engine, or TensorRT's. [ours where the library is]"
         ),
     ] = None,
+    fusion: Annotated[
+        bool | None, typer.Option("--fusion/--no-fusion", help="cuda: with our fused operators. [--fusion]")
+    ] = None,
     jetpack: cli_flags.JetPack = None,
     tar: Annotated[bool, typer.Option("--tar", help="Orin: also pack the kit into one file, DIR/TARGET.tar.")] = False,
     ssh: Annotated[
@@ -129,7 +132,7 @@ def build(
     flags: dict[str, dict[str, object]] = {
         "quantize": quantizing,
         "export": exporting,
-        "build": {"target": target, "plugin": plugin, "jetpack": jetpack},
+        "build": {"target": target, "plugin": plugin, "fusion": fusion, "jetpack": jetpack},
     }
     options = apply_flags(load_recipe(recipe), flags)
     api.build(

@@ -39,3 +39,49 @@ ATTR_HAS_ZEROS: Final = "has_zeros"
 ATTR_HAS_BIAS: Final = "has_bias"
 ATTR_PLUGIN_VERSION: Final = "plugin_version"
 ATTR_PLUGIN_NAMESPACE: Final = "plugin_namespace"
+
+CACHED_ATTENTION: Final = "CachedAttention"
+"""Self-attention from merged queries, keys and values to its output, which writes the cache on the way.
+
+Inputs, without gaps: QKV [B, S, (Hq + 2 Hkv) D] T, cache_position int64 [B], past_key and past_value
+[B, Hkv, C, D] T, then cos and sin [at least C, rotary_dim / 2] T if `rotary_dim`, gains of queries and
+keys [D] T if `has_norms`, slopes float32 [Hq] if `has_alibi`. Outputs: Y [B, S, Hq D] T, present_key and
+present_value, which may be the memory of the past. In this order: clip, norms of heads, rotation, cache,
+scores times `scale`, softcap, ALiBi, mask, softmax, values. A number that is 0 leaves out what it is of.
+"""
+
+ATTENTION_INT_ATTRIBUTES: Final = (
+    "num_heads",
+    "num_kv_heads",
+    "rotary_dim",
+    "interleaved",
+    "window",
+    "has_norms",
+    "has_alibi",
+)
+ATTENTION_FLOAT_ATTRIBUTES: Final = ("scale", "softcap", "clip", "norm_eps")
+
+ATTENTION_HEAD_SIZES: Final = (64, 80, 96, 112, 128, 256)
+"""Head sizes that `CachedAttention` has kernels for."""
+
+RESIDUAL_NORM: Final = "ResidualNorm"
+"""A norm over the last axis, of a residual sum if `has_residual`.
+
+Inputs, without gaps: X [..., H] T, residual [..., H] if `has_residual`, gain [H], bias [H] if `has_bias`.
+Outputs: Y [..., H], and if `has_residual` the sum, rounded to T, that Y is the norm of.
+"""
+
+NORM_INT_ATTRIBUTES: Final = ("has_residual", "has_bias", "rms")
+NORM_FLOAT_ATTRIBUTES: Final = ("epsilon",)
+
+GATED_ACTIVATION: Final = "GatedActivation"
+"""activation(gate) * up: X [..., 2 I] T, the gates first, to Y [..., I]."""
+
+ATTR_ACTIVATION: Final = "activation"
+ACTIVATION_CODES: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+"""What `activation` may be; `gelu` is the exact one."""
+
+FUSED_WIDTH_MULTIPLE: Final = 8
+"""H of a `ResidualNorm` and I of a `GatedActivation` must be multiples of it."""
+
+FUSED_OPERATORS: Final = (CACHED_ATTENTION, RESIDUAL_NORM, GATED_ACTIVATION)

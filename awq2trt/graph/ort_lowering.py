@@ -260,7 +260,7 @@ def _lower_linear(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
         "codes": (
             ir.DataType.UINT8,
             blocks.codes_shape(rows),
-            lambda: blocks.pack_codes(unpack_int4(_bytes(codes), (rows, features))),
+            lambda: blocks.pack_codes(unpack_int4(packed_bytes(codes), (rows, features))),
         ),
         "scales": (step_type, (rows, count), lambda: blocks.spread(scales.numpy()).astype(step_type.numpy())),
     }
@@ -269,7 +269,7 @@ def _lower_linear(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
         parts["zeros"] = (
             ir.DataType.UINT8,
             (rows, -(-count // 2)),
-            lambda: _pack_rows(blocks.spread(unpack_int4(_bytes(zeros), (rows, groups)))),
+            lambda: _pack_rows(blocks.spread(unpack_int4(packed_bytes(zeros), (rows, groups)))),
         )
     replaced = {name: _replace(graph, inputs[name], *part) for name, part in parts.items()}
     attributes = {"K": features, "N": rows, "bits": 4, "block_size": blocks.block}
@@ -318,7 +318,7 @@ def _pack_rows(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return (codes[:, 0::2] | (codes[:, 1::2] << 4)).astype(np.uint8, copy=False)
 
 
-def _bytes(tensor: ir.TensorProtocol) -> NDArray[np.uint8]:
+def packed_bytes(tensor: ir.TensorProtocol) -> NDArray[np.uint8]:
     """A tensor's bytes; one on disk is read, since onnx-ir would unpack its nibbles and keep them."""
     if isinstance(tensor, ir.ExternalTensor) and tensor.length is not None:
         return np.fromfile(tensor.path, np.uint8, count=tensor.length, offset=tensor.offset or 0)

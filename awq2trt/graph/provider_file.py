@@ -4,7 +4,8 @@ In: the directory that `export` wrote. Out, in a directory that the caller owns:
 mean the same. Tensors are read, rewritten and written one at a time, so memory stays that of the largest.
 
 - For the CPU: `com.microsoft::MatMulNBits`, fp32, and a cache of any length up to the capacity (`ort_lowering`).
-- For CUDA with our kernels: `awq2trt::W4A16Linear` without function bodies, for the plugin library to take.
+- For CUDA with our kernels: `awq2trt::W4A16Linear` without function bodies, for the plugin library to take,
+  and, unless they are not wanted, fused operators of the same library (`fusion`).
 - For CUDA without them: `MatMulNBits` in the activations' type.
 
 Both of CUDA's give `next_token` beside the logits, and keep the capacity fixed, as a CUDA graph wants it.
@@ -20,7 +21,9 @@ from typing import Final
 
 import onnx_ir as ir
 
+from awq2trt.errors import UsageError
 from awq2trt.graph import ort_lowering
+from awq2trt.graph.fusion import fuse_, fused_nodes
 from awq2trt.graph.next_token import CONTRACT, append_next_token_
 from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.io_contract import LOGITS, MODEL_FILE, NEXT_TOKEN, WEIGHTS_FILE, IoContract, TensorContract
@@ -35,6 +38,7 @@ class Lowering(str, Enum):
 
     CPU = "cpu"
     CUDA_PLUGIN = "cuda"
+    CUDA_FUSED = "cuda-fused"
     CUDA_ORT = "cuda-matmulnbits"
 
 
@@ -57,7 +61,11 @@ def write_lowered(exported: Path, lowering: Lowering, directory: Path, progress:
 
 
 def lower_(model: ir.Model, sizes: DecoderSizes, lowering: Lowering) -> None:
-    """Rewrites, in memory, an exported model, or for `CUDA_ORT` one that is lowered for the plugin library."""
+    """Rewrites, in memory, an exported model, or for `CUDA_ORT` one that is lowered for the plugin library.
+
+    Raises:
+        UsageError: It is one whose operators were fused, of which ONNX Runtime has none.
+    """
     if lowering is Lowering.CPU:
         ort_lowering.lower_linears(model, widened=True)
         ort_lowering.widen_to_fp32(model)
@@ -65,9 +73,12 @@ def lower_(model: ir.Model, sizes: DecoderSizes, lowering: Lowering) -> None:
             ort_lowering.free_capacity(model, sizes.num_layers)
         return
     if lowering is Lowering.CUDA_ORT:
+        _refuse_fused(model)
         ort_lowering.lower_linears(model, widened=False)
     else:
         _leave_to_library(model)
+        if lowering is Lowering.CUDA_FUSED:
+            fuse_(model)
     if not any(value.name == NEXT_TOKEN for value in model.graph.outputs):
         append_next_token_(model, sizes.vocab_size)
 
@@ -100,6 +111,15 @@ def save_model(model: ir.Model, directory: Path, on_tensor: Callable[[], None] =
         size_threshold_bytes=INLINE_BYTES,
         callback=lambda _tensor, _info: on_tensor(),
     )
+
+
+def _refuse_fused(model: ir.Model) -> None:
+    if fused_nodes(model):
+        raise UsageError(
+            "the model calls fused operators, for which ONNX Runtime has no kernels of its own.",
+            where=str(model.graph.name),
+            fix="name the exported model, or build with --no-fusion.",
+        )
 
 
 def _leave_to_library(model: ir.Model) -> None:

@@ -66,9 +66,10 @@ def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, 
 
 
 def operators_of(model: ir.Model) -> dict[str, str]:
-    """Our operators in a graph, by name, with the version of each."""
+    """Our operators in a graph, by name, with the version of each; fused ones do not say theirs."""
     nodes = [node for node in model.graph if node.domain == opset.DOMAIN]
-    return {node.op_type: node.attributes[opset.ATTR_PLUGIN_VERSION].as_string() for node in nodes}
+    said = {node.op_type: node.attributes.get(opset.ATTR_PLUGIN_VERSION) for node in nodes}
+    return {name: opset.PLUGIN_VERSION if version is None else version.as_string() for name, version in said.items()}
 
 
 def _check_external(tensor: ir.ExternalTensor) -> None:

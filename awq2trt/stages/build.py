@@ -95,7 +95,11 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
     spec = kit_stage.model_spec(str(checkpoint.directory))
     if target.is_lowered:
         lowering = LowerRequest(
-            target, kit.output, plugin=request.options.build.plugin is not False, overwrite=request.overwrite
+            target,
+            kit.output,
+            plugin=request.options.build.plugin is not False,
+            fusion=request.options.build.fusion,
+            overwrite=request.overwrite,
         )
         yield lower_stage(onnx, spec, lowering, progress)
         return

@@ -29,21 +29,25 @@ class LowerRequest:
         target: `cpu` or `cuda`.
         output: Directory of the model.
         plugin: For `cuda`: quantized linears are left to our operators, not to ONNX Runtime's own.
+        fusion: Where they are, also to our fused ones.
         overwrite: Replace what is in `output`, whatever it is.
     """
 
     target: Target
     output: Path
     plugin: bool = True
+    fusion: bool = True
     overwrite: bool = False
 
 
 def lower_stage(onnx: Artifact, spec: ModelSpec, request: LowerRequest, progress: Progress) -> Artifact:
     """The model of an exported decoder for a provider; made only where it is not current."""
     from awq2trt.graph.provider_file import Lowering, lowered_contract, write_lowered
+    from awq2trt.graph.read import open_decoder, operators_of
 
     target = request.target
-    lowering = Lowering.CPU if target.cuda is None else Lowering.CUDA_PLUGIN if request.plugin else Lowering.CUDA_ORT
+    ours = Lowering.CUDA_FUSED if request.fusion else Lowering.CUDA_PLUGIN
+    lowering = Lowering.CPU if target.cuda is None else ours if request.plugin else Lowering.CUDA_ORT
     files = {name: file.sha256 for name, file in onnx.manifest.files.items()}
     fingerprint = fingerprint_of(kind="lowered", onnx=files, target=target.name, lowering=lowering.value)
     current = current_artifact(request.output, "lowered", fingerprint)
@@ -66,10 +70,10 @@ def lower_stage(onnx: Artifact, spec: ModelSpec, request: LowerRequest, progress
                 draft.adopt(onnx.path(name))
         contents = exported_contents(onnx, spec)
         decoder = contents.graphs[DECODER].model_copy(update={"io": lowered_contract(contract, lowering)})
-        calls_operators = lowering is Lowering.CUDA_PLUGIN
+        calls_operators = lowering is ours
         changed = {
             "graphs": {**contents.graphs, DECODER: decoder},
-            "operators": contents.operators if calls_operators else {},
+            "operators": operators_of(open_decoder(draft.files)[0]) if calls_operators else {},
             "lowered": _record(target, contract.capacity, calls_operators=calls_operators),
         }
         return draft.publish(contents.model_copy(update=changed))

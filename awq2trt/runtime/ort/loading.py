@@ -42,6 +42,9 @@ _RUNTIME_BYTES: Final = 512 << 20
 _SCORE_BYTES: Final = 8
 """Of an attention score while ONNX Runtime computes it: products and their softmax in fp32, where it fuses nothing."""
 
+_KEEP_SCORES: Final = ("Attention", "Softmax")
+"""Nodes whose kernels have scores in memory."""
+
 _LIVE_ROWS: Final = 6
 """Widest rows that live at once: gate, up, their product, and the normed stream, which are at most as wide."""
 
@@ -139,7 +142,9 @@ def predict_needs(model: ir.Model, sizes: DecoderSizes, batch: int = 1) -> Needs
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     chunk = batch * min(PREFILL_CHUNK, sizes.capacity)
     widest = max((max(shape) for shape in ort_lowering.linear_shapes(model)), default=0)
-    scores = chunk * sizes.capacity * (_query_heads(model, sizes) or widest // sizes.head_dim) * _SCORE_BYTES
+    scores = 0  # which fused attention never has in memory
+    if any(node.op_type in _KEEP_SCORES for node in model.graph):
+        scores = chunk * sizes.capacity * (_query_heads(model, sizes) or widest // sizes.head_dim) * _SCORE_BYTES
     rows = chunk * widest * _LIVE_ROWS * STORED[dtype_name(sizes)].itemsize
     return Needs(weights, 2 * batch * sizes.num_layers * cache_bytes(sizes), _RUNTIME_BYTES + scores + rows)
 

@@ -1,0 +1,148 @@
+"""Puts our fused operators into a decoder: few nodes a block, for executors where each costs a start of a kernel.
+
+In: a decoder as `onnx_export.decoder_graph` builds it. Out: the same, changed in place, which means the same:
+
+- q, k and v become one linear, and all between it and o one `CachedAttention` (`fused_attention`),
+- gate and up become one linear with a `GatedActivation`,
+- a residual sum and the norm of it become a `ResidualNorm`, a norm of anything else one without a residual.
+
+A pattern is recognized whole or left alone, and inputs and outputs of the graph stay. Nodes that names are looked up by
+in an exported file are gone: the residual stream after a block is an output of the next block's norm. So a fused file
+is for executors; checks of blocks read the exported one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import onnx_ir as ir
+
+from awq2trt import opset
+from awq2trt.graph.fused_attention import match_attention, replace_attention_
+from awq2trt.graph.matching import (
+    NoMatchError,
+    integer_attribute,
+    made_by,
+    maker,
+    need,
+    remove_unused_,
+    take,
+    take_place_,
+    tensor_of,
+)
+from awq2trt.graph.merge_linears import merge_linears_, need_mergeable, rows_of
+
+
+def fuse_(model: ir.Model, head_sizes: Collection[int] = opset.ATTENTION_HEAD_SIZES) -> None:
+    """Fuses whatever can be.
+
+    Args:
+        model: As exported; changed.
+        head_sizes: Those that attention is fused for.
+    """
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type == "Reshape":
+            _try_attention_(graph, node, head_sizes)
+    for node in list(graph):
+        if node.op_type == "Mul":
+            _try_gated_(graph, node)
+    remove_unused_(graph)
+    for node in list(graph):
+        if node.op_type in ("RMSNormalization", "LayerNormalization"):
+            _try_norm_(graph, node)
+    remove_unused_(graph)
+
+
+def fused_nodes(model: ir.Model) -> list[ir.Node]:
+    """Nodes of the fused operators."""
+    return [node for node in model.graph if node.domain == opset.DOMAIN and node.op_type in opset.FUSED_OPERATORS]
+
+
+def _try_attention_(graph: ir.Graph, flat: ir.Node, head_sizes: Collection[int]) -> None:
+    try:
+        pattern = match_attention(flat, head_sizes)
+    except NoMatchError:
+        return
+    replace_attention_(graph, pattern)
+
+
+def _try_gated_(graph: ir.Graph, product: ir.Node) -> None:
+    """act(gate(x)) * up(x)."""
+    try:
+        activation, gate = _match_activation(take(product, 0).producer())
+        up = maker(take(product, 1), opset.W4A16_LINEAR, opset.DOMAIN)
+        need_mergeable([gate, up])
+        width = rows_of(gate)
+        need(width == rows_of(up) and width % opset.FUSED_WIDTH_MULTIPLE == 0)
+    except NoMatchError:
+        return
+    merged = merge_linears_(graph, [gate, up])
+    code = opset.ACTIVATION_CODES[activation]
+    fused = ir.node(
+        opset.GATED_ACTIVATION, [merged], {opset.ATTR_ACTIVATION: code}, domain=opset.DOMAIN, name=product.name
+    )
+    take_place_(graph, product, fused, {product.outputs[0]: fused.outputs[0]})
+
+
+def _match_activation(node: ir.Node | None) -> tuple[str, ir.Node]:
+    """The activation that ends in a node, and the linear whose output it takes."""
+    need(node is not None)
+    assert node is not None
+    x = take(node, 0)
+    if node.op_type == "Mul":
+        need(maker(take(node, 1), "Sigmoid").inputs[0] is x)
+        kind = "silu"
+    elif node.op_type == "Gelu":
+        tanh = "approximate" in node.attributes and node.attributes["approximate"].as_string() == "tanh"
+        kind = "gelu_tanh" if tanh else "gelu"
+    else:
+        need(node.op_type == "Relu")
+        kind = "relu"
+    return kind, maker(x, opset.W4A16_LINEAR, opset.DOMAIN)
+
+
+def _try_norm_(graph: ir.Graph, norm: ir.Node) -> None:
+    try:
+        operands = _match_norm(norm)
+    except NoMatchError:
+        return
+    x, *parameters = norm.inputs
+    has_residual = len(operands) > 1
+    rms = norm.op_type == "RMSNormalization"
+    attributes = {
+        "has_residual": int(has_residual),
+        "has_bias": int(len(parameters) > 1),
+        "rms": int(rms),
+        "epsilon": norm.attributes["epsilon"].as_float(),
+    }
+    fused = ir.node(
+        opset.RESIDUAL_NORM,
+        [*operands, *parameters],
+        attributes,
+        domain=opset.DOMAIN,
+        num_outputs=1 + has_residual,
+        name=norm.name,
+    )
+    replaced = {norm.outputs[0]: fused.outputs[0]}
+    place = norm
+    if has_residual:
+        assert x is not None
+        place = maker(x, "Add")  # everything that reads the sum comes after it
+        replaced[x] = fused.outputs[1]
+    take_place_(graph, place, fused, replaced)
+
+
+def _match_norm(norm: ir.Node) -> Sequence[ir.Value]:
+    """What the fused norm takes: the two parts of a residual sum, or what is normed."""
+    need(integer_attribute(norm, "axis", -1) == -1 and integer_attribute(norm, "stash_type", 1) == 1)
+    need("epsilon" in norm.attributes)
+    for parameter in norm.inputs[1:]:
+        shape = tensor_of(parameter).shape.numpy()
+        need(len(shape) == 1 and shape[0] % opset.FUSED_WIDTH_MULTIPLE == 0)
+    x = take(norm, 0)
+    if not made_by(x, "Add"):
+        return [x]
+    parts = [take(maker(x, "Add"), index) for index in range(2)]
+    is_residual = all(part.producer() is not None and not made_by(part, "Constant") for part in parts)
+    return parts if is_residual and not x.is_graph_output() else [x]
