@@ -189,15 +189,16 @@ def _bench_on_cuda(subject: _Subject, request: BenchRequest, progress: Progress)
     device = request.device or "cuda"
     memory = open_cuda(device)
     bandwidth = memory.measure_bandwidth()
-    plans = _plans(subject, request)
     rows = []
-    for name, plan in plans.items():
-        progress.note(f"measuring {name}")
-        rows.append(_measure(subject, request, name, plan, memory, bandwidth))
     kernels: tuple[KernelTime, ...] = ()
-    if request.profile:
-        with _loaded(subject, next(iter(plans.values())), memory) as backend:
-            kernels = profile_kernels(backend, request.prompt, min(request.tokens, 50))
+    with tempfile.TemporaryDirectory(prefix="awq2trt-bench-") as scratch:
+        contenders = _contenders(subject, request, Path(scratch), progress)
+        for contender in contenders:
+            progress.note(f"measuring {contender.name}")
+            rows.append(_measure(subject, request, contender, memory, bandwidth))
+        if request.profile:
+            with _loaded(contenders[0], memory) as backend:
+                kernels = profile_kernels(backend, request.prompt, min(request.tokens, 50))
     if HF in request.against and subject.config is not None:
         progress.note("measuring Hugging Face transformers")
         rows += bench_transformers(subject.config, request.prompt, request.tokens, f"cuda:{memory.gpu.index}")
@@ -205,29 +206,46 @@ def _bench_on_cuda(subject: _Subject, request: BenchRequest, progress: Progress)
     return replace(report, bandwidth_bytes_per_s=bandwidth, kernels=kernels)
 
 
-def _plans(subject: _Subject, request: BenchRequest) -> dict[str, CudaPlan]:
-    """Executor -> how it loads the model."""
-    from awq2trt.graph.provider_file import Lowering
+@dataclass(frozen=True)
+class _Contender:
+    """A way to run the model.
+
+    Attributes:
+        name: For people.
+        directory: Of the file that is run.
+        plan: How it is loaded.
+    """
+
+    name: str
+    directory: Path
+    plan: CudaPlan
+
+
+def _contenders(subject: _Subject, request: BenchRequest, scratch: Path, progress: Progress) -> list[_Contender]:
+    """What is measured of the model, our kernels first; an exported model is lowered for them in `scratch`."""
+    from awq2trt.graph.provider_file import Lowering, write_lowered
     from awq2trt.machine.plugin_library import find_operators, find_plugin_library
     from awq2trt.runtime.ort.loading import CudaPlan
 
     record = subject.artifact.manifest.contents.lowered if subject.artifact else None
     capacity = subject.capacity if subject.capacity != subject.longest else None
-    ours: CudaPlan | None = None
+    contenders = []
     if record is None:
-        ours = CudaPlan(Lowering.CUDA_PLUGIN, find_plugin_library().path, capacity=capacity, batch=request.batch)
+        library = find_plugin_library().path
+        write_lowered(subject.directory, Lowering.CUDA_FUSED, scratch, progress)
+        plan = CudaPlan(None, library, capacity=capacity, batch=request.batch)
+        contenders.append(_Contender("awq2trt's kernels", scratch, plan))
     elif record.plugin_version is not None:
-        operators = find_operators(record.plugin_version)
-        ours = CudaPlan(None, operators, capacity=capacity, batch=request.batch)
-    plans = {"awq2trt's kernels": ours} if ours else {}
-    if ours is None or MATMULNBITS in request.against:
-        lowering = Lowering.CUDA_ORT if ours else None
-        plans["MatMulNBits"] = CudaPlan(lowering, None, capacity=capacity, batch=request.batch)
-    return plans
+        plan = CudaPlan(None, find_operators(record.plugin_version), capacity=capacity, batch=request.batch)
+        contenders.append(_Contender("awq2trt's kernels", subject.directory, plan))
+    if not contenders or MATMULNBITS in request.against:
+        plan = CudaPlan(Lowering.CUDA_ORT if contenders else None, None, capacity=capacity, batch=request.batch)
+        contenders.append(_Contender("MatMulNBits", subject.directory, plan))
+    return contenders
 
 
 def _measure(
-    subject: _Subject, request: BenchRequest, name: str, plan: CudaPlan, memory: CudaMemory, bandwidth: float
+    subject: _Subject, request: BenchRequest, contender: _Contender, memory: CudaMemory, bandwidth: float
 ) -> BenchRow:
     from awq2trt.evaluation.decode_bench import (
         FIRST_TOKEN_LENGTHS,
@@ -237,16 +255,17 @@ def _measure(
     )
 
     before, _ = memory.read_info()
-    with _loaded(subject, plan, memory) as backend:
+    with _loaded(contender, memory) as backend:
         token_ms = measure_token_ms(backend, request.prompt, request.tokens)
         first = measure_first_token_ms(backend, FIRST_TOKEN_LENGTHS)
         used = before - memory.read_info()[0]
     longer = [length for length in FIRST_TOKEN_LENGTHS if subject.capacity < length <= subject.longest]
     if longer:
-        with _loaded(subject, replace(plan, capacity=None), memory) as backend:
+        whole = replace(contender, plan=replace(contender.plan, capacity=None))
+        with _loaded(whole, memory) as backend:
             first |= measure_first_token_ms(backend, longer)
     return BenchRow(
-        name,
+        contender.name,
         token_ms=token_ms,
         first_token_ms=first,
         memory_bytes=used,
@@ -255,11 +274,11 @@ def _measure(
 
 
 @contextmanager
-def _loaded(subject: _Subject, plan: CudaPlan, memory: CudaMemory) -> Iterator[Any]:
+def _loaded(contender: _Contender, memory: CudaMemory) -> Iterator[Any]:
     """The model on the GPU, for as long as this lasts."""
     from awq2trt.runtime.ort.loading import load_on_cuda
 
-    backend = load_on_cuda(subject.directory, plan, memory)
+    backend = load_on_cuda(contender.directory, contender.plan, memory)
     try:
         yield backend
     finally:
