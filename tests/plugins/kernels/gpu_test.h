@@ -1,5 +1,5 @@
-// What tests of kernels on a GPU share: device memory that compute-sanitizer can watch, random inputs, and a fixture that
-// skips without a GPU (AWQ2TRT_REQUIRE_GPU=1: fails).
+// What tests of kernels on a GPU share: device memory that compute-sanitizer can watch, random inputs, and a fixture
+// that skips without a GPU (AWQ2TRT_REQUIRE_GPU=1: fails).
 #pragma once
 
 #include <algorithm>

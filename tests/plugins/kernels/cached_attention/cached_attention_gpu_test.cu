@@ -17,8 +17,8 @@
 namespace awq2trt {
 namespace {
 
-// Relative error in the 2-norm: rounding y, queries and weights to T costs about 2^-11 / sqrt(3) each, 2.8e-4 of fp16 and
-// 2.3e-3 of bf16; scores of a few units make that of queries count more.
+// Relative error in the 2-norm: rounding y, queries and weights to T costs about 2^-11 / sqrt(3) each, 2.8e-4 of fp16
+// and 2.3e-3 of bf16; scores of a few units make that of queries count more.
 constexpr double kHalfTolerance = 2e-3, kBFloat16Tolerance = 1.6e-2;
 
 template <typename T>
@@ -61,15 +61,17 @@ void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& posit
   const size_t cached = static_cast<size_t>(p.batch) * p.kv_heads * p.capacity * p.head_dim;
   const size_t table = static_cast<size_t>(p.capacity) * (p.rotary_dim / 2);
   const std::vector<T> qkv = random_normal<T>(p.batch * p.tokens * width, 0.f, 1.f, random);
-  const std::vector<T> cos = random_normal<T>(table, 0.f, 0.7f, random), sin = random_normal<T>(table, 0.f, 0.7f, random);
+  const std::vector<T> cos = random_normal<T>(table, 0.f, 0.7f, random),
+                       sin = random_normal<T>(table, 0.f, 0.7f, random);
   const std::vector<T> query_norm = random_normal<T>(p.has_norms ? p.head_dim : 0, 1.f, 0.2f, random);
   const std::vector<T> key_norm = random_normal<T>(p.has_norms ? p.head_dim : 0, 1.f, 0.2f, random);
   std::vector<float> alibi(p.has_alibi ? p.heads : 0);
   for (size_t i = 0; i < alibi.size(); ++i) alibi[i] = std::exp2(-8.f * static_cast<float>(i + 1) / alibi.size());
-  const std::vector<T> keys = random_normal<T>(cached, 0.f, 1.f, random), values = random_normal<T>(cached, 0.f, 1.f, random);
-  const AttentionReference want = attention_reference(
-      p, widened(qkv), position, widened(cos), widened(sin), widened(query_norm), widened(key_norm),
-      std::vector<double>(alibi.begin(), alibi.end()), widened(keys), widened(values), rounded<T>);
+  const std::vector<T> keys = random_normal<T>(cached, 0.f, 1.f, random),
+                       values = random_normal<T>(cached, 0.f, 1.f, random);
+  const AttentionReference want =
+      attention_reference(p, widened(qkv), position, widened(cos), widened(sin), widened(query_norm), widened(key_norm),
+                          std::vector<double>(alibi.begin(), alibi.end()), widened(keys), widened(values), rounded<T>);
 
   const DeviceArray<T> d_qkv(qkv), d_cos(cos), d_sin(sin), d_query_norm(query_norm), d_key_norm(key_norm), d_y(outputs);
   const DeviceArray<int64_t> d_position(position);

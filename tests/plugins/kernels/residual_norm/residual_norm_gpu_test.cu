@@ -24,7 +24,8 @@ class ResidualNormGpu : public GpuTest {
     const size_t count = static_cast<size_t>(p.rows) * p.width;
     const std::vector<T> x = random_normal<T>(count, 50.f, 1000.f, random);
     const std::vector<T> residual = random_normal<T>(count, 0.f, 1000.f, random);
-    const std::vector<T> gain = random_normal<T>(p.width, 1.f, 0.3f, random), bias = random_normal<T>(p.width, 0.f, 1.f, random);
+    const std::vector<T> gain = random_normal<T>(p.width, 1.f, 0.3f, random),
+                         bias = random_normal<T>(p.width, 0.f, 1.f, random);
     const DeviceArray<T> d_x(x), d_residual(residual), d_gain(gain), d_bias(bias), d_sum(count), d_y(count);
     ASSERT_CUDA(cudaMemset(d_sum.get(), 0xff, count * sizeof(T)));
     ASSERT_CUDA(cudaMemset(d_y.get(), 0xff, count * sizeof(T)));
