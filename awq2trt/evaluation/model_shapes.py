@@ -109,7 +109,9 @@ def shape_config(name: str, layers: int | None = None) -> dict[str, Any]:
     if name not in SHAPES:
         closest = difflib.get_close_matches(name.lower(), SHAPES, n=1, cutoff=0.0)[0]
         known = ", ".join(SHAPES)
-        raise UsageError(f"unknown shape {name!r}, expected one of: {known}.", where="--shape", fix=closest)
+        raise UsageError(
+            f"unknown shape {name!r}, expected one of: {known}.", where="--shape", fix=f"did you mean {closest}?"
+        )
     config = dict(SHAPES[name])
     if layers is not None:
         config |= {key: layers for key in _LAYER_KEYS if key in config}

@@ -30,7 +30,7 @@ PROVIDER: Final = "CUDAExecutionProvider"
 INSTALL: Final = "pip install 'awq2trt[cuda]' && pip install --force-reinstall --no-deps onnxruntime-gpu"
 """The second command, since onnxruntime and onnxruntime-gpu write the same folder, and the last one wins."""
 
-_CPU_INSTEAD: Final = "or leave --device out, to run on the CPU."
+_CPU_INSTEAD: Final = "or run the exported model (DIR/onnx) without --device, on the CPU."
 
 # In the order in which they need each other.
 _LIBRARIES: Final = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10")

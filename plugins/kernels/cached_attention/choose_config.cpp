@@ -8,10 +8,11 @@
 namespace awq2trt {
 namespace {
 
-// Tokens from which blocks of queries that share keys are faster than row tiles that each read them.
+// Tokens from which blocks of queries share tiles of keys; fewer are row tiles that each read them. Not tuned.
 constexpr int kPrefillTokens = 16;
 
-// Blocks a multiprocessor: enough loads are then under way to keep the memory busy.
+// Blocks a multiprocessor, as many as run at once. Not tuned: on an H100, Llama-3-8B's shape at 4,096 slots took 16.1
+// us in 24 splits and 17.6 in the 33 that this gives.
 constexpr int kBlocksPerMultiprocessor = 2;
 
 // No supported device has more multiprocessors (GH100 has 144, GB202 has 192).
