@@ -72,6 +72,12 @@ class RandomCheckpoint:
         shape, bias = self.spec.linear_shape(relative), self.spec.has_bias(relative)
         return random_linear(shape, self.scheme, self._random(name), bias=bias)
 
+    def is_quantized(self, name: str) -> bool:
+        return name != self.spec.head
+
+    def input_order(self, name: str) -> None:
+        return None
+
     def tensor(self, name: str) -> NDArray[np.float16]:
         shape = {**self.spec.outer_shapes(), **self.spec.block_shapes()}.get(name)
         shape = shape or self.spec.block_shapes()[self._relative(name)]

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from awq2trt.checkpoint.layouts import read_format, unpack_linear
+from awq2trt.checkpoint.layouts.layout import QUANTIZE_AGAIN, LinearToUnpack
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.models.families import DecoderSpec, FusedLinear
 from awq2trt.models.sources.base import (
@@ -51,7 +53,11 @@ class QuantizedCheckpoint(ModelSource):
         self._tensors = SafetensorsFiles.in_directory(directory, self.config)
         self.spec = describe_stored(self.config, self._tensors, quantized=True)
         spec, layers = self.spec, range(self.spec.num_layers)
-        self._stored = {spec.prefix(i) + name: shape for i in layers for name, shape in spec.stored_linears().items()}
+        linears = {spec.prefix(i) + name: shape for i in layers for name, shape in spec.stored_linears().items()}
+        self._plain = {name: shape for name, shape in linears.items() if self._is_plain(name)}
+        self._stored = {name: shape for name, shape in linears.items() if name not in self._plain}
+        if self._has_codes(spec.head):
+            self._stored[spec.head] = (spec.vocab_size, spec.hidden_size)
         self._fused = {
             spec.prefix(i) + part: (spec.prefix(i) + fused.stored, fused, fused.parts.index(part))
             for i in layers
@@ -61,6 +67,8 @@ class QuantizedCheckpoint(ModelSource):
         biases = {name.removesuffix(".bias") for name in spec.stored_block_shapes() if name.endswith(".bias")}
         self._biased = {spec.prefix(i) + name for i in layers for name in biases}
         self._refuse_strangers()
+        for name, shape in self._plain.items():
+            self._tensors.require_weight(f"{name}.weight", shape)
         self._last: tuple[str, QuantizedLinear] | None = None  # the fused linear read last, wanted again for each part
 
     @property
@@ -70,6 +78,26 @@ class QuantizedCheckpoint(ModelSource):
     @property
     def side_files(self) -> tuple[Path, ...]:
         return files_beside_weights(self.directory)
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether a linear of a block, or the head, is stored as codes; `name` may be a part of a fused one."""
+        return (self._fused[name][0] if name in self._fused else name) in self._stored
+
+    @property
+    def plain_linears(self) -> tuple[str, ...]:
+        """Linears of blocks that the checkpoint left as they were, by their names in the file."""
+        return tuple(self._plain)
+
+    def input_order(self, name: str) -> NDArray[np.int64] | None:
+        """The order of input channels that a linear's columns are in; None for their own, and for a plain linear."""
+        kind = self.format.layout.group_of_channel
+        stored = self._fused[name][0] if name in self._fused else name
+        tensor = f"{stored}.{kind}"
+        if kind is None or stored not in self._stored or tensor not in self._tensors:
+            return None
+        where = f"{self.directory}: {name}"
+        tensors = {kind: self._tensors.tensor(tensor)}
+        return LinearToUnpack(tensors, self.scheme, self._stored[stored], where).input_order(kind)
 
     def linear(self, name: str) -> QuantizedLinear:
         """The quantized linear `name`, e.g. `model.layers.0.self_attn.q_proj`; a part of a fused one by itself.
@@ -103,6 +131,16 @@ class QuantizedCheckpoint(ModelSource):
             )
         return replace(linear, bias=None)  # AutoGPTQ stores zeros where the model has none
 
+    def _is_plain(self, name: str) -> bool:
+        """Whether a linear has a weight, and nothing of the layout: what the file holds decides, whatever the config.
+
+        Tools name the linears that they leave out by exact names, parts of names, expressions or classes.
+        """
+        return f"{name}.weight" in self._tensors and not self._has_codes(name)
+
+    def _has_codes(self, name: str) -> bool:
+        return any(f"{name}.{kind}" in self._tensors for kind in self.format.layout.required)
+
     def _refuse_strangers(self) -> None:
         """Refuses tensors of a quantized linear that its layout does not know: what they mean would be left out."""
         known = self.format.layout.tensor_names
@@ -112,7 +150,7 @@ class QuantizedCheckpoint(ModelSource):
                 raise UnsupportedError(
                     f"expected {', '.join(known)} of a linear in the layout {self.format.layout.name}, got {kind}.",
                     where=f"{self.directory}: {name}",
-                    fix="quantize the original model with awq2trt: all linears of its blocks, and nothing but them.",
+                    fix=QUANTIZE_AGAIN,
                 )
 
     @property
@@ -145,6 +183,9 @@ class QuantizedCheckpoint(ModelSource):
         owner, _, kind = name.rpartition(".")
         if kind == "weight" and owner in self._stored:
             return self._stored_linear(owner).dequantize()
+        if owner in self._fused:
+            stored = self._fused[owner][0]
+            return self.split_rows(stored, self.tensor(f"{stored}.{kind}"))[owner]
         return self._tensors.tensor(stored_name(self.spec, self._tensors, name))
 
     def has(self, name: str) -> bool:
@@ -176,7 +217,7 @@ def _split_linear(linear: QuantizedLinear, fused: FusedLinear, rows: Sequence[in
         for value in (linear.codes, linear.scales, linear.zeros, linear.bias)
     ]
     return [
-        QuantizedLinear(codes, scales, zeros, linear.scheme, bias)
+        QuantizedLinear(codes, scales, zeros, linear.scheme, bias, linear.input_order)
         for codes, scales, zeros, bias in zip(*parts, strict=True)
     ]
 

@@ -8,7 +8,7 @@ from awq2trt.artifact.manifest import (
     MANIFEST_FILE,
     Artifact,
 )
-from awq2trt.models.sources.base import ModelSource, read_config
+from awq2trt.models.sources.base import QUANTIZATION_KEY, ModelSource, read_config
 from awq2trt.models.sources.opening import open_source
 
 
@@ -17,7 +17,7 @@ def open_any(model: str) -> tuple[ModelSource, str | None]:
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 
     path = Path(model).expanduser()
-    if path.is_dir() and "quantization_config" in read_config(path):
+    if path.is_dir() and QUANTIZATION_KEY in read_config(path):
         if (path / MANIFEST_FILE).is_file():
             Artifact.open(path, kind="checkpoint")
         checkpoint = QuantizedCheckpoint(path)

@@ -37,10 +37,26 @@ from awq2trt.onnx_export.rotary_graph import Nodes, RotaryRows, rotary_rows
 LOWEST: Final = -65504.0
 """What masked scores become: the lowest number of fp16. No score that counts comes near it."""
 
+INPUT_ORDER: Final = "input_order"
+"""Of the initializer that has the order of a linear's input channels, behind its name."""
+
 _Attributes = dict[str, int | float | str | list[int]]
 
-LinearInputs = tuple[BodyVariant, tuple[ir.Value, ...]]
-"""The variant of a linear, and its initializers: codes, scales, then zeros and bias if the variant has them."""
+Order = NDArray[np.int64]
+"""Channels in another order than their own: of act-order, which sorts them into groups."""
+
+
+@dataclass(frozen=True)
+class LinearInputs:
+    """A linear's initializers.
+
+    Attributes:
+        variant: Of the operator; None for a linear that is not quantized.
+        initializers: Codes, scales, then zeros and bias if the variant has them; or weight, then bias if there is one.
+    """
+
+    variant: BodyVariant | None
+    initializers: tuple[ir.Value, ...]
 
 
 class Weights(Protocol):
@@ -48,8 +64,17 @@ class Weights(Protocol):
 
     dtype: ir.DataType
 
-    def linear(self, name: str) -> LinearInputs:
-        """Initializers of a quantized linear."""
+    def linear(self, name: str, rows: Order | None = None) -> LinearInputs:
+        """Initializers of a linear, quantized or not; `rows` is the order of its output channels, None for theirs."""
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether a linear is quantized; the head may be."""
+
+    def input_order(self, name: str) -> Order | None:
+        """The order of a linear's input channels; None for their own."""
+
+    def order(self, name: str, value: Order) -> ir.Value:
+        """Initializer of an order of channels."""
 
     def tensor(self, name: str) -> ir.Value:
         """Initializer of a plain tensor."""
@@ -151,6 +176,7 @@ class _DecoderBuilder:
         self._weights = weights
         self._inputs = inputs
         self._constants: dict[str, ir.Value] = {}
+        self._gathered: dict[tuple[int, bytes], ir.Value] = {}
         self._positions = self._new_positions()
         self._slots, self._seen = self._causal_mask()
         self._biases = {window: self._attention_bias(window) for window in dict.fromkeys(_windows(spec))}
@@ -190,9 +216,11 @@ class _DecoderBuilder:
             starts, ends, axes = self._integers([-1]), self._integers([2**63 - 1]), self._integers([1])
             hidden = self._op("Slice", [hidden, starts, ends, axes], name=LAST_POSITION_NODE)
         hidden = self._norm(hidden, "", spec.final_norm)
-        head = self._embedding if spec.tie_embeddings else self._keep(self._weights.tensor(f"{spec.head}.weight"))
-        transposed = self._op("Transpose", [head], {"perm": [1, 0]}, name=f"{spec.head}.transpose")  # [H, V]
-        logits = self._op("MatMul", [hidden, transposed], name=spec.head)
+        if self._weights.is_quantized(spec.head):
+            logits = self._linear(hidden, spec.head)
+        else:
+            head = self._embedding if spec.tie_embeddings else self._keep(self._weights.tensor(f"{spec.head}.weight"))
+            logits = self._multiply(hidden, head, spec.head)
         return (
             logits
             if spec.logit_softcap is None
@@ -255,13 +283,16 @@ class _DecoderBuilder:
     def _mlp(self, prefix: str, x: ir.Value) -> ir.Value:
         """down(act(gate(x)) * up(x)), or down(act(up(x)))."""
         names = self._spec.block
-        inner = self._activation(self._linear(x, prefix + names.mlp_inputs[0]), f"{prefix}mlp.")
-        if names.gate_proj is not None:
-            inner = self._op("Mul", [inner, self._linear(x, prefix + names.up_proj)], name=f"{prefix}mlp.product")
         divisors = f"{prefix}{names.activation}.scales"
-        if names.activation is not None and self._weights.has(divisors):
+        divided = names.activation is not None and self._weights.has(divisors)
+        # An order of down's inputs is folded into the outputs of what is before it, unless divisors lie between.
+        rows = None if divided else self._weights.input_order(prefix + names.down_proj)
+        inner = self._activation(self._linear(x, prefix + names.mlp_inputs[0], rows), f"{prefix}mlp.")
+        if names.gate_proj is not None:
+            inner = self._op("Mul", [inner, self._linear(x, prefix + names.up_proj, rows)], name=f"{prefix}mlp.product")
+        if divided:
             inner = self._op("Div", [inner, self._keep(self._weights.tensor(divisors))], name=f"{prefix}mlp.divided")
-        return self._linear(inner, prefix + names.down_proj)
+        return self._linear(inner, prefix + names.down_proj, ordered=rows is not None)
 
     def _activation(self, x: ir.Value, prefix: str) -> ir.Value:
         """The MLP's activation function."""
@@ -272,13 +303,26 @@ class _DecoderBuilder:
             return self._op("Relu", [x], name=f"{prefix}relu")
         return self._op("Gelu", [x], {"approximate": "tanh" if kind == GELU_TANH else "none"}, name=f"{prefix}gelu")
 
-    def _linear(self, x: ir.Value, name: str) -> ir.Value:
-        """A `W4A16Linear` node: [B, S, K] -> [B, S, N]."""
-        variant, initializers = self._weights.linear(name)
+    def _linear(self, x: ir.Value, name: str, rows: Order | None = None, *, ordered: bool = False) -> ir.Value:
+        """A linear [B, S, K] -> [B, S, N]: a `W4A16Linear` node, or a product where it is not quantized.
+
+        Args:
+            x: Its input.
+            name: Its name.
+            rows: The order that its output channels are wanted in; None for their own.
+            ordered: The channels of `x` are in the order of the linear's columns already.
+        """
+        order = None if ordered else self._weights.input_order(name)
+        x = x if order is None else self._in_order(x, order, name)
+        linear = self._weights.linear(name, rows)
+        variant, initializers = linear.variant, [self._keep(value) for value in linear.initializers]
+        if variant is None:
+            product = self._multiply(x, initializers[0], name)
+            return product if len(initializers) == 1 else self._op("Add", [product, initializers[1]])
         self.variants[variant] = None
         y = self.tape.op(
             opset.W4A16_LINEAR,
-            [x, *(self._keep(value) for value in initializers)],
+            [x, *initializers],
             {
                 opset.ATTR_GROUP_SIZE: variant.group_length,
                 opset.ATTR_HAS_ZEROS: int(variant.has_zeros),
@@ -293,6 +337,19 @@ class _DecoderBuilder:
         codes_shape = initializers[0].shape
         y.dtype, y.shape = self._weights.dtype, ir.Shape([BATCH, SEQUENCE, codes_shape[0]])  # type: ignore[index]
         return y
+
+    def _multiply(self, x: ir.Value, weight: ir.Value, name: str) -> ir.Value:
+        """[B, S, K] and [N, K] -> [B, S, N]."""
+        transposed = self._op("Transpose", [weight], {"perm": [1, 0]}, name=f"{name}.weight.transpose")  # [K, N]
+        return self._op("MatMul", [x, transposed], name=name)
+
+    def _in_order(self, x: ir.Value, order: Order, name: str) -> ir.Value:
+        """The channels of [B, S, K] in another order, gathered once for all linears that want the same."""
+        key = (id(x), order.tobytes())
+        if key not in self._gathered:
+            indices = self._keep(self._weights.order(f"{name}.{INPUT_ORDER}", order))
+            self._gathered[key] = self._op("Gather", [x, indices], {"axis": -1}, name=f"{name}.ordered")
+        return self._gathered[key]
 
     def _norm(self, x: ir.Value, prefix: str, relative_name: str | None) -> ir.Value:
         """A norm over the last axis, x itself if there is none.

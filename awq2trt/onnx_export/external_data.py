@@ -54,6 +54,12 @@ class ExternalDataWriter:
         self._file.write(pack_int4(codes).tobytes())
         return self._tensor(name, offset, ir.DataType.INT4, codes.shape)
 
+    def write_integers(self, name: str, values: NDArray[np.int32]) -> ir.ExternalTensor:
+        """Writes a tensor of int32."""
+        offset = self._align()
+        self._file.write(np.ascontiguousarray(values).astype("<i4", copy=False).tobytes())
+        return self._tensor(name, offset, ir.DataType.INT32, values.shape)
+
     def _align(self) -> int:
         self._file.write(bytes(-self._file.tell() % PAGE_BYTES))
         return self._file.tell()

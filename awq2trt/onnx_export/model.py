@@ -5,7 +5,7 @@ Weights go to disk one tensor at a time while the graph is built, so memory stay
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, get_args
 
@@ -19,7 +19,7 @@ from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE, IoContract
 from awq2trt.models.families import DecoderSpec
 from awq2trt.onnx_export.bodies import BodyVariant
-from awq2trt.onnx_export.decoder_graph import GraphPlan, LinearInputs, build_decoder, decoder_contract
+from awq2trt.onnx_export.decoder_graph import GraphPlan, LinearInputs, Order, build_decoder, decoder_contract
 from awq2trt.onnx_export.external_data import ExternalDataWriter
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.recipe import ActivationDtype, ExportOptions
@@ -39,6 +39,12 @@ class Checkpoint(Protocol):
 
     def linear(self, name: str) -> QuantizedLinear:
         """A quantized linear by its full name."""
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether a linear is; parts of fused ones have their own names, the head may be."""
+
+    def input_order(self, name: str) -> NDArray[np.int64] | None:
+        """The order of a linear's input channels; None for their own."""
 
     def tensor(self, name: str) -> NDArray[np.generic]:
         """A plain tensor by its full name."""
@@ -109,10 +115,16 @@ class _StreamedWeights:
         self.dtype = dtype
         self._checkpoint = checkpoint
         self._writer = writer
+        spec = checkpoint.spec
+        self._biased = {spec.prefix(layer) + name for layer in range(spec.num_layers) for name in spec.biased}
 
-    def linear(self, name: str) -> LinearInputs:
-        """codes, scales, and zeros and bias if there are any."""
-        linear = self._checkpoint.linear(name).widened()
+    def linear(self, name: str, rows: Order | None = None) -> LinearInputs:
+        """codes, scales, and zeros and bias if there are any; or weight and bias."""
+        if not self._checkpoint.is_quantized(name):
+            kinds = ("weight", "bias") if name in self._biased else ("weight",)
+            plain = {f"{name}.{kind}": self._checkpoint.tensor(f"{name}.{kind}") for kind in kinds}
+            return LinearInputs(None, tuple(self.constant(k, v if rows is None else v[rows]) for k, v in plain.items()))
+        linear = _rows_in_order(self._checkpoint.linear(name).widened(), rows)
         tensors = [
             self._writer.write_int4(f"{name}.codes", linear.codes),
             self._writer.write_float(f"{name}.scales", linear.scales, self.dtype),
@@ -121,7 +133,19 @@ class _StreamedWeights:
             tensors.append(self._writer.write_int4(f"{name}.zeros", linear.zeros))
         if linear.bias is not None:
             tensors.append(self._writer.write_float(f"{name}.bias", linear.bias, self.dtype))
-        return BodyVariant.of(linear), tuple(_initializer(tensor) for tensor in tensors)
+        return LinearInputs(BodyVariant.of(linear), tuple(_initializer(tensor) for tensor in tensors))
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether the checkpoint has codes of the linear."""
+        return self._checkpoint.is_quantized(name)
+
+    def input_order(self, name: str) -> Order | None:
+        """The order of a linear's input channels; None for their own."""
+        return self._checkpoint.input_order(name)
+
+    def order(self, name: str, value: Order) -> ir.Value:
+        """An order of channels, int32."""
+        return _initializer(self._writer.write_integers(name, value.astype(np.int32)))
 
     def tensor(self, name: str) -> ir.Value:
         """A plain tensor in the graph's dtype."""
@@ -159,6 +183,15 @@ def _write_model(model: ir.Model, path: Path) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _rows_in_order(linear: QuantizedLinear, rows: Order | None) -> QuantizedLinear:
+    """The linear with its output channels in another order."""
+    if rows is None:
+        return linear
+    zeros = None if linear.zeros is None else linear.zeros[rows]
+    bias = None if linear.bias is None else linear.bias[rows]
+    return replace(linear, codes=linear.codes[rows], scales=linear.scales[rows], zeros=zeros, bias=bias)
 
 
 def _initializer(tensor: ir.ExternalTensor) -> ir.Value:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 from awq2trt.artifact.golden import FORMAT_VERSION as GOLDEN_VERSION
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
-from awq2trt.artifact.records import Contents, FileRecord, GraphRecord, QuantizationRecord, SourceRecord
+from awq2trt.artifact.records import (
+    Contents,
+    FileRecord,
+    GraphRecord,
+    LayerSchemeRecord,
+    QuantizationRecord,
+    SourceRecord,
+    WeightRecord,
+)
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import DECODER, MODEL_FILE
 from awq2trt.models.sources.base import copy_tokenizer
@@ -75,15 +83,24 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
                 f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit ones: the model computes the "
                 "same and is no smaller than one quantized to 4 bits"
             )
+        if checkpoint.plain_linears:
+            progress.note(
+                f"{len(checkpoint.plain_linears)} linears are not quantized in the checkpoint and stay so, "
+                f"{checkpoint.plain_linears[0]} the first of them"
+            )
         if artifact is None:
             _prove_import(checkpoint, draft.files / MODEL_FILE, progress)
         copy_tokenizer(request.checkpoint, draft.files)
         tokenizer = ChatTokenizer.load(draft.files)
         _write_golden(checkpoint, tokenizer, draft.files, result, progress)
         source, quantization = _origin(checkpoint, artifact)
+        ends = quantization.with_plain_ends(result.dtype)
+        if checkpoint.is_quantized(checkpoint.spec.head):
+            head = WeightRecord(dtype=result.dtype, scheme=checkpoint.scheme)
+            ends = ends.model_copy(update={"head": head})
         contents = Contents(
             source=source,
-            quantization=quantization.with_plain_ends(result.dtype),
+            quantization=ends,
             model=checkpoint.model_spec.record(),
             tokens=tokenizer.special,
             graphs={DECODER: GraphRecord(model=MODEL_FILE, io=result.contract)},
@@ -142,4 +159,6 @@ def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple
     if artifact is not None:
         return artifact.manifest.contents.source, artifact.manifest.contents.quantization
     method = checkpoint.format.layout.tool.name
-    return source_record(checkpoint), QuantizationRecord(method=method, scheme=checkpoint.scheme)
+    plain = tuple(LayerSchemeRecord(layers=name, scheme=None) for name in checkpoint.plain_linears)
+    record = QuantizationRecord(method=method, scheme=checkpoint.scheme, exceptions=plain)
+    return source_record(checkpoint), record

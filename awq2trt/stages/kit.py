@@ -19,7 +19,7 @@ from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
 from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.models.families import describe_model
-from awq2trt.models.sources.base import CONFIG_FILE, read_config
+from awq2trt.models.sources.base import CONFIG_FILE, QUANTIZATION_KEY, read_config
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.sources.safetensors import SafetensorsFiles, describe_stored, has_weights
 from awq2trt.models.spec import ModelSpec
@@ -62,7 +62,7 @@ def model_spec(model: str) -> ModelSpec:
     if not has_weights(directory):
         return ModelSpec(describe_model(config))
     tensors = SafetensorsFiles.in_directory(directory, config)
-    return ModelSpec(describe_stored(config, tensors, quantized="quantization_config" in config))
+    return ModelSpec(describe_stored(config, tensors, quantized=QUANTIZATION_KEY in config))
 
 
 def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from awq2trt.checkpoint.layouts import awq_gemm, compressed, gptq, natural
+from awq2trt.checkpoint.layouts import auto_round, awq_gemm, awq_gemv, compressed, gptq, natural
 from awq2trt.checkpoint.layouts.layout import (
     BIAS,
     DAMAGED,
@@ -34,6 +34,9 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
     gptq.FIRST_VERSION,
     gptq.SECOND_VERSION,
     natural.LAYOUT,
+    awq_gemv.GEMV,
+    awq_gemv.GEMV_FAST,
+    *auto_round.LAYOUTS,
 )
 """Those that we write stand in the order in which other tools read them: the most widely read first."""
 
@@ -64,7 +67,7 @@ def read_format(config: Mapping[str, Any], *, where: str) -> StoredFormat:
 
 
 def _layout_of(found: Mapping[str, Any], where: str) -> Layout:
-    name = found.get("quant_method")
+    name = str(found.get("quant_method")).rpartition("/")[2]  # AutoRound's first versions wrote intel/auto-round
     candidates = [layout for layout in LAYOUTS if layout.tool.name == name]
     if not candidates:
         known = ", ".join(dict.fromkeys(layout.tool.name for layout in LAYOUTS))
@@ -121,7 +124,7 @@ def unpack_linear(stored: StoredFormat, tensors: Tensors, shape: tuple[int, int]
 
 def _require_floats(packed: LinearToUnpack) -> None:
     """Refuses step sizes and biases that are no floating-point numbers, or of a type that we do not compute with."""
-    for name in ("scales", "weight_scale", BIAS):
+    for name in ("scales", "weight_scale", "scaled_zeros", BIAS):
         if name in packed.tensors and packed.tensors[name].dtype.name not in SCALE_DTYPES:
             raise CheckpointError(
                 f"{name}: expected {', '.join(SCALE_DTYPES)}, got {packed.tensors[name].dtype}.",

@@ -21,7 +21,7 @@ def first_unplaced(spec: DecoderSpec, names: Iterable[str], *, quantized: bool =
     Args:
         spec: The description.
         names: All tensors of the checkpoint.
-        quantized: Linears of blocks have tensors of their layout: whatever is theirs has its place.
+        quantized: Linears of blocks and the head may have tensors of their layout: whatever is theirs has its place.
     """
     placed = _Places(spec, quantized=quantized)
     return next((name for name in sorted(names, key=_reading_order) if not placed.has(name)), None)
@@ -47,6 +47,7 @@ class _Places:
         self._outer = {*spec.outer_shapes(), *head}
         self._block = {*spec.stored_block_shapes(), *spec.optional_block_shapes()}
         self._quantized = {*spec.stored_linears()} if quantized else set()
+        self._quantized_outer = {spec.head} if quantized else set()
         self._prefix = re.compile(re.escape(spec.block_prefix).replace(r"\{layer\}", r"\d+"))
         self._optional_prefix = spec.optional_prefix
 
@@ -58,7 +59,7 @@ class _Places:
             relative = full[block.end() :] if block else full
             if relative in (self._block if block else self._outer):
                 return True
-            if block and relative.rpartition(".")[0] in self._quantized:
+            if relative.rpartition(".")[0] in (self._quantized if block else self._quantized_outer):
                 return True
         return False
 

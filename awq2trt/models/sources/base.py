@@ -24,6 +24,15 @@ Array = NDArray[Any]
 
 CONFIG_FILE: Final = "config.json"
 
+QUANTIZATION_KEY: Final = "quantization_config"
+"""Key of config.json that says how weights are quantized; `read_config` puts it there wherever it was."""
+
+_COMPRESSION_KEY: Final = "compression_config"
+"""The same in configs of the first compressed-tensors."""
+
+_QUANTIZATION_FILES: Final = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Where AutoGPTQ and AutoAWQ wrote it before transformers knew them -> their `quant_method`, which they left out."""
+
 FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
 """NumPy's names of the types that weights may have."""
 
@@ -132,6 +141,8 @@ class ModelSource(ABC):
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory.
 
+    How weights are quantized, if they are, is under `QUANTIZATION_KEY`, whichever file and key say it.
+
     Raises:
         CheckpointError: The directory holds none, or it is not a JSON object.
     """
@@ -142,6 +153,19 @@ def read_config(directory: Path) -> dict[str, Any]:
             where=str(directory),
             fix="name the directory that holds config.json and the .safetensors files.",
         )
+    config = _read_object(path)
+    own = config.pop(QUANTIZATION_KEY, None)
+    old = config.pop(_COMPRESSION_KEY, None)
+    if own is None and isinstance(old, dict):
+        own = {"quant_method": "compressed-tensors", **old}
+    for name, method in _QUANTIZATION_FILES.items():
+        if own is None and (directory / name).is_file():
+            own = {"quant_method": method, **_read_object(directory / name)}
+    return config if own is None else {**config, QUANTIZATION_KEY: own}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object in a file."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -171,7 +195,8 @@ def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
 
 def files_beside_weights(directory: Path) -> tuple[Path, ...]:
     """Configuration and tokenizer of a model's directory, as far as they are there."""
-    return tuple(path for name in (CONFIG_FILE, *TOKENIZER_FILES) if (path := directory / name).is_file())
+    names = (CONFIG_FILE, *_QUANTIZATION_FILES, *TOKENIZER_FILES)
+    return tuple(path for name in names if (path := directory / name).is_file())
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:

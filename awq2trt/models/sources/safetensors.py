@@ -105,6 +105,21 @@ class SafetensorsFiles:
         """What the header says of a tensor that is there."""
         return self._stored[name]
 
+    def require_weight(self, name: str, shape: tuple[int, ...]) -> None:
+        """Refuses a tensor that is there, of another shape or of a type that no weights have, by its header.
+
+        Raises:
+            CheckpointError: It is.
+        """
+        found = self.header(name)
+        if found.shape != shape or found.dtype not in _FLOATS:
+            raise CheckpointError(
+                f"expected weights {list(shape)} of a floating-point type ({', '.join(_FLOATS)}), got {found.dtype} "
+                f"{list(found.shape)}.",
+                where=f"{found.path}: {name}",
+                fix="config.json and the weights do not belong together; download both again.",
+            )
+
     def equal(self, first: str, second: str) -> bool:
         """Whether two matrices are the same, a few rows in memory at a time; both are there."""
         rows = self.header(first).shape[0]
@@ -146,7 +161,7 @@ def describe_stored(config: Mapping[str, Any], tensors: SafetensorsFiles, *, qua
     Args:
         config: config.json.
         tensors: Of the model.
-        quantized: Linears of blocks are stored in a layout of quantized checkpoints.
+        quantized: Linears of blocks, perhaps the head too, are stored in a layout of quantized checkpoints.
 
     Raises:
         UnsupportedError: No family describes it.
@@ -167,6 +182,8 @@ def describe_stored(config: Mapping[str, Any], tensors: SafetensorsFiles, *, qua
                 where=f"{tensors.header(weight).path}: {weight}",
                 fix="use the model in fp16, bf16 or fp32: these are codes, whose scales no config.json names.",
             )
+    if quantized and any(name.rpartition(".")[0] == spec.head and name != head for name in tensors):
+        return replace(spec, tie_embeddings=False)
     if (
         spec.tie_embeddings
         and head in tensors
