@@ -24,6 +24,8 @@ from awq2trt.checkpoint.layouts.layout import (
 )
 from awq2trt.errors import CheckpointError, UnsupportedError, UsageError
 from awq2trt.models.families import DecoderSpec
+from awq2trt.models.sources.base import QUANTIZATION_KEY
+from awq2trt.models.sources.eight_bit import EightBits
 from awq2trt.scheme import SCALE_DTYPES, QuantizedLinear, QuantScheme
 
 __all__ = ["LAYOUTS", "Layout", "StoredFormat", "choose_layout", "pack_linear", "read_format", "unpack_linear"]
@@ -52,11 +54,18 @@ def read_format(config: Mapping[str, Any], *, where: str) -> StoredFormat:
         CheckpointError: There is none, or keys are missing.
         UnsupportedError: It describes a layout, a version or a width that is not read here.
     """
-    where = f"{where}: quantization_config"
-    found = config.get("quantization_config")
+    eight_bits = EightBits.of(config, where)
+    where = f"{where}: {QUANTIZATION_KEY}"
+    found = config.get(QUANTIZATION_KEY)
     if not isinstance(found, dict):
         raise CheckpointError(
             "the checkpoint is not quantized.", where=where, fix="quantize it first: awq2trt quantize MODEL -o DIR"
+        )
+    if eight_bits is not None:
+        raise UnsupportedError(
+            "its weights have 8 bits; what is exported has 4 or fewer.",
+            where=where,
+            fix="quantize the checkpoint: awq2trt quantize DIR -o DIR, or build.",
         )
     layout = _layout_of(found, where)
     bits, group_size, zero_point = layout.read(found, where)

@@ -161,6 +161,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     for name, method in _QUANTIZATION_FILES.items():
         if own is None and (directory / name).is_file():
             own = {"quant_method": method, **_read_object(directory / name)}
+    if own is not None and not isinstance(own, dict):
+        raise CheckpointError(
+            f"{QUANTIZATION_KEY}: expected an object, got {own!r}.", where=str(path), fix="download it again."
+        )
     return config if own is None else {**config, QUANTIZATION_KEY: own}
 
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors needs)
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from awq2trt.errors import CheckpointError, UsageError
 from awq2trt.models.families import DecoderSpec, describe_model
 from awq2trt.models.sources.base import (
+    CONFIG_FILE,
+    QUANTIZATION_KEY,
     Array,
     ModelSource,
     copy_tokenizer,
@@ -26,6 +28,7 @@ from awq2trt.models.sources.base import (
     read_config,
     refuse_remote_code,
 )
+from awq2trt.models.sources.eight_bit import EightBits, scale_of
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 
@@ -41,6 +44,11 @@ _WEIGHTS_KEY: Final = "transformers_weights"
 
 _FLOATS: Final = ("F16", "BF16", "F32", "F64")
 """Types that weights may have, as safetensors calls them; the codes of quantized linears are integers."""
+
+_FLOAT8: Final = {"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)}
+
+_LENGTH_BYTES: Final = 8
+"""Of the header's length, with which a safetensors file begins."""
 
 _COMPARED_ROWS: Final = 8192
 """Rows of embedding and head that are compared at once: 8,192 x 8,192 fp16 are 128 MiB."""
@@ -142,10 +150,12 @@ class SafetensorsFiles:
                 where=f"{self._where}: {name}",
                 fix="download the checkpoint again; a shard may be missing.",
             )
+        if self._stored[name].dtype in _FLOAT8:  # which safetensors looks for in NumPy, in vain
+            return _read_float8(self._stored[name], name)
         with self._open(name) as file:
             try:
                 value: Array = file.get_tensor(name)
-            except (SafetensorError, ValueError, TypeError) as error:
+            except (SafetensorError, ValueError, TypeError, AttributeError) as error:
                 raise _damaged(self._stored[name].path, error) from error
         return value
 
@@ -175,7 +185,8 @@ def describe_stored(config: Mapping[str, Any], tensors: SafetensorsFiles, *, qua
         prefix = spec.prefix(layer)
         weights += [prefix + name for name in spec.stored_block_shapes() if name.rpartition(".")[0] not in linears]
     for weight in (stored_name(spec, tensors, name) for name in weights):
-        if weight in tensors and tensors.header(weight).dtype not in _FLOATS:
+        has_scale = quantized and scale_of(tensors, weight) is not None
+        if weight in tensors and tensors.header(weight).dtype not in _FLOATS and not has_scale:
             raise CheckpointError(
                 f"expected weights of a floating-point type ({', '.join(_FLOATS)}), got "
                 f"{tensors.header(weight).dtype}.",
@@ -215,14 +226,18 @@ class SafetensorsSource(ModelSource):
         self.name = name or str(directory)
         self.config = read_config(directory)
         refuse_remote_code(self.config, directory)
-        if "quantization_config" in self.config:
+        self._eight_bits = EightBits.of(self.config, str(directory / CONFIG_FILE))
+        quantized = QUANTIZATION_KEY in self.config
+        if quantized and self._eight_bits is None:
+            method = self.config[QUANTIZATION_KEY].get("quant_method")
             raise UsageError(
-                "this checkpoint is already quantized.",
+                f"this checkpoint is already quantized (quant_method: {method}).",
                 where=str(directory),
-                fix=f"export it as it is with `awq2trt export {directory} -o DIR`, or quantize the original model.",
+                fix="quantize the original model, in fp16, bf16 or 8 bits; what AutoAWQ, GPTQ, compressed-tensors or "
+                f"AutoRound made of 2 to 4 bits is exported as it is: awq2trt export {directory} -o DIR",
             )
         self._tensors = SafetensorsFiles.in_directory(directory, self.config)
-        self.spec = describe_stored(self.config, self._tensors)
+        self.spec = describe_stored(self.config, self._tensors, quantized=quantized)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -233,7 +248,9 @@ class SafetensorsSource(ModelSource):
         return files_beside_weights(self.directory)
 
     def tensor(self, name: str) -> Array:
-        return self._tensors.tensor(stored_name(self.spec, self._tensors, name))
+        stored = stored_name(self.spec, self._tensors, name)
+        dequantized = self._eight_bits.weight(self._tensors, stored) if self._eight_bits else None
+        return self._tensors.tensor(stored) if dequantized is None else dequantized
 
     def has(self, name: str) -> bool:
         return stored_name(self.spec, self._tensors, name) in self._tensors
@@ -322,6 +339,15 @@ def _open_safetensors(path: Path) -> Any:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
+
+
+def _read_float8(stored: StoredTensor, name: str) -> Array:
+    """A tensor of a type that only ml_dtypes knows, out of a file whose header has been verified."""
+    with stored.path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        start, end = json.loads(file.read(length))[name]["data_offsets"]
+        file.seek(_LENGTH_BYTES + length + start)
+        return np.frombuffer(file.read(end - start), _FLOAT8[stored.dtype]).reshape(stored.shape)
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
