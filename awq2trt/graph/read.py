@@ -52,6 +52,16 @@ def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, 
         ArtifactError: Files are missing or damaged, or it is some other ONNX model.
     """
     path = path / MODEL_FILE if path.is_dir() else path
+    model = load_model(path)
+    return model, _read_sizes(model, path, capacity)
+
+
+def load_model(path: Path) -> ir.Model:
+    """Reads a graph whose weights lie beside it, in files or behind links (the hub's cache, another disk).
+
+    Raises:
+        ArtifactError: Files are missing or damaged.
+    """
     if not path.is_file():
         raise ArtifactError("no such model.", where=str(path), fix=_EXPORT_AGAIN)
     try:
@@ -59,10 +69,17 @@ def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, 
     except Exception as error:
         raise ArtifactError(f"not a readable ONNX file ({error}).", where=str(path), fix=_EXPORT_AGAIN) from error
     for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_external(tensor)
-    return model, _read_sizes(model, path, capacity)
+        if isinstance(value.const_value, ir.ExternalTensor):
+            _check_external(value.const_value)
+            value.const_value = _without_link(value.const_value)
+    return model
+
+
+def weights_folder(model: ir.Model, default: Path) -> Path:
+    """Where the files are that a graph's weights are in; links beside the model may lead elsewhere."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    folders = (Path(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor) and tensor.base_dir)
+    return next(folders, default)
 
 
 def operators_of(model: ir.Model) -> dict[str, str]:
@@ -72,7 +89,33 @@ def operators_of(model: ir.Model) -> dict[str, str]:
     return {name: opset.PLUGIN_VERSION if version is None else version.as_string() for name, version in said.items()}
 
 
+def _without_link(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+    """The tensor in the file that a link leads to, which `onnx_ir` and ONNX Runtime refuse to follow out of the folder.
+
+    The link was made by whoever made the directory; the file's content is what the manifest has a hash of.
+    """
+    path = Path(tensor.path)
+    if not path.is_symlink():
+        return tensor
+    real = path.resolve()
+    return ir.ExternalTensor(
+        real.name,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name or "",
+        base_dir=real.parent,
+    )
+
+
 def _check_external(tensor: ir.ExternalTensor) -> None:
+    if Path(tensor.location).name != str(tensor.location):
+        raise ArtifactError(
+            f"{tensor.name}: expected weights in a file beside the model, got {str(tensor.location)!r}.",
+            where=str(tensor.base_dir),
+            fix=_EXPORT_AGAIN,
+        )
     path = Path(tensor.path)
     if not path.is_file():
         raise ArtifactError("the weights file is missing.", where=str(path), fix=_EXPORT_AGAIN)

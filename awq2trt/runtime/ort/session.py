@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from awq2trt.errors import ArtifactError, ToolError
 from awq2trt.graph.provider_file import INLINE_BYTES
-from awq2trt.io_contract import MODEL_FILE
+from awq2trt.graph.read import load_model, weights_folder
+from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -67,7 +68,10 @@ def open_session(
     execution = execution or Execution()
     file = path / MODEL_FILE if path.is_dir() else path
     try:
-        options = _session_options(onnxruntime, file.parent, execution)
+        if model is None and (file.is_symlink() or (file.parent / WEIGHTS_FILE).is_symlink()):
+            model = load_model(file)  # the file names its weights by the link, which ONNX Runtime does not follow
+        folder = file.parent if model is None else weights_folder(model, file.parent)
+        options = _session_options(onnxruntime, folder, execution)
         source: str | bytes = str(file)
         if model is not None:
             values = _hand_over_weights(model)
