@@ -38,8 +38,10 @@ FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 
+TOKENIZER_FILE: Final = "tokenizer.json"
+
 TOKENIZER_FILES: Final = (
-    "tokenizer.json",
+    TOKENIZER_FILE,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -203,8 +205,28 @@ def files_beside_weights(directory: Path) -> tuple[Path, ...]:
     return tuple(path for name in names if (path := directory / name).is_file())
 
 
+def _make_tokenizer_json(source: Path, destination: Path) -> None:
+    """Writes tokenizer.json, which all runtimes read, out of tokenizer.model, or of vocab.json and merges.txt."""
+    from awq2trt.models.sources.sentencepiece import MODEL_FILE, convert_sentencepiece
+
+    if (source / MODEL_FILE).is_file():
+        convert_sentencepiece(source, destination)
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(destination)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"transformers cannot load the tokenizer ({reason}).",
+            where=str(source),
+            fix="put the model's own tokenizer.json there.",
+        ) from error
+
+
 def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Copies the tokenizer and generation files that `source` has.
+    """Copies the tokenizer and generation files that `source` has; a tokenizer.json is made where it has none.
 
     Where there is no generation_config.json, the tokens that begin and end texts are those of config.json, as in
     transformers (`GenerationConfig.from_model_config`); only a generation_config.json goes along with the tokenizer.
@@ -221,6 +243,8 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
         )
     for path in found:
         (destination / path.name).write_bytes(path.read_bytes())
+    if not (source / TOKENIZER_FILE).is_file():
+        _make_tokenizer_json(source, destination)
     if not (source / GENERATION_CONFIG_FILE).is_file() and (source / CONFIG_FILE).is_file():
         config = read_config(source)
         tokens = {key: config[key] for key in _GENERATION_TOKENS if config.get(key) is not None}

@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp) as a `ModelSource`: tensors dequantized one at a time, under Hugging Face names.
 
 The gguf package reads and dequantizes, and knows the names that llama.cpp's converter gives (`get_tensor_name_map`);
-transformers builds the tokenizer out of the metadata. Some tensors are stored in forms of llama.cpp's own
+`gguf_tokenizer` makes tokenizer.json of the metadata. Some tensors are stored in forms of llama.cpp's own
 (`Architecture`), which are undone here. A model may be split over several files, of which any stands for all.
 """
 
@@ -27,6 +27,7 @@ from awq2trt.models.sources.gguf_metadata import (
     config_of,
     metadata,
 )
+from awq2trt.models.sources.gguf_tokenizer import save_gguf_tokenizer
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -49,7 +50,8 @@ class GgufSource(ModelSource):
         architecture = metadata(readers[0].fields, "general.architecture", str(path))
         self._stored = _known(architecture, path)
         tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
-        header = Header(str(path), architecture, readers[0].fields, tensors)
+        self._fields = readers[0].fields
+        header = Header(str(path), architecture, self._fields, tensors)
         self.config = _config(header, self._stored)
         self.spec = describe_model(self.config)
         self._tensors = _placed(self.spec, header)
@@ -80,10 +82,7 @@ class GgufSource(ModelSource):
         return name in self._tensors
 
     def save_tokenizer(self, directory: Path) -> None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self._files[0].name)
-        tokenizer.save_pretrained(directory)
+        save_gguf_tokenizer(self._fields, str(self.path), directory)
 
     def _as_in_checkpoints(self, name: str, value: Array) -> Array:
         """Undoes what llama.cpp's converter did to a tensor."""
