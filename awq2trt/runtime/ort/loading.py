@@ -22,7 +22,7 @@ from awq2trt.machine.gpu import INSTALL, PROVIDER, CudaMemory, open_cuda, requir
 from awq2trt.machine.plugin_library import find_operators, find_plugin_library
 from awq2trt.runtime.bits import STORED
 from awq2trt.runtime.ort.backend import OrtBackend
-from awq2trt.runtime.ort.cuda import PREFILL_CHUNK, CudaBackend, cache_bytes, dtype_name
+from awq2trt.runtime.ort.cuda import PREFILL_CHUNK, CudaBackend, CudaOptions, cache_bytes, dtype_name
 from awq2trt.runtime.ort.session import CPU_PROVIDER, Execution, open_session
 from awq2trt.target import CPU_TARGET, CUDA_TARGET
 
@@ -217,16 +217,17 @@ def load_on_cuda(directory: Path, plan: CudaPlan, memory: CudaMemory) -> CudaBac
         lower_(model, sizes, plan.lowering)
     if plan.all_logits:
         drop_next_token_(model)
-        ort_lowering.keep_all_positions(model)
+        ort_lowering.keep_all_positions_(model)
     if plan.capacity is not None:
-        ort_lowering.fix_capacity(model, sizes.num_layers, plan.capacity)
+        ort_lowering.fix_capacity_(model, sizes.num_layers, plan.capacity)
         sizes = replace(sizes, capacity=plan.capacity)
     require_memory(predict_needs(model, sizes, plan.batch), memory)
     changed = plan.lowering is not None or plan.all_logits or plan.capacity is not None
     execution = cuda_execution(memory.gpu.index, plan.operators, graph=plan.graph)
     session = open_session(model if changed else None, directory, execution)
     require_provider(session)
-    return CudaBackend(session, sizes, memory, all_logits=plan.all_logits, graph=plan.graph, batch=plan.batch)
+    backend_options = CudaOptions(all_logits=plan.all_logits, graph=plan.graph, batch=plan.batch)
+    return CudaBackend.start(session, sizes, memory, backend_options)
 
 
 def cuda_execution(index: int, operators: Path | None, *, graph: bool) -> Execution:
