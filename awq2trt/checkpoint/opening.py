@@ -22,6 +22,6 @@ def open_any(model: str) -> tuple[ModelSource, str | None]:
     if QUANTIZATION_KEY in config and EightBits.of(config, str(path)) is None:
         if (path / MANIFEST_FILE).is_file():
             Artifact.open(path, kind="checkpoint")
-        checkpoint = QuantizedCheckpoint(path)
+        checkpoint = QuantizedCheckpoint.open(path)
         return checkpoint, checkpoint.scheme.describe()
     return open_source(model), None

@@ -76,7 +76,7 @@ def _exported(layout: str, change: Callable[[Tensors], Tensors], path: Path) -> 
     save_foreign(path / "foreign", FOREIGN[layout])
     _change(path / "foreign", change)
     export_stage(ExportRequest(path / "foreign", path / "onnx", ExportOptions()), SilentProgress())
-    return QuantizedCheckpoint(path / "foreign")
+    return QuantizedCheckpoint.open(path / "foreign")
 
 
 @pytest.mark.parametrize("case", CHANGES)
@@ -132,4 +132,4 @@ def test_a_weight_of_another_shape_is_refused_before_anything_is_exported(tmp_pa
     _change(tmp_path, _left_out("down_proj"))
     _change(tmp_path, lambda found: {k: v.T.contiguous() if "down_proj" in k else v for k, v in found.items()})
     with pytest.raises(CheckpointError, match=r"down_proj\.weight: expected weights \[64, 96\].*got F16 \[96, 64\]"):
-        QuantizedCheckpoint(tmp_path)
+        QuantizedCheckpoint.open(tmp_path)

@@ -219,25 +219,45 @@ def stored_name(spec: DecoderSpec, tensors: SafetensorsFiles, name: str) -> str:
 
 
 class SafetensorsSource(ModelSource):
-    """A Hugging Face directory: config.json, safetensors (single or sharded), tokenizer files."""
+    """A Hugging Face directory: config.json, safetensors (single or sharded), tokenizer files; `open` reads them."""
 
-    def __init__(self, directory: Path, name: str | None = None) -> None:
+    def __init__(
+        self, directory: Path, name: str, config: dict[str, Any], tensors: SafetensorsFiles, spec: DecoderSpec
+    ) -> None:
         self.directory = directory
-        self.name = name or str(directory)
-        self.config = read_config(directory)
-        refuse_remote_code(self.config, directory)
-        self._eight_bits = EightBits.of(self.config, str(directory / CONFIG_FILE))
-        quantized = QUANTIZATION_KEY in self.config
-        if quantized and self._eight_bits is None:
-            method = self.config[QUANTIZATION_KEY].get("quant_method")
+        self.name = name
+        self.config = config
+        self.spec = spec
+        self._tensors = tensors
+        self._eight_bits = EightBits.of(config, str(directory / CONFIG_FILE))
+
+    @classmethod
+    def open(cls, directory: Path, name: str | None = None) -> SafetensorsSource:
+        """Reads the configuration and the headers of the weight files.
+
+        Args:
+            directory: Of the model.
+            name: What the user called it; None for the directory.
+
+        Raises:
+            CheckpointError: A file is missing, damaged or pickled.
+            UnsupportedError: No family describes it, or it wants remote code.
+            UsageError: It is quantized already, to fewer than 8 bits.
+        """
+        config = read_config(directory)
+        refuse_remote_code(config, directory)
+        quantized = QUANTIZATION_KEY in config
+        if quantized and EightBits.of(config, str(directory / CONFIG_FILE)) is None:
+            method = config[QUANTIZATION_KEY].get("quant_method")
             raise UsageError(
                 f"this checkpoint is already quantized (quant_method: {method}).",
                 where=str(directory),
                 fix="quantize the original model, in fp16, bf16 or 8 bits; what AutoAWQ, GPTQ, compressed-tensors or "
                 f"AutoRound made of 2 to 4 bits is exported as it is: awq2trt export {directory} -o DIR",
             )
-        self._tensors = SafetensorsFiles.in_directory(directory, self.config)
-        self.spec = describe_stored(self.config, self._tensors, quantized=quantized)
+        tensors = SafetensorsFiles.in_directory(directory, config)
+        spec = describe_stored(config, tensors, quantized=quantized)
+        return cls(directory, name or str(directory), config, tensors, spec)
 
     @property
     def files(self) -> tuple[Path, ...]:

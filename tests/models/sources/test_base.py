@@ -45,7 +45,7 @@ def test_the_key_of_the_first_compressed_tensors_is_read(tmp_path: Path) -> None
     config, quantization = _taken_out(tmp_path)
     del quantization["quant_method"]
     _write(tmp_path / "config.json", {**config, "compression_config": quantization})
-    assert QuantizedCheckpoint(tmp_path).scheme.describe() == "int4-g32-sym"
+    assert QuantizedCheckpoint.open(tmp_path).scheme.describe() == "int4-g32-sym"
 
 
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])

@@ -138,13 +138,13 @@ def test_compressed_tensors_reads_the_same(form: str, tmp_path: Path) -> None:
     compressor = PackedQuantizationCompressor if "weight_packed" in stored else NaiveQuantizationCompressor
     wide = {name: value.float() if "scale" in name else value for name, value in stored.items()}
     theirs = compressor.decompress(wide, scheme)["weight"]
-    got = SafetensorsSource(directory).tensor(f"{UP}.weight")
+    got = SafetensorsSource.open(directory).tensor(f"{UP}.weight")
     np.testing.assert_allclose(got, theirs.float().numpy(), rtol=1e-6, atol=0)
 
 
 def test_an_fp8_model_is_quantized(tmp_path: Path) -> None:
     _, directory = _save(tmp_path, "fp8, blocks")
-    source = SafetensorsSource(directory)
+    source = SafetensorsSource.open(directory)
     for name in ("files", "scratch"):
         (tmp_path / name).mkdir()
     QuantizeJob.prepare(
@@ -154,7 +154,7 @@ def test_an_fp8_model_is_quantized(tmp_path: Path) -> None:
         scratch=tmp_path / "scratch",
         progress=SilentProgress(),
     ).run()
-    again = QuantizedCheckpoint(tmp_path / "files")
+    again = QuantizedCheckpoint.open(tmp_path / "files")
     expected, got = source.tensor(f"{UP}.weight"), again.tensor(f"{UP}.weight")
     assert np.abs(got - expected).max() <= np.ptp(expected) / 15
     assert "weight_block_size" not in again.config["quantization_config"]
@@ -176,13 +176,13 @@ def test_what_is_not_read_is_refused_with_the_cause(fault: str, tmp_path: Path) 
     _, directory = _save(tmp_path, "fp8, blocks")
     _configure(directory, quantization_config=quantization)
     with pytest.raises(kind, match=message):
-        SafetensorsSource(directory).tensor(f"{UP}.weight")
+        SafetensorsSource.open(directory).tensor(f"{UP}.weight")
 
 
 def test_exporting_8_bits_says_to_quantize_them(tmp_path: Path) -> None:
     _, directory = _save(tmp_path, "int-quantized")
     with pytest.raises(UnsupportedError, match=r"8 bits.*awq2trt quantize"):
-        QuantizedCheckpoint(directory)
+        QuantizedCheckpoint.open(directory)
 
 
 def test_packed_codes_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -191,4 +191,4 @@ def test_packed_codes_of_another_shape_are_refused(tmp_path: Path) -> None:
     tensors[f"{UP}.weight_packed"] = tensors[f"{UP}.weight_packed"][:, :-1].contiguous()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"weight_packed: expected int32 \[80, 12\], got int32 \[80, 11\]"):
-        SafetensorsSource(directory).tensor(f"{UP}.weight")
+        SafetensorsSource.open(directory).tensor(f"{UP}.weight")

@@ -55,7 +55,12 @@ def _write(path: Path, architecture: str, metadata: dict[str, Any]) -> dict[str,
     """A GGUF file of nothing but metadata; its fields as they are read again."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
-        add: dict[type, Any] = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
+        add: dict[type, Any] = {
+            str: writer.add_string,
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            list: writer.add_array,
+        }
         add[type(value)](f"tokenizer.{key}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
