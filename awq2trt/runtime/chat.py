@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from jinja2 import TemplateError
+
 from awq2trt.artifact.records import TokensRecord
 from awq2trt.errors import ArtifactError, UsageError
 
@@ -24,6 +26,13 @@ Message = Mapping[str, str]
 _PLAIN_CLASSES: Final = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Names of the class that reads tokenizer.json and nothing else, before and since transformers 5."""
 
+_QUESTION: Final = "question"
+_ANSWER: Final = "answer"
+"""Of a conversation that shows how a template ends a turn."""
+
+_TEMPLATE_ERRORS: Final = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a template may raise: it is a program."""
+
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 """What decoders print for bytes that are not yet a whole character."""
 
@@ -32,7 +41,8 @@ class ChatTokenizer:
     """A tokenizer with its chat template and special tokens.
 
     Attributes:
-        special: Its special tokens; those that end an answer are the ones of generation_config.json, and its own.
+        special: Its special tokens; those that end an answer are the ones of generation_config.json, its own,
+            and what its chat template writes behind an answer.
     """
 
     def __init__(self, tokenizer: Any, special: TokensRecord) -> None:
@@ -180,8 +190,25 @@ def _tokenizer_class(directory: Path) -> Any:
     return AutoTokenizer
 
 
+def _turn_end(tokenizer: Any) -> int | None:
+    """The added token that the chat template writes right behind an answer; None where there is none.
+
+    Models that were tuned on the template end their turns so, whatever their configs say.
+    """
+    if not tokenizer.chat_template:
+        return None
+    conversation = [user_message(_QUESTION), {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    except _TEMPLATE_ERRORS:
+        return None  # of a template that takes no such conversation; a real one is refused with the reason
+    _, found, rest = text.rpartition(_ANSWER)
+    following = tokenizer(rest.lstrip(), add_special_tokens=False).input_ids if found else []
+    return int(following[0]) if following and following[0] in tokenizer.added_tokens_decoder else None
+
+
 def _stop_tokens(directory: Path, tokenizer: Any) -> tuple[int, ...]:
-    """What generation_config.json says, and the tokenizer's own end, in ascending order."""
+    """What generation_config.json says, the tokenizer's own end, and the chat template's, in ascending order."""
     stops: set[int] = set()
     path = directory / GENERATION_CONFIG_FILE
     if path.is_file():
@@ -195,4 +222,7 @@ def _stop_tokens(directory: Path, tokenizer: Any) -> tuple[int, ...]:
             stops.update([configured] if isinstance(configured, int) else configured)
     if tokenizer.eos_token_id is not None:
         stops.add(int(tokenizer.eos_token_id))
+    turn_end = _turn_end(tokenizer)
+    if turn_end is not None:
+        stops.add(turn_end)
     return tuple(sorted(stops))

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from chat_templates import PUBLISHED
 from tiny_models import save_tokenizer
+from tokenizers import Tokenizer
 
 from awq2trt.artifact.records import TokensRecord
 from awq2trt.errors import ArtifactError, UsageError
@@ -85,6 +87,27 @@ def test_stop_tokens_of_the_generation_config(
 ) -> None:
     (tokenizer_directory / "generation_config.json").write_text(f'{{"eos_token_id": {configured}}}')
     assert ChatTokenizer.load(tokenizer_directory).special.stop == expected
+
+
+@pytest.mark.parametrize(("template", "expected"), [("llama3", 258), ("gemma", 258), ("llama2", None)])
+def test_the_token_that_a_template_ends_a_turn_with_stops_an_answer(
+    template: str, expected: int | None, tokenizer_directory: Path
+) -> None:
+    turn_ends = {"llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "llama2": "<|other|>"}
+    loaded = Tokenizer.from_file(str(tokenizer_directory / "tokenizer.json"))
+    loaded.add_special_tokens([turn_ends[template]])
+    loaded.save(str(tokenizer_directory / "tokenizer.json"))
+    (tokenizer_directory / "chat_template.jinja").write_text(PUBLISHED[template].source)
+    stop = ChatTokenizer.load(tokenizer_directory).special.stop
+    assert stop == ((256,) if expected is None else (256, expected))
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no') }}", "{{ messages[9].content }}", "{% bad", "{{ 1 / 0 }}"]
+)
+def test_a_template_that_fails_ends_no_turn(template: str, tokenizer_directory: Path) -> None:
+    (tokenizer_directory / "chat_template.jinja").write_text(template)
+    assert ChatTokenizer.load(tokenizer_directory).special.stop == (256,)
 
 
 def test_chat_template_wraps_the_prompt(tokenizer_directory: Path) -> None:
