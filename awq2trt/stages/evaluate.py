@@ -59,12 +59,12 @@ def _evaluate(name: str, measure: Measure, device: str, progress: Progress) -> E
 def _text(on: TextWindows) -> Measure:
     """Perplexity on the first windows of a text, which every model tokenizes for itself."""
     from awq2trt.evaluation.perplexity import first_windows
-    from awq2trt.text.read import CHARACTERS_PER_TOKEN, read_text
-    from awq2trt.text.tokenizer import encode
+    from awq2trt.text.read import read_text
+    from awq2trt.text.tokenizer import CHARACTERS_PER_TOKEN, first_tokens
 
     def measure(model: EvaluatedModel, name: str, progress: Progress) -> Perplexity:
         text = read_text(on.text, characters=on.windows * on.seqlen * CHARACTERS_PER_TOKEN)
-        ids = encode(model.opened.tokenizer, text)
+        ids = first_tokens(model.opened.tokenizer, text, on.windows * on.seqlen)
         windows = first_windows(ids, on.windows, on.seqlen, where=on.text, bos=model.opened.bos)
         return model.perplexity(windows, progress, name)
 

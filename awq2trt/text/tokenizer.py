@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from awq2trt.errors import CheckpointError
 from awq2trt.models.families import family_named
@@ -13,9 +13,11 @@ from awq2trt.models.sources.base import ModelSource
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CHARACTERS_PER_TOKEN: Final = 16
+"""How much text is taken per token wanted; English has 4 to 5, tables of numbers under 2."""
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+_SLACK: Final = 64
+"""Tokens that are encoded beyond those wanted, since the last ones depend on where a text is cut."""
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -41,6 +43,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text, without special tokens."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> list[int]:
+    """The first `count` ids of a text, or all if it has fewer; only as much of it is encoded as they need."""
+    length = (count + _SLACK) * CHARACTERS_PER_TOKEN
+    while True:
+        ids = encode(tokenizer, text[:length])
+        if len(ids) >= count + _SLACK or length >= len(text):
+            return ids[:count]
+        length *= 2
 
 
 def bos_of(tokenizer: PreTrainedTokenizerBase, family: str) -> int | None:
