@@ -138,6 +138,11 @@ test-plugins: plugins ## the plugin library's C++ tests; those that need a GPU a
 test: lint types imports test-plugins runtime plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) $(BROWSER) ## everything that CI checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
 
+.PHONY: matrix
+matrix: $(INSTALLED) ## 20 variants of every family against transformers, through GGUF and in ONNX Runtime; half an hour
+	@OMP_NUM_THREADS=1 AWQ2TRT_VARIANTS=20 AWQ2TRT_GGUF_VARIANTS=20 AWQ2TRT_ONNX_VARIANTS=20 \
+	    $(BIN)/python -m pytest -n $(WORKERS) tests/e2e/test_config_variants.py $(PYTEST_FLAGS)
+
 .PHONY: demo
 demo: $(DEMO_MODEL) ## SmolLM2-135M from weights to a TensorRT-RTX engine and a kit for Jetson Orin, in build/demo
 	@$(BIN)/awq2trt build smollm2-135m-instruct --recipe recipes/smollm2-135m_w4g128.yaml --target rtx -o build/demo
