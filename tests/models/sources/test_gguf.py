@@ -266,6 +266,20 @@ def _mixed_types() -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, gguf.GGML
     return tensors, types
 
 
+@pytest.mark.parametrize("kind", sorted(kind.name for kind in gguf.quants._type_traits))
+def test_every_type_that_the_gguf_package_decodes_is_read(kind: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
+    model = _saved(tmp_path / "model", "llama", **sizes)
+    stored_type = gguf.GGMLQuantizationType[kind]
+    block, size_bytes = gguf.GGML_QUANT_SIZES[stored_type]
+    random = np.random.default_rng(5)
+    stored = random.integers(0, 100, (512, 256 // block * size_bytes), dtype=np.uint8)  # small exponents: no NaN
+    name = "blk.1.ffn_up.weight"
+    write_gguf(model, tmp_path / "x.gguf", tensors={name: stored}, encoded={name: stored_type})
+    expected = gguf.quants.dequantize(stored, stored_type)
+    np.testing.assert_array_equal(GgufSource.open(tmp_path / "x.gguf").block(1)["mlp.up_proj.weight"], expected)
+
+
 def test_a_qwen2_of_mixed_types_quantizes_and_exports(tmp_path: Path) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
     model = _saved(tmp_path / "model", "qwen2", use_sliding_window=False, tie_word_embeddings=True, **sizes)
