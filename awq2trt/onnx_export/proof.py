@@ -131,9 +131,10 @@ class _Graph:
         columns = {name: order for name, node in nodes.items() if (order := _gathered(node)) is not None}
         rows: dict[str, Array] = {}
         spec = checkpoint.spec
+        ordered = {*checkpoint.stored_names} if checkpoint.format.layout.group_of_channel else set()
         for layer in range(spec.num_layers):
             prefix, down = spec.prefix(layer), spec.prefix(layer) + spec.block.down_proj
-            if down in checkpoint.stored_names and down not in columns:
+            if down in ordered and down not in columns:
                 group = _group_of_channel(checkpoint, down, checkpoint.stored_tensors(down))
                 columns[down] = np.argsort(group, kind="stable")
                 rows |= dict.fromkeys((prefix + name for name in spec.block.mlp_inputs), columns[down])

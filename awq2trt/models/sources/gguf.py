@@ -115,7 +115,15 @@ class GgufSource(ModelSource):
         return name in self._tensors
 
     def save_tokenizer(self, directory: Path) -> None:
-        save_gguf_tokenizer(_read(self._files[0]).fields, str(self._files[0]), directory)
+        where = str(self._files[0])
+        try:
+            save_gguf_tokenizer(_read(self._files[0]).fields, where, directory)
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise CheckpointError(
+                f"a tokenizer with an unexpected value ({error}).",
+                where=where,
+                fix="it is damaged; download it again.",
+            ) from error
 
     def _as_in_checkpoints(self, name: str, value: Array) -> Array:
         """Undoes what llama.cpp's converter did to a tensor."""

@@ -107,8 +107,6 @@ _ROLES: Final = {
 _USUAL_IDS: Final = {"unk_token": 0, "bos_token": 1, "eos_token": 2}
 """Of SentencePiece's tokens, where the file names none."""
 
-_SPECIAL_SLICES: Final = tuple([kind] for kind in SPECIAL_KINDS)
-
 
 class _Reader:
     """The metadata of a tokenizer."""
@@ -150,8 +148,9 @@ class _Reader:
         """`bos_token` and so on -> text, of those that the file names."""
         found = {role: self.ids(key) for role, key in _ROLES.items()}
         if self.value("model", None) == _PIECES:
-            usual = {role: [index] for role, index in _USUAL_IDS.items() if self.kinds[index:][:1] in _SPECIAL_SLICES}
-            found = {role: ids or usual.get(role, []) for role, ids in found.items()}
+            for role, index in _USUAL_IDS.items():
+                if not found[role] and self.kinds[index : index + 1] and self.kinds[index] in SPECIAL_KINDS:
+                    found[role] = [index]
         return {role: self.tokens[ids[0]] for role, ids in found.items() if ids}
 
     def ids(self, *keys: str) -> list[int]:

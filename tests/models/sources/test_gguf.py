@@ -266,6 +266,19 @@ def _mixed_types() -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, gguf.GGML
     return tensors, types
 
 
+def test_a_tokenizer_of_other_kinds_of_values_is_refused(tmp_path: Path) -> None:
+    model = _saved(tmp_path / "model", "llama")
+
+    def damage(writer: gguf.GGUFWriter) -> None:
+        writer.add_string("tokenizer.ggml.model", "llama")
+        writer.add_array("tokenizer.ggml.tokens", ["<unk>", "a"])
+        writer.add_uint32("tokenizer.ggml.scores", 3)
+
+    write_gguf(model, tmp_path / "x.gguf", metadata=damage)
+    with pytest.raises(CheckpointError, match=r"x\.gguf: a tokenizer with an unexpected value"):
+        GgufSource.open(tmp_path / "x.gguf").save_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("kind", sorted(kind.name for kind in gguf.quants._type_traits))
 def test_every_type_that_the_gguf_package_decodes_is_read(kind: str, tmp_path: Path) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
