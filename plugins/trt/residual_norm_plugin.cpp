@@ -1,5 +1,5 @@
-// awq2trt::ResidualNorm as a TensorRT plugin: its rules (ops/residual_norm.h) and kernel (kernels/residual_norm/) behind
-// OperatorPlugin.
+// awq2trt::ResidualNorm as a TensorRT plugin: its rules (ops/residual_norm.h) and kernel (kernels/residual_norm/)
+// behind OperatorPlugin.
 #include <cstddef>
 
 #include "kernels/residual_norm/residual_norm.h"

@@ -80,7 +80,8 @@ bool read_attribute(const nvinfer1::PluginFieldCollection& fields, const char* o
   }
   void* const place = static_cast<char*>(attributes) + field.offset;
   const bool is_integer = field.type == PluginFieldType::kINT32;
-  if (is_integer ? read_integer(*given, static_cast<int32_t*>(place)) : read_float(*given, static_cast<float*>(place))) {
+  if (is_integer ? read_integer(*given, static_cast<int32_t*>(place))
+                 : read_float(*given, static_cast<float*>(place))) {
     return true;
   }
   log(Severity::kERROR, "%s: attribute %s is no 32-bit %s", op, field.name, is_integer ? "integer" : "float");
