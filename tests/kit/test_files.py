@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from inlined_bodies import inline_custom_nodes
 from numpy.typing import NDArray
 from stand_in_orin import fake_library
 from tiny_kits import CAPACITY, export_tiny, kit_request, make_tiny_kit
-from w4a16_bodies import inline_w4a16
 
 from awq2trt import opset
 from awq2trt.artifact.manifest import SUMS_FILE, Artifact, record_file
@@ -38,6 +38,8 @@ GOLDEN = {
     )
 }  # fmt: skip
 LIBRARY = "lib/libawq2trt_plugins.so"
+HEADS = {"head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+"""Heads of a size that our attention has kernels for."""
 FILES = GOLDEN | {
     LIBRARY, "README.md", "finish.sh", "kit.conf", "model.onnx", "model.onnx.data", "tokenizer.json",
     "tokenizer_config.json", "generation_config.json",
@@ -48,7 +50,7 @@ FILES = GOLDEN | {
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with its ONNX model and its kits, `kit-7.2` and `kit-6.2`."""
     folder = tmp_path_factory.mktemp("made")
-    export_tiny(folder)
+    export_tiny(folder, **HEADS)
     for jetpack in ("7.2", "6.2"):
         make_tiny_kit(folder, folder / f"kit-{jetpack}", jetpack)
     return folder
@@ -141,11 +143,14 @@ def test_the_model_is_the_exported_one(made: Path, jetpack: str) -> None:
     kit = ir.load(made / f"kit-{jetpack}" / "model.onnx")
     assert not kit.functions
     assert kit.opset_imports[""] == (24 if jetpack == "7.2" else 20)
-    custom = [node for node in kit.graph if node.domain]
-    assert {(node.domain, node.op_type, node.overload) for node in custom} == {(opset.DOMAIN, opset.W4A16_LINEAR, "")}
+    custom = {(node.domain, node.op_type, node.overload) for node in kit.graph if node.domain}
+    fused = (opset.W4A16_LINEAR, *opset.FUSED_OPERATORS)
+    assert custom == {(opset.DOMAIN, kind, "") for kind in fused}
+    record = Artifact.open(made / f"kit-{jetpack}").manifest.contents
+    assert set(record.operators) == set(fused)
     exported = ir.load(made / "onnx" / "model.onnx")
     inline_bodies(exported)
-    inline_w4a16(kit)
+    inline_custom_nodes(kit)
     expected = _logits(exported, made / "onnx")
     np.testing.assert_allclose(
         _logits(kit, made / f"kit-{jetpack}"), expected, rtol=0, atol=4e-3 * np.abs(expected).max()
