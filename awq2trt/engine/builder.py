@@ -23,9 +23,9 @@ from awq2trt.artifact.records import ProfileRecord
 from awq2trt.engine.profiles import decoder_profiles, profile_shapes
 from awq2trt.engine.session import BuilderSession
 from awq2trt.errors import ArtifactError, ToolError, UnsupportedError
-from awq2trt.graph.basic_ops import drop_functions
+from awq2trt.graph.basic_ops import drop_functions_
 from awq2trt.graph.fusion import fuse_
-from awq2trt.graph.inline import inline_bodies
+from awq2trt.graph.inline import inline_bodies_
 from awq2trt.graph.provider_file import save_model
 from awq2trt.graph.read import DecoderSizes, open_decoder, operators_of
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE
@@ -158,12 +158,12 @@ def prepare_model(
     onnx_path = onnx_path / MODEL_FILE if onnx_path.is_dir() else onnx_path
     model, sizes = open_decoder(onnx_path)
     if plugin_library is None:
-        inline_bodies(model)
+        inline_bodies_(model)
     else:
         load_into_registry(trt, plugin_library)
     if plugin_library is None or work is None:
         return PreparedModel(ir.to_proto(model).SerializeToString(), onnx_path, sizes, operators_of(model))
-    drop_functions(model)
+    drop_functions_(model)
     fuse_(model)
     try:
         save_model(model, work)

@@ -26,7 +26,7 @@ from awq2trt.artifact.records import KitRecord
 from awq2trt.engine.predict import Footprint
 from awq2trt.engine.profiles import decoder_profiles
 from awq2trt.errors import UnsupportedError
-from awq2trt.graph.basic_ops import drop_functions, fix_batch, lower_to_basic_ops
+from awq2trt.graph.basic_ops import drop_functions_, fix_batch_, lower_to_basic_ops_
 from awq2trt.graph.fusion import fuse_
 from awq2trt.graph.provider_file import save_model
 from awq2trt.graph.read import open_decoder, operators_of
@@ -154,13 +154,13 @@ def _files_of(directory: Path) -> int:
 
 def _write_model(model: ir.Model, directory: Path, plan: KitPlan) -> None:
     """Rewrites the decoder for the JetPack's TensorRT, and writes it and its weights."""
-    fix_batch(model)
+    fix_batch_(model)
     _require_kernels(model)
-    drop_functions(model)
+    drop_functions_(model)
     if plan.fusion:
         fuse_(model)
     if not plan.jetpack.fused:
-        lower_to_basic_ops(model)
+        lower_to_basic_ops_(model)
     save_model(model, directory)
     onnx.checker.check_model(str(directory / MODEL_FILE))
 

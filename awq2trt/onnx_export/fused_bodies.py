@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from awq2trt import opset
-from awq2trt.graph.inline import inline_call
+from awq2trt.graph.inline import inline_call_
 from awq2trt.onnx_export.bodies import BodyVariant, make_body
 from awq2trt.onnx_export.decoder_graph import LOWEST
 
@@ -58,7 +58,7 @@ def unfuse_(model: ir.Model) -> None:
     """
     fused = [node for node in model.graph if node.domain == opset.DOMAIN and node.op_type in opset.FUSED_OPERATORS]
     for node in fused:
-        inline_call(model.graph, node, _fused_body(node.op_type, _numbers(node), ""))
+        inline_call_(model.graph, node, _fused_body(node.op_type, _numbers(node), ""))
     if fused:
         model.graph.opset_imports[""] = opset.ONNX_OPSET
         model.ir_version = opset.ONNX_IR_VERSION

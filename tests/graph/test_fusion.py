@@ -20,7 +20,7 @@ from tiny_checkpoints import FamilyCheckpoint, random_linear, relative_error
 from awq2trt import opset
 from awq2trt.checkpoint.pack import pack_int4, unpack_int4
 from awq2trt.errors import ToolError, UsageError
-from awq2trt.graph.basic_ops import drop_functions, fix_batch, lower_to_basic_ops
+from awq2trt.graph.basic_ops import drop_functions_, fix_batch_, lower_to_basic_ops_
 from awq2trt.graph.fused_attention import fuses_attention
 from awq2trt.graph.fusion import fuse_
 from awq2trt.graph.matching import tensor_of
@@ -28,7 +28,7 @@ from awq2trt.graph.merge_linears import merge_linears_
 from awq2trt.graph.provider_file import Lowering, lower_, save_model, write_lowered
 from awq2trt.graph.read import open_decoder, operators_of
 from awq2trt.io_contract import MODEL_FILE
-from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops
+from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops_
 from awq2trt.onnx_export import export_onnx
 from awq2trt.onnx_export.fused_bodies import add_bodies_
 from awq2trt.progress import SilentProgress
@@ -85,10 +85,10 @@ MOST_NODES_OF_A_BLOCK = 12
 def test_jetpack_6_gets_few_basic_nodes_and_ours(name: str, tmp_path: Path) -> None:
     spec = _export(name, tmp_path).spec
     model, _ = open_decoder(tmp_path)
-    fix_batch(model)
-    drop_functions(model)
+    fix_batch_(model)
+    drop_functions_(model)
     fuse_(model, (spec.head_dim,))
-    lower_to_basic_ops(model)
+    lower_to_basic_ops_(model)
     nodes = list(model.graph)
     assert {node.op_type for node in nodes if node.domain == ""} <= BASIC
     first, second = (index for index, node in enumerate(nodes) if node.op_type == opset.CACHED_ATTENTION)
@@ -214,7 +214,7 @@ def test_operators_of_the_library_run_a_fused_file(name: str, tmp_path: Path) ->
     write_lowered(tmp_path / "exported", Lowering.CUDA_FUSED, tmp_path / "fused", SilentProgress())
     assert set(operators_of(open_decoder(tmp_path / "fused")[0])) >= {opset.W4A16_LINEAR, opset.CACHED_ATTENTION}
     options = onnxruntime.SessionOptions()
-    register_custom_ops(options, library)
+    register_custom_ops_(options, library.path)
     model = str(tmp_path / "fused" / MODEL_FILE)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     caches = {value.name: np.zeros([1, *value.shape[1:]], np.float16) for value in session.get_inputs()[2:]}

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from inlined_bodies import inline_custom_nodes
+from inlined_bodies import inline_custom_nodes_
 from numpy.typing import NDArray
 from stand_in_orin import fake_library
 from tiny_kits import CAPACITY, export_tiny, kit_request, make_tiny_kit
@@ -21,7 +21,7 @@ from tiny_kits import CAPACITY, export_tiny, kit_request, make_tiny_kit
 from awq2trt import opset
 from awq2trt.artifact.manifest import SUMS_FILE, Artifact, record_file
 from awq2trt.errors import ArtifactError, ToolError, UnsupportedError
-from awq2trt.graph.inline import inline_bodies
+from awq2trt.graph.inline import inline_bodies_
 from awq2trt.kit.archive import write_tar
 from awq2trt.machine import foreign_library
 from awq2trt.machine.foreign_library import PATH_VARIABLE, choose_plugin
@@ -149,8 +149,8 @@ def test_the_model_is_the_exported_one(made: Path, jetpack: str) -> None:
     record = Artifact.open(made / f"kit-{jetpack}").manifest.contents
     assert set(record.operators) == set(fused)
     exported = ir.load(made / "onnx" / "model.onnx")
-    inline_bodies(exported)
-    inline_custom_nodes(kit)
+    inline_bodies_(exported)
+    inline_custom_nodes_(kit)
     expected = _logits(exported, made / "onnx")
     np.testing.assert_allclose(
         _logits(kit, made / f"kit-{jetpack}"), expected, rtol=0, atol=4e-3 * np.abs(expected).max()
