@@ -51,6 +51,8 @@ _LONGEST_UNFUSED_PREFILL: Final = 512
 
 _FRACTION_BITS: Final = {"float16": 10, "bfloat16": 7}
 
+_FORMS: Final = {True: "opset 24", False: "basic operators of opset 20"}
+
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
 
@@ -243,7 +245,7 @@ def _readme(plan: KitPlan, record: KitRecord, capacity: int) -> str:
         "build": f"{record.build_bytes / _GIB:.1f}",
         "run": f"{record.run_bytes / _GIB:.1f}",
         "disk": f"{record.disk_bytes / _GIB:.1f}",
-        "form": "opset 24" if plan.jetpack.fused else "basic operators of opset 20",
+        "form": ("our operators and " if plan.fusion else "") + _FORMS[plan.jetpack.fused],
         "library": SOURCE_FOLDER + "/" if compiles else LIBRARY_FILE,
         "library_meaning": "sources of the plugin library" if compiles else "our kernels, as a TensorRT plugin library",
         "longest": prefill.longest,

@@ -20,6 +20,7 @@ from tiny_kits import CAPACITY, export_tiny, kit_request, make_tiny_kit
 
 from awq2trt import opset
 from awq2trt.artifact.manifest import SUMS_FILE, Artifact, record_file
+from awq2trt.engine.predict import Footprint
 from awq2trt.errors import ArtifactError, ToolError, UnsupportedError
 from awq2trt.graph.inline import inline_bodies_
 from awq2trt.kit.archive import write_tar
@@ -27,7 +28,7 @@ from awq2trt.machine import foreign_library
 from awq2trt.machine.foreign_library import PATH_VARIABLE, choose_plugin
 from awq2trt.progress import SilentProgress
 from awq2trt.runtime import OrtBackend
-from awq2trt.stages.kit import deliver, model_spec, require_fit
+from awq2trt.stages.kit import deliver, model_spec, predict_outlooks, require_fit
 from awq2trt.target import find_jetpack, find_target
 
 GOLDEN = {
@@ -155,6 +156,35 @@ def test_the_model_is_the_exported_one(made: Path, jetpack: str) -> None:
     np.testing.assert_allclose(
         _logits(kit, made / f"kit-{jetpack}"), expected, rtol=0, atol=4e-3 * np.abs(expected).max()
     )
+
+
+@pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
+def test_without_fusion_a_kit_has_the_exported_nodes(made: Path, jetpack: str, tmp_path: Path) -> None:
+    kit = make_tiny_kit(made, tmp_path / "kit", jetpack, fusion=False)
+    nodes = list(ir.load(kit.directory / "model.onnx").graph)
+    assert (
+        {node.op_type for node in nodes if node.domain} == {opset.W4A16_LINEAR} == set(kit.manifest.contents.operators)
+    )
+    assert sum(node.op_type == opset.W4A16_LINEAR for node in nodes) == 14
+    fused = list(ir.load(made / f"kit-{jetpack}" / "model.onnx").graph)
+    assert sum(node.op_type == opset.W4A16_LINEAR for node in fused) == 8
+    assert len(nodes) - len(fused) > 2 * 20
+    np.testing.assert_allclose(
+        OrtBackend.load(kit.directory).forward([5, 80, 9]),
+        OrtBackend.load(made / "onnx").forward([5, 80, 9]),
+        rtol=2e-3,
+        atol=2e-3,
+    )
+
+
+def test_fused_attention_on_jetpack_6_needs_no_second_cache(made: Path) -> None:
+    spec = model_spec(str(made / "model"))
+
+    def footprint(jetpack: str, *, fusion: bool) -> Footprint:
+        return predict_outlooks(spec, kit_request(made, jetpack, fusion=fusion).options)[0].footprint
+
+    assert footprint("6.2", fusion=True) == footprint("7.2", fusion=False) == footprint("7.2", fusion=True)
+    assert footprint("6.2", fusion=False).cache_bytes == 2 * footprint("6.2", fusion=True).cache_bytes
 
 
 @pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
