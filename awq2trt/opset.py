@@ -89,4 +89,7 @@ ACTIVATION_CODES: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 FUSED_WIDTH_MULTIPLE: Final = 8
 """H of a `ResidualNorm` and I of a `GatedActivation` must be multiples of it."""
 
+MOST_TOKENS: Final = 65535
+"""New tokens that a call of the fused operators may have."""
+
 FUSED_OPERATORS: Final = (CACHED_ATTENTION, RESIDUAL_NORM, GATED_ACTIVATION)
