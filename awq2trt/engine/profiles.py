@@ -22,7 +22,7 @@ ShapeRanges = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]
 
 
 def decoder_profiles(longest: int) -> tuple[ProfileRecord, ...]:
-    """The profiles, in the engine's order; a call may have up to `longest` new tokens, but no more than our operators."""
+    """The profiles, in the engine's order; up to `longest` new tokens a call, or as our operators take."""
     longest = min(longest, opset.MOST_TOKENS)
     return (
         ProfileRecord.of_tokens("prefill", 1, min(TYPICAL_PREFILL, longest), longest),
