@@ -132,8 +132,9 @@ def write_kit(
         UnsupportedError: The model cannot be written for that JetPack.
         ArtifactError: The model is damaged.
     """
+    rewritten = (MODEL_FILE, WEIGHTS_FILE) if plan.fusion else (MODEL_FILE,)
     for name in names:
-        if name not in (MODEL_FILE, WEIGHTS_FILE):
+        if name not in rewritten:
             shutil.copyfile(onnx_directory / name, directory / name)
     model, sizes = open_decoder(onnx_directory)
     _write_model(model, directory, plan)
@@ -155,7 +156,7 @@ def _files_of(directory: Path) -> int:
 
 
 def _write_model(model: ir.Model, directory: Path, plan: KitPlan) -> None:
-    """Rewrites the decoder for the JetPack's TensorRT, and writes it and its weights."""
+    """Rewrites the decoder for the JetPack's TensorRT, and writes it; if it is fused, its weights too."""
     fix_batch_(model)
     _require_kernels(model)
     drop_functions_(model)
@@ -163,7 +164,10 @@ def _write_model(model: ir.Model, directory: Path, plan: KitPlan) -> None:
         fuse_(model)
     if not plan.jetpack.fused:
         lower_to_basic_ops_(model)
-    save_model(model, directory)
+    if plan.fusion:
+        save_model(model, directory)
+    else:
+        (directory / MODEL_FILE).write_bytes(ir.to_proto(model).SerializeToString())
     onnx.checker.check_model(str(directory / MODEL_FILE))
 
 
