@@ -23,7 +23,7 @@ class NativeError(Exception):
     """An error of the library.
 
     Attributes:
-        code: One of error.h.
+        code: One of awq2trt.hpp.
     """
 
     def __init__(self, code: int, message: str) -> None:
