@@ -82,11 +82,13 @@ enum class Verify {
   kAlways,     // sizes and hashes at every load
 };
 
-// Memory of the GPU that the application hands out itself. The functions are called from any thread, and outlive the
-// model.
+// Memory of the GPU that the application hands out itself, for what sessions own: caches, tokens and scores. Weights
+// and what is computed in between stay the runtime's. The functions are called from any thread, and outlive the model;
+// `allocate` returns null if there is no memory left.
 struct DeviceAllocator {
-  void* (*allocate)(size_t bytes) = nullptr;
-  void (*free)(void* memory) = nullptr;
+  void* (*allocate)(size_t bytes, void* context) = nullptr;
+  void (*free)(void* memory, void* context) = nullptr;
+  void* context = nullptr;
 };
 
 struct LoadOptions {
@@ -102,7 +104,7 @@ struct LoadOptions {
   // the directory.
   bool trust_directory_library = false;
   void* stream = nullptr;     // CUDA stream to work on; null for one of our own
-  DeviceAllocator allocator;  // both functions, or none for the runtime's own
+  DeviceAllocator allocator;  // both functions, or none for cuMemAlloc
 };
 
 struct SessionOptions {
@@ -199,20 +201,20 @@ class AWQ2TRT_API Session {
   // conversation; what the cache holds of it already is not run again. Throws Error; then the session is as it was.
   void append(const std::vector<Message>& messages);
   // Adds plain text or tokens, which end the conversation: messages after them begin a new one. The first text of a
-  // session gets what the tokenizer puts around a text.
-  void append_text(std::string_view text);
+  // session gets what the tokenizer puts around a text. `allow_special`: as for Model::encode.
+  void append_text(std::string_view text, bool allow_special = false);
   void append_tokens(const std::vector<int32_t>& tokens);
 
-  // Answers. The tokens of the answer are appended.
+  // Answers. The tokens of the answer are appended, without the stop token. Another call goes on with the same answer.
   Result generate(const GenerateOptions& options = {}, const TextCallback& callback = {});
 
   std::vector<float> logits();  // scores of what follows the last token, [vocab_size]
 
-  // Forgets all tokens but the first `tokens`.
+  // Forgets all tokens but the first `tokens`, and the messages that they were of.
   void rewind(int64_t tokens);
   // A second session that goes on from here, with a copy of the cache.
   Session fork() const;
-  // Ends the generate() that runs, or if none does, the next one, after the token or chunk of the prompt at hand.
+  // Ends the generate() that runs, after the token or the chunk of the prompt at hand; does nothing if none does.
   void cancel() noexcept;
 
   std::vector<int32_t> tokens() const;
