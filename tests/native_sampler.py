@@ -80,4 +80,6 @@ class NativeSampler:
         _checked(library().awq2trt_sampler_see(self.handle, array, ctypes.c_size_t(len(tokens))))
 
     def pick(self, logits: NDArray[np.float32]) -> int:
-        return _checked(library().awq2trt_sampler_pick(self.handle, np.ascontiguousarray(logits).ctypes.data_as(ctypes.c_void_p)))
+        return _checked(
+            library().awq2trt_sampler_pick(self.handle, np.ascontiguousarray(logits).ctypes.data_as(ctypes.c_void_p))
+        )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from varied_scores import varied_scores, varied_sampling
+from varied_scores import varied_sampling, varied_scores
 
 from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.runtime import Sampler, Sampling
