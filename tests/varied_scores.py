@@ -1,4 +1,4 @@
-"""Rows of scores and settings to sample with, of all kinds: peaked, flat, with ties, forbidden tokens, tiny and huge."""
+"""Scores and settings to sample with, of all kinds: peaked, flat, with ties, forbidden tokens, tiny and huge."""
 
 from __future__ import annotations
 

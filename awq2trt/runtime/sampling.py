@@ -1,7 +1,7 @@
 """Choosing the next token from its scores: greedy, temperature, top-k, top-p, min-p, penalty, bias. NumPy only.
 
-The order of operations and every rounding are those of docs/sampling.md, so that a seed gives the same tokens here and in
-the C++ library (plugins/runtime/generation/sampler.cpp).
+The order of operations and every rounding are those of docs/sampling.md, so that a seed gives the same tokens here and
+in the C++ library (plugins/runtime/generation/sampler.cpp).
 """
 
 from __future__ import annotations

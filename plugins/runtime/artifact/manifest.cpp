@@ -23,10 +23,6 @@ constexpr uint64_t kLargestBytes = 64ull << 20;  // a thousand times that of a m
 constexpr int64_t kMostPositions = int64_t{1} << 31;
 constexpr char kDecoder[] = "decoder";
 
-const char* command_of(const std::string& kind) {
-  return kind == "checkpoint" ? "quantize" : kind == "onnx" ? "export" : "build";
-}
-
 [[noreturn]] void malformed(const std::string& what, const std::string& where) {
   throw Error(ErrorCode::kMalformed, what, where, "make it again with `awq2trt build`.");
 }

@@ -40,7 +40,7 @@ def test_long_answers_stay_the_same() -> None:
 def test_scores_that_are_none_are_refused(temperature: float, wrong: float) -> None:
     scores = np.zeros(100, np.float32)
     scores[71] = wrong
-    with pytest.raises(NativeError, match="score of token 71 is .*\n  fix: .*awq2trt check") as caught:
+    with pytest.raises(NativeError, match=r"score of token 71 is .*\n  fix: .*awq2trt check") as caught:
         NativeSampler(Sampling(temperature, seed=0), 100).pick(scores)
     assert caught.value.code == RUN_FAILED
 
