@@ -16,7 +16,16 @@ import pytest
 
 LIBRARY: Final = Path(__file__).parent.parent / "build" / "runtime" / "libawq2trt_text_c.so"
 
-NOT_FOUND, MALFORMED, UNSUPPORTED, INVALID_UTF8, TEMPLATE_RAISED, LIMIT = 2, 3, 4, 5, 6, 7
+BAD_ARGUMENT, NOT_FOUND, MALFORMED, UNSUPPORTED, INVALID_UTF8, TEMPLATE_RAISED, LIMIT, RUN_FAILED = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    23,
+)
 
 
 class NativeError(Exception):

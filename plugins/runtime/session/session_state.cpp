@@ -43,12 +43,11 @@ class SessionState::Use {
 // The session as an answer sees it.
 class SessionState::Answering : public Continuation {
  public:
-  explicit Answering(SessionState* session) : session_(*session) {
-    logits_.resize(static_cast<size_t>(session_.model_->backend->vocab_size()));
-  }
+  explicit Answering(SessionState* session) : session_(*session) {}
 
   const float* scores() override {
     if (!session_.run_waiting(true)) return nullptr;
+    logits_.resize(static_cast<size_t>(session_.model_->backend->vocab_size()));
     session_.cache_->read_logits(logits_.data());
     return logits_.data();
   }

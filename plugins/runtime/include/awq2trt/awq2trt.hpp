@@ -116,7 +116,7 @@ struct Message {
   std::string content;
 };
 
-// How an answer is chosen. Order of operations: plugins/runtime/generation/sampler.h.
+// How an answer is chosen. The order of operations: docs/sampling.md.
 struct GenerateOptions {
   int64_t max_tokens = 0;           // of the answer; 0 for as many as the session holds
   float temperature = 0.0f;         // divides the scores; 0 always takes the best token
