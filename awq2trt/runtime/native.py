@@ -81,10 +81,9 @@ class GenerateOptions:
 
     Attributes:
         max_tokens: Of the answer; None for as many as the session holds.
-        sampling: Temperature and the like.
+        sampling: Temperature, penalty, bias and the like.
         stop: The answer ends before the first of these texts.
         stop_tokens: Besides the model's own.
-        logit_bias: Token -> what its score gets on top.
         ignore_model_stops: The model's own stop tokens do not count.
     """
 
@@ -92,9 +91,6 @@ class GenerateOptions:
     sampling: Sampling = field(default_factory=Sampling)
     stop: Sequence[str] = ()
     stop_tokens: Sequence[int] = ()
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
     ignore_model_stops: bool = False
 
     def structure(self) -> GenerateOptionsStructure:
@@ -107,12 +103,12 @@ class GenerateOptions:
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
             has_seed=int(sampling.seed is not None),
             seed=sampling.seed or 0,
-            logit_bias=(BiasStructure * len(self.logit_bias))(*self.logit_bias.items()),
-            logit_bias_count=len(self.logit_bias),
+            logit_bias=(BiasStructure * len(sampling.logit_bias))(*sampling.logit_bias.items()),
+            logit_bias_count=len(sampling.logit_bias),
             stop=(TextStructure * len(texts))(*((text, len(text)) for text in texts)),
             stop_count=len(texts),
             stop_tokens=(ctypes.c_int32 * len(self.stop_tokens))(*self.stop_tokens),
