@@ -81,7 +81,7 @@ class GenerateOptions:
 
     Attributes:
         max_tokens: Of the answer; None for as many as the session holds.
-        sampling: Temperature and the like; without a seed, another answer each time.
+        sampling: Temperature, penalty, bias and the like.
         stop: The answer ends before the first of these texts.
         stop_tokens: Besides the model's own.
         ignore_model_stops: The model's own stop tokens do not count.
