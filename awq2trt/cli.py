@@ -270,6 +270,10 @@ def run(
     temperature: Annotated[float, typer.Option("--temperature", help="0 always takes the best token.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Only the k best tokens; 0 for all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Only the best tokens up to this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option("--min-p", help="Only tokens this probable, beside the best one.")] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", help="Above 1: tokens that are there become less probable.")
+    ] = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text.")] = None,
     golden: Annotated[
@@ -281,7 +285,7 @@ def run(
     from awq2trt.progress import terminal_progress
     from awq2trt.runtime import Sampling, system_message, user_message
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(temperature, top_k, top_p, seed, min_p, repetition_penalty)
     model = api.load(
         directory,
         backend=backend,

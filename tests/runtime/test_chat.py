@@ -50,11 +50,12 @@ def test_text_ends_before_a_stop_string() -> None:
 
 def test_the_stop_string_that_is_whole_first_counts_in_any_pieces() -> None:
     """As in plugins/runtime/generation/stop_strings.h."""
-    for tokens in ([b"xabcd"], [b"xab", b"cd"], [b"x", b"a", b"b", b"c", b"d"]):
-        pieces = stream_text(
-            iter(range(len(tokens))), lambda ids, t=tokens: b"".join(t[i] for i in ids).decode(), ["abcd", "bc", "c"]
-        )
-        assert "".join(pieces) == "xa"
+    for pieces in (["xabcd"], ["xab", "cd"], ["x", "a", "b", "c", "d"]):
+
+        def decode(ids: Sequence[int], pieces: Sequence[str] = pieces) -> str:
+            return "".join(pieces[i] for i in ids)
+
+        assert "".join(stream_text(range(len(pieces)), decode, ["abcd", "bc", "c"])) == "xa"
 
 
 def test_beginning_of_a_stop_string_is_held_back_and_then_shown() -> None:

@@ -16,5 +16,5 @@ file(RELATIVE_PATH prefix_from_pc "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
 configure_file(cmake/awq2trt.pc.in awq2trt.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/awq2trt.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
-install(FILES ../../LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
-install(FILES ../third_party/llama_cpp_jinja/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} RENAME LICENSE.llama_cpp_jinja)
+install(FILES ../../LICENSE DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/doc/awq2trt)
+install(FILES ../third_party/llama_cpp_jinja/LICENSE DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/doc/awq2trt RENAME LICENSE.llama_cpp_jinja)
