@@ -107,9 +107,11 @@ class GenerateOptions:
             repetition_penalty=sampling.repetition_penalty,
             has_seed=int(sampling.seed is not None),
             seed=sampling.seed or 0,
-            logit_bias=(BiasStructure * len(sampling.logit_bias))(*sampling.logit_bias.items()),
+            logit_bias=(BiasStructure * len(sampling.logit_bias))(
+                *(BiasStructure(token, bias) for token, bias in sampling.logit_bias.items())
+            ),
             logit_bias_count=len(sampling.logit_bias),
-            stop=(TextStructure * len(texts))(*((text, len(text)) for text in texts)),
+            stop=(TextStructure * len(texts))(*(TextStructure(text, len(text)) for text in texts)),
             stop_count=len(texts),
             stop_tokens=(ctypes.c_int32 * len(self.stop_tokens))(*self.stop_tokens),
             stop_tokens_count=len(self.stop_tokens),
@@ -149,7 +151,7 @@ class NativeSession:
         """Adds messages to the conversation, through the chat template."""
         parts = [(message["role"].encode(), message["content"].encode()) for message in messages]
         array = (MessageStructure * len(parts))(
-            *((role, len(role), content, len(content)) for role, content in parts),
+            *(MessageStructure(role, len(role), content, len(content)) for role, content in parts),
         )
         call("session_append", self._handle, array, ctypes.c_size_t(len(parts)))
 
@@ -326,9 +328,13 @@ def _pieces(session: NativeSession, options: GenerateOptions) -> Iterator[str]:
     """An answer that another thread generates; ended where nobody reads on."""
     pieces: queue.Queue[str | BaseException | None] = queue.Queue()
 
+    def receive(text: str) -> bool:
+        pieces.put(text)
+        return True
+
     def work() -> None:
         try:
-            session.generate(options, lambda text: pieces.put(text) is None)
+            session.generate(options, receive)
             pieces.put(None)
         except BaseException as error:  # noqa: BLE001 - raised again where the pieces are read
             pieces.put(error)

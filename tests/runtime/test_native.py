@@ -183,10 +183,12 @@ def test_what_a_callback_raises_comes_out(native: NativeModel) -> None:
     with pytest.raises(KeyError):
         session.generate(GenerateOptions(ignore_model_stops=True), listen)
     codes: list[int] = []
-    session.generate(
-        GenerateOptions(max_tokens=2, ignore_model_stops=True),
-        lambda _: codes.append(code_of(session.fork)) is None,
-    )
+
+    def fork(_: str) -> bool:
+        codes.append(code_of(session.fork))
+        return True
+
+    session.generate(GenerateOptions(max_tokens=2, ignore_model_stops=True), fork)
     assert set(codes) == {native_library.BUSY}
 
 

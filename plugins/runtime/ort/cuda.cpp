@@ -46,6 +46,7 @@ struct Device {
   std::shared_ptr<const Session> session;
   std::string title;
   int next_graph = 1;
+  bool grown = false;  // the arena, for the longest chunk, once and for all
   mutable Worker worker;
 };
 
@@ -74,10 +75,10 @@ class Slot {
     bind(&decode_);
     bind(&prefill_);
     bind_tokens(&decode_, token_, 1);
-    // The longest chunk, for which the arena grows once and for all, then one token, which is captured.
     const std::vector<int32_t> zeros(longest(), 0);
-    if (zeros.size() > 1) append(zeros.data(), zeros.size(), 0);
-    append(zeros.data(), 1, 0);
+    if (!device->grown && zeros.size() > 1) append(zeros.data(), zeros.size(), 0);
+    device->grown = true;
+    append(zeros.data(), 1, 0);  // is captured
     chosen_ = kNone;
   }
 

@@ -38,9 +38,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(model: Path, operators: Path, *commands: str) -> list[str]:
     """What the program answers; the last line is what was left."""
-    line = [PROGRAM, model, find_onnxruntime_library(), operators]
-    text = "\n".join(commands)
-    done = subprocess.run(line, input=text, capture_output=True, text=True, check=False)  # type: ignore[arg-type]
+    line = [str(path) for path in (PROGRAM, model, find_onnxruntime_library(), operators)]
+    done = subprocess.run(line, input="\n".join(commands), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
