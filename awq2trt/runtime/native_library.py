@@ -45,6 +45,7 @@ class LoadOptionsStructure(ctypes.Structure):
         ("allocate", ctypes.c_void_p),
         ("free", ctypes.c_void_p),
         ("allocator_context", ctypes.c_void_p),
+        ("tensorrt_library", ctypes.c_char_p),
     ]
 
 

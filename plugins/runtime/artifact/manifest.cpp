@@ -132,17 +132,17 @@ GraphRecord read_graph(const json& value, const std::string& where) {
   return graph;
 }
 
-// Most tokens of one call, over all profiles of the decoder.
-int64_t read_longest_chunk(Fields* fields) {
-  Fields profiles(fields->need("profiles"), fields->place("profiles"));
-  int64_t longest = 1;
-  for (const json& profile : list_of(&profiles, kDecoder)) {
-    Fields named(profile, profiles.place(kDecoder));
+std::vector<ProfileRecord> read_profiles(Fields* fields) {
+  Fields graphs(fields->need("profiles"), fields->place("profiles"));
+  std::vector<ProfileRecord> profiles;
+  for (const json& profile : list_of(&graphs, kDecoder)) {
+    Fields named(profile, graphs.place(kDecoder));
     Fields axes(named.need("axes"), named.place("axes"));
     Fields range(axes.need("sequence"), axes.place("sequence"));
-    longest = std::max(longest, size_of(&range, "longest", 1));
+    profiles.push_back({size_of(&range, "shortest", 1), std::min(size_of(&range, "longest", 1), kMostPositions)});
   }
-  return std::min(longest, kMostPositions);
+  if (profiles.empty()) malformed("a list of profiles is expected", graphs.place(kDecoder));
+  return profiles;
 }
 
 LoweredRecord read_lowered(const json& value, const std::string& where) {
@@ -157,14 +157,15 @@ LoweredRecord read_lowered(const json& value, const std::string& where) {
   if (fields.find("minimum_cuda") != nullptr) record.minimum_cuda = numbers_of(&fields, "minimum_cuda");
   record.cpus = texts_of(&fields, "cpus");
   record.plugin_version = text_if(&fields, "plugin_version");
-  record.longest_chunk = read_longest_chunk(&fields);
+  for (const ProfileRecord& profile : read_profiles(&fields)) {
+    record.longest_chunk = std::max(record.longest_chunk, profile.longest);
+  }
   return record;
 }
 
 EngineRecord read_engine(const json& value, const std::string& where) {
   Fields fields(value, where);
-  return {fields.text("target"), fields.text("flavour"), fields.text("tensorrt_version"),
-          texts_of(&fields, "compute_capabilities"), read_longest_chunk(&fields)};
+  return {fields.text("target"), fields.text("flavour"), fields.text("tensorrt_version"), read_profiles(&fields)};
 }
 
 std::optional<int32_t> token_if(Fields* fields, const std::string& key) {

@@ -44,13 +44,17 @@ struct LoweredRecord {
   std::optional<Version> minimum_compute_capability, minimum_cuda;
   std::vector<std::string> cpus;  // as `uname -m` says them; none for any
   std::optional<std::string> plugin_version;
-  int64_t longest_chunk;  // most tokens of one call
+  int64_t longest_chunk = 1;  // most tokens of one call
+};
+
+// Tokens of one call, in the order of the engine's optimization profiles.
+struct ProfileRecord {
+  int64_t shortest, longest;
 };
 
 struct EngineRecord {
   std::string target, flavour, tensorrt_version;
-  std::vector<std::string> compute_capabilities;  // as TensorRT names them: "SM86"
-  int64_t longest_chunk;
+  std::vector<ProfileRecord> profiles;
 };
 
 struct TokensRecord {

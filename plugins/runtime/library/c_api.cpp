@@ -98,6 +98,7 @@ awq2trt::LoadOptions load_options(const awq2trt_load_options* given) {
   options.cuda_graph = from.no_cuda_graph == 0;
   options.onnxruntime_library = text_of(from.onnxruntime_library);
   options.operators_library = text_of(from.operators_library);
+  options.tensorrt_library = text_of(from.tensorrt_library);
   options.trust_directory_library = from.trust_directory_library != 0;
   options.stream = from.stream;
   options.allocator = {from.allocate, from.free, from.allocator_context};
@@ -170,6 +171,7 @@ constexpr awq2trt_layout kLayouts[] = {
     AWQ2TRT_FIELD(awq2trt_load_options, allocate),
     AWQ2TRT_FIELD(awq2trt_load_options, free),
     AWQ2TRT_FIELD(awq2trt_load_options, allocator_context),
+    AWQ2TRT_FIELD(awq2trt_load_options, tensorrt_library),
     AWQ2TRT_STRUCTURE(awq2trt_message),
     AWQ2TRT_FIELD(awq2trt_message, role),
     AWQ2TRT_FIELD(awq2trt_message, role_bytes),

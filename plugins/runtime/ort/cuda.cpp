@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "backend/buffer.h"
 #include "backend/worker.h"
 
 namespace awq2trt {
@@ -12,29 +13,6 @@ namespace {
 
 constexpr char kGraphId[] = "gpu_graph_id";
 constexpr int kNodeByNode = -1;  // the id that captures nothing
-
-// Memory of the device or of the host, given back when it goes.
-class Buffer {
- public:
-  enum class Kind { kDevice, kHost };
-  Buffer(DeviceMemory* memory, Kind kind, size_t bytes) : memory_(memory), kind_(kind) {
-    address_ = kind == Kind::kDevice ? memory->allocate(bytes) : memory->allocate_host(bytes);
-  }
-  Buffer(Buffer&& other) noexcept : memory_(other.memory_), kind_(other.kind_), address_(other.address_) {
-    other.address_ = nullptr;
-  }
-  Buffer& operator=(Buffer&&) = delete;
-  ~Buffer() {
-    if (address_ == nullptr) return;
-    kind_ == Kind::kDevice ? memory_->free(address_) : memory_->free_host(address_);
-  }
-  void* get() const { return address_; }
-
- private:
-  DeviceMemory* memory_;
-  Kind kind_;
-  void* address_ = nullptr;
-};
 
 // What all conversations share. Everything of it that touches the device runs on `worker`.
 struct Device {

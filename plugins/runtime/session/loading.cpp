@@ -14,6 +14,8 @@
 #include "ort/operators.h"
 #include "ort/session.h"
 #include "session/model_state.h"
+#include "trt/backend.h"
+#include "trt/engine.h"
 
 namespace awq2trt {
 namespace detail {
@@ -71,6 +73,17 @@ std::unique_ptr<Backend> open_lowered(const std::string& directory, const Manife
   execution.cuda = &cuda;
   return ort::make_cuda_backend({contract, longest_call, options.cuda_graph}, std::move(memory),
                                 [&] { return ort::Session::open(library, model, execution); });
+}
+
+std::unique_ptr<Backend> open_built_engine(const std::string& directory, const Manifest& manifest,
+                                           const LoadOptions& options) {
+  const std::string path = directory + "/" + *manifest.decoder.engine;
+  const Contract contract = read_contract(manifest.decoder, directory);
+  // TensorRT says by itself what it lacks of a GPU, so it is asked first.
+  std::unique_ptr<trt::Engine> engine = trt::open_engine(path, *manifest.engine, options);
+  LoweredRecord any_gpu;
+  return trt::make_engine_backend(contract, manifest.engine->profiles, ort::open_cuda_memory(any_gpu, options),
+                                  [&] { return std::move(engine); });
 }
 
 [[noreturn]] void refuse_tokenizer(const std::string& what, const std::string& directory) {
@@ -131,7 +144,8 @@ std::shared_ptr<const ModelState> load_model(const std::string& directory, const
   model->stop_tokens = manifest.tokens.stop;
   const int64_t vocab_size = read_contract(manifest.decoder, directory).vocab_size;
   check_tokenizer(*model->tokenizer, manifest.tokens, vocab_size, directory);
-  model->backend = open_lowered(directory, manifest, options);
+  model->backend =
+      manifest.lowered ? open_lowered(directory, manifest, options) : open_built_engine(directory, manifest, options);
   return model;
 }
 

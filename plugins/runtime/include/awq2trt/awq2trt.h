@@ -38,6 +38,7 @@ typedef struct awq2trt_load_options {
   void* (*allocate)(size_t bytes, void* context);
   void (*free)(void* memory, void* context);
   void* allocator_context;
+  const char* tensorrt_library;
 } awq2trt_load_options;
 
 typedef struct awq2trt_message {

@@ -100,6 +100,7 @@ struct LoadOptions {
   // loader finds.
   std::string onnxruntime_library;
   std::string operators_library;
+  std::string tensorrt_library;  // and AWQ2TRT_TENSORRT
   // Whether the operator library in the model's own directory may be loaded: it is code, and as trusted as whoever made
   // the directory.
   bool trust_directory_library = false;
