@@ -57,7 +57,7 @@ class Owned {
  public:
   Owned() = default;
   Owned(std::shared_ptr<const Library> library, abi::Slot<void(T*)> slot) : library_(std::move(library)), slot_(slot) {}
-  Owned(Owned&& other) noexcept : library_(other.library_), slot_(other.slot_), object_(other.object_) {
+  Owned(Owned&& other) noexcept : library_(std::move(other.library_)), slot_(other.slot_), object_(other.object_) {
     other.object_ = nullptr;
   }
   Owned& operator=(Owned&& other) noexcept {
