@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from native_text import LIBRARY, NativeError
+from native_text import BUILD, NativeError
 from numpy.typing import NDArray
 
 from awq2trt.runtime.sampling import Sampling
@@ -36,7 +36,7 @@ class _Options(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL:
     """The library, or a skip."""
-    path = LIBRARY.with_name("libawq2trt_sampler_c.so")
+    path = BUILD / "libawq2trt_sampler_c.so"
     if not path.is_file():
         pytest.skip("the C++ library is not built: make runtime")
     loaded = ctypes.CDLL(str(path))

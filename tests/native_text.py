@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any, Final
 
 import pytest
 
-LIBRARY: Final = Path(__file__).parent.parent / "build" / "runtime" / "libawq2trt_text_c.so"
+BUILD: Final = Path(os.environ.get("AWQ2TRT_RUNTIME_BUILD") or Path(__file__).parents[1] / "build" / "runtime")
+"""Where `make runtime` builds; `make test-sanitizers` sets the variable to other builds of the same."""
+
+LIBRARY: Final = BUILD / "libawq2trt_text_c.so"
 
 BAD_ARGUMENT, NOT_FOUND, MALFORMED, UNSUPPORTED, INVALID_UTF8, TEMPLATE_RAISED, LIMIT, RUN_FAILED = (
     1,

@@ -164,20 +164,18 @@ def candidates(scores: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray
         Their ids, ascending, and their weights, which are in the proportion of their probabilities.
     """
     best = np.float64(scores.max())
+    tokens = _best(np.flatnonzero(scores > -np.inf), scores, sampling.top_k)
     with np.errstate(over="ignore"):  # a tiny temperature: to minus infinity
-        weights = integer_weights((scores.astype(np.float64) - best) / single(sampling.temperature))
-    tokens = np.flatnonzero(weights)
-    if 0 < sampling.top_k < tokens.size:
-        tokens = _best(tokens, scores, sampling.top_k)
-    top_p = single(sampling.top_p)
-    if top_p < 1.0:
-        ranked = tokens[np.argsort(-scores[tokens], kind="stable")]
+        weights = integer_weights((scores[tokens].astype(np.float64) - best) / single(sampling.temperature))
+    tokens, weights = tokens[weights > 0], weights[weights > 0]
+    if (top_p := single(sampling.top_p)) < 1.0:
+        ranked = np.argsort(-scores[tokens], kind="stable")
         below = np.cumsum(weights[ranked])
-        mass = int(top_p * np.float64(below[-1]))
-        tokens = np.sort(ranked[: 1 + np.searchsorted(below, mass, side="left")])
+        mass = int(top_p * float(below[-1]))
+        kept = np.sort(ranked[: 1 + np.searchsorted(below, mass, side="left")])
+        tokens, weights = tokens[kept], weights[kept]
     least = int(np.ldexp(single(sampling.min_p), WEIGHT_BITS))
-    tokens = tokens[weights[tokens] >= least]
-    return tokens, weights[tokens]
+    return tokens[weights >= least], weights[weights >= least]
 
 
 def integer_weights(exponents: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -187,7 +185,7 @@ def integer_weights(exponents: NDArray[np.float64]) -> NDArray[np.int64]:
         exponents: At most 0, or minus infinity, [V].
     """
     power = np.where(exponents >= LOWEST_EXPONENT, exponents, LOWEST_EXPONENT) * _LOG2_E
-    whole = np.floor(power + 0.5)
+    whole = np.rint(power)
     fraction = power - whole
     value = np.full_like(fraction, _POWER_OF_TWO[-1])
     for coefficient in reversed(_POWER_OF_TWO[:-1]):
@@ -197,7 +195,9 @@ def integer_weights(exponents: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _best(tokens: NDArray[np.int64], scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The `count` best of `tokens`, which ascend; of equal ones the first."""
+    """The `count` best of `tokens`, which ascend; of equal ones the first. 0 for all."""
+    if not 0 < count < tokens.size:
+        return tokens
     own = scores[tokens]
     worst = np.partition(own, own.size - count)[own.size - count]
     better, equal = tokens[own > worst], tokens[own == worst]

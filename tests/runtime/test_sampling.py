@@ -102,10 +102,9 @@ class _Described:
         if sampling.temperature == 0:
             return order[0]
         best, temperature = float(scores[order[0]]), float(np.float32(sampling.temperature))
-        weight = {token: self._weight((float(scores[token]) - best) / temperature) for token in order}
-        order = [token for token in order if weight[token] > 0]
         if sampling.top_k:
             order = order[: sampling.top_k]
+        weight = {token: self._weight((float(scores[token]) - best) / temperature) for token in order}
         if (top_p := float(np.float32(sampling.top_p))) < 1:
             mass = int(top_p * float(sum(weight[token] for token in order)))
             order = [t for i, t in enumerate(order) if i == 0 or sum(weight[b] for b in order[:i]) < mass]
@@ -123,7 +122,7 @@ class _Described:
         if exponent < -28:
             return 0
         power = exponent * 1.4426950408889634
-        whole = math.floor(power + 0.5)
+        whole = round(power)
         value = 0.0
         for coefficient in reversed(TAYLOR):
             value = value * (power - whole) + coefficient

@@ -118,48 +118,87 @@ bool Sampler::better(const Candidate& left, const Candidate& right) {
 
 // A token by the weights of those that all rules keep.
 int32_t Sampler::draw(const float* scores, float best) {
-  candidates_.clear();
-  // One more than the lowest exponent, since the bound is rounded: scores below it need no division to be out.
-  const double bound = static_cast<double>(best) + (kLowestExponent - 1.0) * temperature_;
-  for (size_t id = 0; id < vocab_size_; ++id) {
-    if (!(scores[id] >= bound)) continue;
-    const uint64_t weight = weight_of((static_cast<double>(scores[id]) - best) / temperature_);
-    if (weight > 0) candidates_.push_back({scores[id], static_cast<int32_t>(id), weight});
+  if (top_k_ > 0 && top_k_ < vocab_size_) {
+    take_best(scores, best);
+    if (top_p_ < 1.0f) keep_mass(mass(candidates_.size(), [&](size_t i) { return candidates_[i].weight; }));
+  } else {
+    weights_.resize(vocab_size_);
+    weigh(scores, vocab_size_, best, temperature_, weights_.data());
+    const auto weight_of = [&](size_t i) { return weights_[i]; };
+    if (top_p_ == 1.0f) return static_cast<int32_t>(draw_index(vocab_size_, weight_of));
+    const uint64_t enough = mass(vocab_size_, weight_of);
+    take_mass(scores, best, enough);
+    keep_mass(enough);
   }
-  if (top_k_ > 0 && top_k_ < candidates_.size()) keep_best(top_k_);
-  if (top_p_ < 1.0f) keep_mass();
-  const auto least = static_cast<uint64_t>(std::ldexp(static_cast<double>(min_p_), kWeightBits));
+  return candidates_[draw_index(candidates_.size(), [&](size_t i) { return candidates_[i].weight; })].id;
+}
 
+// What top-p wants of all weights together.
+template <typename WeightOf>
+uint64_t Sampler::mass(size_t count, const WeightOf& weight_of) const {
   uint64_t total = 0;
-  for (const Candidate& candidate : candidates_) total += candidate.weight >= least ? candidate.weight : 0;
+  for (size_t i = 0; i < count; ++i) total += weight_of(i);
+  return static_cast<uint64_t>(static_cast<double>(top_p_) * static_cast<double>(total));
+}
+
+// Min-p, and the draw: index of one of `count` weights, in the order of their ids.
+template <typename WeightOf>
+size_t Sampler::draw_index(size_t count, const WeightOf& weight_of) {
+  const auto least = static_cast<uint64_t>(std::ldexp(static_cast<double>(min_p_), kWeightBits));
+  uint64_t total = 0;
+  for (size_t i = 0; i < count; ++i) total += weight_of(i) >= least ? weight_of(i) : 0;
   __extension__ using Wide = unsigned __int128;
-  uint64_t left = static_cast<uint64_t>(static_cast<Wide>(random_.next()) * total >> 64);
-  for (const Candidate& candidate : candidates_) {
-    if (candidate.weight < least) continue;
-    if (left < candidate.weight) return candidate.id;
-    left -= candidate.weight;
+  auto left = static_cast<uint64_t>(static_cast<Wide>(random_.next()) * total >> 64);
+  for (size_t i = 0; i < count; ++i) {
+    if (weight_of(i) < least) continue;
+    if (left < weight_of(i)) return i;
+    left -= weight_of(i);
   }
   throw Error(ErrorCode::kInternal, "the random number is above the sum of the weights", "Sampler::draw", "");
 }
 
-// Top-k, without sorting what is not kept.
-void Sampler::keep_best(size_t count) {
-  ranked_ = candidates_;
-  std::nth_element(ranked_.begin(), ranked_.begin() + (count - 1), ranked_.end(), better);
-  keep_to(ranked_[count - 1]);
+// Top-k: the best ones in the order of their ids. Collects those that are better than the best k so far, and now and
+// then throws out all but k.
+void Sampler::take_best(const float* scores, float best) {
+  const size_t room = top_k_ + std::max<size_t>(top_k_, 1000);
+  float bound = -kInfinity;  // of the k-th so far: one of the same score and a higher id is not better
+  candidates_.clear();
+  const auto prune = [&] {
+    const auto last = candidates_.begin() + static_cast<std::ptrdiff_t>(top_k_ - 1);
+    std::nth_element(candidates_.begin(), last, candidates_.end(), better);
+    bound = last->score;
+    candidates_.resize(top_k_);
+  };
+  for (size_t id = 0; id < vocab_size_; ++id) {
+    if (!(scores[id] > bound)) continue;
+    candidates_.push_back({scores[id], static_cast<int32_t>(id), 0});
+    if (candidates_.size() == room) prune();
+  }
+  if (candidates_.size() > top_k_) prune();
+  std::sort(candidates_.begin(), candidates_.end(),
+            [](const Candidate& left, const Candidate& right) { return left.id < right.id; });
+  for (Candidate& candidate : candidates_) weigh(&candidate.score, 1, best, temperature_, &candidate.weight);
 }
 
-// Top-p.
-void Sampler::keep_mass() {
-  uint64_t total = 0;
-  for (const Candidate& candidate : candidates_) total += candidate.weight;
-  const auto mass = static_cast<uint64_t>(static_cast<double>(top_p_) * static_cast<double>(total));
-  keep_to(last_of_mass(mass));
+// Candidates of top-p, in the order of their ids: few tokens weigh most, so the best are looked at first.
+void Sampler::take_mass(const float* scores, float best, uint64_t enough) {
+  constexpr double kDepths[] = {2.0, 6.0, 12.0, 1.0 - kLowestExponent};
+  for (const double depth : kDepths) {
+    const double bound = static_cast<double>(best) - depth * temperature_;
+    candidates_.clear();
+    uint64_t sum = 0;
+    for (size_t id = 0; id < vocab_size_; ++id) {
+      if (!(scores[id] >= bound)) continue;
+      candidates_.push_back({scores[id], static_cast<int32_t>(id), weights_[id]});
+      sum += weights_[id];
+    }
+    if (sum >= enough) return;
+  }
 }
 
-// The last of the fewest best candidates that weigh `mass` together. Halves the candidates until one is left, and adds
-// up those that are certain.
-Sampler::Candidate Sampler::last_of_mass(uint64_t mass) {
+// Top-p: the fewest best candidates that weigh `enough` together. Halves what is looked at until the last of them is
+// left, and adds up those that are certain.
+void Sampler::keep_mass(uint64_t enough) {
   ranked_ = candidates_;
   auto first = ranked_.begin(), last = ranked_.end();
   uint64_t before = 0;
@@ -168,19 +207,16 @@ Sampler::Candidate Sampler::last_of_mass(uint64_t mass) {
     std::nth_element(first, middle, last, better);
     uint64_t half = before;
     for (auto candidate = first; candidate != middle; ++candidate) half += candidate->weight;
-    if (half >= mass) {
+    if (half >= enough) {
       last = middle;
     } else {
       first = middle;
       before = half;
     }
   }
-  return *first;
-}
-
-void Sampler::keep_to(const Candidate& last) {
+  const Candidate worst = *first;
   candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(),
-                                   [&](const Candidate& candidate) { return better(last, candidate); }),
+                                   [&](const Candidate& candidate) { return better(worst, candidate); }),
                     candidates_.end());
 }
 

@@ -39,10 +39,13 @@ class Sampler {
   const float* adjusted(const float* logits);
   float highest(const float* scores) const;
   int32_t draw(const float* scores, float best);
-  void keep_best(size_t count);
-  void keep_mass();
-  Candidate last_of_mass(uint64_t mass);
-  void keep_to(const Candidate& last);
+  template <typename WeightOf>
+  size_t draw_index(size_t count, const WeightOf& weight_of);
+  template <typename WeightOf>
+  uint64_t mass(size_t count, const WeightOf& weight_of) const;
+  void take_best(const float* scores, float best);
+  void take_mass(const float* scores, float best, uint64_t enough);
+  void keep_mass(uint64_t enough);
 
   size_t vocab_size_;
   float temperature_, top_p_, min_p_, penalty_;
@@ -55,6 +58,7 @@ class Sampler {
 
   // Room for work, kept from token to token.
   std::vector<float> scores_;
+  std::vector<uint64_t> weights_;
   std::vector<Candidate> candidates_;  // in the order of their ids
   std::vector<Candidate> ranked_;
 };

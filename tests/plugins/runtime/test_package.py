@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from native_text import LIBRARY
+from native_text import BUILD
 from tiny_models import save_llama
 
 import awq2trt
 from awq2trt.machine.runtime_library import ONNXRUNTIME_VARIABLE, find_onnxruntime_library
 from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
 
-BUILD: Final = LIBRARY.parent
 EXAMPLES: Final = Path(__file__).parents[3] / "plugins" / "examples"
 
 CMAKE_PROJECT = """\

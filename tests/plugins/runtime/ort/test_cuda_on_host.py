@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from host_memory import HostMemory
+from native_text import BUILD
 from tiny_lowered import CAPACITY, build_lowered
 
 from awq2trt.errors import ToolError
@@ -17,7 +18,7 @@ from awq2trt.machine.runtime_library import find_onnxruntime_library
 from awq2trt.runtime.ort.cuda import CudaBackend
 from awq2trt.runtime.ort.session import Execution, open_session
 
-PROGRAM = Path(__file__).parents[4] / "build" / "runtime" / "tests" / "cuda_on_host"
+PROGRAM = BUILD / "tests" / "cuda_on_host"
 PROMPT = [40, 50, 60, 70, 80]
 
 
