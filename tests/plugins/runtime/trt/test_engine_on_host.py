@@ -6,12 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from native_text import BUILD
 from tiny_lowered import CAPACITY, build_lowered
 
 from awq2trt.machine.runtime_library import find_onnxruntime_library
 from awq2trt.runtime.ort.backend import OrtBackend
 
-PROGRAM = Path(__file__).parents[4] / "build" / "runtime" / "tests" / "engine_on_host"
+PROGRAM = BUILD / "tests" / "engine_on_host"
 PROMPT = list(range(40, 59))
 """More than one call of the stand-in's longer profile takes."""
 
