@@ -17,6 +17,7 @@ from tiny_models import save_llama
 import awq2trt
 from awq2trt.machine.runtime_library import ONNXRUNTIME_VARIABLE, find_onnxruntime_library
 from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
+from awq2trt.runtime import Model
 
 EXAMPLES: Final = Path(__file__).parents[3] / "plugins" / "examples"
 
@@ -133,7 +134,7 @@ def test_a_project_outside_of_the_repository_runs_a_model(
     (project / "outside.cpp").write_text(PROGRAM)
     program = _built_project(project, prefix, tmp_path / "build") / "outside"
     tokens = [int(token) for token in _run(str(program), str(built)).split()]
-    model = awq2trt.load(built)
+    model = Model.load(built)
     assert model.tokenizer.decode(tokens) == model.generate_text("hello", raw=True, max_new_tokens=12)
 
 
