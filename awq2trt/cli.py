@@ -1,7 +1,8 @@
 """`awq2trt`: one subcommand per function of the Python API, no logic. Parses flags, calls it, prints what it returns.
 
 Results go to stdout, progress and errors to stderr. An error has up to three lines, what, where and how to fix it,
-and no traceback; a flag that no one expects exits with 2, other failures with 1, Ctrl-C with 130.
+and no traceback; a flag that no one expects exits with 2, the C++ library without a GPU that the model needs with 3,
+other failures with 1, Ctrl-C with 130.
 """
 
 from __future__ import annotations

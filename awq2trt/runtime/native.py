@@ -1,15 +1,17 @@
 """Models in the C++ library: asked as `loaded_model.Model` is, without ONNX Runtime's Python package.
 
-In: a directory that was built for `cpu` or `cuda`. Out: text, as it comes or whole. Sampling, stop strings, templates
-and tokenizer are the library's own.
+In: a directory that was built, for `cpu`, for `cuda`, or an engine. Out: text, as it comes or whole. Sampling, stop
+strings, templates and tokenizer are the library's own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -17,11 +19,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from awq2trt.artifact.manifest import read_manifest
+from awq2trt.artifact.manifest import MANIFEST_FILE, read_manifest
 from awq2trt.errors import ToolError, UsageError
-from awq2trt.machine.gpu import load_libraries
+from awq2trt.machine.gpu import load_libraries, read_driver
 from awq2trt.machine.plugin_library import find_plugin_library
-from awq2trt.machine.runtime_library import find_onnxruntime_library
+from awq2trt.machine.runtime_library import find_onnxruntime_library, find_tensorrt_library
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.runtime.chat import Message, user_message
 from awq2trt.runtime.native_library import (
@@ -39,7 +41,7 @@ from awq2trt.runtime.native_library import (
 )
 from awq2trt.runtime.ort.loading import DeviceOptions
 from awq2trt.runtime.sampling import Sampling
-from awq2trt.target import CUDA_TARGET
+from awq2trt.target import CUDA_TARGET, Flavour
 
 FINISH_REASONS: Final = {
     1: "stop token",
@@ -250,7 +252,7 @@ class NativeModel:
         """Loads a model.
 
         Args:
-            directory: What was built for `cpu` or `cuda`.
+            directory: What was built: for `cpu`, `cuda`, or an engine.
             options: Where it runs; None for what it was built for.
             verify: When hashes are checked: `first` (when first loaded here), `size` (never) or `full` (always).
             progress: Told what runs the model.
@@ -263,7 +265,7 @@ class NativeModel:
         """
         structure = _load_options(directory, options or DeviceOptions(), verify)
         handle = ctypes.c_void_p()
-        call("model_load", str(directory).encode(), ctypes.byref(structure), ctypes.byref(handle))
+        call("model_load", os.fsencode(directory), ctypes.byref(structure), ctypes.byref(handle))
         model = cls(handle, directory)
         (progress or SilentProgress()).note(f"running in {model.title}")
         return model
@@ -353,28 +355,34 @@ def _pieces(session: NativeSession, options: GenerateOptions) -> Iterator[str]:
 
 def _load_options(directory: Path, options: DeviceOptions, verify: str) -> LoadOptionsStructure:
     """Where this machine's Python packages have what the library needs."""
+    manifest = read_manifest(directory, None) if (directory / MANIFEST_FILE).is_file() else None
+    lowered = manifest.contents.lowered if manifest else None
+    engine = manifest.contents.engine if manifest else None
     device, _, index = (options.device or "").partition(":")
-    lowered = read_manifest(directory, None).contents.lowered if (directory / "manifest.json").is_file() else None
     if lowered is not None and device and device != lowered.target:
         raise UsageError(
             f"this model was built for {lowered.target}, and is to run on {options.device}.",
             where=f"--device {options.device}",
             fix=f"leave --device out, or build with --target {device}.",
         )
-    if lowered is not None and lowered.target == CUDA_TARGET:
-        load_libraries(options.device or CUDA_TARGET)
-    onnxruntime = find_onnxruntime_library()
     structure = LoadOptionsStructure(
         size=ctypes.sizeof(LoadOptionsStructure),
         verify=VERIFY[verify],
         device=int(index or 0),
         no_cuda_graph=int(not options.graph),
         trust_directory_library=int(options.trust_library),
-        onnxruntime_library=str(onnxruntime).encode() if onnxruntime else None,
+        onnxruntime_library=_path_bytes(find_onnxruntime_library()),
     )
+    if engine is not None:
+        structure.tensorrt_library = _path_bytes(find_tensorrt_library(Flavour(engine.flavour)))
+    if lowered is not None and lowered.target == CUDA_TARGET and read_driver() is not None:
+        load_libraries(options.device or CUDA_TARGET)
     if lowered is not None and lowered.plugin_version is not None and not options.trust_library:
-        try:
-            structure.operators_library = str(find_plugin_library().path).encode()
-        except ToolError:  # the library says what is missing, and looks beside the model for what it may not load
-            structure.operators_library = None
+        # Where there is none, the library says so, and looks beside the model for what it may not load.
+        with suppress(ToolError):
+            structure.operators_library = _path_bytes(find_plugin_library().path)
     return structure
+
+
+def _path_bytes(path: Path | None) -> bytes | None:
+    return None if path is None else os.fsencode(path)

@@ -10,7 +10,7 @@ import ctypes
 from functools import cache
 from typing import Any, ClassVar, Final
 
-from awq2trt.errors import ArtifactError, Awq2trtError, ToolError, UnsupportedError, UsageError
+from awq2trt.errors import ArtifactError, Awq2trtError, NoGpuError, ToolError, UnsupportedError, UsageError
 from awq2trt.machine.runtime_library import find_runtime_library
 
 BAD_ARGUMENT, NOT_FOUND, MALFORMED, UNSUPPORTED, INVALID_UTF8, TEMPLATE_RAISED = 1, 2, 3, 4, 5, 6
@@ -22,6 +22,7 @@ OPERATORS_MISSING, OPERATORS_VERSION, OPERATORS_UNTRUSTED = 24, 25, 26
 
 _USAGE: Final = (BAD_ARGUMENT, INVALID_UTF8, TEMPLATE_RAISED, NOT_A_MODEL, NO_TEMPLATE, EMPTY_PROMPT, TOO_LONG, BUSY)
 _ARTIFACT: Final = (NOT_FOUND, MALFORMED, CHANGED_FILE, WRONG_TOKENIZER, REFUSED)
+_NO_GPU: Final = (NO_DRIVER,)
 _UNSUPPORTED: Final = (UNSUPPORTED, LIMIT, FUTURE_MANIFEST)
 
 _FIX: Final = "\n  fix: "
@@ -176,7 +177,12 @@ def call(name: str, *arguments: Any) -> None:
 def error_of(code: int, message: str) -> Awq2trtError:
     """The package's error for one of the library; its attribute `code` is the library's."""
     what, _, fix = message.partition(_FIX)
-    kinds = ((UsageError, _USAGE), (ArtifactError, _ARTIFACT), (UnsupportedError, _UNSUPPORTED))
+    kinds = (
+        (UsageError, _USAGE),
+        (ArtifactError, _ARTIFACT),
+        (UnsupportedError, _UNSUPPORTED),
+        (NoGpuError, _NO_GPU),
+    )
     kind = next((kind for kind, codes in kinds if code in codes), ToolError)
     error = kind(what, fix=fix or None)
     error.__dict__["code"] = code

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from awq2trt.errors import ToolError
-from awq2trt.machine.runtime_library import find_onnxruntime_library, find_runtime_library
+from awq2trt.machine.runtime_library import find_onnxruntime_library, find_runtime_library, find_tensorrt_library
+from awq2trt.target import Flavour
 
 
 def test_the_variable_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +27,11 @@ def test_onnxruntime_comes_with_its_package_unless_the_user_names_one(monkeypatc
     assert found.name.startswith("libonnxruntime.so")
     monkeypatch.setenv("AWQ2TRT_ONNXRUNTIME", "/elsewhere/libonnxruntime.so")
     assert find_onnxruntime_library() is None
+
+
+@pytest.mark.trt
+def test_tensorrt_comes_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWQ2TRT_TENSORRT", raising=False)
+    found = find_tensorrt_library(Flavour.TENSORRT_RTX)
+    assert found is not None
+    assert found.name.startswith("libtensorrt_rtx.so.")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.metadata
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -15,10 +18,12 @@ from tiny_lowered import CAPACITY, build_lowered, edit_manifest, replace_file
 from tiny_models import VOCAB_SIZE
 
 import awq2trt
-from awq2trt.errors import Awq2trtError, ToolError, UsageError
-from awq2trt.machine.runtime_library import find_onnxruntime_library, find_runtime_library
+from awq2trt.errors import Awq2trtError, NoGpuError, ToolError, UsageError
+from awq2trt.machine.gpu import read_driver
+from awq2trt.machine.runtime_library import find_onnxruntime_library, find_runtime_library, find_tensorrt_library
 from awq2trt.runtime import Model, Sampler, Sampling, generate, native_library, user_message
 from awq2trt.runtime.native import GenerateOptions, NativeModel, NativeSession
+from awq2trt.target import Flavour
 
 PROMPTS = ("hello", "a", "Zürich 🙂", "x y z", "<|end", "\n\n")
 
@@ -297,8 +302,6 @@ def test_what_is_no_manifest(spoilt: Path, text: str) -> None:
 
 def raw_load(directory: Path, **fields: Any) -> int:
     """The code of the C call itself: Python's own look at the manifest comes later."""
-    import ctypes
-
     structure = native_library.LoadOptionsStructure(
         size=ctypes.sizeof(native_library.LoadOptionsStructure),
         **{"onnxruntime_library": str(find_onnxruntime_library()).encode(), **fields},
@@ -336,8 +339,6 @@ def test_hashes_are_looked_at_once(spoilt: Path, tmp_path: Path) -> None:
     stat, data = path.stat(), bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    import os
-
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert raw_load(spoilt) == 0  # not looked at: nothing seems to have changed
     assert raw_load(spoilt, verify=2) == native_library.CHANGED_FILE
@@ -374,9 +375,50 @@ def test_operator_libraries_are_not_loaded_unasked(spoilt: Path, monkeypatch: py
 
 
 def test_a_model_for_a_gpu_needs_one(built: Path) -> None:
-    if Path("/dev/nvidia0").exists():
+    if read_driver():
         pytest.skip("there is a GPU")
     assert raw_load(built / "cuda") == native_library.NO_DRIVER
+    with pytest.raises(NoGpuError) as caught:
+        awq2trt.load(built / "cuda", backend="native")
+    assert caught.value.exit_code == 3
+
+
+def make_engine(directory: Path, version: str, data: bytes) -> None:
+    """Turns what was built for the CPU into the directory of an engine."""
+
+    def change(value: dict[str, Any]) -> None:
+        contents = value["contents"]
+        profiles = contents["lowered"]["profiles"]
+        value["kind"], contents["lowered"] = "engine", None
+        contents["graphs"]["decoder"]["engine"] = "model.engine"
+        contents["engine"] = {
+            "target": "rtx",
+            "flavour": "tensorrt-rtx",
+            "tensorrt_version": version,
+            "compute_capabilities": ["SM89"],
+            "plugin_version": None,
+            "profiles": profiles,
+        }
+
+    edit_manifest(directory, change)
+    replace_file(directory, "model.engine", data)
+
+
+@pytest.mark.trt
+def test_engines_are_refused_for_a_reason(spoilt: Path) -> None:
+    found = find_tensorrt_library(Flavour.TENSORRT_RTX)
+    if found is None:
+        pytest.skip("TensorRT-RTX is not installed")
+    library, version = str(found).encode(), importlib.metadata.version("tensorrt_rtx_cu13_libs")
+    make_engine(spoilt, "1.2.0.54", b"no engine")
+    assert raw_load(spoilt, tensorrt_library=library) == native_library.ENGINE_VERSION
+    assert raw_load(spoilt, tensorrt_library=b"nowhere.so") == native_library.NO_RUNTIME
+    assert raw_load(spoilt, tensorrt_library=str(find_runtime_library()).encode()) == native_library.NO_RUNTIME
+    edit_manifest(spoilt, lambda value: value["contents"]["engine"].update(tensorrt_version=version))
+    code = raw_load(spoilt, tensorrt_library=library)
+    assert code == (native_library.REFUSED if read_driver() else native_library.NO_DRIVER)
+    message = native_library.library().awq2trt_last_error().decode()
+    assert len(message.splitlines()) == 2  # what and where, and how to fix it
 
 
 def test_a_tokenizer_with_more_tokens_than_scores(spoilt: Path) -> None:

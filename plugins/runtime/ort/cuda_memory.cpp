@@ -30,6 +30,7 @@ struct Driver {
   Status (*device_attribute)(int*, int, Device);
   Status (*retain_context)(void**, Device);
   Status (*release_context)(Device);
+  Status (*get_context)(void**);
   Status (*set_context)(void*);
   Status (*create_stream)(void**, unsigned);
   Status (*destroy_stream)(void*);
@@ -67,6 +68,7 @@ Driver open_driver() {
   find(library, "cuDeviceGetAttribute", &driver.device_attribute);
   find(library, "cuDevicePrimaryCtxRetain", &driver.retain_context);
   find(library, "cuDevicePrimaryCtxRelease_v2", &driver.release_context);
+  find(library, "cuCtxGetCurrent", &driver.get_context);
   find(library, "cuCtxSetCurrent", &driver.set_context);
   find(library, "cuStreamCreate", &driver.create_stream);
   find(library, "cuStreamDestroy_v2", &driver.destroy_stream);
@@ -126,13 +128,29 @@ Gpu find_gpu(const Driver& driver, const LoweredRecord& record, int32_t index) {
   return gpu;
 }
 
+// Another context on this thread, for a while: what the program works in stays its own.
+class InContext {
+ public:
+  InContext(const Driver& driver, void* context) : driver_(driver) {
+    driver_.get_context(&before_);
+    driver_.set_context(context);
+  }
+  ~InContext() { driver_.set_context(before_); }
+  InContext(const InContext&) = delete;
+  InContext& operator=(const InContext&) = delete;
+
+ private:
+  const Driver& driver_;
+  void* before_ = nullptr;
+};
+
 class CudaMemory : public DeviceMemory {
  public:
   CudaMemory(const Driver& driver, const Gpu& gpu, const LoadOptions& options)
       : driver_(driver), gpu_(gpu), index_(options.device), allocator_(options.allocator), stream_(options.stream) {
     check("cuDevicePrimaryCtxRetain", driver_.retain_context(&context_, gpu_.device));
     try {
-      use_on_this_thread();
+      const InContext in(driver_, context_);
       if (stream_ == nullptr) {
         check("cuStreamCreate", driver_.create_stream(&stream_, kStreamNonBlocking));
         owns_stream_ = true;
@@ -143,8 +161,10 @@ class CudaMemory : public DeviceMemory {
     }
   }
   ~CudaMemory() override {
-    driver_.set_context(context_);
-    if (owns_stream_) driver_.destroy_stream(stream_);
+    if (owns_stream_) {
+      const InContext in(driver_, context_);
+      driver_.destroy_stream(stream_);
+    }
     driver_.release_context(gpu_.device);
   }
 

@@ -15,7 +15,7 @@ from awq2trt.errors import ToolError
 from awq2trt.graph.read import open_decoder
 from awq2trt.machine.plugin_library import find_plugin_library
 from awq2trt.machine.runtime_library import find_onnxruntime_library
-from awq2trt.runtime.ort.cuda import CudaBackend
+from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
 from awq2trt.runtime.ort.session import Execution, open_session
 
 PROGRAM = BUILD / "tests" / "cuda_on_host"
@@ -48,7 +48,7 @@ def run(model: Path, operators: Path, *commands: str) -> list[str]:
 def python_backend(model: Path, operators: Path) -> CudaBackend:
     _, sizes = open_decoder(model)
     session = open_session(None, model, Execution(operators=operators))
-    return CudaBackend(session, sizes, HostMemory(), graph=False)
+    return CudaBackend.start(session, sizes, HostMemory(), CudaOptions(graph=False))
 
 
 def append(session: int, tokens: list[int]) -> str:
