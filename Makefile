@@ -157,7 +157,7 @@ test-runtime: runtime ## the C++ library's own tests
 
 # One build for AddressSanitizer, UndefinedBehaviorSanitizer and the fuzzers, which read their seeds once; one for
 # ThreadSanitizer; and the usual one under valgrind. Sessions over ONNX Runtime, with threads, by a program of the tests.
-SESSIONS_TEST := -m pytest -q tests/plugins/runtime/ort/test_cuda_on_host.py
+SESSIONS_TEST := -m pytest -q tests/plugins/runtime/ort tests/plugins/runtime/trt
 
 .PHONY: test-sanitizers
 test-sanitizers: fuzz-runtime test-runtime plugins $(NATIVE_VALGRIND) ## the C++ library under sanitizers and valgrind
