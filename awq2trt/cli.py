@@ -87,6 +87,7 @@ def build(
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
     symmetric: cli_flags.Symmetric = None,
+    head: cli_flags.Head = None,
     calib: cli_flags.Calib = None,
     samples: cli_flags.Samples = None,
     seqlen: cli_flags.Seqlen = None,
@@ -123,6 +124,7 @@ def build(
         "bits": bits,
         "group_size": group_size,
         "symmetric": symmetric,
+        "head": head,
         "calib": calib,
         "samples": samples,
         "seqlen": seqlen,
@@ -160,6 +162,7 @@ def quantize(
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
     symmetric: cli_flags.Symmetric = None,
+    head: cli_flags.Head = None,
     calib: cli_flags.Calib = None,
     samples: cli_flags.Samples = None,
     seqlen: cli_flags.Seqlen = None,
@@ -179,6 +182,7 @@ def quantize(
         "bits": bits,
         "group_size": group_size,
         "symmetric": symmetric,
+        "head": head,
         "calib": calib,
         "samples": samples,
         "seqlen": seqlen,
@@ -439,6 +443,7 @@ def targets(
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
     symmetric: cli_flags.Symmetric = None,
+    head: cli_flags.Head = None,
     max_seq_len: cli_flags.MaxSeqLen = None,
     jetpack: cli_flags.JetPack = None,
 ) -> None:
@@ -452,7 +457,7 @@ def targets(
         return
     from awq2trt.stages.kit import model_spec, predict_outlooks
 
-    quantizing: dict[str, object] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    quantizing: dict[str, object] = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "head": head}
     flags: dict[str, dict[str, object]] = {
         "quantize": quantizing,
         "export": {"max_seq_len": max_seq_len},

@@ -28,6 +28,10 @@ GroupSize = Annotated[
     int | None, typer.Option("--group-size", help="Weights that share a scale: 32, 64, 128, -1 for a row. [128]")
 ]
 Symmetric = Annotated[bool | None, typer.Option("--symmetric/--zero-points", help="[--zero-points]")]
+Head = Annotated[
+    str | None,
+    typer.Option("--head", help="Of the head, and an embedding that is the same weight: fp16, int8 or int4. [fp16]"),
+]
 Calib = Annotated[
     str | None,
     typer.Option("--calib", metavar="TEXT", help="self, a .txt or .jsonl file, or a data set's name. [self]"),

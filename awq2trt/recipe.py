@@ -28,6 +28,15 @@ ActivationDtype = Literal["float16", "bfloat16"]
 """Of activations and of weights that are not quantized, NumPy's names; the usual one first."""
 
 
+HeadKind = Literal["fp16", "int8", "int4"]
+"""What `--head` takes."""
+
+HEAD_SCHEMES: Final = {"int8": (8, 128), "int4": (4, 32)}
+"""Bits and group size of a head that is quantized."""
+
+DEFAULT_HEAD: Final[HeadKind] = "fp16"
+
+
 class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How weights are quantized.
 
@@ -39,6 +48,8 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         bits: Width of a code.
         group_size: Input channels that share a scale; -1 for a whole row.
         symmetric: No zero points.
+        head: How the head is stored, and the embedding where the two are one weight: as it is (in the type of
+            activations), or quantized.
         calib: Calibration text: `self` (the model writes it), a .txt or .jsonl file, or a data set's name.
         samples: Calibration windows. 16 is what AWQ needs (paper, section 5.3: 16 sequences, where GPTQ takes 192).
         seqlen: Tokens in a window.
@@ -51,6 +62,7 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     bits: int = 4
     group_size: int = 128
     symmetric: bool = False
+    head: HeadKind = DEFAULT_HEAD
     calib: str = Field(default="self", min_length=1)
     samples: int = Field(default=16, ge=1)
     seqlen: int = Field(default=512, ge=8)
@@ -63,7 +75,15 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         Raises:
             UsageError: There is no such scheme.
         """
-        return QuantScheme(bits=self.bits, group_size=self.group_size, zero_point=not self.symmetric)
+        return QuantScheme(bits=self.bits, group_size=self.group_size, zero_point=not self.symmetric).for_blocks()
+
+    @property
+    def head_scheme(self) -> QuantScheme | None:
+        """The scheme of the head; None for one that is not quantized."""
+        if self.head not in HEAD_SCHEMES:
+            return None
+        bits, group_size = HEAD_SCHEMES[self.head]
+        return QuantScheme(bits=bits, group_size=group_size, zero_point=not self.symmetric)
 
 
 class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):

@@ -112,7 +112,7 @@ def write_quantized(directory: Path, config: dict[str, object]) -> None:
     outer = {name: random_half(shape, random) for name, shape in spec.outer_shapes().items()}
     write_tensors(directory / "outer.safetensors", outer)
     write_index(directory)
-    write_config(directory, quantized_config(config, spec, SCHEME, awq_gemm.LAYOUT))
+    write_config(directory, quantized_config(config, spec, ModelSchemes(SCHEME), awq_gemm.LAYOUT))
     Tokenizer(WordLevel({"word": 0}, unk_token="word")).save(str(directory / "tokenizer.json"))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from awq2trt.checkpoint.layouts import read_format, unpack_linear
 from awq2trt.errors import CheckpointError, UnsupportedError
@@ -26,7 +27,7 @@ from awq2trt.models.sources.base import (
     refuse_remote_code,
 )
 from awq2trt.models.sources.safetensors import SafetensorsFiles, describe_stored, stored_name
-from awq2trt.scheme import QuantizedLinear
+from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 _NOT_TOGETHER: Final = "config.json and the weights do not belong together; download"
 
@@ -37,8 +38,9 @@ class QuantizedCheckpoint(ModelSource):
     As a `ModelSource` it hands out dequantized weights; `linear` hands out the codes.
 
     Attributes:
-        format: What its config.json says about layout and scheme.
-        scheme: How its linears are quantized.
+        format: What its config.json says about layout and schemes.
+        scheme: How the linears of its blocks are quantized.
+        head_scheme: How its head is; None for one that is not quantized.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -49,9 +51,12 @@ class QuantizedCheckpoint(ModelSource):
         self.format = read_format(self.config, where=str(directory / CONFIG_FILE))
         self.scheme = self.format.scheme
         self._tensors = SafetensorsFiles.in_directory(directory, self.config)
-        self.spec = describe_stored(self.config, self._tensors, quantized=True)
-        spec, layers = self.spec, range(self.spec.num_layers)
+        self.spec = spec = self._described()
+        layers = range(spec.num_layers)
         self._stored = {spec.prefix(i) + name: shape for i in layers for name, shape in spec.stored_linears().items()}
+        self.head_scheme = self.format.head if self._has_codes(spec.stored_head) else None
+        if self.head_scheme is not None:
+            self._stored[spec.stored_head] = (spec.vocab_size, spec.hidden_size)
         self._fused = {
             spec.prefix(i) + part: (spec.prefix(i) + fused.stored, fused, fused.parts.index(part))
             for i in layers
@@ -62,6 +67,14 @@ class QuantizedCheckpoint(ModelSource):
         self._biased = {spec.prefix(i) + name for i in layers for name in biases}
         self._refuse_strangers()
         self._last: tuple[str, QuantizedLinear] | None = None  # the fused linear read last, wanted again for each part
+
+    def _described(self) -> DecoderSpec:
+        """The model, whose head is its own if there are codes of one, whatever config.json says."""
+        spec = describe_stored(self.config, self._tensors, quantized=True)
+        return replace(spec, tie_embeddings=False) if self._has_codes(spec.head) else spec
+
+    def _has_codes(self, owner: str) -> bool:
+        return f"{owner}.{self.format.layout.required[0]}" in self._tensors
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -88,7 +101,8 @@ class QuantizedCheckpoint(ModelSource):
     def _stored_linear(self, name: str) -> QuantizedLinear:
         """A quantized linear as the checkpoint has it, verified."""
         where = f"{self.directory}: {name}"
-        linear = unpack_linear(self.format, self.stored_tensors(name), self._stored[name], where=where)
+        tensors, shape = self.stored_tensors(name), self._stored[name]
+        linear = unpack_linear(self.format.layout, tensors, self.stored_scheme(name), shape, where=where)
         if name in self._biased and linear.bias is None:
             raise CheckpointError(
                 "missing bias of a linear that has one by config.json.", where=where, fix=f"{_NOT_TOGETHER} both again."
@@ -112,7 +126,7 @@ class QuantizedCheckpoint(ModelSource):
                 raise UnsupportedError(
                     f"expected {', '.join(known)} of a linear in the layout {self.format.layout.name}, got {kind}.",
                     where=f"{self.directory}: {name}",
-                    fix="quantize the original model with awq2trt: all linears of its blocks, and nothing but them.",
+                    fix="quantize the original model with awq2trt: the linears of its blocks, and its head.",
                 )
 
     @property
@@ -132,6 +146,11 @@ class QuantizedCheckpoint(ModelSource):
         """N, K of a quantized linear as it is in the file."""
         return self._stored[name]
 
+    def stored_scheme(self, name: str) -> QuantScheme:
+        """How a quantized weight in the file was quantized."""
+        is_head = self.head_scheme is not None and name == self.spec.stored_head
+        return self.format.head if is_head else self.scheme
+
     def split_rows(self, name: str, value: Array) -> dict[str, Array]:
         """[N, ...] of a linear in the file -> rows of the linears that it stands for: itself, unless it is fused."""
         parts = {part: (fused, fused.parts) for part, (stored, fused, _) in self._fused.items() if stored == name}
@@ -144,7 +163,7 @@ class QuantizedCheckpoint(ModelSource):
     def tensor(self, name: str) -> Array:
         owner, _, kind = name.rpartition(".")
         if kind == "weight" and owner in self._stored:
-            return self._stored_linear(owner).dequantize()
+            return _dequantized(self._stored_linear(owner))
         return self._tensors.tensor(stored_name(self.spec, self._tensors, name))
 
     def has(self, name: str) -> bool:
@@ -152,6 +171,18 @@ class QuantizedCheckpoint(ModelSource):
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)
+
+
+_PIECE_ROWS: Final = 8192
+"""Rows that are dequantized at once: of a head, all of them together would take its fp32 bytes several times."""
+
+
+def _dequantized(linear: QuantizedLinear) -> NDArray[np.float32]:
+    weight = np.empty((linear.out_features, linear.in_features), np.float32)
+    for start in range(0, linear.out_features, _PIECE_ROWS):
+        end = start + _PIECE_ROWS
+        weight[start:end] = linear.rows(start, end).dequantize()
+    return weight
 
 
 def fuse_linears(spec: DecoderSpec, linears: Mapping[str, QuantizedLinear]) -> dict[str, QuantizedLinear]:

@@ -74,8 +74,9 @@ def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
     def outlook(target: Target) -> Outlook:
         fused = jetpack.fused or not target.is_kit
         prefill = longest_prefill(capacity, jetpack) if target.is_kit else capacity
-        scheme = options.quantize.scheme
-        return Outlook(target, predict_footprint(decoder, scheme, capacity, longest_prefill=prefill, fused=fused))
+        scheme, head = options.quantize.scheme, options.quantize.head_scheme
+        footprint = predict_footprint(decoder, scheme, capacity, head=head, longest_prefill=prefill, fused=fused)
+        return Outlook(target, footprint)
 
     return tuple(outlook(target) for target in TARGETS.values() if target.memory_bytes is not None)
 

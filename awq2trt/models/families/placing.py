@@ -47,6 +47,7 @@ class _Places:
         self._outer = {*spec.outer_shapes(), *head}
         self._block = {*spec.stored_block_shapes(), *spec.optional_block_shapes()}
         self._quantized = {*spec.stored_linears()} if quantized else set()
+        self._quantized_head = {spec.embedding, spec.head} if quantized else set()
         self._prefix = re.compile(re.escape(spec.block_prefix).replace(r"\{layer\}", r"\d+"))
         self._optional_prefix = spec.optional_prefix
 
@@ -58,7 +59,7 @@ class _Places:
             relative = full[block.end() :] if block else full
             if relative in (self._block if block else self._outer):
                 return True
-            if block and relative.rpartition(".")[0] in self._quantized:
+            if relative.rpartition(".")[0] in (self._quantized if block else self._quantized_head):
                 return True
         return False
 
