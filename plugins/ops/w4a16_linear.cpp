@@ -30,23 +30,15 @@ bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* e
 }
 
 bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, ElementType x_type, ErrorText* error) {
-  bool right = false;
-  const char* expected = "";
   switch (role_of(tensor, attributes)) {
     case Role::kActivations:
-      right = type == ElementType::kFloat16 || type == ElementType::kBFloat16;
-      expected = "fp16 or bf16";
-      break;
+      return check_activations(kName, tensor, type, error);
     case Role::kPackedInt4:
-      right = type == ElementType::kInt4;
-      expected = name_of(ElementType::kInt4);
-      break;
+      return check_tensor_type(kName, tensor, type, ElementType::kInt4, error);
     case Role::kLikeActivations:
-      right = type == x_type;
-      expected = name_of(x_type);
       break;
   }
-  return right || fail(error, "%s: tensor %d must be %s, got %s", kName, tensor, expected, name_of(type));
+  return check_tensor_type(kName, tensor, type, x_type, error);
 }
 
 bool check_ranks(int32_t x_rank, int32_t codes_rank, ErrorText* error) {

@@ -11,6 +11,9 @@ struct Device {
   int max_shared_bytes;  // per block, after opting in to more than 48 KiB
 };
 
+// Whether blocks of a kernel may start while the kernel before is still finishing (overlap.cuh).
+inline bool can_overlap(const Device& device) { return device.sm >= 90; }
+
 // Reads the current device.
 cudaError_t query_device(Device* device);
 
