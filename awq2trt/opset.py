@@ -34,8 +34,9 @@ W8A16_LINEAR: Final = "W8A16Linear"
 W4A16_EMBEDDING: Final = "W4A16Embedding"
 """y[..., K] = rows `ids` of scales * (codes - zeros).
 
-Inputs, without gaps: ids int64 [...], codes INT4 [V, K], scales [V, ceil(K/G)] fp16|bf16, then zeros INT4
-[V, ceil(K/G)] if `has_zeros`. Attributes as those of `W4A16_LINEAR`, without `has_bias`.
+Inputs, without gaps: scales [V, ceil(K/G)] fp16|bf16, which come first since y has their type, codes INT4 [V, K],
+ids int64 [...], then zeros INT4 [V, ceil(K/G)] if `has_zeros`. Attributes as those of `W4A16_LINEAR`, without
+`has_bias`.
 """
 
 W8A16_EMBEDDING: Final = "W8A16Embedding"

@@ -6,14 +6,15 @@ import onnx_ir as ir
 
 from awq2trt import opset
 from awq2trt.graph.inline import inline_bodies
-from awq2trt.onnx_export.bodies import BodyVariant, make_body
+from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
 
 
 def inline_w4a16(model: ir.Model) -> None:
-    """Replaces every `W4A16Linear` by its body's nodes; the model then has the opset of the bodies."""
+    """Replaces every operator with codes by its body's nodes; the model then has the opset of the bodies."""
     for node in model.graph:
         if node.domain == opset.DOMAIN:
-            body = make_body(_variant(node))
+            make = make_embedding_body if node.op_type in opset.EMBEDDING_OF_BITS.values() else make_body
+            body = make(_variant(node))
             node.overload = body.overload
             model.functions[body.identifier()] = body
     inline_bodies(model)
@@ -28,8 +29,11 @@ def _variant(node: ir.Node) -> BodyVariant:
     assert codes.shape is not None
     features = int(str(codes.shape[1]))
     return BodyVariant(
+        bits=8 if codes.dtype is ir.DataType.INT8 else opset.CODE_BITS,
         group_length=group,
         ragged_features=features if features % group else None,
         has_zeros=bool(node.attributes[opset.ATTR_HAS_ZEROS].as_int()),
-        has_bias=bool(node.attributes[opset.ATTR_HAS_BIAS].as_int()),
+        has_bias=bool(node.attributes[opset.ATTR_HAS_BIAS].as_int())
+        if opset.ATTR_HAS_BIAS in node.attributes
+        else False,
     )

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from awq2trt.checkpoint.layouts import awq_gemm
+from awq2trt.checkpoint.layouts import ModelSchemes, awq_gemm
 from awq2trt.checkpoint.writer import quantized_config, write_config, write_tensors
 from awq2trt.models.families import DecoderSpec, describe_model
 from awq2trt.models.sources.base import Array

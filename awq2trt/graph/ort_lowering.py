@@ -304,7 +304,7 @@ def _lower_linear(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
 
 
 def _lower_embedding(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
-    ids, codes, scales, *zeros = (_required(value) for value in node.inputs)
+    scales, codes, ids, *zeros = (_required(value) for value in node.inputs)
     weight = _CodedWeight.of(node, codes, scales, zeros[0] if zeros else None, widened=widened)
     if weight.blocks is None or weight.shape[1] % 2:
         return

@@ -75,7 +75,7 @@ class BodyVariant:
     @property
     def table_names(self) -> tuple[str, ...]:
         """Inputs of an embedding, without gaps, as `opset.W4A16_EMBEDDING` orders them."""
-        return ("ids", "codes", "scales", *["zeros"] * self.has_zeros)
+        return ("scales", "codes", "ids", *["zeros"] * self.has_zeros)
 
     @property
     def block_length(self) -> int:

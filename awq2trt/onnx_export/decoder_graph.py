@@ -213,8 +213,9 @@ class _DecoderBuilder:
         name = self._spec.embedding
         if self._tied is None:
             return self._op("Gather", [self._embedding, input_ids], name=name)
-        variant, initializers = self._tied
-        return self._quantized(opset.EMBEDDING_OF_BITS[variant.bits], [input_ids, *initializers], variant, name)
+        variant, (codes, scales, *zeros) = self._tied
+        inputs = [scales, codes, input_ids, *zeros]
+        return self._quantized(opset.EMBEDDING_OF_BITS[variant.bits], inputs, variant, name)
 
     def _project(self, hidden: ir.Value) -> ir.Value:
         """Products with the head's rows [B, 1 or S, V]."""

@@ -39,16 +39,27 @@ def library() -> PluginLibrary:
 
 def test_cpp_and_python_agree_on_names() -> None:
     headers = (OPS / "operator.h").read_text() + (OPS / "w4a16_linear.h").read_text()
-    constants = dict(re.findall(r'constexpr char (\w+)\[\] = "(\w+)";', headers))
     assert opset.DOMAIN == opset.PLUGIN_NAMESPACE
-    assert constants == {
+    assert _constants(headers) == {
         "kDomain": opset.DOMAIN,
         "kName": opset.W4A16_LINEAR,
+        "kName8": opset.W8A16_LINEAR,
         "kVersion": opset.PLUGIN_VERSION,
         "kGroupSize": opset.ATTR_GROUP_SIZE,
         "kHasZeros": opset.ATTR_HAS_ZEROS,
         "kHasBias": opset.ATTR_HAS_BIAS,
     }
+    assert _constants((OPS / "quantized_embedding.h").read_text()) == {
+        "kName4": opset.W4A16_EMBEDDING,
+        "kName8": opset.W8A16_EMBEDDING,
+        "kVersion": opset.PLUGIN_VERSION,
+        "kGroupSize": opset.ATTR_GROUP_SIZE,
+        "kHasZeros": opset.ATTR_HAS_ZEROS,
+    }
+
+
+def _constants(headers: str) -> dict[str, str]:
+    return dict(re.findall(r'constexpr char (\w+)\[\] = "(\w+)";', headers))
 
 
 def test_variable_comes_first_and_must_name_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
