@@ -132,7 +132,8 @@ def test_a_head_in_our_layout_must_say_its_scheme(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("head", ["int8", "int4"])
 def test_transformers_computes_what_we_do_with_a_quantized_head(head: str, tmp_path: Path) -> None:
-    ours, ids = quantized_llama(tmp_path, WIDE, symmetric=True, head=head), tokens(1, 20)
+    ours = quantized_llama(tmp_path, {**WIDE, "hidden_size": 128}, symmetric=True, head=head)
+    ids = tokens(1, 20)
     theirs = AutoModelForCausalLM.from_pretrained(ours.directory, dtype=torch.float32)
     with torch.inference_mode():
         expected = theirs(ids).logits

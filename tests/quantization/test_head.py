@@ -91,8 +91,8 @@ def test_what_was_quantized_is_what_is_read_again(
     np.testing.assert_array_equal(checkpoint.tensor(f"{name}.weight"), expected.dequantize())
     assert not checkpoint.has(f"{name}.weight")
     assert checkpoint.has("model.embed_tokens.weight") != tied
-    ids = torch.arange(20)[None]
-    logits = [Ends(model).logits(run_model(model, ids)) for model in (source, checkpoint)]
+    hidden = run_model(source, torch.arange(20)[None])
+    logits = [Ends(model).logits(hidden) for model in (source, checkpoint)]
     assert (logits[1] - logits[0]).norm() / logits[0].norm() < limit
 
 
@@ -100,7 +100,7 @@ def test_layouts_of_a_quantized_head(tmp_path: Path) -> None:
     """Other tools read a head of its own, and refuse a checkpoint whose embedding is quantized, too."""
     for tied, layout in ((False, "pack-quantized"), (True, "awq2trt")):
         folder = tmp_path / layout
-        checkpoint = quantized_llama(folder, {**WIDE, "tie_word_embeddings": tied}, head="int8")
+        checkpoint = quantized_llama(folder, {**WIDE, "hidden_size": 128, "tie_word_embeddings": tied}, head="int8")
         assert checkpoint.format.layout.name == layout
         assert checkpoint.scheme == QuantScheme(4, 32, True)
     assert quantized_llama(tmp_path / "plain", WIDE, head="fp16").format.layout.name == "gemm"
