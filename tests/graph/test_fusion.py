@@ -47,6 +47,7 @@ class FamilyCheckpoint(RandomCheckpoint):
         self.config = config
         self.spec = describe_model(config)
         self.scheme = QuantScheme(group_size=32)
+        self.head_scheme = None
 
     def has(self, name: str) -> bool:
         return name.rpartition(".")[2] in ("weight", "bias")
