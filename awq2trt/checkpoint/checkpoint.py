@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from awq2trt.checkpoint.layouts import read_format, unpack_linear
+from awq2trt.checkpoint.layouts import StoredFormat, read_format, unpack_linear
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.models.families import DecoderSpec, FusedLinear
 from awq2trt.models.sources.base import (
@@ -35,26 +35,33 @@ _NOT_TOGETHER: Final = "config.json and the weights do not belong together; down
 class QuantizedCheckpoint(ModelSource):
     """A quantized checkpoint on disk, ours or another tool's.
 
-    As a `ModelSource` it hands out dequantized weights; `linear` hands out the codes.
+    As a `ModelSource` it hands out dequantized weights; `linear` hands out the codes. `open` reads one.
 
     Attributes:
+        directory: Where it lies.
         format: What its config.json says about layout and schemes.
         scheme: How the linears of its blocks are quantized.
         head_scheme: How its head is; None for one that is not quantized.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: dict[str, Any],
+        stored: StoredFormat,
+        tensors: SafetensorsFiles,
+        spec: DecoderSpec,
+    ) -> None:
         self.directory = directory
         self.name = str(directory)
-        self.config = read_config(directory)
-        refuse_remote_code(self.config, directory)
-        self.format = read_format(self.config, where=str(directory / CONFIG_FILE))
-        self.scheme = self.format.scheme
-        self._tensors = SafetensorsFiles.in_directory(directory, self.config)
-        self.spec = spec = self._described()
+        self.config = config
+        self.format = stored
+        self.scheme = stored.scheme
+        self.spec = spec
+        self._tensors = tensors
         layers = range(spec.num_layers)
         self._stored = {spec.prefix(i) + name: shape for i in layers for name, shape in spec.stored_linears().items()}
-        self.head_scheme = self.format.head if self._has_codes(spec.stored_head) else None
+        self.head_scheme = stored.head if _has_codes(stored, tensors, spec.stored_head) else None
         if self.head_scheme is not None:
             self._stored[spec.stored_head] = (spec.vocab_size, spec.hidden_size)
         self._fused = {
@@ -65,16 +72,28 @@ class QuantizedCheckpoint(ModelSource):
         }
         biases = {name.removesuffix(".bias") for name in spec.stored_block_shapes() if name.endswith(".bias")}
         self._biased = {spec.prefix(i) + name for i in layers for name in biases}
-        self._refuse_strangers()
         self._last: tuple[str, QuantizedLinear] | None = None  # the fused linear read last, wanted again for each part
 
-    def _described(self) -> DecoderSpec:
-        """The model, whose head is its own if there are codes of one, whatever config.json says."""
-        spec = describe_stored(self.config, self._tensors, quantized=True)
-        return replace(spec, tie_embeddings=False) if self._has_codes(spec.head) else spec
+    @classmethod
+    def open(cls, directory: Path) -> QuantizedCheckpoint:
+        """Reads the configuration and the headers of the weight files.
 
-    def _has_codes(self, owner: str) -> bool:
-        return f"{owner}.{self.format.layout.required[0]}" in self._tensors
+        A head of which there are codes is the model's own, whatever config.json says of ties.
+
+        Raises:
+            CheckpointError: A file is missing or damaged.
+            UnsupportedError: No family describes it, no layout reads it, or it wants remote code.
+        """
+        config = read_config(directory)
+        refuse_remote_code(config, directory)
+        stored = read_format(config, where=str(directory / CONFIG_FILE))
+        tensors = SafetensorsFiles.in_directory(directory, config)
+        spec = describe_stored(config, tensors, quantized=True)
+        if _has_codes(stored, tensors, spec.head):
+            spec = replace(spec, tie_embeddings=False)
+        checkpoint = cls(directory, config, stored, tensors, spec)
+        checkpoint._refuse_strangers()
+        return checkpoint
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -183,6 +202,10 @@ def _dequantized(linear: QuantizedLinear) -> NDArray[np.float32]:
         end = start + _PIECE_ROWS
         weight[start:end] = linear.rows(start, end).dequantize()
     return weight
+
+
+def _has_codes(stored: StoredFormat, tensors: SafetensorsFiles, owner: str) -> bool:
+    return f"{owner}.{stored.layout.required[0]}" in tensors
 
 
 def fuse_linears(spec: DecoderSpec, linears: Mapping[str, QuantizedLinear]) -> dict[str, QuantizedLinear]:

@@ -58,25 +58,8 @@ _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
-class BlockedWeight:
-    """A linear as `MatMulNBits` takes it.
-
-    Attributes:
-        codes: Unsigned nibbles, low first, uint8 [N, blocks, block / 2]; the last block padded.
-        scales: Of the type they came in, [N, blocks].
-        zeros: Unsigned nibbles, low first, uint8 [N, ceil(blocks / 2)]; None means the middle code.
-        block: Channels of a block, a power of two.
-    """
-
-    codes: NDArray[np.uint8]
-    scales: NDArray[np.generic]
-    zeros: NDArray[np.uint8] | None
-    block: int
-
-
-@dataclass(frozen=True)
 class Blocks:
-    """How the groups of a row become blocks.
+    """How the groups of a row become the blocks of `MatMulNBits`; nibbles are packed low first.
 
     Attributes:
         block: Channels of a block.
@@ -111,33 +94,16 @@ class Blocks:
         missing = len(self.group_of_block) * self.block - self.features
         return _pack_rows(np.pad(codes, ((0, 0), (0, missing))), bits).reshape(self.codes_shape(len(codes), bits))
 
+    def pack_zeros(self, zeros: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+        """Unsigned zero points uint8 [N, ceil(K/G)] -> uint8 [N, ceil(blocks * bits / 8)]; without any, the middle."""
+        return _pack_rows(self.spread(zeros), bits)
+
     def spread(self, groups: NDArray[Any]) -> NDArray[Any]:
         """[N, ceil(K/G)] -> [N, blocks]."""
         return np.ascontiguousarray(groups[:, self.group_of_block])
 
 
-def block_weight(
-    codes: NDArray[np.uint8], scales: NDArray[np.generic], zeros: NDArray[np.uint8] | None, group_length: int
-) -> BlockedWeight | None:
-    """Packs a linear for `MatMulNBits`.
-
-    Args:
-        codes: Unsigned, uint8 [N, K].
-        scales: [N, ceil(K/G)].
-        zeros: Unsigned, uint8 [N, ceil(K/G)], or None.
-        group_length: G.
-
-    Returns:
-        None where no block that the operator takes fits the groups.
-    """
-    blocks = Blocks.of(codes.shape[1], scales.shape[1], group_length)
-    if blocks is None:
-        return None
-    packed_zeros = None if zeros is None else _pack_rows(blocks.spread(zeros), opset.CODE_BITS)
-    return BlockedWeight(blocks.pack_codes(codes, opset.CODE_BITS), blocks.spread(scales), packed_zeros, blocks.block)
-
-
-def lower_linears(model: ir.Model, *, widened: bool) -> None:
+def lower_linears_(model: ir.Model, *, widened: bool) -> None:
     """Replaces every node with codes that ONNX Runtime's own operators can express; others keep their function body.
 
     Args:
@@ -147,10 +113,10 @@ def lower_linears(model: ir.Model, *, widened: bool) -> None:
     """
     for node in list(model.graph):
         if is_quantized_embedding(node):
-            _lower_embedding(model.graph, node, widened=widened)
+            _lower_embedding_(model.graph, node, widened=widened)
     for node in list(model.graph):
         if is_quantized_linear(node):
-            _lower_linear(model.graph, node, widened=widened)
+            _lower_linear_(model.graph, node, widened=widened)
     model.graph.opset_imports[MICROSOFT_DOMAIN] = 1
 
 
@@ -188,7 +154,7 @@ def _last_position_heads(model: ir.Model) -> set[ir.Node]:
     return set() if found is None else {found}
 
 
-def widen_to_fp32(model: ir.Model) -> None:
+def widen_to_fp32_(model: ir.Model) -> None:
     """Makes fp16 and bf16 inputs, outputs and initializers fp32.
 
     A table that is only gathered from stays as it is, and the gathered rows are cast: of the embedding of a model with
@@ -204,7 +170,7 @@ def widen_to_fp32(model: ir.Model) -> None:
             continue
         if value.uses() and all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses()):
             gathers = [use.node for use in value.uses()]
-            _cast_gathered(model.graph, gathers)
+            _cast_gathered_(model.graph, gathers)
             kept.update(gathers)
             continue
         value.const_value = _lazily(_name(value), ir.DataType.FLOAT, tensor.shape, partial(_as_fp32, tensor))
@@ -215,7 +181,7 @@ def widen_to_fp32(model: ir.Model) -> None:
                 output.dtype = ir.DataType.FLOAT
 
 
-def _cast_gathered(graph: ir.Graph, gathers: Sequence[ir.Node]) -> None:
+def _cast_gathered_(graph: ir.Graph, gathers: Sequence[ir.Node]) -> None:
     for gather in gathers:
         rows = gather.outputs[0]
         cast = ir.node("Cast", [rows], {"to": ir.DataType.FLOAT.value}, name=f"{gather.name}.widened")
@@ -235,14 +201,14 @@ def has_free_capacity(model: ir.Model) -> bool:
     return any(node.op_type == "TensorScatter" for node in model.graph)
 
 
-def free_capacity(model: ir.Model, num_layers: int) -> None:
+def free_capacity_(model: ir.Model, num_layers: int) -> None:
     """Makes the capacity axis of every cache input and output dynamic."""
-    _set_capacity(model, num_layers, ir.SymbolicDim("capacity"))
+    _set_capacity_(model, num_layers, ir.SymbolicDim("capacity"))
 
 
-def fix_capacity(model: ir.Model, num_layers: int, capacity: int) -> None:
+def fix_capacity_(model: ir.Model, num_layers: int, capacity: int) -> None:
     """Gives every cache input and output another capacity."""
-    _set_capacity(model, num_layers, capacity)
+    _set_capacity_(model, num_layers, capacity)
 
 
 def weights_read_bytes(model: ir.Model) -> int:
@@ -260,7 +226,7 @@ def weights_read_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in weights if value.const_value is not None)
 
 
-def _set_capacity(model: ir.Model, num_layers: int, capacity: int | ir.SymbolicDim) -> None:
+def _set_capacity_(model: ir.Model, num_layers: int, capacity: int | ir.SymbolicDim) -> None:
     names = {*cache_names("past", num_layers), *cache_names("present", num_layers)}
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name in names and value.shape is not None:
@@ -274,7 +240,7 @@ def keeps_last_position(model: ir.Model) -> bool:
     return any(node.name == LAST_POSITION_NODE for node in model.graph)
 
 
-def keep_all_positions(model: ir.Model) -> None:
+def keep_all_positions_(model: ir.Model) -> None:
     """Bypasses the node that keeps the last position, so that logits of every position come out."""
     for node in list(model.graph):
         if node.name == LAST_POSITION_NODE:
@@ -285,12 +251,12 @@ def keep_all_positions(model: ir.Model) -> None:
             output.shape = ir.Shape([output.shape[0], ir.SymbolicDim(ROWS), output.shape[2]])
 
 
-def _lower_linear(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
+def _lower_linear_(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
     inputs = {name: _required(value) for name, value in zip(_input_names(node), node.inputs, strict=True)}
     weight = _CodedWeight.of(node, inputs["codes"], inputs["scales"], inputs.get("zeros"), widened=widened)
     if weight.blocks is None:
         return
-    replaced = {kind: _replace(graph, inputs[kind], *part) for kind, part in weight.parts(padded=True).items()}
+    replaced = {kind: _replace_(graph, inputs[kind], *part) for kind, part in weight.parts(padded=True).items()}
     rows, features = weight.shape
     attributes = {"K": features, "N": rows, "bits": weight.bits, "block_size": weight.blocks.block}
     lowered = ir.node(
@@ -300,10 +266,10 @@ def _lower_linear(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
         domain=MICROSOFT_DOMAIN,
         name=node.name,
     )
-    _take_place(graph, node, lowered)
+    _take_place_(graph, node, lowered)
 
 
-def _lower_embedding(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
+def _lower_embedding_(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
     scales, codes, ids, *zeros = (_required(value) for value in node.inputs)
     weight = _CodedWeight.of(node, codes, scales, zeros[0] if zeros else None, widened=widened)
     if weight.blocks is None or weight.shape[1] % 2:
@@ -311,7 +277,7 @@ def _lower_embedding(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
     parts = weight.parts(padded=False)
     parts.setdefault("zeros", weight.middle_zeros())  # by default the operator means 0 by some codes
     # New names: the linear that shares the weight wants it in another shape.
-    added = {kind: _add(graph, f"{node.name}.gathered_{kind}", *part) for kind, part in parts.items()}
+    added = {kind: _add_(graph, f"{node.name}.gathered_{kind}", *part) for kind, part in parts.items()}
     lowered = ir.node(
         "GatherBlockQuantized",
         [added["codes"], ids, added["scales"], added["zeros"]],
@@ -320,7 +286,7 @@ def _lower_embedding(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
         name=node.name,
     )
     lowered.outputs[0].dtype = weight.step_type
-    _take_place(graph, node, lowered)
+    _take_place_(graph, node, lowered)
 
 
 _Part = tuple[ir.DataType, tuple[int, ...], Callable[[], NDArray[Any]]]
@@ -382,7 +348,7 @@ class _CodedWeight:
         packed_zeros: _Part = (
             ir.DataType.UINT8,
             (rows, -(-count // per_byte)),
-            lambda: _pack_rows(blocks.spread(self._unsigned(zeros)), self.bits),
+            lambda: blocks.pack_zeros(self._unsigned(zeros), self.bits),
         )
         return {"codes": codes, "scales": scales, "zeros": packed_zeros}
 
@@ -399,7 +365,7 @@ class _CodedWeight:
         return signed_bytes(packed_bytes(tensor)).view(np.uint8).reshape(shape)
 
 
-def _take_place(graph: ir.Graph, node: ir.Node, lowered: ir.Node) -> None:
+def _take_place_(graph: ir.Graph, node: ir.Node, lowered: ir.Node) -> None:
     old, new = node.outputs[0], lowered.outputs[0]
     new.name, new.shape = old.name, old.shape
     new.type = new.type or old.type
@@ -412,15 +378,15 @@ def _input_names(node: ir.Node) -> list[str]:
     return ["x", "codes", "scales", *zeros, *bias]
 
 
-def _replace(
+def _replace_(
     graph: ir.Graph, value: ir.Value, dtype: ir.DataType, shape: Sequence[int], compute: Callable[[], NDArray[Any]]
 ) -> ir.Value:
     """Gives an initializer new contents under its old name."""
     del graph.initializers[_name(value)]
-    return _add(graph, _name(value), dtype, shape, compute)
+    return _add_(graph, _name(value), dtype, shape, compute)
 
 
-def _add(
+def _add_(
     graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int], compute: Callable[[], NDArray[Any]]
 ) -> ir.Value:
     """A new initializer, computed whenever it is read, and not kept."""

@@ -7,6 +7,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "kernels/device/cublas_lt.h"
 #include "kernels/w8a16_linear/w8a16_linear.h"
 #include "ops/w4a16_linear.h"
 #include "ort/gpu.h"
@@ -111,7 +112,9 @@ class CudaLinear final : public Kernel {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto known = configs_.find(problem.m);
     if (known != configs_.end()) return known->second;
-    KernelConfig config = choose_config(problem, device_.get());
+    Device device = device_.get();
+    device.cublas_lt = has_cublas_lt();
+    KernelConfig config = choose_config(problem, device);
     // Overlapping kernels read weights before the kernel in front has ended, which must not be the one that writes
     // them.
     config.overlap = config.overlap && constant_weights_;

@@ -45,7 +45,7 @@ class _Notes(SilentProgress):
 @pytest.mark.parametrize("layout", FOREIGN)
 def test_foreign_checkpoints_are_read_and_exported_bit_for_bit(layout: str, tmp_path: Path) -> None:
     weights = save_foreign(tmp_path / "foreign", FOREIGN[layout])
-    checkpoint = QuantizedCheckpoint(tmp_path / "foreign")
+    checkpoint = QuantizedCheckpoint.open(tmp_path / "foreign")
     for name, weight in weights.items():
         np.testing.assert_array_equal(checkpoint.linear(name).dequantize(), weight)
     notes = _Notes()
@@ -69,7 +69,7 @@ def test_foreign_checkpoints_are_read_and_exported_bit_for_bit(layout: str, tmp_
 def test_a_quantized_head_of_another_tool_is_read_and_exported(layout: str, tmp_path: Path) -> None:
     """Whatever config.json says of ties: there are codes of a head."""
     weights = save_foreign(tmp_path / "foreign", FOREIGN[layout], quantized_head=True, tie_word_embeddings=True)
-    checkpoint = QuantizedCheckpoint(tmp_path / "foreign")
+    checkpoint = QuantizedCheckpoint.open(tmp_path / "foreign")
     assert not checkpoint.spec.tie_embeddings
     assert checkpoint.head_scheme == checkpoint.scheme
     np.testing.assert_array_equal(checkpoint.linear("lm_head").dequantize(), weights["lm_head"])
@@ -95,7 +95,7 @@ def test_settings_for_the_head_alone(target: str, tmp_path: Path) -> None:
     groups = {**foreign.quantization["config_groups"], "group_1": _head_of(target, 8)}
     changed = replace(foreign, quantization={**foreign.quantization, "config_groups": groups})
     save_foreign(tmp_path, changed)
-    checkpoint = QuantizedCheckpoint(tmp_path)
+    checkpoint = QuantizedCheckpoint.open(tmp_path)
     assert (checkpoint.format.scheme.bits, checkpoint.format.head.bits) == (4, 8)
     assert checkpoint.head_scheme is None  # there are no codes of one
 
@@ -106,7 +106,7 @@ def test_further_settings_are_refused(target: str, count: int, tmp_path: Path) -
     groups = {**foreign.quantization["config_groups"], "group_1": _head_of(target, 4)}
     save_foreign(tmp_path, replace(foreign, quantization={**foreign.quantization, "config_groups": groups}))
     with pytest.raises(UnsupportedError, match=f"expected one for all linears.*got {count} that are not for the head"):
-        QuantizedCheckpoint(tmp_path)
+        QuantizedCheckpoint.open(tmp_path)
 
 
 def test_blocks_of_eight_bits_are_refused(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_blocks_of_eight_bits_are_refused(tmp_path: Path) -> None:
     groups = {"group_0": _head_of("Linear", 8)}
     save_foreign(tmp_path, replace(foreign, quantization={**foreign.quantization, "config_groups": groups}))
     with pytest.raises(UnsupportedError, match="got 8 bits for the linears of blocks"):
-        QuantizedCheckpoint(tmp_path)
+        QuantizedCheckpoint.open(tmp_path)
 
 
 def test_a_head_in_our_layout_must_say_its_scheme(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_head_in_our_layout_must_say_its_scheme(tmp_path: Path) -> None:
     config["quantization_config"]["head"] = "int8"
     path.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="head: expected an object, got 'int8'"):
-        QuantizedCheckpoint(ours.directory)
+        QuantizedCheckpoint.open(ours.directory)
 
 
 @pytest.mark.skipif(
@@ -327,7 +327,7 @@ def test_broken_checkpoints_are_refused_by_name(fault: str, tmp_path: Path) -> N
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(kind, match=message) as caught:
-        QuantizedCheckpoint(tmp_path).linear(UP)
+        QuantizedCheckpoint.open(tmp_path).linear(UP)
     assert caught.value.where
 
 
@@ -338,7 +338,7 @@ def test_symmetric_gptq_means_the_middle_whatever_its_zero_points_are_stored_as(
 ) -> None:
     foreign = Foreign(gptq_config(4, version, symmetric=True), encode_gptq(4, 8 - stored), symmetric=True)
     weights = save_foreign(tmp_path, foreign)
-    checkpoint = QuantizedCheckpoint(tmp_path)
+    checkpoint = QuantizedCheckpoint.open(tmp_path)
     for name, weight in weights.items():
         np.testing.assert_array_equal(checkpoint.linear(name).dequantize(), weight)
     assert not checkpoint.scheme.zero_point
@@ -349,7 +349,7 @@ def test_biases_of_zeros_are_those_that_a_tool_stores_where_there_are_none(tmp_p
     tensors = load_file(tmp_path / "model.safetensors")
     tensors[f"{UP}.bias"] = torch.zeros(96, dtype=torch.float16)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    linear = QuantizedCheckpoint(tmp_path).linear(UP)
+    linear = QuantizedCheckpoint.open(tmp_path).linear(UP)
     assert linear.bias is None
     np.testing.assert_array_equal(linear.dequantize(), weights[UP])
 
@@ -359,4 +359,4 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors.*truncated"):
-        QuantizedCheckpoint(tmp_path).linear(UP)
+        QuantizedCheckpoint.open(tmp_path).linear(UP)

@@ -80,7 +80,7 @@ def test_what_was_quantized_is_what_is_read_again(
 ) -> None:
     overrides = {**WIDE, "tie_word_embeddings": tied}
     checkpoint = quantized_llama(tmp_path, overrides, head=head, symmetric=symmetric)
-    source = SafetensorsSource(tmp_path / "model")
+    source = SafetensorsSource.open(tmp_path / "model")
     scheme = QuantizeOptions(head=head, symmetric=symmetric).head_scheme  # type: ignore[arg-type]
     assert checkpoint.head_scheme == scheme
     assert scheme is not None
@@ -110,7 +110,7 @@ def test_a_run_that_was_killed_in_the_head_goes_on_there(tmp_path: Path, monkeyp
     text = tmp_path / "text.txt"
     text.write_text("Any text is a text of a byte-level tokenizer, and this has more bytes than windows need. " * 8)
     options: dict[str, Any] = {"group_size": 32, "samples": 2, "seqlen": 64, "calib": str(text), "head": "int4"}
-    source = SafetensorsSource(save_llama(tmp_path / "model", **WIDE, tie_word_embeddings=True))
+    source = SafetensorsSource.open(save_llama(tmp_path / "model", **WIDE, tie_word_embeddings=True))
     (tmp_path / "once").mkdir()
     whole = quantize_source(source, tmp_path / "once", **options)
     for name in ("files", "scratch"):
@@ -132,7 +132,7 @@ def test_a_run_that_was_killed_in_the_head_goes_on_there(tmp_path: Path, monkeyp
     result = prepare().run()
     assert result.head is not None
     assert result.head.kl["searched"] > 0
-    again = QuantizedCheckpoint(tmp_path / "files")
+    again = QuantizedCheckpoint.open(tmp_path / "files")
     np.testing.assert_array_equal(again.linear("model.embed_tokens").codes, whole.linear("model.embed_tokens").codes)
     report = json.loads((tmp_path / "files" / "quantization.json").read_text())["lm_head"]
     assert report["grid"] == result.head.grid
