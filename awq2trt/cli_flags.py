@@ -32,7 +32,7 @@ GroupSize = Annotated[
 Symmetric = Annotated[bool | None, typer.Option("--symmetric/--zero-points", help="[--zero-points]")]
 Head = Annotated[
     str | None,
-    typer.Option("--head", help="Of the head, and an embedding that is the same weight: fp16, int8 or int4. [fp16]"),
+    typer.Option("--head", help="Head and tied embedding: fp16, int8 or int4. [int8 to build, fp16 to quantize]"),
 ]
 Calib = Annotated[
     str | None,

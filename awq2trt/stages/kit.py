@@ -67,6 +67,7 @@ def model_spec(model: str) -> ModelSpec:
 
 def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
     """What a model will need on every target whose memory is known."""
+    options = options.for_device()
     decoder = spec.decoder
     capacity = options.export.max_seq_len or min(decoder.max_positions, DEFAULT_MAX_SEQ_LEN)
     jetpack = find_jetpack(options.build.jetpack)
