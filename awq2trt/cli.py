@@ -371,6 +371,8 @@ def bench(
     device: cli_flags.RunDevice = None,
     profile: Annotated[bool, typer.Option("--profile", help="Where a token's time goes.")] = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="The plugin library's kernels, alone.")] = False,
+    head: Annotated[str | None, typer.Option("--head", help="Of --shape: fp16, int8 or int4. [fp16]")] = None,
+    code_bits: Annotated[int, typer.Option("--code-bits", help="Of --kernels: 4, or 8 for heads.")] = 4,
     group_size: Annotated[int, typer.Option("--group-size", help="Of --kernels.")] = 128,
     dtype: Annotated[str, typer.Option("--dtype", help="Of --kernels: float16 or bfloat16.")] = "float16",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.")] = None,
@@ -379,9 +381,9 @@ def bench(
 ) -> None:
     """Speed of a model, token by token, or of the kernels alone."""
     if kernels:
-        from awq2trt.machine.bench import bench_kernels, format_report, plot_report, write_report
+        from awq2trt.machine.bench import WeightKind, bench_kernels, format_report, plot_report, write_report
 
-        measured = bench_kernels(group_size=group_size, dtype=dtype)
+        measured = bench_kernels(kind=WeightKind(code_bits, group_size), dtype=dtype)
         print(format_report(measured))
         if json_file is not None:
             write_report(measured, json_file)
@@ -394,7 +396,7 @@ def bench(
 
     opponents, command = tuple(against or ()), ("awq2trt", *sys.argv[1:])
     request = BenchRequest(
-        directory, shape, layers, prompt, tokens, context, batch, opponents, device, profile, command
+        directory, shape, layers, prompt, tokens, context, batch, opponents, device, profile, head, command
     )
     report = bench_stage(request, terminal_progress())
     print("\n".join(bench_lines(report)))
