@@ -17,7 +17,7 @@ from tiny_checkpoints import random_linear
 from awq2trt import opset
 from awq2trt.checkpoint.pack import pack_int4
 from awq2trt.machine import plugin_library
-from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops
+from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops_
 from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
 
 REPOSITORY = Path(__file__).parents[3]
@@ -45,7 +45,7 @@ def options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 2
-    register_custom_ops(options, find_plugin_library())
+    register_custom_ops_(options, find_plugin_library())
     return options
 
 
