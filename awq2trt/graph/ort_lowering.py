@@ -260,14 +260,14 @@ def _lower_linear_(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
     weight = _CodedWeight.of(node, inputs["codes"], inputs["scales"], inputs.get("zeros"), widened=widened)
     if weight.blocks is None:
         return
-    names = {kind: _name(inputs[kind]) for kind in ("codes", "scales", "zeros") if kind in inputs}
+    names: dict[str, str] = {kind: _name(inputs[kind]) for kind in ("codes", "scales", "zeros") if kind in inputs}
     for name in names.values():
         del graph.initializers[name]
     if weight.bits == opset.CODE_BITS:
         parts = {kind: _add_(graph, names[kind], *part) for kind, part in weight.parts(padded=True).items()}
         _take_place_(graph, node, [_matmul(inputs["x"], parts, inputs.get("bias"), weight, widened=widened)])
         return
-    products = []
+    products = list[ir.Node]()
     for half, bias in (("high", inputs.get("bias")), ("low", None)):
         parts = {
             kind: _add_(graph, f"{node.name}.{half}_{kind}", *part)

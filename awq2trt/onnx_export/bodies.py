@@ -115,7 +115,7 @@ _ATTRIBUTES = (
 )
 """What nodes carry. Bodies do not read them: a variant is a body of its own."""
 
-_LINEAR_ATTRIBUTES = (*_ATTRIBUTES, (opset.ATTR_HAS_BIAS, ir.AttributeType.INT))
+_LINEAR_ATTRIBUTES = (*_ATTRIBUTES[:2], (opset.ATTR_HAS_BIAS, ir.AttributeType.INT), *_ATTRIBUTES[2:])
 
 
 def _function(

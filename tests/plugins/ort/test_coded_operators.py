@@ -45,7 +45,7 @@ def options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 2
-    register_custom_ops_(options, find_plugin_library())
+    register_custom_ops_(options, find_plugin_library().path)
     return options
 
 
@@ -80,9 +80,8 @@ class One:
         if is_linear:
             attributes[opset.ATTR_HAS_BIAS] = int(linear.bias is not None)
         inputs = [*order, *(name for name in ("zeros", "bias") if name in tensors)]
-        node = onnx.helper.make_node(
-            self.op_type, inputs, ["y"], name=NAME, domain=opset.DOMAIN, **{**attributes, **changed}
-        )
+        node = onnx.helper.make_node(self.op_type, inputs, ["y"], name=NAME, domain=opset.DOMAIN)
+        node.attribute.extend(onnx.helper.make_attribute(*pair) for pair in {**attributes, **changed}.items())
         given = onnx.TensorProto.FLOAT if is_linear else onnx.TensorProto.INT64
         kind = TYPES[self.dtype][0] if is_linear else given
         nodes = [
@@ -112,7 +111,8 @@ class One:
         zeros: Any = linear.scheme.symmetric_zero
         if linear.zeros is not None:
             zeros = linear.zeros.astype(np.float64)[:, group]
-        return linear.scales.astype(of_numpy).astype(np.float64)[:, group] * (linear.codes.astype(np.float64) - zeros)
+        scales: NDArray[np.float64] = linear.scales.astype(of_numpy).astype(np.float64)[:, group]
+        return scales * (linear.codes.astype(np.float64) - zeros)
 
 
 def _relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
