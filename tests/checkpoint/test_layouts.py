@@ -20,8 +20,10 @@ from tiny_models import tokens
 from transformers import AutoModelForCausalLM
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.layouts import ModelSchemes, compressed, natural, read_format
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
 from awq2trt.models.decoder import Ends, run_model
+from awq2trt.models.families import FAMILIES, Family
 from awq2trt.onnx_export import export_onnx
 from awq2trt.onnx_export.proof import prove_import
 from awq2trt.progress import SilentProgress
@@ -360,3 +362,13 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors.*truncated"):
         QuantizedCheckpoint.open(tmp_path).linear(UP)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_head_of_every_family_is_told_from_its_blocks(family: Family) -> None:
+    head = family.describe(family.example).head
+    schemes = ModelSchemes(QuantScheme(4, 32, True), QuantScheme(8, 128, True))
+    for layout in (compressed.LAYOUT, natural.LAYOUT):
+        written = {"quantization_config": layout.written.config(schemes, head)}
+        stored = read_format(written, where="config.json")
+        assert (stored.layout, stored.scheme, stored.head) == (layout, schemes.blocks, schemes.head)

@@ -112,7 +112,8 @@ class One:
         if linear.zeros is not None:
             zeros = linear.zeros.astype(np.float64)[:, group]
         scales: NDArray[np.float64] = linear.scales.astype(of_numpy).astype(np.float64)[:, group]
-        return scales * (linear.codes.astype(np.float64) - zeros)
+        weight: NDArray[np.float64] = scales * (linear.codes.astype(np.float64) - zeros)
+        return weight
 
 
 def _relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
