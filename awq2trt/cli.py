@@ -102,7 +102,8 @@ def build(
         ),
     ] = None,
     fusion: Annotated[
-        bool | None, typer.Option("--fusion/--no-fusion", help="cuda: with our fused operators. [--fusion]")
+        bool | None,
+        typer.Option("--fusion/--no-fusion", help="Few nodes a block, by operators of our library. [--fusion]"),
     ] = None,
     jetpack: cli_flags.JetPack = None,
     tar: Annotated[bool, typer.Option("--tar", help="Orin: also pack the kit into one file, DIR/TARGET.tar.")] = False,

@@ -21,6 +21,13 @@ ONNX_IR_VERSION: Final = 11
 PLUGIN_VERSION: Final = "1"
 PLUGIN_NAMESPACE: Final = "awq2trt"
 
+ATTR_PLUGIN_VERSION: Final = "plugin_version"
+ATTR_PLUGIN_NAMESPACE: Final = "plugin_namespace"
+
+PLUGIN_ATTRIBUTES: Final = {ATTR_PLUGIN_VERSION: PLUGIN_VERSION, ATTR_PLUGIN_NAMESPACE: PLUGIN_NAMESPACE}
+"""What every node of ours carries beside its operator's attributes: with them TensorRT takes a registered plugin before
+a function body of the same name."""
+
 W4A16_LINEAR: Final = "W4A16Linear"
 """y[..., N] = x[..., K] @ (scales * (codes - zeros))^T + bias.
 
@@ -59,8 +66,6 @@ CODE_BITS: Final = 4
 ATTR_GROUP_SIZE: Final = "group_size"
 ATTR_HAS_ZEROS: Final = "has_zeros"
 ATTR_HAS_BIAS: Final = "has_bias"
-ATTR_PLUGIN_VERSION: Final = "plugin_version"
-ATTR_PLUGIN_NAMESPACE: Final = "plugin_namespace"
 
 CACHED_ATTENTION: Final = "CachedAttention"
 """Self-attention from merged queries, keys and values to its output, which writes the cache on the way.
@@ -105,5 +110,8 @@ ACTIVATION_CODES: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
 FUSED_WIDTH_MULTIPLE: Final = 8
 """H of a `ResidualNorm` and I of a `GatedActivation` must be multiples of it."""
+
+MOST_TOKENS: Final = 65535
+"""New tokens that a call of the fused operators may have."""
 
 FUSED_OPERATORS: Final = (CACHED_ATTENTION, RESIDUAL_NORM, GATED_ACTIVATION)

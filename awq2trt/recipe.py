@@ -112,7 +112,7 @@ class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         target: A name in `TARGETS`; None until a flag or a recipe says it.
         plugin: Build with our plugin library, and put it into the engine; False for TensorRT's own kernels; None for
             ours where the library is installed.
-        fusion: For `cuda` with our plugin library: merge linears, and use its fused operators.
+        fusion: With our plugin library: merge linears, and use its fused operators.
         jetpack: Release on the Jetson that a kit is for.
     """
 

@@ -97,6 +97,24 @@ class RandomCheckpoint:
         return np.random.default_rng(list(name.encode()))
 
 
+class FamilyCheckpoint(RandomCheckpoint):
+    """Random contents of a model of any family, without folded scales."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.spec = describe_model(config)
+        self.scheme = QuantScheme(group_size=32)
+        self.head_scheme = None
+
+    def has(self, name: str) -> bool:
+        return name.rpartition(".")[2] in ("weight", "bias")
+
+    def _relative(self, name: str) -> str:
+        prefixes = (self.spec.prefix(layer) for layer in range(self.spec.num_layers))
+        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+        return name.removeprefix(prefix)
+
+
 def torch_model(checkpoint: RandomCheckpoint) -> torch.nn.Module:
     """The checkpoint in transformers, fp32, weights dequantized by `QuantizedLinear.dequantize`."""
     config_class = MistralConfig if checkpoint.config["architectures"] == ["MistralForCausalLM"] else LlamaConfig

@@ -23,7 +23,7 @@ _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
 
 WORKSPACE_BYTES: Final = 512 * _MIB
-"""Scratch memory that TensorRT may use for one layer; a kit's script sets it as the limit."""
+"""Scratch memory that TensorRT may use for one layer, if none of ours needs more."""
 
 _BUILD_COPIES: Final = 3
 """Weights in memory while TensorRT builds: the parser's, the builder's and the serialized engine's. A Llama-2-7B with
@@ -45,6 +45,7 @@ class Footprint:
         read_bytes: Of them, what decoding one token reads: all but the embedding, of which it reads a row.
         cache_bytes: Keys and values of one conversation at full capacity.
         activation_bytes: At the longest prefill, an upper bound by the largest tensors that live at once.
+        workspace_bytes: Scratch memory that a layer may use; a kit's script sets it as the limit.
         build_bytes: Peak while TensorRT builds the engine.
         run_bytes: While it runs.
     """
@@ -53,14 +54,15 @@ class Footprint:
     read_bytes: int
     cache_bytes: int
     activation_bytes: int
+    workspace_bytes: int = WORKSPACE_BYTES
 
     @property
     def build_bytes(self) -> int:
-        return _BUILD_COPIES * self.weights_bytes + self.activation_bytes + WORKSPACE_BYTES + _RUNTIME_BYTES
+        return _BUILD_COPIES * self.weights_bytes + self.activation_bytes + self.workspace_bytes + _RUNTIME_BYTES
 
     @property
     def run_bytes(self) -> int:
-        return self.weights_bytes + self.cache_bytes + self.activation_bytes + WORKSPACE_BYTES + _RUNTIME_BYTES
+        return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.workspace_bytes + _RUNTIME_BYTES
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ def predict_footprint(
         capacity: Positions that the cache holds.
         head: Scheme of the head, and of an embedding that is the same weight; None for one that is not quantized.
         longest_prefill: Most new tokens of a call; None for `capacity`.
-        fused: TensorRT has layers for attention and for a cache in place (10.15 and later). Without them scores are
-            tensors, and the cache is written to a copy.
+        fused: Attention is one layer that writes the cache in place: ours, or TensorRT's own (10.15 and later).
+            Without one scores are tensors, and the cache is written to a copy.
     """
     linears = {f"{name}.weight" for name in spec.block.linears}
     block = sum(
@@ -143,7 +145,16 @@ def predict_footprint(
         read_bytes=weights - (0 if spec.tie_embeddings else embedding),
         cache_bytes=cache if fused else 2 * cache,
         activation_bytes=activations,
+        workspace_bytes=max(WORKSPACE_BYTES, attention_workspace_bytes(spec, rows)),
     )
+
+
+def attention_workspace_bytes(spec: DecoderSpec, tokens: int) -> int:
+    """Scratch memory of `CachedAttention` in a prefill: its queries, clipped, normed and rotated.
+
+    Decoding needs less than `WORKSPACE_BYTES` with any number of heads: sums of at most 15 tokens' parts.
+    """
+    return _FLOAT_BYTES * tokens * spec.num_heads * spec.head_dim
 
 
 def outlook_lines(outlooks: Sequence[Outlook]) -> Iterator[str]:

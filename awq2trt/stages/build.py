@@ -183,6 +183,7 @@ def _current_engine(
         gpu=[gpu, capability],
         tensorrt=str(import_tensorrt_rtx().__version__),
         plugin=record_file(library.path) if library else None,
+        fusion=request.options.build.fusion,
     )
     current = current_or_none(output, "engine", fingerprint, progress)
     if current is not None:
@@ -195,7 +196,14 @@ def _current_engine(
         expected_bytes=2 * sum(record.size_bytes for record in onnx.manifest.files.values()),
     ) as draft:
         with _kept_log(draft.files / LOG_FILE, request.output / f"{target.name}-{LOG_FILE}"):
-            result = build_engine(onnx.directory, target, draft.files, plugin_library=library, progress=progress)
+            result = build_engine(
+                onnx.directory,
+                target,
+                draft.files,
+                plugin_library=library,
+                fusion=request.options.build.fusion,
+                progress=progress,
+            )
         for name in onnx.manifest.files:
             draft.adopt(onnx.path(name))
         record = EngineRecord(
@@ -207,7 +215,9 @@ def _current_engine(
             profiles={DECODER: result.profiles},
             gpu=gpu,
         )
-        contents = exported_contents(onnx, spec).model_copy(update={"engine": record})
+        contents = exported_contents(onnx, spec)
+        changed = {"engine": record, "operators": {**contents.operators, **result.operators}}
+        contents = contents.model_copy(update=changed)
         return draft.publish(contents.with_engine(ENGINE_FILE))
 
 

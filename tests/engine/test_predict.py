@@ -67,6 +67,15 @@ def test_without_fused_layers_scores_and_a_second_cache_are_counted() -> None:
     assert fused.run_bytes > fused.weights_bytes + fused.cache_bytes + WORKSPACE_BYTES
 
 
+def test_the_scratch_memory_of_long_prompts_is_counted() -> None:
+    spec = describe_model({**LLAMA_2_70B, "max_position_embeddings": 65536})
+    short, long = (predict_footprint(spec, INT4, 65536, longest_prefill=tokens) for tokens in (4096, 65536))
+    assert short.workspace_bytes == WORKSPACE_BYTES  # its queries are 64 MiB
+    assert long.workspace_bytes == 65536 * 64 * 128 * 2 == GIB
+    added = long.activation_bytes - short.activation_bytes + GIB // 2
+    assert long.run_bytes - short.run_bytes == long.build_bytes - short.build_bytes == added
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("bits", [2, 3, 4])
