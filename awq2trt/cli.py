@@ -88,6 +88,7 @@ def build(
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
     symmetric: cli_flags.Symmetric = None,
+    head: cli_flags.Head = None,
     calib: cli_flags.Calib = None,
     samples: cli_flags.Samples = None,
     seqlen: cli_flags.Seqlen = None,
@@ -125,6 +126,7 @@ def build(
         "bits": bits,
         "group_size": group_size,
         "symmetric": symmetric,
+        "head": head,
         "calib": calib,
         "samples": samples,
         "seqlen": seqlen,
@@ -162,6 +164,7 @@ def quantize(
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
     symmetric: cli_flags.Symmetric = None,
+    head: cli_flags.Head = None,
     calib: cli_flags.Calib = None,
     samples: cli_flags.Samples = None,
     seqlen: cli_flags.Seqlen = None,
@@ -181,6 +184,7 @@ def quantize(
         "bits": bits,
         "group_size": group_size,
         "symmetric": symmetric,
+        "head": head,
         "calib": calib,
         "samples": samples,
         "seqlen": seqlen,
@@ -375,6 +379,8 @@ def bench(
     device: cli_flags.RunDevice = None,
     profile: Annotated[bool, typer.Option("--profile", help="Where a token's time goes.")] = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="The plugin library's kernels, alone.")] = False,
+    head: Annotated[str | None, typer.Option("--head", help="Of --shape: fp16, int8 or int4. [fp16]")] = None,
+    code_bits: Annotated[int, typer.Option("--code-bits", help="Of --kernels: 4, or 8 for heads.")] = 4,
     group_size: Annotated[int, typer.Option("--group-size", help="Of --kernels.")] = 128,
     dtype: Annotated[str, typer.Option("--dtype", help="Of --kernels: float16 or bfloat16.")] = "float16",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.")] = None,
@@ -383,9 +389,9 @@ def bench(
 ) -> None:
     """Speed of a model, token by token, or of the kernels alone."""
     if kernels:
-        from awq2trt.machine.bench import bench_kernels, format_report, plot_report, write_report
+        from awq2trt.machine.bench import WeightKind, bench_kernels, format_report, plot_report, write_report
 
-        measured = bench_kernels(group_size=group_size, dtype=dtype)
+        measured = bench_kernels(kind=WeightKind(code_bits, group_size), dtype=dtype)
         print(format_report(measured))
         if json_file is not None:
             write_report(measured, json_file)
@@ -398,7 +404,7 @@ def bench(
 
     opponents, command = tuple(against or ()), ("awq2trt", *sys.argv[1:])
     request = BenchRequest(
-        directory, shape, layers, prompt, tokens, context, batch, opponents, device, profile, command
+        directory, shape, layers, prompt, tokens, context, batch, opponents, device, profile, head, command
     )
     report = bench_stage(request, terminal_progress())
     print("\n".join(bench_lines(report)))
@@ -447,6 +453,7 @@ def targets(
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
     symmetric: cli_flags.Symmetric = None,
+    head: cli_flags.Head = None,
     max_seq_len: cli_flags.MaxSeqLen = None,
     jetpack: cli_flags.JetPack = None,
 ) -> None:
@@ -460,7 +467,7 @@ def targets(
         return
     from awq2trt.stages.kit import model_spec, predict_outlooks
 
-    quantizing: dict[str, object] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    quantizing: dict[str, object] = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "head": head}
     flags: dict[str, dict[str, object]] = {
         "quantize": quantizing,
         "export": {"max_seq_len": max_seq_len},

@@ -101,7 +101,13 @@ class Outlook:
 
 
 def predict_footprint(
-    spec: DecoderSpec, scheme: QuantScheme, capacity: int, *, longest_prefill: int | None = None, fused: bool = True
+    spec: DecoderSpec,
+    scheme: QuantScheme,
+    capacity: int,
+    *,
+    head: QuantScheme | None = None,
+    longest_prefill: int | None = None,
+    fused: bool = True,
 ) -> Footprint:
     """Sizes of a model in an engine for one conversation.
 
@@ -109,6 +115,7 @@ def predict_footprint(
         spec: The model.
         scheme: Of every linear of a block.
         capacity: Positions that the cache holds.
+        head: Scheme of the head, and of an embedding that is the same weight; None for one that is not quantized.
         longest_prefill: Most new tokens of a call; None for `capacity`.
         fused: Attention is one layer that writes the cache in place: ours, or TensorRT's own (10.15 and later).
             Without one scores are tensors, and the cache is written to a copy.
@@ -118,7 +125,12 @@ def predict_footprint(
         _quantized_bytes(shape, scheme) if name in linears else _FLOAT_BYTES * math.prod(shape)
         for name, shape in spec.block_shapes().items()
     )
-    outer = sum(_FLOAT_BYTES * math.prod(shape) for shape in spec.outer_shapes().values())
+    outer = sum(
+        _quantized_bytes(shape, head)
+        if head is not None and name == f"{spec.stored_head}.weight"
+        else _FLOAT_BYTES * math.prod(shape)
+        for name, shape in spec.outer_shapes().items()
+    )
     embedding = _FLOAT_BYTES * spec.vocab_size * spec.hidden_size
     weights = spec.num_layers * block + outer
     cache = 2 * spec.num_layers * spec.num_kv_heads * capacity * spec.head_dim * _FLOAT_BYTES
@@ -176,6 +188,6 @@ def _gib(size_bytes: int) -> str:
 def _quantized_bytes(shape: tuple[int, ...], scheme: QuantScheme) -> int:
     """Codes [N, K], scales [N, groups], zero points [N, groups] if there are any; all codes as wide as the graph's."""
     rows, features = shape
-    groups = rows * scheme.groups(features)
-    codes_bits = rows * features * CODE_BITS + (groups * CODE_BITS if scheme.zero_point else 0)
+    groups, width = rows * scheme.groups(features), max(scheme.bits, CODE_BITS)
+    codes_bits = rows * features * width + (groups * width if scheme.zero_point else 0)
     return math.ceil(codes_bits / 8) + _FLOAT_BYTES * groups

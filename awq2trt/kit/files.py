@@ -179,10 +179,11 @@ def _require_kernels(model: ir.Model) -> None:
         codes = node.inputs[1] if len(node.inputs) > 1 else None
         shape = codes.shape if codes is not None else None
         features = shape[1] if shape is not None and len(shape) == 2 else None
-        if node.op_type != opset.W4A16_LINEAR or not isinstance(features, int) or features % opset.FEATURES_MULTIPLE:
+        known = node.op_type in opset.QUANTIZED_OPERATORS
+        if not known or not isinstance(features, int) or features % opset.FEATURES_MULTIPLE:
             raise UnsupportedError(
                 f"the plugin library has no kernel for {node.op_type} with K = {features}: it takes "
-                f"{opset.W4A16_LINEAR} with a K that is a multiple of {opset.FEATURES_MULTIPLE}.",
+                f"{', '.join(opset.QUANTIZED_OPERATORS)} with a K that is a multiple of {opset.FEATURES_MULTIPLE}.",
                 where=node.name,
                 fix="build for an RTX card with --no-plugin, or use a model with other widths.",
             )

@@ -15,7 +15,7 @@ from onnx_ir.tape import Tape
 
 from awq2trt import opset
 from awq2trt.graph.inline import inline_call_
-from awq2trt.onnx_export.bodies import BodyVariant, make_body
+from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
 from awq2trt.onnx_export.decoder_graph import LOWEST
 
 _Inputs = dict[str, ir.Value]
@@ -35,8 +35,10 @@ def add_bodies_(model: ir.Model) -> None:
     for node in model.graph:
         if node.domain != opset.DOMAIN or node.op_identifier() in model.functions:
             continue
-        if node.op_type == opset.W4A16_LINEAR:
-            function = make_body(_linear_variant(node))
+        if node.op_type in opset.LINEAR_OF_BITS.values():
+            function = make_body(_coded_variant(node))
+        elif node.op_type in opset.EMBEDDING_OF_BITS.values():
+            function = make_embedding_body(_coded_variant(node))
         else:
             numbers = _numbers(node)
             key = (node.op_type, *numbers.items())
@@ -64,17 +66,19 @@ def unfuse_(model: ir.Model) -> None:
         model.ir_version = opset.ONNX_IR_VERSION
 
 
-def _linear_variant(node: ir.Node) -> BodyVariant:
-    """The variant of a linear, read off its node."""
+def _coded_variant(node: ir.Node) -> BodyVariant:
+    """The variant of a linear or an embedding, read off its node."""
     codes = node.inputs[1]
     if codes is None or codes.const_value is None:
         raise ValueError(f"{node.name}: its codes are no initializer")
     group, features = node.attributes[opset.ATTR_GROUP_SIZE].as_int(), int(codes.const_value.shape.numpy()[1])
+    bias = node.attributes.get(opset.ATTR_HAS_BIAS)
     return BodyVariant(
+        bits=8 if codes.const_value.dtype is ir.DataType.INT8 else opset.CODE_BITS,
         group_length=group,
         ragged_features=features if features % group else None,
         has_zeros=bool(node.attributes[opset.ATTR_HAS_ZEROS].as_int()),
-        has_bias=bool(node.attributes[opset.ATTR_HAS_BIAS].as_int()),
+        has_bias=bias is not None and bool(bias.as_int()),
     )
 
 

@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +75,7 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
     """
     from awq2trt.stages import kit as kit_stage
 
+    request = replace(request, options=request.options.for_device())
     target = _wanted_target(request)
     refuse_missing_device(request.device)
     kit = kit_stage.KitRequest(

@@ -68,14 +68,16 @@ def model_spec(model: str) -> ModelSpec:
 
 def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
     """What a model will need on every target whose memory is known."""
+    options = options.for_device()
     decoder = spec.decoder
     capacity = options.export.max_seq_len or min(decoder.max_positions, DEFAULT_MAX_SEQ_LEN)
 
     def outlook(target: Target) -> Outlook:
         fused = not target.is_kit or _attention_is_a_layer(decoder, capacity, options)
         prefill = longest_prefill(capacity, fused=fused)
-        scheme = options.quantize.scheme
-        return Outlook(target, predict_footprint(decoder, scheme, capacity, longest_prefill=prefill, fused=fused))
+        scheme, head = options.quantize.scheme, options.quantize.head_scheme
+        footprint = predict_footprint(decoder, scheme, capacity, head=head, longest_prefill=prefill, fused=fused)
+        return Outlook(target, footprint)
 
     return tuple(outlook(target) for target in TARGETS.values() if target.memory_bytes is not None)
 

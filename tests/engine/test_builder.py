@@ -73,6 +73,37 @@ def test_every_body_builds(scheme: QuantScheme, bias: bool, tmp_path: Path) -> N
     assert opset.W4A16_LINEAR.encode() not in (tmp_path / ENGINE_FILE).read_bytes()
 
 
+HEADS = [
+    pytest.param(QuantScheme(8, 128, True), True, id="int8-tied"),
+    pytest.param(QuantScheme(4, 32, True), True, id="int4-tied"),
+    pytest.param(QuantScheme(8, 64, False), False, id="int8-symmetric-apart"),
+]
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(("head", "tied"), HEADS)
+def test_bodies_of_a_quantized_head_build(head: QuantScheme, tied: bool, tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint(head_scheme=head, num_hidden_layers=1, tie_word_embeddings=tied)
+    export_onnx(checkpoint, tmp_path)
+    build_engine(tmp_path, RTX4090, tmp_path)
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(("head", "tied"), HEADS)
+def test_plugins_take_a_quantized_head_and_embedding(head: QuantScheme, tied: bool, tmp_path: Path) -> None:
+    try:
+        library = find_plugin_library()
+    except ToolError as error:
+        pytest.skip(f"needs the plugin library: {error}")
+    checkpoint = RandomCheckpoint(head_scheme=head, num_hidden_layers=1, tie_word_embeddings=tied)
+    export_onnx(checkpoint, tmp_path)
+    build_engine(tmp_path, RTX4090, tmp_path, plugin_library=library)
+    engine = (tmp_path / ENGINE_FILE).read_bytes()
+    codes = ir.load(tmp_path / MODEL_FILE).graph.initializers[f"{checkpoint.spec.stored_head}.codes"].const_value
+    assert codes is not None
+    assert engine.count(codes.tobytes()) == 1
+
+
 @pytest.mark.trt
 @pytest.mark.parametrize(("head_dim", "heads", "kv_heads"), [(8, 6, 2), (40, 4, 2), (32, 2, 2), (80, 4, 1)])
 def test_heads_without_a_fused_kernel_build(head_dim: int, heads: int, kv_heads: int, tmp_path: Path) -> None:

@@ -89,3 +89,17 @@ def test_weights_are_what_export_writes(bits: int, tied: bool, zeros: bool, tmp_
         tensor.nbytes for tensor in tensors if tensor is not None and not str(tensor.name).startswith("rotary")
     )
     assert predict_footprint(checkpoint.spec, scheme, 32).weights_bytes == stored
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("head", [QuantScheme(8, 32, True), QuantScheme(4, 32, False)], ids=QuantScheme.describe)
+def test_a_quantized_head_is_what_export_writes(head: QuantScheme, tied: bool, tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint(INT4, head, tie_word_embeddings=tied)
+    export_onnx(checkpoint, tmp_path, options=ExportOptions(max_seq_len=32))
+    model = ir.load(tmp_path / "model.onnx")
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    stored = sum(tensor.nbytes for tensor in tensors if tensor and not str(tensor.name).startswith("rotary"))
+    footprint = predict_footprint(checkpoint.spec, INT4, 32, head=head)
+    assert footprint.weights_bytes == stored
+    embedding = 0 if tied else checkpoint.tensor("model.embed_tokens.weight").nbytes
+    assert footprint.read_bytes == stored - embedding

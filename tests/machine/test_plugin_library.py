@@ -42,6 +42,9 @@ def _names_in(header: str) -> dict[str, str]:
     return dict(re.findall(r'constexpr char (\w+)\[\] = "(\w+)";', (OPS / header).read_text()))
 
 
+EMBEDDINGS = "quantized_embedding.h"
+"""Of two operators, by the width of their codes."""
+
 NAMES_OF_OPERATORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cached_attention.h": (
         opset.CACHED_ATTENTION,
@@ -59,11 +62,23 @@ def test_cpp_and_python_agree_on_names(header: str) -> None:
     assert _names_in("operator.h") == {"kDomain": opset.DOMAIN}
     assert opset.DOMAIN == opset.PLUGIN_NAMESPACE
     constants = {f"k{attribute.title().replace('_', '')}": attribute for attribute in attributes}
+    if header == "w4a16_linear.h":
+        constants["kName8"] = opset.W8A16_LINEAR
     assert _names_in(header) == {"kName": name, "kVersion": opset.PLUGIN_VERSION, **constants}
 
 
+def test_cpp_and_python_agree_on_names_of_embeddings() -> None:
+    assert _names_in(EMBEDDINGS) == {
+        "kName4": opset.W4A16_EMBEDDING,
+        "kName8": opset.W8A16_EMBEDDING,
+        "kVersion": opset.PLUGIN_VERSION,
+        "kGroupSize": opset.ATTR_GROUP_SIZE,
+        "kHasZeros": opset.ATTR_HAS_ZEROS,
+    }
+
+
 def test_every_operator_is_held_to_its_names() -> None:
-    assert {path.name for path in OPS.glob("*.h")} - {"operator.h"} == set(NAMES_OF_OPERATORS)
+    assert {path.name for path in OPS.glob("*.h")} - {"operator.h", EMBEDDINGS} == set(NAMES_OF_OPERATORS)
     written = {name for name, _ in NAMES_OF_OPERATORS.values()}
     assert written == {opset.W4A16_LINEAR, *opset.FUSED_OPERATORS}
 
