@@ -225,8 +225,8 @@ FOREIGN = {
 }
 
 
-def save_foreign(directory: Path, foreign: Foreign, **config: Any) -> dict[str, Array]:
-    """Saves a random checkpoint in another tool's layout.
+def save_foreign(directory: Path, foreign: Foreign, *, quantized_head: bool = False, **config: Any) -> dict[str, Array]:
+    """Saves a random checkpoint in another tool's layout, its head like its blocks or plain.
 
     Returns:
         The weight of every linear by full name, fp32, by the definition scale * (code - zero).
@@ -236,7 +236,10 @@ def save_foreign(directory: Path, foreign: Foreign, **config: Any) -> dict[str, 
     tensors: dict[str, torch.Tensor] = {}
     weights: dict[str, Array] = {}
     sizes = {"hidden_size": 64, "intermediate_size": foreign.intermediate}
-    for name, shape in SHAPES.items():
+    shapes = {f"model.layers.0.{name}": shape for name, shape in SHAPES.items()}
+    if quantized_head:
+        shapes["lm_head"] = (272, 64)
+    for full, shape in shapes.items():
         rows, columns = (foreign.intermediate if size == CONFIG["intermediate_size"] else size for size in shape)
         groups = columns // GROUP
         codes = random.integers(0, levels, (rows, columns))
@@ -246,7 +249,6 @@ def save_foreign(directory: Path, foreign: Foreign, **config: Any) -> dict[str, 
         if foreign.symmetric:
             zeros = np.full((rows, groups), levels // 2)
         scales = torch.from_numpy(random.uniform(1e-3, 0.05, (rows, groups))).to(foreign.scale_dtype)
-        full = f"model.layers.0.{name}"
         encoded, group = foreign.encode(codes, zeros, scales), np.arange(columns) // GROUP
         if foreign.groups_tensor is not None:
             group = np.random.default_rng(columns).permutation(group)  # the same for all that read the same input
@@ -257,7 +259,7 @@ def save_foreign(directory: Path, foreign: Foreign, **config: Any) -> dict[str, 
     dtype = foreign.scale_dtype
     for name in ("model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm", "model.norm"):
         tensors[f"{name}.weight"] = torch.ones(64, dtype=dtype)
-    for name in ("model.embed_tokens", "lm_head"):
+    for name in ("model.embed_tokens", *(["lm_head"] if not quantized_head else [])):
         tensors[f"{name}.weight"] = torch.from_numpy(random.normal(size=(272, 64))).to(dtype)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

@@ -15,15 +15,17 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from awq2trt import opset
 from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE, IoContract
 from awq2trt.models.families import DecoderSpec
 from awq2trt.onnx_export.bodies import BodyVariant
-from awq2trt.onnx_export.decoder_graph import GraphPlan, LinearInputs, Order, build_decoder, decoder_contract
+from awq2trt.onnx_export.decoder_graph import GraphPlan, build_decoder, decoder_contract
 from awq2trt.onnx_export.external_data import ExternalDataWriter
+from awq2trt.onnx_export.weights import LinearInputs, Order
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.recipe import ActivationDtype, ExportOptions
-from awq2trt.scheme import QuantizedLinear
+from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 DEFAULT_MAX_SEQ_LEN: Final = 4096
 """Cache capacity unless asked otherwise: longer contexts cost cache memory that few runs use."""
@@ -36,6 +38,7 @@ class Checkpoint(Protocol):
 
     spec: DecoderSpec
     config: dict[str, Any]
+    head_scheme: QuantScheme | None
 
     def linear(self, name: str) -> QuantizedLinear:
         """A quantized linear by its full name."""
@@ -109,35 +112,39 @@ def export_onnx(
 
 
 class _StreamedWeights:
-    """`decoder_graph.Weights` that writes each tensor to disk when it is asked for."""
+    """`weights.Weights` that writes each tensor to disk when it is asked for."""
 
     def __init__(self, checkpoint: Checkpoint, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
         self.dtype = dtype
+        self.quantized_head = checkpoint.head_scheme is not None
         self._checkpoint = checkpoint
         self._writer = writer
         spec = checkpoint.spec
         self._biased = {spec.prefix(layer) + name for layer in range(spec.num_layers) for name in spec.biased}
 
     def linear(self, name: str, rows: Order | None = None) -> LinearInputs:
-        """codes, scales, and zeros and bias if there are any; or weight and bias."""
-        if not self._checkpoint.is_quantized(name):
-            kinds = ("weight", "bias") if name in self._biased else ("weight",)
-            plain = {f"{name}.{kind}": self._checkpoint.tensor(f"{name}.{kind}") for kind in kinds}
-            return LinearInputs(None, tuple(self.constant(k, v if rows is None else v[rows]) for k, v in plain.items()))
+        """codes, scales, and zeros and bias if there are any."""
         linear = _rows_in_order(self._checkpoint.linear(name).widened(), rows)
+        write_codes = self._writer.write_int4 if linear.scheme.bits == opset.CODE_BITS else self._writer.write_int8
         tensors = [
-            self._writer.write_int4(f"{name}.codes", linear.codes),
+            write_codes(f"{name}.codes", linear.codes),
             self._writer.write_float(f"{name}.scales", linear.scales, self.dtype),
         ]
         if linear.zeros is not None:
-            tensors.append(self._writer.write_int4(f"{name}.zeros", linear.zeros))
+            tensors.append(write_codes(f"{name}.zeros", linear.zeros))
         if linear.bias is not None:
             tensors.append(self._writer.write_float(f"{name}.bias", linear.bias, self.dtype))
-        return LinearInputs(BodyVariant.of(linear), tuple(_initializer(tensor) for tensor in tensors))
+        return BodyVariant.of(linear), tuple(_initializer(tensor) for tensor in tensors)
 
     def is_quantized(self, name: str) -> bool:
         """Whether the checkpoint has codes of the linear."""
         return self._checkpoint.is_quantized(name)
+
+    def plain_linear(self, name: str, rows: Order | None = None) -> tuple[ir.Value, ...]:
+        """Weight, and bias if there is one."""
+        kinds = ("weight", "bias") if name in self._biased else ("weight",)
+        plain = {f"{name}.{kind}": self._checkpoint.tensor(f"{name}.{kind}") for kind in kinds}
+        return tuple(self.constant(key, value if rows is None else value[rows]) for key, value in plain.items())
 
     def input_order(self, name: str) -> Order | None:
         """The order of a linear's input channels; None for their own."""

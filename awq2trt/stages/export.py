@@ -16,7 +16,6 @@ from awq2trt.artifact.records import (
     LayerSchemeRecord,
     QuantizationRecord,
     SourceRecord,
-    WeightRecord,
 )
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import DECODER, MODEL_FILE
@@ -94,13 +93,11 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
         tokenizer = ChatTokenizer.load(draft.files)
         _write_golden(checkpoint, tokenizer, draft.files, result, progress)
         source, quantization = _origin(checkpoint, artifact)
-        ends = quantization.with_plain_ends(result.dtype)
-        if checkpoint.is_quantized(checkpoint.spec.head):
-            head = WeightRecord(dtype=result.dtype, scheme=checkpoint.scheme)
-            ends = ends.model_copy(update={"head": head})
         contents = Contents(
             source=source,
-            quantization=ends,
+            quantization=quantization.with_ends(
+                result.dtype, checkpoint.head_scheme, tied=checkpoint.spec.tie_embeddings
+            ),
             model=checkpoint.model_spec.record(),
             tokens=tokenizer.special,
             graphs={DECODER: GraphRecord(model=MODEL_FILE, io=result.contract)},

@@ -21,6 +21,7 @@ from awq2trt.checkpoint.layouts.layout import (
     Layout,
     LinearToUnpack,
     QuantizationConfig,
+    SchemeNumbers,
     Tool,
     config_integer,
 )
@@ -98,7 +99,7 @@ def _version(found: QuantizationConfig) -> str:
     return str(found.get("checkpoint_format") or found.get("format") or _FIRST).lower()
 
 
-def _read(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
+def _read(found: QuantizationConfig, where: str) -> SchemeNumbers:
     own = [pattern for pattern in found.get("dynamic") or () if not pattern.startswith(_LEFT_OUT)]
     if own:
         raise UnsupportedError(
