@@ -83,6 +83,7 @@ def build(
     recipe: cli_flags.Recipe = None,
     method: cli_flags.Method = None,
     effort: cli_flags.Effort = None,
+    init_from: cli_flags.InitFrom = None,
     act_order: cli_flags.ActOrder = None,
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
@@ -119,6 +120,7 @@ def build(
     quantizing: dict[str, object] = {
         "method": method,
         "effort": effort,
+        "init_from": init_from,
         "act_order": act_order,
         "bits": bits,
         "group_size": group_size,
@@ -156,6 +158,7 @@ def quantize(
     recipe: cli_flags.Recipe = None,
     method: cli_flags.Method = None,
     effort: cli_flags.Effort = None,
+    init_from: cli_flags.InitFrom = None,
     act_order: cli_flags.ActOrder = None,
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
@@ -175,6 +178,7 @@ def quantize(
     flags = {
         "method": method,
         "effort": effort,
+        "init_from": init_from,
         "act_order": act_order,
         "bits": bits,
         "group_size": group_size,

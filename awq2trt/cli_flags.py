@@ -19,7 +19,13 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
 Method = Annotated[str | None, typer.Option("--method", help="awq, rtn, gptq or awq+gptq. [awq]")]
-Effort = Annotated[str | None, typer.Option("--effort", help="How hard awq searches: fast, default or best. [default]")]
+Effort = Annotated[
+    str | None, typer.Option("--effort", help="How hard awq searches: fast, default, best or max. [default]")
+]
+InitFrom = Annotated[
+    str | None,
+    typer.Option("--init-from", metavar="DIR", help="Quantized checkpoint to refine, by --effort best or max."),
+]
 ActOrder = Annotated[
     bool | None, typer.Option("--act-order/--no-act-order", help="GPTQ: largest inputs first. [--act-order]")
 ]

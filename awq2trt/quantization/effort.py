@@ -55,6 +55,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from awq2trt.quantization.grids import GridOptions
+from awq2trt.quantization.learning import LearnOptions
 from awq2trt.quantization.search import ScaleOptions
 
 
@@ -70,6 +71,7 @@ class SearchOptions:
         code_passes: Coordinate descent on codes, so many times over all columns.
         score_passes: The same after it for q and k, on the error of attention scores instead of their own outputs.
         sequential: A block's inputs are what the quantized blocks before it give, not what the original ones do.
+        learn: Then codes and grids of the whole block learn from the original block's outputs; None for not.
     """
 
     scales: ScaleOptions
@@ -78,6 +80,7 @@ class SearchOptions:
     code_passes: int = 0
     score_passes: int = 0
     sequential: bool = False
+    learn: LearnOptions | None = None
 
 
 EFFORTS: Final = {
@@ -87,6 +90,15 @@ EFFORTS: Final = {
     "default": SearchOptions(ScaleOptions(), GridOptions(), grids_of_scores=True),
     "best": SearchOptions(
         ScaleOptions(), GridOptions(), grids_of_scores=True, code_passes=4, score_passes=3, sequential=True
+    ),
+    "max": SearchOptions(
+        ScaleOptions(),
+        GridOptions(),
+        grids_of_scores=True,
+        code_passes=4,
+        score_passes=3,
+        sequential=True,
+        learn=LearnOptions(),
     ),
 }
 """`fast` is the search of the paper and its released code."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from awq2trt.artifact.arrays import write_arrays
-from awq2trt.checkpoint.checkpoint import fuse_linears
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint, fuse_linears
 from awq2trt.checkpoint.layouts import Layout, choose_layout, pack_linear
 from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.checkpoint.writer import (
@@ -37,16 +37,20 @@ from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_bloc
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.progress import Progress
+from awq2trt.quantization.beginning import begin_block, open_beginning
 from awq2trt.quantization.block import (
     BlockMethod,
+    Guide,
     LinearReport,
     QuantizedBlock,
     collect_statistics,
     dequantized,
     method_of,
     quantize_block,
+    require_refining,
     run_block,
 )
+from awq2trt.quantization.learning import Lesson
 from awq2trt.quantization.store import Store, StoredBlock
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.text.windows import calibration_tokens
@@ -87,6 +91,7 @@ class QuantizeJob:
         files: Empty directory for the checkpoint.
         store: What is done so far.
         progress: Of calibration and blocks.
+        beginning: The checkpoint to begin at; None to search from the original's weights on.
     """
 
     source: ModelSource
@@ -96,6 +101,7 @@ class QuantizeJob:
     files: Path
     store: Store
     progress: Progress
+    beginning: QuantizedCheckpoint | None = None
 
     @classmethod
     def prepare(
@@ -105,10 +111,14 @@ class QuantizeJob:
 
         Raises:
             UnsupportedError: No layout of checkpoints holds the scheme's weights of this model.
+            UsageError: The checkpoint to begin at is another model's, or the method does not go on from one.
         """
         store = Store(scratch, source.spec.num_layers)
-        layout = choose_layout(source.spec, options.scheme)
-        return cls(source, options, method_of(options), layout, files, store, progress)
+        layout, method, beginning = choose_layout(source.spec, options.scheme), method_of(options), None
+        if options.init_from is not None:
+            require_refining(method, options)
+            beginning = open_beginning(Path(options.init_from).expanduser(), source, options.scheme)
+        return cls(source, options, method, layout, files, store, progress, beginning)
 
     def run(self) -> JobResult:
         """Runs, or goes on from the first block that is not finished.
@@ -124,7 +134,7 @@ class QuantizeJob:
         with self.progress.task("reading the tokenizer", total=1) as advance:
             self.source.save_tokenizer(self.files)
             advance(1)
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode(), whose tensors no gradient can be taken through
             tokens = self._tokens() if self.method.uses_text else None
             self._quantize_blocks(self._range_probe() if tokens is None else tokens)
         dtype = self._write_checkpoint()
@@ -162,20 +172,31 @@ class QuantizeJob:
             return
         runner = BlockRunner.for_positions(self.source.spec, tokens.shape[1])
         hidden = self.store.hidden(first) if first else Ends(self.source).embed(tokens)
+        original = (self.store.original(first) if first else hidden) if self.method.learns else None
         with self.progress.task(f"quantizing blocks ({self.options.method})", total=layers) as advance:
             advance(first)
             for layer in range(first, layers):
-                hidden = self._quantize_block(layer, runner, hidden)
+                hidden, original = self._quantize_block(layer, runner, hidden, original)
                 advance(1)
 
-    def _quantize_block(self, layer: int, runner: BlockRunner, hidden: Tensor) -> Tensor:
+    def _quantize_block(
+        self, layer: int, runner: BlockRunner, hidden: Tensor, original: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """One block; returns the residual stream after it: the quantized model's if the method is sequential.
 
-        AWQ's search sees the unquantized model, as in the paper.
+        AWQ's search sees the unquantized model, as in the paper. A method that learns needs the stream of the original
+        model, too, and gets it back after the block.
         """
         spec, method, seen = self.source.spec, self.method, ActivationRange()
-        runner = replace(runner, seen=seen)
         weights, prefix = load_block(self.source, layer), spec.prefix(layer)
+        lesson = None
+        if original is not None:
+            original = run_block(runner, layer, weights, original)
+            lesson = Lesson(partial(runner.run, layer=layer), hidden, original, seed=self.options.seed + layer)
+        runner, begun = replace(runner, seen=seen), None
+        if self.beginning is not None:
+            begun = begin_block(self.beginning, layer, weights)
+            weights = begun.tensors
         if method.uses_text:
             outputs, statistics = collect_statistics(runner, layer, weights, hidden)
         else:
@@ -186,13 +207,17 @@ class QuantizeJob:
                 where=prefix.rstrip("."),
                 fix="check the checkpoint: its weights are finite, but they do not compute.",
             )
-        block = quantize_block(spec, layer, weights, statistics, method)
+        block = quantize_block(
+            spec, layer, weights, statistics, method, Guide(lesson, begun.rounded if begun else None)
+        )
         if method.sequential:
             outputs = run_block(runner, layer, dequantized(block), hidden)
         self.store.keep_hidden(layer + 1, outputs)
+        if original is not None:
+            self.store.keep_original(layer + 1, original)
         self.store.keep_largest_activation(layer, seen.largest)
         self.store.keep_block(layer, self._packed(prefix, block))
-        return outputs
+        return outputs, original
 
     def _packed(self, prefix: str, block: QuantizedBlock) -> StoredBlock:
         """A block as the checkpoint holds it."""

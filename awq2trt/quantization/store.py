@@ -83,6 +83,14 @@ class Store:
         """Keeps the residual stream before block `layer`."""
         _save_whole(self._hidden(layer), hidden)
 
+    def original(self, layer: int) -> Tensor:
+        """The original model's residual stream before block `layer`, of a method that learns from it."""
+        return _load_whole(self._original(layer))
+
+    def keep_original(self, layer: int, hidden: Tensor) -> None:
+        """Keeps the original model's residual stream before block `layer`."""
+        _save_whole(self._original(layer), hidden)
+
     def largest_activation(self, layer: int) -> float:
         """Largest magnitude among the activations of block `layer`."""
         return float(json.loads(self._range(layer).read_text(encoding="utf-8")))
@@ -92,12 +100,13 @@ class Store:
         self._range(layer).write_text(json.dumps(value), encoding="utf-8")
 
     def keep_block(self, layer: int, block: StoredBlock) -> None:
-        """Keeps a block, its tensors last; then drops the residual stream before it, which nobody needs any more."""
+        """Keeps a block, its tensors last; then drops the residual streams before it, which nobody needs any more."""
         write_arrays(self._search(layer), block.search)
         reports = {name: asdict(report) for name, report in block.reports.items()}
         self._report(layer).write_text(json.dumps(reports), encoding="utf-8")
         write_tensors(self._block(layer), block.tensors)
-        self._hidden(layer).unlink(missing_ok=True)
+        for stream in (self._hidden(layer), self._original(layer)):
+            stream.unlink(missing_ok=True)
 
     def reports(self) -> dict[str, LinearReport]:
         """Of all blocks, which must be finished, by linear's full name."""
@@ -153,6 +162,9 @@ class Store:
 
     def _hidden(self, layer: int) -> Path:
         return self.directory / f"hidden-{layer:05}.safetensors"
+
+    def _original(self, layer: int) -> Path:
+        return self.directory / f"original-{layer:05}.safetensors"
 
 
 def _save_whole(path: Path, value: Tensor) -> None:

@@ -8,7 +8,8 @@ from typing import Final
 
 from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
-from awq2trt.artifact.records import CalibrationRecord, Contents, QuantizationRecord, SourceRecord
+from awq2trt.artifact.records import CalibrationRecord, Contents, FileRecord, QuantizationRecord, SourceRecord
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
@@ -102,8 +103,19 @@ def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: Qua
     side = {path.name: record_file(path) for path in source.side_files}
     calib = Path(options.calib).expanduser()
     text = record_file(calib) if calib.is_file() else None
-    portable = options.model_copy(update={"calib": portable_name(options.calib)})
-    return fingerprint_of(kind="checkpoint", source=record, side=side, options=portable, calib=text)
+    begun = options.init_from and portable_name(options.init_from)
+    portable = options.model_copy(update={"calib": portable_name(options.calib), "init_from": begun})
+    return fingerprint_of(
+        kind="checkpoint", source=record, side=side, options=portable, calib=text, begun=_beginning_files(options)
+    )
+
+
+def _beginning_files(options: QuantizeOptions) -> dict[str, FileRecord]:
+    """Hashes of the checkpoint to begin at; empty where there is none."""
+    if options.init_from is None:
+        return {}
+    begun = QuantizedCheckpoint(Path(options.init_from).expanduser())
+    return {path.name: record_file(path) for path in (*begun.files, *begun.side_files)}
 
 
 def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
