@@ -119,9 +119,9 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
 
 
 def _codes_are_nearest(record: QuantizationRecord) -> bool:
-    """Whether every code is the nearest to its weight: not after GPTQ, nor where the search moved single codes."""
+    """Whether every code is the nearest to its weight: not after GPTQ, nor where single codes were moved or learned."""
     method, search = METHODS.get(record.method), EFFORTS.get(record.effort or "")
-    return method is not None and not method.rounds_columns and (search is None or search.code_passes == 0)
+    return method is not None and not method.rounds_columns and (search is None or search.keeps_nearest)
 
 
 class _Found(NamedTuple):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +21,8 @@ from awq2trt.errors import UsageError
 from awq2trt.models.decoder import load_block
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.quantization.rounding import GroupGrid, Rounded, as_half
-from awq2trt.scheme import QuantizedLinear, QuantScheme
+from awq2trt.quantization.rounding import Rounded
+from awq2trt.scheme import QuantScheme
 
 FIT_PASSES: Final = 8
 """Of alternating least squares; the fit is settled to fp32 after 3 or 4 where columns differ by a factor of 100."""
@@ -91,20 +90,10 @@ def begin_block(checkpoint: QuantizedCheckpoint, layer: int, weights: Mapping[st
     spec: DecoderSpec = checkpoint.spec
     tensors, rounded = load_block(checkpoint, layer), dict[str, Rounded]()
     for name in spec.block.linears:
-        rounded[name] = as_rounded(checkpoint.linear(spec.prefix(layer) + name))
+        rounded[name] = Rounded.of(checkpoint.linear(spec.prefix(layer) + name))
         key = f"{name}.weight"
         tensors[key] = scaled_like(weights[key], tensors[key])
     return Beginning(tensors, rounded)
-
-
-def as_rounded(linear: QuantizedLinear) -> Rounded:
-    """A stored linear as the search has it."""
-    scales = as_half(torch.as_tensor(linear.scales.astype(np.float32))).unsqueeze(-1)
-    if linear.zeros is None:
-        zeros = torch.full_like(scales, linear.scheme.symmetric_zero)
-    else:
-        zeros = torch.as_tensor(linear.zeros.astype(np.float32)).unsqueeze(-1)
-    return Rounded(torch.as_tensor(linear.codes.astype(np.float32)), GroupGrid(scales, zeros))
 
 
 def scaled_like(weight: Tensor, rounded: Tensor) -> Tensor:

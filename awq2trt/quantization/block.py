@@ -175,8 +175,8 @@ def require_refining(method: BlockMethod, options: QuantizeOptions) -> None:
     Raises:
         UsageError: It searches scales and grids only, or rounds by GPTQ.
     """
-    if method.gptq or method.search is None or not (method.search.code_passes or method.search.learn):
-        efforts = " or ".join(f"--effort {name}" for name, search in EFFORTS.items() if search.code_passes)
+    if method.gptq or method.search is None or method.search.keeps_nearest:
+        efforts = " or ".join(f"--effort {name}" for name, search in EFFORTS.items() if not search.keeps_nearest)
         effort = f" --effort {options.effort}" if method.search else ""
         raise UsageError(
             f"--method {options.method}{effort} does not go on from the codes of another checkpoint.",
@@ -234,7 +234,7 @@ def quantize_block(
         for group in (spec.scale_groups() if searched else ())
         for kind, value in inputs[group.balance_layers[0]].search().items()
     }
-    return QuantizedBlock(linears, _plain(spec, folded), reports, search)
+    return QuantizedBlock(linears, plain_tensors(spec, folded), reports, search)
 
 
 def dequantized(block: QuantizedBlock) -> dict[str, Tensor]:
@@ -382,7 +382,7 @@ def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor) -> float:
     return math.sqrt(output_error(rounded - weight, gram) / reference) if reference > 0 else 0.0
 
 
-def _plain(spec: DecoderSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a block that belong to no linear."""
+def plain_tensors(spec: DecoderSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a block that belong to no quantized linear."""
     owned = {f"{name}.{kind}" for name in spec.block.linears for kind in ("weight", "bias")}
     return {name: value for name, value in weights.items() if name not in owned}

@@ -57,6 +57,7 @@ from typing import Final
 from awq2trt.quantization.grids import GridOptions
 from awq2trt.quantization.learning import LearnOptions
 from awq2trt.quantization.search import ScaleOptions
+from awq2trt.quantization.tuning import TuneOptions
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class SearchOptions:
         score_passes: The same after it for q and k, on the error of attention scores instead of their own outputs.
         sequential: A block's inputs are what the quantized blocks before it give, not what the original ones do.
         learn: Then codes and grids of the whole block learn from the original block's outputs; None for not.
+        tune: After the last block, step sizes of the whole model are tuned to the original's predictions; None for not.
+            Only with `learn`.
     """
 
     scales: ScaleOptions
@@ -81,9 +84,15 @@ class SearchOptions:
     score_passes: int = 0
     sequential: bool = False
     learn: LearnOptions | None = None
+    tune: TuneOptions | None = None
+
+    @property
+    def keeps_nearest(self) -> bool:
+        """Whether every code stays the nearest to its weight on the grid found."""
+        return not (self.code_passes or self.score_passes or self.learn)
 
 
-EFFORTS: Final = {
+EFFORTS: Final[dict[str, SearchOptions]] = {
     "fast": SearchOptions(
         ScaleOptions(adaptive=False, rows=None), GridOptions(ends_apart=False, passes=0), grids_of_scores=False
     ),
@@ -99,6 +108,7 @@ EFFORTS: Final = {
         score_passes=3,
         sequential=True,
         learn=LearnOptions(),
+        tune=TuneOptions(),
     ),
 }
 """`fast` is the search of the paper and its released code."""

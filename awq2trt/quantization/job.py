@@ -36,6 +36,7 @@ from awq2trt.machine.device import CPU
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
+from awq2trt.models.sources.safetensors import SafetensorsFiles
 from awq2trt.progress import Progress
 from awq2trt.quantization.beginning import begin_block, open_beginning
 from awq2trt.quantization.block import (
@@ -46,13 +47,16 @@ from awq2trt.quantization.block import (
     collect_statistics,
     dequantized,
     method_of,
+    plain_tensors,
     quantize_block,
     require_refining,
     run_block,
 )
 from awq2trt.quantization.learning import Lesson
 from awq2trt.quantization.store import Store, StoredBlock
+from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
 from awq2trt.recipe import QuantizeOptions
+from awq2trt.scheme import QuantizedLinear
 from awq2trt.text.windows import calibration_tokens
 
 _PROBE_TOKENS: Final = 64
@@ -137,7 +141,10 @@ class QuantizeJob:
         with torch.no_grad():  # not inference_mode(), whose tensors no gradient can be taken through
             tokens = self._tokens() if self.method.uses_text else None
             self._quantize_blocks(self._range_probe() if tokens is None else tokens)
-        dtype = self._write_checkpoint()
+            dtype = self._write_checkpoint()
+            if tokens is not None and self.method.search is not None and self.method.search.tune is not None:
+                self._tune(tokens, self.method.search.tune)
+                self._write_checkpoint()
         return JobResult(tokens, self.store.reports(), dtype)
 
     def _tokens(self) -> Tensor:
@@ -219,15 +226,42 @@ class QuantizeJob:
         self.store.keep_block(layer, self._packed(prefix, block))
         return outputs, original
 
+    def _tune(self, tokens: Tensor, options: TuneOptions) -> None:
+        """Tunes the step sizes of the checkpoint that was written; nothing to do where an interrupted run did."""
+        if self.store.tuned():
+            return
+        spec, written = self.source.spec, QuantizedCheckpoint(self.files)
+        blocks = [self._finished(written, layer) for layer in range(spec.num_layers)]
+        runner = BlockRunner.for_positions(spec, tokens.shape[1])
+        final, seed = self.store.original(spec.num_layers), self.options.seed
+        predicted = Predicted(Ends(self.source), runner, tokens, final, seed)
+        with self.progress.task("tuning step sizes", total=options.steps) as advance:
+            tuned = tune_steps(blocks, predicted, options, advance)
+        for layer, linears in enumerate(tuned):
+            tensors = SafetensorsFiles.of_file(self.store.block_files()[layer])
+            kept = {name: tensors.tensor(name) for name in tensors}
+            self.store.keep_tuned(layer, kept | self._packed_linears(spec.prefix(layer), linears))
+
+    def _finished(self, written: QuantizedCheckpoint, layer: int) -> FinishedBlock:
+        """A block of the checkpoint that was written."""
+        spec, prefix = written.spec, written.spec.prefix(layer)
+        linears = {name: written.linear(prefix + name) for name in spec.block.linears}
+        return FinishedBlock(linears, plain_tensors(spec, load_block(written, layer)))
+
+    def _packed_linears(self, prefix: str, linears: Mapping[str, QuantizedLinear]) -> dict[str, Array]:
+        """A block's linears as the checkpoint holds them, by full name."""
+        tensors: dict[str, Array] = {}
+        for name, linear in fuse_linears(self.source.spec, linears).items():
+            tensors.update(pack_linear(prefix + name, linear, self.layout))
+        return tensors
+
     def _packed(self, prefix: str, block: QuantizedBlock) -> StoredBlock:
         """A block as the checkpoint holds it."""
         spec = self.source.spec
         exact = spec.norm.unit_offset  # 1 + weight is near 0 where weight is near -1
         tensors = {prefix + name: compact(value.numpy(force=True), exact=exact) for name, value in block.norms.items()}
-        for name, linear in fuse_linears(spec, block.linears).items():
-            tensors.update(pack_linear(prefix + name, linear, self.layout))
         return StoredBlock(
-            tensors,
+            tensors | self._packed_linears(prefix, block.linears),
             reports={prefix + name: report for name, report in block.reports.items()},
             search={prefix + name: value.numpy(force=True) for name, value in block.search.items()},
         )
@@ -242,7 +276,7 @@ class QuantizeJob:
                 compact(value, exact=source.spec.norm.unit_offset) if vector else value.astype(np.dtype(dtype))
             )
         convert = partial(for_dtype, spec=source.spec, dtype=dtype)
-        merge_shards(self.store.block_files(), outer, self.files, convert=convert)
+        merge_shards(self.store.final_files(), outer, self.files, convert=convert)
         reports = {name: asdict(report) for name, report in self.store.reports().items()}
         (self.files / REPORT_FILE).write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
         search = self.store.search()

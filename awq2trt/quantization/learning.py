@@ -107,7 +107,7 @@ def learn_codes(
     """
     packs = _packs(tensors, start, scheme)
     error = _BlockError(lesson, tensors, packs)
-    windows = _Draws(len(lesson.inputs), options.windows, lesson.seed)
+    windows = WindowDraws(len(lesson.inputs), options.windows, lesson.seed)
     before = best = error.of_all(options.windows)
     kept = [pack.state() for pack in packs]
     look = max(1, options.steps // options.looks)
@@ -168,22 +168,6 @@ class _BlockError:
             return (
                 sum(float(self.of(weights, piece)) * len(piece) for piece in torch.arange(count).split(at_once)) / count
             )
-
-
-class _Draws:
-    """Windows in an order drawn anew whenever all were seen."""
-
-    def __init__(self, count: int, at_once: int, seed: int) -> None:
-        self._count, self._at_once = count, min(at_once, count)
-        self._generator = torch.Generator("cpu").manual_seed(seed)
-        self._left: list[int] = []
-
-    def next(self) -> Tensor:
-        """Indices of the next ones, int64 [windows]."""
-        if len(self._left) < self._at_once:
-            self._left += torch.randperm(self._count, generator=self._generator, device="cpu").tolist()
-        chosen, self._left = self._left[: self._at_once], self._left[self._at_once :]
-        return torch.tensor(chosen)
 
 
 @dataclass
@@ -266,13 +250,13 @@ class _Pack:
         last = self.scheme.levels - 1
         low, high = self.ends * self.factors
         if self.scheme.zero_point:
-            scales = _with_its_gradient((high - low) / last, as_half)
-            zeros = _with_its_gradient(-low / scales, torch.round).clamp(0, last)
+            scales = with_its_gradient((high - low) / last, as_half)
+            zeros = with_its_gradient(-low / scales, torch.round).clamp(0, last)
         else:
             zeros = torch.full_like(high, self.scheme.symmetric_zero)
-            scales = _with_its_gradient(high / (last - zeros), as_half)
+            scales = with_its_gradient(high / (last - zeros), as_half)
         exact = self.weight / scales + zeros + self.place + self.offset
-        return scales, zeros, _with_its_gradient(exact, torch.round).clamp(0, last)
+        return scales, zeros, with_its_gradient(exact, torch.round).clamp(0, last)
 
 
 def _packs(tensors: Mapping[str, Tensor], start: Mapping[str, Rounded], scheme: QuantScheme) -> list[_Pack]:
@@ -281,6 +265,22 @@ def _packs(tensors: Mapping[str, Tensor], start: Mapping[str, Rounded], scheme: 
         weight = tensors[f"{name}.weight"]
         by_length.setdefault(scheme.group_of(weight.shape[1]), {})[name] = weight
     return [_Pack.of(weights, start, scheme) for weights in by_length.values()]
+
+
+class WindowDraws:
+    """Windows in an order drawn anew whenever all were seen."""
+
+    def __init__(self, count: int, at_once: int, seed: int) -> None:
+        self._count, self._at_once = count, min(at_once, count)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._left: list[int] = []
+
+    def next(self) -> Tensor:
+        """Indices of the next ones, int64 [windows]."""
+        if len(self._left) < self._at_once:
+            self._left += torch.randperm(self._count, generator=self._generator, device="cpu").tolist()
+        chosen, self._left = self._left[: self._at_once], self._left[self._at_once :]
+        return torch.tensor(chosen)
 
 
 class _Through(torch.autograd.Function):
@@ -295,6 +295,7 @@ class _Through(torch.autograd.Function):
         return gradient, None
 
 
-def _with_its_gradient(value: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    changed: Tensor = _Through.apply(value, change)
+def with_its_gradient(value: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """change(value), with the gradient of the value itself."""
+    changed: Tensor = _Through.apply(value, change)  # type: ignore[no-untyped-call]
     return changed

@@ -65,6 +65,18 @@ class Store:
         """The tensors of every block, finished or to be."""
         return [self._block(layer) for layer in range(self.layers)]
 
+    def keep_tuned(self, layer: int, tensors: Mapping[str, Array]) -> None:
+        """Keeps a finished block's tensors as they are after the whole model was tuned."""
+        write_tensors(self._tuned(layer), tensors)
+
+    def final_files(self) -> list[Path]:
+        """The tensors of every block, tuned where they were."""
+        return [self._tuned(layer) for layer in range(self.layers)] if self.tuned() else self.block_files()
+
+    def tuned(self) -> bool:
+        """Whether all blocks were tuned."""
+        return all(self._tuned(layer).is_file() for layer in range(self.layers))
+
     def tokens(self) -> Tensor | None:
         """Calibration windows, int64 [samples, seqlen]; None if none were kept."""
         path = self.directory / _TOKENS_FILE
@@ -150,6 +162,9 @@ class Store:
 
     def _block(self, layer: int) -> Path:
         return self.directory / f"block-{layer:05}.safetensors"
+
+    def _tuned(self, layer: int) -> Path:
+        return self.directory / f"tuned-{layer:05}.safetensors"
 
     def _report(self, layer: int) -> Path:
         return self.directory / f"block-{layer:05}.json"
