@@ -237,10 +237,10 @@ def quantize_block(
     return QuantizedBlock(linears, plain_tensors(spec, folded), reports, search)
 
 
-def dequantized(block: QuantizedBlock) -> dict[str, Tensor]:
-    """A quantized block's tensors, fp32, as `BlockRunner` takes them."""
-    tensors = dict(block.norms)
-    for name, linear in block.linears.items():
+def dequantized(linears: Mapping[str, QuantizedLinear], plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A quantized block's tensors, fp32, as `BlockRunner` takes them, of its linears and whatever else it has."""
+    tensors = dict(plain)
+    for name, linear in linears.items():
         tensors[f"{name}.weight"] = torch.as_tensor(linear.dequantize())
         if linear.bias is not None:
             tensors[f"{name}.bias"] = torch.as_tensor(linear.bias).float()

@@ -102,10 +102,8 @@ EFFORTS: Final[dict[str, SearchOptions]] = {
     ),
     "max": SearchOptions(
         ScaleOptions(),
-        GridOptions(),
+        GridOptions(passes=0),
         grids_of_scores=True,
-        code_passes=4,
-        score_passes=3,
         sequential=True,
         learn=LearnOptions(),
         tune=TuneOptions(),

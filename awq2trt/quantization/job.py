@@ -218,7 +218,7 @@ class QuantizeJob:
             spec, layer, weights, statistics, method, Guide(lesson, begun.rounded if begun else None)
         )
         if method.sequential:
-            outputs = run_block(runner, layer, dequantized(block), hidden)
+            outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
         self.store.keep_hidden(layer + 1, outputs)
         if original is not None:
             self.store.keep_original(layer + 1, original)

@@ -26,8 +26,10 @@ def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def _linear_lesson(weight: torch.Tensor, seed: int = 0) -> Lesson:
-    """A block that is one linear beside a residual connection; its inputs are uneven and of few dimensions, as a
-    trained model's are, so that errors of weights can make up for each other.
+    """A block that is one linear beside a residual connection.
+
+    Its inputs are uneven and of few dimensions, as a trained model's are, so that errors of weights can make up for
+    each other.
     """
     inputs = _normal(6, 20, 20, seed=1) @ _normal(20, weight.shape[1], seed=2)
     inputs = inputs * torch.logspace(-0.3, 0.3, weight.shape[1])
@@ -131,7 +133,8 @@ def test_max_comes_nearer_to_the_original_block_than_best(bits: int, tmp_path: P
         errors = {}
         for effort in ("best", "max"):
             method = BlockMethod(QuantScheme(bits=bits, group_size=32), EFFORTS[effort])
-            block = dequantized(quantize_block(spec, layer, weights, statistics, method, Guide(lesson)))
+            quantized = quantize_block(spec, layer, weights, statistics, method, Guide(lesson))
+            block = dequantized(quantized.linears, quantized.norms)
             errors[effort] = float((runner.run(block, hidden, layer=layer) - targets).norm())
     assert errors["max"] < 0.9 * errors["best"]
 
