@@ -4,8 +4,8 @@
     python tools/peer_autoround.py [--bits 4] [--group-size 128] [--iters 200] [--draw 0] [--model DIR] [--json FILE]
 
 Wants a GPU: 200 steps a block take it minutes there and most of a day on two cores. AutoRound (arXiv:2309.05516) has no
-fixed order of sums, so two runs of one command differ. `--iters 1000 --samples 128` is close to what its README calls
-the highest accuracy. In: a model of transformers' classes, or one that this project reads, which is written as one
+fixed order of sums, so two runs of one command differ. `--iters 1000 --samples 128` is near to what its README calls
+the highest accuracy. In: a directory that transformers loads, or a packaged model or .gguf file, which is written as one
 first. Out: one line of JSON, perplexities with seconds and the settings that gave them.
 """
 
@@ -54,7 +54,8 @@ def main() -> None:
     data = Path(os.environ.get("AWQ2TRT_DATA", "../shared/data"))
     with tempfile.TemporaryDirectory() as scratch:
         source = open_source(arguments.model)
-        directory = written_for_transformers(source, Path(scratch))
+        given = Path(arguments.model)
+        directory = given if given.is_dir() else written_for_transformers(source, Path(scratch))
         texts = Texts(source, data, Path(scratch))
         calibration = texts.calibration(
             Calibration(samples=arguments.samples, seqlen=arguments.seqlen, draw=arguments.draw)

@@ -139,6 +139,7 @@ def _methods(draws: Draws) -> Table:
             line("AWQ, the paper's search (`--effort fast`)", (False, True, False, False), "awq", effort="fast"),
             line("AWQ (default)", (True, True, True, False), "awq"),
             line("AWQ, `--effort best`", (True, False, False, False), "awq", effort="best"),
+            line("AWQ, `--effort max`", (False, False, False, False), "awq", effort="max"),
             line("AWQ + GPTQ-R", (False, False, False, False), "awq+gptq"),
         ),
         "Llama-2-7B (original 5.47): INT3 g128 RTN 6.66, GPTQ 6.43, GPTQ-R 6.42, AWQ 6.24; INT4 g128 RTN 5.73, GPTQ "
@@ -223,10 +224,17 @@ def _group_sizes(draws: Draws) -> Table:
 
 def _two_bits(draws: Draws) -> Table:
     sizes = (64, 32) if draws.more else (64,)
-    methods = (("GPTQ-R", "gptq"), ("AWQ (default)", "awq"), ("AWQ + GPTQ-R", "awq+gptq"))
+    methods = (
+        ("GPTQ-R", "gptq", "default"),
+        ("AWQ (default)", "awq", "default"),
+        ("AWQ, `--effort best`", "awq", "best"),
+        ("AWQ, `--effort max`", "awq", "max"),
+        ("AWQ + GPTQ-R", "awq+gptq", "default"),
+    )
 
-    def drawn(method: str, size: int) -> Cell:
-        return drawn_cell(draws.pick(short=not METHODS[method].rounds_columns), options(method, 2, size))
+    def drawn(method: str, effort: str, size: int) -> Cell:
+        short = effort == "default" and not METHODS[method].rounds_columns
+        return drawn_cell(draws.pick(short=short), options(method, 2, size, effort=effort))
 
     return Table(
         "int2",
@@ -234,7 +242,7 @@ def _two_bits(draws: Draws) -> Table:
         ("method", *(f"g{size}" for size in sizes)),
         (
             (("RTN",), tuple(rtn_cell(2, size) for size in sizes)),
-            *(((name,), tuple(drawn(method, size) for size in sizes)) for name, method in methods),
+            *(((name,), tuple(drawn(method, effort, size) for size in sizes)) for name, method, effort in methods),
         ),
         "INT2 g64, OPT-1.3B to 30B: RTN fails, GPTQ works, and GPTQ on AWQ's scales is better than GPTQ alone.",
     )

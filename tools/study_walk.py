@@ -231,7 +231,7 @@ class _Lane:
         if isinstance(self._setting.special, Keep):
             return self._setting.special.by == "activation"
         method = self._method
-        uses_text = method is not None and method.uses_text and (not method.sequential or method.learns)
+        uses_text = method is not None and method.uses_text and (not method.sequential or method.learn is not None)
         return isinstance(self._setting.special, Multiply) or uses_text
 
     def step_(self, layer: int, weights: Weights, original: Original) -> None:
@@ -246,8 +246,7 @@ class _Lane:
 
     @property
     def _tune_options(self) -> TuneOptions | None:
-        search = self._method.search if self._method is not None else None
-        return search.tune if search is not None else None
+        return self._method.tune if self._method is not None else None
 
     def _run_tests(self, layer: int, weights: Weights) -> None:
         self._hidden = {name: run_block(self._runner, layer, weights, hidden) for name, hidden in self._hidden.items()}
@@ -292,7 +291,7 @@ class _Lane:
             guide = UNGUIDED
             if self._calibration is not None:
                 _, statistics = collect_statistics(self._runner, layer, weights, self._calibration)
-                if method.learns and original.outputs is not None and setting.options is not None:
+                if method.learn and original.outputs is not None and setting.options is not None:
                     run, seed = partial(self._runner.run, layer=layer), setting.options.seed + layer
                     guide = Guide(Lesson(run, self._calibration, original.outputs, seed))
             block = quantize_block(spec, layer, weights, statistics or {}, method, guide)

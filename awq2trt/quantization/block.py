@@ -19,7 +19,7 @@ from awq2trt.quantization.effort import EFFORTS, SearchOptions
 from awq2trt.quantization.fold import fold_scales_
 from awq2trt.quantization.gptq import GptqOptions, gptq_round
 from awq2trt.quantization.grids import cut_share, search_grids
-from awq2trt.quantization.learning import Lesson, learn_codes
+from awq2trt.quantization.learning import LearnOptions, Lesson, learn_codes
 from awq2trt.quantization.rounding import GroupGrid, Rounded, fake_quantize, group_grid, round_to_grid, to_groups
 from awq2trt.quantization.scores import score_moments
 from awq2trt.quantization.search import (
@@ -33,6 +33,7 @@ from awq2trt.quantization.search import (
     weight_magnitude,
 )
 from awq2trt.quantization.statistics import InputStatistics
+from awq2trt.quantization.tuning import TuneOptions
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
@@ -138,9 +139,14 @@ class BlockMethod:
         return self.gptq is not None or (self.search is not None and self.search.sequential)
 
     @property
-    def learns(self) -> bool:
-        """Whether a block learns from the original one's outputs on the original inputs."""
-        return self.search is not None and self.search.learn is not None
+    def learn(self) -> LearnOptions | None:
+        """How a block learns from the original one's outputs on the original inputs; None for not."""
+        return self.search.learn if self.search is not None else None
+
+    @property
+    def tune(self) -> TuneOptions | None:
+        """How step sizes of the whole model are tuned at the end; None for not."""
+        return self.search.tune if self.search is not None else None
 
 
 @dataclass(frozen=True)
@@ -219,8 +225,8 @@ def quantize_block(
             rounded[name] = guide.start[name]
         if seen and method.search:
             rounded[name] = _descended(weight, rounded[name], seen, method, moments.get(name))
-    if guide.lesson is not None and method.search is not None and method.search.learn is not None:
-        rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.search.learn).rounded
+    if guide.lesson is not None and method.learn is not None:
+        rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.learn).rounded
     linears: dict[str, QuantizedLinear] = {}
     reports: dict[str, LinearReport] = {}
     for name, found in rounded.items():

@@ -142,8 +142,8 @@ class QuantizeJob:
             tokens = self._tokens() if self.method.uses_text else None
             self._quantize_blocks(self._range_probe() if tokens is None else tokens)
             dtype = self._write_checkpoint()
-            if tokens is not None and self.method.search is not None and self.method.search.tune is not None:
-                self._tune(tokens, self.method.search.tune)
+            if tokens is not None and self.method.tune is not None:
+                self._tune(tokens, self.method.tune)
                 self._write_checkpoint()
         return JobResult(tokens, self.store.reports(), dtype)
 
@@ -179,7 +179,7 @@ class QuantizeJob:
             return
         runner = BlockRunner.for_positions(self.source.spec, tokens.shape[1])
         hidden = self.store.hidden(first) if first else Ends(self.source).embed(tokens)
-        original = (self.store.original(first) if first else hidden) if self.method.learns else None
+        original = (self.store.original(first) if first else hidden) if self.method.learn else None
         with self.progress.task(f"quantizing blocks ({self.options.method})", total=layers) as advance:
             advance(first)
             for layer in range(first, layers):

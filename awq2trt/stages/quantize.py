@@ -119,7 +119,12 @@ def _beginning_files(options: QuantizeOptions) -> dict[str, FileRecord]:
 
 
 def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
-    """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams."""
+    """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams.
+
+    An effort that learns keeps the original model's streams beside those; one that tunes, the tuned blocks.
+    """
+    from awq2trt.quantization.block import method_of
+
     spec, scheme = source.spec, options.scheme
     block = 0
     for name in spec.block.linears:
@@ -130,4 +135,6 @@ def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
     hidden = 0
     if METHODS[options.method].uses_text:
         hidden = _FP32_BYTES * options.samples * options.seqlen * spec.hidden_size
-    return 2 * spec.num_layers * block + outer + 2 * hidden
+    method = method_of(options)
+    streams = 4 if method.learn else 2
+    return (3 if method.tune else 2) * spec.num_layers * block + outer + streams * hidden
