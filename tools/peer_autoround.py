@@ -5,8 +5,8 @@
 
 Wants a GPU: 200 steps a block take it minutes there and most of a day on two cores. AutoRound (arXiv:2309.05516) has no
 fixed order of sums, so two runs of one command differ. `--iters 1000 --samples 128` is near to what its README calls
-the highest accuracy. In: a directory that transformers loads, or a packaged model or .gguf file, which is written as one
-first. Out: one line of JSON, perplexities with seconds and the settings that gave them.
+the highest accuracy. In: a directory that transformers loads, or a packaged model or .gguf file, which is written as
+one first. Out: one line of JSON, perplexities with seconds and the settings that gave them.
 """
 
 from __future__ import annotations

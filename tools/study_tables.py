@@ -7,7 +7,7 @@ compared with a model of 135 million.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from study_walk import Calibration, Keep, Multiply, Setting
@@ -81,6 +81,33 @@ def all_tables(*, full: bool) -> tuple[Table, ...]:
         _domains(draws),
         *([_texts(draws.more), _which_linears()] if full else []),
     )
+
+
+WHOLE_SPLIT: Final = 1_000_000
+"""Windows: more than any text has."""
+
+PAPER_CALIBRATION: Final = Calibration("pile", samples=128, seqlen=512)
+"""The paper calibrates on the Pile's validation set; 128 sequences of 512 tokens are its released code's."""
+
+
+def as_in_paper(table: Table) -> Table:
+    """The same table by the paper's protocol: the whole test split in windows of 2,048 tokens, one draw."""
+
+    def setting(of_study: Setting) -> Setting:
+        calibrated = of_study.calibration and replace(PAPER_CALIBRATION, samples=_paper_samples(of_study.calibration))
+        return replace(of_study, calibration=calibrated, windows=WHOLE_SPLIT, seqlen=2048)
+
+    def cell(of_study: Cell) -> Cell:
+        return replace(of_study, settings=tuple(map(setting, of_study.settings[:1])))
+
+    lines = tuple((labels, tuple(map(cell, cells))) for labels, cells in table.lines)
+    title = f"{table.title}; the whole test split in windows of 2,048 tokens, calibrated on the Pile"
+    return replace(table, name=f"paper-{table.name}", title=title, lines=lines)
+
+
+def _paper_samples(of_study: Calibration) -> int:
+    """As many times fewer or more as the study's cell has beside its usual 32."""
+    return of_study.samples * PAPER_CALIBRATION.samples // Calibration().samples
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ has the first, with the covariance as far as the means tell it, and four descent
 one after another, as GPTQ rounds columns, brought `default` from 33.8 to 33.2 and from 54.2 to 51.8; descent over both
 took its place.
 
+`max` takes gradients: it learns codes and grids from where a lighter search leaves them, without descents, which take
+longer than learning and are undone by it. What was measured for it is in `docs/notes/accuracy.md`.
+
 Weights in the scales do not pay on both widths, so no effort has them. To repeat a line, or to try another, change the
 fields of `SearchOptions` for an effort below and run `tools/study.py --tables methods`; q and k left out of the descent
 were a condition in `block` that is gone, as is the script that looked at queries of the text and left other linears as

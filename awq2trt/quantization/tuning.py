@@ -113,9 +113,9 @@ def tune_steps(
         _add_gradients_(tuned, predicted, windows.next())
         adam.step()
         advance(1)
-    if _divergence(tuned, predicted, options.windows) >= before:
-        return [dict(block.linears) for block in blocks]
-    return [block.tuned_linears() for block in tuned]
+    if _divergence(tuned, predicted, options.windows) < before:
+        return [block.tuned_linears() for block in tuned]
+    return [dict(block.linears) for block in blocks]  # also if it went so wrong that it is not a number
 
 
 class _TunedBlock:

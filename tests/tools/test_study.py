@@ -15,7 +15,7 @@ import study
 import torch
 from study_claims import Claim, all_claims
 from study_report import Results, markdown_claims, plot, write_csv, write_markdown
-from study_tables import ORIGINAL, Cell, Table, all_tables, options
+from study_tables import ORIGINAL, WHOLE_SPLIT, Cell, Table, all_tables, as_in_paper, options
 from study_walk import (
     Calibration,
     Keep,
@@ -194,6 +194,24 @@ def test_every_text_of_the_tables_can_be_calibrated_on(model: Path, data: Path, 
         first, second = (texts.calibration(Calibration(name, 2, 50, draw)) for draw in (0, 1))
         assert first.shape == second.shape == (2, 50)
         assert not torch.equal(first, second)
+
+
+def test_the_papers_protocol_is_the_whole_split_in_its_windows(model: Path, data: Path, tmp_path: Path) -> None:
+    tables = [as_in_paper(table) for table in all_tables(full=True)]
+    settings = {setting for table in tables for setting in table.settings()}
+    assert {(setting.windows, setting.seqlen) for setting in settings} == {(WHOLE_SPLIT, 2048)}
+    texts = {setting.calibration for setting in settings if setting.calibration}
+    assert {(text.text, text.draw) for text in texts} == {("pile", 0)}
+    assert {text.samples for text in texts} == {32, 64, 128, 256}
+    (data / "pile").mkdir(exist_ok=True)
+    (data / "pile" / "val.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"{n} bottles of beer. " * 9}) for n in range(99))
+    )
+    study_texts = study.Texts(SafetensorsSource(model), data, tmp_path)
+    assert study_texts.calibration(Calibration("pile", 4, 100)).shape == (4, 100)
+    whole, some = study_texts.test("wikitext2", WHOLE_SPLIT, 20), study_texts.test("wikitext2", 2, 20)
+    assert len(whole) > 2
+    assert torch.equal(whole[:2], some)
 
 
 def test_a_figure_is_measured_once(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
