@@ -26,6 +26,9 @@ InitFrom = Annotated[
     str | None,
     typer.Option("--init-from", metavar="DIR", help="Quantized checkpoint to refine, by --effort best or max."),
 ]
+Tune = Annotated[
+    bool | None, typer.Option("--tune/--no-tune", help="Tune step sizes of the whole model at the end. [--no-tune]")
+]
 ActOrder = Annotated[
     bool | None, typer.Option("--act-order/--no-act-order", help="GPTQ: largest inputs first. [--act-order]")
 ]

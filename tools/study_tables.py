@@ -79,7 +79,7 @@ def all_tables(*, full: bool) -> tuple[Table, ...]:
         _two_bits(draws),
         _windows(draws),
         _domains(draws),
-        *([_texts(draws.more), _which_linears()] if full else []),
+        *([_texts(draws.more), _which_linears(), _tuned(draws.more)] if full else []),
     )
 
 
@@ -332,6 +332,30 @@ def _texts(some: range) -> Table:
             for name, text in texts
         ),
         "Calibrated on the Pile's validation set. Own text is what `awq2trt quantize` takes by default, of 16 windows.",
+    )
+
+
+def _tuned(draws: range) -> Table:
+    schemes = ((4, 128), (3, 128), (2, 64))
+    tests = ("wikitext2", "c4")
+
+    def line(effort: str, *, tune: bool) -> Line:
+        settings = [
+            tuple(
+                Setting(options("awq", bits, group, effort=effort, tune=tune), Calibration(draw=draw), tests=tests)
+                for draw in draws
+            )
+            for bits, group in schemes
+        ]
+        cells = tuple(Cell(drawn, test=test) for drawn in settings for test in tests)
+        return (f"`--effort {effort}{' --tune' if tune else ''}`",), cells
+
+    return Table(
+        "tuned",
+        "Gradients: `--effort max`, and step sizes tuned at the end",
+        ("method", *(f"INT{bits} g{group}, {test}" for bits, group in schemes for test in tests)),
+        tuple(line(effort, tune=tune) for effort in ("default", "best", "max") for tune in (False, True)),
+        "nothing of this kind.",
     )
 
 

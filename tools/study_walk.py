@@ -121,6 +121,8 @@ class Setting:
         method = METHODS[self.options.method]
         if method.searches_scales:
             parts.append(self.options.effort)
+        if self.options.tune:
+            parts.append("tuned")
         if method.rounds_columns and not self.options.act_order:
             parts.append("no-act-order")
         if isinstance(self.special, Keep):
@@ -216,6 +218,7 @@ class _Lane:
         self._tokens = calibration
         sequential = self._method is not None and self._method.sequential
         self._calibration = ends.embed(calibration) if calibration is not None and sequential else None
+        self._tune = self._method.tune if self._method is not None else None
         self._finished: list[FinishedBlock] = []  # of a method that tunes
         self._final: Tensor | None = None
         self._tests = {name: texts[name][: setting.windows, : setting.seqlen] for name in setting.tests}
@@ -231,7 +234,9 @@ class _Lane:
         if isinstance(self._setting.special, Keep):
             return self._setting.special.by == "activation"
         method = self._method
-        uses_text = method is not None and method.uses_text and (not method.sequential or method.learn is not None)
+        uses_text = method is not None and method.uses_text
+        if method is not None and method.sequential:
+            uses_text = method.learn is not None or method.tune is not None
         return isinstance(self._setting.special, Multiply) or uses_text
 
     def step_(self, layer: int, weights: Weights, original: Original) -> None:
@@ -239,19 +244,15 @@ class _Lane:
         started = time.process_time()
         quantized = self._quantize(layer, weights, original)
         quantized_at = time.process_time()
-        if self._tune_options is None:
+        if self._tune is None:
             self._run_tests(layer, quantized)
         self._measured.quantize_seconds += quantized_at - started
         self._measured.evaluate_seconds += time.process_time() - quantized_at
 
-    @property
-    def _tune_options(self) -> TuneOptions | None:
-        return self._method.tune if self._method is not None else None
-
     def _run_tests(self, layer: int, weights: Weights) -> None:
         self._hidden = {name: run_block(self._runner, layer, weights, hidden) for name, hidden in self._hidden.items()}
 
-    def _tune(self, options: TuneOptions) -> None:
+    def _tune_(self, options: TuneOptions) -> None:
         """Tunes the whole model, then runs the texts through it."""
         assert self._tokens is not None
         assert self._final is not None
@@ -269,8 +270,8 @@ class _Lane:
 
     def measure(self, ends: Ends) -> Measured:
         """After the last block: perplexities."""
-        if self._tune_options is not None:
-            self._tune(self._tune_options)
+        if self._tune is not None:
+            self._tune_(self._tune)
         started = time.process_time()
         for name, windows in self._tests.items():
             result = _perplexity(ends, windows, self._hidden[name])
@@ -296,7 +297,7 @@ class _Lane:
                     guide = Guide(Lesson(run, self._calibration, original.outputs, seed))
             block = quantize_block(spec, layer, weights, statistics or {}, method, guide)
             changed = dequantized(block.linears, block.norms)
-            if self._tune_options is not None:
+            if self._tune is not None:
                 self._finished.append(FinishedBlock(block.linears, block.norms))
                 self._final = original.outputs
         if setting.only:

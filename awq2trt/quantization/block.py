@@ -122,11 +122,13 @@ class BlockMethod:
         scheme: Bits, groups, zero points.
         search: Search scales and fold them, then search grids; None for neither.
         gptq: How GPTQ rounds; None for rounding to nearest.
+        tune: How step sizes of the whole model are tuned after the last block; None for not.
     """
 
     scheme: QuantScheme
     search: SearchOptions | None = None
     gptq: GptqOptions | None = None
+    tune: TuneOptions | None = None
 
     @property
     def uses_text(self) -> bool:
@@ -142,11 +144,6 @@ class BlockMethod:
     def learn(self) -> LearnOptions | None:
         """How a block learns from the original one's outputs on the original inputs; None for not."""
         return self.search.learn if self.search is not None else None
-
-    @property
-    def tune(self) -> TuneOptions | None:
-        """How step sizes of the whole model are tuned at the end; None for not."""
-        return self.search.tune if self.search is not None else None
 
 
 @dataclass(frozen=True)
@@ -166,12 +163,23 @@ UNGUIDED: Final = Guide()
 
 
 def method_of(options: QuantizeOptions) -> BlockMethod:
-    """The method that a user's options ask for."""
+    """The method that a user's options ask for.
+
+    Raises:
+        UsageError: Step sizes are to be tuned, but the method uses no text.
+    """
     method = METHODS[options.method]
+    if options.tune and not method.uses_text:
+        raise UsageError(
+            f"--method {options.method} uses no calibration text to tune step sizes on.",
+            where="--tune",
+            fix="another method, or without --tune.",
+        )
     return BlockMethod(
         options.scheme,
         search=EFFORTS[options.effort] if method.searches_scales else None,
         gptq=GptqOptions(act_order=options.act_order) if method.rounds_columns else None,
+        tune=TuneOptions.for_scheme(options.scheme) if options.tune else None,
     )
 
 

@@ -44,7 +44,7 @@ one after another, as GPTQ rounds columns, brought `default` from 33.8 to 33.2 a
 took its place.
 
 `max` takes gradients: it learns codes and grids from where a lighter search leaves them, without descents, which take
-longer than learning and are undone by it. What was measured for it is in `docs/notes/accuracy.md`.
+longer than learning does. What was measured for it is in `docs/notes/accuracy.md`.
 
 Weights in the scales do not pay on both widths, so no effort has them. To repeat a line, or to try another, change the
 fields of `SearchOptions` for an effort below and run `tools/study.py --tables methods`; q and k left out of the descent
@@ -60,7 +60,6 @@ from typing import Final
 from awq2trt.quantization.grids import GridOptions
 from awq2trt.quantization.learning import LearnOptions
 from awq2trt.quantization.search import ScaleOptions
-from awq2trt.quantization.tuning import TuneOptions
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,6 @@ class SearchOptions:
         score_passes: The same after it for q and k, on the error of attention scores instead of their own outputs.
         sequential: A block's inputs are what the quantized blocks before it give, not what the original ones do.
         learn: Then codes and grids of the whole block learn from the original block's outputs; None for not.
-        tune: After the last block, step sizes of the whole model are tuned to the original's predictions; None for not.
-            Only with `learn`.
     """
 
     scales: ScaleOptions
@@ -87,7 +84,6 @@ class SearchOptions:
     score_passes: int = 0
     sequential: bool = False
     learn: LearnOptions | None = None
-    tune: TuneOptions | None = None
 
     @property
     def keeps_nearest(self) -> bool:
@@ -109,7 +105,6 @@ EFFORTS: Final[dict[str, SearchOptions]] = {
         grids_of_scores=True,
         sequential=True,
         learn=LearnOptions(),
-        tune=TuneOptions(),
     ),
 }
 """`fast` is the search of the paper and its released code."""

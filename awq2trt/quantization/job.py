@@ -33,7 +33,7 @@ from awq2trt.checkpoint.writer import (
 )
 from awq2trt.errors import CalibrationError
 from awq2trt.machine.device import CPU
-from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block
+from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block, run_model
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.models.sources.safetensors import SafetensorsFiles
@@ -233,8 +233,9 @@ class QuantizeJob:
         spec, written = self.source.spec, QuantizedCheckpoint(self.files)
         blocks = [self._finished(written, layer) for layer in range(spec.num_layers)]
         runner = BlockRunner.for_positions(spec, tokens.shape[1])
-        final, seed = self.store.original(spec.num_layers), self.options.seed
-        predicted = Predicted(Ends(self.source), runner, tokens, final, seed)
+        with self.progress.task("running the original model", total=spec.num_layers) as advance:
+            final = run_model(self.source, tokens, progress=advance)
+        predicted = Predicted(Ends(self.source), runner, tokens, final, self.options.seed)
         with self.progress.task("tuning step sizes", total=options.steps) as advance:
             tuned = tune_steps(blocks, predicted, options, advance)
         for layer, linears in enumerate(tuned):

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.quantization.learning import WindowDraws, with_its_gradient
 from awq2trt.quantization.rounding import GroupGrid, Rounded, as_half
-from awq2trt.scheme import QuantizedLinear
+from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 WARM_UP: Final = 5
 """First steps, over which the rate rises: Adam's estimates begin at nothing."""
@@ -50,6 +50,11 @@ class TuneOptions:
     steps: int = 100
     windows: int = 8
     rate: float = 1e-3
+
+    @classmethod
+    def for_scheme(cls, scheme: QuantScheme) -> TuneOptions:
+        """As measured (docs/notes/accuracy.md): with 2 bits there is further to go."""
+        return cls(rate=3e-3) if scheme.bits == 2 else cls()
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def quantize_source(
             method=request.options.method,
             scheme=request.options.scheme,
             calibration=calibration,
-            effort=request.options.effort if METHODS[request.options.method].searches_scales else None,
+            effort=_effort(request.options) if METHODS[request.options.method].searches_scales else None,
         )
         contents = Contents(
             source=record,
@@ -96,6 +96,11 @@ def quantize_source(
             model=source.model_spec.record(),
         )
         return draft.publish(contents)
+
+
+def _effort(options: QuantizeOptions) -> str:
+    """What the manifest says of the search: `check` holds codes to their weights only where it says no more."""
+    return f"{options.effort}, tuned" if options.tune else options.effort
 
 
 def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: QuantizeOptions) -> str:
@@ -121,7 +126,7 @@ def _beginning_files(options: QuantizeOptions) -> dict[str, FileRecord]:
 def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
     """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams.
 
-    An effort that learns keeps the original model's streams beside those; one that tunes, the tuned blocks.
+    An effort that learns keeps the original model's streams beside those; tuning, the tuned blocks.
     """
     from awq2trt.quantization.block import method_of
 

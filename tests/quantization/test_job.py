@@ -32,6 +32,7 @@ from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.gptq import GptqOptions, gptq_round
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.quantization.store import Store
+from awq2trt.quantization.tuning import TuneOptions
 from awq2trt.recipe import QuantizeOptions
 
 LAYERS = 6
@@ -45,12 +46,11 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`max` is as resumable after four steps as after hundreds."""
+    """Learning and tuning are as resumable after a few steps as after hundreds."""
     search = EFFORTS["max"]
     assert search.learn is not None
-    assert search.tune is not None
-    short = replace(search, learn=replace(search.learn, steps=4), tune=replace(search.tune, steps=3))
-    monkeypatch.setitem(EFFORTS, "max", short)
+    monkeypatch.setitem(EFFORTS, "max", replace(search, learn=replace(search.learn, steps=4)))
+    monkeypatch.setattr(TuneOptions, "for_scheme", lambda _: TuneOptions(steps=3))
 
 
 def _options(model: Path, **changes: Any) -> QuantizeOptions:
@@ -94,7 +94,7 @@ class _Stopped(BaseException):
 def test_stopped_and_resumed_gives_the_same_bytes(
     stop_after: int, method: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = {"effort": method} if method == "max" else {"method": method}
+    chosen = {"effort": method, "tune": True} if method == "max" else {"method": method}
     whole = _job(model, tmp_path / "whole", **chosen).run()
     keep_block, stored = Store.keep_block, 0
 
@@ -123,7 +123,7 @@ def test_stopped_and_resumed_gives_the_same_bytes(
 def test_stopped_while_it_keeps_what_was_tuned_it_tunes_to_the_same_bytes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _job(model, tmp_path / "whole", effort="max").run()
+    _job(model, tmp_path / "whole", tune=True).run()
     keep_tuned = Store.keep_tuned
 
     def stop_in_the_middle(self: Store, layer: int, tensors: Any) -> None:
@@ -134,8 +134,8 @@ def test_stopped_while_it_keeps_what_was_tuned_it_tunes_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(Store, "keep_tuned", stop_in_the_middle)
         with pytest.raises(_Stopped):
-            _job(model, tmp_path / "stopped", effort="max").run()
-    _job(model, tmp_path / "stopped", effort="max").run()
+            _job(model, tmp_path / "stopped", tune=True).run()
+    _job(model, tmp_path / "stopped", tune=True).run()
     assert _hashes(tmp_path / "stopped" / "files") == _hashes(tmp_path / "whole" / "files")
 
 

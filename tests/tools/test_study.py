@@ -36,7 +36,6 @@ from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
-from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantScheme
 from awq2trt.text.tokenizer import load_tokenizer
 from awq2trt.text.windows import text_windows
@@ -58,6 +57,11 @@ def _setting(method: str, **changes: Any) -> Setting:
     return Setting(options(method, 4, 32, **changes), text, windows=3, seqlen=48)
 
 
+def _effort(name: str) -> dict[str, Any]:
+    effort, _, tune = name.partition("+")
+    return {"effort": effort, "tune": bool(tune)}
+
+
 def test_the_walk_measures_what_a_checkpoint_gives(model: Path, tmp_path: Path) -> None:
     source, windows = SafetensorsSource(model), tokens(3, 48, seed=1)
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
@@ -66,6 +70,7 @@ def test_the_walk_measures_what_a_checkpoint_gives(model: Path, tmp_path: Path) 
         ("awq", "default"),
         ("awq", "best"),
         ("awq", "max"),
+        ("awq", "default+tune"),
         ("gptq", "default"),
         ("awq+gptq", "default"),
     )
@@ -75,19 +80,19 @@ def test_the_walk_measures_what_a_checkpoint_gives(model: Path, tmp_path: Path) 
         files.mkdir(parents=True)
         scratch.mkdir()
         text = {"calib": str(tmp_path / "text.txt"), "samples": 4, "seqlen": 64}
-        chosen = QuantizeOptions.model_validate({"method": method, "effort": effort, "group_size": 32, **text})
+        chosen = options(method, 4, 32, **_effort(effort), **text)
         result = QuantizeJob.prepare(source, chosen, files=files, scratch=scratch, progress=PROGRESS).run()
         calibration = calibration if result.tokens is None else result.tokens
         expected.append(_perplexity(QuantizedCheckpoint(files), windows))
     settings = [
         replace(ORIGINAL, windows=3, seqlen=48),
-        *(_setting(method, effort=effort) for method, effort in methods),
+        *(_setting(method, **_effort(effort)) for method, effort in methods),
     ]
     measured = walk(source, settings, calibration, {"wikitext2": windows}, PROGRESS)
     got = [result.perplexity["wikitext2"] for result in measured]
     # The checkpoint's norms and embedding are fp16, and codes chosen one after another turn at ties.
     assert got == pytest.approx([_perplexity(source, windows), *expected], rel=5e-3)
-    assert len({round(value, 3) for value in got}) == 7
+    assert len({round(value, 3) for value in got}) == 8
     assert all(result.evaluate_seconds > 0 for result in measured)
 
 
