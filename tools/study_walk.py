@@ -178,7 +178,7 @@ def walk(
     """
     ends = Ends(source)
     hidden = None if calibration is None else ends.embed(calibration)
-    lanes = [_Lane(ends, setting, calibration, source.spec, texts) for setting in settings]
+    lanes = [_Lane.start(source.spec, ends, setting, calibration, texts) for setting in settings]
     runner = BlockRunner.for_positions(source.spec, 1 if calibration is None else calibration.shape[1])
     shared = hidden is not None and any(lane.needs_original for lane in lanes)
     with torch.no_grad(), progress.task(f"{len(settings)} settings", total=source.spec.num_layers) as advance:
@@ -209,24 +209,43 @@ class _Lane:
     """A setting on its way through the blocks."""
 
     def __init__(
-        self, ends: Ends, setting: Setting, calibration: Tensor | None, spec: DecoderSpec, texts: Mapping[str, Tensor]
+        self, setting: Setting, runner: BlockRunner, ends: Ends, tokens: Tensor | None, tests: Mapping[str, Tensor]
     ) -> None:
-        self._spec = spec
+        self._spec = runner.spec
         self._ends = ends
         self._setting = setting
         self._method = method_of(setting.options) if setting.options else None
-        self._tokens = calibration
-        sequential = self._method is not None and self._method.sequential
-        self._calibration = ends.embed(calibration) if calibration is not None and sequential else None
         self._tune = self._method.tune if self._method is not None else None
+        self._tokens = tokens
+        self._calibration: Tensor | None = None
         self._finished: list[FinishedBlock] = []  # of a method that tunes
         self._final: Tensor | None = None
-        self._tests = {name: texts[name][: setting.windows, : setting.seqlen] for name in setting.tests}
-        self._hidden = {name: ends.embed(windows) for name, windows in self._tests.items()}
-        longest = max(setting.seqlen, 1 if calibration is None else calibration.shape[1])
-        self._runner = BlockRunner.for_positions(spec, longest)
+        self._tests = tests
+        self._hidden: dict[str, Tensor] = {}
+        self._runner = runner
         self._steps = Steps()
         self._measured = Measured(device=device_name())
+
+    @classmethod
+    def start(
+        cls, spec: DecoderSpec, ends: Ends, setting: Setting, calibration: Tensor | None, texts: Mapping[str, Tensor]
+    ) -> _Lane:
+        """A lane before the first block.
+
+        Args:
+            spec: The model.
+            ends: Of it.
+            setting: What is measured.
+            calibration: Tokens to calibrate on, int64 [samples, seqlen].
+            texts: To test on, by name.
+        """
+        longest = max(setting.seqlen, 1 if calibration is None else calibration.shape[1])
+        tests = {name: texts[name][: setting.windows, : setting.seqlen] for name in setting.tests}
+        lane = cls(setting, BlockRunner.for_positions(spec, longest), ends, calibration, tests)
+        if calibration is not None and lane._method is not None and lane._method.sequential:
+            lane._calibration = ends.embed(calibration)
+        lane._hidden = {name: ends.embed(windows) for name, windows in tests.items()}
+        return lane
 
     @property
     def needs_original(self) -> bool:

@@ -15,7 +15,7 @@ border to the code that is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -106,13 +106,13 @@ def learn_codes(
         options: How long.
     """
     packs = _packs(tensors, start, scheme)
-    error = _BlockError(lesson, tensors, packs)
-    windows = WindowDraws(len(lesson.inputs), options.windows, lesson.seed)
+    error = _BlockError.of_block(lesson, tensors, packs)
+    windows = WindowDraws.start(len(lesson.inputs), options.windows, lesson.seed)
     before = best = error.of_all(options.windows)
     kept = [pack.state() for pack in packs]
     look = max(1, options.steps // options.looks)
     for step in range(options.steps):
-        _step_(packs, error, windows.next(), 2 * (1 - step / options.steps) / options.steps, options)
+        _step_(packs, error, windows.next_(), 2 * (1 - step / options.steps) / options.steps, options)
         if (step + 1) % look == 0 or step + 1 == options.steps:
             now = error.of_all(options.windows)
             if now < best:
@@ -137,14 +137,22 @@ def _step_(packs: Sequence[_Pack], error: _BlockError, chosen: Tensor, left: flo
             pack.factors.clamp_(*FACTORS)
 
 
+@dataclass(frozen=True)
 class _BlockError:
     """How far a block's outputs are from what they should be, as a function of what is learned."""
 
-    def __init__(self, lesson: Lesson, tensors: Mapping[str, Tensor], packs: Sequence[_Pack]) -> None:
-        self._lesson, self._tensors, self._packs = lesson, tensors, packs
-        weights = 1 / lesson.targets.square().mean(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    _lesson: Lesson
+    _tensors: Mapping[str, Tensor]
+    _packs: Sequence[_Pack]
+    _token_weights: Tensor  # [samples, seqlen, 1]
+
+    @classmethod
+    def of_block(cls, lesson: Lesson, tensors: Mapping[str, Tensor], packs: Sequence[_Pack]) -> _BlockError:
+        """Weighs the tokens, see `learn_codes`."""
+        tiny = torch.finfo(torch.float32).tiny
+        weights = 1 / lesson.targets.square().mean(dim=-1, keepdim=True).clamp(min=tiny)
         added = (weights * (lesson.targets - lesson.inputs).square()).mean()
-        self._weights = weights / added.clamp(min=torch.finfo(torch.float32).tiny)  # [samples, seqlen, 1]
+        return cls(lesson, tensors, packs, weights / added.clamp(min=tiny))
 
     def weights(self) -> dict[str, Tensor]:
         """The block's tensors with the linears that the present codes and grids stand for."""
@@ -158,7 +166,7 @@ class _BlockError:
         # The other kernels of attention add gradients in an order that differs from run to run.
         with sdpa_kernel(SDPBackend.MATH):
             outputs = self._lesson.run(weights, self._lesson.inputs[chosen])
-        return ((outputs - self._lesson.targets[chosen]).square() * self._weights[chosen]).mean()
+        return ((outputs - self._lesson.targets[chosen]).square() * self._token_weights[chosen]).mean()
 
     def of_all(self, at_once: int) -> float:
         """On all windows."""
@@ -267,15 +275,21 @@ def _packs(tensors: Mapping[str, Tensor], start: Mapping[str, Rounded], scheme: 
     return [_Pack.of(weights, start, scheme) for weights in by_length.values()]
 
 
+@dataclass
 class WindowDraws:
     """Windows in an order drawn anew whenever all were seen."""
 
-    def __init__(self, count: int, at_once: int, seed: int) -> None:
-        self._count, self._at_once = count, min(at_once, count)
-        self._generator = torch.Generator("cpu").manual_seed(seed)
-        self._left: list[int] = []
+    _count: int
+    _at_once: int
+    _generator: torch.Generator
+    _left: list[int] = field(default_factory=list)
 
-    def next(self) -> Tensor:
+    @classmethod
+    def start(cls, count: int, at_once: int, seed: int) -> WindowDraws:
+        """Before the first: `at_once` of `count` windows at a time."""
+        return cls(count, min(at_once, count), torch.Generator("cpu").manual_seed(seed))
+
+    def next_(self) -> Tensor:
         """Indices of the next ones, int64 [windows]."""
         if len(self._left) < self._at_once:
             self._left += torch.randperm(self._count, generator=self._generator, device="cpu").tolist()

@@ -106,16 +106,16 @@ def tune_steps(
     Returns:
         The linears of every block.
     """
-    tuned = [_TunedBlock(block) for block in blocks]
+    tuned = [_TunedBlock.of(block) for block in blocks]
     parameters = [growth for block in tuned for growth in block.growth.values()]
     adam = torch.optim.Adam(parameters, lr=options.rate, betas=BETAS)
-    windows = WindowDraws(len(predicted.tokens), options.windows, predicted.seed)
+    windows = WindowDraws.start(len(predicted.tokens), options.windows, predicted.seed)
     before = _divergence(tuned, predicted, options.windows)
     for step in range(options.steps):
         for group in adam.param_groups:
             group["lr"] = options.rate * min(1.0, (step + 1) / WARM_UP) * (1 - step / options.steps)
         adam.zero_grad()
-        _add_gradients_(tuned, predicted, windows.next())
+        _add_gradients_(tuned, predicted, windows.next_())
         adam.step()
         advance(1)
     if _divergence(tuned, predicted, options.windows) < before:
@@ -123,14 +123,26 @@ def tune_steps(
     return [dict(block.linears) for block in blocks]  # also if it went so wrong that it is not a number
 
 
+@dataclass(frozen=True)
 class _TunedBlock:
-    """A block whose step sizes can grow and shrink."""
+    """A block whose step sizes can grow and shrink.
 
-    def __init__(self, block: FinishedBlock) -> None:
-        self._block = block
-        self._codes = {name: torch.as_tensor(linear.codes) for name, linear in block.linears.items()}
-        self._grids = {name: GroupGrid.of(linear) for name, linear in block.linears.items()}
-        self.growth = {name: torch.zeros_like(grid.scales, requires_grad=True) for name, grid in self._grids.items()}
+    Attributes:
+        growth: Logarithms of how much those of each linear grew, [N, groups, 1]; learned.
+    """
+
+    _block: FinishedBlock
+    _codes: Mapping[str, Tensor]  # uint8 [N, K]
+    _grids: Mapping[str, GroupGrid]
+    growth: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, block: FinishedBlock) -> _TunedBlock:
+        """As it was finished."""
+        codes = {name: torch.as_tensor(linear.codes) for name, linear in block.linears.items()}
+        grids = {name: GroupGrid.of(linear) for name, linear in block.linears.items()}
+        growth = {name: torch.zeros_like(grid.scales, requires_grad=True) for name, grid in grids.items()}
+        return cls(block, codes, grids, growth)
 
     def scales(self, name: str) -> Tensor:
         """Step sizes of a linear as fp16 holds them, [N, groups, 1]."""

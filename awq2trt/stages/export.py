@@ -60,7 +60,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
     from awq2trt.onnx_export import export_onnx
     from awq2trt.runtime import ChatTokenizer
 
-    checkpoint = QuantizedCheckpoint(request.checkpoint)
+    checkpoint = QuantizedCheckpoint.open(request.checkpoint)
     options = request.options
     with create_artifact(
         request.output,
