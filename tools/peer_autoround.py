@@ -56,7 +56,7 @@ def main() -> None:
         source = open_source(arguments.model)
         given = Path(arguments.model)
         directory = given if given.is_dir() else written_for_transformers(source, Path(scratch))
-        texts = Texts(source, data, Path(scratch))
+        texts = Texts.open(source, data, Path(scratch))
         calibration = texts.calibration(
             Calibration(samples=arguments.samples, seqlen=arguments.seqlen, draw=arguments.draw)
         )

@@ -52,7 +52,7 @@ def open_beginning(directory: Path, source: ModelSource, scheme: QuantScheme) ->
         CheckpointError: It is no quantized checkpoint, or damaged.
         UnsupportedError: Its format is not known.
     """
-    checkpoint, where = QuantizedCheckpoint(directory), f"--init-from {directory}"
+    checkpoint, where = QuantizedCheckpoint.open(directory), f"--init-from {directory}"
     for what, got, expected in (
         ("family", checkpoint.spec.family, source.spec.family),
         ("blocks", checkpoint.spec.num_layers, source.spec.num_layers),

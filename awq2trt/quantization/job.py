@@ -230,7 +230,7 @@ class QuantizeJob:
         """Tunes the step sizes of the checkpoint that was written; nothing to do where an interrupted run did."""
         if self.store.tuned():
             return
-        spec, written = self.source.spec, QuantizedCheckpoint(self.files)
+        spec, written = self.source.spec, QuantizedCheckpoint.open(self.files)
         blocks = [self._finished(written, layer) for layer in range(spec.num_layers)]
         runner = BlockRunner.for_positions(spec, tokens.shape[1])
         with self.progress.task("running the original model", total=spec.num_layers) as advance:

@@ -119,7 +119,7 @@ def _beginning_files(options: QuantizeOptions) -> dict[str, FileRecord]:
     """Hashes of the checkpoint to begin at; empty where there is none."""
     if options.init_from is None:
         return {}
-    begun = QuantizedCheckpoint(Path(options.init_from).expanduser())
+    begun = QuantizedCheckpoint.open(Path(options.init_from).expanduser())
     return {path.name: record_file(path) for path in (*begun.files, *begun.side_files)}
 
 

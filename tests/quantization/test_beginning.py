@@ -41,7 +41,7 @@ def _quantized_on(model: Path, name: str, **changes: object) -> tuple[Path, torc
         directory.mkdir(parents=True)
     text = {"calib": str(model.parent / "text.txt"), "samples": 4, "seqlen": 64, "group_size": 32}
     options = QuantizeOptions.model_validate({**text, **changes})
-    source = SafetensorsSource(model)
+    source = SafetensorsSource.open(model)
     job = QuantizeJob.prepare(source, options, files=files, scratch=scratch, progress=SilentProgress())
     return files, job.run().tokens
 
@@ -64,7 +64,10 @@ def test_weights_that_were_not_scaled_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("method", ["awq", "gptq"])
 def test_a_block_begins_at_the_checkpoints_codes(method: str, model: Path) -> None:
-    original, checkpoint = SafetensorsSource(model), QuantizedCheckpoint(_quantized(model, "first", method=method))
+    original, checkpoint = (
+        SafetensorsSource.open(model),
+        QuantizedCheckpoint.open(_quantized(model, "first", method=method)),
+    )
     for layer in range(original.spec.num_layers):
         stored = load_block(checkpoint, layer)
         begun = begin_block(checkpoint, layer, load_block(original, layer))
@@ -87,9 +90,10 @@ def test_max_brings_a_checkpoint_nearer_to_the_model(method: str, model: Path) -
     first = _quantized(model, "first", **chosen)
     refined, ids = _quantized_on(model, "refined", bits=3, effort="max", init_from=str(first))
     assert ids is not None
-    original = SafetensorsSource(model)
+    original = SafetensorsSource.open(model)
     expected, before, after = (
-        run_model(source, ids) for source in (original, QuantizedCheckpoint(first), QuantizedCheckpoint(refined))
+        run_model(source, ids)
+        for source in (original, QuantizedCheckpoint.open(first), QuantizedCheckpoint.open(refined))
     )
     assert float((after - expected).norm()) < float((before - expected).norm())
 
@@ -97,7 +101,7 @@ def test_max_brings_a_checkpoint_nearer_to_the_model(method: str, model: Path) -
 def test_best_moves_codes_only_and_folds_nothing_again(model: Path) -> None:
     first = _quantized(model, "first", bits=3, effort="fast")
     refined = _quantized(model, "refined", bits=3, effort="best", init_from=str(first))
-    before, after = QuantizedCheckpoint(first), QuantizedCheckpoint(refined)
+    before, after = QuantizedCheckpoint.open(first), QuantizedCheckpoint.open(refined)
     for layer in range(before.spec.num_layers):
         prefix = before.spec.prefix(layer)
         for name in before.spec.block.linears:
@@ -109,14 +113,14 @@ def test_best_moves_codes_only_and_folds_nothing_again(model: Path) -> None:
 
 
 def test_a_checkpoint_of_something_else_is_refused(model: Path, tmp_path: Path) -> None:
-    first, source = _quantized(model, "first", method="rtn"), SafetensorsSource(model)
+    first, source = _quantized(model, "first", method="rtn"), SafetensorsSource.open(model)
     scheme = QuantScheme(group_size=32)
     assert open_beginning(first, source, scheme).scheme == scheme
     with pytest.raises(UsageError, match=r"int4-g32-asym, but int3-g32-asym") as raised:
         open_beginning(first, source, QuantScheme(bits=3, group_size=32))
     assert "--bits 4 --group-size 32" in str(raised.value.fix)
     with pytest.raises(UsageError, match=r"blocks 2, where .* has 3"):
-        open_beginning(first, SafetensorsSource(save_llama(tmp_path / "other", num_hidden_layers=3)), scheme)
+        open_beginning(first, SafetensorsSource.open(save_llama(tmp_path / "other", num_hidden_layers=3)), scheme)
     for refused in ({"effort": "default"}, {"method": "gptq"}, {"method": "rtn"}, {"method": "awq+gptq"}):
         with pytest.raises(UsageError, match="does not go on from the codes"):
             _quantized(model, "-".join(refused.values()), init_from=str(first), **refused)

@@ -123,7 +123,7 @@ def test_a_harmful_lesson_is_not_kept() -> None:
 
 @pytest.mark.parametrize("bits", [2, 3])
 def test_max_comes_nearer_to_the_original_block_than_best(bits: int, tmp_path: Path) -> None:
-    source = SafetensorsSource(save_llama(tmp_path))
+    source = SafetensorsSource.open(save_llama(tmp_path))
     spec, layer = source.spec, 0
     runner = BlockRunner.for_positions(spec, 48)
     with torch.no_grad():

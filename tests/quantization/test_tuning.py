@@ -55,7 +55,7 @@ def _divergence(source: ModelSource, linears: list[dict[str, QuantizedLinear]], 
 
 
 def test_tuning_brings_predictions_nearer_and_moves_step_sizes_only(tmp_path: Path) -> None:
-    source = SafetensorsSource(save_llama(tmp_path, attention_bias=True, mlp_bias=True))
+    source = SafetensorsSource.open(save_llama(tmp_path, attention_bias=True, mlp_bias=True))
     with torch.no_grad():
         blocks, predicted = _blocks(source), _predicted(source)
         before = _divergence(source, [dict(block.linears) for block in blocks], predicted)
@@ -74,7 +74,7 @@ def test_tuning_brings_predictions_nearer_and_moves_step_sizes_only(tmp_path: Pa
 
 
 def test_tuning_repeats_itself_and_only_the_seed_changes_it(tmp_path: Path) -> None:
-    source = SafetensorsSource(save_llama(tmp_path))
+    source = SafetensorsSource.open(save_llama(tmp_path))
     options = TuneOptions(steps=5, windows=2)
 
     def scales(seed: int) -> NDArray[np.float16]:
@@ -87,7 +87,7 @@ def test_tuning_repeats_itself_and_only_the_seed_changes_it(tmp_path: Path) -> N
 
 
 def test_what_does_not_help_is_not_kept(tmp_path: Path) -> None:
-    source = SafetensorsSource(save_llama(tmp_path))
+    source = SafetensorsSource.open(save_llama(tmp_path))
     with torch.no_grad():
         blocks = _blocks(source)
         tuned = tune_steps(blocks, _predicted(source), TuneOptions(steps=6, windows=2, rate=30.0))

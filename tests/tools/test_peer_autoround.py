@@ -17,7 +17,7 @@ from awq2trt.progress import SilentProgress
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_written_for_transformers_is_the_same_one(tied: bool, tmp_path: Path) -> None:
-    source = SafetensorsSource(save_llama(tmp_path / "original", tie_word_embeddings=tied))
+    source = SafetensorsSource.open(save_llama(tmp_path / "original", tie_word_embeddings=tied))
     directory = peer_autoround.written_for_transformers(source, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     windows = tokens(3, 40)

@@ -212,7 +212,7 @@ def test_the_papers_protocol_is_the_whole_split_in_its_windows(model: Path, data
     (data / "pile" / "val.jsonl").write_text(
         "\n".join(json.dumps({"text": f"{n} bottles of beer. " * 9}) for n in range(99))
     )
-    study_texts = study.Texts(SafetensorsSource(model), data, tmp_path)
+    study_texts = study.Texts.open(SafetensorsSource.open(model), data, tmp_path)
     assert study_texts.calibration(Calibration("pile", 4, 100)).shape == (4, 100)
     whole, some = study_texts.test("wikitext2", WHOLE_SPLIT, 20), study_texts.test("wikitext2", 2, 20)
     assert len(whole) > 2
