@@ -113,13 +113,15 @@ def test_flags_reach_quantize(awq2trt: Callable[..., Outcome], monkeypatch: pyte
     outcome = awq2trt(
         "quantize", "model", "-o", "out", "--recipe", str(tmp_path / "recipe.yaml"), "--method", "gptq", "--bits", "4",
         "--group_size", "32", "--symmetric", "--calib", "text.txt", "--seqlen", "64", "--seed", "5", "--resume",
-        "--no-act-order", "--effort", "best",
+        "--no-act-order", "--effort", "best", "--init-from", "other", "--tune",
     )  # fmt: skip
     assert (outcome.code, outcome.out) == (0, "somewhere\n")
     options = QuantizeOptions(
         method="gptq",
         act_order=False,
         effort="best",
+        init_from="other",
+        tune=True,
         bits=4,
         group_size=32,
         symmetric=True,
@@ -256,7 +258,9 @@ def test_flags_reach_the_kit(awq2trt: Callable[..., Outcome], monkeypatch: pytes
 
 def test_targets_of_a_model_needs_its_config_alone(awq2trt: Callable[..., Outcome], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_70B))
-    outcome = awq2trt("targets", str(tmp_path), "--max-seq-len", "4096")
+    built = awq2trt("targets", str(tmp_path), "--max-seq-len", "4096")
+    assert built.out.startswith("weights 33.9, cache 1.25, ")  # with the INT8 head of a build
+    outcome = awq2trt("targets", str(tmp_path), "--max-seq-len", "4096", "--head", "fp16")
     assert outcome.code == 0
     rows = {line.split()[0]: line for line in outcome.out.splitlines()}
     assert rows["weights"].startswith("weights 34.1, cache 1.25, ")
