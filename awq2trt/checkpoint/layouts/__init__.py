@@ -73,7 +73,7 @@ def read_format(config: Mapping[str, Any], *, where: str) -> StoredFormat:
         )
     if eight_bits is not None:
         raise UnsupportedError(
-            "its weights have 8 bits; what is exported has 4 or fewer.",
+            "the linears of its blocks have 8 bits; those that are exported have 4 or fewer.",
             where=where,
             fix="quantize the checkpoint: awq2trt quantize DIR -o DIR, or build.",
         )
