@@ -39,6 +39,10 @@ GroupSize = Annotated[
     int | None, typer.Option("--group-size", help="Weights that share a scale: 32, 64, 128, -1 for a row. [128]")
 ]
 Symmetric = Annotated[bool | None, typer.Option("--symmetric/--zero-points", help="[--zero-points]")]
+Head = Annotated[
+    str | None,
+    typer.Option("--head", help="Head and tied embedding: fp16, int8 or int4. [int8 to build, fp16 to quantize]"),
+]
 Calib = Annotated[
     str | None,
     typer.Option("--calib", metavar="TEXT", help="self, a .txt or .jsonl file, or a data set's name. [self]"),
@@ -64,4 +68,13 @@ RunDevice = Annotated[
 ]
 TrustLibrary = Annotated[
     bool, typer.Option("--trust-library", help="Load the operator library in DIR, code that came with the model.")
+]
+Runtime = Annotated[
+    str, typer.Option("--runtime", "--backend", help="ort: ONNX Runtime's package; native: the C++ library.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1: tokens that are there become less probable.")
+]
+CheckGolden = Annotated[
+    bool, typer.Option("--golden/--no-golden", help="Check golden outputs at the first run on a GPU.")
 ]
