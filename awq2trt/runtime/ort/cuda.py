@@ -67,11 +67,13 @@ class CudaOptions:
         all_logits: The model gives logits of every position, and no `next_token`.
         graph: The session captures CUDA graphs.
         batch: Conversations at once, which all get the same tokens: for measurements.
+        chunk: New tokens a call, at most.
     """
 
     all_logits: bool = False
     graph: bool = True
     batch: int = 1
+    chunk: int = PREFILL_CHUNK
 
 
 class CudaBackend:
@@ -107,7 +109,7 @@ class CudaBackend:
         self._position = 0
         self._chosen: int | None = None  # the token in the buffer of `input_ids`, put there by the last call
         self._buffers: list[int] = []
-        self._longest = min(PREFILL_CHUNK, sizes.capacity)
+        self._longest = min(options.chunk, sizes.capacity)
         self._logit_type = STORED[dtype_name(sizes)]
 
     @classmethod

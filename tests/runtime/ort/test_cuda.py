@@ -18,7 +18,6 @@ from awq2trt.graph.read import open_decoder
 from awq2trt.onnx_export import export_onnx
 from awq2trt.runtime import OrtBackend, Sampler, Sampling, generate
 from awq2trt.runtime.backend import ChoosingBackend
-from awq2trt.runtime.ort import cuda
 from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
 from awq2trt.runtime.ort.session import open_session
 
@@ -36,9 +35,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
+def opened(exported: Path) -> Opener:
     """Opens the model as it is opened on a GPU, chunks of 8 tokens."""
-    monkeypatch.setattr(cuda, "PREFILL_CHUNK", 8)
 
     def opener(memory: HostMemory | None = None, *, all_logits: bool = False, batch: int = 1) -> CudaBackend:
         model, sizes = open_decoder(exported)
@@ -47,7 +45,7 @@ def opened(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
             drop_next_token_(model)
             keep_all_positions_(model)
         session = open_session(model, exported)
-        options = CudaOptions(all_logits=all_logits, graph=False, batch=batch)
+        options = CudaOptions(all_logits=all_logits, graph=False, batch=batch, chunk=8)
         return CudaBackend.start(session, sizes, memory or HostMemory(), options)
 
     return opener
