@@ -60,5 +60,9 @@ class ToolError(Awq2trtError):
     """This machine lacks, or has the wrong version of, something a stage needs."""
 
 
+class OutOfMemoryError(ToolError):
+    """A GPU's memory does not suffice."""
+
+
 class BuildError(Awq2trtError):
     """TensorRT refused the network, or the engine could not be built."""
