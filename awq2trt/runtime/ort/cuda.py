@@ -126,7 +126,7 @@ class CudaBackend(Conversation):
 
         Raises:
             OutOfMemoryError: The GPU's memory does not suffice.
-            ToolError: The GPU or ONNX Runtime fails.
+            ArtifactError: ONNX Runtime fails on the model.
         """
         backend = cls(session, sizes, memory, options or CudaOptions())
         try:
