@@ -64,5 +64,11 @@ class OutOfMemoryError(ToolError):
     """A GPU's memory does not suffice."""
 
 
+class NoGpuError(ToolError):
+    """No GPU here that could run the model, or no driver for it: nothing is wrong with the model."""
+
+    exit_code = 3
+
+
 class BuildError(Awq2trtError):
     """TensorRT refused the network, or the engine could not be built."""

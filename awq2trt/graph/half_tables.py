@@ -50,11 +50,6 @@ def keep_half_(model: ir.Model) -> list[ir.Value]:
     return kept
 
 
-def is_table(matrix: ir.Value) -> bool:
-    """Whether a call reads no more than rows of it."""
-    return all(_gathers_rows(node, index) for node, index in matrix.uses())
-
-
 def _gathers_rows(node: ir.Node, index: int) -> bool:
     return node.op_type == "Gather" and index == 0
 
