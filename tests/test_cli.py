@@ -272,9 +272,9 @@ def test_targets_of_a_model_needs_its_config_alone(awq2trt: Callable[..., Outcom
 @pytest.mark.parametrize(
     ("shape", "positions", "target", "answer"),
     [
-        ("llama-2-70b", "4096", "orin", r"64 +37\.4 .* yes, with 41\.8 GiB of swap to build"),
-        ("mpt-30b", "2048", "orin-32gb", r"32 +19\.3 .* yes, with 16\.1 GiB of swap to build"),
-        ("llama-2-13b", "512", "rtx4070-laptop", r"8 +8\.44 .* no"),
+        ("llama-2-70b", "4096", "orin", r"64 +37\.1 .* yes, with 41\.1 GiB of swap to build"),
+        ("mpt-30b", "2048", "orin-32gb", r"32 +18\.9 .* yes, with 15\.1 GiB of swap to build"),
+        ("llama-2-13b", "512", "rtx4070-laptop", r"8 +8\.29 .* no"),
     ],
 )
 def test_targets_answers_for_what_the_paper_runs(
