@@ -364,9 +364,7 @@ def bench(
     directory: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="ONNX model, or built for cpu or cuda.")
     ] = None,
-    shape: Annotated[
-        str | None, typer.Option("--shape", help="Random weights of a published size instead: llama-2-7b, mpt-7b, ...")
-    ] = None,
+    shape: cli_flags.Shape = None,
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Blocks of the shape. [all]")] = None,
     prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")] = 4,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate.")] = 200,
@@ -451,9 +449,7 @@ def targets(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="What will it need there? A config.json is enough.")
     ] = None,
-    shape: Annotated[
-        str | None, typer.Option("--shape", help="A published size instead of MODEL: llama-2-70b, mpt-30b, ...")
-    ] = None,
+    shape: cli_flags.Shape = None,
     recipe: cli_flags.Recipe = None,
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,

@@ -29,9 +29,6 @@ ROUNDING: Final = {"float32": 2.0**-22, "float16": 2.0**-10, "bfloat16": 2.0**-7
 
 Array = NDArray[Any]
 
-Serialized = bytes
-"""A model; inside `Node`, `bytes` is a method."""
-
 
 @dataclass
 class Node:
@@ -64,9 +61,9 @@ class Node:
         self,
         options: onnxruntime.SessionOptions,
         in_place: Mapping[str, str] | None = None,
-        model: Serialized | None = None,
+        model: bytes | None = None,
     ) -> dict[str, Array]:
-        """Outputs by name; those that `in_place` names are bound to the memory of its input. `model` for `serialized()`."""
+        """Outputs by name; those that `in_place` names lie in the memory of its input. `model` for `serialized()`."""
         session = onnxruntime.InferenceSession(model or self.serialized(), options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         values = {name: _value(array) for name, array in self.inputs.items()}
