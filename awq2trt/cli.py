@@ -1,7 +1,8 @@
 """`awq2trt`: one subcommand per function of the Python API, no logic. Parses flags, calls it, prints what it returns.
 
 Results go to stdout, progress and errors to stderr. An error has up to three lines, what, where and how to fix it,
-and no traceback; a flag that no one expects exits with 2, other failures with 1, Ctrl-C with 130.
+and no traceback; a flag that no one expects exits with 2, the C++ library without a GPU that the model needs with 3,
+other failures with 1, Ctrl-C with 130.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ def build(
     recipe: cli_flags.Recipe = None,
     method: cli_flags.Method = None,
     effort: cli_flags.Effort = None,
+    init_from: cli_flags.InitFrom = None,
+    tune: cli_flags.Tune = None,
     act_order: cli_flags.ActOrder = None,
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
@@ -121,6 +124,8 @@ def build(
     quantizing: dict[str, object] = {
         "method": method,
         "effort": effort,
+        "init_from": init_from,
+        "tune": tune,
         "act_order": act_order,
         "bits": bits,
         "group_size": group_size,
@@ -159,6 +164,8 @@ def quantize(
     recipe: cli_flags.Recipe = None,
     method: cli_flags.Method = None,
     effort: cli_flags.Effort = None,
+    init_from: cli_flags.InitFrom = None,
+    tune: cli_flags.Tune = None,
     act_order: cli_flags.ActOrder = None,
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
@@ -179,6 +186,8 @@ def quantize(
     flags = {
         "method": method,
         "effort": effort,
+        "init_from": init_from,
+        "tune": tune,
         "act_order": act_order,
         "bits": bits,
         "group_size": group_size,
@@ -265,7 +274,7 @@ def evaluate(
 def run(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
     prompt: Annotated[str, typer.Option("--prompt", help="What to say to the model.")],
-    backend: Annotated[str, typer.Option("--backend", help="ort: ONNX Runtime.")] = "ort",
+    backend: cli_flags.Runtime = "ort",
     device: cli_flags.RunDevice = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
@@ -273,18 +282,18 @@ def run(
     temperature: Annotated[float, typer.Option("--temperature", help="0 always takes the best token.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Only the k best tokens; 0 for all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Only the best tokens up to this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option("--min-p", help="Only tokens this probable, beside the best one.")] = 0.0,
+    repetition_penalty: cli_flags.RepetitionPenalty = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text.")] = None,
-    golden: Annotated[
-        bool, typer.Option("--golden/--no-golden", help="Check golden outputs at the first run on a GPU.")
-    ] = True,
+    golden: cli_flags.CheckGolden = True,
     trust_library: cli_flags.TrustLibrary = False,
 ) -> None:
     """Prompt to text, as it comes."""
     from awq2trt.progress import terminal_progress
     from awq2trt.runtime import Sampling, system_message, user_message
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(temperature, top_k, top_p, seed, min_p, repetition_penalty)
     model = api.load(
         directory,
         backend=backend,

@@ -21,7 +21,16 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
 Method = Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS)}. [{DEFAULT_METHOD}]")]
-Effort = Annotated[str | None, typer.Option("--effort", help="How hard awq searches: fast, default or best. [default]")]
+Effort = Annotated[
+    str | None, typer.Option("--effort", help="How hard awq searches: fast, default, best or max. [default]")
+]
+InitFrom = Annotated[
+    str | None,
+    typer.Option("--init-from", metavar="DIR", help="Quantized checkpoint to refine, by --effort best or max."),
+]
+Tune = Annotated[
+    bool | None, typer.Option("--tune/--no-tune", help="Tune step sizes of the whole model at the end. [--no-tune]")
+]
 ActOrder = Annotated[
     bool | None, typer.Option("--act-order/--no-act-order", help="GPTQ: largest inputs first. [--act-order]")
 ]
@@ -59,4 +68,13 @@ RunDevice = Annotated[
 ]
 TrustLibrary = Annotated[
     bool, typer.Option("--trust-library", help="Load the operator library in DIR, code that came with the model.")
+]
+Runtime = Annotated[
+    str, typer.Option("--runtime", "--backend", help="ort: ONNX Runtime's package; native: the C++ library.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1: tokens that are there become less probable.")
+]
+CheckGolden = Annotated[
+    bool, typer.Option("--golden/--no-golden", help="Check golden outputs at the first run on a GPU.")
 ]

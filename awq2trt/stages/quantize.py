@@ -8,7 +8,8 @@ from typing import Final
 
 from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
-from awq2trt.artifact.records import CalibrationRecord, Contents, QuantizationRecord, SourceRecord
+from awq2trt.artifact.records import CalibrationRecord, Contents, FileRecord, QuantizationRecord, SourceRecord
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
@@ -88,7 +89,7 @@ def quantize_source(
             method=request.options.method,
             scheme=request.options.scheme,
             calibration=calibration,
-            effort=request.options.effort if METHODS[request.options.method].searches_scales else None,
+            effort=_effort(request.options) if METHODS[request.options.method].searches_scales else None,
         )
         contents = Contents(
             source=record,
@@ -100,17 +101,38 @@ def quantize_source(
         return draft.publish(contents)
 
 
+def _effort(options: QuantizeOptions) -> str:
+    """What the manifest says of the search: `check` holds codes to their weights only where it says no more."""
+    return f"{options.effort}, tuned" if options.tune else options.effort
+
+
 def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: QuantizeOptions) -> str:
     """Fingerprint of the checkpoint that a model and options give; `record` has the hashes of its weights."""
     side = {path.name: record_file(path) for path in source.side_files}
     calib = Path(options.calib).expanduser()
     text = record_file(calib) if calib.is_file() else None
-    portable = options.model_copy(update={"calib": portable_name(options.calib)})
-    return fingerprint_of(kind="checkpoint", source=record, side=side, options=portable, calib=text)
+    begun = options.init_from and portable_name(options.init_from)
+    portable = options.model_copy(update={"calib": portable_name(options.calib), "init_from": begun})
+    return fingerprint_of(
+        kind="checkpoint", source=record, side=side, options=portable, calib=text, begun=_beginning_files(options)
+    )
+
+
+def _beginning_files(options: QuantizeOptions) -> dict[str, FileRecord]:
+    """Hashes of the checkpoint to begin at; empty where there is none."""
+    if options.init_from is None:
+        return {}
+    begun = QuantizedCheckpoint.open(Path(options.init_from).expanduser())
+    return {path.name: record_file(path) for path in (*begun.files, *begun.side_files)}
 
 
 def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
-    """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams."""
+    """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams.
+
+    An effort that learns keeps the original model's streams beside those; tuning, the tuned blocks.
+    """
+    from awq2trt.quantization.block import method_of
+
     spec = source.spec
     block = sum(_coded_bytes(spec.linear_shape(name), options.scheme) for name in spec.block.linears)
     plain = _FP16_BYTES * spec.vocab_size * spec.hidden_size
@@ -121,7 +143,9 @@ def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
     hidden = 0
     if METHODS[options.method].uses_text:
         hidden = _FP32_BYTES * options.samples * options.seqlen * spec.hidden_size
-    return 2 * spec.num_layers * block + outer + 2 * hidden
+    method = method_of(options)
+    streams = 4 if method.learn else 2
+    return (3 if method.tune else 2) * spec.num_layers * block + outer + streams * hidden
 
 
 def _coded_bytes(shape: tuple[int, int], scheme: QuantScheme) -> int:
