@@ -63,7 +63,7 @@ class Node:
         in_place: Mapping[str, str] | None = None,
         model: bytes | None = None,
     ) -> dict[str, Array]:
-        """Outputs by name; those that `in_place` names are bound to the memory of its input. `model` for `serialized()`."""
+        """Outputs by name; those that `in_place` names lie in the memory of its input. `model` for `serialized()`."""
         session = onnxruntime.InferenceSession(model or self.serialized(), options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         values = {name: _value(array) for name, array in self.inputs.items()}
