@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from awq2trt.artifact.arrays import read_arrays, write_arrays
 from awq2trt.errors import ArtifactError
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS
 
 DESCRIPTION_FILE: Final = "golden.json"
@@ -125,8 +126,8 @@ def read_golden(directory: Path) -> Golden:
         raise ArtifactError(
             f"no {DESCRIPTION_FILE}: the model has no golden outputs.", where=str(directory), fix="export it again."
         )
-    try:
-        description = json.loads(path.read_bytes())
+    with reading("golden outputs", path, fix=_AGAIN, error=ArtifactError):
+        description = read_json(path, fix=_AGAIN, error=ArtifactError)
         if description["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format version {description['format_version']!r}, expected {FORMAT_VERSION}")
         arrays = read_arrays(directory / ARRAYS_FILE, fix=_AGAIN)
@@ -140,7 +141,3 @@ def read_golden(directory: Path) -> Golden:
             for entry in description["calls"]
         )
         return Golden(description["text"], float(description["relative_tolerance"]), calls)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ArtifactError(
-            f"damaged golden outputs ({type(error).__name__}: {error}).", where=str(path), fix=_AGAIN
-        ) from error

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from awq2trt.artifact.format_1 import FORMAT_1, upgraded
 from awq2trt.artifact.records import Contents, FileRecord
 from awq2trt.errors import ArtifactError, Awq2trtError
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.version import __version__
 
 FORMAT_VERSION: Final = 2
@@ -188,18 +189,13 @@ def read_manifest(directory: Path, kind: Kind | None) -> Manifest:
     path = directory / MANIFEST_FILE
     if not path.is_file():
         raise _no_manifest(directory, kind)
-    try:
-        value = json.loads(path.read_bytes())
-        version = value["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"not a manifest of awq2trt ({type(error).__name__}: {error}).", where=str(path), fix=_again(kind)
-        ) from error
-    _refuse_later(value, version, path)
-    try:
-        manifest = manifest_of(value)
-    except (ValidationError, LookupError, TypeError, AttributeError, ValueError, Awq2trtError) as error:
-        raise ArtifactError(f"not a valid manifest: {_reason(error)}", where=str(path), fix=_again(kind)) from error
+    with reading("a manifest of awq2trt", path, fix=_again(kind), error=ArtifactError):
+        value = read_json(path, what="a manifest of awq2trt", fix=_again(kind), error=ArtifactError)
+        _refuse_later(value, value["format_version"], path)
+        try:
+            manifest = manifest_of(value)
+        except (ValidationError, Awq2trtError) as error:
+            raise ArtifactError(f"not a valid manifest: {_reason(error)}", where=str(path), fix=_again(kind)) from error
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(
             f"expected a directory of kind {kind!r}, got one of kind {manifest.kind!r}.",
@@ -265,12 +261,10 @@ def _no_manifest(directory: Path, kind: Kind | None) -> ArtifactError:
     )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: ValidationError | Awq2trtError) -> str:
     """What is wrong with a manifest."""
     if isinstance(error, Awq2trtError):
         return error.what
-    if not isinstance(error, ValidationError):
-        return f"{type(error).__name__}: {error}."
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}."
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from awq2trt import opset
 from awq2trt.errors import ArtifactError
+from awq2trt.foreign_files import reading
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
 
 _EXPORT_AGAIN: Final = "export the model again: awq2trt export CHECKPOINT -o DIR"
@@ -54,15 +55,13 @@ def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, 
     path = path / MODEL_FILE if path.is_dir() else path
     if not path.is_file():
         raise ArtifactError("no such model.", where=str(path), fix=_EXPORT_AGAIN)
-    try:
+    with reading("an ONNX model", path, fix=_EXPORT_AGAIN, error=ArtifactError):
         model = ir.load(path)
-    except Exception as error:
-        raise ArtifactError(f"not a readable ONNX file ({error}).", where=str(path), fix=_EXPORT_AGAIN) from error
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_external(tensor)
-    return model, _read_sizes(model, path, capacity)
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                _check_external(tensor)
+        return model, _read_sizes(model, path, capacity)
 
 
 def operators_of(model: ir.Model) -> dict[str, str]:

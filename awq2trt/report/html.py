@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from awq2trt.errors import ToolError, UsageError
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.report.inspection import InputChannels, Inspection, LinearRow
 from awq2trt.version import __version__
 
@@ -53,18 +53,13 @@ def read_perplexities(path: Path) -> list[PerplexityBar]:
     Raises:
         UsageError: The file holds none.
     """
-    try:
-        results = json.loads(path.read_bytes())["results"]
+    fix = "name what `awq2trt eval MODEL... --text FILE --json FILE` wrote."
+    with reading("perplexities", path, fix=fix, error=UsageError):
+        results = read_json(path, what="perplexities", fix=fix, error=UsageError)["results"]
         return [
             PerplexityBar(f"{Path(result['model']).name}, {result['executor']}", float(result["perplexity"]["value"]))
             for result in results
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"no perplexities in it ({type(error).__name__}: {error}).",
-            where=str(path),
-            fix="name what `awq2trt eval MODEL... --text FILE --json FILE` wrote.",
-        ) from error
 
 
 def render_page(

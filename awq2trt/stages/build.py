@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq2trt.artifact.folder import refuse_link
 from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import can_resume, create_artifact
@@ -86,6 +87,9 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
         tar=request.tar,
         ssh=request.ssh,
     )
+    for name in (CHECKPOINT_DIRECTORY, ONNX_DIRECTORY, f"{target.name}*"):  # also its log, its archive
+        for path in request.output.glob(name):
+            refuse_link(path)
     if target.is_kit:
         kit_stage.require_fit(request.model, kit, progress)
     checkpoint = _current_checkpoint(request, progress)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq2trt.artifact.folder import refuse_links
 from awq2trt.artifact.opening import CHECK_DIRECTORY, open_model
 from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
 from awq2trt.errors import ToolError, UsageError
@@ -78,6 +79,7 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
         raise UsageError("the text has no tokens.", where=str(request.text or "check"), fix="name another with --text.")
     tokens = tokens[: min(request.tokens, capacity)]
     output = request.output or subject.checkpoint.directory.parent / CHECK_DIRECTORY
+    refuse_links(output)
     result = run_chain(subject, tokens, progress)
     # A checkpoint too damaged to run gives no expected outputs, so there is nothing to repeat with polygraphy.
     runs = not any(stage.stage == QUANTIZED and stage.skipped for stage in result.stages)

@@ -6,13 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from awq2trt.errors import CheckpointError
+from awq2trt.foreign_files import reading
 from awq2trt.models.families import family_named
 from awq2trt.models.sources.base import ModelSource
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,14 +22,9 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    try:
+    fix = "put the model's own tokenizer.json and tokenizer_config.json there."
+    with reading("a tokenizer", directory, fix=fix):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(
-            f"transformers cannot load the tokenizer ({str(error).splitlines()[0]}).",
-            where=str(directory),
-            fix="put the model's own tokenizer.json and tokenizer_config.json there.",
-        ) from error
     return tokenizer
 
 

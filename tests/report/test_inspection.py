@@ -125,7 +125,7 @@ def test_perplexities_come_from_eval(tmp_path: Path) -> None:
     ]
     (tmp_path / "other.json").write_text('{"results": [{"score": 1}]}')
     for name in ("other.json", "missing.json"):
-        with pytest.raises(UsageError, match="no perplexities"):
+        with pytest.raises(UsageError, match="cannot be read as perplexities"):
             read_perplexities(tmp_path / name)
 
 

@@ -23,6 +23,7 @@ from awq2trt.checkpoint.layouts.layout import (
     Tensors,
 )
 from awq2trt.errors import CheckpointError, UnsupportedError, UsageError
+from awq2trt.foreign_files import reading
 from awq2trt.models.families import DecoderSpec
 from awq2trt.scheme import SCALE_DTYPES, QuantizedLinear, QuantScheme
 
@@ -55,8 +56,9 @@ def read_format(config: Mapping[str, Any], *, where: str) -> StoredFormat:
         raise CheckpointError(
             "the checkpoint is not quantized.", where=where, fix="quantize it first: awq2trt quantize MODEL -o DIR"
         )
-    layout = _layout_of(found, where)
-    bits, group_size, zero_point = layout.read(found, where)
+    with reading("a quantization that is read here", where, fix=QUANTIZE_AGAIN):
+        layout = _layout_of(found, where)
+        bits, group_size, zero_point = layout.read(found, where)
     try:
         return StoredFormat(layout, QuantScheme(bits=bits, group_size=group_size, zero_point=zero_point))
     except UsageError as error:
@@ -113,7 +115,8 @@ def unpack_linear(stored: StoredFormat, tensors: Tensors, shape: tuple[int, int]
     if BIAS in tensors:
         packed.expect(BIAS, (shape[0],))
     _require_floats(packed)
-    linear = layout.unpack(packed)
+    with reading(f"a linear in the layout {layout.name}", where, fix=DAMAGED):
+        linear = layout.unpack(packed)
     if not np.isfinite(linear.scales.astype(np.float32)).all():
         raise CheckpointError("scales are NaN or infinite.", where=where, fix=DAMAGED)
     return linear

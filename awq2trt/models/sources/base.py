@@ -7,6 +7,7 @@ refused (architecture decision: no pickle, no remote code).
 from __future__ import annotations
 
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.foreign_files import read_json
 from awq2trt.models.families import DecoderSpec, find_family
 from awq2trt.models.spec import ModelSpec
 
@@ -142,13 +144,7 @@ def read_config(directory: Path) -> dict[str, Any]:
             where=str(directory),
             fix="name the directory that holds config.json and the .safetensors files.",
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"not valid JSON: {error}.", where=str(path), fix="download it again.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"expected a JSON object, got {type(config).__name__}.", where=str(path))
-    return config
+    return read_json(path)
 
 
 def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
@@ -174,6 +170,26 @@ def files_beside_weights(directory: Path) -> tuple[Path, ...]:
     return tuple(path for name in (CONFIG_FILE, *TOKENIZER_FILES) if (path := directory / name).is_file())
 
 
+def _refuse_link_elsewhere(path: Path) -> None:
+    """Refuses a tokenizer file that is a link to somewhere else: copied, it would give away what it points to.
+
+    The Hugging Face hub's cache has links from `snapshots/REVISION` into `blobs` of the same model.
+
+    Raises:
+        CheckpointError: It leads out of the model's directory, and not into the hub's store of its files.
+    """
+    directory, target = path.parent.resolve(), path.resolve()
+    homes = [directory]
+    if directory.parent.name == "snapshots":
+        homes.append(directory.parent.parent / "blobs")
+    if not any(target.is_relative_to(home) for home in homes):
+        raise CheckpointError(
+            f"expected a file of the model's own, got a link to {target}.",
+            where=str(path),
+            fix="put the file itself there, or remove the link.",
+        )
+
+
 def copy_tokenizer(source: Path, destination: Path) -> None:
     """Copies the tokenizer and generation files that `source` has.
 
@@ -191,7 +207,8 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
             fix="put the model's tokenizer files beside its weights.",
         )
     for path in found:
-        (destination / path.name).write_bytes(path.read_bytes())
+        _refuse_link_elsewhere(path)
+        shutil.copyfile(path, destination / path.name)
     if not (source / GENERATION_CONFIG_FILE).is_file() and (source / CONFIG_FILE).is_file():
         config = read_config(source)
         tokens = {key: config[key] for key in _GENERATION_TOKENS if config.get(key) is not None}

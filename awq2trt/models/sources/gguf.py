@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.foreign_files import reading
 from awq2trt.models.families import DecoderSpec, FusedLinear, describe_model
 from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.models.sources.gguf_bounds import require_bounded_metadata
@@ -66,14 +67,13 @@ class GgufSource(ModelSource):
                 "the file has no such tensor.", where=f"{self.path}: {name}", fix="download it again."
             )
         stored = self._tensors[name]
-        try:
+        with reading(
+            f"a tensor of GGUF's type {stored.tensor_type.name}",
+            f"{self.path}: {name}",
+            fix="use a GGUF of another type, such as Q8_0 or Q4_K_M, or the model's safetensors.",
+            error=UnsupportedError,
+        ):
             value: Array = quants.dequantize(stored.data, stored.tensor_type)
-        except (NotImplementedError, ValueError) as error:
-            raise UnsupportedError(
-                f"cannot read GGUF tensor type {stored.tensor_type.name} ({error}).",
-                where=f"{self.path}: {name}",
-                fix="use a GGUF of another type, such as Q8_0 or Q4_K_M, or the model's safetensors.",
-            ) from error
         return self._as_in_checkpoints(name, value)
 
     def has(self, name: str) -> bool:
@@ -82,7 +82,8 @@ class GgufSource(ModelSource):
     def save_tokenizer(self, directory: Path) -> None:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self._files[0].name)
+        with reading("a GGUF file with a tokenizer", self.path):
+            tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self._files[0].name)
         tokenizer.save_pretrained(directory)
 
     def _as_in_checkpoints(self, name: str, value: Array) -> Array:
@@ -105,14 +106,8 @@ def _read(path: Path) -> GGUFReader:
     from gguf import GGUFReader
 
     require_bounded_metadata(path)
-    try:
+    with reading("a GGUF file", path):
         return GGUFReader(path)
-    except (ValueError, IndexError, OSError, KeyError, TypeError, UnicodeDecodeError, OverflowError) as error:
-        raise CheckpointError(
-            f"not a readable GGUF file ({error}).",
-            where=str(path),
-            fix="it is truncated or damaged; download it again.",
-        ) from error
 
 
 def _config(header: Header, stored: Architecture) -> dict[str, Any]:
@@ -121,14 +116,8 @@ def _config(header: Header, stored: Architecture) -> dict[str, Any]:
     Raises:
         CheckpointError: The metadata has another kind of value than the key is for.
     """
-    try:
+    with reading(f"metadata of {header.architecture}", header.where):
         return config_of(header, stored)
-    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise CheckpointError(
-            f"metadata of {header.architecture} with an unexpected value ({error}).",
-            where=header.where,
-            fix="it is damaged; download it again.",
-        ) from error
 
 
 def _split_files(path: Path) -> tuple[Path, ...]:

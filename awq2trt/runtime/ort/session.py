@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from awq2trt.errors import ArtifactError, ToolError
+from awq2trt.foreign_files import reading
 from awq2trt.graph.provider_file import INLINE_BYTES
 from awq2trt.io_contract import MODEL_FILE
 
@@ -66,7 +67,7 @@ def open_session(
 
     execution = execution or Execution()
     file = path / MODEL_FILE if path.is_dir() else path
-    try:
+    with reading("a model for ONNX Runtime", path, fix=_MAKE_AGAIN, error=ArtifactError):
         options = _session_options(onnxruntime, file.parent, execution)
         source: str | bytes = str(file)
         if model is not None:
@@ -75,10 +76,6 @@ def open_session(
             source = ir.to_proto(model).SerializeToString()
         providers = [(execution.provider, dict(execution.provider_options))]
         return onnxruntime.InferenceSession(source, options, providers=providers)
-    except Exception as error:  # pybind exposes ONNX Runtime's errors as plain classes of a private module
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        raise ArtifactError(f"ONNX Runtime refuses the model: {error}", where=str(path), fix=_MAKE_AGAIN) from error
 
 
 def shared(array: NDArray[Any]) -> onnxruntime.OrtValue:
