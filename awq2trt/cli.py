@@ -238,6 +238,7 @@ def evaluate(
     from awq2trt.evaluation.results import EvalRequest, TaskExamples, TextWindows
     from awq2trt.progress import terminal_progress
     from awq2trt.report.lines import eval_row, eval_title, results_json
+    from awq2trt.stages.readiness import require_file
 
     if (text is None) == (task is None):
         raise UsageError(
@@ -245,6 +246,7 @@ def evaluate(
         )
     if task is not None and data is None:
         raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
+    require_file(json_file, "--json")
     on = TaskExamples(task, data, limit) if task and data else TextWindows(str(text), windows, seqlen)
     request = EvalRequest(tuple(models), on, device)
     results, measured = api.evaluate(models, on, device=device, progress=terminal_progress()), []
@@ -387,11 +389,14 @@ def bench(
     from awq2trt.progress import terminal_progress
     from awq2trt.report.bench import bench_json, bench_lines, bench_markdown, plot_bench
     from awq2trt.stages.bench import BenchRequest, bench_stage
+    from awq2trt.stages.readiness import require_file
 
     opponents, command = tuple(against or ()), ("awq2trt", *sys.argv[1:])
     request = BenchRequest(
         directory, shape, layers, prompt, tokens, context, batch, opponents, device, profile, command
     )
+    for path, flag in ((json_file, "--json"), (markdown_file, "--markdown"), (plot_file, "--plot")):
+        require_file(path, flag)
     report = bench_stage(request, terminal_progress())
     print("\n".join(bench_lines(report)))
     if json_file is not None:

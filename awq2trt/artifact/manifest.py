@@ -254,7 +254,7 @@ def _no_manifest(directory: Path, kind: Kind | None) -> ArtifactError:
         return ArtifactError(
             "incomplete: the run that was to write it did not finish.",
             where=str(directory),
-            fix="run the same command again (quantize and build go on where they stopped with --resume).",
+            fix="run the same command again: build goes on where it stopped, and so does quantize with --resume.",
         )
     return ArtifactError(
         f"no {MANIFEST_FILE}: not a directory that awq2trt wrote.", where=str(directory), fix=_again(kind)

@@ -149,7 +149,7 @@ def create_artifact(
         try:
             _undo_interrupted_publish(folder)
             draft = _start(directory, kind, fingerprint, resume=resume)
-            _require_space(directory, expected_bytes)
+            _require_space(directory, expected_bytes - _size(draft.scratch))
             yield draft
         finally:
             _undo_interrupted_publish(folder)
@@ -338,6 +338,40 @@ def _remove_artifact(folder: Folder) -> None:
     folder.sync()
     for name in sorted(names, key=_entry_first):
         folder.unlink(name)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder: what a resumed run needs and already has."""
+    return sum(path.stat().st_size for path in _files_below(folder))
+
+
+def require_replaceable(directory: Path, kind: Kind, *, overwrite: bool) -> None:
+    """Refuses, before there is anything to put there, what `create_artifact` would refuse.
+
+    Raises:
+        ArtifactError: The directory is something else, or there are links where we write.
+    """
+    if directory.is_dir():
+        with open_folder(directory) as folder:
+            _refuse_links(folder)
+        _refuse_foreign(directory, kind, overwrite=overwrite)
+
+
+def require_space(directory: Path, expected_bytes: int) -> None:
+    """Refuses, before there is anything to put there, what the disk has no room for.
+
+    Args:
+        directory: Need not be there.
+        expected_bytes: What is to be written; what an interrupted run left below it is taken off.
+
+    Raises:
+        ArtifactError: There is too little space, or the directory cannot be written.
+    """
+    existing = _existing(directory)
+    with _explained(directory, expected_bytes):
+        if not os.access(existing, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
+        _require_space(existing, expected_bytes - (_size(directory) if directory.is_dir() else 0))
 
 
 def _require_space(directory: Path, expected_bytes: int) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from awq2trt.checkpoint.layouts import read_format, unpack_linear
+from awq2trt.checkpoint.layouts import read_format, require_kinds, unpack_linear
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.models.families import DecoderSpec, FusedLinear
 from awq2trt.models.sources.base import (
@@ -149,6 +149,19 @@ class QuantizedCheckpoint(ModelSource):
 
     def has(self, name: str) -> bool:
         return name in self._tensors
+
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        return self._tensors.shape(stored_name(self.spec, self._tensors, name))
+
+    def expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        plain = super().expected_shapes().items()
+        return {name: shape for name, shape in plain if name.rpartition(".")[0] not in self._stored}
+
+    def require_tensors(self) -> None:
+        super().require_tensors()
+        for name in self._stored:
+            found = [kind for kind in self.format.layout.tensor_names if f"{name}.{kind}" in self._tensors]
+            require_kinds(self.format, found, where=f"{self.name}: {name}")
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
-from awq2trt.artifact.publish import create_artifact
+from awq2trt.artifact.publish import create_artifact, require_replaceable
 from awq2trt.artifact.records import CalibrationRecord, Contents, QuantizationRecord, SourceRecord
 from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import ModelSource
@@ -15,6 +15,7 @@ from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE, QuantizeOptions
 from awq2trt.stages.opening import portable_name, refuse_missing_device, refuse_writing_over_source, source_record
+from awq2trt.stages.readiness import require_calibration, require_whole_model
 
 _FP16_BYTES: Final = 2
 
@@ -48,6 +49,9 @@ def quantize_stage(request: QuantizeRequest, progress: Progress) -> Artifact:
     progress.note(f"reading {request.model}")
     source = open_source(request.model)
     refuse_writing_over_source(source, request.output)
+    require_replaceable(request.output, "checkpoint", overwrite=request.overwrite)
+    require_calibration(source, request.options)
+    require_whole_model(source, progress)
     return quantize_source(source, source_record(source), request, progress)
 
 
@@ -66,7 +70,7 @@ def quantize_source(
             quantize_fingerprint(source, record, request.options),
             resume=request.resume,
             overwrite=request.overwrite,
-            expected_bytes=_quantize_bytes(source, request.options),
+            expected_bytes=quantize_bytes(source, request.options),
         ) as draft,
     ):
         if request.device != DEFAULT_DEVICE:
@@ -106,16 +110,29 @@ def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: Qua
     return fingerprint_of(kind="checkpoint", source=record, side=side, options=portable, calib=text)
 
 
-def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
+def checkpoint_bytes(source: ModelSource, options: QuantizeOptions) -> int:
+    """Disk that the checkpoint takes at least."""
+    return _blocks_bytes(source, options) + _outer_bytes(source)
+
+
+def quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
     """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams."""
+    hidden = 0
+    if METHODS[options.method].uses_text:
+        hidden = _FP32_BYTES * options.samples * options.seqlen * source.spec.hidden_size
+    return 2 * _blocks_bytes(source, options) + _outer_bytes(source) + 2 * hidden
+
+
+def _blocks_bytes(source: ModelSource, options: QuantizeOptions) -> int:
     spec, scheme = source.spec, options.scheme
     block = 0
     for name in spec.block.linears:
         rows, columns = spec.linear_shape(name)
         group_bytes = _FP16_BYTES + scheme.bits / 8
         block += int(rows * (columns * scheme.bits / 8 + scheme.groups(columns) * group_bytes))
-    outer = _FP16_BYTES * spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
-    hidden = 0
-    if METHODS[options.method].uses_text:
-        hidden = _FP32_BYTES * options.samples * options.seqlen * spec.hidden_size
-    return 2 * spec.num_layers * block + outer + 2 * hidden
+    return spec.num_layers * block
+
+
+def _outer_bytes(source: ModelSource) -> int:
+    spec = source.spec
+    return _FP16_BYTES * spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)

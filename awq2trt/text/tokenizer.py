@@ -6,9 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq2trt.errors import CheckpointError
 from awq2trt.foreign_files import reading
 from awq2trt.models.families import family_named
 from awq2trt.models.sources.base import ModelSource
+from awq2trt.text.read import CHARACTERS_PER_TOKEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +36,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
+def encode_start(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int) -> list[int]:
+    """The first token ids of a text, so many if it has them; the rest of a long text is not looked at."""
+    ids = encode(tokenizer, text[: tokens * CHARACTERS_PER_TOKEN])
+    if len(ids) <= tokens < len(text):  # the last of these ids may be half of another
+        ids = encode(tokenizer, text)
+    return ids[:tokens]
+
+
 def bos_of(tokenizer: PreTrainedTokenizerBase, family: str) -> int | None:
     """The token that windows of text begin with: BOS for a family that needs it, else none."""
     bos: int | None = tokenizer.bos_token_id if family_named(family).needs_bos else None
@@ -49,3 +59,30 @@ def tokenizer_of(model: Path | ModelSource) -> PreTrainedTokenizerBase:
     with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
         model.save_tokenizer(Path(directory))
         return load_tokenizer(Path(directory))
+
+
+def require_tokenizer(source: ModelSource) -> None:
+    """Refuses a tokenizer that does not open, or gives ids that the model has no row for.
+
+    Special tokens that were added beyond the vocabulary pass, unless texts begin or end with them: models that are
+    parts of larger ones have some (Gemma 3 1B's tokenizer has one for images).
+
+    Raises:
+        CheckpointError: It does.
+    """
+    tokenizer, size = tokenizer_of(source), source.spec.vocab_size
+    with reading("a tokenizer", source.name):
+        ordinary = int(tokenizer.vocab_size) - 1
+        used = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+        encode(tokenizer, "The sea.")
+    largest = max({"ordinary tokens": ordinary, **{name: id_ or 0 for name, id_ in used.items()}}.items(), key=_second)
+    if largest[1] >= size:
+        raise CheckpointError(
+            f"the tokenizer's {largest[0]} go up to id {largest[1]}, and the model has {size} rows of embeddings.",
+            where=source.name,
+            fix="put the tokenizer files beside the weights that the model was published with.",
+        )
+
+
+def _second(pair: tuple[str, int]) -> int:
+    return pair[1]

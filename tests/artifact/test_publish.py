@@ -314,6 +314,11 @@ def _second_name(out: Path, victim: Path) -> None:
     (out / ".lock").hardlink_to(victim / "precious.txt")
 
 
+def _linked_manifest(out: Path, victim: Path) -> None:
+    (out / "manifest.json").rename(victim.parent / "m")
+    (out / "manifest.json").symlink_to(victim.parent / "m")
+
+
 PREPARED: dict[str, Callable[[Path, Path], None]] = {
     "a file behind a linked folder": _named_behind_a_link,
     "the same in an interrupted run": _old_manifest_names_behind_a_link,
@@ -324,10 +329,7 @@ PREPARED: dict[str, Callable[[Path, Path], None]] = {
     "lock": lambda out, victim: (out / ".lock").symlink_to(victim / "precious.txt"),
     "lock to be": lambda out, victim: (out / ".lock").symlink_to(victim / "none"),
     "work": lambda out, victim: (out / ".work").symlink_to(victim),
-    "manifest": lambda out, victim: (
-        (out / "manifest.json").rename(out / "m"),
-        (out / "manifest.json").symlink_to(out / "m"),
-    ),
+    "manifest": _linked_manifest,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 from chat_templates import PUBLISHED
@@ -29,7 +30,7 @@ OWN = {
 @pytest.mark.parametrize("name", [*PUBLISHED, *OWN])
 def test_templates_are_rendered_as_transformers_does(name: str) -> None:
     template = OWN[name] if name in OWN else PUBLISHED[name].source
-    variables = {"bos_token": "<s>", "eos_token": "</s>"}
+    variables: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
     messages = CONVERSATION
     for start in (0, 1):  # not every template takes a system message
         try:

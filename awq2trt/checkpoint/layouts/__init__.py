@@ -6,7 +6,7 @@ layouts that we write. A new layout is one file here and one row in `LAYOUTS`. N
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -93,6 +93,23 @@ def pack_linear(name: str, linear: QuantizedLinear, layout: Layout) -> dict[str,
     return {f"{name}.{kind}": value for kind, value in tensors.items()}
 
 
+def require_kinds(stored: StoredFormat, found: Collection[str], *, where: str) -> None:
+    """Refuses a linear that lacks a tensor.
+
+    Args:
+        stored: What config.json says.
+        found: Names of the tensors that the linear has, relative to its own.
+        where: Name of the linear, for errors.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    missing = [name for name in stored.layout.required if name not in found]
+    if missing:
+        what = f"missing {', '.join(missing)} of a linear in the layout {stored.layout.name}."
+        raise CheckpointError(what, where=where, fix=DAMAGED)
+
+
 def unpack_linear(stored: StoredFormat, tensors: Tensors, shape: tuple[int, int], *, where: str) -> QuantizedLinear:
     """One linear out of its tensors.
 
@@ -107,10 +124,7 @@ def unpack_linear(stored: StoredFormat, tensors: Tensors, shape: tuple[int, int]
         UnsupportedError: The tensors say something that a `QuantizedLinear` cannot.
     """
     layout = stored.layout
-    missing = [name for name in layout.required if name not in tensors]
-    if missing:
-        what = f"missing {', '.join(missing)} of a linear in the layout {layout.name}."
-        raise CheckpointError(what, where=where, fix=DAMAGED)
+    require_kinds(stored, tensors, where=where)
     packed = LinearToUnpack(tensors, stored.scheme, shape, where)
     if BIAS in tensors:
         packed.expect(BIAS, (shape[0],))

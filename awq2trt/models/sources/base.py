@@ -90,6 +90,37 @@ class ModelSource(ABC):
     def save_tokenizer(self, directory: Path) -> None:
         """Writes the tokenizer and generation files that the model has into `directory`."""
 
+    @abstractmethod
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor by its Hugging Face name, from a file's header; None if there is no such tensor."""
+
+    def expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor that the model needs, by its Hugging Face name, as it is stored."""
+        spec = self.spec
+        blocks = {
+            spec.prefix(layer) + name: shape
+            for layer in range(spec.num_layers)
+            for name, shape in spec.stored_block_shapes().items()
+        }
+        return {**spec.outer_shapes(), **blocks}
+
+    def require_tensors(self) -> None:
+        """Refuses a model that lacks a tensor, or has one of another shape; reads headers alone.
+
+        Raises:
+            CheckpointError: It does.
+        """
+        for name, expected in self.expected_shapes().items():
+            found = self.header_shape(name)
+            if found is None:
+                raise CheckpointError(
+                    "the checkpoint has no such tensor.",
+                    where=f"{self.name}: {name}",
+                    fix="download the checkpoint again; a shard may be missing.",
+                )
+            if found != expected:
+                raise _misshapen(f"{self.name}: {name}", expected, found)
+
     def checked_tensor(self, name: str, shape: tuple[int, ...]) -> Array:
         """A tensor, its shape, type and finiteness verified.
 
@@ -98,11 +129,7 @@ class ModelSource(ABC):
         """
         value = self.tensor(name)
         if value.shape != shape:
-            raise CheckpointError(
-                f"expected shape {list(shape)}, got {list(value.shape)}.",
-                where=name,
-                fix="config.json and the weights do not belong together; download both again.",
-            )
+            raise _misshapen(name, shape, value.shape)
         if value.dtype.name not in FLOATS:
             raise CheckpointError(
                 f"expected weights of a floating-point type ({', '.join(FLOATS)}), got {value.dtype}.",
@@ -129,6 +156,14 @@ class ModelSource(ABC):
     def outer(self) -> dict[str, Array]:
         """All tensors outside the blocks, by full name, verified."""
         return {name: self.checked_tensor(name, shape) for name, shape in self.spec.outer_shapes().items()}
+
+
+def _misshapen(where: str, expected: tuple[int, ...], found: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(
+        f"expected shape {list(expected)}, got {list(found)}.",
+        where=where,
+        fix="config.json and the weights do not belong together; download both again.",
+    )
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -79,6 +79,11 @@ class GgufSource(ModelSource):
     def has(self, name: str) -> bool:
         return name in self._tensors
 
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        if name not in self._tensors:
+            return None
+        return tuple(int(size) for size in reversed(self._tensors[name].shape))  # ggml names the last axis first
+
     def save_tokenizer(self, directory: Path) -> None:
         from transformers import AutoTokenizer
 

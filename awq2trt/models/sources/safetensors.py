@@ -105,6 +105,10 @@ class SafetensorsFiles:
         """What the header says of a tensor that is there."""
         return self._stored[name]
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape by the header; None if there is no such tensor."""
+        return self._stored[name].shape if name in self._stored else None
+
     def equal(self, first: str, second: str) -> bool:
         """Whether two matrices are the same, a few rows in memory at a time; both are there."""
         rows = self.header(first).shape[0]
@@ -217,6 +221,9 @@ class SafetensorsSource(ModelSource):
 
     def has(self, name: str) -> bool:
         return stored_name(self.spec, self._tensors, name) in self._tensors
+
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        return self._tensors.shape(stored_name(self.spec, self._tensors, name))
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)
