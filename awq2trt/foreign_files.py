@@ -85,7 +85,10 @@ def read_json(
         Awq2trtError: It cannot be read, is too large, or is something else.
     """
     with reading(what, path, fix=fix, error=error):
-        value = json.loads(read_bounded(path, _MAX_JSON_BYTES))
+        content = read_bounded(path, _MAX_JSON_BYTES)
+        value = json.loads(content)
+        if b"\\u" in content:  # halves of characters, which JSON can write, can be no names and not be printed
+            json.dumps(value, ensure_ascii=False).encode()
         if not isinstance(value, dict):
             raise TypeError(f"expected a JSON object, got {type(value).__name__}")
         return value

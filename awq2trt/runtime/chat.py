@@ -63,7 +63,8 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text, to be continued."""
-        return list(self._tokenizer(text).input_ids)
+        with reading("a tokenizer that takes this text", self._tokenizer.name_or_path, error=ArtifactError):
+            return list(self._tokenizer(text).input_ids)
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a conversation in the model's chat template, up to where the assistant begins.
@@ -89,11 +90,14 @@ class ChatTokenizer:
             "add_generation_prompt": True,
         }
         text = render_template(template, variables)
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        with reading("a tokenizer that takes this text", self._tokenizer.name_or_path, error=ArtifactError):
+            return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        with reading("a tokenizer of this model", self._tokenizer.name_or_path, error=ArtifactError):
+            text = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
 
 
 def user_message(content: str) -> Message:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.errors import CheckpointError, UnsupportedError
-from awq2trt.foreign_files import read_json
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.models.families import DecoderSpec, find_family
 from awq2trt.models.spec import ModelSpec
 
@@ -188,11 +188,12 @@ def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
     Raises:
         UnsupportedError: config.json has an `auto_map` for the model.
     """
-    family = find_family(config)
-    if family is not None and family.published_with_code:
-        return
-    auto_map = config.get("auto_map") or {}
-    if any(key.startswith("AutoModel") for key in auto_map):
+    with reading("a model's configuration", directory / CONFIG_FILE):
+        family = find_family(config)
+        if family is not None and family.published_with_code:
+            return
+        wants_code = any(key.startswith("AutoModel") for key in config.get("auto_map") or {})
+    if wants_code:
         raise UnsupportedError(
             "the checkpoint wants its own Python code to run (auto_map, trust_remote_code).",
             where=str(directory / CONFIG_FILE),
