@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from awq2trt.methods import DEFAULT_METHOD, METHODS
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Directory, .gguf file, hub id, or a model that a package provides.")
 ]
@@ -18,7 +20,7 @@ Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Whe
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in DIR, whatever it is.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
-Method = Annotated[str | None, typer.Option("--method", help="awq, rtn, gptq or awq+gptq. [awq]")]
+Method = Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS)}. [{DEFAULT_METHOD}]")]
 Effort = Annotated[str | None, typer.Option("--effort", help="How hard awq searches: fast, default or best. [default]")]
 ActOrder = Annotated[
     bool | None, typer.Option("--act-order/--no-act-order", help="GPTQ: largest inputs first. [--act-order]")

@@ -45,6 +45,10 @@ METHODS: Final[Mapping[str, Method]] = {
         Method("awq+gptq", searches_scales=True, rounds_columns=True),
     )
 }
-"""By name. A manifest of another tool's checkpoint, or of a later version, may name a method that is not here."""
+"""By name. `awq` searches scales and clips; `rtn` rounds to nearest; `gptq` rounds column by column, each error made up
+for in the columns after it; `awq+gptq` does so with AWQ's scales and clips.
+
+A manifest of another tool's checkpoint, or of a later version, may name a method that is not here.
+"""
 
 DEFAULT_METHOD: Final[MethodName] = "awq"

@@ -37,8 +37,7 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How weights are quantized.
 
     Attributes:
-        method: `awq` searches scales and clips; `rtn` rounds to nearest; `gptq` rounds column by column, each
-            error made up for in the columns after it; `awq+gptq` does so with AWQ's scales and clips.
+        method: A name in `awq2trt.methods.METHODS`, which says what each does.
         effort: How hard AWQ searches: `fast` as the paper does, `best` several times longer than `default`.
         act_order: GPTQ rounds the columns with the largest inputs first.
         bits: Width of a code.

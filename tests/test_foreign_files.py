@@ -47,7 +47,16 @@ def test_our_own_errors_and_interrupts_pass() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[1]", b"nul", b"\xff\xfe", b"[" * 200_000, b'{"a":' * 200_000, b'{"a": ' + b"9" * 5000 + b"}", rb'{"a": "\ud800"}'],
+    [
+        b"",
+        b"[1]",
+        b"nul",
+        b"\xff\xfe",
+        b"[" * 200_000,
+        b'{"a":' * 200_000,
+        b'{"a": ' + b"9" * 5000 + b"}",
+        rb'{"a": "\ud800"}',
+    ],
     ids=["empty", "list", "word", "not utf-8", "deep list", "deep object", "long number", "half a character"],
 )
 def test_what_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> None:

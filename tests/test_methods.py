@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from awq2trt import cli_flags
 from awq2trt.methods import DEFAULT_METHOD, METHODS, MethodName
 from awq2trt.recipe import QuantizeOptions
 
@@ -17,6 +18,11 @@ ROOT = Path(__file__).parent.parent
 def test_names_of_the_type_are_the_rows() -> None:
     assert get_args(MethodName) == tuple(METHODS)
     assert QuantizeOptions().method == DEFAULT_METHOD
+
+
+def test_the_flags_help_names_all_methods() -> None:
+    _, option = get_args(cli_flags.Method)
+    assert option.help == f"{', '.join(METHODS)}. [{DEFAULT_METHOD}]"
 
 
 def test_only_plain_rounding_needs_no_text() -> None:

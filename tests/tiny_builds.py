@@ -71,19 +71,19 @@ def run_in_shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def double_a_scale(tensors: dict[str, NDArray[Any]]) -> None:
-    plant_faults.double_a_scale(tensors, "model.layers.1.self_attn.k_proj", 5)
+    plant_faults.double_a_scale_(tensors, "model.layers.1.self_attn.k_proj", 5)
 
 
 def move_a_zero_point(tensors: dict[str, NDArray[Any]]) -> None:
-    plant_faults.move_a_zero_point(tensors, "model.layers.2.mlp.gate_proj", 7)
+    plant_faults.move_a_zero_point_(tensors, "model.layers.2.mlp.gate_proj", 7)
 
 
 def swap_two_rows(tensors: dict[str, NDArray[Any]]) -> None:
-    plant_faults.swap_rows(tensors, "model.layers.0.mlp.down_proj", 3, 4)
+    plant_faults.swap_rows_(tensors, "model.layers.0.mlp.down_proj", 3, 4)
 
 
 def swap_nibbles(tensors: dict[str, NDArray[Any]]) -> None:
-    plant_faults.swap_nibbles(tensors, "model.layers.2.self_attn.q_proj")
+    plant_faults.swap_nibbles_(tensors, "model.layers.2.self_attn.q_proj")
 
 
 def drop_a_bias(tensors: dict[str, NDArray[Any]]) -> None:
@@ -95,22 +95,22 @@ def plant_a_nan(tensors: dict[str, NDArray[Any]]) -> None:
 
 
 def plant_a_nan_scale(tensors: dict[str, NDArray[Any]]) -> None:
-    plant_faults.plant_a_nan(tensors, "model.layers.1.mlp.up_proj")
+    plant_faults.plant_a_nan_(tensors, "model.layers.1.mlp.up_proj")
 
 
 # Faults of the exported graph.
 
 
 def write_the_cache_one_slot_late(model: ir.Model) -> None:
-    plant_faults.write_the_cache_late(model, "model.layers.1")
+    plant_faults.write_the_cache_late_(model, "model.layers.1")
 
 
 def mask_out_the_token_itself(model: ir.Model) -> None:
-    plant_faults.move_the_mask(model, "Sub")
+    plant_faults.move_the_mask_(model, "Sub")
 
 
 def see_the_next_token(model: ir.Model) -> None:
-    plant_faults.move_the_mask(model, "Add")
+    plant_faults.move_the_mask_(model, "Add")
 
 
 def drop_a_bias_of_the_graph(model: ir.Model) -> None:

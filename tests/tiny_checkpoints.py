@@ -128,7 +128,7 @@ WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_attenti
 
 def quantized_llama(directory: Path, model: dict[str, Any] | None = None, **options: Any) -> QuantizedCheckpoint:
     """A Llama of random weights in `directory`/model, and what `quantize` makes of it in `directory`/files."""
-    source = SafetensorsSource(save_llama(directory / "model", **(model or {})))
+    source = SafetensorsSource.open(save_llama(directory / "model", **(model or {})))
     return quantize_source(source, directory, **{"method": "rtn", "group_size": 32, **options})
 
 
@@ -144,4 +144,4 @@ def quantize_source(source: ModelSource, directory: Path, **options: Any) -> Qua
         progress=SilentProgress(),
     )
     job.run()
-    return QuantizedCheckpoint(directory / "files")
+    return QuantizedCheckpoint.open(directory / "files")

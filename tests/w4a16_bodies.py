@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from awq2trt import opset
-from awq2trt.graph.inline import inline_bodies
+from awq2trt.graph.inline import inline_bodies_
 from awq2trt.onnx_export.bodies import BodyVariant, make_body
 
 
@@ -16,7 +16,7 @@ def inline_w4a16(model: ir.Model) -> None:
             body = make_body(_variant(node))
             node.overload = body.overload
             model.functions[body.identifier()] = body
-    inline_bodies(model)
+    inline_bodies_(model)
     model.graph.opset_imports[""] = opset.ONNX_OPSET
     model.ir_version = opset.ONNX_IR_VERSION
 

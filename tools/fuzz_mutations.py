@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any, Final, NamedTuple
 
 from hypothesis import strategies as st
@@ -114,7 +115,7 @@ def _changed(draw: st.DrawFn, value: Json) -> Json:
     for _ in range(draw(st.integers(1, 4))):
         places = _places(value)
         if not places:
-            return draw(odd_values)
+            return deepcopy(draw(odd_values))
         place = draw(st.sampled_from(places))
         draw(st.sampled_from(_CHANGES))(draw, place, places)
     return value
@@ -143,7 +144,7 @@ def _places(value: Json, depth: int = 0) -> list[_Place]:
 
 def _replace(draw: st.DrawFn, at: _Place, others: list[_Place]) -> None:
     del others
-    at.holder[at.key] = draw(odd_values)
+    at.holder[at.key] = deepcopy(draw(odd_values))
 
 
 def _remove(draw: st.DrawFn, at: _Place, others: list[_Place]) -> None:

@@ -107,7 +107,7 @@ def named(directory: Path, fault: Fault, tokens: int) -> tuple[str, str, str]:
 
 def demo_faults(directory: Path) -> Iterator[Fault]:
     """Faults of the checkpoint, then of the exported model, in blocks from the first to the last."""
-    checkpoint = QuantizedCheckpoint(directory / "checkpoint")
+    checkpoint = QuantizedCheckpoint.open(directory / "checkpoint")
     rope = checkpoint.spec.ropes[0]
 
     def block(layer: int) -> str:
@@ -124,26 +124,26 @@ def demo_faults(directory: Path) -> Iterator[Fault]:
         return Fault(name, ONNX, block(layer), lambda build: edit_graph(build, edit))
 
     linear = f"{block(7)}.self_attn.k_proj"
-    yield in_checkpoint("one scale doubled", QUANTIZED, 7, lambda all_: double_a_scale(all_, linear, 5))
+    yield in_checkpoint("one scale doubled", QUANTIZED, 7, lambda all_: double_a_scale_(all_, linear, 5))
     gate = f"{block(23)}.mlp.gate_proj"
-    yield in_checkpoint("one zero point off by one", QUANTIZED, 23, lambda all_: move_a_zero_point(all_, gate, 7))
+    yield in_checkpoint("one zero point off by one", QUANTIZED, 23, lambda all_: move_a_zero_point_(all_, gate, 7))
     down = f"{block(0)}.mlp.down_proj"
-    yield in_checkpoint("two rows swapped", QUANTIZED, 0, lambda all_: swap_rows(all_, down, 3, 4))
+    yield in_checkpoint("two rows swapped", QUANTIZED, 0, lambda all_: swap_rows_(all_, down, 3, 4))
     query = f"{block(29)}.self_attn.q_proj"
-    yield in_checkpoint("nibbles swapped", QUANTIZED, 29, lambda all_: swap_nibbles(all_, query))
+    yield in_checkpoint("nibbles swapped", QUANTIZED, 29, lambda all_: swap_nibbles_(all_, query))
     yield Fault("rotary base wrong, config.json", FOLDED, "config.json", change_the_rotary_base)
     yield Fault("norm weight not folded", FOLDED, block(12), lambda build: unfold_a_norm(build, block(12)))
     yield in_checkpoint(
-        "a NaN among the scales", QUANTIZED, 4, lambda all_: plant_a_nan(all_, f"{block(4)}.mlp.up_proj")
+        "a NaN among the scales", QUANTIZED, 4, lambda all_: plant_a_nan_(all_, f"{block(4)}.mlp.up_proj")
     )
 
-    yield in_weights("one scale doubled, exported", 28, "mlp.up_proj.scales", double_one)
-    yield in_weights("one code off by one, exported", 15, "self_attn.o_proj.codes", one_step_off)
+    yield in_weights("one scale doubled, exported", 28, "mlp.up_proj.scales", double_one_)
+    yield in_weights("one code off by one, exported", 15, "self_attn.o_proj.codes", one_step_off_)
     yield Fault("rotary base wrong, exported", ONNX, "rotary.cos", lambda build: change_the_tables(build, rope))
-    yield in_graph("cache index off by one", 17, lambda model: write_the_cache_late(model, block(17)))
-    yield in_graph("mask off by one: not itself", 0, lambda model: move_the_mask(model, "Sub"))
-    yield in_graph("mask off by one: the next too", 0, lambda model: move_the_mask(model, "Add"))
-    yield in_weights("a NaN in a norm, exported", 20, "input_layernorm.weight", nan_in_the_middle)
+    yield in_graph("cache index off by one", 17, lambda model: write_the_cache_late_(model, block(17)))
+    yield in_graph("mask off by one: not itself", 0, lambda model: move_the_mask_(model, "Sub"))
+    yield in_graph("mask off by one: the next too", 0, lambda model: move_the_mask_(model, "Add"))
+    yield in_weights("a NaN in a norm, exported", 20, "input_layernorm.weight", nan_in_the_middle_)
 
 
 # Editing a build.
@@ -192,19 +192,19 @@ def edit_weights(build: Path, name: str, change: Callable[[Array], Array]) -> No
 # Faults of a checkpoint in the natural layout.
 
 
-def double_a_scale(tensors: Tensors, linear: str, row: int) -> None:
+def double_a_scale_(tensors: Tensors, linear: str, row: int) -> None:
     """Of the first group of a row."""
     tensors[f"{linear}.scales"][row, 0] *= 2
 
 
-def move_a_zero_point(tensors: Tensors, linear: str, row: int) -> None:
+def move_a_zero_point_(tensors: Tensors, linear: str, row: int) -> None:
     """That of the second group of a row, by one."""
     zeros = unpack_int4(tensors[f"{linear}.zeros"], tensors[f"{linear}.scales"].shape)
     zeros[row, 1] += 1 if zeros[row, 1] < 15 else -1
     tensors[f"{linear}.zeros"] = pack_int4(zeros)
 
 
-def swap_rows(tensors: Tensors, linear: str, one: int, other: int) -> None:
+def swap_rows_(tensors: Tensors, linear: str, one: int, other: int) -> None:
     """Codes of two outputs, while their scales stay."""
     rows = tensors[f"{linear}.scales"].shape[0]
     packed = tensors[f"{linear}.codes"]
@@ -213,13 +213,13 @@ def swap_rows(tensors: Tensors, linear: str, one: int, other: int) -> None:
     tensors[f"{linear}.codes"] = pack_int4(codes)
 
 
-def swap_nibbles(tensors: Tensors, linear: str) -> None:
+def swap_nibbles_(tensors: Tensors, linear: str) -> None:
     """Every byte's."""
     codes = tensors[f"{linear}.codes"]
     codes[:] = (codes >> 4) | (codes << 4)
 
 
-def plant_a_nan(tensors: Tensors, linear: str) -> None:
+def plant_a_nan_(tensors: Tensors, linear: str) -> None:
     """In the scales of a linear."""
     tensors[f"{linear}.scales"][3, 0] = np.nan
 
@@ -244,19 +244,19 @@ def change_the_rotary_base(build: Path) -> None:
 # Faults of an exported model.
 
 
-def double_one(scales: Array) -> Array:
+def double_one_(scales: Array) -> Array:
     """One scale, in the middle."""
     scales.reshape(-1)[scales.size // 2] *= 2
     return scales
 
 
-def one_step_off(packed: Array) -> Array:
+def one_step_off_(packed: Array) -> Array:
     """One code, in the middle, by its lowest bit."""
     packed[packed.size // 2] ^= 1
     return packed
 
 
-def nan_in_the_middle(value: Array) -> Array:
+def nan_in_the_middle_(value: Array) -> Array:
     """One element."""
     value.reshape(-1)[value.size // 2] = np.nan
     return value
@@ -269,19 +269,19 @@ def change_the_tables(build: Path, rope: RopeSpec) -> None:
         edit_weights(build, name, lambda table, index=index: wrong.tables(len(table))[index].astype(table.dtype))  # type: ignore[misc]
 
 
-def write_the_cache_late(model: ir.Model, block: str) -> None:
+def write_the_cache_late_(model: ir.Model, block: str) -> None:
     """Keys of a block, by one slot."""
     (scatter,) = (node for node in model.graph if node.name == f"{block}.cache_key")
-    _shift(model, scatter, 2, "Add")
+    _shift_(model, scatter, 2, "Add")
 
 
-def move_the_mask(model: ir.Model, op_type: str) -> None:
+def move_the_mask_(model: ir.Model, op_type: str) -> None:
     """`Sub`: a token does not see itself; `Add`: it sees the next one, too."""
     (mask,) = (node for node in model.graph if node.op_type == "LessOrEqual")
-    _shift(model, mask, 1, op_type)
+    _shift_(model, mask, 1, op_type)
 
 
-def _shift(model: ir.Model, node: ir.Node, index: int, op_type: str) -> None:
+def _shift_(model: ir.Model, node: ir.Node, index: int, op_type: str) -> None:
     """Adds one to an input of a node, or takes it away."""
     one = ir.node("Constant", [], {"value_int": 1})
     shifted = ir.node(op_type, [node.inputs[index], one.outputs[0]])

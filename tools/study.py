@@ -26,7 +26,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from study_report import Results, plot, write_csv, write_markdown
@@ -43,6 +43,9 @@ from awq2trt.text.read import read_text
 from awq2trt.text.self_written import self_written
 from awq2trt.text.tokenizer import encode, load_tokenizer
 from awq2trt.text.windows import SELF
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MODEL: Final = "smollm2-135m-instruct"
 
@@ -114,7 +117,7 @@ def measure(model: str, settings: Sequence[Setting], data: Path, rows: Path, dev
     """One walk; writes a row for every setting and says what it measured."""
     torch.set_default_device(device)
     source = open_source(model)
-    texts = Texts(source, data, rows.parent)
+    texts = Texts.open(source, data, rows.parent)
     calibration = settings[0].calibration
     windows = None if calibration is None else texts.calibration(calibration)
     tests = {
@@ -132,14 +135,20 @@ def measure(model: str, settings: Sequence[Setting], data: Path, rows: Path, dev
 
 
 class Texts:
-    """Windows of the texts that are calibrated and tested on."""
+    """Windows of the texts that are calibrated and tested on; `open` finds their tokenizer."""
 
-    def __init__(self, source: ModelSource, data: Path, cache: Path) -> None:
-        self._source, self._data = source, data
+    def __init__(self, source: ModelSource, data: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._source = source
+        self._data = data
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def open(cls, source: ModelSource, data: Path, cache: Path) -> Texts:
+        """Texts in `data` for a model, whose tokenizer is put into `cache`."""
         directory = cache / "tokenizer"
         directory.mkdir(exist_ok=True)
         source.save_tokenizer(directory)
-        self._tokenizer = load_tokenizer(directory)
+        return cls(source, data, load_tokenizer(directory))
 
     def calibration(self, wanted: Calibration) -> torch.Tensor:
         """Windows spread evenly over the text; draws begin at thirds of the distance between two windows."""

@@ -24,7 +24,7 @@ from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.evaluation.agreement import agreement
 from awq2trt.evaluation.perplexity import WindowLogits, first_windows, perplexity, torch_logits
-from awq2trt.models.sources.base import ModelSource, copy_tokenizer
+from awq2trt.models.sources.base import Array, ModelSource, copy_tokenizer
 from awq2trt.models.sources.gguf import GgufSource
 from awq2trt.progress import Progress, terminal_progress
 from awq2trt.quantization.job import QuantizeJob
@@ -37,12 +37,26 @@ TEXT_CHARACTERS = 100_000
 """More than the windows hold."""
 
 
-class _Original(GgufSource):
-    """The file, with the tokenizer that `awq2trt build` has made of it already."""
+class _Original(ModelSource):
+    """A model of a file, with the tokenizer that `awq2trt build` has made of it already."""
 
-    def __init__(self, path: Path, tokenizer: Path) -> None:
-        super().__init__(path)
+    def __init__(self, source: ModelSource, tokenizer: Path) -> None:
+        self.name, self.config, self.spec = source.name, source.config, source.spec
+        self._source = source
         self._tokenizer = tokenizer
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._source.files
+
+    def tensor(self, name: str) -> Array:
+        return self._source.tensor(name)
+
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        return self._source.header_shape(name)
+
+    def has(self, name: str) -> bool:
+        return self._source.has(name)
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self._tokenizer, directory)
@@ -59,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     checkpoint, onnx = arguments.directory / CHECKPOINT_DIRECTORY, arguments.directory / ONNX_DIRECTORY
     tokenizer, progress = load_tokenizer(checkpoint), terminal_progress()
-    quantized = QuantizedCheckpoint(checkpoint)
+    quantized = QuantizedCheckpoint.open(checkpoint)
     ids = encode(tokenizer, arguments.text.read_text(encoding="utf-8")[:TEXT_CHARACTERS])
     bos = bos_of(tokenizer, quantized.spec.family)
     windows = first_windows(ids, arguments.windows, arguments.seqlen, where=str(arguments.text), bos=bos)
@@ -74,7 +88,7 @@ def main() -> None:
     close = [agreement(_rows(reference, window), _rows(got, window), window.tolist()) for window in windows]
     top1, mean_kl = (statistics.mean(getattr(one, name) for one in close) for name in ("top1", "mean_kl"))
     print(f"ONNX Runtime and PyTorch: top-1 equal {top1:.2%}, mean KL {mean_kl:.1e}", flush=True)
-    original = _Original(arguments.gguf, checkpoint)
+    original = _Original(GgufSource.open(arguments.gguf), checkpoint)
     _report("original", _torch(original, windows, progress), windows, progress)
     with tempfile.TemporaryDirectory(prefix="awq2trt-gemma3-") as directory:
         rounded = _rounded(original, quantized, Path(directory), progress)
@@ -106,7 +120,7 @@ def _rounded(
         path.mkdir()
     options = QuantizeOptions(method="rtn", group_size=like.scheme.group_size, symmetric=not like.scheme.zero_point)
     QuantizeJob.prepare(original, options, files=files, scratch=scratch, progress=progress).run()
-    return QuantizedCheckpoint(files)
+    return QuantizedCheckpoint.open(files)
 
 
 def _report(name: str, logits: WindowLogits, windows: torch.Tensor, progress: Progress) -> None:

@@ -171,7 +171,7 @@ def walk(
     """
     ends = Ends(source)
     hidden = None if calibration is None else ends.embed(calibration)
-    lanes = [_Lane(source.spec, ends, setting, hidden, texts) for setting in settings]
+    lanes = [_Lane.start(source.spec, ends, setting, hidden, texts) for setting in settings]
     runner = BlockRunner.for_positions(source.spec, 1 if calibration is None else calibration.shape[1])
     shared = hidden is not None and any(lane.needs_shared_statistics for lane in lanes)
     with torch.inference_mode(), progress.task(f"{len(settings)} settings", total=source.spec.num_layers) as advance:
@@ -189,19 +189,37 @@ class _Lane:
     """A setting on its way through the blocks."""
 
     def __init__(
-        self, spec: DecoderSpec, ends: Ends, setting: Setting, calibration: Tensor | None, texts: Mapping[str, Tensor]
+        self, setting: Setting, runner: BlockRunner, calibration: Tensor | None, tests: Mapping[str, Tensor]
     ) -> None:
-        self._spec = spec
+        self._spec = runner.spec
         self._setting = setting
         self._method = method_of(setting.options) if setting.options else None
         self._sequential = self._method is not None and self._method.sequential
         self._calibration = calibration if self._sequential else None
-        self._tests = {name: texts[name][: setting.windows, : setting.seqlen] for name in setting.tests}
-        self._hidden = {name: ends.embed(windows) for name, windows in self._tests.items()}
-        longest = max(setting.seqlen, 1 if calibration is None else calibration.shape[1])
-        self._runner = BlockRunner.for_positions(spec, longest)
+        self._tests = tests
+        self._hidden: dict[str, Tensor] = {}
+        self._runner = runner
         self._steps = Steps()
         self._measured = Measured(device=device_name())
+
+    @classmethod
+    def start(
+        cls, spec: DecoderSpec, ends: Ends, setting: Setting, calibration: Tensor | None, texts: Mapping[str, Tensor]
+    ) -> _Lane:
+        """A lane before the first block.
+
+        Args:
+            spec: The model.
+            ends: Of it.
+            setting: What is measured.
+            calibration: Residual stream of the calibration text before the first block.
+            texts: To test on, by name.
+        """
+        longest = max(setting.seqlen, 1 if calibration is None else calibration.shape[1])
+        tests = {name: texts[name][: setting.windows, : setting.seqlen] for name in setting.tests}
+        lane = cls(setting, BlockRunner.for_positions(spec, longest), calibration, tests)
+        lane._hidden = {name: ends.embed(windows) for name, windows in tests.items()}
+        return lane
 
     @property
     def needs_shared_statistics(self) -> bool:

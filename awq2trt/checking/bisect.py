@@ -27,7 +27,7 @@ from torch import Tensor
 
 from awq2trt.checking.measures import difference
 from awq2trt.checking.results import ONNX, QUANTIZED, CheckResult
-from awq2trt.checking.runners import SPARE_SLOTS, CachedOnnxRunner, block_values, calls_of, expose, open_runnable
+from awq2trt.checking.runners import SPARE_SLOTS, CachedOnnxRunner, block_values, calls_of, expose_, open_runnable
 from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.graph import ort_lowering
@@ -137,9 +137,9 @@ def _recorded_calls(
     model, sizes = open_runnable(onnx)
     values = {value.name: value for node in model.graph for value in node.outputs}
     for index, name in enumerate(names):
-        expose(model, values[name], f"value_{index}")
-    ort_lowering.keep_all_positions(model)
-    ort_lowering.free_capacity(model, sizes.num_layers)
+        expose_(model, values[name], f"value_{index}")
+    ort_lowering.keep_all_positions_(model)
+    ort_lowering.free_capacity_(model, sizes.num_layers)
     runner = CachedOnnxRunner(model, sizes, onnx, length=len(tokens) + SPARE_SLOTS, name=ONNX)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), runner:
         for call in calls_of(tokens):
@@ -161,7 +161,7 @@ def _write_piece(
         folder: For the files.
     """
     model, sizes = open_runnable(onnx)
-    ort_lowering.free_capacity(model, sizes.num_layers)
+    ort_lowering.free_capacity_(model, sizes.num_layers)
     values = {value.name: value for node in model.graph for value in node.outputs}
     inputs = _reached(values[name], set(boundary))
     producer = values[name].producer()

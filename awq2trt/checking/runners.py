@@ -228,7 +228,7 @@ def open_runnable(path: Path) -> tuple[ir.Model, DecoderSizes]:
     """
     model, sizes = open_decoder(path)
     if sizes.dtype is ir.DataType.BFLOAT16:
-        ort_lowering.widen_to_fp32(model)
+        ort_lowering.widen_to_fp32_(model)
         sizes = replace(sizes, dtype=ir.DataType.FLOAT)
     return model, sizes
 
@@ -241,9 +241,9 @@ def open_with_blocks(path: Path, spec: DecoderSpec) -> tuple[ir.Model, DecoderSi
     """
     model, sizes = open_runnable(path)
     for layer, value in enumerate(block_values(model, spec)):
-        expose(model, value, block_output(layer))
-    ort_lowering.keep_all_positions(model)
-    ort_lowering.free_capacity(model, sizes.num_layers)
+        expose_(model, value, block_output(layer))
+    ort_lowering.keep_all_positions_(model)
+    ort_lowering.free_capacity_(model, sizes.num_layers)
     return model, sizes
 
 
@@ -269,7 +269,7 @@ def block_values(model: ir.Model, spec: DecoderSpec) -> list[ir.Value]:
     return [last[layer] for layer in range(spec.num_layers)]
 
 
-def expose(model: ir.Model, value: ir.Value, name: str) -> None:
+def expose_(model: ir.Model, value: ir.Value, name: str) -> None:
     """Makes a value of the graph an output, under a name of its own."""
     copy = ir.node("Identity", [value], name=f"exposed/{name}")
     copy.outputs[0].name = name

@@ -104,7 +104,7 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
     decoder = exported.manifest.contents.decoder if exported else None
     checked = {one.directory: one for one in (quantized, exported, lowered, *engines) if one}
     return Subject(
-        checkpoint=QuantizedCheckpoint(quantized.directory),
+        checkpoint=QuantizedCheckpoint.open(quantized.directory),
         nearest=_codes_are_nearest(quantization),
         original=original,
         search=search,

@@ -72,8 +72,8 @@ def code_finding(
         place: Name of the linear.
         weight: What was rounded, fp32 [N, K].
         linear: What it became.
-        nearest: Every code is the nearest on its group's grid, as `awq` and `rtn` choose them; else groups are only
-            held to what their error may be on the whole.
+        nearest: Every code is the nearest on its group's grid, as most methods choose them; else groups are only held
+            to what their error may be on the whole.
         scale_roundoff: How far, relatively, a scale may have moved after the codes were chosen: in bf16 checkpoints it
             is rounded last, to 8 bits. A weight k steps from zero then lies up to k times that away from where it was.
     """

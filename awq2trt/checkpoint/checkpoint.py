@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from awq2trt.checkpoint.layouts import read_format, require_kinds, unpack_linear
+from awq2trt.checkpoint.layouts import StoredFormat, read_format, require_kinds, unpack_linear
 from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.foreign_files import reading
 from awq2trt.models.families import DecoderSpec, FusedLinear
 from awq2trt.models.sources.base import (
     CONFIG_FILE,
@@ -34,23 +35,30 @@ _NOT_TOGETHER: Final = "config.json and the weights do not belong together; down
 class QuantizedCheckpoint(ModelSource):
     """A quantized checkpoint on disk, ours or another tool's.
 
-    As a `ModelSource` it hands out dequantized weights; `linear` hands out the codes.
+    As a `ModelSource` it hands out dequantized weights; `linear` hands out the codes. `open` reads one.
 
     Attributes:
+        directory: Where it lies.
         format: What its config.json says about layout and scheme.
         scheme: How its linears are quantized.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: dict[str, Any],
+        stored: StoredFormat,
+        tensors: SafetensorsFiles,
+        spec: DecoderSpec,
+    ) -> None:
         self.directory = directory
         self.name = str(directory)
-        self.config = read_config(directory)
-        refuse_remote_code(self.config, directory)
-        self.format = read_format(self.config, where=str(directory / CONFIG_FILE))
-        self.scheme = self.format.scheme
-        self._tensors = SafetensorsFiles.in_directory(directory, self.config)
-        self.spec = describe_stored(self.config, self._tensors, quantized=True)
-        spec, layers = self.spec, range(self.spec.num_layers)
+        self.config = config
+        self.format = stored
+        self.scheme = stored.scheme
+        self.spec = spec
+        self._tensors = tensors
+        layers = range(spec.num_layers)
         self._stored = {spec.prefix(i) + name: shape for i in layers for name, shape in spec.stored_linears().items()}
         self._fused = {
             spec.prefix(i) + part: (spec.prefix(i) + fused.stored, fused, fused.parts.index(part))
@@ -60,8 +68,24 @@ class QuantizedCheckpoint(ModelSource):
         }
         biases = {name.removesuffix(".bias") for name in spec.stored_block_shapes() if name.endswith(".bias")}
         self._biased = {spec.prefix(i) + name for i in layers for name in biases}
-        self._refuse_strangers()
         self._last: tuple[str, QuantizedLinear] | None = None  # the fused linear read last, wanted again for each part
+
+    @classmethod
+    def open(cls, directory: Path) -> QuantizedCheckpoint:
+        """Reads the configuration and the headers of the weight files.
+
+        Raises:
+            CheckpointError: A file is missing or damaged.
+            UnsupportedError: No family describes it, no layout reads it, or it wants remote code.
+        """
+        with reading("a quantized checkpoint", directory):
+            config = read_config(directory)
+            refuse_remote_code(config, directory)
+            stored = read_format(config, where=str(directory / CONFIG_FILE))
+            tensors = SafetensorsFiles.in_directory(directory, config)
+            checkpoint = cls(directory, config, stored, tensors, describe_stored(config, tensors, quantized=True))
+            checkpoint._refuse_strangers()
+        return checkpoint
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -20,6 +20,6 @@ def open_any(model: str) -> tuple[ModelSource, str | None]:
     if path.is_dir() and "quantization_config" in read_config(path):
         if (path / MANIFEST_FILE).is_file():
             Artifact.open(path, kind="checkpoint")
-        checkpoint = QuantizedCheckpoint(path)
+        checkpoint = QuantizedCheckpoint.open(path)
         return checkpoint, checkpoint.scheme.describe()
     return open_source(model), None

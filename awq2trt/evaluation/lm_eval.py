@@ -3,7 +3,7 @@
     import lm_eval
     from awq2trt.evaluation.lm_eval import Awq2trtLM
 
-    lm_eval.simple_evaluate(model=Awq2trtLM("build/demo/onnx"), tasks=["piqa"])
+    lm_eval.simple_evaluate(model=Awq2trtLM.open("build/demo/onnx"), tasks=["piqa"])
 
 In: an original, a quantized checkpoint or an ONNX model. Out: a model class of theirs. Scores continuations and whole
 texts; it does not generate.
@@ -19,28 +19,35 @@ from lm_eval.api.model import TemplateLM
 
 from awq2trt.errors import UnsupportedError
 from awq2trt.evaluation.likelihood import TokenizedContinuation
-from awq2trt.evaluation.opening import open_evaluated
+from awq2trt.evaluation.opening import EvaluatedModel, open_evaluated
 from awq2trt.progress import Progress, terminal_progress
 from awq2trt.text.tokenizer import encode
 
 
 class Awq2trtLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type hints that mypy can read
-    """A model of ours as lm-eval asks it.
-
-    Args:
-        model: As `awq2trt eval` takes it.
-        progress: Counts blocks or requests; None for bars on the terminal.
-    """
+    """A model of ours as lm-eval asks it; `open` reads one."""
 
     backend = "causal"
 
-    def __init__(self, model: str | Path, progress: Progress | None = None) -> None:
+    def __init__(self, model: EvaluatedModel, progress: Progress) -> None:
         super().__init__()
-        self._progress = progress or terminal_progress()
-        self._model = open_evaluated(str(model))
-        opened = self._model.opened
-        self._tokenizer = opened.tokenizer
-        self._start = () if opened.bos is None else (opened.bos,)
+        self._progress = progress
+        self._model = model
+        self._tokenizer = model.opened.tokenizer
+        self._start = () if model.opened.bos is None else (model.opened.bos,)
+
+    @classmethod
+    def open(cls, model: str | Path, progress: Progress | None = None) -> Awq2trtLM:
+        """Opens a model.
+
+        Args:
+            model: As `awq2trt eval` takes it.
+            progress: Counts blocks or requests; None for bars on the terminal.
+
+        Raises:
+            Awq2trtError: As for `awq2trt eval`.
+        """
+        return cls(open_evaluated(str(model)), progress or terminal_progress())
 
     @property
     def eot_token_id(self) -> int:

@@ -2,17 +2,18 @@
 
 In: a config.json. Out: rows beside ours, of `generate` as it comes, and with a static cache, for which transformers
 compiles decoding. Weights are random. Only whole answers can be timed, so a token's time is a mean, and it holds the
-prompt's.
+prompt's. The first token is timed by one call of the model with its cache, eager and under torch.compile.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from awq2trt.evaluation.decode_bench import BenchRow
+from awq2trt.evaluation.decode_bench import FIRST_TOKEN_LENGTHS, BenchRow
 
 EAGER: Final = "Hugging Face fp16"
 COMPILED: Final = "Hugging Face fp16, static cache, compiled"
@@ -58,20 +59,32 @@ def bench_transformers(config: dict[str, Any], prompt: int, tokens: int, device:
         torch.cuda.synchronize(device)
         return 1e3 * (time.perf_counter() - started) / tokens
 
-    def peak_bytes() -> int:
-        return int(torch.cuda.max_memory_allocated(device))
+    def first_token(forward: Callable[..., Any], length: int) -> float:
+        prompt_ids = torch.ones((1, length), dtype=torch.int64, device=device)
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        forward(prompt_ids, use_cache=True, logits_to_keep=1).logits.argmax(-1).item()
+        return 1e3 * (time.perf_counter() - started)
+
+    def row(executor: str, answer: Callable[[], float], forward: Callable[..., Any]) -> BenchRow:
+        try:
+            answer()  # compiles
+            times = [answer() for _ in range(_REPEATS)]
+            lengths = [length for length in FIRST_TOKEN_LENGTHS if length <= model.config.max_position_embeddings]
+            first = {length: _median(functools.partial(first_token, forward, length)) for length in lengths}
+        except (RuntimeError, ValueError, TypeError) as error:  # models that it cannot compile fail in many ways
+            return BenchRow(executor, failed=" ".join(str(error).split())[:200])
+        peak = int(torch.cuda.max_memory_allocated(device))
+        return BenchRow(executor, token_ms=statistics.median(times), first_token_ms=first, memory_bytes=peak)
 
     with torch.inference_mode():
         return (
-            _row(EAGER, answer, peak_bytes),
-            _row(COMPILED, lambda: answer(cache_implementation="static"), peak_bytes),
+            row(EAGER, answer, model),
+            row(COMPILED, lambda: answer(cache_implementation="static"), torch.compile(model, dynamic=False)),
         )
 
 
-def _row(executor: str, answer: Callable[[], float], peak_bytes: Callable[[], int]) -> BenchRow:
-    try:
-        answer()  # compiles
-        times = [answer() for _ in range(_REPEATS)]
-    except (RuntimeError, ValueError, TypeError) as error:  # models that it cannot compile fail in many ways
-        return BenchRow(executor, failed=" ".join(str(error).split())[:200])
-    return BenchRow(executor, token_ms=statistics.median(times), memory_bytes=peak_bytes())
+def _median(measure: Callable[[], float]) -> float:
+    """After a first time, which may compile."""
+    measure()
+    return statistics.median(measure() for _ in range(_REPEATS))

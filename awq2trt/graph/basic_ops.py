@@ -1,6 +1,6 @@
 """Rewrites an exported decoder, in memory, into what TensorRT 10.3 parses (JetPack 6): opset 20, no functions.
 
-In: a model of opset 24 as `export` writes it, for one conversation (`fix_batch` first). Out: one that means the same.
+In: a model of opset 24 as `export` writes it, for one conversation (`fix_batch_` first). Out: one that means the same.
 Norms, rotary embeddings, cache writes and attention become matrix products, gathers and scatters; grouped-query heads
 stay grouped. An operator or attribute that this file does not know is refused by name, since a wrong model that builds
 is worse than none.
@@ -34,7 +34,7 @@ IR_VERSION: Final = 10
 _END: Final = 2**63 - 1
 
 
-def fix_batch(model: ir.Model) -> None:
+def fix_batch_(model: ir.Model) -> None:
     """Makes the batch axis of every input and output 1, so that only the number of new tokens is free."""
     for value in (*model.graph.inputs, *model.graph.outputs, *(v for node in model.graph for v in node.outputs)):
         if value.shape is not None:
@@ -42,14 +42,14 @@ def fix_batch(model: ir.Model) -> None:
             value.shape = ir.Shape(axes)
 
 
-def drop_functions(model: ir.Model) -> None:
+def drop_functions_(model: ir.Model) -> None:
     """Leaves the custom nodes to the plugin library, which must then be there."""
     model.functions.clear()
     for node in model.graph:
         node.overload = ""
 
 
-def lower_to_basic_ops(model: ir.Model) -> None:
+def lower_to_basic_ops_(model: ir.Model) -> None:
     """Rewrites the model.
 
     Raises:
@@ -63,7 +63,7 @@ def lower_to_basic_ops(model: ir.Model) -> None:
             rewriter.replace(node, lower)
         else:
             _require_known(node)
-    drop_functions(model)
+    drop_functions_(model)
     model.graph.opset_imports[""] = OPSET
     model.ir_version = IR_VERSION
 

@@ -118,7 +118,7 @@ def replace_attention_(graph: ir.Graph, pattern: AttentionPattern) -> None:
     query, key, value = pattern.heads
     merged = merge_linears_(graph, [query.linear, key.linear, value.linear])
     gains = [gain for gain in (query.gain, key.gain) if gain is not None]
-    slopes = [] if pattern.mask.slopes is None else [_slopes(graph, pattern.mask.slopes)]
+    slopes = [] if pattern.mask.slopes is None else [_slopes_(graph, pattern.mask.slopes)]
     key_write, value_write = pattern.scatters
     pasts = [take(key_write, 0), take(value_write, 0)]
     attributes = {
@@ -146,7 +146,7 @@ def replace_attention_(graph: ir.Graph, pattern: AttentionPattern) -> None:
     take_place_(graph, pattern.flat, fused, dict(zip(old, fused.outputs, strict=True)))
 
 
-def _slopes(graph: ir.Graph, slopes: ir.Value) -> ir.Value:
+def _slopes_(graph: ir.Graph, slopes: ir.Value) -> ir.Value:
     """The slopes in fp32, the same initializer for all blocks."""
     name = f"{slopes.name}.fp32"
     if name not in graph.initializers:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from awq2trt.errors import ArtifactError
 
 
-def inline_bodies(model: ir.Model) -> None:
+def inline_bodies_(model: ir.Model) -> None:
     """Replaces every call of a model-local function by the function's nodes, and drops the functions.
 
     Raises:
@@ -23,7 +23,7 @@ def inline_bodies(model: ir.Model) -> None:
     for node in list(model.graph):
         function = model.functions.get(node.op_identifier())
         if function is not None:
-            _inline(model.graph, node, function)
+            _inline_(model.graph, node, function)
         elif node.domain not in ("", "ai.onnx"):
             raise ArtifactError(
                 f"{node.domain}::{node.op_type} has no function body, and no plugin library was given.",
@@ -33,7 +33,7 @@ def inline_bodies(model: ir.Model) -> None:
     model.functions.clear()
 
 
-def _inline(graph: ir.Graph, call: ir.Node, function: ir.Function) -> None:
+def _inline_(graph: ir.Graph, call: ir.Node, function: ir.Function) -> None:
     """Replaces one call. Bodies are flat: no subgraphs, no attribute references, no optional inputs left out."""
     values: dict[ir.Value | None, ir.Value | None] = {
         None: None,

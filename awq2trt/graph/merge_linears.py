@@ -58,14 +58,14 @@ def merge_linears_(graph: ir.Graph, linears: Sequence[ir.Node]) -> ir.Value:
     has_zeros = bool(first.attributes[opset.ATTR_HAS_ZEROS].as_int())
     has_bias = any(linear.attributes[opset.ATTR_HAS_BIAS].as_int() for linear in linears)
     merged = [
-        _stacked(graph, f"{name}.codes", [tensor_of(linear.inputs[1]) for linear in linears], _stack_int4),
-        _stacked(graph, f"{name}.scales", [tensor_of(linear.inputs[2]) for linear in linears], _stack_rows),
+        _stacked_(graph, f"{name}.codes", [tensor_of(linear.inputs[1]) for linear in linears], _stack_int4),
+        _stacked_(graph, f"{name}.scales", [tensor_of(linear.inputs[2]) for linear in linears], _stack_rows),
     ]
     if has_zeros:
         zeros = [tensor_of(linear.inputs[3]) for linear in linears]
-        merged.append(_stacked(graph, f"{name}.zeros", zeros, _stack_int4))
+        merged.append(_stacked_(graph, f"{name}.zeros", zeros, _stack_int4))
     if has_bias:
-        merged.append(_stacked(graph, f"{name}.bias", [_bias(linear) for linear in linears], _stack_rows))
+        merged.append(_stacked_(graph, f"{name}.bias", [_bias(linear) for linear in linears], _stack_rows))
     kept = [attribute for key, attribute in first.attributes.items() if key != opset.ATTR_HAS_BIAS]
     attributes = [*kept, ir.AttrInt64(opset.ATTR_HAS_BIAS, int(has_bias))]
     node = ir.Node(opset.DOMAIN, opset.W4A16_LINEAR, [first.inputs[0], *merged], attributes, name=name)
@@ -83,7 +83,7 @@ def _bias(linear: ir.Node) -> ir.TensorProtocol:
     return ir.Tensor(np.zeros(rows_of(linear), scales.dtype.numpy()), dtype=scales.dtype)
 
 
-def _stacked(
+def _stacked_(
     graph: ir.Graph,
     name: str,
     tensors: Sequence[ir.TensorProtocol],

@@ -46,25 +46,8 @@ _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
-class BlockedWeight:
-    """A linear as `MatMulNBits` takes it.
-
-    Attributes:
-        codes: Unsigned nibbles, low first, uint8 [N, blocks, block / 2]; the last block padded.
-        scales: Of the type they came in, [N, blocks].
-        zeros: Unsigned nibbles, low first, uint8 [N, ceil(blocks / 2)]; None means 8.
-        block: Channels of a block, a power of two.
-    """
-
-    codes: NDArray[np.uint8]
-    scales: NDArray[np.generic]
-    zeros: NDArray[np.uint8] | None
-    block: int
-
-
-@dataclass(frozen=True)
 class Blocks:
-    """How the groups of a row become blocks.
+    """How the groups of a row become the blocks of `MatMulNBits`; nibbles are packed low first.
 
     Attributes:
         block: Channels of a block.
@@ -99,33 +82,16 @@ class Blocks:
         missing = len(self.group_of_block) * self.block - self.features
         return _pack_rows(np.pad(codes, ((0, 0), (0, missing)))).reshape(self.codes_shape(len(codes)))
 
+    def pack_zeros(self, zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Unsigned zero points uint8 [N, ceil(K/G)] -> uint8 [N, ceil(blocks / 2)]; without any, they are 8."""
+        return _pack_rows(self.spread(zeros))
+
     def spread(self, groups: NDArray[Any]) -> NDArray[Any]:
         """[N, ceil(K/G)] -> [N, blocks]."""
         return np.ascontiguousarray(groups[:, self.group_of_block])
 
 
-def block_weight(
-    codes: NDArray[np.uint8], scales: NDArray[np.generic], zeros: NDArray[np.uint8] | None, group_length: int
-) -> BlockedWeight | None:
-    """Packs a linear for `MatMulNBits`.
-
-    Args:
-        codes: Unsigned, uint8 [N, K].
-        scales: [N, ceil(K/G)].
-        zeros: Unsigned, uint8 [N, ceil(K/G)], or None.
-        group_length: G.
-
-    Returns:
-        None where no block that the operator takes fits the groups.
-    """
-    blocks = Blocks.of(codes.shape[1], scales.shape[1], group_length)
-    if blocks is None:
-        return None
-    packed_zeros = None if zeros is None else _pack_rows(blocks.spread(zeros))
-    return BlockedWeight(blocks.pack_codes(codes), blocks.spread(scales), packed_zeros, blocks.block)
-
-
-def lower_linears(model: ir.Model, *, widened: bool) -> None:
+def lower_linears_(model: ir.Model, *, widened: bool) -> None:
     """Replaces every `W4A16Linear` that `MatMulNBits` can express; others keep their function body.
 
     Args:
@@ -135,7 +101,7 @@ def lower_linears(model: ir.Model, *, widened: bool) -> None:
     """
     for node in list(model.graph):
         if is_quantized_linear(node):
-            _lower_linear(model.graph, node, widened=widened)
+            _lower_linear_(model.graph, node, widened=widened)
     model.graph.opset_imports[MICROSOFT_DOMAIN] = 1
 
 
@@ -154,7 +120,7 @@ def linear_shapes(model: ir.Model) -> Iterator[tuple[int, int]]:
             yield node.attributes["N"].as_int(), node.attributes["K"].as_int()
 
 
-def widen_to_fp32(model: ir.Model) -> None:
+def widen_to_fp32_(model: ir.Model) -> None:
     """Makes fp16 and bf16 inputs, outputs and initializers fp32.
 
     A table that is only gathered from stays as it is, and the gathered rows are cast: of the embedding of a model with
@@ -170,7 +136,7 @@ def widen_to_fp32(model: ir.Model) -> None:
             continue
         if value.uses() and all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses()):
             gathers = [use.node for use in value.uses()]
-            _cast_gathered(model.graph, gathers)
+            _cast_gathered_(model.graph, gathers)
             kept.update(gathers)
             continue
         value.const_value = _lazily(value, ir.DataType.FLOAT, tensor.shape, partial(_as_fp32, tensor))
@@ -181,7 +147,7 @@ def widen_to_fp32(model: ir.Model) -> None:
                 output.dtype = ir.DataType.FLOAT
 
 
-def _cast_gathered(graph: ir.Graph, gathers: Sequence[ir.Node]) -> None:
+def _cast_gathered_(graph: ir.Graph, gathers: Sequence[ir.Node]) -> None:
     for gather in gathers:
         rows = gather.outputs[0]
         cast = ir.node("Cast", [rows], {"to": ir.DataType.FLOAT.value}, name=f"{gather.name}.widened")
@@ -201,14 +167,14 @@ def has_free_capacity(model: ir.Model) -> bool:
     return any(node.op_type == "TensorScatter" for node in model.graph)
 
 
-def free_capacity(model: ir.Model, num_layers: int) -> None:
+def free_capacity_(model: ir.Model, num_layers: int) -> None:
     """Makes the capacity axis of every cache input and output dynamic."""
-    _set_capacity(model, num_layers, ir.SymbolicDim("capacity"))
+    _set_capacity_(model, num_layers, ir.SymbolicDim("capacity"))
 
 
-def fix_capacity(model: ir.Model, num_layers: int, capacity: int) -> None:
+def fix_capacity_(model: ir.Model, num_layers: int, capacity: int) -> None:
     """Gives every cache input and output another capacity."""
-    _set_capacity(model, num_layers, capacity)
+    _set_capacity_(model, num_layers, capacity)
 
 
 def weights_read_bytes(model: ir.Model) -> int:
@@ -221,7 +187,7 @@ def weights_read_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in weights if value.const_value is not None)
 
 
-def _set_capacity(model: ir.Model, num_layers: int, capacity: int | ir.SymbolicDim) -> None:
+def _set_capacity_(model: ir.Model, num_layers: int, capacity: int | ir.SymbolicDim) -> None:
     names = {*cache_names("past", num_layers), *cache_names("present", num_layers)}
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name in names and value.shape is not None:
@@ -235,7 +201,7 @@ def keeps_last_position(model: ir.Model) -> bool:
     return any(node.name == LAST_POSITION_NODE for node in model.graph)
 
 
-def keep_all_positions(model: ir.Model) -> None:
+def keep_all_positions_(model: ir.Model) -> None:
     """Bypasses the node that keeps the last position, so that logits of every position come out."""
     for node in list(model.graph):
         if node.name == LAST_POSITION_NODE:
@@ -246,7 +212,7 @@ def keep_all_positions(model: ir.Model) -> None:
             output.shape = ir.Shape([output.shape[0], ir.SymbolicDim(ROWS), output.shape[2]])
 
 
-def _lower_linear(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
+def _lower_linear_(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
     inputs = {name: _required(value) for name, value in zip(_input_names(node), node.inputs, strict=True)}
     codes, scales = _constant(inputs["codes"]), _constant(inputs["scales"])
     rows, features = codes.shape.numpy()
@@ -269,9 +235,9 @@ def _lower_linear(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
         parts["zeros"] = (
             ir.DataType.UINT8,
             (rows, -(-count // 2)),
-            lambda: _pack_rows(blocks.spread(unpack_int4(packed_bytes(zeros), (rows, groups)))),
+            lambda: blocks.pack_zeros(unpack_int4(packed_bytes(zeros), (rows, groups))),
         )
-    replaced = {name: _replace(graph, inputs[name], *part) for name, part in parts.items()}
+    replaced = {name: _replace_(graph, inputs[name], *part) for name, part in parts.items()}
     attributes = {"K": features, "N": rows, "bits": 4, "block_size": blocks.block}
     lowered = ir.node(
         "MatMulNBits",
@@ -291,7 +257,7 @@ def _input_names(node: ir.Node) -> list[str]:
     return ["x", "codes", "scales", *zeros, *bias]
 
 
-def _replace(
+def _replace_(
     graph: ir.Graph, value: ir.Value, dtype: ir.DataType, shape: Sequence[int], compute: Callable[[], NDArray[Any]]
 ) -> ir.Value:
     """Gives an initializer new contents under its old name."""

@@ -67,16 +67,16 @@ def lower_(model: ir.Model, sizes: DecoderSizes, lowering: Lowering) -> None:
         UsageError: It is one whose operators were fused, of which ONNX Runtime has none.
     """
     if lowering is Lowering.CPU:
-        ort_lowering.lower_linears(model, widened=True)
-        ort_lowering.widen_to_fp32(model)
+        ort_lowering.lower_linears_(model, widened=True)
+        ort_lowering.widen_to_fp32_(model)
         if ort_lowering.has_free_capacity(model):
-            ort_lowering.free_capacity(model, sizes.num_layers)
+            ort_lowering.free_capacity_(model, sizes.num_layers)
         return
     if lowering is Lowering.CUDA_ORT:
         _refuse_fused(model)
-        ort_lowering.lower_linears(model, widened=False)
+        ort_lowering.lower_linears_(model, widened=False)
     else:
-        _leave_to_library(model)
+        _leave_to_library_(model)
         if lowering is Lowering.CUDA_FUSED:
             fuse_(model)
     if not any(value.name == NEXT_TOKEN for value in model.graph.outputs):
@@ -122,7 +122,7 @@ def _refuse_fused(model: ir.Model) -> None:
         )
 
 
-def _leave_to_library(model: ir.Model) -> None:
+def _leave_to_library_(model: ir.Model) -> None:
     """Drops function bodies: nothing but the plugin library may take a linear, or it would be dequantized whole."""
     model.functions.clear()
     for node in model.graph:

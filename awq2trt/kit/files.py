@@ -26,7 +26,7 @@ from awq2trt.artifact.records import KitRecord
 from awq2trt.engine.predict import WORKSPACE_BYTES, Footprint
 from awq2trt.engine.profiles import decoder_profiles
 from awq2trt.errors import UnsupportedError
-from awq2trt.graph.basic_ops import drop_functions, fix_batch, lower_to_basic_ops
+from awq2trt.graph.basic_ops import drop_functions_, fix_batch_, lower_to_basic_ops_
 from awq2trt.graph.read import open_decoder
 from awq2trt.io_contract import BATCH, DECODER, MODEL_FILE, IoContract, TensorContract
 from awq2trt.machine.foreign_library import KitPlugin
@@ -142,12 +142,12 @@ def _files_of(directory: Path) -> int:
 def _write_model(onnx_directory: Path, path: Path, plan: KitPlan) -> tuple[str, int]:
     """Writes the decoder for the JetPack's TensorRT; returns the type of its activations, and its capacity."""
     model, sizes = open_decoder(onnx_directory)
-    fix_batch(model)
+    fix_batch_(model)
     _require_kernels(model)
     if plan.jetpack.fused:
-        drop_functions(model)
+        drop_functions_(model)
     else:
-        lower_to_basic_ops(model)
+        lower_to_basic_ops_(model)
     path.write_bytes(ir.to_proto(model).SerializeToString())
     onnx.checker.check_model(str(path))
     return sizes.dtype.name.lower(), sizes.capacity

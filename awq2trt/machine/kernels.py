@@ -14,7 +14,7 @@ from awq2trt.machine.plugin_library import PluginLibrary
 
 BENCH_LIBRARY_NAME: Final = "libawq2trt_bench.so"
 
-KERNEL_NAMES: Final = ("decode", "tile", "any-group", "decode-once")
+KERNEL_NAMES: Final = ("decode", "tile", "any-group", "decode-once", "dequantize-first")
 
 TILE_NAMES: Final = ("16x64", "16x128", "16x192", "32x128", "64x64", "64x128", "64x192", "128x128")
 

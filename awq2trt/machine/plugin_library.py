@@ -124,24 +124,24 @@ def load_into_registry(trt: Any, library: PluginLibrary) -> None:
         )
 
 
-def register_custom_ops(options: Any, library: PluginLibrary) -> None:
+def register_custom_ops_(options: Any, library: Path) -> None:
     """Makes the operators known to a session of ONNX Runtime that is yet to be made.
 
     They win over function bodies of their names, on the CPU and on CUDA. Registering twice is harmless.
 
     Args:
-        options: `onnxruntime.SessionOptions`.
+        options: `onnxruntime.SessionOptions`; changed.
         library: What to load.
 
     Raises:
         ToolError: ONNX Runtime does not take the library: it is too old, or the library has no operators for it.
     """
     try:
-        options.register_custom_ops_library(str(library.path))
+        options.register_custom_ops_library(str(library))
     except Exception as error:  # ONNX Runtime's exceptions have no base of their own
         raise ToolError(
             f"ONNX Runtime does not take the operators: {str(error).rstrip('.')}.",
-            where=str(library.path),
+            where=str(library),
             fix="pip install -U onnxruntime; and rebuild the library for this version of awq2trt: `make plugins`.",
         ) from error
 

@@ -80,13 +80,22 @@ def matmul_transposed(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Rotary:
-    """cos and sin of one rotary embedding for the first `positions` positions."""
+    """cos and sin of one rotary embedding for the first positions; `for_positions` computes them.
 
-    def __init__(self, rope: RopeSpec, positions: int) -> None:
+    Args:
+        rope: The embedding.
+        short: cos and sin of texts that are not long for it, fp32 [positions, rotary_dim / 2].
+    """
+
+    def __init__(self, rope: RopeSpec, short: tuple[Tensor, Tensor]) -> None:
         self._rope = rope
-        self._positions = positions
-        self._short = self._tables(0)
-        self._long: tuple[int, tuple[Tensor, Tensor]] = (0, self._short)  # length, and its tables
+        self._short = short
+        self._long = (0, short)  # a length, and its tables
+
+    @classmethod
+    def for_positions(cls, rope: RopeSpec, positions: int) -> Rotary:
+        """Tables for texts of at most `positions` tokens."""
+        return cls(rope, _rotary_tables(rope, positions, 0))
 
     def rotate(self, x: Tensor, start: int) -> Tensor:
         """Rotates queries or keys [batch, heads, S, head_dim] at positions start .. start + S - 1, the last of all."""
@@ -101,12 +110,14 @@ class Rotary:
         if not self._rope.is_long(length):
             return self._short
         if self._long[0] != length:
-            self._long = (length, self._tables(length))
+            self._long = (length, _rotary_tables(self._rope, len(self._short[0]), length))
         return self._long[1]
 
-    def _tables(self, length: int) -> tuple[Tensor, Tensor]:
-        cos, sin = self._rope.tables(self._positions, length)
-        return torch.as_tensor(cos), torch.as_tensor(sin)  # [positions, rotary_dim / 2]
+
+def _rotary_tables(rope: RopeSpec, positions: int, length: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of a text of `length` tokens, fp32 [positions, rotary_dim / 2]."""
+    cos, sin = rope.tables(positions, length)
+    return torch.as_tensor(cos), torch.as_tensor(sin)
 
 
 def apply_norm(spec: NormSpec, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -164,7 +175,7 @@ class BlockRunner:
             UsageError: The model was made for shorter ones.
         """
         require_positions(spec, positions, where="the longest text", fix="use a shorter one.")
-        return cls(spec, {rope: Rotary(rope, positions) for rope in spec.ropes}, seen)
+        return cls(spec, {rope: Rotary.for_positions(rope, positions) for rope in spec.ropes}, seen)
 
     def run(
         self,

@@ -118,7 +118,7 @@ def build_decoder(spec: DecoderSpec, weights: Weights, plan: GraphPlan, on_block
     """
     contract = decoder_contract(spec, plan)
     inputs = {tensor.name: _declare(tensor) for tensor in contract.inputs}
-    builder = _DecoderBuilder(spec, weights, inputs)
+    builder = _DecoderBuilder.begin(spec, weights, inputs)
     hidden = builder.embed(inputs[INPUT_IDS])
     presents: list[ir.Value] = []
     for layer in range(spec.num_layers):
@@ -141,7 +141,17 @@ def build_decoder(spec: DecoderSpec, weights: Weights, plan: GraphPlan, on_block
 
 
 class _DecoderBuilder:
-    """Appends nodes to a tape. Shapes in comments: B batch, S new tokens, C capacity, D head size, H hidden size."""
+    """Appends nodes to a tape; `begin` makes one that has written what all blocks read.
+
+    Shapes in comments: B batch, S new tokens, C capacity, D head size, H hidden size.
+    """
+
+    _positions: ir.Value
+    _slots: tuple[ir.Value, ir.Value]
+    _seen: ir.Value
+    _biases: dict[int | None, ir.Value]
+    _rotary: dict[RopeSpec, RotaryRows]
+    _embedding: ir.Value
 
     def __init__(self, spec: DecoderSpec, weights: Weights, inputs: dict[str, ir.Value]) -> None:
         self.tape = Tape()
@@ -151,11 +161,17 @@ class _DecoderBuilder:
         self._weights = weights
         self._inputs = inputs
         self._constants: dict[str, ir.Value] = {}
-        self._positions = self._new_positions()
-        self._slots, self._seen = self._causal_mask()
-        self._biases = {window: self._attention_bias(window) for window in dict.fromkeys(_windows(spec))}
-        self._rotary = self._rotaries()
-        self._embedding = self._keep(weights.tensor(f"{spec.embedding}.weight"))  # [V, H]
+
+    @classmethod
+    def begin(cls, spec: DecoderSpec, weights: Weights, inputs: dict[str, ir.Value]) -> _DecoderBuilder:
+        """A builder of which positions, masks, rotary tables and the embedding are in the graph."""
+        builder = cls(spec, weights, inputs)
+        builder._positions = builder._new_positions()
+        builder._slots, builder._seen = builder._causal_mask()
+        builder._biases = {window: builder._attention_bias(window) for window in dict.fromkeys(_windows(spec))}
+        builder._rotary = builder._rotaries()
+        builder._embedding = builder._keep(weights.tensor(f"{spec.embedding}.weight"))  # [V, H]
+        return builder
 
     def embed(self, input_ids: ir.Value) -> ir.Value:
         """Residual stream before the first block [B, S, H]."""

@@ -80,7 +80,7 @@ def rotations(rope: RopeSpec | None, head_dim: int) -> Iterator[tuple[Tensor, fl
     if rope is None:
         yield unit, 1.0
         return
-    rotary, distances = Rotary(rope, POSITIONS), range(0, POSITIONS, DISTANCE_STEP)
+    rotary, distances = Rotary.for_positions(rope, POSITIONS), range(0, POSITIONS, DISTANCE_STEP)
     pairs = sum(POSITIONS - distance for distance in distances)
     for distance in distances:
         # The key is rotated, too, by nothing: its cosines and sines may have a magnitude.

@@ -113,7 +113,7 @@ def inspect_checkpoint(artifact: Artifact) -> Inspection:
     Raises:
         ArtifactError: A file is damaged.
     """
-    checkpoint = QuantizedCheckpoint(artifact.directory)
+    checkpoint = QuantizedCheckpoint.open(artifact.directory)
     spec, quantization = checkpoint.spec, artifact.manifest.contents.quantization
     reports = _reports(artifact)
     bytes_of = _tensor_bytes(checkpoint.files)
@@ -158,7 +158,7 @@ def input_channels(artifact: Artifact, block: int) -> tuple[InputChannels, ...]:
     if SEARCH_FILE not in artifact.manifest.files:
         return ()
     search = read_arrays(path, fix=_AGAIN)
-    checkpoint = QuantizedCheckpoint(artifact.directory)
+    checkpoint = QuantizedCheckpoint.open(artifact.directory)
     prefix = checkpoint.spec.prefix(block)
     inputs = []
     for key, activation in search.items():

@@ -61,7 +61,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
     from awq2trt.onnx_export import export_onnx
     from awq2trt.runtime import ChatTokenizer
 
-    checkpoint = QuantizedCheckpoint(request.checkpoint)
+    checkpoint = QuantizedCheckpoint.open(request.checkpoint)
     options = request.options
     require_replaceable(request.output, "onnx", overwrite=request.overwrite)
     require_capacity(checkpoint, options)

@@ -1,6 +1,8 @@
 // The C interface over the kernels, and what the library says of itself; see c_api.h.
 #include "library/c_api.h"
 
+#include "kernels/device/cublas_lt.h"
+
 using awq2trt::Device;
 using awq2trt::GemmProblem;
 using awq2trt::Kernel;
@@ -29,6 +31,7 @@ int awq2trt_choose_config(const GemmProblem* problem, KernelConfig* config) {
   if (awq2trt::check_validity(*problem) != nullptr) return cudaErrorInvalidValue;
   Device device = {};
   const cudaError_t status = awq2trt::query_device(&device);
+  device.cublas_lt = awq2trt::has_cublas_lt();
   if (status == cudaSuccess) *config = awq2trt::choose_config(*problem, device);
   return status;
 }
@@ -47,6 +50,8 @@ const char* awq2trt_kernel_name(int kernel) {
       return "any-group";
     case Kernel::kDecodeOnce:
       return "decode-once";
+    case Kernel::kDequantizeFirst:
+      return "dequantize-first";
   }
   return nullptr;
 }

@@ -7,6 +7,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "kernels/device/cublas_lt.h"
 #include "ops/w4a16_linear.h"
 #include "ort/w4a16_linear_cpu.h"
 
@@ -106,6 +107,7 @@ class CudaLinear final : public Kernel {
     if (known != configs_.end()) return known->second;
     Device device = {};
     throw_if_error(query_device(&device), "cannot query the GPU", problem);
+    device.cublas_lt = has_cublas_lt();
     KernelConfig config = choose_config(problem, device);
     // Overlapping kernels read weights before the kernel in front has ended, which must not be the one that writes
     // them.

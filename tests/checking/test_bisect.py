@@ -19,7 +19,7 @@ from awq2trt.stages.check import CheckRequest, check_stage
 
 
 def test_a_fault_of_a_bfloat16_model_is_cut_down(bf16: Path, model: Path) -> None:
-    edit_graph(bf16, lambda graph: plant_faults.write_the_cache_late(graph, "model.layers.1"))
+    edit_graph(bf16, lambda graph: plant_faults.write_the_cache_late_(graph, "model.layers.1"))
     outcome = check_stage(CheckRequest(bf16, model=str(model), tokens=24, bisect=True), SilentProgress())
     failure = outcome.result.first_failure()
     assert failure is not None

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import tiny_builds
-from plant_faults import change_the_tables, edit_checkpoint, edit_graph, edit_weights, nan_in_the_middle
+from plant_faults import change_the_tables, edit_checkpoint, edit_graph, edit_weights, nan_in_the_middle_
 from tiny_builds import LAYERS, TEXT
 
 from awq2trt.checking.chain import run_chain
@@ -154,7 +154,7 @@ def test_a_wrong_rotary_base_in_the_graph_moves_the_first_block(broken: Path, mo
 
 
 def test_a_nan_fails_every_place_after_it(broken: Path, model: Path) -> None:
-    edit_weights(broken, "model.layers.1.input_layernorm.weight", nan_in_the_middle)
+    edit_weights(broken, "model.layers.1.input_layernorm.weight", nan_in_the_middle_)
     onnx = next(stage for stage in tiny_builds.check(broken, model).stages if stage.stage == ONNX)
     assert [place.passed for place in onnx.places] == [True, False, False, False]
     assert np.isnan(onnx.places[1].error)

@@ -12,7 +12,7 @@ import plant_faults
 import pytest
 import tiny_builds
 from numpy.typing import NDArray
-from plant_faults import edit_checkpoint, edit_weights, nan_in_the_middle
+from plant_faults import edit_checkpoint, edit_weights, nan_in_the_middle_
 
 from awq2trt.checking.results import FOLDED, ONNX, QUANTIZED
 from awq2trt.checking.stored_weights import check_weights
@@ -89,7 +89,7 @@ def test_a_wrong_rotary_base_in_the_checkpoint(broken: Path, model: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "change", "place"),
     [
-        ("model.layers.2.input_layernorm.weight", nan_in_the_middle, "model.layers.2"),
+        ("model.layers.2.input_layernorm.weight", nan_in_the_middle_, "model.layers.2"),
         ("model.layers.1.mlp.up_proj.scales", lambda value: value * np.float16(2), "model.layers.1"),
         ("rotary.cos", lambda value: np.roll(value, 1, axis=1), "rotary.cos"),
         ("model.embed_tokens.weight", lambda value: value[::-1], "model.embed_tokens.weight"),

@@ -46,7 +46,7 @@ def test_round_trip(model: dict[str, Any], options: dict[str, Any], layout: Layo
 
     read = quantized_llama(tmp_path, model, **options)
     assert read.format.layout == layout
-    source = SafetensorsSource(tmp_path / "model")
+    source = SafetensorsSource.open(tmp_path / "model")
     for layer in range(read.spec.num_layers):
         block = source.block(layer)
         for name in read.spec.block.linears:
@@ -90,7 +90,7 @@ def test_a_foreign_awq_checkpoint_with_llm_awq_keys_is_read(tmp_path: Path) -> N
         "version": "GEMM",
     }
     config_path.write_text(json.dumps(config))
-    read = QuantizedCheckpoint(ours.directory)
+    read = QuantizedCheckpoint.open(ours.directory)
     name = "model.layers.1.mlp.down_proj"
     np.testing.assert_array_equal(read.linear(name).dequantize(), ours.linear(name).dequantize())
 
@@ -127,7 +127,7 @@ def test_configs_that_do_not_fit_are_refused(
     config["quantization_config"].update(change)
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(kind, match=message):
-        QuantizedCheckpoint(directory).linear("model.layers.0.mlp.up_proj")
+        QuantizedCheckpoint.open(directory).linear("model.layers.0.mlp.up_proj")
 
 
 def test_damaged_tensors_are_refused_by_name(tmp_path: Path) -> None:
@@ -142,12 +142,12 @@ def test_damaged_tensors_are_refused_by_name(tmp_path: Path) -> None:
     ):
         save_file({**good, f"{name}.{key}": np.ascontiguousarray(value)}, path, metadata={"format": "pt"})
         with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj"):
-            QuantizedCheckpoint(directory).linear(name)
+            QuantizedCheckpoint.open(directory).linear(name)
 
 
 def test_an_unquantized_model_is_not_a_quantized_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not quantized"):
-        QuantizedCheckpoint(save_llama(tmp_path))
+        QuantizedCheckpoint.open(save_llama(tmp_path))
 
 
 def test_smollm2_with_groups_of_128_needs_our_layout() -> None:
@@ -187,7 +187,7 @@ def test_a_head_that_the_original_s_config_denies_is_quantized_with_and_exported
     tensors = load_file(model / "model.safetensors")
     head = np.ascontiguousarray(tensors["model.embed_tokens.weight"][::-1])
     save_file({**tensors, "lm_head.weight": head}, model / "model.safetensors", metadata={"format": "pt"})
-    quantized = quantize_source(SafetensorsSource(model), tmp_path, method="rtn", group_size=32)
+    quantized = quantize_source(SafetensorsSource.open(model), tmp_path, method="rtn", group_size=32)
     assert json.loads((quantized.directory / "config.json").read_text())["tie_word_embeddings"] is False
     np.testing.assert_array_equal(quantized.tensor("lm_head.weight"), head.astype(np.float16))
     (tmp_path / "onnx").mkdir()

@@ -44,7 +44,7 @@ class _Notes(SilentProgress):
 @pytest.mark.parametrize("layout", FOREIGN)
 def test_foreign_checkpoints_are_read_and_exported_bit_for_bit(layout: str, tmp_path: Path) -> None:
     weights = save_foreign(tmp_path / "foreign", FOREIGN[layout])
-    checkpoint = QuantizedCheckpoint(tmp_path / "foreign")
+    checkpoint = QuantizedCheckpoint.open(tmp_path / "foreign")
     for name, weight in weights.items():
         np.testing.assert_array_equal(checkpoint.linear(name).dequantize(), weight)
     notes = _Notes()
@@ -250,7 +250,7 @@ def test_broken_checkpoints_are_refused_by_name(fault: str, tmp_path: Path) -> N
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(kind, match=message) as caught:
-        QuantizedCheckpoint(tmp_path).linear(UP)
+        QuantizedCheckpoint.open(tmp_path).linear(UP)
     assert caught.value.where
 
 
@@ -261,7 +261,7 @@ def test_symmetric_gptq_means_the_middle_whatever_its_zero_points_are_stored_as(
 ) -> None:
     foreign = Foreign(gptq_config(4, version, symmetric=True), encode_gptq(4, 8 - stored), symmetric=True)
     weights = save_foreign(tmp_path, foreign)
-    checkpoint = QuantizedCheckpoint(tmp_path)
+    checkpoint = QuantizedCheckpoint.open(tmp_path)
     for name, weight in weights.items():
         np.testing.assert_array_equal(checkpoint.linear(name).dequantize(), weight)
     assert not checkpoint.scheme.zero_point
@@ -272,7 +272,7 @@ def test_biases_of_zeros_are_those_that_a_tool_stores_where_there_are_none(tmp_p
     tensors = load_file(tmp_path / "model.safetensors")
     tensors[f"{UP}.bias"] = torch.zeros(96, dtype=torch.float16)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    linear = QuantizedCheckpoint(tmp_path).linear(UP)
+    linear = QuantizedCheckpoint.open(tmp_path).linear(UP)
     assert linear.bias is None
     np.testing.assert_array_equal(linear.dequantize(), weights[UP])
 
@@ -282,4 +282,4 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors.*truncated"):
-        QuantizedCheckpoint(tmp_path).linear(UP)
+        QuantizedCheckpoint.open(tmp_path).linear(UP)

@@ -41,7 +41,7 @@ GRAPH_TOLERANCE = 1e-2
 def test_logits_are_those_of_transformers(family: str, seed: int, tmp_path: Path) -> None:
     config = draw(family, seed)
     _save(tmp_path, config)
-    source = SafetensorsSource(tmp_path)
+    source = SafetensorsSource.open(tmp_path)
     # Falcon's eager attention counts its linear biases twice (transformers 5.24); its other one is right.
     attention = "sdpa" if family == "falcon" else "eager"
     for length in LENGTHS:
@@ -60,13 +60,13 @@ def test_the_exported_graph_computes_the_same(family: str, seed: int, tmp_path: 
     for name in ("files", "scratch", "onnx"):
         (tmp_path / name).mkdir()
     QuantizeJob.prepare(
-        SafetensorsSource(tmp_path / "model"),
+        SafetensorsSource.open(tmp_path / "model"),
         QuantizeOptions(method="rtn", group_size=32),
         files=tmp_path / "files",
         scratch=tmp_path / "scratch",
         progress=SilentProgress(),
     ).run()
-    checkpoint = QuantizedCheckpoint(tmp_path / "files")
+    checkpoint = QuantizedCheckpoint.open(tmp_path / "files")
     export_onnx(checkpoint, tmp_path / "onnx")
     backend = OrtBackend.load(tmp_path / "onnx", all_logits=True, threads=1)
     for length in LENGTHS:

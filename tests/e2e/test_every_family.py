@@ -21,7 +21,7 @@ from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.engine.builder import build_engine
 from awq2trt.evaluation.agreement import agreement
 from awq2trt.evaluation.perplexity import torch_logits
-from awq2trt.graph.basic_ops import fix_batch, lower_to_basic_ops
+from awq2trt.graph.basic_ops import fix_batch_, lower_to_basic_ops_
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE, WEIGHTS_FILE
 from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block, run_model
 from awq2trt.models.families import UNFOLDED
@@ -56,17 +56,17 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     for path in (made.checkpoint, made.onnx, directory / "scratch"):
         path.mkdir()
     options = QuantizeOptions(group_size=32, calib=str(text), samples=4, seqlen=64)
-    source = SafetensorsSource(made.model)
+    source = SafetensorsSource.open(made.model)
     job = QuantizeJob.prepare(
         source, options, files=made.checkpoint, scratch=directory / "scratch", progress=SilentProgress()
     )
     job.run()
-    export_onnx(QuantizedCheckpoint(made.checkpoint), made.onnx)
+    export_onnx(QuantizedCheckpoint.open(made.checkpoint), made.onnx)
     return made
 
 
 def test_our_decoder_computes_what_transformers_does(made: Made) -> None:
-    source, ids = SafetensorsSource(made.model), tokens(2, 40)
+    source, ids = SafetensorsSource.open(made.model), tokens(2, 40)
     # Falcon's eager attention counts its linear biases twice (transformers 5.23); its other one is right.
     attention = "sdpa" if source.spec.family == "falcon" else "eager"
     model = AutoModelForCausalLM.from_pretrained(made.model, dtype=torch.float32, attn_implementation=attention)
@@ -77,7 +77,7 @@ def test_our_decoder_computes_what_transformers_does(made: Made) -> None:
 
 
 def test_one_token_at_a_time_gives_the_same_as_all_at_once(made: Made) -> None:
-    source, ids = SafetensorsSource(made.model), tokens(2, 30)
+    source, ids = SafetensorsSource.open(made.model), tokens(2, 30)
     runner, ends = BlockRunner.for_positions(source.spec, 30), Ends(source)
     blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
     caches = [KeyValueCache.empty(source.spec, batch=2, capacity=30) for _ in blocks]
@@ -92,7 +92,7 @@ def test_one_token_at_a_time_gives_the_same_as_all_at_once(made: Made) -> None:
 
 
 def test_folding_does_not_move_the_logits(made: Made) -> None:
-    source, ids = SafetensorsSource(made.model), tokens(1, 40)
+    source, ids = SafetensorsSource.open(made.model), tokens(1, 40)
     spec = source.spec
     runner, ends = BlockRunner.for_positions(spec, 40), Ends(source)
     before = after = ends.embed(ids)
@@ -115,7 +115,7 @@ def test_folding_does_not_move_the_logits(made: Made) -> None:
 
 def test_onnx_runtime_computes_what_the_quantized_model_does(made: Made) -> None:
     windows = tokens(1, POSITIONS, seed=3)
-    logits = torch_logits(QuantizedCheckpoint(made.checkpoint), windows, SilentProgress(), "reference")
+    logits = torch_logits(QuantizedCheckpoint.open(made.checkpoint), windows, SilentProgress(), "reference")
     reference = torch.cat(list(logits(windows[0]))).numpy()
     backend = OrtBackend.load(made.onnx, all_logits=True, threads=1)
     got = np.concatenate(list(backend.logits(windows[0].tolist())))
@@ -127,8 +127,8 @@ def test_onnx_runtime_computes_what_the_quantized_model_does(made: Made) -> None
 
 def test_basic_operators_compute_the_same(made: Made, tmp_path: Path) -> None:
     model = ir.load(made.onnx / MODEL_FILE)
-    fix_batch(model)
-    lower_to_basic_ops(model)
+    fix_batch_(model)
+    lower_to_basic_ops_(model)
     (tmp_path / MODEL_FILE).write_bytes(ir.to_proto(model).SerializeToString())
     shutil.copyfile(made.onnx / WEIGHTS_FILE, tmp_path / WEIGHTS_FILE)
     ids = tokens(1, 40, seed=5)[0].tolist()

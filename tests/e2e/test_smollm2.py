@@ -78,8 +78,8 @@ def _perplexity(source: ModelSource, windows: torch.Tensor) -> float:
 
 def test_the_search_takes_back_a_third_of_what_rounding_loses(made: Made) -> None:
     original = _perplexity(open_source(MODEL), made.windows)
-    awq = _perplexity(QuantizedCheckpoint(made.directory / "checkpoint"), made.windows)
-    rtn = _perplexity(QuantizedCheckpoint(made.rtn), made.windows)
+    awq = _perplexity(QuantizedCheckpoint.open(made.directory / "checkpoint"), made.windows)
+    rtn = _perplexity(QuantizedCheckpoint.open(made.rtn), made.windows)
     print(f"perplexity: original {original:.2f}, AWQ {awq:.2f}, RTN {rtn:.2f}")
     assert original < awq < rtn
     assert rtn - awq > (rtn - original) / 3
@@ -87,7 +87,7 @@ def test_the_search_takes_back_a_third_of_what_rounding_loses(made: Made) -> Non
 
 def test_the_onnx_model_is_the_checkpoint(made: Made) -> None:
     reference = torch_logits(
-        QuantizedCheckpoint(made.directory / "checkpoint"), made.windows, SilentProgress(), "reference"
+        QuantizedCheckpoint.open(made.directory / "checkpoint"), made.windows, SilentProgress(), "reference"
     )
     backend = OrtBackend.load(made.directory / "onnx", all_logits=True)
     assert made.windows.shape == (4, CAPACITY)

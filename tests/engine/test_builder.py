@@ -17,7 +17,7 @@ from tiny_checkpoints import RandomCheckpoint
 from awq2trt import opset
 from awq2trt.engine.builder import build_engine, import_tensorrt_rtx
 from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError
-from awq2trt.graph.inline import inline_bodies
+from awq2trt.graph.inline import inline_bodies_
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE, WEIGHTS_FILE
 from awq2trt.machine.plugin_library import find_plugin_library
 from awq2trt.onnx_export import export_onnx
@@ -39,7 +39,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_inlined_model_computes_the_same_bits(exported: Path) -> None:
     model = ir.load(exported / MODEL_FILE)
-    inline_bodies(model)
+    inline_bodies_(model)
     assert not model.functions
     names = [node.name for node in model.graph if node.op_type == "DequantizeLinear"]
     assert sum(name.startswith("model.layers.1.mlp.down_proj/") for name in names if name) == 2  # codes and zeros
@@ -51,7 +51,7 @@ def test_inlined_model_computes_the_same_bits(exported: Path) -> None:
 def test_model_without_bodies_needs_the_plugin(tmp_path: Path) -> None:
     export_onnx(RandomCheckpoint(), tmp_path, options=ExportOptions(function_bodies=False))
     with pytest.raises(ArtifactError, match=r"layers\.0\.self_attn\.q_proj: .*no function body.*--no-function-bodies"):
-        inline_bodies(ir.load(tmp_path / MODEL_FILE))
+        inline_bodies_(ir.load(tmp_path / MODEL_FILE))
 
 
 @pytest.mark.trt

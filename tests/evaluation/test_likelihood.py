@@ -166,7 +166,7 @@ def test_lm_eval_takes_our_models(model: Path, tmp_path: Path) -> None:
         "doc_to_choice": "{{[sol1, sol2]}}",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }
-    theirs = lm_eval.simple_evaluate(model=Awq2trtLM(model, SilentProgress()), tasks=[task], bootstrap_iters=0)
+    theirs = lm_eval.simple_evaluate(model=Awq2trtLM.open(model, SilentProgress()), tasks=[task], bootstrap_iters=0)
     (ours,) = eval_stage(EvalRequest((str(model),), TaskExamples("piqa", tmp_path / "rows.jsonl")), SilentProgress())
     assert isinstance(ours.measured, TaskScore)
     assert theirs["results"]["piqa_local"]["acc,none"] == ours.measured.accuracy

@@ -17,7 +17,7 @@ from awq2trt.progress import SilentProgress
 
 
 def test_perplexity_is_that_of_transformers(tmp_path: Path) -> None:
-    source = SafetensorsSource(save_llama(tmp_path))
+    source = SafetensorsSource.open(save_llama(tmp_path))
     windows = tokens(3, 200)  # more than one piece of logits
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.inference_mode():

@@ -16,8 +16,8 @@ from w4a16_bodies import inline_w4a16
 
 from awq2trt import opset
 from awq2trt.errors import UnsupportedError
-from awq2trt.graph.basic_ops import IR_VERSION, OPSET, drop_functions, fix_batch, lower_to_basic_ops
-from awq2trt.graph.inline import inline_bodies
+from awq2trt.graph.basic_ops import IR_VERSION, OPSET, drop_functions_, fix_batch_, lower_to_basic_ops_
+from awq2trt.graph.inline import inline_bodies_
 from awq2trt.io_contract import MODEL_FILE
 from awq2trt.onnx_export import export_onnx
 from awq2trt.recipe import ExportOptions
@@ -34,8 +34,8 @@ def _exported(directory: Path, *, dtype: str = "float16", **overrides: Any) -> P
 
 def _lowered(path: Path) -> ir.Model:
     model = ir.load(path)
-    fix_batch(model)
-    lower_to_basic_ops(model)
+    fix_batch_(model)
+    lower_to_basic_ops_(model)
     return model
 
 
@@ -53,7 +53,7 @@ def test_same_logits_and_caches(overrides: dict[str, Any], tmp_path: Path) -> No
     reference, model = ir.load(path), _lowered(path)
     assert not model.functions
     assert not {node.op_type for node in model.graph} & NEW_IN_24
-    inline_bodies(reference)
+    inline_bodies_(reference)
     inline_w4a16(model)
     for expected, got in zip(_conversation(reference, tmp_path), _conversation(model, tmp_path), strict=True):
         assert expected.keys() == got.keys()
@@ -90,7 +90,7 @@ def test_indices_and_tables_are_computed_once(tmp_path: Path) -> None:
 
 def test_without_functions_the_plugin_takes_the_nodes(tmp_path: Path) -> None:
     model = ir.load(_exported(tmp_path))
-    drop_functions(model)
+    drop_functions_(model)
     assert not model.functions
     assert {node.overload for node in model.graph} == {""}
 
@@ -148,7 +148,7 @@ def test_what_it_cannot_express_is_refused_by_name(
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
     model = _model([node], [x], [y], {})
     with pytest.raises(UnsupportedError, match=rf"the\.layer: {op_type} cannot be .*: {reason}.*--jetpack 7\.2"):
-        lower_to_basic_ops(model)
+        lower_to_basic_ops_(model)
 
 
 def _assert_same(
@@ -161,7 +161,7 @@ def _assert_same(
     ]
     outputs = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
     reference, model = (_model([node], inputs, outputs, tables) for _ in range(2))
-    lower_to_basic_ops(model)
+    lower_to_basic_ops_(model)
     assert node.op_type not in {each.op_type for each in model.graph}
     (expected,), (got,) = (_session(each, at).run(["y"], feeds) for each in (reference, model))
     np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6)

@@ -26,7 +26,7 @@ from awq2trt.graph.merge_linears import merge_linears_
 from awq2trt.graph.provider_file import Lowering, lower_, save_model, write_lowered
 from awq2trt.graph.read import open_decoder, operators_of
 from awq2trt.io_contract import MODEL_FILE
-from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops
+from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops_
 from awq2trt.models.families import describe_model
 from awq2trt.onnx_export import export_onnx
 from awq2trt.progress import SilentProgress
@@ -190,7 +190,7 @@ def test_operators_of_the_library_run_a_fused_file(name: str, tmp_path: Path) ->
     write_lowered(tmp_path / "exported", Lowering.CUDA_FUSED, tmp_path / "fused", SilentProgress())
     assert set(operators_of(open_decoder(tmp_path / "fused")[0])) >= {opset.W4A16_LINEAR, opset.CACHED_ATTENTION}
     options = onnxruntime.SessionOptions()
-    register_custom_ops(options, library)
+    register_custom_ops_(options, library.path)
     model = str(tmp_path / "fused" / MODEL_FILE)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     caches = {value.name: np.zeros([1, *value.shape[1:]], np.float16) for value in session.get_inputs()[2:]}

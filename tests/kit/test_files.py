@@ -21,7 +21,7 @@ from w4a16_bodies import inline_w4a16
 from awq2trt import opset
 from awq2trt.artifact.manifest import SUMS_FILE, Artifact, record_file
 from awq2trt.errors import ArtifactError, ToolError, UnsupportedError
-from awq2trt.graph.inline import inline_bodies
+from awq2trt.graph.inline import inline_bodies_
 from awq2trt.kit.archive import write_tar
 from awq2trt.machine import foreign_library
 from awq2trt.machine.foreign_library import PATH_VARIABLE, choose_plugin
@@ -144,7 +144,7 @@ def test_the_model_is_the_exported_one(made: Path, jetpack: str) -> None:
     custom = [node for node in kit.graph if node.domain]
     assert {(node.domain, node.op_type, node.overload) for node in custom} == {(opset.DOMAIN, opset.W4A16_LINEAR, "")}
     exported = ir.load(made / "onnx" / "model.onnx")
-    inline_bodies(exported)
+    inline_bodies_(exported)
     inline_w4a16(kit)
     expected = _logits(exported, made / "onnx")
     np.testing.assert_allclose(

@@ -101,7 +101,7 @@ def _job(model: Path, out: Path, options: QuantizeOptions) -> QuantizeJob:
     for name in ("files", "scratch"):
         (out / name).mkdir(parents=True, exist_ok=True)
     return QuantizeJob.prepare(
-        SafetensorsSource(model), options, files=out / "files", scratch=out / "scratch", progress=SilentProgress()
+        SafetensorsSource.open(model), options, files=out / "files", scratch=out / "scratch", progress=SilentProgress()
     )
 
 
@@ -133,7 +133,7 @@ def test_a_gpu_finds_what_the_cpu_finds(method: str, calib: str, model: Path, tm
         files[name] = {path.name: path.read_bytes() for path in (tmp_path / name / "files").iterdir()}
     assert files["cuda"] == files["again"]
     if method == "rtn":
-        cpu, cuda = (QuantizedCheckpoint(tmp_path / name / "files") for name in ("cpu", "cuda"))
+        cpu, cuda = (QuantizedCheckpoint.open(tmp_path / name / "files") for name in ("cpu", "cuda"))
         for name in cpu.stored_names:
             assert (cpu.linear(name).codes == cuda.linear(name).codes).mean() > 0.999
         return

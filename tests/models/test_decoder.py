@@ -39,28 +39,28 @@ def _logits(source: SafetensorsSource, ids: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
-    source = SafetensorsSource(save_llama(tmp_path, **VARIANTS[variant]))
+    source = SafetensorsSource.open(save_llama(tmp_path, **VARIANTS[variant]))
     ids = tokens(2, 33)
     torch.testing.assert_close(_logits(source, ids), _reference(tmp_path, ids), rtol=1e-4, atol=1e-4)
 
 
 def test_sliding_window_is_that_of_mistral(tmp_path: Path) -> None:
-    source = SafetensorsSource(save_mistral(tmp_path, sliding_window=7))
+    source = SafetensorsSource.open(save_mistral(tmp_path, sliding_window=7))
     ids = tokens(1, 40)
     torch.testing.assert_close(_logits(source, ids), _reference(tmp_path, ids), rtol=1e-4, atol=1e-4)
-    wide = SafetensorsSource(save_mistral(tmp_path / "wide", sliding_window=None))
+    wide = SafetensorsSource.open(save_mistral(tmp_path / "wide", sliding_window=None))
     assert not torch.allclose(_logits(wide, ids), _logits(source, ids))
 
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_one_token_at_a_time_gives_the_same_as_all_at_once(window: int | None, tmp_path: Path) -> None:
-    source = SafetensorsSource(save_mistral(tmp_path, sliding_window=window))
+    source = SafetensorsSource.open(save_mistral(tmp_path, sliding_window=window))
     ids = tokens(3, 12)
     torch.testing.assert_close(_one_by_one(source, ids), run_model(source, ids), rtol=1e-4, atol=1e-5)
 
 
 def test_attention_may_come_back_in_any_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = SafetensorsSource(save_llama(tmp_path))
+    source = SafetensorsSource.open(save_llama(tmp_path))
     ids, attend = tokens(2, 9), F.scaled_dot_product_attention
 
     def attend_as_cuda(*arguments: Any, **options: Any) -> torch.Tensor:
@@ -91,7 +91,9 @@ def _one_by_one(source: SafetensorsSource, ids: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ["llama", "opt"])  # positions by angles, and positions of a table
 def test_texts_beyond_the_model_s_positions_are_refused(family: str, tmp_path: Path) -> None:
-    source = SafetensorsSource(save_family(tmp_path, {**family_named(family).example, "max_position_embeddings": 16}))
+    source = SafetensorsSource.open(
+        save_family(tmp_path, {**family_named(family).example, "max_position_embeddings": 16})
+    )
     assert run_model(source, tokens(1, 16)).shape[1] == 16
     with pytest.raises(UsageError, match=r"expected at most 16 tokens.*got 17"):
         run_model(source, tokens(1, 17))

@@ -34,7 +34,7 @@ def test_every_tensor_of_the_model_is_described(tmp_path: Path) -> None:
     from safetensors import safe_open
 
     directory = save_llama(tmp_path, attention_bias=True, mlp_bias=True, tie_word_embeddings=False)
-    spec = SafetensorsSource(directory).spec
+    spec = SafetensorsSource.open(directory).spec
     described = dict(spec.outer_shapes())
     for layer in range(spec.num_layers):
         described.update({spec.prefix(layer) + name: shape for name, shape in spec.block_shapes().items()})

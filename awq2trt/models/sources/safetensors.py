@@ -192,21 +192,41 @@ def stored_name(spec: DecoderSpec, tensors: SafetensorsFiles, name: str) -> str:
 
 
 class SafetensorsSource(ModelSource):
-    """A Hugging Face directory: config.json, safetensors (single or sharded), tokenizer files."""
+    """A Hugging Face directory: config.json, safetensors (single or sharded), tokenizer files; `open` reads them."""
 
-    def __init__(self, directory: Path, name: str | None = None) -> None:
+    def __init__(
+        self, directory: Path, name: str, config: dict[str, Any], tensors: SafetensorsFiles, spec: DecoderSpec
+    ) -> None:
         self.directory = directory
-        self.name = name or str(directory)
-        self.config = read_config(directory)
-        refuse_remote_code(self.config, directory)
-        if "quantization_config" in self.config:
-            raise UsageError(
-                "this checkpoint is already quantized.",
-                where=str(directory),
-                fix=f"export it as it is with `awq2trt export {directory} -o DIR`, or quantize the original model.",
-            )
-        self._tensors = SafetensorsFiles.in_directory(directory, self.config)
-        self.spec = describe_stored(self.config, self._tensors)
+        self.name = name
+        self.config = config
+        self.spec = spec
+        self._tensors = tensors
+
+    @classmethod
+    def open(cls, directory: Path, name: str | None = None) -> SafetensorsSource:
+        """Reads the configuration and the headers of the weight files.
+
+        Args:
+            directory: Of the model.
+            name: What the user called it; None for the directory.
+
+        Raises:
+            CheckpointError: A file is missing, damaged or pickled.
+            UnsupportedError: No family describes it, or it wants remote code.
+            UsageError: It is quantized already.
+        """
+        with reading("a model's directory", directory):
+            config = read_config(directory)
+            refuse_remote_code(config, directory)
+            if "quantization_config" in config:
+                raise UsageError(
+                    "this checkpoint is already quantized.",
+                    where=str(directory),
+                    fix=f"export it as it is with `awq2trt export {directory} -o DIR`, or quantize the original model.",
+                )
+            tensors = SafetensorsFiles.in_directory(directory, config)
+            return cls(directory, name or str(directory), config, tensors, describe_stored(config, tensors))
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -59,7 +59,7 @@ class OrtBackend:
         model, sizes = open_decoder(directory, capacity=capacity)
         rows = all_logits or not ort_lowering.keeps_last_position(model)
         if all_logits:
-            ort_lowering.keep_all_positions(model)
+            ort_lowering.keep_all_positions_(model)
         session = open_session(model if all_logits else None, directory)
         return OrtBackend(session, sizes, all_logits=rows, grows=ort_lowering.has_free_capacity(model))
 
@@ -78,14 +78,14 @@ class OrtBackend:
         """
         model, sizes = open_decoder(path)
         if all_logits:
-            ort_lowering.keep_all_positions(model)
+            ort_lowering.keep_all_positions_(model)
         elif not ort_lowering.keeps_last_position(model):
             all_logits = True  # exported so
-        ort_lowering.lower_linears(model, widened=True)
-        ort_lowering.widen_to_fp32(model)
+        ort_lowering.lower_linears_(model, widened=True)
+        ort_lowering.widen_to_fp32_(model)
         grows = ort_lowering.has_free_capacity(model)
         if grows:
-            ort_lowering.free_capacity(model, sizes.num_layers)
+            ort_lowering.free_capacity_(model, sizes.num_layers)
         session = open_session(model, path, Execution(threads=threads))
         return OrtBackend(session, sizes, all_logits=all_logits, grows=grows)
 

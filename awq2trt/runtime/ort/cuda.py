@@ -14,6 +14,7 @@ ONNX Runtime, "CUDA graphs": https://onnxruntime.ai/docs/execution-providers/CUD
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -58,48 +59,72 @@ class DeviceMemory(Protocol):
         """Copies memory from there to a new array."""
 
 
+@dataclass(frozen=True)
+class CudaOptions:
+    """What a session on a GPU is for.
+
+    Attributes:
+        all_logits: The model gives logits of every position, and no `next_token`.
+        graph: The session captures CUDA graphs.
+        batch: Conversations at once, which all get the same tokens: for measurements.
+        chunk: New tokens a call, at most.
+    """
+
+    all_logits: bool = False
+    graph: bool = True
+    batch: int = 1
+    chunk: int = PREFILL_CHUNK
+
+
 class CudaBackend:
-    """A decoder on a GPU.
+    """A decoder on a GPU; `start` makes one that is ready.
 
     Args:
         session: On a model lowered for CUDA.
         sizes: Of the model.
         memory: Of the GPU.
-        all_logits: The model gives logits of every position, and no `next_token`.
-        graph: The session captures CUDA graphs.
-        batch: Conversations at once, which all get the same tokens: for measurements.
+        options: What the session is for.
     """
+
+    _ids: int
+    _slot: int
+    _token: int  # next_token of one call, input_ids of the next
+    _logits: int
+    _decode: onnxruntime.IOBinding
+    _prefill: onnxruntime.IOBinding
 
     def __init__(
         self,
         session: onnxruntime.InferenceSession,
         sizes: DecoderSizes,
         memory: DeviceMemory,
-        *,
-        all_logits: bool = False,
-        graph: bool = True,
-        batch: int = 1,
+        options: CudaOptions,
     ) -> None:
         self._session = session
         self._sizes = sizes
         self._memory = memory
-        self._all_logits = all_logits
-        self._graph = graph
-        self._batch = batch
+        self._all_logits = options.all_logits
+        self._graph = options.graph
+        self._batch = options.batch
         self._position = 0
         self._chosen: int | None = None  # the token in the buffer of `input_ids`, put there by the last call
         self._buffers: list[int] = []
-        self._longest = min(PREFILL_CHUNK, sizes.capacity)
-        rows = self._longest if all_logits else 1
+        self._longest = min(options.chunk, sizes.capacity)
         self._logit_type = STORED[dtype_name(sizes)]
-        self._ids = self._allocate(_INT64_BYTES * batch * self._longest)
-        self._slot = self._allocate(_INT64_BYTES * batch)
-        self._token = self._allocate(_INT64_BYTES * batch)  # next_token of one call, input_ids of the next
-        self._logits = self._allocate(self._logit_type.itemsize * batch * rows * sizes.vocab_size)
-        caches = [self._allocate(batch * cache_bytes(sizes)) for _ in cache_names("past", sizes.num_layers)]
-        self._decode, self._prefill = (self._bind(caches) for _ in range(2))
-        self._bind_tokens(self._decode, self._token, 1)
-        self._warm_up()
+
+    @classmethod
+    def start(
+        cls,
+        session: onnxruntime.InferenceSession,
+        sizes: DecoderSizes,
+        memory: DeviceMemory,
+        options: CudaOptions | None = None,
+    ) -> CudaBackend:
+        """A backend that has its memory and has captured its graph; arguments are those of the class."""
+        backend = cls(session, sizes, memory, options or CudaOptions())
+        backend._allocate_all()
+        backend._warm_up()
+        return backend
 
     @property
     def capacity(self) -> int:
@@ -213,6 +238,18 @@ class CudaBackend:
                 where="cache",
                 fix="use a shorter text, or build again with a larger --max-seq-len.",
             )
+
+    def _allocate_all(self) -> None:
+        """Takes the memory of a conversation and binds it."""
+        sizes, batch = self._sizes, self._batch
+        rows = self._longest if self._all_logits else 1
+        self._ids = self._allocate(_INT64_BYTES * batch * self._longest)
+        self._slot = self._allocate(_INT64_BYTES * batch)
+        self._token = self._allocate(_INT64_BYTES * batch)
+        self._logits = self._allocate(self._logit_type.itemsize * batch * rows * sizes.vocab_size)
+        caches = [self._allocate(batch * cache_bytes(sizes)) for _ in cache_names("past", sizes.num_layers)]
+        self._decode, self._prefill = (self._bind(caches) for _ in range(2))
+        self._bind_tokens(self._decode, self._token, 1)
 
     def _allocate(self, size_bytes: int) -> int:
         self._buffers.append(self._memory.allocate(size_bytes))

@@ -22,7 +22,7 @@ from awq2trt.machine.gpu import INSTALL, PROVIDER, CudaMemory, open_cuda, requir
 from awq2trt.machine.plugin_library import find_operators, find_plugin_library
 from awq2trt.runtime.bits import STORED
 from awq2trt.runtime.ort.backend import OrtBackend
-from awq2trt.runtime.ort.cuda import PREFILL_CHUNK, CudaBackend, cache_bytes, dtype_name
+from awq2trt.runtime.ort.cuda import PREFILL_CHUNK, CudaBackend, CudaOptions, cache_bytes, dtype_name
 from awq2trt.runtime.ort.session import CPU_PROVIDER, Execution, open_session
 from awq2trt.target import CPU_TARGET, CUDA_TARGET
 
@@ -39,11 +39,21 @@ _GIB: Final = 1 << 30
 _RUNTIME_BYTES: Final = 512 << 20
 """cuBLAS's workspaces, and the kernels' code; an H100 used 0.4 GiB beyond weights, caches and activations."""
 
+_DENSE_CAPABILITY: Final = (9, 0)
+_DENSE_BYTES: Final = 288 << 20
+"""Workspace of a prompt's linears where they dequantize first (kDequantizeFirst of w4a16_linear.h): a slice, cuBLASLt."""
+
 _SCORE_BYTES: Final = 8
 """Of an attention score while ONNX Runtime computes it: products and their softmax in fp32, where it fuses nothing."""
 
 _KEEP_SCORES: Final = ("Attention", "Softmax")
 """Nodes whose kernels have scores in memory."""
+
+_LONGEST_CHUNK: Final = 2048
+"""Longer calls gained nothing on an H100."""
+
+_ROWS_SHARE: Final = 0.02
+"""Of a GPU's memory that the rows of a call's tokens may take, where `PREFILL_CHUNK` tokens take less."""
 
 _LIVE_ROWS: Final = 6
 """Widest rows that live at once: gate, up, their product, and the normed stream, which are at most as wide."""
@@ -137,15 +147,38 @@ class Needs:
         return self.weights + self.caches + self.workspace
 
 
-def predict_needs(model: ir.Model, sizes: DecoderSizes, batch: int = 1) -> Needs:
-    """Memory that a model lowered for CUDA takes."""
+def choose_chunk(model: ir.Model, sizes: DecoderSizes, memory_bytes: int) -> int:
+    """New tokens a call: with fused attention, which has no scores in memory, as many as leave rows small.
+
+    Args:
+        model: Lowered for CUDA.
+        sizes: Of the model.
+        memory_bytes: Of the whole GPU.
+    """
+    chunk = PREFILL_CHUNK
+    if _keeps_scores(model):
+        return chunk
+    while chunk < _LONGEST_CHUNK and _row_bytes(model, sizes) * 2 * chunk <= _ROWS_SHARE * memory_bytes:
+        chunk *= 2
+    return chunk
+
+
+def predict_needs(model: ir.Model, sizes: DecoderSizes, batch: int = 1, chunk: int = PREFILL_CHUNK) -> Needs:
+    """Memory that a model lowered for CUDA takes.
+
+    Args:
+        model: Lowered for CUDA.
+        sizes: Of the model.
+        batch: Conversations at once.
+        chunk: New tokens a call, at most.
+    """
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    chunk = batch * min(PREFILL_CHUNK, sizes.capacity)
-    widest = max((max(shape) for shape in ort_lowering.linear_shapes(model)), default=0)
-    scores = 0  # which fused attention never has in memory
-    if any(node.op_type in _KEEP_SCORES for node in model.graph):
-        scores = chunk * sizes.capacity * (_query_heads(model, sizes) or widest // sizes.head_dim) * _SCORE_BYTES
-    rows = chunk * widest * _LIVE_ROWS * STORED[dtype_name(sizes)].itemsize
+    tokens = batch * min(chunk, sizes.capacity)
+    scores = 0
+    if _keeps_scores(model):
+        heads = _query_heads(model, sizes) or _widest(model) // sizes.head_dim
+        scores = tokens * sizes.capacity * heads * _SCORE_BYTES
+    rows = tokens * _row_bytes(model, sizes)
     return Needs(weights, 2 * batch * sizes.num_layers * cache_bytes(sizes), _RUNTIME_BYTES + scores + rows)
 
 
@@ -217,16 +250,21 @@ def load_on_cuda(directory: Path, plan: CudaPlan, memory: CudaMemory) -> CudaBac
         lower_(model, sizes, plan.lowering)
     if plan.all_logits:
         drop_next_token_(model)
-        ort_lowering.keep_all_positions(model)
+        ort_lowering.keep_all_positions_(model)
     if plan.capacity is not None:
-        ort_lowering.fix_capacity(model, sizes.num_layers, plan.capacity)
+        ort_lowering.fix_capacity_(model, sizes.num_layers, plan.capacity)
         sizes = replace(sizes, capacity=plan.capacity)
-    require_memory(predict_needs(model, sizes, plan.batch), memory)
+    chunk = PREFILL_CHUNK if plan.all_logits else choose_chunk(model, sizes, memory.read_info()[1] // plan.batch)
+    needs = predict_needs(model, sizes, plan.batch, chunk)
+    if memory.gpu.capability == _DENSE_CAPABILITY:
+        needs = replace(needs, workspace=needs.workspace + _DENSE_BYTES)
+    require_memory(needs, memory)
     changed = plan.lowering is not None or plan.all_logits or plan.capacity is not None
     execution = cuda_execution(memory.gpu.index, plan.operators, graph=plan.graph)
     session = open_session(model if changed else None, directory, execution)
     require_provider(session)
-    return CudaBackend(session, sizes, memory, all_logits=plan.all_logits, graph=plan.graph, batch=plan.batch)
+    backend_options = CudaOptions(all_logits=plan.all_logits, graph=plan.graph, batch=plan.batch, chunk=chunk)
+    return CudaBackend.start(session, sizes, memory, backend_options)
 
 
 def cuda_execution(index: int, operators: Path | None, *, graph: bool) -> Execution:
@@ -262,6 +300,19 @@ def lowering_here() -> tuple[Lowering, Path | None]:
         return Lowering.CUDA_PLUGIN, find_plugin_library().path
     except ToolError:
         return Lowering.CUDA_ORT, None
+
+
+def _keeps_scores(model: ir.Model) -> bool:
+    return any(node.op_type in _KEEP_SCORES for node in model.graph)
+
+
+def _widest(model: ir.Model) -> int:
+    return max((max(shape) for shape in ort_lowering.linear_shapes(model)), default=0)
+
+
+def _row_bytes(model: ir.Model, sizes: DecoderSizes) -> int:
+    """What a new token has in memory while it passes through a block."""
+    return _widest(model) * _LIVE_ROWS * STORED[dtype_name(sizes)].itemsize
 
 
 def _query_heads(model: ir.Model, sizes: DecoderSizes) -> int:

@@ -15,6 +15,7 @@ from awq2trt.errors import ArtifactError, ToolError
 from awq2trt.foreign_files import reading
 from awq2trt.graph.provider_file import INLINE_BYTES
 from awq2trt.io_contract import MODEL_FILE
+from awq2trt.machine.plugin_library import register_custom_ops_
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -58,7 +59,7 @@ def open_session(
 
     Raises:
         ArtifactError: ONNX Runtime refuses the model.
-        ToolError: It is not installed.
+        ToolError: It is not installed, or does not take the operators.
     """
     try:
         import onnxruntime
@@ -71,7 +72,7 @@ def open_session(
         options = _session_options(onnxruntime, file.parent, execution)
         source: str | bytes = str(file)
         if model is not None:
-            values = _hand_over_weights(model)
+            values = _hand_over_weights_(model)
             options.add_external_initializers(list(values), [shared(array) for array in values.values()])
             source = ir.to_proto(model).SerializeToString()
         providers = [(execution.provider, dict(execution.provider_options))]
@@ -98,11 +99,11 @@ def _session_options(onnxruntime: Any, folder: Path, execution: Execution) -> on
         # Weights lie in memory of their own, not in an arena that grows by blocks.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if execution.operators is not None:
-        options.register_custom_ops_library(str(execution.operators))
+        register_custom_ops_(options, execution.operators)
     return options
 
 
-def _hand_over_weights(model: ir.Model) -> dict[str, NDArray[Any]]:
+def _hand_over_weights_(model: ir.Model) -> dict[str, NDArray[Any]]:
     """Takes the arrays that lowering made out of the model, which then only refers to them."""
     taken: dict[str, NDArray[Any]] = {}
     for name, value in model.graph.initializers.items():

@@ -37,13 +37,15 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kMasked = -FLT_MAX / 4;
 
 // Score of a query at `query_position` and the key in slot `slot` from their product, times log2(e): weights are powers
-// of 2. kMasked if the query does not see the slot.
-template <typename T>
+// of 2. kMasked if the query does not see the slot. kPlain: there is neither a soft cap nor ALiBi.
+template <bool kPlain, typename T>
 __device__ __forceinline__ float score_of(const AttentionParams<T>& p, float product, int slot, int query_position,
                                           float slope) {
   float score = product * p.scale;
-  if (p.softcap > 0.f) score = p.softcap * tanhf(score / p.softcap);
-  score += slope * static_cast<float>(slot - query_position);
+  if (!kPlain) {
+    if (p.softcap > 0.f) score = p.softcap * tanhf(score / p.softcap);
+    score += slope * static_cast<float>(slot - query_position);
+  }
   const bool seen = slot <= query_position && (p.window == 0 || slot > query_position - p.window);
   return seen ? score * kLog2E : kMasked;
 }

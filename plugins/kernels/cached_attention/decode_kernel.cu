@@ -8,6 +8,8 @@
 //   are the k of two instructions, and its 8 channels of a value are the column of eight. Nothing passes through shared
 //   memory, and the loads of the next keys are under way while values are multiplied.
 // - Queries are rows of the A operand. Rows 8 to 15 of it are zero: the tensor cores have time for them.
+// - The block asks for its slots to come to the L2 cache before it waits for the kernel in front of it: their latency
+//   passes while the projection is still being computed.
 // - Softmax runs along: each warp keeps the largest score and the sum of weights of its slots. Warps meet in shared
 //   memory, splits in combine_kernel, always in the same order.
 #include "kernels/cached_attention/launchers.cuh"
@@ -51,6 +53,19 @@ __device__ __forceinline__ SlotRange slots_of_rows(const AttentionParams<T>& p, 
   return slots_seen(p, tile.position + tile.first_row / p.heads_per_kv, tile.position + last_row / p.heads_per_kv);
 }
 
+// The first keys and values of a block's range, on their way to the L2 cache.
+template <typename T, int kHeadDim>
+__device__ __forceinline__ void prefetch_slots(const AttentionParams<T>& p, const RowTile& tile, const Split& split) {
+  constexpr int kPrefetchedSlots = 256, kSector = 32;  // bytes that a request brings at least
+  const int begin = max(split.begin, 0), end = min(min(split.end, begin + kPrefetchedSlots), p.capacity);
+  const int64_t first = cache_row(p, tile.sequence, tile.kv_head, begin) * kHeadDim * static_cast<int>(sizeof(T));
+  const int bytes = (end - begin) * kHeadDim * static_cast<int>(sizeof(T));
+  for (int offset = static_cast<int>(threadIdx.x) * kSector; offset < bytes; offset += kThreads * kSector) {
+    prefetch_to_l2(reinterpret_cast<const char*>(p.keys) + first + offset);
+    prefetch_to_l2(reinterpret_cast<const char*>(p.values) + first + offset);
+  }
+}
+
 // c += a * b, where only the upper 8 rows of a are not zero. The lower half of c stays zero; it costs registers all the
 // same, since the instruction takes four in a row.
 template <typename T>
@@ -89,10 +104,13 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
   tile.first_row = blockIdx.y % row_tiles * kRows;
   tile.rows = min(kRows, p.tokens * p.heads_per_kv - tile.first_row);
 
+  // The position may still change under our hands: then these lines are the wrong ones, and no more than that.
+  tile.position = static_cast<int>(load_fresh(p.position + tile.sequence));
+  prefetch_slots<T, kHeadDim>(p, tile, split_of(p, slots_of_rows(p, tile), blockIdx.x));
   let_next_kernel_start();
   wait_for_previous_kernel();
 
-  tile.position = static_cast<int>(p.position[tile.sequence]);
+  tile.position = static_cast<int>(load_fresh(p.position + tile.sequence));
   const Split split = split_of(p, slots_of_rows(p, tile), blockIdx.x);
   if (split.begin >= split.end) return;
 
@@ -117,10 +135,14 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
     }
   }
   if (kWritesCache) {
-    for (int token = warp; token < p.tokens; token += kWarps) {
-      const int slot = tile.position + token;
-      if (slot >= split.begin && slot < split.end) {
-        write_cache<T, kHeadDim>(p, tile.sequence, token, tile.kv_head, slot, lane);
+    // Keys and values by different warps, beginning with the last, which has the fewest queries.
+    for (int task = kWarps - 1 - warp; task < 2 * p.tokens; task += kWarps) {
+      const int token = task / 2, slot = tile.position + token;
+      if (slot < split.begin || slot >= split.end) continue;
+      if (task % 2 == 0) {
+        write_key<T, kHeadDim>(p, tile.sequence, token, tile.kv_head, slot, lane);
+      } else {
+        write_value<T, kHeadDim>(p, tile.sequence, token, tile.kv_head, slot, lane);
       }
     }
   }
@@ -198,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int slot = first + 8 * i + 2 * t + n;
-        score[i][n] = slot < split.end ? score_of(p, score[i][n], slot, query_position, slope) : kMasked;
+        score[i][n] = slot < split.end ? score_of<false>(p, score[i][n], slot, query_position, slope) : kMasked;
         tile_largest = fmaxf(tile_largest, score[i][n]);
       }
     }
@@ -288,15 +310,37 @@ __global__ void __launch_bounds__(kHeadDim) combine_kernel(AttentionParams<T> p)
   const int active = split_of(p, slots_of_rows(p, tile), 0).active;
   if (active <= 1) return;
 
+  // The splits' factors once, by all threads; then each thread adds up a channel.
+  __shared__ float2
+      factors[kHeadDim];  // factor, and factor times the split's sum of weights; of kHeadDim splits a pass
+  __shared__ float largest_shared;
   const int64_t place = ((static_cast<int64_t>(sequence) * p.heads + head) * p.tokens + token) * p.splits;
-  float largest = kMasked;
-  for (int s = 0; s < active; ++s) largest = fmaxf(largest, p.maxima[place + s].x);
+  if (threadIdx.x < kWarpSize) {
+    float largest = kMasked;
+    for (int s = threadIdx.x; s < active; s += kWarpSize) largest = fmaxf(largest, p.maxima[place + s].x);
+#pragma unroll
+    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+    }
+    if (threadIdx.x == 0) largest_shared = largest;
+  }
   float total = 0.f, weights = 0.f;
-  for (int s = 0; s < active; ++s) {
-    const float2 maximum = p.maxima[place + s];
-    const float factor = exp2f(maximum.x - largest);
-    total += factor * p.partials[(place + s) * kHeadDim + threadIdx.x];
-    weights += factor * maximum.y;
+  for (int first = 0; first < active; first += kHeadDim) {
+    __syncthreads();
+    const int split = first + static_cast<int>(threadIdx.x);
+    if (split < active) {
+      const float2 maximum = p.maxima[place + split];
+      const float factor = exp2f(maximum.x - largest_shared);
+      factors[threadIdx.x] = make_float2(factor, factor * maximum.y);
+    }
+    __syncthreads();
+    const float* const sums = p.partials + (place + first) * kHeadDim + threadIdx.x;
+    const int count = min(active - first, kHeadDim);
+#pragma unroll 8
+    for (int s = 0; s < count; ++s) {
+      total += factors[s].x * sums[s * kHeadDim];
+      weights += factors[s].y;
+    }
   }
   const int64_t out = (static_cast<int64_t>(sequence) * p.tokens + token) * p.heads + head;
   p.y[out * kHeadDim + threadIdx.x] = from_float<T>(total / weights);

@@ -47,7 +47,15 @@ __device__ __forceinline__ uint32_t pair_as(float low, float high, __nv_bfloat16
   return bits_of(__floats2bfloat162_rn(low, high));
 }
 
-template <typename T, int kHeadDim>
+// 2^x in one instruction; what is below 2^-126 becomes 0.
+__device__ __forceinline__ float power_of_2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// kPlain: scores are products times a scale, without soft cap and ALiBi.
+template <typename T, int kHeadDim, bool kPlain>
 __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
     prefill_attention_kernel(AttentionParams<T> p) {
   using Shape = PrefillShape<kHeadDim>;
@@ -104,7 +112,9 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
   int query_position[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) query_position[r] = position + min(first_token + warp * 16 + g + 8 * r, last_token);
-  const float slope = p.alibi != nullptr ? p.alibi[head] : 0.f;
+  const float slope = !kPlain && p.alibi != nullptr ? p.alibi[head] : 0.f;
+  const int warp_first = position + min(first_token + warp * 16, last_token);  // positions of the warp's queries
+  const int warp_last = position + min(first_token + warp * 16 + 15, last_token);
 
   int stage = 0;
   start_copies(stage, seen.begin);
@@ -132,14 +142,21 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
       }
     }
 
-    // Softmax runs along; c0 and c1 are of row g, c2 and c3 of row g + 8.
+    // Softmax runs along; c0 and c1 are of row g, c2 and c3 of row g + 8. Where every query of the warp sees every slot
+    // of the tile, nothing is compared.
+    const bool whole =
+        kPlain && first + Shape::kSlots - 1 <= warp_first && (p.window == 0 || first > warp_last - p.window);
     float tile_largest[2] = {kMasked, kMasked};
 #pragma unroll
     for (int n = 0; n < Shape::kSlots / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int slot = first + 8 * n + 2 * t + i % 2;
-        score[n][i] = score_of(p, score[n][i], slot, query_position[i / 2], slope);
+        if (whole) {
+          score[n][i] *= p.scale * kLog2E;
+        } else {
+          const int slot = first + 8 * n + 2 * t + i % 2;
+          score[n][i] = score_of<kPlain>(p, score[n][i], slot, query_position[i / 2], slope);
+        }
         tile_largest[i / 2] = fmaxf(tile_largest[i / 2], score[n][i]);
       }
     }
@@ -149,7 +166,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
       tile_largest[r] = fmaxf(tile_largest[r], __shfl_xor_sync(0xffffffffu, tile_largest[r], 1));
       tile_largest[r] = fmaxf(tile_largest[r], __shfl_xor_sync(0xffffffffu, tile_largest[r], 2));
       const float now_largest = fmaxf(largest[r], tile_largest[r]);
-      shrink[r] = exp2f(largest[r] - now_largest);
+      shrink[r] = power_of_2(largest[r] - now_largest);
       largest[r] = now_largest;
       weights[r] *= shrink[r];
     }
@@ -157,7 +174,8 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
     for (int n = 0; n < Shape::kSlots / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        score[n][i] = score[n][i] == kMasked ? 0.f : exp2f(score[n][i] - largest[i / 2]);
+        const float weight = power_of_2(score[n][i] - largest[i / 2]);
+        score[n][i] = !whole && score[n][i] == kMasked ? 0.f : weight;
         weights[i / 2] += score[n][i];
       }
     }
@@ -194,9 +212,9 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
     const int token = first_token + warp * 16 + g + 8 * r;
     if (token > last_token) continue;
     T* const y = p.y + ((static_cast<int64_t>(sequence) * p.tokens + token) * p.heads + head) * kHeadDim;
+    const float scale = 1.f / weights[r];
 #pragma unroll
     for (int n = 0; n < kHeadDim / 8; ++n) {
-      const float scale = 1.f / weights[r];
       *reinterpret_cast<uint32_t*>(y + 8 * n + 2 * t) = pair_as(sum[n][2 * r] * scale, sum[n][2 * r + 1] * scale, T{});
     }
   }
@@ -208,8 +226,12 @@ template <typename T, int kHeadDim>
 cudaError_t launch_prefill_attention(const AttentionParams<T>& params, int batch, cudaStream_t stream) {
   using Shape = PrefillShape<kHeadDim>;
   const unsigned blocks = (params.tokens + Shape::kQueries - 1) / Shape::kQueries;
-  return launch_kernel(prefill_attention_kernel<T, kHeadDim>, dim3(blocks, params.heads, batch),
-                       Shape::kWarps * kWarpSize, Shape::kSharedBytes, false, stream, params);
+  constexpr bool kHasPlain = kHeadDim <= 128;  // beyond, a second path has no registers left
+  const bool plain = kHasPlain && params.softcap == 0.f && params.alibi == nullptr;
+  auto* const kernel =
+      plain ? prefill_attention_kernel<T, kHeadDim, kHasPlain> : prefill_attention_kernel<T, kHeadDim, false>;
+  return launch_kernel(kernel, dim3(blocks, params.heads, batch), Shape::kWarps * kWarpSize, Shape::kSharedBytes, false,
+                       stream, params);
 }
 
 #define AWQ2TRT_INSTANTIATE(head_dim)                                                                                 \

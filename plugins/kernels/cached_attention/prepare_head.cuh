@@ -57,16 +57,25 @@ __device__ __forceinline__ void prepare_value(const AttentionParams<T>& p, const
   }
 }
 
-// The key and the value of one new token and head, into their slot; nothing beyond the capacity.
+// The key of one new token and head, into its slot; nothing beyond the capacity.
 template <typename T, int kHeadDim>
-__device__ __forceinline__ void write_cache(const AttentionParams<T>& p, int sequence, int token, int kv_head, int slot,
-                                            int lane) {
+__device__ __forceinline__ void write_key(const AttentionParams<T>& p, int sequence, int token, int kv_head, int slot,
+                                          int lane) {
   if (slot >= p.capacity) return;
   const int64_t row = (static_cast<int64_t>(sequence) * p.tokens + token) * (p.heads + 2 * p.kv_heads);
   const T* const key = p.qkv + (row + p.heads + kv_head) * kHeadDim;
-  const int64_t place = cache_row(p, sequence, kv_head, slot) * kHeadDim;
-  prepare_rotated<T, kHeadDim>(p, key, p.keys + place, p.key_norm, slot, lane);
-  prepare_value<T, kHeadDim>(p, key + static_cast<int64_t>(p.kv_heads) * kHeadDim, p.values + place, lane);
+  T* const place = p.keys + cache_row(p, sequence, kv_head, slot) * kHeadDim;
+  prepare_rotated<T, kHeadDim>(p, key, place, p.key_norm, slot, lane);
+}
+
+// Likewise its value.
+template <typename T, int kHeadDim>
+__device__ __forceinline__ void write_value(const AttentionParams<T>& p, int sequence, int token, int kv_head, int slot,
+                                            int lane) {
+  if (slot >= p.capacity) return;
+  const int64_t row = (static_cast<int64_t>(sequence) * p.tokens + token) * (p.heads + 2 * p.kv_heads);
+  const T* const value = p.qkv + (row + p.heads + p.kv_heads + kv_head) * kHeadDim;
+  prepare_value<T, kHeadDim>(p, value, p.values + cache_row(p, sequence, kv_head, slot) * kHeadDim, lane);
 }
 
 }  // namespace awq2trt

@@ -20,7 +20,8 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(AttentionParams<T> p)
   if (head >= p.heads + p.kv_heads) return;
   const int slot = static_cast<int>(p.position[sequence]) + token;
   if (head >= p.heads) {
-    write_cache<T, kHeadDim>(p, sequence, token, head - p.heads, slot, lane);
+    write_key<T, kHeadDim>(p, sequence, token, head - p.heads, slot, lane);
+    write_value<T, kHeadDim>(p, sequence, token, head - p.heads, slot, lane);
     return;
   }
   const int64_t row = static_cast<int64_t>(sequence) * p.tokens + token;

@@ -14,6 +14,7 @@ cudaError_t query_device(Device* device) {
   read(&device->multiprocessors, cudaDevAttrMultiProcessorCount);
   read(&device->max_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   device->sm = 10 * major + minor;
+  device->cublas_lt = false;
   return status;
 }
 

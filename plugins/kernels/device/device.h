@@ -9,9 +9,10 @@ struct Device {
   int sm;  // 87 for compute capability 8.7
   int multiprocessors;
   int max_shared_bytes;  // per block, after opting in to more than 48 KiB
+  bool cublas_lt;        // whether kernels may hand dense products to cuBLASLt (cublas_lt.h); the caller's to say
 };
 
-// Reads the current device.
+// Reads the current device. `cublas_lt` becomes false.
 cudaError_t query_device(Device* device);
 
 }  // namespace awq2trt

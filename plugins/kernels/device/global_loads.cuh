@@ -1,4 +1,5 @@
-// Loads from global memory whose order or caching matters: in, an address; out, its 2, 4 or 16 bytes in registers.
+// Loads from global memory whose order or caching matters: in, an address; out, its bytes in registers or in the L2
+// cache.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,18 @@ __device__ __forceinline__ uint4 load_now(const T* source) {
   uint4 v;
   asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(source));
   return v;
+}
+
+// 8 bytes of another kernel's making, past the L1 cache: read again later, they are read anew.
+__device__ __forceinline__ int64_t load_fresh(const int64_t* source) {
+  int64_t v;
+  asm volatile("ld.global.cg.s64 %0, [%1];" : "=l"(v) : "l"(source) : "memory");
+  return v;
+}
+
+// Asks for the line of `source` to be brought to the L2 cache. Nothing waits for it.
+__device__ __forceinline__ void prefetch_to_l2(const void* source) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(source));
 }
 
 // 16 bytes that nobody reads again: past the L1 cache, where what is read again stays.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "kernels/device/cublas_lt.h"
 #include "kernels/w4a16_linear/kernel_params.cuh"
 #include "kernels/w4a16_linear/tile_shapes.h"
 #include "kernels/w4a16_linear/w4a16_linear.h"
@@ -28,6 +29,14 @@ constexpr int kMinSplitK = 512;             // a shorter slice of K does not pay
 constexpr int kMaxSplits = 16;
 constexpr int kMaxSplitBlocks = 2;   // a multiprocessor: beyond, K needs no splitting to keep it busy
 constexpr int kSplitMultiple = 128;  // slices start at whole pipeline stages
+
+// Dequantizing first: only where dense products have instructions (wgmma) that the tile kernel does without, and from
+// as many tokens as an H100 needed for it to be the faster way.
+constexpr int kDenseSm = 90;
+constexpr int kMinDenseTokens = 384;
+constexpr int kSliceBytes = 256 << 20;  // bounds the workspace; smaller ones, even in the L2 cache, were slower
+constexpr int kSliceRows = 128;         // slices are multiples of it, as tiles of dense kernels are
+constexpr int kDenseFeatures = 8;       // y's rows at multiples of 16 bytes
 
 int ceil_div(int a, int b) { return (a - 1) / b + 1; }
 int64_t ceil_div(int64_t a, int b) { return (a - 1) / b + 1; }
@@ -67,6 +76,21 @@ bool fits_at_once(const GemmProblem& p, const Device& device) {
   const int blocks = static_cast<int>((device.max_shared_bytes + kReservedSharedBytes) / block_bytes);
   return tiles <= int64_t{std::min(blocks, DecodeOnceShared::kMaxBlocks)} * device.multiprocessors &&
          2 * tiles <= int64_t{kMaxOnceHalfBlocks} * device.multiprocessors;
+}
+
+bool is_better_dense(const GemmProblem& p, const Device& device) {
+  return device.cublas_lt && device.sm == kDenseSm && p.m >= kMinDenseTokens && p.n % kDenseFeatures == 0;
+}
+
+// Slices of nearly equal size.
+KernelConfig dense_config(const GemmProblem& p) {
+  const auto slices = static_cast<int>(ceil_div(int64_t{2} * p.n * p.k, kSliceBytes));
+  KernelConfig config = {};
+  config.kernel = Kernel::kDequantizeFirst;
+  config.rows_per_block = ceil_div(ceil_div(p.n, slices), kSliceRows) * kSliceRows;
+  config.splits = 1;
+  config.workspace_bytes = size_t{2} * config.rows_per_block * p.k + kCublasLtWorkspaceBytes;
+  return config;
 }
 
 KernelConfig decode_config(Kernel kernel, int rows_per_block) {
@@ -143,7 +167,9 @@ KernelConfig choose_config(const GemmProblem& problem, const Device& device) {
     return config;
   }
   KernelConfig config = {};
-  if (fits_at_once(problem, device)) {
+  if (is_better_dense(problem, device)) {
+    config = dense_config(problem);
+  } else if (fits_at_once(problem, device)) {
     config = decode_config(Kernel::kDecodeOnce, kRowTile);
   } else if (const int rows = choose_decode_rows(problem, device); rows > 0) {
     config = decode_config(Kernel::kDecode, rows);

@@ -25,6 +25,10 @@ template <typename T>
 cudaError_t launch_decode_once(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream);
 template <typename T>
 cudaError_t launch_tile(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream);
+// `workspace`: config.workspace_bytes.
+template <typename T>
+cudaError_t launch_dequantize_first(const LinearParams<T>& params, const KernelConfig& config, DataType dtype,
+                                    void* workspace, cudaStream_t stream);
 template <typename T>
 cudaError_t launch_any_group(const LinearParams<T>& params, cudaStream_t stream);
 

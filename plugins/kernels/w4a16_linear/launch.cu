@@ -33,6 +33,8 @@ cudaError_t launch_typed(const GemmProblem& problem, const KernelConfig& config,
       return params.codes_aligned ? launch_decode_once(params, config, stream) : launch_decode(params, config, stream);
     case Kernel::kTile:
       return launch_tile(params, config, stream);
+    case Kernel::kDequantizeFirst:
+      return launch_dequantize_first(params, config, problem.dtype, tensors.workspace, stream);
     case Kernel::kAnyGroup:
       return launch_any_group(params, stream);
   }

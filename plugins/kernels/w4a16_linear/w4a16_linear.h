@@ -38,10 +38,11 @@ struct GemmProblem {
 const char* check_validity(const GemmProblem& problem);
 
 enum class Kernel : int32_t {
-  kDecode,      // few tokens: the bytes of the weights set the time (decode_kernel.cu)
-  kTile,        // many tokens: the tensor cores set the time (tile_kernel.cu)
-  kAnyGroup,    // group sizes the two cannot split evenly: correct, not fast (any_group_kernel.cu)
-  kDecodeOnce,  // few tokens, few weights: what lies between two launches sets the time (decode_once_kernel.cu)
+  kDecode,           // few tokens: the bytes of the weights set the time (decode_kernel.cu)
+  kTile,             // many tokens: the tensor cores set the time (tile_kernel.cu)
+  kAnyGroup,         // group sizes the two cannot split evenly: correct, not fast (any_group_kernel.cu)
+  kDecodeOnce,       // few tokens, few weights: what lies between two launches sets the time (decode_once_kernel.cu)
+  kDequantizeFirst,  // many tokens, on a GPU whose dense products are far faster (dequantize_first_kernel.cu)
 };
 
 // Tile kernels that exist, by tokens x weight rows of a block.
@@ -49,7 +50,8 @@ enum class TileShape : int32_t { k16x64, k16x128, k16x192, k32x128, k64x64, k64x
 
 struct KernelConfig {
   Kernel kernel;
-  int rows_per_block;      // kDecode: weight rows of a block, a multiple of 16; kDecodeOnce: 16
+  int rows_per_block;      // kDecode: weight rows of a block, a multiple of 16; kDecodeOnce: 16;
+                           // kDequantizeFirst: weight rows that are dequantized at a time
   int warps;               // kDecode: warps of a block; they share its weights; kDecodeOnce: 8
   TileShape tile;          // kTile
   int splits;              // kTile: blocks that share one tile, each with a slice of K

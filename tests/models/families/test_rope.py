@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from awq2trt.errors import UnsupportedError
-from awq2trt.graph.basic_ops import fix_batch, lower_to_basic_ops
+from awq2trt.graph.basic_ops import fix_batch_, lower_to_basic_ops_
 from awq2trt.io_contract import MODEL_FILE
 from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block, run_model
 from awq2trt.models.families import describe_model
@@ -104,7 +104,7 @@ def test_old_spellings_mean_the_same() -> None:
 
 @pytest.mark.parametrize("name", SCALINGS)
 def test_our_decoder_computes_what_transformers_does(name: str, tmp_path: Path) -> None:
-    source = SafetensorsSource(save_family(tmp_path, _config(name)))
+    source = SafetensorsSource.open(save_family(tmp_path, _config(name)))
     for length in LENGTHS:
         model = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")  # dynamic remembers
         with torch.inference_mode():
@@ -114,7 +114,7 @@ def test_our_decoder_computes_what_transformers_does(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["longrope", "dynamic"])
 def test_a_growing_sequence_is_what_transformers_makes_of_it(name: str, tmp_path: Path) -> None:
-    source = SafetensorsSource(save_family(tmp_path, _config(name)))
+    source = SafetensorsSource.open(save_family(tmp_path, _config(name)))
     model = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
     ids, cache = tokens(1, 40), None
     runner, ends = BlockRunner.for_positions(source.spec, 40), Ends(source)
@@ -138,8 +138,8 @@ def test_the_graph_computes_what_transformers_does_whatever_its_capacity(
     export_onnx(checkpoint, tmp_path, options=ExportOptions(max_seq_len=64))
     if lowered:
         model = ir.load(tmp_path / MODEL_FILE)
-        fix_batch(model)
-        lower_to_basic_ops(model)
+        fix_batch_(model)
+        lower_to_basic_ops_(model)
         (tmp_path / MODEL_FILE).write_bytes(ir.to_proto(model).SerializeToString())
     backend = OrtBackend.load(tmp_path, all_logits=True, threads=1)
     for length in LENGTHS:

@@ -92,7 +92,7 @@ def test_a_gguf_is_the_model_it_was_made_from(name: str, tmp_path: Path) -> None
     family, changes = MODELS[name]
     model = _saved(tmp_path / "model", family, **changes)
     write_gguf(model, tmp_path / "tiny.gguf")
-    source = GgufSource(tmp_path / "tiny.gguf")
+    source = GgufSource.open(tmp_path / "tiny.gguf")
     attention = "sdpa" if family == "falcon" else "eager"  # see test_config_variants.py
     for length in (ORIGINAL, 44):
         theirs = AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention)
@@ -125,7 +125,7 @@ def test_divisors_of_rotary_frequencies_are_heeded(
     write_gguf(model, tmp_path / "tiny.gguf", tensors={"rope_freqs.weight": np.asarray(divisors, np.float32)})
     with torch.inference_mode():
         expected = theirs(tokens(1, 44)).logits
-    got = _logits(GgufSource(tmp_path / "tiny.gguf"), tokens(1, 44))
+    got = _logits(GgufSource.open(tmp_path / "tiny.gguf"), tokens(1, 44))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-4)
 
 
@@ -133,7 +133,7 @@ def test_the_legacy_key_of_linear_scaling_is_heeded(tmp_path: Path) -> None:
     model = _saved(tmp_path / "model", "llama")
     write_gguf(model, tmp_path / "old.gguf", metadata=lambda writer: writer.add_float32("llama.rope.scale_linear", 4.0))
     write_gguf(_saved(tmp_path / "new", "llama", **_linear()), tmp_path / "new.gguf")
-    assert GgufSource(tmp_path / "old.gguf").spec.ropes == GgufSource(tmp_path / "new.gguf").spec.ropes
+    assert GgufSource.open(tmp_path / "old.gguf").spec.ropes == GgufSource.open(tmp_path / "new.gguf").spec.ropes
 
 
 REFUSED = {
@@ -209,23 +209,25 @@ def test_a_split_model_is_read_from_any_of_its_files(tmp_path: Path) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    expected = _logits(GgufSource(tmp_path / "whole.gguf"), tokens(1, 20))
+    expected = _logits(GgufSource.open(tmp_path / "whole.gguf"), tokens(1, 20))
     for path in names:
-        torch.testing.assert_close(_logits(GgufSource(path), tokens(1, 20)), expected, rtol=0, atol=0)
-    assert GgufSource(names[1]).files == tuple(names)
+        torch.testing.assert_close(_logits(GgufSource.open(path), tokens(1, 20)), expected, rtol=0, atol=0)
+    assert GgufSource.open(names[1]).files == tuple(names)
     names[0].unlink()
     with pytest.raises(CheckpointError, match=r"split over 2 files, .* m-00001-of-00002\.gguf"):
-        GgufSource(names[1])
+        GgufSource.open(names[1])
 
 
 def test_what_config_json_says_is_what_transformers_reads(tmp_path: Path) -> None:
     model = _saved(tmp_path / "model", "phi3", rope_parameters=LONG, original_max_position_embeddings=ORIGINAL)
     write_gguf(model, tmp_path / "tiny.gguf")
-    (model / "config.json").write_text(json.dumps({**GgufSource(tmp_path / "tiny.gguf").config, "pad_token_id": 0}))
+    (model / "config.json").write_text(
+        json.dumps({**GgufSource.open(tmp_path / "tiny.gguf").config, "pad_token_id": 0})
+    )
     theirs = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager").eval()
     with torch.inference_mode():
         expected = theirs(tokens(1, 44)).logits
-    got = _logits(GgufSource(tmp_path / "tiny.gguf"), tokens(1, 44))
+    got = _logits(GgufSource.open(tmp_path / "tiny.gguf"), tokens(1, 44))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-4)
 
 
@@ -269,7 +271,7 @@ def test_a_qwen2_of_mixed_types_quantizes_and_exports(tmp_path: Path) -> None:
     model = _saved(tmp_path / "model", "qwen2", use_sliding_window=False, tie_word_embeddings=True, **sizes)
     tensors, types = _mixed_types()
     write_gguf(model, tmp_path / "mixed.gguf", tensors=tensors, encoded=types, tokenizer=True)
-    source, windows = GgufSource(tmp_path / "mixed.gguf"), tokens(1, 40)
+    source, windows = GgufSource.open(tmp_path / "mixed.gguf"), tokens(1, 40)
     theirs = AutoModelForCausalLM.from_pretrained(model).eval()
     names = {"attn_q": "self_attn.q_proj", "attn_v": "self_attn.v_proj", "ffn_gate": "mlp.gate_proj"}
     for name, value in tensors.items():
@@ -284,7 +286,7 @@ def test_a_qwen2_of_mixed_types_quantizes_and_exports(tmp_path: Path) -> None:
         directory.mkdir()
     options = QuantizeOptions(method="rtn", group_size=32)
     QuantizeJob.prepare(source, options, files=files, scratch=scratch, progress=SilentProgress()).run()
-    checkpoint = QuantizedCheckpoint(files)
+    checkpoint = QuantizedCheckpoint.open(files)
     export_onnx(checkpoint, onnx)
     reference = torch_logits(checkpoint, windows, SilentProgress(), "reference")
     quantized = np.concatenate(list(reference(windows[0])))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from awq2trt import opset
 from awq2trt.checkpoint import pack
 from awq2trt.machine import plugin_library
-from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops
+from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops_
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 REPOSITORY = Path(__file__).parents[3]
@@ -124,7 +124,7 @@ def options(library: plugin_library.PluginLibrary) -> onnxruntime.SessionOptions
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are expected here, and raised
     options.intra_op_num_threads = 2
-    register_custom_ops(options, library)
+    register_custom_ops_(options, library.path)
     return options
 
 
@@ -216,7 +216,7 @@ def test_sessions_share_the_operators_and_threads_a_session(library: plugin_libr
     sessions = []
     for _ in range(2):
         options = onnxruntime.SessionOptions()
-        register_custom_ops(options, library)
+        register_custom_ops_(options, library.path)
         sessions += [onnxruntime.InferenceSession(Model(layer).bytes(), options) for _ in range(2)]
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda i: sessions[i % 4].run(None, {"given": x[:, : 1 + i % 5]})[0], range(40)))
@@ -227,7 +227,7 @@ def test_sessions_share_the_operators_and_threads_a_session(library: plugin_libr
 def test_registering_twice_is_harmless(
     options: onnxruntime.SessionOptions, library: plugin_library.PluginLibrary
 ) -> None:
-    register_custom_ops(options, library)
+    register_custom_ops_(options, library.path)
     layer = _layer(7, 64, 32, "float16")
     x = _activations((1, 1, 64), "float16")
     _assert_close(_run(options, Model(layer), x), x, layer)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from awq2trt import opset
 from awq2trt.machine import plugin_library
-from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops
+from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops_
 
 REPOSITORY = Path(__file__).parents[3]
 NODE: Final = "model.layers.0.node"
@@ -207,7 +207,7 @@ def options(library: plugin_library.PluginLibrary) -> onnxruntime.SessionOptions
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are expected here, and raised
     options.intra_op_num_threads = 1
-    register_custom_ops(options, library)
+    register_custom_ops_(options, library.path)
     return options
 
 

@@ -12,14 +12,13 @@ from tiny_checkpoints import RandomCheckpoint, relative_error
 
 from awq2trt.errors import UsageError
 from awq2trt.graph.next_token import drop_next_token_
-from awq2trt.graph.ort_lowering import keep_all_positions
+from awq2trt.graph.ort_lowering import keep_all_positions_
 from awq2trt.graph.provider_file import Lowering, lower_
 from awq2trt.graph.read import open_decoder
 from awq2trt.onnx_export import export_onnx
 from awq2trt.runtime import OrtBackend, Sampler, Sampling, generate
 from awq2trt.runtime.backend import ChoosingBackend
-from awq2trt.runtime.ort import cuda
-from awq2trt.runtime.ort.cuda import CudaBackend
+from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
 from awq2trt.runtime.ort.session import open_session
 
 HALF_PRECISION = 5e-3
@@ -36,18 +35,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
+def opened(exported: Path) -> Opener:
     """Opens the model as it is opened on a GPU, chunks of 8 tokens."""
-    monkeypatch.setattr(cuda, "PREFILL_CHUNK", 8)
 
     def opener(memory: HostMemory | None = None, *, all_logits: bool = False, batch: int = 1) -> CudaBackend:
         model, sizes = open_decoder(exported)
         lower_(model, sizes, Lowering.CUDA_ORT)
         if all_logits:
             drop_next_token_(model)
-            keep_all_positions(model)
+            keep_all_positions_(model)
         session = open_session(model, exported)
-        return CudaBackend(session, sizes, memory or HostMemory(), all_logits=all_logits, graph=False, batch=batch)
+        options = CudaOptions(all_logits=all_logits, graph=False, batch=batch, chunk=8)
+        return CudaBackend.start(session, sizes, memory or HostMemory(), options)
 
     return opener
 

@@ -134,6 +134,22 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
         open_backend(Artifact.open(built / "cuda"), DeviceOptions())
 
 
+def test_prompts_go_in_longer_calls_where_no_scores_are_in_memory(built: Path, tmp_path: Path) -> None:
+    model = tiny_models.save_llama(tmp_path / "model", head_dim=64)  # a size that is fused
+    _build(model, tmp_path, "cuda", plugin=True)
+    fused, sizes = loading.open_decoder(tmp_path / "cuda")
+    row = (
+        loading.predict_needs(fused, sizes, chunk=2).workspace - loading.predict_needs(fused, sizes, chunk=1).workspace
+    )
+
+    def chunk(share_of_tokens: int) -> int:
+        return loading.choose_chunk(fused, sizes, int(share_of_tokens * row / 0.02))
+
+    assert (chunk(100), chunk(1024), chunk(2047), chunk(10**6)) == (512, 1024, 1024, 2048)
+    unfused, sizes = loading.open_decoder(built / "cuda")
+    assert loading.choose_chunk(unfused, sizes, 10**15) == 512
+
+
 def _raise(error: Exception) -> Callable[..., None]:
     def raising(*_arguments: object, **_options: object) -> None:
         raise error

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/device/cublas_lt.h"
 #include "kernels/w4a16_linear/kernel_params.cuh"
 #include "kernels/w4a16_linear/tile_shapes.h"
 #include "kernels/w4a16_linear/w4a16_linear.h"
@@ -62,6 +63,23 @@ TEST(ChooseConfig, SmallLayersAreHeldAtOnceWhereLaunchesOverlap) {
   EXPECT_EQ(choose_config(problem_of(1, 2048, 8192), kH100).kernel, Kernel::kDecodeOnce) << "a block a multiprocessor";
   EXPECT_EQ(choose_config(problem_of(1, 4096, 4096, 64), kH100).kernel, Kernel::kDecode) << "two groups in a unit";
   EXPECT_EQ(choose_config(problem_of(1, 4096, 4088), kH100).kernel, Kernel::kDecode) << "rows off 16 bytes";
+}
+
+TEST(ChooseConfig, ManyTokensAreDequantizedFirstWhereDenseProductsAreFaster) {
+  Device with_cublas = kH100;
+  with_cublas.cublas_lt = true;
+  const KernelConfig config = choose_config(problem_of(512, 28672, 4096), with_cublas);
+  EXPECT_EQ(config.kernel, Kernel::kDequantizeFirst);
+  EXPECT_EQ(config.rows_per_block, 28672) << "one slice of 224 MiB";
+  EXPECT_EQ(config.workspace_bytes, (size_t{224} << 20) + kCublasLtWorkspaceBytes);
+  EXPECT_EQ(choose_config(problem_of(512, 57344, 8192), with_cublas).rows_per_block, 14336) << "four of 896 MiB";
+  EXPECT_EQ(choose_config(problem_of(256, 28672, 4096), with_cublas).kernel, Kernel::kTile);
+  EXPECT_EQ(choose_config(problem_of(512, 28671, 4096), with_cublas).kernel, Kernel::kTile) << "rows of y off 16 bytes";
+  EXPECT_EQ(choose_config(problem_of(512, 28672, 4096, 48), with_cublas).kernel, Kernel::kAnyGroup);
+  EXPECT_EQ(choose_config(problem_of(512, 28672, 4096), kH100).kernel, Kernel::kTile) << "no cuBLASLt";
+  Device ada = kRtx4090;
+  ada.cublas_lt = true;
+  EXPECT_EQ(choose_config(problem_of(512, 28672, 4096), ada).kernel, Kernel::kTile) << "not measured there";
 }
 
 TEST(ChooseConfig, DecodeNeedsRoomForItsActivations) {

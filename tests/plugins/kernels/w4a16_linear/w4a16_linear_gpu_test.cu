@@ -19,6 +19,7 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include "kernels/device/cublas_lt.h"
 #include "kernels/gpu_test.h"
 #include "kernels/w4a16_linear/w4a16_linear.h"
 
@@ -155,6 +156,10 @@ GemmProblem problem_of(int m, int n, int k, int group_size, DataType dtype, bool
   return {m, n, k, group_size == kWholeRow ? k : group_size, dtype, zeros, bias};
 }
 
+struct Shape {
+  int k, n;
+};
+
 TEST_F(W4A16LinearGpu, EveryCombinationOfTensorsAndGroups) {
   for (const DataType dtype : kTypes) {
     for (const int k : {576, 4544}) {
@@ -178,9 +183,31 @@ TEST_F(W4A16LinearGpu, EveryNumberOfTokens) {
   }
 }
 
-struct Shape {
-  int k, n;
-};
+TEST_F(W4A16LinearGpu, DequantizesFirst) {
+  if (!has_cublas_lt()) GTEST_SKIP() << "this machine has no cuBLASLt";
+  for (const DataType dtype : kTypes) {
+    for (const int flags : {0, 1, 2, 3}) {
+      for (const int group_size : {32, 128, kWholeRow}) {
+        for (const int slice : {128, 384, 4096}) {  // several slices, a short last one, one
+          const GemmProblem problem = problem_of(77, 520, 1544, group_size, dtype, flags & 1, flags & 2);
+          KernelConfig config = {};
+          config.kernel = Kernel::kDequantizeFirst;
+          config.rows_per_block = slice;
+          config.splits = 1;
+          config.overlap = device_.sm >= 90;
+          config.workspace_bytes = size_t{2} * slice * problem.k + kCublasLtWorkspaceBytes;
+          expect_correct(problem, config);
+        }
+      }
+    }
+  }
+  Device device = device_;
+  device.cublas_lt = true;
+  for (const Shape shape : {Shape{4096, 6144}, Shape{14336, 4096}}) {
+    const GemmProblem problem = problem_of(512, shape.n, shape.k, 128, DataType::kHalf, true, true);
+    expect_correct(problem, choose_config(problem, device));
+  }
+}
 
 // A test a layer and type, so that compute-sanitizer, which takes minutes for each, can run them side by side.
 class ShapesOfRealModels : public W4A16LinearGpu, public testing::WithParamInterface<std::tuple<Shape, DataType>> {};
