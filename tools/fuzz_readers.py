@@ -6,6 +6,7 @@ In: the content of one file, and an empty folder. Out: nothing, or an `Awq2trtEr
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,10 +20,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from awq2trt.artifact.golden import Golden, GoldenCall, read_golden, write_golden
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, read_manifest
 from awq2trt.artifact.publish import create_artifact
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.layouts import read_format
 from awq2trt.errors import ArtifactError, Awq2trtError
+from awq2trt.graph.read import open_decoder, operators_of
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, cache_names
 from awq2trt.models.families import FAMILIES, describe_model
 from awq2trt.models.sources.base import CONFIG_FILE, read_config, refuse_remote_code
 from awq2trt.models.sources.opening import open_source
@@ -47,6 +52,7 @@ _LLAMA: Final[dict[str, Any]] = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
+_AWQ: Final = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
 _SHARDS: Final = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 _INDEX: Final = "model.safetensors.index.json"
 
@@ -76,7 +82,6 @@ def _dumped(values: list[Any]) -> list[bytes]:
 
 def _configs() -> list[bytes]:
     """The example of every family, and one of every way in which checkpoints are quantized."""
-    awq = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
     gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "checkpoint_format": "gptq"}
     weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 32}
     compressed = {
@@ -96,7 +101,7 @@ def _configs() -> list[bytes]:
         [
             *(dict(family.example) for family in FAMILIES),
             *({**_LLAMA, "rope_scaling": {"original_max_position_embeddings": 32, **rope}} for rope in ropes),
-            *({**_LLAMA, "quantization_config": quantization} for quantization in (awq, gptq, compressed)),
+            *({**_LLAMA, "quantization_config": quantization} for quantization in (_AWQ, gptq, compressed)),
         ]
     )
 
@@ -163,8 +168,6 @@ def _read_all(model: str) -> None:
 @cache
 def _ggufs() -> tuple[bytes, ...]:
     """A tiny Llama as llama.cpp stores it, in fp32 and in Q8_0."""
-    import tempfile
-
     from gguf import GGMLQuantizationType, GGUFWriter, quants
 
     contents = []
@@ -272,6 +275,84 @@ def _use_tokenizer(folder: Path) -> None:
     encode(load_tokenizer(folder), "a b")
 
 
+def _quantized() -> list[bytes]:
+    """A tiny checkpoint in AutoAWQ's layout: weights alone, its config.json is `_AWQ`."""
+    spec, random = describe_model(_LLAMA), np.random.default_rng(0)
+    linears = {f"model.layers.0.{name}" for name in spec.stored_linears()}
+    tensors = {name: value for name, value in _tensors().items() if name.rpartition(".")[0] not in linears}
+    for name, (rows, columns) in spec.stored_linears().items():
+        codes = random.integers(-(2**31), 2**31, (columns, rows // 8), dtype=np.int32)
+        zeros = random.integers(-(2**31), 2**31, (columns // 32, rows // 8), dtype=np.int32)
+        scales = random.uniform(0.01, 0.02, (columns // 32, rows)).astype(np.float16)
+        found = {"qweight": codes, "qzeros": zeros, "scales": scales}
+        tensors |= {f"model.layers.0.{name}.{kind}": value for kind, value in found.items()}
+    return [save(tensors)]
+
+
+def _read_quantized(content: bytes, folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    (folder / CONFIG_FILE).write_text(json.dumps({**_LLAMA, "quantization_config": _AWQ}))
+    checkpoint = QuantizedCheckpoint.open(folder)
+    checkpoint.require_tensors()
+    checkpoint.outer()
+    for name in checkpoint.stored_names:
+        checkpoint.linear(name).dequantize()
+
+
+@cache
+def _golden_files() -> tuple[bytes, bytes]:
+    """golden.json and golden.npz of one call."""
+    golden = Golden("a", 0.1, (GoldenCall("prefill", (1, 2), 0, np.arange(4, dtype=np.float32)),))
+    with tempfile.TemporaryDirectory() as folder:
+        write_golden(golden, Path(folder))
+        return (Path(folder) / "golden.json").read_bytes(), (Path(folder) / "golden.npz").read_bytes()
+
+
+def _read_golden(content: bytes, folder: Path) -> None:
+    is_arrays = content.startswith(b"PK")
+    (folder / "golden.json").write_bytes(_golden_files()[0] if is_arrays else content)
+    (folder / "golden.npz").write_bytes(content if is_arrays else _golden_files()[1])
+    for call in read_golden(folder).calls:
+        call.arrays()
+
+
+def _golden_cases(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
+    return st.one_of(_json_cases(seeds[:1]), bytes_like(seeds[1:]))
+
+
+@cache
+def _onnx() -> bytes:
+    """A graph with the inputs and outputs of an exported decoder, and weights inside and outside of it."""
+    from onnx import TensorProto, helper
+
+    names = list(zip(cache_names("past", 1), cache_names("present", 1), strict=True))
+    cache_shape = (1, 1, 8, 4)
+    float_, int_ = TensorProto.FLOAT16, TensorProto.INT64
+    inputs = [(INPUT_IDS, int_, (1, "sequence")), (CACHE_POSITION, int_, (1,))]
+    inputs += [(name, float_, cache_shape) for name, _ in names]
+    outputs = [(LOGITS, float_, (1, 1, 5)), *((name, float_, cache_shape) for _, name in names)]
+    outside = TensorProto(name="w", data_type=float_, dims=[2], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "model.onnx.data"), ("offset", "0"), ("length", "4")):
+        outside.external_data.add(key=key, value=value)
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [before], [after]) for before, after in names]
+        + [helper.make_node("ConstantOfShape", ["shape"], [LOGITS])],
+        "decoder",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        [helper.make_tensor("shape", int_, [3], [1, 1, 5]), outside],
+    )
+    content: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString()
+    return content
+
+
+def _read_onnx(content: bytes, folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(content)
+    (folder / "model.onnx.data").write_bytes(bytes(4))
+    model, _ = open_decoder(folder)
+    operators_of(model)
+
+
 def _manifests() -> list[bytes]:
     paths = (_DATA / "manifest_format_2.json", *sorted(_DATA.glob(f"format_1/**/{MANIFEST_FILE}")))
     return [path.read_bytes() for path in paths]
@@ -339,6 +420,9 @@ READERS: Final[dict[str, Reader]] = {
     "tokenizer": Reader(_tokenizers, _json_cases, _read_tokenizer),
     "tokenizer_config": Reader(lambda: _dumped([_TOKENIZER_CONFIG]), _json_cases, _read_tokenizer_config),
     "generation_config": Reader(lambda: _dumped([{"eos_token_id": [1, 2]}]), _json_cases, _read_generation_config),
+    "checkpoint": Reader(_quantized, safetensors_like, _read_quantized),
+    "golden": Reader(lambda: list(_golden_files()), _golden_cases, _read_golden),
+    "onnx": Reader(lambda: [_onnx()], bytes_like, _read_onnx),
     "manifest": Reader(_manifests, _json_cases, _read_manifest),
     "recipe": Reader(_recipes, _recipe_cases, _read_recipe),
 }

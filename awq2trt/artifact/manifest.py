@@ -34,6 +34,11 @@ SUMS_FILE: Final = "SHA256SUMS"
 
 WORK_DIRECTORY: Final = ".work"
 
+LOCK_FILE: Final = ".lock"
+
+_RESERVED: Final = (MANIFEST_FILE, SUMS_FILE, WORK_DIRECTORY, LOCK_FILE)
+"""What an artifact's own files may not be called."""
+
 _HASH_CHUNK_BYTES: Final = 1 << 22
 
 Kind = Literal["checkpoint", "onnx", "engine", "kit", "lowered"]
@@ -75,7 +80,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
                 raise ValueError(f"{name!r} of a graph is not among the files")
         for name in (*self.files, *engines):
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or str(path) != name or name in (MANIFEST_FILE, SUMS_FILE):
+            inside = not path.is_absolute() and ".." not in path.parts and str(path) == name and "\0" not in name
+            if not inside or not path.parts or path.parts[0] in _RESERVED:
                 raise ValueError(f"file name {name!r} does not stay inside the directory")
         return self
 

@@ -22,6 +22,7 @@ from typing import Final
 
 from awq2trt.artifact.folder import Folder, open_folder, open_plain, refuse_links
 from awq2trt.artifact.manifest import (
+    LOCK_FILE,
     MANIFEST_FILE,
     SUMS_FILE,
     WORK_DIRECTORY,
@@ -36,8 +37,6 @@ from awq2trt.artifact.records import Contents, FileRecord
 from awq2trt.errors import ArtifactError, Awq2trtError, UsageError
 from awq2trt.foreign_files import read_json, reading
 from awq2trt.version import __version__
-
-LOCK_FILE: Final = ".lock"
 
 _FILES: Final = "files"
 

@@ -20,7 +20,7 @@ from awq2trt.artifact.records import ProfileRecord
 from awq2trt.engine.profiles import decoder_profiles, profile_shapes
 from awq2trt.engine.session import BuilderSession
 from awq2trt.errors import ArtifactError, ToolError, UnsupportedError
-from awq2trt.graph.inline import inline_bodies_
+from awq2trt.graph.inline import has_kernels, inline_bodies_
 from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE
 from awq2trt.machine.plugin_library import PluginLibrary, load_into_registry
@@ -125,6 +125,7 @@ def prepare_model(trt: Any, onnx_path: Path, plugin_library: PluginLibrary | Non
     if plugin_library is None:
         inline_bodies_(model)
     else:
+        inline_bodies_(model, keep=has_kernels)
         load_into_registry(trt, plugin_library)
     return ir.to_proto(model).SerializeToString(), sizes
 

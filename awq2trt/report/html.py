@@ -163,7 +163,9 @@ def _alphas(inspection: Inspection, axes: Axes) -> bool:
     for points, kinds in merged.items():
         label = ", ".join(kind.removesuffix("_proj") for kind in kinds)
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=label)
-    axes.set(xlabel="block", ylabel="alpha", ylim=(-0.03, 1.03))
+    # The search may refine an alpha to beyond 1.
+    highest = max((alpha for by_block in groups.values() for alpha in by_block.values()), default=1.0)
+    axes.set(xlabel="block", ylabel="alpha", ylim=(-0.03, max(1.0, highest) + 0.03))
     if merged:
         axes.legend(frameon=False, ncols=4, loc="upper center")
     return bool(merged)
