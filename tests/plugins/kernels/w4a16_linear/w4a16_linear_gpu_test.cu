@@ -145,8 +145,6 @@ class W4A16LinearGpu : public GpuTest {
     ASSERT_EQ(check_validity(problem), nullptr);
     expect_correct(problem, choose_config(problem, device_));
   }
-
-  Device device_ = {};
 };
 
 constexpr DataType kTypes[] = {DataType::kHalf, DataType::kBFloat16};
