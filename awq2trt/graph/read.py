@@ -7,7 +7,7 @@ neither believes a file before it is checked.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import onnx_ir as ir
@@ -72,7 +72,13 @@ def operators_of(model: ir.Model) -> dict[str, str]:
 
 
 def _check_external(tensor: ir.ExternalTensor) -> None:
-    path = Path(tensor.path)
+    path, location = Path(tensor.path), PurePosixPath(tensor.location)
+    if location.is_absolute() or ".." in location.parts:
+        raise ArtifactError(
+            f"expected the weights of {tensor.name} beside the model, got {tensor.location!r}.",
+            where=str(path),
+            fix=_EXPORT_AGAIN,
+        )
     if not path.is_file():
         raise ArtifactError("the weights file is missing.", where=str(path), fix=_EXPORT_AGAIN)
     needed = (tensor.offset or 0) + (tensor.length or 0)

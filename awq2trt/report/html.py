@@ -77,7 +77,7 @@ def render_page(
     """
     figures = [
         ("Output error by block", "Mean over a block's linears, shaded from the best to the worst.", _errors),
-        ("alpha by block", "How much of the activations' spread the scales take over.", _alphas),
+        ("alpha by block", "How much of the activations' spread the scales take over.", draw_alphas),
         ("Size", f"{inspection.size_bytes / 1e6:,.1f} MB of weights.", _sizes),
     ]
     drawn = [_figure(title, note, partial(draw, inspection)) for title, note, draw in figures]
@@ -151,7 +151,8 @@ def _errors(inspection: Inspection, axes: Axes) -> bool:
     return drawn
 
 
-def _alphas(inspection: Inspection, axes: Axes) -> bool:
+def draw_alphas(inspection: Inspection, axes: Axes) -> bool:
+    """Alphas of every linear, block by block; whether there are any."""
     groups: dict[str, dict[int, float]] = {}
     for row in inspection.linears:
         if row.alpha is not None:

@@ -72,7 +72,7 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
     require_positions(subject.checkpoint.spec, request.tokens, where="--tokens")
     text = DEFAULT_TEXT
     if request.text is not None:
-        text = read_text(request.text, characters=request.tokens * CHARACTERS_PER_TOKEN)
+        text = read_text(request.text, characters=request.tokens * CHARACTERS_PER_TOKEN, flag="--text")
     capacity = open_decoder(subject.onnx)[1].capacity if subject.onnx else request.tokens
     tokens = encode(load_tokenizer(subject.checkpoint.directory), text[: request.tokens * CHARACTERS_PER_TOKEN])
     if not tokens:

@@ -65,7 +65,7 @@ def _text(on: TextWindows) -> Measure:
     from awq2trt.text.tokenizer import encode_start
 
     def measure(model: EvaluatedModel, name: str, progress: Progress) -> Perplexity:
-        text = read_text(on.text, characters=on.windows * on.seqlen * CHARACTERS_PER_TOKEN)
+        text = read_text(on.text, characters=on.windows * on.seqlen * CHARACTERS_PER_TOKEN, flag="--text")
         ids = encode_start(model.opened.tokenizer, text, on.windows * on.seqlen)
         windows = first_windows(ids, on.windows, on.seqlen, where=on.text, bos=model.opened.bos)
         return model.perplexity(windows, progress, name)

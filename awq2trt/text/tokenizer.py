@@ -45,6 +45,12 @@ def encode_start(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int) -> 
     return ids[:tokens]
 
 
+def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that stand for text: not special ones, nor rows of the embedding that no token has."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(tokenizer.get_vocab().values()) - special - {*tokenizer.all_special_ids}
+
+
 def bos_of(tokenizer: PreTrainedTokenizerBase, family: str) -> int | None:
     """The token that windows of text begin with: BOS for a family that needs it, else none."""
     bos: int | None = tokenizer.bos_token_id if family_named(family).needs_bos else None
