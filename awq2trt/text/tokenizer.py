@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: Path, *, name: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer saved in `directory`.
+
+    Args:
+        directory: Where its files are.
+        name: What the user calls the model that it is of, for errors; None for the directory.
 
     Raises:
         CheckpointError: transformers cannot load it.
@@ -25,7 +29,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     fix = "put the model's own tokenizer.json and tokenizer_config.json there."
-    with reading("a tokenizer", directory, fix=fix):
+    with reading("a tokenizer", name or directory, fix=fix):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     return tokenizer
 
@@ -65,7 +69,7 @@ def tokenizer_of(model: Path | ModelSource) -> PreTrainedTokenizerBase:
         return load_tokenizer(model)
     with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
         model.save_tokenizer(Path(directory))
-        return load_tokenizer(Path(directory))
+        return load_tokenizer(Path(directory), name=model.name)
 
 
 def require_tokenizer(source: ModelSource) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 from safetensors.numpy import load_file, save_file
 from stand_in_orin import fake_library
 from tiny_kits import RTN
@@ -19,7 +20,7 @@ from awq2trt.artifact.manifest import WORK_DIRECTORY
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.cli import app
 from awq2trt.engine import builder
-from awq2trt.errors import ArtifactError, Awq2trtError, ToolError, UsageError
+from awq2trt.errors import ArtifactError, Awq2trtError, ToolError, UnsupportedError, UsageError
 from awq2trt.machine import foreign_library
 from awq2trt.machine.foreign_library import PATH_VARIABLE
 from awq2trt.progress import SilentProgress
@@ -144,6 +145,13 @@ def test_build_refuses_a_kit_that_could_not_be_made_or_delivered(
     monkeypatch.setenv("AWQ2TRT_SSH", "no-such-program -p 22")
     with pytest.raises(ToolError, match="no-such-program is not installed"):
         _build(model, tmp_path / "out", "orin", ssh="me@jetson")
+
+
+def test_build_refuses_a_kit_without_kernels_for_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PATH_VARIABLE, str(fake_library(tmp_path / "libawq2trt_plugins.so")))
+    model = tiny_models.save_llama(tmp_path / "model", intermediate_size=100)
+    with pytest.raises(UnsupportedError, match=r"mlp\.down_proj: .*no kernel for a linear with K = 100"):
+        _build(model, tmp_path / "out", "orin")
 
 
 def test_a_disk_without_room_for_all_stages_is_refused(
