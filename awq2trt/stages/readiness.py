@@ -34,7 +34,7 @@ def require_whole_model(source: ModelSource, progress: Progress) -> None:
     from awq2trt.text.tokenizer import require_tokenizer
 
     source.require_tensors()
-    with progress.task("reading the tokenizer", total=1) as advance:
+    with progress.task("checking the tokenizer", total=1) as advance:
         require_tokenizer(source)
         advance(1)
 
