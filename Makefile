@@ -25,10 +25,13 @@ NATIVE := $(VENV)/.native
 NATIVE_CROSS := $(VENV)/.native-cross
 NATIVE_RUNTIME := $(VENV)/.native-runtime
 NATIVE_FUZZ := $(VENV)/.native-fuzz
+NATIVE_TIDY := $(VENV)/.native-tidy
+NATIVE_VALGRIND := $(VENV)/.native-valgrind
 BROWSER := $(VENV)/.browser
 NATIVE_KIT := $(VENV)/.native-kit
 CXX_SOURCES = $(shell git ls-files 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h' \
     ':!plugins/third_party')
+TIDY_SOURCES = $(shell git ls-files 'plugins/runtime/*.cpp' ':!plugins/runtime/fuzz')
 
 .PHONY: help
 help: ## this list
@@ -71,11 +74,19 @@ $(NATIVE_CROSS): tools/native_packages.sh | $(BIN)/python
 	@touch $@
 
 $(NATIVE_RUNTIME): tools/native_packages.sh | $(BIN)/python
-	@tools/native_packages.sh cmake g++ libpcre2-dev libutf8proc-dev ninja-build nlohmann-json3-dev
+	@tools/native_packages.sh cmake g++ libgtest-dev libpcre2-dev libutf8proc-dev ninja-build nlohmann-json3-dev pkg-config
 	@touch $@
 
 $(NATIVE_FUZZ): tools/native_packages.sh $(NATIVE_RUNTIME)
 	@tools/native_packages.sh clang-19 libclang-rt-19-dev libfuzzer-19-dev
+	@touch $@
+
+$(NATIVE_TIDY): tools/native_packages.sh $(NATIVE_RUNTIME)
+	@tools/native_packages.sh clang-tidy-19
+	@touch $@
+
+$(NATIVE_VALGRIND): tools/native_packages.sh $(NATIVE_RUNTIME)
+	@tools/native_packages.sh valgrind
 	@touch $@
 
 # What tests of kits need. An SSH server only where installing one does not start it.
@@ -124,13 +135,19 @@ plugins-aarch64: $(NATIVE_CROSS) $(INSTALLED) ## the same for Jetson Orin, on an
 
 .PHONY: runtime
 runtime: $(NATIVE_RUNTIME) ## the C++ library for applications, in build/runtime
-	@cmake -S plugins/runtime -B build/runtime -G Ninja -DCMAKE_BUILD_TYPE=Release
+	@cmake -S plugins/runtime -B build/runtime -G Ninja -DCMAKE_BUILD_TYPE=Release -DAWQ2TRT_BUILD_TESTS=ON
 	@cmake --build build/runtime
+
+.PHONY: runtime-aarch64
+runtime-aarch64: $(NATIVE_CROSS) ## the same for Jetson Orin, on any machine, in build/runtime-aarch64
+	@cmake -S plugins/runtime -B build/runtime-aarch64 -G Ninja -DCMAKE_BUILD_TYPE=Release -DAWQ2TRT_CROSS=aarch64 \
+	    -DAWQ2TRT_BUILD_TESTS=ON
+	@cmake --build build/runtime-aarch64
 
 .PHONY: fuzz-runtime
 fuzz-runtime: $(NATIVE_FUZZ) ## fuzzers of the C++ library, in build/fuzz-runtime; plugins/runtime/fuzz says how to run them
 	@cmake -S plugins/runtime -B build/fuzz-runtime -G Ninja -DCMAKE_CXX_COMPILER=clang++-19 -DCMAKE_C_COMPILER=clang-19 \
-	    -DAWQ2TRT_FUZZ=ON
+	    -DAWQ2TRT_FUZZ=ON -DAWQ2TRT_BUILD_TESTS=ON
 	@cmake --build build/fuzz-runtime
 
 .PHONY: fuzz
@@ -141,8 +158,34 @@ fuzz: $(INSTALLED) ## fuzzes what reads files of others, FUZZ_SECONDS each (600)
 test-plugins: plugins ## the plugin library's C++ tests; those that need a GPU are skipped without one
 	@ctest --test-dir build/plugins --output-on-failure
 
+.PHONY: test-runtime
+test-runtime: runtime ## the C++ library's own tests
+	@ctest --test-dir build/runtime --output-on-failure
+
+# One build for AddressSanitizer, UndefinedBehaviorSanitizer and the fuzzers, which read their seeds once; one for
+# ThreadSanitizer; and the usual one under valgrind. Sessions over ONNX Runtime, with threads, by a program of the tests.
+SESSIONS_TEST := -m pytest -q tests/plugins/runtime/ort tests/plugins/runtime/trt
+
+.PHONY: test-sanitizers
+test-sanitizers: fuzz-runtime test-runtime plugins $(NATIVE_VALGRIND) ## the C++ library under sanitizers and valgrind
+	@ctest --test-dir build/fuzz-runtime --output-on-failure
+	@AWQ2TRT_RUNTIME_BUILD=build/fuzz-runtime $(BIN)/python $(SESSIONS_TEST)
+	@for subject in manifest tokenizer template; do \
+	    build/fuzz-runtime/fuzz_$$subject -runs=0 plugins/runtime/fuzz/seeds/$$subject; done
+	@build/fuzz-runtime/fuzz_stream -runs=20000 -seed=1
+	@cmake -S plugins/runtime -B build/runtime-thread -G Ninja -DCMAKE_CXX_COMPILER=clang++-19 -DCMAKE_C_COMPILER=clang-19 \
+	    -DAWQ2TRT_SANITIZE=thread -DAWQ2TRT_BUILD_TESTS=ON
+	@cmake --build build/runtime-thread
+	@ctest --test-dir build/runtime-thread --output-on-failure
+	@AWQ2TRT_RUNTIME_BUILD=build/runtime-thread $(BIN)/python $(SESSIONS_TEST)
+	@valgrind --quiet --error-exitcode=1 --leak-check=full build/runtime/tests/runtime_test --gtest_brief=1
+
+.PHONY: tidy
+tidy: runtime $(NATIVE_TIDY) ## clang-tidy over the C++ library
+	@printf '%s\n' $(TIDY_SOURCES) | xargs -P $(WORKERS) -n 4 clang-tidy-19 -p build/runtime --quiet 2>/dev/null
+
 .PHONY: test
-test: lint types imports test-plugins runtime plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) $(BROWSER) ## everything that CI checks
+test: lint types imports test-plugins test-runtime tidy runtime-aarch64 plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) $(BROWSER) ## everything that CI checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
 
 .PHONY: demo

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from awq2trt.evaluation.results import EvalResult, TaskExamples, TextWindows
     from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
     from awq2trt.runtime import Model
+    from awq2trt.runtime.native import NativeModel
 
 StrPath = str | PathLike[str]
 
@@ -177,7 +178,7 @@ def load(
     golden: bool = True,
     trust_library: bool = False,
     progress: Progress | None = None,
-) -> Model:
+) -> Model | NativeModel:
     """Loads an exported model to run it: `awq2trt run`.
 
         model = awq2trt.load("out/onnx")
@@ -188,7 +189,8 @@ def load(
 
     Args:
         directory: An ONNX model, what was built for `cpu` or `cuda`, or an engine's directory, which holds one.
-        backend: What runs it: `ort` is ONNX Runtime.
+        backend: What runs it: `ort` is ONNX Runtime's Python package, `native` the C++ library, which takes what was
+            built for `cpu` or `cuda`.
         device: Where: `cpu`, `cuda`, or `cuda:1` for the second GPU; None for the fastest that is there.
         golden: Check the golden outputs at the first run on a GPU.
         trust_library: Load the operator library that lies in the directory, code that came with the model.
@@ -203,9 +205,13 @@ def load(
         UsageError: It is the directory above several, or a checkpoint; or backend or device are unknown.
     """
     from awq2trt.runtime import Model
+    from awq2trt.runtime.loaded_model import NATIVE
+    from awq2trt.runtime.native import NativeModel
     from awq2trt.runtime.ort.loading import DeviceOptions
 
     options = DeviceOptions(device, trust_library=trust_library)
+    if backend == NATIVE:
+        return NativeModel.load(Path(directory), options, progress=progress)
     return Model.load(Path(directory), options, backend=backend, golden=golden, progress=progress)
 
 

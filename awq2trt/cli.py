@@ -1,7 +1,8 @@
 """`awq2trt`: one subcommand per function of the Python API, no logic. Parses flags, calls it, prints what it returns.
 
 Results go to stdout, progress and errors to stderr. An error has up to three lines, what, where and how to fix it,
-and no traceback; a flag that no one expects exits with 2, other failures with 1, Ctrl-C with 130.
+and no traceback; a flag that no one expects exits with 2, the C++ library without a GPU that the model needs with 3,
+other failures with 1, Ctrl-C with 130.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def build(
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
     symmetric: cli_flags.Symmetric = None,
+    head: cli_flags.Head = None,
     calib: cli_flags.Calib = None,
     samples: cli_flags.Samples = None,
     seqlen: cli_flags.Seqlen = None,
@@ -101,7 +103,8 @@ def build(
         ),
     ] = None,
     fusion: Annotated[
-        bool | None, typer.Option("--fusion/--no-fusion", help="cuda: with our fused operators. [--fusion]")
+        bool | None,
+        typer.Option("--fusion/--no-fusion", help="Few nodes a block, by operators of our library. [--fusion]"),
     ] = None,
     jetpack: cli_flags.JetPack = None,
     tar: Annotated[bool, typer.Option("--tar", help="Orin: also pack the kit into one file, DIR/TARGET.tar.")] = False,
@@ -123,6 +126,7 @@ def build(
         "bits": bits,
         "group_size": group_size,
         "symmetric": symmetric,
+        "head": head,
         "calib": calib,
         "samples": samples,
         "seqlen": seqlen,
@@ -160,6 +164,7 @@ def quantize(
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
     symmetric: cli_flags.Symmetric = None,
+    head: cli_flags.Head = None,
     calib: cli_flags.Calib = None,
     samples: cli_flags.Samples = None,
     seqlen: cli_flags.Seqlen = None,
@@ -179,6 +184,7 @@ def quantize(
         "bits": bits,
         "group_size": group_size,
         "symmetric": symmetric,
+        "head": head,
         "calib": calib,
         "samples": samples,
         "seqlen": seqlen,
@@ -262,7 +268,9 @@ def evaluate(
 def run(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
     prompt: Annotated[str, typer.Option("--prompt", help="What to say to the model.")],
-    backend: Annotated[str, typer.Option("--backend", help="ort: ONNX Runtime.")] = "ort",
+    backend: Annotated[
+        str, typer.Option("--runtime", "--backend", help="ort: ONNX Runtime's package; native: the C++ library.")
+    ] = "ort",
     device: cli_flags.RunDevice = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
@@ -270,6 +278,10 @@ def run(
     temperature: Annotated[float, typer.Option("--temperature", help="0 always takes the best token.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Only the k best tokens; 0 for all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Only the best tokens up to this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option("--min-p", help="Only tokens this probable, beside the best one.")] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", help="Above 1: tokens that are there become less probable.")
+    ] = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text.")] = None,
     golden: Annotated[
@@ -281,7 +293,7 @@ def run(
     from awq2trt.progress import terminal_progress
     from awq2trt.runtime import Sampling, system_message, user_message
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(temperature, top_k, top_p, seed, min_p, repetition_penalty)
     model = api.load(
         directory,
         backend=backend,
@@ -369,6 +381,8 @@ def bench(
     device: cli_flags.RunDevice = None,
     profile: Annotated[bool, typer.Option("--profile", help="Where a token's time goes.")] = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="The plugin library's kernels, alone.")] = False,
+    head: Annotated[str | None, typer.Option("--head", help="Of --shape: fp16, int8 or int4. [fp16]")] = None,
+    code_bits: Annotated[int, typer.Option("--code-bits", help="Of --kernels: 4, or 8 for heads.")] = 4,
     group_size: Annotated[int, typer.Option("--group-size", help="Of --kernels.")] = 128,
     dtype: Annotated[str, typer.Option("--dtype", help="Of --kernels: float16 or bfloat16.")] = "float16",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.")] = None,
@@ -377,9 +391,9 @@ def bench(
 ) -> None:
     """Speed of a model, token by token, or of the kernels alone."""
     if kernels:
-        from awq2trt.machine.bench import bench_kernels, format_report, plot_report, write_report
+        from awq2trt.machine.bench import WeightKind, bench_kernels, format_report, plot_report, write_report
 
-        measured = bench_kernels(group_size=group_size, dtype=dtype)
+        measured = bench_kernels(kind=WeightKind(code_bits, group_size), dtype=dtype)
         print(format_report(measured))
         if json_file is not None:
             write_report(measured, json_file)
@@ -393,7 +407,7 @@ def bench(
 
     opponents, command = tuple(against or ()), ("awq2trt", *sys.argv[1:])
     request = BenchRequest(
-        directory, shape, layers, prompt, tokens, context, batch, opponents, device, profile, command
+        directory, shape, layers, prompt, tokens, context, batch, opponents, device, profile, head, command
     )
     for path, flag in ((json_file, "--json"), (markdown_file, "--markdown"), (plot_file, "--plot")):
         require_file(path, flag)
@@ -444,6 +458,7 @@ def targets(
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
     symmetric: cli_flags.Symmetric = None,
+    head: cli_flags.Head = None,
     max_seq_len: cli_flags.MaxSeqLen = None,
     jetpack: cli_flags.JetPack = None,
 ) -> None:
@@ -457,7 +472,7 @@ def targets(
         return
     from awq2trt.stages.kit import model_spec, predict_outlooks
 
-    quantizing: dict[str, object] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    quantizing: dict[str, object] = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "head": head}
     flags: dict[str, dict[str, object]] = {
         "quantize": quantizing,
         "export": {"max_seq_len": max_seq_len},

@@ -30,6 +30,10 @@ GroupSize = Annotated[
     int | None, typer.Option("--group-size", help="Weights that share a scale: 32, 64, 128, -1 for a row. [128]")
 ]
 Symmetric = Annotated[bool | None, typer.Option("--symmetric/--zero-points", help="[--zero-points]")]
+Head = Annotated[
+    str | None,
+    typer.Option("--head", help="Head and tied embedding: fp16, int8 or int4. [int8 to build, fp16 to quantize]"),
+]
 Calib = Annotated[
     str | None,
     typer.Option("--calib", metavar="TEXT", help="self, a .txt or .jsonl file, or a data set's name. [self]"),

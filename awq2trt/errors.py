@@ -60,5 +60,11 @@ class ToolError(Awq2trtError):
     """This machine lacks, or has the wrong version of, something a stage needs."""
 
 
+class NoGpuError(ToolError):
+    """No GPU here that could run the model, or no driver for it: nothing is wrong with the model."""
+
+    exit_code = 3
+
+
 class BuildError(Awq2trtError):
     """TensorRT refused the network, or the engine could not be built."""

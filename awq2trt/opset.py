@@ -21,6 +21,13 @@ ONNX_IR_VERSION: Final = 11
 PLUGIN_VERSION: Final = "1"
 PLUGIN_NAMESPACE: Final = "awq2trt"
 
+ATTR_PLUGIN_VERSION: Final = "plugin_version"
+ATTR_PLUGIN_NAMESPACE: Final = "plugin_namespace"
+
+PLUGIN_ATTRIBUTES: Final = {ATTR_PLUGIN_VERSION: PLUGIN_VERSION, ATTR_PLUGIN_NAMESPACE: PLUGIN_NAMESPACE}
+"""What every node of ours carries beside its operator's attributes: with them TensorRT takes a registered plugin before
+a function body of the same name."""
+
 W4A16_LINEAR: Final = "W4A16Linear"
 """y[..., N] = x[..., K] @ (scales * (codes - zeros))^T + bias.
 
@@ -28,17 +35,37 @@ Inputs, without gaps: X [..., K] fp16|bf16, codes INT4 [N, K], scales [N, ceil(K
 then zeros INT4 [N, ceil(K/G)] if `has_zeros`, then bias [N] as X if `has_bias`.
 """
 
+W8A16_LINEAR: Final = "W8A16Linear"
+"""The same with INT8 codes and zero points."""
+
+W4A16_EMBEDDING: Final = "W4A16Embedding"
+"""y[..., K] = rows `ids` of scales * (codes - zeros).
+
+Inputs, without gaps: scales [V, ceil(K/G)] fp16|bf16, which come first since y has their type, codes INT4 [V, K],
+ids int64 [...], then zeros INT4 [V, ceil(K/G)] if `has_zeros`. Attributes as those of `W4A16_LINEAR`, without
+`has_bias`.
+"""
+
+W8A16_EMBEDDING: Final = "W8A16Embedding"
+"""The same with INT8 codes and zero points."""
+
+LINEAR_OF_BITS: Final = {4: W4A16_LINEAR, 8: W8A16_LINEAR}
+"""By width of a code in the graph; 2 and 3 bits are exported as 4."""
+
+EMBEDDING_OF_BITS: Final = {4: W4A16_EMBEDDING, 8: W8A16_EMBEDDING}
+
+QUANTIZED_OPERATORS: Final = (*LINEAR_OF_BITS.values(), *EMBEDDING_OF_BITS.values())
+"""Operators with codes, which every executor knows by a function body."""
+
 FEATURES_MULTIPLE: Final = 8
-"""K of a `W4A16Linear` must be a multiple of it: rows of codes are whole 32-bit words."""
+"""K of an operator with codes must be a multiple of it: rows of INT4 codes are whole 32-bit words."""
 
 CODE_BITS: Final = 4
-"""Width of a code in the graph. Narrower ones are exported as 4-bit codes."""
+"""Width of a code of a block's linear in the graph. Narrower ones are exported as 4-bit codes."""
 
 ATTR_GROUP_SIZE: Final = "group_size"
 ATTR_HAS_ZEROS: Final = "has_zeros"
 ATTR_HAS_BIAS: Final = "has_bias"
-ATTR_PLUGIN_VERSION: Final = "plugin_version"
-ATTR_PLUGIN_NAMESPACE: Final = "plugin_namespace"
 
 CACHED_ATTENTION: Final = "CachedAttention"
 """Self-attention from merged queries, keys and values to its output, which writes the cache on the way.
@@ -83,5 +110,8 @@ ACTIVATION_CODES: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
 FUSED_WIDTH_MULTIPLE: Final = 8
 """H of a `ResidualNorm` and I of a `GatedActivation` must be multiples of it."""
+
+MOST_TOKENS: Final = 65535
+"""New tokens that a call of the fused operators may have."""
 
 FUSED_OPERATORS: Final = (CACHED_ATTENTION, RESIDUAL_NORM, GATED_ACTIVATION)

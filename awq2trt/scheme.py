@@ -19,8 +19,15 @@ from awq2trt.errors import UsageError
 WHOLE_ROW: Final = -1
 """`group_size` that means one group a row, as AutoAWQ's and llm-awq's `q_group_size: -1`."""
 
-SUPPORTED_BITS: Final = (2, 3, 4)
+BLOCK_BITS: Final = (2, 3, 4)
+"""Widths of codes in a decoder's blocks."""
+
+SUPPORTED_BITS: Final = (*BLOCK_BITS, 8)
+"""Widths of codes; 8 is for a head and the embedding that it may share."""
+
 SUPPORTED_GROUP_SIZES: Final = (32, 64, 128, WHOLE_ROW)
+
+_FEWER_BITS: Final = "use --bits 4; 3 and 2 lose much more."
 
 SCALE_DTYPES: Final = ("float16", "bfloat16", "float32")
 """Types of step sizes, the one that we write first; checkpoints of others may have any."""
@@ -31,7 +38,7 @@ class QuantScheme:
     """How weights are rounded.
 
     Attributes:
-        bits: Width of a code: 2, 3 or 4.
+        bits: Width of a code: 2, 3, 4 or 8.
         group_size: Input channels that share a scale; `WHOLE_ROW` for all of a row.
         zero_point: Whether groups have a zero point of their own (asymmetric). Without one it is
             2^(bits-1) everywhere.
@@ -46,7 +53,7 @@ class QuantScheme:
             raise UsageError(
                 f"got {self.bits} bits, expected one of {_listed(SUPPORTED_BITS)}.",
                 where="--bits",
-                fix="use --bits 4; 3 and 2 lose much more.",
+                fix=_FEWER_BITS,
             )
         if self.group_size not in SUPPORTED_GROUP_SIZES:
             raise UsageError(
@@ -55,6 +62,20 @@ class QuantScheme:
                 where="--group-size",
                 fix="128 is the usual choice, 64 or 32 for more accuracy.",
             )
+
+    def for_blocks(self) -> QuantScheme:
+        """This scheme, where a decoder's blocks may have it.
+
+        Raises:
+            UsageError: Only a head may.
+        """
+        if self.bits not in BLOCK_BITS:
+            raise UsageError(
+                f"got {self.bits} bits for the linears of blocks, expected one of {_listed(BLOCK_BITS)}.",
+                where="--bits",
+                fix=_FEWER_BITS,
+            )
+        return self
 
     @property
     def levels(self) -> int:
@@ -130,9 +151,22 @@ class QuantizedLinear:
         """Channels in every group but perhaps the last."""
         return self.scheme.group_of(self.in_features)
 
+    def rows(self, start: int, end: int) -> QuantizedLinear:
+        """Rows `start` to `end` - 1 by themselves: groups run along K, so rows can be taken apart as they are."""
+        return replace(
+            self,
+            codes=self.codes[start:end],
+            scales=self.scales[start:end],
+            zeros=None if self.zeros is None else self.zeros[start:end],
+            bias=None if self.bias is None else self.bias[start:end],
+        )
+
     def widened(self) -> QuantizedLinear:
-        """The same weights as 4-bit codes: 2- and 3-bit codes among the 16, moved so that no zero point means 8."""
-        if self.scheme.bits == 4:
+        """The same weights as codes of a width that kernels have.
+
+        2- and 3-bit codes become 4-bit ones, moved so that no zero point means 8; 4 and 8 bits stay.
+        """
+        if self.scheme.bits >= 4:
             return self
         scheme = replace(self.scheme, bits=4)
         shift = 0 if self.zeros is not None else scheme.symmetric_zero - self.scheme.symmetric_zero
@@ -142,7 +176,7 @@ class QuantizedLinear:
         """The weight that the codes stand for.
 
         Returns:
-            float32 [N, K]; exact for fp16 and bf16 scales: 11 bits times an integer of 5 fit in 24.
+            float32 [N, K]; exact for fp16 and bf16 scales: 11 bits times an integer of 9 fit in 24.
         """
         column_group = np.arange(self.in_features) // self.group_length  # [K]
         scales = self.scales.astype(np.float32)[:, column_group]  # [N, K]

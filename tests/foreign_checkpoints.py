@@ -158,8 +158,8 @@ FOREIGN = {
 }
 
 
-def save_foreign(directory: Path, foreign: Foreign, **config: Any) -> dict[str, Array]:
-    """Saves a random checkpoint in another tool's layout.
+def save_foreign(directory: Path, foreign: Foreign, *, quantized_head: bool = False, **config: Any) -> dict[str, Array]:
+    """Saves a random checkpoint in another tool's layout, its head like its blocks or plain.
 
     Returns:
         The weight of every linear by full name, fp32, by the definition scale * (code - zero).
@@ -168,7 +168,10 @@ def save_foreign(directory: Path, foreign: Foreign, **config: Any) -> dict[str, 
     levels = 1 << foreign.bits
     tensors: dict[str, torch.Tensor] = {}
     weights: dict[str, Array] = {}
-    for name, (rows, columns) in SHAPES.items():
+    shapes = {f"model.layers.0.{name}": shape for name, shape in SHAPES.items()}
+    if quantized_head:
+        shapes["lm_head"] = (272, 64)
+    for full, (rows, columns) in shapes.items():
         groups = columns // GROUP
         codes = random.integers(0, levels, (rows, columns))
         # A zero point of 0 cannot be stored by GPTQ's first version; all others have it somewhere.
@@ -177,14 +180,13 @@ def save_foreign(directory: Path, foreign: Foreign, **config: Any) -> dict[str, 
         if foreign.symmetric:
             zeros = np.full((rows, groups), levels // 2)
         scales = torch.from_numpy(random.uniform(1e-3, 0.05, (rows, groups))).to(foreign.scale_dtype)
-        full = f"model.layers.0.{name}"
         tensors |= {f"{full}.{kind}": value for kind, value in foreign.encode(codes, zeros, scales).items()}
         spread = [np.repeat(value, GROUP, axis=1) for value in (zeros, scales.float().numpy())]
         weights[full] = (codes - spread[0]).astype(np.float32) * spread[1]
     dtype = foreign.scale_dtype
     for name in ("model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm", "model.norm"):
         tensors[f"{name}.weight"] = torch.ones(64, dtype=dtype)
-    for name in ("model.embed_tokens", "lm_head"):
+    for name in ("model.embed_tokens", *(["lm_head"] if not quantized_head else [])):
         tensors[f"{name}.weight"] = torch.from_numpy(random.normal(size=(272, 64))).to(dtype)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

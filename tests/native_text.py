@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,16 +15,28 @@ from typing import Any, Final
 
 import pytest
 
-LIBRARY: Final = Path(__file__).parent.parent / "build" / "runtime" / "libawq2trt_text_c.so"
+BUILD: Final = Path(os.environ.get("AWQ2TRT_RUNTIME_BUILD") or Path(__file__).parents[1] / "build" / "runtime")
+"""Where `make runtime` builds; `make test-sanitizers` sets the variable to other builds of the same."""
 
-NOT_FOUND, MALFORMED, UNSUPPORTED, INVALID_UTF8, TEMPLATE_RAISED, LIMIT = 2, 3, 4, 5, 6, 7
+LIBRARY: Final = BUILD / "libawq2trt_text_c.so"
+
+BAD_ARGUMENT, NOT_FOUND, MALFORMED, UNSUPPORTED, INVALID_UTF8, TEMPLATE_RAISED, LIMIT, RUN_FAILED = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    23,
+)
 
 
 class NativeError(Exception):
     """An error of the library.
 
     Attributes:
-        code: One of error.h.
+        code: One of awq2trt.hpp.
     """
 
     def __init__(self, code: int, message: str) -> None:

@@ -256,7 +256,9 @@ def test_flags_reach_the_kit(awq2trt: Callable[..., Outcome], monkeypatch: pytes
 
 def test_targets_of_a_model_needs_its_config_alone(awq2trt: Callable[..., Outcome], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_70B))
-    outcome = awq2trt("targets", str(tmp_path), "--max-seq-len", "4096")
+    built = awq2trt("targets", str(tmp_path), "--max-seq-len", "4096")
+    assert built.out.startswith("weights 33.9, cache 1.25, ")  # with the INT8 head of a build
+    outcome = awq2trt("targets", str(tmp_path), "--max-seq-len", "4096", "--head", "fp16")
     assert outcome.code == 0
     rows = {line.split()[0]: line for line in outcome.out.splitlines()}
     assert rows["weights"].startswith("weights 34.1, cache 1.25, ")

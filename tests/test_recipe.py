@@ -123,3 +123,28 @@ def test_recipes_that_are_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "r.yaml").write_bytes(content)
     with pytest.raises(UsageError, match="cannot be read as a recipe"):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_the_head_is_the_devices_matter_unless_the_user_says() -> None:
+    """A checkpoint is for others to read, a build for a device."""
+    assert Recipe().quantize.head_scheme is None
+    assert Recipe().for_device().quantize.head_scheme == QuantScheme(8, 128, True)
+    assert Recipe().for_device().for_device() == Recipe().for_device()
+    for head, scheme in (("fp16", None), ("int4", QuantScheme(4, 32, True))):
+        recipe = apply_flags(Recipe(), {"quantize": {"head": head}})
+        assert recipe.for_device() == recipe
+        assert recipe.quantize.head_scheme == scheme
+    symmetric = apply_flags(Recipe(), {"quantize": {"symmetric": True}})
+    assert symmetric.for_device().quantize.head_scheme == QuantScheme(8, 128, False)
+
+
+@pytest.mark.parametrize("head", ["int2", "8", ""])
+def test_heads_that_there_are_not(head: str) -> None:
+    with pytest.raises(UsageError, match="'fp16', 'int8' or 'int4'") as caught:
+        apply_flags(Recipe(), {"quantize": {"head": head}})
+    assert caught.value.where == "--head"
+
+
+def test_blocks_of_eight_bits_are_refused() -> None:
+    with pytest.raises(UsageError, match="got 8 bits for the linears of blocks"):
+        apply_flags(Recipe(), {"quantize": {"bits": 8}})

@@ -79,3 +79,30 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 def test_names() -> None:
     assert QuantScheme().describe() == "int4-g128-asym"
     assert QuantScheme(group_size=WHOLE_ROW, zero_point=False).describe() == "int4-row-sym"
+
+
+def test_eight_bits_are_not_for_blocks() -> None:
+    assert QuantScheme(bits=4).for_blocks() == QuantScheme(bits=4)
+    with pytest.raises(UsageError, match="got 8 bits for the linears of blocks, expected one of 2, 3, 4"):
+        QuantScheme(bits=8).for_blocks()
+
+
+def test_rows_are_taken_with_all_that_belongs_to_them() -> None:
+    random = np.random.default_rng(0)
+    scheme = QuantScheme(group_size=32)
+    codes, zeros = random.integers(0, 16, (5, 40), dtype=np.uint8), random.integers(0, 16, (5, 2), dtype=np.uint8)
+    scales, bias = random.random((5, 2)).astype(np.float16), random.random(5).astype(np.float16)
+    linear = QuantizedLinear(codes, scales, zeros, scheme, bias)
+    part = linear.rows(1, 4)
+    np.testing.assert_array_equal(part.dequantize(), linear.dequantize()[1:4])
+    assert part.bias is not None
+    assert part.bias.tolist() == bias[1:4].tolist()
+    assert linear.rows(3, 99).out_features == 2
+
+
+def test_codes_of_a_byte_stay_as_they_are_where_narrower_ones_are_widened() -> None:
+    linear = QuantizedLinear(
+        np.full((1, 4), 200, np.uint8), np.ones((1, 1), np.float16), None, QuantScheme(8, 32, False)
+    )
+    assert linear.widened() is linear
+    assert linear.dequantize().tolist() == [[72.0] * 4]

@@ -46,9 +46,9 @@ DECODER = DecoderRecord(
 )
 CHECKPOINT = Contents(
     source=SOURCE,
-    quantization=QuantizationRecord(
-        method="awq", scheme=QuantScheme(group_size=32), calibration=CALIBRATION
-    ).with_plain_ends("float16"),
+    quantization=QuantizationRecord(method="awq", scheme=QuantScheme(group_size=32), calibration=CALIBRATION).with_ends(
+        "float16", None, tied=False
+    ),
     model=ModelRecord(decoder=DECODER),
 )
 IO = IoContract(

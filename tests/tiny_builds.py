@@ -32,10 +32,10 @@ def save_model(directory: Path, **overrides: Any) -> Path:
     return tiny_models.save_llama(directory, num_hidden_layers=LAYERS, attention_bias=True, **overrides)
 
 
-def make_build(model: Path, directory: Path, text: Path) -> Path:
+def make_build(model: Path, directory: Path, text: Path, **quantize: Any) -> Path:
     """What `awq2trt build` would leave in a directory, without an engine; `text` is written, for calibration."""
     text.write_text(TEXT)
-    options = QuantizeOptions(group_size=32, samples=4, seqlen=64, calib=str(text))
+    options = QuantizeOptions(group_size=32, samples=4, seqlen=64, calib=str(text), **quantize)
     quantize_stage(QuantizeRequest(str(model), directory / "checkpoint", options), SilentProgress())
     export = ExportRequest(directory / "checkpoint", directory / "onnx", ExportOptions(max_seq_len=128))
     export_stage(export, SilentProgress())

@@ -46,7 +46,7 @@ def random_linear(
     groups = (rows, scheme.groups(features))
     return QuantizedLinear(
         codes=random.integers(0, scheme.levels, shape, dtype=np.uint8),
-        scales=random.uniform(0.01, 0.03, groups).astype(np.float16),
+        scales=(random.uniform(0.01, 0.03, groups) * min(1, 16 / scheme.levels)).astype(np.float16),
         zeros=random.integers(0, scheme.levels, groups, dtype=np.uint8) if scheme.zero_point else None,
         scheme=scheme,
         bias=random.normal(size=rows).astype(np.float16) if bias else None,
@@ -62,17 +62,25 @@ def nearest(weight: torch.Tensor, scheme: QuantScheme, *, where: str = "") -> Qu
 class RandomCheckpoint:
     """What `export_onnx` reads of a checkpoint, with random contents. Every call for a name gives the same tensor."""
 
-    def __init__(self, scheme: QuantScheme | None = None, **overrides: Any) -> None:
+    def __init__(
+        self, scheme: QuantScheme | None = None, head_scheme: QuantScheme | None = None, **overrides: Any
+    ) -> None:
         self.config: dict[str, Any] = {**LLAMA, **overrides}
         self.spec = describe_model(self.config)
         self.scheme = scheme or QuantScheme(group_size=64)
+        self.head_scheme = head_scheme
 
     def linear(self, name: str) -> QuantizedLinear:
+        if self.head_scheme is not None and name == self.spec.stored_head:
+            size = (self.spec.vocab_size, self.spec.hidden_size)
+            return random_linear(size, self.head_scheme, self._random(name))
         relative = self._relative(name)
         shape, bias = self.spec.linear_shape(relative), self.spec.has_bias(relative)
         return random_linear(shape, self.scheme, self._random(name), bias=bias)
 
-    def tensor(self, name: str) -> NDArray[np.float16]:
+    def tensor(self, name: str) -> NDArray[Any]:
+        if self.head_scheme is not None and name == f"{self.spec.stored_head}.weight":
+            return self.linear(self.spec.stored_head).dequantize()
         shape = {**self.spec.outer_shapes(), **self.spec.block_shapes()}.get(name)
         shape = shape or self.spec.block_shapes()[self._relative(name)]
         if len(shape) == 1:
@@ -87,6 +95,24 @@ class RandomCheckpoint:
 
     def _random(self, name: str) -> np.random.Generator:
         return np.random.default_rng(list(name.encode()))
+
+
+class FamilyCheckpoint(RandomCheckpoint):
+    """Random contents of a model of any family, without folded scales."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.spec = describe_model(config)
+        self.scheme = QuantScheme(group_size=32)
+        self.head_scheme = None
+
+    def has(self, name: str) -> bool:
+        return name.rpartition(".")[2] in ("weight", "bias")
+
+    def _relative(self, name: str) -> str:
+        prefixes = (self.spec.prefix(layer) for layer in range(self.spec.num_layers))
+        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+        return name.removeprefix(prefix)
 
 
 def torch_model(checkpoint: RandomCheckpoint) -> torch.nn.Module:

@@ -30,15 +30,17 @@ def export_tiny(folder: Path, **overrides: Any) -> Artifact:
     return export_stage(ExportRequest(folder / "checkpoint", folder / "onnx", EXPORT), SilentProgress())
 
 
-def kit_request(output: Path, jetpack: str) -> KitRequest:
+def kit_request(output: Path, jetpack: str, *, fusion: bool = True) -> KitRequest:
     """A kit for AGX Orin."""
-    recipe = Recipe(quantize=RTN, export=EXPORT, build=BuildOptions(target="orin", jetpack=jetpack))
+    build = BuildOptions(target="orin", jetpack=jetpack, fusion=fusion)
+    recipe = Recipe(quantize=RTN, export=EXPORT, build=build)
     return KitRequest(find_target("orin"), output, recipe)
 
 
-def make_tiny_kit(folder: Path, output: Path, jetpack: str, *, cuda: int = 12060) -> Artifact:
+def make_tiny_kit(folder: Path, output: Path, jetpack: str, *, cuda: int = 12060, fusion: bool = True) -> Artifact:
     """The kit of what `export_tiny` left in `folder`; its library has the CUDA runtime `cuda`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(PATH_VARIABLE, str(fake_library(folder / f"fake-{cuda}.so", cuda=cuda)))
         onnx = Artifact.open(folder / "onnx")
-        return make_kit(onnx, model_spec(str(folder / "model")), kit_request(output, jetpack), SilentProgress())
+        request = kit_request(output, jetpack, fusion=fusion)
+        return make_kit(onnx, model_spec(str(folder / "model")), request, SilentProgress())

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from awq2trt.checkpoint.layouts import awq_gemm
+from awq2trt.checkpoint.layouts import ModelSchemes, awq_gemm
 from awq2trt.checkpoint.writer import quantized_config, write_config, write_tensors
 from awq2trt.models.families import DecoderSpec, describe_model
 from awq2trt.models.sources.base import Array
@@ -112,7 +112,7 @@ def write_quantized(directory: Path, config: dict[str, object]) -> None:
     outer = {name: random_half(shape, random) for name, shape in spec.outer_shapes().items()}
     write_tensors(directory / "outer.safetensors", outer)
     write_index(directory)
-    write_config(directory, quantized_config(config, spec, SCHEME, awq_gemm.LAYOUT))
+    write_config(directory, quantized_config(config, spec, ModelSchemes(SCHEME), awq_gemm.LAYOUT))
     Tokenizer(WordLevel({"word": 0}, unk_token="word")).save(str(directory / "tokenizer.json"))
 
 

@@ -38,13 +38,8 @@ def main() -> None:
     ceilings = bench.measure_ceilings(torch, kernels)
     print(f"copy {ceilings.copy_bytes_per_us / 1e6:.2f} TB/s, mma.sync {ceilings.mma_flops_per_us / 1e6:.0f} TFLOP/s")
     for shape in (bench.LayerShape(*map(int, text.split("x"))) for text in arguments.shapes.split(",")):
-        layer = bench.RotatedLayer.random(
-            torch,
-            shape,
-            group_size=arguments.group_size,
-            dtype=arguments.dtype,
-            zero_points=not arguments.symmetric,
-        )
+        kind = bench.WeightKind(group_size=arguments.group_size, zero_points=not arguments.symmetric)
+        layer = bench.RotatedLayer.random(torch, shape, kind, arguments.dtype)
         for m in map(int, arguments.tokens.split(",")):
             problem = layer.problem(m)
             chosen = kernels.choose_config(problem)

@@ -183,10 +183,17 @@ class QuantizationRecord(BaseModel, frozen=True, extra="forbid"):
     calibration: CalibrationRecord | None = None
     effort: str | None = None
 
-    def with_plain_ends(self, dtype: str) -> QuantizationRecord:
-        """The same where embedding and head are stored in a float type."""
-        plain = WeightRecord(dtype=dtype)
-        return self.model_copy(update={"head": plain, "embedding": plain})
+    def with_ends(self, dtype: str, head: QuantScheme | None, *, tied: bool) -> QuantizationRecord:
+        """The same with what is known of embedding and head.
+
+        Args:
+            dtype: Of both, and of the scales of what is quantized.
+            head: Its scheme; None where it is not quantized.
+            tied: The embedding is the head.
+        """
+        of_head = WeightRecord(dtype=dtype, scheme=head)
+        embedding = of_head if tied else WeightRecord(dtype=dtype)
+        return self.model_copy(update={"head": of_head, "embedding": embedding})
 
 
 class GraphRecord(BaseModel, frozen=True, extra="forbid"):

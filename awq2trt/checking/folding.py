@@ -1,8 +1,8 @@
 """The folded model: the original with the search's scales folded in, before any rounding of linears.
 
 In: the original model, the checkpoint, and the scales that `quantize` keeps in `quantization.npz`. Out: a `ModelSource`
-whose linears are the original's, folded again in fp32, and whose other tensors (norms, embedding, head) are the
-checkpoint's own. It computes what the original does if, and only if, those tensors were folded, too.
+whose linears are the original's, folded again in fp32, and whose other tensors (norms, embedding and head that are not
+quantized) are the checkpoint's own. It computes what the original does if, and only if, those tensors were folded, too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class FoldedSource(ModelSource):
         return self._original.files
 
     def tensor(self, name: str) -> Array:
-        return self._checkpoint.tensor(name)
+        quantized = self._checkpoint.head_scheme is not None and name == f"{self.spec.stored_head}.weight"
+        return (self._original if quantized else self._checkpoint).tensor(name)
 
     def has(self, name: str) -> bool:
         return self._checkpoint.has(name)

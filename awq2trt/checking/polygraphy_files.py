@@ -99,7 +99,7 @@ def _commands(subject: Subject, onnx: Path, sizes: DecoderSizes, first: int, fol
     )
     rtx = f"{POLYGRAPHY_SWITCH}=1 "
     convert = Command(
-        f"{rtx}polygraphy convert {network} --convert-to trt {shapes} -o {_quoted(folder / ENGINE_FILE)}",
+        f"{rtx}polygraphy convert {network} --convert-to trt {shapes} {_IN_PLACE} -o {_quoted(folder / ENGINE_FILE)}",
         "TensorRT-RTX, but no GPU",
     )
     if subject.dtype == BFLOAT16:
@@ -108,7 +108,7 @@ def _commands(subject: Subject, onnx: Path, sizes: DecoderSizes, first: int, fol
     commands = [
         Command(f"polygraphy run {_quoted(onnx / MODEL_FILE)} --onnxrt {compare}", "ONNX Runtime"),
         convert,
-        Command(f"{rtx}polygraphy run {network} --trt {shapes} {compare}", card),
+        Command(f"{rtx}polygraphy run {network} --trt {shapes} {_IN_PLACE} {compare}", card),
     ]
     if subject.engine is not None and subject.engine.flavour is Flavour.TENSORRT_RTX:
         built = f"{_quoted(subject.engine.path)} --model-type engine"
@@ -148,6 +148,9 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
+_IN_PLACE: Final = "--preview-features aliased_plugin_io_10_03"
+"""Lets a plugin write its cache in place."""
+
 _NUMPY: Final = {"float16": np.float16, "float32": np.float32, BFLOAT16: np.float32}
 
 _LOADER: Final = textwrap.dedent('''\
@@ -176,8 +179,9 @@ _LOADER: Final = textwrap.dedent('''\
 ''')
 
 _NETWORK: Final = textwrap.dedent('''\
-    """The model as TensorRT-RTX parses it: with our plugin library, or with the function bodies where there is none."""
+    """The model as TensorRT-RTX parses it: fused, with our plugins, or where there are none the function bodies."""
 
+    import tempfile
     from pathlib import Path
 
     import tensorrt_rtx as trt
@@ -189,18 +193,20 @@ _NETWORK: Final = textwrap.dedent('''\
 
     MODEL = {model!r}
     LOGGER = trt.Logger(trt.Logger.WARNING)
+    WORK = tempfile.TemporaryDirectory()  # holds the fused graph's weights until the engine is built
 
 
     def load_network():
         """Builder, network and parser, as polygraphy asks for them."""
         try:
-            serialized, _ = prepare_model(trt, Path(MODEL), find_plugin_library())
+            library = find_plugin_library()
         except ToolError:
-            serialized, _ = prepare_model(trt, Path(MODEL), None)
+            library = None
         builder = trt.Builder(LOGGER)
         network = builder.create_network(NETWORK_FLAGS)
         parser = trt.OnnxParser(network, LOGGER)
-        if not parser.parse(serialized, MODEL):
+        model = prepare_model(trt, Path(MODEL), library, Path(WORK.name))
+        if not parser.parse(model.serialized, str(model.path)):
             raise RuntimeError(parser.get_error(0).desc())
         for index in range(network.num_inputs):
             tensor = network.get_input(index)

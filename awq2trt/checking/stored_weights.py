@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Final
+
+import numpy as np
 
 from awq2trt.checking.results import ENGINE, FOLDED, ON_GPU, ONNX, ONNX_CUDA, QUANTIZED, RUNTIME
 from awq2trt.checking.subject import Subject
@@ -18,8 +21,11 @@ from awq2trt.checkpoint.layouts.layout import BIAS
 from awq2trt.checkpoint.writer import BFLOAT16
 from awq2trt.errors import CheckpointError
 from awq2trt.graph.read import open_decoder
-from awq2trt.models.sources.base import CONFIG_FILE
+from awq2trt.models.sources.base import CONFIG_FILE, Array
 from awq2trt.progress import Progress
+
+_HEAD_ROWS: Final = 8192
+"""Rows of a head that are compared at once: 8,192 x 4,096 float64 are 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +70,41 @@ def check_weights(subject: Subject, progress: Progress) -> WeightResult:
 
 
 def _outer_findings(subject: Subject) -> tuple[list[Finding], list[Finding]]:
-    """Of embedding, final norm and head, and of the description; nothing in them is quantized."""
+    """Of embedding, final norm and head, and of the description."""
     checkpoint, original = subject.checkpoint, subject.original
     tensors = checkpoint.outer()
     if original is None:
         return [], []
+    codes = list[Finding]()
+    if checkpoint.head_scheme is not None:
+        weight = f"{checkpoint.spec.stored_head}.weight"
+        del tensors[weight]
+        codes += _head_findings(checkpoint, original.tensor(weight))
     found = [rounded_finding(name, original.tensor(name), value) for name, value in tensors.items()]
     ours, theirs = asdict(checkpoint.spec), asdict(original.spec)
     changed = [key for key in theirs if ours[key] != theirs[key]]
     if changed:
         found.append(Finding(CONFIG_FILE, f"it describes another model than the original's: {', '.join(changed)}."))
-    return [finding for finding in found if finding], []
+    return [finding for finding in found if finding], codes
+
+
+def _head_findings(checkpoint: QuantizedCheckpoint, weight: Array) -> list[Finding]:
+    """Of a quantized head's codes, the first piece of rows that is wrong."""
+    name = checkpoint.spec.stored_head
+    linear = checkpoint.linear(name)
+    for start in range(0, linear.out_features, _HEAD_ROWS):
+        end = start + _HEAD_ROWS
+        rows = weight[start:end].astype(np.float32)
+        place = f"{name}, rows from {start}"
+        finding = code_finding(place, rows, linear.rows(start, end), nearest=True, scale_roundoff=_roundoff(checkpoint))
+        if finding:
+            return [finding]
+    return []
+
+
+def _roundoff(checkpoint: QuantizedCheckpoint) -> float:
+    """How far, relatively, a scale may have moved after the codes were chosen."""
+    return UNIT_ROUNDOFF[BFLOAT16] if checkpoint.config.get("torch_dtype") == BFLOAT16 else 0.0
 
 
 def _block_findings(subject: Subject, layer: int) -> tuple[list[Finding], list[Finding]]:
@@ -96,7 +126,7 @@ def _block_findings(subject: Subject, layer: int) -> tuple[list[Finding], list[F
             bias = linears[owner].bias
             lost = Finding(prefix + name, "the original has a bias, the checkpoint has none.")
             plain.append(lost if bias is None else rounded_finding(prefix + name, value, bias))
-    roundoff = UNIT_ROUNDOFF[BFLOAT16] if checkpoint.config.get("torch_dtype") == BFLOAT16 else 0.0
+    roundoff = _roundoff(checkpoint)
     codes = [
         code_finding(prefix + name, weights[f"{name}.weight"], linear, nearest=subject.nearest, scale_roundoff=roundoff)
         for name, linear in linears.items()
@@ -109,7 +139,8 @@ def _owner(tensor: str, checkpoint: QuantizedCheckpoint) -> str:
 
     Linears have the names of the checkpoint or, taken apart, those of its parts; tensors those of its layout.
     """
-    linears = (*checkpoint.spec.block.linears, *checkpoint.spec.stored_linears())
+    spec = checkpoint.spec
+    linears = (*spec.block.linears, *spec.stored_linears(), spec.stored_head)
     owner, _, kind = tensor.rpartition(".")
     is_code = kind in checkpoint.format.layout.tensor_names and kind != BIAS
     return QUANTIZED if tensor.endswith(linears) or (is_code and owner.endswith(linears)) else FOLDED

@@ -118,6 +118,8 @@ def onnx_findings(model: ir.Model, checkpoint: QuantizedCheckpoint) -> Iterator[
     stored = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
     spec = checkpoint.spec
     linears = {spec.prefix(layer) + name for layer in range(spec.num_layers) for name in spec.block.linears}
+    if checkpoint.head_scheme is not None:
+        linears.add(spec.stored_head)
     for name in linears:
         yield from _linear_findings(name, checkpoint.linear(name), stored)
     owned = {f"{name}.{kind}" for name in linears for kind in ("codes", "scales", "zeros", "bias")}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from awq2trt.checkpoint.layouts import StoredFormat, read_format, require_kinds, unpack_linear
 from awq2trt.errors import CheckpointError, UnsupportedError
@@ -27,7 +28,7 @@ from awq2trt.models.sources.base import (
     refuse_remote_code,
 )
 from awq2trt.models.sources.safetensors import SafetensorsFiles, describe_stored, stored_name
-from awq2trt.scheme import QuantizedLinear
+from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 _NOT_TOGETHER: Final = "config.json and the weights do not belong together; download"
 
@@ -39,8 +40,9 @@ class QuantizedCheckpoint(ModelSource):
 
     Attributes:
         directory: Where it lies.
-        format: What its config.json says about layout and scheme.
-        scheme: How its linears are quantized.
+        format: What its config.json says about layout and schemes.
+        scheme: How the linears of its blocks are quantized.
+        head_scheme: How its head is; None for one that is not quantized.
     """
 
     def __init__(
@@ -60,6 +62,9 @@ class QuantizedCheckpoint(ModelSource):
         self._tensors = tensors
         layers = range(spec.num_layers)
         self._stored = {spec.prefix(i) + name: shape for i in layers for name, shape in spec.stored_linears().items()}
+        self.head_scheme = stored.head if _has_codes(stored, tensors, spec.stored_head) else None
+        if self.head_scheme is not None:
+            self._stored[spec.stored_head] = (spec.vocab_size, spec.hidden_size)
         self._fused = {
             spec.prefix(i) + part: (spec.prefix(i) + fused.stored, fused, fused.parts.index(part))
             for i in layers
@@ -74,6 +79,8 @@ class QuantizedCheckpoint(ModelSource):
     def open(cls, directory: Path) -> QuantizedCheckpoint:
         """Reads the configuration and the headers of the weight files.
 
+        A head of which there are codes is the model's own, whatever config.json says of ties.
+
         Raises:
             CheckpointError: A file is missing or damaged.
             UnsupportedError: No family describes it, no layout reads it, or it wants remote code.
@@ -83,7 +90,10 @@ class QuantizedCheckpoint(ModelSource):
             refuse_remote_code(config, directory)
             stored = read_format(config, where=str(directory / CONFIG_FILE))
             tensors = SafetensorsFiles.in_directory(directory, config)
-            checkpoint = cls(directory, config, stored, tensors, describe_stored(config, tensors, quantized=True))
+            spec = describe_stored(config, tensors, quantized=True)
+            if _has_codes(stored, tensors, spec.head):
+                spec = replace(spec, tie_embeddings=False)
+            checkpoint = cls(directory, config, stored, tensors, spec)
             checkpoint._refuse_strangers()
         return checkpoint
 
@@ -112,7 +122,8 @@ class QuantizedCheckpoint(ModelSource):
     def _stored_linear(self, name: str) -> QuantizedLinear:
         """A quantized linear as the checkpoint has it, verified."""
         where = f"{self.directory}: {name}"
-        linear = unpack_linear(self.format, self.stored_tensors(name), self._stored[name], where=where)
+        tensors, shape = self.stored_tensors(name), self._stored[name]
+        linear = unpack_linear(self.format.layout, tensors, self.stored_scheme(name), shape, where=where)
         if name in self._biased and linear.bias is None:
             raise CheckpointError(
                 "missing bias of a linear that has one by config.json.", where=where, fix=f"{_NOT_TOGETHER} both again."
@@ -136,7 +147,7 @@ class QuantizedCheckpoint(ModelSource):
                 raise UnsupportedError(
                     f"expected {', '.join(known)} of a linear in the layout {self.format.layout.name}, got {kind}.",
                     where=f"{self.directory}: {name}",
-                    fix="quantize the original model with awq2trt: all linears of its blocks, and nothing but them.",
+                    fix="quantize the original model with awq2trt: the linears of its blocks, and its head.",
                 )
 
     @property
@@ -156,6 +167,11 @@ class QuantizedCheckpoint(ModelSource):
         """N, K of a quantized linear as it is in the file."""
         return self._stored[name]
 
+    def stored_scheme(self, name: str) -> QuantScheme:
+        """How a quantized weight in the file was quantized."""
+        is_head = self.head_scheme is not None and name == self.spec.stored_head
+        return self.format.head if is_head else self.scheme
+
     def split_rows(self, name: str, value: Array) -> dict[str, Array]:
         """[N, ...] of a linear in the file -> rows of the linears that it stands for: itself, unless it is fused."""
         parts = {part: (fused, fused.parts) for part, (stored, fused, _) in self._fused.items() if stored == name}
@@ -168,7 +184,7 @@ class QuantizedCheckpoint(ModelSource):
     def tensor(self, name: str) -> Array:
         owner, _, kind = name.rpartition(".")
         if kind == "weight" and owner in self._stored:
-            return self._stored_linear(owner).dequantize()
+            return _dequantized(self._stored_linear(owner))
         return self._tensors.tensor(stored_name(self.spec, self._tensors, name))
 
     def has(self, name: str) -> bool:
@@ -185,10 +201,26 @@ class QuantizedCheckpoint(ModelSource):
         super().require_tensors()
         for name in self._stored:
             found = [kind for kind in self.format.layout.tensor_names if f"{name}.{kind}" in self._tensors]
-            require_kinds(self.format, found, where=f"{self.name}: {name}")
+            require_kinds(self.format.layout, found, where=f"{self.name}: {name}")
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)
+
+
+_PIECE_ROWS: Final = 8192
+"""Rows that are dequantized at once: of a head, all of them together would take its fp32 bytes several times."""
+
+
+def _dequantized(linear: QuantizedLinear) -> NDArray[np.float32]:
+    weight = np.empty((linear.out_features, linear.in_features), np.float32)
+    for start in range(0, linear.out_features, _PIECE_ROWS):
+        end = start + _PIECE_ROWS
+        weight[start:end] = linear.rows(start, end).dequantize()
+    return weight
+
+
+def _has_codes(stored: StoredFormat, tensors: SafetensorsFiles, owner: str) -> bool:
+    return f"{owner}.{stored.layout.required[0]}" in tensors
 
 
 def fuse_linears(spec: DecoderSpec, linears: Mapping[str, QuantizedLinear]) -> dict[str, QuantizedLinear]:

@@ -1,4 +1,4 @@
-"""Codes packed into bytes: ONNX INT4 tensors, and streams of bits. NumPy only.
+"""Codes packed into bytes: ONNX INT4 and INT8 tensors, and streams of bits. NumPy only.
 
 ONNX INT4 (https://onnx.ai/onnx/technical/int4.html): signed nibbles, two's complement, two to a byte,
 the first element in the low nibble, over the flattened tensor; an odd count leaves the last high nibble 0.
@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 
 _SIGN_FLIP: Final = 0x8
 """XOR with 8 maps the unsigned nibble u to the two's complement nibble of u - 8, and back."""
+
+
+_IN_BYTES: Final = (4, 8)
+"""Widths of which a whole number fills a byte: a head has so many codes that a stream of single bits would not do."""
 
 
 def pack_int4(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -40,6 +44,11 @@ def unpack_int4(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np
     return (nibbles[:size] ^ np.uint8(_SIGN_FLIP)).reshape(shape)
 
 
+def signed_bytes(codes: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """8-bit codes as ONNX's INT8: the unsigned code u stands for u - 128, which for a byte is flipping bit 7."""
+    return (codes ^ np.uint8(0x80)).view(np.int8)
+
+
 def words_of(count: int, bits: int) -> int:
     """32-bit words that `count` codes take."""
     return -(-count * bits // 32)
@@ -59,6 +68,8 @@ def pack_words(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
         int32 [rows, ceil(n * bits / 32)].
     """
     rows, count = codes.shape
+    if bits in _IN_BYTES:
+        return _pack_bytes(codes, bits)
     stream = (codes[:, :, None] >> np.arange(bits, dtype=np.uint8)) & np.uint8(1)  # [rows, n, bits]
     padding = 32 * words_of(count, bits) - count * bits
     stream = np.pad(stream.reshape(rows, -1), ((0, 0), (0, padding)))
@@ -67,9 +78,23 @@ def pack_words(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
 
 def unpack_words(words: NDArray[np.generic], bits: int, count: int) -> NDArray[np.uint8]:
     """Inverse of `pack_words`: uint8 [rows, count]."""
+    if bits in _IN_BYTES:
+        return _unpack_bytes(np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8), bits)[:, :count]
     stream = np.unpackbits(np.ascontiguousarray(words).astype("<i4").view(np.uint8), axis=1, bitorder="little")
     split = stream[:, : count * bits].reshape(words.shape[0], count, bits)
     codes: NDArray[np.uint8] = np.zeros(split.shape[:2], np.uint8)
     for bit in range(bits):
         codes |= split[:, :, bit] << np.uint8(bit)
     return codes
+
+
+def _pack_bytes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % (32 // bits))))
+    packed = padded if bits == 8 else padded[:, 0::2] | (padded[:, 1::2] << np.uint8(4))
+    return np.ascontiguousarray(packed).view("<i4").astype(np.int32, copy=False)
+
+
+def _unpack_bytes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    if bits == 8:
+        return packed
+    return np.stack([packed & np.uint8(0xF), packed >> np.uint8(4)], axis=2).reshape(packed.shape[0], -1)

@@ -15,11 +15,10 @@ from typing import Any, Final
 import numpy as np
 from safetensors.numpy import save_file
 
-from awq2trt.checkpoint.layouts import Layout
+from awq2trt.checkpoint.layouts import Layout, ModelSchemes
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import CONFIG_FILE, Array
 from awq2trt.models.sources.safetensors import INDEX_FILE, SINGLE_FILE, SafetensorsFiles
-from awq2trt.scheme import QuantScheme
 
 SHARD_BYTES: Final = 1 << 30
 """Largest weight file: what the writer holds in memory at once."""
@@ -59,7 +58,7 @@ def compact(value: Array, *, exact: bool) -> Array:
 
 
 def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Array:
-    """A block's tensor as a checkpoint of `dtype` has it: with bf16, step sizes are rounded to what bf16 holds.
+    """A quantized tensor as a checkpoint of `dtype` has it: with bf16, step sizes are rounded to what bf16 holds.
 
     The exported model's step sizes then are the checkpoint's, bit for bit. In AutoAWQ's layout their file type stays
     fp16, which is all that its readers know.
@@ -71,7 +70,7 @@ def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Arra
         dtype: `FLOAT16` or `BFLOAT16`.
     """
     owner, _, kind = name.rpartition(".")
-    of_linear = any(owner.endswith(linear) for linear in spec.stored_linears())
+    of_linear = any(owner.endswith(linear) for linear in (*spec.stored_linears(), spec.stored_head))
     if dtype == FLOAT16 or kind not in ("scales", "weight_scale") or not of_linear:
         return value
     rounded = value.astype(np.dtype(BFLOAT16))
@@ -79,14 +78,14 @@ def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Arra
 
 
 def quantized_config(
-    config: Mapping[str, Any], spec: DecoderSpec, scheme: QuantScheme, layout: Layout, dtype: str = FLOAT16
+    config: Mapping[str, Any], spec: DecoderSpec, schemes: ModelSchemes, layout: Layout, dtype: str = FLOAT16
 ) -> dict[str, Any]:
     """config.json of the quantized model: the original's, with `quantization_config` and its dtype.
 
     Args:
         config: The original's config.json.
-        spec: The original, described; its head is not quantized.
-        scheme: How the linears are quantized.
+        spec: The original, described.
+        schemes: How its weights are quantized.
         layout: One that we write.
         dtype: Of activations: `FLOAT16` or `BFLOAT16`.
     """
@@ -96,7 +95,7 @@ def quantized_config(
     return {
         **kept,
         "torch_dtype": dtype,
-        "quantization_config": layout.written.config(scheme, spec.head),
+        "quantization_config": layout.written.config(schemes, spec.head),
     }
 
 
@@ -118,10 +117,10 @@ def merge_shards(
     """Merges finished block files and the outer tensors into shards of at most `SHARD_BYTES`.
 
     Args:
-        sources: safetensors files of the blocks, in order.
-        outer: Tensors outside the blocks, by full name.
+        sources: safetensors files of the quantized parts, in order.
+        outer: Tensors of no quantized part, by full name.
         directory: Where the shards and their index go.
-        convert: Applied to the blocks' tensors; must not change their size.
+        convert: Applied to the quantized parts' tensors; must not change their size.
 
     Returns:
         The files written: `model.safetensors`, or shards `model-0000x-of-0000y.safetensors` and the index.

@@ -2,14 +2,17 @@
 
 In: the directory of an exported decoder, and a target. Out: `model.engine`, and `build.log` with what TensorRT says.
 TensorRT-RTX compiles ahead of time for given compute capabilities and needs no GPU for it. Every engine has two
-optimization profiles (`profiles`) over one set of weights. Without a plugin library the function bodies are built,
-which TensorRT runs with its own 4-bit kernels.
+optimization profiles (`profiles`) over one set of weights. With the plugin library the graph is fused first (`fusion`),
+and its operators are the library's. Without it the function bodies are built, which TensorRT runs with its own 4-bit
+kernels.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +23,11 @@ from awq2trt.artifact.records import ProfileRecord
 from awq2trt.engine.profiles import decoder_profiles, profile_shapes
 from awq2trt.engine.session import BuilderSession
 from awq2trt.errors import ArtifactError, ToolError, UnsupportedError
+from awq2trt.graph.basic_ops import drop_functions_
+from awq2trt.graph.fusion import fuse_
 from awq2trt.graph.inline import has_kernels, inline_bodies_
-from awq2trt.graph.read import DecoderSizes, open_decoder
+from awq2trt.graph.provider_file import save_model
+from awq2trt.graph.read import DecoderSizes, open_decoder, operators_of
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE
 from awq2trt.machine.plugin_library import PluginLibrary, load_into_registry
 from awq2trt.progress import Progress, SilentProgress
@@ -41,11 +47,30 @@ class BuildResult:
         profiles: In the engine's order.
         compute_capabilities: What the engine runs on, as TensorRT names them.
         tensorrt_version: Of the TensorRT-RTX that built it, and that must run it.
+        operators: Ours that the engine calls, by name, with the version of each.
     """
 
     profiles: tuple[ProfileRecord, ...]
     compute_capabilities: tuple[str, ...]
     tensorrt_version: str
+    operators: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model as the parser shall see it.
+
+    Attributes:
+        serialized: Without its weights.
+        path: Where it is; its weights are looked for beside it.
+        sizes: Of the decoder.
+        operators: Custom ones in it, by name, with the version of each.
+    """
+
+    serialized: bytes
+    path: Path
+    sizes: DecoderSizes
+    operators: Mapping[str, str]
 
 
 def build_engine(
@@ -54,6 +79,7 @@ def build_engine(
     directory: Path,
     *,
     plugin_library: PluginLibrary | None = None,
+    fusion: bool = True,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Builds the engine of an exported decoder into `directory`.
@@ -64,6 +90,7 @@ def build_engine(
         directory: Gets `model.engine`, under that name only when whole, and `build.log`.
         plugin_library: Kernels to use for the custom operators, carried inside the engine; None for the function
             bodies.
+        fusion: With the library, merge linears and use its fused operators.
         progress: Gets TensorRT's phases.
 
     Raises:
@@ -75,14 +102,17 @@ def build_engine(
     _check_target(target)
     onnx_path = onnx_path / MODEL_FILE if onnx_path.is_dir() else onnx_path
     trt = import_tensorrt_rtx()
-    serialized, sizes = prepare_model(trt, onnx_path, plugin_library)
-    profiles = decoder_profiles(sizes.capacity)
-    with BuilderSession(trt, directory / LOG_FILE, progress or SilentProgress(), onnx_path) as session:
-        session.parse(serialized)
+    with (
+        BuilderSession(trt, directory / LOG_FILE, progress or SilentProgress(), onnx_path) as session,
+        tempfile.TemporaryDirectory(dir=directory, prefix=".fused-") as work,
+    ):
+        model = prepare_model(trt, onnx_path, plugin_library, Path(work) if fusion else None)
+        session.parse(model.serialized, model.path)
         capabilities = session.configure(target.compute_capabilities, plugin_library.path if plugin_library else None)
-        session.add_profiles([profile_shapes(profile, sizes) for profile in profiles])
+        profiles = decoder_profiles(model.sizes.capacity)
+        session.add_profiles([profile_shapes(profile, model.sizes) for profile in profiles])
         _write_engine(session.build(), directory / ENGINE_FILE)
-    return BuildResult(profiles, capabilities, str(trt.__version__))
+    return BuildResult(profiles, capabilities, str(trt.__version__), model.operators)
 
 
 def import_tensorrt_rtx() -> Any:
@@ -110,24 +140,42 @@ def _check_target(target: Target) -> None:
         )
 
 
-def prepare_model(trt: Any, onnx_path: Path, plugin_library: PluginLibrary | None) -> tuple[bytes, DecoderSizes]:
-    """A model as the parser shall see it: custom nodes for the plugin, or their bodies in place of them.
+def prepare_model(
+    trt: Any, onnx_path: Path, plugin_library: PluginLibrary | None, work: Path | None = None
+) -> PreparedModel:
+    """A model as the parser shall see it: custom nodes for the plugins, or their bodies in place of them.
 
     Args:
         trt: The module `tensorrt_rtx`, into whose registry the library is loaded.
         onnx_path: `model.onnx`, or the directory that holds it.
         plugin_library: As of `build_engine`.
+        work: An empty folder for the weights of a fused graph, which are read until the engine is built; None to leave
+            the graph as it was exported.
 
-    Returns:
-        The serialized model, without its weights, and its sizes.
+    Raises:
+        ArtifactError: The model is missing or damaged, or the weights cannot be written.
     """
+    onnx_path = onnx_path / MODEL_FILE if onnx_path.is_dir() else onnx_path
     model, sizes = open_decoder(onnx_path)
     if plugin_library is None:
         inline_bodies_(model)
     else:
         inline_bodies_(model, keep=has_kernels)
         load_into_registry(trt, plugin_library)
-    return ir.to_proto(model).SerializeToString(), sizes
+    if plugin_library is None or work is None:
+        return PreparedModel(ir.to_proto(model).SerializeToString(), onnx_path, sizes, operators_of(model))
+    drop_functions_(model)
+    fuse_(model)
+    try:
+        save_model(model, work)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write the fused graph's weights: {error.strerror or error}.",
+            where=str(work),
+            fix="free disk space, choose another output directory, or build with --no-fusion.",
+        ) from error
+    fused = work / MODEL_FILE
+    return PreparedModel(fused.read_bytes(), fused, sizes, operators_of(model))
 
 
 def _write_engine(engine: memoryview, path: Path) -> None:

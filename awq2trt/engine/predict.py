@@ -23,7 +23,7 @@ _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
 
 WORKSPACE_BYTES: Final = 512 * _MIB
-"""Scratch memory that TensorRT may use for one layer; a kit's script sets it as the limit."""
+"""Scratch memory that TensorRT may use for one layer, if none of ours needs more."""
 
 _BUILD_COPIES: Final = 3
 """Weights in memory while TensorRT builds: the parser's, the builder's and the serialized engine's. A Llama-2-7B with
@@ -45,6 +45,7 @@ class Footprint:
         read_bytes: Of them, what decoding one token reads: all but the embedding, of which it reads a row.
         cache_bytes: Keys and values of one conversation at full capacity.
         activation_bytes: At the longest prefill, an upper bound by the largest tensors that live at once.
+        workspace_bytes: Scratch memory that a layer may use; a kit's script sets it as the limit.
         build_bytes: Peak while TensorRT builds the engine.
         run_bytes: While it runs.
     """
@@ -53,14 +54,15 @@ class Footprint:
     read_bytes: int
     cache_bytes: int
     activation_bytes: int
+    workspace_bytes: int = WORKSPACE_BYTES
 
     @property
     def build_bytes(self) -> int:
-        return _BUILD_COPIES * self.weights_bytes + self.activation_bytes + WORKSPACE_BYTES + _RUNTIME_BYTES
+        return _BUILD_COPIES * self.weights_bytes + self.activation_bytes + self.workspace_bytes + _RUNTIME_BYTES
 
     @property
     def run_bytes(self) -> int:
-        return self.weights_bytes + self.cache_bytes + self.activation_bytes + WORKSPACE_BYTES + _RUNTIME_BYTES
+        return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.workspace_bytes + _RUNTIME_BYTES
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,13 @@ class Outlook:
 
 
 def predict_footprint(
-    spec: DecoderSpec, scheme: QuantScheme, capacity: int, *, longest_prefill: int | None = None, fused: bool = True
+    spec: DecoderSpec,
+    scheme: QuantScheme,
+    capacity: int,
+    *,
+    head: QuantScheme | None = None,
+    longest_prefill: int | None = None,
+    fused: bool = True,
 ) -> Footprint:
     """Sizes of a model in an engine for one conversation.
 
@@ -107,16 +115,22 @@ def predict_footprint(
         spec: The model.
         scheme: Of every linear of a block.
         capacity: Positions that the cache holds.
+        head: Scheme of the head, and of an embedding that is the same weight; None for one that is not quantized.
         longest_prefill: Most new tokens of a call; None for `capacity`.
-        fused: TensorRT has layers for attention and for a cache in place (10.15 and later). Without them scores are
-            tensors, and the cache is written to a copy.
+        fused: Attention is one layer that writes the cache in place: ours, or TensorRT's own (10.15 and later).
+            Without one scores are tensors, and the cache is written to a copy.
     """
     linears = {f"{name}.weight" for name in spec.block.linears}
     block = sum(
         _quantized_bytes(shape, scheme) if name in linears else _FLOAT_BYTES * math.prod(shape)
         for name, shape in spec.block_shapes().items()
     )
-    outer = sum(_FLOAT_BYTES * math.prod(shape) for shape in spec.outer_shapes().values())
+    outer = sum(
+        _quantized_bytes(shape, head)
+        if head is not None and name == f"{spec.stored_head}.weight"
+        else _FLOAT_BYTES * math.prod(shape)
+        for name, shape in spec.outer_shapes().items()
+    )
     embedding = _FLOAT_BYTES * spec.vocab_size * spec.hidden_size
     weights = spec.num_layers * block + outer
     cache = 2 * spec.num_layers * spec.num_kv_heads * capacity * spec.head_dim * _FLOAT_BYTES
@@ -131,7 +145,16 @@ def predict_footprint(
         read_bytes=weights - (0 if spec.tie_embeddings else embedding),
         cache_bytes=cache if fused else 2 * cache,
         activation_bytes=activations,
+        workspace_bytes=max(WORKSPACE_BYTES, attention_workspace_bytes(spec, rows)),
     )
+
+
+def attention_workspace_bytes(spec: DecoderSpec, tokens: int) -> int:
+    """Scratch memory of `CachedAttention` in a prefill: its queries, clipped, normed and rotated.
+
+    Decoding needs less than `WORKSPACE_BYTES` with any number of heads: sums of at most 15 tokens' parts.
+    """
+    return _FLOAT_BYTES * tokens * spec.num_heads * spec.head_dim
 
 
 def outlook_lines(outlooks: Sequence[Outlook]) -> Iterator[str]:
@@ -165,6 +188,6 @@ def _gib(size_bytes: int) -> str:
 def _quantized_bytes(shape: tuple[int, ...], scheme: QuantScheme) -> int:
     """Codes [N, K], scales [N, groups], zero points [N, groups] if there are any; all codes as wide as the graph's."""
     rows, features = shape
-    groups = rows * scheme.groups(features)
-    codes_bits = rows * features * CODE_BITS + (groups * CODE_BITS if scheme.zero_point else 0)
+    groups, width = rows * scheme.groups(features), max(scheme.bits, CODE_BITS)
+    codes_bits = rows * features * width + (groups * width if scheme.zero_point else 0)
     return math.ceil(codes_bits / 8) + _FLOAT_BYTES * groups

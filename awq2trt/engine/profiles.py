@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from awq2trt import opset
 from awq2trt.artifact.records import ProfileRecord
 from awq2trt.graph.read import DecoderSizes
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, cache_names
@@ -21,7 +22,8 @@ ShapeRanges = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]
 
 
 def decoder_profiles(longest: int) -> tuple[ProfileRecord, ...]:
-    """The profiles, in the engine's order; a call may have up to `longest` new tokens."""
+    """The profiles, in the engine's order; up to `longest` new tokens a call, or as our operators take."""
+    longest = min(longest, opset.MOST_TOKENS)
     return (
         ProfileRecord.of_tokens("prefill", 1, min(TYPICAL_PREFILL, longest), longest),
         ProfileRecord.of_tokens("decode", 1, 1, 1),

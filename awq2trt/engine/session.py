@@ -39,7 +39,7 @@ class BuilderSession:
         trt: The module `tensorrt_rtx`.
         log_path: Gets all that TensorRT says.
         progress: Gets the builder's phases.
-        model: Name of the model, for errors, and where its weights are looked for.
+        model: Path of the model that the user knows, for errors.
     """
 
     def __init__(self, trt: Any, log_path: Path, progress: Progress, model: Path) -> None:
@@ -71,14 +71,14 @@ class BuilderSession:
         del self._config, self._network, self._builder
         self._resources.close()
 
-    def parse(self, serialized: bytes) -> None:
-        """Parses a serialized ONNX model whose weights are beside `model`.
+    def parse(self, serialized: bytes, path: Path) -> None:
+        """Parses a serialized ONNX model whose weights are beside `path`.
 
         Raises:
             BuildError: TensorRT refuses a node, which the message names.
         """
         parser = self._trt.OnnxParser(self._network, self._logger)
-        if parser.parse(serialized, str(self._model)):
+        if parser.parse(serialized, str(path)):
             allow_unfused_attention(self._trt, self._network)
             return
         if parser.num_errors == 0:
@@ -112,6 +112,8 @@ class BuilderSession:
             self._config.set_compute_capability(getattr(known, name), index)
         if plugin_library is not None:
             self._config.plugins_to_serialize = [str(plugin_library)]
+            # `CachedAttention` writes its cache in place, and says so; TensorRT refuses that without this feature.
+            self._config.set_preview_feature(self._trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         return names
 
     def add_profiles(self, profiles: Sequence[ShapeRanges]) -> None:

@@ -89,6 +89,8 @@ SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
 
 _LAYER_KEYS: Final = ("num_hidden_layers", "n_layers")
 
+_STEP_BITS: Final = 4
+
 _STEP: Final = 0.006
 """Step size of random weights: products of normed rows then stay far from fp16's limit."""
 
@@ -123,25 +125,32 @@ class RandomModel:
 
     Args:
         config: Its config.json.
-        scheme: Of its linears.
+        scheme: Of the linears of its blocks.
+        head_scheme: Of its head; None for one that is not quantized.
     """
 
-    def __init__(self, config: dict[str, Any], scheme: QuantScheme) -> None:
+    def __init__(self, config: dict[str, Any], scheme: QuantScheme, head_scheme: QuantScheme | None = None) -> None:
         self.config = config
         self.spec = describe_model(config)
         self.scheme = scheme
+        self.head_scheme = head_scheme
 
     def linear(self, name: str) -> QuantizedLinear:
         """A linear of random codes, step sizes and zero points."""
         relative, random = _relative(name), _random(name)
-        rows, features = self.spec.linear_shape(relative)
-        groups = (rows, self.scheme.groups(features))
+        scheme, (rows, features) = self.scheme, (self.spec.vocab_size, self.spec.hidden_size)
+        if name == self.spec.stored_head and self.head_scheme is not None:
+            scheme = self.head_scheme
+        else:
+            rows, features = self.spec.linear_shape(relative)
+        groups, middle = (rows, scheme.groups(features)), scheme.symmetric_zero
         codes = np.frombuffer(random.bytes(rows * features), np.uint8).reshape(rows, features)
+        steps = _STEP * 2.0 ** -(scheme.bits - _STEP_BITS) * (0.5 + random.random(groups, np.float32))
         return QuantizedLinear(
-            codes=codes & np.uint8(self.scheme.levels - 1),
-            scales=(_STEP * (0.5 + random.random(groups, np.float32))).astype(np.float16),
-            zeros=random.integers(0, self.scheme.levels, groups, np.uint8) if self.scheme.zero_point else None,
-            scheme=self.scheme,
+            codes=codes & np.uint8(scheme.levels - 1),
+            scales=steps.astype(np.float16),
+            zeros=random.integers(0, 2 * middle, groups, np.uint8) if scheme.zero_point else None,
+            scheme=scheme,
             bias=np.zeros(rows, np.float16) if self.spec.has_bias(relative) else None,
         )
 

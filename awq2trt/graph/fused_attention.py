@@ -29,6 +29,7 @@ from awq2trt.graph.matching import (
 )
 from awq2trt.graph.merge_linears import merge_linears_, need_mergeable, rows_of
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS
+from awq2trt.models.families import DecoderSpec
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,18 @@ class AttentionPattern:
     mask: _Mask = field(default_factory=_Mask)
 
 
+def fuses_attention(spec: DecoderSpec, capacity: int) -> bool:
+    """Whether the attention of an exported model will be recognized, from its description.
+
+    Args:
+        spec: The model, all its linears quantized alike.
+        capacity: Positions that the cache holds.
+    """
+    has_rows_of_its_own = any(rope.is_long(capacity) for rope in spec.ropes)
+    has_layer_norms = spec.block.q_norm is not None and not spec.norm.rms
+    return spec.head_dim in opset.ATTENTION_HEAD_SIZES and not has_rows_of_its_own and not has_layer_norms
+
+
 def match_attention(flat: ir.Node, head_sizes: Collection[int]) -> AttentionPattern:
     """Recognizes the attention that ends in a node.
 
@@ -121,7 +134,7 @@ def replace_attention_(graph: ir.Graph, pattern: AttentionPattern) -> None:
     slopes = [] if pattern.mask.slopes is None else [_slopes_(graph, pattern.mask.slopes)]
     key_write, value_write = pattern.scatters
     pasts = [take(key_write, 0), take(value_write, 0)]
-    attributes = {
+    attributes: dict[str, int | float | str] = {
         "num_heads": query.count,
         "num_kv_heads": key.count,
         "rotary_dim": query.rotary_dim,
@@ -133,6 +146,7 @@ def replace_attention_(graph: ir.Graph, pattern: AttentionPattern) -> None:
         "softcap": pattern.scores.softcap,
         "clip": query.clip,
         "norm_eps": query.norm_eps,
+        **opset.PLUGIN_ATTRIBUTES,
     }
     fused = ir.node(
         opset.CACHED_ATTENTION,

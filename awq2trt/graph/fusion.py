@@ -79,9 +79,8 @@ def _try_gated_(graph: ir.Graph, product: ir.Node) -> None:
         return
     merged = merge_linears_(graph, [gate, up])
     code = opset.ACTIVATION_CODES[activation]
-    fused = ir.node(
-        opset.GATED_ACTIVATION, [merged], {opset.ATTR_ACTIVATION: code}, domain=opset.DOMAIN, name=product.name
-    )
+    attributes: dict[str, int | str] = {opset.ATTR_ACTIVATION: code, **opset.PLUGIN_ATTRIBUTES}
+    fused = ir.node(opset.GATED_ACTIVATION, [merged], attributes, domain=opset.DOMAIN, name=product.name)
     take_place_(graph, product, fused, {product.outputs[0]: fused.outputs[0]})
 
 
@@ -110,11 +109,12 @@ def _try_norm_(graph: ir.Graph, norm: ir.Node) -> None:
     x, *parameters = norm.inputs
     has_residual = len(operands) > 1
     rms = norm.op_type == "RMSNormalization"
-    attributes = {
+    attributes: dict[str, int | float | str] = {
         "has_residual": int(has_residual),
         "has_bias": int(len(parameters) > 1),
         "rms": int(rms),
         "epsilon": norm.attributes["epsilon"].as_float(),
+        **opset.PLUGIN_ATTRIBUTES,
     }
     fused = ir.node(
         opset.RESIDUAL_NORM,

@@ -1,4 +1,4 @@
-"""Puts the function bodies of `W4A16Linear` in place of its nodes.
+"""Puts function bodies in place of custom nodes.
 
 In: an exported decoder in memory. Out: the same, changed in place, in standard operators alone. TensorRT's parser needs
 this where no plugin takes the nodes: it looks functions up by name alone, overloads forgotten, and gives layers the
@@ -19,7 +19,7 @@ from awq2trt.errors import ArtifactError
 
 def has_kernels(node: ir.Node) -> bool:
     """Whether the plugin library's kernels take a node: of linears, those whose K suits them (`check_validity`)."""
-    if node.domain != opset.DOMAIN or node.op_type != opset.W4A16_LINEAR:
+    if node.domain != opset.DOMAIN or node.op_type not in opset.LINEAR_OF_BITS.values():
         return node.domain == opset.DOMAIN
     codes = node.inputs[1].shape if node.inputs[1] is not None else None
     features = codes[-1] if codes is not None else None
@@ -41,7 +41,7 @@ def inline_bodies_(model: ir.Model, *, keep: Callable[[ir.Node], bool] = lambda 
             continue
         function = model.functions.get(node.op_identifier())
         if function is not None:
-            _inline_(model.graph, node, function)
+            inline_call_(model.graph, node, function)
         elif node.domain not in ("", "ai.onnx"):
             raise ArtifactError(
                 f"{node.domain}::{node.op_type} has no function body, and no plugin library was given.",
@@ -53,8 +53,11 @@ def inline_bodies_(model: ir.Model, *, keep: Callable[[ir.Node], bool] = lambda 
         del model.functions[identifier]
 
 
-def _inline_(graph: ir.Graph, call: ir.Node, function: ir.Function) -> None:
-    """Replaces one call. Bodies are flat: no subgraphs, no attribute references, no optional inputs left out."""
+def inline_call_(graph: ir.Graph, call: ir.Node, function: ir.Function) -> None:
+    """Replaces one call of a function by the function's nodes.
+
+    Bodies are flat: no subgraphs, no attribute references, no optional inputs left out.
+    """
     values: dict[ir.Value | None, ir.Value | None] = {
         None: None,
         **dict(zip(function.inputs, call.inputs, strict=True)),

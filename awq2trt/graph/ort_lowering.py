@@ -3,8 +3,9 @@
 In: the model as `export` wrote it. Out: the same model object, changed, which means the same. New tensors are computed
 when they are read, one at a time, so that a model larger than the memory can be written to disk. For the CPU:
 
-- every `W4A16Linear` becomes `com.microsoft::MatMulNBits`, whose kernels read 4-bit weights as they are; the function
-  body would dequantize the whole weight at every call;
+- every quantized linear becomes `com.microsoft::MatMulNBits`, whose kernels read codes as they are, an 8-bit one two of
+  them, of the upper and the lower halves of its codes, and a quantized embedding `com.microsoft::GatherBlockQuantized`;
+  the function bodies would dequantize the whole weight at every call;
 - half-precision tensors become fp32. The CPU provider has no half-precision kernels for most operators and would
   cast back and forth around each;
 - the capacity axis of the cache becomes dynamic, so that a short conversation attends over a short cache.
@@ -15,7 +16,12 @@ SmolLM2-135M, INT4 g128 with zero points, ONNX Runtime 1.31, 2 Xeon cores with A
 52 ms with `MatMulNBits` alone, 36 ms in fp32 as well (best of 40); mean KL from PyTorch in fp32 over 1,024 tokens of
 WikiText-2 is 9e-6 with fp16 activations and 4e-7 with fp32.
 
-`MatMulNBits`: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits.
+SmolLM2's head at one token, on one thread of a busy machine: 38 ms in fp32, 2.2 ms in 4 bits; in 8 bits 4.4 ms as two
+halves, 1,322 ms as one node with fp32 activations (ONNX Runtime 1.32).
+
+`MatMulNBits`: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits;
+`GatherBlockQuantized` in the same file. A weight that is both head and embedding has its codes twice then, since the
+two want them in other shapes.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from awq2trt import opset
-from awq2trt.checkpoint.pack import unpack_int4
+from awq2trt.checkpoint.pack import signed_bytes, unpack_int4
 from awq2trt.io_contract import LAST_POSITION_NODE, LOGITS, ROWS, cache_names
 
 MICROSOFT_DOMAIN: Final = "com.microsoft"
@@ -41,6 +47,14 @@ _ONE_GROUP_BLOCK: Final = 128
 
 FP32_COMPUTE: Final = 1
 """`accuracy_level` 1: activations stay fp32; 4 would quantize them to int8 (relative error 7e-3 a linear)."""
+
+_BYTE_BITS: Final = 8
+
+_MIDDLE_BYTE: Final = {4: 0x88, 8: 0x80}
+"""A byte of unsigned codes that mean 0 where there are no zero points, by their width."""
+
+_BEHIND_HEAD: Final = ("Mul", "Tanh", "Div", "Add")
+"""What may follow the head: cap * tanh(x / cap), and the sum of an 8-bit head's halves."""
 
 _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -73,18 +87,18 @@ class Blocks:
         group_of_block = np.arange(blocks) * block // group_length if groups > 1 else np.zeros(blocks, np.int64)
         return Blocks(block, features, group_of_block)
 
-    def codes_shape(self, rows: int) -> tuple[int, int, int]:
+    def codes_shape(self, rows: int, bits: int) -> tuple[int, int, int]:
         """Of packed codes."""
-        return (rows, len(self.group_of_block), self.block // 2)
+        return (rows, len(self.group_of_block), self.block * bits // 8)
 
-    def pack_codes(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Unsigned codes uint8 [N, K] -> uint8 [N, blocks, block / 2]."""
+    def pack_codes(self, codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+        """Unsigned codes uint8 [N, K] -> uint8 [N, blocks, block * bits / 8]."""
         missing = len(self.group_of_block) * self.block - self.features
-        return _pack_rows(np.pad(codes, ((0, 0), (0, missing)))).reshape(self.codes_shape(len(codes)))
+        return _pack_rows(np.pad(codes, ((0, 0), (0, missing))), bits).reshape(self.codes_shape(len(codes), bits))
 
-    def pack_zeros(self, zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Unsigned zero points uint8 [N, ceil(K/G)] -> uint8 [N, ceil(blocks / 2)]; without any, they are 8."""
-        return _pack_rows(self.spread(zeros))
+    def pack_zeros(self, zeros: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+        """Unsigned zero points uint8 [N, ceil(K/G)] -> uint8 [N, ceil(blocks * bits / 8)]; without any, the middle."""
+        return _pack_rows(self.spread(zeros), bits)
 
     def spread(self, groups: NDArray[Any]) -> NDArray[Any]:
         """[N, ceil(K/G)] -> [N, blocks]."""
@@ -92,13 +106,16 @@ class Blocks:
 
 
 def lower_linears_(model: ir.Model, *, widened: bool) -> None:
-    """Replaces every `W4A16Linear` that `MatMulNBits` can express; others keep their function body.
+    """Replaces every node with codes that ONNX Runtime's own operators can express; others keep their function body.
 
     Args:
         model: As exported; changed.
         widened: Scales become fp32, and activations are asked to stay fp32, as the CPU's kernel needs it. Otherwise
             scales keep the activations' type, which is all that the CUDA kernel takes.
     """
+    for node in list(model.graph):
+        if is_quantized_embedding(node):
+            _lower_embedding_(model.graph, node, widened=widened)
     for node in list(model.graph):
         if is_quantized_linear(node):
             _lower_linear_(model.graph, node, widened=widened)
@@ -107,17 +124,38 @@ def lower_linears_(model: ir.Model, *, widened: bool) -> None:
 
 def is_quantized_linear(node: ir.Node) -> bool:
     """Whether a node is one of our quantized linears."""
-    return node.domain == opset.DOMAIN and node.op_type == opset.W4A16_LINEAR
+    return node.domain == opset.DOMAIN and node.op_type in opset.LINEAR_OF_BITS.values()
+
+
+def is_quantized_embedding(node: ir.Node) -> bool:
+    """Whether a node is one of our quantized embeddings."""
+    return node.domain == opset.DOMAIN and node.op_type in opset.EMBEDDING_OF_BITS.values()
 
 
 def linear_shapes(model: ir.Model) -> Iterator[tuple[int, int]]:
-    """(N, K) of every quantized linear, lowered or not."""
+    """(N, K) of every quantized linear, lowered or not, but for a head that keeps the last position alone."""
+    heads = _last_position_heads(model)
     for node in model.graph:
+        if node in heads:
+            continue
         if is_quantized_linear(node):
             rows, features = _constant(_required(node.inputs[1])).shape.numpy()
             yield rows, features
         elif node.domain == MICROSOFT_DOMAIN and node.op_type == "MatMulNBits":
             yield node.attributes["N"].as_int(), node.attributes["K"].as_int()
+
+
+def _last_position_heads(model: ir.Model) -> set[ir.Node]:
+    """Linears in front of logits that a graph computes for one token a sequence."""
+    found: set[ir.Node] = set()
+    waiting = [value for value in model.graph.outputs if value.name == LOGITS and keeps_last_position(model)]
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node.op_type in _BEHIND_HEAD:
+            waiting += [value for value in node.inputs if value is not None]
+        elif node is not None:
+            found.add(node)
+    return found
 
 
 def widen_to_fp32_(model: ir.Model) -> None:
@@ -139,7 +177,7 @@ def widen_to_fp32_(model: ir.Model) -> None:
             _cast_gathered_(model.graph, gathers)
             kept.update(gathers)
             continue
-        value.const_value = _lazily(value, ir.DataType.FLOAT, tensor.shape, partial(_as_fp32, tensor))
+        value.const_value = _lazily(_name(value), ir.DataType.FLOAT, tensor.shape, partial(_as_fp32, tensor))
         value.dtype = ir.DataType.FLOAT
     for node in model.graph:
         for output in node.outputs:
@@ -180,8 +218,13 @@ def fix_capacity_(model: ir.Model, num_layers: int, capacity: int) -> None:
 def weights_read_bytes(model: ir.Model) -> int:
     """Bytes of weights that a call of one token reads: all but tables, of which it gathers a row."""
 
+    def is_gathered(node: ir.Node, index: int) -> bool:
+        if is_quantized_embedding(node) or node.op_type == "GatherBlockQuantized":
+            return True
+        return node.op_type == "Gather" and index == 0
+
     def is_table(value: ir.Value) -> bool:
-        return all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
+        return all(is_gathered(use.node, use.idx) for use in value.uses())
 
     weights = (value for value in model.graph.initializers.values() if not is_table(value))
     return sum(value.const_value.nbytes for value in weights if value.const_value is not None)
@@ -214,41 +257,183 @@ def keep_all_positions_(model: ir.Model) -> None:
 
 def _lower_linear_(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
     inputs = {name: _required(value) for name, value in zip(_input_names(node), node.inputs, strict=True)}
-    codes, scales = _constant(inputs["codes"]), _constant(inputs["scales"])
-    rows, features = codes.shape.numpy()
-    groups = scales.shape.numpy()[1]
-    blocks = Blocks.of(features, groups, node.attributes[opset.ATTR_GROUP_SIZE].as_int())
-    if blocks is None:
+    weight = _CodedWeight.of(node, inputs["codes"], inputs["scales"], inputs.get("zeros"), widened=widened)
+    if weight.blocks is None:
         return
-    count = len(blocks.group_of_block)
-    step_type = ir.DataType.FLOAT if widened else scales.dtype
-    parts: dict[str, tuple[ir.DataType, tuple[int, ...], Callable[[], NDArray[Any]]]] = {
-        "codes": (
-            ir.DataType.UINT8,
-            blocks.codes_shape(rows),
-            lambda: blocks.pack_codes(unpack_int4(packed_bytes(codes), (rows, features))),
-        ),
-        "scales": (step_type, (rows, count), lambda: blocks.spread(scales.numpy()).astype(step_type.numpy())),
-    }
-    if "zeros" in inputs:
-        zeros = _constant(inputs["zeros"])
-        parts["zeros"] = (
-            ir.DataType.UINT8,
-            (rows, -(-count // 2)),
-            lambda: blocks.pack_zeros(unpack_int4(packed_bytes(zeros), (rows, groups))),
-        )
-    replaced = {name: _replace_(graph, inputs[name], *part) for name, part in parts.items()}
-    attributes = {"K": features, "N": rows, "bits": 4, "block_size": blocks.block}
-    lowered = ir.node(
+    names: dict[str, str] = {kind: _name(inputs[kind]) for kind in ("codes", "scales", "zeros") if kind in inputs}
+    for name in names.values():
+        del graph.initializers[name]
+    if weight.bits == opset.CODE_BITS:
+        parts = {kind: _add_(graph, names[kind], *part) for kind, part in weight.parts(padded=True).items()}
+        _take_place_(graph, node, [_matmul(inputs["x"], parts, inputs.get("bias"), weight, widened=widened)])
+        return
+    products = list[ir.Node]()
+    for half, bias in (("high", inputs.get("bias")), ("low", None)):
+        parts = {
+            kind: _add_(graph, f"{node.name}.{half}_{kind}", *part)
+            for kind, part in weight.nibbles(high=half == "high").items()
+        }
+        products.append(_matmul(inputs["x"], parts, bias, weight, widened=widened))
+        products[-1].name = f"{node.name}.{half}"
+        products[-1].outputs[0].name = f"{node.name}.{half}:0"
+    _take_place_(graph, node, [*products, ir.node("Add", [product.outputs[0] for product in products])])
+
+
+def _matmul(
+    x: ir.Value, parts: dict[str, ir.Value], bias: ir.Value | None, weight: _CodedWeight, *, widened: bool
+) -> ir.Node:
+    """A product with 4-bit codes."""
+    assert weight.blocks is not None
+    rows, features = weight.shape
+    attributes = {"K": features, "N": rows, "bits": opset.CODE_BITS, "block_size": weight.blocks.block}
+    made = ir.node(
         "MatMulNBits",
-        [inputs["x"], replaced["codes"], replaced["scales"], replaced.get("zeros"), None, inputs.get("bias")],
+        [x, parts["codes"], parts["scales"], parts.get("zeros"), None, bias],
         {**attributes, "accuracy_level": FP32_COMPUTE} if widened else attributes,
         domain=MICROSOFT_DOMAIN,
-        name=node.name,
     )
-    old, new = node.outputs[0], lowered.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    ir.convenience.replace_nodes_and_values(graph, node, [node], [lowered], [old], [new])
+    made.outputs[0].dtype = weight.step_type
+    return made
+
+
+def _lower_embedding_(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
+    scales, codes, ids, *zeros = (_required(value) for value in node.inputs)
+    weight = _CodedWeight.of(node, codes, scales, zeros[0] if zeros else None, widened=widened)
+    if weight.blocks is None or weight.shape[1] % 2:
+        return
+    parts = weight.parts(padded=False)
+    parts.setdefault("zeros", weight.middle_zeros())  # by default the operator means 0 by some codes
+    # New names: the linear that shares the weight wants it in another shape.
+    added = {kind: _add_(graph, f"{node.name}.gathered_{kind}", *part) for kind, part in parts.items()}
+    lowered = ir.node(
+        "GatherBlockQuantized",
+        [added["codes"], ids, added["scales"], added["zeros"]],
+        {"bits": weight.bits, "block_size": weight.blocks.block, "gather_axis": 0, "quantize_axis": 1},
+        domain=MICROSOFT_DOMAIN,
+    )
+    lowered.outputs[0].dtype = weight.step_type
+    _take_place_(graph, node, [lowered])
+
+
+_Part = tuple[ir.DataType, tuple[int, ...], Callable[[], NDArray[Any]]]
+"""An initializer to be: type, shape, and what computes it."""
+
+
+@dataclass(frozen=True)
+class _CodedWeight:
+    """The weight of a linear or an embedding, as the graph has it."""
+
+    bits: int
+    shape: tuple[int, int]
+    blocks: Blocks | None
+    step_type: ir.DataType
+    codes: ir.TensorProtocol
+    scales: ir.TensorProtocol
+    zeros: ir.TensorProtocol | None
+
+    @classmethod
+    def of(
+        cls, node: ir.Node, codes: ir.Value, scales: ir.Value, zeros: ir.Value | None, *, widened: bool
+    ) -> _CodedWeight:
+        codes_tensor, scales_tensor = _constant(codes), _constant(scales)
+        rows, features = codes_tensor.shape.numpy()
+        groups = scales_tensor.shape.numpy()[1]
+        return cls(
+            bits=opset.CODE_BITS if codes_tensor.dtype is ir.DataType.INT4 else _BYTE_BITS,
+            shape=(rows, features),
+            blocks=Blocks.of(features, groups, node.attributes[opset.ATTR_GROUP_SIZE].as_int()),
+            step_type=ir.DataType.FLOAT if widened else scales_tensor.dtype,
+            codes=codes_tensor,
+            scales=scales_tensor,
+            zeros=None if zeros is None else _constant(zeros),
+        )
+
+    def parts(self, *, padded: bool) -> dict[str, _Part]:
+        """codes, scales and zeros if there are any, in whole blocks; of codes that are not padded, rows of bytes."""
+        (rows, features), blocks = self.shape, self.blocks
+        assert blocks is not None
+        count = len(blocks.group_of_block)
+        per_byte = _BYTE_BITS // self.bits
+        codes: _Part = (
+            ir.DataType.UINT8,
+            blocks.codes_shape(rows, self.bits) if padded else (rows, features // per_byte),
+            lambda: (
+                blocks.pack_codes(self._unsigned(self.codes), self.bits)
+                if padded
+                else _pack_rows(self._unsigned(self.codes), self.bits)
+            ),
+        )
+        scales: _Part = (
+            self.step_type,
+            (rows, count),
+            lambda: blocks.spread(self.scales.numpy()).astype(self.step_type.numpy()),
+        )
+        if self.zeros is None:
+            return {"codes": codes, "scales": scales}
+        zeros = self.zeros
+        packed_zeros: _Part = (
+            ir.DataType.UINT8,
+            (rows, -(-count // per_byte)),
+            lambda: blocks.pack_zeros(self._unsigned(zeros), self.bits),
+        )
+        return {"codes": codes, "scales": scales, "zeros": packed_zeros}
+
+    def nibbles(self, *, high: bool) -> dict[str, _Part]:
+        """An 8-bit weight's upper or lower halves of codes and zero points, as a 4-bit weight.
+
+        scale (code - zero) is the sum of 16 scale (code // 16 - zero // 16) and scale (code % 16 - zero % 16).
+        """
+        rows, blocks = self.shape[0], self.blocks
+        assert blocks is not None
+        groups = self.scales.shape.numpy()[1]
+        count, factor = len(blocks.group_of_block), 16 if high else 1
+
+        def half(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return codes >> np.uint8(4) if high else codes & np.uint8(0xF)
+
+        def zeros() -> NDArray[np.uint8]:
+            if self.zeros is None:
+                return np.full((rows, groups), 1 << (self.bits - 1), np.uint8)
+            return self._unsigned(self.zeros)
+
+        return {
+            "codes": (
+                ir.DataType.UINT8,
+                blocks.codes_shape(rows, opset.CODE_BITS),
+                lambda: blocks.pack_codes(half(self._unsigned(self.codes)), opset.CODE_BITS),
+            ),
+            "scales": (
+                self.step_type,
+                (rows, count),
+                lambda: (blocks.spread(self.scales.numpy()) * factor).astype(self.step_type.numpy()),
+            ),
+            "zeros": (
+                ir.DataType.UINT8,
+                (rows, -(-count // 2)),
+                lambda: blocks.pack_zeros(half(zeros()), opset.CODE_BITS),
+            ),
+        }
+
+    def middle_zeros(self) -> _Part:
+        """Zero points of codes that have none of their own."""
+        assert self.blocks is not None
+        shape = (self.shape[0], -(-len(self.blocks.group_of_block) * self.bits // _BYTE_BITS))
+        return ir.DataType.UINT8, shape, lambda: np.full(shape, _MIDDLE_BYTE[self.bits], np.uint8)
+
+    def _unsigned(self, tensor: ir.TensorProtocol) -> NDArray[np.uint8]:
+        shape = tuple(tensor.shape.numpy())
+        if self.bits == opset.CODE_BITS:
+            return unpack_int4(packed_bytes(tensor), shape)
+        return signed_bytes(packed_bytes(tensor)).view(np.uint8).reshape(shape)
+
+
+def _take_place_(graph: ir.Graph, node: ir.Node, lowered: Sequence[ir.Node]) -> None:
+    """Puts nodes in the place of one; the last has its name and its output."""
+    old, new = node.outputs[0], lowered[-1].outputs[0]
+    lowered[-1].name = node.name
+    new.name, new.shape = old.name, old.shape
+    new.type = new.type or old.type
+    ir.convenience.replace_nodes_and_values(graph, node, [node], lowered, [old], [new])
 
 
 def _input_names(node: ir.Node) -> list[str]:
@@ -257,28 +442,25 @@ def _input_names(node: ir.Node) -> list[str]:
     return ["x", "codes", "scales", *zeros, *bias]
 
 
-def _replace_(
-    graph: ir.Graph, value: ir.Value, dtype: ir.DataType, shape: Sequence[int], compute: Callable[[], NDArray[Any]]
+def _add_(
+    graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int], compute: Callable[[], NDArray[Any]]
 ) -> ir.Value:
-    """Gives an initializer new contents under its old name."""
-    fresh = ir.Value(
-        name=value.name,
-        type=ir.TensorType(dtype),
-        shape=ir.Shape(shape),
-        const_value=_lazily(value, dtype, ir.Shape(shape), compute),
-    )
-    del graph.initializers[_name(value)]
-    graph.register_initializer(fresh)
-    return fresh
+    """A new initializer, computed whenever it is read, and not kept."""
+    tensor = _lazily(name, dtype, ir.Shape(shape), compute)
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
-def _lazily(value: ir.Value, dtype: ir.DataType, shape: Any, compute: Callable[[], NDArray[Any]]) -> ir.LazyTensor:
+def _lazily(name: str, dtype: ir.DataType, shape: Any, compute: Callable[[], NDArray[Any]]) -> ir.LazyTensor:
     """A tensor that is computed whenever it is read, and not kept."""
-    return ir.LazyTensor(lambda: ir.Tensor(compute(), dtype=dtype, name=value.name), dtype, shape, name=value.name)
+    return ir.LazyTensor(lambda: ir.Tensor(compute(), dtype=dtype, name=name), dtype, shape, name=name)
 
 
-def _pack_rows(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [N, n] nibbles -> uint8 [N, ceil(n / 2)], low nibble first, every row on a byte of its own."""
+def _pack_rows(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """uint8 [N, n] codes -> uint8 [N, ceil(n * bits / 8)], low nibble first, every row on a byte of its own."""
+    if bits == _BYTE_BITS:
+        return codes
     if codes.shape[1] % 2:
         codes = np.pad(codes, ((0, 0), (0, 1)))
     return (codes[:, 0::2] | (codes[:, 1::2] << 4)).astype(np.uint8, copy=False)

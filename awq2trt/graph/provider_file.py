@@ -3,8 +3,8 @@
 In: the directory that `export` wrote. Out, in a directory that the caller owns: `model.onnx` and its weights, which
 mean the same. Tensors are read, rewritten and written one at a time, so memory stays that of the largest.
 
-- For the CPU: `com.microsoft::MatMulNBits`, fp32, and a cache of any length up to the capacity (`ort_lowering`).
-- For CUDA with our kernels: `awq2trt::W4A16Linear` without function bodies, for the plugin library to take,
+- For the CPU: operators of `com.microsoft`, fp32, and a cache of any length up to the capacity (`ort_lowering`).
+- For CUDA with our kernels: our operators with codes without function bodies, for the plugin library to take,
   and, unless they are not wanted, fused operators of the same library (`fusion`).
 - For CUDA without them: `MatMulNBits` in the activations' type.
 
@@ -21,6 +21,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from awq2trt import opset
 from awq2trt.errors import UsageError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.fusion import fuse_, fused_nodes
@@ -124,12 +125,12 @@ def _refuse_fused(model: ir.Model) -> None:
 
 
 def _leave_to_library_(model: ir.Model) -> None:
-    """Drops function bodies: nothing but the plugin library may take a linear, or it would be dequantized whole.
+    """Drops function bodies: nothing but the plugin library may take a weight, or it would be dequantized whole.
 
     Linears for which it has no kernels are, for want of anything better.
     """
     inline_bodies_(model, keep=has_kernels)
     model.functions.clear()
     for node in model.graph:
-        if ort_lowering.is_quantized_linear(node):
+        if node.domain == opset.DOMAIN:
             node.overload = ""

@@ -1,8 +1,8 @@
 """Writes the files of a kit, all but its manifest.
 
 In: an exported decoder's directory and a `KitPlan`. Out, in a directory that the caller owns: `model.onnx` for the
-JetPack's TensorRT and its weights, the files beside it, `lib/` or `src/`, `kit.conf`, `finish.sh`, `README.md`. The
-same inputs give the same bytes.
+JetPack's TensorRT, fused unless that is not wanted, and its weights; the files beside it, `lib/` or `src/`, `kit.conf`,
+`finish.sh`, `README.md`. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ import onnx_ir as ir
 from awq2trt import opset
 from awq2trt.artifact.golden import DESCRIPTION_FILE, read_golden
 from awq2trt.artifact.records import KitRecord
-from awq2trt.engine.predict import WORKSPACE_BYTES, Footprint
+from awq2trt.engine.predict import Footprint
 from awq2trt.engine.profiles import decoder_profiles
 from awq2trt.errors import UnsupportedError
 from awq2trt.graph.basic_ops import drop_functions_, fix_batch_, lower_to_basic_ops_
-from awq2trt.graph.read import open_decoder
-from awq2trt.io_contract import BATCH, DECODER, MODEL_FILE, IoContract, TensorContract
+from awq2trt.graph.fusion import fuse_
+from awq2trt.graph.provider_file import save_model
+from awq2trt.graph.read import open_decoder, operators_of
+from awq2trt.io_contract import BATCH, DECODER, MODEL_FILE, WEIGHTS_FILE, IoContract, TensorContract
 from awq2trt.machine.foreign_library import KitPlugin
 from awq2trt.machine.plugin_library import LIBRARY_NAME
 from awq2trt.target import JetPack, Target
@@ -49,6 +51,8 @@ _LONGEST_UNFUSED_PREFILL: Final = 512
 
 _FRACTION_BITS: Final = {"float16": 10, "bfloat16": 7}
 
+_FORMS: Final = {True: "opset 24", False: "basic operators of opset 20"}
+
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
 
@@ -62,6 +66,8 @@ class KitPlan:
         jetpack: On it.
         plugin: The plugin library, or its sources.
         footprint: Of the model.
+        longest_prefill: Most new tokens that a call of the engine may have.
+        fusion: The graph is fused.
         model: What the user called it.
         scheme: How it is quantized, in words.
     """
@@ -70,16 +76,18 @@ class KitPlan:
     jetpack: JetPack
     plugin: KitPlugin
     footprint: Footprint
+    longest_prefill: int
+    fusion: bool
     model: str
     scheme: str
 
 
-def longest_prefill(capacity: int, jetpack: JetPack) -> int:
-    """Most new tokens that a call of the engine may have."""
-    return capacity if jetpack.fused else min(capacity, _LONGEST_UNFUSED_PREFILL)
+def longest_prefill(capacity: int, *, fused: bool) -> int:
+    """Most new tokens that a call of the engine may have; `fused` as of `predict_footprint`."""
+    return capacity if fused else min(capacity, _LONGEST_UNFUSED_PREFILL)
 
 
-def kit_record(plan: KitPlan, capacity: int) -> KitRecord:
+def kit_record(plan: KitPlan) -> KitRecord:
     """What the manifest says of the kit."""
     return KitRecord(
         target=plan.target.name,
@@ -89,7 +97,7 @@ def kit_record(plan: KitPlan, capacity: int) -> KitRecord:
         minimum_tensorrt=plan.jetpack.tensorrt,
         plugin_version=plan.plugin.library.version if plan.plugin.library else __version__,
         plugin_cuda=plan.plugin.library.cuda if plan.plugin.library else None,
-        profiles={DECODER: decoder_profiles(longest_prefill(capacity, plan.jetpack))},
+        profiles={DECODER: decoder_profiles(plan.longest_prefill)},
         build_bytes=plan.footprint.build_bytes,
         run_bytes=plan.footprint.run_bytes,
         disk_bytes=_engine_bytes(plan),
@@ -105,7 +113,9 @@ def kit_contract(contract: IoContract) -> IoContract:
     return replace(contract, inputs=fixed(contract.inputs), outputs=fixed(contract.outputs))
 
 
-def write_kit(onnx_directory: Path, names: Sequence[str], directory: Path, plan: KitPlan, record: KitRecord) -> None:
+def write_kit(
+    onnx_directory: Path, names: Sequence[str], directory: Path, plan: KitPlan, record: KitRecord
+) -> dict[str, str]:
     """Writes the files.
 
     Args:
@@ -115,23 +125,29 @@ def write_kit(onnx_directory: Path, names: Sequence[str], directory: Path, plan:
         plan: What the kit is.
         record: What the manifest says of it.
 
+    Returns:
+        Custom operators of the model, by name, with the version of each.
+
     Raises:
         UnsupportedError: The model cannot be written for that JetPack.
         ArtifactError: The model is damaged.
     """
+    rewritten = (MODEL_FILE, WEIGHTS_FILE) if plan.fusion else (MODEL_FILE,)
     for name in names:
-        if name != MODEL_FILE:
+        if name not in rewritten:
             shutil.copyfile(onnx_directory / name, directory / name)
-    dtype, capacity = _write_model(onnx_directory, directory / MODEL_FILE, plan)
+    model, sizes = open_decoder(onnx_directory)
+    _write_model(model, directory, plan)
     _write_plugin(plan, directory)
     golden = _golden_settings(directory) if DESCRIPTION_FILE in names else {"golden_calls": "", "golden_tolerance": "0"}
     shutil.copyfile(_HERE / SCRIPT_FILE, directory / SCRIPT_FILE)
     (directory / SCRIPT_FILE).chmod(0o755)
-    (directory / README_FILE).write_text(_readme(plan, record, capacity), encoding="utf-8")
+    (directory / README_FILE).write_text(_readme(plan, record, sizes.capacity), encoding="utf-8")
     settings = _settings(plan, record) | golden
-    settings |= {"fraction_bits": str(_FRACTION_BITS[dtype]), "files": str(_files_of(directory))}
+    settings |= {"fraction_bits": str(_FRACTION_BITS[sizes.dtype.name.lower()]), "files": str(_files_of(directory))}
     conf = "".join(f"kit_{key}={shlex.quote(value)}\n" for key, value in sorted(settings.items()))
     (directory / CONF_FILE).write_text(conf, encoding="utf-8")
+    return operators_of(model)
 
 
 def _files_of(directory: Path) -> int:
@@ -139,18 +155,20 @@ def _files_of(directory: Path) -> int:
     return sum(path.is_file() for path in directory.rglob("*")) + 2
 
 
-def _write_model(onnx_directory: Path, path: Path, plan: KitPlan) -> tuple[str, int]:
-    """Writes the decoder for the JetPack's TensorRT; returns the type of its activations, and its capacity."""
-    model, sizes = open_decoder(onnx_directory)
+def _write_model(model: ir.Model, directory: Path, plan: KitPlan) -> None:
+    """Rewrites the decoder for the JetPack's TensorRT, and writes it; if it is fused, its weights too."""
     fix_batch_(model)
     _require_kernels(model)
-    if plan.jetpack.fused:
-        drop_functions_(model)
-    else:
+    drop_functions_(model)
+    if plan.fusion:
+        fuse_(model)
+    if not plan.jetpack.fused:
         lower_to_basic_ops_(model)
-    path.write_bytes(ir.to_proto(model).SerializeToString())
-    onnx.checker.check_model(str(path))
-    return sizes.dtype.name.lower(), sizes.capacity
+    if plan.fusion:
+        save_model(model, directory)
+    else:
+        (directory / MODEL_FILE).write_bytes(ir.to_proto(model).SerializeToString())
+    onnx.checker.check_model(str(directory / MODEL_FILE))
 
 
 def _require_kernels(model: ir.Model) -> None:
@@ -161,10 +179,11 @@ def _require_kernels(model: ir.Model) -> None:
         codes = node.inputs[1] if len(node.inputs) > 1 else None
         shape = codes.shape if codes is not None else None
         features = shape[1] if shape is not None and len(shape) == 2 else None
-        if node.op_type != opset.W4A16_LINEAR or not isinstance(features, int) or features % opset.FEATURES_MULTIPLE:
+        known = node.op_type in opset.QUANTIZED_OPERATORS
+        if not known or not isinstance(features, int) or features % opset.FEATURES_MULTIPLE:
             raise UnsupportedError(
                 f"the plugin library has no kernel for {node.op_type} with K = {features}: it takes "
-                f"{opset.W4A16_LINEAR} with a K that is a multiple of {opset.FEATURES_MULTIPLE}.",
+                f"{', '.join(opset.QUANTIZED_OPERATORS)} with a K that is a multiple of {opset.FEATURES_MULTIPLE}.",
                 where=node.name,
                 fix="build for an RTX card with --no-plugin, or use a model with other widths.",
             )
@@ -203,7 +222,7 @@ def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
         "sm": record.compute_capability.replace(".", ""),
         "tensorrt": ".".join(str(part) for part in record.minimum_tensorrt),
         "title": plan.target.title,
-        "workspace_mib": str(_mebibytes(WORKSPACE_BYTES)),
+        "workspace_mib": str(_mebibytes(plan.footprint.workspace_bytes)),
     }
 
 
@@ -231,7 +250,7 @@ def _readme(plan: KitPlan, record: KitRecord, capacity: int) -> str:
         "build": f"{record.build_bytes / _GIB:.1f}",
         "run": f"{record.run_bytes / _GIB:.1f}",
         "disk": f"{record.disk_bytes / _GIB:.1f}",
-        "form": "opset 24" if plan.jetpack.fused else "basic operators of opset 20",
+        "form": ("our operators and " if plan.fusion else "") + _FORMS[plan.jetpack.fused],
         "library": SOURCE_FOLDER + "/" if compiles else LIBRARY_FILE,
         "library_meaning": "sources of the plugin library" if compiles else "our kernels, as a TensorRT plugin library",
         "longest": prefill.longest,

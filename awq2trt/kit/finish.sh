@@ -265,7 +265,7 @@ run_trtexec() {
 build() {
     say "building $engine with TensorRT $(version_name "$tensorrt") (some minutes; all it says is in build.log)"
     run_trtexec build.log --onnx=model.onnx --saveEngine="$partial" --skipInference --stronglyTyped \
-        --dynamicPlugins="$library" --setPluginsToSerialize="$library" \
+        --preview=+aliasedPluginIO1003 --dynamicPlugins="$library" --setPluginsToSerialize="$library" \
         --profile=0 --minShapes=input_ids:1x1 --optShapes="input_ids:1x$kit_prefill_typical" \
         --maxShapes="input_ids:1x$kit_prefill_longest" \
         --profile=1 --minShapes=input_ids:1x1 --optShapes=input_ids:1x1 --maxShapes=input_ids:1x1 \

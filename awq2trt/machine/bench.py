@@ -1,4 +1,4 @@
-"""`awq2trt bench --kernels`: the W4A16 kernels of the plugin library, alone on a GPU.
+"""`awq2trt bench --kernels`: the W4A16 kernels of the plugin library, or the W8A16 ones, alone on a GPU.
 
 In: the plugin library and the benchmark library beside it (through `kernels`), and PyTorch with CUDA on this machine.
 Out: a table of microseconds, GB/s and share of the floor, beside cuBLAS fp16 and PyTorch's own INT4 kernel
@@ -42,6 +42,8 @@ MMA_ITERATIONS: Final = 4000
 
 DEFAULT_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 
+CODE_BITS: Final = (4, 8)
+
 DTYPES: Final = ("float16", "bfloat16")
 """Types of x, at the places of their values in the kernels' enum."""
 
@@ -65,6 +67,46 @@ DEFAULT_SHAPES: Final = (
     LayerShape(4096, 32000),  # its lm_head
     LayerShape(8192, 28672),  # Llama-2-70B gate
 )
+
+
+HEAD_SHAPES: Final = (
+    LayerShape(576, 49152),  # SmolLM2-135M
+    LayerShape(2048, 151936),  # Qwen3-1.7B
+    LayerShape(4096, 32000),  # Llama-2-7B
+    LayerShape(4096, 128256),  # Llama-3-8B
+)
+"""Heads: what has 8-bit codes."""
+
+HEAD_TOKENS: Final = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class WeightKind:
+    """How weights are quantized.
+
+    Attributes:
+        code_bits: 4 or 8.
+        group_size: G.
+        zero_points: Whether there are any.
+    """
+
+    code_bits: int = 4
+    group_size: int = 128
+    zero_points: bool = True
+
+    def groups(self, shape: LayerShape) -> int:
+        """Of a layer."""
+        return shape.n * math.ceil(shape.k / self.group_size)
+
+    def packed_bytes(self, codes: int) -> int:
+        """Of so many codes."""
+        return math.ceil(codes * self.code_bits / 8)
+
+    def bytes(self, shape: LayerShape) -> int:
+        """Codes, scales and zero points of a layer."""
+        groups = self.groups(shape)
+        zeros = self.packed_bytes(groups) if self.zero_points else 0
+        return self.packed_bytes(shape.n * shape.k) + 2 * groups + zeros
 
 
 @dataclass(frozen=True)
@@ -113,44 +155,48 @@ class KernelReport:
     group_size: int
     dtype: str
     zero_points: bool
+    code_bits: int
     ceilings: Ceilings
     measurements: tuple[Measurement, ...]
 
 
 def bench_kernels(
     *,
-    shapes: Sequence[LayerShape] = DEFAULT_SHAPES,
-    tokens: Sequence[int] = DEFAULT_TOKENS,
-    group_size: int = 128,
+    shapes: Sequence[LayerShape] | None = None,
+    tokens: Sequence[int] | None = None,
+    kind: WeightKind = WeightKind(),
     dtype: str = DTYPES[0],
-    zero_points: bool = True,
     baselines: bool = True,
 ) -> KernelReport:
     """Measures the kernels on this machine's GPU.
 
     Args:
-        shapes: Layers to measure.
-        tokens: Rows of x to measure each with.
-        group_size: G.
+        shapes: Layers to measure; None for Llama-2's, or heads where codes have 8 bits.
+        tokens: Rows of x to measure each with; None for those that such layers see.
+        kind: Of the weights.
         dtype: One of `DTYPES`.
-        zero_points: Whether the weights have zero points.
         baselines: Whether to time cuBLAS and PyTorch's INT4 kernel too.
 
     Raises:
-        UsageError: The kernels do not compute in `dtype`.
+        UsageError: There are no kernels for `dtype` or `code_bits`.
         ToolError: No plugin library, no PyTorch with CUDA, or a CUDA call failed.
     """
     if dtype not in DTYPES:
         raise UsageError(f"got {dtype}, expected one of: {', '.join(DTYPES)}.", where="--dtype", fix="leave it out.")
+    if kind.code_bits not in CODE_BITS:
+        raise UsageError(f"got {kind.code_bits}, expected 4 or 8.", where="--code-bits", fix="leave it out.")
+    of_blocks = kind.code_bits == CODE_BITS[0]
+    shapes = shapes or (DEFAULT_SHAPES if of_blocks else HEAD_SHAPES)
+    tokens = tokens or (DEFAULT_TOKENS if of_blocks else HEAD_TOKENS)
     library = find_plugin_library()
     torch = _torch_with_cuda()
     kernels = Kernels.load(library)
     ceilings = measure_ceilings(torch, kernels)
     measurements = []
     for shape in shapes:
-        layer = RotatedLayer.random(torch, shape, group_size=group_size, dtype=dtype, zero_points=zero_points)
+        layer = RotatedLayer.random(torch, shape, kind, dtype)
         cublas = _cublas_times(torch, shape, tokens, dtype) if baselines else {}
-        tinygemm = _tinygemm_times(torch, shape, tokens, group_size) if baselines else {}
+        tinygemm = _tinygemm_times(torch, shape, tokens, kind.group_size) if baselines and of_blocks else {}
         for m in tokens:
             problem = layer.problem(m)
             config = kernels.choose_config(problem)
@@ -158,7 +204,7 @@ def bench_kernels(
                 Measurement(
                     shape=shape,
                     tokens=m,
-                    config=str(config),
+                    config=str(config) if of_blocks else "rows",
                     us=layer.time_us(kernels, problem, config),
                     floor_us=floor_us(layer.bytes(m), layer.flops(m), ceilings),
                     bytes=layer.bytes(m),
@@ -173,9 +219,10 @@ def bench_kernels(
         device=torch.cuda.get_device_name(),
         versions={"plugins": library.version, "torch": str(torch.__version__), "cuda": str(torch.version.cuda)},
         date=datetime.date.today().isoformat(),
-        group_size=group_size,
+        group_size=kind.group_size,
         dtype=dtype,
-        zero_points=zero_points,
+        zero_points=kind.zero_points,
+        code_bits=kind.code_bits,
         ceilings=ceilings,
         measurements=tuple(measurements),
     )
@@ -240,39 +287,38 @@ class RotatedLayer:
     Attributes:
         torch: PyTorch.
         shape: The layer.
-        group_size: G.
-        codes: uint8 [copies, N * K / 2].
+        kind: Of its weights.
+        codes: uint8 [copies, bytes of N * K codes].
         scales: fp16 or bf16 [copies, N * groups].
-        zeros: uint8 [copies, bytes of N * groups nibbles, in whole words]; None without zero points.
+        zeros: uint8 [copies, bytes of N * groups codes, in whole words]; None without zero points.
     """
 
     torch: Any
     shape: LayerShape
-    group_size: int
+    kind: WeightKind
     codes: Any
     scales: Any
     zeros: Any | None
 
     @classmethod
-    def random(cls, torch: Any, shape: LayerShape, *, group_size: int, dtype: str, zero_points: bool) -> RotatedLayer:
+    def random(cls, torch: Any, shape: LayerShape, kind: WeightKind, dtype: str) -> RotatedLayer:
         """A layer with random weights on the current GPU.
 
         Args:
             torch: PyTorch.
             shape: The layer.
-            group_size: G.
+            kind: Of its weights.
             dtype: One of `DTYPES`.
-            zero_points: Whether there are zero points.
         """
-        copies = max(2, math.ceil(ROTATED_BYTES / _weight_bytes(shape, group_size, zero_points=zero_points)))
-        groups = shape.n * math.ceil(shape.k / group_size)
+        copies = max(2, math.ceil(ROTATED_BYTES / kind.bytes(shape)))
 
         def random_bytes(count: int) -> Any:
             return torch.randint(0, 256, (copies, count), dtype=torch.uint8, device="cuda")
 
-        scales = 0.01 + 0.002 * torch.randn(copies, groups, device="cuda").to(getattr(torch, dtype))
-        zeros = random_bytes((math.ceil(groups / 2) + 3) // 4 * 4) if zero_points else None
-        return cls(torch, shape, group_size, random_bytes(shape.n * shape.k // 2), scales, zeros)
+        scales = 0.01 + 0.002 * torch.randn(copies, kind.groups(shape), device="cuda").to(getattr(torch, dtype))
+        zeros = random_bytes((kind.packed_bytes(kind.groups(shape)) + 3) // 4 * 4) if kind.zero_points else None
+        codes = random_bytes(kind.packed_bytes(shape.n * shape.k))
+        return cls(torch, shape, kind, codes, scales, zeros)
 
     def problem(self, tokens: int) -> GemmProblem:
         """The problem with this many rows of x."""
@@ -280,7 +326,7 @@ class RotatedLayer:
             m=tokens,
             n=self.shape.n,
             k=self.shape.k,
-            group_size=self.group_size,
+            group_size=self.kind.group_size,
             dtype=DTYPES.index(str(self.scales.dtype).removeprefix("torch.")),
             has_zeros=self.zeros is not None,
             has_bias=False,
@@ -288,8 +334,7 @@ class RotatedLayer:
 
     def bytes(self, tokens: int) -> int:
         """Least bytes through device memory: weights and x once, y once."""
-        weight_bytes = _weight_bytes(self.shape, self.group_size, zero_points=self.zeros is not None)
-        return weight_bytes + 2 * tokens * (self.shape.k + self.shape.n)
+        return self.kind.bytes(self.shape) + 2 * tokens * (self.shape.k + self.shape.n)
 
     def flops(self, tokens: int) -> int:
         """Multiplications and additions."""
@@ -312,15 +357,14 @@ class RotatedLayer:
                 y=y.data_ptr(),
                 workspace=workspace.data_ptr(),
             )
-            return lambda: kernels.launch(problem, config, tensors, torch.cuda.current_stream().cuda_stream)
+            if self.kind.code_bits == CODE_BITS[0]:
+                return lambda: kernels.launch(problem, config, tensors, torch.cuda.current_stream().cuda_stream)
+            overlap = config.overlap
+            return lambda: kernels.launch_bytes(
+                problem, tensors, torch.cuda.current_stream().cuda_stream, overlap=overlap
+            )
 
         return time_us(torch, [launch_of(copy) for copy in range(len(self.codes))])
-
-
-def _weight_bytes(shape: LayerShape, group_size: int, *, zero_points: bool) -> int:
-    """Codes, scales and zero points of one layer."""
-    groups = shape.n * math.ceil(shape.k / group_size)
-    return shape.n * shape.k // 2 + 2 * groups + (math.ceil(groups / 2) if zero_points else 0)
 
 
 def format_report(report: KernelReport) -> str:
@@ -330,7 +374,7 @@ def format_report(report: KernelReport) -> str:
     lines = [
         f"{report.device}, {report.date}, "
         + ", ".join(f"{name} {version}" for name, version in report.versions.items()),
-        f"W4A16 {report.dtype}, group size {report.group_size}, {zero_points}; "
+        f"W{report.code_bits}A16 {report.dtype}, group size {report.group_size}, {zero_points}; "
         f"copy {ceilings.copy_bytes_per_us / 1e6:.2f} TB/s, mma.sync {ceilings.mma_flops_per_us / 1e6:.0f} TFLOP/s"
         + (f" ({normal / 1e6:.0f} on normal operands)" if (normal := ceilings.normal_mma_flops_per_us) else ""),
         "",
@@ -368,7 +412,7 @@ def plot_report(report: KernelReport, path: Path) -> None:
     axes.set_ylim(0, 1)
     axes.set_xlabel("tokens M")
     axes.set_ylabel("share of the floor")
-    axes.set_title(f"W4A16 {report.dtype}, group size {report.group_size}, {report.device}")
+    axes.set_title(f"W{report.code_bits}A16 {report.dtype}, group size {report.group_size}, {report.device}")
     axes.grid(alpha=0.3)
     axes.legend(title="K -> N", ncols=2)
     figure.savefig(path, dpi=130)

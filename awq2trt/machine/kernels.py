@@ -103,6 +103,13 @@ class Kernels:
         )
         self._check(status, f"launch of {config}")
 
+    def launch_bytes(self, problem: GemmProblem, tensors: LinearTensors, stream: int, *, overlap: bool) -> None:
+        """Enqueues one call with 8-bit codes."""
+        status = self._c.awq2trt_launch_w8a16(
+            ctypes.byref(problem), ctypes.byref(tensors), int(overlap), ctypes.c_void_p(stream)
+        )
+        self._check(status, "launch with 8-bit codes")
+
     def launch_mma_ceiling(self, iterations: int, *, normal: bool, sink: int, stream: int) -> None:
         """Enqueues the bare mma.sync loop, on normally distributed operands or such of one exponent."""
         status = self._ceilings.awq2trt_launch_mma_ceiling(

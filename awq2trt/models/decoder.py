@@ -346,9 +346,13 @@ class Ends:
             hidden = hidden + to_tensor(table[first : first + tokens.shape[1]])
         return self._norm(spec.embedding_norm, hidden)
 
+    def normed(self, hidden: Tensor) -> Tensor:
+        """What the head reads, fp32 [..., hidden_size] as the last block's output."""
+        return self._norm(self._spec.final_norm, hidden)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 [..., hidden_size] -> fp32 [..., vocab_size]."""
-        logits = self._project(self._norm(self._spec.final_norm, hidden))
+        logits = self._project(self.normed(hidden))
         cap = self._spec.logit_softcap
         return logits if cap is None else _softcap(logits, cap)
 

@@ -1,10 +1,11 @@
-"""Function bodies of `W4A16Linear`: the operator defined in standard ONNX ops.
+"""Function bodies of the operators with codes, linears and embeddings: each defined in standard ONNX ops.
 
 In: which variant a node needs. Out: an `onnx_ir` function whose overload names the variant; a node picks its body by
 its own `overload` field (ONNX IR version 10 and later), so that all variants share one op type, the one that plugins
 are registered under. Bodies keep to what TensorRT takes, which has no zero points in `DequantizeLinear`, wants whole
-blocks, no block of one element, and lets INT4 tensors go nowhere but into `DequantizeLinear`:
+blocks, no block of one element, and lets codes, INT4 or INT8, go nowhere but into `DequantizeLinear`:
 
+- An embedding dequantizes its whole table and then gathers rows, since codes cannot be gathered. It is right, and slow.
 - Zero points become a second product. w = s (q - z), so x w^T = x (s q)^T - sum_groups(x) (s z)^T, where q and z
   are the signed INT4 values (code - 8, zero - 8), whose offset cancels in q - z. The two products partly cancel; with
   everything rounded to fp16 the mean KL of SmolLM2-135M (g128, 512 tokens of WikiText-2, simulated in PyTorch) from its
@@ -33,12 +34,14 @@ class BodyVariant:
     """What distinguishes one body from another.
 
     Attributes:
+        bits: Width of a code: 4 or 8.
         group_length: Channels in every group but perhaps the last, G.
         ragged_features: K if its last group is shorter, else None: whole groups need not know K.
         has_zeros: Groups have zero points.
         has_bias: The linear has a bias.
     """
 
+    bits: int
     group_length: int
     ragged_features: int | None
     has_zeros: bool
@@ -49,6 +52,7 @@ class BodyVariant:
         """The variant that `linear` needs."""
         group, features = linear.group_length, linear.in_features
         return BodyVariant(
+            bits=linear.scheme.bits,
             group_length=group,
             ragged_features=features if features % group else None,
             has_zeros=linear.zeros is not None,
@@ -65,8 +69,13 @@ class BodyVariant:
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Inputs of the operator, without gaps, as `opset.W4A16_LINEAR` orders them."""
+        """Inputs of a linear, without gaps, as `opset.W4A16_LINEAR` orders them."""
         return ("x", "codes", "scales", *["zeros"] * self.has_zeros, *["bias"] * self.has_bias)
+
+    @property
+    def table_names(self) -> tuple[str, ...]:
+        """Inputs of an embedding, without gaps, as `opset.W4A16_EMBEDDING` orders them."""
+        return ("scales", "codes", "ids", *["zeros"] * self.has_zeros)
 
     @property
     def block_length(self) -> int:
@@ -75,7 +84,7 @@ class BodyVariant:
 
 
 def make_body(variant: BodyVariant) -> ir.Function:
-    """Builds the body of a variant."""
+    """Builds the body of a linear."""
     inputs = {name: ir.Value(name=name) for name in variant.input_names}
     tape = Tape()
     if variant.block_length == 1:
@@ -84,22 +93,45 @@ def make_body(variant: BodyVariant) -> ir.Function:
         y = _blockwise_product(tape, variant, inputs)
     if variant.has_bias:
         y = tape.op("Add", [y, inputs["bias"]])
-    y.name = "y"
-    graph = ir.Graph(
-        list(inputs.values()), [y], nodes=tape.nodes, opset_imports={"": opset.ONNX_OPSET}, name=variant.overload
-    )
-    attributes = [ir.Attr(name, kind, None) for name, kind in _ATTRIBUTES]
-    return ir.Function(opset.DOMAIN, opset.W4A16_LINEAR, variant.overload, graph=graph, attributes=attributes)
+    return _function(opset.LINEAR_OF_BITS[variant.bits], variant, tape, inputs, y, _LINEAR_ATTRIBUTES)
+
+
+def make_embedding_body(variant: BodyVariant) -> ir.Function:
+    """Builds the body of an embedding."""
+    inputs = {name: ir.Value(name=name) for name in variant.table_names}
+    tape = Tape()
+    if variant.block_length == 1:
+        y = tape.op("Gather", [_elementwise_weight(tape, variant, inputs), inputs["ids"]])
+    else:
+        y = _blockwise_rows(tape, variant, inputs)
+    return _function(opset.EMBEDDING_OF_BITS[variant.bits], variant, tape, inputs, y, _ATTRIBUTES)
 
 
 _ATTRIBUTES = (
     (opset.ATTR_GROUP_SIZE, ir.AttributeType.INT),
     (opset.ATTR_HAS_ZEROS, ir.AttributeType.INT),
-    (opset.ATTR_HAS_BIAS, ir.AttributeType.INT),
     (opset.ATTR_PLUGIN_VERSION, ir.AttributeType.STRING),
     (opset.ATTR_PLUGIN_NAMESPACE, ir.AttributeType.STRING),
 )
 """What nodes carry. Bodies do not read them: a variant is a body of its own."""
+
+_LINEAR_ATTRIBUTES = (*_ATTRIBUTES[:2], (opset.ATTR_HAS_BIAS, ir.AttributeType.INT), *_ATTRIBUTES[2:])
+
+
+def _function(
+    op_type: str,
+    variant: BodyVariant,
+    tape: Tape,
+    inputs: dict[str, ir.Value],
+    y: ir.Value,
+    attributes: Sequence[tuple[str, ir.AttributeType]],
+) -> ir.Function:
+    y.name = "y"
+    graph = ir.Graph(
+        list(inputs.values()), [y], nodes=tape.nodes, opset_imports={"": opset.ONNX_OPSET}, name=variant.overload
+    )
+    declared = [ir.Attr(name, kind, None) for name, kind in attributes]
+    return ir.Function(opset.DOMAIN, op_type, variant.overload, graph=graph, attributes=declared)
 
 
 def _blockwise_product(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.Value]) -> ir.Value:
@@ -120,15 +152,36 @@ def _blockwise_product(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.Va
     return tape.op("Sub", [y, tape.op("MatMul", [sums, offsets])])
 
 
+def _blockwise_rows(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.Value]) -> ir.Value:
+    """Rows of s q less those of s z, with q dequantized in whole blocks."""
+    ids, block = inputs["ids"], variant.block_length
+    scales = _per_block(tape, variant, inputs["scales"])  # [V, K/g]
+    table = tape.op("DequantizeLinear", [inputs["codes"], scales], {"axis": 1, "block_size": block})  # [V, K]
+    rows = tape.op("Gather", [table, ids])  # [..., K]
+    if not variant.has_zeros:
+        return rows
+    zeros = _per_block(tape, variant, _signed(tape, inputs["zeros"], inputs["scales"]))
+    offsets = tape.op("Gather", [tape.op("Mul", [scales, zeros]), ids])  # [..., K/g]
+    shape = tape.op("Concat", [tape.op("Shape", [ids]), _integers(tape, [-1, block])], {"axis": 0})
+    blocked = tape.op("Reshape", [rows, shape])  # [..., K/g, g]
+    moved = tape.op("Sub", [blocked, tape.op("Unsqueeze", [offsets, _integers(tape, [-1])])])
+    return tape.op("Reshape", [moved, tape.op("Shape", [rows])])
+
+
 def _elementwise_product(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.Value]) -> ir.Value:
-    """x (s (q - z))^T with scales and zero points repeated for every element."""
+    """x (s (q - z))^T."""
+    weight = _elementwise_weight(tape, variant, inputs)
+    return tape.op("MatMul", [inputs["x"], tape.op("Transpose", [weight], {"perm": [1, 0]})])
+
+
+def _elementwise_weight(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.Value]) -> ir.Value:
+    """s (q - z) with scales and zero points repeated for every element."""
     scales = _per_block(tape, variant, inputs["scales"])  # [N, K]
     weight = _signed(tape, inputs["codes"], inputs["scales"])  # [N, K]
     if variant.has_zeros:
         zeros = _per_block(tape, variant, _signed(tape, inputs["zeros"], inputs["scales"]))
         weight = tape.op("Sub", [weight, zeros])
-    weight = tape.op("Mul", [weight, scales])
-    return tape.op("MatMul", [inputs["x"], tape.op("Transpose", [weight], {"perm": [1, 0]})])
+    return tape.op("Mul", [weight, scales])
 
 
 def _per_block(tape: Tape, variant: BodyVariant, groups: ir.Value) -> ir.Value:
@@ -141,7 +194,7 @@ def _per_block(tape: Tape, variant: BodyVariant, groups: ir.Value) -> ir.Value:
 
 
 def _signed(tape: Tape, value: ir.Value, like: ir.Value) -> ir.Value:
-    """INT4 as floating point of `like`'s type: dequantized with a step of one, which TensorRT takes unlike a cast."""
+    """Codes as floating point of `like`'s type: dequantized with a step of one, which TensorRT takes unlike a cast."""
     one = tape.op("CastLike", [tape.op("Constant", [], {"value_float": 1.0}), like])
     return tape.op("DequantizeLinear", [value, one])
 

@@ -7,8 +7,9 @@ residual -> norm -> MLP -> residual, with what the description adds or leaves ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import numpy as np
@@ -31,7 +32,7 @@ from awq2trt.io_contract import (
     cache_names,
 )
 from awq2trt.models.families import GELU_TANH, RELU, SILU, DecoderSpec, RopeSpec
-from awq2trt.onnx_export.bodies import BodyVariant, make_body
+from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
 from awq2trt.onnx_export.rotary_graph import Nodes, RotaryRows, rotary_rows
 
 LOWEST: Final = -65504.0
@@ -47,9 +48,10 @@ class Weights(Protocol):
     """Hands out initializers, each when the graph reaches it, so that they can be streamed to disk."""
 
     dtype: ir.DataType
+    quantized_head: bool
 
     def linear(self, name: str) -> LinearInputs:
-        """Initializers of a quantized linear."""
+        """Initializers of a quantized linear, or of a quantized head or embedding."""
 
     def tensor(self, name: str) -> ir.Value:
         """Initializer of a plain tensor."""
@@ -136,7 +138,7 @@ def build_decoder(spec: DecoderSpec, weights: Weights, plan: GraphPlan, on_block
         opset_imports={"": opset.ONNX_OPSET, opset.DOMAIN: opset.DOMAIN_VERSION},
         name=spec.family,
     )
-    functions = [make_body(variant) for variant in builder.variants] if plan.function_bodies else []
+    functions = builder.bodies() if plan.function_bodies else []
     return ir.Model(graph, ir_version=opset.ONNX_IR_VERSION, producer_name="awq2trt", functions=functions)
 
 
@@ -155,7 +157,8 @@ class _DecoderBuilder:
 
     def __init__(self, spec: DecoderSpec, weights: Weights, inputs: dict[str, ir.Value]) -> None:
         self.tape = Tape()
-        self.variants: dict[BodyVariant, None] = {}
+        self._variants: dict[BodyVariant, None] = {}  # of linears
+        self._tied: LinearInputs | None = None  # the quantized weight of head and embedding
         self.initializers: list[ir.Value] = []
         self._spec = spec
         self._weights = weights
@@ -170,13 +173,21 @@ class _DecoderBuilder:
         builder._slots, builder._seen = builder._causal_mask()
         builder._biases = {window: builder._attention_bias(window) for window in dict.fromkeys(_windows(spec))}
         builder._rotary = builder._rotaries()
-        builder._embedding = builder._keep(weights.tensor(f"{spec.embedding}.weight"))  # [V, H]
+        if spec.tie_embeddings and weights.quantized_head:
+            builder._tied = builder._keep_linear(spec.embedding)
+        else:
+            builder._embedding = builder._keep(weights.tensor(f"{spec.embedding}.weight"))  # [V, H]
         return builder
+
+    def bodies(self) -> list[ir.Function]:
+        """Function bodies of the nodes so far."""
+        embeddings = [] if self._tied is None else [make_embedding_body(self._tied[0])]
+        return [make_body(variant) for variant in self._variants] + embeddings
 
     def embed(self, input_ids: ir.Value) -> ir.Value:
         """Residual stream before the first block [B, S, H]."""
         spec = self._spec
-        hidden = self._op("Gather", [self._embedding, input_ids], name=spec.embedding)
+        hidden = self._rows(input_ids)
         if spec.embedding_scale != 1:
             scale = self._scalar(f"{spec.embedding}.scale", spec.embedding_scale)
             hidden = self._op("Mul", [hidden, scale], name=f"{spec.embedding}.scaled")
@@ -206,14 +217,30 @@ class _DecoderBuilder:
             starts, ends, axes = self._integers([-1]), self._integers([2**63 - 1]), self._integers([1])
             hidden = self._op("Slice", [hidden, starts, ends, axes], name=LAST_POSITION_NODE)
         hidden = self._norm(hidden, "", spec.final_norm)
-        head = self._embedding if spec.tie_embeddings else self._keep(self._weights.tensor(f"{spec.head}.weight"))
-        transposed = self._op("Transpose", [head], {"perm": [1, 0]}, name=f"{spec.head}.transpose")  # [H, V]
-        logits = self._op("MatMul", [hidden, transposed], name=spec.head)
+        logits = self._project(hidden)
         return (
             logits
             if spec.logit_softcap is None
             else self._softcap(logits, self._scalar(f"{spec.head}.cap", spec.logit_softcap), spec.head)
         )
+
+    def _rows(self, input_ids: ir.Value) -> ir.Value:
+        """Rows of the embedding [B, S, H]."""
+        name = self._spec.embedding
+        if self._tied is None:
+            return self._op("Gather", [self._embedding, input_ids], name=name)
+        variant, (codes, scales, *zeros) = self._tied
+        inputs = [scales, codes, input_ids, *zeros]
+        return self._quantized(opset.EMBEDDING_OF_BITS[variant.bits], inputs, variant, name)
+
+    def _project(self, hidden: ir.Value) -> ir.Value:
+        """Products with the head's rows [B, 1 or S, V]."""
+        spec = self._spec
+        if self._weights.quantized_head:
+            return self._linear_of(hidden, self._tied or self._keep_linear(spec.head), spec.head)
+        head = self._embedding if spec.tie_embeddings else self._keep(self._weights.tensor(f"{spec.head}.weight"))
+        transposed = self._op("Transpose", [head], {"perm": [1, 0]}, name=f"{spec.head}.transpose")  # [H, V]
+        return self._op("MatMul", [hidden, transposed], name=spec.head)
 
     def _attention(self, layer: int, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Self-attention of [B, S, H]: its output, and the caches after the new keys and values are written."""
@@ -289,16 +316,35 @@ class _DecoderBuilder:
         return self._op("Gelu", [x], {"approximate": "tanh" if kind == GELU_TANH else "none"}, name=f"{prefix}gelu")
 
     def _linear(self, x: ir.Value, name: str) -> ir.Value:
-        """A `W4A16Linear` node: [B, S, K] -> [B, S, N]."""
+        """A quantized linear: [B, S, K] -> [B, S, N]."""
+        return self._linear_of(x, self._keep_linear(name), name)
+
+    def _linear_of(self, x: ir.Value, weight: LinearInputs, name: str) -> ir.Value:
+        variant, initializers = weight
+        self._variants[variant] = None
+        has_bias = {opset.ATTR_HAS_BIAS: int(variant.has_bias)}
+        return self._quantized(opset.LINEAR_OF_BITS[variant.bits], [x, *initializers], variant, name, has_bias)
+
+    def _keep_linear(self, name: str) -> LinearInputs:
         variant, initializers = self._weights.linear(name)
-        self.variants[variant] = None
+        return variant, tuple(self._keep(value) for value in initializers)
+
+    def _quantized(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        variant: BodyVariant,
+        name: str,
+        further: Mapping[str, int] = MappingProxyType({}),
+    ) -> ir.Value:
+        """A node of an operator with codes: [B, S, features]."""
         y = self.tape.op(
-            opset.W4A16_LINEAR,
-            [x, *(self._keep(value) for value in initializers)],
+            op_type,
+            inputs,
             {
                 opset.ATTR_GROUP_SIZE: variant.group_length,
                 opset.ATTR_HAS_ZEROS: int(variant.has_zeros),
-                opset.ATTR_HAS_BIAS: int(variant.has_bias),
+                **further,
                 opset.ATTR_PLUGIN_VERSION: opset.PLUGIN_VERSION,
                 opset.ATTR_PLUGIN_NAMESPACE: opset.PLUGIN_NAMESPACE,
             },
@@ -306,8 +352,9 @@ class _DecoderBuilder:
             overload=variant.overload,
             name=name,
         )
-        codes_shape = initializers[0].shape
-        y.dtype, y.shape = self._weights.dtype, ir.Shape([BATCH, SEQUENCE, codes_shape[0]])  # type: ignore[index]
+        rows, columns = inputs[1].shape  # type: ignore[misc]  # [N, K]
+        features = rows if op_type in opset.LINEAR_OF_BITS.values() else columns
+        y.dtype, y.shape = self._weights.dtype, ir.Shape([BATCH, SEQUENCE, features])
         return y
 
     def _norm(self, x: ir.Value, prefix: str, relative_name: str | None) -> ir.Value:

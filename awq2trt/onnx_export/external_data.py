@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from awq2trt.checkpoint.pack import pack_int4
+from awq2trt.checkpoint.pack import pack_int4, signed_bytes
 from awq2trt.errors import UnsupportedError
 
 PAGE_BYTES: Final = 4096
@@ -53,6 +53,12 @@ class ExternalDataWriter:
         offset = self._align()
         self._file.write(pack_int4(codes).tobytes())
         return self._tensor(name, offset, ir.DataType.INT4, codes.shape)
+
+    def write_int8(self, name: str, codes: NDArray[np.uint8]) -> ir.ExternalTensor:
+        """Writes unsigned 8-bit codes of any shape as a signed INT8 tensor of that shape."""
+        offset = self._align()
+        self._file.write(signed_bytes(codes).tobytes())
+        return self._tensor(name, offset, ir.DataType.INT8, codes.shape)
 
     def _align(self) -> int:
         self._file.write(bytes(-self._file.tell() % PAGE_BYTES))

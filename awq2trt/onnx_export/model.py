@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from awq2trt import opset
 from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE, IoContract
 from awq2trt.models.families import DecoderSpec
@@ -23,7 +24,7 @@ from awq2trt.onnx_export.decoder_graph import GraphPlan, LinearInputs, build_dec
 from awq2trt.onnx_export.external_data import ExternalDataWriter
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.recipe import ActivationDtype, ExportOptions
-from awq2trt.scheme import QuantizedLinear
+from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 DEFAULT_MAX_SEQ_LEN: Final = 4096
 """Cache capacity unless asked otherwise: longer contexts cost cache memory that few runs use."""
@@ -36,6 +37,7 @@ class Checkpoint(Protocol):
 
     spec: DecoderSpec
     config: dict[str, Any]
+    head_scheme: QuantScheme | None
 
     def linear(self, name: str) -> QuantizedLinear:
         """A quantized linear by its full name."""
@@ -107,18 +109,20 @@ class _StreamedWeights:
 
     def __init__(self, checkpoint: Checkpoint, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
         self.dtype = dtype
+        self.quantized_head = checkpoint.head_scheme is not None
         self._checkpoint = checkpoint
         self._writer = writer
 
     def linear(self, name: str) -> LinearInputs:
         """codes, scales, and zeros and bias if there are any."""
         linear = self._checkpoint.linear(name).widened()
+        write_codes = self._writer.write_int4 if linear.scheme.bits == opset.CODE_BITS else self._writer.write_int8
         tensors = [
-            self._writer.write_int4(f"{name}.codes", linear.codes),
+            write_codes(f"{name}.codes", linear.codes),
             self._writer.write_float(f"{name}.scales", linear.scales, self.dtype),
         ]
         if linear.zeros is not None:
-            tensors.append(self._writer.write_int4(f"{name}.zeros", linear.zeros))
+            tensors.append(write_codes(f"{name}.zeros", linear.zeros))
         if linear.bias is not None:
             tensors.append(self._writer.write_float(f"{name}.bias", linear.bias, self.dtype))
         return BodyVariant.of(linear), tuple(_initializer(tensor) for tensor in tensors)

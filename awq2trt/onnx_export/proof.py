@@ -1,7 +1,7 @@
 """Proof that an import lost nothing: the checkpoint's weights against those of the exported graph.
 
 In: a checkpoint and the model made of it. Out: the largest difference between the weight that the layout's definition
-gives for the tensors in the checkpoint, and the weight that the graph's INT4 initializers stand for; both float32. The
+gives for the tensors in the checkpoint, and the weight that the graph's codes stand for; both float32. The
 definitions are written down here once more, with shifts instead of the streams of bits of `awq2trt.checkpoint.pack`,
 so that a mistake there cannot hide itself. With step sizes rounded to the graph's type both must be equal, bit for bit.
 """
@@ -21,6 +21,7 @@ from awq2trt import opset
 from awq2trt.checkpoint.layouts import StoredFormat
 from awq2trt.errors import ArtifactError
 from awq2trt.progress import Progress
+from awq2trt.scheme import QuantScheme
 
 Array = NDArray[Any]
 
@@ -42,6 +43,9 @@ class Checkpoint(Protocol):
 
     def stored_shape(self, name: str) -> tuple[int, int]:
         """Their N, K."""
+
+    def stored_scheme(self, name: str) -> QuantScheme:
+        """How they are quantized."""
 
     def split_rows(self, name: str, value: Array) -> dict[str, Array]:
         """[N, ...] of a linear in the file -> rows of each linear in the graph, by full name."""
@@ -72,7 +76,7 @@ def prove_import(checkpoint: Checkpoint, model: ir.Model, progress: Progress) ->
     lengths = {
         node.name: node.attributes[opset.ATTR_GROUP_SIZE].as_int()
         for node in model.graph
-        if node.op_type == opset.W4A16_LINEAR
+        if node.op_type in opset.LINEAR_OF_BITS.values()
     }
     largest, where = 0.0, ""
     names = checkpoint.stored_names
@@ -149,7 +153,7 @@ class _Stored:
 
 def _definition(checkpoint: Checkpoint, name: str, tensors: Mapping[str, Array]) -> tuple[Array, Array]:
     """What a layout defines: codes less their zero points, float32 [N, K], and step sizes [N, groups] as stored."""
-    (rows, columns), scheme = checkpoint.stored_shape(name), checkpoint.format.scheme
+    (rows, columns), scheme = checkpoint.stored_shape(name), checkpoint.stored_scheme(name)
     groups, length = scheme.groups(columns), scheme.group_of(columns)
     stored = _Stored(tensors, scheme.bits, rows, columns, groups, scheme.zero_point)
     codes, zeros, scales = DEFINITIONS[checkpoint.format.layout.name](stored)
@@ -214,7 +218,9 @@ def _stream(words: Array, bits: int, count: int) -> Array:
 
 
 def _natural_codes(packed: Array, bits: int, count: int) -> Array:
-    """Our own bytes: INT4 is stored less 8, as ONNX has it; narrower codes as they are."""
+    """Our own bytes: INT4 is stored less 8, as ONNX has it; other codes as they are."""
+    if bits == 8:
+        return packed.astype(np.int64)
     if bits == 4:
         nibbles = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count].astype(np.int64)
         return np.where(nibbles > 7, nibbles - 8, nibbles + 8)

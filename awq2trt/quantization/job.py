@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from awq2trt.artifact.arrays import write_arrays
 from awq2trt.checkpoint.checkpoint import fuse_linears
-from awq2trt.checkpoint.layouts import Layout, choose_layout, pack_linear
+from awq2trt.checkpoint.layouts import Layout, ModelSchemes, choose_layout, pack_linear
 from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.checkpoint.writer import (
     FLOAT16,
@@ -34,6 +34,7 @@ from awq2trt.checkpoint.writer import (
 from awq2trt.errors import CalibrationError
 from awq2trt.machine.device import CPU
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block
+from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.progress import Progress
@@ -47,8 +48,10 @@ from awq2trt.quantization.block import (
     quantize_block,
     run_block,
 )
+from awq2trt.quantization.head import CalibratedHead, HeadReport, quantize_head
 from awq2trt.quantization.store import Store, StoredBlock
 from awq2trt.recipe import QuantizeOptions
+from awq2trt.scheme import QuantScheme
 from awq2trt.text.windows import calibration_tokens
 
 _PROBE_TOKENS: Final = 64
@@ -61,11 +64,13 @@ class JobResult:
     Attributes:
         tokens: Calibration windows, int64 [samples, seqlen]; None if the method uses none.
         reports: By linear's full name.
+        head: What became of a quantized head; None for one that is not.
         dtype: Of activations, and of what is not quantized: NumPy's name.
     """
 
     tokens: Tensor | None
     reports: dict[str, LinearReport]
+    head: HeadReport | None
     dtype: str
 
     def tokens_sha256(self) -> str | None:
@@ -107,7 +112,7 @@ class QuantizeJob:
             UnsupportedError: No layout of checkpoints holds the scheme's weights of this model.
         """
         store = Store(scratch, source.spec.num_layers)
-        layout = choose_layout(source.spec, options.scheme)
+        layout = choose_layout(source.spec, _schemes(options))
         return cls(source, options, method_of(options), layout, files, store, progress)
 
     def run(self) -> JobResult:
@@ -127,8 +132,10 @@ class QuantizeJob:
         with torch.inference_mode():
             tokens = self._tokens() if self.method.uses_text else None
             self._quantize_blocks(self._range_probe() if tokens is None else tokens)
+            if self.options.head_scheme is not None and self.store.head_report() is None:
+                self._quantize_head(self.options.head_scheme, tokens)
         dtype = self._write_checkpoint()
-        return JobResult(tokens, self.store.reports(), dtype)
+        return JobResult(tokens, self.store.reports(), self.store.head_report(), dtype)
 
     def _tokens(self) -> Tensor:
         """Calibration windows: those of the interrupted run, else made now and kept."""
@@ -194,6 +201,22 @@ class QuantizeJob:
         self.store.keep_block(layer, self._packed(prefix, block))
         return outputs
 
+    def _quantize_head(self, scheme: QuantScheme, tokens: Tensor | None) -> None:
+        """The head, on what the last block gives: the quantized model's if the method is sequential."""
+        source, name = self.source, self.source.spec.stored_head
+        weight = source.checked_tensor(f"{name}.weight", source.spec.outer_shapes()[f"{name}.weight"])
+        search = self.method.search
+        with self.progress.task(f"quantizing the head ({self.options.head})", total=1) as advance:
+            text = None
+            if tokens is not None:
+                hidden = Ends(source).normed(self.store.hidden(self.store.layers))
+                text = CalibratedHead(hidden, tokens.to(hidden.device))
+            linear, report = quantize_head(weight, scheme, text, search.grids if search else None, where=name)
+            self.store.keep_head(pack_linear(name, linear, self.layout), report)
+            advance(1)
+        for line in _head_lines(source.spec, report):
+            self.progress.note(line)
+
     def _packed(self, prefix: str, block: QuantizedBlock) -> StoredBlock:
         """A block as the checkpoint holds it."""
         spec = self.source.spec
@@ -211,19 +234,26 @@ class QuantizeJob:
         """Merges the blocks with what stands outside them; config.json comes last. Returns the type it stores in."""
         source, outer = self.source, self.source.outer()
         dtype = self._storage_dtype(outer)
+        quantized = self.store.block_files()
+        head = self.store.head_report()
+        if head is not None:
+            del outer[f"{source.spec.stored_head}.weight"]
+            quantized.append(self.store.head_file)
         for name, value in outer.items():
             vector = value.ndim == 1
             outer[name] = (
                 compact(value, exact=source.spec.norm.unit_offset) if vector else value.astype(np.dtype(dtype))
             )
         convert = partial(for_dtype, spec=source.spec, dtype=dtype)
-        merge_shards(self.store.block_files(), outer, self.files, convert=convert)
+        merge_shards(quantized, outer, self.files, convert=convert)
         reports = {name: asdict(report) for name, report in self.store.reports().items()}
+        if head is not None:
+            reports[source.spec.head] = asdict(head)
         (self.files / REPORT_FILE).write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
         search = self.store.search()
         if search:
             write_arrays(self.files / SEARCH_FILE, search)
-        config = quantized_config(source.config, source.spec, self.options.scheme, self.layout, dtype)
+        config = quantized_config(source.config, source.spec, _schemes(self.options), self.layout, dtype)
         write_config(self.files, config)
         return dtype
 
@@ -240,3 +270,20 @@ class QuantizeJob:
                 f"the checkpoint says {dtype}, and so will the exported model"
             )
         return dtype
+
+
+def _schemes(options: QuantizeOptions) -> ModelSchemes:
+    return ModelSchemes(options.scheme, options.head_scheme)
+
+
+def _head_lines(spec: DecoderSpec, report: HeadReport) -> Iterator[str]:
+    """What a quantized head costs, for people."""
+    what = "head and embedding, one weight" if spec.tie_embeddings else "head"
+    if not report.kl:
+        yield f"{what}: {report.scheme}, rounded to nearest"
+        return
+    yield (
+        f"{what}: {report.scheme}, {report.grid}; KL {report.kl[report.grid]:.2g} nats a token from the unquantized "
+        f"head, perplexity {report.perplexity:.2f} -> {report.rounded_perplexity:.2f} ({report.tokens} tokens of the "
+        "calibration text, head alone)"
+    )

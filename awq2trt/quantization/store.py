@@ -23,6 +23,7 @@ from awq2trt.checkpoint.writer import write_tensors
 from awq2trt.errors import UsageError
 from awq2trt.models.sources.base import Array
 from awq2trt.quantization.block import LinearReport
+from awq2trt.quantization.head import HeadReport
 
 _TOKENS_FILE: Final = "calibration.safetensors"
 _COMPUTED_FILE: Final = "computed.json"
@@ -99,6 +100,23 @@ class Store:
         write_tensors(self._block(layer), block.tensors)
         self._hidden(layer).unlink(missing_ok=True)
 
+    @property
+    def head_file(self) -> Path:
+        """The tensors of a quantized head."""
+        return self.directory / "head.safetensors"
+
+    def keep_head(self, tensors: Mapping[str, Array], report: HeadReport) -> None:
+        """Keeps a quantized head, its tensors last; then drops the residual stream before it."""
+        self._head_report.write_text(json.dumps(asdict(report)), encoding="utf-8")
+        write_tensors(self.head_file, tensors)
+        self._hidden(self.layers).unlink(missing_ok=True)
+
+    def head_report(self) -> HeadReport | None:
+        """Of a quantized head; None if there is none."""
+        if not self.head_file.is_file():
+            return None
+        return HeadReport(**json.loads(self._head_report.read_text(encoding="utf-8")))
+
     def reports(self) -> dict[str, LinearReport]:
         """Of all blocks, which must be finished, by linear's full name."""
         reports: dict[str, LinearReport] = {}
@@ -147,6 +165,10 @@ class Store:
 
     def _search(self, layer: int) -> Path:
         return self.directory / f"block-{layer:05}.npz"
+
+    @property
+    def _head_report(self) -> Path:
+        return self.directory / "head.json"
 
     def _range(self, layer: int) -> Path:
         return self.directory / f"range-{layer:05}.json"

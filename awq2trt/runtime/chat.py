@@ -116,17 +116,18 @@ def stream_text(
     """Turns tokens into pieces of text as early as each piece is certain.
 
     Holds back characters whose bytes are not all there, and an ending that may be the beginning of a stop string.
-    Ends before the first stop string.
+    Ends before the stop string that is whole first; of several that end there, the longest.
     """
     if "" in stop_strings:
         raise UsageError("an empty stop string would end every answer.", where="--stop")
     pending = ""
     for piece in _decoded_pieces(tokens, decode):
         pending += piece
-        found = [position for stop in stop_strings if (position := pending.find(stop)) >= 0]
+        found = [(begin + len(stop), begin) for stop in stop_strings if (begin := pending.find(stop)) >= 0]
         if found:
-            if pending[: min(found)]:
-                yield pending[: min(found)]
+            _, begin = min(found)
+            if begin:
+                yield pending[:begin]
             return
         certain = len(pending) - _held_back(pending, stop_strings)
         if certain:

@@ -33,6 +33,7 @@ def generate(
     """
     _check_prompt(prompt, backend.capacity)
     backend.reset()
+    sampler.see(prompt)
     # The last token chosen is never written to the cache, hence one more than the slots left.
     room = backend.capacity - len(prompt) + 1
     count = room if max_new_tokens is None else min(room, max_new_tokens)
@@ -47,7 +48,7 @@ def generate(
 
 def _next_token(backend: Backend, tokens: Sequence[int], sampler: Sampler) -> int:
     """Appends tokens and chooses the next one, on the device where it can be done there."""
-    if sampler.greedy and isinstance(backend, ChoosingBackend):
+    if sampler.takes_best and isinstance(backend, ChoosingBackend):
         return backend.choose(tokens)
     return sampler.pick(backend.forward(tokens))
 

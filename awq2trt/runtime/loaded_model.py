@@ -21,10 +21,11 @@ from awq2trt.runtime.generation import generate
 from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 from awq2trt.runtime.sampling import Sampler, Sampling
 
-BACKENDS: Final = ("ort",)
-"""`ort`: ONNX Runtime, on the CPU or on a GPU."""
+DEFAULT_BACKEND: Final = "ort"
+"""ONNX Runtime, on the CPU or on a GPU."""
 
-DEFAULT_BACKEND: Final = BACKENDS[0]
+NATIVE: Final = "native"
+"""The C++ library; `native.NativeModel` loads it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Model:
         Args:
             directory: An ONNX model, what was built for `cpu` or `cuda`, or an engine's directory, which holds one.
             options: Where it runs; None for the fastest device that is there.
-            backend: What runs it, one of `BACKENDS`.
+            backend: What runs it: `DEFAULT_BACKEND` alone, see `NATIVE` for the other.
             golden: Check the golden outputs at the first run on a GPU.
             progress: Told what runs the model; None to say nothing.
 
@@ -68,11 +69,11 @@ class Model:
             ToolError: This machine lacks something that the device needs.
             UsageError: It is the directory above several, or a checkpoint; or backend or device are unknown.
         """
-        if backend not in BACKENDS:
+        if backend != DEFAULT_BACKEND:
             raise UsageError(
-                f"unknown backend {backend!r}, expected one of: {', '.join(BACKENDS)}.",
-                where="--backend",
-                fix="--backend ort runs everywhere.",
+                f"unknown backend {backend!r}, expected {DEFAULT_BACKEND} or {NATIVE}.",
+                where="--runtime",
+                fix=f"--runtime {DEFAULT_BACKEND} runs everywhere.",
             )
         progress = progress or SilentProgress()
         artifact = open_model(directory)

@@ -51,6 +51,7 @@ class BenchRequest:
         against: Of `OPPONENTS`.
         device: `cuda`, `cuda:N` or `cpu`; None for the fastest that is there.
         profile: Also say where a token's time goes.
+        head: Of a shape, as `--head` of `quantize`; None for fp16.
         command: That the user typed, for the report.
     """
 
@@ -64,6 +65,7 @@ class BenchRequest:
     against: tuple[str, ...] = ()
     device: str | None = None
     profile: bool = False
+    head: str | None = None
     command: Sequence[str] = ()
 
 
@@ -140,17 +142,19 @@ def _subject(request: BenchRequest, progress: Progress) -> Iterator[_Subject]:
     from awq2trt.evaluation.decode_bench import FIRST_TOKEN_LENGTHS
     from awq2trt.evaluation.model_shapes import RandomModel, shape_config
     from awq2trt.onnx_export import export_onnx
-    from awq2trt.recipe import ExportOptions
+    from awq2trt.recipe import ExportOptions, Recipe, apply_flags
 
     config = shape_config(str(request.shape), request.layers)
     capacity = request.context or _CAPACITY_STEP * -(-(request.prompt + request.tokens) // _CAPACITY_STEP)
-    model = RandomModel(config, QuantScheme())
+    quantizing = apply_flags(Recipe(), {"quantize": {"head": request.head}}).quantize
+    model = RandomModel(config, QuantScheme(), quantizing.head_scheme)
     longest = max(capacity, min(max(FIRST_TOKEN_LENGTHS), model.spec.max_positions))
     with tempfile.TemporaryDirectory(prefix="awq2trt-bench-") as folder:
         options = ExportOptions(max_seq_len=longest, function_bodies=False)
         export_onnx(model, Path(folder), options=options, progress=progress)
         layers = f", {request.layers} layers" if request.layers else ""
-        name = f"{request.shape}{layers}, random weights, {model.scheme.describe()}"
+        head = f", head {model.head_scheme.describe()}" if model.head_scheme else ""
+        name = f"{request.shape}{layers}, random weights, {model.scheme.describe()}{head}"
         yield _Subject(name, Path(folder), None, config, capacity, longest)
 
 

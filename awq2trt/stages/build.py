@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +88,7 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
     """
     from awq2trt.stages import kit as kit_stage
 
+    request = replace(request, options=request.options.for_device())
     target = _wanted_target(request)
     refuse_missing_device(request.device)
     kit = kit_stage.KitRequest(
@@ -202,6 +203,7 @@ def _current_engine(
         gpu=[gpu, capability],
         tensorrt=str(import_tensorrt_rtx().__version__),
         plugin=record_file(library.path) if library else None,
+        fusion=request.options.build.fusion,
     )
     current = current_or_none(output, "engine", fingerprint, progress)
     if current is not None:
@@ -214,7 +216,14 @@ def _current_engine(
         expected_bytes=2 * sum(record.size_bytes for record in onnx.manifest.files.values()),
     ) as draft:
         with _kept_log(draft.files / LOG_FILE, request.output / f"{target.name}-{LOG_FILE}"):
-            result = build_engine(onnx.directory, target, draft.files, plugin_library=library, progress=progress)
+            result = build_engine(
+                onnx.directory,
+                target,
+                draft.files,
+                plugin_library=library,
+                fusion=request.options.build.fusion,
+                progress=progress,
+            )
         for name in onnx.manifest.files:
             draft.adopt(onnx.path(name))
         record = EngineRecord(
@@ -226,7 +235,9 @@ def _current_engine(
             profiles={DECODER: result.profiles},
             gpu=gpu,
         )
-        contents = exported_contents(onnx, spec).model_copy(update={"engine": record})
+        contents = exported_contents(onnx, spec)
+        changed = {"engine": record, "operators": {**contents.operators, **result.operators}}
+        contents = contents.model_copy(update=changed)
         return draft.publish(contents.with_engine(ENGINE_FILE))
 
 

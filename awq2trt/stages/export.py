@@ -87,7 +87,9 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
         source, quantization = _origin(checkpoint, artifact)
         contents = Contents(
             source=source,
-            quantization=quantization.with_plain_ends(result.dtype),
+            quantization=quantization.with_ends(
+                result.dtype, checkpoint.head_scheme, tied=checkpoint.spec.tie_embeddings
+            ),
             model=checkpoint.model_spec.record(),
             tokens=tokenizer.special,
             graphs={DECODER: GraphRecord(model=MODEL_FILE, io=result.contract)},

@@ -13,6 +13,7 @@ from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, finger
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.engine.predict import Outlook, outlook_lines, predict_footprint
 from awq2trt.errors import ArtifactError, UnsupportedError
+from awq2trt.graph.fused_attention import fuses_attention
 from awq2trt.io_contract import ENGINE_FILE
 from awq2trt.kit.archive import write_tar
 from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
@@ -68,17 +69,23 @@ def model_spec(model: str) -> ModelSpec:
 
 def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
     """What a model will need on every target whose memory is known."""
+    options = options.for_device()
     decoder = spec.decoder
     capacity = options.export.max_seq_len or min(decoder.max_positions, DEFAULT_MAX_SEQ_LEN)
-    jetpack = find_jetpack(options.build.jetpack)
 
     def outlook(target: Target) -> Outlook:
-        fused = jetpack.fused or not target.is_kit
-        prefill = longest_prefill(capacity, jetpack) if target.is_kit else capacity
-        scheme = options.quantize.scheme
-        return Outlook(target, predict_footprint(decoder, scheme, capacity, longest_prefill=prefill, fused=fused))
+        fused = not target.is_kit or _attention_is_a_layer(decoder, capacity, options)
+        prefill = longest_prefill(capacity, fused=fused)
+        scheme, head = options.quantize.scheme, options.quantize.head_scheme
+        footprint = predict_footprint(decoder, scheme, capacity, head=head, longest_prefill=prefill, fused=fused)
+        return Outlook(target, footprint)
 
     return tuple(outlook(target) for target in TARGETS.values() if target.memory_bytes is not None)
+
+
+def _attention_is_a_layer(spec: DecoderSpec, capacity: int, options: Recipe) -> bool:
+    """Whether a kit's engine has a layer for attention and its cache: our operator, or TensorRT's own."""
+    return find_jetpack(options.build.jetpack).fused or (options.build.fusion and fuses_attention(spec, capacity))
 
 
 def require_fit(model: str, request: KitRequest, progress: Progress) -> None:
@@ -138,15 +145,20 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         jetpack=jetpack,
         plugin=choose_plugin(request.target, jetpack),
         footprint=outlook.footprint,
+        longest_prefill=longest_prefill(
+            decoder.capacity, fused=_attention_is_a_layer(spec.decoder, decoder.capacity, request.options)
+        ),
+        fusion=request.options.build.fusion,
         model=contents.source.model,
         scheme=contents.quantization.scheme.describe(),
     )
-    record = kit_record(plan, decoder.capacity)
+    record = kit_record(plan)
     library, sources = plan.plugin.library, plan.plugin.sources
     fingerprint = fingerprint_of(
         kind="kit",
         onnx=file_hashes(onnx.manifest.files),
         record=record,
+        fusion=plan.fusion,
         plugin=record_file(library.path) if library else {name: record_file(path) for name, path in sources.items()},
         templates=[record_file(path) for path in TEMPLATES],
     )
@@ -161,9 +173,9 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
     with create_artifact(
         request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes
     ) as draft:
-        write_kit(onnx.directory, tuple(onnx.manifest.files), draft.files, plan, record)
+        operators = write_kit(onnx.directory, tuple(onnx.manifest.files), draft.files, plan, record)
         contents = contents.with_engine(ENGINE_FILE, kit_contract(decoder))
-        return draft.publish(contents.model_copy(update={"kit": record}))
+        return draft.publish(contents.model_copy(update={"kit": record, "operators": operators}))
 
 
 def deliver(kit: Artifact, request: KitRequest, progress: Progress) -> None:

@@ -14,6 +14,7 @@ from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE, QuantizeOptions
+from awq2trt.scheme import QuantScheme
 from awq2trt.stages.opening import portable_name, refuse_missing_device, refuse_writing_over_source, source_record
 from awq2trt.stages.readiness import require_calibration, require_whole_model
 
@@ -95,7 +96,9 @@ def quantize_source(
         )
         contents = Contents(
             source=record,
-            quantization=quantization.with_plain_ends(result.dtype),
+            quantization=quantization.with_ends(
+                result.dtype, request.options.head_scheme, tied=source.spec.tie_embeddings
+            ),
             model=source.model_spec.record(),
         )
         return draft.publish(contents)
@@ -112,27 +115,32 @@ def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: Qua
 
 def checkpoint_bytes(source: ModelSource, options: QuantizeOptions) -> int:
     """Disk that the checkpoint takes at least."""
-    return _blocks_bytes(source, options) + _outer_bytes(source)
+    return _blocks_bytes(source, options) + _outer_bytes(source, options)
 
 
 def quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
     """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams."""
+    spec = source.spec
     hidden = 0
     if METHODS[options.method].uses_text:
-        hidden = _FP32_BYTES * options.samples * options.seqlen * source.spec.hidden_size
-    return 2 * _blocks_bytes(source, options) + _outer_bytes(source) + 2 * hidden
+        hidden = _FP32_BYTES * options.samples * options.seqlen * spec.hidden_size
+    return 2 * _blocks_bytes(source, options) + _outer_bytes(source, options) + 2 * hidden
 
 
 def _blocks_bytes(source: ModelSource, options: QuantizeOptions) -> int:
-    spec, scheme = source.spec, options.scheme
-    block = 0
-    for name in spec.block.linears:
-        rows, columns = spec.linear_shape(name)
-        group_bytes = _FP16_BYTES + scheme.bits / 8
-        block += int(rows * (columns * scheme.bits / 8 + scheme.groups(columns) * group_bytes))
-    return spec.num_layers * block
-
-
-def _outer_bytes(source: ModelSource) -> int:
     spec = source.spec
-    return _FP16_BYTES * spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
+    return spec.num_layers * sum(_coded_bytes(spec.linear_shape(name), options.scheme) for name in spec.block.linears)
+
+
+def _outer_bytes(source: ModelSource, options: QuantizeOptions) -> int:
+    spec, head = source.spec, options.head_scheme
+    plain = _FP16_BYTES * spec.vocab_size * spec.hidden_size
+    outer = plain if head is None else 2 * _coded_bytes((spec.vocab_size, spec.hidden_size), head)
+    return outer if spec.tie_embeddings else outer + plain
+
+
+def _coded_bytes(shape: tuple[int, int], scheme: QuantScheme) -> int:
+    """Codes, scales and zero points of a weight."""
+    rows, columns = shape
+    group_bytes = _FP16_BYTES + scheme.bits / 8
+    return int(rows * (columns * scheme.bits / 8 + scheme.groups(columns) * group_bytes))

@@ -1,6 +1,8 @@
 // The C interface over the kernels, and what the library says of itself; see c_api.h.
 #include "library/c_api.h"
 
+#include "kernels/w8a16_linear/w8a16_linear.h"
+
 #include "kernels/device/cublas_lt.h"
 
 using awq2trt::Device;
@@ -38,6 +40,10 @@ int awq2trt_choose_config(const GemmProblem* problem, KernelConfig* config) {
 
 int awq2trt_launch(const GemmProblem* problem, const KernelConfig* config, const LinearTensors* tensors, void* stream) {
   return awq2trt::launch_w4a16_linear(*problem, *config, *tensors, static_cast<cudaStream_t>(stream));
+}
+
+int awq2trt_launch_w8a16(const GemmProblem* problem, const LinearTensors* tensors, int overlap, void* stream) {
+  return awq2trt::launch_w8a16_linear(*problem, *tensors, overlap != 0, static_cast<cudaStream_t>(stream));
 }
 
 const char* awq2trt_kernel_name(int kernel) {

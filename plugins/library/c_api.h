@@ -20,6 +20,10 @@ AWQ2TRT_API int awq2trt_choose_config(const awq2trt::GemmProblem* problem, awq2t
 AWQ2TRT_API int awq2trt_launch(const awq2trt::GemmProblem* problem, const awq2trt::KernelConfig* config,
                                const awq2trt::LinearTensors* tensors, void* stream);
 
+// The same with 8-bit codes, which need neither a choice nor a workspace; `overlap` is 0 or 1, see KernelConfig.
+AWQ2TRT_API int awq2trt_launch_w8a16(const awq2trt::GemmProblem* problem, const awq2trt::LinearTensors* tensors,
+                                     int overlap, void* stream);
+
 // Names of the values of enum Kernel and enum TileShape, e.g. "decode" and "16x64"; nullptr for any other number.
 AWQ2TRT_API const char* awq2trt_kernel_name(int kernel);
 AWQ2TRT_API const char* awq2trt_tile_name(int tile);

@@ -1,8 +1,6 @@
 // The rules of CachedAttention; see cached_attention.h.
 #include "ops/cached_attention.h"
 
-#include <cstdio>
-
 namespace awq2trt {
 namespace cached_attention {
 namespace {
@@ -70,12 +68,10 @@ bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* e
 
 bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, ElementType qkv_type,
                 ErrorText* error) {
-  char what[32];
-  std::snprintf(what, sizeof(what), "tensor %d", tensor);
   const ElementType expected = tensor == kPosition                 ? ElementType::kInt64
                                : tensor == alibi_input(attributes) ? ElementType::kFloat32
                                                                    : qkv_type;
-  return check_same_type(kName, what, type, expected, error);
+  return check_tensor_type(kName, tensor, type, expected, error);
 }
 
 bool check_ranks(int32_t qkv_rank, int32_t past_rank, ErrorText* error) {

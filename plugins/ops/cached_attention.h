@@ -15,6 +15,7 @@ namespace awq2trt {
 namespace cached_attention {
 
 constexpr char kName[] = "CachedAttention";
+constexpr char kVersion[] = "1";
 
 constexpr char kNumHeads[] = "num_heads";
 constexpr char kNumKvHeads[] = "num_kv_heads";
@@ -50,6 +51,7 @@ constexpr int32_t kNoInput = -1;
 
 // Outputs.
 constexpr int32_t kY = 0, kPresentKey = 1, kPresentValue = 2;
+constexpr int32_t kOutputs = 3;
 
 inline int32_t rotary_inputs(const Attributes& attributes) { return attributes.rotary_dim != 0 ? 2 : 0; }
 inline int32_t norm_inputs(const Attributes& attributes) { return attributes.has_norms != 0 ? 2 : 0; }

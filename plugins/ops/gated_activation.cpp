@@ -16,6 +16,10 @@ bool check_input_count(int32_t count, ErrorText* error) {
   return count == kInputs || fail(error, "%s: expected %d input, got %d", kName, kInputs, count);
 }
 
+bool check_type(int32_t tensor, ElementType type, ElementType x_type, ErrorText* error) {
+  return check_tensor_type(kName, tensor, type, x_type, error);
+}
+
 bool check_halves(const Shape& x, ErrorText* error) {
   if (x.rank < 1) return fail(error, "%s: expected X [..., 2 I], got no dimensions", kName);
   return x.last() < 0 || x.last() % 2 == 0 ||

@@ -14,6 +14,7 @@ namespace awq2trt {
 namespace gated_activation {
 
 constexpr char kName[] = "GatedActivation";
+constexpr char kVersion[] = "1";
 constexpr char kActivation[] = "activation";
 
 constexpr int32_t kInputs = 1;
@@ -22,6 +23,9 @@ constexpr int32_t kInputs = 1;
 bool check_activation(int32_t activation, ErrorText* error);
 
 bool check_input_count(int32_t count, ErrorText* error);
+
+// The output has the type of x.
+bool check_type(int32_t tensor, ElementType type, ElementType x_type, ErrorText* error);
 
 // x [..., 2 I], sizes known or not (below 0), has a dimension to halve, of an even size.
 bool check_halves(const Shape& x, ErrorText* error);

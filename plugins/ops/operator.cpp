@@ -44,8 +44,14 @@ bool check_flag(const char* op, const char* name, int32_t value, ErrorText* erro
   return value == 0 || value == 1 || fail(error, "%s: attribute %s must be 0 or 1, got %d", op, name, value);
 }
 
-bool check_same_type(const char* op, const char* what, ElementType type, ElementType expected, ErrorText* error) {
-  return type == expected || fail(error, "%s: %s must be %s, got %s", op, what, name_of(expected), name_of(type));
+bool check_tensor_type(const char* op, int32_t tensor, ElementType type, ElementType expected, ErrorText* error) {
+  return type == expected ||
+         fail(error, "%s: tensor %d must be %s, got %s", op, tensor, name_of(expected), name_of(type));
+}
+
+bool check_activations(const char* op, int32_t tensor, ElementType type, ErrorText* error) {
+  return type == ElementType::kFloat16 || type == ElementType::kBFloat16 ||
+         fail(error, "%s: tensor %d must be fp16 or bf16, got %s", op, tensor, name_of(type));
 }
 
 bool has_sizes(const Shape& shape, std::initializer_list<int64_t> sizes) {

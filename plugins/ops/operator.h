@@ -35,8 +35,11 @@ bool fail(ErrorText* error, const char* format, ...) noexcept __attribute__((for
 // An attribute of the operator `op` that can only be 0 or 1.
 bool check_flag(const char* op, const char* name, int32_t value, ErrorText* error);
 
-// A tensor, which `what` names, has the type that it must have.
-bool check_same_type(const char* op, const char* what, ElementType type, ElementType expected, ErrorText* error);
+// A tensor of a node (an input, or after the last input an output) has the type that it must have.
+bool check_tensor_type(const char* op, int32_t tensor, ElementType type, ElementType expected, ErrorText* error);
+
+// A tensor has a type that the kernels compute in.
+bool check_activations(const char* op, int32_t tensor, ElementType type, ErrorText* error);
 
 bool has_sizes(const Shape& shape, std::initializer_list<int64_t> sizes);
 

@@ -2,7 +2,6 @@
 #include "ops/residual_norm.h"
 
 #include <algorithm>
-#include <cstdio>
 
 namespace awq2trt {
 namespace residual_norm {
@@ -23,15 +22,13 @@ bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* e
 }
 
 bool check_output_count(const Attributes& attributes, int32_t count, ErrorText* error) {
-  const int32_t expected = 1 + attributes.has_residual;
+  const int32_t expected = output_count(attributes);
   return count == expected || fail(error, "%s: expected %d outputs for has_residual = %d, got %d", kName, expected,
                                    attributes.has_residual, count);
 }
 
 bool check_type(int32_t tensor, ElementType type, ElementType x_type, ErrorText* error) {
-  char what[32];
-  std::snprintf(what, sizeof(what), "tensor %d", tensor);
-  return check_same_type(kName, what, type, x_type, error);
+  return check_tensor_type(kName, tensor, type, x_type, error);
 }
 
 bool describe_problem(const Attributes& attributes, const Shape* inputs, ElementType x_type, NormProblem* problem,

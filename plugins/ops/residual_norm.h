@@ -15,6 +15,7 @@ namespace awq2trt {
 namespace residual_norm {
 
 constexpr char kName[] = "ResidualNorm";
+constexpr char kVersion[] = "1";
 
 constexpr char kHasResidual[] = "has_residual";
 constexpr char kHasBias[] = "has_bias";
@@ -42,6 +43,8 @@ inline int32_t gain_input(const Attributes& attributes) { return 1 + attributes.
 inline int32_t bias_input(const Attributes& attributes) {
   return attributes.has_bias != 0 ? 2 + attributes.has_residual : kNoInput;
 }
+
+inline int32_t output_count(const Attributes& attributes) { return 1 + attributes.has_residual; }
 
 // Three flags, and an epsilon that is not negative.
 bool check_attributes(const Attributes& attributes, ErrorText* error);

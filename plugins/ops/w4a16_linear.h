@@ -1,6 +1,6 @@
-// The rules of the operator W4A16Linear, y[..., N] = x[..., K] * W^T + bias with 4-bit W: its names, attributes,
-// inputs, types and shapes, as in plugins/FORMAT.md. awq2trt/opset.py declares the same for Python;
-// tests/machine/test_plugin_library.py holds the two together.
+// The rules of the operators W4A16Linear and W8A16Linear, y[..., N] = x[..., K] * W^T + bias with 4-bit or 8-bit W:
+// their names, attributes, inputs, types and shapes, as in plugins/FORMAT.md. awq2trt/opset.py declares the same for
+// Python; tests/machine/test_plugin_library.py holds the two together.
 //
 // In:  a node's attributes, and the types and shapes of its tensors.
 // Out: whether they fit each other, else why not as a sentence that begins with the operator's name; and the
@@ -18,6 +18,7 @@ namespace awq2trt {
 namespace w4a16_linear {
 
 constexpr char kName[] = "W4A16Linear";
+constexpr char kName8[] = "W8A16Linear";
 constexpr char kVersion[] = "1";
 
 constexpr char kGroupSize[] = "group_size";
@@ -29,7 +30,13 @@ struct Attributes {
   int32_t group_size;
   int32_t has_zeros;
   int32_t has_bias;
+  int32_t code_bits = 4;  // or 8: no attribute of the node, which its operator's name tells
 };
+
+inline const char* name_of(const Attributes& attributes) { return attributes.code_bits == 8 ? kName8 : kName; }
+
+// Of codes and zero points.
+inline ElementType code_type(int32_t code_bits) { return code_bits == 8 ? ElementType::kInt8 : ElementType::kInt4; }
 
 // Inputs in order, without gaps: zeros and bias follow where the attributes say that they are there.
 constexpr int32_t kX = 0, kCodes = 1, kScales = 2, kFirstOptional = 3;
@@ -47,7 +54,7 @@ inline int32_t bias_input(const Attributes& attributes) {
 // What a tensor is for, which decides its type.
 enum class Role {
   kActivations,      // fp16 or bf16
-  kPackedInt4,       // int4
+  kCodes,            // int4, or int8
   kLikeActivations,  // the type of x
 };
 
@@ -65,7 +72,7 @@ bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, 
 
 // x [..., K] and codes [N, K] have the dimensions from which the output's shape follows: that of x, with N in the place
 // of K. Sizes may still be unknown.
-bool check_ranks(int32_t x_rank, int32_t codes_rank, ErrorText* error);
+bool check_ranks(const Attributes& attributes, int32_t x_rank, int32_t codes_rank, ErrorText* error);
 
 // The kernels' problem for inputs of these shapes, all sizes known, `inputs` [input_count(attributes)]; or why they
 // have none, or do not fit each other. Whether types are right is for check_type() to say; this takes x's alone.

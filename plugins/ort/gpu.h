@@ -22,8 +22,7 @@ class NodeDevice {
   // May be called by several threads at once.
   const Device& get();
 
-  // Blocks may start while the kernel before is still finishing (kernels/device/overlap.cuh).
-  bool can_overlap() { return get().sm >= 90; }
+  bool can_overlap() { return awq2trt::can_overlap(get()); }
 
  private:
   const char* const op_;

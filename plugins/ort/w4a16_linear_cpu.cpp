@@ -1,4 +1,4 @@
-// W4A16Linear on a CPU; see w4a16_linear_cpu.h.
+// W4A16Linear and W8A16Linear on a CPU; see w4a16_linear_cpu.h.
 #include "ort/w4a16_linear_cpu.h"
 
 #include <algorithm>
@@ -68,6 +68,12 @@ void dequantize_group(const uint8_t* __restrict codes, int bytes, float scale, i
   }
 }
 
+// The same of 8-bit codes.
+AWQ2TRT_CPU_CLONES
+void dequantize_group(const int8_t* __restrict codes, int bytes, float scale, int zero, float* __restrict weights) {
+  for (int i = 0; i < bytes; ++i) weights[i] = scale * static_cast<float>(codes[i] - zero);
+}
+
 // Adds to sums [kRows] the products of kRows pieces of weights with one of activations, `length` floats each, a
 // multiple of kVector.
 AWQ2TRT_CPU_CLONES
@@ -90,26 +96,26 @@ int round_up(int value, int multiple) { return (value + multiple - 1) / multiple
 
 }  // namespace
 
-CpuProblem::CpuProblem(const GemmProblem& problem, const LinearTensors& tensors, ElementType type)
-    : problem_(problem), tensors_(tensors), type_(type), half_stride_(round_up(problem.k / 2, kVector)) {}
+CpuProblem::CpuProblem(const GemmProblem& problem, const LinearTensors& tensors, ElementType type, int code_bits)
+    : problem_(problem),
+      tensors_(tensors),
+      type_(type),
+      planes_(8 / code_bits),
+      plane_stride_(round_up(problem.k / planes_, kVector)) {}
 
 size_t CpuProblem::activations_bytes() const {
-  return sizeof(float) * 2 * static_cast<size_t>(problem_.m) * static_cast<size_t>(half_stride_);
+  return sizeof(float) * planes_ * static_cast<size_t>(problem_.m) * static_cast<size_t>(plane_stride_);
 }
 
 void CpuProblem::spread_activations(size_t token, float* spread) const noexcept {
-  float* const even = spread + token * 2 * half_stride_;
-  float* const odd = even + half_stride_;
-  const int half = problem_.k / 2;
   with_typed(tensors_.x, type_, [&](const auto* x) {
     const auto* const row = x + token * problem_.k;
-    for (int i = 0; i < half; ++i) {
-      even[i] = to_float(row[2 * i]);
-      odd[i] = to_float(row[2 * i + 1]);
+    for (int plane = 0; plane < planes_; ++plane) {
+      float* const channels = spread + (token * planes_ + plane) * plane_stride_;
+      for (int i = 0; i < row_bytes(); ++i) channels[i] = to_float(row[planes_ * i + plane]);
+      std::fill(channels + row_bytes(), channels + plane_stride_, 0.0F);
     }
   });
-  std::fill(even + half, even + half_stride_, 0.0F);
-  std::fill(odd + half, odd + half_stride_, 0.0F);
 }
 
 int CpuProblem::rows_per_task() const { return std::max(kRows, kTaskCodes / problem_.k / kRows * kRows); }
@@ -125,18 +131,21 @@ void CpuProblem::compute_rows(size_t task, const float* spread) const noexcept {
     for (int first_token = 0; first_token < problem_.m; first_token += kTokens) {
       const int tokens = std::min(kTokens, problem_.m - first_token);
       float sums[kTokens][kRows] = {};
-      for (int first_byte = 0; first_byte < problem_.k / 2; first_byte += kPieceBytes) {
-        const int bytes = std::min(kPieceBytes, problem_.k / 2 - first_byte);
+      for (int first_byte = 0; first_byte < row_bytes(); first_byte += kPieceBytes) {
+        const int bytes = std::min(kPieceBytes, row_bytes() - first_byte);
         const int length = round_up(bytes, kVector);
         for (int i = 0; i < kRows; ++i) {
           dequantize(row + std::min(i, rows - 1), first_byte, bytes, weights[i][0], weights[i][1]);
-          std::fill(weights[i][0] + bytes, weights[i][0] + length, 0.0F);
-          std::fill(weights[i][1] + bytes, weights[i][1] + length, 0.0F);
+          for (int plane = 0; plane < planes_; ++plane) {
+            std::fill(weights[i][plane] + bytes, weights[i][plane] + length, 0.0F);
+          }
         }
         for (int token = 0; token < tokens; ++token) {
-          const float* const even = spread + static_cast<size_t>(first_token + token) * 2 * half_stride_ + first_byte;
-          multiply(weights[0][0], 2 * kPieceBytes, even, length, sums[token]);
-          multiply(weights[0][1], 2 * kPieceBytes, even + half_stride_, length, sums[token]);
+          for (int plane = 0; plane < planes_; ++plane) {
+            const size_t row_of_plane = static_cast<size_t>(first_token + token) * planes_ + plane;
+            multiply(weights[0][plane], 2 * kPieceBytes, spread + row_of_plane * plane_stride_ + first_byte, length,
+                     sums[token]);
+          }
         }
       }
       for (int token = 0; token < tokens; ++token) {
@@ -146,20 +155,30 @@ void CpuProblem::compute_rows(size_t task, const float* spread) const noexcept {
   }
 }
 
+int CpuProblem::zero_of(int64_t group) const noexcept {
+  if (tensors_.zeros == nullptr) return 0;
+  return planes_ == 1 ? static_cast<const int8_t*>(tensors_.zeros)[group]
+                      : int4_at(static_cast<const uint8_t*>(tensors_.zeros), group);
+}
+
 void CpuProblem::dequantize(int row, int first_byte, int bytes, float* even, float* odd) const noexcept {
   const int group_size = std::min(problem_.group_size, problem_.k);
   const int64_t row_group = int64_t{row} * problem_.groups();
-  const auto* const codes = static_cast<const uint8_t*>(tensors_.codes) + (int64_t{row} * problem_.k / 2);
-  const auto* const zeros = static_cast<const uint8_t*>(tensors_.zeros);
+  const auto* const codes = static_cast<const uint8_t*>(tensors_.codes) + (int64_t{row} * row_bytes());
   const auto scale_of = [&](int group) { return load(tensors_.scales, type_, row_group + group); };
-  const auto zero_of = [&](int group) { return zeros != nullptr ? int4_at(zeros, row_group + group) : 0; };
+  const auto zero_of = [&](int group) { return this->zero_of(row_group + group); };
   const int end = first_byte + bytes;
-  if (group_size % 2 == 0) {
+  if (group_size % planes_ == 0) {
     for (int byte = first_byte; byte < end;) {
-      const int group = 2 * byte / group_size;
-      const int group_end = static_cast<int>(std::min(int64_t{end}, (int64_t{group} + 1) * group_size / 2));
-      dequantize_group(codes + byte, group_end - byte, scale_of(group), zero_of(group), even + byte - first_byte,
-                       odd + byte - first_byte);
+      const int group = planes_ * byte / group_size;
+      const int group_end = static_cast<int>(std::min(int64_t{end}, (int64_t{group} + 1) * group_size / planes_));
+      const int length = group_end - byte, place = byte - first_byte;
+      if (planes_ == 1) {
+        dequantize_group(reinterpret_cast<const int8_t*>(codes) + byte, length, scale_of(group), zero_of(group),
+                         even + place);
+      } else {
+        dequantize_group(codes + byte, length, scale_of(group), zero_of(group), even + place, odd + place);
+      }
       byte = group_end;
     }
     return;

@@ -1,12 +1,13 @@
-// W4A16Linear on a CPU, in plain loops that the compiler makes vectors of: so that a file runs where no GPU is, and
-// where nobody has lowered it to ONNX Runtime's own MatMulNBits, which is faster still.
+// W4A16Linear and W8A16Linear on a CPU, in plain loops that the compiler makes vectors of: so that a file runs where no
+// GPU is, and where nobody has lowered it to ONNX Runtime's own MatMulNBits, which is faster still.
 //
 // In:  x [M, K] fp16, bf16 or fp32, and weights as the kernels take them (LinearTensors), all in host memory.
 // Out: y [M, N] of x's type; sums are fp32. The work is cut into tasks, for threads that the caller has.
 //
-// A byte holds two codes, of an even channel and an odd one. Activations are spread accordingly, once: all even
-// channels of a row, then all odd ones, so that neither codes nor activations are ever interleaved. A task dequantizes
-// a piece of a few weight rows and multiplies it with every token before it takes the next.
+// A byte holds one 8-bit code, or two 4-bit codes, of an even channel and an odd one. Activations are spread
+// accordingly, once: all even channels of a row, then all odd ones, so that neither codes nor activations are ever
+// interleaved. A task dequantizes a piece of a few weight rows and multiplies it with every token before it takes the
+// next.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +22,7 @@ namespace ort {
 class CpuProblem {
  public:
   // `problem` has at least one token; its dtype is not read, since it knows no fp32: `type` is that of x.
-  CpuProblem(const GemmProblem& problem, const LinearTensors& tensors, ElementType type);
+  CpuProblem(const GemmProblem& problem, const LinearTensors& tensors, ElementType type, int code_bits);
 
   // The spread activations: what spread_activations() fills, a task a token, before compute_rows() starts.
   size_t activations_bytes() const;
@@ -33,13 +34,16 @@ class CpuProblem {
 
  private:
   int rows_per_task() const;
+  int row_bytes() const { return problem_.k / planes_; }
   void dequantize(int row, int first_byte, int bytes, float* even, float* odd) const noexcept;
+  int zero_of(int64_t group) const noexcept;
   void store(int token, int row, float sum) const noexcept;
 
   const GemmProblem problem_;
   const LinearTensors tensors_;
   const ElementType type_;
-  const int half_stride_;  // floats of a row's even channels, padded to whole vectors
+  const int planes_;        // codes of a byte: channels of a row are apart in as many planes
+  const int plane_stride_;  // floats of a plane of a row, padded to whole vectors
 };
 
 }  // namespace ort

@@ -1,5 +1,5 @@
-// W4A16Linear behind CustomOperator; see w4a16_linear_op.h. Names, shapes and the kernels' problem come from
-// ops/w4a16_linear.h, which the TensorRT plugin shares.
+// W4A16Linear and W8A16Linear behind CustomOperator; see w4a16_linear_op.h. Names, shapes and the kernels' problem come
+// from ops/w4a16_linear.h, which the TensorRT plugin shares.
 #include "ort/w4a16_linear_op.h"
 
 #include <cstdint>
@@ -8,7 +8,9 @@
 #include <unordered_map>
 
 #include "kernels/device/cublas_lt.h"
+#include "kernels/w8a16_linear/w8a16_linear.h"
 #include "ops/w4a16_linear.h"
+#include "ort/gpu.h"
 #include "ort/w4a16_linear_cpu.h"
 
 namespace awq2trt {
@@ -21,10 +23,10 @@ using w4a16_linear::kMaxInputs;
 using w4a16_linear::kX;
 
 // The node's attributes, which fit its number of inputs.
-Attributes read_attributes(const Node& node) {
+Attributes read_attributes(const Node& node, int32_t code_bits) {
   const Attributes attributes = {node.integer_attribute(w4a16_linear::kGroupSize),
                                  node.integer_attribute(w4a16_linear::kHasZeros),
-                                 node.integer_attribute(w4a16_linear::kHasBias)};
+                                 node.integer_attribute(w4a16_linear::kHasBias), code_bits};
   ErrorText error;
   require(w4a16_linear::check_attributes(attributes, &error), error);
   const auto input_count = static_cast<int32_t>(node.input_count());
@@ -74,7 +76,7 @@ class Call {
 
 class CudaLinear final : public Kernel {
  public:
-  explicit CudaLinear(const Node& node) : attributes_(read_attributes(node)) {
+  CudaLinear(const Node& node, int32_t code_bits) : attributes_(read_attributes(node, code_bits)) {
     for (int32_t i = kCodes; i < w4a16_linear::input_count(attributes_); ++i) {
       constant_weights_ = constant_weights_ && node.is_constant(static_cast<size_t>(i));
     }
@@ -82,20 +84,25 @@ class CudaLinear final : public Kernel {
 
   void compute(const Context& context) override {
     const Call call(attributes_, context);
+    const auto stream = static_cast<cudaStream_t>(context.stream());
+    if (attributes_.code_bits == 8) {
+      const bool overlap = constant_weights_ && device_.can_overlap();
+      throw_if_error(launch_w8a16_linear(call.problem(), call.tensors(), overlap, stream), "launch failed",
+                     call.problem());
+      return;
+    }
     const KernelConfig config = config_of(call.problem());
     const Scratch workspace(context, call.x(), config.workspace_bytes);
     LinearTensors tensors = call.tensors();
     tensors.workspace = workspace.data();
-    const cudaError_t status =
-        launch_w4a16_linear(call.problem(), config, tensors, static_cast<cudaStream_t>(context.stream()));
-    throw_if_error(status, "launch failed", call.problem());
+    throw_if_error(launch_w4a16_linear(call.problem(), config, tensors, stream), "launch failed", call.problem());
   }
 
  private:
-  static void throw_if_error(cudaError_t status, const char* what, const GemmProblem& problem) {
+  void throw_if_error(cudaError_t status, const char* what, const GemmProblem& problem) const {
     if (status == cudaSuccess) return;
     ErrorText error;
-    fail(&error, "%s with M = %d, N = %d, K = %d, group_size = %d: %s: %s", w4a16_linear::kName, problem.m, problem.n,
+    fail(&error, "%s with M = %d, N = %d, K = %d, group_size = %d: %s: %s", name_of(attributes_), problem.m, problem.n,
          problem.k, problem.group_size, what, cudaGetErrorString(status));
     throw Failure(error.text);
   }
@@ -105,8 +112,7 @@ class CudaLinear final : public Kernel {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto known = configs_.find(problem.m);
     if (known != configs_.end()) return known->second;
-    Device device = {};
-    throw_if_error(query_device(&device), "cannot query the GPU", problem);
+    Device device = device_.get();
     device.cublas_lt = has_cublas_lt();
     KernelConfig config = choose_config(problem, device);
     // Overlapping kernels read weights before the kernel in front has ended, which must not be the one that writes
@@ -117,6 +123,7 @@ class CudaLinear final : public Kernel {
   }
 
   const Attributes attributes_;
+  NodeDevice device_{name_of(attributes_)};
   bool constant_weights_ = true;
   std::mutex mutex_;
   std::unordered_map<int, KernelConfig> configs_;  // by M
@@ -124,12 +131,12 @@ class CudaLinear final : public Kernel {
 
 class CpuLinear final : public Kernel {
  public:
-  explicit CpuLinear(const Node& node) : attributes_(read_attributes(node)) {}
+  CpuLinear(const Node& node, int32_t code_bits) : attributes_(read_attributes(node, code_bits)) {}
 
   void compute(const Context& context) override {
     const Call call(attributes_, context);
     if (call.problem().m == 0) return;
-    const CpuProblem problem(call.problem(), call.tensors(), call.x().type());
+    const CpuProblem problem(call.problem(), call.tensors(), call.x().type(), attributes_.code_bits);
     const Scratch activations(context, call.x(), problem.activations_bytes());
     const auto spread = static_cast<float*>(activations.data());
     context.parallel_for(problem.activation_tasks(), [&](size_t task) { problem.spread_activations(task, spread); });
@@ -140,20 +147,20 @@ class CpuLinear final : public Kernel {
   const Attributes attributes_;
 };
 
-template <typename LinearKernel>
-class W4A16LinearOperator final : public CustomOperator {
+template <typename LinearKernel, int kBits>
+class LinearOperator final : public CustomOperator {
  public:
-  W4A16LinearOperator(const char* provider, abi::ElementType type)
+  LinearOperator(const char* provider, abi::ElementType type)
       : provider_(provider),
-        // The last two are zeros, bias, or both in this order: int4, `type`, or both (FORMAT.md).
+        // The last two are zeros, bias, or both in this order: of the codes' type, of `type`, or both (FORMAT.md).
         inputs_{{type, false},
-                {abi::ElementType::kInt4, false},
+                {kBits == 8 ? abi::ElementType::kInt8 : abi::ElementType::kInt4, false},
                 {type, false},
                 {abi::ElementType::kUndefined, true},
                 {abi::ElementType::kUndefined, true}},
         outputs_{{type, false}} {}
 
-  const char* name() const override { return w4a16_linear::kName; }
+  const char* name() const override { return name_of(kAttributes); }
   const char* provider() const override { return provider_; }
   const std::vector<Argument>& inputs() const override { return inputs_; }
   const std::vector<Argument>& outputs() const override { return outputs_; }
@@ -163,17 +170,18 @@ class W4A16LinearOperator final : public CustomOperator {
     const std::vector<Dimension> codes = shapes.input(kCodes);
     if (shape.empty() || codes.empty()) return;
     ErrorText error;
-    require(w4a16_linear::check_ranks(static_cast<int32_t>(shape.size()), static_cast<int32_t>(codes.size()), &error),
-            error);
+    const auto x_rank = static_cast<int32_t>(shape.size()), codes_rank = static_cast<int32_t>(codes.size());
+    require(w4a16_linear::check_ranks(kAttributes, x_rank, codes_rank, &error), error);
     shape.back() = codes.front();
     shapes.set_output_like_first_input(0, shape);
   }
 
   std::unique_ptr<Kernel> create_kernel(const Node& node) const override {
-    return std::make_unique<LinearKernel>(node);
+    return std::make_unique<LinearKernel>(node, kBits);
   }
 
  private:
+  static constexpr Attributes kAttributes = {0, 0, 0, kBits};  // of which only the width of codes is known
   const char* const provider_;
   const std::vector<Argument> inputs_;
   const std::vector<Argument> outputs_;
@@ -182,7 +190,11 @@ class W4A16LinearOperator final : public CustomOperator {
 }  // namespace
 
 std::vector<std::unique_ptr<CustomOperator>> make_w4a16_linear_operators() {
-  return make_for_all_types<W4A16LinearOperator<CudaLinear>, W4A16LinearOperator<CpuLinear>>();
+  return make_for_all_types<LinearOperator<CudaLinear, 4>, LinearOperator<CpuLinear, 4>>();
+}
+
+std::vector<std::unique_ptr<CustomOperator>> make_w8a16_linear_operators() {
+  return make_for_all_types<LinearOperator<CudaLinear, 8>, LinearOperator<CpuLinear, 8>>();
 }
 
 }  // namespace ort

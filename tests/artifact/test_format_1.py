@@ -145,7 +145,7 @@ def test_an_export_of_the_checkpoint_says_it_all(tmp_path: Path) -> None:
 
 def test_a_kit_of_the_onnx_model_says_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PATH_VARIABLE, str(fake_library(tmp_path / "fake.so", cuda=12060)))
-    recipe = Recipe(export=EXPORT, build=BuildOptions(target="orin", jetpack="7.2"))
+    recipe = Recipe(export=EXPORT, build=BuildOptions(target="orin", jetpack="7.2", fusion=False))
     request = KitRequest(find_target("orin"), tmp_path / "orin", recipe)
     spec = model_spec(str(FORMAT_1 / "checkpoint"))
     kit = make_kit(Artifact.open(FORMAT_1 / "onnx"), spec, request, SilentProgress())
@@ -160,6 +160,7 @@ def test_an_engine_of_the_onnx_model_says_it_all(tmp_path: Path, monkeypatch: py
             profiles=decoder_profiles(64),
             compute_capabilities=("SM89",),
             tensorrt_version="1.7.1",
+            operators={},
         )
 
     monkeypatch.setattr(builder, "build_engine", build_engine)

@@ -53,10 +53,17 @@ def test_an_engine_is_added_to_the_decoder() -> None:
     assert contents.graphs["decoder"].engine is None
 
 
-def test_plain_ends_are_head_and_embedding() -> None:
-    record = CHECKPOINT.quantization.with_plain_ends("bfloat16")
-    assert record.head == record.embedding == WeightRecord(dtype="bfloat16", scheme=None)
+def test_ends_are_head_and_embedding() -> None:
+    plain = WeightRecord(dtype="bfloat16", scheme=None)
+    record = CHECKPOINT.quantization.with_ends("bfloat16", None, tied=True)
+    assert record.head == record.embedding == plain
     assert record.scheme == CHECKPOINT.quantization.scheme
+    scheme = QuantScheme(bits=8)
+    quantized = WeightRecord(dtype="bfloat16", scheme=scheme)
+    apart = CHECKPOINT.quantization.with_ends("bfloat16", scheme, tied=False)
+    assert (apart.head, apart.embedding) == (quantized, plain)
+    one = CHECKPOINT.quantization.with_ends("bfloat16", scheme, tied=True)
+    assert one.head == one.embedding == quantized
 
 
 def test_a_profile_of_tokens() -> None:

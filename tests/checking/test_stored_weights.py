@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,43 @@ def test_damaged_codes_of_fused_linears_are_quantizings(tmp_path: Path) -> None:
     findings = check_weights(find_subject(tmp_path / "checkpoint", model=str(model)), SilentProgress()).findings
     assert not findings[FOLDED]
     assert any("qkv_proj" in finding.place for finding in findings[QUANTIZED])
+
+
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def with_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A build whose head and embedding are one quantized weight, and its original."""
+    directory = tmp_path_factory.mktemp("with-head")
+    model = tiny_builds.save_model(directory / "tiny-llama", tie_word_embeddings=True)
+    return tiny_builds.make_build(model, directory / "build", directory / "text.txt", head=request.param), model
+
+
+def test_a_quantized_head_passes(with_head: tuple[Path, Path]) -> None:
+    assert tiny_builds.check(*with_head).passed
+
+
+def _double_a_step(tensors: dict[str, NDArray[Any]]) -> None:
+    plant_faults.double_a_scale_(tensors, "model.embed_tokens", 200)
+
+
+def _change_a_code(tensors: dict[str, NDArray[Any]]) -> None:
+    tensors["model.embed_tokens.codes"][1234] ^= 0x18  # a bit of each nibble
+
+
+@pytest.mark.parametrize("plant", [_double_a_step, _change_a_code])
+def test_faults_in_a_quantized_head(
+    with_head: tuple[Path, Path], tmp_path: Path, plant: Callable[[dict[str, NDArray[Any]]], None]
+) -> None:
+    build, model = with_head
+    broken = Path(shutil.copytree(build, tmp_path / "broken"))
+    edit_checkpoint(broken, plant)
+    stage, place, message = tiny_builds.first_failure(broken, model)
+    assert (stage, place) == (QUANTIZED, "model.embed_tokens, rows from 0")
+    assert "row" in message
+
+
+def test_a_fault_in_the_exported_head(with_head: tuple[Path, Path], tmp_path: Path) -> None:
+    build, model = with_head
+    broken = Path(shutil.copytree(build, tmp_path / "broken"))
+    edit_weights(broken, "model.embed_tokens.scales", lambda value: value[::-1])
+    stage, place, _ = tiny_builds.first_failure(broken, model)
+    assert (stage, place) == (ONNX, "model.embed_tokens.scales")

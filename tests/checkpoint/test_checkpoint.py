@@ -14,7 +14,7 @@ from tiny_models import save_llama
 
 from awq2trt.checkpoint import writer
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-from awq2trt.checkpoint.layouts import choose_layout, pack_linear
+from awq2trt.checkpoint.layouts import ModelSchemes, choose_layout, pack_linear
 from awq2trt.checkpoint.layouts.awq_gemm import LAYOUT as GEMM
 from awq2trt.checkpoint.layouts.compressed import LAYOUT as PACKED
 from awq2trt.checkpoint.layouts.layout import Layout
@@ -160,8 +160,8 @@ def test_smollm2_with_groups_of_128_needs_our_layout() -> None:
         "num_key_value_heads": 3,
         "vocab_size": 8,
     }
-    assert choose_layout(describe_model(config), QuantScheme(group_size=128)) == NATURAL
-    assert choose_layout(describe_model(config), QuantScheme(group_size=64)) == GEMM
+    assert choose_layout(describe_model(config), ModelSchemes(QuantScheme(group_size=128))) == NATURAL
+    assert choose_layout(describe_model(config), ModelSchemes(QuantScheme(group_size=64))) == GEMM
 
 
 def test_natural_layout_bytes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from tiny_models import tokens
 from transformers import AutoModelForCausalLM
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.layouts import ModelSchemes, compressed, natural, read_format
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
 from awq2trt.models.decoder import Ends, run_model
+from awq2trt.models.families import FAMILIES, Family
 from awq2trt.onnx_export import export_onnx
 from awq2trt.onnx_export.proof import prove_import
 from awq2trt.progress import SilentProgress
@@ -62,6 +65,82 @@ def test_foreign_checkpoints_are_read_and_exported_bit_for_bit(layout: str, tmp_
         steps -= np.repeat(zeros.numpy().astype(np.float32), GROUP, axis=1)
     got = steps * np.repeat(scales.numpy().astype(np.float32), GROUP, axis=1)
     np.testing.assert_array_equal(got, weights[UP])
+
+
+@pytest.mark.parametrize("layout", ["gptq", "gptq_v2", "compressed-asym"])
+def test_a_quantized_head_of_another_tool_is_read_and_exported(layout: str, tmp_path: Path) -> None:
+    """Whatever config.json says of ties: there are codes of a head."""
+    weights = save_foreign(tmp_path / "foreign", FOREIGN[layout], quantized_head=True, tie_word_embeddings=True)
+    checkpoint = QuantizedCheckpoint.open(tmp_path / "foreign")
+    assert not checkpoint.spec.tie_embeddings
+    assert checkpoint.head_scheme == checkpoint.scheme
+    np.testing.assert_array_equal(checkpoint.linear("lm_head").dequantize(), weights["lm_head"])
+    np.testing.assert_array_equal(checkpoint.tensor("lm_head.weight"), weights["lm_head"])
+    notes = _Notes()
+    made = export_stage(ExportRequest(tmp_path / "foreign", tmp_path / "onnx", ExportOptions()), notes)
+    assert "largest dequantization difference: 0 (8 linears)" in notes.notes
+    quantization = made.manifest.contents.quantization
+    assert quantization.head is not None
+    assert quantization.head.scheme == checkpoint.scheme
+    assert quantization.embedding is not None
+    assert quantization.embedding.scheme is None
+
+
+def _head_of(target: str, bits: int) -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": "int", "symmetric": False, "strategy": "group", "group_size": GROUP}
+    return {"targets": [target], "weights": {**weights, "dynamic": False}, "input_activations": None}
+
+
+@pytest.mark.parametrize("target", ["lm_head", "re:.*lm_head", "re:.*lm_head$"])
+def test_settings_for_the_head_alone(target: str, tmp_path: Path) -> None:
+    foreign = FOREIGN["compressed-asym"]
+    groups = {**foreign.quantization["config_groups"], "group_1": _head_of(target, 8)}
+    changed = replace(foreign, quantization={**foreign.quantization, "config_groups": groups})
+    save_foreign(tmp_path, changed)
+    checkpoint = QuantizedCheckpoint.open(tmp_path)
+    assert (checkpoint.format.scheme.bits, checkpoint.format.head.bits) == (4, 8)
+    assert checkpoint.head_scheme is None  # there are no codes of one
+
+
+@pytest.mark.parametrize(("target", "count"), [("re:.*down_proj", 2), ("Linear", 2)])
+def test_further_settings_are_refused(target: str, count: int, tmp_path: Path) -> None:
+    foreign = FOREIGN["compressed-asym"]
+    groups = {**foreign.quantization["config_groups"], "group_1": _head_of(target, 4)}
+    save_foreign(tmp_path, replace(foreign, quantization={**foreign.quantization, "config_groups": groups}))
+    with pytest.raises(UnsupportedError, match=f"expected one for all linears.*got {count} that are not for the head"):
+        QuantizedCheckpoint.open(tmp_path)
+
+
+def test_blocks_of_eight_bits_are_refused(tmp_path: Path) -> None:
+    foreign = FOREIGN["compressed-asym"]
+    groups = {"group_0": _head_of("Linear", 8)}
+    save_foreign(tmp_path, replace(foreign, quantization={**foreign.quantization, "config_groups": groups}))
+    with pytest.raises(UnsupportedError, match="got 8 bits for the linears of blocks"):
+        QuantizedCheckpoint.open(tmp_path)
+
+
+def test_a_head_in_our_layout_must_say_its_scheme(tmp_path: Path) -> None:
+    ours = quantized_llama(tmp_path, {**WIDE, "tie_word_embeddings": True}, head="int8")
+    path = ours.directory / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["head"] = "int8"
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="head: expected an object, got 'int8'"):
+        QuantizedCheckpoint.open(ours.directory)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("compressed_tensors") is None, reason="needs compressed-tensors: pip install it"
+)
+@pytest.mark.parametrize("head", ["int8", "int4"])
+def test_transformers_computes_what_we_do_with_a_quantized_head(head: str, tmp_path: Path) -> None:
+    ours = quantized_llama(tmp_path, {**WIDE, "hidden_size": 128}, symmetric=True, head=head)
+    ids = tokens(1, 20)
+    theirs = AutoModelForCausalLM.from_pretrained(ours.directory, dtype=torch.float32)
+    with torch.inference_mode():
+        expected = theirs(ids).logits
+        got = Ends(ours).logits(run_model(ours, ids))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(
@@ -283,3 +362,13 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors.*truncated"):
         QuantizedCheckpoint.open(tmp_path).linear(UP)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_head_of_every_family_is_told_from_its_blocks(family: Family) -> None:
+    head = family.describe(family.example).head
+    schemes = ModelSchemes(QuantScheme(4, 32, True), QuantScheme(8, 128, True))
+    for layout in (compressed.LAYOUT, natural.LAYOUT):
+        written = {"quantization_config": layout.written.config(schemes, head)}
+        stored = read_format(written, where="config.json")
+        assert (stored.layout, stored.scheme, stored.head) == (layout, schemes.blocks, schemes.head)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awq2trt.checkpoint.pack import pack_int4, pack_words, unpack_int4, unpack_words
+from awq2trt.checkpoint.pack import pack_int4, pack_words, signed_bytes, unpack_int4, unpack_words
 
 
 def test_int4_bytes() -> None:
@@ -39,7 +39,17 @@ def test_codes_of_three_bits_lie_in_a_stream_without_gaps() -> None:
     np.testing.assert_array_equal(unpack_words(pack_words(codes, 3), 3, 12), codes)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_codes_that_fill_bytes_lie_low_bits_first_too() -> None:
+    assert pack_words(np.array([[1, 2, 3, 4, 5]], np.uint8), 8).view(np.uint32).tolist() == [[0x04030201, 5]]
+    assert pack_words(np.arange(9, dtype=np.uint8)[None], 4).view(np.uint32).tolist() == [[0x76543210, 8]]
+
+
+def test_bytes_of_int8() -> None:
+    # Codes 128, 129, 127, 0, 255 mean 0, 1, -1, -128, 127.
+    assert signed_bytes(np.array([128, 129, 127, 0, 255], np.uint8)).tolist() == [0, 1, -1, -128, 127]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("count", [1, 31, 32, 100])
 def test_words_are_taken_apart_as_they_were_put_together(bits: int, count: int) -> None:
     codes = np.random.default_rng(0).integers(0, 1 << bits, (3, count), dtype=np.uint8)

@@ -13,7 +13,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from tiny_checkpoints import RandomCheckpoint
+from family_variants import MODELS
+from tiny_checkpoints import FamilyCheckpoint, RandomCheckpoint
 
 from awq2trt import opset
 from awq2trt.engine import builder
@@ -57,7 +58,7 @@ def test_linears_for_which_the_library_has_no_kernel_keep_to_their_bodies(
     model = ir.load(tmp_path / MODEL_FILE)
     inline_bodies_(model, keep=has_kernels)
     monkeypatch.setattr(builder, "load_into_registry", lambda trt, library: None)
-    parsed = onnx.load_from_string(builder.prepare_model(None, tmp_path, cast("PluginLibrary", object()))[0])
+    parsed = onnx.load_from_string(builder.prepare_model(None, tmp_path, cast("PluginLibrary", object())).serialized)
     assert [node.name for node in parsed.graph.node] == [node.name for node in model.graph]
     kept = [str(node.name) for node in model.graph if node.op_type == opset.W4A16_LINEAR]
     assert len(kept) == 2 * 6
@@ -88,6 +89,37 @@ def test_every_body_builds(scheme: QuantScheme, bias: bool, tmp_path: Path) -> N
     export_onnx(RandomCheckpoint(scheme, num_hidden_layers=1, attention_bias=bias), tmp_path)
     build_engine(tmp_path, RTX4090, tmp_path)
     assert opset.W4A16_LINEAR.encode() not in (tmp_path / ENGINE_FILE).read_bytes()
+
+
+HEADS = [
+    pytest.param(QuantScheme(8, 128, True), True, id="int8-tied"),
+    pytest.param(QuantScheme(4, 32, True), True, id="int4-tied"),
+    pytest.param(QuantScheme(8, 64, False), False, id="int8-symmetric-apart"),
+]
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(("head", "tied"), HEADS)
+def test_bodies_of_a_quantized_head_build(head: QuantScheme, tied: bool, tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint(head_scheme=head, num_hidden_layers=1, tie_word_embeddings=tied)
+    export_onnx(checkpoint, tmp_path)
+    build_engine(tmp_path, RTX4090, tmp_path)
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(("head", "tied"), HEADS)
+def test_plugins_take_a_quantized_head_and_embedding(head: QuantScheme, tied: bool, tmp_path: Path) -> None:
+    try:
+        library = find_plugin_library()
+    except ToolError as error:
+        pytest.skip(f"needs the plugin library: {error}")
+    checkpoint = RandomCheckpoint(head_scheme=head, num_hidden_layers=1, tie_word_embeddings=tied)
+    export_onnx(checkpoint, tmp_path)
+    build_engine(tmp_path, RTX4090, tmp_path, plugin_library=library)
+    engine = (tmp_path / ENGINE_FILE).read_bytes()
+    codes = ir.load(tmp_path / MODEL_FILE).graph.initializers[f"{checkpoint.spec.stored_head}.codes"].const_value
+    assert codes is not None
+    assert engine.count(codes.tobytes()) == 1
 
 
 @pytest.mark.trt
@@ -123,16 +155,74 @@ def test_engine_for_several_gpus(dtype: str, tmp_path: Path) -> None:
 
 @pytest.mark.trt
 def test_plugin_takes_the_nodes_although_they_have_bodies(exported: Path, tmp_path: Path) -> None:
-    try:
-        library = find_plugin_library()
-    except ToolError as error:
-        pytest.skip(f"needs the plugin library: {error}")
-    build_engine(exported, RTX4090, tmp_path, plugin_library=library)
+    build_engine(exported, RTX4090, tmp_path, plugin_library=_library(), fusion=False)
     engine = (tmp_path / ENGINE_FILE).read_bytes()
     assert opset.W4A16_LINEAR.encode() in engine
     for value in ir.load(exported / MODEL_FILE).graph.initializers.values():
         if value.name is not None and value.name.endswith(".codes") and value.const_value is not None:
             assert value.const_value.tobytes() in engine, value.name  # one copy, as it was
+
+
+FAMILIES_OF_HEADS_WITH_KERNELS = {
+    "llama": {"head_dim": 64},
+    "qwen3": {"head_dim": 64},
+    "gemma2": {"head_dim": 64},
+    "phi3": {"hidden_size": 256},
+    "falcon": {"hidden_size": 256},
+    "bloom": {"hidden_size": 384},
+    "mpt": {"d_model": 384},
+    "opt": {"hidden_size": 256, "word_embed_proj_dim": 256},
+}
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize("name", FAMILIES_OF_HEADS_WITH_KERNELS)
+def test_a_fused_decoder_builds_with_our_plugins(name: str, tmp_path: Path) -> None:
+    checkpoint = FamilyCheckpoint({**MODELS[name], **FAMILIES_OF_HEADS_WITH_KERNELS[name]})
+    dtype = "bfloat16" if name == "gemma2" else "float16"
+    options = ExportOptions.model_validate({"max_seq_len": 48, "dtype": dtype})
+    export_onnx(checkpoint, tmp_path, options=options)
+    result = build_engine(tmp_path, RTX4090, tmp_path, plugin_library=_library())
+    gated = {opset.GATED_ACTIVATION} if checkpoint.spec.block.gate_proj else set()
+    wanted = {opset.W4A16_LINEAR, opset.CACHED_ATTENTION, opset.RESIDUAL_NORM} | gated
+    assert set(result.operators) == wanted
+    log = (tmp_path / "build.log").read_text()
+    created = {kind: log.count(f"Successfully created plugin: {kind}") for kind in wanted}
+    layers = checkpoint.spec.num_layers
+    assert created[opset.CACHED_ATTENTION] == layers
+    assert created[opset.W4A16_LINEAR] == 4 * layers
+    engine = (tmp_path / ENGINE_FILE).read_bytes()
+    assert all(kind.encode() in engine for kind in wanted)
+    assert not list(tmp_path.glob(".fused-*"))
+
+
+@pytest.mark.trt
+def test_without_fusion_the_graph_is_the_exported_one(tmp_path: Path) -> None:
+    export_onnx(RandomCheckpoint(head_dim=64), tmp_path, options=ExportOptions(max_seq_len=48))
+    result = build_engine(tmp_path, RTX4090, tmp_path, plugin_library=_library(), fusion=False)
+    assert set(result.operators) == {opset.W4A16_LINEAR}
+    assert (tmp_path / "build.log").read_text().count("Successfully created plugin: W4A16Linear") == 14
+
+
+@pytest.mark.trt
+def test_a_full_disk_says_that_fusing_takes_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_onnx(RandomCheckpoint(head_dim=64), tmp_path, options=ExportOptions(max_seq_len=48))
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(builder, "save_model", fail)
+    with pytest.raises(ArtifactError, match=r"fused graph's weights: No space left.*--no-fusion"):
+        build_engine(tmp_path, RTX4090, tmp_path, plugin_library=_library())
+    assert not (tmp_path / ENGINE_FILE).exists()
+
+
+def _library() -> PluginLibrary:
+    try:
+        library = find_plugin_library()
+    except ToolError as error:
+        pytest.skip(f"needs the plugin library: {error}")
+    return library
 
 
 @pytest.mark.trt

@@ -67,6 +67,15 @@ def test_without_fused_layers_scores_and_a_second_cache_are_counted() -> None:
     assert fused.run_bytes > fused.weights_bytes + fused.cache_bytes + WORKSPACE_BYTES
 
 
+def test_the_scratch_memory_of_long_prompts_is_counted() -> None:
+    spec = describe_model({**LLAMA_2_70B, "max_position_embeddings": 65536})
+    short, long = (predict_footprint(spec, INT4, 65536, longest_prefill=tokens) for tokens in (4096, 65536))
+    assert short.workspace_bytes == WORKSPACE_BYTES  # its queries are 64 MiB
+    assert long.workspace_bytes == 65536 * 64 * 128 * 2 == GIB
+    added = long.activation_bytes - short.activation_bytes + GIB // 2
+    assert long.run_bytes - short.run_bytes == long.build_bytes - short.build_bytes == added
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -80,3 +89,17 @@ def test_weights_are_what_export_writes(bits: int, tied: bool, zeros: bool, tmp_
         tensor.nbytes for tensor in tensors if tensor is not None and not str(tensor.name).startswith("rotary")
     )
     assert predict_footprint(checkpoint.spec, scheme, 32).weights_bytes == stored
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("head", [QuantScheme(8, 32, True), QuantScheme(4, 32, False)], ids=QuantScheme.describe)
+def test_a_quantized_head_is_what_export_writes(head: QuantScheme, tied: bool, tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint(INT4, head, tie_word_embeddings=tied)
+    export_onnx(checkpoint, tmp_path, options=ExportOptions(max_seq_len=32))
+    model = ir.load(tmp_path / "model.onnx")
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    stored = sum(tensor.nbytes for tensor in tensors if tensor and not str(tensor.name).startswith("rotary"))
+    footprint = predict_footprint(checkpoint.spec, INT4, 32, head=head)
+    assert footprint.weights_bytes == stored
+    embedding = 0 if tied else checkpoint.tensor("model.embed_tokens.weight").nbytes
+    assert footprint.read_bytes == stored - embedding

@@ -16,6 +16,7 @@ def test_prefill_is_chosen_for_a_typical_prompt_or_for_the_longest() -> None:
         ("decode", 1, 1, 1),
     ]
     assert decoder_profiles(100)[0].tokens.typical == 100
+    assert decoder_profiles(131072)[0].tokens.longest == 65535, "more is beyond a grid of blocks"
 
 
 def test_a_profile_is_one_conversation_with_a_cache_of_fixed_length() -> None:

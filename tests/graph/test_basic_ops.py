@@ -10,9 +10,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from inlined_bodies import inline_custom_nodes_
 from numpy.typing import NDArray
 from tiny_checkpoints import RandomCheckpoint
-from w4a16_bodies import inline_w4a16
 
 from awq2trt import opset
 from awq2trt.errors import UnsupportedError
@@ -54,7 +54,7 @@ def test_same_logits_and_caches(overrides: dict[str, Any], tmp_path: Path) -> No
     assert not model.functions
     assert not {node.op_type for node in model.graph} & NEW_IN_24
     inline_bodies_(reference)
-    inline_w4a16(model)
+    inline_custom_nodes_(model)
     for expected, got in zip(_conversation(reference, tmp_path), _conversation(model, tmp_path), strict=True):
         assert expected.keys() == got.keys()
         for name, value in expected.items():

@@ -1,10 +1,11 @@
 """Fused decoders of every family: what is fused, that it means the same, and that the rest stays.
 
-The oracle unfuses: it writes each fused operator in standard ones again, as its description in `opset` says.
+The oracle is the exported graph; a fused one runs by its function bodies.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import onnxruntime
 import pytest
 from family_variants import MODELS
 from numpy.typing import NDArray
-from onnx_ir.tape import Tape
-from tiny_checkpoints import RandomCheckpoint, random_linear, relative_error
+from tiny_checkpoints import FamilyCheckpoint, random_linear, relative_error
 
 from awq2trt import opset
 from awq2trt.checkpoint.pack import pack_int4, unpack_int4
 from awq2trt.errors import ToolError, UsageError
+from awq2trt.graph.basic_ops import drop_functions_, fix_batch_, lower_to_basic_ops_
+from awq2trt.graph.fused_attention import fuses_attention
 from awq2trt.graph.fusion import fuse_
 from awq2trt.graph.matching import tensor_of
 from awq2trt.graph.merge_linears import merge_linears_
@@ -27,8 +29,8 @@ from awq2trt.graph.provider_file import Lowering, lower_, save_model, write_lowe
 from awq2trt.graph.read import open_decoder, operators_of
 from awq2trt.io_contract import MODEL_FILE
 from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops_
-from awq2trt.models.families import describe_model
 from awq2trt.onnx_export import export_onnx
+from awq2trt.onnx_export.fused_bodies import add_bodies_
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions
 from awq2trt.runtime import OrtBackend
@@ -38,22 +40,6 @@ PROMPT, STEPS = [5, 17, 80, 3, 99, 42, 7, 7, 61, 15], [30, 2, 88]
 LAYERS = 2
 NODES_OF_A_BLOCK = {"gemma2": 10, "gemma3": 10, "gpt_neox": 9, "falcon-40b": 9}
 """Norm, q-k-v, attention, o, norm, MLP of three: 8, but for further norms, and sums that no norm takes."""
-
-
-class FamilyCheckpoint(RandomCheckpoint):
-    """Random contents of a model of any family, without folded scales."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-        self.spec = describe_model(config)
-        self.scheme = QuantScheme(group_size=32)
-
-    def has(self, name: str) -> bool:
-        return name.rpartition(".")[2] in ("weight", "bias")
-
-    def _relative(self, name: str) -> str:
-        prefix = next(self.spec.prefix(layer) for layer in range(LAYERS) if name.startswith(self.spec.prefix(layer)))
-        return name.removeprefix(prefix)
 
 
 def _export(name: str, directory: Path, **changes: Any) -> FamilyCheckpoint:
@@ -69,7 +55,6 @@ def test_a_fused_decoder_means_the_same(name: str, tmp_path: Path) -> None:
     spec = _export(name, tmp_path / "exported").spec
     model, sizes = open_decoder(tmp_path / "exported")
     before = len(list(model.graph))
-    model.functions.clear()
     fuse_(model, (spec.head_dim,))
     kinds = [node.op_type for node in model.graph]
     assert kinds.count(opset.CACHED_ATTENTION) == LAYERS
@@ -81,10 +66,36 @@ def test_a_fused_decoder_means_the_same(name: str, tmp_path: Path) -> None:
     first, second = (index for index, kind in enumerate(kinds) if kind == opset.CACHED_ATTENTION)
     assert second - first == NODES_OF_A_BLOCK.get(name, 8)
     assert before - len(kinds) >= 20 * LAYERS
-    _unfuse_(model.graph)
+    add_bodies_(model)
     save_model(model, tmp_path / "fused")
     assert open_decoder(tmp_path / "fused")[1] == sizes
     _assert_same(tmp_path / "fused", tmp_path / "exported")
+
+
+BASIC = {
+    "Add", "Constant", "Div", "Gather", "Gelu", "MatMul", "Mul", "Range", "Relu", "Shape", "Slice", "Squeeze", "Tanh",
+    "Transpose", "Unsqueeze",
+}  # fmt: skip
+"""What TensorRT 10.3 parses of what a fused decoder can have left (onnx-tensorrt 10.1, docs/operators.md)."""
+
+MOST_NODES_OF_A_BLOCK = 12
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_jetpack_6_gets_few_basic_nodes_and_ours(name: str, tmp_path: Path) -> None:
+    spec = _export(name, tmp_path).spec
+    model, _ = open_decoder(tmp_path)
+    fix_batch_(model)
+    drop_functions_(model)
+    fuse_(model, (spec.head_dim,))
+    lower_to_basic_ops_(model)
+    nodes = list(model.graph)
+    assert {node.op_type for node in nodes if node.domain == ""} <= BASIC
+    first, second = (index for index, node in enumerate(nodes) if node.op_type == opset.CACHED_ATTENTION)
+    assert second - first <= MOST_NODES_OF_A_BLOCK
+    for node in nodes:
+        carried = {key: node.attributes[key].as_string() for key in opset.PLUGIN_ATTRIBUTES if node.domain}
+        assert carried == (opset.PLUGIN_ATTRIBUTES if node.domain else {}), "TensorRT would not look for a plugin"
 
 
 def _assert_same(got: Path, expected: Path) -> None:
@@ -105,6 +116,17 @@ def test_head_sizes_without_kernels_stay_and_the_rest_is_fused(tmp_path: Path) -
     assert set(operators_of(model).values()) == {opset.PLUGIN_VERSION}
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_description_says_whether_its_attention_is_fused(name: str, tmp_path: Path) -> None:
+    changes = WIDE_HEADS.get(name, {})
+    spec = _export(name, tmp_path, **changes).spec
+    model, sizes = open_decoder(tmp_path)
+    fuse_(model)
+    found = sum(node.op_type == opset.CACHED_ATTENTION for node in model.graph)
+    assert found == (LAYERS if fuses_attention(spec, sizes.capacity) else 0)
+    assert bool(found) == bool(changes)
+
+
 def test_ropes_whose_rows_the_graph_chooses_stay(tmp_path: Path) -> None:
     factors = {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
     rope = {"rope_type": "longrope", **factors}
@@ -114,6 +136,8 @@ def test_ropes_whose_rows_the_graph_chooses_stay(tmp_path: Path) -> None:
     kinds = [node.op_type for node in model.graph]
     assert kinds.count("RotaryEmbedding") == 2 * LAYERS
     assert opset.CACHED_ATTENTION not in kinds
+    assert not fuses_attention(replace(spec, head_dim=64), 48)
+    assert fuses_attention(replace(spec, head_dim=64), 16), "no sequence is long"
 
 
 def test_onnx_runtimes_own_kernels_do_not_take_a_fused_file(tmp_path: Path) -> None:
@@ -202,134 +226,3 @@ def test_operators_of_the_library_run_a_fused_file(name: str, tmp_path: Path) ->
         caches = {past: outputs[past.replace("past", "present")] for past in caches}
         position += len(tokens)
         assert relative_error(outputs["logits"].ravel(), plain.forward(tokens)) < 1e-2
-
-
-class _Unfuser:
-    """Writes a fused operator in standard ones."""
-
-    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
-        self.tape = Tape()
-        self._graph, self._node = graph, node
-        self._values = {
-            name: attribute.as_int() if attribute.type is ir.AttributeType.INT else attribute.as_float()
-            for name, attribute in node.attributes.items()
-        }
-        self._inputs = [value for value in node.inputs if value is not None]
-
-    def __getitem__(self, name: str) -> Any:
-        return self._values[name]
-
-    def op(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        return self.tape.op(kind, inputs, attributes)
-
-    def ints(self, *values: int) -> ir.Value:
-        return self.op("Constant", value_ints=list(values))
-
-    def number(self, value: float, like: ir.Value) -> ir.Value:
-        return self.op("CastLike", self.op("Constant", value_float=float(value)), like)
-
-    def norm(self) -> list[ir.Value]:
-        x, *rest = self._inputs
-        total = [self.op("Add", x, rest.pop(0))] if self["has_residual"] else []
-        kind = "RMSNormalization" if self["rms"] else "LayerNormalization"
-        y = self.op(kind, *(total or [x]), *rest, axis=-1, epsilon=self["epsilon"], stash_type=1)
-        return [y, *total]
-
-    def gated(self) -> list[ir.Value]:
-        gate, up = self.tape.op_multi_out("Split", self._inputs, {"axis": -1, "num_outputs": 2}, num_outputs=2)
-        code = self["activation"]
-        if code == opset.ACTIVATION_CODES["silu"]:
-            active = self.op("Mul", gate, self.op("Sigmoid", gate))
-        elif code == opset.ACTIVATION_CODES["relu"]:
-            active = self.op("Relu", gate)
-        else:
-            active = self.op(
-                "Gelu", gate, approximate="tanh" if code == opset.ACTIVATION_CODES["gelu_tanh"] else "none"
-            )
-        return [self.op("Mul", active, up)]
-
-    def attention(self) -> list[ir.Value]:
-        qkv, position, past_key, past_value, *rest = self._inputs
-        counts = [self["num_heads"], self["num_kv_heads"], self["num_kv_heads"]]
-        head_dim = int(past_key.shape[3])  # type: ignore[index, arg-type]
-        if self["clip"]:
-            qkv = self.op("Clip", qkv, self.number(-self["clip"], qkv), self.number(self["clip"], qkv))
-        sizes = self.ints(*(count * head_dim for count in counts))
-        parts = self.tape.op_multi_out("Split", [qkv, sizes], {"axis": -1}, num_outputs=3)
-        heads = [
-            self.op("Transpose", self.op("Reshape", part, self.ints(0, 0, n, head_dim)), perm=[0, 2, 1, 3])
-            for part, n in zip(parts, counts, strict=True)
-        ]
-        tables = [rest.pop(0), rest.pop(0)] if self["rotary_dim"] else []
-        if self["has_norms"]:
-            for index in range(2):
-                heads[index] = self.op("RMSNormalization", heads[index], rest.pop(0), axis=-1, epsilon=self["norm_eps"])
-        length = self.op("Shape", qkv, start=1, end=2)
-        zero, one = self.op("Constant", value_int=0), self.op("Constant", value_int=1)
-        steps = self.op("Range", zero, self.op("Squeeze", length), one)
-        positions = self.op("Add", self.op("Unsqueeze", position, self.ints(1)), steps)
-        if tables:
-            partial = {"rotary_embedding_dim": self["rotary_dim"]} if self["rotary_dim"] != head_dim else {}
-            for index in range(2):
-                heads[index] = self.op("RotaryEmbedding", heads[index], *tables, positions, **partial)
-        keys, values = (
-            self.op("TensorScatter", past, new, position, axis=-2, mode="linear")
-            for past, new in ((past_key, heads[1]), (past_value, heads[2]))
-        )
-        return [self._attend(heads[0], keys, values, positions, rest), keys, values]
-
-    def _attend(
-        self, query: ir.Value, keys: ir.Value, values: ir.Value, positions: ir.Value, slopes: list[ir.Value]
-    ) -> ir.Value:
-        zero, one = self.op("Constant", value_int=0), self.op("Constant", value_int=1)
-        slots = self.op("Range", zero, self.op("Squeeze", self.op("Shape", keys, start=2, end=3)), one)
-        distance = self.op("Sub", slots, self.op("Unsqueeze", positions, self.ints(1, 3)))
-        seen = self.op("LessOrEqual", distance, self.ints(0))
-        if self["window"]:
-            seen = self.op("And", seen, self.op("Greater", distance, self.ints(-self["window"])))
-        shape = self.ints(0, self["num_kv_heads"], self["num_heads"] // self["num_kv_heads"], -1, query_dim(keys))
-        grouped = self.op("Reshape", query, shape)
-        wide_keys, wide_values = (self.op("Unsqueeze", cache, self.ints(2)) for cache in (keys, values))
-        scores = self.op("MatMul", grouped, self.op("Transpose", wide_keys, perm=[0, 1, 2, 4, 3]))
-        scores = self.op("Mul", scores, self.number(self["scale"], scores))
-        if self["softcap"]:
-            cap = self.number(self["softcap"], scores)
-            scores = self.op("Mul", self.op("Tanh", self.op("Div", scores, cap)), cap)
-        capacity = self.op("Shape", keys, start=2, end=3)
-        by_head = self.op("Concat", self.ints(0, self["num_heads"], -1), capacity, axis=0)
-        scores = self.op("Reshape", scores, by_head)
-        if slopes:
-            column = self.op("Reshape", slopes[0], self.ints(1, -1, 1, 1))
-            bias = self.op("Mul", self.op("CastLike", distance, column), column)
-            scores = self.op("Add", scores, self.op("CastLike", bias, scores))
-        shares = self.op("Softmax", self.op("Where", seen, scores, self.number(-65504, scores)), axis=-1)
-        groups = self.ints(0, self["num_kv_heads"], self["num_heads"] // self["num_kv_heads"], -1)
-        shares = self.op("Reshape", shares, self.op("Concat", groups, capacity, axis=0))
-        merge = self.ints(0, self["num_heads"], -1, query_dim(keys))
-        context = self.op("Reshape", self.op("MatMul", shares, wide_values), merge)
-        return self.op("Reshape", self.op("Transpose", context, perm=[0, 2, 1, 3]), self.ints(0, 0, -1))
-
-
-def query_dim(keys: ir.Value) -> int:
-    """D, from the cache that a scatter writes."""
-    scatter = keys.producer()
-    assert scatter is not None
-    past = scatter.inputs[0]
-    assert past is not None
-    return int(past.shape[3])  # type: ignore[index, arg-type]
-
-
-def _unfuse_(graph: ir.Graph) -> None:
-    for node in list(graph):
-        unfuser = _Unfuser(graph, node) if node.op_type in opset.FUSED_OPERATORS else None
-        if unfuser is None:
-            continue
-        parts = {
-            opset.RESIDUAL_NORM: unfuser.norm,
-            opset.GATED_ACTIVATION: unfuser.gated,
-            opset.CACHED_ATTENTION: unfuser.attention,
-        }
-        outputs = parts[node.op_type]()
-        for old, new in zip(node.outputs, outputs, strict=True):
-            new.type, new.shape = old.type, old.shape
-        ir.convenience.replace_nodes_and_values(graph, node, [node], unfuser.tape.nodes, node.outputs, outputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -139,7 +140,7 @@ def test_memory_is_that_of_a_few_tensors(tmp_path: Path) -> None:
     """Sixteen blocks take no more than a few linears at a time."""
     (tmp_path / "onnx").mkdir()
     (tmp_path / "cpu").mkdir()
-    wide = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "head_dim": 64}
+    wide: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "head_dim": 64}
     model = RandomCheckpoint(QuantScheme(group_size=64), **wide, num_hidden_layers=16)
     export_onnx(model, tmp_path / "onnx", options=ExportOptions(function_bodies=False))
     tracemalloc.start()

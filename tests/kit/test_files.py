@@ -13,13 +13,14 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from inlined_bodies import inline_custom_nodes_
 from numpy.typing import NDArray
 from stand_in_orin import fake_library
 from tiny_kits import CAPACITY, export_tiny, kit_request, make_tiny_kit
-from w4a16_bodies import inline_w4a16
 
 from awq2trt import opset
 from awq2trt.artifact.manifest import SUMS_FILE, Artifact, record_file
+from awq2trt.engine.predict import Footprint
 from awq2trt.errors import ArtifactError, ToolError, UnsupportedError
 from awq2trt.graph.inline import inline_bodies_
 from awq2trt.kit.archive import write_tar
@@ -27,7 +28,7 @@ from awq2trt.machine import foreign_library
 from awq2trt.machine.foreign_library import PATH_VARIABLE, choose_plugin
 from awq2trt.progress import SilentProgress
 from awq2trt.runtime import OrtBackend
-from awq2trt.stages.kit import deliver, model_spec, require_fit
+from awq2trt.stages.kit import deliver, model_spec, predict_outlooks, require_fit
 from awq2trt.target import find_jetpack, find_target
 
 GOLDEN = {
@@ -38,6 +39,8 @@ GOLDEN = {
     )
 }  # fmt: skip
 LIBRARY = "lib/libawq2trt_plugins.so"
+HEADS = {"head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+"""Heads of a size that our attention has kernels for."""
 FILES = GOLDEN | {
     LIBRARY, "README.md", "finish.sh", "kit.conf", "model.onnx", "model.onnx.data", "tokenizer.json",
     "tokenizer_config.json", "generation_config.json",
@@ -48,7 +51,7 @@ FILES = GOLDEN | {
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with its ONNX model and its kits, `kit-7.2` and `kit-6.2`."""
     folder = tmp_path_factory.mktemp("made")
-    export_tiny(folder)
+    export_tiny(folder, **HEADS)
     for jetpack in ("7.2", "6.2"):
         make_tiny_kit(folder, folder / f"kit-{jetpack}", jetpack)
     return folder
@@ -141,15 +144,47 @@ def test_the_model_is_the_exported_one(made: Path, jetpack: str) -> None:
     kit = ir.load(made / f"kit-{jetpack}" / "model.onnx")
     assert not kit.functions
     assert kit.opset_imports[""] == (24 if jetpack == "7.2" else 20)
-    custom = [node for node in kit.graph if node.domain]
-    assert {(node.domain, node.op_type, node.overload) for node in custom} == {(opset.DOMAIN, opset.W4A16_LINEAR, "")}
+    custom = {(node.domain, node.op_type, node.overload) for node in kit.graph if node.domain}
+    fused = (opset.W4A16_LINEAR, *opset.FUSED_OPERATORS)
+    assert custom == {(opset.DOMAIN, kind, "") for kind in fused}
+    record = Artifact.open(made / f"kit-{jetpack}").manifest.contents
+    assert set(record.operators) == set(fused)
     exported = ir.load(made / "onnx" / "model.onnx")
     inline_bodies_(exported)
-    inline_w4a16(kit)
+    inline_custom_nodes_(kit)
     expected = _logits(exported, made / "onnx")
     np.testing.assert_allclose(
         _logits(kit, made / f"kit-{jetpack}"), expected, rtol=0, atol=4e-3 * np.abs(expected).max()
     )
+
+
+@pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
+def test_without_fusion_a_kit_has_the_exported_nodes(made: Path, jetpack: str, tmp_path: Path) -> None:
+    kit = make_tiny_kit(made, tmp_path / "kit", jetpack, fusion=False)
+    nodes = list(ir.load(kit.directory / "model.onnx").graph)
+    assert (
+        {node.op_type for node in nodes if node.domain} == {opset.W4A16_LINEAR} == set(kit.manifest.contents.operators)
+    )
+    assert sum(node.op_type == opset.W4A16_LINEAR for node in nodes) == 14
+    fused = list(ir.load(made / f"kit-{jetpack}" / "model.onnx").graph)
+    assert sum(node.op_type == opset.W4A16_LINEAR for node in fused) == 8
+    assert len(nodes) - len(fused) > 2 * 20
+    np.testing.assert_allclose(
+        OrtBackend.load(kit.directory).forward([5, 80, 9]),
+        OrtBackend.load(made / "onnx").forward([5, 80, 9]),
+        rtol=2e-3,
+        atol=2e-3,
+    )
+
+
+def test_fused_attention_on_jetpack_6_needs_no_second_cache(made: Path) -> None:
+    spec = model_spec(str(made / "model"))
+
+    def footprint(jetpack: str, *, fusion: bool) -> Footprint:
+        return predict_outlooks(spec, kit_request(made, jetpack, fusion=fusion).options)[0].footprint
+
+    assert footprint("6.2", fusion=True) == footprint("7.2", fusion=False) == footprint("7.2", fusion=True)
+    assert footprint("6.2", fusion=False).cache_bytes == 2 * footprint("6.2", fusion=True).cache_bytes
 
 
 @pytest.mark.parametrize("jetpack", ["7.2", "6.2"])

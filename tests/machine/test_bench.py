@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from awq2trt.errors import ToolError
+from awq2trt.errors import ToolError, UsageError
 from awq2trt.machine import bench
-from awq2trt.machine.bench import Ceilings, KernelReport, LayerShape, Measurement
+from awq2trt.machine.bench import Ceilings, KernelReport, LayerShape, Measurement, WeightKind, bench_kernels
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ def report() -> KernelReport:
         )
         for m in (1, 2)
     )
-    return KernelReport("a GPU", {"plugins": "0.1.0"}, "2026-01-01", 128, "float16", True, CEILINGS, rows)
+    return KernelReport("a GPU", {"plugins": "0.1.0"}, "2026-01-01", 128, "float16", True, 4, CEILINGS, rows)
 
 
 def test_types_are_at_the_places_of_the_kernels_enum() -> None:
@@ -77,3 +77,15 @@ def test_without_a_gpu_the_error_says_where_to_run() -> None:
     with pytest.raises(ToolError, match="needs a GPU") as error:
         bench._torch_with_cuda()
     assert error.value.fix is not None
+
+
+def test_bytes_of_weights_by_their_kind() -> None:
+    shape = LayerShape(576, 49152)  # five groups of 128, the last one shorter
+    assert WeightKind().bytes(shape) == 49152 * 288 + 49152 * 5 * 2 + 49152 * 5 // 2
+    assert WeightKind(code_bits=8).bytes(shape) == 49152 * 576 + 49152 * 5 * (2 + 1)
+    assert WeightKind(8, 32, zero_points=False).bytes(shape) == 49152 * 576 + 49152 * 18 * 2
+
+
+def test_codes_of_other_widths_are_refused() -> None:
+    with pytest.raises(UsageError, match="got 3, expected 4 or 8"):
+        bench_kernels(kind=WeightKind(code_bits=3))

@@ -37,18 +37,50 @@ def library() -> PluginLibrary:
     return find_plugin_library()
 
 
-def test_cpp_and_python_agree_on_names() -> None:
-    headers = (OPS / "operator.h").read_text() + (OPS / "w4a16_linear.h").read_text()
-    constants = dict(re.findall(r'constexpr char (\w+)\[\] = "(\w+)";', headers))
+def _names_in(header: str) -> dict[str, str]:
+    """String constants of a header of plugins/ops."""
+    return dict(re.findall(r'constexpr char (\w+)\[\] = "(\w+)";', (OPS / header).read_text()))
+
+
+EMBEDDINGS = "quantized_embedding.h"
+"""Of two operators, by the width of their codes."""
+
+NAMES_OF_OPERATORS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "cached_attention.h": (
+        opset.CACHED_ATTENTION,
+        (*opset.ATTENTION_INT_ATTRIBUTES, *opset.ATTENTION_FLOAT_ATTRIBUTES),
+    ),
+    "gated_activation.h": (opset.GATED_ACTIVATION, (opset.ATTR_ACTIVATION,)),
+    "residual_norm.h": (opset.RESIDUAL_NORM, (*opset.NORM_INT_ATTRIBUTES, *opset.NORM_FLOAT_ATTRIBUTES)),
+    "w4a16_linear.h": (opset.W4A16_LINEAR, (opset.ATTR_GROUP_SIZE, opset.ATTR_HAS_ZEROS, opset.ATTR_HAS_BIAS)),
+}
+
+
+@pytest.mark.parametrize("header", NAMES_OF_OPERATORS)
+def test_cpp_and_python_agree_on_names(header: str) -> None:
+    name, attributes = NAMES_OF_OPERATORS[header]
+    assert _names_in("operator.h") == {"kDomain": opset.DOMAIN}
     assert opset.DOMAIN == opset.PLUGIN_NAMESPACE
-    assert constants == {
-        "kDomain": opset.DOMAIN,
-        "kName": opset.W4A16_LINEAR,
+    constants = {f"k{attribute.title().replace('_', '')}": attribute for attribute in attributes}
+    if header == "w4a16_linear.h":
+        constants["kName8"] = opset.W8A16_LINEAR
+    assert _names_in(header) == {"kName": name, "kVersion": opset.PLUGIN_VERSION, **constants}
+
+
+def test_cpp_and_python_agree_on_names_of_embeddings() -> None:
+    assert _names_in(EMBEDDINGS) == {
+        "kName4": opset.W4A16_EMBEDDING,
+        "kName8": opset.W8A16_EMBEDDING,
         "kVersion": opset.PLUGIN_VERSION,
         "kGroupSize": opset.ATTR_GROUP_SIZE,
         "kHasZeros": opset.ATTR_HAS_ZEROS,
-        "kHasBias": opset.ATTR_HAS_BIAS,
     }
+
+
+def test_every_operator_is_held_to_its_names() -> None:
+    assert {path.name for path in OPS.glob("*.h")} - {"operator.h", EMBEDDINGS} == set(NAMES_OF_OPERATORS)
+    written = {name for name, _ in NAMES_OF_OPERATORS.values()}
+    assert written == {opset.W4A16_LINEAR, *opset.FUSED_OPERATORS}
 
 
 def test_variable_comes_first_and_must_name_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from awq2trt.io_contract import (
     cache_names,
 )
 from awq2trt.onnx_export import export_onnx
-from awq2trt.onnx_export.bodies import BodyVariant, make_body
+from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
 from awq2trt.onnx_export.external_data import PAGE_BYTES, ExternalDataWriter
 from awq2trt.recipe import ExportOptions
 from awq2trt.runtime import OrtBackend
@@ -54,19 +54,32 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("zero_point", [False, True], ids=["symmetric", "zeros"])
 @pytest.mark.parametrize(("group_size", "features", "rows"), SHAPES)
 def test_body_computes_what_dequantize_says(
-    group_size: int, features: int, rows: int, zero_point: bool, bias: bool
+    group_size: int, features: int, rows: int, zero_point: bool, bias: bool, bits: int
 ) -> None:
     random = np.random.default_rng(0)
-    linear = random_linear((rows, features), QuantScheme(4, group_size, zero_point), random, bias=bias)
+    linear = random_linear((rows, features), QuantScheme(bits, group_size, zero_point), random, bias=bias)
     x = random.normal(size=(2, 3, features)).astype(np.float16)
     expected = x.astype(np.float32) @ linear.dequantize().T
     if linear.bias is not None:
         expected += linear.bias.astype(np.float32)
     assert relative_error(_run_body(linear, x), expected) < FP16_TOLERANCE
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zero_point", [False, True], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize(("group_size", "features", "rows"), SHAPES)
+def test_body_of_an_embedding_gathers_what_dequantize_says(
+    group_size: int, features: int, rows: int, zero_point: bool, bits: int
+) -> None:
+    linear = random_linear((rows, features), QuantScheme(bits, group_size, zero_point), np.random.default_rng(0))
+    ids = np.array([[0, rows - 1, 5], [5, 2, 2]])
+    got = _run_embedding_body(linear, ids)
+    assert relative_error(got, linear.dequantize()[ids]) < FP16_TOLERANCE
 
 
 def test_body_takes_inputs_of_any_rank() -> None:
@@ -118,6 +131,35 @@ def test_decoder_agrees_with_transformers(scheme: QuantScheme, overrides: dict[s
     tokens = _tokens(40)
     got = np.concatenate(list(OrtBackend.load(tmp_path, all_logits=True).logits(tokens)))
     assert relative_error(got, torch_logits(checkpoint, tokens)) < ROTARY_TOLERANCE
+
+
+HEADS = [QuantScheme(8, 128, True), QuantScheme(4, 32, True), QuantScheme(8, 64, False)]
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
+@pytest.mark.parametrize("head", HEADS, ids=QuantScheme.describe)
+def test_a_quantized_head_agrees_with_transformers(head: QuantScheme, tied: bool, tmp_path: Path) -> None:
+    """As it is lowered for ONNX Runtime, and as the file's own function bodies compute it."""
+    checkpoint = RandomCheckpoint(head_scheme=head, tie_word_embeddings=tied)
+    export_onnx(checkpoint, tmp_path)
+    tokens = _tokens(20)
+    expected = torch_logits(checkpoint, tokens)
+    got = np.concatenate(list(OrtBackend.load(tmp_path, all_logits=True).logits(tokens)))
+    assert relative_error(got, expected) < ROTARY_TOLERANCE
+    assert relative_error(_run_as_exported(tmp_path, tokens), expected) < 10 * FP16_TOLERANCE
+
+
+def test_a_tied_weight_is_in_the_file_once(tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint(head_scheme=QuantScheme(8, 64, True), tie_word_embeddings=True)
+    export_onnx(checkpoint, tmp_path)
+    graph = open_decoder(tmp_path)[0].graph
+    embedding, head = (next(node for node in graph if node.name == name) for name in ("model.embed_tokens", "lm_head"))
+    assert (embedding.op_type, head.op_type) == (opset.W8A16_EMBEDDING, opset.W8A16_LINEAR)
+    scales, codes, _, zeros = embedding.inputs
+    assert (codes, scales, zeros) == tuple(head.inputs[1:])
+    assert [name for name in graph.initializers if name.startswith(("model.embed", "lm_head"))] == [
+        f"model.embed_tokens.{kind}" for kind in ("codes", "scales", "zeros")
+    ]
 
 
 def test_bfloat16_decoder_agrees_with_transformers(tmp_path: Path) -> None:
@@ -282,26 +324,48 @@ def _run_body(linear: QuantizedLinear, x: NDArray[np.float16]) -> NDArray[np.flo
         "zeros": linear.zeros,
         "bias": linear.bias,
     }
-    initializers = [_initializer(name, arrays[name]) for name in variant.input_names if name != "x"]
+    eight = linear.scheme.bits == 8
+    initializers = [_initializer(name, arrays[name], eight=eight) for name in variant.input_names if name != "x"]
     source = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT16), shape=ir.Shape([*x.shape[:-1], x.shape[-1]]))
-    attributes = {opset.ATTR_GROUP_SIZE: linear.group_length}
-    node = ir.node(
-        opset.W4A16_LINEAR, [source, *initializers], attributes, domain=opset.DOMAIN, overload=variant.overload
-    )
+    inputs = [source, *initializers]
+    return _run_one(make_body(variant), inputs, x, (*x.shape[:-1], linear.out_features), linear.group_length)
+
+
+def _run_embedding_body(linear: QuantizedLinear, ids: NDArray[np.int64]) -> NDArray[np.float16]:
+    variant = BodyVariant.of(linear)
+    arrays = {"codes": linear.codes, "scales": linear.scales, "zeros": linear.zeros}
+    source = ir.Value(name="x", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(ids.shape))
+    eight = linear.scheme.bits == 8
+    inputs = [
+        source if name == "ids" else _initializer(name, arrays[name], eight=eight) for name in variant.table_names
+    ]
+    shape = (*ids.shape, linear.in_features)
+    return _run_one(make_embedding_body(variant), inputs, ids, shape, linear.group_length)
+
+
+def _run_one(
+    body: ir.Function, inputs: list[ir.Value], x: NDArray[Any], shape: tuple[int, ...], group_length: int
+) -> NDArray[np.float16]:
+    """A model of one node and its body, of which the input that is no initializer is x."""
+    attributes = {opset.ATTR_GROUP_SIZE: group_length}
+    node = ir.node(body.name, inputs, attributes, domain=opset.DOMAIN, overload=body.overload)
     y = node.outputs[0]
-    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT16)
-    y.shape = ir.Shape([*x.shape[:-1], linear.out_features])
+    y.name, y.type, y.shape = "y", ir.TensorType(ir.DataType.FLOAT16), ir.Shape(shape)
     imports = {"": opset.ONNX_OPSET, opset.DOMAIN: opset.DOMAIN_VERSION}
-    graph = ir.Graph([source], node.outputs, nodes=[node], initializers=initializers, opset_imports=imports, name="one")
-    proto = ir.to_proto(ir.Model(graph, ir_version=opset.ONNX_IR_VERSION, functions=[make_body(variant)]))
+    sources = [value for value in inputs if value.const_value is None]
+    constants = [value for value in inputs if value.const_value is not None]
+    graph = ir.Graph(sources, node.outputs, nodes=[node], initializers=constants, opset_imports=imports, name="one")
+    proto = ir.to_proto(ir.Model(graph, ir_version=opset.ONNX_IR_VERSION, functions=[body]))
     onnx.checker.check_model(proto, full_check=True)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), _quiet(), providers=["CPUExecutionProvider"])
     result: NDArray[np.float16] = session.run(None, {"x": x})[0]
     return result
 
 
-def _initializer(name: str, array: NDArray[Any] | None) -> ir.Value:
+def _initializer(name: str, array: NDArray[Any] | None, *, eight: bool) -> ir.Value:
     assert array is not None
+    if array.dtype == np.uint8 and eight:
+        array = (array.astype(np.int16) - 128).astype(np.int8)
     if array.dtype != np.uint8:
         return ir.Value(name=name, const_value=ir.Tensor(array, name=name))
     signed = array.astype(np.int8) - 8  # onnx packs INT4 itself here, independently of `pack_int4`

@@ -48,6 +48,16 @@ def test_text_ends_before_a_stop_string() -> None:
     assert _stream("STOPx", ["STOP"]) == []
 
 
+def test_the_stop_string_that_is_whole_first_counts_in_any_pieces() -> None:
+    """As in plugins/runtime/generation/stop_strings.h."""
+    for pieces in (["xabcd"], ["xab", "cd"], ["x", "a", "b", "c", "d"]):
+
+        def decode(ids: Sequence[int], pieces: Sequence[str] = pieces) -> str:
+            return "".join(pieces[i] for i in ids)
+
+        assert "".join(stream_text(range(len(pieces)), decode, ["abcd", "bc", "c"])) == "xa"
+
+
 def test_beginning_of_a_stop_string_is_held_back_and_then_shown() -> None:
     assert _stream("aENb", ["END"]) == ["a", "ENb"]
     assert _stream("aEN", ["END"]) == ["a", "EN"]

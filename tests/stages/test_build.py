@@ -11,6 +11,7 @@ import tiny_models
 from stand_in_orin import fake_library
 from tiny_kits import RTN
 
+from awq2trt import opset
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.engine import builder
 from awq2trt.engine.builder import BuildResult
@@ -52,6 +53,7 @@ class _Work:
             profiles=decoder_profiles(64),
             compute_capabilities=("SM89",),
             tensorrt_version="1.7.1",
+            operators={opset.CACHED_ATTENTION: "1"} if options["fusion"] else {},
         )
 
 
@@ -61,12 +63,18 @@ def work(monkeypatch: pytest.MonkeyPatch) -> _Work:
 
 
 def _build(
-    model: Path, output: Path, *, target: str | None = "rtx4090", plugin: bool | None = False, **options: Any
+    model: Path,
+    output: Path,
+    *,
+    target: str | None = "rtx4090",
+    plugin: bool | None = False,
+    fusion: bool = True,
+    **options: Any,
 ) -> list[Path]:
     recipe = Recipe(
         quantize=RTN.model_copy(update=options),
         export=ExportOptions(max_seq_len=64),
-        build=BuildOptions(target=target, plugin=plugin),
+        build=BuildOptions(target=target, plugin=plugin, fusion=fusion),
     )
     return [made.directory for made in build_stage(BuildRequest(str(model), output, recipe), SilentProgress())]
 
@@ -89,6 +97,14 @@ def test_another_target_needs_only_another_engine(model: Path, work: _Work, tmp_
     _build(model, tmp_path)
     _build(model, tmp_path, target="rtx")
     assert work.done == ["checkpoint", "engine for rtx4090", "engine for rtx"]
+
+
+def test_without_fusion_it_is_another_engine(model: Path, work: _Work, tmp_path: Path) -> None:
+    fused = Artifact.open(_build(model, tmp_path)[-1]).manifest.contents.operators
+    plain = Artifact.open(_build(model, tmp_path, fusion=False)[-1]).manifest.contents.operators
+    assert work.done == ["checkpoint", "engine for rtx4090", "engine for rtx4090"]
+    assert set(fused) == {opset.W4A16_LINEAR, opset.CACHED_ATTENTION}
+    assert set(plain) == {opset.W4A16_LINEAR}
 
 
 def test_other_options_make_everything_anew(model: Path, work: _Work, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from awq2trt.checkpoint.layouts.layout import (
     Array,
     Layout,
     LinearToUnpack,
+    ModelSchemes,
     StoredFormat,
     Tensors,
 )
@@ -27,7 +28,16 @@ from awq2trt.foreign_files import reading
 from awq2trt.models.families import DecoderSpec
 from awq2trt.scheme import SCALE_DTYPES, QuantizedLinear, QuantScheme
 
-__all__ = ["LAYOUTS", "Layout", "StoredFormat", "choose_layout", "pack_linear", "read_format", "unpack_linear"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "ModelSchemes",
+    "StoredFormat",
+    "choose_layout",
+    "pack_linear",
+    "read_format",
+    "unpack_linear",
+]
 
 LAYOUTS: Final[tuple[Layout, ...]] = (
     awq_gemm.LAYOUT,
@@ -56,11 +66,12 @@ def read_format(config: Mapping[str, Any], *, where: str) -> StoredFormat:
         raise CheckpointError(
             "the checkpoint is not quantized.", where=where, fix="quantize it first: awq2trt quantize MODEL -o DIR"
         )
-    with reading("a quantization that is read here", where, fix=QUANTIZE_AGAIN):
-        layout = _layout_of(found, where)
-        bits, group_size, zero_point = layout.read(found, where)
     try:
-        return StoredFormat(layout, QuantScheme(bits=bits, group_size=group_size, zero_point=zero_point))
+        with reading("a quantization that is read here", where, fix=QUANTIZE_AGAIN):
+            layout = _layout_of(found, where)
+            scheme = QuantScheme(*layout.read(found, where)).for_blocks()
+            of_head = layout.read_head(found, where)
+            return StoredFormat(layout, scheme, scheme if of_head is None else QuantScheme(*of_head))
     except UsageError as error:
         raise UnsupportedError(error.what, where=where, fix=QUANTIZE_AGAIN) from error
 
@@ -80,9 +91,9 @@ def _layout_of(found: Mapping[str, Any], where: str) -> Layout:
     return candidates[names.index(version)]
 
 
-def choose_layout(spec: DecoderSpec, scheme: QuantScheme) -> Layout:
+def choose_layout(spec: DecoderSpec, schemes: ModelSchemes) -> Layout:
     """The layout for a model: the one that most readers know among those that hold all of it."""
-    return next(layout for layout in LAYOUTS if layout.writer is not None and layout.writer.holds(spec, scheme))
+    return next(layout for layout in LAYOUTS if layout.writer is not None and layout.writer.holds(spec, schemes))
 
 
 def pack_linear(name: str, linear: QuantizedLinear, layout: Layout) -> dict[str, Array]:
@@ -93,29 +104,32 @@ def pack_linear(name: str, linear: QuantizedLinear, layout: Layout) -> dict[str,
     return {f"{name}.{kind}": value for kind, value in tensors.items()}
 
 
-def require_kinds(stored: StoredFormat, found: Collection[str], *, where: str) -> None:
+def require_kinds(layout: Layout, found: Collection[str], *, where: str) -> None:
     """Refuses a linear that lacks a tensor.
 
     Args:
-        stored: What config.json says.
+        layout: Of the checkpoint.
         found: Names of the tensors that the linear has, relative to its own.
         where: Name of the linear, for errors.
 
     Raises:
         CheckpointError: It does.
     """
-    missing = [name for name in stored.layout.required if name not in found]
+    missing = [name for name in layout.required if name not in found]
     if missing:
-        what = f"missing {', '.join(missing)} of a linear in the layout {stored.layout.name}."
+        what = f"missing {', '.join(missing)} of a linear in the layout {layout.name}."
         raise CheckpointError(what, where=where, fix=DAMAGED)
 
 
-def unpack_linear(stored: StoredFormat, tensors: Tensors, shape: tuple[int, int], *, where: str) -> QuantizedLinear:
+def unpack_linear(
+    layout: Layout, tensors: Tensors, scheme: QuantScheme, shape: tuple[int, int], *, where: str
+) -> QuantizedLinear:
     """One linear out of its tensors.
 
     Args:
-        stored: What config.json says.
+        layout: Of the checkpoint.
         tensors: Those of the layout's `tensor_names` that the checkpoint has.
+        scheme: How it is quantized, as config.json says.
         shape: N, K as config.json has them.
         where: Name of the linear, for errors.
 
@@ -123,9 +137,8 @@ def unpack_linear(stored: StoredFormat, tensors: Tensors, shape: tuple[int, int]
         CheckpointError: A tensor is missing, of another shape or type, or not finite.
         UnsupportedError: The tensors say something that a `QuantizedLinear` cannot.
     """
-    layout = stored.layout
-    require_kinds(stored, tensors, where=where)
-    packed = LinearToUnpack(tensors, stored.scheme, shape, where)
+    require_kinds(layout, tensors, where=where)
+    packed = LinearToUnpack(tensors, scheme, shape, where)
     if BIAS in tensors:
         packed.expect(BIAS, (shape[0],))
     _require_floats(packed)

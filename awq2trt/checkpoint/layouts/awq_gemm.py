@@ -8,6 +8,7 @@ Config keys: https://huggingface.co/docs/transformers/quantization/awq; llm-awq'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +20,9 @@ from awq2trt.checkpoint.layouts.layout import (
     Array,
     Layout,
     LinearToUnpack,
+    ModelSchemes,
     QuantizationConfig,
+    SchemeNumbers,
     Tool,
     Writer,
     config_integer,
@@ -36,7 +39,7 @@ _NAME: Final = "gemm"
 _NIBBLE_ORDER: Final = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def read_scheme(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
+def read_scheme(found: QuantizationConfig, where: str) -> SchemeNumbers:
     """Bits, group size and zero points of a config in AutoAWQ's or llm-awq's keys."""
     zero_point = bool(found.get("zero_point", True)) and not found.get("symmetric", False)
     return (
@@ -46,13 +49,13 @@ def read_scheme(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
     )
 
 
-def write_scheme(scheme: QuantScheme, version: str, head: str) -> dict[str, Any]:
+def write_scheme(scheme: QuantScheme, version: str, plain: Sequence[str]) -> dict[str, Any]:
     """`quantization_config` in AutoAWQ's keys.
 
     Args:
         scheme: How the linears are quantized.
         version: Name of the layout.
-        head: Name of the head, which is not quantized.
+        plain: Names of linears that are not quantized.
     """
     return {
         "quant_method": TOOL.name,
@@ -61,7 +64,7 @@ def write_scheme(scheme: QuantScheme, version: str, head: str) -> dict[str, Any]
         "group_size": scheme.group_size,
         "zero_point": scheme.zero_point,
         "symmetric": not scheme.zero_point,
-        "modules_to_not_convert": [head],
+        "modules_to_not_convert": [*plain],
     }
 
 
@@ -115,17 +118,22 @@ def _version(found: QuantizationConfig) -> str:
     return str(found.get("version", _NAME)).lower()
 
 
-def _read(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
+def _read(found: QuantizationConfig, where: str) -> SchemeNumbers:
     bits, group_size, zero_point = read_scheme(found, where)
     if bits != BITS:
         raise UnsupportedError(f"bits: expected {BITS}, got {bits}.", where=where, fix=QUANTIZE_AGAIN)
     return bits, group_size, zero_point
 
 
-def _holds(spec: DecoderSpec, scheme: QuantScheme) -> bool:
-    """INT4 with zero points, where N is a multiple of 8 and no last group is shorter."""
+def _holds(spec: DecoderSpec, schemes: ModelSchemes) -> bool:
+    """INT4 with zero points but for the head, where N is a multiple of 8 and no last group is shorter.
+
+    Readers of the layout differ on a quantized head: AutoAWQ has none, and vLLM one only where the config says so.
+    """
+    scheme = schemes.blocks
     whole_words = all(rows % COLUMNS_PER_WORD == 0 for rows, _ in spec.stored_linears().values())
-    return scheme.bits == BITS and scheme.zero_point and whole_words and has_whole_groups(spec, scheme)
+    of_blocks = schemes.head is None and scheme.bits == BITS and scheme.zero_point
+    return of_blocks and whole_words and has_whole_groups(spec, schemes)
 
 
 def _pack_words(codes: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -158,5 +166,5 @@ LAYOUT: Final = Layout(
     optional=(),
     read=_read,
     unpack=unpack,
-    writer=Writer(_holds, lambda scheme, head: write_scheme(scheme, _NAME, head), pack),
+    writer=Writer(_holds, lambda schemes, head: write_scheme(schemes.blocks, _NAME, [head]), pack),
 )

@@ -21,7 +21,9 @@ from awq2trt.checkpoint.layouts.layout import (
     Array,
     Layout,
     LinearToUnpack,
+    ModelSchemes,
     QuantizationConfig,
+    SchemeNumbers,
     Tool,
     Writer,
     config_integer,
@@ -33,6 +35,12 @@ from awq2trt.models.families import DecoderSpec
 from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
 
 _NAME: Final = "pack-quantized"
+
+_LINEARS: Final = "Linear"
+"""Target of the settings that all linears have."""
+
+_HEAD_TARGETS: Final = ("lm_head", "re:.*lm_head", "embed_out", "re:.*embed_out")
+"""Targets that name a head, and nothing else of a model, as its module or as a pattern."""
 
 _ZEROS: Final = "weight_zero_point"
 _GROUP_OF_CHANNEL: Final = "weight_g_idx"
@@ -88,24 +96,43 @@ def _unpack_zeros(packed: LinearToUnpack) -> Array:
     return np.ascontiguousarray(unpack_words(np.ascontiguousarray(words.T), bits, rows).T)
 
 
-def _only_group(found: QuantizationConfig) -> Mapping[str, Any]:
-    """The settings of all linears; empty where there are none, or several."""
+def _groups(found: QuantizationConfig, *, of_head: bool) -> list[Mapping[str, Any]]:
+    """The settings for the head alone, or all others."""
     groups = found.get("config_groups")
-    only = list(groups.values()) if isinstance(groups, dict) else []
-    return only[0] if len(only) == 1 and isinstance(only[0], dict) else {}
+    every = [group for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
+    return [group for group in every if _is_of_head(group) == of_head]
+
+
+def _is_of_head(group: Mapping[str, Any]) -> bool:
+    targets = group.get("targets") or ()
+    return bool(targets) and all(str(target).removesuffix("$") in _HEAD_TARGETS for target in targets)
 
 
 def _version(found: QuantizationConfig) -> str:
-    return str(_only_group(found).get("format") or found.get("format")).lower()
+    """The format of the settings; several formats in one checkpoint are none that is known."""
+    every = [*_groups(found, of_head=False), *_groups(found, of_head=True)]
+    formats = {str(group.get("format") or found.get("format")).lower() for group in every}
+    return " and ".join(sorted(formats)) or str(found.get("format")).lower()
 
 
-def _read(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
-    group = _only_group(found)
-    if not group:
-        count = len(found.get("config_groups") or ())
+def _read(found: QuantizationConfig, where: str) -> SchemeNumbers:
+    groups = _groups(found, of_head=False)
+    if len(groups) != 1:
         raise UnsupportedError(
-            f"config_groups: expected one for all linears, got {count}.", where=where, fix=QUANTIZE_AGAIN
+            f"config_groups: expected one for all linears, and perhaps one for the head, got {len(groups)} that are "
+            "not for the head alone.",
+            where=where,
+            fix=QUANTIZE_AGAIN,
         )
+    return _read_group(found, groups[0], where)
+
+
+def _read_head(found: QuantizationConfig, where: str) -> SchemeNumbers | None:
+    groups = _groups(found, of_head=True)
+    return _read_group(found, groups[0], where) if groups else None
+
+
+def _read_group(found: QuantizationConfig, group: Mapping[str, Any], where: str) -> SchemeNumbers:
     if found.get("transform_config"):
         raise UnsupportedError(
             "transform_config: weights that were rotated are not read.", where=where, fix=QUANTIZE_AGAIN
@@ -126,7 +153,20 @@ def _read(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
     return config_integer(weights, where, "num_bits"), group_size, not weights.get("symmetric", True)
 
 
-def _write(scheme: QuantScheme, head: str) -> dict[str, Any]:
+def _write(schemes: ModelSchemes, head: str) -> dict[str, Any]:
+    groups = {"group_0": _group(schemes.blocks, _LINEARS)}
+    if schemes.head is not None:
+        groups["group_1"] = _group(schemes.head, f"re:.*{head}")
+    return {
+        "quant_method": LAYOUT.tool.name,
+        "format": _NAME,
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": [head] if schemes.head is None else [],
+    }
+
+
+def _group(scheme: QuantScheme, target: str) -> dict[str, Any]:
     whole_row = scheme.group_size == WHOLE_ROW
     weights = {
         "num_bits": scheme.bits,
@@ -136,19 +176,16 @@ def _write(scheme: QuantScheme, head: str) -> dict[str, Any]:
         "group_size": None if whole_row else scheme.group_size,
         "dynamic": False,
     }
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
-    return {
-        "quant_method": LAYOUT.tool.name,
-        "format": _NAME,
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": [head],
-    }
+    return {"targets": [target], "weights": weights, "input_activations": None, "output_activations": None}
 
 
-def _holds(spec: DecoderSpec, scheme: QuantScheme) -> bool:
-    """Any width without a shorter last group, unless an activation function has divisors, which only AutoAWQ knows."""
-    return spec.block.activation is None and has_whole_groups(spec, scheme)
+def _holds(spec: DecoderSpec, schemes: ModelSchemes) -> bool:
+    """Any width without a shorter last group, and a head of its own that is quantized.
+
+    Not where an activation function has divisors, which only AutoAWQ knows.
+    """
+    one_copy = schemes.head is not None and spec.tie_embeddings  # of which an embedding's rows would be read
+    return spec.block.activation is None and not one_copy and has_whole_groups(spec, schemes)
 
 
 LAYOUT: Final = Layout(
@@ -159,4 +196,5 @@ LAYOUT: Final = Layout(
     read=_read,
     unpack=unpack,
     writer=Writer(_holds, _write, pack),
+    read_head=_read_head,
 )

@@ -21,6 +21,7 @@ from awq2trt.checkpoint.layouts.layout import (
     Layout,
     LinearToUnpack,
     QuantizationConfig,
+    SchemeNumbers,
     Tool,
     config_integer,
 )
@@ -91,7 +92,7 @@ def _version(found: QuantizationConfig) -> str:
     return str(found.get("checkpoint_format") or found.get("format") or _FIRST).lower()
 
 
-def _read(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
+def _read(found: QuantizationConfig, where: str) -> SchemeNumbers:
     if found.get("dynamic"):
         raise UnsupportedError(
             "dynamic: layers with settings of their own are not read.", where=where, fix=QUANTIZE_AGAIN

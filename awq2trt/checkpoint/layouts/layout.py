@@ -113,18 +113,40 @@ class Tool:
 
 
 @dataclass(frozen=True)
+class ModelSchemes:
+    """How the weights of a model are quantized.
+
+    Attributes:
+        blocks: Every linear of its blocks.
+        head: Its head, and where the two are one its embedding; None for one that is not quantized.
+    """
+
+    blocks: QuantScheme
+    head: QuantScheme | None = None
+
+
+@dataclass(frozen=True)
 class Writer:
     """How we write a layout.
 
     Attributes:
-        holds: Whether the layout can hold a model quantized by a scheme.
-        config: Scheme and the name of the head, which is not quantized -> `quantization_config`.
+        holds: Whether the layout can hold a model quantized by these schemes.
+        config: Schemes and the name of the head -> `quantization_config`.
         pack: A linear -> its tensors, by name relative to it.
     """
 
-    holds: Callable[[DecoderSpec, QuantScheme], bool]
-    config: Callable[[QuantScheme, str], dict[str, Any]]
+    holds: Callable[[DecoderSpec, ModelSchemes], bool]
+    config: Callable[[ModelSchemes, str], dict[str, Any]]
     pack: Callable[[QuantizedLinear], dict[str, Array]]
+
+
+SchemeNumbers = tuple[int, int, bool]
+"""Bits, group size, and whether there are zero points."""
+
+
+def same_head(_config: QuantizationConfig, _where: str) -> SchemeNumbers | None:
+    """`Layout.read_head` of a tool whose configs have one scheme: a head that is quantized has it, too."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -136,18 +158,20 @@ class Layout:
         tool: Whose configs these are.
         required: Tensors that every linear has, relative to its name.
         optional: Those that some have; a bias beside them.
-        read: The config and its place, for errors -> the scheme's bits, group size and whether it has zero points.
+        read: The config and its place, for errors -> the scheme of the blocks' linears.
         unpack: Tensors of a linear -> the linear.
         writer: None for a layout that we only read.
+        read_head: As `read`, for a head of another scheme; None where the config names none.
     """
 
     name: str
     tool: Tool
     required: tuple[str, ...]
     optional: tuple[str, ...]
-    read: Callable[[QuantizationConfig, str], tuple[int, int, bool]]
+    read: Callable[[QuantizationConfig, str], SchemeNumbers]
     unpack: Callable[[LinearToUnpack], QuantizedLinear]
     writer: Writer | None = None
+    read_head: Callable[[QuantizationConfig, str], SchemeNumbers | None] = same_head
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
@@ -168,10 +192,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class StoredFormat:
-    """What `quantization_config` says: a layout, and how its codes were made."""
+    """What `quantization_config` says: a layout, and how its codes were made.
+
+    Attributes:
+        layout: Of every quantized weight.
+        scheme: Of the linears of blocks.
+        head: Of the head, if its weight is quantized, which its tensors tell.
+    """
 
     layout: Layout
     scheme: QuantScheme
+    head: QuantScheme
 
 
 def config_integer(found: QuantizationConfig, where: str, *keys: str) -> int:
@@ -186,9 +217,12 @@ def config_integer(found: QuantizationConfig, where: str, *keys: str) -> int:
     return value
 
 
-def has_whole_groups(spec: DecoderSpec, scheme: QuantScheme) -> bool:
-    """Whether every group of every linear is as long as the scheme says."""
+def has_whole_groups(spec: DecoderSpec, schemes: ModelSchemes) -> bool:
+    """Whether every group of every quantized weight is as long as its scheme says."""
+    widths = [(columns, schemes.blocks) for _, columns in spec.stored_linears().values()]
+    if schemes.head is not None:
+        widths.append((spec.hidden_size, schemes.head))
     return all(
         columns % scheme.group_of(columns) == 0 and (scheme.group_size == WHOLE_ROW or columns >= scheme.group_size)
-        for _, columns in spec.stored_linears().values()
+        for columns, scheme in widths
     )

@@ -1,27 +1,45 @@
 """Our own layout, for what the others cannot hold: `version: awq2trt` of `quant_method: awq`, the natural order.
 
 `codes`, `scales` [N, ceil(K/G)], and `zeros` of a scheme that has zero points; codes in reading order, INT4 as ONNX has
-it, narrower ones in a stream of bits. The version is an invalid format to transformers before it loads a single weight,
-and the tensors have none of the names that other readers look for. NumPy only.
+it, narrower ones in a stream of bits, 8-bit ones a byte each. The version is an invalid format to transformers before
+it loads a single weight, and the tensors have none of the names that other readers look for. NumPy only.
+
+The one layout in which a head that is also the embedding can be quantized: its tensors then bear the embedding's name,
+and the config has the head's scheme under `head`.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.checkpoint.layouts.awq_gemm import TOOL, read_scheme, write_scheme
-from awq2trt.checkpoint.layouts.layout import BIAS, DAMAGED, Array, Layout, LinearToUnpack, Writer
+from awq2trt.checkpoint.layouts.layout import (
+    BIAS,
+    DAMAGED,
+    Array,
+    Layout,
+    LinearToUnpack,
+    ModelSchemes,
+    QuantizationConfig,
+    SchemeNumbers,
+    Writer,
+)
 from awq2trt.checkpoint.pack import pack_int4, pack_words, unpack_int4, unpack_words, words_of
 from awq2trt.errors import CheckpointError
 from awq2trt.scheme import QuantizedLinear
 
 _NAME: Final = "awq2trt"
 
-_WHOLE_BYTES_BITS: Final = 4
+_INT4_BITS: Final = 4
 """Codes of this width are packed as ONNX's INT4."""
+
+_BYTE_BITS: Final = 8
+
+_HEAD: Final = "head"
+"""Key of the head's scheme in the config."""
 
 
 def pack(linear: QuantizedLinear) -> dict[str, Array]:
@@ -53,21 +71,43 @@ def unpack(packed: LinearToUnpack) -> QuantizedLinear:
 
 
 def _pack_codes(codes: NDArray[np.uint8], bits: int) -> Array:
-    """Codes in reading order: ONNX's INT4 bytes, or a stream of narrower codes, low bits first."""
-    if bits == _WHOLE_BYTES_BITS:
+    """Codes in reading order: ONNX's INT4 bytes, bytes, or a stream of narrower codes, low bits first."""
+    if bits == _INT4_BITS:
         return pack_int4(codes)
+    if bits == _BYTE_BITS:
+        return codes.reshape(-1)
     return pack_words(codes.reshape(1, -1), bits).view(np.uint8).reshape(-1)
 
 
 def _unpack_codes(packed: LinearToUnpack, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Inverse of `_pack_codes`: uint8 of shape `size`."""
     bits, count = packed.scheme.bits, size[0] * size[1]
-    length = -(-count // 2) if bits == _WHOLE_BYTES_BITS else 4 * words_of(count, bits)
+    whole_bytes = bits in (_INT4_BITS, _BYTE_BITS)
+    length = -(-count * bits // 8) if whole_bytes else 4 * words_of(count, bits)
     stored = packed.expect(name, (length,), np.uint8)
-    if bits == _WHOLE_BYTES_BITS:
+    if bits == _INT4_BITS:
         return unpack_int4(stored, size)
+    if bits == _BYTE_BITS:
+        return stored.reshape(size)
     words = np.ascontiguousarray(stored).view(np.int32).reshape(1, -1)
     return unpack_words(words, bits, count).reshape(size)
+
+
+def _write(schemes: ModelSchemes, head: str) -> dict[str, Any]:
+    scheme = schemes.head
+    if scheme is None:
+        return write_scheme(schemes.blocks, _NAME, [head])
+    written = {"bits": scheme.bits, "group_size": scheme.group_size, "zero_point": scheme.zero_point}
+    return {**write_scheme(schemes.blocks, _NAME, []), _HEAD: written}
+
+
+def _read_head(found: QuantizationConfig, where: str) -> SchemeNumbers | None:
+    head = found.get(_HEAD)
+    if head is None:
+        return None
+    if not isinstance(head, dict):
+        raise CheckpointError(f"{_HEAD}: expected an object, got {head!r}.", where=where, fix=DAMAGED)
+    return read_scheme(head, f"{where}: {_HEAD}")
 
 
 LAYOUT: Final = Layout(
@@ -77,5 +117,6 @@ LAYOUT: Final = Layout(
     optional=("zeros",),
     read=read_scheme,
     unpack=unpack,
-    writer=Writer(lambda spec, scheme: True, lambda scheme, head: write_scheme(scheme, _NAME, head), pack),
+    writer=Writer(lambda spec, schemes: True, _write, pack),
+    read_head=_read_head,
 )

@@ -92,6 +92,11 @@ class DecoderSpec:
         return len(self.layers)
 
     @property
+    def stored_head(self) -> str:
+        """The name that the head's weight is stored under: its own, or the embedding's where the two are one."""
+        return self.embedding if self.tie_embeddings else self.head
+
+    @property
     def score_scale(self) -> float:
         """Factor of the attention scores."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale

@@ -48,6 +48,7 @@ class _Places:
         outer: Tensors outside the blocks.
         block: Tensors of a block, relative to it.
         quantized: Its linears whose tensors are those of a layout.
+        quantized_head: Head and embedding, whose tensors may be those of a layout.
         prefix: Of a block.
         optional_prefix: What names in the file may lack.
     """
@@ -55,6 +56,7 @@ class _Places:
     outer: frozenset[str]
     block: frozenset[str]
     quantized: frozenset[str]
+    quantized_head: frozenset[str]
     prefix: re.Pattern[str]
     optional_prefix: str
 
@@ -66,6 +68,7 @@ class _Places:
             outer=frozenset((*spec.outer_shapes(), head)),
             block=frozenset((*spec.stored_block_shapes(), *spec.optional_block_shapes())),
             quantized=frozenset(spec.stored_linears() if quantized else ()),
+            quantized_head=frozenset((spec.embedding, spec.head) if quantized else ()),
             prefix=re.compile(re.escape(spec.block_prefix).replace(r"\{layer\}", r"\d+")),
             optional_prefix=spec.optional_prefix,
         )
@@ -78,7 +81,7 @@ class _Places:
             relative = full[block.end() :] if block else full
             if relative in (self.block if block else self.outer):
                 return True
-            if block and relative.rpartition(".")[0] in self.quantized:
+            if relative.rpartition(".")[0] in (self.quantized if block else self.quantized_head):
                 return True
         return False
 

@@ -1,8 +1,9 @@
 """ONNX Runtime on the CPU: a decoder with an in-place cache that grows with the conversation.
 
 In: the directory of a decoder, then tokens. Out: logits. An exported model is lowered in memory when it is loaded, to
-fast linears and fp32 (`ort_lowering`); one that was built for the target `cpu` is taken as it is. The cache is bound as
-input and output at once, so that `TensorScatter` writes into it and nothing is copied between calls.
+fast linears and fp32 (`ort_lowering`), and that of a kit, which is fused, to standard operators first; one that was
+built for the target `cpu` is taken as it is. The cache is bound as input and output at once, so that `TensorScatter`
+writes into it and nothing is copied between calls.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from awq2trt.errors import UsageError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, cache_names
+from awq2trt.onnx_export.fused_bodies import unfuse_
 from awq2trt.runtime.ort.session import Execution, open_session, shared
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class OrtBackend:
 
     @staticmethod
     def load(path: Path, *, all_logits: bool = False, threads: int | None = None) -> OrtBackend:
-        """Loads an exported model.
+        """Loads an exported model, or that of a kit.
 
         Args:
             path: `model.onnx`, or the directory that holds it.
@@ -81,6 +83,7 @@ class OrtBackend:
             ort_lowering.keep_all_positions_(model)
         elif not ort_lowering.keeps_last_position(model):
             all_logits = True  # exported so
+        unfuse_(model)
         ort_lowering.lower_linears_(model, widened=True)
         ort_lowering.widen_to_fp32_(model)
         grows = ort_lowering.has_free_capacity(model)

@@ -78,7 +78,7 @@ AttentionConfig choose_config(const AttentionProblem& problem, const Device& dev
   AttentionConfig config = {};
   config.kernel = kernel_for(problem);
   config.splits = config.kernel == AttentionKernel::kPrefill ? 1 : splits_for(problem, device.multiprocessors);
-  config.overlap = device.sm >= 90;
+  config.overlap = can_overlap(device);
   config.workspace_bytes = workspace_bytes(problem, config.kernel, config.splits);
   return config;
 }

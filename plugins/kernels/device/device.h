@@ -12,6 +12,9 @@ struct Device {
   bool cublas_lt;        // whether kernels may hand dense products to cuBLASLt (cublas_lt.h); the caller's to say
 };
 
+// Whether blocks of a kernel may start while the kernel before is still finishing (overlap.cuh).
+inline bool can_overlap(const Device& device) { return device.sm >= 90; }
+
 // Reads the current device. `cublas_lt` becomes false.
 cudaError_t query_device(Device* device);
 

@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "awq2trt/awq2trt.hpp"
 #include "text/chat_template.h"
-#include "text/error.h"
 #include "text/unicode.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

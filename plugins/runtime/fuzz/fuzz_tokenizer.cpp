@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <sstream>
 
-#include "text/error.h"
+#include "awq2trt/awq2trt.hpp"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
 

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "text/error.h"
+#include "awq2trt/awq2trt.hpp"
 #include "text/json_fields.h"
 #include "text/unicode.h"
 

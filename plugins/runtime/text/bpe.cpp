@@ -3,8 +3,8 @@
 // https://github.com/huggingface/tokenizers, to whose ids it is held, unknown tokens included.
 #include <algorithm>
 
+#include "awq2trt/awq2trt.hpp"
 #include "text/byte_level.h"
-#include "text/error.h"
 #include "text/json_fields.h"
 #include "text/model.h"
 #include "text/unicode.h"
@@ -60,7 +60,7 @@ struct Options {
   bool fuse_unknown = false, byte_fallback = false, ignore_merges = false;
 };
 
-class Bpe : public Model {
+class Bpe : public SubwordModel {
  public:
   Bpe(const Vocabulary& vocabulary, const Forbidden& forbidden, const Options& options)
       : vocabulary_(vocabulary), forbidden_(forbidden), options_(options) {
@@ -276,8 +276,8 @@ class Bpe : public Model {
 
 }  // namespace
 
-std::unique_ptr<Model> make_bpe(Definition* definition, const Vocabulary& vocabulary, const Forbidden& forbidden,
-                                const std::string& where) {
+std::unique_ptr<SubwordModel> make_bpe(Definition* definition, const Vocabulary& vocabulary, const Forbidden& forbidden,
+                                       const std::string& where) {
   Fields fields(definition->rest.at("model"), where + ": model");
   fields.ignore("type");
   Options options;

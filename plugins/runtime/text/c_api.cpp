@@ -5,8 +5,8 @@
 #include <cstring>
 #include <new>
 
+#include "awq2trt/awq2trt.hpp"
 #include "text/chat_template.h"
-#include "text/error.h"
 #include "text/stream.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"

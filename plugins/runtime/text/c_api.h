@@ -1,5 +1,5 @@
 // Text in and out for programs in C, and for Python's tests. No exception leaves a function. Those that may fail return
-// 0, or a code of error.h; then awq2trt_text_last_error() is what went wrong, on this thread, until the next call.
+// 0, or a code of awq2trt.hpp; then awq2trt_text_last_error() is what went wrong, on this thread, until the next call.
 // Results belong to the caller, who gives them back with awq2trt_text_free.
 #pragma once
 

@@ -5,11 +5,11 @@
 #include <fstream>
 #include <iterator>
 
+#include "awq2trt/awq2trt.hpp"
 #include "jinja/lexer.h"
 #include "jinja/parser.h"
 #include "jinja/runtime.h"
 #include "text/engine_limits.h"
-#include "text/error.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
 

@@ -1,7 +1,7 @@
 // The parser of tokenizer.json; see definition.h.
 #include "text/definition.h"
 
-#include "text/error.h"
+#include "awq2trt/awq2trt.hpp"
 
 namespace awq2trt {
 namespace {

@@ -1,7 +1,7 @@
 // See json_fields.h.
 #include "text/json_fields.h"
 
-#include "text/error.h"
+#include "awq2trt/awq2trt.hpp"
 
 namespace awq2trt {
 

@@ -35,7 +35,7 @@ void WordCache::insert(std::string_view word, uint64_t hash, const int32_t* ids,
   ++used_;
 }
 
-void Model::encode(std::string_view word, Scratch* scratch, std::vector<int32_t>* ids) const {
+void SubwordModel::encode(std::string_view word, Scratch* scratch, std::vector<int32_t>* ids) const {
   if (word.size() > WordCache::kLongestWord) {
     encode_anew(word, scratch, ids);
     return;

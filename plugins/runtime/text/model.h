@@ -55,9 +55,9 @@ struct Scratch {
   std::vector<int32_t> word;
 };
 
-class Model {
+class SubwordModel {
  public:
-  virtual ~Model() = default;
+  virtual ~SubwordModel() = default;
 
   // Appends the ids of a word, not empty, to `ids`; bytes where the vocabulary is raw, else UTF-8.
   void encode(std::string_view word, Scratch* scratch, std::vector<int32_t>* ids) const;
@@ -70,10 +70,10 @@ class Model {
 using Forbidden = std::vector<bool>;
 
 // Throws Error on a model that is not known. `definition.rest` is the whole file; the vocabulary outlives the model.
-std::unique_ptr<Model> make_bpe(Definition* definition, const Vocabulary& vocabulary, const Forbidden& forbidden,
-                                const std::string& where);
-std::unique_ptr<Model> make_unigram(Definition* definition, const Vocabulary& vocabulary, const Forbidden& forbidden,
-                                    const std::string& where);
+std::unique_ptr<SubwordModel> make_bpe(Definition* definition, const Vocabulary& vocabulary, const Forbidden& forbidden,
+                                       const std::string& where);
+std::unique_ptr<SubwordModel> make_unigram(Definition* definition, const Vocabulary& vocabulary,
+                                           const Forbidden& forbidden, const std::string& where);
 
 // Ids of <0x00> to <0xFF>, with which characters are spelled that have no token; kNone where there is none.
 std::vector<int32_t> byte_tokens(const Vocabulary& vocabulary);

@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "text/error.h"
+#include "awq2trt/awq2trt.hpp"
 #include "text/json_fields.h"
 #include "text/precompiled.h"
 #include "text/replacement.h"

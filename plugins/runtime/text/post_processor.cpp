@@ -1,7 +1,7 @@
 // See post_processor.h.
 #include "text/post_processor.h"
 
-#include "text/error.h"
+#include "awq2trt/awq2trt.hpp"
 #include "text/json_fields.h"
 
 namespace awq2trt {

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
+#include "awq2trt/awq2trt.hpp"
 #include "text/byte_level.h"
-#include "text/error.h"
 #include "text/json_fields.h"
 #include "text/replacement.h"
 #include "text/splitting.h"

@@ -5,7 +5,7 @@
 
 #include <cstring>
 
-#include "text/error.h"
+#include "awq2trt/awq2trt.hpp"
 #include "text/unicode.h"
 
 namespace awq2trt {

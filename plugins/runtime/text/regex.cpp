@@ -4,7 +4,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
-#include "text/error.h"
+#include "awq2trt/awq2trt.hpp"
 #include "text/unicode.h"
 
 namespace awq2trt {

@@ -1,7 +1,7 @@
 // See replacement.h.
 #include "text/replacement.h"
 
-#include "text/error.h"
+#include "awq2trt/awq2trt.hpp"
 #include "text/json_fields.h"
 
 namespace awq2trt {

@@ -3,7 +3,7 @@
 
 #include <fstream>
 
-#include "text/error.h"
+#include "awq2trt/awq2trt.hpp"
 #include "text/json_fields.h"
 #include "text/stream.h"
 #include "text/unicode.h"

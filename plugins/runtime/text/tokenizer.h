@@ -70,7 +70,7 @@ class Tokenizer {
   std::unique_ptr<Normalizer> normalizer_;
   AddedTokens added_;
   PreTokenizerPlan pre_tokenizer_;
-  std::unique_ptr<Model> model_;
+  std::unique_ptr<SubwordModel> model_;
   SpecialFrame frame_;
   DecoderPlan decoders_;
 

@@ -3,7 +3,7 @@
 
 #include <utf8proc.h>
 
-#include "text/error.h"
+#include "awq2trt/awq2trt.hpp"
 
 namespace awq2trt {
 namespace {

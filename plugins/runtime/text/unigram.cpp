@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "text/error.h"
+#include "awq2trt/awq2trt.hpp"
 #include "text/json_fields.h"
 #include "text/model.h"
 #include "text/unicode.h"
@@ -77,7 +77,7 @@ class Trie {
   uint32_t roots_[256] = {};
 };
 
-class Unigram : public Model {
+class Unigram : public SubwordModel {
  public:
   Unigram(std::vector<double> scores, int32_t unknown, const std::string& where)
       : scores_(std::move(scores)), unknown_(unknown), where_(where) {
@@ -168,8 +168,8 @@ class Unigram : public Model {
 
 }  // namespace
 
-std::unique_ptr<Model> make_unigram(Definition* definition, const Vocabulary& vocabulary, const Forbidden& forbidden,
-                                    const std::string& where) {
+std::unique_ptr<SubwordModel> make_unigram(Definition* definition, const Vocabulary& vocabulary,
+                                           const Forbidden& forbidden, const std::string& where) {
   Fields fields(definition->rest.at("model"), where + ": model");
   fields.ignore("type");
   const bool byte_fallback = fields.flag_or("byte_fallback", false);

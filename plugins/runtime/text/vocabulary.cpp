@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "awq2trt/awq2trt.hpp"
 #include "text/byte_level.h"
-#include "text/error.h"
 
 namespace awq2trt {
 

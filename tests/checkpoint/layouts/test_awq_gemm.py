@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from awq2trt.checkpoint.layouts import StoredFormat, pack_linear, unpack_linear
+from awq2trt.checkpoint.layouts import pack_linear, unpack_linear
 from awq2trt.checkpoint.layouts.awq_gemm import LAYOUT, pack
 from awq2trt.errors import CheckpointError
 from awq2trt.scheme import QuantizedLinear, QuantScheme
@@ -28,7 +28,7 @@ def _random_linear(rows: int, columns: int, scheme: QuantScheme) -> QuantizedLin
 
 
 def _unpack(tensors: Mapping[str, NDArray[np.generic]], scheme: QuantScheme, shape: tuple[int, int]) -> QuantizedLinear:
-    return unpack_linear(StoredFormat(LAYOUT, scheme), tensors, shape, where="model.layers.3.mlp.up_proj")
+    return unpack_linear(LAYOUT, tensors, scheme, shape, where="model.layers.3.mlp.up_proj")
 
 
 def _autoawq_unpack(words: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -52,7 +52,7 @@ TEST(W4A16LinearOp, EveryTensorHasARole) {
     for (int32_t i = 0; i <= input_count(attributes); ++i) result.push_back(role_of(i, attributes));
     return result;
   };
-  const R x = R::kActivations, int4 = R::kPackedInt4, like_x = R::kLikeActivations;
+  const R x = R::kActivations, int4 = R::kCodes, like_x = R::kLikeActivations;
   EXPECT_EQ(roles({128, 0, 0}), (std::vector<R>{x, int4, like_x, like_x}));
   EXPECT_EQ(roles({128, 1, 0}), (std::vector<R>{x, int4, like_x, int4, like_x}));
   EXPECT_EQ(roles({128, 0, 1}), (std::vector<R>{x, int4, like_x, like_x, like_x}));
@@ -92,10 +92,10 @@ TEST(W4A16LinearOp, TypesAreThoseOfTheRoles) {
 
 TEST(W4A16LinearOp, RanksDecideTheOutputsShape) {
   ErrorText error = {};
-  EXPECT_TRUE(check_ranks(1, 2, &error));
-  EXPECT_TRUE(check_ranks(4, 2, &error));
-  EXPECT_FALSE(check_ranks(0, 2, &error));
-  EXPECT_FALSE(check_ranks(3, 1, &error));
+  EXPECT_TRUE(check_ranks({128, 0, 0}, 1, 2, &error));
+  EXPECT_TRUE(check_ranks({128, 0, 0}, 4, 2, &error));
+  EXPECT_FALSE(check_ranks({128, 0, 0}, 0, 2, &error));
+  EXPECT_FALSE(check_ranks({128, 0, 0}, 3, 1, &error));
   EXPECT_STREQ(error.text, "W4A16Linear: expected X [..., K] and codes [N, K], got 3 and 1 dimensions");
 }
 

@@ -1,108 +1,26 @@
-// The plugin as TensorRT sees it: the library is loaded from its file, and every method is called in TensorRT's order
-// with TensorRT's data structures. Whatever needs no GPU runs everywhere; the rest skips without one, and fails instead
-// with AWQ2TRT_REQUIRE_GPU=1. The reference is the CPU's (kernels/w4a16_linear/reference.h), in fp64.
-#include <dlfcn.h>
-
-#include <cmath>
-#include <cstdlib>
-#include <memory>
+// W4A16Linear as TensorRT sees it. On a GPU against the CPU's reference (kernels/w4a16_linear/reference.h), in fp64.
 #include <random>
-#include <string>
-#include <vector>
-
-#include <NvInferRuntime.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#include <gtest/gtest.h>
 
 #include "kernels/w4a16_linear/reference.h"
 #include "ops/w4a16_linear.h"
+#include "trt/plugin_test.h"
 
 namespace awq2trt {
 namespace {
 
-using namespace nvinfer1;
-using TrtType = nvinfer1::DataType;
-
-// Keeps what the plugins say.
-class Recorder final : public ILogger, public ILoggerFinder {
- public:
-  void log(Severity severity, AsciiChar const* message) noexcept override {
-    if (severity <= Severity::kERROR) errors += std::string(message) + "\n";
-    if (severity == Severity::kVERBOSE) details += std::string(message) + "\n";
-  }
-  ILogger* findLogger() override { return this; }
-  std::string errors, details;
-};
-
-// The library, loaded once.
-class Library {
- public:
-  static Library& get() {
-    static Library library;
-    return library;
-  }
-  IPluginCreatorV3One* creator() const { return creator_; }
-  Recorder& recorder() { return recorder_; }
-
- private:
-  Library() {
-    const char* const override_path = std::getenv("AWQ2TRT_PLUGIN_PATH");  // the build machine is not always the test's
-    void* const handle = dlopen(override_path != nullptr ? override_path : PLUGIN_LIBRARY, RTLD_NOW | RTLD_LOCAL);
-    if (handle == nullptr) throw std::runtime_error(dlerror());
-    using GetCreators = IPluginCreatorInterface* const* (*)(int32_t&);
-    using SetLoggerFinder = void (*)(ILoggerFinder*);
-    const auto get_creators = reinterpret_cast<GetCreators>(dlsym(handle, "getCreators"));
-    const auto set_logger_finder = reinterpret_cast<SetLoggerFinder>(dlsym(handle, "setLoggerFinder"));
-    if (get_creators == nullptr || set_logger_finder == nullptr) throw std::runtime_error("an entry point is missing");
-    set_logger_finder(&recorder_);
-    int32_t count = 0;
-    IPluginCreatorInterface* const* const creators = get_creators(count);
-    if (count != 1) throw std::runtime_error("expected one creator");
-    creator_ = static_cast<IPluginCreatorV3One*>(creators[0]);
-  }
-  Recorder recorder_;
-  IPluginCreatorV3One* creator_ = nullptr;
-};
+constexpr char kName[] = "W4A16Linear";
 
 struct Attributes {
   int32_t group_size, has_zeros, has_bias;
 };
 
-std::unique_ptr<IPluginV3> create(Attributes attributes, TensorRTPhase phase = TensorRTPhase::kBUILD) {
-  const PluginField fields[] = {{w4a16_linear::kGroupSize, &attributes.group_size, PluginFieldType::kINT32, 1},
-                                {w4a16_linear::kHasZeros, &attributes.has_zeros, PluginFieldType::kINT32, 1},
-                                {w4a16_linear::kHasBias, &attributes.has_bias, PluginFieldType::kINT32, 1}};
-  const PluginFieldCollection collection = {3, fields};
-  return std::unique_ptr<IPluginV3>(Library::get().creator()->createPlugin("node", &collection, phase));
+Fields fields_of(const Attributes& a) {
+  Fields fields;
+  fields.integer("group_size", a.group_size).integer("has_zeros", a.has_zeros).integer("has_bias", a.has_bias);
+  return fields;
 }
 
-IPluginV3OneBuild* build_of(IPluginV3& plugin) {
-  return static_cast<IPluginV3OneBuild*>(plugin.getCapabilityInterface(PluginCapabilityType::kBUILD));
-}
-IPluginV3OneRuntime* runtime_of(IPluginV3& plugin) {
-  return static_cast<IPluginV3OneRuntime*>(plugin.getCapabilityInterface(PluginCapabilityType::kRUNTIME));
-}
-
-Dims dims(std::initializer_list<int64_t> values) {
-  Dims result = {};
-  for (const int64_t value : values) result.d[result.nbDims++] = value;
-  return result;
-}
-
-// The tensors of one node, inputs then output, as a network has them.
-struct Node {
-  std::vector<DynamicPluginTensorDesc> tensors;
-  int32_t inputs() const { return static_cast<int32_t>(tensors.size()) - 1; }
-  const DynamicPluginTensorDesc* output() const { return &tensors.back(); }
-};
-
-DynamicPluginTensorDesc tensor(TrtType type, Dims shape, Dims max) {
-  DynamicPluginTensorDesc description = {};
-  description.desc = {shape, type, TensorFormat::kLINEAR, 1.f};
-  description.min = description.max = description.opt = max;
-  return description;
-}
+std::unique_ptr<IPluginV3> create(const Attributes& attributes) { return create_plugin(kName, fields_of(attributes)); }
 
 Node node_of(Attributes a, int64_t max_tokens, int64_t n, int64_t k, TrtType type = TrtType::kHALF) {
   const int64_t groups = (k + a.group_size - 1) / a.group_size;
@@ -116,21 +34,10 @@ Node node_of(Attributes a, int64_t max_tokens, int64_t n, int64_t k, TrtType typ
   return node;
 }
 
-bool supports_all(IPluginV3& plugin, const Node& node) {
-  for (int32_t i = 0; i <= node.inputs(); ++i) {
-    if (!build_of(plugin)->supportsFormatCombination(i, node.tensors.data(), node.inputs(), 1)) return false;
-  }
-  return true;
-}
-
-class W4A16LinearPluginTest : public testing::Test {
- protected:
-  void SetUp() override { recorder().errors.clear(), recorder().details.clear(); }
-  static Recorder& recorder() { return Library::get().recorder(); }
-};
+class W4A16LinearPluginTest : public PluginTest {};
 
 TEST_F(W4A16LinearPluginTest, CreatorNamesTheOp) {
-  IPluginCreatorV3One* const creator = Library::get().creator();
+  nvinfer1::IPluginCreatorV3One* const creator = Library::get().creator(kName);
   EXPECT_STREQ(creator->getPluginName(), "W4A16Linear");
   EXPECT_STREQ(creator->getPluginVersion(), "1");
   EXPECT_STREQ(creator->getPluginNamespace(), "awq2trt");
@@ -148,7 +55,7 @@ TEST_F(W4A16LinearPluginTest, TakesAttributesOf64Bits) {
                                 {w4a16_linear::kHasBias, &yes, PluginFieldType::kINT64, 1}};
   const PluginFieldCollection collection = {3, fields};
   const std::unique_ptr<IPluginV3> plugin(
-      Library::get().creator()->createPlugin("node", &collection, TensorRTPhase::kBUILD));
+      Library::get().creator(kName)->createPlugin("node", &collection, TensorRTPhase::kBUILD));
   EXPECT_NE(plugin, nullptr);
 }
 
@@ -159,27 +66,19 @@ TEST_F(W4A16LinearPluginTest, RefusesBadAttributesWithTheReason) {
   EXPECT_EQ(create({128, 2, 0}), nullptr);
   EXPECT_NE(recorder().errors.find("has_zeros must be 0 or 1, got 2"), std::string::npos) << recorder().errors;
   const PluginFieldCollection none = {0, nullptr};
-  EXPECT_EQ(Library::get().creator()->createPlugin("node", &none, TensorRTPhase::kBUILD), nullptr);
+  EXPECT_EQ(Library::get().creator(kName)->createPlugin("node", &none, TensorRTPhase::kBUILD), nullptr);
   EXPECT_NE(recorder().errors.find("group_size is missing"), std::string::npos) << recorder().errors;
 }
 
 TEST_F(W4A16LinearPluginTest, InfersShapeAndType) {
   const auto plugin = create({128, 0, 0});
-  struct Constant final : IDimensionExpr {};
-  std::vector<const IDimensionExpr*> symbols;  // opaque: the plugin must pass them on, not look inside
-  for (uintptr_t i = 1; i <= 7; ++i) symbols.push_back(reinterpret_cast<const IDimensionExpr*>(i * 16));
-  DimsExprs inputs[3] = {};
-  inputs[0].nbDims = 3, inputs[0].d[0] = symbols[0], inputs[0].d[1] = symbols[1], inputs[0].d[2] = symbols[2];
-  inputs[1].nbDims = 2, inputs[1].d[0] = symbols[3], inputs[1].d[1] = symbols[4];
-  inputs[2].nbDims = 2, inputs[2].d[0] = symbols[5], inputs[2].d[1] = symbols[6];
+  Expressions e;
+  const DimsExprs inputs[] = {expressions_of({e.symbol("B"), e.symbol("S"), e.symbol("K")}),
+                              expressions_of({e.symbol("N"), e.symbol("K")}),
+                              expressions_of({e.symbol("N"), e.symbol("groups")})};
   DimsExprs output = {};
-  alignas(16) static char no_builder[64];
-  auto& builder = reinterpret_cast<IExprBuilder&>(no_builder);
-  ASSERT_EQ(build_of(*plugin)->getOutputShapes(inputs, 3, nullptr, 0, &output, 1, builder), 0);
-  ASSERT_EQ(output.nbDims, 3);
-  EXPECT_EQ(output.d[0], symbols[0]);
-  EXPECT_EQ(output.d[1], symbols[1]);
-  EXPECT_EQ(output.d[2], symbols[3]) << "N of the codes";
+  ASSERT_EQ(build_of(*plugin)->getOutputShapes(inputs, 3, nullptr, 0, &output, 1, e), 0);
+  EXPECT_EQ(texts(output), (std::vector<std::string>{"B", "S", "N"}));
 
   const TrtType types[] = {TrtType::kBF16, TrtType::kINT4, TrtType::kBF16};
   TrtType output_type = TrtType::kFLOAT;
@@ -204,7 +103,7 @@ TEST_F(W4A16LinearPluginTest, TakesFp16AndBf16Only) {
   node.tensors[4].desc.type = TrtType::kBF16;
   EXPECT_FALSE(supports_all(*plugin, node)) << "bf16 bias to fp16 activations";
   node = node_of(attributes, 16, 64, 256);
-  node.tensors[0].desc.format = TensorFormat::kCHW2;
+  node.tensors[0].desc.format = nvinfer1::TensorFormat::kCHW2;
   EXPECT_FALSE(supports_all(*plugin, node)) << "a vectorized format";
 }
 
@@ -237,24 +136,8 @@ TEST_F(W4A16LinearPluginTest, ConfiguresOnlyShapesThatFit) {
 }
 
 TEST_F(W4A16LinearPluginTest, SerializesEveryFieldAndClonesShareNothing) {
-  const auto plugin = create({64, 1, 0});
-  const std::unique_ptr<IPluginV3> copy(plugin->clone());
-  const PluginFieldCollection& original = *runtime_of(*plugin)->getFieldsToSerialize();
-  const PluginFieldCollection& copied = *runtime_of(*copy)->getFieldsToSerialize();
-  ASSERT_EQ(original.nbFields, 3);
-  ASSERT_EQ(copied.nbFields, 3);
-  const int32_t expected[] = {64, 1, 0};
-  for (int i = 0; i < 3; ++i) {
-    ASSERT_EQ(original.fields[i].type, PluginFieldType::kINT32) << "the C++ type of the value, and no wider";
-    EXPECT_EQ(*static_cast<const int32_t*>(original.fields[i].data), expected[i]);
-    EXPECT_EQ(*static_cast<const int32_t*>(copied.fields[i].data), expected[i]);
-    EXPECT_NE(original.fields[i].data, copied.fields[i].data);
-  }
-  const std::unique_ptr<IPluginV3> restored(
-      Library::get().creator()->createPlugin("node", &original, TensorRTPhase::kRUNTIME));
-  ASSERT_NE(restored, nullptr);
-  const PluginFieldCollection& again = *runtime_of(*restored)->getFieldsToSerialize();
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(*static_cast<const int32_t*>(again.fields[i].data), expected[i]);
+  const Fields fields = fields_of({64, 1, 0});
+  expect_serialized(*create({64, 1, 0}), kName, fields);
 }
 
 TEST_F(W4A16LinearPluginTest, WorkspaceIsKnownWithoutAGpu) {
@@ -269,30 +152,6 @@ TEST_F(W4A16LinearPluginTest, WorkspaceIsKnownWithoutAGpu) {
 }
 
 // --- With a GPU ---
-
-// Device memory with a copy of host values.
-template <typename T>
-class DeviceArray {
- public:
-  explicit DeviceArray(const std::vector<T>& host) : bytes_(host.size() * sizeof(T)) {
-    if (cudaMalloc(&data_, bytes_ + 1) != cudaSuccess) data_ = nullptr;
-    cudaMemcpy(data_, host.data(), bytes_, cudaMemcpyHostToDevice);
-  }
-  ~DeviceArray() { cudaFree(data_); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  void* get() const { return data_; }
-  size_t bytes() const { return bytes_; }
-  std::vector<T> host() const {
-    std::vector<T> values(bytes_ / sizeof(T));
-    cudaMemcpy(values.data(), data_, bytes_, cudaMemcpyDeviceToHost);
-    return values;
-  }
-
- private:
-  void* data_ = nullptr;
-  size_t bytes_;
-};
 
 struct RandomNode {
   RandomNode(Attributes attributes, int m, int n, int k)
@@ -313,23 +172,12 @@ struct RandomNode {
     for (int i = 0; i < n; ++i) bias.push_back(__float2half(normal(random)));
   }
 
-  static std::vector<double> widened(const std::vector<__half>& values) {
-    std::vector<double> result;
-    for (const __half value : values) result.push_back(__half2float(value));
-    return result;
-  }
-
-  double relative_error(const std::vector<__half>& y) const {
+  double error_of(const std::vector<__half>& y) const {
     const std::vector<double> weights =
         dequantize_weights(problem, codes.data(), widened(scales).data(), problem.has_zeros ? zeros.data() : nullptr);
     const std::vector<double> expected =
         linear_reference(problem, widened(x).data(), weights, problem.has_bias ? widened(bias).data() : nullptr);
-    double difference = 0, norm = 0;
-    for (size_t i = 0; i < expected.size(); ++i) {
-      difference += std::pow(__half2float(y[i]) - expected[i], 2);
-      norm += expected[i] * expected[i];
-    }
-    return std::sqrt(difference / norm);
+    return relative_error(widened(y), expected);
   }
 
   GemmProblem problem;
@@ -337,104 +185,41 @@ struct RandomNode {
   std::vector<uint8_t> codes, zeros;
 };
 
-class W4A16LinearPluginGpuTest : public W4A16LinearPluginTest {
+class W4A16LinearPluginGpuTest : public PluginGpuTest {
  protected:
-  void SetUp() override {
-    W4A16LinearPluginTest::SetUp();
-    int count = 0;
-    if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return;
-    const char* const required = std::getenv("AWQ2TRT_REQUIRE_GPU");
-    if (required != nullptr && std::string(required) == "1") FAIL() << "no CUDA device, and AWQ2TRT_REQUIRE_GPU=1";
-    GTEST_SKIP() << "no CUDA device";
+  static void check(Attributes attributes, int m, int n, int k) {
+    SCOPED_TRACE("M " + std::to_string(m) + " N " + std::to_string(n) + " K " + std::to_string(k) + " G " +
+                 std::to_string(attributes.group_size));
+    const RandomNode host(attributes, m, n, k);
+    const DeviceArray<__half> x(host.x), scales(host.scales), bias(host.bias), y(static_cast<size_t>(m) * n);
+    const DeviceArray<uint8_t> codes(host.codes), zeros(host.zeros);
+    std::vector<const void*> inputs = {x.get(), codes.get(), scales.get()};
+    if (attributes.has_zeros) inputs.push_back(zeros.get());
+    if (attributes.has_bias) inputs.push_back(bias.get());
+    EnginePlugin plugin(kName, fields_of(attributes), node_of(attributes, m, n, k));
+    for (const bool in_graph : {false, true}) {
+      ASSERT_CUDA(cudaMemset(y.get(), 0xff, host.x.size() / k * n * sizeof(__half)));  // NaN
+      in_graph ? plugin.run_in_graph(inputs, {y.get()}) : plugin.run(inputs, {y.get()});
+      EXPECT_LT(host.error_of(y.host()), 1e-3) << (in_graph ? "in a CUDA graph" : "on a stream");
+    }
   }
 };
-
-// creator -> createPlugin(build) -> configurePlugin -> getFieldsToSerialize -> createPlugin(runtime) -> attachToContext
-// -> onShapeChange -> enqueue on a stream, then the same captured in a CUDA graph and replayed.
-void run_as_tensorrt_does(Attributes attributes, int m, int n, int k) {
-  SCOPED_TRACE("M " + std::to_string(m) + " N " + std::to_string(n) + " K " + std::to_string(k) + " G " +
-               std::to_string(attributes.group_size));
-  const Node node = node_of(attributes, m, n, k);
-  const auto built = create(attributes, TensorRTPhase::kBUILD);
-  ASSERT_NE(built, nullptr);
-  ASSERT_TRUE(supports_all(*built, node));
-  ASSERT_EQ(build_of(*built)->configurePlugin(node.tensors.data(), node.inputs(), node.output(), 1), 0);
-  const size_t workspace_bytes =
-      build_of(*built)->getWorkspaceSize(node.tensors.data(), node.inputs(), node.output(), 1);
-
-  const std::unique_ptr<IPluginV3> loaded(Library::get().creator()->createPlugin(
-      "node", runtime_of(*built)->getFieldsToSerialize(), TensorRTPhase::kRUNTIME));
-  ASSERT_NE(loaded, nullptr);
-  const std::unique_ptr<IPluginV3> attached(runtime_of(*loaded)->attachToContext(nullptr));
-  ASSERT_NE(attached, nullptr);
-
-  std::vector<PluginTensorDesc> descriptions;
-  for (const DynamicPluginTensorDesc& tensor : node.tensors) {
-    descriptions.push_back(tensor.desc);
-    descriptions.back().dims = tensor.max;
-  }
-  IPluginV3OneRuntime& runtime = *runtime_of(*attached);
-  ASSERT_EQ(runtime.onShapeChange(descriptions.data(), node.inputs(), &descriptions.back(), 1), 0);
-
-  const RandomNode host(attributes, m, n, k);
-  const std::vector<__half> poison(static_cast<size_t>(m) * n, __float2half(NAN));
-  const DeviceArray<__half> x(host.x), scales(host.scales), bias(host.bias), y(poison);
-  const DeviceArray<uint8_t> codes(host.codes), zeros(host.zeros), workspace{std::vector<uint8_t>(workspace_bytes)};
-  std::vector<const void*> inputs = {x.get(), codes.get(), scales.get()};
-  if (attributes.has_zeros) inputs.push_back(zeros.get());
-  if (attributes.has_bias) inputs.push_back(bias.get());
-  void* const outputs[] = {y.get()};
-  cudaStream_t stream = nullptr;
-  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
-  const auto enqueue = [&] {
-    return runtime.enqueue(descriptions.data(), &descriptions.back(), inputs.data(), outputs, workspace.get(), stream);
-  };
-
-  ASSERT_EQ(enqueue(), 0);
-  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
-  EXPECT_LT(host.relative_error(y.host()), 1e-3) << "on a stream";
-
-  ASSERT_EQ(cudaMemcpy(y.get(), poison.data(), y.bytes(), cudaMemcpyHostToDevice), cudaSuccess);
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
-  ASSERT_EQ(enqueue(), 0);
-  ASSERT_EQ(enqueue(), 0);  // twice: overlapped launches meet in a graph
-  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
-  ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
-  ASSERT_EQ(cudaGraphLaunch(executable, stream), cudaSuccess);
-  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
-  EXPECT_LT(host.relative_error(y.host()), 1e-3) << "in a CUDA graph";
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
-  cudaStreamDestroy(stream);
-}
 
 TEST_F(W4A16LinearPluginGpuTest, ComputesTheLayer) {
   for (const int32_t group_size : {32, 128, 576}) {
     for (const int32_t flags : {0, 1, 2, 3}) {
-      for (const int m : {1, 7, 40}) run_as_tensorrt_does({group_size, flags & 1, flags >> 1}, m, 131, 576);
+      for (const int m : {1, 7, 40}) check({group_size, flags & 1, flags >> 1}, m, 131, 576);
     }
   }
-  run_as_tensorrt_does({128, 1, 1}, 12, 64, 4096);  // splits K, so it uses the workspace
-  run_as_tensorrt_does({48, 1, 1}, 3, 64, 576);     // the general kernel
+  check({128, 1, 1}, 12, 64, 4096);  // splits K, so it uses the workspace
+  check({48, 1, 1}, 3, 64, 576);     // the general kernel
 }
 
 TEST_F(W4A16LinearPluginGpuTest, ReportsALaunchThatFails) {
-  const Attributes attributes = {128, 0, 0};
-  const Node node = node_of(attributes, 1, 64, 256);
-  const auto plugin = create(attributes, TensorRTPhase::kRUNTIME);
-  std::vector<PluginTensorDesc> descriptions;
-  for (const DynamicPluginTensorDesc& tensor : node.tensors) {
-    descriptions.push_back(tensor.desc);
-    descriptions.back().dims = tensor.max;
-  }
-  ASSERT_EQ(runtime_of(*plugin)->onShapeChange(descriptions.data(), 3, &descriptions.back(), 1), 0);
-  const void* const inputs[3] = {};
-  void* const outputs[1] = {};
-  EXPECT_NE(runtime_of(*plugin)->enqueue(descriptions.data(), &descriptions.back(), inputs, outputs, nullptr, nullptr),
-            0);
-  EXPECT_NE(recorder().errors.find("launch failed"), std::string::npos) << recorder().errors;
+  EnginePlugin plugin(kName, fields_of({128, 0, 0}), node_of({128, 0, 0}, 1, 64, 256));
+  EXPECT_NE(plugin.enqueue({nullptr, nullptr, nullptr}, {nullptr}), 0);
+  EXPECT_NE(recorder().errors.find("W4A16Linear with 1 rows of 256: launch failed"), std::string::npos)
+      << recorder().errors;
 }
 
 }  // namespace

@@ -1,0 +1,169 @@
+"""A model's head rounded, and what that costs: the grids that move the next token's distribution least.
+
+In: the head's weight and the last hidden states of the calibration text, as the unquantized head reads them. Out:
+codes, and a report of the KL divergence from the unquantized head and of both perplexities on part of that text.
+
+A head multiplies what it reads by far more rows than a block's linears do, and an error of a row moves one logit, so it
+is judged by the distribution that comes out, KL(p || q) in nats a token. There are two candidates, the whole range of
+every group and the grid that the search finds for the least squared error of logits (`grids`); the better one is taken.
+Rows are worked on in pieces: in fp32 a head of 128,256 x 4,096 takes 2 GiB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from awq2trt.models.decoder import to_tensor
+from awq2trt.models.sources.base import Array
+from awq2trt.quantization.grids import GridOptions, search_grids
+from awq2trt.quantization.rounding import group_grid, round_to_grid, to_groups
+from awq2trt.quantization.statistics import InputStatistics, require_finite
+from awq2trt.scheme import QuantizedLinear, QuantScheme
+
+PIECE_ROWS: Final = 8192
+"""Rows that are rounded, or multiplied, at once."""
+
+JUDGED_TOKENS: Final = 512
+"""Tokens at the end of the text that the candidates are judged on: their logits are 512 x 128,256 fp32, 250 MiB."""
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """What rounding did to the head, on `tokens` tokens of the calibration text.
+
+    Attributes:
+        scheme: How it was rounded, as people write it.
+        grid: Which candidate was taken; its key in `kl`.
+        kl: Of every candidate, KL divergence from the unquantized head in nats a token; empty without text.
+        perplexity: Of the text after the blocks as they were when they were searched, with the unquantized head.
+        rounded_perplexity: The same with the rounded one. Both None where no text was used.
+        tokens: How many were judged.
+    """
+
+    scheme: str
+    grid: str
+    kl: Mapping[str, float]
+    perplexity: float | None = None
+    rounded_perplexity: float | None = None
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class CalibratedHead:
+    """The last hidden states of the calibration text.
+
+    Attributes:
+        hidden: After the final norm, fp32 [samples, seqlen, H].
+        tokens: int64 [samples, seqlen].
+    """
+
+    hidden: Tensor
+    tokens: Tensor
+
+
+_Candidates = dict[str, QuantizedLinear]
+
+
+def quantize_head(
+    weight: Array, scheme: QuantScheme, text: CalibratedHead | None, grids: GridOptions | None, *, where: str
+) -> tuple[QuantizedLinear, HeadReport]:
+    """Rounds a head.
+
+    Args:
+        weight: [V, H], as the model stores it.
+        scheme: How to round.
+        text: What it reads on the calibration text; None for a method that uses none.
+        grids: How to search grids; None to take every group's whole range.
+        where: Name of the head, for errors.
+
+    Raises:
+        CheckpointError: A step size is beyond fp16.
+        CalibrationError: The hidden states are not finite.
+    """
+    candidates = {"whole range": _rounded(weight, scheme, where)}
+    if text is None:
+        return candidates["whole range"], HeadReport(scheme.describe(), "whole range", {})
+    if grids is not None:
+        statistics = InputStatistics.empty(weight.shape[1])
+        for window in text.hidden:
+            statistics.add_(window)
+        gram = statistics.gram()
+        require_finite(gram, where)
+
+        def search(piece: Tensor) -> QuantizedLinear:
+            grid = search_grids(piece, gram, scheme, grids)
+            return round_to_grid(piece, grid, scheme).to_linear(scheme, where=where)
+
+        candidates["searched"] = _joined(search(piece) for piece in _pieces(weight))
+    return _best(candidates, weight, text)
+
+
+def _rounded(weight: Array, scheme: QuantScheme, where: str) -> QuantizedLinear:
+    """On the whole range of every group."""
+
+    def rounded(piece: Tensor) -> QuantizedLinear:
+        return round_to_grid(piece, group_grid(to_groups(piece, scheme), scheme), scheme).to_linear(scheme, where=where)
+
+    return _joined(rounded(piece) for piece in _pieces(weight))
+
+
+def _best(candidates: _Candidates, weight: Array, text: CalibratedHead) -> tuple[QuantizedLinear, HeadReport]:
+    """The candidate with the smallest KL divergence."""
+    hidden, targets = _judged(text)
+    plain = _log_probabilities(hidden, weight.shape[0], lambda start, end: to_tensor(weight[start:end]))
+    kl, perplexity = dict[str, float](), dict[str, float]()
+    for name, linear in candidates.items():
+        rounded = _log_probabilities(hidden, weight.shape[0], _dequantizing(linear))
+        kl[name] = max(0.0, float(F.kl_div(rounded, plain, reduction="batchmean", log_target=True)))
+        perplexity[name] = math.exp(float(F.nll_loss(rounded, targets)))
+    best = min(kl, key=kl.__getitem__)
+    report = HeadReport(
+        scheme=candidates[best].scheme.describe(),
+        grid=best,
+        kl=kl,
+        perplexity=math.exp(float(F.nll_loss(plain, targets))),
+        rounded_perplexity=perplexity[best],
+        tokens=len(targets),
+    )
+    return candidates[best], report
+
+
+def _judged(text: CalibratedHead) -> tuple[Tensor, Tensor]:
+    """Hidden states fp32 [tokens, H] of the end of the text, and the token that follows each, int64 [tokens]."""
+    hidden = text.hidden[:, :-1].flatten(0, 1)
+    return hidden[-JUDGED_TOKENS:], text.tokens[:, 1:].flatten()[-JUDGED_TOKENS:]
+
+
+def _log_probabilities(hidden: Tensor, rows: int, weight: Callable[[int, int], Tensor]) -> Tensor:
+    """log p of every next token, fp32 [tokens, V]; `weight` gives fp32 rows of the head, from one to before another."""
+    starts = range(0, rows, PIECE_ROWS)
+    logits = torch.cat([hidden @ weight(start, min(start + PIECE_ROWS, rows)).T for start in starts], dim=-1)
+    return logits.log_softmax(dim=-1)
+
+
+def _dequantizing(linear: QuantizedLinear) -> Callable[[int, int], Tensor]:
+    return lambda start, end: to_tensor(linear.rows(start, end).dequantize())
+
+
+def _pieces(weight: Array) -> Iterator[Tensor]:
+    return (to_tensor(weight[start : start + PIECE_ROWS]) for start in range(0, len(weight), PIECE_ROWS))
+
+
+def _joined(pieces: Iterator[QuantizedLinear]) -> QuantizedLinear:
+    """One linear of the rows of several."""
+    parts = list(pieces)
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return QuantizedLinear(
+        codes=np.concatenate([part.codes for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        zeros=np.concatenate(zeros) if zeros else None,
+        scheme=parts[0].scheme,
+    )

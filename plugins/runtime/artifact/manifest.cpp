@@ -1,0 +1,278 @@
+// See manifest.h.
+#include "artifact/manifest.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "awq2trt/awq2trt.hpp"
+#include "text/json_fields.h"
+
+namespace awq2trt {
+namespace {
+
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+constexpr int kFormat = 2;
+constexpr int kDeepest = 32;                     // a manifest has eight levels
+constexpr uint64_t kLargestBytes = 64ull << 20;  // a thousand times that of a model with 80 layers
+constexpr int64_t kMostPositions = int64_t{1} << 31;
+constexpr char kDecoder[] = "decoder";
+
+[[noreturn]] void malformed(const std::string& what, const std::string& where) {
+  throw Error(ErrorCode::kMalformed, what, where, "make it again with `awq2trt build`.");
+}
+
+json read_json(std::string_view text, const std::string& where) {
+  const auto bounded = [&](int depth, json::parse_event_t, json&) {
+    if (depth > kDeepest) malformed("nested more than " + std::to_string(kDeepest) + " levels deep", where);
+    return true;
+  };
+  try {
+    return json::parse(text, bounded);
+  } catch (const json::exception& error) {
+    malformed(std::string("not JSON: ") + error.what(), where);
+  }
+}
+
+int64_t size_of(Fields* fields, const std::string& key, int64_t least) {
+  const json& value = fields->need(key);
+  const bool fits = value.is_number_integer() && !(value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX);
+  if (!fits || value.get<int64_t>() < least)
+    malformed("a whole number is expected, at least " + std::to_string(least), fields->place(key));
+  return value.get<int64_t>();
+}
+
+const json& list_of(Fields* fields, const std::string& key) {
+  const json& value = fields->need(key);
+  if (!value.is_array()) malformed("a list is expected", fields->place(key));
+  return value;
+}
+
+std::vector<std::string> texts_of(Fields* fields, const std::string& key) {
+  std::vector<std::string> texts;
+  for (const json& value : list_of(fields, key)) {
+    if (!value.is_string()) malformed("a list of texts is expected", fields->place(key));
+    texts.push_back(value.get<std::string>());
+  }
+  return texts;
+}
+
+Version numbers_of(Fields* fields, const std::string& key) {
+  Version numbers;
+  for (const json& value : list_of(fields, key)) {
+    if (!value.is_number_unsigned() || value.get<uint64_t>() > INT32_MAX) {
+      malformed("a list of whole numbers is expected", fields->place(key));
+    }
+    numbers.push_back(value.get<int>());
+  }
+  return numbers;
+}
+
+std::optional<std::string> text_if(Fields* fields, const std::string& key) {
+  return fields->find(key) == nullptr ? std::nullopt : std::optional<std::string>(fields->text(key));
+}
+
+// A file's name that stays inside the directory.
+bool stays_inside(const std::string& name) {
+  const fs::path path(name);
+  if (name.empty() || name == kManifestFile || path.is_absolute() || name.find('\0') != std::string::npos) return false;
+  return std::none_of(path.begin(), path.end(), [](const fs::path& part) { return part == ".."; });
+}
+
+std::map<std::string, FileRecord> read_files(const json& value, const std::string& where) {
+  std::map<std::string, FileRecord> files;
+  Fields all(value, where);
+  for (const auto& [name, record] : value.items()) {
+    if (!stays_inside(name)) malformed("the file name '" + name + "' does not stay inside the directory", where);
+    Fields fields(record, all.place(name));
+    const FileRecord file{static_cast<uint64_t>(size_of(&fields, "size_bytes", 0)), fields.text("sha256")};
+    const auto is_digit = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
+    if (file.sha256.size() != 64 || !std::all_of(file.sha256.begin(), file.sha256.end(), is_digit)) {
+      malformed("64 hexadecimal digits are expected", fields.place("sha256"));
+    }
+    files.emplace(name, file);
+  }
+  return files;
+}
+
+std::vector<TensorRecord> read_tensors(Fields* io, const std::string& key) {
+  std::vector<TensorRecord> tensors;
+  for (const json& value : list_of(io, key)) {
+    Fields fields(value, io->place(key));
+    TensorRecord tensor{fields.text("name"), fields.text("dtype"), {}, fields.text_or("alias", "")};
+    for (const json& axis : list_of(&fields, "shape")) {
+      const bool sized = axis.is_number_unsigned() && axis.get<uint64_t>() <= INT32_MAX;
+      if (!sized && !axis.is_string()) malformed("sizes and names of axes are expected", fields.place("shape"));
+      tensor.shape.push_back(sized ? axis.get<int64_t>() : TensorRecord::kFree);
+    }
+    tensors.push_back(std::move(tensor));
+  }
+  return tensors;
+}
+
+GraphRecord read_graph(const json& value, const std::string& where) {
+  Fields fields(value, where);
+  GraphRecord graph;
+  graph.model = fields.text("model");
+  graph.engine = text_if(&fields, "engine");
+  Fields io(fields.need("io"), fields.place("io"));
+  graph.inputs = read_tensors(&io, "inputs");
+  graph.outputs = read_tensors(&io, "outputs");
+  Fields cache(io.need("cache"), io.place("cache"));
+  graph.cache_layout = cache.text("layout");
+  graph.cache_dtype = cache.text("dtype");
+  graph.capacity = size_of(&cache, "capacity", 1);
+  if (graph.capacity > kMostPositions)
+    malformed("a cache of 2^31 positions at most is expected", cache.place("capacity"));
+  return graph;
+}
+
+std::vector<ProfileRecord> read_profiles(Fields* fields) {
+  Fields graphs(fields->need("profiles"), fields->place("profiles"));
+  std::vector<ProfileRecord> profiles;
+  for (const json& profile : list_of(&graphs, kDecoder)) {
+    Fields named(profile, graphs.place(kDecoder));
+    Fields axes(named.need("axes"), named.place("axes"));
+    Fields range(axes.need("sequence"), axes.place("sequence"));
+    profiles.push_back({size_of(&range, "shortest", 1), std::min(size_of(&range, "longest", 1), kMostPositions)});
+  }
+  if (profiles.empty()) malformed("a list of profiles is expected", graphs.place(kDecoder));
+  return profiles;
+}
+
+LoweredRecord read_lowered(const json& value, const std::string& where) {
+  Fields fields(value, where);
+  LoweredRecord record;
+  record.target = fields.text("target");
+  record.provider = fields.text("provider");
+  record.minimum_onnxruntime = numbers_of(&fields, "minimum_onnxruntime");
+  if (const auto capability = text_if(&fields, "minimum_compute_capability")) {
+    record.minimum_compute_capability = parse_version(*capability);
+  }
+  if (fields.find("minimum_cuda") != nullptr) record.minimum_cuda = numbers_of(&fields, "minimum_cuda");
+  record.cpus = texts_of(&fields, "cpus");
+  record.plugin_version = text_if(&fields, "plugin_version");
+  for (const ProfileRecord& profile : read_profiles(&fields)) {
+    record.longest_chunk = std::max(record.longest_chunk, profile.longest);
+  }
+  return record;
+}
+
+EngineRecord read_engine(const json& value, const std::string& where) {
+  Fields fields(value, where);
+  return {fields.text("target"), fields.text("flavour"), fields.text("tensorrt_version"), read_profiles(&fields)};
+}
+
+std::optional<int32_t> token_if(Fields* fields, const std::string& key) {
+  if (fields->find(key) == nullptr) return std::nullopt;
+  return static_cast<int32_t>(fields->number(key));
+}
+
+TokensRecord read_tokens(const json& value, const std::string& where) {
+  Fields fields(value, where);
+  TokensRecord tokens{token_if(&fields, "bos"), token_if(&fields, "eos"), {}};
+  for (const int id : numbers_of(&fields, "stop")) tokens.stop.push_back(id);
+  return tokens;
+}
+
+// Refuses what a later awq2trt wrote, before it looks damaged.
+void refuse_later(Fields* fields) {
+  const std::string newer = "use the awq2trt that wrote it (" + fields->text_or("tool_version", "unknown version") +
+                            "), or make it again with `awq2trt build`.";
+  const int64_t format = size_of(fields, "format_version", 0);
+  if (format > kFormat) {
+    throw Error(ErrorCode::kFutureManifest,
+                "format version " + std::to_string(format) + ", expected " + std::to_string(kFormat), fields->where(),
+                newer);
+  }
+  if (format < kFormat)
+    malformed("format version " + std::to_string(format) + " has nothing that runs without Python", fields->where());
+  const std::string needed = fields->text("minimum_runtime");
+  if (parse_version(needed) > parse_version(AWQ2TRT_VERSION)) {
+    throw Error(ErrorCode::kFutureManifest, "it needs awq2trt " + needed + " or later, this is " AWQ2TRT_VERSION,
+                fields->where(), newer);
+  }
+}
+
+[[noreturn]] void refuse_kind(const std::string& kind, const std::string& directory) {
+  throw Error(ErrorCode::kNotAModel, "expected a model that was built, got one of kind '" + kind + "'", directory,
+              "awq2trt build " + directory + " --target cpu -o DIR, then load DIR/cpu.");
+}
+
+}  // namespace
+
+Version parse_version(std::string_view text) {
+  Version version;
+  std::istringstream in{std::string(text)};
+  for (int number = 0; in >> number; in.get()) {
+    version.push_back(number);
+    if (in.peek() != '.') break;
+  }
+  return version;
+}
+
+std::string to_text(const Version& version) {
+  std::string text;
+  for (const int number : version) text += (text.empty() ? "" : ".") + std::to_string(number);
+  return text;
+}
+
+Manifest parse_manifest(std::string_view text, const std::string& directory) {
+  const std::string where = (fs::path(directory) / kManifestFile).string();
+  const json value = read_json(text, where);
+  Fields fields(value, where);
+  refuse_later(&fields);
+  Manifest manifest;
+  manifest.kind = fields.text("kind");
+  if (manifest.kind != "lowered" && manifest.kind != "engine") refuse_kind(manifest.kind, directory);
+  manifest.fingerprint = fields.text("fingerprint");
+  manifest.files = read_files(fields.need("files"), fields.place("files"));
+  Fields contents(fields.need("contents"), fields.place("contents"));
+  Fields graphs(contents.need("graphs"), contents.place("graphs"));
+  manifest.decoder = read_graph(graphs.need(kDecoder), graphs.place(kDecoder));
+  if (manifest.kind == "lowered") {
+    manifest.lowered = read_lowered(contents.need("lowered"), contents.place("lowered"));
+  } else {
+    manifest.engine = read_engine(contents.need("engine"), contents.place("engine"));
+    if (!manifest.decoder.engine) malformed("the decoder has no engine", graphs.place(kDecoder));
+  }
+  manifest.tokens = read_tokens(contents.need("tokens"), contents.place("tokens"));
+  const std::string& listed = manifest.engine ? *manifest.decoder.engine : manifest.decoder.model;
+  if (manifest.files.count(listed) == 0) malformed("'" + listed + "' of a graph is not among the files", where);
+  return manifest;
+}
+
+Manifest read_manifest(const std::string& directory) {
+  std::error_code problem;
+  const fs::path folder(directory), path = folder / kManifestFile;
+  if (!fs::is_directory(folder, problem)) {
+    throw Error(ErrorCode::kNotFound, "no such directory", directory, "check the path.");
+  }
+  if (!fs::is_regular_file(path, problem)) {
+    std::string below;
+    for (const auto& entry : fs::directory_iterator(folder, problem)) {
+      if (!fs::is_regular_file(entry.path() / kManifestFile, problem)) continue;
+      if (entry.path().filename() != "checkpoint" || below.empty()) below = entry.path().string();
+    }
+    if (!below.empty()) {
+      throw Error(ErrorCode::kNotAModel, "expected a model's directory, got one that holds several", directory,
+                  "name " + below + ".");
+    }
+    throw Error(ErrorCode::kNotFound, std::string("no ") + kManifestFile + ": not a directory that awq2trt wrote",
+                directory, "make one with `awq2trt build`; a build that did not finish goes on with --resume.");
+  }
+  const uint64_t size_bytes = fs::file_size(path, problem);
+  if (problem || size_bytes > kLargestBytes) malformed("larger than any manifest", path.string());
+  std::ifstream in(path, std::ios::binary);
+  const std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  if (!in.good() && !in.eof())
+    throw Error(ErrorCode::kNotFound, "it cannot be read", path.string(), "check its permissions.");
+  return parse_manifest(text, directory);
+}
+
+}  // namespace awq2trt

@@ -1,0 +1,83 @@
+// manifest.json of a model's directory, as far as running the model needs it; plugins/FORMAT.md defines it. In: a
+// directory, or the file's text. Out: the manifest, checked in itself; or an Error that says what is wrong.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace awq2trt {
+
+constexpr char kManifestFile[] = "manifest.json";
+
+using Version = std::vector<int>;  // "1.27" is {1, 27}
+
+struct FileRecord {
+  uint64_t size_bytes;
+  std::string sha256;  // 64 hexadecimal digits
+};
+
+struct TensorRecord {
+  static constexpr int64_t kFree = -1;  // an axis that has a name and no size
+
+  std::string name;
+  std::string dtype;  // NumPy's name of it, or "bfloat16"
+  std::vector<int64_t> shape;
+  std::string alias;  // of an output: the input whose memory it may be; empty for none
+};
+
+struct GraphRecord {
+  std::string model;                  // its ONNX file
+  std::optional<std::string> engine;  // its engine's file
+  std::vector<TensorRecord> inputs, outputs;
+  std::string cache_layout, cache_dtype;
+  int64_t capacity = 0;
+};
+
+// Written for one execution provider of ONNX Runtime.
+struct LoweredRecord {
+  std::string target, provider;
+  Version minimum_onnxruntime;
+  std::optional<Version> minimum_compute_capability, minimum_cuda;
+  std::vector<std::string> cpus;  // as `uname -m` says them; none for any
+  std::optional<std::string> plugin_version;
+  int64_t longest_chunk = 1;  // most tokens of one call
+};
+
+// Tokens of one call, in the order of the engine's optimization profiles.
+struct ProfileRecord {
+  int64_t shortest, longest;
+};
+
+struct EngineRecord {
+  std::string target, flavour, tensorrt_version;
+  std::vector<ProfileRecord> profiles;
+};
+
+struct TokensRecord {
+  std::optional<int32_t> bos, eos;
+  std::vector<int32_t> stop;  // all that end an answer
+};
+
+struct Manifest {
+  std::string kind, fingerprint;
+  std::map<std::string, FileRecord> files;
+  GraphRecord decoder;
+  std::optional<LoweredRecord> lowered;  // one of the two is there
+  std::optional<EngineRecord> engine;
+  TokensRecord tokens;
+};
+
+// Throws Error: kNotFound, kMalformed, kFutureManifest, kNotAModel (an artifact of a kind that does not run, or a
+// directory above several).
+Manifest read_manifest(const std::string& directory);
+Manifest parse_manifest(std::string_view text, const std::string& directory);
+
+// "1.31.1" as numbers; stops at what is none.
+Version parse_version(std::string_view text);
+std::string to_text(const Version& version);
+
+}  // namespace awq2trt

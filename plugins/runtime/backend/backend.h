@@ -1,0 +1,44 @@
+// What runs a decoder: one for each runtime (ort/, trt/), behind the few calls that sessions need.
+//
+// In: tokens. Out: scores of what follows them, and the cache of each conversation.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace awq2trt {
+
+// The cache of one conversation, and the scores of its last call. Used by one thread at a time.
+class Cache {
+ public:
+  virtual ~Cache() = default;
+
+  virtual int64_t capacity() const = 0;
+  virtual int64_t position() const = 0;  // tokens in it
+
+  // Appends tokens: at least one, at most the backend's longest call, and no more than there is room for.
+  virtual void append(const int32_t* tokens, size_t count) = 0;
+  // Of the last append: the token with the largest score, the lowest of equals; and all scores, [vocab_size].
+  virtual int32_t best() = 0;
+  virtual void read_logits(float* logits) = 0;
+
+  virtual void rewind(int64_t position) = 0;  // keeps the first tokens, at most those that are there
+  virtual std::unique_ptr<Cache> fork() const = 0;
+};
+
+// Any thread may ask for caches, and caches of different threads run at once, or wait for each other.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual int64_t capacity() const = 0;      // of the largest cache
+  virtual int64_t longest_call() const = 0;  // tokens
+  virtual int64_t vocab_size() const = 0;
+  virtual const std::string& title() const = 0;  // for people
+  virtual std::unique_ptr<Cache> new_cache(int64_t capacity) const = 0;
+};
+
+}  // namespace awq2trt

@@ -1,0 +1,45 @@
+// A decoder's inputs and outputs as this library runs them. In: its graph's record in the manifest. Out: sizes and
+// names, or an Error with kUnsupported: a graph with other inputs would give other answers than this library thinks.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "artifact/manifest.h"
+
+namespace awq2trt {
+
+constexpr char kInputIds[] = "input_ids";
+constexpr char kCachePosition[] = "cache_position";
+constexpr char kLogits[] = "logits";
+constexpr char kNextToken[] = "next_token";
+
+enum class Number { kFloat32, kFloat16, kBFloat16 };
+
+size_t bytes_of(Number number);
+// `count` numbers as they lie in memory, widened.
+void widen(const void* stored, Number number, size_t count, float* result);
+
+// Keys or values of a layer: one memory for the input and the output.
+struct CachePair {
+  std::string past, present;
+};
+
+struct Contract {
+  std::vector<CachePair> caches;
+  Number number;  // of caches and logits
+  int64_t heads, head_dim;
+  int64_t capacity;
+  bool free_capacity;  // a cache may have fewer positions than `capacity`
+  int64_t vocab_size;
+  bool all_rows;    // logits of every new token, not of the last alone
+  bool next_token;  // the graph finds the token with the largest score
+
+  // Of one cache of `positions`.
+  size_t cache_bytes(int64_t positions) const;
+};
+
+Contract read_contract(const GraphRecord& graph, const std::string& where);
+
+}  // namespace awq2trt

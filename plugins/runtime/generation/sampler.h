@@ -1,0 +1,66 @@
+// Chooses the next token. In: its scores, options, and the tokens that are there; out: an id. The order of operations
+// and every rounding are written down in docs/sampling.md: a seed gives the same tokens wherever the scores are the
+// same, here and in Python (awq2trt/runtime/sampling.py).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "awq2trt/awq2trt.hpp"
+#include "generation/philox.h"
+
+namespace awq2trt {
+
+class Sampler {
+ public:
+  // Throws Error, kBadArgument, if options make no sense. Without a seed, it takes one of the machine's.
+  Sampler(const GenerateOptions& options, int64_t vocab_size);
+
+  // Whether it always takes the best of the scores as they are: then a device may choose, without giving them away.
+  bool takes_best() const { return temperature_ == 0.0f && !adjusts(); }
+
+  // Tokens of the context, which the repetition penalty is for. Those that are picked are seen without it.
+  void see(const int32_t* tokens, size_t count);
+
+  // `logits`: [vocab_size]. Throws Error, kRunFailed, if they are no scores: one is NaN or infinite, or all forbid.
+  int32_t pick(const float* logits);
+
+ private:
+  struct Candidate {
+    float score;
+    int32_t id;
+    uint64_t weight;
+  };
+  static bool better(const Candidate& left, const Candidate& right);
+
+  bool adjusts() const { return !bias_.empty() || penalty_ != 1.0f; }
+  const float* adjusted(const float* logits);
+  float highest(const float* scores) const;
+  int32_t draw(const float* scores, float best);
+  template <typename WeightOf>
+  size_t draw_index(size_t count, const WeightOf& weight_of);
+  template <typename WeightOf>
+  uint64_t mass(size_t count, const WeightOf& weight_of) const;
+  void take_best(const float* scores, float best);
+  void take_mass(const float* scores, float best, uint64_t enough);
+  void keep_mass(uint64_t enough);
+
+  size_t vocab_size_;
+  float temperature_, top_p_, min_p_, penalty_;
+  size_t top_k_;
+  std::vector<std::pair<int32_t, float>> bias_;
+  Philox random_;
+
+  std::vector<char> is_seen_;  // by id; empty without a penalty
+  std::vector<int32_t> seen_;
+
+  // Room for work, kept from token to token.
+  std::vector<float> scores_;
+  std::vector<uint64_t> weights_;
+  std::vector<Candidate> candidates_;  // in the order of their ids
+  std::vector<Candidate> ranked_;
+};
+
+}  // namespace awq2trt

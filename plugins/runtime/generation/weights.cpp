@@ -1,0 +1,66 @@
+// See weights.h.
+#include "generation/weights.h"
+
+#include <array>
+#include <cstring>
+
+// Vectors of four where the CPU has them: the same operations, so the same weights.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
+#define AWQ2TRT_VECTORS __attribute__((target_clones("avx2", "default")))
+#else
+#define AWQ2TRT_VECTORS
+#endif
+
+namespace awq2trt {
+
+namespace {
+
+constexpr double kLog2E = 0x1.71547652b82fep+0;
+
+// Taylor's series of 2^f, ln(2)^i / i!: within 2^-46 of it where |f| <= 1/2.
+constexpr std::array<double, 12> kPowerOfTwo = {0x1.0000000000000p+0,  0x1.62e42fefa39efp-1,  0x1.ebfbdff82c58fp-3,
+                                                0x1.c6b08d704a0c0p-5,  0x1.3b2ab6fba4e77p-7,  0x1.5d87fe78a6731p-10,
+                                                0x1.430912f86c787p-13, 0x1.ffcbfc588b0c7p-17, 0x1.62c0223a5c824p-20,
+                                                0x1.b5253d395e7c4p-24, 0x1.e4cf5158b8ecap-28, 0x1.e8cac7351bb25p-32};
+
+constexpr int kMantissaBits = 52, kExponentBias = 1023;
+// A double plus this is rounded to an integer, which its last bits are then; for numbers of either sign, and for
+// positive ones.
+constexpr double kRoundSigned = 0x1.8p+52, kRound = 0x1.0p+52;
+constexpr uint64_t kMantissa = (uint64_t{1} << kMantissaBits) - 1;
+
+inline uint64_t bits_of(double value) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+inline double double_of(uint64_t bits) {
+  double value = 0;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+}  // namespace
+
+// No branches and no calls, so that compilers make vectors of it.
+AWQ2TRT_VECTORS void weigh(const float* scores, size_t count, float best, float temperature, uint64_t* weights) {
+  const double highest = best, divisor = temperature;
+  for (size_t i = 0; i < count; ++i) {
+    const double given = (static_cast<double>(scores[i]) - highest) / divisor;
+    const double exponent = given > kLowestExponent ? given : kLowestExponent;
+    const double power = exponent * kLog2E;
+    const double shifted = power + kRoundSigned;
+    const double fraction = power - (shifted - kRoundSigned);
+    double value = kPowerOfTwo[11];
+    for (int j = 10; j >= 0; --j) value = value * fraction + kPowerOfTwo[j];
+    // 2^(whole + kWeightBits): the last bits of `shifted` become the exponent of a double.
+    const uint64_t scale = (bits_of(shifted) + kExponentBias + kWeightBits) << kMantissaBits;
+    const double scaled = value * double_of(scale);
+    const double rounded = scaled + kRound;
+    const uint64_t whole = (bits_of(rounded) & kMantissa) - (rounded - kRound > scaled ? 1 : 0);
+    weights[i] = given >= kLowestExponent ? whole : 0;
+  }
+}
+
+}  // namespace awq2trt

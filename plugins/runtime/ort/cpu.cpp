@@ -1,0 +1,157 @@
+// See cpu.h. One memory is bound as past and present of a cache, so that TensorScatter writes into it and nothing is
+// copied between calls.
+#include "ort/cpu.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace awq2trt {
+namespace ort {
+namespace {
+
+constexpr int64_t kFirstPositions = 256;  // of a new cache; doubled when full
+
+// What all caches of a model share.
+struct Shared {
+  std::shared_ptr<const Session> session;
+  Contract contract;
+  int64_t longest_call;
+  std::string title;
+};
+
+using Bytes = std::unique_ptr<char[]>;
+
+class CpuCache : public Cache {
+ public:
+  CpuCache(std::shared_ptr<const Shared> shared, int64_t capacity)
+      : shared_(std::move(shared)),
+        capacity_(capacity),
+        binding_(shared_->session, kHostPlace),
+        options_(shared_->session->run_options({})) {
+    const Contract& contract = shared_->contract;
+    binding_.bind_input(kCachePosition, &slot_, abi::ElementType::kInt64, {1});
+    if (contract.next_token) binding_.bind_output(kNextToken, &next_token_, abi::ElementType::kInt64, {1, 1});
+  }
+
+  int64_t capacity() const override { return capacity_; }
+  int64_t position() const override { return position_; }
+
+  void append(const int32_t* tokens, size_t count) override {
+    const Contract& contract = shared_->contract;
+    const int64_t length = static_cast<int64_t>(count);
+    reserve(position_ + length);
+    ids_.assign(tokens, tokens + count);
+    rows_ = contract.all_rows ? length : 1;
+    logits_.resize(bytes_of(contract.number) * static_cast<size_t>(rows_ * contract.vocab_size));
+    slot_ = position_;
+    binding_.bind_input(kInputIds, ids_.data(), abi::ElementType::kInt64, {1, length});
+    binding_.bind_output(kLogits, logits_.data(), element_type(contract.number), {1, rows_, contract.vocab_size});
+    binding_.run(options_.get());
+    position_ += length;
+  }
+
+  int32_t best() override {
+    if (shared_->contract.next_token) return static_cast<int32_t>(next_token_);
+    scores_.resize(static_cast<size_t>(shared_->contract.vocab_size));
+    read_logits(scores_.data());
+    return static_cast<int32_t>(std::max_element(scores_.begin(), scores_.end()) - scores_.begin());
+  }
+
+  void read_logits(float* logits) override {
+    const Contract& contract = shared_->contract;
+    const size_t count = static_cast<size_t>(contract.vocab_size);
+    const size_t before = static_cast<size_t>(rows_ - 1) * count * bytes_of(contract.number);
+    widen(logits_.data() + before, contract.number, count, logits);
+  }
+
+  void rewind(int64_t position) override { position_ = position; }
+
+  std::unique_ptr<Cache> fork() const override {
+    auto copy = std::make_unique<CpuCache>(shared_, capacity_);
+    copy->allocate(held_);
+    for (size_t i = 0; i < caches_.size(); ++i) {
+      std::memcpy(copy->caches_[i].get(), caches_[i].get(), shared_->contract.cache_bytes(held_));
+    }
+    copy->position_ = position_;
+    copy->rows_ = rows_;
+    copy->logits_ = logits_;
+    copy->next_token_ = next_token_;
+    return copy;
+  }
+
+ private:
+  // Makes the caches hold at least `length` positions, keeping what they hold.
+  void reserve(int64_t length) {
+    if (length <= held_) return;
+    int64_t positions = std::max(held_, kFirstPositions);
+    while (positions < length) positions *= 2;
+    const Contract& contract = shared_->contract;
+    positions = contract.free_capacity ? std::min(positions, capacity_) : contract.capacity;
+    const int64_t before = held_;
+    const std::vector<Bytes> old = allocate(positions);
+    const size_t row = contract.cache_bytes(1) / static_cast<size_t>(contract.heads);  // of a head, one position
+    for (size_t i = 0; i < old.size(); ++i) {
+      for (size_t head = 0; head < static_cast<size_t>(contract.heads); ++head) {
+        std::memcpy(caches_[i].get() + head * row * static_cast<size_t>(positions),
+                    old[i].get() + head * row * static_cast<size_t>(before), row * static_cast<size_t>(position_));
+      }
+    }
+  }
+
+  // Binds new caches; returns those that were bound before.
+  std::vector<Bytes> allocate(int64_t positions) {
+    const Contract& contract = shared_->contract;
+    std::vector<Bytes> old;
+    if (positions == 0) return old;
+    std::vector<Bytes> made;
+    for (size_t i = 0; i < contract.caches.size(); ++i) {
+      made.push_back(std::make_unique<char[]>(contract.cache_bytes(positions)));
+      binding_.bind_cache(contract.caches[i], made.back().get(), element_type(contract.number),
+                          {1, contract.heads, positions, contract.head_dim});
+    }
+    old.swap(caches_);
+    caches_ = std::move(made);
+    held_ = positions;
+    return old;
+  }
+
+  const std::shared_ptr<const Shared> shared_;
+  const int64_t capacity_;
+  int64_t position_ = 0, held_ = 0;
+  int64_t slot_ = 0, next_token_ = 0;  // bound
+  int64_t rows_ = 1;
+  std::vector<int64_t> ids_;
+  std::vector<char> logits_;
+  std::vector<float> scores_;
+  std::vector<Bytes> caches_;
+  Binding binding_;
+  Owned<abi::RunOptions> options_;
+};
+
+class CpuBackend : public Backend {
+ public:
+  explicit CpuBackend(std::shared_ptr<const Shared> shared) : shared_(std::move(shared)) {}
+
+  int64_t capacity() const override { return shared_->contract.capacity; }
+  int64_t longest_call() const override { return shared_->longest_call; }
+  int64_t vocab_size() const override { return shared_->contract.vocab_size; }
+  const std::string& title() const override { return shared_->title; }
+  std::unique_ptr<Cache> new_cache(int64_t capacity) const override {
+    return std::make_unique<CpuCache>(shared_, capacity);
+  }
+
+ private:
+  std::shared_ptr<const Shared> shared_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(std::shared_ptr<const Session> session, const Contract& contract,
+                                          int64_t longest_call) {
+  const std::string title = "ONNX Runtime " + session->library()->version() + ", CPU";
+  return std::make_unique<CpuBackend>(
+      std::make_shared<const Shared>(Shared{std::move(session), contract, longest_call, title}));
+}
+
+}  // namespace ort
+}  // namespace awq2trt

@@ -1,0 +1,261 @@
+// See cuda.h.
+#include "ort/cuda.h"
+
+#include <algorithm>
+#include <mutex>
+
+#include "backend/buffer.h"
+#include "backend/worker.h"
+
+namespace awq2trt {
+namespace ort {
+namespace {
+
+constexpr char kGraphId[] = "gpu_graph_id";
+constexpr int kNodeByNode = -1;  // the id that captures nothing
+
+// What all conversations share. Everything of it that touches the device runs on `worker`.
+struct Device {
+  Device(const CudaPlan& device_plan, std::unique_ptr<DeviceMemory> device_memory)
+      : plan(device_plan), memory(std::move(device_memory)) {}
+
+  CudaPlan plan;
+  std::unique_ptr<DeviceMemory> memory;
+  std::shared_ptr<const Session> session;
+  std::string title;
+  int next_graph = 1;
+  bool grown = false;  // the arena, for the longest chunk, once and for all
+  mutable Worker worker;
+};
+
+int32_t index_of_largest(const std::vector<float>& scores) {
+  return static_cast<int32_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
+}
+
+// Buffers of a conversation, bound once; lives and works on the worker's thread.
+class Slot {
+ public:
+  explicit Slot(Device* device)
+      : device_(*device),
+        decode_(device->session, place()),
+        prefill_(device->session, place()),
+        decode_options_(device->session->run_options(settings(device->next_graph++))),
+        prefill_options_(device->session->run_options(settings(kNodeByNode))),
+        ids_(device_buffer(sizeof(int64_t) * longest())),
+        slot_(device_buffer(sizeof(int64_t))),
+        token_(device_buffer(sizeof(int64_t))),
+        logits_(device_buffer(row_bytes() * (contract().all_rows ? longest() : 1))),
+        host_(device->memory.get(), Buffer::Kind::kHost, sizeof(int64_t) * (longest() + kFields)),
+        host_logits_(device->memory.get(), Buffer::Kind::kHost, row_bytes()) {
+    for (size_t i = 0; i < contract().caches.size(); ++i) {
+      caches_.push_back(device_buffer(contract().cache_bytes(contract().capacity)));
+    }
+    bind(&decode_);
+    bind(&prefill_);
+    bind_tokens(&decode_, token_, 1);
+    const std::vector<int32_t> zeros(longest(), 0);
+    if (!device->grown && zeros.size() > 1) append(zeros.data(), zeros.size(), 0);
+    device->grown = true;
+    append(zeros.data(), 1, 0);  // is captured
+    chosen_ = kNone;
+  }
+
+  void append(const int32_t* tokens, size_t count, int64_t position) {
+    DeviceMemory& memory = *device_.memory;
+    int64_t* const staged = static_cast<int64_t*>(host_.get());
+    staged[kPosition] = position;
+    memory.write(slot_.get(), &staged[kPosition], sizeof(int64_t));
+    rows_ = contract().all_rows ? count : 1;
+    if (count == 1) {
+      staged[kToken] = tokens[0];
+      // What the last call chose lies in the buffer already.
+      if (chosen_ != tokens[0]) memory.write(token_.get(), &staged[kToken], sizeof(int64_t));
+      decode_.run(decode_options_.get());
+    } else {
+      std::copy(tokens, tokens + count, staged + kFields);
+      memory.write(ids_.get(), staged + kFields, sizeof(int64_t) * count);
+      bind_tokens(&prefill_, ids_, static_cast<int64_t>(count));
+      prefill_.run(prefill_options_.get());
+    }
+    chosen_ = kNone;
+    if (contract().next_token) memory.read(&staged[kToken], token_.get(), sizeof(int64_t));
+    memory.synchronize();
+    if (contract().next_token) chosen_ = staged[kToken];
+  }
+
+  int64_t chosen() const { return chosen_; }
+
+  void read_logits(float* logits) {
+    const char* const last = static_cast<const char*>(logits_.get()) + row_bytes() * (rows_ - 1);
+    device_.memory->read(host_logits_.get(), last, row_bytes());
+    device_.memory->synchronize();
+    widen(host_logits_.get(), contract().number, static_cast<size_t>(contract().vocab_size), logits);
+  }
+
+  void copy_from(const Slot& other) {
+    for (size_t i = 0; i < caches_.size(); ++i) {
+      device_.memory->copy(caches_[i].get(), other.caches_[i].get(), contract().cache_bytes(contract().capacity));
+    }
+    device_.memory->copy(logits_.get(), other.logits_.get(), row_bytes() * other.rows_);
+    device_.memory->copy(token_.get(), other.token_.get(), sizeof(int64_t));
+    device_.memory->synchronize();
+    rows_ = other.rows_;
+    chosen_ = other.chosen_;
+  }
+
+ private:
+  static constexpr int64_t kNone = -1;
+  static constexpr size_t kPosition = 0, kToken = 1, kFields = 2;  // of `host_`, before the ids
+
+  const Contract& contract() const { return device_.plan.contract; }
+  size_t longest() const { return static_cast<size_t>(device_.plan.longest_call); }
+  size_t row_bytes() const { return bytes_of(contract().number) * static_cast<size_t>(contract().vocab_size); }
+  Place place() const { return {device_.memory->runtime_name(), device_.memory->index()}; }
+  Buffer device_buffer(size_t bytes) const { return Buffer(device_.memory.get(), Buffer::Kind::kDevice, bytes); }
+
+  std::vector<std::pair<const char*, std::string>> settings(int graph) const {
+    if (!device_.plan.graph) return {};
+    return {{kGraphId, std::to_string(graph)}};
+  }
+
+  // Everything that is the same for every call.
+  void bind(Binding* binding) const {
+    const std::vector<int64_t> shape = {1, contract().heads, contract().capacity, contract().head_dim};
+    for (size_t i = 0; i < caches_.size(); ++i) {
+      binding->bind_cache(contract().caches[i], caches_[i].get(), element_type(contract().number), shape);
+    }
+    binding->bind_input(kCachePosition, slot_.get(), abi::ElementType::kInt64, {1});
+    if (contract().next_token) binding->bind_output(kNextToken, token_.get(), abi::ElementType::kInt64, {1, 1});
+  }
+
+  void bind_tokens(Binding* binding, const Buffer& ids, int64_t length) const {
+    binding->bind_input(kInputIds, ids.get(), abi::ElementType::kInt64, {1, length});
+    binding->bind_output(kLogits, logits_.get(), element_type(contract().number),
+                         {1, contract().all_rows ? length : 1, contract().vocab_size});
+  }
+
+  Device& device_;
+  Binding decode_, prefill_;
+  Owned<abi::RunOptions> decode_options_, prefill_options_;
+  Buffer ids_, slot_, token_;  // `token_`: next_token of one call, input_ids of the next
+  Buffer logits_, host_, host_logits_;
+  std::vector<Buffer> caches_;
+  size_t rows_ = 1;
+  int64_t chosen_ = kNone;  // the token in `token_`, put there by the last call
+};
+
+// Slots that no conversation has, and the device that they are of.
+class Pool {
+ public:
+  Pool(const CudaPlan& plan, std::unique_ptr<DeviceMemory> memory,
+       const std::function<std::shared_ptr<const Session>()>& open)
+      : device_(plan, std::move(memory)) {
+    device_.worker.run([&] {
+      device_.memory->use_on_this_thread();
+      device_.session = open();
+      device_.title = "ONNX Runtime " + device_.session->library()->version() + ", " + device_.memory->title();
+      idle_.push_back(std::make_unique<Slot>(&device_));
+    });
+  }
+  ~Pool() {
+    device_.worker.run([&] {
+      idle_.clear();
+      device_.session.reset();
+    });
+  }
+
+  const Device& device() const { return device_; }
+  void run(const std::function<void()>& work) { device_.worker.run(work); }
+
+  std::unique_ptr<Slot> take() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!idle_.empty()) {
+        std::unique_ptr<Slot> slot = std::move(idle_.back());
+        idle_.pop_back();
+        return slot;
+      }
+    }
+    std::unique_ptr<Slot> slot;
+    run([&] { slot = std::make_unique<Slot>(&device_); });
+    return slot;
+  }
+
+  void give_back(std::unique_ptr<Slot> slot) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.push_back(std::move(slot));
+  }
+
+ private:
+  Device device_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Slot>> idle_;  // guarded by `mutex_`
+};
+
+class CudaCache : public Cache {
+ public:
+  CudaCache(std::shared_ptr<Pool> pool, int64_t capacity)
+      : pool_(std::move(pool)), capacity_(capacity), slot_(pool_->take()) {}
+  ~CudaCache() override { pool_->give_back(std::move(slot_)); }
+
+  int64_t capacity() const override { return capacity_; }
+  int64_t position() const override { return position_; }
+
+  void append(const int32_t* tokens, size_t count) override {
+    pool_->run([&] { slot_->append(tokens, count, position_); });
+    position_ += static_cast<int64_t>(count);
+  }
+
+  int32_t best() override {
+    if (pool_->device().plan.contract.next_token) return static_cast<int32_t>(slot_->chosen());
+    scores_.resize(static_cast<size_t>(pool_->device().plan.contract.vocab_size));
+    read_logits(scores_.data());
+    return index_of_largest(scores_);
+  }
+
+  void read_logits(float* logits) override {
+    pool_->run([&] { slot_->read_logits(logits); });
+  }
+
+  void rewind(int64_t position) override { position_ = position; }
+
+  std::unique_ptr<Cache> fork() const override {
+    auto copy = std::make_unique<CudaCache>(pool_, capacity_);
+    pool_->run([&] { copy->slot_->copy_from(*slot_); });
+    copy->position_ = position_;
+    return copy;
+  }
+
+ private:
+  const std::shared_ptr<Pool> pool_;
+  const int64_t capacity_;
+  std::unique_ptr<Slot> slot_;
+  int64_t position_ = 0;
+  std::vector<float> scores_;
+};
+
+class CudaBackend : public Backend {
+ public:
+  explicit CudaBackend(std::shared_ptr<Pool> pool) : pool_(std::move(pool)) {}
+
+  int64_t capacity() const override { return pool_->device().plan.contract.capacity; }
+  int64_t longest_call() const override { return pool_->device().plan.longest_call; }
+  int64_t vocab_size() const override { return pool_->device().plan.contract.vocab_size; }
+  const std::string& title() const override { return pool_->device().title; }
+  std::unique_ptr<Cache> new_cache(int64_t capacity) const override {
+    return std::make_unique<CudaCache>(pool_, capacity);
+  }
+
+ private:
+  std::shared_ptr<Pool> pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend(const CudaPlan& plan, std::unique_ptr<DeviceMemory> memory,
+                                           const std::function<std::shared_ptr<const Session>()>& open) {
+  return std::make_unique<CudaBackend>(std::make_shared<Pool>(plan, std::move(memory), open));
+}
+
+}  // namespace ort
+}  // namespace awq2trt

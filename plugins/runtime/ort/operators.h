@@ -1,0 +1,22 @@
+// The library of custom operators that a model calls. In: the version that its manifest names, and where to look. Out:
+// its path, for ONNX Runtime to load.
+#pragma once
+
+#include <string>
+
+#include "awq2trt/awq2trt.hpp"
+
+namespace awq2trt {
+namespace ort {
+
+constexpr char kOperatorsLibrary[] = "libawq2trt_plugins.so";
+constexpr char kOperatorsVariable[] = "AWQ2TRT_PLUGIN_PATH";
+
+// LoadOptions::operators_library, else AWQ2TRT_PLUGIN_PATH, else what the loader finds; with
+// LoadOptions::trust_directory_library, the one in the model's directory before all others. A library beside a model is
+// code that somebody else chose, and a hash beside it proves nothing. Throws Error: kOperatorsMissing,
+// kOperatorsVersion, kOperatorsUntrusted.
+std::string find_operators(const std::string& version, const std::string& directory, const LoadOptions& options);
+
+}  // namespace ort
+}  // namespace awq2trt

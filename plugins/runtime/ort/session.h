@@ -1,0 +1,81 @@
+// A model in ONNX Runtime. In: its file, and how it is executed. Out: a session, bindings of memory to its inputs and
+// outputs, and calls.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backend/contract.h"
+#include "ort/library.h"
+
+namespace awq2trt {
+namespace ort {
+
+struct CudaExecution {
+  int32_t device;
+  bool graph;    // capture calls in CUDA graphs, by the run option gpu_graph_id
+  void* stream;  // to work on
+};
+
+struct Execution {
+  int32_t threads = 0;                  // of the CPU; 0 for ONNX Runtime's own choice
+  const CudaExecution* cuda = nullptr;  // null for the CPU
+  std::string operators;                // library of custom operators; empty for none
+};
+
+// Where bound memory lies.
+struct Place {
+  const char* device;  // as ONNX Runtime names it
+  int32_t index;
+};
+
+constexpr Place kHostPlace{"Cpu", 0};
+
+class Session;
+
+// Memory bound to the inputs and outputs of a session. Whoever binds memory keeps it until it is bound anew.
+class Binding {
+ public:
+  Binding(std::shared_ptr<const Session> session, const Place& place);
+
+  void bind_input(const std::string& name, void* data, abi::ElementType type, const std::vector<int64_t>& shape);
+  void bind_output(const std::string& name, void* data, abi::ElementType type, const std::vector<int64_t>& shape);
+  // One memory for the past and the present cache.
+  void bind_cache(const CachePair& pair, void* data, abi::ElementType type, const std::vector<int64_t>& shape);
+
+  void run(const abi::RunOptions* options) const;
+
+ private:
+  Owned<abi::Value> make_value(void* data, abi::ElementType type, const std::vector<int64_t>& shape) const;
+
+  std::shared_ptr<const Session> session_;
+  Owned<abi::MemoryInfo> memory_;
+  Owned<abi::IoBinding> binding_;
+};
+
+class Session {
+ public:
+  // Throws Error: kRefused if ONNX Runtime does not take the model, kNoRuntime if it lacks the provider.
+  static std::shared_ptr<const Session> open(std::shared_ptr<const Library> library, const std::string& model,
+                                             const Execution& execution);
+
+  const std::shared_ptr<const Library>& library() const { return library_; }
+  abi::Session* get() const { return session_.get(); }
+
+  // Options of a call, with these settings.
+  Owned<abi::RunOptions> run_options(const std::vector<std::pair<const char*, std::string>>& settings) const;
+
+ private:
+  Session(std::shared_ptr<const Library> library) : library_(std::move(library)) {}
+
+  std::shared_ptr<const Library> library_;
+  Owned<abi::Session> session_;
+};
+
+abi::ElementType element_type(Number number);
+
+}  // namespace ort
+}  // namespace awq2trt

@@ -1,0 +1,30 @@
+// A model that was loaded. In: a directory. Out: its backend, its tokenizer and its chat template, checked against each
+// other. Never changes, and serves any number of sessions.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "awq2trt/awq2trt.hpp"
+#include "backend/backend.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace awq2trt {
+namespace detail {
+
+class ModelState {
+ public:
+  std::string directory;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ChatTemplate> chat_template;  // null if the model has none
+  std::vector<int32_t> stop_tokens;             // the model's own
+};
+
+// Throws Error.
+std::shared_ptr<const ModelState> load_model(const std::string& directory, const LoadOptions& options);
+
+}  // namespace detail
+}  // namespace awq2trt

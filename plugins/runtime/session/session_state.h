@@ -1,0 +1,64 @@
+// A session: its tokens, those of them that are in the cache, and the messages that they came from. In: messages, text,
+// tokens. Out: answers.
+#pragma once
+
+#include <atomic>
+#include <ctime>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "awq2trt/awq2trt.hpp"
+#include "backend/backend.h"
+#include "session/model_state.h"
+
+namespace awq2trt {
+namespace detail {
+
+class SessionState {
+ public:
+  SessionState(std::shared_ptr<const ModelState> model, std::unique_ptr<Cache> cache);
+
+  void append(const std::vector<Message>& messages);
+  void append_text(std::string_view text, bool allow_special);
+  void append_tokens(const std::vector<int32_t>& tokens);
+  Result generate(const GenerateOptions& options, const TextCallback& callback);
+  std::vector<float> logits();
+  void rewind(int64_t tokens);
+  std::unique_ptr<SessionState> fork();
+  void cancel() noexcept { cancelled_ = true; }
+  std::vector<int32_t> tokens();
+  int64_t capacity() const { return cache_->capacity(); }
+
+ private:
+  class Use;
+  class Answering;
+
+  // Where a conversation stood after messages were appended.
+  struct Turn {
+    size_t messages;  // of `messages_`
+    size_t tokens;    // of `tokens_`; what follows is the answer
+  };
+
+  std::vector<Message> with_answer() const;
+  std::vector<int32_t> encode(const std::vector<Message>& messages) const;
+  void add_plain(const std::vector<int32_t>& tokens);
+  void require_room(size_t tokens) const;
+  bool run_waiting(bool may_cancel);
+
+  std::shared_ptr<const ModelState> model_;
+  std::unique_ptr<Cache> cache_;
+  std::vector<int32_t> tokens_;  // all; those behind the cache's position wait
+  bool scored_ = false;          // the cache's scores are those of the last token
+
+  std::time_t begun_;  // what templates take for now: what is rendered again is the same
+  bool conversing_ = false;
+  size_t base_ = 0;  // of `tokens_`, where the conversation began
+  std::vector<Message> messages_;
+  std::vector<Turn> turns_;
+
+  std::atomic<bool> busy_{false}, cancelled_{false};
+};
+
+}  // namespace detail
+}  // namespace awq2trt

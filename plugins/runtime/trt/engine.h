@@ -1,0 +1,39 @@
+// An engine as the backend calls it (backend.h); TensorRT's is below, tests have one of their own.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "artifact/manifest.h"
+#include "awq2trt/awq2trt.hpp"
+
+namespace awq2trt {
+namespace trt {
+
+// Calls of one optimization profile. Shapes and addresses stay until they are set anew.
+class Context {
+ public:
+  virtual ~Context() = default;
+  virtual void set_shape(const std::string& input, const std::vector<int64_t>& shape) = 0;
+  virtual void set_address(const std::string& tensor, void* address) = 0;
+  virtual void enqueue(void* stream) = 0;
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  virtual const std::string& title() const = 0;  // for people
+  // `profile` is chosen in the order of the stream.
+  virtual std::unique_ptr<Context> new_context(int32_t profile, void* stream) = 0;
+};
+
+// TensorRT's, opened while the program runs: LoadOptions::tensorrt_library, else AWQ2TRT_TENSORRT, else what the loader
+// finds. Throws Error: kNoRuntime without it, kEngineVersion with another release than the one that built the engine,
+// kNoDriver or kRefused with what TensorRT itself says.
+std::unique_ptr<Engine> open_engine(const std::string& path, const EngineRecord& record, const LoadOptions& options);
+
+}  // namespace trt
+}  // namespace awq2trt

@@ -1,0 +1,35 @@
+// TensorRT's types, shapes and attributes in the terms of ops/: in, what TensorRT hands to a plugin; out, the same as
+// the rules of an operator take it. Whatever is wrong goes to TensorRT's logger. Nothing here throws or allocates.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <NvInferRuntime.h>
+
+#include "ops/operator.h"
+
+namespace awq2trt {
+
+ElementType element_type(nvinfer1::DataType type);
+
+// `dims` must outlive it.
+Shape shape_of(const nvinfer1::Dims& dims);
+
+// Logs the error of a check that failed, and passes its result on.
+bool report(bool passed, const ErrorText& error,
+            nvinfer1::ILogger::Severity severity = nvinfer1::ILogger::Severity::kERROR);
+
+// An attribute of a node: its name, and where an operator's Attributes has it. Engines store it as `type`.
+struct AttributeField {
+  const char* name;
+  nvinfer1::PluginFieldType type;  // kINT32 for an int32_t, kFLOAT32 for a float
+  size_t offset;
+};
+
+// Writes an attribute of the operator `op` to its place in `attributes`; false, with the reason in the log, if it is
+// missing, or is no number of its type.
+bool read_attribute(const nvinfer1::PluginFieldCollection& fields, const char* op, const AttributeField& field,
+                    void* attributes);
+
+}  // namespace awq2trt

@@ -1,0 +1,113 @@
+// A backend with the host in the GPU's place: memory that counts, and commands, one a line; `S` is the number of a
+// session. For each command that asks something there is a line of answer.
+//   open S | close S | append S TOKEN... | best S | logits S | rewind S POSITION | fork S NEW | threads S COUNT TOKENS
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <set>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/device_memory.h"
+
+namespace on_host {
+
+// Counts what is there, so that what is never given back is seen, and refuses other threads than the worker.
+class HostMemory : public awq2trt::DeviceMemory {
+ public:
+  explicit HostMemory(size_t* live) : live_(live) {}
+  const char* runtime_name() const override { return "Cpu"; }
+  int32_t index() const override { return 0; }
+  const std::string& title() const override { return title_; }
+  void* stream() const override { return nullptr; }
+  void use_on_this_thread() override { thread_ = std::this_thread::get_id(); }
+  void* allocate(size_t bytes) override { return allocate_host(bytes); }
+  void free(void* memory) noexcept override { free_host(memory); }
+  void* allocate_host(size_t bytes) override {
+    check_thread();
+    ++*live_;
+    return std::calloc(bytes, 1);
+  }
+  void free_host(void* memory) noexcept override {
+    --*live_;
+    std::free(memory);
+  }
+  void write(void* to, const void* from, size_t bytes) override { copy(to, from, bytes); }
+  void read(void* to, const void* from, size_t bytes) override { copy(to, from, bytes); }
+  void copy(void* to, const void* from, size_t bytes) override {
+    check_thread();
+    std::memcpy(to, from, bytes);
+  }
+  void synchronize() override { check_thread(); }
+
+ private:
+  void check_thread() const {
+    if (std::this_thread::get_id() != thread_) throw std::runtime_error("the device is used on another thread");
+  }
+
+  size_t* live_;
+  std::string title_ = "the host";
+  std::thread::id thread_;
+};
+
+using Sessions = std::map<int, std::unique_ptr<awq2trt::Cache>>;
+
+// Greedy continuations of one session's forks, on threads of their own; whether all are the same.
+inline bool same_on_threads(const awq2trt::Cache& session, int count, int tokens) {
+  std::vector<std::vector<int32_t>> answers(static_cast<size_t>(count));
+  std::vector<std::thread> threads;
+  for (auto& answer : answers) {
+    threads.emplace_back([&answer, &session, tokens] {
+      const auto copy = session.fork();
+      for (int i = 0; i < tokens; ++i) {
+        answer.push_back(copy->best());
+        copy->append(&answer.back(), 1);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return std::set<std::vector<int32_t>>(answers.begin(), answers.end()).size() == 1;
+}
+
+inline void serve(const awq2trt::Backend& backend) {
+  Sessions sessions;
+  std::string line;
+  while (std::getline(std::cin, line)) {
+    std::istringstream in(line);
+    std::string command;
+    int session = 0;
+    in >> command >> session;
+    std::vector<int32_t> numbers;
+    for (int32_t number = 0; in >> number;) numbers.push_back(number);
+    if (command == "open") {
+      sessions[session] = backend.new_cache(backend.capacity());
+    } else if (command == "close") {
+      sessions.erase(session);
+    } else if (command == "append") {
+      sessions.at(session)->append(numbers.data(), numbers.size());
+    } else if (command == "rewind") {
+      sessions.at(session)->rewind(numbers.at(0));
+    } else if (command == "fork") {
+      sessions[numbers.at(0)] = sessions.at(session)->fork();
+    } else if (command == "best") {
+      std::cout << sessions.at(session)->best() << '\n';
+    } else if (command == "logits") {
+      std::vector<float> logits(static_cast<size_t>(backend.vocab_size()));
+      sessions.at(session)->read_logits(logits.data());
+      for (const float score : logits) std::cout << score << ' ';
+      std::cout << '\n';
+    } else if (command == "threads") {
+      std::cout << same_on_threads(*sessions.at(session), numbers.at(0), numbers.at(1)) << '\n';
+    }
+  }
+}
+
+}  // namespace on_host

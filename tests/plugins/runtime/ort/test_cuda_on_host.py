@@ -1,0 +1,91 @@
+"""The CUDA backend of the C++ library, the host in the GPU's place: tokens of the Python backend, and nothing left."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from host_memory import HostMemory
+from native_text import BUILD
+from tiny_lowered import CAPACITY, build_lowered
+
+from awq2trt.errors import ToolError
+from awq2trt.graph.read import open_decoder
+from awq2trt.machine.plugin_library import find_plugin_library
+from awq2trt.machine.runtime_library import find_onnxruntime_library
+from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
+from awq2trt.runtime.ort.session import Execution, open_session
+
+PROGRAM = BUILD / "tests" / "cuda_on_host"
+PROMPT = [40, 50, 60, 70, 80]
+
+
+@pytest.fixture(scope="module")
+def operators() -> Path:
+    if not PROGRAM.is_file():
+        pytest.skip("the C++ library's tests are not built: make runtime")
+    try:
+        return find_plugin_library().path
+    except ToolError:
+        pytest.skip("the plugin library is not built: make plugins")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_lowered(tmp_path_factory.mktemp("built"), "cuda") / "cuda"
+
+
+def run(model: Path, operators: Path, *commands: str) -> list[str]:
+    """What the program answers; the last line is what was left."""
+    line = [str(path) for path in (PROGRAM, model, find_onnxruntime_library(), operators)]
+    done = subprocess.run(line, input="\n".join(commands), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def python_backend(model: Path, operators: Path) -> CudaBackend:
+    _, sizes = open_decoder(model)
+    session = open_session(None, model, Execution(operators=operators))
+    return CudaBackend.start(session, sizes, HostMemory(), CudaOptions(graph=False))
+
+
+def append(session: int, tokens: list[int]) -> str:
+    return f"append {session} {' '.join(map(str, tokens))}"
+
+
+def test_tokens_and_scores_are_those_of_the_python_backend(model: Path, operators: Path) -> None:
+    backend = python_backend(model, operators)
+    expected = [backend.choose(PROMPT)]
+    for _ in range(5):
+        expected.append(backend.choose(expected[-1:]))
+    commands = ["open 0", append(0, PROMPT), "best 0"]
+    for token in expected[:-1]:
+        commands += [append(0, [token]), "best 0"]
+    *lines, scores, left = run(model, operators, *commands, "logits 0")
+    assert [int(line) for line in lines] == expected
+    backend.reset()
+    np.testing.assert_allclose(
+        np.array(scores.split(), np.float32), backend.forward(PROMPT + expected[:-1]), rtol=1e-2, atol=1e-2
+    )
+    assert left == "left 0"
+
+
+def test_sessions_take_turns_fork_and_rewind(model: Path, operators: Path) -> None:
+    other = [9, 8, 7]
+    alone = run(model, operators, "open 0", append(0, PROMPT), "best 0", append(0, [5]), "best 0")
+    apart = run(model, operators, "open 0", append(0, other), "best 0", append(0, [5]), "best 0")
+    assert alone[:2] != apart[:2]
+    together = run(
+        model,
+        operators,
+        *("open 0", "open 1", append(0, PROMPT), append(1, other), "best 0", "best 1", "fork 0 2"),
+        *(append(0, [6]), append(2, [5]), append(1, [5]), "best 2", "best 1", "rewind 0 5", append(0, [5]), "best 0"),
+        *("close 1", "open 3", append(3, other), "best 3", append(3, [5]), "best 3"),
+    )
+    assert together == [alone[0], apart[0], alone[1], apart[1], alone[1], apart[0], apart[1], "left 0"]
+
+
+def test_threads_take_turns(model: Path, operators: Path) -> None:
+    assert run(model, operators, "open 0", append(0, PROMPT), f"threads 0 8 {CAPACITY // 4}") == ["1", "left 0"]

@@ -1,0 +1,68 @@
+"""The C++ library's backend of engines over a stand-in: the tokens of the Python backend, and nothing left."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from native_text import BUILD
+from tiny_lowered import CAPACITY, build_lowered
+
+from awq2trt.machine.runtime_library import find_onnxruntime_library
+from awq2trt.runtime.ort.backend import OrtBackend
+
+PROGRAM = BUILD / "tests" / "engine_on_host"
+PROMPT = list(range(40, 59))
+"""More than one call of the stand-in's longer profile takes."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not PROGRAM.is_file():
+        pytest.skip("the C++ library's tests are not built: make runtime")
+    return build_lowered(tmp_path_factory.mktemp("built"), "cpu") / "cpu"
+
+
+def run(model: Path, *commands: str) -> list[str]:
+    """What the program answers; the last line is what was left."""
+    line = [str(path) for path in (PROGRAM, model, find_onnxruntime_library())]
+    done = subprocess.run(line, input="\n".join(commands), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def append(session: int, tokens: list[int]) -> list[str]:
+    """In calls of 8, as the library's sessions do it."""
+    return [f"append {session} {' '.join(map(str, tokens[i : i + 8]))}" for i in range(0, len(tokens), 8)]
+
+
+def test_tokens_are_those_of_the_python_backend(model: Path) -> None:
+    backend = OrtBackend.load_lowered(model, CAPACITY)
+    token = int(backend.forward(PROMPT).argmax())
+    expected, commands = [token], ["open 0", *append(0, PROMPT), "best 0"]
+    for _ in range(6):
+        commands += [*append(0, [token]), "best 0"]
+        token = int(backend.forward([token]).argmax())
+        expected.append(token)
+    *found, left = run(model, *commands)
+    assert [int(line) for line in found] == expected
+    assert left == "left 0"
+
+
+def test_sessions_share_contexts_and_not_caches(model: Path) -> None:
+    other = [9, 8, 7]
+    alone = run(model, "open 0", *append(0, PROMPT), "best 0", *append(0, [5]), "best 0")
+    apart = run(model, "open 0", *append(0, other), "best 0", *append(0, [5]), "best 0")
+    together = run(
+        model,
+        *("open 0", "open 1", *append(0, PROMPT), *append(1, other), "best 0", "best 1", "fork 0 2"),
+        *("append 0 6", "append 2 5", "append 1 5", "best 2", "best 1", "rewind 0 19", "append 0 5", "best 0"),
+        "threads 0 4 6",
+    )
+    assert together == [alone[0], apart[0], alone[1], apart[1], alone[1], "1", "left 0"]
+
+
+def test_what_no_profile_takes_is_refused(model: Path) -> None:
+    with pytest.raises(AssertionError, match="no profile of the engine takes 9 tokens"):
+        run(model, "open 0", f"append 0 {' '.join(map(str, range(9)))}")
