@@ -84,6 +84,8 @@ def build(
     recipe: cli_flags.Recipe = None,
     method: cli_flags.Method = None,
     effort: cli_flags.Effort = None,
+    init_from: cli_flags.InitFrom = None,
+    tune: cli_flags.Tune = None,
     act_order: cli_flags.ActOrder = None,
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
@@ -122,6 +124,8 @@ def build(
     quantizing: dict[str, object] = {
         "method": method,
         "effort": effort,
+        "init_from": init_from,
+        "tune": tune,
         "act_order": act_order,
         "bits": bits,
         "group_size": group_size,
@@ -160,6 +164,8 @@ def quantize(
     recipe: cli_flags.Recipe = None,
     method: cli_flags.Method = None,
     effort: cli_flags.Effort = None,
+    init_from: cli_flags.InitFrom = None,
+    tune: cli_flags.Tune = None,
     act_order: cli_flags.ActOrder = None,
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
@@ -180,6 +186,8 @@ def quantize(
     flags = {
         "method": method,
         "effort": effort,
+        "init_from": init_from,
+        "tune": tune,
         "act_order": act_order,
         "bits": bits,
         "group_size": group_size,
@@ -235,16 +243,13 @@ def evaluate(
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="The task's JSONL file.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples.")] = None,
     device: cli_flags.Device = "cpu",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Results, for inspect --html.")
-    ] = None,
+    json_file: cli_flags.ResultsFile = None,
 ) -> None:
     """Perplexity on a text, or accuracy in a task."""
     from awq2trt.errors import UsageError
     from awq2trt.evaluation.results import EvalRequest, TaskExamples, TextWindows
     from awq2trt.progress import terminal_progress
     from awq2trt.report.lines import eval_row, eval_title, results_json
-    from awq2trt.stages.readiness import require_file
 
     if (text is None) == (task is None):
         raise UsageError(
@@ -252,7 +257,6 @@ def evaluate(
         )
     if task is not None and data is None:
         raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
-    require_file(json_file, "--json")
     on = TaskExamples(task, data, limit) if task and data else TextWindows(str(text), windows, seqlen)
     request = EvalRequest(tuple(models), on, device)
     results, measured = api.evaluate(models, on, device=device, progress=terminal_progress()), []
@@ -268,9 +272,7 @@ def evaluate(
 def run(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
     prompt: Annotated[str, typer.Option("--prompt", help="What to say to the model.")],
-    backend: Annotated[
-        str, typer.Option("--runtime", "--backend", help="ort: ONNX Runtime's package; native: the C++ library.")
-    ] = "ort",
+    backend: cli_flags.Runtime = "ort",
     device: cli_flags.RunDevice = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
@@ -279,14 +281,10 @@ def run(
     top_k: Annotated[int, typer.Option("--top-k", help="Only the k best tokens; 0 for all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Only the best tokens up to this probability.")] = 1.0,
     min_p: Annotated[float, typer.Option("--min-p", help="Only tokens this probable, beside the best one.")] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", help="Above 1: tokens that are there become less probable.")
-    ] = 1.0,
+    repetition_penalty: cli_flags.RepetitionPenalty = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text.")] = None,
-    golden: Annotated[
-        bool, typer.Option("--golden/--no-golden", help="Check golden outputs at the first run on a GPU.")
-    ] = True,
+    golden: cli_flags.CheckGolden = True,
     trust_library: cli_flags.TrustLibrary = False,
 ) -> None:
     """Prompt to text, as it comes."""
@@ -385,9 +383,9 @@ def bench(
     code_bits: Annotated[int, typer.Option("--code-bits", help="Of --kernels: 4, or 8 for heads.")] = 4,
     group_size: Annotated[int, typer.Option("--group-size", help="Of --kernels.")] = 128,
     dtype: Annotated[str, typer.Option("--dtype", help="Of --kernels: float16 or bfloat16.")] = "float16",
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.")] = None,
-    markdown_file: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="A table.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.")] = None,
+    json_file: cli_flags.NumbersFile = None,
+    markdown_file: cli_flags.MarkdownFile = None,
+    plot_file: cli_flags.PlotFile = None,
 ) -> None:
     """Speed of a model, token by token, or of the kernels alone."""
     if kernels:
@@ -403,14 +401,11 @@ def bench(
     from awq2trt.progress import terminal_progress
     from awq2trt.report.bench import bench_json, bench_lines, bench_markdown, plot_bench
     from awq2trt.stages.bench import BenchRequest, bench_stage
-    from awq2trt.stages.readiness import require_file
 
     opponents, command = tuple(against or ()), ("awq2trt", *sys.argv[1:])
     request = BenchRequest(
         directory, shape, layers, prompt, tokens, context, batch, opponents, device, profile, head, command
     )
-    for path, flag in ((json_file, "--json"), (markdown_file, "--markdown"), (plot_file, "--plot")):
-        require_file(path, flag)
     report = bench_stage(request, terminal_progress())
     print("\n".join(bench_lines(report)))
     if json_file is not None:

@@ -21,7 +21,16 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
 Method = Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS)}. [{DEFAULT_METHOD}]")]
-Effort = Annotated[str | None, typer.Option("--effort", help="How hard awq searches: fast, default or best. [default]")]
+Effort = Annotated[
+    str | None, typer.Option("--effort", help="How hard awq searches: fast, default, best or max. [default]")
+]
+InitFrom = Annotated[
+    str | None,
+    typer.Option("--init-from", metavar="DIR", help="Quantized checkpoint to refine, by --effort best or max."),
+]
+Tune = Annotated[
+    bool | None, typer.Option("--tune/--no-tune", help="Tune step sizes of the whole model at the end. [--no-tune]")
+]
 ActOrder = Annotated[
     bool | None, typer.Option("--act-order/--no-act-order", help="GPTQ: largest inputs first. [--act-order]")
 ]
@@ -60,3 +69,29 @@ RunDevice = Annotated[
 TrustLibrary = Annotated[
     bool, typer.Option("--trust-library", help="Load the operator library in DIR, code that came with the model.")
 ]
+Runtime = Annotated[
+    str, typer.Option("--runtime", "--backend", help="ort: ONNX Runtime's package; native: the C++ library.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1: tokens that are there become less probable.")
+]
+CheckGolden = Annotated[
+    bool, typer.Option("--golden/--no-golden", help="Check golden outputs at the first run on a GPU.")
+]
+
+
+def _writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Refuses a file for results before the work whose results it is for."""
+    from awq2trt.stages.readiness import require_file
+
+    require_file(value, parameter.opts[0])
+    return value
+
+
+ResultsFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Results, for inspect --html.", callback=_writable),
+]
+NumbersFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.", callback=_writable)]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="A table.", callback=_writable)]
+PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.", callback=_writable)]

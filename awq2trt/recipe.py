@@ -53,7 +53,11 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     Attributes:
         method: A name in `awq2trt.methods.METHODS`, which says what each does.
-        effort: How hard AWQ searches: `fast` as the paper does, `best` several times longer than `default`.
+        effort: How hard AWQ searches: `fast` as the paper does, `best` several times longer than `default`; `max` goes
+            on from there by gradients, for which a GPU is welcome.
+        init_from: Directory of a quantized checkpoint to begin at, ours or another tool's: AWQ with `best` or `max`
+            refines its codes instead of searching scales and grids. None to begin at the model.
+        tune: After the last block, tune the step sizes of the whole model to what the original predicts, by gradients.
         act_order: GPTQ rounds the columns with the largest inputs first.
         bits: Width of a code.
         group_size: Input channels that share a scale; -1 for a whole row.
@@ -68,7 +72,9 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """
 
     method: MethodName = DEFAULT_METHOD
-    effort: Literal["fast", "default", "best"] = "default"
+    effort: Literal["fast", "default", "best", "max"] = "default"
+    init_from: str | None = Field(default=None, min_length=1)
+    tune: bool = False
     act_order: bool = True
     bits: int = 4
     group_size: int = 128

@@ -39,7 +39,7 @@ class Node:
     inputs: Mapping[str, Array]
     outputs: Sequence[str]
 
-    def bytes(self) -> bytes:
+    def serialized(self) -> bytes:
         """The serialized model."""
         node = onnx.helper.make_node(self.op, list(self.inputs), list(self.outputs), name=NODE, domain=opset.DOMAIN)
         node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in self.attributes.items())
@@ -63,8 +63,8 @@ class Node:
         in_place: Mapping[str, str] | None = None,
         model: bytes | None = None,
     ) -> dict[str, Array]:
-        """Outputs by name; those that `in_place` names are bound to the memory of its input. `model` for `bytes()`."""
-        session = onnxruntime.InferenceSession(model or self.bytes(), options, providers=["CPUExecutionProvider"])
+        """Outputs by name; those that `in_place` names lie in the memory of its input. `model` for `serialized()`."""
+        session = onnxruntime.InferenceSession(model or self.serialized(), options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         values = {name: _value(array) for name, array in self.inputs.items()}
         for name, value in values.items():

@@ -113,13 +113,15 @@ def test_flags_reach_quantize(awq2trt: Callable[..., Outcome], monkeypatch: pyte
     outcome = awq2trt(
         "quantize", "model", "-o", "out", "--recipe", str(tmp_path / "recipe.yaml"), "--method", "gptq", "--bits", "4",
         "--group_size", "32", "--symmetric", "--calib", "text.txt", "--seqlen", "64", "--seed", "5", "--resume",
-        "--no-act-order", "--effort", "best",
+        "--no-act-order", "--effort", "best", "--init-from", "other", "--tune",
     )  # fmt: skip
     assert (outcome.code, outcome.out) == (0, "somewhere\n")
     options = QuantizeOptions(
         method="gptq",
         act_order=False,
         effort="best",
+        init_from="other",
+        tune=True,
         bits=4,
         group_size=32,
         symmetric=True,

@@ -1,6 +1,7 @@
 """The tables of the AWQ paper, measured on a small model: Markdown, CSV and plots below build/study.
 
     python tools/study.py [--tables NAME ...] [--full] [--model MODEL] [--jobs 2] [--device cuda] [--output DIR]
+    python tools/study.py --paper --full --tables methods kept-in-fp16 multiplied int2 --model facebook/opt-6.7b ...
 
 WikiText-2 raw test, the first 8 windows of 1,024 tokens without BOS, unless a table says otherwise; calibrated on 32
 windows of 512 tokens of WikiText-2 raw validation. Needs the data that the tests use (`AWQ2TRT_DATA`, or
@@ -10,6 +11,10 @@ the code it measures has changed.
 Without `--full`, one draw of calibration windows, and the cells that two cores measure in an hour. With it, every cell,
 in three draws where a draw can matter: some ten hours on two cores, minutes on a machine with GPUs, `--device cuda` and
 many `--jobs` (columns of GPTQ are rounded on the CPU, each job on one core; jobs are spread over all GPUs).
+
+`--paper` is the paper's protocol, for whoever has OPT, LLaMA or Llama-2: the whole test split in windows of 2,048
+tokens, calibrated on 128 x 512 tokens of the Pile's validation set, which is to be put at pile/val.jsonl beside the
+other texts (a line is a JSON object with `text`).
 
 The paper is arXiv:2306.00978; the figures quoted from it are those of its Tables 1 to 4.
 """
@@ -30,7 +35,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 from study_report import Results, plot, write_csv, write_markdown
-from study_tables import Table, all_tables
+from study_tables import Table, all_tables, as_in_paper
 from study_walk import Calibration, Measured, Setting, walk
 
 from awq2trt.errors import Awq2trtError
@@ -60,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", help="names of tables; all by default")
     parser.add_argument("--full", action="store_true", help="every cell, three draws")
+    parser.add_argument("--paper", action="store_true", help="the whole split, windows of 2,048 tokens, the Pile")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes; cuda: all GPUs")
@@ -70,6 +76,8 @@ def main() -> None:
     tables = [table for table in all_tables(full=arguments.full) if table.name in (arguments.tables or (table.name,))]
     if not tables:
         raise SystemExit(f"no such table; there are: {', '.join(table.name for table in all_tables(full=True))}")
+    if arguments.paper:
+        tables = [as_in_paper(table) for table in tables]
     output = arguments.output / Path(arguments.model).name
     rows = output / "rows"
     rows.mkdir(parents=True, exist_ok=True)
@@ -169,11 +177,11 @@ class Texts:
         return first_windows(encode(self._tokenizer, self._text(name, test=True)), windows, seqlen, where=name)
 
     def _text(self, name: str, *, test: bool) -> str:
-        """WikiText-2: validation and test; PubMed abstracts: the first half and the second; C4: for calibration."""
+        """WikiText-2: validation and test; PubMed abstracts: first and second half; C4 and the Pile: all of them."""
         path = text_path(self._data, name, test=test)
         if name == "wikitext2":
             return path.read_text(encoding="utf-8")
-        if name == "c4":
+        if name in ("c4", "pile"):
             return read_text(str(path), characters=0)
         # Not splitlines(): abstracts hold characters that it would take for ends of lines.
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -187,6 +195,7 @@ def text_path(data: Path, name: str, *, test: bool) -> Path:
     files = {
         "wikitext2": f"wikitext2/wiki.{'test' if test else 'valid'}.raw",
         "c4": "c4/c4_en_first1000.jsonl",
+        "pile": "pile/val.jsonl",
         "pubmed": "pubmed/pubmedqa_pqal_abstracts.jsonl",
     }
     return data / files[name]

@@ -7,7 +7,7 @@ compared with a model of 135 million.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from study_walk import Calibration, Keep, Multiply, Setting
@@ -79,8 +79,35 @@ def all_tables(*, full: bool) -> tuple[Table, ...]:
         _two_bits(draws),
         _windows(draws),
         _domains(draws),
-        *([_texts(draws.more), _which_linears()] if full else []),
+        *([_texts(draws.more), _which_linears(), _tuned(draws.more)] if full else []),
     )
+
+
+WHOLE_SPLIT: Final = 1_000_000
+"""Windows: more than any text has."""
+
+PAPER_CALIBRATION: Final = Calibration("pile", samples=128, seqlen=512)
+"""The paper calibrates on the Pile's validation set; 128 sequences of 512 tokens are its released code's."""
+
+
+def as_in_paper(table: Table) -> Table:
+    """The same table by the paper's protocol: the whole test split in windows of 2,048 tokens, one draw."""
+
+    def setting(of_study: Setting) -> Setting:
+        calibrated = of_study.calibration and replace(PAPER_CALIBRATION, samples=_paper_samples(of_study.calibration))
+        return replace(of_study, calibration=calibrated, windows=WHOLE_SPLIT, seqlen=2048)
+
+    def cell(of_study: Cell) -> Cell:
+        return replace(of_study, settings=tuple(map(setting, of_study.settings[:1])))
+
+    lines = tuple((labels, tuple(map(cell, cells))) for labels, cells in table.lines)
+    title = f"{table.title}; the whole test split in windows of 2,048 tokens, calibrated on the Pile"
+    return replace(table, name=f"paper-{table.name}", title=title, lines=lines)
+
+
+def _paper_samples(of_study: Calibration) -> int:
+    """As many times fewer or more as the study's cell has beside its usual 32."""
+    return of_study.samples * PAPER_CALIBRATION.samples // Calibration().samples
 
 
 @dataclass(frozen=True)
@@ -139,6 +166,7 @@ def _methods(draws: Draws) -> Table:
             line("AWQ, the paper's search (`--effort fast`)", (False, True, False, False), "awq", effort="fast"),
             line("AWQ (default)", (True, True, True, False), "awq"),
             line("AWQ, `--effort best`", (True, False, False, False), "awq", effort="best"),
+            line("AWQ, `--effort max`", (False, False, False, False), "awq", effort="max"),
             line("AWQ + GPTQ-R", (False, False, False, False), "awq+gptq"),
         ),
         "Llama-2-7B (original 5.47): INT3 g128 RTN 6.66, GPTQ 6.43, GPTQ-R 6.42, AWQ 6.24; INT4 g128 RTN 5.73, GPTQ "
@@ -223,10 +251,17 @@ def _group_sizes(draws: Draws) -> Table:
 
 def _two_bits(draws: Draws) -> Table:
     sizes = (64, 32) if draws.more else (64,)
-    methods = (("GPTQ-R", "gptq"), ("AWQ (default)", "awq"), ("AWQ + GPTQ-R", "awq+gptq"))
+    methods = (
+        ("GPTQ-R", "gptq", "default"),
+        ("AWQ (default)", "awq", "default"),
+        ("AWQ, `--effort best`", "awq", "best"),
+        ("AWQ, `--effort max`", "awq", "max"),
+        ("AWQ + GPTQ-R", "awq+gptq", "default"),
+    )
 
-    def drawn(method: str, size: int) -> Cell:
-        return drawn_cell(draws.pick(short=not METHODS[method].rounds_columns), options(method, 2, size))
+    def drawn(method: str, effort: str, size: int) -> Cell:
+        short = effort == "default" and not METHODS[method].rounds_columns
+        return drawn_cell(draws.pick(short=short), options(method, 2, size, effort=effort))
 
     return Table(
         "int2",
@@ -234,7 +269,7 @@ def _two_bits(draws: Draws) -> Table:
         ("method", *(f"g{size}" for size in sizes)),
         (
             (("RTN",), tuple(rtn_cell(2, size) for size in sizes)),
-            *(((name,), tuple(drawn(method, size) for size in sizes)) for name, method in methods),
+            *(((name,), tuple(drawn(method, effort, size) for size in sizes)) for name, method, effort in methods),
         ),
         "INT2 g64, OPT-1.3B to 30B: RTN fails, GPTQ works, and GPTQ on AWQ's scales is better than GPTQ alone.",
     )
@@ -297,6 +332,30 @@ def _texts(some: range) -> Table:
             for name, text in texts
         ),
         "Calibrated on the Pile's validation set. Own text is what `awq2trt quantize` takes by default, of 16 windows.",
+    )
+
+
+def _tuned(draws: range) -> Table:
+    schemes = ((4, 128), (3, 128), (2, 64))
+    tests = ("wikitext2", "c4")
+
+    def line(effort: str, *, tune: bool) -> Line:
+        settings = [
+            tuple(
+                Setting(options("awq", bits, group, effort=effort, tune=tune), Calibration(draw=draw), tests=tests)
+                for draw in draws
+            )
+            for bits, group in schemes
+        ]
+        cells = tuple(Cell(drawn, test=test) for drawn in settings for test in tests)
+        return (f"`--effort {effort}{' --tune' if tune else ''}`",), cells
+
+    return Table(
+        "tuned",
+        "Gradients: `--effort max`, and step sizes tuned at the end",
+        ("method", *(f"INT{bits} g{group}, {test}" for bits, group in schemes for test in tests)),
+        tuple(line(effort, tune=tune) for effort in ("default", "best", "max") for tune in (False, True)),
+        "nothing of this kind.",
     )
 
 

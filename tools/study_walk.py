@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.quantization.block import (
+    UNGUIDED,
+    Guide,
     Statistics,
     collect_statistics,
     dequantized,
@@ -33,7 +36,9 @@ from awq2trt.quantization.block import (
     quantize_block,
     run_block,
 )
+from awq2trt.quantization.learning import Lesson
 from awq2trt.quantization.rounding import fake_quantize, from_groups, group_grid, round_to_codes, to_groups
+from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantScheme
 
@@ -116,6 +121,8 @@ class Setting:
         method = METHODS[self.options.method]
         if method.searches_scales:
             parts.append(self.options.effort)
+        if self.options.tune:
+            parts.append("tuned")
         if method.rounds_columns and not self.options.act_order:
             parts.append("no-act-order")
         if isinstance(self.special, Keep):
@@ -171,31 +178,48 @@ def walk(
     """
     ends = Ends(source)
     hidden = None if calibration is None else ends.embed(calibration)
-    lanes = [_Lane.start(source.spec, ends, setting, hidden, texts) for setting in settings]
+    lanes = [_Lane.start(source.spec, ends, setting, calibration, texts) for setting in settings]
     runner = BlockRunner.for_positions(source.spec, 1 if calibration is None else calibration.shape[1])
-    shared = hidden is not None and any(lane.needs_shared_statistics for lane in lanes)
-    with torch.inference_mode(), progress.task(f"{len(settings)} settings", total=source.spec.num_layers) as advance:
+    shared = hidden is not None and any(lane.needs_original for lane in lanes)
+    with torch.no_grad(), progress.task(f"{len(settings)} settings", total=source.spec.num_layers) as advance:
         for layer in range(source.spec.num_layers):
             weights, statistics = load_block(source, layer), None
             if shared and hidden is not None:
                 hidden, statistics = collect_statistics(runner, layer, weights, hidden)
             for lane in lanes:
-                lane.step_(layer, weights, statistics)
+                lane.step_(layer, weights, Original(statistics, hidden))
             advance(1)
         return [lane.measure(ends) for lane in lanes]
+
+
+@dataclass(frozen=True)
+class Original:
+    """What a block of the unquantized model does on the calibration text.
+
+    Attributes:
+        statistics: Of its inputs; None where no setting needs them.
+        outputs: fp32 [samples, seqlen, hidden_size]; None likewise.
+    """
+
+    statistics: Statistics | None
+    outputs: Tensor | None
 
 
 class _Lane:
     """A setting on its way through the blocks."""
 
     def __init__(
-        self, setting: Setting, runner: BlockRunner, calibration: Tensor | None, tests: Mapping[str, Tensor]
+        self, setting: Setting, runner: BlockRunner, ends: Ends, tokens: Tensor | None, tests: Mapping[str, Tensor]
     ) -> None:
         self._spec = runner.spec
+        self._ends = ends
         self._setting = setting
         self._method = method_of(setting.options) if setting.options else None
-        self._sequential = self._method is not None and self._method.sequential
-        self._calibration = calibration if self._sequential else None
+        self._tune = self._method.tune if self._method is not None else None
+        self._tokens = tokens
+        self._calibration: Tensor | None = None
+        self._finished: list[FinishedBlock] = []  # of a method that tunes
+        self._final: Tensor | None = None
         self._tests = tests
         self._hidden: dict[str, Tensor] = {}
         self._runner = runner
@@ -212,36 +236,61 @@ class _Lane:
             spec: The model.
             ends: Of it.
             setting: What is measured.
-            calibration: Residual stream of the calibration text before the first block.
+            calibration: Tokens to calibrate on, int64 [samples, seqlen].
             texts: To test on, by name.
         """
         longest = max(setting.seqlen, 1 if calibration is None else calibration.shape[1])
         tests = {name: texts[name][: setting.windows, : setting.seqlen] for name in setting.tests}
-        lane = cls(setting, BlockRunner.for_positions(spec, longest), calibration, tests)
+        lane = cls(setting, BlockRunner.for_positions(spec, longest), ends, calibration, tests)
+        if calibration is not None and lane._method is not None and lane._method.sequential:
+            lane._calibration = ends.embed(calibration)
         lane._hidden = {name: ends.embed(windows) for name, windows in tests.items()}
         return lane
 
     @property
-    def needs_shared_statistics(self) -> bool:
+    def needs_original(self) -> bool:
         """Whether it looks at what the unquantized model sees on the calibration text."""
         if isinstance(self._setting.special, Keep):
             return self._setting.special.by == "activation"
-        uses_text = self._method is not None and self._method.uses_text
-        return isinstance(self._setting.special, Multiply) or (uses_text and not self._sequential)
+        method = self._method
+        uses_text = method is not None and method.uses_text
+        if method is not None and method.sequential:
+            uses_text = method.learn is not None or method.tune is not None
+        return isinstance(self._setting.special, Multiply) or uses_text
 
-    def step_(self, layer: int, weights: Weights, statistics: Statistics | None) -> None:
-        """Quantizes a block and runs the texts through it."""
+    def step_(self, layer: int, weights: Weights, original: Original) -> None:
+        """Quantizes a block and runs the texts through it, unless the whole model is tuned before that."""
         started = time.process_time()
-        quantized = self._quantize(layer, weights, statistics)
+        quantized = self._quantize(layer, weights, original)
         quantized_at = time.process_time()
-        self._hidden = {
-            name: run_block(self._runner, layer, quantized, hidden) for name, hidden in self._hidden.items()
-        }
+        if self._tune is None:
+            self._run_tests(layer, quantized)
         self._measured.quantize_seconds += quantized_at - started
         self._measured.evaluate_seconds += time.process_time() - quantized_at
 
+    def _run_tests(self, layer: int, weights: Weights) -> None:
+        self._hidden = {name: run_block(self._runner, layer, weights, hidden) for name, hidden in self._hidden.items()}
+
+    def _tune_(self, options: TuneOptions) -> None:
+        """Tunes the whole model, then runs the texts through it."""
+        assert self._tokens is not None
+        assert self._final is not None
+        assert self._setting.options is not None
+        started = time.process_time()
+        seed = self._setting.options.seed
+        tuned = tune_steps(
+            self._finished, Predicted(self._ends, self._runner, self._tokens, self._final, seed), options
+        )
+        tuned_at = time.process_time()
+        for layer, (block, linears) in enumerate(zip(self._finished, tuned, strict=True)):
+            self._run_tests(layer, dequantized(linears, block.plain))
+        self._measured.quantize_seconds += tuned_at - started
+        self._measured.evaluate_seconds += time.process_time() - tuned_at
+
     def measure(self, ends: Ends) -> Measured:
         """After the last block: perplexities."""
+        if self._tune is not None:
+            self._tune_(self._tune)
         started = time.process_time()
         for name, windows in self._tests.items():
             result = _perplexity(ends, windows, self._hidden[name])
@@ -252,16 +301,24 @@ class _Lane:
             self._measured.changed_steps, self._measured.step_ratio = self._steps.changed_share, self._steps.mean_ratio
         return self._measured
 
-    def _quantize(self, layer: int, weights: Weights, statistics: Statistics | None) -> Weights:
-        setting, spec, method = self._setting, self._spec, self._method
+    def _quantize(self, layer: int, weights: Weights, original: Original) -> Weights:
+        setting, spec, method, statistics = self._setting, self._spec, self._method, original.statistics
         if method is None:
             return weights
         if setting.special is not None:
             changed = _special_block(spec, weights, statistics, setting, layer, self._steps)
         else:
+            guide = UNGUIDED
             if self._calibration is not None:
                 _, statistics = collect_statistics(self._runner, layer, weights, self._calibration)
-            changed = dequantized(quantize_block(spec, layer, weights, statistics or {}, method))
+                if method.learn and original.outputs is not None and setting.options is not None:
+                    run, seed = partial(self._runner.run, layer=layer), setting.options.seed + layer
+                    guide = Guide(Lesson(run, self._calibration, original.outputs, seed))
+            block = quantize_block(spec, layer, weights, statistics or {}, method, guide)
+            changed = dequantized(block.linears, block.norms)
+            if self._tune is not None:
+                self._finished.append(FinishedBlock(block.linears, block.norms))
+                self._final = original.outputs
         if setting.only:
             left = [name for name in spec.block.linears if name.rpartition(".")[2] not in setting.only]
             changed.update({f"{name}.weight": weights[f"{name}.weight"] for name in left})

@@ -119,9 +119,14 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
 
 
 def _codes_are_nearest(record: QuantizationRecord) -> bool:
-    """Whether every code is the nearest to its weight: not after GPTQ, nor where the search moved single codes."""
+    """Whether every code is the nearest to its weight.
+
+    Not after GPTQ, where single codes were moved or learned, nor after an effort of which nothing is known here, such
+    as one whose step sizes were tuned at the end.
+    """
     method, search = METHODS.get(record.method), EFFORTS.get(record.effort or "")
-    return method is not None and not method.rounds_columns and (search is None or search.code_passes == 0)
+    known = record.effort is None or (search is not None and search.keeps_nearest)
+    return method is not None and not method.rounds_columns and known
 
 
 class _Found(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awq2trt.errors import UsageError
 from awq2trt.methods import METHODS
 from awq2trt.models.decoder import BlockRunner, Observer
 from awq2trt.models.families import UNFOLDED, DecoderSpec, ScaleGroup
@@ -18,6 +19,7 @@ from awq2trt.quantization.effort import EFFORTS, SearchOptions
 from awq2trt.quantization.fold import fold_scales_
 from awq2trt.quantization.gptq import GptqOptions, gptq_round
 from awq2trt.quantization.grids import cut_share, search_grids
+from awq2trt.quantization.learning import LearnOptions, Lesson, learn_codes
 from awq2trt.quantization.rounding import GroupGrid, Rounded, fake_quantize, group_grid, round_to_grid, to_groups
 from awq2trt.quantization.scores import score_moments
 from awq2trt.quantization.search import (
@@ -31,6 +33,7 @@ from awq2trt.quantization.search import (
     weight_magnitude,
 )
 from awq2trt.quantization.statistics import InputStatistics
+from awq2trt.quantization.tuning import TuneOptions
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
@@ -119,11 +122,13 @@ class BlockMethod:
         scheme: Bits, groups, zero points.
         search: Search scales and fold them, then search grids; None for neither.
         gptq: How GPTQ rounds; None for rounding to nearest.
+        tune: How step sizes of the whole model are tuned after the last block; None for not.
     """
 
     scheme: QuantScheme
     search: SearchOptions | None = None
     gptq: GptqOptions | None = None
+    tune: TuneOptions | None = None
 
     @property
     def uses_text(self) -> bool:
@@ -135,21 +140,74 @@ class BlockMethod:
         """Whether a block's inputs are those that the quantized blocks before it give (the reference GPTQ's order)."""
         return self.gptq is not None or (self.search is not None and self.search.sequential)
 
+    @property
+    def learn(self) -> LearnOptions | None:
+        """How a block learns from the original one's outputs on the original inputs; None for not."""
+        return self.search.learn if self.search is not None else None
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What a block is told beside its statistics.
+
+    Attributes:
+        lesson: What it learns from; None for a method that does not learn.
+        start: Codes and grids to begin at instead of a search, by linear; the weights are scaled for them already.
+    """
+
+    lesson: Lesson | None = None
+    start: Mapping[str, Rounded] | None = None
+
+
+UNGUIDED: Final = Guide()
+
 
 def method_of(options: QuantizeOptions) -> BlockMethod:
-    """The method that a user's options ask for."""
+    """The method that a user's options ask for.
+
+    Raises:
+        UsageError: Step sizes are to be tuned, but the method uses no text.
+    """
     method = METHODS[options.method]
+    if options.tune and not method.uses_text:
+        raise UsageError(
+            f"--method {options.method} uses no calibration text to tune step sizes on.",
+            where="--tune",
+            fix="another method, or without --tune.",
+        )
     return BlockMethod(
         options.scheme,
         search=EFFORTS[options.effort] if method.searches_scales else None,
         gptq=GptqOptions(act_order=options.act_order) if method.rounds_columns else None,
+        tune=TuneOptions.for_scheme(options.scheme) if options.tune else None,
     )
 
 
+def require_refining(method: BlockMethod, options: QuantizeOptions) -> None:
+    """Refuses a method that has nothing to do where codes and grids are given.
+
+    Raises:
+        UsageError: It searches scales and grids only, or rounds by GPTQ.
+    """
+    if method.gptq or method.search is None or method.search.keeps_nearest:
+        efforts = " or ".join(f"--effort {name}" for name, search in EFFORTS.items() if not search.keeps_nearest)
+        effort = f" --effort {options.effort}" if method.search else ""
+        raise UsageError(
+            f"--method {options.method}{effort} does not go on from the codes of another checkpoint.",
+            where=f"--init-from {options.init_from}",
+            fix=f"--method awq with {efforts}.",
+        )
+
+
 def quantize_block(
-    spec: DecoderSpec, layer: int, weights: Mapping[str, Tensor], statistics: Statistics, method: BlockMethod
+    spec: DecoderSpec,
+    layer: int,
+    weights: Mapping[str, Tensor],
+    statistics: Statistics,
+    method: BlockMethod,
+    guide: Guide = UNGUIDED,
 ) -> QuantizedBlock:
-    """Scales by group, folded; then clips by linear; then rounding; each if the method asks for it.
+    """Scales by group, folded; then clips by linear; then rounding; then learning; each if the method asks for it.
 
     Args:
         spec: The model.
@@ -157,41 +215,46 @@ def quantize_block(
         weights: The block's fp32 tensors; not changed.
         statistics: As `collect_statistics` returns; empty for a method that uses no text.
         method: What to do.
+        guide: Where to begin, and what to learn from.
     """
-    where = spec.prefix(layer)
-    folded, inputs = _fold_searched(spec, weights, statistics, method, where)
+    where, searched = spec.prefix(layer), method.search is not None and guide.start is None
+    folded, inputs = _fold_searched(
+        spec, weights, statistics, method if searched else replace(method, search=None), where
+    )
     moments = _score_moments(spec, layer, folded, inputs, method)
-    linears: dict[str, QuantizedLinear] = {}
-    reports: dict[str, LinearReport] = {}
+    rounded: dict[str, Rounded] = {}
     # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
     for name in spec.block.linears:
         weight, seen = folded[f"{name}.weight"], inputs.get(name)
-        grid = _searched_grid(spec, name, weight, seen, method) if seen else None
-        rounded = _round(weight, seen, grid, method, moments.get(name), where + name)
-        linears[name] = rounded.to_linear(method.scheme, bias=folded.get(f"{name}.bias"), where=where + name)
+        if guide.start is None:
+            grid = _searched_grid(spec, name, weight, seen, method) if seen else None
+            rounded[name] = _round(weight, seen, grid, method, where + name)
+        else:
+            rounded[name] = guide.start[name]
+        if seen and method.search:
+            rounded[name] = _descended(weight, rounded[name], seen, method, moments.get(name))
+    if guide.lesson is not None and method.learn is not None:
+        rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.learn).rounded
+    linears: dict[str, QuantizedLinear] = {}
+    reports: dict[str, LinearReport] = {}
+    for name, found in rounded.items():
+        linears[name] = found.to_linear(method.scheme, bias=folded.get(f"{name}.bias"), where=where + name)
         reports[name] = LinearReport()
-        if seen:
-            original = weights[f"{name}.weight"]
-            plain = fake_quantize(original, method.scheme)
-            reports[name] = LinearReport(
-                alpha=seen.alpha,
-                beta=seen.beta,
-                clipped_share=cut_share(weight, grid, method.scheme) if grid else 0.0,
-                error_rounded=_relative_error(plain, original, seen.unscaled_gram),
-                error=_relative_error(rounded.dequantize(method.scheme), weight, seen.gram),
-            )
+        if name in inputs:
+            original, folded_weight = weights[f"{name}.weight"], folded[f"{name}.weight"]
+            reports[name] = _report(original, folded_weight, found, inputs[name], method)
     search = {
         f"{group.balance_layers[0]}.{kind}": value
-        for group in (spec.scale_groups() if method.search else ())
+        for group in (spec.scale_groups() if searched else ())
         for kind, value in inputs[group.balance_layers[0]].search().items()
     }
-    return QuantizedBlock(linears, _plain(spec, folded), reports, search)
+    return QuantizedBlock(linears, plain_tensors(spec, folded), reports, search)
 
 
-def dequantized(block: QuantizedBlock) -> dict[str, Tensor]:
-    """A quantized block's tensors, fp32, as `BlockRunner` takes them."""
-    tensors = dict(block.norms)
-    for name, linear in block.linears.items():
+def dequantized(linears: Mapping[str, QuantizedLinear], plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A quantized block's tensors, fp32, as `BlockRunner` takes them, of its linears and whatever else it has."""
+    tensors = dict(plain)
+    for name, linear in linears.items():
         tensors[f"{name}.weight"] = torch.as_tensor(linear.dequantize())
         if linear.bias is not None:
             tensors[f"{name}.bias"] = torch.as_tensor(linear.bias).float()
@@ -235,7 +298,7 @@ def _fold_searched(
     A group's search sees what the groups before it were folded into. No inputs where the method uses no text.
     """
     folded, inputs = dict(weights), dict[str, _LinearInput]()
-    for group in spec.scale_groups() if method.uses_text else ():
+    for group in spec.scale_groups() if statistics else ():
         seen = _LinearInput.unscaled(statistics[group.balance_layers[0]])
         if method.search and group.smooth_kind != UNFOLDED:
             found = _search_group(spec, folded, group, seen, method, where)
@@ -269,7 +332,6 @@ def _round(
     seen: _LinearInput | None,
     grid: GroupGrid | None,
     method: BlockMethod,
-    moments: Tensor | None,
     where: str,
 ) -> Rounded:
     """Codes of one linear, on the grid found if there is one."""
@@ -278,15 +340,33 @@ def _round(
         # One column after another is too little work at a time for anything but a CPU.
         weight, gram, grid = weight.cpu(), seen.gram.cpu(), grid.to(CPU) if grid else None
         return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where).to(device)
-    rounded = round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
-    if not seen or not method.search or not (method.search.code_passes or method.search.score_passes):
+    return round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
+
+
+def _descended(
+    weight: Tensor, rounded: Rounded, seen: _LinearInput, method: BlockMethod, moments: Tensor | None
+) -> Rounded:
+    """The codes of one linear after their descent; unchanged where the method has none, or rounds by GPTQ."""
+    search, scheme, device = method.search, method.scheme, weight.device
+    if search is None or method.gptq or not (search.code_passes or search.score_passes):
         return rounded
-    weight, gram, passes = weight.cpu(), seen.gram.cpu(), method.search.code_passes
-    rounded = descend(weight, rounded.to(CPU), gram, scheme, passes=passes)
+    weight, gram = weight.cpu(), seen.gram.cpu()
+    rounded = descend(weight, rounded.to(CPU), gram, scheme, passes=search.code_passes)
     if moments is not None:
-        passes = method.search.score_passes
-        rounded = descend(weight, rounded, gram, scheme, passes=passes, moments=moments.cpu())
+        rounded = descend(weight, rounded, gram, scheme, passes=search.score_passes, moments=moments.cpu())
     return rounded.to(device)
+
+
+def _report(original: Tensor, folded: Tensor, found: Rounded, seen: _LinearInput, method: BlockMethod) -> LinearReport:
+    """What became of one linear, its weight before and after folding given."""
+    plain = fake_quantize(original, method.scheme)
+    return LinearReport(
+        alpha=seen.alpha,
+        beta=seen.beta,
+        clipped_share=cut_share(folded, found.grid, method.scheme) if method.search else 0.0,
+        error_rounded=_relative_error(plain, original, seen.unscaled_gram),
+        error=_relative_error(found.dequantize(method.scheme), folded, seen.gram),
+    )
 
 
 def _search_group(
@@ -316,7 +396,7 @@ def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor) -> float:
     return math.sqrt(output_error(rounded - weight, gram) / reference) if reference > 0 else 0.0
 
 
-def _plain(spec: DecoderSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a block that belong to no linear."""
+def plain_tensors(spec: DecoderSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a block that belong to no quantized linear."""
     owned = {f"{name}.{kind}" for name in spec.block.linears for kind in ("weight", "bias")}
     return {name: value for name, value in weights.items() if name not in owned}

@@ -43,6 +43,9 @@ has the first, with the covariance as far as the means tell it, and four descent
 one after another, as GPTQ rounds columns, brought `default` from 33.8 to 33.2 and from 54.2 to 51.8; descent over both
 took its place.
 
+`max` takes gradients: it learns codes and grids from where a lighter search leaves them, without descents, which take
+longer than learning does. What was measured for it is in `docs/notes/accuracy.md`.
+
 Weights in the scales do not pay on both widths, so no effort has them. To repeat a line, or to try another, change the
 fields of `SearchOptions` for an effort below and run `tools/study.py --tables methods`; q and k left out of the descent
 were a condition in `block` that is gone, as is the script that looked at queries of the text and left other linears as
@@ -55,6 +58,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from awq2trt.quantization.grids import GridOptions
+from awq2trt.quantization.learning import LearnOptions
 from awq2trt.quantization.search import ScaleOptions
 
 
@@ -70,6 +74,7 @@ class SearchOptions:
         code_passes: Coordinate descent on codes, so many times over all columns.
         score_passes: The same after it for q and k, on the error of attention scores instead of their own outputs.
         sequential: A block's inputs are what the quantized blocks before it give, not what the original ones do.
+        learn: Then codes and grids of the whole block learn from the original block's outputs; None for not.
     """
 
     scales: ScaleOptions
@@ -78,15 +83,28 @@ class SearchOptions:
     code_passes: int = 0
     score_passes: int = 0
     sequential: bool = False
+    learn: LearnOptions | None = None
+
+    @property
+    def keeps_nearest(self) -> bool:
+        """Whether every code stays the nearest to its weight on the grid found."""
+        return not (self.code_passes or self.score_passes or self.learn)
 
 
-EFFORTS: Final = {
+EFFORTS: Final[dict[str, SearchOptions]] = {
     "fast": SearchOptions(
         ScaleOptions(adaptive=False, rows=None), GridOptions(ends_apart=False, passes=0), grids_of_scores=False
     ),
     "default": SearchOptions(ScaleOptions(), GridOptions(), grids_of_scores=True),
     "best": SearchOptions(
         ScaleOptions(), GridOptions(), grids_of_scores=True, code_passes=4, score_passes=3, sequential=True
+    ),
+    "max": SearchOptions(
+        ScaleOptions(),
+        GridOptions(passes=0),
+        grids_of_scores=True,
+        sequential=True,
+        learn=LearnOptions(),
     ),
 }
 """`fast` is the search of the paper and its released code."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from awq2trt.artifact.arrays import write_arrays
-from awq2trt.checkpoint.checkpoint import fuse_linears
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint, fuse_linears
 from awq2trt.checkpoint.layouts import Layout, ModelSchemes, choose_layout, pack_linear
 from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.checkpoint.writer import (
@@ -33,25 +33,32 @@ from awq2trt.checkpoint.writer import (
 )
 from awq2trt.errors import CalibrationError
 from awq2trt.machine.device import CPU
-from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block
+from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block, run_model
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
+from awq2trt.models.sources.safetensors import SafetensorsFiles
 from awq2trt.progress import Progress
+from awq2trt.quantization.beginning import begin_block, open_beginning
 from awq2trt.quantization.block import (
     BlockMethod,
+    Guide,
     LinearReport,
     QuantizedBlock,
     collect_statistics,
     dequantized,
     method_of,
+    plain_tensors,
     quantize_block,
+    require_refining,
     run_block,
 )
 from awq2trt.quantization.head import CalibratedHead, HeadReport, quantize_head
+from awq2trt.quantization.learning import Lesson
 from awq2trt.quantization.store import Store, StoredBlock
+from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
 from awq2trt.recipe import QuantizeOptions
-from awq2trt.scheme import QuantScheme
+from awq2trt.scheme import QuantizedLinear, QuantScheme
 from awq2trt.text.windows import calibration_tokens
 
 _PROBE_TOKENS: Final = 64
@@ -92,6 +99,7 @@ class QuantizeJob:
         files: Empty directory for the checkpoint.
         store: What is done so far.
         progress: Of calibration and blocks.
+        beginning: The checkpoint to begin at; None to search from the original's weights on.
     """
 
     source: ModelSource
@@ -101,6 +109,7 @@ class QuantizeJob:
     files: Path
     store: Store
     progress: Progress
+    beginning: QuantizedCheckpoint | None = None
 
     @classmethod
     def prepare(
@@ -110,10 +119,14 @@ class QuantizeJob:
 
         Raises:
             UnsupportedError: No layout of checkpoints holds the scheme's weights of this model.
+            UsageError: The checkpoint to begin at is another model's, or the method does not go on from one.
         """
         store = Store(scratch, source.spec.num_layers)
-        layout = choose_layout(source.spec, _schemes(options))
-        return cls(source, options, method_of(options), layout, files, store, progress)
+        layout, method, beginning = choose_layout(source.spec, _schemes(options)), method_of(options), None
+        if options.init_from is not None:
+            require_refining(method, options)
+            beginning = open_beginning(Path(options.init_from).expanduser(), source, options.scheme)
+        return cls(source, options, method, layout, files, store, progress, beginning)
 
     def run(self) -> JobResult:
         """Runs, or goes on from the first block that is not finished.
@@ -129,12 +142,15 @@ class QuantizeJob:
         with self.progress.task("reading the tokenizer", total=1) as advance:
             self.source.save_tokenizer(self.files)
             advance(1)
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode(), whose tensors no gradient can be taken through
             tokens = self._tokens() if self.method.uses_text else None
             self._quantize_blocks(self._range_probe() if tokens is None else tokens)
             if self.options.head_scheme is not None and self.store.head_report() is None:
                 self._quantize_head(self.options.head_scheme, tokens)
-        dtype = self._write_checkpoint()
+            dtype = self._write_checkpoint()
+            if tokens is not None and self.method.tune is not None:
+                self._tune(tokens, self.method.tune)
+                self._write_checkpoint()
         return JobResult(tokens, self.store.reports(), self.store.head_report(), dtype)
 
     def _tokens(self) -> Tensor:
@@ -169,20 +185,31 @@ class QuantizeJob:
             return
         runner = BlockRunner.for_positions(self.source.spec, tokens.shape[1])
         hidden = self.store.hidden(first) if first else Ends(self.source).embed(tokens)
+        original = (self.store.original(first) if first else hidden) if self.method.learn else None
         with self.progress.task(f"quantizing blocks ({self.options.method})", total=layers) as advance:
             advance(first)
             for layer in range(first, layers):
-                hidden = self._quantize_block(layer, runner, hidden)
+                hidden, original = self._quantize_block(layer, runner, hidden, original)
                 advance(1)
 
-    def _quantize_block(self, layer: int, runner: BlockRunner, hidden: Tensor) -> Tensor:
+    def _quantize_block(
+        self, layer: int, runner: BlockRunner, hidden: Tensor, original: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """One block; returns the residual stream after it: the quantized model's if the method is sequential.
 
-        AWQ's search sees the unquantized model, as in the paper.
+        AWQ's search sees the unquantized model, as in the paper. A method that learns needs the stream of the original
+        model, too, and gets it back after the block.
         """
         spec, method, seen = self.source.spec, self.method, ActivationRange()
-        runner = replace(runner, seen=seen)
         weights, prefix = load_block(self.source, layer), spec.prefix(layer)
+        lesson = None
+        if original is not None:
+            original = run_block(runner, layer, weights, original)
+            lesson = Lesson(partial(runner.run, layer=layer), hidden, original, seed=self.options.seed + layer)
+        runner, begun = replace(runner, seen=seen), None
+        if self.beginning is not None:
+            begun = begin_block(self.beginning, layer, weights)
+            weights = begun.tensors
         if method.uses_text:
             outputs, statistics = collect_statistics(runner, layer, weights, hidden)
         else:
@@ -193,13 +220,47 @@ class QuantizeJob:
                 where=prefix.rstrip("."),
                 fix="check the checkpoint: its weights are finite, but they do not compute.",
             )
-        block = quantize_block(spec, layer, weights, statistics, method)
+        block = quantize_block(
+            spec, layer, weights, statistics, method, Guide(lesson, begun.rounded if begun else None)
+        )
         if method.sequential:
-            outputs = run_block(runner, layer, dequantized(block), hidden)
+            outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
         self.store.keep_hidden(layer + 1, outputs)
+        if original is not None:
+            self.store.keep_original(layer + 1, original)
         self.store.keep_largest_activation(layer, seen.largest)
         self.store.keep_block(layer, self._packed(prefix, block))
-        return outputs
+        return outputs, original
+
+    def _tune(self, tokens: Tensor, options: TuneOptions) -> None:
+        """Tunes the step sizes of the checkpoint that was written; nothing to do where an interrupted run did."""
+        if self.store.tuned():
+            return
+        spec, written = self.source.spec, QuantizedCheckpoint.open(self.files)
+        blocks = [self._finished(written, layer) for layer in range(spec.num_layers)]
+        runner = BlockRunner.for_positions(spec, tokens.shape[1])
+        with self.progress.task("running the original model", total=spec.num_layers) as advance:
+            final = run_model(self.source, tokens, progress=advance)
+        predicted = Predicted(Ends(self.source), runner, tokens, final, self.options.seed)
+        with self.progress.task("tuning step sizes", total=options.steps) as advance:
+            tuned = tune_steps(blocks, predicted, options, advance)
+        for layer, linears in enumerate(tuned):
+            tensors = SafetensorsFiles.of_file(self.store.block_files()[layer])
+            kept = {name: tensors.tensor(name) for name in tensors}
+            self.store.keep_tuned(layer, kept | self._packed_linears(spec.prefix(layer), linears))
+
+    def _finished(self, written: QuantizedCheckpoint, layer: int) -> FinishedBlock:
+        """A block of the checkpoint that was written."""
+        spec, prefix = written.spec, written.spec.prefix(layer)
+        linears = {name: written.linear(prefix + name) for name in spec.block.linears}
+        return FinishedBlock(linears, plain_tensors(spec, load_block(written, layer)))
+
+    def _packed_linears(self, prefix: str, linears: Mapping[str, QuantizedLinear]) -> dict[str, Array]:
+        """A block's linears as the checkpoint holds them, by full name."""
+        tensors: dict[str, Array] = {}
+        for name, linear in fuse_linears(self.source.spec, linears).items():
+            tensors.update(pack_linear(prefix + name, linear, self.layout))
+        return tensors
 
     def _quantize_head(self, scheme: QuantScheme, tokens: Tensor | None) -> None:
         """The head, on what the last block gives: the quantized model's if the method is sequential."""
@@ -222,10 +283,8 @@ class QuantizeJob:
         spec = self.source.spec
         exact = spec.norm.unit_offset  # 1 + weight is near 0 where weight is near -1
         tensors = {prefix + name: compact(value.numpy(force=True), exact=exact) for name, value in block.norms.items()}
-        for name, linear in fuse_linears(spec, block.linears).items():
-            tensors.update(pack_linear(prefix + name, linear, self.layout))
         return StoredBlock(
-            tensors,
+            tensors | self._packed_linears(prefix, block.linears),
             reports={prefix + name: report for name, report in block.reports.items()},
             search={prefix + name: value.numpy(force=True) for name, value in block.search.items()},
         )
@@ -234,7 +293,7 @@ class QuantizeJob:
         """Merges the blocks with what stands outside them; config.json comes last. Returns the type it stores in."""
         source, outer = self.source, self.source.outer()
         dtype = self._storage_dtype(outer)
-        quantized = self.store.block_files()
+        quantized = self.store.final_files()
         head = self.store.head_report()
         if head is not None:
             del outer[f"{source.spec.stored_head}.weight"]

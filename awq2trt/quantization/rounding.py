@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,6 +29,14 @@ class GroupGrid:
 
     scales: Tensor
     zeros: Tensor
+
+    @classmethod
+    def of(cls, linear: QuantizedLinear) -> GroupGrid:
+        """That of a stored linear; step sizes of another type are rounded to fp16."""
+        scales = as_half(torch.as_tensor(linear.scales.astype(np.float32))).unsqueeze(-1)
+        if linear.zeros is None:
+            return cls(scales, torch.full_like(scales, linear.scheme.symmetric_zero))
+        return cls(scales, torch.as_tensor(linear.zeros.astype(np.float32)).unsqueeze(-1))
 
     def to(self, device: torch.device) -> GroupGrid:
         """The same on another device."""
@@ -85,6 +94,11 @@ class Rounded:
 
     codes: Tensor
     grid: GroupGrid
+
+    @classmethod
+    def of(cls, linear: QuantizedLinear) -> Rounded:
+        """A stored linear."""
+        return cls(torch.as_tensor(linear.codes.astype(np.float32)), GroupGrid.of(linear))
 
     def to(self, device: torch.device) -> Rounded:
         """The same on another device."""

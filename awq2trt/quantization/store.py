@@ -66,6 +66,18 @@ class Store:
         """The tensors of every block, finished or to be."""
         return [self._block(layer) for layer in range(self.layers)]
 
+    def keep_tuned(self, layer: int, tensors: Mapping[str, Array]) -> None:
+        """Keeps a finished block's tensors as they are after the whole model was tuned."""
+        write_tensors(self._tuned(layer), tensors)
+
+    def final_files(self) -> list[Path]:
+        """The tensors of every block, tuned where they were."""
+        return [self._tuned(layer) for layer in range(self.layers)] if self.tuned() else self.block_files()
+
+    def tuned(self) -> bool:
+        """Whether all blocks were tuned."""
+        return all(self._tuned(layer).is_file() for layer in range(self.layers))
+
     def tokens(self) -> Tensor | None:
         """Calibration windows, int64 [samples, seqlen]; None if none were kept."""
         path = self.directory / _TOKENS_FILE
@@ -84,6 +96,14 @@ class Store:
         """Keeps the residual stream before block `layer`."""
         _save_whole(self._hidden(layer), hidden)
 
+    def original(self, layer: int) -> Tensor:
+        """The original model's residual stream before block `layer`, of a method that learns from it."""
+        return _load_whole(self._original(layer))
+
+    def keep_original(self, layer: int, hidden: Tensor) -> None:
+        """Keeps the original model's residual stream before block `layer`."""
+        _save_whole(self._original(layer), hidden)
+
     def largest_activation(self, layer: int) -> float:
         """Largest magnitude among the activations of block `layer`."""
         return float(json.loads(self._range(layer).read_text(encoding="utf-8")))
@@ -93,12 +113,13 @@ class Store:
         self._range(layer).write_text(json.dumps(value), encoding="utf-8")
 
     def keep_block(self, layer: int, block: StoredBlock) -> None:
-        """Keeps a block, its tensors last; then drops the residual stream before it, which nobody needs any more."""
+        """Keeps a block, its tensors last; then drops the residual streams before it, which nobody needs any more."""
         write_arrays(self._search(layer), block.search)
         reports = {name: asdict(report) for name, report in block.reports.items()}
         self._report(layer).write_text(json.dumps(reports), encoding="utf-8")
         write_tensors(self._block(layer), block.tensors)
-        self._hidden(layer).unlink(missing_ok=True)
+        for stream in (self._hidden(layer), self._original(layer)):
+            stream.unlink(missing_ok=True)
 
     @property
     def head_file(self) -> Path:
@@ -160,6 +181,9 @@ class Store:
     def _block(self, layer: int) -> Path:
         return self.directory / f"block-{layer:05}.safetensors"
 
+    def _tuned(self, layer: int) -> Path:
+        return self.directory / f"tuned-{layer:05}.safetensors"
+
     def _report(self, layer: int) -> Path:
         return self.directory / f"block-{layer:05}.json"
 
@@ -175,6 +199,9 @@ class Store:
 
     def _hidden(self, layer: int) -> Path:
         return self.directory / f"hidden-{layer:05}.safetensors"
+
+    def _original(self, layer: int) -> Path:
+        return self.directory / f"original-{layer:05}.safetensors"
 
 
 def _save_whole(path: Path, value: Tensor) -> None:

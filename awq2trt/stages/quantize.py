@@ -8,7 +8,8 @@ from typing import Final
 
 from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact, require_replaceable
-from awq2trt.artifact.records import CalibrationRecord, Contents, QuantizationRecord, SourceRecord
+from awq2trt.artifact.records import CalibrationRecord, Contents, FileRecord, QuantizationRecord, SourceRecord
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
@@ -92,7 +93,7 @@ def quantize_source(
             method=request.options.method,
             scheme=request.options.scheme,
             calibration=calibration,
-            effort=request.options.effort if METHODS[request.options.method].searches_scales else None,
+            effort=_effort(request.options) if METHODS[request.options.method].searches_scales else None,
         )
         contents = Contents(
             source=record,
@@ -104,13 +105,29 @@ def quantize_source(
         return draft.publish(contents)
 
 
+def _effort(options: QuantizeOptions) -> str:
+    """What the manifest says of the search: `check` holds codes to their weights only where it says no more."""
+    return f"{options.effort}, tuned" if options.tune else options.effort
+
+
 def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: QuantizeOptions) -> str:
     """Fingerprint of the checkpoint that a model and options give; `record` has the hashes of its weights."""
     side = {path.name: record_file(path) for path in source.side_files}
     calib = Path(options.calib).expanduser()
     text = record_file(calib) if calib.is_file() else None
-    portable = options.model_copy(update={"calib": portable_name(options.calib)})
-    return fingerprint_of(kind="checkpoint", source=record, side=side, options=portable, calib=text)
+    begun = options.init_from and portable_name(options.init_from)
+    portable = options.model_copy(update={"calib": portable_name(options.calib), "init_from": begun})
+    return fingerprint_of(
+        kind="checkpoint", source=record, side=side, options=portable, calib=text, begun=_beginning_files(options)
+    )
+
+
+def _beginning_files(options: QuantizeOptions) -> dict[str, FileRecord]:
+    """Hashes of the checkpoint to begin at; empty where there is none."""
+    if options.init_from is None:
+        return {}
+    begun = QuantizedCheckpoint.open(Path(options.init_from).expanduser())
+    return {path.name: record_file(path) for path in (*begun.files, *begun.side_files)}
 
 
 def checkpoint_bytes(source: ModelSource, options: QuantizeOptions) -> int:
@@ -119,12 +136,19 @@ def checkpoint_bytes(source: ModelSource, options: QuantizeOptions) -> int:
 
 
 def quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
-    """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams."""
+    """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams.
+
+    An effort that learns keeps the original model's streams beside those; tuning, the tuned blocks.
+    """
+    from awq2trt.quantization.block import method_of
+
     spec = source.spec
     hidden = 0
     if METHODS[options.method].uses_text:
         hidden = _FP32_BYTES * options.samples * options.seqlen * spec.hidden_size
-    return 2 * _blocks_bytes(source, options) + _outer_bytes(source, options) + 2 * hidden
+    method = method_of(options)
+    streams, copies = 4 if method.learn else 2, 3 if method.tune else 2
+    return copies * _blocks_bytes(source, options) + _outer_bytes(source, options) + streams * hidden
 
 
 def _blocks_bytes(source: ModelSource, options: QuantizeOptions) -> int:

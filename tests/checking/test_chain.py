@@ -94,6 +94,8 @@ def test_a_sound_build_never_fails(build: Path, model: Path) -> None:
         {"method": "gptq"},
         {"method": "awq+gptq"},
         {"method": "awq", "effort": "best"},
+        {"method": "awq", "effort": "max"},
+        {"method": "awq", "tune": True},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )

@@ -20,7 +20,7 @@ TOLERANCE = {"float32": 1e-5, "float16": 1e-2}
 
 def _through_body(node: Node) -> dict[str, Array]:
     """Outputs of a model of one node that has its body, in an ONNX Runtime that knows no operator of ours."""
-    model = ir.from_proto(onnx.load_from_string(node.bytes()))
+    model = ir.from_proto(onnx.load_from_string(node.serialized()))
     model.graph.opset_imports[""], model.ir_version = opset.ONNX_OPSET, opset.ONNX_IR_VERSION
     add_bodies_(model)
     assert {function.name for function in model.functions.values()} == {node.op}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from awq2trt.models.decoder import BlockRunner, Ends, load_block
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.onnx_export import export_onnx
 from awq2trt.progress import SilentProgress
+from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.gptq import GptqOptions, gptq_round
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.quantization.store import Store
+from awq2trt.quantization.tuning import TuneOptions
 from awq2trt.recipe import QuantizeOptions
 
 LAYERS = 6
@@ -39,6 +42,15 @@ LAYERS = 6
 def model(tmp_path: Path) -> Path:
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 100)
     return save_llama(tmp_path / "model", num_hidden_layers=LAYERS)
+
+
+@pytest.fixture(autouse=True)
+def _short_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning and tuning are as resumable after a few steps as after hundreds."""
+    search = EFFORTS["max"]
+    assert search.learn is not None
+    monkeypatch.setitem(EFFORTS, "max", replace(search, learn=replace(search.learn, steps=4)))
+    monkeypatch.setattr(TuneOptions, "for_scheme", lambda _: TuneOptions(steps=3))
 
 
 def _options(model: Path, **changes: Any) -> QuantizeOptions:
@@ -74,12 +86,16 @@ class _Stopped(BaseException):
         (2, "rtn"),
         (3, "gptq"),
         (1, "awq+gptq"),
+        (0, "max"),
+        (2, "max"),
+        (LAYERS, "max"),
     ],
 )
 def test_stopped_and_resumed_gives_the_same_bytes(
     stop_after: int, method: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = _job(model, tmp_path / "whole", method=method).run()
+    chosen = {"effort": method, "tune": True} if method == "max" else {"method": method}
+    whole = _job(model, tmp_path / "whole", **chosen).run()
     keep_block, stored = Store.keep_block, 0
 
     def stop_before_keeping(self: Store, layer: int, block: Any) -> None:
@@ -96,12 +112,31 @@ def test_stopped_and_resumed_gives_the_same_bytes(
         patch.setattr(Store, "keep_block", stop_before_keeping)
         patch.setattr(QuantizeJob, "_write_checkpoint", stop_before_merging)
         with pytest.raises(_Stopped):
-            _job(model, tmp_path / "stopped", method=method).run()
+            _job(model, tmp_path / "stopped", **chosen).run()
     assert Store(tmp_path / "stopped" / "scratch", LAYERS).finished_blocks() == stop_after
-    resumed = _job(model, tmp_path / "stopped", method=method).run()
+    resumed = _job(model, tmp_path / "stopped", **chosen).run()
 
     assert _hashes(tmp_path / "stopped" / "files") == _hashes(tmp_path / "whole" / "files")
     assert resumed.reports == whole.reports
+
+
+def test_stopped_while_it_keeps_what_was_tuned_it_tunes_to_the_same_bytes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _job(model, tmp_path / "whole", tune=True).run()
+    keep_tuned = Store.keep_tuned
+
+    def stop_in_the_middle(self: Store, layer: int, tensors: Any) -> None:
+        if layer == LAYERS // 2:
+            raise _Stopped
+        keep_tuned(self, layer, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "keep_tuned", stop_in_the_middle)
+        with pytest.raises(_Stopped):
+            _job(model, tmp_path / "stopped", tune=True).run()
+    _job(model, tmp_path / "stopped", tune=True).run()
+    assert _hashes(tmp_path / "stopped" / "files") == _hashes(tmp_path / "whole" / "files")
 
 
 _CHILD = """

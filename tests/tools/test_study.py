@@ -15,7 +15,7 @@ import study
 import torch
 from study_claims import Claim, all_claims
 from study_report import Results, markdown_claims, plot, write_csv, write_markdown
-from study_tables import ORIGINAL, Cell, Table, all_tables, options
+from study_tables import ORIGINAL, WHOLE_SPLIT, Cell, Table, all_tables, as_in_paper, options
 from study_walk import (
     Calibration,
     Keep,
@@ -36,7 +36,6 @@ from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
-from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantScheme
 from awq2trt.text.tokenizer import load_tokenizer
 from awq2trt.text.windows import text_windows
@@ -58,29 +57,42 @@ def _setting(method: str, **changes: Any) -> Setting:
     return Setting(options(method, 4, 32, **changes), text, windows=3, seqlen=48)
 
 
+def _effort(name: str) -> dict[str, Any]:
+    effort, _, tune = name.partition("+")
+    return {"effort": effort, "tune": bool(tune)}
+
+
 def test_the_walk_measures_what_a_checkpoint_gives(model: Path, tmp_path: Path) -> None:
     source, windows = SafetensorsSource.open(model), tokens(3, 48, seed=1)
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
-    methods = (("rtn", "default"), ("awq", "default"), ("awq", "best"), ("gptq", "default"), ("awq+gptq", "default"))
+    methods = (
+        ("rtn", "default"),
+        ("awq", "default"),
+        ("awq", "best"),
+        ("awq", "max"),
+        ("awq", "default+tune"),
+        ("gptq", "default"),
+        ("awq+gptq", "default"),
+    )
     expected, calibration = [], torch.empty(0)
     for method, effort in methods:
         files, scratch = tmp_path / method / effort / "files", tmp_path / method / effort / "scratch"
         files.mkdir(parents=True)
         scratch.mkdir()
         text = {"calib": str(tmp_path / "text.txt"), "samples": 4, "seqlen": 64}
-        chosen = QuantizeOptions.model_validate({"method": method, "effort": effort, "group_size": 32, **text})
+        chosen = options(method, 4, 32, **_effort(effort), **text)
         result = QuantizeJob.prepare(source, chosen, files=files, scratch=scratch, progress=PROGRESS).run()
         calibration = calibration if result.tokens is None else result.tokens
         expected.append(_perplexity(QuantizedCheckpoint.open(files), windows))
     settings = [
         replace(ORIGINAL, windows=3, seqlen=48),
-        *(_setting(method, effort=effort) for method, effort in methods),
+        *(_setting(method, **_effort(effort)) for method, effort in methods),
     ]
     measured = walk(source, settings, calibration, {"wikitext2": windows}, PROGRESS)
     got = [result.perplexity["wikitext2"] for result in measured]
     # The checkpoint's norms and embedding are fp16, and codes chosen one after another turn at ties.
     assert got == pytest.approx([_perplexity(source, windows), *expected], rel=5e-3)
-    assert len({round(value, 3) for value in got}) == 6
+    assert len({round(value, 3) for value in got}) == 8
     assert all(result.evaluate_seconds > 0 for result in measured)
 
 
@@ -187,6 +199,24 @@ def test_every_text_of_the_tables_can_be_calibrated_on(model: Path, data: Path, 
         first, second = (texts.calibration(Calibration(name, 2, 50, draw)) for draw in (0, 1))
         assert first.shape == second.shape == (2, 50)
         assert not torch.equal(first, second)
+
+
+def test_the_papers_protocol_is_the_whole_split_in_its_windows(model: Path, data: Path, tmp_path: Path) -> None:
+    tables = [as_in_paper(table) for table in all_tables(full=True)]
+    settings = {setting for table in tables for setting in table.settings()}
+    assert {(setting.windows, setting.seqlen) for setting in settings} == {(WHOLE_SPLIT, 2048)}
+    texts = {setting.calibration for setting in settings if setting.calibration}
+    assert {(text.text, text.draw) for text in texts} == {("pile", 0)}
+    assert {text.samples for text in texts} == {32, 64, 128, 256}
+    (data / "pile").mkdir(exist_ok=True)
+    (data / "pile" / "val.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"{n} bottles of beer. " * 9}) for n in range(99))
+    )
+    study_texts = study.Texts.open(SafetensorsSource.open(model), data, tmp_path)
+    assert study_texts.calibration(Calibration("pile", 4, 100)).shape == (4, 100)
+    whole, some = study_texts.test("wikitext2", WHOLE_SPLIT, 20), study_texts.test("wikitext2", 2, 20)
+    assert len(whole) > 2
+    assert torch.equal(whole[:2], some)
 
 
 def test_a_figure_is_measured_once(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ _RUNTIME_BYTES: Final = 512 << 20
 
 _DENSE_CAPABILITY: Final = (9, 0)
 _DENSE_BYTES: Final = 288 << 20
-"""Workspace of a prompt's linears where they dequantize first (kDequantizeFirst of w4a16_linear.h): a slice, cuBLASLt."""
+"""Workspace of a prompt's linears that dequantize first (kDequantizeFirst of w4a16_linear.h): a slice, cuBLASLt."""
 
 _SCORE_BYTES: Final = 8
 """Of an attention score while ONNX Runtime computes it: products and their softmax in fp32, where it fuses nothing."""

@@ -60,6 +60,13 @@ __device__ __forceinline__ SlotRange slots_seen(const AttentionParams<T>& p, int
   return {p.window == 0 ? 0 : max(0, first + 1 - p.window), min(last + 1, p.capacity)};
 }
 
+// A sequence's position, brought into the cache: one that is out of it gives meaningless numbers and must not reach
+// memory that is not ours. At the capacity nothing is written.
+template <typename T>
+__device__ __forceinline__ int position_within(const AttentionParams<T>& p, int64_t position) {
+  return position < 0 ? 0 : position > p.capacity ? p.capacity : static_cast<int>(position);
+}
+
 // First slot of a sequence's head in the cache.
 template <typename T>
 __device__ __forceinline__ int64_t cache_row(const AttentionParams<T>& p, int sequence, int kv_head, int slot) {

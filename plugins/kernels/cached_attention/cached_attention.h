@@ -83,8 +83,8 @@ struct AttentionTensors {
 };
 
 // Enqueues the kernels of `config` on `stream`. Where past and present are different memory, the past is copied first.
-// Allocates nothing and never synchronizes, so it can be captured in a CUDA graph. Positions are not checked: a token
-// beyond the capacity writes nothing, and what it gives is meaningless.
+// Allocates nothing and never synchronizes, so it can be captured in a CUDA graph. Positions out of the cache are moved
+// to its ends: a token beyond the capacity writes nothing, and what it gives is meaningless.
 cudaError_t launch_cached_attention(const AttentionProblem& problem, const AttentionConfig& config,
                                     const AttentionTensors& tensors, cudaStream_t stream);
 

@@ -105,12 +105,12 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
   tile.rows = min(kRows, p.tokens * p.heads_per_kv - tile.first_row);
 
   // The position may still change under our hands: then these lines are the wrong ones, and no more than that.
-  tile.position = static_cast<int>(load_fresh(p.position + tile.sequence));
+  tile.position = position_within(p, load_fresh(p.position + tile.sequence));
   prefetch_slots<T, kHeadDim>(p, tile, split_of(p, slots_of_rows(p, tile), blockIdx.x));
   let_next_kernel_start();
   wait_for_previous_kernel();
 
-  tile.position = static_cast<int>(load_fresh(p.position + tile.sequence));
+  tile.position = position_within(p, load_fresh(p.position + tile.sequence));
   const Split split = split_of(p, slots_of_rows(p, tile), blockIdx.x);
   if (split.begin >= split.end) return;
 
@@ -306,7 +306,7 @@ __global__ void __launch_bounds__(kHeadDim) combine_kernel(AttentionParams<T> p)
   const int row = token * p.heads_per_kv + head % p.heads_per_kv;
   tile.first_row = row / kRows * kRows;
   tile.rows = min(kRows, p.tokens * p.heads_per_kv - tile.first_row);
-  tile.position = static_cast<int>(p.position[sequence]);
+  tile.position = position_within(p, p.position[sequence]);
   const int active = split_of(p, slots_of_rows(p, tile), 0).active;
   if (active <= 1) return;
 

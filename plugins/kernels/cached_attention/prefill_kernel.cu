@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
   const int first_token = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Shape::kQueries;
   const int last_token = min(first_token + Shape::kQueries, p.tokens) - 1;
 
-  const int position = static_cast<int>(p.position[sequence]);
+  const int position = position_within(p, p.position[sequence]);
   const SlotRange seen = slots_seen(p, position + first_token, position + last_token);
   const T* const keys = p.keys + cache_row(p, sequence, kv_head, 0) * kHeadDim;
   const T* const values = p.values + cache_row(p, sequence, kv_head, 0) * kHeadDim;

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(AttentionParams<T> p)
   const int head = blockIdx.x * kWarps + threadIdx.x / kWarpSize;  // queries' heads, then key-value heads
   const int token = blockIdx.y, sequence = blockIdx.z;
   if (head >= p.heads + p.kv_heads) return;
-  const int slot = static_cast<int>(p.position[sequence]) + token;
+  const int slot = position_within(p, p.position[sequence]) + token;
   if (head >= p.heads) {
     write_key<T, kHeadDim>(p, sequence, token, head - p.heads, slot, lane);
     write_value<T, kHeadDim>(p, sequence, token, head - p.heads, slot, lane);

@@ -135,7 +135,7 @@ def test_activation(options: onnxruntime.SessionOptions, dtype: str, activation:
 
 
 def test_output_shapes_are_known_when_a_model_is_loaded(options: onnxruntime.SessionOptions) -> None:
-    model = onnx.load_from_string(Attention().node().bytes())
+    model = onnx.load_from_string(Attention().node().serialized())
     for value, shape in zip(
         model.graph.input, [("b", "s", 512), ("b",), ("b", 2, "c", 64), ("b", 2, "c", 64)], strict=True
     ):
@@ -143,7 +143,7 @@ def test_output_shapes_are_known_when_a_model_is_loaded(options: onnxruntime.Ses
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     assert [output.shape for output in session.get_outputs()] == [["b", "s", 256], ["b", 2, "c", 64], ["b", 2, "c", 64]]
     norm, _ = norm_case("float16", "rms", (3, 64), residual=True)
-    session = onnxruntime.InferenceSession(norm.bytes(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(norm.serialized(), options, providers=["CPUExecutionProvider"])
     assert [output.shape for output in session.get_outputs()] == [["x_0", "x_1"]] * 2
 
 

@@ -15,6 +15,7 @@ from awq2trt.checking.results import ON_GPU
 from awq2trt.checking.subject import find_subject
 from awq2trt.errors import ToolError, UsageError
 from awq2trt.evaluation.model_shapes import SHAPES
+from awq2trt.graph.read import open_decoder
 from awq2trt.machine import gpu as machine_gpu
 from awq2trt.machine import plugin_library
 from awq2trt.machine.plugin_library import LIBRARY_NAME, PluginLibrary
@@ -137,7 +138,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
 def test_prompts_go_in_longer_calls_where_no_scores_are_in_memory(built: Path, tmp_path: Path) -> None:
     model = tiny_models.save_llama(tmp_path / "model", head_dim=64)  # a size that is fused
     _build(model, tmp_path, "cuda", plugin=True)
-    fused, sizes = loading.open_decoder(tmp_path / "cuda")
+    fused, sizes = open_decoder(tmp_path / "cuda")
     row = (
         loading.predict_needs(fused, sizes, chunk=2).workspace - loading.predict_needs(fused, sizes, chunk=1).workspace
     )
@@ -146,7 +147,7 @@ def test_prompts_go_in_longer_calls_where_no_scores_are_in_memory(built: Path, t
         return loading.choose_chunk(fused, sizes, int(share_of_tokens * row / 0.02))
 
     assert (chunk(100), chunk(1024), chunk(2047), chunk(10**6)) == (512, 1024, 1024, 2048)
-    unfused, sizes = loading.open_decoder(built / "cuda")
+    unfused, sizes = open_decoder(built / "cuda")
     assert loading.choose_chunk(unfused, sizes, 10**15) == 512
 
 

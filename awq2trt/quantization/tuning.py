@@ -1,0 +1,209 @@
+"""Step sizes of a whole quantized model tuned to what the original model predicts; codes and zero points stay.
+
+In: the finished blocks, calibration tokens, the residual stream that the original model ends with. Out: the same
+linears with other step sizes. Blocks that were quantized one after another know nothing of those behind them; here the
+Kullback-Leibler divergence of the predictions goes back through all of them (EfficientQAT, arXiv:2407.11062, section
+3.3, trains step sizes end to end in its second phase, on the text's own next tokens). One number in 128 weights is
+learned, so that little text suffices.
+
+A block's activations are computed again on the way back (gradient checkpointing), and codes stay bytes, so that memory
+grows with the codes and not with the activations of all blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from awq2trt.models.decoder import BlockRunner, Ends
+from awq2trt.quantization.learning import WindowDraws, with_its_gradient
+from awq2trt.quantization.rounding import GroupGrid, Rounded, as_half
+from awq2trt.scheme import QuantizedLinear, QuantScheme
+
+WARM_UP: Final = 5
+"""First steps, over which the rate rises: Adam's estimates begin at nothing."""
+
+BETAS: Final = (0.9, 0.95)
+"""Of Adam: a mean of squares over 20 steps, not over 1,000, for runs of a hundred."""
+
+HEAD_POSITIONS: Final = 1024
+"""Positions whose predictions are compared at once: 1,024 x 49,152 fp32 are 200 MB, and five such tensors are alive."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How long and how fast.
+
+    Attributes:
+        steps: Of Adam.
+        windows: Calibration windows of each step.
+        rate: Of the logarithms of step sizes, at its highest.
+    """
+
+    steps: int = 100
+    windows: int = 8
+    rate: float = 1e-3
+
+    @classmethod
+    def for_scheme(cls, scheme: QuantScheme) -> TuneOptions:
+        """As measured (docs/notes/accuracy.md): with 2 bits there is further to go."""
+        return cls(rate=3e-3) if scheme.bits == 2 else cls()
+
+
+@dataclass(frozen=True)
+class FinishedBlock:
+    """A block of the quantized model.
+
+    Attributes:
+        linears: By name relative to the block.
+        plain: Norm weights and other tensors, fp32.
+    """
+
+    linears: Mapping[str, QuantizedLinear]
+    plain: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the original model predicts, and where.
+
+    Attributes:
+        ends: Embedding, last norm and head, which both models share.
+        runner: Of blocks.
+        tokens: int64 [samples, seqlen].
+        final: The original model's residual stream after its last block, fp32 [samples, seqlen, hidden_size].
+        seed: Of the order of windows.
+    """
+
+    ends: Ends
+    runner: BlockRunner
+    tokens: Tensor
+    final: Tensor
+    seed: int
+
+
+def tune_steps(
+    blocks: Sequence[FinishedBlock],
+    predicted: Predicted,
+    options: TuneOptions,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[dict[str, QuantizedLinear]]:
+    """Tunes step sizes; on text whose predictions they do not bring nearer, they stay as they are.
+
+    Args:
+        blocks: The model, every block of it.
+        predicted: What to come near to.
+        options: How long.
+        advance: Called with 1 after every step.
+
+    Returns:
+        The linears of every block.
+    """
+    tuned = [_TunedBlock.of(block) for block in blocks]
+    parameters = [growth for block in tuned for growth in block.growth.values()]
+    adam = torch.optim.Adam(parameters, lr=options.rate, betas=BETAS)
+    windows = WindowDraws.start(len(predicted.tokens), options.windows, predicted.seed)
+    before = _divergence(tuned, predicted, options.windows)
+    for step in range(options.steps):
+        for group in adam.param_groups:
+            group["lr"] = options.rate * min(1.0, (step + 1) / WARM_UP) * (1 - step / options.steps)
+        adam.zero_grad()
+        _add_gradients_(tuned, predicted, windows.next_())
+        adam.step()
+        advance(1)
+    if _divergence(tuned, predicted, options.windows) < before:
+        return [block.tuned_linears() for block in tuned]
+    return [dict(block.linears) for block in blocks]  # also if it went so wrong that it is not a number
+
+
+@dataclass(frozen=True)
+class _TunedBlock:
+    """A block whose step sizes can grow and shrink.
+
+    Attributes:
+        growth: Logarithms of how much those of each linear grew, [N, groups, 1]; learned.
+    """
+
+    _block: FinishedBlock
+    _codes: Mapping[str, Tensor]  # uint8 [N, K]
+    _grids: Mapping[str, GroupGrid]
+    growth: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, block: FinishedBlock) -> _TunedBlock:
+        """As it was finished."""
+        codes = {name: torch.as_tensor(linear.codes) for name, linear in block.linears.items()}
+        grids = {name: GroupGrid.of(linear) for name, linear in block.linears.items()}
+        growth = {name: torch.zeros_like(grid.scales, requires_grad=True) for name, grid in grids.items()}
+        return cls(block, codes, grids, growth)
+
+    def scales(self, name: str) -> Tensor:
+        """Step sizes of a linear as fp16 holds them, [N, groups, 1]."""
+        return with_its_gradient(self._grids[name].scales * self.growth[name].exp(), as_half)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The block's tensors, fp32, as `BlockRunner` takes them."""
+        tensors = dict(self._block.plain)
+        for name, linear in self._block.linears.items():
+            grid = GroupGrid(self.scales(name), self._grids[name].zeros)
+            tensors[f"{name}.weight"] = Rounded(self._codes[name].float(), grid).dequantize(linear.scheme)
+            if linear.bias is not None:
+                tensors[f"{name}.bias"] = torch.as_tensor(linear.bias).float()
+        return tensors
+
+    def tuned_linears(self) -> dict[str, QuantizedLinear]:
+        """The linears with their step sizes as they are now."""
+        with torch.no_grad():
+            return {
+                name: replace(linear, scales=self.scales(name).squeeze(-1).half().numpy(force=True))
+                for name, linear in self._block.linears.items()
+            }
+
+
+def _final_stream(blocks: Sequence[_TunedBlock], predicted: Predicted, tokens: Tensor) -> Tensor:
+    """The quantized model's residual stream after its last block, fp32 [windows, seqlen, hidden_size]."""
+    hidden = predicted.ends.embed(tokens)
+
+    def run(layer: int, hidden: Tensor) -> Tensor:
+        # The other kernels of attention add gradients in an order that differs from run to run.
+        with sdpa_kernel(SDPBackend.MATH):
+            return predicted.runner.run(blocks[layer].tensors(), hidden, layer=layer)
+
+    for layer in range(len(blocks)):
+        hidden = checkpoint(run, layer, hidden, use_reentrant=False, preserve_rng_state=False)
+    return hidden.flatten(0, 1)
+
+
+def _add_gradients_(blocks: Sequence[_TunedBlock], predicted: Predicted, chosen: Tensor) -> None:
+    """Adds the gradients of the mean divergence on some windows to the parameters' own."""
+    with torch.enable_grad():
+        stream = _final_stream(blocks, predicted, predicted.tokens[chosen])
+        end = stream.detach().requires_grad_()
+        for divergence in _divergences(predicted, end, predicted.final[chosen].flatten(0, 1)):
+            (divergence / len(end)).backward()
+        stream.backward(end.grad)
+
+
+def _divergences(predicted: Predicted, stream: Tensor, original: Tensor) -> Iterator[Tensor]:
+    """KL(original || quantized) of the predictions, summed over some positions at a time."""
+    for ours, theirs in zip(stream.split(HEAD_POSITIONS), original.split(HEAD_POSITIONS), strict=True):
+        with torch.no_grad():
+            wanted = F.log_softmax(predicted.ends.logits(theirs), dim=-1)
+        yield F.kl_div(F.log_softmax(predicted.ends.logits(ours), dim=-1), wanted, reduction="sum", log_target=True)
+
+
+def _divergence(blocks: Sequence[_TunedBlock], predicted: Predicted, at_once: int) -> float:
+    """Summed over all windows."""
+    total = 0.0
+    with torch.no_grad():
+        for chosen in torch.arange(len(predicted.tokens)).split(at_once):
+            stream = _final_stream(blocks, predicted, predicted.tokens[chosen])
+            total += sum(map(float, _divergences(predicted, stream, predicted.final[chosen].flatten(0, 1))))
+    return total

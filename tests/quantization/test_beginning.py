@@ -1,0 +1,126 @@
+"""Beginning at a quantized checkpoint: its codes to the bit, its scales recovered, and what does not fit refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import save_llama
+
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.errors import UsageError
+from awq2trt.models.decoder import BlockRunner, Ends, load_block, run_model
+from awq2trt.models.sources.safetensors import SafetensorsSource
+from awq2trt.progress import SilentProgress
+from awq2trt.quantization.beginning import begin_block, open_beginning, scaled_like
+from awq2trt.quantization.job import QuantizeJob
+from awq2trt.quantization.rounding import fake_quantize
+from awq2trt.recipe import QuantizeOptions
+from awq2trt.scheme import QuantScheme
+
+
+def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 100)
+    return save_llama(tmp_path / "model")
+
+
+def _quantized(model: Path, name: str, **changes: object) -> Path:
+    return _quantized_on(model, name, **changes)[0]
+
+
+def _quantized_on(model: Path, name: str, **changes: object) -> tuple[Path, torch.Tensor | None]:
+    """The checkpoint, and the tokens that it was calibrated on."""
+    files, scratch = model.parent / name / "files", model.parent / name / "scratch"
+    for directory in (files, scratch):
+        directory.mkdir(parents=True)
+    text = {"calib": str(model.parent / "text.txt"), "samples": 4, "seqlen": 64, "group_size": 32}
+    options = QuantizeOptions.model_validate({**text, **changes})
+    source = SafetensorsSource.open(model)
+    job = QuantizeJob.prepare(source, options, files=files, scratch=scratch, progress=SilentProgress())
+    return files, job.run().tokens
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_scales_are_found_again(bits: int) -> None:
+    scheme, weight = QuantScheme(bits=bits, group_size=32), _normal(96, 128)
+    rows, columns = (0.4 * _normal(96, 1, seed=1)).exp(), (0.4 * _normal(128, seed=2)).exp()
+    scaled = weight * rows * columns
+    found = scaled_like(weight, fake_quantize(scaled, scheme))
+    rounding = (fake_quantize(scaled, scheme) - scaled).norm()
+    assert float((found - scaled).norm()) < 0.4 * float(rounding)
+
+
+def test_weights_that_were_not_scaled_stay_as_they_are() -> None:
+    weight = _normal(96, 128)
+    weight[3], weight[:, 5] = 0, 0
+    assert torch.equal(scaled_like(weight, fake_quantize(weight, QuantScheme(bits=3, group_size=64))), weight)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_a_block_begins_at_the_checkpoints_codes(method: str, model: Path) -> None:
+    original, checkpoint = (
+        SafetensorsSource.open(model),
+        QuantizedCheckpoint.open(_quantized(model, "first", method=method)),
+    )
+    for layer in range(original.spec.num_layers):
+        stored = load_block(checkpoint, layer)
+        begun = begin_block(checkpoint, layer, load_block(original, layer))
+        for name in original.spec.block.linears:
+            weight = begun.rounded[name].dequantize(checkpoint.scheme)
+            torch.testing.assert_close(weight, stored[f"{name}.weight"], rtol=0, atol=0)
+        # Before rounding, it computes what the original does: the fitted scales cancel, as folded ones do.
+        runner, hidden = (
+            BlockRunner.for_positions(original.spec, 20),
+            Ends(original).embed(torch.arange(20).view(1, -1)),
+        )
+        exact = runner.run(load_block(original, layer), hidden, layer=layer)
+        rounded, unrounded = (runner.run(tensors, hidden, layer=layer) for tensors in (stored, begun.tensors))
+        assert float((unrounded - exact).norm()) < 0.5 * float((rounded - exact).norm())
+
+
+@pytest.mark.parametrize("method", ["awq", "rtn", "gptq"])
+def test_max_brings_a_checkpoint_nearer_to_the_model(method: str, model: Path) -> None:
+    chosen = {"method": method, "bits": 3, **({"effort": "fast"} if method == "awq" else {})}
+    first = _quantized(model, "first", **chosen)
+    refined, ids = _quantized_on(model, "refined", bits=3, effort="max", init_from=str(first))
+    assert ids is not None
+    original = SafetensorsSource.open(model)
+    expected, before, after = (
+        run_model(source, ids)
+        for source in (original, QuantizedCheckpoint.open(first), QuantizedCheckpoint.open(refined))
+    )
+    assert float((after - expected).norm()) < float((before - expected).norm())
+
+
+def test_best_moves_codes_only_and_folds_nothing_again(model: Path) -> None:
+    first = _quantized(model, "first", bits=3, effort="fast")
+    refined = _quantized(model, "refined", bits=3, effort="best", init_from=str(first))
+    before, after = QuantizedCheckpoint.open(first), QuantizedCheckpoint.open(refined)
+    for layer in range(before.spec.num_layers):
+        prefix = before.spec.prefix(layer)
+        for name in before.spec.block.linears:
+            old, new = before.linear(prefix + name), after.linear(prefix + name)
+            assert (old.scales == new.scales).all()
+            assert 0 < (old.codes != new.codes).mean() < 0.5
+        for norm in ("input_layernorm.weight", "post_attention_layernorm.weight"):
+            assert (before.tensor(prefix + norm) == after.tensor(prefix + norm)).all()
+
+
+def test_a_checkpoint_of_something_else_is_refused(model: Path, tmp_path: Path) -> None:
+    first, source = _quantized(model, "first", method="rtn"), SafetensorsSource.open(model)
+    scheme = QuantScheme(group_size=32)
+    assert open_beginning(first, source, scheme).scheme == scheme
+    with pytest.raises(UsageError, match=r"int4-g32-asym, but int3-g32-asym") as raised:
+        open_beginning(first, source, QuantScheme(bits=3, group_size=32))
+    assert "--bits 4 --group-size 32" in str(raised.value.fix)
+    with pytest.raises(UsageError, match=r"blocks 2, where .* has 3"):
+        open_beginning(first, SafetensorsSource.open(save_llama(tmp_path / "other", num_hidden_layers=3)), scheme)
+    for refused in ({"effort": "default"}, {"method": "gptq"}, {"method": "rtn"}, {"method": "awq+gptq"}):
+        with pytest.raises(UsageError, match="does not go on from the codes"):
+            _quantized(model, "-".join(refused.values()), init_from=str(first), **refused)

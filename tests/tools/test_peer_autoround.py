@@ -1,0 +1,26 @@
+"""The comparison with AutoRound: what it gets is our model, and its perplexity is measured as ours is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import peer_autoround
+import pytest
+import torch
+from tiny_models import save_llama, tokens
+from transformers import AutoModelForCausalLM
+
+from awq2trt.evaluation.perplexity import perplexity, torch_logits
+from awq2trt.models.sources.safetensors import SafetensorsSource
+from awq2trt.progress import SilentProgress
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_written_for_transformers_is_the_same_one(tied: bool, tmp_path: Path) -> None:
+    source = SafetensorsSource.open(save_llama(tmp_path / "original", tie_word_embeddings=tied))
+    directory = peer_autoround.written_for_transformers(source, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    windows = tokens(3, 40)
+    got = peer_autoround.measured(model, {"text": windows})
+    expected = perplexity(windows, torch_logits(source, windows, SilentProgress(), ""), SilentProgress(), "")
+    assert got == {"text": pytest.approx(expected.value, rel=1e-4)}

@@ -1,0 +1,124 @@
+"""AutoRound's perplexity on the text of our study: the same windows to calibrate on, the same windows to test.
+
+    pip install auto-round==0.16.1 datasets accelerate
+    python tools/peer_autoround.py [--bits 4] [--group-size 128] [--iters 200] [--draw 0] [--model DIR] [--json FILE]
+
+Wants a GPU: 200 steps a block take it minutes there and most of a day on two cores. AutoRound (arXiv:2309.05516) has no
+fixed order of sums, so two runs of one command differ. `--iters 1000 --samples 128` is near to what its README calls
+the highest accuracy. In: a directory that transformers loads, or a packaged model or .gguf file, which is written as
+one first. Out: one line of JSON, perplexities with seconds and the settings that gave them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from study import MODEL, Texts
+from study_walk import Calibration
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from awq2trt.checkpoint.writer import write_tensors
+from awq2trt.evaluation.perplexity import perplexity
+from awq2trt.models.decoder import HEAD_ROWS
+from awq2trt.models.sources.base import CONFIG_FILE, ModelSource
+from awq2trt.models.sources.opening import open_source
+from awq2trt.models.sources.safetensors import SINGLE_FILE
+from awq2trt.progress import SilentProgress
+
+TESTS: Final = ("wikitext2", "c4")
+
+
+def main() -> None:
+    """Quantizes, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--iters", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--seqlen", type=int, default=512)
+    parser.add_argument("--draw", type=int, default=0, help="which calibration windows")
+    parser.add_argument("--windows", type=int, default=8, help="windows of 1,024 tokens to test on")
+    parser.add_argument("--json", type=Path, help="append the line to a file")
+    arguments = parser.parse_args()
+    settings = {name: value for name, value in vars(arguments).items() if name != "json"}
+    data = Path(os.environ.get("AWQ2TRT_DATA", "../shared/data"))
+    with tempfile.TemporaryDirectory() as scratch:
+        source = open_source(arguments.model)
+        given = Path(arguments.model)
+        directory = given if given.is_dir() else written_for_transformers(source, Path(scratch))
+        texts = Texts.open(source, data, Path(scratch))
+        calibration = texts.calibration(
+            Calibration(samples=arguments.samples, seqlen=arguments.seqlen, draw=arguments.draw)
+        )
+        tests = {name: texts.test(name, arguments.windows, 1024) for name in TESTS}
+        started = time.monotonic()
+        model = rounded(directory, calibration, settings)
+        seconds = time.monotonic() - started
+        line = json.dumps({"tool": "auto-round", **settings, "seconds": round(seconds), **measured(model, tests)})
+    print(line)
+    if arguments.json:
+        with arguments.json.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def written_for_transformers(source: ModelSource, scratch: Path) -> Path:
+    """A directory that transformers loads: the model's tensors in fp32, its config.json, its tokenizer."""
+    directory = scratch / "model"
+    directory.mkdir()
+    tensors = source.outer()
+    for layer in range(source.spec.num_layers):
+        tensors |= {source.spec.prefix(layer) + name: value for name, value in source.block(layer).items()}
+    write_tensors(directory / SINGLE_FILE, tensors)
+    config = {**source.config, "torch_dtype": "float32"}
+    (directory / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
+    source.save_tokenizer(directory)
+    return directory
+
+
+def rounded(directory: Path, calibration: Tensor, settings: dict[str, Any]) -> torch.nn.Module:
+    """The model with the weights that AutoRound's codes stand for."""
+    from auto_round import AutoRound
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    quantizer = AutoRound(
+        model,
+        AutoTokenizer.from_pretrained(directory),
+        bits=settings["bits"],
+        group_size=settings["group_size"],
+        sym=False,
+        iters=settings["iters"],
+        nsamples=len(calibration),
+        seqlen=calibration.shape[1],
+        dataset=list(calibration.cpu().split(1)),
+    )
+    found: torch.nn.Module = quantizer.quantize()[0]
+    return found.eval()
+
+
+def measured(model: torch.nn.Module, tests: dict[str, Tensor]) -> dict[str, float]:
+    """Perplexity by text."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+
+    def logits(window: Tensor) -> Iterator[Tensor]:
+        return iter(model(window.unsqueeze(0)).logits[0].split(HEAD_ROWS))
+
+    with torch.inference_mode():
+        return {
+            name: perplexity(windows.to(device), logits, SilentProgress(), name).value
+            for name, windows in tests.items()
+        }
+
+
+if __name__ == "__main__":
+    main()
