@@ -29,7 +29,7 @@ NATIVE_TIDY := $(VENV)/.native-tidy
 NATIVE_VALGRIND := $(VENV)/.native-valgrind
 BROWSER := $(VENV)/.browser
 NATIVE_KIT := $(VENV)/.native-kit
-CXX_SOURCES = $(shell git ls-files 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h' \
+CXX_SOURCES = $(shell git ls-files 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'plugins/*.hpp' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h' \
     ':!plugins/third_party')
 TIDY_SOURCES = $(shell git ls-files 'plugins/runtime/*.cpp' ':!plugins/runtime/fuzz')
 

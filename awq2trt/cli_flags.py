@@ -21,6 +21,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
 Method = Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS)}. [{DEFAULT_METHOD}]")]
+Shape = Annotated[
+    str | None, typer.Option("--shape", help="A published size instead of a model's files: llama-2-7b, mpt-30b, ...")
+]
 Effort = Annotated[
     str | None, typer.Option("--effort", help="How hard awq searches: fast, default, best or max. [default]")
 ]

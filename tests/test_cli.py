@@ -271,6 +271,31 @@ def test_targets_of_a_model_needs_its_config_alone(awq2trt: Callable[..., Outcom
     assert symmetric != outcome.out
 
 
+@pytest.mark.parametrize(
+    ("shape", "positions", "target", "answer"),
+    [
+        ("llama-2-70b", "4096", "orin", r"64 +37\.1 .* yes, with 41\.1 GiB of swap to build"),
+        ("mpt-30b", "2048", "orin-32gb", r"32 +18\.9 .* yes, with 15\.1 GiB of swap to build"),
+        ("llama-2-13b", "512", "rtx4070-laptop", r"8 +8\.29 .* no"),
+    ],
+)
+def test_targets_answers_for_what_the_paper_runs(
+    awq2trt: Callable[..., Outcome], shape: str, positions: str, target: str, answer: str
+) -> None:
+    lines = awq2trt("targets", "--shape", shape, "--max-seq-len", positions).out.splitlines()
+    (line,) = (line for line in lines if line.split()[0] == target)
+    assert re.search(rf"^{target} +{answer}$", line)
+    shown = re.sub(r"\s+", " ", (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8"))
+    assert re.sub(r"\s+", " ", line) in shown
+
+
+def test_targets_wants_a_model_or_a_known_shape(awq2trt: Callable[..., Outcome], tmp_path: Path) -> None:
+    both = awq2trt("targets", str(tmp_path), "--shape", "mpt-30b")
+    assert (both.code, "a model or a shape, not both" in both.err) == (2, True)
+    unknown = awq2trt("targets", "--shape", "llama-2-70")
+    assert (unknown.code, "did you mean llama-2-70b?" in unknown.err) == (2, True)
+
+
 def test_targets_lists_all(awq2trt: Callable[..., Outcome]) -> None:
     from awq2trt.target import TARGETS
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.engine.predict import Outlook, outlook_lines, predict_footprint
-from awq2trt.errors import ArtifactError, UnsupportedError
+from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
+from awq2trt.evaluation.model_shapes import shape_config
 from awq2trt.graph.fused_attention import fuses_attention
 from awq2trt.io_contract import ENGINE_FILE
 from awq2trt.kit.archive import write_tar
@@ -53,6 +54,17 @@ class KitRequest:
     force: bool = False
     tar: bool = False
     ssh: str | None = None
+
+
+def spec_of(model: str | None, shape: str | None) -> ModelSpec:
+    """The description of a model, or of a published size.
+
+    Raises:
+        UsageError: Both are given, or neither; or there is no such size.
+    """
+    if (model is None) == (shape is None):
+        raise UsageError("expected a model or a shape, not both.", where="targets", fix="name MODEL, or --shape NAME.")
+    return ModelSpec(describe_model(shape_config(shape))) if shape else model_spec(str(model))
 
 
 def model_spec(model: str) -> ModelSpec:

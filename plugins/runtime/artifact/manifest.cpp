@@ -86,7 +86,7 @@ bool stays_inside(const std::string& name) {
 
 std::map<std::string, FileRecord> read_files(const json& value, const std::string& where) {
   std::map<std::string, FileRecord> files;
-  Fields all(value, where);
+  const Fields all(value, where);
   for (const auto& [name, record] : value.items()) {
     if (!stays_inside(name)) malformed("the file name '" + name + "' does not stay inside the directory", where);
     Fields fields(record, all.place(name));

@@ -28,7 +28,7 @@ uint32_t read_big_endian(const uint8_t* at) {
 
 void Sha256::absorb(const uint8_t* block) {
   uint32_t w[64];
-  for (int t = 0; t < 16; ++t) w[t] = read_big_endian(block + 4 * t);
+  for (size_t t = 0; t < 16; ++t) w[t] = read_big_endian(block + size_t{4} * t);
   for (int t = 16; t < 64; ++t) {
     const uint32_t sigma0 = rotate(w[t - 15], 7) ^ rotate(w[t - 15], 18) ^ w[t - 15] >> 3;
     const uint32_t sigma1 = rotate(w[t - 2], 17) ^ rotate(w[t - 2], 19) ^ w[t - 2] >> 10;

@@ -23,13 +23,13 @@ constexpr char kInstall[] =
 void* open_first(const std::string& path, std::string* name) {
   // ONNX Runtime's threads and statics do not survive being unloaded.
   constexpr int kFlags = RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE;
-  std::string reason;
   const char* const variable = std::getenv(kLibraryVariable);
-  if (!path.empty() || (variable != nullptr && *variable != '\0')) {
-    *name = path.empty() ? variable : path;
+  *name = !path.empty() ? path : std::string(variable == nullptr ? "" : variable);
+  if (!name->empty()) {
     if (void* const handle = dlopen(name->c_str(), kFlags)) return handle;
     missing(std::string("ONNX Runtime does not load: ") + dlerror(), *name);
   }
+  std::string reason;
   for (const char* const candidate : kNames) {
     *name = candidate;
     if (void* const handle = dlopen(candidate, kFlags)) return handle;

@@ -24,7 +24,7 @@ void set(const Library& library, abi::SessionOptions* options, const char* key, 
 
 }  // namespace
 
-std::shared_ptr<const Session> Session::open(std::shared_ptr<const Library> library, const std::string& model,
+std::shared_ptr<const Session> Session::open(const std::shared_ptr<const Library>& library, const std::string& model,
                                              const Execution& execution) {
   std::shared_ptr<Session> session(new Session(library));
   Owned<abi::SessionOptions> options(library, abi::kReleaseSessionOptions);

@@ -59,7 +59,7 @@ class Binding {
 class Session {
  public:
   // Throws Error: kRefused if ONNX Runtime does not take the model, kNoRuntime if it lacks the provider.
-  static std::shared_ptr<const Session> open(std::shared_ptr<const Library> library, const std::string& model,
+  static std::shared_ptr<const Session> open(const std::shared_ptr<const Library>& library, const std::string& model,
                                              const Execution& execution);
 
   const std::shared_ptr<const Library>& library() const { return library_; }

@@ -81,7 +81,7 @@ std::unique_ptr<Backend> open_built_engine(const std::string& directory, const M
   const Contract contract = read_contract(manifest.decoder, directory);
   // TensorRT says by itself what it lacks of a GPU, so it is asked first.
   std::unique_ptr<trt::Engine> engine = trt::open_engine(path, *manifest.engine, options);
-  LoweredRecord any_gpu;
+  const LoweredRecord any_gpu{};
   return trt::make_engine_backend(contract, manifest.engine->profiles, ort::open_cuda_memory(any_gpu, options),
                                   [&] { return std::move(engine); });
 }
