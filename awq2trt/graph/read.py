@@ -7,13 +7,14 @@ neither believes a file before it is checked.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import onnx_ir as ir
 
 from awq2trt import opset
 from awq2trt.errors import ArtifactError
+from awq2trt.foreign_files import reading
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
 
 _EXPORT_AGAIN: Final = "export the model again: awq2trt export CHECKPOINT -o DIR"
@@ -54,15 +55,13 @@ def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, 
     path = path / MODEL_FILE if path.is_dir() else path
     if not path.is_file():
         raise ArtifactError("no such model.", where=str(path), fix=_EXPORT_AGAIN)
-    try:
+    with reading("an ONNX model", path, fix=_EXPORT_AGAIN, error=ArtifactError):
         model = ir.load(path)
-    except Exception as error:
-        raise ArtifactError(f"not a readable ONNX file ({error}).", where=str(path), fix=_EXPORT_AGAIN) from error
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_external(tensor)
-    return model, _read_sizes(model, path, capacity)
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                _check_external(tensor)
+        return model, _read_sizes(model, path, capacity)
 
 
 def operators_of(model: ir.Model) -> dict[str, str]:
@@ -73,7 +72,13 @@ def operators_of(model: ir.Model) -> dict[str, str]:
 
 
 def _check_external(tensor: ir.ExternalTensor) -> None:
-    path = Path(tensor.path)
+    path, location = Path(tensor.path), PurePosixPath(tensor.location)
+    if location.is_absolute() or ".." in location.parts:
+        raise ArtifactError(
+            f"expected the weights of {tensor.name} beside the model, got {tensor.location!r}.",
+            where=str(path),
+            fix=_EXPORT_AGAIN,
+        )
     if not path.is_file():
         raise ArtifactError("the weights file is missing.", where=str(path), fix=_EXPORT_AGAIN)
     needed = (tensor.offset or 0) + (tensor.length or 0)

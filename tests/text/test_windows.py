@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from awq2trt.models.sources.opening import open_source
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import QuantizeOptions
+from awq2trt.text.read import CHARACTERS_PER_TOKEN
 from awq2trt.text.self_written import self_written
-from awq2trt.text.tokenizer import load_tokenizer
+from awq2trt.text.tokenizer import encode_start, load_tokenizer
 from awq2trt.text.windows import calibration_tokens, text_windows
 
 
@@ -59,7 +61,7 @@ def test_options_choose_the_text(tmp_path: Path) -> None:
 
 def test_a_family_that_needs_bos_gets_it_before_every_window(tmp_path: Path) -> None:
     source = open_source(str(save_family(tmp_path, {**family_named("gemma3").example})))
-    written = self_written(source, samples=3, seqlen=12, seed=1, progress=SilentProgress())
+    written = self_written(source, range(256), samples=3, seqlen=12, seed=1, progress=SilentProgress())
     assert written.shape == (3, 12)
     assert (written[:, 0] == 256).all()
     (tmp_path / "text.txt").write_text("to be or not to be " * 20)
@@ -67,3 +69,44 @@ def test_a_family_that_needs_bos_gets_it_before_every_window(tmp_path: Path) -> 
     windows = calibration_tokens(source, tmp_path, options, SilentProgress())
     assert (windows[:, 0] == 256).all()
     assert (windows[:, 1:] < 256).all()
+
+
+class _Counting:
+    """A tokenizer that counts the characters it is asked for: a token for every two."""
+
+    name_or_path = "a tokenizer that counts"
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
+        self.seen += len(text)
+        return {"input_ids": [ord(text[place]) for place in range(0, len(text), 2)]}
+
+
+def test_of_a_long_text_only_what_the_windows_need_is_tokenized() -> None:
+    text = "".join(chr(33 + place // 100_000) * 100_000 for place in range(0, 8_000_000, 100_000))
+    tokenizer: Any = _Counting()
+    windows = text_windows(tokenizer, text, samples=4, seqlen=100, where="text")
+    assert tokenizer.seen == 4 * 100 * CHARACTERS_PER_TOKEN
+    assert windows[:, 0].tolist() == [ord(text[start]) for start in (0, 2_666_133, 5_332_266, 7_998_399)]
+    assert windows.shape == (4, 100)
+
+
+def test_a_long_text_of_long_tokens_is_tokenized_whole() -> None:
+    class Long(_Counting):
+        def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
+            self.seen += len(text)
+            return {"input_ids": list(range(len(text) // 1000))}
+
+    tokenizer: Any = Long()
+    windows = text_windows(tokenizer, "a" * 5_000_000, samples=2, seqlen=100, where="text")
+    assert windows[:, 0].tolist() == [0, 4900]
+
+
+def test_of_a_text_that_is_evaluated_only_the_start_is_tokenized() -> None:
+    tokenizer: Any = _Counting()
+    text = "abcdef" * 100_000
+    assert encode_start(tokenizer, text, 100) == [ord(character) for character in text[:200:2]]
+    assert tokenizer.seen == 100 * CHARACTERS_PER_TOKEN
+    assert len(encode_start(tokenizer, "abcd", 100)) == 2

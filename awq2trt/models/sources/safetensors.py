@@ -6,7 +6,6 @@ In: a directory. Out: its tensors, from the files that transformers 5.24 chooses
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any, Final
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors needs)
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from awq2trt.errors import CheckpointError, UsageError
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.models.families import DecoderSpec, describe_model
 from awq2trt.models.sources.base import (
     Array,
@@ -105,6 +105,10 @@ class SafetensorsFiles:
         """What the header says of a tensor that is there."""
         return self._stored[name]
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape by the header; None if there is no such tensor."""
+        return self._stored[name].shape if name in self._stored else None
+
     def equal(self, first: str, second: str) -> bool:
         """Whether two matrices are the same, a few rows in memory at a time; both are there."""
         rows = self.header(first).shape[0]
@@ -127,11 +131,8 @@ class SafetensorsFiles:
                 where=f"{self._where}: {name}",
                 fix="download the checkpoint again; a shard may be missing.",
             )
-        with self._open(name) as file:
-            try:
-                value: Array = file.get_tensor(name)
-            except (SafetensorError, ValueError, TypeError) as error:
-                raise _damaged(self._stored[name].path, error) from error
+        with self._open(name) as file, reading("a safetensors file", f"{self._stored[name].path}: {name}"):
+            value: Array = file.get_tensor(name)
         return value
 
     def _open(self, name: str) -> Any:
@@ -215,16 +216,17 @@ class SafetensorsSource(ModelSource):
             UnsupportedError: No family describes it, or it wants remote code.
             UsageError: It is quantized already.
         """
-        config = read_config(directory)
-        refuse_remote_code(config, directory)
-        if "quantization_config" in config:
-            raise UsageError(
-                "this checkpoint is already quantized.",
-                where=str(directory),
-                fix=f"export it as it is with `awq2trt export {directory} -o DIR`, or quantize the original model.",
-            )
-        tensors = SafetensorsFiles.in_directory(directory, config)
-        return cls(directory, name or str(directory), config, tensors, describe_stored(config, tensors))
+        with reading("a model's directory", directory):
+            config = read_config(directory)
+            refuse_remote_code(config, directory)
+            if "quantization_config" in config:
+                raise UsageError(
+                    "this checkpoint is already quantized.",
+                    where=str(directory),
+                    fix=f"export it as it is with `awq2trt export {directory} -o DIR`, or quantize the original model.",
+                )
+            tensors = SafetensorsFiles.in_directory(directory, config)
+            return cls(directory, name or str(directory), config, tensors, describe_stored(config, tensors))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -239,6 +241,9 @@ class SafetensorsSource(ModelSource):
 
     def has(self, name: str) -> bool:
         return stored_name(self.spec, self._tensors, name) in self._tensors
+
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        return self._tensors.shape(stored_name(self.spec, self._tensors, name))
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)
@@ -275,13 +280,9 @@ def _weight_files(directory: Path, config: Mapping[str, Any]) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     """The files of an index, in the order in which transformers loads them: of a tensor in several, the last counts."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    with reading("a safetensors index", index):
+        weight_map = dict(read_json(index)["weight_map"])
         names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"not a safetensors index ({type(error).__name__}: {error}).", where=str(index), fix="download it again."
-        ) from error
     paths = {name: _inside(index.parent, name, where=str(index)) for name in names}
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing or not paths:
@@ -314,24 +315,14 @@ def _inside(directory: Path, name: object, *, where: str) -> Path:
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     """All tensors of a file, by name."""
-    with _open_safetensors(path) as file:
+    with reading("a safetensors file", path), _open_safetensors(path) as file:
         views = {name: file.get_slice(name) for name in list(file.keys())}
         return {name: StoredTensor(path, view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
 
 
 def _open_safetensors(path: Path) -> Any:
-    try:
+    with reading("a safetensors file", path):
         return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"not a readable safetensors file ({error}).",
-        where=str(path),
-        fix="it is truncated or damaged; download it again.",
-    )
 
 
 def pickled_error(path: Path) -> CheckpointError:

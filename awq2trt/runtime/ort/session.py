@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from awq2trt.errors import ArtifactError, OutOfMemoryError, ToolError
+from awq2trt.foreign_files import reading
 from awq2trt.graph.provider_file import INLINE_BYTES
 from awq2trt.io_contract import MODEL_FILE
 from awq2trt.machine.plugin_library import register_custom_ops_
@@ -72,7 +73,8 @@ def open_session(
     execution = execution or Execution()
     file = path / MODEL_FILE if path.is_dir() else path
     quiet = _errors_only(onnxruntime) if execution.provider != CPU_PROVIDER else nullcontext()
-    with translated_errors(where=str(path)), quiet:
+    read = reading("a model for ONNX Runtime", path, fix=_MAKE_AGAIN, error=ArtifactError)
+    with read, translated_errors(where=str(path)), quiet:
         options = _session_options(onnxruntime, file.parent, execution)
         source: str | bytes = str(file)
         if model is not None:
