@@ -13,6 +13,9 @@ VENV ?= .venv
 # Processes that run tests. Each gets one thread, or they would fight over the cores.
 WORKERS ?= 2
 PYTEST_FLAGS ?=
+# For each of the readers that `make fuzz` goes through; FUZZ_READERS names some of them.
+FUZZ_SECONDS ?= 600
+FUZZ_READERS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
@@ -146,6 +149,10 @@ fuzz-runtime: $(NATIVE_FUZZ) ## fuzzers of the C++ library, in build/fuzz-runtim
 	@cmake -S plugins/runtime -B build/fuzz-runtime -G Ninja -DCMAKE_CXX_COMPILER=clang++-19 -DCMAKE_C_COMPILER=clang-19 \
 	    -DAWQ2TRT_FUZZ=ON -DAWQ2TRT_BUILD_TESTS=ON
 	@cmake --build build/fuzz-runtime
+
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## fuzzes what reads files of others, FUZZ_SECONDS each (600); what it finds is in build/fuzz
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py --seconds $(FUZZ_SECONDS) $(FUZZ_READERS)
 
 .PHONY: test-plugins
 test-plugins: plugins ## the plugin library's C++ tests; those that need a GPU are skipped without one

@@ -14,9 +14,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from awq2trt.checkpoint.layouts import StoredFormat, read_format, unpack_linear
+from awq2trt.checkpoint.layouts import StoredFormat, read_format, require_kinds, unpack_linear
 from awq2trt.checkpoint.layouts.layout import LinearToUnpack
 from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.foreign_files import reading
 from awq2trt.models.families import DecoderSpec, FusedLinear
 from awq2trt.models.sources.base import (
     CONFIG_FILE,
@@ -87,17 +88,18 @@ class QuantizedCheckpoint(ModelSource):
             CheckpointError: A file is missing or damaged.
             UnsupportedError: No family describes it, no layout reads it, or it wants remote code.
         """
-        config = read_config(directory)
-        refuse_remote_code(config, directory)
-        stored = read_format(config, where=str(directory / CONFIG_FILE))
-        tensors = SafetensorsFiles.in_directory(directory, config)
-        spec = describe_stored(config, tensors, quantized=True)
-        if _has_codes(stored, tensors, spec.head):
-            spec = replace(spec, tie_embeddings=False)
-        checkpoint = cls(directory, config, stored, tensors, spec)
-        checkpoint._refuse_strangers()
-        for name, shape in checkpoint._plain.items():
-            tensors.require_weight(f"{name}.weight", shape)
+        with reading("a quantized checkpoint", directory):
+            config = read_config(directory)
+            refuse_remote_code(config, directory)
+            stored = read_format(config, where=str(directory / CONFIG_FILE))
+            tensors = SafetensorsFiles.in_directory(directory, config)
+            spec = describe_stored(config, tensors, quantized=True)
+            if _has_codes(stored, tensors, spec.head):
+                spec = replace(spec, tie_embeddings=False)
+            checkpoint = cls(directory, config, stored, tensors, spec)
+            checkpoint._refuse_strangers()
+            for name, shape in checkpoint._plain.items():
+                tensors.require_weight(f"{name}.weight", shape)
         return checkpoint
 
     @property
@@ -223,6 +225,19 @@ class QuantizedCheckpoint(ModelSource):
 
     def has(self, name: str) -> bool:
         return name in self._tensors
+
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        return self._tensors.shape(stored_name(self.spec, self._tensors, name))
+
+    def expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        plain = super().expected_shapes().items()
+        return {name: shape for name, shape in plain if name.rpartition(".")[0] not in self._stored}
+
+    def require_tensors(self) -> None:
+        super().require_tensors()
+        for name in self._stored:
+            found = [kind for kind in self.format.layout.tensor_names if f"{name}.{kind}" in self._tensors]
+            require_kinds(self.format.layout, found, where=f"{self.name}: {name}")
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)

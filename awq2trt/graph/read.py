@@ -7,13 +7,14 @@ neither believes a file before it is checked.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import onnx_ir as ir
 
 from awq2trt import opset
 from awq2trt.errors import ArtifactError
+from awq2trt.foreign_files import reading
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
 
 _EXPORT_AGAIN: Final = "export the model again: awq2trt export CHECKPOINT -o DIR"
@@ -53,7 +54,8 @@ def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, 
     """
     path = path / MODEL_FILE if path.is_dir() else path
     model = load_model(path)
-    return model, _read_sizes(model, path, capacity)
+    with reading("an exported decoder", path, fix=_EXPORT_AGAIN, error=ArtifactError):
+        return model, _read_sizes(model, path, capacity)
 
 
 def load_model(path: Path) -> ir.Model:
@@ -64,14 +66,12 @@ def load_model(path: Path) -> ir.Model:
     """
     if not path.is_file():
         raise ArtifactError("no such model.", where=str(path), fix=_EXPORT_AGAIN)
-    try:
+    with reading("an ONNX model", path, fix=_EXPORT_AGAIN, error=ArtifactError):
         model = ir.load(path)
-    except Exception as error:
-        raise ArtifactError(f"not a readable ONNX file ({error}).", where=str(path), fix=_EXPORT_AGAIN) from error
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            _check_external(value.const_value)
-            value.const_value = _without_link(value.const_value)
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                _check_external(value.const_value)
+                value.const_value = _without_link(value.const_value)
     return model
 
 
@@ -110,13 +110,13 @@ def _without_link(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
 
 
 def _check_external(tensor: ir.ExternalTensor) -> None:
-    if Path(tensor.location).name != str(tensor.location):
+    path, location = Path(tensor.path), PurePosixPath(tensor.location)
+    if location.is_absolute() or ".." in location.parts:
         raise ArtifactError(
-            f"{tensor.name}: expected weights in a file beside the model, got {str(tensor.location)!r}.",
-            where=str(tensor.base_dir),
+            f"expected the weights of {tensor.name} beside the model, got {tensor.location!r}.",
+            where=str(path),
             fix=_EXPORT_AGAIN,
         )
-    path = Path(tensor.path)
     if not path.is_file():
         raise ArtifactError("the weights file is missing.", where=str(path), fix=_EXPORT_AGAIN)
     needed = (tensor.offset or 0) + (tensor.length or 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from awq2trt.artifact.golden import FORMAT_VERSION as GOLDEN_VERSION
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, fingerprint_of, record_file
-from awq2trt.artifact.publish import create_artifact
+from awq2trt.artifact.publish import create_artifact, require_replaceable
 from awq2trt.artifact.records import (
     Contents,
     FileRecord,
@@ -24,6 +24,7 @@ from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
 from awq2trt.stages.opening import file_hashes, source_record
+from awq2trt.stages.readiness import require_capacity, require_whole_model
 
 if TYPE_CHECKING:
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
@@ -69,6 +70,9 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
 
     checkpoint = QuantizedCheckpoint.open(request.checkpoint)
     options = request.options
+    require_replaceable(request.output, "onnx", overwrite=request.overwrite)
+    require_capacity(checkpoint, options)
+    require_whole_model(checkpoint, progress)
     with create_artifact(
         request.output,
         "onnx",

@@ -31,12 +31,13 @@ _MESSAGE_KEYS: Final = ("content", "value")
 """Keys of the records that are read: a text, the two halves of one, or what was said in turn."""
 
 
-def read_text(calib: str, *, characters: int) -> str:
+def read_text(calib: str, *, characters: int, flag: str = "--calib") -> str:
     """Text of a `.txt` or `.jsonl` file, or of a data set of the `datasets` package.
 
     Args:
         calib: A path, or `NAME`, `NAME:CONFIG`, `NAME:CONFIG:SPLIT`.
         characters: How much text of a data set is enough.
+        flag: That names the text, for errors.
 
     Raises:
         UsageError: There is no such file, or it is of another kind.
@@ -49,7 +50,7 @@ def read_text(calib: str, *, characters: int) -> str:
             raise UsageError("expected a .txt or .jsonl file.", where=calib, fix="rename it, or convert it to text.")
         return _join(_dataset_texts(calib), characters)
     if not path.is_file():
-        raise UsageError("no such file.", where=calib, fix="check the path given as --calib.")
+        raise UsageError("no such file.", where=calib, fix=f"check the path given as {flag}.")
     if path.suffix == ".jsonl":
         return _join(_jsonl_texts(path), MAX_TEXT_BYTES)
     return _plain_text(path)

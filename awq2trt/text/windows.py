@@ -18,7 +18,7 @@ from awq2trt.progress import Progress
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.text.read import read_text
 from awq2trt.text.self_written import self_written
-from awq2trt.text.tokenizer import CHARACTERS_PER_TOKEN, bos_of, encode, first_tokens, load_tokenizer
+from awq2trt.text.tokenizer import CHARACTERS_PER_TOKEN, bos_of, encode, first_tokens, load_tokenizer, ordinary_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,9 +96,9 @@ def calibration_tokens(
         int64 [samples, seqlen], fewer samples if the text is short.
     """
     samples, seqlen = options.samples, options.seqlen
-    if options.calib == SELF:
-        return self_written(source, samples, seqlen, options.seed, progress)
-    text = read_text(options.calib, characters=samples * seqlen * CHARACTERS_PER_TOKEN)
     tokenizer = load_tokenizer(tokenizer_directory)
+    if options.calib == SELF:
+        return self_written(source, ordinary_tokens(tokenizer), samples, seqlen, options.seed, progress)
+    text = read_text(options.calib, characters=samples * seqlen * CHARACTERS_PER_TOKEN)
     bos = bos_of(tokenizer, source.spec.family)
     return text_windows(tokenizer, text, samples, seqlen, where=options.calib, bos=bos)

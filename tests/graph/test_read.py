@@ -68,7 +68,7 @@ def test_weights_on_another_disk_are_read(exported: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(_last_logits(OrtBackend.load(tmp_path, threads=1)), expected)
 
 
-@pytest.mark.parametrize("location", ["../model.onnx.data", "/etc/passwd", "a/b"])
+@pytest.mark.parametrize("location", ["../model.onnx.data", "/etc/passwd", "a/../../b"])
 def test_a_graph_that_names_a_file_elsewhere_is_refused(location: str, exported: Path, tmp_path: Path) -> None:
     model = onnx.load(str(exported / "model.onnx"), load_external_data=False)
     for tensor in model.graph.initializer:

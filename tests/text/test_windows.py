@@ -97,7 +97,7 @@ def test_options_choose_the_text(tmp_path: Path) -> None:
 
 def test_a_family_that_needs_bos_gets_it_before_every_window(tmp_path: Path) -> None:
     source = open_source(str(save_family(tmp_path, {**family_named("gemma3").example})))
-    written = self_written(source, samples=3, seqlen=12, seed=1, progress=SilentProgress())
+    written = self_written(source, range(256), samples=3, seqlen=12, seed=1, progress=SilentProgress())
     assert written.shape == (3, 12)
     assert (written[:, 0] == 256).all()
     (tmp_path / "text.txt").write_text("to be or not to be " * 20)

@@ -6,7 +6,7 @@ layouts that we write. A new layout is one file here and one row in `LAYOUTS`. N
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +24,7 @@ from awq2trt.checkpoint.layouts.layout import (
     Tensors,
 )
 from awq2trt.errors import CheckpointError, UnsupportedError, UsageError
+from awq2trt.foreign_files import reading
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import QUANTIZATION_KEY
 from awq2trt.models.sources.eight_bit import EightBits
@@ -77,11 +78,12 @@ def read_format(config: Mapping[str, Any], *, where: str) -> StoredFormat:
             where=where,
             fix="quantize the checkpoint: awq2trt quantize DIR -o DIR, or build.",
         )
-    layout = _layout_of(found, where)
     try:
-        scheme = QuantScheme(*layout.read(found, where)).for_blocks()
-        of_head = layout.read_head(found, where)
-        return StoredFormat(layout, scheme, scheme if of_head is None else QuantScheme(*of_head))
+        with reading("a quantization that is read here", where, fix=QUANTIZE_AGAIN):
+            layout = _layout_of(found, where)
+            scheme = QuantScheme(*layout.read(found, where)).for_blocks()
+            of_head = layout.read_head(found, where)
+            return StoredFormat(layout, scheme, scheme if of_head is None else QuantScheme(*of_head))
     except UsageError as error:
         raise UnsupportedError(error.what, where=where, fix=QUANTIZE_AGAIN) from error
 
@@ -114,6 +116,23 @@ def pack_linear(name: str, linear: QuantizedLinear, layout: Layout) -> dict[str,
     return {f"{name}.{kind}": value for kind, value in tensors.items()}
 
 
+def require_kinds(layout: Layout, found: Collection[str], *, where: str) -> None:
+    """Refuses a linear that lacks a tensor.
+
+    Args:
+        layout: Of the checkpoint.
+        found: Names of the tensors that the linear has, relative to its own.
+        where: Name of the linear, for errors.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    missing = [name for name in layout.required if name not in found]
+    if missing:
+        what = f"missing {', '.join(missing)} of a linear in the layout {layout.name}."
+        raise CheckpointError(what, where=where, fix=DAMAGED)
+
+
 def unpack_linear(
     layout: Layout, tensors: Tensors, scheme: QuantScheme, shape: tuple[int, int], *, where: str
 ) -> QuantizedLinear:
@@ -130,15 +149,13 @@ def unpack_linear(
         CheckpointError: A tensor is missing, of another shape or type, or not finite.
         UnsupportedError: The tensors say something that a `QuantizedLinear` cannot.
     """
-    missing = [name for name in layout.required if name not in tensors]
-    if missing:
-        what = f"missing {', '.join(missing)} of a linear in the layout {layout.name}."
-        raise CheckpointError(what, where=where, fix=DAMAGED)
+    require_kinds(layout, tensors, where=where)
     packed = LinearToUnpack(tensors, scheme, shape, where)
     if BIAS in tensors:
         packed.expect(BIAS, (shape[0],))
     _require_floats(packed)
-    linear = layout.unpack(packed)
+    with reading(f"a linear in the layout {layout.name}", where, fix=DAMAGED):
+        linear = layout.unpack(packed)
     if not np.isfinite(linear.scales.astype(np.float32)).all():
         raise CheckpointError("scales are NaN or infinite.", where=where, fix=DAMAGED)
     return linear

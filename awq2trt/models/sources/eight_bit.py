@@ -143,6 +143,14 @@ def scale_of(tensors: SafetensorsFiles, name: str) -> str | None:
     return next((f"{owner}.{kind}" for kind in _SCALES if owner != name and f"{owner}.{kind}" in tensors), None)
 
 
+def shape_of(tensors: SafetensorsFiles, name: str) -> tuple[int, ...] | None:
+    """Shape of a weight, which may be packed; of the packed ones a tensor of two numbers is read. None for none."""
+    packed = name.removesuffix(".weight")
+    if packed == name or f"{packed}.{_PACKED}" not in tensors:
+        return tensors.shape(name)
+    return tuple(int(size) for size in tensors.tensor(f"{packed}.{_SHAPE}"))
+
+
 def _structure(weights: Mapping[str, Any]) -> str | None:
     """Rows x columns of compressed-tensors' blocks or groups."""
     group = weights.get("group_size")

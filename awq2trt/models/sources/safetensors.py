@@ -14,9 +14,10 @@ from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from awq2trt.errors import CheckpointError, UsageError
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.models.families import DecoderSpec, describe_model
 from awq2trt.models.sources.base import (
     CONFIG_FILE,
@@ -28,7 +29,7 @@ from awq2trt.models.sources.base import (
     read_config,
     refuse_remote_code,
 )
-from awq2trt.models.sources.eight_bit import EightBits, scale_of
+from awq2trt.models.sources.eight_bit import EightBits, scale_of, shape_of
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 
@@ -128,6 +129,10 @@ class SafetensorsFiles:
                 fix="config.json and the weights do not belong together; download both again.",
             )
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape by the header; None if there is no such tensor."""
+        return self._stored[name].shape if name in self._stored else None
+
     def equal(self, first: str, second: str) -> bool:
         """Whether two matrices are the same, a few rows in memory at a time; both are there."""
         rows = self.header(first).shape[0]
@@ -150,13 +155,10 @@ class SafetensorsFiles:
                 where=f"{self._where}: {name}",
                 fix="download the checkpoint again; a shard may be missing.",
             )
-        if self._stored[name].dtype in _FLOAT8:  # which safetensors looks for in NumPy, in vain
-            return _read_float8(self._stored[name], name)
-        with self._open(name) as file:
-            try:
-                value: Array = file.get_tensor(name)
-            except (SafetensorError, ValueError, TypeError, AttributeError) as error:
-                raise _damaged(self._stored[name].path, error) from error
+        with self._open(name) as file, reading("a safetensors file", f"{self._stored[name].path}: {name}"):
+            if self._stored[name].dtype in _FLOAT8:  # which safetensors looks for in NumPy, in vain
+                return _read_float8(self._stored[name], name)
+            value: Array = file.get_tensor(name)
         return value
 
     def _open(self, name: str) -> Any:
@@ -244,20 +246,21 @@ class SafetensorsSource(ModelSource):
             UnsupportedError: No family describes it, or it wants remote code.
             UsageError: It is quantized already, to fewer than 8 bits.
         """
-        config = read_config(directory)
-        refuse_remote_code(config, directory)
-        quantized = QUANTIZATION_KEY in config
-        if quantized and EightBits.of(config, str(directory / CONFIG_FILE)) is None:
-            method = config[QUANTIZATION_KEY].get("quant_method")
-            raise UsageError(
-                f"this checkpoint is already quantized (quant_method: {method}).",
-                where=str(directory),
-                fix="quantize the original model, in fp16, bf16 or 8 bits; what AutoAWQ, GPTQ, compressed-tensors or "
-                f"AutoRound made of 2 to 4 bits is exported as it is: awq2trt export {directory} -o DIR",
-            )
-        tensors = SafetensorsFiles.in_directory(directory, config)
-        spec = describe_stored(config, tensors, quantized=quantized)
-        return cls(directory, name or str(directory), config, tensors, spec)
+        with reading("a model's directory", directory):
+            config = read_config(directory)
+            refuse_remote_code(config, directory)
+            quantized = QUANTIZATION_KEY in config
+            if quantized and EightBits.of(config, str(directory / CONFIG_FILE)) is None:
+                method = config[QUANTIZATION_KEY].get("quant_method")
+                raise UsageError(
+                    f"this checkpoint is already quantized (quant_method: {method}).",
+                    where=str(directory),
+                    fix="quantize the original model, in fp16, bf16 or 8 bits; what AutoAWQ, GPTQ, compressed-tensors "
+                    f"or AutoRound made of 2 to 4 bits is exported as it is: awq2trt export {directory} -o DIR",
+                )
+            tensors = SafetensorsFiles.in_directory(directory, config)
+            spec = describe_stored(config, tensors, quantized=quantized)
+            return cls(directory, name or str(directory), config, tensors, spec)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -274,6 +277,10 @@ class SafetensorsSource(ModelSource):
 
     def has(self, name: str) -> bool:
         return stored_name(self.spec, self._tensors, name) in self._tensors
+
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        stored = stored_name(self.spec, self._tensors, name)
+        return shape_of(self._tensors, stored) if self._eight_bits else self._tensors.shape(stored)
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)
@@ -310,13 +317,9 @@ def _weight_files(directory: Path, config: Mapping[str, Any]) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     """The files of an index, in the order in which transformers loads them: of a tensor in several, the last counts."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    with reading("a safetensors index", index):
+        weight_map = dict(read_json(index)["weight_map"])
         names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"not a safetensors index ({type(error).__name__}: {error}).", where=str(index), fix="download it again."
-        ) from error
     paths = {name: _inside(index.parent, name, where=str(index)) for name in names}
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing or not paths:
@@ -349,16 +352,14 @@ def _inside(directory: Path, name: object, *, where: str) -> Path:
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     """All tensors of a file, by name."""
-    with _open_safetensors(path) as file:
+    with reading("a safetensors file", path), _open_safetensors(path) as file:
         views = {name: file.get_slice(name) for name in list(file.keys())}
         return {name: StoredTensor(path, view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
 
 
 def _open_safetensors(path: Path) -> Any:
-    try:
+    with reading("a safetensors file", path):
         return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
 
 
 def _read_float8(stored: StoredTensor, name: str) -> Array:
@@ -368,14 +369,6 @@ def _read_float8(stored: StoredTensor, name: str) -> Array:
         start, end = json.loads(file.read(length))[name]["data_offsets"]
         file.seek(_LENGTH_BYTES + length + start)
         return np.frombuffer(file.read(end - start), _FLOAT8[stored.dtype]).reshape(stored.shape)
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"not a readable safetensors file ({error}).",
-        where=str(path),
-        fix="it is truncated or damaged; download it again.",
-    )
 
 
 def pickled_error(path: Path) -> CheckpointError:

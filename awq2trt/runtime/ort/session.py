@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from awq2trt.errors import ArtifactError, OutOfMemoryError, ToolError
+from awq2trt.foreign_files import reading
 from awq2trt.graph.provider_file import INLINE_BYTES
 from awq2trt.graph.read import load_model, weights_folder
 from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE
@@ -76,7 +77,8 @@ def open_session(
         model = load_model(file)  # the file names its weights by the link, which ONNX Runtime does not follow
     folder = file.parent if model is None else weights_folder(model, file.parent)
     quiet = _errors_only(onnxruntime) if execution.provider != CPU_PROVIDER else nullcontext()
-    with translated_errors(where=str(path)), quiet:
+    read = reading("a model for ONNX Runtime", path, fix=_MAKE_AGAIN, error=ArtifactError)
+    with read, translated_errors(where=str(path)), quiet:
         options = _session_options(onnxruntime, folder, execution)
         source: str | bytes = str(file)
         if model is not None:
