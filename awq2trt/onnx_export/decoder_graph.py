@@ -351,7 +351,7 @@ class _DecoderBuilder:
 
     def _multiply(self, x: ir.Value, weight: ir.Value, name: str) -> ir.Value:
         """[B, S, K] and [N, K] -> [B, S, N]."""
-        transposed = self._op("Transpose", [weight], {"perm": [1, 0]}, name=f"{name}.weight.transpose")  # [K, N]
+        transposed = self._op("Transpose", [weight], {"perm": [1, 0]}, name=f"{name}.transpose")  # [K, N]
         return self._op("MatMul", [x, transposed], name=name)
 
     def _in_order(self, x: ir.Value, order: Order, name: str) -> ir.Value:
