@@ -393,18 +393,25 @@ class Ends:
         return self._read[name]
 
 
-def run_model(source: ModelSource, tokens: Tensor, *, progress: Callable[[int], None] | None = None) -> Tensor:
+def run_model(
+    source: ModelSource,
+    tokens: Tensor,
+    *,
+    progress: Callable[[int], None] | None = None,
+    seen: ActivationRange | None = None,
+) -> Tensor:
     """The final residual stream, loading one block at a time.
 
     Args:
         source: The model.
         tokens: int64 [batch, S].
         progress: Called with 1 after every block.
+        seen: Gets the range of activations.
 
     Returns:
         fp32 [batch, S, hidden_size], before the final norm.
     """
-    runner = BlockRunner.for_positions(source.spec, tokens.shape[1])
+    runner = BlockRunner.for_positions(source.spec, tokens.shape[1], seen=seen)
     hidden = Ends(source).embed(tokens)
     for layer in range(source.spec.num_layers):
         weights = load_block(source, layer)
