@@ -349,7 +349,7 @@ def test_codes_of_a_bf16_model_are_chosen_for_the_steps_that_are_stored(
     assert len(set(rounded)) == 7 * LAYERS + (result.head is not None)
 
 
-def test_what_one_window_does_not_show_is_expected_of_the_others(
+def test_other_windows_may_go_further_than_those_looked_at(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = list[float]()
@@ -360,7 +360,7 @@ def test_what_one_window_does_not_show_is_expected_of_the_others(
 
     monkeypatch.setattr(job, "storage_dtype", ask)
     _job(model, tmp_path / "out", method="rtn").run()
-    assert asked[0] == pytest.approx(4 * asked[1], rel=1e-6)
+    assert asked[0] == pytest.approx(1.2 * asked[1], rel=1e-6)
 
 
 def test_a_resumed_run_keeps_the_type_of_steps(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
