@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.foreign_files import read_json, reading
 from awq2trt.models.families import DecoderSpec, find_family
+from awq2trt.models.sources.tokenizer_parts import TOKENIZER_FILE, reading_tokenizer
 from awq2trt.models.spec import ModelSpec
 
 Array = NDArray[Any]
@@ -39,8 +40,6 @@ FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
 """NumPy's names of the types that weights may have."""
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
-
-TOKENIZER_FILE: Final = "tokenizer.json"
 
 TOKENIZER_FILES: Final = (
     TOKENIZER_FILE,
@@ -241,15 +240,9 @@ def _make_tokenizer_json(source: Path, destination: Path) -> None:
         return
     from transformers import AutoTokenizer
 
-    try:
-        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(destination)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"transformers cannot load the tokenizer ({reason}).",
-            where=str(source),
-            fix="put the model's own tokenizer.json there.",
-        ) from error
+    with reading_tokenizer(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        tokenizer.save_pretrained(destination)
 
 
 def _refuse_link_elsewhere(path: Path) -> None:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.models.sources.tokenizer_json import (
     CHAT_TEMPLATE_FILE,
-    TOKENIZER_CONFIG_FILE,
     Piece,
     PieceRules,
     SpecialTokens,
     pieces_tokenizer,
     save_tokenizer_files,
 )
+from awq2trt.models.sources.tokenizer_parts import TOKENIZER_CONFIG_FILE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
