@@ -235,12 +235,12 @@ def _make_tokenizer_json(source: Path, destination: Path) -> None:
     """Writes tokenizer.json, which all runtimes read, out of tokenizer.model, or of vocab.json and merges.txt."""
     from awq2trt.models.sources.sentencepiece import MODEL_FILE, convert_sentencepiece
 
-    if (source / MODEL_FILE).is_file():
-        convert_sentencepiece(source, destination)
-        return
-    from transformers import AutoTokenizer
-
     with reading_tokenizer(source):
+        if (source / MODEL_FILE).is_file():
+            convert_sentencepiece(source, destination)
+            return
+        from transformers import AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         tokenizer.save_pretrained(destination)
 
