@@ -100,6 +100,11 @@ def open_folder(path: Path) -> Iterator[Folder]:
         os.close(handle)
 
 
+def no_directory(path: Path) -> str:
+    """What there is where a directory should be, a sentence for errors."""
+    return "expected a directory, got a file." if path.exists() else "no such directory."
+
+
 def refuse_links(path: Path) -> None:
     """Refuses a file or a folder, with all that is in it, that leads to something outside when it is written.
 

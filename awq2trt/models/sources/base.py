@@ -17,6 +17,7 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensor
 import numpy as np
 from numpy.typing import NDArray
 
+from awq2trt.artifact.folder import no_directory
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.foreign_files import read_json, reading
 from awq2trt.models.families import DecoderSpec, find_family
@@ -187,7 +188,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"no {CONFIG_FILE} in this directory.",
+            f"no {CONFIG_FILE} in this directory." if directory.is_dir() else no_directory(directory),
             where=str(directory),
             fix="name the directory that holds config.json and the .safetensors files.",
         )
