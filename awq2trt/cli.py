@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from awq2trt import api, cli_flags
-from awq2trt.report.failure import DEBUG_VARIABLE, explain
+from awq2trt.report.failure import DEBUG_VARIABLE, explain, print_anything_
 from awq2trt.version import __version__
 
 _INTERRUPTED: Final = 130
@@ -489,6 +489,7 @@ def doctor(
 
 def main() -> None:
     """Entry point of the console script."""
+    print_anything_()
     app()
 
 
