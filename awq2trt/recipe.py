@@ -49,6 +49,10 @@ of WikiText-2 validation: KL from the same model with an fp16 head 0.0004 nats a
 tokens: perplexity 26.70 (fp16), 26.72 and 27.64."""
 
 
+LARGEST_SEED: Final = 2**63 - 1
+"""What generators of random numbers take."""
+
+
 class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How weights are quantized.
 
@@ -84,7 +88,7 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     calib: str = Field(default="self", min_length=1)
     samples: int = Field(default=16, ge=1)
     seqlen: int = Field(default=512, ge=8)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
 
     @property
     def scheme(self) -> QuantScheme:

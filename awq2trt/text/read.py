@@ -6,7 +6,7 @@ import codecs
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from awq2trt.errors import CalibrationError, ToolError, UsageError
 
@@ -84,10 +84,17 @@ def _jsonl_texts(path: Path) -> Iterator[str]:
             yield text
 
 
-def _lines(file: Iterator[str], path: Path) -> Iterator[str]:
-    """The lines of a file, which may turn out not to be in its encoding."""
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a file, which may turn out not to be in its encoding, or to be no lines."""
     try:
-        yield from file
+        while line := file.readline(MAX_TEXT_BYTES + 1):
+            if len(line) > MAX_TEXT_BYTES:
+                raise CalibrationError(
+                    f"expected one document a line, got a line of more than {MAX_TEXT_BYTES >> 20} MiB.",
+                    where=str(path),
+                    fix="call it .txt if it is plain text; else split the document.",
+                )
+            yield line
     except UnicodeError as error:
         raise _not_in_encoding(path, error) from error
 

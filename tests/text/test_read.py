@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from awq2trt.errors import CalibrationError, ToolError, UsageError
+from awq2trt.text import read
 from awq2trt.text.read import read_text
 
 
@@ -116,3 +117,15 @@ def test_without_the_package_the_error_says_how_to_install_it(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ToolError, match="pip install datasets"):
         read_text("wikitext", characters=25)
+
+
+def test_a_jsonl_file_without_lines_is_refused_and_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "MAX_TEXT_BYTES", 1 << 20)
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "' + "x" * (1 << 20) + '"}')
+    with pytest.raises(
+        CalibrationError, match=r"text\.jsonl: expected one document a line, got a line of more than 1 MiB"
+    ):
+        read_text(str(path), characters=10)
