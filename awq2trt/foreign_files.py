@@ -111,5 +111,5 @@ def read_bounded(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise ValueError(f"it has more than {limit >> 20} MiB")
+        raise ValueError(f"it has more than {limit >> 10:,} KiB")
     return content

@@ -46,9 +46,9 @@ def read_text(calib: str, *, characters: int, flag: str = "--calib") -> str:
     """
     path = Path(calib).expanduser()
     if path.suffix not in (".txt", ".raw", ".jsonl"):
-        if path.is_file():
+        if path.exists() and not path.is_dir():
             raise UsageError("expected a .txt or .jsonl file.", where=calib, fix="rename it, or convert it to text.")
-        return _join(_dataset_texts(calib), characters)
+        return _join(_dataset_texts(calib, flag), characters)
     if not path.is_file():
         raise UsageError("no such file.", where=calib, fix=f"check the path given as {flag}.")
     if path.suffix == ".jsonl":
@@ -123,7 +123,7 @@ def _refuse_nul(text: str, where: str) -> None:
         )
 
 
-def _dataset_texts(calib: str) -> Iterator[str]:
+def _dataset_texts(calib: str, flag: str) -> Iterator[str]:
     """Texts of a data set, streamed. NAME, NAME:CONFIG or NAME:CONFIG:SPLIT; the split is `train` by default."""
     try:
         from datasets import load_dataset
@@ -131,7 +131,7 @@ def _dataset_texts(calib: str) -> Iterator[str]:
         raise ToolError(
             "no such file, and the package `datasets` that could load it by name is not installed.",
             where=calib,
-            fix="pip install datasets, or name a .txt or .jsonl file, or use --calib self.",
+            fix=f"pip install datasets, or name a .txt or .jsonl file as {flag}.",
         ) from error
     name, config, split = ([*calib.split(":"), "", ""])[:3]
     try:

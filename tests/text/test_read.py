@@ -85,6 +85,8 @@ def test_missing_files_and_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pdf").write_bytes(b"x")
     with pytest.raises(UsageError, match="jsonl"):
         read_text(str(tmp_path / "text.pdf"), characters=10)
+    with pytest.raises(UsageError, match=r"/dev/zero: expected a \.txt or \.jsonl file"):
+        read_text("/dev/zero", characters=10)
 
 
 def test_a_data_set_is_streamed_until_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +117,7 @@ def test_a_data_set_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch
 
 def test_without_the_package_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ToolError, match="pip install datasets"):
+    with pytest.raises(ToolError, match=r"pip install datasets, or name a \.txt or \.jsonl file as --calib"):
         read_text("wikitext", characters=25)
 
 
@@ -125,7 +127,5 @@ def test_a_jsonl_file_without_lines_is_refused_and_not_read_whole(
     monkeypatch.setattr(read, "MAX_TEXT_BYTES", 1 << 20)
     path = tmp_path / "text.jsonl"
     path.write_text('{"text": "' + "x" * (1 << 20) + '"}')
-    with pytest.raises(
-        CalibrationError, match=r"text\.jsonl: expected one document a line, got a line of more than 1 MiB"
-    ):
+    with pytest.raises(CalibrationError, match=r"text\.jsonl: .* got a line of more than 1 MiB"):
         read_text(str(path), characters=10)
