@@ -67,8 +67,7 @@ def _windows_of_ids(ids: list[int], samples: int, seqlen: int, where: str) -> Te
         raise CalibrationError(
             f"expected at least one window of {seqlen} tokens, got a text of {len(ids)}.",
             where=where,
-            fix="name a longer text"
-            + (f", or use --seqlen {len(ids)} or less." if len(ids) >= SHORTEST_WINDOW else "."),
+            fix=f"name a longer text{shorter}.",
         )
     count = min(samples, len(ids) // seqlen)
     step = (len(ids) - seqlen) // max(count - 1, 1)
