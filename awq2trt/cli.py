@@ -418,9 +418,7 @@ def bench(
 def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint, ONNX model or engine.")],
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    html_file: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="A page with plots, of a checkpoint.")
-    ] = None,
+    html_file: cli_flags.HtmlFile = None,
     results: Annotated[
         Path | None, typer.Option("--results", metavar="FILE", help="What eval --json wrote, for the page.")
     ] = None,

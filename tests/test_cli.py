@@ -273,6 +273,8 @@ def test_targets_of_a_model_needs_its_config_alone(awq2trt: Callable[..., Outcom
     assert "5.7 .. 5.5" in rows["orin"]
     symmetric = awq2trt("targets", str(tmp_path), "--symmetric", "--group-size", "-1", "--jetpack", "6.2").out
     assert symmetric != outcome.out
+    longer = awq2trt("targets", str(tmp_path), "--max-seq-len", str(10**18))
+    assert (longer.code, "expected at most 4096 tokens" in longer.err) == (2, True)
 
 
 @pytest.mark.parametrize(
