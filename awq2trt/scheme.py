@@ -59,7 +59,7 @@ class QuantScheme:
     def __post_init__(self) -> None:
         if self.bits not in SUPPORTED_BITS:
             raise UsageError(
-                f"got {self.bits} bits, expected one of {_listed(SUPPORTED_BITS)}.",
+                f"got {self.bits} bits, expected one of {_listed(BLOCK_BITS)}, or 8 for a head.",
                 where="--bits",
                 fix=_FEWER_BITS,
             )

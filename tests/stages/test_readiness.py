@@ -229,8 +229,8 @@ def test_results_take_no_file_of_a_models_place(made: Path, model: Path, tmp_pat
         with pytest.raises(UsageError, match="it is a file of a model, which the results would replace"):
             require_file(path, "--json")
     (tmp_path / "results.json").write_text("{}")  # of an earlier run
-    for path in (tmp_path / "results.json", made / "onnx" / "page.html", None):
-        require_file(path, "--json")
+    for free in (tmp_path / "results.json", made / "onnx" / "page.html", None):
+        require_file(free, "--json")
 
 
 @pytest.mark.parametrize(
