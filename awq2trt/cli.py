@@ -404,7 +404,7 @@ def targets(
     jetpack: cli_flags.JetPack = None,
 ) -> None:
     """What can be built for; with MODEL or --shape, whether it fits and how fast it can decode at most."""
-    from awq2trt.engine.predict import outlook_lines
+    from awq2trt.engine.outlook import outlook_lines
     from awq2trt.recipe import apply_flags, load_recipe
     from awq2trt.report.lines import target_lines
 

@@ -146,7 +146,8 @@ def _subject(request: BenchRequest, progress: Progress) -> Iterator[_Subject]:
         yield _Subject(name, artifact.directory, artifact, config, capacity, longest, windows)
         return
     from awq2trt.evaluation.decode_bench import FIRST_TOKEN_LENGTHS
-    from awq2trt.evaluation.model_shapes import RandomModel, shape_config
+    from awq2trt.evaluation.random_model import RandomModel
+    from awq2trt.models.published_shapes import shape_config
     from awq2trt.onnx_export import export_onnx
     from awq2trt.recipe import ExportOptions, Recipe, apply_flags
 

@@ -15,12 +15,12 @@ from awq2trt.checking.chain import run_chain
 from awq2trt.checking.results import ON_GPU
 from awq2trt.checking.subject import find_subject
 from awq2trt.errors import OutOfMemoryError, ToolError, UsageError
-from awq2trt.evaluation.model_shapes import SHAPES
 from awq2trt.graph.read import open_decoder
 from awq2trt.machine import gpu as machine_gpu
 from awq2trt.machine import plugin_library
 from awq2trt.machine.plugin_library import LIBRARY_NAME, PluginLibrary
 from awq2trt.models.families import FAMILIES
+from awq2trt.models.published_shapes import SHAPES
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.report.bench import bench_json, bench_lines, bench_markdown
