@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-
-from tools.docs_pages import OUTSIDE, ROOT, site_links
+from docs_pages import OUTSIDE, ROOT, site_links
 
 PAGES = {"index.md", "cpp.md", "notes/accuracy.md", "plugins/FORMAT.md", "CONTRIBUTING.md"}
 
