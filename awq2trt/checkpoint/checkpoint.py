@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from awq2trt.checkpoint.layouts import StoredFormat, read_format, unpack_linear
 from awq2trt.errors import CheckpointError, UnsupportedError
-from awq2trt.models.families import DecoderSpec, FusedLinear
+from awq2trt.models.families import DecoderSpec, FusedLinear, describe_vision
 from awq2trt.models.sources.base import (
     CONFIG_FILE,
     Array,
@@ -58,6 +58,7 @@ class QuantizedCheckpoint(ModelSource):
         self.format = stored
         self.scheme = stored.scheme
         self.spec = spec
+        self.vision = describe_vision(config, [*tensors])
         self._tensors = tensors
         layers = range(spec.num_layers)
         self._stored = {spec.prefix(i) + name: shape for i in layers for name, shape in spec.stored_linears().items()}

@@ -404,8 +404,12 @@ def run_model(source: ModelSource, tokens: Tensor, *, progress: Callable[[int], 
     Returns:
         fp32 [batch, S, hidden_size], before the final norm.
     """
-    runner = BlockRunner.for_positions(source.spec, tokens.shape[1])
-    hidden = Ends(source).embed(tokens)
+    return run_blocks(source, Ends(source).embed(tokens), progress=progress)
+
+
+def run_blocks(source: ModelSource, hidden: Tensor, *, progress: Callable[[int], None] | None = None) -> Tensor:
+    """As `run_model`, from the residual stream before the first block on, fp32 [batch, S, hidden_size]."""
+    runner = BlockRunner.for_positions(source.spec, hidden.shape[1])
     for layer in range(source.spec.num_layers):
         weights = load_block(source, layer)
         # One sequence at a time keeps the MLP's [S, intermediate] activations small.

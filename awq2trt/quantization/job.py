@@ -174,7 +174,7 @@ class QuantizeJob:
         vocab_size, length = self.source.spec.vocab_size, min(_PROBE_TOKENS, self.source.spec.max_positions)
         generator = torch.Generator(CPU).manual_seed(self.options.seed)
         drawn = torch.randint(0, vocab_size, (1, length), generator=generator, device=CPU)
-        bos = self.source.config.get("bos_token_id")
+        bos = self.source.text_config.get("bos_token_id")
         if isinstance(bos, int) and bos < vocab_size:
             drawn[0, 0] = bos
         return drawn

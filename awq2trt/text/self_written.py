@@ -95,5 +95,5 @@ def _first_tokens(source: ModelSource, samples: int, generator: torch.Generator)
         int64 [samples, 1 or 2].
     """
     drawn = torch.randperm(source.spec.vocab_size, generator=generator, device="cpu")[:samples].unsqueeze(1)
-    bos = source.config.get("bos_token_id")
+    bos = source.text_config.get("bos_token_id")
     return F.pad(drawn, (1, 0), value=bos) if family_named(source.spec.family).needs_bos and bos is not None else drawn

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.errors import CheckpointError, UnsupportedError
-from awq2trt.models.families import DecoderSpec, find_family
+from awq2trt.models.families import DecoderSpec, VisionSpec, find_family
 from awq2trt.models.spec import ModelSpec
 
 Array = NDArray[Any]
@@ -51,16 +51,23 @@ class ModelSource(ABC):
         name: What the user called it.
         config: config.json.
         spec: Its decoder described.
+        vision: How it sees, described; None for a model of text.
     """
 
     name: str
     config: dict[str, Any]
     spec: DecoderSpec
+    vision: VisionSpec | None = None
 
     @property
     def model_spec(self) -> ModelSpec:
         """The whole model described."""
-        return ModelSpec(self.spec)
+        return ModelSpec(self.spec, self.vision)
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The decoder's part of config.json: all of it, unless the model sees."""
+        return decoder_config(self.config)
 
     @property
     @abstractmethod
@@ -128,6 +135,11 @@ class ModelSource(ABC):
         """All tensors outside the blocks, by full name, verified."""
         return {name: self.checked_tensor(name, shape) for name, shape in self.spec.outer_shapes().items()}
 
+    def vision_tensors(self) -> dict[str, Array]:
+        """All tensors of the vision tower and its projector, by full name, verified; none for a model of text."""
+        shapes = {} if self.vision is None else self.vision.shapes()
+        return {name: self.checked_tensor(name, shape) for name, shape in shapes.items()}
+
 
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory.
@@ -149,6 +161,12 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"expected a JSON object, got {type(config).__name__}.", where=str(path))
     return config
+
+
+def decoder_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of config.json that describes the decoder; a model that sees has it under `text_config`."""
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
 
 
 def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
@@ -193,7 +211,7 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
     for path in found:
         (destination / path.name).write_bytes(path.read_bytes())
     if not (source / GENERATION_CONFIG_FILE).is_file() and (source / CONFIG_FILE).is_file():
-        config = read_config(source)
+        config = decoder_config(read_config(source))
         tokens = {key: config[key] for key in _GENERATION_TOKENS if config.get(key) is not None}
         if tokens:
             text = json.dumps({"_from_model_config": True, **tokens}, indent=2)
