@@ -243,9 +243,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="The task's JSONL file.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples.")] = None,
     device: cli_flags.Device = "cpu",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Results, for inspect --html.")
-    ] = None,
+    json_file: cli_flags.ResultsFile = None,
 ) -> None:
     """Perplexity on a text, or accuracy in a task."""
     from awq2trt.errors import UsageError
@@ -383,9 +381,9 @@ def bench(
     code_bits: Annotated[int, typer.Option("--code-bits", help="Of --kernels: 4, or 8 for heads.")] = 4,
     group_size: Annotated[int, typer.Option("--group-size", help="Of --kernels.")] = 128,
     dtype: Annotated[str, typer.Option("--dtype", help="Of --kernels: float16 or bfloat16.")] = "float16",
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.")] = None,
-    markdown_file: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="A table.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.")] = None,
+    json_file: cli_flags.NumbersFile = None,
+    markdown_file: cli_flags.MarkdownFile = None,
+    plot_file: cli_flags.PlotFile = None,
 ) -> None:
     """Speed of a model, token by token, or of the kernels alone."""
     if kernels:

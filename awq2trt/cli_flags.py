@@ -81,3 +81,20 @@ RepetitionPenalty = Annotated[
 CheckGolden = Annotated[
     bool, typer.Option("--golden/--no-golden", help="Check golden outputs at the first run on a GPU.")
 ]
+
+
+def _writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Refuses a file for results before the work whose results it is for."""
+    from awq2trt.stages.readiness import require_file
+
+    require_file(value, parameter.opts[0])
+    return value
+
+
+ResultsFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Results, for inspect --html.", callback=_writable),
+]
+NumbersFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.", callback=_writable)]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="A table.", callback=_writable)]
+PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.", callback=_writable)]

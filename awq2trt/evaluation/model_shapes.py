@@ -165,6 +165,13 @@ class RandomModel:
             bias=np.zeros(rows, np.float16) if self.spec.has_bias(relative) else None,
         )
 
+    def is_quantized(self, name: str) -> bool:
+        """Whether a linear is: all are."""
+        return True
+
+    def input_order(self, name: str) -> None:
+        """The order of a linear's input channels: their own."""
+
     def tensor(self, name: str) -> NDArray[np.generic]:
         """Ones for a norm, small numbers for an embedding or a head."""
         shape = self.spec.outer_shapes().get(name) or self.spec.block_shapes()[_relative(name)]

@@ -1,7 +1,7 @@
 """Images as a vision tower wants them: what a model's own processor makes of RGB, to the last bit.
 
-In: uint8 [height, width, 3] (`awq2trt.images.read`) and the model's preprocessor_config.json. Out: fp32 [3, height, width].
-NumPy and Pillow only.
+In: uint8 [height, width, 3] (`awq2trt.images.read`) and the model's preprocessor_config.json. Out: fp32
+[3, height, width]. NumPy and Pillow only.
 
 Source: `CLIPImageProcessor` of transformers 5.24, its Pillow backend (`image_processing_backends.PilBackend`), which is
 the one that was there before any other: resize, cut out the middle, scale, normalise.
@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,11 +68,12 @@ class ImageProcessor:
             image = _centre(self._resized(image), self.crop)
         else:
             image = self._resized(image)
-        pixels = image.astype(np.float32)
+        pixels: NDArray[np.float32] = image.astype(np.float32)
         if self.scale is not None:
             pixels = (image.astype(np.float64) * self.scale).astype(np.float32)
         if self.mean is not None and self.std is not None:
-            pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+            mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+            pixels = ((pixels - mean) / std).astype(np.float32)
         return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
     def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -200,17 +201,17 @@ class _Reader:
 
     def sides(self, key: str, value: object) -> tuple[int, int]:
         """Height and width; a number is both."""
-        found = (value.get("height"), value.get("width")) if isinstance(value, dict) else (value, value)
-        if not all(_is_side(side) for side in found):
+        height, width = (value.get("height"), value.get("width")) if isinstance(value, dict) else (value, value)
+        if not (_is_side(height) and _is_side(width)):
             raise self.refusal(key, f"height and width from 1 to {_LARGEST_SIDE}")
-        return found
+        return height, width
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_side(value: object) -> bool:
+def _is_side(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_SIDE
 
 

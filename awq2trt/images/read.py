@@ -1,7 +1,7 @@
 """Image files as RGB, upright, on white where they are transparent.
 
-In: a file of any kind that Pillow reads. Out: uint8 [height, width, 3], the first frame of an animation. Turned as its EXIF
-data says (`load_image` of transformers 5.24) and laid on white (`convert_to_rgb` there). NumPy and Pillow only.
+In: a file of any kind that Pillow reads. Out: uint8 [height, width, 3], the first frame of an animation. Turned as its
+EXIF data says (`load_image` of transformers 5.24) and laid on white (`convert_to_rgb` there). NumPy and Pillow only.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MOST_PIXELS: Final = 1 << 27
 that few use."""
 
 MOST_ELONGATED: Final = 200
-"""Longer images, in sides of the shorter one, are refused as Qwen2-VL's processor does: of nothing so thin is anything left
-that a tower could see."""
+"""Longer images, in sides of the shorter one, are refused as Qwen2-VL's processor does: a tower would see nothing of
+them."""
 
 _KINDS: Final = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 

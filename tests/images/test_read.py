@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from pictures import picture
+from PIL import Image
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
@@ -96,7 +96,7 @@ BAD = {
     "empty": (lambda path: path.write_bytes(b""), r"begins with b''"),
     "truncated": (_truncated, "truncated or damaged"),
     "damaged": (_damaged, "truncated or damaged"),
-    "thread": (lambda path: Image.new("L", (20000, 1)).save(path, "png"), "at most 200 times as long as wide, got 20000"),
+    "thread": (lambda path: Image.new("L", (20000, 1)).save(path, "png"), "200 times as long as wide, got 20000"),
     "huge": (lambda path: Image.new("1", (16384, 8193)).save(path, "png"), r"at most 134,217,728 pixels, got 16384 x"),
     "bomb": (lambda path: Image.new("1", (20000, 10000)).save(path, "png"), r"at most 134,217,728 pixels, got"),
     "directory": (lambda path: path.mkdir(), "expected an image file, got a directory"),

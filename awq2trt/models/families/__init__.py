@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
+from awq2trt.foreign_files import reading
 from awq2trt.models.families import bloom, falcon, gemma, gpt_neox, llama, llava, mpt, opt, phi3, qwen
-from awq2trt.models.families.config_keys import GELU, GELU_TANH, RELU, SILU, refuse_unless
+from awq2trt.models.families.config_keys import GELU, GELU_TANH, PUBLISHED, RELU, SILU, refuse_unless
 from awq2trt.models.families.description import DecoderSpec, Family
 from awq2trt.models.families.parts import (
     ACTIVATION,
@@ -105,12 +106,13 @@ def describe_model(
         UnsupportedError: No family lists the model's architecture, the family cannot express the model, or the
             checkpoint holds a tensor that the description does not name.
     """
-    seeing = _vision_family(config)
-    if seeing is not None:
-        spec, vision = seeing.describe(config, tensor_names)
-        tensor_names = set(tensor_names) - vision.shapes().keys()
-    else:
-        spec = _describe_decoder(config, tensor_names)
+    with reading("a model's configuration", "config.json", fix=PUBLISHED):
+        seeing = _vision_family(config)
+        if seeing is not None:
+            spec, vision = seeing.describe(config, tensor_names)
+            tensor_names = set(tensor_names) - vision.shapes().keys()
+        else:
+            spec = _describe_decoder(config, tensor_names)
     unplaced = first_unplaced(spec, tensor_names, quantized=quantized)
     if unplaced is not None:
         raise UnsupportedError(
@@ -132,8 +134,9 @@ def describe_vision(config: Mapping[str, Any], tensor_names: Collection[str] = (
     Raises:
         UnsupportedError: As `describe_model`.
     """
-    seeing = _vision_family(config)
-    return None if seeing is None else seeing.describe(config, tensor_names)[1]
+    with reading("a model's configuration", "config.json", fix=PUBLISHED):
+        seeing = _vision_family(config)
+        return None if seeing is None else seeing.describe(config, tensor_names)[1]
 
 
 def _describe_decoder(config: Mapping[str, Any], tensor_names: Collection[str]) -> DecoderSpec:
@@ -154,7 +157,8 @@ def _vision_family(config: Mapping[str, Any]) -> VisionFamily | None:
 
 def _unknown(config: Mapping[str, Any], tensor_names: Collection[str]) -> UnsupportedError:
     """The error for an architecture that no family lists; names the first module that the nearest one cannot place."""
-    known = ", ".join(name for family in (*FAMILIES, *VISION_FAMILIES) for name in family.architectures)
+    architectures = [family.architectures for family in FAMILIES] + [family.architectures for family in VISION_FAMILIES]
+    known = ", ".join(name for names in architectures for name in names)
     what = (
         f"unknown architecture {config.get('architectures') or config.get('model_type')!r}, expected one of: {known}."
     )

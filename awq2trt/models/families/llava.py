@@ -152,7 +152,7 @@ def _decoder(config: Mapping[str, Any], names: _Names) -> DecoderSpec:
         raise UnsupportedError(
             f"text_config.model_type: expected {', '.join(_TEXT)}, got {kind!r}.",
             where="config.json",
-            fix="this decoder behind a vision tower is not described; CONTRIBUTING.md, 'A new model family', shows how.",
+            fix="no family describes this decoder behind a tower; CONTRIBUTING.md, 'A new model family', shows how.",
         )
     refuse_unless(text, {"is_causal": True, "per_layer_config": None})
     sizes = {key: size for key, size in _TEXT_SIZES.get(kind, {}).items() if text.get(key) is None}

@@ -1,7 +1,7 @@
 """A vision tower and its projector in PyTorch, and their features among the embeddings of a text.
 
-In: a `ModelSource` and prepared images. Out: what the decoder's first block reads. Everything is computed in fp32, as the
-decoder (`awq2trt.models.decoder`).
+In: a `ModelSource` and prepared images. Out: what the decoder's first block reads. Everything is computed in fp32, like
+the decoder (`awq2trt.models.decoder`).
 
 Source: `CLIPVisionModel` and `LlavaModel` of transformers.
 """
