@@ -56,7 +56,7 @@ def save_llava(
                 value.normal_(std=0.2)
     model.save_pretrained(directory)
     save_tokenizer(directory)
-    side = config.vision_config.image_size
+    side = {**TOWER_CONFIG, **(tower or {})}["image_size"]
     CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
         directory
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def _damaged(path: Path) -> None:
     path.write_bytes(data)
 
 
-BAD = {
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("hello there"), r"expected an image \(JPEG.*begins with b'hello th'"),
     "empty": (lambda path: path.write_bytes(b""), r"begins with b''"),
     "truncated": (_truncated, "truncated or damaged"),

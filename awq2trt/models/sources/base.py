@@ -51,6 +51,8 @@ TOKENIZER_FILES: Final = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "preprocessor_config.json",  # how a model that sees wants its images
+    "processor_config.json",
     GENERATION_CONFIG_FILE,
 )
 

@@ -121,6 +121,11 @@ class VisionSpec:
         """Image tokens that an image takes the place of."""
         return self.tower.num_patches + self.keeps_class
 
+    @property
+    def modules(self) -> tuple[str, str]:
+        """Names of the tower and the projector, none of whose linears are quantized."""
+        return self.tower.prefix.rstrip("."), self.projector.prefix.rstrip(".")
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, by full name."""
         return self.tower.shapes() | self.projector.shapes()
