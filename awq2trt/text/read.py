@@ -63,7 +63,7 @@ def _plain_text(path: Path) -> str:
             text = file.read(MAX_TEXT_BYTES)
         except UnicodeError as error:
             raise _not_in_encoding(path, error) from error
-    _refuse_nul(text, str(path))
+    _require_text(text, str(path))
     return text
 
 
@@ -80,7 +80,7 @@ def _jsonl_texts(path: Path) -> Iterator[str]:
                     where=f"{path}, line {number}",
                     fix='write one {"text": "..."} a line.',
                 ) from error
-            _refuse_nul(text, f"{path}, line {number}")
+            _require_text(text, f"{path}, line {number}")
             yield text
 
 
@@ -112,8 +112,16 @@ def _not_in_encoding(path: Path, error: UnicodeError) -> CalibrationError:
     )
 
 
-def _refuse_nul(text: str, where: str) -> None:
-    """Refuses what no text has: UTF-16 without its mark reads as one, and data that are none."""
+def _require_text(text: str, where: str) -> None:
+    """Refuses what no text has: NULs (UTF-16 without its mark, or data), and halves of characters, as JSON can have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CalibrationError(
+            f"expected text, got half of a surrogate pair at character {error.start}.",
+            where=where,
+            fix="write the JSON again with a library that keeps characters whole.",
+        ) from error
     place = text.find("\0")
     if place >= 0:
         raise CalibrationError(

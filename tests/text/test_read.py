@@ -69,6 +69,12 @@ def test_a_nul_in_a_text_is_named(tmp_path: Path) -> None:
         read_text(str(tmp_path / "a.txt"), characters=10)
 
 
+def test_half_a_character_in_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"text": "ab\\ud800c"}\n')
+    with pytest.raises(CalibrationError, match=r"a\.jsonl, line 2: expected text, got half of .* at character 2"):
+        read_text(str(tmp_path / "a.jsonl"), characters=10)
+
+
 @pytest.mark.parametrize(
     "line", ["not json", '{"body": "x"}', '{"text": 3}', "[]", "{}", '{"messages": [3]}', '{"prompt": "x"}']
 )

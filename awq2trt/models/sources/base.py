@@ -7,6 +7,7 @@ refused (architecture decision: no pickle, no remote code).
 from __future__ import annotations
 
 import json
+import reprlib
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -56,7 +57,9 @@ TOKENIZER_FILES: Final = (
     GENERATION_CONFIG_FILE,
 )
 
-_GENERATION_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+_END_TOKENS: Final = "eos_token_id"
+
+_GENERATION_TOKENS: Final = ("bos_token_id", _END_TOKENS, "pad_token_id")
 
 
 class ModelSource(ABC):
@@ -293,7 +296,7 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
     transformers (`GenerationConfig.from_model_config`); only a generation_config.json goes along with the tokenizer.
 
     Raises:
-        CheckpointError: There is no tokenizer in `source`.
+        CheckpointError: There is no tokenizer in `source`, or the tokens that end an answer are no ids.
     """
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not any(path.name in ("tokenizer.json", "tokenizer.model", "vocab.json") for path in found):
@@ -313,3 +316,21 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
         if tokens:
             text = json.dumps({"_from_model_config": True, **tokens}, indent=2)
             (destination / GENERATION_CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    if (destination / GENERATION_CONFIG_FILE).is_file():
+        _require_end_ids(read_json(destination / GENERATION_CONFIG_FILE), source)
+
+
+def _require_end_ids(config: Mapping[str, Any], source: Path) -> None:
+    """Refuses tokens that are to end an answer and are no ids.
+
+    Raises:
+        CheckpointError: They are something else.
+    """
+    ends = config.get(_END_TOKENS)
+    if not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends])) and ends is not None:
+        named = GENERATION_CONFIG_FILE if (source / GENERATION_CONFIG_FILE).is_file() else CONFIG_FILE
+        raise CheckpointError(
+            f"{_END_TOKENS}: expected the id of a token, or a list of ids, got {reprlib.repr(ends)}.",
+            where=str(source / named),
+            fix=f"use the {named} that the model was published with.",
+        )
