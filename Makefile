@@ -13,6 +13,9 @@ VENV ?= .venv
 # Processes that run tests. Each gets one thread, or they would fight over the cores.
 WORKERS ?= 2
 PYTEST_FLAGS ?=
+# For each of the readers that `make fuzz` goes through; FUZZ_READERS names some of them.
+FUZZ_SECONDS ?= 600
+FUZZ_READERS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
@@ -147,6 +150,10 @@ fuzz-runtime: $(NATIVE_FUZZ) ## fuzzers of the C++ library, in build/fuzz-runtim
 	    -DAWQ2TRT_FUZZ=ON -DAWQ2TRT_BUILD_TESTS=ON
 	@cmake --build build/fuzz-runtime
 
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## fuzzes what reads files of others, FUZZ_SECONDS each (600); what it finds is in build/fuzz
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py --seconds $(FUZZ_SECONDS) $(FUZZ_READERS)
+
 .PHONY: test-plugins
 test-plugins: plugins ## the plugin library's C++ tests; those that need a GPU are skipped without one
 	@ctest --test-dir build/plugins --output-on-failure
@@ -180,6 +187,11 @@ tidy: runtime $(NATIVE_TIDY) ## clang-tidy over the C++ library
 .PHONY: test
 test: lint types imports test-plugins test-runtime tidy runtime-aarch64 plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) $(BROWSER) ## everything that CI checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
+
+.PHONY: matrix
+matrix: $(INSTALLED) ## 20 variants of every family against transformers, through GGUF and in ONNX Runtime; half an hour
+	@OMP_NUM_THREADS=1 AWQ2TRT_VARIANTS=20 AWQ2TRT_GGUF_VARIANTS=20 AWQ2TRT_ONNX_VARIANTS=20 \
+	    $(BIN)/python -m pytest -n $(WORKERS) tests/e2e/test_config_variants.py $(PYTEST_FLAGS)
 
 .PHONY: demo
 demo: $(DEMO_MODEL) ## SmolLM2-135M from weights to a TensorRT-RTX engine and a kit for Jetson Orin, in build/demo

@@ -243,9 +243,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="The task's JSONL file.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples.")] = None,
     device: cli_flags.Device = "cpu",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Results, for inspect --html.")
-    ] = None,
+    json_file: cli_flags.ResultsFile = None,
 ) -> None:
     """Perplexity on a text, or accuracy in a task."""
     from awq2trt.errors import UsageError
@@ -364,9 +362,7 @@ def bench(
     directory: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="ONNX model, or built for cpu or cuda.")
     ] = None,
-    shape: Annotated[
-        str | None, typer.Option("--shape", help="Random weights of a published size instead: llama-2-7b, mpt-7b, ...")
-    ] = None,
+    shape: cli_flags.Shape = None,
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Blocks of the shape. [all]")] = None,
     prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")] = 4,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate.")] = 200,
@@ -385,9 +381,9 @@ def bench(
     code_bits: Annotated[int, typer.Option("--code-bits", help="Of --kernels: 4, or 8 for heads.")] = 4,
     group_size: Annotated[int, typer.Option("--group-size", help="Of --kernels.")] = 128,
     dtype: Annotated[str, typer.Option("--dtype", help="Of --kernels: float16 or bfloat16.")] = "float16",
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.")] = None,
-    markdown_file: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="A table.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.")] = None,
+    json_file: cli_flags.NumbersFile = None,
+    markdown_file: cli_flags.MarkdownFile = None,
+    plot_file: cli_flags.PlotFile = None,
 ) -> None:
     """Speed of a model, token by token, or of the kernels alone."""
     if kernels:
@@ -451,6 +447,7 @@ def targets(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="What will it need there? A config.json is enough.")
     ] = None,
+    shape: cli_flags.Shape = None,
     recipe: cli_flags.Recipe = None,
     bits: cli_flags.Bits = None,
     group_size: cli_flags.GroupSize = None,
@@ -459,15 +456,15 @@ def targets(
     max_seq_len: cli_flags.MaxSeqLen = None,
     jetpack: cli_flags.JetPack = None,
 ) -> None:
-    """What can be built for; with MODEL, whether it fits and how fast it can decode at most."""
+    """What can be built for; with MODEL or --shape, whether it fits and how fast it can decode at most."""
     from awq2trt.engine.predict import outlook_lines
     from awq2trt.recipe import apply_flags, load_recipe
     from awq2trt.report.lines import target_lines
 
-    if model is None:
+    if model is None and shape is None:
         print("\n".join(target_lines()))
         return
-    from awq2trt.stages.kit import model_spec, predict_outlooks
+    from awq2trt.stages.kit import predict_outlooks, spec_of
 
     quantizing: dict[str, object] = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "head": head}
     flags: dict[str, dict[str, object]] = {
@@ -476,7 +473,7 @@ def targets(
         "build": {"jetpack": jetpack},
     }
     options = apply_flags(load_recipe(recipe), flags)
-    print("\n".join(outlook_lines(predict_outlooks(model_spec(model), options))))
+    print("\n".join(outlook_lines(predict_outlooks(spec_of(model, shape), options))))
 
 
 @app.command()

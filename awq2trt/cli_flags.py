@@ -21,6 +21,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run with the same options.")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with these options; flags win.")]
 Method = Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS)}. [{DEFAULT_METHOD}]")]
+Shape = Annotated[
+    str | None, typer.Option("--shape", help="A published size instead of a model's files: llama-2-7b, mpt-30b, ...")
+]
 Effort = Annotated[
     str | None, typer.Option("--effort", help="How hard awq searches: fast, default, best or max. [default]")
 ]
@@ -78,3 +81,20 @@ RepetitionPenalty = Annotated[
 CheckGolden = Annotated[
     bool, typer.Option("--golden/--no-golden", help="Check golden outputs at the first run on a GPU.")
 ]
+
+
+def _writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Refuses a file for results before the work whose results it is for."""
+    from awq2trt.stages.readiness import require_file
+
+    require_file(value, parameter.opts[0])
+    return value
+
+
+ResultsFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Results, for inspect --html.", callback=_writable),
+]
+NumbersFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.", callback=_writable)]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="A table.", callback=_writable)]
+PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.", callback=_writable)]

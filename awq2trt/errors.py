@@ -60,6 +60,10 @@ class ToolError(Awq2trtError):
     """This machine lacks, or has the wrong version of, something a stage needs."""
 
 
+class OutOfMemoryError(ToolError):
+    """A GPU's memory does not suffice."""
+
+
 class NoGpuError(ToolError):
     """No GPU here that could run the model, or no driver for it: nothing is wrong with the model."""
 

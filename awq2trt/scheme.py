@@ -111,6 +111,8 @@ class QuantizedLinear:
         zeros: Zero points as unsigned codes, uint8 [N, ceil(K/G)]; None for a symmetric scheme.
         scheme: How the codes were made.
         bias: fp16, fp32 or bf16 [N], or None.
+        input_order: Input channel that each column of `codes` multiplies, int64 [K], where columns were sorted into
+            groups (act-order); None for columns in the order of the channels.
     """
 
     codes: NDArray[np.uint8]
@@ -118,6 +120,7 @@ class QuantizedLinear:
     zeros: NDArray[np.uint8] | None
     scheme: QuantScheme
     bias: NDArray[np.generic] | None = None
+    input_order: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.codes.ndim != 2 or self.codes.dtype != np.uint8:
@@ -135,6 +138,8 @@ class QuantizedLinear:
             raise ValueError(f"zeros: expected uint8 {expected}, got {self.zeros.dtype} {self.zeros.shape}")
         if self.bias is not None and self.bias.shape != (self.out_features,):
             raise ValueError(f"bias: expected [{self.out_features}], got {self.bias.shape}")
+        if self.input_order is not None and self.input_order.shape != (self.in_features,):
+            raise ValueError(f"input_order: expected [{self.in_features}], got {self.input_order.shape}")
 
     @property
     def out_features(self) -> int:
@@ -173,7 +178,7 @@ class QuantizedLinear:
         return replace(self, codes=self.codes + np.uint8(shift), scheme=scheme)
 
     def dequantize(self) -> NDArray[np.float32]:
-        """The weight that the codes stand for.
+        """The weight that the codes stand for, its columns in the order of the input channels.
 
         Returns:
             float32 [N, K]; exact for fp16 and bf16 scales: 11 bits times an integer of 9 fit in 24.
@@ -185,7 +190,8 @@ class QuantizedLinear:
             zeros = self.scheme.symmetric_zero
         else:
             zeros = self.zeros.astype(np.int16)[:, column_group]  # [N, K]
-        return scales * (self.codes.astype(np.int16) - zeros)
+        weight = scales * (self.codes.astype(np.int16) - zeros)
+        return weight if self.input_order is None else weight[:, np.argsort(self.input_order)]
 
 
 def _listed(values: tuple[int, ...]) -> str:

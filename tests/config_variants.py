@@ -231,3 +231,80 @@ _DRAWS: dict[str, _Draw] = {
     "falcon": _falcon,
     "gpt_neox": _gpt_neox,
 }
+
+GGUF_FAMILIES = tuple(family for family in _DRAWS if family != "opt")
+"""Those that llama.cpp's converter knows."""
+
+_GGUF_ROPES = ("default", "linear", "yarn")
+"""Scalings that the converter writes as keys, of which it knows no further parameters."""
+
+
+def draw_for_gguf(family: str, seed: int) -> Config:
+    """A variant as far as a GGUF file can say it: what llama.cpp has no key for is as its code takes it for granted."""
+    config = draw(family, seed)
+    if "rope_scaling" in config or "rope_parameters" in config:
+        config["rope_parameters"] = _gguf_rope(family, config)
+        config["max_position_embeddings"] = max(config["max_position_embeddings"], *LENGTHS)
+    for key in ("rope_scaling", "rope_theta", "rotary_emb_base"):
+        config.pop(key, None)
+    return {**config, **_TAKEN_FOR_GRANTED.get(family, {}), **_gguf_shape(family, config)}
+
+
+def _gguf_rope(family: str, config: Config) -> Config:
+    said = config.get("rope_parameters") or {
+        "rope_theta": config.get("rope_theta"),
+        **(config.get("rope_scaling") or {}),
+    }
+    kind = said.get("rope_type", said.get("type", "default"))
+    plain = {"rope_type": "default", "rope_theta": said.get("rope_theta") or 10000.0}
+    if family == "phi3":
+        scaled = {key: value for key, value in said.items() if key != "type"} | {"rope_type": "longrope"}
+        return plain if kind == "default" else {**plain, **scaled}
+    extra = {"mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate", "attention_factor"} & {*said}
+    if kind not in _GGUF_ROPES or extra:
+        return plain
+    return {**plain, **{key: value for key, value in said.items() if key != "type"}, "rope_type": kind}
+
+
+def _gguf_shape(family: str, config: Config) -> Config:
+    """Sizes that depend on each other in llama.cpp."""
+    if family in ("gemma2", "gemma3"):
+        return {"query_pre_attn_scalar": config["head_dim"]}
+    if family == "bloom":
+        return {"n_embed": None}
+    if family == "mpt":
+        return {"attn_config": {**config["attn_config"], "softmax_scale": None}}
+    if family == "gpt_neox":
+        return {"partial_rotary_factor": config["rotary_pct"]}
+    return {}
+
+
+_PLAIN: Config = {"attention_bias": False, "tie_word_embeddings": True}
+"""Of Gemma: llama.cpp knows neither biases nor a head of its own."""
+
+_TAKEN_FOR_GRANTED: dict[str, Config] = {
+    "mistral": {"sliding_window": None},
+    "qwen2": {"use_sliding_window": False, "layer_types": None},
+    "qwen3": {"use_sliding_window": False, "layer_types": None},
+    "gemma": {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"} | _PLAIN,
+    "gemma2": {
+        **_PLAIN,
+        "hidden_act": "gelu_pytorch_tanh",
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma3": {
+        **_PLAIN,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "final_logit_softcapping": None,
+        "layer_types": None,
+        "sliding_window_pattern": 6,
+        "rope_parameters": None,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "num_hidden_layers": 7,
+    },
+    "falcon": {"alibi": False, "parallel_attn": True, "activation": "gelu", "multi_query": True},
+    "gpt_neox": {"hidden_act": "gelu"},
+}
+"""What the architecture's code in llama.cpp does whatever the file says."""

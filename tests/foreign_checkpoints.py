@@ -54,6 +54,8 @@ class Foreign:
         symmetric: All zero points are 2^(bits-1).
         encode: Codes [N, K], zeros [N, groups], scales [N, groups] -> tensors of a linear.
         scale_dtype: Of the scales.
+        groups_tensor: Which says the group of each input channel, in no order (act-order); None for channels in order.
+        intermediate: Channels between gate, up and down.
     """
 
     quantization: dict[str, Any]
@@ -61,6 +63,8 @@ class Foreign:
     bits: int = 4
     symmetric: bool = False
     scale_dtype: torch.dtype = torch.float16
+    groups_tensor: str | None = None
+    intermediate: int = 96
 
 
 def words(rows: Sequence[Sequence[int]], bits: int) -> torch.Tensor:
@@ -81,6 +85,46 @@ def encode_awq(codes: Array, zeros: Array, scales: torch.Tensor) -> dict[str, to
         return words(value[:, order].tolist(), 4)
 
     return {"qweight": shuffled(codes.T), "qzeros": shuffled(zeros.T), "scales": scales.T.contiguous()}
+
+
+def _padded(value: Array, width: int) -> Array:
+    """Zeros up to `width` columns."""
+    return np.pad(value, ((0, 0), (0, width - value.shape[1])))
+
+
+_GEMV_WIDTH = 32
+"""Scales of a row of up to 8 groups of 32: four words of 8."""
+
+
+def encode_gemv(codes: Array, zeros: Array, scales: torch.Tensor) -> dict[str, torch.Tensor]:
+    """AutoAWQ's GEMV: nibbles in order, scales and zeros with room for 32 groups."""
+    return {
+        "qweight": words(codes.tolist(), 4),
+        "qzeros": words(_padded(zeros, _GEMV_WIDTH).tolist(), 4),
+        "scales": torch.from_numpy(_padded(scales.numpy(), _GEMV_WIDTH)),
+    }
+
+
+def encode_gemv_fast(codes: Array, zeros: Array, scales: torch.Tensor) -> dict[str, torch.Tensor]:
+    """AutoAWQ's GEMV-fast: `pack_intweight` with loops in place of its reshapes."""
+    rows, columns = codes.shape
+    shuffled = np.empty_like(codes)
+    for start in range(0, columns, 32):
+        pairs = [start + 8 * eight + 2 * pair + odd for pair in range(4) for eight in range(4) for odd in range(2)]
+        order = [pairs[8 * octet + k] for octet in range(4) for k in (0, 2, 4, 6, 1, 3, 5, 7)]
+        shuffled[:, start : start + 32] = codes[:, order]
+    packed = np.empty((rows // 4, columns), np.uint16)
+    for row in range(0, rows, 4):
+        for column in range(0, columns, 64):
+            tile = shuffled[row : row + 4, column : column + 64].reshape(-1).tolist()  # four rows, one after another
+            for word in range(64):
+                packed[row // 4, column + word] = sum(tile[4 * word + k] << (4 * k) for k in range(4))
+    scaled = -(scales.numpy().astype(np.float32) * zeros).astype(np.float16)
+    return {
+        "qweight": torch.from_numpy(packed.view(np.int16)),
+        "scales": torch.from_numpy(_padded(scales.numpy(), _GEMV_WIDTH)).T.contiguous(),
+        "scaled_zeros": torch.from_numpy(_padded(scaled, _GEMV_WIDTH)).T.contiguous(),
+    }
 
 
 def encode_gptq(bits: int, offset: int) -> Callable[[Array, Array, torch.Tensor], dict[str, torch.Tensor]]:
@@ -135,10 +179,33 @@ def gptq_config(bits: int, version: str, *, symmetric: bool) -> dict[str, Any]:
             "checkpoint_format": version, "damp_percent": 0.01, "true_sequential": True}  # fmt: skip
 
 
+def auto_round_config(packing: str, *, symmetric: bool) -> dict[str, Any]:
+    """As AutoRound writes it in its own format."""
+    return {"quant_method": "auto-round", "packing_format": packing, "bits": 4, "group_size": GROUP, "sym": symmetric,
+            "data_type": "int", "iters": 200, "autoround_version": "0.16.1",
+            "extra_config": {"model.layers.0.mlp.gate": {"bits": 16}}}  # fmt: skip
+
+
 AWQ_CONFIG = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": GROUP, "zero_point": True}
 
 FOREIGN = {
     "awq": Foreign(AWQ_CONFIG, encode_awq),
+    "awq-gemv": Foreign({**AWQ_CONFIG, "version": "GEMV"}, encode_gemv),
+    "awq-gemv_fast": Foreign({**AWQ_CONFIG, "version": "gemv_fast"}, encode_gemv_fast, intermediate=128),
+    "gptq-act-order": Foreign(
+        {**gptq_config(4, "gptq", symmetric=False), "desc_act": True}, encode_gptq(4, 1), groups_tensor="g_idx"
+    ),
+    "compressed-act-order": Foreign(
+        compressed_config(4, symmetric=True),
+        encode_compressed(4, symmetric=True),
+        symmetric=True,
+        groups_tensor="weight_g_idx",
+    ),
+    "auto_round-gptq": Foreign(
+        auto_round_config("auto_round:auto_gptq", symmetric=True), encode_gptq(4, 1), symmetric=True
+    ),
+    "auto_round-exllamav2": Foreign(auto_round_config("auto_round:exllamav2", symmetric=False), encode_gptq(4, 0)),
+    "auto_round-awq": Foreign(auto_round_config("auto_round:auto_awq", symmetric=False), encode_awq),
     "gptq": Foreign(gptq_config(4, "gptq", symmetric=False), encode_gptq(4, 1)),
     "gptq-sym": Foreign(gptq_config(4, "gptq", symmetric=True), encode_gptq(4, 1), symmetric=True),
     "gptq_v2": Foreign(gptq_config(4, "gptq_v2", symmetric=False), encode_gptq(4, 0)),
@@ -168,10 +235,12 @@ def save_foreign(directory: Path, foreign: Foreign, *, quantized_head: bool = Fa
     levels = 1 << foreign.bits
     tensors: dict[str, torch.Tensor] = {}
     weights: dict[str, Array] = {}
+    sizes = {"hidden_size": 64, "intermediate_size": foreign.intermediate}
     shapes = {f"model.layers.0.{name}": shape for name, shape in SHAPES.items()}
     if quantized_head:
         shapes["lm_head"] = (272, 64)
-    for full, (rows, columns) in shapes.items():
+    for full, shape in shapes.items():
+        rows, columns = (foreign.intermediate if size == CONFIG["intermediate_size"] else size for size in shape)
         groups = columns // GROUP
         codes = random.integers(0, levels, (rows, columns))
         # A zero point of 0 cannot be stored by GPTQ's first version; all others have it somewhere.
@@ -180,8 +249,12 @@ def save_foreign(directory: Path, foreign: Foreign, *, quantized_head: bool = Fa
         if foreign.symmetric:
             zeros = np.full((rows, groups), levels // 2)
         scales = torch.from_numpy(random.uniform(1e-3, 0.05, (rows, groups))).to(foreign.scale_dtype)
-        tensors |= {f"{full}.{kind}": value for kind, value in foreign.encode(codes, zeros, scales).items()}
-        spread = [np.repeat(value, GROUP, axis=1) for value in (zeros, scales.float().numpy())]
+        encoded, group = foreign.encode(codes, zeros, scales), np.arange(columns) // GROUP
+        if foreign.groups_tensor is not None:
+            group = np.random.default_rng(columns).permutation(group)  # the same for all that read the same input
+            encoded[foreign.groups_tensor] = torch.from_numpy(group.astype(np.int32))
+        tensors |= {f"{full}.{kind}": value for kind, value in encoded.items()}
+        spread = [value[:, group] for value in (zeros, scales.float().numpy())]
         weights[full] = (codes - spread[0]).astype(np.float32) * spread[1]
     dtype = foreign.scale_dtype
     for name in ("model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm", "model.norm"):
@@ -191,7 +264,7 @@ def save_foreign(directory: Path, foreign: Foreign, *, quantized_head: bool = Fa
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     named = {"torch_dtype": str(dtype).removeprefix("torch.")}
-    text = json.dumps({**CONFIG, **named, "quantization_config": foreign.quantization, **config})
+    text = json.dumps({**CONFIG, **sizes, **named, "quantization_config": foreign.quantization, **config})
     (directory / "config.json").write_text(text)
     save_tokenizer(directory)
     return weights

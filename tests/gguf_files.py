@@ -21,6 +21,7 @@ Array = NDArray[Any]
 
 ARCHITECTURES = {
     "llama": "llama",
+    "mistral": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "phi3": "phi3",

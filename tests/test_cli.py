@@ -214,7 +214,7 @@ def test_a_bug_says_so_and_shows_its_traceback_only_when_asked(
         (("quantize", "m", "-o", "{tmp}/out", "--bits", "5"), 2, "where: --bits"),
         (("quantize", "m", "-o", "{tmp}/out", "--method", "magic"), 2, "where: --method"),
         (("quantize", "m", "-o", "{tmp}/out", "--samples", "0"), 2, "where: --samples"),
-        (("quantize", "m", "-o", "{tmp}/out", "--recipe", "{tmp}/none.yaml"), 2, "cannot read the recipe"),
+        (("quantize", "m", "-o", "{tmp}/out", "--recipe", "{tmp}/none.yaml"), 2, "no such file"),
         (("export", "{tmp}/empty", "-o", "{tmp}/out"), 1, "no config.json"),
         (("export", "{tmp}/empty", "-o", "{tmp}/empty"), 2, "the output directory is the checkpoint's own"),
         (("build", "m", "-o", "{tmp}/out"), 2, "no target given"),
@@ -269,6 +269,31 @@ def test_targets_of_a_model_needs_its_config_alone(awq2trt: Callable[..., Outcom
     assert "5.7 .. 5.5" in rows["orin"]
     symmetric = awq2trt("targets", str(tmp_path), "--symmetric", "--group-size", "-1", "--jetpack", "6.2").out
     assert symmetric != outcome.out
+
+
+@pytest.mark.parametrize(
+    ("shape", "positions", "target", "answer"),
+    [
+        ("llama-2-70b", "4096", "orin", r"64 +37\.1 .* yes, with 41\.1 GiB of swap to build"),
+        ("mpt-30b", "2048", "orin-32gb", r"32 +18\.9 .* yes, with 15\.1 GiB of swap to build"),
+        ("llama-2-13b", "512", "rtx4070-laptop", r"8 +8\.29 .* no"),
+    ],
+)
+def test_targets_answers_for_what_the_paper_runs(
+    awq2trt: Callable[..., Outcome], shape: str, positions: str, target: str, answer: str
+) -> None:
+    lines = awq2trt("targets", "--shape", shape, "--max-seq-len", positions).out.splitlines()
+    (line,) = (line for line in lines if line.split()[0] == target)
+    assert re.search(rf"^{target} +{answer}$", line)
+    shown = re.sub(r"\s+", " ", (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8"))
+    assert re.sub(r"\s+", " ", line) in shown
+
+
+def test_targets_wants_a_model_or_a_known_shape(awq2trt: Callable[..., Outcome], tmp_path: Path) -> None:
+    both = awq2trt("targets", str(tmp_path), "--shape", "mpt-30b")
+    assert (both.code, "a model or a shape, not both" in both.err) == (2, True)
+    unknown = awq2trt("targets", "--shape", "llama-2-70")
+    assert (unknown.code, "did you mean llama-2-70b?" in unknown.err) == (2, True)
 
 
 def test_targets_lists_all(awq2trt: Callable[..., Outcome]) -> None:

@@ -78,6 +78,12 @@ class RandomCheckpoint:
         shape, bias = self.spec.linear_shape(relative), self.spec.has_bias(relative)
         return random_linear(shape, self.scheme, self._random(name), bias=bias)
 
+    def is_quantized(self, name: str) -> bool:
+        return True
+
+    def input_order(self, name: str) -> None:
+        return None
+
     def tensor(self, name: str) -> NDArray[Any]:
         if self.head_scheme is not None and name == f"{self.spec.stored_head}.weight":
             return self.linear(self.spec.stored_head).dequantize()

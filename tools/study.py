@@ -46,7 +46,7 @@ from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import SilentProgress
 from awq2trt.text.read import read_text
 from awq2trt.text.self_written import self_written
-from awq2trt.text.tokenizer import encode, load_tokenizer
+from awq2trt.text.tokenizer import encode, load_tokenizer, ordinary_tokens
 from awq2trt.text.windows import SELF
 
 if TYPE_CHECKING:
@@ -161,8 +161,11 @@ class Texts:
     def calibration(self, wanted: Calibration) -> torch.Tensor:
         """Windows spread evenly over the text; draws begin at thirds of the distance between two windows."""
         if wanted.text == SELF:
+            ordinary = ordinary_tokens(self._tokenizer)
             with torch.inference_mode():
-                return self_written(self._source, wanted.samples, wanted.seqlen, wanted.draw, SilentProgress())
+                return self_written(
+                    self._source, ordinary, wanted.samples, wanted.seqlen, wanted.draw, SilentProgress()
+                )
         ids = encode(self._tokenizer, self._text(wanted.text, test=False))
         last = len(ids) - wanted.seqlen
         step = last // max(wanted.samples - 1, 1)

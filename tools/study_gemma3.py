@@ -52,6 +52,9 @@ class _Original(ModelSource):
     def tensor(self, name: str) -> Array:
         return self._source.tensor(name)
 
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        return self._source.header_shape(name)
+
     def has(self, name: str) -> bool:
         return self._source.has(name)
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.errors import ArtifactError
+from awq2trt.foreign_files import reading
 
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 """Of every entry: the earliest that a zip archive can name."""
@@ -39,8 +40,11 @@ def read_arrays(path: Path, *, fix: str) -> dict[str, NDArray[Any]]:
     Raises:
         ArtifactError: It is missing or damaged, or holds pickled objects.
     """
-    try:
+    with (
+        reading("an .npz file", path, fix=fix, error=ArtifactError),
+        zipfile.ZipFile(path) as archive,
+    ):
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its entries are compressed, and so might have any size")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"not a readable .npz file ({error}).", where=str(path), fix=fix) from error

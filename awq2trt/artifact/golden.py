@@ -14,6 +14,8 @@ with whatever finite cache it gets, and calls at later positions continue the co
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 from awq2trt.artifact.arrays import read_arrays, write_arrays
 from awq2trt.errors import ArtifactError
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS
 
 DESCRIPTION_FILE: Final = "golden.json"
@@ -33,6 +36,11 @@ FORMAT_VERSION: Final = 1
 _DTYPES: Final = {INPUT_IDS: "<i8", CACHE_POSITION: "<i8", LOGITS: "<f4"}
 
 _AGAIN: Final = "export the model again."
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
+
+_LARGEST: Final = 1 << 31
+"""Beyond any token id or position."""
 
 
 @dataclass(frozen=True)
@@ -125,22 +133,25 @@ def read_golden(directory: Path) -> Golden:
         raise ArtifactError(
             f"no {DESCRIPTION_FILE}: the model has no golden outputs.", where=str(directory), fix="export it again."
         )
-    try:
-        description = json.loads(path.read_bytes())
+    with reading("golden outputs", path, fix=_AGAIN, error=ArtifactError):
+        description = read_json(path, fix=_AGAIN, error=ArtifactError)
         if description["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format version {description['format_version']!r}, expected {FORMAT_VERSION}")
         arrays = read_arrays(directory / ARRAYS_FILE, fix=_AGAIN)
-        calls = tuple(
-            GoldenCall(
-                name=entry["name"],
-                tokens=tuple(entry["tokens"]),
-                position=entry["cache_position"],
-                logits=arrays[f"{entry['name']}.{LOGITS}"][0, 0],
-            )
-            for entry in description["calls"]
-        )
-        return Golden(description["text"], float(description["relative_tolerance"]), calls)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ArtifactError(
-            f"damaged golden outputs ({type(error).__name__}: {error}).", where=str(path), fix=_AGAIN
-        ) from error
+        calls = tuple(_read_call(entry, arrays) for entry in description["calls"])
+        return Golden(str(description["text"]), float(description["relative_tolerance"]), calls)
+
+
+def _read_call(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> GoldenCall:
+    """One call as golden.json describes it; its name becomes that of files, and a word of a script.
+
+    Raises:
+        ValueError: It is none.
+        LookupError, TypeError: A part is missing, or is something else.
+    """
+    name, tokens, position = entry["name"], entry["tokens"], entry["cache_position"]
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"name of a call: expected letters, digits, - and _, got {name!r}")
+    if not tokens or not all(type(number) is int and 0 <= number < _LARGEST for number in (*tokens, position)):
+        raise ValueError(f"call {name}: expected token ids and a position, got {tokens!r:.60} and {position!r:.60}")
+    return GoldenCall(name, tuple(tokens), position, arrays[f"{name}.{LOGITS}"].astype(np.float32)[0, 0])

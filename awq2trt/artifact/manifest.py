@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from awq2trt.artifact.format_1 import FORMAT_1, upgraded
 from awq2trt.artifact.records import Contents, FileRecord
 from awq2trt.errors import ArtifactError, Awq2trtError
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.version import __version__
 
 FORMAT_VERSION: Final = 2
@@ -32,6 +33,11 @@ SUMS_FILE: Final = "SHA256SUMS"
 """Of kits: hashes of all files and of the manifest, as `sha256sum --check` reads them where there is no Python."""
 
 WORK_DIRECTORY: Final = ".work"
+
+LOCK_FILE: Final = ".lock"
+
+_RESERVED: Final = (MANIFEST_FILE, SUMS_FILE, WORK_DIRECTORY, LOCK_FILE)
+"""What an artifact's own files may not be called."""
 
 _HASH_CHUNK_BYTES: Final = 1 << 22
 
@@ -74,7 +80,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
                 raise ValueError(f"{name!r} of a graph is not among the files")
         for name in (*self.files, *engines):
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or str(path) != name or name in (MANIFEST_FILE, SUMS_FILE):
+            inside = not path.is_absolute() and ".." not in path.parts and str(path) == name and "\0" not in name
+            if not inside or not path.parts or path.parts[0] in _RESERVED:
                 raise ValueError(f"file name {name!r} does not stay inside the directory")
         return self
 
@@ -188,18 +195,13 @@ def read_manifest(directory: Path, kind: Kind | None) -> Manifest:
     path = directory / MANIFEST_FILE
     if not path.is_file():
         raise _no_manifest(directory, kind)
-    try:
-        value = json.loads(path.read_bytes())
-        version = value["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"not a manifest of awq2trt ({type(error).__name__}: {error}).", where=str(path), fix=_again(kind)
-        ) from error
-    _refuse_later(value, version, path)
-    try:
-        manifest = manifest_of(value)
-    except (ValidationError, LookupError, TypeError, AttributeError, ValueError, Awq2trtError) as error:
-        raise ArtifactError(f"not a valid manifest: {_reason(error)}", where=str(path), fix=_again(kind)) from error
+    with reading("a manifest of awq2trt", path, fix=_again(kind), error=ArtifactError):
+        value = read_json(path, what="a manifest of awq2trt", fix=_again(kind), error=ArtifactError)
+        _refuse_later(value, value["format_version"], path)
+        try:
+            manifest = manifest_of(value)
+        except (ValidationError, Awq2trtError) as error:
+            raise ArtifactError(f"not a valid manifest: {_reason(error)}", where=str(path), fix=_again(kind)) from error
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(
             f"expected a directory of kind {kind!r}, got one of kind {manifest.kind!r}.",
@@ -258,19 +260,17 @@ def _no_manifest(directory: Path, kind: Kind | None) -> ArtifactError:
         return ArtifactError(
             "incomplete: the run that was to write it did not finish.",
             where=str(directory),
-            fix="run the same command again (quantize and build go on where they stopped with --resume).",
+            fix="run the same command again: build goes on where it stopped, and so does quantize with --resume.",
         )
     return ArtifactError(
         f"no {MANIFEST_FILE}: not a directory that awq2trt wrote.", where=str(directory), fix=_again(kind)
     )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: ValidationError | Awq2trtError) -> str:
     """What is wrong with a manifest."""
     if isinstance(error, Awq2trtError):
         return error.what
-    if not isinstance(error, ValidationError):
-        return f"{type(error).__name__}: {error}."
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}."
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,7 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from awq2trt.artifact.folder import Folder, open_folder, open_plain, refuse_links
 from awq2trt.artifact.manifest import (
+    LOCK_FILE,
     MANIFEST_FILE,
     SUMS_FILE,
     WORK_DIRECTORY,
@@ -34,15 +35,17 @@ from awq2trt.artifact.manifest import (
 )
 from awq2trt.artifact.records import Contents, FileRecord
 from awq2trt.errors import ArtifactError, Awq2trtError, UsageError
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.version import __version__
-
-LOCK_FILE: Final = ".lock"
 
 _FILES: Final = "files"
 
 _SCRATCH: Final = "scratch"
 
 _FINGERPRINT: Final = "fingerprint"
+
+_FINGERPRINT_BYTES: Final = 64
+"""A SHA-256 in hexadecimal."""
 
 _OLD_MANIFEST: Final = "old-manifest.json"
 
@@ -92,17 +95,18 @@ class Draft:
             files=records,
         )
         work = self.directory / WORK_DIRECTORY
-        _write_synced(work / MANIFEST_FILE, manifest.to_bytes())
-        _remove_artifact(self.directory)
-        for name in sorted(records, key=_entry_first, reverse=True):
-            destination = self.directory / name
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            (self.files / name).replace(destination)
-        if self.kind == "kit":
-            _write_synced(work / SUMS_FILE, manifest.sums_bytes(record_file(work / MANIFEST_FILE).sha256))
-            (work / SUMS_FILE).replace(self.directory / SUMS_FILE)
-        (work / MANIFEST_FILE).replace(self.directory / MANIFEST_FILE)
-        _sync_directory(self.directory)
+        with open_folder(self.directory) as folder:
+            for name in records:
+                folder.require_no_link_before(name)
+            _write_synced(work / MANIFEST_FILE, manifest.to_bytes())
+            _remove_artifact(folder)
+            for name in sorted(records, key=_entry_first, reverse=True):
+                folder.take(self.files / name, name)
+            if self.kind == "kit":
+                _write_synced(work / SUMS_FILE, manifest.sums_bytes(record_file(work / MANIFEST_FILE).sha256))
+                folder.take(work / SUMS_FILE, SUMS_FILE)
+            folder.take(work / MANIFEST_FILE, MANIFEST_FILE)
+            folder.sync()
         shutil.rmtree(work)
         return Artifact(self.directory, manifest)
 
@@ -133,22 +137,36 @@ def create_artifact(
         ArtifactError: The directory is in use, is something else, cannot be written, or the disk is full.
         UsageError: `resume`, and the interrupted run had other inputs or options.
     """
-    with _explained(directory, expected_bytes), _made(directory), _locked(directory):
+    with (
+        _explained(directory, expected_bytes),
+        _made(directory),
+        _locked(directory),
+        open_folder(directory) as folder,
+    ):
+        _refuse_links(folder)
         _refuse_foreign(directory, kind, overwrite=overwrite)
         try:
-            _undo_interrupted_publish(directory)
+            _undo_interrupted_publish(folder)
             draft = _start(directory, kind, fingerprint, resume=resume)
-            _require_space(directory, expected_bytes)
+            _require_space(directory, expected_bytes - _size(draft.scratch))
             yield draft
         finally:
-            _undo_interrupted_publish(directory)
+            _undo_interrupted_publish(folder)
             _clear(directory)
 
 
 def can_resume(directory: Path, fingerprint: str) -> bool:
     """Whether `directory` holds scratch files of an interrupted run with the same inputs and options."""
+    return _made_from(directory) == fingerprint
+
+
+def _made_from(directory: Path) -> str | None:
+    """Fingerprint of the interrupted run whose scratch files are there; None if there are none."""
     mark = directory / WORK_DIRECTORY / _FINGERPRINT
-    return mark.is_file() and mark.read_text(encoding="utf-8") == fingerprint
+    if not mark.is_file() or mark.is_symlink():
+        return None
+    with mark.open("rb") as file:
+        return file.read(_FINGERPRINT_BYTES).decode("ascii", errors="replace")
 
 
 @contextmanager
@@ -181,7 +199,7 @@ def _lock(directory: Path) -> int:
     """Opens and locks the lock file."""
     path = directory / LOCK_FILE
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = open_plain(path, os.O_RDWR)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The holder before us may have removed the file between our open and our lock; then it locks nothing.
@@ -207,9 +225,23 @@ def _lock(directory: Path) -> int:
 
 def _is_file_at(path: Path, handle: int) -> bool:
     try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
+        return os.path.samestat(path.lstat(), os.fstat(handle))
     except FileNotFoundError:
         return False
+
+
+def _refuse_links(folder: Folder) -> None:
+    """Refuses links where we write, and on the way to files that a manifest names and that would be removed.
+
+    Raises:
+        ArtifactError: There is one.
+    """
+    work = folder.path / WORK_DIRECTORY
+    for path in (work, folder.path / MANIFEST_FILE, folder.path / SUMS_FILE):
+        refuse_links(path)
+    for manifest in (folder.path / MANIFEST_FILE, work / MANIFEST_FILE, work / _OLD_MANIFEST):
+        for name in _named_files(manifest):
+            folder.require_no_link_before(name)
 
 
 def _refuse_foreign(directory: Path, kind: Kind, *, overwrite: bool) -> None:
@@ -234,28 +266,31 @@ def _refuse_foreign(directory: Path, kind: Kind, *, overwrite: bool) -> None:
             )
 
 
-def _undo_interrupted_publish(directory: Path) -> None:
+def _undo_interrupted_publish(folder: Folder) -> None:
     """Removes what a run that was stopped between removing the old artifact and writing the manifest left.
 
     The work directory then has the manifest that was to come, and the old one if there was one; together they
     name every file that may be there.
     """
-    work = directory / WORK_DIRECTORY
-    if (directory / MANIFEST_FILE).is_file():
+    work = folder.path / WORK_DIRECTORY
+    if (folder.path / MANIFEST_FILE).is_file():
         return
     for manifest in (work / MANIFEST_FILE, work / _OLD_MANIFEST):
         for name in sorted(_named_files(manifest), key=_entry_first):
-            (directory / name).unlink(missing_ok=True)
+            folder.unlink(name)
         manifest.unlink(missing_ok=True)
 
 
 def _named_files(manifest: Path) -> list[str]:
     """The files that belong to a manifest; none if it is not there, or was cut short while it was written."""
-    try:
-        read = manifest_of(json.loads(manifest.read_bytes()))
-        return [*read.files, *[SUMS_FILE] * (read.kind == "kit")]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, Awq2trtError):
+    if not manifest.is_file():
         return []
+    try:
+        with reading("a manifest", manifest, error=ArtifactError):
+            read = manifest_of(read_json(manifest))
+    except Awq2trtError:
+        return []
+    return [*read.files, *[SUMS_FILE] * (read.kind == "kit")]
 
 
 def _entry_first(name: str) -> tuple[bool, str]:
@@ -266,8 +301,7 @@ def _entry_first(name: str) -> tuple[bool, str]:
 def _start(directory: Path, kind: Kind, fingerprint: str, *, resume: bool) -> Draft:
     """Empties the work directory, all but the scratch files of a run that is to be resumed."""
     work = directory / WORK_DIRECTORY
-    mark = work / _FINGERPRINT
-    made_from = mark.read_text(encoding="utf-8") if mark.is_file() else None
+    made_from = _made_from(directory)
     if resume and made_from not in (None, fingerprint):
         raise UsageError(
             "the interrupted run had another model or other options, so it cannot be resumed with these.",
@@ -280,7 +314,7 @@ def _start(directory: Path, kind: Kind, fingerprint: str, *, resume: bool) -> Dr
     draft = Draft(directory, kind, fingerprint)
     draft.files.mkdir(parents=True)
     draft.scratch.mkdir(exist_ok=True)
-    mark.write_text(fingerprint, encoding="utf-8")
+    (work / _FINGERPRINT).write_text(fingerprint, encoding="ascii")
     return draft
 
 
@@ -293,16 +327,50 @@ def _clear(directory: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _remove_artifact(directory: Path) -> None:
+def _remove_artifact(folder: Folder) -> None:
     """Removes the artifact that is there, manifest first, so that its rest is not taken for whole."""
-    path = directory / MANIFEST_FILE
+    path = folder.path / MANIFEST_FILE
     if not path.is_file():
         return
     names = _named_files(path)
-    path.replace(directory / WORK_DIRECTORY / _OLD_MANIFEST)
-    _sync_directory(directory)
+    path.replace(folder.path / WORK_DIRECTORY / _OLD_MANIFEST)
+    folder.sync()
     for name in sorted(names, key=_entry_first):
-        (directory / name).unlink(missing_ok=True)
+        folder.unlink(name)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder: what a resumed run needs and already has."""
+    return sum(path.stat().st_size for path in _files_below(folder))
+
+
+def require_replaceable(directory: Path, kind: Kind, *, overwrite: bool) -> None:
+    """Refuses, before there is anything to put there, what `create_artifact` would refuse.
+
+    Raises:
+        ArtifactError: The directory is something else, or there are links where we write.
+    """
+    if directory.is_dir():
+        with open_folder(directory) as folder:
+            _refuse_links(folder)
+        _refuse_foreign(directory, kind, overwrite=overwrite)
+
+
+def require_space(directory: Path, expected_bytes: int) -> None:
+    """Refuses, before there is anything to put there, what the disk has no room for.
+
+    Args:
+        directory: Need not be there.
+        expected_bytes: What is to be written; what an interrupted run left below it is taken off.
+
+    Raises:
+        ArtifactError: There is too little space, or the directory cannot be written.
+    """
+    existing = _existing(directory)
+    with _explained(directory, expected_bytes):
+        if not os.access(existing, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
+        _require_space(existing, expected_bytes - (_size(directory) if directory.is_dir() else 0))
 
 
 def _require_space(directory: Path, expected_bytes: int) -> None:
@@ -380,12 +448,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    """Makes renames in a directory survive a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -48,6 +48,9 @@ class FoldedSource(ModelSource):
     def has(self, name: str) -> bool:
         return self._checkpoint.has(name)
 
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        return self._checkpoint.header_shape(name)
+
     def save_tokenizer(self, directory: Path) -> None:
         self._original.save_tokenizer(directory)
 

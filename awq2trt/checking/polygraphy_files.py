@@ -6,7 +6,9 @@ In: a checked build. Out: a folder that needs nothing of ours to be read, and th
 - `expected.json`: the quantized model's logits after each call, as polygraphy stores outputs;
 - `network.py`: the model as TensorRT-RTX parses it, our plugin library registered. polygraphy's own `--plugins` loads a
   library and hopes that it registers itself, which ours does not: it exports its creators (`getCreators`), for TensorRT
-  and TensorRT-RTX alike, and is loaded by the plugin registry.
+  and TensorRT-RTX alike, and is loaded by the plugin registry;
+- `on_gpu.py`: what polygraphy does with a model in ONNX Runtime, on CUDA and with our operators, which its command line
+  cannot register. It works on the CPU, too, where somebody wants to try it.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ LOADER_FILE: Final = "data_loader.py"
 INPUTS_FILE: Final = "inputs.npz"
 EXPECTED_FILE: Final = "expected.json"
 NETWORK_FILE: Final = "network.py"
+ON_GPU_FILE: Final = "on_gpu.py"
 README_FILE: Final = "README.md"
 
 
@@ -79,6 +82,14 @@ def write_folder(subject: Subject, tokens: Sequence[int], folder: Path) -> tuple
     _write_expected(folder / EXPECTED_FILE, logits, tokens)
     network = _NETWORK.format(model=str((subject.onnx / MODEL_FILE).resolve()))
     (folder / NETWORK_FILE).write_text(network, encoding="utf-8")
+    if subject.for_cuda is not None:
+        on_gpu = _ON_GPU.format(
+            model=str((subject.for_cuda / MODEL_FILE).resolve()),
+            loader=LOADER_FILE,
+            expected=EXPECTED_FILE,
+            threshold=_snr_threshold(subject, sizes),
+        )
+        (folder / ON_GPU_FILE).write_text(on_gpu, encoding="utf-8")
     commands = _commands(subject, subject.onnx, sizes, first, folder)
     listed = "\n\n".join(f"    {command.text}\n\nneeds {command.needs}." for command in commands)
     (folder / README_FILE).write_text(_README.format(commands=listed), encoding="utf-8")
@@ -86,11 +97,9 @@ def write_folder(subject: Subject, tokens: Sequence[int], folder: Path) -> tuple
 
 
 def _commands(subject: Subject, onnx: Path, sizes: DecoderSizes, first: int, folder: Path) -> tuple[Command, ...]:
-    limit = drift_limit(subject.dtype, sizes.num_layers + 1)
-    # A relative error of r is a ratio of signal to noise of 20 log10(1/r) decibels.
     compare = (
         f"--data-loader-script {_quoted(folder / LOADER_FILE)} --load-outputs {_quoted(folder / EXPECTED_FILE)} "
-        f"--compare snr --snr-threshold {-20 * math.log10(limit):.2f} --validate"
+        f"--compare snr --snr-threshold {_snr_threshold(subject, sizes)} --validate"
     )
     network = f"{_quoted(folder / NETWORK_FILE)} --model-type trt-network-script"
     shapes = " ".join(
@@ -110,10 +119,19 @@ def _commands(subject: Subject, onnx: Path, sizes: DecoderSizes, first: int, fol
         convert,
         Command(f"{rtx}polygraphy run {network} --trt {shapes} {_IN_PLACE} {compare}", card),
     ]
+    if subject.for_cuda is not None:
+        commands.insert(
+            1, Command(f"python {_quoted(folder / ON_GPU_FILE)}", "ONNX Runtime with CUDA, an NVIDIA GPU, and awq2trt")
+        )
     if subject.engine is not None and subject.engine.flavour is Flavour.TENSORRT_RTX:
         built = f"{_quoted(subject.engine.path)} --model-type engine"
         commands.append(Command(f"{rtx}polygraphy run {built} --trt {compare}", f"{subject.engine.needs}"))
     return tuple(commands)
+
+
+def _snr_threshold(subject: Subject, sizes: DecoderSizes) -> str:
+    """Decibels: a relative error of r is a ratio of signal to noise of 20 log10(1/r)."""
+    return f"{-20 * math.log10(drift_limit(subject.dtype, sizes.num_layers + 1)):.2f}"
 
 
 def _run(subject: Subject, tokens: Sequence[int]) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
@@ -215,11 +233,55 @@ _NETWORK: Final = textwrap.dedent('''\
         return builder, network, parser
 ''')
 
+_ON_GPU: Final = textwrap.dedent('''\
+    """What `polygraphy run --onnxrt` does, on a GPU and with our operators: python on_gpu.py [PROVIDER]."""
+
+    import sys
+    from pathlib import Path
+
+    import onnxruntime
+    from polygraphy import mod
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+    from polygraphy.comparator import Comparator, RunResults, SnrCompareFunc
+
+    from awq2trt.errors import ToolError
+    from awq2trt.machine.gpu import PROVIDER, open_cuda
+    from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops_
+
+    MODEL = {model!r}
+    FOLDER = Path(__file__).parent
+
+
+    def open_session():
+        """The model on the provider that was asked for, CUDA's by default."""
+        provider = sys.argv[1] if len(sys.argv) > 1 else PROVIDER
+        options = onnxruntime.SessionOptions()
+        if provider == PROVIDER:
+            open_cuda("cuda")  # loads CUDA's libraries, or says what is missing
+        try:
+            register_custom_ops_(options, find_plugin_library().path)
+        except ToolError as error:
+            print(f"without our operators: {{error}}", file=sys.stderr)
+        session = onnxruntime.InferenceSession(MODEL, options, providers=[provider])
+        if provider not in session.get_providers():
+            raise SystemExit(f"{{provider}} does not start here")
+        return session
+
+
+    load_data = mod.import_from_script(str(FOLDER / "{loader}"), name="load_data")
+    expected = RunResults.load(str(FOLDER / "{expected}"))
+    results = Comparator.run([OnnxrtRunner(open_session)], data_loader=load_data())
+    results.extend(expected)
+    passed = Comparator.validate(results, check_inf=True, check_nan=True)
+    compared = Comparator.compare_accuracy(results, compare_func=SnrCompareFunc(snr_threshold={{"": {threshold}}}))
+    raise SystemExit(0 if passed and compared else 1)
+''')
+
 _README: Final = textwrap.dedent("""\
     # This check by hand
 
-    polygraphy (`pip install polygraphy`) runs the exported model on the inputs here, and compares with what the
-    quantized model gives in PyTorch. Each line exits with 0 if it agrees.
+    polygraphy (`pip install polygraphy`) runs the model on the inputs here, and compares with what the quantized model
+    gives in PyTorch. Each line exits with 0 if it agrees.
 
     {commands}
     """)

@@ -17,10 +17,10 @@ from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import UNIT_ROUNDOFF
 from awq2trt.checking.weights import Finding, code_finding, onnx_findings, rounded_finding
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.layouts.layout import BIAS
 from awq2trt.checkpoint.writer import BFLOAT16
 from awq2trt.errors import CheckpointError
 from awq2trt.graph.read import open_decoder
-from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import CONFIG_FILE, Array
 from awq2trt.progress import Progress
 
@@ -60,7 +60,7 @@ def check_weights(subject: Subject, progress: Progress) -> WeightResult:
                 findings[QUANTIZED] += quantized
             except CheckpointError as error:
                 tensor = _tensor_of(error)
-                findings[_owner(tensor, subject.checkpoint.spec)].append(Finding(tensor, error.what))
+                findings[_owner(tensor, subject.checkpoint)].append(Finding(tensor, error.what))
                 missing |= dict.fromkeys((FOLDED, QUANTIZED, ONNX, ONNX_CUDA, RUNTIME, ON_GPU, ENGINE), damaged)
             advance(1)
         if subject.onnx and damaged not in missing.values():
@@ -134,11 +134,16 @@ def _block_findings(subject: Subject, layer: int) -> tuple[list[Finding], list[F
     return [finding for finding in plain if finding], [finding for finding in codes if finding]
 
 
-def _owner(tensor: str, spec: DecoderSpec) -> str:
-    """The stage that a damaged tensor of the checkpoint belongs to: codes to quantizing, all else to folding."""
-    quantized = ("", ".codes", ".qweight", ".scales", ".zeros", ".qzeros")
-    names = (*spec.block.linears, spec.stored_head)
-    return QUANTIZED if tensor.endswith(tuple(name + kind for name in names for kind in quantized)) else FOLDED
+def _owner(tensor: str, checkpoint: QuantizedCheckpoint) -> str:
+    """The stage that a damaged tensor of the checkpoint belongs to: codes to quantizing, all else to folding.
+
+    Linears have the names of the checkpoint or, taken apart, those of its parts; tensors those of its layout.
+    """
+    spec = checkpoint.spec
+    linears = (*spec.block.linears, *spec.stored_linears(), spec.stored_head)
+    owner, _, kind = tensor.rpartition(".")
+    is_code = kind in checkpoint.format.layout.tensor_names and kind != BIAS
+    return QUANTIZED if tensor.endswith(linears) or (is_code and owner.endswith(linears)) else FOLDED
 
 
 def _tensor_of(error: CheckpointError) -> str:

@@ -47,7 +47,8 @@ class Subject:
         dtype: Of the exported model's activations.
         engine: What was built of it; None where there is none.
         open_engine: Loads that on this machine.
-        open_on_gpu: Loads the model for CUDA on this machine's GPU; None where there is none.
+        for_cuda: Directory of the model that runs on a GPU: what was built for it, else the exported one.
+        open_on_gpu: Loads it on this machine's GPU; None where there is none.
         changed: Files that are not what was written, as their manifest's hashes tell.
         missing: Stage -> why it cannot be run.
     """
@@ -60,6 +61,7 @@ class Subject:
     dtype: str = "float16"
     engine: EngineBuild | None = None
     open_engine: Callable[[], EngineSession] | None = None
+    for_cuda: Path | None = None
     open_on_gpu: Callable[[], ScoringBackend] | None = None
     changed: tuple[str, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -112,6 +114,7 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         dtype=decoder.logits.dtype if decoder else "float16",
         engine=built,
         open_engine=partial(TrtSession.open, built) if built else None,
+        for_cuda=for_cuda.directory if for_cuda else None,
         open_on_gpu=partial(_open_on_gpu, for_cuda) if for_cuda and not reason else None,
         changed=tuple(name for one in checked.values() for name in _changed_files(one)),
         missing=missing,

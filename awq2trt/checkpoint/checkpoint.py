@@ -14,8 +14,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from awq2trt.checkpoint.layouts import StoredFormat, read_format, unpack_linear
+from awq2trt.checkpoint.layouts import StoredFormat, read_format, require_kinds, unpack_linear
+from awq2trt.checkpoint.layouts.layout import LinearToUnpack
 from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.foreign_files import reading
 from awq2trt.models.families import DecoderSpec, FusedLinear
 from awq2trt.models.sources.base import (
     CONFIG_FILE,
@@ -60,7 +62,9 @@ class QuantizedCheckpoint(ModelSource):
         self.spec = spec
         self._tensors = tensors
         layers = range(spec.num_layers)
-        self._stored = {spec.prefix(i) + name: shape for i in layers for name, shape in spec.stored_linears().items()}
+        linears = {spec.prefix(i) + name: shape for i in layers for name, shape in spec.stored_linears().items()}
+        self._plain = {name: shape for name, shape in linears.items() if self._is_plain(name)}
+        self._stored = {name: shape for name, shape in linears.items() if name not in self._plain}
         self.head_scheme = stored.head if _has_codes(stored, tensors, spec.stored_head) else None
         if self.head_scheme is not None:
             self._stored[spec.stored_head] = (spec.vocab_size, spec.hidden_size)
@@ -84,15 +88,18 @@ class QuantizedCheckpoint(ModelSource):
             CheckpointError: A file is missing or damaged.
             UnsupportedError: No family describes it, no layout reads it, or it wants remote code.
         """
-        config = read_config(directory)
-        refuse_remote_code(config, directory)
-        stored = read_format(config, where=str(directory / CONFIG_FILE))
-        tensors = SafetensorsFiles.in_directory(directory, config)
-        spec = describe_stored(config, tensors, quantized=True)
-        if _has_codes(stored, tensors, spec.head):
-            spec = replace(spec, tie_embeddings=False)
-        checkpoint = cls(directory, config, stored, tensors, spec)
-        checkpoint._refuse_strangers()
+        with reading("a quantized checkpoint", directory):
+            config = read_config(directory)
+            refuse_remote_code(config, directory)
+            stored = read_format(config, where=str(directory / CONFIG_FILE))
+            tensors = SafetensorsFiles.in_directory(directory, config)
+            spec = describe_stored(config, tensors, quantized=True)
+            if _has_codes(stored, tensors, spec.head):
+                spec = replace(spec, tie_embeddings=False)
+            checkpoint = cls(directory, config, stored, tensors, spec)
+            checkpoint._refuse_strangers()
+            for name, shape in checkpoint._plain.items():
+                tensors.require_weight(f"{name}.weight", shape)
         return checkpoint
 
     @property
@@ -102,6 +109,26 @@ class QuantizedCheckpoint(ModelSource):
     @property
     def side_files(self) -> tuple[Path, ...]:
         return files_beside_weights(self.directory)
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether a linear of a block, or the head, is stored as codes; `name` may be a part of a fused one."""
+        return (self._fused[name][0] if name in self._fused else name) in self._stored
+
+    @property
+    def plain_linears(self) -> tuple[str, ...]:
+        """Linears of blocks that the checkpoint left as they were, by their names in the file."""
+        return tuple(self._plain)
+
+    def input_order(self, name: str) -> NDArray[np.int64] | None:
+        """The order of input channels that a linear's columns are in; None for their own, and for a plain linear."""
+        kind = self.format.layout.group_of_channel
+        stored = self._fused[name][0] if name in self._fused else name
+        tensor = f"{stored}.{kind}"
+        if kind is None or stored not in self._stored or tensor not in self._tensors:
+            return None
+        where = f"{self.directory}: {name}"
+        tensors = {kind: self._tensors.tensor(tensor)}
+        return LinearToUnpack(tensors, self.scheme, self._stored[stored], where).input_order(kind)
 
     def linear(self, name: str) -> QuantizedLinear:
         """The quantized linear `name`, e.g. `model.layers.0.self_attn.q_proj`; a part of a fused one by itself.
@@ -135,6 +162,14 @@ class QuantizedCheckpoint(ModelSource):
                 fix=f"{_NOT_TOGETHER} both again, or give config.json the key that its class has for biases.",
             )
         return replace(linear, bias=None)  # AutoGPTQ stores zeros where the model has none
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether a linear has a weight, and nothing of the layout: what the file holds decides, whatever the config.
+
+        Tools name the linears that they leave out by exact names, parts of names, expressions or classes.
+        """
+        codes = any(f"{name}.{kind}" in self._tensors for kind in self.format.layout.required)
+        return f"{name}.weight" in self._tensors and not codes
 
     def _refuse_strangers(self) -> None:
         """Refuses tensors of a quantized linear that its layout does not know: what they mean would be left out."""
@@ -183,10 +218,26 @@ class QuantizedCheckpoint(ModelSource):
         owner, _, kind = name.rpartition(".")
         if kind == "weight" and owner in self._stored:
             return _dequantized(self._stored_linear(owner))
+        if owner in self._fused:
+            stored = self._fused[owner][0]
+            return self.split_rows(stored, self.tensor(f"{stored}.{kind}"))[owner]
         return self._tensors.tensor(stored_name(self.spec, self._tensors, name))
 
     def has(self, name: str) -> bool:
         return name in self._tensors
+
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        return self._tensors.shape(stored_name(self.spec, self._tensors, name))
+
+    def expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        plain = super().expected_shapes().items()
+        return {name: shape for name, shape in plain if name.rpartition(".")[0] not in self._stored}
+
+    def require_tensors(self) -> None:
+        super().require_tensors()
+        for name in self._stored:
+            found = [kind for kind in self.format.layout.tensor_names if f"{name}.{kind}" in self._tensors]
+            require_kinds(self.format.layout, found, where=f"{self.name}: {name}")
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)
@@ -230,7 +281,7 @@ def _split_linear(linear: QuantizedLinear, fused: FusedLinear, rows: Sequence[in
         for value in (linear.codes, linear.scales, linear.zeros, linear.bias)
     ]
     return [
-        QuantizedLinear(codes, scales, zeros, linear.scheme, bias)
+        QuantizedLinear(codes, scales, zeros, linear.scheme, bias, linear.input_order)
         for codes, scales, zeros, bias in zip(*parts, strict=True)
     ]
 

@@ -8,7 +8,8 @@ from awq2trt.artifact.manifest import (
     MANIFEST_FILE,
     Artifact,
 )
-from awq2trt.models.sources.base import ModelSource, read_config
+from awq2trt.models.sources.base import QUANTIZATION_KEY, ModelSource, read_config
+from awq2trt.models.sources.eight_bit import EightBits
 from awq2trt.models.sources.opening import open_source
 
 
@@ -17,7 +18,8 @@ def open_any(model: str) -> tuple[ModelSource, str | None]:
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 
     path = Path(model).expanduser()
-    if path.is_dir() and "quantization_config" in read_config(path):
+    config = read_config(path) if path.is_dir() else {}
+    if QUANTIZATION_KEY in config and EightBits.of(config, str(path)) is None:
         if (path / MANIFEST_FILE).is_file():
             Artifact.open(path, kind="checkpoint")
         checkpoint = QuantizedCheckpoint.open(path)

@@ -25,7 +25,7 @@ from awq2trt.engine.session import BuilderSession
 from awq2trt.errors import ArtifactError, ToolError, UnsupportedError
 from awq2trt.graph.basic_ops import drop_functions_
 from awq2trt.graph.fusion import fuse_
-from awq2trt.graph.inline import inline_bodies_
+from awq2trt.graph.inline import has_kernels, inline_bodies_
 from awq2trt.graph.provider_file import save_model
 from awq2trt.graph.read import DecoderSizes, open_decoder, operators_of
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE
@@ -160,6 +160,7 @@ def prepare_model(
     if plugin_library is None:
         inline_bodies_(model)
     else:
+        inline_bodies_(model, keep=has_kernels)
         load_into_registry(trt, plugin_library)
     if plugin_library is None or work is None:
         return PreparedModel(ir.to_proto(model).SerializeToString(), onnx_path, sizes, operators_of(model))

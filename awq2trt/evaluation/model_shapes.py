@@ -58,6 +58,17 @@ SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
         "max_position_embeddings": 4096,
         "rope_theta": 10000.0,
     },
+    "llama-2-70b": {
+        **_LLAMA,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 80,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+        "rope_theta": 10000.0,
+    },
     "llama-3-8b": {
         **_LLAMA,
         "hidden_size": 4096,
@@ -153,6 +164,13 @@ class RandomModel:
             scheme=scheme,
             bias=np.zeros(rows, np.float16) if self.spec.has_bias(relative) else None,
         )
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether a linear is: all are."""
+        return True
+
+    def input_order(self, name: str) -> None:
+        """The order of a linear's input channels: their own."""
 
     def tensor(self, name: str) -> NDArray[np.generic]:
         """Ones for a norm, small numbers for an embedding or a head."""

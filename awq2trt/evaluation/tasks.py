@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from awq2trt.errors import UsageError
+from awq2trt.foreign_files import reading
 
 PIQA: Final = "piqa"
 ARC_EASY: Final = "arc-easy"
@@ -142,6 +143,9 @@ TASKS: Final[Mapping[str, Callable[[Mapping[str, Any]], Example]]] = {
 """Row of the usual JSONL -> example."""
 
 
+_CHECK: Final = "check that the file is that of the task."
+
+
 def read_task(task: str, path: Path, limit: int | None = None) -> list[Example]:
     """Reads a task's examples.
 
@@ -161,14 +165,8 @@ def read_task(task: str, path: Path, limit: int | None = None) -> list[Example]:
     for number, row in _rows(path):
         if len(examples) == limit:
             break
-        try:
+        with reading(f"a row of {task}", f"{path}, line {number}", fix=_CHECK, error=UsageError):
             examples.append(TASKS[task](row))
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise UsageError(
-                f"not a row of {task} ({type(error).__name__}: {error}).",
-                where=f"{path}, line {number}",
-                fix="check that the file is that of the task.",
-            ) from error
     if not examples:
         raise UsageError("the file has no rows.", where=str(path), fix="name another with --data.")
     return examples
@@ -202,18 +200,16 @@ def score_task(task: str, examples: Sequence[Example], scores: Sequence[Score]) 
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    labels_path = path.with_name(f"{path.stem}-labels.lst")
-    labels = labels_path.read_text(encoding="utf-8").split() if labels_path.is_file() else None
-    with path.open(encoding="utf-8") as file:
-        for index, line in enumerate(file):
+    labels_path, labels = path.with_name(f"{path.stem}-labels.lst"), None
+    if labels_path.is_file():
+        with reading("labels", labels_path, fix=_CHECK, error=UsageError):
+            labels = labels_path.read_text(encoding="utf-8").split()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
+            with reading("a JSON object with a label", f"{path}, line {number}", fix=_CHECK, error=UsageError):
+                row = dict(json.loads(line))
                 if labels is not None:
-                    row.setdefault("label", labels[index])
-            except (ValueError, AttributeError, IndexError) as error:
-                raise UsageError(
-                    f"not a JSON object with a label ({error}).", where=f"{path}, line {index + 1}"
-                ) from error
-            yield index + 1, row
+                    row.setdefault("label", labels[number - 1])
+            yield number, row

@@ -9,18 +9,36 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
+from awq2trt import opset
 from awq2trt.errors import ArtifactError
 
 
-def inline_bodies_(model: ir.Model) -> None:
-    """Replaces every call of a model-local function by the function's nodes, and drops the functions.
+def has_kernels(node: ir.Node) -> bool:
+    """Whether the plugin library's kernels take a node: of linears, those whose K suits them (`check_validity`)."""
+    if node.domain != opset.DOMAIN or node.op_type not in opset.LINEAR_OF_BITS.values():
+        return node.domain == opset.DOMAIN
+    codes = node.inputs[1].shape if node.inputs[1] is not None else None
+    features = codes[-1] if codes is not None else None
+    return isinstance(features, int) and features % opset.FEATURES_MULTIPLE == 0
+
+
+def inline_bodies_(model: ir.Model, *, keep: Callable[[ir.Node], bool] = lambda _: False) -> None:
+    """Replaces calls of model-local functions by the functions' nodes, and drops the functions that none calls then.
+
+    Args:
+        model: As exported; changed.
+        keep: Nodes that stay, since a plugin takes them.
 
     Raises:
         ArtifactError: A custom node has no function: the model was exported without bodies.
     """
     for node in list(model.graph):
+        if keep(node):
+            continue
         function = model.functions.get(node.op_identifier())
         if function is not None:
             inline_call_(model.graph, node, function)
@@ -30,7 +48,9 @@ def inline_bodies_(model: ir.Model) -> None:
                 where=node.name,
                 fix="export again without --no-function-bodies, or build with the plugin library.",
             )
-    model.functions.clear()
+    called = {node.op_identifier() for node in model.graph}
+    for identifier in [each for each in model.functions if each not in called]:
+        del model.functions[identifier]
 
 
 def inline_call_(graph: ir.Graph, call: ir.Node, function: ir.Function) -> None:

@@ -6,8 +6,8 @@ when they are read, one at a time, so that a model larger than the memory can be
 - every quantized linear becomes `com.microsoft::MatMulNBits`, whose kernels read codes as they are, an 8-bit one two of
   them, of the upper and the lower halves of its codes, and a quantized embedding `com.microsoft::GatherBlockQuantized`;
   the function bodies would dequantize the whole weight at every call;
-- half-precision tensors become fp32. The CPU provider has no half-precision kernels for most operators and would
-  cast back and forth around each;
+- half-precision tensors become fp32, but for embeddings and the head (`half_tables`). The CPU provider has no
+  half-precision kernels for most operators and would cast back and forth around each;
 - the capacity axis of the cache becomes dynamic, so that a short conversation attends over a short cache.
 
 For a GPU half precision stays, and the capacity fixed, since a CUDA graph is captured for one shape.
@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 
 from awq2trt import opset
 from awq2trt.checkpoint.pack import signed_bytes, unpack_int4
+from awq2trt.graph.half_tables import HALF, MICROSOFT_DOMAIN, keep_half_
 from awq2trt.io_contract import LAST_POSITION_NODE, LOGITS, ROWS, cache_names
 
-MICROSOFT_DOMAIN: Final = "com.microsoft"
 CAPACITY_AXIS: Final = 2
 _SMALLEST_BLOCK: Final = 16
 _ONE_GROUP_BLOCK: Final = 128
@@ -55,8 +55,6 @@ _MIDDLE_BYTE: Final = {4: 0x88, 8: 0x80}
 
 _BEHIND_HEAD: Final = ("Mul", "Tanh", "Div", "Add")
 """What may follow the head: cap * tanh(x / cap), and the sum of an 8-bit head's halves."""
-
-_HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -159,41 +157,19 @@ def _last_position_heads(model: ir.Model) -> set[ir.Node]:
 
 
 def widen_to_fp32_(model: ir.Model) -> None:
-    """Makes fp16 and bf16 inputs, outputs and initializers fp32.
-
-    A table that is only gathered from stays as it is, and the gathered rows are cast: of the embedding of a model with
-    a head of its own a call reads a few rows, and in fp32 it would be twice as large.
-    """
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.dtype in _HALF:
+    """Makes fp16 and bf16 inputs, outputs and initializers fp32, but for embeddings and the head (`half_tables`)."""
+    computed = (value for node in model.graph for value in node.outputs)
+    for value in (*model.graph.inputs, *model.graph.outputs, *computed):
+        if value.dtype in HALF:
             value.dtype = ir.DataType.FLOAT
-    kept: set[ir.Node] = set()  # gather rows that stay as they are
+    kept = keep_half_(model)
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or tensor.dtype not in _HALF:
-            continue
-        if value.uses() and all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses()):
-            gathers = [use.node for use in value.uses()]
-            _cast_gathered_(model.graph, gathers)
-            kept.update(gathers)
+        if tensor is None or tensor.dtype not in HALF or value in kept:
             continue
         value.const_value = _lazily(_name(value), ir.DataType.FLOAT, tensor.shape, partial(_as_fp32, tensor))
         value.dtype = ir.DataType.FLOAT
-    for node in model.graph:
-        for output in node.outputs:
-            if output.dtype in _HALF and node not in kept:
-                output.dtype = ir.DataType.FLOAT
-
-
-def _cast_gathered_(graph: ir.Graph, gathers: Sequence[ir.Node]) -> None:
-    for gather in gathers:
-        rows = gather.outputs[0]
-        cast = ir.node("Cast", [rows], {"to": ir.DataType.FLOAT.value}, name=f"{gather.name}.widened")
-        cast.outputs[0].name, cast.outputs[0].shape = f"{rows.name}.widened", rows.shape
-        cast.outputs[0].dtype = ir.DataType.FLOAT
-        ir.convenience.replace_all_uses_with(rows, cast.outputs[0])
-        cast.replace_input_with(0, rows)
-        graph.insert_after(gather, cast)
+    model.graph.opset_imports[MICROSOFT_DOMAIN] = 1
 
 
 def _as_fp32(tensor: ir.TensorProtocol) -> NDArray[np.float32]:

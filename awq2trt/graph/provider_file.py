@@ -25,6 +25,7 @@ from awq2trt import opset
 from awq2trt.errors import UsageError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.fusion import fuse_, fused_nodes
+from awq2trt.graph.inline import has_kernels, inline_bodies_
 from awq2trt.graph.next_token import CONTRACT, append_next_token_
 from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.io_contract import LOGITS, MODEL_FILE, NEXT_TOKEN, WEIGHTS_FILE, IoContract, TensorContract
@@ -124,7 +125,11 @@ def _refuse_fused(model: ir.Model) -> None:
 
 
 def _leave_to_library_(model: ir.Model) -> None:
-    """Drops function bodies: nothing but the plugin library may take a weight, or it would be dequantized whole."""
+    """Drops function bodies: nothing but the plugin library may take a weight, or it would be dequantized whole.
+
+    Linears for which it has no kernels are, for want of anything better.
+    """
+    inline_bodies_(model, keep=has_kernels)
     model.functions.clear()
     for node in model.graph:
         if node.domain == opset.DOMAIN:

@@ -7,13 +7,14 @@ neither believes a file before it is checked.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import onnx_ir as ir
 
 from awq2trt import opset
 from awq2trt.errors import ArtifactError
+from awq2trt.foreign_files import reading
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
 
 _EXPORT_AGAIN: Final = "export the model again: awq2trt export CHECKPOINT -o DIR"
@@ -52,17 +53,33 @@ def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, 
         ArtifactError: Files are missing or damaged, or it is some other ONNX model.
     """
     path = path / MODEL_FILE if path.is_dir() else path
+    model = load_model(path)
+    with reading("an exported decoder", path, fix=_EXPORT_AGAIN, error=ArtifactError):
+        return model, _read_sizes(model, path, capacity)
+
+
+def load_model(path: Path) -> ir.Model:
+    """Reads a graph whose weights lie beside it, in files or behind links (the hub's cache, another disk).
+
+    Raises:
+        ArtifactError: Files are missing or damaged.
+    """
     if not path.is_file():
         raise ArtifactError("no such model.", where=str(path), fix=_EXPORT_AGAIN)
-    try:
+    with reading("an ONNX model", path, fix=_EXPORT_AGAIN, error=ArtifactError):
         model = ir.load(path)
-    except Exception as error:
-        raise ArtifactError(f"not a readable ONNX file ({error}).", where=str(path), fix=_EXPORT_AGAIN) from error
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_external(tensor)
-    return model, _read_sizes(model, path, capacity)
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                _check_external(value.const_value)
+                value.const_value = _without_link(value.const_value)
+    return model
+
+
+def weights_folder(model: ir.Model, default: Path) -> Path:
+    """Where the files are that a graph's weights are in; links beside the model may lead elsewhere."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    folders = (Path(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor) and tensor.base_dir)
+    return next(folders, default)
 
 
 def operators_of(model: ir.Model) -> dict[str, str]:
@@ -72,8 +89,34 @@ def operators_of(model: ir.Model) -> dict[str, str]:
     return {name: opset.PLUGIN_VERSION if version is None else version.as_string() for name, version in said.items()}
 
 
-def _check_external(tensor: ir.ExternalTensor) -> None:
+def _without_link(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+    """The tensor in the file that a link leads to, which `onnx_ir` and ONNX Runtime refuse to follow out of the folder.
+
+    The link was made by whoever made the directory; the file's content is what the manifest has a hash of.
+    """
     path = Path(tensor.path)
+    if not path.is_symlink():
+        return tensor
+    real = path.resolve()
+    return ir.ExternalTensor(
+        real.name,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name or "",
+        base_dir=real.parent,
+    )
+
+
+def _check_external(tensor: ir.ExternalTensor) -> None:
+    path, location = Path(tensor.path), PurePosixPath(tensor.location)
+    if location.is_absolute() or ".." in location.parts:
+        raise ArtifactError(
+            f"expected the weights of {tensor.name} beside the model, got {tensor.location!r}.",
+            where=str(path),
+            fix=_EXPORT_AGAIN,
+        )
     if not path.is_file():
         raise ArtifactError("the weights file is missing.", where=str(path), fix=_EXPORT_AGAIN)
     needed = (tensor.offset or 0) + (tensor.length or 0)

@@ -53,6 +53,25 @@ def finish_here(directory: Path, options: Sequence[str]) -> None:
         )
 
 
+def ssh_command(host: str) -> list[str]:
+    """The command that reaches other machines, with its arguments.
+
+    Args:
+        host: `USER@HOST`, as ssh takes it.
+
+    Raises:
+        ToolError: `ssh` or `rsync` is missing here.
+        UsageError: The host's name is none.
+    """
+    if not host or host.startswith("-"):
+        raise UsageError(f"expected USER@HOST, got {host!r}.", where="--ssh", fix="name the Jetson as ssh does.")
+    ssh = shlex.split(os.environ.get(SSH_VARIABLE, "ssh"))
+    for program in (ssh[0], "rsync"):
+        if shutil.which(program) is None:
+            raise ToolError(f"{program} is not installed.", where="--ssh", fix=f"install {program}.")
+    return ssh
+
+
 def finish_over_ssh(directory: Path, names: Sequence[str], host: str, options: Sequence[str]) -> None:
     """Copies the kit to another machine, runs its script there, and brings the engine back into the kit.
 
@@ -69,12 +88,7 @@ def finish_over_ssh(directory: Path, names: Sequence[str], host: str, options: S
         UsageError: The host's name is none.
         BuildError: The machine cannot be reached, or the script refuses or fails; it has said why.
     """
-    if not host or host.startswith("-"):
-        raise UsageError(f"expected USER@HOST, got {host!r}.", where="--ssh")
-    ssh = shlex.split(os.environ.get(SSH_VARIABLE, "ssh"))
-    for program in (ssh[0], "rsync"):
-        if shutil.which(program) is None:
-            raise ToolError(f"{program} is not installed.", where="--ssh", fix=f"install {program}.")
+    ssh = ssh_command(host)
     there = f"awq2trt-kits/{directory.resolve().parent.name}-{directory.name}"
     _run([*ssh, host, f"mkdir -p {shlex.quote(there)}"], host)
     rsync = ["rsync", "--times", "--perms", "--partial", "--rsh", shlex.join(ssh)]

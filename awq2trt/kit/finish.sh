@@ -152,20 +152,43 @@ sudo mkswap /swapfile && sudo swapon /swapfile; or try with --force"
 # --- One finish.sh at a time; what an interrupted one left is removed ---
 
 enter() {
-    if ! mkdir "$work" 2>/dev/null; then
-        [ -d "$work" ] || fail 19 "cannot write to $(pwd)." 'copy the kit to a folder that you may write to'
-        for owner in "$work"/shell "$work"/trtexec; do
-            # By its name too: after a restart the number may be another process's.
-            if [ -s "$owner" ] && grep -aqse finish.sh -e trtexec "/proc/$(cat "$owner")/cmdline"; then
-                fail 26 "finish.sh runs already in this folder (process $(cat "$owner"))." 'wait for it'
+    # The folder gets its name with the number of its owner in it, in one step that fails where one is there already.
+    mine=$work.$$
+    rm -rf "$mine"
+    { mkdir "$mine" && say $$ >"$mine/shell"; } 2>/dev/null ||
+        fail 19 "cannot write to $(pwd)." 'copy the kit to a folder that you may write to'
+    tries=0
+    until mv -T "$mine" "$work" 2>/dev/null; do
+        tries=$((tries + 1))
+        [ $tries -lt 100 ] || fail 19 "cannot rename folders in $(pwd)." 'copy the kit to a folder on a local disk'
+        if running "$work"; then
+            rm -rf "$mine"
+            fail 26 "finish.sh runs already in this folder (process $(cat "$work/shell" 2>/dev/null))." 'wait for it'
+        fi
+        # Whoever moves it away removes it: of several that find the same rests, one does, and the others look again.
+        if mv -T "$work" "$mine.old" 2>/dev/null; then
+            if running "$mine.old"; then
+                mv -T "$mine.old" "$work"
+                continue
             fi
-        done
-        say 'removing what an interrupted run left'
-        rm -f "$partial" "$library.partial"
-    fi
-    say $$ >"$work/shell" || fail 19 "cannot write to $(pwd)." 'copy the kit to a folder that you may write to'
+            say 'removing what an interrupted run left'
+            rm -rf "$mine.old"
+            rm -f "$partial" "$library.partial"
+        fi
+    done
     trap leave EXIT
     trap interrupted HUP INT TERM
+}
+
+# running FOLDER: whether a process that is named in it is there. By its name too: after a restart the number may be
+# another process's.
+running() {
+    for owner in "$1"/shell "$1"/trtexec; do
+        if [ -s "$owner" ] && grep -aqse finish.sh -e trtexec "/proc/$(cat "$owner")/cmdline"; then
+            return 0
+        fi
+    done
+    return 1
 }
 
 leave() {

@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from awq2trt.errors import ToolError, UsageError
+from awq2trt.errors import OutOfMemoryError, ToolError, UsageError
 from awq2trt.target import CUDA_TARGET, MINIMUM_CAPABILITY, MINIMUM_ONNXRUNTIME, find_target
 
 PROVIDER: Final = "CUDAExecutionProvider"
@@ -48,6 +48,9 @@ _NAME_BYTES: Final = 256
 
 _TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3
 """CUDA runtime API, enum `cudaMemcpyKind`."""
+
+_OUT_OF_MEMORY: Final = 2
+"""CUDA runtime API, enum `cudaError_t`: `cudaErrorMemoryAllocation`."""
 
 _COPIED_BYTES: Final = 1 << 30
 """Some hundred microseconds even on the fastest GPU, so that starting the copy does not count."""
@@ -135,7 +138,11 @@ class CudaMemory:
         return free.value, total.value
 
     def allocate(self, size_bytes: int) -> int:
-        """Address of new memory, filled with zeros."""
+        """Address of new memory, filled with zeros.
+
+        Raises:
+            OutOfMemoryError: There is too little.
+        """
         address = ctypes.c_void_p(0)
         self._call("cudaMalloc", ctypes.byref(address), ctypes.c_size_t(size_bytes))
         self._call("cudaMemset", address, 0, ctypes.c_size_t(size_bytes))
@@ -186,7 +193,8 @@ class CudaMemory:
         if status:
             self._runtime.cudaGetErrorString.restype = ctypes.c_char_p
             reason = self._runtime.cudaGetErrorString(status).decode()
-            raise ToolError(
+            kind = OutOfMemoryError if status == _OUT_OF_MEMORY else ToolError
+            raise kind(
                 f"{function} failed on {self.gpu.name}: {reason}.",
                 where=f"cuda:{self.gpu.index}",
                 fix="see with nvidia-smi what else uses the GPU; a driver in a bad state needs a restart.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -34,36 +34,12 @@ from awq2trt.io_contract import (
 from awq2trt.models.families import GELU_TANH, RELU, SILU, DecoderSpec, RopeSpec
 from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
 from awq2trt.onnx_export.rotary_graph import Nodes, RotaryRows, rotary_rows
+from awq2trt.onnx_export.weights import INPUT_ORDER, LinearInputs, Order, Weights
 
 LOWEST: Final = -65504.0
 """What masked scores become: the lowest number of fp16. No score that counts comes near it."""
 
 _Attributes = dict[str, int | float | str | list[int]]
-
-LinearInputs = tuple[BodyVariant, tuple[ir.Value, ...]]
-"""The variant of a linear, and its initializers: codes, scales, then zeros and bias if the variant has them."""
-
-
-class Weights(Protocol):
-    """Hands out initializers, each when the graph reaches it, so that they can be streamed to disk."""
-
-    dtype: ir.DataType
-    quantized_head: bool
-
-    def linear(self, name: str) -> LinearInputs:
-        """Initializers of a quantized linear, or of a quantized head or embedding."""
-
-    def tensor(self, name: str) -> ir.Value:
-        """Initializer of a plain tensor."""
-
-    def has(self, name: str) -> bool:
-        """Whether there is a plain tensor of this name."""
-
-    def gain(self, name: str) -> ir.Value:
-        """Initializer of what a norm multiplies by: its weight, or 1 + weight, rounded after the sum."""
-
-    def constant(self, name: str, value: NDArray[np.float32]) -> ir.Value:
-        """Initializer of a tensor that the description defines."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +140,7 @@ class _DecoderBuilder:
         self._weights = weights
         self._inputs = inputs
         self._constants: dict[str, ir.Value] = {}
+        self._gathered: dict[tuple[int, bytes], ir.Value] = {}
 
     @classmethod
     def begin(cls, spec: DecoderSpec, weights: Weights, inputs: dict[str, ir.Value]) -> _DecoderBuilder:
@@ -239,8 +216,7 @@ class _DecoderBuilder:
         if self._weights.quantized_head:
             return self._linear_of(hidden, self._tied or self._keep_linear(spec.head), spec.head)
         head = self._embedding if spec.tie_embeddings else self._keep(self._weights.tensor(f"{spec.head}.weight"))
-        transposed = self._op("Transpose", [head], {"perm": [1, 0]}, name=f"{spec.head}.transpose")  # [H, V]
-        return self._op("MatMul", [hidden, transposed], name=spec.head)
+        return self._multiply(hidden, head, spec.head)
 
     def _attention(self, layer: int, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Self-attention of [B, S, H]: its output, and the caches after the new keys and values are written."""
@@ -298,13 +274,16 @@ class _DecoderBuilder:
     def _mlp(self, prefix: str, x: ir.Value) -> ir.Value:
         """down(act(gate(x)) * up(x)), or down(act(up(x)))."""
         names = self._spec.block
-        inner = self._activation(self._linear(x, prefix + names.mlp_inputs[0]), f"{prefix}mlp.")
-        if names.gate_proj is not None:
-            inner = self._op("Mul", [inner, self._linear(x, prefix + names.up_proj)], name=f"{prefix}mlp.product")
         divisors = f"{prefix}{names.activation}.scales"
-        if names.activation is not None and self._weights.has(divisors):
+        divided = names.activation is not None and self._weights.has(divisors)
+        # An order of down's inputs is folded into the outputs of what is before it, unless divisors lie between.
+        rows = None if divided else self._weights.input_order(prefix + names.down_proj)
+        inner = self._activation(self._linear(x, prefix + names.mlp_inputs[0], rows), f"{prefix}mlp.")
+        if names.gate_proj is not None:
+            inner = self._op("Mul", [inner, self._linear(x, prefix + names.up_proj, rows)], name=f"{prefix}mlp.product")
+        if divided:
             inner = self._op("Div", [inner, self._keep(self._weights.tensor(divisors))], name=f"{prefix}mlp.divided")
-        return self._linear(inner, prefix + names.down_proj)
+        return self._linear(inner, prefix + names.down_proj, ordered=rows is not None)
 
     def _activation(self, x: ir.Value, prefix: str) -> ir.Value:
         """The MLP's activation function."""
@@ -315,9 +294,22 @@ class _DecoderBuilder:
             return self._op("Relu", [x], name=f"{prefix}relu")
         return self._op("Gelu", [x], {"approximate": "tanh" if kind == GELU_TANH else "none"}, name=f"{prefix}gelu")
 
-    def _linear(self, x: ir.Value, name: str) -> ir.Value:
-        """A quantized linear: [B, S, K] -> [B, S, N]."""
-        return self._linear_of(x, self._keep_linear(name), name)
+    def _linear(self, x: ir.Value, name: str, rows: Order | None = None, *, ordered: bool = False) -> ir.Value:
+        """A linear, quantized or not: [B, S, K] -> [B, S, N].
+
+        Args:
+            x: Its input.
+            name: Its name.
+            rows: The order that its output channels are wanted in; None for their own.
+            ordered: The channels of `x` are in the order of the linear's columns already.
+        """
+        order = None if ordered else self._weights.input_order(name)
+        x = x if order is None else self._in_order(x, order, name)
+        if self._weights.is_quantized(name):
+            return self._linear_of(x, self._keep_linear(name, rows), name)
+        weight, *bias = (self._keep(value) for value in self._weights.plain_linear(name, rows))
+        product = self._multiply(x, weight, name)
+        return self._op("Add", [product, *bias]) if bias else product
 
     def _linear_of(self, x: ir.Value, weight: LinearInputs, name: str) -> ir.Value:
         variant, initializers = weight
@@ -325,8 +317,8 @@ class _DecoderBuilder:
         has_bias = {opset.ATTR_HAS_BIAS: int(variant.has_bias)}
         return self._quantized(opset.LINEAR_OF_BITS[variant.bits], [x, *initializers], variant, name, has_bias)
 
-    def _keep_linear(self, name: str) -> LinearInputs:
-        variant, initializers = self._weights.linear(name)
+    def _keep_linear(self, name: str, rows: Order | None = None) -> LinearInputs:
+        variant, initializers = self._weights.linear(name, rows)
         return variant, tuple(self._keep(value) for value in initializers)
 
     def _quantized(
@@ -356,6 +348,19 @@ class _DecoderBuilder:
         features = rows if op_type in opset.LINEAR_OF_BITS.values() else columns
         y.dtype, y.shape = self._weights.dtype, ir.Shape([BATCH, SEQUENCE, features])
         return y
+
+    def _multiply(self, x: ir.Value, weight: ir.Value, name: str) -> ir.Value:
+        """[B, S, K] and [N, K] -> [B, S, N]."""
+        transposed = self._op("Transpose", [weight], {"perm": [1, 0]}, name=f"{name}.transpose")  # [K, N]
+        return self._op("MatMul", [x, transposed], name=name)
+
+    def _in_order(self, x: ir.Value, order: Order, name: str) -> ir.Value:
+        """The channels of [B, S, K] in another order, gathered once for all linears that want the same."""
+        key = (id(x), order.tobytes())
+        if key not in self._gathered:
+            indices = self._keep(self._weights.order(f"{name}.{INPUT_ORDER}", order))
+            self._gathered[key] = self._op("Gather", [x, indices], {"axis": -1}, name=f"{name}.ordered")
+        return self._gathered[key]
 
     def _norm(self, x: ir.Value, prefix: str, relative_name: str | None) -> ir.Value:
         """A norm over the last axis, x itself if there is none.

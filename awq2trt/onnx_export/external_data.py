@@ -54,6 +54,12 @@ class ExternalDataWriter:
         self._file.write(pack_int4(codes).tobytes())
         return self._tensor(name, offset, ir.DataType.INT4, codes.shape)
 
+    def write_integers(self, name: str, values: NDArray[np.int32]) -> ir.ExternalTensor:
+        """Writes a tensor of int32."""
+        offset = self._align()
+        self._file.write(np.ascontiguousarray(values).astype("<i4", copy=False).tobytes())
+        return self._tensor(name, offset, ir.DataType.INT32, values.shape)
+
     def write_int8(self, name: str, codes: NDArray[np.uint8]) -> ir.ExternalTensor:
         """Writes unsigned 8-bit codes of any shape as a signed INT8 tensor of that shape."""
         offset = self._align()

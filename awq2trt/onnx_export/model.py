@@ -5,7 +5,7 @@ Weights go to disk one tensor at a time while the graph is built, so memory stay
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, get_args
 
@@ -20,8 +20,9 @@ from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE, IoContract
 from awq2trt.models.families import DecoderSpec
 from awq2trt.onnx_export.bodies import BodyVariant
-from awq2trt.onnx_export.decoder_graph import GraphPlan, LinearInputs, build_decoder, decoder_contract
+from awq2trt.onnx_export.decoder_graph import GraphPlan, build_decoder, decoder_contract
 from awq2trt.onnx_export.external_data import ExternalDataWriter
+from awq2trt.onnx_export.weights import LinearInputs, Order
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.recipe import ActivationDtype, ExportOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
@@ -41,6 +42,12 @@ class Checkpoint(Protocol):
 
     def linear(self, name: str) -> QuantizedLinear:
         """A quantized linear by its full name."""
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether a linear is; parts of fused ones have their own names, the head may be."""
+
+    def input_order(self, name: str) -> NDArray[np.int64] | None:
+        """The order of a linear's input channels; None for their own."""
 
     def tensor(self, name: str) -> NDArray[np.generic]:
         """A plain tensor by its full name."""
@@ -105,17 +112,19 @@ def export_onnx(
 
 
 class _StreamedWeights:
-    """`decoder_graph.Weights` that writes each tensor to disk when it is asked for."""
+    """`weights.Weights` that writes each tensor to disk when it is asked for."""
 
     def __init__(self, checkpoint: Checkpoint, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
         self.dtype = dtype
         self.quantized_head = checkpoint.head_scheme is not None
         self._checkpoint = checkpoint
         self._writer = writer
+        spec = checkpoint.spec
+        self._biased = {spec.prefix(layer) + name for layer in range(spec.num_layers) for name in spec.biased}
 
-    def linear(self, name: str) -> LinearInputs:
+    def linear(self, name: str, rows: Order | None = None) -> LinearInputs:
         """codes, scales, and zeros and bias if there are any."""
-        linear = self._checkpoint.linear(name).widened()
+        linear = _rows_in_order(self._checkpoint.linear(name).widened(), rows)
         write_codes = self._writer.write_int4 if linear.scheme.bits == opset.CODE_BITS else self._writer.write_int8
         tensors = [
             write_codes(f"{name}.codes", linear.codes),
@@ -126,6 +135,24 @@ class _StreamedWeights:
         if linear.bias is not None:
             tensors.append(self._writer.write_float(f"{name}.bias", linear.bias, self.dtype))
         return BodyVariant.of(linear), tuple(_initializer(tensor) for tensor in tensors)
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether the checkpoint has codes of the linear."""
+        return self._checkpoint.is_quantized(name)
+
+    def plain_linear(self, name: str, rows: Order | None = None) -> tuple[ir.Value, ...]:
+        """Weight, and bias if there is one."""
+        kinds = ("weight", "bias") if name in self._biased else ("weight",)
+        plain = {f"{name}.{kind}": self._checkpoint.tensor(f"{name}.{kind}") for kind in kinds}
+        return tuple(self.constant(key, value if rows is None else value[rows]) for key, value in plain.items())
+
+    def input_order(self, name: str) -> Order | None:
+        """The order of a linear's input channels; None for their own."""
+        return self._checkpoint.input_order(name)
+
+    def order(self, name: str, value: Order) -> ir.Value:
+        """An order of channels, int32."""
+        return _initializer(self._writer.write_integers(name, value.astype(np.int32)))
 
     def tensor(self, name: str) -> ir.Value:
         """A plain tensor in the graph's dtype."""
@@ -163,6 +190,15 @@ def _write_model(model: ir.Model, path: Path) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _rows_in_order(linear: QuantizedLinear, rows: Order | None) -> QuantizedLinear:
+    """The linear with its output channels in another order."""
+    if rows is None:
+        return linear
+    zeros = None if linear.zeros is None else linear.zeros[rows]
+    bias = None if linear.bias is None else linear.bias[rows]
+    return replace(linear, codes=linear.codes[rows], scales=linear.scales[rows], zeros=zeros, bias=bias)
 
 
 def _initializer(tensor: ir.ExternalTensor) -> ir.Value:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from awq2trt import opset
 from awq2trt.checkpoint.layouts import StoredFormat
 from awq2trt.errors import ArtifactError
+from awq2trt.models.families import DecoderSpec
 from awq2trt.progress import Progress
 from awq2trt.scheme import QuantScheme
 
@@ -33,6 +34,7 @@ class Checkpoint(Protocol):
     """What the proof reads: `QuantizedCheckpoint` has it."""
 
     format: StoredFormat
+    spec: DecoderSpec
 
     @property
     def stored_names(self) -> tuple[str, ...]:
@@ -72,27 +74,22 @@ def prove_import(checkpoint: Checkpoint, model: ir.Model, progress: Progress) ->
     Raises:
         ArtifactError: A weight or a bias differs by more than the rounding to the graph's type explains.
     """
-    stored = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
-    lengths = {
-        node.name: node.attributes[opset.ATTR_GROUP_SIZE].as_int()
-        for node in model.graph
-        if node.op_type in opset.LINEAR_OF_BITS.values()
-    }
+    graph = _Graph.of(model, checkpoint)
     largest, where = 0.0, ""
     names = checkpoint.stored_names
     with progress.task("comparing weights", total=len(names)) as advance:
         for name in names:
             tensors = checkpoint.stored_tensors(name)
-            steps, scales = _definition(checkpoint, name, tensors)
+            group = _group_of_channel(checkpoint, name, tensors)  # [K]
+            steps, scales = _definition(checkpoint, name, tensors, group)
             bias = tensors.get("bias", np.zeros(steps.shape[0], np.float32))
-            biases = checkpoint.split_rows(name, bias)
-            parts = checkpoint.split_rows(name, scales)
+            biases, parts = checkpoint.split_rows(name, bias), checkpoint.split_rows(name, scales)
             for part, expected in checkpoint.split_rows(name, steps).items():
-                got, length = _exported_weight(stored, part, lengths[part]), lengths[part]
-                rounded = parts[part].astype(stored[f"{part}.scales"].numpy().dtype)
-                _require_equal(part, "weight", got, expected * _spread(rounded, length, expected.shape[1]))
-                _require_equal(part, "bias", *_biases(stored, part, biases[part]))
-                difference = float(np.abs(got - expected * _spread(parts[part], length, expected.shape[1])).max())
+                got, scales = graph.weight(part), parts[part]
+                rounded = scales.astype(graph.stored[f"{part}.scales"].numpy().dtype).astype(np.float32)
+                _require_equal(part, "weight", got, expected * rounded[:, group])
+                _require_equal(part, "bias", *graph.biases(part, biases[part]))
+                difference = float(np.abs(got - expected * scales.astype(np.float32)[:, group]).max())
                 if difference > largest:
                     largest, where = difference, part
             advance(1)
@@ -112,21 +109,77 @@ def _require_equal(linear: str, what: str, got: Array, expected: Array) -> None:
     )
 
 
-def _biases(stored: Mapping[str, ir.TensorProtocol], linear: str, expected: Array) -> tuple[Array, Array]:
-    """The exported bias, zeros where there is none, and the checkpoint's in the same type."""
-    name = f"{linear}.bias"
-    got: Array = stored[name].numpy() if name in stored else np.zeros(expected.shape, np.float32)
-    return got, expected.astype(got.dtype)
+@dataclass(frozen=True)
+class _Graph:
+    """The exported graph's linears, their channels in the order of the checkpoint's.
+
+    Act-order (a checkpoint whose groups follow the activations) may have sorted the inputs of a linear, which a
+    `Gather` before it does, or the channels between gate, up and down, whose rows and columns then are in one order.
+
+    Attributes:
+        stored: Initializers by name.
+        nodes: Quantized linears by name.
+        rows: Full name of a linear -> the output channel of each row, where they are sorted.
+        columns: Likewise the input channel of each column.
+    """
+
+    stored: Mapping[str, ir.TensorProtocol]
+    nodes: Mapping[str, ir.Node]
+    rows: Mapping[str, Array]
+    columns: Mapping[str, Array]
+
+    @staticmethod
+    def of(model: ir.Model, checkpoint: Checkpoint) -> _Graph:
+        stored = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
+        nodes = {str(node.name): node for node in model.graph if node.op_type in opset.LINEAR_OF_BITS.values()}
+        columns = {name: order for name, node in nodes.items() if (order := _gathered(node)) is not None}
+        rows: dict[str, Array] = {}
+        spec = checkpoint.spec
+        ordered = {*checkpoint.stored_names} if checkpoint.format.layout.group_of_channel else set()
+        for layer in range(spec.num_layers):
+            prefix, down = spec.prefix(layer), spec.prefix(layer) + spec.block.down_proj
+            if down in ordered and down not in columns:
+                group = _group_of_channel(checkpoint, down, checkpoint.stored_tensors(down))
+                columns[down] = np.argsort(group, kind="stable")
+                rows |= dict.fromkeys((prefix + name for name in spec.block.mlp_inputs), columns[down])
+        return _Graph(stored, nodes, rows, columns)
+
+    def weight(self, name: str) -> Array:
+        """float32 [N, K] as FORMAT.md defines it: scales * (codes - zeros), a scale and a zero for a group."""
+        length = self.nodes[name].attributes[opset.ATTR_GROUP_SIZE].as_int()
+        codes = self.stored[f"{name}.codes"].numpy().astype(np.float32)
+        if f"{name}.zeros" in self.stored:
+            codes -= _spread(self.stored[f"{name}.zeros"].numpy(), length, codes.shape[1])
+        found = codes * _spread(self.stored[f"{name}.scales"].numpy(), length, codes.shape[1])
+        rows, columns = np.arange(found.shape[0]), np.arange(found.shape[1])
+        weight = np.full_like(found, np.nan)  # what no channel stands for
+        weight[np.ix_(self.rows.get(name, rows), self.columns.get(name, columns))] = found
+        return weight
+
+    def biases(self, name: str, expected: Array) -> tuple[Array, Array]:
+        """The exported bias, zeros where there is none, and the checkpoint's in the same type."""
+        stored = f"{name}.bias"
+        found: Array = self.stored[stored].numpy() if stored in self.stored else np.zeros(expected.shape, np.float32)
+        bias = np.full_like(found, np.nan)
+        bias[self.rows.get(name, np.arange(len(found)))] = found
+        return bias, expected.astype(found.dtype)
 
 
-def _exported_weight(stored: Mapping[str, ir.TensorProtocol], name: str, length: int) -> Array:
-    """float32 [N, K] as FORMAT.md defines it: scales * (codes - zeros), a scale and a zero for `length` channels."""
-    codes = stored[f"{name}.codes"].numpy().astype(np.float32)
-    scales = stored[f"{name}.scales"].numpy()
-    if f"{name}.zeros" in stored:
-        zeros = stored[f"{name}.zeros"].numpy().astype(np.float32)
-        codes -= _spread(zeros, length, codes.shape[1])
-    return np.asarray(codes * _spread(scales, length, codes.shape[1]))
+def _gathered(node: ir.Node) -> Array | None:
+    """The channels that a `Gather` before a linear picks; None where there is none."""
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if producer is None or producer.op_type != "Gather" or producer.inputs[1] is None:
+        return None
+    picked = producer.inputs[1].const_value
+    return None if picked is None else np.asarray(picked.numpy())
+
+
+def _group_of_channel(checkpoint: Checkpoint, name: str, tensors: Mapping[str, Array]) -> Array:
+    """The group of each input channel, [K], as the file says or by the groups' length."""
+    columns, kind = checkpoint.stored_shape(name)[1], checkpoint.format.layout.group_of_channel
+    if kind is not None and kind in tensors:
+        return tensors[kind].astype(np.int64)
+    return np.arange(columns) // checkpoint.stored_scheme(name).group_of(columns)
 
 
 def _spread(groups: Array, length: int, columns: int) -> Array:
@@ -151,18 +204,36 @@ class _Stored:
         return 1 << (self.bits - 1)
 
 
-def _definition(checkpoint: Checkpoint, name: str, tensors: Mapping[str, Array]) -> tuple[Array, Array]:
+def _definition(checkpoint: Checkpoint, name: str, tensors: Mapping[str, Array], group: Array) -> tuple[Array, Array]:
     """What a layout defines: codes less their zero points, float32 [N, K], and step sizes [N, groups] as stored."""
     (rows, columns), scheme = checkpoint.stored_shape(name), checkpoint.stored_scheme(name)
-    groups, length = scheme.groups(columns), scheme.group_of(columns)
+    groups = scheme.groups(columns)
     stored = _Stored(tensors, scheme.bits, rows, columns, groups, scheme.zero_point)
     codes, zeros, scales = DEFINITIONS[checkpoint.format.layout.name](stored)
-    return codes.astype(np.float32) - _spread(np.broadcast_to(zeros, (rows, groups)), length, columns), scales
+    return codes.astype(np.float32) - np.broadcast_to(zeros, (rows, groups)).astype(np.float32)[:, group], scales
 
 
 def _awq_gemm(stored: _Stored) -> tuple[Array, Array, Array]:
     tensors = stored.tensors
     return _awq_columns(tensors["qweight"]).T, _awq_columns(tensors["qzeros"]).T, tensors["scales"].T
+
+
+def _gemv(stored: _Stored) -> tuple[Array, Array, Array]:
+    tensors, groups = stored.tensors, stored.groups
+    codes = _stream(tensors["qweight"], stored.bits, stored.columns)
+    return codes, _stream(tensors["qzeros"], stored.bits, groups), tensors["scales"][:, :groups]
+
+
+def _gemv_fast(stored: _Stored) -> tuple[Array, Array, Array]:
+    """A code's place among the 256 of a tile; four to a word, as `pack_intweight` shuffles them."""
+    tensors, groups = stored.tensors, stored.groups
+    row, column = np.arange(stored.rows)[:, None], np.arange(stored.columns)[None, :]
+    eight, pair, parity = column % 32 // 8, column % 8 // 2, column % 2
+    place = row % 4 * 64 + column % 64 // 32 * 32 + pair * 8 + parity * 4 + eight  # in a tile of 4 rows, 64 columns
+    words = tensors["qweight"].astype(np.int64)[row // 4, column // 64 * 64 + place // 4]
+    scales = tensors["scales"].T[:, :groups]
+    wide = np.where(scales == 0, 1, scales.astype(np.float64))
+    return words >> place % 4 * 4 & 15, np.rint(-tensors["scaled_zeros"].T[:, :groups] / wide), scales
 
 
 def _gptq(stored: _Stored, offset: int) -> tuple[Array, Array, Array]:
@@ -196,6 +267,11 @@ DEFINITIONS: Final[Mapping[str, Callable[[_Stored], tuple[Array, Array, Array]]]
     "gptq_v2": partial(_gptq, offset=0),
     "pack-quantized": _pack_quantized,
     "awq2trt": _natural,
+    "gemv": _gemv,
+    "gemv_fast": _gemv_fast,
+    "auto_round:auto_gptq": partial(_gptq, offset=1),
+    "auto_round:gptqmodel": partial(_gptq, offset=0),
+    "auto_round:auto_awq": _awq_gemm,
 }
 """By the layout's name: a linear's codes [N, K], zero points that broadcast to [N, groups], and scales [N, groups]."""
 

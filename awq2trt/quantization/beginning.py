@@ -16,19 +16,21 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awq2trt.artifact.arrays import read_arrays
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.search_files import SEARCH_FILE
 from awq2trt.errors import UsageError
 from awq2trt.models.decoder import load_block
-from awq2trt.models.families import DecoderSpec
+from awq2trt.models.families import ACTIVATION, LINEAR, OFFSET_NORM, UNFOLDED, ScaleGroup
 from awq2trt.models.sources.base import ModelSource
+from awq2trt.quantization.fold import fold_scales_
 from awq2trt.quantization.rounding import Rounded
+from awq2trt.quantization.search import smooth_magnitude, spread_over_heads
 from awq2trt.scheme import QuantScheme
 
-FIT_PASSES: Final = 8
-"""Of alternating least squares; the fit is settled to fp32 after 3 or 4 where columns differ by a factor of 100."""
-
 WORTH_FITTING: Final = 0.95
-"""Without folding, a fit takes K + N numbers of N K away from the error, some 1 %; with it, nearly all."""
+"""Share of the squared distance to the checkpoint's weights that scales may leave, for it to count as scaled: a fit to
+rounding errors alone takes one N-th of the distance, scales that are there nearly all."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,12 @@ class Beginning:
     Attributes:
         tensors: fp32, by name relative to the block: linears before rounding, norms and biases.
         rounded: Codes and grids, by linear.
+        scales: s folded into every input that linears share, fp32 [K], by the first of those linears.
     """
 
     tensors: dict[str, Tensor]
     rounded: dict[str, Rounded]
+    scales: dict[str, Tensor]
 
 
 def open_beginning(directory: Path, source: ModelSource, scheme: QuantScheme) -> QuantizedCheckpoint:
@@ -86,33 +90,62 @@ def begin_block(checkpoint: QuantizedCheckpoint, layer: int, weights: Mapping[st
         checkpoint: Where to begin.
         layer: Which block.
         weights: The original block's fp32 tensors.
+
+    Raises:
+        ArtifactError: Its file of scales is damaged.
     """
-    spec: DecoderSpec = checkpoint.spec
-    tensors, rounded = load_block(checkpoint, layer), dict[str, Rounded]()
-    for name in spec.block.linears:
-        rounded[name] = Rounded.of(checkpoint.linear(spec.prefix(layer) + name))
-        key = f"{name}.weight"
-        tensors[key] = scaled_like(weights[key], tensors[key])
-    return Beginning(tensors, rounded)
+    spec, prefix = checkpoint.spec, checkpoint.spec.prefix(layer)
+    file = checkpoint.directory / SEARCH_FILE
+    known = read_arrays(file, fix="quantize the model again.") if file.is_file() else {}
+    stored, folded, scales = load_block(checkpoint, layer), dict(weights), dict[str, Tensor]()
+    for group in spec.scale_groups():
+        first = group.balance_layers[0]
+        found = known.get(f"{prefix}{first}.scales")
+        if found is None:
+            scales[first] = find_scales(stored, folded, group, spec.head_dim)
+        else:
+            scales[first] = torch.as_tensor(found)
+        if group.smooth_kind != UNFOLDED:
+            fold_scales_(folded, group, scales[first], spec.head_dim)
+    linears = {f"{name}.weight": folded[f"{name}.weight"] for name in spec.block.linears}
+    rounded = {name: Rounded.of(checkpoint.linear(prefix + name)) for name in spec.block.linears}
+    return Beginning({**stored, **linears}, rounded, scales)
 
 
-def scaled_like(weight: Tensor, rounded: Tensor) -> Tensor:
-    """diag(a) W diag(b) that is nearest to the rounded weight; W itself where that is as good.
+def find_scales(
+    stored: Mapping[str, Tensor], weights: Mapping[str, Tensor], group: ScaleGroup, head_dim: int
+) -> Tensor:
+    """The scales that a checkpoint has folded into a group, fp32 [K]; 1 everywhere where it has none.
 
     Args:
-        weight: W, fp32 [N, K].
-        rounded: The weight that a checkpoint's codes stand for, [N, K].
+        stored: The checkpoint's block, dequantized.
+        weights: The original's, with the groups before folded.
+        group: Which layers.
+        head_dim: Channels of a head, for groups with tied heads.
     """
-    columns = torch.ones_like(weight[0])
-    for _ in range(FIT_PASSES):
-        rows = _quotients(rounded, weight * columns, dim=1)
-        columns = _quotients(rounded, weight * rows, dim=0).squeeze(0)
-    fitted = weight * columns * rows
-    fitted_error, plain_error = (rounded - fitted).square().sum(), (rounded - weight).square().sum()
-    return fitted if fitted_error < WORTH_FITTING * plain_error else weight
+    wanted, given = (
+        torch.cat([block[f"{name}.weight"] for name in group.balance_layers]) for block in (stored, weights)
+    )
+    none, key = torch.ones_like(given[0]), f"{group.smooth_layer}.weight"
+    if group.smooth_kind == UNFOLDED:
+        return none
+    if group.smooth_kind == ACTIVATION:
+        return stored.get(f"{group.smooth_layer}.scales", none)
+    if group.smooth_kind == LINEAR:
+        scales = _columns(wanted, given, group, head_dim)
+    else:
+        offset = 1 if group.smooth_kind == OFFSET_NORM else 0
+        gain = stored[key] + offset
+        scales = torch.where(gain != 0, (weights[key] + offset) / gain, 1.0)
+    scaled, plain = (wanted - given * scales).square().sum(), (wanted - given).square().sum()
+    return scales if scaled < WORTH_FITTING * plain else none
 
 
-def _quotients(wanted: Tensor, given: Tensor, *, dim: int) -> Tensor:
-    """The factors of rows or columns that bring `given` nearest to `wanted`; 1 where all of `given` is 0."""
-    square = given.square().sum(dim=dim, keepdim=True)
-    return torch.where(square > 0, (wanted * given).sum(dim=dim, keepdim=True) / square, 1.0)
+def _columns(wanted: Tensor, given: Tensor, group: ScaleGroup, head_dim: int) -> Tensor:
+    """The factors of columns that bring `given` nearest to `wanted`, one for all channels that read the same output."""
+    products, squares = (
+        smooth_magnitude((wanted * given).sum(dim=0), group, head_dim),
+        smooth_magnitude(given.square().sum(dim=0), group, head_dim),
+    )
+    found = torch.where((squares > 0) & (products > 0), products / squares, 1.0)
+    return spread_over_heads(found, group, head_dim)

@@ -14,6 +14,7 @@ from awq2trt.errors import UsageError
 from awq2trt.methods import METHODS
 from awq2trt.models.decoder import BlockRunner, Observer
 from awq2trt.models.families import UNFOLDED, DecoderSpec, ScaleGroup
+from awq2trt.quantization.beginning import Beginning
 from awq2trt.quantization.descent import descend
 from awq2trt.quantization.effort import EFFORTS, SearchOptions
 from awq2trt.quantization.fold import fold_scales_
@@ -152,11 +153,11 @@ class Guide:
 
     Attributes:
         lesson: What it learns from; None for a method that does not learn.
-        start: Codes and grids to begin at instead of a search, by linear; the weights are scaled for them already.
+        start: Where to begin instead of a search; the weights are those that it scaled already.
     """
 
     lesson: Lesson | None = None
-    start: Mapping[str, Rounded] | None = None
+    start: Beginning | None = None
 
 
 UNGUIDED: Final = Guide()
@@ -221,6 +222,8 @@ def quantize_block(
     folded, inputs = _fold_searched(
         spec, weights, statistics, method if searched else replace(method, search=None), where
     )
+    if guide.start is not None:
+        inputs = _scaled_before(spec, inputs, guide.start.scales)
     moments = _score_moments(spec, layer, folded, inputs, method)
     rounded: dict[str, Rounded] = {}
     # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
@@ -230,7 +233,7 @@ def quantize_block(
             grid = _searched_grid(spec, name, weight, seen, method) if seen else None
             rounded[name] = _round(weight, seen, grid, method, where + name)
         else:
-            rounded[name] = guide.start[name]
+            rounded[name] = guide.start.rounded[name]
         if seen and method.search:
             rounded[name] = _descended(weight, rounded[name], seen, method, moments.get(name))
     if guide.lesson is not None and method.learn is not None:
@@ -245,7 +248,7 @@ def quantize_block(
             reports[name] = _report(original, folded_weight, found, inputs[name], method)
     search = {
         f"{group.balance_layers[0]}.{kind}": value
-        for group in (spec.scale_groups() if searched else ())
+        for group in (spec.scale_groups() if method.search else ())
         for kind, value in inputs[group.balance_layers[0]].search().items()
     }
     return QuantizedBlock(linears, plain_tensors(spec, folded), reports, search)
@@ -306,6 +309,18 @@ def _fold_searched(
             seen = seen.scaled(found)
         inputs.update(dict.fromkeys(group.balance_layers, seen))
     return folded, inputs
+
+
+def _scaled_before(
+    spec: DecoderSpec, inputs: Mapping[str, _LinearInput], scales: Mapping[str, Tensor]
+) -> dict[str, _LinearInput]:
+    """The inputs of linears that were scaled already, with the scales noted, and the magnitude that was before them."""
+    noted = dict[str, _LinearInput]()
+    for group in spec.scale_groups():
+        seen, own = inputs[group.balance_layers[0]], scales[group.balance_layers[0]]
+        seen = replace(seen, scales=own, magnitude=seen.magnitude * own)
+        noted.update(dict.fromkeys(group.balance_layers, seen))
+    return noted
 
 
 def _searched_grid(

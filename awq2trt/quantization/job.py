@@ -220,9 +220,7 @@ class QuantizeJob:
                 where=prefix.rstrip("."),
                 fix="check the checkpoint: its weights are finite, but they do not compute.",
             )
-        block = quantize_block(
-            spec, layer, weights, statistics, method, Guide(lesson, begun.rounded if begun else None)
-        )
+        block = quantize_block(spec, layer, weights, statistics, method, Guide(lesson, begun))
         if method.sequential:
             outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
         self.store.keep_hidden(layer + 1, outputs)

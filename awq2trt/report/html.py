@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from awq2trt.errors import ToolError, UsageError
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.report.inspection import InputChannels, Inspection, LinearRow
 from awq2trt.version import __version__
 
@@ -53,18 +53,13 @@ def read_perplexities(path: Path) -> list[PerplexityBar]:
     Raises:
         UsageError: The file holds none.
     """
-    try:
-        results = json.loads(path.read_bytes())["results"]
+    fix = "name what `awq2trt eval MODEL... --text FILE --json FILE` wrote."
+    with reading("perplexities", path, fix=fix, error=UsageError):
+        results = read_json(path, what="perplexities", fix=fix, error=UsageError)["results"]
         return [
             PerplexityBar(f"{Path(result['model']).name}, {result['executor']}", float(result["perplexity"]["value"]))
             for result in results
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"no perplexities in it ({type(error).__name__}: {error}).",
-            where=str(path),
-            fix="name what `awq2trt eval MODEL... --text FILE --json FILE` wrote.",
-        ) from error
 
 
 def render_page(
@@ -82,7 +77,7 @@ def render_page(
     """
     figures = [
         ("Output error by block", "Mean over a block's linears, shaded from the best to the worst.", _errors),
-        ("alpha by block", "How much of the activations' spread the scales take over.", _alphas),
+        ("alpha by block", "How much of the activations' spread the scales take over.", draw_alphas),
         ("Size", f"{inspection.size_bytes / 1e6:,.1f} MB of weights.", _sizes),
     ]
     drawn = [_figure(title, note, partial(draw, inspection)) for title, note, draw in figures]
@@ -156,7 +151,8 @@ def _errors(inspection: Inspection, axes: Axes) -> bool:
     return drawn
 
 
-def _alphas(inspection: Inspection, axes: Axes) -> bool:
+def draw_alphas(inspection: Inspection, axes: Axes) -> bool:
+    """Alphas of every linear, block by block; whether there are any."""
     groups: dict[str, dict[int, float]] = {}
     for row in inspection.linears:
         if row.alpha is not None:
@@ -168,7 +164,9 @@ def _alphas(inspection: Inspection, axes: Axes) -> bool:
     for points, kinds in merged.items():
         label = ", ".join(kind.removesuffix("_proj") for kind in kinds)
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=label)
-    axes.set(xlabel="block", ylabel="alpha", ylim=(-0.03, 1.03))
+    # The search may refine an alpha to beyond 1.
+    highest = max((alpha for by_block in groups.values() for alpha in by_block.values()), default=1.0)
+    axes.set(xlabel="block", ylabel="alpha", ylim=(-0.03, max(1.0, highest) + 0.03))
     if merged:
         axes.legend(frameon=False, ncols=4, loc="upper center")
     return bool(merged)

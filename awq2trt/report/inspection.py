@@ -6,7 +6,6 @@ In: a checkpoint that `quantize` wrote, with `quantization.json` and `quantizati
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from awq2trt.artifact.manifest import Artifact
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.errors import ArtifactError
+from awq2trt.foreign_files import read_json, reading
 
 SALIENT_SHARE: Final = 0.01
 """Channels that the AWQ paper calls salient: the 1 % with the largest activations (section 3.1)."""
@@ -187,12 +187,10 @@ _AGAIN: Final = "quantize the model again."
 def _reports(artifact: Artifact) -> dict[str, dict[str, Any]]:
     if REPORT_FILE not in artifact.manifest.files:
         return {}
-    try:
-        value = json.loads((artifact.directory / REPORT_FILE).read_bytes())
+    path = artifact.directory / REPORT_FILE
+    with reading("a report of `quantize`", path, fix=_AGAIN, error=ArtifactError):
+        value = read_json(path, fix=_AGAIN, error=ArtifactError)
         return {name: dict(report) for name, report in value.items()}
-    except (ValueError, AttributeError, TypeError) as error:
-        where = str(artifact.directory / REPORT_FILE)
-        raise ArtifactError(f"not a report of `quantize` ({error}).", where=where, fix=_AGAIN) from error
 
 
 def _tensor_bytes(files: Iterable[Path]) -> dict[str, int]:

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from awq2trt.errors import UsageError
+
 
 class Backend(Protocol):
     """One model with the cache of one conversation."""
@@ -39,6 +41,54 @@ class Backend(Protocol):
         Raises:
             UsageError: The cache cannot hold them.
         """
+
+
+class Conversation:
+    """Where a conversation with a backend stands: the part of `Backend` that is the same whatever runs the decoder.
+
+    Args:
+        capacity: Positions that the cache can hold.
+        vocab_size: Length of a logits row.
+    """
+
+    def __init__(self, capacity: int, vocab_size: int) -> None:
+        self._capacity = capacity
+        self._vocab_size = vocab_size
+        self._position = 0
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the cache can hold."""
+        return self._capacity
+
+    @property
+    def vocab_size(self) -> int:
+        """Length of a logits row."""
+        return self._vocab_size
+
+    @property
+    def position(self) -> int:
+        """Tokens in the cache."""
+        return self._position
+
+    def reset(self) -> None:
+        """Forgets the conversation. The cache's old contents stay and are masked."""
+        self._position = 0
+
+    def _require_room(self, tokens: Sequence[int]) -> None:
+        """Refuses tokens that cannot be appended.
+
+        Raises:
+            UsageError: There are none, or the cache cannot hold them.
+        """
+        if not tokens:
+            raise UsageError("got no tokens to append, expected at least one.", where="forward")
+        if self._position + len(tokens) > self._capacity:
+            raise UsageError(
+                f"{self._position} tokens and {len(tokens)} more do not fit the cache of {self._capacity}.",
+                where="cache",
+                fix="use a shorter text, or make the model again with a larger --max-seq-len.",
+            )
 
 
 @runtime_checkable

@@ -6,13 +6,16 @@ tokenizer files that `quantize` saved beside the weights are read by transformer
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from jinja2 import TemplateError
+
 from awq2trt.artifact.records import TokensRecord
 from awq2trt.errors import ArtifactError, UsageError
+from awq2trt.foreign_files import read_json, reading
+from awq2trt.runtime.template import render_template
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
@@ -24,6 +27,13 @@ Message = Mapping[str, str]
 _PLAIN_CLASSES: Final = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Names of the class that reads tokenizer.json and nothing else, before and since transformers 5."""
 
+_QUESTION: Final = "question"
+_ANSWER: Final = "answer"
+"""Of a conversation that shows how a template ends a turn."""
+
+_TEMPLATE_ERRORS: Final = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a template may raise: it is a program."""
+
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 """What decoders print for bytes that are not yet a whole character."""
 
@@ -32,7 +42,8 @@ class ChatTokenizer:
     """A tokenizer with its chat template and special tokens.
 
     Attributes:
-        special: Its special tokens; those that end an answer are the ones of generation_config.json, and its own.
+        special: Its special tokens; those that end an answer are the ones of generation_config.json, its own,
+            and what its chat template writes behind an answer.
     """
 
     def __init__(self, tokenizer: Any, special: TokensRecord) -> None:
@@ -46,29 +57,24 @@ class ChatTokenizer:
         Raises:
             ArtifactError: There are none, or they cannot be read.
         """
-        try:
+        fix = "put the model's tokenizer files into the directory, or export the model again."
+        with reading("a tokenizer", directory, fix=fix, error=ArtifactError):
             tokenizer = _tokenizer_class(directory).from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ArtifactError(
-                f"no readable tokenizer: {reason}",
-                where=str(directory),
-                fix="put the model's tokenizer files into the directory, or export the model again.",
-            ) from error
-        special = TokensRecord(
-            bos=tokenizer.bos_token_id,
-            eos=tokenizer.eos_token_id,
-            pad=tokenizer.pad_token_id,
-            unk=tokenizer.unk_token_id,
-            stop=_stop_tokens(directory, tokenizer),
-        )
+            special = TokensRecord(
+                bos=tokenizer.bos_token_id,
+                eos=tokenizer.eos_token_id,
+                pad=tokenizer.pad_token_id,
+                unk=tokenizer.unk_token_id,
+                stop=_stop_tokens(directory, tokenizer),
+            )
         return ChatTokenizer(tokenizer, special)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text, to be continued."""
-        return list(self._tokenizer(text).input_ids)
+        with reading("a tokenizer that takes this text", self._tokenizer.name_or_path, error=ArtifactError):
+            return list(self._tokenizer(text).input_ids)
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a conversation in the model's chat template, up to where the assistant begins.
@@ -84,17 +90,24 @@ class ChatTokenizer:
                 "this model has no chat template.", where="--prompt", fix="continue plain text with --raw instead."
             )
         conversation = [dict(message) for message in messages]
-        try:
-            text = self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template is a program and may raise anything
-            raise UsageError(
-                f"the model's chat template refused the messages: {error}.", where="chat template", fix="use --raw."
-            ) from error
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        with reading("a chat template", "chat template", fix="use --raw.", error=UsageError):
+            template = self._tokenizer.get_chat_template()
+        variables = {
+            **self._tokenizer.special_tokens_map,
+            "messages": conversation,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        text = render_template(template, variables)
+        with reading("a tokenizer that takes this text", self._tokenizer.name_or_path, error=ArtifactError):
+            return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        with reading("a tokenizer of this model", self._tokenizer.name_or_path, error=ArtifactError):
+            text = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
 
 
 def user_message(content: str) -> Message:
@@ -171,7 +184,7 @@ def _tokenizer_class(directory: Path) -> Any:
     the plain class, that one is taken at once.
     """
     path = directory / TOKENIZER_CONFIG_FILE
-    named = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class") if path.is_file() else None
+    named = read_json(path, error=ArtifactError).get("tokenizer_class") if path.is_file() else None
     if named in _PLAIN_CLASSES and (directory / TOKENIZER_FILE).is_file():
         from transformers import PreTrainedTokenizerFast
 
@@ -181,19 +194,34 @@ def _tokenizer_class(directory: Path) -> Any:
     return AutoTokenizer
 
 
+def _turn_end(tokenizer: Any) -> int | None:
+    """The added token that the chat template writes right behind an answer; None where there is none.
+
+    Models that were tuned on the template end their turns so, whatever their configs say.
+    """
+    if not tokenizer.chat_template:
+        return None
+    conversation = [user_message(_QUESTION), {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    except _TEMPLATE_ERRORS:
+        return None  # of a template that takes no such conversation; a real one is refused with the reason
+    _, found, rest = text.rpartition(_ANSWER)
+    following = tokenizer(rest.lstrip(), add_special_tokens=False).input_ids if found else []
+    return int(following[0]) if following and following[0] in tokenizer.added_tokens_decoder else None
+
+
 def _stop_tokens(directory: Path, tokenizer: Any) -> tuple[int, ...]:
-    """What generation_config.json says, and the tokenizer's own end, in ascending order."""
+    """What generation_config.json says, the tokenizer's own end, and the chat template's, in ascending order."""
     stops: set[int] = set()
     path = directory / GENERATION_CONFIG_FILE
     if path.is_file():
-        try:
-            configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-            raise ArtifactError(
-                f"not a JSON object: {error}.", where=str(path), fix="export the model again."
-            ) from error
+        configured = read_json(path, error=ArtifactError, fix="export the model again.").get("eos_token_id")
         if configured is not None:
             stops.update([configured] if isinstance(configured, int) else configured)
     if tokenizer.eos_token_id is not None:
         stops.add(int(tokenizer.eos_token_id))
+    turn_end = _turn_end(tokenizer)
+    if turn_end is not None:
+        stops.add(turn_end)
     return tuple(sorted(stops))

@@ -33,7 +33,20 @@ from awq2trt.stages.opening import (
     refuse_writing_over_source,
     source_record,
 )
-from awq2trt.stages.quantize import QuantizeRequest, quantize_fingerprint, quantize_source
+from awq2trt.stages.quantize import (
+    QuantizeRequest,
+    checkpoint_bytes,
+    quantize_bytes,
+    quantize_fingerprint,
+    quantize_source,
+)
+from awq2trt.stages.readiness import (
+    require_calibration,
+    require_capacity,
+    require_outputs,
+    require_target,
+    require_whole_model,
+)
 from awq2trt.target import Target, find_target
 
 if TYPE_CHECKING:
@@ -87,9 +100,10 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
         tar=request.tar,
         ssh=request.ssh,
     )
+    require_target(target, request.options.build, ssh=request.ssh)
     if target.is_kit:
         kit_stage.require_fit(request.model, kit, progress)
-    checkpoint = _current_checkpoint(request, progress)
+    checkpoint = _current_checkpoint(request, target, progress)
     yield checkpoint
     onnx = _current_onnx(request, checkpoint, progress)
     yield onnx
@@ -140,18 +154,24 @@ def _wanted_target(request: BuildRequest) -> Target:
     return target
 
 
-def _current_checkpoint(request: BuildRequest, progress: Progress) -> Artifact:
+def _current_checkpoint(request: BuildRequest, target: Target, progress: Progress) -> Artifact:
+    """The checkpoint, and before it all that later stages would refuse."""
     progress.note(f"reading {request.model}")
     source = open_source(request.model)
-    output = request.output / CHECKPOINT_DIRECTORY
+    output, options = request.output / CHECKPOINT_DIRECTORY, request.options.quantize
     refuse_writing_over_source(source, output)
+    require_calibration(source, options)
+    require_capacity(source, request.options.export)
+    # In the end, checkpoint, ONNX model and what is built of it lie there together, each at least as large.
+    expected_bytes = max(quantize_bytes(source, options), 3 * checkpoint_bytes(source, options))
+    require_outputs(request.output, target, overwrite=request.overwrite, expected_bytes=expected_bytes)
     record = source_record(source)
-    options = request.options.quantize
     fingerprint = quantize_fingerprint(source, record, options)
     current = current_or_none(output, "checkpoint", fingerprint, progress)
     if current is not None:
         return current
-    resume = can_resume(output, fingerprint)
+    require_whole_model(source, progress)
+    resume = can_resume(output, fingerprint) and not request.overwrite
     quantize = QuantizeRequest(
         request.model, output, options, resume=resume, overwrite=request.overwrite, device=request.device
     )

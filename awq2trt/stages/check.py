@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq2trt.artifact.folder import refuse_links
 from awq2trt.artifact.opening import CHECK_DIRECTORY, open_model
 from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
 from awq2trt.errors import ToolError, UsageError
@@ -64,20 +65,21 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
     from awq2trt.checking.text import DEFAULT_TEXT
     from awq2trt.graph.read import open_decoder
     from awq2trt.models.positions import require_positions
-    from awq2trt.text.read import CHARACTERS_PER_TOKEN, read_text
-    from awq2trt.text.tokenizer import encode, load_tokenizer
+    from awq2trt.text.read import read_text
+    from awq2trt.text.tokenizer import CHARACTERS_PER_TOKEN, first_tokens, load_tokenizer
 
     subject = find_subject(request.directory, model=request.model, checkpoint=request.checkpoint)
     require_positions(subject.checkpoint.spec, request.tokens, where="--tokens")
     text = DEFAULT_TEXT
     if request.text is not None:
-        text = read_text(request.text, characters=request.tokens * CHARACTERS_PER_TOKEN)
+        text = read_text(request.text, characters=request.tokens * CHARACTERS_PER_TOKEN, flag="--text")
     capacity = open_decoder(subject.onnx)[1].capacity if subject.onnx else request.tokens
-    tokens = encode(load_tokenizer(subject.checkpoint.directory), text[: request.tokens * CHARACTERS_PER_TOKEN])
+    tokens = first_tokens(load_tokenizer(subject.checkpoint.directory), text, request.tokens)
     if not tokens:
         raise UsageError("the text has no tokens.", where=str(request.text or "check"), fix="name another with --text.")
     tokens = tokens[: min(request.tokens, capacity)]
     output = request.output or subject.checkpoint.directory.parent / CHECK_DIRECTORY
+    refuse_links(output)
     result = run_chain(subject, tokens, progress)
     # A checkpoint too damaged to run gives no expected outputs, so there is nothing to repeat with polygraphy.
     runs = not any(stage.stage == QUANTIZED and stage.skipped for stage in result.stages)

@@ -11,6 +11,7 @@ from awq2trt.evaluation.results import EvalRequest, EvalResult, TaskExamples, Te
 from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE
 from awq2trt.stages.opening import portable_name, refuse_missing_device
+from awq2trt.stages.readiness import require_models
 
 if TYPE_CHECKING:
     from awq2trt.evaluation.opening import EvaluatedModel
@@ -29,6 +30,7 @@ def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]
     Raises:
         UsageError: There is no such device, task or model, or the text is shorter than a window.
     """
+    require_models(request.models)
     _refuse_missing_device(request)
     measure = _task(request.on) if isinstance(request.on, TaskExamples) else _text(request.on)
     return (_evaluate(model, measure, request.device, progress) for model in request.models)
@@ -59,12 +61,12 @@ def _evaluate(name: str, measure: Measure, device: str, progress: Progress) -> E
 def _text(on: TextWindows) -> Measure:
     """Perplexity on the first windows of a text, which every model tokenizes for itself."""
     from awq2trt.evaluation.perplexity import first_windows
-    from awq2trt.text.read import CHARACTERS_PER_TOKEN, read_text
-    from awq2trt.text.tokenizer import encode
+    from awq2trt.text.read import read_text
+    from awq2trt.text.tokenizer import CHARACTERS_PER_TOKEN, first_tokens
 
     def measure(model: EvaluatedModel, name: str, progress: Progress) -> Perplexity:
-        text = read_text(on.text, characters=on.windows * on.seqlen * CHARACTERS_PER_TOKEN)
-        ids = encode(model.opened.tokenizer, text)
+        text = read_text(on.text, characters=on.windows * on.seqlen * CHARACTERS_PER_TOKEN, flag="--text")
+        ids = first_tokens(model.opened.tokenizer, text, on.windows * on.seqlen)
         windows = first_windows(ids, on.windows, on.seqlen, where=on.text, bos=model.opened.bos)
         return model.perplexity(windows, progress, name)
 

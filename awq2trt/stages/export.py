@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 
 from awq2trt.artifact.golden import FORMAT_VERSION as GOLDEN_VERSION
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, fingerprint_of, record_file
-from awq2trt.artifact.publish import create_artifact
-from awq2trt.artifact.records import Contents, FileRecord, GraphRecord, QuantizationRecord, SourceRecord
+from awq2trt.artifact.publish import create_artifact, require_replaceable
+from awq2trt.artifact.records import (
+    Contents,
+    FileRecord,
+    GraphRecord,
+    LayerSchemeRecord,
+    QuantizationRecord,
+    SourceRecord,
+)
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import DECODER, MODEL_FILE
 from awq2trt.models.sources.base import copy_tokenizer
@@ -17,6 +24,7 @@ from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
 from awq2trt.stages.opening import file_hashes, source_record
+from awq2trt.stages.readiness import require_capacity, require_whole_model
 
 if TYPE_CHECKING:
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
@@ -62,6 +70,9 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
 
     checkpoint = QuantizedCheckpoint.open(request.checkpoint)
     options = request.options
+    require_replaceable(request.output, "onnx", overwrite=request.overwrite)
+    require_capacity(checkpoint, options)
+    require_whole_model(checkpoint, progress)
     with create_artifact(
         request.output,
         "onnx",
@@ -74,6 +85,11 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
             progress.note(
                 f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit ones: the model computes the "
                 "same and is no smaller than one quantized to 4 bits"
+            )
+        if checkpoint.plain_linears:
+            progress.note(
+                f"{len(checkpoint.plain_linears)} linears are not quantized in the checkpoint and stay so, "
+                f"{checkpoint.plain_linears[0]} the first of them"
             )
         if artifact is None:
             _prove_import(checkpoint, draft.files / MODEL_FILE, progress)
@@ -144,4 +160,6 @@ def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple
     if artifact is not None:
         return artifact.manifest.contents.source, artifact.manifest.contents.quantization
     method = checkpoint.format.layout.tool.name
-    return source_record(checkpoint), QuantizationRecord(method=method, scheme=checkpoint.scheme)
+    plain = tuple(LayerSchemeRecord(layers=name, scheme=None) for name in checkpoint.plain_linears)
+    record = QuantizationRecord(method=method, scheme=checkpoint.scheme, exceptions=plain)
+    return source_record(checkpoint), record

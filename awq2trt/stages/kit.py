@@ -12,7 +12,8 @@ from pathlib import Path
 from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.engine.predict import Outlook, outlook_lines, predict_footprint
-from awq2trt.errors import ArtifactError, UnsupportedError
+from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
+from awq2trt.evaluation.model_shapes import shape_config
 from awq2trt.graph.fused_attention import fuses_attention
 from awq2trt.io_contract import ENGINE_FILE
 from awq2trt.kit.archive import write_tar
@@ -20,11 +21,12 @@ from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
 from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.models.families import DecoderSpec, describe_model
-from awq2trt.models.sources.base import CONFIG_FILE, read_config
+from awq2trt.models.sources.base import CONFIG_FILE, QUANTIZATION_KEY, read_config
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.sources.safetensors import SafetensorsFiles, describe_stored, has_weights
 from awq2trt.models.spec import ModelSpec
 from awq2trt.onnx_export.model import DEFAULT_MAX_SEQ_LEN
+from awq2trt.opset import FEATURES_MULTIPLE
 from awq2trt.progress import Progress
 from awq2trt.recipe import Recipe
 from awq2trt.stages.opening import current_or_none, exported_contents, file_hashes
@@ -54,6 +56,17 @@ class KitRequest:
     ssh: str | None = None
 
 
+def spec_of(model: str | None, shape: str | None) -> ModelSpec:
+    """The description of a model, or of a published size.
+
+    Raises:
+        UsageError: Both are given, or neither; or there is no such size.
+    """
+    if (model is None) == (shape is None):
+        raise UsageError("expected a model or a shape, not both.", where="targets", fix="name MODEL, or --shape NAME.")
+    return ModelSpec(describe_model(shape_config(shape))) if shape else model_spec(str(model))
+
+
 def model_spec(model: str) -> ModelSpec:
     """The description of a model; of a directory without weights, what its config.json says."""
     directory = Path(model).expanduser()
@@ -63,7 +76,7 @@ def model_spec(model: str) -> ModelSpec:
     if not has_weights(directory):
         return ModelSpec(describe_model(config))
     tensors = SafetensorsFiles.in_directory(directory, config)
-    return ModelSpec(describe_stored(config, tensors, quantized="quantization_config" in config))
+    return ModelSpec(describe_stored(config, tensors, quantized=QUANTIZATION_KEY in config))
 
 
 def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
@@ -93,7 +106,9 @@ def require_fit(model: str, request: KitRequest, progress: Progress) -> None:
     Raises:
         UnsupportedError: It does not fit, and is not forced.
     """
-    jetsons = [each for each in predict_outlooks(model_spec(model), request.options) if each.target.is_kit]
+    spec = model_spec(model)
+    require_kernels(spec.decoder)
+    jetsons = [each for each in predict_outlooks(spec, request.options) if each.target.is_kit]
     for line in outlook_lines(jetsons):
         progress.note(line)
     outlook = next(each for each in jetsons if each.target == request.target)
@@ -105,6 +120,23 @@ def require_fit(model: str, request: KitRequest, progress: Progress) -> None:
         where=f"--target {request.target.name}",
         fix="use a shorter --max-seq-len, a smaller model or a larger Jetson; --force builds the kit all the same.",
     )
+
+
+def require_kernels(spec: DecoderSpec) -> None:
+    """Refuses a model with a linear for which the plugin library has no kernel.
+
+    Raises:
+        UnsupportedError: It has one.
+    """
+    for name in spec.block.linears:
+        features = spec.linear_shape(name)[1]
+        if features % FEATURES_MULTIPLE:
+            raise UnsupportedError(
+                f"the plugin library has no kernel for a linear with K = {features}: it takes multiples of "
+                f"{FEATURES_MULTIPLE}.",
+                where=spec.prefix(0) + name,
+                fix="build for an RTX card, or use a model with other widths.",
+            )
 
 
 def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Progress) -> Artifact:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
-from awq2trt.artifact.publish import create_artifact
+from awq2trt.artifact.publish import create_artifact, require_replaceable
 from awq2trt.artifact.records import CalibrationRecord, Contents, FileRecord, QuantizationRecord, SourceRecord
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.methods import METHODS
@@ -17,6 +17,7 @@ from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE, QuantizeOptions
 from awq2trt.scheme import QuantScheme
 from awq2trt.stages.opening import portable_name, refuse_missing_device, refuse_writing_over_source, source_record
+from awq2trt.stages.readiness import require_calibration, require_whole_model
 
 _FP16_BYTES: Final = 2
 
@@ -50,6 +51,9 @@ def quantize_stage(request: QuantizeRequest, progress: Progress) -> Artifact:
     progress.note(f"reading {request.model}")
     source = open_source(request.model)
     refuse_writing_over_source(source, request.output)
+    require_replaceable(request.output, "checkpoint", overwrite=request.overwrite)
+    require_calibration(source, request.options)
+    require_whole_model(source, progress)
     return quantize_source(source, source_record(source), request, progress)
 
 
@@ -68,7 +72,7 @@ def quantize_source(
             quantize_fingerprint(source, record, request.options),
             resume=request.resume,
             overwrite=request.overwrite,
-            expected_bytes=_quantize_bytes(source, request.options),
+            expected_bytes=quantize_bytes(source, request.options),
         ) as draft,
     ):
         if request.device != DEFAULT_DEVICE:
@@ -126,7 +130,12 @@ def _beginning_files(options: QuantizeOptions) -> dict[str, FileRecord]:
     return {path.name: record_file(path) for path in (*begun.files, *begun.side_files)}
 
 
-def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
+def checkpoint_bytes(source: ModelSource, options: QuantizeOptions) -> int:
+    """Disk that the checkpoint takes at least."""
+    return _blocks_bytes(source, options) + _outer_bytes(source, options)
+
+
+def quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
     """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams.
 
     An effort that learns keeps the original model's streams beside those; tuning, the tuned blocks.
@@ -134,18 +143,24 @@ def _quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
     from awq2trt.quantization.block import method_of
 
     spec = source.spec
-    block = sum(_coded_bytes(spec.linear_shape(name), options.scheme) for name in spec.block.linears)
-    plain = _FP16_BYTES * spec.vocab_size * spec.hidden_size
-    head = options.head_scheme
-    outer = plain if head is None else 2 * _coded_bytes((spec.vocab_size, spec.hidden_size), head)
-    if not spec.tie_embeddings:
-        outer += plain
     hidden = 0
     if METHODS[options.method].uses_text:
         hidden = _FP32_BYTES * options.samples * options.seqlen * spec.hidden_size
     method = method_of(options)
-    streams = 4 if method.learn else 2
-    return (3 if method.tune else 2) * spec.num_layers * block + outer + streams * hidden
+    streams, copies = 4 if method.learn else 2, 3 if method.tune else 2
+    return copies * _blocks_bytes(source, options) + _outer_bytes(source, options) + streams * hidden
+
+
+def _blocks_bytes(source: ModelSource, options: QuantizeOptions) -> int:
+    spec = source.spec
+    return spec.num_layers * sum(_coded_bytes(spec.linear_shape(name), options.scheme) for name in spec.block.linears)
+
+
+def _outer_bytes(source: ModelSource, options: QuantizeOptions) -> int:
+    spec, head = source.spec, options.head_scheme
+    plain = _FP16_BYTES * spec.vocab_size * spec.hidden_size
+    outer = plain if head is None else 2 * _coded_bytes((spec.vocab_size, spec.hidden_size), head)
+    return outer if spec.tie_embeddings else outer + plain
 
 
 def _coded_bytes(shape: tuple[int, int], scheme: QuantScheme) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,16 +13,31 @@ from awq2trt.errors import CalibrationError, ToolError, UsageError
 MAX_TEXT_BYTES: Final = 64 << 20
 """How much of a text file is read: some 15 million tokens, a thousand times what a search uses."""
 
-CHARACTERS_PER_TOKEN: Final = 16
-"""How much text of a data set is fetched per token wanted; English has 4 to 5, tables of numbers under 2."""
+_ENCODINGS: Final = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Mark at the beginning of a file -> its encoding; UTF-8 where there is none."""
+
+_TO_UTF8: Final = "convert it: iconv -f ENCODING -t UTF-8 FILE > NEW_FILE"
+
+_TEXT_KEYS: Final = ("text", "content")
+_PAIRS: Final = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
+_MESSAGES: Final = ("messages", "conversations")
+_MESSAGE_KEYS: Final = ("content", "value")
+"""Keys of the records that are read: a text, the two halves of one, or what was said in turn."""
 
 
-def read_text(calib: str, *, characters: int) -> str:
+def read_text(calib: str, *, characters: int, flag: str = "--calib") -> str:
     """Text of a `.txt` or `.jsonl` file, or of a data set of the `datasets` package.
 
     Args:
         calib: A path, or `NAME`, `NAME:CONFIG`, `NAME:CONFIG:SPLIT`.
         characters: How much text of a data set is enough.
+        flag: That names the text, for errors.
 
     Raises:
         UsageError: There is no such file, or it is of another kind.
@@ -34,26 +50,70 @@ def read_text(calib: str, *, characters: int) -> str:
             raise UsageError("expected a .txt or .jsonl file.", where=calib, fix="rename it, or convert it to text.")
         return _join(_dataset_texts(calib), characters)
     if not path.is_file():
-        raise UsageError("no such file.", where=calib, fix="check the path given as --calib.")
+        raise UsageError("no such file.", where=calib, fix=f"check the path given as {flag}.")
     if path.suffix == ".jsonl":
         return _join(_jsonl_texts(path), MAX_TEXT_BYTES)
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return file.read(MAX_TEXT_BYTES)
+    return _plain_text(path)
+
+
+def _plain_text(path: Path) -> str:
+    """The text of a file, as far as it is read."""
+    with path.open(encoding=_encoding_of(path), errors="strict") as file:
+        try:
+            text = file.read(MAX_TEXT_BYTES)
+        except UnicodeError as error:
+            raise _not_in_encoding(path, error) from error
+    _refuse_nul(text, str(path))
+    return text
 
 
 def _jsonl_texts(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
+    with path.open(encoding=_encoding_of(path), errors="strict") as file:
+        for number, line in enumerate(_lines(file, path), start=1):
             if not line.strip():
                 continue
             try:
-                yield _text_of(json.loads(line))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                text = _text_of(json.loads(line))
+            except (json.JSONDecodeError, TypeError, RecursionError) as error:
                 raise CalibrationError(
-                    'expected a JSON object with a string "text".',
+                    f"expected a JSON object with texts under {_known_keys()} ({error}).",
                     where=f"{path}, line {number}",
                     fix='write one {"text": "..."} a line.',
                 ) from error
+            _refuse_nul(text, f"{path}, line {number}")
+            yield text
+
+
+def _lines(file: Iterator[str], path: Path) -> Iterator[str]:
+    """The lines of a file, which may turn out not to be in its encoding."""
+    try:
+        yield from file
+    except UnicodeError as error:
+        raise _not_in_encoding(path, error) from error
+
+
+def _encoding_of(path: Path) -> str:
+    """By the mark at the beginning."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return next((name for mark, name in _ENCODINGS.items() if start.startswith(mark)), "utf-8")
+
+
+def _not_in_encoding(path: Path, error: UnicodeError) -> CalibrationError:
+    return CalibrationError(
+        f"expected text in UTF-8, or with a byte order mark: {error}.", where=str(path), fix=_TO_UTF8
+    )
+
+
+def _refuse_nul(text: str, where: str) -> None:
+    """Refuses what no text has: UTF-16 without its mark reads as one, and data that are none."""
+    place = text.find("\0")
+    if place >= 0:
+        raise CalibrationError(
+            f"expected text, got a NUL at character {place}: UTF-16 without a byte order mark, or no text.",
+            where=where,
+            fix=_TO_UTF8,
+        )
 
 
 def _dataset_texts(calib: str) -> Iterator[str]:
@@ -74,15 +134,44 @@ def _dataset_texts(calib: str) -> Iterator[str]:
         raise CalibrationError(
             f"cannot read this data set ({str(error).strip().splitlines()[0]}).",
             where=calib,
-            fix="check name, config and split (NAME:CONFIG:SPLIT); its records need a string column `text`.",
+            fix=f"check name, config and split (NAME:CONFIG:SPLIT); its records need texts under {_known_keys()}.",
         ) from error
 
 
+def _known_keys() -> str:
+    return ", ".join((*_TEXT_KEYS, *("/".join(pair) for pair in _PAIRS), *_MESSAGES))
+
+
 def _text_of(record: Any) -> str:
-    text = record["text"]
-    if not isinstance(text, str):
-        raise TypeError(f"text is {type(text).__name__}")
-    return text
+    """The text of a record: one string, two that belong together, or the messages of a conversation.
+
+    Raises:
+        TypeError: It has none of these.
+    """
+    if not isinstance(record, Mapping):
+        raise TypeError(f"got {type(record).__name__}")
+    for key in _TEXT_KEYS:
+        if isinstance(record.get(key), str):
+            return str(record[key])
+    for keys in _PAIRS:
+        if all(isinstance(record.get(key), str) for key in keys):
+            return "\n".join(record[key] for key in keys)
+    for key in _MESSAGES:
+        if isinstance(record.get(key), list):
+            return "\n".join(_said(message) for message in record[key])
+    raise TypeError(f"got the keys {', '.join(map(str, record)) or 'of none'}")
+
+
+def _said(message: Any) -> str:
+    """What a message says, without images and the like."""
+    found = message if isinstance(message, Mapping) else {}
+    content = next((found[key] for key in _MESSAGE_KEYS if key in found), None)
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = (part.get("text") for part in content if isinstance(part, Mapping))
+        return "\n".join(text for text in parts if isinstance(text, str))
+    raise TypeError(f"a message without {' or '.join(_MESSAGE_KEYS)}")
 
 
 def _join(texts: Iterator[str], characters: int) -> str:

@@ -7,7 +7,7 @@ model covers what it saw in training).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import torch
@@ -30,11 +30,14 @@ _TOP_K: Final = 100
 """Tokens to draw from: the tail of a small model's distribution is noise, and one draw there derails the text."""
 
 
-def self_written(source: ModelSource, samples: int, seqlen: int, seed: int, progress: Progress) -> Tensor:
+def self_written(
+    source: ModelSource, ordinary: Collection[int], samples: int, seqlen: int, seed: int, progress: Progress
+) -> Tensor:
     """Text sampled from the model: all sequences side by side, whole model in memory.
 
     Args:
         source: The model, which must fit in memory once in fp32.
+        ordinary: Ids that a text may begin with, see `ordinary_tokens`.
         samples: Sequences.
         seqlen: Tokens in each.
         seed: Of the draws; the same seed gives the same text.
@@ -51,7 +54,7 @@ def self_written(source: ModelSource, samples: int, seqlen: int, seed: int, prog
     ends, runner = Ends(source), BlockRunner.for_positions(source.spec, seqlen)
     blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
     caches = [KeyValueCache.empty(source.spec, samples, seqlen) for _ in blocks]
-    tokens = _first_tokens(source, samples, generator)
+    tokens = _first_tokens(source, ordinary, samples, generator)
     with progress.task("model writes its calibration text", total=seqlen - 1) as advance:
         while tokens.shape[1] < seqlen:
             logits = _next_logits(runner, ends, blocks, caches, tokens[:, caches[0].length :])
@@ -88,12 +91,13 @@ def _next_logits(
     return ends.logits(hidden[:, -1])
 
 
-def _first_tokens(source: ModelSource, samples: int, generator: torch.Generator) -> Tensor:
+def _first_tokens(source: ModelSource, ordinary: Collection[int], samples: int, generator: torch.Generator) -> Tensor:
     """One ordinary token to start each sequence: distinct draws from the vocabulary, after BOS if the family needs it.
 
     Returns:
         int64 [samples, 1 or 2].
     """
-    drawn = torch.randperm(source.spec.vocab_size, generator=generator, device="cpu")[:samples].unsqueeze(1)
+    shuffled = torch.randperm(source.spec.vocab_size, generator=generator, device="cpu").tolist()
+    drawn = torch.tensor([token for token in shuffled if token in ordinary][:samples], device="cpu").unsqueeze(1)
     bos = source.config.get("bos_token_id")
     return F.pad(drawn, (1, 0), value=bos) if family_named(source.spec.family).needs_bos and bos is not None else drawn

@@ -4,43 +4,62 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from awq2trt.errors import CheckpointError
+from awq2trt.foreign_files import reading
 from awq2trt.models.families import family_named
 from awq2trt.models.sources.base import ModelSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CHARACTERS_PER_TOKEN: Final = 16
+"""How much text is taken per token wanted; English has 4 to 5, tables of numbers under 2."""
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+_SLACK: Final = 64
+"""Tokens that are encoded beyond those wanted, since the last ones depend on where a text is cut."""
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: Path, *, name: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer saved in `directory`.
+
+    Args:
+        directory: Where its files are.
+        name: What the user calls the model that it is of, for errors; None for the directory.
 
     Raises:
         CheckpointError: transformers cannot load it.
     """
     from transformers import AutoTokenizer
 
-    try:
+    fix = "put the model's own tokenizer.json and tokenizer_config.json there."
+    with reading("a tokenizer", name or directory, fix=fix):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(
-            f"transformers cannot load the tokenizer ({str(error).splitlines()[0]}).",
-            where=str(directory),
-            fix="put the model's own tokenizer.json and tokenizer_config.json there.",
-        ) from error
     return tokenizer
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text, without special tokens."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    with reading("a tokenizer that takes this text", tokenizer.name_or_path):
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> list[int]:
+    """The first `count` ids of a text, or all if it has fewer; only as much of it is encoded as they need."""
+    length = (count + _SLACK) * CHARACTERS_PER_TOKEN
+    while True:
+        ids = encode(tokenizer, text[:length])
+        if len(ids) >= count + _SLACK or length >= len(text):
+            return ids[:count]
+        length *= 2
+
+
+def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that stand for text: not special ones, nor rows of the embedding that no token has."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(tokenizer.get_vocab().values()) - special - {*tokenizer.all_special_ids}
 
 
 def bos_of(tokenizer: PreTrainedTokenizerBase, family: str) -> int | None:
@@ -57,4 +76,31 @@ def tokenizer_of(model: Path | ModelSource) -> PreTrainedTokenizerBase:
         return load_tokenizer(model)
     with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
         model.save_tokenizer(Path(directory))
-        return load_tokenizer(Path(directory))
+        return load_tokenizer(Path(directory), name=model.name)
+
+
+def require_tokenizer(source: ModelSource) -> None:
+    """Refuses a tokenizer that does not open, or gives ids that the model has no row for.
+
+    Special tokens that were added beyond the vocabulary pass, unless texts begin or end with them: models that are
+    parts of larger ones have some (Gemma 3 1B's tokenizer has one for images).
+
+    Raises:
+        CheckpointError: It does.
+    """
+    tokenizer, size = tokenizer_of(source), source.spec.vocab_size
+    with reading("a tokenizer", source.name):
+        ordinary = int(tokenizer.vocab_size) - 1
+        used = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+        encode(tokenizer, "The sea.")
+    largest = max({"ordinary tokens": ordinary, **{name: id_ or 0 for name, id_ in used.items()}}.items(), key=_second)
+    if largest[1] >= size:
+        raise CheckpointError(
+            f"the tokenizer's {largest[0]} go up to id {largest[1]}, and the model has {size} rows of embeddings.",
+            where=source.name,
+            fix="put the tokenizer files beside the weights that the model was published with.",
+        )
+
+
+def _second(pair: tuple[str, int]) -> int:
+    return pair[1]

@@ -16,14 +16,20 @@ from awq2trt.errors import CalibrationError
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 from awq2trt.recipe import QuantizeOptions
-from awq2trt.text.read import CHARACTERS_PER_TOKEN, read_text
+from awq2trt.text.read import read_text
 from awq2trt.text.self_written import self_written
-from awq2trt.text.tokenizer import bos_of, encode, load_tokenizer
+from awq2trt.text.tokenizer import CHARACTERS_PER_TOKEN, bos_of, encode, first_tokens, load_tokenizer, ordinary_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SELF: Final = "self"
+
+_WHOLE_CHARACTERS: Final = 2 << 20
+"""A text of up to so many characters is encoded whole; 32 million took 5 GiB and half a minute."""
+
+_LONGEST_WORD: Final = 256
+"""How far a window moves to begin with a word."""
 
 
 def text_windows(
@@ -45,7 +51,17 @@ def text_windows(
     Raises:
         CalibrationError: The text is shorter than one window.
     """
-    ids = encode(tokenizer, text)
+    piece = seqlen * CHARACTERS_PER_TOKEN
+    if len(text) > max(_WHOLE_CHARACTERS, samples * piece):
+        windows = _windows_of_pieces(tokenizer, text, samples, seqlen)
+    else:
+        windows = _windows_of_ids(encode(tokenizer, text), samples, seqlen, where)
+    if bos is not None:
+        windows[:, 0] = bos
+    return windows
+
+
+def _windows_of_ids(ids: list[int], samples: int, seqlen: int, where: str) -> Tensor:
     if len(ids) < seqlen:
         raise CalibrationError(
             f"expected at least one window of {seqlen} tokens, got a text of {len(ids)}.",
@@ -54,10 +70,15 @@ def text_windows(
         )
     count = min(samples, len(ids) // seqlen)
     step = (len(ids) - seqlen) // max(count - 1, 1)
-    windows = torch.tensor([ids[index * step : index * step + seqlen] for index in range(count)])
-    if bos is not None:
-        windows[:, 0] = bos
-    return windows
+    return torch.tensor([ids[index * step : index * step + seqlen] for index in range(count)])
+
+
+def _windows_of_pieces(tokenizer: PreTrainedTokenizerBase, text: str, samples: int, seqlen: int) -> Tensor:
+    """Windows of a long text: each begins with a word, evenly spread over the text, of which no more is encoded."""
+    starts = (index * (len(text) - seqlen * CHARACTERS_PER_TOKEN) // max(samples - 1, 1) for index in range(samples))
+    words = (max(text.find(" ", start, start + _LONGEST_WORD), start) for start in starts)
+    found = [first_tokens(tokenizer, text[start : start + _WHOLE_CHARACTERS], seqlen) for start in words]
+    return torch.tensor([ids for ids in found if len(ids) == seqlen])
 
 
 def calibration_tokens(
@@ -75,9 +96,9 @@ def calibration_tokens(
         int64 [samples, seqlen], fewer samples if the text is short.
     """
     samples, seqlen = options.samples, options.seqlen
-    if options.calib == SELF:
-        return self_written(source, samples, seqlen, options.seed, progress)
-    text = read_text(options.calib, characters=samples * seqlen * CHARACTERS_PER_TOKEN)
     tokenizer = load_tokenizer(tokenizer_directory)
+    if options.calib == SELF:
+        return self_written(source, ordinary_tokens(tokenizer), samples, seqlen, options.seed, progress)
+    text = read_text(options.calib, characters=samples * seqlen * CHARACTERS_PER_TOKEN)
     bos = bos_of(tokenizer, source.spec.family)
     return text_windows(tokenizer, text, samples, seqlen, where=options.calib, bos=bos)

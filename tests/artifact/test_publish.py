@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -115,14 +116,14 @@ def test_a_failed_run_leaves_the_artifact_that_was_there(tmp_path: Path) -> None
 def test_ctrl_c_while_files_move_leaves_nothing_that_looks_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Path.replace
+    original = os.replace
 
-    def replace(self: Path, target: Path) -> Path:
-        if target.name == "config.json":
+    def replace(source: Path, target: str, **options: int) -> None:
+        if target == "config.json":
             raise KeyboardInterrupt
-        return original(self, target)
+        original(source, target, **options)
 
-    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "out")
     assert not tree(tmp_path)
@@ -179,10 +180,9 @@ def run(directory, steps):
             return original(*args, **kwargs)
         return call
     tiny_artifacts.write(directory, files={"config.json": b"old", "stale.bin": b"old"})
-    for name in ("replace", "unlink", "rmdir", "write_bytes", "mkdir"):
-        setattr(Path, name, counted(getattr(Path, name)))
-    os.fsync = counted(os.fsync)
-    os.unlink = counted(os.unlink)
+    for name in ("replace", "unlink", "rmdir", "mkdir", "fsync"):
+        setattr(os, name, counted(getattr(os, name)))
+    Path.write_text = counted(Path.write_text)
     tiny_artifacts.write(directory)
 
 step = 0
@@ -269,6 +269,95 @@ def test_a_hostile_work_directory_deletes_nothing_outside(tmp_path: Path) -> Non
     (tmp_path / "out" / ".work" / "manifest.json").write_text(json.dumps(manifest))
     write(tmp_path / "out")
     assert victim.read_text() == "precious"
+
+
+# Directories that someone else prepared.
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Path]:
+    """A folder outside the output directory, which is afterwards as it was."""
+    folder = tmp_path / "victim"
+    (folder / "files").mkdir(parents=True)
+    (folder / "files" / "deep.txt").write_text("deep")
+    (folder / "precious.txt").write_text("precious")
+    before = tree(folder)
+    yield folder
+    assert tree(folder) == before
+
+
+def _named_behind_a_link(out: Path, victim: Path) -> None:
+    (out / "sub").symlink_to(victim)
+    value = json.loads((out / "manifest.json").read_bytes())
+    value["files"]["sub/precious.txt"] = {"size_bytes": 8, "sha256": "0" * 64}
+    (out / "manifest.json").write_text(json.dumps(value))
+
+
+def _old_manifest_names_behind_a_link(out: Path, victim: Path) -> None:
+    _named_behind_a_link(out, victim)
+    (out / ".work").mkdir()
+    (out / "manifest.json").rename(out / ".work" / "old-manifest.json")
+
+
+def _folder_to_write_into(out: Path, victim: Path) -> None:
+    shutil.rmtree(out / "plots")
+    (out / "plots").symlink_to(victim)
+
+
+def _scratch_file(out: Path, victim: Path) -> None:
+    (out / ".work" / "scratch").mkdir(parents=True)
+    (out / ".work" / "fingerprint").write_text(FINGERPRINT)
+    (out / ".work" / "scratch" / "block-0").symlink_to(victim / "precious.txt")
+
+
+def _second_name(out: Path, victim: Path) -> None:
+    (out / ".lock").hardlink_to(victim / "precious.txt")
+
+
+def _linked_manifest(out: Path, victim: Path) -> None:
+    (out / "manifest.json").rename(victim.parent / "m")
+    (out / "manifest.json").symlink_to(victim.parent / "m")
+
+
+PREPARED: dict[str, Callable[[Path, Path], None]] = {
+    "a file behind a linked folder": _named_behind_a_link,
+    "the same in an interrupted run": _old_manifest_names_behind_a_link,
+    "a folder that we write into": _folder_to_write_into,
+    "scratch file": _scratch_file,
+    "second name": _second_name,
+    "pipe": lambda out, victim: os.mkfifo(out / ".lock"),
+    "lock": lambda out, victim: (out / ".lock").symlink_to(victim / "precious.txt"),
+    "lock to be": lambda out, victim: (out / ".lock").symlink_to(victim / "none"),
+    "work": lambda out, victim: (out / ".work").symlink_to(victim),
+    "manifest": _linked_manifest,
+}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("prepared", PREPARED)
+def test_links_in_a_prepared_directory_lead_nowhere(
+    tmp_path: Path, victim: Path, prepared: str, overwrite: bool
+) -> None:
+    out = tmp_path / "out"
+    write(out)
+    PREPARED[prepared](out, victim)
+    with pytest.raises(ArtifactError, match=r"expected (a folder|a file|.* of our own).*outside the directory"):
+        write(out, overwrite=overwrite, resume=prepared == "scratch file")
+
+
+def test_the_directory_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "other disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "other disk")
+    write(tmp_path / "out")
+    assert set(tree(tmp_path / "other disk")) == {*FILES, "manifest.json"}
+
+
+def test_a_link_in_place_of_a_file_is_removed_and_not_followed(tmp_path: Path, victim: Path) -> None:
+    write(tmp_path / "out")
+    (tmp_path / "out" / "config.json").unlink()
+    (tmp_path / "out" / "config.json").symlink_to(victim / "precious.txt")
+    write(tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").read_bytes() == FILES["config.json"]
 
 
 # A full disk.

@@ -12,12 +12,14 @@ import numpy as np
 import plant_faults
 import pytest
 import tiny_builds
+import tiny_models
 from numpy.typing import NDArray
 from plant_faults import edit_checkpoint, edit_weights, nan_in_the_middle_
 
 from awq2trt.checking.results import FOLDED, ONNX, QUANTIZED
 from awq2trt.checking.stored_weights import check_weights
 from awq2trt.checking.subject import find_subject
+from awq2trt.models.families import family_named
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization import job
@@ -103,6 +105,22 @@ def test_faults_in_the_weights_file(
     stage, found, message = tiny_builds.first_failure(broken, model)
     assert (stage, found) == (ONNX, place)
     assert name in message
+
+
+def test_damaged_codes_of_fused_linears_are_quantizings(tmp_path: Path) -> None:
+    """Phi-3 stores q, k and v as one linear, under a name that no part of it has."""
+    model = tiny_models.save_family(tmp_path / "phi3", family_named("phi3").example)
+    options = QuantizeOptions(group_size=32, method="rtn")
+    quantize_stage(QuantizeRequest(str(model), tmp_path / "checkpoint", options), SilentProgress())
+
+    def plant(tensors: dict[str, Any]) -> None:
+        name = next(n for n in tensors if ".qkv_proj." in n and n.rpartition(".")[2] in ("scales", "weight_scale"))
+        tensors[name] = np.full_like(tensors[name], np.nan)
+
+    edit_checkpoint(tmp_path, plant)
+    findings = check_weights(find_subject(tmp_path / "checkpoint", model=str(model)), SilentProgress()).findings
+    assert not findings[FOLDED]
+    assert any("qkv_proj" in finding.place for finding in findings[QUANTIZED])
 
 
 @pytest.fixture(scope="module", params=["int8", "int4"])

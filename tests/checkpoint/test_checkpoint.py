@@ -113,7 +113,7 @@ def test_shards_hold_every_tensor_once(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ({"quant_method": "gptq"}, CheckpointError, "qweight: expected"),
         ({"quant_method": "aqlm"}, UnsupportedError, "aqlm"),
-        ({"version": "gemv"}, UnsupportedError, "gemv"),
+        ({"version": "marlin"}, UnsupportedError, "marlin"),
         ({"bits": None}, CheckpointError, "bits"),
         ({"bits": 3}, UnsupportedError, "got 3"),
         ({"group_size": 64}, CheckpointError, r"qzeros: expected int32 \[1, 12\], got int32 \[2, 12\]"),

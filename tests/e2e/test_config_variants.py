@@ -1,7 +1,8 @@
 """The matrix: random variants of every family, and transformers' logits for each, short and long.
 
 What is drawn is what we describe; what we refuse is in `families/test_config_keys.py`. `AWQ2TRT_VARIANTS` says how many
-of every family (default 5), `AWQ2TRT_ONNX_VARIANTS` how many of them are quantized and exported, too (default 1).
+of every family (default 5), `AWQ2TRT_GGUF_VARIANTS` how many go through a GGUF file (default 2), and
+`AWQ2TRT_ONNX_VARIANTS` how many are quantized, exported and run in ONNX Runtime (default 1). `make matrix` takes 20.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from config_variants import LENGTHS, Config, draw
+from config_variants import GGUF_FAMILIES, LENGTHS, Config, draw, draw_for_gguf
+from gguf_files import write_gguf
 from tiny_models import save_family, tokens
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +23,7 @@ from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.evaluation.perplexity import torch_logits
 from awq2trt.models.decoder import Ends, run_model
 from awq2trt.models.families import FAMILIES
+from awq2trt.models.sources.gguf import GgufSource
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.onnx_export import export_onnx
 from awq2trt.progress import SilentProgress
@@ -31,6 +34,8 @@ from awq2trt.runtime import OrtBackend
 VARIANTS = int(os.environ.get("AWQ2TRT_VARIANTS", "5"))
 
 ONNX_VARIANTS = int(os.environ.get("AWQ2TRT_ONNX_VARIANTS", "1"))
+
+GGUF_VARIANTS = int(os.environ.get("AWQ2TRT_GGUF_VARIANTS", "2"))
 
 GRAPH_TOLERANCE = 1e-2
 """Of logits in fp32 whose cosines, sines and slopes are rounded to fp16, norms and embeddings, too."""
@@ -74,6 +79,24 @@ def test_the_exported_graph_computes_the_same(family: str, seed: int, tmp_path: 
         expected = np.concatenate(list(torch_logits(checkpoint, windows, SilentProgress(), "reference")(windows[0])))
         got = np.concatenate(list(backend.logits(windows[0].tolist())))
         assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < GRAPH_TOLERANCE, config
+
+
+@pytest.mark.parametrize("seed", range(GGUF_VARIANTS))
+@pytest.mark.parametrize("family", GGUF_FAMILIES)
+def test_a_gguf_of_a_variant_computes_the_same_or_is_refused(family: str, seed: int, tmp_path: Path) -> None:
+    config = draw_for_gguf(family, seed)
+    save_family(tmp_path / "model", {key: value for key, value in config.items() if value is not None})
+    write_gguf(tmp_path / "model", tmp_path / "model.gguf")
+    attention = "sdpa" if family == "falcon" else "eager"
+    source = GgufSource.open(tmp_path / "model.gguf")
+    for length in LENGTHS:
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "model", dtype=torch.float32, attn_implementation=attention
+        )
+        ids = tokens(2, length, seed=seed)
+        with torch.inference_mode():
+            expected, got = model.eval()(ids).logits, Ends(source).logits(run_model(source, ids))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=5e-4, msg=lambda text: f"{text}\n{config}")
 
 
 def _save(directory: Path, config: Config) -> None:

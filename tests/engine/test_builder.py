@@ -6,9 +6,10 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -19,7 +20,7 @@ from awq2trt import opset
 from awq2trt.engine import builder
 from awq2trt.engine.builder import build_engine, import_tensorrt_rtx
 from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError
-from awq2trt.graph.inline import inline_bodies_
+from awq2trt.graph.inline import has_kernels, inline_bodies_
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE, WEIGHTS_FILE
 from awq2trt.machine.plugin_library import PluginLibrary, find_plugin_library
 from awq2trt.onnx_export import export_onnx
@@ -48,6 +49,23 @@ def test_inlined_model_computes_the_same_bits(exported: Path) -> None:
     assert len(set(names)) == len(names)
     ir.save(model, exported / "inlined.onnx")
     np.testing.assert_array_equal(_first_logits(exported / "inlined.onnx"), _first_logits(exported / MODEL_FILE))
+
+
+def test_linears_for_which_the_library_has_no_kernel_keep_to_their_bodies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_onnx(RandomCheckpoint(intermediate_size=100), tmp_path)  # K = 100 of down_proj is no multiple of 8
+    model = ir.load(tmp_path / MODEL_FILE)
+    inline_bodies_(model, keep=has_kernels)
+    monkeypatch.setattr(builder, "load_into_registry", lambda trt, library: None)
+    parsed = onnx.load_from_string(builder.prepare_model(None, tmp_path, cast("PluginLibrary", object())).serialized)
+    assert [node.name for node in parsed.graph.node] == [node.name for node in model.graph]
+    kept = [str(node.name) for node in model.graph if node.op_type == opset.W4A16_LINEAR]
+    assert len(kept) == 2 * 6
+    assert not any("down_proj" in name for name in kept)
+    assert any(str(node.name).startswith("model.layers.1.mlp.down_proj/") for node in model.graph)
+    ir.save(model, tmp_path / "inlined.onnx")
+    np.testing.assert_array_equal(_first_logits(tmp_path / "inlined.onnx"), _first_logits(tmp_path / MODEL_FILE))
 
 
 def test_model_without_bodies_needs_the_plugin(tmp_path: Path) -> None:

@@ -296,6 +296,29 @@ def test_a_killed_build_is_cleared_away(shell: str, kit: Path, orin: Orin) -> No
     assert not (kit / ".finish").exists()
 
 
+def test_of_several_at_once_one_builds(shell: str, kit: Path, orin: Orin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each finds what a killed run left."""
+    environment = orin.environment()
+    monkeypatch.setattr(orin, "environment", lambda: environment)  # which writes the machine's programs anew
+    for _ in range(4):
+        (kit / ".finish").mkdir(exist_ok=True)
+        (kit / ".finish" / "shell").write_text("999999999\n")
+        processes = [orin.start(shell, kit) for _ in range(6)]
+        trtexec = _wait_for_trtexec(orin)
+        deadline = time.monotonic() + 30
+        while sum(process.poll() is None for process in processes) > 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert sorted(process.poll() or 0 for process in processes) == [0, 26, 26, 26, 26, 26]
+        building = next(process for process in processes if process.poll() is None)
+        building.send_signal(signal.SIGTERM)
+        for process in processes:
+            process.communicate(timeout=30)
+        assert building.returncode == 20
+        assert _gone(trtexec)
+        assert not [path.name for path in kit.iterdir() if path.name.startswith(".finish")]
+        orin.hurry()
+
+
 def test_an_engine_of_another_tensorrt(shell: str, kit: Path, orin: Orin) -> None:
     assert orin.finish(shell, kit).returncode == 0
     orin.tensorrt = "101700"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from awq2trt.errors import Awq2trtError, ToolError, UsageError
+from awq2trt.errors import Awq2trtError, OutOfMemoryError, ToolError, UsageError
 from awq2trt.machine import gpu
 from awq2trt.machine.gpu import CudaMemory, Driver, Gpu, open_cuda, require_gpu
 
@@ -141,5 +141,7 @@ def test_what_is_written_is_read_and_no_stream_runs_ahead_of_it() -> None:
 
 
 def test_a_failing_call_says_why() -> None:
-    with pytest.raises(ToolError, match=r"cudaMalloc failed on NVIDIA H100: out of memory\. Fix: see with nvidia-smi"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"cudaMalloc failed on NVIDIA H100: out of memory\. Fix: see with nvidia-smi"
+    ):
         CudaMemory(_Runtime(failing="cudaMalloc"), H100).allocate(64)

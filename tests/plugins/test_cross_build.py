@@ -39,7 +39,7 @@ def test_file_says_aarch64(library: Path) -> None:
     assert "ELF 64-bit LSB shared object, ARM aarch64" in said
 
 
-PLUGINS = (opset.CACHED_ATTENTION, opset.GATED_ACTIVATION, opset.RESIDUAL_NORM, opset.W4A16_LINEAR)
+PLUGINS = sorted((*opset.FUSED_OPERATORS, *opset.QUANTIZED_OPERATORS))
 
 
 def test_it_loads_on_aarch64_and_lists_its_creators(library: Path) -> None:

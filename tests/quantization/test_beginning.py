@@ -6,22 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import save_llama
+from tiny_models import save_family, save_llama
 
+from awq2trt.artifact.arrays import read_arrays
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.search_files import SEARCH_FILE
 from awq2trt.errors import UsageError
 from awq2trt.models.decoder import BlockRunner, Ends, load_block, run_model
+from awq2trt.models.families import FAMILIES
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
-from awq2trt.quantization.beginning import begin_block, open_beginning, scaled_like
+from awq2trt.quantization.beginning import begin_block, open_beginning
 from awq2trt.quantization.job import QuantizeJob
-from awq2trt.quantization.rounding import fake_quantize
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantScheme
-
-
-def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
@@ -46,20 +44,26 @@ def _quantized_on(model: Path, name: str, **changes: object) -> tuple[Path, torc
     return files, job.run().tokens
 
 
-@pytest.mark.parametrize("bits", [2, 4])
-def test_scales_are_found_again(bits: int) -> None:
-    scheme, weight = QuantScheme(bits=bits, group_size=32), _normal(96, 128)
-    rows, columns = (0.4 * _normal(96, 1, seed=1)).exp(), (0.4 * _normal(128, seed=2)).exp()
-    scaled = weight * rows * columns
-    found = scaled_like(weight, fake_quantize(scaled, scheme))
-    rounding = (fake_quantize(scaled, scheme) - scaled).norm()
-    assert float((found - scaled).norm()) < 0.4 * float(rounding)
-
-
-def test_weights_that_were_not_scaled_stay_as_they_are() -> None:
-    weight = _normal(96, 128)
-    weight[3], weight[:, 5] = 0, 0
-    assert torch.equal(scaled_like(weight, fake_quantize(weight, QuantScheme(bits=3, group_size=64))), weight)
+@pytest.mark.parametrize("method", ["awq", "rtn"])
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_scales_that_a_checkpoint_does_not_tell_are_found_again(family: str, method: str, model: Path) -> None:
+    if family == "gemma":
+        (example,) = (known.example for known in FAMILIES if known.name == family)
+        save_family(model, {**example, "vocab_size": 272})
+    directory = _quantized(model, "first", method=method)
+    original, checkpoint = SafetensorsSource.open(model), QuantizedCheckpoint.open(directory)
+    weights = load_block(original, 1)
+    known = begin_block(checkpoint, 1, weights)
+    (directory / SEARCH_FILE).unlink(missing_ok=True)  # as another tool's
+    found = begin_block(checkpoint, 1, weights)
+    for first, scales in known.scales.items():
+        assert (method == "rtn") == bool((scales == 1).all())
+        torch.testing.assert_close(found.scales[first], scales, rtol=0.12, atol=0)
+        weight = f"{first}.weight"
+        off = (found.tensors[weight] - known.tensors[weight]).norm()
+        assert float(off) <= 0.4 * float(
+            (known.rounded[first].dequantize(checkpoint.scheme) - known.tensors[weight]).norm()
+        )
 
 
 @pytest.mark.parametrize("method", ["awq", "gptq"])
@@ -102,6 +106,10 @@ def test_best_moves_codes_only_and_folds_nothing_again(model: Path) -> None:
     first = _quantized(model, "first", bits=3, effort="fast")
     refined = _quantized(model, "refined", bits=3, effort="best", init_from=str(first))
     before, after = QuantizedCheckpoint.open(first), QuantizedCheckpoint.open(refined)
+    for kind in ("scales", "magnitude"):  # of the model's own inputs, which `check` and `inspect` look at
+        name = f"model.layers.0.mlp.down_proj.{kind}"
+        was, now = (read_arrays(directory / SEARCH_FILE, fix="")[name] for directory in (first, refined))
+        assert now == pytest.approx(was, rel=1e-3)
     for layer in range(before.spec.num_layers):
         prefix = before.spec.prefix(layer)
         for name in before.spec.block.linears:

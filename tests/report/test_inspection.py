@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import QuantizeOptions
-from awq2trt.report.html import read_perplexities, render_page
+from awq2trt.report.html import draw_alphas, read_perplexities, render_page
 from awq2trt.report.inspection import input_channels, inspect_checkpoint, worst_block
 from awq2trt.report.lines import inspection_json, linear_lines
 from awq2trt.stages.inspect import inspect_stage, report_stage
@@ -125,7 +126,7 @@ def test_perplexities_come_from_eval(tmp_path: Path) -> None:
     ]
     (tmp_path / "other.json").write_text('{"results": [{"score": 1}]}')
     for name in ("other.json", "missing.json"):
-        with pytest.raises(UsageError, match="no perplexities"):
+        with pytest.raises(UsageError, match="cannot be read as perplexities"):
             read_perplexities(tmp_path / name)
 
 
@@ -173,10 +174,18 @@ def test_the_same_checkpoint_gives_the_same_page(checkpoint: Artifact, page: Pat
     assert again.read_bytes() == page.read_bytes()
 
 
-def test_names_cannot_break_the_page(checkpoint: Artifact) -> None:
-    import dataclasses
+def test_an_alpha_beyond_one_is_in_the_plot(checkpoint: Artifact) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs matplotlib")
+    inspection = inspect_checkpoint(checkpoint)
+    highest = replace(inspection.linears[0], alpha=1.075)
+    figure, axes = pyplot.subplots()
+    assert draw_alphas(replace(inspection, linears=(highest, *inspection.linears[1:])), axes)
+    assert axes.get_ylim()[1] > 1.075
+    pyplot.close(figure)
 
-    inspection = dataclasses.replace(inspect_checkpoint(checkpoint), model="<script>alert(1)</script>", method="<b>")
+
+def test_names_cannot_break_the_page(checkpoint: Artifact) -> None:
+    inspection = replace(inspect_checkpoint(checkpoint), model="<script>alert(1)</script>", method="<b>")
     text = render_page(inspection, ())
     assert "<script>" not in text
     assert "<b><b>" not in text

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from chat_templates import PUBLISHED
 from tiny_models import save_tokenizer
+from tokenizers import Tokenizer
 
 from awq2trt.artifact.records import TokensRecord
 from awq2trt.errors import ArtifactError, UsageError
@@ -97,6 +99,27 @@ def test_stop_tokens_of_the_generation_config(
     assert ChatTokenizer.load(tokenizer_directory).special.stop == expected
 
 
+@pytest.mark.parametrize(("template", "expected"), [("llama3", 258), ("gemma", 258), ("llama2", None)])
+def test_the_token_that_a_template_ends_a_turn_with_stops_an_answer(
+    template: str, expected: int | None, tokenizer_directory: Path
+) -> None:
+    turn_ends = {"llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "llama2": "<|other|>"}
+    loaded = Tokenizer.from_file(str(tokenizer_directory / "tokenizer.json"))
+    loaded.add_special_tokens([turn_ends[template]])
+    loaded.save(str(tokenizer_directory / "tokenizer.json"))
+    (tokenizer_directory / "chat_template.jinja").write_text(PUBLISHED[template].source)
+    stop = ChatTokenizer.load(tokenizer_directory).special.stop
+    assert stop == ((256,) if expected is None else (256, expected))
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no') }}", "{{ messages[9].content }}", "{% bad", "{{ 1 / 0 }}"]
+)
+def test_a_template_that_fails_ends_no_turn(template: str, tokenizer_directory: Path) -> None:
+    (tokenizer_directory / "chat_template.jinja").write_text(template)
+    assert ChatTokenizer.load(tokenizer_directory).special.stop == (256,)
+
+
 def test_chat_template_wraps_the_prompt(tokenizer_directory: Path) -> None:
     template = (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
@@ -111,7 +134,7 @@ def test_chat_template_wraps_the_prompt(tokenizer_directory: Path) -> None:
 
 def test_chat_template_that_fails_is_the_users_error(tokenizer_directory: Path) -> None:
     (tokenizer_directory / "chat_template.jinja").write_text("{{ raise_exception('no system message') }}")
-    with pytest.raises(UsageError, match="refused the messages: no system message"):
+    with pytest.raises(UsageError, match="failed: no system message"):
         ChatTokenizer.load(tokenizer_directory).encode_messages([user_message("hi")])
 
 
@@ -121,14 +144,14 @@ def test_model_without_chat_template_asks_for_raw(tokenizer_directory: Path) -> 
 
 
 def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=f"{tmp_path}: no readable tokenizer"):
+    with pytest.raises(ArtifactError, match=f"{tmp_path}: cannot be read as a"):
         ChatTokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 def test_damaged_tokenizer_is_named(tokenizer_directory: Path, file: str) -> None:
     (tokenizer_directory / file).write_text("[")
-    with pytest.raises(ArtifactError, match=f"{tokenizer_directory}: no readable tokenizer"):
+    with pytest.raises(ArtifactError, match=f"{tokenizer_directory}.*: cannot be read as a"):
         ChatTokenizer.load(tokenizer_directory)
 
 

@@ -53,3 +53,9 @@ def test_texts_longer_than_the_model_has_positions_are_refused(model: Path, made
             list(eval_stage(replace(request, models=(str(name),)), SilentProgress()))
     with pytest.raises(UsageError, match=r"--tokens: expected at most 256 tokens.*got 257"):
         check_stage(CheckRequest(made, model=str(model), tokens=257), SilentProgress())
+
+
+def test_a_text_that_is_not_there_is_that_of_eval(made: Path, tmp_path: Path) -> None:
+    request = EvalRequest((str(made / "onnx"),), TextWindows(str(tmp_path / "none.txt"), 1, 16), "cpu")
+    with pytest.raises(UsageError, match="the path given as --text"):
+        list(eval_stage(request, SilentProgress()))

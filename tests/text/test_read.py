@@ -19,7 +19,58 @@ def test_jsonl_documents_are_joined(tmp_path: Path) -> None:
     assert read_text(str(path), characters=10) == "one\n\ntwo"
 
 
-@pytest.mark.parametrize("line", ["not json", '{"body": "x"}', '{"text": 3}', "[]"])
+RECORDS = {
+    '{"content": "x", "id": 1}': "x",
+    '{"prompt": "a", "response": "b"}': "a\nb",
+    '{"instruction": "a", "output": "b"}': "a\nb",
+    '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}': "hi\nyo",
+    '{"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]}': "hi\nyo",
+    '{"messages": [{"content": [{"type": "image"}, {"type": "text", "text": "see"}]}]}': "see",
+}
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_records_of_many_kinds_are_texts(record: str, tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text(record + "\n")
+    assert read_text(str(tmp_path / "text.jsonl"), characters=10) == RECORDS[record]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.txt", "Stra\u00dfe \U0001f600"), ("a.jsonl", '{"text": "Stra\u00dfe"}')]
+)
+def test_byte_order_marks_say_the_encoding(name: str, content: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    assert read_text(str(tmp_path / name), characters=10).startswith("Stra\u00dfe")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "Stra\u00dfe"}'.encode("latin-1"), "expected text in UTF-8.*0xdf"),
+        ('{"text": "x"}'.encode("utf-16-le"), "NUL|a JSON object"),
+        (b'\xff\xfe{"text": "x"}', "expected text in UTF-8|a JSON object"),
+    ],
+    ids=["latin-1", "UTF-16 without its mark", "half a character"],
+)
+def test_other_encodings_are_refused_with_the_command_that_converts(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CalibrationError, match=message):
+        read_text(str(tmp_path / name), characters=10)
+
+
+def test_a_nul_in_a_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"text\0more")
+    with pytest.raises(CalibrationError, match=r"a\.txt: expected text, got a NUL at character 4.*iconv"):
+        read_text(str(tmp_path / "a.txt"), characters=10)
+
+
+@pytest.mark.parametrize(
+    "line", ["not json", '{"body": "x"}', '{"text": 3}', "[]", "{}", '{"messages": [3]}', '{"prompt": "x"}']
+)
 def test_a_bad_jsonl_line_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "text.jsonl"
     path.write_text('{"text": "one"}\n' + line + "\n")

@@ -12,14 +12,15 @@ from awq2trt.errors import CalibrationError
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
 from awq2trt.text.self_written import self_written
+from awq2trt.text.tokenizer import load_tokenizer, ordinary_tokens
 
 
 def test_the_model_writes_the_same_text_for_the_same_seed(tmp_path: Path) -> None:
     source = SafetensorsSource.open(save_llama(tmp_path))
     with torch.inference_mode():
-        first = self_written(source, samples=3, seqlen=24, seed=5, progress=SilentProgress())
-        again = self_written(source, samples=3, seqlen=24, seed=5, progress=SilentProgress())
-        other = self_written(source, samples=3, seqlen=24, seed=6, progress=SilentProgress())
+        first = self_written(source, range(256), samples=3, seqlen=24, seed=5, progress=SilentProgress())
+        again = self_written(source, range(256), samples=3, seqlen=24, seed=5, progress=SilentProgress())
+        other = self_written(source, range(256), samples=3, seqlen=24, seed=6, progress=SilentProgress())
     assert first.shape == (3, 24)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -32,7 +33,7 @@ def test_the_text_is_drawn_from_the_model(tmp_path: Path) -> None:
 
     source = SafetensorsSource.open(save_llama(tmp_path))
     with torch.inference_mode():
-        written = self_written(source, samples=2, seqlen=6, seed=0, progress=SilentProgress())
+        written = self_written(source, range(256), samples=2, seqlen=6, seed=0, progress=SilentProgress())
         logits = AutoModelForCausalLM.from_pretrained(tmp_path)(written).logits
     assert torch.equal(logits[:, :4].argmax(-1), written[:, 1:5])
 
@@ -43,4 +44,13 @@ def test_a_model_that_does_not_fit_in_memory_does_not_write_text(
     source = SafetensorsSource.open(save_llama(tmp_path))
     monkeypatch.setattr("awq2trt.text.self_written.available_bytes", lambda: 100_000)
     with pytest.raises(CalibrationError, match=r"GiB are available.*--calib"):
-        self_written(source, samples=3, seqlen=24, seed=5, progress=SilentProgress())
+        self_written(source, range(256), samples=3, seqlen=24, seed=5, progress=SilentProgress())
+
+
+def test_texts_begin_with_ordinary_tokens_alone(tmp_path: Path) -> None:
+    source = SafetensorsSource.open(save_llama(tmp_path))
+    ordinary = ordinary_tokens(load_tokenizer(tmp_path))
+    assert ordinary == {*range(256)}  # not <|end|> and <|pad|>, nor the rows of the embedding that no token has
+    with torch.inference_mode():
+        written = self_written(source, ordinary, samples=256, seqlen=2, seed=0, progress=SilentProgress())
+    assert sorted(written[:, 0].tolist()) == [*range(256)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import save_family, save_llama, save_tokenizer
@@ -16,7 +18,7 @@ from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.text.self_written import self_written
-from awq2trt.text.tokenizer import load_tokenizer
+from awq2trt.text.tokenizer import encode, first_tokens, load_tokenizer
 from awq2trt.text.windows import calibration_tokens, text_windows
 
 
@@ -32,6 +34,42 @@ def test_windows_are_spread_evenly_and_do_not_overlap(tokenizer_directory: Path)
     windows = text_windows(tokenizer, text, samples=4, seqlen=100, where="text")
     starts = [0, 300, 600, 900]
     assert [tokenizer.decode(window) for window in windows] == [text[start : start + 100] for start in starts]
+
+
+def test_of_a_long_text_no_more_is_encoded_than_the_windows_need(
+    tokenizer_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, encoded = load_tokenizer(tokenizer_directory), []
+
+    def count(tokenizer: Any, text: str) -> list[int]:
+        encoded.append(len(text))
+        return encode(tokenizer, text)
+
+    monkeypatch.setattr("awq2trt.text.tokenizer.encode", count)
+    text = "".join(f" word{index}" for index in range(500_000))
+    windows = text_windows(tokenizer, text, samples=4, seqlen=100, where="text")
+    assert windows.shape == (4, 100)
+    assert sum(encoded) < 20_000
+    found = [str(tokenizer.decode(window)) for window in windows]
+    places = [text.index(piece) for piece in found]
+    assert all(piece.startswith(" word") for piece in found)
+    assert places == sorted(places)
+    assert places[0] < 300
+    assert places[-1] > len(text) * 0.99
+    assert max(np.diff(places)) - min(np.diff(places)) < 300
+
+
+def test_windows_of_a_long_text_without_spaces_are_found(tokenizer_directory: Path) -> None:
+    windows = text_windows(load_tokenizer(tokenizer_directory), "x" * (3 << 20), samples=2, seqlen=100, where="text")
+    assert windows.shape == (2, 100)
+
+
+def test_the_first_tokens_are_those_of_the_whole_text(tokenizer_directory: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_directory)
+    text = " ".join(str(index) for index in range(20_000))
+    assert first_tokens(tokenizer, text, 500) == encode(tokenizer, text)[:500]
+    assert first_tokens(tokenizer, "abc", 500) == encode(tokenizer, "abc")
+    assert len(first_tokens(tokenizer, "\U0001f600" * 3000, 9000)) == 9000
 
 
 @pytest.mark.parametrize(("length", "windows"), [(100, 1), (199, 1), (250, 2), (800, 8), (5000, 8)])
@@ -59,7 +97,7 @@ def test_options_choose_the_text(tmp_path: Path) -> None:
 
 def test_a_family_that_needs_bos_gets_it_before_every_window(tmp_path: Path) -> None:
     source = open_source(str(save_family(tmp_path, {**family_named("gemma3").example})))
-    written = self_written(source, samples=3, seqlen=12, seed=1, progress=SilentProgress())
+    written = self_written(source, range(256), samples=3, seqlen=12, seed=1, progress=SilentProgress())
     assert written.shape == (3, 12)
     assert (written[:, 0] == 256).all()
     (tmp_path / "text.txt").write_text("to be or not to be " * 20)

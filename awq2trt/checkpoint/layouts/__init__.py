@@ -6,12 +6,12 @@ layouts that we write. A new layout is one file here and one row in `LAYOUTS`. N
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import numpy as np
 
-from awq2trt.checkpoint.layouts import awq_gemm, compressed, gptq, natural
+from awq2trt.checkpoint.layouts import auto_round, awq_gemm, awq_gemv, compressed, gptq, natural
 from awq2trt.checkpoint.layouts.layout import (
     BIAS,
     DAMAGED,
@@ -24,7 +24,10 @@ from awq2trt.checkpoint.layouts.layout import (
     Tensors,
 )
 from awq2trt.errors import CheckpointError, UnsupportedError, UsageError
+from awq2trt.foreign_files import reading
 from awq2trt.models.families import DecoderSpec
+from awq2trt.models.sources.base import QUANTIZATION_KEY
+from awq2trt.models.sources.eight_bit import EightBits
 from awq2trt.scheme import SCALE_DTYPES, QuantizedLinear, QuantScheme
 
 __all__ = [
@@ -44,6 +47,9 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
     gptq.FIRST_VERSION,
     gptq.SECOND_VERSION,
     natural.LAYOUT,
+    awq_gemv.GEMV,
+    awq_gemv.GEMV_FAST,
+    *auto_round.LAYOUTS,
 )
 """Those that we write stand in the order in which other tools read them: the most widely read first."""
 
@@ -59,23 +65,31 @@ def read_format(config: Mapping[str, Any], *, where: str) -> StoredFormat:
         CheckpointError: There is none, or keys are missing.
         UnsupportedError: It describes a layout, a version or a width that is not read here.
     """
-    where = f"{where}: quantization_config"
-    found = config.get("quantization_config")
+    eight_bits = EightBits.of(config, where)
+    where = f"{where}: {QUANTIZATION_KEY}"
+    found = config.get(QUANTIZATION_KEY)
     if not isinstance(found, dict):
         raise CheckpointError(
             "the checkpoint is not quantized.", where=where, fix="quantize it first: awq2trt quantize MODEL -o DIR"
         )
-    layout = _layout_of(found, where)
+    if eight_bits is not None:
+        raise UnsupportedError(
+            "the linears of its blocks have 8 bits; those that are exported have 4 or fewer.",
+            where=where,
+            fix="quantize the checkpoint: awq2trt quantize DIR -o DIR, or build.",
+        )
     try:
-        scheme = QuantScheme(*layout.read(found, where)).for_blocks()
-        of_head = layout.read_head(found, where)
-        return StoredFormat(layout, scheme, scheme if of_head is None else QuantScheme(*of_head))
+        with reading("a quantization that is read here", where, fix=QUANTIZE_AGAIN):
+            layout = _layout_of(found, where)
+            scheme = QuantScheme(*layout.read(found, where)).for_blocks()
+            of_head = layout.read_head(found, where)
+            return StoredFormat(layout, scheme, scheme if of_head is None else QuantScheme(*of_head))
     except UsageError as error:
         raise UnsupportedError(error.what, where=where, fix=QUANTIZE_AGAIN) from error
 
 
 def _layout_of(found: Mapping[str, Any], where: str) -> Layout:
-    name = found.get("quant_method")
+    name = str(found.get("quant_method")).rpartition("/")[2]  # AutoRound's first versions wrote intel/auto-round
     candidates = [layout for layout in LAYOUTS if layout.tool.name == name]
     if not candidates:
         known = ", ".join(dict.fromkeys(layout.tool.name for layout in LAYOUTS))
@@ -102,6 +116,23 @@ def pack_linear(name: str, linear: QuantizedLinear, layout: Layout) -> dict[str,
     return {f"{name}.{kind}": value for kind, value in tensors.items()}
 
 
+def require_kinds(layout: Layout, found: Collection[str], *, where: str) -> None:
+    """Refuses a linear that lacks a tensor.
+
+    Args:
+        layout: Of the checkpoint.
+        found: Names of the tensors that the linear has, relative to its own.
+        where: Name of the linear, for errors.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    missing = [name for name in layout.required if name not in found]
+    if missing:
+        what = f"missing {', '.join(missing)} of a linear in the layout {layout.name}."
+        raise CheckpointError(what, where=where, fix=DAMAGED)
+
+
 def unpack_linear(
     layout: Layout, tensors: Tensors, scheme: QuantScheme, shape: tuple[int, int], *, where: str
 ) -> QuantizedLinear:
@@ -118,15 +149,13 @@ def unpack_linear(
         CheckpointError: A tensor is missing, of another shape or type, or not finite.
         UnsupportedError: The tensors say something that a `QuantizedLinear` cannot.
     """
-    missing = [name for name in layout.required if name not in tensors]
-    if missing:
-        what = f"missing {', '.join(missing)} of a linear in the layout {layout.name}."
-        raise CheckpointError(what, where=where, fix=DAMAGED)
+    require_kinds(layout, tensors, where=where)
     packed = LinearToUnpack(tensors, scheme, shape, where)
     if BIAS in tensors:
         packed.expect(BIAS, (shape[0],))
     _require_floats(packed)
-    linear = layout.unpack(packed)
+    with reading(f"a linear in the layout {layout.name}", where, fix=DAMAGED):
+        linear = layout.unpack(packed)
     if not np.isfinite(linear.scales.astype(np.float32)).all():
         raise CheckpointError("scales are NaN or infinite.", where=where, fix=DAMAGED)
     return linear
@@ -134,7 +163,7 @@ def unpack_linear(
 
 def _require_floats(packed: LinearToUnpack) -> None:
     """Refuses step sizes and biases that are no floating-point numbers, or of a type that we do not compute with."""
-    for name in ("scales", "weight_scale", BIAS):
+    for name in ("scales", "weight_scale", "scaled_zeros", BIAS):
         if name in packed.tensors and packed.tensors[name].dtype.name not in SCALE_DTYPES:
             raise CheckpointError(
                 f"{name}: expected {', '.join(SCALE_DTYPES)}, got {packed.tensors[name].dtype}.",

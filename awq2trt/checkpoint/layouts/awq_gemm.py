@@ -118,7 +118,8 @@ def _version(found: QuantizationConfig) -> str:
     return str(found.get("version", _NAME)).lower()
 
 
-def _read(found: QuantizationConfig, where: str) -> SchemeNumbers:
+def read_four_bits(found: QuantizationConfig, where: str) -> SchemeNumbers:
+    """`read_scheme` for layouts of 4-bit codes alone."""
     bits, group_size, zero_point = read_scheme(found, where)
     if bits != BITS:
         raise UnsupportedError(f"bits: expected {BITS}, got {bits}.", where=where, fix=QUANTIZE_AGAIN)
@@ -164,7 +165,7 @@ LAYOUT: Final = Layout(
     tool=TOOL,
     required=("qweight", "qzeros", "scales"),
     optional=(),
-    read=_read,
+    read=read_four_bits,
     unpack=unpack,
     writer=Writer(_holds, lambda schemes, head: write_scheme(schemes.blocks, _NAME, [head]), pack),
 )

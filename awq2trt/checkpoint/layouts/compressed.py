@@ -79,13 +79,15 @@ def unpack(packed: LinearToUnpack) -> QuantizedLinear:
             where=packed.where,
             fix="set symmetric: false in config.json's quantization_config.",
         )
-    packed.refuse_reordering(_GROUP_OF_CHANNEL)
+    order = packed.input_order(_GROUP_OF_CHANNEL)
+    codes = unpack_words(words, scheme.bits, columns)
     return QuantizedLinear(
-        codes=unpack_words(words, scheme.bits, columns),
+        codes=codes if order is None else codes[:, order],
         scales=scales,
         zeros=zeros if scheme.zero_point else None,
         scheme=scheme,
         bias=packed.tensors.get(BIAS),
+        input_order=order,
     )
 
 
@@ -196,5 +198,6 @@ LAYOUT: Final = Layout(
     read=_read,
     unpack=unpack,
     writer=Writer(_holds, _write, pack),
+    group_of_channel=_GROUP_OF_CHANNEL,
     read_head=_read_head,
 )

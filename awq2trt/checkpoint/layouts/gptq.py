@@ -1,8 +1,8 @@
 """GPTQ's layouts, as AutoGPTQ and GPTQModel write them; we only read them.
 
-`qweight` int32 [K b/32, N], `qzeros` int32 [K/G, N b/32], `scales` [K/G, N], `g_idx` [K]. The first version
-(`checkpoint_format: gptq`) stores zero points less one; the second, as they are. With `sym: true` all mean the middle
-code. NumPy only.
+`qweight` int32 [K b/32, N], `qzeros` int32 [K/G, N b/32], `scales` [K/G, N], `g_idx` [K], the group of each input
+channel, which act-order chooses. The first version (`checkpoint_format: gptq`) stores zero points less one; the second,
+as they are. With `sym: true` all mean the middle code. NumPy only.
 
 Config keys: https://huggingface.co/docs/transformers/quantization/gptq.
 """
@@ -29,6 +29,11 @@ from awq2trt.checkpoint.pack import unpack_words, words_of
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.scheme import QuantizedLinear
 
+GROUP_OF_CHANNEL: Final = "g_idx"
+
+_LEFT_OUT: Final = "-:"
+"""Begins patterns of `dynamic` whose linears are not quantized."""
+
 _FIRST: Final = "gptq"
 _SECOND: Final = "gptq_v2"
 
@@ -45,17 +50,19 @@ def unpack(packed: LinearToUnpack, *, less_one: bool) -> QuantizedLinear:
     qweight = packed.expect("qweight", (words_of(columns, bits), rows), np.int32)
     qzeros = packed.expect("qzeros", (packed.groups, words_of(rows, bits)), np.int32)
     scales = packed.expect("scales", (packed.groups, rows))
-    packed.refuse_reordering("g_idx")
+    order = packed.input_order(GROUP_OF_CHANNEL)
     stored = unpack_words(qzeros, bits, rows)  # [K/G, N]
     if not scheme.zero_point:
         _require_symmetric(stored, packed)
     zeros = _plus_one(stored, packed) if less_one and scheme.zero_point else stored
+    codes = unpack_words(np.ascontiguousarray(qweight.T), bits, columns)
     return QuantizedLinear(
-        codes=unpack_words(np.ascontiguousarray(qweight.T), bits, columns),
+        codes=codes if order is None else codes[:, order],
         scales=np.ascontiguousarray(scales.T),
         zeros=np.ascontiguousarray(zeros.T) if scheme.zero_point else None,
         scheme=scheme,
         bias=packed.tensors.get(BIAS),
+        input_order=order,
     )
 
 
@@ -93,9 +100,10 @@ def _version(found: QuantizationConfig) -> str:
 
 
 def _read(found: QuantizationConfig, where: str) -> SchemeNumbers:
-    if found.get("dynamic"):
+    own = [pattern for pattern in found.get("dynamic") or () if not pattern.startswith(_LEFT_OUT)]
+    if own:
         raise UnsupportedError(
-            "dynamic: layers with settings of their own are not read.", where=where, fix=QUANTIZE_AGAIN
+            f"dynamic: layers with settings of their own ({own[0]}) are not read.", where=where, fix=QUANTIZE_AGAIN
         )
     return config_integer(found, where, "bits"), config_integer(found, where, "group_size"), not found.get("sym")
 
@@ -106,9 +114,10 @@ FIRST_VERSION: Final = Layout(
     name=_FIRST,
     tool=_TOOL,
     required=("qweight", "qzeros", "scales"),
-    optional=("g_idx",),
+    optional=(GROUP_OF_CHANNEL,),
     read=_read,
     unpack=partial(unpack, less_one=True),
+    group_of_channel=GROUP_OF_CHANNEL,
 )
 SECOND_VERSION: Final = Layout(
     name=_SECOND,
@@ -117,4 +126,5 @@ SECOND_VERSION: Final = Layout(
     optional=FIRST_VERSION.optional,
     read=_read,
     unpack=partial(unpack, less_one=False),
+    group_of_channel=GROUP_OF_CHANNEL,
 )

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.errors import CheckpointError
 from awq2trt.models.families import DecoderSpec
 from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
 
@@ -83,18 +83,34 @@ class LinearToUnpack:
                 f"groups of {self.scheme.group_size} do not divide K = {columns}.", where=self.where, fix=DAMAGED
             )
 
-    def refuse_reordering(self, name: str) -> None:
-        """Refuses act-order, unless it left every channel in the group that its place says (static groups)."""
+    def input_order(self, name: str) -> NDArray[np.int64] | None:
+        """The order of input channels that makes neighbours of those of a group.
+
+        Args:
+            name: Tensor [K] with the group of every channel: of act-order (desc_act, actorder=group), where the groups
+                follow the activations.
+
+        Returns:
+            int64 [K], or None where channels are in sequence already (no act-order, or static groups).
+
+        Raises:
+            CheckpointError: A group has more channels than its length, or fewer.
+        """
         if name not in self.tensors:
-            return
+            return None
         columns = self.shape[1]
         group_of_channel = self.expect(name, (columns,))
-        if not np.array_equal(group_of_channel, np.arange(columns) // self.scheme.group_of(columns)):
-            raise UnsupportedError(
-                f"its input channels are ordered by activation (desc_act, actorder=group: {name} is not in sequence).",
+        sequence = np.arange(columns) // self.scheme.group_of(columns)
+        if np.array_equal(group_of_channel, sequence):
+            return None
+        order = np.argsort(group_of_channel, kind="stable").astype(np.int64)
+        if not np.array_equal(group_of_channel[order], sequence):
+            raise CheckpointError(
+                f"{name}: expected {self.scheme.group_of(columns)} input channels in each of {self.groups} groups.",
                 where=self.where,
-                fix="use a checkpoint made without act-order or with static groups, or " + QUANTIZE_AGAIN,
+                fix=DAMAGED,
             )
+        return order
 
 
 @dataclass(frozen=True)
@@ -158,6 +174,7 @@ class Layout:
         tool: Whose configs these are.
         required: Tensors that every linear has, relative to its name.
         optional: Those that some have; a bias beside them.
+        group_of_channel: The one of them that says which group an input channel is in; None for channels in sequence.
         read: The config and its place, for errors -> the scheme of the blocks' linears.
         unpack: Tensors of a linear -> the linear.
         writer: None for a layout that we only read.
@@ -171,6 +188,7 @@ class Layout:
     read: Callable[[QuantizationConfig, str], SchemeNumbers]
     unpack: Callable[[LinearToUnpack], QuantizedLinear]
     writer: Writer | None = None
+    group_of_channel: str | None = None
     read_head: Callable[[QuantizationConfig, str], SchemeNumbers | None] = same_head
 
     @property

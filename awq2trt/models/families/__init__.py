@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
+from awq2trt.foreign_files import reading
 from awq2trt.models.families import bloom, falcon, gemma, gpt_neox, llama, mpt, opt, phi3, qwen
-from awq2trt.models.families.config_keys import GELU, GELU_TANH, RELU, SILU, refuse_unless
+from awq2trt.models.families.config_keys import GELU, GELU_TANH, PUBLISHED, RELU, SILU, refuse_unless
 from awq2trt.models.families.description import DecoderSpec, Family
 from awq2trt.models.families.parts import (
     ACTIVATION,
@@ -97,12 +98,13 @@ def describe_model(
         UnsupportedError: No family lists the model's architecture, the family cannot express the model, or the
             checkpoint holds a tensor that the description does not name.
     """
-    family = find_family(config)
-    if family is None:
-        raise _unknown(config, tensor_names)
-    # For every class of transformers: no causal mask (masking_utils.py), sizes by layer (configuration_utils.py).
-    refuse_unless(config, {"is_causal": True, "per_layer_config": None})
-    spec = family.describe(config)
+    with reading("a model's configuration", "config.json", fix=PUBLISHED):
+        family = find_family(config)
+        if family is None:
+            raise _unknown(config, tensor_names)
+        # For every class of transformers: no causal mask (masking_utils.py), sizes by layer (configuration_utils.py).
+        refuse_unless(config, {"is_causal": True, "per_layer_config": None})
+        spec = family.describe(config)
     unplaced = first_unplaced(spec, tensor_names, quantized=quantized)
     if unplaced is not None:
         raise UnsupportedError(

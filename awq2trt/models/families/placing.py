@@ -22,7 +22,7 @@ def first_unplaced(spec: DecoderSpec, names: Iterable[str], *, quantized: bool =
     Args:
         spec: The description.
         names: All tensors of the checkpoint.
-        quantized: Linears of blocks have tensors of their layout: whatever is theirs has its place.
+        quantized: Linears of blocks and the head may have tensors of their layout: whatever is theirs has its place.
     """
     placed = _Places.of(spec, quantized=quantized)
     return next((name for name in sorted(names, key=_reading_order) if not placed.has(name)), None)

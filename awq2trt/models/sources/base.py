@@ -7,6 +7,7 @@ refused (architecture decision: no pickle, no remote code).
 from __future__ import annotations
 
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.models.families import DecoderSpec, find_family
 from awq2trt.models.spec import ModelSpec
 
@@ -24,13 +26,24 @@ Array = NDArray[Any]
 
 CONFIG_FILE: Final = "config.json"
 
+QUANTIZATION_KEY: Final = "quantization_config"
+"""Key of config.json that says how weights are quantized; `read_config` puts it there wherever it was."""
+
+_COMPRESSION_KEY: Final = "compression_config"
+"""The same in configs of the first compressed-tensors."""
+
+_QUANTIZATION_FILES: Final = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Where AutoGPTQ and AutoAWQ wrote it before transformers knew them -> their `quant_method`, which they left out."""
+
 FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
 """NumPy's names of the types that weights may have."""
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 
+TOKENIZER_FILE: Final = "tokenizer.json"
+
 TOKENIZER_FILES: Final = (
-    "tokenizer.json",
+    TOKENIZER_FILE,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -88,6 +101,37 @@ class ModelSource(ABC):
     def save_tokenizer(self, directory: Path) -> None:
         """Writes the tokenizer and generation files that the model has into `directory`."""
 
+    @abstractmethod
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor by its Hugging Face name, from a file's header; None if there is no such tensor."""
+
+    def expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor that the model needs, by its Hugging Face name, as it is stored."""
+        spec = self.spec
+        blocks = {
+            spec.prefix(layer) + name: shape
+            for layer in range(spec.num_layers)
+            for name, shape in spec.stored_block_shapes().items()
+        }
+        return {**spec.outer_shapes(), **blocks}
+
+    def require_tensors(self) -> None:
+        """Refuses a model that lacks a tensor, or has one of another shape; reads headers alone.
+
+        Raises:
+            CheckpointError: It does.
+        """
+        for name, expected in self.expected_shapes().items():
+            found = self.header_shape(name)
+            if found is None:
+                raise CheckpointError(
+                    "the checkpoint has no such tensor.",
+                    where=f"{self.name}: {name}",
+                    fix="download the checkpoint again; a shard may be missing.",
+                )
+            if found != expected:
+                raise _misshapen(f"{self.name}: {name}", expected, found)
+
     def checked_tensor(self, name: str, shape: tuple[int, ...]) -> Array:
         """A tensor, its shape, type and finiteness verified.
 
@@ -96,11 +140,7 @@ class ModelSource(ABC):
         """
         value = self.tensor(name)
         if value.shape != shape:
-            raise CheckpointError(
-                f"expected shape {list(shape)}, got {list(value.shape)}.",
-                where=name,
-                fix="config.json and the weights do not belong together; download both again.",
-            )
+            raise _misshapen(name, shape, value.shape)
         if value.dtype.name not in FLOATS:
             raise CheckpointError(
                 f"expected weights of a floating-point type ({', '.join(FLOATS)}), got {value.dtype}.",
@@ -129,8 +169,18 @@ class ModelSource(ABC):
         return {name: self.checked_tensor(name, shape) for name, shape in self.spec.outer_shapes().items()}
 
 
+def _misshapen(where: str, expected: tuple[int, ...], found: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(
+        f"expected shape {list(expected)}, got {list(found)}.",
+        where=where,
+        fix="config.json and the weights do not belong together; download both again.",
+    )
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory.
+
+    How weights are quantized, if they are, is under `QUANTIZATION_KEY`, whichever file and key say it.
 
     Raises:
         CheckpointError: The directory holds none, or it is not a JSON object.
@@ -142,13 +192,19 @@ def read_config(directory: Path) -> dict[str, Any]:
             where=str(directory),
             fix="name the directory that holds config.json and the .safetensors files.",
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"not valid JSON: {error}.", where=str(path), fix="download it again.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"expected a JSON object, got {type(config).__name__}.", where=str(path))
-    return config
+    config = read_json(path)
+    own = config.pop(QUANTIZATION_KEY, None)
+    old = config.pop(_COMPRESSION_KEY, None)
+    if own is None and isinstance(old, dict):
+        own = {"quant_method": "compressed-tensors", **old}
+    for name, method in _QUANTIZATION_FILES.items():
+        if own is None and (directory / name).is_file():
+            own = {"quant_method": method, **read_json(directory / name)}
+    if own is not None and not isinstance(own, dict):
+        raise CheckpointError(
+            f"{QUANTIZATION_KEY}: expected an object, got {own!r}.", where=str(path), fix="download it again."
+        )
+    return config if own is None else {**config, QUANTIZATION_KEY: own}
 
 
 def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
@@ -157,11 +213,12 @@ def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
     Raises:
         UnsupportedError: config.json has an `auto_map` for the model.
     """
-    family = find_family(config)
-    if family is not None and family.published_with_code:
-        return
-    auto_map = config.get("auto_map") or {}
-    if any(key.startswith("AutoModel") for key in auto_map):
+    with reading("a model's configuration", directory / CONFIG_FILE):
+        family = find_family(config)
+        if family is not None and family.published_with_code:
+            return
+        wants_code = any(key.startswith("AutoModel") for key in config.get("auto_map") or {})
+    if wants_code:
         raise UnsupportedError(
             "the checkpoint wants its own Python code to run (auto_map, trust_remote_code).",
             where=str(directory / CONFIG_FILE),
@@ -171,11 +228,52 @@ def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
 
 def files_beside_weights(directory: Path) -> tuple[Path, ...]:
     """Configuration and tokenizer of a model's directory, as far as they are there."""
-    return tuple(path for name in (CONFIG_FILE, *TOKENIZER_FILES) if (path := directory / name).is_file())
+    names = (CONFIG_FILE, *_QUANTIZATION_FILES, *TOKENIZER_FILES)
+    return tuple(path for name in names if (path := directory / name).is_file())
+
+
+def _make_tokenizer_json(source: Path, destination: Path) -> None:
+    """Writes tokenizer.json, which all runtimes read, out of tokenizer.model, or of vocab.json and merges.txt."""
+    from awq2trt.models.sources.sentencepiece import MODEL_FILE, convert_sentencepiece
+
+    if (source / MODEL_FILE).is_file():
+        convert_sentencepiece(source, destination)
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(destination)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"transformers cannot load the tokenizer ({reason}).",
+            where=str(source),
+            fix="put the model's own tokenizer.json there.",
+        ) from error
+
+
+def _refuse_link_elsewhere(path: Path) -> None:
+    """Refuses a tokenizer file that is a link to somewhere else: copied, it would give away what it points to.
+
+    The Hugging Face hub's cache has links from `snapshots/REVISION` into `blobs` of the same model.
+
+    Raises:
+        CheckpointError: It leads out of the model's directory, and not into the hub's store of its files.
+    """
+    directory, target = path.parent.resolve(), path.resolve()
+    homes = [directory]
+    if directory.parent.name == "snapshots":
+        homes.append(directory.parent.parent / "blobs")
+    if not any(target.is_relative_to(home) for home in homes):
+        raise CheckpointError(
+            f"expected a file of the model's own, got a link to {target}.",
+            where=str(path),
+            fix="put the file itself there, or remove the link.",
+        )
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Copies the tokenizer and generation files that `source` has.
+    """Copies the tokenizer and generation files that `source` has; a tokenizer.json is made where it has none.
 
     Where there is no generation_config.json, the tokens that begin and end texts are those of config.json, as in
     transformers (`GenerationConfig.from_model_config`); only a generation_config.json goes along with the tokenizer.
@@ -191,7 +289,10 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
             fix="put the model's tokenizer files beside its weights.",
         )
     for path in found:
-        (destination / path.name).write_bytes(path.read_bytes())
+        _refuse_link_elsewhere(path)
+        shutil.copyfile(path, destination / path.name)
+    if not (source / TOKENIZER_FILE).is_file():
+        _make_tokenizer_json(source, destination)
     if not (source / GENERATION_CONFIG_FILE).is_file() and (source / CONFIG_FILE).is_file():
         config = read_config(source)
         tokens = {key: config[key] for key in _GENERATION_TOKENS if config.get(key) is not None}

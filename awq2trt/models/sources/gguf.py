@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp) as a `ModelSource`: tensors dequantized one at a time, under Hugging Face names.
 
 The gguf package reads and dequantizes, and knows the names that llama.cpp's converter gives (`get_tensor_name_map`);
-transformers builds the tokenizer out of the metadata. Some tensors are stored in forms of llama.cpp's own
+`gguf_tokenizer` makes tokenizer.json of the metadata. Some tensors are stored in forms of llama.cpp's own
 (`Architecture`), which are undone here. A model may be split over several files, of which any stands for all.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.foreign_files import reading
 from awq2trt.models.families import DecoderSpec, FusedLinear, describe_model
 from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.models.sources.gguf_bounds import require_bounded_metadata
@@ -27,6 +28,7 @@ from awq2trt.models.sources.gguf_metadata import (
     config_of,
     metadata,
 )
+from awq2trt.models.sources.gguf_tokenizer import save_gguf_tokenizer
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -78,15 +80,16 @@ class GgufSource(ModelSource):
             CheckpointError: It is damaged, or a file of it is missing.
             UnsupportedError: No family describes it.
         """
-        files = _split_files(path)
-        readers = [_read(file) for file in files]
-        architecture = metadata(readers[0].fields, "general.architecture", str(path))
-        stored = _known(architecture, path)
-        tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
-        header = Header(str(path), architecture, readers[0].fields, tensors)
-        config = _config(header, stored)
-        spec = describe_model(config)
-        return cls(name or str(path), files, stored, config, spec, _placed(spec, header))
+        with reading("a GGUF file", path):
+            files = _split_files(path)
+            readers = [_read(file) for file in files]
+            architecture = metadata(readers[0].fields, "general.architecture", str(path))
+            stored = _known(architecture, path)
+            tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
+            header = Header(str(path), architecture, readers[0].fields, tensors)
+            config = _config(header, stored)
+            spec = describe_model(config)
+            return cls(name or str(path), files, stored, config, spec, _placed(spec, header))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -100,24 +103,26 @@ class GgufSource(ModelSource):
                 "the file has no such tensor.", where=f"{self._files[0]}: {name}", fix="download it again."
             )
         stored = self._tensors[name]
-        try:
+        with reading(
+            f"a tensor of GGUF's type {stored.tensor_type.name}",
+            f"{self._files[0]}: {name}",
+            fix="use a GGUF of another type, such as Q8_0 or Q4_K_M, or the model's safetensors.",
+            error=UnsupportedError,
+        ):
             value: Array = quants.dequantize(stored.data, stored.tensor_type)
-        except (NotImplementedError, ValueError) as error:
-            raise UnsupportedError(
-                f"cannot read GGUF tensor type {stored.tensor_type.name} ({error}).",
-                where=f"{self._files[0]}: {name}",
-                fix="use a GGUF of another type, such as Q8_0 or Q4_K_M, or the model's safetensors.",
-            ) from error
         return self._as_in_checkpoints(name, value)
 
     def has(self, name: str) -> bool:
         return name in self._tensors
 
-    def save_tokenizer(self, directory: Path) -> None:
-        from transformers import AutoTokenizer
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        if name not in self._tensors:
+            return None
+        return tuple(int(size) for size in reversed(self._tensors[name].shape))  # ggml names the last axis first
 
-        tokenizer = AutoTokenizer.from_pretrained(self._files[0].parent, gguf_file=self._files[0].name)
-        tokenizer.save_pretrained(directory)
+    def save_tokenizer(self, directory: Path) -> None:
+        with reading("a GGUF file with a tokenizer", self._files[0]):
+            save_gguf_tokenizer(_read(self._files[0]).fields, str(self._files[0]), directory)
 
     def _as_in_checkpoints(self, name: str, value: Array) -> Array:
         """Undoes what llama.cpp's converter did to a tensor."""
@@ -139,14 +144,8 @@ def _read(path: Path) -> GGUFReader:
     from gguf import GGUFReader
 
     require_bounded_metadata(path)
-    try:
+    with reading("a GGUF file", path):
         return GGUFReader(path)
-    except (ValueError, IndexError, OSError, KeyError, TypeError, UnicodeDecodeError, OverflowError) as error:
-        raise CheckpointError(
-            f"not a readable GGUF file ({error}).",
-            where=str(path),
-            fix="it is truncated or damaged; download it again.",
-        ) from error
 
 
 def _config(header: Header, stored: Architecture) -> dict[str, Any]:
@@ -155,14 +154,8 @@ def _config(header: Header, stored: Architecture) -> dict[str, Any]:
     Raises:
         CheckpointError: The metadata has another kind of value than the key is for.
     """
-    try:
+    with reading(f"metadata of {header.architecture}", header.where):
         return config_of(header, stored)
-    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise CheckpointError(
-            f"metadata of {header.architecture} with an unexpected value ({error}).",
-            where=header.where,
-            fix="it is damaged; download it again.",
-        ) from error
 
 
 def _split_files(path: Path) -> tuple[Path, ...]:

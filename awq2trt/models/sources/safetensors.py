@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors needs)
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from awq2trt.errors import CheckpointError, UsageError
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.models.families import DecoderSpec, describe_model
 from awq2trt.models.sources.base import (
+    CONFIG_FILE,
+    QUANTIZATION_KEY,
     Array,
     ModelSource,
     copy_tokenizer,
@@ -26,6 +29,7 @@ from awq2trt.models.sources.base import (
     read_config,
     refuse_remote_code,
 )
+from awq2trt.models.sources.eight_bit import EightBits, scale_of, shape_of
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 
@@ -41,6 +45,11 @@ _WEIGHTS_KEY: Final = "transformers_weights"
 
 _FLOATS: Final = ("F16", "BF16", "F32", "F64")
 """Types that weights may have, as safetensors calls them; the codes of quantized linears are integers."""
+
+_FLOAT8: Final = {"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)}
+
+_LENGTH_BYTES: Final = 8
+"""Of the header's length, with which a safetensors file begins."""
 
 _COMPARED_ROWS: Final = 8192
 """Rows of embedding and head that are compared at once: 8,192 x 8,192 fp16 are 128 MiB."""
@@ -105,6 +114,25 @@ class SafetensorsFiles:
         """What the header says of a tensor that is there."""
         return self._stored[name]
 
+    def require_weight(self, name: str, shape: tuple[int, ...]) -> None:
+        """Refuses a tensor that is there, of another shape or of a type that no weights have, by its header.
+
+        Raises:
+            CheckpointError: It is.
+        """
+        found = self.header(name)
+        if found.shape != shape or found.dtype not in _FLOATS:
+            raise CheckpointError(
+                f"expected weights {list(shape)} of a floating-point type ({', '.join(_FLOATS)}), got {found.dtype} "
+                f"{list(found.shape)}.",
+                where=f"{found.path}: {name}",
+                fix="config.json and the weights do not belong together; download both again.",
+            )
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape by the header; None if there is no such tensor."""
+        return self._stored[name].shape if name in self._stored else None
+
     def equal(self, first: str, second: str) -> bool:
         """Whether two matrices are the same, a few rows in memory at a time; both are there."""
         rows = self.header(first).shape[0]
@@ -127,11 +155,10 @@ class SafetensorsFiles:
                 where=f"{self._where}: {name}",
                 fix="download the checkpoint again; a shard may be missing.",
             )
-        with self._open(name) as file:
-            try:
-                value: Array = file.get_tensor(name)
-            except (SafetensorError, ValueError, TypeError) as error:
-                raise _damaged(self._stored[name].path, error) from error
+        with self._open(name) as file, reading("a safetensors file", f"{self._stored[name].path}: {name}"):
+            if self._stored[name].dtype in _FLOAT8:  # which safetensors looks for in NumPy, in vain
+                return _read_float8(self._stored[name], name)
+            value: Array = file.get_tensor(name)
         return value
 
     def _open(self, name: str) -> Any:
@@ -146,7 +173,7 @@ def describe_stored(config: Mapping[str, Any], tensors: SafetensorsFiles, *, qua
     Args:
         config: config.json.
         tensors: Of the model.
-        quantized: Linears of blocks are stored in a layout of quantized checkpoints.
+        quantized: Linears of blocks, perhaps the head too, are stored in a layout of quantized checkpoints.
 
     Raises:
         UnsupportedError: No family describes it.
@@ -160,13 +187,16 @@ def describe_stored(config: Mapping[str, Any], tensors: SafetensorsFiles, *, qua
         prefix = spec.prefix(layer)
         weights += [prefix + name for name in spec.stored_block_shapes() if name.rpartition(".")[0] not in linears]
     for weight in (stored_name(spec, tensors, name) for name in weights):
-        if weight in tensors and tensors.header(weight).dtype not in _FLOATS:
+        has_scale = quantized and scale_of(tensors, weight) is not None
+        if weight in tensors and tensors.header(weight).dtype not in _FLOATS and not has_scale:
             raise CheckpointError(
                 f"expected weights of a floating-point type ({', '.join(_FLOATS)}), got "
                 f"{tensors.header(weight).dtype}.",
                 where=f"{tensors.header(weight).path}: {weight}",
                 fix="use the model in fp16, bf16 or fp32: these are codes, whose scales no config.json names.",
             )
+    if quantized and any(name.rpartition(".")[0] == spec.head and name != head for name in tensors):
+        return replace(spec, tie_embeddings=False)
     if (
         spec.tie_embeddings
         and head in tensors
@@ -201,6 +231,7 @@ class SafetensorsSource(ModelSource):
         self.config = config
         self.spec = spec
         self._tensors = tensors
+        self._eight_bits = EightBits.of(config, str(directory / CONFIG_FILE))
 
     @classmethod
     def open(cls, directory: Path, name: str | None = None) -> SafetensorsSource:
@@ -213,18 +244,23 @@ class SafetensorsSource(ModelSource):
         Raises:
             CheckpointError: A file is missing, damaged or pickled.
             UnsupportedError: No family describes it, or it wants remote code.
-            UsageError: It is quantized already.
+            UsageError: It is quantized already, to fewer than 8 bits.
         """
-        config = read_config(directory)
-        refuse_remote_code(config, directory)
-        if "quantization_config" in config:
-            raise UsageError(
-                "this checkpoint is already quantized.",
-                where=str(directory),
-                fix=f"export it as it is with `awq2trt export {directory} -o DIR`, or quantize the original model.",
-            )
-        tensors = SafetensorsFiles.in_directory(directory, config)
-        return cls(directory, name or str(directory), config, tensors, describe_stored(config, tensors))
+        with reading("a model's directory", directory):
+            config = read_config(directory)
+            refuse_remote_code(config, directory)
+            quantized = QUANTIZATION_KEY in config
+            if quantized and EightBits.of(config, str(directory / CONFIG_FILE)) is None:
+                method = config[QUANTIZATION_KEY].get("quant_method")
+                raise UsageError(
+                    f"this checkpoint is already quantized (quant_method: {method}).",
+                    where=str(directory),
+                    fix="quantize the original model, in fp16, bf16 or 8 bits; what AutoAWQ, GPTQ, compressed-tensors "
+                    f"or AutoRound made of 2 to 4 bits is exported as it is: awq2trt export {directory} -o DIR",
+                )
+            tensors = SafetensorsFiles.in_directory(directory, config)
+            spec = describe_stored(config, tensors, quantized=quantized)
+            return cls(directory, name or str(directory), config, tensors, spec)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -235,10 +271,16 @@ class SafetensorsSource(ModelSource):
         return files_beside_weights(self.directory)
 
     def tensor(self, name: str) -> Array:
-        return self._tensors.tensor(stored_name(self.spec, self._tensors, name))
+        stored = stored_name(self.spec, self._tensors, name)
+        dequantized = self._eight_bits.weight(self._tensors, stored) if self._eight_bits else None
+        return self._tensors.tensor(stored) if dequantized is None else dequantized
 
     def has(self, name: str) -> bool:
         return stored_name(self.spec, self._tensors, name) in self._tensors
+
+    def header_shape(self, name: str) -> tuple[int, ...] | None:
+        stored = stored_name(self.spec, self._tensors, name)
+        return shape_of(self._tensors, stored) if self._eight_bits else self._tensors.shape(stored)
 
     def save_tokenizer(self, directory: Path) -> None:
         copy_tokenizer(self.directory, directory)
@@ -275,13 +317,9 @@ def _weight_files(directory: Path, config: Mapping[str, Any]) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     """The files of an index, in the order in which transformers loads them: of a tensor in several, the last counts."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    with reading("a safetensors index", index):
+        weight_map = dict(read_json(index)["weight_map"])
         names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"not a safetensors index ({type(error).__name__}: {error}).", where=str(index), fix="download it again."
-        ) from error
     paths = {name: _inside(index.parent, name, where=str(index)) for name in names}
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing or not paths:
@@ -314,24 +352,23 @@ def _inside(directory: Path, name: object, *, where: str) -> Path:
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     """All tensors of a file, by name."""
-    with _open_safetensors(path) as file:
+    with reading("a safetensors file", path), _open_safetensors(path) as file:
         views = {name: file.get_slice(name) for name in list(file.keys())}
         return {name: StoredTensor(path, view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
 
 
 def _open_safetensors(path: Path) -> Any:
-    try:
+    with reading("a safetensors file", path):
         return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"not a readable safetensors file ({error}).",
-        where=str(path),
-        fix="it is truncated or damaged; download it again.",
-    )
+def _read_float8(stored: StoredTensor, name: str) -> Array:
+    """A tensor of a type that only ml_dtypes knows, out of a file whose header has been verified."""
+    with stored.path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        start, end = json.loads(file.read(length))[name]["data_offsets"]
+        file.seek(_LENGTH_BYTES + length + start)
+        return np.frombuffer(file.read(end - start), _FLOAT8[stored.dtype]).reshape(stored.shape)
 
 
 def pickled_error(path: Path) -> CheckpointError:

@@ -20,6 +20,7 @@ from awq2trt.graph import ort_lowering
 from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, cache_names
 from awq2trt.onnx_export.fused_bodies import unfuse_
+from awq2trt.runtime.backend import Conversation
 from awq2trt.runtime.ort.session import Execution, open_session, shared
 
 if TYPE_CHECKING:
@@ -32,19 +33,19 @@ FIRST_CACHE_LENGTH: Final = 256
 """Positions of a new conversation's cache; doubled when full, up to the capacity."""
 
 
-class OrtBackend:
+class OrtBackend(Conversation):
     """A decoder in ONNX Runtime; `load` makes one."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, sizes: DecoderSizes, *, all_logits: bool, grows: bool
     ) -> None:
+        super().__init__(sizes.capacity, sizes.vocab_size)
         self._session = session
         self._binding = session.io_binding()
         self._sizes = sizes
         self._all_logits = all_logits  # whether a call gives a row for every token, not only the last
         self._grows = grows
         self._caches: list[NDArray[np.float32]] = []
-        self._position = 0
 
     @staticmethod
     def load_lowered(directory: Path, capacity: int, *, all_logits: bool = False) -> OrtBackend:
@@ -92,32 +93,10 @@ class OrtBackend:
         session = open_session(model, path, Execution(threads=threads))
         return OrtBackend(session, sizes, all_logits=all_logits, grows=grows)
 
-    @property
-    def capacity(self) -> int:
-        """Positions that the cache can hold."""
-        return self._sizes.capacity
-
-    @property
-    def vocab_size(self) -> int:
-        """Length of a logits row."""
-        return self._sizes.vocab_size
-
-    @property
-    def position(self) -> int:
-        """Tokens in the cache."""
-        return self._position
-
-    def reset(self) -> None:
-        """Forgets the conversation. The cache's old contents stay and are masked."""
-        self._position = 0
-
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens; returns the scores of the next, float32 [V]."""
-        last: NDArray[np.float32] | None = None
         for rows in self._run_chunks(tokens):
-            last = rows[-1]
-        if last is None:
-            raise UsageError("got no tokens to append, expected at least one.", where="forward")
+            last: NDArray[np.float32] = rows[-1]
         return last
 
     def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
@@ -137,12 +116,7 @@ class OrtBackend:
         yield from self._run_chunks(tokens)
 
     def _run_chunks(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        if self._position + len(tokens) > self.capacity:
-            raise UsageError(
-                f"{self._position} tokens and {len(tokens)} more do not fit the cache of {self.capacity}.",
-                where="cache",
-                fix="use a shorter text, or export again with a larger --max-seq-len.",
-            )
+        self._require_room(tokens)
         for start in range(0, len(tokens), PREFILL_CHUNK):
             yield self._run(tokens[start : start + PREFILL_CHUNK])
 

@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from awq2trt.errors import UsageError
 from awq2trt.graph.read import DecoderSizes
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, NEXT_TOKEN, cache_names
+from awq2trt.runtime.backend import Conversation
 from awq2trt.runtime.bits import STORED, widen
+from awq2trt.runtime.ort.session import translated_errors
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -76,7 +78,7 @@ class CudaOptions:
     chunk: int = PREFILL_CHUNK
 
 
-class CudaBackend:
+class CudaBackend(Conversation):
     """A decoder on a GPU; `start` makes one that is ready.
 
     Args:
@@ -100,13 +102,13 @@ class CudaBackend:
         memory: DeviceMemory,
         options: CudaOptions,
     ) -> None:
+        super().__init__(sizes.capacity, sizes.vocab_size)
         self._session = session
         self._sizes = sizes
         self._memory = memory
         self._all_logits = options.all_logits
         self._graph = options.graph
         self._batch = options.batch
-        self._position = 0
         self._chosen: int | None = None  # the token in the buffer of `input_ids`, put there by the last call
         self._buffers: list[int] = []
         self._longest = min(options.chunk, sizes.capacity)
@@ -120,30 +122,20 @@ class CudaBackend:
         memory: DeviceMemory,
         options: CudaOptions | None = None,
     ) -> CudaBackend:
-        """A backend that has its memory and has captured its graph; arguments are those of the class."""
+        """A backend that has its memory and has captured its graph; arguments are those of the class.
+
+        Raises:
+            OutOfMemoryError: The GPU's memory does not suffice.
+            ArtifactError: ONNX Runtime fails on the model.
+        """
         backend = cls(session, sizes, memory, options or CudaOptions())
-        backend._allocate_all()
-        backend._warm_up()
+        try:
+            backend._allocate_all()
+            backend._warm_up()
+        except BaseException:
+            backend.close()
+            raise
         return backend
-
-    @property
-    def capacity(self) -> int:
-        """Positions that the cache can hold."""
-        return self._sizes.capacity
-
-    @property
-    def vocab_size(self) -> int:
-        """Length of a logits row."""
-        return self._sizes.vocab_size
-
-    @property
-    def position(self) -> int:
-        """Tokens in the cache."""
-        return self._position
-
-    def reset(self) -> None:
-        """Forgets the conversation. The cache's old contents stay and are masked."""
-        self._position = 0
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens; returns the scores of the next, float32 [V]."""
@@ -214,7 +206,8 @@ class CudaBackend:
         options = RunOptions()
         if self._graph:
             options.add_run_config_entry("gpu_graph_id", graph)
-        self._session.run_with_iobinding(binding, options)
+        with translated_errors(where=f"cuda:{self._memory.device_index}"):
+            self._session.run_with_iobinding(binding, options)
 
     def _warm_up(self) -> None:
         """The longest chunk, for which the arena grows once and for all, then one token, which is captured."""
@@ -228,16 +221,6 @@ class CudaBackend:
     def _for_all(self, tokens: Sequence[int]) -> NDArray[np.int64]:
         """int64 [B, S]."""
         return np.ascontiguousarray(np.tile(np.asarray(tokens, np.int64), (self._batch, 1)))
-
-    def _require_room(self, tokens: Sequence[int]) -> None:
-        if not tokens:
-            raise UsageError("got no tokens to append, expected at least one.", where="forward")
-        if self._position + len(tokens) > self.capacity:
-            raise UsageError(
-                f"{self._position} tokens and {len(tokens)} more do not fit the cache of {self.capacity}.",
-                where="cache",
-                fix="use a shorter text, or build again with a larger --max-seq-len.",
-            )
 
     def _allocate_all(self) -> None:
         """Takes the memory of a conversation and binds it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import onnx_ir as ir
 
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.errors import Awq2trtError, ToolError, UsageError
+from awq2trt.errors import Awq2trtError, OutOfMemoryError, ToolError, UsageError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.next_token import drop_next_token_
 from awq2trt.graph.provider_file import Lowering, lower_
@@ -188,15 +188,22 @@ def require_memory(needs: Needs, memory: CudaMemory) -> None:
     Raises:
         ToolError: It does not.
     """
+    if needs.total > memory.read_info()[0]:
+        raise _too_little(needs, memory)
+
+
+def _too_little(needs: Needs, memory: CudaMemory, since: str = "") -> OutOfMemoryError:
+    """The error that says what is needed and what is free, and what has happened since it was looked at."""
     free, total = memory.read_info()
-    if needs.total <= free:
-        return
     parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in vars(needs).items())
-    raise ToolError(
+    shorter = "build with a shorter --max-seq-len"
+    return OutOfMemoryError(
         f"the model needs {needs.total / _GIB:.2f} GiB of GPU memory ({parts}), {memory.gpu.name} has "
-        f"{free / _GIB:.2f} free of {total / _GIB:.2f}.",
+        f"{free / _GIB:.2f} free of {total / _GIB:.2f}{since}.",
         where=f"--device cuda:{memory.gpu.index}",
-        fix="end what else uses the GPU (nvidia-smi lists it), or build with a shorter --max-seq-len.",
+        fix=f"end what else uses the GPU (nvidia-smi lists it), or {shorter}."
+        if needs.total <= total
+        else f"use a GPU with more memory, or {shorter}.",
     )
 
 
@@ -261,10 +268,13 @@ def load_on_cuda(directory: Path, plan: CudaPlan, memory: CudaMemory) -> CudaBac
     require_memory(needs, memory)
     changed = plan.lowering is not None or plan.all_logits or plan.capacity is not None
     execution = cuda_execution(memory.gpu.index, plan.operators, graph=plan.graph)
-    session = open_session(model if changed else None, directory, execution)
-    require_provider(session)
     backend_options = CudaOptions(all_logits=plan.all_logits, graph=plan.graph, batch=plan.batch, chunk=chunk)
-    return CudaBackend.start(session, sizes, memory, backend_options)
+    try:
+        session = open_session(model if changed else None, directory, execution)
+        require_provider(session)
+        return CudaBackend.start(session, sizes, memory, backend_options)
+    except OutOfMemoryError as error:  # another process has taken what was free
+        raise _too_little(needs, memory, "; there was enough before the model was loaded") from error
 
 
 def cuda_execution(index: int, operators: Path | None, *, graph: bool) -> Execution:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,9 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from awq2trt.errors import ArtifactError, ToolError
+from awq2trt.errors import ArtifactError, OutOfMemoryError, ToolError
+from awq2trt.foreign_files import reading
 from awq2trt.graph.provider_file import INLINE_BYTES
-from awq2trt.io_contract import MODEL_FILE
+from awq2trt.graph.read import load_model, weights_folder
+from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE
 from awq2trt.machine.plugin_library import register_custom_ops_
 
 if TYPE_CHECKING:
@@ -21,8 +24,11 @@ if TYPE_CHECKING:
 
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 
-_ERRORS_ONLY: Final = 3
+_WARNINGS, _ERRORS_ONLY = 2, 3
 """ONNX Runtime's log severity; what it warns about in our own graphs is no news to the user."""
+
+_OUT_OF_MEMORY: Final = ("out of memory", "Failed to allocate memory", "Available memory of")
+"""What ONNX Runtime says when its CUDA provider gets no memory: CUDA's own words, and those of its arena's."""
 
 _MAKE_AGAIN: Final = "make the model again: awq2trt export CHECKPOINT -o DIR, or awq2trt build"
 
@@ -67,8 +73,13 @@ def open_session(
 
     execution = execution or Execution()
     file = path / MODEL_FILE if path.is_dir() else path
-    try:
-        options = _session_options(onnxruntime, file.parent, execution)
+    if model is None and (file.is_symlink() or (file.parent / WEIGHTS_FILE).is_symlink()):
+        model = load_model(file)  # the file names its weights by the link, which ONNX Runtime does not follow
+    folder = file.parent if model is None else weights_folder(model, file.parent)
+    quiet = _errors_only(onnxruntime) if execution.provider != CPU_PROVIDER else nullcontext()
+    read = reading("a model for ONNX Runtime", path, fix=_MAKE_AGAIN, error=ArtifactError)
+    with read, translated_errors(where=str(path)), quiet:
+        options = _session_options(onnxruntime, folder, execution)
         source: str | bytes = str(file)
         if model is not None:
             values = _hand_over_weights_(model)
@@ -76,10 +87,41 @@ def open_session(
             source = ir.to_proto(model).SerializeToString()
         providers = [(execution.provider, dict(execution.provider_options))]
         return onnxruntime.InferenceSession(source, options, providers=providers)
+
+
+@contextmanager
+def translated_errors(where: str) -> Iterator[None]:
+    """Turns what ONNX Runtime raises into errors of ours.
+
+    Args:
+        where: The file or the device that it works on.
+
+    Raises:
+        OutOfMemoryError: A GPU's memory did not suffice.
+        ArtifactError: ONNX Runtime refuses the model otherwise.
+    """
+    try:
+        yield
     except Exception as error:  # pybind exposes ONNX Runtime's errors as plain classes of a private module
-        if not type(error).__module__.startswith("onnxruntime"):
+        if not type(error).__module__.startswith("onnxruntime") and type(error) is not RuntimeError:
             raise
-        raise ArtifactError(f"ONNX Runtime refuses the model: {error}", where=str(path), fix=_MAKE_AGAIN) from error
+        if any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise OutOfMemoryError(f"ONNX Runtime: {error}", where=where, fix="free memory of the GPU.") from error
+        raise ArtifactError(f"ONNX Runtime refuses the model: {error}", where=where, fix=_MAKE_AGAIN) from error
+
+
+@contextmanager
+def _errors_only(onnxruntime: Any) -> Iterator[None]:
+    """Keeps ONNX Runtime's own logger to errors while a session starts.
+
+    Since 1.26 it warns, past the session's options, that no plugin provides a GPU that is named by `device_id`; the
+    provider that is built in does. There is no way to ask for the severity before: warnings are ONNX Runtime's default.
+    """
+    onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNINGS)
 
 
 def shared(array: NDArray[Any]) -> onnxruntime.OrtValue:

@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.artifact.records import ProfileRecord
-from awq2trt.errors import UnsupportedError, UsageError
+from awq2trt.errors import UnsupportedError
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, IoContract, TensorContract
+from awq2trt.runtime.backend import Conversation
 from awq2trt.runtime.trt.session import Buffer, EngineSession
 
 
-class EngineBackend:
+class EngineBackend(Conversation):
     """A conversation with an engine: an `awq2trt.runtime.Backend`.
 
     Args:
@@ -35,43 +36,24 @@ class EngineBackend:
     """
 
     def __init__(self, session: EngineSession, contract: IoContract, profiles: Sequence[ProfileRecord]) -> None:
+        super().__init__(contract.capacity, contract.vocab_size)
         self._session = session
         self._contract = contract
         self._profiles = tuple(profiles)
         self._caches: dict[str, Buffer] = {}
-        self._position = 0
-
-    @property
-    def capacity(self) -> int:
-        """Positions that the cache can hold."""
-        return self._contract.capacity
-
-    @property
-    def vocab_size(self) -> int:
-        """Length of a logits row."""
-        return self._contract.vocab_size
-
-    @property
-    def position(self) -> int:
-        """Tokens in the cache."""
-        return self._position
 
     def reset(self) -> None:
         """Forgets the conversation; caches start with zeros, so that nothing of an earlier one can help."""
         tensors = {tensor.name: tensor for tensor in self._contract.inputs}
+        super().reset()
         self._caches = {
             past: self._session.zeros(tensors[past], _one_conversation(tensors[past]))
             for past, _ in self._contract.cache_pairs
         }
-        self._position = 0
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens; returns the scores of the next, float32 [V]."""
-        if not tokens or self._position + len(tokens) > self.capacity:
-            free = self.capacity - self._position
-            raise UsageError(
-                f"got {len(tokens)} tokens at position {self._position}, expected 1 to {free}.", where="cache"
-            )
+        self._require_room(tokens)
         if not self._caches:
             self.reset()
         longest = max(profile.tokens.longest for profile in self._profiles)

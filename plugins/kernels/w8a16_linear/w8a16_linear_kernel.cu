@@ -1,9 +1,11 @@
 // y = x * W^T with 8-bit W, where reading W takes all the time: a head, which has a row for every token of a vocabulary
 // and few activations to multiply them with.
 //
-// - A team of 8 or 32 lanes owns kRows weight rows and walks along k; a lane loads 16 codes of each row at once and has
-//   two such steps in flight. With kRows = 4 and 32 warps a multiprocessor that is over 64 KiB, three times what
-//   latency times bandwidth asks for. Activations are read again by every team and stay in the L1 cache.
+// - A team of 8 or 32 lanes owns kRows weight rows and walks along k; a lane loads 16 codes of each row at once and,
+// with
+//   one or two tokens, has two such steps in flight (with more, registers would spill). With kRows = 4 and 16 warps a
+//   multiprocessor that is 64 KiB, three times what latency times bandwidth asks for. Activations are read again by
+//   every team and stay in the L1 cache.
 // - A code becomes fp32 by one byte permutation and one subtraction, which also takes off its zero point, exactly;
 // scales
 //   are applied to sums of 16 products. Up to 8 tokens share what was dequantized. More tokens are more blocks, which
@@ -71,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const Params<T> p) {
   for (int t = 0; t < kTokens; ++t) x[t] = p.x + static_cast<int64_t>(min(first_token + t, p.m - 1)) * p.k;
 
   float sums[kTokens][kRows] = {};
-#pragma unroll 2
+#pragma unroll(kTokens <= kFewTokens ? 2 : 1)
   for (int chunk = lane; chunk < chunks; chunk += kLanes) {
     const int group = chunk / chunks_per_group;
     uint4 codes[kRows];

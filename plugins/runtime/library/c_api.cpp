@@ -156,6 +156,8 @@ void give(const awq2trt::Result& from, awq2trt_result* result) {
 #define AWQ2TRT_STRUCTURE(structure) {#structure, "", 0, sizeof(structure)}
 #define AWQ2TRT_FIELD(structure, field) {#structure, #field, offsetof(structure, field), sizeof(structure::field)}
 
+// The size of a pointer is what a field that is a pointer takes.
+// NOLINTBEGIN(bugprone-sizeof-expression)
 constexpr awq2trt_layout kLayouts[] = {
     AWQ2TRT_STRUCTURE(awq2trt_load_options),
     AWQ2TRT_FIELD(awq2trt_load_options, size),
@@ -213,6 +215,7 @@ constexpr awq2trt_layout kLayouts[] = {
     AWQ2TRT_FIELD(awq2trt_result, prefill_ms),
     AWQ2TRT_FIELD(awq2trt_result, decode_ms),
 };
+// NOLINTEND(bugprone-sizeof-expression)
 
 }  // namespace
 

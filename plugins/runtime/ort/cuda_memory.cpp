@@ -114,8 +114,8 @@ Gpu find_gpu(const Driver& driver, const LoweredRecord& record, int32_t index) {
   char name[kNameBytes] = "";
   Version capability(2);
   if (driver.device(&gpu.device, index) != kSuccess || driver.device_name(name, sizeof(name), gpu.device) != kSuccess ||
-      driver.device_attribute(&capability[0], kCapabilityMajor, gpu.device) != kSuccess ||
-      driver.device_attribute(&capability[1], kCapabilityMinor, gpu.device) != kSuccess) {
+      driver.device_attribute(capability.data(), kCapabilityMajor, gpu.device) != kSuccess ||
+      driver.device_attribute(capability.data() + 1, kCapabilityMinor, gpu.device) != kSuccess) {
     throw Error(ErrorCode::kNoDriver, "the NVIDIA driver says nothing of this GPU", where, kNewerDriver);
   }
   gpu.name = name;
@@ -183,6 +183,7 @@ class CudaMemory : public DeviceMemory {
       check("cuMemAlloc", driver_.allocate(&memory, bytes));
     }
     check("cuMemsetD8Async", driver_.fill(memory, 0, bytes, stream_));
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): the driver gives addresses as integers.
     return reinterpret_cast<void*>(memory);
   }
   void free(void* memory) noexcept override {

@@ -59,12 +59,11 @@ void check_nesting(const jinja::lexer_result& lexed, const std::string& where) {
     } else if (statement && token.value == "elif") {
       ++branches;
     } else if (statement && token.value != "else" && token.value != "break" && token.value != "continue") {
-      const bool assigns = token.value == "set" && [&] {
-        for (size_t j = i; j < lexed.tokens.size() && lexed.tokens[j].t != Token::close_statement; ++j) {
-          if (lexed.tokens[j].t == Token::equals) return true;
-        }
-        return false;
-      }();
+      const auto ends_or_assigns = [](const auto& later) {
+        return later.t == Token::close_statement || later.t == Token::equals;
+      };
+      const auto found = std::find_if(lexed.tokens.begin() + i, lexed.tokens.end(), ends_or_assigns);
+      const bool assigns = token.value == "set" && found != lexed.tokens.end() && found->t == Token::equals;
       if (!assigns) ++blocks;
     }
     // Operators that recurse to their right.

@@ -237,7 +237,7 @@ class Made : public Decoder {
 };
 
 template <typename Step, typename... Arguments>
-std::unique_ptr<Decoder> made(Arguments... arguments) {
+std::unique_ptr<Decoder> made(const Arguments&... arguments) {
   return std::make_unique<Made>([=] { return std::make_unique<Step>(arguments...); });
 }
 

@@ -188,7 +188,7 @@ def test_metadata_of_another_kind_is_refused(tmp_path: Path) -> None:
         tmp_path / "tiny.gguf",
         metadata=lambda writer: writer.add_string("llama.rope.freq_base", "many"),
     )
-    with pytest.raises(CheckpointError, match="unexpected value"):
+    with pytest.raises(CheckpointError, match="cannot be read as metadata of llama"):
         open_source(str(tmp_path / "tiny.gguf"))
 
 
@@ -264,6 +264,33 @@ def _mixed_types() -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, gguf.GGML
             stored = gguf.quants.quantize(plain, kind) if make is None else make(rows, columns, random)
             tensors[f"blk.{layer}.{name}.weight"], types[f"blk.{layer}.{name}.weight"] = stored, kind
     return tensors, types
+
+
+def test_a_tokenizer_of_other_kinds_of_values_is_refused(tmp_path: Path) -> None:
+    model = _saved(tmp_path / "model", "llama")
+
+    def damage(writer: gguf.GGUFWriter) -> None:
+        writer.add_string("tokenizer.ggml.model", "llama")
+        writer.add_array("tokenizer.ggml.tokens", ["<unk>", "a"])
+        writer.add_uint32("tokenizer.ggml.scores", 3)
+
+    write_gguf(model, tmp_path / "x.gguf", metadata=damage)
+    with pytest.raises(CheckpointError, match=r"x\.gguf: cannot be read as a GGUF file with a tokenizer"):
+        GgufSource.open(tmp_path / "x.gguf").save_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", sorted(kind.name for kind in gguf.quants._type_traits))
+def test_every_type_that_the_gguf_package_decodes_is_read(kind: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
+    model = _saved(tmp_path / "model", "llama", **sizes)
+    stored_type = gguf.GGMLQuantizationType[kind]
+    block, size_bytes = gguf.GGML_QUANT_SIZES[stored_type]
+    random = np.random.default_rng(5)
+    stored = random.integers(0, 100, (512, 256 // block * size_bytes), dtype=np.uint8)  # small exponents: no NaN
+    name = "blk.1.ffn_up.weight"
+    write_gguf(model, tmp_path / "x.gguf", tensors={name: stored}, encoded={name: stored_type})
+    expected = gguf.quants.dequantize(stored, stored_type)
+    np.testing.assert_array_equal(GgufSource.open(tmp_path / "x.gguf").block(1)["mlp.up_proj.weight"], expected)
 
 
 def test_a_qwen2_of_mixed_types_quantizes_and_exports(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,7 +135,7 @@ BROKEN = {
     ),
     "flags": (_break_type("model.norm.weight", torch.bool), CheckpointError, r"model\.norm\.weight: .*got BOOL"),
     "fp8": (_break_type("lm_head.weight", torch.float8_e4m3fn), CheckpointError, r"lm_head\.weight: .*got F8_E4M3"),
-    "broken config": (_break_config_json, CheckpointError, "not valid JSON"),
+    "broken config": (_break_config_json, CheckpointError, "config.json: cannot be read as a JSON object"),
     "remote code": (_break_remote_code, UnsupportedError, "no remote code"),
     "architecture": (lambda d: _edit_config(d, architectures=["XForCausalLM"]), UnsupportedError, "XForCausalLM"),
     "shape": (lambda d: _edit_config(d, intermediate_size=81), CheckpointError, r"expected shape \[81, 48\]"),
@@ -255,3 +256,44 @@ def test_end_tokens_that_only_config_json_names_go_along_with_the_tokenizer(llam
     assert expected == [256, 65]
     assert json.loads((tmp_path / "copy" / "generation_config.json").read_text())["eos_token_id"] == expected
     assert set(ChatTokenizer.load(tmp_path / "copy").special.stop) == {256, 65}
+
+
+def test_tokenizer_files_that_are_links_are_copied_from_the_hubs_cache_alone(llama: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
+    snapshot, blobs, copy = (tmp_path / name for name in ("m/snapshots/0123", "m/blobs", "copy"))
+    for folder in (snapshot, blobs, copy):
+        folder.mkdir(parents=True)
+    for number, path in enumerate(sorted(llama.iterdir())):
+        (blobs / str(number)).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    open_source(str(snapshot)).save_tokenizer(copy)
+    assert (copy / "tokenizer.json").read_bytes() == (llama / "tokenizer.json").read_bytes()
+    assert not (copy / "tokenizer.json").is_symlink()
+    (llama / "kept.json").write_text("{}")
+    (llama / "special_tokens_map.json").unlink(missing_ok=True)
+    (llama / "special_tokens_map.json").symlink_to("kept.json")
+    open_source(str(llama)).save_tokenizer(copy)
+    (snapshot / "added_tokens.json").symlink_to(secret)
+    (llama / "added_tokens.json").symlink_to(secret)
+    for directory in (snapshot, llama):
+        with pytest.raises(CheckpointError, match=r"added_tokens\.json: expected a file of the model's own.*secret"):
+            open_source(str(directory)).save_tokenizer(copy)
+    assert not (copy / "added_tokens.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model-00001-of-00001.safetensors"])
+def test_pipes_and_devices_are_no_files_of_a_model(llama: Path, name: str, kind: str) -> None:
+    if name.startswith("model-"):
+        index = {"weight_map": dict.fromkeys(load_file(llama / "model.safetensors"), name)}
+        (llama / "model.safetensors.index.json").write_text(json.dumps(index))
+        (llama / "model.safetensors").unlink()
+    else:
+        (llama / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(llama / name)
+    else:
+        (llama / name).symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=r"expected model\.safetensors|no config\.json|not there"):
+        open_source(str(llama))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_models
@@ -13,7 +14,7 @@ from awq2trt.artifact.manifest import Artifact
 from awq2trt.checking.chain import run_chain
 from awq2trt.checking.results import ON_GPU
 from awq2trt.checking.subject import find_subject
-from awq2trt.errors import ToolError, UsageError
+from awq2trt.errors import OutOfMemoryError, ToolError, UsageError
 from awq2trt.evaluation.model_shapes import SHAPES
 from awq2trt.graph.read import open_decoder
 from awq2trt.machine import gpu as machine_gpu
@@ -27,7 +28,7 @@ from awq2trt.runtime import Model
 from awq2trt.runtime.ort import loading
 from awq2trt.runtime.ort.cuda import CudaBackend
 from awq2trt.runtime.ort.loading import DeviceOptions, choose_device, open_backend
-from awq2trt.runtime.ort.session import Execution
+from awq2trt.runtime.ort.session import Execution, open_session
 from awq2trt.stages.bench import BenchRequest, bench_stage
 from awq2trt.stages.build import BuildRequest, build_stage
 from awq2trt.version import __version__
@@ -133,6 +134,66 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
     monkeypatch.setattr(loading, "open_session", _raise(AssertionError("loaded")))
     with pytest.raises(ToolError, match=r"needs 0\.\d\d GiB .*weights.*caches.*workspace.* has 0\.10 free of 1024"):
         open_backend(Artifact.open(built / "cuda"), DeviceOptions())
+
+
+def test_what_does_not_fit_at_all_wants_another_gpu(
+    built: Path, gpu: HostMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "read_info", lambda: (80 << 20, 100 << 20))
+    with pytest.raises(OutOfMemoryError, match=r"0\.08 free of 0\.10\. Fix: use a GPU with more memory"):
+        open_backend(Artifact.open(built / "cuda"), DeviceOptions())
+
+
+def test_a_gpu_that_fills_up_while_the_model_is_loaded_is_one_message(
+    built: Path, gpu: HostMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate, left = gpu.allocate, [3]
+
+    def allocate_until_full(size_bytes: int) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            gpu.free_bytes = 5 << 20  # another process has the rest
+            raise OutOfMemoryError("cudaMalloc failed.")
+        return allocate(size_bytes)
+
+    monkeypatch.setattr(gpu, "allocate", allocate_until_full)
+    with pytest.raises(OutOfMemoryError, match=r"needs 0\.\d\d GiB .* has 0\.00 free .*; there was enough before"):
+        open_backend(Artifact.open(built / "cuda"), DeviceOptions())
+    assert gpu.held == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["CUDA failure 2: out of memory ; GPU=0", "Failed to allocate memory for requested buffer of size 113246208"],
+)
+def test_onnx_runtime_without_memory_is_the_same_message(
+    words: str, built: Path, gpu: HostMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail = type("RuntimeException", (Exception,), {"__module__": "onnxruntime.capi.onnxruntime_pybind11_state"})
+    monkeypatch.setattr("onnxruntime.InferenceSession", _raise(fail(words)))
+    with pytest.raises(OutOfMemoryError, match=r"needs 0\.\d\d GiB .*; there was enough before"):
+        open_backend(Artifact.open(built / "cuda"), DeviceOptions())
+
+
+def test_a_call_without_memory_says_so(built: Path, gpu: HostMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = open_backend(Artifact.open(built / "cuda"), DeviceOptions()).backend
+    assert isinstance(backend, CudaBackend)
+    error = RuntimeError("Error in execution: CUDA failure 2: out of memory ; GPU=0")
+    monkeypatch.setattr(backend, "_session", SimpleNamespace(run_with_iobinding=_raise(error)))
+    with pytest.raises(OutOfMemoryError, match="out of memory"):
+        backend.forward([5])
+
+
+def test_only_a_session_on_a_gpu_keeps_onnx_runtimes_logger_to_errors(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to: list[int] = []
+    monkeypatch.setattr("onnxruntime.set_default_logger_severity", set_to.append)
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: set_to.append(-1))
+    open_session(None, built / "cpu")
+    assert set_to == [-1]
+    open_session(None, built / "cuda", loading.cuda_execution(0, None, graph=True))
+    assert set_to == [-1, 3, -1, 2]
 
 
 def test_prompts_go_in_longer_calls_where_no_scores_are_in_memory(built: Path, tmp_path: Path) -> None:

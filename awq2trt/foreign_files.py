@@ -1,0 +1,110 @@
+"""The boundary around files that others wrote: whatever goes wrong while one is read becomes one message about it.
+
+In: a file, or what a library reads out of one. Out: its content, or an error of ours with the file's name, what was
+wrong, and what to do. Libraries raise what they like on damaged input (UnicodeDecodeError, RecursionError, plain
+Exception, panics of Rust code), so that no list of exceptions is long enough.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from awq2trt.errors import Awq2trtError, CheckpointError
+
+AGAIN: Final = "it is truncated or damaged; download it again."
+
+_MAX_JSON_BYTES: Final = 256 << 20
+"""Larger than any index, tokenizer or configuration: the largest tokenizer.json of note (Gemma 3's) has 33 MB."""
+
+_RUST_PANIC: Final = "PanicException"
+"""What pyo3 raises for a panic in Rust; it derives from BaseException, and no module exports it."""
+
+_REASON_CHARACTERS: Final = 300
+"""Of a library's message; some quote the whole file."""
+
+
+@contextmanager
+def reading(
+    what: str, where: str | Path, *, fix: str = AGAIN, error: type[Awq2trtError] = CheckpointError
+) -> Iterator[None]:
+    """Turns whatever the block raises into one error about what is read; errors of ours pass as they are.
+
+    Args:
+        what: What should have been there, with its article: `a GGUF file`.
+        where: The file, and the place in it if that is known.
+        fix: What the user can do.
+        error: What to raise.
+
+    Raises:
+        Awq2trtError: `error`, or what the block raised of it.
+        KeyboardInterrupt: As it is: it is not about the file.
+    """
+    try:
+        yield
+    except Awq2trtError:
+        raise
+    except MemoryError as raised:
+        what = f"there is not enough memory to read {what}."
+        raise error(what, where=str(where), fix=f"close other programs; or {fix}") from raised
+    except BaseException as raised:
+        if not isinstance(raised, Exception) and type(raised).__name__ != _RUST_PANIC:
+            raise
+        raise error(f"cannot be read as {what}: {reason(raised)}", where=str(where), fix=fix) from raised
+
+
+def reason(raised: BaseException) -> str:
+    """What an exception says, on one line that ends with a full stop."""
+    said = " ".join(str(raised).split())
+    if isinstance(raised, RecursionError):
+        said = "it is nested too deeply"
+    elif isinstance(raised, KeyError):
+        said = f"{said} is missing"
+    elif not said:
+        said = type(raised).__name__
+    if len(said) > _REASON_CHARACTERS:
+        said = said[:_REASON_CHARACTERS] + " ..."
+    return said if said.endswith((".", "!", "?")) else f"{said}."
+
+
+def read_json(
+    path: Path, *, what: str = "a JSON object", fix: str = AGAIN, error: type[Awq2trtError] = CheckpointError
+) -> dict[str, Any]:
+    """The JSON object that a file is.
+
+    Args:
+        path: The file.
+        what: What it should be, for errors.
+        fix: What to do where it is not.
+        error: What to raise.
+
+    Raises:
+        Awq2trtError: It cannot be read, is too large, or is something else.
+    """
+    with reading(what, path, fix=fix, error=error):
+        content = read_bounded(path, _MAX_JSON_BYTES)
+        value = json.loads(content)
+        if b"\\u" in content:  # halves of characters, which JSON can write, can be no names and not be printed
+            json.dumps(value, ensure_ascii=False).encode()
+        if not isinstance(value, dict):
+            raise TypeError(f"expected a JSON object, got {type(value).__name__}")
+        return value
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """A plain file's bytes.
+
+    Raises:
+        ValueError: It has more than `limit`, or is a pipe or a device, which may have no end.
+        OSError: It cannot be read.
+    """
+    if not path.is_file():
+        raise ValueError("it is missing, or no plain file")
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it has more than {limit >> 20} MiB")
+    return content

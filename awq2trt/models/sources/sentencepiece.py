@@ -1,0 +1,165 @@
+"""tokenizer.model, a SentencePiece model as Llama 1, Vicuna and Gemma have it -> tokenizer.json.
+
+In: a directory with tokenizer.model and what says which of its tokens are special. Out: a tokenizer of the same ids.
+The file is a protobuf message, whose classes transformers carries; the sentencepiece package is not needed.
+
+Source: https://github.com/google/sentencepiece/blob/v0.2.0/src/sentencepiece_model.proto.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.models.sources.tokenizer_json import (
+    CHAT_TEMPLATE_FILE,
+    TOKENIZER_CONFIG_FILE,
+    Piece,
+    PieceRules,
+    SpecialTokens,
+    pieces_tokenizer,
+    save_tokenizer_files,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MODEL_FILE: Final = "tokenizer.model"
+
+_UNIGRAM: Final = 1
+_BPE: Final = 2
+"""`model_type` of the trainer."""
+
+_ROLES: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+_USE_JSON: Final = "put a tokenizer.json of the model beside its weights."
+
+
+def convert_sentencepiece(source: Path, destination: Path) -> None:
+    """Writes tokenizer.json and tokenizer_config.json out of a directory's tokenizer.model.
+
+    Raises:
+        CheckpointError: It is no SentencePiece model, or contradicts the files beside it.
+        UnsupportedError: It cuts texts in a way that tokenizer.json cannot say.
+    """
+    path = source / MODEL_FILE
+    model = _parse(path)
+    said = {**_read_json(source / "special_tokens_map.json"), **_read_json(source / TOKENIZER_CONFIG_FILE)}
+    rules = _rules(model, path)
+    rules = replace(
+        rules,
+        dummy_prefix=rules.dummy_prefix and said.get("add_prefix_space") is not False,
+        prefix_every_part=said.get("legacy") is not False,
+    )
+    pieces = [Piece(piece.piece, piece.score, piece.type) for piece in model.pieces]
+    tokenizer = pieces_tokenizer(pieces, rules, where=str(path))
+    _add_tokens(tokenizer, len(pieces), said, source)
+    special = SpecialTokens(
+        roles=_roles(model, said),
+        add_bos=said.get("add_bos_token") is not False,
+        add_eos=said.get("add_eos_token") is True,
+        chat_template=_chat_template(source, said),
+    )
+    save_tokenizer_files(tokenizer, special, destination)
+
+
+def _parse(path: Path) -> Any:
+    """The message in the file."""
+    from google.protobuf.message import DecodeError
+    from transformers.utils import sentencepiece_model_pb2_new as messages
+
+    model: Any = getattr(messages, "ModelProto")()  # noqa: B009  (made when the module is imported)
+    try:
+        model.ParseFromString(path.read_bytes())
+        reason = "" if model.pieces else "it has no tokens"
+    except DecodeError as error:
+        reason = str(error)
+    if reason:
+        raise CheckpointError(
+            f"not a SentencePiece model ({reason}).",
+            where=str(path),
+            fix=f"it is damaged, or in another format, such as tiktoken's; {_USE_JSON}",
+        )
+    return model
+
+
+def _rules(model: Any, path: Path) -> PieceRules:
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    wanted = {
+        "model_type": (trainer.model_type, (_UNIGRAM, _BPE)),
+        "treat_whitespace_as_suffix": (trainer.treat_whitespace_as_suffix, (False,)),
+        "escape_whitespaces": (normalizer.escape_whitespaces, (True,)),
+    }
+    for name, (found, known) in wanted.items():
+        if found not in known:
+            raise UnsupportedError(
+                f"{name}: expected {' or '.join(map(str, known))}, got {found}.", where=str(path), fix=_USE_JSON
+            )
+    return PieceRules(
+        unigram=trainer.model_type == _UNIGRAM,
+        dummy_prefix=normalizer.add_dummy_prefix,
+        squeeze_spaces=normalizer.remove_extra_whitespaces,
+        charsmap=normalizer.precompiled_charsmap,
+    )
+
+
+def _roles(model: Any, said: Mapping[str, Any]) -> dict[str, str]:
+    """Special tokens that the files name, else those that the model was trained with."""
+    trainer, count = model.trainer_spec, len(model.pieces)
+    ids = {role: getattr(trainer, role.replace("_token", "_id")) for role in _ROLES}
+    roles = {role: model.pieces[index].piece for role, index in ids.items() if 0 <= index < count}
+    for role in _ROLES:
+        if role in said:
+            text = said[role].get("content") if isinstance(said[role], dict) else said[role]
+            roles = {name: value for name, value in roles.items() if name != role}
+            roles |= {role: text} if isinstance(text, str) else {}
+    return roles
+
+
+def _add_tokens(tokenizer: Tokenizer, count: int, said: Mapping[str, Any], source: Path) -> None:
+    """Adds tokens that the model's directory has beside those of tokenizer.model, at the ids that it gives them."""
+    from tokenizers import AddedToken
+
+    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    named: dict[str, tuple[int, dict[str, bool]]] = {
+        text: (index, {}) for text, index in _read_json(source / "added_tokens.json").items()
+    }
+    for index, token in (said.get("added_tokens_decoder") or {}).items():
+        named[str(token.get("content"))] = (int(index), {flag: bool(token.get(flag)) for flag in flags})
+    specials = {value for key, value in said.items() if key in _ROLES}
+    for text, (index, settings) in sorted(named.items(), key=lambda item: item[1][0]):
+        special = settings.pop("special", text in specials)
+        token = AddedToken(text, **({"normalized": False} | settings))
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
+        if tokenizer.token_to_id(text) != index:
+            raise CheckpointError(
+                f"the token {text!r} is to have the id {index}, and gets {tokenizer.token_to_id(text)}, since "
+                f"{MODEL_FILE} has {count} tokens.",
+                where=str(source),
+                fix="its tokenizer files are of different models; download them together.",
+            )
+
+
+def _chat_template(source: Path, said: Mapping[str, Any]) -> str | None:
+    path = source / CHAT_TEMPLATE_FILE
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = said.get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file; an empty one if there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"not valid JSON: {error}.", where=str(path), fix="download it again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"expected a JSON object, got {type(value).__name__}.", where=str(path))
+    return value

@@ -1,0 +1,57 @@
+"""Where a checkpoint may say how it is quantized: all places give one answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from foreign_checkpoints import FOREIGN, save_foreign
+from tiny_models import save_llama
+
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.opening import open_any
+from awq2trt.models.sources.base import read_config
+from awq2trt.models.sources.safetensors import SafetensorsSource
+
+
+def _taken_out(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json without its `quantization_config`, and that."""
+    config = json.loads((directory / "config.json").read_text())
+    return config, config.pop("quantization_config")
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("layout", "file"), [("gptq", "quantize_config.json"), ("awq", "quant_config.json")], ids=["gptq", "awq"]
+)
+def test_a_config_of_its_own_is_read(layout: str, file: str, tmp_path: Path) -> None:
+    save_foreign(tmp_path, FOREIGN[layout])
+    config, quantization = _taken_out(tmp_path)
+    del quantization["quant_method"]
+    _write(tmp_path / "config.json", config)
+    _write(tmp_path / file, quantization)
+    source, scheme = open_any(str(tmp_path))
+    assert (type(source), scheme) == (QuantizedCheckpoint, "int4-g32-asym")
+    assert tmp_path / file in source.side_files
+
+
+def test_the_key_of_the_first_compressed_tensors_is_read(tmp_path: Path) -> None:
+    save_foreign(tmp_path, FOREIGN["compressed"])
+    config, quantization = _taken_out(tmp_path)
+    del quantization["quant_method"]
+    _write(tmp_path / "config.json", {**config, "compression_config": quantization})
+    assert QuantizedCheckpoint.open(tmp_path).scheme.describe() == "int4-g32-sym"
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_null_is_no_quantization(key: str, tmp_path: Path) -> None:
+    save_llama(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    _write(tmp_path / "config.json", {**config, key: None})
+    assert key not in read_config(tmp_path)
+    assert isinstance(open_any(str(tmp_path))[0], SafetensorsSource)

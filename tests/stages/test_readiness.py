@@ -1,0 +1,221 @@
+"""What later stages would refuse is refused before the first block: nothing is quantized in any of these."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from safetensors.numpy import load_file, save_file
+from stand_in_orin import fake_library
+from tiny_kits import RTN
+from typer.testing import CliRunner
+
+from awq2trt.artifact.manifest import WORK_DIRECTORY
+from awq2trt.artifact.publish import create_artifact
+from awq2trt.cli import app
+from awq2trt.engine import builder
+from awq2trt.errors import ArtifactError, Awq2trtError, ToolError, UnsupportedError, UsageError
+from awq2trt.machine import foreign_library
+from awq2trt.machine.foreign_library import PATH_VARIABLE
+from awq2trt.progress import SilentProgress
+from awq2trt.quantization.job import QuantizeJob
+from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
+from awq2trt.stages.build import BuildRequest, build_stage
+from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+
+AWQ = QuantizeOptions(calib="self", samples=2, seqlen=16, group_size=32)
+
+
+@pytest.fixture
+def copy(model: Path, tmp_path: Path) -> Path:
+    """The model, to be damaged."""
+    return Path(shutil.copytree(model, tmp_path / "model"))
+
+
+@pytest.fixture(autouse=True)
+def _no_block_is_quantized(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(job: QuantizeJob) -> Any:
+        raise AssertionError("the work has begun")
+
+    if "made" not in request.fixturenames:
+        monkeypatch.setattr(QuantizeJob, "run", run)
+
+
+def _edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def _tensors(model: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    tensors = load_file(model / "model.safetensors")
+    change(tensors)
+    save_file(tensors, model / "model.safetensors")
+
+
+def _larger_tokenizer(model: Path) -> None:
+    value = json.loads((model / "tokenizer.json").read_text())
+    value["model"]["vocab"] |= {f"word{number}": 258 + number for number in range(99)}
+    (model / "tokenizer.json").write_text(json.dumps(value))
+
+
+def _later_tokenizer(model: Path) -> None:
+    _edit(model / "tokenizer.json", pre_tokenizer={"type": "SplitOfTheFuture"})
+
+
+def _no_tokenizer(model: Path) -> None:
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+
+
+LAST = "model.layers.1.mlp.down_proj.weight"
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a tensor is missing": (lambda model: _tensors(model, lambda t: t.pop(LAST)), f"{LAST}: .*no such tensor"),
+    "a tensor is misshapen": (
+        lambda model: _tensors(model, lambda t: t.update({LAST: t[LAST][:, 1:].copy()})),
+        rf"{LAST}: expected shape \[48, 80\], got \[48, 79\]",
+    ),
+    "another tokenizer": (_larger_tokenizer, "ordinary tokens go up to id 356, and the model has 272 rows"),
+    "a later tokenizer": (_later_tokenizer, "cannot be read as a tokenizer"),
+    "no tokenizer": (_no_tokenizer, "no tokenizer files"),
+    "few positions": (lambda model: _edit(model / "config.json", max_position_embeddings=8), "at most 8 tokens"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_quantize_refuses_what_export_would(copy: Path, tmp_path: Path, name: str) -> None:
+    damage, match = DAMAGE[name]
+    damage(copy)
+    with pytest.raises(Awq2trtError, match=match):
+        quantize_stage(QuantizeRequest(str(copy), tmp_path / "out", AWQ), SilentProgress())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["a tensor is missing", "a later tokenizer"])
+def test_export_refuses_before_it_writes(made: Path, tmp_path: Path, damage: str) -> None:
+    checkpoint = Path(shutil.copytree(made / "checkpoint", tmp_path / "checkpoint"))
+    (checkpoint / "manifest.json").unlink()  # as another tool's
+    if damage == "a later tokenizer":
+        _later_tokenizer(checkpoint)
+    else:
+        tensors = load_file(checkpoint / "model.safetensors")
+        tensors.pop(next(name for name in tensors if ".1.mlp.down_proj." in name and name.endswith("scales")))
+        save_file(tensors, checkpoint / "model.safetensors")
+    with pytest.raises(Awq2trtError, match=r"missing scales|cannot be read as a tokenizer"):
+        export_stage(ExportRequest(checkpoint, tmp_path / "onnx", ExportOptions()), SilentProgress())
+    assert not (tmp_path / "onnx").exists()
+
+
+def _build(model: Path, output: Path, target: str = "rtx4090", **options: Any) -> None:
+    building = {key: options.pop(key) for key in ("plugin", "jetpack") if key in options}
+    export = ExportOptions(max_seq_len=options.pop("max_seq_len", 64))
+    recipe = Recipe(quantize=RTN, export=export, build=BuildOptions(target=target, **building))
+    list(build_stage(BuildRequest(str(model), output, recipe, **options), SilentProgress()))
+
+
+def test_build_refuses_what_its_last_stage_would(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="at most 256 tokens"):
+        _build(model, tmp_path, "cpu", max_seq_len=512)
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "thesis.txt").write_text("all of it")
+    with pytest.raises(ArtifactError, match=r"cpu: the directory is not empty \(thesis\.txt\)"):
+        _build(model, tmp_path, "cpu")
+    (tmp_path / "onnx").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match="onnx: expected a folder or a file of our own, got a symbolic link"):
+        _build(model, tmp_path, "cpu", overwrite=True)
+    monkeypatch.setattr(builder, "_MODULE", "no_such_module")
+    with pytest.raises(ToolError, match="TensorRT-RTX is not installed"):
+        _build(model, tmp_path / "out")
+
+
+def test_build_refuses_a_kit_that_could_not_be_made_or_delivered(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign_library, "_candidates", list)
+    with pytest.raises(ToolError, match="for aarch64"):
+        _build(model, tmp_path / "out", "orin")
+    monkeypatch.setenv(PATH_VARIABLE, str(fake_library(tmp_path / "libawq2trt_plugins.so")))
+    with pytest.raises(UsageError, match="USER@HOST"):
+        _build(model, tmp_path / "out", "orin", ssh="-oProxyCommand=touch /tmp/x")
+    monkeypatch.setenv("AWQ2TRT_SSH", "no-such-program -p 22")
+    with pytest.raises(ToolError, match="no-such-program is not installed"):
+        _build(model, tmp_path / "out", "orin", ssh="me@jetson")
+
+
+def test_build_refuses_a_kit_without_kernels_for_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PATH_VARIABLE, str(fake_library(tmp_path / "libawq2trt_plugins.so")))
+    model = tiny_models.save_llama(tmp_path / "model", intermediate_size=100)
+    with pytest.raises(UnsupportedError, match=r"mlp\.down_proj: .*no kernel for a linear with K = 100"):
+        _build(model, tmp_path / "out", "orin")
+
+
+def test_a_disk_without_room_for_all_stages_is_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=200_000))
+    with pytest.raises(ArtifactError, match=r"the disk is full: 0\.2 MB are free, and at least 0\.[0-9] MB"):
+        _build(model, tmp_path / "out", "cpu")
+
+
+def test_a_resumed_run_needs_no_room_for_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprint = "f" * 64
+    with (
+        pytest.raises(KeyboardInterrupt),
+        create_artifact(tmp_path, "checkpoint", fingerprint, expected_bytes=1000) as draft,
+    ):
+        (draft.scratch / "block-0").write_bytes(bytes(900))
+        raise KeyboardInterrupt
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with create_artifact(tmp_path, "checkpoint", fingerprint, resume=True, expected_bytes=1000) as draft:
+        pass
+    with (
+        pytest.raises(ArtifactError, match="the disk is full"),
+        create_artifact(tmp_path, "checkpoint", fingerprint, resume=True, expected_bytes=1001),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_same_command_goes_on_with_an_interrupted_run_unless_it_overwrites(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    found: list[bool] = []
+
+    def run(job: QuantizeJob) -> Any:
+        found.append((job.store.directory / "mark").is_file())
+        (job.store.directory / "mark").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(QuantizeJob, "run", run)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            _build(model, tmp_path, "cpu", overwrite=overwrite)
+    assert (tmp_path / "checkpoint" / WORK_DIRECTORY).is_dir()
+    assert found == [False, not overwrite]
+
+
+def test_every_model_is_known_before_the_first_is_evaluated(made: Path, tmp_path: Path) -> None:
+    text = str(made / "calibration.txt")
+    arguments = ["eval", str(made / "onnx"), "no-such-model", "--text", text, "--windows", "1", "--seqlen", "16"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "no-such-model" in result.output
+    assert "PPL" not in result.output
+
+
+def test_results_that_could_not_be_written_are_refused_first(made: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "none" / "r.json", tmp_path):
+        result = CliRunner().invoke(app, ["eval", str(made / "onnx"), "--text", "t.txt", "--json", str(path)])
+        assert result.exit_code == 2
+        assert "--json" in result.output
+    if os.geteuid():
+        tmp_path.chmod(0o500)
+        result = CliRunner().invoke(app, ["bench", str(made / "onnx"), "--plot", str(tmp_path / "a.png")])
+        assert "--plot" in result.output
