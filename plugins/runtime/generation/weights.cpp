@@ -6,12 +6,7 @@
 #include <cstring>
 #include <limits>
 
-// Vectors of four where the CPU has them: the same operations, so the same weights.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
-#define AWQ2TRT_VECTORS __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define AWQ2TRT_VECTORS
-#endif
+#include "backend/vectors.h"
 
 namespace awq2trt {
 

@@ -71,10 +71,13 @@ class Slot {
     memory.synchronize();
   }
 
-  void read_logits(float* logits) {
+  // Brings the scores to the host, where widen_logits() finds them until the next call.
+  void fetch_logits() {
     const char* const last = static_cast<const char*>(logits_.get()) + device_.row_bytes() * (rows_ - 1);
     device_.memory->read(host_.get(), last, device_.row_bytes());
     device_.memory->synchronize();
+  }
+  void widen_logits(float* logits) const {
     widen(host_.get(), contract().number, static_cast<size_t>(contract().vocab_size), logits);
   }
 
@@ -135,7 +138,8 @@ class EngineCache : public Cache {
     return static_cast<int32_t>(std::max_element(scores_.begin(), scores_.end()) - scores_.begin());
   }
   void read_logits(float* logits) override {
-    run([&] { slot_->read_logits(logits); });
+    run([&] { slot_->fetch_logits(); });
+    slot_->widen_logits(logits);  // on this thread: the device's may have other sessions' work
   }
   void rewind(int64_t position) override { position_ = position; }
   std::unique_ptr<Cache> fork() const override {
