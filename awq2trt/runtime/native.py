@@ -295,6 +295,20 @@ class NativeModel:
         array = (ctypes.c_int32 * len(tokens))(*tokens)
         return take_text("decode", self._handle, array, ctypes.c_size_t(len(tokens)))
 
+    def check(self) -> tuple[float, float]:
+        """Runs the model's golden calls.
+
+        Returns:
+            The greatest relative error of scores, and the one that is allowed.
+
+        Raises:
+            ToolError: One is off.
+            ArtifactError: The directory has none, or they are damaged.
+        """
+        worst, allowed = ctypes.c_double(), ctypes.c_double()
+        call("model_check", self._handle, ctypes.byref(worst), ctypes.byref(allowed))
+        return worst.value, allowed.value
+
     def session(self, max_tokens: int = 0) -> NativeSession:
         """Opens a session of so many tokens; 0 for as many as the model was built for."""
         handle = ctypes.c_void_p()

@@ -7,6 +7,8 @@ import importlib.metadata
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from native_text import BUILD
 from tiny_lowered import CAPACITY, build_lowered, edit_manifest, replace_file
 from tiny_models import VOCAB_SIZE
 
@@ -381,6 +384,68 @@ def test_a_model_for_a_gpu_needs_one(built: Path) -> None:
     with pytest.raises(NoGpuError) as caught:
         awq2trt.load(built / "cuda", backend="native")
     assert caught.value.exit_code == 3
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(built: Path) -> None:
+    """Over a stand-in of the driver, in a process of its own; ONNX Runtime is not asked."""
+    stub = BUILD / "tests" / "libcuda.so.1"
+    if not stub.is_file():
+        pytest.skip("the C++ library's tests are not built: make runtime")
+    program = (
+        "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); library.awq2trt_last_error.restype = ctypes.c_char_p\n"
+        "code = library.awq2trt_model_load(sys.argv[2].encode(), None, ctypes.byref(ctypes.c_void_p()))\n"
+        "print(code, library.awq2trt_last_error().decode())"
+    )
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(stub.parent), "STUB_FREE_MIB": "300"}
+    line = [sys.executable, "-c", program, str(find_runtime_library()), str(built / "cuda")]
+    found = subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout
+    assert found.startswith(f"{native_library.OUT_OF_DEVICE_MEMORY} A stub: the model needs at least 0.50 GiB")
+    assert "of which 0.29 are free of 1.00" in found
+
+
+def test_golden_outputs_are_those_of_the_exported_model(native: NativeModel) -> None:
+    worst, allowed = native.check()
+    assert 0.0 <= worst <= allowed < 0.1
+
+
+def test_golden_outputs_that_do_not_come_out(spoilt: Path) -> None:
+    name = "golden.prefill.logits.bin"
+    scores = np.fromfile(spoilt / name, np.float32)
+    replace_file(spoilt, name, (-scores).tobytes())
+    model = NativeModel.load(spoilt)
+    with pytest.raises(ToolError, match=r"call prefill: relative error of the scores 2\.\d+, allowed are 0\.0") as caught:
+        model.check()
+    assert vars(caught.value)["code"] == native_library.WRONG_ANSWERS
+    scores[7] = np.nan
+    replace_file(spoilt, name, scores.tobytes())
+    assert code_of(model.check) == native_library.WRONG_ANSWERS
+    replace_file(spoilt, name, b"short")
+    assert code_of(model.check) == native_library.MALFORMED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"calls": []},
+        {"calls": None},
+        {"format_version": 9},
+        {"relative_tolerance": "much"},
+        {"calls": [{"name": "a", "cache_position": 0, "tokens": [VOCAB_SIZE], "files": {"logits": "x"}}]},
+        {"calls": [{"name": "a", "cache_position": 0, "tokens": [], "files": {"logits": "x"}}]},
+        {"calls": [{"name": "a", "cache_position": 0, "tokens": [1] * (CAPACITY + 1), "files": {"logits": "x"}}]},
+        {"calls": [{"name": "a", "cache_position": 0, "tokens": [1], "files": {"logits": "../x"}}]},
+    ],
+)
+def test_golden_descriptions_that_are_none(spoilt: Path, change: dict[str, Any]) -> None:
+    description = json.loads((spoilt / "golden.json").read_text())
+    replace_file(spoilt, "golden.json", json.dumps({**description, **change}).encode())
+    assert code_of(NativeModel.load(spoilt).check) == native_library.MALFORMED
+
+
+def test_a_model_without_golden_outputs(spoilt: Path) -> None:
+    (spoilt / "golden.json").unlink()
+    edit_manifest(spoilt, lambda value: value["files"].pop("golden.json"))
+    assert code_of(NativeModel.load(spoilt).check) == native_library.NOT_FOUND
 
 
 def make_engine(directory: Path, version: str, data: bytes) -> None:
