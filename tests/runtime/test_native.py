@@ -413,7 +413,9 @@ def test_golden_outputs_that_do_not_come_out(spoilt: Path) -> None:
     scores = np.fromfile(spoilt / name, np.float32)
     replace_file(spoilt, name, (-scores).tobytes())
     model = NativeModel.load(spoilt)
-    with pytest.raises(ToolError, match=r"call prefill: relative error of the scores 2\.\d+, allowed are 0\.0") as caught:
+    with pytest.raises(
+        ToolError, match=r"call prefill: relative error of the scores 2\.\d+, allowed are 0\.0"
+    ) as caught:
         model.check()
     assert vars(caught.value)["code"] == native_library.WRONG_ANSWERS
     scores[7] = np.nan

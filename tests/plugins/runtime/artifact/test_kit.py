@@ -84,4 +84,3 @@ def test_an_engine_that_was_changed(kit: Path) -> None:
 def test_a_state_that_is_none(kit: Path) -> None:
     (kit / "model.engine.state").write_text("kit=\n")
     assert refusal(kit)[0] == MALFORMED
-
