@@ -1,8 +1,8 @@
 """Writes the files of a kit, all but its manifest.
 
 In: an exported decoder's directory and a `KitPlan`. Out, in a directory that the caller owns: `model.onnx` for the
-JetPack's TensorRT, fused unless that is not wanted, and its weights; the files beside it, `lib/` or `src/`, `cpp/` where
-there is a C++ library for the Jetson, `kit.conf`, `finish.sh`, `README.md`. The same inputs give the same bytes.
+JetPack's TensorRT, fused unless that is not wanted, and its weights; the files beside it, `lib/` or `src/`, `kit.conf`,
+`finish.sh`, `README.md`, and `cpp/` where there is a C++ library for the Jetson. The same inputs give the same bytes.
 """
 
 from __future__ import annotations

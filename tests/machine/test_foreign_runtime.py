@@ -34,7 +34,7 @@ def test_without_one_there_are_no_files(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_folder_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PATH_VARIABLE, str(tmp_path))
-    with pytest.raises(ToolError, match="which has no lib/cmake/awq2trt/awq2trt-config-version.cmake"):
+    with pytest.raises(ToolError, match=r"which has no lib/cmake/awq2trt/awq2trt-config-version.cmake"):
         find_runtime_package()
 
 

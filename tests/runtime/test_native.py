@@ -425,6 +425,19 @@ def test_golden_outputs_that_do_not_come_out(spoilt: Path) -> None:
     assert code_of(model.check) == native_library.MALFORMED
 
 
+def test_golden_outputs_are_checked_at_the_first_run_on_a_gpu(spoilt: Path) -> None:
+    """The CPU in the GPU's place: the manifest says `cuda`, and its provider is the CPU's."""
+    edit_manifest(spoilt, lambda value: value["contents"]["lowered"].update(target="cuda"))
+    model = NativeModel.load(spoilt, golden=False)
+    assert model.check_first_run()
+    assert not model.check_first_run()
+    edit_manifest(spoilt, lambda value: value.update(fingerprint="f" * 64))
+    replace_file(spoilt, "golden.prefill.logits.bin", np.zeros(VOCAB_SIZE, np.float32).tobytes())
+    with pytest.raises(ToolError, match="relative error of the scores"):
+        NativeModel.load(spoilt)
+    assert NativeModel.load(spoilt, golden=False).capacity == CAPACITY
+
+
 @pytest.mark.parametrize(
     "change",
     [
