@@ -58,6 +58,7 @@ class Slot {
   }
 
   void append(const int32_t* tokens, size_t count, int64_t position) {
+    Context& context = device_.context_for(static_cast<int64_t>(count));  // refuses more than there is room for
     DeviceMemory& memory = *device_.memory;
     int64_t* const staged = static_cast<int64_t*>(host_.get());
     staged[0] = position;
@@ -65,7 +66,6 @@ class Slot {
     memory.write(slot_.get(), staged, sizeof(int64_t));
     memory.write(ids_.get(), staged + 1, sizeof(int64_t) * count);
     rows_ = rows_of(static_cast<int64_t>(count));
-    Context& context = device_.context_for(static_cast<int64_t>(count));
     bind(&context, static_cast<int64_t>(count));
     context.enqueue(memory.stream());
     memory.synchronize();
