@@ -1,4 +1,4 @@
-// How far scores are off, by hand; tests/runtime/test_native.py has the golden calls of a model.
+// How far scores are off, by hand; test_golden.py has the golden calls of a model.
 #include "session/golden.h"
 
 #include <gtest/gtest.h>
