@@ -28,7 +28,7 @@ from awq2trt.models.sources.gguf_metadata import (
     config_of,
     metadata,
 )
-from awq2trt.models.sources.gguf_tokenizer import save_gguf_tokenizer
+from awq2trt.models.sources.gguf_tokenizer import GgufTokenizer
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -50,6 +50,7 @@ class GgufSource(ModelSource):
         config: What its config.json would hold.
         spec: Its decoder described.
         tensors: Under Hugging Face names.
+        tokenizer: Made of its metadata.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class GgufSource(ModelSource):
         config: dict[str, Any],
         spec: DecoderSpec,
         tensors: Mapping[str, ReaderTensor],
+        tokenizer: GgufTokenizer,
     ) -> None:
         self.name = name
         self.config = config
@@ -67,6 +69,7 @@ class GgufSource(ModelSource):
         self._files = files
         self._stored = stored
         self._tensors = tensors
+        self._tokenizer = tokenizer
 
     @classmethod
     def open(cls, path: Path, name: str | None = None) -> GgufSource:
@@ -89,7 +92,8 @@ class GgufSource(ModelSource):
             header = Header(str(path), architecture, readers[0].fields, tensors)
             config = _config(header, stored)
             spec = describe_model(config)
-            return cls(name or str(path), files, stored, config, spec, _placed(spec, header))
+            tokenizer = GgufTokenizer(readers[0].fields, str(files[0]))
+            return cls(name or str(path), files, stored, config, spec, _placed(spec, header), tokenizer)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -122,7 +126,7 @@ class GgufSource(ModelSource):
 
     def save_tokenizer(self, directory: Path) -> None:
         with reading("a GGUF file with a tokenizer", self._files[0]):
-            save_gguf_tokenizer(_read(self._files[0]).fields, str(self._files[0]), directory)
+            self._tokenizer.save(directory)
 
     def _as_in_checkpoints(self, name: str, value: Array) -> Array:
         """Undoes what llama.cpp's converter did to a tensor."""
