@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,36 +41,47 @@ _TABLES: Final = ("attn_rot_embd.weight",)
 """Endings of tensors that the first converters stored and nothing reads: tables that the code computes."""
 
 
+@dataclass(frozen=True)
+class GgufFiles:
+    """A model's files.
+
+    Attributes:
+        paths: In order; the first has the metadata.
+        stored: How its architecture is stored.
+        tokenizer: Made of its metadata.
+    """
+
+    paths: tuple[Path, ...]
+    stored: Architecture
+    tokenizer: GgufTokenizer
+
+
 class GgufSource(ModelSource):
     """One model in `.gguf` files: weights, config and tokenizer; `open` reads them.
 
     Args:
         name: What the user called it.
-        files: In order; the first has the metadata.
-        stored: How its architecture is stored.
+        files: Where and how it is stored.
         config: What its config.json would hold.
         spec: Its decoder described.
         tensors: Under Hugging Face names.
-        tokenizer: Made of its metadata.
     """
 
     def __init__(
         self,
         name: str,
-        files: tuple[Path, ...],
-        stored: Architecture,
+        files: GgufFiles,
         config: dict[str, Any],
         spec: DecoderSpec,
         tensors: Mapping[str, ReaderTensor],
-        tokenizer: GgufTokenizer,
     ) -> None:
         self.name = name
         self.config = config
         self.spec = spec
-        self._files = files
-        self._stored = stored
+        self._files = files.paths
+        self._stored = files.stored
+        self._tokenizer = files.tokenizer
         self._tensors = tensors
-        self._tokenizer = tokenizer
 
     @classmethod
     def open(cls, path: Path, name: str | None = None) -> GgufSource:
@@ -84,16 +96,16 @@ class GgufSource(ModelSource):
             UnsupportedError: No family describes it.
         """
         with reading("a GGUF file", path):
-            files = _split_files(path)
-            readers = [_read(file) for file in files]
+            paths = _split_files(path)
+            readers = [_read(file) for file in paths]
             architecture = metadata(readers[0].fields, "general.architecture", str(path))
             stored = _known(architecture, path)
             tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
             header = Header(str(path), architecture, readers[0].fields, tensors)
             config = _config(header, stored)
             spec = describe_model(config)
-            tokenizer = GgufTokenizer(readers[0].fields, str(files[0]))
-            return cls(name or str(path), files, stored, config, spec, _placed(spec, header), tokenizer)
+            files = GgufFiles(paths, stored, GgufTokenizer(readers[0].fields, str(paths[0])))
+            return cls(name or str(path), files, config, spec, _placed(spec, header))
 
     @property
     def files(self) -> tuple[Path, ...]:
