@@ -48,7 +48,8 @@ def quantize(
 ) -> Artifact:
     """Quantizes a model: `awq2trt quantize`.
 
-        checkpoint = awq2trt.quantize("smollm2-135m-instruct", "out", awq2trt.QuantizeOptions(method="gptq"))
+        options = awq2trt.QuantizeOptions(method="gptq")
+        checkpoint = awq2trt.quantize("smollm2-135m-instruct", "out/checkpoint", options)
         print(checkpoint.manifest.contents.quantization)
 
     Args:

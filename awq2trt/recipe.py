@@ -52,6 +52,9 @@ tokens: perplexity 26.70 (fp16), 26.72 and 27.64."""
 class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How weights are quantized.
 
+        options = awq2trt.QuantizeOptions(bits=3, group_size=64, effort="best", calib="novel.txt")
+        print(options.scheme.describe())
+
     Attributes:
         method: A name in `awq2trt.methods.METHODS`, which says what each does.
         effort: How hard AWQ searches: `fast` as the paper does, `best` several times longer than `default`; `max` goes
@@ -107,6 +110,9 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
 class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How the graph is written.
 
+        options = awq2trt.ExportOptions(max_seq_len=2048, dtype="bfloat16")
+        print(options.max_seq_len)
+
     Attributes:
         max_seq_len: Capacity of the KV cache, prompt and generated tokens together; None for the model's own limit,
             within reason.
@@ -123,6 +129,9 @@ class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
 class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """What the engine is for.
 
+        options = awq2trt.BuildOptions(target="orin", jetpack="6.2")
+        print(options.target)
+
     Attributes:
         target: A name in `TARGETS`; None until a flag or a recipe says it.
         plugin: Build with our plugin library, and put it into the engine; False for TensorRT's own kernels; None for
@@ -138,7 +147,18 @@ class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
 
 
 class Recipe(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """All options of `awq2trt build`, by stage."""
+    """All options of `awq2trt build`, by stage.
+
+        recipe = awq2trt.Recipe(
+            quantize=awq2trt.QuantizeOptions(bits=3), build=awq2trt.BuildOptions(target="rtx4090")
+        )
+        print(recipe.model_dump_json())
+
+    Attributes:
+        quantize: How weights are quantized.
+        export: How the graph is written.
+        build: What the engine is for.
+    """
 
     quantize: QuantizeOptions = QuantizeOptions()
     export: ExportOptions = ExportOptions()
@@ -153,6 +173,9 @@ class Recipe(BaseModel, frozen=True, strict=True, extra="forbid"):
 
 def load_recipe(path: Path | None) -> Recipe:
     """Reads a recipe.
+
+        recipe = awq2trt.load_recipe(Path("recipe.yaml"))
+        print(recipe.quantize.bits)
 
     Args:
         path: A YAML file; None for the defaults.

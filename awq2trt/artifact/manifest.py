@@ -49,6 +49,9 @@ Verify = Literal["full", "size"]
 class Manifest(BaseModel, frozen=True, extra="forbid"):
     """manifest.json.
 
+        manifest = awq2trt.load("out/onnx").artifact.manifest
+        print(manifest.kind, manifest.contents.source.model, len(manifest.files))
+
     Attributes:
         minimum_runtime: Oldest awq2trt that opens the directory.
         kind: What the directory is.
@@ -109,7 +112,15 @@ def _require_only(kind: Kind, name: str, record: object, *, wanted: bool) -> Non
 
 @dataclass(frozen=True)
 class Artifact:
-    """A whole artifact on disk, its manifest read and its files verified."""
+    """A whole artifact on disk, its manifest read and its files verified.
+
+        artifact = awq2trt.load("out/onnx").artifact
+        print(artifact.directory, artifact.path("model.onnx"))
+
+    Attributes:
+        directory: Where it is.
+        manifest: What its manifest.json says.
+    """
 
     directory: Path
     manifest: Manifest

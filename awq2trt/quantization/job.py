@@ -32,6 +32,8 @@ from awq2trt.checkpoint.writer import (
     write_config,
 )
 from awq2trt.errors import CalibrationError
+from awq2trt.images.pairs import is_image_text, read_pairs
+from awq2trt.images.processor import read_processor
 from awq2trt.machine.device import CPU
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block, run_model
 from awq2trt.models.families import DecoderSpec
@@ -54,11 +56,13 @@ from awq2trt.quantization.block import (
     run_block,
 )
 from awq2trt.quantization.head import CalibratedHead, HeadReport, quantize_head
+from awq2trt.quantization.image_windows import ImageWindows, WindowSizes, image_windows
 from awq2trt.quantization.learning import Lesson
 from awq2trt.quantization.store import Store, StoredBlock
 from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
+from awq2trt.text.tokenizer import bos_of, load_tokenizer
 from awq2trt.text.windows import calibration_tokens
 
 _PROBE_TOKENS: Final = 64
@@ -143,8 +147,11 @@ class QuantizeJob:
             self.source.save_tokenizer(self.files)
             advance(1)
         with torch.no_grad():  # not inference_mode(), whose tensors no gradient can be taken through
-            tokens = self._tokens() if self.method.uses_text else None
-            self._quantize_blocks(self._range_probe() if tokens is None else tokens)
+            seen = self._image_windows() if self.method.uses_text else None
+            tokens = None
+            if self.method.uses_text:
+                tokens = self._tokens() if seen is None else self.store.keep_tokens(seen.tokens)
+            self._quantize_blocks(self._range_probe() if tokens is None else tokens, seen)
             if self.options.head_scheme is not None and self.store.head_report() is None:
                 self._quantize_head(self.options.head_scheme, tokens)
             dtype = self._write_checkpoint()
@@ -166,6 +173,36 @@ class QuantizeJob:
             )
         return self.store.keep_tokens(tokens)
 
+    def _image_windows(self) -> ImageWindows | None:
+        """Windows of pictures and text, of a model that sees; None where the calibration text is text alone."""
+        vision, path = self.source.vision, Path(self.options.calib).expanduser()
+        if vision is None:
+            return None
+        if not is_image_text(path):
+            self.progress.note(
+                "calibrating on text alone, which shows nothing of what the decoder reads of images: name a folder of "
+                "images with captions, or a .jsonl file, with --calib"
+            )
+            return None
+        tokenizer = load_tokenizer(self.files)
+        options, bos = self.options, bos_of(tokenizer, self.source.spec.family)
+        pairs, where = read_pairs(path), self.options.calib
+        windows = image_windows(
+            tokenizer, vision, pairs, WindowSizes(options.samples, options.seqlen, bos), where=where
+        )
+        if len(windows.images) < options.samples:
+            self.progress.note(
+                f"the images and captions fill {len(windows.images)} windows of {options.seqlen} tokens, "
+                f"{options.samples} were asked for"
+            )
+        return windows
+
+    def _first_hidden(self, tokens: Tensor, seen: ImageWindows | None) -> Tensor:
+        """The residual stream before the first block, with what is seen of images in its place."""
+        if seen is None or self.source.vision is None:
+            return Ends(self.source).embed(tokens)
+        return seen.embed(self.source, self.source.vision, read_processor(self.files), self.progress)
+
     def _range_probe(self) -> Tensor:
         """Tokens that show how large activations get where no text does: BOS, then drawn ones; int64 [1, S].
 
@@ -174,17 +211,17 @@ class QuantizeJob:
         vocab_size, length = self.source.spec.vocab_size, min(_PROBE_TOKENS, self.source.spec.max_positions)
         generator = torch.Generator(CPU).manual_seed(self.options.seed)
         drawn = torch.randint(0, vocab_size, (1, length), generator=generator, device=CPU)
-        bos = self.source.config.get("bos_token_id")
+        bos = self.source.text_config.get("bos_token_id")
         if isinstance(bos, int) and bos < vocab_size:
             drawn[0, 0] = bos
         return drawn
 
-    def _quantize_blocks(self, tokens: Tensor) -> None:
+    def _quantize_blocks(self, tokens: Tensor, seen: ImageWindows | None) -> None:
         layers, first = self.store.layers, self.store.finished_blocks()
         if first == layers:
             return
         runner = BlockRunner.for_positions(self.source.spec, tokens.shape[1])
-        hidden = self.store.hidden(first) if first else Ends(self.source).embed(tokens)
+        hidden = self.store.hidden(first) if first else self._first_hidden(tokens, seen)
         original = (self.store.original(first) if first else hidden) if self.method.learn else None
         with self.progress.task(f"quantizing blocks ({self.options.method})", total=layers) as advance:
             advance(first)
@@ -289,7 +326,7 @@ class QuantizeJob:
 
     def _write_checkpoint(self) -> str:
         """Merges the blocks with what stands outside them; config.json comes last. Returns the type it stores in."""
-        source, outer = self.source, self.source.outer()
+        source, outer = self.source, self.source.outer() | self.source.vision_tensors()
         dtype = self._storage_dtype(outer)
         quantized = self.store.final_files()
         head = self.store.head_report()
@@ -310,7 +347,7 @@ class QuantizeJob:
         search = self.store.search()
         if search:
             write_arrays(self.files / SEARCH_FILE, search)
-        config = quantized_config(source.config, source.spec, _schemes(self.options), self.layout, dtype)
+        config = quantized_config(source.config, source.model_spec, _schemes(self.options), self.layout, dtype)
         write_config(self.files, config)
         return dtype
 

@@ -32,6 +32,9 @@ NATIVE: Final = "native"
 class Model:
     """An exported model, loaded; `awq2trt.load` makes it.
 
+        model = awq2trt.load("out/onnx")
+        print(model.generate_text("The sea is", raw=True, max_new_tokens=8))
+
     It holds the cache of one conversation, so it writes one answer at a time: a new call takes the cache from an
     answer that was not read to its end.
 

@@ -24,7 +24,7 @@ from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
 from awq2trt.stages.opening import file_hashes, source_record
-from awq2trt.stages.readiness import require_capacity, require_whole_model
+from awq2trt.stages.readiness import require_exportable, require_whole_model
 
 if TYPE_CHECKING:
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
@@ -71,7 +71,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
     checkpoint = QuantizedCheckpoint.open(request.checkpoint)
     options = request.options
     require_replaceable(request.output, "onnx", overwrite=request.overwrite)
-    require_capacity(checkpoint, options)
+    require_exportable(checkpoint, options)
     require_whole_model(checkpoint, progress)
     with create_artifact(
         request.output,

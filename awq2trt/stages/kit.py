@@ -11,9 +11,9 @@ from pathlib import Path
 
 from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
-from awq2trt.engine.predict import Outlook, outlook_lines, predict_footprint
+from awq2trt.engine.outlook import Outlook, outlook_lines
+from awq2trt.engine.predict import predict_footprint
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
-from awq2trt.evaluation.model_shapes import shape_config
 from awq2trt.graph.fused_attention import fuses_attention
 from awq2trt.io_contract import ENGINE_FILE
 from awq2trt.kit.archive import write_tar
@@ -21,6 +21,7 @@ from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
 from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.models.families import DecoderSpec, describe_model
+from awq2trt.models.published_shapes import shape_config
 from awq2trt.models.sources.base import CONFIG_FILE, QUANTIZATION_KEY, read_config
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.sources.safetensors import SafetensorsFiles, describe_stored, has_weights

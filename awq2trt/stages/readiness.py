@@ -13,7 +13,8 @@ from awq2trt.artifact.folder import refuse_link
 from awq2trt.artifact.manifest import Kind
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import require_replaceable, require_space
-from awq2trt.errors import UsageError
+from awq2trt.errors import UnsupportedError, UsageError
+from awq2trt.images.pairs import is_image_text, read_pairs
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.methods import METHODS
 from awq2trt.models.positions import require_positions
@@ -40,21 +41,43 @@ def require_whole_model(source: ModelSource, progress: Progress) -> None:
 
 
 def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
-    """Refuses windows that are longer than the model has positions, where the method uses any.
+    """Refuses windows that are longer than the model has positions, where the method uses any, and images in vain.
 
     Raises:
-        UsageError: They are.
+        UsageError: They are longer; there are images for a model of text; or the step sizes are to be tuned on images.
     """
-    if METHODS[options.method].uses_text:
-        require_positions(source.spec, options.seqlen, where="--seqlen")
+    if not METHODS[options.method].uses_text:
+        return
+    require_positions(source.spec, options.seqlen, where="--seqlen")
+    if not is_image_text(Path(options.calib).expanduser()):
+        return
+    if source.vision is None:
+        raise UsageError(
+            "expected text, got images: this is a model of text.",
+            where=f"--calib {options.calib}",
+            fix="name a .txt or .jsonl file of text, or a model that sees.",
+        )
+    if options.tune:
+        raise UsageError("step sizes are tuned on text alone.", where="--tune", fix="leave it out, or name a text.")
+    for pair in read_pairs(Path(options.calib).expanduser()):
+        for image in pair.images:
+            if not image.is_file():
+                raise UsageError("no such image.", where=f"{pair.where}: {image}", fix="mend its name.")
 
 
-def require_capacity(source: ModelSource, options: ExportOptions) -> None:
-    """Refuses a cache that is longer than the model has positions.
+def require_exportable(source: ModelSource, options: ExportOptions) -> None:
+    """Refuses a cache that is longer than the model has positions, and a model that sees.
 
     Raises:
-        UsageError: It is.
+        UsageError: It is longer.
+        UnsupportedError: The model sees, and there is no graph for what it sees with.
     """
+    if source.vision is not None:
+        raise UnsupportedError(
+            f"{source.vision.family} sees, and so far only models of text are exported.",
+            where=source.name,
+            fix="quantize it with `awq2trt quantize`, and run the checkpoint with a tool that reads its layout.",
+        )
     if options.max_seq_len is not None:
         require_positions(source.spec, options.max_seq_len, where="--max-seq-len")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.foreign_files import read_json, reading
-from awq2trt.models.families import DecoderSpec, find_family
+from awq2trt.models.families import DecoderSpec, VisionSpec, find_family
 from awq2trt.models.spec import ModelSpec
 
 Array = NDArray[Any]
@@ -51,6 +51,8 @@ TOKENIZER_FILES: Final = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "preprocessor_config.json",  # how a model that sees wants its images
+    "processor_config.json",
     GENERATION_CONFIG_FILE,
 )
 
@@ -64,16 +66,23 @@ class ModelSource(ABC):
         name: What the user called it.
         config: config.json.
         spec: Its decoder described.
+        vision: How it sees, described; None for a model of text.
     """
 
     name: str
     config: dict[str, Any]
     spec: DecoderSpec
+    vision: VisionSpec | None = None
 
     @property
     def model_spec(self) -> ModelSpec:
         """The whole model described."""
-        return ModelSpec(self.spec)
+        return ModelSpec(self.spec, self.vision)
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The decoder's part of config.json: all of it, unless the model sees."""
+        return decoder_config(self.config)
 
     @property
     @abstractmethod
@@ -168,6 +177,11 @@ class ModelSource(ABC):
         """All tensors outside the blocks, by full name, verified."""
         return {name: self.checked_tensor(name, shape) for name, shape in self.spec.outer_shapes().items()}
 
+    def vision_tensors(self) -> dict[str, Array]:
+        """All tensors of the vision tower and its projector, by full name, verified; none for a model of text."""
+        shapes = {} if self.vision is None else self.vision.shapes()
+        return {name: self.checked_tensor(name, shape) for name, shape in shapes.items()}
+
 
 def _misshapen(where: str, expected: tuple[int, ...], found: tuple[int, ...]) -> CheckpointError:
     return CheckpointError(
@@ -205,6 +219,12 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{QUANTIZATION_KEY}: expected an object, got {own!r}.", where=str(path), fix="download it again."
         )
     return config if own is None else {**config, QUANTIZATION_KEY: own}
+
+
+def decoder_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of config.json that describes the decoder; a model that sees has it under `text_config`."""
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
 
 
 def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
@@ -294,7 +314,7 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
     if not (source / TOKENIZER_FILE).is_file():
         _make_tokenizer_json(source, destination)
     if not (source / GENERATION_CONFIG_FILE).is_file() and (source / CONFIG_FILE).is_file():
-        config = read_config(source)
+        config = decoder_config(read_config(source))
         tokens = {key: config[key] for key in _GENERATION_TOKENS if config.get(key) is not None}
         if tokens:
             text = json.dumps({"_from_model_config": True, **tokens}, indent=2)
