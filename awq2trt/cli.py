@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from awq2trt import api, cli_flags
 from awq2trt.cli_bench import bench
-from awq2trt.report.failure import DEBUG_VARIABLE, explain
+from awq2trt.report.failure import DEBUG_VARIABLE, explain, print_anything_
 from awq2trt.version import __version__
 
 _INTERRUPTED: Final = 130
@@ -365,9 +365,7 @@ app.command()(bench)
 def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint, ONNX model or engine.")],
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    html_file: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="A page with plots, of a checkpoint.")
-    ] = None,
+    html_file: cli_flags.HtmlFile = None,
     results: Annotated[
         Path | None, typer.Option("--results", metavar="FILE", help="What eval --json wrote, for the page.")
     ] = None,
@@ -436,6 +434,7 @@ def doctor(
 
 def main() -> None:
     """Entry point of the console script."""
+    print_anything_()
     app()
 
 

@@ -22,6 +22,7 @@ from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, ki
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.machine.foreign_runtime import BUILD_COMMAND, find_runtime_package
 from awq2trt.models.families import DecoderSpec, describe_model
+from awq2trt.models.positions import require_positions
 from awq2trt.models.published_shapes import shape_config
 from awq2trt.models.sources.base import CONFIG_FILE, QUANTIZATION_KEY, read_config
 from awq2trt.models.sources.opening import open_source
@@ -82,9 +83,15 @@ def model_spec(model: str) -> ModelSpec:
 
 
 def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
-    """What a model will need on every target whose memory is known."""
+    """What a model will need on every target whose memory is known.
+
+    Raises:
+        UsageError: The model was made for fewer positions than are asked for.
+    """
     options = options.for_device()
     decoder = spec.decoder
+    if options.export.max_seq_len is not None:
+        require_positions(decoder, options.export.max_seq_len, where="--max-seq-len")
     capacity = options.export.max_seq_len or min(decoder.max_positions, DEFAULT_MAX_SEQ_LEN)
 
     def outlook(target: Target) -> Outlook:
