@@ -273,7 +273,7 @@ def evaluate(
 def run(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
     prompt: Annotated[str, typer.Option("--prompt", help="What to say to the model.")],
-    backend: cli_flags.Runtime = "ort",
+    backend: cli_flags.Runtime = "auto",
     device: cli_flags.RunDevice = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,

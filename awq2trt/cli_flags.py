@@ -73,7 +73,10 @@ TrustLibrary = Annotated[
     bool, typer.Option("--trust-library", help="Load the operator library in DIR, code that came with the model.")
 ]
 Runtime = Annotated[
-    str, typer.Option("--runtime", "--backend", help="ort: ONNX Runtime's package; native: the C++ library.")
+    str,
+    typer.Option(
+        "--runtime", "--backend", help="ort: ONNX Runtime's package; native: the C++ library; auto: it where it can."
+    ),
 ]
 RepetitionPenalty = Annotated[
     float, typer.Option("--repetition-penalty", help="Above 1: tokens that are there become less probable.")

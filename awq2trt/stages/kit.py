@@ -20,6 +20,7 @@ from awq2trt.kit.archive import write_tar
 from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
 from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
 from awq2trt.machine.foreign_library import choose_plugin
+from awq2trt.machine.foreign_runtime import BUILD_COMMAND, find_runtime_package
 from awq2trt.models.families import DecoderSpec, describe_model
 from awq2trt.models.positions import require_positions
 from awq2trt.models.published_shapes import shape_config
@@ -164,6 +165,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         target=request.target,
         jetpack=jetpack,
         plugin=choose_plugin(request.target, jetpack),
+        runtime=find_runtime_package(),
         footprint=outlook.footprint,
         longest_prefill=longest_prefill(
             decoder.capacity, fused=_attention_is_a_layer(spec.decoder, decoder.capacity, request.options)
@@ -180,6 +182,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         record=record,
         fusion=plan.fusion,
         plugin=record_file(library.path) if library else {name: record_file(path) for name, path in sources.items()},
+        runtime={name: record_file(path) for name, path in plan.runtime.items()},
         templates=[record_file(path) for path in TEMPLATES],
     )
     current = current_or_none(request.output, "kit", fingerprint, progress)
@@ -189,6 +192,8 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         progress.note(
             f"JetPack {jetpack.version}: the kit carries the plugin library's sources, compiled on the Jetson"
         )
+    if not plan.runtime:
+        progress.note(f"the kit goes without the C++ library: there is none for the Jetson ({BUILD_COMMAND} builds it)")
     expected_bytes = sum(file.size_bytes for file in onnx.manifest.files.values())
     with create_artifact(
         request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes

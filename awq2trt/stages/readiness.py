@@ -17,6 +17,7 @@ from awq2trt.errors import UnsupportedError, UsageError
 from awq2trt.foreign_files import read_json
 from awq2trt.images.pairs import is_image_text, read_pairs
 from awq2trt.machine.foreign_library import choose_plugin
+from awq2trt.machine.foreign_runtime import find_runtime_package
 from awq2trt.methods import METHODS
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource, files_beside_weights
@@ -110,12 +111,13 @@ def require_target(target: Target, options: BuildOptions, *, ssh: str | None) ->
     """Refuses a target for which this machine lacks what the last stage needs.
 
     Raises:
-        ToolError: TensorRT, the plugin library, or a program is missing.
+        ToolError: TensorRT, the plugin library, or a program is missing, or a library is of another version.
         UnsupportedError: The plugin library is for another GPU.
         UsageError: The Jetson has no name.
     """
     if target.is_kit:
         choose_plugin(target, find_jetpack(options.jetpack))
+        find_runtime_package()
         require_ssh(ssh)
     elif not target.is_lowered:
         from awq2trt.engine.builder import import_tensorrt_rtx
