@@ -28,6 +28,7 @@ from awq2trt.engine.profiles import decoder_profiles
 from awq2trt.errors import UnsupportedError
 from awq2trt.graph.basic_ops import drop_functions_, fix_batch_, lower_to_basic_ops_
 from awq2trt.graph.fusion import fuse_
+from awq2trt.graph.int8_cache import int8_contract, quantize_cache_
 from awq2trt.graph.provider_file import save_model
 from awq2trt.graph.read import open_decoder, operators_of
 from awq2trt.io_contract import BATCH, DECODER, MODEL_FILE, WEIGHTS_FILE, IoContract, TensorContract
@@ -68,6 +69,7 @@ class KitPlan:
         footprint: Of the model.
         longest_prefill: Most new tokens that a call of the engine may have.
         fusion: The graph is fused.
+        int8_cache: Keys and values are kept as codes; goes with fusion.
         model: What the user called it.
         scheme: How it is quantized, in words.
     """
@@ -78,6 +80,7 @@ class KitPlan:
     footprint: Footprint
     longest_prefill: int
     fusion: bool
+    int8_cache: bool
     model: str
     scheme: str
 
@@ -104,8 +107,9 @@ def kit_record(plan: KitPlan) -> KitRecord:
     )
 
 
-def kit_contract(contract: IoContract) -> IoContract:
+def kit_contract(contract: IoContract, *, int8_cache: bool = False) -> IoContract:
     """The decoder's inputs and outputs for one conversation."""
+    contract = int8_contract(contract) if int8_cache else contract
 
     def fixed(tensors: tuple[TensorContract, ...]) -> tuple[TensorContract, ...]:
         return tuple(replace(t, shape=tuple(1 if axis == BATCH else axis for axis in t.shape)) for t in tensors)
@@ -162,6 +166,8 @@ def _write_model(model: ir.Model, directory: Path, plan: KitPlan) -> None:
     drop_functions_(model)
     if plan.fusion:
         fuse_(model)
+    if plan.int8_cache:
+        quantize_cache_(model)
     if not plan.jetpack.fused:
         lower_to_basic_ops_(model)
     if plan.fusion:

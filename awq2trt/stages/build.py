@@ -114,6 +114,7 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
             kit.output,
             plugin=request.options.build.plugin is not False,
             fusion=request.options.build.fusion,
+            int8_cache=request.options.build.cache == "int8",
             overwrite=request.overwrite,
         )
         yield lower_stage(onnx, spec, lowering, progress)
@@ -191,9 +192,10 @@ def _current_onnx(request: BuildRequest, checkpoint: Artifact, progress: Progres
 def _current_engine(
     request: BuildRequest, target: Target, onnx: Artifact, spec: ModelSpec, progress: Progress
 ) -> Artifact:
-    from awq2trt.engine.builder import LOG_FILE, build_engine, import_tensorrt_rtx
+    from awq2trt.engine.builder import LOG_FILE, GraphOptions, build_engine, import_tensorrt_rtx
+    from awq2trt.graph.int8_cache import int8_contract
 
-    output = request.output / target.name
+    output, int8_cache = request.output / target.name, request.options.build.cache == "int8"
     library = _plugin_library(request.options.build.plugin, progress)
     gpu, capability = _gpu_of(target)
     fingerprint = fingerprint_of(
@@ -204,6 +206,7 @@ def _current_engine(
         tensorrt=str(import_tensorrt_rtx().__version__),
         plugin=record_file(library.path) if library else None,
         fusion=request.options.build.fusion,
+        cache=request.options.build.cache,
     )
     current = current_or_none(output, "engine", fingerprint, progress)
     if current is not None:
@@ -221,7 +224,7 @@ def _current_engine(
                 target,
                 draft.files,
                 plugin_library=library,
-                fusion=request.options.build.fusion,
+                graph=GraphOptions(fusion=request.options.build.fusion, int8_cache=int8_cache),
                 progress=progress,
             )
         for name in onnx.manifest.files:
@@ -238,7 +241,8 @@ def _current_engine(
         contents = exported_contents(onnx, spec)
         changed = {"engine": record, "operators": {**contents.operators, **result.operators}}
         contents = contents.model_copy(update=changed)
-        return draft.publish(contents.with_engine(ENGINE_FILE))
+        decoder = contents.graphs[DECODER].io
+        return draft.publish(contents.with_engine(ENGINE_FILE, int8_contract(decoder) if int8_cache else decoder))
 
 
 def _gpu_of(target: Target) -> tuple[str | None, str | None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
-from awq2trt.engine.predict import Outlook, outlook_lines, predict_footprint
+from awq2trt.engine.predict import AttentionPlan, Outlook, outlook_lines, predict_footprint
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
 from awq2trt.evaluation.model_shapes import shape_config
 from awq2trt.graph.fused_attention import fuses_attention
@@ -89,7 +89,10 @@ def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
         fused = not target.is_kit or _attention_is_a_layer(decoder, capacity, options)
         prefill = longest_prefill(capacity, fused=fused)
         scheme, head = options.quantize.scheme, options.quantize.head_scheme
-        footprint = predict_footprint(decoder, scheme, capacity, head=head, longest_prefill=prefill, fused=fused)
+        attention = AttentionPlan(fused=fused, int8_cache=options.build.cache == "int8")
+        footprint = predict_footprint(
+            decoder, scheme, capacity, head=head, longest_prefill=prefill, attention=attention
+        )
         return Outlook(target, footprint)
 
     return tuple(outlook(target) for target in TARGETS.values() if target.memory_bytes is not None)
@@ -161,6 +164,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
             decoder.capacity, fused=_attention_is_a_layer(spec.decoder, decoder.capacity, request.options)
         ),
         fusion=request.options.build.fusion,
+        int8_cache=request.options.build.cache == "int8",
         model=contents.source.model,
         scheme=contents.quantization.scheme.describe(),
     )
@@ -171,6 +175,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         onnx=file_hashes(onnx.manifest.files),
         record=record,
         fusion=plan.fusion,
+        int8_cache=plan.int8_cache,
         plugin=record_file(library.path) if library else {name: record_file(path) for name, path in sources.items()},
         templates=[record_file(path) for path in TEMPLATES],
     )
@@ -186,7 +191,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes
     ) as draft:
         operators = write_kit(onnx.directory, tuple(onnx.manifest.files), draft.files, plan, record)
-        contents = contents.with_engine(ENGINE_FILE, kit_contract(decoder))
+        contents = contents.with_engine(ENGINE_FILE, kit_contract(decoder, int8_cache=plan.int8_cache))
         return draft.publish(contents.model_copy(update={"kit": record, "operators": operators}))
 
 

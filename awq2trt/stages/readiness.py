@@ -20,7 +20,7 @@ from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions
-from awq2trt.target import Target, find_jetpack
+from awq2trt.target import CPU_TARGET, Target, find_jetpack
 
 _STAGES: Final[tuple[tuple[str, Kind], ...]] = ((CHECKPOINT_DIRECTORY, "checkpoint"), (ONNX_DIRECTORY, "onnx"))
 
@@ -86,8 +86,9 @@ def require_target(target: Target, options: BuildOptions, *, ssh: str | None) ->
     Raises:
         ToolError: TensorRT, the plugin library, or a program is missing.
         UnsupportedError: The plugin library is for another GPU.
-        UsageError: The Jetson has no name.
+        UsageError: The Jetson has no name, or the cache is one that nothing would write.
     """
+    require_cache(target, options)
     if target.is_kit:
         choose_plugin(target, find_jetpack(options.jetpack))
         require_ssh(ssh)
@@ -95,10 +96,25 @@ def require_target(target: Target, options: BuildOptions, *, ssh: str | None) ->
         from awq2trt.engine.builder import import_tensorrt_rtx
 
         import_tensorrt_rtx()
-        if options.plugin:
+        if options.plugin or options.cache == "int8":
             from awq2trt.machine.plugin_library import find_plugin_library
 
             find_plugin_library()
+
+
+def require_cache(target: Target, options: BuildOptions) -> None:
+    """Refuses an int8 cache without the operator that writes it; on the CPU, ONNX Runtime's own operators do.
+
+    Raises:
+        UsageError: It is asked for.
+    """
+    without = "--no-plugin" if options.plugin is False else "--no-fusion" if not options.fusion else None
+    if options.cache == "int8" and target.name != CPU_TARGET and without is not None:
+        raise UsageError(
+            f"an int8 cache is written and read by our fused attention operator, which {without} leaves out.",
+            where="--cache int8",
+            fix=f"leave {without} out, or build with --cache fp16.",
+        )
 
 
 def require_ssh(host: str | None) -> None:

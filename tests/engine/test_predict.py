@@ -9,7 +9,7 @@ import pytest
 from published_configs import LLAMA_2_7B, LLAMA_2_70B
 from tiny_checkpoints import RandomCheckpoint
 
-from awq2trt.engine.predict import WORKSPACE_BYTES, Outlook, predict_footprint
+from awq2trt.engine.predict import WORKSPACE_BYTES, AttentionPlan, Outlook, predict_footprint
 from awq2trt.models.families import describe_model
 from awq2trt.onnx_export import export_onnx
 from awq2trt.recipe import ExportOptions
@@ -60,7 +60,7 @@ def test_the_engine_of_an_rtx_card_is_built_elsewhere() -> None:
 def test_without_fused_layers_scores_and_a_second_cache_are_counted() -> None:
     spec = describe_model(LLAMA_2_7B)
     fused = predict_footprint(spec, INT4, 4096, longest_prefill=512)
-    plain = predict_footprint(spec, INT4, 4096, longest_prefill=512, fused=False)
+    plain = predict_footprint(spec, INT4, 4096, longest_prefill=512, attention=AttentionPlan(fused=False))
     assert plain.cache_bytes == 2 * fused.cache_bytes
     assert plain.activation_bytes - fused.activation_bytes == 2 * 32 * 512 * 4096 * 2
     assert plain.run_bytes - fused.run_bytes == fused.cache_bytes + 2 * 32 * 512 * 4096 * 2
