@@ -119,7 +119,7 @@ def _quantize_attention_(graph: ir.Graph, node: ir.Node) -> None:
     graph.inputs.extend(scales[:2])
     graph.outputs.extend(scales[2:])
     for value in (*pasts, *fused.outputs[1:3]):
-        _required(value).dtype = DTYPE
+        _required(value).type = ir.TensorType(DTYPE)
 
 
 def _quantize_write_(graph: ir.Graph, node: ir.Node) -> None:
@@ -144,14 +144,17 @@ def _quantize_write_(graph: ir.Graph, node: ir.Node) -> None:
     graph.remove(node, safe=True)
     graph.inputs.append(past_scale)
     graph.outputs.append(scales)
-    past.dtype = DTYPE
+    past.type = ir.TensorType(DTYPE)
 
 
 def _scale_like(cache: ir.Value | None) -> ir.Value:
     """The scales of a cache, of its type as long as that is not int8."""
     cache = _required(cache)
-    shape = cache.shape
-    return ir.Value(name=scale_name(_name(cache)), type=cache.type, shape=None if shape is None else ir.Shape(shape[:-1]))
+    if cache.dtype is None or cache.shape is None:
+        raise ValueError(f"{cache.name} has no type or no shape")
+    return ir.Value(
+        name=scale_name(_name(cache)), type=ir.TensorType(cache.dtype), shape=ir.Shape(cache.shape[:-1])
+    )
 
 
 def _with_scales(tensors: tuple[TensorContract, ...]) -> tuple[TensorContract, ...]:
