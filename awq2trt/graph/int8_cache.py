@@ -109,7 +109,10 @@ def _quantize_attention_(graph: ir.Graph, node: ir.Node) -> None:
         [*node.inputs, *scales[:2]],
         {name: attribute.value for name, attribute in node.attributes.items()} | {opset.ATTR_HAS_CACHE_SCALES: 1},
         domain=node.domain,
-        outputs=[*(ir.Value(name=value.name, type=value.type, shape=value.shape) for value in node.outputs), *scales[2:]],
+        outputs=[
+            *(ir.Value(name=value.name, type=value.type, shape=value.shape) for value in node.outputs),
+            *scales[2:],
+        ],
         name=node.name,
     )
     graph.insert_after(node, fused)
@@ -152,9 +155,7 @@ def _scale_like(cache: ir.Value | None) -> ir.Value:
     cache = _required(cache)
     if cache.dtype is None or cache.shape is None:
         raise ValueError(f"{cache.name} has no type or no shape")
-    return ir.Value(
-        name=scale_name(_name(cache)), type=ir.TensorType(cache.dtype), shape=ir.Shape(cache.shape[:-1])
-    )
+    return ir.Value(name=scale_name(_name(cache)), type=ir.TensorType(cache.dtype), shape=ir.Shape(cache.shape[:-1]))
 
 
 def _with_scales(tensors: tuple[TensorContract, ...]) -> tuple[TensorContract, ...]:

@@ -21,7 +21,7 @@ import onnx
 import onnx_ir as ir
 
 from awq2trt import opset
-from awq2trt.artifact.golden import DESCRIPTION_FILE, read_golden
+from awq2trt.artifact.golden import DESCRIPTION_FILE, loosen_golden_, read_golden
 from awq2trt.artifact.records import KitRecord
 from awq2trt.engine.predict import Footprint
 from awq2trt.engine.profiles import decoder_profiles
@@ -69,7 +69,8 @@ class KitPlan:
         footprint: Of the model.
         longest_prefill: Most new tokens that a call of the engine may have.
         fusion: The graph is fused.
-        int8_cache: Keys and values are kept as codes; goes with fusion.
+        cache_error: How much further off golden outputs may be since keys and values are kept as codes, which goes with
+            fusion; 0 where they are not.
         model: What the user called it.
         scheme: How it is quantized, in words.
     """
@@ -80,7 +81,7 @@ class KitPlan:
     footprint: Footprint
     longest_prefill: int
     fusion: bool
-    int8_cache: bool
+    cache_error: float
     model: str
     scheme: str
 
@@ -140,6 +141,8 @@ def write_kit(
     for name in names:
         if name not in rewritten:
             shutil.copyfile(onnx_directory / name, directory / name)
+    if plan.cache_error:
+        loosen_golden_(directory, plan.cache_error)
     model, sizes = open_decoder(onnx_directory)
     _write_model(model, directory, plan)
     _write_plugin(plan, directory)
@@ -166,7 +169,7 @@ def _write_model(model: ir.Model, directory: Path, plan: KitPlan) -> None:
     drop_functions_(model)
     if plan.fusion:
         fuse_(model)
-    if plan.int8_cache:
+    if plan.cache_error:
         quantize_cache_(model)
     if not plan.jetpack.fused:
         lower_to_basic_ops_(model)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq2trt.artifact.golden import loosen_golden_
 from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import can_resume, create_artifact
@@ -26,6 +27,7 @@ from awq2trt.recipe import DEFAULT_DEVICE, Recipe
 from awq2trt.stages.export import ExportRequest, export_checkpoint, export_fingerprint
 from awq2trt.stages.lowered import LowerRequest, lower_stage
 from awq2trt.stages.opening import (
+    cache_error,
     current_or_none,
     exported_contents,
     file_hashes,
@@ -43,6 +45,7 @@ from awq2trt.stages.quantize import (
 from awq2trt.stages.readiness import (
     require_calibration,
     require_capacity,
+    require_int8_attention,
     require_outputs,
     require_target,
     require_whole_model,
@@ -163,6 +166,7 @@ def _current_checkpoint(request: BuildRequest, target: Target, progress: Progres
     refuse_writing_over_source(source, output)
     require_calibration(source, options)
     require_capacity(source, request.options.export)
+    require_int8_attention(source.spec, target, request.options)
     # In the end, checkpoint, ONNX model and what is built of it lie there together, each at least as large.
     expected_bytes = max(quantize_bytes(source, options), 3 * checkpoint_bytes(source, options))
     require_outputs(request.output, target, overwrite=request.overwrite, expected_bytes=expected_bytes)
@@ -229,6 +233,8 @@ def _current_engine(
             )
         for name in onnx.manifest.files:
             draft.adopt(onnx.path(name))
+        if int8_cache:
+            loosen_golden_(draft.files, cache_error(spec))
         record = EngineRecord(
             target=target.name,
             compute_capabilities=result.compute_capabilities,

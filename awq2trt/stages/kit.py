@@ -29,7 +29,7 @@ from awq2trt.onnx_export.model import DEFAULT_MAX_SEQ_LEN
 from awq2trt.opset import FEATURES_MULTIPLE
 from awq2trt.progress import Progress
 from awq2trt.recipe import Recipe
-from awq2trt.stages.opening import current_or_none, exported_contents, file_hashes
+from awq2trt.stages.opening import cache_error, current_or_none, exported_contents, file_hashes
 from awq2trt.target import TARGETS, Target, find_jetpack
 
 
@@ -155,6 +155,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
     if decoder is None:
         raise ArtifactError("the manifest has no decoder.", where=str(onnx.directory), fix="export it again.")
     outlook = next(each for each in predict_outlooks(spec, request.options) if each.target == request.target)
+    int8_cache = request.options.build.cache == "int8"
     plan = KitPlan(
         target=request.target,
         jetpack=jetpack,
@@ -164,7 +165,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
             decoder.capacity, fused=_attention_is_a_layer(spec.decoder, decoder.capacity, request.options)
         ),
         fusion=request.options.build.fusion,
-        int8_cache=request.options.build.cache == "int8",
+        cache_error=cache_error(spec) if int8_cache else 0.0,
         model=contents.source.model,
         scheme=contents.quantization.scheme.describe(),
     )
@@ -175,7 +176,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         onnx=file_hashes(onnx.manifest.files),
         record=record,
         fusion=plan.fusion,
-        int8_cache=plan.int8_cache,
+        int8_cache=int8_cache,
         plugin=record_file(library.path) if library else {name: record_file(path) for name, path in sources.items()},
         templates=[record_file(path) for path in TEMPLATES],
     )
@@ -191,7 +192,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes
     ) as draft:
         operators = write_kit(onnx.directory, tuple(onnx.manifest.files), draft.files, plan, record)
-        contents = contents.with_engine(ENGINE_FILE, kit_contract(decoder, int8_cache=plan.int8_cache))
+        contents = contents.with_engine(ENGINE_FILE, kit_contract(decoder, int8_cache=int8_cache))
         return draft.publish(contents.model_copy(update={"kit": record, "operators": operators}))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from awq2trt.artifact.golden import loosen_golden_
 from awq2trt.artifact.manifest import Artifact, current_artifact, fingerprint_of
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.artifact.records import LoweredRecord, ProfileRecord
@@ -13,7 +14,7 @@ from awq2trt.errors import ArtifactError
 from awq2trt.io_contract import DECODER, MODEL_FILE, WEIGHTS_FILE
 from awq2trt.models.spec import ModelSpec
 from awq2trt.progress import Progress
-from awq2trt.stages.opening import exported_contents
+from awq2trt.stages.opening import cache_error, exported_contents
 from awq2trt.target import ANY_CPU, CUDA_CPUS, MINIMUM_CAPABILITY, Target
 from awq2trt.version import __version__
 
@@ -73,6 +74,8 @@ def lower_stage(onnx: Artifact, spec: ModelSpec, request: LowerRequest, progress
         for name in files:
             if name not in (MODEL_FILE, WEIGHTS_FILE):
                 draft.adopt(onnx.path(name))
+        if lowering.has_int8_cache:
+            loosen_golden_(draft.files, cache_error(spec))
         contents = exported_contents(onnx, spec)
         decoder = contents.graphs[DECODER].model_copy(update={"io": lowered_contract(contract, lowering)})
         calls_operators = target.cuda is not None and request.plugin

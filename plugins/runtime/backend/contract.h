@@ -15,20 +15,22 @@ constexpr char kCachePosition[] = "cache_position";
 constexpr char kLogits[] = "logits";
 constexpr char kNextToken[] = "next_token";
 
-enum class Number { kFloat32, kFloat16, kBFloat16 };
+enum class Number { kFloat32, kFloat16, kBFloat16, kInt8 };
 
 size_t bytes_of(Number number);
-// `count` numbers as they lie in memory, widened.
+// `count` numbers of a floating type as they lie in memory, widened.
 void widen(const void* stored, Number number, size_t count, float* result);
 
-// Keys or values of a layer: one memory for the input and the output.
+// Keys or values of a layer, or the scales of either: one memory for the input and the output.
 struct CachePair {
   std::string past, present;
+  Number number;
+  int64_t channels;  // of a head; 0 for scales, which are one number a head and have no axis of channels
 };
 
 struct Contract {
   std::vector<CachePair> caches;
-  Number number;  // of caches and logits
+  Number number;  // of logits
   int64_t heads, head_dim;
   int64_t capacity;
   bool free_capacity;  // a cache may have fewer positions than `capacity`
@@ -36,8 +38,9 @@ struct Contract {
   bool all_rows;    // logits of every new token, not of the last alone
   bool next_token;  // the graph finds the token with the largest score
 
-  // Of one cache of `positions`.
-  size_t cache_bytes(int64_t positions) const;
+  // Of one cache of `positions`, of one conversation.
+  size_t cache_bytes(const CachePair& pair, int64_t positions) const;
+  std::vector<int64_t> cache_shape(const CachePair& pair, int64_t positions) const;
 };
 
 Contract read_contract(const GraphRecord& graph, const std::string& where);
