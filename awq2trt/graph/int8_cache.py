@@ -51,13 +51,18 @@ def quantize_cache_(model: ir.Model, *, in_standard_operators: bool = False) -> 
             _quantize_write_(graph, node)
     for past in pasts:
         if past.dtype is not DTYPE:
-            raise UnsupportedError(
-                "an int8 cache is written by our attention operator, which does not know the attention of this layer: "
-                f"it takes heads of {', '.join(map(str, opset.ATTENTION_HEAD_SIZES))} channels, and neither rotary "
-                "tables that depend on the length nor layer norms of queries and keys.",
-                where=_name(past),
-                fix="build with --cache fp16.",
-            )
+            raise no_operator_error(where=_name(past))
+
+
+def no_operator_error(where: str) -> UnsupportedError:
+    """What to say of a model whose attention our operator does not know."""
+    sizes = ", ".join(map(str, opset.ATTENTION_HEAD_SIZES))
+    return UnsupportedError(
+        f"an int8 cache is written and read by our fused attention operator, which takes heads of {sizes} channels, "
+        "and neither rotary tables that depend on the length nor layer norms of queries and keys.",
+        where=where,
+        fix="build with --cache fp16.",
+    )
 
 
 def int8_contract(contract: IoContract) -> IoContract:
@@ -104,15 +109,13 @@ def _quantize_attention_(graph: ir.Graph, node: ir.Node) -> None:
     """A fused attention: the same operator with an attribute, two inputs and two outputs more."""
     pasts, presents = node.inputs[2:4], node.outputs[1:3]
     scales = [_scale_like(value) for value in (*pasts, *presents)]
+    outputs = [ir.Value(name=value.name, type=value.type, shape=value.shape) for value in node.outputs]
     fused = ir.node(
         node.op_type,
         [*node.inputs, *scales[:2]],
         {name: attribute.value for name, attribute in node.attributes.items()} | {opset.ATTR_HAS_CACHE_SCALES: 1},
         domain=node.domain,
-        outputs=[
-            *(ir.Value(name=value.name, type=value.type, shape=value.shape) for value in node.outputs),
-            *scales[2:],
-        ],
+        outputs=[*outputs, *scales[2:]],
         name=node.name,
     )
     graph.insert_after(node, fused)

@@ -226,7 +226,7 @@ def _attention(nodes: _Nodes, inputs: _Inputs, numbers: _Numbers) -> list[ir.Val
 
 
 def _write(nodes: _Nodes, inputs: _Inputs, past: str, new: ir.Value) -> list[ir.Value]:
-    """Keys or values as attention reads them [B, Hkv, C, D], and what is kept of them: the same, or codes and scales."""
+    """Keys or values as attention reads them [B, Hkv, C, D], and what is kept: the same, or codes and scales."""
     start, past_scale = inputs["cache_position"], inputs.get(f"{past}_scale")
     if past_scale is None:
         written = nodes.op("TensorScatter", inputs[past], new, start, axis=-2, mode="linear")

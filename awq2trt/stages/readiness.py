@@ -13,13 +13,12 @@ from awq2trt.artifact.folder import refuse_link
 from awq2trt.artifact.manifest import Kind
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import require_replaceable, require_space
-from awq2trt.errors import UnsupportedError, UsageError
+from awq2trt.errors import UsageError
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.methods import METHODS
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.opset import ATTENTION_HEAD_SIZES
 from awq2trt.progress import Progress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.target import CPU_TARGET, Target, find_jetpack
@@ -126,17 +125,12 @@ def require_int8_attention(spec: DecoderSpec, target: Target, options: Recipe) -
         UnsupportedError: It does not.
     """
     from awq2trt.graph.fused_attention import fuses_attention
+    from awq2trt.graph.int8_cache import no_operator_error
     from awq2trt.onnx_export.model import DEFAULT_MAX_SEQ_LEN
 
     capacity = options.export.max_seq_len or min(spec.max_positions, DEFAULT_MAX_SEQ_LEN)
     if options.build.cache == "int8" and target.name != CPU_TARGET and not fuses_attention(spec, capacity):
-        raise UnsupportedError(
-            f"an int8 cache is written and read by our fused attention operator, which takes heads of "
-            f"{', '.join(map(str, ATTENTION_HEAD_SIZES))} channels, and neither rotary tables that depend on the length "
-            "nor layer norms of queries and keys.",
-            where="--cache int8",
-            fix="build with --cache fp16.",
-        )
+        raise no_operator_error(where="--cache int8")
 
 
 def require_ssh(host: str | None) -> None:

@@ -103,3 +103,9 @@ def test_a_quantized_head_is_what_export_writes(head: QuantScheme, tied: bool, t
     assert footprint.weights_bytes == stored
     embedding = 0 if tied else checkpoint.tensor("model.embed_tokens.weight").nbytes
     assert footprint.read_bytes == stored - embedding
+
+
+def test_a_cache_of_codes_takes_a_byte_a_channel_and_a_scale() -> None:
+    spec = describe_model(LLAMA_2_7B)
+    footprint = predict_footprint(spec, INT4, 4096, attention=AttentionPlan(int8_cache=True))
+    assert footprint.cache_bytes == 2 * 32 * 32 * 4096 * (128 + 2)

@@ -240,9 +240,8 @@ class CudaBackend(Conversation):
 
     def _bind(self, caches: Sequence[int]) -> onnxruntime.IOBinding:
         """A binding with everything in it that is the same for every call; each cache is past and present at once."""
-        binding, sizes = self._session.io_binding(), self._sizes
+        binding = self._session.io_binding()
         where = (self._memory.device_type, self._memory.device_index)
-        layers = sizes.num_layers
         for tensor, address in zip(self._sizes.caches, caches, strict=True):
             shape = (self._batch, *tensor.shape[1:])
             binding.bind_input(tensor.past, *where, tensor.dtype.value, shape, address)

@@ -80,8 +80,7 @@ def test_attention(
 
 
 def assert_codes(found: Array, expected: Array) -> None:
-    """Holds codes to those of NumPy, whose sums of norms and rotations end in other last bits: one near the middle
-    between two codes may be the other."""
+    """Holds codes to those of NumPy, whose rotations may end in other last bits, and so choose another code."""
     difference = np.abs(found.astype(np.float64) - expected)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
@@ -100,7 +99,7 @@ def test_keys_and_values_of_zeros_have_codes_and_scales_of_zero(options: onnxrun
 def test_a_cache_of_codes_is_refused_without_its_scales(options: onnxruntime.SessionOptions) -> None:
     node = Attention(int8_cache=True).node()
     node.attributes["has_cache_scales"] = 0
-    with pytest.raises(Exception, match="expected 4 inputs for .* has_cache_scales = 0, got 6"):
+    with pytest.raises(Exception, match=r"expected 4 inputs for .* has_cache_scales = 0, got 6"):
         node.run(options)
 
 

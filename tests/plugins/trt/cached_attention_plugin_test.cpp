@@ -297,8 +297,10 @@ TEST_F(CachedAttentionPluginGpuTest, ACacheOfCodesIsWrittenAndRead) {
     plugin.run({d_qkv.get(), position.get(), keys.get(), values.get()}, {plain.get(), keys.get(), values.get()});
   }
   a.has_cache_scales = 1;
-  const DeviceArray<int8_t> keys(std::vector<int8_t>(slots * head_dim)), values(std::vector<int8_t>(slots * head_dim));
-  const DeviceArray<__half> key_scales(std::vector<__half>(slots)), value_scales(std::vector<__half>(slots));
+  const std::vector<int8_t> no_codes(slots * head_dim);
+  const std::vector<__half> no_scales(slots);
+  const DeviceArray<int8_t> keys(no_codes), values(no_codes);
+  const DeviceArray<__half> key_scales(no_scales), value_scales(no_scales);
   EnginePlugin plugin(kName, fields_of(a), node_of(a, tokens, head_dim, capacity));
   plugin.run({d_qkv.get(), position.get(), keys.get(), values.get(), key_scales.get(), value_scales.get()},
              {coded.get(), keys.get(), values.get(), key_scales.get(), value_scales.get()});
