@@ -44,7 +44,7 @@ from awq2trt.stages.quantize import (
 )
 from awq2trt.stages.readiness import (
     require_calibration,
-    require_capacity,
+    require_exportable,
     require_int8_attention,
     require_outputs,
     require_target,
@@ -165,7 +165,7 @@ def _current_checkpoint(request: BuildRequest, target: Target, progress: Progres
     output, options = request.output / CHECKPOINT_DIRECTORY, request.options.quantize
     refuse_writing_over_source(source, output)
     require_calibration(source, options)
-    require_capacity(source, request.options.export)
+    require_exportable(source, request.options.export)
     require_int8_attention(source.spec, target, request.options)
     # In the end, checkpoint, ONNX model and what is built of it lie there together, each at least as large.
     expected_bytes = max(quantize_bytes(source, options), 3 * checkpoint_bytes(source, options))

@@ -1,7 +1,6 @@
 // See contract.h.
 #include "backend/contract.h"
 
-#include <cstring>
 #include <map>
 
 #include "awq2trt/awq2trt.hpp"
@@ -25,23 +24,6 @@ Number number_of(const std::string& dtype, const std::string& where) {
   if (dtype == "bfloat16") return Number::kBFloat16;
   if (dtype == "int8") return Number::kInt8;
   unsupported("numbers of type " + dtype, where);
-}
-
-float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-// IEEE 754: 5 bits of exponent, 10 of fraction.
-float from_half(uint16_t half) {
-  const uint32_t sign = uint32_t{half & 0x8000u} << 16, exponent = half >> 10 & 0x1f, fraction = half & 0x3ff;
-  if (exponent == 0) {
-    const float value = static_cast<float>(fraction) * from_bits(0x33800000);  // 2^-24
-    return sign != 0 ? -value : value;
-  }
-  if (exponent == 0x1f) return from_bits(sign | 0x7f800000 | fraction << 13);
-  return from_bits(sign | (exponent + 112) << 23 | fraction << 13);  // 127 - 15
 }
 
 void take_cache_sizes(const TensorRecord& past, const GraphRecord& graph, Contract* contract,
@@ -80,22 +62,6 @@ std::string logits_dtype(const GraphRecord& graph) {
 }
 
 }  // namespace
-
-size_t bytes_of(Number number) {
-  if (number == Number::kInt8) return sizeof(int8_t);
-  return number == Number::kFloat32 ? sizeof(float) : sizeof(uint16_t);
-}
-
-void widen(const void* stored, Number number, size_t count, float* result) {
-  if (number == Number::kFloat32) {
-    std::memcpy(result, stored, count * sizeof(float));
-    return;
-  }
-  const auto* const halves = static_cast<const uint16_t*>(stored);
-  for (size_t i = 0; i < count; ++i) {
-    result[i] = number == Number::kFloat16 ? from_half(halves[i]) : from_bits(uint32_t{halves[i]} << 16);
-  }
-}
 
 size_t Contract::cache_bytes(const CachePair& pair, int64_t positions) const {
   size_t bytes = bytes_of(pair.number);
@@ -144,11 +110,10 @@ Contract read_contract(const GraphRecord& graph, const std::string& where) {
       const auto past = pasts.find(output.alias);
       if (past == pasts.end()) unsupported("a decoder without the cache " + output.alias, where);
       const bool is_scale = past->second->dtype != graph.cache_dtype;
-      contract.caches.push_back({output.alias, output.name, is_scale ? contract.number : cache_number,
-                                 is_scale ? 0 : contract.head_dim});
+      contract.caches.push_back(
+          {output.alias, output.name, is_scale ? contract.number : cache_number, is_scale ? 0 : contract.head_dim});
     } else if (output.name == kLogits) {
-      logits = output.shape.size() == 3 && output.shape[2] > 0 &&
-               output.shape[2] <= kLargestSize;
+      logits = output.shape.size() == 3 && output.shape[2] > 0 && output.shape[2] <= kLargestSize;
       if (!logits) unsupported("logits of these sizes", where);
       contract.vocab_size = output.shape[2];
       contract.all_rows = output.shape[1] != 1;
