@@ -64,6 +64,16 @@ FunctionBodies = Annotated[
     typer.Option("--function-bodies/--no-function-bodies", help="Define custom nodes in standard ONNX operators."),
 ]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, or cuda:1 for the second GPU.")]
+OwnDevice = Annotated[
+    str | None,
+    typer.Option("--device", help="Where to compute: cpu, cuda, or cuda:1 for the second GPU. [cpu; cuda with --gpus]"),
+]
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", min=1, metavar="N", help="Share the work among N GPUs here, a process for each.")
+]
+CpuRanks = Annotated[
+    int | None, typer.Option("--ranks", min=1, metavar="N", help="The same by N processes on the CPU.")
+]
 JetPack = Annotated[str | None, typer.Option("--jetpack", help="Orin: 7.2 or 6.2, what runs there. [7.2]")]
 RunDevice = Annotated[
     str | None,

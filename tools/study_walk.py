@@ -313,7 +313,7 @@ class _Lane:
                 _, statistics = collect_statistics(self._runner, layer, weights, self._calibration)
                 if method.learn and original.outputs is not None and setting.options is not None:
                     run, seed = partial(self._runner.run, layer=layer), setting.options.seed + layer
-                    guide = Guide(Lesson(run, self._calibration, original.outputs, seed))
+                    guide = Guide(Lesson(run, self._calibration, original.outputs, seed, len(self._calibration)))
             block = quantize_block(spec, layer, weights, statistics or {}, method, guide)
             changed = dequantized(block.linears, block.norms)
             if self._tune is not None:

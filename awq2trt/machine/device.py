@@ -53,6 +53,21 @@ def available_bytes() -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == _CUDA else read_memory().available_bytes
 
 
+def own_device(name: str, local_rank: int) -> str:
+    """The device of one of several ranks: the CPU, which they share, or a GPU for each.
+
+    Raises:
+        UsageError: One GPU is named for all.
+    """
+    if name not in (CPU, _CUDA):
+        raise UsageError(
+            "each of several ranks computes on a GPU of its own.",
+            where=f"--device {name}",
+            fix="--device cuda: every rank takes the GPU of its number. CUDA_VISIBLE_DEVICES says which there are.",
+        )
+    return name if name == CPU else f"{_CUDA}:{local_rank}"
+
+
 def require_device(name: str) -> torch.device:
     """A device that is there.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from awq2trt.errors import UsageError
+from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.methods import METHODS
 from awq2trt.models.decoder import BlockRunner, Observer
 from awq2trt.models.families import UNFOLDED, DecoderSpec, ScaleGroup
@@ -33,7 +34,7 @@ from awq2trt.quantization.search import (
     spread_over_heads,
     weight_magnitude,
 )
-from awq2trt.quantization.statistics import InputStatistics
+from awq2trt.quantization.statistics import InputStatistics, require_finite
 from awq2trt.quantization.tuning import TuneOptions
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
@@ -84,7 +85,7 @@ class QuantizedBlock:
 
 
 def collect_statistics(
-    runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], hidden: Tensor
+    runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], hidden: Tensor, ranks: Ranks = ALONE
 ) -> tuple[Tensor, Statistics]:
     """Runs a block over the calibration sequences, one at a time.
 
@@ -92,10 +93,11 @@ def collect_statistics(
         runner: Of the model.
         layer: Which block.
         weights: The block's fp32 tensors.
-        hidden: Its inputs, fp32 [samples, seqlen, hidden_size].
+        hidden: Its inputs, fp32 [samples, seqlen, hidden_size]; this rank's share of them.
+        ranks: Among which the sequences are shared.
 
     Returns:
-        Its outputs, same shape, and the statistics of every group's input.
+        Its outputs, same shape, and the statistics of every group's input over all ranks.
     """
     statistics = {
         group.balance_layers[0]: InputStatistics.empty(runner.spec.linear_shape(group.balance_layers[0])[1])
@@ -105,13 +107,18 @@ def collect_statistics(
     def observe(name: str, x: Tensor) -> None:
         statistics[name].add_(x)
 
-    return run_block(runner, layer, weights, hidden, observe=observe), statistics
+    outputs = run_block(runner, layer, weights, hidden, observe=observe)
+    for seen in statistics.values():
+        seen.add_other_ranks_(ranks)
+    return outputs, statistics
 
 
 def run_block(
     runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], hidden: Tensor, *, observe: Observer | None = None
 ) -> Tensor:
     """A block's outputs for fp32 [samples, seqlen, hidden_size]; one sequence at a time keeps activations small."""
+    if not len(hidden):  # a rank may have no window
+        return hidden
     return torch.cat([runner.run(weights, sequence, layer=layer, observe=observe) for sequence in hidden.split(1)])
 
 
@@ -124,12 +131,14 @@ class BlockMethod:
         search: Search scales and fold them, then search grids; None for neither.
         gptq: How GPTQ rounds; None for rounding to nearest.
         tune: How step sizes of the whole model are tuned after the last block; None for not.
+        ranks: Among which windows and rows are shared.
     """
 
     scheme: QuantScheme
     search: SearchOptions | None = None
     gptq: GptqOptions | None = None
     tune: TuneOptions | None = None
+    ranks: Ranks = ALONE
 
     @property
     def uses_text(self) -> bool:
@@ -228,14 +237,14 @@ def quantize_block(
     rounded: dict[str, Rounded] = {}
     # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
     for name in spec.block.linears:
-        weight, seen = folded[f"{name}.weight"], inputs.get(name)
-        if guide.start is None:
-            grid = _searched_grid(spec, name, weight, seen, method) if seen else None
-            rounded[name] = _round(weight, seen, grid, method, where + name)
-        else:
-            rounded[name] = guide.start.rounded[name]
-        if seen and method.search:
-            rounded[name] = _descended(weight, rounded[name], seen, method, moments.get(name))
+        weight, tied = folded[f"{name}.weight"], moments.get(name)
+        unit = 1 if tied is None else len(weight) // len(tied)
+        own = method.ranks.share(len(weight), unit)
+        tied = None if tied is None else tied[own.start // unit : own.stop // unit]
+        start = guide.start.rounded[name].rows(own) if guide.start else None
+        rows = _Rows(where + name, weight[own], inputs.get(name), tied, start)
+        clipped = method.search is not None and (name not in spec.unclipped() or method.search.grids_of_scores)
+        rounded[name] = _quantized_rows(rows, method, clipped=clipped).joined(method.ranks, len(weight), unit)
     if guide.lesson is not None and method.learn is not None:
         rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.learn).rounded
     linears: dict[str, QuantizedLinear] = {}
@@ -303,8 +312,9 @@ def _fold_searched(
     folded, inputs = dict(weights), dict[str, _LinearInput]()
     for group in spec.scale_groups() if statistics else ():
         seen = _LinearInput.unscaled(statistics[group.balance_layers[0]])
+        require_finite(seen.gram, where + group.balance_layers[0])
         if method.search and group.smooth_kind != UNFOLDED:
-            found = _search_group(spec, folded, group, seen, method, where)
+            found = _search_group(spec, folded, group, seen, method)
             fold_scales_(folded, group, found.scales, spec.head_dim)
             seen = seen.scaled(found)
         inputs.update(dict.fromkeys(group.balance_layers, seen))
@@ -323,13 +333,36 @@ def _scaled_before(
     return noted
 
 
-def _searched_grid(
-    spec: DecoderSpec, name: str, weight: Tensor, seen: _LinearInput, method: BlockMethod
-) -> GroupGrid | None:
-    """The grid that the search finds for a linear; None where the method leaves it at the whole range."""
-    if method.search is None or (name in spec.unclipped() and not method.search.grids_of_scores):
-        return None
-    return search_grids(weight, seen.gram, method.scheme, method.search.grids)
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of one linear: their weights with scales folded in, and what they are rounded by.
+
+    Attributes:
+        where: Full name of the linear.
+        weight: fp32 [N, K].
+        seen: Its input; None where no text is used.
+        moments: How errors of its rows weigh on each other, by head; None where they do not.
+        start: Codes and grids to begin at; None to round.
+    """
+
+    where: str
+    weight: Tensor
+    seen: _LinearInput | None
+    moments: Tensor | None
+    start: Rounded | None
+
+
+def _quantized_rows(rows: _Rows, method: BlockMethod, *, clipped: bool) -> Rounded:
+    """Codes and grids of some rows, which do not depend on the others; `clipped` says whether grids are searched."""
+    weight, seen, rounded = rows.weight, rows.seen, rows.start
+    if not len(weight):  # as a rank may have of a small linear
+        return round_to_grid(weight, group_grid(to_groups(weight, method.scheme), method.scheme), method.scheme)
+    if rounded is None:
+        grid = None
+        if clipped and seen and method.search:
+            grid = search_grids(weight, seen.gram, method.scheme, method.search.grids)
+        rounded = _round(weight, seen, grid, method, rows.where)
+    return _descended(weight, rounded, seen, method, rows.moments) if seen else rounded
 
 
 def _score_moments(
@@ -374,13 +407,16 @@ def _descended(
 
 def _report(original: Tensor, folded: Tensor, found: Rounded, seen: _LinearInput, method: BlockMethod) -> LinearReport:
     """What became of one linear, its weight before and after folding given."""
-    plain = fake_quantize(original, method.scheme)
+    scheme, ranks, length = method.scheme, method.ranks, len(original)
+    own = ranks.share(length)
+    original, folded, found = original[own], folded[own], found.rows(own)
+    clipped = cut_share(folded, found.grid, scheme) if method.search and len(original) else 0.0
     return LinearReport(
         alpha=seen.alpha,
         beta=seen.beta,
-        clipped_share=cut_share(folded, found.grid, method.scheme) if method.search else 0.0,
-        error_rounded=_relative_error(plain, original, seen.unscaled_gram),
-        error=_relative_error(found.dequantize(method.scheme), folded, seen.gram),
+        clipped_share=ranks.total(clipped * len(original) / length),
+        error_rounded=_relative_error(fake_quantize(original, scheme), original, seen.unscaled_gram, ranks),
+        error=_relative_error(found.dequantize(scheme), folded, seen.gram, ranks),
     )
 
 
@@ -390,7 +426,6 @@ def _search_group(
     group: ScaleGroup,
     seen: _LinearInput,
     method: BlockMethod,
-    where: str,
 ) -> ScaleResult:
     """Searches a group's scales."""
     balanced = [weights[f"{name}.weight"] for name in group.balance_layers]
@@ -402,13 +437,13 @@ def _search_group(
         return spread_over_heads(scales, group, spec.head_dim)
 
     options = method.search.scales if method.search else ScaleOptions()
-    return search_scales(balanced, seen.gram, scales_of, method.scheme, options, where=where + group.balance_layers[0])
+    return search_scales(balanced, seen.gram, scales_of, method.scheme, options, ranks=method.ranks)
 
 
-def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor) -> float:
-    """|| (W' - W) x || / || W x ||, root mean square over inputs."""
-    reference = output_error(weight, gram)
-    return math.sqrt(output_error(rounded - weight, gram) / reference) if reference > 0 else 0.0
+def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor, ranks: Ranks) -> float:
+    """|| (W' - W) x || / || W x ||, root mean square over inputs, over the rows of all ranks."""
+    reference, error = ranks.total(output_error(weight, gram)), ranks.total(output_error(rounded - weight, gram))
+    return math.sqrt(error / reference) if reference > 0 else 0.0
 
 
 def plain_tensors(spec: DecoderSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

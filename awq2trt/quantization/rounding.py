@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.errors import CheckpointError
+from awq2trt.machine.ranks import Ranks
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 
@@ -47,7 +48,7 @@ def to_groups(weight: Tensor, scheme: QuantScheme) -> Tensor:
     """[N, K] -> [N, groups, G], the last group padded with zeros."""
     length = scheme.group_of(weight.shape[1])
     padded = F.pad(weight, (0, -weight.shape[1] % length))
-    return padded.view(weight.shape[0], -1, length)
+    return padded.view(len(padded), padded.shape[1] // length, length)  # no -1: a rank may have no row
 
 
 def from_groups(grouped: Tensor, in_features: int) -> Tensor:
@@ -103,6 +104,25 @@ class Rounded:
     def to(self, device: torch.device) -> Rounded:
         """The same on another device."""
         return Rounded(self.codes.to(device), self.grid.to(device))
+
+    def rows(self, own: slice) -> Rounded:
+        """Some rows of it."""
+        return Rounded(self.codes[own], GroupGrid(self.grid.scales[own], self.grid.zeros[own]))
+
+    def joined(self, ranks: Ranks, length: int, unit: int) -> Rounded:
+        """Every rank's share of the rows of one weight put together.
+
+        Args:
+            ranks: Each gives its `Ranks.share`.
+            length: Rows of all.
+            unit: Rows that stay together.
+        """
+        if ranks.count == 1:
+            return self
+        codes, scales, zeros = (
+            ranks.joined(part, length, unit) for part in (self.codes.to(torch.uint8), self.grid.scales, self.grid.zeros)
+        )
+        return Rounded(codes.float(), GroupGrid(scales, zeros))
 
     def dequantize(self, scheme: QuantScheme) -> Tensor:
         """The weight that the codes stand for, fp32 [N, K]."""

@@ -15,9 +15,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.families import ScaleGroup
 from awq2trt.quantization.rounding import fake_quantize, from_groups, to_groups
-from awq2trt.quantization.statistics import require_finite
 from awq2trt.scheme import QuantScheme
 
 ALPHA_GRID: Final = tuple(i / 20 for i in range(20))
@@ -131,31 +131,28 @@ def search_scales(
     scheme: QuantScheme,
     options: ScaleOptions,
     *,
-    where: str = "",
+    ranks: Ranks = ALONE,
 ) -> ScaleResult:
     """Grid search for the input scales of linears that share an input (paper, equations 3 to 5).
 
     Args:
         weights: Balance layers, fp32 [N_i, K].
-        gram: E[x x^T] of the input, fp32 [K, K].
+        gram: E[x x^T] of the input, finite, fp32 [K, K].
         scales_of: alpha, beta -> s of the input channels, fp32 [K]; 1 everywhere where both are 0.
         scheme: How the weights will be rounded.
         options: What to try.
-        where: Name of the group, for errors.
-
-    Raises:
-        CalibrationError: The input had NaN or infinite values.
+        ranks: Among which the rows are shared.
     """
-    require_finite(gram, where)
     weight = torch.cat(list(weights))
     if options.rows is not None:
         weight = weight[:: -(-weight.shape[0] // options.rows)]
+    weight = weight[ranks.share(len(weight))]
 
     @cache
     def result(alpha: float, beta: float) -> ScaleResult:
         scales = scales_of(alpha, beta)
         difference = fake_quantize(weight * scales, scheme).div_(scales).sub_(weight)
-        return ScaleResult(scales, alpha, beta, output_error(difference, gram))
+        return ScaleResult(scales, alpha, beta, ranks.total(output_error(difference, gram)))
 
     return min((_best_alpha(partial(result, beta=beta), options) for beta in options.betas), key=_loss)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from awq2trt.errors import CalibrationError
+from awq2trt.machine.ranks import Ranks
 
 
 @dataclass
@@ -40,6 +41,11 @@ class InputStatistics:
         self.sum += x.sum(dim=0)
         self.magnitude_sum += x.abs().sum(dim=0)
         self.tokens += x.shape[0]
+
+    def add_other_ranks_(self, ranks: Ranks) -> None:
+        """Adds what the other ranks saw."""
+        ranks.sum_((self.gram_sum, self.sum, self.magnitude_sum))
+        self.tokens = round(ranks.total(self.tokens))
 
     def gram(self) -> Tensor:
         """E[x x^T], fp32 [K, K]."""

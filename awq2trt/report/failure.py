@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Final
 
-from awq2trt.errors import Awq2trtError
+from awq2trt.errors import Awq2trtError, PeerFailedError
 
 DEBUG_VARIABLE: Final = "AWQ2TRT_DEBUG"
 """Set, it shows the traceback of every error, as --debug does."""
@@ -14,6 +14,8 @@ DEBUG_VARIABLE: Final = "AWQ2TRT_DEBUG"
 
 def explain(error: Exception) -> int:
     """Prints an error in its three parts; returns the exit code."""
+    if isinstance(error, PeerFailedError):
+        return error.exit_code
     if isinstance(error, Awq2trtError):
         print(f"error: {error.what}", file=sys.stderr)
         if error.where:

@@ -37,7 +37,7 @@ def _linear_lesson(weight: torch.Tensor, seed: int = 0) -> Lesson:
     def run(tensors: dict[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
         return hidden + hidden @ tensors["linear.weight"].T
 
-    return Lesson(run, inputs, run({"linear.weight": weight}, inputs), seed)  # type: ignore[arg-type]
+    return Lesson(run, inputs, run({"linear.weight": weight}, inputs), seed, len(inputs))  # type: ignore[arg-type]
 
 
 def _nearest(weight: torch.Tensor, scheme: QuantScheme) -> Rounded:
@@ -129,7 +129,7 @@ def test_max_comes_nearer_to_the_original_block_than_best(bits: int, tmp_path: P
     with torch.no_grad():
         weights, hidden = load_block(source, layer), Ends(source).embed(tokens(12, 48))
         targets, statistics = collect_statistics(runner, layer, weights, hidden)
-        lesson = Lesson(partial(runner.run, layer=layer), hidden, targets, seed=0)
+        lesson = Lesson(partial(runner.run, layer=layer), hidden, targets, seed=0, samples=len(hidden))
         errors = {}
         for effort in ("best", "max"):
             method = BlockMethod(QuantScheme(bits=bits, group_size=32), EFFORTS[effort])
