@@ -160,21 +160,25 @@ def quantize(
     ranks: cli_flags.CpuRanks = None,
     resume: cli_flags.Resume = False,
     overwrite: cli_flags.Overwrite = False,
+    json_progress: cli_flags.JsonProgressFile = None,
+    profile: cli_flags.TraceFile = None,
 ) -> None:
     """Model to a 4-bit checkpoint."""
     given = locals()
-    from awq2trt.progress import terminal_progress
+    from awq2trt.progress import chosen_progress
     from awq2trt.recipe import apply_flags, flags_by_section, load_recipe
-    from awq2trt.stages.many_ranks import RanksWanted, run_as_ranks
+    from awq2trt.stages.many_ranks import RanksWanted, first_rank_writes, run_as_ranks, traced_stage
 
     options = apply_flags(load_recipe(recipe), flags_by_section(given)).quantize
     wanted = RanksWanted(gpus, ranks, device)
     code = run_as_ranks(wanted, (sys.executable, "-m", "awq2trt", *sys.argv[1:]))
     if code is not None:
         raise typer.Exit(code)
-    made = api.quantize_on_ranks(
-        model, output, options, device=wanted.device, resume=resume, overwrite=overwrite, progress=terminal_progress()
-    )
+    json_file, trace = first_rank_writes(json_progress), first_rank_writes(profile)
+    with chosen_progress(json_file) as progress, traced_stage(trace, wanted.device):
+        made = api.quantize_on_ranks(
+            model, output, options, device=wanted.device, resume=resume, overwrite=overwrite, progress=progress
+        )
     if made is not None:
         print(made.directory)
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from awq2trt.methods import DEFAULT_METHOD, METHODS
+from awq2trt.progress import STDERR
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Directory, .gguf file, hub id, or a model that a package provides.")
@@ -97,7 +98,7 @@ def _writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None
     """Refuses a file for results before the work whose results it is for."""
     from awq2trt.stages.readiness import require_file
 
-    require_file(value, parameter.opts[0])
+    require_file(None if str(value) == STDERR else value, parameter.opts[0])
     return value
 
 
@@ -108,3 +109,11 @@ ResultsFile = Annotated[
 NumbersFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.", callback=_writable)]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="A table.", callback=_writable)]
 PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.", callback=_writable)]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option("--profile", metavar="FILE", help="Where time went, for chrome://tracing.", callback=_writable),
+]
+JsonProgressFile = Annotated[
+    Path | None,
+    typer.Option("--json-progress", metavar="FILE", help="JSON lines for programs; - is stderr.", callback=_writable),
+]

@@ -22,7 +22,7 @@ def start_ranks(count: int, function: Callable[..., None], *arguments: Any, time
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "AWQ2TRT_RANK_TIMEOUT_S": timeout_s}
-    ranks = []
+    ranks: list[BaseProcess] = []
     for rank in range(count):
         environment = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
         process = _CONTEXT.Process(target=_as_rank, args=(environment, function, *arguments))

@@ -38,6 +38,7 @@ from awq2trt.quantization.statistics import InputStatistics, require_finite
 from awq2trt.quantization.tuning import TuneOptions
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
+from awq2trt.tracing import span
 
 CPU: Final = torch.device("cpu")
 
@@ -246,7 +247,8 @@ def quantize_block(
         clipped = method.search is not None and (name not in spec.unclipped() or method.search.grids_of_scores)
         rounded[name] = _quantized_rows(rows, method, clipped=clipped).joined(method.ranks, len(weight), unit)
     if guide.lesson is not None and method.learn is not None:
-        rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.learn).rounded
+        with span("learn", block=layer):
+            rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.learn).rounded
     linears: dict[str, QuantizedLinear] = {}
     reports: dict[str, LinearReport] = {}
     for name, found in rounded.items():
@@ -254,7 +256,8 @@ def quantize_block(
         reports[name] = LinearReport()
         if name in inputs:
             original, folded_weight = weights[f"{name}.weight"], folded[f"{name}.weight"]
-            reports[name] = _report(original, folded_weight, found, inputs[name], method)
+            with span("report", linear=where + name):
+                reports[name] = _report(original, folded_weight, found, inputs[name], method)
     search = {
         f"{group.balance_layers[0]}.{kind}": value
         for group in (spec.scale_groups() if method.search else ())
@@ -314,7 +317,8 @@ def _fold_searched(
         seen = _LinearInput.unscaled(statistics[group.balance_layers[0]])
         require_finite(seen.gram, where + group.balance_layers[0])
         if method.search and group.smooth_kind != UNFOLDED:
-            found = _search_group(spec, folded, group, seen, method)
+            with span("search scales", linear=where + group.balance_layers[0]):
+                found = _search_group(spec, folded, group, seen, method)
             fold_scales_(folded, group, found.scales, spec.head_dim)
             seen = seen.scaled(found)
         inputs.update(dict.fromkeys(group.balance_layers, seen))
@@ -360,9 +364,12 @@ def _quantized_rows(rows: _Rows, method: BlockMethod, *, clipped: bool) -> Round
     if rounded is None:
         grid = None
         if clipped and seen and method.search:
-            grid = search_grids(weight, seen.gram, method.scheme, method.search.grids)
-        rounded = _round(weight, seen, grid, method, rows.where)
-    return _descended(weight, rounded, seen, method, rows.moments) if seen else rounded
+            with span("search grids", linear=rows.where):
+                grid = search_grids(weight, seen.gram, method.scheme, method.search.grids)
+        with span("round", linear=rows.where):
+            rounded = _round(weight, seen, grid, method, rows.where)
+    with span("descend", linear=rows.where):
+        return _descended(weight, rounded, seen, method, rows.moments) if seen else rounded
 
 
 def _score_moments(

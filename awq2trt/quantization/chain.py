@@ -32,6 +32,7 @@ from awq2trt.quantization.block import (
     run_block,
 )
 from awq2trt.quantization.learning import Lesson
+from awq2trt.tracing import span
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,16 @@ class Chain:
         own = self._scattered(streams)
         samples, seqlen = self.ranks.told(None if streams is None else tuple(streams.hidden.shape[:2])) or (0, 0)
         runner = BlockRunner.for_positions(self.source.spec, seqlen)
-        with progress.task(title, total=layers) as advance:
-            advance(first)
+        if first:
+            progress.note(f"going on after {first} of {layers} blocks")
+        with progress.task(title, total=layers - first) as advance:
             for layer in range(first, layers):
-                block, own, largest = self._quantize_block(layer, runner, own, samples)
-                after = self._gathered(own, samples)
-                if after is not None:
-                    keep(layer, Link(block, after, largest))
+                with span("block", block=layer):
+                    block, own, largest = self._quantize_block(layer, runner, own, samples)
+                    with span("keep", block=layer):
+                        after = self._gathered(own, samples)
+                        if after is not None:
+                            keep(layer, Link(block, after, largest))
                 advance(1)
 
     def _quantize_block(
@@ -119,10 +123,13 @@ class Chain:
         model, too.
         """
         spec, method, seen = self.source.spec, self.method, ActivationRange()
-        weights, prefix, hidden, original = load_block(self.source, layer), spec.prefix(layer), before.hidden, None
+        with span("read", block=layer):
+            weights = load_block(self.source, layer)
+        prefix, hidden, original = spec.prefix(layer), before.hidden, None
         lesson = None
         if before.original is not None:
-            original = run_block(runner, layer, weights, before.original)
+            with span("run the original block", block=layer):
+                original = run_block(runner, layer, weights, before.original)
             run = partial(runner.run, layer=layer)
             lesson = Lesson(run, hidden, original, self.seed + layer, samples, method.ranks)
         runner, begun = replace(runner, seen=seen), None
@@ -130,7 +137,8 @@ class Chain:
             begun = begin_block(self.beginning, layer, weights)
             weights = begun.tensors
         if method.uses_text:
-            outputs, statistics = collect_statistics(runner, layer, weights, hidden, method.ranks)
+            with span("calibrate", block=layer):
+                outputs, statistics = collect_statistics(runner, layer, weights, hidden, method.ranks)
         else:
             outputs, statistics = run_block(runner, layer, weights, hidden), {}
         if self.ranks.total(float(not torch.isfinite(outputs).all())):
@@ -141,7 +149,8 @@ class Chain:
             )
         block = quantize_block(spec, layer, weights, statistics, method, Guide(lesson, begun))
         if method.sequential:
-            outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
+            with span("run the quantized block", block=layer):
+                outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
         return block, Streams(outputs, original), self.ranks.largest(seen.largest)
 
     def _scattered(self, streams: Streams | None) -> Streams:

@@ -1,15 +1,23 @@
-"""`--gpus N` and `--ranks N`: whether this process starts others that share the work, or is one of them."""
+"""`--gpus N` and `--ranks N`: whether this process starts others that share the work, or is one of them.
+
+In: flags and the environment. Out: the exit code of the ranks that were started, or nothing where this process is to
+work, of which only the first rank's time is traced.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from awq2trt.errors import UsageError
 from awq2trt.machine.rank_environment import rank_of_environment
 from awq2trt.recipe import DEFAULT_DEVICE
+from awq2trt.tracing import traced
 
-_GPU_DEVICE = "cuda"
+_GPU_DEVICE: Final = "cuda"
 
 
 @dataclass(frozen=True)
@@ -84,3 +92,22 @@ def _count(wanted: RanksWanted) -> int | None:
             fix="--gpus N for one process on each GPU.",
         )
     return wanted.gpus or wanted.ranks
+
+
+def first_rank_writes(path: Path | None) -> Path | None:
+    """A file that the first of several ranks writes; None on others."""
+    named = rank_of_environment()
+    return path if named is None or named.rank == 0 else None
+
+
+@contextmanager
+def traced_stage(path: Path | None, device: str) -> Iterator[None]:
+    """Writes where time goes to a file; None for no file."""
+    if path is None or device == DEFAULT_DEVICE:
+        with traced(path):
+            yield
+        return
+    import torch
+
+    with traced(path, torch.cuda.synchronize):
+        yield

@@ -1,4 +1,4 @@
-"""Several ranks: what one gives, but for ties; and, whichever is killed, the others end and a resumed run is the same."""
+"""Several ranks: what one gives, but for ties; whichever is killed, the others end, and a resumed run is the same."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def _quantize(model: Path, out: Path, changes: dict[str, Any], prepare: Callable
             assist(source, options, ranks)
             return
         files, scratch = out / "files", out / "scratch"
-        QuantizeJob.prepare(
-            source, options, files=files, scratch=scratch, progress=SilentProgress(), ranks=ranks
-        ).run()
+        QuantizeJob.prepare(source, options, files=files, scratch=scratch, progress=SilentProgress(), ranks=ranks).run()
 
 
 def _shorten_lessons() -> None:
@@ -90,7 +88,7 @@ def test_any_number_of_ranks_gives_the_same_codes_but_for_ties(
 
 def _perplexity(checkpoint: QuantizedCheckpoint, tokens: torch.Tensor) -> float:
     silent = SilentProgress()
-    return perplexity(tokens, torch_logits(checkpoint, tokens, silent, ""), silent, "").perplexity
+    return perplexity(tokens, torch_logits(checkpoint, tokens, silent, ""), silent, "").value
 
 
 def _die_before(layer: int, rank: int) -> None:
@@ -102,7 +100,7 @@ def _die_before(layer: int, rank: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return quantize(self, reached, *arguments)
 
-    Chain._quantize_block = dying  # type: ignore[method-assign]
+    setattr(Chain, quantize.__name__, dying)
 
 
 def _die_at_block_1(rank: int) -> None:

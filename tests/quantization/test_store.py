@@ -81,6 +81,8 @@ def test_a_resumed_run_takes_the_threads_of_the_first(tmp_path: Path, monkeypatc
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     Store(tmp_path, LAYERS).same_computer_(ALONE)
     assert asked == [threads]
+    with pytest.raises(UsageError, match="had 1 ranks"):
+        Store(tmp_path, LAYERS).same_computer_(Ranks(0, 2))
     monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cuda"))
     with pytest.raises(UsageError, match="computed on cpu"):
         Store(tmp_path, LAYERS).same_computer_(ALONE)
