@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
@@ -12,16 +11,25 @@ from typing import Any, Final
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "transformers", "awq2trt.quantization.job"])
 
-ENDS_WITHIN_S: Final = 120.0
+_STORES: Final[list[Any]] = []
+
+ENDS_WITHIN_S: Final = 240.0
 """A rank that is still there then hangs."""
 
 
 def start_ranks(count: int, function: Callable[..., None], *arguments: Any, timeout_s: int = 60) -> list[BaseProcess]:
     """Starts `function(*arguments)` in so many processes, each with the environment of a rank; does not wait."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "AWQ2TRT_RANK_TIMEOUT_S": timeout_s}
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    _STORES.append(store)  # as torchrun's agent keeps it: it outlives every rank
+    shared = {
+        "WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": store.port,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+        "AWQ2TRT_RANK_TIMEOUT_S": timeout_s,
+    }
     ranks: list[BaseProcess] = []
     for rank in range(count):
         environment = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}

@@ -60,6 +60,7 @@ def launch(count: int, command: Sequence[str]) -> int:
     threads = max(1, (os.cpu_count() or 1) // count)
     shared = {
         "OMP_NUM_THREADS": str(threads),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else a lost connection is also told with the addresses of its C++ functions
         **os.environ,
         "MASTER_ADDR": _HOST,
         "MASTER_PORT": str(store.port),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -41,6 +41,10 @@ from awq2trt.scheme import QuantizedLinear, QuantScheme
 from awq2trt.tracing import span
 
 CPU: Final = torch.device("cpu")
+
+PIECE_WEIGHTS: Final = 1 << 26
+"""Weights of a linear that are rounded at once: 256 MiB in fp32, of which a dozen are alive. Linears of Llama-3-8B are
+smaller, those of Llama-2-70B are cut; always alike, since the bits of a product depend on how it is cut."""
 
 Statistics = Mapping[str, InputStatistics]
 """Input statistics by the first balance layer of each scale group."""
@@ -236,28 +240,33 @@ def quantize_block(
         inputs = _scaled_before(spec, inputs, guide.start.scales)
     moments = _score_moments(spec, layer, folded, inputs, method)
     rounded: dict[str, Rounded] = {}
-    # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
-    for name in spec.block.linears:
-        weight, tied = folded[f"{name}.weight"], moments.get(name)
-        unit = 1 if tied is None else len(weight) // len(tied)
-        own = method.ranks.share(len(weight), unit)
-        tied = None if tied is None else tied[own.start // unit : own.stop // unit]
-        start = guide.start.rounded[name].rows(own) if guide.start else None
-        rows = _Rows(where + name, weight[own], inputs.get(name), tied, start)
-        clipped = method.search is not None and (name not in spec.unclipped() or method.search.grids_of_scores)
-        rounded[name] = _quantized_rows(rows, method, clipped=clipped).joined(method.ranks, len(weight), unit)
-    if guide.lesson is not None and method.learn is not None:
-        with span("learn", block=layer):
-            rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.learn).rounded
     linears: dict[str, QuantizedLinear] = {}
     reports: dict[str, LinearReport] = {}
-    for name, found in rounded.items():
+
+    def finish(name: str, found: Rounded) -> None:
         linears[name] = found.to_linear(method.scheme, bias=folded.get(f"{name}.bias"), where=where + name)
         reports[name] = LinearReport()
         if name in inputs:
             original, folded_weight = weights[f"{name}.weight"], folded[f"{name}.weight"]
             with span("report", linear=where + name):
                 reports[name] = _report(original, folded_weight, found, inputs[name], method)
+
+    # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
+    for name in spec.block.linears:
+        start = guide.start.rounded[name] if guide.start else None
+        whole = _Rows(where + name, folded[f"{name}.weight"], inputs.get(name), moments.get(name), start)
+        clipped = method.search is not None and (name not in spec.unclipped() or method.search.grids_of_scores)
+        own = whole.part(method.ranks.share(len(whole.weight), whole.unit))
+        found = _quantized_rows(own, method, clipped=clipped).joined(method.ranks, len(whole.weight), whole.unit)
+        if guide.lesson is not None and method.learn is not None:
+            rounded[name] = found
+        else:
+            finish(name, found)  # at once: bytes take a quarter of the memory that codes in fp32 take
+    if guide.lesson is not None and method.learn is not None:
+        with span("learn", block=layer):
+            rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.learn).rounded
+        for name, found in rounded.items():
+            finish(name, found)
     search = {
         f"{group.balance_layers[0]}.{kind}": value
         for group in (spec.scale_groups() if method.search else ())
@@ -278,27 +287,38 @@ def dequantized(linears: Mapping[str, QuantizedLinear], plain: Mapping[str, Tens
 
 @dataclass(frozen=True)
 class _LinearInput:
-    """Mean |x| and E[x x^T] of a linear's input as it was, s, E[x] and E[x x^T] as they are after folding, over s."""
+    """Mean |x| of a linear's input as it was, s, and E[x] as it is after folding, over s.
+
+    E[x x^T] is made when it is asked for: of the widest input of a large model, it is larger than the linear.
+    """
 
     alpha: float | None
     beta: float | None
     magnitude: Tensor
     scales: Tensor
-    unscaled_gram: Tensor
     mean: Tensor
-    gram: Tensor
+    _statistics: InputStatistics
+    _divisors: Tensor | None = None  # s, where weights were scaled here
 
     @classmethod
     def unscaled(cls, statistics: InputStatistics) -> _LinearInput:
         """Before, or without, a search."""
-        gram, magnitude = statistics.gram(), statistics.magnitude()
-        return cls(None, None, magnitude, torch.ones_like(magnitude), gram, statistics.mean(), gram)
+        magnitude = statistics.magnitude()
+        return cls(None, None, magnitude, torch.ones_like(magnitude), statistics.mean(), statistics)
+
+    def unscaled_gram(self) -> Tensor:
+        """E[x x^T] as it was."""
+        return self._statistics.gram()
+
+    def gram(self) -> Tensor:
+        """E[x x^T] as it is after folding."""
+        gram, divisors = self.unscaled_gram(), self._divisors
+        return gram if divisors is None else gram.div_(divisors).div_(divisors.unsqueeze(1))
 
     def scaled(self, found: ScaleResult) -> _LinearInput:
         """After scales were folded."""
-        gram = self.unscaled_gram / torch.outer(found.scales, found.scales)
-        mean = self.mean / found.scales
-        return replace(self, alpha=found.alpha, beta=found.beta, scales=found.scales, mean=mean, gram=gram)
+        mean, scales = self.mean / found.scales, found.scales
+        return replace(self, alpha=found.alpha, beta=found.beta, scales=scales, mean=mean, _divisors=scales)
 
     def search(self) -> dict[str, Tensor]:
         """What `QuantizedBlock.search` keeps of it."""
@@ -315,10 +335,9 @@ def _fold_searched(
     folded, inputs = dict(weights), dict[str, _LinearInput]()
     for group in spec.scale_groups() if statistics else ():
         seen = _LinearInput.unscaled(statistics[group.balance_layers[0]])
-        require_finite(seen.gram, where + group.balance_layers[0])
         if method.search and group.smooth_kind != UNFOLDED:
             with span("search scales", linear=where + group.balance_layers[0]):
-                found = _search_group(spec, folded, group, seen, method)
+                found = _search_group(spec, folded, group, seen, method, where)
             fold_scales_(folded, group, found.scales, spec.head_dim)
             seen = seen.scaled(found)
         inputs.update(dict.fromkeys(group.balance_layers, seen))
@@ -355,21 +374,47 @@ class _Rows:
     moments: Tensor | None
     start: Rounded | None
 
+    @property
+    def unit(self) -> int:
+        """Rows that are rounded together."""
+        return 1 if self.moments is None else self.moments.shape[1]
+
+    def part(self, own: slice) -> _Rows:
+        """Some of them, in whole units."""
+        moments = None if self.moments is None else self.moments[own.start // self.unit : own.stop // self.unit]
+        return replace(
+            self, weight=self.weight[own], moments=moments, start=self.start.rows(own) if self.start else None
+        )
+
+    def pieces(self) -> Iterator[slice]:
+        """Rows that are worked on at once, whatever there are; none is one piece."""
+        yield from row_pieces(self.weight, self.unit)
+
 
 def _quantized_rows(rows: _Rows, method: BlockMethod, *, clipped: bool) -> Rounded:
-    """Codes and grids of some rows, which do not depend on the others; `clipped` says whether grids are searched."""
-    weight, seen, rounded = rows.weight, rows.seen, rows.start
+    """Codes and grids of rows, which do not depend on each other; `clipped` says whether grids are searched."""
+    gram = rows.seen.gram() if rows.seen else None
+    if gram is not None:
+        require_finite(gram, rows.where)
+    found = [_quantized_piece(rows.part(piece), gram, method, clipped=clipped) for piece in rows.pieces()]
+    return Rounded.of_pieces(found)
+
+
+def _quantized_piece(rows: _Rows, gram: Tensor | None, method: BlockMethod, *, clipped: bool) -> Rounded:
+    weight, rounded = rows.weight, rows.start
     if not len(weight):  # as a rank may have of a small linear
         return round_to_grid(weight, group_grid(to_groups(weight, method.scheme), method.scheme), method.scheme)
     if rounded is None:
         grid = None
-        if clipped and seen and method.search:
+        if clipped and gram is not None and method.search:
             with span("search grids", linear=rows.where):
-                grid = search_grids(weight, seen.gram, method.scheme, method.search.grids)
+                grid = search_grids(weight, gram, method.scheme, method.search.grids)
         with span("round", linear=rows.where):
-            rounded = _round(weight, seen, grid, method, rows.where)
+            rounded = _round(weight, gram, grid, method, rows.where)
+    if gram is None:
+        return rounded
     with span("descend", linear=rows.where):
-        return _descended(weight, rounded, seen, method, rows.moments) if seen else rounded
+        return _descended(weight, rounded, gram, method, rows.moments)
 
 
 def _score_moments(
@@ -379,33 +424,31 @@ def _score_moments(
     if method.search is None or not method.search.score_passes or method.gptq:
         return {}
     seen = inputs[spec.block.q_proj]
-    return score_moments(spec, layer, folded, seen.mean, seen.gram)
+    return score_moments(spec, layer, folded, seen.mean, seen.gram())
 
 
 def _round(
     weight: Tensor,
-    seen: _LinearInput | None,
+    gram: Tensor | None,
     grid: GroupGrid | None,
     method: BlockMethod,
     where: str,
 ) -> Rounded:
     """Codes of one linear, on the grid found if there is one."""
     scheme, device = method.scheme, weight.device
-    if seen and method.gptq:
+    if gram is not None and method.gptq:
         # One column after another is too little work at a time for anything but a CPU.
-        weight, gram, grid = weight.cpu(), seen.gram.cpu(), grid.to(CPU) if grid else None
+        weight, gram, grid = weight.cpu(), gram.cpu(), grid.to(CPU) if grid else None
         return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where).to(device)
     return round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
 
 
-def _descended(
-    weight: Tensor, rounded: Rounded, seen: _LinearInput, method: BlockMethod, moments: Tensor | None
-) -> Rounded:
+def _descended(weight: Tensor, rounded: Rounded, gram: Tensor, method: BlockMethod, moments: Tensor | None) -> Rounded:
     """The codes of one linear after their descent; unchanged where the method has none, or rounds by GPTQ."""
     search, scheme, device = method.search, method.scheme, weight.device
     if search is None or method.gptq or not (search.code_passes or search.score_passes):
         return rounded
-    weight, gram = weight.cpu(), seen.gram.cpu()
+    weight, gram = weight.cpu(), gram.cpu()
     rounded = descend(weight, rounded.to(CPU), gram, scheme, passes=search.code_passes)
     if moments is not None:
         rounded = descend(weight, rounded, gram, scheme, passes=search.score_passes, moments=moments.cpu())
@@ -416,14 +459,14 @@ def _report(original: Tensor, folded: Tensor, found: Rounded, seen: _LinearInput
     """What became of one linear, its weight before and after folding given."""
     scheme, ranks, length = method.scheme, method.ranks, len(original)
     own = ranks.share(length)
-    original, folded, found = original[own], folded[own], found.rows(own)
+    original, folded, found, plain = original[own], folded[own], found.rows(own), seen.unscaled_gram()
     clipped = cut_share(folded, found.grid, scheme) if method.search and len(original) else 0.0
     return LinearReport(
         alpha=seen.alpha,
         beta=seen.beta,
         clipped_share=ranks.total(clipped * len(original) / length),
-        error_rounded=_relative_error(fake_quantize(original, scheme), original, seen.unscaled_gram, ranks),
-        error=_relative_error(found.dequantize(scheme), folded, seen.gram, ranks),
+        error_rounded=_relative_error(lambda rows: fake_quantize(original[rows], scheme), original, plain, ranks),
+        error=_relative_error(lambda rows: found.rows(rows).dequantize(scheme), folded, seen.gram(), ranks),
     )
 
 
@@ -433,6 +476,7 @@ def _search_group(
     group: ScaleGroup,
     seen: _LinearInput,
     method: BlockMethod,
+    where: str,
 ) -> ScaleResult:
     """Searches a group's scales."""
     balanced = [weights[f"{name}.weight"] for name in group.balance_layers]
@@ -443,14 +487,24 @@ def _search_group(
         scales = normalised_scales(inputs, alpha, beta, weights=of_weights)
         return spread_over_heads(scales, group, spec.head_dim)
 
-    options = method.search.scales if method.search else ScaleOptions()
-    return search_scales(balanced, seen.gram, scales_of, method.scheme, options, ranks=method.ranks)
+    options, gram = method.search.scales if method.search else ScaleOptions(), seen.gram()
+    require_finite(gram, where + group.balance_layers[0])
+    return search_scales(balanced, gram, scales_of, method.scheme, options, ranks=method.ranks)
 
 
-def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor, ranks: Ranks) -> float:
+def _relative_error(rounded: Callable[[slice], Tensor], weight: Tensor, gram: Tensor, ranks: Ranks) -> float:
     """|| (W' - W) x || / || W x ||, root mean square over inputs, over the rows of all ranks."""
-    reference, error = ranks.total(output_error(weight, gram)), ranks.total(output_error(rounded - weight, gram))
+    pieces = list(row_pieces(weight, 1))
+    reference = ranks.total(sum(output_error(weight[rows], gram) for rows in pieces))
+    error = ranks.total(sum(output_error(rounded(rows) - weight[rows], gram) for rows in pieces))
     return math.sqrt(error / reference) if reference > 0 else 0.0
+
+
+def row_pieces(weight: Tensor, unit: int) -> Iterator[slice]:
+    """Rows of fp32 [N, K] that are worked on at once, in whole units; at least one piece."""
+    size = max(1, PIECE_WEIGHTS // (unit * weight.shape[1])) * unit
+    for start in range(0, max(len(weight), 1), size):
+        yield slice(start, min(start + size, len(weight)))
 
 
 def plain_tensors(spec: DecoderSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ nothing. K is padded with zeros to whole groups inside; a zero never widens a ra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,6 +105,16 @@ class Rounded:
     def to(self, device: torch.device) -> Rounded:
         """The same on another device."""
         return Rounded(self.codes.to(device), self.grid.to(device))
+
+    @classmethod
+    def of_pieces(cls, pieces: Sequence[Rounded]) -> Rounded:
+        """One weight of the rows of several."""
+        if len(pieces) == 1:
+            return pieces[0]
+        grid = GroupGrid(
+            torch.cat([piece.grid.scales for piece in pieces]), torch.cat([piece.grid.zeros for piece in pieces])
+        )
+        return cls(torch.cat([piece.codes for piece in pieces]), grid)
 
     def rows(self, own: slice) -> Rounded:
         """Some rows of it."""

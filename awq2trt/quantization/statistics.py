@@ -6,7 +6,9 @@ In: activations [tokens, K], batch after batch. Out: E[x x^T], E[x] and the mean
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +31,7 @@ class InputStatistics:
     sum: Tensor
     magnitude_sum: Tensor
     tokens: int = 0
+    _file: Path | None = None
 
     @classmethod
     def empty(cls, channels: int) -> InputStatistics:
@@ -47,9 +50,16 @@ class InputStatistics:
         ranks.sum_((self.gram_sum, self.sum, self.magnitude_sum))
         self.tokens = round(ranks.total(self.tokens))
 
+    def put_away_(self, file: Path) -> None:
+        """Moves the largest part to a file; `gram` reads it from there. Nothing can be added then."""
+        np.save(file, self.gram_sum.numpy(force=True), allow_pickle=False)
+        self.gram_sum, self._file = self.gram_sum.new_empty(0, 0), file
+
     def gram(self) -> Tensor:
-        """E[x x^T], fp32 [K, K]."""
-        return self.gram_sum / self.tokens
+        """E[x x^T], fp32 [K, K], made anew."""
+        if self._file is None:
+            return self.gram_sum / self.tokens
+        return torch.as_tensor(np.load(self._file, allow_pickle=False)).to(self.sum.device).div_(self.tokens)
 
     def mean(self) -> Tensor:
         """E[x], fp32 [K]."""
