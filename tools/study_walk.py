@@ -32,11 +32,11 @@ from awq2trt.quantization.block import (
     Statistics,
     collect_statistics,
     dequantized,
-    method_of,
     quantize_block,
     run_block,
 )
 from awq2trt.quantization.learning import Lesson
+from awq2trt.quantization.method import method_of
 from awq2trt.quantization.rounding import fake_quantize, from_groups, group_grid, round_to_codes, to_groups
 from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
 from awq2trt.recipe import QuantizeOptions

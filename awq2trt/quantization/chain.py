@@ -22,16 +22,9 @@ from awq2trt.models.decoder import ActivationRange, BlockRunner, load_block
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 from awq2trt.quantization.beginning import begin_block
-from awq2trt.quantization.block import (
-    BlockMethod,
-    Guide,
-    QuantizedBlock,
-    collect_statistics,
-    dequantized,
-    quantize_block,
-    run_block,
-)
+from awq2trt.quantization.block import Guide, QuantizedBlock, collect_statistics, dequantized, quantize_block, run_block
 from awq2trt.quantization.learning import Lesson
+from awq2trt.quantization.method import BlockMethod
 from awq2trt.tracing import span
 
 

@@ -40,16 +40,10 @@ from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.models.sources.safetensors import SafetensorsFiles
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.quantization.beginning import open_beginning
-from awq2trt.quantization.block import (
-    BlockMethod,
-    LinearReport,
-    QuantizedBlock,
-    method_of,
-    plain_tensors,
-    require_refining,
-)
+from awq2trt.quantization.block import LinearReport, QuantizedBlock, plain_tensors
 from awq2trt.quantization.chain import Chain, Link, Streams
 from awq2trt.quantization.head import CalibratedHead, HeadReport, quantize_head
+from awq2trt.quantization.method import BlockMethod, method_of, require_refining
 from awq2trt.quantization.store import Store, StoredBlock
 from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
 from awq2trt.recipe import QuantizeOptions

@@ -208,7 +208,7 @@ def quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
 
     An effort that learns keeps the original model's streams beside those; tuning, the tuned blocks.
     """
-    from awq2trt.quantization.block import method_of
+    from awq2trt.quantization.method import method_of
 
     spec = source.spec
     hidden = 0

@@ -17,9 +17,10 @@ from awq2trt.errors import CalibrationError, CheckpointError
 from awq2trt.models.decoder import BlockRunner, Ends, load_block
 from awq2trt.models.families import LINEAR, ScaleGroup
 from awq2trt.models.sources.safetensors import SafetensorsSource
-from awq2trt.quantization.block import BlockMethod, collect_statistics, quantize_block
+from awq2trt.quantization.block import collect_statistics, quantize_block
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.fold import fold_scales_, smooth_scales
+from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.rounding import fake_quantize
 from awq2trt.quantization.search import (
     ScaleOptions,

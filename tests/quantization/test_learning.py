@@ -12,9 +12,10 @@ from tiny_models import save_llama, tokens
 
 from awq2trt.models.decoder import BlockRunner, Ends, load_block
 from awq2trt.models.sources.safetensors import SafetensorsSource
-from awq2trt.quantization.block import BlockMethod, Guide, collect_statistics, dequantized, quantize_block
+from awq2trt.quantization.block import Guide, collect_statistics, dequantized, quantize_block
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.learning import LearnOptions, Lesson, learn_codes
+from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.rounding import GroupGrid, Rounded, group_grid, round_to_grid, to_groups
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
 
