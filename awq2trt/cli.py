@@ -158,6 +158,7 @@ def quantize(
     device: cli_flags.OwnDevice = None,
     gpus: cli_flags.Gpus = None,
     ranks: cli_flags.CpuRanks = None,
+    max_memory: cli_flags.MaxMemory = None,
     resume: cli_flags.Resume = False,
     overwrite: cli_flags.Overwrite = False,
     json_progress: cli_flags.JsonProgressFile = None,
@@ -177,7 +178,14 @@ def quantize(
     json_file, trace = first_rank_writes(json_progress), first_rank_writes(profile)
     with chosen_progress(json_file) as progress, traced_stage(trace, wanted.device):
         made = api.quantize_on_ranks(
-            model, output, options, device=wanted.device, resume=resume, overwrite=overwrite, progress=progress
+            model,
+            output,
+            options,
+            device=wanted.device,
+            max_memory=max_memory,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
         )
     if made is not None:
         print(made.directory)

@@ -72,6 +72,10 @@ OwnDevice = Annotated[
 Gpus = Annotated[
     int | None, typer.Option("--gpus", min=1, metavar="N", help="Share the work among N GPUs here, a process for each.")
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option("--max-memory", metavar="SIZE", help="Limit for each process, like 8G; a GPU's with --gpus."),
+]
 CpuRanks = Annotated[
     int | None, typer.Option("--ranks", min=1, metavar="N", help="The same by N processes on the CPU.")
 ]

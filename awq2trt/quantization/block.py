@@ -384,14 +384,17 @@ def _report(original: Tensor, folded: Tensor, found: Rounded, seen: _LinearInput
     """What became of one linear, its weight before and after folding given."""
     scheme, ranks, length = method.scheme, method.ranks, len(original)
     own = ranks.share(length)
-    original, folded, found, plain = original[own], folded[own], found.rows(own), seen.unscaled_gram()
+    original, folded, found = original[own], folded[own], found.rows(own)
     clipped = cut_share(folded, found.grid, scheme) if method.search and len(original) else 0.0
+    # One after the other, so that one E[x x^T] is in memory at a time.
+    plain = _relative_error(lambda rows: fake_quantize(original[rows], scheme), original, seen.unscaled_gram(), ranks)
+    error = _relative_error(lambda rows: found.rows(rows).dequantize(scheme), folded, seen.gram(), ranks)
     return LinearReport(
         alpha=seen.alpha,
         beta=seen.beta,
         clipped_share=ranks.total(clipped * len(original) / length),
-        error_rounded=_relative_error(lambda rows: fake_quantize(original[rows], scheme), original, plain, ranks),
-        error=_relative_error(lambda rows: found.rows(rows).dequantize(scheme), folded, seen.gram(), ranks),
+        error_rounded=plain,
+        error=error,
     )
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -65,12 +67,16 @@ class Chain:
         method: What is asked of a block, and the ranks that share it.
         seed: Of what is drawn.
         beginning: The checkpoint to begin at; None to search from the original's weights on.
+        spill: Whether second moments go to files between calibration and search.
+        spill_directory: Where; None for the system's directory for temporary files.
     """
 
     source: ModelSource
     method: BlockMethod
     seed: int
     beginning: QuantizedCheckpoint | None = None
+    spill: bool = False
+    spill_directory: Path | None = None
 
     @property
     def ranks(self) -> Ranks:
@@ -140,7 +146,11 @@ class Chain:
                 where=prefix.rstrip("."),
                 fix="check the checkpoint: its weights are finite, but they do not compute.",
             )
-        block = quantize_block(spec, layer, weights, statistics, method, Guide(lesson, begun))
+        with TemporaryDirectory(prefix="moments-", dir=self.spill_directory) as directory:
+            if self.spill:
+                for number, gathered in enumerate(statistics.values()):
+                    gathered.put_away_(Path(directory) / f"{number}.npy")
+            block = quantize_block(spec, layer, weights, statistics, method, Guide(lesson, begun))
         if method.sequential:
             with span("run the quantized block", block=layer):
                 outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)

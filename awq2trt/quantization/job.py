@@ -89,6 +89,7 @@ class QuantizeJob:
         store: What is done so far.
         progress: Of calibration and blocks.
         beginning: The checkpoint to begin at; None to search from the original's weights on.
+        spill: Whether second moments go to files, see `memory_plan`.
     """
 
     source: ModelSource
@@ -99,6 +100,7 @@ class QuantizeJob:
     store: Store
     progress: Progress
     beginning: QuantizedCheckpoint | None = None
+    spill: bool = False
 
     @classmethod
     def prepare(
@@ -185,7 +187,8 @@ class QuantizeJob:
         self._chain().run(first, streams, self._keep, self.progress, title)
 
     def _chain(self) -> Chain:
-        return Chain(self.source, self.method, self.options.seed, self.beginning)
+        scratch = self.store.directory
+        return Chain(self.source, self.method, self.options.seed, self.beginning, self.spill, scratch)
 
     def _keep(self, layer: int, link: Link) -> None:
         """Keeps a finished block, and what comes after it first."""
@@ -294,8 +297,14 @@ class QuantizeJob:
         return dtype
 
 
-def assist(source: ModelSource, options: QuantizeOptions, ranks: Ranks) -> None:
+def assist(source: ModelSource, options: QuantizeOptions, ranks: Ranks, *, spill: bool = False) -> None:
     """What the ranks other than the first do while it runs its job: their share of every block.
+
+    Args:
+        source: The model.
+        options: Those of all ranks.
+        ranks: All of them.
+        spill: Whether second moments go to files, see `memory_plan`.
 
     Raises:
         RankLostError: Another rank is gone.
@@ -305,7 +314,7 @@ def assist(source: ModelSource, options: QuantizeOptions, ranks: Ranks) -> None:
     torch.set_num_threads(ranks.told(0))
     method, beginning = _asked(source, options, ranks)
     with torch.no_grad():
-        Chain(source, method, options.seed, beginning).run(0, None, _keep_nothing, SilentProgress(), "")
+        Chain(source, method, options.seed, beginning, spill).run(0, None, _keep_nothing, SilentProgress(), "")
     ranks.leave()
 
 

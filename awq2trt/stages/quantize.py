@@ -10,6 +10,7 @@ from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact, require_replaceable
 from awq2trt.artifact.records import CalibrationRecord, Contents, FileRecord, QuantizationRecord, SourceRecord
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.machine.memory import parse_size
 from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
@@ -22,6 +23,7 @@ from awq2trt.version import __version__
 
 if TYPE_CHECKING:
     from awq2trt.machine.ranks import Ranks
+    from awq2trt.quantization.memory_plan import MemoryPlan
 
 _FP16_BYTES: Final = 2
 
@@ -39,6 +41,7 @@ class QuantizeRequest:
         resume: Go on with an interrupted run.
         overwrite: Replace what is in `output`, whatever it is.
         device: Where PyTorch computes. Not one of the options: it says where, not what.
+        max_memory: Limit for every process, like `8G`, on the device where it computes; None for none.
     """
 
     model: str
@@ -47,6 +50,7 @@ class QuantizeRequest:
     resume: bool = False
     overwrite: bool = False
     device: str = DEFAULT_DEVICE
+    max_memory: str | None = None
 
 
 def quantize_stage(request: QuantizeRequest, progress: Progress) -> Artifact:
@@ -59,6 +63,8 @@ def quantize_stage(request: QuantizeRequest, progress: Progress) -> Artifact:
 
 def _opened(request: QuantizeRequest, progress: Progress) -> ModelSource:
     """The model, after whatever can be refused before hours of work was looked at."""
+    if request.max_memory is not None:
+        parse_size(request.max_memory, "--max-memory")
     source = open_source(request.model)
     refuse_writing_over_source(source, request.output)
     require_replaceable(request.output, "checkpoint", overwrite=request.overwrite)
@@ -98,7 +104,7 @@ def _assist(request: QuantizeRequest, ranks: Ranks) -> None:
     source = open_source(request.model)
     ranks.require_same(_facts(source_record(source), request.options))
     with computing_on(request.device):
-        assist(source, request.options, ranks)
+        assist(source, request.options, ranks, spill=_planned(source, request, None).statistics_on_disk)
 
 
 def _facts(record: SourceRecord, options: QuantizeOptions) -> dict[str, object]:
@@ -138,6 +144,7 @@ def quantize_source(
     ):
         if request.device != DEFAULT_DEVICE:
             progress.note(f"computing on {device}")
+        plan = _planned(source, request, progress)
         job = QuantizeJob.prepare(
             source,
             request.options,
@@ -146,7 +153,7 @@ def quantize_source(
             progress=progress,
             ranks=ranks or ALONE,
         )
-        result = job.run()
+        result = replace(job, spill=plan.statistics_on_disk).run()
         calibration = None
         sha256 = result.tokens_sha256()
         if result.tokens is not None and sha256 is not None:
@@ -171,6 +178,24 @@ def quantize_source(
             model=source.model_spec.record(),
         )
         return draft.publish(contents)
+
+
+def _planned(source: ModelSource, request: QuantizeRequest, progress: Progress | None) -> MemoryPlan:
+    """How memory will be used; said where a limit is given, and refused where nothing stays below it."""
+    from awq2trt.machine.device import bound_memory, held_bytes
+    from awq2trt.quantization.memory_plan import Job, plan_memory
+    from awq2trt.quantization.method import method_of
+    from awq2trt.text.windows import SELF
+
+    options, method = request.options, method_of(request.options)
+    writes = method.uses_text and options.calib == SELF
+    limit = None if request.max_memory is None else parse_size(request.max_memory, "--max-memory")
+    plan = plan_memory(Job(source.spec, method, options.samples, options.seqlen, writes), held_bytes(), limit)
+    if limit is not None:
+        bound_memory(limit)
+        if progress is not None:
+            progress.note(plan.describe())
+    return plan
 
 
 def _effort(options: QuantizeOptions) -> str:
