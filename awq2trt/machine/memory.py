@@ -47,7 +47,7 @@ def parse_size(text: str, where: str) -> int:
     Raises:
         UsageError: It is no size, or nothing.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(?:i?B)?", text.strip(), re.ASCII | re.IGNORECASE)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(?:iB|i|B)?", text.strip(), re.ASCII | re.IGNORECASE)
     size = round(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
     if size <= 0:
         raise UsageError(

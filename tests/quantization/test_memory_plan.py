@@ -92,6 +92,7 @@ def test_a_run_stays_below_its_limit_and_gives_the_same_bytes(tmp_path: Path) ->
     refused = run("refused", "1M").stderr
     least = int(refused.rpartition("--max-memory ")[2].partition("M")[0])
     limited, free = run("limited", f"{least + 16}M"), run("free", "64G")
+    assert free.returncode == limited.returncode == 0
     assert "second moments on disk" in limited.stderr
     assert json.loads(limited.stdout) <= (least + 16) << 20
     assert (tmp_path / "limited" / "model.safetensors").read_bytes() == (
