@@ -29,6 +29,7 @@ NATIVE_TIDY := $(VENV)/.native-tidy
 NATIVE_VALGRIND := $(VENV)/.native-valgrind
 BROWSER := $(VENV)/.browser
 NATIVE_KIT := $(VENV)/.native-kit
+DOCS := $(VENV)/.docs
 CXX_SOURCES = $(shell git ls-files 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'plugins/*.hpp' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h' \
     ':!plugins/third_party')
 TIDY_SOURCES = $(shell git ls-files 'plugins/runtime/*.cpp' ':!plugins/runtime/fuzz')
@@ -95,6 +96,10 @@ $(NATIVE_KIT): tools/native_packages.sh | $(BIN)/python
 	    $(if $(wildcard /run/systemd/system),,openssh-server)
 	@touch $@
 
+$(DOCS): $(INSTALLED)
+	@$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
+
 # Looks at pages in the tests, which are skipped without it.
 $(BROWSER): tools/native_packages.sh | $(BIN)/python
 	@tools/native_packages.sh chromium || echo "no Chromium: tests that look at pages will be skipped"
@@ -122,6 +127,10 @@ types: $(INSTALLED) ## mypy, strict
 imports: $(INSTALLED) ## the import contracts
 	@$(BIN)/lint-imports
 
+.PHONY: docs
+docs: $(DOCS) ## the documentation as a site, in build/docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet -f .mkdocs.yml
+
 .PHONY: plugins
 plugins: $(NATIVE) $(INSTALLED) ## the CUDA plugin library, in build/plugins
 	@cmake -S plugins -B build/plugins -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
@@ -143,6 +152,8 @@ runtime-aarch64: $(NATIVE_CROSS) ## the same for Jetson Orin, on any machine, in
 	@cmake -S plugins/runtime -B build/runtime-aarch64 -G Ninja -DCMAKE_BUILD_TYPE=Release -DAWQ2TRT_CROSS=aarch64 \
 	    -DAWQ2TRT_BUILD_TESTS=ON
 	@cmake --build build/runtime-aarch64
+	@# What kits for Jetson Orin carry of it.
+	@cmake --install build/runtime-aarch64 --prefix build/runtime-aarch64/package --component shared --strip >/dev/null
 
 .PHONY: fuzz-runtime
 fuzz-runtime: $(NATIVE_FUZZ) ## fuzzers of the C++ library, in build/fuzz-runtime; plugins/runtime/fuzz says how to run them
@@ -185,7 +196,7 @@ tidy: runtime $(NATIVE_TIDY) ## clang-tidy over the C++ library
 	@printf '%s\n' $(TIDY_SOURCES) | xargs -P $(WORKERS) -n 4 clang-tidy-19 -p build/runtime --quiet 2>/dev/null
 
 .PHONY: test
-test: lint types imports test-plugins test-runtime tidy runtime-aarch64 plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) $(BROWSER) ## everything that CI checks
+test: lint types imports docs test-plugins test-runtime tidy runtime-aarch64 plugins-aarch64 $(NATIVE_KIT) $(DEMO_MODEL) $(BROWSER) ## everything that CI checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
 
 .PHONY: matrix

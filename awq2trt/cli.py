@@ -17,7 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from awq2trt import api, cli_flags
-from awq2trt.report.failure import DEBUG_VARIABLE, explain
+from awq2trt.cli_bench import bench
+from awq2trt.report.failure import DEBUG_VARIABLE, explain, print_anything_
 from awq2trt.version import __version__
 
 _INTERRUPTED: Final = 130
@@ -259,7 +260,7 @@ def evaluate(
 def run(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
     prompt: Annotated[str, typer.Option("--prompt", help="What to say to the model.")],
-    backend: cli_flags.Runtime = "ort",
+    backend: cli_flags.Runtime = "auto",
     device: cli_flags.RunDevice = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
@@ -344,70 +345,14 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
-def bench(
-    directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="ONNX model, or built for cpu or cuda.")
-    ] = None,
-    shape: cli_flags.Shape = None,
-    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Blocks of the shape. [all]")] = None,
-    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")] = 4,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate.")] = 200,
-    context: Annotated[
-        int | None, typer.Option("--context", min=2, help="Positions of the cache. [the model's; a shape's least]")
-    ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Conversations at once.")] = 1,
-    against: Annotated[
-        list[str] | None,
-        typer.Option("--against", help="Also, in the same run: hf (fp16) or matmulnbits."),
-    ] = None,
-    device: cli_flags.RunDevice = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Where a token's time goes.")] = False,
-    kernels: Annotated[bool, typer.Option("--kernels", help="The plugin library's kernels, alone.")] = False,
-    head: Annotated[str | None, typer.Option("--head", help="Of --shape: fp16, int8 or int4. [fp16]")] = None,
-    code_bits: Annotated[int, typer.Option("--code-bits", help="Of --kernels: 4, or 8 for heads.")] = 4,
-    group_size: Annotated[int, typer.Option("--group-size", help="Of --kernels.")] = 128,
-    dtype: Annotated[str, typer.Option("--dtype", help="Of --kernels: float16 or bfloat16.")] = "float16",
-    json_file: cli_flags.NumbersFile = None,
-    markdown_file: cli_flags.MarkdownFile = None,
-    plot_file: cli_flags.PlotFile = None,
-) -> None:
-    """Speed of a model, token by token, or of the kernels alone."""
-    if kernels:
-        from awq2trt.machine.bench import WeightKind, bench_kernels, format_report, plot_report, write_report
-
-        measured = bench_kernels(kind=WeightKind(code_bits, group_size), dtype=dtype)
-        print(format_report(measured))
-        if json_file is not None:
-            write_report(measured, json_file)
-        if plot_file is not None:
-            plot_report(measured, plot_file)
-        return
-    from awq2trt.progress import terminal_progress
-    from awq2trt.report.bench import bench_json, bench_lines, bench_markdown, plot_bench
-    from awq2trt.stages.bench import BenchRequest, bench_stage
-
-    opponents, command = tuple(against or ()), ("awq2trt", *sys.argv[1:])
-    request = BenchRequest(
-        directory, shape, layers, prompt, tokens, context, batch, opponents, device, profile, head, command
-    )
-    report = bench_stage(request, terminal_progress())
-    print("\n".join(bench_lines(report)))
-    if json_file is not None:
-        json_file.write_text(bench_json(report), encoding="utf-8")
-    if markdown_file is not None:
-        markdown_file.write_text(bench_markdown(report), encoding="utf-8")
-    if plot_file is not None:
-        plot_bench(report, plot_file)
+app.command()(bench)
 
 
 @app.command()
 def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint, ONNX model or engine.")],
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    html_file: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="A page with plots, of a checkpoint.")
-    ] = None,
+    html_file: cli_flags.HtmlFile = None,
     results: Annotated[
         Path | None, typer.Option("--results", metavar="FILE", help="What eval --json wrote, for the page.")
     ] = None,
@@ -444,7 +389,7 @@ def targets(
     jetpack: cli_flags.JetPack = None,
 ) -> None:
     """What can be built for; with MODEL or --shape, whether it fits and how fast it can decode at most."""
-    from awq2trt.engine.predict import outlook_lines
+    from awq2trt.engine.outlook import outlook_lines
     from awq2trt.recipe import apply_flags, load_recipe
     from awq2trt.report.lines import target_lines
 
@@ -476,6 +421,7 @@ def doctor(
 
 def main() -> None:
     """Entry point of the console script."""
+    print_anything_()
     app()
 
 

@@ -39,7 +39,12 @@ _STEADY_UNITS: Final = 2
 
 
 class Progress(Protocol):
-    """What a stage reports to."""
+    """What a stage reports to.
+
+        awq2trt.export("out/checkpoint", "out/again", progress=awq2trt.terminal_progress())
+
+    Any class with these two methods will do.
+    """
 
     def task(self, description: str, total: int) -> AbstractContextManager[Advance]:
         """Starts a task of `total` units, which ends with the `with` block.
@@ -99,7 +104,16 @@ class TimeLeft:
 
 
 class SilentProgress:
-    """Shows nothing."""
+    """Shows nothing.
+
+        class Notes(awq2trt.SilentProgress):
+            def note(self, message):
+                print(message)
+
+        awq2trt.export("out/checkpoint", "out/noted", progress=Notes())
+
+    A class that shows some of it derives from this one.
+    """
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
@@ -258,7 +272,14 @@ class SharedProgress:
 
 
 def terminal_progress() -> Progress:
-    """What suits stderr: bars on a terminal, lines otherwise."""
+    """What suits stderr: bars on a terminal, lines otherwise.
+
+        progress = awq2trt.terminal_progress()
+        awq2trt.export("out/checkpoint", "out/shown", progress=progress)
+
+    Returns:
+        Bars or lines, for one stage after another.
+    """
     return RichProgress() if sys.stderr.isatty() else PlainProgress()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -49,8 +49,18 @@ of WikiText-2 validation: KL from the same model with an fp16 head 0.0004 nats a
 tokens: perplexity 26.70 (fp16), 26.72 and 27.64."""
 
 
+SHORTEST_WINDOW: Final = 8
+"""Tokens of a calibration window."""
+
+LARGEST_SEED: Final = 2**63 - 1
+"""What generators of random numbers take."""
+
+
 class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How weights are quantized.
+
+        options = awq2trt.QuantizeOptions(bits=3, group_size=64, effort="best", calib="novel.txt")
+        print(options.scheme.describe())
 
     Attributes:
         method: A name in `awq2trt.methods.METHODS`, which says what each does.
@@ -83,8 +93,8 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     head: HeadKind | None = None
     calib: str = Field(default="self", min_length=1)
     samples: int = Field(default=16, ge=1)
-    seqlen: int = Field(default=512, ge=8)
-    seed: int = Field(default=0, ge=0)
+    seqlen: int = Field(default=512, ge=SHORTEST_WINDOW)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
 
     @property
     def scheme(self) -> QuantScheme:
@@ -107,6 +117,9 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
 class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How the graph is written.
 
+        options = awq2trt.ExportOptions(max_seq_len=2048, dtype="bfloat16")
+        print(options.max_seq_len)
+
     Attributes:
         max_seq_len: Capacity of the KV cache, prompt and generated tokens together; None for the model's own limit,
             within reason.
@@ -123,6 +136,9 @@ class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
 class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """What the engine is for.
 
+        options = awq2trt.BuildOptions(target="orin", jetpack="6.2")
+        print(options.target)
+
     Attributes:
         target: A name in `TARGETS`; None until a flag or a recipe says it.
         plugin: Build with our plugin library, and put it into the engine; False for TensorRT's own kernels; None for
@@ -138,7 +154,18 @@ class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
 
 
 class Recipe(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """All options of `awq2trt build`, by stage."""
+    """All options of `awq2trt build`, by stage.
+
+        recipe = awq2trt.Recipe(
+            quantize=awq2trt.QuantizeOptions(bits=3), build=awq2trt.BuildOptions(target="rtx4090")
+        )
+        print(recipe.model_dump_json())
+
+    Attributes:
+        quantize: How weights are quantized.
+        export: How the graph is written.
+        build: What the engine is for.
+    """
 
     quantize: QuantizeOptions = QuantizeOptions()
     export: ExportOptions = ExportOptions()
@@ -154,6 +181,9 @@ class Recipe(BaseModel, frozen=True, strict=True, extra="forbid"):
 def load_recipe(path: Path | None) -> Recipe:
     """Reads a recipe.
 
+        recipe = awq2trt.load_recipe(Path("recipe.yaml"))
+        print(recipe.quantize.bits)
+
     Args:
         path: A YAML file; None for the defaults.
 
@@ -167,7 +197,7 @@ def load_recipe(path: Path | None) -> Recipe:
     with reading("a recipe in YAML", path, fix="correct the file, or its permissions.", error=UsageError):
         text = read_bounded(path, _MAX_BYTES).decode("utf-8-sig")
         _refuse_deep(text)
-        values = yaml.safe_load(text)
+        values = _Loader(text).get_single_data()
     if values is None:
         return Recipe()
     if not isinstance(values, dict):
@@ -177,6 +207,17 @@ def load_recipe(path: Path | None) -> Recipe:
             fix="see recipes/ for examples.",
         )
     return _validated(values, recipe=path)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own safe loader, but that a key which occurs twice is refused; it would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        again = next((name for name in names if names.count(name) > 1), None)
+        if again is not None:
+            raise ValueError(f"the key {again!r} occurs twice in one section")
+        return super().construct_mapping(node, deep)
 
 
 def _refuse_deep(text: str) -> None:

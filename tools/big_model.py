@@ -30,6 +30,7 @@ from awq2trt.checkpoint.writer import quantized_config, write_config, write_tens
 from awq2trt.models.families import DecoderSpec, describe_model
 from awq2trt.models.sources.base import Array
 from awq2trt.models.sources.safetensors import INDEX_FILE, SafetensorsFiles
+from awq2trt.models.spec import ModelSpec
 from awq2trt.scheme import QuantScheme
 
 SCHEME = QuantScheme(group_size=128)
@@ -112,7 +113,7 @@ def write_quantized(directory: Path, config: dict[str, object]) -> None:
     outer = {name: random_half(shape, random) for name, shape in spec.outer_shapes().items()}
     write_tensors(directory / "outer.safetensors", outer)
     write_index(directory)
-    write_config(directory, quantized_config(config, spec, ModelSchemes(SCHEME), awq_gemm.LAYOUT))
+    write_config(directory, quantized_config(config, ModelSpec(spec), ModelSchemes(SCHEME), awq_gemm.LAYOUT))
     Tokenizer(WordLevel({"word": 0}, unk_token="word")).save(str(directory / "tokenizer.json"))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from awq2trt.artifact.folder import no_directory
 from awq2trt.artifact.format_1 import FORMAT_1, upgraded
 from awq2trt.artifact.records import Contents, FileRecord
 from awq2trt.errors import ArtifactError, Awq2trtError
@@ -48,6 +49,9 @@ Verify = Literal["full", "size"]
 
 class Manifest(BaseModel, frozen=True, extra="forbid"):
     """manifest.json.
+
+        manifest = awq2trt.load("out/onnx").artifact.manifest
+        print(manifest.kind, manifest.contents.source.model, len(manifest.files))
 
     Attributes:
         minimum_runtime: Oldest awq2trt that opens the directory.
@@ -109,7 +113,15 @@ def _require_only(kind: Kind, name: str, record: object, *, wanted: bool) -> Non
 
 @dataclass(frozen=True)
 class Artifact:
-    """A whole artifact on disk, its manifest read and its files verified."""
+    """A whole artifact on disk, its manifest read and its files verified.
+
+        artifact = awq2trt.load("out/onnx").artifact
+        print(artifact.directory, artifact.path("model.onnx"))
+
+    Attributes:
+        directory: Where it is.
+        manifest: What its manifest.json says.
+    """
 
     directory: Path
     manifest: Manifest
@@ -255,7 +267,7 @@ def _again(kind: Kind | None) -> str:
 
 def _no_manifest(directory: Path, kind: Kind | None) -> ArtifactError:
     if not directory.is_dir():
-        return ArtifactError("no such directory.", where=str(directory), fix="check the path.")
+        return ArtifactError(no_directory(directory), where=str(directory), fix="check the path.")
     if (directory / WORK_DIRECTORY).is_dir():
         return ArtifactError(
             "incomplete: the run that was to write it did not finish.",

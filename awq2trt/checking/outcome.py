@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 class CheckOutcome:
     """What `awq2trt check` found.
 
+        outcome = awq2trt.check("out")
+        print(outcome.result.passed)
+
     Attributes:
-        result: Stage by kit_stage.
-        commands: That do the same with polygraphy.
+        result: The comparison of each stage with the one before it.
+        commands: polygraphy commands that repeat this check.
         cut: The nodes that fail, if they were asked for and there are any.
     """
 
@@ -30,6 +33,8 @@ class CheckOutcome:
 @dataclass(frozen=True)
 class GoldenOutcome:
     """What `awq2trt check --golden` found.
+
+        print(awq2trt.check_golden("out/onnx").executor)
 
     Attributes:
         results: Of ONNX Runtime, call by call.

@@ -18,7 +18,7 @@ from awq2trt.checkpoint.layouts import StoredFormat, read_format, require_kinds,
 from awq2trt.checkpoint.layouts.layout import LinearToUnpack
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.foreign_files import reading
-from awq2trt.models.families import DecoderSpec, FusedLinear
+from awq2trt.models.families import DecoderSpec, FusedLinear, describe_vision
 from awq2trt.models.sources.base import (
     CONFIG_FILE,
     Array,
@@ -60,6 +60,7 @@ class QuantizedCheckpoint(ModelSource):
         self.format = stored
         self.scheme = stored.scheme
         self.spec = spec
+        self.vision = describe_vision(config, [*tensors])
         self._tensors = tensors
         layers = range(spec.num_layers)
         linears = {spec.prefix(i) + name: shape for i in layers for name, shape in spec.stored_linears().items()}

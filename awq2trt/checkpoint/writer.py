@@ -19,14 +19,11 @@ from awq2trt.checkpoint.layouts import Layout, ModelSchemes
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import CONFIG_FILE, Array
 from awq2trt.models.sources.safetensors import INDEX_FILE, SINGLE_FILE, SafetensorsFiles
+from awq2trt.models.spec import ModelSpec
+from awq2trt.scheme import BFLOAT16, FLOAT16
 
 SHARD_BYTES: Final = 1 << 30
 """Largest weight file: what the writer holds in memory at once."""
-
-FLOAT16: Final = "float16"
-
-BFLOAT16: Final = "bfloat16"
-"""Values of config.json's `torch_dtype`, and NumPy's names of the types (bfloat16 by ml_dtypes)."""
 
 _FP16_LARGEST: Final = 65504.0
 
@@ -58,10 +55,10 @@ def compact(value: Array, *, exact: bool) -> Array:
 
 
 def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Array:
-    """A quantized tensor as a checkpoint of `dtype` has it: with bf16, step sizes are rounded to what bf16 holds.
+    """A quantized tensor as a checkpoint of `dtype` has it: with bf16, step sizes are what bf16 holds.
 
-    The exported model's step sizes then are the checkpoint's, bit for bit. In AutoAWQ's layout their file type stays
-    fp16, which is all that its readers know.
+    They are already, unless only the last blocks left fp16's range. The exported model's step sizes then are the
+    checkpoint's, bit for bit. In AutoAWQ's layout their file type stays fp16, which is all that its readers know.
 
     Args:
         name: Full name of the tensor.
@@ -77,26 +74,30 @@ def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Arra
     return rounded if kind == "weight_scale" else rounded.astype(np.float16)
 
 
+_PLAIN_KEYS: Final = ("modules_to_not_convert", "ignore")
+"""Where AutoAWQ and compressed-tensors list what is not quantized."""
+
+
 def quantized_config(
-    config: Mapping[str, Any], spec: DecoderSpec, schemes: ModelSchemes, layout: Layout, dtype: str = FLOAT16
+    config: Mapping[str, Any], model: ModelSpec, schemes: ModelSchemes, layout: Layout, dtype: str = FLOAT16
 ) -> dict[str, Any]:
     """config.json of the quantized model: the original's, with `quantization_config` and its dtype.
 
     Args:
         config: The original's config.json.
-        spec: The original, described.
+        model: The original, described.
         schemes: How its weights are quantized.
         layout: One that we write.
         dtype: Of activations: `FLOAT16` or `BFLOAT16`.
     """
     kept = {key: value for key, value in config.items() if key not in _NOT_KEPT}
-    if not spec.tie_embeddings:
+    if not model.decoder.tie_embeddings:
         kept["tie_word_embeddings"] = False  # whatever the original says: there may be a head that it denies
-    return {
-        **kept,
-        "torch_dtype": dtype,
-        "quantization_config": layout.written.config(schemes, spec.head),
-    }
+    written = layout.written.config(schemes, model.decoder.head)
+    if model.vision is not None:
+        key = next(key for key in _PLAIN_KEYS if key in written)
+        written[key] = [*written[key], *model.vision.modules]
+    return {**kept, "torch_dtype": dtype, "quantization_config": written}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:

@@ -1,26 +1,23 @@
-"""What a model will need on a target, from its description alone: memory to build and to run, and the fastest decoding.
+"""What a model will need on a device, from its description alone: memory to build and to run, and what a token reads.
 
-In: a `DecoderSpec`, a scheme, the cache's capacity. Out: bytes and tokens a second, by arithmetic that is written out
-below. Nothing here was measured on a Jetson. The weights and the cache are exact; the rest is what its comment says.
+In: a `DecoderSpec`, a scheme, the cache's capacity. Out: bytes, by arithmetic that is written out below. Nothing here
+was measured on a Jetson. The weights and the cache are exact; the rest is what its comment says.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from awq2trt.models.families import DecoderSpec
 from awq2trt.opset import CODE_BITS
 from awq2trt.scheme import QuantScheme
-from awq2trt.target import Target
 
 _FLOAT_BYTES: Final = 2
 """fp16 or bf16: activations, cache, and weights that are not quantized."""
 
 _MIB: Final = 1 << 20
-_GIB: Final = 1 << 30
 
 WORKSPACE_BYTES: Final = 512 * _MIB
 """Scratch memory that TensorRT may use for one layer, if none of ours needs more."""
@@ -31,9 +28,6 @@ a W4A16 plugin peaked at 11 GB for an engine of 3.5 GB in TensorRT-RTX 1.7.1 on 
 
 _RUNTIME_BYTES: Final = 768 * _MIB
 """CUDA context and TensorRT's libraries. An assumption."""
-
-_SYSTEM_BYTES: Final = 1536 * _MIB
-"""What a Jetson keeps for itself: carve-outs, the kernel, Ubuntu without a desktop. An assumption."""
 
 
 @dataclass(frozen=True)
@@ -63,41 +57,6 @@ class Footprint:
     @property
     def run_bytes(self) -> int:
         return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.workspace_bytes + _RUNTIME_BYTES
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """A model on a target.
-
-    Attributes:
-        target: The target; its memory and bandwidth are known.
-        footprint: The model.
-        usable_bytes: The target's memory without what the system keeps.
-        swap_bytes: Swap that building needs beside the memory, 0 where none.
-        fits: Whether it runs there; building can use swap, running cannot.
-        tokens_per_s: Fastest decoding that the memory's bandwidth allows, with an empty cache and with a full one.
-    """
-
-    target: Target
-    footprint: Footprint
-
-    @property
-    def usable_bytes(self) -> int:
-        return (self.target.memory_bytes or 0) - (_SYSTEM_BYTES if self.target.is_kit else 0)
-
-    @property
-    def fits(self) -> bool:
-        return self.footprint.run_bytes <= self.usable_bytes
-
-    @property
-    def swap_bytes(self) -> int:
-        return max(0, self.footprint.build_bytes - self.usable_bytes) if self.target.is_kit else 0
-
-    @property
-    def tokens_per_s(self) -> tuple[float, float]:
-        bandwidth = self.target.bandwidth_bytes_per_s or 0.0
-        weights = self.footprint.read_bytes
-        return bandwidth / weights, bandwidth / (weights + self.footprint.cache_bytes)
 
 
 def predict_footprint(
@@ -155,34 +114,6 @@ def attention_workspace_bytes(spec: DecoderSpec, tokens: int) -> int:
     Decoding needs less than `WORKSPACE_BYTES` with any number of heads: sums of at most 15 tokens' parts.
     """
     return _FLOAT_BYTES * tokens * spec.num_heads * spec.head_dim
-
-
-def outlook_lines(outlooks: Sequence[Outlook]) -> Iterator[str]:
-    """A table of one model on several targets."""
-    kits = [outlook for outlook in outlooks if outlook.target.is_kit]
-    for footprint in dict.fromkeys(outlook.footprint for outlook in (kits or outlooks)):
-        yield (
-            f"weights {_gib(footprint.weights_bytes)}, cache {_gib(footprint.cache_bytes)}, activations of the longest "
-            f"prefill {_gib(footprint.activation_bytes)} GiB; computed, not measured"
-        )
-    yield f"{'target':15} {'GiB':>4}  {'to run':>7}  {'to build':>8}  {'tokens/s, at most':>18}  fits"
-    for outlook in outlooks:
-        memory = (outlook.target.memory_bytes or 0) >> 30
-        build = _gib(outlook.footprint.build_bytes) if outlook.target.is_kit else "-"
-        empty, full = outlook.tokens_per_s
-        speed = f"{empty:.1f} .. {full:.1f}"
-        run = _gib(outlook.footprint.run_bytes)
-        yield f"{outlook.target.name:15} {memory:>4}  {run:>7}  {build:>8}  {speed:>18}  {_verdict(outlook)}"
-
-
-def _verdict(outlook: Outlook) -> str:
-    if not outlook.fits:
-        return "no"
-    return f"yes, with {_gib(outlook.swap_bytes)} GiB of swap to build" if outlook.swap_bytes else "yes"
-
-
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / _GIB:.2f}" if size_bytes < 10 * _GIB else f"{size_bytes / _GIB:.1f}"
 
 
 def _quantized_bytes(shape: tuple[int, ...], scheme: QuantScheme) -> int:

@@ -24,6 +24,21 @@ _WARM_UP_TOKENS: Final = 8
 
 
 @dataclass(frozen=True)
+class LaterTokens:
+    """Tokens that stand further on in a conversation, where attention reads more.
+
+    Attributes:
+        end: Position behind the last of them.
+        token_ms: Their median latency.
+        floor_ms: As in `BenchRow`, there.
+    """
+
+    end: int
+    token_ms: float
+    floor_ms: float | None = None
+
+
+@dataclass(frozen=True)
 class BenchRow:
     """One executor of a model.
 
@@ -32,7 +47,9 @@ class BenchRow:
         token_ms: Latency of a token; the median over all, or, where only whole answers can be timed, their mean.
         first_token_ms: Prompt's length -> time to the first token.
         memory_bytes: Of the device, at the peak; None where it is not known.
-        floor_ms: Weight bytes of a token over the device's bandwidth; None where that is not known.
+        floor_ms: Bytes of the weights and of the cache that a token reads, over the device's bandwidth; None where that
+            is not known.
+        later: Tokens further on in a conversation, as far as they were asked for.
         failed: Why it was not measured; None if it was.
     """
 
@@ -41,6 +58,7 @@ class BenchRow:
     first_token_ms: dict[int, float] = field(default_factory=dict)
     memory_bytes: int | None = None
     floor_ms: float | None = None
+    later: tuple[LaterTokens, ...] = ()
     failed: str | None = None
 
     @property

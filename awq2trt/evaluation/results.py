@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 class TextWindows:
     """A text on which perplexity is measured.
 
+        on = awq2trt.TextWindows("novel.txt", windows=2, seqlen=256)
+        (result,) = awq2trt.evaluate("out/onnx", on)
+
     Attributes:
         text: A .txt or .jsonl file, or a data set's name.
         windows: How many windows of the text, from its start.
@@ -31,6 +34,9 @@ class TextWindows:
 @dataclass(frozen=True)
 class TaskExamples:
     """Examples of a task on which accuracy is measured.
+
+        on = awq2trt.TaskExamples("piqa", Path("piqa-valid.jsonl"), limit=2)
+        (result,) = awq2trt.evaluate("out/onnx", on)
 
     Attributes:
         task: A name in `tasks.TASKS`.
@@ -61,6 +67,9 @@ class EvalRequest:
 @dataclass(frozen=True)
 class EvalResult:
     """What was measured of one model.
+
+        (result,) = awq2trt.evaluate("out/onnx", "novel.txt")
+        print(f"{result.model} in {result.executor}: {result.measured.value:.2f}")
 
     Attributes:
         model: As the user named it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from awq2trt.artifact.records import DecoderRecord, ModelRecord, RopeRecord
-from awq2trt.models.families import DecoderSpec
+from awq2trt.models.families import DecoderSpec, VisionSpec
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class ModelSpec:
 
     Attributes:
         decoder: Of text.
-        vision: How it sees; None, since no family describes that yet.
+        vision: How it sees; None for a model of text.
     """
 
     decoder: DecoderSpec
-    vision: None = None
+    vision: VisionSpec | None = None
 
     def record(self) -> ModelRecord:
         """What a runtime needs to know, for the manifest."""
@@ -42,5 +42,5 @@ class ModelSpec:
                 rope_of_layer=tuple(None if layer.rope is None else ropes.index(layer.rope) for layer in spec.layers),
                 window_of_layer=tuple(layer.sliding_window for layer in spec.layers),
             ),
-            vision=self.vision,
+            vision=None if self.vision is None else self.vision.record(),
         )

@@ -98,6 +98,8 @@ class Chain:
         first, layers = self.ranks.told(first), self.source.spec.num_layers
         if first == layers:
             return
+        # The first rank looked at the range of activations, on which the type of step sizes depends.
+        same = replace(self, method=replace(self.method, scheme=self.ranks.told(self.method.scheme)))
         own = self._scattered(streams)
         samples, seqlen = self.ranks.told(None if streams is None else tuple(streams.hidden.shape[:2])) or (0, 0)
         runner = BlockRunner.for_positions(self.source.spec, seqlen)
@@ -106,7 +108,7 @@ class Chain:
         with progress.task(title, total=layers - first) as advance:
             for layer in range(first, layers):
                 with span("block", block=layer):
-                    block, own, largest = self._quantize_block(layer, runner, own, samples)
+                    block, own, largest = same._quantize_block(layer, runner, own, samples)
                     with span("keep", block=layer):
                         after = self._gathered(own, samples)
                         if after is not None:
@@ -133,7 +135,7 @@ class Chain:
             lesson = Lesson(run, hidden, original, self.seed + layer, samples, method.ranks)
         runner, begun = replace(runner, seen=seen), None
         if self.beginning is not None:
-            begun = begin_block(self.beginning, layer, weights)
+            begun = begin_block(self.beginning, layer, weights, method.scheme)
             weights = begun.tensors
         if method.uses_text:
             with span("calibrate", block=layer):

@@ -23,7 +23,6 @@ from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint, fuse_linears
 from awq2trt.checkpoint.layouts import Layout, ModelSchemes, choose_layout, pack_linear
 from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.checkpoint.writer import (
-    FLOAT16,
     compact,
     for_dtype,
     merge_shards,
@@ -31,9 +30,11 @@ from awq2trt.checkpoint.writer import (
     storage_dtype,
     write_config,
 )
+from awq2trt.images.pairs import is_image_text, read_pairs
+from awq2trt.images.processor import read_processor
 from awq2trt.machine.device import CPU
 from awq2trt.machine.ranks import ALONE, Ranks
-from awq2trt.models.decoder import BlockRunner, Ends, load_block, run_model
+from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block, run_blocks, run_model
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
@@ -43,14 +44,22 @@ from awq2trt.quantization.beginning import open_beginning
 from awq2trt.quantization.block import LinearReport, QuantizedBlock, plain_tensors
 from awq2trt.quantization.chain import Chain, Link, Streams
 from awq2trt.quantization.head import CalibratedHead, HeadReport, quantize_head
+from awq2trt.quantization.image_windows import ImageWindows, WindowSizes, image_windows
 from awq2trt.quantization.method import BlockMethod, method_of, require_refining
 from awq2trt.quantization.store import Store, StoredBlock
 from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
 from awq2trt.recipe import QuantizeOptions
-from awq2trt.scheme import QuantizedLinear, QuantScheme
+from awq2trt.scheme import FLOAT16, QuantizedLinear, QuantScheme
+from awq2trt.text.tokenizer import bos_of, load_tokenizer
 from awq2trt.text.windows import calibration_tokens
 
 _PROBE_TOKENS: Final = 64
+
+_LOOKED_AT: Final = 4
+"""Windows of the calibration text that show, before the first block, how large activations get."""
+
+_UNSEEN: Final = 1.2
+"""How much further the other windows may go: of 16 windows of WikiText-2, SmolLM2-135M's go to 21,232 to 27,181."""
 
 
 @dataclass(frozen=True)
@@ -138,14 +147,19 @@ class QuantizeJob:
             self.source.save_tokenizer(self.files)
             advance(1)
         with torch.no_grad():  # not inference_mode(), whose tensors no gradient can be taken through
-            tokens = self._tokens() if self.method.uses_text else None
-            self._quantize_blocks(self._range_probe() if tokens is None else tokens)
+            images = self._image_windows() if self.method.uses_text else None
+            tokens = None
+            if self.method.uses_text:
+                tokens = self._tokens() if images is None else self.store.keep_tokens(images.tokens)
+            windows = self._range_probe() if tokens is None else tokens
+            step_dtype = self._step_dtype(windows, images)
+            self._with_steps_of(step_dtype)._quantize_blocks(windows, images)
             self.method.ranks.leave()
             if self.options.head_scheme is not None and self.store.head_report() is None:
-                self._quantize_head(self.options.head_scheme, tokens)
+                self._quantize_head(replace(self.options.head_scheme, step_dtype=step_dtype), tokens)
             dtype = self._write_checkpoint()
             if tokens is not None and self.method.tune is not None:
-                self._tune(tokens, self.method.tune)
+                self._tune(tokens, self.method.tune, dtype)
                 self._write_checkpoint()
         return JobResult(tokens, self.store.reports(), self.store.head_report(), dtype)
 
@@ -162,6 +176,36 @@ class QuantizeJob:
             )
         return self.store.keep_tokens(tokens)
 
+    def _image_windows(self) -> ImageWindows | None:
+        """Windows of pictures and text, of a model that sees; None where the calibration text is text alone."""
+        vision, path = self.source.vision, Path(self.options.calib).expanduser()
+        if vision is None:
+            return None
+        if not is_image_text(path):
+            self.progress.note(
+                "calibrating on text alone, which shows nothing of what the decoder reads of images: name a folder of "
+                "images with captions, or a .jsonl file, with --calib"
+            )
+            return None
+        tokenizer = load_tokenizer(self.files)
+        options, bos = self.options, bos_of(tokenizer, self.source.spec.family)
+        pairs, where = read_pairs(path), self.options.calib
+        windows = image_windows(
+            tokenizer, vision, pairs, WindowSizes(options.samples, options.seqlen, bos), where=where
+        )
+        if len(windows.images) < options.samples:
+            self.progress.note(
+                f"the images and captions fill {len(windows.images)} windows of {options.seqlen} tokens, "
+                f"{options.samples} were asked for"
+            )
+        return windows
+
+    def _first_hidden(self, tokens: Tensor, seen: ImageWindows | None) -> Tensor:
+        """The residual stream before the first block, with what is seen of images in its place."""
+        if seen is None or self.source.vision is None:
+            return Ends(self.source).embed(tokens)
+        return seen.embed(self.source, self.source.vision, read_processor(self.files), self.progress)
+
     def _range_probe(self) -> Tensor:
         """Tokens that show how large activations get where no text does: BOS, then drawn ones; int64 [1, S].
 
@@ -170,15 +214,34 @@ class QuantizeJob:
         vocab_size, length = self.source.spec.vocab_size, min(_PROBE_TOKENS, self.source.spec.max_positions)
         generator = torch.Generator(CPU).manual_seed(self.options.seed)
         drawn = torch.randint(0, vocab_size, (1, length), generator=generator, device=CPU)
-        bos = self.source.config.get("bos_token_id")
+        bos = self.source.text_config.get("bos_token_id")
         if isinstance(bos, int) and bos < vocab_size:
             drawn[0, 0] = bos
         return drawn
 
-    def _quantize_blocks(self, tokens: Tensor) -> None:
+    def _step_dtype(self, tokens: Tensor, images: ImageWindows | None) -> str:
+        """The type that step sizes are chosen for: what the checkpoint will be stored in, by a look at some windows.
+
+        Codes are chosen for steps as they are stored, and how large activations get is known after the last block.
+        """
+        kept = self.store.step_dtype()
+        if kept is not None:
+            return kept
+        seen = ActivationRange()
+        hidden = self._first_hidden(tokens[:_LOOKED_AT], images.first(_LOOKED_AT) if images else None)
+        with self.progress.task("looking at the range of activations", total=self.store.layers) as advance:
+            run_blocks(self.source, hidden, progress=advance, seen=seen)
+        largest = max(seen.largest, *(_magnitude(value) for value in self.source.outer().values()))
+        return self.store.keep_step_dtype(storage_dtype(largest * _UNSEEN))
+
+    def _with_steps_of(self, dtype: str) -> QuantizeJob:
+        """The same job, with step sizes that a type holds."""
+        return replace(self, method=replace(self.method, scheme=replace(self.method.scheme, step_dtype=dtype)))
+
+    def _quantize_blocks(self, tokens: Tensor, seen: ImageWindows | None) -> None:
         first, streams = self.store.finished_blocks(), None
         if first < self.store.layers:
-            hidden = self.store.hidden(first) if first else Ends(self.source).embed(tokens)
+            hidden = self.store.hidden(first) if first else self._first_hidden(tokens, seen)
             original = None
             if self.method.learn:
                 original = self.store.original(first) if first else hidden
@@ -198,12 +261,12 @@ class QuantizeJob:
         self.store.keep_largest_activation(layer, link.largest)
         self.store.keep_block(layer, self._packed(self.source.spec.prefix(layer), link.block))
 
-    def _tune(self, tokens: Tensor, options: TuneOptions) -> None:
+    def _tune(self, tokens: Tensor, options: TuneOptions, dtype: str) -> None:
         """Tunes the step sizes of the checkpoint that was written; nothing to do where an interrupted run did."""
         if self.store.tuned():
             return
         spec, written = self.source.spec, QuantizedCheckpoint.open(self.files)
-        blocks = [self._finished(written, layer) for layer in range(spec.num_layers)]
+        blocks = [self._finished(written, layer, dtype) for layer in range(spec.num_layers)]
         runner = BlockRunner.for_positions(spec, tokens.shape[1])
         with self.progress.task("running the original model", total=spec.num_layers) as advance:
             final = run_model(self.source, tokens, progress=advance)
@@ -215,10 +278,11 @@ class QuantizeJob:
             kept = {name: tensors.tensor(name) for name in tensors}
             self.store.keep_tuned(layer, kept | self._packed_linears(spec.prefix(layer), linears))
 
-    def _finished(self, written: QuantizedCheckpoint, layer: int) -> FinishedBlock:
-        """A block of the checkpoint that was written."""
+    def _finished(self, written: QuantizedCheckpoint, layer: int, dtype: str) -> FinishedBlock:
+        """A block of the checkpoint that was written, its steps to be of `dtype`."""
         spec, prefix = written.spec, written.spec.prefix(layer)
-        linears = {name: written.linear(prefix + name) for name in spec.block.linears}
+        scheme = replace(written.scheme, step_dtype=dtype)
+        linears = {name: replace(written.linear(prefix + name), scheme=scheme) for name in spec.block.linears}
         return FinishedBlock(linears, plain_tensors(spec, load_block(written, layer)))
 
     def _packed_linears(self, prefix: str, linears: Mapping[str, QuantizedLinear]) -> dict[str, Array]:
@@ -257,7 +321,7 @@ class QuantizeJob:
 
     def _write_checkpoint(self) -> str:
         """Merges the blocks with what stands outside them; config.json comes last. Returns the type it stores in."""
-        source, outer = self.source, self.source.outer()
+        source, outer = self.source, self.source.outer() | self.source.vision_tensors()
         dtype = self._storage_dtype(outer)
         quantized = self.store.final_files()
         head = self.store.head_report()
@@ -278,7 +342,7 @@ class QuantizeJob:
         search = self.store.search()
         if search:
             write_arrays(self.files / SEARCH_FILE, search)
-        config = quantized_config(source.config, source.spec, _schemes(self.options), self.layout, dtype)
+        config = quantized_config(source.config, source.model_spec, _schemes(self.options), self.layout, dtype)
         write_config(self.files, config)
         return dtype
 
@@ -286,7 +350,7 @@ class QuantizeJob:
         """fp16, unless activations or weights come near the end of its range; then bf16, and a word about it."""
         layers, spec = range(self.store.layers), self.source.spec
         reached = {spec.prefix(layer).rstrip("."): self.store.largest_activation(layer) for layer in layers}
-        reached |= {name: float(np.abs(value.astype(np.float32)).max()) for name, value in outer.items()}
+        reached |= {name: _magnitude(value) for name, value in outer.items()}
         where = max(reached, key=reached.__getitem__)
         dtype = storage_dtype(reached[where])
         if dtype != FLOAT16:
@@ -331,6 +395,11 @@ def _asked(
         require_refining(method, options)
         beginning = open_beginning(Path(options.init_from).expanduser(), source, options.scheme)
     return method, beginning
+
+
+def _magnitude(value: Array) -> float:
+    """The largest there is in a tensor."""
+    return float(np.abs(value.astype(np.float32)).max())
 
 
 def _schemes(options: QuantizeOptions) -> ModelSchemes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from awq2trt.errors import ToolError
-from awq2trt.evaluation.decode_bench import FIRST_TOKEN_LENGTHS, BenchReport, BenchRow
+from awq2trt.evaluation.decode_bench import FIRST_TOKEN_LENGTHS, BenchReport, BenchRow, LaterTokens
 
 _KERNELS_SHOWN: Final = 15
 
@@ -22,6 +22,12 @@ def bench_lines(report: BenchReport) -> Iterator[str]:
     yield f"{'executor':44} {'ms/token':>9} {'tokens/s':>9}{first} {'GiB':>6} {'floor ms':>9} {'share':>6}"
     for row in report.rows:
         yield (row.failed and f"{row.executor:44} not measured: {row.failed}") or _row_line(row)
+    if _has_later(report):
+        yield ""
+        yield f"{'executor':44} {'end':>6} {'ms/token':>9} {'tokens/s':>9} {'floor ms':>9} {'share':>6}"
+        for row in report.rows:
+            for later in row.later:
+                yield " ".join((f"{row.executor:44}", *_later_columns(later)))
     if report.kernels:
         yield ""
         yield from kernel_lines(report)
@@ -40,6 +46,14 @@ def bench_markdown(report: BenchReport) -> str:
         times = " | ".join(_number(row.first_token_ms.get(length), 1) for length in FIRST_TOKEN_LENGTHS)
         numbers = f"{_number(row.token_ms, 2)} | {_number(row.tokens_per_s, 1)} | {times} | {_gib(row)}"
         lines.append(f"| {row.executor} | {numbers} | {_number(row.share, 2)} |")
+    if _has_later(report):
+        lines += ["", "| executor | end of the conversation | ms a token | tokens/s | floor, ms | share |"]
+        lines.append("|" + " --- |" * 6)
+        lines += [
+            f"| {row.executor} | {' | '.join(column.strip() for column in _later_columns(later))} |"
+            for row in report.rows
+            for later in row.later
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -104,6 +118,21 @@ def _row_line(row: BenchRow) -> str:
     first = "".join(f"{_number(row.first_token_ms.get(length), 1):>15}" for length in FIRST_TOKEN_LENGTHS)
     speed = f"{_number(row.token_ms, 2):>9} {_number(row.tokens_per_s, 1):>9}"
     return f"{row.executor:44} {speed}{first} {_gib(row):>6} {_number(row.floor_ms, 2):>9} {_number(row.share, 2):>6}"
+
+
+def _has_later(report: BenchReport) -> bool:
+    return any(row.later for row in report.rows)
+
+
+def _later_columns(later: LaterTokens) -> tuple[str, ...]:
+    share = later.floor_ms / later.token_ms if later.floor_ms else None
+    return (
+        f"{later.end:>6}",
+        f"{_number(later.token_ms, 2):>9}",
+        f"{_number(1e3 / later.token_ms, 1):>9}",
+        f"{_number(later.floor_ms, 2):>9}",
+        f"{_number(share, 2):>6}",
+    )
 
 
 def _gib(row: BenchRow) -> str:

@@ -48,6 +48,9 @@ _POWER_OF_TWO: Final = tuple(
 class Sampling:
     """How tokens are chosen.
 
+        sampling = awq2trt.Sampling(temperature=0.7, top_p=0.9, seed=1)
+        print(awq2trt.load("out/onnx").generate_text("The sea", raw=True, sampling=sampling, max_new_tokens=8))
+
     Attributes:
         temperature: Divides the scores; 0 always takes the best token.
         top_k: Only the k best tokens; 0 for all.

@@ -52,6 +52,7 @@ class BenchRequest:
         device: `cuda`, `cuda:N` or `cpu`; None for the fastest that is there.
         profile: Also say where a token's time goes.
         head: Of a shape, as `--head` of `quantize`; None for fp16.
+        ends: Tokens are also timed where a conversation comes to its end at these positions.
         command: That the user typed, for the report.
     """
 
@@ -66,6 +67,7 @@ class BenchRequest:
     device: str | None = None
     profile: bool = False
     head: str | None = None
+    ends: tuple[int, ...] = ()
     command: Sequence[str] = ()
 
 
@@ -80,6 +82,7 @@ class _Subject:
         config: config.json of the model that is not quantized; None where it is not to be had.
         capacity: Positions of the cache that tokens are timed with.
         longest: Positions that the file has.
+        windows: Positions that a token of each layer sees; None for all before it. Empty if that is not known.
     """
 
     name: str
@@ -88,6 +91,7 @@ class _Subject:
     config: dict[str, Any] | None
     capacity: int
     longest: int
+    windows: tuple[int | None, ...]
 
 
 def bench_stage(request: BenchRequest, progress: Progress) -> BenchReport:
@@ -137,25 +141,42 @@ def _subject(request: BenchRequest, progress: Progress) -> Iterator[_Subject]:
                 where="--context",
                 fix="measure fewer --tokens, or export again with a larger --max-seq-len.",
             )
-        yield _Subject(name, artifact.directory, artifact, config, capacity, longest)
+        _require_ends(request, longest, "export again with a larger --max-seq-len, or measure fewer --tokens.")
+        windows = contents.model.decoder.window_of_layer if contents.model else ()
+        yield _Subject(name, artifact.directory, artifact, config, capacity, longest, windows)
         return
     from awq2trt.evaluation.decode_bench import FIRST_TOKEN_LENGTHS
-    from awq2trt.evaluation.model_shapes import RandomModel, shape_config
+    from awq2trt.evaluation.random_model import RandomModel
+    from awq2trt.models.published_shapes import shape_config
     from awq2trt.onnx_export import export_onnx
     from awq2trt.recipe import ExportOptions, Recipe, apply_flags
 
     config = shape_config(str(request.shape), request.layers)
-    capacity = request.context or _CAPACITY_STEP * -(-(request.prompt + request.tokens) // _CAPACITY_STEP)
+    capacity = request.context or _whole_steps(request.prompt + request.tokens)
     quantizing = apply_flags(Recipe(), {"quantize": {"head": request.head}}).quantize
     model = RandomModel(config, QuantScheme(), quantizing.head_scheme)
-    longest = max(capacity, min(max(FIRST_TOKEN_LENGTHS), model.spec.max_positions))
+    longest = max(capacity, min(max(*FIRST_TOKEN_LENGTHS, *request.ends), model.spec.max_positions))
+    _require_ends(request, longest, "the shape has no more positions.")
     with tempfile.TemporaryDirectory(prefix="awq2trt-bench-") as folder:
         options = ExportOptions(max_seq_len=longest, function_bodies=False)
         export_onnx(model, Path(folder), options=options, progress=progress)
         layers = f", {request.layers} layers" if request.layers else ""
         head = f", head {model.head_scheme.describe()}" if model.head_scheme else ""
         name = f"{request.shape}{layers}, random weights, {model.scheme.describe()}{head}"
-        yield _Subject(name, Path(folder), None, config, capacity, longest)
+        windows = tuple(layer.sliding_window for layer in model.spec.layers)
+        yield _Subject(name, Path(folder), None, config, capacity, longest, windows)
+
+
+def _require_ends(request: BenchRequest, longest: int, fix: str) -> None:
+    """Raises UsageError where tokens cannot be timed that far on in a conversation."""
+    for end in request.ends:
+        if not request.tokens < end <= longest:
+            raise UsageError(
+                f"{request.tokens} tokens that end at position {end}, expected more than {request.tokens} and at most "
+                f"{longest}.",
+                where="--end",
+                fix=fix,
+            )
 
 
 def _original_config(name: str) -> dict[str, Any]:
@@ -169,6 +190,7 @@ def _bench_on_cpu(subject: _Subject, request: BenchRequest) -> BenchReport:
     from awq2trt.evaluation.decode_bench import (
         FIRST_TOKEN_LENGTHS,
         BenchRow,
+        LaterTokens,
         measure_first_token_ms,
         measure_token_ms,
     )
@@ -177,10 +199,12 @@ def _bench_on_cpu(subject: _Subject, request: BenchRequest) -> BenchReport:
     if subject.artifact is None:
         raise UsageError("shapes are measured on a GPU.", where="--shape")
     backend = open_backend(subject.artifact, DeviceOptions("cpu")).backend
+    later = [LaterTokens(end, measure_token_ms(backend, end - request.tokens, request.tokens)) for end in request.ends]
     row = BenchRow(
         "ONNX Runtime, CPU",
         token_ms=measure_token_ms(backend, request.prompt, request.tokens),
         first_token_ms=measure_first_token_ms(backend, FIRST_TOKEN_LENGTHS),
+        later=tuple(later),
     )
     return _report(subject, request, "CPU", (row,))
 
@@ -254,9 +278,13 @@ def _measure(
     from awq2trt.evaluation.decode_bench import (
         FIRST_TOKEN_LENGTHS,
         BenchRow,
+        LaterTokens,
         measure_first_token_ms,
         measure_token_ms,
     )
+
+    def floor_ms(end: int) -> float:
+        return 1e3 * _read_bytes(subject, end - request.tokens / 2) / bandwidth
 
     before, _ = memory.read_info()
     with _loaded(contender, memory) as backend:
@@ -268,12 +296,21 @@ def _measure(
         whole = replace(contender, plan=replace(contender.plan, capacity=None))
         with _loaded(whole, memory) as backend:
             first |= measure_first_token_ms(backend, longer)
+    later = []
+    for end in request.ends:
+        room = min(subject.longest, _whole_steps(end))  # attention is launched for what the cache can hold
+        far = replace(contender, plan=replace(contender.plan, capacity=room if room != subject.longest else None))
+        with _loaded(far, memory) as backend:
+            later.append(
+                LaterTokens(end, measure_token_ms(backend, end - request.tokens, request.tokens), floor_ms(end))
+            )
     return BenchRow(
         contender.name,
         token_ms=token_ms,
         first_token_ms=first,
         memory_bytes=used,
-        floor_ms=1e3 * _read_bytes(subject.directory) / bandwidth,
+        floor_ms=floor_ms(request.prompt + request.tokens),
+        later=tuple(later),
     )
 
 
@@ -291,11 +328,20 @@ def _loaded(contender: _Contender, memory: CudaMemory) -> Iterator[Any]:
         gc.collect()  # the session, and with it the weights
 
 
-def _read_bytes(directory: Path) -> int:
+def _read_bytes(subject: _Subject, positions: float) -> float:
+    """What a token reads that sees so many positions: weights, keys and values."""
     from awq2trt.graph.ort_lowering import weights_read_bytes
     from awq2trt.graph.read import open_decoder
 
-    return weights_read_bytes(open_decoder(directory)[0])
+    model, sizes = open_decoder(subject.directory, capacity=subject.longest)
+    windows = subject.windows or (None,) * sizes.num_layers
+    seen = sum(positions if window is None else min(positions, window) for window in windows)
+    return weights_read_bytes(model) + 2 * seen * sizes.num_kv_heads * sizes.head_dim * sizes.dtype.itemsize
+
+
+def _whole_steps(positions: int) -> int:
+    """Positions of a cache that is made for the measurement."""
+    return _CAPACITY_STEP * -(-positions // _CAPACITY_STEP)
 
 
 def _report(subject: _Subject, request: BenchRequest, device: str, rows: tuple[BenchRow, ...]) -> BenchReport:

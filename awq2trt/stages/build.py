@@ -42,7 +42,7 @@ from awq2trt.stages.quantize import (
 )
 from awq2trt.stages.readiness import (
     require_calibration,
-    require_capacity,
+    require_exportable,
     require_outputs,
     require_target,
     require_whole_model,
@@ -161,7 +161,7 @@ def _current_checkpoint(request: BuildRequest, target: Target, progress: Progres
     output, options = request.output / CHECKPOINT_DIRECTORY, request.options.quantize
     refuse_writing_over_source(source, output)
     require_calibration(source, options)
-    require_capacity(source, request.options.export)
+    require_exportable(source, request.options.export)
     # In the end, checkpoint, ONNX model and what is built of it lie there together, each at least as large.
     expected_bytes = max(quantize_bytes(source, options), 3 * checkpoint_bytes(source, options))
     require_outputs(request.output, target, overwrite=request.overwrite, expected_bytes=expected_bytes)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq2trt.artifact.folder import same_place
 from awq2trt.artifact.golden import FORMAT_VERSION as GOLDEN_VERSION
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact, require_replaceable
@@ -24,7 +25,7 @@ from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
 from awq2trt.stages.opening import file_hashes, source_record
-from awq2trt.stages.readiness import require_capacity, require_whole_model
+from awq2trt.stages.readiness import require_exportable, require_whole_model
 
 if TYPE_CHECKING:
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
@@ -51,7 +52,7 @@ class ExportRequest:
 
 def export_stage(request: ExportRequest, progress: Progress) -> Artifact:
     """Quantized checkpoint -> ONNX model."""
-    if request.checkpoint.resolve() == request.output.resolve():
+    if same_place(request.checkpoint, request.output):
         raise UsageError(
             "the output directory is the checkpoint's own.", where=str(request.output), fix="give another with -o."
         )
@@ -71,7 +72,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
     checkpoint = QuantizedCheckpoint.open(request.checkpoint)
     options = request.options
     require_replaceable(request.output, "onnx", overwrite=request.overwrite)
-    require_capacity(checkpoint, options)
+    require_exportable(checkpoint, options)
     require_whole_model(checkpoint, progress)
     with create_artifact(
         request.output,

@@ -10,6 +10,7 @@ from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact, require_replaceable
 from awq2trt.artifact.records import CalibrationRecord, Contents, FileRecord, QuantizationRecord, SourceRecord
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.images.pairs import is_image_text, read_pairs
 from awq2trt.machine.memory import parse_size
 from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import ModelSource
@@ -208,10 +209,22 @@ def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: Qua
     side = {path.name: record_file(path) for path in source.side_files}
     calib = Path(options.calib).expanduser()
     text = record_file(calib) if calib.is_file() else None
+    images = {}
+    if is_image_text(calib):
+        pairs = read_pairs(calib)
+        images = {
+            pair.where.removeprefix(str(calib.parent)): (pair.text, *map(record_file, pair.images)) for pair in pairs
+        }
     begun = options.init_from and portable_name(options.init_from)
     portable = options.model_copy(update={"calib": portable_name(options.calib), "init_from": begun})
     return fingerprint_of(
-        kind="checkpoint", source=record, side=side, options=portable, calib=text, begun=_beginning_files(options)
+        kind="checkpoint",
+        source=record,
+        side=side,
+        options=portable,
+        calib=text,
+        begun=_beginning_files(options),
+        **({"images": images} if images else {}),
     )
 
 

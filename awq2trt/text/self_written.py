@@ -99,5 +99,5 @@ def _first_tokens(source: ModelSource, ordinary: Collection[int], samples: int, 
     """
     shuffled = torch.randperm(source.spec.vocab_size, generator=generator, device="cpu").tolist()
     drawn = torch.tensor([token for token in shuffled if token in ordinary][:samples], device="cpu").unsqueeze(1)
-    bos = source.config.get("bos_token_id")
+    bos = source.text_config.get("bos_token_id")
     return F.pad(drawn, (1, 0), value=bos) if family_named(source.spec.family).needs_bos and bos is not None else drawn

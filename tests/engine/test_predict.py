@@ -9,7 +9,8 @@ import pytest
 from published_configs import LLAMA_2_7B, LLAMA_2_70B
 from tiny_checkpoints import RandomCheckpoint
 
-from awq2trt.engine.predict import WORKSPACE_BYTES, Outlook, predict_footprint
+from awq2trt.engine.outlook import Outlook
+from awq2trt.engine.predict import WORKSPACE_BYTES, predict_footprint
 from awq2trt.models.families import describe_model
 from awq2trt.onnx_export import export_onnx
 from awq2trt.recipe import ExportOptions

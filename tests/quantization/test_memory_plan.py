@@ -12,8 +12,8 @@ import pytest
 from tiny_models import save_llama
 
 from awq2trt.errors import UsageError
-from awq2trt.evaluation.model_shapes import shape_config
 from awq2trt.models.families import describe_model
+from awq2trt.models.published_shapes import shape_config
 from awq2trt.quantization.memory_plan import Job, plan_memory
 from awq2trt.quantization.method import method_of
 from awq2trt.recipe import QuantizeOptions

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
 from awq2trt.foreign_files import reading
-from awq2trt.models.families import bloom, falcon, gemma, gpt_neox, llama, mpt, opt, phi3, qwen
+from awq2trt.models.families import bloom, falcon, gemma, gpt_neox, llama, llava, mpt, opt, phi3, qwen
 from awq2trt.models.families.config_keys import GELU, GELU_TANH, PUBLISHED, RELU, SILU, refuse_unless
 from awq2trt.models.families.description import DecoderSpec, Family
 from awq2trt.models.families.parts import (
@@ -25,6 +25,7 @@ from awq2trt.models.families.parts import (
 )
 from awq2trt.models.families.placing import first_unplaced, nearest_family
 from awq2trt.models.families.rotary import RopeSpec
+from awq2trt.models.vision.description import VisionFamily, VisionSpec
 
 __all__ = [
     "ACTIVATION",
@@ -37,6 +38,7 @@ __all__ = [
     "RELU",
     "SILU",
     "UNFOLDED",
+    "VISION_FAMILIES",
     "BlockNames",
     "DecoderSpec",
     "Family",
@@ -46,7 +48,10 @@ __all__ = [
     "NormSpec",
     "RopeSpec",
     "ScaleGroup",
+    "VisionFamily",
+    "VisionSpec",
     "describe_model",
+    "describe_vision",
     "family_named",
     "find_family",
 ]
@@ -66,6 +71,9 @@ FAMILIES: Final[tuple[Family, ...]] = (
     falcon.FAMILY,
     gpt_neox.FAMILY,
 )
+
+VISION_FAMILIES: Final[tuple[VisionFamily, ...]] = (llava.FAMILY,)
+"""Models that see; the decoder inside is one of `FAMILIES`."""
 
 HOW_TO_DESCRIBE: Final = "CONTRIBUTING.md, 'A new model family', shows how to describe one."
 
@@ -99,25 +107,58 @@ def describe_model(
             checkpoint holds a tensor that the description does not name.
     """
     with reading("a model's configuration", "config.json", fix=PUBLISHED):
-        family = find_family(config)
-        if family is None:
-            raise _unknown(config, tensor_names)
-        # For every class of transformers: no causal mask (masking_utils.py), sizes by layer (configuration_utils.py).
-        refuse_unless(config, {"is_causal": True, "per_layer_config": None})
-        spec = family.describe(config)
+        seeing = _vision_family(config)
+        if seeing is not None:
+            spec, vision = seeing.describe(config, tensor_names)
+            tensor_names = set(tensor_names) - vision.shapes().keys()
+        else:
+            spec = _describe_decoder(config, tensor_names)
     unplaced = first_unplaced(spec, tensor_names, quantized=quantized)
     if unplaced is not None:
         raise UnsupportedError(
-            f"the family {family.name} has no place for the tensor {unplaced}, and the model would be wrong without.",
+            f"the family {spec.family if seeing is None else seeing.name} has no place for the tensor {unplaced}, and "
+            "the model would be wrong without.",
             where=", ".join(config.get("architectures") or ()),
             fix=HOW_TO_DESCRIBE,
         )
     return spec
 
 
+def describe_vision(config: Mapping[str, Any], tensor_names: Collection[str] = ()) -> VisionSpec | None:
+    """Describes how a model sees; None for a model of text.
+
+    Args:
+        config: The model's config.json.
+        tensor_names: Of the checkpoint, where they are known.
+
+    Raises:
+        UnsupportedError: As `describe_model`.
+    """
+    with reading("a model's configuration", "config.json", fix=PUBLISHED):
+        seeing = _vision_family(config)
+        return None if seeing is None else seeing.describe(config, tensor_names)[1]
+
+
+def _describe_decoder(config: Mapping[str, Any], tensor_names: Collection[str]) -> DecoderSpec:
+    """Describes a model of text."""
+    family = find_family(config)
+    if family is None:
+        raise _unknown(config, tensor_names)
+    # For every class of transformers: no causal mask (masking_utils.py), sizes by layer (configuration_utils.py).
+    refuse_unless(config, {"is_causal": True, "per_layer_config": None})
+    return family.describe(config)
+
+
+def _vision_family(config: Mapping[str, Any]) -> VisionFamily | None:
+    """The family of models that see that lists the model's architecture."""
+    architectures = config.get("architectures") or ()
+    return next((family for family in VISION_FAMILIES if set(architectures) & set(family.architectures)), None)
+
+
 def _unknown(config: Mapping[str, Any], tensor_names: Collection[str]) -> UnsupportedError:
     """The error for an architecture that no family lists; names the first module that the nearest one cannot place."""
-    known = ", ".join(architecture for family in FAMILIES for architecture in family.architectures)
+    architectures = [family.architectures for family in FAMILIES] + [family.architectures for family in VISION_FAMILIES]
+    known = ", ".join(name for names in architectures for name in names)
     what = (
         f"unknown architecture {config.get('architectures') or config.get('model_type')!r}, expected one of: {known}."
     )

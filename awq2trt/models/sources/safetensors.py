@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from awq2trt.errors import CheckpointError, UsageError
 from awq2trt.foreign_files import read_json, reading
-from awq2trt.models.families import DecoderSpec, describe_model
+from awq2trt.models.families import DecoderSpec, describe_model, describe_vision
 from awq2trt.models.sources.base import (
     CONFIG_FILE,
     QUANTIZATION_KEY,
@@ -182,7 +182,8 @@ def describe_stored(config: Mapping[str, Any], tensors: SafetensorsFiles, *, qua
     spec = describe_model(config, [*tensors], quantized=quantized)
     head, embedding = f"{spec.head}.weight", stored_name(spec, tensors, f"{spec.embedding}.weight")
     linears = spec.stored_linears() if quantized else {}
-    weights = [head, *spec.outer_shapes()]
+    vision = describe_vision(config, [*tensors])
+    weights = [head, *spec.outer_shapes(), *(vision.shapes() if vision else ())]
     for layer in range(spec.num_layers):
         prefix = spec.prefix(layer)
         weights += [prefix + name for name in spec.stored_block_shapes() if name.rpartition(".")[0] not in linears]
@@ -230,6 +231,7 @@ class SafetensorsSource(ModelSource):
         self.name = name
         self.config = config
         self.spec = spec
+        self.vision = describe_vision(config, [*tensors])
         self._tensors = tensors
         self._eight_bits = EightBits.of(config, str(directory / CONFIG_FILE))
 

@@ -15,12 +15,12 @@ from awq2trt.checking.chain import run_chain
 from awq2trt.checking.results import ON_GPU
 from awq2trt.checking.subject import find_subject
 from awq2trt.errors import OutOfMemoryError, ToolError, UsageError
-from awq2trt.evaluation.model_shapes import SHAPES
 from awq2trt.graph.read import open_decoder
 from awq2trt.machine import gpu as machine_gpu
 from awq2trt.machine import plugin_library
 from awq2trt.machine.plugin_library import LIBRARY_NAME, PluginLibrary
 from awq2trt.models.families import FAMILIES
+from awq2trt.models.published_shapes import SHAPES
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.report.bench import bench_json, bench_lines, bench_markdown
@@ -287,9 +287,29 @@ def test_bench_measures_a_directory(built: Path, gpu: HostMemory) -> None:
     assert gpu.held == 0
 
 
+def test_bench_times_tokens_further_on_and_counts_the_cache(built: Path, gpu: HostMemory) -> None:
+    request = BenchRequest(built / "cuda", prompt=4, tokens=8, device="cuda", ends=(24, 64), command=("awq2trt",))
+    report = bench_stage(request, SilentProgress())
+    (row,) = report.rows
+    assert [later.end for later in row.later] == [24, 64]
+    # 40 positions more: keys and values of 2 layers, 2 heads of 8 numbers, in fp16.
+    more = 40 * 2 * 2 * 2 * 8 * 2
+    floors = [later.floor_ms or 0.0 for later in row.later]
+    assert (floors[1] - floors[0]) * 1e-3 * (report.bandwidth_bytes_per_s or 0.0) == pytest.approx(more)
+    assert row.floor_ms is not None
+    assert row.floor_ms < floors[0]
+    header, *lines = "\n".join(bench_lines(report)).rpartition("\n\n")[2].split("\n")
+    assert header.split() == ["executor", "end", "ms/token", "tokens/s", "floor", "ms", "share"]
+    assert [line.split()[1] for line in lines] == ["24", "64"]
+    assert "| MatMulNBits | 64 |" in bench_markdown(report)
+    assert gpu.held == 0
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"ends": (65,)}, "10 tokens that end at position 65, expected more than 10 and at most 64"),
+        ({"ends": (10,)}, "10 tokens that end at position 10"),
         ({"context": 65}, "this model's has 64"),
         ({"tokens": 61}, "4 \\+ 61 tokens in a cache of 64"),
         ({"against": ("llama.cpp",)}, "unknown opponent"),

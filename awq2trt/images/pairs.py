@@ -1,0 +1,165 @@
+"""Pictures and what is said of them: a folder of pictures with captions, or a .jsonl file with pictures and messages.
+
+In: a path. Out: `ImageText`s, whose texts have `MARKER` where a picture stands.
+
+A folder has beside each picture a text file of the same name with its caption, `cat.jpg` and `cat.txt`. A line of a
+.jsonl file is `{"image": "cat.jpg", "messages": [...]}`, or with a list of pictures. Messages have the keys `role` and
+`content`; a content is a text or, as in transformers' chat templates, a list of `{"type": "image"}` and
+`{"type": "text", "text": ...}`. `{"image": ..., "caption": ...}` will do, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from awq2trt.errors import CalibrationError, UsageError
+
+MARKER: Final = "<image>"
+"""Stands for a picture in a text, as LLaVA's own prompts have it."""
+
+_QUESTION: Final = f"{MARKER}\nDescribe the image."
+"""Asked where there is a caption alone."""
+
+_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_JSONL: Final = ".jsonl"
+
+
+@dataclass(frozen=True)
+class ImageText:
+    """A conversation about pictures.
+
+    Attributes:
+        images: Their files, in the order of the markers.
+        messages: Role and text, in turn.
+        where: Which file or line it is from.
+    """
+
+    images: tuple[Path, ...]
+    messages: tuple[tuple[str, str], ...]
+    where: str
+
+    @property
+    def text(self) -> str:
+        """All of it as one text, each message behind its role."""
+        return "\n".join(f"{role.upper()}: {text}" for role, text in self.messages)
+
+
+def is_image_text(path: Path) -> bool:
+    """Whether a path is one that `read_pairs` takes: a folder, or a .jsonl file whose first line names a picture."""
+    if path.is_dir():
+        return True
+    if path.suffix != _JSONL or not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = next((line for line in file if line.strip()), "")
+    try:
+        return "image" in json.loads(first)
+    except (ValueError, TypeError):
+        return False
+
+
+def read_pairs(path: Path) -> tuple[ImageText, ...]:
+    """Reads a folder or a .jsonl file.
+
+    Raises:
+        UsageError: A line, a caption or a picture is missing or makes no sense.
+        CalibrationError: There is nothing in it.
+    """
+    pairs = tuple(_in_folder(path) if path.is_dir() else _in_jsonl(path))
+    if not pairs:
+        raise CalibrationError(
+            "expected pictures with captions, found none.",
+            where=str(path),
+            fix="put a text file with a caption beside each picture, cat.jpg and cat.txt, or name a .jsonl file.",
+        )
+    return pairs
+
+
+def _in_folder(folder: Path) -> Iterator[ImageText]:
+    for image in sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES):
+        caption = image.with_suffix(".txt")
+        if not caption.is_file():
+            raise UsageError(
+                f"expected the picture's caption in {caption.name}, got no such file.",
+                where=str(image),
+                fix="write one, or take the picture out.",
+            )
+        try:
+            text = caption.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"not UTF-8: {error}.", where=str(caption), fix="save it as UTF-8.") from error
+        yield ImageText((image,), (("user", _QUESTION), ("assistant", text)), str(image))
+
+
+def _in_jsonl(path: Path) -> Iterator[ImageText]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"not UTF-8: {error}.", where=str(path), fix="save it as UTF-8.") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _pair(line, path.parent, f"{path}, line {number}")
+
+
+def _pair(line: str, folder: Path, where: str) -> ImageText:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"not valid JSON: {error}.", where=where, fix="mend the line.") from error
+    if not isinstance(row, dict):
+        raise _refusal("a JSON object", row, where)
+    given = row.get("image", row.get("images"))
+    several = given if isinstance(given, list) else [given]
+    names = [name for name in several if isinstance(name, str) and name]
+    if not names or len(names) != len(several):
+        raise _refusal("the name of a picture, or a list of them, under `image`", given, where)
+    messages = _messages(row, where)
+    markers = sum(text.count(MARKER) for _, text in messages)
+    if markers == 0:  # the pictures come first, as in LLaVA's own data
+        (role, text), *rest = messages
+        messages = ((role, f"{MARKER}\n" * len(names) + text), *rest)
+    elif markers != len(names):
+        raise _refusal(f"as many {MARKER} as pictures, {len(names)}", markers, where)
+    return ImageText(tuple(folder / name for name in names), messages, where)
+
+
+def _messages(row: Mapping[str, Any], where: str) -> tuple[tuple[str, str], ...]:
+    caption = row.get("caption")
+    if isinstance(caption, str):
+        return (("user", _QUESTION), ("assistant", caption))
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise _refusal("a list under `messages`, or a `caption`", messages, where)
+    return tuple(_message(message, where) for message in messages)
+
+
+def _message(message: object, where: str) -> tuple[str, str]:
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(message, dict) or not isinstance(role, str):
+        raise _refusal("messages with `role` and `content`", message, where)
+    return role, _text(message.get("content"), where)
+
+
+def _text(content: object, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        raise _refusal("a text, or a list of pictures and texts, as `content`", content, where)
+    parts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "image":
+            parts.append(f"{MARKER}\n")
+        elif kind == "text" and isinstance(part.get("text"), str):
+            parts.append(part["text"])
+        else:
+            raise _refusal('{"type": "image"} or {"type": "text", "text": ...}', part, where)
+    return "".join(parts)
+
+
+def _refusal(expected: str, got: object, where: str) -> UsageError:
+    return UsageError(f"expected {expected}, got {str(got)[:80]!r}.", where=where, fix="mend the line.")

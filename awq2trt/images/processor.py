@@ -1,0 +1,230 @@
+"""Images as a vision tower wants them: what a model's own processor makes of RGB, to the last bit.
+
+In: uint8 [height, width, 3] (`awq2trt.images.read`) and the model's preprocessor_config.json. Out: fp32
+[3, height, width]. NumPy and Pillow only.
+
+Source: `CLIPImageProcessor` of transformers 5.24, its Pillow backend (`image_processing_backends.PilBackend`), which is
+the one that was there before any other: resize, cut out the middle, scale, normalise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from awq2trt.errors import CheckpointError, UnsupportedError
+
+PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
+"""Where transformers keeps an image processor: by itself, or (since version 5) as a part of the whole processor."""
+
+_CHANNELS: Final = 3
+
+_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+_STD: Final = (0.26862954, 0.26130258, 0.27577711)
+"""Of the pictures that OpenAI's CLIP was trained on."""
+
+_SIDE: Final = 224
+_SCALE: Final = 1 / 255
+
+_LARGEST_SIDE: Final = 8192
+"""No tower sees more: more than twice the side of the largest that is published."""
+
+_PUBLISHED: Final = "use the file that the model was published with."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageProcessor:
+    """What is done to an image, in this order. None leaves a step out.
+
+    Attributes:
+        shortest_edge: The shorter side becomes so long, the other in proportion.
+        size: Height and width become these, whatever the proportion; instead of `shortest_edge`.
+        resample: Pillow's filter.
+        crop: Height and width of the middle that is kept; what is smaller gets a black margin.
+        scale: Factor of the pixel values.
+        mean: Taken off, channel by channel.
+        std: Divided by, channel by channel; together with `mean`.
+    """
+
+    shortest_edge: int | None
+    size: tuple[int, int] | None
+    resample: Image.Resampling
+    crop: tuple[int, int] | None
+    scale: float | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """RGB uint8 [height, width, 3] -> fp32 [3, height, width]."""
+        if self.crop is not None:
+            image = _centre(self._resized(image), self.crop)
+        else:
+            image = self._resized(image)
+        pixels: NDArray[np.float32] = image.astype(np.float32)
+        if self.scale is not None:
+            pixels = (image.astype(np.float64) * self.scale).astype(np.float32)
+        if self.mean is not None and self.std is not None:
+            mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+            pixels = ((pixels - mean) / std).astype(np.float32)
+        return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+
+    def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        height, width = image.shape[:2]
+        if self.shortest_edge is not None:
+            longer = int(self.shortest_edge * max(height, width) / min(height, width))
+            height, width = (longer, self.shortest_edge) if width <= height else (self.shortest_edge, longer)
+        elif self.size is not None:
+            height, width = self.size
+        else:
+            return image
+        return np.asarray(Image.fromarray(image).resize((width, height), resample=self.resample))
+
+
+def read_processor(directory: Path) -> ImageProcessor:
+    """The image processor of a model's directory.
+
+    Raises:
+        CheckpointError: There is none, or its file is damaged.
+        UnsupportedError: It is of another kind than CLIP's, or a key has a value that cannot be followed.
+    """
+    for name in PROCESSOR_FILES:
+        path = directory / name
+        if not path.is_file():
+            continue
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"not valid JSON: {error}.", where=str(path), fix="download it again.") from error
+        config = config.get("image_processor", config) if isinstance(config, dict) else None
+        if not isinstance(config, dict):
+            raise CheckpointError("expected a JSON object.", where=str(path), fix="download it again.")
+        if "image_processor_type" in config or "feature_extractor_type" in config:
+            return describe_processor(config, where=str(path))
+    raise CheckpointError(
+        f"expected an image processor in {' or '.join(PROCESSOR_FILES)}, got none.",
+        where=str(directory),
+        fix="download the model's own.",
+    )
+
+
+def describe_processor(config: Mapping[str, Any], *, where: str) -> ImageProcessor:
+    """The image processor that a preprocessor_config.json describes.
+
+    Args:
+        config: The file's contents; keys that are missing have the defaults of transformers' class.
+        where: The file, for errors.
+
+    Raises:
+        UnsupportedError: As `read_processor`.
+    """
+    reader = _Reader(config, where)
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type")
+    if str(kind).removesuffix("Fast").removesuffix("Pil") not in ("CLIPImageProcessor", "CLIPFeatureExtractor"):
+        raise reader.refusal("image_processor_type", "CLIPImageProcessor")
+    if config.get("do_pad"):
+        raise reader.refusal("do_pad", "false")
+    shortest_edge, size = None, None
+    if reader.flag("do_resize"):
+        shortest_edge, size = reader.resizing()
+    normalises = reader.flag("do_normalize")
+    return ImageProcessor(
+        shortest_edge=shortest_edge,
+        size=size,
+        resample=reader.resample(),
+        crop=reader.sides("crop_size", config.get("crop_size", _SIDE)) if reader.flag("do_center_crop") else None,
+        scale=reader.number("rescale_factor", _SCALE) if reader.flag("do_rescale") else None,
+        mean=reader.channels("image_mean", _MEAN) if normalises else None,
+        std=reader.channels("image_std", _STD) if normalises else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Keys of a preprocessor_config.json, each checked where it is read."""
+
+    config: Mapping[str, Any]
+    where: str
+
+    def refusal(self, key: str, expected: str) -> UnsupportedError:
+        return UnsupportedError(
+            f"{key}: expected {expected}, got {self.config.get(key)!r}.", where=self.where, fix=_PUBLISHED
+        )
+
+    def flag(self, key: str) -> bool:
+        value = self.config.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.refusal(key, "true or false")
+        return value is not False
+
+    def number(self, key: str, default: float) -> float:
+        value = self.config.get(key, default)
+        if not _is_number(value) or value <= 0:
+            raise self.refusal(key, "a positive number")
+        return float(value)
+
+    def channels(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        value = self.config.get(key)
+        if value is None:
+            return default
+        several = value if isinstance(value, list) else [value] * _CHANNELS
+        if len(several) != _CHANNELS or not all(_is_number(number) for number in several):
+            raise self.refusal(key, "a number for each of red, green and blue")
+        if key == "image_std" and min(several) <= 0:
+            raise self.refusal(key, "positive numbers")
+        return tuple(float(number) for number in several)
+
+    def resample(self) -> Image.Resampling:
+        value = self.config.get("resample", Image.Resampling.BICUBIC)
+        try:
+            return Image.Resampling(value)
+        except ValueError:
+            raise self.refusal("resample", "the number of one of Pillow's filters, 0 to 5") from None
+
+    def resizing(self) -> tuple[int | None, tuple[int, int] | None]:
+        """`size`, as the length of the shorter side, or as height and width."""
+        value = self.config.get("size", _SIDE)
+        if isinstance(value, dict) and set(value) == {"shortest_edge"}:
+            value = value["shortest_edge"]
+        if not isinstance(value, dict):
+            if not _is_side(value):
+                raise self.refusal("size", f"a side from 1 to {_LARGEST_SIDE}")
+            return value, None
+        return None, self.sides("size", value)
+
+    def sides(self, key: str, value: object) -> tuple[int, int]:
+        """Height and width; a number is both."""
+        height, width = (value.get("height"), value.get("width")) if isinstance(value, dict) else (value, value)
+        if not (_is_side(height) and _is_side(width)):
+            raise self.refusal(key, f"height and width from 1 to {_LARGEST_SIDE}")
+        return height, width
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_side(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_SIDE
+
+
+def _centre(image: NDArray[np.uint8], crop: tuple[int, int]) -> NDArray[np.uint8]:
+    """The middle of [height, width, 3]; a side that is too short gets black margins, the larger one first."""
+    for axis, wanted in enumerate(crop):
+        length = image.shape[axis]
+        if length < wanted:
+            before = math.ceil((wanted - length) / 2)
+            margins = [(0, 0)] * image.ndim
+            margins[axis] = (before, wanted - length - before)
+            image = np.pad(image, margins)
+        else:
+            first = (length - wanted) // 2
+            image = image.take(range(first, first + wanted), axis=axis)
+    return image

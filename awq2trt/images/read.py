@@ -1,0 +1,88 @@
+"""Image files as RGB, upright, on white where they are transparent.
+
+In: a file of any kind that Pillow reads. Out: uint8 [height, width, 3], the first frame of an animation. Turned as its
+EXIF data says (`load_image` of transformers 5.24) and laid on white (`convert_to_rgb` there). NumPy and Pillow only.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from awq2trt.errors import UsageError
+
+MOST_PIXELS: Final = 1 << 27
+"""More are refused: 134 million take 400 MB as RGB; the largest sensors on sale have 150 million, phones 200 in a mode
+that few use."""
+
+MOST_ELONGATED: Final = 200
+"""Longer images, in sides of the shorter one, are refused as Qwen2-VL's processor does: a tower would see nothing of
+them."""
+
+_KINDS: Final = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Reads an image file.
+
+    Returns:
+        RGB, uint8 [height, width, 3].
+
+    Raises:
+        UsageError: There is no such file, it is no image, it is damaged, or its size makes no sense.
+    """
+    where = str(path)
+    if not path.is_file():
+        what = "a directory" if path.is_dir() else "no such file"
+        raise UsageError(f"expected an image file, got {what}.", where=where, fix="name an image file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
+            with Image.open(path) as image:
+                _check_size(image.size, where)
+                return _upright_rgb(image)
+    except UnidentifiedImageError as error:
+        raise UsageError(
+            f"expected an image ({_KINDS}), got a file that begins with {path.open('rb').read(8)!r}.",
+            where=where,
+            fix="name an image file, or convert it to PNG.",
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(str(error), where) from error
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+        raise UsageError(
+            f"the image is truncated or damaged ({error}).", where=where, fix="copy it again, or save it anew."
+        ) from error
+
+
+def _check_size(size: tuple[int, int], where: str) -> None:
+    width, height = size
+    if width * height > MOST_PIXELS:
+        raise _too_large(f"{width} x {height}", where)
+    if max(size) > MOST_ELONGATED * min(size):
+        raise UsageError(
+            f"expected an image at most {MOST_ELONGATED} times as long as wide, got {width} x {height}.",
+            where=where,
+            fix="cut out the part that matters.",
+        )
+
+
+def _too_large(got: str, where: str) -> UsageError:
+    return UsageError(
+        f"expected an image of at most {MOST_PIXELS:,} pixels, got {got}.", where=where, fix="make it smaller first."
+    )
+
+
+def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Decodes the first frame."""
+    upright = ImageOps.exif_transpose(image)
+    if "A" in upright.getbands() or upright.info.get("transparency") is not None:
+        upright = upright.convert("RGBA")
+        white = Image.new("RGBA", upright.size, (255, 255, 255, 255))
+        upright = Image.alpha_composite(white, upright)
+    return np.asarray(upright.convert("RGB"))

@@ -1,0 +1,262 @@
+"""LLaVA 1.5: a CLIP tower, a projector of two linears, and a decoder of text that reads what they say of an image.
+
+Source: `LlavaForConditionalGeneration` of transformers and arXiv:2310.03744; the tower is `CLIPVisionModel`. Keys that
+config.json leaves out have the defaults of transformers' classes, as published checkpoints expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from awq2trt.errors import UnsupportedError
+from awq2trt.models.families import llama, qwen
+from awq2trt.models.families.config_keys import (
+    GELU,
+    GELU_TANH,
+    MOST_LAYERS,
+    PUBLISHED,
+    RELU,
+    SILU,
+    config_activation,
+    config_flag,
+    config_heads,
+    config_number,
+    config_size,
+    config_value,
+    refuse_unless,
+)
+from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.vision.description import (
+    CHANNELS,
+    QUICK_GELU,
+    ProjectorSpec,
+    TowerSpec,
+    VisionFamily,
+    VisionSpec,
+)
+
+_NAME: Final = "llava"
+
+_TEXT: Final[Mapping[str, Family]] = {
+    str(family.example["model_type"]): family for family in (llama.LLAMA, llama.MISTRAL, qwen.QWEN2)
+}
+"""Decoders that published checkpoints have, by `model_type`."""
+
+_TEXT_SIZES: Final[Mapping[str, Mapping[str, int]]] = {
+    "llama": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "mistral": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+}
+"""Sizes that `LlamaConfig` and `MistralConfig` have where a text_config does not say: published ones list only what
+differs from them."""
+
+_IMAGE_TOKEN: Final = 32000
+_FEATURE_LAYER: Final = -2
+_FULL: Final = "full"
+_WITHOUT_CLASS: Final = "default"
+
+_TOWER: Final = "clip_vision_model"
+
+_TOWER_DEFAULTS: Final[Mapping[str, Any]] = {
+    "intermediate_size": 4096,
+    "hidden_size": 1024,
+    "patch_size": 14,
+    "image_size": 336,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}
+"""Of a model without `vision_config`."""
+
+_CLIP_DEFAULTS: Final[Mapping[str, Any]] = {
+    "intermediate_size": 3072,
+    "hidden_size": 768,
+    "patch_size": 32,
+    "image_size": 224,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+"""Of a key that `vision_config` leaves out."""
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Where a checkpoint keeps the parts of a model.
+
+    Attributes:
+        decoder: Takes the place of `model.` in the names of a decoder's tensors.
+        head: Name of the head.
+        tower: Prefix of the tower's tensors.
+        projector: Prefix of the projector's.
+    """
+
+    decoder: str
+    head: str
+    tower: str
+    projector: str
+
+
+_PUBLISHED_NAMES: Final = _Names(
+    "language_model.model.", "language_model.lm_head", "vision_tower.", "multi_modal_projector."
+)
+"""As published, and as transformers 5 saves them."""
+
+_CLASS_NAMES: Final = _Names("model.language_model.", "lm_head", "model.vision_tower.", "model.multi_modal_projector.")
+"""As transformers' classes call their parts; some versions before 5 saved these."""
+
+_INNER_TOWER: Final = "vision_model."
+"""Stood behind `vision_tower.` before transformers 5."""
+
+
+def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[DecoderSpec, VisionSpec]:
+    """Describes a LLaVA model.
+
+    Args:
+        config: config.json.
+        tensor_names: Of the checkpoint, which say by which names it goes; empty for those of published ones.
+
+    Raises:
+        UnsupportedError: The decoder or the tower is of another kind, or a key has a value that no model has.
+    """
+    names = _names_in(tensor_names)
+    decoder = _decoder(config, names)
+    return decoder, _vision(config, names, decoder)
+
+
+def _names_in(tensor_names: Collection[str]) -> _Names:
+    of_classes = any(name.startswith(_CLASS_NAMES.decoder) for name in tensor_names)
+    names = _CLASS_NAMES if of_classes else _PUBLISHED_NAMES
+    inner = names.tower + _INNER_TOWER
+    has_inner = not tensor_names or any(name.startswith(inner) for name in tensor_names)
+    return replace(names, tower=inner) if has_inner else names
+
+
+def _decoder(config: Mapping[str, Any], names: _Names) -> DecoderSpec:
+    """The decoder by its part of config.json, under the checkpoint's names."""
+    text = _part(config, "text_config")
+    kind = str(text.get("model_type", "llama"))
+    family = _TEXT.get(kind)
+    if family is None:
+        raise UnsupportedError(
+            f"text_config.model_type: expected {', '.join(_TEXT)}, got {kind!r}.",
+            where="config.json",
+            fix="no family describes this decoder behind a tower; CONTRIBUTING.md, 'A new model family', shows how.",
+        )
+    refuse_unless(text, {"is_causal": True, "per_layer_config": None})
+    sizes = {key: size for key, size in _TEXT_SIZES.get(kind, {}).items() if text.get(key) is None}
+    spec = family.describe({**text, **sizes})
+    own = "model."
+    return replace(
+        spec,
+        tie_embeddings=spec.tie_embeddings or config_flag(config, "tie_word_embeddings", False),
+        embedding=names.decoder + spec.embedding.removeprefix(own),
+        final_norm=names.decoder + spec.final_norm.removeprefix(own),
+        block_prefix=names.decoder + spec.block_prefix.removeprefix(own),
+        head=names.head,
+    )
+
+
+def _vision(config: Mapping[str, Any], names: _Names, decoder: DecoderSpec) -> VisionSpec:
+    tower = _tower(_part(config, "vision_config"), names.tower)
+    layers = _feature_layers(config, tower.num_layers)
+    key = "image_token_index" if config.get("image_token_index") is not None else "image_token_id"
+    image_token = _IMAGE_TOKEN if config.get(key) is None else config_value(config, key, int)
+    if not 0 <= image_token < decoder.vocab_size:
+        raise UnsupportedError(
+            f"{key}: expected a token of the vocabulary of {decoder.vocab_size}, got {image_token}.",
+            where="config.json",
+            fix=PUBLISHED,
+        )
+    strategy = config.get("vision_feature_select_strategy") or _WITHOUT_CLASS
+    if strategy not in (_WITHOUT_CLASS, _FULL):
+        raise UnsupportedError(
+            f"vision_feature_select_strategy: expected {_WITHOUT_CLASS} or {_FULL}, got {strategy!r}.",
+            where="config.json",
+            fix=PUBLISHED,
+        )
+    return VisionSpec(
+        family=_NAME,
+        image_token=image_token,
+        tower=tower,
+        projector=ProjectorSpec(
+            in_features=tower.hidden_size * len(layers),
+            out_features=decoder.hidden_size,
+            activation=config_activation(config, "projector_hidden_act", "gelu", (GELU, GELU_TANH, RELU, SILU)),
+            bias=config_flag(config, "multimodal_projector_bias", True),
+            prefix=names.projector,
+        ),
+        feature_layers=layers,
+        keeps_class=strategy == _FULL,
+    )
+
+
+def _tower(config: Mapping[str, Any], prefix: str) -> TowerSpec:
+    kind = config.get("model_type", _TOWER)
+    if kind != _TOWER:
+        raise UnsupportedError(
+            f"vision_config.model_type: expected {_TOWER}, got {kind!r}.",
+            where="config.json",
+            fix="this vision tower is not described; CONTRIBUTING.md, 'A new model family', shows how.",
+        )
+    refuse_unless(config, {"num_channels": CHANNELS})
+    defaults = _CLIP_DEFAULTS if config else _TOWER_DEFAULTS
+    sizes = {key: config_size(config, key, default) for key, default in defaults.items()}
+    heads, _ = config_heads(sizes, "num_attention_heads", sizes["hidden_size"])
+    if sizes["patch_size"] > sizes["image_size"]:
+        raise UnsupportedError(
+            f"patch_size: expected at most image_size {sizes['image_size']}, got {sizes['patch_size']}.",
+            where="config.json",
+            fix=PUBLISHED,
+        )
+    act = config.get("hidden_act") or QUICK_GELU
+    activation = QUICK_GELU if act == QUICK_GELU else config_activation(config, "hidden_act", "gelu", (GELU, GELU_TANH))
+    return TowerSpec(
+        hidden_size=sizes["hidden_size"],
+        intermediate_size=sizes["intermediate_size"],
+        num_layers=config_size(config, "num_hidden_layers", sizes["num_hidden_layers"], largest=MOST_LAYERS),
+        num_heads=heads,
+        image_size=sizes["image_size"],
+        patch_size=sizes["patch_size"],
+        activation=activation,
+        norm_eps=config_number(config, "layer_norm_eps", 1e-5),
+        prefix=prefix,
+    )
+
+
+def _feature_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
+    """`vision_feature_layer`, one or several, counted from 0, which is what the first layer reads."""
+    given = config.get("vision_feature_layer", _FEATURE_LAYER)
+    several = given if isinstance(given, list) and given else [given]
+    states = num_layers + 1
+    for layer in several:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not -states <= layer < states:
+            raise UnsupportedError(
+                f"vision_feature_layer: expected numbers from {-states} to {num_layers}, got {given!r}.",
+                where="config.json",
+                fix=PUBLISHED,
+            )
+    return tuple(layer % states for layer in several)
+
+
+def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """One model's part of config.json; empty where it is left out."""
+    part = config.get(key)
+    if part is None:
+        return {}
+    found: Mapping[str, Any] = config_value(config, key, dict)
+    return found
+
+
+FAMILY: Final = VisionFamily(name=_NAME, architectures=("LlavaForConditionalGeneration",), describe=describe)

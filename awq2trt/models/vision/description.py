@@ -1,0 +1,168 @@
+"""How a model sees, as data: a vision tower, the projector behind it, and the tokens that stand for an image.
+
+A family turns a Hugging Face `config.json` into a `VisionSpec`; what runs, copies or exports a tower reads that and
+nothing else. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from awq2trt.artifact.records import VisionRecord
+
+if TYPE_CHECKING:
+    from awq2trt.models.families.description import DecoderSpec
+
+QUICK_GELU: Final = "quick_gelu"
+"""x * sigmoid(1.702 x), the activation of OpenAI's CLIP; no decoder has it."""
+
+CHANNELS: Final = 3
+"""Red, green, blue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSpec:
+    """A vision transformer as CLIP's (arXiv:2103.00020): a class token, learned positions, norms before each part.
+
+    Attributes:
+        image_size: Pixels of a side.
+        patch_size: Pixels of a patch's side.
+        activation: Of the MLPs.
+        prefix: Of all its tensors.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    image_size: int
+    patch_size: int
+    activation: str
+    norm_eps: float
+    prefix: str
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def layer_prefix(self, layer: int) -> str:
+        """Prefix of the tensors of one layer."""
+        return f"{self.prefix}encoder.layers.{layer}."
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by full name."""
+        size, patch = self.hidden_size, self.patch_size
+        embeddings = f"{self.prefix}embeddings."
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{embeddings}class_embedding": (size,),
+            f"{embeddings}patch_embedding.weight": (size, CHANNELS, patch, patch),
+            f"{embeddings}position_embedding.weight": (self.num_patches + 1, size),
+            **_norm(f"{self.prefix}pre_layrnorm", size),  # as OpenAI's weights spell it
+            **_norm(f"{self.prefix}post_layernorm", size),
+        }
+        for layer in range(self.num_layers):
+            prefix = self.layer_prefix(layer)
+            for norm in ("layer_norm1", "layer_norm2"):
+                shapes |= _norm(prefix + norm, size)
+            for linear in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                shapes |= _linear(f"{prefix}self_attn.{linear}", size, size, bias=True)
+            shapes |= _linear(f"{prefix}mlp.fc1", self.intermediate_size, size, bias=True)
+            shapes |= _linear(f"{prefix}mlp.fc2", size, self.intermediate_size, bias=True)
+        return shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorSpec:
+    """Two linears with an activation between, from the tower's channels to the decoder's.
+
+    Attributes:
+        in_features: Channels of what it reads.
+        out_features: Of the decoder's embeddings, and between the linears.
+        prefix: Of all its tensors.
+    """
+
+    in_features: int
+    out_features: int
+    activation: str
+    bias: bool
+    prefix: str
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by full name."""
+        return {
+            **_linear(f"{self.prefix}linear_1", self.out_features, self.in_features, bias=self.bias),
+            **_linear(f"{self.prefix}linear_2", self.out_features, self.out_features, bias=self.bias),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSpec:
+    """How a model sees.
+
+    Attributes:
+        family: Of the model; it decides how images are prepared and placed.
+        image_token: Stands for a piece of an image among the tokens.
+        feature_layers: Of the tower, whose outputs the projector reads side by side; 0 is what its first layer reads.
+        keeps_class: The class token is a piece of the image, too.
+    """
+
+    family: str
+    image_token: int
+    tower: TowerSpec
+    projector: ProjectorSpec
+    feature_layers: tuple[int, ...]
+    keeps_class: bool
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Image tokens that an image takes the place of."""
+        return self.tower.num_patches + self.keeps_class
+
+    @property
+    def modules(self) -> tuple[str, str]:
+        """Names of the tower and the projector, none of whose linears are quantized."""
+        return self.tower.prefix.rstrip("."), self.projector.prefix.rstrip(".")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by full name."""
+        return self.tower.shapes() | self.projector.shapes()
+
+    def record(self) -> VisionRecord:
+        """What a runtime needs to know, for the manifest."""
+        return VisionRecord(
+            family=self.family,
+            image_token=self.image_token,
+            tokens_per_image=self.tokens_per_image,
+            settings={"image_size": self.tower.image_size, "patch_size": self.tower.patch_size},
+        )
+
+
+Describe = Callable[[Mapping[str, Any], Collection[str]], "tuple[DecoderSpec, VisionSpec]"]
+"""config.json and the names of the checkpoint's tensors -> what it reads with, and what it sees with."""
+
+
+@dataclass(frozen=True)
+class VisionFamily:
+    """A family of models that see.
+
+    Attributes:
+        name: As the manifest shows it.
+        architectures: Values of config.json's `architectures` that belong to it.
+        describe: Raises `UnsupportedError` for what the family cannot express.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    describe: Describe
+
+
+def _norm(name: str, channels: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (channels,), f"{name}.bias": (channels,)}
+
+
+def _linear(name: str, rows: int, columns: int, *, bias: bool) -> dict[str, tuple[int, ...]]:
+    weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (rows, columns)}
+    return weight | {f"{name}.bias": (rows,)} if bias else weight

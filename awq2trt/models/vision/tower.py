@@ -1,0 +1,160 @@
+"""A vision tower and its projector in PyTorch, and their features among the embeddings of a text.
+
+In: a `ModelSource` and prepared images. Out: what the decoder's first block reads. Everything is computed in fp32, like
+the decoder (`awq2trt.models.decoder`).
+
+Source: `CLIPVisionModel` and `LlavaModel` of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from awq2trt.errors import UsageError
+from awq2trt.models.decoder import Ends, run_blocks, to_tensor
+from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU
+from awq2trt.models.sources.base import ModelSource
+from awq2trt.models.vision.description import CHANNELS, QUICK_GELU, ProjectorSpec, TowerSpec, VisionSpec
+
+VisionWeights = Mapping[str, Tensor]
+"""Tensors of a tower and its projector by full name, fp32."""
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
+    QUICK_GELU: _quick_gelu,
+    GELU: F.gelu,
+    GELU_TANH: partial(F.gelu, approximate="tanh"),
+    RELU: F.relu,
+    SILU: F.silu,
+}
+
+
+def load_vision(source: ModelSource) -> dict[str, Tensor]:
+    """All tensors of a model's tower and projector in fp32, by full name."""
+    return {name: to_tensor(value) for name, value in source.vision_tensors().items()}
+
+
+def image_features(spec: VisionSpec, weights: VisionWeights, pixels: Tensor) -> Tensor:
+    """What a model sees in prepared images.
+
+    Args:
+        spec: How it sees.
+        weights: Of its tower and projector.
+        pixels: fp32 [images, 3, image_size, image_size].
+
+    Returns:
+        fp32 [images, tokens_per_image, hidden_size of the decoder].
+
+    Raises:
+        UsageError: The images are not of the tower's size.
+    """
+    side = spec.tower.image_size
+    if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (CHANNELS, side, side):
+        raise UsageError(
+            f"expected images of [{CHANNELS}, {side}, {side}], got {list(pixels.shape[1:])}.",
+            where="the vision tower",
+            fix="prepare them as the model's own preprocessor_config.json says.",
+        )
+    states = _tower_states(spec.tower, weights, pixels, last=max(spec.feature_layers))
+    features = torch.cat([states[layer] for layer in spec.feature_layers], dim=-1)
+    return _project(spec.projector, weights, features if spec.keeps_class else features[:, 1:])
+
+
+def place_features(spec: VisionSpec, tokens: Tensor, embedded: Tensor, features: Tensor) -> Tensor:
+    """Embeddings in which features of images stand where the text has image tokens, image after image.
+
+    Args:
+        spec: How the model sees.
+        tokens: int64 [batch, S].
+        embedded: Their embeddings, fp32 [batch, S, hidden_size].
+        features: fp32 [images, tokens_per_image, hidden_size].
+
+    Returns:
+        fp32 [batch, S, hidden_size].
+
+    Raises:
+        UsageError: There are more or fewer image tokens than the images need.
+    """
+    places = tokens == spec.image_token
+    found, needed = int(places.sum()), features.shape[0] * features.shape[1]
+    if found != needed:
+        raise UsageError(
+            f"expected {needed} image tokens, {features.shape[1]} for each of {features.shape[0]} images, got {found}.",
+            where="the text",
+            fix="give as many images as the text has image markers.",
+        )
+    return embedded.masked_scatter(places.unsqueeze(-1), features)
+
+
+def logits_of_text_and_images(source: ModelSource, tokens: Tensor, pixels: Tensor) -> Tensor:
+    """Logits of every position of texts with images, one block of the decoder in memory at a time.
+
+    Args:
+        source: A model that sees.
+        tokens: int64 [batch, S], each image marker repeated `tokens_per_image` times.
+        pixels: Prepared images in the texts' order, fp32 [images, 3, image_size, image_size].
+
+    Returns:
+        fp32 [batch, S, vocab_size].
+
+    Raises:
+        UsageError: It is a model of text, or texts and images do not fit.
+    """
+    if source.vision is None:
+        raise UsageError("expected a model that sees, got a model of text.", where=source.name, fix="give no images.")
+    features = image_features(source.vision, load_vision(source), pixels)
+    ends = Ends(source)
+    return ends.logits(run_blocks(source, place_features(source.vision, tokens, ends.embed(tokens), features)))
+
+
+def _tower_states(spec: TowerSpec, weights: VisionWeights, pixels: Tensor, *, last: int) -> list[Tensor]:
+    """What the first layer reads, then the outputs of the first `last` layers.
+
+    Returns:
+        `last` + 1 times fp32 [images, patches + 1, hidden_size].
+    """
+    embeddings = f"{spec.prefix}embeddings."
+    patches = F.conv2d(pixels, weights[f"{embeddings}patch_embedding.weight"], stride=spec.patch_size)
+    patches = patches.flatten(2).mT  # [images, patches, hidden]
+    first = weights[f"{embeddings}class_embedding"].expand(len(pixels), 1, -1)
+    hidden = torch.cat((first, patches), dim=1) + weights[f"{embeddings}position_embedding.weight"]
+    states = [_norm(spec, weights, f"{spec.prefix}pre_layrnorm", hidden)]
+    for layer in range(last):
+        states.append(_layer(spec, weights, spec.layer_prefix(layer), states[-1]))
+    return states
+
+
+def _layer(spec: TowerSpec, weights: VisionWeights, prefix: str, hidden: Tensor) -> Tensor:
+    attention = f"{prefix}self_attn."
+    normed = _norm(spec, weights, f"{prefix}layer_norm1", hidden)
+    queries, keys, values = (
+        _linear(weights, attention + name, normed).unflatten(-1, (spec.num_heads, -1)).transpose(1, 2)
+        for name in ("q_proj", "k_proj", "v_proj")
+    )  # [images, heads, patches + 1, head_dim]
+    context = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
+    hidden = hidden + _linear(weights, f"{attention}out_proj", context)
+    inner = _linear(weights, f"{prefix}mlp.fc1", _norm(spec, weights, f"{prefix}layer_norm2", hidden))
+    return hidden + _linear(weights, f"{prefix}mlp.fc2", _ACTIVATIONS[spec.activation](inner))
+
+
+def _project(spec: ProjectorSpec, weights: VisionWeights, features: Tensor) -> Tensor:
+    inner = _ACTIVATIONS[spec.activation](_linear(weights, f"{spec.prefix}linear_1", features))
+    return _linear(weights, f"{spec.prefix}linear_2", inner)
+
+
+def _linear(weights: VisionWeights, name: str, x: Tensor) -> Tensor:
+    return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+
+def _norm(spec: TowerSpec, weights: VisionWeights, name: str, x: Tensor) -> Tensor:
+    return F.layer_norm(x, (spec.hidden_size,), weights[f"{name}.weight"], weights[f"{name}.bias"], spec.norm_eps)

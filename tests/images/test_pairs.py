@@ -1,0 +1,109 @@
+"""Pictures with captions: folders, lines of JSON, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pictures import picture
+from PIL import Image
+
+from awq2trt.errors import CalibrationError, UsageError
+from awq2trt.images.pairs import is_image_text, read_pairs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.png", "a.jpg"):
+        Image.fromarray(picture(8, 8)).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(f"It is {name}.\n")
+    return tmp_path
+
+
+def _lines(folder: Path, *rows: object) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n\n")
+    return path
+
+
+def test_a_folder_has_a_caption_beside_each_picture(folder: Path) -> None:
+    first, second = read_pairs(folder)
+    assert (first.images, second.images) == ((folder / "a.jpg",), (folder / "b.png",))
+    assert first.text == "USER: <image>\nDescribe the image.\nASSISTANT: It is a.jpg."
+    assert is_image_text(folder)
+
+
+def test_lines_of_messages_and_captions(folder: Path) -> None:
+    path = _lines(
+        folder,
+        {"image": "a.jpg", "messages": [{"role": "user", "content": "What is <image>?"}]},
+        {"image": "b.png", "caption": "A square."},
+        {"image": ["a.jpg", "b.png"], "messages": [{"role": "user", "content": "Compare."}]},
+        {
+            "image": "a.jpg",
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Look: "}, {"type": "image"}]},
+                {"role": "assistant", "content": "I see."},
+            ],
+        },
+    )
+    pairs = read_pairs(path)
+    assert is_image_text(path)
+    assert [pair.text for pair in pairs] == [
+        "USER: What is <image>?",
+        "USER: <image>\nDescribe the image.\nASSISTANT: A square.",
+        "USER: <image>\n<image>\nCompare.",
+        "USER: Look: <image>\n\nASSISTANT: I see.",
+    ]
+    assert [len(pair.images) for pair in pairs] == [1, 1, 2, 1]
+    assert pairs[0].images == (folder / "a.jpg",)
+
+
+def test_texts_are_not_taken_for_pictures(tmp_path: Path) -> None:
+    assert not is_image_text(_lines(tmp_path, {"text": "no picture"}))
+    assert not is_image_text(_lines(tmp_path, "not JSON"))
+    assert not is_image_text(_lines(tmp_path, "7"))
+    assert not is_image_text(tmp_path / "missing.jsonl")
+    (tmp_path / "text.txt").write_text('{"image": "a.jpg"}')
+    assert not is_image_text(tmp_path / "text.txt")
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("{", "line 1: not valid JSON"),
+        ("[1]", "expected a JSON object, got"),
+        ({"image": 3, "caption": "x"}, "expected the name of a picture"),
+        ({"image": [], "caption": "x"}, "expected the name of a picture"),
+        ({"image": ["a.jpg", ""], "caption": "x"}, "expected the name of a picture"),
+        ({"image": "a.jpg"}, "expected a list under `messages`, or a `caption`, got 'None'"),
+        ({"image": "a.jpg", "messages": []}, "expected a list under `messages`"),
+        ({"image": "a.jpg", "messages": ["hello"]}, "expected messages with `role` and `content`"),
+        ({"image": "a.jpg", "messages": [{"role": "user", "content": 3}]}, "expected a text, or a list of pictures"),
+        ({"image": "a.jpg", "messages": [{"role": "user", "content": [{"type": "video"}]}]}, '"type": "image"'),
+        (
+            {"image": "a.jpg", "messages": [{"role": "user", "content": "<image><image>"}]},
+            "expected as many <image> as pictures, 1, got '2'",
+        ),
+    ],
+)
+def test_lines_that_make_no_sense_are_named(row: object, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_pairs(_lines(tmp_path, row))
+    assert says in str(caught.value)
+    assert "rows.jsonl, line 1" in str(caught.value)
+
+
+def test_a_picture_without_a_caption_and_a_caption_that_is_no_text(folder: Path) -> None:
+    (folder / "a.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"a\.txt: not UTF-8"):
+        read_pairs(folder)
+    (folder / "a.txt").unlink()
+    with pytest.raises(UsageError, match=r"a\.jpg: expected the picture's caption in a\.txt, got no such file"):
+        read_pairs(folder)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="expected pictures with captions, found none"):
+        read_pairs(tmp_path)

@@ -1,0 +1,92 @@
+"""Prepared images against transformers' own processor, bit for bit, and descriptions that cannot be followed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures import picture
+from PIL import Image
+from transformers import CLIPImageProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
+from awq2trt.images.processor import describe_processor, read_processor
+from awq2trt.images.read import read_image
+
+SIZES = [(336, 336), (480, 640), (641, 479), (37, 1000), (1000, 37), (1, 1), (2, 3), (50, 50), (225, 224), (199, 1)]
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "LLaVA 1.5": {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}},
+    "CLIP's defaults": {},
+    "crop beyond the image": {"size": {"shortest_edge": 20}, "crop_size": {"height": 33, "width": 24}},
+    "no resizing": {"do_resize": False, "crop_size": {"height": 51, "width": 40}},
+    "both sides": {"size": {"height": 30, "width": 44}, "do_center_crop": False},
+    "bilinear": {"resample": 2, "size": {"shortest_edge": 60}, "crop_size": {"height": 61, "width": 60}},
+    "no normalising": {"do_normalize": False},
+    "other colours": {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3], "rescale_factor": 1 / 127.5},
+    "no scaling": {"do_rescale": False},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_pixels_are_those_of_transformers(settings: str, size: tuple[int, int], tmp_path: Path) -> None:
+    theirs = CLIPImageProcessorPil(**SETTINGS[settings])
+    theirs.save_pretrained(tmp_path)
+    image = picture(*size)
+    expected = theirs(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
+    got = read_processor(tmp_path).prepare(image)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
+def test_files_are_prepared_as_transformers_does(mode: str, tmp_path: Path) -> None:
+    theirs = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
+    Image.fromarray(picture(70, 93)).convert(mode).save(path)
+    expected = theirs(Image.open(path), return_tensors="np")["pixel_values"][0]
+    np.testing.assert_array_equal(read_processor(tmp_path).prepare(read_image(path)), expected)
+
+
+def test_a_processor_saved_with_its_tokenizer_is_the_same(tmp_path: Path) -> None:
+    settings = CLIPImageProcessor(size={"shortest_edge": 48}).to_dict()
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings, "image_token": "<image>"}))
+    found = read_processor(tmp_path)
+    assert (found.shortest_edge, found.crop) == (48, (224, 224))
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "kind": ({"image_processor_type": "SiglipImageProcessor"}, "image_processor_type: expected CLIPImageProcessor"),
+    "padding": ({"do_pad": True}, "do_pad: expected false, got True"),
+    "flag": ({"do_resize": "yes"}, "do_resize: expected true or false, got 'yes'"),
+    "size": ({"size": {"longest_edge": 3}}, r"size: expected height and width from 1 to 8192"),
+    "no size": ({"size": 0}, r"size: expected a side from 1 to 8192, got 0"),
+    "crop": ({"crop_size": {"height": -1, "width": 3}}, r"crop_size: expected height and width from 1 to 8192"),
+    "filter": ({"resample": 9}, r"resample: expected .* 0 to 5, got 9"),
+    "mean": ({"image_mean": [0.5]}, r"image_mean: expected a number for each of red, green and blue"),
+    "std": ({"image_std": [0.5, 0, 1]}, r"image_std: expected positive numbers"),
+    "factor": ({"rescale_factor": None}, r"rescale_factor: expected a positive number, got None"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_descriptions_that_cannot_be_followed_are_refused(case: str) -> None:
+    change, message = BAD[case]
+    with pytest.raises(UnsupportedError, match=message):
+        describe_processor({"image_processor_type": "CLIPImageProcessor", **change}, where="preprocessor_config.json")
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
+def test_a_directory_without_a_processor_is_refused(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        read_processor(tmp_path)
+    assert isinstance(caught.value, Awq2trtError)
+    assert caught.value.fix

@@ -1,0 +1,82 @@
+"""Tiny random models of transformers' own LLaVA class, saved as a user would have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import LLAMA_CONFIG, save_tokenizer
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+IMAGE_TOKEN = 270
+"""No text produces it: the tokenizer has 258 tokens of its own."""
+
+TOWER_CONFIG: dict[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "image_size": 22,  # not a multiple of the patch: two rows and columns of pixels are not seen
+    "patch_size": 5,
+}
+
+
+def save_llava(
+    directory: Path,
+    *,
+    text: dict[str, Any] | None = None,
+    tower: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Path:
+    """Saves a random LLaVA with its tokenizer and image processor.
+
+    Args:
+        directory: Where.
+        text: What differs in the decoder's config.
+        tower: What differs in the tower's.
+        overrides: What differs in LLaVA's.
+    """
+    torch.manual_seed(1)
+    config = LlavaConfig(
+        text_config=LlamaConfig(**{**LLAMA_CONFIG, **(text or {})}),
+        vision_config=CLIPVisionConfig(**{**TOWER_CONFIG, **(tower or {})}),
+        **{"image_token_index": IMAGE_TOKEN, "image_seq_length": 16, **overrides},
+    )
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            # Weights large enough that every part moves the logits; norms away from 1 and 0.
+            if "norm" in name and name.endswith("weight"):
+                value.uniform_(0.5, 1.5)
+            else:
+                value.normal_(std=0.2)
+    model.save_pretrained(directory)
+    save_tokenizer(directory)
+    side = {**TOWER_CONFIG, **(tower or {})}["image_size"]
+    CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
+        directory
+    )
+    return directory
+
+
+def rename_tensors(directory: Path, renames: dict[str, str]) -> Path:
+    """Renames the beginnings of a saved model's tensors."""
+    path = directory / "model.safetensors"
+    tensors = {}
+    for name, value in load_file(path).items():
+        old = next((old for old in renames if name.startswith(old)), "")
+        tensors[renames.get(old, "") + name.removeprefix(old)] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+    return directory
+
+
+def change_config(directory: Path, **changes: Any) -> Path:
+    """Changes keys of config.json; a value of None takes the key out."""
+    path = directory / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return directory
