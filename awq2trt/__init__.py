@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from awq2trt.api import build, check, check_golden, evaluate, export, load, quantize
+    from awq2trt.api import build, check, check_golden, evaluate, export, load, quantize, quantize_on_ranks
     from awq2trt.artifact.manifest import Artifact, Manifest
     from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
     from awq2trt.errors import (
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         BuildError,
         CalibrationError,
         CheckpointError,
+        PeerFailedError,
+        RankLostError,
         ToolError,
         UnsupportedError,
         UsageError,
@@ -51,8 +53,10 @@ __all__ = [
     "Manifest",
     "Message",
     "Model",
+    "PeerFailedError",
     "Progress",
     "QuantizeOptions",
+    "RankLostError",
     "Recipe",
     "Sampling",
     "SilentProgress",
@@ -70,11 +74,12 @@ __all__ = [
     "load",
     "load_recipe",
     "quantize",
+    "quantize_on_ranks",
     "terminal_progress",
 ]
 
 _NAMES: Final = {
-    "api": ("build", "check", "check_golden", "evaluate", "export", "load", "quantize"),
+    "api": ("build", "check", "check_golden", "evaluate", "export", "load", "quantize", "quantize_on_ranks"),
     "artifact.manifest": ("Artifact", "Manifest"),
     "checking.outcome": ("CheckOutcome", "GoldenOutcome"),
     "errors": (
@@ -83,6 +88,8 @@ _NAMES: Final = {
         "BuildError",
         "CalibrationError",
         "CheckpointError",
+        "PeerFailedError",
+        "RankLostError",
         "ToolError",
         "UnsupportedError",
         "UsageError",
