@@ -152,6 +152,8 @@ runtime-aarch64: $(NATIVE_CROSS) ## the same for Jetson Orin, on any machine, in
 	@cmake -S plugins/runtime -B build/runtime-aarch64 -G Ninja -DCMAKE_BUILD_TYPE=Release -DAWQ2TRT_CROSS=aarch64 \
 	    -DAWQ2TRT_BUILD_TESTS=ON
 	@cmake --build build/runtime-aarch64
+	@# What kits for Jetson Orin carry of it.
+	@cmake --install build/runtime-aarch64 --prefix build/runtime-aarch64/package --component shared --strip >/dev/null
 
 .PHONY: fuzz-runtime
 fuzz-runtime: $(NATIVE_FUZZ) ## fuzzers of the C++ library, in build/fuzz-runtime; plugins/runtime/fuzz says how to run them

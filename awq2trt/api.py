@@ -191,29 +191,26 @@ def load(
     Args:
         directory: An ONNX model, what was built for `cpu` or `cuda`, or an engine's directory, which holds one.
         backend: What runs it: `ort` is ONNX Runtime's Python package, `native` the C++ library, which takes what was
-            built for `cpu` or `cuda`.
+            built for `cpu` or `cuda`, engines and finished kits, `auto` the C++ library for what was built for `cpu` or
+            `cuda`, where it is there, and ONNX Runtime else.
         device: Where: `cpu`, `cuda`, or `cuda:1` for the second GPU; None for the fastest that is there.
         golden: Check the golden outputs at the first run on a GPU.
         trust_library: Load the operator library that lies in the directory, code that came with the model.
         progress: Is told what runs the model; None for silence.
 
     Returns:
-        The model; see `Model.generate` and `Model.generate_text`.
+        The model; see `Model.generate` and `Model.generate_text`, which both have.
 
     Raises:
         ArtifactError: The directory holds no whole model.
         ToolError: This machine lacks something that the device needs; the message has the command that installs it.
         UsageError: It is the directory above several, or a checkpoint; or backend or device are unknown.
     """
-    from awq2trt.runtime import Model
-    from awq2trt.runtime.loaded_model import NATIVE
-    from awq2trt.runtime.native import NativeModel
+    from awq2trt.runtime.choice import load_model
     from awq2trt.runtime.ort.loading import DeviceOptions
 
     options = DeviceOptions(device, trust_library=trust_library)
-    if backend == NATIVE:
-        return NativeModel.load(Path(directory), options, progress=progress)
-    return Model.load(Path(directory), options, backend=backend, golden=golden, progress=progress)
+    return load_model(Path(directory), options, backend=backend, golden=golden, progress=progress)
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from awq2trt import api, cli_flags
 from awq2trt.cli_bench import bench
-from awq2trt.report.failure import DEBUG_VARIABLE, explain
+from awq2trt.report.failure import DEBUG_VARIABLE, explain, print_anything_
 from awq2trt.version import __version__
 
 _INTERRUPTED: Final = 130
@@ -283,7 +283,7 @@ def evaluate(
 def run(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
     prompt: Annotated[str, typer.Option("--prompt", help="What to say to the model.")],
-    backend: cli_flags.Runtime = "ort",
+    backend: cli_flags.Runtime = "auto",
     device: cli_flags.RunDevice = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
@@ -375,9 +375,7 @@ app.command()(bench)
 def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint, ONNX model or engine.")],
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    html_file: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="A page with plots, of a checkpoint.")
-    ] = None,
+    html_file: cli_flags.HtmlFile = None,
     results: Annotated[
         Path | None, typer.Option("--results", metavar="FILE", help="What eval --json wrote, for the page.")
     ] = None,
@@ -446,6 +444,7 @@ def doctor(
 
 def main() -> None:
     """Entry point of the console script."""
+    print_anything_()
     app()
 
 

@@ -73,7 +73,10 @@ TrustLibrary = Annotated[
     bool, typer.Option("--trust-library", help="Load the operator library in DIR, code that came with the model.")
 ]
 Runtime = Annotated[
-    str, typer.Option("--runtime", "--backend", help="ort: ONNX Runtime's package; native: the C++ library.")
+    str,
+    typer.Option(
+        "--runtime", "--backend", help="ort: ONNX Runtime's package; native: the C++ library; auto: it where it can."
+    ),
 ]
 RepetitionPenalty = Annotated[
     float, typer.Option("--repetition-penalty", help="Above 1: tokens that are there become less probable.")
@@ -97,4 +100,8 @@ ResultsFile = Annotated[
 ]
 NumbersFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.", callback=_writable)]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="A table.", callback=_writable)]
+HtmlFile = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="A page with plots, of a checkpoint.", callback=_writable),
+]
 PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.", callback=_writable)]

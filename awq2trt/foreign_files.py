@@ -23,6 +23,9 @@ _MAX_JSON_BYTES: Final = 256 << 20
 _RUST_PANIC: Final = "PanicException"
 """What pyo3 raises for a panic in Rust; it derives from BaseException, and no module exports it."""
 
+UNPAIRED: Final = "surrogates not allowed"
+"""Why Python encodes no bytes of a path, or no halves of a character in JSON, that were decoded from something else."""
+
 _REASON_CHARACTERS: Final = 300
 """Of a library's message; some quote the whole file."""
 
@@ -61,6 +64,8 @@ def reason(raised: BaseException) -> str:
     said = " ".join(str(raised).split())
     if isinstance(raised, RecursionError):
         said = "it is nested too deeply"
+    elif isinstance(raised, UnicodeEncodeError) and raised.reason == UNPAIRED:
+        said = "its path, or a text in it, has bytes that are not UTF-8"
     elif isinstance(raised, KeyError):
         said = f"{said} is missing"
     elif not said:
@@ -106,5 +111,5 @@ def read_bounded(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise ValueError(f"it has more than {limit >> 20} MiB")
+        raise ValueError(f"it has more than {limit >> 10:,} KiB")
     return content

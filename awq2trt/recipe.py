@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -49,6 +49,13 @@ of WikiText-2 validation: KL from the same model with an fp16 head 0.0004 nats a
 tokens: perplexity 26.70 (fp16), 26.72 and 27.64."""
 
 
+SHORTEST_WINDOW: Final = 8
+"""Tokens of a calibration window."""
+
+LARGEST_SEED: Final = 2**63 - 1
+"""What generators of random numbers take."""
+
+
 class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How weights are quantized.
 
@@ -86,8 +93,8 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     head: HeadKind | None = None
     calib: str = Field(default="self", min_length=1)
     samples: int = Field(default=16, ge=1)
-    seqlen: int = Field(default=512, ge=8)
-    seed: int = Field(default=0, ge=0)
+    seqlen: int = Field(default=512, ge=SHORTEST_WINDOW)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
 
     @property
     def scheme(self) -> QuantScheme:
@@ -190,7 +197,7 @@ def load_recipe(path: Path | None) -> Recipe:
     with reading("a recipe in YAML", path, fix="correct the file, or its permissions.", error=UsageError):
         text = read_bounded(path, _MAX_BYTES).decode("utf-8-sig")
         _refuse_deep(text)
-        values = yaml.safe_load(text)
+        values = _Loader(text).get_single_data()
     if values is None:
         return Recipe()
     if not isinstance(values, dict):
@@ -200,6 +207,17 @@ def load_recipe(path: Path | None) -> Recipe:
             fix="see recipes/ for examples.",
         )
     return _validated(values, recipe=path)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own safe loader, but that a key which occurs twice is refused; it would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        again = next((name for name in names if names.count(name) > 1), None)
+        if again is not None:
+            raise ValueError(f"the key {again!r} occurs twice in one section")
+        return super().construct_mapping(node, deep)
 
 
 def _refuse_deep(text: str) -> None:

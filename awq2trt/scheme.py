@@ -8,7 +8,7 @@ NumPy only: the kernels' golden files, the packers and the exporter are all held
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +29,12 @@ SUPPORTED_GROUP_SIZES: Final = (32, 64, 128, WHOLE_ROW)
 
 _FEWER_BITS: Final = "use --bits 4; 3 and 2 lose much more."
 
-SCALE_DTYPES: Final = ("float16", "bfloat16", "float32")
+FLOAT16: Final = "float16"
+
+BFLOAT16: Final = "bfloat16"
+"""NumPy's names of the types that models are stored in (bfloat16 by ml_dtypes), and config.json's of `torch_dtype`."""
+
+SCALE_DTYPES: Final = (FLOAT16, BFLOAT16, "float32")
 """Types of step sizes, the one that we write first; checkpoints of others may have any."""
 
 
@@ -42,16 +47,19 @@ class QuantScheme:
         group_size: Input channels that share a scale; `WHOLE_ROW` for all of a row.
         zero_point: Whether groups have a zero point of their own (asymmetric). Without one it is
             2^(bits-1) everywhere.
+        step_dtype: Type that holds the step sizes which are chosen by this scheme: `FLOAT16`, or `BFLOAT16` for those
+            that both types hold. Not compared: codes mean the same.
     """
 
     bits: int = 4
     group_size: int = 128
     zero_point: bool = True
+    step_dtype: str = field(default=FLOAT16, compare=False)
 
     def __post_init__(self) -> None:
         if self.bits not in SUPPORTED_BITS:
             raise UsageError(
-                f"got {self.bits} bits, expected one of {_listed(SUPPORTED_BITS)}.",
+                f"got {self.bits} bits, expected one of {_listed(BLOCK_BITS)}, or 8 for a head.",
                 where="--bits",
                 fix=_FEWER_BITS,
             )

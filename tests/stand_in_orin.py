@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from awq2trt.version import __version__
+
 TRTEXEC = """#!/bin/sh
 # Records its arguments; "builds" an engine, "runs" one by writing the answer that lies in the folder above.
 machine=$(dirname "$(dirname "$0")")
@@ -136,9 +138,24 @@ def _hear_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+_AARCH64_HEADER = b"\x7fELF\x02\x01" + bytes(10) + struct.pack("<HH", 3, 183) + bytes(44)
+
+
+def fake_runtime_package(folder: Path) -> Path:
+    """A C++ library for aarch64 that is none, as it is installed; returns its folder."""
+    (folder / "include").mkdir(parents=True)
+    (folder / "include" / "awq2trt.h").write_text("/* a header */\n")
+    package = folder / "lib" / "cmake" / "awq2trt"
+    package.mkdir(parents=True)
+    (package / "awq2trt-config-version.cmake").write_text(f'set(PACKAGE_VERSION "{__version__}")\n')
+    library = folder / "lib" / "libawq2trt.so.0.1"
+    library.write_bytes(_AARCH64_HEADER)
+    (folder / "lib" / "libawq2trt.so").symlink_to(library.name)
+    return folder
+
+
 def fake_library(path: Path, *, cuda: int = 13000, architectures: str = "87-real") -> Path:
     """Writes what says of itself that it is a plugin library for aarch64, and is nothing else."""
-    header = b"\x7fELF\x02\x01" + bytes(10) + struct.pack("<HH", 3, 183) + bytes(44)
     text = f"awq2trt plugins: version=0.1.0 architectures={architectures} cuda={cuda}\0"
-    path.write_bytes(header + text.encode())
+    path.write_bytes(_AARCH64_HEADER + text.encode())
     return path

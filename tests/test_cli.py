@@ -214,6 +214,7 @@ def test_a_bug_says_so_and_shows_its_traceback_only_when_asked(
         (("quantize", "m", "-o", "{tmp}/out", "--bits", "5"), 2, "where: --bits"),
         (("quantize", "m", "-o", "{tmp}/out", "--method", "magic"), 2, "where: --method"),
         (("quantize", "m", "-o", "{tmp}/out", "--samples", "0"), 2, "where: --samples"),
+        (("quantize", "m", "-o", "{tmp}/out", "--seed", str(2**63)), 2, "where: --seed"),
         (("quantize", "m", "-o", "{tmp}/out", "--recipe", "{tmp}/none.yaml"), 2, "no such file"),
         (("export", "{tmp}/empty", "-o", "{tmp}/out"), 1, "no config.json"),
         (("export", "{tmp}/empty", "-o", "{tmp}/empty"), 2, "the output directory is the checkpoint's own"),
@@ -223,6 +224,9 @@ def test_a_bug_says_so_and_shows_its_traceback_only_when_asked(
         (("run", "{tmp}/empty", "--prompt", "x", "--backend", "cuda"), 2, "unknown backend 'cuda'"),
         (("run", "{tmp}/empty", "--prompt", "x", "--temperature", "-1"), 2, "where: --temperature"),
         (("inspect", "{tmp}/nowhere"), 1, "no such directory"),
+        (("inspect", "{tmp}/weights.bin"), 1, "expected a directory, got a file"),
+        (("check", "{tmp}/weights.bin"), 2, "expected a directory, got a file"),
+        (("export", "{tmp}/weights.bin", "-o", "{tmp}/out"), 1, "expected a directory, got a file"),
         (("bench",), 2, "awq2trt bench --kernels"),
         (("bench", "--kernels", "--dtype", "float32"), 2, "got float32, expected one of: float16, bfloat16"),
     ],
@@ -269,6 +273,8 @@ def test_targets_of_a_model_needs_its_config_alone(awq2trt: Callable[..., Outcom
     assert "5.7 .. 5.5" in rows["orin"]
     symmetric = awq2trt("targets", str(tmp_path), "--symmetric", "--group-size", "-1", "--jetpack", "6.2").out
     assert symmetric != outcome.out
+    longer = awq2trt("targets", str(tmp_path), "--max-seq-len", str(10**18))
+    assert (longer.code, "expected at most 4096 tokens" in longer.err) == (2, True)
 
 
 @pytest.mark.parametrize(

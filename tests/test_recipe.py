@@ -69,6 +69,8 @@ def test_flags_win_and_absent_flags_do_not(tmp_path: Path) -> None:
         ("build: {target: rtx4080}", "--target", "unknown target 'rtx4080'"),
         ("[1, 2]", "recipe.yaml", "got a list"),
         ("a: [", "recipe.yaml", "cannot be read as a recipe in YAML"),
+        ("quantize:\n  bits: 4\n  bits: 3", "recipe.yaml", "the key 'bits' occurs twice"),
+        ("build: {}\nbuild: {}", "recipe.yaml", "the key 'build' occurs twice"),
         ("a: !!python/object/apply:os.system ['true']", "recipe.yaml", "cannot be read as a recipe in YAML"),
     ],
 )
@@ -148,3 +150,8 @@ def test_heads_that_there_are_not(head: str) -> None:
 def test_blocks_of_eight_bits_are_refused() -> None:
     with pytest.raises(UsageError, match="got 8 bits for the linears of blocks"):
         apply_flags(Recipe(), {"quantize": {"bits": 8}})
+
+
+def test_sections_may_be_merged_and_keys_written_over(tmp_path: Path) -> None:
+    text = "export: {max_seq_len: 64}\nquantize:\n  <<: {bits: 3, samples: 4}\n  bits: 2\n"
+    assert load_recipe(_written(tmp_path, text)).quantize == QuantizeOptions(bits=2, samples=4)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import tiny_models
-from stand_in_orin import fake_library
+from stand_in_orin import fake_library, fake_runtime_package
 
 from awq2trt.artifact.manifest import Artifact
+from awq2trt.machine import foreign_runtime
 from awq2trt.machine.foreign_library import PATH_VARIABLE
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
@@ -38,9 +39,12 @@ def kit_request(output: Path, jetpack: str, *, fusion: bool = True) -> KitReques
 
 
 def make_tiny_kit(folder: Path, output: Path, jetpack: str, *, cuda: int = 12060, fusion: bool = True) -> Artifact:
-    """The kit of what `export_tiny` left in `folder`; its library has the CUDA runtime `cuda`."""
+    """The kit of what `export_tiny` left in `folder`; its plugin library has the CUDA runtime `cuda`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(PATH_VARIABLE, str(fake_library(folder / f"fake-{cuda}.so", cuda=cuda)))
+        if not (package := folder / "fake-runtime").is_dir():
+            fake_runtime_package(package)
+        patch.setenv(foreign_runtime.PATH_VARIABLE, str(package))
         onnx = Artifact.open(folder / "onnx")
         request = kit_request(output, jetpack, fusion=fusion)
         return make_kit(onnx, model_spec(str(folder / "model")), request, SilentProgress())

@@ -100,6 +100,16 @@ def open_folder(path: Path) -> Iterator[Folder]:
         os.close(handle)
 
 
+def same_place(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same, links followed; either may lead nowhere, as a link to itself does."""
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def no_directory(path: Path) -> str:
+    """What there is where a directory should be, a sentence for errors."""
+    return "expected a directory, got a file." if path.exists() else "no such directory."
+
+
 def refuse_links(path: Path) -> None:
     """Refuses a file or a folder, with all that is in it, that leads to something outside when it is written.
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from awq2trt.artifact.folder import no_directory
 from awq2trt.artifact.format_1 import FORMAT_1, upgraded
 from awq2trt.artifact.records import Contents, FileRecord
 from awq2trt.errors import ArtifactError, Awq2trtError
@@ -266,7 +267,7 @@ def _again(kind: Kind | None) -> str:
 
 def _no_manifest(directory: Path, kind: Kind | None) -> ArtifactError:
     if not directory.is_dir():
-        return ArtifactError("no such directory.", where=str(directory), fix="check the path.")
+        return ArtifactError(no_directory(directory), where=str(directory), fix="check the path.")
     if (directory / WORK_DIRECTORY).is_dir():
         return ArtifactError(
             "incomplete: the run that was to write it did not finish.",

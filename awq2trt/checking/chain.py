@@ -59,13 +59,13 @@ from awq2trt.checking.stored_weights import WeightResult, check_weights
 from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import UNRELATED, block_limit, drift_limit, engine_limit, storage_limit
 from awq2trt.checking.weights import Finding
-from awq2trt.checkpoint.writer import BFLOAT16
 from awq2trt.errors import ToolError, UnsupportedError
 from awq2trt.evaluation.agreement import agreement
 from awq2trt.io_contract import ENGINE_FILE, LOGITS
 from awq2trt.models.families import DecoderSpec
 from awq2trt.progress import Progress
 from awq2trt.runtime.ort.backend import OrtBackend
+from awq2trt.scheme import BFLOAT16
 
 
 class _Limit(NamedTuple):

@@ -47,16 +47,17 @@ def difference(reference: Array, candidate: Array, *, centered: bool = False) ->
     Args:
         reference: [..., channels].
         candidate: Of the same shape.
-        centered: Measure the reference around its mean, as for logits, where a constant means nothing.
+        centered: Take its own mean off each vector, as for logits, where a constant means nothing.
     """
     wide = reference.reshape(-1, reference.shape[-1]).astype(np.float64)
     other = candidate.reshape(-1, candidate.shape[-1]).astype(np.float64)
     if not (np.isfinite(wide).all() and np.isfinite(other).all()):
         return unlike(len(wide))
+    if centered:
+        wide, other = (value - value.mean(axis=-1, keepdims=True) for value in (wide, other))
     gap = np.abs(other - wide)
-    base = wide - wide.mean(axis=-1, keepdims=True) if centered else wide
     tiny = np.finfo(np.float64).tiny
-    relative = np.linalg.norm(gap, axis=-1) / np.maximum(np.linalg.norm(base, axis=-1), tiny)
+    relative = np.linalg.norm(gap, axis=-1) / np.maximum(np.linalg.norm(wide, axis=-1), tiny)
     norms = np.linalg.norm(wide, axis=-1) * np.linalg.norm(other, axis=-1)
     # Two vectors of zeros point the same way.
     cosine = np.where(norms > 0, (wide * other).sum(axis=-1) / np.maximum(norms, tiny), (gap.max(axis=-1) == 0) * 1.0)

@@ -32,11 +32,11 @@ from awq2trt.checking.results import QUANTIZED
 from awq2trt.checking.runners import calls_of, first_call
 from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import drift_limit
-from awq2trt.checkpoint.writer import BFLOAT16
 from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.io_contract import CACHE_POSITION, ENGINE_FILE, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
 from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block
 from awq2trt.runtime.trt.engine import POLYGRAPHY_SWITCH
+from awq2trt.scheme import BFLOAT16
 from awq2trt.target import Flavour
 
 LOADER_FILE: Final = "data_loader.py"

@@ -12,8 +12,8 @@ from typing import Final
 
 from awq2trt.checking.measures import Difference
 from awq2trt.checking.weights import Finding
-from awq2trt.checkpoint.writer import BFLOAT16
 from awq2trt.evaluation.agreement import Agreement
+from awq2trt.scheme import BFLOAT16
 
 ORIGINAL: Final = "original"
 FOLDED: Final = "folded"

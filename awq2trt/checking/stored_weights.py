@@ -18,11 +18,11 @@ from awq2trt.checking.tolerance import UNIT_ROUNDOFF
 from awq2trt.checking.weights import Finding, code_finding, onnx_findings, rounded_finding
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.layouts.layout import BIAS
-from awq2trt.checkpoint.writer import BFLOAT16
 from awq2trt.errors import CheckpointError
 from awq2trt.graph.read import open_decoder
 from awq2trt.models.sources.base import CONFIG_FILE, Array
 from awq2trt.progress import Progress
+from awq2trt.scheme import BFLOAT16
 
 _HEAD_ROWS: Final = 8192
 """Rows of a head that are compared at once: 8,192 x 4,096 float64 are 256 MiB."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from awq2trt.artifact.arrays import read_arrays
+from awq2trt.artifact.folder import no_directory
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, record_file
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY
 from awq2trt.artifact.records import QuantizationRecord, SourceRecord
@@ -154,7 +155,9 @@ def _artifacts(directory: Path, checkpoint: Path | None) -> _Found:
         if found[0].manifest.kind != "checkpoint" and (beside / MANIFEST_FILE).is_file():
             found.append(Artifact.open(beside, kind="checkpoint", verify="size"))
     elif not directory.is_dir():
-        raise UsageError("no such directory.", where=str(directory), fix="name what `awq2trt build ... -o DIR` wrote.")
+        raise UsageError(
+            no_directory(directory), where=str(directory), fix="name what `awq2trt build ... -o DIR` wrote."
+        )
     else:
         paths = sorted(path.parent for path in directory.glob(f"*/{MANIFEST_FILE}"))
         found = [Artifact.open(path, verify="size") for path in paths]

@@ -20,14 +20,10 @@ from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import CONFIG_FILE, Array
 from awq2trt.models.sources.safetensors import INDEX_FILE, SINGLE_FILE, SafetensorsFiles
 from awq2trt.models.spec import ModelSpec
+from awq2trt.scheme import BFLOAT16, FLOAT16
 
 SHARD_BYTES: Final = 1 << 30
 """Largest weight file: what the writer holds in memory at once."""
-
-FLOAT16: Final = "float16"
-
-BFLOAT16: Final = "bfloat16"
-"""Values of config.json's `torch_dtype`, and NumPy's names of the types (bfloat16 by ml_dtypes)."""
 
 _FP16_LARGEST: Final = 65504.0
 
@@ -59,10 +55,10 @@ def compact(value: Array, *, exact: bool) -> Array:
 
 
 def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Array:
-    """A quantized tensor as a checkpoint of `dtype` has it: with bf16, step sizes are rounded to what bf16 holds.
+    """A quantized tensor as a checkpoint of `dtype` has it: with bf16, step sizes are what bf16 holds.
 
-    The exported model's step sizes then are the checkpoint's, bit for bit. In AutoAWQ's layout their file type stays
-    fp16, which is all that its readers know.
+    They are already, unless only the last blocks left fp16's range. The exported model's step sizes then are the
+    checkpoint's, bit for bit. In AutoAWQ's layout their file type stays fp16, which is all that its readers know.
 
     Args:
         name: Full name of the tensor.

@@ -2,7 +2,7 @@
 
 In: an exported decoder's directory and a `KitPlan`. Out, in a directory that the caller owns: `model.onnx` for the
 JetPack's TensorRT, fused unless that is not wanted, and its weights; the files beside it, `lib/` or `src/`, `kit.conf`,
-`finish.sh`, `README.md`. The same inputs give the same bytes.
+`finish.sh`, `README.md`, and `cpp/` where there is a C++ library for the Jetson. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
@@ -41,10 +41,11 @@ CONF_FILE: Final = "kit.conf"
 README_FILE: Final = "README.md"
 LIBRARY_FILE: Final = f"lib/{LIBRARY_NAME}"
 SOURCE_FOLDER: Final = "src"
+RUNTIME_FOLDER: Final = "cpp"
 VERSION_HEADER: Final = "version.h"
 
 _HERE: Final = Path(__file__).parent
-TEMPLATES: Final = (_HERE / SCRIPT_FILE, _HERE / "README.template.md")
+TEMPLATES: Final = (_HERE / SCRIPT_FILE, _HERE / "README.template.md", _HERE / "runtime.template.md")
 
 _LONGEST_UNFUSED_PREFILL: Final = 512
 """Where attention scores are tensors, a longer prompt goes in pieces of this, or its scores would fill the memory."""
@@ -65,6 +66,7 @@ class KitPlan:
         target: A Jetson.
         jetpack: On it.
         plugin: The plugin library, or its sources.
+        runtime: Files of the C++ library for the Jetson, by their place in its folder; empty for none.
         footprint: Of the model.
         longest_prefill: Most new tokens that a call of the engine may have.
         fusion: The graph is fused.
@@ -75,6 +77,7 @@ class KitPlan:
     target: Target
     jetpack: JetPack
     plugin: KitPlugin
+    runtime: Mapping[str, Path]
     footprint: Footprint
     longest_prefill: int
     fusion: bool
@@ -139,6 +142,7 @@ def write_kit(
     model, sizes = open_decoder(onnx_directory)
     _write_model(model, directory, plan)
     _write_plugin(plan, directory)
+    _copy_files(plan.runtime, directory / RUNTIME_FOLDER)
     golden = _golden_settings(directory) if DESCRIPTION_FILE in names else {"golden_calls": "", "golden_tolerance": "0"}
     shutil.copyfile(_HERE / SCRIPT_FILE, directory / SCRIPT_FILE)
     (directory / SCRIPT_FILE).chmod(0o755)
@@ -194,15 +198,20 @@ def _write_plugin(plan: KitPlan, directory: Path) -> None:
         (directory / LIBRARY_FILE).parent.mkdir()
         shutil.copyfile(plan.plugin.library.path, directory / LIBRARY_FILE)
         return
-    for name, path in plan.plugin.sources.items():
-        copy = directory / SOURCE_FOLDER / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+    _copy_files(plan.plugin.sources, directory / SOURCE_FOLDER)
     major, minor = plan.target.compute_capabilities[0]
     (directory / SOURCE_FOLDER / VERSION_HEADER).write_text(
         f'#define AWQ2TRT_VERSION "{__version__}"\n#define AWQ2TRT_ARCHITECTURES "{major}{minor}-real"\n',
         encoding="utf-8",
     )
+
+
+def _copy_files(files: Mapping[str, Path], directory: Path) -> None:
+    """Copies files to where their names say."""
+    for name, path in files.items():
+        copy = directory / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
@@ -257,7 +266,12 @@ def _readme(plan: KitPlan, record: KitRecord, capacity: int) -> str:
         "typical": prefill.typical,
         "compile_flag": " --compile" if compiles else "",
         "compile_note": _COMPILE_NOTE if compiles else "",
+        "runtime": "",
     }
+    if plan.runtime:
+        megabytes = sum(path.stat().st_size for path in plan.runtime.values()) / 1e6
+        section = Template(TEMPLATES[2].read_text(encoding="utf-8"))
+        values["runtime"] = "\n" + section.substitute(folder=RUNTIME_FOLDER, size=f"{megabytes:.1f}")
     return Template(TEMPLATES[1].read_text(encoding="utf-8")).substitute(values)
 
 

@@ -135,15 +135,7 @@ def describe_library(path: Path) -> ForeignLibrary:
         ToolError: It is no plugin library, or not for aarch64.
     """
     content = path.read_bytes()
-    if not content.startswith(_ELF_64_LITTLE_ENDIAN):
-        raise ToolError("not a shared library.", where=str(path), fix=_BUILD_COMMAND)
-    machine = int.from_bytes(content[_ELF_MACHINE_AT : _ELF_MACHINE_AT + 2], "little")
-    if machine != _EM_AARCH64:
-        raise ToolError(
-            f"expected a library for aarch64 (ELF machine {_EM_AARCH64}), got one for ELF machine {machine}.",
-            where=str(path),
-            fix=_BUILD_COMMAND,
-        )
+    require_aarch64(content, path, fix=_BUILD_COMMAND)
     found = _DESCRIPTION.search(content)
     if found is None:
         raise ToolError(
@@ -151,6 +143,28 @@ def describe_library(path: Path) -> ForeignLibrary:
         )
     version, architectures, cuda = (text.decode() for text in found.groups())
     return ForeignLibrary(path, version, tuple(architectures.split(",")), (int(cuda) // 1000, int(cuda) % 1000 // 10))
+
+
+def require_aarch64(content: bytes, path: Path, *, fix: str) -> None:
+    """Refuses what is no library for aarch64.
+
+    Args:
+        content: Of the file, or its beginning.
+        path: Of the file.
+        fix: How to get another.
+
+    Raises:
+        ToolError: It is none.
+    """
+    if not content.startswith(_ELF_64_LITTLE_ENDIAN):
+        raise ToolError("not a shared library.", where=str(path), fix=fix)
+    machine = int.from_bytes(content[_ELF_MACHINE_AT : _ELF_MACHINE_AT + 2], "little")
+    if machine != _EM_AARCH64:
+        raise ToolError(
+            f"expected a library for aarch64 (ELF machine {_EM_AARCH64}), got one for ELF machine {machine}.",
+            where=str(path),
+            fix=fix,
+        )
 
 
 def library_sources() -> dict[str, Path]:

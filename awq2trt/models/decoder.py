@@ -408,9 +408,22 @@ def run_model(source: ModelSource, tokens: Tensor, *, progress: Callable[[int], 
     return _run(source, runner, Ends(source).embed(tokens), progress)
 
 
-def run_blocks(source: ModelSource, hidden: Tensor, *, progress: Callable[[int], None] | None = None) -> Tensor:
-    """As `run_model`, from the residual stream before the first block on, fp32 [batch, S, hidden_size]."""
-    return _run(source, BlockRunner.for_positions(source.spec, hidden.shape[1]), hidden, progress)
+def run_blocks(
+    source: ModelSource,
+    hidden: Tensor,
+    *,
+    progress: Callable[[int], None] | None = None,
+    seen: ActivationRange | None = None,
+) -> Tensor:
+    """As `run_model`, from the residual stream before the first block on.
+
+    Args:
+        source: The model.
+        hidden: fp32 [batch, S, hidden_size].
+        progress: Called with 1 after every block.
+        seen: Gets the range of activations.
+    """
+    return _run(source, BlockRunner.for_positions(source.spec, hidden.shape[1], seen=seen), hidden, progress)
 
 
 def _run(source: ModelSource, runner: BlockRunner, hidden: Tensor, progress: Callable[[int], None] | None) -> Tensor:

@@ -9,7 +9,7 @@ quotients that the errors of rounding are small in them. Norms and biases are th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -83,13 +83,16 @@ def _flags(scheme: QuantScheme) -> str:
     return f"--bits {scheme.bits} --group-size {scheme.group_size}{symmetric}"
 
 
-def begin_block(checkpoint: QuantizedCheckpoint, layer: int, weights: Mapping[str, Tensor]) -> Beginning:
+def begin_block(
+    checkpoint: QuantizedCheckpoint, layer: int, weights: Mapping[str, Tensor], scheme: QuantScheme
+) -> Beginning:
     """One block of the checkpoint.
 
     Args:
         checkpoint: Where to begin.
         layer: Which block.
         weights: The original block's fp32 tensors.
+        scheme: The checkpoint's, with the type that step sizes will have.
 
     Raises:
         ArtifactError: Its file of scales is damaged.
@@ -108,7 +111,8 @@ def begin_block(checkpoint: QuantizedCheckpoint, layer: int, weights: Mapping[st
         if group.smooth_kind != UNFOLDED:
             fold_scales_(folded, group, scales[first], spec.head_dim)
     linears = {f"{name}.weight": folded[f"{name}.weight"] for name in spec.block.linears}
-    rounded = {name: Rounded.of(checkpoint.linear(prefix + name)) for name in spec.block.linears}
+    stored_linears = {name: checkpoint.linear(prefix + name) for name in spec.block.linears}
+    rounded = {name: Rounded.of(replace(linear, scheme=scheme)) for name, linear in stored_linears.items()}
     return Beginning({**stored, **linears}, rounded, scales)
 
 

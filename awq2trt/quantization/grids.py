@@ -20,7 +20,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from awq2trt.quantization.rounding import GroupGrid, as_half, range_grid
+from awq2trt.quantization.rounding import GroupGrid, as_step, range_grid
 from awq2trt.scheme import QuantScheme
 
 LIMITS: Final = tuple(1 - 0.05 * i for i in range(10))
@@ -133,7 +133,7 @@ class _Group:
         target = (curved * self._weight).sum(dim=-1, keepdim=True)
         if self._pull is not None:
             target -= (self._pull * levels).sum(dim=-1, keepdim=True) / 2
-        fitted = as_half(torch.where(curvature > 0, target / curvature, self.scales))
+        fitted = as_step(torch.where(curvature > 0, target / curvature, self.scales), self._scheme)
         sane = (fitted > 0.7 * self.scales) & (fitted < 1.4 * self.scales)
         self.try_(GroupGrid(torch.where(sane, fitted, self.scales), self.zeros))
 
@@ -196,7 +196,7 @@ def _search_around_(group: _Group, scheme: QuantScheme) -> None:
     """A further look: grids near the one found."""
     scales, zeros = group.scales, group.zeros
     for factor, shift in product(STEP_FACTORS, (-1, 0, 1) if scheme.zero_point else (0,)):
-        group.try_(GroupGrid(as_half(factor * scales), (zeros + shift).clamp_(0, scheme.levels - 1)))
+        group.try_(GroupGrid(as_step(factor * scales, scheme), (zeros + shift).clamp_(0, scheme.levels - 1)))
     group.fit_step_()
 
 

@@ -86,6 +86,10 @@ class ImageWindows:
     tokens: Tensor
     images: tuple[tuple[Path, ...], ...]
 
+    def first(self, count: int) -> ImageWindows:
+        """The first `count` of them."""
+        return ImageWindows(self.tokens[:count], self.images[:count])
+
     def embed(self, source: ModelSource, vision: VisionSpec, processor: ImageProcessor, progress: Progress) -> Tensor:
         """The residual stream before the first block, fp32 [samples, seqlen, hidden_size]."""
         hidden = Ends(source).embed(self.tokens)

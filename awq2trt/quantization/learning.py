@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from awq2trt.quantization.rounding import GroupGrid, Rounded, as_half, from_groups, to_groups
+from awq2trt.quantization.rounding import GroupGrid, Rounded, as_step, from_groups, to_groups
 from awq2trt.scheme import QuantScheme
 
 INSIDE: Final = 0.499
@@ -258,13 +258,16 @@ class _Pack:
         last = self.scheme.levels - 1
         low, high = self.ends * self.factors
         if self.scheme.zero_point:
-            scales = with_its_gradient((high - low) / last, as_half)
+            scales = with_its_gradient((high - low) / last, self._as_step)
             zeros = with_its_gradient(-low / scales, torch.round).clamp(0, last)
         else:
             zeros = torch.full_like(high, self.scheme.symmetric_zero)
-            scales = with_its_gradient(high / (last - zeros), as_half)
+            scales = with_its_gradient(high / (last - zeros), self._as_step)
         exact = self.weight / scales + zeros + self.place + self.offset
         return scales, zeros, with_its_gradient(exact, torch.round).clamp(0, last)
+
+    def _as_step(self, scales: Tensor) -> Tensor:
+        return as_step(scales, self.scheme)
 
 
 def _packs(tensors: Mapping[str, Tensor], start: Mapping[str, Rounded], scheme: QuantScheme) -> list[_Pack]:

@@ -1,8 +1,8 @@
 """Rounding weights to codes: the reference math of every method (AWQ paper, equation 1), in PyTorch.
 
 In: fp32 weights [N, K] and a grid for every group, or the range to hold. Out: integer codes, fp16 step sizes, integer
-zero points. Step sizes are rounded to fp16 *before* codes are chosen, so a checkpoint's fp16 scales lose
-nothing. K is padded with zeros to whole groups inside; a zero never widens a range, since every range holds 0.
+zero points. Step sizes are rounded to the type that stores them *before* codes are chosen, so a checkpoint's scales
+lose nothing. K is padded with zeros to whole groups inside; a zero never widens a range, since every range holds 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.errors import CheckpointError
-from awq2trt.scheme import QuantizedLinear, QuantScheme
+from awq2trt.scheme import BFLOAT16, QuantizedLinear, QuantScheme
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class GroupGrid:
     """The rounding grid of every group: w = scales * (code - zeros).
 
     Attributes:
-        scales: fp32 values that fp16 holds exactly, [N, groups, 1].
+        scales: fp32 values that the scheme's `step_dtype` holds exactly, [N, groups, 1].
         zeros: Integers in [0, 2^bits) as fp32, [N, groups, 1].
     """
 
@@ -32,8 +32,8 @@ class GroupGrid:
 
     @classmethod
     def of(cls, linear: QuantizedLinear) -> GroupGrid:
-        """That of a stored linear; step sizes of another type are rounded to fp16."""
-        scales = as_half(torch.as_tensor(linear.scales.astype(np.float32))).unsqueeze(-1)
+        """That of a stored linear; step sizes of another type are rounded to its scheme's."""
+        scales = as_step(torch.as_tensor(linear.scales.astype(np.float32)), linear.scheme).unsqueeze(-1)
         if linear.zeros is None:
             return cls(scales, torch.full_like(scales, linear.scheme.symmetric_zero))
         return cls(scales, torch.as_tensor(linear.zeros.astype(np.float32)).unsqueeze(-1))
@@ -70,10 +70,10 @@ def range_grid(low: Tensor, high: Tensor, scheme: QuantScheme) -> GroupGrid:
     codes.
     """
     if scheme.zero_point:
-        scales = as_half((high - low) / (scheme.levels - 1))
+        scales = as_step((high - low) / (scheme.levels - 1), scheme)
         zeros = (-low / scales).round_().clamp_(0, scheme.levels - 1)
     else:
-        scales = as_half(torch.maximum(-low, high) / (scheme.symmetric_zero - 1))
+        scales = as_step(torch.maximum(-low, high) / (scheme.symmetric_zero - 1), scheme)
         zeros = torch.full_like(scales, scheme.symmetric_zero)
     return GroupGrid(scales, zeros)
 
@@ -148,7 +148,11 @@ def fake_quantize(weight: Tensor, scheme: QuantScheme) -> Tensor:
     return from_groups(codes.sub_(grid.zeros).mul_(grid.scales), weight.shape[1])
 
 
-def as_half(scales: Tensor) -> Tensor:
-    """Rounds step sizes to fp16; an all-zero group, or one too small for fp16, gets 1, so its codes are its zero."""
-    rounded = scales.half().float()
+def as_step(scales: Tensor, scheme: QuantScheme) -> Tensor:
+    """Rounds step sizes to the scheme's `step_dtype`; always to what fp16 holds, too, which is all that AutoAWQ's has.
+
+    An all-zero group, or one too small for fp16, gets 1, so its codes are its zero.
+    """
+    # What has bf16's 8 bits has no more after rounding to fp16, whatever its magnitude.
+    rounded = (scales.bfloat16() if scheme.step_dtype == BFLOAT16 else scales).half().float()
     return torch.where(rounded > 0, rounded, torch.where(rounded == 0, torch.ones_like(rounded), rounded))

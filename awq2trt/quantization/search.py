@@ -120,8 +120,8 @@ def spread_over_heads(scales: Tensor, group: ScaleGroup, head_dim: int) -> Tenso
 
 
 def output_error(difference: Tensor, gram: Tensor) -> float:
-    """E || D x ||^2 = tr(D G D^T) for a weight error D [N, K]."""
-    return float((difference @ gram).mul_(difference).sum())
+    """E || D x ||^2 = tr(D G D^T) for a weight error D [N, K]; not below 0, where rounding of the sum may lead."""
+    return max(float((difference @ gram).mul_(difference).sum()), 0.0)  # in this order NaN stays
 
 
 def search_scales(

@@ -112,6 +112,17 @@ class Store:
         """Keeps the largest magnitude among the activations of block `layer`."""
         self._range(layer).write_text(json.dumps(value), encoding="utf-8")
 
+    def step_dtype(self) -> str | None:
+        """The type that step sizes are chosen for; None if none was kept."""
+        return str(json.loads(self._steps.read_text(encoding="utf-8"))) if self._steps.is_file() else None
+
+    def keep_step_dtype(self, dtype: str) -> str:
+        """Keeps the type that step sizes are chosen for, and returns it."""
+        partial = self._steps.with_name(self._steps.name + ".partial")
+        partial.write_text(json.dumps(dtype), encoding="utf-8")
+        partial.replace(self._steps)
+        return dtype
+
     def keep_block(self, layer: int, block: StoredBlock) -> None:
         """Keeps a block, its tensors last; then drops the residual streams before it, which nobody needs any more."""
         write_arrays(self._search(layer), block.search)
@@ -193,6 +204,10 @@ class Store:
     @property
     def _head_report(self) -> Path:
         return self.directory / "head.json"
+
+    @property
+    def _steps(self) -> Path:
+        return self.directory / "steps.json"
 
     def _range(self, layer: int) -> Path:
         return self.directory / f"range-{layer:05}.json"

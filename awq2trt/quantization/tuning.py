@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import torch
@@ -24,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.quantization.learning import WindowDraws, with_its_gradient
-from awq2trt.quantization.rounding import GroupGrid, Rounded, as_half
+from awq2trt.quantization.rounding import GroupGrid, Rounded, as_step
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 WARM_UP: Final = 5
@@ -145,8 +146,9 @@ class _TunedBlock:
         return cls(block, codes, grids, growth)
 
     def scales(self, name: str) -> Tensor:
-        """Step sizes of a linear as fp16 holds them, [N, groups, 1]."""
-        return with_its_gradient(self._grids[name].scales * self.growth[name].exp(), as_half)
+        """Step sizes of a linear as its scheme stores them, [N, groups, 1]."""
+        as_stored = partial(as_step, scheme=self._block.linears[name].scheme)
+        return with_its_gradient(self._grids[name].scales * self.growth[name].exp(), as_stored)
 
     def tensors(self) -> dict[str, Tensor]:
         """The block's tensors, fp32, as `BlockRunner` takes them."""

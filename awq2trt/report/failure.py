@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
 from typing import Final
 
 from awq2trt.errors import Awq2trtError
+from awq2trt.foreign_files import UNPAIRED, reason
 
 DEBUG_VARIABLE: Final = "AWQ2TRT_DEBUG"
 """Set, it shows the traceback of every error, as --debug does."""
+
+
+def print_anything_() -> None:
+    """Lets stdout and stderr print what their encoding has no character for, as its escape: models write any text."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def explain(error: Exception) -> int:
@@ -29,6 +38,10 @@ def explain(error: Exception) -> int:
         print(f"error: {error.strerror.lower()}", file=sys.stderr)
         if error.filename:
             print(f"  where: {error.filename}", file=sys.stderr)
+        return 1
+    if isinstance(error, UnicodeEncodeError) and error.reason == UNPAIRED:
+        print(f"error: {reason(error)}", file=sys.stderr)
+        print("  fix: rename the file, or set the locale that its name was written in.", file=sys.stderr)
         return 1
     if isinstance(error, MemoryError):
         print("error: out of memory\n  fix: close other programs, or use a machine with more memory.", file=sys.stderr)

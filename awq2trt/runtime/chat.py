@@ -15,11 +15,10 @@ from jinja2 import TemplateError
 from awq2trt.artifact.records import TokensRecord
 from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.foreign_files import read_json, reading
+from awq2trt.models.sources.tokenizer_parts import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, reading_tokenizer
 from awq2trt.runtime.template import render_template
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
-TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
-TOKENIZER_FILE: Final = "tokenizer.json"
 
 Message = Mapping[str, str]
 """Of a conversation: `role` (`system`, `user` or `assistant`) and `content`."""
@@ -58,7 +57,7 @@ class ChatTokenizer:
             ArtifactError: There are none, or they cannot be read.
         """
         fix = "put the model's tokenizer files into the directory, or export the model again."
-        with reading("a tokenizer", directory, fix=fix, error=ArtifactError):
+        with reading_tokenizer(directory, fix=fix, error=ArtifactError):
             tokenizer = _tokenizer_class(directory).from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
             )

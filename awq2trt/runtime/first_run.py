@@ -35,7 +35,7 @@ def check_first_run(backend: Backend, artifact: Artifact, gpu: str) -> bool:
     import onnxruntime
 
     runtime_version = str(onnxruntime.__version__)
-    mark = _mark(artifact.manifest.fingerprint, gpu, runtime_version)
+    mark = passed_mark(artifact.manifest.fingerprint, gpu, runtime_version)
     if mark.is_file() or not (artifact.directory / DESCRIPTION_FILE).is_file():
         return False
     results = compare_golden(backend, read_golden(artifact.directory))
@@ -48,14 +48,23 @@ def check_first_run(backend: Backend, artifact: Artifact, gpu: str) -> bool:
             where=str(artifact.directory),
             fix="report it with the output of `awq2trt doctor`; --no-golden runs the model all the same.",
         )
-    with suppress(OSError):  # a home that cannot be written to: then they are checked at every start
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(f"{gpu}, ONNX Runtime {runtime_version}\n", encoding="utf-8")
+    write_mark(mark, f"{gpu}, ONNX Runtime {runtime_version}")
     return True
 
 
-def _mark(fingerprint: str, gpu: str, runtime_version: str) -> Path:
-    """The file that says that a model has passed."""
+def write_mark(mark: Path, text: str) -> None:
+    """Says that a model has passed; `text` is for people who look into the file."""
+    with suppress(OSError):  # a home that cannot be written to: then they are checked at every start
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(f"{text}\n", encoding="utf-8")
+
+
+def passed_mark(*parts: str) -> Path:
+    """The file that says that a model has passed.
+
+    Args:
+        parts: The model's fingerprint, and all that runs it.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = hashlib.sha256("\n".join((fingerprint, gpu, runtime_version)).encode()).hexdigest()
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return cache / "awq2trt" / "golden" / key

@@ -65,5 +65,5 @@ def _check_prompt(prompt: Sequence[int], capacity: int) -> None:
         raise UsageError(
             f"the prompt has {len(prompt)} tokens, but the cache of this model holds {capacity}.",
             where="--prompt",
-            fix=f"shorten it, or export again with --max-seq-len {len(prompt)} or more.",
+            fix=f"shorten it; or, if the model was made for so many, export again with --max-seq-len {len(prompt)}.",
         )

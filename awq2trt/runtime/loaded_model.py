@@ -27,6 +27,9 @@ DEFAULT_BACKEND: Final = "ort"
 NATIVE: Final = "native"
 """The C++ library; `native.NativeModel` loads it."""
 
+AUTO: Final = "auto"
+"""The C++ library where it can, else ONNX Runtime; `choice.load_model` chooses."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -74,9 +77,9 @@ class Model:
         """
         if backend != DEFAULT_BACKEND:
             raise UsageError(
-                f"unknown backend {backend!r}, expected {DEFAULT_BACKEND} or {NATIVE}.",
+                f"unknown backend {backend!r}, expected {AUTO}, {DEFAULT_BACKEND} or {NATIVE}.",
                 where="--runtime",
-                fix=f"--runtime {DEFAULT_BACKEND} runs everywhere.",
+                fix=f"leave it out, or name {DEFAULT_BACKEND}, which runs everywhere.",
             )
         progress = progress or SilentProgress()
         artifact = open_model(directory)

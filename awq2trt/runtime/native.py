@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from awq2trt.artifact.golden import DESCRIPTION_FILE
 from awq2trt.artifact.manifest import MANIFEST_FILE, read_manifest
 from awq2trt.errors import ToolError, UsageError
 from awq2trt.machine.gpu import load_libraries, read_driver
@@ -26,6 +27,7 @@ from awq2trt.machine.plugin_library import find_plugin_library
 from awq2trt.machine.runtime_library import find_onnxruntime_library, find_tensorrt_library
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.runtime.chat import Message, user_message
+from awq2trt.runtime.first_run import passed_mark, write_mark
 from awq2trt.runtime.native_library import (
     CALLBACK,
     BiasStructure,
@@ -247,6 +249,7 @@ class NativeModel:
         options: DeviceOptions | None = None,
         *,
         verify: str = "first",
+        golden: bool = True,
         progress: Progress | None = None,
     ) -> NativeModel:
         """Loads a model.
@@ -255,19 +258,23 @@ class NativeModel:
             directory: What was built: for `cpu`, `cuda`, or an engine.
             options: Where it runs; None for what it was built for.
             verify: When hashes are checked: `first` (when first loaded here), `size` (never) or `full` (always).
+            golden: Check the golden outputs at the first run on a GPU.
             progress: Told what runs the model.
 
         Raises:
             ArtifactError: The directory holds no whole model.
-            ToolError: This machine lacks something that the model needs.
+            ToolError: This machine lacks something that the model needs, or its golden outputs do not come out.
             UnsupportedError: The library does not know something in it.
             UsageError: It holds no model that was built.
         """
+        progress = progress or SilentProgress()
         structure = _load_options(directory, options or DeviceOptions(), verify)
         handle = ctypes.c_void_p()
         call("model_load", os.fsencode(directory), ctypes.byref(structure), ctypes.byref(handle))
         model = cls(handle, directory)
-        (progress or SilentProgress()).note(f"running in {model.title}")
+        progress.note(f"running in {model.title}")
+        if golden and model.check_first_run():
+            progress.note(f"first run in {model.title}: golden outputs passed")
         return model
 
     @property
@@ -294,6 +301,35 @@ class NativeModel:
         """Text of tokens, special ones left out."""
         array = (ctypes.c_int32 * len(tokens))(*tokens)
         return take_text("decode", self._handle, array, ctypes.c_size_t(len(tokens)))
+
+    def check_first_run(self) -> bool:
+        """Runs the golden calls where this model has not passed them on this GPU yet; whether they were run.
+
+        Raises:
+            ToolError: One is off.
+        """
+        manifest = read_manifest(self.directory, None)
+        on_cpu = manifest.contents.lowered is not None and manifest.contents.lowered.target != CUDA_TARGET
+        mark = passed_mark(manifest.fingerprint, library().awq2trt_version().decode(), self.title)
+        if on_cpu or mark.is_file() or not (self.directory / DESCRIPTION_FILE).is_file():
+            return False
+        self.check()
+        write_mark(mark, self.title)
+        return True
+
+    def check(self) -> tuple[float, float]:
+        """Runs the model's golden calls.
+
+        Returns:
+            The greatest relative error of scores, and the one that is allowed.
+
+        Raises:
+            ToolError: One is off.
+            ArtifactError: The directory has none, or they are damaged.
+        """
+        worst, allowed = ctypes.c_double(), ctypes.c_double()
+        call("model_check", self._handle, ctypes.byref(worst), ctypes.byref(allowed))
+        return worst.value, allowed.value
 
     def session(self, max_tokens: int = 0) -> NativeSession:
         """Opens a session of so many tokens; 0 for as many as the model was built for."""

@@ -49,4 +49,6 @@ def render_template(template: str, variables: Mapping[str, Any]) -> str:
 
 
 def _refused(reason: str) -> UsageError:
-    return UsageError(f"the model's chat template failed: {reason}.", where="chat template", fix="use --raw.")
+    return UsageError(
+        f"the model's chat template failed: {reason.rstrip('.')}.", where="chat template", fix="use --raw."
+    )

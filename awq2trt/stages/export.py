@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq2trt.artifact.folder import same_place
 from awq2trt.artifact.golden import FORMAT_VERSION as GOLDEN_VERSION
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact, require_replaceable
@@ -51,7 +52,7 @@ class ExportRequest:
 
 def export_stage(request: ExportRequest, progress: Progress) -> Artifact:
     """Quantized checkpoint -> ONNX model."""
-    if request.checkpoint.resolve() == request.output.resolve():
+    if same_place(request.checkpoint, request.output):
         raise UsageError(
             "the output directory is the checkpoint's own.", where=str(request.output), fix="give another with -o."
         )

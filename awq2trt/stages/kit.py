@@ -20,7 +20,9 @@ from awq2trt.kit.archive import write_tar
 from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
 from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
 from awq2trt.machine.foreign_library import choose_plugin
+from awq2trt.machine.foreign_runtime import BUILD_COMMAND, find_runtime_package
 from awq2trt.models.families import DecoderSpec, describe_model
+from awq2trt.models.positions import require_positions
 from awq2trt.models.published_shapes import shape_config
 from awq2trt.models.sources.base import CONFIG_FILE, QUANTIZATION_KEY, read_config
 from awq2trt.models.sources.opening import open_source
@@ -81,9 +83,15 @@ def model_spec(model: str) -> ModelSpec:
 
 
 def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
-    """What a model will need on every target whose memory is known."""
+    """What a model will need on every target whose memory is known.
+
+    Raises:
+        UsageError: The model was made for fewer positions than are asked for.
+    """
     options = options.for_device()
     decoder = spec.decoder
+    if options.export.max_seq_len is not None:
+        require_positions(decoder, options.export.max_seq_len, where="--max-seq-len")
     capacity = options.export.max_seq_len or min(decoder.max_positions, DEFAULT_MAX_SEQ_LEN)
 
     def outlook(target: Target) -> Outlook:
@@ -157,6 +165,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         target=request.target,
         jetpack=jetpack,
         plugin=choose_plugin(request.target, jetpack),
+        runtime=find_runtime_package(),
         footprint=outlook.footprint,
         longest_prefill=longest_prefill(
             decoder.capacity, fused=_attention_is_a_layer(spec.decoder, decoder.capacity, request.options)
@@ -173,6 +182,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         record=record,
         fusion=plan.fusion,
         plugin=record_file(library.path) if library else {name: record_file(path) for name, path in sources.items()},
+        runtime={name: record_file(path) for name, path in plan.runtime.items()},
         templates=[record_file(path) for path in TEMPLATES],
     )
     current = current_or_none(request.output, "kit", fingerprint, progress)
@@ -182,6 +192,8 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         progress.note(
             f"JetPack {jetpack.version}: the kit carries the plugin library's sources, compiled on the Jetson"
         )
+    if not plan.runtime:
+        progress.note(f"the kit goes without the C++ library: there is none for the Jetson ({BUILD_COMMAND} builds it)")
     expected_bytes = sum(file.size_bytes for file in onnx.manifest.files.values())
     with create_artifact(
         request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from awq2trt.artifact.folder import same_place
 from awq2trt.artifact.manifest import Artifact, Kind, current_artifact, record_file
 from awq2trt.artifact.records import Contents, FileRecord, SourceRecord
 from awq2trt.errors import UsageError
@@ -64,7 +65,7 @@ def portable_name(name: str) -> str:
 
 def refuse_writing_over_source(source: ModelSource, output: Path) -> None:
     """Refuses an output directory that holds the model itself."""
-    if output.resolve() in {path.resolve().parent for path in source.files}:
+    if any(same_place(output, path.resolve().parent) for path in source.files):
         raise UsageError(
             "the output directory is the model's own.", where=str(output), fix="give another directory with -o."
         )

@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Final
 
 from awq2trt.artifact.folder import refuse_link
-from awq2trt.artifact.manifest import Kind
+from awq2trt.artifact.manifest import MANIFEST_FILE, Kind
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import require_replaceable, require_space
 from awq2trt.errors import UnsupportedError, UsageError
+from awq2trt.foreign_files import read_json
 from awq2trt.images.pairs import ImageText, is_image_text, read_pairs
 from awq2trt.machine.foreign_library import choose_plugin
+from awq2trt.machine.foreign_runtime import find_runtime_package
 from awq2trt.methods import METHODS
 from awq2trt.models.positions import require_positions
-from awq2trt.models.sources.base import ModelSource
+from awq2trt.models.sources.base import ModelSource, files_beside_weights
 from awq2trt.progress import Progress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions
 from awq2trt.target import Target, find_jetpack
+
+_WEIGHTS: Final = (".safetensors", ".gguf", ".onnx")
 
 _STAGES: Final[tuple[tuple[str, Kind], ...]] = ((CHECKPOINT_DIRECTORY, "checkpoint"), (ONNX_DIRECTORY, "onnx"))
 
@@ -117,12 +121,13 @@ def require_target(target: Target, options: BuildOptions, *, ssh: str | None) ->
     """Refuses a target for which this machine lacks what the last stage needs.
 
     Raises:
-        ToolError: TensorRT, the plugin library, or a program is missing.
+        ToolError: TensorRT, the plugin library, or a program is missing, or a library is of another version.
         UnsupportedError: The plugin library is for another GPU.
         UsageError: The Jetson has no name.
     """
     if target.is_kit:
         choose_plugin(target, find_jetpack(options.jetpack))
+        find_runtime_package()
         require_ssh(ssh)
     elif not target.is_lowered:
         from awq2trt.engine.builder import import_tensorrt_rtx
@@ -171,7 +176,7 @@ def require_file(path: Path | None, flag: str) -> None:
         flag: That names it, for errors.
 
     Raises:
-        UsageError: Its folder is not there or may not be written, or it is no plain file.
+        UsageError: Its folder is not there or may not be written, or it is no plain file, or a model's.
     """
     if path is None:
         return
@@ -182,3 +187,18 @@ def require_file(path: Path | None, flag: str) -> None:
         )
     if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
         raise UsageError("it cannot be written.", where=f"{flag} {path}", fix="name another file.")
+    if path.exists() and _is_a_models(path):
+        raise UsageError(
+            "it is a file of a model, which the results would replace.",
+            where=f"{flag} {path}",
+            fix="name another file.",
+        )
+
+
+def _is_a_models(path: Path) -> bool:
+    """Whether a file is what a checkpoint, a graph or an engine is made of."""
+    if path.name == MANIFEST_FILE or path.suffix in _WEIGHTS or path in files_beside_weights(path.parent):
+        return True
+    manifest = path.with_name(MANIFEST_FILE)
+    listed = read_json(manifest).get("files") if manifest.is_file() else None
+    return isinstance(listed, dict) and path.name in listed

@@ -6,7 +6,7 @@ import codecs
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from awq2trt.errors import CalibrationError, ToolError, UsageError
 
@@ -46,9 +46,9 @@ def read_text(calib: str, *, characters: int, flag: str = "--calib") -> str:
     """
     path = Path(calib).expanduser()
     if path.suffix not in (".txt", ".raw", ".jsonl"):
-        if path.is_file():
+        if path.exists() and not path.is_dir():
             raise UsageError("expected a .txt or .jsonl file.", where=calib, fix="rename it, or convert it to text.")
-        return _join(_dataset_texts(calib), characters)
+        return _join(_dataset_texts(calib, flag), characters)
     if not path.is_file():
         raise UsageError("no such file.", where=calib, fix=f"check the path given as {flag}.")
     if path.suffix == ".jsonl":
@@ -63,7 +63,7 @@ def _plain_text(path: Path) -> str:
             text = file.read(MAX_TEXT_BYTES)
         except UnicodeError as error:
             raise _not_in_encoding(path, error) from error
-    _refuse_nul(text, str(path))
+    _require_text(text, str(path))
     return text
 
 
@@ -80,14 +80,21 @@ def _jsonl_texts(path: Path) -> Iterator[str]:
                     where=f"{path}, line {number}",
                     fix='write one {"text": "..."} a line.',
                 ) from error
-            _refuse_nul(text, f"{path}, line {number}")
+            _require_text(text, f"{path}, line {number}")
             yield text
 
 
-def _lines(file: Iterator[str], path: Path) -> Iterator[str]:
-    """The lines of a file, which may turn out not to be in its encoding."""
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a file, which may turn out not to be in its encoding, or to be no lines."""
     try:
-        yield from file
+        while line := file.readline(MAX_TEXT_BYTES + 1):
+            if len(line) > MAX_TEXT_BYTES:
+                raise CalibrationError(
+                    f"expected one document a line, got a line of more than {MAX_TEXT_BYTES >> 20} MiB.",
+                    where=str(path),
+                    fix="call it .txt if it is plain text; else split the document.",
+                )
+            yield line
     except UnicodeError as error:
         raise _not_in_encoding(path, error) from error
 
@@ -105,8 +112,16 @@ def _not_in_encoding(path: Path, error: UnicodeError) -> CalibrationError:
     )
 
 
-def _refuse_nul(text: str, where: str) -> None:
-    """Refuses what no text has: UTF-16 without its mark reads as one, and data that are none."""
+def _require_text(text: str, where: str) -> None:
+    """Refuses what no text has: NULs (UTF-16 without its mark, or data), and halves of characters, as JSON can have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CalibrationError(
+            f"expected text, got half of a surrogate pair at character {error.start}.",
+            where=where,
+            fix="write the JSON again with a library that keeps characters whole.",
+        ) from error
     place = text.find("\0")
     if place >= 0:
         raise CalibrationError(
@@ -116,7 +131,7 @@ def _refuse_nul(text: str, where: str) -> None:
         )
 
 
-def _dataset_texts(calib: str) -> Iterator[str]:
+def _dataset_texts(calib: str, flag: str) -> Iterator[str]:
     """Texts of a data set, streamed. NAME, NAME:CONFIG or NAME:CONFIG:SPLIT; the split is `train` by default."""
     try:
         from datasets import load_dataset
@@ -124,7 +139,7 @@ def _dataset_texts(calib: str) -> Iterator[str]:
         raise ToolError(
             "no such file, and the package `datasets` that could load it by name is not installed.",
             where=calib,
-            fix="pip install datasets, or name a .txt or .jsonl file, or use --calib self.",
+            fix=f"pip install datasets, or name a .txt or .jsonl file as {flag}.",
         ) from error
     name, config, split = ([*calib.split(":"), "", ""])[:3]
     try:

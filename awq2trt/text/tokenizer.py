@@ -10,6 +10,7 @@ from awq2trt.errors import CheckpointError
 from awq2trt.foreign_files import reading
 from awq2trt.models.families import family_named
 from awq2trt.models.sources.base import ModelSource
+from awq2trt.models.sources.tokenizer_parts import reading_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,8 +34,7 @@ def load_tokenizer(directory: Path, *, name: str | None = None) -> PreTrainedTok
     """
     from transformers import AutoTokenizer
 
-    fix = "put the model's own tokenizer.json and tokenizer_config.json there."
-    with reading("a tokenizer", name or directory, fix=fix):
+    with reading_tokenizer(directory, name=name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     return tokenizer
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from awq2trt.errors import CalibrationError
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
-from awq2trt.recipe import QuantizeOptions
+from awq2trt.recipe import SHORTEST_WINDOW, QuantizeOptions
 from awq2trt.text.read import read_text
 from awq2trt.text.self_written import self_written
 from awq2trt.text.tokenizer import CHARACTERS_PER_TOKEN, bos_of, encode, first_tokens, load_tokenizer, ordinary_tokens
@@ -63,10 +63,11 @@ def text_windows(
 
 def _windows_of_ids(ids: list[int], samples: int, seqlen: int, where: str) -> Tensor:
     if len(ids) < seqlen:
+        shorter = f", or use --seqlen {len(ids)} or less" if len(ids) >= SHORTEST_WINDOW else ""
         raise CalibrationError(
             f"expected at least one window of {seqlen} tokens, got a text of {len(ids)}.",
             where=where,
-            fix=f"name a longer text, or use --seqlen {max(8, len(ids))} or less.",
+            fix=f"name a longer text{shorter}.",
         )
     count = min(samples, len(ids) // seqlen)
     step = (len(ids) - seqlen) // max(count - 1, 1)

@@ -27,11 +27,12 @@ from awq2trt.recipe import QuantizeOptions
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 
-def test_a_bfloat16_checkpoint_rounds_its_scales_last(
+def test_a_bfloat16_checkpoint_may_have_rounded_its_scales_last(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a model that leaves fp16's range: its codes are the nearest to scales that were then rounded to 8 bits."""
-    monkeypatch.setattr(job, "storage_dtype", lambda largest: "bfloat16")
+    """As of a model that leaves fp16's range late: its scales were rounded to 8 bits after the codes were chosen."""
+    at_first_and_at_last = iter(["float16", "bfloat16"])
+    monkeypatch.setattr(job, "storage_dtype", lambda _: next(at_first_and_at_last))
     rtn = QuantizeOptions(group_size=32, method="rtn")
     quantize_stage(QuantizeRequest(str(model), tmp_path / "checkpoint", rtn), SilentProgress())
 

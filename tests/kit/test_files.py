@@ -39,9 +39,13 @@ GOLDEN = {
     )
 }  # fmt: skip
 LIBRARY = "lib/libawq2trt_plugins.so"
+RUNTIME = {
+    f"cpp/{name}"
+    for name in ("include/awq2trt.h", "lib/cmake/awq2trt/awq2trt-config-version.cmake", "lib/libawq2trt.so.0.1")
+}
 HEADS = {"head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
 """Heads of a size that our attention has kernels for."""
-FILES = GOLDEN | {
+FILES = GOLDEN | RUNTIME | {
     LIBRARY, "README.md", "finish.sh", "kit.conf", "model.onnx", "model.onnx.data", "tokenizer.json",
     "tokenizer_config.json", "generation_config.json",
 }  # fmt: skip
@@ -308,3 +312,19 @@ def _logits(model: ir.Model, directory: Path) -> NDArray[np.float32]:
         position += len(tokens)
         rows.append(outputs["logits"][0, -1].astype(np.float32))
     return np.stack(rows)
+
+
+def test_the_readme_says_how_to_use_the_cpp_library(made: Path) -> None:
+    readme = (made / "kit-7.2" / "README.md").read_text()
+    assert "`cpp/` (0.0 MB) has the C++ library" in readme
+    assert '-DCMAKE_PREFIX_PATH="$PWD/cpp"' in readme
+
+
+def test_a_kit_goes_without_the_cpp_library_where_there_is_none(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("awq2trt.stages.kit.find_runtime_package", dict)
+    kit = make_tiny_kit(made, tmp_path / "kit", "7.2")
+    assert set(kit.manifest.files) == FILES - RUNTIME
+    assert "C++" not in (kit.directory / "README.md").read_text()
+    assert kit.manifest.fingerprint != Artifact.open(made / "kit-7.2").manifest.fingerprint

@@ -53,9 +53,9 @@ def test_scales_that_a_checkpoint_does_not_tell_are_found_again(family: str, met
     directory = _quantized(model, "first", method=method)
     original, checkpoint = SafetensorsSource.open(model), QuantizedCheckpoint.open(directory)
     weights = load_block(original, 1)
-    known = begin_block(checkpoint, 1, weights)
+    known = begin_block(checkpoint, 1, weights, checkpoint.scheme)
     (directory / SEARCH_FILE).unlink(missing_ok=True)  # as another tool's
-    found = begin_block(checkpoint, 1, weights)
+    found = begin_block(checkpoint, 1, weights, checkpoint.scheme)
     for first, scales in known.scales.items():
         assert (method == "rtn") == bool((scales == 1).all())
         torch.testing.assert_close(found.scales[first], scales, rtol=0.12, atol=0)
@@ -74,7 +74,7 @@ def test_a_block_begins_at_the_checkpoints_codes(method: str, model: Path) -> No
     )
     for layer in range(original.spec.num_layers):
         stored = load_block(checkpoint, layer)
-        begun = begin_block(checkpoint, layer, load_block(original, layer))
+        begun = begin_block(checkpoint, layer, load_block(original, layer), checkpoint.scheme)
         for name in original.spec.block.linears:
             weight = begun.rounded[name].dequantize(checkpoint.scheme)
             torch.testing.assert_close(weight, stored[f"{name}.weight"], rtol=0, atol=0)

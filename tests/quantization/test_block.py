@@ -91,6 +91,13 @@ def test_weights_beyond_fp16_are_refused_by_name() -> None:
         nearest(torch.full((2, 32), 1e7), QuantScheme(group_size=32), where="model.layers.0.mlp.up_proj")
 
 
+def test_output_error_is_never_below_nothing_and_nan_stays() -> None:
+    difference = torch.tensor([[1.0, -1.0]])
+    indefinite = torch.tensor([[1.0, 1.0 + 2**-20], [1.0 + 2**-20, 1.0]])  # as rounding leaves E[x x^T] of one input
+    assert output_error(difference, indefinite) == 0
+    assert np.isnan(output_error(difference * torch.nan, indefinite))
+
+
 def test_output_error_is_the_mean_squared_output_difference() -> None:
     x, difference = _normal(50, 24, seed=1), _normal(6, 24, seed=2)
     statistics = InputStatistics.empty(24)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_llama
 
 from awq2trt.artifact.arrays import read_arrays
+from awq2trt.checkpoint import writer
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.errors import CalibrationError
@@ -28,6 +30,7 @@ from awq2trt.models.decoder import BlockRunner, Ends, load_block
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.onnx_export import export_onnx
 from awq2trt.progress import SilentProgress
+from awq2trt.quantization import job
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.gptq import GptqOptions, gptq_round
 from awq2trt.quantization.job import QuantizeJob
@@ -308,3 +311,70 @@ def test_a_model_within_the_range_of_fp16_stays_fp16(model: Path, tmp_path: Path
     checkpoint = QuantizedCheckpoint.open(tmp_path / "out" / "files")
     assert checkpoint.config["torch_dtype"] == "float16"
     assert {checkpoint.tensor(name).dtype.name for name in checkpoint.spec.outer_shapes()} == {"float16"}
+
+
+_BEYOND: dict[str, dict[str, Any]] = {
+    "asymmetric": {},
+    "symmetric": {"symmetric": True},
+    "3 bits": {"bits": 3},
+    "quantized head": {"head": "int8"},
+    "rtn": {"method": "rtn"},
+    "gptq": {"method": "gptq"},
+    "both": {"method": "awq+gptq"},
+    "learned": {"effort": "max"},
+    "tuned": {"tune": True, "method": "gptq", "head": "int4"},
+}
+"""Every method and every layout that we write: AutoAWQ's, compressed-tensors' and the natural one."""
+
+
+@pytest.mark.parametrize("case", _BEYOND)
+def test_codes_of_a_bf16_model_are_chosen_for_the_steps_that_are_stored(
+    case: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 2e5
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    rounded = list[str]()
+
+    def watched(name: str, value: Any, **told: Any) -> Any:
+        converted = writer.for_dtype(name, value, **told)
+        np.testing.assert_array_equal(converted.astype(np.float32), value.astype(np.float32), err_msg=name)
+        if name.endswith(("scale", "scales")):
+            rounded.append(name)
+        return converted
+
+    monkeypatch.setattr(job, "for_dtype", watched)
+    result = _job(model, tmp_path / "out", **_BEYOND[case]).run()
+    assert result.dtype == "bfloat16"
+    assert len(set(rounded)) == 7 * LAYERS + (result.head is not None)
+
+
+def test_other_windows_may_go_further_than_those_looked_at(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[float]()
+
+    def ask(largest: float) -> str:
+        asked.append(largest)
+        return "float16"
+
+    monkeypatch.setattr(job, "storage_dtype", ask)
+    _job(model, tmp_path / "out", method="rtn").run()
+    assert asked[0] == pytest.approx(1.2 * asked[1], rel=1e-6)
+
+
+def test_a_resumed_run_keeps_the_type_of_steps(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise _Stopped
+
+    run = _job(model, tmp_path / "out", method="rtn")
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "storage_dtype", lambda _: "bfloat16")
+        patched.setattr(Store, "keep_block", stop)
+        with pytest.raises(_Stopped):
+            run.run()
+    _job(model, tmp_path / "out", method="rtn").run()
+    checkpoint = QuantizedCheckpoint.open(tmp_path / "out" / "files")
+    steps = checkpoint.linear(f"model.layers.{LAYERS - 1}.mlp.up_proj").scales
+    assert checkpoint.config["torch_dtype"] == "float16"
+    np.testing.assert_array_equal(steps.astype(ml_dtypes.bfloat16).astype(np.float16), steps)

@@ -87,5 +87,5 @@ def test_it_names_the_directory_that_was_meant(made: Path, name: str, says: str)
 
 
 def test_an_unknown_backend_is_refused_before_the_model_is_read(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown backend 'cuda', expected ort or native"):
+    with pytest.raises(UsageError, match="unknown backend 'cuda', expected auto, ort or native"):
         Model.load(tmp_path / "nowhere", backend="cuda")

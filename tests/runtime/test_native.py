@@ -7,6 +7,8 @@ import importlib.metadata
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from native_text import BUILD
 from tiny_lowered import CAPACITY, build_lowered, edit_manifest, replace_file
 from tiny_models import VOCAB_SIZE
 
@@ -381,6 +384,23 @@ def test_a_model_for_a_gpu_needs_one(built: Path) -> None:
     with pytest.raises(NoGpuError) as caught:
         awq2trt.load(built / "cuda", backend="native")
     assert caught.value.exit_code == 3
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(built: Path) -> None:
+    """Over a stand-in of the driver, in a process of its own; ONNX Runtime is not asked."""
+    stub = BUILD / "tests" / "libcuda.so.1"
+    if not stub.is_file():
+        pytest.skip("the C++ library's tests are not built: make runtime")
+    program = (
+        "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); library.awq2trt_last_error.restype = ctypes.c_char_p\n"
+        "code = library.awq2trt_model_load(sys.argv[2].encode(), None, ctypes.byref(ctypes.c_void_p()))\n"
+        "print(code, library.awq2trt_last_error().decode())"
+    )
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(stub.parent), "STUB_FREE_MIB": "300"}
+    line = [sys.executable, "-c", program, str(find_runtime_library()), str(built / "cuda")]
+    found = subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout
+    assert found.startswith(f"{native_library.OUT_OF_DEVICE_MEMORY} A stub: the model needs at least 0.50 GiB")
+    assert "of which 0.29 are free of 1.00" in found
 
 
 def make_engine(directory: Path, version: str, data: bytes) -> None:

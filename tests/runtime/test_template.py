@@ -61,6 +61,7 @@ DOUBLED = "{% set n = namespace(t='aaaaaaaa') %}{% for a in range(99) %}{% set n
         ("{{ namespace(__class__=1) }}", "no attribute"),
         ("{% for m in messages %}", "line 1"),
         ("{{ raise_exception('no  system\nmessage') }}", r"failed: no system message\."),
+        ("{{ raise_exception('none.') }}", r"failed: none\. Fix"),
         ("{{ undefined.attribute }}", "undefined"),
     ],
 )

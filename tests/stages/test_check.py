@@ -20,6 +20,7 @@ from tiny_kits import RTN
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact
+from awq2trt.errors import ArtifactError
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions
 from awq2trt.report.lines import golden_lines
@@ -27,7 +28,7 @@ from awq2trt.runtime import OrtBackend
 from awq2trt.runtime.golden import compare_golden
 from awq2trt.runtime.trt import engine as engine_module
 from awq2trt.runtime.trt.session import TrtSession
-from awq2trt.stages.check import golden_stage
+from awq2trt.stages.check import CheckRequest, check_stage, golden_stage
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
@@ -45,6 +46,16 @@ def test_a_model_keeps_its_golden_outputs(made: Path) -> None:
     assert [result.name for result in outcome.results] == ["prefill", "decode-1", "decode-2", "first"]
     assert outcome.passed
     assert (outcome.engine, outcome.engine_skipped) == ((), None)
+
+
+def test_a_link_where_polygraphys_files_go_is_refused_before_anything_runs(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "bisect").symlink_to(tmp_path / "precious")
+    request = CheckRequest(made / "onnx", checkpoint=made / "checkpoint", output=tmp_path / "out", bisect=True)
+    with pytest.raises(ArtifactError, match="out/bisect: expected a folder or a file of our own, got a symbolic link"):
+        check_stage(request, SilentProgress())
+    assert not list((tmp_path / "precious").iterdir())
 
 
 def test_another_models_golden_outputs_fail(made: Path, tmp_path: Path) -> None:

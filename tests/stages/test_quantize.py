@@ -10,7 +10,7 @@ from tiny_builds import AWQ
 from tiny_kits import RTN
 
 from awq2trt.artifact.manifest import Artifact, record_file
-from awq2trt.errors import UsageError
+from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions
 from awq2trt.scheme import QuantScheme
@@ -58,3 +58,12 @@ def test_the_model_itself_is_never_the_output(model: Path, made: Path) -> None:
     export = ExportRequest(made / "checkpoint", made / "checkpoint", ExportOptions(), overwrite=True)
     with pytest.raises(UsageError, match="the output directory is the checkpoint's own"):
         export_stage(export, SilentProgress())
+
+
+def test_an_output_that_is_a_link_to_itself_is_the_systems_error(model: Path, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for output in (tmp_path / "loop", tmp_path / "loop" / "below"):
+        with pytest.raises((OSError, ArtifactError), match=r"loop|link"):
+            quantize_stage(QuantizeRequest(str(model), output, RTN), SilentProgress())
+        with pytest.raises((OSError, ArtifactError), match=r"loop|link"):
+            export_stage(ExportRequest(made / "checkpoint", output, ExportOptions()), SilentProgress())

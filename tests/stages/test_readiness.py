@@ -29,6 +29,7 @@ from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.stages.build import BuildRequest, build_stage
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+from awq2trt.stages.readiness import require_file
 
 AWQ = QuantizeOptions(calib="self", samples=2, seqlen=16, group_size=32)
 
@@ -81,7 +82,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"{LAST}: expected shape \[48, 80\], got \[48, 79\]",
     ),
     "another tokenizer": (_larger_tokenizer, "ordinary tokens go up to id 356, and the model has 272 rows"),
-    "a later tokenizer": (_later_tokenizer, "cannot be read as a tokenizer"),
+    "a later tokenizer": (_later_tokenizer, "the pre_tokenizer 'SplitOfTheFuture' is none that"),
     "no tokenizer": (_no_tokenizer, "no tokenizer files"),
     "few positions": (lambda model: _edit(model / "config.json", max_position_embeddings=8), "at most 8 tokens"),
 }
@@ -106,7 +107,7 @@ def test_export_refuses_before_it_writes(made: Path, tmp_path: Path, damage: str
         tensors = load_file(checkpoint / "model.safetensors")
         tensors.pop(next(name for name in tensors if ".1.mlp.down_proj." in name and name.endswith("scales")))
         save_file(tensors, checkpoint / "model.safetensors")
-    with pytest.raises(Awq2trtError, match=r"missing scales|cannot be read as a tokenizer"):
+    with pytest.raises(Awq2trtError, match=r"missing scales|the pre_tokenizer 'SplitOfTheFuture'"):
         export_stage(ExportRequest(checkpoint, tmp_path / "onnx", ExportOptions()), SilentProgress())
     assert not (tmp_path / "onnx").exists()
 
@@ -219,3 +220,28 @@ def test_results_that_could_not_be_written_are_refused_first(made: Path, tmp_pat
         tmp_path.chmod(0o500)
         result = CliRunner().invoke(app, ["bench", str(made / "onnx"), "--plot", str(tmp_path / "a.png")])
         assert "--plot" in result.output
+
+
+def test_results_take_no_file_of_a_models_place(made: Path, model: Path, tmp_path: Path) -> None:
+    theirs = [model / name for name in ("model.safetensors", "config.json", "tokenizer.json")]
+    ours = [made / "onnx" / name for name in ("manifest.json", "model.onnx.data", "golden.npz", "model.onnx")]
+    for path in (*theirs, *ours):
+        with pytest.raises(UsageError, match="it is a file of a model, which the results would replace"):
+            require_file(path, "--json")
+    (tmp_path / "results.json").write_text("{}")  # of an earlier run
+    for free in (tmp_path / "results.json", made / "onnx" / "page.html", None):
+        require_file(free, "--json")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "{made}/checkpoint", "--html", "{made}/checkpoint/model.safetensors"),
+        ("eval", "{made}/checkpoint", "--text", "x.txt", "--json", "{made}/checkpoint/config.json"),
+        ("bench", "{made}/onnx", "--markdown", "{made}/onnx/model.onnx"),
+    ],
+)
+def test_commands_look_before_they_write_results(made: Path, arguments: tuple[str, ...]) -> None:
+    ran = CliRunner().invoke(app, [argument.format(made=made) for argument in arguments])
+    assert ran.exit_code == 2
+    assert "it is a file of a model" in ran.stderr

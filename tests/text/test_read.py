@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from awq2trt.errors import CalibrationError, ToolError, UsageError
+from awq2trt.text import read
 from awq2trt.text.read import read_text
 
 
@@ -68,6 +69,12 @@ def test_a_nul_in_a_text_is_named(tmp_path: Path) -> None:
         read_text(str(tmp_path / "a.txt"), characters=10)
 
 
+def test_half_a_character_in_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"text": "ab\\ud800c"}\n')
+    with pytest.raises(CalibrationError, match=r"a\.jsonl, line 2: expected text, got half of .* at character 2"):
+        read_text(str(tmp_path / "a.jsonl"), characters=10)
+
+
 @pytest.mark.parametrize(
     "line", ["not json", '{"body": "x"}', '{"text": 3}', "[]", "{}", '{"messages": [3]}', '{"prompt": "x"}']
 )
@@ -84,6 +91,8 @@ def test_missing_files_and_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pdf").write_bytes(b"x")
     with pytest.raises(UsageError, match="jsonl"):
         read_text(str(tmp_path / "text.pdf"), characters=10)
+    with pytest.raises(UsageError, match=r"/dev/zero: expected a \.txt or \.jsonl file"):
+        read_text("/dev/zero", characters=10)
 
 
 def test_a_data_set_is_streamed_until_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,5 +123,15 @@ def test_a_data_set_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch
 
 def test_without_the_package_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ToolError, match="pip install datasets"):
+    with pytest.raises(ToolError, match=r"pip install datasets, or name a \.txt or \.jsonl file as --calib"):
         read_text("wikitext", characters=25)
+
+
+def test_a_jsonl_file_without_lines_is_refused_and_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "MAX_TEXT_BYTES", 1 << 20)
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "' + "x" * (1 << 20) + '"}')
+    with pytest.raises(CalibrationError, match=r"text\.jsonl: .* got a line of more than 1 MiB"):
+        read_text(str(path), characters=10)

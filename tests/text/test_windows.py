@@ -82,6 +82,8 @@ def test_short_texts_give_fewer_windows(length: int, windows: int, tokenizer_dir
 def test_a_text_shorter_than_a_window_is_refused_with_a_length_that_fits(tokenizer_directory: Path) -> None:
     with pytest.raises(CalibrationError, match=r"window of 100 tokens, got a text of 42.*--seqlen 42"):
         text_windows(load_tokenizer(tokenizer_directory), "x" * 42, samples=8, seqlen=100, where="text")
+    with pytest.raises(CalibrationError, match=r"got a text of 0\. Fix: name a longer text\.$"):
+        text_windows(load_tokenizer(tokenizer_directory), "", samples=8, seqlen=100, where="text")
 
 
 def test_options_choose_the_text(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ refused (architecture decision: no pickle, no remote code).
 from __future__ import annotations
 
 import json
+import reprlib
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,9 +18,11 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensor
 import numpy as np
 from numpy.typing import NDArray
 
+from awq2trt.artifact.folder import no_directory
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.foreign_files import read_json, reading
 from awq2trt.models.families import DecoderSpec, VisionSpec, find_family
+from awq2trt.models.sources.tokenizer_parts import TOKENIZER_FILE, reading_tokenizer
 from awq2trt.models.spec import ModelSpec
 
 Array = NDArray[Any]
@@ -40,8 +43,6 @@ FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 
-TOKENIZER_FILE: Final = "tokenizer.json"
-
 TOKENIZER_FILES: Final = (
     TOKENIZER_FILE,
     "tokenizer_config.json",
@@ -56,7 +57,9 @@ TOKENIZER_FILES: Final = (
     GENERATION_CONFIG_FILE,
 )
 
-_GENERATION_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+_END_TOKENS: Final = "eos_token_id"
+
+_GENERATION_TOKENS: Final = ("bos_token_id", _END_TOKENS, "pad_token_id")
 
 
 class ModelSource(ABC):
@@ -202,7 +205,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"no {CONFIG_FILE} in this directory.",
+            f"no {CONFIG_FILE} in this directory." if directory.is_dir() else no_directory(directory),
             where=str(directory),
             fix="name the directory that holds config.json and the .safetensors files.",
         )
@@ -256,20 +259,14 @@ def _make_tokenizer_json(source: Path, destination: Path) -> None:
     """Writes tokenizer.json, which all runtimes read, out of tokenizer.model, or of vocab.json and merges.txt."""
     from awq2trt.models.sources.sentencepiece import MODEL_FILE, convert_sentencepiece
 
-    if (source / MODEL_FILE).is_file():
-        convert_sentencepiece(source, destination)
-        return
-    from transformers import AutoTokenizer
+    with reading_tokenizer(source):
+        if (source / MODEL_FILE).is_file():
+            convert_sentencepiece(source, destination)
+            return
+        from transformers import AutoTokenizer
 
-    try:
-        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(destination)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"transformers cannot load the tokenizer ({reason}).",
-            where=str(source),
-            fix="put the model's own tokenizer.json there.",
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        tokenizer.save_pretrained(destination)
 
 
 def _refuse_link_elsewhere(path: Path) -> None:
@@ -299,7 +296,7 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
     transformers (`GenerationConfig.from_model_config`); only a generation_config.json goes along with the tokenizer.
 
     Raises:
-        CheckpointError: There is no tokenizer in `source`.
+        CheckpointError: There is no tokenizer in `source`, or the tokens that end an answer are no ids.
     """
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not any(path.name in ("tokenizer.json", "tokenizer.model", "vocab.json") for path in found):
@@ -319,3 +316,21 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
         if tokens:
             text = json.dumps({"_from_model_config": True, **tokens}, indent=2)
             (destination / GENERATION_CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    if (destination / GENERATION_CONFIG_FILE).is_file():
+        _require_end_ids(read_json(destination / GENERATION_CONFIG_FILE), source)
+
+
+def _require_end_ids(config: Mapping[str, Any], source: Path) -> None:
+    """Refuses tokens that are to end an answer and are no ids.
+
+    Raises:
+        CheckpointError: They are something else.
+    """
+    ends = config.get(_END_TOKENS)
+    if not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends])) and ends is not None:
+        named = GENERATION_CONFIG_FILE if (source / GENERATION_CONFIG_FILE).is_file() else CONFIG_FILE
+        raise CheckpointError(
+            f"{_END_TOKENS}: expected the id of a token, or a list of ids, got {reprlib.repr(ends)}.",
+            where=str(source / named),
+            fix=f"use the {named} that the model was published with.",
+        )

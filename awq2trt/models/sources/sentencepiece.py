@@ -8,22 +8,22 @@ Source: https://github.com/google/sentencepiece/blob/v0.2.0/src/sentencepiece_mo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.foreign_files import read_json
 from awq2trt.models.sources.tokenizer_json import (
     CHAT_TEMPLATE_FILE,
-    TOKENIZER_CONFIG_FILE,
     Piece,
     PieceRules,
     SpecialTokens,
     pieces_tokenizer,
     save_tokenizer_files,
 )
+from awq2trt.models.sources.tokenizer_parts import TOKENIZER_CONFIG_FILE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -114,10 +114,16 @@ def _roles(model: Any, said: Mapping[str, Any]) -> dict[str, str]:
     roles = {role: model.pieces[index].piece for role, index in ids.items() if 0 <= index < count}
     for role in _ROLES:
         if role in said:
-            text = said[role].get("content") if isinstance(said[role], dict) else said[role]
+            text = _text(said[role])
             roles = {name: value for name, value in roles.items() if name != role}
-            roles |= {role: text} if isinstance(text, str) else {}
+            roles |= {} if text is None else {role: text}
     return roles
+
+
+def _text(token: object) -> str | None:
+    """A special token's text; configs have it by itself, or with its flags, as Vicuna's have."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def _add_tokens(tokenizer: Tokenizer, count: int, said: Mapping[str, Any], source: Path) -> None:
@@ -130,7 +136,7 @@ def _add_tokens(tokenizer: Tokenizer, count: int, said: Mapping[str, Any], sourc
     }
     for index, token in (said.get("added_tokens_decoder") or {}).items():
         named[str(token.get("content"))] = (int(index), {flag: bool(token.get(flag)) for flag in flags})
-    specials = {value for key, value in said.items() if key in _ROLES}
+    specials = {_text(said[role]) for role in _ROLES if role in said}
     for text, (index, settings) in sorted(named.items(), key=lambda item: item[1][0]):
         special = settings.pop("special", text in specials)
         token = AddedToken(text, **({"normalized": False} | settings))
@@ -154,12 +160,4 @@ def _chat_template(source: Path, said: Mapping[str, Any]) -> str | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file; an empty one if there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"not valid JSON: {error}.", where=str(path), fix="download it again.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"expected a JSON object, got {type(value).__name__}.", where=str(path))
-    return value
+    return read_json(path) if path.is_file() else {}

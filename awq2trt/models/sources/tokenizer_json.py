@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from awq2trt.errors import CheckpointError
-from awq2trt.models.sources.base import TOKENIZER_FILE
+from awq2trt.models.sources.tokenizer_parts import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE: Final = "chat_template.jinja"
 
 SPACE: Final = "\N{LOWER ONE EIGHTH BLOCK}"

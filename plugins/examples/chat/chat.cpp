@@ -1,6 +1,7 @@
 // A chat in a terminal. Answers stream; Ctrl-C stops the answer at hand, or, at the prompt, the program.
 //
-//   chat DIRECTORY        what `awq2trt build --target cpu` (or cuda) wrote
+//   chat DIRECTORY            what `awq2trt build --target cpu` (or cuda) wrote, or a kit with its engine
+//   chat DIRECTORY --check    only compares the model's golden outputs
 #include <awq2trt/awq2trt.hpp>
 #include <csignal>
 #include <iostream>
@@ -12,11 +13,9 @@ awq2trt::Session* answering = nullptr;
 
 void stop_answer(int) { answering->cancel(); }
 
-void chat(const std::string& directory) {
-  const awq2trt::Model model = awq2trt::Model::load(directory);
+void chat(const awq2trt::Model& model) {
   awq2trt::Session session = model.session();
   answering = &session;
-  std::cout << model.title() << "\n";
   awq2trt::GenerateOptions options;
   options.temperature = 0.7f;
   options.top_p = 0.95f;
@@ -42,12 +41,17 @@ void chat(const std::string& directory) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 2) {
-    std::cerr << "usage: chat DIRECTORY\n";
+  const bool check = count == 3 && std::string(arguments[2]) == "--check";
+  if (count != 2 && !check) {
+    std::cerr << "usage: chat DIRECTORY [--check]\n";
     return 2;
   }
   try {
-    chat(arguments[1]);
+    const awq2trt::Model model = awq2trt::Model::load(arguments[1]);
+    std::cout << model.title() << "\n";
+    if (!check) return chat(model), 0;
+    const awq2trt::GoldenCheck golden = model.check();
+    std::cout << "golden outputs: off by " << golden.worst_error << ", allowed are " << golden.allowed_error << "\n";
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << "\n";
     return 1;

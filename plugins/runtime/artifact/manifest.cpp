@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "artifact/kit.h"
 #include "awq2trt/awq2trt.hpp"
 #include "text/json_fields.h"
 
@@ -22,6 +23,8 @@ constexpr int kDeepest = 32;                     // a manifest has eight levels
 constexpr uint64_t kLargestBytes = 64ull << 20;  // a thousand times that of a model with 80 layers
 constexpr int64_t kMostPositions = int64_t{1} << 31;
 constexpr char kDecoder[] = "decoder";
+constexpr char kKit[] = "kit";
+constexpr char kTensorRt[] = "tensorrt";  // flavour of a Jetson's engine
 
 [[noreturn]] void malformed(const std::string& what, const std::string& where) {
   throw Error(ErrorCode::kMalformed, what, where, "make it again with `awq2trt build`.");
@@ -120,6 +123,9 @@ GraphRecord read_graph(const json& value, const std::string& where) {
   GraphRecord graph;
   graph.model = fields.text("model");
   graph.engine = text_if(&fields, "engine");
+  if (graph.engine && !stays_inside(*graph.engine)) {
+    malformed("the file name '" + *graph.engine + "' does not stay inside the directory", fields.place("engine"));
+  }
   Fields io(fields.need("io"), fields.place("io"));
   graph.inputs = read_tensors(&io, "inputs");
   graph.outputs = read_tensors(&io, "outputs");
@@ -166,6 +172,12 @@ LoweredRecord read_lowered(const json& value, const std::string& where) {
 EngineRecord read_engine(const json& value, const std::string& where) {
   Fields fields(value, where);
   return {fields.text("target"), fields.text("flavour"), fields.text("tensorrt_version"), read_profiles(&fields)};
+}
+
+// What is known before its script has made the engine.
+EngineRecord read_kit(const json& value, const std::string& where) {
+  Fields fields(value, where);
+  return {fields.text("target"), kTensorRt, "", read_profiles(&fields)};
 }
 
 std::optional<int32_t> token_if(Fields* fields, const std::string& key) {
@@ -229,20 +241,22 @@ Manifest parse_manifest(std::string_view text, const std::string& directory) {
   refuse_later(&fields);
   Manifest manifest;
   manifest.kind = fields.text("kind");
-  if (manifest.kind != "lowered" && manifest.kind != "engine") refuse_kind(manifest.kind, directory);
+  const bool lowered = manifest.kind == "lowered", kit = manifest.kind == kKit;
+  if (!lowered && !kit && manifest.kind != "engine") refuse_kind(manifest.kind, directory);
   manifest.fingerprint = fields.text("fingerprint");
   manifest.files = read_files(fields.need("files"), fields.place("files"));
   Fields contents(fields.need("contents"), fields.place("contents"));
   Fields graphs(contents.need("graphs"), contents.place("graphs"));
   manifest.decoder = read_graph(graphs.need(kDecoder), graphs.place(kDecoder));
-  if (manifest.kind == "lowered") {
+  if (lowered) {
     manifest.lowered = read_lowered(contents.need("lowered"), contents.place("lowered"));
   } else {
-    manifest.engine = read_engine(contents.need("engine"), contents.place("engine"));
+    manifest.engine = kit ? read_kit(contents.need(kKit), contents.place(kKit))
+                          : read_engine(contents.need("engine"), contents.place("engine"));
     if (!manifest.decoder.engine) malformed("the decoder has no engine", graphs.place(kDecoder));
   }
   manifest.tokens = read_tokens(contents.need("tokens"), contents.place("tokens"));
-  const std::string& listed = manifest.engine ? *manifest.decoder.engine : manifest.decoder.model;
+  const std::string& listed = manifest.engine && !kit ? *manifest.decoder.engine : manifest.decoder.model;
   if (manifest.files.count(listed) == 0) malformed("'" + listed + "' of a graph is not among the files", where);
   return manifest;
 }
@@ -272,7 +286,9 @@ Manifest read_manifest(const std::string& directory) {
   const std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
   if (!in.good() && !in.eof())
     throw Error(ErrorCode::kNotFound, "it cannot be read", path.string(), "check its permissions.");
-  return parse_manifest(text, directory);
+  Manifest manifest = parse_manifest(text, directory);
+  if (manifest.kind == kKit) take_finished_engine(directory, &manifest);
+  return manifest;
 }
 
 }  // namespace awq2trt

@@ -72,7 +72,8 @@ struct Manifest {
 };
 
 // Throws Error: kNotFound, kMalformed, kFutureManifest, kNotAModel (an artifact of a kind that does not run, or a
-// directory above several).
+// directory above several). Of a kit, the engine is what its script made (kit.h); parse_manifest leaves its version
+// empty.
 Manifest read_manifest(const std::string& directory);
 Manifest parse_manifest(std::string_view text, const std::string& directory);
 

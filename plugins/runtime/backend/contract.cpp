@@ -1,8 +1,6 @@
 // See contract.h.
 #include "backend/contract.h"
 
-#include <cstring>
-
 #include "awq2trt/awq2trt.hpp"
 
 namespace awq2trt {
@@ -22,23 +20,6 @@ Number number_of(const std::string& dtype, const std::string& where) {
   if (dtype == "float16") return Number::kFloat16;
   if (dtype == "bfloat16") return Number::kBFloat16;
   unsupported("numbers of type " + dtype, where);
-}
-
-float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-// IEEE 754: 5 bits of exponent, 10 of fraction.
-float from_half(uint16_t half) {
-  const uint32_t sign = uint32_t{half & 0x8000u} << 16, exponent = half >> 10 & 0x1f, fraction = half & 0x3ff;
-  if (exponent == 0) {
-    const float value = static_cast<float>(fraction) * from_bits(0x33800000);  // 2^-24
-    return sign != 0 ? -value : value;
-  }
-  if (exponent == 0x1f) return from_bits(sign | 0x7f800000 | fraction << 13);
-  return from_bits(sign | (exponent + 112) << 23 | fraction << 13);  // 127 - 15
 }
 
 void take_cache_sizes(const TensorRecord& past, const GraphRecord& graph, Contract* contract,
@@ -61,19 +42,6 @@ bool alike(const TensorRecord& one, const TensorRecord& other) {
 }
 
 }  // namespace
-
-size_t bytes_of(Number number) { return number == Number::kFloat32 ? sizeof(float) : sizeof(uint16_t); }
-
-void widen(const void* stored, Number number, size_t count, float* result) {
-  if (number == Number::kFloat32) {
-    std::memcpy(result, stored, count * sizeof(float));
-    return;
-  }
-  const auto* const halves = static_cast<const uint16_t*>(stored);
-  for (size_t i = 0; i < count; ++i) {
-    result[i] = number == Number::kFloat16 ? from_half(halves[i]) : from_bits(uint32_t{halves[i]} << 16);
-  }
-}
 
 size_t Contract::cache_bytes(int64_t positions) const {
   return bytes_of(number) * static_cast<size_t>(heads) * static_cast<size_t>(positions) * static_cast<size_t>(head_dim);

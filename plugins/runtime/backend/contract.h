@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "artifact/manifest.h"
+#include "backend/numbers.h"
 
 namespace awq2trt {
 
@@ -14,12 +15,6 @@ constexpr char kInputIds[] = "input_ids";
 constexpr char kCachePosition[] = "cache_position";
 constexpr char kLogits[] = "logits";
 constexpr char kNextToken[] = "next_token";
-
-enum class Number { kFloat32, kFloat16, kBFloat16 };
-
-size_t bytes_of(Number number);
-// `count` numbers as they lie in memory, widened.
-void widen(const void* stored, Number number, size_t count, float* result);
 
 // Keys or values of a layer: one memory for the input and the output.
 struct CachePair {

@@ -8,6 +8,10 @@
 
 namespace awq2trt {
 
+struct MemoryInfo {
+  uint64_t free_bytes, total_bytes;
+};
+
 class DeviceMemory {
  public:
   virtual ~DeviceMemory() = default;
@@ -16,6 +20,8 @@ class DeviceMemory {
   virtual int32_t index() const = 0;
   virtual const std::string& title() const = 0;  // for people
   virtual void* stream() const = 0;              // that copies are in the order of
+
+  virtual MemoryInfo info() = 0;  // from any thread
 
   // What follows is for threads that have called this once.
   virtual void use_on_this_thread() = 0;

@@ -14,6 +14,7 @@ namespace awq2trt {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr size_t kPiece = 256;  // weights that the draw adds up before it looks at each
 
 [[noreturn]] void refuse(const char* option, const std::string& got, const char* expected) {
   throw Error(ErrorCode::kBadArgument, "got " + got + ", expected " + expected,
@@ -96,12 +97,7 @@ const float* Sampler::adjusted(const float* logits) {
 }
 
 float Sampler::highest(const float* scores) const {
-  float best = -kInfinity;
-  bool sound = true;
-  for (size_t id = 0; id < vocab_size_; ++id) {
-    sound &= scores[id] < kInfinity;  // not so for NaN
-    best = scores[id] > best ? scores[id] : best;
-  }
+  const auto [best, sound] = find_highest(scores, vocab_size_);
   if (sound && best > -kInfinity) return best;
   const float* const wrong =
       std::find_if(scores, scores + vocab_size_, [](float score) { return !(score < kInfinity); });
@@ -118,48 +114,19 @@ bool Sampler::better(const Candidate& left, const Candidate& right) {
 
 // A token by the weights of those that all rules keep.
 int32_t Sampler::draw(const float* scores, float best) {
-  if (top_k_ > 0 && top_k_ < vocab_size_) {
-    take_best(scores, best);
-    if (top_p_ < 1.0f) keep_mass(mass(candidates_.size(), [&](size_t i) { return candidates_[i].weight; }));
-  } else {
-    weights_.resize(vocab_size_);
-    weigh(scores, vocab_size_, best, temperature_, weights_.data());
-    const auto weight_of = [&](size_t i) { return weights_[i]; };
-    if (top_p_ == 1.0f) return static_cast<int32_t>(draw_index(vocab_size_, weight_of));
-    const uint64_t enough = mass(vocab_size_, weight_of);
-    take_mass(scores, best, enough);
-    keep_mass(enough);
-  }
-  return candidates_[draw_index(candidates_.size(), [&](size_t i) { return candidates_[i].weight; })].id;
-}
-
-// What top-p wants of all weights together.
-template <typename WeightOf>
-uint64_t Sampler::mass(size_t count, const WeightOf& weight_of) const {
-  uint64_t total = 0;
-  for (size_t i = 0; i < count; ++i) total += weight_of(i);
-  return static_cast<uint64_t>(static_cast<double>(top_p_) * static_cast<double>(total));
-}
-
-// Min-p, and the draw: index of one of `count` weights, in the order of their ids.
-template <typename WeightOf>
-size_t Sampler::draw_index(size_t count, const WeightOf& weight_of) {
-  const auto least = static_cast<uint64_t>(std::ldexp(static_cast<double>(min_p_), kWeightBits));
-  uint64_t total = 0;
-  for (size_t i = 0; i < count; ++i) total += weight_of(i) >= least ? weight_of(i) : 0;
-  __extension__ using Wide = unsigned __int128;
-  auto left = static_cast<uint64_t>(static_cast<Wide>(random_.next()) * total >> 64);
-  for (size_t i = 0; i < count; ++i) {
-    if (weight_of(i) < least) continue;
-    if (left < weight_of(i)) return i;
-    left -= weight_of(i);
-  }
-  throw Error(ErrorCode::kInternal, "the random number is above the sum of the weights", "Sampler::draw", "");
+  const bool few = top_k_ > 0 && top_k_ < vocab_size_;
+  if (few) take_best(scores);
+  const float* const kept = few ? best_scores_.data() : scores;
+  weights_.resize(few ? best_scores_.size() : vocab_size_);
+  weigh(kept, weights_.size(), best, temperature_, weights_.data());
+  if (top_p_ < 1.0f) drop_tail(kept, best);
+  const size_t index = draw_index();
+  return few ? candidates_[index].id : static_cast<int32_t>(index);
 }
 
 // Top-k: the best ones in the order of their ids. Collects those that are better than the best k so far, and now and
 // then throws out all but k.
-void Sampler::take_best(const float* scores, float best) {
+void Sampler::take_best(const float* scores) {
   const size_t room = top_k_ + std::max<size_t>(top_k_, 1000);
   float bound = -kInfinity;  // of the k-th so far: one of the same score and a higher id is not better
   candidates_.clear();
@@ -171,42 +138,47 @@ void Sampler::take_best(const float* scores, float best) {
   };
   for (size_t id = 0; id < vocab_size_; ++id) {
     if (!(scores[id] > bound)) continue;
-    candidates_.push_back({scores[id], static_cast<int32_t>(id), 0});
+    candidates_.push_back({scores[id], static_cast<int32_t>(id)});
     if (candidates_.size() == room) prune();
   }
   if (candidates_.size() > top_k_) prune();
   std::sort(candidates_.begin(), candidates_.end(),
             [](const Candidate& left, const Candidate& right) { return left.id < right.id; });
-  for (Candidate& candidate : candidates_) weigh(&candidate.score, 1, best, temperature_, &candidate.weight);
+  best_scores_.clear();
+  for (const Candidate& candidate : candidates_) best_scores_.push_back(candidate.score);
 }
 
-// Candidates of top-p, in the order of their ids: few tokens weigh most, so the best are looked at first.
-void Sampler::take_mass(const float* scores, float best, uint64_t enough) {
-  constexpr double kDepths[] = {2.0, 6.0, 12.0, 1.0 - kLowestExponent};
-  for (const double depth : kDepths) {
-    const double bound = static_cast<double>(best) - depth * temperature_;
-    candidates_.clear();
-    uint64_t sum = 0;
-    for (size_t id = 0; id < vocab_size_; ++id) {
-      if (!(scores[id] >= bound)) continue;
-      candidates_.push_back({scores[id], static_cast<int32_t>(id), weights_[id]});
-      sum += weights_[id];
-    }
-    if (sum >= enough) return;
+// Top-p: those behind the fewest best tokens that weigh enough together weigh nothing.
+void Sampler::drop_tail(const float* scores, float best) {
+  const uint64_t total = sum(weights_.data(), weights_.size());
+  const auto enough = static_cast<uint64_t>(static_cast<double>(top_p_) * static_cast<double>(total));
+  const Candidate last = last_of_mass(scores, best, enough);
+  drop_scores_below(last.score, scores, weights_.size(), weights_.data());
+  for (const Candidate& candidate : ranked_) {
+    if (better(last, candidate)) weights_[candidate.id] = 0;
   }
 }
 
-// Top-p: the fewest best candidates that weigh `enough` together. Halves what is looked at until the last of them is
-// left, and adds up those that are certain.
-void Sampler::keep_mass(uint64_t enough) {
-  ranked_ = candidates_;
-  auto first = ranked_.begin(), last = ranked_.end();
+// The last one of top-p. Only where the mass is reached, tokens are compared with each other, which are `ranked_` then.
+Sampler::Candidate Sampler::last_of_mass(const float* scores, float best, uint64_t enough) {
+  const size_t count = weights_.size();
+  distances_.resize(count);
+  mass_.assign(kDistances, 0);
+  Distances(best, temperature_).add_up(scores, weights_.data(), count, distances_.data(), mass_.data());
   uint64_t before = 0;
+  int32_t reached = 0;
+  while (before + mass_[reached] < enough) before += mass_[reached++];
+  ranked_.clear();
+  for (size_t i = 0; i < count; ++i) {
+    if (distances_[i] == reached) ranked_.push_back({scores[i], static_cast<int32_t>(i)});
+  }
+  // Halves what is looked at until the last of it is left, and adds up those that are certain.
+  auto first = ranked_.begin(), last = ranked_.end();
   while (last - first > 1) {
     const auto middle = first + (last - first) / 2;
     std::nth_element(first, middle, last, better);
     uint64_t half = before;
-    for (auto candidate = first; candidate != middle; ++candidate) half += candidate->weight;
+    for (auto candidate = first; candidate != middle; ++candidate) half += weights_[candidate->id];
     if (half >= enough) {
       last = middle;
     } else {
@@ -214,10 +186,28 @@ void Sampler::keep_mass(uint64_t enough) {
       before = half;
     }
   }
-  const Candidate worst = *first;
-  candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(),
-                                   [&](const Candidate& candidate) { return better(worst, candidate); }),
-                    candidates_.end());
+  return *first;
+}
+
+// Min-p, and the draw: the index of a weight.
+size_t Sampler::draw_index() {
+  const size_t count = weights_.size();
+  if (min_p_ > 0.0f) {
+    drop_below(static_cast<uint64_t>(std::ldexp(static_cast<double>(min_p_), kWeightBits)), count, weights_.data());
+  }
+  __extension__ using Wide = unsigned __int128;
+  auto left = static_cast<uint64_t>(static_cast<Wide>(random_.next()) * sum(weights_.data(), count) >> 64);
+  size_t i = 0;
+  for (; i + kPiece <= count; i += kPiece) {
+    const uint64_t piece = sum(&weights_[i], kPiece);
+    if (left < piece) break;
+    left -= piece;
+  }
+  for (; i < count; ++i) {
+    if (left < weights_[i]) return i;
+    left -= weights_[i];
+  }
+  throw Error(ErrorCode::kInternal, "the random number is above the sum of the weights", "Sampler::draw", "");
 }
 
 }  // namespace awq2trt

@@ -30,8 +30,7 @@ class Sampler {
  private:
   struct Candidate {
     float score;
-    int32_t id;
-    uint64_t weight;
+    int32_t id;  // or the index among those that top-k keeps, whose order is the same
   };
   static bool better(const Candidate& left, const Candidate& right);
 
@@ -39,13 +38,10 @@ class Sampler {
   const float* adjusted(const float* logits);
   float highest(const float* scores) const;
   int32_t draw(const float* scores, float best);
-  template <typename WeightOf>
-  size_t draw_index(size_t count, const WeightOf& weight_of);
-  template <typename WeightOf>
-  uint64_t mass(size_t count, const WeightOf& weight_of) const;
-  void take_best(const float* scores, float best);
-  void take_mass(const float* scores, float best, uint64_t enough);
-  void keep_mass(uint64_t enough);
+  void take_best(const float* scores);
+  void drop_tail(const float* scores, float best);
+  Candidate last_of_mass(const float* scores, float best, uint64_t enough);
+  size_t draw_index();
 
   size_t vocab_size_;
   float temperature_, top_p_, min_p_, penalty_;
@@ -58,9 +54,12 @@ class Sampler {
 
   // Room for work, kept from token to token.
   std::vector<float> scores_;
-  std::vector<uint64_t> weights_;
-  std::vector<Candidate> candidates_;  // in the order of their ids
-  std::vector<Candidate> ranked_;
+  std::vector<Candidate> candidates_;
+  std::vector<float> best_scores_;  // of the tokens that top-k keeps, in the order of their ids
+  std::vector<uint64_t> weights_;   // of those, or of all
+  std::vector<int32_t> distances_;  // of scores, see weights.h
+  std::vector<uint64_t> mass_;      // of weights, by their distance from the best score
+  std::vector<Candidate> ranked_;   // of one distance
 };
 
 }  // namespace awq2trt

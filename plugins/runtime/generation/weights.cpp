@@ -1,15 +1,12 @@
 // See weights.h.
 #include "generation/weights.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 
-// Vectors of four where the CPU has them: the same operations, so the same weights.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
-#define AWQ2TRT_VECTORS __attribute__((target_clones("avx2", "default")))
-#else
-#define AWQ2TRT_VECTORS
-#endif
+#include "backend/vectors.h"
 
 namespace awq2trt {
 
@@ -61,6 +58,53 @@ AWQ2TRT_VECTORS void weigh(const float* scores, size_t count, float best, float 
     const uint64_t whole = (bits_of(rounded) & kMantissa) - (rounded - kRound > scaled ? 1 : 0);
     weights[i] = given >= kLowestExponent ? whole : 0;
   }
+}
+
+// In lanes, so that compilers make vectors of it: the highest of them is the highest of all.
+AWQ2TRT_VECTORS Highest find_highest(const float* scores, size_t count) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr size_t kLanes = 32;
+  std::array<float, kLanes> highest;
+  std::array<uint32_t, kLanes> wrong{};
+  highest.fill(-kInfinity);
+  const auto look = [&](size_t lane, float score) {
+    highest[lane] = score > highest[lane] ? score : highest[lane];
+    wrong[lane] |= score < kInfinity ? 0u : 1u;  // NaN is not less
+  };
+  size_t begin = 0;
+  for (; begin + kLanes <= count; begin += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) look(lane, scores[begin + lane]);
+  }
+  for (size_t i = begin; i < count; ++i) look(i - begin, scores[i]);
+  return {*std::max_element(highest.begin(), highest.end()),
+          std::none_of(wrong.begin(), wrong.end(), [](uint32_t lane) { return lane != 0; })};
+}
+
+AWQ2TRT_VECTORS void Distances::add_up(const float* scores, const uint64_t* weights, size_t count, int32_t* distances,
+                                       uint64_t* mass) const {
+  constexpr double kLast = kDistances - 1;
+  const double best = best_, steps = steps_;
+  for (size_t i = 0; i < count; ++i) {
+    const double distance = (best - static_cast<double>(scores[i])) * steps;
+    distances[i] = static_cast<int32_t>(distance < kLast ? distance : kLast);
+  }
+  for (size_t i = 0; i < count; ++i) mass[distances[i]] += weights[i];
+}
+
+AWQ2TRT_VECTORS uint64_t sum(const uint64_t* weights, size_t count) {
+  uint64_t total = 0;
+  for (size_t i = 0; i < count; ++i) total += weights[i];
+  return total;
+}
+
+AWQ2TRT_VECTORS void drop_scores_below(float least, const float* scores, size_t count, uint64_t* weights) {
+  for (size_t i = 0; i < count; ++i) weights[i] &= scores[i] >= least ? ~uint64_t{0} : 0;
+}
+
+// Weights are below 2^63, and CPUs compare signed numbers quicker.
+AWQ2TRT_VECTORS void drop_below(uint64_t least, size_t count, uint64_t* weights) {
+  const auto bound = static_cast<int64_t>(least);
+  for (size_t i = 0; i < count; ++i) weights[i] &= static_cast<int64_t>(weights[i]) >= bound ? ~uint64_t{0} : 0;
 }
 
 }  // namespace awq2trt

@@ -41,6 +41,8 @@ int32_t guarded(const Work& work) noexcept {
     return fail(ErrorCode::kInternal, "out of memory");
   } catch (const std::exception& error) {
     return fail(ErrorCode::kInternal, error.what());
+  } catch (...) {  // of the caller's own functions
+    return fail(ErrorCode::kInternal, "an exception of no standard type");
   }
 }
 
@@ -239,6 +241,15 @@ void awq2trt_model_close(awq2trt_model* model) { delete model; }
 int64_t awq2trt_model_capacity(const awq2trt_model* model) { return model->model.capacity(); }
 int64_t awq2trt_model_vocab_size(const awq2trt_model* model) { return model->model.vocab_size(); }
 const char* awq2trt_model_title(const awq2trt_model* model) { return model->model.title().c_str(); }
+
+int32_t awq2trt_model_check(const awq2trt_model* model, double* worst_error, double* allowed_error) {
+  return guarded([&] {
+    require(model != nullptr);
+    const awq2trt::GoldenCheck check = model->model.check();
+    if (worst_error != nullptr) *worst_error = check.worst_error;
+    if (allowed_error != nullptr) *allowed_error = check.allowed_error;
+  });
+}
 
 int32_t awq2trt_encode(const awq2trt_model* model, const char* text, size_t bytes, int32_t allow_special,
                        int32_t** tokens, size_t* count) {

@@ -85,10 +85,13 @@ class Slot {
 
   int64_t chosen() const { return chosen_; }
 
-  void read_logits(float* logits) {
+  // Brings the scores to the host, where widen_logits() finds them.
+  void fetch_logits() {
     const char* const last = static_cast<const char*>(logits_.get()) + row_bytes() * (rows_ - 1);
     device_.memory->read(host_logits_.get(), last, row_bytes());
     device_.memory->synchronize();
+  }
+  void widen_logits(float* logits) const {
     widen(host_logits_.get(), contract().number, static_cast<size_t>(contract().vocab_size), logits);
   }
 
@@ -214,7 +217,8 @@ class CudaCache : public Cache {
   }
 
   void read_logits(float* logits) override {
-    pool_->run([&] { slot_->read_logits(logits); });
+    pool_->run([&] { slot_->fetch_logits(); });
+    slot_->widen_logits(logits);  // on this thread: the device's may have other sessions' work
   }
 
   void rewind(int64_t position) override { position_ = position; }

@@ -16,6 +16,7 @@ using Pointer = unsigned long long;
 
 constexpr Status kSuccess = 0, kOutOfMemory = 2;
 constexpr int kCapabilityMajor = 75, kCapabilityMinor = 76;  // CUdevice_attribute
+constexpr int kIntegrated = 18;
 constexpr unsigned kStreamNonBlocking = 1;
 constexpr size_t kNameBytes = 256;
 constexpr char kNewerDriver[] = "install NVIDIA driver 580 or later (https://www.nvidia.com/drivers).";
@@ -43,6 +44,7 @@ struct Driver {
   Status (*to_device)(Pointer, const void*, size_t, void*);
   Status (*to_host)(void*, Pointer, size_t, void*);
   Status (*on_device)(Pointer, Pointer, size_t, void*);
+  Status (*memory_info)(size_t*, size_t*);
   Status (*error_text)(Status, const char**);
 };
 
@@ -81,6 +83,7 @@ Driver open_driver() {
   find(library, "cuMemcpyHtoDAsync_v2", &driver.to_device);
   find(library, "cuMemcpyDtoHAsync_v2", &driver.to_host);
   find(library, "cuMemcpyDtoDAsync_v2", &driver.on_device);
+  find(library, "cuMemGetInfo_v2", &driver.memory_info);
   find(library, "cuGetErrorString", &driver.error_text);
   return driver;
 }
@@ -172,6 +175,15 @@ class CudaMemory : public DeviceMemory {
   int32_t index() const override { return index_; }
   const std::string& title() const override { return gpu_.name; }
   void* stream() const override { return stream_; }
+  // A Jetson's GPU shares the host's memory, and counts as used what only caches files: all of it can be free.
+  MemoryInfo info() override {
+    const InContext in(driver_, context_);
+    size_t free_bytes = 0, total_bytes = 0;
+    int integrated = 0;
+    check("cuMemGetInfo", driver_.memory_info(&free_bytes, &total_bytes));
+    check("cuDeviceGetAttribute", driver_.device_attribute(&integrated, kIntegrated, gpu_.device));
+    return {integrated != 0 ? total_bytes : free_bytes, total_bytes};
+  }
   void use_on_this_thread() override { check("cuCtxSetCurrent", driver_.set_context(context_)); }
 
   void* allocate(size_t bytes) override {

@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "awq2trt/awq2trt.hpp"
+#include "session/golden.h"
 #include "session/model_state.h"
 #include "session/session_state.h"
 
@@ -32,6 +33,7 @@ std::vector<int32_t> Model::encode(std::string_view text, bool allow_special) co
 }
 
 std::string Model::decode(const std::vector<int32_t>& tokens) const { return state_->tokenizer->decode(tokens); }
+GoldenCheck Model::check() const { return check_golden(state_->directory, *state_->backend); }
 int64_t Model::capacity() const { return state_->backend->capacity(); }
 int64_t Model::vocab_size() const { return state_->backend->vocab_size(); }
 const std::string& Model::title() const { return state_->backend->title(); }

@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "artifact/files.h"
 #include "artifact/manifest.h"
 #include "backend/contract.h"
+#include "backend/forecast.h"
 #include "ort/cpu.h"
 #include "ort/cuda.h"
 #include "ort/cuda_memory.h"
@@ -47,6 +49,13 @@ void check_cpu(const LoweredRecord& record, const std::string& directory) {
               "build the model with --target cpu.");
 }
 
+// Without the caches where the application hands out their memory itself.
+Needs needs_of(const Manifest& manifest, const Contract& contract, const LoadOptions& options) {
+  Needs needs = predict_needs(manifest, contract);
+  if (options.allocator.allocate != nullptr) needs.caches = 0;
+  return needs;
+}
+
 std::unique_ptr<Backend> open_lowered(const std::string& directory, const Manifest& manifest,
                                       const LoadOptions& options) {
   const LoweredRecord& record = *manifest.lowered;
@@ -58,6 +67,7 @@ std::unique_ptr<Backend> open_lowered(const std::string& directory, const Manife
   }
   check_cpu(record, directory);
   std::unique_ptr<DeviceMemory> memory = on_cpu ? nullptr : ort::open_cuda_memory(record, options);
+  if (memory != nullptr) require_memory(needs_of(manifest, contract, options), memory->info(), memory->title());
   const auto library = ort::Library::open(options.onnxruntime_library, record.minimum_onnxruntime);
   ort::Execution execution;
   execution.threads = options.threads;
@@ -79,10 +89,19 @@ std::unique_ptr<Backend> open_built_engine(const std::string& directory, const M
                                            const LoadOptions& options) {
   const std::string path = directory + "/" + *manifest.decoder.engine;
   const Contract contract = read_contract(manifest.decoder, directory);
-  // TensorRT says by itself what it lacks of a GPU, so it is asked first.
-  std::unique_ptr<trt::Engine> engine = trt::open_engine(path, *manifest.engine, options);
   const LoweredRecord any_gpu{};
-  return trt::make_engine_backend(contract, manifest.engine->profiles, ort::open_cuda_memory(any_gpu, options),
+  std::unique_ptr<DeviceMemory> memory;
+  std::optional<Error> without_gpu;
+  try {
+    memory = ort::open_cuda_memory(any_gpu, options);
+    require_memory(needs_of(manifest, contract, options), memory->info(), memory->title());
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kNoDriver) throw;
+    without_gpu = error;  // TensorRT, which is asked next, has its own words for it
+  }
+  std::unique_ptr<trt::Engine> engine = trt::open_engine(path, *manifest.engine, options);
+  if (without_gpu) throw Error(*without_gpu);
+  return trt::make_engine_backend(contract, manifest.engine->profiles, std::move(memory),
                                   [&] { return std::move(engine); });
 }
 

@@ -4,6 +4,7 @@
 #include "text/added_tokens.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "awq2trt/awq2trt.hpp"
 #include "text/json_fields.h"

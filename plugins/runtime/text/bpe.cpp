@@ -5,6 +5,7 @@
 
 #include "awq2trt/awq2trt.hpp"
 #include "text/byte_level.h"
+#include "text/definition.h"
 #include "text/json_fields.h"
 #include "text/model.h"
 #include "text/unicode.h"

@@ -2,6 +2,7 @@
 #include "text/decoders.h"
 
 #include <functional>
+#include <nlohmann/json.hpp>
 
 #include "awq2trt/awq2trt.hpp"
 #include "text/byte_level.h"

@@ -1,6 +1,8 @@
 // See json_fields.h.
 #include "text/json_fields.h"
 
+#include <nlohmann/json.hpp>
+
 #include "awq2trt/awq2trt.hpp"
 
 namespace awq2trt {

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "text/definition.h"
+
 namespace awq2trt {
 
 bool WordCache::find(std::string_view word, uint64_t hash, std::vector<int32_t>* ids) const {

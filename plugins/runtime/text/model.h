@@ -6,10 +6,11 @@
 #include <string_view>
 #include <vector>
 
-#include "text/definition.h"
 #include "text/vocabulary.h"
 
 namespace awq2trt {
+
+struct Definition;
 
 // The ids of words that were encoded before: words repeat. It forgets all of them when it is full.
 class WordCache {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 #include <vector>
 
 #include "awq2trt/awq2trt.hpp"

@@ -1,6 +1,8 @@
 // See post_processor.h.
 #include "text/post_processor.h"
 
+#include <nlohmann/json.hpp>
+
 #include "awq2trt/awq2trt.hpp"
 #include "text/json_fields.h"
 

@@ -2,6 +2,7 @@
 #include "text/pre_tokenizers.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "awq2trt/awq2trt.hpp"
 #include "text/byte_level.h"

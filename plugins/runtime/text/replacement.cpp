@@ -1,6 +1,8 @@
 // See replacement.h.
 #include "text/replacement.h"
 
+#include <nlohmann/json.hpp>
+
 #include "awq2trt/awq2trt.hpp"
 #include "text/json_fields.h"
 

@@ -2,7 +2,7 @@
 // as it is, or {"Regex": "..."}.
 #pragma once
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 

@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "awq2trt/awq2trt.hpp"
+#include "text/definition.h"
 #include "text/json_fields.h"
 #include "text/stream.h"
 #include "text/unicode.h"

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "awq2trt/awq2trt.hpp"
+#include "text/definition.h"
 #include "text/json_fields.h"
 #include "text/model.h"
 #include "text/unicode.h"

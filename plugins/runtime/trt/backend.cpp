@@ -58,6 +58,7 @@ class Slot {
   }
 
   void append(const int32_t* tokens, size_t count, int64_t position) {
+    Context& context = device_.context_for(static_cast<int64_t>(count));  // refuses more than there is room for
     DeviceMemory& memory = *device_.memory;
     int64_t* const staged = static_cast<int64_t*>(host_.get());
     staged[0] = position;
@@ -65,16 +66,18 @@ class Slot {
     memory.write(slot_.get(), staged, sizeof(int64_t));
     memory.write(ids_.get(), staged + 1, sizeof(int64_t) * count);
     rows_ = rows_of(static_cast<int64_t>(count));
-    Context& context = device_.context_for(static_cast<int64_t>(count));
     bind(&context, static_cast<int64_t>(count));
     context.enqueue(memory.stream());
     memory.synchronize();
   }
 
-  void read_logits(float* logits) {
+  // Brings the scores to the host, where widen_logits() finds them until the next call.
+  void fetch_logits() {
     const char* const last = static_cast<const char*>(logits_.get()) + device_.row_bytes() * (rows_ - 1);
     device_.memory->read(host_.get(), last, device_.row_bytes());
     device_.memory->synchronize();
+  }
+  void widen_logits(float* logits) const {
     widen(host_.get(), contract().number, static_cast<size_t>(contract().vocab_size), logits);
   }
 
@@ -135,7 +138,8 @@ class EngineCache : public Cache {
     return static_cast<int32_t>(std::max_element(scores_.begin(), scores_.end()) - scores_.begin());
   }
   void read_logits(float* logits) override {
-    run([&] { slot_->read_logits(logits); });
+    run([&] { slot_->fetch_logits(); });
+    slot_->widen_logits(logits);  // on this thread: the device's may have other sessions' work
   }
   void rewind(int64_t position) override { position_ = position; }
   std::unique_ptr<Cache> fork() const override {

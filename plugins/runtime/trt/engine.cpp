@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <mutex>
 
+#include "artifact/kit.h"
 #include "trt/abi.h"
 
 namespace awq2trt {
@@ -93,12 +94,6 @@ class Mapping {
   void* data_ = nullptr;
   size_t bytes_ = 0;
 };
-
-// What getInferLibVersion counts: TensorRT 10.16.0 is 101600, TensorRT-RTX 1.7.1 is 10701.
-Version version_of(int32_t number) {
-  constexpr int kMajor = 10000, kMinor = 100;
-  return {number / kMajor, number / kMinor % (kMajor / kMinor), number % kMinor};
-}
 
 bool says_driver(const std::string& message) {
   constexpr const char* kSigns[] = {"cudaError 35",
@@ -219,7 +214,7 @@ std::unique_ptr<Engine> open_engine(const std::string& path, const EngineRecord&
   void* const library = open_library(file, fix);
   const auto get_version = reinterpret_cast<int32_t (*)()>(dlsym(library, "getInferLibVersion"));
   if (get_version == nullptr) throw Error(ErrorCode::kNoRuntime, "this is no TensorRT", file, fix);
-  const Version here = version_of(get_version());
+  const Version here = tensorrt_version(get_version());
   if (here != built) {
     throw Error(ErrorCode::kEngineVersion,
                 name + " here is " + to_text(here) + ", the engine was built by " + record.tensorrt_version, file, fix);

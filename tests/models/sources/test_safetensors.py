@@ -258,6 +258,18 @@ def test_end_tokens_that_only_config_json_names_go_along_with_the_tokenizer(llam
     assert set(ChatTokenizer.load(tmp_path / "copy").special.stop) == {256, 65}
 
 
+@pytest.mark.parametrize("ends", ["a", [1, None], 2.5, True, {"a": 1}])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_end_tokens_that_are_no_ids_are_refused(name: str, ends: object, llama: Path, tmp_path: Path) -> None:
+    (llama / "generation_config.json").unlink()
+    source = open_source(str(llama))
+    path = llama / name
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.is_file() else {}), "eos_token_id": ends}))
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(CheckpointError, match=rf"{name}: eos_token_id: expected the id of a token, or a list of ids"):
+        source.save_tokenizer(tmp_path / "copy")
+
+
 def test_tokenizer_files_that_are_links_are_copied_from_the_hubs_cache_alone(llama: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("{}")

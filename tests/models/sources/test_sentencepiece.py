@@ -17,7 +17,11 @@ from tokenizers import Tokenizer
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.models.sources.base import copy_tokenizer
 from awq2trt.models.sources.sentencepiece import convert_sentencepiece
-from awq2trt.runtime import ChatTokenizer
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions, QuantizeOptions
+from awq2trt.runtime import ChatTokenizer, OrtBackend
+from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 DATA = Path(__file__).parents[2] / "data" / "sentencepiece"
 
@@ -88,6 +92,49 @@ def test_a_directory_without_tokenizer_json_gets_one(tmp_path: Path) -> None:
     bos = loaded.special.bos
     assert [loaded.encode(text) for text in known["texts"]] == [[bos, *ids] for ids in known["llama"]]
     assert loaded.encode_messages([{"role": "user", "content": "a"}]) == loaded.encode("a")[1:]
+
+
+def _added(text: str) -> dict[str, object]:
+    """A special token as the configs of Llama 1 and Vicuna have it."""
+    flags = dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
+    return {"__type": "AddedToken", "content": text, "normalized": True, **flags}
+
+
+def test_a_directory_as_vicunas_goes_through_to_answers(tmp_path: Path) -> None:
+    """Special tokens with flags, in both files, and an added one: tokenizer.model alone, no tokenizer.json."""
+    model = save_llama(tmp_path / "model", vocab_size=904, bos_token_id=1, eos_token_id=2)
+    for path in model.glob("*token*"):
+        path.unlink()
+    roles: dict[str, Any] = {"bos_token": _added("<s>"), "eos_token": _added("</s>"), "unk_token": _added("<unk>")}
+    _source(model, **roles, add_bos_token=True, add_eos_token=False, legacy=True, pad_token=None)
+    (model / "special_tokens_map.json").write_text(json.dumps({**roles, "pad_token": "<pad>"}))
+    (model / "added_tokens.json").write_text(json.dumps({"<pad>": 900}))
+    rtn = QuantizeOptions(method="rtn", group_size=32)
+    quantize_stage(QuantizeRequest(str(model), tmp_path / "q", rtn), SilentProgress())
+    export_stage(ExportRequest(tmp_path / "q", tmp_path / "o", ExportOptions(max_seq_len=64)), SilentProgress())
+    chat = ChatTokenizer.load(tmp_path / "o")
+    assert (chat.special.bos, chat.special.eos, chat.special.stop) == (1, 2, (2,))
+    known = json.loads((DATA / "ids.json").read_text())
+    assert chat.encode(known["texts"][0]) == [1, *known["llama"][0]]
+    assert OrtBackend.load(tmp_path / "o").forward(chat.encode("a")).shape == (904,)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "a"}}}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [1]}'),
+        ("added_tokens.json", "{"),
+        ("special_tokens_map.json", "[]"),
+    ],
+)
+def test_damaged_files_beside_the_model_are_named(name: str, content: str, tmp_path: Path) -> None:
+    source = _source(tmp_path / "source")
+    (source / name).write_text(content)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match="source") as refused:
+        copy_tokenizer(source, tmp_path / "out")
+    assert "cannot be read as" in refused.value.what
 
 
 def test_gpt2s_own_files_become_a_tokenizer_json(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ class HostMemory : public awq2trt::DeviceMemory {
   int32_t index() const override { return 0; }
   const std::string& title() const override { return title_; }
   void* stream() const override { return nullptr; }
+  awq2trt::MemoryInfo info() override { return {1 << 30, 1 << 30}; }
   void use_on_this_thread() override { thread_ = std::this_thread::get_id(); }
   void* allocate(size_t bytes) override { return allocate_host(bytes); }
   void free(void* memory) noexcept override { free_host(memory); }

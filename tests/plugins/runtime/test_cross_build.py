@@ -77,3 +77,31 @@ def _line(sampling: Sampling) -> bytes:
     for token, bias in sampling.logit_bias.items():
         words += [token, single(bias).hex()]
     return " ".join(map(str, words)).encode() + b"\n"
+
+
+def test_an_example_builds_against_what_a_kit_carries_and_runs(library: Path, tmp_path: Path) -> None:
+    """As on a Jetson, but for the compiler, which is the cross-compiler."""
+    package, emulator = library.parent / "package", shutil.which("qemu-aarch64-static")
+    if emulator is None or not package.is_dir():
+        pytest.skip("needs qemu-user-static, and the package: make runtime-aarch64")
+    example = package / "share" / "doc" / "awq2trt" / "examples" / "chat"
+    settings = {
+        "CMAKE_PREFIX_PATH": package,
+        "CMAKE_SYSTEM_NAME": "Linux",
+        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
+        "CMAKE_CXX_COMPILER": "aarch64-linux-gnu-g++",
+    }
+    command = [
+        "cmake",
+        "-S",
+        str(example),
+        "-B",
+        str(tmp_path),
+        *(f"-D{key}={value}" for key, value in settings.items()),
+    ]
+    subprocess.run(command, capture_output=True, check=True)
+    subprocess.run(["cmake", "--build", str(tmp_path)], capture_output=True, check=True)
+    command = [emulator, "-L", str(AARCH64_ROOT), str(tmp_path / "chat"), str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "no manifest.json: not a directory that awq2trt wrote" in refused.stderr

@@ -176,6 +176,11 @@ def test_example_chat_answers(examples: dict[str, Path], built: Path) -> None:
     assert "\n> " in printed
 
 
+def test_example_chat_compares_golden_outputs(examples: dict[str, Path], built: Path) -> None:
+    printed = _run(str(examples["chat"]), str(built), "--check")
+    assert re.search(r"\ngolden outputs: off by [\d.e-]+, allowed are 0\.\d+\n$", printed)
+
+
 def test_example_chat_stops_an_answer_at_ctrl_c(examples: dict[str, Path], built: Path) -> None:
     """Up to ten times: an answer of random weights may end by itself just before the signal."""
     assert any(_interrupted(examples["chat"], built).endswith(b" [stopped]\n\n> ") for _ in range(10))

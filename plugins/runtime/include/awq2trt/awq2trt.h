@@ -108,6 +108,8 @@ AWQ2TRT_API void awq2trt_model_close(awq2trt_model* model);
 AWQ2TRT_API int64_t awq2trt_model_capacity(const awq2trt_model* model);
 AWQ2TRT_API int64_t awq2trt_model_vocab_size(const awq2trt_model* model);
 AWQ2TRT_API const char* awq2trt_model_title(const awq2trt_model* model); /* the model's, until it is closed */
+/* Either result may be null: how far golden outputs are off, and how far they may be. */
+AWQ2TRT_API int32_t awq2trt_model_check(const awq2trt_model* model, double* worst_error, double* allowed_error);
 AWQ2TRT_API int32_t awq2trt_encode(const awq2trt_model* model, const char* text, size_t bytes, int32_t allow_special,
                                    int32_t** tokens, size_t* count);
 AWQ2TRT_API int32_t awq2trt_decode(const awq2trt_model* model, const int32_t* tokens, size_t count, char** text,

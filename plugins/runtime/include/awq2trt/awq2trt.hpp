@@ -54,13 +54,14 @@ enum class ErrorCode : int32_t {
   kNoRuntime = 17,       // ONNX Runtime or TensorRT is not installed, or too old
   kNoDriver = 18,        // no GPU, or no driver for it
   kWrongDevice = 19,     // built for another GPU than this one, or there is no GPU of that number
-  kOutOfDeviceMemory = 20,  // the GPU's memory does not suffice
-  kEngineVersion = 21,      // the engine is of another version of TensorRT
-  kRefused = 22,            // the runtime refuses the model, and its own message says why
-  kRunFailed = 23,          // the runtime failed while it ran the model
-  kOperatorsMissing = 24,   // the library of custom operators is not installed
-  kOperatorsVersion = 25,   // it is of another version than the model wants
-  kOperatorsUntrusted = 26  // it lies in the model's own directory, and no one allowed to load code from there
+  kOutOfDeviceMemory = 20,   // the GPU's memory does not suffice
+  kEngineVersion = 21,       // the engine is of another version of TensorRT
+  kRefused = 22,             // the runtime refuses the model, and its own message says why
+  kRunFailed = 23,           // the runtime failed while it ran the model
+  kOperatorsMissing = 24,    // the library of custom operators is not installed
+  kOperatorsVersion = 25,    // it is of another version than the model wants
+  kOperatorsUntrusted = 26,  // it lies in the model's own directory, and no one allowed to load code from there
+  kWrongAnswers = 27         // the model's golden outputs do not come out
 };
 
 // What went wrong: a code for programs; for people what was got and expected, where, and the command that fixes it.
@@ -157,6 +158,13 @@ struct Result {
   Stats stats;
 };
 
+// The model's golden outputs, compared. An error is the norm of the difference of the scores, over the norm of the
+// expected ones around their mean.
+struct GoldenCheck {
+  int64_t calls = 0;
+  double worst_error = 0.0, allowed_error = 0.0;
+};
+
 // Gets whole UTF-8 characters as they become certain; returns whether to go on. What it throws ends the answer, and
 // comes out of generate().
 using TextCallback = std::function<bool(std::string_view utf8)>;
@@ -181,6 +189,10 @@ class AWQ2TRT_API Model {
   // the token; what users write should not.
   std::vector<int32_t> encode(std::string_view text, bool allow_special = false) const;
   std::string decode(const std::vector<int32_t>& tokens) const;  // special tokens have no text
+
+  // Runs the golden calls of the directory, in a session of their own. Throws Error, kWrongAnswers if the scores are
+  // not those that the exported model had in PyTorch: another runtime, GPU or driver may round, but not err.
+  GoldenCheck check() const;
 
   int64_t capacity() const;          // most tokens of a session
   int64_t vocab_size() const;        // length of logits

@@ -40,7 +40,10 @@ STUB cuDeviceGetName(char* name, int bytes, int) {
 }
 STUB cuDeviceGetAttribute(int* value, int attribute, int) {
   constexpr int kCapabilityMajor = 75;
-  *value = attribute == kCapabilityMajor ? number_of("STUB_MAJOR", 9) : 0;
+  constexpr int kIntegrated = 18;
+  *value = attribute == kCapabilityMajor ? number_of("STUB_MAJOR", 9)
+           : attribute == kIntegrated    ? number_of("STUB_INTEGRATED", 0)
+                                         : 0;
   return kSuccess;
 }
 STUB cuDevicePrimaryCtxRetain(void** context, int) {
@@ -62,6 +65,11 @@ STUB cuStreamCreate(void** stream, unsigned) {
 }
 STUB cuStreamDestroy_v2(void*) { return in_context(kSuccess); }
 STUB cuStreamSynchronize(void*) { return in_context(kSuccess); }
+STUB cuMemGetInfo_v2(size_t* free_bytes, size_t* total_bytes) {
+  *total_bytes = kMemoryBytes;
+  *free_bytes = static_cast<size_t>(number_of("STUB_FREE_MIB", 1024)) << 20;
+  return in_context(kSuccess);
+}
 STUB cuMemAlloc_v2(unsigned long long* memory, size_t bytes) {
   if (bytes > kMemoryBytes) return kOutOfMemory;
   *memory = reinterpret_cast<unsigned long long>(std::malloc(bytes));

@@ -65,10 +65,11 @@ int main(int argc, char** argv) {
   try {
     const auto memory = awq2trt::ort::open_cuda_memory(record, options);
     void* context = &record;
+    const awq2trt::MemoryInfo info = memory->info();
     check(cuCtxGetCurrent(&context) == 0 && context == nullptr, "the thread's context is another now");
     copy_around(memory.get(), static_cast<size_t>(std::atoll(argv[2])));
     check(allocated == 0, "memory of the allocator is left");
-    std::cout << "ok\n";
+    std::cout << "ok, free " << (info.free_bytes >> 20) << " MiB of " << (info.total_bytes >> 20) << '\n';
   } catch (const awq2trt::Error& error) {
     std::cout << static_cast<int>(error.code()) << ' ' << error.what() << '\n';
   } catch (const std::exception& error) {

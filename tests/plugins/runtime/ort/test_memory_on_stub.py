@@ -21,8 +21,13 @@ def run(device: int = 0, size_bytes: int = 64, **variables: str) -> str:
 
 
 def test_copies_are_what_was_copied() -> None:
-    assert run() == "ok\n"
-    assert run(STUB_ALLOCATOR="1") == "ok\n"
+    assert run().startswith("ok, ")
+    assert run(STUB_ALLOCATOR="1").startswith("ok, ")
+
+
+def test_what_is_free_is_what_the_driver_says_unless_the_host_shares_it() -> None:
+    assert run(STUB_FREE_MIB="300") == "ok, free 300 MiB of 1024\n"
+    assert run(STUB_FREE_MIB="300", STUB_INTEGRATED="1") == "ok, free 1024 MiB of 1024\n"
 
 
 @pytest.mark.parametrize(

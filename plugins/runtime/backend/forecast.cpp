@@ -1,0 +1,48 @@
+// See forecast.h.
+#include "backend/forecast.h"
+
+#include <cstdio>
+
+#include "awq2trt/awq2trt.hpp"
+
+namespace awq2trt {
+namespace {
+
+// cuBLAS's workspaces, and the kernels' code: an H100 used 0.4 GiB beyond weights, caches and activations. As
+// awq2trt/runtime/ort/loading.py has it.
+constexpr uint64_t kRuntimeBytes = 512ull << 20;
+
+std::string gibibytes(uint64_t bytes) {
+  constexpr double kGibibyte = 1ull << 30;
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.2f", static_cast<double>(bytes) / kGibibyte);
+  return text;
+}
+
+}  // namespace
+
+Needs predict_needs(const Manifest& manifest, const Contract& contract) {
+  Needs needs{0, 0, kRuntimeBytes};
+  // An ONNX model's weights are in files whose names begin with its own.
+  const std::string& model = manifest.engine ? *manifest.decoder.engine : manifest.decoder.model;
+  for (const auto& [name, record] : manifest.files) {
+    if (manifest.engine ? name == model : name.rfind(model, 0) == 0) needs.weights += record.size_bytes;
+  }
+  needs.caches = contract.caches.size() * contract.cache_bytes(contract.capacity);
+  return needs;
+}
+
+void require_memory(const Needs& needs, const MemoryInfo& memory, const std::string& device) {
+  if (needs.total() <= memory.free_bytes) return;
+  const std::string shorter = "build with a shorter --max-seq-len";
+  throw Error(
+      ErrorCode::kOutOfDeviceMemory,
+      "the model needs at least " + gibibytes(needs.total()) + " GiB of GPU memory (weights " +
+          gibibytes(needs.weights) + ", caches " + gibibytes(needs.caches) + ", runtime " + gibibytes(needs.runtime) +
+          "), of which " + gibibytes(memory.free_bytes) + " are free of " + gibibytes(memory.total_bytes),
+      device,
+      needs.total() <= memory.total_bytes ? "end what else uses the GPU (nvidia-smi lists it), or " + shorter + "."
+                                          : "use a GPU with more memory, or " + shorter + ".");
+}
+
+}  // namespace awq2trt

@@ -1,0 +1,47 @@
+// See numbers.h.
+#include "backend/numbers.h"
+
+#include <cstdint>
+#include <cstring>
+
+#include "backend/vectors.h"
+
+namespace awq2trt {
+namespace {
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// IEEE 754: 5 bits of exponent, 10 of fraction. Without branches, so that compilers make vectors of it.
+inline float from_half(uint16_t half) {
+  const uint32_t bits = half, sign = (bits & 0x8000u) << 16, rest = (bits & 0x7fffu) << 13;
+  const uint32_t normal = rest + (112u << 23);                             // 127 - 15
+  const uint32_t special = rest | 0x7f800000u;                             // infinity, NaN
+  const float fraction = from_bits(0x3f000000u | (bits & 0x3ffu)) - 0.5f;  // units of 2^-24, as 0.5 has them
+  uint32_t small = 0;
+  std::memcpy(&small, &fraction, sizeof(small));
+  const uint32_t finite = rest < (1u << 23) ? small : normal;
+  return from_bits(sign | (rest >= (31u << 23) ? special : finite));
+}
+
+}  // namespace
+
+size_t bytes_of(Number number) { return number == Number::kFloat32 ? sizeof(float) : sizeof(uint16_t); }
+
+AWQ2TRT_VECTORS void widen(const void* stored, Number number, size_t count, float* result) {
+  if (number == Number::kFloat32) {
+    std::memcpy(result, stored, count * sizeof(float));
+    return;
+  }
+  const auto* const halves = static_cast<const uint16_t*>(stored);
+  if (number == Number::kFloat16) {
+    for (size_t i = 0; i < count; ++i) result[i] = from_half(halves[i]);
+  } else {
+    for (size_t i = 0; i < count; ++i) result[i] = from_bits(uint32_t{halves[i]} << 16);
+  }
+}
+
+}  // namespace awq2trt

@@ -1,0 +1,14 @@
+// Numbers of a model's caches and scores. In: how they lie in memory. Out: their sizes, and float32.
+#pragma once
+
+#include <cstddef>
+
+namespace awq2trt {
+
+enum class Number { kFloat32, kFloat16, kBFloat16 };
+
+size_t bytes_of(Number number);
+// `count` numbers as they lie in memory, widened.
+void widen(const void* stored, Number number, size_t count, float* result);
+
+}  // namespace awq2trt

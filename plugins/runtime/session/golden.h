@@ -1,0 +1,22 @@
+// Golden calls: tokens, and the scores that must follow. In: a model's directory, whose golden.json `awq2trt export`
+// wrote, and its backend. Out: how far the scores are off.
+//
+// Only calls that begin a conversation, whose scores lie in raw files (awq2trt/artifact/golden.py); the others are in
+// NumPy's format, and `awq2trt check --golden` runs them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "awq2trt/awq2trt.hpp"
+#include "backend/backend.h"
+
+namespace awq2trt {
+
+// Norm of the difference over the norm of `expected` around its mean; NaN if anything is. Both: [vocab_size].
+double relative_error(const std::vector<float>& got, const std::vector<float>& expected);
+
+// Runs all calls. Throws Error: kNotFound if there are none, kMalformed, kWrongAnswers if one is off.
+GoldenCheck check_golden(const std::string& directory, const Backend& backend);
+
+}  // namespace awq2trt

@@ -1,0 +1,86 @@
+"""A kit whose script has made an engine: the C++ library takes it up to the TensorRT that is not here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from stand_in_orin import Orin
+from tiny_kits import export_tiny, make_tiny_kit
+
+from awq2trt.errors import Awq2trtError, ToolError
+from awq2trt.machine.runtime_library import TENSORRT_VARIABLE, find_runtime_library
+from awq2trt.runtime.native import NativeModel
+from awq2trt.runtime.native_library import CHANGED_FILE, ENGINE_VERSION, MALFORMED, NO_RUNTIME, NOT_FOUND
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model's kit, with what finish.sh made on a stand-in of a Jetson."""
+    try:
+        find_runtime_library()
+    except ToolError:
+        pytest.skip("the C++ library is not built: make runtime")
+    folder = tmp_path_factory.mktemp("kit")
+    export_tiny(folder)
+    kit = make_tiny_kit(folder, folder / "7.2", "7.2").directory
+    result = Orin(folder / "machine").finish("sh", kit)
+    assert result.returncode == 0, result.stderr
+    return kit
+
+
+@pytest.fixture
+def kit(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(TENSORRT_VARIABLE, str(tmp_path / "libnvinfer.so"))
+    return Path(shutil.copytree(finished, tmp_path / "kit"))
+
+
+def refusal(kit: Path) -> tuple[int, str]:
+    with pytest.raises(Awq2trtError) as caught:
+        NativeModel.load(kit)
+    return int(vars(caught.value)["code"]), str(caught.value)
+
+
+def test_a_finished_kit_wants_tensorrt_next(kit: Path) -> None:
+    code, message = refusal(kit)
+    assert code == NO_RUNTIME
+    assert "install TensorRT 10.16.0" in message
+
+
+def test_an_engine_of_another_tensorrt(kit: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    source = tmp_path / "nvinfer.c"
+    source.write_text("int getInferLibVersion(void) { return 101700; }\n")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libnvinfer.so", source], check=True)
+    code, message = refusal(kit)
+    assert code == ENGINE_VERSION
+    assert "TensorRT here is 10.17.0, the engine was built by 10.16.0" in message
+
+
+def test_a_kit_that_is_not_finished(kit: Path) -> None:
+    (kit / "model.engine.state").unlink()
+    code, message = refusal(kit)
+    assert code == NOT_FOUND
+    assert "./finish.sh" in message
+
+
+def test_an_engine_of_an_earlier_kit(kit: Path) -> None:
+    with (kit / "SHA256SUMS").open("a") as sums:
+        sums.write("\n")
+    assert refusal(kit)[0] == CHANGED_FILE
+
+
+def test_an_engine_that_was_changed(kit: Path) -> None:
+    engine = kit / "model.engine"
+    engine.write_bytes(b"x" * engine.stat().st_size)
+    assert refusal(kit)[0] == CHANGED_FILE
+
+
+def test_a_state_that_is_none(kit: Path) -> None:
+    (kit / "model.engine.state").write_text("kit=\n")
+    assert refusal(kit)[0] == MALFORMED

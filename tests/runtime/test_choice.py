@@ -1,0 +1,89 @@
+"""Which runtime runs a model where the user names none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_lowered import build_lowered, edit_manifest, replace_file
+
+from awq2trt.errors import Awq2trtError, ToolError, UnsupportedError, UsageError
+from awq2trt.machine import runtime_library
+from awq2trt.machine.runtime_library import find_runtime_library
+from awq2trt.progress import SilentProgress
+from awq2trt.runtime import Model
+from awq2trt.runtime.choice import load_model
+from awq2trt.runtime.native import NativeModel
+from awq2trt.runtime.ort.loading import DeviceOptions
+
+
+class Notes(SilentProgress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_lowered(tmp_path_factory.mktemp("built"), "cpu")
+
+
+@pytest.fixture
+def needs_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        find_runtime_library()
+    except ToolError:
+        pytest.skip("the C++ library is not built: make runtime")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("needs_library")
+def test_what_was_built_runs_in_the_cpp_library_with_the_same_answer(built: Path) -> None:
+    chosen = load_model(built / "cpu", DeviceOptions())
+    python = load_model(built / "cpu", DeviceOptions(), backend="ort")
+    assert isinstance(chosen, NativeModel)
+    assert isinstance(python, Model)
+    assert chosen.generate_text("hello", max_new_tokens=8) == python.generate_text("hello", max_new_tokens=8)
+
+
+def test_what_was_exported_runs_in_the_package(built: Path) -> None:
+    assert isinstance(load_model(built / "onnx", DeviceOptions()), Model)
+
+
+def test_without_the_library_the_package_runs_it(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(runtime_library.PATH_VARIABLE, raising=False)
+    monkeypatch.setattr(runtime_library, "_PACKAGE", tmp_path / "awq2trt")
+    assert isinstance(load_model(built / "cpu", DeviceOptions()), Model)
+
+
+@pytest.mark.usefixtures("needs_library")
+def test_what_the_library_does_not_know_the_package_runs(built: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(built / "cpu", tmp_path / "cpu"))
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {"type": "UnicodeScripts"}
+    replace_file(directory, "tokenizer.json", json.dumps(tokenizer).encode())
+    progress = Notes()
+    assert isinstance(load_model(directory, DeviceOptions(), progress=progress), Model)
+    assert progress.notes[0].startswith("the C++ library does not run this model: ")
+    assert "UnicodeScripts" in progress.notes[0]
+    with pytest.raises(UnsupportedError):
+        load_model(directory, DeviceOptions(), backend="native")
+
+
+@pytest.mark.usefixtures("needs_library")
+def test_what_is_broken_is_an_error_at_once(built: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(built / "cpu", tmp_path / "cpu"))
+    edit_manifest(directory, lambda value: value["contents"]["tokens"].update(eos=5))
+    with pytest.raises(Awq2trtError, match="the tokenizer is that of another model"):
+        load_model(directory, DeviceOptions())
+
+
+def test_a_runtime_that_is_none(built: Path) -> None:
+    with pytest.raises(UsageError, match="unknown backend 'x', expected auto, ort or native"):
+        load_model(built / "cpu", DeviceOptions(), backend="x")
