@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
-    from awq2trt.evaluation.results import EvalResult, TaskExamples, TextWindows
+    from awq2trt.evaluation.results import CaptionedImages, EvalResult, TaskExamples, TextWindows
     from awq2trt.progress import Progress, SilentProgress, terminal_progress
     from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe, load_recipe
     from awq2trt.runtime.chat import Message
@@ -45,6 +45,7 @@ __all__ = [
     "BuildError",
     "BuildOptions",
     "CalibrationError",
+    "CaptionedImages",
     "CheckOutcome",
     "CheckpointError",
     "EvalResult",
@@ -94,7 +95,7 @@ _NAMES: Final = {
         "UnsupportedError",
         "UsageError",
     ),
-    "evaluation.results": ("EvalResult", "TaskExamples", "TextWindows"),
+    "evaluation.results": ("CaptionedImages", "EvalResult", "TaskExamples", "TextWindows"),
     "progress": ("Progress", "SilentProgress", "terminal_progress"),
     "recipe": ("BuildOptions", "ExportOptions", "QuantizeOptions", "Recipe", "load_recipe"),
     "runtime.chat": ("Message",),

@@ -28,7 +28,7 @@ from awq2trt.progress import Progress, SilentProgress
 if TYPE_CHECKING:
     from awq2trt.artifact.manifest import Artifact
     from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
-    from awq2trt.evaluation.results import EvalResult, TaskExamples, TextWindows
+    from awq2trt.evaluation.results import CaptionedImages, EvalResult, TaskExamples, TextWindows
     from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
     from awq2trt.runtime import Model
     from awq2trt.runtime.native import NativeModel
@@ -262,12 +262,12 @@ def load(
 
 def evaluate(
     models: StrPath | Sequence[StrPath],
-    on: StrPath | TextWindows | TaskExamples,
+    on: StrPath | TextWindows | TaskExamples | CaptionedImages,
     *,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Iterator[EvalResult]:
-    """Measures perplexity on a text, or zero-shot accuracy in a task: `awq2trt eval`.
+    """Measures perplexity on a text or on captions of images, or zero-shot accuracy in a task: `awq2trt eval`.
 
         for result in awq2trt.evaluate(["smollm2-135m-instruct", "out/checkpoint", "out/onnx"], "novel.txt"):
             print(result.model, result.measured.value)
@@ -277,8 +277,8 @@ def evaluate(
 
     Args:
         models: Original models, quantized checkpoints and ONNX models, in any number.
-        on: A text, a `TextWindows` to say how much of it, or a `TaskExamples`. A text is a .txt or .jsonl file, or a
-            data set's name. Tasks are scored as lm-evaluation-harness scores them.
+        on: A text, a `TextWindows` to say how much of it, a `TaskExamples` or `CaptionedImages`. A text is a .txt or
+            .jsonl file, or a data set's name. Tasks are scored as lm-evaluation-harness scores them.
         device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
         progress: Is told how far the work is; None for silence.
 
@@ -290,10 +290,10 @@ def evaluate(
             the text cannot be read or is too short.
         Awq2trtError: While the results are read: a model cannot be opened.
     """
-    from awq2trt.evaluation.results import EvalRequest, TaskExamples, TextWindows
+    from awq2trt.evaluation.results import CaptionedImages, EvalRequest, TaskExamples, TextWindows
     from awq2trt.stages.evaluate import eval_stage
 
-    measured_on = on if isinstance(on, TextWindows | TaskExamples) else TextWindows(str(on))
+    measured_on = on if isinstance(on, TextWindows | TaskExamples | CaptionedImages) else TextWindows(str(on))
     return eval_stage(EvalRequest(_names(models), measured_on, device), _or_silent(progress))
 
 

@@ -230,23 +230,33 @@ def evaluate(
         str | None, typer.Option("--task", help="Accuracy on piqa, arc-easy, winogrande or lambada instead.")
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="The task's JSONL file.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="IMAGES", help="Perplexity of captions instead: a folder, or a .jsonl file."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples or images.")] = None,
     device: cli_flags.Device = "cpu",
     json_file: cli_flags.ResultsFile = None,
 ) -> None:
-    """Perplexity on a text, or accuracy in a task."""
+    """Perplexity on a text or on captions of images, or accuracy in a task."""
     from awq2trt.errors import UsageError
-    from awq2trt.evaluation.results import EvalRequest, TaskExamples, TextWindows
+    from awq2trt.evaluation.results import CaptionedImages, EvalRequest, TaskExamples, TextWindows
     from awq2trt.progress import terminal_progress
     from awq2trt.report.lines import eval_row, eval_title, results_json
 
-    if (text is None) == (task is None):
+    if [text, task, images].count(None) != 2:
         raise UsageError(
-            "one of --text and --task is needed.", where="eval", fix="--text FILE, or --task NAME --data FILE"
+            "one of --text, --task and --images is needed.",
+            where="eval",
+            fix="--text FILE, or --task NAME --data FILE, or --images FOLDER",
         )
     if task is not None and data is None:
         raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
-    on = TaskExamples(task, data, limit) if task and data else TextWindows(str(text), windows, seqlen)
+    on: TextWindows | TaskExamples | CaptionedImages = TextWindows(str(text), windows, seqlen)
+    if task and data:
+        on = TaskExamples(task, data, limit)
+    elif images:
+        on = CaptionedImages(images, limit)
     request = EvalRequest(tuple(models), on, device)
     results, measured = api.evaluate(models, on, device=device, progress=terminal_progress()), []
     print(eval_title(request))
