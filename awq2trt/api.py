@@ -96,7 +96,7 @@ def quantize_on_ranks(
 ) -> Artifact | None:
     """The same as `quantize`, shared by all processes that torchrun started; each of them calls this.
 
-        made = awq2trt.quantize_on_ranks("meta-llama/Llama-3.1-8B", "out", device="cuda")
+        made = awq2trt.quantize_on_ranks("smollm2-135m-instruct", "out/shared", awq2trt.QuantizeOptions(method="rtn"))
 
     Args:
         model: The same files on every host.

@@ -83,15 +83,25 @@ def trees(commits: Sequence[str], scratch: Path) -> Iterator[list[Path]]:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
+_RUN: Final = """
+import runpy, sys
+# An editable install's finder would find the package that is installed, whatever the path says.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("awq2trt", run_name="__main__", alter_sys=True)
+"""
+"""Runs the package of the tree that is its first argument."""
+
+
 def measure(arguments: Sequence[str], tree: Path) -> Run:
     """Runs the package of a worktree to its end.
 
     Raises:
         SystemExit: It failed.
     """
-    command = [sys.executable, "-m", "awq2trt", *arguments]
+    command = [sys.executable, "-c", _RUN, str(tree), *arguments]
     started = time.monotonic()
-    child = subprocess.Popen(command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)})
+    child = subprocess.Popen(command, cwd=tree)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed in {tree}")

@@ -83,7 +83,7 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 @pytest.mark.slow
 def test_a_run_stays_below_its_limit_and_gives_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 100)
-    model = save_llama(tmp_path / "model", hidden_size=256, intermediate_size=6144, num_hidden_layers=1)
+    model = save_llama(tmp_path / "model", hidden_size=192, intermediate_size=6144, num_hidden_layers=1)
 
     def run(out: str, limit: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", _RUN, str(model), str(tmp_path / "text.txt"), str(tmp_path / out), limit]
