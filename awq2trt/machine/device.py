@@ -18,6 +18,10 @@ from awq2trt.machine.memory import read_memory, resident_bytes
 CPU: Final = "cpu"
 _CUDA: Final = "cuda"
 
+_LIBRARIES_BYTES: Final = 700 << 20
+"""Python with PyTorch, transformers, their threads and freed memory that is kept: what quantizing a small model took at
+most beside its plan, 640 MB (torch 2.13.0, 2 cores). Not all of it is there when the plan is made."""
+
 _CONTEXT_BYTES: Final = 600 << 20
 """What CUDA, cuBLAS and their kernels take of a GPU beside PyTorch's tensors: 0.5 GB on recent ones, and some more."""
 
@@ -59,7 +63,9 @@ def available_bytes() -> int:
 def held_bytes() -> int:
     """Memory that this process holds on the device that PyTorch computes on; on a GPU, with what CUDA itself takes."""
     device = torch.get_default_device()
-    return _CONTEXT_BYTES + torch.cuda.memory_allocated(device) if device.type == _CUDA else resident_bytes()
+    if device.type == _CUDA:
+        return _CONTEXT_BYTES + torch.cuda.memory_allocated(device)
+    return max(resident_bytes(), _LIBRARIES_BYTES)
 
 
 def bound_memory(limit_bytes: int) -> None:

@@ -65,7 +65,7 @@ def test_without_text_there_are_no_moments() -> None:
 
 
 _RUN = """
-import json, resource, sys
+import re, sys
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import QuantizeOptions
@@ -76,7 +76,7 @@ class Notes(SilentProgress):
         print(message, file=sys.stderr)
 options = QuantizeOptions(calib=text, samples=2, seqlen=64, effort="fast", bits=4)
 quantize_stage(QuantizeRequest(model, Path(out), options, max_memory=limit), Notes())
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+print(1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]))
 """
 
 
