@@ -81,9 +81,8 @@ def test_any_number_of_ranks_gives_the_same_codes_but_for_ties(
 ) -> None:
     alone, shared = _checkpoints(count, changes, model, tmp_path)
     names = [alone.spec.prefix(layer) + name for layer in range(LAYERS) for name in alone.spec.block.linears]
-    assert (
-        max(np.mean(alone.linear(name).codes != shared.linear(name).codes) for name in names) < 0.03
-    )  # awq+gptq: 0.018, where sums choose among equals
+    # 0.018 with awq+gptq, where the last bits of sums choose among equals.
+    assert max(np.mean(alone.linear(name).codes != shared.linear(name).codes) for name in names) < 0.03
     assert _perplexity(shared) == pytest.approx(_perplexity(alone), rel=1e-3)
 
 

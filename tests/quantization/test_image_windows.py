@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _quantize(model: Path, output: Path, *, resume: bool = False, **options: object) -> _Told:
+def _quantize(model: Path, output: Path, *, resume: bool = False, **options: Any) -> _Told:
     told = _Told()
     given = QuantizeOptions.model_validate({"group_size": 32, "samples": 4, "seqlen": 80, "seed": 1, **options})
     quantize_stage(QuantizeRequest(str(model), output, given, resume=resume), told)
@@ -171,7 +172,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     [({"tune": True, "effort": "max"}, "step sizes are tuned on text alone"), ({"seqlen": 300}, "--seqlen")],
 )
 def test_what_cannot_be_is_refused_first(
-    model: Path, pictures: Path, tmp_path: Path, options: dict[str, object], says: str
+    model: Path, pictures: Path, tmp_path: Path, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
         _quantize(model, tmp_path / "out", calib=str(pictures), **options)
