@@ -10,11 +10,15 @@ namespace awq2trt {
 constexpr int kVectorLength = 8;
 
 template <typename T>
-__device__ __forceinline__ void load_vector(float (&values)[kVectorLength], const T* source) {
-  const uint4 words = *reinterpret_cast<const uint4*>(source);
+__device__ __forceinline__ void unpack_vector(float (&values)[kVectorLength], const uint4& words) {
   const uint32_t word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
   for (int i = 0; i < kVectorLength; ++i) values[i] = float_of_bits<T>(word[i / 2] >> (i % 2 * 16) & 0xffffu);
+}
+
+template <typename T>
+__device__ __forceinline__ void load_vector(float (&values)[kVectorLength], const T* source) {
+  unpack_vector<T>(values, *reinterpret_cast<const uint4*>(source));
 }
 
 template <typename T>
