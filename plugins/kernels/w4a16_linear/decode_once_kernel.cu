@@ -190,8 +190,8 @@ class Rows {
   __device__ __forceinline__ bool adds_up() const { return out_token() < p.m && out_row() % kOutputs < rows_; }
 
   __device__ __forceinline__ float load_bias() const {
-    const int row = kGated ? row_from_first(out_row()) : out_row();
-    return adds_up() && p.bias != nullptr ? to_float(p.bias[first_row_ + row]) : 0.f;
+    const int up = kGated && out_row() >= kOutputs ? width() - kOutputs : 0;  // from the gate's row to up's
+    return adds_up() && p.bias != nullptr ? to_float(p.bias[first_row_ + out_row() + up]) : 0.f;
   }
 
   __device__ __forceinline__ void write_output(float bias, Activation activation) const {
