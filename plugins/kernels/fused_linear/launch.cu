@@ -10,6 +10,15 @@
 namespace awq2trt {
 namespace {
 
+// What choose_config() would never answer.
+bool is_impossible(const FusedLinearProblem& problem, const FusedLinearConfig& config) {
+  const Kernel kernel = config.linear.kernel;
+  const bool inside = config.norm_inside || config.activation_inside;
+  return (inside && kernel != Kernel::kDecode && kernel != Kernel::kDecodeOnce) ||
+         (config.norm_inside && (!problem.has_norm || problem.linear.m != 1)) ||
+         (config.activation_inside && !problem.has_activation);
+}
+
 bool is_complete(const FusedLinearProblem& problem, const FusedLinearConfig& config,
                  const FusedLinearTensors& tensors) {
   const GemmProblem& linear = problem.linear;
@@ -77,7 +86,7 @@ cudaError_t launch_fused_linear(const FusedLinearProblem& problem, const FusedLi
                                 const FusedLinearTensors& tensors, cudaStream_t stream) {
   if (check_validity(problem) != nullptr) return cudaErrorInvalidValue;
   if (problem.linear.m == 0) return cudaSuccess;
-  if (!is_complete(problem, config, tensors)) return cudaErrorInvalidValue;
+  if (is_impossible(problem, config) || !is_complete(problem, config, tensors)) return cudaErrorInvalidValue;
   const void* const pointers[] = {tensors.x, tensors.residual, tensors.gain,     tensors.norm_bias,
                                   tensors.y, tensors.sum,      tensors.workspace};
   for (const void* pointer : pointers) {

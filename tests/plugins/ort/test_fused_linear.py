@@ -47,7 +47,7 @@ def _tensor(name: str, value: Array, dtype: str) -> onnx.TensorProto:
 
 @dataclass
 class Case:
-    """One FusedLinear, with what it computes. `norm` is "", "rms", "layer" or "layer-bias"; `activation` a code or -1."""
+    """One FusedLinear, and what it computes. `norm`: "", "rms", "layer" or "layer-bias"; `activation`: a code or -1."""
 
     norm: str = "rms"
     residual: bool = True
@@ -114,10 +114,10 @@ class Case:
         given, nodes, values = self.tensors(), [], "x"
         attributes = self.attributes()
         if self.norm:
-            inputs = [name for name in ("x", "residual", "gain", "norm_bias") if name in given]
+            normed: list[str] = [name for name in ("x", "residual", "gain", "norm_bias") if name in given]
             names = {"has_residual": "has_residual", "has_bias": "has_norm_bias", "rms": "rms", "epsilon": "epsilon"}
             chosen = {name: attributes[of_fused] for name, of_fused in names.items()}
-            nodes.append(_node(opset.RESIDUAL_NORM, inputs, ["normed", *self.outputs()[1:]], chosen))
+            nodes.append(_node(opset.RESIDUAL_NORM, normed, ["normed", *self.outputs()[1:]], chosen))
             values = "normed"
         inputs = [values, *(name for name in ("codes", "scales", "zeros", "bias") if name in given)]
         linear = {name: attributes[name] for name in ("group_size", "has_zeros", "has_bias")}

@@ -418,6 +418,8 @@ TEST_F(FusedLinearGpu, RefusesWhatItCannotTake) {
   bad = good;
   bad.linear.m = bad.norm.rows = bad.activation.rows = 0;
   EXPECT_EQ(launch_fused_linear(bad, config, FusedLinearTensors{}, nullptr), cudaSuccess) << "nothing to do";
+  bad = problem_of({2, 304, 512, 128}, kNormAndGate, DataType::kHalf, true, true);
+  EXPECT_EQ(launch_fused_linear(bad, config, tensors, nullptr), cudaErrorInvalidValue) << "two tokens' norm inside";
   FusedLinearTensors wrong = tensors;
   wrong.gain = nullptr;
   EXPECT_EQ(launch_fused_linear(good, config, wrong, nullptr), cudaErrorInvalidValue);
