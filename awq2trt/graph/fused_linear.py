@@ -8,6 +8,8 @@ two kernels less have to start; for many tokens the library runs the three one a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from awq2trt import opset
@@ -89,7 +91,7 @@ def _norm_before(linear: ir.Node) -> ir.Node | None:
 def _activation_behind(linear: ir.Node) -> ir.Node | None:
     """The gated activation that alone reads this linear."""
     y = linear.outputs[0]
-    uses = y.uses()
+    uses = list(y.uses())
     if len(uses) != 1 or y.is_graph_output():
         return None
     reader = uses[0].node
@@ -158,7 +160,7 @@ def _split_(graph: ir.Graph, fused: ir.Node) -> None:
 def _node(
     name: str,
     op_type: str,
-    inputs: list[ir.Value | None] | tuple[ir.Value | None, ...],
+    inputs: Sequence[ir.Value | None],
     attributes: dict[str, int] | dict[str, int | float],
     num_outputs: int = 1,
 ) -> ir.Node:

@@ -103,25 +103,7 @@ class CpuNorm final : public Kernel {
 
   void compute(const Context& context) override {
     const Call call(attributes_, context);
-    const NormProblem& problem = call.problem();
-    const NormTensors& tensors = call.tensors();
-    const int64_t width = problem.width;
-    const auto load = [&](const void* tensor, int64_t first) {
-      return load_numbers(tensor, call.type(), first, width);
-    };
-    const std::vector<double> gain = load(tensors.gain, 0);
-    const std::vector<double> bias = problem.has_bias ? load(tensors.bias, 0) : std::vector<double>();
-    for (int64_t first = 0; first < problem.rows * width; first += width) {
-      std::vector<double> row = load(tensors.x, first);
-      if (problem.has_residual) {
-        const std::vector<double> residual = load(tensors.residual, first);
-        for (int64_t i = 0; i < width; ++i) row[i] += residual[i];
-        store_numbers(row.data(), width, call.type(), tensors.sum, first);
-        row = load(tensors.sum, first);  // rounded
-      }
-      normalize(problem, gain, bias, &row);
-      store_numbers(row.data(), width, call.type(), tensors.y, first);
-    }
+    compute_norm_on_cpu(call.problem(), call.type(), call.tensors());
   }
 
  private:
@@ -160,6 +142,24 @@ class ResidualNormOperator final : public CustomOperator {
 };
 
 }  // namespace
+
+void compute_norm_on_cpu(const NormProblem& problem, ElementType type, const NormTensors& tensors) {
+  const int64_t width = problem.width;
+  const auto load = [&](const void* tensor, int64_t first) { return load_numbers(tensor, type, first, width); };
+  const std::vector<double> gain = load(tensors.gain, 0);
+  const std::vector<double> bias = problem.has_bias ? load(tensors.bias, 0) : std::vector<double>();
+  for (int64_t first = 0; first < problem.rows * width; first += width) {
+    std::vector<double> row = load(tensors.x, first);
+    if (problem.has_residual) {
+      const std::vector<double> residual = load(tensors.residual, first);
+      for (int64_t i = 0; i < width; ++i) row[i] += residual[i];
+      store_numbers(row.data(), width, type, tensors.sum, first);
+      row = load(tensors.sum, first);  // rounded
+    }
+    normalize(problem, gain, bias, &row);
+    store_numbers(row.data(), width, type, tensors.y, first);
+  }
+}
 
 std::vector<std::unique_ptr<CustomOperator>> make_residual_norm_operators() {
   return make_for_all_types<ResidualNormOperator<CudaNorm>, ResidualNormOperator<CpuNorm>>();

@@ -53,6 +53,10 @@ NAMES_OF_OPERATORS: dict[str, tuple[str, tuple[str, ...]]] = {
         opset.CACHED_ATTENTION,
         (*opset.ATTENTION_INT_ATTRIBUTES, *opset.ATTENTION_FLOAT_ATTRIBUTES, opset.ATTR_HAS_CACHE_SCALES),
     ),
+    "fused_linear.h": (
+        opset.FUSED_LINEAR,
+        (*opset.FUSED_LINEAR_INT_ATTRIBUTES, *opset.FUSED_LINEAR_FLOAT_ATTRIBUTES),
+    ),
     "gated_activation.h": (opset.GATED_ACTIVATION, (opset.ATTR_ACTIVATION,)),
     "residual_norm.h": (opset.RESIDUAL_NORM, (*opset.NORM_INT_ATTRIBUTES, *opset.NORM_FLOAT_ATTRIBUTES)),
     "w4a16_linear.h": (opset.W4A16_LINEAR, (opset.ATTR_GROUP_SIZE, opset.ATTR_HAS_ZEROS, opset.ATTR_HAS_BIAS)),
