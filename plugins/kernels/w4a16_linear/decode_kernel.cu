@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   NormedToken<T> normed_token(p, fusion, x_shared, vectors);
 
   let_next_kernel_start();
-  if constexpr (kNormed) normed_token.load_gain();
+  if constexpr (kNormed) normed_token.load_constants();
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   load_first_units();  // weights are constants, see LinearTensors; while the previous kernel ends, the memory is idle
 #endif
