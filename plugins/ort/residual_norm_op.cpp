@@ -63,18 +63,23 @@ class Call {
 
 class CudaNorm final : public Kernel {
  public:
-  explicit CudaNorm(const Node& node) : attributes_(read_attributes(node)) {}
+  explicit CudaNorm(const Node& node) : attributes_(read_attributes(node)) {
+    const auto gain = static_cast<size_t>(residual_norm::gain_input(attributes_));
+    constant_weights_ = node.is_constant(gain) && (attributes_.has_bias == 0 || node.is_constant(gain + 1));
+  }
 
   void compute(const Context& context) override {
     const Call call(attributes_, context);
     if (call.problem().rows == 0) return;  // tensors without bytes may have no memory
-    throw_if_cuda_error(launch_residual_norm(call.problem(), call.tensors(), device_.can_overlap(),
-                                             static_cast<cudaStream_t>(context.stream())),
-                        residual_norm::kName);
+    const bool overlap = constant_weights_ && device_.can_overlap();
+    throw_if_cuda_error(
+        launch_residual_norm(call.problem(), call.tensors(), overlap, static_cast<cudaStream_t>(context.stream())),
+        residual_norm::kName);
   }
 
  private:
   const Attributes attributes_;
+  bool constant_weights_ = false;
   NodeDevice device_{residual_norm::kName};
 };
 

@@ -41,8 +41,17 @@ __global__ void __launch_bounds__(kNormThreads) residual_norm_kernel(NormParams<
   const int64_t row = static_cast<int64_t>(blockIdx.x) * p.width;
   const auto place_of = [&](int v) { return static_cast<int>(threadIdx.x + v * blockDim.x) * kVectorLength; };
   float value[kVectors][kVectorLength] = {};
+  uint4 gain_words[kVectors] = {}, bias_words[kVectors] = {};
 
   let_next_kernel_start();
+  // From the memory, not from a cache, since a token has passed: while the previous kernel ends, not after it.
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int place = place_of(v);
+    if (place >= p.width) continue;
+    gain_words[v] = *reinterpret_cast<const uint4*>(p.gain + place);
+    if (p.bias != nullptr) bias_words[v] = *reinterpret_cast<const uint4*>(p.bias + place);
+  }
   wait_for_previous_kernel();
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
@@ -80,9 +89,9 @@ __global__ void __launch_bounds__(kNormThreads) residual_norm_kernel(NormParams<
   for (int v = 0; v < kVectors; ++v) {
     const int place = place_of(v);
     if (place >= p.width) continue;
-    float gain[kVectorLength], bias[kVectorLength] = {}, y[kVectorLength];
-    load_vector(gain, p.gain + place);
-    if (p.bias != nullptr) load_vector(bias, p.bias + place);
+    float gain[kVectorLength], bias[kVectorLength], y[kVectorLength];
+    widen_vector<T>(gain, gain_words[v]);
+    widen_vector<T>(bias, bias_words[v]);  // zeros without one
 #pragma unroll
     for (int i = 0; i < kVectorLength; ++i) y[i] = normalized(value[v][i], mean, factor, gain[i], bias[i]);
     store_vector(p.y + row + place, y);
