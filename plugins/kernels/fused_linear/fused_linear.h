@@ -3,12 +3,10 @@
 // section FusedLinear.
 //
 // In:  x, and what ResidualNorm and W4A16Linear take beside it (residual_norm.h, w4a16_linear.h), all of one type.
-// Out: y [M, N], or [M, N/2] with an activation, which meets the first half of the linear's outputs with the second;
-// and
-//      with a residual the sum [M, K].
-//      Bits are those of the parts one after the other: what they round to store it, is rounded inside the linear's
-//      kernel, too. Only with an activation inside and a K that is no multiple of 2048, sums are added in another
-//      order.
+// Out: y [M, N], or with an activation [M, N/2], of the first half of the linear's outputs and the second; and with a
+//      residual the sum [M, K]. The bits are those of the parts one after the other: what they round to store it, is
+//      rounded inside the linear's kernel, too. Only where an activation is inside the decode kernel, and ceil(K / 128)
+//      is odd, are sums added in another order.
 //
 // One token's norm is computed inside the linear's kernel, by every block for itself; so are activations of up to eight
 // tokens. On an H100, a norm inside gained nothing at two tokens, and lost from three.

@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   NormedToken<T> normed_token(p, fusion, x_shared, vectors);
 
   let_next_kernel_start();
-  if constexpr (kNormed) normed_token.load_gain();
+  if constexpr (kNormed) normed_token.load_constants();
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   load_first_units();  // weights are constants, see LinearTensors; while the previous kernel ends, the memory is idle
 #endif
@@ -264,13 +264,17 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   }
   __syncthreads();
 
-  // Sums of a tile's warps, always in the same order.
+  // Sums of a tile's warps, always in the same order. That of gated rows begins with the warp that the first one of the
+  // kernel without a gate stands for, where the same rows are in other tiles: with an even number of steps, a warp's
+  // pairs of units are then those of one warp there, and so the sums have the same bits.
   for (int i = threadIdx.x; i < p.m * rows; i += blockDim.x) {
     const int token = i / rows, row = i % rows;
     const auto sum_of = [&](int half) {  // of a gated tile: 0 the gate, 1 up
       const float* slot = sums + (row / kTileOutputs * warps * p.m + token) * kRowTile + row % kTileOutputs + 8 * half;
       float total = !kSplit && p.bias != nullptr ? to_float(p.bias[first_row + row + half * width]) : 0.f;
-      for (int w = 0; w < warps; ++w) total += slot[w * p.m * kRowTile];
+      const int tile_apart = (first_row + row + half * width) % rows_per_block / kRowTile;
+      const unsigned first_warp = (row / kTileOutputs - tile_apart) * steps / 2;
+      for (int w = 0; w < warps; ++w) total += slot[(kGated ? (first_warp + w) % warps : w) * p.m * kRowTile];
       return total;
     };
     float y = sum_of(0);

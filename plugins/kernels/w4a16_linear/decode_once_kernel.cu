@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   let_next_kernel_start();
   rows.copy_codes();  // weights are constants, see LinearTensors
   rows.prepare_scales(group_of_chunk);
-  if constexpr (kNormed) normed_token.load_gain();
+  if constexpr (kNormed) normed_token.load_constants();
   wait_for_previous_kernel();
   const float bias = rows.load_bias();
   if constexpr (kNormed) {

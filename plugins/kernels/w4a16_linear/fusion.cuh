@@ -56,13 +56,19 @@ class NormedToken {
                                          int vectors)
       : p(params), f(fusion), token_(token), vectors_(vectors), row_vectors_(params.k / kVectorLength) {}
 
-  // Of the thread's first vectors, all that it has up to K = 4096. The gain is a constant, as the weights are: this
-  // need not wait for the kernel before.
-  __device__ __forceinline__ void load_gain() {
+  // The gain of the thread's first vectors, all that it has up to K = 4096; what else the norm needs goes into the L2
+  // cache, which has not seen it for a token's time. Constants, as the weights are: they need not wait for the kernel
+  // before.
+  __device__ __forceinline__ void load_constants() {
 #pragma unroll
     for (int r = 0; r < kRound; ++r) {
       const int vector = static_cast<int>(threadIdx.x) + r * kThreads;
       if (vector < row_vectors_) gain_[r] = load_constant(f.gain, vector);
+    }
+    if (blockIdx.x != 0) return;
+    for (int vector = threadIdx.x; vector < row_vectors_; vector += kThreads) {
+      if (vector >= kNormThreads) prefetch_to_l2(f.gain + vector * kVectorLength);
+      if (f.norm_bias != nullptr) prefetch_to_l2(f.norm_bias + vector * kVectorLength);
     }
   }
 
