@@ -319,6 +319,7 @@ TEST_F(FusedLinearGpu, BothDecodeKernels) {
               const FusedLinearProblem p = problem_of({m, n, k, group_size}, parts, dtype, flags & 1, flags & 2);
               FusedLinearConfig config = choose_config(p, device_);
               config.linear.kernel = kernel;
+              config.linear.splits = 1;
               config.linear.rows_per_block = kernel == Kernel::kDecode && flags % 4 < 2 ? 32 : 16;
               config.linear.warps = 8;
               config.norm_inside = p.has_norm && m == 1;
