@@ -7,6 +7,7 @@ Exception, panics of Rust code), so that no list of exceptions is long enough.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,16 @@ UNPAIRED: Final = "surrogates not allowed"
 
 _REASON_CHARACTERS: Final = 300
 """Of a library's message; some quote the whole file."""
+
+
+_ENCODINGS: Final = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Mark at the beginning of a file -> its encoding; UTF-8 where there is none."""
 
 
 @contextmanager
@@ -113,3 +124,10 @@ def read_bounded(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise ValueError(f"it has more than {limit >> 10:,} KiB")
     return content
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding of a text file, by the mark at its beginning; UTF-8 where there is none."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return next((name for mark, name in _ENCODINGS.items() if start.startswith(mark)), "utf-8")

@@ -130,6 +130,11 @@ def _lambada(row: Mapping[str, Any]) -> Example:
 
 
 def _choices(context: str, texts: Sequence[str], gold: int) -> Example:
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"expected choices with a text, got {text!r}")
+    if not 0 <= gold < len(texts):
+        raise ValueError(f"expected the number of one of {len(texts)} choices as the label, got {gold}")
     continuations = tuple(Continuation(context, f" {text}") for text in texts)
     return Example(continuations, tuple(len(text) for text in texts), gold)
 

@@ -9,7 +9,6 @@ the one that was there before any other: resize, cut out the middle, scale, norm
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.foreign_files import read_json
 
 PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 """Where transformers keeps an image processor: by itself, or (since version 5) as a part of the whole processor."""
@@ -99,11 +99,8 @@ def read_processor(directory: Path) -> ImageProcessor:
         path = directory / name
         if not path.is_file():
             continue
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"not valid JSON: {error}.", where=str(path), fix="download it again.") from error
-        config = config.get("image_processor", config) if isinstance(config, dict) else None
+        config = read_json(path)
+        config = config.get("image_processor", config)
         if not isinstance(config, dict):
             raise CheckpointError("expected a JSON object.", where=str(path), fix="download it again.")
         if "image_processor_type" in config or "feature_extractor_type" in config:

@@ -15,7 +15,7 @@ from awq2trt.artifact.manifest import MANIFEST_FILE, Kind
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import require_replaceable, require_space
 from awq2trt.errors import UnsupportedError, UsageError
-from awq2trt.foreign_files import read_json
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.images.pairs import ImageText, is_image_text, read_pairs
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.machine.foreign_runtime import find_runtime_package
@@ -76,7 +76,9 @@ def require_images(pairs: Iterable[ImageText]) -> None:
     """
     for pair in pairs:
         for image in pair.images:
-            if not image.is_file():
+            with reading("the name of an image", pair.where, fix="mend it.", error=UsageError):
+                found = image.is_file()
+            if not found:
                 raise UsageError("no such image.", where=f"{pair.where}: {image}", fix="mend its name.")
 
 
