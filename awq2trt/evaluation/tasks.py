@@ -129,10 +129,10 @@ def _lambada(row: Mapping[str, Any]) -> Example:
     return Example((Continuation(context, f" {word}"),))
 
 
-def _choices(context: str, texts: Sequence[str], gold: int) -> Example:
-    for text in texts:
-        if not isinstance(text, str) or not text:
-            raise ValueError(f"expected choices with a text, got {text!r}")
+def _choices(context: str, choices: Sequence[object], gold: int) -> Example:
+    texts = [choice for choice in choices if isinstance(choice, str) and choice]
+    if len(texts) != len(choices):
+        raise ValueError(f"expected choices with a text, got {list(choices)}")
     if not 0 <= gold < len(texts):
         raise ValueError(f"expected the number of one of {len(texts)} choices as the label, got {gold}")
     continuations = tuple(Continuation(context, f" {text}") for text in texts)

@@ -110,8 +110,8 @@ def test_another_tasks_rows_are_refused_by_line(tmp_path: Path, task: str, row: 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"sol1": ""}, "expected choices with a text, got ''"),
-        ({"sol2": None}, "expected choices with a text, got None"),
+        ({"sol1": ""}, r"expected choices with a text, got \['', 'b'\]"),
+        ({"sol2": None}, r"expected choices with a text, got \['a', None\]"),
         ({"label": 2}, "expected the number of one of 2 choices as the label, got 2"),
         ({"label": -1}, "of 2 choices as the label, got -1"),
     ],
