@@ -110,6 +110,15 @@ def _writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None
     return value
 
 
+def _drawable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Refuses a plot that could not be drawn or written, before what it is to show is measured."""
+    from awq2trt.stages.readiness import require_plots
+
+    if value is not None:
+        require_plots(parameter.opts[0])
+    return _writable(parameter, value)
+
+
 ResultsFile = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Results, for inspect --html.", callback=_writable),
@@ -120,7 +129,7 @@ HtmlFile = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="A page with plots, of a checkpoint.", callback=_writable),
 ]
-PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.", callback=_writable)]
+PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.", callback=_drawable)]
 TraceFile = Annotated[
     Path | None,
     typer.Option("--profile", metavar="FILE", help="Where time went, for chrome://tracing.", callback=_writable),

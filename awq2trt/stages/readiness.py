@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from awq2trt.artifact.folder import refuse_link
 from awq2trt.artifact.manifest import MANIFEST_FILE, Kind
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import require_replaceable, require_space
-from awq2trt.errors import UnsupportedError, UsageError
+from awq2trt.errors import ToolError, UnsupportedError, UsageError
 from awq2trt.foreign_files import read_json, reading
 from awq2trt.images.pairs import ImageText, is_image_text, read_pairs
 from awq2trt.machine.foreign_library import choose_plugin
@@ -186,22 +187,6 @@ def require_ssh(host: str | None) -> None:
         ssh_command(host)
 
 
-def require_models(models: tuple[str, ...]) -> None:
-    """Refuses a list of models of which one is not there or not known, before the first is evaluated.
-
-    Raises:
-        Awq2trtError: As opening them does.
-    """
-    from awq2trt.artifact.manifest import MANIFEST_FILE, read_manifest
-    from awq2trt.checkpoint.opening import open_any
-
-    for model in models:
-        path = Path(model)
-        exported = (path / MANIFEST_FILE).is_file() and read_manifest(path, None).kind != "checkpoint"
-        if not exported:
-            open_any(model)
-
-
 def require_file(path: Path | None, flag: str) -> None:
     """Refuses a file for results that could not be written when they are there; None is for none.
 
@@ -227,6 +212,32 @@ def require_file(path: Path | None, flag: str) -> None:
             where=f"{flag} {path}",
             fix="name another file.",
         )
+
+
+def require_folder(path: Path, flag: str) -> None:
+    """Refuses a folder for results that could not be made or written to when they are there.
+
+    Args:
+        path: The folder; it need not be there.
+        flag: That names another, for errors.
+
+    Raises:
+        UsageError: There is a file, or it may not be written to.
+    """
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "is no folder" if not there.is_dir() else "may not be written to"
+        raise UsageError(f"{there} {what}.", where=str(path), fix=f"name another folder with {flag}.")
+
+
+def require_plots(flag: str) -> None:
+    """Refuses a plot where nothing draws it.
+
+    Raises:
+        ToolError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ToolError("matplotlib is not installed.", where=flag, fix="pip install matplotlib")
 
 
 def _is_a_models(path: Path) -> bool:
