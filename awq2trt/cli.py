@@ -171,8 +171,10 @@ def quantize(
     from awq2trt.progress import chosen_progress
     from awq2trt.recipe import apply_flags, flags_by_section, load_recipe
     from awq2trt.stages.many_ranks import RanksWanted, first_rank_writes, run_as_ranks, traced_stage
+    from awq2trt.stages.readiness import require_apart
 
     options = apply_flags(load_recipe(recipe), flags_by_section(given)).quantize
+    require_apart({"--calib": options.calib, "--json-progress": json_progress, "--profile": profile})
     wanted = RanksWanted(gpus, ranks, device)
     code = run_as_ranks(wanted, (sys.executable, "-m", "awq2trt", *sys.argv[1:]))
     if code is not None:
@@ -243,6 +245,7 @@ def evaluate(
     from awq2trt.evaluation.results import CaptionedImages, EvalRequest, TaskExamples, TextWindows
     from awq2trt.progress import terminal_progress
     from awq2trt.report.lines import eval_row, eval_title, results_json
+    from awq2trt.stages.readiness import require_apart
 
     if [text, task, images].count(None) != 2:
         raise UsageError(
@@ -252,6 +255,7 @@ def evaluate(
         )
     if task is not None and data is None:
         raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
+    require_apart({"--text": text, "--data": data, "--images": images, "--json": json_file})
     on: TextWindows | TaskExamples | CaptionedImages = TextWindows(str(text), windows, seqlen)
     if task and data:
         on = TaskExamples(task, data, limit)
@@ -370,8 +374,10 @@ def inspect(
 ) -> None:
     """What a directory holds and comes from; verifies every file."""
     from awq2trt.stages.inspect import inspect_stage, report_stage
+    from awq2trt.stages.readiness import require_apart
 
     if html_file is not None:
+        require_apart({"--results": results, "--html": html_file})
         print(report_stage(directory, html_file, results))
         return
     from awq2trt.report.lines import artifact_lines, inspection_json, linear_lines

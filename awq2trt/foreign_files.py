@@ -101,13 +101,23 @@ def read_json(
         Awq2trtError: It cannot be read, is too large, or is something else.
     """
     with reading(what, path, fix=fix, error=error):
-        content = read_bounded(path, _MAX_JSON_BYTES)
-        value = json.loads(content)
-        if b"\\u" in content:  # halves of characters, which JSON can write, can be no names and not be printed
-            json.dumps(value, ensure_ascii=False).encode()
+        value = parse_json(read_bounded(path, _MAX_JSON_BYTES))
         if not isinstance(value, dict):
             raise TypeError(f"expected a JSON object, got {type(value).__name__}")
         return value
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: It is none, or has halves of characters, which JSON can write: they are no text and can be no names.
+        RecursionError: It is nested too deeply.
+    """
+    value = json.loads(content)
+    if "\\u" in content if isinstance(content, str) else b"\\u" in content:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

@@ -145,4 +145,4 @@ def _processor_of(source: ModelSource) -> ImageProcessor:
     """The image processor that a model brings along."""
     with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
         source.save_tokenizer(Path(directory))
-        return read_processor(Path(directory))
+        return read_processor(Path(directory), name=source.name)

@@ -9,7 +9,6 @@ dependency.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from awq2trt.errors import UsageError
-from awq2trt.foreign_files import reading
+from awq2trt.foreign_files import parse_json, reading
 
 PIQA: Final = "piqa"
 ARC_EASY: Final = "arc-easy"
@@ -214,7 +213,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             with reading("a JSON object with a label", f"{path}, line {number}", fix=_CHECK, error=UsageError):
-                row = dict(json.loads(line))
+                row = dict(parse_json(line))
                 if labels is not None:
                     row.setdefault("label", labels[number - 1])
             yield number, row

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from awq2trt.errors import CalibrationError, UsageError
-from awq2trt.foreign_files import encoding_of, reading
+from awq2trt.foreign_files import encoding_of, parse_json, reading
 
 MARKER: Final = "<image>"
 """Stands for a picture in a text, as LLaVA's own prompts have it."""
@@ -113,7 +113,7 @@ def _in_jsonl(path: Path) -> Iterator[ImageText]:
 
 def _pair(line: str, folder: Path, where: str) -> ImageText:
     with reading("JSON", where, fix="mend the line.", error=UsageError):
-        row = json.loads(line)
+        row = parse_json(line)
     if not isinstance(row, dict):
         raise _refusal("a JSON object", row, where)
     given = next((row[key] for key in _IMAGE_KEYS if key in row), None)

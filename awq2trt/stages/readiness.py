@@ -6,7 +6,7 @@ In: an opened model, options, and where results go. Out: nothing, or the error t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,7 @@ from awq2trt.methods import METHODS
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource, files_beside_weights
-from awq2trt.progress import Progress
+from awq2trt.progress import STDERR, Progress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.target import CPU_TARGET, Target, find_jetpack
 
@@ -212,6 +212,26 @@ def require_file(path: Path | None, flag: str) -> None:
             where=f"{flag} {path}",
             fix="name another file.",
         )
+
+
+def require_apart(named: Mapping[str, str | Path | None]) -> None:
+    """Refuses files of which one would be written over another.
+
+    Args:
+        named: Flag -> the file, or whatever else it names; None where it is not given.
+
+    Raises:
+        UsageError: Two flags name the same file.
+    """
+    found: dict[str, str] = {}
+    for flag, path in named.items():
+        if path is None or str(path) == STDERR:
+            continue
+        first = found.setdefault(os.path.realpath(Path(path).expanduser()), flag)
+        if first != flag:
+            raise UsageError(
+                f"{first} names the same file.", where=f"{flag} {path}", fix=f"name another file with {flag}."
+            )
 
 
 def require_folder(path: Path, flag: str) -> None:

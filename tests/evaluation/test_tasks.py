@@ -114,6 +114,7 @@ def test_another_tasks_rows_are_refused_by_line(tmp_path: Path, task: str, row: 
         ({"sol2": None}, r"expected choices with a text, got \['a', None\]"),
         ({"label": 2}, "expected the number of one of 2 choices as the label, got 2"),
         ({"label": -1}, "of 2 choices as the label, got -1"),
+        ({"goal": "\ud800"}, "has bytes that are not UTF-8"),
     ],
 )
 def test_choices_that_could_not_be_scored_are_refused_by_line(

@@ -83,6 +83,7 @@ def test_texts_are_not_taken_for_pictures(tmp_path: Path) -> None:
     [
         ("{", "line 1: cannot be read as JSON"),
         ("[1]", "expected a JSON object, got"),
+        ('{"image": "a.jpg", "caption": "\\ud800"}', "has bytes that are not UTF-8"),
         ({"image": 3, "caption": "x"}, "expected the name of a picture"),
         ({"image": [], "caption": "x"}, "expected the name of a picture"),
         ({"image": ["a.jpg", ""], "caption": "x"}, "expected the name of a picture"),

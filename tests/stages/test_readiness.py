@@ -305,3 +305,29 @@ def test_a_plot_that_nothing_draws_is_refused_before_anything_is_measured(
     assert result.exit_code == 1
     assert "matplotlib is not installed" in result.output
     assert "ms" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "first", "second"),
+    [
+        ("quantize", "--json-progress", "--profile"),
+        ("quantize", "--calib", "--profile"),
+        ("eval", "--text", "--json"),
+        ("inspect", "--results", "--html"),
+        ("bench", "--json", "--markdown"),
+    ],
+)
+def test_a_file_is_not_written_over_another(command: str, first: str, second: str, made: Path, tmp_path: Path) -> None:
+    path, same = tmp_path / "a.txt", tmp_path / "below" / ".." / "a.txt"
+    path.write_text("precious")
+    (tmp_path / "below").mkdir()
+    output = ["-o", str(tmp_path / "out")] if command == "quantize" else []
+    arguments = [command, str(made / "onnx"), *output, first, str(path), second, str(same)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert f"{first} names the same file" in result.output
+    assert path.read_text() == "precious"
+
+
+def test_standard_error_is_no_file() -> None:
+    readiness.require_apart({"--json-progress": "-", "--profile": "-", "--calib": None})
