@@ -274,10 +274,10 @@ def evaluate(
 @app.command()
 def run(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
-    prompt: Annotated[str, typer.Option("--prompt", help="What to say to the model.")],
+    prompt: cli_flags.Prompt,
     backend: cli_flags.Runtime = "auto",
     device: cli_flags.RunDevice = None,
-    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    system: cli_flags.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
     temperature: Annotated[float, typer.Option("--temperature", help="0 always takes the best token.")] = 0.0,

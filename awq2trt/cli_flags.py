@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from awq2trt.errors import UsageError
 from awq2trt.methods import DEFAULT_METHOD, METHODS
 from awq2trt.progress import STDERR
 
@@ -100,6 +101,23 @@ RepetitionPenalty = Annotated[
 CheckGolden = Annotated[
     bool, typer.Option("--golden/--no-golden", help="Check golden outputs at the first run on a GPU.")
 ]
+
+
+def _text(parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuses bytes that are no text, which Python keeps as halves of characters."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"expected text in UTF-8, got other bytes at character {error.start}.",
+            where=parameter.opts[0],
+            fix="convert it, or set the locale that it is written in.",
+        ) from error
+    return value
+
+
+Prompt = Annotated[str, typer.Option("--prompt", help="What to say to the model.", callback=_text)]
+System = Annotated[str | None, typer.Option("--system", help="System message.", callback=_text)]
 
 
 def _writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:

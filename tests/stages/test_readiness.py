@@ -29,7 +29,7 @@ from awq2trt.models.families import describe_model
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
-from awq2trt.stages import readiness
+from awq2trt.stages import quantize, readiness
 from awq2trt.stages.build import BuildRequest, build_stage
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
@@ -205,6 +205,15 @@ def test_the_same_command_goes_on_with_an_interrupted_run_unless_it_overwrites(
             _build(model, tmp_path, "cpu", overwrite=overwrite)
     assert (tmp_path / "checkpoint" / WORK_DIRECTORY).is_dir()
     assert found == [False, not overwrite]
+
+
+def test_what_is_in_the_way_is_known_before_a_models_files_are_hashed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "source_record", lambda _: pytest.fail("the work has begun"))
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ArtifactError, match=r"the directory is not empty \(thesis\.txt\)"):
+        quantize_stage(QuantizeRequest(str(model), tmp_path, RTN), SilentProgress())
 
 
 def _evaluated(made: Path, *arguments: str) -> str:
