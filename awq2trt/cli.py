@@ -171,8 +171,10 @@ def quantize(
     from awq2trt.progress import chosen_progress
     from awq2trt.recipe import apply_flags, flags_by_section, load_recipe
     from awq2trt.stages.many_ranks import RanksWanted, first_rank_writes, run_as_ranks, traced_stage
+    from awq2trt.stages.readiness import require_apart
 
     options = apply_flags(load_recipe(recipe), flags_by_section(given)).quantize
+    require_apart({"--calib": options.calib, "--json-progress": json_progress, "--profile": profile})
     wanted = RanksWanted(gpus, ranks, device)
     code = run_as_ranks(wanted, (sys.executable, "-m", "awq2trt", *sys.argv[1:]))
     if code is not None:
@@ -243,6 +245,7 @@ def evaluate(
     from awq2trt.evaluation.results import CaptionedImages, EvalRequest, TaskExamples, TextWindows
     from awq2trt.progress import terminal_progress
     from awq2trt.report.lines import eval_row, eval_title, results_json
+    from awq2trt.stages.readiness import require_apart
 
     if [text, task, images].count(None) != 2:
         raise UsageError(
@@ -252,6 +255,7 @@ def evaluate(
         )
     if task is not None and data is None:
         raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
+    require_apart({"--text": text, "--data": data, "--images": images, "--json": json_file})
     on: TextWindows | TaskExamples | CaptionedImages = TextWindows(str(text), windows, seqlen)
     if task and data:
         on = TaskExamples(task, data, limit)
@@ -270,10 +274,10 @@ def evaluate(
 @app.command()
 def run(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
-    prompt: Annotated[str, typer.Option("--prompt", help="What to say to the model.")],
+    prompt: cli_flags.Prompt,
     backend: cli_flags.Runtime = "auto",
     device: cli_flags.RunDevice = None,
-    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    system: cli_flags.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
     temperature: Annotated[float, typer.Option("--temperature", help="0 always takes the best token.")] = 0.0,
@@ -370,8 +374,10 @@ def inspect(
 ) -> None:
     """What a directory holds and comes from; verifies every file."""
     from awq2trt.stages.inspect import inspect_stage, report_stage
+    from awq2trt.stages.readiness import require_apart
 
     if html_file is not None:
+        require_apart({"--results": results, "--html": html_file})
         print(report_stage(directory, html_file, results))
         return
     from awq2trt.report.lines import artifact_lines, inspection_json, linear_lines

@@ -41,6 +41,9 @@ def bench(
     plot_file: cli_flags.PlotFile = None,
 ) -> None:
     """Speed of a model, token by token, or of the kernels alone."""
+    from awq2trt.stages.readiness import require_apart
+
+    require_apart({"--json": json_file, "--markdown": markdown_file, "--plot": plot_file})
     if kernels:
         from awq2trt.machine.bench import WeightKind, bench_kernels, format_report, plot_report, write_report
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from awq2trt.errors import UsageError
 from awq2trt.methods import DEFAULT_METHOD, METHODS
 from awq2trt.progress import STDERR
 
@@ -102,12 +103,38 @@ CheckGolden = Annotated[
 ]
 
 
+def _text(parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuses bytes that are no text, which Python keeps as halves of characters."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"expected text in UTF-8, got other bytes at character {error.start}.",
+            where=parameter.opts[0],
+            fix="convert it, or set the locale that it is written in.",
+        ) from error
+    return value
+
+
+Prompt = Annotated[str, typer.Option("--prompt", help="What to say to the model.", callback=_text)]
+System = Annotated[str | None, typer.Option("--system", help="System message.", callback=_text)]
+
+
 def _writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
     """Refuses a file for results before the work whose results it is for."""
     from awq2trt.stages.readiness import require_file
 
     require_file(None if str(value) == STDERR else value, parameter.opts[0])
     return value
+
+
+def _drawable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Refuses a plot that could not be drawn or written, before what it is to show is measured."""
+    from awq2trt.stages.readiness import require_plots
+
+    if value is not None:
+        require_plots(parameter.opts[0])
+    return _writable(parameter, value)
 
 
 ResultsFile = Annotated[
@@ -120,7 +147,7 @@ HtmlFile = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="A page with plots, of a checkpoint.", callback=_writable),
 ]
-PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.", callback=_writable)]
+PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.", callback=_drawable)]
 TraceFile = Annotated[
     Path | None,
     typer.Option("--profile", metavar="FILE", help="Where time went, for chrome://tracing.", callback=_writable),

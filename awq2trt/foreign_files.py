@@ -7,6 +7,7 @@ Exception, panics of Rust code), so that no list of exceptions is long enough.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,16 @@ UNPAIRED: Final = "surrogates not allowed"
 
 _REASON_CHARACTERS: Final = 300
 """Of a library's message; some quote the whole file."""
+
+
+_ENCODINGS: Final = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Mark at the beginning of a file -> its encoding; UTF-8 where there is none."""
 
 
 @contextmanager
@@ -90,13 +101,23 @@ def read_json(
         Awq2trtError: It cannot be read, is too large, or is something else.
     """
     with reading(what, path, fix=fix, error=error):
-        content = read_bounded(path, _MAX_JSON_BYTES)
-        value = json.loads(content)
-        if b"\\u" in content:  # halves of characters, which JSON can write, can be no names and not be printed
-            json.dumps(value, ensure_ascii=False).encode()
+        value = parse_json(read_bounded(path, _MAX_JSON_BYTES))
         if not isinstance(value, dict):
             raise TypeError(f"expected a JSON object, got {type(value).__name__}")
         return value
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: It is none, or has halves of characters, which JSON can write: they are no text and can be no names.
+        RecursionError: It is nested too deeply.
+    """
+    value = json.loads(content)
+    if "\\u" in content if isinstance(content, str) else b"\\u" in content:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
@@ -113,3 +134,10 @@ def read_bounded(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise ValueError(f"it has more than {limit >> 10:,} KiB")
     return content
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding of a text file, by the mark at its beginning; UTF-8 where there is none."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return next((name for mark, name in _ENCODINGS.items() if start.startswith(mark)), "utf-8")

@@ -228,6 +228,8 @@ def test_a_bug_says_so_and_shows_its_traceback_only_when_asked(
         (("check", "{tmp}/weights.bin"), 2, "expected a directory, got a file"),
         (("export", "{tmp}/weights.bin", "-o", "{tmp}/out"), 1, "expected a directory, got a file"),
         (("bench",), 2, "awq2trt bench --kernels"),
+        (("run", "DIR", "--prompt", "a\udcff"), 2, "expected text in UTF-8, got other bytes at character 1"),
+        (("run", "DIR", "--prompt", "a", "--system", "\udcff"), 2, "expected text in UTF-8"),
         (("bench", "--kernels", "--dtype", "float32"), 2, "got float32, expected one of: float16, bfloat16"),
     ],
 )

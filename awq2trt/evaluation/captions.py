@@ -37,52 +37,78 @@ _ASSISTANT: Final = "assistant"
 
 @dataclass(frozen=True)
 class CaptionedModel:
-    """A model that sees, run by PyTorch.
+    """A model that sees, run by PyTorch, and conversations for it.
 
     Attributes:
         source: An original or a quantized checkpoint.
         vision: How it sees.
-        tokenizer: Its own.
-        bos: Token that texts begin with; None where its family needs none.
+        processor: What is done to a picture first.
+        requests: Tokens of the conversations.
+        images: Of each conversation, in the order of their tokens.
     """
 
     source: ModelSource
     vision: VisionSpec
-    tokenizer: PreTrainedTokenizerBase
-    bos: int | None
+    processor: ImageProcessor
+    requests: tuple[TokenizedContinuation, ...]
+    images: tuple[tuple[Path, ...], ...]
 
-    def perplexity(self, pairs: Sequence[ImageText], progress: Progress, description: str) -> CaptionPerplexity:
-        """Perplexity of the last messages of conversations.
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation."""
+        return max(len(request.tokens) for request in self.requests)
+
+    def perplexity(self, progress: Progress, description: str) -> CaptionPerplexity:
+        """Perplexity of the last messages of the conversations.
 
         Args:
-            pairs: The conversations.
             progress: Counts blocks.
             description: Of the task.
 
         Raises:
-            UsageError: A conversation does not end with an assistant's text, or is longer than the model has positions;
-                a picture cannot be read.
-            CheckpointError: The model has no image processor.
+            UsageError: A conversation is longer than the model has positions; a picture cannot be read.
         """
-        requests = [caption_tokens(self.tokenizer, self.vision, pair, self.bos) for pair in pairs]
-        sight = Sight.of(self.source, self.vision, _processor_of(self.source))
-        ends = Ends(self.source)
+        sight, ends = Sight.of(self.source, self.vision, self.processor), Ends(self.source)
 
         def embed(batch: Sequence[int]) -> Tensor:
-            tokens = torch.tensor([requests[index].tokens for index in batch])
+            tokens = torch.tensor([self.requests[index].tokens for index in batch])
             hidden = ends.embed(tokens)
             for row, index in enumerate(batch):
-                sight.place_(hidden[row], tokens[row], pairs[index].images)
+                sight.place_(hidden[row], tokens[row], self.images[index])
             return hidden
 
-        scores = torch_scores(self.source, requests, progress, description, embed=embed)
+        scores = torch_scores(self.source, self.requests, progress, description, embed=embed)
         losses = [-score.log_probability for score in scores]
-        counts = [request.scored for request in requests]
+        counts = [request.scored for request in self.requests]
         return CaptionPerplexity(
             math.exp(sum(losses) / sum(counts)),
             tuple(loss / count for loss, count in zip(losses, counts, strict=True)),
             sum(counts),
         )
+
+
+def captioned_model(
+    source: ModelSource,
+    vision: VisionSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[ImageText],
+    bos: int | None = None,
+) -> CaptionedModel:
+    """What is known of a model and of conversations before it is run.
+
+    Args:
+        source: The model.
+        vision: How it sees.
+        tokenizer: Its own.
+        pairs: The conversations.
+        bos: Token that they begin with; None for none.
+
+    Raises:
+        UsageError: A conversation does not end with an assistant's text.
+        CheckpointError: The model has no image processor.
+    """
+    requests = tuple(caption_tokens(tokenizer, vision, pair, bos) for pair in pairs)
+    return CaptionedModel(source, vision, _processor_of(source), requests, tuple(pair.images for pair in pairs))
 
 
 def caption_tokens(
@@ -119,4 +145,4 @@ def _processor_of(source: ModelSource) -> ImageProcessor:
     """The image processor that a model brings along."""
     with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
         source.save_tokenizer(Path(directory))
-        return read_processor(Path(directory))
+        return read_processor(Path(directory), name=source.name)

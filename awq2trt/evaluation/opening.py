@@ -60,11 +60,7 @@ class EvaluatedModel(Protocol):
         """What is known of it."""
 
     def perplexity(self, windows: Tensor, progress: Progress, name: str) -> Perplexity:
-        """Perplexity on int64 [windows, S]; `name` is the model's, for the progress.
-
-        Raises:
-            UsageError: The windows are longer than the model has positions, or than its cache.
-        """
+        """Perplexity on int64 [windows, S], no longer than `Candidate.require_length` allows; `name` is the model's."""
 
     def scores(self, requests: Sequence[TokenizedContinuation], progress: Progress, description: str) -> list[Score]:
         """Scores of continuations, in order."""
@@ -83,7 +79,6 @@ class TorchModel:
     source: ModelSource
 
     def perplexity(self, windows: Tensor, progress: Progress, name: str) -> Perplexity:
-        require_positions(self.source.spec, windows.shape[1], where="--seqlen")
         logits = torch_logits(self.source, windows, progress, f"running {name}")
         return perplexity(windows, logits, progress, "perplexity")
 
@@ -104,14 +99,6 @@ class OnnxModel:
     backend: OrtBackend | CudaBackend
 
     def perplexity(self, windows: Tensor, progress: Progress, name: str) -> Perplexity:
-        seqlen, capacity = windows.shape[1], self.backend.capacity
-        if seqlen > capacity:
-            raise UsageError(
-                f"expected at most {capacity} tokens, which is what the exported model's cache holds, got {seqlen}.",
-                where="--seqlen",
-                fix=f"use --seqlen {capacity} or less, or export again with a larger --max-seq-len.",
-            )
-
         def logits(window: Tensor) -> Iterator[Tensor]:
             return (torch.from_numpy(rows) for rows in self.backend.logits(window.tolist()))
 
@@ -121,12 +108,66 @@ class OnnxModel:
         return backend_scores(self.backend, requests, progress, description)
 
 
-def open_evaluated(model: str, device: str = DEFAULT_DEVICE) -> EvaluatedModel:
-    """Opens an original model, a quantized checkpoint or an ONNX model.
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is to be evaluated, before it is loaded: what can be known is known of all, then the first is run.
+
+    Attributes:
+        stored: Weights of an original or of a quantized checkpoint, or an exported model.
+        scheme: How it is quantized; None for an original.
+        tokenizer: Its own.
+        bos: Token that texts begin with; None where its family needs none.
+    """
+
+    stored: ModelSource | Artifact
+    scheme: str | None
+    tokenizer: PreTrainedTokenizerBase
+    bos: int | None
+
+    def require_length(self, tokens: int, *, where: str, fix: str | None = None) -> None:
+        """Refuses a text that is longer than the model has positions, or than its cache.
+
+        Args:
+            tokens: Of the text.
+            where: What the user gave that makes it so long, for errors.
+            fix: What the user can do, without a full stop; None for the flag `where` with a value that fits.
+
+        Raises:
+            UsageError: It is longer.
+        """
+        if not isinstance(self.stored, Artifact):
+            require_positions(self.stored.spec, tokens, where=where, fix=fix and f"{fix}.")
+            return
+        decoder = self.stored.manifest.contents.decoder
+        if decoder is not None and 0 < decoder.capacity < tokens:
+            most = decoder.capacity
+            raise UsageError(
+                f"expected at most {most} tokens, which is what the exported model's cache holds, got {tokens}.",
+                where=where,
+                fix=f"{fix or f'use {where} {most} or less'}, or export again with a larger --max-seq-len.",
+            )
+
+    def load(self, device: str = DEFAULT_DEVICE) -> EvaluatedModel:
+        """Loads it.
+
+        Args:
+            device: Where ONNX Runtime runs it; what was built for `cuda` runs there anyway.
+
+        Raises:
+            ArtifactError: It is not whole.
+        """
+        if not isinstance(self.stored, Artifact):
+            return TorchModel(Opened(PYTORCH, self.scheme, self.tokenizer, self.bos), self.stored)
+        chosen = None if self.stored.manifest.contents.lowered is not None and device == DEFAULT_DEVICE else device
+        loaded = open_backend(self.stored, DeviceOptions(chosen, all_logits=True))
+        return OnnxModel(Opened(loaded.title, self.scheme, self.tokenizer, self.bos), loaded.backend)
+
+
+def find_candidate(model: str) -> Candidate:
+    """Finds an original model, a quantized checkpoint or an ONNX model, and opens its tokenizer.
 
     Args:
         model: As the user names it.
-        device: Where ONNX Runtime runs it; what was built for `cuda` runs there anyway.
 
     Raises:
         ArtifactError: It is not whole.
@@ -135,12 +176,14 @@ def open_evaluated(model: str, device: str = DEFAULT_DEVICE) -> EvaluatedModel:
     """
     if is_exported(model):
         artifact = Artifact.open(Path(model))
-        tokenizer = tokenizer_of(artifact.directory)
-        contents = artifact.manifest.contents
-        chosen = None if contents.lowered is not None and device == DEFAULT_DEVICE else device
-        loaded = open_backend(artifact, DeviceOptions(chosen, all_logits=True))
-        scheme, bos = contents.quantization.scheme.describe(), bos_of(tokenizer, contents.source.family)
-        return OnnxModel(Opened(loaded.title, scheme, tokenizer, bos), loaded.backend)
+        tokenizer, contents = tokenizer_of(artifact.directory), artifact.manifest.contents
+        scheme = contents.quantization.scheme.describe()
+        return Candidate(artifact, scheme, tokenizer, bos_of(tokenizer, contents.source.family))
     source, found = open_any(model)
     tokenizer = tokenizer_of(source)
-    return TorchModel(Opened(PYTORCH, found, tokenizer, bos_of(tokenizer, source.spec.family)), source)
+    return Candidate(source, found, tokenizer, bos_of(tokenizer, source.spec.family))
+
+
+def open_evaluated(model: str, device: str = DEFAULT_DEVICE) -> EvaluatedModel:
+    """Opens an original model, a quantized checkpoint or an ONNX model; as `find_candidate` and `Candidate.load`."""
+    return find_candidate(model).load(device)

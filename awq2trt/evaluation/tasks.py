@@ -9,7 +9,6 @@ dependency.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from awq2trt.errors import UsageError
-from awq2trt.foreign_files import reading
+from awq2trt.foreign_files import parse_json, reading
 
 PIQA: Final = "piqa"
 ARC_EASY: Final = "arc-easy"
@@ -129,7 +128,12 @@ def _lambada(row: Mapping[str, Any]) -> Example:
     return Example((Continuation(context, f" {word}"),))
 
 
-def _choices(context: str, texts: Sequence[str], gold: int) -> Example:
+def _choices(context: str, choices: Sequence[object], gold: int) -> Example:
+    texts = [choice for choice in choices if isinstance(choice, str) and choice]
+    if len(texts) != len(choices):
+        raise ValueError(f"expected choices with a text, got {list(choices)}")
+    if not 0 <= gold < len(texts):
+        raise ValueError(f"expected the number of one of {len(texts)} choices as the label, got {gold}")
     continuations = tuple(Continuation(context, f" {text}") for text in texts)
     return Example(continuations, tuple(len(text) for text in texts), gold)
 
@@ -209,7 +213,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             with reading("a JSON object with a label", f"{path}, line {number}", fix=_CHECK, error=UsageError):
-                row = dict(json.loads(line))
+                row = dict(parse_json(line))
                 if labels is not None:
                     row.setdefault("label", labels[number - 1])
             yield number, row

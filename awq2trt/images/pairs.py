@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from awq2trt.errors import CalibrationError, UsageError
+from awq2trt.foreign_files import encoding_of, parse_json, reading
 
 MARKER: Final = "<image>"
 """Stands for a picture in a text, as LLaVA's own prompts have it."""
@@ -55,7 +56,7 @@ def is_image_text(path: Path) -> bool:
         return True
     if path.suffix != _JSONL or not path.is_file():
         return False
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding=encoding_of(path), errors="replace") as file:
         first = next((line for line in file if line.strip()), "")
     try:
         row = json.loads(first)
@@ -71,13 +72,14 @@ def read_pairs(path: Path) -> tuple[ImageText, ...]:
         UsageError: There is no such path; a line, a caption or a picture is missing or makes no sense.
         CalibrationError: There is nothing in it.
     """
-    if not path.exists():
+    if not path.is_dir() and not path.is_file():
         raise UsageError(
             "no such folder or file.",
             where=str(path),
             fix="name a folder of pictures with captions, or a .jsonl file.",
         )
-    pairs = tuple(_in_folder(path) if path.is_dir() else _in_jsonl(path))
+    with reading("captions of images", path, fix="check the file, and its permissions.", error=UsageError):
+        pairs = tuple(_in_folder(path) if path.is_dir() else _in_jsonl(path))
     if not pairs:
         raise CalibrationError(
             "expected pictures with captions, found none.",
@@ -96,28 +98,22 @@ def _in_folder(folder: Path) -> Iterator[ImageText]:
                 where=str(image),
                 fix="write one, or take the picture out.",
             )
-        try:
-            text = caption.read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise UsageError(f"not UTF-8: {error}.", where=str(caption), fix="save it as UTF-8.") from error
+        with reading("a caption in UTF-8", caption, fix="save it as UTF-8.", error=UsageError):
+            text = caption.read_text(encoding=encoding_of(caption)).strip()
         yield ImageText((image,), (("user", _QUESTION), ("assistant", text)), str(image))
 
 
 def _in_jsonl(path: Path) -> Iterator[ImageText]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8: {error}.", where=str(path), fix="save it as UTF-8.") from error
+    with reading("text in UTF-8", path, fix="save it as UTF-8.", error=UsageError):
+        lines = path.read_text(encoding=encoding_of(path)).split("\n")  # JSON may hold other ends of lines
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield _pair(line, path.parent, f"{path}, line {number}")
 
 
 def _pair(line: str, folder: Path, where: str) -> ImageText:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"not valid JSON: {error}.", where=where, fix="mend the line.") from error
+    with reading("JSON", where, fix="mend the line.", error=UsageError):
+        row = parse_json(line)
     if not isinstance(row, dict):
         raise _refusal("a JSON object", row, where)
     given = next((row[key] for key in _IMAGE_KEYS if key in row), None)

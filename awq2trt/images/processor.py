@@ -9,7 +9,6 @@ the one that was there before any other: resize, cut out the middle, scale, norm
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.foreign_files import parse_json, read_bounded, reading
 
 PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 """Where transformers keeps an image processor: by itself, or (since version 5) as a part of the whole processor."""
@@ -36,6 +36,9 @@ _SCALE: Final = 1 / 255
 
 _LARGEST_SIDE: Final = 8192
 """No tower sees more: more than twice the side of the largest that is published."""
+
+_LARGEST_FILE: Final = 1 << 20
+"""Bytes; published ones have less than 2,000."""
 
 _PUBLISHED: Final = "use the file that the model was published with."
 
@@ -88,29 +91,33 @@ class ImageProcessor:
         return np.asarray(Image.fromarray(image).resize((width, height), resample=self.resample))
 
 
-def read_processor(directory: Path) -> ImageProcessor:
+def read_processor(directory: Path, *, name: str | None = None) -> ImageProcessor:
     """The image processor of a model's directory.
+
+    Args:
+        directory: Where its files are.
+        name: What the user calls the model, for errors; None for the directory.
 
     Raises:
         CheckpointError: There is none, or its file is damaged.
         UnsupportedError: It is of another kind than CLIP's, or a key has a value that cannot be followed.
     """
-    for name in PROCESSOR_FILES:
-        path = directory / name
+    for path in (directory / file for file in PROCESSOR_FILES):
         if not path.is_file():
             continue
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"not valid JSON: {error}.", where=str(path), fix="download it again.") from error
-        config = config.get("image_processor", config) if isinstance(config, dict) else None
+        where = f"{name or directory}: {path.name}"
+        with reading("an image processor", where):
+            config = parse_json(read_bounded(path, _LARGEST_FILE))
+            if not isinstance(config, dict):
+                raise TypeError(f"expected a JSON object, got {type(config).__name__}")
+        config = config.get("image_processor", config)
         if not isinstance(config, dict):
-            raise CheckpointError("expected a JSON object.", where=str(path), fix="download it again.")
+            raise CheckpointError("expected a JSON object.", where=where, fix="download it again.")
         if "image_processor_type" in config or "feature_extractor_type" in config:
-            return describe_processor(config, where=str(path))
+            return describe_processor(config, where=where)
     raise CheckpointError(
         f"expected an image processor in {' or '.join(PROCESSOR_FILES)}, got none.",
-        where=str(directory),
+        where=name or str(directory),
         fix="download the model's own.",
     )
 

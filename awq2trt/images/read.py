@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from awq2trt.errors import UsageError
+from awq2trt.foreign_files import reading
 
 MOST_PIXELS: Final = 1 << 27
 """More are refused: 134 million take 400 MB as RGB; the largest sensors on sale have 150 million, phones 200 in a mode
@@ -23,6 +24,8 @@ that few use."""
 MOST_ELONGATED: Final = 200
 """Longer images, in sides of the shorter one, are refused as Qwen2-VL's processor does: a tower would see nothing of
 them."""
+
+_AGAIN: Final = "copy it again, or save it anew."
 
 _KINDS: Final = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 
@@ -40,6 +43,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if not path.is_file():
         what = "a directory" if path.is_dir() else "no such file"
         raise UsageError(f"expected an image file, got {what}.", where=where, fix="name an image file.")
+    with reading("an image", where, fix=_AGAIN, error=UsageError):
+        return _decoded(path, where)
+
+
+def _decoded(path: Path, where: str) -> NDArray[np.uint8]:
+    """The image, or why there is none, as far as Pillow has a word for it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
@@ -55,8 +64,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     except Image.DecompressionBombError as error:
         raise _too_large(str(error), where) from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+        raise UsageError(f"the image is truncated or damaged ({error}).", where=where, fix=_AGAIN) from error
+    except MemoryError as error:  # a part of it claims a length that no memory has
         raise UsageError(
-            f"the image is truncated or damaged ({error}).", where=where, fix="copy it again, or save it anew."
+            "the image is damaged, or too large for the memory that is free.", where=where, fix=_AGAIN
         ) from error
 
 

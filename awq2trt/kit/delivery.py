@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from awq2trt.errors import BuildError, ToolError, UsageError
+from awq2trt.foreign_files import reading
 from awq2trt.io_contract import ENGINE_FILE
 from awq2trt.kit.files import SCRIPT_FILE
 
@@ -63,9 +64,10 @@ def ssh_command(host: str) -> list[str]:
         ToolError: `ssh` or `rsync` is missing here.
         UsageError: The host's name is none.
     """
-    if not host or host.startswith("-"):
+    if not host or host.startswith("-") or " " in host or not host.isprintable():
         raise UsageError(f"expected USER@HOST, got {host!r}.", where="--ssh", fix="name the Jetson as ssh does.")
-    ssh = shlex.split(os.environ.get(SSH_VARIABLE, "ssh"))
+    with reading("a command", SSH_VARIABLE, fix="correct it, or unset it to use ssh.", error=UsageError):
+        ssh = shlex.split(os.environ.get(SSH_VARIABLE, "")) or ["ssh"]
     for program in (ssh[0], "rsync"):
         if shutil.which(program) is None:
             raise ToolError(f"{program} is not installed.", where="--ssh", fix=f"install {program}.")

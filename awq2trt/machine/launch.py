@@ -23,6 +23,9 @@ from awq2trt.machine.ranks import Ranks
 
 _HOST: Final = "127.0.0.1"
 _POLL_S: Final = 0.1
+_MOST_RANKS_PER_CORE: Final = 4
+"""More than one helps nobody; a few are for those who try things out."""
+
 _GRACE_S: Final = 10.0
 """What a rank has to end by itself after another one failed, or after SIGTERM."""
 
@@ -40,6 +43,21 @@ def require_gpus(count: int) -> None:
             f"expected {count} GPUs, PyTorch {torch.__version__} finds {there}.",
             where=f"--gpus {count}",
             fix=f"{few}; --ranks N starts N processes on the CPU; several hosts are started by torchrun.",
+        )
+
+
+def require_cores(count: int) -> None:
+    """Refuses more processes on the CPU than its cores can do anything with.
+
+    Raises:
+        UsageError: There are.
+    """
+    most = _MOST_RANKS_PER_CORE * (os.cpu_count() or 1)
+    if count > most:
+        raise UsageError(
+            f"expected at most {most} processes for {os.cpu_count() or 1} cores, got {count}.",
+            where="--ranks",
+            fix=f"--ranks {os.cpu_count() or 1} or fewer: each of them takes memory.",
         )
 
 
@@ -67,10 +85,10 @@ def launch(count: int, command: Sequence[str]) -> int:
         "WORLD_SIZE": str(count),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # torchrun's word for a store that no rank has to serve
     }
-    ranks = [
-        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
-    ]
+    ranks: list[subprocess.Popen[bytes]] = []
     try:
+        for rank in range(count):
+            ranks.append(subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
         failed = _first_failure(ranks)
         if failed is None:
             return 0

@@ -205,7 +205,9 @@ class QuantizeJob:
         """The residual stream before the first block, with what is seen of images in its place."""
         if seen is None or self.source.vision is None:
             return Ends(self.source).embed(tokens)
-        return seen.embed(self.source, self.source.vision, read_processor(self.files), self.progress)
+        return seen.embed(
+            self.source, self.source.vision, read_processor(self.files, name=self.source.name), self.progress
+        )
 
     def _range_probe(self) -> Tensor:
         """Tokens that show how large activations get where no text does: BOS, then drawn ones; int64 [1, S].

@@ -21,16 +21,21 @@ def print_anything_() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _shown(text: object) -> str:
+    """A text with escapes for what would not be seen, or would be a command to the terminal: names come from files."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in str(text))
+
+
 def explain(error: Exception) -> int:
     """Prints an error in its three parts; returns the exit code."""
     if isinstance(error, PeerFailedError):
         return error.exit_code
     if isinstance(error, Awq2trtError):
-        print(f"error: {error.what}", file=sys.stderr)
+        print(f"error: {_shown(error.what)}", file=sys.stderr)
         if error.where:
-            print(f"  where: {error.where}", file=sys.stderr)
+            print(f"  where: {_shown(error.where)}", file=sys.stderr)
         if error.fix:
-            print(f"  fix: {error.fix}", file=sys.stderr)
+            print(f"  fix: {_shown(error.fix)}", file=sys.stderr)
         return error.exit_code
     if isinstance(error, BrokenPipeError):
         # Whoever read our output has seen enough. Python would complain when it flushes stdout at exit.
@@ -39,7 +44,7 @@ def explain(error: Exception) -> int:
     if isinstance(error, OSError) and error.strerror:
         print(f"error: {error.strerror.lower()}", file=sys.stderr)
         if error.filename:
-            print(f"  where: {error.filename}", file=sys.stderr)
+            print(f"  where: {_shown(error.filename)}", file=sys.stderr)
         return 1
     if isinstance(error, UnicodeEncodeError) and error.reason == UNPAIRED:
         print(f"error: {reason(error)}", file=sys.stderr)
@@ -49,7 +54,7 @@ def explain(error: Exception) -> int:
         print("error: out of memory\n  fix: close other programs, or use a machine with more memory.", file=sys.stderr)
         return 1
     print(
-        f"error: {type(error).__name__}: {error}\n"
+        f"error: {type(error).__name__}: {_shown(error)}\n"
         "  This is a bug in awq2trt. Please report it with the output of the same command with\n"
         f"  {DEBUG_VARIABLE}=1 set, which shows where it happened.",
         file=sys.stderr,

@@ -20,6 +20,7 @@ from awq2trt.artifact.opening import open_model
 from awq2trt.errors import UsageError
 from awq2trt.progress import Progress
 from awq2trt.scheme import QuantScheme
+from awq2trt.target import CUDA_TARGET
 from awq2trt.version import __version__
 
 if TYPE_CHECKING:
@@ -101,13 +102,7 @@ def bench_stage(request: BenchRequest, progress: Progress) -> BenchReport:
         ToolError: This machine lacks something that the device needs.
         UsageError: Options that make no sense, or no such device or shape.
     """
-    if (request.directory is None) == (request.shape is None):
-        raise UsageError(
-            "nothing to measure.", where="bench", fix="awq2trt bench DIR, or --shape NAME, or awq2trt bench --kernels"
-        )
-    unknown = [name for name in request.against if name not in OPPONENTS]
-    if unknown:
-        raise UsageError(f"unknown opponent {unknown[0]!r}.", where="--against", fix=f"one of: {', '.join(OPPONENTS)}.")
+    _refuse_options(request)
     on_cpu = request.device == "cpu" or (request.device is None and _runs_on_cpu(request))
     if on_cpu and (request.against or request.profile or request.batch != 1 or request.shape):
         raise UsageError(
@@ -115,8 +110,31 @@ def bench_stage(request: BenchRequest, progress: Progress) -> BenchReport:
             where="bench",
             fix="measure the directory alone, or do this on a machine with an NVIDIA GPU.",
         )
+    if request.shape is not None:
+        _require_gpu(request)
     with _subject(request, progress) as subject:
         return _bench_on_cpu(subject, request) if on_cpu else _bench_on_cuda(subject, request, progress)
+
+
+def _refuse_options(request: BenchRequest) -> None:
+    """Raises UsageError where it is not clear what to measure, or an option would be left out."""
+    if (request.directory is None) == (request.shape is None):
+        what = "nothing to measure." if request.shape is None else "expected a directory or a shape, not both."
+        fix = "awq2trt bench DIR, or --shape NAME, or awq2trt bench --kernels"
+        raise UsageError(what, where="bench", fix=fix)
+    for flag, value in {"--layers": request.layers, "--head": request.head}.items():
+        if value is not None and request.shape is None:
+            raise UsageError(f"{flag} is for a shape.", where=flag, fix="leave it out, or name a shape with --shape.")
+    unknown = [name for name in request.against if name not in OPPONENTS]
+    if unknown:
+        raise UsageError(f"unknown opponent {unknown[0]!r}.", where="--against", fix=f"one of: {', '.join(OPPONENTS)}.")
+
+
+def _require_gpu(request: BenchRequest) -> None:
+    """Refuses a machine without the GPU, before a shape's weights are drawn and written."""
+    from awq2trt.machine.gpu import require_gpu
+
+    require_gpu(request.device or CUDA_TARGET)
 
 
 def _runs_on_cpu(request: BenchRequest) -> bool:

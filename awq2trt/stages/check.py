@@ -14,6 +14,7 @@ from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
 from awq2trt.errors import ToolError, UsageError
 from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE
+from awq2trt.stages.readiness import require_folder
 
 if TYPE_CHECKING:
     from awq2trt.artifact.golden import Golden
@@ -48,6 +49,7 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
     """Holds every stage of a build to the one before it, on a text.
 
     Raises:
+        CheckpointError: The original lacks a tensor.
         ToolError: polygraphy is not installed.
         UsageError: The text has no tokens or is to have more than the model has positions, or something that belongs
             to the build is not there.
@@ -79,7 +81,11 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
         raise UsageError("the text has no tokens.", where=str(request.text or "check"), fix="name another with --text.")
     tokens = tokens[: min(request.tokens, capacity)]
     output = request.output or subject.checkpoint.directory.parent / CHECK_DIRECTORY
+    if subject.onnx is not None:
+        require_folder(output, "-o")
     refuse_links(output)
+    if subject.original is not None:
+        subject.original.require_tensors()
     result = run_chain(subject, tokens, progress)
     # A checkpoint too damaged to run gives no expected outputs, so there is nothing to repeat with polygraphy.
     runs = not any(stage.stage == QUANTIZED and stage.skipped for stage in result.stages)

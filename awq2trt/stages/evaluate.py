@@ -6,36 +6,55 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.opening import is_exported
 from awq2trt.errors import UsageError
 from awq2trt.evaluation.results import CaptionedImages, EvalRequest, EvalResult, TaskExamples, TextWindows
 from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE
 from awq2trt.stages.opening import portable_name, refuse_missing_device
-from awq2trt.stages.readiness import require_images, require_models
+from awq2trt.stages.readiness import require_images, require_whole_model
 
 if TYPE_CHECKING:
-    from awq2trt.evaluation.opening import EvaluatedModel
+    from awq2trt.evaluation.opening import Candidate, EvaluatedModel
     from awq2trt.evaluation.perplexity import Perplexity
     from awq2trt.evaluation.results import CaptionPerplexity
     from awq2trt.evaluation.tasks import TaskScore
 
-    Measure = Callable[[EvaluatedModel, str, Progress], Perplexity | TaskScore | CaptionPerplexity]
-    """A model and its name, for the progress -> what is measured of it."""
+    Work = Callable[[EvaluatedModel, Progress], Perplexity | TaskScore | CaptionPerplexity]
+    """A loaded model -> what is measured of it."""
+
+    Measure = Callable[[Candidate, str], Work]
+    """A model that is not loaded yet, and its name -> the work, of which nothing will be refused later."""
 
 
 def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]:
     """Perplexity or a task's score of every model, each as it is done.
 
-    A device that is not there, and a task's file, captions or pictures that cannot be found, are refused at once.
+    Whatever can be refused of any of them is refused at once: a text, a task's file or pictures that cannot be read, a
+    model that lacks a tensor or has too few positions, a device that is not there.
 
     Raises:
-        UsageError: There is no such device, task or model, or the text is shorter than a window.
+        Awq2trtError: Something is.
     """
-    require_models(request.models)
-    _refuse_missing_device(request)
     measure = _measure(request.on)
-    return (_evaluate(model, measure, request.device, progress) for model in request.models)
+    candidates = [_found(model, progress) for model in request.models]
+    _refuse_missing_device(request)
+    works = [
+        measure(candidate, portable_name(name)) for candidate, name in zip(candidates, request.models, strict=True)
+    ]
+    together = zip(request.models, candidates, works, strict=True)
+    return (_evaluate(name, candidate, work, request.device, progress) for name, candidate, work in together)
+
+
+def _found(name: str, progress: Progress) -> Candidate:
+    """A model of which everything is there."""
+    from awq2trt.evaluation.opening import find_candidate
+
+    candidate = find_candidate(name)
+    if not isinstance(candidate.stored, Artifact):
+        require_whole_model(candidate.stored, progress)
+    return candidate
 
 
 def _refuse_missing_device(request: EvalRequest) -> None:
@@ -48,15 +67,15 @@ def _refuse_missing_device(request: EvalRequest) -> None:
         require_gpu(request.device)
 
 
-def _evaluate(name: str, measure: Measure, device: str, progress: Progress) -> EvalResult:
-    from awq2trt.evaluation.opening import PYTORCH, open_evaluated
+def _evaluate(name: str, candidate: Candidate, work: Work, device: str, progress: Progress) -> EvalResult:
+    from awq2trt.evaluation.opening import PYTORCH
     from awq2trt.machine.device import computing_on
 
     started = time.monotonic()
-    model = open_evaluated(name, device)
+    model = candidate.load(device)
     known = model.opened
     with computing_on(device if known.executor == PYTORCH else DEFAULT_DEVICE):
-        measured = measure(model, portable_name(name), progress)
+        measured = work(model, progress)
     return EvalResult(name, known.executor, known.scheme, measured, time.monotonic() - started)
 
 
@@ -67,16 +86,18 @@ def _measure(on: TextWindows | TaskExamples | CaptionedImages) -> Measure:
 
 
 def _text(on: TextWindows) -> Measure:
-    """Perplexity on the first windows of a text, which every model tokenizes for itself."""
+    """Perplexity on the first windows of a text, which is read now, and which every model tokenizes for itself."""
     from awq2trt.evaluation.perplexity import first_windows
     from awq2trt.text.read import read_text
     from awq2trt.text.tokenizer import CHARACTERS_PER_TOKEN, first_tokens
 
-    def measure(model: EvaluatedModel, name: str, progress: Progress) -> Perplexity:
-        text = read_text(on.text, characters=on.windows * on.seqlen * CHARACTERS_PER_TOKEN, flag="--text")
-        ids = first_tokens(model.opened.tokenizer, text, on.windows * on.seqlen)
-        windows = first_windows(ids, on.windows, on.seqlen, where=on.text, bos=model.opened.bos)
-        return model.perplexity(windows, progress, name)
+    text = read_text(on.text, characters=on.windows * on.seqlen * CHARACTERS_PER_TOKEN, flag="--text")
+
+    def measure(candidate: Candidate, name: str) -> Work:
+        candidate.require_length(on.seqlen, where="--seqlen")
+        ids = first_tokens(candidate.tokenizer, text, on.windows * on.seqlen)
+        windows = first_windows(ids, on.windows, on.seqlen, where=on.text, bos=candidate.bos)
+        return lambda model, progress: model.perplexity(windows, progress, name)
 
     return measure
 
@@ -88,33 +109,44 @@ def _task(on: TaskExamples) -> Measure:
 
     examples = read_task(on.task, on.data, on.limit)
 
-    def measure(model: EvaluatedModel, name: str, progress: Progress) -> TaskScore:
+    def measure(candidate: Candidate, name: str) -> Work:
         continuations = [continuation for example in examples for continuation in example.continuations]
-        requests = [tokenize(model.opened.tokenizer, text, model.opened.bos) for text in continuations]
-        return score_task(on.task, examples, model.scores(requests, progress, f"{on.task}, {name}"))
+        requests = [tokenize(candidate.tokenizer, text, candidate.bos) for text in continuations]
+        longest = max(len(request.tokens) for request in requests)
+        candidate.require_length(longest, where=f"{on.task}, {name}: the longest text", fix="leave it out")
+
+        def work(model: EvaluatedModel, progress: Progress) -> TaskScore:
+            return score_task(on.task, examples, model.scores(requests, progress, f"{on.task}, {name}"))
+
+        return work
 
     return measure
 
 
 def _captions(on: CaptionedImages) -> Measure:
-    """Perplexity of captions given their pictures, which are looked for now."""
-    from awq2trt.evaluation.captions import CaptionedModel
-    from awq2trt.evaluation.opening import TorchModel
+    """Perplexity of captions given their pictures, which are looked at now."""
+    from awq2trt.evaluation.captions import captioned_model
     from awq2trt.images.pairs import read_pairs
+    from awq2trt.images.read import read_image
 
     pairs = read_pairs(on.images.expanduser())[: on.limit]
     require_images(pairs)
+    for path in dict.fromkeys(image for pair in pairs for image in pair.images):
+        read_image(path)
 
-    def measure(model: EvaluatedModel, name: str, progress: Progress) -> CaptionPerplexity:
-        vision = model.source.vision if isinstance(model, TorchModel) else None
-        if not isinstance(model, TorchModel) or vision is None:
+    def measure(candidate: Candidate, name: str) -> Work:
+        stored = candidate.stored
+        vision = None if isinstance(stored, Artifact) else stored.vision
+        if isinstance(stored, Artifact) or vision is None:
             raise UsageError(
                 "expected an original or a quantized checkpoint of a model that sees, got "
-                f"{'a model of text' if isinstance(model, TorchModel) else 'an exported model'}.",
+                f"{'an exported model' if isinstance(stored, Artifact) else 'a model of text'}.",
                 where=f"{name}, --images {on.images}",
                 fix="name such a model, or measure with --text or --task.",
             )
-        captioned = CaptionedModel(model.source, vision, model.opened.tokenizer, model.opened.bos)
-        return captioned.perplexity(pairs, progress, f"captions, {name}")
+        captioned = captioned_model(stored, vision, candidate.tokenizer, pairs, candidate.bos)
+        where = f"{on.images}, {name}: the longest conversation"
+        candidate.require_length(captioned.longest, where=where, fix="leave it out")
+        return lambda _, progress: captioned.perplexity(progress, f"captions, {name}")
 
     return measure

@@ -51,7 +51,7 @@ def run_as_ranks(wanted: RanksWanted, command: Sequence[str]) -> int | None:
         The command's exit code; None where this process is to do the work.
 
     Raises:
-        UsageError: What is wanted contradicts itself or the environment, or there are fewer GPUs.
+        UsageError: What is wanted contradicts itself or the environment, or there are fewer GPUs, or far fewer cores.
         RankLostError: A rank was killed.
     """
     count = _count(wanted)
@@ -66,10 +66,12 @@ def run_as_ranks(wanted: RanksWanted, command: Sequence[str]) -> int | None:
         return None
     if count is None:
         return None
-    from awq2trt.machine.launch import launch, require_gpus
+    from awq2trt.machine.launch import launch, require_cores, require_gpus
 
     if wanted.gpus is not None:
         require_gpus(wanted.gpus)
+    else:
+        require_cores(count)
     return launch(count, command) if count > 1 else None
 
 

@@ -6,7 +6,8 @@ In: an opened model, options, and where results go. Out: nothing, or the error t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +15,8 @@ from awq2trt.artifact.folder import refuse_link
 from awq2trt.artifact.manifest import MANIFEST_FILE, Kind
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import require_replaceable, require_space
-from awq2trt.errors import UnsupportedError, UsageError
-from awq2trt.foreign_files import read_json
+from awq2trt.errors import ToolError, UnsupportedError, UsageError
+from awq2trt.foreign_files import read_json, reading
 from awq2trt.images.pairs import ImageText, is_image_text, read_pairs
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.machine.foreign_runtime import find_runtime_package
@@ -23,7 +24,7 @@ from awq2trt.methods import METHODS
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource, files_beside_weights
-from awq2trt.progress import Progress
+from awq2trt.progress import STDERR, Progress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.target import CPU_TARGET, Target, find_jetpack
 
@@ -76,7 +77,9 @@ def require_images(pairs: Iterable[ImageText]) -> None:
     """
     for pair in pairs:
         for image in pair.images:
-            if not image.is_file():
+            with reading("the name of an image", pair.where, fix="mend it.", error=UsageError):
+                found = image.is_file()
+            if not found:
                 raise UsageError("no such image.", where=f"{pair.where}: {image}", fix="mend its name.")
 
 
@@ -184,22 +187,6 @@ def require_ssh(host: str | None) -> None:
         ssh_command(host)
 
 
-def require_models(models: tuple[str, ...]) -> None:
-    """Refuses a list of models of which one is not there or not known, before the first is evaluated.
-
-    Raises:
-        Awq2trtError: As opening them does.
-    """
-    from awq2trt.artifact.manifest import MANIFEST_FILE, read_manifest
-    from awq2trt.checkpoint.opening import open_any
-
-    for model in models:
-        path = Path(model)
-        exported = (path / MANIFEST_FILE).is_file() and read_manifest(path, None).kind != "checkpoint"
-        if not exported:
-            open_any(model)
-
-
 def require_file(path: Path | None, flag: str) -> None:
     """Refuses a file for results that could not be written when they are there; None is for none.
 
@@ -225,6 +212,52 @@ def require_file(path: Path | None, flag: str) -> None:
             where=f"{flag} {path}",
             fix="name another file.",
         )
+
+
+def require_apart(named: Mapping[str, str | Path | None]) -> None:
+    """Refuses files of which one would be written over another.
+
+    Args:
+        named: Flag -> the file, or whatever else it names; None where it is not given.
+
+    Raises:
+        UsageError: Two flags name the same file.
+    """
+    found: dict[str, str] = {}
+    for flag, path in named.items():
+        if path is None or str(path) == STDERR:
+            continue
+        first = found.setdefault(os.path.realpath(Path(path).expanduser()), flag)
+        if first != flag:
+            raise UsageError(
+                f"{first} names the same file.", where=f"{flag} {path}", fix=f"name another file with {flag}."
+            )
+
+
+def require_folder(path: Path, flag: str) -> None:
+    """Refuses a folder for results that could not be made or written to when they are there.
+
+    Args:
+        path: The folder; it need not be there.
+        flag: That names another, for errors.
+
+    Raises:
+        UsageError: There is a file, or it may not be written to.
+    """
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "is no folder" if not there.is_dir() else "may not be written to"
+        raise UsageError(f"{there} {what}.", where=str(path), fix=f"name another folder with {flag}.")
+
+
+def require_plots(flag: str) -> None:
+    """Refuses a plot where nothing draws it.
+
+    Raises:
+        ToolError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ToolError("matplotlib is not installed.", where=flag, fix="pip install matplotlib")
 
 
 def _is_a_models(path: Path) -> bool:

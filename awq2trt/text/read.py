@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from awq2trt.errors import CalibrationError, ToolError, UsageError
+from awq2trt.foreign_files import encoding_of, reading
 
 MAX_TEXT_BYTES: Final = 64 << 20
 """How much of a text file is read: some 15 million tokens, a thousand times what a search uses."""
-
-_ENCODINGS: Final = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-"""Mark at the beginning of a file -> its encoding; UTF-8 where there is none."""
 
 _TO_UTF8: Final = "convert it: iconv -f ENCODING -t UTF-8 FILE > NEW_FILE"
 
@@ -58,7 +49,7 @@ def read_text(calib: str, *, characters: int, flag: str = "--calib") -> str:
 
 def _plain_text(path: Path) -> str:
     """The text of a file, as far as it is read."""
-    with path.open(encoding=_encoding_of(path), errors="strict") as file:
+    with path.open(encoding=encoding_of(path), errors="strict") as file:
         try:
             text = file.read(MAX_TEXT_BYTES)
         except UnicodeError as error:
@@ -68,13 +59,13 @@ def _plain_text(path: Path) -> str:
 
 
 def _jsonl_texts(path: Path) -> Iterator[str]:
-    with path.open(encoding=_encoding_of(path), errors="strict") as file:
+    with path.open(encoding=encoding_of(path), errors="strict") as file:
         for number, line in enumerate(_lines(file, path), start=1):
             if not line.strip():
                 continue
             try:
                 text = _text_of(json.loads(line))
-            except (json.JSONDecodeError, TypeError, RecursionError) as error:
+            except (ValueError, TypeError, RecursionError) as error:  # also of numbers with too many digits
                 raise CalibrationError(
                     f"expected a JSON object with texts under {_known_keys()} ({error}).",
                     where=f"{path}, line {number}",
@@ -97,13 +88,6 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
             yield line
     except UnicodeError as error:
         raise _not_in_encoding(path, error) from error
-
-
-def _encoding_of(path: Path) -> str:
-    """By the mark at the beginning."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    return next((name for mark, name in _ENCODINGS.items() if start.startswith(mark)), "utf-8")
 
 
 def _not_in_encoding(path: Path, error: UnicodeError) -> CalibrationError:
@@ -142,15 +126,10 @@ def _dataset_texts(calib: str, flag: str) -> Iterator[str]:
             fix=f"pip install datasets, or name a .txt or .jsonl file as {flag}.",
         ) from error
     name, config, split = ([*calib.split(":"), "", ""])[:3]
-    try:
+    fix = f"check name, config and split (NAME:CONFIG:SPLIT); its records need texts under {_known_keys()}."
+    with reading("a data set", calib, fix=fix, error=CalibrationError):
         for record in load_dataset(name, config or None, split=split or "train", streaming=True):
             yield _text_of(record)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise CalibrationError(
-            f"cannot read this data set ({str(error).strip().splitlines()[0]}).",
-            where=calib,
-            fix=f"check name, config and split (NAME:CONFIG:SPLIT); its records need texts under {_known_keys()}.",
-        ) from error
 
 
 def _known_keys() -> str:

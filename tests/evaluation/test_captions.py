@@ -124,6 +124,24 @@ def test_a_model_of_text_is_refused(pictures: Path, tmp_path: Path) -> None:
         _measured(text_model, pictures)
 
 
+def test_what_a_model_would_refuse_is_refused_before_the_first_is_run(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    def refused(on: Path, *models: Path) -> str:
+        with pytest.raises(Awq2trtError) as caught:
+            eval_stage(EvalRequest(tuple(map(str, (model, *models))), CaptionedImages(on)), SilentProgress())
+        return str(caught.value)
+
+    assert "got a model of text" in refused(pictures, save_llama(tmp_path / "text-model"))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": str(pictures / "0.png"), "caption": "x" * 600}))
+    assert "the longest conversation: expected at most" in refused(tmp_path / "rows.jsonl")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "0.png").write_bytes((pictures / "0.png").read_bytes()[:100])
+    (broken / "0.txt").write_text("A circle.")
+    assert "the image is truncated or damaged" in refused(broken)
+
+
 def test_pictures_are_looked_for_before_a_model_is_opened(model: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "cat.jpg", "caption": "A cat."}))
     request = EvalRequest((str(model),), CaptionedImages(tmp_path / "rows.jsonl"))

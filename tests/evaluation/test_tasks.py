@@ -107,6 +107,24 @@ def test_another_tasks_rows_are_refused_by_line(tmp_path: Path, task: str, row: 
         read_task(task, _file(tmp_path, row))
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"sol1": ""}, r"expected choices with a text, got \['', 'b'\]"),
+        ({"sol2": None}, r"expected choices with a text, got \['a', None\]"),
+        ({"label": 2}, "expected the number of one of 2 choices as the label, got 2"),
+        ({"label": -1}, "of 2 choices as the label, got -1"),
+        ({"goal": "\ud800"}, "has bytes that are not UTF-8"),
+    ],
+)
+def test_choices_that_could_not_be_scored_are_refused_by_line(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    row = {"goal": "g", "sol1": "a", "sol2": "b", "label": 0, **change}
+    with pytest.raises(UsageError, match=says):
+        read_task("piqa", _file(tmp_path, row))
+
+
 def test_wrong_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected one of: piqa"):
         read_task("hellaswag", _file(tmp_path, {}))

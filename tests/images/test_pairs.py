@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,9 @@ def test_texts_are_not_taken_for_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ("{", "line 1: not valid JSON"),
+        ("{", "line 1: cannot be read as JSON"),
         ("[1]", "expected a JSON object, got"),
+        ('{"image": "a.jpg", "caption": "\\ud800"}', "has bytes that are not UTF-8"),
         ({"image": 3, "caption": "x"}, "expected the name of a picture"),
         ({"image": [], "caption": "x"}, "expected the name of a picture"),
         ({"image": ["a.jpg", ""], "caption": "x"}, "expected the name of a picture"),
@@ -104,12 +106,34 @@ def test_lines_that_make_no_sense_are_named(row: object, says: str, tmp_path: Pa
 
 
 def test_a_picture_without_a_caption_and_a_caption_that_is_no_text(folder: Path) -> None:
-    (folder / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match=r"a\.txt: not UTF-8"):
+    (folder / "a.txt").write_bytes(b"\xe9t\xe9")
+    with pytest.raises(UsageError, match=r"a\.txt: cannot be read as a caption in UTF-8"):
         read_pairs(folder)
     (folder / "a.txt").unlink()
     with pytest.raises(UsageError, match=r"a\.jpg: expected the picture's caption in a\.txt, got no such file"):
         read_pairs(folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_byte_order_marks_say_the_encoding(encoding: str, folder: Path) -> None:
+    (folder / "a.txt").write_text("\u00dcber uns", encoding=encoding)
+    assert read_pairs(folder)[0].messages[1] == ("assistant", "\u00dcber uns")
+    path = folder / "rows.jsonl"
+    path.write_text('{"image": "a.jpg", "caption": "\u00dcber uns"}', encoding=encoding)
+    assert is_image_text(path)
+    assert read_pairs(path)[0].messages[1] == ("assistant", "\u00dcber uns")
+
+
+def test_separators_of_lines_and_paragraphs_are_characters_of_a_caption(folder: Path) -> None:
+    said = "one\u2028two\u2029three\x85four"
+    (pair,) = read_pairs(_lines(folder, json.dumps({"image": "a.jpg", "caption": said}, ensure_ascii=False)))
+    assert pair.messages[1] == ("assistant", said)
+
+
+def test_a_pipe_is_no_file_of_captions(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(UsageError, match="no such folder or file"):
+        read_pairs(tmp_path / "rows.jsonl")
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

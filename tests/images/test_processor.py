@@ -90,3 +90,11 @@ def test_a_directory_without_a_processor_is_refused(text: str | None, tmp_path: 
         read_processor(tmp_path)
     assert isinstance(caught.value, Awq2trtError)
     assert caught.value.fix
+
+
+def test_what_the_user_calls_the_model_is_where_its_processor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="llava-of-mine: expected an image processor"):
+        read_processor(tmp_path, name="llava-of-mine")
+    (tmp_path / "preprocessor_config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"llava-of-mine: preprocessor_config\.json: .* nested too deeply"):
+        read_processor(tmp_path, name="llava-of-mine")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -113,3 +114,12 @@ def test_bad_files_get_one_clear_error(case: str, tmp_path: Path) -> None:
         read_image(tmp_path / "picture")
     assert caught.value.where == str(tmp_path / "picture")
     assert caught.value.fix
+
+
+def test_what_pillow_has_no_word_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(8, 8)).save(path)
+    for raised, says in ((MemoryError(), "too large for the memory"), (KeyError("tag"), "cannot be read as an image")):
+        monkeypatch.setattr("awq2trt.images.read._upright_rgb", Mock(side_effect=raised))
+        with pytest.raises(UsageError, match=says):
+            read_image(path)

@@ -134,10 +134,20 @@ def test_a_host_that_is_not_there(kit: Artifact, jetson: Jetson, monkeypatch: py
         finish_over_ssh(kit.directory, _names(kit), jetson.host, [])
 
 
-@pytest.mark.parametrize("host", ["", "-oProxyCommand=touch /tmp/x"])
+@pytest.mark.parametrize("host", ["", "-oProxyCommand=touch /tmp/x", "a\nb", "a b", "a\0b"])
 def test_a_host_is_no_option(host: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected USER@HOST"):
         finish_over_ssh(tmp_path, [], host, [])
+
+
+def test_the_command_for_ssh_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SSH_VARIABLE, "ssh -i 'key")
+    with pytest.raises(UsageError, match=f"{SSH_VARIABLE}: cannot be read as a command"):
+        finish_over_ssh(tmp_path, [], "me@there", [])
+    monkeypatch.setenv(SSH_VARIABLE, "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolError, match="ssh is not installed"):
+        finish_over_ssh(tmp_path, [], "me@there", [])
 
 
 def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -24,3 +29,19 @@ def test_the_exit_code_of_the_rank_that_failed() -> None:
 def test_a_rank_that_was_killed_is_named() -> None:
     with pytest.raises(RankLostError, match=r"rank 1 of 3 was killed \(SIGKILL\)"):
         launch(3, _python("os.kill(os.getpid(), 9) if rank == '1' else None"))
+
+
+def test_ranks_that_run_already_are_ended_where_one_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def once(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        if started:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(start(command, **options))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", once)
+    with pytest.raises(BlockingIOError):
+        launch(2, [sys.executable, "-c", "import time; time.sleep(600)"])
+    assert started[0].poll() is not None

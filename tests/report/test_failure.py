@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from awq2trt.errors import UsageError
 from awq2trt.report.failure import explain
 
 _PRINTS = "import awq2trt.report.failure as f; f.print_anything_(); print('a \N{GREEK SMALL LETTER PI} b')"
@@ -43,3 +44,8 @@ def test_a_name_that_is_no_utf8_is_no_bug(capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr().err
     assert "bytes that are not UTF-8" in said
     assert "bug" not in said
+
+
+def test_commands_to_the_terminal_are_shown_and_not_given(capsys: pytest.CaptureFixture[str]) -> None:
+    explain(UsageError("got \x1b]0;pwned\x07.", where="a\x00b\u202ec", fix="\u00fcber"))
+    assert capsys.readouterr().err == ("error: got \\x1b]0;pwned\\x07.\n  where: a\\x00b\\u202ec\n  fix: \u00fcber\n")

@@ -20,7 +20,9 @@ from tiny_kits import RTN
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.errors import ArtifactError
+from awq2trt.checking import chain
+from awq2trt.errors import ArtifactError, CheckpointError, UsageError
+from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions
 from awq2trt.report.lines import golden_lines
@@ -56,6 +58,32 @@ def test_a_link_where_polygraphys_files_go_is_refused_before_anything_runs(made:
     with pytest.raises(ArtifactError, match="out/bisect: expected a folder or a file of our own, got a symbolic link"):
         check_stage(request, SilentProgress())
     assert not list((tmp_path / "precious").iterdir())
+
+
+def test_a_folder_for_polygraphys_files_that_cannot_be_is_refused_before_anything_runs(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "run_chain", lambda *_: pytest.fail("the work has begun"))
+    (tmp_path / "taken").write_text("a file")
+    for output in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        request = CheckRequest(made / "onnx", checkpoint=made / "checkpoint", output=output)
+        with pytest.raises(UsageError, match=rf"{output}: {tmp_path}/taken is no folder.*-o"):
+            check_stage(request, SilentProgress())
+
+
+def test_an_original_that_lacks_a_tensor_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_models.save_llama(tmp_path / "model")
+    quantize_stage(QuantizeRequest(str(model), tmp_path / "checkpoint", RTN), SilentProgress())
+    monkeypatch.setattr(chain, "run_chain", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(SafetensorsSource, "require_tensors", _lacks)
+    with pytest.raises(CheckpointError, match="no such tensor"):
+        check_stage(CheckRequest(tmp_path / "checkpoint", model=str(model)), SilentProgress())
+
+
+def _lacks(source: SafetensorsSource) -> None:
+    raise CheckpointError("the checkpoint has no such tensor.", where=source.name)
 
 
 def test_another_models_golden_outputs_fail(made: Path, tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert "--gpus 1" in str(error.value)
 
 
+def test_far_more_processes_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    with pytest.raises(UsageError, match="expected at most 8 processes for 2 cores, got 9") as error:
+        run_as_ranks(RanksWanted(None, 9, None), ["no such program"])
+    assert "--ranks 2 or fewer" in str(error.value)
+
+
 def test_only_the_first_rank_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert first_rank_writes(tmp_path) == tmp_path
     _as_rank_1(monkeypatch)

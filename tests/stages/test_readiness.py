@@ -29,6 +29,7 @@ from awq2trt.models.families import describe_model
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
+from awq2trt.stages import quantize, readiness
 from awq2trt.stages.build import BuildRequest, build_stage
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
@@ -206,13 +207,42 @@ def test_the_same_command_goes_on_with_an_interrupted_run_unless_it_overwrites(
     assert found == [False, not overwrite]
 
 
-def test_every_model_is_known_before_the_first_is_evaluated(made: Path, tmp_path: Path) -> None:
-    text = str(made / "calibration.txt")
-    arguments = ["eval", str(made / "onnx"), "no-such-model", "--text", text, "--windows", "1", "--seqlen", "16"]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2
-    assert "no-such-model" in result.output
-    assert "PPL" not in result.output
+def test_what_is_in_the_way_is_known_before_a_models_files_are_hashed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "source_record", lambda _: pytest.fail("the work has begun"))
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ArtifactError, match=r"the directory is not empty \(thesis\.txt\)"):
+        quantize_stage(QuantizeRequest(str(model), tmp_path, RTN), SilentProgress())
+
+
+def _evaluated(made: Path, *arguments: str) -> str:
+    """What `eval` says of the exported model and of another one, which it refuses before it runs the first."""
+    result = CliRunner().invoke(app, ["eval", str(made / "onnx"), *arguments])
+    assert result.exit_code in (1, 2)
+    assert "PyTorch" not in result.output
+    assert "ONNX Runtime" not in result.output
+    return result.output
+
+
+def test_every_model_is_known_before_the_first_is_evaluated(made: Path, copy: Path) -> None:
+    short = ("--text", str(made / "calibration.txt"), "--windows", "1", "--seqlen", "16")
+    assert "no-such-model" in _evaluated(made, "no-such-model", *short)
+    long = (*short[:-1], "65")
+    assert "cache holds, got 65" in _evaluated(made, str(copy), *long)
+    _tensors(copy, lambda tensors: tensors.pop("model.norm.weight"))
+    assert "model.norm.weight" in _evaluated(made, str(copy), *short)
+    (copy / "tokenizer.json").write_text("{")
+    assert "tokenizer" in _evaluated(made, str(copy), *short)
+
+
+def test_texts_of_a_task_fit_every_model_before_the_first_is_evaluated(made: Path, copy: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"text": "a " * 40 + "b"}))
+    task = ("--task", "lambada", "--data", str(rows))
+    assert "cache holds, got 81" in _evaluated(made, str(copy), *task)
+    rows.write_text(json.dumps({"text": "word"}))
+    assert "the context has no tokens" in _evaluated(made, str(copy), *task)
 
 
 def test_results_that_could_not_be_written_are_refused_first(made: Path, tmp_path: Path) -> None:
@@ -274,3 +304,39 @@ def test_commands_look_before_they_write_results(made: Path, arguments: tuple[st
     ran = CliRunner().invoke(app, [argument.format(made=made) for argument in arguments])
     assert ran.exit_code == 2
     assert "it is a file of a model" in ran.stderr
+
+
+def test_a_plot_that_nothing_draws_is_refused_before_anything_is_measured(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "find_spec", lambda name: None)
+    result = CliRunner().invoke(app, ["bench", str(made / "onnx"), "--plot", str(tmp_path / "a.png")])
+    assert result.exit_code == 1
+    assert "matplotlib is not installed" in result.output
+    assert "ms" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "first", "second"),
+    [
+        ("quantize", "--json-progress", "--profile"),
+        ("quantize", "--calib", "--profile"),
+        ("eval", "--text", "--json"),
+        ("inspect", "--results", "--html"),
+        ("bench", "--json", "--markdown"),
+    ],
+)
+def test_a_file_is_not_written_over_another(command: str, first: str, second: str, made: Path, tmp_path: Path) -> None:
+    path, same = tmp_path / "a.txt", tmp_path / "below" / ".." / "a.txt"
+    path.write_text("precious")
+    (tmp_path / "below").mkdir()
+    output = ["-o", str(tmp_path / "out")] if command == "quantize" else []
+    arguments = [command, str(made / "onnx"), *output, first, str(path), second, str(same)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert f"{first} names the same file" in result.output
+    assert path.read_text() == "precious"
+
+
+def test_standard_error_is_no_file() -> None:
+    readiness.require_apart({"--json-progress": "-", "--profile": "-", "--calib": None})

@@ -76,7 +76,7 @@ def test_half_a_character_in_json_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["not json", '{"body": "x"}', '{"text": 3}', "[]", "{}", '{"messages": [3]}', '{"prompt": "x"}']
+    "line", ["9" * 5000, "not json", '{"body": "x"}', '{"text": 3}', "[]", "{}", '{"messages": [3]}', '{"prompt": "x"}']
 )
 def test_a_bad_jsonl_line_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "text.jsonl"

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.errors import CheckpointError, UnsupportedError
+from awq2trt.foreign_files import reading
 from awq2trt.models.sources.base import QUANTIZATION_KEY
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ _BITS: Final = 8
 
 _DAMAGED: Final = "the checkpoint is damaged; download it again."
 
+_USE_PUBLISHED: Final = "use the config.json that the checkpoint was published with."
+
 _USE_ANOTHER: Final = "quantize the model in fp16 or bf16 instead."
 
 
@@ -64,11 +67,17 @@ class EightBits:
             where: Its path, for errors.
 
         Raises:
+            CheckpointError: It says something else than such settings.
             UnsupportedError: They are of 8 bits, in a form that is not read here.
         """
         found = config.get(QUANTIZATION_KEY)
         if not isinstance(found, dict):
             return None
+        with reading("settings of a quantization", f"{where}: {QUANTIZATION_KEY}", fix=_USE_PUBLISHED):
+            return EightBits._of_settings(found, where)
+
+    @staticmethod
+    def _of_settings(found: Mapping[str, Any], where: str) -> EightBits | None:
         if found.get("quant_method") == _FP8:
             return EightBits(_block(found.get("weight_block_size"), where))
         groups = found.get("config_groups")
@@ -105,6 +114,11 @@ class EightBits:
         owner, scale = name.removesuffix(".weight"), scale_of(tensors, name)
         if scale is None:
             return None
+        with reading("a weight of 8 bits", owner, fix=_DAMAGED):
+            return self._dequantized(tensors, owner, scale)
+
+    def _dequantized(self, tensors: SafetensorsFiles, owner: str, scale: str) -> NDArray[np.float32]:
+        """float32 [N, K], out of the tensors of a linear."""
         codes = _codes(tensors, owner)
         zeros = f"{owner}.{_ZEROS}"
         if zeros in tensors:
@@ -148,7 +162,8 @@ def shape_of(tensors: SafetensorsFiles, name: str) -> tuple[int, ...] | None:
     packed = name.removesuffix(".weight")
     if packed == name or f"{packed}.{_PACKED}" not in tensors:
         return tensors.shape(name)
-    return tuple(int(size) for size in tensors.tensor(f"{packed}.{_SHAPE}"))
+    with reading("the shape of a packed weight", f"{packed}.{_SHAPE}", fix=_DAMAGED):
+        return tuple(int(size) for size in tensors.tensor(f"{packed}.{_SHAPE}"))
 
 
 def _structure(weights: Mapping[str, Any]) -> str | None:

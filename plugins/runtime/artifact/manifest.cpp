@@ -213,7 +213,8 @@ void refuse_later(Fields* fields) {
 
 [[noreturn]] void refuse_kind(const std::string& kind, const std::string& directory) {
   throw Error(ErrorCode::kNotAModel, "expected a model that was built, got one of kind '" + kind + "'", directory,
-              "awq2trt build " + directory + " --target cpu -o DIR, then load DIR/cpu.");
+              "build it from the original model, awq2trt build MODEL --target cpu -o DIR, and load DIR/cpu; `awq2trt "
+              "run` runs an exported model as it is.");
 }
 
 }  // namespace

@@ -166,6 +166,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Awq2trtError], str]] = {
     "no block size": ({"quant_method": "fp8"}, CheckpointError, "expected scales of a weight"),
     "format": (_compressed("nvfp4-pack-quantized"), UnsupportedError, "nvfp4-pack-quantized"),
     "other method": ({"quant_method": "bitsandbytes"}, UsageError, r"bitsandbytes.*the original model"),
+    "settings that are none": (
+        {**_compressed("int-quantized"), "config_groups": {"group_0": {"weights": 8}}},
+        CheckpointError,
+        r"config\.json: quantization_config: cannot be read as settings of a quantization",
+    ),
     "no object": ({"a": 1}, UsageError, "quant_method: None"),
 }
 
@@ -191,4 +196,13 @@ def test_packed_codes_of_another_shape_are_refused(tmp_path: Path) -> None:
     tensors[f"{UP}.weight_packed"] = tensors[f"{UP}.weight_packed"][:, :-1].contiguous()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"weight_packed: expected int32 \[80, 12\], got int32 \[80, 11\]"):
+        SafetensorsSource.open(directory).tensor(f"{UP}.weight")
+
+
+def test_a_shape_of_three_sides_is_refused(tmp_path: Path) -> None:
+    _, directory = _save(tmp_path, "pack-quantized")
+    tensors = load_file(directory / "model.safetensors")
+    tensors[f"{UP}.weight_shape"] = torch.tensor([1, 80, 48])
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{UP}: cannot be read as a weight of 8 bits"):
         SafetensorsSource.open(directory).tensor(f"{UP}.weight")

@@ -313,6 +313,9 @@ def test_bench_times_tokens_further_on_and_counts_the_cache(built: Path, gpu: Ho
         ({"context": 65}, "this model's has 64"),
         ({"tokens": 61}, "4 \\+ 61 tokens in a cache of 64"),
         ({"against": ("llama.cpp",)}, "unknown opponent"),
+        ({"layers": 2}, "--layers: --layers is for a shape"),
+        ({"head": "int8"}, "--head is for a shape"),
+        ({"shape": "llama-2-7b"}, "a directory or a shape, not both"),
     ],
 )
 def test_bench_refuses_what_it_cannot_measure(
@@ -320,6 +323,13 @@ def test_bench_refuses_what_it_cannot_measure(
 ) -> None:
     with pytest.raises(UsageError, match=says):
         bench_stage(BenchRequest(built / "cuda", device="cuda", **{"tokens": 10, **options}), SilentProgress())  # type: ignore[arg-type]
+
+
+def test_a_shape_is_not_drawn_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_gpu, "read_driver", lambda: None)
+    monkeypatch.setattr("awq2trt.onnx_export.export_onnx", lambda *_, **__: pytest.fail("the work has begun"))
+    with pytest.raises(UsageError, match="there is no NVIDIA driver here"):
+        bench_stage(BenchRequest(shape="llama-2-7b"), SilentProgress())
 
 
 @pytest.mark.parametrize("name", SHAPES)
