@@ -9,9 +9,11 @@ checkpoint happens to be stored in.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+import ml_dtypes
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -62,13 +64,45 @@ class KeyValueCache:
 
 
 def to_tensor(value: Array) -> Tensor:
-    """A NumPy tensor of any float dtype (bfloat16 of ml_dtypes included) as fp32."""
-    return torch.as_tensor(np.array(value, dtype=np.float32))
+    """A NumPy tensor of any float dtype (bfloat16 of ml_dtypes included) as fp32, a copy of its own.
+
+    It is widened where PyTorch computes: so a GPU is sent no more than is stored.
+    """
+    writable = value if value.flags.writeable else value.copy()  # PyTorch warns of others
+    if value.dtype == ml_dtypes.bfloat16:
+        stored = torch.from_numpy(writable.view(np.int16)).view(torch.bfloat16)
+    elif value.dtype in (np.float16, np.float32, np.float64):
+        stored = torch.from_numpy(writable)
+    else:
+        return torch.as_tensor(np.array(value, dtype=np.float32))
+    return stored.to(torch.get_default_device(), copy=stored.dtype == torch.float32).float()
 
 
 def load_block(source: ModelSource, layer: int) -> dict[str, Tensor]:
     """All tensors of a block in fp32, by name relative to the block."""
-    return {name: to_tensor(value) for name, value in source.block(layer).items()}
+    return _widened(source.block(layer))
+
+
+def load_blocks(source: ModelSource, first: int = 0) -> Iterator[dict[str, Tensor]]:
+    """All blocks from one on, as `load_block` has them.
+
+    While a GPU computes on one, the next is read; a CPU would take the time to read from what it computes.
+    """
+    layers = range(first, source.spec.num_layers)
+    if torch.empty(0).is_cpu:
+        yield from (load_block(source, layer) for layer in layers)
+        return
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader:
+        ahead = [reader.submit(source.block, layer) for layer in layers[:1]]
+        for layer in layers:
+            stored = ahead.pop().result()
+            ahead = [reader.submit(source.block, layer + 1)] if layer + 1 in layers else []
+            yield _widened(stored)
+            del stored
+
+
+def _widened(stored: Mapping[str, Array]) -> dict[str, Tensor]:
+    return {name: to_tensor(value) for name, value in stored.items()}
 
 
 def matmul_transposed(x: Tensor, weight: Tensor) -> Tensor:
@@ -434,8 +468,7 @@ def run_blocks(
 
 
 def _run(source: ModelSource, runner: BlockRunner, hidden: Tensor, progress: Callable[[int], None] | None) -> Tensor:
-    for layer in range(source.spec.num_layers):
-        weights = load_block(source, layer)
+    for layer, weights in enumerate(load_blocks(source)):
         # One sequence at a time keeps the MLP's [S, intermediate] activations small.
         hidden = torch.cat([runner.run(weights, sequence, layer=layer) for sequence in hidden.split(1)])
         if progress:

@@ -208,7 +208,7 @@ def dequantized(linears: Mapping[str, QuantizedLinear], plain: Mapping[str, Tens
     """A quantized block's tensors, fp32, as `BlockRunner` takes them, of its linears and whatever else it has."""
     tensors = dict(plain)
     for name, linear in linears.items():
-        tensors[f"{name}.weight"] = torch.as_tensor(linear.dequantize())
+        tensors[f"{name}.weight"] = Rounded.of(linear).dequantize(linear.scheme)  # where PyTorch computes
         if linear.bias is not None:
             tensors[f"{name}.bias"] = torch.as_tensor(linear.bias).float()
     return tensors

@@ -110,7 +110,7 @@ class Rounded:
     @classmethod
     def of(cls, linear: QuantizedLinear) -> Rounded:
         """A stored linear."""
-        return cls(torch.as_tensor(linear.codes.astype(np.float32)), GroupGrid.of(linear))
+        return cls(torch.as_tensor(linear.codes).float(), GroupGrid.of(linear))
 
     def to(self, device: torch.device) -> Rounded:
         """The same on another device."""
