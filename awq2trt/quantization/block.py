@@ -36,8 +36,6 @@ from awq2trt.quantization.statistics import InputStatistics, require_finite
 from awq2trt.scheme import QuantizedLinear
 from awq2trt.tracing import span
 
-CPU: Final = torch.device("cpu")
-
 REPORT_ROWS: Final = 512
 """Rows that a linear's errors are measured on; all of a large one would take as long as their search."""
 
@@ -364,24 +362,21 @@ def _round(
     where: str,
 ) -> Rounded:
     """Codes of one linear, on the grid found if there is one."""
-    scheme, device = method.scheme, weight.device
+    scheme = method.scheme
     if gram is not None and method.gptq:
-        # One column after another is too little work at a time for anything but a CPU.
-        weight, gram, grid = weight.cpu(), gram.cpu(), grid.to(CPU) if grid else None
-        return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where).to(device)
+        return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where)
     return round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
 
 
 def _descended(weight: Tensor, rounded: Rounded, gram: Tensor, method: BlockMethod, moments: Tensor | None) -> Rounded:
     """The codes of one linear after their descent; unchanged where the method has none, or rounds by GPTQ."""
-    search, scheme, device = method.search, method.scheme, weight.device
+    search, scheme = method.search, method.scheme
     if search is None or method.gptq or not (search.code_passes or search.score_passes):
         return rounded
-    weight, gram = weight.cpu(), gram.cpu()
-    rounded = descend(weight, rounded.to(CPU), gram, scheme, passes=search.code_passes)
-    if moments is not None:
-        rounded = descend(weight, rounded, gram, scheme, passes=search.score_passes, moments=moments.cpu())
-    return rounded.to(device)
+    rounded = descend(weight, rounded, gram, scheme, passes=search.code_passes)
+    if moments is None:
+        return rounded
+    return descend(weight, rounded, gram, scheme, passes=search.score_passes, moments=moments)
 
 
 def _report(original: Tensor, folded: Tensor, found: Rounded, seen: _LinearInput, method: BlockMethod) -> LinearReport:
