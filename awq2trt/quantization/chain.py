@@ -68,7 +68,7 @@ class Chain:
         method: What is asked of a block, and the ranks that share it.
         seed: Of what is drawn.
         beginning: The checkpoint to begin at; None to search from the original's weights on.
-        spill: Whether second moments go to files between calibration and search.
+        spill: Whether second moments go to files between calibration and search; from a GPU, to the machine's memory.
         spill_directory: Where; None for the system's directory for temporary files.
     """
 
