@@ -101,6 +101,12 @@ def load_blocks(source: ModelSource, first: int = 0) -> Iterator[dict[str, Tenso
             del stored
 
 
+def with_linears_of(spec: DecoderSpec, weights: BlockWeights, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A block whose linears have factors of a type, which must hold fp32's range; `BlockRunner` multiplies by those."""
+    linears = {f"{name}.weight" for name in spec.block.linears}
+    return {name: value.to(dtype) if name in linears else value for name, value in weights.items()}
+
+
 def _widened(stored: Mapping[str, Array]) -> dict[str, Tensor]:
     return {name: to_tensor(value) for name, value in stored.items()}
 
@@ -445,8 +451,7 @@ def run_model(source: ModelSource, tokens: Tensor, *, progress: Callable[[int], 
     Returns:
         fp32 [batch, S, hidden_size], before the final norm.
     """
-    runner = BlockRunner.for_positions(source.spec, tokens.shape[1])
-    return _run(source, runner, Ends(source).embed(tokens), progress)
+    return run_blocks(source, Ends(source).embed(tokens), progress=progress)
 
 
 def run_blocks(
@@ -455,6 +460,7 @@ def run_blocks(
     *,
     progress: Callable[[int], None] | None = None,
     seen: ActivationRange | None = None,
+    factors: torch.dtype = torch.float32,
 ) -> Tensor:
     """As `run_model`, from the residual stream before the first block on.
 
@@ -463,12 +469,11 @@ def run_blocks(
         hidden: fp32 [batch, S, hidden_size].
         progress: Called with 1 after every block.
         seen: Gets the range of activations.
+        factors: Type of the linears' factors, see `with_linears_of`.
     """
-    return _run(source, BlockRunner.for_positions(source.spec, hidden.shape[1], seen=seen), hidden, progress)
-
-
-def _run(source: ModelSource, runner: BlockRunner, hidden: Tensor, progress: Callable[[int], None] | None) -> Tensor:
-    for layer, weights in enumerate(load_blocks(source)):
+    runner = BlockRunner.for_positions(source.spec, hidden.shape[1], seen=seen)
+    for layer, stored in enumerate(load_blocks(source)):
+        weights = with_linears_of(source.spec, stored, factors)
         # One sequence at a time keeps the MLP's [S, intermediate] activations small.
         hidden = torch.cat([runner.run(weights, sequence, layer=layer) for sequence in hidden.split(1)])
         if progress:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import CalibrationError
+from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.behind import one_behind
 from awq2trt.machine.ranks import Ranks
-from awq2trt.models.decoder import ActivationRange, BlockRunner, load_blocks
+from awq2trt.models.decoder import ActivationRange, BlockRunner, load_blocks, with_linears_of
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 from awq2trt.quantization.beginning import begin_block
@@ -137,13 +138,18 @@ class Chain:
                 original = run_block(runner, layer, weights, before.original)
             run = partial(runner.run, layer=layer)
             lesson = Lesson(run, hidden, original, self.seed + layer, samples, method.ranks)
+        # Rounded factors make a last bit of a stream a larger one. All ranks have the same bits of the original model's
+        # streams; those of a quantized one differ by how sums were shared.
+        factors = torch.float32 if method.sequential else narrow_type()
         runner, begun = replace(runner, seen=seen), None
         if self.beginning is not None:
             begun = begin_block(self.beginning, layer, weights, method.scheme)
             weights = begun.tensors
         if method.uses_text:
             with span("calibrate", block=layer):
-                outputs, statistics = collect_statistics(runner, layer, weights, hidden, method.ranks)
+                factored = with_linears_of(spec, weights, factors)
+                outputs, statistics = collect_statistics(runner, layer, factored, hidden, method.ranks)
+                del factored
         else:
             outputs, statistics = run_block(runner, layer, weights, hidden), {}
         if self.ranks.total(float(not torch.isfinite(outputs).all())):

@@ -32,6 +32,7 @@ from awq2trt.checkpoint.writer import (
 )
 from awq2trt.images.pairs import is_image_text, read_pairs
 from awq2trt.images.processor import read_processor
+from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.device import CPU
 from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block, run_blocks, run_model
@@ -231,7 +232,7 @@ class QuantizeJob:
         seen = ActivationRange()
         hidden = self._first_hidden(tokens[:_LOOKED_AT], images.first(_LOOKED_AT) if images else None)
         with self.progress.task("looking at the range of activations", total=self.store.layers) as advance:
-            run_blocks(self.source, hidden, progress=advance, seen=seen)
+            run_blocks(self.source, hidden, progress=advance, seen=seen, factors=narrow_type())
         largest = max(seen.largest, *map(largest_magnitude, self.source.outer().values()))
         return self.store.keep_step_dtype(storage_dtype(largest * _UNSEEN))
 
