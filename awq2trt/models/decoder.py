@@ -8,6 +8,7 @@ checkpoint happens to be stored in.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ Observer = Callable[[str, Tensor], None]
 
 BlockWeights = Mapping[str, Tensor]
 """A block's tensors by name relative to the block, fp32."""
+
+READ_AHEAD = 2
+"""Blocks that are read while a GPU computes on one, each by a thread."""
 
 HEAD_ROWS = 128
 """Positions whose logits are computed at once: 128 x 49,152 fp32 are 25 MB; larger pieces only miss the cache."""
@@ -68,47 +72,61 @@ def to_tensor(value: Array) -> Tensor:
 
     It is widened where PyTorch computes: so a GPU is sent no more than is stored.
     """
+    return _widened(_as_stored(value))
+
+
+def _as_stored(value: Array) -> Tensor:
+    """The same of PyTorch, in the machine's memory, shared where PyTorch knows the type."""
     writable = value if value.flags.writeable else value.copy()  # PyTorch warns of others
     if value.dtype == ml_dtypes.bfloat16:
-        stored = torch.from_numpy(writable.view(np.int16)).view(torch.bfloat16)
-    elif value.dtype in (np.float16, np.float32, np.float64):
-        stored = torch.from_numpy(writable)
-    else:
-        return torch.as_tensor(np.array(value, dtype=np.float32))
-    return stored.to(torch.get_default_device(), copy=stored.dtype == torch.float32).float()
+        return torch.from_numpy(writable.view(np.int16)).view(torch.bfloat16)
+    if value.dtype in (np.float16, np.float32, np.float64):
+        return torch.from_numpy(writable)
+    return torch.from_numpy(value.astype(np.float32))
+
+
+def _widened(stored: Tensor) -> Tensor:
+    """A copy in fp32 where PyTorch computes."""
+    own = stored.dtype == torch.float32
+    return stored.to(torch.get_default_device(), non_blocking=stored.is_pinned(), copy=own).float()
 
 
 def load_block(source: ModelSource, layer: int) -> dict[str, Tensor]:
     """All tensors of a block in fp32, by name relative to the block."""
-    return _widened(source.block(layer))
+    return {name: to_tensor(value) for name, value in source.block(layer).items()}
 
 
 def load_blocks(source: ModelSource, first: int = 0) -> Iterator[dict[str, Tensor]]:
     """All blocks from one on, as `load_block` has them.
 
-    While a GPU computes on one, the next is read; a CPU would take the time to read from what it computes.
+    While a GPU computes on one, the next are read; a CPU would take the time to read from what it computes.
     """
-    layers = range(first, source.spec.num_layers)
+    layers, device = range(first, source.spec.num_layers), torch.get_default_device()
     if torch.empty(0).is_cpu:
         yield from (load_block(source, layer) for layer in layers)
         return
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader:
-        ahead = [reader.submit(source.block, layer) for layer in layers[:1]]
+    with ThreadPoolExecutor(max_workers=READ_AHEAD, thread_name_prefix="read") as readers:
+        ahead = deque(readers.submit(_read, source, layer, device) for layer in layers[:READ_AHEAD])
         for layer in layers:
-            stored = ahead.pop().result()
-            ahead = [reader.submit(source.block, layer + 1)] if layer + 1 in layers else []
-            yield _widened(stored)
-            del stored
+            stored = ahead.popleft().result()
+            if layer + READ_AHEAD in layers:
+                ahead.append(readers.submit(_read, source, layer + READ_AHEAD, device))
+            yield {name: _widened(stored.pop(name)) for name in [*stored]}
+
+
+def _read(source: ModelSource, layer: int, device: torch.device) -> dict[str, Tensor]:
+    """A block as it is stored, in memory that a GPU reads by itself, several times as fast as other memory."""
+    stored = {name: _as_stored(value) for name, value in source.block(layer).items()}
+    if device.type != "cuda":
+        return stored
+    with torch.cuda.device(device):
+        return {name: stored.pop(name).pin_memory() for name in [*stored]}
 
 
 def with_linears_of(spec: DecoderSpec, weights: BlockWeights, dtype: torch.dtype) -> dict[str, Tensor]:
     """A block whose linears have factors of a type, which must hold fp32's range; `BlockRunner` multiplies by those."""
     linears = {f"{name}.weight" for name in spec.block.linears}
     return {name: value.to(dtype) if name in linears else value for name, value in weights.items()}
-
-
-def _widened(stored: Mapping[str, Array]) -> dict[str, Tensor]:
-    return {name: to_tensor(value) for name, value in stored.items()}
 
 
 def matmul_transposed(x: Tensor, weight: Tensor) -> Tensor:
@@ -451,6 +469,7 @@ def run_model(source: ModelSource, tokens: Tensor, *, progress: Callable[[int], 
     Returns:
         fp32 [batch, S, hidden_size], before the final norm.
     """
+    require_positions(source.spec, tokens.shape[1], where="the longest text", fix="use a shorter one.")
     return run_blocks(source, Ends(source).embed(tokens), progress=progress)
 
 

@@ -19,6 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awq2trt.quantization.panels import has_kernels
 from awq2trt.quantization.products import narrowed, product
 from awq2trt.quantization.rounding import GroupGrid, as_step, range_grid
 from awq2trt.scheme import QuantScheme
@@ -36,6 +37,9 @@ STEP_FACTORS: Final = (0.93, 0.96, 1.0, 1.04, 1.07)
 
 ROWS: Final = 512
 """Rows that a CPU searches at once: 512 x 128 fp32 are 256 KiB, twice that stays in a core's second-level cache."""
+
+LONGEST_KERNEL_GROUP: Final = 128
+"""Columns of which a kernel's program holds the errors of its rows, and their part of E[x x^T]."""
 
 GPU_ROWS: Final = 1 << 14
 """Rows that a GPU searches at once: with 15 candidates 16,384 x 15 x 128 fp32 are 126 MB, of which four are alive."""
@@ -64,7 +68,11 @@ def search_grids(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: Gri
         options: How far to search.
     """
     at_once, gram = ROWS if few_at_once(weight) else GPU_ROWS, narrowed(gram)
-    tried = _Tried.by(scheme)
+    tried = Tried.by(scheme)
+    if options.ends_apart and _fits_kernels(weight, gram, scheme):
+        from awq2trt.quantization.gpu_grids import search_rows
+
+        return search_rows(weight, gram, scheme, options.passes, tried)
     found = [_search_rows(rows, gram, scheme, options, tried) for rows in weight.split(at_once)]
     return GroupGrid(torch.cat([grid.scales for grid in found]), torch.cat([grid.zeros for grid in found]))
 
@@ -72,6 +80,12 @@ def search_grids(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: Gri
 def few_at_once(weight: Tensor) -> bool:
     """Whether little is worked on at a time, to stay in a CPU's cache; on a GPU the number of calls sets the time."""
     return weight.is_cpu
+
+
+def _fits_kernels(weight: Tensor, gram: Tensor, scheme: QuantScheme) -> bool:
+    """Whether `awq2trt.quantization.gpu_grids` takes it: bf16, and groups that a program holds."""
+    short = scheme.group_of(weight.shape[1]) <= LONGEST_KERNEL_GROUP
+    return has_kernels(weight) and gram.dtype == torch.bfloat16 and short
 
 
 def cut_share(weight: Tensor, grid: GroupGrid, scheme: QuantScheme) -> float:
@@ -84,7 +98,7 @@ def cut_share(weight: Tensor, grid: GroupGrid, scheme: QuantScheme) -> float:
 
 
 @dataclass(frozen=True)
-class _Tried:
+class Tried:
     """What every group is tried with, fp32: made once, since a GPU waits for every tensor that Python gives it.
 
     Attributes:
@@ -102,10 +116,10 @@ class _Tried:
     shifts: Tensor
 
     @classmethod
-    def by(cls, scheme: QuantScheme) -> _Tried:
+    def by(cls, scheme: QuantScheme) -> Tried:
         """What suits a scheme: a symmetric grid has one end only, and no zero point to move."""
         neighbours = product_of(STEP_FACTORS, (-1.0, 0.0, 1.0) if scheme.zero_point else (0.0,))
-        factors, shifts = torch.tensor([*neighbours]).unbind(dim=1)
+        factors, shifts = torch.tensor([*zip(*neighbours, strict=True)])
         shares, share_steps = _pairs(SHARES, scheme), _pairs((-SHARE_STEP, 0.0, SHARE_STEP), scheme)
         return cls(torch.tensor(LIMITS), shares, share_steps, factors, shifts)
 
@@ -113,7 +127,7 @@ class _Tried:
 def _pairs(values: tuple[float, ...], scheme: QuantScheme) -> tuple[Tensor, Tensor]:
     """Values for both ends, fp32 [pairs] each."""
     pairs = product_of(values, values) if scheme.zero_point else zip(values, values, strict=True)
-    low, high = torch.tensor([*pairs]).unbind(dim=1)
+    low, high = torch.tensor([*zip(*pairs, strict=True)])
     return low, high
 
 
@@ -204,7 +218,7 @@ class _Group:
         return torch.minimum(levels, self._scheme.levels - 1 - zeros, out=levels), in_steps
 
 
-def _search_rows(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: GridOptions, tried: _Tried) -> GroupGrid:
+def _search_rows(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: GridOptions, tried: Tried) -> GroupGrid:
     columns = [slice(start, start + scheme.group_of(weight.shape[1])) for start in _starts(weight, scheme)]
     groups = [_Group.unsearched(weight[:, own], gram[own, own], scheme) for own in columns]
     for group in groups:
@@ -229,14 +243,14 @@ def _starts(weight: Tensor, scheme: QuantScheme) -> range:
     return range(0, weight.shape[1], scheme.group_of(weight.shape[1]))
 
 
-def _search_limit_(group: _Group, scheme: QuantScheme, tried: _Tried) -> None:
+def _search_limit_(group: _Group, scheme: QuantScheme, tried: Tried) -> None:
     """First look as llm-awq has it: less and less of the range."""
     limits = torch.maximum(-group.low, group.high) * tried.limits
     low, high = torch.maximum(group.low, -limits), torch.minimum(group.high, limits)
     group.try_(range_grid(low, high, scheme))
 
 
-def _search_ends_(group: _Group, scheme: QuantScheme, tried: _Tried) -> None:
+def _search_ends_(group: _Group, scheme: QuantScheme, tried: Tried) -> None:
     """First look: the whole range, then less of it at either end."""
     low_shares, high_shares = tried.shares
     best = group.try_(range_grid(low_shares * group.low, high_shares * group.high, scheme))
@@ -247,7 +261,7 @@ def _search_ends_(group: _Group, scheme: QuantScheme, tried: _Tried) -> None:
     group.fit_step_()
 
 
-def _search_around_(group: _Group, scheme: QuantScheme, tried: _Tried) -> None:
+def _search_around_(group: _Group, scheme: QuantScheme, tried: Tried) -> None:
     """A further look: the grid found, and those near it."""
     zeros = (group.zeros + tried.shifts).clamp_(0, scheme.levels - 1)
     group.try_(GroupGrid(as_step(tried.factors * group.scales, scheme), zeros))
