@@ -22,7 +22,8 @@ from awq2trt.errors import CalibrationError
 from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.behind import one_behind
 from awq2trt.machine.ranks import Ranks
-from awq2trt.models.decoder import ActivationRange, BlockRunner, load_blocks, with_linears_of
+from awq2trt.models.block_weights import load_blocks, with_linears_of
+from awq2trt.models.decoder import ActivationRange, BlockRunner
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 from awq2trt.quantization.beginning import begin_block

@@ -35,7 +35,8 @@ from awq2trt.images.processor import read_processor
 from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.device import CPU
 from awq2trt.machine.ranks import ALONE, Ranks
-from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block, run_blocks, run_model
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, run_blocks, run_model
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource, largest_magnitude

@@ -18,7 +18,8 @@ from torch import Tensor
 from awq2trt.errors import CalibrationError
 from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.device import available_bytes
-from awq2trt.models.decoder import BlockRunner, BlockWeights, Ends, KeyValueCache, load_blocks, with_linears_of
+from awq2trt.models.block_weights import BlockWeights, load_blocks, with_linears_of
+from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache
 from awq2trt.models.families import DecoderSpec, family_named
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
