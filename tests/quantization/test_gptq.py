@@ -8,8 +8,8 @@ import torch
 from awq2trt.errors import CalibrationError
 from awq2trt.quantization import gptq
 from awq2trt.quantization.gptq import DAMPING, GptqOptions, gptq_round
-from awq2trt.quantization.products import output_error
 from awq2trt.quantization.panels import PANEL
+from awq2trt.quantization.products import output_error
 from awq2trt.quantization.rounding import (
     GroupGrid,
     fake_quantize,
