@@ -22,7 +22,8 @@ from torch import Tensor
 
 from awq2trt.evaluation.perplexity import Perplexity, perplexity
 from awq2trt.methods import METHODS
-from awq2trt.models.decoder import BlockRunner, Ends, load_block
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress, SilentProgress

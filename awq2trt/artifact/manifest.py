@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
@@ -195,6 +197,13 @@ def record_file(path: Path) -> FileRecord:
             digest.update(chunk)
             size_bytes += len(chunk)
     return FileRecord(size_bytes=size_bytes, sha256=digest.hexdigest())
+
+
+def record_files(paths: Iterable[Path]) -> dict[str, FileRecord]:
+    """`record_file` of several files, as many at once as there are CPUs, by name; large models have many shards."""
+    found = list(paths)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return dict(zip((path.name for path in found), pool.map(record_file, found), strict=True))
 
 
 def read_manifest(directory: Path, kind: Kind | None) -> Manifest:

@@ -15,6 +15,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,10 @@ class Draft:
         Raises:
             ArtifactError: The files cannot be moved.
         """
-        records = {_relative(path, self.files): _synced_record(path) for path in _files_below(self.files)}
+        paths = list(_files_below(self.files))
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            names = (_relative(path, self.files) for path in paths)
+            records = dict(zip(names, pool.map(_synced_record, paths), strict=True))
         manifest = Manifest(
             kind=self.kind,
             fingerprint=self.fingerprint,

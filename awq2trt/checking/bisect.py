@@ -33,7 +33,8 @@ from awq2trt.checking.tolerance import drift_limit
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.read import open_decoder
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, MODEL_FILE
-from awq2trt.models.decoder import BlockRunner, Ends, load_block
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends
 
 Array = NDArray[Any]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-from awq2trt.models.decoder import load_block
+from awq2trt.models.block_weights import load_block
 from awq2trt.models.families import UNFOLDED
 from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.quantization.fold import fold_scales_

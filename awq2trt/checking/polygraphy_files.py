@@ -34,7 +34,8 @@ from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.io_contract import CACHE_POSITION, ENGINE_FILE, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
-from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache
 from awq2trt.runtime.trt.engine import POLYGRAPHY_SWITCH
 from awq2trt.scheme import BFLOAT16
 from awq2trt.target import Flavour

@@ -29,7 +29,8 @@ from awq2trt.errors import ArtifactError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, cache_names
-from awq2trt.models.decoder import BlockRunner, Ends, load_block
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.runtime.backend import Backend

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from awq2trt.artifact.arrays import read_arrays
 from awq2trt.artifact.folder import no_directory
-from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, record_file
+from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, record_file, record_files
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY
 from awq2trt.artifact.records import QuantizationRecord, SourceRecord
 from awq2trt.checking.folding import FoldedSource
@@ -242,7 +242,7 @@ def _original(record: SourceRecord, model: str | None) -> tuple[ModelSource | No
             raise
         reason = f"not run: the original, {name}, is not here ({error.what.rstrip('.')}); name it with --model"
         return None, dict.fromkeys((ORIGINAL, FOLDED), reason)
-    if {path.name: record_file(path) for path in original.files} == record.files:
+    if record_files(original.files) == record.files:
         return original, {}
     if model:
         raise UsageError(

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from awq2trt.errors import UsageError
 from awq2trt.evaluation.tasks import Continuation, Score
-from awq2trt.models.decoder import BlockRunner, Ends, load_block
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -37,6 +37,19 @@ _Told = TypeVar("_Told")
 
 
 @dataclass(frozen=True)
+class Share:
+    """Some of several things, e.g. rows.
+
+    Attributes:
+        rows: Which.
+        rank: Whose they are.
+    """
+
+    rows: slice
+    rank: int
+
+
+@dataclass(frozen=True)
 class Ranks:
     """This process among those that work together.
 
@@ -58,12 +71,13 @@ class Ranks:
 
     def share(self, length: int, unit: int = 1) -> slice:
         """The part of `length` things, in whole units, that is this rank's."""
-        return self._shares(length, unit)[self.rank]
+        return self.shares(length, unit)[self.rank].rows
 
-    def _shares(self, length: int, unit: int = 1) -> list[slice]:
+    def shares(self, length: int, unit: int = 1) -> list[Share]:
+        """As many for every rank of `length` things, in whole units, rank after rank."""
         units = length // unit
         ends = [unit * (units * rank // self.count) for rank in range(self.count + 1)]
-        return [slice(start, end) for start, end in pairwise(ends)]
+        return [Share(slice(start, end), rank) for rank, (start, end) in enumerate(pairwise(ends))]
 
     def total(self, value: float) -> float:
         """The sum of every rank's value."""
@@ -80,17 +94,21 @@ class Ranks:
                 for tensor in tensors:
                     dist.all_reduce(tensor)
 
-    def joined(self, own: Tensor, length: int, unit: int = 1) -> Tensor:
-        """Every rank's `share` of a tensor put together, [length, ...], on every rank."""
-        if self.count == 1:
-            return own
-        whole = own.new_empty(length, *own.shape[1:])
-        whole[self.share(length, unit)] = own
-        with _talking():
-            for rank, part in enumerate(self._shares(length, unit)):
-                if part.start < part.stop:
-                    dist.broadcast(whole[part], src=rank)
-        return whole
+    def join_(self, whole: Tensor, own: Iterable[Tensor], shares: Sequence[Share]) -> None:
+        """Puts every rank's part of a tensor together, on every rank.
+
+        Args:
+            whole: Where.
+            own: This rank's shares, in their order.
+            shares: Of all ranks.
+        """
+        mine = iter(own)
+        for share in shares:
+            if share.rank == self.rank:
+                whole[share.rows] = next(mine)
+            if self.count > 1 and share.rows.start < share.rows.stop:
+                with _talking():
+                    dist.broadcast(whole[share.rows], src=share.rank)
 
     def gathered(self, own: Tensor, length: int) -> Tensor | None:
         """The same on the first rank alone; None on others."""
@@ -104,9 +122,9 @@ class Ranks:
                 return None
             whole = own.new_empty(length, *own.shape[1:])
             whole[self.share(length)] = own
-            for rank, part in enumerate(self._shares(length)):
-                if rank and part.start < part.stop:
-                    dist.recv(whole[part], src=rank)
+            for share in self.shares(length)[1:]:
+                if share.rows.start < share.rows.stop:
+                    dist.recv(whole[share.rows], src=share.rank)
             return whole
 
     def scattered(self, whole: Tensor | None) -> Tensor:
@@ -117,9 +135,9 @@ class Ranks:
         assert shape is not None
         with _talking():
             if whole is not None:
-                for rank, part in enumerate(self._shares(shape[0])):
-                    if rank and part.start < part.stop:
-                        dist.send(whole[part].contiguous(), dst=rank)
+                for share in self.shares(shape[0])[1:]:
+                    if share.rows.start < share.rows.stop:
+                        dist.send(whole[share.rows].contiguous(), dst=share.rank)
                 return whole[self.share(shape[0])].clone()
             own = self.share(shape[0])
             received = torch.empty(own.stop - own.start, *shape[1:])

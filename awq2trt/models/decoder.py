@@ -17,15 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from awq2trt.models.block_weights import BlockWeights, load_blocks, to_tensor, with_linears_of
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
 
 Observer = Callable[[str, Tensor], None]
 """Called with the name of the first linear that reads an input, and that input [tokens, K] fp32."""
-
-BlockWeights = Mapping[str, Tensor]
-"""A block's tensors by name relative to the block, fp32."""
 
 HEAD_ROWS = 128
 """Positions whose logits are computed at once: 128 x 49,152 fp32 are 25 MB; larger pieces only miss the cache."""
@@ -59,16 +57,6 @@ class KeyValueCache:
         self.values[:, :, self.length : end] = values
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
-
-
-def to_tensor(value: Array) -> Tensor:
-    """A NumPy tensor of any float dtype (bfloat16 of ml_dtypes included) as fp32."""
-    return torch.as_tensor(np.array(value, dtype=np.float32))
-
-
-def load_block(source: ModelSource, layer: int) -> dict[str, Tensor]:
-    """All tensors of a block in fp32, by name relative to the block."""
-    return {name: to_tensor(value) for name, value in source.block(layer).items()}
 
 
 def matmul_transposed(x: Tensor, weight: Tensor) -> Tensor:
@@ -411,8 +399,8 @@ def run_model(source: ModelSource, tokens: Tensor, *, progress: Callable[[int], 
     Returns:
         fp32 [batch, S, hidden_size], before the final norm.
     """
-    runner = BlockRunner.for_positions(source.spec, tokens.shape[1])
-    return _run(source, runner, Ends(source).embed(tokens), progress)
+    require_positions(source.spec, tokens.shape[1], where="the longest text", fix="use a shorter one.")
+    return run_blocks(source, Ends(source).embed(tokens), progress=progress)
 
 
 def run_blocks(
@@ -421,6 +409,7 @@ def run_blocks(
     *,
     progress: Callable[[int], None] | None = None,
     seen: ActivationRange | None = None,
+    factors: torch.dtype = torch.float32,
 ) -> Tensor:
     """As `run_model`, from the residual stream before the first block on.
 
@@ -429,13 +418,11 @@ def run_blocks(
         hidden: fp32 [batch, S, hidden_size].
         progress: Called with 1 after every block.
         seen: Gets the range of activations.
+        factors: Type of the linears' factors, see `with_linears_of`.
     """
-    return _run(source, BlockRunner.for_positions(source.spec, hidden.shape[1], seen=seen), hidden, progress)
-
-
-def _run(source: ModelSource, runner: BlockRunner, hidden: Tensor, progress: Callable[[int], None] | None) -> Tensor:
-    for layer in range(source.spec.num_layers):
-        weights = load_block(source, layer)
+    runner = BlockRunner.for_positions(source.spec, hidden.shape[1], seen=seen)
+    for layer, stored in enumerate(load_blocks(source)):
+        weights = with_linears_of(source.spec, stored, factors)
         # One sequence at a time keeps the MLP's [S, intermediate] activations small.
         hidden = torch.cat([runner.run(weights, sequence, layer=layer) for sequence in hidden.split(1)])
         if progress:

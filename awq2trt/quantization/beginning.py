@@ -20,7 +20,7 @@ from awq2trt.artifact.arrays import read_arrays
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.search_files import SEARCH_FILE
 from awq2trt.errors import UsageError
-from awq2trt.models.decoder import load_block
+from awq2trt.models.block_weights import load_block
 from awq2trt.models.families import ACTIVATION, LINEAR, OFFSET_NORM, UNFOLDED, ScaleGroup
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.quantization.fold import fold_scales_

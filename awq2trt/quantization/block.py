@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from awq2trt.machine.ranks import ALONE, Ranks
+from awq2trt.machine.ranks import ALONE, Ranks, Share
 from awq2trt.models.decoder import BlockRunner, Observer
 from awq2trt.models.families import UNFOLDED, DecoderSpec, ScaleGroup
 from awq2trt.quantization.beginning import Beginning
+from awq2trt.quantization.dealing import Rows, deal, dealt_unevenly
 from awq2trt.quantization.descent import descend
 from awq2trt.quantization.fold import fold_scales_
 from awq2trt.quantization.gptq import gptq_round
@@ -36,14 +37,8 @@ from awq2trt.quantization.statistics import InputStatistics, require_finite
 from awq2trt.scheme import QuantizedLinear
 from awq2trt.tracing import span
 
-CPU: Final = torch.device("cpu")
-
 REPORT_ROWS: Final = 512
 """Rows that a linear's errors are measured on; all of a large one would take as long as their search."""
-
-PIECE_WEIGHTS: Final = 1 << 26
-"""Weights of a linear that are rounded at once: 256 MiB in fp32, of which a dozen are alive. Linears of Llama-3-8B are
-smaller, those of Llama-2-70B are cut; always alike, since the bits of a product depend on how it is cut."""
 
 Statistics = Mapping[str, InputStatistics]
 """Input statistics by the first balance layer of each scale group."""
@@ -181,12 +176,18 @@ def quantize_block(
                 reports[name] = _report(original, folded_weight, found, inputs[name], method)
 
     # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
-    for name in spec.block.linears:
-        start = guide.start.rounded[name] if guide.start else None
-        whole = _Rows(where + name, folded[f"{name}.weight"], inputs.get(name), moments.get(name), start)
-        clipped = method.search is not None and (name not in spec.unclipped() or method.search.grids_of_scores)
-        own = whole.part(method.ranks.share(len(whole.weight), whole.unit))
-        found = _quantized_rows(own, method, clipped=clipped).joined(method.ranks, len(whole.weight), whole.unit)
+    wholes = {
+        name: _Rows(
+            where + name,
+            folded[f"{name}.weight"],
+            inputs.get(name),
+            moments.get(name),
+            guide.start.rounded[name] if guide.start else None,
+            method.search is not None and (name not in spec.unclipped() or method.search.grids_of_scores),
+        )
+        for name in spec.block.linears
+    }
+    for name, found in _quantized_by_ranks(wholes, method):
         if guide.lesson is not None and method.learn is not None:
             rounded[name] = found
         else:
@@ -208,7 +209,7 @@ def dequantized(linears: Mapping[str, QuantizedLinear], plain: Mapping[str, Tens
     """A quantized block's tensors, fp32, as `BlockRunner` takes them, of its linears and whatever else it has."""
     tensors = dict(plain)
     for name, linear in linears.items():
-        tensors[f"{name}.weight"] = torch.as_tensor(linear.dequantize())
+        tensors[f"{name}.weight"] = Rounded.of(linear).dequantize(linear.scheme)  # where PyTorch computes
         if linear.bias is not None:
             tensors[f"{name}.bias"] = torch.as_tensor(linear.bias).float()
     return tensors
@@ -295,6 +296,7 @@ class _Rows:
         seen: Its input; None where no text is used.
         moments: How errors of its rows weigh on each other, by head; None where they do not.
         start: Codes and grids to begin at; None to round.
+        clipped: Whether grids are searched.
     """
 
     where: str
@@ -302,40 +304,55 @@ class _Rows:
     seen: _LinearInput | None
     moments: Tensor | None
     start: Rounded | None
+    clipped: bool
 
     @property
-    def unit(self) -> int:
-        """Rows that are rounded together."""
-        return 1 if self.moments is None else self.moments.shape[1]
+    def shape(self) -> Rows:
+        """How many, and which belong together."""
+        length, width = self.weight.shape
+        return Rows(length, width, 1 if self.moments is None else self.moments.shape[1])
 
     def part(self, own: slice) -> _Rows:
         """Some of them, in whole units."""
-        moments = None if self.moments is None else self.moments[own.start // self.unit : own.stop // self.unit]
+        unit = self.shape.unit
+        moments = None if self.moments is None else self.moments[own.start // unit : own.stop // unit]
         return replace(
             self, weight=self.weight[own], moments=moments, start=self.start.rows(own) if self.start else None
         )
 
-    def pieces(self) -> Iterator[slice]:
-        """Rows that are worked on at once, whatever there are; none is one piece."""
-        yield from row_pieces(self.weight, self.unit)
+
+def _quantized_by_ranks(linears: Mapping[str, _Rows], method: BlockMethod) -> Iterator[tuple[str, Rounded]]:
+    """Codes and grids of linears, the work dealt out among ranks."""
+    dealt = deal({name: whole.shape for name, whole in linears.items()}, method.ranks)
+    # Where ranks have shares of other linears, all have to be done before the first is put together.
+    together = [[*linears]] if dealt_unevenly(dealt, method.ranks) else [[name] for name in linears]
+    for names in together:
+        own = {name: _quantized_shares(linears[name], dealt[name], method) for name in names}
+        for name in names:
+            shape = linears[name].shape.length, linears[name].shape.width
+            yield name, Rounded.of_ranks(own.pop(name), dealt[name], method.ranks, shape, method.scheme)
 
 
-def _quantized_rows(rows: _Rows, method: BlockMethod, *, clipped: bool) -> Rounded:
-    """Codes and grids of rows, which do not depend on each other; `clipped` says whether grids are searched."""
-    gram = rows.seen.gram() if rows.seen else None
+def _quantized_shares(whole: _Rows, shares: Sequence[Share], method: BlockMethod) -> list[Rounded]:
+    """This rank's shares of a linear, whose rows do not depend on each other."""
+    mine = [whole.part(share.rows) for share in shares if share.rank == method.ranks.rank]
+    gram = whole.seen.gram() if whole.seen and mine else None
     if gram is not None:
-        require_finite(gram, rows.where)
-    found = [_quantized_piece(rows.part(piece), gram, method, clipped=clipped) for piece in rows.pieces()]
-    return Rounded.of_pieces(found)
+        require_finite(gram, whole.where)
+    found = [
+        Rounded.of_pieces([_quantized_piece(rows.part(piece), gram, method) for piece in rows.shape.pieces()])
+        for rows in mine
+    ]
+    return found if method.ranks.count == 1 else [rounded.narrow() for rounded in found]
 
 
-def _quantized_piece(rows: _Rows, gram: Tensor | None, method: BlockMethod, *, clipped: bool) -> Rounded:
+def _quantized_piece(rows: _Rows, gram: Tensor | None, method: BlockMethod) -> Rounded:
     weight, rounded = rows.weight, rows.start
     if not len(weight):  # as a rank may have of a small linear
         return round_to_grid(weight, group_grid(to_groups(weight, method.scheme), method.scheme), method.scheme)
     if rounded is None:
         grid = None
-        if clipped and gram is not None and method.search:
+        if rows.clipped and gram is not None and method.search:
             with span("search grids", linear=rows.where):
                 grid = search_grids(weight, gram, method.scheme, method.search.grids)
         with span("round", linear=rows.where):
@@ -364,24 +381,21 @@ def _round(
     where: str,
 ) -> Rounded:
     """Codes of one linear, on the grid found if there is one."""
-    scheme, device = method.scheme, weight.device
+    scheme = method.scheme
     if gram is not None and method.gptq:
-        # One column after another is too little work at a time for anything but a CPU.
-        weight, gram, grid = weight.cpu(), gram.cpu(), grid.to(CPU) if grid else None
-        return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where).to(device)
+        return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where)
     return round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
 
 
 def _descended(weight: Tensor, rounded: Rounded, gram: Tensor, method: BlockMethod, moments: Tensor | None) -> Rounded:
     """The codes of one linear after their descent; unchanged where the method has none, or rounds by GPTQ."""
-    search, scheme, device = method.search, method.scheme, weight.device
+    search, scheme = method.search, method.scheme
     if search is None or method.gptq or not (search.code_passes or search.score_passes):
         return rounded
-    weight, gram = weight.cpu(), gram.cpu()
-    rounded = descend(weight, rounded.to(CPU), gram, scheme, passes=search.code_passes)
-    if moments is not None:
-        rounded = descend(weight, rounded, gram, scheme, passes=search.score_passes, moments=moments.cpu())
-    return rounded.to(device)
+    rounded = descend(weight, rounded, gram, scheme, passes=search.code_passes)
+    if moments is None:
+        return rounded
+    return descend(weight, rounded, gram, scheme, passes=search.score_passes, moments=moments)
 
 
 def _report(original: Tensor, folded: Tensor, found: Rounded, seen: _LinearInput, method: BlockMethod) -> LinearReport:
@@ -431,13 +445,6 @@ def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor, ranks: Ranks)
     gram = narrowed(gram)
     reference, error = ranks.total(output_error(weight, gram)), ranks.total(output_error(rounded - weight, gram))
     return math.sqrt(error / reference) if reference > 0 else 0.0
-
-
-def row_pieces(weight: Tensor, unit: int) -> Iterator[slice]:
-    """Rows of fp32 [N, K] that are worked on at once, in whole units; at least one piece."""
-    size = max(1, PIECE_WEIGHTS // (unit * weight.shape[1])) * unit
-    for start in range(0, max(len(weight), 1), size):
-        yield slice(start, min(start + size, len(weight)))
 
 
 def plain_tensors(spec: DecoderSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ gives the same codes but for ties and the last bits of sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,11 @@ from torch import Tensor
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import CalibrationError
+from awq2trt.machine.arithmetic import narrow_type
+from awq2trt.machine.behind import one_behind
 from awq2trt.machine.ranks import Ranks
-from awq2trt.models.decoder import ActivationRange, BlockRunner, load_block
+from awq2trt.models.block_weights import load_blocks, with_linears_of
+from awq2trt.models.decoder import ActivationRange, BlockRunner
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 from awq2trt.quantization.beginning import begin_block
@@ -67,7 +70,7 @@ class Chain:
         method: What is asked of a block, and the ranks that share it.
         seed: Of what is drawn.
         beginning: The checkpoint to begin at; None to search from the original's weights on.
-        spill: Whether second moments go to files between calibration and search.
+        spill: Whether second moments go to files between calibration and search; from a GPU, to the machine's memory.
         spill_directory: Where; None for the system's directory for temporary files.
     """
 
@@ -91,7 +94,8 @@ class Chain:
         Args:
             first: The block, as the first rank knows it.
             streams: Before it, of all windows; None on other ranks.
-            keep: Called with every finished block, on the first rank alone.
+            keep: Called with every finished block, on the first rank alone; in another thread while a GPU computes the
+                next one.
             progress: Of blocks.
             title: What the user reads.
         """
@@ -105,18 +109,22 @@ class Chain:
         runner = BlockRunner.for_positions(self.source.spec, seqlen)
         if first:
             progress.note(f"going on after {first} of {layers} blocks")
-        with progress.task(title, total=layers - first) as advance:
+        blocks = load_blocks(self.source, first)
+        with progress.task(title, total=layers - first) as advance, one_behind() as behind:
             for layer in range(first, layers):
                 with span("block", block=layer):
-                    block, own, largest = same._quantize_block(layer, runner, own, samples)
+                    with span("read", block=layer):
+                        weights = next(blocks)
+                    block, own, largest = same._quantize_block(layer, runner, weights, own, samples)
+                    del weights
                     with span("keep", block=layer):
                         after = self._gathered(own, samples)
                         if after is not None:
-                            keep(layer, Link(block, after, largest))
+                            behind(partial(keep, layer, Link(block, after, largest)))
                 advance(1)
 
     def _quantize_block(
-        self, layer: int, runner: BlockRunner, before: Streams, samples: int
+        self, layer: int, runner: BlockRunner, weights: Mapping[str, Tensor], before: Streams, samples: int
     ) -> tuple[QuantizedBlock, Streams, float]:
         """One block; the streams after it and the largest activation in it.
 
@@ -124,8 +132,6 @@ class Chain:
         model, too.
         """
         spec, method, seen = self.source.spec, self.method, ActivationRange()
-        with span("read", block=layer):
-            weights = load_block(self.source, layer)
         prefix, hidden, original = spec.prefix(layer), before.hidden, None
         lesson = None
         if before.original is not None:
@@ -133,13 +139,18 @@ class Chain:
                 original = run_block(runner, layer, weights, before.original)
             run = partial(runner.run, layer=layer)
             lesson = Lesson(run, hidden, original, self.seed + layer, samples, method.ranks)
+        # Rounded factors make a last bit of a stream a larger one. All ranks have the same bits of the original model's
+        # streams; those of a quantized one differ by how sums were shared.
+        factors = torch.float32 if method.sequential else narrow_type()
         runner, begun = replace(runner, seen=seen), None
         if self.beginning is not None:
             begun = begin_block(self.beginning, layer, weights, method.scheme)
             weights = begun.tensors
         if method.uses_text:
             with span("calibrate", block=layer):
-                outputs, statistics = collect_statistics(runner, layer, weights, hidden, method.ranks)
+                factored = with_linears_of(spec, weights, factors)
+                outputs, statistics = collect_statistics(runner, layer, factored, hidden, method.ranks)
+                del factored
         else:
             outputs, statistics = run_block(runner, layer, weights, hidden), {}
         if self.ranks.total(float(not torch.isfinite(outputs).all())):

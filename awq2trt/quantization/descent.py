@@ -13,16 +13,13 @@ M_rs D_sj G_jk) / (M_rr G_kk).
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch import Tensor
 
+from awq2trt.machine.device import CPU
+from awq2trt.quantization.panels import PANEL, has_kernels
 from awq2trt.quantization.rounding import Rounded
 from awq2trt.scheme import QuantScheme
-
-PANEL: Final = 128
-"""Columns whose changes are kept together before they reach the rest of the matrix."""
 
 
 def descend(
@@ -39,6 +36,38 @@ def descend(
         moments: M of every head, fp32 [heads, N / heads, N / heads] with positive diagonals; None if no row's error
             weighs on another's.
     """
+    if has_kernels(weight):
+        return _descend_by_kernels(weight, rounded, gram, scheme, passes, moments)
+    device, cpu = weight.device, torch.device(CPU)
+    moments = None if moments is None else moments.to(cpu)
+    return _descend_on_cpu(weight.to(cpu), rounded.to(cpu), gram.to(cpu), scheme, passes, moments).to(device)
+
+
+def _ties(moments: Tensor) -> Tensor:
+    """How far the best weight of the second row falls if the first row's grows by 1, [heads, rows, rows]."""
+    return moments / moments.diagonal(dim1=1, dim2=2).unsqueeze(1)
+
+
+def _descend_by_kernels(
+    weight: Tensor, rounded: Rounded, gram: Tensor, scheme: QuantScheme, passes: int, moments: Tensor | None
+) -> Rounded:
+    from awq2trt.quantization.gpu_panels import PanelAt, descend_panel_
+
+    columns, codes, gram = weight.shape[1], rounded.codes.clone(), gram.contiguous()
+    steps = rounded.grid.scales.squeeze(-1).contiguous()
+    ties = None if moments is None else _ties(moments).contiguous()
+    slope = (rounded.dequantize(scheme) - weight) @ gram  # half the derivative of each row's own output error
+    for _ in range(passes):
+        for start in range(0, columns, PANEL):
+            at = PanelAt(start, scheme.group_of(columns), scheme.levels - 1)
+            change = descend_panel_(codes, slope, steps, gram, at, ties)
+            slope.addmm_(change, gram[start : start + PANEL])
+    return Rounded(codes, rounded.grid)
+
+
+def _descend_on_cpu(
+    weight: Tensor, rounded: Rounded, gram: Tensor, scheme: QuantScheme, passes: int, moments: Tensor | None
+) -> Rounded:
     length = scheme.group_of(weight.shape[1])
     moments = weight.new_ones(len(weight), 1, 1) if moments is None else moments
     heads, rows, _ = moments.shape
@@ -49,8 +78,7 @@ def descend(
 
     target, codes = by_column(weight), by_column(rounded.codes)
     steps, zeros = by_column(rounded.grid.scales.squeeze(-1)), by_column(rounded.grid.zeros.squeeze(-1))
-    # How far the best weight of the second row falls if the first row's grows by 1, [rows, rows, heads].
-    ties = (moments / moments.diagonal(dim1=1, dim2=2).unsqueeze(1)).permute(1, 2, 0).contiguous()
+    ties = _ties(moments).permute(1, 2, 0).contiguous()
     error = by_column(rounded.dequantize(scheme)) - target
     slope = (gram @ error.flatten(1)).view_as(error)  # half the derivative of each row's own output error
     for _ in range(passes):

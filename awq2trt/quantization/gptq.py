@@ -19,15 +19,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awq2trt.machine.device import CPU
+from awq2trt.quantization.panels import PANEL, has_kernels
 from awq2trt.quantization.rounding import GroupGrid, Rounded, group_grid, round_to_codes, to_groups
 from awq2trt.quantization.statistics import require_finite
 from awq2trt.scheme import QuantScheme
 
 DAMPING: Final = 0.01
 """Added to the diagonal of H, as a share of its mean (section 3.3: 1 %)."""
-
-PANEL: Final = 128
-"""Columns whose updates are kept together before they reach the rest of the matrix (section 3.3, step 2)."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,38 @@ def gptq_round(
         CalibrationError: The input had NaN or infinite values.
     """
     require_finite(gram, where)
-    columns, length = weight.shape[1], scheme.group_of(weight.shape[1])
     if grid is None and options.act_order:
         grid = group_grid(to_groups(weight, scheme), scheme)
-    order = torch.arange(columns, device=gram.device)
+    device, home = weight.device, weight.device
+    if grid is None or not has_kernels(weight):
+        home = torch.device(CPU)
+    weight, gram, grid = weight.to(home), gram.to(home), grid.to(home) if grid else None
+    order = torch.arange(weight.shape[1], device=home)
     if options.act_order:
         order = gram.diagonal().argsort(descending=True, stable=True)
     spread = _error_spread(gram[order][:, order], options.damping).to(weight.dtype)
+    if grid is not None and has_kernels(weight):
+        return _round_by_kernels(weight, spread, order, grid, scheme)
+    return _round_on_cpu(weight, spread, order, grid, scheme).to(device)
+
+
+def _round_by_kernels(weight: Tensor, spread: Tensor, order: Tensor, grid: GroupGrid, scheme: QuantScheme) -> Rounded:
+    from awq2trt.quantization.gpu_panels import PanelAt, round_panel_
+
+    columns, codes, left, spread = weight.shape[1], torch.empty_like(weight), weight[:, order], spread.contiguous()
+    groups = grid.scales.squeeze(-1).contiguous(), grid.zeros.squeeze(-1).contiguous()
+    for start in range(0, columns, PANEL):
+        end = min(start + PANEL, columns)
+        at = PanelAt(start, scheme.group_of(columns), scheme.levels - 1)
+        errors = round_panel_(codes, left, groups, spread, order, at)
+        left[:, end:] -= errors @ spread[start:end, end:]
+    return Rounded(codes, grid)
+
+
+def _round_on_cpu(
+    weight: Tensor, spread: Tensor, order: Tensor, grid: GroupGrid | None, scheme: QuantScheme
+) -> Rounded:
+    columns, length = weight.shape[1], scheme.group_of(weight.shape[1])
     remaining = weight[:, order]  # a copy: what is left to round, updated as errors spread
     codes = torch.empty_like(weight)
     grids = _Grids.given(grid, scheme) if grid else _Grids.to_make(weight, scheme)

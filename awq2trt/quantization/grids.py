@@ -19,6 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awq2trt.quantization.panels import has_kernels
 from awq2trt.quantization.products import narrowed, product
 from awq2trt.quantization.rounding import GroupGrid, as_step, range_grid
 from awq2trt.scheme import QuantScheme
@@ -36,6 +37,12 @@ STEP_FACTORS: Final = (0.93, 0.96, 1.0, 1.04, 1.07)
 
 ROWS: Final = 512
 """Rows that a CPU searches at once: 512 x 128 fp32 are 256 KiB, twice that stays in a core's second-level cache."""
+
+LONGEST_KERNEL_GROUP: Final = 128
+"""Columns of which a kernel's program holds the errors of its rows, and their part of E[x x^T]."""
+
+GPU_ROWS: Final = 1 << 14
+"""Rows that a GPU searches at once: with 15 candidates 16,384 x 15 x 128 fp32 are 126 MB, of which four are alive."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,25 @@ def search_grids(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: Gri
         scheme: How it will be rounded.
         options: How far to search.
     """
-    # A GPU takes all: there the number of calls sets the time.
-    at_once, gram = ROWS if weight.is_cpu else len(weight), narrowed(gram)
-    found = [_search_rows(rows, gram, scheme, options) for rows in weight.split(at_once)]
+    at_once, gram = ROWS if few_at_once(weight) else GPU_ROWS, narrowed(gram)
+    tried = Tried.by(scheme)
+    if options.ends_apart and _fits_kernels(weight, gram, scheme):
+        from awq2trt.quantization.gpu_grids import search_rows
+
+        return search_rows(weight, gram, scheme, options.passes, tried)
+    found = [_search_rows(rows, gram, scheme, options, tried) for rows in weight.split(at_once)]
     return GroupGrid(torch.cat([grid.scales for grid in found]), torch.cat([grid.zeros for grid in found]))
+
+
+def few_at_once(weight: Tensor) -> bool:
+    """Whether little is worked on at a time, to stay in a CPU's cache; on a GPU the number of calls sets the time."""
+    return weight.is_cpu
+
+
+def _fits_kernels(weight: Tensor, gram: Tensor, scheme: QuantScheme) -> bool:
+    """Whether `awq2trt.quantization.gpu_grids` takes it: bf16, and groups that a program holds."""
+    short = scheme.group_of(weight.shape[1]) <= LONGEST_KERNEL_GROUP
+    return has_kernels(weight) and gram.dtype == torch.bfloat16 and short
 
 
 def cut_share(weight: Tensor, grid: GroupGrid, scheme: QuantScheme) -> float:
@@ -73,6 +95,40 @@ def cut_share(weight: Tensor, grid: GroupGrid, scheme: QuantScheme) -> float:
         whole = range_grid(*_range(columns), scheme)
         cut.append(grid.scales[:, group] < whole.scales)
     return float(torch.cat(cut).float().mean())
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What every group is tried with, fp32: made once, since a GPU waits for every tensor that Python gives it.
+
+    Attributes:
+        limits: Shares of the largest |w|, [limits].
+        shares: Shares of both ends, [pairs] each.
+        share_steps: What is added to the best of them, [pairs] each.
+        factors: Of step sizes, [neighbours].
+        shifts: Of the zero points that go with them, [neighbours].
+    """
+
+    limits: Tensor
+    shares: tuple[Tensor, Tensor]
+    share_steps: tuple[Tensor, Tensor]
+    factors: Tensor
+    shifts: Tensor
+
+    @classmethod
+    def by(cls, scheme: QuantScheme) -> Tried:
+        """What suits a scheme: a symmetric grid has one end only, and no zero point to move."""
+        neighbours = product_of(STEP_FACTORS, (-1.0, 0.0, 1.0) if scheme.zero_point else (0.0,))
+        factors, shifts = torch.tensor([*zip(*neighbours, strict=True)])
+        shares, share_steps = _pairs(SHARES, scheme), _pairs((-SHARE_STEP, 0.0, SHARE_STEP), scheme)
+        return cls(torch.tensor(LIMITS), shares, share_steps, factors, shifts)
+
+
+def _pairs(values: tuple[float, ...], scheme: QuantScheme) -> tuple[Tensor, Tensor]:
+    """Values for both ends, fp32 [pairs] each."""
+    pairs = product_of(values, values) if scheme.zero_point else zip(values, values, strict=True)
+    low, high = torch.tensor([*zip(*pairs, strict=True)])
+    return low, high
 
 
 @dataclass
@@ -87,35 +143,38 @@ class _Group:
         loss: Output error of the group, pull included.
     """
 
-    _weight: Tensor  # [n, G]
+    _weight: Tensor  # [n, 1, G]
     _block: Tensor  # G_gg, of the narrow type
     _scheme: QuantScheme
-    _in_steps: Tensor  # [n, G], overwritten by every rounding
-    _levels: Tensor  # [n, G], overwritten by every rounding
+    _buffers: (
+        tuple[Tensor, Tensor] | tuple[None, None]
+    )  # [n, 1, G] each, overwritten by every rounding; None for new ones
     low: Tensor
     high: Tensor
     scales: Tensor
     zeros: Tensor
     loss: Tensor
-    _pull: Tensor | None = None  # 2 p, [n, G]
+    _pull: Tensor | None = None  # 2 p, [n, 1, G]
 
     @classmethod
     def unsearched(cls, weight: Tensor, block: Tensor, scheme: QuantScheme) -> _Group:
         """Before the first look, for weights [n, G] and their part G_gg of E[x x^T]."""
-        weight, (low, high) = weight.contiguous(), _range(weight)
+        low, high = _range(weight)
         ones, zeros, loss = torch.ones_like(low), torch.zeros_like(low), torch.full_like(low, torch.inf)
-        buffers = torch.empty_like(weight), torch.empty_like(weight)
-        return cls(weight, block.contiguous(), scheme, *buffers, low, high, ones, zeros, loss)
+        weight = weight.unsqueeze(1).contiguous()
+        buffers = (torch.empty_like(weight), torch.empty_like(weight)) if few_at_once(weight) else (None, None)
+        return cls(weight, block.contiguous(), scheme, buffers, low, high, ones, zeros, loss)
 
     def look_again_(self, pull: Tensor) -> None:
         """Starts a further look, for which the grid found counts as not tried; p of the whole row, [n, G]."""
-        self._pull = 2 * pull
+        self._pull = 2 * pull.unsqueeze(1)
         self.loss = torch.full_like(self.loss, torch.inf)
 
     def try_(self, grids: GroupGrid) -> Tensor:
         """Keeps the best of C grids, [n, C], where it is better than the one found; returns which that is, [n, 1]."""
-        columns = zip(grids.scales.split(1, dim=1), grids.zeros.split(1, dim=1), strict=True)
-        losses = torch.cat([self._loss_on(GroupGrid(*column)) for column in columns], dim=1)
+        at_once = 1 if few_at_once(self._weight) else grids.scales.shape[1]
+        columns = zip(grids.scales.split(at_once, dim=1), grids.zeros.split(at_once, dim=1), strict=True)
+        losses = torch.cat([self._losses_on(GroupGrid(*column)) for column in columns], dim=1)
         loss, best = losses.nan_to_num_(nan=torch.inf, posinf=torch.inf).min(dim=1, keepdim=True)
         better = loss < self.loss
         self.loss = torch.where(better, loss, self.loss)
@@ -125,49 +184,55 @@ class _Group:
 
     def fit_step_(self) -> None:
         """Tries the step size that suits the codes best: the loss is quadratic in it."""
-        levels = self._round(GroupGrid(self.scales, self.zeros))
+        levels, _ = self._round(GroupGrid(self.scales, self.zeros))
         curved = product(levels, self._block)
-        curvature = (curved * levels).sum(dim=-1, keepdim=True)
-        target = (curved * self._weight).sum(dim=-1, keepdim=True)
+        curvature, target = (curved * levels).sum(dim=-1), (curved * self._weight).sum(dim=-1)
         if self._pull is not None:
-            target -= (self._pull * levels).sum(dim=-1, keepdim=True) / 2
+            target -= (self._pull * levels).sum(dim=-1) / 2
         fitted = as_step(torch.where(curvature > 0, target / curvature, self.scales), self._scheme)
         sane = (fitted > 0.7 * self.scales) & (fitted < 1.4 * self.scales)
         self.try_(GroupGrid(torch.where(sane, fitted, self.scales), self.zeros))
 
     def difference(self) -> Tensor:
         """Rounded weight minus weight on the best grid, [n, G]."""
-        return self._round(GroupGrid(self.scales, self.zeros)).mul(self.scales).sub_(self._weight)
+        levels, _ = self._round(GroupGrid(self.scales, self.zeros))
+        return levels.mul(self.scales.unsqueeze(-1)).sub_(self._weight).squeeze(1)
 
-    def _loss_on(self, grid: GroupGrid) -> Tensor:
-        """Output error on a grid. Differences stay in steps, which saves a look at all of them."""
-        difference = self._round(grid).sub_(self._in_steps)
+    def _losses_on(self, grids: GroupGrid) -> Tensor:
+        """Output errors on C grids, [n, C]. Differences stay in steps, which saves a look at all of them."""
+        levels, in_steps = self._round(grids)
+        difference = levels.sub_(in_steps)
         slope = product(difference, self._block)
         if self._pull is None:
-            return slope.mul_(difference).sum(dim=-1, keepdim=True).mul_(grid.scales.square())
-        return slope.mul_(grid.scales).add_(self._pull).mul_(difference).sum(dim=-1, keepdim=True).mul_(grid.scales)
+            return slope.mul_(difference).sum(dim=-1).mul_(grids.scales.square())
+        slope = slope.mul_(grids.scales.unsqueeze(-1)).add_(self._pull)
+        return slope.mul_(difference).sum(dim=-1).mul_(grids.scales)
 
-    def _round(self, grid: GroupGrid) -> Tensor:
-        """code - zero of every weight; the weights in steps are left in `_in_steps`."""
-        torch.div(self._weight, grid.scales, out=self._in_steps)
-        levels = torch.round(self._in_steps, out=self._levels)
+    def _round(self, grids: GroupGrid) -> tuple[Tensor, Tensor]:
+        """code - zero of every weight on C grids, and the weights in steps, [n, C, G] each."""
+        zeros, buffers = grids.zeros.unsqueeze(-1), self._buffers
+        in_steps = torch.div(self._weight, grids.scales.unsqueeze(-1), out=buffers[0])
+        levels = torch.round(in_steps, out=buffers[1])
         # Not clamp(), which PyTorch has no vector code for where limits are tensors: it takes ten times as long.
-        torch.maximum(levels, -grid.zeros, out=levels)
-        return torch.minimum(levels, self._scheme.levels - 1 - grid.zeros, out=levels)
+        torch.maximum(levels, -zeros, out=levels)
+        return torch.minimum(levels, self._scheme.levels - 1 - zeros, out=levels), in_steps
 
 
-def _search_rows(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: GridOptions) -> GroupGrid:
+def _search_rows(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: GridOptions, tried: Tried) -> GroupGrid:
     columns = [slice(start, start + scheme.group_of(weight.shape[1])) for start in _starts(weight, scheme)]
     groups = [_Group.unsearched(weight[:, own], gram[own, own], scheme) for own in columns]
     for group in groups:
-        _search_range_(group, scheme, options)
+        if options.ends_apart:
+            _search_ends_(group, scheme, tried)
+        else:
+            _search_limit_(group, scheme, tried)
     if options.passes:
         differences = torch.cat([group.difference().to(gram.dtype) for group in groups], dim=1)
     for _ in range(options.passes):
         for group, own in zip(groups, columns, strict=True):
             differences[:, own] = 0
             group.look_again_(product(differences, gram[:, own]))
-            _search_around_(group, scheme)
+            _search_around_(group, scheme, tried)
             differences[:, own] = group.difference()
     return GroupGrid(
         torch.stack([group.scales for group in groups], dim=1), torch.stack([group.zeros for group in groups], dim=1)
@@ -178,35 +243,28 @@ def _starts(weight: Tensor, scheme: QuantScheme) -> range:
     return range(0, weight.shape[1], scheme.group_of(weight.shape[1]))
 
 
-def _search_range_(group: _Group, scheme: QuantScheme, options: GridOptions) -> None:
-    """First look: the whole range, then less of it."""
-    if not options.ends_apart:
-        limits = torch.maximum(-group.low, group.high) * torch.tensor(LIMITS)
-        low, high = torch.maximum(group.low, -limits), torch.minimum(group.high, limits)
-        group.try_(range_grid(low, high, scheme))
-        return
-    low_shares, high_shares = _share_pairs(SHARES, scheme)
+def _search_limit_(group: _Group, scheme: QuantScheme, tried: Tried) -> None:
+    """First look as llm-awq has it: less and less of the range."""
+    limits = torch.maximum(-group.low, group.high) * tried.limits
+    low, high = torch.maximum(group.low, -limits), torch.minimum(group.high, limits)
+    group.try_(range_grid(low, high, scheme))
+
+
+def _search_ends_(group: _Group, scheme: QuantScheme, tried: Tried) -> None:
+    """First look: the whole range, then less of it at either end."""
+    low_shares, high_shares = tried.shares
     best = group.try_(range_grid(low_shares * group.low, high_shares * group.high, scheme))
-    low_steps, high_steps = _share_pairs((-SHARE_STEP, 0.0, SHARE_STEP), scheme)
+    low_steps, high_steps = tried.share_steps
     low = (low_shares[best] + low_steps).clamp_(max=1) * group.low
     high = (high_shares[best] + high_steps).clamp_(max=1) * group.high
     group.try_(range_grid(low, high, scheme))
     group.fit_step_()
 
 
-def _share_pairs(values: tuple[float, ...], scheme: QuantScheme) -> tuple[Tensor, Tensor]:
-    """Values for both ends, fp32 [pairs] each; a symmetric grid has one end only."""
-    pairs = product_of(values, values) if scheme.zero_point else zip(values, values, strict=True)
-    low, high = torch.tensor([*pairs]).unbind(dim=1)
-    return low, high
-
-
-def _search_around_(group: _Group, scheme: QuantScheme) -> None:
+def _search_around_(group: _Group, scheme: QuantScheme, tried: Tried) -> None:
     """A further look: the grid found, and those near it."""
-    tried = product_of(STEP_FACTORS, (-1.0, 0.0, 1.0) if scheme.zero_point else (0.0,))
-    factors, shifts = torch.tensor([*tried]).unbind(dim=1)
-    zeros = (group.zeros + shifts).clamp_(0, scheme.levels - 1)
-    group.try_(GroupGrid(as_step(factors * group.scales, scheme), zeros))
+    zeros = (group.zeros + tried.shifts).clamp_(0, scheme.levels - 1)
+    group.try_(GroupGrid(as_step(tried.factors * group.scales, scheme), zeros))
     group.fit_step_()
 
 

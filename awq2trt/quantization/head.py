@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from awq2trt.models.decoder import to_tensor
+from awq2trt.models.block_weights import to_tensor
 from awq2trt.models.sources.base import Array
 from awq2trt.quantization.grids import GridOptions, search_grids
 from awq2trt.quantization.rounding import group_grid, round_to_grid, to_groups

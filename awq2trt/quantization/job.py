@@ -32,12 +32,14 @@ from awq2trt.checkpoint.writer import (
 )
 from awq2trt.images.pairs import is_image_text, read_pairs
 from awq2trt.images.processor import read_processor
+from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.device import CPU
 from awq2trt.machine.ranks import ALONE, Ranks
-from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block, run_blocks, run_model
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, run_blocks, run_model
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
-from awq2trt.models.sources.base import Array, ModelSource
+from awq2trt.models.sources.base import Array, ModelSource, largest_magnitude
 from awq2trt.models.sources.safetensors import SafetensorsFiles
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.quantization.beginning import open_beginning
@@ -233,8 +235,8 @@ class QuantizeJob:
         seen = ActivationRange()
         hidden = self._first_hidden(tokens[:_LOOKED_AT], images.first(_LOOKED_AT) if images else None)
         with self.progress.task("looking at the range of activations", total=self.store.layers) as advance:
-            run_blocks(self.source, hidden, progress=advance, seen=seen)
-        largest = max(seen.largest, *(_magnitude(value) for value in self.source.outer().values()))
+            run_blocks(self.source, hidden, progress=advance, seen=seen, factors=narrow_type())
+        largest = max(seen.largest, *map(largest_magnitude, self.source.outer().values()))
         return self.store.keep_step_dtype(storage_dtype(largest * _UNSEEN))
 
     def _with_steps_of(self, dtype: str) -> QuantizeJob:
@@ -353,7 +355,7 @@ class QuantizeJob:
         """fp16, unless activations or weights come near the end of its range; then bf16, and a word about it."""
         layers, spec = range(self.store.layers), self.source.spec
         reached = {spec.prefix(layer).rstrip("."): self.store.largest_activation(layer) for layer in layers}
-        reached |= {name: _magnitude(value) for name, value in outer.items()}
+        reached |= {name: largest_magnitude(value) for name, value in outer.items()}
         where = max(reached, key=reached.__getitem__)
         dtype = storage_dtype(reached[where])
         if dtype != FLOAT16:
@@ -398,11 +400,6 @@ def _asked(
         require_refining(method, options)
         beginning = open_beginning(Path(options.init_from).expanduser(), source, options.scheme)
     return method, beginning
-
-
-def _magnitude(value: Array) -> float:
-    """The largest there is in a tensor."""
-    return float(np.abs(value.astype(np.float32)).max())
 
 
 def _schemes(options: QuantizeOptions) -> ModelSchemes:

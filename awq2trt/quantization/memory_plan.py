@@ -16,7 +16,7 @@ from typing import Final
 from awq2trt.checkpoint.writer import SHARD_BYTES
 from awq2trt.errors import UsageError
 from awq2trt.models.families import DecoderSpec, ScaleGroup
-from awq2trt.quantization.block import PIECE_WEIGHTS
+from awq2trt.quantization.dealing import PIECE_WEIGHTS
 from awq2trt.quantization.method import BlockMethod
 
 _FP32: Final = 4

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.errors import CheckpointError
-from awq2trt.machine.ranks import Ranks
+from awq2trt.machine.ranks import Ranks, Share
 from awq2trt.scheme import BFLOAT16, QuantizedLinear, QuantScheme
 
 
@@ -110,11 +110,15 @@ class Rounded:
     @classmethod
     def of(cls, linear: QuantizedLinear) -> Rounded:
         """A stored linear."""
-        return cls(torch.as_tensor(linear.codes.astype(np.float32)), GroupGrid.of(linear))
+        return cls(torch.as_tensor(linear.codes).float(), GroupGrid.of(linear))
 
     def to(self, device: torch.device) -> Rounded:
         """The same on another device."""
         return Rounded(self.codes.to(device), self.grid.to(device))
+
+    def narrow(self) -> Rounded:
+        """The same with codes as bytes, to be kept or sent."""
+        return Rounded(self.codes.to(torch.uint8), self.grid)
 
     @classmethod
     def of_pieces(cls, pieces: Sequence[Rounded]) -> Rounded:
@@ -130,20 +134,27 @@ class Rounded:
         """Some rows of it."""
         return Rounded(self.codes[own], GroupGrid(self.grid.scales[own], self.grid.zeros[own]))
 
-    def joined(self, ranks: Ranks, length: int, unit: int) -> Rounded:
-        """Every rank's share of the rows of one weight put together.
+    @classmethod
+    def of_ranks(
+        cls, own: Sequence[Rounded], shares: Sequence[Share], ranks: Ranks, shape: tuple[int, int], scheme: QuantScheme
+    ) -> Rounded:
+        """One weight of the rows that every rank rounded.
 
         Args:
-            ranks: Each gives its `Ranks.share`.
-            length: Rows of all.
-            unit: Rows that stay together.
+            own: This rank's shares, in their order, narrow where there are several ranks.
+            shares: Of all ranks.
+            ranks: All of them.
+            shape: N, K of the whole.
+            scheme: How they were rounded.
         """
         if ranks.count == 1:
-            return self
-        codes, scales, zeros = (
-            ranks.joined(part, length, unit) for part in (self.codes.to(torch.uint8), self.grid.scales, self.grid.zeros)
-        )
-        return Rounded(codes.float(), GroupGrid(scales, zeros))
+            return cls.of_pieces(own)
+        codes, groups = torch.empty(shape, dtype=torch.uint8), (shape[0], scheme.groups(shape[1]), 1)
+        scales, zeros = torch.empty(groups), torch.empty(groups)
+        ranks.join_(codes, [part.codes for part in own], shares)
+        ranks.join_(scales, [part.grid.scales for part in own], shares)
+        ranks.join_(zeros, [part.grid.zeros for part in own], shares)
+        return cls(codes.float(), GroupGrid(scales, zeros))
 
     def dequantize(self, scheme: QuantScheme) -> Tensor:
         """The weight that the codes stand for, fp32 [N, K]."""

@@ -37,7 +37,7 @@ class InputStatistics:
     sum: Tensor
     magnitude_sum: Tensor
     tokens: int = 0
-    _file: Path | None = None
+    _away: Path | Tensor | None = None
 
     @classmethod
     def empty(cls, channels: int) -> InputStatistics:
@@ -58,16 +58,23 @@ class InputStatistics:
         self.tokens = round(ranks.total(self.tokens))
 
     def put_away_(self, file: Path) -> None:
-        """Moves the largest part to a file; `gram` reads it from there. Nothing can be added then."""
-        np.save(file, self.gram_sum.numpy(force=True), allow_pickle=False)
-        self.gram_sum, self._file = self.gram_sum.new_empty(0, 0), file
+        """Moves the largest part from a GPU to the machine's memory, or from there to a file; `gram` reads it again.
+
+        Nothing can be added then.
+        """
+        self._away = self.gram_sum.cpu()
+        if self.gram_sum.is_cpu:
+            np.save(file, self._away.numpy(), allow_pickle=False)
+            self._away = file
+        self.gram_sum = self.gram_sum.new_empty(0, 0)
 
     def gram(self) -> Tensor:
         """E[x x^T], fp32 [K, K], made anew."""
-        if self._file is None:
+        if self._away is None:
             gram = self.gram_sum / self.tokens
         else:
-            gram = torch.as_tensor(np.load(self._file, allow_pickle=False)).to(self.sum.device).div_(self.tokens)
+            kept = self._away if isinstance(self._away, Tensor) else np.load(self._away, allow_pickle=False)
+            gram = torch.as_tensor(kept, device=self.sum.device).div_(self.tokens)
         for own in self._panels():
             gram[own.stop :, own] = gram[own, own.stop :].T
         return gram

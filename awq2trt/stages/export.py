@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from awq2trt.artifact.folder import same_place
 from awq2trt.artifact.golden import FORMAT_VERSION as GOLDEN_VERSION
-from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, fingerprint_of, record_file
+from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact, fingerprint_of, record_files
 from awq2trt.artifact.publish import create_artifact, require_replaceable
 from awq2trt.artifact.records import (
     Contents,
@@ -153,7 +153,7 @@ def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions
 def _checkpoint_files(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> dict[str, FileRecord]:
     if artifact is not None:
         return artifact.manifest.files
-    return {path.name: record_file(path) for path in (*checkpoint.files, *checkpoint.side_files)}
+    return record_files((*checkpoint.files, *checkpoint.side_files))
 
 
 def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple[SourceRecord, QuantizationRecord]:

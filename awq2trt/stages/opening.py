@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from awq2trt.artifact.folder import same_place
-from awq2trt.artifact.manifest import Artifact, Kind, current_artifact, record_file
+from awq2trt.artifact.manifest import Artifact, Kind, current_artifact, record_files
 from awq2trt.artifact.records import Contents, FileRecord, SourceRecord
 from awq2trt.errors import UsageError
 from awq2trt.models.sources.base import ModelSource
@@ -31,7 +31,7 @@ def source_record(source: ModelSource) -> SourceRecord:
     return SourceRecord(
         model=portable_name(source.name),
         family=source.spec.family,
-        files={path.name: record_file(path) for path in source.files},
+        files=record_files(source.files),
     )
 
 

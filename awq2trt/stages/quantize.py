@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
+from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file, record_files
 from awq2trt.artifact.publish import create_artifact, require_replaceable
 from awq2trt.artifact.records import CalibrationRecord, Contents, FileRecord, QuantizationRecord, SourceRecord
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
@@ -233,7 +233,7 @@ def _beginning_files(options: QuantizeOptions) -> dict[str, FileRecord]:
     if options.init_from is None:
         return {}
     begun = QuantizedCheckpoint.open(Path(options.init_from).expanduser())
-    return {path.name: record_file(path) for path in (*begun.files, *begun.side_files)}
+    return record_files((*begun.files, *begun.side_files))
 
 
 def checkpoint_bytes(source: ModelSource, options: QuantizeOptions) -> int:

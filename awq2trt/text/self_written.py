@@ -18,7 +18,8 @@ from torch import Tensor
 from awq2trt.errors import CalibrationError
 from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.device import available_bytes
-from awq2trt.models.decoder import BlockRunner, BlockWeights, Ends, KeyValueCache, load_block
+from awq2trt.models.block_weights import BlockWeights, load_blocks, with_linears_of
+from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache
 from awq2trt.models.families import DecoderSpec, family_named
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
@@ -27,9 +28,6 @@ _GREEDY_START: Final = 4
 """First tokens written greedily after the random first one (LLM-QAT: 3 to 5), before sampling starts."""
 
 _FP32_BYTES: Final = 4
-
-_MATRIX: Final = 2
-"""Axes of what is multiplied; vectors stay fp32."""
 
 _TOP_K: Final = 100
 """Tokens to draw from: the tail of a small model's distribution is noise, and one draw there derails the text."""
@@ -58,7 +56,7 @@ def self_written(
     _require_memory(source.spec, samples, seqlen, dtype)
     generator = torch.Generator("cpu").manual_seed(seed)
     ends, runner = Ends(source, head_type=dtype), BlockRunner.for_positions(source.spec, seqlen)
-    blocks = [_load_narrow(source, layer, dtype) for layer in range(source.spec.num_layers)]
+    blocks = [with_linears_of(source.spec, stored, dtype) for stored in load_blocks(source)]
     caches = [KeyValueCache.empty(source.spec, samples, seqlen) for _ in blocks]
     tokens = _first_tokens(source, ordinary, samples, generator)
     with progress.task("model writes its calibration text", total=seqlen - 1) as advance:
@@ -69,13 +67,6 @@ def self_written(
             tokens = torch.cat((tokens, kept.indices.gather(1, drawn)), dim=1)
             advance(1)
     return tokens
-
-
-def _load_narrow(source: ModelSource, layer: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A block whose matrices are of type `dtype`."""
-    return {
-        name: value.to(dtype) if value.ndim == _MATRIX else value for name, value in load_block(source, layer).items()
-    }
 
 
 def _require_memory(spec: DecoderSpec, samples: int, seqlen: int, dtype: torch.dtype) -> None:

@@ -21,6 +21,7 @@ from awq2trt.artifact.manifest import (
     fingerprint_of,
     manifest_of,
     record_file,
+    record_files,
 )
 from awq2trt.artifact.records import FileRecord
 from awq2trt.errors import ArtifactError
@@ -203,3 +204,11 @@ def test_file_hashes(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(content)
     expected = FileRecord(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     assert record_file(tmp_path / "f") == expected
+
+
+def test_several_files_are_hashed_by_name(tmp_path: Path) -> None:
+    paths = [tmp_path / f"shard-{number}" for number in range(5)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * (number << 20))
+    assert record_files(iter(paths)) == {path.name: record_file(path) for path in paths}
+    assert record_files(()) == {}

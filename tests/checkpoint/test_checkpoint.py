@@ -42,7 +42,7 @@ from awq2trt.scheme import QuantizedLinear, QuantScheme
     ],
 )
 def test_round_trip(model: dict[str, Any], options: dict[str, Any], layout: Layout, tmp_path: Path) -> None:
-    from awq2trt.models.decoder import to_tensor
+    from awq2trt.models.block_weights import to_tensor
 
     read = quantized_llama(tmp_path, model, **options)
     assert read.format.layout == layout

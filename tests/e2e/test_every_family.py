@@ -23,7 +23,8 @@ from awq2trt.evaluation.agreement import agreement
 from awq2trt.evaluation.perplexity import torch_logits
 from awq2trt.graph.basic_ops import fix_batch_, lower_to_basic_ops_
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE, WEIGHTS_FILE
-from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block, run_model
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, run_model
 from awq2trt.models.families import UNFOLDED
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.onnx_export import export_onnx

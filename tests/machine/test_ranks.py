@@ -12,7 +12,7 @@ import torch
 from rank_processes import ends_of, run_ranks, start_ranks
 
 from awq2trt.errors import PeerFailedError, RankLostError, UsageError
-from awq2trt.machine.ranks import ALONE, Ranks, joined_ranks
+from awq2trt.machine.ranks import ALONE, Ranks, Share, joined_ranks
 
 MESSAGE = 10
 """Exit code of a rank that would print an error."""
@@ -32,8 +32,11 @@ def test_shares_cover_everything_once_in_whole_units() -> None:
 
 def test_alone_everything_is_its_own() -> None:
     value = torch.arange(6.0).view(3, 2)
-    for given in (ALONE.joined(value, 3), ALONE.gathered(value, 3), ALONE.scattered(value)):
+    for given in (ALONE.gathered(value, 3), ALONE.scattered(value)):
         assert given is value
+    whole = torch.zeros(3, 2)
+    ALONE.join_(whole, [value], ALONE.shares(3))
+    assert torch.equal(whole, value)
     assert (ALONE.total(3.5), ALONE.largest(2.0), ALONE.told("x")) == (3.5, 2.0, "x")
 
 
@@ -41,7 +44,13 @@ def _talk() -> None:
     whole = torch.arange(14.0).view(7, 2)
     with joined_ranks(cuda=False) as ranks:
         own = whole[ranks.share(7)]
-        assert torch.equal(ranks.joined(own, 7), whole)
+        joined = torch.zeros(7, 2)
+        ranks.join_(joined, [own], ranks.shares(7))
+        assert torch.equal(joined, whole)
+        dealt = [Share(slice(0, 1), 2), Share(slice(1, 4), 0), Share(slice(4, 7), 2)]  # none to rank 1
+        joined.zero_()
+        ranks.join_(joined, [whole[share.rows] for share in dealt if share.rank == ranks.rank], dealt)
+        assert torch.equal(joined, whole)
         gathered = ranks.gathered(own, 7)
         assert (gathered is None) == (ranks.rank > 0)
         assert gathered is None or torch.equal(gathered, whole)
@@ -52,8 +61,9 @@ def _talk() -> None:
         ones = torch.ones(5)
         ranks.sum_([ones])
         assert ones.tolist() == [3.0] * 5
-        one_row = torch.ones(1, 4)[ranks.share(1)]  # two ranks have none
-        assert ranks.joined(one_row, 1).shape == (1, 4)
+        one_row = torch.zeros(1, 4)
+        ranks.join_(one_row, [torch.ones(1, 4)[ranks.share(1)]], ranks.shares(1))  # two ranks have none
+        assert one_row.tolist() == [[1.0] * 4]
 
 
 def test_three_ranks_tell_each_other() -> None:

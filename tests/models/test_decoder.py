@@ -12,7 +12,8 @@ from tiny_models import save_family, save_llama, save_mistral, tokens
 from transformers import AutoModelForCausalLM
 
 from awq2trt.errors import UsageError
-from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block, matmul_transposed, run_model
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, matmul_transposed, run_model
 from awq2trt.models.families import family_named
 from awq2trt.models.sources.safetensors import SafetensorsSource
 

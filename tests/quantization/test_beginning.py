@@ -12,7 +12,8 @@ from awq2trt.artifact.arrays import read_arrays
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.search_files import SEARCH_FILE
 from awq2trt.errors import UsageError
-from awq2trt.models.decoder import BlockRunner, Ends, load_block, run_model
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends, run_model
 from awq2trt.models.families import FAMILIES
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress

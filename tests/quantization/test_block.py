@@ -14,7 +14,8 @@ from tiny_checkpoints import nearest
 from tiny_models import save_llama, tokens
 
 from awq2trt.errors import CalibrationError, CheckpointError
-from awq2trt.models.decoder import BlockRunner, Ends, load_block
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.families import LINEAR, ScaleGroup
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.quantization.block import collect_statistics, quantize_block

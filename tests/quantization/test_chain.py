@@ -21,6 +21,7 @@ from awq2trt.evaluation.perplexity import perplexity, torch_logits
 from awq2trt.machine.ranks import joined_ranks
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
+from awq2trt.quantization import dealing
 from awq2trt.quantization.chain import Chain
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.job import QuantizeJob, assist
@@ -76,10 +77,11 @@ def _hashes(directory: Path) -> dict[str, str]:
     ],
     ids=["default", "best", "awq+gptq", "rtn"],
 )
+@pytest.mark.parametrize("as_gpus", [False, True], ids=["rows shared", "linears dealt out"])
 def test_any_number_of_ranks_gives_the_same_codes_but_for_ties(
-    count: int, changes: dict[str, Any], model: Path, tmp_path: Path
+    count: int, changes: dict[str, Any], as_gpus: bool, model: Path, tmp_path: Path
 ) -> None:
-    alone, shared = _checkpoints(count, changes, model, tmp_path)
+    alone, shared = _checkpoints(count, changes, model, tmp_path, _deal_as_gpus if as_gpus else None)
     names = [alone.spec.prefix(layer) + name for layer in range(LAYERS) for name in alone.spec.block.linears]
     # 0.018 with awq+gptq, where the last bits of sums choose among equals.
     assert max(np.mean(alone.linear(name).codes != shared.linear(name).codes) for name in names) < 0.03
@@ -92,12 +94,21 @@ def test_ranks_that_learn_get_as_far_as_one(model: Path, tmp_path: Path) -> None
     assert _perplexity(shared) == pytest.approx(_perplexity(alone), rel=0.05)
 
 
+def _deal_as_gpus(_: int) -> None:
+    """Ranks are dealt whole linears."""
+    dealing.calls_set_the_time = lambda: True
+
+
 def _checkpoints(
-    count: int, changes: dict[str, Any], model: Path, tmp_path: Path
+    count: int,
+    changes: dict[str, Any],
+    model: Path,
+    tmp_path: Path,
+    prepare: Callable[[int], None] | None = None,
 ) -> tuple[QuantizedCheckpoint, QuantizedCheckpoint]:
     """What one rank makes, and what several make."""
     assert run_ranks(1, _quantize, model, tmp_path / "alone", changes) == [0]
-    assert run_ranks(count, _quantize, model, tmp_path / "shared", changes) == [0] * count
+    assert run_ranks(count, _quantize, model, tmp_path / "shared", changes, prepare) == [0] * count
     return QuantizedCheckpoint.open(tmp_path / "alone" / "files"), QuantizedCheckpoint.open(
         tmp_path / "shared" / "files"
     )

@@ -8,6 +8,7 @@ import torch
 from awq2trt.errors import CalibrationError
 from awq2trt.quantization import gptq
 from awq2trt.quantization.gptq import DAMPING, GptqOptions, gptq_round
+from awq2trt.quantization.panels import PANEL
 from awq2trt.quantization.products import output_error
 from awq2trt.quantization.rounding import (
     GroupGrid,
@@ -80,7 +81,7 @@ def test_it_is_the_optimal_brain_surgeon(
 
 @pytest.mark.parametrize("act_order", [True, False])
 def test_a_row_longer_than_a_panel_has_one_grid(act_order: bool) -> None:
-    weight, gram = (value.float() for value in _problem(2 * gptq.PANEL + 20))
+    weight, gram = (value.float() for value in _problem(2 * PANEL + 20))
     scheme = QuantScheme(bits=3, group_size=WHOLE_ROW)
     rounded = gptq_round(weight, gram, scheme, GptqOptions(act_order=act_order))
     torch.testing.assert_close(rounded.grid.scales, group_grid(to_groups(weight, scheme), scheme).scales)

@@ -126,6 +126,19 @@ def test_rows_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(together.zeros, apart.zeros)
 
 
+@pytest.mark.parametrize("options", [AS_LLM_AWQ, GridOptions(passes=2)])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=QuantScheme.describe)
+def test_candidates_tried_at_once_as_on_a_gpu_give_the_same_grids(
+    scheme: QuantScheme, options: GridOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, gram = _problem(7, 72)
+    in_turns = search_grids(weight, gram, scheme, options)
+    monkeypatch.setattr(grids, "few_at_once", lambda _: False)
+    at_once = search_grids(weight, gram, scheme, options)
+    assert torch.equal(in_turns.scales, at_once.scales)
+    assert torch.equal(in_turns.zeros, at_once.zeros)
+
+
 def test_an_outlier_that_no_input_reads_is_cut_off() -> None:
     weight, gram = torch.randn(4, 64, generator=torch.Generator().manual_seed(5)) * 0.1, torch.eye(64)
     weight[:, 7], gram[7, 7] = 4.0, 1e-8

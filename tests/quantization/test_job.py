@@ -26,7 +26,8 @@ from awq2trt.checkpoint import writer
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.errors import CalibrationError
-from awq2trt.models.decoder import BlockRunner, Ends, load_block
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.onnx_export import export_onnx
 from awq2trt.progress import SilentProgress

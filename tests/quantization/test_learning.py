@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny_models import save_llama, tokens
 
-from awq2trt.models.decoder import BlockRunner, Ends, load_block
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.quantization.block import Guide, collect_statistics, dequantized, quantize_block
 from awq2trt.quantization.effort import EFFORTS

@@ -12,7 +12,8 @@ from family_variants import MODELS
 from tiny_models import save_family, save_llama, tokens
 from torch import Tensor
 
-from awq2trt.models.decoder import BlockRunner, Ends, Rotary, apply_norm, load_block
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends, Rotary, apply_norm
 from awq2trt.models.families import DecoderSpec, LayerSpec
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.quantization import scores

