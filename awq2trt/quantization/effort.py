@@ -57,6 +57,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from awq2trt.quantization.correction import CorrectionOptions
 from awq2trt.quantization.grids import GridOptions
 from awq2trt.quantization.learning import LearnOptions
 from awq2trt.quantization.search import ScaleOptions
@@ -74,6 +75,7 @@ class SearchOptions:
         code_passes: Coordinate descent on codes, so many times over all columns.
         score_passes: The same after it for q and k, on the error of attention scores instead of their own outputs.
         sequential: A block's inputs are what the quantized blocks before it give, not what the original ones do.
+        correct: Then weights make up for what the quantized layers before them got wrong; None for not.
         learn: Then codes and grids of the whole block learn from the original block's outputs; None for not.
     """
 
@@ -83,12 +85,13 @@ class SearchOptions:
     code_passes: int = 0
     score_passes: int = 0
     sequential: bool = False
+    correct: CorrectionOptions | None = None
     learn: LearnOptions | None = None
 
     @property
     def keeps_nearest(self) -> bool:
         """Whether every code stays the nearest to its weight on the grid found."""
-        return not (self.code_passes or self.score_passes or self.learn)
+        return not (self.code_passes or self.score_passes or self.correct or self.learn)
 
 
 EFFORTS: Final[dict[str, SearchOptions]] = {
@@ -97,7 +100,13 @@ EFFORTS: Final[dict[str, SearchOptions]] = {
     ),
     "default": SearchOptions(ScaleOptions(), GridOptions(), grids_of_scores=True),
     "best": SearchOptions(
-        ScaleOptions(), GridOptions(), grids_of_scores=True, code_passes=4, score_passes=3, sequential=True
+        ScaleOptions(),
+        GridOptions(),
+        grids_of_scores=True,
+        code_passes=4,
+        score_passes=3,
+        sequential=True,
+        correct=CorrectionOptions(),
     ),
     "max": SearchOptions(
         ScaleOptions(),

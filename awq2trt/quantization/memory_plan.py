@@ -119,7 +119,7 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     shapes = {name: spec.linear_shape(name) for name in spec.block.linears}
     block = _FP32 * sum(map(math.prod, spec.block_shapes().values()))
     outer = sum(map(math.prod, spec.outer_shapes().values()))
-    streams = (4 if method.learn else 2) * _FP32 * job.samples * job.seqlen * spec.hidden_size
+    streams = (4 if method.needs_original else 2) * _FP32 * job.samples * job.seqlen * spec.hidden_size
     groups = spec.scale_groups()
     widths = [spec.linear_shape(group.balance_layers[0])[1] for group in groups]
     moments = _FP32 * sum(width**2 for width in widths) if method.uses_text else 0
@@ -137,7 +137,13 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     parts["calibrate"] = block + max(block // 2, moments + activations) + streams
     if method.search:
         parts["scales"] = 2 * block + kept + max(_scale_search(spec, group, method) for group in groups) + streams
-    parts["codes"] = 2 * block + kept + widest + copies * piece + codes + 2 * linear + streams
+    parts["codes"] = (
+        (4 if method.correct else 2) * block + kept + widest + copies * piece + codes + 2 * linear + streams
+    )
+    if method.correct:  # what is moved, two moments; then the matrix, its factor and the solution
+        height = max(length for length, _ in shapes.values())
+        moved = 2 * widest + _FP64 * max(2 * width**2 + 2 * height * width for width in widths)
+        parts["correct"] = 4 * block + kept + codes + streams + moved + 2 * activations
     if method.gptq:
         parts["gptq"] = parts["codes"] + _GPTQ_MATRICES * _FP64 * max(width**2 for width in widths)
     if method.uses_text:
