@@ -137,9 +137,8 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     parts["calibrate"] = block + max(block // 2, moments + activations) + streams
     if method.search:
         parts["scales"] = 2 * block + kept + max(_scale_search(spec, group, method) for group in groups) + streams
-    parts["codes"] = (
-        (4 if method.correct else 2) * block + kept + widest + copies * piece + codes + 2 * linear + streams
-    )
+    blocks = 4 if method.correct else 2  # weights, folded; corrected, and what finished codes stand for
+    parts["codes"] = blocks * block + kept + widest + copies * piece + codes + 2 * linear + streams
     if method.correct:  # what is moved, two moments; then the matrix, its factor and the solution
         height = max(length for length, _ in shapes.values())
         moved = 2 * widest + _FP64 * max(2 * width**2 + 2 * height * width for width in widths)
