@@ -89,6 +89,8 @@ class _Stopped(BaseException):
         (2, "rtn"),
         (3, "gptq"),
         (1, "awq+gptq"),
+        (1, "best"),
+        (LAYERS, "best"),
         (0, "max"),
         (2, "max"),
         (LAYERS, "max"),
@@ -97,7 +99,7 @@ class _Stopped(BaseException):
 def test_stopped_and_resumed_gives_the_same_bytes(
     stop_after: int, method: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = {"effort": method, "tune": True} if method == "max" else {"method": method}
+    chosen = {"effort": method, "tune": method == "max"} if method in EFFORTS else {"method": method}
     whole = _job(model, tmp_path / "whole", **chosen).run()
     keep_block, stored = Store.keep_block, 0
 
