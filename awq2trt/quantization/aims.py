@@ -23,7 +23,7 @@ class Aims:
         method: What is asked of the block.
         pursuit: What weights are corrected by; None to leave them.
         folded: The block's tensors with scales folded in.
-        tensors: The same, the weights of linears corrected whose turn has come.
+        tensors: The same, the weights of linears corrected whose turn has come, until they are finished.
         inputs: What linears read, as they are rounded by it.
         current: `folded`, with what the codes of finished linears stand for.
     """
@@ -54,5 +54,7 @@ class Aims:
 
     def finish_(self, name: str, found: Rounded) -> None:
         """After a linear was rounded: those behind it read what it gives."""
-        if self.pursuit is not None:
+        if self.pursuit is not None and self.method.correct is not None:
             self.current[f"{name}.weight"] = found.dequantize(self.method.scheme)
+            if self.method.learn is None:  # nothing needs the corrected one any more
+                self.tensors[f"{name}.weight"] = self.folded[f"{name}.weight"]

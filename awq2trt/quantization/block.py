@@ -195,11 +195,11 @@ def quantize_block(
         clipped = method.search is not None and (name not in spec.unclipped() or method.search.grids_of_scores)
         own = whole.part(method.ranks.share(len(whole.weight), whole.unit))
         found = _quantized_rows(own, method, clipped=clipped).joined(method.ranks, len(whole.weight), whole.unit)
-        aims.finish_(name, found)
         if guide.lesson is not None and method.learn is not None:
             rounded[name] = found
         else:
             finish(name, found)  # at once: bytes take a quarter of the memory that codes in fp32 take
+        aims.finish_(name, found)
     if guide.lesson is not None and method.learn is not None:
         with span("learn", block=layer):
             rounded = learn_codes(aims.tensors, rounded, guide.lesson, method.scheme, method.learn).rounded

@@ -63,16 +63,17 @@ class Drift:
 
     def corrected(self, weights: Sequence[Tensor], options: CorrectionOptions) -> list[Tensor]:
         """The weights of the group that make up for it: fp32 [N, K] each, and so returned."""
-        # In fp64: G is the square of the activations, whose own condition number is that of a trained model.
-        damped = self.seen.gram().double()
-        energy = damped.diagonal().clone()
-        damped.diagonal().add_(torch.where(energy > 0, options.damping * energy, 1.0))
-        weight = torch.cat([*weights])
+        weight, gram = torch.cat([*weights]), self.seen.gram()
+        energy = gram.diagonal().clone()
+        # Over each channel's size, G has a condition number of at most K / damping, which fp32 bears.
+        size = torch.where(energy > 0, energy, 1.0).sqrt()
+        gram.div_(size).div_(size.unsqueeze(1))
+        gram.diagonal().add_(torch.where(energy > 0, options.damping, 1.0))
         wanted = weight @ self.of_input
         if self.of_stream is not None:
             wanted += self.of_stream
-        move = torch.cholesky_solve(wanted.T.double(), torch.linalg.cholesky(damped)).T
-        return list((weight + options.share * move.float()).split([*map(len, weights)]))
+        move = torch.cholesky_solve(wanted.div_(size).T, torch.linalg.cholesky(gram)).T.div_(size)
+        return list((weight + options.share * move).split([*map(len, weights)]))
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class Pursuit:
         found = Drift(
             InputStatistics.empty(columns), torch.zeros(columns, columns), torch.zeros(rows, columns) if joins else None
         )
-        for hidden, wanted in zip(self.inputs.split(1), self.originals.split(1), strict=True):
+        for index in range(len(self.inputs)):  # not split(), which makes one piece of nothing, as a rank may have
+            hidden, wanted = self.inputs[index : index + 1], self.originals[index : index + 1]
             seen, should = _read(self.run, current, hidden, name), _read(self.run, original, wanted, name)
             found.seen.add_(seen[name])
             found.of_input.addmm_((should[name] - seen[name]).T, seen[name])

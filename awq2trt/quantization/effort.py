@@ -43,8 +43,8 @@ has the first, with the covariance as far as the means tell it, and four descent
 one after another, as GPTQ rounds columns, brought `default` from 33.8 to 33.2 and from 54.2 to 51.8; descent over both
 took its place.
 
-Since then weights in `best` make up for what the quantized layers before them got wrong (`correction`), which takes INT3
-on the 8 windows from 45.3 to 39.9, and INT2 in groups of 64 from 167 to 86.
+Since then weights in `best` make up for what the quantized layers before them got wrong (`correction`), which takes
+INT3 on the 8 windows from 45.3 to 39.9, and INT2 in groups of 64 from 167 to 86.
 
 `max` takes gradients: it learns codes and grids from where a lighter search leaves them, without descents, which take
 longer than learning does. What was measured for it, and for the correction, is in `docs/notes/accuracy.md`.

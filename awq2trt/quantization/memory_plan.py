@@ -9,7 +9,7 @@ bit of the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -137,12 +137,12 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     parts["calibrate"] = block + max(block // 2, moments + activations) + streams
     if method.search:
         parts["scales"] = 2 * block + kept + max(_scale_search(spec, group, method) for group in groups) + streams
-    blocks = 4 if method.correct else 2  # weights, folded; corrected, and what finished codes stand for
+    # As it is and folded; what finished codes stand for; and corrected, if it is still to learn.
+    blocks = 2 + bool(method.correct) + bool(method.correct and method.learn)
     parts["codes"] = blocks * block + kept + widest + copies * piece + codes + 2 * linear + streams
-    if method.correct:  # what is moved, two moments; then the matrix, its factor and the solution
-        height = max(length for length, _ in shapes.values())
-        moved = 2 * widest + _FP64 * max(2 * width**2 + 2 * height * width for width in widths)
-        parts["correct"] = 4 * block + kept + codes + streams + moved + 2 * activations
+    if method.correct:  # two moments of the widest input, the matrix to solve with and its factor
+        most = _FP32 * max(length * width for length, width in _group_shapes(spec))
+        parts["correct"] = blocks * block + kept + 4 * widest + 4 * most + codes + streams + 2 * activations
     if method.gptq:
         parts["gptq"] = parts["codes"] + _GPTQ_MATRICES * _FP64 * max(width**2 for width in widths)
     if method.uses_text:
@@ -163,6 +163,13 @@ def _scale_search(spec: DecoderSpec, group: ScaleGroup, method: BlockMethod) -> 
     width, rows = shapes[0][1], sum(length for length, _ in shapes)
     tried = min(rows, method.search.scales.rows(rows, width)) if method.search else 0
     return _FP32 * (width**2 + max(3 * rows, rows + 6 * tried) * width)
+
+
+def _group_shapes(spec: DecoderSpec) -> Iterator[tuple[int, int]]:
+    """Rows of all linears that share an input, and its width."""
+    for group in spec.scale_groups():
+        shapes = [spec.linear_shape(name) for name in group.balance_layers]
+        yield sum(length for length, _ in shapes), shapes[0][1]
 
 
 def _gib(size_bytes: int) -> str:
