@@ -20,6 +20,7 @@ class Aims:
 
     Attributes:
         spec: The model.
+        where: Name of the block, with a dot at its end.
         method: What is asked of the block.
         pursuit: What weights are corrected by; None to leave them.
         folded: The block's tensors with scales folded in.
@@ -29,6 +30,7 @@ class Aims:
     """
 
     spec: DecoderSpec
+    where: str
     method: BlockMethod
     pursuit: Pursuit | None
     folded: Mapping[str, Tensor]
@@ -47,7 +49,7 @@ class Aims:
         if self.pursuit is None or options is None or group is None:
             return
         drift = self.pursuit.drift(self.spec, group, self.folded, {**self.folded, **self.current})
-        weights = drift.corrected([self.weight(one) for one in group.balance_layers], options)
+        weights = drift.corrected([self.weight(one) for one in group.balance_layers], options, self.where + name)
         for one, weight in zip(group.balance_layers, weights, strict=True):
             self.tensors[f"{one}.weight"] = weight
             self.inputs[one] = LinearInput.unscaled(drift.seen)

@@ -173,7 +173,7 @@ def quantize_block(
     if guide.start is not None:
         inputs = scaled_before(spec, inputs, guide.start.scales)
     moments = _score_moments(spec, layer, folded, inputs, method)
-    aims = Aims(spec, method, guide.pursuit, folded, dict(folded), dict(inputs))
+    aims = Aims(spec, where, method, guide.pursuit, folded, dict(folded), dict(inputs))
     rounded: dict[str, Rounded] = {}
     linears: dict[str, QuantizedLinear] = {}
     reports: dict[str, LinearReport] = {}

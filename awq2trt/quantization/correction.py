@@ -24,7 +24,7 @@ from torch import Tensor
 from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.decoder import Observer
 from awq2trt.models.families import DecoderSpec, ScaleGroup
-from awq2trt.quantization.statistics import InputStatistics
+from awq2trt.quantization.statistics import InputStatistics, require_finite
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,19 @@ class Drift:
     of_input: Tensor
     of_stream: Tensor | None
 
-    def corrected(self, weights: Sequence[Tensor], options: CorrectionOptions) -> list[Tensor]:
-        """The weights of the group that make up for it: fp32 [N, K] each, and so returned."""
+    def corrected(self, weights: Sequence[Tensor], options: CorrectionOptions, where: str = "") -> list[Tensor]:
+        """The weights of the group that make up for it: fp32 [N, K] each, and so returned.
+
+        Args:
+            weights: Of linears that share the input.
+            options: How far to go.
+            where: Name of the first of them, for errors.
+
+        Raises:
+            CalibrationError: The input had NaN or infinite values.
+        """
         weight, gram = torch.cat([*weights]), self.seen.gram()
+        require_finite(gram, where)
         energy = gram.diagonal().clone()
         # Over each channel's size, G has a condition number of at most K / damping, which fp32 bears.
         size = torch.where(energy > 0, energy, 1.0).sqrt()

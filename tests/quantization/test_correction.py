@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_models import save_family, save_llama, tokens
 
+from awq2trt.errors import CalibrationError
 from awq2trt.models.decoder import BlockRunner, Ends, load_block
 from awq2trt.models.families import gemma
 from awq2trt.models.sources.safetensors import SafetensorsSource
@@ -64,6 +65,13 @@ def test_inputs_that_are_right_leave_weights_as_they_are() -> None:
     assert torch.equal(_drift(seen, seen, torch.zeros(40, 5)).corrected([weight], CorrectionOptions())[0], weight)
     nothing = _drift(torch.zeros(40, 24), torch.zeros(40, 24), None)  # a layer that no token reaches
     assert torch.equal(nothing.corrected([weight], CorrectionOptions())[0], weight)
+
+
+def test_an_input_that_is_not_finite_is_refused_by_name() -> None:
+    seen = _normal(40, 24)
+    seen[3, 5] = torch.inf
+    with pytest.raises(CalibrationError, match=r"layers\.7\.o"):
+        _drift(seen, seen, None).corrected([_normal(5, 24)], CorrectionOptions(), "model.layers.7.o")
 
 
 def _model(tmp_path: Path, **changes: Any) -> SafetensorsSource:
