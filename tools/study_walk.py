@@ -36,8 +36,9 @@ from awq2trt.quantization.block import (
     quantize_block,
     run_block,
 )
+from awq2trt.quantization.correction import Pursuit
 from awq2trt.quantization.learning import Lesson
-from awq2trt.quantization.method import method_of
+from awq2trt.quantization.method import BlockMethod, method_of
 from awq2trt.quantization.rounding import fake_quantize, from_groups, group_grid, round_to_codes, to_groups
 from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
 from awq2trt.recipe import QuantizeOptions
@@ -184,11 +185,11 @@ def walk(
     shared = hidden is not None and any(lane.needs_original for lane in lanes)
     with torch.no_grad(), progress.task(f"{len(settings)} settings", total=source.spec.num_layers) as advance:
         for layer in range(source.spec.num_layers):
-            weights, statistics = load_block(source, layer), None
+            weights, statistics, before = load_block(source, layer), None, hidden
             if shared and hidden is not None:
                 hidden, statistics = collect_statistics(runner, layer, weights, hidden)
             for lane in lanes:
-                lane.step_(layer, weights, Original(statistics, hidden))
+                lane.step_(layer, weights, Original(statistics, before, hidden))
             advance(1)
         return [lane.measure(ends) for lane in lanes]
 
@@ -199,10 +200,12 @@ class Original:
 
     Attributes:
         statistics: Of its inputs; None where no setting needs them.
-        outputs: fp32 [samples, seqlen, hidden_size]; None likewise.
+        inputs: fp32 [samples, seqlen, hidden_size]; None likewise.
+        outputs: Same shape; None likewise.
     """
 
     statistics: Statistics | None
+    inputs: Tensor | None
     outputs: Tensor | None
 
 
@@ -256,7 +259,7 @@ class _Lane:
         method = self._method
         uses_text = method is not None and method.uses_text
         if method is not None and method.sequential:
-            uses_text = method.learn is not None or method.tune is not None
+            uses_text = method.needs_original or method.tune is not None
         return isinstance(self._setting.special, Multiply) or uses_text
 
     def step_(self, layer: int, weights: Weights, original: Original) -> None:
@@ -309,13 +312,9 @@ class _Lane:
         if setting.special is not None:
             changed = _special_block(spec, weights, statistics, setting, layer, self._steps)
         else:
-            guide = UNGUIDED
             if self._calibration is not None:
                 _, statistics = collect_statistics(self._runner, layer, weights, self._calibration)
-                if method.learn and original.outputs is not None and setting.options is not None:
-                    run, seed = partial(self._runner.run, layer=layer), setting.options.seed + layer
-                    guide = Guide(Lesson(run, self._calibration, original.outputs, seed, len(self._calibration)))
-            block = quantize_block(spec, layer, weights, statistics or {}, method, guide)
+            block = quantize_block(spec, layer, weights, statistics or {}, method, self._guide(layer, method, original))
             changed = dequantized(block.linears, block.norms)
             if self._tune is not None:
                 self._finished.append(FinishedBlock(block.linears, block.norms))
@@ -326,6 +325,17 @@ class _Lane:
         if self._calibration is not None:
             self._calibration = run_block(self._runner, layer, changed, self._calibration)
         return changed
+
+    def _guide(self, layer: int, method: BlockMethod, original: Original) -> Guide:
+        """What the original block shows to a method that is held to it."""
+        lesson, pursuit, run, inputs = None, None, partial(self._runner.run, layer=layer), self._calibration
+        if inputs is None or self._setting.options is None:
+            return UNGUIDED
+        if method.learn is not None and original.outputs is not None:
+            lesson = Lesson(run, inputs, original.outputs, self._setting.options.seed + layer, len(inputs))
+        if method.correct is not None and original.inputs is not None:
+            pursuit = Pursuit(run, inputs, original.inputs)
+        return Guide(lesson, pursuit=pursuit)
 
 
 def device_name() -> str:

@@ -13,13 +13,16 @@ from torch import Tensor
 from awq2trt.machine.ranks import ALONE, Ranks, Share
 from awq2trt.models.decoder import BlockRunner, Observer
 from awq2trt.models.families import UNFOLDED, DecoderSpec, ScaleGroup
+from awq2trt.quantization.aims import Aims
 from awq2trt.quantization.beginning import Beginning
+from awq2trt.quantization.correction import Pursuit
 from awq2trt.quantization.dealing import Rows, deal, dealt_unevenly
 from awq2trt.quantization.descent import descend
 from awq2trt.quantization.fold import fold_scales_
 from awq2trt.quantization.gptq import gptq_round
 from awq2trt.quantization.grids import cut_share, search_grids
 from awq2trt.quantization.learning import Lesson, learn_codes
+from awq2trt.quantization.linear_input import LinearInput, scaled_before
 from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.products import narrowed, output_error
 from awq2trt.quantization.rounding import GroupGrid, Rounded, fake_quantize, group_grid, round_to_grid, to_groups
@@ -129,10 +132,12 @@ class Guide:
     Attributes:
         lesson: What it learns from; None for a method that does not learn.
         start: Where to begin instead of a search; the weights are those that it scaled already.
+        pursuit: What its weights are corrected by; None for a method that does not correct them.
     """
 
     lesson: Lesson | None = None
     start: Beginning | None = None
+    pursuit: Pursuit | None = None
 
 
 UNGUIDED: Final = Guide()
@@ -146,7 +151,7 @@ def quantize_block(
     method: BlockMethod,
     guide: Guide = UNGUIDED,
 ) -> QuantizedBlock:
-    """Scales by group, folded; then clips by linear; then rounding; then learning; each if the method asks for it.
+    """Scales by group, folded; then linear by linear correction, clips, rounding; then learning; each if asked for.
 
     Args:
         spec: The model.
@@ -161,8 +166,9 @@ def quantize_block(
         spec, weights, statistics, method if searched else replace(method, search=None), where
     )
     if guide.start is not None:
-        inputs = _scaled_before(spec, inputs, guide.start.scales)
+        inputs = scaled_before(spec, inputs, guide.start.scales)
     moments = _score_moments(spec, layer, folded, inputs, method)
+    aims = Aims(spec, where, method, guide.pursuit, folded, dict(folded), dict(inputs))
     rounded: dict[str, Rounded] = {}
     linears: dict[str, QuantizedLinear] = {}
     reports: dict[str, LinearReport] = {}
@@ -171,30 +177,20 @@ def quantize_block(
         linears[name] = found.to_linear(method.scheme, bias=folded.get(f"{name}.bias"), where=where + name)
         reports[name] = LinearReport()
         if name in inputs:
-            original, folded_weight = weights[f"{name}.weight"], folded[f"{name}.weight"]
+            original, aim = weights[f"{name}.weight"], aims.weight(name)
             with span("report", linear=where + name):
-                reports[name] = _report(original, folded_weight, found, inputs[name], method)
+                reports[name] = _report(original, aim, found, inputs[name], method)
 
     # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
-    wholes = {
-        name: _Rows(
-            where + name,
-            folded[f"{name}.weight"],
-            inputs.get(name),
-            moments.get(name),
-            guide.start.rounded[name] if guide.start else None,
-            method.search is not None and (name not in spec.unclipped() or method.search.grids_of_scores),
-        )
-        for name in spec.block.linears
-    }
-    for name, found in _quantized_by_ranks(wholes, method):
+    for name, found in _quantized_in_turn(spec, aims, moments, guide):
         if guide.lesson is not None and method.learn is not None:
             rounded[name] = found
         else:
             finish(name, found)  # at once: bytes take a quarter of the memory that codes in fp32 take
+        aims.finish_(name, found)
     if guide.lesson is not None and method.learn is not None:
         with span("learn", block=layer):
-            rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.learn).rounded
+            rounded = learn_codes(aims.tensors, rounded, guide.lesson, method.scheme, method.learn).rounded
         for name, found in rounded.items():
             finish(name, found)
     search = {
@@ -215,56 +211,16 @@ def dequantized(linears: Mapping[str, QuantizedLinear], plain: Mapping[str, Tens
     return tensors
 
 
-@dataclass(frozen=True)
-class _LinearInput:
-    """Mean |x| of a linear's input as it was, s, and E[x] as it is after folding, over s.
-
-    E[x x^T] is made when it is asked for: of the widest input of a large model, it is larger than the linear.
-    """
-
-    alpha: float | None
-    beta: float | None
-    magnitude: Tensor
-    scales: Tensor
-    mean: Tensor
-    _statistics: InputStatistics
-    _divisors: Tensor | None = None  # s, where weights were scaled here
-
-    @classmethod
-    def unscaled(cls, statistics: InputStatistics) -> _LinearInput:
-        """Before, or without, a search."""
-        magnitude = statistics.magnitude()
-        return cls(None, None, magnitude, torch.ones_like(magnitude), statistics.mean(), statistics)
-
-    def unscaled_gram(self) -> Tensor:
-        """E[x x^T] as it was."""
-        return self._statistics.gram()
-
-    def gram(self) -> Tensor:
-        """E[x x^T] as it is after folding."""
-        gram, divisors = self.unscaled_gram(), self._divisors
-        return gram if divisors is None else gram.div_(divisors).div_(divisors.unsqueeze(1))
-
-    def scaled(self, found: ScaleResult) -> _LinearInput:
-        """After scales were folded."""
-        mean, scales = self.mean / found.scales, found.scales
-        return replace(self, alpha=found.alpha, beta=found.beta, scales=scales, mean=mean, _divisors=scales)
-
-    def search(self) -> dict[str, Tensor]:
-        """What `QuantizedBlock.search` keeps of it."""
-        return {"magnitude": self.magnitude, "scales": self.scales}
-
-
 def _fold_searched(
     spec: DecoderSpec, weights: Mapping[str, Tensor], statistics: Statistics, method: BlockMethod, where: str
-) -> tuple[dict[str, Tensor], dict[str, _LinearInput]]:
+) -> tuple[dict[str, Tensor], dict[str, LinearInput]]:
     """The weights with the scales of every group folded in, if the method searches scales; every linear's input then.
 
     A group's search sees what the groups before it were folded into. No inputs where the method uses no text.
     """
-    folded, inputs = dict(weights), dict[str, _LinearInput]()
+    folded, inputs = dict(weights), dict[str, LinearInput]()
     for group in spec.scale_groups() if statistics else ():
-        seen = _LinearInput.unscaled(statistics[group.balance_layers[0]])
+        seen = LinearInput.unscaled(statistics[group.balance_layers[0]])
         if method.search and group.smooth_kind != UNFOLDED:
             with span("search scales", linear=where + group.balance_layers[0]):
                 found = _search_group(spec, folded, group, seen, method, where)
@@ -272,18 +228,6 @@ def _fold_searched(
             seen = seen.scaled(found)
         inputs.update(dict.fromkeys(group.balance_layers, seen))
     return folded, inputs
-
-
-def _scaled_before(
-    spec: DecoderSpec, inputs: Mapping[str, _LinearInput], scales: Mapping[str, Tensor]
-) -> dict[str, _LinearInput]:
-    """The inputs of linears that were scaled already, with the scales noted, and the magnitude that was before them."""
-    noted = dict[str, _LinearInput]()
-    for group in spec.scale_groups():
-        seen, own = inputs[group.balance_layers[0]], scales[group.balance_layers[0]]
-        seen = replace(seen, scales=own, magnitude=seen.magnitude * own)
-        noted.update(dict.fromkeys(group.balance_layers, seen))
-    return noted
 
 
 @dataclass(frozen=True)
@@ -301,7 +245,7 @@ class _Rows:
 
     where: str
     weight: Tensor
-    seen: _LinearInput | None
+    seen: LinearInput | None
     moments: Tensor | None
     start: Rounded | None
     clipped: bool
@@ -319,6 +263,27 @@ class _Rows:
         return replace(
             self, weight=self.weight[own], moments=moments, start=self.start.rows(own) if self.start else None
         )
+
+
+def _quantized_in_turn(
+    spec: DecoderSpec, aims: Aims, moments: Mapping[str, Tensor], guide: Guide
+) -> Iterator[tuple[str, Rounded]]:
+    """Codes and grids of a block's linears; where weights are corrected, by what those before them became."""
+    method, names = aims.method, spec.block.linears
+    for turn in [[name] for name in names] if method.correct is not None else [list(names)]:
+        wholes = {}
+        for name in turn:
+            with span("correct", linear=aims.where + name):
+                aims.correct_(name)
+            wholes[name] = _Rows(
+                aims.where + name,
+                aims.weight(name),
+                aims.inputs.get(name),
+                moments.get(name),
+                guide.start.rounded[name] if guide.start else None,
+                method.search is not None and (name not in spec.unclipped() or method.search.grids_of_scores),
+            )
+        yield from _quantized_by_ranks(wholes, method)
 
 
 def _quantized_by_ranks(linears: Mapping[str, _Rows], method: BlockMethod) -> Iterator[tuple[str, Rounded]]:
@@ -364,7 +329,7 @@ def _quantized_piece(rows: _Rows, gram: Tensor | None, method: BlockMethod) -> R
 
 
 def _score_moments(
-    spec: DecoderSpec, layer: int, folded: Mapping[str, Tensor], inputs: Mapping[str, _LinearInput], method: BlockMethod
+    spec: DecoderSpec, layer: int, folded: Mapping[str, Tensor], inputs: Mapping[str, LinearInput], method: BlockMethod
 ) -> dict[str, Tensor]:
     """How errors of rows of q and k weigh on each other, by linear; empty where the method does not look at scores."""
     if method.search is None or not method.search.score_passes or method.gptq:
@@ -398,7 +363,7 @@ def _descended(weight: Tensor, rounded: Rounded, gram: Tensor, method: BlockMeth
     return descend(weight, rounded, gram, scheme, passes=search.score_passes, moments=moments)
 
 
-def _report(original: Tensor, folded: Tensor, found: Rounded, seen: _LinearInput, method: BlockMethod) -> LinearReport:
+def _report(original: Tensor, folded: Tensor, found: Rounded, seen: LinearInput, method: BlockMethod) -> LinearReport:
     """What became of one linear, its weight before and after folding given."""
     scheme, ranks, length = method.scheme, method.ranks, len(original)
     own, step = ranks.share(length), -(-length // REPORT_ROWS)
@@ -422,7 +387,7 @@ def _search_group(
     spec: DecoderSpec,
     weights: Mapping[str, Tensor],
     group: ScaleGroup,
-    seen: _LinearInput,
+    seen: LinearInput,
     method: BlockMethod,
     where: str,
 ) -> ScaleResult:

@@ -28,6 +28,7 @@ from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 from awq2trt.quantization.beginning import begin_block
 from awq2trt.quantization.block import Guide, QuantizedBlock, collect_statistics, dequantized, quantize_block, run_block
+from awq2trt.quantization.correction import Pursuit
 from awq2trt.quantization.learning import Lesson
 from awq2trt.quantization.method import BlockMethod
 from awq2trt.tracing import span
@@ -39,7 +40,7 @@ class Streams:
 
     Attributes:
         hidden: fp32 [samples, seqlen, hidden_size]: the quantized model's if the method is sequential.
-        original: The original model's, of a method that learns from it.
+        original: The original model's, of a method that is held to it.
     """
 
     hidden: Tensor
@@ -128,17 +129,20 @@ class Chain:
     ) -> tuple[QuantizedBlock, Streams, float]:
         """One block; the streams after it and the largest activation in it.
 
-        AWQ's search sees the unquantized model, as in the paper. A method that learns needs the stream of the original
-        model, too.
+        AWQ's search sees the unquantized model, as in the paper. A method that learns, or corrects weights, needs the
+        stream of the original model, too.
         """
         spec, method, seen = self.source.spec, self.method, ActivationRange()
         prefix, hidden, original = spec.prefix(layer), before.hidden, None
-        lesson = None
+        lesson, pursuit = None, None
         if before.original is not None:
             with span("run the original block", block=layer):
                 original = run_block(runner, layer, weights, before.original)
             run = partial(runner.run, layer=layer)
-            lesson = Lesson(run, hidden, original, self.seed + layer, samples, method.ranks)
+            if method.learn is not None:
+                lesson = Lesson(run, hidden, original, self.seed + layer, samples, method.ranks)
+            if method.correct is not None:
+                pursuit = Pursuit(run, hidden, before.original, method.ranks)
         # Rounded factors make a last bit of a stream a larger one. All ranks have the same bits of the original model's
         # streams; those of a quantized one differ by how sums were shared.
         factors = torch.float32 if method.sequential else narrow_type()
@@ -163,7 +167,7 @@ class Chain:
             if self.spill:
                 for number, gathered in enumerate(statistics.values()):
                     gathered.put_away_(Path(directory) / f"{number}.npy")
-            block = quantize_block(spec, layer, weights, statistics, method, Guide(lesson, begun))
+            block = quantize_block(spec, layer, weights, statistics, method, Guide(lesson, begun, pursuit))
         if method.sequential:
             with span("run the quantized block", block=layer):
                 outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)

@@ -248,7 +248,7 @@ class QuantizeJob:
         if first < self.store.layers:
             hidden = self.store.hidden(first) if first else self._first_hidden(tokens, seen)
             original = None
-            if self.method.learn:
+            if self.method.needs_original:
                 original = self.store.original(first) if first else hidden
             streams = Streams(hidden, original)
         title = f"quantizing blocks ({self.options.method})"

@@ -9,7 +9,7 @@ bit of the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -119,7 +119,7 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     shapes = {name: spec.linear_shape(name) for name in spec.block.linears}
     block = _FP32 * sum(map(math.prod, spec.block_shapes().values()))
     outer = sum(map(math.prod, spec.outer_shapes().values()))
-    streams = (4 if method.learn else 2) * _FP32 * job.samples * job.seqlen * spec.hidden_size
+    streams = (4 if method.needs_original else 2) * _FP32 * job.samples * job.seqlen * spec.hidden_size
     groups = spec.scale_groups()
     widths = [spec.linear_shape(group.balance_layers[0])[1] for group in groups]
     moments = _FP32 * sum(width**2 for width in widths) if method.uses_text else 0
@@ -137,7 +137,12 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     parts["calibrate"] = block + max(block // 2, moments + activations) + streams
     if method.search:
         parts["scales"] = 2 * block + kept + max(_scale_search(spec, group, method) for group in groups) + streams
-    parts["codes"] = 2 * block + kept + widest + copies * piece + codes + 2 * linear + streams
+    # As it is and folded; what finished codes stand for; and corrected, if it is still to learn.
+    blocks = 2 + bool(method.correct) + bool(method.correct and method.learn)
+    parts["codes"] = blocks * block + kept + widest + copies * piece + codes + 2 * linear + streams
+    if method.correct:  # two moments of the widest input, the matrix to solve with and its factor
+        most = _FP32 * max(length * width for length, width in _group_shapes(spec))
+        parts["correct"] = blocks * block + kept + 4 * widest + 4 * most + codes + streams + 2 * activations
     if method.gptq:
         parts["gptq"] = parts["codes"] + _GPTQ_MATRICES * _FP64 * max(width**2 for width in widths)
     if method.uses_text:
@@ -158,6 +163,13 @@ def _scale_search(spec: DecoderSpec, group: ScaleGroup, method: BlockMethod) -> 
     width, rows = shapes[0][1], sum(length for length, _ in shapes)
     tried = min(rows, method.search.scales.rows(rows, width)) if method.search else 0
     return _FP32 * (width**2 + max(3 * rows, rows + 6 * tried) * width)
+
+
+def _group_shapes(spec: DecoderSpec) -> Iterator[tuple[int, int]]:
+    """Rows of all linears that share an input, and its width."""
+    for group in spec.scale_groups():
+        shapes = [spec.linear_shape(name) for name in group.balance_layers]
+        yield sum(length for length, _ in shapes), shapes[0][1]
 
 
 def _gib(size_bytes: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from awq2trt.errors import UsageError
 from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.methods import METHODS
+from awq2trt.quantization.correction import CorrectionOptions
 from awq2trt.quantization.effort import EFFORTS, SearchOptions
 from awq2trt.quantization.gptq import GptqOptions
 from awq2trt.quantization.learning import LearnOptions
@@ -45,6 +46,16 @@ class BlockMethod:
     def sequential(self) -> bool:
         """Whether a block's inputs are those that the quantized blocks before it give (the reference GPTQ's order)."""
         return self.gptq is not None or (self.search is not None and self.search.sequential)
+
+    @property
+    def needs_original(self) -> bool:
+        """Whether a block is held to what the original one does on the original inputs."""
+        return self.learn is not None or self.correct is not None
+
+    @property
+    def correct(self) -> CorrectionOptions | None:
+        """How weights make up for what the quantized layers before them got wrong; None for not."""
+        return self.search.correct if self.search is not None and self.gptq is None else None
 
     @property
     def learn(self) -> LearnOptions | None:

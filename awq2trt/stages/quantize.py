@@ -253,7 +253,7 @@ def quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
     if METHODS[options.method].uses_text:
         hidden = _FP32_BYTES * options.samples * options.seqlen * spec.hidden_size
     method = method_of(options)
-    streams, copies = 4 if method.learn else 2, 3 if method.tune else 2
+    streams, copies = 4 if method.needs_original else 2, 3 if method.tune else 2
     return copies * _blocks_bytes(source, options) + _outer_bytes(source, options) + streams * hidden
 
 

@@ -110,7 +110,7 @@ def test_best_moves_codes_only_and_folds_nothing_again(model: Path) -> None:
     for kind in ("scales", "magnitude"):  # of the model's own inputs, which `check` and `inspect` look at
         name = f"model.layers.0.mlp.down_proj.{kind}"
         was, now = (read_arrays(directory / SEARCH_FILE, fix="")[name] for directory in (first, refined))
-        assert now == pytest.approx(was, rel=1e-3)
+        assert now == pytest.approx(was, rel=1e-2)  # `best` runs blocks by fp32 factors, the default by bf16
     for layer in range(before.spec.num_layers):
         prefix = before.spec.prefix(layer)
         for name in before.spec.block.linears:

@@ -71,11 +71,11 @@ def _hashes(directory: Path) -> dict[str, str]:
     ("count", "changes"),
     [
         (2, {}),
-        (3, {"effort": "best"}),
+        (3, {"effort": "fast"}),
         (2, {"method": "awq+gptq"}),
         (4, {"method": "rtn"}),  # more ranks than there are windows
     ],
-    ids=["default", "best", "awq+gptq", "rtn"],
+    ids=["default", "fast", "awq+gptq", "rtn"],
 )
 @pytest.mark.parametrize("as_gpus", [False, True], ids=["rows shared", "linears dealt out"])
 def test_any_number_of_ranks_gives_the_same_codes_but_for_ties(
@@ -88,9 +88,11 @@ def test_any_number_of_ranks_gives_the_same_codes_but_for_ties(
     assert _perplexity(shared) == pytest.approx(_perplexity(alone), rel=1e-3)
 
 
-def test_ranks_that_learn_get_as_far_as_one(model: Path, tmp_path: Path) -> None:
-    # Steps follow the signs of gradients, so that a last bit of a sum over ranks turns whole steps.
-    alone, shared = _checkpoints(3, {"effort": "max"}, model, tmp_path)
+@pytest.mark.parametrize("effort", ["best", "max"])
+def test_ranks_that_are_held_to_the_original_get_as_far_as_one(effort: str, model: Path, tmp_path: Path) -> None:
+    # What one block got wrong the next makes up for, so that a tie that falls another way moves all that follows; and
+    # where steps follow the signs of gradients, a last bit of a sum over ranks turns whole steps.
+    alone, shared = _checkpoints(3, {"effort": effort}, model, tmp_path)
     assert _perplexity(shared) == pytest.approx(_perplexity(alone), rel=0.05)
 
 

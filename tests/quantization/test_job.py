@@ -90,6 +90,8 @@ class _Stopped(BaseException):
         (2, "rtn"),
         (3, "gptq"),
         (1, "awq+gptq"),
+        (1, "best"),
+        (LAYERS, "best"),
         (0, "max"),
         (2, "max"),
         (LAYERS, "max"),
@@ -98,7 +100,7 @@ class _Stopped(BaseException):
 def test_stopped_and_resumed_gives_the_same_bytes(
     stop_after: int, method: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = {"effort": method, "tune": True} if method == "max" else {"method": method}
+    chosen = {"effort": method, "tune": method == "max"} if method in EFFORTS else {"method": method}
     whole = _job(model, tmp_path / "whole", **chosen).run()
     keep_block, stored = Store.keep_block, 0
 
@@ -361,7 +363,7 @@ def test_other_windows_may_go_further_than_those_looked_at(
 
     monkeypatch.setattr(job, "storage_dtype", ask)
     _job(model, tmp_path / "out", method="rtn").run()
-    assert asked[0] == pytest.approx(1.2 * asked[1], rel=1e-6)
+    assert asked[0] == pytest.approx(1.2 * asked[1], rel=1e-2)  # factors were rounded to bf16
 
 
 def test_a_resumed_run_keeps_the_type_of_steps(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
