@@ -13,11 +13,16 @@ MODEL_FILE: Final = "model.onnx"
 WEIGHTS_FILE: Final = "model.onnx.data"
 ENGINE_FILE: Final = "model.engine"
 
+VISION_FILE: Final = "vision.onnx"
+VISION_WEIGHTS_FILE: Final = "vision.onnx.data"
+
 DECODER: Final = "decoder"
 """The graph that every exported model has."""
 
 INPUT_IDS: Final = "input_ids"
 CACHE_POSITION: Final = "cache_position"
+PIXEL_VALUES: Final = "pixel_values"
+IMAGE_EMBEDDINGS: Final = "image_embeddings"
 LOGITS: Final = "logits"
 NEXT_TOKEN: Final = "next_token"
 
@@ -25,6 +30,9 @@ BATCH: Final = "batch"
 SEQUENCE: Final = "sequence"
 ROWS: Final = "rows"
 """Symbolic axes: sequences at once, new tokens of each, and logits of each (1, or `SEQUENCE` if all are asked for)."""
+
+IMAGES: Final = "images"
+"""Symbolic axis of a vision graph: images at once."""
 
 CACHE_LAYOUT: Final = "bhcd"
 """Axes of a cache tensor: batch, key-value heads, capacity, channels of a head."""
@@ -71,9 +79,10 @@ class IoContract:
     """Inputs and outputs of a graph.
 
     Attributes:
-        inputs: Of a decoder: `input_ids`, `cache_position`, then `past_key_i`, `past_value_i` of every layer.
+        inputs: Of a decoder: `input_ids`, `cache_position`, then `past_key_i`, `past_value_i` of every layer; of a
+            vision graph: `pixel_values`.
         outputs: Of a decoder: `logits`, then `present_key_i`, `present_value_i` of every layer, each of which may be
-            the same memory as its `past_` input.
+            the same memory as its `past_` input; of a vision graph: `image_embeddings`.
         cache: None for a graph without one.
     """
 

@@ -11,17 +11,16 @@ from typing import Any, Final, Protocol, get_args
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from awq2trt import opset
-from awq2trt.errors import ArtifactError, UsageError
+from awq2trt.errors import UsageError
 from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE, IoContract
 from awq2trt.models.families import DecoderSpec
 from awq2trt.onnx_export.bodies import BodyVariant
 from awq2trt.onnx_export.decoder_graph import GraphPlan, build_decoder, decoder_contract
-from awq2trt.onnx_export.external_data import ExternalDataWriter
+from awq2trt.onnx_export.external_data import ExternalDataWriter, initializer, write_graph
 from awq2trt.onnx_export.weights import LinearInputs, Order
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.recipe import ActivationDtype, ExportOptions
@@ -94,20 +93,15 @@ def export_onnx(
     """
     plan = _plan(options or ExportOptions(), checkpoint, all_logits=all_logits)
     model_path, weights_path = directory / MODEL_FILE, directory / WEIGHTS_FILE
-    partial = weights_path.with_name(weights_path.name + ".partial")
-    try:
-        model = _stream(checkpoint, partial, weights_path, plan, progress or SilentProgress())
-        partial.replace(weights_path)
-        _write_model(model, model_path)
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot write the exported model: {error.strerror or error}.",
-            where=str(error.filename or directory),
-            fix="free disk space or choose another output directory.",
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    contract = decoder_contract(checkpoint.spec, plan)
+    spec = checkpoint.spec
+
+    def build(writer: ExternalDataWriter) -> ir.Model:
+        with (progress or SilentProgress()).task("exporting", spec.num_layers) as advance:
+            weights = _StreamedWeights(checkpoint, writer, plan.dtype)
+            return build_decoder(spec, weights, plan, on_block=lambda: advance(1))
+
+    write_graph(model_path, weights_path, build)
+    contract = decoder_contract(spec, plan)
     return ExportResult(contract, dtype=plan.dtype.name.lower())
 
 
@@ -134,7 +128,7 @@ class _StreamedWeights:
             tensors.append(write_codes(f"{name}.zeros", linear.zeros))
         if linear.bias is not None:
             tensors.append(self._writer.write_float(f"{name}.bias", linear.bias, self.dtype))
-        return BodyVariant.of(linear), tuple(_initializer(tensor) for tensor in tensors)
+        return BodyVariant.of(linear), tuple(initializer(tensor) for tensor in tensors)
 
     def is_quantized(self, name: str) -> bool:
         """Whether the checkpoint has codes of the linear."""
@@ -152,7 +146,7 @@ class _StreamedWeights:
 
     def order(self, name: str, value: Order) -> ir.Value:
         """An order of channels, int32."""
-        return _initializer(self._writer.write_integers(name, value.astype(np.int32)))
+        return initializer(self._writer.write_integers(name, value.astype(np.int32)))
 
     def tensor(self, name: str) -> ir.Value:
         """A plain tensor in the graph's dtype."""
@@ -170,26 +164,7 @@ class _StreamedWeights:
 
     def constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
         """A tensor in the graph's dtype."""
-        return _initializer(self._writer.write_float(name, value, self.dtype))
-
-
-def _stream(checkpoint: Checkpoint, partial: Path, weights_path: Path, plan: GraphPlan, progress: Progress) -> ir.Model:
-    """Builds the graph while its weights go to `partial`; the graph names them by `weights_path`."""
-    spec = checkpoint.spec
-    with partial.open("wb") as file, progress.task("exporting", spec.num_layers) as advance:
-        weights = _StreamedWeights(checkpoint, ExternalDataWriter(file, weights_path), plan.dtype)
-        return build_decoder(spec, weights, plan, on_block=lambda: advance(1))
-
-
-def _write_model(model: ir.Model, path: Path) -> None:
-    """Serializes the graph, whose weights are on disk already, checks it, and gives it its name."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(ir.to_proto(model).SerializeToString())
-        onnx.checker.check_model(str(partial))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        return initializer(self._writer.write_float(name, value, self.dtype))
 
 
 def _rows_in_order(linear: QuantizedLinear, rows: Order | None) -> QuantizedLinear:
@@ -199,10 +174,6 @@ def _rows_in_order(linear: QuantizedLinear, rows: Order | None) -> QuantizedLine
     zeros = None if linear.zeros is None else linear.zeros[rows]
     bias = None if linear.bias is None else linear.bias[rows]
     return replace(linear, codes=linear.codes[rows], scales=linear.scales[rows], zeros=zeros, bias=bias)
-
-
-def _initializer(tensor: ir.ExternalTensor) -> ir.Value:
-    return ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
 
 
 def _plan(options: ExportOptions, checkpoint: Checkpoint, *, all_logits: bool) -> GraphPlan:
