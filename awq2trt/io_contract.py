@@ -20,6 +20,10 @@ DECODER: Final = "decoder"
 """The graph that every exported model has."""
 
 INPUT_IDS: Final = "input_ids"
+INPUTS_EMBEDS: Final = "inputs_embeds"
+NEW_TOKENS: Final = (INPUT_IDS, INPUTS_EMBEDS)
+"""What a decoder reads of its new tokens: one or the other, as its first input."""
+
 CACHE_POSITION: Final = "cache_position"
 PIXEL_VALUES: Final = "pixel_values"
 IMAGE_EMBEDDINGS: Final = "image_embeddings"
@@ -79,8 +83,8 @@ class IoContract:
     """Inputs and outputs of a graph.
 
     Attributes:
-        inputs: Of a decoder: `input_ids`, `cache_position`, then `past_key_i`, `past_value_i` of every layer; of a
-            vision graph: `pixel_values`.
+        inputs: Of a decoder: `input_ids` or `inputs_embeds`, `cache_position`, then `past_key_i`, `past_value_i` of
+            every layer; of a vision graph: `pixel_values`.
         outputs: Of a decoder: `logits`, then `present_key_i`, `present_value_i` of every layer, each of which may be
             the same memory as its `past_` input; of a vision graph: `image_embeddings`.
         cache: None for a graph without one.

@@ -23,7 +23,7 @@ from onnx_ir.tape import Tape
 
 from awq2trt import opset
 from awq2trt.errors import UnsupportedError
-from awq2trt.io_contract import BATCH, CACHE_POSITION, INPUT_IDS
+from awq2trt.io_contract import BATCH, CACHE_POSITION, NEW_TOKENS
 
 OPSET: Final = 20
 """Newest opset that TensorRT 10.3 parses."""
@@ -186,10 +186,10 @@ def _tensor_scatter(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
         raise _refusal(node, f"write_indices: expected the input {CACHE_POSITION}, got {start.name}")
     batch, heads, capacity, width = (_static(node, past, axis) for axis in range(4))
     _require(node, "batch", batch, 1)
-    input_ids = next(value for value in rewriter.graph.inputs if value.name == INPUT_IDS)
+    new = next(value for value in rewriter.graph.inputs if value.name in NEW_TOKENS)
 
     def write() -> ir.Value:  # int64 [H, S, 1]
-        length = rewriter.op("Shape", [input_ids], {"start": 1, "end": 2})
+        length = rewriter.op("Shape", [new], {"start": 1, "end": 2})
         zero, one = rewriter.constant(np.asarray(0)), rewriter.constant(np.asarray(1))
         steps = rewriter.op("Range", [zero, rewriter.op("Squeeze", [length]), one])
         slots = rewriter.op("Add", [steps, start])  # [S]

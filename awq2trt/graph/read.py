@@ -15,7 +15,7 @@ import onnx_ir as ir
 from awq2trt import opset
 from awq2trt.errors import ArtifactError
 from awq2trt.foreign_files import reading
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS, MODEL_FILE, cache_names
 
 _EXPORT_AGAIN: Final = "export the model again: awq2trt export CHECKPOINT -o DIR"
 
@@ -132,7 +132,8 @@ def _check_external(tensor: ir.ExternalTensor) -> None:
 def _read_sizes(model: ir.Model, path: Path, free_capacity: int | None) -> DecoderSizes:
     values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
     layers = sum(1 for name in values if name is not None and name.startswith("past_key_"))
-    expected = (INPUT_IDS, CACHE_POSITION, LOGITS, *cache_names("past", layers), *cache_names("present", layers))
+    new = INPUTS_EMBEDS if INPUTS_EMBEDS in values else INPUT_IDS
+    expected = (new, CACHE_POSITION, LOGITS, *cache_names("past", layers), *cache_names("present", layers))
     missing = [name for name in expected if name not in values]
     cache, logits = values.get("past_key_0"), values.get(LOGITS)
     if missing or cache is None or logits is None or cache.shape is None or logits.shape is None:

@@ -74,6 +74,7 @@ def export_onnx(
     *,
     options: ExportOptions | None = None,
     all_logits: bool = False,
+    embeds: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Writes the decoder and its weights into `directory`.
@@ -85,13 +86,14 @@ def export_onnx(
         directory: Where `model.onnx` and its weights go.
         options: Capacity, type of activations, function bodies; None for the defaults.
         all_logits: Logits of every position rather than of the last.
+        embeds: The decoder reads embeddings in place of tokens, as that of a model that sees must.
         progress: Counts blocks.
 
     Raises:
         UsageError: `max_seq_len` is beyond what the model was made for.
         ArtifactError: The files cannot be written.
     """
-    plan = _plan(options or ExportOptions(), checkpoint, all_logits=all_logits)
+    plan = _plan(options or ExportOptions(), checkpoint, all_logits=all_logits, embeds=embeds)
     model_path, weights_path = directory / MODEL_FILE, directory / WEIGHTS_FILE
     spec = checkpoint.spec
 
@@ -176,7 +178,7 @@ def _rows_in_order(linear: QuantizedLinear, rows: Order | None) -> QuantizedLine
     return replace(linear, codes=linear.codes[rows], scales=linear.scales[rows], zeros=zeros, bias=bias)
 
 
-def _plan(options: ExportOptions, checkpoint: Checkpoint, *, all_logits: bool) -> GraphPlan:
+def _plan(options: ExportOptions, checkpoint: Checkpoint, *, all_logits: bool, embeds: bool) -> GraphPlan:
     """What the options come to for this checkpoint."""
     limit = checkpoint.spec.max_positions
     capacity = options.max_seq_len or min(limit, DEFAULT_MAX_SEQ_LEN)
@@ -188,4 +190,4 @@ def _plan(options: ExportOptions, checkpoint: Checkpoint, *, all_logits: bool) -
         )
     said = checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype")
     dtype = options.dtype or (said if said in DTYPES else DTYPES[0])
-    return GraphPlan(capacity, ir.DataType[dtype.upper()], all_logits, options.function_bodies)
+    return GraphPlan(capacity, ir.DataType[dtype.upper()], all_logits, options.function_bodies, embeds)
