@@ -1,4 +1,4 @@
-"""What crosses the border of an exported decoder: names, types, shapes and meanings, declared once.
+"""What crosses the border of an exported model's graphs: names, types, shapes and meanings, declared once.
 
 `export` writes graphs that keep to it, `run` and `build` read it, the manifest stores these dataclasses as they are,
 and `plugins/FORMAT.md` (section "I/O contract") is its normative text. No dependency outside the standard library.
@@ -16,8 +16,15 @@ ENGINE_FILE: Final = "model.engine"
 VISION_FILE: Final = "vision.onnx"
 VISION_WEIGHTS_FILE: Final = "vision.onnx.data"
 
+EMBEDDING_FILE: Final = "embedding.onnx"
+EMBEDDING_WEIGHTS_FILE: Final = "embedding.onnx.data"
+
 DECODER: Final = "decoder"
 """The graph that every exported model has."""
+
+VISION: Final = "vision"
+EMBEDDING: Final = "embedding"
+"""What a model that sees has beside it: what makes pieces of images, and rows of tokens, for the decoder to read."""
 
 INPUT_IDS: Final = "input_ids"
 INPUTS_EMBEDS: Final = "inputs_embeds"
@@ -88,9 +95,10 @@ class IoContract:
     Attributes:
         inputs: Of a decoder: `input_ids` or `inputs_embeds`, `cache_position`, then `past_key_i`, `past_value_i` of
             every layer, then, of a cache of codes, `past_key_scale_i`, `past_value_scale_i` of every layer; of a vision
-            graph: `pixel_values`.
+            graph: `pixel_values`; of an embedding: `input_ids`.
         outputs: Of a decoder: `logits`, then `present_key_i`, `present_value_i` of every layer and their scales, each
-            of which may be the same memory as its `past_` input; of a vision graph: `image_embeddings`.
+            of which may be the same memory as its `past_` input; of a vision graph: `image_embeddings`; of an
+            embedding: `inputs_embeds`.
         cache: None for a graph without one.
     """
 

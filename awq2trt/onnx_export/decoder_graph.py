@@ -7,9 +7,8 @@ residual -> norm -> MLP -> residual, with what the description adds or leaves ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -35,6 +34,7 @@ from awq2trt.io_contract import (
 )
 from awq2trt.models.families import GELU_TANH, RELU, SILU, DecoderSpec, RopeSpec
 from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
+from awq2trt.onnx_export.coded_nodes import embedding_rows, linear_node
 from awq2trt.onnx_export.rotary_graph import Nodes, RotaryRows, rotary_rows
 from awq2trt.onnx_export.weights import INPUT_ORDER, LinearInputs, Order, Weights
 
@@ -210,19 +210,11 @@ class _DecoderBuilder:
 
     def _embedded(self) -> ir.Value:
         """Scaled rows of the embedding [B, S, H]."""
-        name, rows = self._spec.embedding, self._rows()
+        name, table = self._spec.embedding, self._tied or self._embedding
+        rows = embedding_rows(self.tape, table, self._new, name)
         if self._spec.embedding_scale == 1:
             return rows
         return self._op("Mul", [rows, self._scalar(f"{name}.scale", self._spec.embedding_scale)], name=f"{name}.scaled")
-
-    def _rows(self) -> ir.Value:
-        """Rows of the embedding [B, S, H]."""
-        name = self._spec.embedding
-        if self._tied is None:
-            return self._op("Gather", [self._embedding, self._new], name=name)
-        variant, (codes, scales, *zeros) = self._tied
-        inputs = [scales, codes, self._new, *zeros]
-        return self._quantized(opset.EMBEDDING_OF_BITS[variant.bits], inputs, variant, name)
 
     def _project(self, hidden: ir.Value) -> ir.Value:
         """Products with the head's rows [B, 1 or S, V]."""
@@ -326,42 +318,12 @@ class _DecoderBuilder:
         return self._op("Add", [product, *bias]) if bias else product
 
     def _linear_of(self, x: ir.Value, weight: LinearInputs, name: str) -> ir.Value:
-        variant, initializers = weight
-        self._variants[variant] = None
-        has_bias = {opset.ATTR_HAS_BIAS: int(variant.has_bias)}
-        return self._quantized(opset.LINEAR_OF_BITS[variant.bits], [x, *initializers], variant, name, has_bias)
+        self._variants[weight[0]] = None
+        return linear_node(self.tape, x, weight, name)
 
     def _keep_linear(self, name: str, rows: Order | None = None) -> LinearInputs:
         variant, initializers = self._weights.linear(name, rows)
         return variant, tuple(self._keep(value) for value in initializers)
-
-    def _quantized(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        variant: BodyVariant,
-        name: str,
-        further: Mapping[str, int] = MappingProxyType({}),
-    ) -> ir.Value:
-        """A node of an operator with codes: [B, S, features]."""
-        y = self.tape.op(
-            op_type,
-            inputs,
-            {
-                opset.ATTR_GROUP_SIZE: variant.group_length,
-                opset.ATTR_HAS_ZEROS: int(variant.has_zeros),
-                **further,
-                opset.ATTR_PLUGIN_VERSION: opset.PLUGIN_VERSION,
-                opset.ATTR_PLUGIN_NAMESPACE: opset.PLUGIN_NAMESPACE,
-            },
-            domain=opset.DOMAIN,
-            overload=variant.overload,
-            name=name,
-        )
-        rows, columns = inputs[1].shape  # type: ignore[misc]  # [N, K]
-        features = rows if op_type in opset.LINEAR_OF_BITS.values() else columns
-        y.dtype, y.shape = self._weights.dtype, ir.Shape([BATCH, SEQUENCE, features])
-        return y
 
     def _multiply(self, x: ir.Value, weight: ir.Value, name: str) -> ir.Value:
         """[B, S, K] and [N, K] -> [B, S, N]."""

@@ -14,7 +14,7 @@ from awq2trt.artifact.folder import refuse_link
 from awq2trt.artifact.manifest import MANIFEST_FILE, Kind
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import require_replaceable, require_space
-from awq2trt.errors import UnsupportedError, UsageError
+from awq2trt.errors import UsageError
 from awq2trt.foreign_files import read_json
 from awq2trt.images.pairs import ImageText, is_image_text, read_pairs
 from awq2trt.machine.foreign_library import choose_plugin
@@ -81,18 +81,17 @@ def require_images(pairs: Iterable[ImageText]) -> None:
 
 
 def require_exportable(source: ModelSource, options: ExportOptions) -> None:
-    """Refuses a cache that is longer than the model has positions, and a model that sees.
+    """Refuses a cache that is longer than the model has positions, and a model that sees without an image processor.
 
     Raises:
         UsageError: It is longer.
-        UnsupportedError: The model sees, and there is no graph for what it sees with.
+        CheckpointError: There is no processor.
+        UnsupportedError: The processor is of another kind, or makes images of another size than the tower's.
     """
     if source.vision is not None:
-        raise UnsupportedError(
-            f"{source.vision.family} sees, and so far only models of text are exported.",
-            where=source.name,
-            fix="quantize it with `awq2trt quantize`, and run the checkpoint with a tool that reads its layout.",
-        )
+        from awq2trt.images.processor import processor_of, require_side
+
+        require_side(processor_of(source), source.vision.tower.image_size, where=source.name)
     if options.max_seq_len is not None:
         require_positions(source.spec, options.max_seq_len, where="--max-seq-len")
 
