@@ -127,6 +127,11 @@ class IoContract:
         return tuple((tensor.alias, tensor.name) for tensor in self.outputs if tensor.alias is not None)
 
 
+def weights_of(model_file: str) -> str:
+    """Name of the file beside a graph's that has its weights."""
+    return f"{model_file}.data"
+
+
 def cache_names(tense: str, num_layers: int) -> tuple[str, ...]:
     """Names of the cache tensors, `tense` being `past` (inputs) or `present` (outputs)."""
     return tuple(f"{tense}_{kind}_{layer}" for layer in range(num_layers) for kind in ("key", "value"))

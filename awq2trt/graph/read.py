@@ -55,6 +55,7 @@ class DecoderSizes:
         capacity: Positions that the cache holds.
         dtype: Of the logits, and of the scales of a cache of codes.
         cache_dtype: Of keys and values in the cache.
+        hidden_size: Of the embeddings that it reads; None where it reads tokens.
     """
 
     num_layers: int
@@ -64,6 +65,7 @@ class DecoderSizes:
     vocab_size: int
     dtype: ir.DataType
     cache_dtype: ir.DataType
+    hidden_size: int | None = None
 
     @property
     def caches(self) -> tuple[CacheTensor, ...]:
@@ -209,4 +211,6 @@ def read_sizes(model: ir.Model, path: Path, free_capacity: int | None = None) ->
             where=f"{path}: past_key_0",
             fix=_EXPORT_AGAIN,
         )
-    return DecoderSizes(layers, heads, head_dim, capacity, vocab_size, logits.dtype, cache.dtype)
+    embeddings = values[INPUTS_EMBEDS].shape if INPUTS_EMBEDS in values else None
+    hidden = None if embeddings is None else int(embeddings[2])  # type: ignore[arg-type]  # declared so
+    return DecoderSizes(layers, heads, head_dim, capacity, vocab_size, logits.dtype, cache.dtype, hidden)

@@ -139,7 +139,7 @@ def golden_lines(outcome: GoldenOutcome) -> Iterator[str]:
         if results and outcome.engine:
             yield f"in {name}:"
         for result in results:
-            best = "as expected" if result.top1 else "another"
+            best = {True: "as expected", False: "another", None: "-"}[result.top1]
             yield f"{result.name:10} {result.error:14.2e}  {best:12} {'' if result.passed else 'FAILED'}".rstrip()
     if outcome.engine_skipped:
         yield f"the engine was not run: {outcome.engine_skipped}"

@@ -43,6 +43,9 @@ FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 
+PROCESSOR_TEMPLATE_FILE: Final = "chat_template.json"
+"""Of models that see and were published before transformers kept templates in files of their own."""
+
 TOKENIZER_FILES: Final = (
     TOKENIZER_FILE,
     "tokenizer_config.json",
@@ -52,6 +55,7 @@ TOKENIZER_FILES: Final = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    PROCESSOR_TEMPLATE_FILE,
     "preprocessor_config.json",  # how a model that sees wants its images
     "processor_config.json",
     GENERATION_CONFIG_FILE,

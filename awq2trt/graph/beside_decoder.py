@@ -1,0 +1,42 @@
+"""The graphs beside a decoder, as ONNX Runtime runs them best: what a model sees with, and its embedding.
+
+In: a graph as `export` wrote it. Out: the same, changed in place.
+
+The embedding always runs on the CPU, whatever runs the decoder: it reads a row a token from a table that may then stay
+out of a GPU's memory, and gives it in fp32, in which NumPy has it whatever the table's type. What the model sees with
+runs where the decoder does: on the CPU in fp32, on a GPU as it was exported.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from awq2trt.errors import ArtifactError
+from awq2trt.graph import ort_lowering
+from awq2trt.graph.provider_file import widened_contract
+from awq2trt.io_contract import EMBEDDING, VISION, IoContract
+
+
+def lower_beside_(model: ir.Model, graph: str, *, on_cpu: bool) -> None:
+    """Rewrites, in memory, one of the graphs beside a decoder.
+
+    Args:
+        model: It; changed.
+        graph: `VISION` or `EMBEDDING`.
+        on_cpu: The decoder runs on the CPU.
+
+    Raises:
+        ArtifactError: It is another graph.
+    """
+    if graph == EMBEDDING:
+        ort_lowering.lower_linears_(model, widened=True)
+        ort_lowering.widen_to_fp32_(model)
+    elif graph != VISION:
+        raise ArtifactError(f"expected {VISION} or {EMBEDDING}, got {graph!r}.", where="graphs", fix="export it again.")
+    elif on_cpu:
+        ort_lowering.widen_to_fp32_(model, keeps_tables=False)
+
+
+def contract_beside(contract: IoContract, graph: str, *, on_cpu: bool) -> IoContract:
+    """Inputs and outputs of what `lower_beside_` makes with the same arguments."""
+    return widened_contract(contract) if graph == EMBEDDING or on_cpu else contract
