@@ -132,6 +132,11 @@ def weights_of(model_file: str) -> str:
     return f"{model_file}.data"
 
 
+def engine_of_graph(model_file: str) -> str:
+    """Name of the engine that is built of a graph's file."""
+    return f"{model_file.removesuffix('.onnx')}.engine"
+
+
 def cache_names(tense: str, num_layers: int) -> tuple[str, ...]:
     """Names of the cache tensors, `tense` being `past` (inputs) or `present` (outputs)."""
     return tuple(f"{tense}_{kind}_{layer}" for layer in range(num_layers) for kind in ("key", "value"))

@@ -9,11 +9,16 @@ runs where the decoder does: on the CPU in fp32, on a GPU as it was exported.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import onnx_ir as ir
 
+from awq2trt.artifact.records import GraphRecord
 from awq2trt.errors import ArtifactError
 from awq2trt.graph import ort_lowering
-from awq2trt.graph.provider_file import widened_contract
+from awq2trt.graph.provider_file import save_model, widened_contract
+from awq2trt.graph.read import load_model
 from awq2trt.io_contract import EMBEDDING, VISION, IoContract
 
 
@@ -40,3 +45,29 @@ def lower_beside_(model: ir.Model, graph: str, *, on_cpu: bool) -> None:
 def contract_beside(contract: IoContract, graph: str, *, on_cpu: bool) -> IoContract:
     """Inputs and outputs of what `lower_beside_` makes with the same arguments."""
     return widened_contract(contract) if graph == EMBEDDING or on_cpu else contract
+
+
+def write_beside(
+    exported: Path, graphs: Mapping[str, GraphRecord], directory: Path, *, on_cpu: bool
+) -> dict[str, GraphRecord]:
+    """Writes the graphs beside a decoder, lowered.
+
+    Args:
+        exported: Directory of the exported model.
+        graphs: By name.
+        directory: The caller's.
+        on_cpu: The decoder runs on the CPU.
+
+    Returns:
+        What a manifest says of them.
+
+    Raises:
+        ArtifactError: An exported graph is damaged.
+    """
+    written = {}
+    for name, graph in graphs.items():
+        model = load_model(exported / graph.model)
+        lower_beside_(model, name, on_cpu=on_cpu)
+        save_model(model, directory, name=graph.model)
+        written[name] = graph.model_copy(update={"io": contract_beside(graph.io, name, on_cpu=on_cpu)})
+    return written

@@ -15,7 +15,6 @@ from awq2trt.engine.outlook import Outlook, outlook_lines
 from awq2trt.engine.predict import AttentionPlan, predict_footprint
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
 from awq2trt.graph.fused_attention import fuses_attention
-from awq2trt.io_contract import ENGINE_FILE
 from awq2trt.kit.archive import write_tar
 from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
 from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
@@ -205,7 +204,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes
     ) as draft:
         operators = write_kit(onnx.directory, tuple(onnx.manifest.files), draft.files, plan, record)
-        contents = contents.with_engine(ENGINE_FILE, kit_contract(decoder, int8_cache=int8_cache))
+        contents = contents.with_engines(kit_contract(decoder, int8_cache=int8_cache))
         return draft.publish(contents.model_copy(update={"kit": record, "operators": operators}))
 
 

@@ -44,12 +44,12 @@ def test_an_engine_is_added_to_the_decoder() -> None:
     vision = GraphRecord(model="vision.onnx", io=IoContract((), ()))
     contents = contents.model_copy(update={"graphs": {**contents.graphs, "vision": vision}})
     other = IoContract(IO.inputs, IO.outputs)
-    built = contents.with_engine("model.engine", other)
+    built = contents.with_engines(other)
     assert built.graphs == {
         "decoder": GraphRecord(model="model.onnx", engine="model.engine", io=other),
         "vision": vision,
     }
-    assert contents.with_engine("model.engine").decoder == IO
+    assert contents.with_engines().decoder == IO
     assert contents.graphs["decoder"].engine is None
 
 
