@@ -11,6 +11,7 @@ import numpy as np
 
 from awq2trt.checking.runners import Arrays, DecoderRunner
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS
+from awq2trt.runtime.backend import Embeds
 from awq2trt.runtime.trt.backend import EngineBackend
 from awq2trt.runtime.trt.engine import EngineBuild
 from awq2trt.runtime.trt.session import EngineSession
@@ -28,16 +29,25 @@ class EngineRunner(DecoderRunner):
         open_session: Loads the engine.
         engine: What it is.
         name: Of the stage.
+        open_embedder: Loads what makes embeddings, in ONNX Runtime, of a model that sees; None for a model of text.
     """
 
-    def __init__(self, open_session: Callable[[], EngineSession], engine: EngineBuild, name: str) -> None:
+    def __init__(
+        self,
+        open_session: Callable[[], EngineSession],
+        engine: EngineBuild,
+        name: str,
+        open_embedder: Callable[[], Embeds | None] | None = None,
+    ) -> None:
         super().__init__(name=name)
         self._open_session = open_session
         self._engine = engine
+        self._open_embedder = open_embedder
 
     def activate_impl(self) -> None:
         self._session = self._open_session()
-        self._backend = EngineBackend(self._session, self._engine.contract, self._engine.profiles)
+        embedder = self._open_embedder() if self._open_embedder is not None else None
+        self._backend = EngineBackend(self._session, self._engine.contract, self._engine.profiles, embedder)
 
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
         started = time.monotonic()

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 
 from awq2trt.artifact.golden import Golden, GoldenCall, GoldenImage
+from awq2trt.checking.beside import image_of_noise, seen_by_torch, vision_limit
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.errors import UsageError
 from awq2trt.models.decoder import Ends, run_model
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.models.vision.description import CHANNELS
-from awq2trt.models.vision.tower import image_features, load_vision
 from awq2trt.progress import Progress
 
 TEXT: Final = "The capital of France is Paris, and the capital of Italy is Rome. The sea is"
@@ -76,11 +75,7 @@ def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype
 
 def _image(source: ModelSource) -> GoldenImage | None:
     """An image of noise, and what a model that sees makes of it; None for a model of text."""
-    if source.vision is None:
+    seen = seen_by_torch(source)
+    if source.vision is None or seen is None:
         return None
-    side = source.vision.tower.image_size
-    pixels = np.random.default_rng(0).standard_normal((1, CHANNELS, side, side)).astype(np.float16)
-    with torch.inference_mode():
-        seen = image_features(source.vision, load_vision(source), torch.from_numpy(pixels.astype(np.float32)))
-    limit = drift_limit("float16", max(source.vision.feature_layers) + 1)
-    return GoldenImage(pixels, seen.numpy(), limit)
+    return GoldenImage(image_of_noise(source.vision).astype(np.float16), seen, vision_limit(source.vision))

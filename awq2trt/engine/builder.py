@@ -163,10 +163,11 @@ def build_beside(
         path = onnx_directory / graph.model
         model = load_model(path)
         _take_operators_(trt, model, plugin_library)
+        library = plugin_library.path if plugin_library and operators_of(model) else None
         log = directory / log_of(graph.model)
         with BuilderSession(trt, log, progress or SilentProgress(), path) as session:
             session.parse(ir.to_proto(model).SerializeToString(), path)
-            session.configure(target.compute_capabilities, plugin_library.path if plugin_library else None)
+            session.configure(target.compute_capabilities, library)
             made[name] = profiles_beside(name, capacity)
             session.add_profiles([contract_shapes(profile, graph.io) for profile in made[name]])
             _write_engine(session.build(), directory / engine_of_graph(graph.model))

@@ -306,9 +306,8 @@ def _readme(plan: KitPlan, record: KitRecord, capacity: int) -> str:
     if plan.runtime:
         megabytes = sum(path.stat().st_size for path in plan.runtime.values()) / 1e6
         section = Template(TEMPLATES[2].read_text(encoding="utf-8"))
-        values["runtime"] = "\n" + section.substitute(folder=RUNTIME_FOLDER, size=f"{megabytes:.1f}")
-        if len(record.profiles) > 1:
-            values["runtime"] += _NO_IMAGES
+        no_images = _NO_IMAGES if len(record.profiles) > 1 else ""
+        values["runtime"] = "\n" + section.substitute(folder=RUNTIME_FOLDER, size=f"{megabytes:.1f}") + no_images
     return Template(TEMPLATES[1].read_text(encoding="utf-8")).substitute(values)
 
 

@@ -189,7 +189,7 @@ def _stage_numbers(stage: StageResult) -> str:
     """Differences of a stage from the one before."""
     if stage.against is None or not stage.places:
         return ""
-    blocks, logits = stage.places[:-1], stage.places[-1]
+    blocks, logits = stage.places[:-1], stage.places[-1]  # a graph beside the decoder counts as a block
     # NaN is the worst of all, and no comparison of numbers finds it.
     worst = max(blocks, key=lambda place: (math.isnan(place.error), place.error / place.limit), default=None)
     block = f"{worst.name} {_error(worst)}" if worst else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from awq2trt.recipe import DEFAULT_DEVICE
 
 if TYPE_CHECKING:
     from awq2trt.artifact.golden import Golden
+    from awq2trt.artifact.manifest import Artifact
     from awq2trt.runtime.golden import GoldenResult
     from awq2trt.runtime.trt.engine import EngineBuild
 
@@ -113,7 +114,7 @@ def golden_stage(directory: Path, device: str | None = None) -> GoldenOutcome:
     if engine is None:
         return GoldenOutcome(results, opened.title)
     reason = _why_no_engine(engine)
-    return GoldenOutcome(results, opened.title, () if reason else _engine_golden(engine, golden), reason)
+    return GoldenOutcome(results, opened.title, () if reason else _engine_golden(engine, golden, artifact), reason)
 
 
 def _why_no_engine(engine: EngineBuild) -> str | None:
@@ -131,11 +132,13 @@ def _why_no_engine(engine: EngineBuild) -> str | None:
     return unmet_needs(engine.flavour)
 
 
-def _engine_golden(engine: EngineBuild, golden: Golden) -> tuple[GoldenResult, ...]:
-    """The golden calls in an engine that this machine can run."""
+def _engine_golden(engine: EngineBuild, golden: Golden, artifact: Artifact) -> tuple[GoldenResult, ...]:
+    """The golden calls in a decoder's engine that this machine can run; what it reads comes from ONNX Runtime."""
     from awq2trt.runtime.golden import compare_golden
+    from awq2trt.runtime.ort.embedder import open_embedder
     from awq2trt.runtime.trt.backend import EngineBackend
     from awq2trt.runtime.trt.session import TrtSession
 
     with closing(TrtSession.open(engine)) as session:
-        return tuple(compare_golden(EngineBackend(session, engine.contract, engine.profiles), golden))
+        backend = EngineBackend(session, engine.contract, engine.profiles, open_embedder(artifact))
+        return tuple(compare_golden(backend, replace(golden, image=None)))

@@ -16,9 +16,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from stand_in_orin import Orin
+from stand_in_orin import Orin, write_sums
 from tiny_kits import export_tiny, kit_request, make_tiny_kit
-from tiny_llava import export_llava
 
 import awq2trt
 from awq2trt import opset
@@ -49,28 +48,8 @@ def kit(kits: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(kits / "7.2", tmp_path / "a kit"))
 
 
-@pytest.fixture
-def orin(tmp_path: Path) -> Orin:
-    return Orin(tmp_path / "machine")
-
-
-@pytest.fixture(params=["dash", "bash"])
-def shell(request: pytest.FixtureRequest) -> str:
-    path = shutil.which(request.param)
-    if path is None:
-        pytest.skip(f"needs {request.param}")
-    return str(path)
-
-
 def _files(kit: Path) -> dict[str, bytes]:
     return {str(path.relative_to(kit)): path.read_bytes() for path in kit.rglob("*") if path.is_file()}
-
-
-def _write_sums(kit: Path) -> None:
-    """Makes SHA256SUMS that of the files as they are now."""
-    names = [line.split("  ")[1] for line in (kit / "SHA256SUMS").read_text().splitlines()]
-    lines = [f"{hashlib.sha256((kit / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
-    (kit / "SHA256SUMS").write_text("".join(lines))
 
 
 def test_shellcheck_finds_nothing(kit: Path) -> None:
@@ -343,7 +322,7 @@ def test_an_engine_that_was_changed(shell: str, kit: Path, orin: Orin) -> None:
 def test_a_newer_kit_is_built_again(shell: str, kit: Path, orin: Orin) -> None:
     assert orin.finish(shell, kit).returncode == 0
     (kit / "README.md").write_text("another kit")
-    _write_sums(kit)
+    write_sums(kit)
     result = orin.finish(shell, kit)
     assert result.returncode == 0
     assert "built from an earlier kit" in result.stdout
@@ -447,7 +426,7 @@ def test_check_compares_answers(shell: str, dtype: str, kit: Path, orin: Orin) -
     # Only one call, since the stand-in has one answer.
     conf = (kit / "kit.conf").read_text()
     (kit / "kit.conf").write_text(conf.replace("kit_golden_calls='prefill first'", "kit_golden_calls=prefill"))
-    _write_sums(kit)
+    write_sums(kit)
     expected = np.fromfile(kit / "golden.prefill.logits.bin", np.float32)
     answer = orin.folder / "answers" / f"logits.output.1.1.{expected.size}.raw"
     answer.write_bytes(expected.astype(kind).tobytes())
@@ -466,71 +445,3 @@ def test_check_compares_answers(shell: str, dtype: str, kit: Path, orin: Orin) -
         result = orin.finish(shell, kit, "--check")
         assert result.returncode == 27, result.stdout
         assert "answers are wrong: prefill differs by" in result.stderr
-
-
-@pytest.fixture(scope="module")
-def seeing_kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with kits of a tiny model that sees, for both JetPacks."""
-    folder = tmp_path_factory.mktemp("seeing")
-    export_llava(folder)
-    for jetpack in ("7.2", "6.2"):
-        make_tiny_kit(folder, folder / jetpack, jetpack)
-    return folder
-
-
-@pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
-def test_a_model_that_sees_gets_three_engines(
-    shell: str, jetpack: str, seeing_kits: Path, orin: Orin, tmp_path: Path
-) -> None:
-    kit = Path(shutil.copytree(seeing_kits / jetpack, tmp_path / "kit"))
-    if jetpack == "6.2":
-        orin.jetson_linux, orin.tensorrt = "R36", "100300"
-    result = orin.finish(shell, kit)
-    assert result.returncode == 0, result.stderr
-    graphs = ("embedding", "vision", "model")  # the decoder's engine last: where it is, all are
-    calls = " ".join(orin.recorded).split("--onnx=")[1:]
-    assert [call.split()[0] for call in calls] == [f"{graph}.onnx" for graph in graphs]
-    assert ["--setPluginsToSerialize" in call for call in calls] == [False, False, True]
-    assert "--minShapes=inputs_embeds:1x1x48 --optShapes=inputs_embeds:1x96x48" in calls[2]
-    assert "--profile=1 --minShapes=input_ids:1x1 --optShapes=input_ids:1x1" in calls[0]
-    assert "Shapes" not in calls[1]  # an image at a time, always of one size
-    for graph in graphs:
-        state = dict(line.split("=") for line in (kit / f"{graph}.engine.state").read_text().splitlines())
-        assert state["sha256"] == hashlib.sha256((kit / f"{graph}.engine").read_bytes()).hexdigest()
-    (kit / "vision.engine").unlink()
-    result = orin.finish(shell, kit)
-    assert result.returncode == 0
-    lines = result.stdout.splitlines()
-    assert (lines[0], lines[-1]) == ("embedding.engine is current", "model.engine is current")
-    assert "building vision.engine" in result.stdout
-
-
-def test_check_compares_every_graph_of_a_model_that_sees(
-    shell: str, seeing_kits: Path, orin: Orin, tmp_path: Path
-) -> None:
-    kit = Path(shutil.copytree(seeing_kits / "7.2", tmp_path / "kit"))
-    conf = (kit / "kit.conf").read_text()
-    (kit / "kit.conf").write_text(conf.replace("kit_golden_calls='prefill first'", "kit_golden_calls=prefill"))
-    _write_sums(kit)
-    answers = {"vision": "image_embeddings", "embedding": "inputs_embeds", "decoder": "logits"}
-    for output, call in (("image_embeddings", "vision"), ("inputs_embeds", "prefill"), ("logits", "prefill")):
-        kind = np.float16 if output == "inputs_embeds" else np.float32
-        expected = np.fromfile(kit / f"golden.{call}.{output}.bin", kind)
-        (orin.folder / "answers" / f"{output}.output.raw").write_bytes(expected.astype(np.float16).tobytes())
-    result = orin.finish(shell, kit, "--check")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith(
-        "embedding.engine answers as it must\nvision.engine answers as it must\nmodel.engine answers as it must\n"
-    )
-    recorded = " ".join(orin.recorded)
-    assert f"--loadInputs=pixel_values:{kit}/golden.vision.pixel_values.bin" in recorded
-    assert "--shapes=inputs_embeds:1x16x48 --iterations=1" in recorded
-    assert f"--loadInputs=inputs_embeds:{kit}/golden.prefill.inputs_embeds.bin,cache_position:" in recorded
-    for output in answers.values():
-        answer = orin.folder / "answers" / f"{output}.output.raw"
-        right = answer.read_bytes()
-        answer.write_bytes(bytes(len(right)))
-        result = orin.finish(shell, kit, "--check")
-        assert result.returncode == 27, result.stdout
-        assert f"relative error of the {output}" in result.stdout.splitlines()[-1]
-        answer.write_bytes(right)
