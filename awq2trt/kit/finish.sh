@@ -232,6 +232,7 @@ choose() {
     partial=$engine.partial
     log=build.log
     [ "$graph" = model ] || log=$graph-build.log
+    profiles=
     eval "profiles=\$kit_profiles_$graph"
 }
 

@@ -57,11 +57,11 @@ def test_check_compares_every_graph_of_a_model_that_sees(
     conf = (kit / "kit.conf").read_text()
     (kit / "kit.conf").write_text(conf.replace("kit_golden_calls='prefill first'", "kit_golden_calls=prefill"))
     write_sums(kit)
-    answers = {"vision": "image_embeddings", "embedding": "inputs_embeds", "decoder": "logits"}
-    for output, call in (("image_embeddings", "vision"), ("inputs_embeds", "prefill"), ("logits", "prefill")):
+    answers = {"image_embeddings": "vision", "inputs_embeds": "prefill", "logits": "prefill"}
+    for output, call in answers.items():
         kind = np.float16 if output == "inputs_embeds" else np.float32
         expected = np.fromfile(kit / f"golden.{call}.{output}.bin", kind)
-        (orin.folder / "answers" / f"{output}.output.raw").write_bytes(expected.astype(np.float16).tobytes())
+        (orin.folder / "answers" / f"{output}.output.1.raw").write_bytes(expected.astype(np.float16).tobytes())
     result = orin.finish(shell, kit, "--check")
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith(
@@ -71,8 +71,8 @@ def test_check_compares_every_graph_of_a_model_that_sees(
     assert f"--loadInputs=pixel_values:{kit}/golden.vision.pixel_values.bin" in recorded
     assert "--shapes=inputs_embeds:1x16x48 --iterations=1" in recorded
     assert f"--loadInputs=inputs_embeds:{kit}/golden.prefill.inputs_embeds.bin,cache_position:" in recorded
-    for output in answers.values():
-        answer = orin.folder / "answers" / f"{output}.output.raw"
+    for output in answers:
+        answer = orin.folder / "answers" / f"{output}.output.1.raw"
         right = answer.read_bytes()
         answer.write_bytes(bytes(len(right)))
         result = orin.finish(shell, kit, "--check")
