@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-from awq2trt.errors import CalibrationError, UnsupportedError, UsageError
+from awq2trt.errors import CalibrationError, UsageError
 from awq2trt.images.pairs import read_pairs
 from awq2trt.images.processor import read_processor
 from awq2trt.models.sources.opening import open_source
@@ -26,8 +26,7 @@ from awq2trt.progress import SilentProgress
 from awq2trt.quantization.chain import Link
 from awq2trt.quantization.image_windows import WindowSizes, image_windows
 from awq2trt.quantization.job import QuantizeJob
-from awq2trt.recipe import ExportOptions, QuantizeOptions
-from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.recipe import QuantizeOptions
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 PIECES = 16
@@ -194,9 +193,3 @@ def test_too_few_conversations_are_counted(model: Path, pictures: Path, tmp_path
         (tmp_path / name).write_bytes((pictures / name).read_bytes())
     with pytest.raises(CalibrationError, match=r"at least one window of 80 tokens, got \d+ tokens in 1 conversations"):
         _quantize(model, tmp_path / "out", calib=str(tmp_path))
-
-
-def test_export_of_a_model_that_sees_is_refused(model: Path, pictures: Path, tmp_path: Path) -> None:
-    _quantize(model, tmp_path / "out", calib=str(pictures), method="rtn")
-    with pytest.raises(UnsupportedError, match="llava sees, and so far only models of text are exported"):
-        export_stage(ExportRequest(tmp_path / "out", tmp_path / "onnx", ExportOptions()), SilentProgress())
