@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
@@ -24,7 +25,6 @@ from awq2trt.models.vision.description import CHANNELS, VisionSpec
 from awq2trt.models.vision.tower import image_features, load_vision
 from awq2trt.runtime.ort.embedder import Embedder
 from awq2trt.runtime.ort.session import Execution, open_session
-from awq2trt.scheme import BFLOAT16
 
 
 def image_of_noise(vision: VisionSpec) -> NDArray[np.float32]:
@@ -49,17 +49,18 @@ def vision_limit(vision: VisionSpec) -> float:
     return drift_limit("float16", max(vision.feature_layers) + 1)
 
 
-def exported_embedder(onnx: Path, vision: VisionSpec, dtype: str, provider: str) -> Embedder:
+def exported_embedder(onnx: Path, vision: VisionSpec, provider: str) -> Embedder:
     """The graphs of an exported model as they are; rows of bf16, for which NumPy has no type, widened.
 
     Raises:
         ArtifactError: A file is missing or damaged.
     """
-    embedding = load_model(onnx / EMBEDDING_FILE) if dtype == BFLOAT16 else None
-    if embedding is not None:
+    embedding = load_model(onnx / EMBEDDING_FILE)
+    is_bf16 = embedding.graph.outputs[0].dtype is ir.DataType.BFLOAT16
+    if is_bf16:
         widen_to_fp32_(embedding)
     return Embedder(
-        open_session(embedding, onnx / EMBEDDING_FILE, Execution(provider)),
+        open_session(embedding if is_bf16 else None, onnx / EMBEDDING_FILE, Execution(provider)),
         open_session(None, onnx / VISION_FILE, Execution(provider)),
         vision.image_token,
     )

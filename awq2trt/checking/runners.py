@@ -199,8 +199,7 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
         super().activate_impl()
         vision = self._execution.vision
         if vision is not None:
-            dtype = str(self._sizes.dtype.numpy().name)
-            self._embedder = exported_embedder(self._path, vision, dtype, self._execution.provider)
+            self._embedder = exported_embedder(self._path, vision, self._execution.provider)
             self._seen[VISION] = self._embedder.see(image_of_noise(vision))
 
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:

@@ -35,11 +35,19 @@ def lower_beside_(model: ir.Model, graph: str, *, on_cpu: bool) -> None:
     """
     if graph == EMBEDDING:
         ort_lowering.lower_linears_(model, widened=True)
+        _drop_unused_(model)
         ort_lowering.widen_to_fp32_(model)
     elif graph != VISION:
         raise ArtifactError(f"expected {VISION} or {EMBEDDING}, got {graph!r}.", where="graphs", fix="export it again.")
     elif on_cpu:
         ort_lowering.widen_to_fp32_(model, keeps_tables=False)
+
+
+def _drop_unused_(model: ir.Model) -> None:
+    """Drops what a quantized embedding leaves for the head that shares its weight: here is none."""
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses():
+            del model.graph.initializers[name]
 
 
 def contract_beside(contract: IoContract, graph: str, *, on_cpu: bool) -> IoContract:
