@@ -157,8 +157,10 @@ def build_beside(
     Raises:
         Awq2trtError: As `build_engine` does.
     """
+    made: dict[str, tuple[ProfileRecord, ...]] = {}
+    if not contents.beside:
+        return made
     trt, capacity = import_tensorrt_rtx(), contents.graphs[DECODER].io.capacity
-    made = {}
     for name, graph in contents.beside.items():
         path = onnx_directory / graph.model
         model = load_model(path)
