@@ -232,6 +232,9 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
         yield "calibration", f"{calibration.text}, {calibration.samples} x {calibration.seqlen} tokens"
     if quantization.head is not None:
         yield "head", _stored(quantization.head)
+    vision = contents.model.vision if contents.model else None
+    if vision is not None:
+        yield "images", f"as {vision.family} sees them, {vision.tokens_per_image} tokens each"
     decoder = contents.decoder
     if decoder is not None and decoder.cache is not None:
         yield "cache", f"{decoder.capacity} positions, {decoder.cache.dtype}"

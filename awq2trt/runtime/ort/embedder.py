@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.errors import ArtifactError, UsageError
+from awq2trt.errors import ArtifactError
 from awq2trt.graph.beside_decoder import lower_beside_
 from awq2trt.graph.read import DecoderSizes, load_model
 from awq2trt.io_contract import (
@@ -78,19 +78,12 @@ class Embedder:
     def rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """What the decoder reads of the next tokens, [S, H].
 
-        Raises:
-            UsageError: There are image tokens of an image that was not shown.
+        An image token of no image has its own row, as in transformers: a model may write one, though it means nothing.
         """
         ids = np.asarray([tokens], np.int64)
         rows: NDArray[np.float32] = self._embedding.run([INPUTS_EMBEDS], {INPUT_IDS: ids})[0][0]
         places = np.flatnonzero(ids[0] == self._image_token)
-        while len(places):
-            if not self._shown:
-                raise UsageError(
-                    f"got {len(places)} image tokens of which no image was shown.",
-                    where="forward",
-                    fix="show an image for every image marker of the text.",
-                )
+        while len(places) and self._shown:
             count = min(len(places), len(self._shown[0]))
             rows[places[:count]] = self._shown[0][:count]
             places, rest = places[count:], self._shown[0][count:]
