@@ -7,10 +7,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from stand_in_orin import Orin, write_sums
 from tiny_kits import make_tiny_kit
 from tiny_llava import export_llava
+
+from awq2trt.artifact.golden import read_golden
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.runtime.golden import compare_golden
+from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +85,33 @@ def test_check_compares_every_graph_of_a_model_that_sees(
         assert result.returncode == 27, result.stdout
         assert f"relative error of the {output}" in result.stdout.splitlines()[-1]
         answer.write_bytes(right)
+
+
+@pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
+def test_the_graphs_of_a_kit_compute_what_was_exported(jetpack: str, seeing_kits: Path) -> None:
+    kit = Artifact.open(seeing_kits / jetpack, kind="kit")
+    graphs = kit.manifest.contents.graphs
+    assert {name: graph.engine for name, graph in graphs.items()} == {
+        "decoder": "model.engine",
+        "vision": "vision.engine",
+        "embedding": "embedding.engine",
+    }
+    assert graphs["vision"].io.inputs[0].shape == (1, 3, 22, 22)
+    opsets = {
+        each.version
+        for graph in graphs.values()
+        for each in onnx.load(kit.directory / graph.model, load_external_data=False).opset_import
+        if not each.domain
+    }
+    assert opsets == {20 if jetpack == "6.2" else 24}
+    backend = open_backend(kit, DeviceOptions("cpu")).backend
+    results = compare_golden(backend, read_golden(kit.directory))
+    assert [result.name for result in results][:2] == ["vision", "prefill"]
+    assert all(result.passed for result in results)
+
+
+def test_the_readme_names_the_graphs(seeing_kits: Path) -> None:
+    text = (seeing_kits / "7.2" / "README.md").read_text()
+    assert "`vision.onnx`, `vision.onnx.data`" in text
+    assert "`model.engine`, the last of three, is there when the script says so" in text
+    assert "So far it runs models of text" in text
