@@ -161,7 +161,9 @@ def _runners(
         makers[ON_GPU] = lambda: RuntimeRunner(open_on_gpu, ON_GPU, subject.checkpoint.vision)
     if subject.engine is not None and subject.open_engine is not None:
         engine, open_engine = subject.engine, subject.open_engine
-        makers[ENGINE] = lambda: EngineRunner(open_engine, engine, ENGINE, subject.open_embedder)
+        makers[ENGINE] = lambda: EngineRunner(
+            open_engine, engine, ENGINE, subject.open_embedder, subject.checkpoint.vision
+        )
     runners = {}
     for stage, make in makers.items():
         try:
@@ -250,9 +252,7 @@ def _limits(subject: Subject, stage: str, positions: int) -> dict[str, _Limit]:
     named = {LOGITS: _Limit(LOGITS, limits[-1])}
     vision = subject.checkpoint.vision
     seen = {VISION: _Limit(VISION, vision_limit(vision))} if vision else {}
-    if stage == ENGINE:
-        return named
-    if stage in (RUNTIME, ON_GPU):
+    if stage in (RUNTIME, ON_GPU, ENGINE):
         return seen | named
     embedded = {EMBEDDING: _Limit(EMBEDDING, drift_limit(subject.dtype, 1))} if vision and stage != FOLDED else {}
     blocks = {block_output(layer): _Limit(_place(spec, layer), limits[layer]) for layer in layers}

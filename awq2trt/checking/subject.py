@@ -29,9 +29,8 @@ from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.models.sources.opening import open_source
 from awq2trt.quantization.effort import EFFORTS
-from awq2trt.runtime.backend import Embeds
-from awq2trt.runtime.ort.embedder import open_embedder
 from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
+from awq2trt.runtime.trt.embedder import EngineEmbedder, open_engine_embedder
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of, this_machine, why_not_here
 from awq2trt.runtime.trt.session import EngineSession, TrtSession, unmet_needs
 from awq2trt.target import CPU_TARGET, CUDA_TARGET
@@ -55,7 +54,7 @@ class Subject:
         open_on_gpu: Loads it on this machine's GPU; None where there is none.
         open_on_cpu: Loads what was built for the CPU with a cache of codes, or a model that sees with all its graphs;
             None to run the exported decoder alone there.
-        open_embedder: Loads what makes embeddings for an engine; None for a model of text.
+        open_embedder: Loads the engines beside it, of a model that sees; None where there is no engine.
         coded: Stages whose cache holds codes.
         changed: Files that are not what was written, as their manifest's hashes tell.
         missing: Stage -> why it cannot be run.
@@ -72,7 +71,7 @@ class Subject:
     for_cuda: Path | None = None
     open_on_gpu: Callable[[], ScoringBackend] | None = None
     open_on_cpu: Callable[[], ScoringBackend] | None = None
-    open_embedder: Callable[[], Embeds | None] | None = None
+    open_embedder: Callable[[], EngineEmbedder | None] | None = None
     coded: frozenset[str] = frozenset()
     changed: tuple[str, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -131,7 +130,7 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         for_cuda=for_cuda.directory if for_cuda else None,
         open_on_gpu=partial(_open_on, CUDA_TARGET, for_cuda) if for_cuda and not reason else None,
         open_on_cpu=partial(_open_on, CPU_TARGET, on_cpu) if on_cpu else None,
-        open_embedder=partial(open_embedder, exported) if exported else None,
+        open_embedder=partial(_open_engine_embedder, built) if built else None,
         coded=frozenset(stage for stage, is_coded in coded.items() if is_coded),
         changed=tuple(name for one in checked.values() for name in _changed_files(one)),
         missing=missing,
@@ -233,6 +232,10 @@ def _why_not_on_gpu() -> str | None:
     except (ToolError, UsageError) as error:
         return error.what.rstrip(".")
     return None
+
+
+def _open_engine_embedder(engine: EngineBuild) -> EngineEmbedder | None:
+    return open_engine_embedder(Artifact.open(engine.path.parent, verify="size"))
 
 
 def _open_on(target: str, artifact: Artifact) -> ScoringBackend:

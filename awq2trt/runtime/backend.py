@@ -44,7 +44,7 @@ class Backend(Protocol):
 
 
 class Embeds(Protocol):
-    """What a decoder of embeddings reads; `ort.embedder.Embedder` makes it."""
+    """What a decoder of embeddings reads; `ort.embedder` and `trt.embedder` make it."""
 
     def see(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Pieces of prepared images: [images, 3, side, side] -> [images, pieces, H]."""

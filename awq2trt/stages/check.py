@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,12 +133,15 @@ def _why_no_engine(engine: EngineBuild) -> str | None:
 
 
 def _engine_golden(engine: EngineBuild, golden: Golden, artifact: Artifact) -> tuple[GoldenResult, ...]:
-    """The golden calls in a decoder's engine that this machine can run; what it reads comes from ONNX Runtime."""
+    """The golden calls in an engine that this machine can run, and the golden image in the one beside it."""
     from awq2trt.runtime.golden import compare_golden
-    from awq2trt.runtime.ort.embedder import open_embedder
     from awq2trt.runtime.trt.backend import EngineBackend
+    from awq2trt.runtime.trt.embedder import open_engine_embedder
     from awq2trt.runtime.trt.session import TrtSession
 
-    with closing(TrtSession.open(engine)) as session:
-        backend = EngineBackend(session, engine.contract, engine.profiles, open_embedder(artifact))
-        return tuple(compare_golden(backend, replace(golden, image=None)))
+    with ExitStack() as opened:
+        session = opened.enter_context(closing(TrtSession.open(engine)))
+        embedder = open_engine_embedder(artifact)
+        if embedder is not None:
+            opened.enter_context(closing(embedder))
+        return tuple(compare_golden(EngineBackend(session, engine.contract, engine.profiles, embedder), golden))

@@ -26,6 +26,7 @@ from awq2trt.io_contract import (
     weights_of,
 )
 from awq2trt.runtime.backend import Embeds
+from awq2trt.runtime.embedding import PlacingEmbedder
 from awq2trt.runtime.ort.session import Execution, open_session, translated_errors
 
 if TYPE_CHECKING:
@@ -34,32 +35,24 @@ if TYPE_CHECKING:
 _PIXEL_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-class Embedder:
-    """Rows for a decoder.
+class Embedder(PlacingEmbedder):
+    """Graphs in ONNX Runtime.
 
     Args:
         embedding: Tokens -> rows, in fp32.
         vision: Prepared images -> pieces, in fp32 or fp16.
-        image_token: Stands for a piece of an image among the tokens.
+        image_token: As of `PlacingEmbedder`.
     """
 
     def __init__(
         self, embedding: onnxruntime.InferenceSession, vision: onnxruntime.InferenceSession, image_token: int
     ) -> None:
+        super().__init__(image_token)
         self._embedding = embedding
         self._vision = vision
-        self._image_token = image_token
-        self._shown: list[NDArray[np.float32]] = []  # pieces whose tokens are still to come, [pieces, H] each
 
     def see(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Pieces of images.
-
-        Args:
-            pixels: Prepared images, [images, 3, side, side].
-
-        Returns:
-            [images, pieces, H].
-        """
+        """Pieces of prepared images: [images, 3, side, side] -> [images, pieces, H]."""
         dtype = _PIXEL_TYPES[self._vision.get_inputs()[0].type]
         with translated_errors(where="the vision graph"):
             seen = [
@@ -67,27 +60,12 @@ class Embedder:
             ]  # one at a time, which bounds the memory
         return np.concatenate(seen).astype(np.float32)
 
-    def show(self, pixels: NDArray[np.float32]) -> None:
-        """Looks at images whose tokens are among those that come next, in their order."""
-        self._shown += [*self.see(pixels)]
-
-    def forget(self) -> None:
-        """Forgets images whose tokens did not come."""
-        self._shown.clear()
-
-    def rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """What the decoder reads of the next tokens, [S, H].
-
-        An image token of no image has its own row, as in transformers: a model may write one, though it means nothing.
-        """
-        ids = np.asarray([tokens], np.int64)
-        rows: NDArray[np.float32] = self._embedding.run([INPUTS_EMBEDS], {INPUT_IDS: ids})[0][0]
-        places = np.flatnonzero(ids[0] == self._image_token)
-        while len(places) and self._shown:
-            count = min(len(places), len(self._shown[0]))
-            rows[places[:count]] = self._shown[0][:count]
-            places, rest = places[count:], self._shown[0][count:]
-            self._shown[:1] = [rest] if len(rest) else []
+    def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Rows of tokens, [S, H]."""
+        with translated_errors(where="the embedding graph"):
+            rows: NDArray[np.float32] = self._embedding.run(
+                [INPUTS_EMBEDS], {INPUT_IDS: np.asarray([tokens], np.int64)}
+            )[0][0]
         return rows
 
 
