@@ -90,9 +90,10 @@ def test_it_answers_as_transformers_does(
     images: list[int], directory: str, built: Path, theirs: LlavaForConditionalGeneration
 ) -> None:
     files = [built / f"{index}.png" for index in images]
-    parts = [*({"type": "image", "image": str(file)} for file in files), {"type": "text", "text": "What is it?"}]
-    inputs = _processor(built).apply_chat_template(
-        [{"role": "user", "content": parts}],
+    parts: Any = [*({"type": "image", "image": str(file)} for file in files), {"type": "text", "text": "What is it?"}]
+    messages: list[Any] = [{"role": "user", "content": parts}]
+    inputs: Any = _processor(built).apply_chat_template(
+        messages,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
