@@ -42,9 +42,8 @@ def windowed_features(spec: WindowedTowerSpec, weights: Weights, patches: Tensor
     places = torch.from_numpy(patch_places(spec, grids)).float()  # [2, patches]
     quarter = spec.hidden_size // spec.num_heads // 4
     frequencies = _ROPE_BASE ** -(torch.arange(quarter).float() / quarter)
-    angles = _ordered(
-        torch.cat([places[0, :, None] * frequencies, places[1, :, None] * frequencies], -1), order, square
-    )
+    angles = torch.cat([place[:, None] * frequencies for place in places], dim=-1)  # [patches, head_dim / 2]
+    angles = _ordered(angles, order, square)
     frames = [grid.rows * grid.columns for grid in grids for _ in range(grid.frames)]
     for layer in range(spec.num_layers):
         lengths = frames if layer in spec.full_layers else windows.lengths
@@ -57,7 +56,8 @@ def windowed_features(spec: WindowedTowerSpec, weights: Weights, patches: Tensor
 
 def _ordered(x: Tensor, order: Tensor, square: int) -> Tensor:
     """Squares of patches [patches, ...] in another order."""
-    return x.unflatten(0, (-1, square))[order].flatten(0, 1)
+    squares: Tensor = x.unflatten(0, (-1, square))[order]
+    return squares.flatten(0, 1)
 
 
 def _layer(
@@ -74,9 +74,8 @@ def _layer(
     context = torch.cat([F.scaled_dot_product_attention(*part) for part in zip(*parts, strict=True)], dim=1)
     hidden = hidden + _linear(weights, f"{prefix}attn.proj", context.transpose(0, 1).flatten(1))
     normed = _norm(spec, weights, f"{prefix}norm2", hidden)
-    inner = F.silu(_linear(weights, f"{prefix}mlp.gate_proj", normed)) * _linear(
-        weights, f"{prefix}mlp.up_proj", normed
-    )
+    gate, up = (_linear(weights, f"{prefix}mlp.{name}", normed) for name in ("gate_proj", "up_proj"))
+    inner = F.silu(gate) * up
     return hidden + _linear(weights, f"{prefix}mlp.down_proj", inner)
 
 
