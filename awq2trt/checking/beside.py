@@ -36,11 +36,11 @@ def image_of_noise(vision: VisionSpec) -> NDArray[np.float32]:
 
 def seen_by_torch(source: ModelSource) -> NDArray[np.float32] | None:
     """What a model makes of `image_of_noise`, fp32 [1, pieces, H]; None for a model of text."""
-    if source.vision is None:
+    if source.still_vision is None:
         return None
     with torch.inference_mode():
-        pixels = torch.from_numpy(image_of_noise(source.vision))
-        seen: NDArray[np.float32] = image_features(source.vision, load_vision(source), pixels).numpy()
+        pixels = torch.from_numpy(image_of_noise(source.still_vision))
+        seen: NDArray[np.float32] = image_features(source.still_vision, load_vision(source), pixels).numpy()
     return seen
 
 

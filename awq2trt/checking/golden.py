@@ -76,6 +76,6 @@ def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype
 def _image(source: ModelSource) -> GoldenImage | None:
     """An image of noise, and what a model that sees makes of it; None for a model of text."""
     seen = seen_by_torch(source)
-    if source.vision is None or seen is None:
+    if source.still_vision is None or seen is None:
         return None
-    return GoldenImage(image_of_noise(source.vision).astype(np.float16), seen, vision_limit(source.vision))
+    return GoldenImage(image_of_noise(source.still_vision).astype(np.float16), seen, vision_limit(source.still_vision))

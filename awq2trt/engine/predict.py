@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from awq2trt.models.families import DecoderSpec
-from awq2trt.models.vision.description import VisionSpec
+from awq2trt.models.vision.description import SeeingSpec
 from awq2trt.opset import CODE_BITS
 from awq2trt.scheme import QuantScheme
 
@@ -127,7 +127,7 @@ def predict_footprint(
     )
 
 
-def bytes_beside(spec: DecoderSpec, vision: VisionSpec | None) -> int:
+def bytes_beside(spec: DecoderSpec, vision: SeeingSpec | None) -> int:
     """Weights of what a model sees with, and of an embedding that the head has a copy of; 0 for a model of text."""
     if vision is None:
         return 0

@@ -31,7 +31,9 @@ _VISION_DTYPE: Final = ir.DataType.FLOAT16
 class SeeingCheckpoint(Checkpoint, Protocol):
     """A checkpoint that may be of a model that sees."""
 
-    vision: VisionSpec | None
+    @property
+    def still_vision(self) -> VisionSpec | None:
+        """How it sees; None for a model of text."""
 
     def vision_tensors(self) -> Mapping[str, NDArray[np.generic]]:
         """Of its tower and projector, by full name."""
@@ -67,7 +69,7 @@ def export_graphs(
         ArtifactError: The files cannot be written.
     """
     progress = progress or SilentProgress()
-    vision = checkpoint.vision
+    vision = checkpoint.still_vision
     decoder = export_onnx(checkpoint, directory, options=options, embeds=vision is not None, progress=progress)
     records = {DECODER: GraphRecord(model=MODEL_FILE, io=decoder.contract)}
     if vision is not None:

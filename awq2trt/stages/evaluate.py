@@ -101,12 +101,13 @@ def _captions(on: CaptionedImages) -> Measure:
     from awq2trt.evaluation.captions import CaptionedModel
     from awq2trt.evaluation.opening import TorchModel
     from awq2trt.images.pairs import read_pairs
+    from awq2trt.models.vision.description import still_tower
 
     pairs = read_pairs(on.images.expanduser())[: on.limit]
     require_images(pairs)
 
     def measure(model: EvaluatedModel, name: str, progress: Progress) -> CaptionPerplexity:
-        vision = model.source.vision if isinstance(model, TorchModel) else None
+        vision = still_tower(model.source.vision, where=name) if isinstance(model, TorchModel) else None
         if not isinstance(model, TorchModel) or vision is None:
             raise UsageError(
                 "expected an original or a quantized checkpoint of a model that sees, got "

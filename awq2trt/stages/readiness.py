@@ -23,6 +23,7 @@ from awq2trt.methods import METHODS
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource, files_beside_weights
+from awq2trt.models.vision.description import still_tower
 from awq2trt.progress import Progress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.target import CPU_TARGET, Target, find_jetpack
@@ -51,6 +52,7 @@ def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
 
     Raises:
         UsageError: They are longer; there are images for a model of text; or the step sizes are to be tuned on images.
+        UnsupportedError: There are images for a model that takes them in any size.
     """
     if not METHODS[options.method].uses_text:
         return
@@ -63,6 +65,7 @@ def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
             where=f"--calib {options.calib}",
             fix="name a .txt or .jsonl file of text, or a model that sees.",
         )
+    still_tower(source.vision, where=source.name)
     if options.tune:
         raise UsageError("step sizes are tuned on text alone.", where="--tune", fix="leave it out, or name a text.")
     require_images(read_pairs(Path(options.calib).expanduser()))
@@ -86,12 +89,14 @@ def require_exportable(source: ModelSource, options: ExportOptions) -> None:
     Raises:
         UsageError: It is longer.
         CheckpointError: There is no processor.
-        UnsupportedError: The processor is of another kind, or makes images of another size than the tower's.
+        UnsupportedError: The processor is of another kind, or makes images of another size than the tower's; or the
+            model takes images of any size.
     """
-    if source.vision is not None:
+    vision = still_tower(source.vision, where=source.name)
+    if vision is not None:
         from awq2trt.images.processor import processor_of, require_side
 
-        require_side(processor_of(source), source.vision.tower.image_size, where=source.name)
+        require_side(processor_of(source), vision.tower.image_size, where=source.name)
     if options.max_seq_len is not None:
         require_positions(source.spec, options.max_seq_len, where="--max-seq-len")
 

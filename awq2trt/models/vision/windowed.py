@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from awq2trt.models.vision.description import CHANNELS
+from awq2trt.artifact.records import VisionRecord
+from awq2trt.models.vision.description import CHANNELS, SeeingSpec
 
 
 class Grid(NamedTuple):
@@ -94,6 +95,44 @@ class WindowedTowerSpec:
     def pieces(self, grid: Grid) -> int:
         """What an image becomes for the decoder."""
         return grid.patches // self.merge**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowedVisionSpec(SeeingSpec):
+    """How a model sees images of any size, each with as many pieces as its size gives.
+
+    Attributes:
+        tower: It, with its merger.
+        sections: Pairs of channels of the decoder's heads that follow frame, row and column.
+    """
+
+    tower: WindowedTowerSpec
+    sections: tuple[int, ...]
+
+    @property
+    def modules(self) -> tuple[str]:
+        """Name of the tower, none of whose linears are quantized."""
+        return (self.tower.prefix.rstrip("."),)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by full name."""
+        return self.tower.shapes()
+
+    def record(self) -> VisionRecord:
+        """What a runtime needs to know, for the manifest."""
+        tower = self.tower
+        return VisionRecord(
+            family=self.family,
+            image_token=self.image_token,
+            tokens_per_image=None,
+            settings={
+                "patch_size": tower.patch_size,
+                "temporal_patch_size": tower.frames,
+                "spatial_merge_size": tower.merge,
+                "window_size": tower.window_size,
+                "mrope_section": list(self.sections),
+            },
+        )
 
 
 class Windows(NamedTuple):
