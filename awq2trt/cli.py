@@ -275,6 +275,10 @@ def evaluate(
 def run(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
     prompt: cli_flags.Prompt,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="Show an image; again for more. <image> in the prompt places it."),
+    ] = None,
     backend: cli_flags.Runtime = "auto",
     device: cli_flags.RunDevice = None,
     system: cli_flags.System = None,
@@ -305,7 +309,12 @@ def run(
     )
     messages = [*([system_message(system)] if system else []), user_message(prompt)]
     pieces = model.generate(
-        prompt if raw else messages, raw=raw, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop or ()
+        prompt if raw else messages,
+        images=image or (),
+        raw=raw,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        stop=stop or (),
     )
     for piece in pieces:
         print(piece, end="", flush=True)

@@ -1,4 +1,4 @@
-"""What crosses the border of an exported decoder: names, types, shapes and meanings, declared once.
+"""What crosses the border of an exported model's graphs: names, types, shapes and meanings, declared once.
 
 `export` writes graphs that keep to it, `run` and `build` read it, the manifest stores these dataclasses as they are,
 and `plugins/FORMAT.md` (section "I/O contract") is its normative text. No dependency outside the standard library.
@@ -13,11 +13,27 @@ MODEL_FILE: Final = "model.onnx"
 WEIGHTS_FILE: Final = "model.onnx.data"
 ENGINE_FILE: Final = "model.engine"
 
+VISION_FILE: Final = "vision.onnx"
+VISION_WEIGHTS_FILE: Final = "vision.onnx.data"
+
+EMBEDDING_FILE: Final = "embedding.onnx"
+EMBEDDING_WEIGHTS_FILE: Final = "embedding.onnx.data"
+
 DECODER: Final = "decoder"
 """The graph that every exported model has."""
 
+VISION: Final = "vision"
+EMBEDDING: Final = "embedding"
+"""What a model that sees has beside it: what makes pieces of images, and rows of tokens, for the decoder to read."""
+
 INPUT_IDS: Final = "input_ids"
+INPUTS_EMBEDS: Final = "inputs_embeds"
+NEW_TOKENS: Final = (INPUT_IDS, INPUTS_EMBEDS)
+"""What a decoder reads of its new tokens: one or the other, as its first input."""
+
 CACHE_POSITION: Final = "cache_position"
+PIXEL_VALUES: Final = "pixel_values"
+IMAGE_EMBEDDINGS: Final = "image_embeddings"
 LOGITS: Final = "logits"
 NEXT_TOKEN: Final = "next_token"
 
@@ -25,6 +41,9 @@ BATCH: Final = "batch"
 SEQUENCE: Final = "sequence"
 ROWS: Final = "rows"
 """Symbolic axes: sequences at once, new tokens of each, and logits of each (1, or `SEQUENCE` if all are asked for)."""
+
+IMAGES: Final = "images"
+"""Symbolic axis of a vision graph: images at once."""
 
 CACHE_LAYOUT: Final = "bhcd"
 """Axes of a cache tensor: batch, key-value heads, capacity, channels of a head."""
@@ -74,10 +93,12 @@ class IoContract:
     """Inputs and outputs of a graph.
 
     Attributes:
-        inputs: Of a decoder: `input_ids`, `cache_position`, then `past_key_i`, `past_value_i` of every layer, then,
-            of a cache of codes, `past_key_scale_i`, `past_value_scale_i` of every layer.
+        inputs: Of a decoder: `input_ids` or `inputs_embeds`, `cache_position`, then `past_key_i`, `past_value_i` of
+            every layer, then, of a cache of codes, `past_key_scale_i`, `past_value_scale_i` of every layer; of a vision
+            graph: `pixel_values`; of an embedding: `input_ids`.
         outputs: Of a decoder: `logits`, then `present_key_i`, `present_value_i` of every layer and their scales, each
-            of which may be the same memory as its `past_` input.
+            of which may be the same memory as its `past_` input; of a vision graph: `image_embeddings`; of an
+            embedding: `inputs_embeds`.
         cache: None for a graph without one.
     """
 
@@ -104,6 +125,16 @@ class IoContract:
     def cache_pairs(self) -> tuple[tuple[str, str], ...]:
         """(past, present) names that may share memory, layer by layer, key before value; scales, if any, after all."""
         return tuple((tensor.alias, tensor.name) for tensor in self.outputs if tensor.alias is not None)
+
+
+def weights_of(model_file: str) -> str:
+    """Name of the file beside a graph's that has its weights."""
+    return f"{model_file}.data"
+
+
+def engine_of_graph(model_file: str) -> str:
+    """Name of the engine that is built of a graph's file."""
+    return f"{model_file.removesuffix('.onnx')}.engine"
 
 
 def cache_names(tense: str, num_layers: int) -> tuple[str, ...]:

@@ -132,7 +132,7 @@ def make_build(model: Path, directory: Path) -> Path:
         (draft.files / "model.engine").write_bytes(b"an engine")
         for name in onnx.manifest.files:
             draft.adopt(onnx.path(name))
-        draft.publish(onnx.manifest.contents.model_copy(update={"engine": record}))
+        draft.publish(onnx.manifest.contents.with_engines().model_copy(update={"engine": record}))
     return directory
 
 

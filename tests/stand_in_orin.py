@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import struct
 import subprocess
@@ -159,3 +160,10 @@ def fake_library(path: Path, *, cuda: int = 13000, architectures: str = "87-real
     text = f"awq2trt plugins: version=0.1.0 architectures={architectures} cuda={cuda}\0"
     path.write_bytes(_AARCH64_HEADER + text.encode())
     return path
+
+
+def write_sums(kit: Path) -> None:
+    """Makes SHA256SUMS that of the files as they are now."""
+    names = [line.split("  ")[1] for line in (kit / "SHA256SUMS").read_text().splitlines()]
+    lines = [f"{hashlib.sha256((kit / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (kit / "SHA256SUMS").write_text("".join(lines))

@@ -105,8 +105,8 @@ EXPORTED = CHECKPOINT.model_copy(
 CONTENTS: dict[Kind, Contents] = {
     "checkpoint": CHECKPOINT,
     "onnx": EXPORTED,
-    "engine": EXPORTED.with_engine("model.engine").model_copy(update={"engine": ENGINE}),
-    "kit": EXPORTED.with_engine("model.engine").model_copy(update={"kit": KIT}),
+    "engine": EXPORTED.with_engines().model_copy(update={"engine": ENGINE}),
+    "kit": EXPORTED.with_engines().model_copy(update={"kit": KIT}),
     "lowered": EXPORTED.model_copy(update={"lowered": LOWERED}),
 }
 FILES = {"config.json": b"{}", "model.safetensors": b"\x00" * 1000, "plots/alpha.svg": b"<svg/>"}

@@ -12,6 +12,12 @@ from tiny_models import LLAMA_CONFIG, save_tokenizer
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions, QuantizeOptions
+from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+
 IMAGE_TOKEN = 270
 """No text produces it: the tokenizer has 258 tokens of its own."""
 
@@ -80,3 +86,12 @@ def change_config(directory: Path, **changes: Any) -> Path:
     config = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
     return directory
+
+
+def export_llava(folder: Path, *, capacity: int = 96, **overrides: Any) -> Artifact:
+    """A LLaVA in `folder/model`, its checkpoint and its ONNX model beside it; `overrides` as for `save_llava`."""
+    save_llava(folder / "model", **overrides)
+    options = QuantizeOptions(group_size=32, method="rtn")
+    quantize_stage(QuantizeRequest(str(folder / "model"), folder / "checkpoint", options), SilentProgress())
+    export = ExportRequest(folder / "checkpoint", folder / "onnx", ExportOptions(max_seq_len=capacity))
+    return export_stage(export, SilentProgress())

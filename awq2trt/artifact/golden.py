@@ -7,6 +7,10 @@ Out, and back in, in a model's directory:
 - `golden.npz`: `NAME.input_ids` int64 [1, S], `NAME.cache_position` int64 [1], `NAME.logits` float32 [1, 1, V];
 - raw little-endian files of the calls that start a conversation, for `trtexec --loadInputs=input_ids:FILE,...`.
 
+A decoder that reads embeddings has `NAME.inputs_embeds` beside its tokens in a raw file, in its own type, and a model
+that sees has an image, in both: `vision.pixel_values` float16 [1, 3, side, side], and what must come out,
+`vision.image_embeddings` float32 [1, pieces, H].
+
 Caches are not stored: slots from `cache_position` on are not read (`plugins/FORMAT.md`), so a call at position 0 runs
 with whatever finite cache it gets, and calls at later positions continue the conversation before them. NumPy only.
 """
@@ -27,14 +31,22 @@ from numpy.typing import NDArray
 from awq2trt.artifact.arrays import read_arrays, write_arrays
 from awq2trt.errors import ArtifactError
 from awq2trt.foreign_files import read_json, reading
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS
+from awq2trt.io_contract import (
+    CACHE_POSITION,
+    IMAGE_EMBEDDINGS,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LOGITS,
+    PIXEL_VALUES,
+    VISION,
+)
 
 DESCRIPTION_FILE: Final = "golden.json"
 ARRAYS_FILE: Final = "golden.npz"
 
 FORMAT_VERSION: Final = 1
 
-_DTYPES: Final = {INPUT_IDS: "<i8", CACHE_POSITION: "<i8", LOGITS: "<f4"}
+_DTYPES: Final = {INPUT_IDS: "<i8", CACHE_POSITION: "<i8", LOGITS: "<f4", PIXEL_VALUES: "<f2", IMAGE_EMBEDDINGS: "<f4"}
 
 _AGAIN: Final = "export the model again."
 
@@ -53,12 +65,15 @@ class GoldenCall:
         tokens: New tokens.
         position: Cache slot of the first; 0 starts a conversation, anything else continues the call before.
         logits: Scores of the token that follows, float32 [V].
+        embeddings: Of the tokens, [S, H] in the decoder's type, where it reads them and the call starts a conversation;
+            they are written, and not read again, since whoever runs the call has the embedding's graph.
     """
 
     name: str
     tokens: tuple[int, ...]
     position: int
     logits: NDArray[np.float32]
+    embeddings: NDArray[np.generic] | None = None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Inputs and outputs under the names and shapes of the I/O contract, logits in fp32."""
@@ -66,6 +81,28 @@ class GoldenCall:
             INPUT_IDS: np.asarray([self.tokens], _DTYPES[INPUT_IDS]),
             CACHE_POSITION: np.asarray([self.position], _DTYPES[CACHE_POSITION]),
             LOGITS: self.logits.astype(_DTYPES[LOGITS])[None, None],
+        }
+
+
+@dataclass(frozen=True)
+class GoldenImage:
+    """An image, and what the vision graph must make of it.
+
+    Attributes:
+        pixels: Prepared, float16 [1, 3, side, side].
+        embeddings: float32 [1, pieces, H].
+        relative_tolerance: How far an executor may be off, as `Golden.relative_tolerance` counts it.
+    """
+
+    pixels: NDArray[np.float16]
+    embeddings: NDArray[np.float32]
+    relative_tolerance: float
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Input and output under the names of the I/O contract, embeddings in fp32."""
+        return {
+            PIXEL_VALUES: self.pixels.astype(_DTYPES[PIXEL_VALUES]),
+            IMAGE_EMBEDDINGS: self.embeddings.astype(_DTYPES[IMAGE_EMBEDDINGS]),
         }
 
 
@@ -78,11 +115,13 @@ class Golden:
         relative_tolerance: How far the logits of an executor may be off: the norm of the difference, over the norm of
             the expected logits around their mean.
         calls: In order.
+        image: What it must see; None for a model of text.
     """
 
     text: str
     relative_tolerance: float
     calls: tuple[GoldenCall, ...]
+    image: GoldenImage | None = None
 
 
 def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -98,28 +137,45 @@ def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
 def write_golden(golden: Golden, directory: Path) -> tuple[Path, ...]:
     """Writes the files into a model's directory; returns their paths."""
     written = [directory / ARRAYS_FILE]
-    entries = []
     arrays = {call.name: call.arrays() for call in golden.calls}
+    raw = {call.name: _raw_arrays(call) for call in golden.calls}
+    dtypes = {INPUT_IDS: "int64", CACHE_POSITION: "int64", LOGITS: "float32"}
+    dtypes |= {name: str(array.dtype.name) for call in raw.values() for name, array in call.items()}
+    if golden.image is not None:
+        arrays[VISION] = raw[VISION] = golden.image.arrays()
     flat = {f"{call}.{name}": array for call, named in arrays.items() for name, array in named.items()}
     write_arrays(directory / ARRAYS_FILE, flat)
-    for call in golden.calls:
-        files = {}
-        for name, array in arrays[call.name].items() if call.position == 0 else ():
-            files[name] = f"golden.{call.name}.{name}.bin"
-            (directory / files[name]).write_bytes(array.tobytes())
-            written.append(directory / files[name])
-        entries.append(
-            {"name": call.name, "tokens": list(call.tokens), "cache_position": call.position, "files": files}
-        )
+    files = {call: {name: f"golden.{call}.{name}.bin" for name in named} for call, named in raw.items()}
+    for call, named in raw.items():
+        for name, array in named.items():
+            written.append(directory / files[call][name])
+            written[-1].write_bytes(np.ascontiguousarray(array).tobytes())
     description = {
         "format_version": FORMAT_VERSION,
         "text": golden.text,
         "relative_tolerance": golden.relative_tolerance,
-        "dtypes": {INPUT_IDS: "int64", CACHE_POSITION: "int64", LOGITS: "float32"},
-        "calls": entries,
+        "dtypes": dtypes,
+        "calls": [
+            {
+                "name": call.name,
+                "tokens": list(call.tokens),
+                "cache_position": call.position,
+                "files": files[call.name],
+            }
+            for call in golden.calls
+        ],
     }
+    if golden.image is not None:
+        description[VISION] = {"files": files[VISION], "relative_tolerance": golden.image.relative_tolerance}
     _write_description(directory / DESCRIPTION_FILE, description)
     return (directory / DESCRIPTION_FILE, *written)
+
+
+def _raw_arrays(call: GoldenCall) -> dict[str, NDArray[Any]]:
+    """What goes into files of its own: of a call that starts a conversation, all that goes in and comes out."""
+    if call.position:
+        return {}
+    return call.arrays() | ({} if call.embeddings is None else {INPUTS_EMBEDS: call.embeddings[None]})
 
 
 def _write_description(path: Path, description: Mapping[str, Any]) -> None:
@@ -163,7 +219,13 @@ def read_golden(directory: Path) -> Golden:
             raise ValueError(f"format version {description['format_version']!r}, expected {FORMAT_VERSION}")
         arrays = read_arrays(directory / ARRAYS_FILE, fix=_AGAIN)
         calls = tuple(_read_call(entry, arrays) for entry in description["calls"])
-        return Golden(str(description["text"]), float(description["relative_tolerance"]), calls)
+        image = _read_image(description[VISION], arrays) if VISION in description else None
+        return Golden(str(description["text"]), float(description["relative_tolerance"]), calls, image)
+
+
+def _read_image(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> GoldenImage:
+    pixels, embeddings = (arrays[f"{VISION}.{name}"] for name in (PIXEL_VALUES, IMAGE_EMBEDDINGS))
+    return GoldenImage(pixels.astype(np.float16), embeddings.astype(np.float32), float(entry["relative_tolerance"]))
 
 
 def _read_call(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> GoldenCall:

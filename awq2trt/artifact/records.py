@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from pydantic import BaseModel, Field, JsonValue
 
-from awq2trt.io_contract import DECODER, SEQUENCE, IoContract
+from awq2trt.io_contract import DECODER, IMAGES, SEQUENCE, IoContract, engine_of_graph
 from awq2trt.scheme import QuantScheme
 
 
@@ -226,7 +226,7 @@ class ProfileRecord(BaseModel, frozen=True, extra="forbid"):
     """An optimization profile: which sizes a call of it may have.
 
     Attributes:
-        name: Of a decoder: `prefill` or `decode`.
+        name: Of a decoder and an embedding: `prefill` or `decode`; of a vision graph: `image`.
         axes: By the dynamic axis' name in the graph's contract; an axis that is not named is 1.
     """
 
@@ -239,6 +239,11 @@ class ProfileRecord(BaseModel, frozen=True, extra="forbid"):
         return ProfileRecord(
             name=name, axes={SEQUENCE: RangeRecord(shortest=shortest, typical=typical, longest=longest)}
         )
+
+    @staticmethod
+    def of_one_image(name: str) -> ProfileRecord:
+        """A profile for an image at a time."""
+        return ProfileRecord(name=name, axes={IMAGES: RangeRecord(shortest=1, typical=1, longest=1)})
 
     @property
     def tokens(self) -> RangeRecord:
@@ -354,13 +359,21 @@ class Contents(BaseModel, frozen=True, extra="forbid"):
         """Inputs and outputs of the decoder; None for a checkpoint."""
         return self.graphs[DECODER].io if DECODER in self.graphs else None
 
-    def with_engine(self, file: str, io: IoContract | None = None) -> Contents:
-        """The same where the decoder has an engine.
+    @property
+    def beside(self) -> dict[str, GraphRecord]:
+        """Graphs beside the decoder, by name."""
+        return {name: graph for name, graph in self.graphs.items() if name != DECODER}
+
+    def with_engines(self, decoder: IoContract | None = None) -> Contents:
+        """The same where every graph has an engine.
 
         Args:
-            file: Of the engine.
-            io: Its inputs and outputs; None for those of the ONNX model.
+            decoder: Inputs and outputs of the decoder's; None for those of the ONNX model.
         """
-        decoder = self.graphs[DECODER]
-        decoder = decoder.model_copy(update={"engine": file, "io": io or decoder.io})
-        return self.model_copy(update={"graphs": {**self.graphs, DECODER: decoder}})
+        graphs = {
+            name: graph.model_copy(update={"engine": engine_of_graph(graph.model)})
+            for name, graph in self.graphs.items()
+        }
+        if decoder is not None:
+            graphs[DECODER] = graphs[DECODER].model_copy(update={"io": decoder})
+        return self.model_copy(update={"graphs": graphs})

@@ -27,7 +27,15 @@ from torch import Tensor
 
 from awq2trt.checking.measures import difference
 from awq2trt.checking.results import ONNX, QUANTIZED, CheckResult
-from awq2trt.checking.runners import SPARE_SLOTS, CachedOnnxRunner, block_values, calls_of, expose_, open_runnable
+from awq2trt.checking.runners import (
+    SPARE_SLOTS,
+    CachedOnnxRunner,
+    GraphExecution,
+    block_values,
+    calls_of,
+    expose_,
+    open_runnable,
+)
 from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.graph import ort_lowering
@@ -77,14 +85,14 @@ def bisect(subject: Subject, result: CheckResult, folder: Path) -> Cut | None:
     Returns:
         None where every block of the exported model is within its limit, so that there is nothing to cut.
     """
-    places = next(stage for stage in result.stages if stage.stage == ONNX).places
-    failing = [index for index, place in enumerate(places[:-1]) if not place.passed]
+    blocks = next(stage for stage in result.stages if stage.stage == ONNX).blocks
+    failing = [index for index, place in enumerate(blocks) if not place.passed]
     if subject.onnx is None or not failing:
         return None
     layer = failing[0]
     limit = drift_limit(subject.dtype, layer + 1)
     expected = _expected_values(subject, result.tokens, layer)
-    for call, got, inputs in _recorded_calls(subject.onnx, result.tokens, list(expected)):
+    for call, got, inputs in _recorded_calls(subject, subject.onnx, result.tokens, list(expected)):
         start = int(call[CACHE_POSITION][0])
         rows = slice(start, start + call[INPUT_IDS].shape[1])
         right: dict[str, Array] = {}
@@ -132,7 +140,7 @@ def _expected_values(subject: Subject, tokens: Sequence[int], layer: int) -> dic
 
 
 def _recorded_calls(
-    onnx: Path, tokens: Sequence[int], names: Sequence[str]
+    subject: Subject, onnx: Path, tokens: Sequence[int], names: Sequence[str]
 ) -> Iterator[tuple[Mapping[str, Array], dict[str, Array], dict[str, Array]]]:
     """The calls of the check: each with values of the graph in it, and all the inputs it had, caches included."""
     model, sizes = open_runnable(onnx)
@@ -141,7 +149,8 @@ def _recorded_calls(
         expose_(model, values[name], f"value_{index}")
     ort_lowering.keep_all_positions_(model)
     ort_lowering.free_capacity_(model)
-    runner = CachedOnnxRunner(model, sizes, onnx, length=len(tokens) + SPARE_SLOTS, name=ONNX)
+    execution = GraphExecution(len(tokens) + SPARE_SLOTS, vision=subject.checkpoint.still_vision)
+    runner = CachedOnnxRunner(model, sizes, onnx, execution, name=ONNX)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), runner:
         for call in calls_of(tokens):
             outputs = runner.infer(call)

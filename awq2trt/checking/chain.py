@@ -28,6 +28,7 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.comparator import Comparator, RunResults
 from polygraphy.logger import G_LOGGER
 
+from awq2trt.checking.beside import vision_limit
 from awq2trt.checking.engine_runner import EngineRunner
 from awq2trt.checking.measures import Difference, difference, merged, unlike
 from awq2trt.checking.results import (
@@ -49,6 +50,7 @@ from awq2trt.checking.runners import (
     CUDA,
     SPARE_SLOTS,
     CachedOnnxRunner,
+    GraphExecution,
     RuntimeRunner,
     TorchRunner,
     block_output,
@@ -62,7 +64,7 @@ from awq2trt.checking.tolerance import UNRELATED, block_limit, cache_limit, drif
 from awq2trt.checking.weights import Finding
 from awq2trt.errors import ToolError, UnsupportedError
 from awq2trt.evaluation.agreement import agreement
-from awq2trt.io_contract import ENGINE_FILE, LOGITS
+from awq2trt.io_contract import EMBEDDING, ENGINE_FILE, LOGITS, VISION
 from awq2trt.models.families import DecoderSpec
 from awq2trt.progress import Progress
 from awq2trt.runtime.ort.backend import OrtBackend
@@ -153,13 +155,15 @@ def _runners(
         else:
             missing.setdefault(ONNX_CUDA, "not run: ONNX Runtime has no CUDA provider here")
         open_on_cpu = subject.open_on_cpu or (lambda: OrtBackend.load(onnx, all_logits=True))
-        makers[RUNTIME] = lambda: RuntimeRunner(open_on_cpu, RUNTIME)
+        makers[RUNTIME] = lambda: RuntimeRunner(open_on_cpu, RUNTIME, subject.checkpoint.still_vision)
     if subject.open_on_gpu is not None:
         open_on_gpu = subject.open_on_gpu
-        makers[ON_GPU] = lambda: RuntimeRunner(open_on_gpu, ON_GPU)
+        makers[ON_GPU] = lambda: RuntimeRunner(open_on_gpu, ON_GPU, subject.checkpoint.still_vision)
     if subject.engine is not None and subject.open_engine is not None:
         engine, open_engine = subject.engine, subject.open_engine
-        makers[ENGINE] = lambda: EngineRunner(open_engine, engine, ENGINE)
+        makers[ENGINE] = lambda: EngineRunner(
+            open_engine, engine, ENGINE, subject.open_embedder, subject.checkpoint.still_vision
+        )
     runners = {}
     for stage, make in makers.items():
         try:
@@ -183,7 +187,8 @@ def _onnx_runner(subject: Subject, onnx: Path, tokens: Sequence[int], stage: str
     model, sizes = open_with_blocks(onnx, subject.checkpoint.spec)
     if not model.functions:
         raise UnsupportedError("the model has no function bodies, which ONNX Runtime would run.")
-    return CachedOnnxRunner(model, sizes, onnx, length=len(tokens) + SPARE_SLOTS, name=stage, provider=provider)
+    execution = GraphExecution(len(tokens) + SPARE_SLOTS, provider, subject.checkpoint.still_vision)
+    return CachedOnnxRunner(model, sizes, onnx, execution, name=stage)
 
 
 def _stage_result(subject: Subject, stage: str, outputs: Mapping[str, list[Any]], tokens: Sequence[int]) -> StageResult:
@@ -245,9 +250,13 @@ def _limits(subject: Subject, stage: str, positions: int) -> dict[str, _Limit]:
     if stage in subject.coded:
         limits = [math.hypot(limits[-1], cache_limit(spec.head_dim, spec.num_layers + 1))]
     named = {LOGITS: _Limit(LOGITS, limits[-1])}
+    vision = subject.checkpoint.still_vision
+    seen = {VISION: _Limit(VISION, vision_limit(vision))} if vision else {}
     if stage in (RUNTIME, ON_GPU, ENGINE):
-        return named
-    return {block_output(layer): _Limit(_place(spec, layer), limits[layer]) for layer in layers} | named
+        return seen | named
+    embedded = {EMBEDDING: _Limit(EMBEDDING, drift_limit(subject.dtype, 1))} if vision and stage != FOLDED else {}
+    blocks = {block_output(layer): _Limit(_place(spec, layer), limits[layer]) for layer in layers}
+    return (seen if stage != FOLDED else {}) | embedded | blocks | named
 
 
 def _sums_of_tensorrt(subject: Subject, positions: int) -> list[int]:

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from awq2trt.checking.beside import image_of_noise
 from awq2trt.checking.runners import Arrays, DecoderRunner
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, VISION
+from awq2trt.models.vision.description import VisionSpec
 from awq2trt.runtime.trt.backend import EngineBackend
+from awq2trt.runtime.trt.embedder import EngineEmbedder
 from awq2trt.runtime.trt.engine import EngineBuild
 from awq2trt.runtime.trt.session import EngineSession
 
@@ -28,16 +31,31 @@ class EngineRunner(DecoderRunner):
         open_session: Loads the engine.
         engine: What it is.
         name: Of the stage.
+        open_embedder: Loads the engines beside it, of a model that sees; None for a model of text.
+        vision: How the model sees; None for a model of text.
     """
 
-    def __init__(self, open_session: Callable[[], EngineSession], engine: EngineBuild, name: str) -> None:
+    def __init__(
+        self,
+        open_session: Callable[[], EngineSession],
+        engine: EngineBuild,
+        name: str,
+        open_embedder: Callable[[], EngineEmbedder | None] | None = None,
+        vision: VisionSpec | None = None,
+    ) -> None:
         super().__init__(name=name)
         self._open_session = open_session
         self._engine = engine
+        self._open_embedder = open_embedder
+        self._vision = vision
+        self._seen: Arrays = OrderedDict()
 
     def activate_impl(self) -> None:
         self._session = self._open_session()
-        self._backend = EngineBackend(self._session, self._engine.contract, self._engine.profiles)
+        self._embedder = self._open_embedder() if self._open_embedder is not None else None
+        self._backend = EngineBackend(self._session, self._engine.contract, self._engine.profiles, self._embedder)
+        if self._vision is not None:
+            self._seen[VISION] = self._backend.see(image_of_noise(self._vision))
 
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
         started = time.monotonic()
@@ -50,8 +68,11 @@ class EngineRunner(DecoderRunner):
         else:
             rows = [self._backend.forward([token]) for token in tokens]
         self.inference_time = time.monotonic() - started
-        return OrderedDict([(LOGITS, np.stack(rows)[None])])
+        return OrderedDict({**self._seen, LOGITS: np.stack(rows)[None]})
 
     def deactivate_impl(self) -> None:
         self._session.close()
-        del self._backend, self._session
+        self._seen = OrderedDict()
+        if self._embedder is not None:
+            self._embedder.close()
+        del self._backend, self._session, self._embedder

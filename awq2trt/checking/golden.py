@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
 import torch
 
-from awq2trt.artifact.golden import Golden, GoldenCall
+from awq2trt.artifact.golden import Golden, GoldenCall, GoldenImage
+from awq2trt.checking.beside import image_of_noise, seen_by_torch, vision_limit
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.errors import UsageError
 from awq2trt.models.decoder import Ends, run_model
@@ -34,6 +36,8 @@ def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype
 
     `first` starts with the same token as `prefill`: what decode kernels do with an empty cache.
 
+    Of a model that sees also what it sees in an image of noise.
+
     Args:
         source: The quantized checkpoint.
         tokens: Of `TEXT`, at least one.
@@ -50,9 +54,28 @@ def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype
     prefill = max(1, len(kept) - _DECODE_CALLS)
     with torch.inference_mode(), progress.task("golden outputs", total=source.spec.num_layers) as advance:
         hidden = run_model(source, torch.tensor([kept]), progress=advance)
-        logits = Ends(source, narrow_head=True).logits(hidden)[0].numpy().astype(np.float32)  # [S, V]
+        ends = Ends(source, narrow_head=True)
+        logits = ends.logits(hidden)[0].numpy().astype(np.float32)  # [S, V]
+        embeddings = ends.embed(torch.tensor(kept)).numpy() if source.vision else None  # [S, H]
     spans = {"prefill": (0, prefill)}
     spans |= {f"decode-{index - prefill + 1}": (index, index + 1) for index in range(prefill, len(kept))}
     spans["first"] = (0, 1)
-    calls = (GoldenCall(name, tuple(kept[start:end]), start, logits[end - 1]) for name, (start, end) in spans.items())
-    return Golden(TEXT, drift_limit(dtype, source.spec.num_layers + 1), tuple(calls))
+    calls = tuple(
+        GoldenCall(
+            name,
+            tuple(kept[start:end]),
+            start,
+            logits[end - 1],
+            None if embeddings is None else embeddings[start:end].astype(dtype),
+        )
+        for name, (start, end) in spans.items()
+    )
+    return Golden(TEXT, drift_limit(dtype, source.spec.num_layers + 1), calls, _image(source))
+
+
+def _image(source: ModelSource) -> GoldenImage | None:
+    """An image of noise, and what a model that sees makes of it; None for a model of text."""
+    seen = seen_by_torch(source)
+    if source.still_vision is None or seen is None:
+        return None
+    return GoldenImage(image_of_noise(source.still_vision).astype(np.float16), seen, vision_limit(source.still_vision))

@@ -33,7 +33,7 @@ from awq2trt.checking.runners import calls_of, first_call
 from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.graph.read import DecoderSizes, open_decoder
-from awq2trt.io_contract import CACHE_POSITION, ENGINE_FILE, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
+from awq2trt.io_contract import CACHE_POSITION, ENGINE_FILE, INPUT_IDS, INPUTS_EMBEDS, LOGITS, MODEL_FILE, cache_names
 from awq2trt.models.block_weights import load_block
 from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache
 from awq2trt.runtime.trt.engine import POLYGRAPHY_SWITCH
@@ -73,12 +73,14 @@ def write_folder(subject: Subject, tokens: Sequence[int], folder: Path) -> tuple
         return ()
     _, sizes = open_decoder(subject.onnx)
     folder.mkdir(parents=True, exist_ok=True)
-    caches, logits = _run(subject, tokens)
-    inputs: dict[str, NDArray[Any]] = {"tokens": np.asarray(tokens, np.int64)}
-    inputs |= {name: value.astype(_NUMPY[subject.dtype]) for name, value in caches.items()}
+    rows, caches, logits = _run(subject, tokens)
+    sees = sizes.hidden_size is not None
+    new = INPUTS_EMBEDS if sees else INPUT_IDS
+    inputs: dict[str, NDArray[Any]] = {new: rows if sees else np.asarray(tokens, np.int64), **caches}
+    inputs |= {name: value.astype(_NUMPY[subject.dtype]) for name, value in inputs.items() if name != INPUT_IDS}
     write_arrays(folder / INPUTS_FILE, inputs)
     first = first_call(tokens)
-    loader = _LOADER.format(first=first, capacity=sizes.capacity, inputs=INPUTS_FILE)
+    loader = _LOADER.format(first=first, capacity=sizes.capacity, inputs=INPUTS_FILE, new=new)
     (folder / LOADER_FILE).write_text(loader, encoding="utf-8")
     _write_expected(folder / EXPECTED_FILE, logits, tokens)
     network = _NETWORK.format(model=str((subject.onnx / MODEL_FILE).resolve()))
@@ -103,8 +105,9 @@ def _commands(subject: Subject, onnx: Path, sizes: DecoderSizes, first: int, fol
         f"--compare snr --snr-threshold {_snr_threshold(subject, sizes)} --validate"
     )
     network = f"{_quoted(folder / NETWORK_FILE)} --model-type trt-network-script"
+    new, row = (INPUT_IDS, "") if sizes.hidden_size is None else (INPUTS_EMBEDS, f",{sizes.hidden_size}")
     shapes = " ".join(
-        f"--trt-{bound}-shapes {INPUT_IDS}:[1,{length}]"
+        f"--trt-{bound}-shapes {new}:[1,{length}{row}]"
         for bound, length in (("min", 1), ("opt", first), ("max", first))
     )
     rtx = f"{POLYGRAPHY_SWITCH}=1 "
@@ -137,20 +140,23 @@ def _snr_threshold(subject: Subject, sizes: DecoderSizes) -> str:
     return f"{-20 * math.log10(drift_limit(subject.dtype, sizes.num_layers + 1)):.2f}"
 
 
-def _run(subject: Subject, tokens: Sequence[int]) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
-    """Caches after the whole text, [1, H_kv, S, D], and logits of all positions, of the quantized model in PyTorch."""
+def _run(
+    subject: Subject, tokens: Sequence[int]
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]], NDArray[np.float32]]:
+    """The quantized model in PyTorch: embeddings of a text [S, H], caches after it [1, H_kv, S, D], logits [S, V]."""
     source = subject.checkpoint
     caches: dict[str, NDArray[np.float32]] = {}
     names = cache_names("past", source.spec.num_layers)
     with torch.inference_mode():
         ends, runner = Ends(source), BlockRunner.for_positions(source.spec, len(tokens))
         hidden = ends.embed(torch.tensor([list(tokens)]))
+        rows: NDArray[np.float32] = hidden[0].numpy()
         for layer in range(source.spec.num_layers):
             cache = KeyValueCache.empty(source.spec, 1, len(tokens))
             hidden = runner.run(load_block(source, layer), hidden, layer=layer, cache=cache)
             caches[names[2 * layer]], caches[names[2 * layer + 1]] = cache.keys.numpy(), cache.values.numpy()
         logits: NDArray[np.float32] = torch.cat(list(ends.logits_in_pieces(hidden[0]))).numpy()
-    return caches, logits
+    return rows, caches, logits
 
 
 def _write_expected(path: Path, logits: NDArray[np.float32], tokens: Sequence[int]) -> None:
@@ -188,10 +194,10 @@ _LOADER: Final = textwrap.dedent('''\
         """Inputs of every call; caches hold what came before it, and zeros after."""
         with np.load(Path(__file__).with_name("{inputs}")) as stored:
             arrays = dict(stored)
-        tokens = arrays.pop("tokens")
-        for start in (0, *range(FIRST, len(tokens))):
+        new = arrays.pop("{new}")
+        for start in (0, *range(FIRST, len(new))):
             end = FIRST if start == 0 else start + 1
-            feed = {{"input_ids": tokens[None, start:end], "cache_position": np.array([start], np.int64)}}
+            feed = {{"{new}": new[None, start:end], "cache_position": np.array([start], np.int64)}}
             for name, value in arrays.items():
                 _, heads, _, size = value.shape
                 feed[name] = np.zeros((1, heads, CAPACITY, size), value.dtype)

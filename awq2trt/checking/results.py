@@ -13,6 +13,7 @@ from typing import Final
 from awq2trt.checking.measures import Difference
 from awq2trt.checking.weights import Finding
 from awq2trt.evaluation.agreement import Agreement
+from awq2trt.io_contract import EMBEDDING, LOGITS, VISION
 from awq2trt.scheme import BFLOAT16
 
 ORIGINAL: Final = "original"
@@ -53,7 +54,7 @@ class Place:
     """A stage at one place.
 
     Attributes:
-        name: Of the block, or `logits`.
+        name: Of the block, or `logits`; of a graph beside the decoder, `vision` or `embedding`.
         difference: From the stage before.
         error: The relative difference that is held to the limit: the largest of a position, or, where it is that of
             quantization, the mean.
@@ -84,7 +85,7 @@ class StageResult:
         stage: Its name.
         against: The stage before; None for the first.
         skipped: Why it was not run; None if it was.
-        places: Blocks in order, then the logits.
+        places: Graphs beside the decoder, blocks in order, then the logits.
         agreement: Of next-token distributions.
         findings: What is wrong with its weights.
         seconds: Wall time.
@@ -97,6 +98,11 @@ class StageResult:
     agreement: Agreement | None = None
     findings: tuple[Finding, ...] = ()
     seconds: float = 0.0
+
+    @property
+    def blocks(self) -> tuple[Place, ...]:
+        """Blocks alone."""
+        return tuple(place for place in self.places if place.name not in (VISION, EMBEDDING, LOGITS))
 
     @property
     def passed(self) -> bool:
@@ -163,10 +169,11 @@ class CheckResult:
             yield (layer, 0), Failure(stage.stage, place, f"{finding.place}: {finding.message}")
 
     def _value_failures(self, stage: StageResult) -> Iterator[tuple[tuple[int, int], Failure]]:
-        for index, place in enumerate(stage.places):
+        for place in stage.places:
             if not place.passed:
                 message = f"relative error {place.error:.2g}, at most {place.limit:.2g} expected."
-                yield (index, 1), Failure(stage.stage, place.name, message)
+                layer = len(self.prefixes) if place.name == LOGITS else self._layer(f"{place.name}.")
+                yield (layer, 1), Failure(stage.stage, place.name, message)
 
     def _layer(self, name: str) -> int:
         """Block that a tensor belongs to; -1 for one that stands before them all, or concerns them all."""

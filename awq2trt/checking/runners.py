@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -25,15 +25,26 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
+from awq2trt.checking.beside import exported_embedder, image_of_noise, seen_by_torch
 from awq2trt.errors import ArtifactError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.read import DecoderSizes, open_decoder
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, cache_names
+from awq2trt.io_contract import (
+    CACHE_POSITION,
+    EMBEDDING,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LOGITS,
+    VISION,
+    cache_names,
+)
 from awq2trt.models.block_weights import load_block
 from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.runtime.backend import Backend
+from awq2trt.models.vision.description import VisionSpec
+from awq2trt.runtime.backend import SeeingBackend
+from awq2trt.runtime.ort.embedder import Embedder
 from awq2trt.runtime.ort.session import Execution, open_session
 
 Arrays = OrderedDict[str, NDArray[Any]]
@@ -107,6 +118,7 @@ class TorchRunner(DecoderRunner):
         self._tokens = list(tokens)
         self._teacher = teacher
         self._outputs: Arrays = OrderedDict()
+        self._seen: Arrays = OrderedDict()
 
     def activate_impl(self) -> None:
         started = time.monotonic()
@@ -114,6 +126,9 @@ class TorchRunner(DecoderRunner):
         with torch.inference_mode():
             ends, runner = Ends(source), BlockRunner.for_positions(source.spec, len(self._tokens))
             hidden = ends.embed(torch.tensor([self._tokens]))
+            self._outputs[EMBEDDING] = hidden.numpy()
+            if (seen := seen_by_torch(source)) is not None:
+                self._seen[VISION] = seen
             given = Ends(self._teacher).embed(torch.tensor([self._tokens])) if self._teacher else hidden
             for layer in range(source.spec.num_layers):
                 weights = load_block(source, layer)
@@ -128,59 +143,89 @@ class TorchRunner(DecoderRunner):
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
         start = int(feed_dict[CACHE_POSITION][0])
         end = start + feed_dict[INPUT_IDS].shape[1]
-        return OrderedDict((name, value[:, start:end]) for name, value in self._outputs.items())
+        named = OrderedDict((name, value[:, start:end]) for name, value in self._outputs.items())
+        return OrderedDict(named | self._seen)
 
     def deactivate_impl(self) -> None:
-        self._outputs = OrderedDict()
+        self._outputs, self._seen = OrderedDict(), OrderedDict()
+
+
+@dataclass(frozen=True)
+class GraphExecution:
+    """How ONNX Runtime executes an exported model's graphs.
+
+    Attributes:
+        length: Positions of the cache.
+        provider: Execution provider.
+        vision: How the model sees, whose decoder reads embeddings; None for a model of text.
+    """
+
+    length: int
+    provider: str = CPU
+    vision: VisionSpec | None = None
 
 
 class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
     """An exported decoder in ONNX Runtime, with a cache that lasts until the next call at position 0.
 
+    Of a model that sees, its calls also give the embeddings that went in, and what the vision graph makes of an image.
+
     Args:
         model: With the outputs that are wanted; its capacity is dynamic.
         sizes: Of the model.
-        path: The file it was read from, beside which its weights lie.
-        length: Positions of the cache.
+        path: The directory it was read from, where its weights and the graphs beside it lie.
+        execution: How it is executed.
         name: Of the stage.
-        provider: Execution provider.
 
     Attributes:
         last_inputs: Of the last call, caches included.
     """
 
     def __init__(
-        self, model: ir.Model, sizes: DecoderSizes, path: Path, *, length: int, name: str, provider: str = CPU
+        self, model: ir.Model, sizes: DecoderSizes, path: Path, execution: GraphExecution, *, name: str
     ) -> None:
-        super().__init__(lambda: open_session(model, path, Execution(provider)), name=name)
+        super().__init__(lambda: open_session(model, path, Execution(execution.provider)), name=name)
         self._sizes = sizes
-        self._length = length
+        self._path = path
+        self._execution = execution
         self._caches: Arrays = OrderedDict()
+        self._embedder: Embedder | None = None
+        self._seen: Arrays = OrderedDict()
         self.last_inputs: dict[str, NDArray[Any]] = {}
 
     def get_input_metadata_impl(self) -> Any:
         return DecoderRunner.get_input_metadata_impl(self)
 
+    def activate_impl(self) -> None:
+        super().activate_impl()
+        vision = self._execution.vision
+        if vision is not None:
+            self._embedder = exported_embedder(self._path, vision, self._execution.provider)
+            self._seen[VISION] = self._embedder.see(image_of_noise(vision))
+
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
-        layers = self._sizes.num_layers
+        layers, feed, given = self._sizes.num_layers, dict(feed_dict), OrderedDict(self._seen)
         if feed_dict[CACHE_POSITION][0] == 0:
             inputs = {value.name: value.type for value in self.sess.get_inputs()}
-            shape = (1, self._sizes.num_kv_heads, self._length, self._sizes.head_dim)
+            shape = (1, self._sizes.num_kv_heads, self._execution.length, self._sizes.head_dim)
             self._caches = OrderedDict(
                 (name, np.zeros(shape, _NUMPY_DTYPE[inputs[name]])) for name in cache_names("past", layers)
             )
-        self.last_inputs = {**feed_dict, **self._caches}
+        if self._embedder is not None:
+            rows = self._embedder.rows(feed.pop(INPUT_IDS)[0].tolist())[None]
+            feed[INPUTS_EMBEDS] = given[EMBEDDING] = rows
+        self.last_inputs = {**feed, **self._caches}
         outputs = super().infer_impl(OrderedDict(self.last_inputs))
         for past, present in zip(cache_names("past", layers), cache_names("present", layers), strict=True):
             self._caches[past] = outputs.pop(present)
-        return OrderedDict((name, value.astype(np.float32)) for name, value in outputs.items())
+        return OrderedDict((name, value.astype(np.float32)) for name, value in {**given, **outputs}.items())
 
     def deactivate_impl(self) -> None:
-        self._caches = OrderedDict()
+        self._caches, self._seen, self._embedder = OrderedDict(), OrderedDict(), None
         super().deactivate_impl()
 
 
-class ScoringBackend(Backend, Protocol):
+class ScoringBackend(SeeingBackend, Protocol):
     """A backend that also gives logits of every position."""
 
     def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
@@ -193,14 +238,19 @@ class RuntimeRunner(DecoderRunner):
     Args:
         open_backend: Loads the model, for logits of every position.
         name: Of the stage.
+        vision: How the model sees; None for a model of text.
     """
 
-    def __init__(self, open_backend: Callable[[], ScoringBackend], name: str) -> None:
+    def __init__(self, open_backend: Callable[[], ScoringBackend], name: str, vision: VisionSpec | None = None) -> None:
         super().__init__(name=name)
         self._open_backend = open_backend
+        self._vision = vision
+        self._seen: Arrays = OrderedDict()
 
     def activate_impl(self) -> None:
         self._backend = self._open_backend()
+        if self._vision is not None:
+            self._seen[VISION] = self._backend.see(image_of_noise(self._vision))
 
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
         started = time.monotonic()
@@ -210,10 +260,11 @@ class RuntimeRunner(DecoderRunner):
         else:
             rows = np.stack([self._backend.forward([token]) for token in tokens])
         self.inference_time = time.monotonic() - started
-        return OrderedDict([(LOGITS, rows[None])])
+        return OrderedDict({**self._seen, LOGITS: rows[None]})
 
     def deactivate_impl(self) -> None:
         del self._backend
+        self._seen = OrderedDict()
 
 
 _NUMPY_DTYPE: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from awq2trt.checking.beside import beside_findings
 from awq2trt.checking.results import ENGINE, FOLDED, ON_GPU, ONNX, ONNX_CUDA, QUANTIZED, RUNTIME
 from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import UNIT_ROUNDOFF
@@ -64,15 +65,16 @@ def check_weights(subject: Subject, progress: Progress) -> WeightResult:
                 missing |= dict.fromkeys((FOLDED, QUANTIZED, ONNX, ONNX_CUDA, RUNTIME, ON_GPU, ENGINE), damaged)
             advance(1)
         if subject.onnx and damaged not in missing.values():
+            findings[ONNX] += beside_findings(subject.onnx, subject.checkpoint)
             findings[ONNX] += onnx_findings(open_decoder(subject.onnx)[0], subject.checkpoint)
         advance(1)
     return WeightResult(findings, missing)
 
 
 def _outer_findings(subject: Subject) -> tuple[list[Finding], list[Finding]]:
-    """Of embedding, final norm and head, and of the description."""
+    """Of embedding, final norm and head, of what a model sees with, and of the description."""
     checkpoint, original = subject.checkpoint, subject.original
-    tensors = checkpoint.outer()
+    tensors = checkpoint.outer() | checkpoint.vision_tensors()
     if original is None:
         return [], []
     codes = list[Finding]()

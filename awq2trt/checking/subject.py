@@ -30,6 +30,7 @@ from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.models.sources.opening import open_source
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
+from awq2trt.runtime.trt.embedder import EngineEmbedder, open_engine_embedder
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of, this_machine, why_not_here
 from awq2trt.runtime.trt.session import EngineSession, TrtSession, unmet_needs
 from awq2trt.target import CPU_TARGET, CUDA_TARGET
@@ -51,7 +52,9 @@ class Subject:
         open_engine: Loads that on this machine.
         for_cuda: Directory of the model that runs on a GPU: what was built for it, else the exported one.
         open_on_gpu: Loads it on this machine's GPU; None where there is none.
-        open_on_cpu: Loads what was built for the CPU with a cache of codes; None to run the exported model there.
+        open_on_cpu: Loads what was built for the CPU with a cache of codes, or a model that sees with all its graphs;
+            None to run the exported decoder alone there.
+        open_embedder: Loads the engines beside it, of a model that sees; None where there is no engine.
         coded: Stages whose cache holds codes.
         changed: Files that are not what was written, as their manifest's hashes tell.
         missing: Stage -> why it cannot be run.
@@ -68,6 +71,7 @@ class Subject:
     for_cuda: Path | None = None
     open_on_gpu: Callable[[], ScoringBackend] | None = None
     open_on_cpu: Callable[[], ScoringBackend] | None = None
+    open_embedder: Callable[[], EngineEmbedder | None] | None = None
     coded: frozenset[str] = frozenset()
     changed: tuple[str, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -110,6 +114,7 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
     if reason:
         missing[ON_GPU] = f"not run: {reason}"
     decoder = exported.manifest.contents.decoder if exported else None
+    on_cpu = for_cpu or (exported if exported and exported.manifest.contents.beside else None)
     checked = {one.directory: one for one in (quantized, exported, lowered, for_cpu, *engines) if one}
     coded = {RUNTIME: for_cpu is not None, ON_GPU: for_cuda is not None and _has_codes(for_cuda)}
     coded[ENGINE] = built is not None and _keeps_codes(built.contract)
@@ -124,7 +129,8 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         open_engine=partial(TrtSession.open, built) if built else None,
         for_cuda=for_cuda.directory if for_cuda else None,
         open_on_gpu=partial(_open_on, CUDA_TARGET, for_cuda) if for_cuda and not reason else None,
-        open_on_cpu=partial(_open_on, CPU_TARGET, for_cpu) if for_cpu else None,
+        open_on_cpu=partial(_open_on, CPU_TARGET, on_cpu) if on_cpu else None,
+        open_embedder=partial(_open_engine_embedder, built) if built else None,
         coded=frozenset(stage for stage, is_coded in coded.items() if is_coded),
         changed=tuple(name for one in checked.values() for name in _changed_files(one)),
         missing=missing,
@@ -226,6 +232,10 @@ def _why_not_on_gpu() -> str | None:
     except (ToolError, UsageError) as error:
         return error.what.rstrip(".")
     return None
+
+
+def _open_engine_embedder(engine: EngineBuild) -> EngineEmbedder | None:
+    return open_engine_embedder(Artifact.open(engine.path.parent, verify="size"))
 
 
 def _open_on(target: str, artifact: Artifact) -> ScoringBackend:

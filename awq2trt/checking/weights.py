@@ -122,10 +122,30 @@ def onnx_findings(model: ir.Model, checkpoint: QuantizedCheckpoint) -> Iterator[
         linears.add(spec.stored_head)
     for name in linears:
         yield from _linear_findings(name, checkpoint.linear(name), stored)
-    owned = {f"{name}.{kind}" for name in linears for kind in ("codes", "scales", "zeros", "bias")}
+    owned = {f"{name}.{kind}" for name in linears for kind in _KINDS}
+    yield from _plain_findings({name: value for name, value in stored.items() if name not in owned}, checkpoint)
+    yield from _rotary_findings(checkpoint, stored)
+
+
+_KINDS: Final = ("codes", "scales", "zeros", "bias")
+"""Of a linear's initializers."""
+
+
+def plain_findings(model: ir.Model, checkpoint: QuantizedCheckpoint) -> Iterator[Finding]:
+    """The same of a graph beside the decoder, where nothing but an embedding may be quantized: the head's weight."""
+    stored = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
+    head = checkpoint.spec.stored_head
+    if f"{head}.codes" in stored:
+        yield from _linear_findings(head, checkpoint.linear(head), stored)
+    owned = {f"{head}.{kind}" for kind in _KINDS}
+    yield from _plain_findings({name: value for name, value in stored.items() if name not in owned}, checkpoint)
+
+
+def _plain_findings(stored: Mapping[str, ir.TensorProtocol], checkpoint: QuantizedCheckpoint) -> Iterator[Finding]:
+    spec = checkpoint.spec
     gains = {f"{name}.weight" for name in spec.norms()} if spec.norm.unit_offset else set()
     for name, tensor in stored.items():
-        if name in owned or name.startswith("rotary"):
+        if name.startswith("rotary"):
             continue
         try:
             expected = checkpoint.tensor(name)
@@ -134,7 +154,6 @@ def onnx_findings(model: ir.Model, checkpoint: QuantizedCheckpoint) -> Iterator[
         except CheckpointError:
             continue  # a constant of the graph's own
         yield from _equal(name, expected.astype(tensor.numpy().dtype), tensor.numpy())
-    yield from _rotary_findings(checkpoint, stored)
 
 
 def _linear_findings(name: str, linear: QuantizedLinear, stored: Mapping[str, ir.TensorProtocol]) -> Iterator[Finding]:

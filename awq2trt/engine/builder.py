@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import onnx_ir as ir
 
-from awq2trt.artifact.records import ProfileRecord
-from awq2trt.engine.profiles import decoder_profiles, profile_shapes
+from awq2trt.artifact.records import Contents, ProfileRecord
+from awq2trt.engine.profiles import contract_shapes, decoder_profiles, profile_shapes, profiles_beside
 from awq2trt.engine.session import BuilderSession
 from awq2trt.errors import ArtifactError, ToolError, UnsupportedError
 from awq2trt.graph.basic_ops import drop_functions_
@@ -28,8 +28,8 @@ from awq2trt.graph.fusion import fuse_
 from awq2trt.graph.inline import has_kernels, inline_bodies_
 from awq2trt.graph.int8_cache import quantize_cache_
 from awq2trt.graph.provider_file import save_model
-from awq2trt.graph.read import DecoderSizes, open_decoder, operators_of, read_sizes
-from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE
+from awq2trt.graph.read import DecoderSizes, load_model, open_decoder, operators_of, read_sizes
+from awq2trt.io_contract import DECODER, ENGINE_FILE, MODEL_FILE, engine_of_graph
 from awq2trt.machine.plugin_library import PluginLibrary, load_into_registry
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.target import Flavour, Target
@@ -132,6 +132,55 @@ def build_engine(
     return BuildResult(profiles, capabilities, str(trt.__version__), model.operators)
 
 
+def build_beside(
+    onnx_directory: Path,
+    contents: Contents,
+    target: Target,
+    directory: Path,
+    *,
+    plugin_library: PluginLibrary | None = None,
+    progress: Progress | None = None,
+) -> dict[str, tuple[ProfileRecord, ...]]:
+    """Builds the engines of the graphs beside a decoder, whose names follow from those of the graphs' files.
+
+    Args:
+        onnx_directory: Of the exported model.
+        contents: What its manifest says.
+        target: As of `build_engine`.
+        directory: Gets the engines, and a log for every graph.
+        plugin_library: As of `build_engine`.
+        progress: As of `build_engine`.
+
+    Returns:
+        Profiles of each engine, by graph.
+
+    Raises:
+        Awq2trtError: As `build_engine` does.
+    """
+    made: dict[str, tuple[ProfileRecord, ...]] = {}
+    if not contents.beside:
+        return made
+    trt, capacity = import_tensorrt_rtx(), contents.graphs[DECODER].io.capacity
+    for name, graph in contents.beside.items():
+        path = onnx_directory / graph.model
+        model = load_model(path)
+        _take_operators_(trt, model, plugin_library)
+        library = plugin_library.path if plugin_library and operators_of(model) else None
+        log = directory / log_of(graph.model)
+        with BuilderSession(trt, log, progress or SilentProgress(), path) as session:
+            session.parse(ir.to_proto(model).SerializeToString(), path)
+            session.configure(target.compute_capabilities, library)
+            made[name] = profiles_beside(name, capacity)
+            session.add_profiles([contract_shapes(profile, graph.io) for profile in made[name]])
+            _write_engine(session.build(), directory / engine_of_graph(graph.model))
+    return made
+
+
+def log_of(model_file: str) -> str:
+    """Name of what TensorRT says of a graph; of a decoder it is `LOG_FILE`."""
+    return LOG_FILE if model_file == MODEL_FILE else f"{model_file.removesuffix('.onnx')}-{LOG_FILE}"
+
+
 def import_tensorrt_rtx() -> Any:
     """The module `tensorrt_rtx`.
 
@@ -181,11 +230,7 @@ def prepare_model(
     """
     onnx_path = onnx_path / MODEL_FILE if onnx_path.is_dir() else onnx_path
     model, sizes = open_decoder(onnx_path)
-    if plugin_library is None:
-        inline_bodies_(model)
-    else:
-        inline_bodies_(model, keep=has_kernels)
-        load_into_registry(trt, plugin_library)
+    _take_operators_(trt, model, plugin_library)
     if plugin_library is None or work is None:
         return PreparedModel(ir.to_proto(model).SerializeToString(), onnx_path, sizes, operators_of(model))
     drop_functions_(model)
@@ -203,6 +248,15 @@ def prepare_model(
         ) from error
     fused = work / MODEL_FILE
     return PreparedModel(fused.read_bytes(), fused, sizes, operators_of(model))
+
+
+def _take_operators_(trt: Any, model: ir.Model, plugin_library: PluginLibrary | None) -> None:
+    """Leaves custom nodes to the plugins, which are loaded, or puts their bodies in their place."""
+    if plugin_library is None:
+        inline_bodies_(model)
+    else:
+        inline_bodies_(model, keep=has_kernels)
+        load_into_registry(trt, plugin_library)
 
 
 def _write_engine(engine: memoryview, path: Path) -> None:

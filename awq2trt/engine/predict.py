@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from awq2trt.models.families import DecoderSpec
+from awq2trt.models.vision.description import SeeingSpec
 from awq2trt.opset import CODE_BITS
 from awq2trt.scheme import QuantScheme
 
@@ -40,6 +41,7 @@ class Footprint:
         cache_bytes: Keys and values of one conversation at full capacity.
         activation_bytes: At the longest prefill, an upper bound by the largest tensors that live at once.
         workspace_bytes: Scratch memory that a layer may use; a kit's script sets it as the limit.
+        beside_bytes: Weights of the graphs beside a decoder, of a model that sees, as far as they are not counted.
         build_bytes: Peak while TensorRT builds the engine.
         run_bytes: While it runs.
     """
@@ -49,6 +51,7 @@ class Footprint:
     cache_bytes: int
     activation_bytes: int
     workspace_bytes: int = WORKSPACE_BYTES
+    beside_bytes: int = 0
 
     @property
     def build_bytes(self) -> int:
@@ -56,7 +59,8 @@ class Footprint:
 
     @property
     def run_bytes(self) -> int:
-        return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.workspace_bytes + _RUNTIME_BYTES
+        weights = self.weights_bytes + self.beside_bytes
+        return weights + self.cache_bytes + self.activation_bytes + self.workspace_bytes + _RUNTIME_BYTES
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,14 @@ def predict_footprint(
         activation_bytes=activations,
         workspace_bytes=max(WORKSPACE_BYTES, attention_workspace_bytes(spec, rows)),
     )
+
+
+def bytes_beside(spec: DecoderSpec, vision: SeeingSpec | None) -> int:
+    """Weights of what a model sees with, and of an embedding that the head has a copy of; 0 for a model of text."""
+    if vision is None:
+        return 0
+    embedding = spec.vocab_size * spec.hidden_size if spec.tie_embeddings else 0
+    return _FLOAT_BYTES * (embedding + sum(map(math.prod, vision.shapes().values())))
 
 
 def attention_workspace_bytes(spec: DecoderSpec, tokens: int) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 from awq2trt import opset
 from awq2trt.artifact.records import ProfileRecord
 from awq2trt.graph.read import DecoderSizes
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, VISION, IoContract
 
 TYPICAL_PREFILL: Final = 512
 """Prompt length that TensorRT chooses prefill kernels for; any up to the longest works."""
@@ -30,11 +30,39 @@ def decoder_profiles(longest: int) -> tuple[ProfileRecord, ...]:
     )
 
 
+def profiles_beside(graph: str, longest: int) -> tuple[ProfileRecord, ...]:
+    """The profiles of a graph beside a decoder: an image at a time, or the tokens of a decoder's calls.
+
+    Args:
+        graph: `VISION` or `EMBEDDING`.
+        longest: As of `decoder_profiles`.
+    """
+    return (ProfileRecord.of_one_image("image"),) if graph == VISION else decoder_profiles(longest)
+
+
+def contract_shapes(profile: ProfileRecord, contract: IoContract) -> ShapeRanges:
+    """Shapes of all inputs of a graph in a profile; an axis that the profile does not name is 1."""
+
+    def sizes(axis: int | str) -> tuple[int, int, int]:
+        if isinstance(axis, int):
+            return (axis, axis, axis)
+        found = profile.axes.get(axis)
+        return (found.shortest, found.typical, found.longest) if found else (1, 1, 1)
+
+    def ranges(shape: Sequence[int | str]) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        smallest, typical, largest = zip(*map(sizes, shape), strict=True)
+        return smallest, typical, largest
+
+    return {tensor.name: ranges(tensor.shape) for tensor in contract.inputs}
+
+
 def profile_shapes(profile: ProfileRecord, sizes: DecoderSizes) -> ShapeRanges:
-    """Shapes of all inputs in a profile: one conversation, its cache of fixed length."""
-    tokens = profile.tokens
+    """Shapes of all inputs of a decoder in a profile: one conversation, its cache of fixed length."""
+    counts = (profile.tokens.shortest, profile.tokens.typical, profile.tokens.longest)
+    name, row = (INPUT_IDS, ()) if sizes.hidden_size is None else (INPUTS_EMBEDS, (sizes.hidden_size,))
+    smallest, typical, largest = ((1, count, *row) for count in counts)
     return {
-        INPUT_IDS: ((1, tokens.shortest), (1, tokens.typical), (1, tokens.longest)),
+        name: (smallest, typical, largest),
         CACHE_POSITION: ((1,), (1,), (1,)),
         **{cache.past: (cache.shape, cache.shape, cache.shape) for cache in sizes.caches},
     }

@@ -23,7 +23,7 @@ from onnx_ir.tape import Tape
 
 from awq2trt import opset
 from awq2trt.errors import UnsupportedError
-from awq2trt.io_contract import BATCH, CACHE_POSITION, INPUT_IDS
+from awq2trt.io_contract import BATCH, CACHE_POSITION, IMAGES, NEW_TOKENS
 
 OPSET: Final = 20
 """Newest opset that TensorRT 10.3 parses."""
@@ -31,14 +31,17 @@ OPSET: Final = 20
 IR_VERSION: Final = 10
 """The first with INT4."""
 
+ONE: Final = (BATCH, IMAGES)
+"""Symbolic axes that are 1 on a Jetson."""
+
 _END: Final = 2**63 - 1
 
 
 def fix_batch_(model: ir.Model) -> None:
-    """Makes the batch axis of every input and output 1, so that only the number of new tokens is free."""
+    """Makes the axis of sequences, or of images, of every input and output 1: only the number of new tokens is free."""
     for value in (*model.graph.inputs, *model.graph.outputs, *(v for node in model.graph for v in node.outputs)):
         if value.shape is not None:
-            axes = [1 if isinstance(axis, ir.SymbolicDim) and axis.value == BATCH else axis for axis in value.shape]
+            axes = [1 if isinstance(axis, ir.SymbolicDim) and axis.value in ONE else axis for axis in value.shape]
             value.shape = ir.Shape(axes)
 
 
@@ -186,10 +189,10 @@ def _tensor_scatter(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
         raise _refusal(node, f"write_indices: expected the input {CACHE_POSITION}, got {start.name}")
     batch, heads, capacity, width = (_static(node, past, axis) for axis in range(4))
     _require(node, "batch", batch, 1)
-    input_ids = next(value for value in rewriter.graph.inputs if value.name == INPUT_IDS)
+    new = next(value for value in rewriter.graph.inputs if value.name in NEW_TOKENS)
 
     def write() -> ir.Value:  # int64 [H, S, 1]
-        length = rewriter.op("Shape", [input_ids], {"start": 1, "end": 2})
+        length = rewriter.op("Shape", [new], {"start": 1, "end": 2})
         zero, one = rewriter.constant(np.asarray(0)), rewriter.constant(np.asarray(1))
         steps = rewriter.op("Range", [zero, rewriter.op("Squeeze", [length]), one])
         slots = rewriter.op("Add", [steps, start])  # [S]
@@ -204,7 +207,7 @@ def _tensor_scatter(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
 
 
 def _attention(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
-    """softmax(scale q k^T + mask) v, the query heads of a key-value head as further rows of one product.
+    """softmax(scale q k^T + mask) v, the query heads of a key-value head as further rows of one product; mask or none.
 
     In the type of q throughout, as the operator is defined without `softmax_precision`. The whole scale goes to q, of
     which there is less than of k.
@@ -214,28 +217,27 @@ def _attention(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
     _require(node, "softcap", values["softcap"], 0.0)
     if values["scale"] is None:
         raise _refusal(node, "scale: expected a number, got none")
-    query, key, value, mask = _inputs(node, 4)
-    heads, width = _static(node, query, 1), _static(node, query, 3)
-    groups, capacity = _static(node, key, 1), _static(node, key, 2)
-    value_width = _static(node, value, 3)
+    query, key, value, *masks = _inputs(node, min(4, max(3, len(node.inputs))))
+    heads, groups = _static(node, query, 1), _static(node, key, 1)
     scaled = rewriter.op("Mul", [query, rewriter.like(float(values["scale"]), query)])
     if heads != groups:  # [1, Hkv, Hq/Hkv * S, D]
-        scaled = rewriter.op("Reshape", [scaled, rewriter.integers([1, groups, -1, width])])
+        scaled = rewriter.op("Reshape", [scaled, rewriter.integers([1, groups, -1, _static(node, query, 3)])])
     scores = rewriter.op("MatMul", [scaled, rewriter.op("Transpose", [key], {"perm": [0, 1, 3, 2]})])
     if heads != groups:  # [1, Hq, S, C]
-        scores = rewriter.op("Reshape", [scores, rewriter.integers([1, heads, -1, capacity])])
-    if _dtype(mask) == ir.DataType.BOOL:
-        # Finite, since every query sees itself, and exp of it is 0 all the same.
-        lowest = float(ml_dtypes.finfo(_dtype(query).numpy()).min)  # type: ignore[no-untyped-call]
-        scores = rewriter.op("Where", [mask, scores, rewriter.like(lowest, query)])
-    else:
-        scores = rewriter.op("Add", [scores, mask])
+        scores = rewriter.op("Reshape", [scores, rewriter.integers([1, heads, -1, _static(node, key, 2)])])
+    for mask in masks:
+        if _dtype(mask) == ir.DataType.BOOL:
+            # Finite, since every query sees itself, and exp of it is 0 all the same.
+            lowest = float(ml_dtypes.finfo(_dtype(query).numpy()).min)  # type: ignore[no-untyped-call]
+            scores = rewriter.op("Where", [mask, scores, rewriter.like(lowest, query)])
+        else:
+            scores = rewriter.op("Add", [scores, mask])
     shares = rewriter.op("Softmax", [scores], {"axis": -1})
     if heads != groups:
-        shares = rewriter.op("Reshape", [shares, rewriter.integers([1, groups, -1, capacity])])
+        shares = rewriter.op("Reshape", [shares, rewriter.integers([1, groups, -1, _static(node, key, 2)])])
     attended = rewriter.op("MatMul", [shares, value])
     if heads != groups:
-        attended = rewriter.op("Reshape", [attended, rewriter.integers([1, heads, -1, value_width])])
+        attended = rewriter.op("Reshape", [attended, rewriter.integers([1, heads, -1, _static(node, value, 3)])])
     return attended
 
 

@@ -28,7 +28,7 @@ from awq2trt.graph.matching import (
     tensor_of,
 )
 from awq2trt.graph.merge_linears import merge_linears_, need_mergeable, rows_of
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS
+from awq2trt.io_contract import CACHE_POSITION, NEW_TOKENS
 from awq2trt.models.families import DecoderSpec
 
 
@@ -272,7 +272,7 @@ def _need_positions(value: ir.Value) -> None:
     start = maker(take(added, 0), "Unsqueeze")
     need(take(start, 0).name == CACHE_POSITION and integers_of(take(start, 1)) == [1])
     shape = _counted(take(added, 1))
-    need(take(shape, 0).name == INPUT_IDS and integer_attribute(shape, "start", 0) == 1)
+    need(take(shape, 0).name in NEW_TOKENS and integer_attribute(shape, "start", 0) == 1)
 
 
 def _need_slots(value: ir.Value) -> None:

@@ -147,5 +147,7 @@ def _match_norm(norm: ir.Node) -> Sequence[ir.Value]:
     if not made_by(x, "Add"):
         return [x]
     parts = [take(maker(x, "Add"), index) for index in range(2)]
-    is_residual = all(part.producer() is not None and not made_by(part, "Constant") for part in parts)
+    is_residual = all(
+        part.is_graph_input() or (part.producer() is not None and not made_by(part, "Constant")) for part in parts
+    )
     return parts if is_residual and not x.is_graph_output() else [x]

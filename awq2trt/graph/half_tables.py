@@ -69,7 +69,9 @@ def _cast_rows_(graph: ir.Graph, gather: ir.Node, table: ir.Value) -> None:
     cast = ir.node("Cast", [rows], {"to": _FP32.value}, name=f"{gather.name}.widened")
     wide = cast.outputs[0]
     wide.name, wide.shape, wide.dtype = f"{rows.name}.widened", rows.shape, _FP32
-    ir.convenience.replace_all_uses_with(rows, wide)
+    if rows.is_graph_output():  # whose name stays
+        wide.name, rows.name = rows.name, f"{rows.name}.half"
+    ir.convenience.replace_all_uses_with(rows, wide, replace_graph_outputs=True)
     cast.replace_input_with(0, rows)
     graph.insert_after(gather, cast)
     rows.dtype = tensor_of(table).dtype

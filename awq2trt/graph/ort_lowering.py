@@ -163,13 +163,18 @@ def _last_position_heads(model: ir.Model) -> set[ir.Node]:
     return found
 
 
-def widen_to_fp32_(model: ir.Model) -> None:
-    """Makes fp16 and bf16 inputs, outputs and initializers fp32, but for embeddings and the head (`half_tables`)."""
+def widen_to_fp32_(model: ir.Model, *, keeps_tables: bool = True) -> None:
+    """Makes fp16 and bf16 inputs, outputs and initializers fp32, of a decoder not embeddings and the head.
+
+    Args:
+        model: Changed.
+        keeps_tables: Embeddings and the head stay as they are (`half_tables`); a graph without them has none to keep.
+    """
     computed = (value for node in model.graph for value in node.outputs)
     for value in (*model.graph.inputs, *model.graph.outputs, *computed):
         if value.dtype in HALF:
             value.dtype = ir.DataType.FLOAT
-    kept = keep_half_(model)
+    kept = keep_half_(model) if keeps_tables else []
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or tensor.dtype not in HALF or value in kept:

@@ -30,7 +30,7 @@ from awq2trt.graph.inline import has_kernels, inline_bodies_
 from awq2trt.graph.int8_cache import int8_contract, quantize_cache_
 from awq2trt.graph.next_token import CONTRACT, append_next_token_, drop_next_token_
 from awq2trt.graph.read import DecoderSizes, open_decoder
-from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE, IoContract, TensorContract, is_cache
+from awq2trt.io_contract import MODEL_FILE, IoContract, TensorContract, is_cache, weights_of
 from awq2trt.progress import Progress
 
 INLINE_BYTES: Final = 1024
@@ -110,6 +110,12 @@ def lowered_contract(contract: IoContract, lowering: Lowering) -> IoContract:
     if not lowering.is_for_cpu:
         return replace(contract, outputs=(*contract.outputs, CONTRACT))
 
+    return widened_contract(contract)
+
+
+def widened_contract(contract: IoContract) -> IoContract:
+    """Inputs and outputs of a graph that computes in fp32, from those of the exported one."""
+
     def widened(tensor: TensorContract) -> TensorContract:
         shape = (*tensor.shape[:2], "capacity", *tensor.shape[3:]) if is_cache(tensor.name) else tensor.shape
         return replace(tensor, dtype=_widened(tensor.dtype), shape=shape)
@@ -127,12 +133,14 @@ def _widened(dtype: str) -> str:
     return "float32" if dtype in ("float16", "bfloat16") else dtype
 
 
-def save_model(model: ir.Model, directory: Path, on_tensor: Callable[[], None] = lambda: None) -> None:
+def save_model(
+    model: ir.Model, directory: Path, on_tensor: Callable[[], None] = lambda: None, name: str = MODEL_FILE
+) -> None:
     """Writes a model whose tensors may be computed lazily, one at a time."""
     ir.save(
         model,
-        directory / MODEL_FILE,
-        external_data=WEIGHTS_FILE,
+        directory / name,
+        external_data=weights_of(name),
         size_threshold_bytes=INLINE_BYTES,
         callback=lambda _tensor, _info: on_tensor(),
     )

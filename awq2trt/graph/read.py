@@ -17,7 +17,7 @@ import onnx_ir as ir
 from awq2trt import opset
 from awq2trt.errors import ArtifactError
 from awq2trt.foreign_files import reading
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names, scale_name
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS, MODEL_FILE, cache_names, scale_name
 
 _EXPORT_AGAIN: Final = "export the model again: awq2trt export CHECKPOINT -o DIR"
 
@@ -55,6 +55,7 @@ class DecoderSizes:
         capacity: Positions that the cache holds.
         dtype: Of the logits, and of the scales of a cache of codes.
         cache_dtype: Of keys and values in the cache.
+        hidden_size: Of the embeddings that it reads; None where it reads tokens.
     """
 
     num_layers: int
@@ -64,6 +65,7 @@ class DecoderSizes:
     vocab_size: int
     dtype: ir.DataType
     cache_dtype: ir.DataType
+    hidden_size: int | None = None
 
     @property
     def caches(self) -> tuple[CacheTensor, ...]:
@@ -122,9 +124,9 @@ def weights_folder(model: ir.Model, default: Path) -> Path:
     return next(folders, default)
 
 
-def operators_of(model: ir.Model) -> dict[str, str]:
-    """Our operators in a graph, by name, with the version of each; fused ones do not say theirs."""
-    nodes = [node for node in model.graph if node.domain == opset.DOMAIN]
+def operators_of(*models: ir.Model) -> dict[str, str]:
+    """Our operators in graphs, by name, with the version of each; fused ones do not say theirs."""
+    nodes = [node for model in models for node in model.graph if node.domain == opset.DOMAIN]
     said = {node.op_type: node.attributes.get(opset.ATTR_PLUGIN_VERSION) for node in nodes}
     return {name: opset.PLUGIN_VERSION if version is None else version.as_string() for name, version in said.items()}
 
@@ -185,7 +187,8 @@ def read_sizes(model: ir.Model, path: Path, free_capacity: int | None = None) ->
     caches = (*cache_names("past", layers), *cache_names("present", layers))
     cache, logits = values.get("past_key_0"), values.get(LOGITS)
     scales = map(scale_name, caches if cache is not None and cache.dtype is ir.DataType.INT8 else ())
-    missing = [name for name in (INPUT_IDS, CACHE_POSITION, LOGITS, *caches, *scales) if name not in values]
+    new = INPUTS_EMBEDS if INPUTS_EMBEDS in values else INPUT_IDS
+    missing = [name for name in (new, CACHE_POSITION, LOGITS, *caches, *scales) if name not in values]
     if missing or cache is None or logits is None or cache.shape is None or logits.shape is None:
         raise ArtifactError(
             f"not a decoder that awq2trt exported: no {', '.join(missing) or 'cache'} among its inputs and outputs.",
@@ -208,4 +211,6 @@ def read_sizes(model: ir.Model, path: Path, free_capacity: int | None = None) ->
             where=f"{path}: past_key_0",
             fix=_EXPORT_AGAIN,
         )
-    return DecoderSizes(layers, heads, head_dim, capacity, vocab_size, logits.dtype, cache.dtype)
+    embeddings = values[INPUTS_EMBEDS].shape if INPUTS_EMBEDS in values else None
+    hidden = None if embeddings is None else int(embeddings[2])  # type: ignore[arg-type]  # declared so
+    return DecoderSizes(layers, heads, head_dim, capacity, vocab_size, logits.dtype, cache.dtype, hidden)

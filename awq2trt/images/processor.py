@@ -10,6 +10,7 @@ the one that was there before any other: resize, cut out the middle, scale, norm
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image
 
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.foreign_files import parse_json, read_bounded, reading
+from awq2trt.models.sources.base import ModelSource
 
 PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 """Where transformers keeps an image processor: by itself, or (since version 5) as a part of the whole processor."""
@@ -120,6 +122,34 @@ def read_processor(directory: Path, *, name: str | None = None) -> ImageProcesso
         where=name or str(directory),
         fix="download the model's own.",
     )
+
+
+def processor_of(source: ModelSource) -> ImageProcessor:
+    """The image processor that a model brings along; errors as for `read_processor`."""
+    with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
+        source.save_tokenizer(Path(directory))
+        return read_processor(Path(directory))
+
+
+def require_side(processor: ImageProcessor, side: int, *, where: str) -> None:
+    """Refuses a processor that does not make squares of the size that a tower wants, whatever the image's.
+
+    Args:
+        processor: It.
+        side: Pixels of a side.
+        where: The model, for errors.
+
+    Raises:
+        UnsupportedError: It does not.
+    """
+    shape = processor.prepare(np.zeros((1, 2, _CHANNELS), np.uint8)).shape
+    if shape != (_CHANNELS, side, side):
+        raise UnsupportedError(
+            f"expected an image processor that makes {side} x {side} pixels, as the tower sees, got one that makes "
+            f"{shape[1]} x {shape[2]} of an image of another shape.",
+            where=where,
+            fix=f"set size and crop_size to {side} in preprocessor_config.json, or do_center_crop to true.",
+        )
 
 
 def describe_processor(config: Mapping[str, Any], *, where: str) -> ImageProcessor:

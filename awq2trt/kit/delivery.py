@@ -12,19 +12,17 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
+from awq2trt.engine.builder import log_of
 from awq2trt.errors import BuildError, ToolError, UsageError
 from awq2trt.foreign_files import reading
-from awq2trt.io_contract import ENGINE_FILE
+from awq2trt.io_contract import engine_of_graph
 from awq2trt.kit.files import SCRIPT_FILE
 
 SSH_VARIABLE: Final = "AWQ2TRT_SSH"
 """Command to use instead of `ssh`, e.g. `ssh -p 2222 -i KEY`."""
-
-RESULTS: Final = (ENGINE_FILE, f"{ENGINE_FILE}.state", "build.log")
-"""What the script leaves, and what comes back."""
 
 _DEVICE_TREE: Final = Path("/proc/device-tree/compatible")
 _ORIN: Final = "nvidia,tegra234"
@@ -99,7 +97,14 @@ def finish_over_ssh(directory: Path, names: Sequence[str], host: str, options: S
     _run([*rsync, "--files-from=-", f"{directory}/", f"{host}:{there}/"], host, stdin=files)
     command = shlex.join([f"./{there}/{SCRIPT_FILE}", *options])
     _run([*ssh, host, command], host)
-    _run([*rsync, *(f"{host}:{there}/{name}" for name in RESULTS), f"{directory}/"], host)
+    _run([*rsync, *(f"{host}:{there}/{name}" for name in results_of(names)), f"{directory}/"], host)
+
+
+def results_of(names: Sequence[str]) -> tuple[str, ...]:
+    """What the script leaves in a kit of these files, and what comes back: an engine of every graph, and its log."""
+    graphs = [name for name in names if PurePosixPath(name).suffix == ".onnx"]
+    engines = [engine_of_graph(name) for name in graphs]
+    return (*engines, *(f"{name}.state" for name in engines), *map(log_of, graphs))
 
 
 _AGAIN: Final = "do what it asks for, then run the same command again."

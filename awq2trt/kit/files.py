@@ -22,16 +22,18 @@ import onnx_ir as ir
 
 from awq2trt import opset
 from awq2trt.artifact.golden import DESCRIPTION_FILE, loosen_golden_, read_golden
-from awq2trt.artifact.records import KitRecord
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.artifact.records import GraphRecord, KitRecord
 from awq2trt.engine.predict import Footprint
-from awq2trt.engine.profiles import decoder_profiles
+from awq2trt.engine.profiles import decoder_profiles, profiles_beside
 from awq2trt.errors import UnsupportedError
-from awq2trt.graph.basic_ops import drop_functions_, fix_batch_, lower_to_basic_ops_
+from awq2trt.graph.basic_ops import ONE, drop_functions_, fix_batch_, lower_to_basic_ops_
 from awq2trt.graph.fusion import fuse_
 from awq2trt.graph.int8_cache import int8_contract, quantize_cache_
 from awq2trt.graph.provider_file import save_model
-from awq2trt.graph.read import open_decoder, operators_of
-from awq2trt.io_contract import BATCH, DECODER, MODEL_FILE, WEIGHTS_FILE, IoContract, TensorContract
+from awq2trt.graph.read import load_model, open_decoder, operators_of
+from awq2trt.io_contract import DECODER, MODEL_FILE, WEIGHTS_FILE, IoContract, TensorContract
+from awq2trt.kit.graph_settings import graph_settings
 from awq2trt.machine.foreign_library import KitPlugin
 from awq2trt.machine.plugin_library import LIBRARY_NAME
 from awq2trt.target import JetPack, Target
@@ -94,8 +96,8 @@ def longest_prefill(capacity: int, *, fused: bool) -> int:
     return capacity if fused else min(capacity, _LONGEST_UNFUSED_PREFILL)
 
 
-def kit_record(plan: KitPlan) -> KitRecord:
-    """What the manifest says of the kit."""
+def kit_record(plan: KitPlan, beside: Sequence[str] = ()) -> KitRecord:
+    """What the manifest says of the kit, whose model has graphs of these names beside its decoder."""
     return KitRecord(
         target=plan.target.name,
         compute_capability=plan.target.capability_names[0],
@@ -104,7 +106,8 @@ def kit_record(plan: KitPlan) -> KitRecord:
         minimum_tensorrt=plan.jetpack.tensorrt,
         plugin_version=plan.plugin.library.version if plan.plugin.library else __version__,
         plugin_cuda=plan.plugin.library.cuda if plan.plugin.library else None,
-        profiles={DECODER: decoder_profiles(plan.longest_prefill)},
+        profiles={DECODER: decoder_profiles(plan.longest_prefill)}
+        | {name: profiles_beside(name, plan.longest_prefill) for name in beside},
         build_bytes=plan.footprint.build_bytes,
         run_bytes=plan.footprint.run_bytes,
         disk_bytes=_engine_bytes(plan),
@@ -112,53 +115,61 @@ def kit_record(plan: KitPlan) -> KitRecord:
 
 
 def kit_contract(contract: IoContract, *, int8_cache: bool = False) -> IoContract:
-    """The decoder's inputs and outputs for one conversation."""
+    """A graph's inputs and outputs for one conversation, or for one image."""
     contract = int8_contract(contract) if int8_cache else contract
 
     def fixed(tensors: tuple[TensorContract, ...]) -> tuple[TensorContract, ...]:
-        return tuple(replace(t, shape=tuple(1 if axis == BATCH else axis for axis in t.shape)) for t in tensors)
+        return tuple(replace(t, shape=tuple(1 if axis in ONE else axis for axis in t.shape)) for t in tensors)
 
     return replace(contract, inputs=fixed(contract.inputs), outputs=fixed(contract.outputs))
 
 
 def write_kit(
-    onnx_directory: Path, names: Sequence[str], directory: Path, plan: KitPlan, record: KitRecord
+    exported: Artifact, graphs: Mapping[str, GraphRecord], directory: Path, plan: KitPlan, record: KitRecord
 ) -> dict[str, str]:
     """Writes the files.
 
     Args:
-        onnx_directory: An exported decoder.
-        names: Its files.
+        exported: An exported model.
+        graphs: Its graphs, by name.
         directory: Where the kit goes; empty.
         plan: What the kit is.
         record: What the manifest says of it.
 
     Returns:
-        Custom operators of the model, by name, with the version of each.
+        Custom operators of its graphs, by name, with the version of each.
 
     Raises:
         UnsupportedError: The model cannot be written for that JetPack.
         ArtifactError: The model is damaged.
     """
-    rewritten = (MODEL_FILE, WEIGHTS_FILE) if plan.fusion else (MODEL_FILE,)
+    names = tuple(exported.manifest.files)
+    rewritten = {graph.model for graph in graphs.values()} | ({WEIGHTS_FILE} if plan.fusion else set())
     for name in names:
         if name not in rewritten:
-            shutil.copyfile(onnx_directory / name, directory / name)
+            shutil.copyfile(exported.directory / name, directory / name)
     if plan.cache_error:
         loosen_golden_(directory, plan.cache_error)
-    model, sizes = open_decoder(onnx_directory)
+    model, sizes = open_decoder(exported.directory)
     _write_model(model, directory, plan)
+    models = {MODEL_FILE: model}
+    for name, graph in graphs.items():
+        if name != DECODER:
+            models[graph.model] = load_model(exported.directory / graph.model)
+            _write_beside(models[graph.model], directory / graph.model, plan)
     _write_plugin(plan, directory)
     _copy_files(plan.runtime, directory / RUNTIME_FOLDER)
-    golden = _golden_settings(directory) if DESCRIPTION_FILE in names else {"golden_calls": "", "golden_tolerance": "0"}
+    golden = {"golden_calls": "", "golden_tolerance": "0", "golden_vision_tolerance": "0"}
+    if DESCRIPTION_FILE in names:
+        golden |= _golden_settings(directory)
     shutil.copyfile(_HERE / SCRIPT_FILE, directory / SCRIPT_FILE)
     (directory / SCRIPT_FILE).chmod(0o755)
     (directory / README_FILE).write_text(_readme(plan, record, sizes.capacity), encoding="utf-8")
-    settings = _settings(plan, record) | golden
+    settings = _settings(plan, record) | graph_settings(graphs, models, record.profiles) | golden
     settings |= {"fraction_bits": str(_FRACTION_BITS[sizes.dtype.name.lower()]), "files": str(_files_of(directory))}
     conf = "".join(f"kit_{key}={shlex.quote(value)}\n" for key, value in sorted(settings.items()))
     (directory / CONF_FILE).write_text(conf, encoding="utf-8")
-    return operators_of(model)
+    return operators_of(*models.values())
 
 
 def _files_of(directory: Path) -> int:
@@ -182,6 +193,16 @@ def _write_model(model: ir.Model, directory: Path, plan: KitPlan) -> None:
     else:
         (directory / MODEL_FILE).write_bytes(ir.to_proto(model).SerializeToString())
     onnx.checker.check_model(str(directory / MODEL_FILE))
+
+
+def _write_beside(model: ir.Model, path: Path, plan: KitPlan) -> None:
+    """Rewrites a graph beside the decoder for the JetPack's TensorRT, and writes it; its weights stay what they are."""
+    fix_batch_(model)
+    drop_functions_(model)
+    if not plan.jetpack.fused:
+        lower_to_basic_ops_(model)
+    path.write_bytes(ir.to_proto(model).SerializeToString())
+    onnx.checker.check_model(str(path))
 
 
 def _require_kernels(model: ir.Model) -> None:
@@ -225,7 +246,6 @@ def _copy_files(files: Mapping[str, Path], directory: Path) -> None:
 
 def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
     """What the script reads, by name."""
-    prefill = record.profiles[DECODER][0].tokens
     return {
         "build_mib": str(_mebibytes(record.build_bytes)),
         "capability": record.compute_capability,
@@ -235,8 +255,6 @@ def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
         "jetpack": record.jetpack,
         "jetpack_major": str(plan.jetpack.major),
         "plugin": "library" if plan.plugin.library else "sources",
-        "prefill_longest": str(prefill.longest),
-        "prefill_typical": str(prefill.typical),
         "sm": record.compute_capability.replace(".", ""),
         "tensorrt": ".".join(str(part) for part in record.minimum_tensorrt),
         "title": plan.target.title,
@@ -245,11 +263,14 @@ def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
 
 
 def _golden_settings(directory: Path) -> dict[str, str]:
-    """The golden calls that start a conversation, since trtexec runs each by itself."""
+    """The golden calls that start a conversation, since trtexec runs each by itself, and how far off all may be."""
     golden = read_golden(directory)
     files = json.loads((directory / DESCRIPTION_FILE).read_bytes())["calls"]
     names = [entry["name"] for entry in files if entry["cache_position"] == 0]
-    return {"golden_calls": " ".join(names), "golden_tolerance": f"{golden.relative_tolerance:g}"}
+    settings = {"golden_calls": " ".join(names), "golden_tolerance": f"{golden.relative_tolerance:g}"}
+    if golden.image is not None:
+        settings["golden_vision_tolerance"] = f"{golden.image.relative_tolerance:g}"
+    return settings
 
 
 def _readme(plan: KitPlan, record: KitRecord, capacity: int) -> str:
@@ -276,13 +297,29 @@ def _readme(plan: KitPlan, record: KitRecord, capacity: int) -> str:
         "compile_flag": " --compile" if compiles else "",
         "compile_note": _COMPILE_NOTE if compiles else "",
         "runtime": "",
+        "beside": "",
+        "beside_engines": "",
     }
+    if len(record.profiles) > 1:
+        values["beside"] = _BESIDE
+        values["beside_engines"] = ", the last of three,"
     if plan.runtime:
         megabytes = sum(path.stat().st_size for path in plan.runtime.values()) / 1e6
         section = Template(TEMPLATES[2].read_text(encoding="utf-8"))
-        values["runtime"] = "\n" + section.substitute(folder=RUNTIME_FOLDER, size=f"{megabytes:.1f}")
+        no_images = _NO_IMAGES if len(record.profiles) > 1 else ""
+        values["runtime"] = "\n" + section.substitute(folder=RUNTIME_FOLDER, size=f"{megabytes:.1f}") + no_images
     return Template(TEMPLATES[1].read_text(encoding="utf-8")).substitute(values)
 
+
+_BESIDE: Final = """\
+| `vision.onnx`, `vision.onnx.data` | what the model sees with: a prepared image in, what the decoder reads of it out |
+| `embedding.onnx`, `embedding.onnx.data` | tokens in, what the decoder reads of them out |
+| `preprocessor_config.json` | how an image is prepared |
+"""
+
+_NO_IMAGES: Final = """
+So far it runs models of text, and says so of this one, which sees.
+"""
 
 _COMPILE_NOTE: Final = """
 JetPack 6 has CUDA 12, for which no cross-compiler could be had where this kit was made. So it carries the sources of
@@ -291,9 +328,10 @@ the plugin library, and `--compile` compiles them with the `nvcc` of JetPack, on
 
 
 def _engine_bytes(plan: KitPlan) -> int:
-    """The engine: weights, plugin library, and a tenth for what TensorRT adds; kernels and timings below that."""
+    """The engines: weights, plugin library, and a tenth for what TensorRT adds; kernels and timings below that."""
     library = plan.plugin.library.path.stat().st_size if plan.plugin.library else 0
-    return math.ceil(1.1 * plan.footprint.weights_bytes) + library + 64 * _MIB
+    weights = plan.footprint.weights_bytes + plan.footprint.beside_bytes
+    return math.ceil(1.1 * weights) + library + 64 * _MIB
 
 
 def _mebibytes(size_bytes: int) -> int:

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Makes model.engine out of this kit, on the Jetson that the kit is for. Downloads nothing; asks for no root.
 #
-# Everything about the kit is in kit.conf beside this file, everything about the engine in model.engine.state.
+# Everything about the kit is in kit.conf beside this file, everything about an engine in its .state beside it: of a model
+# that sees there are three, and model.engine, the decoder's, comes last.
 # AWQ2TRT_TRTEXEC names a trtexec that is not at its usual place. AWQ2TRT_ROOT is put before the paths of the system's
 # files (/etc/nv_tegra_release, /proc/...), for tests.
 set -u
@@ -31,9 +32,6 @@ fail() {
     exit "$1"
 }
 
-engine=model.engine
-state=$engine.state
-partial=$engine.partial
 library=lib/libawq2trt_plugins.so
 work=.finish
 root=${AWQ2TRT_ROOT:-}
@@ -173,7 +171,7 @@ enter() {
             fi
             say 'removing what an interrupted run left'
             rm -rf "$mine.old"
-            rm -f "$partial" "$library.partial"
+            rm -f ./*.engine.partial "$library.partial"
         fi
     done
     trap leave EXIT
@@ -193,7 +191,7 @@ running() {
 
 leave() {
     rm -rf "$work"
-    rm -f "$partial" "$library.partial"
+    rm -f ./*.engine.partial "$library.partial"
 }
 
 interrupted() {
@@ -224,7 +222,19 @@ compile() {
     mv "$library.partial" "$library"
 }
 
-# --- The engine ---
+# --- The engines ---
+
+# choose GRAPH: the one that engine_is_current and build speak of; its name is that of its file.
+choose() {
+    graph=$1
+    engine=$graph.engine
+    state=$engine.state
+    partial=$engine.partial
+    log=build.log
+    [ "$graph" = model ] || log=$graph-build.log
+    profiles=
+    eval "profiles=\$kit_profiles_$graph"
+}
 
 # Says whether the engine that is there can stay: nothing to do, 1 to build.
 engine_is_current() {
@@ -263,16 +273,18 @@ run_trtexec() {
 }
 
 build() {
-    say "building $engine with TensorRT $(version_name "$tensorrt") (some minutes; all it says is in build.log)"
-    run_trtexec build.log --onnx=model.onnx --saveEngine="$partial" --skipInference --stronglyTyped \
-        --preview=+aliasedPluginIO1003 --dynamicPlugins="$library" --setPluginsToSerialize="$library" \
-        --profile=0 --minShapes=input_ids:1x1 --optShapes="input_ids:1x$kit_prefill_typical" \
-        --maxShapes="input_ids:1x$kit_prefill_longest" \
-        --profile=1 --minShapes=input_ids:1x1 --optShapes=input_ids:1x1 --maxShapes=input_ids:1x1 \
-        --memPoolSize="workspace:${kit_workspace_mib}M" --timingCacheFile=timing.cache ||
-        fail 25 "trtexec failed with exit code $(cat "$work/status"): $(grep -m 1 '\[E\]' build.log)" \
-            'read build.log; with too little memory Linux ends trtexec with code 137: close programs or add swap'
-    [ -s "$partial" ] || fail 25 'trtexec ended without an engine.' 'read build.log'
+    say "building $engine with TensorRT $(version_name "$tensorrt") (some minutes; all it says is in $log)"
+    set -- --onnx="$graph.onnx" --saveEngine="$partial" --skipInference --stronglyTyped
+    case " $kit_graphs_with_operators " in
+    *" $graph "*)
+        set -- "$@" --preview=+aliasedPluginIO1003 --dynamicPlugins="$library" --setPluginsToSerialize="$library"
+        ;;
+    esac
+    # shellcheck disable=SC2086 # options of several words, none of which has a space in it
+    run_trtexec "$log" "$@" $profiles --memPoolSize="workspace:${kit_workspace_mib}M" --timingCacheFile=timing.cache ||
+        fail 25 "trtexec failed with exit code $(cat "$work/status"): $(grep -m 1 '\[E\]' "$log")" \
+            "read $log; with too little memory Linux ends trtexec with code 137: close programs or add swap"
+    [ -s "$partial" ] || fail 25 'trtexec ended without an engine.' "read $log"
     sha256=$(hash_of "$partial")
     rm -f "$state"
     mv "$partial" "$engine"
@@ -306,30 +318,55 @@ relative_error() {
         }'
 }
 
+# check_answer NAME ENGINE SHAPES INPUTS OUTPUT EXPECTED DECODE BITS TOLERANCE: one call of an engine, held to what must
+# come out, of which DECODE makes numbers. No SHAPES for an engine whose inputs are of fixed ones.
+check_answer() {
+    rm -f "$work"/*.raw
+    # From within $work, where trtexec writes what goes in and comes out. It fills the cache with random numbers, which a
+    # conversation that begins does not see.
+    (
+        cd "$work" || exit 1
+        "$trtexec" --loadEngine="$folder/$2" ${3:+"--shapes=$3"} --iterations=1 --duration=0 --warmUp=0 \
+            --loadInputs="$4" --dumpRawBindingsToFile >"$folder/check.log" 2>&1
+    ) || fail 25 "trtexec cannot run the engine: $(grep -m 1 '\[E\]' check.log)" 'read check.log'
+    decode_half "$8" "$work/$5".output.*.raw >"$work/got"
+    $7 "$6" >"$work/expected"
+    error=$(paste "$work/got" "$work/expected" | relative_error)
+    say "$1: relative error of the $5 $error, allowed $9"
+    awk -v got="$error" -v allowed="$9" 'BEGIN { exit !(got != "nan" && got + 0 <= allowed + 0) }' ||
+        fail 27 "the engine's answers are wrong: $1 differs by $error, $9 is allowed." \
+            'report it, with build.log and check.log'
+}
+
+decode_float() { od -An -v -tf4 "$1" | tr -s ' ' '\n' | sed '/^$/d'; }
+
 check_answers() {
     check_disk 'checking the answers' "$kit_check_mib" # trtexec writes the cache to disk, too
     folder=$(pwd)
+    case " $kit_graphs " in
+    *' vision '*)
+        golden=$folder/golden.vision
+        check_answer vision vision.engine '' "pixel_values:$golden.pixel_values.bin" \
+            image_embeddings "$golden.image_embeddings.bin" decode_float 10 "$kit_golden_vision_tolerance"
+        ;;
+    esac
     for call in $kit_golden_calls; do
         golden=$folder/golden.$call
         tokens=$(($(wc -c <"$golden.input_ids.bin") / 8))
-        rm -f "$work"/*.raw
-        # From within $work, where trtexec writes what goes in and comes out. It fills the cache with random numbers,
-        # which a conversation that begins does not see.
-        (
-            cd "$work" || exit 1
-            "$trtexec" --loadEngine="$folder/$engine" --shapes="input_ids:1x$tokens" --iterations=1 --duration=0 --warmUp=0 \
-                --loadInputs="input_ids:$golden.input_ids.bin,cache_position:$golden.cache_position.bin" \
-                --dumpRawBindingsToFile >"$folder/check.log" 2>&1
-        ) || fail 25 "trtexec cannot run the engine: $(grep -m 1 '\[E\]' check.log)" 'read check.log'
-        decode_half "$kit_fraction_bits" "$work"/logits.output.*.raw >"$work/got"
-        od -An -v -tf4 "$golden.logits.bin" | tr -s ' ' '\n' | sed '/^$/d' >"$work/expected"
-        error=$(paste "$work/got" "$work/expected" | relative_error)
-        say "$call: relative error of the logits $error, allowed $kit_golden_tolerance"
-        awk -v got="$error" -v allowed="$kit_golden_tolerance" 'BEGIN { exit !(got != "nan" && got + 0 <= allowed + 0) }' ||
-            fail 27 "the engine's answers are wrong: $call differs by $error, $kit_golden_tolerance is allowed." \
-                'report it, with build.log and check.log'
+        case " $kit_graphs " in
+        *' embedding '*)
+            check_answer "$call" embedding.engine "input_ids:1x$tokens" "input_ids:$golden.input_ids.bin" \
+                inputs_embeds "$golden.inputs_embeds.bin" "decode_half $kit_fraction_bits" "$kit_fraction_bits" \
+                "$kit_golden_tolerance"
+            ;;
+        esac
+        check_answer "$call" model.engine "$kit_new_tokens:1x$tokens$kit_new_tokens_row" \
+            "$kit_new_tokens:$golden.$kit_new_tokens.bin,cache_position:$golden.cache_position.bin" \
+            logits "$golden.logits.bin" decode_float "$kit_fraction_bits" "$kit_golden_tolerance"
     done
-    say "$engine answers as it must"
+    for each in $kit_graphs; do
+        say "$each.engine answers as it must"
+    done
 }
 
 rebuild=no compile=no force=no check=no
@@ -361,21 +398,28 @@ check_jetpack
 check_gpu
 find_trtexec
 check_tensorrt
-if engine_is_current; then
-    say "$engine is current"
-else
-    enter
-    if [ "$kit_plugin" = sources ] && [ "$compile" = yes ]; then
-        compile
+entered=no
+for each in $kit_graphs; do
+    choose "$each"
+    if engine_is_current; then
+        say "$engine is current"
+        continue
     fi
-    [ -f "$library" ] ||
-        fail 23 "this kit carries the plugin library's sources, and they are not compiled." \
-            'compile them here, with the nvcc of JetPack: ./finish.sh --compile'
-    check_disk 'the engine' "$kit_disk_mib"
-    check_memory
+    if [ $entered = no ]; then
+        enter
+        entered=yes
+        if [ "$kit_plugin" = sources ] && [ "$compile" = yes ]; then
+            compile
+        fi
+        [ -f "$library" ] ||
+            fail 23 "this kit carries the plugin library's sources, and they are not compiled." \
+                'compile them here, with the nvcc of JetPack: ./finish.sh --compile'
+        check_disk 'the engine' "$kit_disk_mib"
+        check_memory
+    fi
     build
-fi
+done
 if [ "$check" = yes ]; then
-    [ -d "$work" ] || enter
+    [ $entered = yes ] || enter
     check_answers
 fi

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from awq2trt.artifact.records import DecoderRecord, ModelRecord, RopeRecord
-from awq2trt.models.families import DecoderSpec, VisionSpec
+from awq2trt.models.families import DecoderSpec, SeeingSpec
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ModelSpec:
     """
 
     decoder: DecoderSpec
-    vision: VisionSpec | None = None
+    vision: SeeingSpec | None = None
 
     def record(self) -> ModelRecord:
         """What a runtime needs to know, for the manifest."""

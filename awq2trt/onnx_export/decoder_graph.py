@@ -7,9 +7,8 @@ residual -> norm -> MLP -> residual, with what the description adds or leaves ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -23,8 +22,10 @@ from awq2trt.io_contract import (
     CACHE_LAYOUT,
     CACHE_POSITION,
     INPUT_IDS,
+    INPUTS_EMBEDS,
     LAST_POSITION_NODE,
     LOGITS,
+    NEW_TOKENS,
     SEQUENCE,
     CacheContract,
     IoContract,
@@ -33,6 +34,7 @@ from awq2trt.io_contract import (
 )
 from awq2trt.models.families import GELU_TANH, RELU, SILU, DecoderSpec, RopeSpec
 from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
+from awq2trt.onnx_export.coded_nodes import embedding_rows, linear_node
 from awq2trt.onnx_export.rotary_graph import Nodes, RotaryRows, rotary_rows
 from awq2trt.onnx_export.weights import INPUT_ORDER, LinearInputs, Order, Weights
 
@@ -51,12 +53,14 @@ class GraphPlan:
         dtype: Of activations and plain weights.
         all_logits: Logits of every position rather than of the last.
         function_bodies: Define the custom operators by model-local functions.
+        embeds: Read embeddings, scaled where the model scales them, in place of tokens.
     """
 
     capacity: int
     dtype: ir.DataType
     all_logits: bool
     function_bodies: bool
+    embeds: bool
 
 
 def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
@@ -68,9 +72,14 @@ def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
     before = "Cache before the call; slots from cache_position on are not read."
     after = "Cache after the call; may be the memory of its past_ input."
     rows: int | str = SEQUENCE if plan.all_logits else 1
+    new = (
+        TensorContract(INPUTS_EMBEDS, name, (BATCH, SEQUENCE, spec.hidden_size), "Embeddings of new tokens.")
+        if plan.embeds
+        else TensorContract(INPUT_IDS, "int64", (BATCH, SEQUENCE), "New tokens.")
+    )
     return IoContract(
         inputs=(
-            TensorContract(INPUT_IDS, "int64", (BATCH, SEQUENCE), "New tokens."),
+            new,
             TensorContract(CACHE_POSITION, "int64", (BATCH,), "Cache slot of the first new token: tokens seen before."),
             *(TensorContract(past, name, cache_shape, before) for past in pasts),
         ),
@@ -97,7 +106,7 @@ def build_decoder(spec: DecoderSpec, weights: Weights, plan: GraphPlan, on_block
     contract = decoder_contract(spec, plan)
     inputs = {tensor.name: _declare(tensor) for tensor in contract.inputs}
     builder = _DecoderBuilder.begin(spec, weights, inputs)
-    hidden = builder.embed(inputs[INPUT_IDS])
+    hidden = builder.embed()
     presents: list[ir.Value] = []
     for layer in range(spec.num_layers):
         hidden, *cache = builder.block(layer, hidden)
@@ -139,6 +148,7 @@ class _DecoderBuilder:
         self._spec = spec
         self._weights = weights
         self._inputs = inputs
+        self._new = next(value for name, value in inputs.items() if name in NEW_TOKENS)
         self._constants: dict[str, ir.Value] = {}
         self._gathered: dict[tuple[int, bytes], ir.Value] = {}
 
@@ -152,7 +162,7 @@ class _DecoderBuilder:
         builder._rotary = builder._rotaries()
         if spec.tie_embeddings and weights.quantized_head:
             builder._tied = builder._keep_linear(spec.embedding)
-        else:
+        elif spec.tie_embeddings or INPUT_IDS in inputs:
             builder._embedding = builder._keep(weights.tensor(f"{spec.embedding}.weight"))  # [V, H]
         return builder
 
@@ -161,13 +171,10 @@ class _DecoderBuilder:
         embeddings = [] if self._tied is None else [make_embedding_body(self._tied[0])]
         return [make_body(variant) for variant in self._variants] + embeddings
 
-    def embed(self, input_ids: ir.Value) -> ir.Value:
+    def embed(self) -> ir.Value:
         """Residual stream before the first block [B, S, H]."""
         spec = self._spec
-        hidden = self._rows(input_ids)
-        if spec.embedding_scale != 1:
-            scale = self._scalar(f"{spec.embedding}.scale", spec.embedding_scale)
-            hidden = self._op("Mul", [hidden, scale], name=f"{spec.embedding}.scaled")
+        hidden = self._embedded() if self._new.name == INPUT_IDS else self._new
         if spec.positions is not None:
             table = self._keep(self._weights.tensor(f"{spec.positions.table}.weight"))
             rows = self._op("Add", [self._positions, self._integers([spec.positions.offset])])
@@ -201,14 +208,13 @@ class _DecoderBuilder:
             else self._softcap(logits, self._scalar(f"{spec.head}.cap", spec.logit_softcap), spec.head)
         )
 
-    def _rows(self, input_ids: ir.Value) -> ir.Value:
-        """Rows of the embedding [B, S, H]."""
-        name = self._spec.embedding
-        if self._tied is None:
-            return self._op("Gather", [self._embedding, input_ids], name=name)
-        variant, (codes, scales, *zeros) = self._tied
-        inputs = [scales, codes, input_ids, *zeros]
-        return self._quantized(opset.EMBEDDING_OF_BITS[variant.bits], inputs, variant, name)
+    def _embedded(self) -> ir.Value:
+        """Scaled rows of the embedding [B, S, H]."""
+        name, table = self._spec.embedding, self._tied or self._embedding
+        rows = embedding_rows(self.tape, table, self._new, name)
+        if self._spec.embedding_scale == 1:
+            return rows
+        return self._op("Mul", [rows, self._scalar(f"{name}.scale", self._spec.embedding_scale)], name=f"{name}.scaled")
 
     def _project(self, hidden: ir.Value) -> ir.Value:
         """Products with the head's rows [B, 1 or S, V]."""
@@ -312,42 +318,12 @@ class _DecoderBuilder:
         return self._op("Add", [product, *bias]) if bias else product
 
     def _linear_of(self, x: ir.Value, weight: LinearInputs, name: str) -> ir.Value:
-        variant, initializers = weight
-        self._variants[variant] = None
-        has_bias = {opset.ATTR_HAS_BIAS: int(variant.has_bias)}
-        return self._quantized(opset.LINEAR_OF_BITS[variant.bits], [x, *initializers], variant, name, has_bias)
+        self._variants[weight[0]] = None
+        return linear_node(self.tape, x, weight, name)
 
     def _keep_linear(self, name: str, rows: Order | None = None) -> LinearInputs:
         variant, initializers = self._weights.linear(name, rows)
         return variant, tuple(self._keep(value) for value in initializers)
-
-    def _quantized(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        variant: BodyVariant,
-        name: str,
-        further: Mapping[str, int] = MappingProxyType({}),
-    ) -> ir.Value:
-        """A node of an operator with codes: [B, S, features]."""
-        y = self.tape.op(
-            op_type,
-            inputs,
-            {
-                opset.ATTR_GROUP_SIZE: variant.group_length,
-                opset.ATTR_HAS_ZEROS: int(variant.has_zeros),
-                **further,
-                opset.ATTR_PLUGIN_VERSION: opset.PLUGIN_VERSION,
-                opset.ATTR_PLUGIN_NAMESPACE: opset.PLUGIN_NAMESPACE,
-            },
-            domain=opset.DOMAIN,
-            overload=variant.overload,
-            name=name,
-        )
-        rows, columns = inputs[1].shape  # type: ignore[misc]  # [N, K]
-        features = rows if op_type in opset.LINEAR_OF_BITS.values() else columns
-        y.dtype, y.shape = self._weights.dtype, ir.Shape([BATCH, SEQUENCE, features])
-        return y
 
     def _multiply(self, x: ir.Value, weight: ir.Value, name: str) -> ir.Value:
         """[B, S, K] and [N, K] -> [B, S, N]."""
@@ -406,12 +382,12 @@ class _DecoderBuilder:
     def _lengths(self) -> ir.Value:
         """Tokens of each sequence, those in the cache and the new ones, int64 [B, 1]."""
         start = self._op("Unsqueeze", [self._inputs[CACHE_POSITION], self._integers([1])])
-        new = self._op("Shape", [self._inputs[INPUT_IDS]], {"start": 1, "end": 2})
+        new = self._op("Shape", [self._new], {"start": 1, "end": 2})
         return self._op("Add", [start, new])
 
     def _new_positions(self) -> ir.Value:
         """Positions of the new tokens: cache_position + 0 .. S-1, int64 [B, S]."""
-        length = self._op("Shape", [self._inputs[INPUT_IDS]], {"start": 1, "end": 2})
+        length = self._op("Shape", [self._new], {"start": 1, "end": 2})
         steps = self._count_to(length)  # [S]
         start = self._op("Unsqueeze", [self._inputs[CACHE_POSITION], self._integers([1])])  # [B, 1]
         return self._op("Add", [start, steps], name="positions")

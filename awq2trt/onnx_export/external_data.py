@@ -1,4 +1,6 @@
-"""Streams tensors into one ONNX external-data file, so that memory holds a piece of one tensor at a time.
+"""Writes an ONNX graph whose tensors are streamed into one external-data file, a piece of one tensor at a time.
+
+In: what builds the graph, and its tensors as it asks for them. Out: the model and its data file, both complete.
 
 Format: https://onnx.ai/onnx/repo-docs/ExternalData.html. Offsets are multiples of a page, which lets executors map
 the file instead of reading it.
@@ -6,16 +8,18 @@ the file instead of reading it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from awq2trt.checkpoint.pack import pack_int4, signed_bytes
-from awq2trt.errors import UnsupportedError
+from awq2trt.errors import ArtifactError, UnsupportedError
 
 PAGE_BYTES: Final = 4096
 _CHUNK_ELEMENTS: Final = 1 << 24
@@ -80,6 +84,49 @@ class ExternalDataWriter:
             name=name,
             base_dir=self._path.parent,
         )
+
+
+def write_graph(model_path: Path, weights_path: Path, build: Callable[[ExternalDataWriter], ir.Model]) -> None:
+    """Writes a graph and its weights; nothing is visible under its final name before it is complete.
+
+    Args:
+        model_path: The ONNX file.
+        weights_path: Its external data, in the same directory.
+        build: Makes the graph out of tensors that it gives to the writer.
+
+    Raises:
+        ArtifactError: The files cannot be written.
+    """
+    partial = weights_path.with_name(weights_path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            model = build(ExternalDataWriter(file, weights_path))
+        partial.replace(weights_path)
+        _write_model(model, model_path)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write the exported model: {error.strerror or error}.",
+            where=str(error.filename or model_path.parent),
+            fix="free disk space or choose another output directory.",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_model(model: ir.Model, path: Path) -> None:
+    """Serializes the graph, whose weights are on disk already, checks it, and gives it its name."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(ir.to_proto(model).SerializeToString())
+        onnx.checker.check_model(str(partial))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def initializer(tensor: ir.ExternalTensor) -> ir.Value:
+    """A graph's initializer whose bytes are written."""
+    return ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
 
 
 def _cast(piece: NDArray[np.generic], dtype: ir.DataType, name: str) -> NDArray[np.generic]:

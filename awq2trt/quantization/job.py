@@ -190,12 +190,13 @@ class QuantizeJob:
                 "images with captions, or a .jsonl file, with --calib"
             )
             return None
+        still = self.source.still_vision
+        if still is None:  # refused before (`readiness.require_calibration`)
+            return None
         tokenizer = load_tokenizer(self.files)
         options, bos = self.options, bos_of(tokenizer, self.source.spec.family)
         pairs, where = read_pairs(path), self.options.calib
-        windows = image_windows(
-            tokenizer, vision, pairs, WindowSizes(options.samples, options.seqlen, bos), where=where
-        )
+        windows = image_windows(tokenizer, still, pairs, WindowSizes(options.samples, options.seqlen, bos), where=where)
         if len(windows.images) < options.samples:
             self.progress.note(
                 f"the images and captions fill {len(windows.images)} windows of {options.seqlen} tokens, "
@@ -205,10 +206,10 @@ class QuantizeJob:
 
     def _first_hidden(self, tokens: Tensor, seen: ImageWindows | None) -> Tensor:
         """The residual stream before the first block, with what is seen of images in its place."""
-        if seen is None or self.source.vision is None:
+        if seen is None or self.source.still_vision is None:
             return Ends(self.source).embed(tokens)
         return seen.embed(
-            self.source, self.source.vision, read_processor(self.files, name=self.source.name), self.progress
+            self.source, self.source.still_vision, read_processor(self.files, name=self.source.name), self.progress
         )
 
     def _range_probe(self) -> Tensor:

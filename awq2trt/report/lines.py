@@ -139,7 +139,7 @@ def golden_lines(outcome: GoldenOutcome) -> Iterator[str]:
         if results and outcome.engine:
             yield f"in {name}:"
         for result in results:
-            best = "as expected" if result.top1 else "another"
+            best = {True: "as expected", False: "another", None: "-"}[result.top1]
             yield f"{result.name:10} {result.error:14.2e}  {best:12} {'' if result.passed else 'FAILED'}".rstrip()
     if outcome.engine_skipped:
         yield f"the engine was not run: {outcome.engine_skipped}"
@@ -189,7 +189,7 @@ def _stage_numbers(stage: StageResult) -> str:
     """Differences of a stage from the one before."""
     if stage.against is None or not stage.places:
         return ""
-    blocks, logits = stage.places[:-1], stage.places[-1]
+    blocks, logits = stage.places[:-1], stage.places[-1]  # a graph beside the decoder counts as a block
     # NaN is the worst of all, and no comparison of numbers finds it.
     worst = max(blocks, key=lambda place: (math.isnan(place.error), place.error / place.limit), default=None)
     block = f"{worst.name} {_error(worst)}" if worst else ""
@@ -232,6 +232,9 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
         yield "calibration", f"{calibration.text}, {calibration.samples} x {calibration.seqlen} tokens"
     if quantization.head is not None:
         yield "head", _stored(quantization.head)
+    vision = contents.model.vision if contents.model else None
+    if vision is not None:
+        yield "images", f"as {vision.family} sees them, {vision.tokens_per_image} tokens each"
     decoder = contents.decoder
     if decoder is not None and decoder.cache is not None:
         yield "cache", f"{decoder.capacity} positions, {decoder.cache.dtype}"

@@ -43,17 +43,35 @@ class Backend(Protocol):
         """
 
 
+class Embeds(Protocol):
+    """What a decoder of embeddings reads; `ort.embedder` and `trt.embedder` make it."""
+
+    def see(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pieces of prepared images: [images, 3, side, side] -> [images, pieces, H]."""
+
+    def show(self, pixels: NDArray[np.float32]) -> None:
+        """Looks at images whose tokens are among those that come next, in their order."""
+
+    def forget(self) -> None:
+        """Forgets images whose tokens did not come."""
+
+    def rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """What the decoder reads of the next tokens, [S, H]."""
+
+
 class Conversation:
     """Where a conversation with a backend stands: the part of `Backend` that is the same whatever runs the decoder.
 
     Args:
         capacity: Positions that the cache can hold.
         vocab_size: Length of a logits row.
+        embedder: What makes what the decoder reads; None for one that reads tokens.
     """
 
-    def __init__(self, capacity: int, vocab_size: int) -> None:
+    def __init__(self, capacity: int, vocab_size: int, embedder: Embeds | None = None) -> None:
         self._capacity = capacity
         self._vocab_size = vocab_size
+        self._embedder = embedder
         self._position = 0
 
     @property
@@ -74,6 +92,32 @@ class Conversation:
     def reset(self) -> None:
         """Forgets the conversation. The cache's old contents stay and are masked."""
         self._position = 0
+        if self._embedder is not None:
+            self._embedder.forget()
+
+    def see(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pieces of prepared images: [images, 3, side, side] -> [images, pieces, H].
+
+        Raises:
+            UsageError: It is a model of text.
+        """
+        return self._eyes().see(pixels)
+
+    def show(self, pixels: NDArray[np.float32]) -> None:
+        """Shows images, whose tokens are among those that are appended next, in their order.
+
+        Args:
+            pixels: Prepared images, [images, 3, side, side].
+
+        Raises:
+            UsageError: It is a model of text.
+        """
+        self._eyes().show(pixels)
+
+    def _eyes(self) -> Embeds:
+        if self._embedder is None:
+            raise UsageError("a model of text cannot be shown images.", where="images", fix="load a model that sees.")
+        return self._embedder
 
     def _require_room(self, tokens: Sequence[int]) -> None:
         """Refuses tokens that cannot be appended.
@@ -89,6 +133,17 @@ class Conversation:
                 where="cache",
                 fix="use a shorter text, or make the model again with a larger --max-seq-len.",
             )
+
+
+@runtime_checkable
+class SeeingBackend(Backend, Protocol):
+    """A backend that can be shown images, if its model sees."""
+
+    def see(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As of `Conversation`."""
+
+    def show(self, pixels: NDArray[np.float32]) -> None:
+        """As of `Conversation`."""
 
 
 @runtime_checkable

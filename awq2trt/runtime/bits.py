@@ -18,6 +18,9 @@ STORED: Final[Mapping[str, np.dtype[Any]]] = {
 _BFLOAT16_SHIFT: Final = 16
 """bf16 is the upper half of fp32."""
 
+_BEFORE_HALF: Final = np.uint32(0x7FFF)
+"""The largest lower half of fp32 that is rounded down."""
+
 
 def widen(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """Numbers of the contract's type as fp32; exact.
@@ -29,3 +32,17 @@ def widen(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     if dtype == "bfloat16":
         return (stored.astype(np.uint32) << _BFLOAT16_SHIFT).view(np.float32)
     return stored.astype(np.float32, copy=False)
+
+
+def narrow(wide: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Finite numbers as `STORED` holds those of the contract's type, rounded to the nearest, of two the even one.
+
+    Args:
+        wide: fp32.
+        dtype: The contract's name of it.
+    """
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(wide).view(np.uint32)
+        halves = _BEFORE_HALF + ((bits >> _BFLOAT16_SHIFT) & 1)
+        return ((bits + halves) >> _BFLOAT16_SHIFT).astype(np.uint16)
+    return wide.astype(STORED[dtype], copy=False)

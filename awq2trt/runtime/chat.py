@@ -15,6 +15,8 @@ from jinja2 import TemplateError
 from awq2trt.artifact.records import TokensRecord
 from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.foreign_files import read_json, reading
+from awq2trt.images.pairs import MARKER
+from awq2trt.models.sources.base import PROCESSOR_TEMPLATE_FILE
 from awq2trt.models.sources.tokenizer_parts import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, reading_tokenizer
 from awq2trt.runtime.template import render_template
 
@@ -61,6 +63,7 @@ class ChatTokenizer:
             tokenizer = _tokenizer_class(directory).from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
             )
+            tokenizer.chat_template = tokenizer.chat_template or _processors_template(directory)
             special = TokensRecord(
                 bos=tokenizer.bos_token_id,
                 eos=tokenizer.eos_token_id,
@@ -70,37 +73,77 @@ class ChatTokenizer:
             )
         return ChatTokenizer(tokenizer, special)
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of plain text, to be continued."""
-        with reading("a tokenizer that takes this text", self._tokenizer.name_or_path, error=ArtifactError):
-            return list(self._tokenizer(text).input_ids)
+    def encode(self, text: str, image_token: int | None = None) -> list[int]:
+        """Tokens of plain text, to be continued.
 
-    def encode_messages(self, messages: Sequence[Message]) -> list[int]:
+        Args:
+            text: With a `MARKER` where an image stands, of a model that sees.
+            image_token: That each marker becomes; None for a model of text.
+        """
+        return self._tokens(text, image_token, add_special_tokens=True)
+
+    def encode_messages(self, messages: Sequence[Message], image_token: int | None = None) -> list[int]:
         """Tokens of a conversation in the model's chat template, up to where the assistant begins.
 
         Args:
-            messages: What was said so far, in order.
+            messages: What was said so far, in order; with markers as of `encode`.
+            image_token: As of `encode`.
 
         Raises:
-            UsageError: The model has no chat template, or its template refuses the messages.
+            UsageError: The model has no chat template, or its template refuses the messages or has no place for images.
         """
         if not self._tokenizer.chat_template:
             raise UsageError(
                 "this model has no chat template.", where="--prompt", fix="continue plain text with --raw instead."
             )
-        conversation = [dict(message) for message in messages]
+        if image_token is None:
+            return self._tokens(self._render([dict(message) for message in messages]), None, add_special_tokens=False)
+        parts = self._takes_parts()
+        text = self._render([in_parts(message) if parts else dict(message) for message in messages])
+        wanted = sum(message["content"].count(MARKER) for message in messages)
+        if text.count(MARKER) < wanted:
+            raise UsageError(
+                f"the model's chat template has no place for {wanted} images.",
+                where="chat template",
+                fix=f"write the prompt as the model wants it, with {MARKER} where an image stands, and use --raw.",
+            )
+        return self._tokens(text, image_token, add_special_tokens=False)
+
+    def _takes_parts(self) -> bool:
+        """Whether the chat template wants a message as a list of images and texts, and makes nothing of a text."""
+        try:
+            return _QUESTION not in self._render([user_message(_QUESTION)])
+        except UsageError:
+            return True
+
+    def _render(self, conversation: Sequence[Mapping[str, Any]]) -> str:
+        """Text of a conversation in the chat template."""
         with reading("a chat template", "chat template", fix="use --raw.", error=UsageError):
             template = self._tokenizer.get_chat_template()
         variables = {
             **self._tokenizer.special_tokens_map,
-            "messages": conversation,
+            "messages": [*conversation],
             "tools": None,
             "documents": None,
             "add_generation_prompt": True,
         }
-        text = render_template(template, variables)
+        return render_template(template, variables)
+
+    def _tokens(self, text: str, image_token: int | None, *, add_special_tokens: bool) -> list[int]:
+        """Tokens of a text; where the tokenizer does not know the marker, of the texts between markers."""
+
+        def encoded(piece: str, *, special: bool = False) -> list[int]:
+            return list(self._tokenizer(piece, add_special_tokens=special).input_ids)
+
         with reading("a tokenizer that takes this text", self._tokenizer.name_or_path, error=ArtifactError):
-            return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+            tokens = encoded(text, special=add_special_tokens)
+            if image_token is None or tokens.count(image_token) == text.count(MARKER):
+                return tokens
+            first, *rest = text.split(MARKER)
+            tokens = encoded(first, special=add_special_tokens)
+            for piece in rest:
+                tokens += [image_token, *encoded(piece)]
+            return tokens
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
@@ -167,6 +210,17 @@ def _decoded_pieces(tokens: Iterable[int], decode: Callable[[Sequence[int]], str
             yield tail
 
 
+def in_parts(message: Message) -> dict[str, Any]:
+    """A message as a list of images and texts, as transformers' templates of models that see want it."""
+    texts = message["content"].split(MARKER)
+    parts: list[dict[str, str]] = []
+    for index, text in enumerate(texts):
+        parts += [{"type": "image"}] * (index > 0)
+        spoken = text.strip("\n") if len(texts) > 1 else text
+        parts += [{"type": "text", "text": spoken}] if spoken else []
+    return {**message, "content": parts}
+
+
 def _held_back(text: str, stop_strings: Sequence[str]) -> int:
     """Length of the longest ending of `text` that a stop string begins with."""
     longest = max((len(stop) - 1 for stop in stop_strings), default=0)
@@ -191,6 +245,13 @@ def _tokenizer_class(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer
+
+
+def _processors_template(directory: Path) -> str | None:
+    """The chat template of a processor, where older models that see have theirs; None for none."""
+    path = directory / PROCESSOR_TEMPLATE_FILE
+    template = read_json(path, error=ArtifactError).get("chat_template") if path.is_file() else None
+    return template if isinstance(template, str) else None
 
 
 def _turn_end(tokenizer: Any) -> int | None:

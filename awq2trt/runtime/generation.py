@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from awq2trt.errors import UsageError
-from awq2trt.runtime.backend import Backend, ChoosingBackend
+from awq2trt.runtime.backend import Backend, ChoosingBackend, SeeingBackend
 from awq2trt.runtime.sampling import Sampler
 
 
@@ -16,6 +19,7 @@ def generate(
     *,
     stop_tokens: Collection[int] = (),
     max_new_tokens: int | None = None,
+    pixels: NDArray[np.float32] | None = None,
 ) -> Iterator[int]:
     """Continues a prompt, starting a new conversation.
 
@@ -27,12 +31,15 @@ def generate(
         sampler: Chooses tokens.
         stop_tokens: End the answer.
         max_new_tokens: None for as many as the cache holds.
+        pixels: Prepared images, [images, channels, height, width], whose tokens are in the prompt; None for none.
 
     Raises:
-        UsageError: The prompt is empty, or longer than the cache.
+        UsageError: The prompt is empty, or longer than the cache; or the backend cannot be shown images.
     """
     _check_prompt(prompt, backend.capacity)
     backend.reset()
+    if pixels is not None:
+        _show(backend, pixels)
     sampler.see(prompt)
     # The last token chosen is never written to the cache, hence one more than the slots left.
     room = backend.capacity - len(prompt) + 1
@@ -44,6 +51,14 @@ def generate(
             return
         yield token
         appended = [token]
+
+
+def _show(backend: Backend, pixels: NDArray[np.float32]) -> None:
+    if not isinstance(backend, SeeingBackend):
+        raise UsageError(
+            "what runs this model cannot be shown images.", where="--image", fix="run it with --runtime ort."
+        )
+    backend.show(pixels)
 
 
 def _next_token(backend: Backend, tokens: Sequence[int], sampler: Sampler) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from awq2trt.artifact.golden import Golden, relative_error
-from awq2trt.runtime.backend import Backend
+from awq2trt.io_contract import VISION
+from awq2trt.runtime.backend import Backend, SeeingBackend
 
 
 @dataclass(frozen=True)
@@ -13,21 +16,24 @@ class GoldenResult:
     """One call held to its golden output.
 
     Attributes:
-        name: Of the call.
+        name: Of the call, or of the vision graph.
         error: As `Golden.relative_tolerance` counts it.
-        top1: Whether the best token is the expected one.
+        top1: Whether the best token is the expected one; None of a graph that gives no scores.
         passed: The error is a number within the tolerance.
     """
 
     name: str
     error: float
-    top1: bool
+    top1: bool | None
     passed: bool
 
 
 def compare_golden(backend: Backend, golden: Golden) -> list[GoldenResult]:
-    """Runs the calls and compares."""
+    """Runs the calls and compares; first what the vision graph makes of the golden image, of a model that sees."""
     results = []
+    if golden.image is not None and isinstance(backend, SeeingBackend):
+        error = relative_error(backend.see(golden.image.pixels.astype(np.float32)), golden.image.embeddings)
+        results.append(GoldenResult(VISION, error, None, passed=error <= golden.image.relative_tolerance))
     for call in golden.calls:
         if call.position == 0:
             backend.reset()

@@ -20,6 +20,7 @@ from awq2trt.runtime.first_run import check_first_run
 from awq2trt.runtime.generation import generate
 from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 from awq2trt.runtime.sampling import Sampler, Sampling
+from awq2trt.runtime.sight import Image, Sight, with_markers
 
 DEFAULT_BACKEND: Final = "ort"
 """ONNX Runtime, on the CPU or on a GPU."""
@@ -45,11 +46,13 @@ class Model:
         artifact: What it was loaded from, with its manifest.
         backend: Runs the decoder.
         tokenizer: Text to tokens and back, chat template, stop tokens.
+        sight: How it is shown images; None for a model of text.
     """
 
     artifact: Artifact
     backend: Backend
     tokenizer: ChatTokenizer
+    sight: Sight | None = None
 
     @classmethod
     def load(
@@ -83,17 +86,18 @@ class Model:
             )
         progress = progress or SilentProgress()
         artifact = open_model(directory)
-        tokenizer = ChatTokenizer.load(artifact.directory)
+        tokenizer, sight = ChatTokenizer.load(artifact.directory), Sight.of(artifact)
         opened = open_backend(artifact, options or DeviceOptions())
         progress.note(f"running in {opened.title}")
         if opened.memory is not None and golden and check_first_run(opened.backend, artifact, opened.memory.gpu.name):
             progress.note(f"first run on {opened.memory.gpu.name}: golden outputs passed")
-        return cls(artifact, opened.backend, tokenizer)
+        return cls(artifact, opened.backend, tokenizer, sight)
 
     def generate(
         self,
         prompt: str | Sequence[Message],
         *,
+        images: Sequence[Image] = (),
         raw: bool = False,
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
@@ -103,7 +107,9 @@ class Model:
 
         Args:
             prompt: What the user says; or a whole conversation, messages with `role` and `content`. Both go through the
-                model's chat template.
+                model's chat template. To a model that sees, `<image>` in a text stands for an image.
+            images: Files of the images, in the order of their places; without places in a conversation they come before
+                what the user says last.
             raw: Continue the prompt as plain text instead, without the template.
             sampling: How tokens are chosen; None always takes the best one.
             max_new_tokens: None for as many as the cache holds.
@@ -114,14 +120,13 @@ class Model:
 
         Raises:
             UsageError: The model has no chat template or it refuses the messages, or a conversation is to be continued
-                as plain text. While the answer is read: the prompt is empty or does not fit.
+                as plain text; a file is no image, there are more or fewer than places for them, or the model does not
+                see. While the answer is read: the prompt is empty or does not fit.
         """
-        if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt) if raw else self.tokenizer.encode_messages([user_message(prompt)])
-        elif raw:
+        if raw and not isinstance(prompt, str):
             raise UsageError("a conversation is not plain text.", where="raw", fix="give one text, or leave raw out.")
-        else:
-            tokens = self.tokenizer.encode_messages(prompt)
+        pixels = self.sight.prepare(images) if self.sight is not None and images else None
+        tokens = self._tokens([user_message(prompt)] if isinstance(prompt, str) and not raw else prompt, len(images))
         special = self.artifact.manifest.contents.tokens or self.tokenizer.special
         new_tokens = generate(
             self.backend,
@@ -129,13 +134,39 @@ class Model:
             Sampler(sampling or Sampling()),
             stop_tokens=special.stop,
             max_new_tokens=max_new_tokens,
+            pixels=pixels,
         )
         return stream_text(new_tokens, self.tokenizer.decode, stop)
+
+    def _tokens(self, prompt: str | Sequence[Message], images: int) -> list[int]:
+        """Tokens of plain text, or of a conversation; an image has as many of its own as it has pieces."""
+        if self.sight is None:
+            if images:
+                raise UsageError(
+                    "this model does not see: it is a model of text.", where="--image", fix="leave --image out."
+                )
+            return self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.encode_messages(prompt)
+        token = self.sight.record.image_token
+        tokens = (
+            self.tokenizer.encode(prompt, token)
+            if isinstance(prompt, str)
+            else self.tokenizer.encode_messages(with_markers(prompt, images), token)
+        )
+        placed = self.sight.place(tokens, images)
+        if images and len(placed) > self.backend.capacity:
+            raise UsageError(
+                f"the prompt has {len(placed)} tokens, {placed.count(token)} of them of {images} images, but the cache "
+                f"of this model holds {self.backend.capacity}.",
+                where="--image",
+                fix=f"show fewer images, or export again with --max-seq-len {len(placed)} or more.",
+            )
+        return placed
 
     def generate_text(
         self,
         prompt: str | Sequence[Message],
         *,
+        images: Sequence[Image] = (),
         raw: bool = False,
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
@@ -143,5 +174,5 @@ class Model:
     ) -> str:
         """The whole answer at once; arguments and errors as for `generate`."""
         return "".join(
-            self.generate(prompt, raw=raw, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop),
+            self.generate(prompt, images=images, raw=raw, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop),
         )

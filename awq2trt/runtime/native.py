@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from awq2trt.artifact.golden import DESCRIPTION_FILE
 from awq2trt.artifact.manifest import MANIFEST_FILE, read_manifest
-from awq2trt.errors import ToolError, UsageError
+from awq2trt.errors import ToolError, UnsupportedError, UsageError
 from awq2trt.machine.gpu import load_libraries, read_driver
 from awq2trt.machine.plugin_library import find_plugin_library
 from awq2trt.machine.runtime_library import find_onnxruntime_library, find_tensorrt_library
@@ -43,6 +43,7 @@ from awq2trt.runtime.native_library import (
 )
 from awq2trt.runtime.ort.loading import DeviceOptions
 from awq2trt.runtime.sampling import Sampling
+from awq2trt.runtime.sight import Image
 from awq2trt.target import CUDA_TARGET, Flavour
 
 FINISH_REASONS: Final = {
@@ -341,12 +342,21 @@ class NativeModel:
         self,
         prompt: str | Sequence[Message],
         *,
+        images: Sequence[Image] = (),
         raw: bool = False,
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Answers a prompt, piece by piece; arguments and errors as for `Model.generate`."""
+        """Answers a prompt, piece by piece; arguments and errors as for `Model.generate`, but for images: it sees none.
+
+        Raises:
+            UnsupportedError: There are images.
+        """
+        if images:
+            raise UnsupportedError(
+                "the C++ library runs models of text.", where="--image", fix="run models that see with --runtime ort."
+            )
         if raw and not isinstance(prompt, str):
             raise UsageError("a conversation is not plain text.", where="raw", fix="give one text, or leave raw out.")
         session = self.session()

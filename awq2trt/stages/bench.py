@@ -275,17 +275,19 @@ def _contenders(subject: _Subject, request: BenchRequest, scratch: Path, progres
 
     record = subject.artifact.manifest.contents.lowered if subject.artifact else None
     capacity = subject.capacity if subject.capacity != subject.longest else None
-    contenders = []
+    sees, contenders = subject.artifact, []
     if record is None:
         library = find_plugin_library().path
         write_lowered(subject.directory, Lowering.CUDA_FUSED, scratch, progress)
-        plan = CudaPlan(None, library, capacity=capacity, batch=request.batch)
+        plan = CudaPlan(None, library, capacity=capacity, batch=request.batch, sees=sees)
         contenders.append(_Contender("awq2trt's kernels", scratch, plan))
     elif record.plugin_version is not None:
-        plan = CudaPlan(None, find_operators(record.plugin_version), capacity=capacity, batch=request.batch)
+        plan = CudaPlan(None, find_operators(record.plugin_version), capacity=capacity, batch=request.batch, sees=sees)
         contenders.append(_Contender("awq2trt's kernels", subject.directory, plan))
     if not contenders or MATMULNBITS in request.against:
-        plan = CudaPlan(Lowering.CUDA_ORT if contenders else None, None, capacity=capacity, batch=request.batch)
+        plan = CudaPlan(
+            Lowering.CUDA_ORT if contenders else None, None, capacity=capacity, batch=request.batch, sees=sees
+        )
         contenders.append(_Contender("MatMulNBits", subject.directory, plan))
     return contenders
 

@@ -19,7 +19,7 @@ from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import can_resume, create_artifact
 from awq2trt.artifact.records import EngineRecord
 from awq2trt.errors import BuildError, ToolError, UnsupportedError, UsageError
-from awq2trt.io_contract import DECODER, ENGINE_FILE
+from awq2trt.io_contract import DECODER
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.spec import ModelSpec
 from awq2trt.progress import Progress
@@ -196,7 +196,7 @@ def _current_onnx(request: BuildRequest, checkpoint: Artifact, progress: Progres
 def _current_engine(
     request: BuildRequest, target: Target, onnx: Artifact, spec: ModelSpec, progress: Progress
 ) -> Artifact:
-    from awq2trt.engine.builder import LOG_FILE, GraphOptions, build_engine, import_tensorrt_rtx
+    from awq2trt.engine.builder import GraphOptions, build_beside, build_engine, import_tensorrt_rtx
     from awq2trt.graph.int8_cache import int8_contract
 
     output, int8_cache = request.output / target.name, request.options.build.cache == "int8"
@@ -222,7 +222,8 @@ def _current_engine(
         overwrite=request.overwrite,
         expected_bytes=2 * sum(record.size_bytes for record in onnx.manifest.files.values()),
     ) as draft:
-        with _kept_log(draft.files / LOG_FILE, request.output / f"{target.name}-{LOG_FILE}"):
+        contents = exported_contents(onnx, spec)
+        with _kept_logs(draft.files, request.output / target.name):
             result = build_engine(
                 onnx.directory,
                 target,
@@ -230,6 +231,9 @@ def _current_engine(
                 plugin_library=library,
                 graph=GraphOptions(fusion=request.options.build.fusion, int8_cache=int8_cache),
                 progress=progress,
+            )
+            beside = build_beside(
+                onnx.directory, contents, target, draft.files, plugin_library=library, progress=progress
             )
         for name in onnx.manifest.files:
             draft.adopt(onnx.path(name))
@@ -241,14 +245,13 @@ def _current_engine(
             flavour=target.flavour.value,
             tensorrt_version=result.tensorrt_version,
             plugin_version=library.version if library else None,
-            profiles={DECODER: result.profiles},
+            profiles={DECODER: result.profiles, **beside},
             gpu=gpu,
         )
-        contents = exported_contents(onnx, spec)
         changed = {"engine": record, "operators": {**contents.operators, **result.operators}}
         contents = contents.model_copy(update=changed)
         decoder = contents.graphs[DECODER].io
-        return draft.publish(contents.with_engine(ENGINE_FILE, int8_contract(decoder) if int8_cache else decoder))
+        return draft.publish(contents.with_engines(int8_contract(decoder) if int8_cache else decoder))
 
 
 def _gpu_of(target: Target) -> tuple[str | None, str | None]:
@@ -281,12 +284,16 @@ def _plugin_library(wanted: bool | None, progress: Progress) -> PluginLibrary | 
 
 
 @contextmanager
-def _kept_log(log: Path, kept: Path) -> Iterator[None]:
-    """Saves TensorRT's log from the work directory, which a failure removes, and says where it is."""
+def _kept_logs(work: Path, kept_as: Path) -> Iterator[None]:
+    """Saves TensorRT's last log from the work directory, which a failure removes, and says where it is."""
+    from awq2trt.engine.builder import LOG_FILE
+
     try:
         yield
     except BuildError as error:
-        if not log.is_file():
+        logs = sorted(work.glob(f"*{LOG_FILE}"), key=lambda path: path.stat().st_mtime_ns)
+        if not logs:
             raise
-        kept.write_bytes(log.read_bytes())
+        kept = kept_as.with_name(f"{kept_as.name}-{logs[-1].name}")
+        kept.write_bytes(logs[-1].read_bytes())
         raise BuildError(error.what, where=error.where, fix=f"{kept} holds all that TensorRT said.") from error

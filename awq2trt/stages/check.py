@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from awq2trt.stages.readiness import require_folder
 
 if TYPE_CHECKING:
     from awq2trt.artifact.golden import Golden
+    from awq2trt.artifact.manifest import Artifact
     from awq2trt.runtime.golden import GoldenResult
     from awq2trt.runtime.trt.engine import EngineBuild
 
@@ -119,7 +120,7 @@ def golden_stage(directory: Path, device: str | None = None) -> GoldenOutcome:
     if engine is None:
         return GoldenOutcome(results, opened.title)
     reason = _why_no_engine(engine)
-    return GoldenOutcome(results, opened.title, () if reason else _engine_golden(engine, golden), reason)
+    return GoldenOutcome(results, opened.title, () if reason else _engine_golden(engine, golden, artifact), reason)
 
 
 def _why_no_engine(engine: EngineBuild) -> str | None:
@@ -137,11 +138,16 @@ def _why_no_engine(engine: EngineBuild) -> str | None:
     return unmet_needs(engine.flavour)
 
 
-def _engine_golden(engine: EngineBuild, golden: Golden) -> tuple[GoldenResult, ...]:
-    """The golden calls in an engine that this machine can run."""
+def _engine_golden(engine: EngineBuild, golden: Golden, artifact: Artifact) -> tuple[GoldenResult, ...]:
+    """The golden calls in an engine that this machine can run, and the golden image in the one beside it."""
     from awq2trt.runtime.golden import compare_golden
     from awq2trt.runtime.trt.backend import EngineBackend
+    from awq2trt.runtime.trt.embedder import open_engine_embedder
     from awq2trt.runtime.trt.session import TrtSession
 
-    with closing(TrtSession.open(engine)) as session:
-        return tuple(compare_golden(EngineBackend(session, engine.contract, engine.profiles), golden))
+    with ExitStack() as opened:
+        session = opened.enter_context(closing(TrtSession.open(engine)))
+        embedder = open_engine_embedder(artifact)
+        if embedder is not None:
+            opened.enter_context(closing(embedder))
+        return tuple(compare_golden(EngineBackend(session, engine.contract, engine.profiles, embedder), golden))

@@ -128,6 +128,7 @@ def _captions(on: CaptionedImages) -> Measure:
     from awq2trt.evaluation.captions import captioned_model
     from awq2trt.images.pairs import read_pairs
     from awq2trt.images.read import read_image
+    from awq2trt.models.vision.description import still_tower
 
     pairs = read_pairs(on.images.expanduser())[: on.limit]
     require_images(pairs)
@@ -136,7 +137,7 @@ def _captions(on: CaptionedImages) -> Measure:
 
     def measure(candidate: Candidate, name: str) -> Work:
         stored = candidate.stored
-        vision = None if isinstance(stored, Artifact) else stored.vision
+        vision = None if isinstance(stored, Artifact) else still_tower(stored.vision, where=name)
         if isinstance(stored, Artifact) or vision is None:
             raise UsageError(
                 "expected an original or a quantized checkpoint of a model that sees, got "

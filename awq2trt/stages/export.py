@@ -13,13 +13,12 @@ from awq2trt.artifact.publish import create_artifact, require_replaceable
 from awq2trt.artifact.records import (
     Contents,
     FileRecord,
-    GraphRecord,
     LayerSchemeRecord,
     QuantizationRecord,
     SourceRecord,
 )
 from awq2trt.errors import UsageError
-from awq2trt.io_contract import DECODER, MODEL_FILE
+from awq2trt.io_contract import MODEL_FILE
 from awq2trt.models.sources.base import copy_tokenizer
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
@@ -65,8 +64,8 @@ def export_stage(request: ExportRequest, progress: Progress) -> Artifact:
 def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progress: Progress) -> Artifact:
     """Exports a checkpoint; `artifact` is None where another tool made it."""
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-    from awq2trt.graph.read import open_decoder, operators_of
-    from awq2trt.onnx_export import export_onnx
+    from awq2trt.graph.read import load_model, operators_of
+    from awq2trt.onnx_export.graphs import export_graphs
     from awq2trt.runtime import ChatTokenizer
 
     checkpoint = QuantizedCheckpoint.open(request.checkpoint)
@@ -81,7 +80,8 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
         overwrite=request.overwrite,
         expected_bytes=sum(path.stat().st_size for path in checkpoint.files),
     ) as draft:
-        result = export_onnx(checkpoint, draft.files, options=options, progress=progress)
+        exported = export_graphs(checkpoint, draft.files, options, progress)
+        result = exported.decoder
         if checkpoint.scheme.bits < CODE_BITS:
             progress.note(
                 f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit ones: the model computes the "
@@ -105,8 +105,8 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
             ),
             model=checkpoint.model_spec.record(),
             tokens=tokenizer.special,
-            graphs={DECODER: GraphRecord(model=MODEL_FILE, io=result.contract)},
-            operators=operators_of(open_decoder(draft.files)[0]),
+            graphs=exported.records,
+            operators=operators_of(*(load_model(draft.files / graph.model) for graph in exported.records.values())),
         )
         return draft.publish(contents)
 

@@ -6,22 +6,21 @@ In: an exported decoder's artifact, and a target. Out: a prediction of memory an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.engine.outlook import Outlook, outlook_lines
-from awq2trt.engine.predict import AttentionPlan, predict_footprint
+from awq2trt.engine.predict import AttentionPlan, bytes_beside, predict_footprint
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
 from awq2trt.graph.fused_attention import fuses_attention
-from awq2trt.io_contract import ENGINE_FILE
 from awq2trt.kit.archive import write_tar
 from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
 from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.machine.foreign_runtime import BUILD_COMMAND, find_runtime_package
-from awq2trt.models.families import DecoderSpec, describe_model
+from awq2trt.models.families import DecoderSpec, describe_model, describe_vision
 from awq2trt.models.positions import require_positions
 from awq2trt.models.published_shapes import shape_config
 from awq2trt.models.sources.base import CONFIG_FILE, QUANTIZATION_KEY, read_config
@@ -77,9 +76,10 @@ def model_spec(model: str) -> ModelSpec:
         return open_source(model).model_spec
     config = read_config(directory)
     if not has_weights(directory):
-        return ModelSpec(describe_model(config))
+        return ModelSpec(describe_model(config), describe_vision(config))
     tensors = SafetensorsFiles.in_directory(directory, config)
-    return ModelSpec(describe_stored(config, tensors, quantized=QUANTIZATION_KEY in config))
+    decoder = describe_stored(config, tensors, quantized=QUANTIZATION_KEY in config)
+    return ModelSpec(decoder, describe_vision(config, [*tensors]))
 
 
 def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
@@ -102,7 +102,7 @@ def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
         footprint = predict_footprint(
             decoder, scheme, capacity, head=head, longest_prefill=prefill, attention=attention
         )
-        return Outlook(target, footprint)
+        return Outlook(target, replace(footprint, beside_bytes=bytes_beside(decoder, spec.vision)))
 
     return tuple(outlook(target) for target in TARGETS.values() if target.memory_bytes is not None)
 
@@ -179,7 +179,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         model=contents.source.model,
         scheme=contents.quantization.scheme.describe(),
     )
-    record = kit_record(plan)
+    record = kit_record(plan, tuple(contents.beside))
     library, sources = plan.plugin.library, plan.plugin.sources
     fingerprint = fingerprint_of(
         kind="kit",
@@ -204,8 +204,12 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
     with create_artifact(
         request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes
     ) as draft:
-        operators = write_kit(onnx.directory, tuple(onnx.manifest.files), draft.files, plan, record)
-        contents = contents.with_engine(ENGINE_FILE, kit_contract(decoder, int8_cache=int8_cache))
+        operators = write_kit(onnx, contents.graphs, draft.files, plan, record)
+        beside = {
+            name: graph.model_copy(update={"io": kit_contract(graph.io)}) for name, graph in contents.beside.items()
+        }
+        contents = contents.model_copy(update={"graphs": {**contents.graphs, **beside}})
+        contents = contents.with_engines(kit_contract(decoder, int8_cache=int8_cache))
         return draft.publish(contents.model_copy(update={"kit": record, "operators": operators}))
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 from awq2trt.artifact.golden import loosen_golden_
 from awq2trt.artifact.manifest import Artifact, current_artifact, fingerprint_of
 from awq2trt.artifact.publish import create_artifact
-from awq2trt.artifact.records import LoweredRecord, ProfileRecord
+from awq2trt.artifact.records import Contents, LoweredRecord, ProfileRecord
 from awq2trt.errors import ArtifactError
-from awq2trt.io_contract import DECODER, MODEL_FILE, WEIGHTS_FILE
+from awq2trt.io_contract import DECODER, weights_of
 from awq2trt.models.spec import ModelSpec
 from awq2trt.progress import Progress
 from awq2trt.stages.opening import cache_error, exported_contents
@@ -49,6 +49,7 @@ class LowerRequest:
 
 def lower_stage(onnx: Artifact, spec: ModelSpec, request: LowerRequest, progress: Progress) -> Artifact:
     """The model of an exported decoder for a provider; made only where it is not current."""
+    from awq2trt.graph.beside_decoder import write_beside
     from awq2trt.graph.provider_file import lowered_contract, write_lowered
     from awq2trt.graph.read import open_decoder, operators_of
 
@@ -70,19 +71,22 @@ def lower_stage(onnx: Artifact, spec: ModelSpec, request: LowerRequest, progress
         overwrite=request.overwrite,
         expected_bytes=int(_GROWTH * sum(file.size_bytes for file in onnx.manifest.files.values())),
     ) as draft:
+        contents = exported_contents(onnx, spec)
         write_lowered(onnx.directory, lowering, draft.files, progress)
+        beside = write_beside(onnx.directory, contents.beside, draft.files, on_cpu=lowering.is_for_cpu)
+        written = {graph.model for graph in contents.graphs.values()}
+        written |= {weights_of(model) for model in written}
         for name in files:
-            if name not in (MODEL_FILE, WEIGHTS_FILE):
+            if name not in written:
                 draft.adopt(onnx.path(name))
         if lowering.has_int8_cache:
             loosen_golden_(draft.files, cache_error(spec))
-        contents = exported_contents(onnx, spec)
         decoder = contents.graphs[DECODER].model_copy(update={"io": lowered_contract(contract, lowering)})
         calls_operators = target.cuda is not None and request.plugin
         changed = {
-            "graphs": {**contents.graphs, DECODER: decoder},
+            "graphs": {DECODER: decoder, **beside},
             "operators": operators_of(open_decoder(draft.files)[0]) if calls_operators else {},
-            "lowered": _record(target, contract.capacity, calls_operators=calls_operators),
+            "lowered": _record(target, contents, calls_operators=calls_operators),
         }
         return draft.publish(contents.model_copy(update=changed))
 
@@ -100,11 +104,13 @@ def _lowering(request: LowerRequest) -> Lowering:
     return Lowering.CUDA_INT8 if request.int8_cache else Lowering.CUDA_FUSED
 
 
-def _record(target: Target, capacity: int, *, calls_operators: bool) -> LoweredRecord:
+def _record(target: Target, contents: Contents, *, calls_operators: bool) -> LoweredRecord:
+    from awq2trt.engine.profiles import profiles_beside
     from awq2trt.runtime.ort.backend import PREFILL_CHUNK as CPU_CHUNK
     from awq2trt.runtime.ort.cuda import PREFILL_CHUNK as CUDA_CHUNK
     from awq2trt.runtime.ort.loading import PROVIDERS
 
+    capacity = contents.graphs[DECODER].io.capacity
     longest = min(capacity, CUDA_CHUNK if target.cuda else CPU_CHUNK)
     return LoweredRecord(
         target=target.name,
@@ -118,6 +124,7 @@ def _record(target: Target, capacity: int, *, calls_operators: bool) -> LoweredR
             DECODER: (
                 ProfileRecord.of_tokens("prefill", 1, longest, longest),
                 ProfileRecord.of_tokens("decode", 1, 1, 1),
-            )
+            ),
+            **{name: profiles_beside(name, longest) for name in contents.beside},
         },
     )

@@ -15,7 +15,7 @@ from awq2trt.artifact.folder import refuse_link
 from awq2trt.artifact.manifest import MANIFEST_FILE, Kind
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import require_replaceable, require_space
-from awq2trt.errors import ToolError, UnsupportedError, UsageError
+from awq2trt.errors import ToolError, UsageError
 from awq2trt.foreign_files import read_json, reading
 from awq2trt.images.pairs import ImageText, is_image_text, read_pairs
 from awq2trt.machine.foreign_library import choose_plugin
@@ -24,6 +24,7 @@ from awq2trt.methods import METHODS
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource, files_beside_weights
+from awq2trt.models.vision.description import still_tower
 from awq2trt.progress import STDERR, Progress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.target import CPU_TARGET, Target, find_jetpack
@@ -52,6 +53,7 @@ def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
 
     Raises:
         UsageError: They are longer; there are images for a model of text; or the step sizes are to be tuned on images.
+        UnsupportedError: There are images for a model that takes them in any size.
     """
     if not METHODS[options.method].uses_text:
         return
@@ -64,6 +66,7 @@ def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
             where=f"--calib {options.calib}",
             fix="name a .txt or .jsonl file of text, or a model that sees.",
         )
+    still_tower(source.vision, where=source.name)
     if options.tune:
         raise UsageError("step sizes are tuned on text alone.", where="--tune", fix="leave it out, or name a text.")
     require_images(read_pairs(Path(options.calib).expanduser()))
@@ -84,18 +87,19 @@ def require_images(pairs: Iterable[ImageText]) -> None:
 
 
 def require_exportable(source: ModelSource, options: ExportOptions) -> None:
-    """Refuses a cache that is longer than the model has positions, and a model that sees.
+    """Refuses a cache that is longer than the model has positions, and a model that sees without an image processor.
 
     Raises:
         UsageError: It is longer.
-        UnsupportedError: The model sees, and there is no graph for what it sees with.
+        CheckpointError: There is no processor.
+        UnsupportedError: The processor is of another kind, or makes images of another size than the tower's; or the
+            model takes images of any size.
     """
-    if source.vision is not None:
-        raise UnsupportedError(
-            f"{source.vision.family} sees, and so far only models of text are exported.",
-            where=source.name,
-            fix="quantize it with `awq2trt quantize`, and run the checkpoint with a tool that reads its layout.",
-        )
+    vision = still_tower(source.vision, where=source.name)
+    if vision is not None:
+        from awq2trt.images.processor import processor_of, require_side
+
+        require_side(processor_of(source), vision.tower.image_size, where=source.name)
     if options.max_seq_len is not None:
         require_positions(source.spec, options.max_seq_len, where="--max-seq-len")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from awq2trt.artifact.golden import (
     DESCRIPTION_FILE,
     Golden,
     GoldenCall,
+    GoldenImage,
     loosen_golden_,
     read_golden,
     relative_error,
@@ -105,3 +107,26 @@ def test_tolerances_of_errors_of_different_origin_add_up_as_squares(golden: Gold
     after = json.loads((tmp_path / DESCRIPTION_FILE).read_bytes())
     assert after["relative_tolerance"] == pytest.approx((golden.relative_tolerance**2 + 0.16) ** 0.5)
     assert {**after, "relative_tolerance": None} == {**before, "relative_tolerance": None}
+
+
+def test_an_image_and_what_a_decoder_reads_are_kept_too(golden: Golden, tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    image = GoldenImage(
+        random.normal(size=(1, 3, 4, 4)).astype(np.float16), random.normal(size=(1, 5, 8)).astype(np.float32), 0.02
+    )
+    rows = random.normal(size=(len(PREFILL), 8)).astype(np.float16)
+    calls = (replace(golden.calls[0], embeddings=rows), *golden.calls[1:])
+    written = write_golden(replace(golden, calls=calls, image=image), tmp_path)
+    assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()}
+    assert np.array_equal(np.fromfile(tmp_path / "golden.prefill.inputs_embeds.bin", np.float16), rows.reshape(-1))
+    assert np.array_equal(
+        np.fromfile(tmp_path / "golden.vision.pixel_values.bin", np.float16), image.pixels.reshape(-1)
+    )
+    description = json.loads((tmp_path / DESCRIPTION_FILE).read_text())
+    assert description["dtypes"]["inputs_embeds"] == "float16"
+    back = read_golden(tmp_path)
+    assert back.image is not None
+    np.testing.assert_array_equal(back.image.pixels, image.pixels)
+    np.testing.assert_array_equal(back.image.embeddings, image.embeddings)
+    assert back.image.relative_tolerance == 0.02
+    assert len(back.calls) == len(golden.calls)

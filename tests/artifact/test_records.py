@@ -39,17 +39,18 @@ def test_the_decoder_is_one_of_the_graphs() -> None:
     assert CONTENTS["onnx"].decoder == IO
 
 
-def test_an_engine_is_added_to_the_decoder() -> None:
+def test_engines_are_added_to_every_graph() -> None:
     contents = CONTENTS["onnx"]
     vision = GraphRecord(model="vision.onnx", io=IoContract((), ()))
     contents = contents.model_copy(update={"graphs": {**contents.graphs, "vision": vision}})
     other = IoContract(IO.inputs, IO.outputs)
-    built = contents.with_engine("model.engine", other)
+    built = contents.with_engines(other)
     assert built.graphs == {
         "decoder": GraphRecord(model="model.onnx", engine="model.engine", io=other),
-        "vision": vision,
+        "vision": GraphRecord(model="vision.onnx", engine="vision.engine", io=vision.io),
     }
-    assert contents.with_engine("model.engine").decoder == IO
+    assert contents.beside == {"vision": vision}
+    assert contents.with_engines().decoder == IO
     assert contents.graphs["decoder"].engine is None
 
 

@@ -15,10 +15,11 @@ import onnxruntime
 import pytest
 from family_variants import MODELS
 from tiny_checkpoints import FamilyCheckpoint, RandomCheckpoint
+from tiny_llava import export_llava
 
 from awq2trt import opset
 from awq2trt.engine import builder
-from awq2trt.engine.builder import GraphOptions, build_engine, import_tensorrt_rtx
+from awq2trt.engine.builder import GraphOptions, build_beside, build_engine, import_tensorrt_rtx
 from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError
 from awq2trt.graph.inline import has_kernels, inline_bodies_
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE, WEIGHTS_FILE
@@ -308,3 +309,26 @@ def _first_logits(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float16
     tokens = {"input_ids": np.array([[5, 6, 7]]), "cache_position": np.array([0])}
     logits: np.ndarray[tuple[int, ...], np.dtype[np.float16]] = session.run(["logits"], {**feeds, **tokens})[0]
     return logits
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize("with_plugin", [False, True])
+def test_a_model_that_sees_gets_an_engine_of_every_graph(with_plugin: bool, tmp_path: Path) -> None:
+    text = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    onnx = export_llava(tmp_path, text=text, tower={"hidden_size": 128, "num_attention_heads": 2})
+    contents, engines = onnx.manifest.contents, tmp_path / "engines"
+    engines.mkdir()
+    library = find_plugin_library() if with_plugin else None
+    build_engine(onnx.directory, RTX4090, engines, plugin_library=library)
+    profiles = build_beside(onnx.directory, contents, RTX4090, engines, plugin_library=library)
+    assert {name: [each.name for each in made] for name, made in profiles.items()} == {
+        "vision": ["image"],
+        "embedding": ["prefill", "decode"],
+    }
+    assert {path.name for path in engines.iterdir()} == {
+        *("model.engine", "vision.engine", "embedding.engine"),
+        *("build.log", "vision-build.log", "embedding-build.log"),
+    }
+    if library is not None:  # which is only in the engine that calls it
+        sizes = {path.name: path.stat().st_size for path in engines.glob("*.engine")}
+        assert sizes["model.engine"] > library.path.stat().st_size > sizes["embedding.engine"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from awq2trt.engine.profiles import decoder_profiles, profile_shapes
+from awq2trt.engine.profiles import contract_shapes, decoder_profiles, profile_shapes, profiles_beside
 from awq2trt.graph.read import DecoderSizes
+from awq2trt.io_contract import IoContract, TensorContract
 
 
 def test_prefill_is_chosen_for_a_typical_prompt_or_for_the_longest() -> None:
@@ -31,3 +32,30 @@ def test_a_profile_is_one_conversation_with_a_cache_of_fixed_length() -> None:
         "past_key_0": cache,
         "past_value_0": cache,
     }
+
+
+def test_a_decoder_of_embeddings_has_rows_in_the_place_of_tokens() -> None:
+    half = ir.DataType.FLOAT16
+    sizes = DecoderSizes(
+        num_layers=1,
+        num_kv_heads=2,
+        capacity=64,
+        head_dim=8,
+        vocab_size=99,
+        dtype=half,
+        cache_dtype=half,
+        hidden_size=16,
+    )
+    shapes = profile_shapes(decoder_profiles(64)[1], sizes)
+    assert next(iter(shapes.items())) == ("inputs_embeds", ((1, 1, 16),) * 3)
+
+
+def test_graphs_beside_a_decoder_take_an_image_or_the_decoders_tokens() -> None:
+    pixels = TensorContract("pixel_values", "float16", ("images", 3, 8, 8), "Images.")
+    tokens = TensorContract("input_ids", "int64", ("batch", "sequence"), "Tokens.")
+    image = profiles_beside("vision", 64)
+    assert [profile.name for profile in image] == ["image"]
+    assert contract_shapes(image[0], IoContract((pixels,), ())) == {"pixel_values": ((1, 3, 8, 8),) * 3}
+    prefill, decode = profiles_beside("embedding", 2048)
+    assert contract_shapes(prefill, IoContract((tokens,), ())) == {"input_ids": ((1, 1), (1, 512), (1, 2048))}
+    assert contract_shapes(decode, IoContract((tokens,), ())) == {"input_ids": ((1, 1),) * 3}

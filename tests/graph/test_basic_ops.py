@@ -109,10 +109,11 @@ def test_rotary_forms(rotary: int, tmp_path: Path) -> None:
     _assert_same(node, feeds, tables, tmp_path)
 
 
-@pytest.mark.parametrize("mask", ["bool", "float32"])
+@pytest.mark.parametrize("mask", ["bool", "float32", "none"])
 def test_attention_forms(mask: str, tmp_path: Path) -> None:
     random = np.random.default_rng(4)
-    node = onnx.helper.make_node("Attention", ["q", "k", "v", "mask"], ["y"], "attention", scale=0.7)
+    inputs = ["q", "k", "v"] + ["mask"] * (mask != "none")
+    node = onnx.helper.make_node("Attention", inputs, ["y"], "attention", scale=0.7)
     seen = np.tril(np.ones((4, 7), bool), 3)
     bias = np.where(seen, random.normal(size=(6, 4, 7)), -1e4).astype(np.float32)[None]
     feeds: dict[str, NDArray[Any]] = {
@@ -121,7 +122,7 @@ def test_attention_forms(mask: str, tmp_path: Path) -> None:
         "v": random.normal(size=(1, 2, 7, 5)).astype(np.float32),
         "mask": seen[None, None] if mask == "bool" else bias,
     }
-    _assert_same(node, feeds, {}, tmp_path)
+    _assert_same(node, {name: feeds[name] for name in inputs}, {}, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,8 @@ def test_attention_forms(mask: str, tmp_path: Path) -> None:
         ("Attention", ["x", "x", "x", "x"], {"softmax_precision": 1}, "attribute softmax_precision is not known"),
         ("Attention", ["x", "x", "x", "x"], {"scale": 0.5, "softcap": 3.0}, "softcap: expected 0.0, got 3.0"),
         ("Attention", ["x", "x", "x", "x"], {}, "scale: expected a number, got none"),
-        ("Attention", ["x", "x", "x"], {"scale": 0.5}, "expected 4 inputs, got 3 of 3"),
+        ("Attention", ["x", "x"], {"scale": 0.5}, "expected 3 inputs, got 2 of 2"),
+        ("Attention", ["x", "x", "x", "x", "x"], {"scale": 0.5}, "expected 4 inputs, got 5 of 5"),
         ("RMSNormalization", ["x", "x"], {"axis": 1}, "axis: expected -1, got 1"),
         ("TensorScatter", ["x", "x", "x"], {"mode": "circular"}, "mode: expected linear, got circular"),
         ("RotaryEmbedding", ["x", "x", "x", "x"], {"interleaved": 1}, "interleaved: expected 0, got 1"),

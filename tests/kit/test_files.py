@@ -213,11 +213,9 @@ def test_conf_says_what_the_manifest_says(made: Path) -> None:
     assert conf["kit_jetpack_major"] == "6"
     assert conf["kit_tensorrt"] == "10.3"
     assert conf["kit_build_mib"] == str(-(-manifest["build_bytes"] // (1 << 20)))
-    assert (
-        conf["kit_prefill_longest"]
-        == str(manifest["profiles"]["decoder"][0]["axes"]["sequence"]["longest"])
-        == str(CAPACITY)
-    )
+    assert manifest["profiles"]["decoder"][0]["axes"]["sequence"]["longest"] == CAPACITY
+    assert f"--maxShapes=input_ids:1x{CAPACITY} --profile=1 " in conf["kit_profiles_model"]
+    assert conf["kit_graphs"] == conf["kit_graphs_with_operators"] == "model"
 
 
 def test_what_does_not_fit_is_refused_before_work(tmp_path: Path) -> None:

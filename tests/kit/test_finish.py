@@ -16,7 +16,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from stand_in_orin import Orin
+from stand_in_orin import Orin, write_sums
 from tiny_kits import export_tiny, kit_request, make_tiny_kit
 
 import awq2trt
@@ -48,28 +48,8 @@ def kit(kits: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(kits / "7.2", tmp_path / "a kit"))
 
 
-@pytest.fixture
-def orin(tmp_path: Path) -> Orin:
-    return Orin(tmp_path / "machine")
-
-
-@pytest.fixture(params=["dash", "bash"])
-def shell(request: pytest.FixtureRequest) -> str:
-    path = shutil.which(request.param)
-    if path is None:
-        pytest.skip(f"needs {request.param}")
-    return str(path)
-
-
 def _files(kit: Path) -> dict[str, bytes]:
     return {str(path.relative_to(kit)): path.read_bytes() for path in kit.rglob("*") if path.is_file()}
-
-
-def _write_sums(kit: Path) -> None:
-    """Makes SHA256SUMS that of the files as they are now."""
-    names = [line.split("  ")[1] for line in (kit / "SHA256SUMS").read_text().splitlines()]
-    lines = [f"{hashlib.sha256((kit / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
-    (kit / "SHA256SUMS").write_text("".join(lines))
 
 
 def test_shellcheck_finds_nothing(kit: Path) -> None:
@@ -342,7 +322,7 @@ def test_an_engine_that_was_changed(shell: str, kit: Path, orin: Orin) -> None:
 def test_a_newer_kit_is_built_again(shell: str, kit: Path, orin: Orin) -> None:
     assert orin.finish(shell, kit).returncode == 0
     (kit / "README.md").write_text("another kit")
-    _write_sums(kit)
+    write_sums(kit)
     result = orin.finish(shell, kit)
     assert result.returncode == 0
     assert "built from an earlier kit" in result.stdout
@@ -446,7 +426,7 @@ def test_check_compares_answers(shell: str, dtype: str, kit: Path, orin: Orin) -
     # Only one call, since the stand-in has one answer.
     conf = (kit / "kit.conf").read_text()
     (kit / "kit.conf").write_text(conf.replace("kit_golden_calls='prefill first'", "kit_golden_calls=prefill"))
-    _write_sums(kit)
+    write_sums(kit)
     expected = np.fromfile(kit / "golden.prefill.logits.bin", np.float32)
     answer = orin.folder / "answers" / f"logits.output.1.1.{expected.size}.raw"
     answer.write_bytes(expected.astype(kind).tobytes())

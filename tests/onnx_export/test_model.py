@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from tiny_checkpoints import RandomCheckpoint, random_linear, relative_error, to
 from awq2trt import opset
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
 from awq2trt.graph.ort_lowering import keep_all_positions_
+from awq2trt.graph.provider_file import Lowering, lower_
 from awq2trt.graph.read import open_decoder, operators_of
 from awq2trt.io_contract import (
     CACHE_POSITION,
     INPUT_IDS,
+    INPUTS_EMBEDS,
     LOGITS,
     MODEL_FILE,
     WEIGHTS_FILE,
@@ -204,6 +207,49 @@ def test_sequences_of_a_batch_have_their_own_positions(tmp_path: Path) -> None:
     logits, *_ = session.run(None, {**rest, **dict(zip(caches, presents, strict=True))})
     for row, tokens in enumerate((first, second)):
         assert relative_error(logits[row, 0], torch_logits(checkpoint, tokens)[-1]) < 10 * FP16_TOLERANCE
+
+
+@pytest.mark.parametrize("lowering", [None, Lowering.CPU])
+@pytest.mark.parametrize("overrides", [{}, {"tie_word_embeddings": True}], ids=["apart", "tied"])
+def test_a_decoder_of_embeddings_says_what_that_of_tokens_does(
+    overrides: dict[str, Any], lowering: Lowering | None, tmp_path: Path
+) -> None:
+    checkpoint, tokens = RandomCheckpoint(**overrides), _tokens(9)
+    result = export_onnx(checkpoint, tmp_path, embeds=True)
+    assert result.contract.inputs[0].name == INPUTS_EMBEDS
+    model, sizes = open_decoder(tmp_path)
+    assert overrides or f"{checkpoint.spec.embedding}.weight" not in model.graph.initializers  # nothing would read it
+    if lowering is not None:
+        lower_(model, sizes, lowering)
+    session = open_session(None if lowering is None else model, tmp_path / MODEL_FILE)
+    dtype = np.float16 if lowering is None else np.float32
+    rows = checkpoint.tensor(f"{checkpoint.spec.embedding}.weight").astype(dtype)
+    caches = {
+        value.name: np.zeros([1, value.shape[1], 64, value.shape[3]], dtype)
+        for value in session.get_inputs()
+        if value.name.startswith("past_")
+    }
+    start = {INPUTS_EMBEDS: rows[tokens[:5]][None], CACHE_POSITION: np.array([0])}
+    _, *presents = session.run(None, {**start, **caches})
+    rest = {INPUTS_EMBEDS: rows[tokens[5:]][None], CACHE_POSITION: np.array([5])}
+    logits, *_ = session.run(None, {**rest, **dict(zip(caches, presents, strict=True))})
+    assert relative_error(logits[0, 0], torch_logits(checkpoint, tokens)[-1]) < 10 * FP16_TOLERANCE
+
+
+@pytest.mark.parametrize("lowering", [Lowering.CUDA_PLUGIN, Lowering.CUDA_FUSED])
+def test_a_decoder_of_embeddings_is_lowered_into_the_operators_of_one_of_tokens(
+    lowering: Lowering, tmp_path: Path
+) -> None:
+    found = []
+    for embeds in (False, True):
+        directory = tmp_path / str(embeds)
+        directory.mkdir()
+        export_onnx(RandomCheckpoint(), directory, embeds=embeds)
+        model, sizes = open_decoder(directory)
+        lower_(model, sizes, lowering)
+        found.append(Counter(node.op_type for node in model.graph))
+    assert found[0] - found[1] == Counter(["Gather"])  # of the embedding
+    assert not found[1] - found[0]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-from awq2trt.errors import CalibrationError, UnsupportedError, UsageError
+from awq2trt.errors import CalibrationError, UsageError
 from awq2trt.images.pairs import read_pairs
 from awq2trt.images.processor import read_processor
 from awq2trt.models.sources.opening import open_source
@@ -26,8 +26,7 @@ from awq2trt.progress import SilentProgress
 from awq2trt.quantization.chain import Link
 from awq2trt.quantization.image_windows import WindowSizes, image_windows
 from awq2trt.quantization.job import QuantizeJob
-from awq2trt.recipe import ExportOptions, QuantizeOptions
-from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.recipe import QuantizeOptions
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 PIECES = 16
@@ -69,11 +68,11 @@ def _codes(directory: Path) -> dict[str, np.ndarray]:
 
 def test_windows_hold_conversations_whose_last_is_cut(model: Path, pictures: Path) -> None:
     source = open_source(str(model))
-    assert source.vision is not None
+    assert source.still_vision is not None
     tokenizer = AutoTokenizer.from_pretrained(model)
     pairs = read_pairs(pictures)
     length = len(tokenizer(pairs[0].text.replace("<image>", ""))["input_ids"]) + 1 + PIECES
-    windows = image_windows(tokenizer, source.vision, pairs, WindowSizes(2, length + 10, 256), where="pictures")
+    windows = image_windows(tokenizer, source.still_vision, pairs, WindowSizes(2, length + 10, 256), where="pictures")
     assert windows.tokens.shape == (2, length + 10)
     for row, images in zip(windows.tokens.tolist(), windows.images, strict=True):
         assert row[0] == 256
@@ -89,11 +88,11 @@ def test_windows_hold_conversations_whose_last_is_cut(model: Path, pictures: Pat
 
 def test_the_decoder_reads_what_transformers_decoder_reads(model: Path, pictures: Path) -> None:
     source = open_source(str(model))
-    assert source.vision is not None
+    assert source.still_vision is not None
     tokenizer = AutoTokenizer.from_pretrained(model)
     sizes = WindowSizes(2, 100)
-    windows = image_windows(tokenizer, source.vision, read_pairs(pictures), sizes, where="pictures")
-    hidden = windows.embed(source, source.vision, read_processor(model), SilentProgress())
+    windows = image_windows(tokenizer, source.still_vision, read_pairs(pictures), sizes, where="pictures")
+    hidden = windows.embed(source, source.still_vision, read_processor(model), SilentProgress())
     oracle = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
     processor = CLIPImageProcessorPil.from_pretrained(model)
     for tokens, images, row in zip(windows.tokens, windows.images, hidden, strict=True):
@@ -125,7 +124,7 @@ def test_the_checkpoint_opens_sees_and_keeps_the_tower(model: Path, pictures: Pa
     told = _quantize(model, tmp_path / "out", calib=str(pictures), method="rtn")
     assert told.notes == [f"reading {model}"]
     checkpoint, source = QuantizedCheckpoint.open(tmp_path / "out"), open_source(str(model))
-    assert checkpoint.vision == source.vision
+    assert checkpoint.vision == source.still_vision
     for name, value in source.vision_tensors().items():
         np.testing.assert_array_equal(
             checkpoint.tensor(name), value.astype(np.float16).astype(checkpoint.tensor(name).dtype)
@@ -133,7 +132,7 @@ def test_the_checkpoint_opens_sees_and_keeps_the_tower(model: Path, pictures: Pa
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     written = config["quantization_config"]
     plain = written.get("modules_to_not_convert", written.get("ignore"))
-    assert plain[-2:] == list(source.vision.modules if source.vision else ())
+    assert plain[-2:] == list(source.still_vision.modules if source.still_vision else ())
     assert read_processor(tmp_path / "out") == read_processor(model)
     tokens = torch.tensor([[50, *[IMAGE_TOKEN] * PIECES, 51, 52]])
     pixels = torch.from_numpy(read_processor(model).prepare(picture(24, 30)))[None]
@@ -194,9 +193,3 @@ def test_too_few_conversations_are_counted(model: Path, pictures: Path, tmp_path
         (tmp_path / name).write_bytes((pictures / name).read_bytes())
     with pytest.raises(CalibrationError, match=r"at least one window of 80 tokens, got \d+ tokens in 1 conversations"):
         _quantize(model, tmp_path / "out", calib=str(tmp_path))
-
-
-def test_export_of_a_model_that_sees_is_refused(model: Path, pictures: Path, tmp_path: Path) -> None:
-    _quantize(model, tmp_path / "out", calib=str(pictures), method="rtn")
-    with pytest.raises(UnsupportedError, match="llava sees, and so far only models of text are exported"):
-        export_stage(ExportRequest(tmp_path / "out", tmp_path / "onnx", ExportOptions()), SilentProgress())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -159,3 +160,60 @@ def test_damaged_generation_config_is_named(tokenizer_directory: Path) -> None:
     (tokenizer_directory / "generation_config.json").write_text("[")
     with pytest.raises(ArtifactError, match="generation_config"):
         ChatTokenizer.load(tokenizer_directory)
+
+
+PARTS = (
+    "{% for m in messages %}[{{ m.role }}]{% for c in m.content %}"
+    "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}>"
+)
+TEXTS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>"
+NO_IMAGES = "{% for m in messages %}[{{ m.role }}]{{ m.content | replace('<image>', '') }}{% endfor %}>"
+STRICT = PARTS.replace(
+    "{% for c in", "{% if m.content is string %}{{ raise_exception('parts') }}{% endif %}{% for c in"
+)
+
+
+def _with_template(directory: Path, template: str, *, processors: bool = False) -> ChatTokenizer:
+    name = "chat_template.json" if processors else "chat_template.jinja"
+    text = json.dumps({"chat_template": template}) if processors else template
+    (directory / name).write_text(text)
+    return ChatTokenizer.load(directory)
+
+
+def _decoded(tokenizer: ChatTokenizer, tokens: Sequence[int], image_token: int) -> str:
+    """Text of tokens, `*` for an image."""
+    pieces, start = [], 0
+    for index, token in enumerate([*tokens, image_token]):
+        if token == image_token:
+            pieces.append(tokenizer.decode(tokens[start:index]))
+            start = index + 1
+    return "*".join(pieces)
+
+
+@pytest.mark.parametrize("template", [PARTS, STRICT, TEXTS], ids=["parts", "strict", "texts"])
+@pytest.mark.parametrize("processors", [False, True])
+def test_images_are_where_the_template_has_them(template: str, processors: bool, tokenizer_directory: Path) -> None:
+    tokenizer = _with_template(tokenizer_directory, template, processors=processors)
+    conversation = [system_message("Be brief."), user_message("<image>\na<image>b")]
+    tokens = tokenizer.encode_messages(conversation, 270)
+    line = "\n" if template is TEXTS else ""
+    assert _decoded(tokenizer, tokens, 270) == f"[system]Be brief.[user]*{line}a*b>"
+    assert _decoded(tokenizer, tokenizer.encode_messages([user_message("hi\n")], 270), 270) == "[user]hi\n>"
+
+
+def test_a_template_without_a_place_for_images_is_refused(tokenizer_directory: Path) -> None:
+    tokenizer = _with_template(tokenizer_directory, NO_IMAGES)
+    assert tokenizer.encode_messages([user_message("hi")], 270)
+    with pytest.raises(UsageError, match=r"no place for 1 images.*--raw"):
+        tokenizer.encode_messages([user_message("<image>hi")], 270)
+
+
+def test_a_marker_means_nothing_to_a_model_of_text(tokenizer_directory: Path) -> None:
+    tokenizer = _with_template(tokenizer_directory, TEXTS)
+    assert tokenizer.decode(tokenizer.encode_messages([user_message("<image>hi")])) == "[user]<image>hi>"
+    assert tokenizer.decode(tokenizer.encode("<image>")) == "<image>"
+
+
+def test_plain_text_has_images_too(tokenizer_directory: Path) -> None:
+    tokenizer = ChatTokenizer.load(tokenizer_directory)
+    assert _decoded(tokenizer, tokenizer.encode("a<image>b<image>", 270), 270) == "a*b*"

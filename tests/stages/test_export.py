@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from tiny_llava import IMAGE_TOKEN, export_llava
 
+from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.records import TokensRecord
-from awq2trt.errors import ArtifactError
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.errors import ArtifactError, CheckpointError, UnsupportedError
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions
 from awq2trt.scheme import QuantScheme
@@ -49,4 +55,63 @@ def test_a_changed_checkpoint_is_not_exported(made: Path, tmp_path: Path) -> Non
     weights.write_bytes(content)
     with pytest.raises(ArtifactError, match="it was changed since"):
         export_stage(ExportRequest(tmp_path / "checkpoint", tmp_path / "onnx", ExportOptions()), SilentProgress())
+    assert not (tmp_path / "onnx").exists()
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the checkpoint and the ONNX model of a tiny LLaVA."""
+    folder = tmp_path_factory.mktemp("seeing")
+    export_llava(folder)
+    return folder
+
+
+def test_the_manifest_names_every_graph_of_a_model_that_sees(seeing: Path) -> None:
+    manifest = Artifact.open(seeing / "onnx", kind="onnx").manifest
+    contents = manifest.contents
+    assert {name: (graph.model, graph.engine) for name, graph in contents.graphs.items()} == {
+        "decoder": ("model.onnx", None),
+        "vision": ("vision.onnx", None),
+        "embedding": ("embedding.onnx", None),
+    }
+    assert contents.model is not None
+    assert contents.model.vision is not None
+    assert (contents.model.vision.image_token, contents.model.vision.tokens_per_image) == (IMAGE_TOKEN, 16)
+    assert {"vision.onnx.data", "embedding.onnx.data", "preprocessor_config.json"} <= set(manifest.files)
+    assert contents.operators == {"W4A16Linear": "1"}
+
+
+def test_golden_outputs_have_an_image_and_what_the_decoder_reads(seeing: Path) -> None:
+    golden = read_golden(seeing / "onnx")
+    assert golden.image is not None
+    assert golden.image.pixels.shape == (1, 3, 22, 22)
+    assert golden.image.embeddings.shape == (1, 16, 48)
+    rows = np.fromfile(seeing / "onnx" / "golden.prefill.inputs_embeds.bin", np.float16).reshape(-1, 48)
+    table = QuantizedCheckpoint.open(seeing / "checkpoint").tensor("language_model.model.embed_tokens.weight")
+    np.testing.assert_array_equal(rows, table[list(golden.calls[0].tokens)].astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (None, CheckpointError, "expected an image processor"),
+        ({"image_processor_type": "SiglipImageProcessor"}, UnsupportedError, "CLIPImageProcessor"),
+        ({"crop_size": {"height": 24, "width": 24}}, UnsupportedError, "makes 22 x 22 pixels, .* got .* 24 x 24"),
+        ({"do_center_crop": False}, UnsupportedError, "makes 22 x 22 pixels, .* got .* 22 x 44"),
+    ],
+    ids=["missing", "kind", "size", "shape"],
+)
+def test_a_model_that_sees_needs_its_image_processor(
+    change: dict[str, Any] | None, error: type[Exception], says: str, seeing: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(seeing / "checkpoint", tmp_path / "theirs")
+    for name in ("manifest.json", "quantization.json"):  # as another tool's
+        (tmp_path / "theirs" / name).unlink()
+    processor = tmp_path / "theirs" / "preprocessor_config.json"
+    config = json.loads(processor.read_text())
+    processor.unlink()
+    if change is not None:
+        processor.write_text(json.dumps({**config, **change}))
+    with pytest.raises(error, match=says):
+        export_stage(ExportRequest(tmp_path / "theirs", tmp_path / "onnx", ExportOptions()), SilentProgress())
     assert not (tmp_path / "onnx").exists()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tiny_builds import make_build, save_model
+from tiny_llava import export_llava
 
 from awq2trt import opset
 from awq2trt.artifact.golden import read_golden
@@ -14,6 +16,7 @@ from awq2trt.io_contract import SCALED_LAYOUT
 from awq2trt.progress import SilentProgress
 from awq2trt.runtime import OrtBackend
 from awq2trt.runtime.golden import compare_golden
+from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 from awq2trt.stages.kit import model_spec
 from awq2trt.stages.lowered import LowerRequest, lower_stage
 from awq2trt.target import find_target
@@ -49,3 +52,21 @@ def test_an_int8_cache_is_in_the_contract_and_in_the_tolerance_of_golden_outputs
     assert tolerances[0] < tolerances[1]
     backend = OrtBackend.load_lowered(coded.directory, decoder.capacity)
     assert all(result.passed for result in compare_golden(backend, read_golden(coded.directory)))
+
+
+@pytest.mark.parametrize(("target", "dtype"), [("cpu", "float32"), ("cuda", "float16")])
+def test_every_graph_of_a_model_that_sees_is_lowered(target: str, dtype: str, tmp_path: Path) -> None:
+    onnx = export_llava(tmp_path)
+    request = LowerRequest(find_target(target), tmp_path / target)
+    made = lower_stage(onnx, model_spec(str(tmp_path / "checkpoint")), request, SilentProgress())
+    graphs, record = made.manifest.contents.graphs, made.manifest.contents.lowered
+    assert record is not None
+    assert set(graphs) == set(record.profiles) == {"decoder", "vision", "embedding"}
+    assert graphs["decoder"].io.inputs[0].dtype == graphs["vision"].io.outputs[0].dtype == dtype
+    assert graphs["embedding"].io.outputs[0].dtype == "float32"  # which runs on the CPU, whatever the target
+    assert set(onnx.manifest.files) == set(made.manifest.files)
+    if target == "cpu":
+        backend = open_backend(made, DeviceOptions()).backend
+        results = compare_golden(backend, read_golden(made.directory))
+        assert [result.name for result in results] == ["vision", "prefill", "decode-1", "decode-2", "first"]
+        assert all(result.passed for result in results)

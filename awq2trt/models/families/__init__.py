@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
 from awq2trt.foreign_files import reading
-from awq2trt.models.families import bloom, falcon, gemma, gpt_neox, llama, llava, mpt, opt, phi3, qwen
+from awq2trt.models.families import bloom, falcon, gemma, gpt_neox, llama, llava, mpt, opt, phi3, qwen, qwen_vl
 from awq2trt.models.families.config_keys import GELU, GELU_TANH, PUBLISHED, RELU, SILU, refuse_unless
 from awq2trt.models.families.description import DecoderSpec, Family
 from awq2trt.models.families.parts import (
@@ -25,7 +25,7 @@ from awq2trt.models.families.parts import (
 )
 from awq2trt.models.families.placing import first_unplaced, nearest_family
 from awq2trt.models.families.rotary import RopeSpec
-from awq2trt.models.vision.description import VisionFamily, VisionSpec
+from awq2trt.models.vision.description import SeeingSpec, VisionFamily, VisionSpec
 
 __all__ = [
     "ACTIVATION",
@@ -48,6 +48,7 @@ __all__ = [
     "NormSpec",
     "RopeSpec",
     "ScaleGroup",
+    "SeeingSpec",
     "VisionFamily",
     "VisionSpec",
     "describe_model",
@@ -72,7 +73,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     gpt_neox.FAMILY,
 )
 
-VISION_FAMILIES: Final[tuple[VisionFamily, ...]] = (llava.FAMILY,)
+VISION_FAMILIES: Final[tuple[VisionFamily, ...]] = (llava.FAMILY, qwen_vl.FAMILY)
 """Models that see; the decoder inside is one of `FAMILIES`."""
 
 HOW_TO_DESCRIBE: Final = "CONTRIBUTING.md, 'A new model family', shows how to describe one."
@@ -124,7 +125,7 @@ def describe_model(
     return spec
 
 
-def describe_vision(config: Mapping[str, Any], tensor_names: Collection[str] = ()) -> VisionSpec | None:
+def describe_vision(config: Mapping[str, Any], tensor_names: Collection[str] = ()) -> SeeingSpec | None:
     """Describes how a model sees; None for a model of text.
 
     Args:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from awq2trt.artifact.folder import no_directory
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.foreign_files import read_json, reading
-from awq2trt.models.families import DecoderSpec, VisionSpec, find_family
+from awq2trt.models.families import DecoderSpec, SeeingSpec, VisionSpec, find_family
 from awq2trt.models.sources.tokenizer_parts import TOKENIZER_FILE, reading_tokenizer
 from awq2trt.models.spec import ModelSpec
 
@@ -43,6 +43,9 @@ FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 
+PROCESSOR_TEMPLATE_FILE: Final = "chat_template.json"
+"""Of models that see and were published before transformers kept templates in files of their own."""
+
 TOKENIZER_FILES: Final = (
     TOKENIZER_FILE,
     "tokenizer_config.json",
@@ -52,6 +55,7 @@ TOKENIZER_FILES: Final = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    PROCESSOR_TEMPLATE_FILE,
     "preprocessor_config.json",  # how a model that sees wants its images
     "processor_config.json",
     GENERATION_CONFIG_FILE,
@@ -75,7 +79,7 @@ class ModelSource(ABC):
     name: str
     config: dict[str, Any]
     spec: DecoderSpec
-    vision: VisionSpec | None = None
+    vision: SeeingSpec | None = None
 
     @property
     def model_spec(self) -> ModelSpec:
@@ -178,6 +182,11 @@ class ModelSource(ABC):
     def outer(self) -> dict[str, Array]:
         """All tensors outside the blocks, by full name, verified."""
         return {name: self.checked_tensor(name, shape) for name, shape in self.spec.outer_shapes().items()}
+
+    @property
+    def still_vision(self) -> VisionSpec | None:
+        """How it sees images of one size; None for a model of text, and for one that takes images of any size."""
+        return self.vision if isinstance(self.vision, VisionSpec) else None
 
     def vision_tensors(self) -> dict[str, Array]:
         """All tensors of the vision tower and its projector, by full name, verified; none for a model of text."""

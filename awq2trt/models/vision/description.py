@@ -6,11 +6,13 @@ nothing else. No torch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from awq2trt.artifact.records import VisionRecord
+from awq2trt.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from awq2trt.models.families.description import DecoderSpec
@@ -99,18 +101,40 @@ class ProjectorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionSpec:
-    """How a model sees.
+class SeeingSpec(ABC):
+    """How a model sees, as far as every tower has it.
 
     Attributes:
         family: Of the model; it decides how images are prepared and placed.
         image_token: Stands for a piece of an image among the tokens.
-        feature_layers: Of the tower, whose outputs the projector reads side by side; 0 is what its first layer reads.
-        keeps_class: The class token is a piece of the image, too.
     """
 
     family: str
     image_token: int
+
+    @property
+    @abstractmethod
+    def modules(self) -> tuple[str, ...]:
+        """Names of what it sees with, none of whose linears are quantized."""
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by full name."""
+
+    @abstractmethod
+    def record(self) -> VisionRecord:
+        """What a runtime needs to know, for the manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSpec(SeeingSpec):
+    """How a model sees with a tower as CLIP's, which makes as many pieces of every image.
+
+    Attributes:
+        feature_layers: Of the tower, whose outputs the projector reads side by side; 0 is what its first layer reads.
+        keeps_class: The class token is a piece of the image, too.
+    """
+
     tower: TowerSpec
     projector: ProjectorSpec
     feature_layers: tuple[int, ...]
@@ -140,7 +164,26 @@ class VisionSpec:
         )
 
 
-Describe = Callable[[Mapping[str, Any], Collection[str]], "tuple[DecoderSpec, VisionSpec]"]
+def still_tower(vision: SeeingSpec | None, *, where: str) -> VisionSpec | None:
+    """How a model sees images that are all of one size; None for a model of text.
+
+    Args:
+        vision: How it sees.
+        where: The model, for errors.
+
+    Raises:
+        UnsupportedError: It sees images of any size, which so far only its own class does.
+    """
+    if vision is None or isinstance(vision, VisionSpec):
+        return vision
+    raise UnsupportedError(
+        f"{vision.family} sees images of any size, and so far awq2trt shows images to towers of one size alone.",
+        where=where,
+        fix="quantize it with a text for --calib, and run the checkpoint with a tool that reads its layout.",
+    )
+
+
+Describe = Callable[[Mapping[str, Any], Collection[str]], "tuple[DecoderSpec, SeeingSpec]"]
 """config.json and the names of the checkpoint's tensors -> what it reads with, and what it sees with."""
 
 

@@ -111,11 +111,11 @@ def logits_of_text_and_images(source: ModelSource, tokens: Tensor, pixels: Tenso
     Raises:
         UsageError: It is a model of text, or texts and images do not fit.
     """
-    if source.vision is None:
+    if source.still_vision is None:
         raise UsageError("expected a model that sees, got a model of text.", where=source.name, fix="give no images.")
-    features = image_features(source.vision, load_vision(source), pixels)
+    features = image_features(source.still_vision, load_vision(source), pixels)
     ends = Ends(source)
-    return ends.logits(run_blocks(source, place_features(source.vision, tokens, ends.embed(tokens), features)))
+    return ends.logits(run_blocks(source, place_features(source.still_vision, tokens, ends.embed(tokens), features)))
 
 
 def _tower_states(spec: TowerSpec, weights: VisionWeights, pixels: Tensor, *, last: int) -> list[Tensor]:

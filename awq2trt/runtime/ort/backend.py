@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from awq2trt.errors import UsageError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.read import DecoderSizes, open_decoder, read_sizes
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS
 from awq2trt.onnx_export.fused_bodies import unfuse_
-from awq2trt.runtime.backend import Conversation
+from awq2trt.runtime.backend import Conversation, Embeds
+from awq2trt.runtime.ort.embedder import require_embedder
 from awq2trt.runtime.ort.session import Execution, open_session, shared
 
 if TYPE_CHECKING:
@@ -37,9 +38,15 @@ class OrtBackend(Conversation):
     """A decoder in ONNX Runtime; `load` makes one."""
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, sizes: DecoderSizes, *, all_logits: bool, grows: bool
+        self,
+        session: onnxruntime.InferenceSession,
+        sizes: DecoderSizes,
+        *,
+        all_logits: bool,
+        grows: bool,
+        embedder: Embeds | None = None,
     ) -> None:
-        super().__init__(sizes.capacity, sizes.vocab_size)
+        super().__init__(sizes.capacity, sizes.vocab_size, embedder)
         self._session = session
         self._binding = session.io_binding()
         self._sizes = sizes
@@ -48,38 +55,47 @@ class OrtBackend(Conversation):
         self._caches: list[NDArray[Any]] = []
 
     @staticmethod
-    def load_lowered(directory: Path, capacity: int, *, all_logits: bool = False) -> OrtBackend:
+    def load_lowered(
+        directory: Path, capacity: int, *, all_logits: bool = False, embedder: Embeds | None = None
+    ) -> OrtBackend:
         """Loads a model that was built for the target `cpu`.
 
         Args:
             directory: Of the model.
             capacity: As its manifest says it; the graph leaves it free.
             all_logits: As for `load`.
+            embedder: As for `load`.
 
         Raises:
             ArtifactError: Files are missing, damaged, or not a decoder.
         """
         model, sizes = open_decoder(directory, capacity=capacity)
+        require_embedder(sizes, embedder, directory)
         rows = all_logits or not ort_lowering.keeps_last_position(model)
         if all_logits:
             ort_lowering.keep_all_positions_(model)
         session = open_session(model if all_logits else None, directory)
-        return OrtBackend(session, sizes, all_logits=rows, grows=ort_lowering.has_free_capacity(model))
+        grows = ort_lowering.has_free_capacity(model)
+        return OrtBackend(session, sizes, all_logits=rows, grows=grows, embedder=embedder)
 
     @staticmethod
-    def load(path: Path, *, all_logits: bool = False, threads: int | None = None) -> OrtBackend:
+    def load(
+        path: Path, *, all_logits: bool = False, threads: int | None = None, embedder: Embeds | None = None
+    ) -> OrtBackend:
         """Loads an exported model, or that of a kit.
 
         Args:
             path: `model.onnx`, or the directory that holds it.
             all_logits: Compute the logits of every position, for `logits`; `forward` works either way.
             threads: Of ONNX Runtime; None for its own choice.
+            embedder: What makes what a decoder of embeddings reads; None for one of tokens.
 
         Raises:
             ArtifactError: Files are missing, damaged, or not an exported decoder.
             ToolError: ONNX Runtime is not installed.
         """
         model, exported = open_decoder(path)
+        require_embedder(exported, embedder, path)
         if all_logits:
             ort_lowering.keep_all_positions_(model)
         elif not ort_lowering.keeps_last_position(model):
@@ -92,7 +108,7 @@ class OrtBackend(Conversation):
             ort_lowering.free_capacity_(model)
         sizes = read_sizes(model, path, exported.capacity)
         session = open_session(model, path, Execution(threads=threads))
-        return OrtBackend(session, sizes, all_logits=all_logits, grows=grows)
+        return OrtBackend(session, sizes, all_logits=all_logits, grows=grows, embedder=embedder)
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens; returns the scores of the next, float32 [V]."""
@@ -124,7 +140,10 @@ class OrtBackend(Conversation):
     def _run(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """One call of the session: logits float32 [rows, V]."""
         self._reserve(self._position + len(tokens))
-        self._binding.bind_cpu_input(INPUT_IDS, np.asarray([tokens], dtype=np.int64))
+        if self._embedder is None:
+            self._binding.bind_cpu_input(INPUT_IDS, np.asarray([tokens], dtype=np.int64))
+        else:
+            self._binding.bind_cpu_input(INPUTS_EMBEDS, np.ascontiguousarray(self._embedder.rows(tokens)[None]))
         self._binding.bind_cpu_input(CACHE_POSITION, np.asarray([self._position], dtype=np.int64))
         rows = len(tokens) if self._all_logits else 1
         logits = np.empty((1, rows, self.vocab_size), np.float32)  # fresh: the caller may keep what it got before

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from awq2trt.errors import UsageError
 from awq2trt.graph.read import DecoderSizes
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, NEXT_TOKEN
-from awq2trt.runtime.backend import Conversation
-from awq2trt.runtime.bits import STORED, widen
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS, NEXT_TOKEN
+from awq2trt.runtime.backend import Conversation, Embeds
+from awq2trt.runtime.bits import STORED, narrow, widen
 from awq2trt.runtime.ort.session import translated_errors
 
 if TYPE_CHECKING:
@@ -86,9 +86,11 @@ class CudaBackend(Conversation):
         sizes: Of the model.
         memory: Of the GPU.
         options: What the session is for.
+        embedder: What makes what a decoder of embeddings reads; None for one of tokens.
     """
 
-    _ids: int
+    _many: int  # tokens of a chunk, or their embeddings
+    _one: int  # the same of one token
     _slot: int
     _token: int  # next_token of one call, input_ids of the next
     _logits: int
@@ -101,8 +103,9 @@ class CudaBackend(Conversation):
         sizes: DecoderSizes,
         memory: DeviceMemory,
         options: CudaOptions,
+        embedder: Embeds | None = None,
     ) -> None:
-        super().__init__(sizes.capacity, sizes.vocab_size)
+        super().__init__(sizes.capacity, sizes.vocab_size, embedder)
         self._session = session
         self._sizes = sizes
         self._memory = memory
@@ -121,6 +124,7 @@ class CudaBackend(Conversation):
         sizes: DecoderSizes,
         memory: DeviceMemory,
         options: CudaOptions | None = None,
+        embedder: Embeds | None = None,
     ) -> CudaBackend:
         """A backend that has its memory and has captured its graph; arguments are those of the class.
 
@@ -128,7 +132,7 @@ class CudaBackend(Conversation):
             OutOfMemoryError: The GPU's memory does not suffice.
             ArtifactError: ONNX Runtime fails on the model.
         """
-        backend = cls(session, sizes, memory, options or CudaOptions())
+        backend = cls(session, sizes, memory, options or CudaOptions(), embedder)
         try:
             backend._allocate_all()
             backend._warm_up()
@@ -190,13 +194,25 @@ class CudaBackend(Conversation):
         return length if self._all_logits else 1
 
     def _run(self, chunk: Sequence[int]) -> None:
-        if len(chunk) == 1:
-            if self._chosen != chunk[0]:
-                self._memory.write_(self._token, self._for_all(chunk))
+        if self._embedder is not None:
+            self._run_on(narrow(self._embedder.rows(chunk), dtype_name(self._sizes)))
+            return
+        self._run_on(np.asarray(chunk, np.int64), written=[self._chosen] == [*chunk])
+
+    def _run_on(self, new: NDArray[Any], *, written: bool = False) -> None:
+        """A call on tokens [S], or on their embeddings [S, H].
+
+        Args:
+            new: What the decoder reads.
+            written: One token, which is in the buffer of `input_ids` already.
+        """
+        if len(new) == 1:
+            if not written:
+                self._memory.write_(self._one, self._for_all(new))
             self._call(self._decode, _CAPTURED)
         else:
-            self._memory.write_(self._ids, self._for_all(chunk))
-            self._bind_tokens(self._prefill, self._ids, len(chunk))
+            self._memory.write_(self._many, self._for_all(new))
+            self._bind_new(self._prefill, self._many, len(new))
             self._call(self._prefill, _NODE_BY_NODE)
         self._chosen = None
 
@@ -211,28 +227,32 @@ class CudaBackend(Conversation):
 
     def _warm_up(self) -> None:
         """The longest chunk, for which the arena grows once and for all, then one token, which is captured."""
-        for chunk in ([0] * self._longest, [0]):
+        hidden = self._sizes.hidden_size
+        for length in (self._longest, 1):
             self._write_position(0)
-            self._run(chunk)
+            self._run_on(np.zeros(length, np.int64) if hidden is None else np.zeros((length, hidden), self._logit_type))
 
     def _write_position(self, position: int) -> None:
         self._memory.write_(self._slot, np.full(self._batch, position, np.int64))
 
-    def _for_all(self, tokens: Sequence[int]) -> NDArray[np.int64]:
-        """int64 [B, S]."""
-        return np.ascontiguousarray(np.tile(np.asarray(tokens, np.int64), (self._batch, 1)))
+    def _for_all(self, new: NDArray[Any]) -> NDArray[Any]:
+        """[B, S], or [B, S, H]."""
+        return np.ascontiguousarray(np.broadcast_to(new, (self._batch, *new.shape)))
 
     def _allocate_all(self) -> None:
         """Takes the memory of a conversation and binds it."""
         sizes, batch = self._sizes, self._batch
         rows = self._longest if self._all_logits else 1
-        self._ids = self._allocate(_INT64_BYTES * batch * self._longest)
+        hidden = sizes.hidden_size
+        new_bytes = _INT64_BYTES if hidden is None else hidden * self._logit_type.itemsize
+        self._many = self._allocate(new_bytes * batch * self._longest)
         self._slot = self._allocate(_INT64_BYTES * batch)
         self._token = self._allocate(_INT64_BYTES * batch)
+        self._one = self._token if hidden is None else self._allocate(new_bytes * batch)
         self._logits = self._allocate(self._logit_type.itemsize * batch * rows * sizes.vocab_size)
         caches = [self._allocate(batch * cache.nbytes) for cache in sizes.caches]
         self._decode, self._prefill = (self._bind(caches) for _ in range(2))
-        self._bind_tokens(self._decode, self._token, 1)
+        self._bind_new(self._decode, self._one, 1)
 
     def _allocate(self, size_bytes: int) -> int:
         self._buffers.append(self._memory.allocate(size_bytes))
@@ -251,11 +271,15 @@ class CudaBackend(Conversation):
             binding.bind_output(NEXT_TOKEN, *where, ir.DataType.INT64.value, (self._batch, 1), self._token)
         return binding
 
-    def _bind_tokens(self, binding: onnxruntime.IOBinding, address: int, length: int) -> None:
+    def _bind_new(self, binding: onnxruntime.IOBinding, address: int, length: int) -> None:
         where = (self._memory.device_type, self._memory.device_index)
         rows = length if self._all_logits else 1
         shape = (self._batch, rows, self.vocab_size)
-        binding.bind_input(INPUT_IDS, *where, ir.DataType.INT64.value, (self._batch, length), address)
+        if (hidden := self._sizes.hidden_size) is None:
+            binding.bind_input(INPUT_IDS, *where, ir.DataType.INT64.value, (self._batch, length), address)
+        else:
+            new = (self._batch, length, hidden)
+            binding.bind_input(INPUTS_EMBEDS, *where, self._sizes.dtype.value, new, address)
         binding.bind_output(LOGITS, *where, self._sizes.dtype.value, shape, self._logits)
 
     def _read_logits(self, rows: int) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from awq2trt.machine.plugin_library import find_operators, find_plugin_library
 from awq2trt.runtime.bits import STORED
 from awq2trt.runtime.ort.backend import OrtBackend
 from awq2trt.runtime.ort.cuda import PREFILL_CHUNK, CudaBackend, CudaOptions, dtype_name
+from awq2trt.runtime.ort.embedder import open_embedder, require_embedder, vision_bytes
 from awq2trt.runtime.ort.session import CPU_PROVIDER, Execution, open_session
 from awq2trt.target import CPU_TARGET, CUDA_TARGET
 
@@ -208,10 +209,12 @@ def _too_little(needs: Needs, memory: CudaMemory, since: str = "") -> OutOfMemor
 
 
 def _open_on_cpu(artifact: Artifact, options: DeviceOptions) -> OrtBackend:
-    decoder = artifact.manifest.contents.decoder
+    decoder, embedder = artifact.manifest.contents.decoder, open_embedder(artifact)
     if artifact.manifest.kind == "lowered" and decoder is not None:
-        return OrtBackend.load_lowered(artifact.directory, decoder.capacity, all_logits=options.all_logits)
-    return OrtBackend.load(artifact.directory, all_logits=options.all_logits)
+        return OrtBackend.load_lowered(
+            artifact.directory, decoder.capacity, all_logits=options.all_logits, embedder=embedder
+        )
+    return OrtBackend.load(artifact.directory, all_logits=options.all_logits, embedder=embedder)
 
 
 def _open_on_cuda(artifact: Artifact, options: DeviceOptions, memory: CudaMemory) -> CudaBackend:
@@ -220,7 +223,7 @@ def _open_on_cuda(artifact: Artifact, options: DeviceOptions, memory: CudaMemory
     if record is not None and record.plugin_version is not None:
         trusted = artifact.directory if options.trust_library else None
         operators = find_operators(record.plugin_version, trusted)
-    plan = CudaPlan(lowering, operators, all_logits=options.all_logits, graph=options.graph)
+    plan = CudaPlan(lowering, operators, all_logits=options.all_logits, graph=options.graph, sees=artifact)
     return load_on_cuda(artifact.directory, plan, memory)
 
 
@@ -235,6 +238,7 @@ class CudaPlan:
         graph: Capture decoding in a CUDA graph.
         capacity: Positions of the cache; None for as many as the file says.
         batch: Conversations at once.
+        sees: The artifact that has the graphs beside a decoder of embeddings; None for a decoder of tokens.
     """
 
     lowering: Lowering | None
@@ -243,6 +247,7 @@ class CudaPlan:
     graph: bool = True
     capacity: int | None = None
     batch: int = 1
+    sees: Artifact | None = None
 
 
 def load_on_cuda(directory: Path, plan: CudaPlan, memory: CudaMemory) -> CudaBackend:
@@ -263,6 +268,8 @@ def load_on_cuda(directory: Path, plan: CudaPlan, memory: CudaMemory) -> CudaBac
         sizes = replace(sizes, capacity=plan.capacity)
     chunk = PREFILL_CHUNK if plan.all_logits else choose_chunk(model, sizes, memory.read_info()[1] // plan.batch)
     needs = predict_needs(model, sizes, plan.batch, chunk)
+    if plan.sees is not None:
+        needs = replace(needs, weights=needs.weights + vision_bytes(plan.sees))
     if memory.gpu.capability == _DENSE_CAPABILITY:
         needs = replace(needs, workspace=needs.workspace + _DENSE_BYTES)
     require_memory(needs, memory)
@@ -272,7 +279,10 @@ def load_on_cuda(directory: Path, plan: CudaPlan, memory: CudaMemory) -> CudaBac
     try:
         session = open_session(model if changed else None, directory, execution)
         require_provider(session)
-        return CudaBackend.start(session, sizes, memory, backend_options)
+        on_gpu = cuda_execution(memory.gpu.index, None, graph=False)
+        embedder = open_embedder(plan.sees, on_gpu) if plan.sees is not None else None
+        require_embedder(sizes, embedder, directory)
+        return CudaBackend.start(session, sizes, memory, backend_options, embedder)
     except OutOfMemoryError as error:  # another process has taken what was free
         raise _too_little(needs, memory, "; there was enough before the model was loaded") from error
 

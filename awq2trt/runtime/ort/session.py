@@ -16,7 +16,7 @@ from awq2trt.errors import ArtifactError, OutOfMemoryError, ToolError
 from awq2trt.foreign_files import reading
 from awq2trt.graph.provider_file import INLINE_BYTES
 from awq2trt.graph.read import load_model, weights_folder
-from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE
+from awq2trt.io_contract import MODEL_FILE, weights_of
 from awq2trt.machine.plugin_library import register_custom_ops_
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def open_session(
 
     execution = execution or Execution()
     file = path / MODEL_FILE if path.is_dir() else path
-    if model is None and (file.is_symlink() or (file.parent / WEIGHTS_FILE).is_symlink()):
+    if model is None and (file.is_symlink() or file.with_name(weights_of(file.name)).is_symlink()):
         model = load_model(file)  # the file names its weights by the link, which ONNX Runtime does not follow
     folder = file.parent if model is None else weights_folder(model, file.parent)
     quiet = _errors_only(onnxruntime) if execution.provider != CPU_PROVIDER else nullcontext()

@@ -15,14 +15,16 @@ engine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.artifact.records import ProfileRecord
 from awq2trt.errors import UnsupportedError
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, IoContract, TensorContract
-from awq2trt.runtime.backend import Conversation
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS, IoContract, TensorContract
+from awq2trt.runtime.backend import Conversation, Embeds
+from awq2trt.runtime.bits import narrow
 from awq2trt.runtime.trt.session import Buffer, EngineSession
 
 
@@ -33,10 +35,17 @@ class EngineBackend(Conversation):
         session: The engine.
         contract: Its inputs and outputs.
         profiles: In the engine's order.
+        embedder: What makes what a decoder of embeddings reads; None for one of tokens.
     """
 
-    def __init__(self, session: EngineSession, contract: IoContract, profiles: Sequence[ProfileRecord]) -> None:
-        super().__init__(contract.capacity, contract.vocab_size)
+    def __init__(
+        self,
+        session: EngineSession,
+        contract: IoContract,
+        profiles: Sequence[ProfileRecord],
+        embedder: Embeds | None = None,
+    ) -> None:
+        super().__init__(contract.capacity, contract.vocab_size, embedder)
         self._session = session
         self._contract = contract
         self._profiles = tuple(profiles)
@@ -64,7 +73,7 @@ class EngineBackend(Conversation):
     def _call(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """One call of the engine: logits of the last position, float32 [V]."""
         inputs = {
-            INPUT_IDS: np.asarray([tokens], np.int64),
+            **self._new(tokens),
             CACHE_POSITION: np.asarray([self._position], np.int64),
             **self._caches,
         }
@@ -74,6 +83,13 @@ class EngineBackend(Conversation):
         self._position += len(tokens)
         logits: NDArray[np.float32] = self._session.read(outputs[LOGITS])[0, -1]  # [1, 1, V]
         return logits
+
+    def _new(self, tokens: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """What the engine reads of new tokens, by name."""
+        if self._embedder is None:
+            return {INPUT_IDS: np.asarray([tokens], np.int64)}
+        dtype = next(tensor.dtype for tensor in self._contract.inputs if tensor.name == INPUTS_EMBEDS)
+        return {INPUTS_EMBEDS: narrow(self._embedder.rows(tokens)[None], dtype)}
 
     def _profile_for(self, count: int) -> int:
         """The narrowest profile that takes so many tokens: `decode` for one, as an application would."""

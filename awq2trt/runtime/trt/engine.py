@@ -23,12 +23,12 @@ from typing import Final
 from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, record_file
 from awq2trt.artifact.records import ProfileRecord
 from awq2trt.errors import Awq2trtError
-from awq2trt.io_contract import DECODER, ENGINE_FILE, IoContract
+from awq2trt.io_contract import DECODER, IoContract
 from awq2trt.machine.gpu import read_driver
 from awq2trt.target import Flavour, find_target
 
-STATE_FILE: Final = f"{ENGINE_FILE}.state"
-"""What `finish.sh` says of the engine it built: `kit=`, `tensorrt=` and `sha256=` lines."""
+_STATE_SUFFIX: Final = ".state"
+"""Of the file beside an engine in which `finish.sh` says what it built: `kit=`, `tensorrt=` and `sha256=` lines."""
 
 POLYGRAPHY_SWITCH: Final = "POLYGRAPHY_USE_TENSORRT_RTX"
 
@@ -96,13 +96,16 @@ class Machine:
     tensorrt: Mapping[Flavour, str]
 
 
-def engine_of(artifact: Artifact) -> EngineBuild | None:
-    """The engine in a directory; None for a checkpoint, an ONNX model, or a kit that nobody has finished."""
+def engine_of(artifact: Artifact, graph: str = DECODER) -> EngineBuild | None:
+    """The engine of a graph in a directory; None for a checkpoint, an ONNX model, or a kit that nobody has finished."""
     contents = artifact.manifest.contents
-    path = artifact.directory / ENGINE_FILE
-    if contents.decoder is None or not path.is_file():
+    record_of_graph = contents.graphs.get(graph)
+    if record_of_graph is None or record_of_graph.engine is None:
         return None
-    build = partial(EngineBuild, path=path, contract=contents.decoder)
+    path = artifact.directory / record_of_graph.engine
+    if not path.is_file():
+        return None
+    build = partial(EngineBuild, path=path, contract=record_of_graph.io)
     if contents.engine is not None:
         record = contents.engine
         return build(
@@ -111,21 +114,21 @@ def engine_of(artifact: Artifact) -> EngineBuild | None:
             capabilities=tuple(filter(None, map(_capability, record.compute_capabilities))),
             cpu=find_target(record.target).cpu,
             has_plugin=record.plugin_version is not None,
-            profiles=record.profiles[DECODER],
+            profiles=record.profiles[graph],
             gpu=record.gpu,
         )
     kit = contents.kit
     if kit is None:
         return None
-    state = _state_of(artifact.directory)
+    state = _state_of(path)
     return build(
         flavour=Flavour.TENSORRT,
         tensorrt_version=_version_name(state.get("tensorrt", "")),
         capabilities=(kit.compute_capability,),
         cpu=kit.cpu,
         has_plugin=True,
-        profiles=kit.profiles[DECODER],
-        problem=_kit_problem(artifact.directory, state),
+        profiles=kit.profiles[graph],
+        problem=_kit_problem(path, state),
     )
 
 
@@ -196,20 +199,20 @@ def _capability(name: str) -> str | None:
     return f"{digits[:-1]}.{digits[-1]}" if digits.isdigit() else None
 
 
-def _state_of(directory: Path) -> dict[str, str]:
-    path = directory / STATE_FILE
+def _state_of(engine: Path) -> dict[str, str]:
+    path = engine.with_name(f"{engine.name}{_STATE_SUFFIX}")
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def _kit_problem(directory: Path, state: Mapping[str, str]) -> str | None:
-    """Why the engine in a kit is not what `finish.sh` built of this kit."""
-    if state.get("kit") != record_file(directory / SUMS_FILE).sha256:
-        return f"{ENGINE_FILE} was built from an earlier kit: run ./finish.sh on the Jetson again"
-    if state.get("sha256") != record_file(directory / ENGINE_FILE).sha256:
-        return f"{ENGINE_FILE} is not what finish.sh built: run ./finish.sh --rebuild on the Jetson"
+def _kit_problem(engine: Path, state: Mapping[str, str]) -> str | None:
+    """Why an engine in a kit is not what `finish.sh` built of this kit."""
+    if state.get("kit") != record_file(engine.with_name(SUMS_FILE)).sha256:
+        return f"{engine.name} was built from an earlier kit: run ./finish.sh on the Jetson again"
+    if state.get("sha256") != record_file(engine).sha256:
+        return f"{engine.name} is not what finish.sh built: run ./finish.sh --rebuild on the Jetson"
     return None
 
 

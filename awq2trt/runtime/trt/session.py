@@ -34,11 +34,11 @@ class EngineSession(Protocol):
     def zeros(self, tensor: TensorContract, shape: tuple[int, ...]) -> Buffer:
         """A buffer of zeros for an input; the one that it had before is no longer used."""
 
-    def infer(self, inputs: Mapping[str, Buffer | NDArray[np.int64]], profile: int) -> Mapping[str, Buffer]:
+    def infer(self, inputs: Mapping[str, Buffer | NDArray[Any]], profile: int) -> Mapping[str, Buffer]:
         """One call.
 
         Args:
-            inputs: By name; tokens and their position as arrays, caches as buffers.
+            inputs: By name; tokens and their position, rows or pixels as arrays, caches as buffers.
             profile: Index of the optimization profile.
 
         Returns:
@@ -121,7 +121,7 @@ class TrtSession:
             )
 
     def read(self, buffer: Buffer) -> NDArray[np.float32]:
-        dtype = self._engine.contract.logits.dtype
+        dtype = self._engine.contract.outputs[0].dtype  # of what is read: scores, pieces of images, or rows
         stored = self._guarded(lambda: cuda.DeviceView(buffer.ptr, buffer.shape, STORED[dtype]).numpy())
         return widen(stored, dtype)
 

@@ -31,8 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def _inputs(source: SafetensorsSource, images: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """Two texts, each with an image between words, and the images."""
-    assert source.vision is not None
-    count, side = source.vision.tokens_per_image, source.vision.tower.image_size
+    assert source.still_vision is not None
+    count, side = source.still_vision.tokens_per_image, source.still_vision.tower.image_size
     ids = tokens(images, count + 9)
     ids[:, 4 : 4 + count] = IMAGE_TOKEN
     return ids, torch.randn(images, 3, side, side, generator=torch.Generator().manual_seed(2))
@@ -97,9 +97,9 @@ def test_image_tokens_and_images_must_fit(tmp_path: Path) -> None:
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     source = SafetensorsSource.open(save_llava(tmp_path))
-    assert source.vision is not None
+    assert source.still_vision is not None
     with pytest.raises(UsageError, match=r"expected images of \[3, 22, 22\], got \[3, 22, 25\]"):
-        image_features(source.vision, load_vision(source), torch.zeros(1, 3, 22, 25))
+        image_features(source.still_vision, load_vision(source), torch.zeros(1, 3, 22, 25))
 
 
 def test_a_model_of_text_sees_nothing(tmp_path: Path) -> None:

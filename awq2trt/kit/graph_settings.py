@@ -1,0 +1,56 @@
+"""What a kit's script must know of the graphs that it makes engines of: their names, and what it calls trtexec with.
+
+In: the graphs, as a kit has them, and their profiles. Out: lines of `kit.conf`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from awq2trt.artifact.records import GraphRecord, Profiles
+from awq2trt.engine.profiles import contract_shapes
+from awq2trt.graph.read import operators_of
+from awq2trt.io_contract import DECODER, NEW_TOKENS, SEQUENCE, IoContract
+
+
+def graph_settings(
+    graphs: Mapping[str, GraphRecord], models: Mapping[str, ir.Model], profiles: Profiles
+) -> dict[str, str]:
+    """What the script reads, by name.
+
+    Args:
+        graphs: By name.
+        models: The same, by file.
+        profiles: Of their engines.
+    """
+    stems = {name: graph.model.removesuffix(".onnx") for name, graph in graphs.items()}
+    new = next(tensor for tensor in graphs[DECODER].io.inputs if tensor.name in NEW_TOKENS)
+    settings = {
+        # The decoder's comes last: where it is, all are.
+        "graphs": " ".join([*(stem for name, stem in stems.items() if name != DECODER), stems[DECODER]]),
+        "graphs_with_operators": " ".join(
+            stem for name, stem in stems.items() if operators_of(models[graphs[name].model])
+        ),
+        "new_tokens": new.name,
+        "new_tokens_row": "".join(f"x{axis}" for axis in new.shape[2:]),
+    }
+    return settings | {
+        f"profiles_{stem}": " ".join(_profile_options(graphs[name].io, profiles, name)) for name, stem in stems.items()
+    }
+
+
+def _profile_options(contract: IoContract, profiles: Profiles, name: str) -> list[str]:
+    """trtexec's options for a graph's profiles; none for one whose inputs have fixed shapes."""
+    free = [tensor.name for tensor in contract.inputs if SEQUENCE in tensor.shape]
+    options = []
+    for index, profile in enumerate(profiles[name] if free else ()):
+        ranges = contract_shapes(profile, contract)
+        options.append(f"--profile={index}")
+        for bound, shapes in zip(
+            ("min", "opt", "max"), zip(*(ranges[each] for each in free), strict=True), strict=True
+        ):
+            named = (f"{each}:{'x'.join(map(str, shape))}" for each, shape in zip(free, shapes, strict=True))
+            options.append(f"--{bound}Shapes={','.join(named)}")
+    return options

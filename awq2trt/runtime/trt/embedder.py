@@ -1,0 +1,87 @@
+"""What a decoder of embeddings reads, in the engines beside the decoder's: `check` holds them to their golden outputs.
+
+In: an engine's directory, or that of a finished kit. Out: an `awq2trt.runtime.backend.Embeds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.errors import ToolError
+from awq2trt.io_contract import EMBEDDING, IMAGE_EMBEDDINGS, INPUT_IDS, INPUTS_EMBEDS, PIXEL_VALUES, VISION
+from awq2trt.runtime.embedding import PlacingEmbedder
+from awq2trt.runtime.trt.engine import EngineBuild, engine_of
+from awq2trt.runtime.trt.session import EngineSession, TrtSession
+
+
+class EngineEmbedder(PlacingEmbedder):
+    """Engines of a vision graph and an embedding.
+
+    Args:
+        vision: Takes an image at a time.
+        embedding: Takes as many tokens as the decoder's, in its last profile one.
+        longest: Tokens that a call of the embedding may have.
+        image_token: As of `PlacingEmbedder`.
+    """
+
+    def __init__(self, vision: EngineSession, embedding: EngineSession, longest: int, image_token: int) -> None:
+        super().__init__(image_token)
+        self._vision = vision
+        self._embedding = embedding
+        self._longest = longest
+
+    def see(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pieces of prepared images: [images, 3, side, side] -> [images, pieces, H]."""
+        seen = []
+        for image in pixels:
+            outputs = self._vision.infer({PIXEL_VALUES: image[None].astype(np.float16)}, 0)
+            seen.append(self._vision.read(outputs[IMAGE_EMBEDDINGS]))
+        return np.concatenate(seen)
+
+    def close(self) -> None:
+        """Gives all memory back."""
+        self._vision.close()
+        self._embedding.close()
+
+    def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Rows of tokens, [S, H]."""
+        rows = []
+        for start in range(0, len(tokens), self._longest):
+            ids = np.asarray([tokens[start : start + self._longest]], np.int64)
+            rows.append(self._embedding.read(self._embedding.infer({INPUT_IDS: ids}, 0)[INPUTS_EMBEDS])[0].copy())
+        return np.concatenate(rows)
+
+
+def open_engine_embedder(
+    artifact: Artifact, opener: Callable[[EngineBuild], EngineSession] = TrtSession.open
+) -> EngineEmbedder | None:
+    """Loads the engines beside a decoder's; None for a decoder of tokens.
+
+    Args:
+        artifact: An engine's, or a finished kit's.
+        opener: Loads one.
+
+    Raises:
+        ToolError: TensorRT refuses one, or it is not what was built.
+    """
+    contents = artifact.manifest.contents
+    vision = contents.model.vision if contents.model else None
+    if vision is None or not contents.beside:
+        return None
+    sessions, longest = {}, 1
+    for name in (VISION, EMBEDDING):
+        build = engine_of(artifact, name)
+        if build is None or build.problem:
+            raise ToolError(
+                build.problem if build and build.problem else f"there is no engine of the {name} graph.",
+                where=str(artifact.directory),
+                fix="build the model again; a kit's engines come from its finish.sh.",
+            )
+        sessions[name] = opener(build)
+        if name == EMBEDDING:
+            longest = max(profile.tokens.longest for profile in build.profiles)
+    return EngineEmbedder(sessions[VISION], sessions[EMBEDDING], longest, vision.image_token)

@@ -1,0 +1,136 @@
+"""`check` on a model that sees: a sound build passes, and a fault in any graph is named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import tiny_builds
+from plant_faults import edit_checkpoint
+from tiny_llava import export_llava
+from tiny_lowered import replace_file
+
+from awq2trt.checking.bisect import bisect
+from awq2trt.checking.chain import run_chain
+from awq2trt.checking.results import ONNX, RUNTIME, CheckResult
+from awq2trt.checking.subject import find_subject
+from awq2trt.io_contract import EMBEDDING, EMBEDDING_FILE, MODEL_FILE, VISION, VISION_FILE, weights_of
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions
+from awq2trt.stages.check import CheckRequest, check_stage
+from awq2trt.stages.export import ExportRequest, export_stage
+
+TOKENS = list(range(30, 70))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("seeing")
+    export_llava(folder)
+    return folder
+
+
+@pytest.fixture
+def broken(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "broken"))
+
+
+def _check(folder: Path) -> CheckResult:
+    return run_chain(find_subject(folder, model=str(folder / "model")), TOKENS, SilentProgress())
+
+
+def _edit(path: Path, change: Callable[[ir.Model], None]) -> None:
+    model = ir.load(path)
+    change(model)
+    ir.save(model, path, external_data=weights_of(path.name))
+    for name in (path.name, weights_of(path.name)):
+        replace_file(path.parent, name, (path.parent / name).read_bytes())
+
+
+def test_a_sound_build_passes_graph_by_graph(sound: Path, tmp_path: Path) -> None:
+    request = CheckRequest(sound, model=str(sound / "model"), tokens=40, output=tmp_path / "check")
+    outcome = check_stage(request, SilentProgress())
+    assert outcome.result.passed, outcome.result.first_failure()
+    stages = {stage.stage: stage for stage in outcome.result.stages}
+    blocks = [f"language_model.model.layers.{layer}" for layer in range(2)]
+    assert [place.name for place in stages[ONNX].places] == [VISION, EMBEDDING, *blocks, "logits"]
+    assert [place.name for place in stages[RUNTIME].places] == [VISION, "logits"]
+    assert all(place.error > 0 for place in stages[ONNX].places if place.name != EMBEDDING)
+    by_hand = next(command.text for command in outcome.commands if "--onnxrt" in command.text)
+    done = tiny_builds.run_in_shell(by_hand)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_bf16_is_checked_in_fp32(sound: Path, tmp_path: Path) -> None:
+    shutil.copytree(sound / "checkpoint", tmp_path / "checkpoint")
+    options = ExportOptions(max_seq_len=64, dtype="bfloat16")
+    export_stage(ExportRequest(tmp_path / "checkpoint", tmp_path / "onnx", options), SilentProgress())
+    result = run_chain(find_subject(tmp_path, model=str(sound / "model")), TOKENS, SilentProgress())
+    assert result.passed, result.first_failure()
+
+
+def _move_a_bias(model: ir.Model) -> None:
+    value = next(value for name, value in model.graph.initializers.items() if name.endswith("layer_norm1.bias"))
+    assert value.const_value is not None
+    value.const_value = ir.tensor(value.const_value.numpy() + np.float16(0.5), name=value.name)
+
+
+def _forget_the_activation(model: ir.Model) -> None:
+    node = next(node for node in model.graph if node.op_type == "Gelu")
+    assert node.inputs[0] is not None
+    ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+
+
+def _read_the_next_row(model: ir.Model) -> None:
+    ids, one = model.graph.inputs[0], ir.node("Constant", [], {"value_int": 1})
+    other = ir.node("Add", [ids, one.outputs[0]])
+    gather = next(node for node in model.graph if node.op_type == "Gather")
+    gather.replace_input_with(1, other.outputs[0])
+    model.graph.insert_before(gather, [one, other])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "place", "says"),
+    [
+        (VISION_FILE, _move_a_bias, "layer_norm1.bias", "elements differ"),
+        (VISION_FILE, _forget_the_activation, VISION, "relative error"),
+        (EMBEDDING_FILE, _read_the_next_row, EMBEDDING, "relative error"),
+        (MODEL_FILE, tiny_builds.see_the_next_token, "language_model.model.layers.0", "relative error"),
+    ],
+    ids=["a weight of the tower", "the projector", "the embedding", "the decoder"],
+)
+def test_the_first_graph_that_differs_is_named(
+    file: str, change: Callable[[ir.Model], None], place: str, says: str, broken: Path
+) -> None:
+    _edit(broken / "onnx" / file, change)
+    failure = _check(broken).first_failure()
+    assert failure is not None
+    assert failure.stage == ONNX
+    assert failure.place.endswith(place)
+    assert says in failure.message
+
+
+def test_a_tower_that_is_not_the_originals_is_found_in_the_checkpoint(broken: Path) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        name = next(name for name in tensors if name.endswith("pre_layrnorm.weight"))
+        tensors[name] = tensors[name] * 2
+
+    edit_checkpoint(broken, change)
+    result = _check(broken)
+    failure = result.first_failure()
+    assert failure is not None
+    assert failure.place.endswith("pre_layrnorm.weight")
+
+
+def test_a_fault_in_a_block_is_cut_out_of_a_decoder_of_embeddings(broken: Path, tmp_path: Path) -> None:
+    _edit(broken / "onnx" / MODEL_FILE, tiny_builds.see_the_next_token)
+    subject = find_subject(broken, model=str(broken / "model"))
+    result = run_chain(subject, TOKENS, SilentProgress())
+    cut = bisect(subject, result, tmp_path / "piece")
+    assert cut is not None
+    assert "layers.0" in cut.node

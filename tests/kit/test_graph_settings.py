@@ -1,0 +1,117 @@
+"""Kits of models that see: engines of all graphs, in order, each held to its golden outputs."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from stand_in_orin import Orin, write_sums
+from tiny_kits import make_tiny_kit
+from tiny_llava import export_llava
+
+from awq2trt.artifact.golden import read_golden
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.runtime.golden import compare_golden
+from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
+
+
+@pytest.fixture(scope="module")
+def seeing_kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with kits of a tiny model that sees, for both JetPacks."""
+    folder = tmp_path_factory.mktemp("seeing")
+    export_llava(folder)
+    for jetpack in ("7.2", "6.2"):
+        make_tiny_kit(folder, folder / jetpack, jetpack)
+    return folder
+
+
+@pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
+def test_a_model_that_sees_gets_three_engines(
+    shell: str, jetpack: str, seeing_kits: Path, orin: Orin, tmp_path: Path
+) -> None:
+    kit = Path(shutil.copytree(seeing_kits / jetpack, tmp_path / "kit"))
+    if jetpack == "6.2":
+        orin.jetson_linux, orin.tensorrt = "R36", "100300"
+    result = orin.finish(shell, kit)
+    assert result.returncode == 0, result.stderr
+    graphs = ("embedding", "vision", "model")  # the decoder's engine last: where it is, all are
+    calls = " ".join(orin.recorded).split("--onnx=")[1:]
+    assert [call.split()[0] for call in calls] == [f"{graph}.onnx" for graph in graphs]
+    assert ["--setPluginsToSerialize" in call for call in calls] == [False, False, True]
+    assert "--minShapes=inputs_embeds:1x1x48 --optShapes=inputs_embeds:1x96x48" in calls[2]
+    assert "--profile=1 --minShapes=input_ids:1x1 --optShapes=input_ids:1x1" in calls[0]
+    assert "Shapes" not in calls[1]  # an image at a time, always of one size
+    for graph in graphs:
+        state = dict(line.split("=") for line in (kit / f"{graph}.engine.state").read_text().splitlines())
+        assert state["sha256"] == hashlib.sha256((kit / f"{graph}.engine").read_bytes()).hexdigest()
+    (kit / "vision.engine").unlink()
+    result = orin.finish(shell, kit)
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("embedding.engine is current", "model.engine is current")
+    assert "building vision.engine" in result.stdout
+
+
+def test_check_compares_every_graph_of_a_model_that_sees(
+    shell: str, seeing_kits: Path, orin: Orin, tmp_path: Path
+) -> None:
+    kit = Path(shutil.copytree(seeing_kits / "7.2", tmp_path / "kit"))
+    conf = (kit / "kit.conf").read_text()
+    (kit / "kit.conf").write_text(conf.replace("kit_golden_calls='prefill first'", "kit_golden_calls=prefill"))
+    write_sums(kit)
+    answers = {"image_embeddings": "vision", "inputs_embeds": "prefill", "logits": "prefill"}
+    for output, call in answers.items():
+        kind = np.float16 if output == "inputs_embeds" else np.float32
+        expected = np.fromfile(kit / f"golden.{call}.{output}.bin", kind)
+        (orin.folder / "answers" / f"{output}.output.1.raw").write_bytes(expected.astype(np.float16).tobytes())
+    result = orin.finish(shell, kit, "--check")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(
+        "embedding.engine answers as it must\nvision.engine answers as it must\nmodel.engine answers as it must\n"
+    )
+    recorded = " ".join(orin.recorded)
+    assert f"--loadInputs=pixel_values:{kit}/golden.vision.pixel_values.bin" in recorded
+    assert "--shapes=inputs_embeds:1x16x48 --iterations=1" in recorded
+    assert f"--loadInputs=inputs_embeds:{kit}/golden.prefill.inputs_embeds.bin,cache_position:" in recorded
+    for output in answers:
+        answer = orin.folder / "answers" / f"{output}.output.1.raw"
+        right = answer.read_bytes()
+        answer.write_bytes(bytes(len(right)))
+        result = orin.finish(shell, kit, "--check")
+        assert result.returncode == 27, result.stdout
+        assert f"relative error of the {output}" in result.stdout.splitlines()[-1]
+        answer.write_bytes(right)
+
+
+@pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
+def test_the_graphs_of_a_kit_compute_what_was_exported(jetpack: str, seeing_kits: Path) -> None:
+    kit = Artifact.open(seeing_kits / jetpack, kind="kit")
+    graphs = kit.manifest.contents.graphs
+    assert {name: graph.engine for name, graph in graphs.items()} == {
+        "decoder": "model.engine",
+        "vision": "vision.engine",
+        "embedding": "embedding.engine",
+    }
+    assert graphs["vision"].io.inputs[0].shape == (1, 3, 22, 22)
+    opsets = {
+        each.version
+        for graph in graphs.values()
+        for each in onnx.load(kit.directory / graph.model, load_external_data=False).opset_import
+        if not each.domain
+    }
+    assert opsets == {20 if jetpack == "6.2" else 24}
+    backend = open_backend(kit, DeviceOptions("cpu")).backend
+    results = compare_golden(backend, read_golden(kit.directory))
+    assert [result.name for result in results][:2] == ["vision", "prefill"]
+    assert all(result.passed for result in results)
+
+
+def test_the_readme_names_the_graphs(seeing_kits: Path) -> None:
+    text = (seeing_kits / "7.2" / "README.md").read_text()
+    assert "`vision.onnx`, `vision.onnx.data`" in text
+    assert "`model.engine`, the last of three, is there when the script says so" in text
+    assert "So far it runs models of text" in text

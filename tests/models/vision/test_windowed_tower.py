@@ -1,0 +1,139 @@
+"""Qwen2.5-VL's tower, positions and decoder against transformers' own classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from awq2trt.models.decoder import BlockRunner, Rotary, apply_norm
+from awq2trt.models.families import describe_model
+from awq2trt.models.vision.mixed_positions import mixed_positions, mixed_tables
+from awq2trt.models.vision.windowed import Grid, WindowedTowerSpec
+from awq2trt.models.vision.windowed_tower import windowed_features
+
+TOWER: dict[str, Any] = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_heads": 2,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 24,  # three pieces a side
+    "out_hidden_size": 48,
+    "fullatt_block_indexes": [1],
+}
+TEXT: dict[str, Any] = {
+    "vocab_size": 120,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+}
+IMAGE_TOKEN, VISION_START = 100, 101
+
+SPEC = WindowedTowerSpec(
+    hidden_size=32,
+    intermediate_size=44,
+    num_layers=3,
+    num_heads=2,
+    patch_size=4,
+    frames=2,
+    merge=2,
+    window_size=24,
+    full_layers=frozenset([1]),
+    out_features=48,
+    activation="silu",
+    norm_eps=1e-6,
+    prefix="model.visual.",
+)
+GRIDS = (Grid(1, 10, 14), Grid(1, 6, 12), Grid(2, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Qwen2_5_VLForConditionalGeneration:
+    torch.manual_seed(1)
+    config = Qwen2_5_VLConfig(text_config=TEXT, vision_config=TOWER, image_token_id=IMAGE_TOKEN)
+    model: Qwen2_5_VLForConditionalGeneration = Qwen2_5_VLForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "norm" in name or "ln_q" in name:
+                value.uniform_(0.5, 1.5)
+            else:
+                value.normal_(std=0.2)
+    return model
+
+
+def _patches() -> torch.Tensor:
+    count = sum(grid.patches for grid in GRIDS)
+    return torch.randn(count, SPEC.patch_numbers, generator=torch.Generator().manual_seed(2))
+
+
+def test_shapes_are_the_models(theirs: Qwen2_5_VLForConditionalGeneration) -> None:
+    found = {name: tuple(value.shape) for name, value in theirs.state_dict().items() if ".visual." in name}
+    assert SPEC.shapes() == found
+
+
+def test_pieces_are_those_of_transformers(theirs: Qwen2_5_VLForConditionalGeneration) -> None:
+    patches = _patches()
+    with torch.inference_mode():
+        features = theirs.model.visual(patches, grid_thw=torch.tensor(GRIDS)).pooler_output
+        ours = windowed_features(SPEC, theirs.state_dict(), patches, GRIDS)
+    assert ours.shape == (sum(map(SPEC.pieces, GRIDS)), 48)
+    torch.testing.assert_close(ours, features, atol=2e-4, rtol=0)
+
+
+def _tokens() -> list[int]:
+    tokens = [5, 6]
+    for grid in GRIDS[:2]:
+        tokens += [VISION_START, *[IMAGE_TOKEN] * SPEC.pieces(grid), 7, 8]
+    return [*tokens, 9]
+
+
+def test_positions_are_those_of_transformers(theirs: Qwen2_5_VLForConditionalGeneration) -> None:
+    tokens = torch.tensor([_tokens()])
+    kinds = (tokens == IMAGE_TOKEN).int()
+    expected, _ = theirs.model.get_rope_index(tokens, kinds, image_grid_thw=torch.tensor(GRIDS[:2]))
+    ours = mixed_positions(_tokens(), IMAGE_TOKEN, GRIDS[:2], SPEC.merge)
+    np.testing.assert_array_equal(ours, expected[:, 0].numpy())
+
+
+def test_a_text_has_one_number_three_times() -> None:
+    np.testing.assert_array_equal(mixed_positions([1, 2, 3], IMAGE_TOKEN, (), 2), [[0, 1, 2]] * 3)
+
+
+def test_logits_are_those_of_transformers_by_a_table_of_cosines_and_sines(
+    theirs: Qwen2_5_VLForConditionalGeneration,
+) -> None:
+    """A decoder that knows positions of one number, the rows of a table, reads images as theirs does."""
+    tokens, grids, state = _tokens(), GRIDS[:2], theirs.state_dict()
+    patches = _patches()[: sum(grid.patches for grid in grids)]
+    config = {**TEXT, "architectures": ["Qwen2ForCausalLM"], "rope_parameters": {"rope_theta": 10000.0}}
+    spec = describe_model(config)
+    (rope,) = spec.ropes
+    positions = mixed_positions(tokens, IMAGE_TOKEN, grids, SPEC.merge)
+    cos, sin = mixed_tables(rope.inv_freq, TEXT["rope_parameters"]["mrope_section"], positions)
+    runner = BlockRunner(spec, {rope: Rotary(rope, (torch.from_numpy(cos), torch.from_numpy(sin)))})
+    with torch.inference_mode():
+        ids = torch.tensor([tokens])
+        hidden = state["model.language_model.embed_tokens.weight"][ids]
+        hidden[ids == IMAGE_TOKEN] = windowed_features(SPEC, state, patches, grids)
+        for layer in range(spec.num_layers):
+            prefix = f"model.language_model.layers.{layer}."
+            weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            hidden = runner.run(weights, hidden, layer=layer)
+        normed = apply_norm(spec.norm, hidden, state["model.language_model.norm.weight"])
+        expected = theirs(
+            input_ids=ids,
+            pixel_values=patches,
+            image_grid_thw=torch.tensor(grids),
+            mm_token_type_ids=(ids == IMAGE_TOKEN).int(),
+        ).logits
+        torch.testing.assert_close(normed @ state["lm_head.weight"].T, expected, atol=2e-4, rtol=0)

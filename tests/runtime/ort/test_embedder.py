@@ -1,0 +1,129 @@
+"""What a decoder of embeddings reads: pieces of images in place of image tokens, whatever the calls they come in."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from host_memory import HostMemory
+from numpy.typing import NDArray
+from tiny_llava import IMAGE_TOKEN, export_llava
+
+from awq2trt.artifact.golden import relative_error
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.errors import ArtifactError
+from awq2trt.graph.provider_file import Lowering, lower_
+from awq2trt.graph.read import open_decoder
+from awq2trt.io_contract import MODEL_FILE
+from awq2trt.models.vision.tower import logits_of_text_and_images
+from awq2trt.runtime.ort import backend as ort_backend
+from awq2trt.runtime.ort.backend import OrtBackend
+from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
+from awq2trt.runtime.ort.embedder import Embedder, open_embedder, vision_bytes
+from awq2trt.runtime.ort.session import open_session
+
+PIECES = 16
+TOKENS = [5, *[IMAGE_TOKEN] * PIECES, 80, 81, *[IMAGE_TOKEN] * PIECES, 9]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("seeing")
+    export_llava(folder)
+    return folder
+
+
+@pytest.fixture
+def embedder(made: Path) -> Embedder:
+    opened = open_embedder(Artifact.open(made / "onnx"))
+    assert opened is not None
+    return opened
+
+
+@pytest.fixture(scope="module")
+def pixels() -> NDArray[np.float32]:
+    return np.random.default_rng(3).standard_normal((2, 3, 22, 22)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(made: Path, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits of every position, by PyTorch."""
+    checkpoint = QuantizedCheckpoint.open(made / "checkpoint")
+    with torch.inference_mode():
+        logits = logits_of_text_and_images(checkpoint, torch.tensor([TOKENS]), torch.from_numpy(pixels))
+    return np.asarray(logits[0].numpy(), np.float32)
+
+
+@pytest.mark.parametrize("chunk", [256, 7, 1], ids=["at-once", "pieces", "one-by-one"])
+def test_scores_are_those_of_the_tower_and_the_decoder(
+    chunk: int,
+    made: Path,
+    embedder: Embedder,
+    pixels: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ort_backend, "PREFILL_CHUNK", chunk)  # a chunk ends within an image
+    backend = OrtBackend.load(made / "onnx", embedder=embedder)
+    backend.show(pixels)
+    assert relative_error(backend.forward(TOKENS), expected[-1]) < 3e-3
+    backend.reset()
+    backend.show(pixels[::-1])
+    assert relative_error(backend.forward(TOKENS), expected[-1]) > 0.05, "the order of the images matters"
+
+
+def test_the_same_where_scores_stay_on_a_gpu(
+    made: Path, embedder: Embedder, pixels: NDArray[np.float32], expected: NDArray[np.float32]
+) -> None:
+    model, sizes = open_decoder(made / "onnx")
+    lower_(model, sizes, Lowering.CUDA_ORT)
+    session = open_session(model, made / "onnx")
+    memory = HostMemory()
+    backend = CudaBackend.start(session, sizes, memory, CudaOptions(graph=False, chunk=7), embedder)
+    backend.show(pixels)
+    assert relative_error(backend.forward(TOKENS[:-1]), expected[-2]) < 2e-2
+    token = backend.choose(TOKENS[-1:])
+    assert token == expected[-1].argmax()
+    reference = OrtBackend.load(made / "onnx", embedder=open_embedder(Artifact.open(made / "onnx")))
+    reference.show(pixels)
+    reference.forward(TOKENS)
+    assert relative_error(backend.forward([token]), reference.forward([token])) < 2e-2
+    backend.close()
+    assert memory.held == 0
+
+
+def test_an_image_token_of_no_image_has_its_own_row(embedder: Embedder, pixels: NDArray[np.float32]) -> None:
+    """As in transformers; `Sight.place` refuses a prompt that has one."""
+    own = embedder.rows([IMAGE_TOKEN])
+    embedder.show(pixels[:1])
+    seen = embedder.rows([IMAGE_TOKEN] * (PIECES + 1))
+    np.testing.assert_array_equal(seen[-1:], own)
+    np.testing.assert_array_equal(seen[:-1], embedder.see(pixels[:1])[0])
+
+
+def test_a_new_conversation_forgets_images_of_the_one_before(
+    made: Path, embedder: Embedder, pixels: NDArray[np.float32]
+) -> None:
+    backend = OrtBackend.load(made / "onnx", embedder=embedder)
+    blind = backend.forward(TOKENS)
+    backend.show(pixels)
+    backend.reset()
+    np.testing.assert_array_equal(backend.forward(TOKENS), blind)
+
+
+def test_a_decoder_of_embeddings_alone_is_refused(made: Path, tmp_path: Path) -> None:
+    for name in (MODEL_FILE, f"{MODEL_FILE}.data"):
+        shutil.copyfile(made / "onnx" / name, tmp_path / name)
+    with pytest.raises(ArtifactError, match="reads embeddings, and no graph beside it"):
+        OrtBackend.load(tmp_path)
+
+
+def test_a_model_of_text_shows_no_images(made: Path) -> None:
+    artifact = Artifact.open(made / "onnx")
+    assert vision_bytes(artifact) == (made / "onnx" / "vision.onnx.data").stat().st_size
+    checkpoint = Artifact.open(made / "checkpoint")
+    assert (open_embedder(checkpoint), vision_bytes(checkpoint)) == (None, 0)

@@ -1,0 +1,160 @@
+"""Images in prompts: files good and bad, their places in a text, and what a model of text says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures import picture
+from PIL import Image
+from tiny_llava import IMAGE_TOKEN, export_llava
+from tiny_models import save_llama
+
+import awq2trt
+from awq2trt.errors import UsageError
+from awq2trt.recipe import ExportOptions, QuantizeOptions
+from awq2trt.runtime import Model, system_message, user_message
+from awq2trt.runtime.ort.loading import DeviceOptions
+from awq2trt.runtime.sight import Sight, with_markers
+
+PIECES, CAPACITY = 16, 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("seeing")
+    export_llava(folder, capacity=CAPACITY)
+    Image.fromarray(picture(24, 30)).save(folder / "good.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return Model.load(folder / "onnx", DeviceOptions("cpu"))
+
+
+def _answer(model: Model, prompt: str, *images: Path) -> str:
+    return model.generate_text(prompt, images=images, raw=True, max_new_tokens=6)
+
+
+def test_what_is_seen_decides_the_answer(model: Model, folder: Path) -> None:
+    Image.fromarray(255 - picture(24, 30)).save(folder / "other.png")
+    answers = [_answer(model, "<image>a", folder / name) for name in ("good.png", "other.png", "good.png")]
+    assert answers[0] == answers[2] != answers[1]
+    assert _answer(model, "b<image>a", folder / "good.png") != answers[0]
+    both = (folder / "good.png", folder / "other.png")
+    assert _answer(model, "<image><image>", *both) != _answer(model, "<image><image>", *both[::-1])
+
+
+def _text_file(path: Path) -> None:
+    path.write_text("this is no image")
+
+
+def _long(path: Path) -> None:
+    Image.new("RGB", (20_000, 1)).save(path)
+
+
+def _truncated(path: Path) -> None:
+    Image.fromarray(picture(200, 300)).save(path, format="JPEG")
+    path.write_bytes(path.read_bytes()[:900])
+
+
+def _nothing(path: Path) -> None:
+    """No file."""
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (_text_file, r"expected an image .* got a file that begins with b'this is '"),
+        (_long, "200 times as long as wide, got 20000 x 1"),
+        (_truncated, "truncated or damaged"),
+        (_nothing, "expected an image file, got no such file"),
+    ],
+    ids=["text", "20000x1", "truncated", "missing"],
+)
+def test_what_is_no_image_is_one_message_that_names_the_file(
+    write: Any, says: str, model: Model, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.jpg"
+    write(path)
+    with pytest.raises(UsageError, match=says) as raised:
+        _answer(model, "<image>a", path)
+    assert raised.value.where == str(path)
+
+
+def _save_cmyk(image: Image.Image, path: Path) -> None:
+    image.convert("CMYK").save(path, format="TIFF")
+
+
+def _save_gif(image: Image.Image, path: Path) -> None:
+    image.quantize(256, dither=Image.Dither.NONE).save(
+        path, format="GIF", save_all=True, append_images=[Image.new("P", image.size)]
+    )
+
+
+def _save_turned(image: Image.Image, path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right
+    image.transpose(Image.Transpose.ROTATE_90).save(path, format="PNG", exif=exif)
+
+
+@pytest.mark.parametrize("save", [_save_cmyk, _save_gif, _save_turned], ids=["cmyk", "animated", "turned"])
+def test_odd_images_are_seen_as_what_they_show(save: Any, model: Model, folder: Path, tmp_path: Path) -> None:
+    image = Image.fromarray(np.repeat(np.repeat(picture(8, 10) // 64 * 64, 3, axis=0), 3, axis=1))
+    image.save(tmp_path / "plain.png")
+    save(image, tmp_path / "odd")
+    assert model.sight is not None
+    plain, odd = model.sight.prepare([tmp_path / "plain.png"]), model.sight.prepare([tmp_path / "odd"])
+    np.testing.assert_allclose(odd, plain, atol=0.05)
+    assert _answer(model, "<image>a", tmp_path / "odd")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images", "says"),
+    [
+        ("a", 1, "places for images in the prompt: 0; images given: 1"),
+        ("<image>a", 0, "places for images in the prompt: 1; images given: 0"),
+        ("<image>a<image>", 1, "places for images in the prompt: 2; images given: 1"),
+        ("<image><image><image>a", 3, rf"has 49 tokens, 48 of them of 3 images, but the cache .* holds {CAPACITY}"),
+    ],
+)
+def test_images_and_their_places_must_fit(prompt: str, images: int, says: str, model: Model, folder: Path) -> None:
+    with pytest.raises(UsageError, match=says):
+        _answer(model, prompt, *[folder / "good.png"] * images)
+
+
+def test_as_many_image_tokens_as_the_cache_holds_are_taken(model: Model, folder: Path) -> None:
+    room = CAPACITY - 2 * PIECES
+    assert len(model.tokenizer.encode("a" * room)) == room
+    pieces = list(model.generate("<image>" * 2 + "a" * room, images=[folder / "good.png"] * 2, raw=True))
+    assert len(pieces) <= 1  # the cache is full: the last token is chosen and not written
+
+
+def test_a_model_of_text_sees_nothing(tmp_path: Path, folder: Path) -> None:
+    save_llama(tmp_path / "model")
+    awq2trt.quantize(tmp_path / "model", tmp_path / "checkpoint", QuantizeOptions(method="rtn", group_size=32))
+    awq2trt.export(tmp_path / "checkpoint", tmp_path / "onnx", ExportOptions(max_seq_len=64))
+    text = Model.load(tmp_path / "onnx", DeviceOptions("cpu"))
+    assert text.sight is None
+    assert _answer(text, "<image>")  # a text like any other
+    with pytest.raises(UsageError, match="does not see"):
+        _answer(text, "a", folder / "good.png")
+
+
+def test_places_are_counted_in_pieces(model: Model) -> None:
+    sight = model.sight
+    assert isinstance(sight, Sight)
+    assert sight.place([1, IMAGE_TOKEN, 2], 1) == [1, *[IMAGE_TOKEN] * PIECES, 2]
+    assert sight.place([1, 2], 0) == [1, 2]
+
+
+def test_images_without_places_come_before_what_the_user_says_last() -> None:
+    messages = [system_message("Be brief."), user_message("one"), {"role": "assistant", "content": "1"}]
+    asked = [*messages, user_message("two")]
+    assert with_markers(asked, 2) == [*messages, user_message("<image>\n<image>\ntwo")]
+    assert with_markers(asked, 0) == asked
+    placed = [user_message("a <image> b"), user_message("two")]
+    assert with_markers(placed, 1) == placed
