@@ -76,3 +76,22 @@ def test_the_mean_is_of_all_pictures() -> None:
 def test_what_makes_no_sense_is_refused(captions: list[str], references: list[list[str]], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         cider(captions, references)
+
+
+def test_the_published_program_says_the_same() -> None:
+    """Scores that `CiderScorer` of pycocoevalcap 1.2 gives for these captions; it needs words without punctuation."""
+    captions = [
+        "a man rides a brown horse on the beach",
+        "two dogs play with a ball",
+        "a bowl of of fruit",
+        "a train at the station",
+    ]
+    references = [
+        ["a man riding a horse on the beach", "a man rides a brown horse along the sea"],
+        ["two dogs chase a red ball", "dogs play with a ball on grass", "two dogs play"],
+        ["a bowl of fruit on a table"],
+        ["a red train stands at the station", "the train is at a station"],
+    ]
+    scored = cider(captions, references)
+    assert scored.scores == pytest.approx((5.16023687, 4.40621501, 3.49927846, 2.90427539), abs=1e-8)
+    assert scored.mean == pytest.approx(3.9925014312935305)
