@@ -146,8 +146,9 @@ class Drawing:
             pen.text(at, self.thing, fill=colour, font=ImageFont.load_default(chance.randint(20, 26)), anchor="mm")
             return image
         for across, down in chance.sample(_CELLS, self.count):
-            at = (middle[0] + _SPREAD * across + chance.randint(-1, 1), middle[1] + _SPREAD * down + chance.randint(-1, 1))
-            _draw_shape(pen, self.thing, at, chance.randint(4, 5), colour)
+            x = middle[0] + _SPREAD * across + chance.randint(-1, 1)
+            y = middle[1] + _SPREAD * down + chance.randint(-1, 1)
+            _draw_shape(pen, self.thing, (x, y), chance.randint(4, 5), colour)
         return image
 
 

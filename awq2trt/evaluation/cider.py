@@ -94,9 +94,9 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Cider
     frequency = Counter(n_gram for given in counted for n_gram in set().union(*given))
     pictures = len(counted)
     scores = []
-    for caption, given in zip(captions, counted, strict=True):
+    for caption, written in zip(captions, counted, strict=True):
         said = _vectors(_n_grams(caption), frequency, pictures)
-        near = [_similarity(said, _vectors(reference, frequency, pictures)) for reference in given]
+        near = [_similarity(said, _vectors(reference, frequency, pictures)) for reference in written]
         scores.append(FACTOR * math.fsum(near) / len(near))
     return CiderScore(tuple(scores))
 
