@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -48,7 +48,12 @@ UNUSED: Final = "<jupyter_script>"
 
 PATCH: Final = 16
 IMAGE_TOKENS: Final = (SIDE // PATCH) ** 2
-TOWER: Final = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 5, "num_attention_heads": 3}
+TOWER: Final[dict[str, Any]] = {
+    "hidden_size": 192,
+    "intermediate_size": 576,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 3,
+}
 """The last of the layers is not used: LLaVA 1.5 reads what comes out of the last but one."""
 
 TEMPLATE: Final = (
@@ -92,6 +97,7 @@ def main() -> None:
     accuracy = measure(model, processor, arguments.measured)
     model.save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
+    processor.image_processor.save_pretrained(arguments.output)
     (arguments.output / "accuracy.json").write_text(json.dumps(accuracy, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(accuracy, indent=1))
 
@@ -128,13 +134,13 @@ def make_model(source: ModelSource, tokenizer: PreTrainedTokenizerFast) -> Llava
     config = LlavaConfig(
         text_config=LlamaConfig(**source.config),
         vision_config=CLIPVisionConfig(**TOWER, image_size=SIDE, patch_size=PATCH),
-        image_token_index=tokenizer.convert_tokens_to_ids(MARKER),
+        image_token_index=tokenizer.get_vocab()[MARKER],
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
     )
-    model = LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config).float().eval()
     spec = source.spec
     blocks = [spec.prefix(layer) + name for layer in range(spec.num_layers) for name in spec.block_shapes()]
     state = {
@@ -147,7 +153,7 @@ def make_model(source: ModelSource, tokenizer: PreTrainedTokenizerFast) -> Llava
     model.requires_grad_(False)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model.float().eval()
+    return model
 
 
 def train_tower_(
@@ -155,7 +161,7 @@ def train_tower_(
 ) -> None:
     """Teaches the tower what is in pictures, through linear heads on what LLaVA reads of it."""
     tower = model.model.vision_tower.requires_grad_(True)
-    classes = [list(COLOURS), [*SHAPES, *DIGITS], list(range(1, len(COUNTS) + 1)), list(PLACES)]
+    classes: list[list[Any]] = [list(COLOURS), [*SHAPES, *DIGITS], list(range(1, len(COUNTS) + 1)), list(PLACES)]
     heads = torch.nn.ModuleList(torch.nn.Linear(TOWER["hidden_size"], len(names)) for names in classes)
     optimizer = torch.optim.AdamW([*tower.parameters(), *heads.parameters()], lr=5e-4, weight_decay=0.01)
     batches = _batches(arguments.tower_steps, TOWER_BATCH, _TRAINED_SEED + 10 * arguments.seed)
@@ -224,7 +230,8 @@ def _seen(model: LlavaForConditionalGeneration, processor: LlavaProcessor, shown
     pixels = processor.image_processor([drawing.picture() for drawing in shown], return_tensors="np")["pixel_values"]
     tensor = torch.from_numpy(np.asarray(pixels, dtype=np.float32))
     hidden = model.model.vision_tower(tensor, output_hidden_states=True).hidden_states[-2]
-    return hidden[:, 1:]
+    features: torch.Tensor = hidden[:, 1:]
+    return features
 
 
 def _answers(
