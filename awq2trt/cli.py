@@ -109,6 +109,7 @@ def build(
         bool | None,
         typer.Option("--fusion/--no-fusion", help="Few nodes a block, by operators of our library. [--fusion]"),
     ] = None,
+    cache: cli_flags.Cache = None,
     jetpack: cli_flags.JetPack = None,
     tar: Annotated[bool, typer.Option("--tar", help="Orin: also pack the kit into one file, DIR/TARGET.tar.")] = False,
     ssh: Annotated[
@@ -141,7 +142,7 @@ def build(
     flags: dict[str, dict[str, object]] = {
         "quantize": quantizing,
         "export": exporting,
-        "build": {"target": target, "plugin": plugin, "fusion": fusion, "jetpack": jetpack},
+        "build": {"target": target, "plugin": plugin, "fusion": fusion, "cache": cache, "jetpack": jetpack},
     }
     options = apply_flags(load_recipe(recipe), flags)
     api.build(
@@ -399,6 +400,7 @@ def targets(
     symmetric: cli_flags.Symmetric = None,
     head: cli_flags.Head = None,
     max_seq_len: cli_flags.MaxSeqLen = None,
+    cache: cli_flags.Cache = None,
     jetpack: cli_flags.JetPack = None,
 ) -> None:
     """What can be built for; with MODEL or --shape, whether it fits and how fast it can decode at most."""
@@ -415,7 +417,7 @@ def targets(
     flags: dict[str, dict[str, object]] = {
         "quantize": quantizing,
         "export": {"max_seq_len": max_seq_len},
-        "build": {"jetpack": jetpack},
+        "build": {"cache": cache, "jetpack": jetpack},
     }
     options = apply_flags(load_recipe(recipe), flags)
     print("\n".join(outlook_lines(predict_outlooks(spec_of(model, shape), options))))

@@ -63,6 +63,7 @@ FunctionBodies = Annotated[
     bool | None,
     typer.Option("--function-bodies/--no-function-bodies", help="Define custom nodes in standard ONNX operators."),
 ]
+Cache = Annotated[str | None, typer.Option("--cache", help="Keys and values: fp16, or int8, half as large. [fp16]")]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, or cuda:1 for the second GPU.")]
 JetPack = Annotated[str | None, typer.Option("--jetpack", help="Orin: 7.2 or 6.2, what runs there. [7.2]")]
 RunDevice = Annotated[

@@ -29,6 +29,9 @@ ROWS: Final = "rows"
 CACHE_LAYOUT: Final = "bhcd"
 """Axes of a cache tensor: batch, key-value heads, capacity, channels of a head."""
 
+SCALED_LAYOUT: Final = "bhcd+scales"
+"""The same with codes of 8 bits, and beside each cache tensor one of scales: batch, key-value heads, capacity."""
+
 LAST_POSITION_NODE: Final = "last_position"
 """Name of the node that keeps the last position's hidden state; an executor that wants all logits bypasses it."""
 
@@ -71,9 +74,10 @@ class IoContract:
     """Inputs and outputs of a graph.
 
     Attributes:
-        inputs: Of a decoder: `input_ids`, `cache_position`, then `past_key_i`, `past_value_i` of every layer.
-        outputs: Of a decoder: `logits`, then `present_key_i`, `present_value_i` of every layer, each of which may be
-            the same memory as its `past_` input.
+        inputs: Of a decoder: `input_ids`, `cache_position`, then `past_key_i`, `past_value_i` of every layer, then,
+            of a cache of codes, `past_key_scale_i`, `past_value_scale_i` of every layer.
+        outputs: Of a decoder: `logits`, then `present_key_i`, `present_value_i` of every layer and their scales, each
+            of which may be the same memory as its `past_` input.
         cache: None for a graph without one.
     """
 
@@ -98,10 +102,21 @@ class IoContract:
 
     @property
     def cache_pairs(self) -> tuple[tuple[str, str], ...]:
-        """(past, present) names that may share memory, layer by layer, key before value."""
+        """(past, present) names that may share memory, layer by layer, key before value; scales, if any, after all."""
         return tuple((tensor.alias, tensor.name) for tensor in self.outputs if tensor.alias is not None)
 
 
 def cache_names(tense: str, num_layers: int) -> tuple[str, ...]:
     """Names of the cache tensors, `tense` being `past` (inputs) or `present` (outputs)."""
     return tuple(f"{tense}_{kind}_{layer}" for layer in range(num_layers) for kind in ("key", "value"))
+
+
+def is_cache(name: str) -> bool:
+    """Whether an input or output of a decoder is part of its cache, scales included."""
+    return name.startswith(("past_", "present_"))
+
+
+def scale_name(cache_name: str) -> str:
+    """Name of the scales of a cache tensor: `past_key_0` -> `past_key_scale_0`."""
+    kind, _, layer = cache_name.rpartition("_")
+    return f"{kind}_scale_{layer}"

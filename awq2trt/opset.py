@@ -75,7 +75,13 @@ Inputs, without gaps: QKV [B, S, (Hq + 2 Hkv) D] T, cache_position int64 [B], pa
 keys [D] T if `has_norms`, slopes float32 [Hq] if `has_alibi`. Outputs: Y [B, S, Hq D] T, present_key and
 present_value, which may be the memory of the past. In this order: clip, norms of heads, rotation, cache,
 scores times `scale`, softcap, ALiBi, mask, softmax, values. A number that is 0 leaves out what it is of.
+
+With `has_cache_scales` caches are int8, and the last two inputs, and the last two outputs, are scales of
+keys and values, [B, Hkv, C] T.
 """
+
+ATTR_HAS_CACHE_SCALES: Final = "has_cache_scales"
+"""Only nodes that have it carry it: 1."""
 
 ATTENTION_INT_ATTRIBUTES: Final = (
     "num_heads",

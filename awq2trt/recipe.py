@@ -49,6 +49,9 @@ of WikiText-2 validation: KL from the same model with an fp16 head 0.0004 nats a
 tokens: perplexity 26.70 (fp16), 26.72 and 27.64."""
 
 
+CacheKind = Literal["fp16", "int8"]
+"""What `--cache` takes."""
+
 SHORTEST_WINDOW: Final = 8
 """Tokens of a calibration window."""
 
@@ -144,12 +147,15 @@ class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         plugin: Build with our plugin library, and put it into the engine; False for TensorRT's own kernels; None for
             ours where the library is installed.
         fusion: With our plugin library: merge linears, and use its fused operators.
+        cache: How keys and values are kept: in the type of activations (`fp16`, whatever type that is), or as codes of
+            8 bits with a scale for each token and head, in half the memory.
         jetpack: Release on the Jetson that a kit is for.
     """
 
     target: str | None = None
     plugin: bool | None = None
     fusion: bool = True
+    cache: CacheKind = "fp16"
     jetpack: str = DEFAULT_JETPACK
 
 

@@ -8,7 +8,7 @@ NumPy only: the kernels' golden files, the packers and the exporter are all held
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -47,14 +47,11 @@ class QuantScheme:
         group_size: Input channels that share a scale; `WHOLE_ROW` for all of a row.
         zero_point: Whether groups have a zero point of their own (asymmetric). Without one it is
             2^(bits-1) everywhere.
-        step_dtype: Type that holds the step sizes which are chosen by this scheme: `FLOAT16`, or `BFLOAT16` for those
-            that both types hold. Not compared: codes mean the same.
     """
 
     bits: int = 4
     group_size: int = 128
     zero_point: bool = True
-    step_dtype: str = field(default=FLOAT16, compare=False)
 
     def __post_init__(self) -> None:
         if self.bits not in SUPPORTED_BITS:

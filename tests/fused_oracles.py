@@ -51,8 +51,10 @@ class Node:
             )
             for name, value in self.inputs.items()
         ]
-        first = given[0].type.tensor_type.elem_type
-        results = [onnx.helper.make_tensor_value_info(name, first, None) for name in self.outputs]
+        results = [
+            onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(self._type_of(name)), None)
+            for name in self.outputs
+        ]
         graph = onnx.helper.make_graph([node], "fused", given, results)
         imports = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid(opset.DOMAIN, opset.DOMAIN_VERSION)]
         return bytes(onnx.helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString())
@@ -76,7 +78,15 @@ class Node:
                 binding.bind_output(name)
         session.run_with_iobinding(binding)
         results = zip(self.outputs, binding.get_outputs(), strict=True)
-        return {name: _array(value, next(iter(self.inputs.values())).dtype) for name, value in results}
+        return {name: _array(value, self._type_of(name)) for name, value in results}
+
+    def _type_of(self, output: str) -> np.dtype[Any]:
+        """That of a cache's past, else that of the first input."""
+        past = self.inputs.get(output.replace("present_", "past_"))
+        return (next(iter(self.inputs.values())) if past is None else past).dtype
+
+
+CACHES: Final = ("key", "value")
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class Attention:
     kv_heads: int = 2
     head_dim: int = 64
     capacity: int = 11
+    int8_cache: bool = False
     options: dict[str, int | float] = field(default_factory=dict)
 
     def attributes(self) -> dict[str, int | float]:
@@ -105,7 +116,8 @@ class Attention:
             "clip": 0.0,
             "norm_eps": 1e-5,
         }
-        return none | self.options | {"num_heads": self.heads, "num_kv_heads": self.kv_heads}
+        scales = {"has_cache_scales": 1} if self.int8_cache else {}
+        return none | self.options | {"num_heads": self.heads, "num_kv_heads": self.kv_heads} | scales
 
     def node(self) -> Node:
         """With random tensors, the same at every call."""
@@ -126,13 +138,19 @@ class Attention:
             inputs |= {name: random.uniform(0.5, 1.5, self.head_dim).astype(dtype) for name in ("q_gain", "k_gain")}
         if attributes["has_alibi"]:
             inputs["slopes"] = random.uniform(0.1, 0.5, self.heads).astype(np.float32)
-        return Node("CachedAttention", attributes, inputs, ("y", "present_key", "present_value"))
+        if self.int8_cache:
+            for name in CACHES:
+                inputs[f"past_{name}"] = random.integers(-127, 128, cache).astype(np.int8)
+                inputs[f"past_{name}_scale"] = random.uniform(0.002, 0.02, cache[:3]).astype(dtype)
+        scales = tuple(f"present_{name}_scale" for name in CACHES if self.int8_cache)
+        return Node("CachedAttention", attributes, inputs, ("y", *(f"present_{name}" for name in CACHES), *scales))
 
     def expected(self) -> dict[str, Array]:
-        """The outputs in float64; caches are rounded to the type where they are written."""
+        """The outputs in float64; caches are rounded to the type, or to codes, where they are written."""
         given = self.node().inputs
         wide = {name: value.astype(np.float64) for name, value in given.items()}
-        keys, values = wide["past_key"].copy(), wide["past_value"].copy()
+        caches = {name: wide[name.replace("present", "past")].copy() for name in self.node().outputs[1:]}
+        keys, values = (self._read(caches, name) for name in CACHES)
         heads = wide["qkv"].reshape(len(self.position), self.tokens, -1, self.head_dim)
         clip = np.float64(self.attributes()["clip"])
         if clip:
@@ -143,13 +161,29 @@ class Attention:
             query, key, value = np.split(heads[b], [self.heads, self.heads + self.kv_heads], axis=1)
             key = self._rotated(self._normed(key, wide.get("k_gain")), slots, wide)
             query = self._rotated(self._normed(query, wide.get("q_gain")), slots, wide)
-            keys[b][:, slots] = key.transpose(1, 0, 2).astype(NUMPY_TYPES[self.dtype])
-            values[b][:, slots] = value.transpose(1, 0, 2).astype(NUMPY_TYPES[self.dtype])
+            for name, new in zip(CACHES, (key, value), strict=True):
+                self._write(caches, name, b, slots, new.transpose(1, 0, 2).astype(NUMPY_TYPES[self.dtype]))
+            keys[b], values[b] = (self._read(caches, name)[b] for name in CACHES)
             for head in range(self.heads):
                 kv = head * self.kv_heads // self.heads
                 slope = wide["slopes"][head] if "slopes" in wide else 0.0
                 y[b, :, head] = self._weights(query[:, head] @ keys[b, kv].T, slots, slope) @ values[b, kv]
-        return {"y": y.reshape(*y.shape[:2], -1), "present_key": keys, "present_value": values}
+        return {"y": y.reshape(*y.shape[:2], -1), **caches}
+
+    def _read(self, caches: Mapping[str, Array], name: str) -> Array:
+        """All keys or values that a cache stands for."""
+        cache = caches[f"present_{name}"]
+        return cache * caches[f"present_{name}_scale"][..., None] if self.int8_cache else cache.copy()
+
+    def _write(self, caches: Mapping[str, Array], name: str, row: int, slots: Array, new: Array) -> None:
+        """Puts new keys or values [Hkv, S, D], rounded to the type, into a sequence's cache."""
+        new = new.astype(np.float64)
+        if self.int8_cache:
+            scale = (np.abs(new).max(-1) / 127).astype(NUMPY_TYPES[self.dtype]).astype(np.float64)  # [Hkv, S]
+            caches[f"present_{name}_scale"][row][:, slots] = scale
+            codes = new / np.where(scale > 0, scale, 1.0)[..., None]
+            new = np.where(scale[..., None] > 0, np.clip(np.rint(codes), -127, 127), 0.0)
+        caches[f"present_{name}"][row][:, slots] = new
 
     def _normed(self, x: Array, gain: Array | None) -> Array:
         if gain is None:

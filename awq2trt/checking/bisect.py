@@ -139,7 +139,7 @@ def _recorded_calls(
     for index, name in enumerate(names):
         expose_(model, values[name], f"value_{index}")
     ort_lowering.keep_all_positions_(model)
-    ort_lowering.free_capacity_(model, sizes.num_layers)
+    ort_lowering.free_capacity_(model)
     runner = CachedOnnxRunner(model, sizes, onnx, length=len(tokens) + SPARE_SLOTS, name=ONNX)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), runner:
         for call in calls_of(tokens):
@@ -161,7 +161,7 @@ def _write_piece(
         folder: For the files.
     """
     model, sizes = open_runnable(onnx)
-    ort_lowering.free_capacity_(model, sizes.num_layers)
+    ort_lowering.free_capacity_(model)
     values = {value.name: value for node in model.graph for value in node.outputs}
     inputs = _reached(values[name], set(boundary))
     producer = values[name].producer()

@@ -14,6 +14,7 @@ In: a `Subject` and the tokens of a text. Out: a `CheckResult`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +58,7 @@ from awq2trt.checking.runners import (
 )
 from awq2trt.checking.stored_weights import WeightResult, check_weights
 from awq2trt.checking.subject import Subject
-from awq2trt.checking.tolerance import UNRELATED, block_limit, drift_limit, engine_limit, storage_limit
+from awq2trt.checking.tolerance import UNRELATED, block_limit, cache_limit, drift_limit, engine_limit, storage_limit
 from awq2trt.checking.weights import Finding
 from awq2trt.errors import ToolError, UnsupportedError
 from awq2trt.evaluation.agreement import agreement
@@ -151,7 +152,8 @@ def _runners(
             makers[ONNX_CUDA] = lambda: _onnx_runner(subject, onnx, tokens, ONNX_CUDA, CUDA)
         else:
             missing.setdefault(ONNX_CUDA, "not run: ONNX Runtime has no CUDA provider here")
-        makers[RUNTIME] = lambda: RuntimeRunner(lambda: OrtBackend.load(onnx, all_logits=True), RUNTIME)
+        open_on_cpu = subject.open_on_cpu or (lambda: OrtBackend.load(onnx, all_logits=True))
+        makers[RUNTIME] = lambda: RuntimeRunner(open_on_cpu, RUNTIME)
     if subject.open_on_gpu is not None:
         open_on_gpu = subject.open_on_gpu
         makers[ON_GPU] = lambda: RuntimeRunner(open_on_gpu, ON_GPU)
@@ -240,6 +242,8 @@ def _limits(subject: Subject, stage: str, positions: int) -> dict[str, _Limit]:
         limits = [engine_limit(subject.dtype, spec.num_layers + 1, _sums_of_tensorrt(subject, positions))]
     else:
         limits = [drift_limit(subject.dtype, layer + 1) for layer in range(spec.num_layers + 1)]
+    if stage in subject.coded:
+        limits = [math.hypot(limits[-1], cache_limit(spec.head_dim, spec.num_layers + 1))]
     named = {LOGITS: _Limit(LOGITS, limits[-1])}
     if stage in (RUNTIME, ON_GPU, ENGINE):
         return named

@@ -28,7 +28,7 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from awq2trt.artifact.arrays import write_arrays
-from awq2trt.checking.results import QUANTIZED
+from awq2trt.checking.results import ENGINE, QUANTIZED
 from awq2trt.checking.runners import calls_of, first_call
 from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import drift_limit
@@ -123,7 +123,9 @@ def _commands(subject: Subject, onnx: Path, sizes: DecoderSizes, first: int, fol
         commands.insert(
             1, Command(f"python {_quoted(folder / ON_GPU_FILE)}", "ONNX Runtime with CUDA, an NVIDIA GPU, and awq2trt")
         )
-    if subject.engine is not None and subject.engine.flavour is Flavour.TENSORRT_RTX:
+    # What is fed has caches of the activations' type, which an engine with codes does not take.
+    takes_caches = ENGINE not in subject.coded
+    if subject.engine is not None and subject.engine.flavour is Flavour.TENSORRT_RTX and takes_caches:
         built = f"{_quoted(subject.engine.path)} --model-type engine"
         commands.append(Command(f"{rtx}polygraphy run {built} --trt {compare}", f"{subject.engine.needs}"))
     return tuple(commands)

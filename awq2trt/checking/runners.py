@@ -243,7 +243,7 @@ def open_with_blocks(path: Path, spec: DecoderSpec) -> tuple[ir.Model, DecoderSi
     for layer, value in enumerate(block_values(model, spec)):
         expose_(model, value, block_output(layer))
     ort_lowering.keep_all_positions_(model)
-    ort_lowering.free_capacity_(model, sizes.num_layers)
+    ort_lowering.free_capacity_(model)
     return model, sizes
 
 

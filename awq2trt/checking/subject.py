@@ -23,6 +23,7 @@ from awq2trt.checking.runners import ScoringBackend
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.search_files import SEARCH_FILE
 from awq2trt.errors import Awq2trtError, ToolError, UsageError
+from awq2trt.io_contract import SCALED_LAYOUT, IoContract
 from awq2trt.machine.gpu import open_cuda
 from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import Array, ModelSource
@@ -31,7 +32,7 @@ from awq2trt.quantization.effort import EFFORTS
 from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of, this_machine, why_not_here
 from awq2trt.runtime.trt.session import EngineSession, TrtSession, unmet_needs
-from awq2trt.target import CUDA_TARGET
+from awq2trt.target import CPU_TARGET, CUDA_TARGET
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Subject:
         open_engine: Loads that on this machine.
         for_cuda: Directory of the model that runs on a GPU: what was built for it, else the exported one.
         open_on_gpu: Loads it on this machine's GPU; None where there is none.
+        open_on_cpu: Loads what was built for the CPU with a cache of codes; None to run the exported model there.
+        coded: Stages whose cache holds codes.
         changed: Files that are not what was written, as their manifest's hashes tell.
         missing: Stage -> why it cannot be run.
     """
@@ -64,6 +67,8 @@ class Subject:
     open_engine: Callable[[], EngineSession] | None = None
     for_cuda: Path | None = None
     open_on_gpu: Callable[[], ScoringBackend] | None = None
+    open_on_cpu: Callable[[], ScoringBackend] | None = None
+    coded: frozenset[str] = frozenset()
     changed: tuple[str, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -86,7 +91,7 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         ArtifactError: A directory is incomplete.
         UsageError: There is no checkpoint, or the original is not the one that was quantized.
     """
-    quantized, exported, lowered, engines = _artifacts(directory, checkpoint)
+    quantized, exported, lowered, for_cpu, engines = _artifacts(directory, checkpoint)
     source = quantized.manifest.contents.source
     original, missing = _original(source, model)
     quantization = quantized.manifest.contents.quantization
@@ -105,7 +110,9 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
     if reason:
         missing[ON_GPU] = f"not run: {reason}"
     decoder = exported.manifest.contents.decoder if exported else None
-    checked = {one.directory: one for one in (quantized, exported, lowered, *engines) if one}
+    checked = {one.directory: one for one in (quantized, exported, lowered, for_cpu, *engines) if one}
+    coded = {RUNTIME: for_cpu is not None, ON_GPU: for_cuda is not None and _has_codes(for_cuda)}
+    coded[ENGINE] = built is not None and _keeps_codes(built.contract)
     return Subject(
         checkpoint=QuantizedCheckpoint.open(quantized.directory),
         nearest=_codes_are_nearest(quantization),
@@ -116,7 +123,9 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
         engine=built,
         open_engine=partial(TrtSession.open, built) if built else None,
         for_cuda=for_cuda.directory if for_cuda else None,
-        open_on_gpu=partial(_open_on_gpu, for_cuda) if for_cuda and not reason else None,
+        open_on_gpu=partial(_open_on, CUDA_TARGET, for_cuda) if for_cuda and not reason else None,
+        open_on_cpu=partial(_open_on, CPU_TARGET, for_cpu) if for_cpu else None,
+        coded=frozenset(stage for stage, is_coded in coded.items() if is_coded),
         changed=tuple(name for one in checked.values() for name in _changed_files(one)),
         missing=missing,
     )
@@ -134,11 +143,20 @@ def _codes_are_nearest(record: QuantizationRecord) -> bool:
 
 
 class _Found(NamedTuple):
-    """What a directory means: the checkpoint, the exported model, that for CUDA, and engines and finished kits."""
+    """What a directory means.
+
+    Attributes:
+        quantized: The checkpoint.
+        exported: The exported model.
+        lowered: That for CUDA.
+        for_cpu: That for the CPU, if it has a cache of codes.
+        engines: Engines and finished kits.
+    """
 
     quantized: Artifact
     exported: Artifact | None
     lowered: Artifact | None
+    for_cpu: Artifact | None
     engines: list[Artifact]
 
 
@@ -174,21 +192,31 @@ def _artifacts(directory: Path, checkpoint: Path | None) -> _Found:
         )
     holding = (one for one in found if one.manifest.kind not in ("checkpoint", "lowered"))
     exported = by_kind.get("onnx") or next(holding, None)
-    lowered = next((one for one in found if _is_for_cuda(one)), None)
+    lowered = next((one for one in found if _is_for(CUDA_TARGET, one)), None)
+    for_cpu = next((one for one in found if _is_for(CPU_TARGET, one) and _has_codes(one)), None)
     engines = [one for one in found if engine_of(one) is not None]
-    for other in (exported, lowered, *engines):
+    for other in (exported, lowered, for_cpu, *engines):
         if other and other.manifest.contents.source != quantized.manifest.contents.source:
             raise UsageError(
                 "this checkpoint was made of another model than what is checked.",
                 where=str(quantized.directory),
                 fix="name the checkpoint that it was exported from with --checkpoint.",
             )
-    return _Found(quantized, exported, lowered, engines)
+    return _Found(quantized, exported, lowered, for_cpu, engines)
 
 
-def _is_for_cuda(artifact: Artifact) -> bool:
+def _is_for(target: str, artifact: Artifact) -> bool:
     record = artifact.manifest.contents.lowered
-    return record is not None and record.target == CUDA_TARGET
+    return record is not None and record.target == target
+
+
+def _has_codes(artifact: Artifact) -> bool:
+    decoder = artifact.manifest.contents.decoder
+    return decoder is not None and _keeps_codes(decoder)
+
+
+def _keeps_codes(contract: IoContract) -> bool:
+    return contract.cache is not None and contract.cache.layout == SCALED_LAYOUT
 
 
 def _why_not_on_gpu() -> str | None:
@@ -200,8 +228,8 @@ def _why_not_on_gpu() -> str | None:
     return None
 
 
-def _open_on_gpu(artifact: Artifact) -> ScoringBackend:
-    return open_backend(artifact, DeviceOptions(CUDA_TARGET, all_logits=True)).backend
+def _open_on(target: str, artifact: Artifact) -> ScoringBackend:
+    return open_backend(artifact, DeviceOptions(target, all_logits=True)).backend
 
 
 def _original(record: SourceRecord, model: str | None) -> tuple[ModelSource | None, dict[str, str]]:

@@ -26,8 +26,9 @@ from awq2trt.errors import ArtifactError, ToolError, UnsupportedError
 from awq2trt.graph.basic_ops import drop_functions_
 from awq2trt.graph.fusion import fuse_
 from awq2trt.graph.inline import has_kernels, inline_bodies_
+from awq2trt.graph.int8_cache import quantize_cache_
 from awq2trt.graph.provider_file import save_model
-from awq2trt.graph.read import DecoderSizes, open_decoder, operators_of
+from awq2trt.graph.read import DecoderSizes, open_decoder, operators_of, read_sizes
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE
 from awq2trt.machine.plugin_library import PluginLibrary, load_into_registry
 from awq2trt.progress import Progress, SilentProgress
@@ -37,6 +38,19 @@ LOG_FILE: Final = "build.log"
 
 _MODULE: Final = "tensorrt_rtx"
 _INSTALL: Final = "pip install tensorrt-rtx-cu13"
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What is made of the graph before TensorRT sees it.
+
+    Attributes:
+        fusion: With the library, merge linears and use its fused operators.
+        int8_cache: Keys and values are kept as codes (`int8_cache`); goes with fusion.
+    """
+
+    fusion: bool = True
+    int8_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ def build_engine(
     directory: Path,
     *,
     plugin_library: PluginLibrary | None = None,
-    fusion: bool = True,
+    graph: GraphOptions | None = None,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Builds the engine of an exported decoder into `directory`.
@@ -90,13 +104,14 @@ def build_engine(
         directory: Gets `model.engine`, under that name only when whole, and `build.log`.
         plugin_library: Kernels to use for the custom operators, carried inside the engine; None for the function
             bodies.
-        fusion: With the library, merge linears and use its fused operators.
+        graph: What is made of the graph; None for the defaults.
         progress: Gets TensorRT's phases.
 
     Raises:
         ArtifactError: The model is missing or damaged, or the engine cannot be written.
         ToolError: TensorRT-RTX is not installed or does not load.
-        UnsupportedError: The target is not TensorRT-RTX's, or this TensorRT-RTX does not know it.
+        UnsupportedError: The target is not TensorRT-RTX's, or this TensorRT-RTX does not know it; or the graph cannot
+            be what `graph` says.
         BuildError: TensorRT refuses the model; the message names the node.
     """
     _check_target(target)
@@ -106,7 +121,9 @@ def build_engine(
         BuilderSession(trt, directory / LOG_FILE, progress or SilentProgress(), onnx_path) as session,
         tempfile.TemporaryDirectory(dir=directory, prefix=".fused-") as work,
     ):
-        model = prepare_model(trt, onnx_path, plugin_library, Path(work) if fusion else None)
+        graph = graph or GraphOptions()
+        folder = Path(work) if graph.fusion else None
+        model = prepare_model(trt, onnx_path, plugin_library, folder, int8_cache=graph.int8_cache)
         session.parse(model.serialized, model.path)
         capabilities = session.configure(target.compute_capabilities, plugin_library.path if plugin_library else None)
         profiles = decoder_profiles(model.sizes.capacity)
@@ -141,7 +158,12 @@ def _check_target(target: Target) -> None:
 
 
 def prepare_model(
-    trt: Any, onnx_path: Path, plugin_library: PluginLibrary | None, work: Path | None = None
+    trt: Any,
+    onnx_path: Path,
+    plugin_library: PluginLibrary | None,
+    work: Path | None = None,
+    *,
+    int8_cache: bool = False,
 ) -> PreparedModel:
     """A model as the parser shall see it: custom nodes for the plugins, or their bodies in place of them.
 
@@ -151,9 +173,11 @@ def prepare_model(
         plugin_library: As of `build_engine`.
         work: An empty folder for the weights of a fused graph, which are read until the engine is built; None to leave
             the graph as it was exported.
+        int8_cache: A fused graph keeps keys and values as codes.
 
     Raises:
         ArtifactError: The model is missing or damaged, or the weights cannot be written.
+        UnsupportedError: The cache cannot be int8.
     """
     onnx_path = onnx_path / MODEL_FILE if onnx_path.is_dir() else onnx_path
     model, sizes = open_decoder(onnx_path)
@@ -166,6 +190,9 @@ def prepare_model(
         return PreparedModel(ir.to_proto(model).SerializeToString(), onnx_path, sizes, operators_of(model))
     drop_functions_(model)
     fuse_(model)
+    if int8_cache:
+        quantize_cache_(model)
+        sizes = read_sizes(model, onnx_path)
     try:
         save_model(model, work)
     except OSError as error:

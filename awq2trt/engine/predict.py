@@ -15,7 +15,7 @@ from awq2trt.opset import CODE_BITS
 from awq2trt.scheme import QuantScheme
 
 _FLOAT_BYTES: Final = 2
-"""fp16 or bf16: activations, cache, and weights that are not quantized."""
+"""fp16 or bf16: activations, a cache or the scales of one of codes, and weights that are not quantized."""
 
 _MIB: Final = 1 << 20
 
@@ -59,6 +59,20 @@ class Footprint:
         return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.workspace_bytes + _RUNTIME_BYTES
 
 
+@dataclass(frozen=True)
+class AttentionPlan:
+    """How an engine keeps keys and values.
+
+    Attributes:
+        fused: Attention is one layer that writes the cache in place: ours, or TensorRT's own (10.15 and later).
+            Without one scores are tensors, and the cache is written to a copy.
+        int8_cache: As codes of 8 bits, with a scale for each token and head.
+    """
+
+    fused: bool = True
+    int8_cache: bool = False
+
+
 def predict_footprint(
     spec: DecoderSpec,
     scheme: QuantScheme,
@@ -66,7 +80,7 @@ def predict_footprint(
     *,
     head: QuantScheme | None = None,
     longest_prefill: int | None = None,
-    fused: bool = True,
+    attention: AttentionPlan | None = None,
 ) -> Footprint:
     """Sizes of a model in an engine for one conversation.
 
@@ -76,9 +90,9 @@ def predict_footprint(
         capacity: Positions that the cache holds.
         head: Scheme of the head, and of an embedding that is the same weight; None for one that is not quantized.
         longest_prefill: Most new tokens of a call; None for `capacity`.
-        fused: Attention is one layer that writes the cache in place: ours, or TensorRT's own (10.15 and later).
-            Without one scores are tensors, and the cache is written to a copy.
+        attention: How keys and values are kept; None for the defaults.
     """
+    attention = attention or AttentionPlan()
     linears = {f"{name}.weight" for name in spec.block.linears}
     block = sum(
         _quantized_bytes(shape, scheme) if name in linears else _FLOAT_BYTES * math.prod(shape)
@@ -92,17 +106,18 @@ def predict_footprint(
     )
     embedding = _FLOAT_BYTES * spec.vocab_size * spec.hidden_size
     weights = spec.num_layers * block + outer
-    cache = 2 * spec.num_layers * spec.num_kv_heads * capacity * spec.head_dim * _FLOAT_BYTES
+    head_bytes = spec.head_dim + _FLOAT_BYTES if attention.int8_cache else spec.head_dim * _FLOAT_BYTES
+    cache = 2 * spec.num_layers * spec.num_kv_heads * capacity * head_bytes
     rows = longest_prefill or capacity
     # Gate, up and their product, or queries, keys, values and attention's output; the residual stream and its norm.
     heads = spec.head_dim * 2 * (spec.num_heads + spec.num_kv_heads)
     activations = _FLOAT_BYTES * rows * (max(3 * spec.intermediate_size, heads) + 2 * spec.hidden_size)
-    if not fused:
+    if not attention.fused:
         activations += 2 * _FLOAT_BYTES * spec.num_heads * rows * capacity  # scores, and their softmax
     return Footprint(
         weights_bytes=weights,
         read_bytes=weights - (0 if spec.tie_embeddings else embedding),
-        cache_bytes=cache if fused else 2 * cache,
+        cache_bytes=cache if attention.fused else 2 * cache,
         activation_bytes=activations,
         workspace_bytes=max(WORKSPACE_BYTES, attention_workspace_bytes(spec, rows)),
     )

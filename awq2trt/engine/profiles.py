@@ -12,7 +12,7 @@ from typing import Final
 from awq2trt import opset
 from awq2trt.artifact.records import ProfileRecord
 from awq2trt.graph.read import DecoderSizes
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, cache_names
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS
 
 TYPICAL_PREFILL: Final = 512
 """Prompt length that TensorRT chooses prefill kernels for; any up to the longest works."""
@@ -32,9 +32,9 @@ def decoder_profiles(longest: int) -> tuple[ProfileRecord, ...]:
 
 def profile_shapes(profile: ProfileRecord, sizes: DecoderSizes) -> ShapeRanges:
     """Shapes of all inputs in a profile: one conversation, its cache of fixed length."""
-    caches, tokens = cache_names("past", sizes.num_layers), profile.tokens
+    tokens = profile.tokens
     return {
         INPUT_IDS: ((1, tokens.shortest), (1, tokens.typical), (1, tokens.longest)),
         CACHE_POSITION: ((1,), (1,), (1,)),
-        **dict.fromkeys(caches, (sizes.cache_shape, sizes.cache_shape, sizes.cache_shape)),
+        **{cache.past: (cache.shape, cache.shape, cache.shape) for cache in sizes.caches},
     }

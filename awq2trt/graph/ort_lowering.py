@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from awq2trt import opset
 from awq2trt.checkpoint.pack import signed_bytes, unpack_int4
 from awq2trt.graph.half_tables import HALF, MICROSOFT_DOMAIN, keep_half_
-from awq2trt.io_contract import LAST_POSITION_NODE, LOGITS, ROWS, cache_names
+from awq2trt.io_contract import LAST_POSITION_NODE, LOGITS, ROWS, is_cache
 
 CAPACITY_AXIS: Final = 2
 _SMALLEST_BLOCK: Final = 16
@@ -181,14 +181,14 @@ def has_free_capacity(model: ir.Model) -> bool:
     return any(node.op_type == "TensorScatter" for node in model.graph)
 
 
-def free_capacity_(model: ir.Model, num_layers: int) -> None:
+def free_capacity_(model: ir.Model) -> None:
     """Makes the capacity axis of every cache input and output dynamic."""
-    _set_capacity_(model, num_layers, ir.SymbolicDim("capacity"))
+    _set_capacity_(model, ir.SymbolicDim("capacity"))
 
 
-def fix_capacity_(model: ir.Model, num_layers: int, capacity: int) -> None:
+def fix_capacity_(model: ir.Model, capacity: int) -> None:
     """Gives every cache input and output another capacity."""
-    _set_capacity_(model, num_layers, capacity)
+    _set_capacity_(model, capacity)
 
 
 def weights_read_bytes(model: ir.Model) -> int:
@@ -206,10 +206,9 @@ def weights_read_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in weights if value.const_value is not None)
 
 
-def _set_capacity_(model: ir.Model, num_layers: int, capacity: int | ir.SymbolicDim) -> None:
-    names = {*cache_names("past", num_layers), *cache_names("present", num_layers)}
+def _set_capacity_(model: ir.Model, capacity: int | ir.SymbolicDim) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.name in names and value.shape is not None:
+        if is_cache(_name(value)) and value.shape is not None:
             axes = [*value.shape]
             axes[CAPACITY_AXIS] = capacity
             value.shape = ir.Shape(axes)

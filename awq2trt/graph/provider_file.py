@@ -8,7 +8,8 @@ mean the same. Tensors are read, rewritten and written one at a time, so memory 
   and, unless they are not wanted, fused operators of the same library (`fusion`).
 - For CUDA without them: `MatMulNBits` in the activations' type.
 
-Both of CUDA's give `next_token` beside the logits, and keep the capacity fixed, as a CUDA graph wants it.
+The first of them, and that with fused operators, may have a cache of codes (`int8_cache`). All of CUDA's give
+`next_token` beside the logits, and keep the capacity fixed, as a CUDA graph wants it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from awq2trt.errors import UsageError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.fusion import fuse_, fused_nodes
 from awq2trt.graph.inline import has_kernels, inline_bodies_
+from awq2trt.graph.int8_cache import int8_contract, quantize_cache_
 from awq2trt.graph.next_token import CONTRACT, append_next_token_
 from awq2trt.graph.read import DecoderSizes, open_decoder
-from awq2trt.io_contract import LOGITS, MODEL_FILE, NEXT_TOKEN, WEIGHTS_FILE, IoContract, TensorContract
+from awq2trt.io_contract import MODEL_FILE, NEXT_TOKEN, WEIGHTS_FILE, IoContract, TensorContract, is_cache
 from awq2trt.progress import Progress
 
 INLINE_BYTES: Final = 1024
@@ -39,9 +41,21 @@ class Lowering(str, Enum):
     """A form that a decoder can take; the value is how manifests say it."""
 
     CPU = "cpu"
+    CPU_INT8 = "cpu-int8-cache"
     CUDA_PLUGIN = "cuda"
     CUDA_FUSED = "cuda-fused"
+    CUDA_INT8 = "cuda-fused-int8-cache"
     CUDA_ORT = "cuda-matmulnbits"
+
+    @property
+    def has_int8_cache(self) -> bool:
+        """Whether the cache holds codes and scales."""
+        return self in (Lowering.CPU_INT8, Lowering.CUDA_INT8)
+
+    @property
+    def is_for_cpu(self) -> bool:
+        """Whether the CPU provider runs it."""
+        return self in (Lowering.CPU, Lowering.CPU_INT8)
 
 
 def write_lowered(exported: Path, lowering: Lowering, directory: Path, progress: Progress) -> None:
@@ -66,42 +80,51 @@ def lower_(model: ir.Model, sizes: DecoderSizes, lowering: Lowering) -> None:
     """Rewrites, in memory, an exported model, or for `CUDA_ORT` one that is lowered for the plugin library.
 
     Raises:
+        UnsupportedError: The cache cannot be what `lowering` says.
         UsageError: It is one whose operators were fused, of which ONNX Runtime has none.
     """
-    if lowering is Lowering.CPU:
+    if lowering.is_for_cpu:
+        if lowering.has_int8_cache:
+            quantize_cache_(model, in_standard_operators=True)
         ort_lowering.lower_linears_(model, widened=True)
         ort_lowering.widen_to_fp32_(model)
         if ort_lowering.has_free_capacity(model):
-            ort_lowering.free_capacity_(model, sizes.num_layers)
+            ort_lowering.free_capacity_(model)
         return
     if lowering is Lowering.CUDA_ORT:
         _refuse_fused(model)
         ort_lowering.lower_linears_(model, widened=False)
     else:
         _leave_to_library_(model)
-        if lowering is Lowering.CUDA_FUSED:
+        if lowering is not Lowering.CUDA_PLUGIN:
             fuse_(model)
+        if lowering.has_int8_cache:
+            quantize_cache_(model)
     if not any(value.name == NEXT_TOKEN for value in model.graph.outputs):
         append_next_token_(model, sizes.vocab_size)
 
 
 def lowered_contract(contract: IoContract, lowering: Lowering) -> IoContract:
     """Inputs and outputs of a lowered model, from those of the exported one."""
-    if lowering is not Lowering.CPU:
+    contract = int8_contract(contract) if lowering.has_int8_cache else contract
+    if not lowering.is_for_cpu:
         return replace(contract, outputs=(*contract.outputs, CONTRACT))
 
     def widened(tensor: TensorContract) -> TensorContract:
-        half = tensor.dtype in ("float16", "bfloat16")
-        cache = half and tensor.name != LOGITS
-        shape = (*tensor.shape[:2], "capacity", *tensor.shape[3:]) if cache else tensor.shape
-        return replace(tensor, dtype="float32" if half else tensor.dtype, shape=shape)
+        shape = (*tensor.shape[:2], "capacity", *tensor.shape[3:]) if is_cache(tensor.name) else tensor.shape
+        return replace(tensor, dtype=_widened(tensor.dtype), shape=shape)
 
     return replace(
         contract,
         inputs=tuple(map(widened, contract.inputs)),
         outputs=tuple(map(widened, contract.outputs)),
-        cache=replace(contract.cache, dtype="float32") if contract.cache else None,
+        cache=replace(contract.cache, dtype=_widened(contract.cache.dtype)) if contract.cache else None,
     )
+
+
+def _widened(dtype: str) -> str:
+    """What a type of the contract is where half precision became fp32."""
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
 
 
 def save_model(model: ir.Model, directory: Path, on_tensor: Callable[[], None] = lambda: None) -> None:

@@ -6,6 +6,8 @@ neither believes a file before it is checked.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -15,9 +17,34 @@ import onnx_ir as ir
 from awq2trt import opset
 from awq2trt.errors import ArtifactError
 from awq2trt.foreign_files import reading
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, MODEL_FILE, cache_names, scale_name
 
 _EXPORT_AGAIN: Final = "export the model again: awq2trt export CHECKPOINT -o DIR"
+
+_LAYER: Final = re.compile(r"past_key_\d+")
+"""A layer's keys among the inputs."""
+
+
+@dataclass(frozen=True)
+class CacheTensor:
+    """A tensor of the cache, which a call reads as `past` and writes as `present`; the two may be the same memory.
+
+    Attributes:
+        past: Name of the input.
+        present: Name of the output.
+        dtype: Of its elements.
+        shape: For one conversation; the third axis is the capacity.
+    """
+
+    past: str
+    present: str
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return math.prod(self.shape) * int(self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -26,7 +53,8 @@ class DecoderSizes:
 
     Attributes:
         capacity: Positions that the cache holds.
-        dtype: Of the cache and the logits.
+        dtype: Of the logits, and of the scales of a cache of codes.
+        cache_dtype: Of keys and values in the cache.
     """
 
     num_layers: int
@@ -35,11 +63,23 @@ class DecoderSizes:
     capacity: int
     vocab_size: int
     dtype: ir.DataType
+    cache_dtype: ir.DataType
 
     @property
-    def cache_shape(self) -> tuple[int, int, int, int]:
-        """Of one conversation's keys or values in one layer."""
-        return (1, self.num_kv_heads, self.capacity, self.head_dim)
+    def caches(self) -> tuple[CacheTensor, ...]:
+        """All tensors of the cache of one conversation, layer by layer; scales, if there are any, after all codes."""
+        shape = (1, self.num_kv_heads, self.capacity, self.head_dim)
+        names = list(zip(cache_names("past", self.num_layers), cache_names("present", self.num_layers), strict=True))
+        kept = tuple(CacheTensor(past, present, self.cache_dtype, shape) for past, present in names)
+        if self.cache_dtype is not ir.DataType.INT8:
+            return kept
+        scales = (CacheTensor(scale_name(past), scale_name(present), self.dtype, shape[:3]) for past, present in names)
+        return (*kept, *scales)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of all of them."""
+        return sum(cache.nbytes for cache in self.caches)
 
 
 def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, DecoderSizes]:
@@ -55,7 +95,7 @@ def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, 
     path = path / MODEL_FILE if path.is_dir() else path
     model = load_model(path)
     with reading("an exported decoder", path, fix=_EXPORT_AGAIN, error=ArtifactError):
-        return model, _read_sizes(model, path, capacity)
+        return model, read_sizes(model, path, capacity)
 
 
 def load_model(path: Path) -> ir.Model:
@@ -129,12 +169,23 @@ def _check_external(tensor: ir.ExternalTensor) -> None:
         )
 
 
-def _read_sizes(model: ir.Model, path: Path, free_capacity: int | None) -> DecoderSizes:
+def read_sizes(model: ir.Model, path: Path, free_capacity: int | None = None) -> DecoderSizes:
+    """Sizes of a decoder, from its inputs and outputs.
+
+    Args:
+        model: It.
+        path: Of it, for errors.
+        free_capacity: Capacity where the graph leaves it free; None to read it off the caches.
+
+    Raises:
+        ArtifactError: It is another model.
+    """
     values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
-    layers = sum(1 for name in values if name is not None and name.startswith("past_key_"))
-    expected = (INPUT_IDS, CACHE_POSITION, LOGITS, *cache_names("past", layers), *cache_names("present", layers))
-    missing = [name for name in expected if name not in values]
+    layers = sum(1 for name in values if name is not None and _LAYER.fullmatch(name))
+    caches = (*cache_names("past", layers), *cache_names("present", layers))
     cache, logits = values.get("past_key_0"), values.get(LOGITS)
+    scales = map(scale_name, caches if cache is not None and cache.dtype is ir.DataType.INT8 else ())
+    missing = [name for name in (INPUT_IDS, CACHE_POSITION, LOGITS, *caches, *scales) if name not in values]
     if missing or cache is None or logits is None or cache.shape is None or logits.shape is None:
         raise ArtifactError(
             f"not a decoder that awq2trt exported: no {', '.join(missing) or 'cache'} among its inputs and outputs.",
@@ -150,10 +201,11 @@ def _read_sizes(model: ir.Model, path: Path, free_capacity: int | None) -> Decod
         and isinstance(head_dim, int)
         and isinstance(vocab_size, int)
         and cache.dtype is not None
+        and logits.dtype is not None
     ):
         raise ArtifactError(
             f"expected fixed heads, capacity and head size, got {cache.shape}, {cache.dtype}.",
             where=f"{path}: past_key_0",
             fix=_EXPORT_AGAIN,
         )
-    return DecoderSizes(layers, heads, head_dim, capacity, vocab_size, cache.dtype)
+    return DecoderSizes(layers, heads, head_dim, capacity, vocab_size, logits.dtype, cache.dtype)

@@ -21,13 +21,14 @@ import onnx
 import onnx_ir as ir
 
 from awq2trt import opset
-from awq2trt.artifact.golden import DESCRIPTION_FILE, read_golden
+from awq2trt.artifact.golden import DESCRIPTION_FILE, loosen_golden_, read_golden
 from awq2trt.artifact.records import KitRecord
 from awq2trt.engine.predict import Footprint
 from awq2trt.engine.profiles import decoder_profiles
 from awq2trt.errors import UnsupportedError
 from awq2trt.graph.basic_ops import drop_functions_, fix_batch_, lower_to_basic_ops_
 from awq2trt.graph.fusion import fuse_
+from awq2trt.graph.int8_cache import int8_contract, quantize_cache_
 from awq2trt.graph.provider_file import save_model
 from awq2trt.graph.read import open_decoder, operators_of
 from awq2trt.io_contract import BATCH, DECODER, MODEL_FILE, WEIGHTS_FILE, IoContract, TensorContract
@@ -70,6 +71,8 @@ class KitPlan:
         footprint: Of the model.
         longest_prefill: Most new tokens that a call of the engine may have.
         fusion: The graph is fused.
+        cache_error: How much further off golden outputs may be since keys and values are kept as codes, which goes with
+            fusion; 0 where they are not.
         model: What the user called it.
         scheme: How it is quantized, in words.
     """
@@ -81,6 +84,7 @@ class KitPlan:
     footprint: Footprint
     longest_prefill: int
     fusion: bool
+    cache_error: float
     model: str
     scheme: str
 
@@ -107,8 +111,9 @@ def kit_record(plan: KitPlan) -> KitRecord:
     )
 
 
-def kit_contract(contract: IoContract) -> IoContract:
+def kit_contract(contract: IoContract, *, int8_cache: bool = False) -> IoContract:
     """The decoder's inputs and outputs for one conversation."""
+    contract = int8_contract(contract) if int8_cache else contract
 
     def fixed(tensors: tuple[TensorContract, ...]) -> tuple[TensorContract, ...]:
         return tuple(replace(t, shape=tuple(1 if axis == BATCH else axis for axis in t.shape)) for t in tensors)
@@ -139,6 +144,8 @@ def write_kit(
     for name in names:
         if name not in rewritten:
             shutil.copyfile(onnx_directory / name, directory / name)
+    if plan.cache_error:
+        loosen_golden_(directory, plan.cache_error)
     model, sizes = open_decoder(onnx_directory)
     _write_model(model, directory, plan)
     _write_plugin(plan, directory)
@@ -166,6 +173,8 @@ def _write_model(model: ir.Model, directory: Path, plan: KitPlan) -> None:
     drop_functions_(model)
     if plan.fusion:
         fuse_(model)
+    if plan.cache_error:
+        quantize_cache_(model)
     if not plan.jetpack.fused:
         lower_to_basic_ops_(model)
     if plan.fusion:

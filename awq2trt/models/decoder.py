@@ -72,7 +72,9 @@ def load_block(source: ModelSource, layer: int) -> dict[str, Tensor]:
 
 
 def matmul_transposed(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T for x [..., K] and W [N, K]."""
+    """x W^T, fp32, for x fp32 [..., K] and W [N, K]; of narrow factors where W is narrower."""
+    if weight.dtype != x.dtype:
+        return F.linear(x.to(weight.dtype), weight).to(x.dtype)
     if x.shape[:-1].numel() > THIN_ROWS:
         return x @ weight.T
     product: Tensor = weight @ x.flatten(0, -2).T
@@ -320,12 +322,16 @@ class Ends:
         source: The model.
         narrow_head: Keep the head as it is stored, and widen a piece of it at a time: for a few tokens of a model
             whose head in fp32 takes more memory than a block.
+        head_type: Of the head's factors otherwise.
     """
 
-    def __init__(self, source: ModelSource, *, narrow_head: bool = False) -> None:
+    def __init__(
+        self, source: ModelSource, *, narrow_head: bool = False, head_type: torch.dtype = torch.float32
+    ) -> None:
         self._spec = source.spec
         self._source = source
         self._narrow_head = narrow_head
+        self._head_type = head_type
         self._read: dict[str, Array] = {}
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
@@ -379,7 +385,8 @@ class Ends:
     def _head(self) -> Tensor:
         stored = self._stored_head
         # A tied head in fp32 is the embedding itself, not a copy of it.
-        return torch.as_tensor(stored) if stored.dtype == np.float32 and stored.flags.writeable else to_tensor(stored)
+        shared = stored.dtype == np.float32 and stored.flags.writeable
+        return (torch.as_tensor(stored) if shared else to_tensor(stored)).to(self._head_type)
 
     @property
     def _stored_head(self) -> Array:

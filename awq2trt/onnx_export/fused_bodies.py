@@ -15,6 +15,7 @@ from onnx_ir.tape import Tape
 
 from awq2trt import opset
 from awq2trt.graph.inline import inline_call_
+from awq2trt.graph.int8_cache import write_quantized
 from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
 from awq2trt.onnx_export.decoder_graph import LOWEST
 
@@ -188,11 +189,12 @@ def _attention_inputs(numbers: _Numbers) -> list[str]:
         *tables * bool(numbers["rotary_dim"]),
         *gains * bool(numbers["has_norms"]),
         *["alibi"] * bool(numbers["has_alibi"]),
+        *("past_key_scale", "past_value_scale") * bool(numbers.get(opset.ATTR_HAS_CACHE_SCALES)),
     ]
 
 
 def _attention(nodes: _Nodes, inputs: _Inputs, numbers: _Numbers) -> list[ir.Value]:
-    """y [B, S, Hq D], and the caches."""
+    """y [B, S, Hq D], the caches, and their scales if they are int8."""
     qkv, start = inputs["qkv"], inputs["cache_position"]
     if numbers["clip"]:
         lowest, highest = (nodes.number(sign * numbers["clip"], qkv) for sign in (-1, 1))
@@ -212,15 +214,25 @@ def _attention(nodes: _Nodes, inputs: _Inputs, numbers: _Numbers) -> list[ir.Val
         query, key = (
             nodes.op("RotaryEmbedding", x, inputs["cos"], inputs["sin"], positions, **kind) for x in (query, key)
         )
-    keys, values = (
-        nodes.op("TensorScatter", inputs[past], new, start, axis=-2, mode="linear")
-        for past, new in (("past_key", key), ("past_value", value))
+    (keys, *key_caches), (values, *value_caches) = (
+        _write(nodes, inputs, past, new) for past, new in (("past_key", key), ("past_value", value))
     )
+    caches = [cache for pair in zip(key_caches, value_caches, strict=True) for cache in pair]
     attend = _attend_capped if numbers["softcap"] else _attend
     mask = _mask(nodes, inputs, numbers, keys, positions)
     attended = attend(nodes, numbers, (query, keys, values), mask)  # [B, Hq, S, D]
     merged = nodes.op("Transpose", attended, perm=[0, 2, 1, 3])
-    return [nodes.op("Reshape", merged, nodes.integers(0, 0, -1)), keys, values]
+    return [nodes.op("Reshape", merged, nodes.integers(0, 0, -1)), *caches]
+
+
+def _write(nodes: _Nodes, inputs: _Inputs, past: str, new: ir.Value) -> list[ir.Value]:
+    """Keys or values as attention reads them [B, Hkv, C, D], and what is kept: the same, or codes and scales."""
+    start, past_scale = inputs["cache_position"], inputs.get(f"{past}_scale")
+    if past_scale is None:
+        written = nodes.op("TensorScatter", inputs[past], new, start, axis=-2, mode="linear")
+        return [written, written]
+    codes, scales, read = write_quantized(nodes.op, (inputs[past], past_scale), new, start)
+    return [read, codes, scales]
 
 
 def _mask(nodes: _Nodes, inputs: _Inputs, numbers: _Numbers, keys: ir.Value, positions: ir.Value) -> ir.Value:

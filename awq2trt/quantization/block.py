@@ -21,13 +21,13 @@ from awq2trt.quantization.fold import fold_scales_
 from awq2trt.quantization.gptq import GptqOptions, gptq_round
 from awq2trt.quantization.grids import cut_share, search_grids
 from awq2trt.quantization.learning import LearnOptions, Lesson, learn_codes
+from awq2trt.quantization.products import narrowed, output_error
 from awq2trt.quantization.rounding import GroupGrid, Rounded, fake_quantize, group_grid, round_to_grid, to_groups
 from awq2trt.quantization.scores import score_moments
 from awq2trt.quantization.search import (
     ScaleOptions,
     ScaleResult,
     normalised_scales,
-    output_error,
     search_scales,
     smooth_magnitude,
     spread_over_heads,
@@ -39,6 +39,9 @@ from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 CPU: Final = torch.device("cpu")
+
+REPORT_ROWS: Final = 512
+"""Rows that a linear's errors are measured on; all of a large one would take as long as their search."""
 
 Statistics = Mapping[str, InputStatistics]
 """Input statistics by the first balance layer of each scale group."""
@@ -52,7 +55,8 @@ class LinearReport:
         alpha: Exponent of its group's scales; None without a search, and where no layer before absorbs scales.
         beta: How much its group's weights enter the scales, see `ScaleOptions`; None where alpha is.
         clipped_share: Share of its rounding groups whose range was shrunk.
-        error_rounded: Relative output error of plain rounding, || dW X || / || W X ||; None without statistics.
+        error_rounded: Relative output error of plain rounding, || dW X || / || W X ||, of at most `REPORT_ROWS` rows,
+            evenly spaced; None without statistics.
         error: The same after the search. Where q and k are rounded for the scores (`SearchOptions.score_passes`), their
             own outputs' errors may be larger than they could be.
     """
@@ -374,13 +378,14 @@ def _descended(
 
 def _report(original: Tensor, folded: Tensor, found: Rounded, seen: _LinearInput, method: BlockMethod) -> LinearReport:
     """What became of one linear, its weight before and after folding given."""
-    plain = fake_quantize(original, method.scheme)
+    rows = slice(None, None, -(-len(original) // REPORT_ROWS))
+    plain, rounded = fake_quantize(original[rows], method.scheme), found.dequantize(method.scheme)
     return LinearReport(
         alpha=seen.alpha,
         beta=seen.beta,
         clipped_share=cut_share(folded, found.grid, method.scheme) if method.search else 0.0,
-        error_rounded=_relative_error(plain, original, seen.unscaled_gram),
-        error=_relative_error(found.dequantize(method.scheme), folded, seen.gram),
+        error_rounded=_relative_error(plain, original[rows], seen.unscaled_gram),
+        error=_relative_error(rounded[rows], folded[rows], seen.gram),
     )
 
 
@@ -407,6 +412,7 @@ def _search_group(
 
 def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor) -> float:
     """|| (W' - W) x || / || W x ||, root mean square over inputs."""
+    gram = narrowed(gram)
     reference = output_error(weight, gram)
     return math.sqrt(output_error(rounded - weight, gram) / reference) if reference > 0 else 0.0
 

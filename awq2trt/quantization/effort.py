@@ -93,7 +93,7 @@ class SearchOptions:
 
 EFFORTS: Final[dict[str, SearchOptions]] = {
     "fast": SearchOptions(
-        ScaleOptions(adaptive=False, rows=None), GridOptions(ends_apart=False, passes=0), grids_of_scores=False
+        ScaleOptions(adaptive=False, weights=None), GridOptions(ends_apart=False, passes=0), grids_of_scores=False
     ),
     "default": SearchOptions(ScaleOptions(), GridOptions(), grids_of_scores=True),
     "best": SearchOptions(

@@ -6,20 +6,20 @@ further: both ends of a range are cut apart, the step is fitted to the codes, an
 takes into account what the other groups of its row get wrong.
 
 With D the weight error of a row and G = E[x x^T], the row's output error is D G D^T. The part that group g can
-change, given the others, is D_g G_gg D_g^T + 2 D_g p with p = (G D)_g - G_gg D_g, the pull of the other groups. The
-first look has p = 0. Rows are independent, so they are searched in chunks that stay in a core's cache.
+change, given the others, is D_g G_gg D_g^T + 2 D_g p with p = sum over h != g of D_h G_hg, the pull of the other
+groups. The first look has p = 0. Rows are independent, so they are searched in chunks that stay in a core's cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import product as product_of
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from awq2trt.quantization.products import narrowed, product
 from awq2trt.quantization.rounding import GroupGrid, as_step, range_grid
 from awq2trt.scheme import QuantScheme
 
@@ -61,7 +61,7 @@ def search_grids(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: Gri
         options: How far to search.
     """
     # A GPU takes all: there the number of calls sets the time.
-    at_once = ROWS if weight.is_cpu else len(weight)
+    at_once, gram = ROWS if weight.is_cpu else len(weight), narrowed(gram)
     found = [_search_rows(rows, gram, scheme, options) for rows in weight.split(at_once)]
     return GroupGrid(torch.cat([grid.scales for grid in found]), torch.cat([grid.zeros for grid in found]))
 
@@ -88,9 +88,10 @@ class _Group:
     """
 
     _weight: Tensor  # [n, G]
-    _block: Tensor  # G_gg
+    _block: Tensor  # G_gg, of the narrow type
     _scheme: QuantScheme
-    _buffer: Tensor  # [n, G]
+    _in_steps: Tensor  # [n, G], overwritten by every rounding
+    _levels: Tensor  # [n, G], overwritten by every rounding
     low: Tensor
     high: Tensor
     scales: Tensor
@@ -101,34 +102,31 @@ class _Group:
     @classmethod
     def unsearched(cls, weight: Tensor, block: Tensor, scheme: QuantScheme) -> _Group:
         """Before the first look, for weights [n, G] and their part G_gg of E[x x^T]."""
-        weight = weight.contiguous()
-        low, high = _range(weight)
+        weight, (low, high) = weight.contiguous(), _range(weight)
         ones, zeros, loss = torch.ones_like(low), torch.zeros_like(low), torch.full_like(low, torch.inf)
-        return cls(weight, block, scheme, torch.empty_like(weight), low, high, ones, zeros, loss)
+        buffers = torch.empty_like(weight), torch.empty_like(weight)
+        return cls(weight, block.contiguous(), scheme, *buffers, low, high, ones, zeros, loss)
 
-    def look_again_(self, error_gradient: Tensor) -> None:
-        """Starts a further look, from the grid found: `error_gradient` is (G D)_g of the whole row, [n, G]."""
-        self._pull = 2 * (error_gradient - self.difference() @ self._block)
+    def look_again_(self, pull: Tensor) -> None:
+        """Starts a further look, for which the grid found counts as not tried; p of the whole row, [n, G]."""
+        self._pull = 2 * pull
         self.loss = torch.full_like(self.loss, torch.inf)
-        self.try_(GroupGrid(self.scales, self.zeros))
 
-    def try_(self, grid: GroupGrid) -> Tensor:
-        """Keeps a grid where it is better; returns where, bool [n, 1]."""
-        difference = self._round(grid).mul_(grid.scales).sub_(self._weight)
-        slope = difference @ self._block
-        if self._pull is not None:
-            slope += self._pull
-        loss = slope.mul_(difference).sum(dim=-1, keepdim=True)
+    def try_(self, grids: GroupGrid) -> Tensor:
+        """Keeps the best of C grids, [n, C], where it is better than the one found; returns which that is, [n, 1]."""
+        columns = zip(grids.scales.split(1, dim=1), grids.zeros.split(1, dim=1), strict=True)
+        losses = torch.cat([self._loss_on(GroupGrid(*column)) for column in columns], dim=1)
+        loss, best = losses.nan_to_num_(nan=torch.inf, posinf=torch.inf).min(dim=1, keepdim=True)
         better = loss < self.loss
         self.loss = torch.where(better, loss, self.loss)
-        self.scales = torch.where(better, grid.scales, self.scales)
-        self.zeros = torch.where(better, grid.zeros, self.zeros)
-        return better
+        self.scales = torch.where(better, grids.scales.gather(1, best), self.scales)
+        self.zeros = torch.where(better, grids.zeros.gather(1, best), self.zeros)
+        return best
 
     def fit_step_(self) -> None:
         """Tries the step size that suits the codes best: the loss is quadratic in it."""
         levels = self._round(GroupGrid(self.scales, self.zeros))
-        curved = levels @ self._block
+        curved = product(levels, self._block)
         curvature = (curved * levels).sum(dim=-1, keepdim=True)
         target = (curved * self._weight).sum(dim=-1, keepdim=True)
         if self._pull is not None:
@@ -141,25 +139,36 @@ class _Group:
         """Rounded weight minus weight on the best grid, [n, G]."""
         return self._round(GroupGrid(self.scales, self.zeros)).mul(self.scales).sub_(self._weight)
 
+    def _loss_on(self, grid: GroupGrid) -> Tensor:
+        """Output error on a grid. Differences stay in steps, which saves a look at all of them."""
+        difference = self._round(grid).sub_(self._in_steps)
+        slope = product(difference, self._block)
+        if self._pull is None:
+            return slope.mul_(difference).sum(dim=-1, keepdim=True).mul_(grid.scales.square())
+        return slope.mul_(grid.scales).add_(self._pull).mul_(difference).sum(dim=-1, keepdim=True).mul_(grid.scales)
+
     def _round(self, grid: GroupGrid) -> Tensor:
-        """code - zero of every weight, in a buffer that the next call overwrites."""
-        torch.div(self._weight, grid.scales, out=self._buffer)
-        return self._buffer.round_().clamp_(-grid.zeros, self._scheme.levels - 1 - grid.zeros)
+        """code - zero of every weight; the weights in steps are left in `_in_steps`."""
+        torch.div(self._weight, grid.scales, out=self._in_steps)
+        levels = torch.round(self._in_steps, out=self._levels)
+        # Not clamp(), which PyTorch has no vector code for where limits are tensors: it takes ten times as long.
+        torch.maximum(levels, -grid.zeros, out=levels)
+        return torch.minimum(levels, self._scheme.levels - 1 - grid.zeros, out=levels)
 
 
 def _search_rows(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: GridOptions) -> GroupGrid:
     columns = [slice(start, start + scheme.group_of(weight.shape[1])) for start in _starts(weight, scheme)]
-    groups = [_Group.unsearched(weight[:, own], gram[own, own].contiguous(), scheme) for own in columns]
+    groups = [_Group.unsearched(weight[:, own], gram[own, own], scheme) for own in columns]
     for group in groups:
         _search_range_(group, scheme, options)
     if options.passes:
-        gradient = torch.cat([group.difference() for group in groups], dim=1) @ gram
+        differences = torch.cat([group.difference().to(gram.dtype) for group in groups], dim=1)
     for _ in range(options.passes):
         for group, own in zip(groups, columns, strict=True):
-            before = group.difference()
-            group.look_again_(gradient[:, own])
+            differences[:, own] = 0
+            group.look_again_(product(differences, gram[:, own]))
             _search_around_(group, scheme)
-            gradient += (group.difference() - before) @ gram[own]
+            differences[:, own] = group.difference()
     return GroupGrid(
         torch.stack([group.scales for group in groups], dim=1), torch.stack([group.zeros for group in groups], dim=1)
     )
@@ -172,31 +181,32 @@ def _starts(weight: Tensor, scheme: QuantScheme) -> range:
 def _search_range_(group: _Group, scheme: QuantScheme, options: GridOptions) -> None:
     """First look: the whole range, then less of it."""
     if not options.ends_apart:
-        limit = torch.maximum(-group.low, group.high)
-        for share in LIMITS:
-            low, high = torch.maximum(group.low, -share * limit), torch.minimum(group.high, share * limit)
-            group.try_(range_grid(low, high, scheme))
-        return
-    kept_low, kept_high = torch.ones_like(group.low), torch.ones_like(group.high)
-    for low_share, high_share in _share_pairs(SHARES, scheme):
-        better = group.try_(range_grid(low_share * group.low, high_share * group.high, scheme))
-        kept_low, kept_high = kept_low.masked_fill(better, low_share), kept_high.masked_fill(better, high_share)
-    for low_step, high_step in _share_pairs((-SHARE_STEP, 0.0, SHARE_STEP), scheme):
-        low, high = (kept_low + low_step).clamp_(max=1) * group.low, (kept_high + high_step).clamp_(max=1) * group.high
+        limits = torch.maximum(-group.low, group.high) * torch.tensor(LIMITS)
+        low, high = torch.maximum(group.low, -limits), torch.minimum(group.high, limits)
         group.try_(range_grid(low, high, scheme))
+        return
+    low_shares, high_shares = _share_pairs(SHARES, scheme)
+    best = group.try_(range_grid(low_shares * group.low, high_shares * group.high, scheme))
+    low_steps, high_steps = _share_pairs((-SHARE_STEP, 0.0, SHARE_STEP), scheme)
+    low = (low_shares[best] + low_steps).clamp_(max=1) * group.low
+    high = (high_shares[best] + high_steps).clamp_(max=1) * group.high
+    group.try_(range_grid(low, high, scheme))
     group.fit_step_()
 
 
-def _share_pairs(values: tuple[float, ...], scheme: QuantScheme) -> Iterator[tuple[float, float]]:
-    """Values for both ends; a symmetric grid has one end only."""
-    return product(values, values) if scheme.zero_point else zip(values, values, strict=True)
+def _share_pairs(values: tuple[float, ...], scheme: QuantScheme) -> tuple[Tensor, Tensor]:
+    """Values for both ends, fp32 [pairs] each; a symmetric grid has one end only."""
+    pairs = product_of(values, values) if scheme.zero_point else zip(values, values, strict=True)
+    low, high = torch.tensor([*pairs]).unbind(dim=1)
+    return low, high
 
 
 def _search_around_(group: _Group, scheme: QuantScheme) -> None:
-    """A further look: grids near the one found."""
-    scales, zeros = group.scales, group.zeros
-    for factor, shift in product(STEP_FACTORS, (-1, 0, 1) if scheme.zero_point else (0,)):
-        group.try_(GroupGrid(as_step(factor * scales, scheme), (zeros + shift).clamp_(0, scheme.levels - 1)))
+    """A further look: the grid found, and those near it."""
+    tried = product_of(STEP_FACTORS, (-1.0, 0.0, 1.0) if scheme.zero_point else (0.0,))
+    factors, shifts = torch.tensor([*tried]).unbind(dim=1)
+    zeros = (group.zeros + shifts).clamp_(0, scheme.levels - 1)
+    group.try_(GroupGrid(as_step(factors * group.scales, scheme), zeros))
     group.fit_step_()
 
 

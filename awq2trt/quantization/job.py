@@ -57,6 +57,7 @@ from awq2trt.quantization.block import (
 from awq2trt.quantization.head import CalibratedHead, HeadReport, quantize_head
 from awq2trt.quantization.image_windows import ImageWindows, WindowSizes, image_windows
 from awq2trt.quantization.learning import Lesson
+from awq2trt.quantization.rounding import with_steps_of
 from awq2trt.quantization.store import Store, StoredBlock
 from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
 from awq2trt.recipe import QuantizeOptions
@@ -160,7 +161,7 @@ class QuantizeJob:
             step_dtype = self._step_dtype(windows, images)
             self._with_steps_of(step_dtype)._quantize_blocks(windows, images)
             if self.options.head_scheme is not None and self.store.head_report() is None:
-                self._quantize_head(replace(self.options.head_scheme, step_dtype=step_dtype), tokens)
+                self._quantize_head(with_steps_of(self.options.head_scheme, step_dtype), tokens)
             dtype = self._write_checkpoint()
             if tokens is not None and self.method.tune is not None:
                 self._tune(tokens, self.method.tune, dtype)
@@ -240,7 +241,7 @@ class QuantizeJob:
 
     def _with_steps_of(self, dtype: str) -> QuantizeJob:
         """The same job, with step sizes that a type holds."""
-        return replace(self, method=replace(self.method, scheme=replace(self.method.scheme, step_dtype=dtype)))
+        return replace(self, method=replace(self.method, scheme=with_steps_of(self.method.scheme, dtype)))
 
     def _quantize_blocks(self, tokens: Tensor, seen: ImageWindows | None) -> None:
         layers, first = self.store.layers, self.store.finished_blocks()
@@ -313,7 +314,7 @@ class QuantizeJob:
     def _finished(self, written: QuantizedCheckpoint, layer: int, dtype: str) -> FinishedBlock:
         """A block of the checkpoint that was written, its steps to be of `dtype`."""
         spec, prefix = written.spec, written.spec.prefix(layer)
-        scheme = replace(written.scheme, step_dtype=dtype)
+        scheme = with_steps_of(written.scheme, dtype)
         linears = {name: replace(written.linear(prefix + name), scheme=scheme) for name in spec.block.linears}
         return FinishedBlock(linears, plain_tensors(spec, load_block(written, layer)))
 

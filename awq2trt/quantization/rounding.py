@@ -18,12 +18,22 @@ from awq2trt.errors import CheckpointError
 from awq2trt.scheme import BFLOAT16, QuantizedLinear, QuantScheme
 
 
+class Bfloat16Steps(QuantScheme):
+    """A scheme by which step sizes are chosen that bf16 holds; what is stored is as of the scheme itself."""
+
+
+def with_steps_of(scheme: QuantScheme, dtype: str) -> QuantScheme:
+    """The scheme by which steps are chosen for a checkpoint of `dtype`, `FLOAT16` or `BFLOAT16`."""
+    kind = Bfloat16Steps if dtype == BFLOAT16 else QuantScheme
+    return kind(scheme.bits, scheme.group_size, scheme.zero_point)
+
+
 @dataclass(frozen=True)
 class GroupGrid:
     """The rounding grid of every group: w = scales * (code - zeros).
 
     Attributes:
-        scales: fp32 values that the scheme's `step_dtype` holds exactly, [N, groups, 1].
+        scales: fp32 values that the type which stores them holds exactly, [N, groups, 1].
         zeros: Integers in [0, 2^bits) as fp32, [N, groups, 1].
     """
 
@@ -149,10 +159,10 @@ def fake_quantize(weight: Tensor, scheme: QuantScheme) -> Tensor:
 
 
 def as_step(scales: Tensor, scheme: QuantScheme) -> Tensor:
-    """Rounds step sizes to the scheme's `step_dtype`; always to what fp16 holds, too, which is all that AutoAWQ's has.
+    """Rounds step sizes to the type that stores them; always to what fp16 holds, too, which is all that AutoAWQ's has.
 
     An all-zero group, or one too small for fp16, gets 1, so its codes are its zero.
     """
     # What has bf16's 8 bits has no more after rounding to fp16, whatever its magnitude.
-    rounded = (scales.bfloat16() if scheme.step_dtype == BFLOAT16 else scales).half().float()
+    rounded = (scales.bfloat16() if isinstance(scheme, Bfloat16Steps) else scales).half().float()
     return torch.where(rounded > 0, rounded, torch.where(rounded == 0, torch.ones_like(rounded), rounded))

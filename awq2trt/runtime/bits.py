@@ -12,6 +12,7 @@ STORED: Final[Mapping[str, np.dtype[Any]]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.uint16),
+    "int8": np.dtype(np.int8),
 }
 
 _BFLOAT16_SHIFT: Final = 16

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq2trt.artifact.golden import loosen_golden_
 from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import can_resume, create_artifact
@@ -26,6 +27,7 @@ from awq2trt.recipe import DEFAULT_DEVICE, Recipe
 from awq2trt.stages.export import ExportRequest, export_checkpoint, export_fingerprint
 from awq2trt.stages.lowered import LowerRequest, lower_stage
 from awq2trt.stages.opening import (
+    cache_error,
     current_or_none,
     exported_contents,
     file_hashes,
@@ -43,6 +45,7 @@ from awq2trt.stages.quantize import (
 from awq2trt.stages.readiness import (
     require_calibration,
     require_exportable,
+    require_int8_attention,
     require_outputs,
     require_target,
     require_whole_model,
@@ -114,6 +117,7 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
             kit.output,
             plugin=request.options.build.plugin is not False,
             fusion=request.options.build.fusion,
+            int8_cache=request.options.build.cache == "int8",
             overwrite=request.overwrite,
         )
         yield lower_stage(onnx, spec, lowering, progress)
@@ -162,6 +166,7 @@ def _current_checkpoint(request: BuildRequest, target: Target, progress: Progres
     refuse_writing_over_source(source, output)
     require_calibration(source, options)
     require_exportable(source, request.options.export)
+    require_int8_attention(source.spec, target, request.options)
     # In the end, checkpoint, ONNX model and what is built of it lie there together, each at least as large.
     expected_bytes = max(quantize_bytes(source, options), 3 * checkpoint_bytes(source, options))
     require_outputs(request.output, target, overwrite=request.overwrite, expected_bytes=expected_bytes)
@@ -191,9 +196,10 @@ def _current_onnx(request: BuildRequest, checkpoint: Artifact, progress: Progres
 def _current_engine(
     request: BuildRequest, target: Target, onnx: Artifact, spec: ModelSpec, progress: Progress
 ) -> Artifact:
-    from awq2trt.engine.builder import LOG_FILE, build_engine, import_tensorrt_rtx
+    from awq2trt.engine.builder import LOG_FILE, GraphOptions, build_engine, import_tensorrt_rtx
+    from awq2trt.graph.int8_cache import int8_contract
 
-    output = request.output / target.name
+    output, int8_cache = request.output / target.name, request.options.build.cache == "int8"
     library = _plugin_library(request.options.build.plugin, progress)
     gpu, capability = _gpu_of(target)
     fingerprint = fingerprint_of(
@@ -204,6 +210,7 @@ def _current_engine(
         tensorrt=str(import_tensorrt_rtx().__version__),
         plugin=record_file(library.path) if library else None,
         fusion=request.options.build.fusion,
+        cache=request.options.build.cache,
     )
     current = current_or_none(output, "engine", fingerprint, progress)
     if current is not None:
@@ -221,11 +228,13 @@ def _current_engine(
                 target,
                 draft.files,
                 plugin_library=library,
-                fusion=request.options.build.fusion,
+                graph=GraphOptions(fusion=request.options.build.fusion, int8_cache=int8_cache),
                 progress=progress,
             )
         for name in onnx.manifest.files:
             draft.adopt(onnx.path(name))
+        if int8_cache:
+            loosen_golden_(draft.files, cache_error(spec))
         record = EngineRecord(
             target=target.name,
             compute_capabilities=result.compute_capabilities,
@@ -238,7 +247,8 @@ def _current_engine(
         contents = exported_contents(onnx, spec)
         changed = {"engine": record, "operators": {**contents.operators, **result.operators}}
         contents = contents.model_copy(update=changed)
-        return draft.publish(contents.with_engine(ENGINE_FILE))
+        decoder = contents.graphs[DECODER].io
+        return draft.publish(contents.with_engine(ENGINE_FILE, int8_contract(decoder) if int8_cache else decoder))
 
 
 def _gpu_of(target: Target) -> tuple[str | None, str | None]:

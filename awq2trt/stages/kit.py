@@ -12,7 +12,7 @@ from pathlib import Path
 from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.engine.outlook import Outlook, outlook_lines
-from awq2trt.engine.predict import predict_footprint
+from awq2trt.engine.predict import AttentionPlan, predict_footprint
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
 from awq2trt.graph.fused_attention import fuses_attention
 from awq2trt.io_contract import ENGINE_FILE
@@ -32,7 +32,7 @@ from awq2trt.onnx_export.model import DEFAULT_MAX_SEQ_LEN
 from awq2trt.opset import FEATURES_MULTIPLE
 from awq2trt.progress import Progress
 from awq2trt.recipe import Recipe
-from awq2trt.stages.opening import current_or_none, exported_contents, file_hashes
+from awq2trt.stages.opening import cache_error, current_or_none, exported_contents, file_hashes
 from awq2trt.target import TARGETS, Target, find_jetpack
 
 
@@ -98,7 +98,10 @@ def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
         fused = not target.is_kit or _attention_is_a_layer(decoder, capacity, options)
         prefill = longest_prefill(capacity, fused=fused)
         scheme, head = options.quantize.scheme, options.quantize.head_scheme
-        footprint = predict_footprint(decoder, scheme, capacity, head=head, longest_prefill=prefill, fused=fused)
+        attention = AttentionPlan(fused=fused, int8_cache=options.build.cache == "int8")
+        footprint = predict_footprint(
+            decoder, scheme, capacity, head=head, longest_prefill=prefill, attention=attention
+        )
         return Outlook(target, footprint)
 
     return tuple(outlook(target) for target in TARGETS.values() if target.memory_bytes is not None)
@@ -161,6 +164,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
     if decoder is None:
         raise ArtifactError("the manifest has no decoder.", where=str(onnx.directory), fix="export it again.")
     outlook = next(each for each in predict_outlooks(spec, request.options) if each.target == request.target)
+    int8_cache = request.options.build.cache == "int8"
     plan = KitPlan(
         target=request.target,
         jetpack=jetpack,
@@ -171,6 +175,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
             decoder.capacity, fused=_attention_is_a_layer(spec.decoder, decoder.capacity, request.options)
         ),
         fusion=request.options.build.fusion,
+        cache_error=cache_error(spec) if int8_cache else 0.0,
         model=contents.source.model,
         scheme=contents.quantization.scheme.describe(),
     )
@@ -181,6 +186,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         onnx=file_hashes(onnx.manifest.files),
         record=record,
         fusion=plan.fusion,
+        int8_cache=int8_cache,
         plugin=record_file(library.path) if library else {name: record_file(path) for name, path in sources.items()},
         runtime={name: record_file(path) for name, path in plan.runtime.items()},
         templates=[record_file(path) for path in TEMPLATES],
@@ -199,7 +205,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes
     ) as draft:
         operators = write_kit(onnx.directory, tuple(onnx.manifest.files), draft.files, plan, record)
-        contents = contents.with_engine(ENGINE_FILE, kit_contract(decoder))
+        contents = contents.with_engine(ENGINE_FILE, kit_contract(decoder, int8_cache=int8_cache))
         return draft.publish(contents.model_copy(update={"kit": record, "operators": operators}))
 
 

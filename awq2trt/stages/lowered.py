@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from awq2trt.artifact.golden import loosen_golden_
 from awq2trt.artifact.manifest import Artifact, current_artifact, fingerprint_of
 from awq2trt.artifact.publish import create_artifact
 from awq2trt.artifact.records import LoweredRecord, ProfileRecord
@@ -13,9 +14,12 @@ from awq2trt.errors import ArtifactError
 from awq2trt.io_contract import DECODER, MODEL_FILE, WEIGHTS_FILE
 from awq2trt.models.spec import ModelSpec
 from awq2trt.progress import Progress
-from awq2trt.stages.opening import exported_contents
+from awq2trt.stages.opening import cache_error, exported_contents
 from awq2trt.target import ANY_CPU, CUDA_CPUS, MINIMUM_CAPABILITY, Target
 from awq2trt.version import __version__
+
+if TYPE_CHECKING:
+    from awq2trt.graph.provider_file import Lowering
 
 _GROWTH: Final = 1.25
 """A lowered model on disk is at most so many times as large as the exported one: for the CPU, scales become fp32, which
@@ -31,6 +35,7 @@ class LowerRequest:
         output: Directory of the model.
         plugin: For `cuda`: quantized linears are left to our operators, not to ONNX Runtime's own.
         fusion: Where they are, also to our fused ones.
+        int8_cache: Keys and values are kept as codes.
         overwrite: Replace what is in `output`, whatever it is.
     """
 
@@ -38,17 +43,17 @@ class LowerRequest:
     output: Path
     plugin: bool = True
     fusion: bool = True
+    int8_cache: bool = False
     overwrite: bool = False
 
 
 def lower_stage(onnx: Artifact, spec: ModelSpec, request: LowerRequest, progress: Progress) -> Artifact:
     """The model of an exported decoder for a provider; made only where it is not current."""
-    from awq2trt.graph.provider_file import Lowering, lowered_contract, write_lowered
+    from awq2trt.graph.provider_file import lowered_contract, write_lowered
     from awq2trt.graph.read import open_decoder, operators_of
 
     target = request.target
-    ours = Lowering.CUDA_FUSED if request.fusion else Lowering.CUDA_PLUGIN
-    lowering = Lowering.CPU if target.cuda is None else ours if request.plugin else Lowering.CUDA_ORT
+    lowering = _lowering(request)
     files = {name: file.sha256 for name, file in onnx.manifest.files.items()}
     fingerprint = fingerprint_of(kind="lowered", onnx=files, target=target.name, lowering=lowering.value)
     current = current_artifact(request.output, "lowered", fingerprint)
@@ -69,15 +74,30 @@ def lower_stage(onnx: Artifact, spec: ModelSpec, request: LowerRequest, progress
         for name in files:
             if name not in (MODEL_FILE, WEIGHTS_FILE):
                 draft.adopt(onnx.path(name))
+        if lowering.has_int8_cache:
+            loosen_golden_(draft.files, cache_error(spec))
         contents = exported_contents(onnx, spec)
         decoder = contents.graphs[DECODER].model_copy(update={"io": lowered_contract(contract, lowering)})
-        calls_operators = lowering is ours
+        calls_operators = target.cuda is not None and request.plugin
         changed = {
             "graphs": {**contents.graphs, DECODER: decoder},
             "operators": operators_of(open_decoder(draft.files)[0]) if calls_operators else {},
             "lowered": _record(target, contract.capacity, calls_operators=calls_operators),
         }
         return draft.publish(contents.model_copy(update=changed))
+
+
+def _lowering(request: LowerRequest) -> Lowering:
+    """The form that a request asks for; `require_cache` has refused what there is none of."""
+    from awq2trt.graph.provider_file import Lowering
+
+    if request.target.cuda is None:
+        return Lowering.CPU_INT8 if request.int8_cache else Lowering.CPU
+    if not request.plugin:
+        return Lowering.CUDA_ORT
+    if not request.fusion:
+        return Lowering.CUDA_PLUGIN
+    return Lowering.CUDA_INT8 if request.int8_cache else Lowering.CUDA_FUSED
 
 
 def _record(target: Target, capacity: int, *, calls_operators: bool) -> LoweredRecord:

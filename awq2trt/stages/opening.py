@@ -44,6 +44,13 @@ def exported_contents(onnx: Artifact, spec: ModelSpec) -> Contents:
     return contents.model_copy(update={"model": contents.model or spec.record(), "tokens": tokens})
 
 
+def cache_error(spec: ModelSpec) -> float:
+    """How much further off than others a model with a cache of codes may be."""
+    from awq2trt.checking.tolerance import cache_limit
+
+    return cache_limit(spec.decoder.head_dim, spec.decoder.num_layers + 1)
+
+
 def file_hashes(files: Mapping[str, FileRecord]) -> dict[str, str]:
     """What a fingerprint takes of an artifact's files."""
     return {name: record.sha256 for name, record in files.items()}

@@ -19,11 +19,12 @@ from awq2trt.images.pairs import is_image_text, read_pairs
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.machine.foreign_runtime import find_runtime_package
 from awq2trt.methods import METHODS
+from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource, files_beside_weights
 from awq2trt.progress import Progress
-from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions
-from awq2trt.target import Target, find_jetpack
+from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
+from awq2trt.target import CPU_TARGET, Target, find_jetpack
 
 _WEIGHTS: Final = (".safetensors", ".gguf", ".onnx")
 
@@ -113,8 +114,9 @@ def require_target(target: Target, options: BuildOptions, *, ssh: str | None) ->
     Raises:
         ToolError: TensorRT, the plugin library, or a program is missing, or a library is of another version.
         UnsupportedError: The plugin library is for another GPU.
-        UsageError: The Jetson has no name.
+        UsageError: The Jetson has no name, or the cache is one that nothing would write.
     """
+    require_cache(target, options)
     if target.is_kit:
         choose_plugin(target, find_jetpack(options.jetpack))
         find_runtime_package()
@@ -123,10 +125,40 @@ def require_target(target: Target, options: BuildOptions, *, ssh: str | None) ->
         from awq2trt.engine.builder import import_tensorrt_rtx
 
         import_tensorrt_rtx()
-        if options.plugin:
+        if options.plugin or options.cache == "int8":
             from awq2trt.machine.plugin_library import find_plugin_library
 
             find_plugin_library()
+
+
+def require_cache(target: Target, options: BuildOptions) -> None:
+    """Refuses an int8 cache without the operator that writes it; on the CPU, ONNX Runtime's own operators do.
+
+    Raises:
+        UsageError: It is asked for.
+    """
+    without = "--no-plugin" if options.plugin is False else "--no-fusion" if not options.fusion else None
+    if options.cache == "int8" and target.name != CPU_TARGET and without is not None:
+        raise UsageError(
+            f"an int8 cache is written and read by our fused attention operator, which {without} leaves out.",
+            where="--cache int8",
+            fix=f"leave {without} out, or build with --cache fp16.",
+        )
+
+
+def require_int8_attention(spec: DecoderSpec, target: Target, options: Recipe) -> None:
+    """Refuses an int8 cache for a model whose attention our operator does not know.
+
+    Raises:
+        UnsupportedError: It does not.
+    """
+    from awq2trt.graph.fused_attention import fuses_attention
+    from awq2trt.graph.int8_cache import no_operator_error
+    from awq2trt.onnx_export.model import DEFAULT_MAX_SEQ_LEN
+
+    capacity = options.export.max_seq_len or min(spec.max_positions, DEFAULT_MAX_SEQ_LEN)
+    if options.build.cache == "int8" and target.name != CPU_TARGET and not fuses_attention(spec, capacity):
+        raise no_operator_error(where="--cache int8")
 
 
 def require_ssh(host: str | None) -> None:

@@ -1,7 +1,8 @@
 """Text that the model writes itself, so that calibration needs no data.
 
 The model continues its own first tokens (the idea of LLM-QAT, arXiv:2305.17888, section 3.1: text sampled from the
-model covers what it saw in training).
+model covers what it saw in training). Its weights are bf16 where that is quicker (`machine.arithmetic`): what it writes
+is drawn at random anyway, and statistics are taken of the text by the model in fp32.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.errors import CalibrationError
+from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.device import available_bytes
 from awq2trt.models.decoder import BlockRunner, BlockWeights, Ends, KeyValueCache, load_block
 from awq2trt.models.families import DecoderSpec, family_named
@@ -26,6 +28,9 @@ _GREEDY_START: Final = 4
 
 _FP32_BYTES: Final = 4
 
+_MATRIX: Final = 2
+"""Axes of what is multiplied; vectors stay fp32."""
+
 _TOP_K: Final = 100
 """Tokens to draw from: the tail of a small model's distribution is noise, and one draw there derails the text."""
 
@@ -36,7 +41,7 @@ def self_written(
     """Text sampled from the model: all sequences side by side, whole model in memory.
 
     Args:
-        source: The model, which must fit in memory once in fp32.
+        source: The model, which must fit in memory once, in bf16 or fp32.
         ordinary: Ids that a text may begin with, see `ordinary_tokens`.
         samples: Sequences.
         seqlen: Tokens in each.
@@ -49,10 +54,11 @@ def self_written(
     Raises:
         CalibrationError: The model does not fit in memory.
     """
-    _require_memory(source.spec, samples, seqlen)
+    dtype = narrow_type()
+    _require_memory(source.spec, samples, seqlen, dtype)
     generator = torch.Generator("cpu").manual_seed(seed)
-    ends, runner = Ends(source), BlockRunner.for_positions(source.spec, seqlen)
-    blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
+    ends, runner = Ends(source, head_type=dtype), BlockRunner.for_positions(source.spec, seqlen)
+    blocks = [_load_narrow(source, layer, dtype) for layer in range(source.spec.num_layers)]
     caches = [KeyValueCache.empty(source.spec, samples, seqlen) for _ in blocks]
     tokens = _first_tokens(source, ordinary, samples, generator)
     with progress.task("model writes its calibration text", total=seqlen - 1) as advance:
@@ -65,16 +71,23 @@ def self_written(
     return tokens
 
 
-def _require_memory(spec: DecoderSpec, samples: int, seqlen: int) -> None:
+def _load_narrow(source: ModelSource, layer: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A block whose matrices are of type `dtype`."""
+    return {
+        name: value.to(dtype) if value.ndim == _MATRIX else value for name, value in load_block(source, layer).items()
+    }
+
+
+def _require_memory(spec: DecoderSpec, samples: int, seqlen: int, dtype: torch.dtype) -> None:
     """Refuses before the first block is loaded what would end in swapping or a kill."""
     block = sum(math.prod(shape) for shape in spec.block_shapes().values())
     outer = sum(math.prod(shape) for shape in spec.outer_shapes().values())
     cache = 2 * samples * seqlen * spec.num_kv_heads * spec.head_dim
-    needed = _FP32_BYTES * (spec.num_layers * (block + cache) + outer)
+    needed = spec.num_layers * (dtype.itemsize * block + _FP32_BYTES * cache) + (_FP32_BYTES + dtype.itemsize) * outer
     available = available_bytes()
     if needed > available:
         raise CalibrationError(
-            f"for the model to write its own text, all of it must be in memory in fp32: {needed / 2**30:.1f} GiB "
+            f"for the model to write its own text, all of it must be in memory: {needed / 2**30:.1f} GiB "
             f"are needed, {available / 2**30:.1f} GiB are available.",
             where="--calib self",
             fix="name a .txt or .jsonl file with --calib: calibration on a text holds one block in memory at a time.",

@@ -28,6 +28,7 @@ constexpr char kScale[] = "scale";
 constexpr char kSoftcap[] = "softcap";
 constexpr char kClip[] = "clip";
 constexpr char kNormEps[] = "norm_eps";
+constexpr char kHasCacheScales[] = "has_cache_scales";  // a node may leave it out, which means 0
 
 // The node's attributes. A number that is 0 leaves out what it is of.
 struct Attributes {
@@ -42,23 +43,29 @@ struct Attributes {
   float softcap;
   float clip;
   float norm_eps;
+  int32_t has_cache_scales;
 };
 
 // Inputs in order, without gaps: those of what the attributes leave out are not there.
 constexpr int32_t kQkv = 0, kPosition = 1, kPastKey = 2, kPastValue = 3, kFirstOptional = 4;
-constexpr int32_t kMaxInputs = 9;
+constexpr int32_t kMaxInputs = 11;
 constexpr int32_t kNoInput = -1;
 
 // Outputs.
-constexpr int32_t kY = 0, kPresentKey = 1, kPresentValue = 2;
-constexpr int32_t kOutputs = 3;
+constexpr int32_t kY = 0, kPresentKey = 1, kPresentValue = 2, kPresentKeyScale = 3, kPresentValueScale = 4;
+constexpr int32_t kMaxOutputs = 5;
 
 inline int32_t rotary_inputs(const Attributes& attributes) { return attributes.rotary_dim != 0 ? 2 : 0; }
 inline int32_t norm_inputs(const Attributes& attributes) { return attributes.has_norms != 0 ? 2 : 0; }
 inline int32_t input_count(const Attributes& attributes) {
-  return kFirstOptional + rotary_inputs(attributes) + norm_inputs(attributes) + attributes.has_alibi;
+  return kFirstOptional + rotary_inputs(attributes) + norm_inputs(attributes) + attributes.has_alibi +
+         2 * attributes.has_cache_scales;
 }
-// Of two neighbours the first: cos before sin, the gain of queries before that of keys.
+inline int32_t output_count(const Attributes& attributes) {
+  return attributes.has_cache_scales != 0 ? kMaxOutputs : kPresentValue + 1;
+}
+// Of two neighbours the first: cos before sin, the gain of queries before that of keys, and keys' scales before
+// values'.
 inline int32_t cos_input(const Attributes& attributes) {
   return attributes.rotary_dim != 0 ? kFirstOptional : kNoInput;
 }
@@ -66,7 +73,16 @@ inline int32_t query_norm_input(const Attributes& attributes) {
   return attributes.has_norms != 0 ? kFirstOptional + rotary_inputs(attributes) : kNoInput;
 }
 inline int32_t alibi_input(const Attributes& attributes) {
-  return attributes.has_alibi != 0 ? input_count(attributes) - 1 : kNoInput;
+  return attributes.has_alibi != 0 ? kFirstOptional + rotary_inputs(attributes) + norm_inputs(attributes) : kNoInput;
+}
+inline int32_t cache_scale_input(const Attributes& attributes) {
+  return attributes.has_cache_scales != 0 ? input_count(attributes) - 2 : kNoInput;
+}
+// The input whose memory an output may be, and whose type and shape it has; kNoInput for y.
+inline int32_t past_of(const Attributes& attributes, int32_t output) {
+  if (output == kY) return kNoInput;
+  return output <= kPresentValue ? kPastKey + output - kPresentKey
+                                 : cache_scale_input(attributes) + output - kPresentKeyScale;
 }
 
 // Counts of heads are positive and fit each other, flags are 0 or 1, and no other number but the scale is negative.
@@ -75,7 +91,8 @@ bool check_attributes(const Attributes& attributes, ErrorText* error);
 // `count` inputs are as many as the attributes say.
 bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* error);
 
-// Positions are int64, slopes fp32, and every other input has the type of qkv.
+// Positions are int64, slopes fp32, keys and values that have scales int8, and all else has the type of qkv. `tensor`
+// counts inputs, and then outputs.
 bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, ElementType qkv_type, ErrorText* error);
 
 // qkv [B, S, (Hq + 2 Hkv) D] and past_key [B, Hkv, C, D] have as many dimensions. Sizes may still be unknown.

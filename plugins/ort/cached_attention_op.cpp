@@ -3,6 +3,7 @@
 #include "ort/cached_attention_op.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -21,15 +22,24 @@ namespace {
 
 using cached_attention::Attributes;
 
+// How a cache keeps numbers; ONNX Runtime tells operators of one name apart by their types.
+enum class Cache { kAsActivations, kCodes };
+
 // The node's attributes, which fit its number of inputs.
-Attributes read_attributes(const Node& node) {
+Attributes read_attributes(const Node& node, Cache cache) {
   const Attributes attributes = {
-      node.integer_attribute(cached_attention::kNumHeads),  node.integer_attribute(cached_attention::kNumKvHeads),
-      node.integer_attribute(cached_attention::kRotaryDim), node.integer_attribute(cached_attention::kInterleaved),
-      node.integer_attribute(cached_attention::kWindow),    node.integer_attribute(cached_attention::kHasNorms),
-      node.integer_attribute(cached_attention::kHasAlibi),  node.float_attribute(cached_attention::kScale),
-      node.float_attribute(cached_attention::kSoftcap),     node.float_attribute(cached_attention::kClip),
-      node.float_attribute(cached_attention::kNormEps)};
+      node.integer_attribute(cached_attention::kNumHeads),
+      node.integer_attribute(cached_attention::kNumKvHeads),
+      node.integer_attribute(cached_attention::kRotaryDim),
+      node.integer_attribute(cached_attention::kInterleaved),
+      node.integer_attribute(cached_attention::kWindow),
+      node.integer_attribute(cached_attention::kHasNorms),
+      node.integer_attribute(cached_attention::kHasAlibi),
+      node.float_attribute(cached_attention::kScale),
+      node.float_attribute(cached_attention::kSoftcap),
+      node.float_attribute(cached_attention::kClip),
+      node.float_attribute(cached_attention::kNormEps),
+      cache == Cache::kCodes ? node.integer_attribute(cached_attention::kHasCacheScales) : 0};
   ErrorText error;
   require(cached_attention::check_attributes(attributes, &error), error);
   require(cached_attention::check_input_count(attributes, static_cast<int32_t>(node.input_count()), &error), error);
@@ -53,8 +63,15 @@ class Call {
     find_inputs(attributes);
     const int64_t y_sizes[] = {problem_.batch, problem_.tokens, int64_t{problem_.heads} * problem_.head_dim};
     tensors_.y = context.output(cached_attention::kY, {y_sizes, 3});
-    tensors_.present_key = context.output(cached_attention::kPresentKey, shapes[cached_attention::kPastKey]);
-    tensors_.present_value = context.output(cached_attention::kPresentValue, shapes[cached_attention::kPastKey]);
+    const auto present = [&](int32_t output) {
+      return context.output(output, shapes[cached_attention::past_of(attributes, output)]);
+    };
+    tensors_.present_key = present(cached_attention::kPresentKey);
+    tensors_.present_value = present(cached_attention::kPresentValue);
+    if (attributes.has_cache_scales != 0) {
+      tensors_.present_key_scale = present(cached_attention::kPresentKeyScale);
+      tensors_.present_value_scale = present(cached_attention::kPresentValueScale);
+    }
   }
 
   const InputTensor& qkv() const { return inputs_[cached_attention::kQkv]; }
@@ -79,6 +96,10 @@ class Call {
     if (problem_.has_alibi) {
       tensors_.alibi = static_cast<const float*>(data(cached_attention::alibi_input(attributes)));
     }
+    if (attributes.has_cache_scales != 0) {
+      tensors_.past_key_scale = data(cached_attention::cache_scale_input(attributes));
+      tensors_.past_value_scale = data(cached_attention::cache_scale_input(attributes) + 1);
+    }
   }
 
   std::vector<InputTensor> inputs_;
@@ -88,7 +109,7 @@ class Call {
 
 class CudaAttention final : public Kernel {
  public:
-  explicit CudaAttention(const Node& node) : attributes_(read_attributes(node)) {}
+  CudaAttention(const Node& node, Cache cache) : attributes_(read_attributes(node, cache)) {}
 
   void compute(const Context& context) override {
     const Call call(attributes_, context);
@@ -141,8 +162,13 @@ class CpuCall {
   }
 
   void compute() const {
-    copy_past(tensors_.past_key, tensors_.present_key);
-    copy_past(tensors_.past_value, tensors_.present_value);
+    const size_t slots = static_cast<size_t>(cache_rows()) * problem_.capacity;
+    copy_past(tensors_.past_key, tensors_.present_key, slots * slot_bytes());
+    copy_past(tensors_.past_value, tensors_.present_value, slots * slot_bytes());
+    if (has_codes()) {
+      copy_past(tensors_.past_key_scale, tensors_.present_key_scale, slots * number_bytes());
+      copy_past(tensors_.past_value_scale, tensors_.present_value_scale, slots * number_bytes());
+    }
     if (problem_.batch == 0 || problem_.tokens == 0) return;
     AttentionProblem problem = problem_;
     problem.capacity = static_cast<int>(slots_);
@@ -155,37 +181,67 @@ class CpuCall {
         std::vector<int64_t>(tensors_.position, tensors_.position + problem_.batch), load(tensors_.cos, table),
         load(tensors_.sin, table), load(tensors_.query_norm, gains), load(tensors_.key_norm, gains),
         load_numbers(tensors_.alibi, ElementType::kFloat32, 0, problem_.has_alibi ? problem_.heads : 0),
-        load_cache(tensors_.present_key), load_cache(tensors_.present_value), rounding_to(type_));
+        load_cache(tensors_.present_key, tensors_.present_key_scale),
+        load_cache(tensors_.present_value, tensors_.present_value_scale), rounding_to(type_));
     store_numbers(result.y.data(), static_cast<int64_t>(result.y.size()), type_, tensors_.y, 0);
-    store_new_slots(result.keys, tensors_.present_key);
-    store_new_slots(result.values, tensors_.present_value);
+    if (has_codes()) {
+      store_new_codes(result.keys, result.key_scales, tensors_.present_key, tensors_.present_key_scale);
+      store_new_codes(result.values, result.value_scales, tensors_.present_value, tensors_.present_value_scale);
+    } else {
+      store_new_slots(result.keys, tensors_.present_key, problem_.head_dim);
+      store_new_slots(result.values, tensors_.present_value, problem_.head_dim);
+    }
   }
 
  private:
   int64_t cache_rows() const { return int64_t{problem_.batch} * problem_.kv_heads; }  // of `capacity` slots
+  bool has_codes() const { return problem_.cache_type == CacheType::kInt8; }
+  size_t number_bytes() const { return static_cast<size_t>(bytes_of_number(type_)); }
+  size_t slot_bytes() const { return static_cast<size_t>(problem_.head_dim) * (has_codes() ? 1 : number_bytes()); }
 
-  void copy_past(const void* past, void* present) const {
-    const int64_t numbers = cache_rows() * problem_.capacity * problem_.head_dim;
-    if (past != present) std::memcpy(present, past, static_cast<size_t>(numbers * bytes_of_number(type_)));
+  static void copy_past(const void* past, void* present, size_t bytes) {
+    if (past != present) std::memcpy(present, past, bytes);
   }
 
-  // [B, Hkv, slots_, D]
-  std::vector<double> load_cache(const void* cache) const {
+  // [B, Hkv, slots_, D]; `scales` of codes alone.
+  std::vector<double> load_cache(const void* cache, const void* scales) const {
     std::vector<double> numbers;
     for (int64_t row = 0; row < cache_rows(); ++row) {
-      const std::vector<double> slots =
-          load_numbers(cache, type_, row * problem_.capacity * problem_.head_dim, slots_ * problem_.head_dim);
-      numbers.insert(numbers.end(), slots.begin(), slots.end());
+      const int64_t first = row * problem_.capacity, d = problem_.head_dim;
+      if (has_codes()) {
+        const auto* const codes = static_cast<const int8_t*>(cache) + first * d;
+        const std::vector<double> of_slots = load_numbers(scales, type_, first, slots_);
+        for (int64_t i = 0; i < slots_ * d; ++i) numbers.push_back(codes[i] * of_slots[i / d]);
+      } else {
+        const std::vector<double> slots = load_numbers(cache, type_, first * d, slots_ * d);
+        numbers.insert(numbers.end(), slots.begin(), slots.end());
+      }
     }
     return numbers;
   }
 
-  void store_new_slots(const std::vector<double>& numbers, void* cache) const {
+  // `numbers` [B, Hkv, slots_, length], of which those of new tokens go to a tensor of `capacity` slots.
+  void store_new_slots(const std::vector<double>& numbers, void* tensor, int64_t length) const {
     for (int64_t row = 0; row < cache_rows(); ++row) {
       const int64_t position = tensors_.position[row / problem_.kv_heads];
-      store_numbers(&numbers[(row * slots_ + position) * problem_.head_dim],
-                    int64_t{problem_.tokens} * problem_.head_dim, type_, cache,
-                    (row * problem_.capacity + position) * problem_.head_dim);
+      store_numbers(&numbers[(row * slots_ + position) * length], problem_.tokens * length, type_, tensor,
+                    (row * problem_.capacity + position) * length);
+    }
+  }
+
+  // A number that was quantized is exactly its code times the scale.
+  void store_new_codes(const std::vector<double>& numbers, const std::vector<double>& scales, void* codes,
+                       void* stored_scales) const {
+    store_new_slots(scales, stored_scales, 1);
+    const int64_t d = problem_.head_dim;
+    for (int64_t row = 0; row < cache_rows(); ++row) {
+      const int64_t position = tensors_.position[row / problem_.kv_heads];
+      const double* const from = &numbers[(row * slots_ + position) * d];
+      auto* const to = static_cast<int8_t*>(codes) + (row * problem_.capacity + position) * d;
+      for (int64_t i = 0; i < problem_.tokens * d; ++i) {
+        const double scale = scales[row * slots_ + position + i / d];
+        to[i] = scale == 0.0 ? int8_t{0} : static_cast<int8_t>(std::lround(from[i] / scale));
+      }
     }
   }
 
@@ -197,7 +253,7 @@ class CpuCall {
 
 class CpuAttention final : public Kernel {
  public:
-  explicit CpuAttention(const Node& node) : attributes_(read_attributes(node)) {}
+  CpuAttention(const Node& node, Cache cache) : attributes_(read_attributes(node, cache)) {}
 
   void compute(const Context& context) override { CpuCall(Call(attributes_, context)).compute(); }
 
@@ -205,22 +261,17 @@ class CpuAttention final : public Kernel {
   const Attributes attributes_;
 };
 
-template <typename AttentionKernelOfProvider>
+template <typename AttentionKernelOfProvider, Cache cache>
 class CachedAttentionOperator final : public CustomOperator {
  public:
   CachedAttentionOperator(const char* provider, abi::ElementType type)
       : provider_(provider),
-        // The optional ones are cosines, sines and gains, of `type`, and slopes of fp32, in any selection (FORMAT.md).
-        inputs_{{type, false},
-                {abi::ElementType::kInt64, false},
-                {type, false},
-                {type, false},
-                {abi::ElementType::kUndefined, true},
-                {abi::ElementType::kUndefined, true},
-                {abi::ElementType::kUndefined, true},
-                {abi::ElementType::kUndefined, true},
-                {abi::ElementType::kUndefined, true}},
-        outputs_{{type, false}, {type, false}, {type, false}} {}
+        // The optional ones are cosines, sines, gains and scales, of `type`, and slopes of fp32, in any selection
+        // (FORMAT.md).
+        inputs_{{type, false}, {abi::ElementType::kInt64, false}, {cache_type(type), false}, {cache_type(type), false}},
+        outputs_{{type, false}, {cache_type(type), false}, {cache_type(type), false}, {type, true}, {type, true}} {
+    inputs_.resize(cached_attention::kMaxInputs, {abi::ElementType::kUndefined, true});
+  }
 
   const char* name() const override { return cached_attention::kName; }
   const char* provider() const override { return provider_; }
@@ -239,24 +290,36 @@ class CachedAttentionOperator final : public CustomOperator {
     const bool known = shape.back().size >= 0 && kv_heads >= 0 && head_dim >= 0;
     shape.back() = {known ? shape.back().size - 2 * kv_heads * head_dim : -1, ""};
     shapes.set_output_like_first_input(cached_attention::kY, shape);
-    shapes.set_output_like_first_input(cached_attention::kPresentKey, past);
-    shapes.set_output_like_first_input(cached_attention::kPresentValue, past);
+    shapes.set_output_like(cached_attention::kPastKey, cached_attention::kPresentKey, past);
+    shapes.set_output_like(cached_attention::kPastValue, cached_attention::kPresentValue, past);
   }
 
   std::unique_ptr<Kernel> create_kernel(const Node& node) const override {
-    return std::make_unique<AttentionKernelOfProvider>(node);
+    return std::make_unique<AttentionKernelOfProvider>(node, cache);
   }
 
  private:
+  static abi::ElementType cache_type(abi::ElementType type) {
+    return cache == Cache::kCodes ? abi::ElementType::kInt8 : type;
+  }
+
   const char* const provider_;
-  const std::vector<Argument> inputs_;
+  std::vector<Argument> inputs_;
   const std::vector<Argument> outputs_;
 };
+
+template <Cache cache>
+std::vector<std::unique_ptr<CustomOperator>> make_of_cache() {
+  return make_for_all_types<CachedAttentionOperator<CudaAttention, cache>,
+                            CachedAttentionOperator<CpuAttention, cache>>();
+}
 
 }  // namespace
 
 std::vector<std::unique_ptr<CustomOperator>> make_cached_attention_operators() {
-  return make_for_all_types<CachedAttentionOperator<CudaAttention>, CachedAttentionOperator<CpuAttention>>();
+  std::vector<std::unique_ptr<CustomOperator>> operators = make_of_cache<Cache::kAsActivations>();
+  for (std::unique_ptr<CustomOperator>& each : make_of_cache<Cache::kCodes>()) operators.push_back(std::move(each));
+  return operators;
 }
 
 }  // namespace ort

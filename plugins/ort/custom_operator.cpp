@@ -229,7 +229,7 @@ int64_t ShapeInference::integer_attribute(const char* name) const {
   return value;
 }
 
-void ShapeInference::set_output_like_first_input(size_t index, const std::vector<Dimension>& shape) const {
+void ShapeInference::set_output_like(size_t input, size_t index, const std::vector<Dimension>& shape) const {
   std::vector<int64_t> sizes;
   std::vector<const char*> names;
   for (const Dimension& dimension : shape) {
@@ -237,10 +237,10 @@ void ShapeInference::set_output_like_first_input(size_t index, const std::vector
     sizes.push_back(dimension.size);
     names.push_back(dimension.name.c_str());
   }
-  abi::TensorTypeAndShapeInfo* first = nullptr;
+  abi::TensorTypeAndShapeInfo* like = nullptr;
   abi::ElementType type = abi::ElementType::kUndefined;
-  runtime_.call(abi::kShapeInferContext_GetInputTypeShape, context_, 0, &first);
-  runtime_.call(abi::kGetTensorElementType, first, &type);
+  runtime_.call(abi::kShapeInferContext_GetInputTypeShape, context_, input, &like);
+  runtime_.call(abi::kGetTensorElementType, like, &type);
 
   abi::TensorTypeAndShapeInfo* info = nullptr;
   runtime_.call(abi::kCreateTensorTypeAndShapeInfo, &info);

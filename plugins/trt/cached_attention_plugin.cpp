@@ -38,13 +38,12 @@ struct CachedAttentionOperator {
       {rules::kScale, PluginFieldType::kFLOAT32, offsetof(Attributes, scale)},
       {rules::kSoftcap, PluginFieldType::kFLOAT32, offsetof(Attributes, softcap)},
       {rules::kClip, PluginFieldType::kFLOAT32, offsetof(Attributes, clip)},
-      {rules::kNormEps, PluginFieldType::kFLOAT32, offsetof(Attributes, norm_eps)}};
+      {rules::kNormEps, PluginFieldType::kFLOAT32, offsetof(Attributes, norm_eps)},
+      {rules::kHasCacheScales, PluginFieldType::kINT32, offsetof(Attributes, has_cache_scales), true}};
 
-  static int32_t output_count(const Attributes&) { return rules::kOutputs; }
-
-  static int32_t aliased_input(int32_t output) {
-    if (output == rules::kPresentKey) return rules::kPastKey;
-    return output == rules::kPresentValue ? rules::kPastValue : rules::kNoInput;
+  static int32_t output_count(const Attributes& attributes) { return rules::output_count(attributes); }
+  static int32_t aliased_input(const Attributes& attributes, int32_t output) {
+    return rules::past_of(attributes, output);
   }
 
   static bool check_attributes(const Attributes& attributes, ErrorText* error) {
@@ -65,8 +64,9 @@ struct CachedAttentionOperator {
     const nvinfer1::IDimensionExpr& heads = *builder.constant(attributes.num_heads);
     outputs[rules::kY] = qkv;
     outputs[rules::kY].d[2] = builder.operation(nvinfer1::DimensionOperation::kPROD, heads, *past.d[3]);
-    outputs[rules::kPresentKey] = past;
-    outputs[rules::kPresentValue] = inputs[rules::kPastValue];
+    for (int32_t output = rules::kPresentKey; output < rules::output_count(attributes); ++output) {
+      outputs[output] = inputs[rules::past_of(attributes, output)];
+    }
     return true;
   }
 
@@ -97,6 +97,12 @@ struct CachedAttentionOperator {
     tensors.y = buffers.outputs[rules::kY];
     tensors.present_key = buffers.outputs[rules::kPresentKey];
     tensors.present_value = buffers.outputs[rules::kPresentValue];
+    if (attributes.has_cache_scales != 0) {
+      tensors.past_key_scale = buffers.inputs[rules::cache_scale_input(attributes)];
+      tensors.past_value_scale = buffers.inputs[rules::cache_scale_input(attributes) + 1];
+      tensors.present_key_scale = buffers.outputs[rules::kPresentKeyScale];
+      tensors.present_value_scale = buffers.outputs[rules::kPresentValueScale];
+    }
     tensors.workspace = buffers.workspace;
     return launch_cached_attention(problem, config, tensors, stream);
   }

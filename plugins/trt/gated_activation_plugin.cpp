@@ -30,7 +30,7 @@ struct GatedActivationOperator {
       {rules::kActivation, PluginFieldType::kINT32, offsetof(Attributes, activation)}};
 
   static int32_t output_count(const Attributes&) { return 1; }
-  static int32_t aliased_input(int32_t) { return -1; }
+  static int32_t aliased_input(const Attributes&, int32_t) { return -1; }
 
   static bool check_attributes(const Attributes& attributes, ErrorText* error) {
     return rules::check_activation(attributes.activation, error);

@@ -17,8 +17,8 @@
 //   describe_problem(attributes, shapes, x_type, problem, error)
 //   workspace_bytes(problem)
 //       That suffices for the largest problem of a profile and all smaller ones, on any device.
-//   aliased_input(output)
-//       The input whose memory an output is; -1 for none.
+//   aliased_input(attributes, output)
+//       The input whose memory an output is, and whose type it has; -1 for none: it has the type of the first input.
 //   choose(problem, device), launch(attributes, problem, config, buffers, stream)
 // Out: OperatorPlugin<Operator>, and OperatorCreator<Operator>, which makes it.
 #pragma once
@@ -93,12 +93,15 @@ class OperatorPlugin final : public nvinfer1::IPluginV3,
 
   int32_t getNbOutputs() const noexcept override { return Operator::output_count(attributes_); }
 
-  int32_t getAliasedInput(int32_t output) noexcept override { return Operator::aliased_input(output); }
+  int32_t getAliasedInput(int32_t output) noexcept override { return Operator::aliased_input(attributes_, output); }
 
   int32_t getOutputDataTypes(TrtType* output_types, int32_t output_count, TrtType const* input_types,
                              int32_t input_count) const noexcept override {
     if (!has_counts(input_count, output_count)) return kFailure;
-    for (int32_t i = 0; i < output_count; ++i) output_types[i] = input_types[kX];
+    for (int32_t i = 0; i < output_count; ++i) {
+      const int32_t aliased = Operator::aliased_input(attributes_, i);
+      output_types[i] = input_types[aliased < 0 ? kX : aliased];
+    }
     return kSuccess;
   }
 

@@ -32,7 +32,7 @@ struct EmbeddingOperator {
       {rules::kHasZeros, PluginFieldType::kINT32, offsetof(rules::Attributes, has_zeros)}};
 
   static int32_t output_count(const Attributes&) { return 1; }
-  static int32_t aliased_input(int32_t) { return -1; }
+  static int32_t aliased_input(const Attributes&, int32_t) { return -1; }
 
   static bool check_attributes(const Attributes& attributes, ErrorText* error) {
     return rules::check_attributes(attributes, error);

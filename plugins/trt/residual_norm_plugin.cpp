@@ -31,7 +31,7 @@ struct ResidualNormOperator {
       {rules::kEpsilon, PluginFieldType::kFLOAT32, offsetof(Attributes, epsilon)}};
 
   static int32_t output_count(const Attributes& attributes) { return rules::output_count(attributes); }
-  static int32_t aliased_input(int32_t) { return rules::kNoInput; }
+  static int32_t aliased_input(const Attributes&, int32_t) { return rules::kNoInput; }
 
   static bool check_attributes(const Attributes& attributes, ErrorText* error) {
     return rules::check_attributes(attributes, error);

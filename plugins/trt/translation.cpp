@@ -74,6 +74,7 @@ bool report(bool passed, const ErrorText& error, Severity severity) {
 bool read_attribute(const nvinfer1::PluginFieldCollection& fields, const char* op, const AttributeField& field,
                     void* attributes) {
   const PluginField* const given = find_field(fields, field.name);
+  if (given == nullptr && field.may_be_missing) return true;
   if (given == nullptr) {
     log(Severity::kERROR, "%s: attribute %s is missing", op, field.name);
     return false;

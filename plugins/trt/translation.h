@@ -25,10 +25,11 @@ struct AttributeField {
   const char* name;
   nvinfer1::PluginFieldType type;  // kINT32 for an int32_t, kFLOAT32 for a float
   size_t offset;
+  bool may_be_missing = false;  // it is 0 then
 };
 
 // Writes an attribute of the operator `op` to its place in `attributes`; false, with the reason in the log, if it is
-// missing, or is no number of its type.
+// missing and must not be, or is no number of its type.
 bool read_attribute(const nvinfer1::PluginFieldCollection& fields, const char* op, const AttributeField& field,
                     void* attributes);
 

@@ -32,7 +32,7 @@ struct LinearOperator {
       {rules::kHasBias, PluginFieldType::kINT32, offsetof(rules::Attributes, has_bias)}};
 
   static int32_t output_count(const Attributes&) { return 1; }
-  static int32_t aliased_input(int32_t) { return rules::kNoInput; }
+  static int32_t aliased_input(const Attributes&, int32_t) { return rules::kNoInput; }
 
   static bool check_attributes(const Attributes& attributes, ErrorText* error) {
     return rules::check_attributes(attributes, error);

@@ -13,6 +13,7 @@ from awq2trt.artifact.golden import (
     DESCRIPTION_FILE,
     Golden,
     GoldenCall,
+    loosen_golden_,
     read_golden,
     relative_error,
     write_golden,
@@ -93,3 +94,14 @@ def test_calls_have_the_contracts_shapes() -> None:
         "cache_position": ((1,), "int64"),
         "logits": ((1, 1, 7), "float32"),
     }
+
+
+def test_tolerances_of_errors_of_different_origin_add_up_as_squares(golden: Golden, tmp_path: Path) -> None:
+    loosen_golden_(tmp_path, 0.4)
+    assert not list(tmp_path.iterdir()), "a model may have no golden outputs"
+    write_golden(golden, tmp_path)
+    before = json.loads((tmp_path / DESCRIPTION_FILE).read_bytes())
+    loosen_golden_(tmp_path, 0.4)
+    after = json.loads((tmp_path / DESCRIPTION_FILE).read_bytes())
+    assert after["relative_tolerance"] == pytest.approx((golden.relative_tolerance**2 + 0.16) ** 0.5)
+    assert {**after, "relative_tolerance": None} == {**before, "relative_tolerance": None}

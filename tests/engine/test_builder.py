@@ -18,7 +18,7 @@ from tiny_checkpoints import FamilyCheckpoint, RandomCheckpoint
 
 from awq2trt import opset
 from awq2trt.engine import builder
-from awq2trt.engine.builder import build_engine, import_tensorrt_rtx
+from awq2trt.engine.builder import GraphOptions, build_engine, import_tensorrt_rtx
 from awq2trt.errors import ArtifactError, BuildError, ToolError, UnsupportedError
 from awq2trt.graph.inline import has_kernels, inline_bodies_
 from awq2trt.io_contract import ENGINE_FILE, MODEL_FILE, WEIGHTS_FILE
@@ -155,7 +155,7 @@ def test_engine_for_several_gpus(dtype: str, tmp_path: Path) -> None:
 
 @pytest.mark.trt
 def test_plugin_takes_the_nodes_although_they_have_bodies(exported: Path, tmp_path: Path) -> None:
-    build_engine(exported, RTX4090, tmp_path, plugin_library=_library(), fusion=False)
+    build_engine(exported, RTX4090, tmp_path, plugin_library=_library(), graph=GraphOptions(fusion=False))
     engine = (tmp_path / ENGINE_FILE).read_bytes()
     assert opset.W4A16_LINEAR.encode() in engine
     for value in ir.load(exported / MODEL_FILE).graph.initializers.values():
@@ -199,7 +199,7 @@ def test_a_fused_decoder_builds_with_our_plugins(name: str, tmp_path: Path) -> N
 @pytest.mark.trt
 def test_without_fusion_the_graph_is_the_exported_one(tmp_path: Path) -> None:
     export_onnx(RandomCheckpoint(head_dim=64), tmp_path, options=ExportOptions(max_seq_len=48))
-    result = build_engine(tmp_path, RTX4090, tmp_path, plugin_library=_library(), fusion=False)
+    result = build_engine(tmp_path, RTX4090, tmp_path, plugin_library=_library(), graph=GraphOptions(fusion=False))
     assert set(result.operators) == {opset.W4A16_LINEAR}
     assert (tmp_path / "build.log").read_text().count("Successfully created plugin: W4A16Linear") == 14
 

@@ -10,7 +10,7 @@ from published_configs import LLAMA_2_7B, LLAMA_2_70B
 from tiny_checkpoints import RandomCheckpoint
 
 from awq2trt.engine.outlook import Outlook
-from awq2trt.engine.predict import WORKSPACE_BYTES, predict_footprint
+from awq2trt.engine.predict import WORKSPACE_BYTES, AttentionPlan, predict_footprint
 from awq2trt.models.families import describe_model
 from awq2trt.onnx_export import export_onnx
 from awq2trt.recipe import ExportOptions
@@ -61,7 +61,7 @@ def test_the_engine_of_an_rtx_card_is_built_elsewhere() -> None:
 def test_without_fused_layers_scores_and_a_second_cache_are_counted() -> None:
     spec = describe_model(LLAMA_2_7B)
     fused = predict_footprint(spec, INT4, 4096, longest_prefill=512)
-    plain = predict_footprint(spec, INT4, 4096, longest_prefill=512, fused=False)
+    plain = predict_footprint(spec, INT4, 4096, longest_prefill=512, attention=AttentionPlan(fused=False))
     assert plain.cache_bytes == 2 * fused.cache_bytes
     assert plain.activation_bytes - fused.activation_bytes == 2 * 32 * 512 * 4096 * 2
     assert plain.run_bytes - fused.run_bytes == fused.cache_bytes + 2 * 32 * 512 * 4096 * 2
@@ -104,3 +104,9 @@ def test_a_quantized_head_is_what_export_writes(head: QuantScheme, tied: bool, t
     assert footprint.weights_bytes == stored
     embedding = 0 if tied else checkpoint.tensor("model.embed_tokens.weight").nbytes
     assert footprint.read_bytes == stored - embedding
+
+
+def test_a_cache_of_codes_takes_a_byte_a_channel_and_a_scale() -> None:
+    spec = describe_model(LLAMA_2_7B)
+    footprint = predict_footprint(spec, INT4, 4096, attention=AttentionPlan(int8_cache=True))
+    assert footprint.cache_bytes == 2 * 32 * 32 * 4096 * (128 + 2)

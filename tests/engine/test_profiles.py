@@ -20,8 +20,9 @@ def test_prefill_is_chosen_for_a_typical_prompt_or_for_the_longest() -> None:
 
 
 def test_a_profile_is_one_conversation_with_a_cache_of_fixed_length() -> None:
+    half = ir.DataType.FLOAT16
     sizes = DecoderSizes(
-        num_layers=1, num_kv_heads=2, capacity=64, head_dim=8, vocab_size=99, dtype=ir.DataType.FLOAT16
+        num_layers=1, num_kv_heads=2, capacity=64, head_dim=8, vocab_size=99, dtype=half, cache_dtype=half
     )
     cache = ((1, 2, 64, 8),) * 3
     assert profile_shapes(decoder_profiles(64)[0], sizes) == {

@@ -48,7 +48,7 @@ EMBEDDINGS = "quantized_embedding.h"
 NAMES_OF_OPERATORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cached_attention.h": (
         opset.CACHED_ATTENTION,
-        (*opset.ATTENTION_INT_ATTRIBUTES, *opset.ATTENTION_FLOAT_ATTRIBUTES),
+        (*opset.ATTENTION_INT_ATTRIBUTES, *opset.ATTENTION_FLOAT_ATTRIBUTES, opset.ATTR_HAS_CACHE_SCALES),
     ),
     "gated_activation.h": (opset.GATED_ACTIVATION, (opset.ATTR_ACTIVATION,)),
     "residual_norm.h": (opset.RESIDUAL_NORM, (*opset.NORM_INT_ATTRIBUTES, *opset.NORM_FLOAT_ATTRIBUTES)),

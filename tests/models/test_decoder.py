@@ -12,7 +12,7 @@ from tiny_models import save_family, save_llama, save_mistral, tokens
 from transformers import AutoModelForCausalLM
 
 from awq2trt.errors import UsageError
-from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block, run_model
+from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block, matmul_transposed, run_model
 from awq2trt.models.families import family_named
 from awq2trt.models.sources.safetensors import SafetensorsSource
 
@@ -97,3 +97,21 @@ def test_texts_beyond_the_model_s_positions_are_refused(family: str, tmp_path: P
     assert run_model(source, tokens(1, 16)).shape[1] == 16
     with pytest.raises(UsageError, match=r"expected at most 16 tokens.*got 17"):
         run_model(source, tokens(1, 17))
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_a_narrow_weight_is_multiplied_as_it_is(rows: int) -> None:
+    """Only the rounding of the factors and of the product to 8 bits of mantissa is to be seen."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, rows, 24), torch.randn(7, 24)
+    found = matmul_transposed(x, weight.bfloat16())
+    exact = x.bfloat16().float() @ weight.bfloat16().float().T
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=2**-8, atol=1e-5)
+
+
+def test_the_head_s_factors_may_be_narrow(tmp_path: Path) -> None:
+    source, hidden = SafetensorsSource.open(save_llama(tmp_path)), torch.randn(2, 3, 48)
+    narrow, wide = Ends(source, head_type=torch.bfloat16).logits(hidden), Ends(source).logits(hidden)
+    assert not torch.equal(narrow, wide)
+    torch.testing.assert_close(narrow, wide, rtol=0.02, atol=0.02 * float(wide.abs().max()))

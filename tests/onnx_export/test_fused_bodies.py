@@ -34,6 +34,7 @@ def _assert_near(found: Array, expected: Array, dtype: str) -> None:
     np.testing.assert_allclose(found.astype(np.float64), expected, rtol=0, atol=TOLERANCE[dtype] * largest)
 
 
+@pytest.mark.parametrize("int8_cache", [False, True], ids=["", "int8"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(
     "case",
@@ -55,11 +56,22 @@ def _assert_near(found: Array, expected: Array, dtype: str) -> None:
         ),
     ],
 )
-def test_attention(case: Attention, dtype: str) -> None:
-    case = replace(case, dtype=dtype)
+def test_attention(case: Attention, dtype: str, *, int8_cache: bool) -> None:
+    case = replace(case, dtype=dtype, int8_cache=int8_cache)
     found = _through_body(case.node())
     for name, expected in case.expected().items():
-        _assert_near(found[name], expected, dtype)
+        if found[name].dtype == np.int8:
+            # Keys that a rotation in fp16 has rounded once more may have the next code.
+            assert np.abs(found[name] - expected).max() <= 1 + 2 * (dtype == "float16")
+        else:
+            _assert_near(found[name], expected, dtype)
+
+
+def test_codes_of_a_body_are_exactly_those_of_the_definition() -> None:
+    case = Attention(dtype="float16", int8_cache=True, tokens=8)  # nothing happens to keys and values before
+    found, expected = _through_body(case.node()), case.expected()
+    for name in ("present_key", "present_value", "present_key_scale", "present_value_scale"):
+        np.testing.assert_array_equal(found[name].astype(np.float64), expected[name])
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))

@@ -27,7 +27,6 @@ from awq2trt.io_contract import (
     CacheContract,
     IoContract,
     TensorContract,
-    cache_names,
 )
 from awq2trt.onnx_export import export_onnx
 from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
@@ -182,7 +181,7 @@ def _run_as_exported(directory: Path, tokens: list[int]) -> NDArray[np.float32]:
     """Logits of every position, float32 [S, V], by ONNX Runtime on the file as it is: no node is lowered."""
     model, sizes = open_decoder(directory)
     keep_all_positions_(model)
-    caches = {name: np.zeros(sizes.cache_shape, np.float16) for name in cache_names("past", sizes.num_layers)}
+    caches = {cache.past: np.zeros(cache.shape, np.float16) for cache in sizes.caches}
     feed = {INPUT_IDS: np.array([tokens]), CACHE_POSITION: np.array([0]), **caches}
     (logits,) = open_session(model, directory).run([LOGITS], feed)
     return np.asarray(logits[0], np.float32)

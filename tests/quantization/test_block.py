@@ -20,11 +20,11 @@ from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.quantization.block import BlockMethod, collect_statistics, quantize_block
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.fold import fold_scales_, smooth_scales
+from awq2trt.quantization.products import output_error
 from awq2trt.quantization.rounding import fake_quantize
 from awq2trt.quantization.search import (
     ScaleOptions,
     normalised_scales,
-    output_error,
     search_scales,
     smooth_magnitude,
     spread_over_heads,
@@ -91,23 +91,6 @@ def test_weights_beyond_fp16_are_refused_by_name() -> None:
         nearest(torch.full((2, 32), 1e7), QuantScheme(group_size=32), where="model.layers.0.mlp.up_proj")
 
 
-def test_output_error_is_never_below_nothing_and_nan_stays() -> None:
-    difference = torch.tensor([[1.0, -1.0]])
-    indefinite = torch.tensor([[1.0, 1.0 + 2**-20], [1.0 + 2**-20, 1.0]])  # as rounding leaves E[x x^T] of one input
-    assert output_error(difference, indefinite) == 0
-    assert np.isnan(output_error(difference * torch.nan, indefinite))
-
-
-def test_output_error_is_the_mean_squared_output_difference() -> None:
-    x, difference = _normal(50, 24, seed=1), _normal(6, 24, seed=2)
-    statistics = InputStatistics.empty(24)
-    statistics.add_(x[:20])
-    statistics.add_(x[20:])
-    expected = (x.double() @ difference.double().T).square().sum(dim=1).mean()
-    assert output_error(difference, statistics.gram()) == pytest.approx(float(expected), rel=1e-5)
-    torch.testing.assert_close(statistics.magnitude(), x.abs().mean(dim=0))
-
-
 def _salient_problem() -> tuple[torch.Tensor, InputStatistics]:
     """Weights and inputs where one channel in 64 carries most of the input."""
     x = _normal(256, 64, seed=3) * 0.1
@@ -128,7 +111,7 @@ def test_scale_search_protects_the_salient_channel(adaptive: bool) -> None:
     assert int(found.scales.argmax()) == 5
     assert found.loss < 0.5 * output_error(fake_quantize(weight, scheme) - weight, statistics.gram())
     difference = fake_quantize(weight * found.scales, scheme) / found.scales - weight
-    assert output_error(difference, statistics.gram()) == pytest.approx(found.loss, rel=1e-5)
+    assert output_error(difference, statistics.gram()) == pytest.approx(found.loss, rel=0.01)
 
 
 def test_the_adaptive_grid_finds_what_a_fine_grid_finds() -> None:
@@ -251,10 +234,14 @@ def test_large_columns_of_weights_call_for_beta() -> None:
     torch.testing.assert_close(three.scales, found)
 
 
-def test_rows_stand_for_all_rows() -> None:
+def test_rows_stand_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("awq2trt.quantization.search.LEAST_ROWS", 4)
     weight, statistics = _salient_problem()
     weight = torch.cat((weight, 3 * weight, -weight))
     scales_of, scheme = partial(normalised_scales, statistics.magnitude()), QuantScheme(group_size=64)
-    some = search_scales([weight], statistics.gram(), scales_of, scheme, ScaleOptions(rows=10))
-    every_fifth = search_scales([weight[::5]], statistics.gram(), scales_of, scheme, ScaleOptions(rows=None))
+    some = search_scales([weight], statistics.gram(), scales_of, scheme, ScaleOptions(weights=10 * 64))
+    every_fifth = search_scales([weight[::5]], statistics.gram(), scales_of, scheme, ScaleOptions(weights=None))
     assert (some.alpha, some.loss) == (every_fifth.alpha, every_fifth.loss)
+    fewest = search_scales([weight], statistics.gram(), scales_of, scheme, ScaleOptions(weights=1))
+    every_twelfth = search_scales([weight[::12]], statistics.gram(), scales_of, scheme, ScaleOptions(weights=None))
+    assert (fewest.alpha, fewest.loss) == (every_twelfth.alpha, every_twelfth.loss)

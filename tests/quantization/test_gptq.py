@@ -8,6 +8,7 @@ import torch
 from awq2trt.errors import CalibrationError
 from awq2trt.quantization import gptq
 from awq2trt.quantization.gptq import DAMPING, GptqOptions, gptq_round
+from awq2trt.quantization.products import output_error
 from awq2trt.quantization.rounding import (
     GroupGrid,
     fake_quantize,
@@ -16,7 +17,6 @@ from awq2trt.quantization.rounding import (
     round_to_grid,
     to_groups,
 )
-from awq2trt.quantization.search import output_error
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
 
 SCHEMES = [

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from awq2trt.quantization import grids
 from awq2trt.quantization.grids import LIMITS, SHARES, GridOptions, cut_share, search_grids
+from awq2trt.quantization.products import output_error
 from awq2trt.quantization.rounding import GroupGrid, fake_quantize, group_grid, round_to_grid, to_groups
-from awq2trt.quantization.search import output_error
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
 
 SCHEMES = [QuantScheme(b, g, z) for b in (2, 3, 4) for g in (32, WHOLE_ROW) for z in (True, False)]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
-from awq2trt.quantization.rounding import as_step, group_grid, round_to_grid, to_groups
-from awq2trt.scheme import BFLOAT16, QuantScheme
+from awq2trt.quantization.rounding import Bfloat16Steps, as_step, group_grid, round_to_grid, to_groups, with_steps_of
+from awq2trt.scheme import BFLOAT16, FLOAT16, QuantScheme
 
-_SCHEME = QuantScheme(group_size=32, step_dtype=BFLOAT16)
+_SCHEME = with_steps_of(QuantScheme(group_size=32), BFLOAT16)
 
 
 def test_steps_for_bf16_are_what_both_types_hold() -> None:
@@ -39,6 +39,9 @@ def test_codes_are_nearest_on_steps_for_bf16(*, zero_point: bool) -> None:
     assert gap.max() <= 0.5 * (1 + 2**-20)  # 0.53 where steps are rounded after the codes
 
 
-def test_schemes_that_differ_in_the_type_of_steps_are_equal() -> None:
-    assert QuantScheme(group_size=32) == _SCHEME
-    assert hash(QuantScheme(group_size=32)) == hash(_SCHEME)
+def test_a_scheme_for_bf16_is_the_same_in_all_else() -> None:
+    scheme = QuantScheme(bits=3, group_size=64, zero_point=False)
+    chosen = with_steps_of(scheme, BFLOAT16)
+    assert isinstance(chosen, Bfloat16Steps)
+    assert asdict(chosen) == asdict(scheme)
+    assert with_steps_of(chosen, FLOAT16) == scheme

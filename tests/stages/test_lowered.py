@@ -7,9 +7,13 @@ from pathlib import Path
 from tiny_builds import make_build, save_model
 
 from awq2trt import opset
+from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.opening import ONNX_DIRECTORY
+from awq2trt.io_contract import SCALED_LAYOUT
 from awq2trt.progress import SilentProgress
+from awq2trt.runtime import OrtBackend
+from awq2trt.runtime.golden import compare_golden
 from awq2trt.stages.kit import model_spec
 from awq2trt.stages.lowered import LowerRequest, lower_stage
 from awq2trt.target import find_target
@@ -25,3 +29,23 @@ def test_fusion_is_on_unless_it_is_not_wanted(tmp_path: Path) -> None:
         assert made.manifest.contents.operators == dict.fromkeys({opset.W4A16_LINEAR, *extra}, opset.PLUGIN_VERSION)
         prints.add(made.manifest.fingerprint)
     assert len(prints) == 2
+
+
+def test_an_int8_cache_is_in_the_contract_and_in_the_tolerance_of_golden_outputs(tmp_path: Path) -> None:
+    build = make_build(save_model(tmp_path / "model"), tmp_path / "build", tmp_path / "text.txt")
+    onnx, spec = Artifact.open(build / ONNX_DIRECTORY), model_spec(str(build / "checkpoint"))
+    plain, coded = (
+        lower_stage(
+            onnx, spec, LowerRequest(find_target("cpu"), tmp_path / name, int8_cache=name == "int8"), SilentProgress()
+        )
+        for name in ("plain", "int8")
+    )
+    assert plain.manifest.fingerprint != coded.manifest.fingerprint
+    decoder = coded.manifest.contents.decoder
+    assert decoder is not None
+    assert decoder.cache is not None
+    assert (decoder.cache.dtype, decoder.cache.layout) == ("int8", SCALED_LAYOUT)
+    tolerances = [read_golden(artifact.directory).relative_tolerance for artifact in (plain, coded)]
+    assert tolerances[0] < tolerances[1]
+    backend = OrtBackend.load_lowered(coded.directory, decoder.capacity)
+    assert all(result.passed for result in compare_golden(backend, read_golden(coded.directory)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -67,3 +68,8 @@ def test_an_output_that_is_a_link_to_itself_is_the_systems_error(model: Path, ma
             quantize_stage(QuantizeRequest(str(model), output, RTN), SilentProgress())
         with pytest.raises((OSError, ArtifactError), match=r"loop|link"):
             export_stage(ExportRequest(made / "checkpoint", output, ExportOptions()), SilentProgress())
+
+
+def test_a_manifest_says_of_a_scheme_what_older_versions_read(made: Path) -> None:
+    record = json.loads((made / "checkpoint" / "manifest.json").read_text())["contents"]["quantization"]["scheme"]
+    assert set(record) == {"bits", "group_size", "zero_point"}

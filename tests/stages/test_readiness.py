@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
+from published_configs import LLAMA_2_7B
 from safetensors.numpy import load_file, save_file
 from stand_in_orin import fake_library
 from tiny_kits import RTN
@@ -23,13 +25,15 @@ from awq2trt.engine import builder
 from awq2trt.errors import ArtifactError, Awq2trtError, ToolError, UnsupportedError, UsageError
 from awq2trt.machine import foreign_library
 from awq2trt.machine.foreign_library import PATH_VARIABLE
+from awq2trt.models.families import describe_model
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.stages.build import BuildRequest, build_stage
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
-from awq2trt.stages.readiness import require_file
+from awq2trt.stages.readiness import require_file, require_int8_attention, require_target
+from awq2trt.target import find_target
 
 AWQ = QuantizeOptions(calib="self", samples=2, seqlen=16, group_size=32)
 
@@ -220,6 +224,26 @@ def test_results_that_could_not_be_written_are_refused_first(made: Path, tmp_pat
         tmp_path.chmod(0o500)
         result = CliRunner().invoke(app, ["bench", str(made / "onnx"), "--plot", str(tmp_path / "a.png")])
         assert "--plot" in result.output
+
+
+@pytest.mark.parametrize(("flag", "options"), [("--no-fusion", {"fusion": False}), ("--no-plugin", {"plugin": False})])
+def test_an_int8_cache_needs_the_operator_that_writes_it(flag: str, options: dict[str, bool]) -> None:
+    build = BuildOptions(cache="int8", **options)
+    for target in ("cuda", "rtx4090", "orin"):
+        with pytest.raises(UsageError, match=f"which {flag} leaves out"):
+            require_target(find_target(target), build, ssh=None)
+    require_target(find_target("cpu"), build, ssh=None)
+
+
+def test_an_int8_cache_needs_an_attention_that_the_operator_knows() -> None:
+    spec = describe_model(LLAMA_2_7B)
+    recipe = Recipe(build=BuildOptions(cache="int8"))
+    require_int8_attention(spec, find_target("cuda"), recipe)
+    odd = replace(spec, head_dim=72)
+    with pytest.raises(UnsupportedError, match="heads of 64, 80, 96, 112, 128, 256 channels"):
+        require_int8_attention(odd, find_target("cuda"), recipe)
+    require_int8_attention(odd, find_target("cpu"), recipe)
+    require_int8_attention(odd, find_target("cuda"), Recipe())
 
 
 def test_results_take_no_file_of_a_models_place(made: Path, model: Path, tmp_path: Path) -> None:

@@ -38,6 +38,26 @@ def test_the_text_is_drawn_from_the_model(tmp_path: Path) -> None:
     assert torch.equal(logits[:, :4].argmax(-1), written[:, 1:5])
 
 
+@pytest.mark.parametrize(("dtype", "itemsize"), [(torch.bfloat16, 2), (torch.float32, 4)])
+def test_the_model_writes_with_the_quickest_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, itemsize: int
+) -> None:
+    """All matrices, the head's included, are of that type."""
+    source, used = SafetensorsSource.open(save_llama(tmp_path)), set[int]()
+
+    def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        used.add(weight.itemsize)
+        return x @ weight.float().T
+
+    monkeypatch.setattr("awq2trt.text.self_written.narrow_type", lambda: dtype)
+    with torch.inference_mode():
+        written = self_written(source, range(256), samples=4, seqlen=24, seed=5, progress=SilentProgress())
+        monkeypatch.setattr("awq2trt.models.decoder.matmul_transposed", product)
+        self_written(source, range(256), samples=4, seqlen=4, seed=5, progress=SilentProgress())
+    assert written.shape == (4, 24)
+    assert used == {itemsize}
+
+
 def test_a_model_that_does_not_fit_in_memory_does_not_write_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,7 +29,7 @@ from awq2trt.models.sources.gguf_metadata import (
     config_of,
     metadata,
 )
-from awq2trt.models.sources.gguf_tokenizer import save_gguf_tokenizer
+from awq2trt.models.sources.gguf_tokenizer import GgufTokenizer
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -40,13 +41,27 @@ _TABLES: Final = ("attn_rot_embd.weight",)
 """Endings of tensors that the first converters stored and nothing reads: tables that the code computes."""
 
 
+@dataclass(frozen=True)
+class GgufFiles:
+    """A model's files.
+
+    Attributes:
+        paths: In order; the first has the metadata.
+        stored: How its architecture is stored.
+        tokenizer: Made of its metadata.
+    """
+
+    paths: tuple[Path, ...]
+    stored: Architecture
+    tokenizer: GgufTokenizer
+
+
 class GgufSource(ModelSource):
     """One model in `.gguf` files: weights, config and tokenizer; `open` reads them.
 
     Args:
         name: What the user called it.
-        files: In order; the first has the metadata.
-        stored: How its architecture is stored.
+        files: Where and how it is stored.
         config: What its config.json would hold.
         spec: Its decoder described.
         tensors: Under Hugging Face names.
@@ -55,8 +70,7 @@ class GgufSource(ModelSource):
     def __init__(
         self,
         name: str,
-        files: tuple[Path, ...],
-        stored: Architecture,
+        files: GgufFiles,
         config: dict[str, Any],
         spec: DecoderSpec,
         tensors: Mapping[str, ReaderTensor],
@@ -64,8 +78,9 @@ class GgufSource(ModelSource):
         self.name = name
         self.config = config
         self.spec = spec
-        self._files = files
-        self._stored = stored
+        self._files = files.paths
+        self._stored = files.stored
+        self._tokenizer = files.tokenizer
         self._tensors = tensors
 
     @classmethod
@@ -81,15 +96,16 @@ class GgufSource(ModelSource):
             UnsupportedError: No family describes it.
         """
         with reading("a GGUF file", path):
-            files = _split_files(path)
-            readers = [_read(file) for file in files]
+            paths = _split_files(path)
+            readers = [_read(file) for file in paths]
             architecture = metadata(readers[0].fields, "general.architecture", str(path))
             stored = _known(architecture, path)
             tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
             header = Header(str(path), architecture, readers[0].fields, tensors)
             config = _config(header, stored)
             spec = describe_model(config)
-            return cls(name or str(path), files, stored, config, spec, _placed(spec, header))
+            files = GgufFiles(paths, stored, GgufTokenizer(readers[0].fields, str(paths[0])))
+            return cls(name or str(path), files, config, spec, _placed(spec, header))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -122,7 +138,7 @@ class GgufSource(ModelSource):
 
     def save_tokenizer(self, directory: Path) -> None:
         with reading("a GGUF file with a tokenizer", self._files[0]):
-            save_gguf_tokenizer(_read(self._files[0]).fields, str(self._files[0]), directory)
+            self._tokenizer.save(directory)
 
     def _as_in_checkpoints(self, name: str, value: Array) -> Array:
         """Undoes what llama.cpp's converter did to a tensor."""

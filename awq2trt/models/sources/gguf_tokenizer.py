@@ -8,6 +8,7 @@ model's tokenizer.json has (llama-vocab.cpp, `llm_tokenizer_bpe`).
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -54,6 +55,35 @@ _BLOOM: Final = (
     + ("\N{DEVANAGARI DANDA}\N{ARABIC FULL STOP}\N{ARABIC COMMA})]+")
 )
 _CHINESE_AND_KOREAN: Final = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+
+
+class GgufTokenizer:
+    """The files of a GGUF file's tokenizer. They are made once: metadata take seconds to read, and memory to keep.
+
+    Args:
+        fields: The file's metadata.
+        where: The file, for errors.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], where: str) -> None:
+        self._fields = fields
+        self._where = where
+        self._made: dict[str, bytes] = {}
+
+    def save(self, directory: Path) -> None:
+        """Writes them into the directory of a checkpoint.
+
+        Raises:
+            CheckpointError: The file has no tokenizer, or a damaged one.
+            UnsupportedError: It is of a kind that is not read here.
+        """
+        if not self._made:
+            with tempfile.TemporaryDirectory(prefix="awq2trt-") as made:
+                save_gguf_tokenizer(self._fields, self._where, Path(made))
+                self._made = {path.name: path.read_bytes() for path in Path(made).iterdir()}
+            self._fields = {}
+        for name, content in self._made.items():
+            (directory / name).write_bytes(content)
 
 
 def save_gguf_tokenizer(fields: Mapping[str, Any], where: str, directory: Path) -> None:

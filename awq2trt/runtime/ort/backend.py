@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.errors import UsageError
 from awq2trt.graph import ort_lowering
-from awq2trt.graph.read import DecoderSizes, open_decoder
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, cache_names
+from awq2trt.graph.read import DecoderSizes, open_decoder, read_sizes
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS
 from awq2trt.onnx_export.fused_bodies import unfuse_
 from awq2trt.runtime.backend import Conversation
 from awq2trt.runtime.ort.session import Execution, open_session, shared
@@ -45,7 +45,7 @@ class OrtBackend(Conversation):
         self._sizes = sizes
         self._all_logits = all_logits  # whether a call gives a row for every token, not only the last
         self._grows = grows
-        self._caches: list[NDArray[np.float32]] = []
+        self._caches: list[NDArray[Any]] = []
 
     @staticmethod
     def load_lowered(directory: Path, capacity: int, *, all_logits: bool = False) -> OrtBackend:
@@ -79,7 +79,7 @@ class OrtBackend(Conversation):
             ArtifactError: Files are missing, damaged, or not an exported decoder.
             ToolError: ONNX Runtime is not installed.
         """
-        model, sizes = open_decoder(path)
+        model, exported = open_decoder(path)
         if all_logits:
             ort_lowering.keep_all_positions_(model)
         elif not ort_lowering.keeps_last_position(model):
@@ -89,7 +89,8 @@ class OrtBackend(Conversation):
         ort_lowering.widen_to_fp32_(model)
         grows = ort_lowering.has_free_capacity(model)
         if grows:
-            ort_lowering.free_capacity_(model, sizes.num_layers)
+            ort_lowering.free_capacity_(model)
+        sizes = read_sizes(model, path, exported.capacity)
         session = open_session(model, path, Execution(threads=threads))
         return OrtBackend(session, sizes, all_logits=all_logits, grows=grows)
 
@@ -144,8 +145,9 @@ class OrtBackend(Conversation):
             new *= 2
         new = min(new, sizes.capacity) if self._grows else sizes.capacity
         old, self._caches = self._caches, []
-        for index in range(2 * sizes.num_layers):
-            cache = np.zeros((1, sizes.num_kv_heads, new, sizes.head_dim), np.float32)
+        for index, tensor in enumerate(sizes.caches):
+            batch, heads, _, *channels = tensor.shape
+            cache = np.zeros((batch, heads, new, *channels), tensor.dtype.numpy())
             if old:
                 cache[:, :, :held] = old[index]
             self._caches.append(cache)
@@ -153,10 +155,7 @@ class OrtBackend(Conversation):
 
     def _bind_caches(self) -> None:
         """Binds every cache as past and present at once."""
-        layers = self._sizes.num_layers
-        for past, present, cache in zip(
-            cache_names("past", layers), cache_names("present", layers), self._caches, strict=True
-        ):
+        for tensor, cache in zip(self._sizes.caches, self._caches, strict=True):
             value = shared(cache)
-            self._binding.bind_ortvalue_input(past, value)
-            self._binding.bind_ortvalue_output(present, value)
+            self._binding.bind_ortvalue_input(tensor.past, value)
+            self._binding.bind_ortvalue_output(tensor.present, value)

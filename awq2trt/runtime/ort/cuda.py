@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from awq2trt.errors import UsageError
 from awq2trt.graph.read import DecoderSizes
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, NEXT_TOKEN, cache_names
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, NEXT_TOKEN
 from awq2trt.runtime.backend import Conversation
 from awq2trt.runtime.bits import STORED, widen
 from awq2trt.runtime.ort.session import translated_errors
@@ -230,7 +230,7 @@ class CudaBackend(Conversation):
         self._slot = self._allocate(_INT64_BYTES * batch)
         self._token = self._allocate(_INT64_BYTES * batch)
         self._logits = self._allocate(self._logit_type.itemsize * batch * rows * sizes.vocab_size)
-        caches = [self._allocate(batch * cache_bytes(sizes)) for _ in cache_names("past", sizes.num_layers)]
+        caches = [self._allocate(batch * cache.nbytes) for cache in sizes.caches]
         self._decode, self._prefill = (self._bind(caches) for _ in range(2))
         self._bind_tokens(self._decode, self._token, 1)
 
@@ -240,15 +240,12 @@ class CudaBackend(Conversation):
 
     def _bind(self, caches: Sequence[int]) -> onnxruntime.IOBinding:
         """A binding with everything in it that is the same for every call; each cache is past and present at once."""
-        binding, sizes = self._session.io_binding(), self._sizes
+        binding = self._session.io_binding()
         where = (self._memory.device_type, self._memory.device_index)
-        layers = sizes.num_layers
-        for past, present, cache in zip(
-            cache_names("past", layers), cache_names("present", layers), caches, strict=True
-        ):
-            shape = (self._batch, *sizes.cache_shape[1:])
-            binding.bind_input(past, *where, sizes.dtype.value, shape, cache)
-            binding.bind_output(present, *where, sizes.dtype.value, shape, cache)
+        for tensor, address in zip(self._sizes.caches, caches, strict=True):
+            shape = (self._batch, *tensor.shape[1:])
+            binding.bind_input(tensor.past, *where, tensor.dtype.value, shape, address)
+            binding.bind_output(tensor.present, *where, tensor.dtype.value, shape, address)
         binding.bind_input(CACHE_POSITION, *where, ir.DataType.INT64.value, (self._batch,), self._slot)
         if not self._all_logits:
             binding.bind_output(NEXT_TOKEN, *where, ir.DataType.INT64.value, (self._batch, 1), self._token)
@@ -269,11 +266,5 @@ class CudaBackend(Conversation):
 
 
 def dtype_name(sizes: DecoderSizes) -> str:
-    """The contract's name of the type of cache and logits."""
+    """The contract's name of the type of the logits."""
     return str(sizes.dtype.numpy().name)
-
-
-def cache_bytes(sizes: DecoderSizes) -> int:
-    """Of one layer's keys or values."""
-    _, heads, capacity, head_dim = sizes.cache_shape
-    return STORED[dtype_name(sizes)].itemsize * heads * capacity * head_dim

@@ -22,7 +22,7 @@ from awq2trt.machine.gpu import INSTALL, PROVIDER, CudaMemory, open_cuda, requir
 from awq2trt.machine.plugin_library import find_operators, find_plugin_library
 from awq2trt.runtime.bits import STORED
 from awq2trt.runtime.ort.backend import OrtBackend
-from awq2trt.runtime.ort.cuda import PREFILL_CHUNK, CudaBackend, CudaOptions, cache_bytes, dtype_name
+from awq2trt.runtime.ort.cuda import PREFILL_CHUNK, CudaBackend, CudaOptions, dtype_name
 from awq2trt.runtime.ort.session import CPU_PROVIDER, Execution, open_session
 from awq2trt.target import CPU_TARGET, CUDA_TARGET
 
@@ -179,7 +179,7 @@ def predict_needs(model: ir.Model, sizes: DecoderSizes, batch: int = 1, chunk: i
         heads = _query_heads(model, sizes) or _widest(model) // sizes.head_dim
         scores = tokens * sizes.capacity * heads * _SCORE_BYTES
     rows = tokens * _row_bytes(model, sizes)
-    return Needs(weights, 2 * batch * sizes.num_layers * cache_bytes(sizes), _RUNTIME_BYTES + scores + rows)
+    return Needs(weights, batch * sizes.cache_bytes, _RUNTIME_BYTES + scores + rows)
 
 
 def require_memory(needs: Needs, memory: CudaMemory) -> None:
@@ -259,7 +259,7 @@ def load_on_cuda(directory: Path, plan: CudaPlan, memory: CudaMemory) -> CudaBac
         drop_next_token_(model)
         ort_lowering.keep_all_positions_(model)
     if plan.capacity is not None:
-        ort_lowering.fix_capacity_(model, sizes.num_layers, plan.capacity)
+        ort_lowering.fix_capacity_(model, plan.capacity)
         sizes = replace(sizes, capacity=plan.capacity)
     chunk = PREFILL_CHUNK if plan.all_logits else choose_chunk(model, sizes, memory.read_info()[1] // plan.batch)
     needs = predict_needs(model, sizes, plan.batch, chunk)

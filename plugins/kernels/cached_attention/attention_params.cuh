@@ -10,7 +10,8 @@
 
 namespace awq2trt {
 
-template <typename T>
+// T is the type of the call, C that of the cache: T, or int8_t.
+template <typename T, typename C = T>
 struct AttentionParams {
   const T* qkv;
   const int64_t* position;
@@ -19,8 +20,8 @@ struct AttentionParams {
   const T* query_norm;
   const T* key_norm;
   const float* alibi;
-  T* keys;  // present, [B, Hkv, C, D]
-  T* values;
+  C* keys;  // present, [B, Hkv, capacity, D]
+  C* values;
   T* y;
   T* queries;       // workspace: normed and rotated, [B, S, Hq, D]; not in kDecode
   float* partials;  // workspace: sums of splits, [B, Hq, S, splits, D]
@@ -28,6 +29,8 @@ struct AttentionParams {
   int tokens, heads, kv_heads, heads_per_kv, capacity, rotary_dim, window, splits;
   float scale, softcap, clip, norm_eps;
   bool interleaved;
+  T* key_scales;  // present, [B, Hkv, capacity]; of codes alone
+  T* value_scales;
 };
 
 constexpr float kLog2E = 1.4426950408889634f;
@@ -38,9 +41,8 @@ constexpr float kMasked = -FLT_MAX / 4;
 
 // Score of a query at `query_position` and the key in slot `slot` from their product, times log2(e): weights are powers
 // of 2. kMasked if the query does not see the slot. kPlain: there is neither a soft cap nor ALiBi.
-template <bool kPlain, typename T>
-__device__ __forceinline__ float score_of(const AttentionParams<T>& p, float product, int slot, int query_position,
-                                          float slope) {
+template <bool kPlain, typename Params>
+__device__ __forceinline__ float score_of(const Params& p, float product, int slot, int query_position, float slope) {
   float score = product * p.scale;
   if (!kPlain) {
     if (p.softcap > 0.f) score = p.softcap * tanhf(score / p.softcap);
@@ -55,21 +57,21 @@ struct SlotRange {
   int begin, end;
 };
 
-template <typename T>
-__device__ __forceinline__ SlotRange slots_seen(const AttentionParams<T>& p, int first, int last) {
+template <typename Params>
+__device__ __forceinline__ SlotRange slots_seen(const Params& p, int first, int last) {
   return {p.window == 0 ? 0 : max(0, first + 1 - p.window), min(last + 1, p.capacity)};
 }
 
 // A sequence's position, brought into the cache: one that is out of it gives meaningless numbers and must not reach
 // memory that is not ours. At the capacity nothing is written.
-template <typename T>
-__device__ __forceinline__ int position_within(const AttentionParams<T>& p, int64_t position) {
+template <typename Params>
+__device__ __forceinline__ int position_within(const Params& p, int64_t position) {
   return position < 0 ? 0 : position > p.capacity ? p.capacity : static_cast<int>(position);
 }
 
 // First slot of a sequence's head in the cache.
-template <typename T>
-__device__ __forceinline__ int64_t cache_row(const AttentionParams<T>& p, int sequence, int kv_head, int slot) {
+template <typename Params>
+__device__ __forceinline__ int64_t cache_row(const Params& p, int sequence, int kv_head, int slot) {
   return (static_cast<int64_t>(sequence) * p.kv_heads + kv_head) * p.capacity + slot;
 }
 

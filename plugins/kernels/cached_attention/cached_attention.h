@@ -6,6 +6,7 @@
 //      order; `position` [B], the cache slot of each sequence's first new token; the cache [B, Hkv, C, D].
 // Out: y [B, S, Hq D]; the cache with the keys (normed, rotated) and values of the new tokens in slots position ..
 //      position + S - 1. Token t sees the slots up to its own, and with a window of W only the last W of them.
+// The cache has the type of qkv, or codes of 8 bits with a scale for each slot and key-value head.
 // Scores, softmax and sums are fp32, in an order that depends on the problem, the positions and the device only, so the
 // same call gives the same bits. Knows neither TensorRT nor ONNX Runtime.
 #pragma once
@@ -19,6 +20,11 @@
 #include "kernels/device/device.h"
 
 namespace awq2trt {
+
+enum class CacheType : int32_t {
+  kAsActivations,
+  kInt8,  // codes of -127 .. 127; a number is its code times the scale of its slot
+};
 
 // One call's sizes. A number that is 0 leaves out what it is of.
 struct AttentionProblem {
@@ -38,6 +44,7 @@ struct AttentionProblem {
   bool interleaved;  // rotary pairs are neighbours, 2i and 2i + 1, rather than i and i + rotary_dim / 2
   bool has_alibi;
   DataType dtype;
+  CacheType cache_type;
 
   int heads_per_kv() const { return heads / kv_heads; }
 };
@@ -74,12 +81,16 @@ struct AttentionTensors {
   const void* query_norm;  // [D] T, gains
   const void* key_norm;
   const float* alibi;      // [Hq], slopes
-  const void* past_key;    // [B, Hkv, C, D] T
-  const void* past_value;  // may be the memory of present_value; past_key, that of present_key
-  void* present_key;       // [B, Hkv, C, D] T
+  const void* past_key;    // [B, Hkv, C, D] T, or int8
+  const void* past_value;  // may be the memory of present_value; likewise every past, that of its present
+  void* present_key;       // [B, Hkv, C, D] as the past
   void* present_value;
-  void* y;          // [B, S, Hq D] T
-  void* workspace;  // config.workspace_bytes; nullptr if 0
+  void* y;                     // [B, S, Hq D] T
+  void* workspace;             // config.workspace_bytes; nullptr if 0
+  const void* past_key_scale;  // [B, Hkv, C] T, aligned to 2 bytes; of CacheType::kInt8 alone, and so those below
+  const void* past_value_scale;
+  void* present_key_scale;
+  void* present_value_scale;
 };
 
 // Enqueues the kernels of `config` on `stream`. Where past and present are different memory, the past is copied first.

@@ -3,15 +3,15 @@
 // - A block owns 8 rows (pairs of a new token and one of the query heads that share a key-value head) and a range of
 //   slots: `splits` blocks share the slots that a row tile sees, in equal pieces of whole warp tiles. How many of them
 //   have work depends on the position, which only the device knows; the others leave at once.
-// - A warp takes tiles of 16 slots in turn. It loads keys and values straight into the registers of mma.sync, 16 bytes
-//   a lane: which channel a register stands for is free as long as both operands agree, so a lane's 8 channels of a key
-//   are the k of two instructions, and its 8 channels of a value are the column of eight. Nothing passes through shared
-//   memory, and the loads of the next keys are under way while values are multiplied.
+// - A warp takes tiles of 16 slots in turn, whose keys and values it loads straight into the registers of mma.sync
+//   (decode_tile.cuh). Nothing passes through shared memory, and the loads of the next keys are under way while values
+//   are multiplied.
 // - Queries are rows of the A operand. Rows 8 to 15 of it are zero: the tensor cores have time for them.
 // - The block asks for its slots to come to the L2 cache before it waits for the kernel in front of it: their latency
 //   passes while the projection is still being computed.
 // - Softmax runs along: each warp keeps the largest score and the sum of weights of its slots. Warps meet in shared
 //   memory, splits in combine_kernel, always in the same order.
+#include "kernels/cached_attention/decode_tile.cuh"
 #include "kernels/cached_attention/launchers.cuh"
 #include "kernels/cached_attention/prepare_head.cuh"
 #include "kernels/device/global_loads.cuh"
@@ -38,8 +38,8 @@ struct Split {
   int begin, end, active;
 };
 
-template <typename T>
-__device__ __forceinline__ Split split_of(const AttentionParams<T>& p, const SlotRange& seen, int split) {
+template <typename Params>
+__device__ __forceinline__ Split split_of(const Params& p, const SlotRange& seen, int split) {
   const int slots = max(seen.end - seen.begin, 0);
   const int tiles = (slots + kWarps * kSlotTile - 1) / (kWarps * kSlotTile);  // a tile for each warp
   const int share = max((tiles + p.splits - 1) / p.splits, 1) * kWarps * kSlotTile;
@@ -47,30 +47,32 @@ __device__ __forceinline__ Split split_of(const AttentionParams<T>& p, const Slo
   return {begin, min(begin + share, seen.end), (slots + share - 1) / share};
 }
 
-template <typename T>
-__device__ __forceinline__ SlotRange slots_of_rows(const AttentionParams<T>& p, const RowTile& tile) {
+template <typename Params>
+__device__ __forceinline__ SlotRange slots_of_rows(const Params& p, const RowTile& tile) {
   const int last_row = tile.first_row + tile.rows - 1;
   return slots_seen(p, tile.position + tile.first_row / p.heads_per_kv, tile.position + last_row / p.heads_per_kv);
 }
 
 // The first keys and values of a block's range, on their way to the L2 cache.
-template <typename T, int kHeadDim>
-__device__ __forceinline__ void prefetch_slots(const AttentionParams<T>& p, const RowTile& tile, const Split& split) {
+template <int kHeadDim, typename T, typename C>
+__device__ __forceinline__ void prefetch_slots(const AttentionParams<T, C>& p, const RowTile& tile,
+                                               const Split& split) {
   constexpr int kPrefetchedSlots = 256, kSector = 32;  // bytes that a request brings at least
   const int begin = max(split.begin, 0), end = min(min(split.end, begin + kPrefetchedSlots), p.capacity);
-  const int64_t first = cache_row(p, tile.sequence, tile.kv_head, begin) * kHeadDim * static_cast<int>(sizeof(T));
-  const int bytes = (end - begin) * kHeadDim * static_cast<int>(sizeof(T));
+  const int64_t first = cache_row(p, tile.sequence, tile.kv_head, begin) * kHeadDim * static_cast<int>(sizeof(C));
+  const int bytes = (end - begin) * kHeadDim * static_cast<int>(sizeof(C));
   for (int offset = static_cast<int>(threadIdx.x) * kSector; offset < bytes; offset += kThreads * kSector) {
     prefetch_to_l2(reinterpret_cast<const char*>(p.keys) + first + offset);
     prefetch_to_l2(reinterpret_cast<const char*>(p.values) + first + offset);
   }
-}
-
-// c += a * b, where only the upper 8 rows of a are not zero. The lower half of c stays zero; it costs registers all the
-// same, since the instruction takes four in a row.
-template <typename T>
-__device__ __forceinline__ void mma_upper(float (&c)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
-  mma_16x8x16(c, {a0, 0u, a2, 0u}, b0, b1, T{});
+  if constexpr (!std::is_same_v<C, T>) {
+    constexpr int kScales = kSector / static_cast<int>(sizeof(T));
+    const int64_t row = cache_row(p, tile.sequence, tile.kv_head, begin);
+    for (int i = static_cast<int>(threadIdx.x) * kScales; i < end - begin; i += kThreads * kScales) {
+      prefetch_to_l2(p.key_scales + row + i);
+      prefetch_to_l2(p.value_scales + row + i);
+    }
+  }
 }
 
 template <typename T>
@@ -84,12 +86,15 @@ __device__ __forceinline__ uint32_t pair_of_floats<__nv_bfloat16>(float low, flo
   return bits_of(__floats2bfloat162_rn(low, high));
 }
 
+// Weights times scales of values are at most 516 in fp16, which is scaled up against rounding where scales are small,
+// and does not overflow.
+constexpr float kScaleUp = 64.f;
+
 // kWritesCache: the block's own range of new keys and values is made here, and its queries; else both are ready.
-template <typename T, int kHeadDim, bool kWritesCache>
-__global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(AttentionParams<T> p) {
-  constexpr int kKeyLoads = (kHeadDim + 31) / 32;    // of 16 bytes, a lane and slot
-  constexpr int kValueLoads = (kHeadDim + 63) / 64;  // likewise
-  constexpr bool kLoadsAhead = kHeadDim <= 128;      // more channels leave no registers for the next keys
+template <int kHeadDim, bool kWritesCache, typename T, typename C>
+__global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(AttentionParams<T, C> p) {
+  using Tile = DecodeTile<T, C, kHeadDim>;
+  constexpr bool kHasScales = !std::is_same_v<C, T>;
   __shared__ __align__(16) T query_shared[kRows][kHeadDim];
   __shared__ float sums_shared[kWarps][kRows][kHeadDim];
   __shared__ float2 maxima_shared[kWarps][kRows];
@@ -106,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
 
   // The position may still change under our hands: then these lines are the wrong ones, and no more than that.
   tile.position = position_within(p, load_fresh(p.position + tile.sequence));
-  prefetch_slots<T, kHeadDim>(p, tile, split_of(p, slots_of_rows(p, tile), blockIdx.x));
+  prefetch_slots<kHeadDim>(p, tile, split_of(p, slots_of_rows(p, tile), blockIdx.x));
   let_next_kernel_start();
   wait_for_previous_kernel();
 
@@ -128,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
     if (kWritesCache) {
       const T* const source = p.qkv + (token * (p.heads + 2 * p.kv_heads) + head_of(row)) * kHeadDim;
       const int position = min(tile.position + token_of(row), p.capacity - 1);
-      prepare_rotated<T, kHeadDim>(p, source, target, p.query_norm, position, lane);
+      prepare_rotated<kHeadDim>(p, source, target, p.query_norm, position, lane);
     } else {
       const T* const source = p.queries + (token * p.heads + head_of(row)) * kHeadDim;
       for (int channel = lane; channel < kHeadDim; channel += kWarpSize) target[channel] = source[channel];
@@ -136,13 +141,14 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
   }
   if (kWritesCache) {
     // Keys and values by different warps, beginning with the last, which has the fewest queries.
+    T* const scratch = reinterpret_cast<T*>(sums_shared[warp]);
     for (int task = kWarps - 1 - warp; task < 2 * p.tokens; task += kWarps) {
       const int token = task / 2, slot = tile.position + token;
       if (slot < split.begin || slot >= split.end) continue;
       if (task % 2 == 0) {
-        write_key<T, kHeadDim>(p, tile.sequence, token, tile.kv_head, slot, lane);
+        write_key<kHeadDim>(p, tile.sequence, token, tile.kv_head, slot, lane, scratch);
       } else {
-        write_value<T, kHeadDim>(p, tile.sequence, token, tile.kv_head, slot, lane);
+        write_value<kHeadDim>(p, tile.sequence, token, tile.kv_head, slot, lane, scratch);
       }
     }
   }
@@ -150,68 +156,49 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
 
   // --- The warp's slots ---
 
-  const T* const keys = p.keys + cache_row(p, tile.sequence, tile.kv_head, 0) * kHeadDim;
-  const T* const values = p.values + cache_row(p, tile.sequence, tile.kv_head, 0) * kHeadDim;
+  const C* const keys = p.keys + cache_row(p, tile.sequence, tile.kv_head, 0) * kHeadDim;
+  const C* const values = p.values + cache_row(p, tile.sequence, tile.kv_head, 0) * kHeadDim;
   const int query_position = tile.position + token_of(min(g, tile.rows - 1));
   const float slope = p.alibi != nullptr ? p.alibi[head_of(min(g, tile.rows - 1))] : 0.f;
 
-  // Beyond the range a lane reads its last slot again, whose second score is masked.
-  const auto load_keys = [&](uint4(&key)[2][kKeyLoads], int first) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const T* const row = keys + static_cast<int64_t>(min(first + 8 * i + g, split.end - 1)) * kHeadDim;
-#pragma unroll
-      for (int j = 0; j < kKeyLoads; ++j) {
-        const int channel = 32 * j + 8 * t;
-        key[i][j] = kHeadDim % 32 == 0 || channel < kHeadDim ? load_now(row + channel) : uint4{};
-      }
-    }
-  };
-  const auto load_values = [&](uint4(&value)[4][kValueLoads], int first) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int slot = first + 8 * (i / 2) + 2 * t + i % 2;
-      const T* const row = values + static_cast<int64_t>(min(slot, split.end - 1)) * kHeadDim;
-#pragma unroll
-      for (int j = 0; j < kValueLoads; ++j) {
-        const int channel = 64 * j + 8 * g;
-        value[i][j] = kHeadDim % 64 == 0 || channel < kHeadDim ? load_now(row + channel) : uint4{};
-      }
-    }
-  };
-
-  float sum[kValueLoads][8][4] = {};  // row g; channels 64 j + 8 n + e for n = 2t and 2t + 1
+  typename Tile::Sums sum = {};  // row g; channels kLaneChannels (8 j + n) + e for n = 2t and 2t + 1
   float largest = kMasked, weights = 0.f;
 
+  const T* key_scales = nullptr;
+  const T* value_scales = nullptr;
+  if constexpr (kHasScales) {
+    key_scales = p.key_scales + cache_row(p, tile.sequence, tile.kv_head, 0);
+    value_scales = p.value_scales + cache_row(p, tile.sequence, tile.kv_head, 0);
+  }
+  [[maybe_unused]] uint16_t next_scale = 0;  // a lane's, of the tile whose keys are loaded
+
   int first = split.begin + warp * kSlotTile;
-  uint4 key[2][kKeyLoads];
-  if (kLoadsAhead && first < split.end) load_keys(key, first);
+  typename Tile::Keys key;
+  if (Tile::kLoadsAhead && first < split.end) {
+    Tile::load_keys(key, keys, {first, split.end, g, t});
+    if constexpr (kHasScales) {
+      next_scale = Tile::load_scale(key_scales, value_scales, {first, split.end, g, t}, lane);
+    }
+  }
 #pragma unroll 1
   for (; first < split.end; first += kWarps * kSlotTile) {
-    uint4 value[4][kValueLoads];
-    if (kLoadsAhead) {
-      load_values(value, first);
+    typename Tile::Values value;
+    if (Tile::kLoadsAhead) {
+      Tile::load_values(value, values, {first, split.end, g, t});
     } else {
-      load_keys(key, first);
+      Tile::load_keys(key, keys, {first, split.end, g, t});
     }
 
     float score[2][4] = {};
-#pragma unroll
-    for (int j = 0; j < kKeyLoads; ++j) {
-      const int channel = 32 * j + 8 * t;
-      const uint4 query = kHeadDim % 32 == 0 || channel < kHeadDim
-                              ? *reinterpret_cast<const uint4*>(&query_shared[g][channel])
-                              : uint4{};
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        mma_upper<T>(score[i], query.x, query.y, key[i][j].x, key[i][j].y);
-        mma_upper<T>(score[i], query.z, query.w, key[i][j].z, key[i][j].w);
-      }
-    }
-    if (!kLoadsAhead) {
-      load_values(value, first);
+    Tile::multiply_keys(score, query_shared[g], key, t);
+    [[maybe_unused]] const float scale = float_of_bits<T>(next_scale);
+    if (!Tile::kLoadsAhead) {
+      Tile::load_values(value, values, {first, split.end, g, t});
     } else if (first + kWarps * kSlotTile < split.end) {
-      load_keys(key, first + kWarps * kSlotTile);
+      Tile::load_keys(key, keys, {first + kWarps * kSlotTile, split.end, g, t});
+      if constexpr (kHasScales) {
+        next_scale = Tile::load_scale(key_scales, value_scales, {first + kWarps * kSlotTile, split.end, g, t}, lane);
+      }
     }
 
     float tile_largest = kMasked;
@@ -220,6 +207,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int slot = first + 8 * i + 2 * t + n;
+        if constexpr (kHasScales) score[i][n] *= __shfl_sync(0xffffffffu, scale, 8 * i + 2 * t + n);
         score[i][n] = slot < split.end ? score_of<false>(p, score[i][n], slot, query_position, slope) : kMasked;
         tile_largest = fmaxf(tile_largest, score[i][n]);
       }
@@ -236,21 +224,14 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
       for (int n = 0; n < 2; ++n) {
         score[i][n] = score[i][n] == kMasked ? 0.f : exp2f(score[i][n] - largest);
         weights += score[i][n];
+        if constexpr (kHasScales) {
+          score[i][n] *= kScaleUp * __shfl_sync(0xffffffffu, scale, kSlotTile + 8 * i + 2 * t + n);
+        }
       }
     }
     const uint32_t a0 = pair_of_floats<T>(score[0][0], score[0][1]);
     const uint32_t a2 = pair_of_floats<T>(score[1][0], score[1][1]);
-#pragma unroll
-    for (int j = 0; j < kValueLoads; ++j) {
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const auto word = [&](int i) { return reinterpret_cast<const uint32_t (&)[4]>(value[i][j])[e / 2]; };
-        const uint32_t halves = e % 2 == 0 ? 0x5410 : 0x7632;
-        const uint32_t b0 = __byte_perm(word(0), word(1), halves), b1 = __byte_perm(word(2), word(3), halves);
-        sum[j][e][0] *= shrink, sum[j][e][1] *= shrink;
-        mma_upper<T>(sum[j][e], a0, a2, b0, b1);
-      }
-    }
+    Tile::add_values(sum, shrink, a0, a2, value);
   }
 
   // --- Warps meet ---
@@ -259,12 +240,13 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
   weights += __shfl_xor_sync(0xffffffffu, weights, 2);
   if (t == 0) maxima_shared[warp][g] = make_float2(largest, weights);
 #pragma unroll
-  for (int j = 0; j < kValueLoads; ++j) {
+  for (int j = 0; j < Tile::kValueLoads; ++j) {
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
+    for (int e = 0; e < Tile::kLaneChannels; ++e) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const int channel = 64 * j + 8 * (2 * t + n) + e;
+        const int channel = 8 * Tile::kLaneChannels * j + Tile::kLaneChannels * (2 * t + n) + e;
+        if constexpr (kHasScales) sum[j][e][n] *= 1.f / kScaleUp;
         if (channel < kHeadDim) sums_shared[warp][g][channel] = sum[j][e][n];
       }
     }
@@ -295,8 +277,8 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
 }
 
 // Adds up the splits of one row: a block each, a thread for each channel.
-template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(kHeadDim) combine_kernel(AttentionParams<T> p) {
+template <int kHeadDim, typename T, typename C>
+__global__ void __launch_bounds__(kHeadDim) combine_kernel(AttentionParams<T, C> p) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   const int head = blockIdx.x, token = blockIdx.y, sequence = blockIdx.z;
@@ -348,26 +330,24 @@ __global__ void __launch_bounds__(kHeadDim) combine_kernel(AttentionParams<T> p)
 
 }  // namespace
 
-template <typename T, int kHeadDim>
-cudaError_t launch_decode_attention(const AttentionParams<T>& params, const AttentionConfig& config, int batch,
+template <int kHeadDim, typename T, typename C>
+cudaError_t launch_decode_attention(const AttentionParams<T, C>& params, const AttentionConfig& config, int batch,
                                     cudaStream_t stream) {
   const int rows = params.tokens * params.heads_per_kv;
   const unsigned row_tiles = (rows + kRows - 1) / kRows;
   const dim3 grid(params.splits, row_tiles * params.kv_heads, batch);
-  auto* const kernel = config.kernel == AttentionKernel::kDecode ? decode_attention_kernel<T, kHeadDim, true>
-                                                                 : decode_attention_kernel<T, kHeadDim, false>;
+  auto* const kernel = config.kernel == AttentionKernel::kDecode ? decode_attention_kernel<kHeadDim, true, T, C>
+                                                                 : decode_attention_kernel<kHeadDim, false, T, C>;
   const cudaError_t status = launch_kernel(kernel, grid, kThreads, 0, config.overlap, stream, params);
   if (status != cudaSuccess || params.splits == 1) return status;
-  return launch_kernel(combine_kernel<T, kHeadDim>, dim3(params.heads, params.tokens, batch), kHeadDim, 0,
+  return launch_kernel(combine_kernel<kHeadDim, T, C>, dim3(params.heads, params.tokens, batch), kHeadDim, 0,
                        config.overlap, stream, params);
 }
 
-#define AWQ2TRT_INSTANTIATE(head_dim)                                                                          \
-  template cudaError_t launch_decode_attention<__half, head_dim>(const AttentionParams<__half>&,               \
-                                                                 const AttentionConfig&, int, cudaStream_t);   \
-  template cudaError_t launch_decode_attention<__nv_bfloat16, head_dim>(const AttentionParams<__nv_bfloat16>&, \
-                                                                        const AttentionConfig&, int, cudaStream_t);
-AWQ2TRT_FOR_EACH_HEAD_DIM(AWQ2TRT_INSTANTIATE)
+#define AWQ2TRT_INSTANTIATE(head_dim, T, C)                                                                         \
+  template cudaError_t launch_decode_attention<head_dim>(const AttentionParams<T, C>&, const AttentionConfig&, int, \
+                                                         cudaStream_t);
+AWQ2TRT_FOR_EACH_ATTENTION(AWQ2TRT_INSTANTIATE)
 #undef AWQ2TRT_INSTANTIATE
 
 }  // namespace awq2trt

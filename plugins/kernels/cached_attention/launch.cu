@@ -19,6 +19,9 @@ bool has_pointers(const AttentionProblem& problem, const AttentionConfig& config
   return (problem.rotary_dim == 0 || (tensors.cos != nullptr && tensors.sin != nullptr)) &&
          (!problem.has_norms || (tensors.query_norm != nullptr && tensors.key_norm != nullptr)) &&
          (!problem.has_alibi || tensors.alibi != nullptr) &&
+         (problem.cache_type == CacheType::kAsActivations ||
+          (tensors.past_key_scale != nullptr && tensors.past_value_scale != nullptr &&
+           tensors.present_key_scale != nullptr && tensors.present_value_scale != nullptr)) &&
          (config.workspace_bytes == 0 || tensors.workspace != nullptr);
 }
 
@@ -29,23 +32,29 @@ bool has_aligned_pointers(const AttentionTensors& tensors) {
 
 // The past into the present; nothing where they are the same memory.
 cudaError_t copy_past(const AttentionProblem& problem, const AttentionTensors& tensors, cudaStream_t stream) {
-  const size_t bytes = static_cast<size_t>(problem.batch) * problem.kv_heads * problem.capacity * problem.head_dim * 2;
+  constexpr size_t kScaleBytes = 2;
+  const size_t slots = static_cast<size_t>(problem.batch) * problem.kv_heads * problem.capacity;
+  const size_t bytes = slots * problem.head_dim * (problem.cache_type == CacheType::kInt8 ? 1 : 2);
   cudaError_t status = cudaSuccess;
-  if (tensors.present_key != tensors.past_key) {
-    status = cudaMemcpyAsync(tensors.present_key, tensors.past_key, bytes, cudaMemcpyDeviceToDevice, stream);
-  }
-  if (status == cudaSuccess && tensors.present_value != tensors.past_value) {
-    status = cudaMemcpyAsync(tensors.present_value, tensors.past_value, bytes, cudaMemcpyDeviceToDevice, stream);
+  const auto copy = [&](void* present, const void* past, size_t size) {
+    if (status != cudaSuccess || present == past) return;
+    status = cudaMemcpyAsync(present, past, size, cudaMemcpyDeviceToDevice, stream);
+  };
+  copy(tensors.present_key, tensors.past_key, bytes);
+  copy(tensors.present_value, tensors.past_value, bytes);
+  if (problem.cache_type == CacheType::kInt8) {
+    copy(tensors.present_key_scale, tensors.past_key_scale, slots * kScaleBytes);
+    copy(tensors.present_value_scale, tensors.past_value_scale, slots * kScaleBytes);
   }
   return status;
 }
 
-template <typename T>
-AttentionParams<T> params_of(const AttentionProblem& problem, const AttentionConfig& config,
-                             const AttentionTensors& tensors) {
+template <typename T, typename C>
+AttentionParams<T, C> params_of(const AttentionProblem& problem, const AttentionConfig& config,
+                                const AttentionTensors& tensors) {
   const WorkspaceLayout layout(problem, config.kernel, config.splits);
   char* const workspace = static_cast<char*>(tensors.workspace);
-  AttentionParams<T> params = {};
+  AttentionParams<T, C> params = {};
   params.qkv = static_cast<const T*>(tensors.qkv);
   params.position = tensors.position;
   params.cos = static_cast<const T*>(tensors.cos);
@@ -53,8 +62,10 @@ AttentionParams<T> params_of(const AttentionProblem& problem, const AttentionCon
   params.query_norm = problem.has_norms ? static_cast<const T*>(tensors.query_norm) : nullptr;
   params.key_norm = problem.has_norms ? static_cast<const T*>(tensors.key_norm) : nullptr;
   params.alibi = problem.has_alibi ? tensors.alibi : nullptr;
-  params.keys = static_cast<T*>(tensors.present_key);
-  params.values = static_cast<T*>(tensors.present_value);
+  params.keys = static_cast<C*>(tensors.present_key);
+  params.values = static_cast<C*>(tensors.present_value);
+  params.key_scales = static_cast<T*>(tensors.present_key_scale);
+  params.value_scales = static_cast<T*>(tensors.present_value_scale);
   params.y = static_cast<T*>(tensors.y);
   params.queries = reinterpret_cast<T*>(workspace);
   params.partials = reinterpret_cast<float*>(workspace + layout.partials);
@@ -75,31 +86,37 @@ AttentionParams<T> params_of(const AttentionProblem& problem, const AttentionCon
   return params;
 }
 
-template <typename T, int kHeadDim>
-cudaError_t launch_of_size(const AttentionParams<T>& params, const AttentionConfig& config, int batch,
+template <int kHeadDim, typename T, typename C>
+cudaError_t launch_of_size(const AttentionParams<T, C>& params, const AttentionConfig& config, int batch,
                            cudaStream_t stream) {
   if (config.kernel == AttentionKernel::kDecode)
-    return launch_decode_attention<T, kHeadDim>(params, config, batch, stream);
-  const cudaError_t status = launch_prepare<T, kHeadDim>(params, batch, config.overlap, stream);
+    return launch_decode_attention<kHeadDim>(params, config, batch, stream);
+  const cudaError_t status = launch_prepare<kHeadDim>(params, batch, config.overlap, stream);
   if (status != cudaSuccess) return status;
-  return config.kernel == AttentionKernel::kPrefill
-             ? launch_prefill_attention<T, kHeadDim>(params, batch, stream)
-             : launch_decode_attention<T, kHeadDim>(params, config, batch, stream);
+  return config.kernel == AttentionKernel::kPrefill ? launch_prefill_attention<kHeadDim>(params, batch, stream)
+                                                    : launch_decode_attention<kHeadDim>(params, config, batch, stream);
 }
 
-template <typename T>
+template <typename T, typename C>
 cudaError_t launch_typed(const AttentionProblem& problem, const AttentionConfig& config,
                          const AttentionTensors& tensors, cudaStream_t stream) {
-  const AttentionParams<T> params = params_of<T>(problem, config, tensors);
+  const AttentionParams<T, C> params = params_of<T, C>(problem, config, tensors);
   switch (problem.head_dim) {
-#define AWQ2TRT_CASE(head_dim) \
-  case head_dim:               \
-    return launch_of_size<T, head_dim>(params, config, problem.batch, stream);
-    AWQ2TRT_FOR_EACH_HEAD_DIM(AWQ2TRT_CASE)
+#define AWQ2TRT_CASE(head_dim, ...) \
+  case head_dim:                    \
+    return launch_of_size<head_dim>(params, config, problem.batch, stream);
+    AWQ2TRT_FOR_EACH_HEAD_DIM(AWQ2TRT_CASE, )
 #undef AWQ2TRT_CASE
     default:
       return cudaErrorInvalidValue;
   }
+}
+
+template <typename T>
+cudaError_t launch_of_type(const AttentionProblem& problem, const AttentionConfig& config,
+                           const AttentionTensors& tensors, cudaStream_t stream) {
+  return problem.cache_type == CacheType::kInt8 ? launch_typed<T, int8_t>(problem, config, tensors, stream)
+                                                : launch_typed<T, T>(problem, config, tensors, stream);
 }
 
 }  // namespace
@@ -110,8 +127,8 @@ cudaError_t launch_cached_attention(const AttentionProblem& problem, const Atten
   if (!has_aligned_pointers(tensors)) return cudaErrorMisalignedAddress;
   const cudaError_t status = copy_past(problem, tensors, stream);
   if (status != cudaSuccess || problem.batch == 0 || problem.tokens == 0) return status;
-  return problem.dtype == DataType::kHalf ? launch_typed<__half>(problem, config, tensors, stream)
-                                          : launch_typed<__nv_bfloat16>(problem, config, tensors, stream);
+  return problem.dtype == DataType::kHalf ? launch_of_type<__half>(problem, config, tensors, stream)
+                                          : launch_of_type<__nv_bfloat16>(problem, config, tensors, stream);
 }
 
 }  // namespace awq2trt

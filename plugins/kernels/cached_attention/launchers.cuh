@@ -1,4 +1,4 @@
-// Launchers of the attention kernels, one for each type and head size; launch.cu chooses among them.
+// Launchers of the attention kernels, one for each head size, type and type of the cache; launch.cu chooses among them.
 #pragma once
 
 #include "kernels/cached_attention/attention_params.cuh"
@@ -7,17 +7,26 @@
 namespace awq2trt {
 
 // Head sizes that kernels exist for.
-#define AWQ2TRT_FOR_EACH_HEAD_DIM(action) action(64) action(80) action(96) action(112) action(128) action(256)
+#define AWQ2TRT_FOR_EACH_HEAD_DIM(action, ...)                                                     \
+  action(64, __VA_ARGS__) action(80, __VA_ARGS__) action(96, __VA_ARGS__) action(112, __VA_ARGS__) \
+      action(128, __VA_ARGS__) action(256, __VA_ARGS__)
 
-template <typename T, int kHeadDim>
-cudaError_t launch_decode_attention(const AttentionParams<T>& params, const AttentionConfig& config, int batch,
+// Each with every type of the call and of the cache.
+#define AWQ2TRT_FOR_EACH_ATTENTION(action)                        \
+  AWQ2TRT_FOR_EACH_HEAD_DIM(action, __half, __half)               \
+  AWQ2TRT_FOR_EACH_HEAD_DIM(action, __nv_bfloat16, __nv_bfloat16) \
+  AWQ2TRT_FOR_EACH_HEAD_DIM(action, __half, int8_t)               \
+  AWQ2TRT_FOR_EACH_HEAD_DIM(action, __nv_bfloat16, int8_t)
+
+template <int kHeadDim, typename T, typename C>
+cudaError_t launch_decode_attention(const AttentionParams<T, C>& params, const AttentionConfig& config, int batch,
                                     cudaStream_t stream);
 
 // Queries into the workspace, keys and values into the cache.
-template <typename T, int kHeadDim>
-cudaError_t launch_prepare(const AttentionParams<T>& params, int batch, bool overlap, cudaStream_t stream);
+template <int kHeadDim, typename T, typename C>
+cudaError_t launch_prepare(const AttentionParams<T, C>& params, int batch, bool overlap, cudaStream_t stream);
 
-template <typename T, int kHeadDim>
-cudaError_t launch_prefill_attention(const AttentionParams<T>& params, int batch, cudaStream_t stream);
+template <int kHeadDim, typename T, typename C>
+cudaError_t launch_prefill_attention(const AttentionParams<T, C>& params, int batch, cudaStream_t stream);
 
 }  // namespace awq2trt

@@ -4,11 +4,17 @@
 // - A block has 64 or 128 queries of one head, 16 a warp, and walks over the slots that any of them sees. Keys and
 // values
 //   of a tile pass through shared memory, two tiles deep (cp.async): while one is multiplied, the next is under way.
+// - Codes of a cache pass through registers, where they become numbers, once for all queries of the block: the loads of
+//   the next tile are under way while one is multiplied.
 // - Rows in shared memory are padded by 16 bytes, which puts 8 consecutive rows into 8 different groups of banks for
 //   ldmatrix, for every head size that there is.
 // - Blocks with the most slots start first: with a causal mask those are the last queries.
+#include <type_traits>
+
+#include "kernels/cached_attention/codes.h"
 #include "kernels/cached_attention/launchers.cuh"
 #include "kernels/device/async_copy.cuh"
+#include "kernels/device/global_loads.cuh"
 #include "kernels/device/half_pair.h"
 #include "kernels/device/overlap.cuh"
 #include "kernels/device/tensor_core.cuh"
@@ -54,10 +60,50 @@ __device__ __forceinline__ float power_of_2(float x) {
   return result;
 }
 
+// 16 codes of a tile that a thread brings, and the scale of their slot.
+template <typename T, int kHeadDim>
+struct PieceOfCodes {
+  using Shape = PrefillShape<kHeadDim>;
+  static constexpr int kInRow = kHeadDim / 16;
+  static constexpr int kInTile = Shape::kSlots * kInRow;
+  static constexpr int kThreads = Shape::kWarps * kWarpSize;
+  static constexpr int kOfThread = (kInTile + kThreads - 1) / kThreads;
+
+  uint4 codes;
+  uint16_t scale;
+
+  // The thread's piece `i` of the slots from `first` on; zeros from `end` on.
+  __device__ __forceinline__ void load(int i, const int8_t* rows, const T* scales, int first, int end) {
+    const int piece = static_cast<int>(threadIdx.x) + i * kThreads, slot = first + piece / kInRow;
+    const bool there = piece < kInTile && slot < end;
+    codes = there ? load_now(rows + static_cast<int64_t>(slot) * kHeadDim + piece % kInRow * 16) : uint4{};
+    scale = there ? load_2_now(scales + slot) : uint16_t{0};
+  }
+
+  // As numbers, to a tile in shared memory.
+  __device__ __forceinline__ void store(int i, T* tile) const {
+    using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+    const int piece = static_cast<int>(threadIdx.x) + i * kThreads;
+    if (piece >= kInTile) return;
+    const Pair factor = pair_of<Pair>(scale * kBothHalves);
+    const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+    uint32_t pairs[8];
+#pragma unroll
+    for (int word = 0; word < 4; ++word) {
+      const WordOfCodes numbers = numbers_of_codes<T>(words[word]);
+#pragma unroll
+      for (int k = 0; k < 2; ++k) pairs[2 * word + k] = bits_of(__hmul2(pair_of<Pair>(numbers.pair[k]), factor));
+    }
+    uint4* const place = reinterpret_cast<uint4*>(tile + piece / kInRow * Shape::kStride + piece % kInRow * 16);
+    place[0] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    place[1] = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+  }
+};
+
 // kPlain: scores are products times a scale, without soft cap and ALiBi.
-template <typename T, int kHeadDim, bool kPlain>
+template <int kHeadDim, bool kPlain, typename T, typename C>
 __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
-    prefill_attention_kernel(AttentionParams<T> p) {
+    prefill_attention_kernel(AttentionParams<T, C> p) {
   using Shape = PrefillShape<kHeadDim>;
   constexpr int kThreads = Shape::kWarps * kWarpSize;
   constexpr int kVectors = kHeadDim / 8;  // of 16 bytes, in a row
@@ -74,8 +120,9 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
 
   const int position = position_within(p, p.position[sequence]);
   const SlotRange seen = slots_seen(p, position + first_token, position + last_token);
-  const T* const keys = p.keys + cache_row(p, sequence, kv_head, 0) * kHeadDim;
-  const T* const values = p.values + cache_row(p, sequence, kv_head, 0) * kHeadDim;
+  constexpr bool kHasCodes = !std::is_same_v<C, T>;
+  const C* const keys = p.keys + cache_row(p, sequence, kv_head, 0) * kHeadDim;
+  const C* const values = p.values + cache_row(p, sequence, kv_head, 0) * kHeadDim;
 
   // --- Queries: through shared memory into registers, where they stay ---
 
@@ -95,7 +142,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
   }
   __syncthreads();
 
-  const auto start_copies = [&](int stage, int first) {
+  [[maybe_unused]] const auto start_copies = [&](int stage, int first) {
     for (int i = threadIdx.x; i < Shape::kSlots * kVectors; i += kThreads) {
       const int row = i / kVectors, vector = i % kVectors;
       const bool valid = first + row < seen.end;
@@ -116,14 +163,57 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
   const int warp_first = position + min(first_token + warp * 16, last_token);  // positions of the warp's queries
   const int warp_last = position + min(first_token + warp * 16 + 15, last_token);
 
+  using Piece = PieceOfCodes<T, kHeadDim>;
+  constexpr bool kLoadsAhead = kHeadDim <= 128;  // more channels leave no registers for the next codes
+  [[maybe_unused]] Piece next_keys[Piece::kOfThread], next_values[Piece::kOfThread];
+  [[maybe_unused]] const T* const key_scales = p.key_scales + cache_row(p, sequence, kv_head, 0);
+  [[maybe_unused]] const T* const value_scales = p.value_scales + cache_row(p, sequence, kv_head, 0);
+  [[maybe_unused]] const auto load_next = [&](int first) {
+    if constexpr (kHasCodes) {
+#pragma unroll
+      for (int i = 0; i < Piece::kOfThread; ++i) {
+        next_keys[i].load(i, keys, key_scales, first, seen.end);
+        next_values[i].load(i, values, value_scales, first, seen.end);
+      }
+    }
+  };
+  [[maybe_unused]] const auto store_next = [&](int stage) {
+#pragma unroll
+    for (int i = 0; i < Piece::kOfThread; ++i) {
+      next_keys[i].store(i, tiles + stage * Shape::kTile);
+      next_values[i].store(i, tiles + (2 + stage) * Shape::kTile);
+    }
+  };
+  [[maybe_unused]] const auto bring = [&](int stage, int first) {
+    if constexpr (kHasCodes) {
+#pragma unroll 1
+      for (int i = 0; i < Piece::kOfThread; ++i) {
+        Piece key, value;
+        key.load(i, keys, key_scales, first, seen.end);
+        value.load(i, values, value_scales, first, seen.end);
+        key.store(i, tiles + stage * Shape::kTile);
+        value.store(i, tiles + (2 + stage) * Shape::kTile);
+      }
+    }
+  };
+
   int stage = 0;
-  start_copies(stage, seen.begin);
+  if constexpr (kHasCodes) {
+    bring(stage, seen.begin);
+  } else {
+    start_copies(stage, seen.begin);
+  }
   for (int first = seen.begin; first < seen.end; first += Shape::kSlots, stage ^= 1) {
-    if (first + Shape::kSlots < seen.end) start_copies(stage ^ 1, first + Shape::kSlots);
-    if (first + Shape::kSlots < seen.end) {
-      wait_for_copies<1>();
+    const bool has_next = first + Shape::kSlots < seen.end;
+    if constexpr (kHasCodes) {
+      if (kLoadsAhead && has_next) load_next(first + Shape::kSlots);
     } else {
-      wait_for_copies<0>();
+      if (has_next) start_copies(stage ^ 1, first + Shape::kSlots);
+      if (has_next) {
+        wait_for_copies<1>();
+      } else {
+        wait_for_copies<0>();
+      }
     }
     __syncthreads();
 
@@ -202,7 +292,13 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
         mma_16x8x16(sum[2 * n + 1], weight, value[2], value[3], T{});
       }
     }
-    __syncthreads();
+    if constexpr (kHasCodes) {
+      // All warps are done with the other tile since the barrier above.
+      if (kLoadsAhead && has_next) store_next(stage ^ 1);
+      if (!kLoadsAhead && has_next) bring(stage ^ 1, first + Shape::kSlots);
+    } else {
+      __syncthreads();
+    }
   }
 
 #pragma unroll
@@ -222,23 +318,21 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
 
 }  // namespace
 
-template <typename T, int kHeadDim>
-cudaError_t launch_prefill_attention(const AttentionParams<T>& params, int batch, cudaStream_t stream) {
+template <int kHeadDim, typename T, typename C>
+cudaError_t launch_prefill_attention(const AttentionParams<T, C>& params, int batch, cudaStream_t stream) {
   using Shape = PrefillShape<kHeadDim>;
   const unsigned blocks = (params.tokens + Shape::kQueries - 1) / Shape::kQueries;
   constexpr bool kHasPlain = kHeadDim <= 128;  // beyond, a second path has no registers left
   const bool plain = kHasPlain && params.softcap == 0.f && params.alibi == nullptr;
   auto* const kernel =
-      plain ? prefill_attention_kernel<T, kHeadDim, kHasPlain> : prefill_attention_kernel<T, kHeadDim, false>;
+      plain ? prefill_attention_kernel<kHeadDim, kHasPlain, T, C> : prefill_attention_kernel<kHeadDim, false, T, C>;
   return launch_kernel(kernel, dim3(blocks, params.heads, batch), Shape::kWarps * kWarpSize, Shape::kSharedBytes, false,
                        stream, params);
 }
 
-#define AWQ2TRT_INSTANTIATE(head_dim)                                                                                 \
-  template cudaError_t launch_prefill_attention<__half, head_dim>(const AttentionParams<__half>&, int, cudaStream_t); \
-  template cudaError_t launch_prefill_attention<__nv_bfloat16, head_dim>(const AttentionParams<__nv_bfloat16>&, int,  \
-                                                                         cudaStream_t);
-AWQ2TRT_FOR_EACH_HEAD_DIM(AWQ2TRT_INSTANTIATE)
+#define AWQ2TRT_INSTANTIATE(head_dim, T, C) \
+  template cudaError_t launch_prefill_attention<head_dim>(const AttentionParams<T, C>&, int, cudaStream_t);
+AWQ2TRT_FOR_EACH_ATTENTION(AWQ2TRT_INSTANTIATE)
 #undef AWQ2TRT_INSTANTIATE
 
 }  // namespace awq2trt

@@ -1,8 +1,11 @@
 // One head of one token made ready for attention, by one warp: clipped, normed, rotated. In, D channels of the merged
-// projection; out, D channels in global or shared memory, rounded once.
+// projection; out, D channels in global or shared memory, rounded once, or their codes in the cache.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cached_attention/attention_params.cuh"
+#include "kernels/cached_attention/codes.h"
 #include "kernels/device/convert.cuh"
 #include "kernels/device/tensor_core.cuh"
 
@@ -16,15 +19,15 @@ __device__ __forceinline__ float sum_over_warp(float value) {
   return value;
 }
 
-template <typename T>
-__device__ __forceinline__ float clipped(const AttentionParams<T>& p, float value) {
+template <typename Params>
+__device__ __forceinline__ float clipped(const Params& p, float value) {
   return p.clip > 0.f ? fminf(fmaxf(value, -p.clip), p.clip) : value;
 }
 
 // Queries and keys. `gain` is the norm's, nullptr for none; `position` the row of the rotary tables.
-template <typename T, int kHeadDim>
-__device__ __forceinline__ void prepare_rotated(const AttentionParams<T>& p, const T* source, T* target, const T* gain,
-                                                int position, int lane) {
+template <int kHeadDim, typename T, typename C>
+__device__ __forceinline__ void prepare_rotated(const AttentionParams<T, C>& p, const T* source, T* target,
+                                                const T* gain, int position, int lane) {
   const auto read = [&](int channel) { return clipped(p, to_float(source[channel])); };
   float factor = 1.f;
   if (gain != nullptr) {
@@ -50,32 +53,72 @@ __device__ __forceinline__ void prepare_rotated(const AttentionParams<T>& p, con
 }
 
 // Values: clipped only.
-template <typename T, int kHeadDim>
-__device__ __forceinline__ void prepare_value(const AttentionParams<T>& p, const T* source, T* target, int lane) {
+template <int kHeadDim, typename T, typename C>
+__device__ __forceinline__ void prepare_value(const AttentionParams<T, C>& p, const T* source, T* target, int lane) {
   for (int channel = lane; channel < kHeadDim; channel += kWarpSize) {
     target[channel] = from_float<T>(clipped(p, to_float(source[channel])));
   }
 }
 
-// The key of one new token and head, into its slot; nothing beyond the capacity.
-template <typename T, int kHeadDim>
-__device__ __forceinline__ void write_key(const AttentionParams<T>& p, int sequence, int token, int kv_head, int slot,
-                                          int lane) {
+// `numbers`, which the warp has written to shared memory, as codes and their scale.
+template <int kHeadDim, typename T>
+__device__ __forceinline__ void write_codes(const T* numbers, int8_t* codes, T* scale, int lane) {
+  __syncwarp();
+  float largest = 0.f;
+  for (int channel = lane; channel < kHeadDim; channel += kWarpSize) {
+    largest = fmaxf(largest, fabsf(to_float(numbers[channel])));
+  }
+#pragma unroll
+  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+  }
+  const T rounded = from_float<T>(__fdiv_rn(largest, kLargestCode));
+  if (lane == 0) *scale = rounded;
+  const float step = to_float(rounded);
+  for (int word = lane; word < kHeadDim / 4; word += kWarpSize) {
+    uint32_t packed = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float steps = step > 0.f ? __fdiv_rn(to_float(numbers[4 * word + i]), step) : 0.f;
+      const int code = __float2int_rn(fminf(fmaxf(steps, -kLargestCode), kLargestCode));
+      packed |= (static_cast<uint32_t>(code) & 0xffu) << (8 * i);
+    }
+    reinterpret_cast<uint32_t*>(codes)[word] = packed;
+  }
+  __syncwarp();  // `numbers` may be written again
+}
+
+// The key of one new token and head, into its slot; nothing beyond the capacity. `scratch`: kHeadDim numbers of shared
+// memory that are the warp's own, for a cache of codes.
+template <int kHeadDim, typename T, typename C>
+__device__ __forceinline__ void write_key(const AttentionParams<T, C>& p, int sequence, int token, int kv_head,
+                                          int slot, int lane, T* scratch) {
   if (slot >= p.capacity) return;
   const int64_t row = (static_cast<int64_t>(sequence) * p.tokens + token) * (p.heads + 2 * p.kv_heads);
   const T* const key = p.qkv + (row + p.heads + kv_head) * kHeadDim;
-  T* const place = p.keys + cache_row(p, sequence, kv_head, slot) * kHeadDim;
-  prepare_rotated<T, kHeadDim>(p, key, place, p.key_norm, slot, lane);
+  C* const place = p.keys + cache_row(p, sequence, kv_head, slot) * kHeadDim;
+  if constexpr (std::is_same_v<C, T>) {
+    prepare_rotated<kHeadDim>(p, key, place, p.key_norm, slot, lane);
+  } else {
+    prepare_rotated<kHeadDim>(p, key, scratch, p.key_norm, slot, lane);
+    write_codes<kHeadDim>(scratch, place, p.key_scales + cache_row(p, sequence, kv_head, slot), lane);
+  }
 }
 
 // Likewise its value.
-template <typename T, int kHeadDim>
-__device__ __forceinline__ void write_value(const AttentionParams<T>& p, int sequence, int token, int kv_head, int slot,
-                                            int lane) {
+template <int kHeadDim, typename T, typename C>
+__device__ __forceinline__ void write_value(const AttentionParams<T, C>& p, int sequence, int token, int kv_head,
+                                            int slot, int lane, T* scratch) {
   if (slot >= p.capacity) return;
   const int64_t row = (static_cast<int64_t>(sequence) * p.tokens + token) * (p.heads + 2 * p.kv_heads);
   const T* const value = p.qkv + (row + p.heads + p.kv_heads + kv_head) * kHeadDim;
-  prepare_value<T, kHeadDim>(p, value, p.values + cache_row(p, sequence, kv_head, slot) * kHeadDim, lane);
+  C* const place = p.values + cache_row(p, sequence, kv_head, slot) * kHeadDim;
+  if constexpr (std::is_same_v<C, T>) {
+    prepare_value<kHeadDim>(p, value, place, lane);
+  } else {
+    prepare_value<kHeadDim>(p, value, scratch, lane);
+    write_codes<kHeadDim>(scratch, place, p.value_scales + cache_row(p, sequence, kv_head, slot), lane);
+  }
 }
 
 }  // namespace awq2trt

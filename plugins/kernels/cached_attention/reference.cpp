@@ -36,6 +36,20 @@ void rotate(const AttentionProblem& p, const Vector& cos, const Vector& sin, int
   }
 }
 
+constexpr double kLargestCode = 127.0;
+
+// What a cache of codes keeps of the numbers of a head, rounded to T before; returns their scale.
+double quantize(double (*round)(double), Vector* x) {
+  double largest = 0.0;
+  for (double value : *x) largest = std::max(largest, std::abs(value));
+  const double scale = round(largest / kLargestCode);
+  for (double& value : *x) {
+    const double code = scale == 0.0 ? 0.0 : std::nearbyint(value / scale);
+    value = std::min(std::max(code, -kLargestCode), kLargestCode) * scale;
+  }
+  return scale;
+}
+
 }  // namespace
 
 AttentionReference attention_reference(const AttentionProblem& p, const Vector& qkv,
@@ -47,15 +61,24 @@ AttentionReference attention_reference(const AttentionProblem& p, const Vector& 
   const auto slot_of = [&](int64_t b, int64_t kv_head, int64_t slot) {
     return ((b * p.kv_heads + kv_head) * p.capacity + slot) * d;
   };
+  const bool has_codes = p.cache_type == CacheType::kInt8;
+  const size_t scales = has_codes ? static_cast<size_t>(p.batch) * p.kv_heads * p.capacity : 0;
+  Vector key_scales(scales), value_scales(scales);
   for (int b = 0; b < p.batch; ++b) {
     for (int s = 0; s < p.tokens; ++s) {
       for (int kv_head = 0; kv_head < p.kv_heads; ++kv_head) {
         Vector key = clipped(p, head_of(b, s, p.heads + kv_head));
-        const Vector value = clipped(p, head_of(b, s, p.heads + p.kv_heads + kv_head));
+        Vector value = clipped(p, head_of(b, s, p.heads + p.kv_heads + kv_head));
         if (p.has_norms) norm(p, key_norm, &key);
         rotate(p, cos, sin, position[b] + s, &key);
         const int64_t place = slot_of(b, kv_head, position[b] + s);
-        for (int i = 0; i < d; ++i) keys[place + i] = round(key[i]), values[place + i] = round(value[i]);
+        for (int i = 0; i < d; ++i) key[i] = round(key[i]), value[i] = round(value[i]);
+        if (has_codes) {
+          key_scales[place / d] = quantize(round, &key);
+          value_scales[place / d] = quantize(round, &value);
+        }
+        std::copy(key.begin(), key.end(), keys.begin() + place);
+        std::copy(value.begin(), value.end(), values.begin() + place);
       }
     }
   }
@@ -90,7 +113,7 @@ AttentionReference attention_reference(const AttentionProblem& p, const Vector& 
       }
     }
   }
-  return {y, keys, values};
+  return {y, keys, values, key_scales, value_scales};
 }
 
 }  // namespace awq2trt

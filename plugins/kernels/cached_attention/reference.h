@@ -11,10 +11,11 @@ namespace awq2trt {
 
 struct AttentionReference {
   std::vector<double> y;             // [B, S, Hq D]
-  std::vector<double> keys, values;  // the cache after the call, [B, Hkv, C, D]
+  std::vector<double> keys, values;  // the cache after the call, [B, Hkv, C, D]; of codes what they stand for
+  std::vector<double> key_scales, value_scales;  // of codes alone, [B, Hkv, C]: of the new slots, 0 elsewhere
 };
 
-// Empty vectors for what the problem leaves out. `round` is what storing a number in the cache does to it.
+// Empty vectors for what the problem leaves out. `round` is what storing a number in a tensor of T does to it.
 AttentionReference attention_reference(const AttentionProblem& problem, const std::vector<double>& qkv,
                                        const std::vector<int64_t>& position, const std::vector<double>& cos,
                                        const std::vector<double>& sin, const std::vector<double>& query_norm,

@@ -14,6 +14,20 @@ __device__ __forceinline__ uint4 load_now(const T* source) {
   return v;
 }
 
+// 8 bytes, and 2, likewise.
+template <typename T>
+__device__ __forceinline__ uint2 load_8_now(const T* source) {
+  uint2 v;
+  asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(source));
+  return v;
+}
+template <typename T>
+__device__ __forceinline__ uint16_t load_2_now(const T* source) {
+  uint16_t v;
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(source));
+  return v;
+}
+
 // 8 bytes of another kernel's making, past the L1 cache: read again later, they are read anew.
 __device__ __forceinline__ int64_t load_fresh(const int64_t* source) {
   int64_t v;

@@ -32,4 +32,16 @@ AWQ2TRT_HOST_DEVICE Pair pair_of(uint32_t bits) {
   return cast.pair;
 }
 
+// Four bytes of the eight of `low` and `high`, one for each hexadecimal digit of `selector`, the lowest digit first.
+AWQ2TRT_HOST_DEVICE uint32_t select_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+#ifdef __CUDA_ARCH__
+  return __byte_perm(low, high, selector);
+#else
+  const uint64_t bytes = uint64_t{high} << 32 | low;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(bytes >> (selector >> (4 * i) & 7) * 8 & 0xff) << (8 * i);
+  return result;
+#endif
+}
+
 }  // namespace awq2trt

@@ -116,18 +116,6 @@ AWQ2TRT_HOST_DEVICE CodePairs dequantize_word(uint32_t word, ZeroPoint<__nv_bflo
 // A byte permute a pair instead of a quarter of a shift, and activations can stay as they are: the better bargain where
 // many tokens meet few weights.
 
-// Four bytes of the eight of `low` and `high`, one for each hexadecimal digit of `selector`, the lowest digit first.
-AWQ2TRT_HOST_DEVICE uint32_t select_bytes(uint32_t low, uint32_t high, uint32_t selector) {
-#ifdef __CUDA_ARCH__
-  return __byte_perm(low, high, selector);
-#else
-  const uint64_t bytes = uint64_t{high} << 32 | low;
-  uint32_t result = 0;
-  for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(bytes >> (selector >> (4 * i) & 7) * 8 & 0xff) << (8 * i);
-  return result;
-#endif
-}
-
 // What is subtracted from the raw pair of a byte.
 template <typename T>
 struct OrderedZeroPoint;

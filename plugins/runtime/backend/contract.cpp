@@ -1,12 +1,15 @@
 // See contract.h.
 #include "backend/contract.h"
 
+#include <map>
+
 #include "awq2trt/awq2trt.hpp"
 
 namespace awq2trt {
 namespace {
 
-constexpr char kLayout[] = "bhcd";  // batch, heads, positions, channels
+constexpr char kLayout[] = "bhcd";               // batch, heads, positions, channels
+constexpr char kScaledLayout[] = "bhcd+scales";  // codes, and scales without the last axis
 constexpr size_t kHeadsAxis = 1, kPositionsAxis = 2, kChannelsAxis = 3;
 constexpr int64_t kLargestSize = int64_t{1} << 24;  // of an axis; keeps products of three within 64 bits
 
@@ -19,6 +22,7 @@ Number number_of(const std::string& dtype, const std::string& where) {
   if (dtype == "float32") return Number::kFloat32;
   if (dtype == "float16") return Number::kFloat16;
   if (dtype == "bfloat16") return Number::kBFloat16;
+  if (dtype == "int8") return Number::kInt8;
   unsupported("numbers of type " + dtype, where);
 }
 
@@ -36,43 +40,80 @@ void take_cache_sizes(const TensorRecord& past, const GraphRecord& graph, Contra
   }
 }
 
+// The scales of a cache of these sizes.
+TensorRecord scales_like(const TensorRecord& cache, const std::string& dtype) {
+  TensorRecord scales = cache;
+  scales.shape.pop_back();
+  scales.dtype = dtype;
+  return scales;
+}
+
 // Whether two caches have the same sizes and numbers.
 bool alike(const TensorRecord& one, const TensorRecord& other) {
   return one.shape == other.shape && one.dtype == other.dtype;
 }
 
+// The type of the scores, which has that of scales.
+std::string logits_dtype(const GraphRecord& graph) {
+  for (const TensorRecord& output : graph.outputs) {
+    if (output.name == kLogits) return output.dtype;
+  }
+  return graph.cache_dtype;
+}
+
 }  // namespace
 
-size_t Contract::cache_bytes(int64_t positions) const {
-  return bytes_of(number) * static_cast<size_t>(heads) * static_cast<size_t>(positions) * static_cast<size_t>(head_dim);
+size_t Contract::cache_bytes(const CachePair& pair, int64_t positions) const {
+  size_t bytes = bytes_of(pair.number);
+  for (const int64_t size : cache_shape(pair, positions)) bytes *= static_cast<size_t>(size);
+  return bytes;
+}
+
+std::vector<int64_t> Contract::cache_shape(const CachePair& pair, int64_t positions) const {
+  std::vector<int64_t> shape = {1, heads, positions};
+  if (pair.channels != 0) shape.push_back(pair.channels);
+  return shape;
 }
 
 Contract read_contract(const GraphRecord& graph, const std::string& where) {
-  if (graph.cache_layout != kLayout) unsupported("a cache of layout " + graph.cache_layout, where);
+  const bool scaled = graph.cache_layout == kScaledLayout;
+  if (!scaled && graph.cache_layout != kLayout) unsupported("a cache of layout " + graph.cache_layout, where);
   Contract contract{};
   contract.capacity = graph.capacity;
-  contract.number = number_of(graph.cache_dtype, where);
+  const std::string dtype = logits_dtype(graph);
+  contract.number = number_of(dtype, where);
+  const Number cache_number = number_of(graph.cache_dtype, where);
+  if (contract.number == Number::kInt8 || (cache_number == Number::kInt8) != scaled) {
+    unsupported("scores of type " + dtype + " and a cache of type " + graph.cache_dtype, where);
+  }
   const TensorRecord* first = nullptr;
-  size_t pasts = 0;
+  std::map<std::string, const TensorRecord*> pasts;
   bool ids = false, position = false, logits = false;
   for (const TensorRecord& input : graph.inputs) {
     if (input.name == kInputIds || input.name == kCachePosition) {
       (input.name == kInputIds ? ids : position) = true;
       if (input.dtype != "int64") unsupported(input.name + " of type " + input.dtype, where);
-    } else if (input.name.rfind("past_", 0) == 0 && input.dtype == graph.cache_dtype) {
-      ++pasts;
-      if (first == nullptr) take_cache_sizes(*(first = &input), graph, &contract, where);
-      if (!alike(input, *first)) unsupported("caches of several sizes", where + ": " + input.name);
+    } else if (input.name.rfind("past_", 0) == 0) {
+      pasts[input.name] = &input;
+      if (first == nullptr && input.dtype == graph.cache_dtype) {
+        take_cache_sizes(*(first = &input), graph, &contract, where);
+      }
+      if (first == nullptr || (!alike(input, *first) && !(scaled && alike(input, scales_like(*first, dtype))))) {
+        unsupported("caches of several sizes", where + ": " + input.name);
+      }
     } else {
       unsupported("a decoder with the input " + input.name, where);
     }
   }
   for (const TensorRecord& output : graph.outputs) {
     if (!output.alias.empty()) {
-      contract.caches.push_back({output.alias, output.name});
+      const auto past = pasts.find(output.alias);
+      if (past == pasts.end()) unsupported("a decoder without the cache " + output.alias, where);
+      const bool is_scale = past->second->dtype != graph.cache_dtype;
+      contract.caches.push_back(
+          {output.alias, output.name, is_scale ? contract.number : cache_number, is_scale ? 0 : contract.head_dim});
     } else if (output.name == kLogits) {
-      logits = output.shape.size() == 3 && output.dtype == graph.cache_dtype && output.shape[2] > 0 &&
-               output.shape[2] <= kLargestSize;
+      logits = output.shape.size() == 3 && output.shape[2] > 0 && output.shape[2] <= kLargestSize;
       if (!logits) unsupported("logits of these sizes", where);
       contract.vocab_size = output.shape[2];
       contract.all_rows = output.shape[1] != 1;
@@ -82,7 +123,7 @@ Contract read_contract(const GraphRecord& graph, const std::string& where) {
       unsupported("a decoder with the output " + output.name, where);
     }
   }
-  if (!ids || !position || !logits || pasts == 0 || pasts != contract.caches.size()) {
+  if (!ids || !position || !logits || pasts.empty() || pasts.size() != contract.caches.size()) {
     unsupported("a decoder without tokens, their position, scores, or caches in pairs", where);
   }
   return contract;

@@ -16,14 +16,16 @@ constexpr char kCachePosition[] = "cache_position";
 constexpr char kLogits[] = "logits";
 constexpr char kNextToken[] = "next_token";
 
-// Keys or values of a layer: one memory for the input and the output.
+// Keys or values of a layer, or the scales of either: one memory for the input and the output.
 struct CachePair {
   std::string past, present;
+  Number number;
+  int64_t channels;  // of a head; 0 for scales, which are one number a head and have no axis of channels
 };
 
 struct Contract {
   std::vector<CachePair> caches;
-  Number number;  // of caches and logits
+  Number number;  // of logits
   int64_t heads, head_dim;
   int64_t capacity;
   bool free_capacity;  // a cache may have fewer positions than `capacity`
@@ -31,8 +33,9 @@ struct Contract {
   bool all_rows;    // logits of every new token, not of the last alone
   bool next_token;  // the graph finds the token with the largest score
 
-  // Of one cache of `positions`.
-  size_t cache_bytes(int64_t positions) const;
+  // Of one cache of `positions`, of one conversation.
+  size_t cache_bytes(const CachePair& pair, int64_t positions) const;
+  std::vector<int64_t> cache_shape(const CachePair& pair, int64_t positions) const;
 };
 
 Contract read_contract(const GraphRecord& graph, const std::string& where);

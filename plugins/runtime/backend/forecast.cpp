@@ -28,7 +28,7 @@ Needs predict_needs(const Manifest& manifest, const Contract& contract) {
   for (const auto& [name, record] : manifest.files) {
     if (manifest.engine ? name == model : name.rfind(model, 0) == 0) needs.weights += record.size_bytes;
   }
-  needs.caches = contract.caches.size() * contract.cache_bytes(contract.capacity);
+  for (const CachePair& pair : contract.caches) needs.caches += contract.cache_bytes(pair, contract.capacity);
   return needs;
 }
 

@@ -29,7 +29,10 @@ inline float from_half(uint16_t half) {
 
 }  // namespace
 
-size_t bytes_of(Number number) { return number == Number::kFloat32 ? sizeof(float) : sizeof(uint16_t); }
+size_t bytes_of(Number number) {
+  if (number == Number::kInt8) return sizeof(int8_t);
+  return number == Number::kFloat32 ? sizeof(float) : sizeof(uint16_t);
+}
 
 AWQ2TRT_VECTORS void widen(const void* stored, Number number, size_t count, float* result) {
   if (number == Number::kFloat32) {

@@ -5,10 +5,10 @@
 
 namespace awq2trt {
 
-enum class Number { kFloat32, kFloat16, kBFloat16 };
+enum class Number { kFloat32, kFloat16, kBFloat16, kInt8 };
 
 size_t bytes_of(Number number);
-// `count` numbers as they lie in memory, widened.
+// `count` numbers of a floating type as they lie in memory, widened.
 void widen(const void* stored, Number number, size_t count, float* result);
 
 }  // namespace awq2trt

@@ -16,7 +16,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       if (name.find("..") == 0 || name[0] == '/' || record.sha256.size() != 64) std::abort();
     }
     const awq2trt::Contract contract = awq2trt::read_contract(manifest.decoder, "directory");
-    if (contract.caches.empty() || contract.cache_bytes(contract.capacity) == 0) std::abort();
+    if (contract.caches.empty()) std::abort();
+    for (const awq2trt::CachePair& pair : contract.caches) {
+      if (contract.cache_bytes(pair, contract.capacity) == 0) std::abort();
+    }
   } catch (const awq2trt::Error&) {
   }
   return 0;

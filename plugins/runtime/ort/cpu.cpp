@@ -70,7 +70,8 @@ class CpuCache : public Cache {
     auto copy = std::make_unique<CpuCache>(shared_, capacity_);
     copy->allocate(held_);
     for (size_t i = 0; i < caches_.size(); ++i) {
-      std::memcpy(copy->caches_[i].get(), caches_[i].get(), shared_->contract.cache_bytes(held_));
+      const Contract& contract = shared_->contract;
+      std::memcpy(copy->caches_[i].get(), caches_[i].get(), contract.cache_bytes(contract.caches[i], held_));
     }
     copy->position_ = position_;
     copy->rows_ = rows_;
@@ -89,8 +90,9 @@ class CpuCache : public Cache {
     positions = contract.free_capacity ? std::min(positions, capacity_) : contract.capacity;
     const int64_t before = held_;
     const std::vector<Bytes> old = allocate(positions);
-    const size_t row = contract.cache_bytes(1) / static_cast<size_t>(contract.heads);  // of a head, one position
     for (size_t i = 0; i < old.size(); ++i) {
+      // Of a head, one position.
+      const size_t row = contract.cache_bytes(contract.caches[i], 1) / static_cast<size_t>(contract.heads);
       for (size_t head = 0; head < static_cast<size_t>(contract.heads); ++head) {
         std::memcpy(caches_[i].get() + head * row * static_cast<size_t>(positions),
                     old[i].get() + head * row * static_cast<size_t>(before), row * static_cast<size_t>(position_));
@@ -105,9 +107,9 @@ class CpuCache : public Cache {
     if (positions == 0) return old;
     std::vector<Bytes> made;
     for (size_t i = 0; i < contract.caches.size(); ++i) {
-      made.push_back(std::make_unique<char[]>(contract.cache_bytes(positions)));
-      binding_.bind_cache(contract.caches[i], made.back().get(), element_type(contract.number),
-                          {1, contract.heads, positions, contract.head_dim});
+      const CachePair& pair = contract.caches[i];
+      made.push_back(std::make_unique<char[]>(contract.cache_bytes(pair, positions)));
+      binding_.bind_cache(pair, made.back().get(), element_type(pair.number), contract.cache_shape(pair, positions));
     }
     old.swap(caches_);
     caches_ = std::move(made);

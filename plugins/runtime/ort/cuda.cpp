@@ -47,8 +47,8 @@ class Slot {
         logits_(device_buffer(row_bytes() * (contract().all_rows ? longest() : 1))),
         host_(device->memory.get(), Buffer::Kind::kHost, sizeof(int64_t) * (longest() + kFields)),
         host_logits_(device->memory.get(), Buffer::Kind::kHost, row_bytes()) {
-    for (size_t i = 0; i < contract().caches.size(); ++i) {
-      caches_.push_back(device_buffer(contract().cache_bytes(contract().capacity)));
+    for (const CachePair& pair : contract().caches) {
+      caches_.push_back(device_buffer(contract().cache_bytes(pair, contract().capacity)));
     }
     bind(&decode_);
     bind(&prefill_);
@@ -97,7 +97,8 @@ class Slot {
 
   void copy_from(const Slot& other) {
     for (size_t i = 0; i < caches_.size(); ++i) {
-      device_.memory->copy(caches_[i].get(), other.caches_[i].get(), contract().cache_bytes(contract().capacity));
+      const size_t bytes = contract().cache_bytes(contract().caches[i], contract().capacity);
+      device_.memory->copy(caches_[i].get(), other.caches_[i].get(), bytes);
     }
     device_.memory->copy(logits_.get(), other.logits_.get(), row_bytes() * other.rows_);
     device_.memory->copy(token_.get(), other.token_.get(), sizeof(int64_t));
@@ -123,9 +124,10 @@ class Slot {
 
   // Everything that is the same for every call.
   void bind(Binding* binding) const {
-    const std::vector<int64_t> shape = {1, contract().heads, contract().capacity, contract().head_dim};
     for (size_t i = 0; i < caches_.size(); ++i) {
-      binding->bind_cache(contract().caches[i], caches_[i].get(), element_type(contract().number), shape);
+      const CachePair& pair = contract().caches[i];
+      binding->bind_cache(pair, caches_[i].get(), element_type(pair.number),
+                          contract().cache_shape(pair, contract().capacity));
     }
     binding->bind_input(kCachePosition, slot_.get(), abi::ElementType::kInt64, {1});
     if (contract().next_token) binding->bind_output(kNextToken, token_.get(), abi::ElementType::kInt64, {1, 1});

@@ -110,6 +110,8 @@ abi::ElementType element_type(Number number) {
       return abi::ElementType::kFloat16;
     case Number::kBFloat16:
       return abi::ElementType::kBFloat16;
+    case Number::kInt8:
+      return abi::ElementType::kInt8;
   }
   return abi::ElementType::kUndefined;
 }

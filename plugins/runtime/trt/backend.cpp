@@ -52,8 +52,8 @@ class Slot {
         logits_(device_buffer(device.row_bytes() * rows_of(device.longest_call()))),
         host_(device.memory.get(), Buffer::Kind::kHost,
               std::max(device.row_bytes(), sizeof(int64_t) * static_cast<size_t>(device.longest_call() + 1))) {
-    for (size_t i = 0; i < contract().caches.size(); ++i) {
-      caches_.push_back(device_buffer(contract().cache_bytes(contract().capacity)));
+    for (const CachePair& pair : contract().caches) {
+      caches_.push_back(device_buffer(contract().cache_bytes(pair, contract().capacity)));
     }
   }
 
@@ -83,7 +83,8 @@ class Slot {
 
   void copy_from(const Slot& other) {
     for (size_t i = 0; i < caches_.size(); ++i) {
-      device_.memory->copy(caches_[i].get(), other.caches_[i].get(), contract().cache_bytes(contract().capacity));
+      const size_t bytes = contract().cache_bytes(contract().caches[i], contract().capacity);
+      device_.memory->copy(caches_[i].get(), other.caches_[i].get(), bytes);
     }
     device_.memory->copy(logits_.get(), other.logits_.get(), device_.row_bytes() * other.rows_);
     device_.memory->synchronize();
@@ -101,10 +102,9 @@ class Slot {
     context->set_address(kInputIds, ids_.get());
     context->set_address(kCachePosition, slot_.get());
     context->set_address(kLogits, logits_.get());
-    const std::vector<int64_t> shape = {1, contract().heads, contract().capacity, contract().head_dim};
     for (size_t i = 0; i < caches_.size(); ++i) {
       const CachePair& pair = contract().caches[i];
-      context->set_shape(pair.past, shape);
+      context->set_shape(pair.past, contract().cache_shape(pair, contract().capacity));
       context->set_address(pair.past, caches_[i].get());
       context->set_address(pair.present, caches_[i].get());
     }

@@ -14,7 +14,7 @@ from trained_tokenizers import STYLES
 from varied_texts import varied_texts
 
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
-from awq2trt.models.sources.gguf_tokenizer import save_gguf_tokenizer
+from awq2trt.models.sources.gguf_tokenizer import GgufTokenizer, save_gguf_tokenizer
 from awq2trt.runtime import ChatTokenizer
 
 DATA = Path(__file__).parents[2] / "data" / "sentencepiece"
@@ -156,6 +156,21 @@ def test_template_roles_and_all_end_tokens_come_along(tmp_path: Path) -> None:
     assert {1, 3} <= set(loaded.special.stop)
     plain = loaded.encode("hello")
     assert loaded.encode_messages([{"role": "user", "content": "hello"}]) == plain
+
+
+def test_the_files_of_a_tokenizer_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = _write(tmp_path / "x.gguf", "llama", _byte_level(STYLES["llama3"](), "llama-bpe"))
+    directories = [tmp_path / name for name in ("plain", "first", "second")]
+    for directory in directories:
+        directory.mkdir()
+    save_gguf_tokenizer(fields, "x.gguf", directories[0])
+    tokenizer = GgufTokenizer(fields, "x.gguf")
+    tokenizer.save(directories[1])
+    monkeypatch.setattr("awq2trt.models.sources.gguf_tokenizer.save_gguf_tokenizer", None)
+    tokenizer.save(directories[2])
+    plain, first, second = ({file.name: file.read_bytes() for file in path.iterdir()} for path in directories)
+    assert plain == first == second
+    assert "tokenizer.json" in plain
 
 
 def test_phi3s_special_tokens_take_the_space_behind_them(tmp_path: Path) -> None:

@@ -29,8 +29,14 @@ struct Node {
   ErrorText error = {};
 };
 
-constexpr Attributes kPlain = {8, 2, 0, 0, 0, 0, 0, 0.125F, 0.F, 0.F, 0.F};
-constexpr Attributes kEverything = {8, 2, 64, 1, 33, 1, 1, 0.125F, 30.F, 6.F, 1e-6F};
+constexpr Attributes kPlain = {8, 2, 0, 0, 0, 0, 0, 0.125F, 0.F, 0.F, 0.F, 0};
+constexpr Attributes kEverything = {8, 2, 64, 1, 33, 1, 1, 0.125F, 30.F, 6.F, 1e-6F, 0};
+
+// The same with a cache of codes, whose scales come last.
+constexpr Attributes with_scales(Attributes attributes) {
+  attributes.has_cache_scales = 1;
+  return attributes;
+}
 
 // B = 2, S = 3, C = 100, D = 128: 12 heads of 128 channels.
 Node whole_node() {
@@ -50,10 +56,28 @@ TEST(CachedAttentionOp, InputsFollowEachOtherWithoutGaps) {
   a.has_alibi = 1;
   EXPECT_EQ(alibi_input(a), 6);
   a.rotary_dim = 64;
-  EXPECT_EQ(input_count(a), kMaxInputs);
-  EXPECT_EQ(cos_input(a), 4);
-  EXPECT_EQ(query_norm_input(a), 6);
-  EXPECT_EQ(alibi_input(a), 8);
+  EXPECT_EQ(input_count(a), 9);
+  EXPECT_EQ(cache_scale_input(a), kNoInput);
+  for (const Attributes& each : {a, with_scales(a)}) {
+    EXPECT_EQ(cos_input(each), 4);
+    EXPECT_EQ(query_norm_input(each), 6);
+    EXPECT_EQ(alibi_input(each), 8);
+  }
+  EXPECT_EQ(input_count(with_scales(a)), kMaxInputs);
+  EXPECT_EQ(cache_scale_input(with_scales(a)), 9);
+  EXPECT_EQ(cache_scale_input(with_scales(kPlain)), 4);
+}
+
+TEST(CachedAttentionOp, EveryPresentHasAPast) {
+  EXPECT_EQ(output_count(kPlain), 3);
+  EXPECT_EQ(past_of(kPlain, kY), kNoInput);
+  EXPECT_EQ(past_of(kPlain, kPresentKey), kPastKey);
+  EXPECT_EQ(past_of(kPlain, kPresentValue), kPastValue);
+  const Attributes scaled = with_scales(kEverything);
+  EXPECT_EQ(output_count(scaled), kMaxOutputs);
+  EXPECT_EQ(past_of(scaled, kPresentValue), kPastValue);
+  EXPECT_EQ(past_of(scaled, kPresentKeyScale), 9);
+  EXPECT_EQ(past_of(scaled, kPresentValueScale), 10);
 }
 
 TEST(CachedAttentionOp, AttributesAreRefusedByName) {
@@ -74,6 +98,8 @@ TEST(CachedAttentionOp, AttributesAreRefusedByName) {
             "CachedAttention: attribute window must be at least 0, got -1");
   EXPECT_EQ(refused([](Attributes* a) { a->interleaved = 2; }),
             "CachedAttention: attribute interleaved must be 0 or 1, got 2");
+  EXPECT_EQ(refused([](Attributes* a) { a->has_cache_scales = 2; }),
+            "CachedAttention: attribute has_cache_scales must be 0 or 1, got 2");
   EXPECT_EQ(refused([](Attributes* a) { a->clip = -1.F; }),
             "CachedAttention: attribute clip cannot be negative, got -1");
   EXPECT_EQ(refused([](Attributes* a) { a->scale = -1.F; }), "taken") << "a factor may have any sign";
@@ -84,12 +110,15 @@ TEST(CachedAttentionOp, CountsOfInputsAreThoseOfTheAttributes) {
   EXPECT_TRUE(check_input_count(kEverything, 9, &error));
   EXPECT_FALSE(check_input_count(kPlain, 9, &error));
   EXPECT_STREQ(error.text,
-               "CachedAttention: expected 4 inputs for rotary_dim = 0, has_norms = 0 and has_alibi = 0, got 9");
+               "CachedAttention: expected 4 inputs for rotary_dim = 0, has_norms = 0, has_alibi = 0 and "
+               "has_cache_scales = 0, got 9");
+  EXPECT_TRUE(check_input_count(with_scales(kEverything), 11, &error));
+  EXPECT_FALSE(check_input_count(with_scales(kEverything), 9, &error));
 }
 
 TEST(CachedAttentionOp, PositionsAreInt64SlopesFp32AndTheRestOfOneType) {
   ErrorText error = {};
-  for (int32_t tensor = 0; tensor < kMaxInputs + kOutputs; ++tensor) {
+  for (int32_t tensor = 0; tensor < input_count(kEverything) + output_count(kEverything); ++tensor) {
     const ElementType expected = tensor == kPosition ? ElementType::kInt64
                                  : tensor == 8       ? ElementType::kFloat32
                                                      : ElementType::kBFloat16;
@@ -99,6 +128,33 @@ TEST(CachedAttentionOp, PositionsAreInt64SlopesFp32AndTheRestOfOneType) {
   }
   EXPECT_FALSE(check_type(kPlain, kPosition, ElementType::kInt32, ElementType::kFloat16, &error));
   EXPECT_STREQ(error.text, "CachedAttention: tensor 1 must be int64, got int32");
+}
+
+TEST(CachedAttentionOp, KeysAndValuesThatHaveScalesAreInt8) {
+  const Attributes attributes = with_scales(kEverything);
+  ErrorText error = {};
+  for (int32_t tensor = 0; tensor < kMaxInputs + kMaxOutputs; ++tensor) {
+    const bool codes = tensor == kPastKey || tensor == kPastValue || tensor == kMaxInputs + kPresentKey ||
+                       tensor == kMaxInputs + kPresentValue;
+    EXPECT_EQ(check_type(attributes, tensor, ElementType::kInt8, ElementType::kFloat16, &error), codes) << tensor;
+    const bool halves = !codes && tensor != kPosition && tensor != 8;
+    EXPECT_EQ(check_type(attributes, tensor, ElementType::kFloat16, ElementType::kFloat16, &error), halves) << tensor;
+  }
+  EXPECT_FALSE(check_type(kEverything, kPastKey, ElementType::kInt8, ElementType::kFloat16, &error));
+  EXPECT_STREQ(error.text, "CachedAttention: tensor 2 must be fp16, got int8");
+}
+
+TEST(CachedAttentionOp, DescribesACacheOfCodes) {
+  Node node = whole_node();
+  ASSERT_TRUE(node.describe());
+  EXPECT_EQ(node.problem.cache_type, CacheType::kAsActivations);
+  node.attributes = with_scales(node.attributes);
+  node.inputs.insert(node.inputs.end(), 2, {2, 2, 100});
+  ASSERT_TRUE(node.describe()) << node.error.text;
+  EXPECT_EQ(node.problem.cache_type, CacheType::kInt8);
+  node.inputs.back() = {2, 2, 99};
+  EXPECT_FALSE(node.describe());
+  EXPECT_STREQ(node.error.text, "CachedAttention: past_key_scale and past_value_scale must have shape [2, 2, 100]");
 }
 
 TEST(CachedAttentionOp, DescribesTheProblem) {

@@ -12,6 +12,7 @@ constexpr char kName[] = "CachedAttention";
 struct Attributes {
   int32_t num_heads, num_kv_heads, rotary_dim = 0, interleaved = 0, window = 0, has_norms = 0, has_alibi = 0;
   float scale = 0.125f, softcap = 0.f, clip = 0.f, norm_eps = 0.f;
+  int32_t has_cache_scales = 0;
 };
 
 Fields fields_of(const Attributes& a) {
@@ -20,6 +21,7 @@ Fields fields_of(const Attributes& a) {
   fields.integer("rotary_dim", a.rotary_dim).integer("interleaved", a.interleaved).integer("window", a.window);
   fields.integer("has_norms", a.has_norms).integer("has_alibi", a.has_alibi);
   fields.number("scale", a.scale).number("softcap", a.softcap).number("clip", a.clip).number("norm_eps", a.norm_eps);
+  fields.integer("has_cache_scales", a.has_cache_scales);
   return fields;
 }
 
@@ -27,21 +29,26 @@ Fields fields_of(const Attributes& a) {
 Node node_of(const Attributes& a, int64_t max_tokens, int64_t head_dim, int64_t capacity,
              TrtType type = TrtType::kHALF) {
   const int64_t width = (a.num_heads + 2 * a.num_kv_heads) * head_dim;
-  const DynamicPluginTensorDesc cache = tensor(type, {1, a.num_kv_heads, capacity, head_dim});
+  const TrtType cache_type = a.has_cache_scales != 0 ? TrtType::kINT8 : type;
+  const DynamicPluginTensorDesc cache = tensor(cache_type, {1, a.num_kv_heads, capacity, head_dim});
+  const std::vector<DynamicPluginTensorDesc> scales(2 * static_cast<size_t>(a.has_cache_scales),
+                                                    tensor(type, {1, a.num_kv_heads, capacity}));
   Node node;
   node.tensors = {tensor(type, dims({1, -1, width}), dims({1, max_tokens, width})), tensor(TrtType::kINT64, {1}), cache,
                   cache};
   if (a.rotary_dim != 0) node.tensors.insert(node.tensors.end(), 2, tensor(type, {capacity, a.rotary_dim / 2}));
   if (a.has_norms != 0) node.tensors.insert(node.tensors.end(), 2, tensor(type, {head_dim}));
   if (a.has_alibi != 0) node.tensors.push_back(tensor(TrtType::kFLOAT, {a.num_heads}));
+  node.tensors.insert(node.tensors.end(), scales.begin(), scales.end());
   const int64_t heads = a.num_heads * head_dim;
   node.tensors.push_back(tensor(type, dims({1, -1, heads}), dims({1, max_tokens, heads})));
   node.tensors.insert(node.tensors.end(), 2, cache);
-  node.outputs = 3;
+  node.tensors.insert(node.tensors.end(), scales.begin(), scales.end());
+  node.outputs = 3 + static_cast<int32_t>(scales.size());
   return node;
 }
 
-const Attributes kEverything = {8, 2, 32, 1, 33, 1, 1, 0.1f, 5.f, 2.f, 1e-6f};
+const Attributes kEverything = {8, 2, 32, 1, 33, 1, 1, 0.1f, 5.f, 2.f, 1e-6f, 0};
 
 class CachedAttentionPluginTest : public PluginTest {};
 
@@ -49,8 +56,8 @@ TEST_F(CachedAttentionPluginTest, CreatorNamesEveryAttribute) {
   const PluginFieldCollection& names = *Library::get().creator(kName)->getFieldNames();
   const Fields all = fields_of(kEverything);
   const PluginFieldCollection expected = all.collection();
-  ASSERT_EQ(names.nbFields, 11);
-  for (int32_t i = 0; i < 11; ++i) {
+  ASSERT_EQ(names.nbFields, 12);
+  for (int32_t i = 0; i < 12; ++i) {
     EXPECT_STREQ(names.fields[i].name, expected.fields[i].name);
     EXPECT_EQ(names.fields[i].type, expected.fields[i].type);
   }
@@ -73,6 +80,57 @@ TEST_F(CachedAttentionPluginTest, ThePresentIsTheMemoryOfThePast) {
   EXPECT_EQ(build_of(*plugin)->getAliasedInput(0), -1);
   EXPECT_EQ(build_of(*plugin)->getAliasedInput(1), 2);
   EXPECT_EQ(build_of(*plugin)->getAliasedInput(2), 3);
+}
+
+TEST_F(CachedAttentionPluginTest, AnAttributeThatOlderNodesLackIsZero) {
+  Fields fields;
+  fields.integer("num_heads", 8).integer("num_kv_heads", 2);
+  for (const char* name : {"rotary_dim", "interleaved", "window", "has_norms", "has_alibi"}) fields.integer(name, 0);
+  for (const char* name : {"scale", "softcap", "clip", "norm_eps"}) fields.number(name, 0.f);
+  const auto plugin = create_plugin(kName, fields);
+  ASSERT_NE(plugin, nullptr) << recorder().errors;
+  EXPECT_EQ(build_of(*plugin)->getNbOutputs(), 3);
+}
+
+TEST_F(CachedAttentionPluginTest, ACacheOfCodesHasScalesOfItsOwn) {
+  Attributes attributes = {8, 2, 64};
+  attributes.has_cache_scales = 1;
+  const auto plugin = create_plugin(kName, fields_of(attributes));
+  ASSERT_NE(plugin, nullptr) << recorder().errors;
+  ASSERT_EQ(build_of(*plugin)->getNbOutputs(), 5);
+  const int32_t pasts[] = {-1, 2, 3, 6, 7};
+  for (int32_t i = 0; i < 5; ++i) EXPECT_EQ(build_of(*plugin)->getAliasedInput(i), pasts[i]);
+
+  const TrtType half = TrtType::kHALF,
+                types[] = {half, TrtType::kINT64, TrtType::kINT8, TrtType::kINT8, half, half, half, half};
+  TrtType output_types[5] = {};
+  ASSERT_EQ(build_of(*plugin)->getOutputDataTypes(output_types, 5, types, 8), 0);
+  const TrtType expected[] = {half, TrtType::kINT8, TrtType::kINT8, half, half};
+  for (int32_t i = 0; i < 5; ++i) EXPECT_EQ(output_types[i], expected[i]);
+
+  Expressions e;
+  const DimsExprs past = expressions_of({e.symbol("B"), e.symbol("Hkv"), e.symbol("C"), e.symbol("D")});
+  const DimsExprs table = expressions_of({e.symbol("C"), e.symbol("P")});
+  const DimsExprs scales = expressions_of({e.symbol("B"), e.symbol("Hkv"), e.symbol("C")});
+  const DimsExprs inputs[] = {expressions_of({e.symbol("B"), e.symbol("S"), e.symbol("W")}),
+                              expressions_of({e.symbol("B")}),
+                              past,
+                              past,
+                              table,
+                              table,
+                              scales,
+                              scales};
+  DimsExprs outputs[5] = {};
+  ASSERT_EQ(build_of(*plugin)->getOutputShapes(inputs, 8, nullptr, 0, outputs, 5, e), 0);
+  EXPECT_EQ(texts(outputs[2]), (std::vector<std::string>{"B", "Hkv", "C", "D"}));
+  EXPECT_EQ(texts(outputs[4]), (std::vector<std::string>{"B", "Hkv", "C"}));
+
+  EXPECT_TRUE(supports_all(*plugin, node_of(attributes, 16, 64, 128)));
+  EXPECT_EQ(configure(*plugin, node_of(attributes, 16, 64, 128)), 0) << recorder().errors;
+  Node node = node_of(attributes, 16, 64, 128);
+  node.tensors[2].desc.type = half;
+  EXPECT_FALSE(supports_all(*plugin, node));
+  EXPECT_NE(recorder().details.find("tensor 2 must be int8, got fp16"), std::string::npos) << recorder().details;
 }
 
 TEST_F(CachedAttentionPluginTest, InfersShapesAndTypes) {
@@ -222,6 +280,35 @@ TEST_F(CachedAttentionPluginGpuTest, ComputesDecodingAndPrefill) {
     check<__nv_bfloat16>({9, 3, 64}, tokens, 64, 200, 0);
     check<__half>(kEverything, tokens, 80, 200, 120);
   }
+}
+
+// A cache of codes, in place: the same numbers as that of the call's type when both begin empty, but for quantization.
+TEST_F(CachedAttentionPluginGpuTest, ACacheOfCodesIsWrittenAndRead) {
+  const int tokens = 40, head_dim = 64, capacity = 100;
+  Attributes a = {8, 2};
+  std::mt19937 random(test_seed());
+  const std::vector<__half> qkv = random_normal<__half>(size_t{12} * tokens * head_dim, 0.f, 1.f, random);
+  const size_t slots = size_t{2} * capacity, outputs = size_t{8} * tokens * head_dim;
+  const DeviceArray<__half> d_qkv(qkv), plain(outputs), coded(outputs);
+  const DeviceArray<int64_t> position(std::vector<int64_t>{0});
+  {
+    const DeviceArray<__half> keys(slots * head_dim), values(slots * head_dim);
+    EnginePlugin plugin(kName, fields_of(a), node_of(a, tokens, head_dim, capacity));
+    plugin.run({d_qkv.get(), position.get(), keys.get(), values.get()}, {plain.get(), keys.get(), values.get()});
+  }
+  a.has_cache_scales = 1;
+  const std::vector<int8_t> no_codes(slots * head_dim);
+  const std::vector<__half> no_scales(slots);
+  const DeviceArray<int8_t> keys(no_codes), values(no_codes);
+  const DeviceArray<__half> key_scales(no_scales), value_scales(no_scales);
+  EnginePlugin plugin(kName, fields_of(a), node_of(a, tokens, head_dim, capacity));
+  plugin.run({d_qkv.get(), position.get(), keys.get(), values.get(), key_scales.get(), value_scales.get()},
+             {coded.get(), keys.get(), values.get(), key_scales.get(), value_scales.get()});
+  const double error = relative_error(widened(coded.host()), widened(plain.host()));
+  EXPECT_GT(error, 1e-4) << "nothing was quantized";
+  EXPECT_LT(error, 2e-2);
+  EXPECT_GT(static_cast<float>(key_scales.host()[0]), 0.f);
+  EXPECT_EQ(static_cast<float>(key_scales.host()[tokens]), 0.f) << "a slot beyond the new ones was written";
 }
 
 TEST_F(CachedAttentionPluginGpuTest, ReportsALaunchThatFails) {

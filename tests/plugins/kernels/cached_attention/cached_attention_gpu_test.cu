@@ -1,9 +1,11 @@
-// The attention kernels on a GPU against their definition in fp64: every head size, every kernel, awkward sizes.
+// The attention kernels on a GPU against their definition in fp64: every head size, every kernel, awkward sizes, with a
+// cache of the type of the call and with one of codes.
 //
 // Inputs are drawn anew in every run (AWQ2TRT_TEST_SEED repeats one). Outputs are poisoned with NaN, so one that is not
 // written shows; slots of the cache that a call must not read or write hold values that would show.
 #include <cmath>
 #include <cstring>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -49,6 +51,78 @@ std::string name_of(const AttentionProblem& p, const std::vector<int64_t>& posit
          " rotary " + std::to_string(p.rotary_dim) + " window " + std::to_string(p.window);
 }
 
+// A cache on the host, of T or of codes and their scales [slots].
+template <typename T>
+struct HostCache {
+  std::vector<T> numbers;
+  std::vector<int8_t> codes;
+  std::vector<T> scales;
+
+  static HostCache random(const AttentionProblem& p, size_t slots, std::mt19937& generator) {
+    HostCache cache;
+    if (p.cache_type == CacheType::kAsActivations) {
+      cache.numbers = random_normal<T>(slots * p.head_dim, 0.f, 1.f, generator);
+      return cache;
+    }
+    std::uniform_int_distribution<int> code(-127, 127);
+    std::uniform_real_distribution<float> scale(0.002f, 0.02f);
+    for (size_t i = 0; i < slots * p.head_dim; ++i) cache.codes.push_back(static_cast<int8_t>(code(generator)));
+    for (size_t i = 0; i < slots; ++i) cache.scales.push_back(static_cast<T>(scale(generator)));
+    return cache;
+  }
+
+  std::vector<double> wide() const {
+    if (codes.empty()) return widened(numbers);
+    std::vector<double> values;
+    const size_t length = codes.size() / scales.size();
+    for (size_t i = 0; i < codes.size(); ++i) {
+      values.push_back(codes[i] * static_cast<double>(static_cast<float>(scales[i / length])));
+    }
+    return values;
+  }
+};
+
+template <typename T>
+struct DeviceCache {
+  explicit DeviceCache(const HostCache<T>& host) : numbers(host.numbers), codes(host.codes), scales(host.scales) {}
+
+  void* data(const AttentionProblem& p) const {
+    return p.cache_type == CacheType::kInt8 ? static_cast<void*>(codes.get()) : numbers.get();
+  }
+  void* scales_of(const AttentionProblem& p) const { return p.cache_type == CacheType::kInt8 ? scales.get() : nullptr; }
+  HostCache<T> host() const { return {numbers.host(), codes.host(), scales.host()}; }
+
+  DeviceArray<T> numbers;
+  DeviceArray<int8_t> codes;
+  DeviceArray<T> scales;
+};
+
+// Codes and scales after a call: those of other slots as they were, those of new ones within a rounding of the
+// reference, which may move a code by one.
+template <typename T>
+void expect_codes(const AttentionProblem& p, const std::vector<int64_t>& position, const HostCache<T>& past,
+                  const HostCache<T>& got, const std::vector<double>& want, const std::vector<double>& want_scales) {
+  const double rounding = p.dtype == DataType::kHalf ? 0x1p-10 : 0x1p-7;
+  const std::vector<double> numbers = got.wide();
+  for (size_t slot = 0; slot < got.scales.size(); ++slot) {
+    const int64_t first = position[slot / p.capacity / p.kv_heads], at = static_cast<int64_t>(slot % p.capacity);
+    const double scale = static_cast<float>(got.scales[slot]), old = static_cast<float>(past.scales[slot]);
+    const bool is_new = at >= first && at < first + p.tokens;
+    if (is_new) {
+      ASSERT_NEAR(scale, want_scales[slot], want_scales[slot] * rounding) << "slot " << slot;
+    } else {
+      ASSERT_EQ(scale, old) << "slot " << slot;
+    }
+    for (size_t i = slot * p.head_dim; i < (slot + 1) * p.head_dim; ++i) {
+      if (is_new) {
+        ASSERT_NEAR(numbers[i], want[i], 1.01 * scale + 2 * rounding * std::abs(want[i])) << "number " << i;
+      } else {
+        ASSERT_EQ(got.codes[i], past.codes[i]) << "code " << i;
+      }
+    }
+  }
+}
+
 // One call with random contents, in place or not.
 template <typename T>
 void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& position, const AttentionConfig& config,
@@ -58,7 +132,7 @@ void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& posit
   std::mt19937 random(test_seed());
   const size_t width = static_cast<size_t>(p.heads + 2 * p.kv_heads) * p.head_dim;
   const size_t outputs = static_cast<size_t>(p.batch) * p.tokens * p.heads * p.head_dim;
-  const size_t cached = static_cast<size_t>(p.batch) * p.kv_heads * p.capacity * p.head_dim;
+  const size_t slots = static_cast<size_t>(p.batch) * p.kv_heads * p.capacity;
   const size_t table = static_cast<size_t>(p.capacity) * (p.rotary_dim / 2);
   const std::vector<T> qkv = random_normal<T>(p.batch * p.tokens * width, 0.f, 1.f, random);
   const std::vector<T> cos = random_normal<T>(table, 0.f, 0.7f, random),
@@ -67,11 +141,10 @@ void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& posit
   const std::vector<T> key_norm = random_normal<T>(p.has_norms ? p.head_dim : 0, 1.f, 0.2f, random);
   std::vector<float> alibi(p.has_alibi ? p.heads : 0);
   for (size_t i = 0; i < alibi.size(); ++i) alibi[i] = std::exp2(-8.f * static_cast<float>(i + 1) / alibi.size());
-  const std::vector<T> keys = random_normal<T>(cached, 0.f, 1.f, random),
-                       values = random_normal<T>(cached, 0.f, 1.f, random);
+  const HostCache<T> keys = HostCache<T>::random(p, slots, random), values = HostCache<T>::random(p, slots, random);
   const AttentionReference want =
       attention_reference(p, widened(qkv), position, widened(cos), widened(sin), widened(query_norm), widened(key_norm),
-                          std::vector<double>(alibi.begin(), alibi.end()), widened(keys), widened(values), rounded<T>);
+                          std::vector<double>(alibi.begin(), alibi.end()), keys.wide(), values.wide(), rounded<T>);
 
   const DeviceArray<T> d_qkv(qkv), d_cos(cos), d_sin(sin), d_query_norm(query_norm), d_key_norm(key_norm), d_y(outputs);
   const DeviceArray<int64_t> d_position(position);
@@ -79,9 +152,9 @@ void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& posit
   const DeviceArray<uint8_t> workspace(config.workspace_bytes);
   std::vector<T> first;
   for (int call = 0; call < 2; ++call) {
-    const DeviceArray<T> past_keys(keys), past_values(values), other_keys(cached), other_values(cached);
-    T* const present_keys = in_place ? past_keys.get() : other_keys.get();
-    T* const present_values = in_place ? past_values.get() : other_values.get();
+    const DeviceCache<T> past_keys(keys), past_values(values), other_keys(values), other_values(keys);
+    const DeviceCache<T>&present_keys = in_place ? past_keys : other_keys,
+          &present_values = in_place ? past_values : other_values;
     const AttentionTensors tensors = {d_qkv.get(),
                                       d_position.get(),
                                       p.rotary_dim > 0 ? d_cos.get() : nullptr,
@@ -89,12 +162,16 @@ void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& posit
                                       p.has_norms ? d_query_norm.get() : nullptr,
                                       p.has_norms ? d_key_norm.get() : nullptr,
                                       p.has_alibi ? d_alibi.get() : nullptr,
-                                      past_keys.get(),
-                                      past_values.get(),
-                                      present_keys,
-                                      present_values,
+                                      past_keys.data(p),
+                                      past_values.data(p),
+                                      present_keys.data(p),
+                                      present_values.data(p),
                                       d_y.get(),
-                                      workspace.get()};
+                                      workspace.get(),
+                                      past_keys.scales_of(p),
+                                      past_values.scales_of(p),
+                                      present_keys.scales_of(p),
+                                      present_values.scales_of(p)};
     ASSERT_CUDA(cudaMemset(d_y.get(), 0xff, outputs * sizeof(T)));  // NaN in both types
     ASSERT_CUDA(cudaMemset(workspace.get(), 0xff, config.workspace_bytes));
     ASSERT_CUDA(launch_cached_attention(p, config, tensors, nullptr));
@@ -102,14 +179,19 @@ void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& posit
     const std::vector<T> y = d_y.host();
     const double tolerance = p.dtype == DataType::kHalf ? kHalfTolerance : kBFloat16Tolerance;
     EXPECT_LT(relative_error(widened(y), want.y), tolerance);
-    EXPECT_LT(relative_error(widened(in_place ? past_keys.host() : other_keys.host()), want.keys), tolerance / 2);
-    EXPECT_LT(relative_error(widened(in_place ? past_values.host() : other_values.host()), want.values), 1e-9);
+    if (p.cache_type == CacheType::kInt8) {
+      expect_codes(p, position, keys, present_keys.host(), want.keys, want.key_scales);
+      expect_codes(p, position, values, present_values.host(), want.values, want.value_scales);
+    } else {
+      EXPECT_LT(relative_error(present_keys.host().wide(), want.keys), tolerance / 2);
+      EXPECT_LT(relative_error(present_values.host().wide(), want.values), 1e-9);
+    }
     if (call == 0) first = y;
     EXPECT_EQ(std::memcmp(first.data(), y.data(), outputs * sizeof(T)), 0) << "two calls differ";
   }
 }
 
-class CachedAttentionGpu : public GpuTest {
+class CachedAttentionGpu : public GpuTest, public testing::WithParamInterface<CacheType> {
  protected:
   void check(AttentionProblem p, const std::vector<int64_t>& position, bool in_place = true) {
     p.batch = static_cast<int>(position.size());
@@ -123,15 +205,16 @@ class CachedAttentionGpu : public GpuTest {
     }
   }
 
-  static AttentionProblem problem(int tokens, int heads, int kv_heads, int head_dim, int capacity) {
+  AttentionProblem problem(int tokens, int heads, int kv_heads, int head_dim, int capacity) {
     AttentionProblem p = {};
+    p.cache_type = GetParam();
     p.batch = 1, p.tokens = tokens, p.heads = heads, p.kv_heads = kv_heads, p.head_dim = head_dim;
     p.capacity = capacity, p.rotary_dim = head_dim, p.scale = 1.f / std::sqrt(static_cast<float>(head_dim));
     return p;
   }
 };
 
-TEST_F(CachedAttentionGpu, EveryHeadSizeAndTypeInEveryKernel) {
+TEST_P(CachedAttentionGpu, EveryHeadSizeAndTypeInEveryKernel) {
   for (const int head_dim : {64, 80, 96, 112, 128, 256}) {
     for (const DataType dtype : {DataType::kHalf, DataType::kBFloat16}) {
       for (const int tokens : {1, 2, 3, 15, 16, 65, 130}) {
@@ -143,7 +226,7 @@ TEST_F(CachedAttentionGpu, EveryHeadSizeAndTypeInEveryKernel) {
   }
 }
 
-TEST_F(CachedAttentionGpu, PositionsFromTheFirstSlotToTheLast) {
+TEST_P(CachedAttentionGpu, PositionsFromTheFirstSlotToTheLast) {
   for (const int64_t position : {0, 1, 15, 16, 63, 64, 65, 127, 500, 998, 999}) {
     check(problem(1, 8, 8, 128, 1000), {position});
     check(problem(1, 8, 2, 64, 1000), {position});
@@ -152,19 +235,19 @@ TEST_F(CachedAttentionGpu, PositionsFromTheFirstSlotToTheLast) {
   check(problem(200, 4, 2, 128, 1000), {800});
 }
 
-TEST_F(CachedAttentionGpu, GroupsOfQueryHeads) {
+TEST_P(CachedAttentionGpu, GroupsOfQueryHeads) {
   for (const int heads : {1, 3, 7, 8, 9, 16, 71}) {
     check(problem(1, heads, 1, 64, 200), {150});
     check(problem(5, heads, 1, 64, 200), {150});
   }
 }
 
-TEST_F(CachedAttentionGpu, SequencesWithPositionsOfTheirOwn) {
+TEST_P(CachedAttentionGpu, SequencesWithPositionsOfTheirOwn) {
   check(problem(1, 8, 4, 128, 300), {0, 299, 17, 150});
   check(problem(20, 8, 4, 128, 300), {0, 280, 17});
 }
 
-TEST_F(CachedAttentionGpu, WindowsCapsClipsNormsAndAlibi) {
+TEST_P(CachedAttentionGpu, WindowsCapsClipsNormsAndAlibi) {
   for (const int tokens : {1, 4, 40}) {
     AttentionProblem p = problem(tokens, 8, 2, 128, 400);
     p.window = 33;
@@ -179,12 +262,12 @@ TEST_F(CachedAttentionGpu, WindowsCapsClipsNormsAndAlibi) {
   }
 }
 
-TEST_F(CachedAttentionGpu, ThePastIsCopiedWhereItIsOtherMemory) {
+TEST_P(CachedAttentionGpu, ThePastIsCopiedWhereItIsOtherMemory) {
   check(problem(1, 8, 2, 64, 200), {100}, false);
   check(problem(40, 8, 2, 64, 200), {100}, false);
 }
 
-TEST_F(CachedAttentionGpu, AnyNumberOfSplitsGivesTheSame) {
+TEST_P(CachedAttentionGpu, AnyNumberOfSplitsGivesTheSame) {
   for (const int splits : {1, 2, 3, 7, 64}) {
     AttentionProblem p = problem(1, 8, 2, 128, 1000);
     AttentionConfig config = choose_config(p, device_);
@@ -194,15 +277,36 @@ TEST_F(CachedAttentionGpu, AnyNumberOfSplitsGivesTheSame) {
   }
 }
 
-TEST_F(CachedAttentionGpu, RefusesWhatItCannotTake) {
+TEST_P(CachedAttentionGpu, RowsOfZerosHaveTheScaleZero) {
+  AttentionProblem p = problem(1, 8, 2, 64, 200);
+  p.clip = 1e-30f;  // which rounds to zero
+  check(p, {100});
+  p.tokens = 40;
+  check(p, {100});
+}
+
+TEST_P(CachedAttentionGpu, RefusesWhatItCannotTake) {
   AttentionProblem p = problem(1, 8, 2, 64, 200);
   AttentionTensors tensors = {};
   EXPECT_EQ(launch_cached_attention(p, choose_config(p, device_), tensors, nullptr), cudaErrorInvalidValue);
+  if (p.cache_type == CacheType::kInt8) {
+    const DeviceArray<uint8_t> memory(size_t{1} << 20);
+    void* const any = memory.get();
+    tensors = {any, static_cast<const int64_t*>(any), any, any, nullptr, nullptr, nullptr, any, any, any, any, any,
+               any};
+    EXPECT_EQ(launch_cached_attention(p, choose_config(p, device_), tensors, nullptr), cudaErrorInvalidValue)
+        << "scales are missing";
+  }
   p.head_dim = 72;
   EXPECT_NE(check_validity(p), nullptr);
   p.head_dim = 64, p.kv_heads = 3;
   EXPECT_NE(check_validity(p), nullptr);
 }
+
+INSTANTIATE_TEST_SUITE_P(Caches, CachedAttentionGpu, testing::Values(CacheType::kAsActivations, CacheType::kInt8),
+                         [](const testing::TestParamInfo<CacheType>& info) {
+                           return info.param == CacheType::kInt8 ? "Int8" : "AsActivations";
+                         });
 
 }  // namespace
 }  // namespace awq2trt

@@ -34,7 +34,8 @@ class StandInContext : public awq2trt::trt::Context {
     }
     for (const awq2trt::CachePair& pair : contract_.caches) {
       if (addresses_.at(pair.past) != addresses_.at(pair.present)) throw std::runtime_error("two memories of a cache");
-      binding.bind_cache(pair, addresses_.at(pair.past), number, shapes_.at(pair.past));
+      binding.bind_cache(pair, addresses_.at(pair.past), awq2trt::ort::element_type(pair.number),
+                         shapes_.at(pair.past));
     }
     binding.bind_output(awq2trt::kLogits, addresses_.at(awq2trt::kLogits), number, {1, 1, contract_.vocab_size});
     binding.run(session_->run_options({}).get());

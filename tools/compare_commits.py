@@ -1,0 +1,122 @@
+"""Quantizes a model with two commits on this machine, in turns, and compares time, memory and perplexity.
+
+    python tools/compare_commits.py HEAD~3 HEAD smollm2-135m-instruct [--rounds 3] [--text FILE] [-- flags ...]
+
+Every run is a process of its own, of this Python and in a worktree of the commit, which is gone afterwards. CPU seconds
+(user and system, all threads) are what to compare where other programs run at the same time; wall seconds need a quiet
+machine. Printed are the smallest of all rounds, since what disturbs a run makes it longer. With --text, the perplexity
+of both checkpoints is measured by one program, that of the second commit. What follows -- are flags of `awq2trt
+quantize`. The native library is not built: the search does not use it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+REPOSITORY: Final = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one process took."""
+
+    cpu_seconds: float
+    wall_seconds: float
+    peak_bytes: int
+
+    def best(self, other: Run) -> Run:
+        """The smallest figures of both."""
+        return Run(
+            min(self.cpu_seconds, other.cpu_seconds),
+            min(self.wall_seconds, other.wall_seconds),
+            min(self.peak_bytes, other.peak_bytes),
+        )
+
+
+def main() -> None:
+    """Runs both commits in turns, then prints a table."""
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("before", help="commit")
+    parser.add_argument("after", help="commit")
+    parser.add_argument("model")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--text", type=Path, help="measure perplexity on this file")
+    arguments, flags = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
+    model = str(Path(arguments.model).resolve()) if Path(arguments.model).exists() else arguments.model
+    with (
+        tempfile.TemporaryDirectory(prefix="compare-commits-") as scratch,
+        trees([arguments.before, arguments.after], Path(scratch)) as found,
+    ):
+        outputs = [Path(scratch) / f"checkpoint-{index}" for index in range(len(found))]
+        best: dict[int, Run] = {}
+        for _ in range(arguments.rounds):
+            for index, (tree, output) in enumerate(zip(found, outputs, strict=True)):
+                run = measure(["quantize", model, "-o", str(output), "--overwrite", *flags], tree)
+                best[index] = run.best(best.get(index, run))
+        perplexities = perplexities_of(outputs, arguments.text, found[-1]) if arguments.text else None
+    print(table([arguments.before, arguments.after], list(best.values()), perplexities))
+
+
+@contextmanager
+def trees(commits: Sequence[str], scratch: Path) -> Iterator[list[Path]]:
+    """Worktrees of some commits, while it lasts."""
+    found = [scratch / f"tree-{index}" for index in range(len(commits))]
+    git = ["git", "-C", str(REPOSITORY), "worktree"]
+    try:
+        for tree, commit in zip(found, commits, strict=True):
+            subprocess.run([*git, "add", "--quiet", "--detach", str(tree), commit], check=True)
+        yield found
+    finally:
+        for tree in filter(Path.exists, found):
+            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+
+
+def measure(arguments: Sequence[str], tree: Path) -> Run:
+    """Runs the package of a worktree to its end.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    command = [sys.executable, "-m", "awq2trt", *arguments]
+    started = time.monotonic()
+    child = subprocess.Popen(command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)})
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed in {tree}")
+    return Run(usage.ru_utime + usage.ru_stime, time.monotonic() - started, 1024 * usage.ru_maxrss)
+
+
+def perplexities_of(checkpoints: Sequence[Path], text: Path, tree: Path) -> list[float]:
+    """Perplexities of checkpoints on the first windows of a text, measured by a worktree's package."""
+    results = tree / "perplexities.json"
+    measure(["eval", *map(str, checkpoints), "--text", str(text.resolve()), "--json", str(results)], tree)
+    return [float(result["perplexity"]["value"]) for result in json.loads(results.read_text())["results"]]
+
+
+def table(commits: Sequence[str], runs: Sequence[Run], perplexities: Sequence[float] | None) -> str:
+    """Both commits side by side, and how many times less the second takes."""
+    rows = [
+        ("CPU, s", [run.cpu_seconds for run in runs]),
+        ("wall, s", [run.wall_seconds for run in runs]),
+        ("peak memory, MB", [run.peak_bytes / 1e6 for run in runs]),
+        *([("perplexity", perplexities)] if perplexities else []),
+    ]
+    lines = [f"{'':16s}{commits[0][:14]:>15s}{commits[1][:14]:>15s}{'ratio':>8s}"]
+    lines += [f"{name:16s}{before:15.3f}{after:15.3f}{before / after:8.3f}" for name, (before, after) in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
