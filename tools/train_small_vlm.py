@@ -140,7 +140,7 @@ def make_model(source: ModelSource, tokenizer: PreTrainedTokenizerFast) -> Llava
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
     )
-    model = LlavaForConditionalGeneration(config).float().eval()
+    model: LlavaForConditionalGeneration = LlavaForConditionalGeneration(config).float().eval()
     spec = source.spec
     blocks = [spec.prefix(layer) + name for layer in range(spec.num_layers) for name in spec.block_shapes()]
     state = {
