@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ def test_training_sees_the_tokens_of_the_processor() -> None:
     assert processor.tokenizer.convert_tokens_to_ids(MARKER) == row
     ids, labels = _padded(processor.tokenizer, DRAWING.questions)
     for index, question in enumerate(DRAWING.questions):
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}]
+        messages: list[Any] = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}
+        ]
         text = processor.apply_chat_template(messages, add_generation_prompt=True)
         made = processor(images=DRAWING.picture(), text=text, return_tensors="pt")
         length = made["input_ids"].shape[1]
