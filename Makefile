@@ -29,7 +29,6 @@ NATIVE_TIDY := $(VENV)/.native-tidy
 NATIVE_VALGRIND := $(VENV)/.native-valgrind
 BROWSER := $(VENV)/.browser
 NATIVE_KIT := $(VENV)/.native-kit
-DOCS := $(VENV)/.docs
 CXX_SOURCES = $(shell git ls-files 'plugins/*.cpp' 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'plugins/*.hpp' 'tests/*.cpp' 'tests/*.cu' 'tests/*.h' \
     ':!plugins/third_party')
 TIDY_SOURCES = $(shell git ls-files 'plugins/runtime/*.cpp' ':!plugins/runtime/fuzz')
@@ -54,7 +53,7 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) install --upgrade pip
 	@# torch by itself first: a pin of the exact version lets pip take a CPU wheel that lies on the disk.
 	@$(PIP) install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install -c constraints.txt -e '.[rtx,plot,check,dev]'
+	@$(PIP) install -c constraints.txt -e '.[rtx,plot,check,docs,dev]'
 	@touch $@
 
 .PHONY: demo-model
@@ -96,10 +95,6 @@ $(NATIVE_KIT): tools/native_packages.sh | $(BIN)/python
 	    $(if $(wildcard /run/systemd/system),,openssh-server)
 	@touch $@
 
-$(DOCS): $(INSTALLED)
-	@$(PIP) install -c constraints.txt -e '.[docs]'
-	@touch $@
-
 # Looks at pages in the tests, which are skipped without it.
 $(BROWSER): tools/native_packages.sh | $(BIN)/python
 	@tools/native_packages.sh chromium || echo "no Chromium: tests that look at pages will be skipped"
@@ -128,7 +123,7 @@ imports: $(INSTALLED) ## the import contracts
 	@$(BIN)/lint-imports
 
 .PHONY: docs
-docs: $(DOCS) ## the documentation as a site, in build/docs
+docs: $(INSTALLED) ## the documentation as a site, in build/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet -f .mkdocs.yml
 
 .PHONY: plugins

@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from awq2trt.api import build, check, check_golden, evaluate, export, load, quantize
+    from awq2trt.api import build, check, check_golden, evaluate, export, load, quantize, quantize_on_ranks
     from awq2trt.artifact.manifest import Artifact, Manifest
     from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
     from awq2trt.errors import (
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         BuildError,
         CalibrationError,
         CheckpointError,
+        PeerFailedError,
+        RankLostError,
         ToolError,
         UnsupportedError,
         UsageError,
     )
-    from awq2trt.evaluation.results import EvalResult, TaskExamples, TextWindows
+    from awq2trt.evaluation.results import CaptionedImages, EvalResult, TaskExamples, TextWindows
     from awq2trt.progress import Progress, SilentProgress, terminal_progress
     from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe, load_recipe
     from awq2trt.runtime.chat import Message
@@ -43,6 +45,7 @@ __all__ = [
     "BuildError",
     "BuildOptions",
     "CalibrationError",
+    "CaptionedImages",
     "CheckOutcome",
     "CheckpointError",
     "EvalResult",
@@ -51,8 +54,10 @@ __all__ = [
     "Manifest",
     "Message",
     "Model",
+    "PeerFailedError",
     "Progress",
     "QuantizeOptions",
+    "RankLostError",
     "Recipe",
     "Sampling",
     "SilentProgress",
@@ -70,11 +75,12 @@ __all__ = [
     "load",
     "load_recipe",
     "quantize",
+    "quantize_on_ranks",
     "terminal_progress",
 ]
 
 _NAMES: Final = {
-    "api": ("build", "check", "check_golden", "evaluate", "export", "load", "quantize"),
+    "api": ("build", "check", "check_golden", "evaluate", "export", "load", "quantize", "quantize_on_ranks"),
     "artifact.manifest": ("Artifact", "Manifest"),
     "checking.outcome": ("CheckOutcome", "GoldenOutcome"),
     "errors": (
@@ -83,11 +89,13 @@ _NAMES: Final = {
         "BuildError",
         "CalibrationError",
         "CheckpointError",
+        "PeerFailedError",
+        "RankLostError",
         "ToolError",
         "UnsupportedError",
         "UsageError",
     ),
-    "evaluation.results": ("EvalResult", "TaskExamples", "TextWindows"),
+    "evaluation.results": ("CaptionedImages", "EvalResult", "TaskExamples", "TextWindows"),
     "progress": ("Progress", "SilentProgress", "terminal_progress"),
     "recipe": ("BuildOptions", "ExportOptions", "QuantizeOptions", "Recipe", "load_recipe"),
     "runtime.chat": ("Message",),

@@ -28,7 +28,7 @@ from awq2trt.progress import Progress, SilentProgress
 if TYPE_CHECKING:
     from awq2trt.artifact.manifest import Artifact
     from awq2trt.checking.outcome import CheckOutcome, GoldenOutcome
-    from awq2trt.evaluation.results import EvalResult, TaskExamples, TextWindows
+    from awq2trt.evaluation.results import CaptionedImages, EvalResult, TaskExamples, TextWindows
     from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
     from awq2trt.runtime import Model
     from awq2trt.runtime.native import NativeModel
@@ -42,6 +42,7 @@ def quantize(
     options: QuantizeOptions | None = None,
     *,
     device: str = "cpu",
+    max_memory: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -57,6 +58,8 @@ def quantize(
         output: The checkpoint's directory, new or empty.
         options: Method, bits, groups, calibration; None for the defaults: AWQ, INT4, groups of 128 with zero points.
         device: Where PyTorch computes: `cpu`, `cuda`, or `cuda:1` for the second GPU.
+        max_memory: Limit for the process, like `8G`, on the device where it computes; the plan is refused if it cannot
+            be kept. None for none.
         resume: Go on with an interrupted run of the same model and options; the result is the same to the byte.
         overwrite: Replace what is in `output`, whatever it is.
         progress: Is told how far the work is; None for silence.
@@ -75,9 +78,53 @@ def quantize(
     from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
     request = QuantizeRequest(
-        str(model), Path(output), options or QuantizeOptions(), resume=resume, overwrite=overwrite, device=device
+        str(model), Path(output), options or QuantizeOptions(), resume, overwrite, device, max_memory
     )
     return quantize_stage(request, _or_silent(progress))
+
+
+def quantize_on_ranks(
+    model: StrPath,
+    output: StrPath,
+    options: QuantizeOptions | None = None,
+    *,
+    device: str = "cpu",
+    max_memory: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Artifact | None:
+    """The same as `quantize`, shared by all processes that torchrun started; each of them calls this.
+
+        made = awq2trt.quantize_on_ranks("smollm2-135m-instruct", "out/shared", awq2trt.QuantizeOptions(method="rtn"))
+
+    Args:
+        model: The same files on every host.
+        output: Only the first rank reads and writes it.
+        options: The same on every rank.
+        device: `cpu`, or `cuda` for the GPU of each rank's number on its host.
+        max_memory: Limit for the process, like `8G`, on the device where it computes; the plan is refused if it cannot
+            be kept. None for none.
+        resume: Go on with an interrupted run; with as many ranks, the result is the same to the byte.
+        overwrite: Replace what is in `output`, whatever it is.
+        progress: Is told how far the work is, by the first rank; None for silence.
+
+    Returns:
+        The checkpoint, on the first rank and where there is only one; None on others.
+
+    Raises:
+        Awq2trtError: As `quantize` does, on the rank that fails first.
+        UsageError: The environment contradicts itself, or ranks were given different models or options.
+        RankLostError: Another rank has ended or does not answer.
+        PeerFailedError: Another rank failed first, and says why.
+    """
+    from awq2trt.recipe import QuantizeOptions
+    from awq2trt.stages.quantize import QuantizeRequest, quantize_on_ranks_stage
+
+    request = QuantizeRequest(
+        str(model), Path(output), options or QuantizeOptions(), resume, overwrite, device, max_memory
+    )
+    return quantize_on_ranks_stage(request, _or_silent(progress))
 
 
 def export(
@@ -215,12 +262,12 @@ def load(
 
 def evaluate(
     models: StrPath | Sequence[StrPath],
-    on: StrPath | TextWindows | TaskExamples,
+    on: StrPath | TextWindows | TaskExamples | CaptionedImages,
     *,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Iterator[EvalResult]:
-    """Measures perplexity on a text, or zero-shot accuracy in a task: `awq2trt eval`.
+    """Measures perplexity on a text or on captions of images, or zero-shot accuracy in a task: `awq2trt eval`.
 
         for result in awq2trt.evaluate(["smollm2-135m-instruct", "out/checkpoint", "out/onnx"], "novel.txt"):
             print(result.model, result.measured.value)
@@ -230,8 +277,8 @@ def evaluate(
 
     Args:
         models: Original models, quantized checkpoints and ONNX models, in any number.
-        on: A text, a `TextWindows` to say how much of it, or a `TaskExamples`. A text is a .txt or .jsonl file, or a
-            data set's name. Tasks are scored as lm-evaluation-harness scores them.
+        on: A text, a `TextWindows` to say how much of it, a `TaskExamples` or `CaptionedImages`. A text is a .txt or
+            .jsonl file, or a data set's name. Tasks are scored as lm-evaluation-harness scores them.
         device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
         progress: Is told how far the work is; None for silence.
 
@@ -243,10 +290,10 @@ def evaluate(
             the text cannot be read or is too short.
         Awq2trtError: While the results are read: a model cannot be opened.
     """
-    from awq2trt.evaluation.results import EvalRequest, TaskExamples, TextWindows
+    from awq2trt.evaluation.results import CaptionedImages, EvalRequest, TaskExamples, TextWindows
     from awq2trt.stages.evaluate import eval_stage
 
-    measured_on = on if isinstance(on, TextWindows | TaskExamples) else TextWindows(str(on))
+    measured_on = on if isinstance(on, TextWindows | TaskExamples | CaptionedImages) else TextWindows(str(on))
     return eval_stage(EvalRequest(_names(models), measured_on, device), _or_silent(progress))
 
 

@@ -120,31 +120,11 @@ def build(
     overwrite: cli_flags.Overwrite = False,
 ) -> None:
     """All stages in one go: checkpoint, ONNX and engine or kit below DIR. Skips those that are current."""
+    given = locals()
     from awq2trt.progress import terminal_progress
-    from awq2trt.recipe import apply_flags, load_recipe
+    from awq2trt.recipe import apply_flags, flags_by_section, load_recipe
 
-    quantizing: dict[str, object] = {
-        "method": method,
-        "effort": effort,
-        "init_from": init_from,
-        "tune": tune,
-        "act_order": act_order,
-        "bits": bits,
-        "group_size": group_size,
-        "symmetric": symmetric,
-        "head": head,
-        "calib": calib,
-        "samples": samples,
-        "seqlen": seqlen,
-        "seed": seed,
-    }
-    exporting: dict[str, object] = {"max_seq_len": max_seq_len, "dtype": dtype, "function_bodies": function_bodies}
-    flags: dict[str, dict[str, object]] = {
-        "quantize": quantizing,
-        "export": exporting,
-        "build": {"target": target, "plugin": plugin, "fusion": fusion, "cache": cache, "jetpack": jetpack},
-    }
-    options = apply_flags(load_recipe(recipe), flags)
+    options = apply_flags(load_recipe(recipe), flags_by_section(given))
     api.build(
         model,
         output,
@@ -177,33 +157,40 @@ def quantize(
     samples: cli_flags.Samples = None,
     seqlen: cli_flags.Seqlen = None,
     seed: cli_flags.Seed = None,
-    device: cli_flags.Device = "cpu",
+    device: cli_flags.OwnDevice = None,
+    gpus: cli_flags.Gpus = None,
+    ranks: cli_flags.CpuRanks = None,
+    max_memory: cli_flags.MaxMemory = None,
     resume: cli_flags.Resume = False,
     overwrite: cli_flags.Overwrite = False,
+    json_progress: cli_flags.JsonProgressFile = None,
+    profile: cli_flags.TraceFile = None,
 ) -> None:
     """Model to a 4-bit checkpoint."""
-    from awq2trt.progress import terminal_progress
-    from awq2trt.recipe import apply_flags, load_recipe
+    given = locals()
+    from awq2trt.progress import chosen_progress
+    from awq2trt.recipe import apply_flags, flags_by_section, load_recipe
+    from awq2trt.stages.many_ranks import RanksWanted, first_rank_writes, run_as_ranks, traced_stage
 
-    flags = {
-        "method": method,
-        "effort": effort,
-        "init_from": init_from,
-        "tune": tune,
-        "act_order": act_order,
-        "bits": bits,
-        "group_size": group_size,
-        "symmetric": symmetric,
-        "head": head,
-        "calib": calib,
-        "samples": samples,
-        "seqlen": seqlen,
-        "seed": seed,
-    }
-    options = apply_flags(load_recipe(recipe), {"quantize": flags}).quantize
-    progress = terminal_progress()
-    made = api.quantize(model, output, options, device=device, resume=resume, overwrite=overwrite, progress=progress)
-    print(made.directory)
+    options = apply_flags(load_recipe(recipe), flags_by_section(given)).quantize
+    wanted = RanksWanted(gpus, ranks, device)
+    code = run_as_ranks(wanted, (sys.executable, "-m", "awq2trt", *sys.argv[1:]))
+    if code is not None:
+        raise typer.Exit(code)
+    json_file, trace = first_rank_writes(json_progress), first_rank_writes(profile)
+    with chosen_progress(json_file) as progress, traced_stage(trace, wanted.device):
+        made = api.quantize_on_ranks(
+            model,
+            output,
+            options,
+            device=wanted.device,
+            max_memory=max_memory,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if made is not None:
+        print(made.directory)
 
 
 @app.command()
@@ -243,23 +230,33 @@ def evaluate(
         str | None, typer.Option("--task", help="Accuracy on piqa, arc-easy, winogrande or lambada instead.")
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="The task's JSONL file.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="IMAGES", help="Perplexity of captions instead: a folder, or a .jsonl file."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples or images.")] = None,
     device: cli_flags.Device = "cpu",
     json_file: cli_flags.ResultsFile = None,
 ) -> None:
-    """Perplexity on a text, or accuracy in a task."""
+    """Perplexity on a text or on captions of images, or accuracy in a task."""
     from awq2trt.errors import UsageError
-    from awq2trt.evaluation.results import EvalRequest, TaskExamples, TextWindows
+    from awq2trt.evaluation.results import CaptionedImages, EvalRequest, TaskExamples, TextWindows
     from awq2trt.progress import terminal_progress
     from awq2trt.report.lines import eval_row, eval_title, results_json
 
-    if (text is None) == (task is None):
+    if [text, task, images].count(None) != 2:
         raise UsageError(
-            "one of --text and --task is needed.", where="eval", fix="--text FILE, or --task NAME --data FILE"
+            "one of --text, --task and --images is needed.",
+            where="eval",
+            fix="--text FILE, or --task NAME --data FILE, or --images FOLDER",
         )
     if task is not None and data is None:
         raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
-    on = TaskExamples(task, data, limit) if task and data else TextWindows(str(text), windows, seqlen)
+    on: TextWindows | TaskExamples | CaptionedImages = TextWindows(str(text), windows, seqlen)
+    if task and data:
+        on = TaskExamples(task, data, limit)
+    elif images:
+        on = CaptionedImages(images, limit)
     request = EvalRequest(tuple(models), on, device)
     results, measured = api.evaluate(models, on, device=device, progress=terminal_progress()), []
     print(eval_title(request))

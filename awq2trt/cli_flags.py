@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from awq2trt.methods import DEFAULT_METHOD, METHODS
+from awq2trt.progress import STDERR
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Directory, .gguf file, hub id, or a model that a package provides.")
@@ -65,6 +66,20 @@ FunctionBodies = Annotated[
 ]
 Cache = Annotated[str | None, typer.Option("--cache", help="Keys and values: fp16, or int8, half as large. [fp16]")]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, or cuda:1 for the second GPU.")]
+OwnDevice = Annotated[
+    str | None,
+    typer.Option("--device", help="Where to compute: cpu, cuda, or cuda:1 for the second GPU. [cpu; cuda with --gpus]"),
+]
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", min=1, metavar="N", help="Share the work among N GPUs here, a process for each.")
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option("--max-memory", metavar="SIZE", help="Limit for each process, like 8G; a GPU's with --gpus."),
+]
+CpuRanks = Annotated[
+    int | None, typer.Option("--ranks", min=1, metavar="N", help="The same by N processes on the CPU.")
+]
 JetPack = Annotated[str | None, typer.Option("--jetpack", help="Orin: 7.2 or 6.2, what runs there. [7.2]")]
 RunDevice = Annotated[
     str | None,
@@ -91,7 +106,7 @@ def _writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None
     """Refuses a file for results before the work whose results it is for."""
     from awq2trt.stages.readiness import require_file
 
-    require_file(value, parameter.opts[0])
+    require_file(None if str(value) == STDERR else value, parameter.opts[0])
     return value
 
 
@@ -106,3 +121,11 @@ HtmlFile = Annotated[
     typer.Option("--html", metavar="FILE", help="A page with plots, of a checkpoint.", callback=_writable),
 ]
 PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.", callback=_writable)]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option("--profile", metavar="FILE", help="Where time went, for chrome://tracing.", callback=_writable),
+]
+JsonProgressFile = Annotated[
+    Path | None,
+    typer.Option("--json-progress", metavar="FILE", help="JSON lines for programs; - is stderr.", callback=_writable),
+]

@@ -64,6 +64,14 @@ class OutOfMemoryError(ToolError):
     """A GPU's memory does not suffice."""
 
 
+class RankLostError(ToolError):
+    """Another of the processes that quantize together has ended or does not answer."""
+
+
+class PeerFailedError(Awq2trtError):
+    """Another of the processes that quantize together failed first, and says why; nothing more is to be said."""
+
+
 class NoGpuError(ToolError):
     """No GPU here that could run the model, or no driver for it: nothing is wrong with the model."""
 

@@ -12,20 +12,30 @@ Tasks may be nested. Everything goes to stderr, so that stdout holds results alo
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Final, Protocol, TextIO
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn
 
 Advance = Callable[[int], None]
 """Says that so many more units of a task are done."""
 
+STDERR: Final = "-"
+"""The file that stands for stderr."""
+
 PLAIN_INTERVAL_S: Final = 10.0
 """A log of an hour's work stays readable at a line every ten seconds, and still shows that it moves."""
+
+
+_STEADY_UNITS: Final = 2
 
 
 class Progress(Protocol):
@@ -46,6 +56,51 @@ class Progress(Protocol):
 
     def note(self, message: str) -> None:
         """Shows one line that stays, e.g. the result of a task."""
+
+
+class TimeLeft:
+    """How long a task will still take, from how long its units took so far.
+
+    The first unit pays for what comes once (libraries that load, kernels that are chosen): it is left out as soon as
+    there are two others.
+
+    Args:
+        total: Units.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total = total
+        self._clock = clock
+        self._started = clock()
+        self._first = (self._started, 0)  # when the first units were done, and how many they were
+        self._last = (self._started, 0)
+
+    @property
+    def done(self) -> int:
+        """Units so far."""
+        return self._last[1]
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the task began."""
+        return self._clock() - self._started
+
+    def advance_(self, units: int) -> None:
+        """So many more are done."""
+        self._last = (self._clock(), self._last[1] + units)
+        if self._first[1] == 0:
+            self._first = self._last
+
+    def left_s(self) -> float | None:
+        """Seconds that are left; None before the first unit is done."""
+        (now, done), (began, skipped) = self._last, self._first
+        if done - skipped < _STEADY_UNITS:
+            began, skipped = self._started, 0
+        if done == skipped:
+            return None
+        pace = (now - began) / (done - skipped)
+        return max(0.0, pace * (self._total - done) - (self._clock() - now))
 
 
 class SilentProgress:
@@ -84,21 +139,20 @@ class PlainProgress:
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
         """Prints the task's lines."""
-        started = said = self._clock()
-        done = 0
+        said, time_left = self._clock(), TimeLeft(total, self._clock)
         self.note(f"{description} ...")
 
         def advance(units: int) -> None:
-            nonlocal done, said
-            done += units
+            nonlocal said
+            time_left.advance_(units)
             now = self._clock()
-            if done < total and now - said >= PLAIN_INTERVAL_S:
+            if time_left.done < total and now - said >= PLAIN_INTERVAL_S:
                 said = now
-                left = (now - started) / done * (total - done) if done else 0.0
-                self.note(f"{description}: {done}/{total}, {_clock_text(left)} left")
+                left = time_left.left_s() or 0.0
+                self.note(f"{description}: {time_left.done}/{total}, {_clock_text(left)} left")
 
         yield advance
-        self.note(f"{description}: done in {_clock_text(self._clock() - started)}")
+        self.note(f"{description}: done in {_clock_text(time_left.elapsed_s)}")
 
     def note(self, message: str) -> None:
         """Prints the line at once."""
@@ -119,9 +173,15 @@ class RichProgress:
         if self._open_tasks == 0:
             bars.start()
         self._open_tasks += 1
-        bar = bars.add_task(description, total=total)
+        time_left = TimeLeft(total)
+        bar = bars.add_task(description, total=total, time_left=time_left)
+
+        def advance(units: int) -> None:
+            time_left.advance_(units)
+            bars.advance(bar, units)
+
         try:
-            yield lambda units: bars.advance(bar, units)
+            yield advance
         finally:
             self._open_tasks -= 1
             if self._open_tasks == 0:
@@ -138,6 +198,79 @@ class RichProgress:
             self._bars.console.print(message, markup=False, highlight=False)
 
 
+class JsonProgress:
+    """For programs: one JSON object a line, for every task that begins, advances or ends, and for every note.
+
+    Keys: `event` (`begin`, `advance`, `end`, `note`); `task` and `total` of the first three; `done`, `elapsed_s` and
+    `left_s` (null while unknown) of `advance`; `elapsed_s` of `end`; `message` of `note`. A task that fails has no
+    `end`. Keys may be added; none will change its meaning.
+
+    Args:
+        stream: Where lines go.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        """Writes the task's lines."""
+        time_left = TimeLeft(total, self._clock)
+        self._write(event="begin", task=description, total=total)
+
+        def advance(units: int) -> None:
+            time_left.advance_(units)
+            left = time_left.left_s()
+            self._write(
+                event="advance",
+                task=description,
+                total=total,
+                done=time_left.done,
+                elapsed_s=round(time_left.elapsed_s, 3),
+                left_s=None if left is None else round(left, 3),
+            )
+
+        yield advance
+        self._write(event="end", task=description, total=total, elapsed_s=round(time_left.elapsed_s, 3))
+
+    def note(self, message: str) -> None:
+        """Writes the line at once."""
+        self._write(event="note", message=message)
+
+    def _write(self, **event: object) -> None:
+        print(json.dumps(event), file=self._stream, flush=True)
+
+
+class SharedProgress:
+    """Tells several what it is told.
+
+    Args:
+        listeners: In this order.
+    """
+
+    def __init__(self, *listeners: Progress) -> None:
+        self._listeners = listeners
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        """The task, of each."""
+        with ExitStack() as stack:
+            advances = [stack.enter_context(listener.task(description, total)) for listener in self._listeners]
+
+            def advance(units: int) -> None:
+                for each in advances:
+                    each(units)
+
+            yield advance
+
+    def note(self, message: str) -> None:
+        """The line, to each."""
+        for listener in self._listeners:
+            listener.note(message)
+
+
 def terminal_progress() -> Progress:
     """What suits stderr: bars on a terminal, lines otherwise.
 
@@ -150,9 +283,25 @@ def terminal_progress() -> Progress:
     return RichProgress() if sys.stderr.isatty() else PlainProgress()
 
 
+@contextmanager
+def chosen_progress(json_file: Path | None) -> Iterator[Progress]:
+    """What suits stderr, and JSON for programs where it is asked for.
+
+    Args:
+        json_file: Where JSON goes, beside what suits stderr; `-` for stderr alone; None for none.
+    """
+    if json_file is None:
+        yield terminal_progress()
+    elif str(json_file) == STDERR:
+        yield JsonProgress(sys.stderr)
+    else:
+        with json_file.open("w", encoding="utf-8") as stream:
+            yield SharedProgress(terminal_progress(), JsonProgress(stream))
+
+
 def _new_bars() -> Bars:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
     return Bars(
@@ -161,9 +310,22 @@ def _new_bars() -> Bars:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        _left_column(),
         console=Console(stderr=True),
     )
+
+
+def _left_column() -> ProgressColumn:
+    """rich's own forgets what is older than half a minute, which is less than a large block takes."""
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
+    class TimeLeftColumn(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            left = task.fields["time_left"].left_s()
+            return Text("-:--:--" if left is None else str(timedelta(seconds=round(left))), style="progress.remaining")
+
+    return TimeLeftColumn()
 
 
 def _clock_text(seconds: float) -> str:

@@ -239,6 +239,17 @@ def _refuse_deep(text: str) -> None:
             raise ValueError(f"more than {_DEEPEST} brackets are open")
 
 
+def flags_by_section(given: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """A command's parameters as `apply_flags` takes them; those that are no option of a recipe are left out.
+
+    Args:
+        given: Name of the option -> value.
+    """
+    return {
+        section: {name: given[name] for name in _keys_of([section]) if name in given} for section in Recipe.model_fields
+    }
+
+
 def apply_flags(recipe: Recipe, flags: Mapping[str, Mapping[str, object]]) -> Recipe:
     """The recipe with the flags that were given put over it.
 

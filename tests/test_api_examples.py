@@ -13,6 +13,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from pictures import picture
+from PIL import Image
+from tiny_llava import save_llava
 from tiny_models import save_llama
 
 import awq2trt
@@ -38,7 +41,7 @@ def example_of(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the examples name: a model, a text, a task, and in `out` a checkpoint and an ONNX model."""
+    """What the examples name: models, a text, a task, photos, and in `out` a checkpoint and an ONNX model."""
     pytest.importorskip("polygraphy")
     folder = tmp_path_factory.mktemp("examples")
     save_llama(folder / MODEL, max_position_embeddings=2048)
@@ -50,6 +53,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     row = {"goal": "To open a jar", "sol1": "twist the lid", "sol2": "eat the lid", "label": 0}
     (folder / "piqa-valid.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+    save_llava(folder / "llava-1.5-7b-hf")
+    (folder / "photos").mkdir()
+    Image.fromarray(picture(24, 30)).save(folder / "photos" / "cat.png")
+    (folder / "photos" / "cat.txt").write_text("A cat.")
     (folder / "recipe.yaml").write_text("quantize:\n  bits: 3\n")
     with contextlib.chdir(folder):
         options = awq2trt.QuantizeOptions(calib="novel.txt", samples=2, seqlen=64)

@@ -83,19 +83,34 @@ def trees(commits: Sequence[str], scratch: Path) -> Iterator[list[Path]]:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
+_RUN: Final = """
+import atexit, re, runpy, sys
+from pathlib import Path
+# The memory of this program; getrusage() would count that of the process that started it, too.
+peak, status = Path(sys.argv.pop(1)), Path("/proc/self/status")
+atexit.register(lambda: peak.write_text(re.search(r"VmHWM:\\s*(\\d+)", status.read_text())[1]))
+# An editable install's finder would find the package that is installed, whatever the path says.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("awq2trt", run_name="__main__", alter_sys=True)
+"""
+"""Runs the package of a tree, its second argument, and writes the KiB that it held at most into the first."""
+
+
 def measure(arguments: Sequence[str], tree: Path) -> Run:
     """Runs the package of a worktree to its end.
 
     Raises:
         SystemExit: It failed.
     """
-    command = [sys.executable, "-m", "awq2trt", *arguments]
+    peak = tree / "peak.txt"
+    command = [sys.executable, "-c", _RUN, str(peak), str(tree), *arguments]
     started = time.monotonic()
-    child = subprocess.Popen(command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)})
+    child = subprocess.Popen(command, cwd=tree)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed in {tree}")
-    return Run(usage.ru_utime + usage.ru_stime, time.monotonic() - started, 1024 * usage.ru_maxrss)
+    return Run(usage.ru_utime + usage.ru_stime, time.monotonic() - started, 1024 * int(peak.read_text()))
 
 
 def perplexities_of(checkpoints: Sequence[Path], text: Path, tree: Path) -> list[float]:

@@ -32,11 +32,11 @@ from awq2trt.quantization.block import (
     Statistics,
     collect_statistics,
     dequantized,
-    method_of,
     quantize_block,
     run_block,
 )
 from awq2trt.quantization.learning import Lesson
+from awq2trt.quantization.method import method_of
 from awq2trt.quantization.rounding import fake_quantize, from_groups, group_grid, round_to_codes, to_groups
 from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
 from awq2trt.recipe import QuantizeOptions
@@ -313,7 +313,7 @@ class _Lane:
                 _, statistics = collect_statistics(self._runner, layer, weights, self._calibration)
                 if method.learn and original.outputs is not None and setting.options is not None:
                     run, seed = partial(self._runner.run, layer=layer), setting.options.seed + layer
-                    guide = Guide(Lesson(run, self._calibration, original.outputs, seed))
+                    guide = Guide(Lesson(run, self._calibration, original.outputs, seed, len(self._calibration)))
             block = quantize_block(spec, layer, weights, statistics or {}, method, guide)
             changed = dequantized(block.linears, block.norms)
             if self._tune is not None:

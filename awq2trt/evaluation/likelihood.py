@@ -7,7 +7,7 @@ BOS where a family needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, Protocol
@@ -79,7 +79,12 @@ def tokenize(
 
 
 def torch_scores(
-    source: ModelSource, requests: Sequence[TokenizedContinuation], progress: Progress, description: str
+    source: ModelSource,
+    requests: Sequence[TokenizedContinuation],
+    progress: Progress,
+    description: str,
+    *,
+    embed: Callable[[Sequence[int]], Tensor] | None = None,
 ) -> list[Score]:
     """Scores by the PyTorch decoder, fp32, a block in memory at a time.
 
@@ -88,6 +93,8 @@ def torch_scores(
         requests: What to score.
         progress: Counts blocks.
         description: Of the task.
+        embed: Indices of requests of one length -> the residual stream before the first block, fp32
+            [requests, S, hidden_size]; None for their tokens' embeddings.
 
     Raises:
         UsageError: A text is longer than the model has positions.
@@ -97,11 +104,12 @@ def torch_scores(
     chunks = list(_chunks(requests))
     scores: dict[int, Score] = {}
     ends = Ends(source)
+    begin = embed or (lambda batch: ends.embed(torch.tensor([requests[index].tokens for index in batch])))
     with torch.inference_mode(), progress.task(description, len(chunks) * source.spec.num_layers) as advance:
         for chunk in chunks:
             batches = list(_batches(requests, chunk))
             runner = BlockRunner.for_positions(source.spec, max(len(requests[index].tokens) for index in chunk))
-            hidden = [ends.embed(torch.tensor([requests[index].tokens for index in batch])) for batch in batches]
+            hidden = [begin(batch) for batch in batches]
             for layer in range(source.spec.num_layers):
                 weights = load_block(source, layer)
                 hidden = [runner.run(weights, batch, layer=layer) for batch in hidden]

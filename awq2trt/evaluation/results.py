@@ -50,6 +50,37 @@ class TaskExamples:
 
 
 @dataclass(frozen=True)
+class CaptionedImages:
+    """Pictures, and what is said of them, whose perplexity given the pictures is measured.
+
+        on = awq2trt.CaptionedImages(Path("photos"), limit=2)
+        (result,) = awq2trt.evaluate("llava-1.5-7b-hf", on)
+
+    Attributes:
+        images: A folder of pictures with captions beside them, or a .jsonl file with `image` and `messages`.
+        limit: Pictures, from the first on; None for all.
+    """
+
+    images: Path
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class CaptionPerplexity:
+    """Perplexity of captions, given their pictures.
+
+    Attributes:
+        value: exp(mean NLL of all tokens of all captions).
+        caption_nll: Mean NLL of a token, caption by caption.
+        tokens: Of all captions together.
+    """
+
+    value: float
+    caption_nll: tuple[float, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
 class EvalRequest:
     """`awq2trt eval`.
 
@@ -60,7 +91,7 @@ class EvalRequest:
     """
 
     models: tuple[str, ...]
-    on: TextWindows | TaskExamples
+    on: TextWindows | TaskExamples | CaptionedImages
     device: str = DEFAULT_DEVICE
 
 
@@ -75,12 +106,13 @@ class EvalResult:
         model: As the user named it.
         executor: What ran it: `PyTorch`, or `ONNX Runtime` with its device.
         scheme: How it is quantized; None for an original.
-        measured: Perplexity with the windows it was measured on, or a task's score with every example's outcome.
+        measured: Perplexity with the windows or captions it was measured on, or a task's score with every example's
+            outcome.
         seconds: Wall time.
     """
 
     model: str
     executor: str
     scheme: str | None
-    measured: Perplexity | TaskScore
+    measured: Perplexity | TaskScore | CaptionPerplexity
     seconds: float

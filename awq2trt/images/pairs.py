@@ -26,6 +26,7 @@ _QUESTION: Final = f"{MARKER}\nDescribe the image."
 
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _JSONL: Final = ".jsonl"
+_IMAGE_KEYS: Final = ("image", "images")
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,25 @@ def is_image_text(path: Path) -> bool:
     with path.open(encoding="utf-8", errors="replace") as file:
         first = next((line for line in file if line.strip()), "")
     try:
-        return "image" in json.loads(first)
-    except (ValueError, TypeError):
+        row = json.loads(first)
+    except (ValueError, RecursionError):
         return False
+    return isinstance(row, dict) and any(key in row for key in _IMAGE_KEYS)
 
 
 def read_pairs(path: Path) -> tuple[ImageText, ...]:
     """Reads a folder or a .jsonl file.
 
     Raises:
-        UsageError: A line, a caption or a picture is missing or makes no sense.
+        UsageError: There is no such path; a line, a caption or a picture is missing or makes no sense.
         CalibrationError: There is nothing in it.
     """
+    if not path.exists():
+        raise UsageError(
+            "no such folder or file.",
+            where=str(path),
+            fix="name a folder of pictures with captions, or a .jsonl file.",
+        )
     pairs = tuple(_in_folder(path) if path.is_dir() else _in_jsonl(path))
     if not pairs:
         raise CalibrationError(
@@ -112,7 +120,7 @@ def _pair(line: str, folder: Path, where: str) -> ImageText:
         raise UsageError(f"not valid JSON: {error}.", where=where, fix="mend the line.") from error
     if not isinstance(row, dict):
         raise _refusal("a JSON object", row, where)
-    given = row.get("image", row.get("images"))
+    given = next((row[key] for key in _IMAGE_KEYS if key in row), None)
     several = given if isinstance(given, list) else [given]
     names = [name for name in several if isinstance(name, str) and name]
     if not names or len(names) != len(several):

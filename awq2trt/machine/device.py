@@ -13,10 +13,17 @@ from typing import Final
 import torch
 
 from awq2trt.errors import ToolError, UsageError
-from awq2trt.machine.memory import read_memory
+from awq2trt.machine.memory import read_memory, resident_bytes
 
 CPU: Final = "cpu"
 _CUDA: Final = "cuda"
+
+_LIBRARIES_BYTES: Final = 700 << 20
+"""Python with PyTorch, transformers, their threads and freed memory that is kept: what quantizing a small model took at
+most beside its plan, 640 MB (torch 2.13.0, 2 cores). Not all of it is there when the plan is made."""
+
+_CONTEXT_BYTES: Final = 600 << 20
+"""What CUDA, cuBLAS and their kernels take of a GPU beside PyTorch's tensors: 0.5 GB on recent ones, and some more."""
 
 
 @contextmanager
@@ -51,6 +58,37 @@ def available_bytes() -> int:
     """Memory that is free on the device that PyTorch computes on."""
     device = torch.get_default_device()
     return torch.cuda.mem_get_info(device)[0] if device.type == _CUDA else read_memory().available_bytes
+
+
+def held_bytes() -> int:
+    """Memory that this process holds on the device that PyTorch computes on; on a GPU, with what CUDA itself takes."""
+    device = torch.get_default_device()
+    if device.type == _CUDA:
+        return _CONTEXT_BYTES + torch.cuda.memory_allocated(device)
+    return max(resident_bytes(), _LIBRARIES_BYTES)
+
+
+def bound_memory(limit_bytes: int) -> None:
+    """Lets PyTorch take no more of a GPU's memory; the CPU's has no such bound, and is only planned for."""
+    device = torch.get_default_device()
+    if device.type == _CUDA:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, limit_bytes - _CONTEXT_BYTES) / total), device)
+
+
+def own_device(name: str, local_rank: int) -> str:
+    """The device of one of several ranks: the CPU, which they share, or a GPU for each.
+
+    Raises:
+        UsageError: One GPU is named for all.
+    """
+    if name not in (CPU, _CUDA):
+        raise UsageError(
+            "each of several ranks computes on a GPU of its own.",
+            where=f"--device {name}",
+            fix="--device cuda: every rank takes the GPU of its number. CUDA_VISIBLE_DEVICES says which there are.",
+        )
+    return name if name == CPU else f"{_CUDA}:{local_rank}"
 
 
 def require_device(name: str) -> torch.device:

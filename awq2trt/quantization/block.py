@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from awq2trt.errors import UsageError
-from awq2trt.methods import METHODS
+from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.decoder import BlockRunner, Observer
 from awq2trt.models.families import UNFOLDED, DecoderSpec, ScaleGroup
 from awq2trt.quantization.beginning import Beginning
 from awq2trt.quantization.descent import descend
-from awq2trt.quantization.effort import EFFORTS, SearchOptions
 from awq2trt.quantization.fold import fold_scales_
-from awq2trt.quantization.gptq import GptqOptions, gptq_round
+from awq2trt.quantization.gptq import gptq_round
 from awq2trt.quantization.grids import cut_share, search_grids
-from awq2trt.quantization.learning import LearnOptions, Lesson, learn_codes
+from awq2trt.quantization.learning import Lesson, learn_codes
+from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.products import narrowed, output_error
 from awq2trt.quantization.rounding import GroupGrid, Rounded, fake_quantize, group_grid, round_to_grid, to_groups
 from awq2trt.quantization.scores import score_moments
@@ -33,15 +32,18 @@ from awq2trt.quantization.search import (
     spread_over_heads,
     weight_magnitude,
 )
-from awq2trt.quantization.statistics import InputStatistics
-from awq2trt.quantization.tuning import TuneOptions
-from awq2trt.recipe import QuantizeOptions
-from awq2trt.scheme import QuantizedLinear, QuantScheme
+from awq2trt.quantization.statistics import InputStatistics, require_finite
+from awq2trt.scheme import QuantizedLinear
+from awq2trt.tracing import span
 
 CPU: Final = torch.device("cpu")
 
 REPORT_ROWS: Final = 512
 """Rows that a linear's errors are measured on; all of a large one would take as long as their search."""
+
+PIECE_WEIGHTS: Final = 1 << 26
+"""Weights of a linear that are rounded at once: 256 MiB in fp32, of which a dozen are alive. Linears of Llama-3-8B are
+smaller, those of Llama-2-70B are cut; always alike, since the bits of a product depend on how it is cut."""
 
 Statistics = Mapping[str, InputStatistics]
 """Input statistics by the first balance layer of each scale group."""
@@ -88,7 +90,7 @@ class QuantizedBlock:
 
 
 def collect_statistics(
-    runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], hidden: Tensor
+    runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], hidden: Tensor, ranks: Ranks = ALONE
 ) -> tuple[Tensor, Statistics]:
     """Runs a block over the calibration sequences, one at a time.
 
@@ -96,10 +98,11 @@ def collect_statistics(
         runner: Of the model.
         layer: Which block.
         weights: The block's fp32 tensors.
-        hidden: Its inputs, fp32 [samples, seqlen, hidden_size].
+        hidden: Its inputs, fp32 [samples, seqlen, hidden_size]; this rank's share of them.
+        ranks: Among which the sequences are shared.
 
     Returns:
-        Its outputs, same shape, and the statistics of every group's input.
+        Its outputs, same shape, and the statistics of every group's input over all ranks.
     """
     statistics = {
         group.balance_layers[0]: InputStatistics.empty(runner.spec.linear_shape(group.balance_layers[0])[1])
@@ -109,46 +112,19 @@ def collect_statistics(
     def observe(name: str, x: Tensor) -> None:
         statistics[name].add_(x)
 
-    return run_block(runner, layer, weights, hidden, observe=observe), statistics
+    outputs = run_block(runner, layer, weights, hidden, observe=observe)
+    for seen in statistics.values():
+        seen.add_other_ranks_(ranks)
+    return outputs, statistics
 
 
 def run_block(
     runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], hidden: Tensor, *, observe: Observer | None = None
 ) -> Tensor:
     """A block's outputs for fp32 [samples, seqlen, hidden_size]; one sequence at a time keeps activations small."""
+    if not len(hidden):  # a rank may have no window
+        return hidden
     return torch.cat([runner.run(weights, sequence, layer=layer, observe=observe) for sequence in hidden.split(1)])
-
-
-@dataclass(frozen=True)
-class BlockMethod:
-    """How a block is quantized. Neither scales nor GPTQ is round-to-nearest, the paper's RTN baseline.
-
-    Attributes:
-        scheme: Bits, groups, zero points.
-        search: Search scales and fold them, then search grids; None for neither.
-        gptq: How GPTQ rounds; None for rounding to nearest.
-        tune: How step sizes of the whole model are tuned after the last block; None for not.
-    """
-
-    scheme: QuantScheme
-    search: SearchOptions | None = None
-    gptq: GptqOptions | None = None
-    tune: TuneOptions | None = None
-
-    @property
-    def uses_text(self) -> bool:
-        """Whether it needs input statistics."""
-        return self.search is not None or self.gptq is not None
-
-    @property
-    def sequential(self) -> bool:
-        """Whether a block's inputs are those that the quantized blocks before it give (the reference GPTQ's order)."""
-        return self.gptq is not None or (self.search is not None and self.search.sequential)
-
-    @property
-    def learn(self) -> LearnOptions | None:
-        """How a block learns from the original one's outputs on the original inputs; None for not."""
-        return self.search.learn if self.search is not None else None
 
 
 @dataclass(frozen=True)
@@ -165,43 +141,6 @@ class Guide:
 
 
 UNGUIDED: Final = Guide()
-
-
-def method_of(options: QuantizeOptions) -> BlockMethod:
-    """The method that a user's options ask for.
-
-    Raises:
-        UsageError: Step sizes are to be tuned, but the method uses no text.
-    """
-    method = METHODS[options.method]
-    if options.tune and not method.uses_text:
-        raise UsageError(
-            f"--method {options.method} uses no calibration text to tune step sizes on.",
-            where="--tune",
-            fix="another method, or without --tune.",
-        )
-    return BlockMethod(
-        options.scheme,
-        search=EFFORTS[options.effort] if method.searches_scales else None,
-        gptq=GptqOptions(act_order=options.act_order) if method.rounds_columns else None,
-        tune=TuneOptions.for_scheme(options.scheme) if options.tune else None,
-    )
-
-
-def require_refining(method: BlockMethod, options: QuantizeOptions) -> None:
-    """Refuses a method that has nothing to do where codes and grids are given.
-
-    Raises:
-        UsageError: It searches scales and grids only, or rounds by GPTQ.
-    """
-    if method.gptq or method.search is None or method.search.keeps_nearest:
-        efforts = " or ".join(f"--effort {name}" for name, search in EFFORTS.items() if not search.keeps_nearest)
-        effort = f" --effort {options.effort}" if method.search else ""
-        raise UsageError(
-            f"--method {options.method}{effort} does not go on from the codes of another checkpoint.",
-            where=f"--init-from {options.init_from}",
-            fix=f"--method awq with {efforts}.",
-        )
 
 
 def quantize_block(
@@ -230,26 +169,33 @@ def quantize_block(
         inputs = _scaled_before(spec, inputs, guide.start.scales)
     moments = _score_moments(spec, layer, folded, inputs, method)
     rounded: dict[str, Rounded] = {}
-    # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
-    for name in spec.block.linears:
-        weight, seen = folded[f"{name}.weight"], inputs.get(name)
-        if guide.start is None:
-            grid = _searched_grid(spec, name, weight, seen, method) if seen else None
-            rounded[name] = _round(weight, seen, grid, method, where + name)
-        else:
-            rounded[name] = guide.start.rounded[name]
-        if seen and method.search:
-            rounded[name] = _descended(weight, rounded[name], seen, method, moments.get(name))
-    if guide.lesson is not None and method.learn is not None:
-        rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.learn).rounded
     linears: dict[str, QuantizedLinear] = {}
     reports: dict[str, LinearReport] = {}
-    for name, found in rounded.items():
+
+    def finish(name: str, found: Rounded) -> None:
         linears[name] = found.to_linear(method.scheme, bias=folded.get(f"{name}.bias"), where=where + name)
         reports[name] = LinearReport()
         if name in inputs:
             original, folded_weight = weights[f"{name}.weight"], folded[f"{name}.weight"]
-            reports[name] = _report(original, folded_weight, found, inputs[name], method)
+            with span("report", linear=where + name):
+                reports[name] = _report(original, folded_weight, found, inputs[name], method)
+
+    # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
+    for name in spec.block.linears:
+        start = guide.start.rounded[name] if guide.start else None
+        whole = _Rows(where + name, folded[f"{name}.weight"], inputs.get(name), moments.get(name), start)
+        clipped = method.search is not None and (name not in spec.unclipped() or method.search.grids_of_scores)
+        own = whole.part(method.ranks.share(len(whole.weight), whole.unit))
+        found = _quantized_rows(own, method, clipped=clipped).joined(method.ranks, len(whole.weight), whole.unit)
+        if guide.lesson is not None and method.learn is not None:
+            rounded[name] = found
+        else:
+            finish(name, found)  # at once: bytes take a quarter of the memory that codes in fp32 take
+    if guide.lesson is not None and method.learn is not None:
+        with span("learn", block=layer):
+            rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.learn).rounded
+        for name, found in rounded.items():
+            finish(name, found)
     search = {
         f"{group.balance_layers[0]}.{kind}": value
         for group in (spec.scale_groups() if method.search else ())
@@ -270,27 +216,38 @@ def dequantized(linears: Mapping[str, QuantizedLinear], plain: Mapping[str, Tens
 
 @dataclass(frozen=True)
 class _LinearInput:
-    """Mean |x| and E[x x^T] of a linear's input as it was, s, E[x] and E[x x^T] as they are after folding, over s."""
+    """Mean |x| of a linear's input as it was, s, and E[x] as it is after folding, over s.
+
+    E[x x^T] is made when it is asked for: of the widest input of a large model, it is larger than the linear.
+    """
 
     alpha: float | None
     beta: float | None
     magnitude: Tensor
     scales: Tensor
-    unscaled_gram: Tensor
     mean: Tensor
-    gram: Tensor
+    _statistics: InputStatistics
+    _divisors: Tensor | None = None  # s, where weights were scaled here
 
     @classmethod
     def unscaled(cls, statistics: InputStatistics) -> _LinearInput:
         """Before, or without, a search."""
-        gram, magnitude = statistics.gram(), statistics.magnitude()
-        return cls(None, None, magnitude, torch.ones_like(magnitude), gram, statistics.mean(), gram)
+        magnitude = statistics.magnitude()
+        return cls(None, None, magnitude, torch.ones_like(magnitude), statistics.mean(), statistics)
+
+    def unscaled_gram(self) -> Tensor:
+        """E[x x^T] as it was."""
+        return self._statistics.gram()
+
+    def gram(self) -> Tensor:
+        """E[x x^T] as it is after folding."""
+        gram, divisors = self.unscaled_gram(), self._divisors
+        return gram if divisors is None else gram.div_(divisors).div_(divisors.unsqueeze(1))
 
     def scaled(self, found: ScaleResult) -> _LinearInput:
         """After scales were folded."""
-        gram = self.unscaled_gram / torch.outer(found.scales, found.scales)
-        mean = self.mean / found.scales
-        return replace(self, alpha=found.alpha, beta=found.beta, scales=found.scales, mean=mean, gram=gram)
+        mean, scales = self.mean / found.scales, found.scales
+        return replace(self, alpha=found.alpha, beta=found.beta, scales=scales, mean=mean, _divisors=scales)
 
     def search(self) -> dict[str, Tensor]:
         """What `QuantizedBlock.search` keeps of it."""
@@ -308,7 +265,8 @@ def _fold_searched(
     for group in spec.scale_groups() if statistics else ():
         seen = _LinearInput.unscaled(statistics[group.balance_layers[0]])
         if method.search and group.smooth_kind != UNFOLDED:
-            found = _search_group(spec, folded, group, seen, method, where)
+            with span("search scales", linear=where + group.balance_layers[0]):
+                found = _search_group(spec, folded, group, seen, method, where)
             fold_scales_(folded, group, found.scales, spec.head_dim)
             seen = seen.scaled(found)
         inputs.update(dict.fromkeys(group.balance_layers, seen))
@@ -327,13 +285,65 @@ def _scaled_before(
     return noted
 
 
-def _searched_grid(
-    spec: DecoderSpec, name: str, weight: Tensor, seen: _LinearInput, method: BlockMethod
-) -> GroupGrid | None:
-    """The grid that the search finds for a linear; None where the method leaves it at the whole range."""
-    if method.search is None or (name in spec.unclipped() and not method.search.grids_of_scores):
-        return None
-    return search_grids(weight, seen.gram, method.scheme, method.search.grids)
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of one linear: their weights with scales folded in, and what they are rounded by.
+
+    Attributes:
+        where: Full name of the linear.
+        weight: fp32 [N, K].
+        seen: Its input; None where no text is used.
+        moments: How errors of its rows weigh on each other, by head; None where they do not.
+        start: Codes and grids to begin at; None to round.
+    """
+
+    where: str
+    weight: Tensor
+    seen: _LinearInput | None
+    moments: Tensor | None
+    start: Rounded | None
+
+    @property
+    def unit(self) -> int:
+        """Rows that are rounded together."""
+        return 1 if self.moments is None else self.moments.shape[1]
+
+    def part(self, own: slice) -> _Rows:
+        """Some of them, in whole units."""
+        moments = None if self.moments is None else self.moments[own.start // self.unit : own.stop // self.unit]
+        return replace(
+            self, weight=self.weight[own], moments=moments, start=self.start.rows(own) if self.start else None
+        )
+
+    def pieces(self) -> Iterator[slice]:
+        """Rows that are worked on at once, whatever there are; none is one piece."""
+        yield from row_pieces(self.weight, self.unit)
+
+
+def _quantized_rows(rows: _Rows, method: BlockMethod, *, clipped: bool) -> Rounded:
+    """Codes and grids of rows, which do not depend on each other; `clipped` says whether grids are searched."""
+    gram = rows.seen.gram() if rows.seen else None
+    if gram is not None:
+        require_finite(gram, rows.where)
+    found = [_quantized_piece(rows.part(piece), gram, method, clipped=clipped) for piece in rows.pieces()]
+    return Rounded.of_pieces(found)
+
+
+def _quantized_piece(rows: _Rows, gram: Tensor | None, method: BlockMethod, *, clipped: bool) -> Rounded:
+    weight, rounded = rows.weight, rows.start
+    if not len(weight):  # as a rank may have of a small linear
+        return round_to_grid(weight, group_grid(to_groups(weight, method.scheme), method.scheme), method.scheme)
+    if rounded is None:
+        grid = None
+        if clipped and gram is not None and method.search:
+            with span("search grids", linear=rows.where):
+                grid = search_grids(weight, gram, method.scheme, method.search.grids)
+        with span("round", linear=rows.where):
+            rounded = _round(weight, gram, grid, method, rows.where)
+    if gram is None:
+        return rounded
+    with span("descend", linear=rows.where):
+        return _descended(weight, rounded, gram, method, rows.moments)
 
 
 def _score_moments(
@@ -343,33 +353,31 @@ def _score_moments(
     if method.search is None or not method.search.score_passes or method.gptq:
         return {}
     seen = inputs[spec.block.q_proj]
-    return score_moments(spec, layer, folded, seen.mean, seen.gram)
+    return score_moments(spec, layer, folded, seen.mean, seen.gram())
 
 
 def _round(
     weight: Tensor,
-    seen: _LinearInput | None,
+    gram: Tensor | None,
     grid: GroupGrid | None,
     method: BlockMethod,
     where: str,
 ) -> Rounded:
     """Codes of one linear, on the grid found if there is one."""
     scheme, device = method.scheme, weight.device
-    if seen and method.gptq:
+    if gram is not None and method.gptq:
         # One column after another is too little work at a time for anything but a CPU.
-        weight, gram, grid = weight.cpu(), seen.gram.cpu(), grid.to(CPU) if grid else None
+        weight, gram, grid = weight.cpu(), gram.cpu(), grid.to(CPU) if grid else None
         return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where).to(device)
     return round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
 
 
-def _descended(
-    weight: Tensor, rounded: Rounded, seen: _LinearInput, method: BlockMethod, moments: Tensor | None
-) -> Rounded:
+def _descended(weight: Tensor, rounded: Rounded, gram: Tensor, method: BlockMethod, moments: Tensor | None) -> Rounded:
     """The codes of one linear after their descent; unchanged where the method has none, or rounds by GPTQ."""
     search, scheme, device = method.search, method.scheme, weight.device
     if search is None or method.gptq or not (search.code_passes or search.score_passes):
         return rounded
-    weight, gram = weight.cpu(), seen.gram.cpu()
+    weight, gram = weight.cpu(), gram.cpu()
     rounded = descend(weight, rounded.to(CPU), gram, scheme, passes=search.code_passes)
     if moments is not None:
         rounded = descend(weight, rounded, gram, scheme, passes=search.score_passes, moments=moments.cpu())
@@ -378,14 +386,21 @@ def _descended(
 
 def _report(original: Tensor, folded: Tensor, found: Rounded, seen: _LinearInput, method: BlockMethod) -> LinearReport:
     """What became of one linear, its weight before and after folding given."""
-    rows = slice(None, None, -(-len(original) // REPORT_ROWS))
-    plain, rounded = fake_quantize(original[rows], method.scheme), found.dequantize(method.scheme)
+    scheme, ranks, length = method.scheme, method.ranks, len(original)
+    own, step = ranks.share(length), -(-length // REPORT_ROWS)
+    original, folded, found = original[own], folded[own], found.rows(own)
+    clipped = cut_share(folded, found.grid, scheme) if method.search and len(original) else 0.0
+    measured = slice(-own.start % step, None, step)  # the same rows, however many ranks share them
+    # One after the other, so that one E[x x^T] is in memory at a time.
+    plain = original[measured]
+    plain_error = _relative_error(fake_quantize(plain, scheme), plain, seen.unscaled_gram(), ranks)
+    error = _relative_error(found.rows(measured).dequantize(scheme), folded[measured], seen.gram(), ranks)
     return LinearReport(
         alpha=seen.alpha,
         beta=seen.beta,
-        clipped_share=cut_share(folded, found.grid, method.scheme) if method.search else 0.0,
-        error_rounded=_relative_error(plain, original[rows], seen.unscaled_gram),
-        error=_relative_error(rounded[rows], folded[rows], seen.gram),
+        clipped_share=ranks.total(clipped * len(original) / length),
+        error_rounded=plain_error,
+        error=error,
     )
 
 
@@ -406,15 +421,23 @@ def _search_group(
         scales = normalised_scales(inputs, alpha, beta, weights=of_weights)
         return spread_over_heads(scales, group, spec.head_dim)
 
-    options = method.search.scales if method.search else ScaleOptions()
-    return search_scales(balanced, seen.gram, scales_of, method.scheme, options, where=where + group.balance_layers[0])
+    options, gram = method.search.scales if method.search else ScaleOptions(), seen.gram()
+    require_finite(gram, where + group.balance_layers[0])
+    return search_scales(balanced, gram, scales_of, method.scheme, options, ranks=method.ranks)
 
 
-def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor) -> float:
-    """|| (W' - W) x || / || W x ||, root mean square over inputs."""
+def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor, ranks: Ranks) -> float:
+    """|| (W' - W) x || / || W x ||, root mean square over inputs, over the rows of all ranks."""
     gram = narrowed(gram)
-    reference = output_error(weight, gram)
-    return math.sqrt(output_error(rounded - weight, gram) / reference) if reference > 0 else 0.0
+    reference, error = ranks.total(output_error(weight, gram)), ranks.total(output_error(rounded - weight, gram))
+    return math.sqrt(error / reference) if reference > 0 else 0.0
+
+
+def row_pieces(weight: Tensor, unit: int) -> Iterator[slice]:
+    """Rows of fp32 [N, K] that are worked on at once, in whole units; at least one piece."""
+    size = max(1, PIECE_WEIGHTS // (unit * weight.shape[1])) * unit
+    for start in range(0, max(len(weight), 1), size):
+        yield slice(start, min(start + size, len(weight)))
 
 
 def plain_tensors(spec: DecoderSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

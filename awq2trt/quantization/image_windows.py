@@ -26,12 +26,52 @@ from awq2trt.images.read import read_image
 from awq2trt.models.decoder import Ends
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import VisionSpec
-from awq2trt.models.vision.tower import image_features, load_vision
+from awq2trt.models.vision.tower import VisionWeights, image_features, load_vision
 from awq2trt.progress import Progress
 from awq2trt.text.tokenizer import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How a model sees, and all that it sees with.
+
+    Attributes:
+        vision: How it sees.
+        weights: Of its tower and projector.
+        processor: What is done to a picture first.
+    """
+
+    vision: VisionSpec
+    weights: VisionWeights
+    processor: ImageProcessor
+
+    @classmethod
+    def of(cls, source: ModelSource, vision: VisionSpec, processor: ImageProcessor) -> Sight:
+        """Of a model, whose tower is read now."""
+        return cls(vision, load_vision(source), processor)
+
+    def place_(self, hidden: Tensor, tokens: Tensor, images: Sequence[Path]) -> None:
+        """Puts what is seen in pictures where the image tokens stand.
+
+        Args:
+            hidden: Embeddings, fp32 [S, hidden_size], changed.
+            tokens: int64 [S].
+            images: In the order of their tokens; the last one may be cut.
+
+        Raises:
+            UsageError: A picture cannot be read.
+        """
+        if images:
+            places = (tokens == self.vision.image_token).to(hidden.device)
+            seen = [self._features(path) for path in images]
+            hidden[places] = torch.cat(seen, dim=1)[0, : int(places.sum())]
+
+    def _features(self, path: Path) -> Tensor:
+        pixels = torch.from_numpy(self.processor.prepare(read_image(path)))
+        return image_features(self.vision, self.weights, pixels[None])
 
 
 @dataclass(frozen=True)
@@ -53,16 +93,10 @@ class ImageWindows:
     def embed(self, source: ModelSource, vision: VisionSpec, processor: ImageProcessor, progress: Progress) -> Tensor:
         """The residual stream before the first block, fp32 [samples, seqlen, hidden_size]."""
         hidden = Ends(source).embed(self.tokens)
-        weights = load_vision(source)
+        sight = Sight.of(source, vision, processor)
         with progress.task("looking at the images", total=len(self.images)) as advance:
             for row, (tokens, images) in enumerate(zip(self.tokens, self.images, strict=True)):
-                if images:
-                    places = (tokens == vision.image_token).to(hidden.device)
-                    seen = [
-                        image_features(vision, weights, torch.from_numpy(processor.prepare(read_image(path)))[None])
-                        for path in images
-                    ]
-                    hidden[row, places] = torch.cat(seen, dim=1)[0, : int(places.sum())]
+                sight.place_(hidden[row], tokens, images)
                 advance(1)
         return hidden
 
@@ -109,7 +143,7 @@ def image_windows(
     for pair in pairs:
         if len(windows) == sizes.samples:
             break
-        ids = list(_tokens(tokenizer, vision, pair))
+        ids = list(conversation_tokens(tokenizer, vision, f"{pair.text}\n"))
         tokens += ids
         shown += pair.images
         found += len(ids)
@@ -127,9 +161,9 @@ def image_windows(
     return ImageWindows(torch.tensor(windows), tuple(images))
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, vision: VisionSpec, pair: ImageText) -> Iterator[int]:
-    """Tokens of a conversation, with as many image tokens for each picture as it has pieces."""
-    first, *rest = f"{pair.text}\n".split(MARKER)
+def conversation_tokens(tokenizer: PreTrainedTokenizerBase, vision: VisionSpec, text: str) -> Iterator[int]:
+    """Tokens of a text with markers, with as many image tokens for each picture as it has pieces."""
+    first, *rest = text.split(MARKER)
     yield from encode(tokenizer, first)
     for text in rest:
         yield from [vision.image_token] * vision.tokens_per_image

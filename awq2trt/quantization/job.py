@@ -30,33 +30,22 @@ from awq2trt.checkpoint.writer import (
     storage_dtype,
     write_config,
 )
-from awq2trt.errors import CalibrationError
 from awq2trt.images.pairs import is_image_text, read_pairs
 from awq2trt.images.processor import read_processor
 from awq2trt.machine.device import CPU
+from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, load_block, run_blocks, run_model
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
 from awq2trt.models.sources.safetensors import SafetensorsFiles
-from awq2trt.progress import Progress
-from awq2trt.quantization.beginning import begin_block, open_beginning
-from awq2trt.quantization.block import (
-    BlockMethod,
-    Guide,
-    LinearReport,
-    QuantizedBlock,
-    collect_statistics,
-    dequantized,
-    method_of,
-    plain_tensors,
-    quantize_block,
-    require_refining,
-    run_block,
-)
+from awq2trt.progress import Progress, SilentProgress
+from awq2trt.quantization.beginning import open_beginning
+from awq2trt.quantization.block import LinearReport, QuantizedBlock, plain_tensors
+from awq2trt.quantization.chain import Chain, Link, Streams
 from awq2trt.quantization.head import CalibratedHead, HeadReport, quantize_head
 from awq2trt.quantization.image_windows import ImageWindows, WindowSizes, image_windows
-from awq2trt.quantization.learning import Lesson
+from awq2trt.quantization.method import BlockMethod, method_of, require_refining
 from awq2trt.quantization.rounding import with_steps_of
 from awq2trt.quantization.store import Store, StoredBlock
 from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
@@ -110,6 +99,7 @@ class QuantizeJob:
         store: What is done so far.
         progress: Of calibration and blocks.
         beginning: The checkpoint to begin at; None to search from the original's weights on.
+        spill: Whether second moments go to files, see `memory_plan`.
     """
 
     source: ModelSource
@@ -120,22 +110,27 @@ class QuantizeJob:
     store: Store
     progress: Progress
     beginning: QuantizedCheckpoint | None = None
+    spill: bool = False
 
     @classmethod
     def prepare(
-        cls, source: ModelSource, options: QuantizeOptions, *, files: Path, scratch: Path, progress: Progress
+        cls,
+        source: ModelSource,
+        options: QuantizeOptions,
+        *,
+        files: Path,
+        scratch: Path,
+        progress: Progress,
+        ranks: Ranks = ALONE,
     ) -> QuantizeJob:
-        """A job that goes on from what is in `scratch`, or begins there.
+        """A job that goes on from what is in `scratch`, or begins there; with other ranks, the first one's.
 
         Raises:
             UnsupportedError: No layout of checkpoints holds the scheme's weights of this model.
             UsageError: The checkpoint to begin at is another model's, or the method does not go on from one.
         """
         store = Store(scratch, source.spec.num_layers)
-        layout, method, beginning = choose_layout(source.spec, _schemes(options)), method_of(options), None
-        if options.init_from is not None:
-            require_refining(method, options)
-            beginning = open_beginning(Path(options.init_from).expanduser(), source, options.scheme)
+        layout, (method, beginning) = choose_layout(source.spec, _schemes(options)), _asked(source, options, ranks)
         return cls(source, options, method, layout, files, store, progress, beginning)
 
     def run(self) -> JobResult:
@@ -148,7 +143,7 @@ class QuantizeJob:
         """
         if self.method.uses_text:
             require_positions(self.source.spec, self.options.seqlen, where="--seqlen")
-        self.store.same_computer_()
+        self.store.same_computer_(self.method.ranks)
         with self.progress.task("reading the tokenizer", total=1) as advance:
             self.source.save_tokenizer(self.files)
             advance(1)
@@ -160,6 +155,7 @@ class QuantizeJob:
             windows = self._range_probe() if tokens is None else tokens
             step_dtype = self._step_dtype(windows, images)
             self._with_steps_of(step_dtype)._quantize_blocks(windows, images)
+            self.method.ranks.leave()
             if self.options.head_scheme is not None and self.store.head_report() is None:
                 self._quantize_head(with_steps_of(self.options.head_scheme, step_dtype), tokens)
             dtype = self._write_checkpoint()
@@ -244,55 +240,27 @@ class QuantizeJob:
         return replace(self, method=replace(self.method, scheme=with_steps_of(self.method.scheme, dtype)))
 
     def _quantize_blocks(self, tokens: Tensor, seen: ImageWindows | None) -> None:
-        layers, first = self.store.layers, self.store.finished_blocks()
-        if first == layers:
-            return
-        runner = BlockRunner.for_positions(self.source.spec, tokens.shape[1])
-        hidden = self.store.hidden(first) if first else self._first_hidden(tokens, seen)
-        original = (self.store.original(first) if first else hidden) if self.method.learn else None
-        with self.progress.task(f"quantizing blocks ({self.options.method})", total=layers) as advance:
-            advance(first)
-            for layer in range(first, layers):
-                hidden, original = self._quantize_block(layer, runner, hidden, original)
-                advance(1)
+        first, streams = self.store.finished_blocks(), None
+        if first < self.store.layers:
+            hidden = self.store.hidden(first) if first else self._first_hidden(tokens, seen)
+            original = None
+            if self.method.learn:
+                original = self.store.original(first) if first else hidden
+            streams = Streams(hidden, original)
+        title = f"quantizing blocks ({self.options.method})"
+        self._chain().run(first, streams, self._keep, self.progress, title)
 
-    def _quantize_block(
-        self, layer: int, runner: BlockRunner, hidden: Tensor, original: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """One block; returns the residual stream after it: the quantized model's if the method is sequential.
+    def _chain(self) -> Chain:
+        scratch = self.store.directory
+        return Chain(self.source, self.method, self.options.seed, self.beginning, self.spill, scratch)
 
-        AWQ's search sees the unquantized model, as in the paper. A method that learns needs the stream of the original
-        model, too, and gets it back after the block.
-        """
-        spec, method, seen = self.source.spec, self.method, ActivationRange()
-        weights, prefix = load_block(self.source, layer), spec.prefix(layer)
-        lesson = None
-        if original is not None:
-            original = run_block(runner, layer, weights, original)
-            lesson = Lesson(partial(runner.run, layer=layer), hidden, original, seed=self.options.seed + layer)
-        runner, begun = replace(runner, seen=seen), None
-        if self.beginning is not None:
-            begun = begin_block(self.beginning, layer, weights, method.scheme)
-            weights = begun.tensors
-        if method.uses_text:
-            outputs, statistics = collect_statistics(runner, layer, weights, hidden)
-        else:
-            outputs, statistics = run_block(runner, layer, weights, hidden), {}
-        if not torch.isfinite(outputs).all():
-            raise CalibrationError(
-                "the block's output is NaN or infinite on the calibration text.",
-                where=prefix.rstrip("."),
-                fix="check the checkpoint: its weights are finite, but they do not compute.",
-            )
-        block = quantize_block(spec, layer, weights, statistics, method, Guide(lesson, begun))
-        if method.sequential:
-            outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
-        self.store.keep_hidden(layer + 1, outputs)
-        if original is not None:
-            self.store.keep_original(layer + 1, original)
-        self.store.keep_largest_activation(layer, seen.largest)
-        self.store.keep_block(layer, self._packed(prefix, block))
-        return outputs, original
+    def _keep(self, layer: int, link: Link) -> None:
+        """Keeps a finished block, and what comes after it first."""
+        self.store.keep_hidden(layer + 1, link.after.hidden)
+        if link.after.original is not None:
+            self.store.keep_original(layer + 1, link.after.original)
+        self.store.keep_largest_activation(layer, link.largest)
+        self.store.keep_block(layer, self._packed(self.source.spec.prefix(layer), link.block))
 
     def _tune(self, tokens: Tensor, options: TuneOptions, dtype: str) -> None:
         """Tunes the step sizes of the checkpoint that was written; nothing to do where an interrupted run did."""
@@ -392,6 +360,42 @@ class QuantizeJob:
                 f"the checkpoint says {dtype}, and so will the exported model"
             )
         return dtype
+
+
+def assist(source: ModelSource, options: QuantizeOptions, ranks: Ranks, *, spill: bool = False) -> None:
+    """What the ranks other than the first do while it runs its job: their share of every block.
+
+    Args:
+        source: The model.
+        options: Those of all ranks.
+        ranks: All of them.
+        spill: Whether second moments go to files, see `memory_plan`.
+
+    Raises:
+        RankLostError: Another rank is gone.
+        CheckpointError: A tensor is missing, misshapen or not finite.
+        CalibrationError: The model's activations are not finite on the calibration text.
+    """
+    torch.set_num_threads(ranks.told(0))
+    method, beginning = _asked(source, options, ranks)
+    with torch.no_grad():
+        Chain(source, method, options.seed, beginning, spill).run(0, None, _keep_nothing, SilentProgress(), "")
+    ranks.leave()
+
+
+def _keep_nothing(layer: int, link: Link) -> None:
+    del layer, link
+
+
+def _asked(
+    source: ModelSource, options: QuantizeOptions, ranks: Ranks
+) -> tuple[BlockMethod, QuantizedCheckpoint | None]:
+    """What the options ask of a block, and where they begin."""
+    method, beginning = replace(method_of(options), ranks=ranks), None
+    if options.init_from is not None:
+        require_refining(method, options)
+        beginning = open_beginning(Path(options.init_from).expanduser(), source, options.scheme)
+    return method, beginning
 
 
 def _magnitude(value: Array) -> float:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.quantization.rounding import GroupGrid, Rounded, as_step, from_groups, to_groups
 from awq2trt.scheme import QuantScheme
 
@@ -60,15 +61,25 @@ class Lesson:
 
     Attributes:
         run: The block as a function of its tensors.
-        inputs: As the quantized blocks before give them, fp32 [samples, seqlen, hidden_size].
+        inputs: As the quantized blocks before give them, fp32 [samples, seqlen, hidden_size]; this rank's share.
         targets: The original block's outputs on its own inputs, same shape.
         seed: Of the order of windows.
+        samples: Windows of all ranks.
+        ranks: Among which they are shared.
     """
 
     run: RunBlock
     inputs: Tensor
     targets: Tensor
     seed: int
+    samples: int
+    ranks: Ranks = ALONE
+
+    def own(self, chosen: Tensor) -> Tensor:
+        """Where in `inputs` those of some windows are that are this rank's, int64."""
+        share = self.ranks.share(self.samples)
+        own: Tensor = chosen[(chosen >= share.start) & (chosen < share.stop)] - share.start
+        return own
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ def learn_codes(
     """
     packs = _packs(tensors, start, scheme)
     error = _BlockError.of_block(lesson, tensors, packs)
-    windows = WindowDraws.start(len(lesson.inputs), options.windows, lesson.seed)
+    windows = WindowDraws.start(lesson.samples, options.windows, lesson.seed)
     before = best = error.of_all(options.windows)
     kept = [pack.state() for pack in packs]
     look = max(1, options.steps // options.looks)
@@ -127,8 +138,7 @@ def learn_codes(
 def _step_(packs: Sequence[_Pack], error: _BlockError, chosen: Tensor, left: float, options: LearnOptions) -> None:
     """One step down the signed gradient of the error on some windows; `left` is its share of what can be reached."""
     learned = [parameter for pack in packs for parameter in (pack.offset, pack.factors)]
-    with torch.enable_grad():
-        gradients = torch.autograd.grad(error.of(error.weights(), chosen), learned)
+    gradients = error.gradients(learned, chosen)
     reaches = (options.offset_reach, options.range_reach) * len(packs)
     with torch.no_grad():
         for parameter, gradient, reach in zip(learned, gradients, reaches, strict=True):
@@ -151,8 +161,9 @@ class _BlockError:
         """Weighs the tokens, see `learn_codes`."""
         tiny = torch.finfo(torch.float32).tiny
         weights = 1 / lesson.targets.square().mean(dim=-1, keepdim=True).clamp(min=tiny)
-        added = (weights * (lesson.targets - lesson.inputs).square()).mean()
-        return cls(lesson, tensors, packs, weights / added.clamp(min=tiny))
+        per_window = lesson.inputs.shape[1] * lesson.inputs.shape[2]
+        added = lesson.ranks.total(float((weights * (lesson.targets - lesson.inputs).square()).sum()))
+        return cls(lesson, tensors, packs, weights / max(added / (lesson.samples * per_window), tiny))
 
     def weights(self) -> dict[str, Tensor]:
         """The block's tensors with the linears that the present codes and grids stand for."""
@@ -161,21 +172,32 @@ class _BlockError:
             tensors.update(pack.weights(tensors))
         return tensors
 
+    def gradients(self, learned: Sequence[Tensor], chosen: Tensor) -> list[Tensor]:
+        """Of the error on some windows, every rank's part of them summed."""
+        own = self._lesson.own(chosen)
+        if len(own):
+            with torch.enable_grad():
+                error = self.of(self.weights(), own) * (len(own) / len(chosen))
+                found = list(torch.autograd.grad(error, learned))
+        else:
+            found = [torch.zeros_like(parameter) for parameter in learned]
+        self._lesson.ranks.sum_(found)
+        return found
+
     def of(self, weights: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
-        """On some windows."""
+        """On some of this rank's windows."""
         # The other kernels of attention add gradients in an order that differs from run to run.
         with sdpa_kernel(SDPBackend.MATH):
             outputs = self._lesson.run(weights, self._lesson.inputs[chosen])
         return ((outputs - self._lesson.targets[chosen]).square() * self._token_weights[chosen]).mean()
 
     def of_all(self, at_once: int) -> float:
-        """On all windows."""
-        count = len(self._lesson.inputs)
+        """On all windows of all ranks."""
+        pieces = torch.arange(len(self._lesson.inputs)).split(at_once)
         with torch.no_grad():
             weights = self.weights()
-            return (
-                sum(float(self.of(weights, piece)) * len(piece) for piece in torch.arange(count).split(at_once)) / count
-            )
+            own = sum(float(self.of(weights, piece)) * len(piece) for piece in pieces if len(piece))
+        return self._lesson.ranks.total(own) / self._lesson.samples
 
 
 @dataclass

@@ -7,6 +7,7 @@ lose nothing. K is padded with zeros to whole groups inside; a zero never widens
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.errors import CheckpointError
+from awq2trt.machine.ranks import Ranks
 from awq2trt.scheme import BFLOAT16, QuantizedLinear, QuantScheme
 
 
@@ -57,7 +59,7 @@ def to_groups(weight: Tensor, scheme: QuantScheme) -> Tensor:
     """[N, K] -> [N, groups, G], the last group padded with zeros."""
     length = scheme.group_of(weight.shape[1])
     padded = F.pad(weight, (0, -weight.shape[1] % length))
-    return padded.view(weight.shape[0], -1, length)
+    return padded.view(len(padded), padded.shape[1] // length, length)  # no -1: a rank may have no row
 
 
 def from_groups(grouped: Tensor, in_features: int) -> Tensor:
@@ -113,6 +115,35 @@ class Rounded:
     def to(self, device: torch.device) -> Rounded:
         """The same on another device."""
         return Rounded(self.codes.to(device), self.grid.to(device))
+
+    @classmethod
+    def of_pieces(cls, pieces: Sequence[Rounded]) -> Rounded:
+        """One weight of the rows of several."""
+        if len(pieces) == 1:
+            return pieces[0]
+        grid = GroupGrid(
+            torch.cat([piece.grid.scales for piece in pieces]), torch.cat([piece.grid.zeros for piece in pieces])
+        )
+        return cls(torch.cat([piece.codes for piece in pieces]), grid)
+
+    def rows(self, own: slice) -> Rounded:
+        """Some rows of it."""
+        return Rounded(self.codes[own], GroupGrid(self.grid.scales[own], self.grid.zeros[own]))
+
+    def joined(self, ranks: Ranks, length: int, unit: int) -> Rounded:
+        """Every rank's share of the rows of one weight put together.
+
+        Args:
+            ranks: Each gives its `Ranks.share`.
+            length: Rows of all.
+            unit: Rows that stay together.
+        """
+        if ranks.count == 1:
+            return self
+        codes, scales, zeros = (
+            ranks.joined(part, length, unit) for part in (self.codes.to(torch.uint8), self.grid.scales, self.grid.zeros)
+        )
+        return Rounded(codes.float(), GroupGrid(scales, zeros))
 
     def dequantize(self, scheme: QuantScheme) -> Tensor:
         """The weight that the codes stand for, fp32 [N, K]."""

@@ -15,10 +15,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.families import ScaleGroup
 from awq2trt.quantization.products import narrowed, output_error
 from awq2trt.quantization.rounding import fake_quantize, from_groups, to_groups
-from awq2trt.quantization.statistics import require_finite
 from awq2trt.scheme import QuantScheme
 
 ALPHA_GRID: Final = tuple(i / 20 for i in range(20))
@@ -51,6 +51,10 @@ class ScaleOptions:
     adaptive: bool = True
     betas: tuple[float, ...] = (0.0,)
     weights: int | None = 1 << 19
+
+    def rows(self, length: int, width: int) -> int:
+        """How many rows of a weight [length, width] stand for all, at most."""
+        return length if self.weights is None else min(length, max(LEAST_ROWS, self.weights // width))
 
 
 @dataclass(frozen=True)
@@ -130,32 +134,27 @@ def search_scales(
     scheme: QuantScheme,
     options: ScaleOptions,
     *,
-    where: str = "",
+    ranks: Ranks = ALONE,
 ) -> ScaleResult:
     """Grid search for the input scales of linears that share an input (paper, equations 3 to 5).
 
     Args:
         weights: Balance layers, fp32 [N_i, K].
-        gram: E[x x^T] of the input, fp32 [K, K].
+        gram: E[x x^T] of the input, finite, fp32 [K, K].
         scales_of: alpha, beta -> s of the input channels, fp32 [K]; 1 everywhere where both are 0.
         scheme: How the weights will be rounded.
         options: What to try.
-        where: Name of the group, for errors.
-
-    Raises:
-        CalibrationError: The input had NaN or infinite values.
+        ranks: Among which the rows are shared.
     """
-    require_finite(gram, where)
     weight, gram = torch.cat(list(weights)), narrowed(gram)
-    if options.weights is not None:
-        rows = max(LEAST_ROWS, options.weights // weight.shape[1])
-        weight = weight[:: -(-weight.shape[0] // rows)]
+    weight = weight[:: -(-len(weight) // options.rows(*weight.shape))]
+    weight = weight[ranks.share(len(weight))]
 
     @cache
     def result(alpha: float, beta: float) -> ScaleResult:
         scales = scales_of(alpha, beta)
         difference = fake_quantize(weight * scales, scheme).div_(scales).sub_(weight)
-        return ScaleResult(scales, alpha, beta, output_error(difference, gram))
+        return ScaleResult(scales, alpha, beta, ranks.total(output_error(difference, gram)))
 
     return min((_best_alpha(partial(result, beta=beta), options) for beta in options.betas), key=_loss)
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from awq2trt.errors import CalibrationError
+from awq2trt.machine.ranks import Ranks
 
 SYRK_COLUMNS: Final = 192
 """Columns of X that a CPU multiplies at once by those from there on, half of all products: X [512, 1536] takes 14.1 ms
@@ -34,6 +37,7 @@ class InputStatistics:
     sum: Tensor
     magnitude_sum: Tensor
     tokens: int = 0
+    _file: Path | None = None
 
     @classmethod
     def empty(cls, channels: int) -> InputStatistics:
@@ -48,9 +52,22 @@ class InputStatistics:
         self.magnitude_sum += x.abs().sum(dim=0)
         self.tokens += x.shape[0]
 
+    def add_other_ranks_(self, ranks: Ranks) -> None:
+        """Adds what the other ranks saw."""
+        ranks.sum_((self.gram_sum, self.sum, self.magnitude_sum))
+        self.tokens = round(ranks.total(self.tokens))
+
+    def put_away_(self, file: Path) -> None:
+        """Moves the largest part to a file; `gram` reads it from there. Nothing can be added then."""
+        np.save(file, self.gram_sum.numpy(force=True), allow_pickle=False)
+        self.gram_sum, self._file = self.gram_sum.new_empty(0, 0), file
+
     def gram(self) -> Tensor:
-        """E[x x^T], fp32 [K, K]."""
-        gram = self.gram_sum / self.tokens
+        """E[x x^T], fp32 [K, K], made anew."""
+        if self._file is None:
+            gram = self.gram_sum / self.tokens
+        else:
+            gram = torch.as_tensor(np.load(self._file, allow_pickle=False)).to(self.sum.device).div_(self.tokens)
         for own in self._panels():
             gram[own.stop :, own] = gram[own, own.stop :].T
         return gram

@@ -21,6 +21,7 @@ from torch import Tensor
 from awq2trt.artifact.arrays import read_arrays, write_arrays
 from awq2trt.checkpoint.writer import write_tensors
 from awq2trt.errors import UsageError
+from awq2trt.machine.ranks import Ranks
 from awq2trt.models.sources.base import Array
 from awq2trt.quantization.block import LinearReport
 from awq2trt.quantization.head import HeadReport
@@ -168,11 +169,14 @@ class Store:
             search |= read_arrays(self._search(layer), fix=_AGAIN)
         return search
 
-    def same_computer_(self) -> None:
-        """Makes a resumed run compute as the first one did: a matrix product's bits depend on how it is split.
+    def same_computer_(self, ranks: Ranks) -> None:
+        """Makes a resumed run compute as the first one did: the bits of products and sums depend on how they are split.
+
+        Args:
+            ranks: That compute now; the others learn how many threads to take.
 
         Raises:
-            UsageError: The first one computed on another kind of device.
+            UsageError: The first one computed on another kind of device, or with another number of ranks.
         """
         path, device = self.directory / _COMPUTED_FILE, torch.get_default_device().type
         if path.is_file():
@@ -183,11 +187,20 @@ class Store:
                     where="--device",
                     fix=f"go on with --device {first['device']}, or begin anew with --overwrite.",
                 )
+            began = first.get("ranks", 1)
+            if began != ranks.count:
+                raise UsageError(
+                    f"the interrupted run had {began} ranks, which give other last bits than {ranks.count}.",
+                    where="--resume",
+                    fix=f"go on with {began} ranks, or begin anew with --overwrite.",
+                )
             torch.set_num_threads(first["threads"])
         else:
             partial = path.with_name(path.name + ".partial")
-            partial.write_text(json.dumps({"device": device, "threads": torch.get_num_threads()}), encoding="utf-8")
+            computing = {"device": device, "threads": torch.get_num_threads(), "ranks": ranks.count}
+            partial.write_text(json.dumps(computing), encoding="utf-8")
             partial.replace(path)
+        ranks.told(torch.get_num_threads())
 
     def _block(self, layer: int) -> Path:
         return self.directory / f"block-{layer:05}.safetensors"

@@ -7,7 +7,7 @@ import sys
 from io import TextIOWrapper
 from typing import Final
 
-from awq2trt.errors import Awq2trtError
+from awq2trt.errors import Awq2trtError, PeerFailedError
 from awq2trt.foreign_files import UNPAIRED, reason
 
 DEBUG_VARIABLE: Final = "AWQ2TRT_DEBUG"
@@ -23,6 +23,8 @@ def print_anything_() -> None:
 
 def explain(error: Exception) -> int:
     """Prints an error in its three parts; returns the exit code."""
+    if isinstance(error, PeerFailedError):
+        return error.exit_code
     if isinstance(error, Awq2trtError):
         print(f"error: {error.what}", file=sys.stderr)
         if error.where:

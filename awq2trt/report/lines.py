@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
-from awq2trt.evaluation.results import TaskExamples
+from awq2trt.evaluation.results import CaptionedImages, CaptionPerplexity, TaskExamples
 from awq2trt.evaluation.tasks import TaskScore
 from awq2trt.target import MINIMUM_CAPABILITY, TARGETS, Flavour, Target
 
@@ -56,6 +56,10 @@ def eval_title(request: EvalRequest) -> str:
     if isinstance(on, TaskExamples):
         measured = f"{on.task}, zero-shot, prompts and scoring of lm-evaluation-harness, {on.data.name}."
         numbers = f"{'acc':>8}  {'acc_norm':>8}  {'perplexity':>10}  {'examples':>8}  {'seconds':>7}"
+    elif isinstance(on, CaptionedImages):
+        first = "" if on.limit is None else f"the first {on.limit} of "
+        measured = f"Perplexity of captions given their images, {first}{on.images}, no BOS unless the model needs it."
+        numbers = f"{'perplexity':>10}  {'captions':>8}  {'tokens':>7}  {'seconds':>7}"
     else:
         measured = (
             f"Perplexity on the first {on.windows} windows of {on.seqlen} tokens of {on.text}, "
@@ -68,7 +72,12 @@ def eval_title(request: EvalRequest) -> str:
 def eval_row(result: EvalResult) -> str:
     """What was measured of one model."""
     measured = result.measured
-    numbers = _task_numbers(measured) if isinstance(measured, TaskScore) else _perplexity_numbers(measured)
+    if isinstance(measured, TaskScore):
+        numbers = _task_numbers(measured)
+    elif isinstance(measured, CaptionPerplexity):
+        numbers = f"{measured.value:10.3f}  {len(measured.caption_nll):8}  {measured.tokens:7}"
+    else:
+        numbers = _perplexity_numbers(measured)
     return f"{numbers}  {result.seconds:7.1f}  {result.executor:12}  {result.scheme or 'original':14}  {result.model}"
 
 

@@ -1,4 +1,4 @@
-"""`awq2trt eval`: any number of models -> the perplexity of each on a text, or its score in a task."""
+"""`awq2trt eval`: any number of models -> the perplexity of each on a text or on captions, or its score in a task."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from awq2trt.artifact.opening import is_exported
-from awq2trt.evaluation.results import EvalRequest, EvalResult, TaskExamples, TextWindows
+from awq2trt.errors import UsageError
+from awq2trt.evaluation.results import CaptionedImages, EvalRequest, EvalResult, TaskExamples, TextWindows
 from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE
 from awq2trt.stages.opening import portable_name, refuse_missing_device
-from awq2trt.stages.readiness import require_models
+from awq2trt.stages.readiness import require_images, require_models
 
 if TYPE_CHECKING:
     from awq2trt.evaluation.opening import EvaluatedModel
     from awq2trt.evaluation.perplexity import Perplexity
+    from awq2trt.evaluation.results import CaptionPerplexity
     from awq2trt.evaluation.tasks import TaskScore
 
-    Measure = Callable[[EvaluatedModel, str, Progress], Perplexity | TaskScore]
+    Measure = Callable[[EvaluatedModel, str, Progress], Perplexity | TaskScore | CaptionPerplexity]
     """A model and its name, for the progress -> what is measured of it."""
 
 
 def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]:
     """Perplexity or a task's score of every model, each as it is done.
 
-    A device that is not there, and a task's file that cannot be read, are refused at once.
+    A device that is not there, and a task's file, captions or pictures that cannot be found, are refused at once.
 
     Raises:
         UsageError: There is no such device, task or model, or the text is shorter than a window.
     """
     require_models(request.models)
     _refuse_missing_device(request)
-    measure = _task(request.on) if isinstance(request.on, TaskExamples) else _text(request.on)
+    measure = _measure(request.on)
     return (_evaluate(model, measure, request.device, progress) for model in request.models)
 
 
@@ -56,6 +58,12 @@ def _evaluate(name: str, measure: Measure, device: str, progress: Progress) -> E
     with computing_on(device if known.executor == PYTORCH else DEFAULT_DEVICE):
         measured = measure(model, portable_name(name), progress)
     return EvalResult(name, known.executor, known.scheme, measured, time.monotonic() - started)
+
+
+def _measure(on: TextWindows | TaskExamples | CaptionedImages) -> Measure:
+    if isinstance(on, TaskExamples):
+        return _task(on)
+    return _captions(on) if isinstance(on, CaptionedImages) else _text(on)
 
 
 def _text(on: TextWindows) -> Measure:
@@ -84,5 +92,29 @@ def _task(on: TaskExamples) -> Measure:
         continuations = [continuation for example in examples for continuation in example.continuations]
         requests = [tokenize(model.opened.tokenizer, text, model.opened.bos) for text in continuations]
         return score_task(on.task, examples, model.scores(requests, progress, f"{on.task}, {name}"))
+
+    return measure
+
+
+def _captions(on: CaptionedImages) -> Measure:
+    """Perplexity of captions given their pictures, which are looked for now."""
+    from awq2trt.evaluation.captions import CaptionedModel
+    from awq2trt.evaluation.opening import TorchModel
+    from awq2trt.images.pairs import read_pairs
+
+    pairs = read_pairs(on.images.expanduser())[: on.limit]
+    require_images(pairs)
+
+    def measure(model: EvaluatedModel, name: str, progress: Progress) -> CaptionPerplexity:
+        vision = model.source.vision if isinstance(model, TorchModel) else None
+        if not isinstance(model, TorchModel) or vision is None:
+            raise UsageError(
+                "expected an original or a quantized checkpoint of a model that sees, got "
+                f"{'a model of text' if isinstance(model, TorchModel) else 'an exported model'}.",
+                where=f"{name}, --images {on.images}",
+                fix="name such a model, or measure with --text or --task.",
+            )
+        captioned = CaptionedModel(model.source, vision, model.opened.tokenizer, model.opened.bos)
+        return captioned.perplexity(pairs, progress, f"captions, {name}")
 
     return measure

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact, require_replaceable
 from awq2trt.artifact.records import CalibrationRecord, Contents, FileRecord, QuantizationRecord, SourceRecord
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.images.pairs import is_image_text, read_pairs
+from awq2trt.machine.memory import parse_size
 from awq2trt.methods import METHODS
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
@@ -19,6 +20,11 @@ from awq2trt.recipe import DEFAULT_DEVICE, QuantizeOptions
 from awq2trt.scheme import QuantScheme
 from awq2trt.stages.opening import portable_name, refuse_missing_device, refuse_writing_over_source, source_record
 from awq2trt.stages.readiness import require_calibration, require_whole_model
+from awq2trt.version import __version__
+
+if TYPE_CHECKING:
+    from awq2trt.machine.ranks import Ranks
+    from awq2trt.quantization.memory_plan import MemoryPlan
 
 _FP16_BYTES: Final = 2
 
@@ -36,6 +42,7 @@ class QuantizeRequest:
         resume: Go on with an interrupted run.
         overwrite: Replace what is in `output`, whatever it is.
         device: Where PyTorch computes. Not one of the options: it says where, not what.
+        max_memory: Limit for every process, like `8G`, on the device where it computes; None for none.
     """
 
     model: str
@@ -44,25 +51,85 @@ class QuantizeRequest:
     resume: bool = False
     overwrite: bool = False
     device: str = DEFAULT_DEVICE
+    max_memory: str | None = None
 
 
 def quantize_stage(request: QuantizeRequest, progress: Progress) -> Artifact:
     """Model -> quantized checkpoint."""
     refuse_missing_device(request.device)
     progress.note(f"reading {request.model}")
+    source = _opened(request, progress)
+    return quantize_source(source, source_record(source), request, progress)
+
+
+def _opened(request: QuantizeRequest, progress: Progress) -> ModelSource:
+    """The model, after whatever can be refused before hours of work was looked at."""
+    if request.max_memory is not None:
+        parse_size(request.max_memory, "--max-memory")
     source = open_source(request.model)
     refuse_writing_over_source(source, request.output)
     require_replaceable(request.output, "checkpoint", overwrite=request.overwrite)
     require_calibration(source, request.options)
     require_whole_model(source, progress)
-    return quantize_source(source, source_record(source), request, progress)
+    return source
+
+
+def quantize_on_ranks_stage(request: QuantizeRequest, progress: Progress) -> Artifact | None:
+    """Model -> quantized checkpoint, by all processes that torchrun or `awq2trt.machine.launch` started.
+
+    Returns:
+        The checkpoint, on the first rank, which alone writes; None on others.
+    """
+    from awq2trt.machine.device import own_device
+    from awq2trt.machine.ranks import joined_ranks
+
+    with joined_ranks(cuda=request.device != DEFAULT_DEVICE) as ranks:
+        if ranks.count == 1:
+            return quantize_stage(request, progress)
+        request = replace(request, device=own_device(request.device, ranks.local))
+        if not ranks.first:
+            _assist(request, ranks)
+            return None
+        progress.note(f"reading {request.model}; {ranks.count} ranks")
+        source = _opened(request, progress)
+        record = source_record(source)
+        ranks.require_same(_facts(record, request.options))
+        return quantize_source(source, record, request, progress, ranks)
+
+
+def _assist(request: QuantizeRequest, ranks: Ranks) -> None:
+    """What the other ranks do: they read the same model, and share the work on every block."""
+    from awq2trt.machine.device import computing_on
+    from awq2trt.quantization.job import assist
+
+    source = open_source(request.model)
+    ranks.require_same(_facts(source_record(source), request.options))
+    with computing_on(request.device):
+        assist(source, request.options, ranks, spill=_planned(source, request, None).statistics_on_disk)
+
+
+def _facts(record: SourceRecord, options: QuantizeOptions) -> dict[str, object]:
+    """What all ranks must have been given, or the sums over them would be of different things."""
+    facts: dict[str, object] = {"version of awq2trt": __version__}
+    facts |= {f"file {name}": file.sha256 for name, file in record.files.items()}
+    facts |= {_flag(name): value for name, value in options.model_dump().items() if name not in ("calib", "init_from")}
+    return facts
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
 
 
 def quantize_source(
-    source: ModelSource, record: SourceRecord, request: QuantizeRequest, progress: Progress
+    source: ModelSource,
+    record: SourceRecord,
+    request: QuantizeRequest,
+    progress: Progress,
+    ranks: Ranks | None = None,
 ) -> Artifact:
-    """Quantizes an opened model; `record` is what its manifest says of it."""
+    """Quantizes an opened model; `record` is what its manifest says of it; `ranks` are those that help."""
     from awq2trt.machine.device import computing_on
+    from awq2trt.machine.ranks import ALONE
     from awq2trt.quantization.job import QuantizeJob
 
     with (
@@ -78,8 +145,16 @@ def quantize_source(
     ):
         if request.device != DEFAULT_DEVICE:
             progress.note(f"computing on {device}")
-        job = QuantizeJob.prepare(source, request.options, files=draft.files, scratch=draft.scratch, progress=progress)
-        result = job.run()
+        plan = _planned(source, request, progress)
+        job = QuantizeJob.prepare(
+            source,
+            request.options,
+            files=draft.files,
+            scratch=draft.scratch,
+            progress=progress,
+            ranks=ranks or ALONE,
+        )
+        result = replace(job, spill=plan.statistics_on_disk).run()
         calibration = None
         sha256 = result.tokens_sha256()
         if result.tokens is not None and sha256 is not None:
@@ -104,6 +179,24 @@ def quantize_source(
             model=source.model_spec.record(),
         )
         return draft.publish(contents)
+
+
+def _planned(source: ModelSource, request: QuantizeRequest, progress: Progress | None) -> MemoryPlan:
+    """How memory will be used; said where a limit is given, and refused where nothing stays below it."""
+    from awq2trt.machine.device import bound_memory, held_bytes
+    from awq2trt.quantization.memory_plan import Job, plan_memory
+    from awq2trt.quantization.method import method_of
+    from awq2trt.text.windows import SELF
+
+    options, method = request.options, method_of(request.options)
+    writes = method.uses_text and options.calib == SELF
+    limit = None if request.max_memory is None else parse_size(request.max_memory, "--max-memory")
+    plan = plan_memory(Job(source.spec, method, options.samples, options.seqlen, writes), held_bytes(), limit)
+    if limit is not None:
+        bound_memory(limit)
+        if progress is not None:
+            progress.note(plan.describe())
+    return plan
 
 
 def _effort(options: QuantizeOptions) -> str:
@@ -153,7 +246,7 @@ def quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
 
     An effort that learns keeps the original model's streams beside those; tuning, the tuned blocks.
     """
-    from awq2trt.quantization.block import method_of
+    from awq2trt.quantization.method import method_of
 
     spec = source.spec
     hidden = 0

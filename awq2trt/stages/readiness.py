@@ -6,6 +6,7 @@ In: an opened model, options, and where results go. Out: nothing, or the error t
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,7 @@ from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import require_replaceable, require_space
 from awq2trt.errors import UnsupportedError, UsageError
 from awq2trt.foreign_files import read_json
-from awq2trt.images.pairs import is_image_text, read_pairs
+from awq2trt.images.pairs import ImageText, is_image_text, read_pairs
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.machine.foreign_runtime import find_runtime_package
 from awq2trt.methods import METHODS
@@ -64,7 +65,16 @@ def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
         )
     if options.tune:
         raise UsageError("step sizes are tuned on text alone.", where="--tune", fix="leave it out, or name a text.")
-    for pair in read_pairs(Path(options.calib).expanduser()):
+    require_images(read_pairs(Path(options.calib).expanduser()))
+
+
+def require_images(pairs: Iterable[ImageText]) -> None:
+    """Refuses conversations about pictures that are not there.
+
+    Raises:
+        UsageError: One is not.
+    """
+    for pair in pairs:
         for image in pair.images:
             if not image.is_file():
                 raise UsageError("no such image.", where=f"{pair.where}: {image}", fix="mend its name.")

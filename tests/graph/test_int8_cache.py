@@ -94,7 +94,7 @@ def test_the_contract_is_the_graphs(exported: tuple[Path, IoContract]) -> None:
     assert contract.cache is not None
     assert (contract.cache.dtype, contract.cache.layout) == ("int8", SCALED_LAYOUT)
     for tensors, values in ((contract.inputs, model.graph.inputs), (contract.outputs, model.graph.outputs)):
-        found = [(value.name, value.dtype.numpy().name, len(value.shape)) for value in values if value.dtype]
+        found = [(value.name, value.dtype.numpy().name, len(value.shape or ())) for value in values if value.dtype]
         assert [(tensor.name, tensor.dtype, len(tensor.shape)) for tensor in tensors] == found
     assert all(present.replace("present", "past") == past for past, present in contract.cache_pairs)
     assert len(contract.cache_pairs) == 4 * sizes.num_layers

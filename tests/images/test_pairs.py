@@ -34,6 +34,14 @@ def test_a_folder_has_a_caption_beside_each_picture(folder: Path) -> None:
     assert is_image_text(folder)
 
 
+@pytest.mark.parametrize(
+    ("first", "seen"),
+    [({"images": ["a.jpg"], "caption": "A."}, True), ({"text": "an image"}, False), ("an image", False), ("{", False)],
+)
+def test_the_first_line_tells_pictures_from_text(folder: Path, first: object, *, seen: bool) -> None:
+    assert is_image_text(_lines(folder, json.dumps(first))) is seen
+
+
 def test_lines_of_messages_and_captions(folder: Path) -> None:
     path = _lines(
         folder,
@@ -107,3 +115,8 @@ def test_a_picture_without_a_caption_and_a_caption_that_is_no_text(folder: Path)
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="expected pictures with captions, found none"):
         read_pairs(tmp_path)
+
+
+def test_a_path_that_is_not_there_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="none: no such folder or file"):
+        read_pairs(folder / "none")

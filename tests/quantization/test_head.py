@@ -128,7 +128,7 @@ def test_a_run_that_was_killed_in_the_head_goes_on_there(tmp_path: Path, monkeyp
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("awq2trt.quantization.job.quantize_head", _interrupt)
         prepare().run()
-    monkeypatch.setattr("awq2trt.quantization.job.quantize_block", _interrupt)  # blocks are done
+    monkeypatch.setattr("awq2trt.quantization.chain.quantize_block", _interrupt)  # blocks are done
     result = prepare().run()
     assert result.head is not None
     assert result.head.kl["searched"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from awq2trt.images.processor import read_processor
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.tower import logits_of_text_and_images
 from awq2trt.progress import SilentProgress
+from awq2trt.quantization.chain import Link
 from awq2trt.quantization.image_windows import WindowSizes, image_windows
+from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import ExportOptions, QuantizeOptions
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
@@ -52,10 +55,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _quantize(model: Path, output: Path, **options: object) -> _Told:
+def _quantize(model: Path, output: Path, *, resume: bool = False, **options: Any) -> _Told:
     told = _Told()
     given = QuantizeOptions.model_validate({"group_size": 32, "samples": 4, "seqlen": 80, "seed": 1, **options})
-    quantize_stage(QuantizeRequest(str(model), output, given), told)
+    quantize_stage(QuantizeRequest(str(model), output, given, resume=resume), told)
     return told
 
 
@@ -145,11 +148,23 @@ def test_text_alone_is_warned_of(model: Path, tmp_path: Path) -> None:
     assert any(note.startswith("calibrating on text alone") for note in told.notes)
 
 
-def test_an_interrupted_run_resumes_to_the_same_bytes(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _quantize(model, tmp_path / "whole", calib=str(pictures))
-    first = (tmp_path / "whole" / "model.safetensors").read_bytes()
-    _quantize(model, tmp_path / "again", calib=str(pictures))
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == first
+    keep = QuantizeJob._keep
+
+    def keep_and_stop(job: QuantizeJob, layer: int, link: Link) -> None:
+        keep(job, layer, link)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(QuantizeJob, "_keep", keep_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            _quantize(model, tmp_path / "resumed", calib=str(pictures))
+    _quantize(model, tmp_path / "resumed", resume=True, calib=str(pictures))
+    whole, resumed = (tmp_path / name / "model.safetensors" for name in ("whole", "resumed"))
+    assert resumed.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +172,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(model: Path, pictures: Pat
     [({"tune": True, "effort": "max"}, "step sizes are tuned on text alone"), ({"seqlen": 300}, "--seqlen")],
 )
 def test_what_cannot_be_is_refused_first(
-    model: Path, pictures: Path, tmp_path: Path, options: dict[str, object], says: str
+    model: Path, pictures: Path, tmp_path: Path, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
         _quantize(model, tmp_path / "out", calib=str(pictures), **options)

@@ -12,9 +12,10 @@ from tiny_models import save_llama, tokens
 
 from awq2trt.models.decoder import BlockRunner, Ends, load_block
 from awq2trt.models.sources.safetensors import SafetensorsSource
-from awq2trt.quantization.block import BlockMethod, Guide, collect_statistics, dequantized, quantize_block
+from awq2trt.quantization.block import Guide, collect_statistics, dequantized, quantize_block
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.learning import LearnOptions, Lesson, learn_codes
+from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.rounding import GroupGrid, Rounded, group_grid, round_to_grid, to_groups
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
 
@@ -37,7 +38,7 @@ def _linear_lesson(weight: torch.Tensor, seed: int = 0) -> Lesson:
     def run(tensors: dict[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
         return hidden + hidden @ tensors["linear.weight"].T
 
-    return Lesson(run, inputs, run({"linear.weight": weight}, inputs), seed)  # type: ignore[arg-type]
+    return Lesson(run, inputs, run({"linear.weight": weight}, inputs), seed, len(inputs))  # type: ignore[arg-type]
 
 
 def _nearest(weight: torch.Tensor, scheme: QuantScheme) -> Rounded:
@@ -129,7 +130,7 @@ def test_max_comes_nearer_to_the_original_block_than_best(bits: int, tmp_path: P
     with torch.no_grad():
         weights, hidden = load_block(source, layer), Ends(source).embed(tokens(12, 48))
         targets, statistics = collect_statistics(runner, layer, weights, hidden)
-        lesson = Lesson(partial(runner.run, layer=layer), hidden, targets, seed=0)
+        lesson = Lesson(partial(runner.run, layer=layer), hidden, targets, seed=0, samples=len(hidden))
         errors = {}
         for effort in ("best", "max"):
             method = BlockMethod(QuantScheme(bits=bits, group_size=32), EFFORTS[effort])

@@ -16,8 +16,9 @@ from awq2trt.models.decoder import BlockRunner, Ends, Rotary, apply_norm, load_b
 from awq2trt.models.families import DecoderSpec, LayerSpec
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.quantization import scores
-from awq2trt.quantization.block import BlockMethod, collect_statistics, dequantized, quantize_block
+from awq2trt.quantization.block import collect_statistics, dequantized, quantize_block
 from awq2trt.quantization.effort import EFFORTS
+from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.scores import rotations, score_moments
 from awq2trt.scheme import QuantScheme
 

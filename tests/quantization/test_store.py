@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from awq2trt.errors import ArtifactError, UsageError
+from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.quantization.block import LinearReport
 from awq2trt.quantization.store import Store, StoredBlock
 
@@ -75,11 +76,13 @@ def test_damage_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_resumed_run_takes_the_threads_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
-    Store(tmp_path, LAYERS).same_computer_()
+    Store(tmp_path, LAYERS).same_computer_(ALONE)
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    Store(tmp_path, LAYERS).same_computer_()
+    Store(tmp_path, LAYERS).same_computer_(ALONE)
     assert asked == [threads]
+    with pytest.raises(UsageError, match="had 1 ranks"):
+        Store(tmp_path, LAYERS).same_computer_(Ranks(0, 2))
     monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cuda"))
     with pytest.raises(UsageError, match="computed on cpu"):
-        Store(tmp_path, LAYERS).same_computer_()
+        Store(tmp_path, LAYERS).same_computer_(ALONE)

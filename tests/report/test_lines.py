@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 
 from awq2trt.evaluation.perplexity import Perplexity
-from awq2trt.evaluation.results import EvalRequest, EvalResult, TaskExamples, TextWindows
+from awq2trt.evaluation.results import (
+    CaptionedImages,
+    CaptionPerplexity,
+    EvalRequest,
+    EvalResult,
+    TaskExamples,
+    TextWindows,
+)
 from awq2trt.evaluation.tasks import TaskScore
 from awq2trt.report.html import PerplexityBar, read_perplexities
 from awq2trt.report.lines import eval_row, eval_title, results_json
@@ -14,6 +21,8 @@ from awq2trt.report.lines import eval_row, eval_title, results_json
 ON_TEXT = EvalRequest(("models/a",), TextWindows("wiki.txt", 2, 512))
 ON_TASK = EvalRequest(("models/a",), TaskExamples("piqa", Path("data/piqa.jsonl"), limit=4))
 PERPLEXITY = EvalResult("models/a", "PyTorch", None, Perplexity(12.5, (2.5, 2.55), 2, 512), 3.0)
+ON_CAPTIONS = EvalRequest(("models/a",), CaptionedImages(Path("photos"), limit=2))
+CAPTIONS = EvalResult("models/a", "PyTorch", None, CaptionPerplexity(7.25, (1.9, 2.1), 31), 3.0)
 SCORE = EvalResult("models/a", "ONNX Runtime", "int4-g128", TaskScore("piqa", 4, (True, True, False, True)), 3.0)
 
 
@@ -33,6 +42,16 @@ def test_a_tasks_row_has_what_the_task_measures() -> None:
     assert title == "piqa, zero-shot, prompts and scoring of lm-evaluation-harness, piqa.jsonl."
     assert _columns(columns)[:3] == ["acc", "acc_norm", "perplexity"]
     assert _columns(eval_row(SCORE)) == ["75.00%", "4", "3.0", "ONNX", "Runtime", "int4-g128", "models/a"]
+
+
+def test_captions_have_their_number_and_tokens_beside_them() -> None:
+    title, columns = eval_title(ON_CAPTIONS).split("\n")
+    assert title.startswith("Perplexity of captions given their images, the first 2 of photos")
+    assert _columns(columns)[:4] == ["perplexity", "captions", "tokens", "seconds"]
+    assert _columns(eval_row(CAPTIONS)) == ["7.250", "2", "31", "3.0", "PyTorch", "original", "models/a"]
+    found = json.loads(results_json(ON_CAPTIONS, [CAPTIONS]))
+    assert (found["request"]["images"], found["request"]["limit"]) == ("photos", 2)
+    assert found["results"][0]["perplexity"] == {"value": 7.25, "caption_nll": [1.9, 2.1], "tokens": 31}
 
 
 def test_the_file_names_what_was_measured(tmp_path: Path) -> None:

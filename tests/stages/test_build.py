@@ -53,7 +53,7 @@ class _Work:
             profiles=decoder_profiles(64),
             compute_capabilities=("SM89",),
             tensorrt_version="1.7.1",
-            operators={opset.CACHED_ATTENTION: "1"} if options["fusion"] else {},
+            operators={opset.CACHED_ATTENTION: "1"} if options["graph"].fusion else {},
         )
 
 

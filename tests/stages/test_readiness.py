@@ -226,9 +226,14 @@ def test_results_that_could_not_be_written_are_refused_first(made: Path, tmp_pat
         assert "--plot" in result.output
 
 
-@pytest.mark.parametrize(("flag", "options"), [("--no-fusion", {"fusion": False}), ("--no-plugin", {"plugin": False})])
-def test_an_int8_cache_needs_the_operator_that_writes_it(flag: str, options: dict[str, bool]) -> None:
-    build = BuildOptions(cache="int8", **options)
+@pytest.mark.parametrize(
+    ("flag", "build"),
+    [
+        ("--no-fusion", BuildOptions(cache="int8", fusion=False)),
+        ("--no-plugin", BuildOptions(cache="int8", plugin=False)),
+    ],
+)
+def test_an_int8_cache_needs_the_operator_that_writes_it(flag: str, build: BuildOptions) -> None:
     for target in ("cuda", "rtx4090", "orin"):
         with pytest.raises(UsageError, match=f"which {flag} leaves out"):
             require_target(find_target(target), build, ssh=None)

@@ -98,7 +98,7 @@ def test_keys_and_values_of_zeros_have_codes_and_scales_of_zero(options: onnxrun
 
 def test_a_cache_of_codes_is_refused_without_its_scales(options: onnxruntime.SessionOptions) -> None:
     node = Attention(int8_cache=True).node()
-    node.attributes["has_cache_scales"] = 0
+    node = replace(node, attributes={**node.attributes, "has_cache_scales": 0})
     with pytest.raises(Exception, match=r"expected 4 inputs for .* has_cache_scales = 0, got 6"):
         node.run(options)
 

@@ -20,7 +20,7 @@ Manifest lowered() {
 
 Contract contract() {
   Contract contract{};
-  contract.caches.resize(2 * 4);  // keys and values of four layers
+  contract.caches.assign(2 * 4, {"past", "present", Number::kFloat16, 64});  // keys and values of four layers
   contract.number = Number::kFloat16;
   contract.heads = 2;
   contract.head_dim = 64;

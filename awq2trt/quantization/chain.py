@@ -1,0 +1,171 @@
+"""The blocks of a model one after another, by one process or by several that share the work.
+
+In: the residual stream before the first block that is not finished. Out: every block after it, handed to the first rank
+as it is finished, with the stream that follows. Windows are shared among ranks, and so are the rows of every linear;
+statistics, losses and gradients are summed. Rows are rounded independently of each other, so that any number of ranks
+gives the same codes but for ties and the last bits of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.errors import CalibrationError
+from awq2trt.machine.ranks import Ranks
+from awq2trt.models.decoder import ActivationRange, BlockRunner, load_block
+from awq2trt.models.sources.base import ModelSource
+from awq2trt.progress import Progress
+from awq2trt.quantization.beginning import begin_block
+from awq2trt.quantization.block import Guide, QuantizedBlock, collect_statistics, dequantized, quantize_block, run_block
+from awq2trt.quantization.learning import Lesson
+from awq2trt.quantization.method import BlockMethod
+from awq2trt.tracing import span
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Where the chain is: residual streams before a block.
+
+    Attributes:
+        hidden: fp32 [samples, seqlen, hidden_size]: the quantized model's if the method is sequential.
+        original: The original model's, of a method that learns from it.
+    """
+
+    hidden: Tensor
+    original: Tensor | None
+
+
+@dataclass(frozen=True)
+class Link:
+    """A finished block.
+
+    Attributes:
+        block: Its codes.
+        after: The streams behind it, of all windows.
+        largest: Largest magnitude among its activations.
+    """
+
+    block: QuantizedBlock
+    after: Streams
+    largest: float
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What is the same for all blocks.
+
+    Attributes:
+        source: The model.
+        method: What is asked of a block, and the ranks that share it.
+        seed: Of what is drawn.
+        beginning: The checkpoint to begin at; None to search from the original's weights on.
+        spill: Whether second moments go to files between calibration and search.
+        spill_directory: Where; None for the system's directory for temporary files.
+    """
+
+    source: ModelSource
+    method: BlockMethod
+    seed: int
+    beginning: QuantizedCheckpoint | None = None
+    spill: bool = False
+    spill_directory: Path | None = None
+
+    @property
+    def ranks(self) -> Ranks:
+        """Who shares the work."""
+        return self.method.ranks
+
+    def run(
+        self, first: int, streams: Streams | None, keep: Callable[[int, Link], None], progress: Progress, title: str
+    ) -> None:
+        """Quantizes all blocks from one on; called by all ranks together.
+
+        Args:
+            first: The block, as the first rank knows it.
+            streams: Before it, of all windows; None on other ranks.
+            keep: Called with every finished block, on the first rank alone.
+            progress: Of blocks.
+            title: What the user reads.
+        """
+        first, layers = self.ranks.told(first), self.source.spec.num_layers
+        if first == layers:
+            return
+        # The first rank looked at the range of activations, on which the type of step sizes depends.
+        same = replace(self, method=replace(self.method, scheme=self.ranks.told(self.method.scheme)))
+        own = self._scattered(streams)
+        samples, seqlen = self.ranks.told(None if streams is None else tuple(streams.hidden.shape[:2])) or (0, 0)
+        runner = BlockRunner.for_positions(self.source.spec, seqlen)
+        if first:
+            progress.note(f"going on after {first} of {layers} blocks")
+        with progress.task(title, total=layers - first) as advance:
+            for layer in range(first, layers):
+                with span("block", block=layer):
+                    block, own, largest = same._quantize_block(layer, runner, own, samples)
+                    with span("keep", block=layer):
+                        after = self._gathered(own, samples)
+                        if after is not None:
+                            keep(layer, Link(block, after, largest))
+                advance(1)
+
+    def _quantize_block(
+        self, layer: int, runner: BlockRunner, before: Streams, samples: int
+    ) -> tuple[QuantizedBlock, Streams, float]:
+        """One block; the streams after it and the largest activation in it.
+
+        AWQ's search sees the unquantized model, as in the paper. A method that learns needs the stream of the original
+        model, too.
+        """
+        spec, method, seen = self.source.spec, self.method, ActivationRange()
+        with span("read", block=layer):
+            weights = load_block(self.source, layer)
+        prefix, hidden, original = spec.prefix(layer), before.hidden, None
+        lesson = None
+        if before.original is not None:
+            with span("run the original block", block=layer):
+                original = run_block(runner, layer, weights, before.original)
+            run = partial(runner.run, layer=layer)
+            lesson = Lesson(run, hidden, original, self.seed + layer, samples, method.ranks)
+        runner, begun = replace(runner, seen=seen), None
+        if self.beginning is not None:
+            begun = begin_block(self.beginning, layer, weights, method.scheme)
+            weights = begun.tensors
+        if method.uses_text:
+            with span("calibrate", block=layer):
+                outputs, statistics = collect_statistics(runner, layer, weights, hidden, method.ranks)
+        else:
+            outputs, statistics = run_block(runner, layer, weights, hidden), {}
+        if self.ranks.total(float(not torch.isfinite(outputs).all())):
+            raise CalibrationError(
+                "the block's output is NaN or infinite on the calibration text.",
+                where=prefix.rstrip("."),
+                fix="check the checkpoint: its weights are finite, but they do not compute.",
+            )
+        with TemporaryDirectory(prefix="moments-", dir=self.spill_directory) as directory:
+            if self.spill:
+                for number, gathered in enumerate(statistics.values()):
+                    gathered.put_away_(Path(directory) / f"{number}.npy")
+            block = quantize_block(spec, layer, weights, statistics, method, Guide(lesson, begun))
+        if method.sequential:
+            with span("run the quantized block", block=layer):
+                outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
+        return block, Streams(outputs, original), self.ranks.largest(seen.largest)
+
+    def _scattered(self, streams: Streams | None) -> Streams:
+        """This rank's windows of what the first one has."""
+        learns = self.ranks.told(streams is not None and streams.original is not None)
+        hidden = self.ranks.scattered(streams.hidden if streams else None)
+        return Streams(hidden, self.ranks.scattered(streams.original if streams else None) if learns else None)
+
+    def _gathered(self, own: Streams, samples: int) -> Streams | None:
+        """The windows of all ranks, on the first one."""
+        hidden = self.ranks.gathered(own.hidden, samples)
+        original = None if own.original is None else self.ranks.gathered(own.original, samples)
+        return None if hidden is None else Streams(hidden, original)

@@ -1,0 +1,164 @@
+"""How much memory quantizing a model takes at most, part by part, before it begins.
+
+In: the model's shapes, what is asked of a block, the calibration windows. Out: `MemoryPlan`. Tensors are counted, each
+as often as it is alive at once; what the process holds already comes on top. Second moments of inputs, the largest part
+for a model with wide MLPs, may lie in files after calibration: that is what a small limit changes, and it changes no
+bit of the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from awq2trt.checkpoint.writer import SHARD_BYTES
+from awq2trt.errors import UsageError
+from awq2trt.models.families import DecoderSpec, ScaleGroup
+from awq2trt.quantization.block import PIECE_WEIGHTS
+from awq2trt.quantization.method import BlockMethod
+
+_FP32: Final = 4
+_FP64: Final = 8
+
+_SEARCH_COPIES: Final = 7
+"""Of a piece of rows while its grids are searched: weights, candidates, differences, their products, codes."""
+
+_DESCENT_COPIES: Final = 12
+"""The same while codes descend."""
+
+_GPTQ_MATRICES: Final = 4
+"""[K, K] in fp64: E[x x^T], its factor, the inverse, the inverse's factor."""
+
+_LEARN_COPIES: Final = 14
+"""Of a block's weights while it learns: offsets, gradients, codes, the graph of operations, the best state so far."""
+
+_ACTIVATIONS: Final = 6
+"""Of a window's widest activations that are alive at once."""
+
+_SLACK: Final = 1.1
+"""What an allocator keeps beyond what it was asked for."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is quantized.
+
+    Attributes:
+        spec: The model.
+        method: What is asked of a block.
+        samples: Calibration windows.
+        seqlen: Tokens in each.
+        writes_text: The model writes its calibration text, for which it is in memory whole.
+    """
+
+    spec: DecoderSpec
+    method: BlockMethod
+    samples: int
+    seqlen: int
+    writes_text: bool
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What is needed.
+
+    Attributes:
+        parts: Bytes of each part of the work, by its name, in order.
+        statistics_on_disk: Whether second moments lie in files after calibration.
+        resident_bytes: What the process holds before.
+    """
+
+    parts: Mapping[str, int]
+    statistics_on_disk: bool
+    resident_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most at any time."""
+        return self.resident_bytes + max(self.parts.values())
+
+    def describe(self) -> str:
+        """One line for people."""
+        parts = ", ".join(f"{name} {_gib(value + self.resident_bytes)}" for name, value in self.parts.items())
+        where = "; second moments on disk" if self.statistics_on_disk else ""
+        return f"memory planned, at most {_gib(self.peak_bytes)} GiB: {parts}{where}"
+
+
+def plan_memory(job: Job, resident_bytes: int, limit_bytes: int | None = None) -> MemoryPlan:
+    """The quickest plan within a limit.
+
+    Args:
+        job: What is quantized.
+        resident_bytes: What the process holds already.
+        limit_bytes: That no part may pass; None for none.
+
+    Raises:
+        UsageError: No plan stays below the limit.
+    """
+    plans = [MemoryPlan(_parts(job, on_disk), on_disk, resident_bytes) for on_disk in (False, True)]
+    for plan in plans:
+        if limit_bytes is None or plan.peak_bytes <= limit_bytes:
+            return plan
+    least = min(plans, key=lambda plan: plan.peak_bytes)
+    part = max(least.parts, key=least.parts.__getitem__)
+    fix = f"--max-memory {math.ceil(least.peak_bytes / 2**20)}M or more"
+    if job.writes_text and part == "text":
+        fix += "; or name a text with --calib, so that the model need not write one"
+    raise UsageError(
+        f"{_gib(limit_bytes or 0)} GiB do not suffice: the least that would do is {_gib(least.peak_bytes)} GiB, "
+        f"for the part {part!r}.",
+        where="--max-memory",
+        fix=f"{fix}.",
+    )
+
+
+def _parts(job: Job, on_disk: bool) -> dict[str, int]:
+    spec, method = job.spec, job.method
+    shapes = {name: spec.linear_shape(name) for name in spec.block.linears}
+    block = _FP32 * sum(map(math.prod, spec.block_shapes().values()))
+    outer = sum(map(math.prod, spec.outer_shapes().values()))
+    streams = (4 if method.learn else 2) * _FP32 * job.samples * job.seqlen * spec.hidden_size
+    groups = spec.scale_groups()
+    widths = [spec.linear_shape(group.balance_layers[0])[1] for group in groups]
+    moments = _FP32 * sum(width**2 for width in widths) if method.uses_text else 0
+    widest = _FP32 * max(width**2 for width in widths) if method.uses_text else 0
+    kept = 0 if on_disk else moments
+    piece = _FP32 * max(min(PIECE_WEIGHTS, math.prod(shape)) for shape in shapes.values())
+    linear, codes = _FP32 * max(map(math.prod, shapes.values())), sum(map(math.prod, shapes.values()))
+    copies = _DESCENT_COPIES if method.search and method.search.code_passes else _SEARCH_COPIES
+    activations = _ACTIVATIONS * _FP32 * job.seqlen * max(*widths, spec.num_heads * job.seqlen)
+    parts = {}
+    if job.writes_text:
+        cache = 2 * job.samples * job.seqlen * spec.num_kv_heads * spec.head_dim
+        parts["text"] = spec.num_layers * (block + _FP32 * cache) + _FP32 * outer
+    # A block is read in half precision, and widened.
+    parts["calibrate"] = block + max(block // 2, moments + activations) + streams
+    if method.search:
+        parts["scales"] = 2 * block + kept + max(_scale_search(spec, group, method) for group in groups) + streams
+    parts["codes"] = 2 * block + kept + widest + copies * piece + codes + 2 * linear + streams
+    if method.gptq:
+        parts["gptq"] = parts["codes"] + _GPTQ_MATRICES * _FP64 * max(width**2 for width in widths)
+    if method.uses_text:
+        parts["report"] = 2 * block + kept + widest + 5 * piece + 2 * codes + streams
+    if method.learn:
+        parts["learn"] = _LEARN_COPIES * block + kept + streams + method.learn.windows * activations
+    if method.tune:
+        whole = spec.num_layers * codes
+        parts["tune"] = whole + 3 * block + 2 * _FP32 * outer + method.tune.windows * activations * 4 + streams
+    # Outside the blocks: as stored, checked, and as the checkpoint has it; and one file that is being written.
+    parts["write"] = (_FP32 + 2) * outer + min(SHARD_BYTES, spec.num_layers * codes)
+    return {name: round(_SLACK * value) for name, value in parts.items()}
+
+
+def _scale_search(spec: DecoderSpec, group: ScaleGroup, method: BlockMethod) -> int:
+    """E[x x^T] of a group's input; its weights thrice for their magnitudes, or the rows of one trial after another."""
+    shapes = [spec.linear_shape(name) for name in group.balance_layers]
+    width, rows = shapes[0][1], sum(length for length, _ in shapes)
+    tried = min(rows, method.search.scales.rows(rows, width)) if method.search else 0
+    return _FP32 * (width**2 + max(3 * rows, rows + 6 * tried) * width)
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.2f}"

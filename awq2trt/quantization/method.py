@@ -1,0 +1,89 @@
+"""How a block is quantized, as the user's options ask for it.
+
+In: `QuantizeOptions`. Out: `BlockMethod`, or the refusal of options that contradict each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from awq2trt.errors import UsageError
+from awq2trt.machine.ranks import ALONE, Ranks
+from awq2trt.methods import METHODS
+from awq2trt.quantization.effort import EFFORTS, SearchOptions
+from awq2trt.quantization.gptq import GptqOptions
+from awq2trt.quantization.learning import LearnOptions
+from awq2trt.quantization.tuning import TuneOptions
+from awq2trt.recipe import QuantizeOptions
+from awq2trt.scheme import QuantScheme
+
+
+@dataclass(frozen=True)
+class BlockMethod:
+    """How a block is quantized. Neither scales nor GPTQ is round-to-nearest, the paper's RTN baseline.
+
+    Attributes:
+        scheme: Bits, groups, zero points.
+        search: Search scales and fold them, then search grids; None for neither.
+        gptq: How GPTQ rounds; None for rounding to nearest.
+        tune: How step sizes of the whole model are tuned after the last block; None for not.
+        ranks: Among which windows and rows are shared.
+    """
+
+    scheme: QuantScheme
+    search: SearchOptions | None = None
+    gptq: GptqOptions | None = None
+    tune: TuneOptions | None = None
+    ranks: Ranks = ALONE
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether it needs input statistics."""
+        return self.search is not None or self.gptq is not None
+
+    @property
+    def sequential(self) -> bool:
+        """Whether a block's inputs are those that the quantized blocks before it give (the reference GPTQ's order)."""
+        return self.gptq is not None or (self.search is not None and self.search.sequential)
+
+    @property
+    def learn(self) -> LearnOptions | None:
+        """How a block learns from the original one's outputs on the original inputs; None for not."""
+        return self.search.learn if self.search is not None else None
+
+
+def method_of(options: QuantizeOptions) -> BlockMethod:
+    """The method that a user's options ask for.
+
+    Raises:
+        UsageError: Step sizes are to be tuned, but the method uses no text.
+    """
+    method = METHODS[options.method]
+    if options.tune and not method.uses_text:
+        raise UsageError(
+            f"--method {options.method} uses no calibration text to tune step sizes on.",
+            where="--tune",
+            fix="another method, or without --tune.",
+        )
+    return BlockMethod(
+        options.scheme,
+        search=EFFORTS[options.effort] if method.searches_scales else None,
+        gptq=GptqOptions(act_order=options.act_order) if method.rounds_columns else None,
+        tune=TuneOptions.for_scheme(options.scheme) if options.tune else None,
+    )
+
+
+def require_refining(method: BlockMethod, options: QuantizeOptions) -> None:
+    """Refuses a method that has nothing to do where codes and grids are given.
+
+    Raises:
+        UsageError: It searches scales and grids only, or rounds by GPTQ.
+    """
+    if method.gptq or method.search is None or method.search.keeps_nearest:
+        efforts = " or ".join(f"--effort {name}" for name, search in EFFORTS.items() if not search.keeps_nearest)
+        effort = f" --effort {options.effort}" if method.search else ""
+        raise UsageError(
+            f"--method {options.method}{effort} does not go on from the codes of another checkpoint.",
+            where=f"--init-from {options.init_from}",
+            fix=f"--method awq with {efforts}.",
+        )

@@ -1,0 +1,133 @@
+"""Perplexity of captions given their pictures: transformers' numbers, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pictures import picture
+from PIL import Image
+from tiny_llava import IMAGE_TOKEN, save_llava
+from tiny_models import save_llama
+from transformers import AutoTokenizer, LlavaForConditionalGeneration
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from awq2trt.errors import Awq2trtError, UsageError
+from awq2trt.evaluation.results import CaptionedImages, CaptionPerplexity, EvalRequest
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import QuantizeOptions
+from awq2trt.stages.evaluate import eval_stage
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+
+PIECES = 16
+CAPTIONS = ("A red circle.", "Two green squares above a blue one.", "A red square.")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llava(tmp_path_factory.mktemp("models") / "tiny-llava")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for index, caption in enumerate(CAPTIONS):
+        Image.fromarray(np.roll(picture(24, 30), 9 * index, axis=1)).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"{caption}\n")
+    return folder
+
+
+def _measured(model: Path, images: Path, limit: int | None = None) -> CaptionPerplexity:
+    (result,) = eval_stage(EvalRequest((str(model),), CaptionedImages(images, limit)), SilentProgress())
+    assert isinstance(result.measured, CaptionPerplexity)
+    return result.measured
+
+
+def _transformers_nll(model: Path, image: Path, caption: str) -> torch.Tensor:
+    """NLL of every token of a caption."""
+    oracle = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    pixels = CLIPImageProcessorPil.from_pretrained(model)(Image.open(image), return_tensors="pt")["pixel_values"]
+    before = tokenizer("USER: ", add_special_tokens=False)["input_ids"]
+    asked = tokenizer("\nDescribe the image.\nASSISTANT:", add_special_tokens=False)["input_ids"]
+    said = tokenizer(f" {caption}", add_special_tokens=False)["input_ids"]
+    tokens = torch.tensor([[*before, *[IMAGE_TOKEN] * PIECES, *asked, *said]])
+    with torch.inference_mode():
+        logits = oracle(input_ids=tokens, pixel_values=pixels).logits[0]
+    return F.cross_entropy(logits[-len(said) - 1 : -1], tokens[0, -len(said) :], reduction="none")
+
+
+def test_it_is_what_transformers_gives(model: Path, pictures: Path) -> None:
+    losses = [_transformers_nll(model, pictures / f"{index}.png", caption) for index, caption in enumerate(CAPTIONS)]
+    measured = _measured(model, pictures)
+    assert measured.tokens == sum(len(loss) for loss in losses)
+    assert measured.caption_nll == pytest.approx([float(loss.mean()) for loss in losses], abs=2e-4)
+    assert measured.value == pytest.approx(math.exp(float(torch.cat(losses).mean())), rel=2e-4)
+    first = _measured(model, pictures, limit=1)
+    assert first.caption_nll == pytest.approx(measured.caption_nll[:1], abs=1e-5)
+
+
+def test_what_a_picture_shows_counts(model: Path, pictures: Path, tmp_path: Path) -> None:
+    for index, caption in enumerate(CAPTIONS):
+        Image.new("RGB", (30, 24)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(caption)
+    seen, unseen = _measured(model, pictures), _measured(model, tmp_path)
+    assert seen.tokens == unseen.tokens
+    assert not math.isclose(seen.value, unseen.value, rel_tol=1e-3)
+
+
+def test_a_quantized_checkpoint_is_measured(model: Path, pictures: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions(method="rtn", group_size=32)
+    quantize_stage(QuantizeRequest(str(model), tmp_path / "out", options), SilentProgress())
+    original, quantized = _measured(model, pictures), _measured(tmp_path / "out", pictures)
+    assert original.tokens == quantized.tokens
+    assert not math.isclose(original.value, quantized.value, rel_tol=1e-4)
+    assert math.isclose(original.value, quantized.value, rel_tol=0.5)
+
+
+def test_a_conversation_is_scored_at_its_last_message(model: Path, pictures: Path, tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "<image>\nWhat is this?"},
+        {"role": "assistant", "content": "A circle."},
+        {"role": "user", "content": "Of which colour?"},
+        {"role": "assistant", "content": "Red."},
+    ]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": str(pictures / "0.png"), "messages": messages}))
+    assert _measured(model, tmp_path / "rows.jsonl").tokens == len(" Red.")  # a token is a byte
+
+
+@pytest.mark.parametrize(
+    ("messages", "got"),
+    [
+        ([{"role": "user", "content": "What is this?"}], "of 'user' at the end"),
+        ([{"role": "assistant", "content": "A cat."}], "of 'assistant' at the end"),
+        ([{"role": "user", "content": "So?"}, {"role": "assistant", "content": " "}], "of 'assistant' at the end"),
+        ([{"role": "user", "content": "So?"}, {"role": "assistant", "content": "<image> there"}], "'<image> there'"),
+    ],
+)
+def test_a_conversation_without_an_answer_is_refused(
+    model: Path, pictures: Path, tmp_path: Path, messages: list[dict[str, str]], got: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": str(pictures / "0.png"), "messages": messages}))
+    with pytest.raises(UsageError, match=rf"rows\.jsonl, line 1: .*{got}"):
+        _measured(model, tmp_path / "rows.jsonl")
+
+
+def test_a_model_of_text_is_refused(pictures: Path, tmp_path: Path) -> None:
+    text_model = save_llama(tmp_path / "text-model")
+    with pytest.raises(UsageError, match="of a model that sees, got a model of text"):
+        _measured(text_model, pictures)
+
+
+def test_pictures_are_looked_for_before_a_model_is_opened(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "cat.jpg", "caption": "A cat."}))
+    request = EvalRequest((str(model),), CaptionedImages(tmp_path / "rows.jsonl"))
+    with pytest.raises(UsageError, match=r"cat\.jpg: no such image"):
+        eval_stage(request, SilentProgress())
+    with pytest.raises(Awq2trtError, match="none"):
+        eval_stage(EvalRequest((str(model),), CaptionedImages(tmp_path / "none")), SilentProgress())
