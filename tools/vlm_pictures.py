@@ -1,10 +1,10 @@
 """Pictures of coloured shapes and digits, with captions and questions whose answers are known.
 
-    python tools/vlm_pictures.py OUTPUT [--pictures 256] [--seed 0] [--unseen]
+    python tools/vlm_pictures.py OUTPUT [--pictures 256] [--seed 0] [--unseen] [--wording 0]
 
-In: a seed. Out: `Drawing`s; or a folder of PNG files with a text file beside each, its caption, and two JSONL files:
-`questions.jsonl` with `image` and `messages`, one question a line, and `captions.jsonl` with `image` and `captions`,
-several of one meaning, for CIDEr.
+In: a seed. Out: `Drawing`s; or a folder of PNG files with a text file beside each, its caption, and three JSONL files:
+`questions.jsonl` with `image` and `messages`, one question a line; `captions.jsonl` with `image` and `captions`; and
+`choices.jsonl` with `image`, `question`, `choices` and `answer`, one question a picture.
 
 A picture shows one to four equal shapes of one colour in one place, or a digit of a colour in one place. Pairs of
 colour and shape (or digit) are split in two: `SEEN` ones are for training, `UNSEEN` ones for measuring, so that a model
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -41,6 +41,14 @@ COUNTS: Final = ("one", "two", "three", "four")
 PLACES: Final = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
 """Place -> column and row of the quarter."""
 
+_ANSWERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "colour": tuple(COLOURS),
+    "place": tuple(PLACES),
+    "digit": DIGITS,
+    "shape": SHAPES,
+    "count": COUNTS,
+}
+
 _PAIRS: Final = tuple((colour, thing) for colour in COLOURS for thing in (*SHAPES, *DIGITS))
 _ORDER: Final = {colour: index for index, colour in enumerate(COLOURS)}
 _THINGS: Final = {thing: index for index, thing in enumerate((*SHAPES, *DIGITS))}
@@ -48,6 +56,12 @@ UNSEEN: Final = tuple(pair for pair in _PAIRS if (_ORDER[pair[0]] + _THINGS[pair
 """One colour in six of every thing."""
 
 SEEN: Final = tuple(pair for pair in _PAIRS if pair not in UNSEEN)
+
+WORDINGS: Final = 3
+"""Ways to say what a picture shows. A model learns to use the first, unless what it read before has another one."""
+
+_CHOICES: Final = 4
+"""Answers to choose from, as far as there are so many."""
 
 _BACKGROUND: Final = 50
 """Brightest grey behind; every colour is brighter in one channel at least."""
@@ -72,6 +86,11 @@ class Question:
     kind: str
     text: str
     answer: str
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All that there could be; of a caption, none but the right one."""
+        return _ANSWERS.get(self.kind, (self.answer,))
 
 
 @dataclass(frozen=True)
@@ -99,7 +118,7 @@ class Drawing:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """Sentences that say the same; the first is what a model learns to say."""
+        """Sentences that say the same, one in each of the `WORDINGS` ways."""
         if self.is_digit:
             what = f"{self.colour} digit {self.thing}"
             return (
@@ -115,11 +134,15 @@ class Drawing:
             f"At the {self.place} there {verb} {what}.",
         )
 
+    def caption(self, wording: int) -> Question:
+        """The question for a caption, answered in one of the `WORDINGS` ways."""
+        return Question("caption", "Describe the image.", self.captions[wording])
+
     @property
     def questions(self) -> tuple[Question, ...]:
         """Everything that can be asked of it, its caption first."""
         common = (
-            Question("caption", "Describe the image.", self.captions[0]),
+            self.caption(0),
             Question("colour", "Which colour is it?", self.colour),
             Question("place", "Where is it?", self.place),
         )
@@ -170,23 +193,42 @@ def drawings(count: int, seed: int, pairs: tuple[tuple[str, str], ...] = SEEN) -
         yield Drawing(colour, thing, number, chance.choice(list(PLACES)), chance.randrange(2**32))
 
 
-def write_pictures(folder: Path, shown: list[Drawing]) -> None:
-    """Writes pictures, captions and questions into a folder, which is made."""
+def write_pictures(folder: Path, shown: Sequence[Drawing], wording: int = 0) -> None:
+    """Writes pictures, captions and questions into a folder, which is made.
+
+    Args:
+        folder: Where to.
+        shown: What the pictures show.
+        wording: Of the captions, below `WORDINGS`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    questions, captions = [], []
+    questions: list[Mapping[str, object]] = []
+    captions: list[Mapping[str, object]] = []
+    choices: list[Mapping[str, object]] = []
     for number, drawing in enumerate(shown):
-        name = f"{number:05}.png"
+        name, caption = f"{number:05}.png", drawing.captions[wording]
         drawing.picture().save(folder / name)
-        (folder / name).with_suffix(".txt").write_text(drawing.captions[0] + "\n", encoding="utf-8")
-        captions.append({"image": name, "captions": drawing.captions})
+        (folder / name).with_suffix(".txt").write_text(f"{caption}\n", encoding="utf-8")
+        captions.append({"image": name, "captions": [caption]})
+        choices.append({"image": name, **_choice(drawing, number)})
         for question in drawing.questions:
             messages = [
                 {"role": "user", "content": f"<image>\n{question.text}"},
                 {"role": "assistant", "content": question.answer},
             ]
             questions.append({"image": name, "kind": question.kind, "messages": messages})
-    for file, rows in (("questions.jsonl", questions), ("captions.jsonl", captions)):
+    for file, rows in (("questions.jsonl", questions), ("captions.jsonl", captions), ("choices.jsonl", choices)):
         (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _choice(drawing: Drawing, number: int) -> dict[str, object]:
+    """A question with answers to choose from; pictures one after another are asked different ones."""
+    asked = [question for question in drawing.questions if len(question.answers) > 1]
+    question, chance = asked[number % len(asked)], random.Random(drawing.seed)
+    wrong = [answer for answer in question.answers if answer != question.answer]
+    choices = [question.answer, *chance.sample(wrong, min(_CHOICES, len(question.answers)) - 1)]
+    chance.shuffle(choices)
+    return {"question": question.text, "choices": choices, "answer": choices.index(question.answer)}
 
 
 def _plural(thing: str, count: int) -> str:
@@ -218,11 +260,12 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=256, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same pictures")
     parser.add_argument("--unseen", action="store_true", help="pairs of colour and thing that training leaves out")
+    parser.add_argument("--wording", type=int, choices=range(WORDINGS), default=0, help="of the captions")
     arguments = parser.parse_args()
     if arguments.pictures < 1:
         parser.error(f"--pictures: expected 1 or more, got {arguments.pictures}")
     pairs = UNSEEN if arguments.unseen else SEEN
-    write_pictures(arguments.output, list(drawings(arguments.pictures, arguments.seed, pairs)))
+    write_pictures(arguments.output, list(drawings(arguments.pictures, arguments.seed, pairs)), arguments.wording)
 
 
 if __name__ == "__main__":
