@@ -10,8 +10,8 @@ of questions on pictures of unseen pairs of colour and thing it answers word for
 `learned/`, what was learned, from which the third command makes the same model without training.
 
 First the tower learns alone to tell colours, things, counts and places apart, with linear heads that are thrown away.
-Then it is frozen, and the projector learns together with matrices of low rank beside those of the language model
-(LoRA, arXiv:2106.09685), which are added to them at the end. What is learned is rounded to fp16. The first command
+Then it learns together with the projector, and with matrices of low rank beside those of the language model (LoRA,
+arXiv:2106.09685), which are added to them at the end. What is learned is rounded to fp16. The first command
 takes minutes on a GPU, where products are in bf16, the second an hour on a few cores, and answers less well. The same
 seed gives the same lessons; sums differ between machines in their last bits.
 """
@@ -45,7 +45,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from vlm_lessons import MARKER, Gallery, Lesson, Teacher, Turn
-from vlm_pictures import COLOURS, COUNTS, DIGITS, PLACES, SHAPES, SIDE, UNSEEN, Drawing, drawings
+from vlm_pictures import COLOURS, COUNTS, DIGITS, PLACES, SHAPES, SIDE, UNSEEN, drawings
 
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.opening import open_source
@@ -78,7 +78,9 @@ TEMPLATE: Final = (
 )
 """As LLaVA 1.5 is asked."""
 
-TOWER_RATE, RATE = 5e-4, 1e-3
+TOWER_RATE, JOINT_TOWER_RATE, RATE = 5e-4, 1e-4, 1e-3
+"""AdamW's: of the tower alone, of the tower with the rest, of the rest."""
+
 LEARNED: Final = "learned"
 _TOWER_FILE, _LANGUAGE_FILE = "tower.safetensors", "language.safetensors"
 _TRAINED_SEED, _MEASURED_SEED = 1, 2
@@ -107,6 +109,9 @@ def main() -> None:
     """Trains, measures and saves."""
     arguments = _arguments()
     torch.manual_seed(arguments.seed)
+    tested = Gallery.draw(list(drawings(arguments.measured, _MEASURED_SEED, UNSEEN)))
+    shown = drawings(arguments.gallery, _TRAINED_SEED + 10 * arguments.seed)
+    gallery = Gallery.draw(list(shown)) if arguments.learned is None else tested
     source = open_source(arguments.model)
     processor = make_processor(source)
     teacher = Teacher(processor.tokenizer, IMAGE_TOKENS)
@@ -114,8 +119,7 @@ def main() -> None:
     add_low_rank_(model)
     started = time.monotonic()
     if arguments.learned is None:
-        shown = list(drawings(arguments.gallery, _TRAINED_SEED + 10 * arguments.seed))
-        gallery = Gallery.draw(shown, arguments.device)
+        gallery = gallery.on(arguments.device)
         train_tower_(model, gallery, arguments)
         print(f"{time.monotonic() - started:.0f} s", flush=True)
         train_language_(model, gallery, teacher, arguments)
@@ -126,7 +130,7 @@ def main() -> None:
     model.to(torch.float16).save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
     processor.image_processor.save_pretrained(arguments.output)
-    accuracy = measure(model.float(), Gallery.draw(measured_drawings(arguments.measured), arguments.device), teacher)
+    accuracy = measure(model.float(), tested.on(arguments.device), teacher)
     (arguments.output / "accuracy.json").write_text(json.dumps(accuracy, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(accuracy, indent=1))
 
@@ -138,7 +142,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--learned", type=Path, metavar="FOLDER", help="what an earlier run learned: no training")
     parser.add_argument("--device", default="cpu", help="where to compute")
     parser.add_argument("--gallery", type=int, default=32768, help="pictures to learn from")
-    parser.add_argument("--tower-steps", type=int, default=1000, help="of the tower alone")
+    parser.add_argument("--tower-steps", type=int, default=2000, help="of the tower alone")
     parser.add_argument("--tower-batch", type=int, default=256, help="pictures of such a step")
     parser.add_argument("--steps", type=int, default=600, help="of projector and language model")
     parser.add_argument("--pictures", type=int, default=192, help="pictures of such a step")
@@ -258,7 +262,7 @@ def load_learned_(model: LlavaForConditionalGeneration, folder: Path) -> None:
             places[name].copy_(value)
 
 
-def _learned(model: LlavaForConditionalGeneration) -> Mapping[str, Tensor]:
+def _learned(model: LlavaForConditionalGeneration) -> Mapping[str, torch.nn.Parameter]:
     """All tensors that training changes, by name."""
     return {
         name: value
@@ -281,11 +285,15 @@ def train_tower_(model: LlavaForConditionalGeneration, gallery: Gallery, argumen
         "count": range(1, len(COUNTS) + 1),
         "place": list(PLACES),
     }
+    heads = torch.nn.ModuleDict(
+        {kind: torch.nn.Linear(TOWER["hidden_size"], len(names)) for kind, names in classes.items()}
+    )
     right = {
         kind: torch.tensor([names.index(getattr(drawing, kind)) for drawing in gallery.drawings], device=device)
         for kind, names in classes.items()
     }
-    learner = _Learner([*tower.parameters(), *heads.to(device).parameters()], TOWER_RATE, arguments.tower_steps)
+    learned = [*tower.parameters(), *heads.to(device).parameters()]
+    learner = _Learner({TOWER_RATE: learned}, arguments.tower_steps)
     generator = torch.Generator().manual_seed(arguments.seed)
     for _ in track(range(arguments.tower_steps), "tower"):
         numbers = torch.randint(len(gallery.drawings), (arguments.tower_batch,), generator=generator)
@@ -305,8 +313,10 @@ def train_language_(
     model: LlavaForConditionalGeneration, gallery: Gallery, teacher: Teacher, arguments: argparse.Namespace
 ) -> None:
     """Teaches the projector to say what the tower sees, and the language model to answer."""
-    learned = [value.requires_grad_(True) for name, value in _learned(model).items() if not _is_of_tower(name)]
-    learner = _Learner(learned, RATE, arguments.steps)
+    learned = {name: value.requires_grad_(True) for name, value in _learned(model).items()}
+    tower = [value for name, value in learned.items() if _is_of_tower(name)]
+    rest = [value for name, value in learned.items() if not _is_of_tower(name)]
+    learner = _Learner({JOINT_TOWER_RATE: tower, RATE: rest}, arguments.steps)
     lessons = teacher.lessons(gallery, arguments.steps, arguments.pictures, arguments.seed)
     every, told = max(1, arguments.steps // 10), []
     for number, lesson in enumerate(track(lessons, "language", total=arguments.steps), start=1):
@@ -337,18 +347,14 @@ def measure(model: LlavaForConditionalGeneration, gallery: Gallery, teacher: Tea
     return {kind: right[kind] / asked[kind] for kind in sorted(asked)}
 
 
-def measured_drawings(count: int) -> list[Drawing]:
-    """What is measured on: of pairs of colour and thing that training leaves out."""
-    return list(drawings(count, _MEASURED_SEED, UNSEEN))
-
-
 class _Learner:
-    """Steps of AdamW whose rate rises and falls once."""
+    """Steps of AdamW whose rates rise and fall once; `learned` is what has each rate."""
 
-    def __init__(self, learned: Sequence[torch.nn.Parameter], rate: float, steps: int) -> None:
-        self._learned = learned
-        self._optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.01)
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimizer, max_lr=rate, total_steps=steps + 1)
+    def __init__(self, learned: Mapping[float, Sequence[torch.nn.Parameter]], steps: int) -> None:
+        self._learned = [value for values in learned.values() for value in values]
+        groups = [{"params": values, "lr": rate} for rate, values in learned.items()]
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimizer, list(learned), total_steps=steps + 1)
 
     def step_(self, loss: Tensor) -> None:
         """Moves what is learned down the gradient."""

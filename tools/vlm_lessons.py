@@ -14,7 +14,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -91,12 +91,16 @@ class Gallery:
     pixels: Tensor
 
     @classmethod
-    def draw(cls, drawings: Sequence[Drawing], device: str) -> Gallery:
-        """Draws pictures, with all cores."""
+    def draw(cls, drawings: Sequence[Drawing]) -> Gallery:
+        """Draws pictures, with all cores: before a GPU is used, which child processes would not survive."""
         pieces = [drawings[start : start + _DRAWN_AT_ONCE] for start in range(0, len(drawings), _DRAWN_AT_ONCE)]
         with ProcessPoolExecutor(min(len(pieces), os.cpu_count() or 1)) as pool:
             drawn = np.concatenate(list(pool.map(_draw, pieces)))
-        return cls(tuple(drawings), torch.from_numpy(drawn).to(device))
+        return cls(tuple(drawings), torch.from_numpy(drawn))
+
+    def on(self, device: str) -> Gallery:
+        """The same with pixels on a device."""
+        return replace(self, pixels=self.pixels.to(device))
 
     def prepared(self, numbers: Tensor) -> Tensor:
         """Pictures as CLIP's processor makes them of pictures of the right size, fp32 [pictures, 3, height, width]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,7 +20,7 @@ from torch import Tensor
 from awq2trt.errors import UsageError
 from awq2trt.evaluation.likelihood import TokenizedContinuation, tokenize, torch_scores
 from awq2trt.evaluation.results import CaptionPerplexity
-from awq2trt.evaluation.tasks import Continuation
+from awq2trt.evaluation.tasks import Continuation, Score
 from awq2trt.images.pairs import MARKER, ImageText
 from awq2trt.images.processor import ImageProcessor, read_processor
 from awq2trt.models.decoder import Ends
@@ -64,25 +64,50 @@ class CaptionedModel:
                 a picture cannot be read.
             CheckpointError: The model has no image processor.
         """
-        requests = [caption_tokens(self.tokenizer, self.vision, pair, self.bos) for pair in pairs]
-        sight = Sight.of(self.source, self.vision, _processor_of(self.source))
-        ends = Ends(self.source)
-
-        def embed(batch: Sequence[int]) -> Tensor:
-            tokens = torch.tensor([requests[index].tokens for index in batch])
-            hidden = ends.embed(tokens)
-            for row, index in enumerate(batch):
-                sight.place_(hidden[row], tokens[row], pairs[index].images)
-            return hidden
-
-        scores = torch_scores(self.source, requests, progress, description, embed=embed)
-        losses = [-score.log_probability for score in scores]
+        requests = [self.tokens(pair) for pair in pairs]
+        losses = [-score.log_probability for score in self.scores(pairs, progress, description)]
         counts = [request.scored for request in requests]
         return CaptionPerplexity(
             math.exp(sum(losses) / sum(counts)),
             tuple(loss / count for loss, count in zip(losses, counts, strict=True)),
             sum(counts),
         )
+
+    def scores(self, pairs: Sequence[ImageText], progress: Progress, description: str) -> list[Score]:
+        """How likely the last messages of conversations are; arguments and errors as of `perplexity`."""
+        requests = [self.tokens(pair) for pair in pairs]
+        embed = self.embedding([request.tokens for request in requests], [pair.images for pair in pairs])
+        return torch_scores(self.source, requests, progress, description, embed=embed)
+
+    def tokens(self, pair: ImageText) -> TokenizedContinuation:
+        """Tokens of a conversation, as `caption_tokens` gives them."""
+        return caption_tokens(self.tokenizer, self.vision, pair, self.bos)
+
+    def embedding(
+        self, tokens: Sequence[Sequence[int]], images: Sequence[Sequence[Path]]
+    ) -> Callable[[Sequence[int]], Tensor]:
+        """What the first block reads.
+
+        Args:
+            tokens: Of each conversation.
+            images: Of each, in the order of their tokens.
+
+        Returns:
+            Indices of conversations of one length -> fp32 [conversations, S, hidden_size].
+
+        Raises:
+            CheckpointError: The model has no image processor.
+        """
+        sight, ends = Sight.of(self.source, self.vision, _processor_of(self.source)), Ends(self.source)
+
+        def embed(batch: Sequence[int]) -> Tensor:
+            ids = torch.tensor([tokens[index] for index in batch])
+            hidden = ends.embed(ids)
+            for row, index in enumerate(batch):
+                sight.place_(hidden[row], ids[row], images[index])
+            return hidden
+
+        return embed
 
 
 def caption_tokens(

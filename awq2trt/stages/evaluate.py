@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 from awq2trt.artifact.opening import is_exported
 from awq2trt.errors import UsageError
-from awq2trt.evaluation.results import CaptionedImages, EvalRequest, EvalResult, TaskExamples, TextWindows
+from awq2trt.evaluation.results import (
+    CAPTION,
+    CHOICE,
+    IMAGE_TASKS,
+    CaptionedImages,
+    EvalRequest,
+    EvalResult,
+    TaskExamples,
+    TextWindows,
+)
 from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE
 from awq2trt.stages.opening import portable_name, refuse_missing_device
@@ -17,10 +26,11 @@ from awq2trt.stages.readiness import require_images, require_models
 if TYPE_CHECKING:
     from awq2trt.evaluation.opening import EvaluatedModel
     from awq2trt.evaluation.perplexity import Perplexity
-    from awq2trt.evaluation.results import CaptionPerplexity
+    from awq2trt.evaluation.results import CaptionPerplexity, CaptionScore
     from awq2trt.evaluation.tasks import TaskScore
 
-    Measure = Callable[[EvaluatedModel, str, Progress], Perplexity | TaskScore | CaptionPerplexity]
+    Measured = Perplexity | TaskScore | CaptionPerplexity | CaptionScore
+    Measure = Callable[[EvaluatedModel, str, Progress], Measured]
     """A model and its name, for the progress -> what is measured of it."""
 
 
@@ -97,15 +107,23 @@ def _task(on: TaskExamples) -> Measure:
 
 
 def _captions(on: CaptionedImages) -> Measure:
-    """Perplexity of captions given their pictures, which are looked for now."""
+    """Perplexity of what is said of pictures, or a task of theirs; the pictures are looked for now."""
     from awq2trt.evaluation.captions import CaptionedModel
+    from awq2trt.evaluation.image_tasks import choose, require_rows, write_captions
     from awq2trt.evaluation.opening import TorchModel
     from awq2trt.images.pairs import read_pairs
 
+    if on.task is not None and on.task not in IMAGE_TASKS:
+        raise UsageError(
+            f"got {on.task}, expected one of: {', '.join(IMAGE_TASKS)}.",
+            where="--task",
+            fix="tasks of text take --data instead of --images.",
+        )
     pairs = read_pairs(on.images.expanduser())[: on.limit]
+    require_rows(on.task, pairs)
     require_images(pairs)
 
-    def measure(model: EvaluatedModel, name: str, progress: Progress) -> CaptionPerplexity:
+    def measure(model: EvaluatedModel, name: str, progress: Progress) -> Measured:
         vision = model.source.vision if isinstance(model, TorchModel) else None
         if not isinstance(model, TorchModel) or vision is None:
             raise UsageError(
@@ -115,6 +133,10 @@ def _captions(on: CaptionedImages) -> Measure:
                 fix="name such a model, or measure with --text or --task.",
             )
         captioned = CaptionedModel(model.source, vision, model.opened.tokenizer, model.opened.bos)
+        if on.task == CAPTION:
+            return write_captions(captioned, pairs, progress, f"captions, {name}")
+        if on.task == CHOICE:
+            return choose(captioned, pairs, progress, f"choices, {name}")
         return captioned.perplexity(pairs, progress, f"captions, {name}")
 
     return measure
