@@ -304,16 +304,17 @@ def train_tower_(model: LlavaForConditionalGeneration, gallery: Gallery, argumen
             ]
         learner.step_(torch.stack(losses).sum())
     tower.requires_grad_(False)
-    print(
-        f"tower: last losses {dict(zip(classes, [round(loss.item(), 4) for loss in losses], strict=True))}", flush=True
-    )
+    told = ", ".join(f"{kind} {loss.item():.4f}" for kind, loss in zip(classes, losses, strict=True))
+    print(f"tower: last losses {told}", flush=True)
 
 
 def train_language_(
     model: LlavaForConditionalGeneration, gallery: Gallery, teacher: Teacher, arguments: argparse.Namespace
 ) -> None:
     """Teaches the projector to say what the tower sees, and the language model to answer."""
-    learned = {name: value.requires_grad_(True) for name, value in _learned(model).items()}
+    learned = _learned(model)
+    for value in learned.values():
+        value.requires_grad_(True)
     tower = [value for name, value in learned.items() if _is_of_tower(name)]
     rest = [value for name, value in learned.items() if not _is_of_tower(name)]
     learner = _Learner({JOINT_TOWER_RATE: tower, RATE: rest}, arguments.steps)

@@ -151,8 +151,9 @@ class Teacher:
 
     def _row(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
         """Tokens of a conversation, and what is to be said at each of them."""
-        marker = int(self.tokenizer.convert_tokens_to_ids(MARKER))
-        ids, labels = encode(self.tokenizer, _BEGIN), []
+        marker: int = self.tokenizer.convert_tokens_to_ids([MARKER])[0]
+        ids = encode(self.tokenizer, _BEGIN)
+        labels: list[int] = []
         for number, turn in enumerate(turns, start=1):
             ids = [*ids, *[marker] * self.image_tokens]
             tokens, start, end = self._piece(turn.question, last=number == len(turns))

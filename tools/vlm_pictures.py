@@ -211,7 +211,7 @@ def write_pictures(folder: Path, shown: Sequence[Drawing], wording: int = 0) -> 
         (folder / name).with_suffix(".txt").write_text(f"{caption}\n", encoding="utf-8")
         captions.append({"image": name, "captions": [caption]})
         choices.append({"image": name, **_choice(drawing, number)})
-        for question in drawing.questions:
+        for question in (drawing.caption(wording), *drawing.questions[1:]):
             messages = [
                 {"role": "user", "content": f"<image>\n{question.text}"},
                 {"role": "assistant", "content": question.answer},

