@@ -15,6 +15,7 @@ import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -122,6 +123,10 @@ class Teacher:
     image_tokens: int
     _known: dict[tuple[str, str, bool], tuple[list[int], int, int]] = field(default_factory=dict)
 
+    @cached_property
+    def _marker(self) -> int:
+        return int(self.tokenizer.get_vocab()[MARKER])
+
     def lessons(self, gallery: Gallery, count: int, pictures: int, seed: int) -> Iterator[Lesson]:
         """Random lessons.
 
@@ -151,11 +156,10 @@ class Teacher:
 
     def _row(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
         """Tokens of a conversation, and what is to be said at each of them."""
-        marker: int = self.tokenizer.convert_tokens_to_ids([MARKER])[0]
         ids = encode(self.tokenizer, _BEGIN)
         labels: list[int] = []
         for number, turn in enumerate(turns, start=1):
-            ids = [*ids, *[marker] * self.image_tokens]
+            ids = [*ids, *[self._marker] * self.image_tokens]
             tokens, start, end = self._piece(turn.question, last=number == len(turns))
             labels += [_IGNORED] * (len(ids) - len(labels))
             ids = [*ids, *tokens]

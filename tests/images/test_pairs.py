@@ -128,7 +128,7 @@ def test_texts_are_not_taken_for_pictures(tmp_path: Path) -> None:
         ({"image": 3, "caption": "x"}, "expected the name of a picture"),
         ({"image": [], "caption": "x"}, "expected the name of a picture"),
         ({"image": ["a.jpg", ""], "caption": "x"}, "expected the name of a picture"),
-        ({"image": "a.jpg"}, "expected a list under `messages`, or a `caption`, got 'None'"),
+        ({"image": "a.jpg"}, "expected a list under `messages`, or `caption`, `captions` or `choices`, got 'None'"),
         ({"image": "a.jpg", "messages": []}, "expected a list under `messages`"),
         ({"image": "a.jpg", "messages": ["hello"]}, "expected messages with `role` and `content`"),
         ({"image": "a.jpg", "messages": [{"role": "user", "content": 3}]}, "expected a text, or a list of pictures"),
