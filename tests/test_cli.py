@@ -145,7 +145,7 @@ def test_eval_is_told_one_thing_to_measure(
     awq2trt: Callable[..., Outcome], arguments: tuple[str, ...], says: str
 ) -> None:
     outcome = awq2trt("eval", "model", *arguments)
-    assert (outcome.code, outcome.out) == (1, "")
+    assert (outcome.code, outcome.out) == (2, "")
     assert says in outcome.err
 
 
