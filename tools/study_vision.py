@@ -42,6 +42,7 @@ from awq2trt.images.pairs import MARKER, ImageText, read_pairs
 from awq2trt.machine.device import computing_on, require_device
 from awq2trt.methods import METHODS
 from awq2trt.progress import SilentProgress
+from awq2trt.quantization.effort import EFFORTS
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
@@ -149,7 +150,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, nargs="+", default=[128, 64])
     parser.add_argument("--draws", type=int, default=1, help="sets of calibration windows, whose results are averaged")
     parser.add_argument("--samples", type=int, default=32, help="calibration windows of 512 tokens")
-    parser.add_argument("--effort", default="default", help="of AWQ's search")
+    parser.add_argument("--effort", choices=tuple(EFFORTS), default="default", help="of AWQ's search")
     parser.add_argument("--limit", type=int, help="pictures to measure on; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--device", default="cpu")
@@ -245,9 +246,11 @@ def measure(asked: Asked, setting: Setting) -> str:
 
 def _options(asked: Asked, setting: Setting) -> QuantizeOptions:
     chosen: dict[str, Any] = {"method": setting.method, "bits": setting.bits, "group_size": setting.group_size}
+    if METHODS[str(setting.method)].searches_scales:
+        chosen["effort"] = asked.effort
     if setting.calibration is not None:
         chosen |= {"calib": str(asked.draw(setting.draw) / _FILES[setting.calibration]), "samples": asked.samples}
-    return QuantizeOptions(**chosen, effort=asked.effort)
+    return QuantizeOptions(**chosen)
 
 
 def open_seeing(model: str) -> CaptionedModel:

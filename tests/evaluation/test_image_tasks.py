@@ -65,12 +65,15 @@ def _tokens(model: Path, text: str) -> torch.Tensor:
 
 def _pixels(model: Path, images: tuple[Path, ...]) -> torch.Tensor:
     processor = CLIPImageProcessorPil.from_pretrained(model)
-    pixels: torch.Tensor = processor([Image.open(image) for image in images], return_tensors="pt")["pixel_values"]
+    pixels: torch.Tensor = processor([Image.open(image).convert("RGB") for image in images], return_tensors="pt")[
+        "pixel_values"
+    ]
     return pixels
 
 
 def _oracle(model: Path) -> LlavaForConditionalGeneration:
-    return LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    oracle: LlavaForConditionalGeneration = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
+    return oracle.eval()
 
 
 @pytest.mark.parametrize("shots", [0, 2])
@@ -90,7 +93,7 @@ def test_transformers_writes_the_same_captions(model: Path, pictures: Path, tmp_
         made = oracle.generate(
             input_ids=ids, pixel_values=_pixels(model, pair.images), max_new_tokens=LONGEST_CAPTION, do_sample=False
         )
-        text = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        text = str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
         assert caption == next(iter(text.strip().splitlines()), "").strip()
 
 

@@ -20,7 +20,14 @@ from transformers import LlavaForConditionalGeneration
 
 @pytest.fixture
 def model(tmp_path: Path) -> LlavaForConditionalGeneration:
-    return LlavaForConditionalGeneration.from_pretrained(save_llava(tmp_path / "model"), dtype=torch.float32).eval()
+    return _opened(save_llava(tmp_path / "model"))
+
+
+def _opened(directory: Path) -> LlavaForConditionalGeneration:
+    opened: LlavaForConditionalGeneration = LlavaForConditionalGeneration.from_pretrained(
+        directory, dtype=torch.float32
+    )
+    return opened.eval()
 
 
 def _fill_(model: LlavaForConditionalGeneration) -> None:
@@ -45,7 +52,7 @@ def test_nothing_learned_changes_nothing(model: LlavaForConditionalGeneration) -
 
 
 def test_what_was_learned_is_put_into_another_copy(model: LlavaForConditionalGeneration, tmp_path: Path) -> None:
-    copy = LlavaForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    copy = _opened(tmp_path / "model")
     before = _logits(model)
     add_low_rank_(model)
     _fill_(model)
@@ -65,8 +72,7 @@ def test_what_was_learned_is_put_into_another_copy(model: LlavaForConditionalGen
 def test_what_another_model_learned_is_refused(model: LlavaForConditionalGeneration, tmp_path: Path) -> None:
     add_low_rank_(model)
     save_learned(model, tmp_path / LEARNED)
-    wider = save_llava(tmp_path / "wider", tower={"intermediate_size": 48})
-    other = LlavaForConditionalGeneration.from_pretrained(wider, dtype=torch.float32)
+    other = _opened(save_llava(tmp_path / "wider", tower={"intermediate_size": 48}))
     add_low_rank_(other)
     with pytest.raises(SystemExit, match=r"fc1.* is missing or has another shape"):
         load_learned_(other, tmp_path / LEARNED)
