@@ -73,7 +73,8 @@ def _pixels(model: Path, images: tuple[Path, ...]) -> torch.Tensor:
 
 def _oracle(model: Path) -> LlavaForConditionalGeneration:
     oracle: LlavaForConditionalGeneration = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
-    return oracle.eval()
+    oracle.eval()
+    return oracle
 
 
 @pytest.mark.parametrize("shots", [0, 2])

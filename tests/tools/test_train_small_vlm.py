@@ -27,7 +27,8 @@ def _opened(directory: Path) -> LlavaForConditionalGeneration:
     opened: LlavaForConditionalGeneration = LlavaForConditionalGeneration.from_pretrained(
         directory, dtype=torch.float32
     )
-    return opened.eval()
+    opened.eval()
+    return opened
 
 
 def _fill_(model: LlavaForConditionalGeneration) -> None:
