@@ -72,11 +72,15 @@ class Sight:
         """
         if images:
             places = (tokens == self.vision.image_token).to(hidden.device)
-            seen = [self._features(path) for path in images]
+            seen = [self.features(path) for path in images]
             hidden[places] = torch.cat(seen, dim=1)[0, : int(places.sum())]
 
-    def _features(self, path: Path) -> Tensor:
-        """What is seen in a picture, fp32 [1, tokens, hidden_size]; a picture seen a moment ago is remembered."""
+    def features(self, path: Path) -> Tensor:
+        """What is seen in a picture, fp32 [1, tokens, hidden_size]; those seen last are remembered.
+
+        Raises:
+            UsageError: It cannot be read.
+        """
         seen = self._seen.pop(path, None)
         if seen is None:
             # Not from_numpy(), which knows nothing of the device that PyTorch computes on.
