@@ -22,7 +22,6 @@ import argparse
 import csv
 import json
 import multiprocessing
-import os
 import random
 import tempfile
 import time
@@ -36,8 +35,9 @@ import torch
 
 from awq2trt.errors import Awq2trtError, UsageError
 from awq2trt.evaluation.captions import CaptionedModel
-from awq2trt.evaluation.image_tasks import choose, write_captions
+from awq2trt.evaluation.image_tasks import choose, require_rows, write_captions
 from awq2trt.evaluation.opening import TorchModel, open_evaluated
+from awq2trt.evaluation.results import CAPTION, CHOICE
 from awq2trt.images.pairs import MARKER, ImageText, read_pairs
 from awq2trt.machine.device import computing_on, require_device
 from awq2trt.methods import METHODS
@@ -45,6 +45,7 @@ from awq2trt.progress import SilentProgress
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+from awq2trt.stages.readiness import require_images
 
 CAPTIONS: Final = "captions.jsonl"
 CHOICES: Final = "choices.jsonl"
@@ -55,7 +56,13 @@ TEXT, WORDS, IMAGES = "text", "conversations without images", "conversations wit
 
 _FILES: Final = {TEXT: "text.txt", WORDS: "words.txt", IMAGES: "images.jsonl"}
 _PAPER: Final = 100
+"""What papers multiply CIDEr by."""
+
+_GOLDEN: Final = (5**0.5 - 1) / 2
+"""Draws of a text begin at multiples of this share of it, which keeps any number of them apart."""
+
 _SHOWN: Final = 8
+"""Captions of a line that its file has."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +132,12 @@ def main() -> None:
     arguments = _arguments()
     asked = Asked(
         arguments.model, arguments.known, arguments.tested, tuple(arguments.shots), arguments.limit,
-        arguments.samples, arguments.effort, arguments.device, arguments.output,
+        arguments.samples, arguments.effort, arguments.device, arguments.output / Path(arguments.model).name,
     )  # fmt: skip
     try:
         require_device(asked.device)
         (asked.output / "rows").mkdir(parents=True, exist_ok=True)
+        require_measurable(asked)
         for draw in range(arguments.draws):
             write_calibration(asked, arguments.text, draw)
         wanted = list(settings(arguments.bits, arguments.groups, arguments.draws))
@@ -180,6 +188,21 @@ def settings(bits: Sequence[int], groups: Sequence[int], draws: int) -> Iterator
                     yield line
 
 
+def require_measurable(asked: Asked) -> None:
+    """Refuses what cannot be measured, before anything is quantized.
+
+    Raises:
+        UsageError: It is not a model that sees, or there are too few known rows; a row makes no sense, or its picture
+            is not there.
+    """
+    open_seeing(asked.model)
+    files = [(CAPTIONS, CAPTION), (CHOICES, CHOICE)] if (asked.tested / CHOICES).is_file() else [(CAPTIONS, CAPTION)]
+    for file, task in files:
+        pairs = after_shots(asked, file, max(asked.shots))
+        require_rows(task, pairs)
+        require_images(pairs)
+
+
 def write_calibration(asked: Asked, text: Path, draw: int) -> None:
     """Writes what one draw is calibrated on: a part of the text, and shuffled conversations without and with pictures.
 
@@ -189,7 +212,7 @@ def write_calibration(asked: Asked, text: Path, draw: int) -> None:
     folder = asked.draw(draw)
     folder.mkdir(exist_ok=True)
     words = text.read_text(encoding="utf-8")
-    start = draw * len(words) // 8  # draws overlap where there are few words, but never begin alike
+    start = int(len(words) * (draw * _GOLDEN % 1))
     (folder / _FILES[TEXT]).write_text(words[start:] + words[:start], encoding="utf-8")
     questions = asked.known / _QUESTIONS
     pairs = list(read_pairs(questions if questions.is_file() else asked.known / CAPTIONS))
@@ -206,19 +229,24 @@ def write_calibration(asked: Asked, text: Path, draw: int) -> None:
 
 def measure_missing(asked: Asked, wanted: Sequence[Setting], jobs: int) -> None:
     """Quantizes and measures every line that has no file yet, `jobs` at a time."""
-    missing = [setting for setting in wanted if not asked.row(setting).is_file()]
+    missing = [setting for setting in wanted if not set(map(str, asked.shots)) <= read_row(asked, setting).keys()]
     print(f"{len(wanted)} lines, {len(missing)} to measure", flush=True)
     # What takes longest begins first: GPTQ rounds column by column on the CPU.
     missing.sort(key=lambda setting: ("gptq", "awq", "rtn", None).index(setting.method))
     started, context = time.monotonic(), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         running = [pool.submit(measure, asked, setting) for setting in missing]
         for done, finished in enumerate(as_completed(running), start=1):
             print(f"{time.monotonic() - started:6.0f} s: {done} of {len(running)}; {finished.result()}", flush=True)
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 16))
+def read_row(asked: Asked, setting: Setting) -> Mapping[str, Mapping[str, Any]]:
+    """What was measured of a line, by shots; nothing if it was not."""
+    path = asked.row(setting)
+    found: Mapping[str, Mapping[str, Any]] = (
+        json.loads(path.read_text(encoding="utf-8"))["shots"] if path.is_file() else {}
+    )
+    return found
 
 
 def measure(asked: Asked, setting: Setting) -> str:
@@ -300,8 +328,7 @@ def write_tables(asked: Asked, wanted: Sequence[Setting]) -> str:
     """Writes table.md and table.csv, and returns the former; draws of a line are averaged."""
     lines: dict[Setting, list[Mapping[str, Any]]] = {}
     for setting in wanted:
-        row = json.loads(asked.row(setting).read_text(encoding="utf-8"))["shots"]
-        lines.setdefault(replace(setting, draw=0), []).append(row)
+        lines.setdefault(replace(setting, draw=0), []).append(read_row(asked, setting))
     kinds = [("cider", "CIDEr"), ("accuracy", "accuracy"), ("perplexity", "perplexity")]
     columns = [(shots, kind, f"{title}, {shots} shots") for kind, title in kinds for shots in asked.shots]
     header = ["weights", "method", "calibrated on", *(title for _, _, title in columns)]

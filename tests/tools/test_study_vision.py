@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,9 +83,38 @@ def test_lines_are_measured_once_and_their_means_are_the_table(asked: Asked, mon
     assert len(table.splitlines()) == 2 + len(cells)
 
 
-def test_a_model_of_text_is_refused(tmp_path: Path) -> None:
+def test_other_shots_are_measured_anew(asked: Asked, tmp_path: Path) -> None:
+    one = replace(asked, shots=(0,), limit=2, output=tmp_path)
+    (tmp_path / "rows").mkdir()
+    line = Setting()
+    study_vision.measure(one, line)
+    assert study_vision.read_row(one, line).keys() == {"0"}
+    started: list[object] = []
+
+    class _Counted(_NoProcess):
+        def submit(self, _: object, __: object, setting: Setting) -> Future[str]:
+            started.append(setting)
+            future: Future[str] = Future()
+            future.set_result("")
+            return future
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_vision, "ProcessPoolExecutor", lambda *_, **__: _Counted())
+        study_vision.measure_missing(one, [line], jobs=1)
+        assert started == []
+        study_vision.measure_missing(replace(one, shots=(0, 2)), [line], jobs=1)
+        assert started == [line]
+
+
+def test_what_cannot_be_measured_is_refused_first(asked: Asked, tmp_path: Path) -> None:
+    study_vision.require_measurable(asked)
     with pytest.raises(UsageError, match="expected a checkpoint of a model that sees"):
-        study_vision.open_seeing(str(save_llama(tmp_path / "text")))
+        study_vision.require_measurable(replace(asked, model=str(save_llama(tmp_path / "text"))))
+    with pytest.raises(UsageError, match="expected 50 rows for shots, got 40"):
+        study_vision.require_measurable(replace(asked, shots=(0, 50)))
+    (tmp_path / "captions.jsonl").write_text('{"image": "gone.png", "captions": ["A cat."]}')
+    with pytest.raises(UsageError, match=r"gone\.png: no such image"):
+        study_vision.require_measurable(replace(asked, tested=tmp_path))
 
 
 def _row(cider: float, perplexity: float, accuracy: float) -> dict[str, float]:
