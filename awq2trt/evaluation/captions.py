@@ -11,6 +11,7 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -50,6 +51,11 @@ class CaptionedModel:
     vision: VisionSpec
     tokenizer: PreTrainedTokenizerBase
     bos: int | None
+
+    @cached_property
+    def _sight(self) -> Sight:
+        """Kept, because it remembers pictures."""
+        return Sight.of(self.source, self.vision, _processor_of(self.source))
 
     def perplexity(self, pairs: Sequence[ImageText], progress: Progress, description: str) -> CaptionPerplexity:
         """Perplexity of the last messages of conversations.
@@ -98,7 +104,7 @@ class CaptionedModel:
         Raises:
             CheckpointError: The model has no image processor.
         """
-        sight, ends = Sight.of(self.source, self.vision, _processor_of(self.source)), Ends(self.source)
+        sight, ends = self._sight, Ends(self.source)
 
         def embed(batch: Sequence[int]) -> Tensor:
             ids = torch.tensor([tokens[index] for index in batch])

@@ -22,14 +22,15 @@ from awq2trt.evaluation.tasks import Continuation, Example, TaskScore, score_tas
 from awq2trt.images.pairs import ImageText
 from awq2trt.machine.device import available_bytes
 from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache, load_block
+from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 
 LONGEST_CAPTION: Final = 32
 """Tokens of a caption at most; those of COCO have about 12."""
 
-_SIDE_BY_SIDE: Final = 32
-"""Captions that are written at once, if what stands before them is of one length."""
+_CACHE_BYTES: Final = 1 << 30
+"""Keys and values of the captions that are written at once, all of which follow prompts of one length."""
 
 _FP32_BYTES: Final = 4
 
@@ -115,7 +116,7 @@ def _written(model: CaptionedModel, pairs: Sequence[ImageText], progress: Progre
     blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
     embed, stops = model.embedding(prompts, [pair.images for pair in pairs]), _stops(model)
     with torch.inference_mode(), progress.task(description, total=len(pairs)) as advance:
-        for batch in _batches([len(prompt) for prompt in prompts]):
+        for batch in _batches([len(prompt) for prompt in prompts], _bytes_per_position(source.spec)):
             hidden = embed(batch)
             caches = [KeyValueCache.empty(source.spec, len(batch), hidden.shape[1] + LONGEST_CAPTION) for _ in blocks]
             written: list[list[int]] = [[] for _ in batch]
@@ -148,25 +149,31 @@ def _stops(model: CaptionedModel) -> set[int]:
     return {int(token) for token in (*ends, model.tokenizer.eos_token_id) if token is not None}
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of equal lengths, `_SIDE_BY_SIDE` at most."""
+def _batches(lengths: Sequence[int], position_bytes: int) -> Iterator[list[int]]:
+    """Indices of equal lengths, whose caches together have `_CACHE_BYTES` at most; one index at least."""
     by_length: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         by_length.setdefault(length, []).append(index)
-    for equal in by_length.values():
-        for start in range(0, len(equal), _SIDE_BY_SIDE):
-            yield equal[start : start + _SIDE_BY_SIDE]
+    for length, equal in by_length.items():
+        together = max(1, _CACHE_BYTES // (position_bytes * (length + LONGEST_CAPTION)))
+        for start in range(0, len(equal), together):
+            yield equal[start : start + together]
+
+
+def _bytes_per_position(spec: DecoderSpec) -> int:
+    """Of the keys and values of all layers."""
+    return 2 * _FP32_BYTES * spec.num_layers * spec.num_kv_heads * spec.head_dim
 
 
 def _require_memory(source: ModelSource) -> None:
     """Refuses what would end in swapping or a kill."""
     block = sum(math.prod(shape) for shape in source.spec.block_shapes().values())
     outer = sum(math.prod(shape) for shape in source.spec.outer_shapes().values())
-    needed, available = _FP32_BYTES * (source.spec.num_layers * block + outer), available_bytes()
+    needed, available = _FP32_BYTES * (source.spec.num_layers * block + outer) + _CACHE_BYTES, available_bytes()
     if needed > available:
         raise UsageError(
-            f"to write captions, the whole model must be in memory in fp32: {needed / 2**30:.1f} GiB are needed, "
-            f"{available / 2**30:.1f} GiB are available.",
+            f"to write captions, the whole model must be in memory in fp32, with its caches: {needed / 2**30:.1f} GiB "
+            f"are needed, {available / 2**30:.1f} GiB are available.",
             where=f"{source.name}, --task caption",
             fix="leave --task out: perplexity of captions holds one block in memory at a time.",
         )

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_REMEMBERED: Final = 32
-"""Pictures seen last, which are not looked at anew: the shots before every question of a task, and the picture whose
-choices are compared. 32 x 576 x 4096 fp32 of LLaVA-1.5-7B are 300 MB."""
+_REMEMBERED_BYTES: Final = 1 << 28
+"""Features of the pictures seen last, which are not looked at anew: shots that stand before every question, a picture
+whose choices are compared. These are 28 pictures of LLaVA-1.5-7B, 576 x 4096 fp32 each."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Sight:
             pixels = torch.as_tensor(self.processor.prepare(read_image(path)))
             seen = image_features(self.vision, self.weights, pixels[None])
         self._seen[path] = seen
-        if len(self._seen) > _REMEMBERED:
+        if len(self._seen) * seen.nbytes > _REMEMBERED_BYTES:
             del self._seen[next(iter(self._seen))]
         return seen
 

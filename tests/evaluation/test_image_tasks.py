@@ -148,5 +148,5 @@ def test_a_model_too_large_for_the_memory_is_refused(
     model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("awq2trt.evaluation.image_tasks.available_bytes", lambda: 1000)
-    with pytest.raises(UsageError, match="the whole model must be in memory in fp32"):
+    with pytest.raises(UsageError, match="the whole model must be in memory in fp32, with its caches"):
         _measured(model, _captioned(pictures), "caption")

@@ -124,9 +124,10 @@ def test_pictures_seen_last_are_remembered(model: Path, pictures: Path, monkeypa
         return read_image(path)
 
     monkeypatch.setattr("awq2trt.quantization.image_windows.read_image", counted)
-    monkeypatch.setattr("awq2trt.quantization.image_windows._REMEMBERED", 2)
     source = open_source(str(model))
     assert source.vision is not None
+    picture_bytes = 4 * PIECES * source.spec.hidden_size
+    monkeypatch.setattr("awq2trt.quantization.image_windows._REMEMBERED_BYTES", 2 * picture_bytes)
     sight = Sight.of(source, source.vision, read_processor(model))
     first, second, third = sorted(pictures.glob("*.png"))[:3]
     seen = [sight.features(path) for path in (first, second, first, third, first, second)]
