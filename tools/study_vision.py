@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,10 +52,14 @@ CAPTIONS: Final = "captions.jsonl"
 CHOICES: Final = "choices.jsonl"
 _QUESTIONS: Final = "questions.jsonl"
 
-TEXT, WORDS, IMAGES = "text", "conversations without images", "conversations with images"
-"""What is calibrated on."""
+CALIBRATIONS: Final = {
+    "text": "text",
+    "words": "conversations without images",
+    "images": "conversations with images",
+}
+"""What is calibrated on, and what tables call it."""
 
-_FILES: Final = {TEXT: "text.txt", WORDS: "words.txt", IMAGES: "images.jsonl"}
+_FILES: Final = {"text": "text.txt", "words": "words.txt", "images": "images.jsonl"}
 _PAPER: Final = 100
 """What papers multiply CIDEr by."""
 
@@ -73,7 +78,7 @@ class Setting:
         method: A name in `METHODS`; None for the original.
         bits: Of a weight.
         group_size: Weights that share a scale.
-        calibration: What statistics are of; None for a method that uses none.
+        calibration: A key of `CALIBRATIONS`; None for a method that uses none.
         draw: Which windows.
     """
 
@@ -88,7 +93,7 @@ class Setting:
         """Of its file, and to sort by."""
         if self.method is None:
             return "original"
-        calibrated = "" if self.calibration is None else f"-{Path(_FILES[self.calibration]).stem}-{self.draw}"
+        calibrated = "" if self.calibration is None else f"-{self.calibration}-{self.draw}"
         return f"int{self.bits}-g{self.group_size}-{self.method}{calibrated}"
 
 
@@ -140,7 +145,7 @@ def main() -> None:
         require_measurable(asked)
         for draw in range(arguments.draws):
             write_calibration(asked, arguments.text, draw)
-        wanted = list(settings(arguments.bits, arguments.groups, arguments.draws))
+        wanted = list(settings(arguments))
         measure_missing(asked, wanted, arguments.jobs)
     except Awq2trtError as error:
         raise SystemExit(str(error)) from error
@@ -156,6 +161,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shots", type=int, nargs="+", default=[0, 4, 8], help="examples before each question")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     parser.add_argument("--groups", type=int, nargs="+", default=[128, 64])
+    parser.add_argument("--calibrations", nargs="+", choices=tuple(CALIBRATIONS), default=list(CALIBRATIONS))
     parser.add_argument("--draws", type=int, default=1, help="sets of calibration windows, whose results are averaged")
     parser.add_argument("--samples", type=int, default=32, help="calibration windows of 512 tokens")
     parser.add_argument("--effort", choices=tuple(EFFORTS), default="default", help="of AWQ's search")
@@ -174,18 +180,16 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def settings(bits: Sequence[int], groups: Sequence[int], draws: int) -> Iterator[Setting]:
-    """All lines of the table."""
+def settings(arguments: argparse.Namespace) -> Iterator[Setting]:
+    """All lines of the table: of every width, group size, method, calibration and draw."""
     yield Setting()
-    for width in bits:
-        for group in groups:
-            for method in ("rtn", "gptq", "awq"):
-                line = Setting(method, width, group)
-                if METHODS[method].uses_text:
-                    for calibration in _FILES:
-                        yield from (replace(line, calibration=calibration, draw=draw) for draw in range(draws))
-                else:
-                    yield line
+    for bits, group_size, method in product(arguments.bits, arguments.groups, ("rtn", "gptq", "awq")):
+        line = Setting(method, bits, group_size)
+        if METHODS[method].uses_text:
+            for calibration, draw in product(arguments.calibrations, range(arguments.draws)):
+                yield replace(line, calibration=calibration, draw=draw)
+        else:
+            yield line
 
 
 def require_measurable(asked: Asked) -> None:
@@ -213,13 +217,13 @@ def write_calibration(asked: Asked, text: Path, draw: int) -> None:
     folder.mkdir(exist_ok=True)
     words = text.read_text(encoding="utf-8")
     start = int(len(words) * (draw * _GOLDEN % 1))
-    (folder / _FILES[TEXT]).write_text(words[start:] + words[:start], encoding="utf-8")
+    (folder / _FILES["text"]).write_text(words[start:] + words[:start], encoding="utf-8")
     questions = asked.known / _QUESTIONS
     pairs = list(read_pairs(questions if questions.is_file() else asked.known / CAPTIONS))
     random.Random(draw).shuffle(pairs)
     without = "\n".join(pair.text.replace(f"{MARKER}\n", "").replace(MARKER, "") for pair in pairs)
-    (folder / _FILES[WORDS]).write_text(without, encoding="utf-8")
-    with (folder / _FILES[IMAGES]).open("w", encoding="utf-8") as file:
+    (folder / _FILES["words"]).write_text(without, encoding="utf-8")
+    with (folder / _FILES["images"]).open("w", encoding="utf-8") as file:
         for pair in pairs:
             messages = [{"role": role, "content": said} for role, said in pair.messages]
             file.write(
@@ -337,7 +341,8 @@ def write_tables(asked: Asked, wanted: Sequence[Setting]) -> str:
         cells = [[row[str(shots)].get(kind) for row in rows] for shots, kind, _ in columns]
         means = [_shown(kind, values) for (_, kind, _), values in zip(columns, cells, strict=True)]
         weights = "fp" if setting.method is None else f"INT{setting.bits} g{setting.group_size}"
-        table.append([weights, (setting.method or "").upper(), setting.calibration or "", *means])
+        calibrated = "" if setting.calibration is None else CALIBRATIONS[setting.calibration]
+        table.append([weights, (setting.method or "").upper(), calibrated, *means])
     with (asked.output / "table.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *table])
     markdown = "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *table]) + "\n"

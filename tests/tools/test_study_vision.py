@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from argparse import Namespace
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import study_vision
-from study_vision import IMAGES, TEXT, WORDS, Asked, Setting
+from study_vision import CALIBRATIONS, Asked, Setting
 from tiny_llava import save_llava
 from tiny_models import save_llama
 from vlm_pictures import UNSEEN, drawings, write_pictures
@@ -33,11 +34,12 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
 
 
 def test_lines() -> None:
-    lines = list(study_vision.settings([4, 3], [128, 64], draws=2))
+    asked = Namespace(bits=[4, 3], groups=[128, 64], calibrations=list(CALIBRATIONS), draws=2)
+    lines = list(study_vision.settings(asked))
     assert lines[0] == Setting()
     assert len(lines) == len(set(lines)) == 1 + 2 * 2 * (1 + 2 * 3 * 2)
     assert len({line.name for line in lines}) == len(lines)
-    assert {line.calibration for line in lines if line.method == "awq"} == {TEXT, WORDS, IMAGES}
+    assert {line.calibration for line in lines if line.method == "awq"} == {"text", "words", "images"}
     assert {line.calibration for line in lines if line.method == "rtn"} == {None}
 
 
@@ -63,7 +65,7 @@ def test_shots_are_known_and_stand_before(asked: Asked) -> None:
 
 
 def test_lines_are_measured_once_and_their_means_are_the_table(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [Setting(), Setting("rtn", 3, 32), Setting("awq", 4, 32, IMAGES)]
+    lines = [Setting(), Setting("rtn", 3, 32), Setting("awq", 4, 32, "images")]
     for line in lines:
         study_vision.measure(asked, line)
     rows = [json.loads(asked.row(line).read_text())["shots"] for line in lines]
@@ -77,7 +79,11 @@ def test_lines_are_measured_once_and_their_means_are_the_table(asked: Asked, mon
     assert (asked.output / "table.md").read_text() == table
     with (asked.output / "table.csv").open() as file:
         header, *cells = csv.reader(file)
-    assert [line[:3] for line in cells] == [["fp", "", ""], ["INT3 g32", "RTN", ""], ["INT4 g32", "AWQ", IMAGES]]
+    assert [line[:3] for line in cells] == [
+        ["fp", "", ""],
+        ["INT3 g32", "RTN", ""],
+        ["INT4 g32", "AWQ", "conversations with images"],
+    ]
     mean = (rows[2]["2"]["perplexity"] + 4.0) / 2
     assert cells[2][header.index("perplexity, 2 shots")] == f"{mean:.3f}"
     assert len(table.splitlines()) == 2 + len(cells)
