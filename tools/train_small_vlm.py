@@ -1,19 +1,18 @@
 """Trains a small vision-language model on generated pictures: SmolLM2-135M behind a small CLIP tower, as a LLaVA 1.5.
 
     python tools/train_small_vlm.py OUTPUT --device cuda
-    python tools/train_small_vlm.py OUTPUT --gallery 4096 --tower-steps 600 --tower-batch 32 --steps 400 --pictures 16
     python tools/train_small_vlm.py OUTPUT --learned FOLDER
 
 In: the packaged SmolLM2-135M-Instruct and the pictures of `vlm_pictures`. Out: a Hugging Face directory that
 transformers' `AutoProcessor` and `LlavaForConditionalGeneration` open; `accuracy.json` in it and printed, which share
 of questions on pictures of unseen pairs of colour and thing it answers word for word, by kind of question; and
-`learned/`, what was learned, from which the third command makes the same model without training.
+`learned/`, what was learned, from which the second command makes the same model without training.
 
 First the tower learns alone to tell colours, things, counts and places apart, with linear heads that are thrown away.
 Then it learns together with the projector, and with matrices of low rank beside those of the language model (LoRA,
-arXiv:2106.09685), which are added to them at the end. What is learned is rounded to fp16. The first command
-takes minutes on a GPU, where products are in bf16, the second an hour on a few cores, and answers less well. The same
-seed gives the same lessons; sums differ between machines in their last bits.
+arXiv:2106.09685), which are added to them at the end. What is learned is rounded to fp16. On a GPU, products are in bf16:
+160 s on an H100. A CPU can do it, too, but would take days. The same seed gives the same lessons; sums differ between
+machines in their last bits.
 """
 
 from __future__ import annotations
