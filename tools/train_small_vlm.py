@@ -10,9 +10,9 @@ of questions on pictures of unseen pairs of colour and thing it answers word for
 
 First the tower learns alone to tell colours, things, counts and places apart, with linear heads that are thrown away.
 Then it learns together with the projector, and with matrices of low rank beside those of the language model (LoRA,
-arXiv:2106.09685), which are added to them at the end. What is learned is rounded to fp16. On a GPU, products are in bf16:
-160 s on an H100. A CPU can do it, too, but would take days. The same seed gives the same lessons; sums differ between
-machines in their last bits.
+arXiv:2106.09685), which are added to them at the end. What is learned is rounded to fp16. On a GPU, products are in
+bf16, and an H100 takes 160 s; a step on two cores takes minutes. The same seed gives the same lessons, and sums differ
+between machines in their last bits.
 """
 
 from __future__ import annotations
