@@ -229,38 +229,44 @@ def evaluate(
     windows: Annotated[int, typer.Option("--windows", min=1, help="Windows of the text, from its start.")] = 8,
     seqlen: Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in a window.")] = 1024,
     task: Annotated[
-        str | None, typer.Option("--task", help="Accuracy on piqa, arc-easy, winogrande or lambada instead.")
+        str | None,
+        typer.Option(
+            "--task",
+            help="Accuracy on piqa, arc-easy, winogrande or lambada instead; with --images, caption (CIDEr) or choice.",
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="The task's JSONL file.")] = None,
     images: Annotated[
         Path | None,
-        typer.Option("--images", metavar="IMAGES", help="Perplexity of captions instead: a folder, or a .jsonl file."),
+        typer.Option(
+            "--images", metavar="IMAGES", help="Perplexity of captions, or a --task: a folder or a .jsonl file."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples or images.")] = None,
     device: cli_flags.Device = "cpu",
     json_file: cli_flags.ResultsFile = None,
 ) -> None:
-    """Perplexity on a text or on captions of images, or accuracy in a task."""
+    """Perplexity on a text or on captions of images, or a score in a task."""
     from awq2trt.errors import UsageError
     from awq2trt.evaluation.results import CaptionedImages, EvalRequest, TaskExamples, TextWindows
     from awq2trt.progress import terminal_progress
     from awq2trt.report.lines import eval_row, eval_title, results_json
     from awq2trt.stages.readiness import require_apart
 
-    if [text, task, images].count(None) != 2:
+    if [text, images or task].count(None) != 1 or (images is not None and data is not None):
         raise UsageError(
-            "one of --text, --task and --images is needed.",
+            "one of --text, --task with --data, and --images is needed.",
             where="eval",
-            fix="--text FILE, or --task NAME --data FILE, or --images FOLDER",
+            fix="--text FILE, or --task NAME --data FILE, or --images FOLDER, or --images FILE --task caption",
         )
-    if task is not None and data is None:
+    if task is not None and images is None and data is None:
         raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
     require_apart({"--text": text, "--data": data, "--images": images, "--json": json_file})
     on: TextWindows | TaskExamples | CaptionedImages = TextWindows(str(text), windows, seqlen)
-    if task and data:
+    if images:
+        on = CaptionedImages(images, limit, task)
+    elif task and data:
         on = TaskExamples(task, data, limit)
-    elif images:
-        on = CaptionedImages(images, limit)
     request = EvalRequest(tuple(models), on, device)
     results, measured = api.evaluate(models, on, device=device, progress=terminal_progress()), []
     print(eval_title(request))

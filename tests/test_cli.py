@@ -19,6 +19,7 @@ from published_configs import LLAMA_2_70B
 from awq2trt.checking.outcome import GoldenOutcome
 from awq2trt.cli import app
 from awq2trt.errors import BuildError, UnsupportedError
+from awq2trt.evaluation.results import CaptionedImages, EvalRequest, TaskExamples, TextWindows
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions
 from awq2trt.runtime.golden import GoldenResult
 from awq2trt.stages.build import BuildRequest
@@ -105,6 +106,47 @@ def test_wrong_usage_exits_with_2(awq2trt: Callable[..., Outcome], arguments: tu
     assert outcome.out == ""
     assert "Error" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "on"),
+    [
+        (("--text", "t.txt", "--windows", "2"), TextWindows("t.txt", 2)),
+        (("--task", "piqa", "--data", "p.jsonl"), TaskExamples("piqa", Path("p.jsonl"))),
+        (("--images", "photos", "--limit", "3"), CaptionedImages(Path("photos"), 3)),
+        (("--images", "rows.jsonl", "--task", "choice"), CaptionedImages(Path("rows.jsonl"), task="choice")),
+    ],
+)
+def test_what_eval_measures(
+    awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], on: object
+) -> None:
+    requests: list[EvalRequest] = []
+
+    def take(request: EvalRequest, progress: object) -> tuple[()]:
+        requests.append(request)
+        return ()
+
+    monkeypatch.setattr("awq2trt.stages.evaluate.eval_stage", take)
+    assert awq2trt("eval", "model", *arguments).code == 0
+    assert [request.on for request in requests] == [on]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "one of --text, --task with --data, and --images is needed"),
+        (("--text", "t.txt", "--images", "photos"), "one of --text"),
+        (("--text", "t.txt", "--task", "piqa"), "one of --text"),
+        (("--images", "photos", "--task", "piqa", "--data", "p.jsonl"), "one of --text"),
+        (("--task", "piqa"), "no file for the task"),
+    ],
+)
+def test_eval_is_told_one_thing_to_measure(
+    awq2trt: Callable[..., Outcome], arguments: tuple[str, ...], says: str
+) -> None:
+    outcome = awq2trt("eval", "model", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert says in outcome.err
 
 
 def test_flags_reach_quantize(awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

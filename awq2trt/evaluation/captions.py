@@ -8,9 +8,9 @@ included, is read and not scored. Texts are tokenized as in tasks (`awq2trt.eval
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,9 +20,9 @@ from torch import Tensor
 from awq2trt.errors import UsageError
 from awq2trt.evaluation.likelihood import TokenizedContinuation, tokenize, torch_scores
 from awq2trt.evaluation.results import CaptionPerplexity
-from awq2trt.evaluation.tasks import Continuation
+from awq2trt.evaluation.tasks import Continuation, Score
 from awq2trt.images.pairs import MARKER, ImageText
-from awq2trt.images.processor import ImageProcessor, read_processor
+from awq2trt.images.processor import ImageProcessor, processor_of
 from awq2trt.models.decoder import Ends
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import VisionSpec
@@ -37,78 +37,94 @@ _ASSISTANT: Final = "assistant"
 
 @dataclass(frozen=True)
 class CaptionedModel:
-    """A model that sees, run by PyTorch, and conversations for it.
+    """A model that sees, run by PyTorch.
 
     Attributes:
         source: An original or a quantized checkpoint.
         vision: How it sees.
         processor: What is done to a picture first.
-        requests: Tokens of the conversations.
-        images: Of each conversation, in the order of their tokens.
+        tokenizer: Its own.
+        bos: Token that conversations begin with; None for none.
     """
 
     source: ModelSource
     vision: VisionSpec
     processor: ImageProcessor
-    requests: tuple[TokenizedContinuation, ...]
-    images: tuple[tuple[Path, ...], ...]
+    tokenizer: PreTrainedTokenizerBase
+    bos: int | None
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest conversation."""
-        return max(len(request.tokens) for request in self.requests)
+    @staticmethod
+    def of(
+        source: ModelSource, vision: VisionSpec, tokenizer: PreTrainedTokenizerBase, bos: int | None
+    ) -> CaptionedModel:
+        """The model with its image processor.
 
-    def perplexity(self, progress: Progress, description: str) -> CaptionPerplexity:
-        """Perplexity of the last messages of the conversations.
+        Raises:
+            CheckpointError: It has none.
+        """
+        return CaptionedModel(source, vision, processor_of(source), tokenizer, bos)
+
+    @cached_property
+    def _sight(self) -> Sight:
+        """Kept, because it remembers pictures."""
+        return Sight.of(self.source, self.vision, self.processor)
+
+    def longest(self, pairs: Sequence[ImageText]) -> int:
+        """Tokens of the longest of conversations, the last message included; errors as of `caption_tokens`."""
+        return max(len(self.tokens(pair).tokens) for pair in pairs)
+
+    def perplexity(self, pairs: Sequence[ImageText], progress: Progress, description: str) -> CaptionPerplexity:
+        """Perplexity of the last messages of conversations.
 
         Args:
+            pairs: The conversations.
             progress: Counts blocks.
             description: Of the task.
 
         Raises:
             UsageError: A conversation is longer than the model has positions; a picture cannot be read.
         """
-        sight, ends = Sight.of(self.source, self.vision, self.processor), Ends(self.source)
-
-        def embed(batch: Sequence[int]) -> Tensor:
-            tokens = torch.tensor([self.requests[index].tokens for index in batch])
-            hidden = ends.embed(tokens)
-            for row, index in enumerate(batch):
-                sight.place_(hidden[row], tokens[row], self.images[index])
-            return hidden
-
-        scores = torch_scores(self.source, self.requests, progress, description, embed=embed)
-        losses = [-score.log_probability for score in scores]
-        counts = [request.scored for request in self.requests]
+        requests = [self.tokens(pair) for pair in pairs]
+        losses = [-score.log_probability for score in self.scores(pairs, progress, description)]
+        counts = [request.scored for request in requests]
         return CaptionPerplexity(
             math.exp(sum(losses) / sum(counts)),
             tuple(loss / count for loss, count in zip(losses, counts, strict=True)),
             sum(counts),
         )
 
+    def scores(self, pairs: Sequence[ImageText], progress: Progress, description: str) -> list[Score]:
+        """How likely the last messages of conversations are; arguments and errors as of `perplexity`."""
+        requests = [self.tokens(pair) for pair in pairs]
+        embed = self.embedding([request.tokens for request in requests], [pair.images for pair in pairs])
+        return torch_scores(self.source, requests, progress, description, embed=embed)
 
-def captioned_model(
-    source: ModelSource,
-    vision: VisionSpec,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[ImageText],
-    bos: int | None = None,
-) -> CaptionedModel:
-    """What is known of a model and of conversations before it is run.
+    def tokens(self, pair: ImageText) -> TokenizedContinuation:
+        """Tokens of a conversation, as `caption_tokens` gives them."""
+        return caption_tokens(self.tokenizer, self.vision, pair, self.bos)
 
-    Args:
-        source: The model.
-        vision: How it sees.
-        tokenizer: Its own.
-        pairs: The conversations.
-        bos: Token that they begin with; None for none.
+    def embedding(
+        self, tokens: Sequence[Sequence[int]], images: Sequence[Sequence[Path]]
+    ) -> Callable[[Sequence[int]], Tensor]:
+        """What the first block reads.
 
-    Raises:
-        UsageError: A conversation does not end with an assistant's text.
-        CheckpointError: The model has no image processor.
-    """
-    requests = tuple(caption_tokens(tokenizer, vision, pair, bos) for pair in pairs)
-    return CaptionedModel(source, vision, _processor_of(source), requests, tuple(pair.images for pair in pairs))
+        Args:
+            tokens: Of each conversation.
+            images: Of each, in the order of their tokens.
+
+        Returns:
+            Indices of conversations of one length -> fp32 [conversations, S, hidden_size].
+        """
+        sight, ends = self._sight, Ends(self.source)
+
+        def embed(batch: Sequence[int]) -> Tensor:
+            ids = torch.tensor([tokens[index] for index in batch])
+            hidden = ends.embed(ids)
+            for row, index in enumerate(batch):
+                sight.place_(hidden[row], ids[row], images[index])
+            return hidden
+
+        return embed
 
 
 def caption_tokens(
@@ -139,10 +155,3 @@ def caption_tokens(
     begin = () if bos is None else (bos,)
     tokens = (*begin, *conversation_tokens(tokenizer, vision, seen + MARKER), *asked.tokens)
     return TokenizedContinuation(tokens, asked.scored)
-
-
-def _processor_of(source: ModelSource) -> ImageProcessor:
-    """The image processor that a model brings along."""
-    with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
-        source.save_tokenizer(Path(directory))
-        return read_processor(Path(directory), name=source.name)

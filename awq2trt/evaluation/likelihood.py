@@ -29,12 +29,13 @@ from awq2trt.text.tokenizer import encode
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHUNK_TOKENS: Final = 1 << 16
-"""Tokens whose residual streams are in memory at once: 65,536 of hidden size 4096 are 1 GB in fp32. Every chunk reads
-all blocks once."""
+CHUNK_BYTES: Final = 1 << 30
+"""Residual streams that are in memory at once: 65,536 tokens of hidden size 4096. Every chunk reads all blocks once."""
 
-_BATCH: Final = 8
-"""Sequences of one length that run through a block together: short ones alone would leave the matrix units idle."""
+BATCH_TOKENS: Final = 4096
+"""Tokens that run through a block together, in sequences of one length: short ones alone would leave a GPU idle."""
+
+_FP32_BYTES: Final = 4
 
 
 class LogitsBackend(Protocol):
@@ -102,7 +103,7 @@ def torch_scores(
     """
     longest = max((len(request.tokens) for request in requests), default=0)
     require_positions(source.spec, longest, where=f"{description}: the longest text", fix="leave it out.")
-    chunks = list(_chunks(requests))
+    chunks = list(_chunks(requests, CHUNK_BYTES // (_FP32_BYTES * source.spec.hidden_size)))
     scores: dict[int, Score] = {}
     ends = Ends(source)
     begin = embed or (lambda batch: ends.embed(torch.tensor([requests[index].tokens for index in batch])))
@@ -154,12 +155,12 @@ def _score(request: TokenizedContinuation, logits: Tensor) -> Score:
     return Score(float(chosen.sum()), bool((logits.argmax(dim=-1) == targets).all()))
 
 
-def _chunks(requests: Sequence[TokenizedContinuation]) -> Iterator[list[int]]:
-    """Indices of requests, sorted by length, in pieces of at most `CHUNK_TOKENS` tokens, but one request at least."""
+def _chunks(requests: Sequence[TokenizedContinuation], most: int) -> Iterator[list[int]]:
+    """Indices of requests, sorted by length, in pieces of at most so many tokens, but one request at least."""
     chunk: list[int] = []
     used = 0
     for index in sorted(range(len(requests)), key=lambda index: len(requests[index].tokens)):
-        if chunk and used + len(requests[index].tokens) > CHUNK_TOKENS:
+        if chunk and used + len(requests[index].tokens) > most:
             yield chunk
             chunk, used = [], 0
         chunk.append(index)
@@ -169,8 +170,8 @@ def _chunks(requests: Sequence[TokenizedContinuation]) -> Iterator[list[int]]:
 
 
 def _batches(requests: Sequence[TokenizedContinuation], chunk: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of requests of equal length, a few at a time."""
-    for _, group in groupby(chunk, key=lambda index: len(requests[index].tokens)):
-        equal = list(group)
-        for start in range(0, len(equal), _BATCH):
-            yield equal[start : start + _BATCH]
+    """Indices of requests of equal length, `BATCH_TOKENS` at most, but one request at least."""
+    for length, group in groupby(chunk, key=lambda index: len(requests[index].tokens)):
+        equal, together = list(group), max(1, BATCH_TOKENS // length)
+        for start in range(0, len(equal), together):
+            yield equal[start : start + together]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from awq2trt.recipe import DEFAULT_DEVICE
 
@@ -49,9 +49,15 @@ class TaskExamples:
     limit: int | None = None
 
 
+CAPTION: Final = "caption"
+CHOICE: Final = "choice"
+IMAGE_TASKS: Final = (CAPTION, CHOICE)
+"""What a model that sees may be asked to do: write captions, or choose answers."""
+
+
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Pictures, and what is said of them, whose perplexity given the pictures is measured.
+    """Pictures, and what is said of them.
 
         on = awq2trt.CaptionedImages(Path("photos"), limit=2)
         (result,) = awq2trt.evaluate("llava-1.5-7b-hf", on)
@@ -59,10 +65,12 @@ class CaptionedImages:
     Attributes:
         images: A folder of pictures with captions beside them, or a .jsonl file with `image` and `messages`.
         limit: Pictures, from the first on; None for all.
+        task: A name in `IMAGE_TASKS`; None for perplexity of what is said, given the pictures.
     """
 
     images: Path
     limit: int | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,21 @@ class CaptionPerplexity:
     value: float
     caption_nll: tuple[float, ...]
     tokens: int
+
+
+@dataclass(frozen=True)
+class CaptionScore:
+    """Captions that a model wrote.
+
+    Attributes:
+        cider: CIDEr-D of all together, 0 to 10; papers show 100 times this.
+        scores: Of each.
+        captions: What it wrote.
+    """
+
+    cider: float
+    scores: tuple[float, ...]
+    captions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -107,12 +130,12 @@ class EvalResult:
         executor: What ran it: `PyTorch`, or `ONNX Runtime` with its device.
         scheme: How it is quantized; None for an original.
         measured: Perplexity with the windows or captions it was measured on, or a task's score with every example's
-            outcome.
+            outcome, or the captions that it wrote with theirs.
         seconds: Wall time.
     """
 
     model: str
     executor: str
     scheme: str | None
-    measured: Perplexity | TaskScore | CaptionPerplexity
+    measured: Perplexity | TaskScore | CaptionPerplexity | CaptionScore
     seconds: float

@@ -5,16 +5,18 @@ In: a path. Out: `ImageText`s, whose texts have `MARKER` where a picture stands.
 A folder has beside each picture a text file of the same name with its caption, `cat.jpg` and `cat.txt`. A line of a
 .jsonl file is `{"image": "cat.jpg", "messages": [...]}`, or with a list of pictures. Messages have the keys `role` and
 `content`; a content is a text or, as in transformers' chat templates, a list of `{"type": "image"}` and
-`{"type": "text", "text": ...}`. `{"image": ..., "caption": ...}` will do, too.
+`{"type": "text", "text": ...}`. Instead of messages there may be `"caption": ...`; or `"captions": [...]`, all that
+people say of the picture; or `"question": ..., "choices": [...], "answer": ...`, answers to choose from and the place
+of the right one, from 0.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from awq2trt.errors import CalibrationError, UsageError
 from awq2trt.foreign_files import encoding_of, parse_json, reading
@@ -38,16 +40,30 @@ class ImageText:
         images: Their files, in the order of the markers.
         messages: Role and text, in turn.
         where: Which file or line it is from.
+        captions: What people say of the picture, if it is a caption that is asked for; the first ends the messages.
+        choices: Answers to choose from; the right one ends the messages. None if the question is open.
     """
 
     images: tuple[Path, ...]
     messages: tuple[tuple[str, str], ...]
     where: str
+    captions: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
         """All of it as one text, each message behind its role."""
         return "\n".join(f"{role.upper()}: {text}" for role, text in self.messages)
+
+    def saying(self, answer: str) -> ImageText:
+        """The same conversation with another last message."""
+        return replace(self, messages=(*self.messages[:-1], (self.messages[-1][0], answer)))
+
+    def behind(self, shots: Sequence[ImageText]) -> ImageText:
+        """The same conversation behind others, in one."""
+        images = tuple(image for shot in shots for image in shot.images)
+        messages = tuple(message for shot in shots for message in shot.messages)
+        return replace(self, images=images + self.images, messages=messages + self.messages)
 
 
 def is_image_text(path: Path) -> bool:
@@ -100,7 +116,7 @@ def _in_folder(folder: Path) -> Iterator[ImageText]:
             )
         with reading("a caption in UTF-8", caption, fix="save it as UTF-8.", error=UsageError):
             text = caption.read_text(encoding=encoding_of(caption)).strip()
-        yield ImageText((image,), (("user", _QUESTION), ("assistant", text)), str(image))
+        yield ImageText((image,), (("user", _QUESTION), ("assistant", text)), str(image), captions=(text,))
 
 
 def _in_jsonl(path: Path) -> Iterator[ImageText]:
@@ -121,24 +137,40 @@ def _pair(line: str, folder: Path, where: str) -> ImageText:
     names = [name for name in several if isinstance(name, str) and name]
     if not names or len(names) != len(several):
         raise _refusal("the name of a picture, or a list of them, under `image`", given, where)
-    messages = _messages(row, where)
+    messages, captions, choices = _conversation(row, where)
     markers = sum(text.count(MARKER) for _, text in messages)
     if markers == 0:  # the pictures come first, as in LLaVA's own data
         (role, text), *rest = messages
         messages = ((role, f"{MARKER}\n" * len(names) + text), *rest)
     elif markers != len(names):
         raise _refusal(f"as many {MARKER} as pictures, {len(names)}", markers, where)
-    return ImageText(tuple(folder / name for name in names), messages, where)
+    return ImageText(tuple(folder / name for name in names), messages, where, captions, choices)
 
 
-def _messages(row: Mapping[str, Any], where: str) -> tuple[tuple[str, str], ...]:
-    caption = row.get("caption")
-    if isinstance(caption, str):
-        return (("user", _QUESTION), ("assistant", caption))
+def _conversation(
+    row: Mapping[str, Any], where: str
+) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...], tuple[str, ...]]:
+    """Messages, captions and choices of a row."""
+    if "choices" in row:
+        question, choices, answer = row.get("question"), row["choices"], row.get("answer")
+        if not isinstance(question, str) or not _are_texts(choices):
+            raise _refusal("a text as `question`, and a list of texts as `choices`", (question, choices), where)
+        if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+            raise _refusal(f"the place of the right choice, 0 to {len(choices) - 1}, as `answer`", answer, where)
+        return (("user", question), ("assistant", choices[answer])), (), tuple(choices)
+    captions = row.get("captions", [row["caption"]] if isinstance(row.get("caption"), str) else None)
+    if captions is not None:
+        if not _are_texts(captions):
+            raise _refusal("a list of texts as `captions`", captions, where)
+        return (("user", _QUESTION), ("assistant", captions[0])), tuple(captions), ()
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise _refusal("a list under `messages`, or a `caption`", messages, where)
-    return tuple(_message(message, where) for message in messages)
+        raise _refusal("a list under `messages`, or `caption`, `captions` or `choices`", messages, where)
+    return tuple(_message(message, where) for message in messages), (), ()
+
+
+def _are_texts(values: object) -> TypeGuard[list[str]]:
+    return isinstance(values, list) and bool(values) and all(isinstance(value, str) and value for value in values)
 
 
 def _message(message: object, where: str) -> tuple[str, str]:

@@ -12,9 +12,9 @@ without one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_REMEMBERED_BYTES: Final = 1 << 28
+"""Features of the pictures seen last, which are not looked at anew: shots that stand before every question, a picture
+whose choices are compared. These are 28 pictures of LLaVA-1.5-7B, 576 x 4096 fp32 each."""
+
+
 @dataclass(frozen=True)
 class Sight:
     """How a model sees, and all that it sees with.
@@ -47,6 +52,7 @@ class Sight:
     vision: VisionSpec
     weights: VisionWeights
     processor: ImageProcessor
+    _seen: dict[Path, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, source: ModelSource, vision: VisionSpec, processor: ImageProcessor) -> Sight:
@@ -66,12 +72,24 @@ class Sight:
         """
         if images:
             places = (tokens == self.vision.image_token).to(hidden.device)
-            seen = [self._features(path) for path in images]
+            seen = [self.features(path) for path in images]
             hidden[places] = torch.cat(seen, dim=1)[0, : int(places.sum())]
 
-    def _features(self, path: Path) -> Tensor:
-        pixels = torch.from_numpy(self.processor.prepare(read_image(path)))
-        return image_features(self.vision, self.weights, pixels[None])
+    def features(self, path: Path) -> Tensor:
+        """What is seen in a picture, fp32 [1, tokens, hidden_size]; those seen last are remembered.
+
+        Raises:
+            UsageError: It cannot be read.
+        """
+        seen = self._seen.pop(path, None)
+        if seen is None:
+            # Not from_numpy(), which knows nothing of the device that PyTorch computes on.
+            pixels = torch.as_tensor(self.processor.prepare(read_image(path)))
+            seen = image_features(self.vision, self.weights, pixels[None])
+        self._seen[path] = seen
+        if len(self._seen) * seen.nbytes > _REMEMBERED_BYTES:
+            del self._seen[next(iter(self._seen))]
+        return seen
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
-from awq2trt.evaluation.results import CaptionedImages, CaptionPerplexity, TaskExamples
+from awq2trt.evaluation.results import (
+    CAPTION,
+    CHOICE,
+    CaptionedImages,
+    CaptionPerplexity,
+    CaptionScore,
+    TaskExamples,
+    TextWindows,
+)
 from awq2trt.evaluation.tasks import TaskScore
 from awq2trt.target import MINIMUM_CAPABILITY, TARGETS, Flavour, Target
 
@@ -55,11 +63,9 @@ def eval_title(request: EvalRequest) -> str:
     on, columns = request.on, f"{'executor':12}  {'scheme':14}  model"
     if isinstance(on, TaskExamples):
         measured = f"{on.task}, zero-shot, prompts and scoring of lm-evaluation-harness, {on.data.name}."
-        numbers = f"{'acc':>8}  {'acc_norm':>8}  {'perplexity':>10}  {'examples':>8}  {'seconds':>7}"
+        numbers = f"{_task_columns()}  {'seconds':>7}"
     elif isinstance(on, CaptionedImages):
-        first = "" if on.limit is None else f"the first {on.limit} of "
-        measured = f"Perplexity of captions given their images, {first}{on.images}, no BOS unless the model needs it."
-        numbers = f"{'perplexity':>10}  {'captions':>8}  {'tokens':>7}  {'seconds':>7}"
+        return f"{_of_images(on)}  {columns}"
     else:
         measured = (
             f"Perplexity on the first {on.windows} windows of {on.seqlen} tokens of {on.text}, "
@@ -69,6 +75,23 @@ def eval_title(request: EvalRequest) -> str:
     return f"{measured}\n{numbers}  {columns}"
 
 
+def _of_images(on: CaptionedImages) -> str:
+    """What is measured on pictures, and the columns of its numbers."""
+    first = "" if on.limit is None else f"the first {on.limit} of "
+    where = f"{first}{on.images}, no BOS unless the model needs it."
+    if on.task == CAPTION:
+        return f"CIDEr-D of captions, written greedily, on {where}\n{'CIDEr-D':>10}  {'captions':>8}  {'seconds':>7}"
+    if on.task == CHOICE:
+        numbers = _task_columns()
+        return f"Accuracy in choosing the likeliest answer to questions on images, {where}\n{numbers}  {'seconds':>7}"
+    numbers = f"{'perplexity':>10}  {'captions':>8}  {'tokens':>7}"
+    return f"Perplexity of captions given their images, {where}\n{numbers}  {'seconds':>7}"
+
+
+def _task_columns() -> str:
+    return f"{'acc':>8}  {'acc_norm':>8}  {'perplexity':>10}  {'examples':>8}"
+
+
 def eval_row(result: EvalResult) -> str:
     """What was measured of one model."""
     measured = result.measured
@@ -76,6 +99,8 @@ def eval_row(result: EvalResult) -> str:
         numbers = _task_numbers(measured)
     elif isinstance(measured, CaptionPerplexity):
         numbers = f"{measured.value:10.3f}  {len(measured.caption_nll):8}  {measured.tokens:7}"
+    elif isinstance(measured, CaptionScore):
+        numbers = f"{measured.cider:10.3f}  {len(measured.captions):8}"
     else:
         numbers = _perplexity_numbers(measured)
     return f"{numbers}  {result.seconds:7.1f}  {result.executor:12}  {result.scheme or 'original':14}  {result.model}"
@@ -96,7 +121,7 @@ def results_json(request: EvalRequest, results: Sequence[EvalResult]) -> str:
     """What `eval` measured, for programs and for `inspect --html`."""
     asked = asdict(request)
     on = asked.pop("on")
-    measured = "score" if isinstance(request.on, TaskExamples) else "perplexity"
+    measured = "perplexity" if isinstance(request.on, TextWindows) or request.on.task is None else "score"
     found = [asdict(result) for result in results]
     values = {
         "request": asked | on,

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.opening import is_exported
 from awq2trt.errors import UsageError
-from awq2trt.evaluation.results import CaptionedImages, EvalRequest, EvalResult, TaskExamples, TextWindows
+from awq2trt.evaluation.results import (
+    CAPTION,
+    CHOICE,
+    IMAGE_TASKS,
+    CaptionedImages,
+    EvalRequest,
+    EvalResult,
+    TaskExamples,
+    TextWindows,
+)
 from awq2trt.progress import Progress
 from awq2trt.recipe import DEFAULT_DEVICE
 from awq2trt.stages.opening import portable_name, refuse_missing_device
@@ -18,10 +27,10 @@ from awq2trt.stages.readiness import require_images, require_whole_model
 if TYPE_CHECKING:
     from awq2trt.evaluation.opening import Candidate, EvaluatedModel
     from awq2trt.evaluation.perplexity import Perplexity
-    from awq2trt.evaluation.results import CaptionPerplexity
+    from awq2trt.evaluation.results import CaptionPerplexity, CaptionScore
     from awq2trt.evaluation.tasks import TaskScore
 
-    Work = Callable[[EvaluatedModel, Progress], Perplexity | TaskScore | CaptionPerplexity]
+    Work = Callable[[EvaluatedModel, Progress], Perplexity | TaskScore | CaptionPerplexity | CaptionScore]
     """A loaded model -> what is measured of it."""
 
     Measure = Callable[[Candidate, str], Work]
@@ -124,13 +133,21 @@ def _task(on: TaskExamples) -> Measure:
 
 
 def _captions(on: CaptionedImages) -> Measure:
-    """Perplexity of captions given their pictures, which are looked at now."""
-    from awq2trt.evaluation.captions import captioned_model
+    """Perplexity of what is said of pictures, or a task of theirs; the pictures are looked at now."""
+    from awq2trt.evaluation.captions import CaptionedModel
+    from awq2trt.evaluation.image_tasks import choose, require_rows, write_captions
     from awq2trt.images.pairs import read_pairs
     from awq2trt.images.read import read_image
     from awq2trt.models.vision.description import still_tower
 
+    if on.task is not None and on.task not in IMAGE_TASKS:
+        raise UsageError(
+            f"got {on.task}, expected one of: {', '.join(IMAGE_TASKS)}.",
+            where="--task",
+            fix="tasks of text take --data instead of --images.",
+        )
     pairs = read_pairs(on.images.expanduser())[: on.limit]
+    require_rows(on.task, pairs)
     require_images(pairs)
     for path in dict.fromkeys(image for pair in pairs for image in pair.images):
         read_image(path)
@@ -145,9 +162,13 @@ def _captions(on: CaptionedImages) -> Measure:
                 where=f"{name}, --images {on.images}",
                 fix="name such a model, or measure with --text or --task.",
             )
-        captioned = captioned_model(stored, vision, candidate.tokenizer, pairs, candidate.bos)
+        captioned = CaptionedModel.of(stored, vision, candidate.tokenizer, candidate.bos)
         where = f"{on.images}, {name}: the longest conversation"
-        candidate.require_length(captioned.longest, where=where, fix="leave it out")
-        return lambda _, progress: captioned.perplexity(progress, f"captions, {name}")
+        candidate.require_length(captioned.longest(pairs), where=where, fix="leave it out")
+        if on.task == CAPTION:
+            return lambda _, progress: write_captions(captioned, pairs, progress, f"captions, {name}")
+        if on.task == CHOICE:
+            return lambda _, progress: choose(captioned, pairs, progress, f"choices, {name}")
+        return lambda _, progress: captioned.perplexity(pairs, progress, f"captions, {name}")
 
     return measure

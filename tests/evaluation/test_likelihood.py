@@ -42,11 +42,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_scores_are_those_of_transformers(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likelihood, "CHUNK_TOKENS", 24)  # several passes, in another order than asked
+    source = open_source(str(model))
+    # Several passes, in another order than asked, and sequences of one length both together and apart.
+    monkeypatch.setattr(likelihood, "CHUNK_BYTES", 24 * 4 * source.spec.hidden_size)
+    monkeypatch.setattr(likelihood, "BATCH_TOKENS", 12)
     requests = [
         TokenizedContinuation(tuple(range(40, 40 + n)), k) for n, k in ((9, 3), (5, 1), (12, 11), (9, 2), (5, 4))
     ]
-    scores = torch_scores(open_source(str(model)), requests, SilentProgress(), "")
+    scores = torch_scores(source, requests, SilentProgress(), "")
     oracle = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     for request, score in zip(requests, scores, strict=True):
         tokens = torch.tensor([request.tokens])

@@ -69,6 +69,49 @@ def test_lines_of_messages_and_captions(folder: Path) -> None:
     assert pairs[0].images == (folder / "a.jpg",)
 
 
+def test_lines_of_several_captions_and_of_choices(folder: Path) -> None:
+    path = _lines(
+        folder,
+        {"image": "a.jpg", "captions": ["A dog.", "There is a dog."]},
+        {"image": "b.png", "question": "What is it?", "choices": ["a cat", "a dog"], "answer": 1},
+        {"image": "b.png", "caption": "A dog."},
+    )
+    several, choice, one = read_pairs(path)
+    assert several.text == "USER: <image>\nDescribe the image.\nASSISTANT: A dog."
+    assert (several.captions, several.choices) == (("A dog.", "There is a dog."), ())
+    assert choice.text == "USER: <image>\nWhat is it?\nASSISTANT: a dog"
+    assert (choice.captions, choice.choices) == ((), ("a cat", "a dog"))
+    assert one.captions == ("A dog.",)
+    assert read_pairs(folder)[0].captions == ("It is a.jpg.",)
+
+
+def test_a_conversation_behind_others(folder: Path) -> None:
+    first, second = read_pairs(folder)
+    both = second.behind([first])
+    assert both.text == f"{first.text}\n{second.text}"
+    assert both.images == (*first.images, *second.images)
+    assert both.captions == second.captions
+    assert second.saying("So be it.").text == "USER: <image>\nDescribe the image.\nASSISTANT: So be it."
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"captions": []}, "a list of texts as `captions`"),
+        ({"captions": "A dog."}, "a list of texts as `captions`"),
+        ({"captions": ["A dog.", ""]}, "a list of texts as `captions`"),
+        ({"choices": ["a", "b"], "answer": 0}, "a text as `question`"),
+        ({"question": "Which?", "choices": [], "answer": 0}, "a list of texts as `choices`"),
+        ({"question": "Which?", "choices": ["a", "b"]}, "0 to 1, as `answer`, got 'None'"),
+        ({"question": "Which?", "choices": ["a", "b"], "answer": 2}, "0 to 1, as `answer`, got '2'"),
+        ({"question": "Which?", "choices": ["a", "b"], "answer": True}, "0 to 1, as `answer`, got 'True'"),
+    ],
+)
+def test_captions_and_choices_that_make_no_sense(folder: Path, row: dict[str, object], expected: str) -> None:
+    with pytest.raises(UsageError, match=f"line 1: expected .*{expected}"):
+        read_pairs(_lines(folder, {"image": "a.jpg", **row}))
+
+
 def test_texts_are_not_taken_for_pictures(tmp_path: Path) -> None:
     assert not is_image_text(_lines(tmp_path, {"text": "no picture"}))
     assert not is_image_text(_lines(tmp_path, "not JSON"))
@@ -87,7 +130,7 @@ def test_texts_are_not_taken_for_pictures(tmp_path: Path) -> None:
         ({"image": 3, "caption": "x"}, "expected the name of a picture"),
         ({"image": [], "caption": "x"}, "expected the name of a picture"),
         ({"image": ["a.jpg", ""], "caption": "x"}, "expected the name of a picture"),
-        ({"image": "a.jpg"}, "expected a list under `messages`, or a `caption`, got 'None'"),
+        ({"image": "a.jpg"}, "expected a list under `messages`, or `caption`, `captions` or `choices`, got 'None'"),
         ({"image": "a.jpg", "messages": []}, "expected a list under `messages`"),
         ({"image": "a.jpg", "messages": ["hello"]}, "expected messages with `role` and `content`"),
         ({"image": "a.jpg", "messages": [{"role": "user", "content": 3}]}, "expected a text, or a list of pictures"),

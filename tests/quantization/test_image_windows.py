@@ -20,11 +20,12 @@ from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import CalibrationError, UsageError
 from awq2trt.images.pairs import read_pairs
 from awq2trt.images.processor import read_processor
+from awq2trt.images.read import read_image
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.tower import logits_of_text_and_images
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.chain import Link
-from awq2trt.quantization.image_windows import WindowSizes, image_windows
+from awq2trt.quantization.image_windows import Sight, WindowSizes, image_windows
 from awq2trt.quantization.job import QuantizeJob
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
@@ -103,6 +104,35 @@ def test_the_decoder_reads_what_transformers_decoder_reads(model: Path, pictures
             places = tokens == IMAGE_TOKEN
             expected[places] = seen[: int(places.sum())]
         torch.testing.assert_close(row, expected, atol=2e-4, rtol=0)
+
+
+def test_pictures_are_seen_where_pytorch_computes(model: Path, pictures: Path) -> None:
+    """The device `meta` stands for any GPU: what is on another one cannot be computed with."""
+    source, image = open_source(str(model)), pictures / "00.png"
+    assert source.still_vision is not None
+    with torch.device("meta"):
+        sight = Sight.of(source, source.still_vision, read_processor(model))
+        assert sight.features(image).is_meta
+
+
+def test_pictures_seen_last_are_remembered(model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def counted(path: Path) -> np.ndarray:
+        read.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr("awq2trt.quantization.image_windows.read_image", counted)
+    source = open_source(str(model))
+    assert source.still_vision is not None
+    picture_bytes = 4 * PIECES * source.spec.hidden_size
+    monkeypatch.setattr("awq2trt.quantization.image_windows._REMEMBERED_BYTES", 2 * picture_bytes)
+    sight = Sight.of(source, source.still_vision, read_processor(model))
+    first, second, third = sorted(pictures.glob("*.png"))[:3]
+    seen = [sight.features(path) for path in (first, second, first, third, first, second)]
+    assert read == [first, second, third, second]
+    assert torch.equal(seen[0], seen[4])
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_what_images_show_reaches_the_statistics(model: Path, pictures: Path, tmp_path: Path) -> None:

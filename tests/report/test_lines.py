@@ -7,8 +7,11 @@ from pathlib import Path
 
 from awq2trt.evaluation.perplexity import Perplexity
 from awq2trt.evaluation.results import (
+    CAPTION,
+    CHOICE,
     CaptionedImages,
     CaptionPerplexity,
+    CaptionScore,
     EvalRequest,
     EvalResult,
     TaskExamples,
@@ -52,6 +55,24 @@ def test_captions_have_their_number_and_tokens_beside_them() -> None:
     found = json.loads(results_json(ON_CAPTIONS, [CAPTIONS]))
     assert (found["request"]["images"], found["request"]["limit"]) == ("photos", 2)
     assert found["results"][0]["perplexity"] == {"value": 7.25, "caption_nll": [1.9, 2.1], "tokens": 31}
+
+
+def test_a_task_on_images_has_its_score() -> None:
+    asked = EvalRequest(("models/a",), CaptionedImages(Path("photos"), task=CAPTION))
+    written = EvalResult("models/a", "PyTorch", None, CaptionScore(1.25, (1.0, 1.5), ("A dog.", "A cat.")), 3.0)
+    title, columns = eval_title(asked).split("\n")
+    assert title.startswith("CIDEr-D of captions, written greedily, on photos")
+    assert _columns(columns)[:3] == ["CIDEr-D", "captions", "seconds"]
+    assert _columns(eval_row(written)) == ["1.250", "2", "3.0", "PyTorch", "original", "models/a"]
+    found = json.loads(results_json(asked, [written]))
+    assert found["request"]["task"] == "caption"
+    assert found["results"][0]["score"] == {"cider": 1.25, "scores": [1.0, 1.5], "captions": ["A dog.", "A cat."]}
+    chosen = EvalRequest(("models/a",), CaptionedImages(Path("rows.jsonl"), limit=4, task=CHOICE))
+    title, columns = eval_title(chosen).split("\n")
+    assert title.startswith(
+        "Accuracy in choosing the likeliest answer to questions on images, the first 4 of rows.jsonl"
+    )
+    assert _columns(columns)[:2] == ["acc", "acc_norm"]
 
 
 def test_the_file_names_what_was_measured(tmp_path: Path) -> None:
