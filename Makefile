@@ -186,6 +186,10 @@ test-sanitizers: fuzz-runtime test-runtime plugins $(NATIVE_VALGRIND) ## the C++
 	@AWQ2TRT_RUNTIME_BUILD=build/runtime-thread $(BIN)/python $(SESSIONS_TEST)
 	@valgrind --quiet --error-exitcode=1 --leak-check=full build/runtime/tests/runtime_test --gtest_brief=1
 
+.PHONY: traffic
+traffic: runtime $(INSTALLED) ## ten thousand short answers of the C++ library from eight threads, on a tiny model
+	@OMP_NUM_THREADS=1 AWQ2TRT_ANSWERS=10000 $(BIN)/python -m pytest -q -rP tests/tools/test_traffic.py
+
 .PHONY: tidy
 tidy: runtime $(NATIVE_TIDY) ## clang-tidy over the C++ library
 	@printf '%s\n' $(TIDY_SOURCES) | xargs -P $(WORKERS) -n 4 clang-tidy-19 -p build/runtime --quiet 2>/dev/null
