@@ -74,6 +74,6 @@ def test_an_error_of_a_thread_ends_the_round(tool: Any, directory: Path, monkeyp
 
 
 def test_memory_grows_where_host_or_device_does(tool: Any) -> None:
-    flat = tool.Round(host_bytes=100, device_bytes=50)
-    assert tool.growth_bytes([flat, tool.Round(host_bytes=107, device_bytes=50)]) == 7
-    assert tool.growth_bytes([flat, tool.Round(host_bytes=90, device_bytes=59)]) == 9
+    cold, warm = tool.Round(), tool.Round(host_bytes=100, device_bytes=50)
+    assert tool.growth_bytes([cold, warm, tool.Round(host_bytes=107, device_bytes=50)]) == 7
+    assert tool.growth_bytes([cold, warm, tool.Round(host_bytes=90, device_bytes=59)]) == 9
