@@ -28,7 +28,8 @@ struct NormProblem {
 const char* check_validity(const NormProblem& problem);
 
 // Device pointers, aligned to 16 bytes; those of what the problem leaves out are nullptr. `sum` may be the memory of x
-// or of the residual, and y that of x.
+// or of the residual, and y that of x. With `overlap`, gain and bias are constants as the weights of a linear are
+// (LinearTensors): they are read while the kernel before may still be running.
 struct NormTensors {
   const void* x;         // [M, H]
   const void* residual;  // [M, H]
