@@ -10,12 +10,14 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.
 
 from __future__ import annotations
 
+from typing import Final
+
 import onnx_ir as ir
 
 from awq2trt.graph.half_tables import MICROSOFT_DOMAIN
 from awq2trt.graph.matching import take
 
-_MATRIX_AXES = 2
+_MATRIX_AXES: Final = 2
 
 
 def multiply_by_rows_(model: ir.Model) -> None:
