@@ -176,7 +176,7 @@ SESSIONS_TEST := -m pytest -q tests/plugins/runtime/ort tests/plugins/runtime/tr
 test-sanitizers: fuzz-runtime test-runtime plugins $(NATIVE_VALGRIND) ## the C++ library under sanitizers and valgrind
 	@ctest --test-dir build/fuzz-runtime --output-on-failure
 	@AWQ2TRT_RUNTIME_BUILD=build/fuzz-runtime $(BIN)/python $(SESSIONS_TEST)
-	@for subject in manifest tokenizer template; do \
+	@for subject in manifest tokenizer template weights; do \
 	    build/fuzz-runtime/fuzz_$$subject -runs=0 plugins/runtime/fuzz/seeds/$$subject; done
 	@build/fuzz-runtime/fuzz_stream -runs=20000 -seed=1
 	@cmake -S plugins/runtime -B build/runtime-thread -G Ninja -DCMAKE_CXX_COMPILER=clang++-19 -DCMAKE_C_COMPILER=clang-19 \
@@ -185,6 +185,10 @@ test-sanitizers: fuzz-runtime test-runtime plugins $(NATIVE_VALGRIND) ## the C++
 	@ctest --test-dir build/runtime-thread --output-on-failure
 	@AWQ2TRT_RUNTIME_BUILD=build/runtime-thread $(BIN)/python $(SESSIONS_TEST)
 	@valgrind --quiet --error-exitcode=1 --leak-check=full build/runtime/tests/runtime_test --gtest_brief=1
+
+.PHONY: traffic
+traffic: runtime $(INSTALLED) ## ten thousand short answers of the C++ library from eight threads, on a tiny model
+	@OMP_NUM_THREADS=1 AWQ2TRT_ANSWERS=10000 $(BIN)/python -m pytest -q -rP tests/tools/test_traffic.py
 
 .PHONY: tidy
 tidy: runtime $(NATIVE_TIDY) ## clang-tidy over the C++ library

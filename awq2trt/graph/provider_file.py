@@ -9,7 +9,8 @@ mean the same. Tensors are read, rewritten and written one at a time, so memory 
 - For CUDA without them: `MatMulNBits` in the activations' type.
 
 The first of them, and that with fused operators, may have a cache of codes (`int8_cache`). All of CUDA's give
-`next_token` beside the logits, and keep the capacity fixed, as a CUDA graph wants it.
+`next_token` beside the logits, read a head that is not quantized as it lies (`heads_by_rows`), and keep the capacity
+fixed, as a CUDA graph wants it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from awq2trt import opset
 from awq2trt.errors import UsageError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.fusion import fuse_, fused_nodes
+from awq2trt.graph.heads_by_rows import multiply_by_rows_
 from awq2trt.graph.inline import has_kernels, inline_bodies_
 from awq2trt.graph.int8_cache import int8_contract, quantize_cache_
 from awq2trt.graph.next_token import CONTRACT, append_next_token_, drop_next_token_
@@ -100,6 +102,7 @@ def lower_(model: ir.Model, sizes: DecoderSizes, lowering: Lowering) -> None:
             fuse_(model)
         if lowering.has_int8_cache:
             quantize_cache_(model)
+    multiply_by_rows_(model)
     drop_next_token_(model)  # of a file that was lowered already
     append_next_token_(model, sizes.vocab_size, in_library=lowering is not Lowering.CUDA_ORT)
 

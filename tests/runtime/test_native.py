@@ -466,6 +466,20 @@ def test_prompts_that_are_refused(native: NativeModel) -> None:
     assert native.session(7).capacity == 7
 
 
+def test_images_are_refused_by_a_model_of_text(native: NativeModel) -> None:
+    session = session_of(native)
+    before = session.tokens
+
+    def append_image(pixels: bytes | None, width: int, height: int) -> None:
+        native_library.call("session_append_image", session._handle, pixels, width, height)
+
+    assert code_of(lambda: append_image(bytes(12), 2, 2)) == native_library.UNSUPPORTED
+    assert code_of(lambda: append_image(bytes(12), 0, 2)) == native_library.BAD_ARGUMENT
+    assert code_of(lambda: append_image(bytes(12), 2, -1)) == native_library.BAD_ARGUMENT
+    assert code_of(lambda: append_image(None, 2, 2)) == native_library.BAD_ARGUMENT
+    assert session.tokens == before
+
+
 def test_a_model_without_a_template_continues_text(spoilt: Path) -> None:
     for name in ("chat_template.jinja", "tokenizer_config.json"):
         if (spoilt / name).is_file():

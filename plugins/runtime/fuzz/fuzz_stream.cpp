@@ -2,6 +2,7 @@
 // be whole characters, and all of them the text that a whole decode gives.
 #include <cstdint>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "text/byte_level.h"

@@ -300,6 +300,13 @@ int32_t awq2trt_session_append_tokens(awq2trt_session* session, const int32_t* t
   });
 }
 
+int32_t awq2trt_session_append_image(awq2trt_session* session, const uint8_t* rgb, int32_t width, int32_t height) {
+  return guarded([&] {
+    require(session != nullptr);
+    session->session.append_image(rgb, width, height);
+  });
+}
+
 int32_t awq2trt_session_generate(awq2trt_session* session, const awq2trt_generate_options* options,
                                  awq2trt_callback callback, void* context, awq2trt_result* result) {
   return guarded([&] {

@@ -28,6 +28,7 @@ constexpr Slot<void(Env*)> kReleaseEnv{92};
 constexpr Slot<Status*(SessionOptions**)> kCreateSessionOptions{10};
 constexpr Slot<Status*(SessionOptions*, int threads)> kSetIntraOpNumThreads{24};
 constexpr Slot<Status*(SessionOptions*, const char* path)> kRegisterCustomOpsLibrary_V2{228};
+constexpr Slot<Status*(SessionOptions*, const char* name, const Value*)> kAddInitializer{150};
 constexpr Slot<void(SessionOptions*)> kReleaseSessionOptions{100};
 
 constexpr Slot<Status*(CudaProviderOptions**)> kCreateCUDAProviderOptions{205};

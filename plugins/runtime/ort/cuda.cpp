@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 
 #include "backend/buffer.h"
 #include "backend/worker.h"
@@ -21,6 +22,7 @@ struct Device {
 
   CudaPlan plan;
   std::unique_ptr<DeviceMemory> memory;
+  std::optional<DeviceWeights> weights;
   std::shared_ptr<const Session> session;
   std::string title;
   int next_graph = 1;
@@ -152,21 +154,19 @@ class Slot {
 // Slots that no conversation has, and the device that they are of.
 class Pool {
  public:
-  Pool(const CudaPlan& plan, std::unique_ptr<DeviceMemory> memory,
-       const std::function<std::shared_ptr<const Session>()>& open)
+  Pool(const CudaPlan& plan, std::unique_ptr<DeviceMemory> memory, const OpenSession& open)
       : device_(plan, std::move(memory)) {
     device_.worker.run([&] {
-      device_.memory->use_on_this_thread();
-      device_.session = open();
-      device_.title = "ONNX Runtime " + device_.session->library()->version() + ", " + device_.memory->title();
-      idle_.push_back(std::make_unique<Slot>(&device_));
+      try {
+        start(open);
+      } catch (...) {
+        release();
+        throw;
+      }
     });
   }
   ~Pool() {
-    device_.worker.run([&] {
-      idle_.clear();
-      device_.session.reset();
-    });
+    device_.worker.run([&] { release(); });
   }
 
   const Device& device() const { return device_; }
@@ -192,6 +192,20 @@ class Pool {
   }
 
  private:
+  // On the device's thread, as what it gives back is.
+  void start(const OpenSession& open) {
+    device_.memory->use_on_this_thread();
+    device_.weights.emplace(device_.memory.get(), device_.plan.directory, device_.plan.weights);
+    device_.session = open(device_.weights->all());
+    device_.title = "ONNX Runtime " + device_.session->library()->version() + ", " + device_.memory->title();
+    idle_.push_back(std::make_unique<Slot>(&device_));
+  }
+  void release() {
+    idle_.clear();
+    device_.session.reset();
+    device_.weights.reset();
+  }
+
   Device device_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Slot>> idle_;  // guarded by `mutex_`
@@ -259,7 +273,7 @@ class CudaBackend : public Backend {
 }  // namespace
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaPlan& plan, std::unique_ptr<DeviceMemory> memory,
-                                           const std::function<std::shared_ptr<const Session>()>& open) {
+                                           const OpenSession& open) {
   return std::make_unique<CudaBackend>(std::make_shared<Pool>(plan, std::move(memory), open));
 }
 

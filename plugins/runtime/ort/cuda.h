@@ -25,11 +25,16 @@ struct CudaPlan {
   Contract contract;
   int64_t longest_call;
   bool graph;  // calls of one token are captured
+  std::string directory;
+  std::vector<StoredWeight> weights;  // that are put on the device before the session is made
 };
 
-// `open` makes the session, on the thread that will use it.
+// Makes a session over weights that lie on the device.
+using OpenSession = std::function<std::shared_ptr<const Session>(const std::vector<DeviceWeight>& weights)>;
+
+// `open` is called on the thread that will use the session.
 std::unique_ptr<Backend> make_cuda_backend(const CudaPlan& plan, std::unique_ptr<DeviceMemory> memory,
-                                           const std::function<std::shared_ptr<const Session>()>& open);
+                                           const OpenSession& open);
 
 }  // namespace ort
 }  // namespace awq2trt

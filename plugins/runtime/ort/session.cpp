@@ -45,10 +45,23 @@ std::shared_ptr<const Session> Session::open(const std::shared_ptr<const Library
     library->call(ErrorCode::kOperatorsVersion, abi::kRegisterCustomOpsLibrary_V2, options.get(),
                   execution.operators.c_str());
   }
+  session->add_weights(options.get(), execution);
   session->session_ = Owned<abi::Session>(library, abi::kReleaseSession);
   library->call(ErrorCode::kRefused, abi::kCreateSession, library->env(), model.c_str(), options.get(),
                 session->session_.out());
   return session;
+}
+
+void Session::add_weights(abi::SessionOptions* options, const Execution& execution) {
+  Owned<abi::MemoryInfo> memory(library_, abi::kReleaseMemoryInfo);
+  library_->call(ErrorCode::kRefused, abi::kCreateMemoryInfo, execution.place.device, abi::AllocatorType::kDevice,
+                 execution.place.index, abi::MemoryType::kDefault, memory.out());
+  for (const DeviceWeight& weight : execution.weights) {
+    weights_.emplace_back(library_, abi::kReleaseValue);
+    library_->call(ErrorCode::kRefused, abi::kCreateTensorWithDataAsOrtValue, memory.get(), weight.data, weight.bytes,
+                   weight.shape.data(), weight.shape.size(), weight.type, weights_.back().out());
+    library_->call(ErrorCode::kRefused, abi::kAddInitializer, options, weight.name.c_str(), weights_.back().get());
+  }
 }
 
 Owned<abi::RunOptions> Session::run_options(const std::vector<std::pair<const char*, std::string>>& settings) const {

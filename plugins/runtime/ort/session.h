@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/contract.h"
+#include "ort/device_weights.h"
 #include "ort/library.h"
 
 namespace awq2trt {
@@ -20,12 +21,6 @@ struct CudaExecution {
   void* stream;  // to work on
 };
 
-struct Execution {
-  int32_t threads = 0;                  // of the CPU; 0 for ONNX Runtime's own choice
-  const CudaExecution* cuda = nullptr;  // null for the CPU
-  std::string operators;                // library of custom operators; empty for none
-};
-
 // Where bound memory lies.
 struct Place {
   const char* device;  // as ONNX Runtime names it
@@ -33,6 +28,14 @@ struct Place {
 };
 
 constexpr Place kHostPlace{"Cpu", 0};
+
+struct Execution {
+  int32_t threads = 0;                  // of the CPU; 0 for ONNX Runtime's own choice
+  const CudaExecution* cuda = nullptr;  // null for the CPU
+  std::string operators;                // library of custom operators; empty for none
+  std::vector<DeviceWeight> weights;    // that lie at `place` already, and stay there as long as the session
+  Place place = kHostPlace;
+};
 
 class Session;
 
@@ -70,8 +73,10 @@ class Session {
 
  private:
   Session(std::shared_ptr<const Library> library) : library_(std::move(library)) {}
+  void add_weights(abi::SessionOptions* options, const Execution& execution);
 
   std::shared_ptr<const Library> library_;
+  std::vector<Owned<abi::Value>> weights_;  // outlive the session
   Owned<abi::Session> session_;
 };
 

@@ -46,6 +46,9 @@ Session::~Session() = default;
 void Session::append(const std::vector<Message>& messages) { state_->append(messages); }
 void Session::append_text(std::string_view text, bool allow_special) { state_->append_text(text, allow_special); }
 void Session::append_tokens(const std::vector<int32_t>& tokens) { state_->append_tokens(tokens); }
+void Session::append_image(const uint8_t* rgb, int32_t width, int32_t height) {
+  state_->append_image(rgb, width, height);
+}
 Result Session::generate(const GenerateOptions& options, const TextCallback& callback) {
   return state_->generate(options, callback);
 }

@@ -2,6 +2,7 @@
 #include <sys/utsname.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -56,6 +57,19 @@ Needs needs_of(const Manifest& manifest, const Contract& contract, const LoadOpt
   return needs;
 }
 
+// What ONNX Runtime need not load; nothing where the application hands out memory, which is not for weights.
+std::vector<ort::StoredWeight> stored_weights(const std::string& model, const LoadOptions& options) {
+  constexpr uintmax_t kMostBytes = uintmax_t{64} << 20;  // of a graph; a larger file has its weights inside
+  constexpr uint64_t kLeastBytes = 64 << 10;             // ONNX Runtime loads hundreds of smaller ones in no time
+  std::error_code problem;
+  const uintmax_t bytes = std::filesystem::file_size(model, problem);
+  if (options.allocator.allocate != nullptr || problem || bytes > kMostBytes) return {};
+  std::string graph(bytes, '\0');
+  std::ifstream in(model, std::ios::binary);
+  if (!in.read(graph.data(), static_cast<std::streamsize>(bytes))) return {};
+  return ort::find_stored_weights(graph, kLeastBytes);
+}
+
 std::unique_ptr<Backend> open_lowered(const std::string& directory, const Manifest& manifest,
                                       const LoadOptions& options) {
   const LoweredRecord& record = *manifest.lowered;
@@ -81,8 +95,12 @@ std::unique_ptr<Backend> open_lowered(const std::string& directory, const Manife
   }
   const ort::CudaExecution cuda{options.device, options.cuda_graph, memory->stream()};
   execution.cuda = &cuda;
-  return ort::make_cuda_backend({contract, longest_call, options.cuda_graph}, std::move(memory),
-                                [&] { return ort::Session::open(library, model, execution); });
+  execution.place = {memory->runtime_name(), memory->index()};
+  const ort::CudaPlan plan{contract, longest_call, options.cuda_graph, directory, stored_weights(model, options)};
+  return ort::make_cuda_backend(plan, std::move(memory), [&](const std::vector<ort::DeviceWeight>& weights) {
+    execution.weights = weights;
+    return ort::Session::open(library, model, execution);
+  });
 }
 
 std::unique_ptr<Backend> open_built_engine(const std::string& directory, const Manifest& manifest,

@@ -151,6 +151,19 @@ void SessionState::append_tokens(const std::vector<int32_t>& tokens) {
   add_plain(tokens);
 }
 
+void SessionState::append_image(const uint8_t* rgb, int32_t width, int32_t height) {
+  const Use use(this);
+  if (rgb == nullptr || width < 1 || height < 1) {
+    throw Error(ErrorCode::kBadArgument,
+                rgb == nullptr ? "there are no pixels"
+                               : "got " + std::to_string(width) + " x " + std::to_string(height) +
+                                     " pixels, expected 1 x 1 or more",
+                "Session::append_image", "");
+  }
+  throw Error(ErrorCode::kUnsupported, "this model reads text alone", model_->directory,
+              "say in words what the image shows; no model that sees is built for this library yet.");
+}
+
 void SessionState::add_plain(const std::vector<int32_t>& tokens) {
   require_room(tokens_.size() + tokens.size());
   if (tokens.empty()) return;

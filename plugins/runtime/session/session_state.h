@@ -22,6 +22,7 @@ class SessionState {
   void append(const std::vector<Message>& messages);
   void append_text(std::string_view text, bool allow_special);
   void append_tokens(const std::vector<int32_t>& tokens);
+  void append_image(const uint8_t* rgb, int32_t width, int32_t height);
   Result generate(const GenerateOptions& options, const TextCallback& callback);
   std::vector<float> logits();
   void rewind(int64_t tokens);

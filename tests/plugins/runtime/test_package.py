@@ -19,7 +19,8 @@ from awq2trt.machine.runtime_library import ONNXRUNTIME_VARIABLE, find_onnxrunti
 from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
 from awq2trt.runtime import Model
 
-EXAMPLES: Final = Path(__file__).parents[3] / "plugins" / "examples"
+PLUGINS: Final = Path(__file__).parents[3] / "plugins"
+EXAMPLES: Final = PLUGINS / "examples"
 
 CMAKE_PROJECT = """\
 cmake_minimum_required(VERSION 3.22)
@@ -231,3 +232,13 @@ def test_examples_say_how_they_are_used_and_what_is_wrong(name: str, examples: d
     assert failed().startswith(f"usage: {name} DIRECTORY")
     further = {"batch": ["2"], "embed": ["kind"]}.get(name, [])
     assert failed(str(tmp_path), *further).startswith("error: ")
+
+
+@pytest.mark.parametrize("source", sorted((PLUGINS / "runtime" / "fuzz").glob("*.cpp")), ids=lambda path: path.stem)
+def test_fuzzers_compile(source: Path) -> None:
+    """Only `make fuzz-runtime` builds them, with clang; that they still fit the library is seen here."""
+    if not (BUILD / "engine").is_dir():
+        pytest.skip("the C++ library is not built: make runtime")
+    runtime = PLUGINS / "runtime"
+    folders = [runtime, runtime / "include", PLUGINS, BUILD / "engine"]
+    _run("c++", "-std=c++17", "-fsyntax-only", *(f"-I{folder}" for folder in folders), str(source))

@@ -121,6 +121,8 @@ AWQ2TRT_API int32_t awq2trt_session_append(awq2trt_session* session, const awq2t
 AWQ2TRT_API int32_t awq2trt_session_append_text(awq2trt_session* session, const char* text, size_t bytes,
                                                 int32_t allow_special);
 AWQ2TRT_API int32_t awq2trt_session_append_tokens(awq2trt_session* session, const int32_t* tokens, size_t count);
+AWQ2TRT_API int32_t awq2trt_session_append_image(awq2trt_session* session, const uint8_t* rgb, int32_t width,
+                                                 int32_t height);
 /* `options` and `callback` may be null. */
 AWQ2TRT_API int32_t awq2trt_session_generate(awq2trt_session* session, const awq2trt_generate_options* options,
                                              awq2trt_callback callback, void* context, awq2trt_result* result);

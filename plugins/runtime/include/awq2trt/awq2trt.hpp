@@ -217,6 +217,9 @@ class AWQ2TRT_API Session {
   // session gets what the tokenizer puts around a text. `allow_special`: as for Model::encode.
   void append_text(std::string_view text, bool allow_special = false);
   void append_tokens(const std::vector<int32_t>& tokens);
+  // Adds an image of 8-bit RGB, rows from the top, [height, width, 3]. Models that see are not built for this library
+  // yet: throws Error, kUnsupported.
+  void append_image(const uint8_t* rgb, int32_t width, int32_t height);
 
   // Answers. The tokens of the answer are appended, without the stop token. Another call goes on with the same answer.
   Result generate(const GenerateOptions& options = {}, const TextCallback& callback = {});

@@ -32,6 +32,7 @@ TEST(RuntimeAbi, FunctionsAreWhereTheHeaderHasThem) {
   EXPECT_IN_TABLE(CreateSessionOptions);
   EXPECT_IN_TABLE(SetIntraOpNumThreads);
   EXPECT_IN_TABLE(RegisterCustomOpsLibrary_V2);
+  EXPECT_IN_TABLE(AddInitializer);
   EXPECT_IN_TABLE(ReleaseSessionOptions);
   EXPECT_IN_TABLE(CreateCUDAProviderOptions);
   EXPECT_IN_TABLE(UpdateCUDAProviderOptions);

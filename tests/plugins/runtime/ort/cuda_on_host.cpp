@@ -1,13 +1,15 @@
 // The CUDA backend (plugins/runtime/ort/cuda.cpp) with the host in the GPU's place: its bookkeeping, without a GPU.
 //
-//   cuda_on_host DIR ONNXRUNTIME [OPERATORS] < commands
+//   cuda_on_host DIR ONNXRUNTIME [OPERATORS [WEIGHTS]] < commands
 //
-// In: a model that was built for the target `cuda`, which the CPU provider runs too, and commands (on_host.h). Out:
-// answers, and last how much memory was left.
+// In: a model that was built for the target `cuda`, which the CPU provider runs too, commands (on_host.h), and another
+// directory if its weights are to come from there. Out: answers, and last how much memory was left.
 #include "ort/cuda.h"
 
 #include <algorithm>
+#include <fstream>
 #include <iostream>
+#include <iterator>
 
 #include "artifact/manifest.h"
 #include "on_host.h"
@@ -24,11 +26,16 @@ int main(int argc, char** argv) {
     awq2trt::ort::Execution execution;
     execution.threads = 1;
     if (argc > 3) execution.operators = argv[3];
-    const auto open = [&] {
-      return awq2trt::ort::Session::open(library, directory + "/" + manifest.decoder.model, execution);
+    const std::string model = directory + "/" + manifest.decoder.model;
+    std::ifstream in(model, std::ios::binary);
+    const std::string graph{std::istreambuf_iterator<char>(in), {}};
+    const auto weights = awq2trt::ort::find_stored_weights(graph, 1);
+    const auto open = [&](const std::vector<awq2trt::ort::DeviceWeight>& placed) {
+      execution.weights = placed;
+      return awq2trt::ort::Session::open(library, model, execution);
     };
     const int64_t longest = std::min(manifest.lowered->longest_chunk, contract.capacity);
-    on_host::serve(*awq2trt::ort::make_cuda_backend({contract, longest, false},
+    on_host::serve(*awq2trt::ort::make_cuda_backend({contract, longest, false, argc > 4 ? argv[4] : directory, weights},
                                                     std::make_unique<on_host::HostMemory>(&live), open));
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from host_memory import HostMemory
 from native_text import BUILD
@@ -37,9 +39,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_lowered(tmp_path_factory.mktemp("built"), "cuda") / "cuda"
 
 
-def run(model: Path, operators: Path, *commands: str) -> list[str]:
+def run(model: Path, operators: Path, *commands: str, weights: Path | None = None) -> list[str]:
     """What the program answers; the last line is what was left."""
-    line = [str(path) for path in (PROGRAM, model, find_onnxruntime_library(), operators)]
+    line = [str(path) for path in (PROGRAM, model, find_onnxruntime_library(), operators, weights or model)]
     done = subprocess.run(line, input="\n".join(commands), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -89,3 +91,26 @@ def test_sessions_take_turns_fork_and_rewind(model: Path, operators: Path) -> No
 
 def test_threads_take_turns(model: Path, operators: Path) -> None:
     assert run(model, operators, "open 0", append(0, PROMPT), f"threads 0 8 {CAPACITY // 4}") == ["1", "left 0"]
+
+
+def test_weights_are_those_that_the_library_put_there(model: Path, operators: Path, tmp_path: Path) -> None:
+    """ONNX Runtime does not read what it is given; the head it does, here, since a CPU has it in fp32."""
+    commands = ["open 0", append(0, PROMPT), "logits 0"]
+    spoilt = Path(shutil.copytree(model, tmp_path / "spoilt"))
+    data = bytearray((spoilt / "model.onnx.data").read_bytes())
+    for value in open_decoder(model)[0].graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.dtype is ir.DataType.INT4:
+            assert tensor.offset is not None
+            data[tensor.offset : tensor.offset + tensor.nbytes] = bytes(tensor.nbytes)
+    (spoilt / "model.onnx.data").write_bytes(data)
+    expected = run(model, operators, *commands)
+    assert run(spoilt, operators, *commands, weights=model) == expected
+    assert run(spoilt, operators, *commands) != expected
+
+
+def test_an_error_while_loading_leaves_nothing(model: Path, operators: Path, tmp_path: Path) -> None:
+    line = [str(path) for path in (PROGRAM, model, find_onnxruntime_library(), operators, tmp_path)]
+    done = subprocess.run(line, input="", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "model.onnx.data: it cannot be read at byte 0" in done.stderr
