@@ -101,7 +101,7 @@ $(BROWSER): tools/native_packages.sh | $(BIN)/python
 	@touch $@
 
 .PHONY: lint
-lint: $(INSTALLED) ## ruff, typos, clang-format, lengths of files
+lint: $(INSTALLED) ## ruff, typos, clang-format, lengths of files and functions
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/typos

@@ -112,14 +112,19 @@ def fuzz(name: str, seconds: float, first_seed: int, *, findings: Path = FINDING
             number += 1
     except AssertionError:
         traceback.print_exc()
-        finding = folder / f"finding-{hashlib.sha256(smallest).hexdigest()[:12]}"
-        finding.write_bytes(smallest)
-        print(f"{name}: FOUND {finding}", flush=True)
-        return finding
+        return _kept(smallest, name, folder)
     last.unlink(missing_ok=True)
     spent = time.monotonic() - started
     print(f"{name}: {counts['taken']:,} taken, {counts['refused']:,} refused in {spent:.0f} s: no finding", flush=True)
     return None
+
+
+def _kept(case: bytes, name: str, folder: Path) -> Path:
+    """Writes a finding of a reader into its folder; returns the file."""
+    finding = folder / f"finding-{hashlib.sha256(case).hexdigest()[:12]}"
+    finding.write_bytes(case)
+    print(f"{name}: FOUND {finding}", flush=True)
+    return finding
 
 
 def _limit_process() -> None:

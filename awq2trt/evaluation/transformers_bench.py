@@ -31,15 +31,10 @@ def bench_transformers(config: dict[str, Any], prompt: int, tokens: int, device:
         device: As PyTorch names it.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.cuda.reset_peak_memory_stats(device)
-    kept = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "torch_dtype")}
     try:
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(config["model_type"], **kept), dtype=torch.float16
-            ).eval()
+        model = _random_model(config, device)
     except torch.OutOfMemoryError as error:
         return (BenchRow(EAGER, failed=str(error).splitlines()[0]),)
     ids = torch.ones((1, prompt), dtype=torch.int64, device=device)
@@ -47,15 +42,8 @@ def bench_transformers(config: dict[str, Any], prompt: int, tokens: int, device:
     def answer(**options: Any) -> float:
         torch.cuda.synchronize(device)
         started = time.perf_counter()
-        model.generate(
-            ids,
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=None,
-            **options,
-        )
+        lengths = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        model.generate(ids, **lengths, do_sample=False, pad_token_id=0, eos_token_id=None, **options)
         torch.cuda.synchronize(device)
         return 1e3 * (time.perf_counter() - started) / tokens
 
@@ -82,6 +70,18 @@ def bench_transformers(config: dict[str, Any], prompt: int, tokens: int, device:
             row(EAGER, answer, model),
             row(COMPILED, lambda: answer(cache_implementation="static"), torch.compile(model, dynamic=False)),
         )
+
+
+def _random_model(config: dict[str, Any], device: str) -> Any:
+    """A model of transformers' own class for a config.json, with random fp16 weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kept = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "torch_dtype")}
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config["model_type"], **kept), dtype=torch.float16
+        ).eval()
 
 
 def _median(measure: Callable[[], float]) -> float:

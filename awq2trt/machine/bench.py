@@ -18,7 +18,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -136,8 +136,8 @@ class Measurement:
     floor_us: float
     bytes: int
     flops: int
-    cublas_us: float | None
-    tinygemm_us: float | None
+    cublas_us: float | None = None
+    tinygemm_us: float | None = None
 
     @property
     def share(self) -> float:
@@ -192,27 +192,14 @@ def bench_kernels(
     torch = _torch_with_cuda()
     kernels = Kernels.load(library)
     ceilings = measure_ceilings(torch, kernels)
-    measurements = []
+    measurements: list[Measurement] = []
     for shape in shapes:
         layer = RotatedLayer.random(torch, shape, kind, dtype)
         cublas = _cublas_times(torch, shape, tokens, dtype) if baselines else {}
         tinygemm = _tinygemm_times(torch, shape, tokens, kind.group_size) if baselines and of_blocks else {}
         for m in tokens:
-            problem = layer.problem(m)
-            config = kernels.choose_config(problem)
-            measurements.append(
-                Measurement(
-                    shape=shape,
-                    tokens=m,
-                    config=str(config) if of_blocks else "rows",
-                    us=layer.time_us(kernels, problem, config),
-                    floor_us=floor_us(layer.bytes(m), layer.flops(m), ceilings),
-                    bytes=layer.bytes(m),
-                    flops=layer.flops(m),
-                    cublas_us=cublas.get(m),
-                    tinygemm_us=tinygemm.get(m),
-                )
-            )
+            measured = layer.measure(kernels, m, ceilings)
+            measurements.append(replace(measured, cublas_us=cublas.get(m), tinygemm_us=tinygemm.get(m)))
         del layer
         torch.cuda.empty_cache()
     return KernelReport(
@@ -319,6 +306,20 @@ class RotatedLayer:
         zeros = random_bytes((kind.packed_bytes(kind.groups(shape)) + 3) // 4 * 4) if kind.zero_points else None
         codes = random_bytes(kind.packed_bytes(shape.n * shape.k))
         return cls(torch, shape, kind, codes, scales, zeros)
+
+    def measure(self, kernels: Kernels, tokens: int, ceilings: Ceilings) -> Measurement:
+        """Times the kernel that this many rows of x get."""
+        problem = self.problem(tokens)
+        config = kernels.choose_config(problem)
+        return Measurement(
+            shape=self.shape,
+            tokens=tokens,
+            config=str(config) if self.kind.code_bits == CODE_BITS[0] else "rows",
+            us=self.time_us(kernels, problem, config),
+            floor_us=floor_us(self.bytes(tokens), self.flops(tokens), ceilings),
+            bytes=self.bytes(tokens),
+            flops=self.flops(tokens),
+        )
 
     def problem(self, tokens: int) -> GemmProblem:
         """The problem with this many rows of x."""

@@ -143,6 +143,15 @@ class Guide:
 UNGUIDED: Final = Guide()
 
 
+def _found_scales(spec: DecoderSpec, inputs: Mapping[str, _LinearInput]) -> dict[str, Tensor]:
+    """What the search saw and found, under the names that `QuantizedBlock.search` has."""
+    return {
+        f"{group.balance_layers[0]}.{kind}": value
+        for group in spec.scale_groups()
+        for kind, value in inputs[group.balance_layers[0]].search().items()
+    }
+
+
 def quantize_block(
     spec: DecoderSpec,
     layer: int,
@@ -196,11 +205,7 @@ def quantize_block(
             rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.learn).rounded
         for name, found in rounded.items():
             finish(name, found)
-    search = {
-        f"{group.balance_layers[0]}.{kind}": value
-        for group in (spec.scale_groups() if method.search else ())
-        for kind, value in inputs[group.balance_layers[0]].search().items()
-    }
+    search = _found_scales(spec, inputs) if method.search else {}
     return QuantizedBlock(linears, plain_tensors(spec, folded), reports, search)
 
 

@@ -53,6 +53,7 @@ from awq2trt.stages.readiness import (
 from awq2trt.target import Target, find_target
 
 if TYPE_CHECKING:
+    from awq2trt.engine.builder import BuildResult
     from awq2trt.machine.plugin_library import PluginLibrary
 
 
@@ -193,25 +194,32 @@ def _current_onnx(request: BuildRequest, checkpoint: Artifact, progress: Progres
     return export_checkpoint(checkpoint, export, progress)
 
 
-def _current_engine(
-    request: BuildRequest, target: Target, onnx: Artifact, spec: ModelSpec, progress: Progress
-) -> Artifact:
-    from awq2trt.engine.builder import LOG_FILE, GraphOptions, build_engine, import_tensorrt_rtx
-    from awq2trt.graph.int8_cache import int8_contract
+def _engine_fingerprint(request: BuildRequest, target: Target, onnx: Artifact, library: PluginLibrary | None) -> str:
+    """Fingerprint of an engine: it covers everything that the engine depends on."""
+    from awq2trt.engine.builder import import_tensorrt_rtx
 
-    output, int8_cache = request.output / target.name, request.options.build.cache == "int8"
-    library = _plugin_library(request.options.build.plugin, progress)
-    gpu, capability = _gpu_of(target)
-    fingerprint = fingerprint_of(
+    return fingerprint_of(
         kind="engine",
         onnx=file_hashes(onnx.manifest.files),
         target=target.name,
-        gpu=[gpu, capability],
+        gpu=list(_gpu_of(target)),
         tensorrt=str(import_tensorrt_rtx().__version__),
         plugin=record_file(library.path) if library else None,
         fusion=request.options.build.fusion,
         cache=request.options.build.cache,
     )
+
+
+def _current_engine(
+    request: BuildRequest, target: Target, onnx: Artifact, spec: ModelSpec, progress: Progress
+) -> Artifact:
+    """The engine of an exported model; built only where it is not current."""
+    from awq2trt.engine.builder import LOG_FILE, GraphOptions, build_engine
+    from awq2trt.graph.int8_cache import int8_contract
+
+    output, int8_cache = request.output / target.name, request.options.build.cache == "int8"
+    library = _plugin_library(request.options.build.plugin, progress)
+    fingerprint = _engine_fingerprint(request, target, onnx, library)
     current = current_or_none(output, "engine", fingerprint, progress)
     if current is not None:
         return current
@@ -235,20 +243,25 @@ def _current_engine(
             draft.adopt(onnx.path(name))
         if int8_cache:
             loosen_golden_(draft.files, cache_error(spec))
-        record = EngineRecord(
-            target=target.name,
-            compute_capabilities=result.compute_capabilities,
-            flavour=target.flavour.value,
-            tensorrt_version=result.tensorrt_version,
-            plugin_version=library.version if library else None,
-            profiles={DECODER: result.profiles},
-            gpu=gpu,
-        )
         contents = exported_contents(onnx, spec)
+        decoder = contents.graphs[DECODER].io
+        record = _engine_record(target, result, library)
         changed = {"engine": record, "operators": {**contents.operators, **result.operators}}
         contents = contents.model_copy(update=changed)
-        decoder = contents.graphs[DECODER].io
         return draft.publish(contents.with_engine(ENGINE_FILE, int8_contract(decoder) if int8_cache else decoder))
+
+
+def _engine_record(target: Target, result: BuildResult, library: PluginLibrary | None) -> EngineRecord:
+    """What the manifest says about an engine that was just built."""
+    return EngineRecord(
+        target=target.name,
+        compute_capabilities=result.compute_capabilities,
+        flavour=target.flavour.value,
+        tensorrt_version=result.tensorrt_version,
+        plugin_version=library.version if library else None,
+        profiles={DECODER: result.profiles},
+        gpu=_gpu_of(target)[0],
+    )
 
 
 def _gpu_of(target: Target) -> tuple[str | None, str | None]:

@@ -82,16 +82,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
         expected_bytes=sum(path.stat().st_size for path in checkpoint.files),
     ) as draft:
         result = export_onnx(checkpoint, draft.files, options=options, progress=progress)
-        if checkpoint.scheme.bits < CODE_BITS:
-            progress.note(
-                f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit ones: the model computes the "
-                "same and is no smaller than one quantized to 4 bits"
-            )
-        if checkpoint.plain_linears:
-            progress.note(
-                f"{len(checkpoint.plain_linears)} linears are not quantized in the checkpoint and stay so, "
-                f"{checkpoint.plain_linears[0]} the first of them"
-            )
+        _note_peculiarities(checkpoint, progress)
         if artifact is None:
             _prove_import(checkpoint, draft.files / MODEL_FILE, progress)
         copy_tokenizer(request.checkpoint, draft.files)
@@ -109,6 +100,20 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
             operators=operators_of(open_decoder(draft.files)[0]),
         )
         return draft.publish(contents)
+
+
+def _note_peculiarities(checkpoint: QuantizedCheckpoint, progress: Progress) -> None:
+    """Says where the exported model differs from what a user may expect of this checkpoint."""
+    if checkpoint.scheme.bits < CODE_BITS:
+        progress.note(
+            f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit codes: the model computes the "
+            "same, but is no smaller than one quantized to 4 bits"
+        )
+    if checkpoint.plain_linears:
+        progress.note(
+            f"{len(checkpoint.plain_linears)} linears are not quantized in the checkpoint and stay as they are; "
+            f"the first of them is {checkpoint.plain_linears[0]}"
+        )
 
 
 def _write_golden(

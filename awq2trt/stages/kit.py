@@ -11,11 +11,12 @@ from pathlib import Path
 
 from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
+from awq2trt.artifact.records import Contents, KitRecord
 from awq2trt.engine.outlook import Outlook, outlook_lines
 from awq2trt.engine.predict import AttentionPlan, predict_footprint
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
 from awq2trt.graph.fused_attention import fuses_attention
-from awq2trt.io_contract import ENGINE_FILE
+from awq2trt.io_contract import ENGINE_FILE, IoContract
 from awq2trt.kit.archive import write_tar
 from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
 from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
@@ -158,30 +159,55 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         ToolError: There is no plugin library for the Jetson.
         UnsupportedError: The model cannot be written for the JetPack.
     """
-    jetpack = find_jetpack(request.options.build.jetpack)
     contents = exported_contents(onnx, spec)
     decoder = contents.decoder
     if decoder is None:
         raise ArtifactError("the manifest has no decoder.", where=str(onnx.directory), fix="export it again.")
-    outlook = next(each for each in predict_outlooks(spec, request.options) if each.target == request.target)
     int8_cache = request.options.build.cache == "int8"
-    plan = KitPlan(
+    plan = _plan_kit(contents, decoder, spec, request)
+    record = kit_record(plan)
+    fingerprint = _kit_fingerprint(onnx, plan, record, int8_cache=int8_cache)
+    current = current_or_none(request.output, "kit", fingerprint, progress)
+    if current is not None:
+        return current
+    if plan.plugin.library is None:
+        progress.note(
+            f"JetPack {plan.jetpack.version}: the kit carries the plugin library's sources, which the Jetson compiles"
+        )
+    if not plan.runtime:
+        progress.note(f"the kit has no C++ library: none was built for the Jetson ({BUILD_COMMAND} builds it)")
+    expected_bytes = sum(file.size_bytes for file in onnx.manifest.files.values())
+    with create_artifact(
+        request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes
+    ) as draft:
+        operators = write_kit(onnx.directory, tuple(onnx.manifest.files), draft.files, plan, record)
+        contents = contents.with_engine(ENGINE_FILE, kit_contract(decoder, int8_cache=int8_cache))
+        return draft.publish(contents.model_copy(update={"kit": record, "operators": operators}))
+
+
+def _plan_kit(contents: Contents, decoder: IoContract, spec: ModelSpec, request: KitRequest) -> KitPlan:
+    """What the kit of an exported model will hold, and what its Jetson needs to finish it."""
+    jetpack = find_jetpack(request.options.build.jetpack)
+    outlook = next(each for each in predict_outlooks(spec, request.options) if each.target == request.target)
+    fused = _attention_is_a_layer(spec.decoder, decoder.capacity, request.options)
+    return KitPlan(
         target=request.target,
         jetpack=jetpack,
         plugin=choose_plugin(request.target, jetpack),
         runtime=find_runtime_package(),
         footprint=outlook.footprint,
-        longest_prefill=longest_prefill(
-            decoder.capacity, fused=_attention_is_a_layer(spec.decoder, decoder.capacity, request.options)
-        ),
+        longest_prefill=longest_prefill(decoder.capacity, fused=fused),
         fusion=request.options.build.fusion,
-        cache_error=cache_error(spec) if int8_cache else 0.0,
+        cache_error=cache_error(spec) if request.options.build.cache == "int8" else 0.0,
         model=contents.source.model,
         scheme=contents.quantization.scheme.describe(),
     )
-    record = kit_record(plan)
+
+
+def _kit_fingerprint(onnx: Artifact, plan: KitPlan, record: KitRecord, *, int8_cache: bool) -> str:
+    """Fingerprint of a kit: of the model, the plan, and every file that goes into it."""
     library, sources = plan.plugin.library, plan.plugin.sources
-    fingerprint = fingerprint_of(
+    return fingerprint_of(
         kind="kit",
         onnx=file_hashes(onnx.manifest.files),
         record=record,
@@ -191,22 +217,6 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         runtime={name: record_file(path) for name, path in plan.runtime.items()},
         templates=[record_file(path) for path in TEMPLATES],
     )
-    current = current_or_none(request.output, "kit", fingerprint, progress)
-    if current is not None:
-        return current
-    if library is None:
-        progress.note(
-            f"JetPack {jetpack.version}: the kit carries the plugin library's sources, compiled on the Jetson"
-        )
-    if not plan.runtime:
-        progress.note(f"the kit goes without the C++ library: there is none for the Jetson ({BUILD_COMMAND} builds it)")
-    expected_bytes = sum(file.size_bytes for file in onnx.manifest.files.values())
-    with create_artifact(
-        request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes
-    ) as draft:
-        operators = write_kit(onnx.directory, tuple(onnx.manifest.files), draft.files, plan, record)
-        contents = contents.with_engine(ENGINE_FILE, kit_contract(decoder, int8_cache=int8_cache))
-        return draft.publish(contents.model_copy(update={"kit": record, "operators": operators}))
 
 
 def deliver(kit: Artifact, request: KitRequest, progress: Progress) -> None:

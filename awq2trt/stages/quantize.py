@@ -24,6 +24,7 @@ from awq2trt.version import __version__
 
 if TYPE_CHECKING:
     from awq2trt.machine.ranks import Ranks
+    from awq2trt.quantization.job import JobResult
     from awq2trt.quantization.memory_plan import MemoryPlan
 
 _FP16_BYTES: Final = 2
@@ -155,30 +156,29 @@ def quantize_source(
             ranks=ranks or ALONE,
         )
         result = replace(job, spill=plan.statistics_on_disk).run()
-        calibration = None
-        sha256 = result.tokens_sha256()
-        if result.tokens is not None and sha256 is not None:
-            calibration = CalibrationRecord(
-                text=portable_name(request.options.calib),
-                sha256=sha256,
-                samples=result.tokens.shape[0],
-                seqlen=result.tokens.shape[1],
-                seed=request.options.seed,
-            )
-        quantization = QuantizationRecord(
-            method=request.options.method,
-            scheme=request.options.scheme,
-            calibration=calibration,
-            effort=_effort(request.options) if METHODS[request.options.method].searches_scales else None,
+        quantization = _quantization_record(request.options, result, tied=source.spec.tie_embeddings)
+        return draft.publish(Contents(source=record, quantization=quantization, model=source.model_spec.record()))
+
+
+def _quantization_record(options: QuantizeOptions, result: JobResult, *, tied: bool) -> QuantizationRecord:
+    """What the manifest says about how the model was quantized; `tied`: whether its head is its embedding."""
+    calibration = None
+    sha256 = result.tokens_sha256()
+    if result.tokens is not None and sha256 is not None:
+        calibration = CalibrationRecord(
+            text=portable_name(options.calib),
+            sha256=sha256,
+            samples=result.tokens.shape[0],
+            seqlen=result.tokens.shape[1],
+            seed=options.seed,
         )
-        contents = Contents(
-            source=record,
-            quantization=quantization.with_ends(
-                result.dtype, request.options.head_scheme, tied=source.spec.tie_embeddings
-            ),
-            model=source.model_spec.record(),
-        )
-        return draft.publish(contents)
+    record = QuantizationRecord(
+        method=options.method,
+        scheme=options.scheme,
+        calibration=calibration,
+        effort=_effort(options) if METHODS[options.method].searches_scales else None,
+    )
+    return record.with_ends(result.dtype, options.head_scheme, tied=tied)
 
 
 def _planned(source: ModelSource, request: QuantizeRequest, progress: Progress | None) -> MemoryPlan:
