@@ -1,6 +1,6 @@
-"""`awq2trt build`: all stages from a model to an engine, a kit or a lowered model; what is current is kept.
+"""`awq2trt build`: all stages from a model to an engine, a kit or a lowered model; current results are kept.
 
-In: a model and options. Out, below one directory: an artifact of each stage, handed over as it is done.
+In: a model and options. Out, below one directory: an artifact of each stage, handed over as soon as it is finished.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class BuildRequest:
 
     Attributes:
         model: Directory, .gguf file, hub id or packaged model.
-        output: Directory below which every stage gets its own.
-        options: Of all stages.
-        overwrite: Replace what is in those directories, whatever it is.
-        force: Make a kit although the prediction says that the model does not fit.
+        output: Directory in which every stage gets a subdirectory.
+        options: Options of all stages.
+        overwrite: Replace whatever is in those directories.
+        force: Make a kit even if the model is predicted not to fit.
         tar: Also pack a kit into one file.
-        ssh: USER@HOST of the Jetson that shall finish a kit.
+        ssh: USER@HOST of the Jetson that will finish a kit.
         device: Where PyTorch quantizes.
     """
 
@@ -83,12 +83,13 @@ class BuildRequest:
 
 
 def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]:
-    """Model -> checkpoint -> ONNX -> engine, kit or lowered model, each as it is done; what is current is kept.
+    """Yields a checkpoint, an ONNX model, and an engine, kit or lowered model, each when it is finished.
 
-    An interrupted run is resumed where it has the same inputs and options. A kit is finished where that can be done.
+    Results that are current are kept. An interrupted run is resumed if its inputs and options are the same. A kit is
+    finished if a Jetson is at hand.
 
     Raises:
-        UnsupportedError: Engines for the target are not built here, or the model does not fit it.
+        UnsupportedError: Engines for the target cannot be built here, or the model does not fit it.
     """
     from awq2trt.stages import kit as kit_stage
 
@@ -132,26 +133,28 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
 
 
 def _wanted_target(request: BuildRequest) -> Target:
-    """The target, known before hours of work whether it can be built for."""
+    """Returns the target, and refuses one that cannot be built for before hours of work."""
     name = request.options.build.target
     if name is None:
         raise UsageError(
-            "no target given.", where="--target", fix="`awq2trt targets` lists them; rtx suits most cards."
+            "no target given.", where="--target", fix="choose one that `awq2trt targets` lists; rtx suits most cards."
         )
     target = find_target(name)
     if target.is_kit:
         if request.options.build.plugin is False:
-            raise UsageError("a kit's engine has our kernels.", where="--no-plugin", fix="leave --no-plugin out.")
+            raise UsageError(
+                "a kit's engine always uses our kernels.", where="--no-plugin", fix="leave --no-plugin out."
+            )
         return target
     if request.tar or request.ssh is not None:
         raise UsageError(
-            f"what is built for {target.title} needs no finishing.",
+            f"only a kit for an Orin needs to be finished, not a build for {target.title}.",
             where="--tar" if request.tar else "--ssh",
             fix="leave it out, or choose an Orin target.",
         )
     if target.compute_capabilities and platform.machine() != target.cpu:
         raise UnsupportedError(
-            f"an engine for {target.title} is for {target.cpu}; TensorRT-RTX builds for the CPU it runs on, here "
+            f"an engine for {target.title} needs {target.cpu}; TensorRT-RTX builds for the CPU it runs on, here "
             f"{platform.machine()}.",
             where=f"--target {target.name}",
             fix=f"run the same command on any {target.cpu} Linux, with or without a GPU.",
@@ -160,7 +163,7 @@ def _wanted_target(request: BuildRequest) -> Target:
 
 
 def _current_checkpoint(request: BuildRequest, target: Target, progress: Progress) -> Artifact:
-    """The checkpoint, and before it all that later stages would refuse."""
+    """Returns a current checkpoint; before making one it refuses all that later stages would refuse."""
     progress.note(f"reading {request.model}")
     source = open_source(request.model)
     output, options = request.output / CHECKPOINT_DIRECTORY, request.options.quantize
@@ -168,7 +171,7 @@ def _current_checkpoint(request: BuildRequest, target: Target, progress: Progres
     require_calibration(source, options)
     require_exportable(source, request.options.export)
     require_int8_attention(source.spec, target, request.options)
-    # In the end, checkpoint, ONNX model and what is built of it lie there together, each at least as large.
+    # In the end the checkpoint, the ONNX model and its engine or kit are all there, each at least as large.
     expected_bytes = max(quantize_bytes(source, options), 3 * checkpoint_bytes(source, options))
     require_outputs(request.output, target, overwrite=request.overwrite, expected_bytes=expected_bytes)
     record = source_record(source)
@@ -213,7 +216,7 @@ def _engine_fingerprint(request: BuildRequest, target: Target, onnx: Artifact, l
 def _current_engine(
     request: BuildRequest, target: Target, onnx: Artifact, spec: ModelSpec, progress: Progress
 ) -> Artifact:
-    """The engine of an exported model; built only where it is not current."""
+    """Returns the engine of an exported model; it is built only if it is not current."""
     from awq2trt.engine.builder import LOG_FILE, GraphOptions, build_engine
     from awq2trt.graph.int8_cache import int8_contract
 
@@ -265,7 +268,7 @@ def _engine_record(target: Target, result: BuildResult, library: PluginLibrary |
 
 
 def _gpu_of(target: Target) -> tuple[str | None, str | None]:
-    """Name and compute capability of the GPU here, if it is what the target stands for; else nothing."""
+    """Name and compute capability of this machine's GPU if the target means that GPU; else None twice."""
     from awq2trt.runtime.trt.engine import this_machine
 
     if target.compute_capabilities:
@@ -275,10 +278,10 @@ def _gpu_of(target: Target) -> tuple[str | None, str | None]:
 
 
 def _plugin_library(wanted: bool | None, progress: Progress) -> PluginLibrary | None:
-    """The library to build with; None for TensorRT's own kernels.
+    """The plugin library to build with; None for TensorRT's own kernels.
 
     Raises:
-        ToolError: It is asked for, by flag or by path, and is not there.
+        ToolError: The library was asked for, by a flag or a path, and is missing.
     """
     from awq2trt.machine.plugin_library import PATH_VARIABLE, find_plugin_library
 
@@ -295,11 +298,13 @@ def _plugin_library(wanted: bool | None, progress: Progress) -> PluginLibrary | 
 
 @contextmanager
 def _kept_log(log: Path, kept: Path) -> Iterator[None]:
-    """Saves TensorRT's log from the work directory, which a failure removes, and says where it is."""
+    """Saves TensorRT's log from the work directory, which a failure removes, and reports where it is."""
     try:
         yield
     except BuildError as error:
         if not log.is_file():
             raise
         kept.write_bytes(log.read_bytes())
-        raise BuildError(error.what, where=error.where, fix=f"{kept} holds all that TensorRT said.") from error
+        raise BuildError(
+            error.what, where=error.where, fix=f"see {kept}, which holds TensorRT's complete log."
+        ) from error

@@ -1,4 +1,4 @@
-"""`awq2trt eval`: any number of models -> the perplexity of each on a text or on captions, or its score in a task."""
+"""`awq2trt eval`: any number of models -> each one's perplexity on a text or on captions, or its score in a task."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from awq2trt.evaluation.tasks import TaskScore
 
     Measure = Callable[[EvaluatedModel, str, Progress], Perplexity | TaskScore | CaptionPerplexity]
-    """A model and its name, for the progress -> what is measured of it."""
+    """Takes a model and its name, for the progress; returns the measurement."""
 
 
 def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]:
-    """Perplexity or a task's score of every model, each as it is done.
+    """Yields the perplexity or a task's score of every model, each when it is measured.
 
-    A device that is not there, and a task's file, captions or pictures that cannot be found, are refused at once.
+    A missing device, task file, caption or picture is refused at once.
 
     Raises:
         UsageError: There is no such device, task or model, or the text is shorter than a window.
@@ -39,7 +39,7 @@ def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]
 
 
 def _refuse_missing_device(request: EvalRequest) -> None:
-    """Refuses a device that is not there; PyTorch need not see one on which only ONNX Runtime shall run."""
+    """Refuses a missing device; one on which only ONNX Runtime will run need not be visible to PyTorch."""
     if not all(is_exported(model) for model in request.models):
         refuse_missing_device(request.device)
     elif request.device != DEFAULT_DEVICE:
@@ -67,7 +67,7 @@ def _measure(on: TextWindows | TaskExamples | CaptionedImages) -> Measure:
 
 
 def _text(on: TextWindows) -> Measure:
-    """Perplexity on the first windows of a text, which every model tokenizes for itself."""
+    """Measures perplexity on the first windows of a text, which every model tokenizes for itself."""
     from awq2trt.evaluation.perplexity import first_windows
     from awq2trt.text.read import read_text
     from awq2trt.text.tokenizer import CHARACTERS_PER_TOKEN, first_tokens
@@ -82,7 +82,7 @@ def _text(on: TextWindows) -> Measure:
 
 
 def _task(on: TaskExamples) -> Measure:
-    """Score in a task, whose file is read now."""
+    """Measures the score in a task, whose file is read at once."""
     from awq2trt.evaluation.likelihood import tokenize
     from awq2trt.evaluation.tasks import read_task, score_task
 
@@ -97,7 +97,7 @@ def _task(on: TaskExamples) -> Measure:
 
 
 def _captions(on: CaptionedImages) -> Measure:
-    """Perplexity of captions given their pictures, which are looked for now."""
+    """Measures perplexity of captions given their pictures, which are looked for at once."""
     from awq2trt.evaluation.captions import CaptionedModel
     from awq2trt.evaluation.opening import TorchModel
     from awq2trt.images.pairs import read_pairs
@@ -109,7 +109,7 @@ def _captions(on: CaptionedImages) -> Measure:
         vision = model.source.vision if isinstance(model, TorchModel) else None
         if not isinstance(model, TorchModel) or vision is None:
             raise UsageError(
-                "expected an original or a quantized checkpoint of a model that sees, got "
+                "expected the original or a quantized checkpoint of a model that sees images, got "
                 f"{'a model of text' if isinstance(model, TorchModel) else 'an exported model'}.",
                 where=f"{name}, --images {on.images}",
                 fix="name such a model, or measure with --text or --task.",

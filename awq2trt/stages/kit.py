@@ -1,4 +1,4 @@
-"""The kit as a stage: what it would need, made into an artifact where it is not current, packed, and finished.
+"""The kit as a stage: predicts what it needs, makes it unless it is current, packs it, and has it finished.
 
 In: an exported decoder's artifact, and a target. Out: a prediction of memory and speed, and a kit.
 """
@@ -39,16 +39,16 @@ from awq2trt.target import TARGETS, Target, find_jetpack
 
 @dataclass(frozen=True)
 class KitRequest:
-    """What `awq2trt build` is asked for beyond the stages before.
+    """What a user asks for when `awq2trt build` makes a kit.
 
     Attributes:
         target: A Jetson.
         output: The kit's directory.
-        options: Of all stages.
-        overwrite: Replace what is in `output`, whatever it is.
-        force: Although the prediction says that it does not fit.
+        options: Options of all stages.
+        overwrite: Replace whatever is in `output`.
+        force: Make the kit even if it is predicted not to fit.
         tar: Also pack the kit into one file beside `output`.
-        ssh: USER@HOST of the Jetson that shall finish the kit; None to leave it here, unless here is a Jetson Orin.
+        ssh: USER@HOST of the Jetson that will finish the kit; None to finish it only if this machine is a Jetson Orin.
     """
 
     target: Target
@@ -61,18 +61,18 @@ class KitRequest:
 
 
 def spec_of(model: str | None, shape: str | None) -> ModelSpec:
-    """The description of a model, or of a published size.
+    """Describes a model, or a published size.
 
     Raises:
-        UsageError: Both are given, or neither; or there is no such size.
+        UsageError: Both are given or neither is, or there is no such size.
     """
     if (model is None) == (shape is None):
-        raise UsageError("expected a model or a shape, not both.", where="targets", fix="name MODEL, or --shape NAME.")
+        raise UsageError("expected either a model or a shape.", where="targets", fix="name MODEL, or --shape NAME.")
     return ModelSpec(describe_model(shape_config(shape))) if shape else model_spec(str(model))
 
 
 def model_spec(model: str) -> ModelSpec:
-    """The description of a model; of a directory without weights, what its config.json says."""
+    """Describes a model; without weights, from its config.json alone."""
     directory = Path(model).expanduser()
     if not (directory / CONFIG_FILE).is_file():
         return open_source(model).model_spec
@@ -84,10 +84,10 @@ def model_spec(model: str) -> ModelSpec:
 
 
 def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
-    """What a model will need on every target whose memory is known.
+    """Predicts what a model will need on every target whose memory is known.
 
     Raises:
-        UsageError: The model was made for fewer positions than are asked for.
+        UsageError: More positions are wanted than the model was made for.
     """
     options = options.for_device()
     decoder = spec.decoder
@@ -109,15 +109,15 @@ def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
 
 
 def _attention_is_a_layer(spec: DecoderSpec, capacity: int, options: Recipe) -> bool:
-    """Whether a kit's engine has a layer for attention and its cache: our operator, or TensorRT's own."""
+    """Whether a kit's engine has one layer for attention and its cache: our operator, or TensorRT's own."""
     return find_jetpack(options.build.jetpack).fused or (options.build.fusion and fuses_attention(spec, capacity))
 
 
 def require_fit(model: str, request: KitRequest, progress: Progress) -> None:
-    """Says what to expect on the Jetsons, and refuses before hours of work what cannot run.
+    """Says what to expect on the Jetsons, and refuses a model that cannot run there before hours of work.
 
     Raises:
-        UnsupportedError: It does not fit, and is not forced.
+        UnsupportedError: The model does not fit, and `force` is not set.
     """
     spec = model_spec(model)
     require_kernels(spec.decoder)
@@ -129,9 +129,9 @@ def require_fit(model: str, request: KitRequest, progress: Progress) -> None:
         return
     needed, usable = outlook.footprint.run_bytes / 2**30, outlook.usable_bytes / 2**30
     raise UnsupportedError(
-        f"running the model takes {needed:.1f} GiB, and a {request.target.title} has {usable:.1f} GiB for it.",
+        f"running the model takes {needed:.1f} GiB, but a {request.target.title} has only {usable:.1f} GiB for it.",
         where=f"--target {request.target.name}",
-        fix="use a shorter --max-seq-len, a smaller model or a larger Jetson; --force builds the kit all the same.",
+        fix="use a shorter --max-seq-len, a smaller model or a larger Jetson; --force builds the kit anyway.",
     )
 
 
@@ -139,13 +139,13 @@ def require_kernels(spec: DecoderSpec) -> None:
     """Refuses a model with a linear for which the plugin library has no kernel.
 
     Raises:
-        UnsupportedError: It has one.
+        UnsupportedError: It has such a linear.
     """
     for name in spec.block.linears:
         features = spec.linear_shape(name)[1]
         if features % FEATURES_MULTIPLE:
             raise UnsupportedError(
-                f"the plugin library has no kernel for a linear with K = {features}: it takes multiples of "
+                f"the plugin library has no kernel for a linear with K = {features}: K must be a multiple of "
                 f"{FEATURES_MULTIPLE}.",
                 where=spec.prefix(0) + name,
                 fix="build for an RTX card, or use a model with other widths.",
@@ -153,7 +153,7 @@ def require_kernels(spec: DecoderSpec) -> None:
 
 
 def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Progress) -> Artifact:
-    """The kit of an exported decoder; made only where it is not current.
+    """Returns the kit of an exported decoder; it is made only if it is not current.
 
     Raises:
         ToolError: There is no plugin library for the Jetson.
@@ -162,7 +162,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
     contents = exported_contents(onnx, spec)
     decoder = contents.decoder
     if decoder is None:
-        raise ArtifactError("the manifest has no decoder.", where=str(onnx.directory), fix="export it again.")
+        raise ArtifactError("the manifest describes no decoder.", where=str(onnx.directory), fix="export it again.")
     int8_cache = request.options.build.cache == "int8"
     plan = _plan_kit(contents, decoder, spec, request)
     record = kit_record(plan)
@@ -220,10 +220,10 @@ def _kit_fingerprint(onnx: Artifact, plan: KitPlan, record: KitRecord, *, int8_c
 
 
 def deliver(kit: Artifact, request: KitRequest, progress: Progress) -> None:
-    """Packs a kit if that is asked for, and has it finished where that can be done.
+    """Packs a kit if the user wants it packed, and has it finished if a Jetson is available.
 
     Raises:
-        BuildError: The kit's script refuses or fails; it has said why.
+        BuildError: The kit's script refuses or fails; the script has already printed why.
     """
     files = (*kit.manifest.files, MANIFEST_FILE, SUMS_FILE)
     if request.tar:
