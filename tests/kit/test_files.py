@@ -234,7 +234,7 @@ def test_what_does_not_fit_is_refused_before_work(tmp_path: Path) -> None:
     assert fits["orin"].startswith("yes")
     assert fits["orin-nx"] == fits["orin-nano"] == "no"
     small = type(request)(find_target("orin-nx"), request.output, request.options)
-    with pytest.raises(UnsupportedError, match=r"orin-nx: running the model takes \d+\.\d GiB, and a Jetson Orin NX"):
+    with pytest.raises(UnsupportedError, match=r"orin-nx: running the model takes \d+\.\d GiB, but a Jetson Orin NX"):
         require_fit(str(tmp_path), small, progress)
     require_fit(str(tmp_path), type(request)(small.target, small.output, small.options, force=True), progress)
 

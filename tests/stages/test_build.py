@@ -153,11 +153,11 @@ def test_a_failed_engine_leaves_its_log_and_no_directory(model: Path, work: _Wor
 def test_a_target_is_checked_before_any_work(model: Path, work: _Work, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no target"):
         _build(model, tmp_path / "out", target=None)
-    with pytest.raises(UsageError, match="--no-plugin: a kit's engine has our kernels"):
+    with pytest.raises(UsageError, match="--no-plugin: a kit's engine always uses our kernels"):
         _build(model, tmp_path / "out", target="orin", plugin=False)
-    with pytest.raises(UsageError, match=r"--tar: .* needs no finishing"):
+    with pytest.raises(UsageError, match=r"--tar: only a kit .* needs to be finished"):
         list(build_stage(_request(model, tmp_path / "out", tar=True), SilentProgress()))
-    with pytest.raises(UsageError, match=r"--ssh: .* needs no finishing"):
+    with pytest.raises(UsageError, match=r"--ssh: only a kit .* needs to be finished"):
         list(build_stage(_request(model, tmp_path / "out", ssh="me@there"), SilentProgress()))
     assert not work.done
     assert not (tmp_path / "out").exists()
@@ -172,7 +172,7 @@ def test_an_engine_for_another_cpu_says_where_to_build_it(
     model: Path, work: _Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    with pytest.raises(UnsupportedError, match=r"rtx4090: .* is for x86_64; .* here aarch64.*on any x86_64 Linux"):
+    with pytest.raises(UnsupportedError, match=r"rtx4090: .* needs x86_64; .* here aarch64.*on any x86_64 Linux"):
         _build(model, tmp_path / "out")
     assert not work.done
 

@@ -34,7 +34,7 @@ def test_one_of_several_does_the_work_itself(monkeypatch: pytest.MonkeyPatch) ->
     _as_rank_1(monkeypatch)
     assert run_as_ranks(RanksWanted(None, 2, None), ["no such program"]) is None
     assert run_as_ranks(RanksWanted(None, None, None), ["no such program"]) is None
-    with pytest.raises(UsageError, match="3 ranks are asked for, but this is already one of 2"):
+    with pytest.raises(UsageError, match="3 ranks are wanted, but this process is already one of 2"):
         run_as_ranks(RanksWanted(None, 3, None), ["no such program"])
 
 

@@ -255,7 +255,7 @@ def test_results_take_no_file_of_a_models_place(made: Path, model: Path, tmp_pat
     theirs = [model / name for name in ("model.safetensors", "config.json", "tokenizer.json")]
     ours = [made / "onnx" / name for name in ("manifest.json", "model.onnx.data", "golden.npz", "model.onnx")]
     for path in (*theirs, *ours):
-        with pytest.raises(UsageError, match="it is a file of a model, which the results would replace"):
+        with pytest.raises(UsageError, match="the file belongs to a model, and the results would replace it"):
             require_file(path, "--json")
     (tmp_path / "results.json").write_text("{}")  # of an earlier run
     for free in (tmp_path / "results.json", made / "onnx" / "page.html", None):
@@ -273,4 +273,4 @@ def test_results_take_no_file_of_a_models_place(made: Path, model: Path, tmp_pat
 def test_commands_look_before_they_write_results(made: Path, arguments: tuple[str, ...]) -> None:
     ran = CliRunner().invoke(app, [argument.format(made=made) for argument in arguments])
     assert ran.exit_code == 2
-    assert "it is a file of a model" in ran.stderr
+    assert "the file belongs to a model" in ran.stderr
