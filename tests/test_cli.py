@@ -220,7 +220,7 @@ def test_a_bug_says_so_and_shows_its_traceback_only_when_asked(
         (("export", "{tmp}/empty", "-o", "{tmp}/empty"), 2, "the output directory is the checkpoint's own"),
         (("build", "m", "-o", "{tmp}/out"), 2, "no target given"),
         (("build", "m", "-o", "{tmp}/out", "--target", "rtx4080"), 2, "unknown target 'rtx4080'"),
-        (("run", "{tmp}/empty", "--prompt", "x"), 1, "not a directory that awq2trt wrote"),
+        (("run", "{tmp}/empty", "--prompt", "x"), 1, "awq2trt did not write this directory"),
         (("run", "{tmp}/empty", "--prompt", "x", "--backend", "cuda"), 2, "unknown backend 'cuda'"),
         (("run", "{tmp}/empty", "--prompt", "x", "--temperature", "-1"), 2, "where: --temperature"),
         (("inspect", "{tmp}/nowhere"), 1, "no such directory"),

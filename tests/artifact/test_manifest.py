@@ -77,7 +77,7 @@ def _flip_byte(directory: Path) -> None:
         (_flip_byte, "it was changed since"),
         (lambda d: (d / "config.json").unlink(), "it is missing"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\x00" * 999), "expected 1000 bytes, got 999"),
-        (lambda d: (d / "manifest.json").unlink(), "not a directory that awq2trt wrote"),
+        (lambda d: (d / "manifest.json").unlink(), "awq2trt did not write this directory"),
         (lambda d: (d / "manifest.json").write_text("{"), "cannot be read as a manifest of awq2trt"),
         (lambda d: (d / "manifest.json").write_text("[]"), "cannot be read as a manifest of awq2trt"),
         (lambda d: (d / "manifest.json").write_bytes(b"\xff\xfe"), "cannot be read as a manifest of awq2trt"),
@@ -91,7 +91,7 @@ def _flip_byte(directory: Path) -> None:
         ),
         (
             lambda d: _edit(d, lambda m: m.update(minimum_runtime="0.10.0", surprise=1)),
-            "it needs awq2trt 0.10.0 or later, this is 0.1.0.",
+            "it needs awq2trt 0.10.0 or later, but this is 0.1.0.",
         ),
         (lambda d: _edit(d, lambda m: m.update(minimum_runtime="soon")), "minimum_runtime: String should match"),
         (lambda d: _edit(d, lambda m: m.update(format_version=1, contents={})), "'io' is missing"),

@@ -169,7 +169,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"tune": True, "effort": "max"}, "step sizes are tuned on text alone"), ({"seqlen": 300}, "--seqlen")],
+    [({"tune": True, "effort": "max"}, "step sizes can only be tuned on text"), ({"seqlen": 300}, "--seqlen")],
 )
 def test_what_cannot_be_is_refused_first(
     model: Path, pictures: Path, tmp_path: Path, options: dict[str, Any], says: str
@@ -179,7 +179,7 @@ def test_what_cannot_be_is_refused_first(
 
 
 def test_images_for_a_model_of_text_are_refused(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="expected text, got images: this is a model of text"):
+    with pytest.raises(UsageError, match="expected text, got images, which this model cannot see"):
         _quantize(save_llama(tmp_path / "text-model"), tmp_path / "out", calib=str(pictures))
 
 
@@ -198,5 +198,5 @@ def test_too_few_conversations_are_counted(model: Path, pictures: Path, tmp_path
 
 def test_export_of_a_model_that_sees_is_refused(model: Path, pictures: Path, tmp_path: Path) -> None:
     _quantize(model, tmp_path / "out", calib=str(pictures), method="rtn")
-    with pytest.raises(UnsupportedError, match="llava sees, and so far only models of text are exported"):
+    with pytest.raises(UnsupportedError, match="llava sees images, but only models of text can be exported"):
         export_stage(ExportRequest(tmp_path / "out", tmp_path / "onnx", ExportOptions()), SilentProgress())

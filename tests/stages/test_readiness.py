@@ -86,8 +86,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"{LAST}: expected shape \[48, 80\], got \[48, 79\]",
     ),
     "another tokenizer": (_larger_tokenizer, "ordinary tokens go up to id 356, and the model has 272 rows"),
-    "a later tokenizer": (_later_tokenizer, "the pre_tokenizer 'SplitOfTheFuture' is none that"),
-    "no tokenizer": (_no_tokenizer, "no tokenizer files"),
+    "a later tokenizer": (_later_tokenizer, "the pre_tokenizer 'SplitOfTheFuture' is unknown to"),
+    "no tokenizer": (_no_tokenizer, "found no tokenizer"),
     "few positions": (lambda model: _edit(model / "config.json", max_position_embeddings=8), "at most 8 tokens"),
 }
 
@@ -164,7 +164,7 @@ def test_a_disk_without_room_for_all_stages_is_refused(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=200_000))
-    with pytest.raises(ArtifactError, match=r"the disk is full: 0\.2 MB are free, and at least 0\.[0-9] MB"):
+    with pytest.raises(ArtifactError, match=r"the disk is too full: 0\.2 MB are free, but at least 0\.[0-9] MB"):
         _build(model, tmp_path / "out", "cpu")
 
 
@@ -181,7 +181,7 @@ def test_a_resumed_run_needs_no_room_for_what_it_has(tmp_path: Path, monkeypatch
     with create_artifact(tmp_path, "checkpoint", fingerprint, resume=True, expected_bytes=1000) as draft:
         pass
     with (
-        pytest.raises(ArtifactError, match="the disk is full"),
+        pytest.raises(ArtifactError, match="the disk is too full"),
         create_artifact(tmp_path, "checkpoint", fingerprint, resume=True, expected_bytes=1001),
     ):
         pass

@@ -163,7 +163,7 @@ def test_an_fp8_model_is_quantized(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], type[Awq2trtError], str]] = {
     "block size": ({"quant_method": "fp8", "weight_block_size": [32, "x"]}, CheckpointError, "weight_block_size"),
     "blocks of another size": ({"quant_method": "fp8", "weight_block_size": [8, 8]}, CheckpointError, r"got \[3, 2\]"),
-    "no block size": ({"quant_method": "fp8"}, CheckpointError, "expected scales of a weight"),
+    "no block size": ({"quant_method": "fp8"}, CheckpointError, "expected scales for a weight"),
     "format": (_compressed("nvfp4-pack-quantized"), UnsupportedError, "nvfp4-pack-quantized"),
     "other method": ({"quant_method": "bitsandbytes"}, UsageError, r"bitsandbytes.*the original model"),
     "no object": ({"a": 1}, UsageError, "quant_method: None"),

@@ -137,7 +137,7 @@ def test_the_legacy_key_of_linear_scaling_is_heeded(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "a tensor": (None, {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}, r"no place for the tensor blk\.0\."),
+    "a tensor": (None, {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}, r"no place for blk\.0\."),
     "too many blocks": (None, {"blk.2.attn_norm.weight": np.ones(64, np.float32)}, "block_count: 2, but .* 3 blocks"),
     "too few blocks": (lambda writer: writer.add_block_count(3), {}, "block_count: 3, but the file holds 2 blocks"),
     "no blocks": (lambda writer: writer.add_block_count(0), {}, "num_hidden_layers: expected a number from 1"),

@@ -170,7 +170,7 @@ def test_a_model_of_words_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("added_tokens.json", {"<x>": 950}, "'<x>' is to have the id 950, and gets 900"),
+        ("added_tokens.json", {"<x>": 950}, "'<x>' should have the id 950, but gets 900"),
         ("special_tokens_map.json", {"bos_token": "<nobody>"}, "bos_token: the vocabulary has no token '<nobody>'"),
     ],
 )

@@ -104,4 +104,4 @@ def test_an_example_builds_against_what_a_kit_carries_and_runs(library: Path, tm
     command = [emulator, "-L", str(AARCH64_ROOT), str(tmp_path / "chat"), str(tmp_path)]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
-    assert "no manifest.json: not a directory that awq2trt wrote" in refused.stderr
+    assert "there is no manifest.json, so awq2trt did not write this directory" in refused.stderr

@@ -308,10 +308,10 @@ def test_bench_times_tokens_further_on_and_counts_the_cache(built: Path, gpu: Ho
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"ends": (65,)}, "10 tokens that end at position 65, expected more than 10 and at most 64"),
-        ({"ends": (10,)}, "10 tokens that end at position 10"),
+        ({"ends": (65,)}, "10 tokens cannot end at position 65, expected more than 10 and at most 64"),
+        ({"ends": (10,)}, "10 tokens cannot end at position 10"),
         ({"context": 65}, "this model's has 64"),
-        ({"tokens": 61}, "4 \\+ 61 tokens in a cache of 64"),
+        ({"tokens": 61}, "4 \\+ 61 tokens need a cache of"),
         ({"against": ("llama.cpp",)}, "unknown opponent"),
     ],
 )
