@@ -1,11 +1,11 @@
-"""Pictures and what is said of them: a folder of pictures with captions, or a .jsonl file with pictures and messages.
+"""Reads pictures with texts about them: a folder of pictures with captions, or a .jsonl file with messages.
 
-In: a path. Out: `ImageText`s, whose texts have `MARKER` where a picture stands.
+In: a path. Out: `ImageText`s, whose texts have `MARKER` in place of each picture.
 
-A folder has beside each picture a text file of the same name with its caption, `cat.jpg` and `cat.txt`. A line of a
-.jsonl file is `{"image": "cat.jpg", "messages": [...]}`, or with a list of pictures. Messages have the keys `role` and
-`content`; a content is a text or, as in transformers' chat templates, a list of `{"type": "image"}` and
-`{"type": "text", "text": ...}`. `{"image": ..., "caption": ...}` will do, too.
+In a folder, a text file of the same name beside each picture has its caption, e.g. `cat.txt` for `cat.jpg`. A line of a
+.jsonl file is `{"image": "cat.jpg", "messages": [...]}`; the image may be a list. Messages have the keys `role` and
+`content`; a content is a text or, as in transformers' chat templates, a list of `{"type": "image"}` and `{"type":
+"text", "text": ...}`. `{"image": ..., "caption": ...}` is accepted, too.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, Final
 from awq2trt.errors import CalibrationError, UsageError
 
 MARKER: Final = "<image>"
-"""Stands for a picture in a text, as LLaVA's own prompts have it."""
+"""The marker for a picture in a text, as in LLaVA's own prompts."""
 
 _QUESTION: Final = f"{MARKER}\nDescribe the image."
-"""Asked where there is a caption alone."""
+"""The question that is asked if there is only a caption."""
 
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _JSONL: Final = ".jsonl"
@@ -34,9 +34,9 @@ class ImageText:
     """A conversation about pictures.
 
     Attributes:
-        images: Their files, in the order of the markers.
-        messages: Role and text, in turn.
-        where: Which file or line it is from.
+        images: The files of the pictures, in the order of the markers.
+        messages: Role and text of each message.
+        where: The file or line that it comes from.
     """
 
     images: tuple[Path, ...]
@@ -45,12 +45,12 @@ class ImageText:
 
     @property
     def text(self) -> str:
-        """All of it as one text, each message behind its role."""
+        """Joins everything into one text, with each message behind its role."""
         return "\n".join(f"{role.upper()}: {text}" for role, text in self.messages)
 
 
 def is_image_text(path: Path) -> bool:
-    """Whether a path is one that `read_pairs` takes: a folder, or a .jsonl file whose first line names a picture."""
+    """Whether `read_pairs` accepts a path: a folder, or a .jsonl file whose first line names a picture."""
     if path.is_dir():
         return True
     if path.suffix != _JSONL or not path.is_file():
@@ -69,11 +69,11 @@ def read_pairs(path: Path) -> tuple[ImageText, ...]:
 
     Raises:
         UsageError: There is no such path; a line, a caption or a picture is missing or makes no sense.
-        CalibrationError: There is nothing in it.
+        CalibrationError: It is empty.
     """
     if not path.exists():
         raise UsageError(
-            "no such folder or file.",
+            "there is no such folder or file.",
             where=str(path),
             fix="name a folder of pictures with captions, or a .jsonl file.",
         )
@@ -92,9 +92,9 @@ def _in_folder(folder: Path) -> Iterator[ImageText]:
         caption = image.with_suffix(".txt")
         if not caption.is_file():
             raise UsageError(
-                f"expected the picture's caption in {caption.name}, got no such file.",
+                f"expected the picture's caption in {caption.name}, but there is no such file.",
                 where=str(image),
-                fix="write one, or take the picture out.",
+                fix="write one, or remove the picture.",
             )
         try:
             text = caption.read_text(encoding="utf-8").strip()
@@ -131,7 +131,7 @@ def _pair(line: str, folder: Path, where: str) -> ImageText:
         (role, text), *rest = messages
         messages = ((role, f"{MARKER}\n" * len(names) + text), *rest)
     elif markers != len(names):
-        raise _refusal(f"as many {MARKER} as pictures, {len(names)}", markers, where)
+        raise _refusal(f"as many {MARKER} as pictures ({len(names)})", markers, where)
     return ImageText(tuple(folder / name for name in names), messages, where)
 
 
