@@ -58,12 +58,12 @@ def test_the_gpu_is_the_default_device_while_it_lasts(monkeypatch: pytest.Monkey
     assert torch.get_default_device().type == "cpu"
     with pytest.raises(UsageError, match="there is no GPU 1 here") as raised:
         require_device("cuda:1")
-    assert raised.value.fix == "one from cuda:0 to cuda:0."
+    assert raised.value.fix == "use one of cuda:0 to cuda:0."
 
 
 def test_running_out_of_memory_is_explained() -> None:
     with (
-        pytest.raises(ToolError, match=r"CPU does not suffice\. CUDA out of memory\..*--samples"),
+        pytest.raises(ToolError, match=r"CPU has too little memory\. CUDA out of memory\..*--samples"),
         computing_on("cpu"),
     ):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nmore of it")

@@ -54,8 +54,8 @@ def test_a_whole_machine_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     ("device", "lacking", "error", "says", "fix"),
     [
         ("cuda", {"driver": None}, UsageError, "no NVIDIA driver here", "machine with an NVIDIA GPU"),
-        ("cuda", {"driver": Driver((13, 0), ())}, UsageError, "sees no GPU", "machine with an NVIDIA GPU"),
-        ("cuda:2", {}, UsageError, "no GPU 2 here, there are 2", "cuda:0"),
+        ("cuda", {"driver": Driver((13, 0), ())}, UsageError, "finds no GPU", "machine with an NVIDIA GPU"),
+        ("cuda:2", {}, UsageError, "no GPU 2 here; the number of GPUs is 2", "cuda:0"),
         ("cuda:x", {}, UsageError, "expected cpu, cuda or cuda:N", "first NVIDIA GPU"),
         ("gpu", {}, UsageError, "expected cpu, cuda or cuda:N", "first NVIDIA GPU"),
         ("cuda:1", {}, ToolError, "T4 has compute capability 7.5, expected 8.0", "Ampere"),
@@ -142,6 +142,6 @@ def test_what_is_written_is_read_and_no_stream_runs_ahead_of_it() -> None:
 
 def test_a_failing_call_says_why() -> None:
     with pytest.raises(
-        OutOfMemoryError, match=r"cudaMalloc failed on NVIDIA H100: out of memory\. Fix: see with nvidia-smi"
+        OutOfMemoryError, match=r"cudaMalloc failed on NVIDIA H100: out of memory\. Fix: check with nvidia-smi"
     ):
         CudaMemory(_Runtime(failing="cudaMalloc"), H100).allocate(64)

@@ -85,7 +85,7 @@ def test_every_operator_is_held_to_its_names() -> None:
 
 def test_variable_comes_first_and_must_name_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(plugin_library.PATH_VARIABLE, str(tmp_path / "missing.so"))
-    with pytest.raises(ToolError, match=r"missing\.so, which is no file.*AWQ2TRT_PLUGIN_PATH"):
+    with pytest.raises(ToolError, match=r"missing\.so, which is not a file.*AWQ2TRT_PLUGIN_PATH"):
         find_plugin_library()
 
 

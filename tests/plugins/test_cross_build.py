@@ -82,7 +82,7 @@ def test_it_describes_itself_without_being_loaded(library: Path) -> None:
 
 def test_variable_comes_first_and_must_name_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(PATH_VARIABLE, str(tmp_path / "missing.so"))
-    with pytest.raises(ToolError, match=rf"missing\.so, which is no file.*{PATH_VARIABLE}"):
+    with pytest.raises(ToolError, match=rf"missing\.so, which is not a file.*{PATH_VARIABLE}"):
         find_aarch64_library()
 
 

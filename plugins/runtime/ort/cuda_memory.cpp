@@ -101,7 +101,7 @@ Gpu find_gpu(const Driver& driver, const LoweredRecord& record, int32_t index) {
   int number = 0, count = 0;
   if (driver.init(0) != kSuccess || driver.driver_version(&number) != kSuccess ||
       driver.device_count(&count) != kSuccess || count == 0) {
-    throw Error(ErrorCode::kNoDriver, "the NVIDIA driver sees no GPU here", where, kCpuInstead);
+    throw Error(ErrorCode::kNoDriver, "the NVIDIA driver finds no GPU here", where, kCpuInstead);
   }
   const Version cuda = cuda_version(number);
   if (record.minimum_cuda && cuda[0] < (*record.minimum_cuda)[0]) {  // drivers run every minor version of a major one
@@ -110,8 +110,8 @@ Gpu find_gpu(const Driver& driver, const LoweredRecord& record, int32_t index) {
                 where, kNewerDriver);
   }
   if (index < 0 || index >= count) {
-    throw Error(ErrorCode::kWrongDevice, "there is no such GPU here, there are " + std::to_string(count), where,
-                "LoadOptions::device = 0 is the first one.");
+    throw Error(ErrorCode::kWrongDevice, "there is no such GPU here; the number of GPUs is " + std::to_string(count),
+                where, "LoadOptions::device = 0 is the first one.");
   }
   Gpu gpu{};
   char name[kNameBytes] = "";
@@ -236,7 +236,7 @@ class CudaMemory : public DeviceMemory {
                   "--max-seq-len.");
     }
     throw Error(ErrorCode::kRunFailed, what, gpu_.name,
-                "see with nvidia-smi what else uses the GPU; a driver in a bad state needs a restart.");
+                "check with nvidia-smi what else uses the GPU; a driver in a bad state needs a restart.");
   }
 
   Driver driver_;

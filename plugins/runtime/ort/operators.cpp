@@ -41,7 +41,7 @@ std::string find_operators(const std::string& version, const std::string& direct
   const std::string found = get_version == nullptr ? "another project" : get_version();
   if (found != version) {
     throw Error(ErrorCode::kOperatorsVersion,
-                "the model calls operators of awq2trt " + version + ", the library here is of " + found, path,
+                "the model calls operators of awq2trt " + version + ", but the library here has version " + found, path,
                 "pip install awq2trt==" + version + ", or build the model again.");
   }
   return path;

@@ -232,7 +232,9 @@ def test_operators_are_the_installed_ones_of_the_same_version(
 
     monkeypatch.setattr(plugin_library, "_describe", describe)
     monkeypatch.setenv(plugin_library.PATH_VARIABLE, str(tmp_path / "onnx" / "model.onnx"))
-    with pytest.raises(ToolError, match=rf"operators of awq2trt {__version__}, the library here is of 0\.0\.9"):
+    with pytest.raises(
+        ToolError, match=rf"operators of awq2trt {__version__}, but the library here has version 0\.0\.9"
+    ):
         open_backend(artifact, DeviceOptions())
     with pytest.raises(ToolError, match=r"0\.0\.9"):
         open_backend(artifact, DeviceOptions(trust_library=True))
