@@ -281,8 +281,8 @@ _ON_GPU: Final = textwrap.dedent('''\
 _README: Final = textwrap.dedent("""\
     # This check by hand
 
-    polygraphy (`pip install polygraphy`) runs the model on the inputs in this folder, and compares its outputs with those
-    of the quantized model in PyTorch. Each command exits with 0 if they agree.
+    polygraphy (`pip install polygraphy`) runs the model on the inputs in this folder, and compares its outputs with
+    those of the quantized model in PyTorch. Each command exits with 0 if they agree.
 
     {commands}
     """)

@@ -117,7 +117,7 @@ def _pair(line: str, folder: Path, where: str) -> ImageText:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"not valid JSON: {error}.", where=where, fix="mend the line.") from error
+        raise UsageError(f"not valid JSON: {error}.", where=where, fix="correct the line.") from error
     if not isinstance(row, dict):
         raise _refusal("a JSON object", row, where)
     given = next((row[key] for key in _IMAGE_KEYS if key in row), None)
@@ -170,4 +170,4 @@ def _text(content: object, where: str) -> str:
 
 
 def _refusal(expected: str, got: object, where: str) -> UsageError:
-    return UsageError(f"expected {expected}, got {str(got)[:80]!r}.", where=where, fix="mend the line.")
+    return UsageError(f"expected {expected}, got {str(got)[:80]!r}.", where=where, fix="correct the line.")

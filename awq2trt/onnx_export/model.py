@@ -34,7 +34,7 @@ DTYPES: Final[tuple[str, ...]] = get_args(ActivationDtype)
 
 
 class Checkpoint(Protocol):
-    """What export reads: `QuantizedCheckpoint` has it."""
+    """The part of `QuantizedCheckpoint` that the export reads."""
 
     spec: DecoderSpec
     config: dict[str, Any]
@@ -62,7 +62,7 @@ class ExportResult:
 
     Attributes:
         contract: The model's inputs and outputs, for the manifest.
-        dtype: Of activations in the graph, NumPy's name.
+        dtype: Type of activations in the graph, by NumPy's name.
     """
 
     contract: IoContract
@@ -85,11 +85,11 @@ def export_onnx(
         checkpoint: What to export.
         directory: Where `model.onnx` and its weights go.
         options: Capacity, type of activations, function bodies; None for the defaults.
-        all_logits: Logits of every position rather than of the last.
-        progress: Counts blocks.
+        all_logits: Whether the model gives logits of every position rather than only of the last.
+        progress: Counts the blocks.
 
     Raises:
-        UsageError: `max_seq_len` is beyond what the model was made for.
+        UsageError: `max_seq_len` exceeds the positions that the model was made for.
         ArtifactError: The files cannot be written.
     """
     plan = _plan(options or ExportOptions(), checkpoint, all_logits=all_logits)
@@ -206,7 +206,7 @@ def _initializer(tensor: ir.ExternalTensor) -> ir.Value:
 
 
 def _plan(options: ExportOptions, checkpoint: Checkpoint, *, all_logits: bool) -> GraphPlan:
-    """What the options come to for this checkpoint."""
+    """Settles the options for this checkpoint."""
     limit = checkpoint.spec.max_positions
     capacity = options.max_seq_len or min(limit, DEFAULT_MAX_SEQ_LEN)
     if capacity > limit:

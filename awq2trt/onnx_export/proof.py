@@ -1,9 +1,9 @@
 """Proof that an import lost nothing: the checkpoint's weights against those of the exported graph.
 
-In: a checkpoint and the model made of it. Out: the largest difference between the weight that the layout's definition
-gives for the tensors in the checkpoint, and the weight that the graph's codes stand for; both float32. The
-definitions are written down here once more, with shifts instead of the streams of bits of `awq2trt.checkpoint.pack`,
-so that a mistake there cannot hide itself. With step sizes rounded to the graph's type both must be equal, bit for bit.
+In: a checkpoint and the model made of it. Out: the largest difference between the weights that the tensors in the
+checkpoint stand for, by the layout's definition, and those that the graph's codes stand for; both are float32. The
+definitions are written here a second time, with shifts instead of the bit streams of `awq2trt.checkpoint.pack`, so that
+a mistake there cannot go unnoticed. With step sizes rounded to the graph's type both must be equal, bit for bit.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from awq2trt.scheme import QuantScheme
 Array = NDArray[Any]
 
 _AWQ_SHIFTS: Final = (0, 16, 4, 20, 8, 24, 12, 28)
-"""Where each of eight neighbouring columns lies in AutoAWQ's word."""
+"""The position of each of eight neighbouring columns in AutoAWQ's word."""
 
 
 class Checkpoint(Protocol):
-    """What the proof reads: `QuantizedCheckpoint` has it."""
+    """The part of `QuantizedCheckpoint` that the proof reads."""
 
     format: StoredFormat
     spec: DecoderSpec
@@ -55,7 +55,7 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True)
 class ImportProof:
-    """How far the graph's weights are from the checkpoint's, all of it by rounding of step sizes.
+    """How far the graph's weights are from the checkpoint's, which only the rounding of step sizes may cause.
 
     Attributes:
         largest: Largest difference of two weights.
@@ -152,7 +152,7 @@ class _Graph:
             codes -= _spread(self.stored[f"{name}.zeros"].numpy(), length, codes.shape[1])
         found = codes * _spread(self.stored[f"{name}.scales"].numpy(), length, codes.shape[1])
         rows, columns = np.arange(found.shape[0]), np.arange(found.shape[1])
-        weight = np.full_like(found, np.nan)  # what no channel stands for
+        weight = np.full_like(found, np.nan)  # a placeholder that is no channel
         weight[np.ix_(self.rows.get(name, rows), self.columns.get(name, columns))] = found
         return weight
 

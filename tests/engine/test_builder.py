@@ -266,7 +266,7 @@ def test_directory_that_cannot_be_written_is_named(exported: Path, tmp_path: Pat
 @pytest.mark.trt
 def test_missing_weights_are_named(exported: Path, tmp_path: Path) -> None:
     (tmp_path / MODEL_FILE).write_bytes((exported / MODEL_FILE).read_bytes())
-    with pytest.raises(ArtifactError, match=f"{WEIGHTS_FILE}: the weights file is missing"):
+    with pytest.raises(ArtifactError, match=f"{WEIGHTS_FILE}: the file with the weights is missing"):
         build_engine(tmp_path, RTX4090, tmp_path)
 
 

@@ -92,7 +92,7 @@ def test_texts_are_not_taken_for_pictures(tmp_path: Path) -> None:
         ({"image": "a.jpg", "messages": [{"role": "user", "content": [{"type": "video"}]}]}, '"type": "image"'),
         (
             {"image": "a.jpg", "messages": [{"role": "user", "content": "<image><image>"}]},
-            "expected as many <image> as pictures, 1, got '2'",
+            "expected as many <image> as pictures (1), got '2'",
         ),
     ],
 )
@@ -118,5 +118,5 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_not_there_is_refused(folder: Path) -> None:
-    with pytest.raises(UsageError, match="none: no such folder or file"):
+    with pytest.raises(UsageError, match="none: there is no such folder or file"):
         read_pairs(folder / "none")

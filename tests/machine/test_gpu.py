@@ -62,7 +62,7 @@ def test_a_whole_machine_opens(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cuda", {"driver": Driver((12, 8), (H100,))}, ToolError, "up to 12.8, expected 13.0", "driver 580"),
         ("cuda", {"version": "1.26.0"}, ToolError, "1.26.0, expected 1.27", r"awq2trt\[cuda\]"),
         ("cuda", {"providers": ("CPUExecutionProvider",)}, ToolError, "without CUDA", "--no-deps onnxruntime-gpu"),
-        ("cuda", {"libraries": False}, ToolError, r"libcurand\.so\.10 is not here", "pip install nvidia-curand"),
+        ("cuda", {"libraries": False}, ToolError, r"libcurand\.so\.10 was not found", "pip install nvidia-curand"),
     ],
 )
 def test_what_is_missing_is_one_message(

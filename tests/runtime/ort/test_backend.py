@@ -82,7 +82,7 @@ def test_missing_model_is_named(tmp_path: Path) -> None:
 
 def test_missing_weights_are_named(exported: Path, tmp_path: Path) -> None:
     (tmp_path / MODEL_FILE).write_bytes((exported / MODEL_FILE).read_bytes())
-    with pytest.raises(ArtifactError, match=f"{WEIGHTS_FILE}: the weights file is missing"):
+    with pytest.raises(ArtifactError, match=f"{WEIGHTS_FILE}: the file with the weights is missing"):
         OrtBackend.load(tmp_path)
 
 
