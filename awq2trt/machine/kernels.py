@@ -139,7 +139,7 @@ def _load_bench_library(library: PluginLibrary) -> ctypes.CDLL:
         c.awq2trt_mma_ceiling_flops.restype = ctypes.c_int64
         version = c.awq2trt_bench_version().decode()
     except (OSError, AttributeError) as error:
-        raise ToolError(f"not a usable benchmark library: {error}.", where=str(path), fix=fix) from error
+        raise ToolError(f"this benchmark library cannot be used: {error}.", where=str(path), fix=fix) from error
     if version != library.version:
         raise ToolError(
             f"expected version {library.version}, the same as the plugin library beside it, got {version}.",

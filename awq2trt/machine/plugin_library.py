@@ -243,4 +243,4 @@ def _describe(path: Path, source: str) -> PluginLibrary:
             cuda_version=library.awq2trt_cuda_version(),
         )
     except (OSError, AttributeError) as error:
-        raise ToolError(f"not a usable plugin library: {error}.", where=str(path), fix=_BUILD_COMMAND) from error
+        raise ToolError(f"this plugin library cannot be used: {error}.", where=str(path), fix=_BUILD_COMMAND) from error

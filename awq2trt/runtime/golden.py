@@ -1,4 +1,4 @@
-"""Holds an executor to a model's golden outputs. NumPy only, so that `run` can do it too."""
+"""Compares an executor with a model's golden outputs. It needs only NumPy, so that `run` can do it, too."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from awq2trt.runtime.backend import Backend
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """One call held to its golden output.
+    """The comparison of one call with its golden output.
 
     Attributes:
-        name: Of the call.
-        error: As `Golden.relative_tolerance` counts it.
+        name: Name of the call.
+        error: The relative error, measured like `Golden.relative_tolerance`.
         top1: Whether the best token is the expected one.
-        passed: The error is a number within the tolerance.
+        passed: Whether the error is a number within the tolerance.
     """
 
     name: str
@@ -26,7 +26,7 @@ class GoldenResult:
 
 
 def compare_golden(backend: Backend, golden: Golden) -> list[GoldenResult]:
-    """Runs the calls and compares."""
+    """Runs the calls and compares their outputs."""
     results = []
     for call in golden.calls:
         if call.position == 0:

@@ -145,7 +145,8 @@ def test_without_a_gpu_the_table_says_what_is_needed(build: Path, model: Path, m
     monkeypatch.setattr(subject_module, "this_machine", lambda: replace(RTX_CARD, gpu=None, capability=None))
     subject = find_subject(build, model=str(model))
     assert subject.missing[ENGINE] == (
-        "not run: no NVIDIA GPU here, the engine needs compute capability 8.6 or 8.9 or 12.0, TensorRT-RTX 1.7.1.116"
+        "not run: there is no NVIDIA GPU here, but the engine needs "
+        "compute capability 8.6 or 8.9 or 12.0, TensorRT-RTX 1.7.1.116"
     )
     result = run_chain(subject, TOKENS, SilentProgress())
     assert result.passed

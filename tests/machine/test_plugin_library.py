@@ -93,7 +93,7 @@ def test_a_file_that_is_no_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp
     path = tmp_path / "text.so"
     path.write_text("not ELF")
     monkeypatch.setenv(plugin_library.PATH_VARIABLE, str(path))
-    with pytest.raises(ToolError, match=r"text\.so: not a usable plugin library"):
+    with pytest.raises(ToolError, match=r"text\.so: this plugin library cannot be used"):
         find_plugin_library()
 
 

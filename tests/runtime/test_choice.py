@@ -70,7 +70,7 @@ def test_what_the_library_does_not_know_the_package_runs(built: Path, tmp_path: 
     replace_file(directory, "tokenizer.json", json.dumps(tokenizer).encode())
     progress = Notes()
     assert isinstance(load_model(directory, DeviceOptions(), progress=progress), Model)
-    assert progress.notes[0].startswith("the C++ library does not run this model: ")
+    assert progress.notes[0].startswith("the C++ library cannot run this model: ")
     assert "UnicodeScripts" in progress.notes[0]
     with pytest.raises(UnsupportedError):
         load_model(directory, DeviceOptions(), backend="native")

@@ -92,5 +92,7 @@ def test_golden_outputs_without_a_gpu_say_why(build: Path, monkeypatch: pytest.M
     outcome = golden_stage(build / "rtx")
     assert outcome.passed
     lines = list(golden_lines(outcome))
-    assert lines[-2].startswith("the engine was not run: no NVIDIA GPU here, the engine needs compute capability 8.6")
+    assert lines[-2].startswith(
+        "the engine was not run: there is no NVIDIA GPU here, but the engine needs compute capability 8.6"
+    )
     assert lines[-1] == "golden outputs: passed in ONNX Runtime, CPU"

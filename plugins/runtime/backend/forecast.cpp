@@ -41,7 +41,7 @@ void require_memory(const Needs& needs, const MemoryInfo& memory, const std::str
           gibibytes(needs.weights) + ", caches " + gibibytes(needs.caches) + ", runtime " + gibibytes(needs.runtime) +
           "), of which " + gibibytes(memory.free_bytes) + " are free of " + gibibytes(memory.total_bytes),
       device,
-      needs.total() <= memory.total_bytes ? "end what else uses the GPU (nvidia-smi lists it), or " + shorter + "."
+      needs.total() <= memory.total_bytes ? "end other programs that use the GPU (nvidia-smi lists them), or " + shorter + "."
                                           : "use a GPU with more memory, or " + shorter + ".");
 }
 

@@ -109,7 +109,7 @@ def test_manifests_say_what_runs_the_model(model: Path, built: Path, tmp_path: P
 
 @pytest.mark.parametrize(("name", "device"), [("cpu", "cuda"), ("cuda", "cpu")])
 def test_a_model_for_another_device_is_refused(built: Path, gpu: HostMemory, name: str, device: str) -> None:
-    with pytest.raises(UsageError, match=f"built for {name}, and is to run on {device}.*--target {device}"):
+    with pytest.raises(UsageError, match=f"built for {name}, but is supposed to run on {device}.*--target {device}"):
         open_backend(Artifact.open(built / name), DeviceOptions(device))
 
 
