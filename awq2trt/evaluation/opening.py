@@ -1,6 +1,6 @@
-"""Opens what is evaluated: originals and checkpoints for PyTorch, exported models for ONNX Runtime.
+"""Opens models for evaluation: originals and checkpoints in PyTorch, exported models in ONNX Runtime.
 
-In: what a user names. Out: an `EvaluatedModel`, which is asked the same questions whatever runs it.
+In: the name of a model. Out: an `EvaluatedModel`, whose methods are the same whatever runs it.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ PYTORCH: Final = "PyTorch"
 
 @dataclass(frozen=True)
 class Opened:
-    """What is known of a model that is to be evaluated, whatever runs it.
+    """What is known about a model for evaluation, whatever runs it.
 
     Attributes:
         executor: What runs it: `PYTORCH`, or ONNX Runtime with its device.
         scheme: How it is quantized; None for an original.
         tokenizer: Its own.
-        bos: Token that texts begin with; None where its family needs none.
+        bos: Token that texts begin with; None if its family needs none.
     """
 
     executor: str
@@ -53,29 +53,29 @@ class Opened:
 
 
 class EvaluatedModel(Protocol):
-    """A model that can be asked how likely texts are."""
+    """A model that computes how likely texts are."""
 
     @property
     def opened(self) -> Opened:
-        """What is known of it."""
+        """What is known about the model."""
 
     def perplexity(self, windows: Tensor, progress: Progress, name: str) -> Perplexity:
-        """Perplexity on int64 [windows, S]; `name` is the model's, for the progress.
+        """Measures perplexity on int64 [windows, S]; `name` is the model's name, for the progress.
 
         Raises:
             UsageError: The windows are longer than the model has positions, or than its cache.
         """
 
     def scores(self, requests: Sequence[TokenizedContinuation], progress: Progress, description: str) -> list[Score]:
-        """Scores of continuations, in order."""
+        """Scores continuations, in order."""
 
 
 @dataclass(frozen=True)
 class TorchModel:
-    """An original or a quantized checkpoint, a block in memory at a time.
+    """An original or a quantized checkpoint, with one block in memory at a time.
 
     Attributes:
-        opened: What is known of it.
+        opened: What is known about it.
         source: Its weights.
     """
 
@@ -96,8 +96,8 @@ class OnnxModel:
     """An exported model.
 
     Attributes:
-        opened: What is known of it.
-        backend: Loaded with `all_logits`.
+        opened: What is known about it.
+        backend: Its backend, loaded with `all_logits`.
     """
 
     opened: Opened
@@ -107,7 +107,7 @@ class OnnxModel:
         seqlen, capacity = windows.shape[1], self.backend.capacity
         if seqlen > capacity:
             raise UsageError(
-                f"expected at most {capacity} tokens, which is what the exported model's cache holds, got {seqlen}.",
+                f"expected at most {capacity} tokens, the capacity of the exported model's cache, got {seqlen}.",
                 where="--seqlen",
                 fix=f"use --seqlen {capacity} or less, or export again with a larger --max-seq-len.",
             )
@@ -125,12 +125,12 @@ def open_evaluated(model: str, device: str = DEFAULT_DEVICE) -> EvaluatedModel:
     """Opens an original model, a quantized checkpoint or an ONNX model.
 
     Args:
-        model: As the user names it.
-        device: Where ONNX Runtime runs it; what was built for `cuda` runs there anyway.
+        model: The model's name, as the user gave it.
+        device: Where ONNX Runtime runs it; a model built for `cuda` always runs on the GPU.
 
     Raises:
-        ArtifactError: It is not whole.
-        CheckpointError: It is damaged, or has no tokenizer.
+        ArtifactError: The model is not complete.
+        CheckpointError: The model is damaged, or has no tokenizer.
         UsageError: There is no such model.
     """
     if is_exported(model):

@@ -51,7 +51,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (
             {"tensorrt": {Flavour.TENSORRT_RTX: "broken (libcudart.so.13: no such file)"}},
-            "TensorRT-RTX here is broken (libcudart.so.13: no such file), the engine",
+            "TensorRT-RTX here is broken (libcudart.so.13: no such file), but the engine",
         ),
         ({"tensorrt": {Flavour.TENSORRT_RTX: "1.7.1.200"}}, None),
     ],
