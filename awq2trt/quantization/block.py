@@ -1,4 +1,4 @@
-"""One decoder block quantized: statistics and fp32 weights in, codes and folded norms out."""
+"""Quantizes one decoder block: statistics and fp32 weights in, codes and folded norms out."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from awq2trt.tracing import span
 CPU: Final = torch.device("cpu")
 
 REPORT_ROWS: Final = 512
-"""Rows that a linear's errors are measured on; all of a large one would take as long as their search."""
+"""Rows on which a linear's errors are measured; all rows of a large one would take as long as its search."""
 
 PIECE_WEIGHTS: Final = 1 << 26
-"""Weights of a linear that are rounded at once: 256 MiB in fp32, of which a dozen are alive. Linears of Llama-3-8B are
-smaller, those of Llama-2-70B are cut; always alike, since the bits of a product depend on how it is cut."""
+"""Number of weights that are rounded at once: 256 MiB in fp32, of which a dozen copies exist. Linears of Llama-3-8B are
+smaller, and those of Llama-2-70B are cut, always in the same way, since the bits of a product depend on the cut."""
 
 Statistics = Mapping[str, InputStatistics]
 """Input statistics by the first balance layer of each scale group."""
@@ -54,13 +54,13 @@ class LinearReport:
     """What the search did to one linear.
 
     Attributes:
-        alpha: Exponent of its group's scales; None without a search, and where no layer before absorbs scales.
-        beta: How much its group's weights enter the scales, see `ScaleOptions`; None where alpha is.
-        clipped_share: Share of its rounding groups whose range was shrunk.
-        error_rounded: Relative output error of plain rounding, || dW X || / || W X ||, of at most `REPORT_ROWS` rows,
+        alpha: Exponent of its group's scales; None without a search, or if no layer before it absorbs scales.
+        beta: How much its group's weights enter the scales, see `ScaleOptions`; None if alpha is None.
+        clipped_share: Share of its rounding groups whose range was narrowed.
+        error_rounded: Relative output error of plain rounding, || dW X || / || W X ||, over at most `REPORT_ROWS` rows,
             evenly spaced; None without statistics.
-        error: The same after the search. Where q and k are rounded for the scores (`SearchOptions.score_passes`), their
-            own outputs' errors may be larger than they could be.
+        error: The same after the search. If q and k are rounded for the scores (`SearchOptions.score_passes`), the
+            errors of their own outputs may be larger than necessary.
     """
 
     alpha: float | None = None
@@ -75,12 +75,12 @@ class QuantizedBlock:
     """A finished block.
 
     Attributes:
-        linears: By name relative to the block.
+        linears: Quantized linears, by name relative to the block.
         norms: Norm weights and other plain tensors, fp32, by name relative to the block.
-        reports: By linear.
-        search: fp32 [K], by name relative to the block: what the search saw and found of every input that linears
+        reports: Reports by linear.
+        search: fp32 [K], by name relative to the block: what the search saw and found for every input that linears
             share, named after the first of them: `<linear>.magnitude`, the mean |x| of its channels as the original
-            model has them, and `<linear>.scales`, s. Folding can be repeated from these.
+                model has them, and `<linear>.scales`, s. With these, folding can be repeated.
     """
 
     linears: dict[str, QuantizedLinear]
@@ -95,14 +95,14 @@ def collect_statistics(
     """Runs a block over the calibration sequences, one at a time.
 
     Args:
-        runner: Of the model.
-        layer: Which block.
+        runner: Runner of the model's blocks.
+        layer: The block's number.
         weights: The block's fp32 tensors.
         hidden: Its inputs, fp32 [samples, seqlen, hidden_size]; this rank's share of them.
-        ranks: Among which the sequences are shared.
+        ranks: The ranks that share the sequences.
 
     Returns:
-        Its outputs, same shape, and the statistics of every group's input over all ranks.
+        The block's outputs, of the same shape, and the statistics of every group's input over all ranks.
     """
     statistics = {
         group.balance_layers[0]: InputStatistics.empty(runner.spec.linear_shape(group.balance_layers[0])[1])
@@ -121,7 +121,7 @@ def collect_statistics(
 def run_block(
     runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], hidden: Tensor, *, observe: Observer | None = None
 ) -> Tensor:
-    """A block's outputs for fp32 [samples, seqlen, hidden_size]; one sequence at a time keeps activations small."""
+    """Returns a block's outputs for fp32 [samples, seqlen, hidden_size]; runs one sequence at a time to save memory."""
     if not len(hidden):  # a rank may have no window
         return hidden
     return torch.cat([runner.run(weights, sequence, layer=layer, observe=observe) for sequence in hidden.split(1)])
@@ -129,11 +129,11 @@ def run_block(
 
 @dataclass(frozen=True)
 class Guide:
-    """What a block is told beside its statistics.
+    """What a block is given in addition to its statistics.
 
     Attributes:
-        lesson: What it learns from; None for a method that does not learn.
-        start: Where to begin instead of a search; the weights are those that it scaled already.
+        lesson: The data that it learns from; None for a method that does not learn.
+        start: The codes and grids to begin with instead of a search; then the weights are already scaled.
     """
 
     lesson: Lesson | None = None
@@ -160,14 +160,14 @@ def quantize_block(
     method: BlockMethod,
     guide: Guide = UNGUIDED,
 ) -> QuantizedBlock:
-    """Scales by group, folded; then clips by linear; then rounding; then learning; each if the method asks for it.
+    """Searches and folds scales, then searches clips, then rounds, then learns, as far as the method says so.
 
     Args:
         spec: The model.
-        layer: Which block.
+        layer: The block's number.
         weights: The block's fp32 tensors; not changed.
         statistics: As `collect_statistics` returns; empty for a method that uses no text.
-        method: What to do.
+        method: How to quantize.
         guide: Where to begin, and what to learn from.
     """
     where, searched = spec.prefix(layer), method.search is not None and guide.start is None
@@ -189,7 +189,7 @@ def quantize_block(
             with span("report", linear=where + name):
                 reports[name] = _report(original, folded_weight, found, inputs[name], method)
 
-    # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
+    # Grids and codes come last, because a later fold changes the output rows of v_proj and up_proj.
     for name in spec.block.linears:
         start = guide.start.rounded[name] if guide.start else None
         whole = _Rows(where + name, folded[f"{name}.weight"], inputs.get(name), moments.get(name), start)
@@ -199,7 +199,7 @@ def quantize_block(
         if guide.lesson is not None and method.learn is not None:
             rounded[name] = found
         else:
-            finish(name, found)  # at once: bytes take a quarter of the memory that codes in fp32 take
+            finish(name, found)  # packed at once, since bytes take a quarter of the memory of codes in fp32
     if guide.lesson is not None and method.learn is not None:
         with span("learn", block=layer):
             rounded = learn_codes(folded, rounded, guide.lesson, method.scheme, method.learn).rounded
@@ -210,7 +210,7 @@ def quantize_block(
 
 
 def dequantized(linears: Mapping[str, QuantizedLinear], plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A quantized block's tensors, fp32, as `BlockRunner` takes them, of its linears and whatever else it has."""
+    """A quantized block's tensors in fp32, as `BlockRunner` takes them: those of its linears and all others."""
     tensors = dict(plain)
     for name, linear in linears.items():
         tensors[f"{name}.weight"] = torch.as_tensor(linear.dequantize())
@@ -221,9 +221,9 @@ def dequantized(linears: Mapping[str, QuantizedLinear], plain: Mapping[str, Tens
 
 @dataclass(frozen=True)
 class _LinearInput:
-    """Mean |x| of a linear's input as it was, s, and E[x] as it is after folding, over s.
+    """The original mean |x| of a linear's input, the scales s, and E[x] after folding, which divides it by s.
 
-    E[x x^T] is made when it is asked for: of the widest input of a large model, it is larger than the linear.
+    E[x x^T] is computed when it is needed, since for the widest input of a large model it is larger than the linear.
     """
 
     alpha: float | None
@@ -232,39 +232,39 @@ class _LinearInput:
     scales: Tensor
     mean: Tensor
     _statistics: InputStatistics
-    _divisors: Tensor | None = None  # s, where weights were scaled here
+    _divisors: Tensor | None = None  # s, if weights were scaled here
 
     @classmethod
     def unscaled(cls, statistics: InputStatistics) -> _LinearInput:
-        """Before, or without, a search."""
+        """Makes the input before, or without, a search."""
         magnitude = statistics.magnitude()
         return cls(None, None, magnitude, torch.ones_like(magnitude), statistics.mean(), statistics)
 
     def unscaled_gram(self) -> Tensor:
-        """E[x x^T] as it was."""
+        """E[x x^T] of the original input."""
         return self._statistics.gram()
 
     def gram(self) -> Tensor:
-        """E[x x^T] as it is after folding."""
+        """E[x x^T] after folding."""
         gram, divisors = self.unscaled_gram(), self._divisors
         return gram if divisors is None else gram.div_(divisors).div_(divisors.unsqueeze(1))
 
     def scaled(self, found: ScaleResult) -> _LinearInput:
-        """After scales were folded."""
+        """Returns the input after these scales were folded."""
         mean, scales = self.mean / found.scales, found.scales
         return replace(self, alpha=found.alpha, beta=found.beta, scales=scales, mean=mean, _divisors=scales)
 
     def search(self) -> dict[str, Tensor]:
-        """What `QuantizedBlock.search` keeps of it."""
+        """The part of it that `QuantizedBlock.search` keeps."""
         return {"magnitude": self.magnitude, "scales": self.scales}
 
 
 def _fold_searched(
     spec: DecoderSpec, weights: Mapping[str, Tensor], statistics: Statistics, method: BlockMethod, where: str
 ) -> tuple[dict[str, Tensor], dict[str, _LinearInput]]:
-    """The weights with the scales of every group folded in, if the method searches scales; every linear's input then.
+    """Searches and folds the scales of all groups, if the method searches any; also returns every linear's input.
 
-    A group's search sees what the groups before it were folded into. No inputs where the method uses no text.
+    A group's search sees the results of folding the groups before it. There are no inputs if the method uses no text.
     """
     folded, inputs = dict(weights), dict[str, _LinearInput]()
     for group in spec.scale_groups() if statistics else ():
@@ -281,7 +281,7 @@ def _fold_searched(
 def _scaled_before(
     spec: DecoderSpec, inputs: Mapping[str, _LinearInput], scales: Mapping[str, Tensor]
 ) -> dict[str, _LinearInput]:
-    """The inputs of linears that were scaled already, with the scales noted, and the magnitude that was before them."""
+    """The inputs of linears that are already scaled, with the scales and the original magnitude noted."""
     noted = dict[str, _LinearInput]()
     for group in spec.scale_groups():
         seen, own = inputs[group.balance_layers[0]], scales[group.balance_layers[0]]
@@ -292,14 +292,14 @@ def _scaled_before(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of one linear: their weights with scales folded in, and what they are rounded by.
+    """Rows of one linear: their weights with scales folded in, and everything needed to round them.
 
     Attributes:
         where: Full name of the linear.
         weight: fp32 [N, K].
-        seen: Its input; None where no text is used.
-        moments: How errors of its rows weigh on each other, by head; None where they do not.
-        start: Codes and grids to begin at; None to round.
+        seen: The linear's input; None if no text is used.
+        moments: How errors of its rows interact, by head; None if they do not.
+        start: Codes and grids to begin with; None to round.
     """
 
     where: str
@@ -310,23 +310,23 @@ class _Rows:
 
     @property
     def unit(self) -> int:
-        """Rows that are rounded together."""
+        """Number of rows that have to be rounded together."""
         return 1 if self.moments is None else self.moments.shape[1]
 
     def part(self, own: slice) -> _Rows:
-        """Some of them, in whole units."""
+        """A part of the rows, in multiples of `unit`."""
         moments = None if self.moments is None else self.moments[own.start // self.unit : own.stop // self.unit]
         return replace(
             self, weight=self.weight[own], moments=moments, start=self.start.rows(own) if self.start else None
         )
 
     def pieces(self) -> Iterator[slice]:
-        """Rows that are worked on at once, whatever there are; none is one piece."""
+        """Pieces of rows that are worked on at once; no rows at all are one piece."""
         yield from row_pieces(self.weight, self.unit)
 
 
 def _quantized_rows(rows: _Rows, method: BlockMethod, *, clipped: bool) -> Rounded:
-    """Codes and grids of rows, which do not depend on each other; `clipped` says whether grids are searched."""
+    """Rounds rows, which do not depend on each other; `clipped` says whether grids are searched."""
     gram = rows.seen.gram() if rows.seen else None
     if gram is not None:
         require_finite(gram, rows.where)
@@ -336,7 +336,7 @@ def _quantized_rows(rows: _Rows, method: BlockMethod, *, clipped: bool) -> Round
 
 def _quantized_piece(rows: _Rows, gram: Tensor | None, method: BlockMethod, *, clipped: bool) -> Rounded:
     weight, rounded = rows.weight, rows.start
-    if not len(weight):  # as a rank may have of a small linear
+    if not len(weight):  # a rank may have no rows of a small linear
         return round_to_grid(weight, group_grid(to_groups(weight, method.scheme), method.scheme), method.scheme)
     if rounded is None:
         grid = None
@@ -354,7 +354,7 @@ def _quantized_piece(rows: _Rows, gram: Tensor | None, method: BlockMethod, *, c
 def _score_moments(
     spec: DecoderSpec, layer: int, folded: Mapping[str, Tensor], inputs: Mapping[str, _LinearInput], method: BlockMethod
 ) -> dict[str, Tensor]:
-    """How errors of rows of q and k weigh on each other, by linear; empty where the method does not look at scores."""
+    """How errors of rows of q and k interact, by linear; empty if the method does not consider attention scores."""
     if method.search is None or not method.search.score_passes or method.gptq:
         return {}
     seen = inputs[spec.block.q_proj]
@@ -368,17 +368,17 @@ def _round(
     method: BlockMethod,
     where: str,
 ) -> Rounded:
-    """Codes of one linear, on the grid found if there is one."""
+    """Chooses the codes of one linear, on the grid that was found if there is one."""
     scheme, device = method.scheme, weight.device
     if gram is not None and method.gptq:
-        # One column after another is too little work at a time for anything but a CPU.
+        # One column at a time is too little work for anything but a CPU.
         weight, gram, grid = weight.cpu(), gram.cpu(), grid.to(CPU) if grid else None
         return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where).to(device)
     return round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
 
 
 def _descended(weight: Tensor, rounded: Rounded, gram: Tensor, method: BlockMethod, moments: Tensor | None) -> Rounded:
-    """The codes of one linear after their descent; unchanged where the method has none, or rounds by GPTQ."""
+    """Lets the codes of one linear descend; unchanged if the method has no descent, or rounds by GPTQ."""
     search, scheme, device = method.search, method.scheme, weight.device
     if search is None or method.gptq or not (search.code_passes or search.score_passes):
         return rounded
@@ -390,13 +390,13 @@ def _descended(weight: Tensor, rounded: Rounded, gram: Tensor, method: BlockMeth
 
 
 def _report(original: Tensor, folded: Tensor, found: Rounded, seen: _LinearInput, method: BlockMethod) -> LinearReport:
-    """What became of one linear, its weight before and after folding given."""
+    """Reports on one linear, given its weight before and after folding."""
     scheme, ranks, length = method.scheme, method.ranks, len(original)
     own, step = ranks.share(length), -(-length // REPORT_ROWS)
     original, folded, found = original[own], folded[own], found.rows(own)
     clipped = cut_share(folded, found.grid, scheme) if method.search and len(original) else 0.0
-    measured = slice(-own.start % step, None, step)  # the same rows, however many ranks share them
-    # One after the other, so that one E[x x^T] is in memory at a time.
+    measured = slice(-own.start % step, None, step)  # the same rows for any number of ranks
+    # One after the other, so that only one E[x x^T] is in memory.
     plain = original[measured]
     plain_error = _relative_error(fake_quantize(plain, scheme), plain, seen.unscaled_gram(), ranks)
     error = _relative_error(found.rows(measured).dequantize(scheme), folded[measured], seen.gram(), ranks)
@@ -432,14 +432,14 @@ def _search_group(
 
 
 def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor, ranks: Ranks) -> float:
-    """|| (W' - W) x || / || W x ||, root mean square over inputs, over the rows of all ranks."""
+    """|| (W' - W) x || / || W x ||, the root mean square over inputs, over the rows of all ranks."""
     gram = narrowed(gram)
     reference, error = ranks.total(output_error(weight, gram)), ranks.total(output_error(rounded - weight, gram))
     return math.sqrt(error / reference) if reference > 0 else 0.0
 
 
 def row_pieces(weight: Tensor, unit: int) -> Iterator[slice]:
-    """Rows of fp32 [N, K] that are worked on at once, in whole units; at least one piece."""
+    """Splits the rows of fp32 [N, K] into at least one piece to work on at once, in multiples of a unit."""
     size = max(1, PIECE_WEIGHTS // (unit * weight.shape[1])) * unit
     for start in range(0, max(len(weight), 1), size):
         yield slice(start, min(start + size, len(weight)))

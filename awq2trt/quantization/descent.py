@@ -1,14 +1,14 @@
-"""Codes improved one at a time, by coordinate descent on the linear's output error or on that of attention scores.
+"""Improves codes one at a time, by coordinate descent on a linear's output error or on that of attention scores.
 
-In: a weight [N, K], its codes, E[x x^T] of its input. Out: codes on the same grid that no single change improves much
-further. With D the weight error and G = E[x x^T], the error of a row is D G D^T, a parabola in each of its weights; the
-best code of a weight, all others given, is the one nearest to the parabola's minimum w_k - (sum over j != k of
-D_j G_jk) / G_kk. Cyclic descent of this kind is QuantEase's (arXiv:2309.01885, section 3). Unlike GPTQ it inverts
-nothing, looks at every column with all others rounded, and never makes the error larger.
+In: a weight [N, K], its codes, E[x x^T] of its input. Out: codes on the same grid that no change of a single code
+improves much. With D the weight error and G = E[x x^T], the error of a row is D G D^T, a parabola in each of its
+weights; the best code of a weight, all others given, is the one nearest to the parabola's minimum w_k - (sum over j !=
+k of D_j G_jk) / G_kk. Cyclic descent of this kind is QuantEase's (arXiv:2309.01885, section 3). Unlike GPTQ, it inverts
+no matrix, changes every column while all others are rounded, and never makes the error larger.
 
-Where errors of rows weigh on each other by a matrix M, as those of a head's queries do (`awq2trt.quantization.scores`),
-the error is tr(M D G D^T): still a parabola in each weight, around w_rk - (sum over (s, j) != (r, k) of
-M_rs D_sj G_jk) / (M_rr G_kk).
+If errors of rows interact by a matrix M, like those of a head's queries (`awq2trt.quantization.scores`), the error is
+tr(M D G D^T): still a parabola in each weight, around w_rk - (sum over (s, j) != (r, k) of M_rs D_sj G_jk) / (M_rr
+G_kk).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from awq2trt.quantization.rounding import Rounded
 from awq2trt.scheme import QuantScheme
 
 PANEL: Final = 128
-"""Columns whose changes are kept together before they reach the rest of the matrix."""
+"""Number of columns whose changes are collected before they are applied to the rest of the matrix."""
 
 
 def descend(
@@ -31,25 +31,25 @@ def descend(
     """Goes over all columns `passes` times.
 
     Args:
-        weight: fp32 [N, K], scaled already.
-        rounded: Where to start.
+        weight: Scaled weights, fp32 [N, K].
+        rounded: The codes to begin with.
         gram: E[x x^T] of its scaled input, fp32 [K, K].
         scheme: Bits, groups, zero points.
-        passes: How often.
-        moments: M of every head, fp32 [heads, N / heads, N / heads] with positive diagonals; None if no row's error
-            weighs on another's.
+        passes: Number of passes.
+        moments: M of every head, fp32 [heads, N / heads, N / heads] with positive diagonals; None if errors of rows do
+            not interact.
     """
     length = scheme.group_of(weight.shape[1])
     moments = weight.new_ones(len(weight), 1, 1) if moments is None else moments
     heads, rows, _ = moments.shape
 
     def by_column(value: Tensor) -> Tensor:
-        """[N, K] -> [K, rows, heads]: what is worked on at a time lies in memory together."""
+        """[N, K] -> [K, rows, heads], so that values that are used together are adjacent in memory."""
         return value.view(heads, rows, -1).permute(2, 1, 0).contiguous()
 
     target, codes = by_column(weight), by_column(rounded.codes)
     steps, zeros = by_column(rounded.grid.scales.squeeze(-1)), by_column(rounded.grid.zeros.squeeze(-1))
-    # How far the best weight of the second row falls if the first row's grows by 1, [rows, rows, heads].
+    # By how much the best weight of the second row falls if that of the first row grows by 1, [rows, rows, heads].
     ties = (moments / moments.diagonal(dim1=1, dim2=2).unsqueeze(1)).permute(1, 2, 0).contiguous()
     error = by_column(rounded.dequantize(scheme)) - target
     slope = (gram @ error.flatten(1)).view_as(error)  # half the derivative of each row's own output error
@@ -62,7 +62,7 @@ def descend(
                 if index == 0 or column % length == 0:
                     ties_of_codes = ties * step.unsqueeze(1) / step
                 curvature = float(block[index, index])
-                if curvature <= 0:  # an input that is always zero: every code is as good as another
+                if curvature <= 0:  # an input that is always zero: all codes are equally good
                     continue
                 now = (target[column] + error[column]) / step + zero
                 best = now - (ties * local[index].unsqueeze(1)).sum(dim=0) / (step * curvature)
@@ -75,13 +75,14 @@ def descend(
 
 
 def _choose_(codes: Tensor, now: Tensor, best: Tensor, ties: Tensor, scheme: QuantScheme) -> None:
-    """New codes of a column, one row of every head after another.
+    """Chooses new codes for a column, one row of every head after another.
 
     Args:
-        codes: Of the column, [rows, heads]; changed.
-        now: The same as they are, not quite integers where fp32 rounded; [rows, heads].
-        best: Real numbers that minimise the error, each with the other rows as they are; [rows, heads]. Changed.
-        ties: How far the best of the second row falls if the first row's code grows by 1, [rows, rows, heads].
+        codes: Codes of the column, [rows, heads]; they are changed.
+        now: The current codes, which are not exactly integers because of fp32, [rows, heads].
+        best: Real numbers that minimise the error, each with the other rows unchanged, [rows, heads]; they are changed.
+        ties: By how much the best code of the second row falls if that of the first row grows by 1, [rows, rows,
+            heads].
         scheme: Bits.
     """
     for code, wanted, current, falls in zip(codes, best, now, ties, strict=True):

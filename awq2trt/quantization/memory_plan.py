@@ -1,9 +1,9 @@
-"""How much memory quantizing a model takes at most, part by part, before it begins.
+"""Plans how much memory quantizing a model takes at most, part by part, before it begins.
 
-In: the model's shapes, what is asked of a block, the calibration windows. Out: `MemoryPlan`. Tensors are counted, each
-as often as it is alive at once; what the process holds already comes on top. Second moments of inputs, the largest part
-for a model with wide MLPs, may lie in files after calibration: that is what a small limit changes, and it changes no
-bit of the result.
+In: the model's shapes, the method, the calibration windows. Out: `MemoryPlan`. Tensors are counted, each as often as
+copies of it exist at the same time; memory that the process already holds is added. Second moments of inputs, the
+largest part for a model with wide MLPs, may be kept in files after calibration. That is all that a small limit changes,
+and it changes no bit of the result.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ _FP32: Final = 4
 _FP64: Final = 8
 
 _SEARCH_COPIES: Final = 7
-"""Of a piece of rows while its grids are searched: weights, candidates, differences, their products, codes."""
+"""Copies of a piece of rows while its grids are searched: weights, candidates, differences, their products, codes."""
 
 _DESCENT_COPIES: Final = 12
-"""The same while codes descend."""
+"""The same copies while codes descend."""
 
 _GPTQ_MATRICES: Final = 4
-"""[K, K] in fp64: E[x x^T], its factor, the inverse, the inverse's factor."""
+"""Matrices [K, K] in fp64: E[x x^T], its factor, the inverse, and the inverse's factor."""
 
 _LEARN_COPIES: Final = 14
-"""Of a block's weights while it learns: offsets, gradients, codes, the graph of operations, the best state so far."""
+"""Copies of a block's weights while it learns: offsets, gradients, codes, the graph of operations, the best state so
+far."""
 
 _ACTIVATIONS: Final = 6
-"""Of a window's widest activations that are alive at once."""
+"""Number of a window's widest activations that exist at the same time."""
 
 _SLACK: Final = 1.1
-"""What an allocator keeps beyond what it was asked for."""
+"""What an allocator keeps in addition to what was requested, as a factor."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is quantized.
+    """The work that is planned.
 
     Attributes:
         spec: The model.
-        method: What is asked of a block.
-        samples: Calibration windows.
-        seqlen: Tokens in each.
-        writes_text: The model writes its calibration text, for which it is in memory whole.
+        method: How a block is quantized.
+        samples: Number of calibration windows.
+        seqlen: Number of tokens in each.
+        writes_text: Whether the model writes its calibration text, for which all of it is in memory.
     """
 
     spec: DecoderSpec
@@ -62,12 +63,12 @@ class Job:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What is needed.
+    """How much memory is needed.
 
     Attributes:
-        parts: Bytes of each part of the work, by its name, in order.
-        statistics_on_disk: Whether second moments lie in files after calibration.
-        resident_bytes: What the process holds before.
+        parts: Bytes of each part of the work by name, in order.
+        statistics_on_disk: Whether second moments are kept in files after calibration.
+        resident_bytes: Memory that the process already holds.
     """
 
     parts: Mapping[str, int]
@@ -76,23 +77,23 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """The most at any time."""
+        """The largest number of bytes at any time."""
         return self.resident_bytes + max(self.parts.values())
 
     def describe(self) -> str:
-        """One line for people."""
+        """Describes the plan in one line."""
         parts = ", ".join(f"{name} {_gib(value + self.resident_bytes)}" for name, value in self.parts.items())
         where = "; second moments on disk" if self.statistics_on_disk else ""
-        return f"memory planned, at most {_gib(self.peak_bytes)} GiB: {parts}{where}"
+        return f"planned memory: at most {_gib(self.peak_bytes)} GiB; {parts}{where}"
 
 
 def plan_memory(job: Job, resident_bytes: int, limit_bytes: int | None = None) -> MemoryPlan:
-    """The quickest plan within a limit.
+    """Returns the fastest plan within a limit.
 
     Args:
-        job: What is quantized.
-        resident_bytes: What the process holds already.
-        limit_bytes: That no part may pass; None for none.
+        job: The work.
+        resident_bytes: Memory that the process already holds.
+        limit_bytes: Most bytes for any part; None for no limit.
 
     Raises:
         UsageError: No plan stays below the limit.
@@ -103,12 +104,12 @@ def plan_memory(job: Job, resident_bytes: int, limit_bytes: int | None = None) -
             return plan
     least = min(plans, key=lambda plan: plan.peak_bytes)
     part = max(least.parts, key=least.parts.__getitem__)
-    fix = f"--max-memory {math.ceil(least.peak_bytes / 2**20)}M or more"
+    fix = f"use --max-memory {math.ceil(least.peak_bytes / 2**20)}M or more"
     if job.writes_text and part == "text":
-        fix += "; or name a text with --calib, so that the model need not write one"
+        fix += "; or name a text with --calib, so that the model does not have to write one"
     raise UsageError(
-        f"{_gib(limit_bytes or 0)} GiB do not suffice: the least that would do is {_gib(least.peak_bytes)} GiB, "
-        f"for the part {part!r}.",
+        f"{_gib(limit_bytes or 0)} GiB are too little: at least {_gib(least.peak_bytes)} GiB are needed, "
+        f"by the part {part!r}.",
         where="--max-memory",
         fix=f"{fix}.",
     )
@@ -147,13 +148,14 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if method.tune:
         whole = spec.num_layers * codes
         parts["tune"] = whole + 3 * block + 2 * _FP32 * outer + method.tune.windows * activations * 4 + streams
-    # Outside the blocks: as stored, checked, and as the checkpoint has it; and one file that is being written.
+    # Tensors outside the blocks exist as stored, as checked, and as written; in addition there is one file being
+    # written.
     parts["write"] = (_FP32 + 2) * outer + min(SHARD_BYTES, spec.num_layers * codes)
     return {name: round(_SLACK * value) for name, value in parts.items()}
 
 
 def _scale_search(spec: DecoderSpec, group: ScaleGroup, method: BlockMethod) -> int:
-    """E[x x^T] of a group's input; its weights thrice for their magnitudes, or the rows of one trial after another."""
+    """E[x x^T] of a group's input, plus its weights three times for their magnitudes, or the rows of one trial."""
     shapes = [spec.linear_shape(name) for name in group.balance_layers]
     width, rows = shapes[0][1], sum(length for length, _ in shapes)
     tried = min(rows, method.search.scales.rows(rows, width)) if method.search else 0

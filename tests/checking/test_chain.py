@@ -54,7 +54,7 @@ def test_what_was_not_run_says_why(build: Path, model: Path) -> None:
 def test_without_the_original_the_rest_is_checked(build: Path, tmp_path: Path) -> None:
     result = tiny_builds.check(build, None)
     skipped = {stage.stage: str(stage.skipped) for stage in result.stages}
-    assert "tiny-llama, is not here" in skipped[ORIGINAL]
+    assert "tiny-llama, was not found" in skipped[ORIGINAL]
     assert "name it with --model" in skipped[FOLDED]
     assert [stage.stage for stage in result.stages if stage.against] == [ONNX, RUNTIME]
     assert result.passed

@@ -52,14 +52,14 @@ def test_a_bfloat16_checkpoint_may_have_rounded_its_scales_last(
         (tiny_builds.move_a_zero_point, QUANTIZED, "model.layers.2", r"mlp\.gate_proj: .* in row 7, channel 32"),
         (tiny_builds.swap_two_rows, QUANTIZED, "model.layers.0", r"mlp\.down_proj: .* in row 3"),
         (tiny_builds.swap_nibbles, QUANTIZED, "model.layers.2", r"self_attn\.q_proj: .* not the nearest"),
-        (tiny_builds.drop_a_bias, QUANTIZED, "model.layers.1", r"v_proj: missing bias"),
+        (tiny_builds.drop_a_bias, QUANTIZED, "model.layers.1", r"v_proj: the bias is missing"),
         (
             tiny_builds.plant_a_nan,
             FOLDED,
             "model.layers.2",
             r"post_attention_layernorm\.weight: 1 of 48 weights are NaN",
         ),
-        (tiny_builds.plant_a_nan_scale, QUANTIZED, "model.layers.1", r"up_proj: scales are NaN"),
+        (tiny_builds.plant_a_nan_scale, QUANTIZED, "model.layers.1", r"up_proj: some scales are NaN"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

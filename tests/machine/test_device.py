@@ -113,7 +113,7 @@ def test_a_run_is_resumed_on_the_device_that_it_began_on(
     monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cuda"))
     with pytest.raises(UsageError, match="computed on cpu") as raised:
         _job(model, tmp_path / "out", options).run()
-    assert raised.value.fix == "go on with --device cpu, or begin anew with --overwrite."
+    assert raised.value.fix == "continue with --device cpu, or start again with --overwrite."
 
 
 @pytest.mark.gpu
