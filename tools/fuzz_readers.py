@@ -1,4 +1,4 @@
-"""What is fuzzed: every reader of files that others write, with valid files to start from.
+"""The readers that are fuzzed: every reader of files that others write, with valid files to start from.
 
 In: the content of one file, and an empty folder. Out: nothing, or an `Awq2trtError`; anything else is a finding.
 """
@@ -62,8 +62,8 @@ class Reader:
     """One reader.
 
     Attributes:
-        seeds: Valid contents of the file; also what tests hold the reader to.
-        cases: Contents near them.
+        seeds: Valid contents of the file; tests check that the reader accepts them.
+        cases: Contents similar to them.
         read: Reads a content in an empty folder.
     """
 
@@ -81,7 +81,7 @@ def _dumped(values: list[Any]) -> list[bytes]:
 
 
 def _configs() -> list[bytes]:
-    """The example of every family, and one of every way in which checkpoints are quantized."""
+    """The example of every family, and one for each way in which checkpoints are quantized."""
     gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "checkpoint_format": "gptq"}
     weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 32}
     compressed = {
@@ -157,7 +157,7 @@ def _read_model(folder: Path) -> None:
 
 
 def _read_all(model: str) -> None:
-    """Every tensor of a model, all that is known of it by headers first."""
+    """Reads every tensor of a model, after everything that headers tell."""
     source = open_source(model)
     source.require_tensors()
     source.outer()
@@ -225,7 +225,7 @@ def _read_gguf(content: bytes, folder: Path) -> None:
 
 
 def _tokenizers() -> list[bytes]:
-    """Tokenizers of each kind of model that tokenizer.json has, as text."""
+    """Tokenizers for each kind of model in tokenizer.json, as text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytes_ = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate([*alphabet, "ab"])}, merges=[("a", "b")]))
     bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -276,7 +276,7 @@ def _use_tokenizer(folder: Path) -> None:
 
 
 def _quantized() -> list[bytes]:
-    """A tiny checkpoint in AutoAWQ's layout: weights alone, its config.json is `_AWQ`."""
+    """A tiny checkpoint in AutoAWQ's layout; these are its weights, and `_AWQ` is its config.json."""
     spec, random = describe_model(_LLAMA), np.random.default_rng(0)
     linears = {f"model.layers.0.{name}" for name in spec.stored_linears()}
     tensors = {name: value for name, value in _tensors().items() if name.rpartition(".")[0] not in linears}
@@ -359,7 +359,7 @@ def _manifests() -> list[bytes]:
 
 
 def _read_manifest(content: bytes, folder: Path) -> None:
-    """Reads it, and writes over a directory that an interrupted run seems to have left with it."""
+    """Reads a manifest, and overwrites a directory that an interrupted run seems to have left with it."""
     out, victim = folder / "out", folder / "victim"
     (out / ".work").mkdir(parents=True)
     for path in (out / MANIFEST_FILE, out / ".work" / MANIFEST_FILE):
@@ -426,14 +426,14 @@ READERS: Final[dict[str, Reader]] = {
     "manifest": Reader(_manifests, _json_cases, _read_manifest),
     "recipe": Reader(_recipes, _recipe_cases, _read_recipe),
 }
-"""By name, as `make fuzz` and the folders of findings call them."""
+"""The readers by name, which `make fuzz` and the folders of findings use."""
 
 
 def outcome(reader: Reader, content: bytes, folder: Path) -> str | None:
-    """What a reader says of a content: None if it takes it, else its message.
+    """A reader's verdict on a content: None if it accepts it, or its message.
 
     Raises:
-        BaseException: Whatever is no error of ours: a finding.
+        BaseException: Anything that is not an error of ours, which is a finding.
     """
     try:
         reader.read(content, folder)

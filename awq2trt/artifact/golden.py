@@ -4,8 +4,9 @@ In: calls of a decoder with their expected logits (`awq2trt.checking.golden` com
 Out, and back in, in a model's directory:
 
 - `golden.json`: the calls in order: name, tokens, position, which of them start a conversation, how far logits may be
-off; - `golden.npz`: `NAME.input_ids` int64 [1, S], `NAME.cache_position` int64 [1], `NAME.logits` float32 [1, 1, V]; -
-raw little-endian files of the calls that start a conversation, for `trtexec --loadInputs=input_ids:FILE,...`.
+  off;
+- `golden.npz`: `NAME.input_ids` int64 [1, S], `NAME.cache_position` int64 [1], `NAME.logits` float32 [1, 1, V];
+- raw little-endian files of the calls that start a conversation, for `trtexec --loadInputs=input_ids:FILE,...`.
 
 Caches are not stored: slots from `cache_position` on are not read (`plugins/FORMAT.md`), so a call at position 0 works
 with any finite cache, and calls at later positions continue the conversation before them. It needs only NumPy.

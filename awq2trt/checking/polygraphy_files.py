@@ -2,12 +2,13 @@
 
 In: a checked build. Out: a folder that can be read without awq2trt, and the command lines:
 
-- `data_loader.py` with `inputs.npz`: the calls, including the caches before each, as PyTorch computes them; -
-`expected.json`: the quantized model's logits after each call, as polygraphy stores outputs; - `network.py`: the model
-as TensorRT-RTX parses it, with our plugin library registered. polygraphy's own `--plugins` only works with libraries
-that register themselves, but ours exports its creators (`getCreators`), for TensorRT and TensorRT-RTX alike, and is
-loaded by the plugin registry; - `on_gpu.py`: does what polygraphy does with a model in ONNX Runtime, on CUDA and with
-our operators, which its command line cannot register. It also works on the CPU.
+- `data_loader.py` with `inputs.npz`: the calls, including the caches before each, as PyTorch computes them;
+- `expected.json`: the quantized model's logits after each call, as polygraphy stores outputs;
+- `network.py`: the model as TensorRT-RTX parses it, with our plugin library registered. polygraphy's own `--plugins`
+  only works with libraries that register themselves, but ours exports its creators (`getCreators`), for TensorRT and
+  TensorRT-RTX alike, and is loaded by the plugin registry;
+- `on_gpu.py`: does what polygraphy does with a model in ONNX Runtime, on CUDA and with our operators, which its command
+  line cannot register. It also works on the CPU.
 """
 
 from __future__ import annotations

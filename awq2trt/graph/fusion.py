@@ -2,9 +2,9 @@
 
 In: a decoder as `onnx_export.decoder_graph` builds it. Out: the same graph, changed in place to an equivalent one:
 
-- q, k and v become one linear, and everything between it and o becomes one `CachedAttention` (`fused_attention`), -
-gate and up become one linear with a `GatedActivation`, - a residual sum and its norm become a `ResidualNorm`; a norm of
-anything else becomes one without a residual.
+- q, k and v become one linear, and everything between it and o becomes one `CachedAttention` (`fused_attention`),
+- gate and up become one linear with a `GatedActivation`,
+- a residual sum and its norm become a `ResidualNorm`; a norm of anything else becomes one without a residual.
 
 A pattern is either recognized completely or left alone, and inputs and outputs of the graph stay. Nodes that are found
 by name in an exported file disappear: the residual stream after a block is an output of the next block's norm. So a

@@ -4,8 +4,9 @@ In: a decoder as it was exported, or with fused attention (`fusion`). Out: the s
 are int8, and their scales, in the type of activations, come after all other inputs and outputs. `plugins/FORMAT.md`
 defines it in the section CachedAttention:
 
-- a `CachedAttention` gets the scales as its last inputs and outputs; - a `TensorScatter` that writes a cache becomes
-standard operators that quantize new values, write them, and dequantize what attention reads.
+- a `CachedAttention` gets the scales as its last inputs and outputs;
+- a `TensorScatter` that writes a cache becomes standard operators that quantize new values, write them, and dequantize
+  what attention reads.
 """
 
 from __future__ import annotations

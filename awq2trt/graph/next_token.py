@@ -2,10 +2,11 @@
 
 In: a model whose logits are [B, 1, V]. Out: the same model with one more output, int64 [B, 1], the index of the largest
 score, or the first of equal ones. Greedy decoding then copies 8 bytes per token to the host instead of a row of logits,
-and the output's memory can be the next call's `input_ids`. The search has two steps, the best of each piece of the row
-and the best of those: ONNX Runtime's CUDA provider sorts rows of up to 512 numbers in shared memory, many rows at once,
-but searches a longer row in a single block of threads (`onnxruntime/core/providers/cuda/math/topk_impl.cuh`). Its
-`ArgMax` would need cuDNN, which nothing else here does.
+and the output's memory can be the next call's `input_ids`.
+
+The search has two steps, the best of each piece of the row and the best of those: ONNX Runtime's CUDA provider sorts
+rows of up to 512 numbers in shared memory, many rows at once, but searches a longer row in a single block of threads
+(`onnxruntime/core/providers/cuda/math/topk_impl.cuh`). Its `ArgMax` would need cuDNN, which nothing else here needs.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ In: the model as `export` wrote it. Out: the same model object, changed to an eq
 when they are read, one at a time, so that a model larger than the memory can be written to disk. For the CPU:
 
 - every quantized linear becomes `com.microsoft::MatMulNBits`, whose kernels read codes directly; an 8-bit one becomes
-two of them, for the upper and lower halves of its codes; and a quantized embedding becomes
-`com.microsoft::GatherBlockQuantized`. Function bodies would dequantize the complete weight at every call; -
-half-precision tensors become fp32, except for embeddings and the head (`half_tables`). The CPU provider lacks
-half-precision kernels for most operators, and would cast back and forth around each; - the capacity axis of the cache
-becomes dynamic, so that a short conversation attends over a short cache.
+  two of them, for the upper and lower halves of its codes; and a quantized embedding becomes
+  `com.microsoft::GatherBlockQuantized`. Function bodies would dequantize the complete weight at every call;
+- half-precision tensors become fp32, except for embeddings and the head (`half_tables`). The CPU provider lacks
+  half-precision kernels for most operators, and would cast back and forth around each;
+- the capacity axis of the cache becomes dynamic, so that a short conversation attends over a short cache.
 
 For a GPU, half precision stays and the capacity is fixed, since a CUDA graph is captured for one shape.
 

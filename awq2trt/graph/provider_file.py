@@ -3,10 +3,10 @@
 In: the directory that `export` wrote. Out, in a directory that the caller owns: an equivalent `model.onnx` and its
 weights. Tensors are read, rewritten and written one at a time, so that memory holds only the largest.
 
-- For the CPU: operators of `com.microsoft`, fp32, and a cache of any length up to the capacity (`ort_lowering`). - For
-CUDA with our kernels: our operators with codes, without function bodies, so that the plugin library implements them,
-and usually fused operators of the same library (`fusion`). - For CUDA without them: `MatMulNBits` in the activations'
-type.
+- For the CPU: operators of `com.microsoft`, fp32, and a cache of any length up to the capacity (`ort_lowering`).
+- For CUDA with our kernels: our operators with codes, without function bodies, so that the plugin library implements
+  them, and usually fused operators of the same library (`fusion`).
+- For CUDA without them: `MatMulNBits` in the activations' type.
 
 The first form, and the one with fused operators, may have a cache of codes (`int8_cache`). All forms for CUDA give
 `next_token` beside the logits, and have a fixed capacity, which a CUDA graph needs.

@@ -6,13 +6,14 @@ are registered under. Bodies use only what TensorRT accepts: its `DequantizeLine
 complete blocks of more than one element, and INT4 or INT8 codes may go only into `DequantizeLinear`:
 
 - An embedding dequantizes its whole table and then gathers rows, since codes cannot be gathered. That is correct but
-slow. - Zero points become a second product. w = s (q - z), so x w^T = x (s q)^T - sum_groups(x) (s z)^T, where q and z
-are the signed INT4 values (code - 8, zero - 8), whose offset cancels in q - z. The two products partly cancel; with
-everything rounded to fp16 the mean KL of SmolLM2-135M (g128, 512 tokens of WikiText-2, simulated in PyTorch) from its
-fp32 self is 8e-6, against 4e-6 for one product with w in fp16, and largest intermediate 1.2e4. - A shorter last group
-leads to smaller blocks: g = gcd(K, G) divides both, so that every block of g channels lies in one group, whose scale
-and zero point it repeats. - If g is 1 (an odd K) the weight is dequantized element by element, which is correct, but
-not fast in TensorRT.
+  slow.
+- Zero points become a second product. w = s (q - z), so x w^T = x (s q)^T - sum_groups(x) (s z)^T, where q and z are
+  the signed INT4 values (code - 8, zero - 8), whose offset cancels in q - z. The two products partly cancel; with
+  everything rounded to fp16 the mean KL of SmolLM2-135M (g128, 512 tokens of WikiText-2, simulated in PyTorch) from its
+  fp32 self is 8e-6, against 4e-6 for one product with w in fp16, and largest intermediate 1.2e4.
+- A shorter last group leads to smaller blocks: g = gcd(K, G) divides both, so that every block of g channels lies in
+  one group, whose scale and zero point it repeats.
+- If g is 1 (an odd K) the weight is dequantized element by element, which is correct, but not fast in TensorRT.
 """
 
 from __future__ import annotations

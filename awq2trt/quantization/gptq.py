@@ -1,9 +1,9 @@
 """GPTQ: chooses codes column by column, and corrects later columns for each column's error.
 
-In: fp32 weights [N, K] and E[x x^T] of their input. Out: codes and their grid. The objective is the output error tr((W'
-- W) G (W' - W)^T) (GPTQ, arXiv:2210.17323, section 3). Rounding a column leaves an error that the optimal brain surgeon
-spreads over the columns that are not rounded yet; with H = G + damping and U the upper Cholesky factor of H^-1, that is
-a rank-one step along the column's row of U (section 3.3, step 3).
+In: fp32 weights [N, K] and E[x x^T] of their input. Out: codes and their grid. The objective is the output error
+tr((W' - W) G (W' - W)^T) (GPTQ, arXiv:2210.17323, section 3). Rounding a column leaves an error that the optimal brain
+surgeon spreads over the columns that are not rounded yet; with H = G + damping and U the upper Cholesky factor of
+H^-1, that is a rank-one step along the column's row of U (section 3.3, step 3).
 
 Columns are rounded from left to right, or by decreasing E[x_k^2] (`act_order`), so that the inputs that matter most are
 rounded while all others can still compensate for them. Groups keep their columns in both cases. With `act_order`, grids

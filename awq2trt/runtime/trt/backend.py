@@ -2,9 +2,10 @@
 
 `check` reaches an engine through three layers, of which only the last needs a GPU:
 
-- `EngineRunner` answers the calls of `check`; - `EngineBackend`, here, splits tokens into calls that fit an
-optimization profile, and carries the cache tensors from each call to the next; - `TrtSession` makes one call, through
-polygraphy's `TrtRunner`.
+- `EngineRunner` answers the calls of `check`;
+- `EngineBackend`, here, splits tokens into calls that fit an optimization profile, and carries the cache tensors from
+  each call to the next;
+- `TrtSession` makes one call, through polygraphy's `TrtRunner`.
 
 **No engine of ours has been run yet**: TensorRT-RTX runs on GeForce RTX, TensorRT builds on the Jetson, and this
 project has had neither. The tests drive the first two layers over ONNX Runtime, with the inputs and outputs of an
