@@ -5,7 +5,8 @@ This holds whatever stops a build (an error, Ctrl-C, `kill -9`, a full disk):
 1. `create_artifact` locks the directory (`.lock`, flock: the kernel releases it when the process dies).
 2. The stage writes into `.work/files`, on the same file system, and keeps whatever a resumed run needs in
    `.work/scratch`.
-3. `Draft.publish` hashes and syncs the files, removes the old manifest and the old files, moves the new ones into place, ending with those that other tools look for (`ENTRY_FILES`), and then the manifest.
+3. `Draft.publish` hashes and syncs the files, removes the old manifest and the old files, moves the new ones into
+   place, ending with those that other tools look for (`ENTRY_FILES`), and then the manifest.
 """
 
 from __future__ import annotations
