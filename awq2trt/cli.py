@@ -283,7 +283,9 @@ def run(
     prompt: Annotated[str, typer.Option("--prompt", help="The question or text for the model.")],
     backend: cli_flags.Runtime = "auto",
     device: cli_flags.RunDevice = None,
-    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", help="The system message, which tells the model its role.")
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as plain text, without the chat template.")
     ] = False,
@@ -389,7 +391,7 @@ app.command()(bench)
 @app.command()
 def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint, ONNX model or engine.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     html_file: cli_flags.HtmlFile = None,
     results: Annotated[
         Path | None,
@@ -451,7 +453,7 @@ def targets(
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Show what this machine can do, and the commands that install what is missing."""
     from awq2trt.machine.doctor import diagnosis_json, diagnosis_lines, examine

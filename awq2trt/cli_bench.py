@@ -28,7 +28,7 @@ def bench(
     ends: Annotated[
         list[int] | None, typer.Option("--end", help="Also time tokens where a conversation ends at this position.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Conversations at once.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Number of conversations at once.")] = 1,
     against: Annotated[
         list[str] | None, typer.Option("--against", help="Also time, in the same run, hf (fp16) or matmulnbits.")
     ] = None,
@@ -41,7 +41,7 @@ def bench(
     code_bits: Annotated[
         int, typer.Option("--code-bits", help="With --kernels, bits of a code: 4, or 8 for heads.")
     ] = 4,
-    group_size: Annotated[int, typer.Option("--group-size", help="Of --kernels.")] = 128,
+    group_size: Annotated[int, typer.Option("--group-size", help="With --kernels, weights that share a scale.")] = 128,
     dtype: Annotated[str, typer.Option("--dtype", help="With --kernels: float16 or bfloat16.")] = "float16",
     json_file: cli_flags.NumbersFile = None,
     markdown_file: cli_flags.MarkdownFile = None,

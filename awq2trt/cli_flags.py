@@ -59,7 +59,7 @@ Calib = Annotated[
         "--calib", metavar="TEXT", help="Calibration text: self, a .txt or .jsonl file, or a data set's name. [self]"
     ),
 ]
-Samples = Annotated[int | None, typer.Option("--samples", help="Calibration windows. [16]")]
+Samples = Annotated[int | None, typer.Option("--samples", help="Number of calibration windows. [16]")]
 Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens in a calibration window. [512]")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of random numbers. [0]")]
 MaxSeqLen = Annotated[
@@ -132,13 +132,19 @@ ResultsFile = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the results, for inspect --html.", callback=_writable),
 ]
-NumbersFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.", callback=_writable)]
-MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="A table.", callback=_writable)]
+NumbersFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers as JSON.", callback=_writable)
+]
+MarkdownFile = Annotated[
+    Path | None, typer.Option("--markdown", metavar="FILE", help="Write a Markdown table.", callback=_writable)
+]
 HtmlFile = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="Write a page with plots about a checkpoint.", callback=_writable),
 ]
-PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="PNG.", callback=_writable)]
+PlotFile = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Write a plot as PNG.", callback=_writable)
+]
 TraceFile = Annotated[
     Path | None,
     typer.Option(

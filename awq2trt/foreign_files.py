@@ -27,7 +27,7 @@ UNPAIRED: Final = "surrogates not allowed"
 """The reason that Python gives when a path or JSON text contains lone surrogates, which it cannot encode."""
 
 _REASON_CHARACTERS: Final = 300
-"""How much of a library's message is shown; some quote the whole file."""
+"""How much of a library's message is shown; some quote the complete file."""
 
 
 @contextmanager

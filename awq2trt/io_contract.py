@@ -44,7 +44,7 @@ class TensorContract:
         dtype: NumPy's name of the element type, `bfloat16` included.
         shape: A number for a fixed axis, a name for a dynamic one.
         meaning: One sentence.
-        alias: Of an output: the input whose memory it may be; None if it needs its own.
+        alias: For an output, the input whose memory it may use; None if it needs its own.
     """
 
     name: str
@@ -74,9 +74,9 @@ class IoContract:
     """Inputs and outputs of a graph.
 
     Attributes:
-        inputs: Of a decoder: `input_ids`, `cache_position`, then `past_key_i`, `past_value_i` of every layer, then,
-            of a cache of codes, `past_key_scale_i`, `past_value_scale_i` of every layer.
-        outputs: Of a decoder: `logits`, then `present_key_i`, `present_value_i` of every layer and their scales, each
+        inputs: For a decoder, `input_ids`, `cache_position`, then `past_key_i`, `past_value_i` of every layer, then,
+            for a cache of codes, `past_key_scale_i`, `past_value_scale_i` of every layer.
+        outputs: For a decoder, `logits`, then `present_key_i`, `present_value_i` of every layer and their scales, each
             of which may be the same memory as its `past_` input.
         cache: None for a graph without one.
     """

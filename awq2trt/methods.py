@@ -19,7 +19,7 @@ class Method:
     """What a method does. A method that does neither rounds to nearest, which papers call RTN.
 
     Attributes:
-        name: As users write it.
+        name: Its name, as users write it.
         searches_scales: AWQ: it searches scales, folds them, then searches grids. `--effort` says how hard, and the
             checkpoint keeps the scales, so that folding can be repeated.
         rounds_columns: GPTQ: it rounds column by column, so a code need not be the nearest to its weight.

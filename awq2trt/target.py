@@ -71,7 +71,7 @@ class Target:
         name: The value of `--target`.
         title: Its usual name.
         compute_capabilities: (major, minor) of every GPU that an engine must run on; empty for the GPU of the
-            machine that builds, and where there is no engine.
+            machine that builds, and for targets without an engine.
         cpu: Architecture of the CPU, as `uname -m` prints it, or `ANY_CPU`.
         flavour: The runtime that executes the model there.
         minimum_version: The lowest version of that runtime that runs our models, (major, minor).

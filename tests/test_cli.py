@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, where, and with which exit code; a failure is one message."""
+"""The command line as users see it: what it prints, where, and its exit code; a failure is one message."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Outcome:
-    """What a command did."""
+    """The result of a command."""
 
     def __init__(self, code: object, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
@@ -61,7 +61,7 @@ def _fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 
 def _taken(monkeypatch: pytest.MonkeyPatch, stage: str) -> list[Any]:
-    """Replaces a stage; the list gets the requests it is called with."""
+    """Replaces a stage; the list receives the requests with which it is called."""
     requests: list[Any] = []
 
     class Made:
@@ -320,7 +320,7 @@ def test_doctor_exits_with_0_and_speaks_json(awq2trt: Callable[..., Outcome]) ->
 
 
 def _process(code: str, *arguments: str) -> subprocess.Popen[str]:
-    """A real process that runs some Python, with its output piped."""
+    """Runs some Python in a real process whose output is piped."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

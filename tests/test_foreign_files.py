@@ -12,7 +12,7 @@ from awq2trt.foreign_files import read_bounded, read_json, reading
 
 
 class PanicException(BaseException):
-    """As pyo3's: not an Exception."""
+    """Like pyo3's, not an Exception."""
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ BESIDE_THE_PACKAGE = {"plugins", "tools"}
 """Folders of tests that mirror a folder beside the package."""
 
 NO_MIRROR = {"e2e", "data"}
-"""Tests of everything together, and what tests read."""
+"""Tests of everything together, and files that tests read."""
 
 
 def _rooms(folder: Path) -> list[Path]:

@@ -73,7 +73,7 @@ def main() -> None:
     """Checks the build on every text and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="a directory that `awq2trt build ... -o DIR` wrote")
-    parser.add_argument("--tokens", type=int, default=192, help="of each text")
+    parser.add_argument("--tokens", type=int, default=192, help="most tokens of each text")
     parser.add_argument("--json", type=Path, help="all numbers, written after every text")
     arguments = parser.parse_args()
     data = Path(os.environ.get("AWQ2TRT_DATA", "../shared/data"))

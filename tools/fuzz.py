@@ -140,8 +140,8 @@ def main() -> int:
     """Fuzzes each reader in a process of its own, which a finding may kill."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("readers", nargs="*", metavar="READER", help=f"some of: {', '.join(READERS)}; all by default")
-    parser.add_argument("--seconds", type=float, default=600, help="for each reader")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the draws")
+    parser.add_argument("--seconds", type=float, default=600, help="seconds for each reader")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the first draws")
     parser.add_argument("--here", action="store_true", help="fuzz one reader, in this process")
     arguments = parser.parse_args()
     names = arguments.readers or list(READERS)

@@ -1,4 +1,4 @@
-"""Source files and Python functions that are too long to read at once; `make lint` fails where there are any.
+"""Source files and Python functions that are too long to read at once; `make lint` fails if there are any.
 
     python tools/long_files.py
 
@@ -27,7 +27,9 @@ NOT_OURS: Final = "plugins/third_party/"
 
 def long_files(root: Path) -> Iterator[tuple[str, int]]:
     """Yields the name, relative to `root`, and the number of lines of every source file that is too long."""
-    for name in _sources(root):
+    for name in our_files(root):
+        if not name.endswith(SUFFIXES):
+            continue
         lines = len((root / name).read_text(encoding="utf-8").splitlines())
         if lines > MOST_LINES:
             yield name, lines
@@ -35,7 +37,7 @@ def long_files(root: Path) -> Iterator[tuple[str, int]]:
 
 def long_functions(root: Path) -> Iterator[tuple[str, int]]:
     """Yields `file:line function` and the number of lines of every Python function whose body is too long."""
-    for name in _sources(root):
+    for name in our_files(root):
         if not name.endswith(".py"):
             continue
         for node in ast.walk(ast.parse((root / name).read_text(encoding="utf-8"))):
@@ -54,8 +56,8 @@ def _body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (statements[-1].end_lineno or 0) - statements[0].lineno + 1
 
 
-def _sources(root: Path) -> Iterator[str]:
-    """Yields the names of our source files, relative to `root`, in order."""
+def our_files(root: Path) -> Iterator[str]:
+    """Yields the names of our files, relative to `root`, in order."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=root,
@@ -64,8 +66,7 @@ def _sources(root: Path) -> Iterator[str]:
         check=True,
     )
     for name in sorted(filter(None, listed.stdout.split("\0"))):
-        path = root / name
-        if path.suffix in SUFFIXES and not name.startswith(NOT_OURS) and path.is_file():
+        if not name.startswith(NOT_OURS) and (root / name).is_file():
             yield name
 
 

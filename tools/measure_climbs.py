@@ -76,7 +76,7 @@ def read_layers(pyproject: Path) -> dict[str, int]:
 def main() -> None:
     """Prints the table, then every climb."""
     parser = argparse.ArgumentParser(description="Moves between rooms, and how many of them climb.")
-    parser.add_argument("entries", nargs="*", default=ENTRIES, metavar="FUNCTION", help="of awq2trt.api")
+    parser.add_argument("entries", nargs="*", default=ENTRIES, metavar="FUNCTION", help="functions of awq2trt.api")
     source, layers = Source.read(ROOT), read_layers(ROOT / "pyproject.toml")
     found = {entry: measure(source, layers, entry) for entry in parser.parse_args().entries}
     print(f"{'request':10} {'functions':>9} {'moves':>6} {'climbs':>6}")

@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", help="names of tables; all by default")
     parser.add_argument("--full", action="store_true", help="every cell, three draws")
-    parser.add_argument("--paper", action="store_true", help="the whole split, windows of 2,048 tokens, the Pile")
+    parser.add_argument("--paper", action="store_true", help="the complete split, windows of 2,048 tokens, the Pile")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute; cuda: on all GPUs")

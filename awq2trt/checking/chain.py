@@ -120,7 +120,7 @@ def run_chain(
         stages = [
             _stage_result(subject, stage, outputs, tokens)
             if stage in outputs
-            else StageResult(stage, skipped=None if stage in seconds else missing.get(stage, "not asked for"))
+            else StageResult(stage, skipped=None if stage in seconds else missing.get(stage, "not wanted"))
             for stage in AGAINST
         ]
     stages = [

@@ -22,7 +22,7 @@ class CheckOutcome:
     Attributes:
         result: The comparison of each stage with the one before it.
         commands: polygraphy commands that repeat this check.
-        cut: The nodes that fail, if they were asked for and there are any.
+        cut: The nodes that fail, if they were wanted and there are any.
     """
 
     result: CheckResult

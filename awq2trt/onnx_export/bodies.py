@@ -5,7 +5,7 @@ its own `overload` field (ONNX IR version 10 and later), so that all variants sh
 are registered under. Bodies use only what TensorRT accepts: its `DequantizeLinear` has no zero points and needs
 complete blocks of more than one element, and INT4 or INT8 codes may go only into `DequantizeLinear`:
 
-- An embedding dequantizes its whole table and then gathers rows, since codes cannot be gathered. That is correct but
+- An embedding dequantizes its complete table and then gathers rows, since codes cannot be gathered. That is correct but
   slow.
 - Zero points become a second product. w = s (q - z), so x w^T = x (s q)^T - sum_groups(x) (s z)^T, where q and z are
   the signed INT4 values (code - 8, zero - 8), whose offset cancels in q - z. The two products partly cancel; with
@@ -136,7 +136,7 @@ def _function(
 
 
 def _blockwise_product(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.Value]) -> ir.Value:
-    """x (s q)^T - blocksum(x) (s z)^T, with q dequantized in whole blocks."""
+    """x (s q)^T - blocksum(x) (s z)^T, with q dequantized in complete blocks."""
     x, block = inputs["x"], variant.block_length
     scales = _per_block(tape, variant, inputs["scales"])  # [N, K/g]
     weight = tape.op("DequantizeLinear", [inputs["codes"], scales], {"axis": 1, "block_size": block})  # [N, K]
@@ -154,7 +154,7 @@ def _blockwise_product(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.Va
 
 
 def _blockwise_rows(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.Value]) -> ir.Value:
-    """Rows of s q less those of s z, with q dequantized in whole blocks."""
+    """Rows of s q minus those of s z, with q dequantized in complete blocks."""
     ids, block = inputs["ids"], variant.block_length
     scales = _per_block(tape, variant, inputs["scales"])  # [V, K/g]
     table = tape.op("DequantizeLinear", [inputs["codes"], scales], {"axis": 1, "block_size": block})  # [V, K]
@@ -186,7 +186,7 @@ def _elementwise_weight(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.V
 
 
 def _per_block(tape: Tape, variant: BodyVariant, groups: ir.Value) -> ir.Value:
-    """Repeats [N, ceil(K/G)] to [N, K/g] where the last group is shorter; whole groups stay as they are."""
+    """Repeats [N, ceil(K/G)] to [N, K/g] if the last group is shorter; otherwise nothing changes."""
     features, block = variant.ragged_features, variant.block_length
     if features is None:
         return groups

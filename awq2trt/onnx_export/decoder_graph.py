@@ -86,7 +86,7 @@ def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
 
 
 def build_decoder(spec: DecoderSpec, weights: Weights, plan: GraphPlan, on_block: Callable[[], None]) -> ir.Model:
-    """Builds the whole decoder.
+    """Builds the complete decoder.
 
     Args:
         spec: The model's description.
@@ -454,7 +454,7 @@ class _DecoderBuilder:
         return self._constant(name, np.asarray(value, np.float32))
 
     def _constant(self, name: str, value: NDArray[np.float32]) -> ir.Value:
-        """A tensor in the graph's dtype, the same initializer wherever it is asked for by the same name."""
+        """A tensor in the graph's dtype; the same name always returns the same initializer."""
         if name not in self._constants:
             self._constants[name] = self._keep(self._weights.constant(name, value))
         return self._constants[name]

@@ -112,7 +112,7 @@ def export_onnx(
 
 
 class _StreamedWeights:
-    """`weights.Weights` that writes each tensor to disk when it is asked for."""
+    """An implementation of `weights.Weights` that writes each tensor to disk when it is requested."""
 
     def __init__(self, checkpoint: Checkpoint, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
         self.dtype = dtype

@@ -119,8 +119,8 @@ class _Graph:
     Attributes:
         stored: Initializers by name.
         nodes: Quantized linears by name.
-        rows: Full name of a linear -> the output channel of each row, where they are sorted.
-        columns: Likewise the input channel of each column.
+        rows: The output channel of each row, by the full name of the linear, for linears with sorted rows.
+        columns: The input channel of each column in the same way.
     """
 
     stored: Mapping[str, ir.TensorProtocol]
@@ -157,7 +157,7 @@ class _Graph:
         return weight
 
     def biases(self, name: str, expected: Array) -> tuple[Array, Array]:
-        """The exported bias, zeros where there is none, and the checkpoint's in the same type."""
+        """The exported bias, or zeros without one, and the checkpoint's bias in the same type."""
         stored = f"{name}.bias"
         found: Array = self.stored[stored].numpy() if stored in self.stored else np.zeros(expected.shape, np.float32)
         bias = np.full_like(found, np.nan)
@@ -166,7 +166,7 @@ class _Graph:
 
 
 def _gathered(node: ir.Node) -> Array | None:
-    """The channels that a `Gather` before a linear picks; None where there is none."""
+    """The channels that a `Gather` before a linear picks; None without such a node."""
     producer = node.inputs[0].producer() if node.inputs[0] is not None else None
     if producer is None or producer.op_type != "Gather" or producer.inputs[1] is None:
         return None
@@ -200,7 +200,7 @@ class _Stored:
 
     @property
     def middle(self) -> int:
-        """The code that means 0 where there are no zero points."""
+        """The code that means 0 if there are no zero points."""
         return 1 << (self.bits - 1)
 
 

@@ -160,13 +160,13 @@ def quantize_block(
     method: BlockMethod,
     guide: Guide = UNGUIDED,
 ) -> QuantizedBlock:
-    """Searches and folds scales, then searches clips, then rounds, then learns, as far as the method says so.
+    """Searches and folds scales, then searches clips, then rounds, then learns; the method may leave steps out.
 
     Args:
         spec: The model.
         layer: The block's number.
         weights: The block's fp32 tensors; not changed.
-        statistics: As `collect_statistics` returns; empty for a method that uses no text.
+        statistics: The result of `collect_statistics`; empty for a method that uses no text.
         method: How to quantize.
         guide: Where to begin, and what to learn from.
     """

@@ -1,4 +1,4 @@
-"""A benchmark of whole models as lines, as JSON, as Markdown and as a plot."""
+"""Formats a benchmark of complete models as lines, JSON, Markdown and a plot."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Conversation:
         """Refuses tokens that cannot be appended.
 
         Raises:
-            UsageError: There are none, or the cache cannot hold them.
+            UsageError: There are no tokens, or the cache cannot hold them.
         """
         if not tokens:
             raise UsageError("got no tokens to append, expected at least one.", where="forward")

@@ -86,7 +86,7 @@ def build_stage(request: BuildRequest, progress: Progress) -> Iterator[Artifact]
     """Yields a checkpoint, an ONNX model, and an engine, kit or lowered model, each when it is finished.
 
     Results that are current are kept. An interrupted run is resumed if its inputs and options are the same. A kit is
-    finished if a Jetson is at hand.
+    finished if a Jetson is available.
 
     Raises:
         UnsupportedError: Engines for the target cannot be built here, or the model does not fit it.

@@ -57,7 +57,7 @@ def file_hashes(files: Mapping[str, FileRecord]) -> dict[str, str]:
 
 
 def current_or_none(directory: Path, kind: Kind, fingerprint: str, progress: Progress) -> Artifact | None:
-    """Returns the artifact in a directory, and says so, if making it again would give the same; else None."""
+    """Returns the artifact in a directory, and reports it, if making it again would give the same; else None."""
     current = current_artifact(directory, kind, fingerprint)
     if current is not None:
         progress.note(f"{directory} is current")

@@ -83,7 +83,7 @@ def require_images(pairs: Iterable[ImageText]) -> None:
     for pair in pairs:
         for image in pair.images:
             if not image.is_file():
-                raise UsageError("no such image.", where=f"{pair.where}: {image}", fix="mend its name.")
+                raise UsageError("no such image.", where=f"{pair.where}: {image}", fix="correct its name.")
 
 
 def require_exportable(source: ModelSource, options: ExportOptions) -> None:

@@ -1,4 +1,4 @@
-"""Manifests: what was written is read back, what is not whole or not known is refused with the reason."""
+"""Manifests: what was written is read back; what is incomplete or unknown is refused with the reason."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_what_was_written_is_read_back(tmp_path: Path, kind: Kind) -> None:
 
 
 def test_manifest_bytes(tmp_path: Path) -> None:
-    """The format as other readers meet it, byte for byte; a change here is a change of the format."""
+    """The format as other readers meet it, byte for byte; a change here changes the format."""
     write(tmp_path, "engine", {"model.onnx": b"graph", "model.engine": b"e"})
     assert (tmp_path / "manifest.json").read_text() == LITERAL.read_text()
 

@@ -1,4 +1,4 @@
-"""Publishing: what is whole opens, and nothing else does, whatever stopped the run that wrote it."""
+"""Publishing: complete artifacts open and nothing else does, whatever stopped the run that wrote them."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def test_a_hostile_work_directory_deletes_nothing_outside(tmp_path: Path) -> Non
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Path]:
-    """A folder outside the output directory, which is afterwards as it was."""
+    """A folder outside the output directory, which must be unchanged afterwards."""
     folder = tmp_path / "victim"
     (folder / "files").mkdir(parents=True)
     (folder / "files" / "deep.txt").write_text("deep")

@@ -1,4 +1,4 @@
-"""The same check by hand: polygraphy agrees with the files, finds a fault with them, and builds an engine."""
+"""Repeating a check by hand: polygraphy agrees with the files, finds a fault with them, and builds an engine."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_without_a_gpu_the_script_says_what_is_missing(build: Path, tmp_path: Pa
 
 
 def _lower_for_cuda(build: Path) -> None:
-    """Puts what `awq2trt build --target cuda` makes beside the exported model."""
+    """Puts a model that `awq2trt build --target cuda` makes beside the exported model."""
     spec = model_spec(str(build / "checkpoint"))
     request = LowerRequest(find_target("cuda"), build / "cuda")
     lower_stage(Artifact.open(build / "onnx"), spec, request, SilentProgress())

@@ -1,4 +1,4 @@
-"""Weights held to the stage before: each fault planted in a file is found, at its stage, its block and its tensor."""
+"""Weights compared with the stage before: each planted fault is found, with its stage, its block and its tensor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 def test_a_bfloat16_checkpoint_may_have_rounded_its_scales_last(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a model that leaves fp16's range late: its scales were rounded to 8 bits after the codes were chosen."""
+    """Such is a model that leaves fp16's range late: its scales are rounded to 8 bits after the codes were chosen."""
     at_first_and_at_last = iter(["float16", "bfloat16"])
     monkeypatch.setattr(job, "storage_dtype", lambda _: next(at_first_and_at_last))
     rtn = QuantizeOptions(group_size=32, method="rtn")

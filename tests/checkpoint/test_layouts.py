@@ -35,7 +35,7 @@ UP = "model.layers.0.mlp.up_proj"
 
 
 class _Notes(SilentProgress):
-    """Remembers what it was told."""
+    """Records the notes that it receives."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -70,7 +70,7 @@ def test_foreign_checkpoints_are_read_and_exported_bit_for_bit(layout: str, tmp_
 
 @pytest.mark.parametrize("layout", ["gptq", "gptq_v2", "compressed-asym"])
 def test_a_quantized_head_of_another_tool_is_read_and_exported(layout: str, tmp_path: Path) -> None:
-    """Whatever config.json says of ties: there are codes of a head."""
+    """config.json may call the head tied, but there are codes of a separate head."""
     weights = save_foreign(tmp_path / "foreign", FOREIGN[layout], quantized_head=True, tie_word_embeddings=True)
     checkpoint = QuantizedCheckpoint.open(tmp_path / "foreign")
     assert not checkpoint.spec.tie_embeddings

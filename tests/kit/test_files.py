@@ -1,4 +1,4 @@
-"""Kits: what is in them, that the same inputs give the same bytes, that the model in them is the exported one."""
+"""Kits: their content, that equal inputs give equal bytes, and that the model in them is the exported one."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_current_kit_is_left_alone_and_another_jetpack_makes_it_anew(made: Pat
 
 @pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
 def test_the_model_is_the_exported_one(made: Path, jetpack: str) -> None:
-    """With bodies for the custom nodes again, run in ONNX Runtime as the files are."""
+    """The custom nodes get bodies again, and the files run in ONNX Runtime."""
     kit = ir.load(made / f"kit-{jetpack}" / "model.onnx")
     assert not kit.functions
     assert kit.opset_imports[""] == (24 if jetpack == "7.2" else 20)
@@ -278,7 +278,7 @@ def test_jetpack_7_needs_a_library_with_kernels_for_orin(tmp_path: Path, monkeyp
 
 
 class _Notes(SilentProgress):
-    """Remembers notes."""
+    """Records notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -288,9 +288,9 @@ class _Notes(SilentProgress):
 
 
 def _logits(model: ir.Model, directory: Path) -> NDArray[np.float32]:
-    """Of the token after five, and of the one after that."""
+    """Logits of the token after five, and of the one after that."""
     path = directory.parent / f"{directory.name}-run.onnx"
-    for value in model.graph.initializers.values():  # a copy of the weights, so that the kit is not written to
+    for value in model.graph.initializers.values():  # a copy of the weights, so that the kit is not changed
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
             value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)

@@ -1,4 +1,4 @@
-"""Where PyTorch computes: named by the user, refused where it is not there, and the same result within rounding."""
+"""Where PyTorch computes: the user names it, a missing device is refused, and results agree within rounding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch believes in one GPU, as long as it need not do anything there."""
+    """Makes PyTorch believe in one GPU, as long as it does not have to use it."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A Card")
 

@@ -29,7 +29,7 @@ def _machine(
     providers: tuple[str, ...] = (gpu.PROVIDER, "CPUExecutionProvider"),
     libraries: bool = True,
 ) -> None:
-    """A machine that lacks what a test says."""
+    """A machine that lacks what a test names."""
     monkeypatch.setattr(gpu, "read_driver", lambda: driver)
     runtime = types.ModuleType("onnxruntime")
     runtime.__version__ = version  # type: ignore[attr-defined]
@@ -100,7 +100,7 @@ def test_a_library_comes_from_its_wheel(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 class _Runtime:
-    """libcudart, on host memory; counts what waits for the default stream."""
+    """libcudart on host memory; counts waits for the default stream."""
 
     def __init__(self, failing: str = "") -> None:
         self.calls: list[str] = []

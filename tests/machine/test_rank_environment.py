@@ -1,4 +1,4 @@
-"""The environment of a rank: whole, or refused."""
+"""The environment of a rank is either complete or refused."""
 
 from __future__ import annotations
 

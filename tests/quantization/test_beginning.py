@@ -1,4 +1,4 @@
-"""Beginning at a quantized checkpoint: its codes to the bit, its scales recovered, and what does not fit refused."""
+"""Beginning at a quantized checkpoint: its codes to the bit, its scales recovered, and mismatches refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _quantized(model: Path, name: str, **changes: object) -> Path:
 
 
 def _quantized_on(model: Path, name: str, **changes: object) -> tuple[Path, torch.Tensor | None]:
-    """The checkpoint, and the tokens that it was calibrated on."""
+    """The checkpoint, and the tokens on which it was calibrated."""
     files, scratch = model.parent / name / "files", model.parent / name / "scratch"
     for directory in (files, scratch):
         directory.mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_best_moves_codes_only_and_folds_nothing_again(model: Path) -> None:
     first = _quantized(model, "first", bits=3, effort="fast")
     refined = _quantized(model, "refined", bits=3, effort="best", init_from=str(first))
     before, after = QuantizedCheckpoint.open(first), QuantizedCheckpoint.open(refined)
-    for kind in ("scales", "magnitude"):  # of the model's own inputs, which `check` and `inspect` look at
+    for kind in ("scales", "magnitude"):  # for the model's own inputs, which `check` and `inspect` use
         name = f"model.layers.0.mlp.down_proj.{kind}"
         was, now = (read_arrays(directory / SEARCH_FILE, fix="")[name] for directory in (first, refined))
         assert now == pytest.approx(was, rel=1e-3)

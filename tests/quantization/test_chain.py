@@ -1,4 +1,4 @@
-"""Several ranks: what one gives, but for ties; whichever is killed, the others end, and a resumed run is the same."""
+"""Several ranks give what one gives, except for ties; if one is killed, the others end; a resumed run is the same."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _quantize(model: Path, out: Path, changes: dict[str, Any], prepare: Callable[[int], None] | None = None) -> None:
-    """What every rank runs."""
+    """The work of every rank."""
     _shorten_lessons()
     for name in ("files", "scratch"):
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -81,13 +81,13 @@ def test_any_number_of_ranks_gives_the_same_codes_but_for_ties(
 ) -> None:
     alone, shared = _checkpoints(count, changes, model, tmp_path)
     names = [alone.spec.prefix(layer) + name for layer in range(LAYERS) for name in alone.spec.block.linears]
-    # 0.018 with awq+gptq, where the last bits of sums choose among equals.
+    # 0.018 with awq+gptq, in which the last bits of sums decide between equal candidates.
     assert max(np.mean(alone.linear(name).codes != shared.linear(name).codes) for name in names) < 0.03
     assert _perplexity(shared) == pytest.approx(_perplexity(alone), rel=1e-3)
 
 
 def test_ranks_that_learn_get_as_far_as_one(model: Path, tmp_path: Path) -> None:
-    # Steps follow the signs of gradients, so that a last bit of a sum over ranks turns whole steps.
+    # Steps follow the signs of gradients, so that the last bit of a sum over ranks can turn a complete step.
     alone, shared = _checkpoints(3, {"effort": "max"}, model, tmp_path)
     assert _perplexity(shared) == pytest.approx(_perplexity(alone), rel=0.05)
 
@@ -95,7 +95,7 @@ def test_ranks_that_learn_get_as_far_as_one(model: Path, tmp_path: Path) -> None
 def _checkpoints(
     count: int, changes: dict[str, Any], model: Path, tmp_path: Path
 ) -> tuple[QuantizedCheckpoint, QuantizedCheckpoint]:
-    """What one rank makes, and what several make."""
+    """The checkpoints that one rank makes, and that several make."""
     assert run_ranks(1, _quantize, model, tmp_path / "alone", changes) == [0]
     assert run_ranks(count, _quantize, model, tmp_path / "shared", changes) == [0] * count
     return QuantizedCheckpoint.open(tmp_path / "alone" / "files"), QuantizedCheckpoint.open(
@@ -117,7 +117,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _die_before(layer: int, rank: int) -> None:
-    """A rank is killed when it comes to a block."""
+    """Kills a rank when it comes to a block."""
     quantize = Chain._quantize_block
 
     def dying(self: Chain, reached: int, *arguments: Any) -> Any:
@@ -134,7 +134,7 @@ def _die_at_block_1(rank: int) -> None:
 
 
 def _writer_dies(rank: int) -> None:
-    """The first rank is killed while it keeps a block: the stream after it is on disk, its tensors are not."""
+    """Kills the first rank while it stores a block: the stream behind it is on disk, but its tensors are not."""
     if rank == 0:
         keep = Store.keep_block
 
@@ -147,7 +147,7 @@ def _writer_dies(rank: int) -> None:
 
 
 def _writer_dies_at_the_end(rank: int) -> None:
-    """The first rank is killed when the others have left it alone."""
+    """Kills the first rank after the others have left it alone."""
     if rank == 0:
 
         def dying(self: QuantizeJob) -> str:

@@ -1,4 +1,4 @@
-"""Calibration on pictures: what the decoder reads of them reaches the statistics, and what is written opens again."""
+"""Calibration on pictures: what the decoder reads of them reaches the statistics, and the result opens again."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from awq2trt.recipe import QuantizeOptions
 
 GIB = 1 << 30
 BASE = 600 << 20
-"""What Python, PyTorch and transformers take."""
+"""Memory that Python, PyTorch and transformers take."""
 
 
 def _job(shape: str, *, writes_text: bool = False, **changes: object) -> Job:

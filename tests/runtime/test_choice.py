@@ -1,4 +1,4 @@
-"""Which runtime runs a model where the user names none."""
+"""Which runtime runs a model if the user names none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from awq2trt.runtime.ort.loading import DeviceOptions
 
 
 class Notes(SilentProgress):
-    """Keeps what it is told."""
+    """Records the notes that it receives."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

@@ -1,4 +1,4 @@
-"""`awq2trt build`: all stages in one go, what a second run makes again, and what is refused before any work."""
+"""`awq2trt build`: all stages at once, what a second run makes again, and what is refused before any work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from awq2trt.stages.build import BuildRequest, build_stage
 
 
 class _Work:
-    """Counts what is made anew; TensorRT is replaced by a function that writes an engine at once."""
+    """Counts what is made; TensorRT is replaced by a function that writes an engine at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[str] = []
@@ -195,7 +195,7 @@ def test_build_makes_a_kit_and_its_archive(
 
 @pytest.mark.trt
 def test_build_makes_a_real_engine(tmp_path: Path) -> None:
-    """Heads of 64: TensorRT-RTX has no attention kernel for the 8 of the other tests."""
+    """It has heads of 64: TensorRT-RTX has no attention kernel for the 8 of the other tests."""
     model = tiny_models.save_llama(tmp_path / "model", hidden_size=96, head_dim=64, num_attention_heads=4)
     _build(model, tmp_path / "out")
     engine = Artifact.open(tmp_path / "out" / "rtx4090", kind="engine")

@@ -1,4 +1,4 @@
-"""`awq2trt check --golden`: a model's golden outputs in ONNX Runtime, and in its engine where that can be run."""
+"""`awq2trt check --golden`: a model's golden outputs in ONNX Runtime, and in its engine if that can be run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_link_where_polygraphys_files_go_is_refused_before_anything_runs(made:
 
 
 def test_another_models_golden_outputs_fail(made: Path, tmp_path: Path) -> None:
-    """A graph of other weights than the checkpoint's: what an exporter's mistake would look like."""
+    """The graph has other weights than the checkpoint, as after a mistake of the exporter."""
     other = tiny_models.save_llama(tmp_path / "model", rms_norm_eps=1e-1)
     quantize_stage(QuantizeRequest(str(other), tmp_path / "checkpoint", RTN), SilentProgress())
     export_stage(

@@ -1,4 +1,4 @@
-"""Whether a command starts ranks, is one, or works alone; and what contradicts itself."""
+"""Whether a command starts ranks, is one, or works alone; and contradictory flags."""
 
 from __future__ import annotations
 

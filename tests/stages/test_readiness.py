@@ -1,4 +1,4 @@
-"""What later stages would refuse is refused before the first block: nothing is quantized in any of these."""
+"""What later stages would refuse is refused before the first block: no test here quantizes anything."""
 
 from __future__ import annotations
 

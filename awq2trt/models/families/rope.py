@@ -137,7 +137,7 @@ def _rotary_dim(parameters: Mapping[str, Any], head_dim: int, keys: RopeKeys, ki
             raise UnsupportedError(
                 f"partial_rotary_factor: expected 1 for rope_type {kind}, got {share:g}.",
                 where="config.json",
-                fix="the model class rotates whole heads; " + PUBLISHED,
+                fix="the model class rotates complete heads; " + PUBLISHED,
             )
         share = 1.0
     rotary_dim = int(head_dim * share)

@@ -1,4 +1,4 @@
-"""Where a checkpoint may say how it is quantized: all places give one answer."""
+"""A checkpoint may say in several places how it is quantized; all of them give the same answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from awq2trt.models.sources.safetensors import SafetensorsSource
 
 
 def _taken_out(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """config.json without its `quantization_config`, and that."""
+    """config.json without its `quantization_config`, and that part."""
     config = json.loads((directory / "config.json").read_text())
     return config, config.pop("quantization_config")
 

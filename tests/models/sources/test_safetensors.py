@@ -172,7 +172,7 @@ def test_a_checkpoint_of_the_bare_decoder_is_read(tmp_path: Path) -> None:
 
 
 def _logits(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """transformers' and ours."""
+    """Logits from transformers, and ours."""
     ids = tokens(1, 20)
     source = open_source(str(directory))
     with torch.inference_mode():
@@ -195,7 +195,7 @@ def _consolidated(directory: Path, old: dict[str, torch.Tensor]) -> None:
 
 
 def _two_shards(directory: Path, old: dict[str, torch.Tensor]) -> None:
-    """A tensor in two shards: the last one counts, whatever the index says."""
+    """Puts a tensor into two shards: the last one counts, whatever the index says."""
     new = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     stray = {"model.norm.weight": old["model.norm.weight"]}

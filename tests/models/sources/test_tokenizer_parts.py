@@ -1,4 +1,4 @@
-"""A tokenizer that does not open says why: a part that the library has not, or code of its own; wherever it is read."""
+"""A tokenizer that does not open says why, wherever it is read: it needs a newer library, or code of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model runs: the device that is named or the fastest, and what is refused before anything is loaded."""
+"""Where a model runs: on the named device or the fastest; and what is refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `build` makes of a tiny model for `cpu`, and for `cuda` with ONNX Runtime's own kernels."""
+    """A tiny model built for `cpu`, and for `cuda` with ONNX Runtime's own kernels."""
     directory = tmp_path_factory.mktemp("built")
     _build(model, directory, "cpu")
     _build(model, directory, "cuda", plugin=False)
@@ -59,7 +59,7 @@ def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HostMemory:
-    """A GPU that is none: host memory, and the CPU provider under the name of CUDA's."""
+    """A fake GPU: host memory, and the CPU provider under the name of CUDA's."""
     memory = HostMemory()
     monkeypatch.setattr(loading, "open_cuda", lambda device: memory)
     monkeypatch.setattr(machine_gpu, "open_cuda", lambda device: memory)

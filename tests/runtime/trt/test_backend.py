@@ -1,4 +1,4 @@
-"""A conversation with an engine, over a stand-in for it: calls that the profiles take, caches carried, refusals."""
+"""A conversation with an engine, on a stand-in for it: calls that fit the profiles, carried caches, refusals."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _finish(directory: Path, **changes: str) -> None:
-    """What `finish.sh` leaves in a kit; `changes` go into its state file."""
+    """Writes what `finish.sh` leaves in a kit; `changes` go into its state file."""
     (directory / "model.engine").write_bytes(b"built on the Jetson")
     state = {
         "kit": record_file(directory / "SHA256SUMS").sha256,

@@ -1,4 +1,4 @@
-"""A GPU's memory through the CUDA driver, over a stand-in: copies, and a code for each way of refusing."""
+"""GPU memory through the CUDA driver, on a stand-in: copies, and an error code for each refusal."""
 
 from __future__ import annotations
 
