@@ -35,7 +35,7 @@ def require_gpus(count: int) -> None:
     """
     there = torch.cuda.device_count()
     if count > there:
-        few = f"--gpus {there}" if there else "leave --gpus out to compute on the CPU"
+        few = f"use --gpus {there}" if there else "leave --gpus out to compute on the CPU"
         raise UsageError(
             f"expected {count} GPUs, but PyTorch {torch.__version__} finds {there}.",
             where=f"--gpus {count}",

@@ -263,7 +263,7 @@ def test_jetpack_6_gets_sources_rather_than_cuda_13(tmp_path: Path, monkeypatch:
     assert plugin.library is None
     assert "trt/library.cpp" in plugin.sources
     monkeypatch.setenv(PATH_VARIABLE, str(found))
-    with pytest.raises(UnsupportedError, match=r"it has CUDA 13, and JetPack 6\.2 CUDA 12"):
+    with pytest.raises(UnsupportedError, match=r"it has CUDA 13, but JetPack 6\.2 has CUDA 12"):
         choose_plugin(find_target("orin"), find_jetpack("6.2"))
 
 

@@ -127,7 +127,7 @@ def test_a_checkpoint_of_something_else_is_refused(model: Path, tmp_path: Path) 
     with pytest.raises(UsageError, match=r"int4-g32-asym, but int3-g32-asym") as raised:
         open_beginning(first, source, QuantScheme(bits=3, group_size=32))
     assert "--bits 4 --group-size 32" in str(raised.value.fix)
-    with pytest.raises(UsageError, match=r"blocks 2, where .* has 3"):
+    with pytest.raises(UsageError, match=r"blocks 2, but .* has 3"):
         open_beginning(first, SafetensorsSource.open(save_llama(tmp_path / "other", num_hidden_layers=3)), scheme)
     for refused in ({"effort": "default"}, {"method": "gptq"}, {"method": "rtn"}, {"method": "awq+gptq"}):
         with pytest.raises(UsageError, match="does not go on from the codes"):

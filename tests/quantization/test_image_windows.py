@@ -145,7 +145,7 @@ def test_the_checkpoint_opens_sees_and_keeps_the_tower(model: Path, pictures: Pa
 def test_text_alone_is_warned_of(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("It was a bright cold day in April. " * 60)
     told = _quantize(model, tmp_path / "out", calib=str(tmp_path / "text.txt"))
-    assert any(note.startswith("calibrating on text alone") for note in told.notes)
+    assert any(note.startswith("calibrating only on text") for note in told.notes)
 
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(

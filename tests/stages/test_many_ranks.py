@@ -61,7 +61,7 @@ def test_contradictions_are_refused(wanted: RanksWanted, message: str) -> None:
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match=r"expected 4 GPUs, PyTorch .* finds 1") as error:
+    with pytest.raises(UsageError, match=r"expected 4 GPUs, but PyTorch .* finds 1") as error:
         run_as_ranks(RanksWanted(4, None, None), ["no such program"])
     assert "--gpus 1" in str(error.value)
 

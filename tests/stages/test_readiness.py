@@ -85,7 +85,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda model: _tensors(model, lambda t: t.update({LAST: t[LAST][:, 1:].copy()})),
         rf"{LAST}: expected shape \[48, 80\], got \[48, 79\]",
     ),
-    "another tokenizer": (_larger_tokenizer, "ordinary tokens go up to id 356, but the model has 272 rows"),
+    "another tokenizer": (_larger_tokenizer, "ordinary tokens go up to id 356, but the model has 272 embeddings"),
     "a later tokenizer": (_later_tokenizer, "the pre_tokenizer 'SplitOfTheFuture' is unknown to"),
     "no tokenizer": (_no_tokenizer, "found no tokenizer"),
     "few positions": (lambda model: _edit(model / "config.json", max_position_embeddings=8), "at most 8 tokens"),
