@@ -23,7 +23,7 @@ SUFFIXES: Final = (".py", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".md", ".sh")
 
 PHRASES: Final = {
     r"\bbut for\b": "except for",
-    r"\bnone is\b|\bis none of\b|None for none": "name the thing: there is no ..., None without a ...",
+    r"\bis none of\b|None for none": "is not one of; None without a ...",
     r"\b(?:is|are) held to\b|\bholds (?:it|them|the \w+) to\b": "is compared with, must agree with",
     r"\bspeaks? of\b": "names, describes",
     r"\bfor want of\b": "for lack of",
