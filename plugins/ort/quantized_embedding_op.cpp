@@ -96,7 +96,7 @@ class CpuEmbedding final : public Kernel {
     for (int64_t row = 0; row < problem.rows; ++row) {
       const int64_t id = tensors.ids[row];
       if (id < 0 || id >= problem.vocabulary) {
-        throw Failure(std::string(name_of(attributes_)) + ": id " + std::to_string(id) + " is none of the " +
+        throw Failure(std::string(name_of(attributes_)) + ": id " + std::to_string(id) + " is not one of the " +
                       std::to_string(problem.vocabulary) + " rows");
       }
       const int64_t first_group = id * problem.groups();

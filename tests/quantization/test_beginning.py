@@ -130,5 +130,5 @@ def test_a_checkpoint_of_something_else_is_refused(model: Path, tmp_path: Path) 
     with pytest.raises(UsageError, match=r"blocks 2, but .* has 3"):
         open_beginning(first, SafetensorsSource.open(save_llama(tmp_path / "other", num_hidden_layers=3)), scheme)
     for refused in ({"effort": "default"}, {"method": "gptq"}, {"method": "rtn"}, {"method": "awq+gptq"}):
-        with pytest.raises(UsageError, match="does not go on from the codes"):
+        with pytest.raises(UsageError, match="cannot refine the codes"):
             _quantized(model, "-".join(refused.values()), init_from=str(first), **refused)

@@ -1,4 +1,4 @@
-// A block a row, which stays in registers between the sum, its statistics and the output; see residual_norm.h.
+// One block per row; the row stays in registers between the sum, its statistics and the output; see residual_norm.h.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -26,7 +26,7 @@ struct NormParams {
   bool rms;
 };
 
-// The block's sum of a value of each thread, for every thread, always in the same order.
+// Sums one value of each thread of the block, always in the same order; every thread gets the sum.
 __device__ __forceinline__ float sum_over_block(float value) {
   __shared__ float warps[kMaxThreads / kWarpSize];
 #pragma unroll
@@ -41,7 +41,7 @@ __device__ __forceinline__ float sum_over_block(float value) {
   return total;
 }
 
-// kVectors: of 8 numbers, that a thread holds.
+// kVectors: how many vectors of 8 numbers a thread holds.
 template <typename T, int kVectors>
 __global__ void __launch_bounds__(kMaxThreads) residual_norm_kernel(NormParams<T> p) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * p.width;

@@ -55,7 +55,7 @@ std::vector<AddedToken> read_added_tokens(const nlohmann::json& list, const std:
     AddedToken token;
     const int64_t id = fields.number("id");
     if (id < 0 || id >= Vocabulary::kMaxTokens) {
-      throw Error(ErrorCode::kMalformed, "the id " + std::to_string(id) + " is none of a token", fields.where(), "");
+      throw Error(ErrorCode::kMalformed, "the id " + std::to_string(id) + " cannot be a token's", fields.where(), "");
     }
     token.id = static_cast<int32_t>(id);
     token.content = fields.text("content");

@@ -131,7 +131,7 @@ class Fuse : public DecodingStep {
   }
 };
 
-// The mark of a space becomes one, but for the first token's, which nobody wrote.
+// The mark of a space becomes a space, except the first token's, which nobody wrote.
 class Metaspace : public DecodingStep {
  public:
   Metaspace(std::string mark, bool drops_first) : mark_(std::move(mark)), dropping_(drops_first) {}

@@ -172,7 +172,7 @@ def test_no_tokens_give_no_rows(options: onnxruntime.SessionOptions) -> None:
 @pytest.mark.parametrize("id_", [-1, 9])
 def test_an_id_that_is_no_row_is_refused_by_node(id_: int, options: onnxruntime.SessionOptions) -> None:
     one = One(opset.W4A16_EMBEDDING, random_linear((9, 64), QuantScheme(4, 32, True), np.random.default_rng(0)))
-    with pytest.raises(Exception, match=rf"{NAME}.*{opset.W4A16_EMBEDDING}: id {id_} is none of the 9 rows"):
+    with pytest.raises(Exception, match=rf"{NAME}.*{opset.W4A16_EMBEDDING}: id {id_} is not one of the 9 rows"):
         one.run(options, np.array([[id_]]))
 
 
