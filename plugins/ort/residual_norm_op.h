@@ -1,5 +1,5 @@
-// awq2trt::ResidualNorm for ONNX Runtime: sum = x + residual and the norm of it. On the CUDA provider the kernel
-// computes it (kernels/residual_norm), on the CPU a plain loop. The op: plugins/FORMAT.md.
+// awq2trt::ResidualNorm for ONNX Runtime: sum = x + residual and its norm. On the CUDA provider the kernel computes it
+// (kernels/residual_norm), on the CPU a plain loop. The op: plugins/FORMAT.md.
 #pragma once
 
 #include <memory>

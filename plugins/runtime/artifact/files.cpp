@@ -49,7 +49,7 @@ void check_hash(const fs::path& path, const FileRecord& record) {
   }
 }
 
-// What must be as it was for hashes not to be looked at again: names, sizes, hashes, times of change.
+// What must be unchanged for hashes not to be checked again: names, sizes, hashes, times of change.
 std::string state_of(const fs::path& directory, const Manifest& manifest) {
   std::ostringstream state;
   std::error_code problem;
@@ -60,7 +60,7 @@ std::string state_of(const fs::path& directory, const Manifest& manifest) {
   return state.str();
 }
 
-// Where it is noted that files were hashed; empty for nowhere.
+// Where we note that files were hashed; empty if there is no such place.
 fs::path note_path(const std::string& state, const fs::path& directory) {
   const char* const cache = std::getenv("XDG_CACHE_HOME");
   const char* const home = std::getenv("HOME");

@@ -174,7 +174,7 @@ EngineRecord read_engine(const json& value, const std::string& where) {
   return {fields.text("target"), fields.text("flavour"), fields.text("tensorrt_version"), read_profiles(&fields)};
 }
 
-// What is known before its script has made the engine.
+// What is known before the kit's script has built the engine.
 EngineRecord read_kit(const json& value, const std::string& where) {
   Fields fields(value, where);
   return {fields.text("target"), kTensorRt, "", read_profiles(&fields)};
@@ -192,7 +192,7 @@ TokensRecord read_tokens(const json& value, const std::string& where) {
   return tokens;
 }
 
-// Refuses what a later awq2trt wrote, before it looks damaged.
+// Refuses a manifest of a later awq2trt before it appears to be damaged.
 void refuse_later(Fields* fields) {
   const std::string newer = "use the awq2trt that wrote it (" + fields->text_or("tool_version", "unknown version") +
                             "), or make it again with `awq2trt build`.";

@@ -131,7 +131,7 @@ Gpu find_gpu(const Driver& driver, const LoweredRecord& record, int32_t index) {
   return gpu;
 }
 
-// Another context on this thread, for a while: what the program works in stays its own.
+// Sets another context on this thread for a while, and then restores the program's own.
 class InContext {
  public:
   InContext(const Driver& driver, void* context) : driver_(driver) {
@@ -175,7 +175,7 @@ class CudaMemory : public DeviceMemory {
   int32_t index() const override { return index_; }
   const std::string& title() const override { return gpu_.name; }
   void* stream() const override { return stream_; }
-  // A Jetson's GPU shares the host's memory, and counts as used what only caches files: all of it can be free.
+  // A Jetson's GPU shares the host's memory, and counts the cache of files as used, although all of that can be freed.
   MemoryInfo info() override {
     const InContext in(driver_, context_);
     size_t free_bytes = 0, total_bytes = 0;

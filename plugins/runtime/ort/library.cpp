@@ -38,7 +38,7 @@ void* open_first(const std::string& path, std::string* name) {
   missing("ONNX Runtime is not installed: " + reason, kNames[0]);
 }
 
-// What ONNX Runtime logs is no news: what fails is reported besides.
+// ONNX Runtime's log adds nothing: errors are reported separately.
 void ignore(void*, abi::LoggingLevel, const char*, const char*, const char*, const char*) {}
 
 bool is_out_of_memory(const std::string& reason) {

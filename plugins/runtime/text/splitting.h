@@ -1,4 +1,4 @@
-// What becomes of the matches when a text is split by a pattern: the five behaviours of tokenizer.json.
+// What happens to the matches when a text is split by a pattern: the five behaviours of tokenizer.json.
 #pragma once
 
 #include <string>

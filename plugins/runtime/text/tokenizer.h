@@ -35,7 +35,8 @@ struct EncodeOptions {
   bool add_special_tokens = false;
 };
 
-// Text of one origin: of the program or its chat template, whose special tokens count, or of a user, whose do not.
+// Text of one origin: from the program or its chat template, where special tokens count, or from a user, where they do
+// not.
 struct TextPart {
   std::string_view text;
   bool trusted;

@@ -10,7 +10,7 @@ namespace {
 
 bool is_continuation(unsigned char byte) { return (byte & 0xC0) == 0x80; }
 
-// The range of a character's second byte, which excludes overlong forms, surrogates and what lies above U+10FFFF.
+// The range of a character's second byte, which excludes overlong forms, surrogates and everything above U+10FFFF.
 bool is_second_byte(unsigned char first, unsigned char second) {
   switch (first) {
     case 0xE0:
