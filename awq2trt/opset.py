@@ -112,10 +112,42 @@ ATTR_ACTIVATION: Final = "activation"
 ACTIVATION_CODES: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 """The values of `activation`; `gelu` is the exact one."""
 
+FUSED_LINEAR: Final = "FusedLinear"
+"""A norm, a 4-bit linear of it and a gated activation of that, of which the linear is always there and one other.
+
+Inputs, without gaps: X [..., K] T, residual [..., K] if `has_residual`, gain [K] if `has_norm`, the norm's bias [K] if
+`has_norm_bias`, then what follows X in a `W4A16_LINEAR`. Outputs: Y [..., N], with `has_activation` [..., N/2], and if
+`has_residual` the sum [..., K], rounded to T, that the norm is of.
+"""
+
+ATTR_HAS_NORM: Final = "has_norm"
+ATTR_HAS_RESIDUAL: Final = "has_residual"
+ATTR_HAS_NORM_BIAS: Final = "has_norm_bias"
+ATTR_HAS_ACTIVATION: Final = "has_activation"
+
+FUSED_LINEAR_INT_ATTRIBUTES: Final = (
+    ATTR_GROUP_SIZE,
+    ATTR_HAS_ZEROS,
+    ATTR_HAS_BIAS,
+    ATTR_HAS_NORM,
+    ATTR_HAS_RESIDUAL,
+    ATTR_HAS_NORM_BIAS,
+    "rms",
+    ATTR_HAS_ACTIVATION,
+    ATTR_ACTIVATION,
+)
+FUSED_LINEAR_FLOAT_ATTRIBUTES: Final = ("epsilon",)
+
+BEST_TOKEN: Final = "BestToken"
+"""Place of the largest of X [..., V], of equal numbers the first, to Y [...] int64.
+
+For ONNX Runtime alone, at the end of files that are lowered for its CUDA provider (`graph.next_token`).
+"""
+
 FUSED_WIDTH_MULTIPLE: Final = 8
 """H of a `ResidualNorm` and I of a `GatedActivation` must be multiples of this."""
 
 MOST_TOKENS: Final = 65535
 """The most new tokens that a call of the fused operators may have."""
 
-FUSED_OPERATORS: Final = (CACHED_ATTENTION, RESIDUAL_NORM, GATED_ACTIVATION)
+FUSED_OPERATORS: Final = (CACHED_ATTENTION, RESIDUAL_NORM, GATED_ACTIVATION, FUSED_LINEAR)

@@ -82,7 +82,9 @@ class Node:
         return {name: _array(value, self._type_of(name)) for name, value in results}
 
     def _type_of(self, output: str) -> np.dtype[Any]:
-        """The type of a cache's past, or else of the first input."""
+        """The type of a cache's past, or else of the first input; int64 if the output is a place."""
+        if self.op == opset.BEST_TOKEN:
+            return np.dtype(np.int64)
         past = self.inputs.get(output.replace("present_", "past_"))
         return (next(iter(self.inputs.values())) if past is None else past).dtype
 

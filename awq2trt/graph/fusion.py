@@ -4,7 +4,8 @@ In: a decoder as `onnx_export.decoder_graph` builds it. Out: the same graph, cha
 
 - q, k and v become one linear, and everything between it and o becomes one `CachedAttention` (`fused_attention`),
 - gate and up become one linear with a `GatedActivation`,
-- a residual sum and its norm become a `ResidualNorm`; a norm of anything else becomes one without a residual.
+- a residual sum and its norm become a `ResidualNorm`; a norm of anything else becomes one without a residual,
+- such a norm, the one linear that reads it and its `GatedActivation` become a `FusedLinear` (`fused_linear`).
 
 A pattern is either recognized completely or left alone, and inputs and outputs of the graph stay. Nodes that are found
 by name in an exported file disappear: the residual stream after a block is an output of the next block's norm. So a
@@ -19,6 +20,7 @@ import onnx_ir as ir
 
 from awq2trt import opset
 from awq2trt.graph.fused_attention import match_attention, replace_attention_
+from awq2trt.graph.fused_linear import fuse_linears_
 from awq2trt.graph.matching import (
     NoMatchError,
     integer_attribute,
@@ -52,6 +54,7 @@ def fuse_(model: ir.Model, head_sizes: Collection[int] = opset.ATTENTION_HEAD_SI
         if node.op_type in ("RMSNormalization", "LayerNormalization"):
             _try_norm_(graph, node)
     remove_unused_(graph)
+    fuse_linears_(graph)
 
 
 def fused_nodes(model: ir.Model) -> list[ir.Node]:

@@ -4,8 +4,9 @@ In: a model whose logits are [B, 1, V]. Out: the same model with one more output
 score, or the first of equal ones. Greedy decoding then copies 8 bytes per token to the host instead of a row of logits,
 and the output's memory can be the next call's `input_ids`.
 
-The search has two steps, the best of each piece of the row and the best of those: ONNX Runtime's CUDA provider sorts
-rows of up to 512 numbers in shared memory, many rows at once, but searches a longer row in a single block of threads
+If our library runs the model, one `BestToken` finds it. With ONNX Runtime's own operators the search has two steps, the
+best of each piece of the row and the best of those: its CUDA provider sorts rows of up to 512 numbers in shared memory,
+many rows at once, but searches a longer row in a single block of threads
 (`onnxruntime/core/providers/cuda/math/topk_impl.cuh`). Its `ArgMax` would need cuDNN, which nothing else here needs.
 """
 
@@ -20,6 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
+from awq2trt import opset
 from awq2trt.io_contract import BATCH, LOGITS, NEXT_TOKEN, TensorContract
 
 LONGEST_SORTED_ROW: Final = 512
@@ -30,15 +32,24 @@ _LOWEST: Final = -65504.0
 """The number that fills up the last piece: the lowest of fp16, which cannot win against any token."""
 
 
-def append_next_token_(model: ir.Model, vocab_size: int) -> None:
+def append_next_token_(model: ir.Model, vocab_size: int, *, in_library: bool) -> None:
     """Adds the output to a model.
 
     Args:
         model: A model that gives logits only of the last position; it is changed.
         vocab_size: V.
+        in_library: By an operator of the plugin library.
     """
     logits = next(value for value in model.graph.outputs if value.name == LOGITS)
     builder = _Builder(model.graph)
+    token = builder.best_of_library(logits) if in_library else _best_by_sorting(builder, logits, vocab_size)
+    token.name, token.shape, token.dtype = NEXT_TOKEN, ir.Shape(CONTRACT.shape), ir.DataType.INT64
+    model.graph.extend(builder.tape.nodes)
+    model.graph.outputs.append(token)
+
+
+def _best_by_sorting(builder: _Builder, logits: ir.Value, vocab_size: int) -> ir.Value:
+    """The token [B, 1] by operators of ONNX Runtime's."""
     scores = logits
     if logits.dtype is ir.DataType.BFLOAT16:  # the sorting kernels do not support bf16
         scores = builder.op("Cast", [logits], {"to": ir.DataType.FLOAT.value})
@@ -55,10 +66,7 @@ def append_next_token_(model: ir.Model, vocab_size: int) -> None:
     outer = builder.op("Reshape", [outer, builder.integers("column", [0, 1])])  # [B, 1]
     within = builder.op("GatherElements", [inner, outer], {"axis": 1})
     start = builder.op("Mul", [outer, builder.integers("piece", [piece])])
-    token = builder.op("Add", [start, within])
-    token.name, token.shape, token.dtype = NEXT_TOKEN, ir.Shape(CONTRACT.shape), ir.DataType.INT64
-    model.graph.extend(builder.tape.nodes)
-    model.graph.outputs.append(token)
+    return builder.op("Add", [start, within])
 
 
 def drop_next_token_(model: ir.Model) -> None:
@@ -89,6 +97,10 @@ class _Builder:
     ) -> ir.Value:
         """Adds a node with one output."""
         return self.tape.op(op_type, inputs, attributes or {}, name=self._next_name())
+
+    def best_of_library(self, logits: ir.Value) -> ir.Value:
+        """The token [B, 1] by the plugin library."""
+        return self.tape.op(opset.BEST_TOKEN, [logits], domain=opset.DOMAIN, name=self._next_name())
 
     def best_of(self, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Finds the largest of each row and its index; the first of equal ones."""

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from awq2trt import opset
 from awq2trt.checkpoint.pack import signed_bytes, unpack_int4
+from awq2trt.graph.fused_linear import count_before_codes
 from awq2trt.graph.half_tables import HALF, MICROSOFT_DOMAIN, keep_half_
 from awq2trt.io_contract import LAST_POSITION_NODE, LOGITS, ROWS, is_cache
 
@@ -125,6 +126,11 @@ def is_quantized_linear(node: ir.Node) -> bool:
     return node.domain == opset.DOMAIN and node.op_type in opset.LINEAR_OF_BITS.values()
 
 
+def is_fused_linear(node: ir.Node) -> bool:
+    """Whether a node is a linear that was fused with its neighbours."""
+    return node.domain == opset.DOMAIN and node.op_type == opset.FUSED_LINEAR
+
+
 def is_quantized_embedding(node: ir.Node) -> bool:
     """Whether a node is one of our quantized embeddings."""
     return node.domain == opset.DOMAIN and node.op_type in opset.EMBEDDING_OF_BITS.values()
@@ -136,8 +142,9 @@ def linear_shapes(model: ir.Model) -> Iterator[tuple[int, int]]:
     for node in model.graph:
         if node in heads:
             continue
-        if is_quantized_linear(node):
-            rows, features = _constant(_required(node.inputs[1])).shape.numpy()
+        if is_quantized_linear(node) or is_fused_linear(node):
+            codes = count_before_codes(node) if is_fused_linear(node) else 1
+            rows, features = _constant(_required(node.inputs[codes])).shape.numpy()
             yield rows, features
         elif node.domain == MICROSOFT_DOMAIN and node.op_type == "MatMulNBits":
             yield node.attributes["N"].as_int(), node.attributes["K"].as_int()

@@ -28,9 +28,9 @@ from awq2trt.graph import ort_lowering
 from awq2trt.graph.fusion import fuse_, fused_nodes
 from awq2trt.graph.inline import has_kernels, inline_bodies_
 from awq2trt.graph.int8_cache import int8_contract, quantize_cache_
-from awq2trt.graph.next_token import CONTRACT, append_next_token_
+from awq2trt.graph.next_token import CONTRACT, append_next_token_, drop_next_token_
 from awq2trt.graph.read import DecoderSizes, open_decoder
-from awq2trt.io_contract import MODEL_FILE, NEXT_TOKEN, WEIGHTS_FILE, IoContract, TensorContract, is_cache
+from awq2trt.io_contract import MODEL_FILE, WEIGHTS_FILE, IoContract, TensorContract, is_cache
 from awq2trt.progress import Progress
 
 INLINE_BYTES: Final = 1024
@@ -101,8 +101,8 @@ def lower_(model: ir.Model, sizes: DecoderSizes, lowering: Lowering) -> None:
             fuse_(model)
         if lowering.has_int8_cache:
             quantize_cache_(model)
-    if not any(value.name == NEXT_TOKEN for value in model.graph.outputs):
-        append_next_token_(model, sizes.vocab_size)
+    drop_next_token_(model)  # of a file that was lowered already
+    append_next_token_(model, sizes.vocab_size, in_library=lowering is not Lowering.CUDA_ORT)
 
 
 def lowered_contract(contract: IoContract, lowering: Lowering) -> IoContract:

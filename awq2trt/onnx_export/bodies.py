@@ -88,13 +88,17 @@ def make_body(variant: BodyVariant) -> ir.Function:
     """Builds the body of a linear."""
     inputs = {name: ir.Value(name=name) for name in variant.input_names}
     tape = Tape()
+    y = append_linear(tape, variant, inputs)
+    return _function(opset.LINEAR_OF_BITS[variant.bits], variant, tape, inputs, y, _LINEAR_ATTRIBUTES)
+
+
+def append_linear(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.Value]) -> ir.Value:
+    """Appends the nodes of a linear, whose inputs have the names of the variant's; returns y [..., N]."""
     if variant.block_length == 1:
         y = _elementwise_product(tape, variant, inputs)
     else:
         y = _blockwise_product(tape, variant, inputs)
-    if variant.has_bias:
-        y = tape.op("Add", [y, inputs["bias"]])
-    return _function(opset.LINEAR_OF_BITS[variant.bits], variant, tape, inputs, y, _LINEAR_ATTRIBUTES)
+    return tape.op("Add", [y, inputs["bias"]]) if variant.has_bias else y
 
 
 def make_embedding_body(variant: BodyVariant) -> ir.Function:

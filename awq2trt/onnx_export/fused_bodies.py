@@ -14,9 +14,10 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from awq2trt import opset
+from awq2trt.graph.fused_linear import count_before_codes, split_linears_
 from awq2trt.graph.inline import inline_call_
 from awq2trt.graph.int8_cache import write_quantized
-from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
+from awq2trt.onnx_export.bodies import BodyVariant, append_linear, make_body, make_embedding_body
 from awq2trt.onnx_export.decoder_graph import LOWEST
 
 _Inputs = dict[str, ir.Value]
@@ -41,10 +42,9 @@ def add_bodies_(model: ir.Model) -> None:
         elif node.op_type in opset.EMBEDDING_OF_BITS.values():
             function = make_embedding_body(_coded_variant(node))
         else:
-            numbers = _numbers(node)
-            key = (node.op_type, *numbers.items())
+            key = (node.op_type, *_numbers(node).items(), _coded_variant(node) if _is_linear(node) else None)
             if key not in made:
-                made[key] = _fused_body(node.op_type, numbers, f"v{len(made)}")
+                made[key] = _fused_body(node, f"v{len(made)}")
             function = made[key]
         node.overload = function.overload
         model.functions.setdefault(function.identifier(), function)
@@ -54,22 +54,27 @@ def add_bodies_(model: ir.Model) -> None:
 
 
 def unfuse_(model: ir.Model) -> None:
-    """Replaces the fused nodes with their bodies; linears stay merged.
+    """Replaces the fused nodes with their bodies; linears stay, and stay merged.
 
     Args:
         model: The model; it is changed, and gets the opset of the bodies if it had an older one.
     """
+    split_linears_(model.graph)
     fused = [node for node in model.graph if node.domain == opset.DOMAIN and node.op_type in opset.FUSED_OPERATORS]
     for node in fused:
-        inline_call_(model.graph, node, _fused_body(node.op_type, _numbers(node), ""))
+        inline_call_(model.graph, node, _fused_body(node, ""))
     if fused:
         model.graph.opset_imports[""] = opset.ONNX_OPSET
         model.ir_version = opset.ONNX_IR_VERSION
 
 
+def _is_linear(node: ir.Node) -> bool:
+    return node.op_type == opset.FUSED_LINEAR
+
+
 def _coded_variant(node: ir.Node) -> BodyVariant:
     """The variant of a linear or an embedding, read off its node."""
-    codes = node.inputs[1]
+    codes = node.inputs[count_before_codes(node) if _is_linear(node) else 1]
     if codes is None or codes.const_value is None:
         raise ValueError(f"{node.name}: its codes are no initializer")
     group, features = node.attributes[opset.ATTR_GROUP_SIZE].as_int(), int(codes.const_value.shape.numpy()[1])
@@ -92,21 +97,23 @@ def _numbers(node: ir.Node) -> _Numbers:
     }
 
 
-def _fused_body(op_type: str, numbers: _Numbers, overload: str) -> ir.Function:
+def _fused_body(node: ir.Node, overload: str) -> ir.Function:
     """The body of a fused operator for one set of attributes."""
-    names, write = {
-        opset.CACHED_ATTENTION: (_attention_inputs, _attention),
-        opset.RESIDUAL_NORM: (_norm_inputs, _norm),
-        opset.GATED_ACTIVATION: (_gated_inputs, _gated),
-    }[op_type]
-    inputs = {name: ir.Value(name=name) for name in names(numbers)}
-    tape = Tape()
-    outputs = write(_Nodes(tape), inputs, numbers)
+    op_type, numbers, tape = node.op_type, _numbers(node), Tape()
+    nodes = _Nodes(tape)
+    if op_type == opset.FUSED_LINEAR:
+        inputs, outputs = _linear(nodes, numbers, _coded_variant(node))
+    else:
+        names, write = {
+            opset.CACHED_ATTENTION: (_attention_inputs, _attention),
+            opset.RESIDUAL_NORM: (_norm_inputs, _norm),
+            opset.GATED_ACTIVATION: (_gated_inputs, _gated),
+        }[op_type]
+        named = {name: ir.Value(name=name) for name in names(numbers)}
+        inputs, outputs = list(named.values()), write(nodes, named, numbers)
     for index, output in enumerate(outputs):
         output.name = f"output_{index}"
-    graph = ir.Graph(
-        list(inputs.values()), outputs, nodes=tape.nodes, opset_imports={"": opset.ONNX_OPSET}, name=op_type
-    )
+    graph = ir.Graph(inputs, outputs, nodes=tape.nodes, opset_imports={"": opset.ONNX_OPSET}, name=op_type)
     kinds = {
         name: ir.AttributeType.FLOAT if isinstance(n, float) else ir.AttributeType.INT for name, n in numbers.items()
     }
@@ -180,6 +187,19 @@ def _gated(nodes: _Nodes, inputs: _Inputs, numbers: _Numbers) -> list[ir.Value]:
     else:
         activated = nodes.op("Gelu", gate, approximate="tanh" if kind == "gelu_tanh" else "none")
     return [nodes.op("Mul", activated, up)]
+
+
+def _linear(nodes: _Nodes, numbers: _Numbers, variant: BodyVariant) -> tuple[list[ir.Value], list[ir.Value]]:
+    """Inputs in order; y, and the sum if there is a residual."""
+    norm_numbers = {**numbers, "has_bias": numbers[opset.ATTR_HAS_NORM_BIAS]}
+    before = _norm_inputs(norm_numbers) if numbers[opset.ATTR_HAS_NORM] else ["x"]
+    given = {name: ir.Value(name="norm_bias" if name == "bias" else name) for name in before}
+    own = {name: ir.Value(name=name) for name in variant.input_names[1:]}
+    x, *sums = _norm(nodes, given, norm_numbers) if numbers[opset.ATTR_HAS_NORM] else [given["x"]]
+    y = append_linear(nodes.tape, variant, {"x": x, **own})
+    if numbers[opset.ATTR_HAS_ACTIVATION]:
+        (y,) = _gated(nodes, {"x": y}, numbers)
+    return [*given.values(), *own.values()], [y, *sums]
 
 
 def _attention_inputs(numbers: _Numbers) -> list[str]:

@@ -230,6 +230,14 @@ int64_t ShapeInference::integer_attribute(const char* name) const {
 }
 
 void ShapeInference::set_output_like(size_t input, size_t index, const std::vector<Dimension>& shape) const {
+  abi::TensorTypeAndShapeInfo* like = nullptr;
+  abi::ElementType type = abi::ElementType::kUndefined;
+  runtime_.call(abi::kShapeInferContext_GetInputTypeShape, context_, input, &like);
+  runtime_.call(abi::kGetTensorElementType, like, &type);
+  set_output(index, type, shape);
+}
+
+void ShapeInference::set_output(size_t index, abi::ElementType type, const std::vector<Dimension>& shape) const {
   std::vector<int64_t> sizes;
   std::vector<const char*> names;
   for (const Dimension& dimension : shape) {
@@ -237,11 +245,6 @@ void ShapeInference::set_output_like(size_t input, size_t index, const std::vect
     sizes.push_back(dimension.size);
     names.push_back(dimension.name.c_str());
   }
-  abi::TensorTypeAndShapeInfo* like = nullptr;
-  abi::ElementType type = abi::ElementType::kUndefined;
-  runtime_.call(abi::kShapeInferContext_GetInputTypeShape, context_, input, &like);
-  runtime_.call(abi::kGetTensorElementType, like, &type);
-
   abi::TensorTypeAndShapeInfo* info = nullptr;
   runtime_.call(abi::kCreateTensorTypeAndShapeInfo, &info);
   const TensorInfo owner(runtime_, info);

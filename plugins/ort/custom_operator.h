@@ -118,8 +118,10 @@ class ShapeInference {
   std::vector<Dimension> input(size_t index) const;  // empty where nothing is known
   int64_t integer_attribute(const char* name) const;
 
-  // Declares that an output has this shape, and the type of an input. Leaves the shape open if a size has neither
-  // number nor name.
+  // Declares that an output has this type and shape. Leaves the shape open if a size has neither number nor name.
+  void set_output(size_t index, abi::ElementType type, const std::vector<Dimension>& shape) const;
+
+  // The same with the type of an input.
   void set_output_like(size_t input, size_t index, const std::vector<Dimension>& shape) const;
   void set_output_like_first_input(size_t index, const std::vector<Dimension>& shape) const {
     set_output_like(0, index, shape);

@@ -81,13 +81,7 @@ class CpuActivation final : public Kernel {
 
   void compute(const Context& context) override {
     const Call call(activation_, context);
-    const int64_t width = call.problem().width;
-    for (int64_t row = 0; row < call.problem().rows; ++row) {
-      const std::vector<double> x = load_numbers(call.x().data(), call.x().type(), row * 2 * width, 2 * width);
-      std::vector<double> y(width);
-      for (int64_t i = 0; i < width; ++i) y[i] = activated(call.problem().activation, x[i]) * x[width + i];
-      store_numbers(y.data(), width, call.x().type(), call.y(), row * width);
-    }
+    compute_activation_on_cpu(call.problem(), call.x().type(), call.x().data(), call.y());
   }
 
  private:
@@ -126,6 +120,16 @@ class GatedActivationOperator final : public CustomOperator {
 };
 
 }  // namespace
+
+void compute_activation_on_cpu(const ActivationProblem& problem, ElementType type, const void* x, void* y) {
+  const int64_t width = problem.width;
+  for (int64_t row = 0; row < problem.rows; ++row) {
+    const std::vector<double> halves = load_numbers(x, type, row * 2 * width, 2 * width);
+    std::vector<double> out(width);
+    for (int64_t i = 0; i < width; ++i) out[i] = activated(problem.activation, halves[i]) * halves[width + i];
+    store_numbers(out.data(), width, type, y, row * width);
+  }
+}
 
 std::vector<std::unique_ptr<CustomOperator>> make_gated_activation_operators() {
   return make_for_all_types<GatedActivationOperator<CudaActivation>, GatedActivationOperator<CpuActivation>>();

@@ -12,8 +12,10 @@
 #include <vector>
 
 #include "ops/operator.h"
+#include "ort/best_token_op.h"
 #include "ort/cached_attention_op.h"
 #include "ort/custom_operator.h"
+#include "ort/fused_linear_op.h"
 #include "ort/gated_activation_op.h"
 #include "ort/quantized_embedding_op.h"
 #include "ort/residual_norm_op.h"
@@ -33,7 +35,7 @@ Registration make_registration(const Runtime& runtime) {
   runtime.call(abi::kCreateCustomOpDomain, kDomain, &registration.domain);
   for (const auto make : {make_w4a16_linear_operators, make_w8a16_linear_operators, make_w4a16_embedding_operators,
                           make_w8a16_embedding_operators, make_cached_attention_operators, make_residual_norm_operators,
-                          make_gated_activation_operators}) {
+                          make_gated_activation_operators, make_fused_linear_operators, make_best_token_operators}) {
     for (std::unique_ptr<CustomOperator>& implementation : make()) {
       registration.operators.push_back(std::make_unique<RegisteredOperator>(runtime, std::move(implementation)));
       runtime.call(abi::kCustomOpDomain_Add, registration.domain, registration.operators.back().get());

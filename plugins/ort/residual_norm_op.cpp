@@ -63,18 +63,23 @@ class Call {
 
 class CudaNorm final : public Kernel {
  public:
-  explicit CudaNorm(const Node& node) : attributes_(read_attributes(node)) {}
+  explicit CudaNorm(const Node& node) : attributes_(read_attributes(node)) {
+    const auto gain = static_cast<size_t>(residual_norm::gain_input(attributes_));
+    constant_weights_ = node.is_constant(gain) && (attributes_.has_bias == 0 || node.is_constant(gain + 1));
+  }
 
   void compute(const Context& context) override {
     const Call call(attributes_, context);
     if (call.problem().rows == 0) return;  // tensors without bytes may have no memory
-    throw_if_cuda_error(launch_residual_norm(call.problem(), call.tensors(), device_.can_overlap(),
-                                             static_cast<cudaStream_t>(context.stream())),
-                        residual_norm::kName);
+    const bool overlap = constant_weights_ && device_.can_overlap();
+    throw_if_cuda_error(
+        launch_residual_norm(call.problem(), call.tensors(), overlap, static_cast<cudaStream_t>(context.stream())),
+        residual_norm::kName);
   }
 
  private:
   const Attributes attributes_;
+  bool constant_weights_ = false;
   NodeDevice device_{residual_norm::kName};
 };
 
@@ -98,25 +103,7 @@ class CpuNorm final : public Kernel {
 
   void compute(const Context& context) override {
     const Call call(attributes_, context);
-    const NormProblem& problem = call.problem();
-    const NormTensors& tensors = call.tensors();
-    const int64_t width = problem.width;
-    const auto load = [&](const void* tensor, int64_t first) {
-      return load_numbers(tensor, call.type(), first, width);
-    };
-    const std::vector<double> gain = load(tensors.gain, 0);
-    const std::vector<double> bias = problem.has_bias ? load(tensors.bias, 0) : std::vector<double>();
-    for (int64_t first = 0; first < problem.rows * width; first += width) {
-      std::vector<double> row = load(tensors.x, first);
-      if (problem.has_residual) {
-        const std::vector<double> residual = load(tensors.residual, first);
-        for (int64_t i = 0; i < width; ++i) row[i] += residual[i];
-        store_numbers(row.data(), width, call.type(), tensors.sum, first);
-        row = load(tensors.sum, first);  // rounded
-      }
-      normalize(problem, gain, bias, &row);
-      store_numbers(row.data(), width, call.type(), tensors.y, first);
-    }
+    compute_norm_on_cpu(call.problem(), call.type(), call.tensors());
   }
 
  private:
@@ -155,6 +142,24 @@ class ResidualNormOperator final : public CustomOperator {
 };
 
 }  // namespace
+
+void compute_norm_on_cpu(const NormProblem& problem, ElementType type, const NormTensors& tensors) {
+  const int64_t width = problem.width;
+  const auto load = [&](const void* tensor, int64_t first) { return load_numbers(tensor, type, first, width); };
+  const std::vector<double> gain = load(tensors.gain, 0);
+  const std::vector<double> bias = problem.has_bias ? load(tensors.bias, 0) : std::vector<double>();
+  for (int64_t first = 0; first < problem.rows * width; first += width) {
+    std::vector<double> row = load(tensors.x, first);
+    if (problem.has_residual) {
+      const std::vector<double> residual = load(tensors.residual, first);
+      for (int64_t i = 0; i < width; ++i) row[i] += residual[i];
+      store_numbers(row.data(), width, type, tensors.sum, first);
+      row = load(tensors.sum, first);  // rounded
+    }
+    normalize(problem, gain, bias, &row);
+    store_numbers(row.data(), width, type, tensors.y, first);
+  }
+}
 
 std::vector<std::unique_ptr<CustomOperator>> make_residual_norm_operators() {
   return make_for_all_types<ResidualNormOperator<CudaNorm>, ResidualNormOperator<CpuNorm>>();

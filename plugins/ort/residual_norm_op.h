@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/residual_norm/residual_norm.h"
 #include "ort/custom_operator.h"
 
 namespace awq2trt {
@@ -12,6 +13,9 @@ namespace ort {
 
 // For both providers: fp16 and bf16, and on the CPU fp32.
 std::vector<std::unique_ptr<CustomOperator>> make_residual_norm_operators();
+
+// The norm of rows of `type` in host memory; the problem's own type is not read, since it knows no fp32.
+void compute_norm_on_cpu(const NormProblem& problem, ElementType type, const NormTensors& tensors);
 
 }  // namespace ort
 }  // namespace awq2trt

@@ -135,11 +135,7 @@ class CpuLinear final : public Kernel {
   void compute(const Context& context) override {
     const Call call(attributes_, context);
     if (call.problem().m == 0) return;
-    const CpuProblem problem(call.problem(), call.tensors(), call.x().type(), attributes_.code_bits);
-    const Scratch activations(context, call.x(), problem.activations_bytes());
-    const auto spread = static_cast<float*>(activations.data());
-    context.parallel_for(problem.activation_tasks(), [&](size_t task) { problem.spread_activations(task, spread); });
-    context.parallel_for(problem.row_tasks(), [&](size_t task) { problem.compute_rows(task, spread); });
+    compute_linear_on_cpu(context, call.x(), call.problem(), call.tensors(), attributes_.code_bits);
   }
 
  private:
@@ -187,6 +183,15 @@ class LinearOperator final : public CustomOperator {
 };
 
 }  // namespace
+
+void compute_linear_on_cpu(const Context& context, const InputTensor& like, const GemmProblem& problem,
+                           const LinearTensors& tensors, int code_bits) {
+  const CpuProblem linear(problem, tensors, like.type(), code_bits);
+  const Scratch activations(context, like, linear.activations_bytes());
+  const auto spread = static_cast<float*>(activations.data());
+  context.parallel_for(linear.activation_tasks(), [&](size_t task) { linear.spread_activations(task, spread); });
+  context.parallel_for(linear.row_tasks(), [&](size_t task) { linear.compute_rows(task, spread); });
+}
 
 std::vector<std::unique_ptr<CustomOperator>> make_w4a16_linear_operators() {
   return make_for_all_types<LinearOperator<CudaLinear, 4>, LinearOperator<CpuLinear, 4>>();

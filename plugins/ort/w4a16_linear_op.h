@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/w4a16_linear/w4a16_linear.h"
 #include "ort/custom_operator.h"
 
 namespace awq2trt {
@@ -14,6 +15,10 @@ namespace ort {
 // For both providers: fp16 and bf16, and on the CPU fp32.
 std::vector<std::unique_ptr<CustomOperator>> make_w4a16_linear_operators();
 std::vector<std::unique_ptr<CustomOperator>> make_w8a16_linear_operators();
+
+// The linear of at least one token in host memory, on the session's threads. `like`: a tensor of x's type and memory.
+void compute_linear_on_cpu(const Context& context, const InputTensor& like, const GemmProblem& problem,
+                           const LinearTensors& tensors, int code_bits);
 
 }  // namespace ort
 }  // namespace awq2trt

@@ -6,6 +6,7 @@
 namespace awq2trt {
 
 nvinfer1::IPluginCreatorInterface* cached_attention_creator();
+nvinfer1::IPluginCreatorInterface* fused_linear_creator();
 nvinfer1::IPluginCreatorInterface* gated_activation_creator();
 nvinfer1::IPluginCreatorInterface* residual_norm_creator();
 nvinfer1::IPluginCreatorInterface* w4a16_embedding_creator();

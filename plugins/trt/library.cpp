@@ -11,9 +11,9 @@
 
 AWQ2TRT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   static nvinfer1::IPluginCreatorInterface* const creators[] = {
-      awq2trt::cached_attention_creator(), awq2trt::gated_activation_creator(), awq2trt::residual_norm_creator(),
-      awq2trt::w4a16_embedding_creator(),  awq2trt::w4a16_linear_creator(),     awq2trt::w8a16_embedding_creator(),
-      awq2trt::w8a16_linear_creator()};
+      awq2trt::cached_attention_creator(), awq2trt::fused_linear_creator(),    awq2trt::gated_activation_creator(),
+      awq2trt::residual_norm_creator(),    awq2trt::w4a16_embedding_creator(), awq2trt::w4a16_linear_creator(),
+      awq2trt::w8a16_embedding_creator(),  awq2trt::w8a16_linear_creator()};
   count = sizeof(creators) / sizeof(creators[0]);
   return creators;
 }

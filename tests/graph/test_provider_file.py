@@ -80,7 +80,8 @@ def test_its_contract_is_the_files(exported: tuple[Path, IoContract], lowering: 
 def test_linears_of_the_plugin_library_stay_as_they_are(exported: tuple[Path, IoContract], tmp_path: Path) -> None:
     model, before = _lowered(exported[0], Lowering.CUDA_PLUGIN, tmp_path), open_decoder(exported[0])[0]
     assert not model.functions
-    linears = [node for node in model.graph if node.domain == opset.DOMAIN]
+    *linears, best = [node for node in model.graph if node.domain == opset.DOMAIN]
+    assert best.op_type == opset.BEST_TOKEN
     assert len(linears) == 14
     assert {node.overload for node in linears} == {""}
     for node in linears:

@@ -45,10 +45,17 @@ def _names_in(header: str) -> dict[str, str]:
 EMBEDDINGS = "quantized_embedding.h"
 """The two operators, by the width of their codes."""
 
+BEST_TOKEN = "best_token.h"
+"""For ONNX Runtime alone, without attributes or a plugin's version."""
+
 NAMES_OF_OPERATORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cached_attention.h": (
         opset.CACHED_ATTENTION,
         (*opset.ATTENTION_INT_ATTRIBUTES, *opset.ATTENTION_FLOAT_ATTRIBUTES, opset.ATTR_HAS_CACHE_SCALES),
+    ),
+    "fused_linear.h": (
+        opset.FUSED_LINEAR,
+        (*opset.FUSED_LINEAR_INT_ATTRIBUTES, *opset.FUSED_LINEAR_FLOAT_ATTRIBUTES),
     ),
     "gated_activation.h": (opset.GATED_ACTIVATION, (opset.ATTR_ACTIVATION,)),
     "residual_norm.h": (opset.RESIDUAL_NORM, (*opset.NORM_INT_ATTRIBUTES, *opset.NORM_FLOAT_ATTRIBUTES)),
@@ -77,8 +84,12 @@ def test_cpp_and_python_agree_on_names_of_embeddings() -> None:
     }
 
 
+def test_cpp_and_python_agree_on_the_name_of_the_best_token() -> None:
+    assert _names_in(BEST_TOKEN) == {"kName": opset.BEST_TOKEN}
+
+
 def test_every_operator_is_held_to_its_names() -> None:
-    assert {path.name for path in OPS.glob("*.h")} - {"operator.h", EMBEDDINGS} == set(NAMES_OF_OPERATORS)
+    assert {path.name for path in OPS.glob("*.h")} - {"operator.h", EMBEDDINGS, BEST_TOKEN} == set(NAMES_OF_OPERATORS)
     written = {name for name, _ in NAMES_OF_OPERATORS.values()}
     assert written == {opset.W4A16_LINEAR, *opset.FUSED_OPERATORS}
 

@@ -4,28 +4,13 @@
 
 #include "kernels/device/overlap.cuh"
 #include "kernels/device/vector.cuh"
+#include "kernels/gated_activation/activated.cuh"
 #include "kernels/gated_activation/gated_activation.h"
 
 namespace awq2trt {
 namespace {
 
 constexpr int kThreads = 128;
-
-template <Activation kActivation>
-__device__ __forceinline__ float activated(float x) {
-  constexpr float kSqrtHalf = 0.70710678f, kTanhScale = 0.79788456f;  // sqrt(1 / 2), sqrt(2 / pi)
-  switch (kActivation) {
-    case Activation::kSilu:
-      return x / (1.f + __expf(-x));
-    case Activation::kGelu:
-      return 0.5f * x * (1.f + erff(x * kSqrtHalf));
-    case Activation::kGeluTanh:
-      return 0.5f * x * (1.f + tanhf(kTanhScale * (x + 0.044715f * x * x * x)));
-    case Activation::kRelu:
-      return fmaxf(x, 0.f);
-  }
-  return x;
-}
 
 template <typename T, Activation kActivation>
 __global__ void __launch_bounds__(kThreads) gated_activation_kernel(const T* x, T* y, int width) {

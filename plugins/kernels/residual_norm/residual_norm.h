@@ -28,7 +28,8 @@ struct NormProblem {
 const char* check_validity(const NormProblem& problem);
 
 // Device pointers, aligned to 16 bytes; nullptr for tensors that the problem leaves out. `sum` may be the memory of x
-// or of the residual, and y that of x.
+// or of the residual, and y that of x. With `overlap`, gain and bias are constants like the weights of a linear
+// (LinearTensors): they are read while the previous kernel may still be running.
 struct NormTensors {
   const void* x;         // [M, H]
   const void* residual;  // [M, H]

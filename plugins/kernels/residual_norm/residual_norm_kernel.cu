@@ -3,15 +3,12 @@
 #include <cuda_fp16.h>
 
 #include "kernels/device/overlap.cuh"
-#include "kernels/device/tensor_core.cuh"
 #include "kernels/device/vector.cuh"
+#include "kernels/residual_norm/norm.cuh"
 #include "kernels/residual_norm/residual_norm.h"
 
 namespace awq2trt {
 namespace {
-
-constexpr int kMaxThreads = 512;
-constexpr int kMaxWidth = 16384;
 
 template <typename T>
 struct NormParams {
@@ -28,11 +25,8 @@ struct NormParams {
 
 // Sums one value of each thread of the block, always in the same order; every thread gets the sum.
 __device__ __forceinline__ float sum_over_block(float value) {
-  __shared__ float warps[kMaxThreads / kWarpSize];
-#pragma unroll
-  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, distance);
-  }
+  __shared__ float warps[kNormThreads / kWarpSize];
+  value = sum_over_warp(value);
   __syncthreads();  // the sum before this one has been read
   if (threadIdx.x % kWarpSize == 0) warps[threadIdx.x / kWarpSize] = value;
   __syncthreads();
@@ -43,12 +37,21 @@ __device__ __forceinline__ float sum_over_block(float value) {
 
 // kVectors: how many vectors of 8 numbers a thread holds.
 template <typename T, int kVectors>
-__global__ void __launch_bounds__(kMaxThreads) residual_norm_kernel(NormParams<T> p) {
+__global__ void __launch_bounds__(kNormThreads) residual_norm_kernel(NormParams<T> p) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * p.width;
   const auto place_of = [&](int v) { return static_cast<int>(threadIdx.x + v * blockDim.x) * kVectorLength; };
   float value[kVectors][kVectorLength] = {};
+  uint4 gain_words[kVectors] = {}, bias_words[kVectors] = {};
 
   let_next_kernel_start();
+  // From the memory, not from a cache, since a token has passed: while the previous kernel ends, not after it.
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int place = place_of(v);
+    if (place >= p.width) continue;
+    gain_words[v] = *reinterpret_cast<const uint4*>(p.gain + place);
+    if (p.bias != nullptr) bias_words[v] = *reinterpret_cast<const uint4*>(p.bias + place);
+  }
   wait_for_previous_kernel();
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
@@ -78,19 +81,19 @@ __global__ void __launch_bounds__(kMaxThreads) residual_norm_kernel(NormParams<T
   for (int v = 0; v < kVectors; ++v) {
     if (place_of(v) >= p.width) continue;
 #pragma unroll
-    for (int i = 0; i < kVectorLength; ++i) squares += (value[v][i] - mean) * (value[v][i] - mean);
+    for (int i = 0; i < kVectorLength; ++i) squares = add_square(squares, value[v][i], mean);
   }
-  const float factor = rsqrtf(sum_over_block(squares) / static_cast<float>(p.width) + p.eps);
+  const float factor = norm_factor(sum_over_block(squares), p.width, p.eps);
 
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int place = place_of(v);
     if (place >= p.width) continue;
-    float gain[kVectorLength], bias[kVectorLength] = {}, y[kVectorLength];
-    load_vector(gain, p.gain + place);
-    if (p.bias != nullptr) load_vector(bias, p.bias + place);
+    float gain[kVectorLength], bias[kVectorLength], y[kVectorLength];
+    widen_vector<T>(gain, gain_words[v]);
+    widen_vector<T>(bias, bias_words[v]);  // zeros without one
 #pragma unroll
-    for (int i = 0; i < kVectorLength; ++i) y[i] = (value[v][i] - mean) * factor * gain[i] + bias[i];
+    for (int i = 0; i < kVectorLength; ++i) y[i] = normalized(value[v][i], mean, factor, gain[i], bias[i]);
     store_vector(p.y + row + place, y);
   }
 }
@@ -108,7 +111,7 @@ cudaError_t launch_typed(const NormProblem& problem, const NormTensors& tensors,
   params.eps = problem.eps;
   params.rms = problem.rms;
   const int vectors = problem.width / kVectorLength;
-  const int threads = min((vectors + kWarpSize - 1) / kWarpSize * kWarpSize, kMaxThreads);
+  const int threads = min((vectors + kWarpSize - 1) / kWarpSize * kWarpSize, kNormThreads);
   const int each = (vectors + threads - 1) / threads;
   auto* const kernel = each == 1   ? residual_norm_kernel<T, 1>
                        : each == 2 ? residual_norm_kernel<T, 2>
@@ -123,7 +126,7 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 const char* check_validity(const NormProblem& problem) {
   if (problem.rows < 0) return "the number of rows cannot be negative";
   if (problem.width < kVectorLength || problem.width % kVectorLength != 0) return "the width must be a multiple of 8";
-  if (problem.width > kMaxWidth) return "the width must be at most 16384";
+  if (problem.width > kMaxNormWidth) return "the width must be at most 16384";
   if (!(problem.eps >= 0.f)) return "epsilon cannot be negative";
   if (problem.rms && problem.has_bias) return "an RMS norm has no bias";
   return nullptr;

@@ -27,6 +27,11 @@ __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, uint32_t scale) {
   return bits_of(__hmul2(pair_of<Pair>(pair), pair_of<Pair>(scale)));
 }
 
+// Chunks of kCodesPerLoad codes in a group; with one group in a row, in the row.
+inline int chunks_per_group(int k, int group_size) {
+  return group_size >= k ? (k + kCodesPerLoad - 1) / kCodesPerLoad : group_size / kCodesPerLoad;
+}
+
 // floor(chunk / chunks_per_group) for chunk < 2^16 by one multiplication: Granlund and Montgomery, "Division by
 // invariant integers using multiplication" (PLDI 1994). reciprocal = ceil(2^31 / d) errs by less than d / 2^31, which
 // for chunk, d <= 2^16 cannot carry a quotient over the next integer.

@@ -10,13 +10,17 @@
 // - The codes go to mma.sync in the order of memory. 8 tokens cost as much as 1; sums are fp32, code - zero is exact,
 //   and a scale is applied to sums of 128 products instead of to each weight.
 // - Partial sums of a tile are collected in shared memory, one slot per warp, and added in warp order.
+// - Fused (fusion.cuh), the norm of a single token comes first, and every block computes it for itself; a tile is then
+//   8 rows of the gate and the 8 rows of up that are multiplied with them at the end.
 #include "kernels/device/convert.cuh"
 #include "kernels/device/global_loads.cuh"
 #include "kernels/device/half_pair.h"
 #include "kernels/device/overlap.cuh"
 #include "kernels/device/tensor_core.cuh"
+#include "kernels/gated_activation/activated.cuh"
 #include "kernels/w4a16_linear/codes.cuh"
 #include "kernels/w4a16_linear/dequantize.h"
+#include "kernels/w4a16_linear/fusion.cuh"
 #include "kernels/w4a16_linear/kernel_params.cuh"
 
 #include <type_traits>
@@ -48,10 +52,11 @@ struct Stride {
 };
 
 // kVectorLoads: rows of codes are aligned to 16 bytes. kScaleSums: a unit's 128 k lie in one group, so the scale is
-// applied to the sum; otherwise each weight is scaled before the product, in T.
-template <typename T, bool kVectorLoads, bool kScaleSums>
+// applied to the sum; otherwise each weight is scaled before the product, in T. kNormed, kGated: what is fused with it.
+template <typename T, bool kVectorLoads, bool kScaleSums, bool kNormed, bool kGated>
 __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
-    decode_kernel(LinearParams<T> p, GroupOfChunk group_of_chunk, int rows_per_block, int token_stride) {
+    decode_kernel(LinearParams<T> p, GroupOfChunk group_of_chunk, int rows_per_block, int token_stride,
+                  FusionParams<T> fusion) {
   extern __shared__ uint4 shared[];
   T* const x_shared = reinterpret_cast<T*>(shared);                             // [M, token_stride], paired
   float* const sums = reinterpret_cast<float*>(x_shared + p.m * token_stride);  // [tiles, warps, M, 16]
@@ -59,9 +64,12 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   const int warps = blockDim.x / kWarpSize, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int lane_row = lane / kLanesPerRow, lane_chunk = lane % kLanesPerRow;  // g and t of tensor_core.cuh
   const int steps = (p.k + kStep - 1) / kStep;
-  const int first_row = blockIdx.x * rows_per_block;
-  const int rows = min(rows_per_block, p.n - first_row);
-  const int tiles = (rows + kRowTile - 1) / kRowTile;
+  constexpr int kTileOutputs = kGated ? kRowTile / 2 : kRowTile;
+  const int width = kGated ? p.n / 2 : p.n;  // of y
+  const int outputs_per_block = kGated ? rows_per_block / 2 : rows_per_block;
+  const int first_row = blockIdx.x * outputs_per_block;
+  const int rows = min(outputs_per_block, width - first_row);  // of the gate, where there is one
+  const int tiles = (rows + kTileOutputs - 1) / kTileOutputs;
 
   // Offsets of the block's rows; within them 32 bits suffice. first_row is even, so its zero points start at a whole
   // byte.
@@ -83,7 +91,8 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
     const int group = group_of(unit.step);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint32_t row = min(unit.tile * kRowTile + lane_row + 8 * half, rows - 1);
+      const uint32_t row = kGated ? min(unit.tile * kTileOutputs + lane_row, rows - 1) + half * width
+                                  : min(unit.tile * kRowTile + lane_row + 8 * half, rows - 1);
       if (kVectorLoads) {
         const uint4 words = load_once(codes + (row * row_bytes + k_byte));
         unit.words[half][0] = words.x, unit.words[half][1] = words.y;
@@ -179,7 +188,11 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
     }
   };
 
+  const int vectors = steps * kStep / 8;  // of 8 activations, in a row
+  NormedToken<T> normed_token(p, fusion, x_shared, vectors);
+
   let_next_kernel_start();
+  if constexpr (kNormed) normed_token.load_gain();
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   load_first_units();  // weights are constants, see LinearTensors; while the previous kernel ends, the memory is idle
 #endif
@@ -188,16 +201,12 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   // Copies activations to shared memory. There they are in pairs as dequantize_word() makes them and, within a step,
   // word j of all four lanes of a row together: a row's lanes read 64 consecutive bytes, and the padding puts the next
   // token's 64 bytes into the other half of the banks. Zeros from K to the end of the last step.
-  const int vectors = steps * kStep / 8;  // of 8 activations, in a row
   const auto load_x = [&](int token, int vector) {
     uint4 x = {};
     if (token < p.m && vector * 8 < p.k) x = load_now(p.x + static_cast<int64_t>(token) * p.k + vector * 8);
     return x;
   };
-  const auto place_of_x = [&](int token, int vector) {
-    const int at_step = vector / 16, chunk = vector / kWords % kLanesPerRow, word = vector % kWords;
-    return token * token_stride + at_step * kStep + word * kCodesPerLoad + chunk * 8;
-  };
+  const auto place_of_x = [&](int token, int vector) { return place_of_vector(vector, token * token_stride); };
   int token = 0, vector = threadIdx.x;  // of this thread; it advances by one vector per thread of the block
   const auto settle = [&] {
     while (vector >= vectors) {
@@ -205,22 +214,30 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
       ++token;
     }
   };
-  for (bool first = true; settle(), token < p.m || first; first = false) {
-    uint4 x[kXBatch];
-    int place[kXBatch];
-#pragma unroll
-    for (int r = 0; r < kXBatch; ++r) {
-      settle();
-      place[r] = token < p.m ? place_of_x(token, vector) : -1;
-      x[r] = load_x(token, vector);
-      vector += blockDim.x;
-    }
+  if constexpr (kNormed) {
+    normed_token.fetch([&] {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
-    if (first) load_first_units();  // after the activations, which would wait behind all those weights
+      load_first_units();
+#endif
+    });
+  } else {
+    for (bool first = true; settle(), token < p.m || first; first = false) {
+      uint4 x[kXBatch];
+      int place[kXBatch];
+#pragma unroll
+      for (int r = 0; r < kXBatch; ++r) {
+        settle();
+        place[r] = token < p.m ? place_of_x(token, vector) : -1;
+        x[r] = load_x(token, vector);
+        vector += blockDim.x;
+      }
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
+      if (first) load_first_units();  // after the activations, which would wait behind all those weights
 #endif
 #pragma unroll
-    for (int r = 0; r < kXBatch; ++r) {
-      if (place[r] >= 0) *reinterpret_cast<uint4*>(x_shared + place[r]) = pair_activations(x[r]);
+      for (int r = 0; r < kXBatch; ++r) {
+        if (place[r] >= 0) *reinterpret_cast<uint4*>(x_shared + place[r]) = pair_activations(x[r]);
+      }
     }
   }
   // A tile of a short K has fewer units than there are warps; the slots of the other warps count as 0.
@@ -245,30 +262,60 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   // Adds the sums of a tile's warps, always in the same order.
   for (int i = threadIdx.x; i < p.m * rows; i += blockDim.x) {
     const int token = i / rows, row = i % rows;
-    const float* slot = sums + (row / kRowTile * warps * p.m + token) * kRowTile + row % kRowTile;
-    float total = p.bias != nullptr ? to_float(p.bias[first_row + row]) : 0.f;
-    for (int w = 0; w < warps; ++w) total += slot[w * p.m * kRowTile];
-    p.y[static_cast<int64_t>(token) * p.n + first_row + row] = from_float<T>(total);
+    const auto sum_of = [&](int half) {  // of a gated tile: 0 the gate, 1 up
+      const float* slot = sums + (row / kTileOutputs * warps * p.m + token) * kRowTile + row % kTileOutputs + 8 * half;
+      float total = p.bias != nullptr ? to_float(p.bias[first_row + row + half * width]) : 0.f;
+      for (int w = 0; w < warps; ++w) total += slot[w * p.m * kRowTile];
+      return total;
+    };
+    float y = sum_of(0);
+    if constexpr (kGated) {
+      const T gate = from_float<T>(y), up = from_float<T>(sum_of(1));
+      y = activated(fusion.activation, to_float(gate)) * to_float(up);
+    }
+    p.y[static_cast<int64_t>(token) * width + first_row + row] = from_float<T>(y);
   }
+}
+
+template <typename T>
+cudaError_t launch(void (*kernel)(LinearParams<T>, GroupOfChunk, int, int, FusionParams<T>),
+                   const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
+                   cudaStream_t stream) {
+  const DecodeShared shared(params.m, params.k, config.rows_per_block, config.warps);
+  const int blocks = (params.n + config.rows_per_block - 1) / config.rows_per_block;
+  return launch_kernel(kernel, dim3(blocks), config.warps * kWarpSize, shared.bytes, config.overlap, stream, params,
+                       GroupOfChunk(chunks_per_group(params.k, params.group_size)), config.rows_per_block,
+                       shared.token_stride, fusion);
 }
 
 }  // namespace
 
 template <typename T>
 cudaError_t launch_decode(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream) {
-  const DecodeShared shared(params.m, params.k, config.rows_per_block, config.warps);
-  const int chunks = (params.k + kCodesPerLoad - 1) / kCodesPerLoad;
-  const int chunks_per_group = params.group_size >= params.k ? chunks : params.group_size / kCodesPerLoad;
-  const bool scale_sums = chunks_per_group % kLanesPerRow == 0 || chunks_per_group == chunks;
+  const bool scale_sums =
+      chunks_per_group(params.k, params.group_size) % kLanesPerRow == 0 || params.group_size >= params.k;
+  auto* const kernel =
+      params.codes_aligned
+          ? (scale_sums ? decode_kernel<T, true, true, false, false> : decode_kernel<T, true, false, false, false>)
+          : (scale_sums ? decode_kernel<T, false, true, false, false> : decode_kernel<T, false, false, false, false>);
+  return launch(kernel, params, FusionParams<T>{}, config, stream);
+}
 
-  auto* kernel = params.codes_aligned ? (scale_sums ? decode_kernel<T, true, true> : decode_kernel<T, true, false>)
-                                      : (scale_sums ? decode_kernel<T, false, true> : decode_kernel<T, false, false>);
-  const int blocks = (params.n + config.rows_per_block - 1) / config.rows_per_block;
-  return launch_kernel(kernel, dim3(blocks), config.warps * kWarpSize, shared.bytes, config.overlap, stream, params,
-                       GroupOfChunk(chunks_per_group), config.rows_per_block, shared.token_stride);
+template <typename T>
+cudaError_t launch_decode(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
+                          cudaStream_t stream) {
+  if (fusion.has_norm && config.warps * kWarpSize != NormedToken<T>::kThreads) return cudaErrorInvalidValue;
+  auto* const kernel = !fusion.has_norm        ? decode_kernel<T, true, true, false, true>
+                       : fusion.has_activation ? decode_kernel<T, true, true, true, true>
+                                               : decode_kernel<T, true, true, true, false>;
+  return launch(kernel, params, fusion, config, stream);
 }
 
 template cudaError_t launch_decode(const LinearParams<__half>&, const KernelConfig&, cudaStream_t);
 template cudaError_t launch_decode(const LinearParams<__nv_bfloat16>&, const KernelConfig&, cudaStream_t);
+template cudaError_t launch_decode(const LinearParams<__half>&, const FusionParams<__half>&, const KernelConfig&,
+                                   cudaStream_t);
+template cudaError_t launch_decode(const LinearParams<__nv_bfloat16>&, const FusionParams<__nv_bfloat16>&,
+                                   const KernelConfig&, cudaStream_t);
 
 }  // namespace awq2trt

@@ -9,14 +9,16 @@
 //   Little remains after the wait: mostly the integer instructions around the multiplications.
 //
 // The products are those of decode_kernel.cu. A unit is 16 rows x 128 k within one group; a warp takes every eighth.
-// Sums of the warps are added in warp order.
+// Sums of the warps are added in warp order. Fused (fusion.cuh), a block owns 8 rows of the gate and 8 of up.
 #include "kernels/device/async_copy.cuh"
 #include "kernels/device/convert.cuh"
 #include "kernels/device/global_loads.cuh"
 #include "kernels/device/overlap.cuh"
 #include "kernels/device/tensor_core.cuh"
+#include "kernels/gated_activation/activated.cuh"
 #include "kernels/w4a16_linear/codes.cuh"
 #include "kernels/w4a16_linear/dequantize.h"
+#include "kernels/w4a16_linear/fusion.cuh"
 #include "kernels/w4a16_linear/kernel_params.cuh"
 
 namespace awq2trt {
@@ -45,7 +47,7 @@ __device__ __forceinline__ void store_shared(uint32_t target, uint4 v) {
 }
 
 // One block's 16 rows. The methods are the steps, in this order.
-template <typename T>
+template <typename T, bool kGated>
 class Rows {
  public:
   __device__ __forceinline__ Rows(const LinearParams<T>& params, int token_stride, int units, uint4* shared)
@@ -53,8 +55,8 @@ class Rows {
         token_stride_(token_stride),
         units_(units),
         steps_((params.k + kStep - 1) / kStep),
-        first_row_(blockIdx.x * kRowTile),
-        rows_(min(kRowTile, params.n - first_row_)),
+        first_row_(blockIdx.x * kOutputs),
+        rows_(min(kOutputs, width() - first_row_)),
         warp_(threadIdx.x / kWarpSize),
         lane_row_(threadIdx.x % kWarpSize / kLanesPerRow),
         lane_chunk_(threadIdx.x % kLanesPerRow),
@@ -69,7 +71,7 @@ class Rows {
     const uint32_t row_bytes = p.k / 2;
     const uint8_t* const codes = p.codes + static_cast<int64_t>(first_row_) * row_bytes;
     const uint8_t* const top = codes + min(lane_row_, rows_ - 1) * row_bytes;
-    const uint8_t* const bottom = codes + min(lane_row_ + 8, rows_ - 1) * row_bytes;
+    const uint8_t* const bottom = codes + row_from_first(lane_row_ + 8) * row_bytes;
     uint32_t target = static_cast<uint32_t>(__cvta_generic_to_shared(lane_codes()));
     for (int step = warp_; step < steps_; step += kWarps) {
       const uint32_t k_byte =
@@ -87,7 +89,7 @@ class Rows {
     const int64_t first = static_cast<int64_t>(first_row_) * p.groups;
     const uint8_t* const scales = reinterpret_cast<const uint8_t*>(p.scales + first);
     const uint8_t* const zeros = p.zeros + first / 2;
-    const uint32_t row = min(static_cast<int>(threadIdx.x) % kRowTile, rows_ - 1);
+    const uint32_t row = row_from_first(static_cast<int>(threadIdx.x) % kRowTile);
     constexpr int kRound = kThreads / kRowTile;  // steps that the threads prepare at once
     for (int first_step = threadIdx.x / kRowTile; first_step < steps_; first_step += 2 * kRound) {
       uint32_t scale[2] = {}, zero[2] = {};
@@ -142,6 +144,12 @@ class Rows {
     }
   }
 
+  // The norm of the one token, in the same places.
+  __device__ __forceinline__ NormedToken<T> normed_token(const FusionParams<T>& fusion) const {
+    static_assert(kThreads == NormedToken<T>::kThreads, "of a block");
+    return NormedToken<T>(p, fusion, x_, steps_ * kStep / kVectorLength);
+  }
+
   // Computes the warp's units and writes its sums to shared memory.
   __device__ __forceinline__ void multiply() const {
     const T* x = x_ + min(lane_row_, p.m - 1) * token_stride_ + lane_chunk_ * 8 + warp_ * kStep;
@@ -176,26 +184,49 @@ class Rows {
     }
   }
 
-  // The output that this thread adds up and writes.
+  // The sum that this thread adds up; it writes the output, but for up's, which goes to the thread with the gate's.
   __device__ __forceinline__ int out_row() const { return threadIdx.x % kRowTile; }
   __device__ __forceinline__ int out_token() const { return threadIdx.x / kRowTile; }
-  __device__ __forceinline__ bool writes() const { return out_token() < p.m && out_row() < rows_; }
+  __device__ __forceinline__ bool adds_up() const { return out_token() < p.m && out_row() % kOutputs < rows_; }
 
   __device__ __forceinline__ float load_bias() const {
-    return writes() && p.bias != nullptr ? to_float(p.bias[first_row_ + out_row()]) : 0.f;
+    const int up = kGated && out_row() >= kOutputs ? width() - kOutputs : 0;  // from the gate's row to up's
+    return adds_up() && p.bias != nullptr ? to_float(p.bias[first_row_ + out_row() + up]) : 0.f;
   }
 
-  __device__ __forceinline__ void write_output(float bias) const {
+  __device__ __forceinline__ void write_output(float bias, Activation activation) const {
     static_assert(kThreads >= 8 * kRowTile, "a thread has one output at most");
-    if (!writes()) return;
+    if constexpr (kGated) {
+      const float mine = adds_up() ? to_float(from_float<T>(add_up(bias))) : 0.f;
+      const float up = __shfl_down_sync(0xffffffffu, mine, kOutputs);
+      if (adds_up() && out_row() < kOutputs) write(activated(activation, mine) * up);
+    } else {
+      if (adds_up()) write(add_up(bias));
+    }
+  }
+
+ private:
+  static constexpr int kOutputs = kGated ? kRowTile / 2 : kRowTile;  // of a token
+
+  __device__ __forceinline__ int width() const { return kGated ? p.n / 2 : p.n; }  // of y
+
+  __device__ __forceinline__ float add_up(float bias) const {
     const float* const slot = sums_ + out_token() * kWarps * kRowTile + out_row();
     float total = bias;
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp) total += slot[warp * kRowTile];
-    p.y[static_cast<int64_t>(out_token()) * p.n + first_row_ + out_row()] = from_float<T>(total);
+    return total;
   }
 
- private:
+  __device__ __forceinline__ void write(float y) const {
+    p.y[static_cast<int64_t>(out_token()) * width() + first_row_ + out_row()] = from_float<T>(y);
+  }
+
+  // The weight row of a row of the tile, counted from the block's first; past the end of the rows the last.
+  __device__ __forceinline__ int row_from_first(int tile_row) const {
+    return kGated ? min(tile_row % kOutputs, rows_ - 1) + tile_row / kOutputs * width() : min(tile_row, rows_ - 1);
+  }
+
   __device__ __forceinline__ uint4* lane_codes() const {  // [units, top and bottom], kWarpSize apart
     return codes_ + warp_ * units_ * 2 * kWarpSize + threadIdx.x % kWarpSize;
   }
@@ -209,37 +240,63 @@ class Rows {
   float* const sums_;                // [M, warps, 16]
 };
 
-template <typename T>
+template <typename T, bool kNormed, bool kGated>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    decode_once_kernel(LinearParams<T> params, GroupOfChunk group_of_chunk, int token_stride, int units) {
+    decode_once_kernel(LinearParams<T> params, GroupOfChunk group_of_chunk, int token_stride, int units,
+                       FusionParams<T> fusion) {
   extern __shared__ uint4 shared[];
-  const Rows<T> rows(params, token_stride, units, shared);
+  const Rows<T, kGated> rows(params, token_stride, units, shared);
+  NormedToken<T> normed_token = rows.normed_token(fusion);
   let_next_kernel_start();
   rows.copy_codes();  // weights are constants, see LinearTensors
   rows.prepare_scales(group_of_chunk);
+  if constexpr (kNormed) normed_token.load_gain();
   wait_for_previous_kernel();
   const float bias = rows.load_bias();
-  rows.fetch_activations();
+  if constexpr (kNormed) {
+    normed_token.fetch([] {});
+  } else {
+    rows.fetch_activations();
+  }
   wait_for_copies<0>();
   __syncthreads();
   rows.multiply();
   __syncthreads();
-  rows.write_output(bias);
+  rows.write_output(bias, fusion.activation);
+}
+
+template <typename T>
+cudaError_t launch(void (*kernel)(LinearParams<T>, GroupOfChunk, int, int, FusionParams<T>),
+                   const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
+                   cudaStream_t stream) {
+  const DecodeOnceShared shared(params.m, params.k);
+  const dim3 grid(static_cast<unsigned>((params.n + kRowTile - 1) / kRowTile));
+  return launch_kernel(kernel, grid, kThreads, shared.bytes, config.overlap, stream, params,
+                       GroupOfChunk(chunks_per_group(params.k, params.group_size)), shared.token_stride, shared.units,
+                       fusion);
 }
 
 }  // namespace
 
 template <typename T>
 cudaError_t launch_decode_once(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream) {
-  const DecodeOnceShared shared(params.m, params.k);
-  const int chunks = (params.k + kCodesPerLoad - 1) / kCodesPerLoad;
-  const int chunks_per_group = params.group_size >= params.k ? chunks : params.group_size / kCodesPerLoad;
-  const dim3 grid(static_cast<unsigned>((params.n + kRowTile - 1) / kRowTile));
-  return launch_kernel(decode_once_kernel<T>, grid, kThreads, shared.bytes, config.overlap, stream, params,
-                       GroupOfChunk(chunks_per_group), shared.token_stride, shared.units);
+  return launch(decode_once_kernel<T, false, false>, params, FusionParams<T>{}, config, stream);
+}
+
+template <typename T>
+cudaError_t launch_decode_once(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
+                               cudaStream_t stream) {
+  auto* const kernel = !fusion.has_norm        ? decode_once_kernel<T, false, true>
+                       : fusion.has_activation ? decode_once_kernel<T, true, true>
+                                               : decode_once_kernel<T, true, false>;
+  return launch(kernel, params, fusion, config, stream);
 }
 
 template cudaError_t launch_decode_once(const LinearParams<__half>&, const KernelConfig&, cudaStream_t);
 template cudaError_t launch_decode_once(const LinearParams<__nv_bfloat16>&, const KernelConfig&, cudaStream_t);
+template cudaError_t launch_decode_once(const LinearParams<__half>&, const FusionParams<__half>&, const KernelConfig&,
+                                        cudaStream_t);
+template cudaError_t launch_decode_once(const LinearParams<__nv_bfloat16>&, const FusionParams<__nv_bfloat16>&,
+                                        const KernelConfig&, cudaStream_t);
 
 }  // namespace awq2trt

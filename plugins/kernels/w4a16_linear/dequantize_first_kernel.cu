@@ -57,8 +57,7 @@ cudaError_t launch_dequantize_first(const LinearParams<T>& params, const KernelC
                                     void* workspace, cudaStream_t stream) {
   T* const weights = static_cast<T*>(workspace);
   uint8_t* const scratch = static_cast<uint8_t*>(workspace) + config.workspace_bytes - kCublasLtWorkspaceBytes;
-  const int chunks = (params.k + kCodesPerLoad - 1) / kCodesPerLoad;
-  const GroupOfChunk group_of_chunk(params.group_size >= params.k ? chunks : params.group_size / kCodesPerLoad);
+  const GroupOfChunk group_of_chunk(chunks_per_group(params.k, params.group_size));
   const auto blocks = static_cast<unsigned>((params.k / kCodesPerWord + kThreads - 1) / kThreads);
   for (int row = 0; row < params.n; row += config.rows_per_block) {
     const int rows = row + config.rows_per_block < params.n ? config.rows_per_block : params.n - row;

@@ -19,6 +19,29 @@ struct LinearParams {
   bool codes_aligned;  // every row of codes starts at a multiple of 16 bytes
 };
 
+inline bool is_aligned(const void* pointer, uintptr_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+template <typename T>
+LinearParams<T> linear_params(const GemmProblem& problem, const LinearTensors& tensors) {
+  LinearParams<T> params = {};
+  params.x = static_cast<const T*>(tensors.x);
+  params.codes = static_cast<const uint8_t*>(tensors.codes);
+  params.scales = static_cast<const T*>(tensors.scales);
+  params.zeros = problem.has_zeros ? static_cast<const uint8_t*>(tensors.zeros) : nullptr;
+  params.bias = problem.has_bias ? static_cast<const T*>(tensors.bias) : nullptr;
+  params.y = static_cast<T*>(tensors.y);
+  params.partial_sums = static_cast<float*>(tensors.workspace);
+  params.m = problem.m;
+  params.n = problem.n;
+  params.k = problem.k;
+  params.groups = problem.groups();
+  params.group_size = problem.group_size;
+  params.codes_aligned = problem.k % 32 == 0 && is_aligned(tensors.codes, 16);
+  return params;
+}
+
 template <typename T>
 cudaError_t launch_decode(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream);
 template <typename T>

@@ -76,16 +76,15 @@ __global__ void add_splits_kernel(LinearParams<T> p, int splits) {
 template <typename T, TileShape kShape>
 cudaError_t launch_shape(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream) {
   constexpr TileTraits kTraits = traits_of(kShape);
-  const int chunks = (params.k + kCodesPerLoad - 1) / kCodesPerLoad;
-  const int chunks_per_group = params.group_size >= params.k ? chunks : params.group_size / kCodesPerLoad;
-  const bool one_group_per_stage = chunks_per_group % kTraits.chunks() == 0 || chunks_per_group == chunks;
+  const int group_chunks = chunks_per_group(params.k, params.group_size);
+  const bool one_group_per_stage = group_chunks % kTraits.chunks() == 0 || params.group_size >= params.k;
   const bool plain = params.codes_aligned && params.k % kTraits.block_k == 0 && one_group_per_stage;
   auto* const kernel = plain ? tile_kernel<T, kShape, true> : tile_kernel<T, kShape, false>;
   const dim3 grid(static_cast<unsigned>((params.m + kTraits.tokens() - 1) / kTraits.tokens()),
                   static_cast<unsigned>((params.n + kTraits.rows() - 1) / kTraits.rows()),
                   static_cast<unsigned>(config.splits));
   const cudaError_t status = launch_kernel(kernel, grid, kTraits.threads(), kTraits.shared_bytes(), config.overlap,
-                                           stream, params, GroupOfChunk(chunks_per_group), config.k_per_split);
+                                           stream, params, GroupOfChunk(group_chunks), config.k_per_split);
   if (status != cudaSuccess || config.splits == 1) return status;
 
   constexpr int kThreads = 256;

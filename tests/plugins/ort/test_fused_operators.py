@@ -168,6 +168,20 @@ def test_activation(options: onnxruntime.SessionOptions, dtype: str, activation:
     assert_close(found["y"], activated(activation, gate) * up, dtype)
 
 
+@pytest.mark.parametrize("dtype", list(NUMPY_TYPES))
+@pytest.mark.parametrize("shape", [(2, 1, 1003), (3, 8), (1, 1), (0, 5), (7,)])
+def test_best_token(options: onnxruntime.SessionOptions, dtype: str, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(shape).integers(-3, 4, shape).astype(NUMPY_TYPES[dtype])  # many equal ones
+    found = Node("BestToken", {}, {"x": x}, ("y",)).run(options)["y"]
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, x.astype(np.float64).argmax(-1))
+
+
+def test_of_scores_that_are_no_numbers_none_is_best(options: onnxruntime.SessionOptions) -> None:
+    x = np.array([[np.nan, -np.inf, np.nan], [np.nan] * 3, [-np.inf, 1, np.nan]], np.float16)
+    assert Node("BestToken", {}, {"x": x}, ("y",)).run(options)["y"].tolist() == [1, 0, 1]
+
+
 def test_output_shapes_are_known_when_a_model_is_loaded(options: onnxruntime.SessionOptions) -> None:
     model = onnx.load_from_string(Attention().node().serialized())
     for value, shape in zip(
@@ -179,6 +193,10 @@ def test_output_shapes_are_known_when_a_model_is_loaded(options: onnxruntime.Ses
     norm, _ = norm_case("float16", "rms", (3, 64), residual=True)
     session = onnxruntime.InferenceSession(norm.serialized(), options, providers=["CPUExecutionProvider"])
     assert [output.shape for output in session.get_outputs()] == [["x_0", "x_1"]] * 2
+    best = Node("BestToken", {}, {"x": np.zeros((2, 1, 9), np.float16)}, ("y",))
+    session = onnxruntime.InferenceSession(best.serialized(), options, providers=["CPUExecutionProvider"])
+    (output,) = session.get_outputs()
+    assert (output.type, output.shape) == ("tensor(int64)", ["x_0", "x_1"])
 
 
 @pytest.mark.parametrize(

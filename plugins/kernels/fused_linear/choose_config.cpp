@@ -1,0 +1,57 @@
+// Which parts of a FusedLinear its linear's kernel computes. Host-only and pure, as that of the linear.
+#include "kernels/fused_linear/fused_linear.h"
+#include "kernels/fused_linear/workspace.h"
+#include "kernels/w4a16_linear/kernel_params.cuh"
+
+namespace awq2trt {
+namespace {
+
+constexpr int kMaxNormTokens = 1;  // fused_linear.h says why
+constexpr int kAlignedCodes = 32;  // of a row: rows start at multiples of 16 bytes
+
+// Whether the kernel has variants with other parts: the two for few tokens, for codes that it reads 16 bytes at a time
+// and groups that fit its steps. Rows of gate and up must lie within the 32 bits that it counts bytes in.
+bool is_fusible(const GemmProblem& p, Kernel kernel) {
+  const bool groups_fit_steps = p.group_size % DecodeShared::kStep == 0 || p.group_size >= p.k;
+  return (kernel == Kernel::kDecode || kernel == Kernel::kDecodeOnce) && p.k % kAlignedCodes == 0 && groups_fit_steps &&
+         int64_t{p.n} * p.k / 2 <= int64_t{UINT32_MAX};
+}
+
+}  // namespace
+
+const char* check_validity(const FusedLinearProblem& problem) {
+  const GemmProblem& linear = problem.linear;
+  if (!problem.has_norm && !problem.has_activation) return "there must be a norm, an activation, or both";
+  if (const char* const reason = check_validity(linear)) return reason;
+  if (problem.has_norm) {
+    const NormProblem& norm = problem.norm;
+    if (const char* const reason = check_validity(norm)) return reason;
+    if (norm.rows != linear.m || norm.width != linear.k || norm.dtype != linear.dtype)
+      return "the norm must have the sizes and the type of the linear's inputs";
+  }
+  if (problem.has_activation) {
+    const ActivationProblem& activation = problem.activation;
+    if (const char* const reason = check_validity(activation)) return reason;
+    if (activation.rows != linear.m || linear.n % 2 != 0 || activation.width != linear.n / 2 ||
+        activation.dtype != linear.dtype)
+      return "the activation must have the sizes and the type of the linear's outputs";
+  }
+  return nullptr;
+}
+
+FusedLinearConfig choose_config(const FusedLinearProblem& problem, const Device& device) {
+  FusedLinearConfig config = {};
+  config.linear = choose_config(problem.linear, device);
+  const bool fusible = is_fusible(problem.linear, config.linear.kernel);
+  config.norm_inside = problem.has_norm && fusible && problem.linear.m <= kMaxNormTokens;
+  config.activation_inside = problem.has_activation && fusible;
+  // For parts inside, too: codes that turn out not to be aligned are computed with apart.
+  config.workspace_bytes = FusedLinearWorkspace(problem, config.linear.workspace_bytes).bytes;
+  return config;
+}
+
+size_t workspace_bound(const FusedLinearProblem& problem) {
+  return FusedLinearWorkspace(problem, workspace_bound(problem.linear)).bytes;
+}
+
+}  // namespace awq2trt

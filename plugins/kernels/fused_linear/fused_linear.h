@@ -1,0 +1,76 @@
+// A norm, a 4-bit linear layer and a gated activation in one: y = activation(W4A16Linear(norm(x + residual))), where
+// the norm or the activation may be missing. The kernels' whole public interface; the operator is in plugins/FORMAT.md,
+// section FusedLinear.
+//
+// In:  x, and what ResidualNorm and W4A16Linear take beside it (residual_norm.h, w4a16_linear.h), all of one type.
+// Out: y [M, N], or [M, N/2] with an activation, which meets the first half of the linear's outputs with the second;
+// and
+//      with a residual the sum [M, K].
+//      Bits are those of the parts one after the other: what they round to store it, is rounded inside the linear's
+//      kernel, too. Only with an activation inside and a K that is no multiple of 2048, sums are added in another
+//      order.
+//
+// One token's norm is computed inside the linear's kernel, by every block for itself; so are activations of up to eight
+// tokens. On an H100, a norm inside gained nothing at two tokens, and lost from three.
+#pragma once
+
+#include <cstddef>
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/device/device.h"
+#include "kernels/gated_activation/gated_activation.h"
+#include "kernels/residual_norm/residual_norm.h"
+#include "kernels/w4a16_linear/w4a16_linear.h"
+
+namespace awq2trt {
+
+// One call's sizes. Parts that are there have the linear's M and type, the norm its K, the activation half its N.
+struct FusedLinearProblem {
+  GemmProblem linear;
+  bool has_norm;
+  NormProblem norm;
+  bool has_activation;
+  ActivationProblem activation;
+};
+
+// nullptr when kernels exist for the problem, else why not, as a sentence for the user.
+const char* check_validity(const FusedLinearProblem& problem);
+
+struct FusedLinearConfig {
+  KernelConfig linear;
+  bool norm_inside;  // the linear's kernel, as is the activation
+  bool activation_inside;
+  size_t workspace_bytes;  // scratch that the launch needs, contents irrelevant before and after
+};
+
+// Pure function of its arguments; no CUDA call.
+FusedLinearConfig choose_config(const FusedLinearProblem& problem, const Device& device);
+
+// Workspace that suffices for `problem` with any number of tokens up to its M on any supported device.
+size_t workspace_bound(const FusedLinearProblem& problem);
+
+// Device pointers, aligned to 16 bytes; codes, scales, zeros and bias as in LinearTensors. With overlap, gain and norm
+// bias are read while the kernel before may still be running, too. `sum` is memory of neither x nor the residual, which
+// blocks read while one of them writes it.
+struct FusedLinearTensors {
+  const void* x;          // [M, K]
+  const void* residual;   // [M, K], or nullptr
+  const void* gain;       // [K], or nullptr without a norm
+  const void* norm_bias;  // [K], or nullptr
+  const void* codes;      // [N, K] INT4
+  const void* scales;     // [N, ceil(K/G)]
+  const void* zeros;      // [N, ceil(K/G)] INT4, or nullptr
+  const void* bias;       // [N], or nullptr
+  void* y;                // [M, N], or [M, N/2] with an activation
+  void* sum;              // [M, K]; nullptr without a residual
+  void* workspace;        // config.workspace_bytes
+};
+
+// Enqueues the kernels of `config` on `stream`: one, or those of the parts. Allocates nothing and never synchronizes,
+// so it can be captured in a CUDA graph. Returns cudaErrorInvalidValue or cudaErrorMisalignedAddress for arguments it
+// cannot take.
+cudaError_t launch_fused_linear(const FusedLinearProblem& problem, const FusedLinearConfig& config,
+                                const FusedLinearTensors& tensors, cudaStream_t stream);
+
+}  // namespace awq2trt

@@ -1,0 +1,100 @@
+// The one entry: checks what the kernels rely on, and starts those of the parts that are computed apart around the
+// linear's; see fused_linear.h.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/fused_linear/fused_linear.h"
+#include "kernels/fused_linear/workspace.h"
+#include "kernels/w4a16_linear/fusion.cuh"
+
+namespace awq2trt {
+namespace {
+
+// What choose_config() would never answer.
+bool is_impossible(const FusedLinearProblem& problem, const FusedLinearConfig& config) {
+  const Kernel kernel = config.linear.kernel;
+  const bool inside = config.norm_inside || config.activation_inside;
+  return (inside && kernel != Kernel::kDecode && kernel != Kernel::kDecodeOnce) ||
+         (config.norm_inside && (!problem.has_norm || problem.linear.m != 1)) ||
+         (config.activation_inside && !problem.has_activation);
+}
+
+bool is_complete(const FusedLinearProblem& problem, const FusedLinearConfig& config,
+                 const FusedLinearTensors& tensors) {
+  const GemmProblem& linear = problem.linear;
+  if (tensors.x == nullptr || tensors.codes == nullptr || tensors.scales == nullptr || tensors.y == nullptr ||
+      (linear.has_zeros && tensors.zeros == nullptr) || (linear.has_bias && tensors.bias == nullptr) ||
+      (config.workspace_bytes > 0 && tensors.workspace == nullptr)) {
+    return false;
+  }
+  if (!problem.has_norm) return true;
+  const bool has_sum = tensors.residual != nullptr && tensors.sum != nullptr && tensors.sum != tensors.x &&
+                       tensors.sum != tensors.residual;
+  return tensors.gain != nullptr && (!problem.norm.has_bias || tensors.norm_bias != nullptr) &&
+         (!problem.norm.has_residual || has_sum);
+}
+
+// The linear's kernel with the parts that are inside.
+template <typename T>
+cudaError_t launch_inside(const FusedLinearProblem& problem, const FusedLinearConfig& config,
+                          const FusedLinearTensors& tensors, const LinearTensors& linear, cudaStream_t stream) {
+  FusionParams<T> fusion = {};
+  fusion.has_norm = config.norm_inside;
+  fusion.has_activation = config.activation_inside;
+  if (config.norm_inside) {
+    fusion.residual = problem.norm.has_residual ? static_cast<const T*>(tensors.residual) : nullptr;
+    fusion.gain = static_cast<const T*>(tensors.gain);
+    fusion.norm_bias = problem.norm.has_bias ? static_cast<const T*>(tensors.norm_bias) : nullptr;
+    fusion.sum = static_cast<T*>(tensors.sum);
+    fusion.epsilon = problem.norm.eps;
+    fusion.rms = problem.norm.rms;
+  }
+  if (config.activation_inside) fusion.activation = problem.activation.activation;
+  const auto params = linear_params<T>(problem.linear, linear);
+  return config.linear.kernel == Kernel::kDecodeOnce ? launch_decode_once(params, fusion, config.linear, stream)
+                                                     : launch_decode(params, fusion, config.linear, stream);
+}
+
+// The parts that are apart, one after the other.
+cudaError_t launch_parts(const FusedLinearProblem& problem, const FusedLinearConfig& config,
+                         const FusedLinearTensors& tensors, cudaStream_t stream) {
+  const bool overlap = config.linear.overlap;
+  const FusedLinearWorkspace places(problem, config.linear.workspace_bytes);
+  const auto place = [&](size_t offset) { return static_cast<uint8_t*>(tensors.workspace) + offset; };
+  LinearTensors linear = {tensors.x,    tensors.codes, tensors.scales,      tensors.zeros,
+                          tensors.bias, tensors.y,     place(places.linear)};
+  if (problem.has_norm && !config.norm_inside) {
+    const NormTensors norm = {tensors.x,         tensors.residual, tensors.gain,
+                              tensors.norm_bias, tensors.sum,      place(places.normed)};
+    if (const cudaError_t status = launch_residual_norm(problem.norm, norm, overlap, stream)) return status;
+    linear.x = norm.y;
+  }
+  const bool activation_apart = problem.has_activation && !config.activation_inside;
+  if (activation_apart) linear.y = place(places.projected);
+  const auto launch = !config.norm_inside && !config.activation_inside ? nullptr
+                      : problem.linear.dtype == DataType::kHalf        ? launch_inside<__half>
+                                                                       : launch_inside<__nv_bfloat16>;
+  const cudaError_t status = launch != nullptr ? launch(problem, config, tensors, linear, stream)
+                                               : launch_w4a16_linear(problem.linear, config.linear, linear, stream);
+  if (status != cudaSuccess || !activation_apart) return status;
+  return launch_gated_activation(problem.activation, linear.y, tensors.y, overlap, stream);
+}
+
+}  // namespace
+
+cudaError_t launch_fused_linear(const FusedLinearProblem& problem, const FusedLinearConfig& config,
+                                const FusedLinearTensors& tensors, cudaStream_t stream) {
+  if (check_validity(problem) != nullptr) return cudaErrorInvalidValue;
+  if (problem.linear.m == 0) return cudaSuccess;
+  if (is_impossible(problem, config) || !is_complete(problem, config, tensors)) return cudaErrorInvalidValue;
+  const void* const pointers[] = {tensors.x, tensors.residual, tensors.gain,     tensors.norm_bias,
+                                  tensors.y, tensors.sum,      tensors.workspace};
+  for (const void* pointer : pointers) {
+    if (!is_aligned(pointer, 16)) return cudaErrorMisalignedAddress;
+  }
+  FusedLinearConfig possible = config;
+  if (!is_aligned(tensors.codes, 16)) possible.norm_inside = possible.activation_inside = false;
+  return launch_parts(problem, possible, tensors, stream);
+}
+
+}  // namespace awq2trt

@@ -1,0 +1,177 @@
+// What the decode kernels can do beside the product, for the operator FusedLinear (kernels/fused_linear): the norm of
+// their one token before it, and a gated activation after it.
+//
+// In:  the token as it was, and the norm's parameters.
+// Out: the normed token in shared memory, as decode_kernel.cu wants activations there; and what is left to say of both
+//      kernels. Every number is that of residual_norm_kernel.cu, to the bit: sums are added in its order.
+#pragma once
+
+#include "kernels/device/global_loads.cuh"
+#include "kernels/device/vector.cuh"
+#include "kernels/gated_activation/gated_activation.h"
+#include "kernels/residual_norm/norm.cuh"
+#include "kernels/w4a16_linear/codes.cuh"
+#include "kernels/w4a16_linear/kernel_params.cuh"
+
+namespace awq2trt {
+
+// What a launch adds to LinearParams. `sum` must be no memory that the kernel reads.
+template <typename T>
+struct FusionParams {
+  bool has_norm, has_activation;
+  const T* __restrict__ residual;   // [K], or nullptr
+  const T* __restrict__ gain;       // [K]
+  const T* __restrict__ norm_bias;  // [K], or nullptr
+  T* __restrict__ sum;              // [K], with a residual
+  float epsilon;
+  bool rms;
+  Activation activation;
+};
+
+// The decode kernels with something beside the product: of one token with a norm, of codes that are aligned to 16 bytes
+// with groups that fit their steps. `config` as that of the product by itself.
+template <typename T>
+cudaError_t launch_decode(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
+                          cudaStream_t stream);
+template <typename T>
+cudaError_t launch_decode_once(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
+                               cudaStream_t stream);
+
+// Where 8 activations of a token lie in shared memory, in the order that decode_kernel.cu explains.
+__device__ __forceinline__ int place_of_vector(int vector, int token_start = 0) {
+  constexpr int kStep = DecodeShared::kStep, kVectors = kStep / kVectorLength, kLanesPerRow = kStep / kCodesPerLoad;
+  constexpr int kWords = kCodesPerLoad / kCodesPerWord;
+  const int at_step = vector / kVectors, chunk = vector / kWords % kLanesPerRow, word = vector % kWords;
+  return token_start + at_step * kStep + word * kCodesPerLoad + chunk * kVectorLength;
+}
+
+// The norm of one token, by all threads of a block, each of which does the work of two of residual_norm_kernel.cu.
+template <typename T>
+class NormedToken {
+ public:
+  static constexpr int kThreads = kNormThreads / 2;
+
+  // `token`: its shared memory, `vectors` x 8 numbers with zeros from K on, and behind them their padding.
+  __device__ __forceinline__ NormedToken(const LinearParams<T>& params, const FusionParams<T>& fusion, T* token,
+                                         int vectors)
+      : p(params), f(fusion), token_(token), vectors_(vectors), row_vectors_(params.k / kVectorLength) {}
+
+  // Of the thread's first vectors, all that it has up to K = 4096. The gain is a constant, as the weights are: this
+  // need not wait for the kernel before.
+  __device__ __forceinline__ void load_gain() {
+#pragma unroll
+    for (int r = 0; r < kRound; ++r) {
+      const int vector = static_cast<int>(threadIdx.x) + r * kThreads;
+      if (vector < row_vectors_) gain_[r] = load_constant(f.gain, vector);
+    }
+  }
+
+  // Every thread calls `after_first_loads` once, when its first activations are on their way.
+  template <typename Body>
+  __device__ __forceinline__ void fetch(const Body& after_first_loads) const {
+    float sums[kRound] = {};  // of numbers, or for an RMS norm of their squares
+    for (int start = 0; start == 0 || start < vectors_; start += kNormThreads) {
+      uint4 x[kRound] = {}, residual[kRound] = {};
+#pragma unroll
+      for (int r = 0; r < kRound; ++r) {
+        const int vector = start + static_cast<int>(threadIdx.x) + r * kThreads;
+        if (vector >= row_vectors_) continue;
+        x[r] = load_now(p.x + vector * kVectorLength);
+        if (f.residual != nullptr) residual[r] = load_now(f.residual + vector * kVectorLength);
+      }
+      if (start == 0) after_first_loads();
+#pragma unroll
+      for (int r = 0; r < kRound; ++r) {
+        const int vector = start + static_cast<int>(threadIdx.x) + r * kThreads;
+        if (vector < vectors_) sums[r] = add_up(vector, x[r], residual[r], sums[r]);
+      }
+    }
+    float mean = 0.f;
+    if (!f.rms) {
+      mean = sum_over_block(sums) / static_cast<float>(p.k);
+      sums[0] = sums[1] = 0.f;
+      for_vectors([&](int r, int vector, bool) {
+        float values[kVectorLength];
+        load_vector(values, token_ + place_of_vector(vector));
+#pragma unroll
+        for (int i = 0; i < kVectorLength; ++i) sums[r] = add_square(sums[r], values[i], mean);
+      });
+    }
+    const float factor = norm_factor(sum_over_block(sums), p.k, f.epsilon);
+    for_vectors([&](int r, int vector, bool is_first) {
+      normalize(vector, mean, factor, is_first ? gain_[r] : load_constant(f.gain, vector));
+    });
+  }
+
+ private:
+  static constexpr int kRound = 2;  // vectors that a thread takes at once, one for each that it stands for
+  static constexpr int kWarps = kThreads / kWarpSize;
+
+  static __device__ __forceinline__ uint4 load_constant(const T* tensor, int vector) {
+    return __ldg(reinterpret_cast<const uint4*>(tensor) + vector);
+  }
+
+  // body(place in its round, vector, whether the round is the first) for every vector of the token and this thread.
+  template <typename Body>
+  __device__ __forceinline__ void for_vectors(const Body& body) const {
+    for (int start = 0; start < row_vectors_; start += kNormThreads) {
+#pragma unroll
+      for (int r = 0; r < kRound; ++r) {
+        const int vector = start + static_cast<int>(threadIdx.x) + r * kThreads;
+        if (vector < row_vectors_) body(r, vector, start == 0);
+      }
+    }
+  }
+
+  // x + residual into shared memory, by one block to where it is kept, and to `sum` what the norm needs of it.
+  __device__ __forceinline__ float add_up(int vector, uint4 x, uint4 residual, float sum) const {
+    float values[kVectorLength], added[kVectorLength];
+    widen_vector<T>(values, x);
+    if (f.residual != nullptr) {
+      widen_vector<T>(added, residual);
+#pragma unroll
+      for (int i = 0; i < kVectorLength; ++i) values[i] = to_float(from_float<T>(values[i] + added[i]));
+      if (blockIdx.x == 0 && vector < row_vectors_) store_vector(f.sum + vector * kVectorLength, values);
+    }
+    store_vector(token_ + place_of_vector(vector), values);
+#pragma unroll
+    for (int i = 0; i < kVectorLength; ++i) sum = f.rms ? add_square(sum, values[i], 0.f) : sum + values[i];
+    return sum;
+  }
+
+  __device__ __forceinline__ void normalize(int vector, float mean, float factor, uint4 gains) const {
+    T* const place = token_ + place_of_vector(vector);
+    float values[kVectorLength], gain[kVectorLength], bias[kVectorLength] = {};
+    load_vector(values, place);
+    widen_vector<T>(gain, gains);
+    if (f.norm_bias != nullptr) widen_vector<T>(bias, load_constant(f.norm_bias, vector));
+#pragma unroll
+    for (int i = 0; i < kVectorLength; ++i) values[i] = normalized(values[i], mean, factor, gain[i], bias[i]);
+    *reinterpret_cast<uint4*>(place) = pair_activations(rounded_vector<T>(values));
+  }
+
+  // The block's sum of two values of each thread, for every thread; those of all warps pass through the padding.
+  __device__ __forceinline__ float sum_over_block(const float (&values)[kRound]) const {
+    static_assert(sizeof(T) * DecodeShared::kTokenPadding >= sizeof(float) * kRound * kWarps, "they fit the padding");
+    float* const slots = reinterpret_cast<float*>(token_ + vectors_ * kVectorLength);
+    const float sums[kRound] = {sum_over_warp(values[0]), sum_over_warp(values[1])};
+    __syncthreads();  // the sum before this one has been read
+    if (threadIdx.x % kWarpSize == 0) {
+      slots[threadIdx.x / kWarpSize] = sums[0];
+      slots[threadIdx.x / kWarpSize + kWarps] = sums[1];
+    }
+    __syncthreads();
+    float total = 0.f;
+#pragma unroll
+    for (int warp = 0; warp < kRound * kWarps; ++warp) total += slots[warp];
+    return total;
+  }
+
+  const LinearParams<T>& p;
+  const FusionParams<T>& f;
+  T* const token_;
+  const int vectors_, row_vectors_;
+  uint4 gain_[kRound] = {};
+};
+
+}  // namespace awq2trt

@@ -1,0 +1,91 @@
+// The rules of the operator FusedLinear, y = activation(W4A16Linear(norm(x + residual))), of which the norm or the
+// activation may be missing: its name, attributes, inputs, types and shapes, as in plugins/FORMAT.md. The rules of its
+// parts are those of their own operators.
+//
+// In:  a node's attributes, and the types and shapes of its tensors.
+// Out: whether they fit each other, else why not as a sentence that begins with the operator's name; and the kernels'
+//      problem.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/fused_linear/fused_linear.h"
+#include "ops/operator.h"
+
+namespace awq2trt {
+namespace fused_linear {
+
+constexpr char kName[] = "FusedLinear";
+constexpr char kVersion[] = "1";
+
+constexpr char kGroupSize[] = "group_size";
+constexpr char kHasZeros[] = "has_zeros";
+constexpr char kHasBias[] = "has_bias";
+constexpr char kHasNorm[] = "has_norm";
+constexpr char kHasResidual[] = "has_residual";
+constexpr char kHasNormBias[] = "has_norm_bias";
+constexpr char kRms[] = "rms";
+constexpr char kHasActivation[] = "has_activation";
+constexpr char kActivation[] = "activation";
+constexpr char kEpsilon[] = "epsilon";
+
+// The node's attributes. Those of a part that is missing are 0.
+struct Attributes {
+  int32_t group_size;
+  int32_t has_zeros;
+  int32_t has_bias;
+  int32_t has_norm;
+  int32_t has_residual;
+  int32_t has_norm_bias;
+  int32_t rms;
+  int32_t has_activation;
+  int32_t activation;
+  float epsilon;
+};
+
+// Inputs in order, without gaps: x; residual, gain and norm bias; codes, scales, zeros and bias.
+constexpr int32_t kX = 0;
+constexpr int32_t kMinInputs = 3, kMaxInputs = 8;
+constexpr int32_t kNoInput = -1;
+
+// Outputs; the second only with a residual.
+constexpr int32_t kY = 0, kSum = 1;
+
+inline int32_t residual_input(const Attributes& a) { return a.has_residual != 0 ? 1 : kNoInput; }
+inline int32_t gain_input(const Attributes& a) { return a.has_norm != 0 ? 1 + a.has_residual : kNoInput; }
+inline int32_t norm_bias_input(const Attributes& a) { return a.has_norm_bias != 0 ? 2 + a.has_residual : kNoInput; }
+inline int32_t codes_input(const Attributes& a) { return 1 + a.has_residual + a.has_norm + a.has_norm_bias; }
+inline int32_t scales_input(const Attributes& a) { return codes_input(a) + 1; }
+inline int32_t zeros_input(const Attributes& a) { return a.has_zeros != 0 ? codes_input(a) + 2 : kNoInput; }
+inline int32_t bias_input(const Attributes& a) { return a.has_bias != 0 ? codes_input(a) + 2 + a.has_zeros : kNoInput; }
+inline int32_t input_count(const Attributes& a) { return codes_input(a) + 2 + a.has_zeros + a.has_bias; }
+inline int32_t output_count(const Attributes& a) { return 1 + a.has_residual; }
+
+// The first input that is a constant, as are all behind it.
+inline int32_t first_constant(const Attributes& a) { return 1 + a.has_residual; }
+
+// What each may be, and which of them need each other; one part beside the linear is there.
+bool check_attributes(const Attributes& attributes, ErrorText* error);
+
+// `count` inputs are as many as the attributes say; so are `count` outputs.
+bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* error);
+bool check_output_count(const Attributes& attributes, int32_t count, ErrorText* error);
+
+// A tensor (an input, or after the last input an output) has its type: codes and zeros int4, all others that of x.
+bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, ElementType x_type, ErrorText* error);
+
+// x [..., K] and codes [N, K], sizes known or not (below 0), have the dimensions from which the outputs' shapes follow.
+bool check_shapes(const Attributes& attributes, int32_t x_rank, const Shape& codes, ErrorText* error);
+
+// Of y, in the place of K, for codes with N rows.
+inline int64_t output_width(const Attributes& attributes, int64_t n) {
+  return attributes.has_activation != 0 ? n / 2 : n;
+}
+
+// The kernels' problem for inputs of these shapes, all sizes known, `inputs` [input_count(attributes)]; or why there is
+// none.
+bool describe_problem(const Attributes& attributes, const Shape* inputs, ElementType x_type,
+                      FusedLinearProblem* problem, ErrorText* error);
+
+}  // namespace fused_linear
+}  // namespace awq2trt

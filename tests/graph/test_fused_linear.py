@@ -1,0 +1,143 @@
+"""Linears with their neighbours in one node: when they are fused, what that means, and that it can be taken back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from awq2trt import opset
+from awq2trt.checkpoint.pack import pack_int4
+from awq2trt.graph.fused_linear import fuse_linears_, split_linears_
+from awq2trt.graph.ort_lowering import linear_shapes
+from awq2trt.onnx_export.fused_bodies import add_bodies_
+
+WIDTH, ROWS, GROUP = 72, 48, 32
+PARTS = (opset.RESIDUAL_NORM, opset.W4A16_LINEAR, opset.GATED_ACTIVATION)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A norm, a linear and an activation, one behind the other. `norm`: "", "rms", "layer" or "layer-bias"."""
+
+    norm: str = "rms"
+    residual: bool = True
+    activation: int | None = 0
+
+    def model(self) -> ir.Model:
+        """A new model of it; its outputs are y and, with a residual, the sum."""
+        random = np.random.default_rng(7)
+        graph = ir.Graph([], [], nodes=[], opset_imports={"": opset.ONNX_OPSET, opset.DOMAIN: 1}, name="chain")
+
+        def given(name: str) -> ir.Value:
+            value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["tokens", WIDTH]))
+            graph.inputs.append(value)
+            return value
+
+        def constant(name: str, array: NDArray[np.float32]) -> ir.Value:
+            value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
+            graph.register_initializer(value)
+            return value
+
+        def add(op_type: str, inputs: list[ir.Value], numbers: dict[str, int | float], count: int = 1) -> ir.Node:
+            attributes: dict[str, int | float | str] = {**numbers, **opset.PLUGIN_ATTRIBUTES}
+            node = ir.node(op_type, inputs, attributes, domain=opset.DOMAIN, num_outputs=count, name=op_type)
+            for index, output in enumerate(node.outputs):
+                output.name, output.type = f"{op_type}:{index}", ir.TensorType(ir.DataType.FLOAT)
+            graph.append(node)
+            return node
+
+        y, total = given("x"), None
+        if self.norm:
+            inputs = [y, *([given("residual")] if self.residual else [])]
+            inputs.append(constant("gain", random.uniform(0.5, 1.5, WIDTH).astype(np.float32)))
+            has_bias = self.norm == "layer-bias"
+            if has_bias:
+                inputs.append(constant("norm_bias", random.standard_normal(WIDTH).astype(np.float32)))
+            numbers = {"has_residual": int(self.residual), "has_bias": int(has_bias), "rms": int(self.norm == "rms")}
+            norm = add(opset.RESIDUAL_NORM, inputs, {**numbers, "epsilon": 1e-3}, 1 + self.residual)
+            y, total = norm.outputs[0], norm.outputs[1] if self.residual else None
+        groups = -(-WIDTH // GROUP)
+        codes = pack_int4(random.integers(0, 16, (ROWS, WIDTH)).astype(np.uint8))
+        packed = ir.PackedTensor(codes, ir.DataType.INT4, shape=ir.Shape((ROWS, WIDTH)), name="codes")
+        value = ir.Value(name="codes", type=ir.TensorType(ir.DataType.INT4), shape=packed.shape, const_value=packed)
+        graph.register_initializer(value)
+        scales = constant("scales", random.uniform(0.01, 0.02, (ROWS, groups)).astype(np.float32))
+        bias = constant("bias", random.standard_normal(ROWS).astype(np.float32))
+        numbers = {opset.ATTR_GROUP_SIZE: GROUP, opset.ATTR_HAS_ZEROS: 0, opset.ATTR_HAS_BIAS: 1}
+        y = add(opset.W4A16_LINEAR, [y, value, scales, bias], {**numbers}).outputs[0]
+        if self.activation is not None:
+            y = add(opset.GATED_ACTIVATION, [y], {opset.ATTR_ACTIVATION: self.activation}).outputs[0]
+        graph.outputs.extend([y] if total is None else [y, total])
+        return ir.Model(graph, ir_version=opset.ONNX_IR_VERSION)
+
+
+CHAINS = [
+    Chain(),
+    Chain(residual=False),
+    Chain(norm="layer", activation=2),
+    Chain(norm="layer-bias", activation=None),
+    Chain(norm="", residual=False, activation=3),
+]
+
+
+def _run(model: ir.Model) -> list[NDArray[np.float32]]:
+    """Outputs, by the bodies of the operators."""
+    add_bodies_(model)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    random = np.random.default_rng(3)
+    feeds = {value.name: random.standard_normal((5, WIDTH)).astype(np.float32) for value in session.get_inputs()}
+    return [np.asarray(output) for output in session.run(None, feeds)]
+
+
+def _kinds(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_one_node_means_what_its_parts_mean(chain: Chain) -> None:
+    expected, model = _run(chain.model()), chain.model()
+    fuse_linears_(model.graph)
+    assert _kinds(model) == [opset.FUSED_LINEAR]
+    assert next(iter(model.graph)).name == opset.W4A16_LINEAR  # the layer's name
+    assert list(linear_shapes(model)) == [(ROWS, WIDTH)]
+    for found, wanted in zip(_run(model), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_it_can_be_taken_apart(chain: Chain) -> None:
+    before, model = chain.model(), chain.model()
+    fuse_linears_(model.graph)
+    split_linears_(model.graph)
+    assert _kinds(model) == _kinds(before)
+    for node, original in zip(model.graph, before.graph, strict=True):
+        assert node.attributes == original.attributes
+    for found, wanted in zip(_run(model), _run(before), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_norm_that_others_read_stays() -> None:
+    model = Chain(activation=None).model()
+    norm = next(iter(model.graph))
+    model.graph.outputs.append(norm.outputs[0])
+    fuse_linears_(model.graph)
+    assert _kinds(model) == list(PARTS[:2])
+
+
+def test_a_linear_that_others_read_keeps_its_activation_apart() -> None:
+    model = Chain().model()
+    linear = next(node for node in model.graph if node.op_type == opset.W4A16_LINEAR)
+    model.graph.outputs.append(linear.outputs[0])
+    fuse_linears_(model.graph)
+    assert _kinds(model) == [opset.FUSED_LINEAR, opset.GATED_ACTIVATION]
+
+
+def test_a_linear_alone_stays() -> None:
+    model = Chain(norm="", residual=False, activation=None).model()
+    fuse_linears_(model.graph)
+    assert _kinds(model) == [opset.W4A16_LINEAR]

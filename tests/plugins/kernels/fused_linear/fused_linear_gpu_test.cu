@@ -1,0 +1,440 @@
+// FusedLinear on a GPU: against its definition in fp64, and to the bit against the three operators that it is made of,
+// one after the other. Inputs are drawn anew in every run (AWQ2TRT_TEST_SEED repeats one); outputs are poisoned with
+// NaN.
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/fused_linear/fused_linear.h"
+#include "kernels/gpu_test.h"
+#include "kernels/w4a16_linear/kernel_params.cuh"
+#include "kernels/w4a16_linear/reference.h"
+
+namespace awq2trt {
+namespace {
+
+constexpr int kWholeRow = 1 << 20;  // a group
+constexpr DataType kTypes[] = {DataType::kHalf, DataType::kBFloat16};
+
+// What is fused with the linear.
+struct Parts {
+  bool norm, rms, residual, norm_bias, activation;
+  Activation kind;
+};
+constexpr Parts kRms = {true, true, false, false, false, {}};
+constexpr Parts kRmsResidual = {true, true, true, false, false, {}};
+constexpr Parts kLayer = {true, false, false, false, false, {}};
+constexpr Parts kLayerEverything = {true, false, true, true, false, {}};
+constexpr Parts kGate = {false, false, false, false, true, Activation::kSilu};
+constexpr Parts kNormAndGate = {true, true, true, false, true, Activation::kSilu};
+constexpr Parts kLayerAndGate = {true, false, true, true, true, Activation::kGelu};
+
+struct Sizes {
+  int m, n, k, group_size;
+};
+
+FusedLinearProblem problem_of(const Sizes& s, const Parts& parts, DataType dtype, bool zeros, bool bias) {
+  FusedLinearProblem p = {};
+  p.linear = {s.m, s.n, s.k, s.group_size == kWholeRow ? s.k : s.group_size, dtype, zeros, bias};
+  p.has_norm = parts.norm;
+  if (parts.norm) p.norm = {s.m, s.k, 1e-5f, parts.rms, parts.residual, parts.norm_bias, dtype};
+  p.has_activation = parts.activation;
+  if (parts.activation) p.activation = {s.m, s.n / 2, parts.kind, dtype};
+  return p;
+}
+
+std::string name_of(const FusedLinearProblem& p) {
+  const GemmProblem& l = p.linear;
+  std::string name = l.dtype == DataType::kHalf ? "half" : "bfloat16";
+  name += " M " + std::to_string(l.m) + " N " + std::to_string(l.n) + " K " + std::to_string(l.k) + " G " +
+          std::to_string(l.group_size) + (l.has_zeros ? " zeros" : "") + (l.has_bias ? " bias" : "");
+  if (p.has_norm) name += std::string(p.norm.rms ? ", rms" : ", layer") + (p.norm.has_residual ? " residual" : "");
+  if (p.has_norm && p.norm.has_bias) name += " norm bias";
+  return p.has_activation ? name + ", activation " + std::to_string(static_cast<int>(p.activation.activation)) : name;
+}
+
+std::vector<uint8_t> random_bytes(size_t count, std::mt19937& random) {
+  std::vector<uint8_t> values(count);
+  for (uint8_t& value : values) value = static_cast<uint8_t>(random());
+  return values;
+}
+
+template <typename T>
+std::vector<double> widened(const std::vector<T>& values) {
+  std::vector<double> wide;
+  for (const T& value : values) wide.push_back(static_cast<float>(value));
+  return wide;
+}
+
+double activated(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kSilu:
+      return x / (1.0 + std::exp(-x));
+    case Activation::kGelu:
+      return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
+    case Activation::kGeluTanh:
+      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
+    case Activation::kRelu:
+      return std::max(x, 0.0);
+  }
+  return x;
+}
+
+// Random tensors of a problem, on the device; and what leaves.
+template <typename T>
+class RandomProblem {
+ public:
+  explicit RandomProblem(const FusedLinearProblem& problem, int unaligned_bytes = 0) : p(problem) {
+    std::mt19937 random(test_seed());
+    const GemmProblem& l = p.linear;
+    const size_t inputs = size_t{1} * l.m * l.k, groups = static_cast<size_t>(l.n) * l.groups();
+    // A norm's input is as large as a residual stream gets; without one, x is what a norm would have made of it.
+    x = random_normal<T>(inputs, p.has_norm ? 5.f : 0.f, p.has_norm ? 100.f : 1.f, random);
+    residual = random_normal<T>(inputs, 0.f, 100.f, random);
+    gain = random_normal<T>(l.k, 1.f, 0.3f, random);
+    norm_bias = random_normal<T>(l.k, 0.f, 0.5f, random);
+    codes = random_bytes(static_cast<size_t>(l.n) * l.k / 2, random);
+    scales = random_normal<T>(groups, 0.01f, 0.002f, random);
+    zeros = random_bytes((groups + 1) / 2, random);
+    bias = random_normal<T>(l.n, 0.f, 1.f, random);
+    std::vector<uint8_t> shifted(unaligned_bytes);
+    shifted.insert(shifted.end(), codes.begin(), codes.end());
+    d_codes = std::make_unique<DeviceArray<uint8_t>>(shifted);
+    d_x = std::make_unique<DeviceArray<T>>(x), d_residual = std::make_unique<DeviceArray<T>>(residual);
+    d_gain = std::make_unique<DeviceArray<T>>(gain), d_norm_bias = std::make_unique<DeviceArray<T>>(norm_bias);
+    d_scales = std::make_unique<DeviceArray<T>>(scales), d_bias = std::make_unique<DeviceArray<T>>(bias);
+    d_zeros = std::make_unique<DeviceArray<uint8_t>>(zeros);
+    y = std::make_unique<DeviceArray<T>>(outputs()), sum = std::make_unique<DeviceArray<T>>(inputs);
+    first_code = d_codes->get() + unaligned_bytes;
+  }
+
+  size_t outputs() const { return size_t{1} * p.linear.m * p.linear.n / (p.has_activation ? 2 : 1); }
+
+  FusedLinearTensors tensors(void* workspace) const {
+    const bool residual_there = p.has_norm && p.norm.has_residual;
+    return {d_x->get(),
+            residual_there ? d_residual->get() : nullptr,
+            p.has_norm ? d_gain->get() : nullptr,
+            p.has_norm && p.norm.has_bias ? d_norm_bias->get() : nullptr,
+            first_code,
+            d_scales->get(),
+            p.linear.has_zeros ? d_zeros->get() : nullptr,
+            p.linear.has_bias ? d_bias->get() : nullptr,
+            y->get(),
+            residual_there ? sum->get() : nullptr,
+            workspace};
+  }
+
+  void poison() const {
+    cudaMemset(y->get(), 0xff, sizeof(T) * outputs());  // NaN in both types
+    cudaMemset(sum->get(), 0xff, sizeof(T) * x.size());
+  }
+
+  // y of the operators one after the other, each on memory of its own; the sum goes to this->sum.
+  std::vector<T> apart(const KernelConfig& config) const {
+    const GemmProblem& l = p.linear;
+    const FusedLinearTensors t = tensors(nullptr);
+    const DeviceArray<T> normed(x.size()), projected(size_t{1} * l.m * l.n);
+    const DeviceArray<uint8_t> workspace(config.workspace_bytes);
+    if (p.has_norm) {
+      EXPECT_EQ(
+          launch_residual_norm(p.norm, {t.x, t.residual, t.gain, t.norm_bias, t.sum, normed.get()}, false, nullptr),
+          cudaSuccess);
+    }
+    const LinearTensors linear = {
+        p.has_norm ? normed.get() : t.x, t.codes, t.scales, t.zeros, t.bias, projected.get(), workspace.get()};
+    EXPECT_EQ(launch_w4a16_linear(l, config, linear, nullptr), cudaSuccess);
+    if (!p.has_activation) return projected.host();
+    EXPECT_EQ(launch_gated_activation(p.activation, projected.get(), y->get(), false, nullptr), cudaSuccess);
+    return y->host();
+  }
+
+  // The definition in fp64; the sum alone is rounded, since the operator says so.
+  std::vector<double> expected() const {
+    const GemmProblem& l = p.linear;
+    std::vector<double> rows = widened(x);
+    if (p.has_norm && p.norm.has_residual) rows = widened(rounded_sums());
+    for (int m = 0; m < l.m && p.has_norm; ++m) normalize(&rows[static_cast<size_t>(m) * l.k]);
+    const std::vector<double> weights =
+        dequantize_weights(l, codes.data(), widened(scales).data(), l.has_zeros ? zeros.data() : nullptr);
+    const std::vector<double> biases = widened(bias);
+    const std::vector<double> all = linear_reference(l, rows.data(), weights, l.has_bias ? biases.data() : nullptr);
+    if (!p.has_activation) return all;
+    std::vector<double> gated;
+    const int width = l.n / 2;
+    for (int m = 0; m < l.m; ++m) {
+      const double* const row = &all[static_cast<size_t>(m) * l.n];
+      for (int i = 0; i < width; ++i) gated.push_back(activated(p.activation.activation, row[i]) * row[width + i]);
+    }
+    return gated;
+  }
+
+  std::vector<T> rounded_sums() const {
+    std::vector<T> sums;
+    for (size_t i = 0; i < x.size(); ++i) {
+      sums.push_back(static_cast<T>(static_cast<float>(x[i]) + static_cast<float>(residual[i])));
+    }
+    return sums;
+  }
+
+  FusedLinearProblem p;
+  std::vector<T> x, residual, gain, norm_bias, scales, bias;
+  std::vector<uint8_t> codes, zeros;
+  std::unique_ptr<DeviceArray<T>> d_x, d_residual, d_gain, d_norm_bias, d_scales, d_bias, y, sum;
+  std::unique_ptr<DeviceArray<uint8_t>> d_codes, d_zeros;
+  uint8_t* first_code = nullptr;
+
+ private:
+  void normalize(double* row) const {
+    const int width = p.norm.width;
+    double mean = 0.0, squares = 0.0;
+    for (int i = 0; i < width; ++i) mean += p.norm.rms ? 0.0 : row[i] / width;
+    for (int i = 0; i < width; ++i) squares += (row[i] - mean) * (row[i] - mean) / width;
+    for (int i = 0; i < width; ++i) {
+      row[i] = (row[i] - mean) / std::sqrt(squares + p.norm.eps) * static_cast<float>(gain[i]) +
+               (p.norm.has_bias ? static_cast<float>(norm_bias[i]) : 0.f);
+    }
+  }
+};
+
+template <typename T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), sizeof(T) * a.size()) == 0;
+}
+
+double relative_error(const std::vector<double>& got, const std::vector<double>& want) {
+  double difference = 0.0, norm = 0.0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    difference += (got[i] - want[i]) * (got[i] - want[i]);
+    norm += want[i] * want[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+// Whether every sum is added in the order of the operators apart (fused_linear.h).
+bool is_in_order(const FusedLinearProblem& p, const FusedLinearConfig& config) {
+  const bool by_tiles = config.activation_inside && config.linear.kernel == Kernel::kDecode;
+  return !by_tiles || (p.linear.k + 127) / 128 % 16 == 0;
+}
+
+class FusedLinearGpu : public GpuTest {
+ protected:
+  template <typename T>
+  void check_typed(const FusedLinearProblem& p, const FusedLinearConfig& config, bool with_reference,
+                   int unaligned_bytes) {
+    SCOPED_TRACE(name_of(p) + " kernel " + std::to_string(static_cast<int>(config.linear.kernel)) +
+                 (config.norm_inside ? " norm inside" : "") + (config.activation_inside ? " activation inside" : ""));
+    ASSERT_EQ(check_validity(p), nullptr);
+    const RandomProblem<T> problem(p, unaligned_bytes);
+    const std::vector<T> apart = problem.apart(config.linear);
+    const DeviceArray<uint8_t> workspace(config.workspace_bytes);
+    std::vector<T> first;
+    for (int call = 0; call < 2; ++call) {
+      problem.poison();
+      ASSERT_CUDA(launch_fused_linear(p, config, problem.tensors(workspace.get()), nullptr));
+      ASSERT_CUDA(cudaDeviceSynchronize());
+      if (call == 0) first = problem.y->host();
+    }
+    EXPECT_TRUE(same_bits(first, problem.y->host())) << "two calls differ";
+    if (is_in_order(p, config)) {
+      EXPECT_TRUE(same_bits(first, apart)) << "other bits than the operators one after the other";
+    }
+    const double tolerance = p.linear.dtype == DataType::kHalf ? 3e-3 : 2.4e-2;  // three roundings, with room
+    EXPECT_LT(relative_error(widened(first), widened(apart)), tolerance);
+    if (with_reference) {
+      EXPECT_LT(relative_error(widened(first), problem.expected()), tolerance);
+    }
+    if (p.has_norm && p.norm.has_residual) {
+      EXPECT_TRUE(same_bits(problem.sum->host(), problem.rounded_sums())) << "the sum";
+    }
+  }
+
+  void check(const FusedLinearProblem& p, const FusedLinearConfig& config, bool with_reference = true,
+             int unaligned_bytes = 0) {
+    if (p.linear.dtype == DataType::kHalf) {
+      check_typed<__half>(p, config, with_reference, unaligned_bytes);
+    } else {
+      check_typed<__nv_bfloat16>(p, config, with_reference, unaligned_bytes);
+    }
+  }
+
+  void check(const FusedLinearProblem& p) { check(p, choose_config(p, device_)); }
+};
+
+TEST_F(FusedLinearGpu, EveryCombinationOfParts) {
+  int flags = 0;
+  for (const DataType dtype : kTypes) {
+    for (const int k : {576, 1000, 2048}) {  // half a step behind whole ones, rows off 16 bytes, whole steps
+      for (const int m : {1, 2, 8, 9}) {
+        for (const Parts& parts : {kRms, kRmsResidual, kLayer, kLayerEverything, kGate, kNormAndGate, kLayerAndGate}) {
+          const int n = parts.activation ? 304 : 333;
+          check(problem_of({m, n, k, 128}, parts, dtype, flags & 1, flags & 2));
+          flags += 3;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(FusedLinearGpu, EveryActivation) {
+  for (const DataType dtype : kTypes) {
+    for (int kind = 0; kind <= static_cast<int>(Activation::kRelu); ++kind) {
+      Parts parts = kNormAndGate;
+      parts.kind = static_cast<Activation>(kind);
+      for (const int m : {1, 5, 9}) check(problem_of({m, 336, 2048, 128}, parts, dtype, true, true));
+    }
+  }
+}
+
+TEST_F(FusedLinearGpu, EveryNumberOfTokens) {
+  for (const DataType dtype : kTypes) {
+    for (const int m : {1, 2, 3, 5, 8, 9, 64, 600}) {
+      check(problem_of({m, 400, 576, 64}, kNormAndGate, dtype, true, true));
+      check(problem_of({m, 400, 576, 576}, kLayerAndGate, dtype, true, false));
+      check(problem_of({m, 403, 1088, 128}, kLayerEverything, dtype, false, true));
+    }
+  }
+}
+
+// Both kernels for few tokens, whichever the device would choose, and as many blocks of them as there are tiles.
+TEST_F(FusedLinearGpu, BothDecodeKernels) {
+  int flags = 0;
+  for (const DataType dtype : kTypes) {
+    // Fewer steps than warps, tails of a step and of a round of warps, and rows whose norm takes several rounds.
+    for (const int k : {32, 288, 1536, 2080, 4096, 5120, 11008, 16384}) {
+      for (const int group_size : {128, 384, kWholeRow}) {
+        for (const Kernel kernel : {Kernel::kDecode, Kernel::kDecodeOnce}) {
+          for (const Parts& parts : {kRmsResidual, kLayerEverything, kGate, kNormAndGate, kLayerAndGate}) {
+            for (const int m : {1, 7}) {
+              const size_t bytes =
+                  kernel == Kernel::kDecodeOnce ? DecodeOnceShared(m, k).bytes : DecodeShared(m, k, 32, 8).bytes;
+              if (bytes > static_cast<size_t>(device_.max_shared_bytes)) continue;
+              const int n = parts.activation ? 48 : 47;
+              const FusedLinearProblem p = problem_of({m, n, k, group_size}, parts, dtype, flags & 1, flags & 2);
+              FusedLinearConfig config = choose_config(p, device_);
+              config.linear.kernel = kernel;
+              config.linear.rows_per_block = kernel == Kernel::kDecode && flags % 4 < 2 ? 32 : 16;
+              config.linear.warps = 8;
+              config.norm_inside = p.has_norm && m == 1;
+              config.activation_inside = p.has_activation;
+              check(p, config);
+              flags += 1;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(FusedLinearGpu, ShapesOfRealModelsInTheBitsOfTheOperatorsApart) {
+  for (const int m : {1, 2, 8}) {
+    for (const Sizes& s :
+         {Sizes{m, 22016, 4096, 128}, {m, 28672, 4096, 128}, {m, 27648, 5120, 128}, {m, 3072, 576, 64}}) {
+      const FusedLinearProblem p = problem_of(s, kNormAndGate, DataType::kHalf, true, false);
+      check(p, choose_config(p, device_), false);
+    }
+    for (const Sizes& s : {Sizes{m, 12288, 4096, 128}, {m, 15360, 5120, 128}, {m, 960, 576, 576}}) {
+      const FusedLinearProblem p = problem_of(s, kRmsResidual, DataType::kBFloat16, true, true);
+      check(p, choose_config(p, device_), false);
+    }
+  }
+}
+
+TEST_F(FusedLinearGpu, CodesThatAreNotAlignedAreComputedWithApart) {
+  for (const int m : {1, 3}) {
+    const FusedLinearProblem p = problem_of({m, 304, 2048, 128}, kNormAndGate, DataType::kHalf, true, true);
+    const FusedLinearConfig config = choose_config(p, device_);
+    ASSERT_TRUE(config.activation_inside);
+    check(p, config, true, 4);
+  }
+}
+
+// A chain in which each layer reads what the last one wrote, captured in a graph, with overlap and without.
+TEST_F(FusedLinearGpu, LaunchesThatOverlapSeeWhatTheOneBeforeWrote) {
+  constexpr int kFeatures = 512, kLayers = 12;
+  for (const Kernel kernel : {Kernel::kDecode, Kernel::kDecodeOnce}) {
+    const FusedLinearProblem p =
+        problem_of({1, 2 * kFeatures, kFeatures, 128}, kNormAndGate, DataType::kHalf, true, false);
+    const RandomProblem<__half> problem(p);
+    FusedLinearConfig config = choose_config(p, device_);
+    config.linear.kernel = kernel, config.linear.rows_per_block = 16, config.linear.warps = 8;
+    config.norm_inside = config.activation_inside = true;
+    const DeviceArray<uint8_t> workspace(config.workspace_bytes);
+    const DeviceArray<__half> other_y(kFeatures), other_sum(kFeatures);
+    cudaStream_t stream = nullptr;
+    ASSERT_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    const auto enqueue = [&] {
+      FusedLinearTensors tensors = problem.tensors(workspace.get());
+      for (int layer = 0; layer < kLayers; ++layer) {
+        tensors.y = layer % 2 == 0 ? problem.y->get() : other_y.get();
+        tensors.sum = layer % 2 == 0 ? problem.sum->get() : other_sum.get();
+        ASSERT_CUDA(launch_fused_linear(p, config, tensors, stream));
+        tensors.x = tensors.y, tensors.residual = tensors.sum;
+      }
+    };
+    config.linear.overlap = false;
+    enqueue();
+    ASSERT_CUDA(cudaStreamSynchronize(stream));
+    const std::vector<__half> expected_y = other_y.host(), expected_sum = other_sum.host();
+    config.linear.overlap = device_.sm >= 90;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    ASSERT_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    enqueue();
+    ASSERT_CUDA(cudaStreamEndCapture(stream, &graph));
+    ASSERT_CUDA(cudaGraphInstantiate(&executable, graph, 0));
+    for (int repetition = 0; repetition < 10; ++repetition) {
+      ASSERT_CUDA(cudaMemset(other_y.get(), 0xff, sizeof(__half) * kFeatures));
+      ASSERT_CUDA(cudaMemset(other_sum.get(), 0xff, sizeof(__half) * kFeatures));
+      ASSERT_CUDA(cudaDeviceSynchronize());
+      ASSERT_CUDA(cudaGraphLaunch(executable, stream));
+      ASSERT_CUDA(cudaStreamSynchronize(stream));
+      ASSERT_TRUE(same_bits(other_y.host(), expected_y)) << "kernel " << static_cast<int>(kernel);
+      ASSERT_TRUE(same_bits(other_sum.host(), expected_sum)) << "kernel " << static_cast<int>(kernel);
+    }
+    cudaGraphExecDestroy(executable);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+  }
+}
+
+TEST_F(FusedLinearGpu, RefusesWhatItCannotTake) {
+  const FusedLinearProblem good = problem_of({1, 304, 512, 128}, kNormAndGate, DataType::kHalf, true, true);
+  const RandomProblem<__half> problem(good);
+  const FusedLinearConfig config = choose_config(good, device_);
+  const DeviceArray<uint8_t> workspace(config.workspace_bytes);
+  const FusedLinearTensors tensors = problem.tensors(workspace.get());
+  ASSERT_CUDA(launch_fused_linear(good, config, tensors, nullptr));
+  FusedLinearProblem bad = good;
+  bad.activation.width = 304;
+  EXPECT_EQ(launch_fused_linear(bad, config, tensors, nullptr), cudaErrorInvalidValue);
+  bad = good;
+  bad.linear.m = bad.norm.rows = bad.activation.rows = 0;
+  EXPECT_EQ(launch_fused_linear(bad, config, FusedLinearTensors{}, nullptr), cudaSuccess) << "nothing to do";
+  bad = problem_of({2, 304, 512, 128}, kNormAndGate, DataType::kHalf, true, true);
+  EXPECT_EQ(launch_fused_linear(bad, config, tensors, nullptr), cudaErrorInvalidValue) << "two tokens' norm inside";
+  FusedLinearTensors wrong = tensors;
+  wrong.gain = nullptr;
+  EXPECT_EQ(launch_fused_linear(good, config, wrong, nullptr), cudaErrorInvalidValue);
+  wrong = tensors;
+  wrong.workspace = nullptr;
+  EXPECT_EQ(launch_fused_linear(good, config, wrong, nullptr), cudaErrorInvalidValue);
+  wrong = tensors;
+  wrong.x = problem.d_x->get() + 1;
+  EXPECT_EQ(launch_fused_linear(good, config, wrong, nullptr), cudaErrorMisalignedAddress);
+  for (const void* const read : {tensors.x, tensors.residual}) {
+    wrong = tensors;
+    wrong.sum = const_cast<void*>(read);
+    EXPECT_EQ(launch_fused_linear(good, config, wrong, nullptr), cudaErrorInvalidValue) << "the sum over what is read";
+  }
+}
+
+}  // namespace
+}  // namespace awq2trt
