@@ -113,11 +113,11 @@ ACTIVATION_CODES: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 """The values of `activation`; `gelu` is the exact one."""
 
 FUSED_LINEAR: Final = "FusedLinear"
-"""A norm, a 4-bit linear of it and a gated activation of that, of which the linear is always there and one other.
+"""A norm, a 4-bit linear of its result and a gated activation of that; the norm or the activation may be missing.
 
 Inputs, without gaps: X [..., K] T, residual [..., K] if `has_residual`, gain [K] if `has_norm`, the norm's bias [K] if
-`has_norm_bias`, then what follows X in a `W4A16_LINEAR`. Outputs: Y [..., N], with `has_activation` [..., N/2], and if
-`has_residual` the sum [..., K], rounded to T, that the norm is of.
+`has_norm_bias`, then the inputs that follow X in a `W4A16_LINEAR`. Outputs: Y [..., N], or [..., N/2] with
+`has_activation`; and with `has_residual` the sum [..., K], rounded to T, the norm's input.
 """
 
 ATTR_HAS_NORM: Final = "has_norm"
@@ -139,9 +139,9 @@ FUSED_LINEAR_INT_ATTRIBUTES: Final = (
 FUSED_LINEAR_FLOAT_ATTRIBUTES: Final = ("epsilon",)
 
 BEST_TOKEN: Final = "BestToken"
-"""Place of the largest of X [..., V], of equal numbers the first, to Y [...] int64.
+"""Y [...] int64: the place of the largest number of each row of X [..., V], the first of equal ones.
 
-For ONNX Runtime alone, at the end of files that are lowered for its CUDA provider (`graph.next_token`).
+Only for ONNX Runtime, at the end of files that are lowered for its CUDA provider (`graph.next_token`).
 """
 
 FUSED_WIDTH_MULTIPLE: Final = 8

@@ -49,7 +49,7 @@ def append_next_token_(model: ir.Model, vocab_size: int, *, in_library: bool) ->
 
 
 def _best_by_sorting(builder: _Builder, logits: ir.Value, vocab_size: int) -> ir.Value:
-    """The token [B, 1] by operators of ONNX Runtime's."""
+    """The token [B, 1], found with ONNX Runtime's operators."""
     scores = logits
     if logits.dtype is ir.DataType.BFLOAT16:  # the sorting kernels do not support bf16
         scores = builder.op("Cast", [logits], {"to": ir.DataType.FLOAT.value})
@@ -99,7 +99,7 @@ class _Builder:
         return self.tape.op(op_type, inputs, attributes or {}, name=self._next_name())
 
     def best_of_library(self, logits: ir.Value) -> ir.Value:
-        """The token [B, 1] by the plugin library."""
+        """The token [B, 1], found by the plugin library."""
         return self.tape.op(opset.BEST_TOKEN, [logits], domain=opset.DOMAIN, name=self._next_name())
 
     def best_of(self, rows: ir.Value) -> tuple[ir.Value, ir.Value]:

@@ -190,7 +190,7 @@ def _gated(nodes: _Nodes, inputs: _Inputs, numbers: _Numbers) -> list[ir.Value]:
 
 
 def _linear(nodes: _Nodes, numbers: _Numbers, variant: BodyVariant) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Inputs in order; y, and the sum if there is a residual."""
+    """Inputs in order; outputs y, and the sum if there is a residual."""
     norm_numbers = {**numbers, "has_bias": numbers[opset.ATTR_HAS_NORM_BIAS]}
     before = _norm_inputs(norm_numbers) if numbers[opset.ATTR_HAS_NORM] else ["x"]
     given = {name: ir.Value(name="norm_bias" if name == "bias" else name) for name in before}

@@ -14,7 +14,7 @@ namespace ort {
 // For both providers: fp16 and bf16, and on the CPU fp32.
 std::vector<std::unique_ptr<CustomOperator>> make_residual_norm_operators();
 
-// The norm of rows of `type` in host memory; the problem's own type is not read, since it knows no fp32.
+// The norm of rows of `type` in host memory; the problem's own type is not read, since it has no fp32.
 void compute_norm_on_cpu(const NormProblem& problem, ElementType type, const NormTensors& tensors);
 
 }  // namespace ort

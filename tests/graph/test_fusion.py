@@ -39,8 +39,8 @@ from awq2trt.scheme import QuantizedLinear, QuantScheme
 PROMPT, STEPS = [5, 17, 80, 3, 99, 42, 7, 7, 61, 15], [30, 2, 88]
 LAYERS = 2
 NODES_OF_A_BLOCK = {"gemma2": 7, "gemma3": 7, "gpt_neox": 7, "falcon": 8, "falcon-40b": 7, "falcon-11b": 8}
-"""q-k-v with its norm, attention, o, gate and up with norm and activation, down: 5, or 6 if the activation gates nothing;
-more with norms after a linear, with sums that no norm reads, and with a norm that two linears read."""
+"""q-k-v with its norm, attention, o, gate and up with norm and activation, down: 5, or 6 if the activation gates
+nothing; more with norms after a linear, with sums that no norm reads, and with a norm that two linears read."""
 
 
 def _export(name: str, directory: Path, **changes: Any) -> FamilyCheckpoint:

@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(kNormThreads) residual_norm_kernel(NormParams<
   uint4 gain_words[kVectors] = {}, bias_words[kVectors] = {};
 
   let_next_kernel_start();
-  // From the memory, not from a cache, since a token has passed: while the previous kernel ends, not after it.
+  // These come from memory, not from a cache, since they were last read a token ago; so they are read while the
+  // previous kernel ends, not after it.
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int place = place_of(v);
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(kNormThreads) residual_norm_kernel(NormParams<
     if (place >= p.width) continue;
     float gain[kVectorLength], bias[kVectorLength], y[kVectorLength];
     widen_vector<T>(gain, gain_words[v]);
-    widen_vector<T>(bias, bias_words[v]);  // zeros without one
+    widen_vector<T>(bias, bias_words[v]);  // zeros without a bias
 #pragma unroll
     for (int i = 0; i < kVectorLength; ++i) y[i] = normalized(value[v][i], mean, factor, gain[i], bias[i]);
     store_vector(p.y + row + place, y);

@@ -27,7 +27,7 @@ __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, uint32_t scale) {
   return bits_of(__hmul2(pair_of<Pair>(pair), pair_of<Pair>(scale)));
 }
 
-// Chunks of kCodesPerLoad codes in a group; with one group in a row, in the row.
+// Chunks of kCodesPerLoad codes per group, or per row if a row is one group.
 inline int chunks_per_group(int k, int group_size) {
   return group_size >= k ? (k + kCodesPerLoad - 1) / kCodesPerLoad : group_size / kCodesPerLoad;
 }

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   const int width = kGated ? p.n / 2 : p.n;  // of y
   const int outputs_per_block = kGated ? rows_per_block / 2 : rows_per_block;
   const int first_row = blockIdx.x * outputs_per_block;
-  const int rows = min(outputs_per_block, width - first_row);  // of the gate, where there is one
+  const int rows = min(outputs_per_block, width - first_row);  // of the gate, if there is one
   const int tiles = (rows + kTileOutputs - 1) / kTileOutputs;
 
   // Offsets of the block's rows; within them 32 bits suffice. first_row is even, so its zero points start at a whole
@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   // Adds the sums of a tile's warps, always in the same order.
   for (int i = threadIdx.x; i < p.m * rows; i += blockDim.x) {
     const int token = i / rows, row = i % rows;
-    const auto sum_of = [&](int half) {  // of a gated tile: 0 the gate, 1 up
+    const auto sum_of = [&](int half) {  // of a gated tile: 0 is the gate, 1 is up
       const float* slot = sums + (row / kTileOutputs * warps * p.m + token) * kRowTile + row % kTileOutputs + 8 * half;
       float total = p.bias != nullptr ? to_float(p.bias[first_row + row + half * width]) : 0.f;
       for (int w = 0; w < warps; ++w) total += slot[w * p.m * kRowTile];

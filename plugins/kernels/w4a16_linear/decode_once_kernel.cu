@@ -144,7 +144,7 @@ class Rows {
     }
   }
 
-  // The norm of the one token, in the same places.
+  // The norm of the single token, stored in the same places.
   __device__ __forceinline__ NormedToken<T> normed_token(const FusionParams<T>& fusion) const {
     static_assert(kThreads == NormedToken<T>::kThreads, "of a block");
     return NormedToken<T>(p, fusion, x_, steps_ * kStep / kVectorLength);
@@ -184,7 +184,8 @@ class Rows {
     }
   }
 
-  // The sum that this thread adds up; it writes the output, but for up's, which goes to the thread with the gate's.
+  // The sum that this thread adds up. It also writes the output, except that a sum of up goes to the thread that has
+  // the gate's sum.
   __device__ __forceinline__ int out_row() const { return threadIdx.x % kRowTile; }
   __device__ __forceinline__ int out_token() const { return threadIdx.x / kRowTile; }
   __device__ __forceinline__ bool adds_up() const { return out_token() < p.m && out_row() % kOutputs < rows_; }
@@ -222,7 +223,7 @@ class Rows {
     p.y[static_cast<int64_t>(out_token()) * width() + first_row_ + out_row()] = from_float<T>(y);
   }
 
-  // The weight row of a row of the tile, counted from the block's first; past the end of the rows the last.
+  // The weight row of a row of the tile, counted from the block's first; the last one past the end of the rows.
   __device__ __forceinline__ int row_from_first(int tile_row) const {
     return kGated ? min(tile_row % kOutputs, rows_ - 1) + tile_row / kOutputs * width() : min(tile_row, rows_ - 1);
   }
