@@ -119,7 +119,7 @@ Gpu find_gpu(const Driver& driver, const LoweredRecord& record, int32_t index) {
   if (driver.device(&gpu.device, index) != kSuccess || driver.device_name(name, sizeof(name), gpu.device) != kSuccess ||
       driver.device_attribute(capability.data(), kCapabilityMajor, gpu.device) != kSuccess ||
       driver.device_attribute(capability.data() + 1, kCapabilityMinor, gpu.device) != kSuccess) {
-    throw Error(ErrorCode::kNoDriver, "the NVIDIA driver says nothing of this GPU", where, kNewerDriver);
+    throw Error(ErrorCode::kNoDriver, "the NVIDIA driver does not describe this GPU", where, kNewerDriver);
   }
   gpu.name = name;
   if (record.minimum_compute_capability && capability < *record.minimum_compute_capability) {
@@ -231,9 +231,10 @@ class CudaMemory : public DeviceMemory {
     if (driver_.error_text(status, &reason) != kSuccess || reason == nullptr) reason = "unknown error";
     const std::string what = std::string(function) + " failed: " + reason;
     if (status == kOutOfMemory) {
-      throw Error(ErrorCode::kOutOfDeviceMemory, what, gpu_.name,
-                  "end what else uses the GPU (nvidia-smi lists it), open fewer sessions, or build with a shorter "
-                  "--max-seq-len.");
+      throw Error(
+          ErrorCode::kOutOfDeviceMemory, what, gpu_.name,
+          "end other programs that use the GPU (nvidia-smi lists them), open fewer sessions, or build with a shorter "
+          "--max-seq-len.");
     }
     throw Error(ErrorCode::kRunFailed, what, gpu_.name,
                 "check with nvidia-smi what else uses the GPU; a driver in a bad state needs a restart.");

@@ -28,10 +28,11 @@ std::string find_operators(const std::string& version, const std::string& direct
   if (library == nullptr) {
     const std::string reason = dlerror();
     if (path != beside && std::filesystem::exists(beside, problem)) {
-      throw Error(
-          ErrorCode::kOperatorsUntrusted,
-          "the operator library is not installed (" + reason + "), and the one beside the model is not loaded unasked",
-          beside, "install awq2trt's operator library, or trust the directory: LoadOptions::trust_directory_library.");
+      throw Error(ErrorCode::kOperatorsUntrusted,
+                  "the operator library is not installed (" + reason +
+                      "), and the one in the model's directory is only loaded on request",
+                  beside,
+                  "install awq2trt's operator library, or trust the directory: LoadOptions::trust_directory_library.");
     }
     throw Error(ErrorCode::kOperatorsMissing, "the model's operators are not here: " + reason, path,
                 "pip install awq2trt, and name its libawq2trt_plugins.so in LoadOptions::operators_library or in "

@@ -73,7 +73,7 @@ void SessionState::require_room(size_t tokens) const {
   const std::string limit = std::to_string(capacity());
   const bool built = capacity() == model_->backend->capacity();
   throw Error(ErrorCode::kTooLong,
-              std::to_string(tokens) + " tokens with those that are there, but the session holds " + limit, "Session",
+              "the session would need " + std::to_string(tokens) + " tokens, but it holds at most " + limit, "Session",
               built ? "shorten the text, rewind(), or build the model again with --max-seq-len " +
                           std::to_string(tokens) + " or more."
                     : "shorten the text, rewind(), or open a session of more SessionOptions::max_tokens.");
@@ -204,7 +204,7 @@ void SessionState::rewind(int64_t tokens) {
   if (tokens < 0 || tokens > static_cast<int64_t>(tokens_.size())) {
     throw Error(ErrorCode::kBadArgument,
                 "got " + std::to_string(tokens) + ", expected 0 to " + std::to_string(tokens_.size()) +
-                    ", the tokens that are there",
+                    ", the number of tokens in the session",
                 "Session::rewind", "");
   }
   if (tokens == static_cast<int64_t>(tokens_.size())) return;

@@ -79,7 +79,7 @@ void require_utf8(std::string_view text, const std::string& where) {
   const size_t position = find_ill_formed(text);
   if (position != std::string_view::npos) {
     throw Error(ErrorCode::kInvalidUtf8, "not UTF-8 at byte " + std::to_string(position), where,
-                "convert the text to UTF-8, or replace what is not by U+FFFD.");
+                "convert the text to UTF-8, or replace everything else by U+FFFD.");
   }
 }
 

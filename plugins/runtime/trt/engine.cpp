@@ -213,7 +213,7 @@ std::unique_ptr<Engine> open_engine(const std::string& path, const EngineRecord&
   const std::string file = file_name(record, built, options);
   void* const library = open_library(file, fix);
   const auto get_version = reinterpret_cast<int32_t (*)()>(dlsym(library, "getInferLibVersion"));
-  if (get_version == nullptr) throw Error(ErrorCode::kNoRuntime, "this is no TensorRT", file, fix);
+  if (get_version == nullptr) throw Error(ErrorCode::kNoRuntime, "this is not TensorRT", file, fix);
   const Version here = tensorrt_version(get_version());
   if (here != built) {
     throw Error(ErrorCode::kEngineVersion,
