@@ -338,7 +338,7 @@ class Contents(BaseModel, frozen=True, extra="forbid"):
         tokens: Special tokens of its tokenizer; None for a checkpoint, or if a manifest of format 1 did not say.
         graphs: Graphs by name: `decoder`, and those that a model with images has in addition; empty for a checkpoint.
         operators: Our operators in the graphs, by name, with the version of each.
-        engine: Present in artifacts of the kind `engine`; `kit` and `lowered` are named likewise.
+        engine: The record of an engine, only in artifacts of the kind `engine`; likewise `kit` and `lowered`.
     """
 
     source: SourceRecord
