@@ -255,7 +255,7 @@ def _refuse_foreign(directory: Path, kind: Kind, *, overwrite: bool) -> None:
             raise ArtifactError(
                 f"it holds a finished {found}, which this command would replace with its {kind}.",
                 where=str(directory),
-                fix="give another directory with -o, or use --overwrite to replace what is there.",
+                fix="give another directory with -o, or use --overwrite to replace its contents.",
             )
     elif not (directory / WORK_DIRECTORY).is_dir():
         others = [path.name for path in directory.iterdir() if path.name != LOCK_FILE]
@@ -263,7 +263,7 @@ def _refuse_foreign(directory: Path, kind: Kind, *, overwrite: bool) -> None:
             raise ArtifactError(
                 f"the directory is not empty ({', '.join(sorted(others)[:3])}), and awq2trt did not write it.",
                 where=str(directory),
-                fix="give another directory with -o, or use --overwrite to put the result beside what is there.",
+                fix="give another directory with -o, or use --overwrite to add the result to the files there.",
             )
 
 

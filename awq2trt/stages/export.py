@@ -41,7 +41,7 @@ class ExportRequest:
         checkpoint: Directory of a quantized checkpoint, ours or another tool's.
         output: Directory of the ONNX model.
         options: How to export.
-        overwrite: Replace what is in `output`, whatever it is.
+        overwrite: Whether to replace anything that is in `output`.
     """
 
     checkpoint: Path
