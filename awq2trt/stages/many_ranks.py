@@ -61,7 +61,7 @@ def run_as_ranks(wanted: RanksWanted, command: Sequence[str]) -> int | None:
             raise UsageError(
                 f"{count} ranks are wanted, but this process is already one of {named.count}.",
                 where="environment: WORLD_SIZE",
-                fix="leave out --gpus and --ranks: the program that started the ranks, e.g. torchrun, sets their number.",
+                fix="leave out --gpus and --ranks: the program that started the ranks (torchrun) sets their number.",
             )
         return None
     if count is None:
