@@ -101,11 +101,12 @@ $(BROWSER): tools/native_packages.sh | $(BIN)/python
 	@touch $@
 
 .PHONY: lint
-lint: $(INSTALLED) ## ruff, typos, clang-format, lengths of files
+lint: $(INSTALLED) ## ruff, typos, clang-format, lengths of files and functions, wording
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/typos
 	@$(BIN)/python tools/long_files.py
+	@$(BIN)/python tools/plain_words.py
 	@$(if $(CXX_SOURCES),$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES))
 
 .PHONY: format

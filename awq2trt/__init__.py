@@ -5,8 +5,8 @@
     checkpoint, onnx, engine = awq2trt.build("smollm2-135m-instruct", "out", target="rtx4090")
     print(awq2trt.load(onnx.directory).generate_text("What is the capital of France?"))
 
-`awq2trt.api` documents the functions. Every name is imported from where it lives when it is first asked for, so that
-`import awq2trt` itself loads no library.
+`awq2trt.api` documents the functions. A name is imported from its module when it is first used, so that `import
+awq2trt` itself loads no library.
 """
 
 from __future__ import annotations
@@ -103,14 +103,14 @@ _NAMES: Final = {
     "runtime.sampling": ("Sampling",),
     "version": ("__version__",),
 }
-"""Public names by the module that has them. The imports above say the same to type checkers; a test compares them."""
+"""Public names by the module that has them. The imports above tell type checkers the same; a test compares the two."""
 
 _HOMES: Final = {name: module for module, names in _NAMES.items() for name in names}
 
-if not TYPE_CHECKING:  # type checkers would let any name pass
+if not TYPE_CHECKING:  # with a visible `__getattr__`, type checkers would accept any name
 
     def __getattr__(name: str) -> object:
-        """A public name, from the module that has it."""
+        """Imports a public name from its module."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What awq2trt does, as functions: what the command line calls, and what `import awq2trt` gives to Python.
+"""The functions that the command line calls, and that `import awq2trt` gives to Python.
 
     import awq2trt
 
@@ -9,9 +9,9 @@
         print(piece, end="", flush=True)
 
 In: names of models, directories, options. Out: artifacts, answers, findings. Every function raises a subclass of
-`awq2trt.Awq2trtError` for what a user or a machine can put right, with the fix in words; an option that makes no sense
-by itself is a ValueError where the options are made (pydantic's ValidationError). Nothing is printed: progress goes to
-what is passed for it, e.g. `awq2trt.terminal_progress()`.
+`awq2trt.Awq2trtError` for whatever a user can put right, and says how; an option that makes no sense by itself is a
+ValueError where the options are made (pydantic's ValidationError). Nothing is printed: progress goes to what is passed
+for it, e.g. `awq2trt.terminal_progress()`.
 
 Each function imports the work that it starts, so that PyTorch is loaded only where it computes.
 """
@@ -58,11 +58,11 @@ def quantize(
         output: The checkpoint's directory, new or empty.
         options: Method, bits, groups, calibration; None for the defaults: AWQ, INT4, groups of 128 with zero points.
         device: Where PyTorch computes: `cpu`, `cuda`, or `cuda:1` for the second GPU.
-        max_memory: Limit for the process, like `8G`, on the device where it computes; the plan is refused if it cannot
-            be kept. None for none.
-        resume: Go on with an interrupted run of the same model and options; the result is the same to the byte.
-        overwrite: Replace what is in `output`, whatever it is.
-        progress: Is told how far the work is; None for silence.
+        max_memory: Memory limit of the process, like `8G`, on the device where it computes; the plan is refused if it
+            cannot be kept. None sets no limit.
+        resume: Continue an interrupted run of the same model and options; the result is the same to the byte.
+        overwrite: Replace whatever is in `output`.
+        progress: Receives the progress of the work; None for silence.
 
     Returns:
         The checkpoint, in AutoAWQ's layout or compressed-tensors' where one of them holds the model.
@@ -94,7 +94,7 @@ def quantize_on_ranks(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Artifact | None:
-    """The same as `quantize`, shared by all processes that torchrun started; each of them calls this.
+    """Quantizes like `quantize`, together with all processes that torchrun started; each of them calls this.
 
         made = awq2trt.quantize_on_ranks("smollm2-135m-instruct", "out/shared", awq2trt.QuantizeOptions(method="rtn"))
 
@@ -103,20 +103,20 @@ def quantize_on_ranks(
         output: Only the first rank reads and writes it.
         options: The same on every rank.
         device: `cpu`, or `cuda` for the GPU of each rank's number on its host.
-        max_memory: Limit for the process, like `8G`, on the device where it computes; the plan is refused if it cannot
-            be kept. None for none.
-        resume: Go on with an interrupted run; with as many ranks, the result is the same to the byte.
-        overwrite: Replace what is in `output`, whatever it is.
-        progress: Is told how far the work is, by the first rank; None for silence.
+        max_memory: Memory limit of the process, like `8G`, on the device where it computes; the plan is refused if it
+            cannot be kept. None sets no limit.
+        resume: Continue an interrupted run; with the same number of ranks, the result is the same to the byte.
+        overwrite: Replace whatever is in `output`.
+        progress: Receives the progress of the work on the first rank; None for silence.
 
     Returns:
-        The checkpoint, on the first rank and where there is only one; None on others.
+        The checkpoint on the first rank; None on all others.
 
     Raises:
-        Awq2trtError: As `quantize` does, on the rank that fails first.
+        Awq2trtError: Whatever `quantize` raises, on the rank that fails first.
         UsageError: The environment contradicts itself, or ranks were given different models or options.
         RankLostError: Another rank has ended or does not answer.
-        PeerFailedError: Another rank failed first, and says why.
+        PeerFailedError: Another rank failed first and has reported why.
     """
     from awq2trt.recipe import QuantizeOptions
     from awq2trt.stages.quantize import QuantizeRequest, quantize_on_ranks_stage
@@ -143,14 +143,15 @@ def export(
         checkpoint: Directory of a quantized checkpoint, ours or another tool's (AutoAWQ, GPTQ, compressed-tensors).
         output: The ONNX model's directory, new or empty.
         options: Cache capacity, type of activations; None for the defaults.
-        overwrite: Replace what is in `output`, whatever it is.
-        progress: Is told how far the work is; None for silence.
+        overwrite: Replace whatever is in `output`.
+        progress: Receives the progress of the work; None for silence.
 
     Returns:
         The model, with its tokenizer and golden outputs; `load` runs it.
 
     Raises:
-        UsageError: The capacity is beyond what the model was made for, or the output directory is the checkpoint's own.
+        UsageError: The capacity exceeds the positions that the model was made for, or the output directory is the
+            checkpoint's own.
         UnsupportedError: The checkpoint's architecture or format is not known.
         CheckpointError: The checkpoint is damaged.
         ArtifactError: The output directory is in use or holds something else.
@@ -182,16 +183,16 @@ def build(
 
     Args:
         model: A directory, a .gguf file, a hub id, or the name of a model that an installed package provides.
-        output: Directory below which every stage gets one of its own.
-        target: What to build for, a name that `awq2trt targets` lists; None for the recipe's.
+        output: Directory in which every stage gets a subdirectory.
+        target: A name that `awq2trt targets` lists; None takes the recipe's.
         recipe: Options of all stages; None for the defaults.
         device: Where PyTorch quantizes: `cpu`, `cuda`, or `cuda:1` for the second GPU.
-        overwrite: Replace what is in those directories, whatever it is.
-        force: Orin: make the kit although by prediction the model does not fit.
+        overwrite: Replace whatever is in those directories.
+        force: Orin: make the kit even if the model is predicted not to fit.
         tar: Orin: also pack the kit into one file.
-        ssh: Orin: USER@HOST of the Jetson that shall finish the kit.
-        on_artifact: Called with each artifact as soon as it is there.
-        progress: Is told how far the work is; None for silence.
+        ssh: Orin: USER@HOST of the Jetson that will finish the kit.
+        on_artifact: Called with each artifact as soon as it is finished.
+        progress: Receives the progress of the work; None for silence.
 
     Returns:
         Checkpoint, ONNX model, and engine or kit.
@@ -201,7 +202,7 @@ def build(
         UnsupportedError: The target cannot be built for here, or the model does not fit it.
         ToolError: TensorRT or the plugin library is missing.
         BuildError: TensorRT refuses the model, or a kit's script fails.
-        Awq2trtError: As `quantize` and `export` say.
+        Awq2trtError: Whatever `quantize` and `export` raise.
     """
     from awq2trt.recipe import Recipe, apply_flags
     from awq2trt.stages.build import BuildRequest, build_stage
@@ -227,7 +228,7 @@ def load(
     trust_library: bool = False,
     progress: Progress | None = None,
 ) -> Model | NativeModel:
-    """Loads an exported model to run it: `awq2trt run`.
+    """Loads an exported model, so that it can be run: `awq2trt run`.
 
         model = awq2trt.load("out/onnx")
         print(model.generate_text("The sea is", raw=True, max_new_tokens=20))
@@ -236,22 +237,22 @@ def load(
             print(piece, end="", flush=True)
 
     Args:
-        directory: An ONNX model, what was built for `cpu` or `cuda`, or an engine's directory, which holds one.
-        backend: What runs it: `ort` is ONNX Runtime's Python package, `native` the C++ library, which takes what was
-            built for `cpu` or `cuda`, engines and finished kits, `auto` the C++ library for what was built for `cpu` or
-            `cuda`, where it is there, and ONNX Runtime else.
-        device: Where: `cpu`, `cuda`, or `cuda:1` for the second GPU; None for the fastest that is there.
-        golden: Check the golden outputs at the first run on a GPU.
-        trust_library: Load the operator library that lies in the directory, code that came with the model.
-        progress: Is told what runs the model; None for silence.
+        directory: An ONNX model, a model built for `cpu` or `cuda`, or an engine's directory, which contains one.
+        backend: What runs it. `ort`: ONNX Runtime's Python package. `native`: the C++ library, which runs models built
+            for `cpu` or `cuda`, engines and finished kits. `auto`: the C++ library for models built for `cpu` or
+            `cuda`, if it is installed, and ONNX Runtime otherwise.
+        device: Where: `cpu`, `cuda`, or `cuda:1` for the second GPU; None for the fastest available.
+        golden: Check the golden outputs on the first run on a GPU.
+        trust_library: Load the operator library in the directory, which is code that came with the model.
+        progress: Receives a line that says what runs the model; None for silence.
 
     Returns:
-        The model; see `Model.generate` and `Model.generate_text`, which both have.
+        The model; its methods are `generate` and `generate_text`.
 
     Raises:
-        ArtifactError: The directory holds no whole model.
+        ArtifactError: The directory holds no complete model.
         ToolError: This machine lacks something that the device needs; the message has the command that installs it.
-        UsageError: It is the directory above several, or a checkpoint; or backend or device are unknown.
+        UsageError: The directory contains several models, or a checkpoint; or the backend or device is unknown.
     """
     from awq2trt.runtime.choice import load_model
     from awq2trt.runtime.ort.loading import DeviceOptions
@@ -276,14 +277,14 @@ def evaluate(
         print(result.measured.accuracy)
 
     Args:
-        models: Original models, quantized checkpoints and ONNX models, in any number.
+        models: Any number of original models, quantized checkpoints and ONNX models.
         on: A text, a `TextWindows` to say how much of it, a `TaskExamples` or `CaptionedImages`. A text is a .txt or
             .jsonl file, or a data set's name. Tasks are scored as lm-evaluation-harness scores them.
-        device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
-        progress: Is told how far the work is; None for silence.
+        device: Where PyTorch or ONNX Runtime computes; a model built for `cuda` always runs on the GPU.
+        progress: Receives the progress of the work; None for silence.
 
     Returns:
-        One result for every model, in order. Each is measured when it is asked for.
+        One result for every model, in order. Each model is measured when the iterator reaches it.
 
     Raises:
         UsageError: The device is not there, the task is unknown or its file cannot be read. While the results are read:
@@ -308,29 +309,29 @@ def check(
     bisect: bool = False,
     progress: Progress | None = None,
 ) -> CheckOutcome:
-    """Holds every stage of a build to the one before it: `awq2trt check`.
+    """Compares every stage of a build with the one before it: `awq2trt check`.
 
         outcome = awq2trt.check("out")
         if not outcome.result.passed:
             print(outcome.result.first_failure())
 
     Args:
-        directory: What `build` wrote, or a checkpoint, ONNX model or engine in it.
-        model: The original; None for the one that the manifest names.
-        checkpoint: Of an ONNX model; None for the one beside it.
+        directory: The directory that `build` wrote, or a checkpoint, ONNX model or engine in it.
+        model: The original model; None for the one that the manifest names.
+        checkpoint: The checkpoint of an ONNX model; None for the one beside it.
         text: A .txt or .jsonl file, or a data set's name; None for a text of our own.
-        tokens: How much of it.
-        output: Where the files go with which polygraphy does the same; None for `check` beside the checkpoint.
-        bisect: Cut a failing block of the exported model down to the nodes that fail.
-        progress: Is told how far the work is; None for silence.
+        tokens: How many tokens of it to use.
+        output: Where to write files that repeat the check with polygraphy; None for `check` beside the checkpoint.
+        bisect: Reduce a failing block of the exported model to the nodes that fail.
+        progress: Receives the progress of the work; None for silence.
 
     Returns:
-        What was found, stage by stage. A failed check is a result, not an exception.
+        The findings, stage by stage. A failed check is a result, not an exception.
 
     Raises:
         ToolError: polygraphy is not installed.
         ArtifactError: A directory is incomplete.
-        UsageError: The text has no tokens, or something that belongs to the build is not there.
+        UsageError: The text has no tokens, or a part of the build is missing.
     """
     from awq2trt.stages.check import CheckRequest, check_stage
 
@@ -352,14 +353,14 @@ def check_golden(directory: StrPath, device: str | None = None) -> GoldenOutcome
         assert awq2trt.check_golden("out/onnx").passed
 
     Args:
-        directory: An ONNX model, what was built for `cpu` or `cuda`, or an engine; it needs nothing else.
-        device: Where ONNX Runtime runs it; None for the CPU, or what it was built for.
+        directory: An ONNX model, a model built for `cpu` or `cuda`, or an engine; nothing else is needed.
+        device: Where ONNX Runtime runs it; None for the device that it was built for, or else the CPU.
 
     Returns:
-        What was found, call by call. A failed check is a result, not an exception.
+        The findings, call by call. A failed check is a result, not an exception.
 
     Raises:
-        ArtifactError: The directory holds no whole model, or one without golden outputs.
+        ArtifactError: The directory holds no complete model, or its model has no golden outputs.
         ToolError: TensorRT refuses the engine.
     """
     from awq2trt.stages.check import golden_stage
@@ -368,7 +369,7 @@ def check_golden(directory: StrPath, device: str | None = None) -> GoldenOutcome
 
 
 def _names(models: StrPath | Sequence[StrPath]) -> tuple[str, ...]:
-    """Models as stages take them; one alone need not be put into a list."""
+    """The models as a list, as stages take them; a single one may be given by itself."""
     return (str(models),) if isinstance(models, str | PathLike) else tuple(map(str, models))
 
 

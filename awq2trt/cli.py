@@ -1,8 +1,8 @@
-"""`awq2trt`: one subcommand per function of the Python API, no logic. Parses flags, calls it, prints what it returns.
+"""`awq2trt`: a subcommand for each function of the Python API: parses flags, calls it, prints the result.
 
-Results go to stdout, progress and errors to stderr. An error has up to three lines, what, where and how to fix it,
-and no traceback; a flag that no one expects exits with 2, the C++ library without a GPU that the model needs with 3,
-other failures with 1, Ctrl-C with 130.
+Results go to stdout, progress and errors to stderr. An error has up to three lines, what, where and how to fix it, and
+no traceback; an unknown flag exits with 2, a missing GPU that the C++ library needs with 3, other failures with 1,
+Ctrl-C with 130.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from awq2trt.report.failure import DEBUG_VARIABLE, explain, print_anything_
 from awq2trt.version import __version__
 
 _INTERRUPTED: Final = 130
-"""128 + SIGINT, as shells report it."""
+"""128 + SIGINT, which shells report for a program that Ctrl-C ended."""
 
 
 class _Commands(TyperGroup):
-    """Runs a subcommand and explains what it raises."""
+    """Runs a subcommand and explains the errors that it raises."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -35,7 +35,7 @@ class _Commands(TyperGroup):
             print("\ninterrupted", file=sys.stderr)
             raise typer.Exit(_INTERRUPTED) from None
         except Exception as error:
-            # typer's own: exits, and usage errors, which it prints in its own way.
+            # typer's own exceptions: exits, and usage errors, which it prints itself.
             if isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "format_message"):
                 raise
             if os.environ.get(DEBUG_VARIABLE):
@@ -61,8 +61,8 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _global_flags(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what libraries log.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the log messages of libraries.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     if version:
         print(f"awq2trt {__version__}")
@@ -81,7 +81,9 @@ def _global_flags(
 def build(
     model: cli_flags.Model,
     output: cli_flags.Output,
-    target: Annotated[str | None, typer.Option("--target", help="What to build for, see `awq2trt targets`.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="What to build for: a name from `awq2trt targets`.")
+    ] = None,
     recipe: cli_flags.Recipe = None,
     method: cli_flags.Method = None,
     effort: cli_flags.Effort = None,
@@ -101,25 +103,26 @@ def build(
     function_bodies: cli_flags.FunctionBodies = None,
     plugin: Annotated[
         bool | None,
-        typer.Option(
-            "--plugin/--no-plugin", help="Our kernels, inside the engine, or TensorRT's. [ours where the library is]"
-        ),
+        typer.Option("--plugin/--no-plugin", help="Use our kernels or TensorRT's. [ours if the library is installed]"),
     ] = None,
     fusion: Annotated[
         bool | None,
-        typer.Option("--fusion/--no-fusion", help="Few nodes a block, by operators of our library. [--fusion]"),
+        typer.Option("--fusion/--no-fusion", help="Merge each block into a few operators of our library. [--fusion]"),
     ] = None,
     cache: cli_flags.Cache = None,
     jetpack: cli_flags.JetPack = None,
     tar: Annotated[bool, typer.Option("--tar", help="Orin: also pack the kit into one file, DIR/TARGET.tar.")] = False,
     ssh: Annotated[
-        str | None, typer.Option("--ssh", metavar="USER@HOST", help="Orin: copy the kit there and finish it.")
+        str | None,
+        typer.Option("--ssh", metavar="USER@HOST", help="Orin: copy the kit to this Jetson and finish it there."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Orin: although it does not fit, by prediction.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Orin: make the kit even if it is predicted not to fit.")
+    ] = False,
     device: cli_flags.Device = "cpu",
     overwrite: cli_flags.Overwrite = False,
 ) -> None:
-    """All stages in one go: checkpoint, ONNX and engine or kit below DIR. Skips those that are current."""
+    """Run all stages: checkpoint, ONNX model, and engine or kit below DIR. Stages that are current are skipped."""
     given = locals()
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, flags_by_section, load_recipe
@@ -166,7 +169,7 @@ def quantize(
     json_progress: cli_flags.JsonProgressFile = None,
     profile: cli_flags.TraceFile = None,
 ) -> None:
-    """Model to a 4-bit checkpoint."""
+    """Quantize a model to a 4-bit checkpoint."""
     given = locals()
     from awq2trt.progress import chosen_progress
     from awq2trt.recipe import apply_flags, flags_by_section, load_recipe
@@ -198,7 +201,7 @@ def quantize(
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Quantized checkpoint, ours or another tool's.")
+        Path, typer.Argument(metavar="CHECKPOINT", help="A quantized checkpoint, ours or another tool's.")
     ],
     output: cli_flags.Output,
     recipe: cli_flags.Recipe = None,
@@ -207,7 +210,7 @@ def export(
     function_bodies: cli_flags.FunctionBodies = None,
     overwrite: cli_flags.Overwrite = False,
 ) -> None:
-    """4-bit checkpoint to an ONNX model."""
+    """Export a 4-bit checkpoint to an ONNX model."""
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, load_recipe
 
@@ -221,12 +224,15 @@ def export(
 def evaluate(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Original models, checkpoints or ONNX models, in any number."),
+        typer.Argument(metavar="MODEL...", help="One or more original models, checkpoints or ONNX models."),
     ],
     text: Annotated[
-        str | None, typer.Option("--text", metavar="TEXT", help="Perplexity on a .txt or .jsonl file, or a data set.")
+        str | None,
+        typer.Option("--text", metavar="TEXT", help="Measure perplexity on a .txt or .jsonl file, or a data set."),
     ] = None,
-    windows: Annotated[int, typer.Option("--windows", min=1, help="Windows of the text, from its start.")] = 8,
+    windows: Annotated[
+        int, typer.Option("--windows", min=1, help="How many windows of the text to use, from its start.")
+    ] = 8,
     seqlen: Annotated[int, typer.Option("--seqlen", min=2, help="Tokens in a window.")] = 1024,
     task: Annotated[
         str | None,
@@ -242,7 +248,7 @@ def evaluate(
             "--images", metavar="IMAGES", help="Perplexity of captions, or a --task: a folder or a .jsonl file."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples or images.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only this many examples or images.")] = None,
     device: cli_flags.Device = "cpu",
     json_file: cli_flags.ResultsFile = None,
 ) -> None:
@@ -260,7 +266,7 @@ def evaluate(
             fix="--text FILE, or --task NAME --data FILE, or --images FOLDER, or --images FILE --task caption",
         )
     if task is not None and images is None and data is None:
-        raise UsageError("no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
+        raise UsageError("the task needs a file.", where="--data", fix=f"--task {task} --data FILE.jsonl")
     require_apart({"--text": text, "--data": data, "--images": images, "--json": json_file})
     on: TextWindows | TaskExamples | CaptionedImages = TextWindows(str(text), windows, seqlen)
     if images:
@@ -290,17 +296,24 @@ def run(
     system: cli_flags.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 always takes the best token.")] = 0.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="Only the k best tokens; 0 for all.")] = 0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Only the best tokens up to this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option("--min-p", help="Only tokens this probable, beside the best one.")] = 0.0,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 always takes the most probable token.")] = 0.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="Sample from the k most probable tokens; 0 for all.")] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option("--top-p", help="Sample from the most probable tokens that together reach this probability."),
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option("--min-p", help="Drop tokens less probable than this share of the most probable one.")
+    ] = 0.0,
     repetition_penalty: cli_flags.RepetitionPenalty = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")] = None,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="End the answer where this text would begin.")
+    ] = None,
     golden: cli_flags.CheckGolden = True,
     trust_library: cli_flags.TrustLibrary = False,
 ) -> None:
-    """Prompt to text, as it comes."""
+    """Answer a prompt, printing the text as it is generated."""
     from awq2trt.progress import terminal_progress
     from awq2trt.runtime import Sampling, system_message, user_message
 
@@ -330,28 +343,36 @@ def run(
 @app.command()
 def check(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="What build wrote, or a checkpoint, ONNX model or engine in it.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="The directory that build wrote, or a checkpoint, ONNX model or engine in it."
+        ),
     ],
     golden: Annotated[
-        bool, typer.Option("--golden", help="Only the golden outputs beside the model: needs nothing else.")
+        bool,
+        typer.Option("--golden", help="Compare only with the golden outputs beside the model; needs nothing else."),
     ] = False,
     device: cli_flags.RunDevice = None,
-    model: Annotated[str | None, typer.Option("--model", help="The original. [the one that was quantized]")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The original model. [the one that was quantized]")
+    ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", metavar="DIR", help="Of an ONNX model. [the one beside it]")
+        Path | None,
+        typer.Option("--checkpoint", metavar="DIR", help="The checkpoint of an ONNX model. [the one beside it]"),
     ] = None,
     text: Annotated[
         str | None, typer.Option("--text", metavar="TEXT", help=".txt or .jsonl file, or a data set's name. [our own]")
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=2, help="How much of it.")] = 192,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="How many tokens of it to use.")] = 192,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Files for polygraphy. [check, in DIR]")
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Where files for polygraphy go. [check, in DIR]"),
     ] = None,
     bisect: Annotated[
-        bool, typer.Option("--bisect", help="Cut a failing block down to the nodes that fail, for a bug report.")
+        bool, typer.Option("--bisect", help="Reduce a failing block to the nodes that fail, for a bug report.")
     ] = False,
 ) -> None:
-    """Is every stage what the one before it makes it? Exit code 1 if not."""
+    """Compare every stage with the one before it. The exit code is 1 if one differs."""
     from awq2trt.progress import terminal_progress
     from awq2trt.report.lines import check_lines, golden_lines
 
@@ -380,14 +401,15 @@ app.command()(bench)
 
 @app.command()
 def inspect(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint, ONNX model or engine.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint, ONNX model or engine.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     html_file: cli_flags.HtmlFile = None,
     results: Annotated[
-        Path | None, typer.Option("--results", metavar="FILE", help="What eval --json wrote, for the page.")
+        Path | None,
+        typer.Option("--results", metavar="FILE", help="A file that eval --json wrote, to show on the page."),
     ] = None,
 ) -> None:
-    """What a directory holds and comes from; verifies every file."""
+    """Show what a directory holds and what it was made from; every file is verified."""
     from awq2trt.stages.inspect import inspect_stage, report_stage
     from awq2trt.stages.readiness import require_apart
 
@@ -409,7 +431,8 @@ def inspect(
 @app.command()
 def targets(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="What will it need there? A config.json is enough.")
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Predict what this model needs there. A config.json is enough."),
     ] = None,
     shape: cli_flags.Shape = None,
     recipe: cli_flags.Recipe = None,
@@ -421,7 +444,7 @@ def targets(
     cache: cli_flags.Cache = None,
     jetpack: cli_flags.JetPack = None,
 ) -> None:
-    """What can be built for; with MODEL or --shape, whether it fits and how fast it can decode at most."""
+    """List what can be built for; with MODEL or --shape, say whether it fits, and the fastest decoding possible."""
     from awq2trt.engine.outlook import outlook_lines
     from awq2trt.recipe import apply_flags, load_recipe
     from awq2trt.report.lines import target_lines
@@ -443,9 +466,9 @@ def targets(
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """What this machine can do, and the command that installs what it cannot."""
+    """Show what this machine can do, and the commands that install what is missing."""
     from awq2trt.machine.doctor import diagnosis_json, diagnosis_lines, examine
 
     diagnoses = examine()

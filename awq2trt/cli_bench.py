@@ -1,4 +1,4 @@
-"""`awq2trt bench`: its flags, and which of the two benchmarks they ask for, a model's or the kernels'."""
+"""`awq2trt bench`: its flags, and the choice between its two benchmarks, of a model and of the kernels alone."""
 
 from __future__ import annotations
 
@@ -13,34 +13,41 @@ from awq2trt import cli_flags
 
 def bench(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="ONNX model, or built for cpu or cuda.")
+        Path | None, typer.Argument(metavar="[DIR]", help="An ONNX model, or a model built for cpu or cuda.")
     ] = None,
     shape: cli_flags.Shape = None,
-    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Blocks of the shape. [all]")] = None,
-    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")] = 4,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Number of blocks of the shape. [all]")] = None,
+    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens in the prompt.")] = 4,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate.")] = 200,
     context: Annotated[
-        int | None, typer.Option("--context", min=2, help="Positions of the cache. [the model's; a shape's least]")
+        int | None,
+        typer.Option(
+            "--context", min=2, help="Positions in the cache. [the model's; for a shape, the fewest possible]"
+        ),
     ] = None,
     ends: Annotated[
         list[int] | None, typer.Option("--end", help="Also time tokens where a conversation ends at this position.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Conversations at once.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Number of conversations at once.")] = 1,
     against: Annotated[
-        list[str] | None, typer.Option("--against", help="Also, in the same run: hf (fp16) or matmulnbits.")
+        list[str] | None, typer.Option("--against", help="Also time, in the same run, hf (fp16) or matmulnbits.")
     ] = None,
     device: cli_flags.RunDevice = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Where a token's time goes.")] = False,
-    kernels: Annotated[bool, typer.Option("--kernels", help="The plugin library's kernels, alone.")] = False,
-    head: Annotated[str | None, typer.Option("--head", help="Of --shape: fp16, int8 or int4. [fp16]")] = None,
-    code_bits: Annotated[int, typer.Option("--code-bits", help="Of --kernels: 4, or 8 for heads.")] = 4,
-    group_size: Annotated[int, typer.Option("--group-size", help="Of --kernels.")] = 128,
-    dtype: Annotated[str, typer.Option("--dtype", help="Of --kernels: float16 or bfloat16.")] = "float16",
+    profile: Annotated[bool, typer.Option("--profile", help="Show where a token's time goes.")] = False,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Time the plugin library's kernels alone.")] = False,
+    head: Annotated[
+        str | None, typer.Option("--head", help="With --shape, the head: fp16, int8 or int4. [fp16]")
+    ] = None,
+    code_bits: Annotated[
+        int, typer.Option("--code-bits", help="With --kernels, bits of a code: 4, or 8 for heads.")
+    ] = 4,
+    group_size: Annotated[int, typer.Option("--group-size", help="With --kernels, weights that share a scale.")] = 128,
+    dtype: Annotated[str, typer.Option("--dtype", help="With --kernels: float16 or bfloat16.")] = "float16",
     json_file: cli_flags.NumbersFile = None,
     markdown_file: cli_flags.MarkdownFile = None,
     plot_file: cli_flags.PlotFile = None,
 ) -> None:
-    """Speed of a model, token by token, or of the kernels alone."""
+    """Measure the speed of a model, token by token, or of the kernels alone."""
     from awq2trt.stages.readiness import require_apart
 
     require_apart({"--json": json_file, "--markdown": markdown_file, "--plot": plot_file})

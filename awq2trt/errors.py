@@ -10,10 +10,10 @@ from typing import ClassVar
 
 
 class Awq2trtError(Exception):
-    """Base of all errors this package raises on purpose.
+    """The base of all errors that this package raises on purpose.
 
     Args:
-        what: What was got and what was expected, one sentence.
+        what: What was got and what was expected, in one sentence.
         where: The layer, tensor or file it concerns.
         fix: What the user can do about it.
     """
@@ -61,7 +61,7 @@ class ToolError(Awq2trtError):
 
 
 class OutOfMemoryError(ToolError):
-    """A GPU's memory does not suffice."""
+    """A GPU has too little memory."""
 
 
 class RankLostError(ToolError):
@@ -69,11 +69,11 @@ class RankLostError(ToolError):
 
 
 class PeerFailedError(Awq2trtError):
-    """Another of the processes that quantize together failed first, and says why; nothing more is to be said."""
+    """Another of the processes that quantize together failed first and has reported why; nothing more need be said."""
 
 
 class NoGpuError(ToolError):
-    """No GPU here that could run the model, or no driver for it: nothing is wrong with the model."""
+    """There is no GPU that could run the model, or no driver for it; nothing is wrong with the model."""
 
     exit_code = 3
 

@@ -1,6 +1,6 @@
-"""The boundary around files that others wrote: whatever goes wrong while one is read becomes one message about it.
+"""The boundary around files that others wrote: whatever goes wrong while reading one becomes a single clear message.
 
-In: a file, or what a library reads out of one. Out: its content, or an error of ours with the file's name, what was
+In: a file, or a library's call that reads one. Out: its content, or an error of ours with the file's name, what was
 wrong, and what to do. Libraries raise what they like on damaged input (UnicodeDecodeError, RecursionError, plain
 Exception, panics of Rust code), so that no list of exceptions is long enough.
 """
@@ -19,16 +19,16 @@ from awq2trt.errors import Awq2trtError, CheckpointError
 AGAIN: Final = "it is truncated or damaged; download it again."
 
 _MAX_JSON_BYTES: Final = 256 << 20
-"""Larger than any index, tokenizer or configuration: the largest tokenizer.json of note (Gemma 3's) has 33 MB."""
+"""A limit above any index, tokenizer or configuration: the largest tokenizer.json we know (Gemma 3's) has 33 MB."""
 
 _RUST_PANIC: Final = "PanicException"
 """What pyo3 raises for a panic in Rust; it derives from BaseException, and no module exports it."""
 
 UNPAIRED: Final = "surrogates not allowed"
-"""Why Python encodes no bytes of a path, or no halves of a character in JSON, that were decoded from something else."""
+"""The reason that Python gives when a path or JSON text contains lone surrogates, which it cannot encode."""
 
 _REASON_CHARACTERS: Final = 300
-"""Of a library's message; some quote the whole file."""
+"""How much of a library's message is shown; some quote the complete file."""
 
 
 _ENCODINGS: Final = {
@@ -45,17 +45,17 @@ _ENCODINGS: Final = {
 def reading(
     what: str, where: str | Path, *, fix: str = AGAIN, error: type[Awq2trtError] = CheckpointError
 ) -> Iterator[None]:
-    """Turns whatever the block raises into one error about what is read; errors of ours pass as they are.
+    """Turns whatever the block raises into one error about the file; our own errors pass unchanged.
 
     Args:
-        what: What should have been there, with its article: `a GGUF file`.
-        where: The file, and the place in it if that is known.
+        what: What the file should be, with an article: `a GGUF file`.
+        where: The file, and the place in it if known.
         fix: What the user can do.
-        error: What to raise.
+        error: The class to raise.
 
     Raises:
-        Awq2trtError: `error`, or what the block raised of it.
-        KeyboardInterrupt: As it is: it is not about the file.
+        Awq2trtError: `error`, or the error of ours that the block raised.
+        KeyboardInterrupt: Passed on unchanged, since it does not concern the file.
     """
     try:
         yield
@@ -71,7 +71,7 @@ def reading(
 
 
 def reason(raised: BaseException) -> str:
-    """What an exception says, on one line that ends with a full stop."""
+    """Returns what an exception says as one line that ends with a full stop."""
     said = " ".join(str(raised).split())
     if isinstance(raised, RecursionError):
         said = "it is nested too deeply"
@@ -89,16 +89,16 @@ def reason(raised: BaseException) -> str:
 def read_json(
     path: Path, *, what: str = "a JSON object", fix: str = AGAIN, error: type[Awq2trtError] = CheckpointError
 ) -> dict[str, Any]:
-    """The JSON object that a file is.
+    """Returns the JSON object that a file holds.
 
     Args:
         path: The file.
-        what: What it should be, for errors.
-        fix: What to do where it is not.
-        error: What to raise.
+        what: What the file should be, for errors.
+        fix: What the user can do if it is not.
+        error: The class to raise.
 
     Raises:
-        Awq2trtError: It cannot be read, is too large, or is something else.
+        Awq2trtError: The file cannot be read, is too large, or holds something else.
     """
     with reading(what, path, fix=fix, error=error):
         value = parse_json(read_bounded(path, _MAX_JSON_BYTES))
@@ -121,14 +121,14 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """A plain file's bytes.
+    """Returns the bytes of a regular file.
 
     Raises:
         ValueError: It has more than `limit`, or is a pipe or a device, which may have no end.
         OSError: It cannot be read.
     """
     if not path.is_file():
-        raise ValueError("it is missing, or no plain file")
+        raise ValueError("it is missing, or not a regular file")
     with path.open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:

@@ -1,7 +1,7 @@
 """What crosses the border of an exported model's graphs: names, types, shapes and meanings, declared once.
 
-`export` writes graphs that keep to it, `run` and `build` read it, the manifest stores these dataclasses as they are,
-and `plugins/FORMAT.md` (section "I/O contract") is its normative text. No dependency outside the standard library.
+`export` writes graphs that follow it, `run` and `build` read it, the manifest stores these dataclasses as they are, and
+`plugins/FORMAT.md` (section "I/O contract") is its normative text. It needs only the standard library.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NEXT_TOKEN: Final = "next_token"
 BATCH: Final = "batch"
 SEQUENCE: Final = "sequence"
 ROWS: Final = "rows"
-"""Symbolic axes: sequences at once, new tokens of each, and logits of each (1, or `SEQUENCE` if all are asked for)."""
+"""Symbolic axes: sequences in a call, new tokens of each, and logits of each (1, or `SEQUENCE` if all are wanted)."""
 
 IMAGES: Final = "images"
 """Symbolic axis of a vision graph: images at once."""
@@ -49,10 +49,10 @@ CACHE_LAYOUT: Final = "bhcd"
 """Axes of a cache tensor: batch, key-value heads, capacity, channels of a head."""
 
 SCALED_LAYOUT: Final = "bhcd+scales"
-"""The same with codes of 8 bits, and beside each cache tensor one of scales: batch, key-value heads, capacity."""
+"""The layout with 8-bit codes: beside each cache tensor one of scales: batch, key-value heads, capacity."""
 
 LAST_POSITION_NODE: Final = "last_position"
-"""Name of the node that keeps the last position's hidden state; an executor that wants all logits bypasses it."""
+"""Name of the node that keeps only the last position's hidden state; an executor that wants all logits bypasses it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TensorContract:
         dtype: NumPy's name of the element type, `bfloat16` included.
         shape: A number for a fixed axis, a name for a dynamic one.
         meaning: One sentence.
-        alias: Of an output: the input whose memory it may be; None if it needs its own.
+        alias: For an output, the input whose memory it may use; None if it needs its own.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""The quantization methods: every one declared here, by what it does and what it therefore needs and leaves.
+"""The quantization methods, all declared here: what each does, needs and writes.
 
-A new method is a row of `METHODS`, its name in `MethodName`, and its work in `awq2trt.quantization`. Whoever needs to
-know something of a method asks its declaration; nobody looks at its name.
+A new method needs a row in `METHODS`, its name in `MethodName`, and its work in `awq2trt.quantization`. Other code
+reads the declaration of a method and never compares its name.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 MethodName = Literal["awq", "rtn", "gptq", "awq+gptq"]
-"""What `--method` and recipes take; a test holds it to `METHODS`."""
+"""The values of `--method` and of recipes; a test compares them with `METHODS`."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a method does. One that does neither rounds to nearest, the papers' RTN baseline.
+    """What a method does. A method that does neither rounds to nearest, which papers call RTN.
 
     Attributes:
-        name: As users write it.
+        name: Its name, as users write it.
         searches_scales: AWQ: it searches scales, folds them, then searches grids. `--effort` says how hard, and the
             checkpoint keeps the scales, so that folding can be repeated.
         rounds_columns: GPTQ: it rounds column by column, so a code need not be the nearest to its weight.
@@ -45,8 +45,8 @@ METHODS: Final[Mapping[str, Method]] = {
         Method("awq+gptq", searches_scales=True, rounds_columns=True),
     )
 }
-"""By name. `awq` searches scales and clips; `rtn` rounds to nearest; `gptq` rounds column by column, each error made up
-for in the columns after it; `awq+gptq` does so with AWQ's scales and clips.
+"""All methods, by name. `awq` searches scales and clips; `rtn` rounds to nearest; `gptq` rounds column by column, and
+corrects later columns for each error; `awq+gptq` does so with AWQ's scales and clips.
 
 A manifest of another tool's checkpoint, or of a later version, may name a method that is not here.
 """

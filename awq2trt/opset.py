@@ -1,8 +1,7 @@
 """The custom operators, declared once: domain, names, inputs, attributes, version.
 
-The exporter writes these names, the ONNX function bodies define what they mean, and the plugin
-library implements them (`plugins/ops`; a test holds its C++ constants to these). The normative text
-is `plugins/FORMAT.md`.
+The exporter writes these names, the ONNX function bodies define what they mean, and the plugin library implements them
+(`plugins/ops`; a test compares its C++ constants with these). The normative text is `plugins/FORMAT.md`.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ ATTR_PLUGIN_VERSION: Final = "plugin_version"
 ATTR_PLUGIN_NAMESPACE: Final = "plugin_namespace"
 
 PLUGIN_ATTRIBUTES: Final = {ATTR_PLUGIN_VERSION: PLUGIN_VERSION, ATTR_PLUGIN_NAMESPACE: PLUGIN_NAMESPACE}
-"""What every node of ours carries beside its operator's attributes: with them TensorRT takes a registered plugin before
-a function body of the same name."""
+"""Attributes that every node of ours has besides those of its operator: because of them, TensorRT prefers a registered
+plugin to a function body of the same name."""
 
 W4A16_LINEAR: Final = "W4A16Linear"
 """y[..., N] = x[..., K] @ (scales * (codes - zeros))^T + bias.
@@ -36,52 +35,51 @@ then zeros INT4 [N, ceil(K/G)] if `has_zeros`, then bias [N] as X if `has_bias`.
 """
 
 W8A16_LINEAR: Final = "W8A16Linear"
-"""The same with INT8 codes and zero points."""
+"""`W4A16Linear` with INT8 codes and zero points."""
 
 W4A16_EMBEDDING: Final = "W4A16Embedding"
 """y[..., K] = rows `ids` of scales * (codes - zeros).
 
-Inputs, without gaps: scales [V, ceil(K/G)] fp16|bf16, which come first since y has their type, codes INT4 [V, K],
-ids int64 [...], then zeros INT4 [V, ceil(K/G)] if `has_zeros`. Attributes as those of `W4A16_LINEAR`, without
-`has_bias`.
+Inputs, without gaps: scales [V, ceil(K/G)] fp16|bf16, first because y has their type, codes INT4 [V, K], ids int64
+[...], then zeros INT4 [V, ceil(K/G)] if `has_zeros`. Attributes as those of `W4A16_LINEAR`, without `has_bias`.
 """
 
 W8A16_EMBEDDING: Final = "W8A16Embedding"
-"""The same with INT8 codes and zero points."""
+"""`W4A16Embedding` with INT8 codes and zero points."""
 
 LINEAR_OF_BITS: Final = {4: W4A16_LINEAR, 8: W8A16_LINEAR}
-"""By width of a code in the graph; 2 and 3 bits are exported as 4."""
+"""The linear operator for each width of a code in the graph; 2- and 3-bit codes are exported as 4-bit codes."""
 
 EMBEDDING_OF_BITS: Final = {4: W4A16_EMBEDDING, 8: W8A16_EMBEDDING}
 
 QUANTIZED_OPERATORS: Final = (*LINEAR_OF_BITS.values(), *EMBEDDING_OF_BITS.values())
-"""Operators with codes, which every executor knows by a function body."""
+"""Operators with codes; every executor can run them by a function body."""
 
 FEATURES_MULTIPLE: Final = 8
-"""K of an operator with codes must be a multiple of it: rows of INT4 codes are whole 32-bit words."""
+"""K of an operator with codes must be a multiple of this, so that rows of INT4 codes are complete 32-bit words."""
 
 CODE_BITS: Final = 4
-"""Width of a code of a block's linear in the graph. Narrower ones are exported as 4-bit codes."""
+"""Width, in the graph, of the codes of a block's linears. Narrower ones are exported as 4-bit codes."""
 
 ATTR_GROUP_SIZE: Final = "group_size"
 ATTR_HAS_ZEROS: Final = "has_zeros"
 ATTR_HAS_BIAS: Final = "has_bias"
 
 CACHED_ATTENTION: Final = "CachedAttention"
-"""Self-attention from merged queries, keys and values to its output, which writes the cache on the way.
+"""Self-attention, from merged queries, keys and values to its output; it writes the cache on the way.
 
-Inputs, without gaps: QKV [B, S, (Hq + 2 Hkv) D] T, cache_position int64 [B], past_key and past_value
-[B, Hkv, C, D] T, then cos and sin [at least C, rotary_dim / 2] T if `rotary_dim`, gains of queries and
-keys [D] T if `has_norms`, slopes float32 [Hq] if `has_alibi`. Outputs: Y [B, S, Hq D] T, present_key and
-present_value, which may be the memory of the past. In this order: clip, norms of heads, rotation, cache,
-scores times `scale`, softcap, ALiBi, mask, softmax, values. A number that is 0 leaves out what it is of.
+Inputs, without gaps: QKV [B, S, (Hq + 2 Hkv) D] T, cache_position int64 [B], past_key and past_value [B, Hkv, C, D] T,
+then cos and sin [at least C, rotary_dim / 2] T if `rotary_dim`, gains of queries and keys [D] T if `has_norms`, slopes
+float32 [Hq] if `has_alibi`. Outputs: Y [B, S, Hq D] T, present_key and present_value, which may be the memory of the
+past. The steps in order: clip, norms of heads, rotation, cache, scores times `scale`, softcap, ALiBi, mask, softmax,
+values. An attribute of 0 leaves its step out.
 
 With `has_cache_scales` caches are int8, and the last two inputs, and the last two outputs, are scales of
 keys and values, [B, Hkv, C] T.
 """
 
 ATTR_HAS_CACHE_SCALES: Final = "has_cache_scales"
-"""Only nodes that have it carry it: 1."""
+"""1; only nodes with scales of the cache have this attribute."""
 
 ATTENTION_INT_ATTRIBUTES: Final = (
     "num_heads",
@@ -98,7 +96,7 @@ ATTENTION_HEAD_SIZES: Final = (64, 80, 96, 112, 128, 256)
 """Head sizes that `CachedAttention` has kernels for."""
 
 RESIDUAL_NORM: Final = "ResidualNorm"
-"""A norm over the last axis, of a residual sum if `has_residual`.
+"""A norm over the last axis, applied to a residual sum if `has_residual`.
 
 Inputs, without gaps: X [..., H] T, residual [..., H] if `has_residual`, gain [H], bias [H] if `has_bias`.
 Outputs: Y [..., H], and if `has_residual` the sum, rounded to T, that Y is the norm of.
@@ -108,18 +106,18 @@ NORM_INT_ATTRIBUTES: Final = ("has_residual", "has_bias", "rms")
 NORM_FLOAT_ATTRIBUTES: Final = ("epsilon",)
 
 GATED_ACTIVATION: Final = "GatedActivation"
-"""activation(gate) * up: X [..., 2 I] T, the gates first, to Y [..., I]."""
+"""activation(gate) * up: X [..., 2 I] T, with the gates first, gives Y [..., I]."""
 
 ATTR_ACTIVATION: Final = "activation"
 ACTIVATION_CODES: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
-"""What `activation` may be; `gelu` is the exact one."""
+"""The values of `activation`; `gelu` is the exact one."""
 
 FUSED_LINEAR: Final = "FusedLinear"
-"""A norm, a 4-bit linear of it and a gated activation of that, of which the linear is always there and one other.
+"""A norm, a 4-bit linear of its result and a gated activation of that; the norm or the activation may be missing.
 
 Inputs, without gaps: X [..., K] T, residual [..., K] if `has_residual`, gain [K] if `has_norm`, the norm's bias [K] if
-`has_norm_bias`, then what follows X in a `W4A16_LINEAR`. Outputs: Y [..., N], with `has_activation` [..., N/2], and if
-`has_residual` the sum [..., K], rounded to T, that the norm is of.
+`has_norm_bias`, then the inputs that follow X in a `W4A16_LINEAR`. Outputs: Y [..., N], or [..., N/2] with
+`has_activation`; and with `has_residual` the sum [..., K], rounded to T, the norm's input.
 """
 
 ATTR_HAS_NORM: Final = "has_norm"
@@ -141,15 +139,15 @@ FUSED_LINEAR_INT_ATTRIBUTES: Final = (
 FUSED_LINEAR_FLOAT_ATTRIBUTES: Final = ("epsilon",)
 
 BEST_TOKEN: Final = "BestToken"
-"""Place of the largest of X [..., V], of equal numbers the first, to Y [...] int64.
+"""Y [...] int64: the place of the largest number of each row of X [..., V], the first of equal ones.
 
-For ONNX Runtime alone, at the end of files that are lowered for its CUDA provider (`graph.next_token`).
+Only for ONNX Runtime, at the end of files that are lowered for its CUDA provider (`graph.next_token`).
 """
 
 FUSED_WIDTH_MULTIPLE: Final = 8
-"""H of a `ResidualNorm` and I of a `GatedActivation` must be multiples of it."""
+"""H of a `ResidualNorm` and I of a `GatedActivation` must be multiples of this."""
 
 MOST_TOKENS: Final = 65535
-"""New tokens that a call of the fused operators may have."""
+"""The most new tokens that a call of the fused operators may have."""
 
 FUSED_OPERATORS: Final = (CACHED_ATTENTION, RESIDUAL_NORM, GATED_ACTIVATION, FUSED_LINEAR)

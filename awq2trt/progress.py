@@ -1,13 +1,13 @@
-"""Progress of long work: a protocol that stages report to, and what shows it.
+"""Progress of long work: a protocol that stages report to, and the classes that show it.
 
     with progress.task("quantizing", total=30) as advance:
         for block in blocks:
             ...
             advance(1)
 
-Stages take a `Progress` and never print. The command line hands them bars with the time left on a terminal,
-plain lines when the output is a file or a pipe; library callers get `SilentProgress` unless they ask for more.
-Tasks may be nested. Everything goes to stderr, so that stdout holds results alone.
+Stages take a `Progress` and never print. The command line hands them bars with the time left on a terminal, plain lines
+when the output is a file or a pipe; library callers get `SilentProgress` unless they ask for more. Tasks may be nested.
+Everything goes to stderr, so that stdout holds nothing but results.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
 Advance = Callable[[int], None]
-"""Says that so many more units of a task are done."""
+"""Reports that this many more units of a task are done."""
 
 STDERR: Final = "-"
-"""The file that stands for stderr."""
+"""The file name that stands for stderr."""
 
 PLAIN_INTERVAL_S: Final = 10.0
-"""A log of an hour's work stays readable at a line every ten seconds, and still shows that it moves."""
+"""Seconds between lines: the log of an hour's work stays readable, and still shows that the work moves."""
 
 
 _STEADY_UNITS: Final = 2
@@ -47,7 +47,7 @@ class Progress(Protocol):
     """
 
     def task(self, description: str, total: int) -> AbstractContextManager[Advance]:
-        """Starts a task of `total` units, which ends with the `with` block.
+        """Starts a task of `total` units; it ends with the `with` block.
 
         Args:
             description: What is being done, lower case, e.g. `searching scales`.
@@ -55,45 +55,45 @@ class Progress(Protocol):
         """
 
     def note(self, message: str) -> None:
-        """Shows one line that stays, e.g. the result of a task."""
+        """Shows one line that stays on the screen, e.g. the result of a task."""
 
 
 class TimeLeft:
-    """How long a task will still take, from how long its units took so far.
+    """Estimates how long a task will still take from how long its units have taken so far.
 
-    The first unit pays for what comes once (libraries that load, kernels that are chosen): it is left out as soon as
+    The first unit includes what happens only once (loading libraries, choosing kernels), so it is left out as soon as
     there are two others.
 
     Args:
-        total: Units.
-        clock: Seconds, monotonic.
+        total: Number of units.
+        clock: Returns seconds, never less than before.
     """
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._total = total
         self._clock = clock
         self._started = clock()
-        self._first = (self._started, 0)  # when the first units were done, and how many they were
+        self._first = (self._started, 0)  # when the first units were done, and how many there were
         self._last = (self._started, 0)
 
     @property
     def done(self) -> int:
-        """Units so far."""
+        """Number of units done so far."""
         return self._last[1]
 
     @property
     def elapsed_s(self) -> float:
-        """Since the task began."""
+        """Seconds since the task began."""
         return self._clock() - self._started
 
     def advance_(self, units: int) -> None:
-        """So many more are done."""
+        """Counts this many more units as done."""
         self._last = (self._clock(), self._last[1] + units)
         if self._first[1] == 0:
             self._first = self._last
 
     def left_s(self) -> float | None:
-        """Seconds that are left; None before the first unit is done."""
+        """Seconds left; None before the first unit is done."""
         (now, done), (began, skipped) = self._last, self._first
         if done - skipped < _STEADY_UNITS:
             began, skipped = self._started, 0
@@ -112,7 +112,7 @@ class SilentProgress:
 
         awq2trt.export("out/checkpoint", "out/noted", progress=Notes())
 
-    A class that shows some of it derives from this one.
+    Derive a class from this one to show only some of the progress.
     """
 
     @contextmanager
@@ -125,11 +125,11 @@ class SilentProgress:
 
 
 class PlainProgress:
-    """Lines of text for logs: one when a task starts, one every few seconds, one when it ends.
+    """Prints lines for logs: one when a task starts, one every few seconds, one when it ends.
 
     Args:
         stream: Where lines go; stderr if None.
-        clock: Seconds, monotonic.
+        clock: Returns seconds, never less than before.
     """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -160,7 +160,7 @@ class PlainProgress:
 
 
 class RichProgress:
-    """Bars on a terminal, with the time gone and the time left. Nested tasks get bars of their own."""
+    """Shows bars on a terminal, with the time spent and the time left. Nested tasks get bars of their own."""
 
     def __init__(self) -> None:
         self._bars: Bars | None = None
@@ -199,15 +199,15 @@ class RichProgress:
 
 
 class JsonProgress:
-    """For programs: one JSON object a line, for every task that begins, advances or ends, and for every note.
+    """Writes JSON for programs: one object a line, for every task that begins, advances or ends, and for every note.
 
-    Keys: `event` (`begin`, `advance`, `end`, `note`); `task` and `total` of the first three; `done`, `elapsed_s` and
-    `left_s` (null while unknown) of `advance`; `elapsed_s` of `end`; `message` of `note`. A task that fails has no
+    Keys: `event` (`begin`, `advance`, `end`, `note`); `task` and `total` in the first three; `done`, `elapsed_s` and
+    `left_s` (null while unknown) in `advance`; `elapsed_s` in `end`; `message` in `note`. A task that fails has no
     `end`. Keys may be added; none will change its meaning.
 
     Args:
         stream: Where lines go.
-        clock: Seconds, monotonic.
+        clock: Returns seconds, never less than before.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -244,10 +244,10 @@ class JsonProgress:
 
 
 class SharedProgress:
-    """Tells several what it is told.
+    """Passes everything on to several listeners.
 
     Args:
-        listeners: In this order.
+        listeners: Those that are told, in this order.
     """
 
     def __init__(self, *listeners: Progress) -> None:
@@ -255,7 +255,7 @@ class SharedProgress:
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
-        """The task, of each."""
+        """Starts the task with each listener."""
         with ExitStack() as stack:
             advances = [stack.enter_context(listener.task(description, total)) for listener in self._listeners]
 
@@ -266,13 +266,13 @@ class SharedProgress:
             yield advance
 
     def note(self, message: str) -> None:
-        """The line, to each."""
+        """Shows the line with each listener."""
         for listener in self._listeners:
             listener.note(message)
 
 
 def terminal_progress() -> Progress:
-    """What suits stderr: bars on a terminal, lines otherwise.
+    """Returns what suits stderr: bars on a terminal, lines otherwise.
 
         progress = awq2trt.terminal_progress()
         awq2trt.export("out/checkpoint", "out/shown", progress=progress)
@@ -285,10 +285,10 @@ def terminal_progress() -> Progress:
 
 @contextmanager
 def chosen_progress(json_file: Path | None) -> Iterator[Progress]:
-    """What suits stderr, and JSON for programs where it is asked for.
+    """Returns what suits stderr, and also writes JSON for programs if it is wanted.
 
     Args:
-        json_file: Where JSON goes, beside what suits stderr; `-` for stderr alone; None for none.
+        json_file: Where JSON goes in addition; `-` writes JSON to stderr instead; None writes none.
     """
     if json_file is None:
         yield terminal_progress()
@@ -316,7 +316,7 @@ def _new_bars() -> Bars:
 
 
 def _left_column() -> ProgressColumn:
-    """rich's own forgets what is older than half a minute, which is less than a large block takes."""
+    """A column with the time left. rich's own forgets units older than half a minute, less than a large block takes."""
     from rich.progress import ProgressColumn
     from rich.text import Text
 

@@ -1,8 +1,8 @@
 """Options of the stages, each with its default, and recipes that hold them: YAML -> frozen `Recipe`.
 
-A recipe is a YAML file with the sections `quantize`, `export` and `build`. Its keys are the command line's flags
-with underscores; a flag that is given wins over the recipe, the recipe over the defaults. An unknown key, or a
-value of the wrong type, is an error that names the key.
+A recipe is a YAML file with the sections `quantize`, `export` and `build`. Its keys are the command line's flags with
+underscores; a flag overrides the recipe, and the recipe overrides the defaults. An unknown key, or a value of the wrong
+type, is an error that names the key.
 """
 
 from __future__ import annotations
@@ -23,40 +23,41 @@ from awq2trt.scheme import QuantScheme
 from awq2trt.target import DEFAULT_JETPACK, find_jetpack, find_target
 
 _MAX_BYTES: Final = 1 << 16
-"""A recipe has a few dozen lines."""
+"""A generous limit: a recipe has a few dozen lines."""
 
 _DEEPEST: Final = 20
-"""Lists in lists; a recipe has none."""
+"""The deepest nesting of lists that is read; a recipe has none."""
 
 DEFAULT_DEVICE: Final = "cpu"
 """Where PyTorch computes unless the user says otherwise."""
 
 
 ActivationDtype = Literal["float16", "bfloat16"]
-"""Of activations and of weights that are not quantized, NumPy's names; the usual one first."""
+"""Types of activations and of unquantized weights, by NumPy's names; the usual one is the first."""
 
 
 HeadKind = Literal["fp16", "int8", "int4"]
-"""What `--head` takes."""
+"""The values of `--head`."""
 
 HEAD_SCHEMES: Final = {"int8": (8, 128), "int4": (4, 32)}
-"""Bits and group size of a head that is quantized. SmolLM2's INT4 head has, by itself, a KL of 0.061 in groups of 128
-and of 0.028 in groups of 32 (12 x 512 tokens of WikiText-2 validation), for 2 % of the model's bytes."""
+"""Bits and group size of a quantized head. SmolLM2's INT4 head alone causes a KL divergence of 0.061 in groups of 128,
+and of 0.028 in groups of 32 (12 x 512 tokens of WikiText-2 validation), which cost 2 % of the model's bytes."""
 
 BUILD_HEAD: Final[HeadKind] = "int8"
-"""The head of what is built for a device. SmolLM2-135M with INT4 blocks, head and embedding one weight, 4 x 512 tokens
-of WikiText-2 validation: KL from the same model with an fp16 head 0.0004 nats a token (int8) and 0.051 (int4); 12 x 512
-tokens: perplexity 26.70 (fp16), 26.72 and 27.64."""
+"""The head of a model that is built for a device. Measured on SmolLM2-135M with INT4 blocks, whose head and embedding
+are one weight: the KL divergence from the same model with an fp16 head is 0.0004 nats a token with int8 and 0.051 with
+int4 (4 x 512 tokens of WikiText-2 validation); perplexities are 26.70 (fp16), 26.72 (int8) and 27.64 (int4), on 12 x
+512."""
 
 
 CacheKind = Literal["fp16", "int8"]
-"""What `--cache` takes."""
+"""The values of `--cache`."""
 
 SHORTEST_WINDOW: Final = 8
-"""Tokens of a calibration window."""
+"""The fewest tokens that a calibration window may have."""
 
 LARGEST_SEED: Final = 2**63 - 1
-"""What generators of random numbers take."""
+"""The largest seed that generators of random numbers take."""
 
 
 class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -66,23 +67,23 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         print(options.scheme.describe())
 
     Attributes:
-        method: A name in `awq2trt.methods.METHODS`, which says what each does.
+        method: A name in `awq2trt.methods.METHODS`, where each is described.
         effort: How hard AWQ searches: `fast` as the paper does, `best` several times longer than `default`; `max` goes
             on from there by gradients, for which a GPU is welcome.
         init_from: Directory of a quantized checkpoint to begin at, ours or another tool's: AWQ with `best` or `max`
-            refines its codes instead of searching scales and grids. None to begin at the model.
-        tune: After the last block, tune the step sizes of the whole model to what the original predicts, by gradients.
+            refines its codes instead of searching scales and grids. None to begin with the model.
+        tune: After the last block, tune all step sizes by gradients, towards what the original model predicts.
         act_order: GPTQ rounds the columns with the largest inputs first.
-        bits: Width of a code.
+        bits: Width of a code in bits.
         group_size: Input channels that share a scale; -1 for a whole row.
         symmetric: No zero points.
         head: How the head is stored, and the embedding where the two are one weight: in the type of activations
-            (`fp16`, whatever type that is), or quantized. None is `BUILD_HEAD` for what a device runs, and `fp16` for a
-            checkpoint, which others read.
+            (`fp16`, whatever type that is), or quantized. None is `BUILD_HEAD` for a model that a device runs, and
+            `fp16` for a checkpoint, which others read.
         calib: Calibration text: `self` (the model writes it), a .txt or .jsonl file, or a data set's name.
         samples: Calibration windows. 16 is what AWQ needs (paper, section 5.3: 16 sequences, where GPTQ takes 192).
         seqlen: Tokens in a window.
-        seed: Of everything that is drawn at random.
+        seed: Seed of all random numbers.
     """
 
     method: MethodName = DEFAULT_METHOD
@@ -101,7 +102,7 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     @property
     def scheme(self) -> QuantScheme:
-        """The scheme these options ask for.
+        """The scheme that these options describe.
 
         Raises:
             UsageError: There is no such scheme.
@@ -110,7 +111,7 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     @property
     def head_scheme(self) -> QuantScheme | None:
-        """The scheme of the head; None for one that is not quantized."""
+        """The scheme of the head; None if the head is not quantized."""
         if self.head is None or self.head not in HEAD_SCHEMES:
             return None
         bits, group_size = HEAD_SCHEMES[self.head]
@@ -126,9 +127,9 @@ class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     Attributes:
         max_seq_len: Capacity of the KV cache, prompt and generated tokens together; None for the model's own limit,
             within reason.
-        dtype: Of activations and of weights that are not quantized; None for what the checkpoint says: bfloat16 for a
-            model whose activations leave fp16's range, else float16.
-        function_bodies: Whether custom nodes carry their definition in standard ONNX operators.
+        dtype: Type of activations and of unquantized weights; None for the checkpoint's: bfloat16 for a model whose
+            activations leave fp16's range, otherwise float16.
+        function_bodies: Whether the model also defines our operators by standard ONNX operators.
     """
 
     max_seq_len: int | None = Field(default=None, ge=2)
@@ -143,13 +144,13 @@ class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         print(options.target)
 
     Attributes:
-        target: A name in `TARGETS`; None until a flag or a recipe says it.
-        plugin: Build with our plugin library, and put it into the engine; False for TensorRT's own kernels; None for
+        target: A name in `TARGETS`; None until a flag or a recipe gives it.
+        plugin: Whether to build with our plugin library, inside the engine, or with TensorRT's own kernels; None for
             ours where the library is installed.
-        fusion: With our plugin library: merge linears, and use its fused operators.
+        fusion: With our plugin library: whether to merge linears and use fused operators.
         cache: How keys and values are kept: in the type of activations (`fp16`, whatever type that is), or as codes of
             8 bits with a scale for each token and head, in half the memory.
-        jetpack: Release on the Jetson that a kit is for.
+        jetpack: The JetPack release on the Jetson that a kit is for.
     """
 
     target: str | None = None
@@ -178,7 +179,7 @@ class Recipe(BaseModel, frozen=True, strict=True, extra="forbid"):
     build: BuildOptions = BuildOptions()
 
     def for_device(self) -> Recipe:
-        """The same for what a device runs, where the user left the head open."""
+        """Returns the recipe for a model that a device runs: a head that the user left open becomes `BUILD_HEAD`."""
         if self.quantize.head is not None:
             return self
         return self.model_copy(update={"quantize": self.quantize.model_copy(update={"head": BUILD_HEAD})})
@@ -216,7 +217,7 @@ def load_recipe(path: Path | None) -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's own safe loader, but that a key which occurs twice is refused; it would take the last."""
+    """YAML's safe loader, except that it refuses a key which occurs twice, where YAML's would take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -227,10 +228,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def _refuse_deep(text: str) -> None:
-    """Refuses brackets without end, for each of which PyYAML looks at all before it.
+    """Refuses deeply nested brackets: for each of them PyYAML looks at all before it.
 
     Raises:
-        ValueError: So many are open.
+        ValueError: Too many brackets are open.
     """
     depth = 0
     for character in text:
@@ -240,10 +241,10 @@ def _refuse_deep(text: str) -> None:
 
 
 def flags_by_section(given: Mapping[str, object]) -> dict[str, dict[str, object]]:
-    """A command's parameters as `apply_flags` takes them; those that are no option of a recipe are left out.
+    """Sorts a command's parameters into sections, as `apply_flags` takes them, and drops those that no recipe has.
 
     Args:
-        given: Name of the option -> value.
+        given: Values by names of options.
     """
     return {
         section: {name: given[name] for name in _keys_of([section]) if name in given} for section in Recipe.model_fields
@@ -251,11 +252,11 @@ def flags_by_section(given: Mapping[str, object]) -> dict[str, dict[str, object]
 
 
 def apply_flags(recipe: Recipe, flags: Mapping[str, Mapping[str, object]]) -> Recipe:
-    """The recipe with the flags that were given put over it.
+    """Returns the recipe with the given flags applied to it.
 
     Args:
-        recipe: What holds where no flag was given.
-        flags: Section -> option -> value; None means that the flag was not given.
+        recipe: Gives the values for which no flag was given.
+        flags: Values by section and option; None means that the flag was not given.
 
     Raises:
         UsageError: A flag's value makes no sense.
@@ -284,7 +285,7 @@ def _validated(values: Mapping[str, Any], *, recipe: Path | None) -> Recipe:
 
 
 def _explained(error: ValidationError, recipe: Path | None) -> UsageError:
-    """The first thing wrong, in the words of the recipe or of the command line."""
+    """Explains the first mistake, in the words of the recipe or of the command line."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
@@ -305,7 +306,7 @@ _SHORT.maxlevel = 2
 
 
 def _shown(value: object) -> str:
-    """A value of a recipe for a message: aliases in YAML make values of a few lines that print as gigabytes."""
+    """A value of a recipe as a message shows it: aliases let a few lines of YAML expand to gigabytes."""
     return _SHORT.repr(value)
 
 

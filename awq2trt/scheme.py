@@ -1,9 +1,9 @@
 """What a quantized weight is: `QuantScheme` and `QuantizedLinear`, the oracle of all packings.
 
-A weight W [N, K] is cut along K into ceil(K / G) groups; the last group may be shorter. Each group has
-one scale and one zero point: w = scale * (code - zero), with unsigned codes in [0, 2^bits) (AWQ paper,
-section 3.1, equation 1, with the zero point of the released implementation).
-NumPy only: the kernels' golden files, the packers and the exporter are all held to `dequantize`.
+A weight W [N, K] is cut along K into ceil(K / G) groups; the last group may be shorter. Each group has one scale and
+one zero point: w = scale * (code - zero), with unsigned codes in [0, 2^bits) (AWQ paper, section 3.1, equation 1, with
+the zero point of the released implementation). It needs only NumPy. The kernels' golden files, the packers and the
+exporter are all tested against `dequantize`.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from numpy.typing import NDArray
 from awq2trt.errors import UsageError
 
 WHOLE_ROW: Final = -1
-"""`group_size` that means one group a row, as AutoAWQ's and llm-awq's `q_group_size: -1`."""
+"""The `group_size` that means one group per row; AutoAWQ and llm-awq write it as `q_group_size: -1`."""
 
 BLOCK_BITS: Final = (2, 3, 4)
 """Widths of codes in a decoder's blocks."""
 
 SUPPORTED_BITS: Final = (*BLOCK_BITS, 8)
-"""Widths of codes; 8 is for a head and the embedding that it may share."""
+"""Widths of codes; 8 bits are only for a head and the embedding that may be the same weight."""
 
 SUPPORTED_GROUP_SIZES: Final = (32, 64, 128, WHOLE_ROW)
 
-_FEWER_BITS: Final = "use --bits 4; 3 and 2 lose much more."
+_FEWER_BITS: Final = "use --bits 4; 3 and 2 bits lose much more accuracy."
 
 FLOAT16: Final = "float16"
 
 BFLOAT16: Final = "bfloat16"
-"""NumPy's names of the types that models are stored in (bfloat16 by ml_dtypes), and config.json's of `torch_dtype`."""
+"""Names of the types that models are stored in: NumPy's (bfloat16 from ml_dtypes), which are config.json's
+`torch_dtype`."""
 
 SCALE_DTYPES: Final = (FLOAT16, BFLOAT16, "float32")
-"""Types of step sizes, the one that we write first; checkpoints of others may have any."""
+"""Types of step sizes; we write the first. Checkpoints of other tools may have any of them."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ class QuantScheme:
             )
 
     def for_blocks(self) -> QuantScheme:
-        """This scheme, where a decoder's blocks may have it.
+        """Returns this scheme if a decoder's blocks may have it.
 
         Raises:
-            UsageError: Only a head may.
+            UsageError: Only a head may have it.
         """
         if self.bits not in BLOCK_BITS:
             raise UsageError(
@@ -93,11 +94,11 @@ class QuantScheme:
         return self.levels // 2
 
     def group_of(self, in_features: int) -> int:
-        """Group length for a weight with K = `in_features`: never longer than the row."""
+        """Group length for a weight with K = `in_features`: at most the length of a row."""
         return in_features if self.group_size == WHOLE_ROW else min(self.group_size, in_features)
 
     def groups(self, in_features: int) -> int:
-        """Number of groups in a row, the shorter last one counted."""
+        """Number of groups in a row; a shorter last group counts."""
         return -(-in_features // self.group_of(in_features))
 
     def describe(self) -> str:
@@ -116,8 +117,8 @@ class QuantizedLinear:
         zeros: Zero points as unsigned codes, uint8 [N, ceil(K/G)]; None for a symmetric scheme.
         scheme: How the codes were made.
         bias: fp16, fp32 or bf16 [N], or None.
-        input_order: Input channel that each column of `codes` multiplies, int64 [K], where columns were sorted into
-            groups (act-order); None for columns in the order of the channels.
+        input_order: Input channel that each column of `codes` multiplies, int64 [K], if columns were sorted into groups
+            (act-order); None for columns in the order of the channels.
     """
 
     codes: NDArray[np.uint8]
@@ -158,11 +159,11 @@ class QuantizedLinear:
 
     @property
     def group_length(self) -> int:
-        """Channels in every group but perhaps the last."""
+        """Channels in every group, except that the last may be shorter."""
         return self.scheme.group_of(self.in_features)
 
     def rows(self, start: int, end: int) -> QuantizedLinear:
-        """Rows `start` to `end` - 1 by themselves: groups run along K, so rows can be taken apart as they are."""
+        """Returns rows `start` to `end` - 1 as a linear of their own: groups run along K, so rows can be separated."""
         return replace(
             self,
             codes=self.codes[start:end],
@@ -172,9 +173,9 @@ class QuantizedLinear:
         )
 
     def widened(self) -> QuantizedLinear:
-        """The same weights as codes of a width that kernels have.
+        """Returns the same weights with codes of a width that the kernels support.
 
-        2- and 3-bit codes become 4-bit ones, moved so that no zero point means 8; 4 and 8 bits stay.
+        2- and 3-bit codes become 4-bit ones, shifted so that 8 stands for a missing zero point; 4 and 8 bits stay.
         """
         if self.scheme.bits >= 4:
             return self
@@ -183,10 +184,10 @@ class QuantizedLinear:
         return replace(self, codes=self.codes + np.uint8(shift), scheme=scheme)
 
     def dequantize(self) -> NDArray[np.float32]:
-        """The weight that the codes stand for, its columns in the order of the input channels.
+        """Returns the weights that the codes stand for, with columns in the order of the input channels.
 
         Returns:
-            float32 [N, K]; exact for fp16 and bf16 scales: 11 bits times an integer of 9 fit in 24.
+            float32 [N, K]; exact for fp16 and bf16 scales, since 11 bits times a 9-bit integer fit in 24 bits.
         """
         column_group = np.arange(self.in_features) // self.group_length  # [K]
         scales = self.scales.astype(np.float32)[:, column_group]  # [N, K]

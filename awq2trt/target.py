@@ -1,4 +1,4 @@
-"""What a model is built for: one row per target, in `TARGETS`.
+"""What a model is built for: `TARGETS` has one row for each target.
 
 A target is a GPU, a set of GPUs that one engine serves, or any machine's CPU, with the runtime that executes the model
 there: TensorRT, TensorRT-RTX or ONNX Runtime. Memory and bandwidth are the vendor's figures; they bound what fits and
@@ -19,7 +19,7 @@ _GIB: Final = 1 << 30
 
 
 class Flavour(str, Enum):
-    """Which runtime executes the model; the value is how people write it."""
+    """The runtime that executes the model; the value is its usual name."""
 
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
@@ -27,19 +27,19 @@ class Flavour(str, Enum):
 
 
 ANY_CPU: Final = "any"
-"""`Target.cpu` where what is built runs beside every CPU."""
+"""The `Target.cpu` of a target that runs beside any CPU."""
 
 
 @dataclass(frozen=True)
 class JetPack:
-    """A release of what runs on a Jetson, as far as a kit depends on it.
+    """A JetPack release, as far as a kit depends on it.
 
     Attributes:
-        version: As `--jetpack` takes it.
+        version: The value of `--jetpack`.
         tensorrt: Its TensorRT, (major, minor).
         cuda: Its CUDA, (major, minor).
-        fused: Its TensorRT has layers for attention and for a key-value cache in place (since 10.15), and parses opset
-            24; without them a kit's model is in basic operators of opset 20.
+        fused: Whether its TensorRT has layers for attention and for an in-place cache (since 10.15), and parses opset
+            24; if not, a kit's model uses basic operators of opset 20.
     """
 
     version: str
@@ -49,11 +49,11 @@ class JetPack:
 
     @property
     def major(self) -> int:
-        """Releases of one major version have the same CUDA driver interface."""
+        """The major version; releases that share it have the same CUDA driver interface."""
         return int(self.version.split(".")[0])
 
 
-# NVIDIA, "JetPack SDK" pages of the releases; nobody has run ours on either.
+# NVIDIA, "JetPack SDK" pages of the releases; our kits have not run on either.
 JETPACKS: Final[Mapping[str, JetPack]] = {
     "7.2": JetPack("7.2", tensorrt=(10, 16), cuda=(13, 2), fused=True),
     "6.2": JetPack("6.2", tensorrt=(10, 3), cuda=(12, 6), fused=False),
@@ -68,16 +68,16 @@ class Target:
     """One target.
 
     Attributes:
-        name: As `--target` takes it.
-        title: As people call it.
+        name: The value of `--target`.
+        title: Its usual name.
         compute_capabilities: (major, minor) of every GPU that an engine must run on; empty for the GPU of the
-            machine that builds, and where there is no engine.
-        cpu: Architecture of the CPU, as `uname -m` says it, or `ANY_CPU`.
-        flavour: The runtime there.
-        minimum_version: Lowest version of it that runs what we build, (major, minor).
-        cuda: CUDA version that it comes with, (major, minor); None for a CPU.
-        memory_bytes: Memory that the GPU can use, the smallest of several; None where it is not known before.
-        bandwidth_bytes_per_s: Of that memory, the smallest of several; None where it is not known before.
+            machine that builds, and for targets without an engine.
+        cpu: Architecture of the CPU, as `uname -m` prints it, or `ANY_CPU`.
+        flavour: The runtime that executes the model there.
+        minimum_version: The lowest version of that runtime that runs our models, (major, minor).
+        cuda: The CUDA version of that runtime, (major, minor); None for a CPU.
+        memory_bytes: Memory that the GPU can use, or the smallest of several GPUs; None if unknown beforehand.
+        bandwidth_bytes_per_s: Bandwidth of that memory, or the smallest of several; None if unknown beforehand.
     """
 
     name: str
@@ -92,15 +92,15 @@ class Target:
 
     @property
     def is_kit(self) -> bool:
-        """Whether other machines can only prepare a kit, which the target itself finishes.
+        """Whether other machines can only prepare a kit, which the target itself has to finish.
 
-        TensorRT builds for the GPU it runs on; TensorRT-RTX builds for any RTX GPU anywhere.
+        TensorRT builds only for the GPU it runs on; TensorRT-RTX builds for any RTX GPU anywhere.
         """
         return self.flavour is Flavour.TENSORRT
 
     @property
     def is_lowered(self) -> bool:
-        """Whether what is built is an ONNX model for one provider of ONNX Runtime, and no engine."""
+        """Whether an ONNX model for one provider of ONNX Runtime is built, and no engine."""
         return self.flavour is Flavour.ONNXRUNTIME
 
     @property
@@ -110,7 +110,7 @@ class Target:
 
 
 def _orin(name: str, title: str, memory_bytes: int, bandwidth_bytes_per_s: float) -> Target:
-    """A Jetson Orin module. JetPack 6.2 has TensorRT 10.3 and CUDA 12.6 (NVIDIA, "JetPack SDK 6.2")."""
+    """Describes a Jetson Orin module. JetPack 6.2 has TensorRT 10.3 and CUDA 12.6 (NVIDIA, "JetPack SDK 6.2")."""
     return Target(
         name=name,
         title=title,
@@ -131,7 +131,7 @@ def _rtx(
     memory_bytes: int | None,
     bandwidth_bytes_per_s: float | None,
 ) -> Target:
-    """RTX cards in an x86-64 machine. TensorRT-RTX 1.7 is the first we saw parse all of opset 24 that we use."""
+    """Describes RTX cards in an x86-64 machine. TensorRT-RTX 1.7 is the first to parse all we use of opset 24."""
     return Target(
         name=name,
         title=title,
@@ -146,14 +146,14 @@ def _rtx(
 
 
 MINIMUM_ONNXRUNTIME: Final = (1, 27)
-"""ONNX Runtime 1.24 lacks `TensorScatter`; 1.25 and 1.26 run the function body of the wrong overload."""
+"""Oldest usable ONNX Runtime: 1.24 lacks `TensorScatter`, 1.25 and 1.26 run the function body of the wrong overload."""
 
 MINIMUM_CAPABILITY: Final = (8, 0)
-"""Compute capability that the kernels of the target `cuda` need: `cp.async` and bf16 `mma` (PTX ISA)."""
+"""Compute capability that kernels of the target `cuda` need, for `cp.async` and bf16 `mma` (PTX ISA)."""
 
 
 def _provider(name: str, title: str, cuda: tuple[int, int] | None) -> Target:
-    """A provider of ONNX Runtime. Its CUDA wheels are of CUDA 13 since 1.30."""
+    """Describes a provider of ONNX Runtime, whose CUDA wheels use CUDA 13 since 1.30."""
     return Target(
         name=name,
         title=title,
@@ -168,7 +168,7 @@ def _provider(name: str, title: str, cuda: tuple[int, int] | None) -> Target:
 
 
 CUDA_CPUS: Final = ("x86_64", "aarch64")
-"""CPUs beside a GPU of the target `cuda`: those for which there is a plugin library."""
+"""CPUs beside a GPU of the target `cuda`: the plugin library is built for these."""
 
 CPU_TARGET: Final = "cpu"
 CUDA_TARGET: Final = "cuda"
@@ -201,10 +201,10 @@ TARGETS: Final[Mapping[str, Target]] = {target.name: target for target in _ALL}
 
 
 def find_target(name: str) -> Target:
-    """The target called `name`.
+    """Returns the target called `name`.
 
     Raises:
-        UsageError: There is none; the message names the closest.
+        UsageError: There is no such target; the message names the closest.
     """
     if name in TARGETS:
         return TARGETS[name]
@@ -217,7 +217,7 @@ def find_target(name: str) -> Target:
 
 
 def find_jetpack(version: str) -> JetPack:
-    """The release called `version`.
+    """Returns the JetPack release called `version`.
 
     Raises:
         UsageError: Kits are not made for it.

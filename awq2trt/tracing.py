@@ -1,12 +1,12 @@
-"""Where time goes: spans of work, written as they end, in the format that Chrome's tracing and Perfetto open.
+"""Records where time goes: spans of work, written as they end, in the format of Chrome's tracing and Perfetto.
 
     with traced(Path("trace.json")):
         with span("search scales", linear="q_proj"):
             ...
 
-In: names and what they concern. Out: one JSON array of complete events (`ph` X of the Trace Event Format), a line each.
-A file that was cut short, as by a kill, still opens: the format allows the closing bracket to be missing. Without
-`traced`, a span costs a look-up.
+In: names of spans and what they concern. Out: a JSON array of complete events (`ph` X of the Trace Event Format), one
+per line. A file that was cut short by a kill still opens, because the format allows the closing bracket to be missing.
+Outside `traced`, a span costs one look-up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MICROSECONDS: Final = 1e6
 
 @dataclass(frozen=True)
 class _Trace:
-    """An open file of events, and what makes an accelerator finish what it was told, so that spans have its time."""
+    """An open file of events, and a function that waits for an accelerator, so that spans include its time."""
 
     stream: TextIO
     started: float
@@ -38,11 +38,11 @@ _TRACE: ContextVar[_Trace | None] = ContextVar("trace", default=None)
 
 @contextmanager
 def traced(path: Path | None, settle: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Writes every span in it to a file.
+    """Writes every span inside the block to a file.
 
     Args:
-        path: Of the file; None to trace nothing.
-        settle: Waits for work that was begun and not finished, as on a GPU.
+        path: The file; None records nothing.
+        settle: Waits for work that was begun but not finished, e.g. on a GPU.
     """
     if path is None:
         yield
@@ -60,11 +60,11 @@ def traced(path: Path | None, settle: Callable[[], None] = lambda: None) -> Iter
 
 @contextmanager
 def span(name: str, **concerns: str | int) -> Iterator[None]:
-    """One piece of work.
+    """Records one piece of work.
 
     Args:
-        name: Of the phase, lower case.
-        concerns: What it works on, e.g. a block's number, a linear's name.
+        name: Name of the phase, lower case.
+        concerns: What the work is on, e.g. a block's number or a linear's name.
     """
     trace = _TRACE.get()
     if trace is None:

@@ -1,4 +1,4 @@
-"""The version of this package and of all that it writes; `pyproject.toml` and `plugins/CMakeLists.txt` read it here."""
+"""The version of this package and of all its outputs; `pyproject.toml` and `plugins/CMakeLists.txt` read it here."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Chat templates as their models' publishers wrote them, and conversations to render with them.
 
-SmolLM2's comes with the model; the others are those of tokenizer_config.json of the models named.
+SmolLM2's comes with the model; the others are from the tokenizer_config.json of the named models.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ _SENTENCES: Final = (
 
 
 def conversations(count: int, *, with_system: bool) -> list[list[dict[str, str]]]:
-    """`count` conversations of 1 to 7 messages, user and assistant in turn; every third has a system message."""
+    """`count` conversations of 1 to 7 messages, user and assistant alternating; every third has a system message."""
     drawn = random.Random(7)
     made = []
     for index in range(count):

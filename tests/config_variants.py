@@ -9,7 +9,7 @@ from typing import Any
 from awq2trt.models.families import family_named
 
 ORIGINAL = 24
-"""Positions before a scaling sets in; `LENGTHS` has shorter and longer sequences."""
+"""Number of positions before a scaling sets in; `LENGTHS` has shorter and longer sequences."""
 
 LENGTHS = (ORIGINAL, 44)
 
@@ -19,7 +19,7 @@ _Draw = Callable[[random.Random, Config], Config]
 
 
 def draw(family: str, seed: int) -> Config:
-    """A variant of the family's example; the same for the same seed."""
+    """Draws a variant of the family's example; the same seed gives the same variant."""
     chance = random.Random(f"{family} {seed}")
     config = dict(family_named(family).example)
     return {**config, **_DRAWS[family](chance, config)}
@@ -39,7 +39,7 @@ def _sizes(chance: random.Random, *, head_dim: bool = True) -> Config:
 
 
 def _rope(chance: random.Random, pairs: int) -> Config:
-    """A scaling for heads of so many rotated channel pairs, in the old spelling or the new."""
+    """A scaling for heads with this many rotated channel pairs, in the old spelling or the new."""
     original = {"original_max_position_embeddings": ORIGINAL}
     positions, scaling = chance.choice(
         [
@@ -233,14 +233,14 @@ _DRAWS: dict[str, _Draw] = {
 }
 
 GGUF_FAMILIES = tuple(family for family in _DRAWS if family != "opt")
-"""Those that llama.cpp's converter knows."""
+"""The families that llama.cpp's converter supports."""
 
 _GGUF_ROPES = ("default", "linear", "yarn")
-"""Scalings that the converter writes as keys, of which it knows no further parameters."""
+"""Scalings that the converter writes as keys, without any further parameters."""
 
 
 def draw_for_gguf(family: str, seed: int) -> Config:
-    """A variant as far as a GGUF file can say it: what llama.cpp has no key for is as its code takes it for granted."""
+    """Draws a variant that a GGUF file can express: keys that llama.cpp lacks have the values that its code assumes."""
     config = draw(family, seed)
     if "rope_scaling" in config or "rope_parameters" in config:
         config["rope_parameters"] = _gguf_rope(family, config)
@@ -280,7 +280,7 @@ def _gguf_shape(family: str, config: Config) -> Config:
 
 
 _PLAIN: Config = {"attention_bias": False, "tie_word_embeddings": True}
-"""Of Gemma: llama.cpp knows neither biases nor a head of its own."""
+"""Settings of Gemma that llama.cpp assumes: no biases, and no separate head."""
 
 _TAKEN_FOR_GRANTED: dict[str, Config] = {
     "mistral": {"sliding_window": None},
@@ -307,4 +307,4 @@ _TAKEN_FOR_GRANTED: dict[str, Config] = {
     "falcon": {"alibi": False, "parallel_attn": True, "activation": "gelu", "multi_query": True},
     "gpt_neox": {"hidden_act": "gelu"},
 }
-"""What the architecture's code in llama.cpp does whatever the file says."""
+"""What the architecture's code in llama.cpp does, regardless of the file."""

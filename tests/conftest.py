@@ -48,7 +48,7 @@ def pytest_runtest_makereport(
 
 @cache
 def _has_gpu() -> bool:
-    """Whether the CUDA driver is there and sees a device."""
+    """Whether the CUDA driver is installed and finds a device."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""Quantized checkpoints as other tools write them, encoded bit by bit with Python's integers: an oracle of our readers.
+"""Quantized checkpoints as other tools write them, encoded bit by bit with Python's integers, as an oracle.
 
 Nothing here uses the package: shapes and bit positions are those of each tool's own code.
 """
@@ -51,11 +51,11 @@ class Foreign:
     Attributes:
         quantization: `quantization_config`.
         bits: Width of a code.
-        symmetric: All zero points are 2^(bits-1).
-        encode: Codes [N, K], zeros [N, groups], scales [N, groups] -> tensors of a linear.
-        scale_dtype: Of the scales.
-        groups_tensor: Which says the group of each input channel, in no order (act-order); None for channels in order.
-        intermediate: Channels between gate, up and down.
+        symmetric: Whether all zero points are 2^(bits-1).
+        encode: Makes a linear's tensors from codes [N, K], zeros [N, groups] and scales [N, groups].
+        scale_dtype: Type of the scales.
+        groups_tensor: Name of the tensor with the group of each input channel (act-order); None for channels in order.
+        intermediate: Number of channels between gate, up and down.
     """
 
     quantization: dict[str, Any]
@@ -88,12 +88,12 @@ def encode_awq(codes: Array, zeros: Array, scales: torch.Tensor) -> dict[str, to
 
 
 def _padded(value: Array, width: int) -> Array:
-    """Zeros up to `width` columns."""
+    """Pads with zeros up to `width` columns."""
     return np.pad(value, ((0, 0), (0, width - value.shape[1])))
 
 
 _GEMV_WIDTH = 32
-"""Scales of a row of up to 8 groups of 32: four words of 8."""
+"""Scales of a row with up to 8 groups of 32: four words of 8."""
 
 
 def encode_gemv(codes: Array, zeros: Array, scales: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -158,7 +158,7 @@ def encode_compressed(bits: int, *, symmetric: bool) -> Callable[[Array, Array, 
 
 
 def compressed_config(bits: int, *, symmetric: bool) -> dict[str, Any]:
-    """As llm-compressor writes it."""
+    """The config that llm-compressor writes."""
     weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": GROUP,
                "dynamic": False, "observer": "minmax", "actorder": None}  # fmt: skip
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
@@ -174,13 +174,13 @@ def compressed_config(bits: int, *, symmetric: bool) -> dict[str, Any]:
 
 
 def gptq_config(bits: int, version: str, *, symmetric: bool) -> dict[str, Any]:
-    """As GPTQModel writes it."""
+    """The config that GPTQModel writes."""
     return {"quant_method": "gptq", "bits": bits, "group_size": GROUP, "sym": symmetric, "desc_act": False,
             "checkpoint_format": version, "damp_percent": 0.01, "true_sequential": True}  # fmt: skip
 
 
 def auto_round_config(packing: str, *, symmetric: bool) -> dict[str, Any]:
-    """As AutoRound writes it in its own format."""
+    """The config that AutoRound writes in its own format."""
     return {"quant_method": "auto-round", "packing_format": packing, "bits": 4, "group_size": GROUP, "sym": symmetric,
             "data_type": "int", "iters": 200, "autoround_version": "0.16.1",
             "extra_config": {"model.layers.0.mlp.gate": {"bits": 16}}}  # fmt: skip
@@ -226,7 +226,7 @@ FOREIGN = {
 
 
 def save_foreign(directory: Path, foreign: Foreign, *, quantized_head: bool = False, **config: Any) -> dict[str, Array]:
-    """Saves a random checkpoint in another tool's layout, its head like its blocks or plain.
+    """Saves a random checkpoint in another tool's layout, with a head like its blocks or a plain one.
 
     Returns:
         The weight of every linear by full name, fp32, by the definition scale * (code - zero).
@@ -243,7 +243,7 @@ def save_foreign(directory: Path, foreign: Foreign, *, quantized_head: bool = Fa
         rows, columns = (foreign.intermediate if size == CONFIG["intermediate_size"] else size for size in shape)
         groups = columns // GROUP
         codes = random.integers(0, levels, (rows, columns))
-        # A zero point of 0 cannot be stored by GPTQ's first version; all others have it somewhere.
+        # GPTQ's first version cannot store a zero point of 0; all other layouts have one somewhere.
         lowest = 1 if foreign.quantization.get("checkpoint_format") == "gptq" else 0
         zeros = random.integers(lowest, levels, (rows, groups))
         if foreign.symmetric:

@@ -1,4 +1,4 @@
-"""The fused operators in float64, as FORMAT.md defines them, and models of one such node to hold to them."""
+"""The fused operators in float64, as FORMAT.md defines them, and models with one such node to compare with them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ NUMPY_TYPES: Final[dict[str, np.dtype[Any]]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 ROUNDING: Final = {"float32": 2.0**-22, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""What one rounding, and fp32 attributes in float64 arithmetic, may change, relative to the largest number."""
+"""The error, relative to the largest number, that one rounding, and fp32 attributes in float64 arithmetic, may
+cause."""
 
 Array = NDArray[Any]
 
 
 @dataclass
 class Node:
-    """A model of one node. Its tensors are what the caller binds, by name."""
+    """A model of one node. Its tensors are those that the caller binds, by name."""
 
     op: str
     attributes: Mapping[str, int | float]
@@ -65,7 +66,7 @@ class Node:
         in_place: Mapping[str, str] | None = None,
         model: bytes | None = None,
     ) -> dict[str, Array]:
-        """Outputs by name; those that `in_place` names lie in the memory of its input. `model` for `serialized()`."""
+        """Outputs by name; those named in `in_place` use the memory of their input. `model` replaces `serialized()`."""
         session = onnxruntime.InferenceSession(model or self.serialized(), options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         values = {name: _value(array) for name, array in self.inputs.items()}
@@ -81,7 +82,7 @@ class Node:
         return {name: _array(value, self._type_of(name)) for name, value in results}
 
     def _type_of(self, output: str) -> np.dtype[Any]:
-        """That of a cache's past, else that of the first input, unless the output is a place."""
+        """The type of a cache's past, or else of the first input; int64 if the output is a place."""
         if self.op == opset.BEST_TOKEN:
             return np.dtype(np.int64)
         past = self.inputs.get(output.replace("present_", "past_"))
@@ -106,7 +107,7 @@ class Attention:
     options: dict[str, int | float] = field(default_factory=dict)
 
     def attributes(self) -> dict[str, int | float]:
-        """Of the node."""
+        """Attributes of the node."""
         none: dict[str, int | float] = {
             "rotary_dim": 0,
             "interleaved": 0,
@@ -122,7 +123,7 @@ class Attention:
         return none | self.options | {"num_heads": self.heads, "num_kv_heads": self.kv_heads} | scales
 
     def node(self) -> Node:
-        """With random tensors, the same at every call."""
+        """The node with random tensors, which are the same at every call."""
         random = np.random.default_rng((self.tokens, self.heads, self.head_dim, *np.abs(self.position)))
         dtype, attributes = NUMPY_TYPES[self.dtype], self.attributes()
         batch, width = len(self.position), (self.heads + 2 * self.kv_heads) * self.head_dim
@@ -148,7 +149,7 @@ class Attention:
         return Node("CachedAttention", attributes, inputs, ("y", *(f"present_{name}" for name in CACHES), *scales))
 
     def expected(self) -> dict[str, Array]:
-        """The outputs in float64; caches are rounded to the type, or to codes, where they are written."""
+        """The outputs in float64; caches are rounded to the type, or to codes, when they are written."""
         given = self.node().inputs
         wide = {name: value.astype(np.float64) for name, value in given.items()}
         caches = {name: wide[name.replace("present", "past")].copy() for name in self.node().outputs[1:]}
@@ -235,7 +236,7 @@ EVERYTHING: Final[dict[str, int | float]] = {
 
 
 def norm_case(dtype: str, kind: str, shape: tuple[int, ...], *, residual: bool) -> tuple[Node, dict[str, Array]]:
-    """A ResidualNorm, and what it gives: `y` in float64, `sum` in its type."""
+    """A ResidualNorm and its outputs: `y` in float64, and `sum` in its type."""
     random = np.random.default_rng(shape)
     numbers = NUMPY_TYPES[dtype]
     x = (3 + 2 * random.standard_normal(shape)).astype(numbers)
@@ -279,13 +280,13 @@ def _value(array: Array) -> onnxruntime.OrtValue:
 
 
 def _array(value: onnxruntime.OrtValue, dtype: np.dtype[Any]) -> Array:
-    """The numbers of `value`, read where they lie: ONNX Runtime makes no NumPy array of bfloat16."""
+    """The numbers of `value`, read in place, since ONNX Runtime makes no NumPy array from bfloat16."""
     raw = ctypes.string_at(value.data_ptr(), math.prod(value.shape()) * dtype.itemsize)
     return np.frombuffer(raw, dtype).reshape(value.shape())
 
 
 def assert_close(found: Array, expected: Array, dtype: str) -> None:
-    """Holds a result to what it should be, rounded once."""
+    """Compares a result with the expected one, rounded once."""
     assert found.shape == expected.shape
     wide = found.astype(np.float64)
     largest = np.abs(expected).max(initial=0.0)

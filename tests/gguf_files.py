@@ -50,10 +50,10 @@ def write_gguf(
     Args:
         model: config.json and model.safetensors.
         path: The file.
-        metadata: Adds keys, or writes over them.
-        tensors: Stored beside the model's, or instead of them where the name is the same.
+        metadata: Keys to add or to replace.
+        tensors: Tensors stored in addition to the model's, or instead of those with the same name.
         encoded: Types of the tensors among `tensors` that are given as bytes.
-        tokenizer: Store a byte-level tokenizer.
+        tokenizer: Whether to store a byte-level tokenizer.
     """
     config = json.loads((model / "config.json").read_text())
     architecture = ARCHITECTURES[config["model_type"]]
@@ -156,7 +156,7 @@ def _add_others(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
 
 
 def _add_longrope(writer: gguf.GGUFWriter, config: dict[str, Any]) -> dict[str, Array]:
-    """Phi-3's scaling: its two sets of divisors are tensors, the magnitude a key."""
+    """Adds Phi-3's scaling: its two sets of divisors are tensors, and the magnitude is a key."""
     writer.add_sliding_window(config["sliding_window"] or 0)
     rope, original = config["rope_parameters"], config["original_max_position_embeddings"]
     writer.add_rope_scaling_orig_ctx_len(original)
@@ -168,7 +168,7 @@ def _add_longrope(writer: gguf.GGUFWriter, config: dict[str, Any]) -> dict[str, 
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
-    """One token for every byte, and an end of text, as `tiny_models.save_tokenizer` has them."""
+    """Adds one token for every byte, and an end of text, like `tiny_models.save_tokenizer`."""
     from tokenizers import pre_tokenizers
 
     space = "\u0120"

@@ -1,4 +1,4 @@
-"""Host memory in place of a GPU's, so that what is bound for CUDA runs on ONNX Runtime's CPU provider."""
+"""Host memory in place of a GPU's, so that code for CUDA runs on ONNX Runtime's CPU provider."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class HostMemory:
     """A `DeviceMemory` and a stand-in for `CudaMemory`.
 
     Attributes:
-        free_bytes: What it says is free.
-        written: How often something was copied there.
+        free_bytes: How much it reports as free.
+        written: How often something was copied to it.
     """
 
     def __init__(self, free_bytes: int = 1 << 40) -> None:
@@ -28,7 +28,7 @@ class HostMemory:
 
     @property
     def held(self) -> int:
-        """Buffers that were not given back."""
+        """Number of buffers that were not freed."""
         return len(self._buffers)
 
     def read_info(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Puts bodies in the place of the custom nodes of a model without functions, so that any ONNX Runtime runs it."""
+"""Replaces the custom nodes of a model without functions by their bodies, so that any ONNX Runtime can run it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from awq2trt.onnx_export.fused_bodies import add_bodies_
 
 
 def inline_custom_nodes_(model: ir.Model) -> None:
-    """Replaces every node of ours by its body's; the model, changed in place, then has the opset of the bodies."""
+    """Replaces every node of ours by its body's nodes; the model, changed in place, gets the opset of the bodies."""
     add_bodies_(model)
     inline_bodies_(model)
     model.graph.opset_imports[""] = opset.ONNX_OPSET

@@ -50,7 +50,7 @@ def encode_q6_k(weight: Array) -> Array:
 
 
 def _halves(value: Array) -> Array:
-    """Rounded to what fp16 holds; not 0."""
+    """Rounds to numbers that fp16 can hold, except 0."""
     rounded = np.asarray(value, np.float16).astype(np.float32)
     return np.where(rounded == 0, np.float32(2**-24), rounded)
 

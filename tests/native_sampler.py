@@ -52,7 +52,7 @@ def _checked(code: int) -> int:
 
 
 class NativeSampler:
-    """A sampler for scores of a size. The settings need a seed."""
+    """A sampler for scores of a given size. The settings need a seed."""
 
     def __init__(self, sampling: Sampling, vocab_size: int) -> None:
         ids, biases = list(sampling.logit_bias), list(sampling.logit_bias.values())

@@ -16,7 +16,7 @@ from typing import Any, Final
 import pytest
 
 BUILD: Final = Path(os.environ.get("AWQ2TRT_RUNTIME_BUILD") or Path(__file__).parents[1] / "build" / "runtime")
-"""Where `make runtime` builds; `make test-sanitizers` sets the variable to other builds of the same."""
+"""Where `make runtime` builds; `make test-sanitizers` sets the variable to other builds of the same library."""
 
 LIBRARY: Final = BUILD / "libawq2trt_text_c.so"
 
@@ -87,7 +87,7 @@ def _bytes(text: str | bytes) -> bytes:
 
 
 class NativeTokenizer:
-    """A tokenizer of a directory with a tokenizer.json."""
+    """The tokenizer of a directory with a tokenizer.json."""
 
     def __init__(self, directory: Path) -> None:
         self.handle = ctypes.c_void_p()
@@ -110,7 +110,7 @@ class NativeTokenizer:
         return _ids("encode", self.handle, data, size, int(allow_special), int(add_special_tokens))
 
     def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
-        """Ids of a text in parts, each with whether it is trusted."""
+        """Ids of a text in parts, each of which is trusted or not."""
         data = [text.encode() for text, _ in parts]
         texts = (ctypes.c_char_p * len(data))(*data)
         sizes = (ctypes.c_size_t * len(data))(*map(len, data))
@@ -122,7 +122,7 @@ class NativeTokenizer:
         return _text("decode", self.handle, array, ctypes.c_size_t(len(ids)), int(skip_special))
 
     def stream(self, ids: Sequence[int], *, skip_special: bool = True) -> list[str]:
-        """The pieces of text that a stream gives for one id after the other, and at its end."""
+        """The pieces of text that a stream returns for one id after another, and at its end."""
         handle = ctypes.c_void_p()
         _call("stream_open", self.handle, int(skip_special), ctypes.byref(handle))
         try:
@@ -155,7 +155,7 @@ class NativeTemplate:
         add_generation_prompt: bool = True,
         now: int = 0,
     ) -> list[tuple[str, bool]]:
-        """The rendered text in parts, each with whether the template wrote it. `messages`: a list, or JSON text."""
+        """The rendered text in parts, each with whether the template wrote it. `messages` is a list, or JSON text."""
         text = messages if isinstance(messages, str) else json.dumps(messages)
         rendered = _text(
             "template_render",

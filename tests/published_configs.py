@@ -1,4 +1,4 @@
-"""The config.json of published models, as far as sizes follow from it."""
+"""The config.json of published models, as far as their sizes depend on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes that work together, as torchrun starts them, with what they import loaded once."""
+"""Several processes that work together as torchrun starts them; what they import is loaded only once."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "transformers", "
 _STORES: Final[list[Any]] = []
 
 ENDS_WITHIN_S: Final = 240.0
-"""A rank that is still there then hangs."""
+"""Seconds after which a rank that has not ended counts as hanging."""
 
 
 def start_ranks(count: int, function: Callable[..., None], *arguments: Any, timeout_s: int = 60) -> list[BaseProcess]:
-    """Starts `function(*arguments)` in so many processes, each with the environment of a rank; does not wait."""
+    """Starts `function(*arguments)` in this many processes, each with the environment of a rank; does not wait."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    _STORES.append(store)  # as torchrun's agent keeps it: it outlives every rank
+    _STORES.append(store)  # like the one that torchrun's agent keeps, it outlives every rank
     shared = {
         "WORLD_SIZE": count,
         "MASTER_ADDR": "127.0.0.1",
@@ -40,7 +40,7 @@ def start_ranks(count: int, function: Callable[..., None], *arguments: Any, time
 
 
 def run_ranks(count: int, function: Callable[..., None], *arguments: Any, timeout_s: int = 60) -> list[int]:
-    """The exit codes of all ranks; negative for one that was killed."""
+    """Returns the exit codes of all ranks; negative for one that was killed."""
     return ends_of(start_ranks(count, function, *arguments, timeout_s=timeout_s))
 
 

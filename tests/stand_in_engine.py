@@ -1,4 +1,4 @@
-"""A build whose engine is ONNX Runtime: the exported model, held to the contract and the profiles of an engine."""
+"""A build whose engine is ONNX Runtime: the exported model, checked against an engine's contract and profiles."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ RTX_CARD = Machine("x86_64", "NVIDIA GeForce RTX 4090", "8.9", {Flavour.TENSORRT
 
 
 class OnnxSession:
-    """An engine that is none: the exported model in ONNX Runtime, its contract and its profiles held to.
+    """Stands in for an engine: the exported model in ONNX Runtime, with checks of its contract and profiles.
 
     Args:
         onnx: Directory of the model that it runs.
-        in_place: Whether a cache comes out in the memory it went in with, as in an engine with cache layers.
+        in_place: Whether a cache is returned in its input's memory, as by an engine with cache layers.
         spoil: Changes logits before they are read.
     """
 
@@ -90,7 +90,7 @@ class OnnxSession:
 
 
 class ForgetfulSession(OnnxSession):
-    """Its caches come out beside those that went in, and nobody carries them."""
+    """A session that returns caches in new memory, which nobody carries to the next call."""
 
     def carry(self, present: NDArray[Any], past: NDArray[Any]) -> None:
         pass
@@ -104,7 +104,7 @@ def contract_of(onnx: Path) -> IoContract:
 
 
 def with_a_nan(logits: NDArray[Any]) -> NDArray[Any]:
-    """Logits of which one is no number."""
+    """Replaces one of the logits by NaN."""
     logits[0, 0, 5] = np.nan
     return logits
 
@@ -115,7 +115,7 @@ def save_model(directory: Path) -> Path:
 
 
 def make_build(model: Path, directory: Path) -> Path:
-    """What `awq2trt build --target rtx` would leave in a directory; its engine is a few bytes."""
+    """Makes what `awq2trt build --target rtx` would leave in a directory; its engine is a few bytes."""
     rtn = QuantizeOptions(group_size=32, method="rtn")
     quantize_stage(QuantizeRequest(str(model), directory / "checkpoint", rtn), SilentProgress())
     export = ExportRequest(directory / "checkpoint", directory / "onnx", ExportOptions(max_seq_len=CAPACITY))
@@ -137,7 +137,7 @@ def make_build(model: Path, directory: Path) -> Path:
 
 
 def engine_in(build: Path, **changes: Any) -> EngineBuild:
-    """The engine of a build; `changes` replace what its manifest says."""
+    """The engine of a build; `changes` replace entries of its manifest."""
     engine = engine_of(Artifact.open(build / "rtx"))
     assert engine is not None
     return replace(engine, **changes)

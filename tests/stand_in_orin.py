@@ -1,4 +1,4 @@
-"""A Jetson that is none: a folder of the files and programs that `finish.sh` asks; a test can change every answer."""
+"""A stand-in for a Jetson: a folder with the files and programs that `finish.sh` uses, whose answers tests set."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ echo library >"$2"
 
 
 class Orin:
-    """The stand-in. Attributes are what it says; set them before `finish`.
+    """The stand-in. Attributes are its answers; set them before `finish`.
 
     Args:
-        folder: Where it lies; made.
+        folder: Its folder, which is created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -82,7 +82,7 @@ class Orin:
         (self.tools / name).chmod(0o755)
 
     def environment(self) -> dict[str, str]:
-        """Writes down all that the machine says, and returns the variables that put it in the place of the real one."""
+        """Writes down all answers of the machine, and returns variables that put it in the place of the real one."""
         root = self.folder / "root"
         for name in ("etc", "proc/device-tree"):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -129,12 +129,12 @@ class Orin:
         return int(text) if text else 0
 
     def hurry(self) -> None:
-        """trtexec is quick again."""
+        """Makes trtexec fast again."""
         (self.folder / "slow").unlink()
 
 
 def _hear_signals() -> None:
-    """A shell cannot trap what its parent ignores, as jobs in the background and nohup do."""
+    """Restores signals, since a shell cannot trap those that its parent ignores, like background jobs and nohup."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
@@ -143,7 +143,7 @@ _AARCH64_HEADER = b"\x7fELF\x02\x01" + bytes(10) + struct.pack("<HH", 3, 183) + 
 
 
 def fake_runtime_package(folder: Path) -> Path:
-    """A C++ library for aarch64 that is none, as it is installed; returns its folder."""
+    """Makes a fake C++ library for aarch64 in the form in which it is installed; returns its folder."""
     (folder / "include").mkdir(parents=True)
     (folder / "include" / "awq2trt.h").write_text("/* a header */\n")
     package = folder / "lib" / "cmake" / "awq2trt"
@@ -156,7 +156,7 @@ def fake_runtime_package(folder: Path) -> Path:
 
 
 def fake_library(path: Path, *, cuda: int = 13000, architectures: str = "87-real") -> Path:
-    """Writes what says of itself that it is a plugin library for aarch64, and is nothing else."""
+    """Writes a file that describes itself as a plugin library for aarch64, and contains nothing else."""
     text = f"awq2trt plugins: version=0.1.0 architectures={architectures} cuda={cuda}\0"
     path.write_bytes(_AARCH64_HEADER + text.encode())
     return path

@@ -29,7 +29,7 @@ COMPUTING = [name for name in FUNCTIONS if "device" in inspect.signature(getattr
 
 
 class _Told(awq2trt.SilentProgress):
-    """Remembers that it was told something."""
+    """Records that it was called."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -84,7 +84,7 @@ def test_a_task_is_scored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", COMPUTING)
 def test_the_usual_device_is_that_of_the_recipe(name: str) -> None:
-    runs_a_model = name in ("load", "check_golden")  # on the fastest device, or the one it was built for
+    runs_a_model = name in ("load", "check_golden")  # on the fastest device, or the one that it was built for
     expected = None if runs_a_model else DEFAULT_DEVICE
     assert inspect.signature(getattr(api, name)).parameters["device"].default == expected
 
@@ -115,7 +115,7 @@ def test_build_tells_of_each_artifact_and_returns_all(monkeypatch: pytest.Monkey
 
 
 def test_rooms_do_not_take_the_names_of_functions() -> None:
-    """A subpackage that is imported becomes an attribute of the package, over whatever had its name."""
+    """An imported subpackage becomes an attribute of the package, and replaces whatever had its name."""
     skipped = {"awq2trt.__main__", "awq2trt.evaluation.lm_eval"}  # it runs; it needs lm-eval
     for module in pkgutil.walk_packages(awq2trt.__path__, "awq2trt."):
         if module.name not in skipped:
@@ -174,5 +174,5 @@ def test_flags_have_the_defaults_of_the_functions(command: str, name: str) -> No
 
 
 def _default(given: object, key: str) -> object:
-    """Of a flag; `quantize` leaves the device open, since --gpus decides it, too."""
+    """The default of a flag; `quantize` leaves the device open, because --gpus decides it, too."""
     return DEFAULT_DEVICE if key == "device" and given is None else given

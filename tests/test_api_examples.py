@@ -23,7 +23,7 @@ import awq2trt
 MODEL = "smollm2-135m-instruct"
 ERRORS = tuple(name for name in awq2trt.__all__ if name.endswith("Error"))
 WITHOUT = {"__version__", "Message", *ERRORS}
-"""Names that need none: a version, a dictionary's type, and what is raised."""
+"""Names that need no example: a version, a dictionary's type, and exceptions."""
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 

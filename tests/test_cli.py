@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, where, and with which exit code; a failure is one message."""
+"""The command line as users see it: what it prints, where, and its exit code; a failure is one message."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Outcome:
-    """What a command did."""
+    """The result of a command."""
 
     def __init__(self, code: object, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
@@ -62,7 +62,7 @@ def _fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 
 def _taken(monkeypatch: pytest.MonkeyPatch, stage: str) -> list[Any]:
-    """Replaces a stage; the list gets the requests it is called with."""
+    """Replaces a stage; the list receives the requests with which it is called."""
     requests: list[Any] = []
 
     class Made:
@@ -262,7 +262,7 @@ def test_a_bug_says_so_and_shows_its_traceback_only_when_asked(
         (("export", "{tmp}/empty", "-o", "{tmp}/empty"), 2, "the output directory is the checkpoint's own"),
         (("build", "m", "-o", "{tmp}/out"), 2, "no target given"),
         (("build", "m", "-o", "{tmp}/out", "--target", "rtx4080"), 2, "unknown target 'rtx4080'"),
-        (("run", "{tmp}/empty", "--prompt", "x"), 1, "not a directory that awq2trt wrote"),
+        (("run", "{tmp}/empty", "--prompt", "x"), 1, "awq2trt did not write this directory"),
         (("run", "{tmp}/empty", "--prompt", "x", "--backend", "cuda"), 2, "unknown backend 'cuda'"),
         (("run", "{tmp}/empty", "--prompt", "x", "--temperature", "-1"), 2, "where: --temperature"),
         (("inspect", "{tmp}/nowhere"), 1, "no such directory"),
@@ -342,7 +342,7 @@ def test_targets_answers_for_what_the_paper_runs(
 
 def test_targets_wants_a_model_or_a_known_shape(awq2trt: Callable[..., Outcome], tmp_path: Path) -> None:
     both = awq2trt("targets", str(tmp_path), "--shape", "mpt-30b")
-    assert (both.code, "a model or a shape, not both" in both.err) == (2, True)
+    assert (both.code, "expected either a model or a shape" in both.err) == (2, True)
     unknown = awq2trt("targets", "--shape", "llama-2-70")
     assert (unknown.code, "did you mean llama-2-70b?" in unknown.err) == (2, True)
 
@@ -364,7 +364,7 @@ def test_doctor_exits_with_0_and_speaks_json(awq2trt: Callable[..., Outcome]) ->
 
 
 def _process(code: str, *arguments: str) -> subprocess.Popen[str]:
-    """A real process that runs some Python, with its output piped."""
+    """Runs some Python in a real process whose output is piped."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

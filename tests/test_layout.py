@@ -1,4 +1,4 @@
-"""The layout of the sources: tests lie where what they test lies, every room has some, and no file is too long."""
+"""The layout of the sources: tests mirror the code, every room has some, and no file or function is too long."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from long_files import MOST_LINES, long_files
+from long_files import MOST_BODY_LINES, MOST_LINES, long_files, long_functions
 
 ROOT = Path(__file__).parents[1]
 TESTS, PACKAGE = ROOT / "tests", ROOT / "awq2trt"
@@ -15,7 +15,7 @@ BESIDE_THE_PACKAGE = {"plugins", "tools"}
 """Folders of tests that mirror a folder beside the package."""
 
 NO_MIRROR = {"e2e", "data"}
-"""Tests of everything together, and what tests read."""
+"""Tests of everything together, and files that tests read."""
 
 
 def _rooms(folder: Path) -> list[Path]:
@@ -69,3 +69,18 @@ def test_a_file_that_is_too_long_is_named(tmp_path: Path) -> None:
     for name, lines in (("long.cu", MOST_LINES + 1), ("right.cu", MOST_LINES), ("ignored.py", 999), ("data.txt", 999)):
         (tmp_path / name).write_text("line\n" * lines)
     assert list(long_files(tmp_path)) == [("long.cu", MOST_LINES + 1)]
+
+
+def test_no_function_is_too_long() -> None:
+    assert list(long_functions(ROOT)) == []
+
+
+def test_a_function_that_is_too_long_is_named_and_its_head_does_not_count(tmp_path: Path) -> None:
+    def source(lines: int) -> str:
+        head = 'def function(\n    a: int,\n    b: int,\n) -> None:\n    """One line.\n\n    More.\n    """\n'
+        return "import ast\n\n\n" + head + "    a = b\n" * (lines - 1) + "    return\n"
+
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "long.py").write_text(source(MOST_BODY_LINES + 1))
+    (tmp_path / "right.py").write_text(source(MOST_BODY_LINES))
+    assert list(long_functions(tmp_path)) == [("long.py:4 function", MOST_BODY_LINES + 1)]

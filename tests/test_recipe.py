@@ -128,7 +128,7 @@ def test_recipes_that_are_none(tmp_path: Path, content: bytes) -> None:
 
 
 def test_the_head_is_the_devices_matter_unless_the_user_says() -> None:
-    """A checkpoint is for others to read, a build for a device."""
+    """A checkpoint is for other tools to read, and a build is for a device."""
     assert Recipe().quantize.head_scheme is None
     assert Recipe().for_device().quantize.head_scheme == QuantScheme(8, 128, True)
     assert Recipe().for_device().for_device() == Recipe().for_device()

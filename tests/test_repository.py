@@ -1,4 +1,4 @@
-"""The repository itself: what its documents promise exists, and its layout is what CONTRIBUTING says."""
+"""The repository itself: everything that its documents mention exists, and its layout is the one in CONTRIBUTING."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_documents_that_people_look_for_exist() -> None:
 
 
 def _shell_lines(document: str) -> list[str]:
-    """Commands of the console blocks, joined where they go on, without comments and prompts."""
+    """Commands in console blocks, with continued lines joined, and without comments and prompts."""
     blocks = re.findall(r"```console\n(.*?)```", _text(document), re.DOTALL)
     text = "\n".join(blocks).replace("\\\n", " ")
     return [re.sub(r"(^|\s)#.*", "", line[2:]).strip() for line in text.splitlines() if line.startswith("$ ")]

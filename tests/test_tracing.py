@@ -1,4 +1,4 @@
-"""Spans: nested as they were, in a file that opens; nothing without one."""
+"""Spans: nested as they were opened, in a file that opens; nothing is written without one."""
 
 from __future__ import annotations
 

@@ -110,16 +110,16 @@ CONTENTS: dict[Kind, Contents] = {
     "lowered": EXPORTED.model_copy(update={"lowered": LOWERED}),
 }
 FILES = {"config.json": b"{}", "model.safetensors": b"\x00" * 1000, "plots/alpha.svg": b"<svg/>"}
-"""Of a checkpoint."""
+"""Files of a checkpoint."""
 
 GRAPH_FILES = {**FILES, "model.onnx": b"graph", "model.engine": b"e"}
-"""Of the other kinds."""
+"""Files of the other kinds."""
 
 
 def write(
     directory: Path, kind: Kind = "checkpoint", files: dict[str, bytes] | None = None, **options: bool
 ) -> Artifact:
-    """Writes an artifact; `files` by name, None for those of its kind."""
+    """Writes an artifact; `files` by name, or None for those of its kind."""
     if files is None:
         files = FILES if kind == "checkpoint" else GRAPH_FILES
     with create_artifact(directory, kind, FINGERPRINT, **options) as draft:

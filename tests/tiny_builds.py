@@ -1,4 +1,4 @@
-"""Builds of a tiny model, what `awq2trt check` says of them, and faults to plant in them."""
+"""Builds of a tiny model, the findings of `awq2trt check` about them, and faults to plant in them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def save_model(directory: Path, **overrides: Any) -> Path:
 
 
 def make_build(model: Path, directory: Path, text: Path, **quantize: Any) -> Path:
-    """What `awq2trt build` would leave in a directory, without an engine; `text` is written, for calibration."""
+    """Makes what `awq2trt build` would leave, without an engine; `text` is the calibration text that it writes."""
     text.write_text(TEXT)
     options = QuantizeOptions(group_size=32, samples=4, seqlen=64, calib=str(text), **quantize)
     quantize_stage(QuantizeRequest(str(model), directory / "checkpoint", options), SilentProgress())
@@ -43,14 +43,14 @@ def make_build(model: Path, directory: Path, text: Path, **quantize: Any) -> Pat
 
 
 def check(directory: Path, model: Path | None, tokens: int = 48) -> CheckResult:
-    """What `awq2trt check` finds in a build of `model`."""
+    """The findings of `awq2trt check` about a build of `model`."""
     output = directory.parent / "by-hand"
     request = CheckRequest(directory, model=str(model) if model else None, tokens=tokens, output=output)
     return check_stage(request, SilentProgress()).result
 
 
 def first_failure(directory: Path, model: Path) -> tuple[str, str, str]:
-    """Stage, place and message of the first failure, of which there must be one."""
+    """Stage, place and message of the first failure, which must exist."""
     result = check(directory, model)
     assert not result.passed
     failure = result.first_failure()
@@ -59,7 +59,7 @@ def first_failure(directory: Path, model: Path) -> tuple[str, str, str]:
 
 
 def run_in_shell(command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command line that the check printed, with this environment's polygraphy."""
+    """Runs a command that the check printed, with this environment's polygraphy."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.run(
@@ -75,7 +75,7 @@ def double_a_scale(tensors: dict[str, NDArray[Any]]) -> None:
 
 
 def move_a_zero_point(tensors: dict[str, NDArray[Any]]) -> None:
-    """Of three rows: where codes were moved for a better sum, one alone may look like the search's own doing."""
+    """Moves the zero points of three rows; a single one could be the search's doing if it moves codes."""
     for row in (7, 8, 9):
         plant_faults.move_a_zero_point_(tensors, "model.layers.2.mlp.gate_proj", row)
 
@@ -128,7 +128,7 @@ def drop_a_bias_of_the_graph(model: ir.Model) -> None:
 
 
 def read_keys_as_values(model: ir.Model) -> None:
-    """Of the cache alone: prefill is right, decoding is not."""
+    """Reads keys as values in the cache only: prefill is right, decoding is not."""
     inputs = {value.name: value for value in model.graph.inputs}
     for scatter in [node for node in model.graph if node.op_type == "TensorScatter"][4:]:
         past = scatter.inputs[0]

@@ -1,4 +1,4 @@
-"""Random quantized decoders, in memory or on disk, and the same weights in transformers: the oracle of many tests."""
+"""Random quantized decoders, in memory or on disk, and the same weights in transformers, the oracle of many tests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LLAMA: dict[str, Any] = {
 def random_linear(
     shape: tuple[int, int], scheme: QuantScheme, random: np.random.Generator, *, bias: bool = False
 ) -> QuantizedLinear:
-    """A linear of random codes; weights have a standard deviation near 0.1."""
+    """A linear with random codes, whose weights have a standard deviation near 0.1."""
     rows, features = shape
     groups = (rows, scheme.groups(features))
     return QuantizedLinear(
@@ -54,13 +54,13 @@ def random_linear(
 
 
 def nearest(weight: torch.Tensor, scheme: QuantScheme, *, where: str = "") -> QuantizedLinear:
-    """A linear of fp32 [N, K], every code the nearest on the grid of its group's whole range."""
+    """A linear of fp32 [N, K] in which every code is the nearest on the grid of its group's complete range."""
     grid = group_grid(to_groups(weight, scheme), scheme)
     return round_to_grid(weight, grid, scheme).to_linear(scheme, where=where)
 
 
 class RandomCheckpoint:
-    """What `export_onnx` reads of a checkpoint, with random contents. Every call for a name gives the same tensor."""
+    """The checkpoint that `export_onnx` reads, with random contents. Every call for a name returns the same tensor."""
 
     def __init__(
         self, scheme: QuantScheme | None = None, head_scheme: QuantScheme | None = None, **overrides: Any
@@ -104,7 +104,7 @@ class RandomCheckpoint:
 
 
 class FamilyCheckpoint(RandomCheckpoint):
-    """Random contents of a model of any family, without folded scales."""
+    """Random contents for a model of any family, without folded scales."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -122,7 +122,7 @@ class FamilyCheckpoint(RandomCheckpoint):
 
 
 def torch_model(checkpoint: RandomCheckpoint) -> torch.nn.Module:
-    """The checkpoint in transformers, fp32, weights dequantized by `QuantizedLinear.dequantize`."""
+    """The checkpoint in transformers, in fp32, with weights dequantized by `QuantizedLinear.dequantize`."""
     config_class = MistralConfig if checkpoint.config["architectures"] == ["MistralForCausalLM"] else LlamaConfig
     model = AutoModelForCausalLM.from_config(config_class(**checkpoint.config), attn_implementation="eager")
     state: dict[str, torch.Tensor] = {}
@@ -143,29 +143,29 @@ def torch_model(checkpoint: RandomCheckpoint) -> torch.nn.Module:
 
 
 def torch_logits(checkpoint: RandomCheckpoint, tokens: list[int]) -> NDArray[np.float32]:
-    """Logits of every position by transformers, float32 [S, V]."""
+    """Logits of every position from transformers, float32 [S, V]."""
     with torch.inference_mode():
         logits: NDArray[np.float32] = torch_model(checkpoint)(torch.tensor([tokens])).logits[0].numpy()
     return logits
 
 
 def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Norm of the difference over the norm of what was expected."""
+    """Norm of the difference over the norm of the expected value."""
     return float(np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected))
 
 
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}
-"""For `quantized_llama`: every K a multiple of 32 and every N of 8, so that AutoAWQ's layout fits."""
+"""Settings for `quantized_llama`: every K is a multiple of 32 and every N of 8, so that AutoAWQ's layout fits."""
 
 
 def quantized_llama(directory: Path, model: dict[str, Any] | None = None, **options: Any) -> QuantizedCheckpoint:
-    """A Llama of random weights in `directory`/model, and what `quantize` makes of it in `directory`/files."""
+    """A Llama with random weights in `directory`/model, and its quantized checkpoint's files in `directory`/files."""
     source = SafetensorsSource.open(save_llama(directory / "model", **(model or {})))
     return quantize_source(source, directory, **{"method": "rtn", "group_size": 32, **options})
 
 
 def quantize_source(source: ModelSource, directory: Path, **options: Any) -> QuantizedCheckpoint:
-    """What `quantize` makes of a model, in `directory`/files."""
+    """Quantizes a model, into `directory`/files."""
     for name in ("files", "scratch"):
         (directory / name).mkdir()
     job = QuantizeJob.prepare(

@@ -1,4 +1,4 @@
-"""Kits of a tiny model, with a plugin library that is none."""
+"""Kits of a tiny model, with a fake plugin library."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ RTN = QuantizeOptions(group_size=32, method="rtn")
 
 
 def export_tiny(folder: Path, **overrides: Any) -> Artifact:
-    """A tiny model in `folder/model`, its checkpoint and its ONNX model beside it; `overrides` go into its config."""
+    """Saves a tiny model in `folder/model`, its checkpoint and its ONNX model; `overrides` change its config."""
     model = tiny_models.save_llama(folder / "model", **overrides)
     quantize_stage(QuantizeRequest(str(model), folder / "checkpoint", RTN), SilentProgress())
     return export_stage(ExportRequest(folder / "checkpoint", folder / "onnx", EXPORT), SilentProgress())
 
 
 def kit_request(output: Path, jetpack: str, *, fusion: bool = True) -> KitRequest:
-    """A kit for AGX Orin."""
+    """A request for a kit for AGX Orin."""
     build = BuildOptions(target="orin", jetpack=jetpack, fusion=fusion)
     recipe = Recipe(quantize=RTN, export=EXPORT, build=build)
     return KitRequest(find_target("orin"), output, recipe)
 
 
 def make_tiny_kit(folder: Path, output: Path, jetpack: str, *, cuda: int = 12060, fusion: bool = True) -> Artifact:
-    """The kit of what `export_tiny` left in `folder`; its plugin library has the CUDA runtime `cuda`."""
+    """Makes the kit of what `export_tiny` left in `folder`; its plugin library has the CUDA runtime `cuda`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(PATH_VARIABLE, str(fake_library(folder / f"fake-{cuda}.so", cuda=cuda)))
         if not (package := folder / "fake-runtime").is_dir():

@@ -19,14 +19,14 @@ from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 IMAGE_TOKEN = 270
-"""No text produces it: the tokenizer has 258 tokens of its own."""
+"""A token that no text produces: the tokenizer has 258 tokens of its own."""
 
 TOWER_CONFIG: dict[str, Any] = {
     "hidden_size": 24,
     "intermediate_size": 40,
     "num_hidden_layers": 3,
     "num_attention_heads": 3,
-    "image_size": 22,  # not a multiple of the patch: two rows and columns of pixels are not seen
+    "image_size": 22,  # not a multiple of the patch: two rows and columns of pixels are ignored
     "patch_size": 5,
 }
 
@@ -41,10 +41,10 @@ def save_llava(
     """Saves a random LLaVA with its tokenizer and image processor.
 
     Args:
-        directory: Where.
-        text: What differs in the decoder's config.
-        tower: What differs in the tower's.
-        overrides: What differs in LLaVA's.
+        directory: Where to save it.
+        text: Changes to the decoder's config.
+        tower: Changes to the tower's config.
+        overrides: Changes to LLaVA's config.
     """
     torch.manual_seed(1)
     config = LlavaConfig(
@@ -55,7 +55,7 @@ def save_llava(
     model = LlavaForConditionalGeneration(config)
     with torch.no_grad():
         for name, value in model.named_parameters():
-            # Weights large enough that every part moves the logits; norms away from 1 and 0.
+            # Weights are so large that every part affects the logits; norms are away from 1 and 0.
             if "norm" in name and name.endswith("weight"):
                 value.uniform_(0.5, 1.5)
             else:
@@ -81,7 +81,7 @@ def rename_tensors(directory: Path, renames: dict[str, str]) -> Path:
 
 
 def change_config(directory: Path, **changes: Any) -> Path:
-    """Changes keys of config.json; a value of None takes the key out."""
+    """Changes keys of config.json; a value of None removes the key."""
     path = directory / "config.json"
     config = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))

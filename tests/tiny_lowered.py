@@ -27,7 +27,7 @@ CAPACITY = 64
 
 
 def build_lowered(directory: Path, *targets: str) -> Path:
-    """Checkpoint, ONNX model and what was built for targets, each below `directory` by its name."""
+    """Builds a checkpoint, an ONNX model and models for targets, each below `directory` under its name."""
     save_llama(directory / "model")
     config = directory / "model" / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": TEMPLATE}))
@@ -42,7 +42,7 @@ def build_lowered(directory: Path, *targets: str) -> Path:
 
 
 def edit_manifest(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes manifest.json, and nothing that it is about."""
+    """Changes manifest.json, but none of the files that it describes."""
     path = directory / "manifest.json"
     value = json.loads(path.read_text())
     change(value)

@@ -25,7 +25,7 @@ LLAMA_CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "bos_token_id": 256,
     "eos_token_id": 256,
-    "initializer_range": 0.2,  # weights large enough that every part of a block moves the logits
+    "initializer_range": 0.2,  # weights are so large that every part of a block affects the logits
 }
 
 
@@ -74,7 +74,7 @@ def _save(directory: Path, config: Any) -> Path:
             if name.endswith("bias"):
                 value.normal_(std=0.2)
             elif value.ndim == 1:
-                # transformers starts norms at 1, or 0 where the gain is 1 + weight: that would hide a fold that misses
+                # transformers initializes norms with 1, or 0 if the gain is 1 + weight, which would hide a missing fold
                 # them.
                 low = -0.5 if value.abs().max() == 0 else 0.5
                 value.uniform_(low, low + 1)

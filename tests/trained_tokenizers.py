@@ -1,6 +1,6 @@
 """Tokenizers in the styles of published models, trained in a second on a text made here, as Hugging Face writes them.
 
-Enters nothing; leaves `tokenizers.Tokenizer` objects with a few thousand tokens. Their regular expressions, normalizers,
+In: nothing. Out: `tokenizers.Tokenizer` objects with a few thousand tokens. Their regular expressions, normalizers,
 decoders and flags are those of the models they are named after.
 """
 
@@ -94,7 +94,7 @@ _SYLLABLES: Final = [
 
 
 def training_text() -> list[str]:
-    """3000 lines of words made of syllables of many scripts; words repeat as in a language."""
+    """3000 lines of words made of syllables from many scripts; words repeat as in a language."""
     drawn = random.Random(16)
     words = ["".join(drawn.choices(_SYLLABLES, k=drawn.randint(1, 3))) for _ in range(1500)]
     weights = [1 / (rank + 3) for rank in range(len(words))]
@@ -129,7 +129,7 @@ def gpt2() -> Tokenizer:
 
 
 def falcon() -> Tokenizer:
-    """ByteLevel is not the last step: those behind it see its alphabet."""
+    """ByteLevel is not the last step: later steps see its alphabet."""
     steps = [
         pre_tokenizers.Punctuation("contiguous"),
         pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -200,7 +200,7 @@ def mistral() -> Tokenizer:
 
 
 def gemma() -> Tokenizer:
-    """Merges reach over spaces, and runs of spaces and line ends are added tokens."""
+    """Merges cross spaces, and runs of spaces and line ends are added tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -230,7 +230,7 @@ def unigram() -> Tokenizer:
 
 
 def albert() -> Tokenizer:
-    """Accents and case go; digits and punctuation stand alone."""
+    """Accents and case are removed; digits and punctuation stand alone."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), normalizers.Strip()]
@@ -262,7 +262,7 @@ def compiled_table(replacements: dict[str, str]) -> str:
     free_from = 1
 
     def place(prefix: bytes, position: int) -> int:
-        """Places what follows a prefix; `position` is its own unit. Returns the offset to its children."""
+        """Places the children of a prefix, whose own unit is `position`. Returns the offset to them."""
         nonlocal free_from
         following = sorted({key[len(prefix)] for key in values if key.startswith(prefix) and key != prefix})
         labels = ([0] if prefix in values else []) + following

@@ -11,7 +11,7 @@ from awq2trt.runtime.sampling import Sampling
 
 
 def varied_scores(number: int, size: int) -> NDArray[np.float32]:
-    """The row of a number, float32 [size]."""
+    """The row with a given number, float32 [size]."""
     random = np.random.default_rng(number)
     scores = random.normal(0.0, float(random.choice([1e-3, 0.5, 3.0, 10.0, 1e4])), size)
     kind = number % 6
@@ -30,7 +30,7 @@ def varied_scores(number: int, size: int) -> NDArray[np.float32]:
 
 
 def varied_sampling(number: int) -> Sampling:
-    """The settings of a number, with a seed; tokens of their biases are below 8."""
+    """The settings with a given number, and with a seed; tokens of their biases are below 8."""
     random = np.random.default_rng(number)
     biased = random.random() < 0.3
     return Sampling(

@@ -1,4 +1,4 @@
-"""Texts that tokenizers trip over: all scripts, emoji, control characters, spaces of all kinds, bytes that are no text."""
+"""Texts that tokenizers trip over: all scripts, emoji, control characters, spaces of all kinds, invalid bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 import unicodedata
 from typing import Final
 
-# Blocks of scripts, by their first and last characters; of each, those that Unicode assigns.
+# Blocks of scripts, by their first and last characters; only assigned characters of each are used.
 _BLOCKS: Final = (
     (0x20, 0x7E), (0x20, 0x7E), (0x61, 0x7A), (0xA0, 0xFF), (0x100, 0x24F), (0x300, 0x36F), (0x370, 0x3FF),
     (0x400, 0x4FF), (0x530, 0x58F), (0x590, 0x5FF), (0x600, 0x6FF), (0x900, 0x97F), (0xE00, 0xE7F), (0x10A0, 0x10FF),
@@ -41,7 +41,7 @@ def _piece(drawn: random.Random) -> str:
 
 
 def varied_texts(count: int, seed: int = 16) -> list[str]:
-    """`count` texts, the same ones every time; some 40 characters each."""
+    """`count` texts of about 40 characters each, the same ones every time."""
     drawn = random.Random(seed)
     texts = ["", " ", "  ", "\n", "▁", "a", "\x00", *_FRAGMENTS]
     while len(texts) < count:
@@ -50,5 +50,5 @@ def varied_texts(count: int, seed: int = 16) -> list[str]:
 
 
 def long_words() -> list[str]:
-    """Words of 200 kB and the like: nothing in them to split at."""
+    """Words of 200 kB and the like, in which there is nothing to split at."""
     return ["a" * 200_000, "你好" * 33_000, " " * 200_000 + "x", "ab1" * 70_000, "=" * 200_000, "\n" * 50_000]

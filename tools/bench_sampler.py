@@ -1,9 +1,9 @@
-"""Time of one token: the C++ library's sampler beside Python's, on one core.
+"""Time per token of the C++ library's sampler and of Python's, on one core.
 
     make runtime && python tools/bench_sampler.py
 
-Prints, per vocabulary and settings, the median microseconds of both, the C++ one's with its call by ctypes (some 3 µs).
-Scores are as a language model's: most of them a normal distribution, few tokens far above it.
+Prints the median microseconds of both for each vocabulary and setting; those of C++ include the call by ctypes (about 3
+µs). Scores resemble a language model's: most are normally distributed, and a few tokens are far above the rest.
 """
 
 from __future__ import annotations

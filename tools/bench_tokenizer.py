@@ -1,11 +1,11 @@
-"""Speed and memory of the C++ library's tokenizer beside Hugging Face's, on one core.
+"""Speed and memory of the C++ library's tokenizer and of Hugging Face's, on one core.
 
     make runtime && python tools/bench_tokenizer.py            # SmolLM2's, styles of other models
     python tools/bench_tokenizer.py --directory DIR            # a directory with a tokenizer.json
     python tools/bench_tokenizer.py --tokens 128000            # memory of a made-up vocabulary of that size
 
-Prints, per tokenizer, megabytes of text a second of both and their ratio; the best of five runs each, on the same
-documents of some 2 kB, after a first run that fills both caches.
+Prints for each tokenizer the megabytes of text per second of both, and their ratio: the best of five runs each, on the
+same documents of about 2 kB, after a first run that fills both caches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RUNS = 5
 
 
 def _documents() -> list[str]:
-    """Half a megabyte of this project's own Python, Markdown and C++, and of words of many scripts."""
+    """Half a megabyte of this project's own Python, Markdown and C++, and of words in many scripts."""
     from trained_tokenizers import training_text
 
     root = Path(__file__).parent.parent
@@ -53,7 +53,7 @@ def _best_seconds(work: Callable[[], object]) -> float:
 
 
 def compare(name: str, directory: Path) -> None:
-    """Prints a line on the tokenizer of a directory."""
+    """Prints a line about the tokenizer of a directory."""
     from native_text import NativeTokenizer
     from tokenizers import Tokenizer
 
@@ -69,7 +69,7 @@ def compare(name: str, directory: Path) -> None:
 
 
 def _made_up(tokens: int, directory: Path) -> None:
-    """Writes a byte-level tokenizer.json with so many tokens and about two merges for each, as Llama-3's has."""
+    """Writes a byte-level tokenizer.json with this many tokens and about two merges for each, as Llama-3's has."""
     from tokenizers import pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -110,21 +110,21 @@ def _peak_mb() -> float:
 
 
 def measure_memory(tokens: int) -> None:
-    """Prints what a vocabulary adds to this process: at the most, when loaded, and after half a megabyte of text."""
+    """Prints what a vocabulary adds to this process: its peak, when loaded, and after half a megabyte of text."""
     from native_text import NativeTokenizer, library
 
     with tempfile.TemporaryDirectory() as name:
-        if os.fork() == 0:  # a process of its own, whose memory is not ours
+        if os.fork() == 0:  # a process of its own, with separate memory
             _made_up(tokens, Path(name))
             os._exit(0)
         os.wait()
         documents = _documents()
         library()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before, began = _resident_mb(), time.perf_counter()
         native = NativeTokenizer(Path(name))
         seconds = time.perf_counter() - began
-        print(f"loaded in {seconds:.2f} s: {_resident_mb() - before:.1f} MB, at the most {_peak_mb() - before:.1f} MB")
+        print(f"loaded in {seconds:.2f} s: {_resident_mb() - before:.1f} MB, peak {_peak_mb() - before:.1f} MB")
         for text in documents:
             native.encode(text)
         print(f"after encoding: {_resident_mb() - before:.1f} MB")
@@ -133,7 +133,7 @@ def measure_memory(tokens: int) -> None:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, help="of a tokenizer.json; without it, several are made")
+    parser.add_argument("--directory", type=Path, help="directory of a tokenizer.json; by default, several are made")
     parser.add_argument("--tokens", type=int, help="measure the memory of a vocabulary of this size instead")
     arguments = parser.parse_args()
     if arguments.tokens:

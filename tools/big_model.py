@@ -3,8 +3,8 @@
     python tools/big_model.py quantize|export [--output build/big-model] [--layers 32] [OPTIONS OF THE STAGE]
 
 Writes a checkpoint (of 32 layers: 16 GB to quantize, 5.7 GB to export), runs the stage in a process of its own, prints
-that process's time, its peak resident memory and the size of what it wrote, and removes both. The calibration text is
-of random words; --layers 1 is enough to see what one block and both ends need.
+that process's time, its peak resident memory and the size of what it wrote, and removes both. The calibration text
+consists of random words; --layers 1 is enough to see what one block and both ends need.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
     model, made = arguments.output / "model", arguments.output / "made"
     shutil.rmtree(arguments.output, ignore_errors=True)
     try:
-        # In a process of its own: a child inherits the peak memory of the process it was forked from.
+        # In a process of its own, since a child inherits the peak memory of the process from which it was forked.
         config = {**LLAMA_3_8B, "num_hidden_layers": arguments.layers}
         write = write_original if arguments.stage == "quantize" else write_quantized
         writer = multiprocessing.get_context("spawn").Process(target=write, args=(model, config))
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def write_original(directory: Path, config: dict[str, object]) -> None:
-    """A checkpoint in fp16 with random weights, a tokenizer of invented words, and a text of them."""
+    """Writes an fp16 checkpoint with random weights, a tokenizer of invented words, and a text of such words."""
     directory.mkdir(parents=True)
     spec, random = describe_model(config), np.random.default_rng(0)
     for layer in track(range(spec.num_layers), description="writing a random model"):
@@ -105,7 +105,7 @@ def write_original(directory: Path, config: dict[str, object]) -> None:
 
 
 def write_quantized(directory: Path, config: dict[str, object]) -> None:
-    """A checkpoint in AutoAWQ's layout whose codes, scales and plain tensors are random."""
+    """Writes a checkpoint in AutoAWQ's layout with random codes, scales and plain tensors."""
     directory.mkdir(parents=True)
     spec, random = describe_model(config), np.random.default_rng(0)
     for layer in track(range(spec.num_layers), description="writing a random checkpoint"):
@@ -118,7 +118,7 @@ def write_quantized(directory: Path, config: dict[str, object]) -> None:
 
 
 def write_index(directory: Path) -> None:
-    """Names the file of every tensor, without which nobody would look for them here."""
+    """Names the file of every tensor; without an index, these files would not be found."""
     weight_map = {
         name: path.name for path in sorted(directory.glob("*.safetensors")) for name in SafetensorsFiles.of_file(path)
     }
@@ -126,7 +126,7 @@ def write_index(directory: Path) -> None:
 
 
 def random_block(spec: DecoderSpec, layer: int, random: np.random.Generator) -> dict[str, Array]:
-    """A block's tensors by full name."""
+    """Makes a block's tensors, by full name."""
     prefix, tensors = spec.prefix(layer), {}
     for name in spec.block.linears:
         rows, columns = spec.linear_shape(name)
@@ -140,7 +140,7 @@ def random_block(spec: DecoderSpec, layer: int, random: np.random.Generator) -> 
 
 
 def random_half(shape: tuple[int, ...], random: np.random.Generator) -> Array:
-    """fp16 values around zero."""
+    """Makes fp16 values around zero."""
     return (random.random(shape, dtype=np.float32) - 0.5).astype(np.float16)
 
 

@@ -3,15 +3,15 @@
 In: the source of awq2trt. Out: a `Walk`, with every function that is reached and every pair of caller and callee.
 Nothing is imported or run. Calls are resolved
 
-- by name, through imports, those inside functions included, and what packages re-export;
-- for methods, by the type of what they are called on, as far as constructors and the annotations of parameters, fields
-  and results say it; subscripts and loops take the element's type; properties count as calls;
-- for overrides and protocols, by all classes of the package that are made on the way, whichever comes at run time;
+- by name, through imports, including those inside functions, and through re-exports of packages;
+- for methods, by the type of the object, as far as constructors and the annotations of parameters, fields and results
+  show it; subscripts and loops take the element's type; properties count as calls;
+- for overrides and protocols, by all classes of the package that are instantiated on the way;
 - for parameters and fields that hold functions, by all functions, lambdas, bound methods and `partial`s that are passed
-  to them on the way. What a nested function does counts for the function around it.
+  to them on the way. The calls of a nested function count for the function around it.
 
-Calls through `getattr`, dictionaries of functions and libraries that call back are not seen, nor those that an
-annotation hides which says less than the truth.
+Calls through `getattr`, dictionaries of functions and libraries that call back are not found, and neither are those
+that an imprecise annotation hides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Final
 PACKAGE: Final = "awq2trt"
 
 _WRAPPERS: Final = ("Final", "ClassVar", "Annotated", "AbstractContextManager")
-"""Of annotations: what stands inside is the type."""
+"""Wrappers in annotations, whose argument is the type."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -36,7 +36,7 @@ class Type:
 
     Attributes:
         cls: Qualified name of a class of the package; empty for a container.
-        inside: Types of a container's elements, the last one that of what a loop or a subscript gives.
+        inside: Types of a container's elements; the last one is the type that a loop or a subscript yields.
     """
 
     cls: str = ""
@@ -44,7 +44,7 @@ class Type:
 
     @property
     def element(self) -> Type | None:
-        """What a loop or a subscript gives."""
+        """The type that a loop or a subscript yields."""
         return self.inside[-1] if self.inside else None
 
 
@@ -53,12 +53,12 @@ class Class:
     """A class of the package.
 
     Attributes:
-        module: Where it is.
+        module: Its module.
         definition: Its source.
         methods: Qualified names of its own functions.
-        fields: Annotations of its fields; from constructors, too.
-        bases: Qualified names of those in the package.
-        is_protocol: Other classes are one by having its methods.
+        fields: Annotations of its fields, including those from constructors.
+        bases: Qualified names of its bases in the package.
+        is_protocol: Whether classes with the same methods are subclasses.
     """
 
     module: str
@@ -125,7 +125,7 @@ class Source:
                 found.fields.setdefault(statement.target.attr, statement.annotation)
 
     def resolve(self, module: str, dotted: str) -> str | None:
-        """Qualified name of what a dotted name in a module means, through re-exports; None for what is not ours."""
+        """Resolves a dotted name in a module to a qualified name, through re-exports; None if it is not ours."""
         first, _, rest = dotted.partition(".")
         name = self.imports.get(module, {}).get(first) or (first if first == PACKAGE else f"{module}.{first}")
         name = f"{name}.{rest}" if rest else name
@@ -142,7 +142,7 @@ class Source:
         return None
 
     def method(self, cls: str, name: str) -> str | None:
-        """Qualified name of a class's method, its bases' included."""
+        """Returns the qualified name of a class's method, which may be inherited."""
         found = self.classes.get(cls)
         if found is None:
             return None
@@ -150,7 +150,7 @@ class Source:
         return own or next((m for base in found.bases if (m := self.method(base, name))), None)
 
     def field_of(self, cls: str, name: str) -> tuple[str, ast.expr] | None:
-        """Module and annotation of a class's field, its bases' included."""
+        """Returns module and annotation of a class's field, which may be inherited."""
         found = self.classes.get(cls)
         if found is None:
             return None
@@ -166,7 +166,7 @@ class Source:
         return wanted.is_protocol and all(self.method(cls, name) for name in wanted.methods)
 
     def annotated(self, module: str, annotation: ast.expr | None) -> Type | None:
-        """What an annotation says."""
+        """Returns the type that an annotation names."""
         if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
             annotation = ast.parse(annotation.value, mode="eval").body
         if isinstance(annotation, ast.BinOp):
@@ -185,14 +185,14 @@ class Source:
 
 @dataclass
 class Walk:
-    """What is reached from an entry point, collected in passes until nothing new turns up.
+    """Everything reachable from an entry point, collected in passes until nothing new turns up.
 
     Attributes:
-        source: Of the package.
-        reached: Functions.
-        made: Classes of which there are instances.
-        calls: Caller and callee.
-        handed: Function or class, and parameter or field -> functions that it is given.
+        source: Source of the package.
+        reached: The functions that are reached.
+        made: Classes that are instantiated.
+        calls: Pairs of caller and callee.
+        handed: Functions that are passed to a parameter of a function, or a field of a class.
     """
 
     source: Source
@@ -203,7 +203,7 @@ class Walk:
 
     @classmethod
     def from_entry(cls, source: Source, entry: str) -> Walk:
-        """Everything that a call of `entry` can reach."""
+        """Collects everything that a call of `entry` can reach."""
         walk, before = cls(source, {entry}), -1
         while (size := walk.size()) != before:
             before = size
@@ -212,11 +212,11 @@ class Walk:
         return walk
 
     def size(self) -> int:
-        """Grows with everything that is found."""
+        """A number that grows with everything that is found."""
         return len(self.reached) + len(self.made) + len(self.calls) + sum(map(len, self.handed.values()))
 
     def targets(self, cls: str, name: str) -> Iterator[str]:
-        """Methods that a call on a declared class can reach."""
+        """Returns the methods that a call on a declared class can reach."""
         declared = self.source.method(cls, name)
         if declared and not _is_abstract(self.source.functions[declared][2]):
             yield declared
@@ -226,13 +226,13 @@ class Walk:
                 yield found
 
     def call_(self, caller: str, callee: str) -> None:
-        """Notes a call."""
+        """Records a call."""
         self.calls.add((caller, callee))
         self.reached.add(callee)
 
 
 class _Body:
-    """One function, its types and calls."""
+    """One function with its types and calls."""
 
     def __init__(self, walk: Walk, name: str) -> None:
         self.walk, self.source, self.name = walk, walk.source, name
@@ -244,7 +244,7 @@ class _Body:
         self.parameters = [parameter.arg for parameter in _parameters(self.node)]
 
     def visit_all_(self) -> None:
-        """Types of parameters and variables, then every call and property."""
+        """Collects the types of parameters and variables, then every call and property."""
         for node in ast.walk(self.node):
             if isinstance(node, Function):
                 for parameter in _parameters(node):
@@ -260,7 +260,7 @@ class _Body:
                 self._property_(node)
 
     def _bind_(self, node: ast.AST) -> None:
-        """Types of what an assignment, a loop or a `with` names."""
+        """Binds the types of names in an assignment, a loop or a `with`."""
         if isinstance(node, ast.Assign):
             self._name_(node.targets[0], self.type_of(node.value))
         elif isinstance(node, ast.AnnAssign):
@@ -282,7 +282,7 @@ class _Body:
                 self._name_(each, inside)
 
     def type_of(self, node: ast.expr) -> Type | None:
-        """What an expression is, as far as it can be told."""
+        """Returns the type of an expression, as far as it can be determined."""
         if isinstance(node, ast.Name):
             return self.types.get(node.id)
         if isinstance(node, ast.Call):
@@ -326,7 +326,7 @@ class _Body:
         return self.source.annotated(module, definition.returns)
 
     def _named(self, node: ast.expr) -> str | None:
-        """Function, class or module that a name means here, unless it is a variable."""
+        """Returns the function, class or module that a name means here, unless it is a variable."""
         if isinstance(node, ast.Name):
             if node.id == "cls" and self.cls:
                 return self.cls
@@ -336,7 +336,7 @@ class _Body:
         return None
 
     def _callees(self, node: ast.expr) -> list[str]:
-        """Functions that calling an expression can reach."""
+        """Returns the functions that calling an expression can reach."""
         named = self._named(node)
         if named in self.source.functions:
             return [named]
@@ -349,7 +349,7 @@ class _Body:
         return []
 
     def _held(self, cls: str, name: str) -> list[str]:
-        """Functions that a field was given."""
+        """Returns the functions that a field was given."""
         return sorted(self.walk.handed.get((cls, name), ()))
 
     def _call_(self, node: ast.Call) -> None:
@@ -380,7 +380,7 @@ class _Body:
                 self.walk.handed.setdefault((cls, name), set()).update(self._held(cls, name.lstrip("_")))
 
     def _hand_(self, callee: str, names: Sequence[str], node: ast.Call) -> None:
-        """Notes the functions among a call's arguments."""
+        """Records the functions among a call's arguments."""
         given = [*zip(names, node.args, strict=False), *((each.arg, each.value) for each in node.keywords if each.arg)]
         for name, value in given:
             functions = self._functions_in(value)
@@ -388,7 +388,7 @@ class _Body:
                 self.walk.handed.setdefault((callee, name), set()).update(functions)
 
     def _functions_in(self, node: ast.expr) -> set[str]:
-        """Functions that an argument is; a lambda or a nested function is the function around it."""
+        """Returns the functions in an argument; a lambda or a nested function counts as the function around it."""
         if isinstance(node, ast.Lambda) or (isinstance(node, ast.Name) and node.id in self.nested):
             return {self.name}
         if isinstance(node, ast.IfExp):
@@ -427,6 +427,6 @@ def _is_static(function: Function) -> bool:
 
 
 def _is_abstract(function: Function) -> bool:
-    """Nothing but documentation: a protocol's method, or one that must be overridden."""
+    """Whether it is only documentation: a protocol's method, or one that must be overridden."""
     rest = [each for each in function.body if not isinstance(each, ast.Expr)]
     return "abstractmethod" in _decorators(function) or not rest

@@ -1,10 +1,11 @@
-"""Does a sound build ever fail? `awq2trt check` on twenty different texts, and how much of each tolerance they take.
+"""Does a sound build ever fail? Runs `awq2trt check` on twenty texts, and shows how close each comes to limits.
 
     python tools/check_texts.py build/demo [--tokens 192] [--json FILE]
 
-Four spans each of WikiText-2 and C4, three of PubMed, two of each of two novels, three chat prompts in the model's own
-template, two of Python source. Needs the data that the tests use (`AWQ2TRT_DATA`, or `../shared/data`). The build is
-opened and its weights compared once. Exits with 1 if a text fails. SmolLM2-135M: some 20 minutes on 2 cores.
+The texts are four spans each of WikiText-2 and C4, three of PubMed, two of each of two novels, three chat prompts in
+the model's own template, and two of Python source. It needs the data that the tests use (`AWQ2TRT_DATA`, or
+`../shared/data`). The build is opened and its weights compared once. Exits with 1 if a text fails. SmolLM2-135M takes
+about 20 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from awq2trt.progress import terminal_progress
 from awq2trt.runtime import ChatTokenizer, user_message
 
 CHARACTERS_PER_TOKEN = 16
-"""More than any of these texts has, so that a span is never shorter than asked for."""
+"""More characters per token than any of these texts has, so that a span is never too short."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Text:
     """A span of a text.
 
     Attributes:
-        name: Where it is from.
-        content: The text, or what a user says to the model.
-        chat: It is for the chat template.
+        name: Where it comes from.
+        content: The text, or a user's message to the model.
+        chat: Whether it goes through the chat template.
     """
 
     name: str
@@ -51,13 +52,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Row:
-    """What one text gave.
+    """The result for one text.
 
     Attributes:
         text: Its name.
-        tokens: How many of it.
-        shares: Stage -> the largest part of a tolerance that any of its places took, blocks and logits.
-        failure: What failed; None if nothing did.
+        tokens: Number of its tokens.
+        shares: For each stage, the largest share of a tolerance in any block, and in the logits.
+        failure: What failed; None if nothing failed.
         seconds: Wall time.
     """
 
@@ -71,13 +72,15 @@ class Row:
 def main() -> None:
     """Checks the build on every text and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="what `awq2trt build ... -o DIR` wrote")
-    parser.add_argument("--tokens", type=int, default=192, help="of each text")
+    parser.add_argument("directory", type=Path, help="a directory that `awq2trt build ... -o DIR` wrote")
+    parser.add_argument("--tokens", type=int, default=192, help="most tokens of each text")
     parser.add_argument("--json", type=Path, help="all numbers, written after every text")
     arguments = parser.parse_args()
     data = Path(os.environ.get("AWQ2TRT_DATA", "../shared/data"))
     if not (data / "wikitext2").is_dir():
-        raise SystemExit(f"no texts in {data}; set AWQ2TRT_DATA to a directory with wikitext2, c4, pubmed and others")
+        raise SystemExit(
+            f"there are no texts in {data}; set AWQ2TRT_DATA to a directory with wikitext2, c4, pubmed and others"
+        )
     rows = []
     for row in check_texts(arguments.directory, list(texts(data, arguments.tokens)), arguments.tokens):
         rows.append(row)
@@ -90,12 +93,12 @@ def main() -> None:
 
 
 def check_texts(directory: Path, spans: Sequence[Text], tokens: int) -> Iterator[Row]:
-    """Checks a build on each text, each result as it is there.
+    """Checks a build on each text, and yields each result when it is ready.
 
     Args:
         directory: The build.
-        spans: Texts.
-        tokens: Of each, at most.
+        spans: The texts.
+        tokens: Most tokens of each.
     """
     progress = terminal_progress()
     subject = find_subject(directory)
@@ -117,7 +120,7 @@ def _tokens(tokenizer: ChatTokenizer, text: Text) -> list[int]:
 
 
 def largest_shares(result: CheckResult) -> dict[str, float]:
-    """By stage, the largest part of a tolerance over its blocks, and over its logits."""
+    """For each stage, the largest share of a tolerance in its blocks, and in its logits."""
     shares: dict[str, float] = {}
     for stage in result.stages:
         blocks = [place.share for place in stage.places[:-1]]
@@ -129,9 +132,9 @@ def largest_shares(result: CheckResult) -> dict[str, float]:
 
 
 def show(console: Console, rows: Sequence[Row]) -> None:
-    """A line for every text, then the worst and the median of each column."""
+    """Formats a line for every text, then the largest and the median of each column."""
     columns = list(rows[0].shares)
-    table = Table(title="Largest part of each tolerance that a text takes; 1 is all of it")
+    table = Table(title="Largest share of each tolerance that a text uses; 1 is all of it")
     table.add_column("text")
     for header in ("tokens", *columns):
         table.add_column(header, justify="right")
@@ -143,7 +146,7 @@ def show(console: Console, rows: Sequence[Row]) -> None:
 
 
 def texts(data: Path, tokens: int) -> Iterator[Text]:
-    """Twenty spans, each of `tokens` tokens or more where the text has them."""
+    """Cuts twenty spans, each of `tokens` tokens or more if the text has them."""
     length = tokens * CHARACTERS_PER_TOKEN
     for path, count in (
         (data / "wikitext2" / "wiki.test.raw", 4),
@@ -164,7 +167,7 @@ def texts(data: Path, tokens: int) -> Iterator[Text]:
 
 
 def _spans(path: Path, count: int, length: int) -> Iterator[Text]:
-    """Spans at even distances, each from the start of a line."""
+    """Cuts spans at even distances, each from the start of a line."""
     whole = path.read_text(encoding="utf-8")
     for index in range(count):
         start = whole.index("\n", len(whole) * (index + 1) // (count + 1)) + 1
@@ -172,7 +175,7 @@ def _spans(path: Path, count: int, length: int) -> Iterator[Text]:
 
 
 def _records(path: Path, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not splitlines(): documents hold characters that it would take for ends of lines.
+    # Not splitlines(), since documents contain characters that it would treat as line ends.
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     for index in range(count):
         number = len(lines) * (2 * index + 1) // (2 * count)

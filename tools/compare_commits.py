@@ -2,11 +2,11 @@
 
     python tools/compare_commits.py HEAD~3 HEAD smollm2-135m-instruct [--rounds 3] [--text FILE] [-- flags ...]
 
-Every run is a process of its own, of this Python and in a worktree of the commit, which is gone afterwards. CPU seconds
-(user and system, all threads) are what to compare where other programs run at the same time; wall seconds need a quiet
-machine. Printed are the smallest of all rounds, since what disturbs a run makes it longer. With --text, the perplexity
-of both checkpoints is measured by one program, that of the second commit. What follows -- are flags of `awq2trt
-quantize`. The native library is not built: the search does not use it.
+Every run is a process of its own, with this Python, in a worktree of the commit that is removed afterwards. Compare CPU
+seconds (user and system, all threads) if other programs run at the same time; wall seconds need a quiet machine. The
+smallest figures of all rounds are printed, since disturbances only make a run longer. With --text, one program, that of
+the second commit, measures the perplexity of both checkpoints. Arguments after -- are flags of `awq2trt quantize`. The
+native library is not built, since the search does not use it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ REPOSITORY: Final = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Run:
-    """What one process took."""
+    """What one process needed."""
 
     cpu_seconds: float
     wall_seconds: float
     peak_bytes: int
 
     def best(self, other: Run) -> Run:
-        """The smallest figures of both."""
+        """The smallest figures of two runs."""
         return Run(
             min(self.cpu_seconds, other.cpu_seconds),
             min(self.wall_seconds, other.wall_seconds),
@@ -71,7 +71,7 @@ def main() -> None:
 
 @contextmanager
 def trees(commits: Sequence[str], scratch: Path) -> Iterator[list[Path]]:
-    """Worktrees of some commits, while it lasts."""
+    """Yields worktrees of some commits, which are removed at the end."""
     found = [scratch / f"tree-{index}" for index in range(len(commits))]
     git = ["git", "-C", str(REPOSITORY), "worktree"]
     try:
@@ -94,14 +94,14 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type
 sys.path.insert(0, sys.argv.pop(1))
 runpy.run_module("awq2trt", run_name="__main__", alter_sys=True)
 """
-"""Runs the package of a tree, its second argument, and writes the KiB that it held at most into the first."""
+"""Runs the package in its second argument, a tree, and writes the process's peak memory in KiB into the first."""
 
 
 def measure(arguments: Sequence[str], tree: Path) -> Run:
     """Runs the package of a worktree to its end.
 
     Raises:
-        SystemExit: It failed.
+        SystemExit: The run failed.
     """
     peak = tree / "peak.txt"
     command = [sys.executable, "-c", _RUN, str(peak), str(tree), *arguments]
@@ -114,14 +114,14 @@ def measure(arguments: Sequence[str], tree: Path) -> Run:
 
 
 def perplexities_of(checkpoints: Sequence[Path], text: Path, tree: Path) -> list[float]:
-    """Perplexities of checkpoints on the first windows of a text, measured by a worktree's package."""
+    """Measures perplexities of checkpoints on the first windows of a text, with a worktree's package."""
     results = tree / "perplexities.json"
     measure(["eval", *map(str, checkpoints), "--text", str(text.resolve()), "--json", str(results)], tree)
     return [float(result["perplexity"]["value"]) for result in json.loads(results.read_text())["results"]]
 
 
 def table(commits: Sequence[str], runs: Sequence[Run], perplexities: Sequence[float] | None) -> str:
-    """Both commits side by side, and how many times less the second takes."""
+    """Formats both commits side by side, and by which factor the second is better."""
     rows = [
         ("CPU, s", [run.cpu_seconds for run in runs]),
         ("wall, s", [run.wall_seconds for run in runs]),

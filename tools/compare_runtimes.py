@@ -1,11 +1,11 @@
-"""Fifty prompts through the C++ library and through ONNX Runtime's package: the ids must be the same.
+"""Runs fifty prompts through the C++ library and through ONNX Runtime's package; the ids must be the same.
 
     make runtime && awq2trt build smollm2-135m-instruct --target cpu -o build/smollm2
     python tools/compare_runtimes.py build/smollm2/cpu
 
-Each prompt goes through the chat template once with the best token always taken, and once with temperature, top-k,
-top-p and a seed of its own. Prints what differs; exits with 1 if anything does. On the CPU, both run the same kernels,
-so that nothing may.
+Each prompt goes through the chat template twice: once always taking the best token, and once with temperature, top-k,
+top-p and a seed of its own. Prints every difference, and exits with 1 if there is one. On the CPU both run the same
+kernels, so that nothing may differ.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ PROMPTS = tuple(form.format(subject) for subject in SUBJECTS for form in FORMS)
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt, both ways.
+    """One prompt, answered both ways.
 
     Attributes:
-        prompt: What the user says.
+        prompt: The user's message.
         sampling: How tokens were chosen.
-        native: Ids of the C++ library.
-        python: Ids of the package.
-        same_text: Whether the C++ library's text is that of its ids.
+        native: Ids from the C++ library.
+        python: Ids from the package.
+        same_text: Whether the C++ library's text matches its ids.
     """
 
     prompt: str
@@ -52,22 +52,22 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Nothing differs."""
+        """Whether nothing differs."""
         return self.same_text and self.native == self.python
 
 
 def samplings(seed: int) -> tuple[Sampling, Sampling]:
-    """Greedy, and seeded."""
+    """The settings: greedy, and seeded."""
     return Sampling(), Sampling(0.8, top_k=50, top_p=0.95, seed=seed)
 
 
 def compare(directory: Path, prompts: Sequence[str], max_tokens: int) -> Iterator[Comparison]:
-    """Every prompt, greedy and seeded.
+    """Answers every prompt, greedily and seeded.
 
     Args:
-        directory: What was built for `cpu` or `cuda`.
-        prompts: What the user says.
-        max_tokens: Of each answer.
+        directory: A model built for `cpu` or `cuda`.
+        prompts: The user's messages.
+        max_tokens: Most tokens in each answer.
     """
     native, python = NativeModel.load(directory), Model.load(directory)
     special = python.artifact.manifest.contents.tokens or python.tokenizer.special
@@ -88,8 +88,8 @@ def compare(directory: Path, prompts: Sequence[str], max_tokens: int) -> Iterato
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="what was built for cpu or cuda")
-    parser.add_argument("--tokens", type=int, default=48, help="most of each answer")
+    parser.add_argument("directory", type=Path, help="a model built for cpu or cuda")
+    parser.add_argument("--tokens", type=int, default=48, help="most tokens in each answer")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts")
     arguments = parser.parse_args()
     answers = different = tokens = 0

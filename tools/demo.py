@@ -1,12 +1,12 @@
-"""What `make demo` does after `awq2trt build`: perplexities, sizes, text, a report and a check.
+"""Shows the results of `make demo` after `awq2trt build`: perplexities, sizes, text, a report and a check.
 
     python tools/demo.py build/demo
 
-Reads what `awq2trt build smollm2-135m-instruct -o build/demo` made (checkpoint, ONNX model, engine, and the kit, if
-there is one), quantizes the model once more by plain rounding, to compare, and measures perplexity on text that every
-Python has: its own reference manual (`pydoc_data.topics`), the first windows of 512 tokens. Writes them to
-`perplexity.json`, and `report.html`, what `awq2trt inspect --html` writes. Exits with 1 if `awq2trt check` fails, on
-fewer tokens than it takes by default.
+It reads what `awq2trt build smollm2-135m-instruct -o build/demo` made (checkpoint, ONNX model, engine, and any kit),
+quantizes the model again by plain rounding, for comparison, and measures perplexity on a text that comes with every
+Python: its reference manual (`pydoc_data.topics`), the first windows of 512 tokens. It writes them to
+`perplexity.json`, and the report of `awq2trt inspect --html` to `report.html`. It exits with 1 if `awq2trt check`
+fails, on fewer tokens than the default.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ RECIPE = Path("recipes/smollm2-135m_w4g128.yaml")
 PROMPTS = ("What is the capital of France?", "Write two sentences about the sea.", "Why is the sky blue?")
 WINDOWS, SEQLEN = 4, 512
 CHECK_TOKENS = 32
-"""Of `check`, which takes 192 by default and then half a minute longer."""
+"""Tokens for `check`, whose default of 192 would take half a minute longer."""
 RESULTS_FILE, REPORT_FILE = "perplexity.json", "report.html"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table."""
+    """A row of the table."""
 
     model: str
     executor: str
@@ -55,9 +55,9 @@ class Row:
 
 
 def main() -> None:
-    """Prints the table, the text and the check, and says where the files are."""
+    """Prints the table, the text and the check, and where the files are."""
     parser = argparse.ArgumentParser(description="Table, text, report and check of `make demo`.")
-    parser.add_argument("directory", type=Path, help="what `awq2trt build ... -o DIR` wrote")
+    parser.add_argument("directory", type=Path, help="a directory that `awq2trt build ... -o DIR` wrote")
     directory = parser.parse_args().directory
     console = Console()
     show(console, measure(directory, terminal_progress()), directory)
@@ -68,17 +68,17 @@ def main() -> None:
     print(f"\nawq2trt check {directory} --tokens {CHECK_TOKENS}")
     outcome = awq2trt.check(directory, tokens=CHECK_TOKENS, progress=terminal_progress())
     print("\n".join(check_lines(CheckOutcome(outcome.result, ()))))
-    from awq2trt.checking.polygraphy_files import README_FILE  # once check has chosen polygraphy's TensorRT
+    from awq2trt.checking.polygraphy_files import README_FILE  # after check has chosen polygraphy's TensorRT
 
     report = report_stage(directory, directory / REPORT_FILE, directory / RESULTS_FILE)
     print(f"\n{report}: every layer, with plots; open it in a browser")
-    print(f"{directory / CHECK_DIRECTORY / README_FILE}: the same check by hand, with polygraphy")
+    print(f"{directory / CHECK_DIRECTORY / README_FILE}: how to repeat the check by hand, with polygraphy")
     if not outcome.result.passed:
         raise SystemExit(1)
 
 
 def measure(directory: Path, progress: Progress) -> list[Row]:
-    """Perplexity and size of the original, plain rounding, AWQ, and AWQ's ONNX file; also into a file."""
+    """Measures perplexity and size of the original, plain rounding, AWQ, and AWQ's ONNX file; also writes a file."""
     rtn = directory / "rtn"
     options = load_recipe(RECIPE).quantize.model_copy(update={"method": "rtn"})
     awq2trt.quantize(MODEL, rtn, options, progress=progress)
@@ -102,7 +102,7 @@ def measure(directory: Path, progress: Progress) -> list[Row]:
 
 
 def show(console: Console, rows: list[Row], directory: Path) -> None:
-    """Prints the table; of the engine and the kit, which nothing here can run, the size."""
+    """Prints the table; for the engine and the kit, which cannot run here, only the size."""
     table = Table(title=f"{MODEL}: {WINDOWS} windows of {SEQLEN} tokens of Python's reference manual")
     for header in ("model", "run by", "perplexity", "seconds", "MB"):
         table.add_column(header, justify="left" if header in ("model", "run by") else "right")

@@ -1,4 +1,4 @@
-"""Pages of the site that lie beside what they describe, outside docs/: a hook of MkDocs, named in .mkdocs.yml.
+"""Adds pages from outside docs/ to the site: a hook of MkDocs, named in .mkdocs.yml.
 
 In: the site's navigation. Out: pages and pictures from the rest of the repository, under the same paths, and links that
 lead from one page to another in the site as they do in the repository.
@@ -35,7 +35,7 @@ _DOCS: Final = "docs"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds what lies outside docs/."""
+    """Adds the files from outside docs/."""
     from mkdocs.structure.files import File
 
     for name in OUTSIDE:
@@ -44,15 +44,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, files: Files, **_: object) -> str:
-    """Turns links of the repository into links of the site; what is not in the site keeps its text alone."""
+    """Turns links of the repository into links of the site; a link to something outside the site becomes plain text."""
     return site_links(markdown, page.file.src_uri, {file.src_uri for file in files})
 
 
 def site_links(markdown: str, page: str, pages: set[str]) -> str:
-    """Markdown of a page with the links that it needs in the site.
+    """Returns a page's Markdown with the links that it needs in the site.
 
     Args:
-        markdown: As in the repository.
+        markdown: The Markdown in the repository.
         page: Its path in the site.
         pages: All paths in the site.
     """

@@ -1,8 +1,9 @@
 """Fuzzes the readers of files that others write: `make fuzz`, or `tools/fuzz.py --seconds 600 [READER ...]`.
 
-In: valid files, changed by hypothesis (`fuzz_mutations`). Out: how many cases each reader took and refused; of one that
-ended in anything but an error of ours, took too long or too much memory, the smallest such file, in build/fuzz/READER.
-What was found once is kept in tests/data/fuzz and read by `make test`. Exits with 1 if there is a finding.
+In: valid files, changed by hypothesis (`fuzz_mutations`). Out: how many cases each reader accepted and refused; and if
+a case raised anything but an error of ours, took too long or too much memory, the smallest such file, in
+build/fuzz/READER. Earlier findings are kept in tests/data/fuzz, and `make test` reads them. It exits with 1 if there is
+a finding.
 """
 
 from __future__ import annotations
@@ -29,28 +30,28 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 FINDINGS: Final = ROOT / "build" / "fuzz"
 
 SECONDS_PER_CASE: Final = 10
-"""The slowest cases take half a second where nothing else runs."""
+"""A limit: the slowest cases take half a second on a quiet machine."""
 
 MEMORY_BYTES: Final = 3 << 30
-"""Beyond what the process has at the start; the largest valid file here has a few kilobytes."""
+"""Memory beyond what the process has at the start; the largest valid file here has a few kilobytes."""
 
 _ROUND: Final = 400
-"""Cases between two looks at the clock."""
+"""Number of cases between two looks at the clock."""
 
 
 class TooSlowError(BaseException):
-    """A case took too long. Not an Exception, so that no reader takes it for one of its own."""
+    """A case took too long. It is no Exception, so that no reader mistakes it for one of its own."""
 
 
 class TooMuchMemoryError(BaseException):
-    """A case asked for more memory than there may be."""
+    """A case requested more memory than it may have."""
 
 
 def read_case(reader: Reader, content: bytes) -> str | None:
-    """Reads one case within its limits, as `outcome`.
+    """Reads one case within its limits, like `outcome`.
 
     Raises:
-        BaseException: A finding.
+        BaseException: The case is a finding.
     """
     previous = signal.signal(signal.SIGALRM, _too_slow)
     signal.alarm(SECONDS_PER_CASE)
@@ -74,15 +75,15 @@ def fuzz(name: str, seconds: float, first_seed: int, *, findings: Path = FINDING
     """Fuzzes one reader in this process; returns the file of the smallest finding, None if there is none.
 
     Args:
-        name: Of the reader.
-        seconds: How long.
-        first_seed: Of the draws; every round has the next.
-        findings: Where they go, in a folder of the reader's name.
+        name: Name of the reader.
+        seconds: How long to fuzz.
+        first_seed: Seed of the first round's draws; every round has the next one.
+        findings: Where findings go, in a folder with the reader's name.
     """
     reader, counts, started = READERS[name], Counter[str](), time.monotonic()
     folder = findings / name
     folder.mkdir(parents=True, exist_ok=True)
-    last, smallest = folder / "last", b""  # the case at hand stays in `last` if it kills the process
+    last, smallest = folder / "last", b""  # the current case stays in `last` if it kills the process
 
     @settings(
         max_examples=_ROUND,
@@ -112,18 +113,23 @@ def fuzz(name: str, seconds: float, first_seed: int, *, findings: Path = FINDING
             number += 1
     except AssertionError:
         traceback.print_exc()
-        finding = folder / f"finding-{hashlib.sha256(smallest).hexdigest()[:12]}"
-        finding.write_bytes(smallest)
-        print(f"{name}: FOUND {finding}", flush=True)
-        return finding
+        return _kept(smallest, name, folder)
     last.unlink(missing_ok=True)
     spent = time.monotonic() - started
     print(f"{name}: {counts['taken']:,} taken, {counts['refused']:,} refused in {spent:.0f} s: no finding", flush=True)
     return None
 
 
+def _kept(case: bytes, name: str, folder: Path) -> Path:
+    """Writes a finding of a reader into its folder; returns the file."""
+    finding = folder / f"finding-{hashlib.sha256(case).hexdigest()[:12]}"
+    finding.write_bytes(case)
+    print(f"{name}: FOUND {finding}", flush=True)
+    return finding
+
+
 def _limit_process() -> None:
-    """Limits this process' memory, and has it die with a traceback where Python itself does not come back."""
+    """Limits this process's memory, and makes it print a traceback if Python itself crashes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -131,19 +137,19 @@ def _limit_process() -> None:
 
 
 def main() -> int:
-    """Each reader in a process of its own, which a finding may kill."""
+    """Fuzzes each reader in a process of its own, which a finding may kill."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("readers", nargs="*", metavar="READER", help=f"of: {', '.join(READERS)}; all by default")
-    parser.add_argument("--seconds", type=float, default=600, help="for each reader")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the draws")
-    parser.add_argument("--here", action="store_true", help="in this process, one reader")
+    parser.add_argument("readers", nargs="*", metavar="READER", help=f"some of: {', '.join(READERS)}; all by default")
+    parser.add_argument("--seconds", type=float, default=600, help="seconds for each reader")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the first draws")
+    parser.add_argument("--here", action="store_true", help="fuzz one reader, in this process")
     arguments = parser.parse_args()
     names = arguments.readers or list(READERS)
     unknown = sorted({*names} - {*READERS})
     if unknown:
         parser.error(f"unknown reader {unknown[0]!r}, expected some of: {', '.join(READERS)}")
     if arguments.here:
-        import transformers.models.auto  # noqa: F401  (counted before the limit, not as a case's memory)
+        import transformers.models.auto  # noqa: F401  (counts before the limit, not as a case's memory)
 
         _limit_process()
         return int(any(fuzz(name, arguments.seconds, arguments.seed) is not None for name in names))

@@ -1,7 +1,7 @@
-"""Inputs that are nearly right, for the fuzzers: a valid file with a few things changed, by hypothesis.
+"""Inputs that are almost valid, for the fuzzers: a valid file with a few changes, by hypothesis.
 
-In: valid contents. Out: strategies of bytes. JSON is changed as a tree and as text, since most text that is changed at
-random is no JSON and ends at the parser.
+In: valid contents. Out: strategies of bytes. JSON is changed as a tree and as text, since most randomly changed text is
+not JSON and does not get past the parser.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 Json = Any
 
 LENGTH_BYTES: Final = 8
-"""Of the header of a safetensors file."""
+"""Bytes for the length of a safetensors header."""
 
 _NUMBERS: Final = (
     *(0, 1, -1, 2, 3, 7, 8, 64, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32, 2**40, 2**60, 2**63 - 1, 2**63),
@@ -43,13 +43,13 @@ _ODD: Final[tuple[Json, ...]] = (
 )
 _DEEP: Final = 3000
 _DEEPEST: Final = 12
-"""Levels of a tree in which values are changed."""
+"""Depth of a tree down to which values are changed."""
 
 odd_values: Final = st.one_of(st.sampled_from(_NUMBERS), st.sampled_from(_ODD), st.integers(), st.text(max_size=8))
 
 
 def json_like(seeds: Sequence[Json]) -> st.SearchStrategy[bytes]:
-    """JSON files near the valid ones."""
+    """JSON files similar to the valid ones."""
 
     @st.composite
     def cases(draw: st.DrawFn) -> bytes:
@@ -61,7 +61,7 @@ def json_like(seeds: Sequence[Json]) -> st.SearchStrategy[bytes]:
 
 
 def safetensors_like(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
-    """Safetensors files near the valid ones: their headers changed as JSON, or anything as bytes."""
+    """Safetensors files similar to the valid ones, with headers changed as JSON, or with anything changed as bytes."""
 
     @st.composite
     def cases(draw: st.DrawFn) -> bytes:
@@ -77,7 +77,7 @@ def safetensors_like(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
 
 
 def bytes_like(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
-    """Files near the valid ones: pieces cut, doubled, written over by numbers that are sizes somewhere."""
+    """Files similar to the valid ones, with pieces removed, doubled, or overwritten by numbers that could be sizes."""
 
     @st.composite
     def cases(draw: st.DrawFn) -> bytes:
@@ -87,7 +87,7 @@ def bytes_like(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
 
 
 def text_like(seeds: Sequence[bytes], words: Sequence[str]) -> st.SearchStrategy[bytes]:
-    """Text files near the valid ones: lines of them in any order, and words that mean something in their language."""
+    """Text files similar to the valid ones: their lines in any order, and words with a meaning in their language."""
     lines = sorted({line for seed in seeds for line in seed.decode().splitlines()})
 
     @st.composite
@@ -100,12 +100,12 @@ def text_like(seeds: Sequence[bytes], words: Sequence[str]) -> st.SearchStrategy
 
 
 def _dumped(value: Json) -> bytes:
-    """JSON text, also of values that JSON has no words for."""
+    """JSON text, also for values that JSON cannot express."""
     return json.dumps(value).encode()
 
 
 def _maybe(draw: st.DrawFn, content: bytes) -> bytes:
-    """The same, changed as bytes once in four times."""
+    """The same cases, of which every fourth is also changed as bytes."""
     return _changed_bytes(draw, content) if draw(st.integers(0, 3)) == 3 else content
 
 
@@ -122,7 +122,7 @@ def _changed(draw: st.DrawFn, value: Json) -> Json:
 
 
 class _Place(NamedTuple):
-    """Where a value is: in a dict or a list, under a key."""
+    """The place of a value: in a dict or a list, under a key."""
 
     holder: Json
     key: Any
@@ -133,7 +133,7 @@ class _Place(NamedTuple):
 
 
 def _places(value: Json, depth: int = 0) -> list[_Place]:
-    """All places in a tree, but not all of a long list."""
+    """All places in a tree, but only some of a long list."""
     if depth > _DEEPEST:
         return []
     keys: list[Any] = list(value) if isinstance(value, dict) else []
@@ -185,7 +185,7 @@ _CHANGES: Final[tuple[Callable[[st.DrawFn, _Place, list[_Place]], None], ...]] =
 
 
 def _changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """One to five changes of bytes."""
+    """Makes one to five changes of bytes."""
     data = bytearray(content)
     for _ in range(draw(st.integers(1, 5))):
         at = draw(st.integers(0, len(data)))

@@ -1,4 +1,4 @@
-"""What is fuzzed: every reader of files that others write, with valid files to start from.
+"""The readers that are fuzzed: every reader of files that others write, with valid files to start from.
 
 In: the content of one file, and an empty folder. Out: nothing, or an `Awq2trtError`; anything else is a finding.
 """
@@ -37,8 +37,8 @@ class Reader:
     """One reader.
 
     Attributes:
-        seeds: Valid contents of the file; also what tests hold the reader to.
-        cases: Contents near them.
+        seeds: Valid contents of the file; tests check that the reader accepts them.
+        cases: Contents similar to them.
         read: Reads a content in an empty folder.
     """
 
@@ -111,7 +111,7 @@ def _manifests() -> list[bytes]:
 
 
 def _read_manifest(content: bytes, folder: Path) -> None:
-    """Reads it, and writes over a directory that an interrupted run seems to have left with it."""
+    """Reads a manifest, and overwrites a directory that an interrupted run seems to have left with it."""
     out, victim = folder / "out", folder / "victim"
     (out / ".work").mkdir(parents=True)
     for path in (out / MANIFEST_FILE, out / ".work" / MANIFEST_FILE):
@@ -202,14 +202,14 @@ READERS: Final[dict[str, Reader]] = {
     "manifest": Reader(_manifests, _json_cases, _read_manifest),
     "recipe": Reader(_recipes, _recipe_cases, _read_recipe),
 }
-"""By name, as `make fuzz` and the folders of findings call them."""
+"""The readers by name, which `make fuzz` and the folders of findings use."""
 
 
 def outcome(reader: Reader, content: bytes, folder: Path) -> str | None:
-    """What a reader says of a content: None if it takes it, else its message.
+    """A reader's verdict on a content: None if it accepts it, or its message.
 
     Raises:
-        BaseException: Whatever is no error of ours: a finding.
+        BaseException: Anything that is not an error of ours, which is a finding.
     """
     try:
         reader.read(content, folder)

@@ -1,8 +1,8 @@
-"""Kills `awq2trt quantize` at random moments, resumes it, and compares the checkpoint with an uninterrupted run's.
+"""Kills `awq2trt quantize` at random moments, resumes it, and compares the result with an uninterrupted run's.
 
     python tools/kill_and_resume.py smollm2-135m-instruct [--kills 5] [--seed 0] [-- flags of quantize ...]
 
-Both runs happen here, each in a directory of its own below --output. Exits with 1 if a single byte differs.
+Both runs happen on this machine, each in a directory of its own below --output. Exits with 1 if a single byte differs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("build/kill-and-resume"))
-    parser.epilog = "What follows -- are flags of `awq2trt quantize`."
+    parser.epilog = "Arguments after -- are flags of `awq2trt quantize`."
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments, flags = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     shutil.rmtree(arguments.output, ignore_errors=True)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def run_whole(command: list[str]) -> float:
-    """Runs the command to its end, prints what it took, returns seconds."""
+    """Runs the command to its end, prints what it needed, and returns its seconds."""
     started = time.monotonic()
     child = subprocess.Popen(command)
     _, status, usage = os.wait4(child.pid, 0)
@@ -55,7 +55,7 @@ def run_whole(command: list[str]) -> float:
 
 
 def run_until_killed(command: list[str], moments: list[float]) -> None:
-    """Kills the command once for each gap between the moments, counted over all its runs."""
+    """Kills the command once at each of the moments, which are counted over all its runs."""
     for before, moment in zip([0.0, *moments], moments, strict=False):
         child = subprocess.Popen(command)
         try:
@@ -64,11 +64,11 @@ def run_until_killed(command: list[str], moments: list[float]) -> None:
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
             child.wait()
-            print(f"killed after {moment - before:.1f} s, {moment:.0f} s of work in all")
+            print(f"killed after {moment - before:.1f} s, after {moment:.0f} s of work in all")
 
 
 def compare(whole: Path, killed: Path) -> None:
-    """Compares every file's hash, as each manifest has it and as it is on disk."""
+    """Compares every file's hash in both manifests, and on disk."""
     expected, got = (Artifact.open(directory, verify="full").manifest.files for directory in (whole, killed))
     different = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
     if different:

@@ -2,9 +2,9 @@
 
 python tools/make_kernel_golden.py [FOLDER]
 
-The bytes come from `awq2trt.checkpoint.pack`, the results from the oracle `QuantizedLinear.dequantize` in float64: so
-the C++ reference, the packers and the oracle are held to each other. The layout of a file is described in
-tests/plugins/kernels/w4a16_linear/reference_test.cpp. Deterministic: a second run changes nothing.
+The bytes come from `awq2trt.checkpoint.pack`, the results from the oracle `QuantizedLinear.dequantize` in float64, so
+that the C++ reference, the packers and the oracle are compared with each other.
+tests/plugins/kernels/w4a16_linear/reference_test.cpp describes the layout of a file. Running it again changes nothing.
 """
 
 from __future__ import annotations

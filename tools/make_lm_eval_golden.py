@@ -1,10 +1,10 @@
-"""What lm-evaluation-harness says of SmolLM2-135M-Instruct, example by example: writes tests/data/lm_eval_smollm2.json.
+"""Writes tests/data/lm_eval_smollm2.json: lm-evaluation-harness's scores of SmolLM2-135M-Instruct for each example.
 
     pip install lm-eval && python tools/make_lm_eval_golden.py --data ../shared/data/zeroshot [--task NAME ...]
 
 lm-eval runs transformers' own model here, so the file is an oracle that shares no code with us. Tasks are lm-eval's own
-definitions, read from local files: of each, the 200 examples with the fewest characters, which run in a minute or two.
-The texts stay where they are; the file names them by row. Tasks that are not named keep what the file says of them.
+definitions, read from local files: the 200 examples of each with the fewest characters, which run in a minute or two.
+The file refers to the texts by row and does not contain them. Tasks that are not named keep their entries in the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TASKS: Final = {
     "winogrande": ("winogrande/default.yaml", "winogrande_xl_dev.jsonl"),
     "lambada": ("lambada/lambada_openai.yaml", "lambada_test.jsonl"),
 }
-"""Ours -> lm-eval's definition, and the file with the examples."""
+"""lm-eval's definition of each of our tasks, and the file with its examples."""
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def transformers_model() -> torch.nn.Module:
-    """The model in transformers' class, fp32."""
+    """The model in transformers' class, in fp32."""
     source = open_source(MODEL)
     spec = source.spec
     blocks = [spec.prefix(layer) + name for layer in range(spec.num_layers) for name in spec.block_shapes()]
@@ -66,7 +66,7 @@ def transformers_model() -> torch.nn.Module:
 
 
 def golden_task(model: HFLM, name: str, definition: str, path: Path) -> dict[str, Any]:
-    """lm-eval's own task on rows of a local file."""
+    """Makes lm-eval's own task with rows of a local file."""
     rows = shortest_rows(path)
     with tempfile.TemporaryDirectory() as directory:
         local = Path(directory) / "rows.jsonl"
@@ -96,7 +96,7 @@ def golden_task(model: HFLM, name: str, definition: str, path: Path) -> dict[str
 
 
 def published_form(row: dict[str, Any]) -> dict[str, Any]:
-    """ARC's rows as allenai/ai2_arc has them, which lm-eval reads; others as they are."""
+    """Converts ARC's rows to the form of allenai/ai2_arc, which lm-eval reads; others stay as they are."""
     if not isinstance(row.get("choices"), list):
         return row
     labels = [chr(ord("A") + index) for index in range(len(row["choices"]))]
@@ -105,7 +105,7 @@ def published_form(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def shortest_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Rows with the fewest characters, and their numbers from 0, in the order of the file."""
+    """Rows with the fewest characters, with their numbers from 0, in the order of the file."""
     labels = path.with_name(f"{path.stem}-labels.lst")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if labels.is_file():

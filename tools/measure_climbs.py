@@ -1,18 +1,17 @@
 """Counts how often a request goes back up: moves between rooms of the package, by the call graph of its source.
 
 In: the source of awq2trt, the import layers of pyproject.toml, and functions of `awq2trt.api`. Out: a table, and every
-climb with a call that makes it.
+climb with a call that causes it.
 
     python tools/measure_climbs.py [quantize export build ...]
 
-A room is what one name in the layers stands for: a folder of the package, or a module beside the folders. A move is a
-pair of modules in different rooms of which one calls the other, somewhere on the way from the entry point; however
-often it does so, it is one move. It is a climb if the caller's room is on a lower layer than the callee's. Coming back
-from a call is no move.
+A room is one name in the layers: a folder of the package, or a module beside the folders. A move is a pair of modules
+in different rooms of which one calls the other, anywhere on the way from the entry point; several such calls count as
+one move. It is a climb if the caller's room is on a lower layer than the callee's. Returning from a call is no move.
 
-The import contract forbids that a module names anything above it, so what is left to climb are calls of what was handed
-down: functions that a caller passed, and methods that a class of an upper room overrides. How far those are seen,
-`call_graph` says; the figures are lower bounds, found the same way for every state of the source.
+The import contract forbids that a module names anything above it, so the only climbs left are calls of things that were
+passed down: functions that a caller passed, and methods that a class of an upper room overrides. `call_graph` describes
+which of those it finds; the figures are lower bounds, found in the same way for every state of the source.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ ENTRIES: Final = ("quantize", "export", "build")
 
 @dataclass(frozen=True)
 class Moves:
-    """What an entry point comes to.
+    """The moves of an entry point.
 
     Attributes:
-        functions: That it can reach.
-        moves: Caller's module and callee's, in different rooms.
-        climbs: Those that go up, each with a call.
+        functions: Number of functions that it can reach.
+        moves: Pairs of the caller's and the callee's module, in different rooms.
+        climbs: The moves that go up, each with a call.
     """
 
     functions: int
@@ -48,8 +47,8 @@ def measure(source: Source, layers: dict[str, int], entry: str) -> Moves:
     """Counts the moves of one entry point of the API.
 
     Args:
-        source: Of the package.
-        layers: Room -> layer, 0 the lowest.
+        source: Source of the package.
+        layers: The layer of each room; 0 is the lowest.
         entry: Name of a function of `awq2trt.api`.
     """
     walk = Walk.from_entry(source, f"{PACKAGE}.api.{entry}")
@@ -66,7 +65,7 @@ def measure(source: Source, layers: dict[str, int], entry: str) -> Moves:
 
 
 def read_layers(pyproject: Path) -> dict[str, int]:
-    """Room -> layer of the import contract, 0 the lowest. Python 3.10 has no reader of TOML."""
+    """Reads the layer of each room from the import contract; 0 is the lowest. Python 3.10 has no reader of TOML."""
     listed = re.search(r"^layers = \[(.*?)^\]", pyproject.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     if listed is None:
         raise SystemExit(f"{pyproject}: no import layers")
@@ -77,7 +76,7 @@ def read_layers(pyproject: Path) -> dict[str, int]:
 def main() -> None:
     """Prints the table, then every climb."""
     parser = argparse.ArgumentParser(description="Moves between rooms, and how many of them climb.")
-    parser.add_argument("entries", nargs="*", default=ENTRIES, metavar="FUNCTION", help="of awq2trt.api")
+    parser.add_argument("entries", nargs="*", default=ENTRIES, metavar="FUNCTION", help="functions of awq2trt.api")
     source, layers = Source.read(ROOT), read_layers(ROOT / "pyproject.toml")
     found = {entry: measure(source, layers, entry) for entry in parser.parse_args().entries}
     print(f"{'request':10} {'functions':>9} {'moves':>6} {'climbs':>6}")
@@ -90,7 +89,7 @@ def main() -> None:
 
 
 def _room(module: str) -> str:
-    """The part of a module's name that layers speak of."""
+    """The part of a module's name that appears in the layers."""
     return module.split(".")[1] if "." in module else module
 
 

@@ -1,12 +1,13 @@
-"""AutoRound's perplexity on the text of our study: the same windows to calibrate on, the same windows to test.
+"""Measures AutoRound's perplexity on the texts of our study: the same windows to calibrate on and to test on.
 
     pip install auto-round==0.16.1 datasets accelerate
     python tools/peer_autoround.py [--bits 4] [--group-size 128] [--iters 200] [--draw 0] [--model DIR] [--json FILE]
 
-Wants a GPU: 200 steps a block take it minutes there and most of a day on two cores. AutoRound (arXiv:2309.05516) has no
-fixed order of sums, so two runs of one command differ. `--iters 1000 --samples 128` is near to what its README calls
-the highest accuracy. In: a directory that transformers loads, or a packaged model or .gguf file, which is written as
-one first. Out: one line of JSON, perplexities with seconds and the settings that gave them.
+It needs a GPU in practice: 200 steps per block take minutes there, but most of a day on two cores. AutoRound
+(arXiv:2309.05516) has no fixed order of sums, so that two runs of one command differ. `--iters 1000 --samples 128` is
+close to what its README recommends for the highest accuracy. In: a directory that transformers loads, or a packaged
+model or .gguf file, which is first converted to one. Out: one line of JSON, with perplexities, seconds and the
+settings.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def written_for_transformers(source: ModelSource, scratch: Path) -> Path:
-    """A directory that transformers loads: the model's tensors in fp32, its config.json, its tokenizer."""
+    """Writes a directory that transformers loads: the model's tensors in fp32, its config.json, its tokenizer."""
     directory = scratch / "model"
     directory.mkdir()
     tensors = source.outer()
@@ -86,7 +87,7 @@ def written_for_transformers(source: ModelSource, scratch: Path) -> Path:
 
 
 def rounded(directory: Path, calibration: Tensor, settings: dict[str, Any]) -> torch.nn.Module:
-    """The model with the weights that AutoRound's codes stand for."""
+    """Returns the model with the weights that AutoRound's codes stand for."""
     from auto_round import AutoRound
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
@@ -106,7 +107,7 @@ def rounded(directory: Path, calibration: Tensor, settings: dict[str, Any]) -> t
 
 
 def measured(model: torch.nn.Module, tests: dict[str, Tensor]) -> dict[str, float]:
-    """Perplexity by text."""
+    """Measures perplexity on each text."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
 

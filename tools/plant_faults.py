@@ -1,10 +1,10 @@
-"""Does `awq2trt check` see what it must? Plants one fault after the other in copies of a build, and says what is named.
+"""Does `awq2trt check` find what it must? Plants one fault after another in copies of a build, and shows what is named.
 
     python tools/plant_faults.py build/demo [--tokens 24] [--only NAME ...]
 
 For a Llama-like model in the natural layout, as `make demo` quantizes it. Every copy is signed again, as if a faulty
-stage had written it, so that no hash tells. Exits with 1 if a fault is missed or named wrongly. Some 12 minutes on 2
-cores.
+stage had written it, so that hashes reveal nothing. It exits with 1 if a fault is missed or named wrongly. It takes
+about 12 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ Array = NDArray[Any]
 Tensors = dict[str, Array]
 
 WRONG_BASE = 1.3
-"""Power of every frequency: another base of the rotation."""
+"""Power of every frequency, which gives another base of the rotation."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong, and what `check` must say of it.
+    """A fault, and what `check` must say about it.
 
     Attributes:
         name: What it is.
-        stage: That must be named.
-        place: Block or tensor that must be named.
+        stage: The stage that must be named.
+        place: The block or tensor that must be named.
         plant: Damages a build.
     """
 
@@ -65,7 +65,7 @@ class Fault:
 def main() -> None:
     """Plants the faults and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="what `awq2trt build ... -o DIR` wrote")
+    parser.add_argument("directory", type=Path, help="a directory that `awq2trt build ... -o DIR` wrote")
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--only", nargs="*", help="words of the faults' names")
     arguments = parser.parse_args()
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def named(directory: Path, fault: Fault, tokens: int) -> tuple[str, str, str]:
-    """Stage, place and message that `check` gives for a build with a fault; `none` where it finds nothing."""
+    """The stage, place and message that `check` reports for a build with a fault; `none` if it finds nothing."""
     with tempfile.TemporaryDirectory(prefix="awq2trt-fault-") as scratch:
         copy = Path(scratch)
         for name in ("checkpoint", "onnx"):
@@ -106,7 +106,7 @@ def named(directory: Path, fault: Fault, tokens: int) -> tuple[str, str, str]:
 
 
 def demo_faults(directory: Path) -> Iterator[Fault]:
-    """Faults of the checkpoint, then of the exported model, in blocks from the first to the last."""
+    """Faults in the checkpoint, then in the exported model, in blocks from the first to the last."""
     checkpoint = QuantizedCheckpoint.open(directory / "checkpoint")
     rope = checkpoint.spec.ropes[0]
 
@@ -150,7 +150,7 @@ def demo_faults(directory: Path) -> Iterator[Fault]:
 
 
 def sign(directory: Path, *names: str) -> None:
-    """Makes the manifest agree with changed files, as if a faulty stage had written them."""
+    """Updates the manifest to match changed files, as if a faulty stage had written them."""
     manifest = directory / "manifest.json"
     value = json.loads(manifest.read_text())
     for name in names:
@@ -168,7 +168,7 @@ def edit_checkpoint(build: Path, edit: Callable[[Tensors], None]) -> None:
 
 
 def edit_graph(build: Path, edit: Callable[[ir.Model], None]) -> None:
-    """Changes the exported graph, not its weights."""
+    """Changes the exported graph, but not its weights."""
     path = build / "onnx" / "model.onnx"
     model = ir.load(path)
     edit(model)
@@ -177,7 +177,7 @@ def edit_graph(build: Path, edit: Callable[[ir.Model], None]) -> None:
 
 
 def edit_weights(build: Path, name: str, change: Callable[[Array], Array]) -> None:
-    """Rewrites a tensor of the exported weights in place; INT4 is handed over as packed bytes."""
+    """Overwrites a tensor of the exported weights in place; INT4 is passed as packed bytes."""
     tensor = ir.load(build / "onnx" / "model.onnx").graph.initializers[name].const_value
     if not isinstance(tensor, ir.ExternalTensor) or tensor.offset is None:
         raise TypeError(f"{name}: expected external data")
@@ -193,19 +193,19 @@ def edit_weights(build: Path, name: str, change: Callable[[Array], Array]) -> No
 
 
 def double_a_scale_(tensors: Tensors, linear: str, row: int) -> None:
-    """Of the first group of a row."""
+    """Doubles the scale of the first group in a row."""
     tensors[f"{linear}.scales"][row, 0] *= 2
 
 
 def move_a_zero_point_(tensors: Tensors, linear: str, row: int) -> None:
-    """That of the second group of a row, by one."""
+    """Changes the zero point of the second group in a row by one."""
     zeros = unpack_int4(tensors[f"{linear}.zeros"], tensors[f"{linear}.scales"].shape)
     zeros[row, 1] += 1 if zeros[row, 1] < 15 else -1
     tensors[f"{linear}.zeros"] = pack_int4(zeros)
 
 
 def swap_rows_(tensors: Tensors, linear: str, one: int, other: int) -> None:
-    """Codes of two outputs, while their scales stay."""
+    """Swaps the codes of two outputs, while their scales stay."""
     rows = tensors[f"{linear}.scales"].shape[0]
     packed = tensors[f"{linear}.codes"]
     codes = unpack_int4(packed, (rows, 2 * packed.size // rows))
@@ -214,18 +214,18 @@ def swap_rows_(tensors: Tensors, linear: str, one: int, other: int) -> None:
 
 
 def swap_nibbles_(tensors: Tensors, linear: str) -> None:
-    """Every byte's."""
+    """Swaps the nibbles of every byte."""
     codes = tensors[f"{linear}.codes"]
     codes[:] = (codes >> 4) | (codes << 4)
 
 
 def plant_a_nan_(tensors: Tensors, linear: str) -> None:
-    """In the scales of a linear."""
+    """Puts a NaN into the scales of a linear."""
     tensors[f"{linear}.scales"][3, 0] = np.nan
 
 
 def unfold_a_norm(build: Path, block: str) -> None:
-    """The original's gain in place of the folded one."""
+    """Puts the original's gain in place of the folded one."""
     name = f"{block}.input_layernorm.weight"
     manifest = json.loads((build / "checkpoint" / "manifest.json").read_text())
     original = open_source(manifest["contents"]["source"]["model"]).tensor(name).astype(np.float16)
@@ -233,7 +233,7 @@ def unfold_a_norm(build: Path, block: str) -> None:
 
 
 def change_the_rotary_base(build: Path) -> None:
-    """In config.json."""
+    """Changes the rotary base in config.json."""
     path = build / "checkpoint" / "config.json"
     config = json.loads(path.read_text())
     config["rope_theta"] = config["rope_parameters"]["rope_theta"] = 500.0
@@ -245,44 +245,44 @@ def change_the_rotary_base(build: Path) -> None:
 
 
 def double_one_(scales: Array) -> Array:
-    """One scale, in the middle."""
+    """Doubles one scale, in the middle."""
     scales.reshape(-1)[scales.size // 2] *= 2
     return scales
 
 
 def one_step_off_(packed: Array) -> Array:
-    """One code, in the middle, by its lowest bit."""
+    """Changes the lowest bit of one code, in the middle."""
     packed[packed.size // 2] ^= 1
     return packed
 
 
 def nan_in_the_middle_(value: Array) -> Array:
-    """One element."""
+    """Replaces one element with a NaN."""
     value.reshape(-1)[value.size // 2] = np.nan
     return value
 
 
 def change_the_tables(build: Path, rope: RopeSpec) -> None:
-    """cos and sin of another base."""
+    """Replaces cos and sin with those of another base."""
     wrong = replace(rope, inv_freq=tuple(frequency**WRONG_BASE for frequency in rope.inv_freq))
     for index, name in enumerate(("rotary.cos", "rotary.sin")):
         edit_weights(build, name, lambda table, index=index: wrong.tables(len(table))[index].astype(table.dtype))  # type: ignore[misc]
 
 
 def write_the_cache_late_(model: ir.Model, block: str) -> None:
-    """Keys of a block, by one slot."""
+    """Writes the keys of a block one slot too late."""
     (scatter,) = (node for node in model.graph if node.name == f"{block}.cache_key")
     _shift_(model, scatter, 2, "Add")
 
 
 def move_the_mask_(model: ir.Model, op_type: str) -> None:
-    """`Sub`: a token does not see itself; `Add`: it sees the next one, too."""
+    """Moves the mask: with `Sub`, a token does not see itself; with `Add`, it also sees the next one."""
     (mask,) = (node for node in model.graph if node.op_type == "LessOrEqual")
     _shift_(model, mask, 1, op_type)
 
 
 def _shift_(model: ir.Model, node: ir.Node, index: int, op_type: str) -> None:
-    """Adds one to an input of a node, or takes it away."""
+    """Adds one to an input of a node, or subtracts it."""
     one = ir.node("Constant", [], {"value_int": 1})
     shifted = ir.node(op_type, [node.inputs[index], one.outputs[0]])
     new: Sequence[ir.Node] = [one, shifted]

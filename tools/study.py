@@ -3,18 +3,19 @@
     python tools/study.py [--tables NAME ...] [--full] [--model MODEL] [--jobs 2] [--device cuda] [--output DIR]
     python tools/study.py --paper --full --tables methods kept-in-fp16 multiplied int2 --model facebook/opt-6.7b ...
 
-WikiText-2 raw test, the first 8 windows of 1,024 tokens without BOS, unless a table says otherwise; calibrated on 32
-windows of 512 tokens of WikiText-2 raw validation. Needs the data that the tests use (`AWQ2TRT_DATA`, or
-`../shared/data`). What was measured before is not measured again: every figure is a file in DIR/rows, to be deleted if
-the code it measures has changed.
+Perplexity is measured on the first 8 windows of 1,024 tokens of WikiText-2 raw test, without BOS, unless a table says
+otherwise, after calibration on 32 windows of 512 tokens of WikiText-2 raw validation. This needs the data that the
+tests use (`AWQ2TRT_DATA`, or `../shared/data`). Existing figures are not measured again: each is a file in DIR/rows,
+which has to be deleted if the code that it measures has changed.
 
-Without `--full`, one draw of calibration windows, and the cells that two cores measure in an hour. With it, every cell,
-in three draws where a draw can matter: some ten hours on two cores, minutes on a machine with GPUs, `--device cuda` and
-many `--jobs` (columns of GPTQ are rounded on the CPU, each job on one core; jobs are spread over all GPUs).
+Without `--full`, the study uses one draw of calibration windows, and only the cells that two cores measure in an hour.
+With it, it measures every cell, in three draws where a draw can matter. That takes about ten hours on two cores, and
+minutes on a machine with GPUs, `--device cuda` and many `--jobs`, which are spread over all GPUs (each job rounds
+columns of GPTQ on one core of the CPU).
 
-`--paper` is the paper's protocol, for whoever has OPT, LLaMA or Llama-2: the whole test split in windows of 2,048
-tokens, calibrated on 128 x 512 tokens of the Pile's validation set, which is to be put at pile/val.jsonl beside the
-other texts (a line is a JSON object with `text`).
+`--paper` is the paper's protocol, for those who have OPT, LLaMA or Llama-2: the complete test split in windows of 2,048
+tokens, calibrated on 128 x 512 tokens of the Pile's validation set, which you have to put at pile/val.jsonl beside the
+other texts (each line is a JSON object with `text`).
 
 The paper is arXiv:2306.00978; the figures quoted from it are those of its Tables 1 to 4.
 """
@@ -55,27 +56,27 @@ if TYPE_CHECKING:
 MODEL: Final = "smollm2-135m-instruct"
 
 LANES: Final = 6
-"""Settings of one walk at most: what a kill can lose, and 60 MB of residual streams each."""
+"""Most settings in one walk: this is what a kill can lose, and each takes 60 MB of residual streams."""
 
 DRAWS: Final = 3
 
 
 def main() -> None:
-    """Measures what is missing, then writes the tables."""
+    """Measures missing figures, then writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", help="names of tables; all by default")
     parser.add_argument("--full", action="store_true", help="every cell, three draws")
-    parser.add_argument("--paper", action="store_true", help="the whole split, windows of 2,048 tokens, the Pile")
+    parser.add_argument("--paper", action="store_true", help="the complete split, windows of 2,048 tokens, the Pile")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes; cuda: all GPUs")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute; cuda: on all GPUs")
     parser.add_argument("--output", type=Path, default=Path("build/study"))
-    parser.add_argument("--report-only", action="store_true", help="write the tables from what is measured")
+    parser.add_argument("--report-only", action="store_true", help="only write the tables, from existing figures")
     arguments = parser.parse_args()
     data = Path(os.environ.get("AWQ2TRT_DATA", "../shared/data"))
     tables = [table for table in all_tables(full=arguments.full) if table.name in (arguments.tables or (table.name,))]
     if not tables:
-        raise SystemExit(f"no such table; there are: {', '.join(table.name for table in all_tables(full=True))}")
+        raise SystemExit(f"no such table; the tables are: {', '.join(table.name for table in all_tables(full=True))}")
     if arguments.paper:
         tables = [as_in_paper(table) for table in tables]
     output = arguments.output / Path(arguments.model).name
@@ -92,7 +93,7 @@ def main() -> None:
 def measure_missing(
     model: str, tables: Sequence[Table], data: Path, rows: Path, jobs: int, device: str = "cpu"
 ) -> None:
-    """Walks for all settings that have no row yet, `jobs` walks at a time."""
+    """Walks for all settings that have no figure yet, with `jobs` walks at a time."""
     wanted = dict.fromkeys(setting for table in tables for setting in table.settings())
     missing = [setting for setting in wanted if read_row(rows, setting) is None]
     require_texts(data, missing)
@@ -111,7 +112,7 @@ def measure_missing(
 
 
 def in_batches(settings: Iterable[Setting], lanes: int = LANES) -> Iterator[list[Setting]]:
-    """Settings that can walk together: those of one calibration, at most `lanes`."""
+    """Groups settings that can walk together: those with the same calibration, at most `lanes`."""
     by_calibration: dict[Calibration | None, list[Setting]] = {}
     for setting in settings:
         by_calibration.setdefault(setting.calibration, []).append(setting)
@@ -122,7 +123,7 @@ def in_batches(settings: Iterable[Setting], lanes: int = LANES) -> Iterator[list
 
 
 def measure(model: str, settings: Sequence[Setting], data: Path, rows: Path, device: str) -> str:
-    """One walk; writes a row for every setting and says what it measured."""
+    """Walks once, writes a row for every setting, and reports what it measured."""
     torch.set_default_device(device)
     source = open_source(model)
     texts = Texts.open(source, data, rows.parent)
@@ -143,7 +144,7 @@ def measure(model: str, settings: Sequence[Setting], data: Path, rows: Path, dev
 
 
 class Texts:
-    """Windows of the texts that are calibrated and tested on; `open` finds their tokenizer."""
+    """Windows of the texts for calibration and test; `open` finds their tokenizer."""
 
     def __init__(self, source: ModelSource, data: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         self._source = source
@@ -152,14 +153,14 @@ class Texts:
 
     @classmethod
     def open(cls, source: ModelSource, data: Path, cache: Path) -> Texts:
-        """Texts in `data` for a model, whose tokenizer is put into `cache`."""
+        """Opens the texts in `data` for a model, whose tokenizer is put into `cache`."""
         directory = cache / "tokenizer"
         directory.mkdir(exist_ok=True)
         source.save_tokenizer(directory)
         return cls(source, data, load_tokenizer(directory))
 
     def calibration(self, wanted: Calibration) -> torch.Tensor:
-        """Windows spread evenly over the text; draws begin at thirds of the distance between two windows."""
+        """Returns windows spread evenly over the text; draws begin at thirds of the distance between two windows."""
         if wanted.text == SELF:
             ordinary = ordinary_tokens(self._tokenizer)
             with torch.inference_mode():
@@ -173,17 +174,17 @@ class Texts:
         return torch.tensor([ids[start : start + wanted.seqlen] for start in starts])
 
     def test(self, name: str, windows: int, seqlen: int) -> torch.Tensor:
-        """The first windows of a text."""
+        """Returns the first windows of a text."""
         return first_windows(encode(self._tokenizer, self._text(name, test=True)), windows, seqlen, where=name)
 
     def _text(self, name: str, *, test: bool) -> str:
-        """WikiText-2: validation and test; PubMed abstracts: first and second half; C4 and the Pile: all of them."""
+        """Reads WikiText-2 (validation, test), PubMed abstracts (first, second half), or all of C4 or the Pile."""
         path = text_path(self._data, name, test=test)
         if name == "wikitext2":
             return path.read_text(encoding="utf-8")
         if name in ("c4", "pile"):
             return read_text(str(path), characters=0)
-        # Not splitlines(): abstracts hold characters that it would take for ends of lines.
+        # Not splitlines(), since abstracts contain characters that it would treat as line ends.
         lines = path.read_text(encoding="utf-8").split("\n")
         texts = [json.loads(line)["text"] for line in lines if line.strip()]
         half = len(texts) // 2
@@ -191,7 +192,7 @@ class Texts:
 
 
 def text_path(data: Path, name: str, *, test: bool) -> Path:
-    """The file of a text."""
+    """Returns the file of a text."""
     files = {
         "wikitext2": f"wikitext2/wiki.{'test' if test else 'valid'}.raw",
         "c4": "c4/c4_en_first1000.jsonl",
@@ -202,23 +203,23 @@ def text_path(data: Path, name: str, *, test: bool) -> Path:
 
 
 def require_texts(data: Path, settings: Iterable[Setting]) -> None:
-    """Says which texts are missing before hours are spent on the others."""
+    """Reports missing texts before hours are spent on the others."""
     needed: set[Path] = set()
     for setting in settings:
         needed |= {text_path(data, name, test=True) for name in setting.tests}
         if setting.calibration is not None and setting.calibration.text != SELF:
             needed.add(text_path(data, setting.calibration.text, test=False))
     if missing := sorted(str(path) for path in needed if not path.is_file()):
-        raise SystemExit(f"no {', no '.join(missing)}; set AWQ2TRT_DATA to the directory of the tests' data")
+        raise SystemExit(f"there is no {', no '.join(missing)}; set AWQ2TRT_DATA to the directory with the tests' data")
 
 
 def row_path(rows: Path, setting: Setting) -> Path:
-    """Where a setting's figure is kept."""
+    """Returns the file of a setting's figure."""
     return rows / f"{setting.name()}.json"
 
 
 def read_row(rows: Path, setting: Setting) -> Measured | None:
-    """A setting's figure, or None if it was not measured yet."""
+    """Reads a setting's figure; None if it was not measured yet."""
     path = row_path(rows, setting)
     if not path.is_file():
         return None
@@ -227,7 +228,7 @@ def read_row(rows: Path, setting: Setting) -> Measured | None:
 
 
 def report(model: str, tables: Sequence[Table], rows: Path, output: Path) -> None:
-    """Markdown, CSV and plots of what is measured."""
+    """Writes Markdown, CSV and plots of the existing figures."""
     wanted = {setting for table in tables for setting in table.settings()}
     found: Mapping[Setting, Measured | None] = {setting: read_row(rows, setting) for setting in wanted}
     results = Results(

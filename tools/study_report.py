@@ -1,4 +1,4 @@
-"""The study's tables as Markdown, CSV and plots."""
+"""Writes the study's tables as Markdown, CSV and plots."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from awq2trt.version import __version__
 
 @dataclass(frozen=True)
 class Results:
-    """What is measured so far.
+    """The figures measured so far.
 
     Attributes:
-        rows: By setting.
-        vocab_size: Of the model: the perplexity of a uniform guess.
+        rows: Rows by setting.
+        vocab_size: The model's vocabulary size, which is the perplexity of a uniform guess.
     """
 
     rows: Mapping[Setting, Measured]
     vocab_size: int
 
     def values(self, cell: Cell) -> list[float]:
-        """A cell's figures, one for every draw that is measured."""
+        """A cell's figures, one for every draw that was measured."""
         found = [self.rows[setting] for setting in cell.settings if setting in self.rows]
         if cell.what == PERPLEXITY:
             return [measured.perplexity[cell.test] for measured in found]
         return [float(getattr(measured, cell.what)) for measured in found]
 
     def mean(self, cell: Cell) -> float | None:
-        """Of all draws that are measured; None of none."""
+        """Mean of all draws that were measured; None without any."""
         values = self.values(cell)
         return sum(values) / len(values) if values else None
 
 
 def write_markdown(path: Path, model: str, tables: Sequence[Table], results: Results) -> None:
-    """The paper's orderings and all tables, each with its command, its plot if there is one, and what the paper has."""
+    """Writes the paper's orderings and all tables, each with its command, any plot, and the paper's figures."""
     devices = Counter(row.device for row in results.rows.values())
     computed = "; ".join(f"{count} figures on {device}" for device, count in devices.most_common())
     lines = [
@@ -63,7 +63,7 @@ def write_markdown(path: Path, model: str, tables: Sequence[Table], results: Res
 
 
 def markdown_claims(claims: Iterable[Claim], results: Results) -> Iterator[str]:
-    """Which of the paper's orderings hold; those with a figure that is not measured are left out."""
+    """Lists which of the paper's orderings hold, except those with a missing figure."""
     yield "## The paper's orderings"
     yield ""
     yield "| paper | lower perplexity < higher | here | |"
@@ -117,7 +117,7 @@ def _cell(cell: Cell, results: Results) -> str:
 
 
 def write_csv(path: Path, table: Table, results: Results) -> None:
-    """Every figure of a table in a line of its own, draws apart."""
+    """Writes every figure of a table in a line of its own, with separate draws."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["line", "column", "draw", "what", "value", "quantize_cpu_s", "evaluate_cpu_s", "setting"])
@@ -135,9 +135,9 @@ def write_csv(path: Path, table: Table, results: Results) -> None:
 
 
 def plot(path: Path, table: Table, results: Results) -> None:
-    """Perplexities: lines over the first label of a curve, bars otherwise.
+    """Plots perplexities: lines over the first label for a curve, bars otherwise.
 
-    Destroyed models are left out; a table of nothing else has no plot.
+    Destroyed models are left out; if there are no others, there is no plot.
     """
     import matplotlib as mpl
 
@@ -182,7 +182,7 @@ def plot(path: Path, table: Table, results: Results) -> None:
 
 
 def _points(table: Table, column: int, results: Results) -> list[tuple[int, tuple[str, ...], list[float]]]:
-    """Line's index, its labels, and the figures of all draws."""
+    """The line's index, its labels, and the figures of all draws."""
     return [
         (index, names, values)
         for index, (names, cells) in enumerate(table.lines)

@@ -1,7 +1,7 @@
-"""Which figures each table of the study holds, and what the AWQ paper (arXiv:2306.00978) shows there.
+"""The figures in each table of the study, and what the AWQ paper (arXiv:2306.00978) shows there.
 
-The paper's figures are perplexities on WikiText-2 of models of 1 to 70 billion parameters: only orderings can be
-compared with a model of 135 million.
+The paper's figures are perplexities on WikiText-2 of models with 1 to 70 billion parameters, so that only orderings can
+be compared with those of a model with 135 million.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Cell:
     Attributes:
         settings: One for every draw.
         what: `perplexity`, `changed_steps`, `step_ratio` or `quantize_seconds`.
-        test: Which text.
+        test: The text to test on.
     """
 
     settings: tuple[Setting, ...]
@@ -42,11 +42,11 @@ class Table:
     """A table of the study.
 
     Attributes:
-        name: On the command line, and of its files.
+        name: Its name on the command line and in files.
         title: What it shows.
-        headers: Of label columns, then of cells.
-        lines: Labels and cells.
-        paper: What the paper has there.
+        headers: Headings of the label columns, then of the cells.
+        lines: Lines with labels and cells.
+        paper: The paper's figures.
         curve: Whether its plot has lines over the first label, not bars.
     """
 
@@ -58,17 +58,18 @@ class Table:
     curve: bool = False
 
     def settings(self) -> Iterator[Setting]:
-        """All figures it needs."""
+        """All figures that it needs."""
         for _, cells in self.lines:
             for cell in cells:
                 yield from cell.settings
 
 
 def all_tables(*, full: bool) -> tuple[Table, ...]:
-    """Every table.
+    """Returns all tables.
 
     Args:
-        full: Every cell, in three draws; else one draw of the cells that two cores measure in an hour.
+        full: Whether they have every cell, in three draws, rather than one draw of the cells that two cores measure in
+            an hour.
     """
     draws = Draws(some=range(3), more=range(3)) if full else Draws(some=range(1), more=range(0))
     return (
@@ -84,14 +85,14 @@ def all_tables(*, full: bool) -> tuple[Table, ...]:
 
 
 WHOLE_SPLIT: Final = 1_000_000
-"""Windows: more than any text has."""
+"""A number of windows that no text has."""
 
 PAPER_CALIBRATION: Final = Calibration("pile", samples=128, seqlen=512)
 """The paper calibrates on the Pile's validation set; 128 sequences of 512 tokens are its released code's."""
 
 
 def as_in_paper(table: Table) -> Table:
-    """The same table by the paper's protocol: the whole test split in windows of 2,048 tokens, one draw."""
+    """Returns the same table in the paper's protocol: the complete test split in windows of 2,048 tokens, one draw."""
 
     def setting(of_study: Setting) -> Setting:
         calibrated = of_study.calibration and replace(PAPER_CALIBRATION, samples=_paper_samples(of_study.calibration))
@@ -106,24 +107,24 @@ def as_in_paper(table: Table) -> Table:
 
 
 def _paper_samples(of_study: Calibration) -> int:
-    """As many times fewer or more as the study's cell has beside its usual 32."""
+    """Scales a cell's samples, of which the study usually has 32, to the paper's number."""
     return of_study.samples * PAPER_CALIBRATION.samples // Calibration().samples
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Which draws of calibration windows are measured.
+    """The draws of calibration windows that are measured.
 
     Attributes:
-        some: Of the cells that the short study has.
-        more: Of those that only the full one has: none, or all.
+        some: Draws of the cells that the short study has.
+        more: Draws of the cells that only the full study has: none, or all.
     """
 
     some: range
     more: range
 
     def pick(self, *, short: bool) -> range:
-        """Draws of a cell that is in the short study, or is not."""
+        """Returns the draws of a cell, depending on whether it is in the short study."""
         return self.some if short else self.more
 
 
@@ -131,17 +132,17 @@ ORIGINAL: Final = Setting(None)
 
 
 def options(method: str, bits: int, group_size: int = 128, **changes: Any) -> QuantizeOptions:
-    """A method and a scheme."""
+    """Makes options with a method and a scheme."""
     return QuantizeOptions.model_validate({"method": method, "bits": bits, "group_size": group_size, **changes})
 
 
 def rtn_cell(bits: int, group_size: int = 128, **changes: Any) -> Cell:
-    """Rounding to nearest, which looks at no text."""
+    """A cell for rounding to nearest, which uses no text."""
     return Cell((Setting(options("rtn", bits, group_size, **changes)),))
 
 
 def drawn_cell(draws: range, chosen: QuantizeOptions, samples: int = 32) -> Cell:
-    """A method, on several draws of calibration windows."""
+    """A cell for a method, on several draws of calibration windows."""
     return Cell(tuple(Setting(chosen, Calibration(samples=samples, draw=draw)) for draw in draws))
 
 
@@ -179,7 +180,7 @@ def _kept(draws: Draws) -> Table:
 
     def cell(by: str, share: float) -> Cell:
         drawn = draws.pick(short=by == "activation" or share == 0.01)
-        drawn = drawn[:1] if by == "weight" else drawn  # which no text decides
+        drawn = drawn[:1] if by == "weight" else drawn  # which does not depend on a text
         return Cell(tuple(Setting(scheme, Calibration(draw=draw), Keep(by, share)) for draw in drawn))
 
     return Table(

@@ -1,12 +1,12 @@
-"""Many quantization settings measured side by side: one walk through a model's blocks serves them all.
+"""Measures many quantization settings side by side, with a single walk through a model's blocks.
 
 In: a model, windows of calibration text, settings, windows of test text. Out: a `Measured` for every setting. Every
-setting is a lane with a residual stream of its own on the test text, and one on the calibration text if its method is
-sequential; the unquantized model's stream on the calibration text, and its statistics, are shared. Weights are kept
-dequantized in memory and nothing is written, so widths that no checkpoint format holds can be measured, too.
+setting is a lane with a residual stream of its own on the test text, and another on the calibration text if its method
+is sequential; the unquantized model's stream on the calibration text, and its statistics, are shared. Weights are kept
+dequantized in memory and nothing is written, so that widths which no checkpoint format can hold can be measured, too.
 
-What only a study needs lives here: channels kept in FP16 (AWQ paper, Table 1), channels multiplied by a fixed s
-(Tables 2 and 3), and quantizing only some kinds of linears.
+Methods that only the study needs are defined here: channels kept in FP16 (AWQ paper, Table 1), channels multiplied by a
+fixed s (Tables 2 and 3), and quantizing only some kinds of linears.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which windows a setting is calibrated on.
+    """The windows on which a setting is calibrated.
 
     Attributes:
         text: Name of a text; `self` is the model's own.
-        samples: Windows.
-        seqlen: Tokens in each.
-        draw: Which of several sets of windows, from 0; 0 is what `awq2trt quantize --calib` takes. Own text's seed.
+        samples: Number of windows.
+        seqlen: Number of tokens in each.
+        draw: Which of several sets of windows to use, from 0; 0 is the set of `awq2trt quantize --calib`. It is the
+            seed of the model's own text.
     """
 
     text: str = "wikitext2"
@@ -69,8 +70,9 @@ class Keep:
     """Rounding to nearest, with some input channels of every linear kept in FP16 (AWQ paper, Table 1).
 
     Attributes:
-        by: The largest mean |activation|, the largest norm of the `weight`'s column, or at `random`.
-        share: Of the input channels.
+        by: How channels are chosen: by the largest mean |activation|, by the largest norm of the `weight`'s column, or
+            at `random`.
+        share: Share of the input channels.
     """
 
     by: str
@@ -83,7 +85,7 @@ class Multiply:
 
     Attributes:
         scale: s; inputs are divided by it.
-        share: Of the input channels, those with the largest mean |activation|.
+        share: Share of the input channels: those with the largest mean |activation|.
     """
 
     scale: float
@@ -92,15 +94,15 @@ class Multiply:
 
 @dataclass(frozen=True)
 class Setting:
-    """One figure of the study: a method, a scheme, what it is calibrated on, and what it is tested on.
+    """One figure of the study: a method, a scheme, and the texts for calibration and test.
 
     Attributes:
-        options: Method and scheme as for `awq2trt quantize` (its calibration is not used); None for the original.
+        options: Method and scheme as in `awq2trt quantize` (the calibration in them is ignored); None for the original.
         calibration: None for methods that use no text.
-        special: What only the study does, instead of the method.
+        special: One of the study's own methods, instead of the usual one.
         only: Last parts of the names of linears to quantize; all if empty.
         tests: Names of texts.
-        windows: Windows of each.
+        windows: Number of windows of each.
         seqlen: Tokens in each window.
     """
 
@@ -113,7 +115,7 @@ class Setting:
     seqlen: int = 1024
 
     def name(self) -> str:
-        """Readable, and different for all settings: of its file."""
+        """A readable name that differs for all settings, used for its file."""
         return "_".join([*self._method_parts(), *self._text_parts()])
 
     def _method_parts(self) -> list[str]:
@@ -141,16 +143,16 @@ class Setting:
 
 @dataclass
 class Measured:
-    """What was measured of a setting.
+    """What was measured for a setting.
 
     Attributes:
-        perplexity: By test text.
+        perplexity: Perplexity by test text.
         window_nll: Mean NLL of every window, by test text.
-        quantize_seconds: Processor time of quantizing, statistics of the setting's own included.
+        quantize_seconds: Processor time of quantizing, including the setting's own statistics.
         evaluate_seconds: Processor time of the test text.
-        device: What computed it.
-        changed_steps: Of `Multiply`: share of groups whose step size changed.
-        step_ratio: Of `Multiply`: mean of new over old step size.
+        device: The device that computed it.
+        changed_steps: Only for `Multiply`: share of groups whose step size changed.
+        step_ratio: Only for `Multiply`: mean of new over old step size.
     """
 
     perplexity: dict[str, float] = field(default_factory=dict)
@@ -176,7 +178,7 @@ def walk(
         settings: What to measure.
         calibration: Windows, int64 [samples, seqlen]; None if no setting needs any.
         texts: Test windows by name, int64 [at least windows, seqlen].
-        progress: Of blocks.
+        progress: Receives the progress over blocks.
     """
     ends = Ends(source)
     hidden = None if calibration is None else ends.embed(calibration)
@@ -196,7 +198,7 @@ def walk(
 
 @dataclass(frozen=True)
 class Original:
-    """What a block of the unquantized model does on the calibration text.
+    """The outputs of a block of the unquantized model on the calibration text.
 
     Attributes:
         statistics: Of its inputs; None where no setting needs them.
@@ -222,7 +224,7 @@ class _Lane:
         self._tune = self._method.tune if self._method is not None else None
         self._tokens = tokens
         self._calibration: Tensor | None = None
-        self._finished: list[FinishedBlock] = []  # of a method that tunes
+        self._finished: list[FinishedBlock] = []  # only for a method that tunes
         self._final: Tensor | None = None
         self._tests = tests
         self._hidden: dict[str, Tensor] = {}
@@ -234,14 +236,14 @@ class _Lane:
     def start(
         cls, spec: DecoderSpec, ends: Ends, setting: Setting, calibration: Tensor | None, texts: Mapping[str, Tensor]
     ) -> _Lane:
-        """A lane before the first block.
+        """Makes a lane before the first block.
 
         Args:
             spec: The model.
-            ends: Of it.
-            setting: What is measured.
+            ends: The model's ends.
+            setting: The setting to measure.
             calibration: Tokens to calibrate on, int64 [samples, seqlen].
-            texts: To test on, by name.
+            texts: Texts to test on, by name.
         """
         longest = max(setting.seqlen, 1 if calibration is None else calibration.shape[1])
         tests = {name: texts[name][: setting.windows, : setting.seqlen] for name in setting.tests}
@@ -253,7 +255,7 @@ class _Lane:
 
     @property
     def needs_original(self) -> bool:
-        """Whether it looks at what the unquantized model sees on the calibration text."""
+        """Whether it needs the unquantized model's activations on the calibration text."""
         if isinstance(self._setting.special, Keep):
             return self._setting.special.by == "activation"
         method = self._method
@@ -263,7 +265,7 @@ class _Lane:
         return isinstance(self._setting.special, Multiply) or uses_text
 
     def step_(self, layer: int, weights: Weights, original: Original) -> None:
-        """Quantizes a block and runs the texts through it, unless the whole model is tuned before that."""
+        """Quantizes a block and runs the texts through it, unless the complete model is tuned before that."""
         started = time.process_time()
         quantized = self._quantize(layer, weights, original)
         quantized_at = time.process_time()
@@ -276,7 +278,7 @@ class _Lane:
         self._hidden = {name: run_block(self._runner, layer, weights, hidden) for name, hidden in self._hidden.items()}
 
     def _tune_(self, options: TuneOptions) -> None:
-        """Tunes the whole model, then runs the texts through it."""
+        """Tunes the complete model, then runs the texts through it."""
         assert self._tokens is not None
         assert self._final is not None
         assert self._setting.options is not None
@@ -292,7 +294,7 @@ class _Lane:
         self._measured.evaluate_seconds += time.process_time() - tuned_at
 
     def measure(self, ends: Ends) -> Measured:
-        """After the last block: perplexities."""
+        """Measures perplexities, after the last block."""
         if self._tune is not None:
             self._tune_(self._tune)
         started = time.process_time()
@@ -339,7 +341,7 @@ class _Lane:
 
 
 def device_name() -> str:
-    """Of the default device, for reports."""
+    """Name of the default device, for reports."""
     if torch.get_default_device().type == "cuda":
         return torch.cuda.get_device_name(torch.get_default_device())
     return f"CPU, {os.cpu_count()} cores"
@@ -405,7 +407,7 @@ def salient_channels(weight: Tensor, magnitude: Tensor | None, keep: Keep, seed:
         weight: fp32 [N, K].
         magnitude: Mean |activation|, fp32 [K]; needed to choose by activation.
         keep: How to choose, and how many.
-        seed: Of a random choice.
+        seed: Seed of a random choice.
     """
     columns = weight.shape[1]
     count = max(1, round(keep.share * columns))
@@ -419,14 +421,14 @@ def salient_channels(weight: Tensor, magnitude: Tensor | None, keep: Keep, seed:
 
 
 def keep_channels(weight: Tensor, scheme: QuantScheme, kept: Tensor) -> Tensor:
-    """Rounded to nearest, with the columns `kept` in FP16."""
+    """Returns the weight rounded to nearest, with the columns `kept` in FP16."""
     rounded = fake_quantize(weight, scheme)
     rounded[:, kept] = weight[:, kept].half().float()
     return rounded
 
 
 def multiply_channels(weight: Tensor, scheme: QuantScheme, salient: Tensor, scale: float, steps: Steps) -> Tensor:
-    """Q(w s) / s for the columns `salient`, Q(w) for the rest; step sizes before and after go into `steps`."""
+    """Q(w s) / s for the columns `salient`, and Q(w) for the rest; `steps` records step sizes before and after."""
     scales = torch.ones(weight.shape[1])
     scales[salient] = scale
     before, grouped = group_grid(to_groups(weight, scheme), scheme), to_groups(weight * scales, scheme)

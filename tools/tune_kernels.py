@@ -1,9 +1,9 @@
-"""Times explicit kernel configurations on this machine's GPU: what choose_config.cpp's constants come from.
+"""Times explicit kernel configurations on this machine's GPU, to find the constants in choose_config.cpp.
 
 python tools/tune_kernels.py decode|tile [--tokens 1,4] [--shapes 4096x4096,4096x22016]
 
 Prints a line per shape, number of tokens and configuration: microseconds, share of the floor, speed. The library's own
-choice comes first, marked with a star. AWQ2TRT_PLUGIN_PATH names the library. Needs a GPU and PyTorch.
+choice comes first, marked with a star. AWQ2TRT_PLUGIN_PATH names the library. It needs a GPU and PyTorch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
             for config in [chosen, *candidates]:
                 try:
                     us = layer.time_us(kernels, problem, config)
-                except ToolError as error:  # an impossible configuration is a line of the table
+                except ToolError as error:  # an impossible configuration still gets a line in the table
                     print(f"{shape!s:>12} {m:>5} {config!s:<20} {error}")
                     continue
                 share = bench.floor_us(layer.bytes(m), layer.flops(m), ceilings) / us

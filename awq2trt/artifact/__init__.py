@@ -1,1 +1,1 @@
-"""What is on disk: manifests, how artifacts are published, and the small files beside every model."""
+"""Directories on disk: manifests, how artifacts are published, and the small files beside every model."""

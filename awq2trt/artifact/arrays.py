@@ -1,6 +1,6 @@
-"""Named arrays in one `.npz` file, the same bytes for the same arrays. NumPy only.
+"""Stores named arrays in one `.npz` file, so that equal arrays give equal bytes. It needs only NumPy.
 
-Entries are neither compressed, which would give other bytes with another zlib, nor dated.
+Entries are not compressed, because another zlib would give other bytes, and have no dates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from awq2trt.errors import ArtifactError
 from awq2trt.foreign_files import reading
 
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
-"""Of every entry: the earliest that a zip archive can name."""
+"""Date of every entry: the earliest that a zip archive can store."""
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -34,17 +34,17 @@ def read_arrays(path: Path, *, fix: str) -> dict[str, NDArray[Any]]:
     """Reads all arrays of a file.
 
     Args:
-        path: Of the file.
-        fix: What to do if it is damaged.
+        path: The file.
+        fix: What the user can do if it is damaged.
 
     Raises:
-        ArtifactError: It is missing or damaged, or holds pickled objects.
+        ArtifactError: The file is missing or damaged, or holds pickled objects.
     """
     with (
         reading("an .npz file", path, fix=fix, error=ArtifactError),
         zipfile.ZipFile(path) as archive,
     ):
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("its entries are compressed, and so might have any size")
+            raise ValueError("its entries are compressed, so that they could have any size")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

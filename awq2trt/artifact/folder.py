@@ -1,8 +1,8 @@
-"""A directory that someone else may have prepared: what is written and removed in it stays in it.
+"""A directory that someone else may have prepared: writing and removing files in it never affects other places.
 
-In: a directory's path, and names of files below it. Out: files moved and removed by handles of the folders they are in
-(openat(2) with O_NOFOLLOW), so that no symbolic link below the directory leads anywhere else. The directory itself may
-be a link: the user named it.
+In: a directory's path, and names of files below it. Out: files that are moved and removed through handles of their
+folders (openat(2) with O_NOFOLLOW), so that no symbolic link below the directory is followed. The directory itself may
+be a link, because the user named it.
 """
 
 from __future__ import annotations
@@ -21,50 +21,50 @@ _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Folder:
-    """A directory, held open; `open_folder` makes it."""
+    """A directory that is held open; use `open_folder` to make one."""
 
     def __init__(self, path: Path, handle: int) -> None:
         self.path = path
         self.handle = handle
 
     def unlink(self, name: str) -> None:
-        """Removes a file or a link below the directory, if it is there.
+        """Removes a file or a link below the directory, if it exists.
 
         Raises:
-            ArtifactError: A link is on the way to it.
+            ArtifactError: Its path leads through a link.
         """
         with suppress(FileNotFoundError), self._parent(name) as (parent, last):
             os.unlink(last, dir_fd=parent)
 
     def take(self, path: Path, name: str) -> None:
-        """Moves a file of the same file system into the directory, in place of what has the name there.
+        """Moves a file of the same file system into the directory; it replaces whatever has that name.
 
         Raises:
-            ArtifactError: A link is on the way to where it goes.
+            ArtifactError: Its new path leads through a link.
         """
         with self._parent(name, make=True) as (parent, last):
             os.replace(path, last, dst_dir_fd=parent)
 
     def require_no_link_before(self, name: str) -> None:
-        """Refuses a name on the way to which there is a symbolic link.
+        """Refuses a name whose path leads through a symbolic link.
 
         Raises:
-            ArtifactError: There is one.
+            ArtifactError: It does.
         """
         with suppress(FileNotFoundError), self._parent(name):
             pass
 
     def sync(self) -> None:
-        """Makes renames in the directory survive a power cut."""
+        """Makes sure that renames in the directory survive a power cut."""
         os.fsync(self.handle)
 
     @contextmanager
     def _parent(self, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
-        """A handle of the folder that a name is in, and the name's last part.
+        """Yields a handle of the folder that a name is in, and the last part of the name.
 
         Raises:
             FileNotFoundError: There is no such folder.
-            ArtifactError: A link, or a file, is on the way to it.
+            ArtifactError: The path leads through a link or a file.
         """
         *folders, last = PurePosixPath(name).parts
         handle = os.dup(self.handle)
@@ -88,10 +88,10 @@ class Folder:
 
 @contextmanager
 def open_folder(path: Path) -> Iterator[Folder]:
-    """Holds a directory open.
+    """Yields a directory that is held open.
 
     Raises:
-        OSError: It is none, or may not be read.
+        OSError: The path is not a directory, or may not be read.
     """
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -101,23 +101,23 @@ def open_folder(path: Path) -> Iterator[Folder]:
 
 
 def same_place(one: Path, other: Path) -> bool:
-    """Whether two paths lead to the same, links followed; either may lead nowhere, as a link to itself does."""
+    """Whether two paths lead to the same place, following links; either may be a dead link."""
     return os.path.realpath(one) == os.path.realpath(other)
 
 
 def no_directory(path: Path) -> str:
-    """What there is where a directory should be, a sentence for errors."""
+    """Says what is there instead of a directory, as a sentence for errors."""
     return "expected a directory, got a file." if path.exists() else "no such directory."
 
 
 def refuse_links(path: Path) -> None:
-    """Refuses a file or a folder, with all that is in it, that leads to something outside when it is written.
+    """Refuses a file or folder if writing it, or anything in it, would change something outside.
 
     Args:
-        path: Where something of ours is to be written; it need not be there.
+        path: The place to write to; it need not exist.
 
     Raises:
-        ArtifactError: It is, or holds, a symbolic link, a file that has a second name, or a device or the like.
+        ArtifactError: It is, or holds, a symbolic link, a file that has a second name, a device or the like.
     """
     refuse_link(path)
     if path.is_dir():
@@ -126,10 +126,10 @@ def refuse_links(path: Path) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """The same for a file or a folder by itself, whatever is in it.
+    """Refuses a file or folder like `refuse_links`, but looks at nothing inside it.
 
     Raises:
-        ArtifactError: It is a symbolic link, a file that has a second name, or a device or the like.
+        ArtifactError: It is a symbolic link, a file that has a second name, a device or the like.
     """
     try:
         status = path.lstat()
@@ -142,11 +142,11 @@ def refuse_link(path: Path) -> None:
 
 
 def open_plain(path: Path, flags: int) -> int:
-    """Opens a file that is to be a plain one, made if it is not there; returns its descriptor.
+    """Opens a regular file, creating it if it does not exist; returns its descriptor.
 
     Raises:
-        ArtifactError: It is a link, has a second name, or is a device or the like.
-        OSError: It cannot be opened.
+        ArtifactError: The file is a link, has a second name, or is a device or the like.
+        OSError: The file cannot be opened.
     """
     try:
         handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -162,20 +162,20 @@ def open_plain(path: Path, flags: int) -> int:
 
 
 def _not_ours(path: Path, expected: str) -> ArtifactError:
-    """The refusal of what would have us write somewhere else."""
+    """The error for a path that would make us write somewhere else."""
     return ArtifactError(
-        f"expected {expected}, got {_kind(path)}: through it something outside the directory would be written.",
+        f"expected {expected}, got {_kind(path)}: writing to it would change something outside the directory.",
         where=str(path),
         fix="remove it, or give another directory with -o.",
     )
 
 
 def _kind(path: Path) -> str:
-    """What is at a path, in words."""
+    """Describes in words what is at a path."""
     try:
         mode = path.lstat().st_mode
     except OSError:
-        return "something that cannot be looked at"
+        return "something that cannot be inspected"
     if stat.S_ISLNK(mode):
         return f"a symbolic link to {path.readlink()}"
     if stat.S_ISREG(mode):

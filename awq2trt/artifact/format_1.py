@@ -1,7 +1,8 @@
-"""Manifests of format 1: what they say, in the words of format 2.
+"""Manifests of format 1, translated into format 2.
 
-In: the JSON value of such a manifest. Out: the value that format 2 has for it. What format 1 did not say stays open
-(`model`, `tokens`, and of a checkpoint how head and embedding are stored): the files beside the manifest tell it.
+In: the JSON value of such a manifest. Out: the corresponding value of format 2. Whatever format 1 did not record stays
+None (`model`, `tokens`, and how a checkpoint stores head and embedding); it has to be read from the files beside the
+manifest.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ FORMAT_1: Final = 1
 _MINIMUM_RUNTIME: Final = "0.1.0"
 
 _GRAPH: Final = "decoder"
-"""The only one that there was."""
+"""The only graph that format 1 knew."""
 
 _MODEL_FILE: Final = "model.onnx"
 _ENGINE_FILE: Final = "model.engine"
 _CACHE_LAYOUT: Final = "bhcd"
 _OPERATORS: Final = {"W4A16Linear": "1"}
-"""In every graph."""
+"""The operators of every graph in format 1."""
 
 
 def upgraded(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest of format 1 says, as format 2 says it.
+    """Translates a manifest of format 1 into format 2.
 
     Raises:
         KeyError: A key is missing.
-        TypeError: A value is of the wrong type.
+        TypeError: A value has the wrong type.
     """
     contents = dict(manifest["contents"])
     io = contents.pop("io")
@@ -46,7 +47,7 @@ def upgraded(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _contract(io: Mapping[str, Any]) -> dict[str, Any]:
-    """Outputs name the inputs whose memory they may be; sizes that the tensors tell are not told again."""
+    """Outputs now name the inputs whose memory they may use; sizes that tensors show are no longer stored twice."""
     outputs = [{**tensor, "alias": _alias(tensor["name"])} for tensor in io["outputs"]]
     dtype = _tensor(io["inputs"], "past_key_0")["dtype"]
     cache = {"dtype": dtype, "layout": _CACHE_LAYOUT, "capacity": io["capacity"]}

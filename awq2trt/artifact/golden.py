@@ -1,9 +1,10 @@
-"""Golden inputs and outputs: a short conversation and the scores that must follow, small files beside every model.
+"""Golden inputs and outputs: a short conversation and the scores that must follow, in small files beside each model.
 
 In: calls of a decoder with their expected logits (`awq2trt.checking.golden` computes them in PyTorch).
 Out, and back in, in a model's directory:
 
-- `golden.json`: the calls in order: name, tokens, position, which start a conversation, how far logits may be off;
+- `golden.json`: the calls in order: name, tokens, position, which of them start a conversation, how far logits may be
+  off;
 - `golden.npz`: `NAME.input_ids` int64 [1, S], `NAME.cache_position` int64 [1], `NAME.logits` float32 [1, 1, V];
 - raw little-endian files of the calls that start a conversation, for `trtexec --loadInputs=input_ids:FILE,...`.
 
@@ -53,7 +54,7 @@ _AGAIN: Final = "export the model again."
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 _LARGEST: Final = 1 << 31
-"""Beyond any token id or position."""
+"""A limit above any token id or position."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ class GoldenCall:
     """One call of the decoder.
 
     Attributes:
-        name: Of the call, e.g. `prefill`.
-        tokens: New tokens.
-        position: Cache slot of the first; 0 starts a conversation, anything else continues the call before.
-        logits: Scores of the token that follows, float32 [V].
+        name: Name of the call, e.g. `prefill`.
+        tokens: The new tokens.
+        position: Cache slot of the first token; 0 starts a conversation, anything else continues the call before.
+        logits: Scores of the next token, float32 [V].
         embeddings: Of the tokens, [S, H] in the decoder's type, where it reads them and the call starts a conversation;
             they are written, and not read again, since whoever runs the call has the embedding's graph.
     """
@@ -108,13 +109,13 @@ class GoldenImage:
 
 @dataclass(frozen=True)
 class Golden:
-    """What a model must say.
+    """The outputs that a model must give.
 
     Attributes:
-        text: That the tokens come from.
+        text: The text that the tokens come from.
         relative_tolerance: How far the logits of an executor may be off: the norm of the difference, over the norm of
             the expected logits around their mean.
-        calls: In order.
+        calls: The calls, in order.
         image: What it must see; None for a model of text.
     """
 
@@ -127,7 +128,8 @@ class Golden:
 def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
     """Norm of the difference over the norm of `expected` around its mean; NaN if anything is NaN.
 
-    Around the mean, since a constant added to all logits changes no probability and would only hide errors.
+    It is measured around the mean, since a constant added to all logits changes no probability and would only hide
+    errors.
     """
     wide = expected.astype(np.float64)
     scale = np.linalg.norm(wide - wide.mean())
@@ -184,11 +186,11 @@ def _write_description(path: Path, description: Mapping[str, Any]) -> None:
 
 
 def loosen_golden_(directory: Path, error: float) -> None:
-    """Allows an executor to be further off, by an error that has nothing to do with those allowed for already.
+    """Allows an executor a larger error, because of a cause that is independent of those already allowed for.
 
     Args:
-        directory: Of the model; its golden.json changes. Nothing happens where there is none.
-        error: As `Golden.relative_tolerance` counts it.
+        directory: The model's directory, whose golden.json is changed; nothing happens if it has none.
+        error: The error of that cause, measured like `Golden.relative_tolerance`.
 
     Raises:
         ArtifactError: golden.json is damaged.
@@ -206,7 +208,7 @@ def read_golden(directory: Path) -> Golden:
     """Reads the files of a model's directory.
 
     Raises:
-        ArtifactError: There are none, or they are damaged.
+        ArtifactError: The files are missing or damaged.
     """
     path = directory / DESCRIPTION_FILE
     if not path.is_file():
@@ -229,11 +231,11 @@ def _read_image(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) ->
 
 
 def _read_call(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> GoldenCall:
-    """One call as golden.json describes it; its name becomes that of files, and a word of a script.
+    """Reads one call from golden.json; its name becomes part of file names, and a word in a script.
 
     Raises:
-        ValueError: It is none.
-        LookupError, TypeError: A part is missing, or is something else.
+        ValueError: It is not a valid call.
+        LookupError, TypeError: A part is missing or has the wrong type.
     """
     name, tokens, position = entry["name"], entry["tokens"], entry["cache_position"]
     if not _NAME.fullmatch(name):

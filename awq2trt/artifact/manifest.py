@@ -1,6 +1,6 @@
-"""An artifact: a directory with `manifest.json`, which says what it is, what it was made from, and every file's hash.
+"""An artifact: a directory whose `manifest.json` says what it is, what it was made from, and every file's hash.
 
-This module alone reads manifests, and `publish` alone writes them. A directory without a manifest is not an artifact.
+Only this module reads manifests, and only `publish` writes them. A directory without a manifest is not an artifact.
 Manifests hold no times, host names or paths of this machine: the same inputs and options give the same bytes.
 """
 
@@ -25,22 +25,23 @@ from awq2trt.foreign_files import read_json, reading
 from awq2trt.version import __version__
 
 FORMAT_VERSION: Final = 2
-"""Raised when older versions of awq2trt could not read what we write; manifests of format 1 are read as well."""
+"""It increases when older versions of awq2trt cannot read what we write; manifests of format 1 can still be read."""
 
 MINIMUM_RUNTIME: Final = "0.1.0"
-"""Oldest awq2trt, in Python or as a library, that opens what we write; raised with what a graph asks of its runtime."""
+"""The oldest awq2trt, in Python or C++, that opens what we write; it increases with what a graph needs of its
+runtime."""
 
 MANIFEST_FILE: Final = "manifest.json"
 
 SUMS_FILE: Final = "SHA256SUMS"
-"""Of kits: hashes of all files and of the manifest, as `sha256sum --check` reads them where there is no Python."""
+"""A kit's file with the hashes of all files and of the manifest, for `sha256sum --check` where there is no Python."""
 
 WORK_DIRECTORY: Final = ".work"
 
 LOCK_FILE: Final = ".lock"
 
 _RESERVED: Final = (MANIFEST_FILE, SUMS_FILE, WORK_DIRECTORY, LOCK_FILE)
-"""What an artifact's own files may not be called."""
+"""Names that files of an artifact must not have."""
 
 _HASH_CHUNK_BYTES: Final = 1 << 22
 
@@ -50,18 +51,18 @@ Verify = Literal["full", "size"]
 
 
 class Manifest(BaseModel, frozen=True, extra="forbid"):
-    """manifest.json.
+    """The content of manifest.json.
 
         manifest = awq2trt.load("out/onnx").artifact.manifest
         print(manifest.kind, manifest.contents.source.model, len(manifest.files))
 
     Attributes:
-        minimum_runtime: Oldest awq2trt that opens the directory.
+        minimum_runtime: The oldest awq2trt that opens the directory.
         kind: What the directory is.
-        fingerprint: Of the inputs and options it was made from, see `fingerprint_of`.
-        tool_version: Of awq2trt.
-        contents: What it holds.
-        files: Every file, by path relative to the directory.
+        fingerprint: Fingerprint of the inputs and options that it was made from, see `fingerprint_of`.
+        tool_version: The version of awq2trt that wrote it.
+        contents: What the directory holds.
+        files: Records of all files, by path relative to the directory.
     """
 
     format_version: Literal[2] = FORMAT_VERSION
@@ -78,7 +79,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         _require_only(self.kind, "decoder", contents.decoder, wanted=self.kind != "checkpoint")
         for name, record in (("engine", contents.engine), ("kit", contents.kit), ("lowered", contents.lowered)):
             _require_only(self.kind, name, record, wanted=self.kind == name)
-        # A kit's engines are made on the Jetson, so its manifest names them and does not list them.
+        # A kit's engines are made on the Jetson, so its manifest names them but has no records of them.
         engines = [graph.engine for graph in contents.graphs.values() if graph.engine is not None]
         listed = [graph.model for graph in contents.graphs.values()] + (engines if self.kind == "engine" else [])
         for name in listed:
@@ -92,15 +93,15 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def to_bytes(self) -> bytes:
-        """The file's bytes: sorted keys, so that equal manifests are equal bytes."""
+        """The file's bytes; keys are sorted, so that equal manifests have equal bytes."""
         text = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
         return f"{text}\n".encode()
 
     def sums_bytes(self, manifest_sha256: str) -> bytes:
-        """Bytes of `SHA256SUMS`: every file and the manifest itself, by name.
+        """The content of `SHA256SUMS`: hashes of every file and of the manifest itself, by name.
 
         Args:
-            manifest_sha256: Of the manifest as it is on disk: one of format 1 has other bytes than `to_bytes`.
+            manifest_sha256: Hash of the manifest as it is on disk, since format 1 has other bytes than `to_bytes`.
         """
         sums = {name: record.sha256 for name, record in self.files.items()}
         sums[MANIFEST_FILE] = manifest_sha256
@@ -108,35 +109,35 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
 
 
 def _require_only(kind: Kind, name: str, record: object, *, wanted: bool) -> None:
-    """A part of the contents is there for the kinds that have it, and for no other."""
+    """Checks that a part of the contents is present for the kinds that have it, and absent for all others."""
     if (record is not None) != wanted:
         raise ValueError(f"kind {kind}: {name} must {'be given' if wanted else 'be absent'}")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A whole artifact on disk, its manifest read and its files verified.
+    """A complete artifact on disk, whose manifest was read and whose files were verified.
 
         artifact = awq2trt.load("out/onnx").artifact
         print(artifact.directory, artifact.path("model.onnx"))
 
     Attributes:
-        directory: Where it is.
-        manifest: What its manifest.json says.
+        directory: Its directory.
+        manifest: Its manifest.
     """
 
     directory: Path
     manifest: Manifest
 
     def path(self, name: str) -> Path:
-        """Path of the file `name`.
+        """Returns the path of the file `name`.
 
         Raises:
             ArtifactError: The manifest lists no such file.
         """
         if name not in self.manifest.files:
             raise ArtifactError(
-                f"no {name} among its files ({', '.join(self.manifest.files)}).",
+                f"the manifest lists no {name} among its files ({', '.join(self.manifest.files)}).",
                 where=str(self.directory),
                 fix=_again(self.manifest.kind),
             )
@@ -147,13 +148,13 @@ class Artifact:
         """Opens an artifact.
 
         Args:
-            directory: Where it is.
-            kind: What it must be; None for any kind.
-            verify: `full` reads and hashes every file; `size` only looks whether each is there in its full length.
+            directory: Its directory.
+            kind: The kind that it must have; None for any kind.
+            verify: `full` reads and hashes every file; `size` only checks that each exists with its full length.
 
         Raises:
-            ArtifactError: There is none, it is not of that kind, of another format version, or a file is missing or
-                is not what was written.
+            ArtifactError: There is no artifact, or it is of another kind or format version, or a file is missing or was
+                changed.
         """
         manifest = read_manifest(directory, kind)
         for name, record in manifest.files.items():
@@ -164,12 +165,16 @@ class Artifact:
         if manifest.kind == "kit":
             expected = manifest.sums_bytes(record_file(directory / MANIFEST_FILE).sha256)
             if not (sums.is_file() and sums.read_bytes() == expected):
-                raise ArtifactError("missing, or not as it was written.", where=str(sums), fix=_again(manifest.kind))
+                raise ArtifactError(
+                    "the file is missing, or was changed since it was written.",
+                    where=str(sums),
+                    fix=_again(manifest.kind),
+                )
         return Artifact(directory, manifest)
 
 
 def current_artifact(directory: Path, kind: Kind, fingerprint: str) -> Artifact | None:
-    """The artifact in `directory` if it is whole and was made from the same inputs and options, else None."""
+    """Returns the artifact in `directory` if it is complete and has the same inputs and options, otherwise None."""
     try:
         artifact = Artifact.open(directory, kind=kind, verify="size")
     except ArtifactError:
@@ -178,10 +183,10 @@ def current_artifact(directory: Path, kind: Kind, fingerprint: str) -> Artifact 
 
 
 def fingerprint_of(**inputs: object) -> str:
-    """Hash of what an artifact is made from: hashes of input files, options, and awq2trt's version.
+    """Hash of everything that an artifact is made from: hashes of input files, options, and awq2trt's version.
 
     Args:
-        inputs: JSON values, frozen pydantic models included.
+        inputs: JSON values, which may contain frozen pydantic models.
     """
     values = {"awq2trt": __version__, **inputs}
     canonical = json.dumps(values, sort_keys=True, default=_to_json, ensure_ascii=False)
@@ -207,11 +212,11 @@ def record_files(paths: Iterable[Path]) -> dict[str, FileRecord]:
 
 
 def read_manifest(directory: Path, kind: Kind | None) -> Manifest:
-    """The manifest of a directory; its files are not looked at.
+    """Reads the manifest of a directory without looking at its files.
 
     Raises:
-        ArtifactError: There is none, it is damaged, of a later format or for a later runtime, or the directory is not
-            of that kind.
+        ArtifactError: The manifest is missing or damaged, has a later format or needs a later runtime, or the directory
+            is of another kind.
     """
     path = directory / MANIFEST_FILE
     if not path.is_file():
@@ -233,18 +238,18 @@ def read_manifest(directory: Path, kind: Kind | None) -> Manifest:
 
 
 def manifest_of(value: Mapping[str, Any]) -> Manifest:
-    """The manifest that a JSON value of any format so far stands for.
+    """Makes a manifest from a JSON value of any format so far.
 
     Raises:
-        Awq2trtError: It says what cannot be.
-        LookupError, TypeError, AttributeError: It is of format 1, and damaged.
+        Awq2trtError: Its content is contradictory.
+        LookupError, TypeError, AttributeError: It has format 1 and is damaged.
         ValidationError: It is damaged.
     """
     return Manifest.model_validate(upgraded(value) if value["format_version"] == FORMAT_1 else value)
 
 
 def _refuse_later(value: Mapping[str, Any], version: object, path: Path) -> None:
-    """Refuses what a later awq2trt wrote, before it looks damaged."""
+    """Refuses a manifest of a later awq2trt, which would otherwise look damaged."""
     newer = f"use the awq2trt that wrote it ({value.get('tool_version', 'unknown version')}), or make it again."
     if version not in (FORMAT_1, FORMAT_VERSION):
         raise ArtifactError(
@@ -252,11 +257,13 @@ def _refuse_later(value: Mapping[str, Any], version: object, path: Path) -> None
         )
     needed = str(value.get("minimum_runtime", MINIMUM_RUNTIME))
     if _release(needed) > _release(__version__):
-        raise ArtifactError(f"it needs awq2trt {needed} or later, this is {__version__}.", where=str(path), fix=newer)
+        raise ArtifactError(
+            f"it needs awq2trt {needed} or later, but this is {__version__}.", where=str(path), fix=newer
+        )
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """`0.10.0` -> (0, 10, 0), so that versions compare as they are counted."""
+    """`0.10.0` -> (0, 10, 0), so that versions are compared as numbers."""
     return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
 
 
@@ -267,7 +274,7 @@ _COMMAND: Final[Mapping[str, str]] = {
     "kit": "build",
     "lowered": "build",
 }
-"""What makes a kind of artifact."""
+"""The command that makes each kind of artifact."""
 
 
 def _again(kind: Kind | None) -> str:
@@ -279,17 +286,17 @@ def _no_manifest(directory: Path, kind: Kind | None) -> ArtifactError:
         return ArtifactError(no_directory(directory), where=str(directory), fix="check the path.")
     if (directory / WORK_DIRECTORY).is_dir():
         return ArtifactError(
-            "incomplete: the run that was to write it did not finish.",
+            "the directory is incomplete: the run that should have written it did not finish.",
             where=str(directory),
-            fix="run the same command again: build goes on where it stopped, and so does quantize with --resume.",
+            fix="run the same command again: build continues where it stopped, and so does quantize with --resume.",
         )
     return ArtifactError(
-        f"no {MANIFEST_FILE}: not a directory that awq2trt wrote.", where=str(directory), fix=_again(kind)
+        f"there is no {MANIFEST_FILE}, so awq2trt did not write this directory.", where=str(directory), fix=_again(kind)
     )
 
 
 def _reason(error: ValidationError | Awq2trtError) -> str:
-    """What is wrong with a manifest."""
+    """Says what is wrong with a manifest."""
     if isinstance(error, Awq2trtError):
         return error.what
     first = error.errors()[0]
@@ -297,16 +304,16 @@ def _reason(error: ValidationError | Awq2trtError) -> str:
 
 
 def _problem(path: Path, record: FileRecord, verify: Verify) -> str | None:
-    """What is wrong with a file, one sentence; None if nothing is."""
+    """Says what is wrong with a file, in one sentence; None if nothing is."""
     if not path.is_file():
-        return "the manifest lists this file, and it is missing."
+        return "the manifest lists this file, but it is missing."
     size_bytes = path.stat().st_size
     if size_bytes != record.size_bytes:
         return f"expected {record.size_bytes} bytes, got {size_bytes}."
     if verify == "full":
         sha256 = record_file(path).sha256
         if sha256 != record.sha256:
-            return f"its sha256 is {sha256[:12]}..., but {record.sha256[:12]}... was written: it was changed since."
+            return f"its sha256 is {sha256[:12]}..., but {record.sha256[:12]}... was written, so it was changed since."
     return None
 
 

@@ -1,4 +1,4 @@
-"""Opens what a user names as a model: an exported one, or an engine's directory, which holds one too."""
+"""Opens a model that a user names: an exported model, or an engine's directory, which also holds one."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from awq2trt.errors import UsageError
 CHECKPOINT_DIRECTORY: Final = "checkpoint"
 
 ONNX_DIRECTORY: Final = "onnx"
-"""What `awq2trt build -o DIR` makes in DIR, beside a directory named after the target."""
+"""The directory that `awq2trt build -o DIR` makes in DIR, beside one named after the target."""
 
 CHECK_DIRECTORY: Final = "check"
-"""What `awq2trt check DIR` adds."""
+"""The directory that `awq2trt check DIR` adds."""
 
 
 def open_model(directory: Path) -> Artifact:
-    """Opens an ONNX model or an engine directory, which holds one too.
+    """Opens an ONNX model or an engine's directory, which also holds one.
 
     Raises:
-        ArtifactError: It is not whole.
-        UsageError: It is the directory above several, or a checkpoint.
+        ArtifactError: It is not complete.
+        UsageError: The directory contains several models, or a checkpoint.
     """
     below = sorted(path.parent.name for path in directory.glob(f"*/{MANIFEST_FILE}"))
     if below and not (directory / MANIFEST_FILE).is_file():
         models = [name for name in below if name != CHECKPOINT_DIRECTORY]
         raise UsageError(
-            f"expected a model's directory, got one that holds {', '.join(below)}.",
+            f"expected a model's directory, got one that contains {', '.join(below)}.",
             where=str(directory),
-            fix=f"name {directory / (models or below)[-1]}.",
+            fix=f"name one of them, e.g. {directory / (models or below)[-1]}.",
         )
     artifact = Artifact.open(directory)
     if artifact.manifest.kind == "checkpoint":
@@ -46,6 +46,6 @@ def open_model(directory: Path) -> Artifact:
 
 
 def is_exported(model: str) -> bool:
-    """Whether this is an ONNX model or an engine, which holds one."""
+    """Whether this is an ONNX model or an engine's directory, which also holds one."""
     manifest = Path(model) / MANIFEST_FILE
     return manifest.is_file() and Artifact.open(Path(model), verify="size").manifest.kind != "checkpoint"

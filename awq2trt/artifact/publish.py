@@ -1,11 +1,12 @@
-"""Writes an artifact such that nothing mistakes a partial one for a complete one.
+"""Writes an artifact in such a way that nothing mistakes a partial artifact for a complete one.
 
-Whatever stops a build (an error, Ctrl-C, `kill -9`, a full disk):
+This holds whatever stops a build (an error, Ctrl-C, `kill -9`, a full disk):
 
-1. `create_artifact` locks the directory (`.lock`, flock: the kernel lets go of it when the process dies).
-2. The stage writes into `.work/files`, on the same file system, and keeps what a resumed run needs in `.work/scratch`.
+1. `create_artifact` locks the directory (`.lock`, flock: the kernel releases it when the process dies).
+2. The stage writes into `.work/files`, on the same file system, and keeps whatever a resumed run needs in
+   `.work/scratch`.
 3. `Draft.publish` hashes and syncs the files, removes the old manifest and the old files, moves the new ones into
-   place, those that other tools look for last (`ENTRY_FILES`), and then the manifest.
+   place, ending with those that other tools look for (`ENTRY_FILES`), and then the manifest.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ _SCRATCH: Final = "scratch"
 _FINGERPRINT: Final = "fingerprint"
 
 _FINGERPRINT_BYTES: Final = 64
-"""A SHA-256 in hexadecimal."""
+"""Length of a SHA-256 in hexadecimal."""
 
 _OLD_MANIFEST: Final = "old-manifest.json"
 
 ENTRY_FILES: Final = ("model.onnx", "model.engine", "config.json")
-"""What other tools open first, and so take as the sign that the rest is there."""
+"""Files that other tools open first, and whose presence tells them that the rest is there, too."""
 
 
 @dataclass
@@ -59,9 +60,9 @@ class Draft:
     """An artifact that is being written.
 
     Attributes:
-        files: Directory for the artifact's files, empty at the start.
-        scratch: Directory for what a resumed run can use; not part of the artifact. It survives a failure, and is
-            removed when the artifact is published.
+        files: Directory for the artifact's files; it is empty at the start.
+        scratch: Directory for files that a resumed run can use, which are not part of the artifact. It survives a
+            failure, and is removed when the artifact is published.
     """
 
     directory: Path
@@ -75,7 +76,7 @@ class Draft:
         self.scratch = self.directory / WORK_DIRECTORY / _SCRATCH
 
     def adopt(self, file: Path) -> None:
-        """Takes a copy of another artifact's file. Not a hard link: onnx refuses external data that has several."""
+        """Adds a copy of another artifact's file, not a hard link: onnx refuses external data that has several."""
         shutil.copyfile(file, self.files / file.name)
 
     def publish(self, contents: Contents) -> Artifact:
@@ -125,21 +126,21 @@ def create_artifact(
     overwrite: bool = False,
     expected_bytes: int = 0,
 ) -> Iterator[Draft]:
-    """Locks `directory` and gives the stage a place to write; `Draft.publish` makes the artifact.
+    """Locks `directory` and gives the stage a place to write in; `Draft.publish` makes the artifact.
 
-    If the block ends without `publish`, the directory is as it was, but for what a resumed run can use.
+    If the block ends without `publish`, the directory is left as it was, apart from files that a resumed run can use.
 
     Args:
-        directory: Where the artifact will be; made if it is not there.
-        kind: What it will be.
-        fingerprint: Of its inputs and options.
-        resume: Keep the scratch files of an interrupted run with the same fingerprint.
-        overwrite: Replace a directory that is not an artifact of this kind.
-        expected_bytes: Space that the stage needs at least.
+        directory: Where the artifact will be; it is created if necessary.
+        kind: The kind of artifact.
+        fingerprint: Fingerprint of its inputs and options.
+        resume: Whether to keep the scratch files of an interrupted run with the same fingerprint.
+        overwrite: Whether to replace a directory that is not an artifact of this kind.
+        expected_bytes: The least space that the stage needs.
 
     Raises:
-        ArtifactError: The directory is in use, is something else, cannot be written, or the disk is full.
-        UsageError: `resume`, and the interrupted run had other inputs or options.
+        ArtifactError: The directory is in use, holds something else, or cannot be written, or the disk is full.
+        UsageError: `resume` is set, but the interrupted run had other inputs or options.
     """
     with (
         _explained(directory, expected_bytes),
@@ -165,7 +166,7 @@ def can_resume(directory: Path, fingerprint: str) -> bool:
 
 
 def _made_from(directory: Path) -> str | None:
-    """Fingerprint of the interrupted run whose scratch files are there; None if there are none."""
+    """Fingerprint of the interrupted run that left scratch files; None if there are none."""
     mark = directory / WORK_DIRECTORY / _FINGERPRINT
     if not mark.is_file() or mark.is_symlink():
         return None
@@ -175,7 +176,7 @@ def _made_from(directory: Path) -> str | None:
 
 @contextmanager
 def _made(directory: Path) -> Iterator[None]:
-    """Makes the directory, and removes it if it is empty in the end and was not there before."""
+    """Creates the directory, and removes it again if it did not exist and is empty in the end."""
     was_there = directory.is_dir()
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -188,7 +189,7 @@ def _made(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Holds the directory's lock. The lock file holds the process id meanwhile, and is removed at the end."""
+    """Holds the directory's lock. Meanwhile the lock file has the process id; it is removed at the end."""
     handle = _lock(directory)
     try:
         os.ftruncate(handle, 0)
@@ -206,14 +207,14 @@ def _lock(directory: Path) -> int:
         handle = open_plain(path, os.O_RDWR)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before us may have removed the file between our open and our lock; then it locks nothing.
+            # The previous holder may have removed the file between our open and our lock; then our lock is worthless.
             if _is_file_at(path, handle):
                 return handle
         except BlockingIOError:
             owner = os.read(handle, 32).decode(errors="replace").strip()
             os.close(handle)
             raise ArtifactError(
-                f"directory in use by another build (pid {owner or 'unknown'}).",
+                f"the directory is in use by another build (pid {owner or 'unknown'}).",
                 where=str(directory),
                 fix="wait for it, or give another directory with -o.",
             ) from None
@@ -235,10 +236,10 @@ def _is_file_at(path: Path, handle: int) -> bool:
 
 
 def _refuse_links(folder: Folder) -> None:
-    """Refuses links where we write, and on the way to files that a manifest names and that would be removed.
+    """Refuses links where we write, and on the paths of files that a manifest names and that would be removed.
 
     Raises:
-        ArtifactError: There is one.
+        ArtifactError: There is such a link.
     """
     work = folder.path / WORK_DIRECTORY
     for path in (work, folder.path / MANIFEST_FILE, folder.path / SUMS_FILE):
@@ -249,16 +250,16 @@ def _refuse_links(folder: Folder) -> None:
 
 
 def _refuse_foreign(directory: Path, kind: Kind, *, overwrite: bool) -> None:
-    """Refuses a directory that holds something else than an artifact of this kind, or the rests of one."""
+    """Refuses a directory that holds anything but an artifact of this kind, or parts of one."""
     if overwrite:
         return
     if (directory / MANIFEST_FILE).is_file():
         found = read_manifest(directory, None).kind
         if found != kind:
             raise ArtifactError(
-                f"it holds a finished {found}, which this command would replace by its {kind}.",
+                f"it holds a finished {found}, which this command would replace with its {kind}.",
                 where=str(directory),
-                fix="give another directory with -o, or --overwrite to replace what is there.",
+                fix="give another directory with -o, or use --overwrite to replace its contents.",
             )
     elif not (directory / WORK_DIRECTORY).is_dir():
         others = [path.name for path in directory.iterdir() if path.name != LOCK_FILE]
@@ -266,15 +267,15 @@ def _refuse_foreign(directory: Path, kind: Kind, *, overwrite: bool) -> None:
             raise ArtifactError(
                 f"the directory is not empty ({', '.join(sorted(others)[:3])}), and awq2trt did not write it.",
                 where=str(directory),
-                fix="give another directory with -o, or --overwrite to put the result beside what is there.",
+                fix="give another directory with -o, or use --overwrite to add the result to the files there.",
             )
 
 
 def _undo_interrupted_publish(folder: Folder) -> None:
-    """Removes what a run that was stopped between removing the old artifact and writing the manifest left.
+    """Removes the remains of a run that was stopped after removing the old artifact, before writing the manifest.
 
-    The work directory then has the manifest that was to come, and the old one if there was one; together they
-    name every file that may be there.
+    The work directory then has the new manifest, and the old one if there was one; together they name every file that
+    may be there.
     """
     work = folder.path / WORK_DIRECTORY
     if (folder.path / MANIFEST_FILE).is_file():
@@ -286,7 +287,7 @@ def _undo_interrupted_publish(folder: Folder) -> None:
 
 
 def _named_files(manifest: Path) -> list[str]:
-    """The files that belong to a manifest; none if it is not there, or was cut short while it was written."""
+    """The files that belong to a manifest; none if it is missing, or was cut short while it was written."""
     if not manifest.is_file():
         return []
     try:
@@ -298,19 +299,19 @@ def _named_files(manifest: Path) -> list[str]:
 
 
 def _entry_first(name: str) -> tuple[bool, str]:
-    """Sort key: files that make a directory look whole to other tools, then the rest."""
+    """Sort key: first files that make a directory look complete to other tools, then the others."""
     return (name not in ENTRY_FILES, name)
 
 
 def _start(directory: Path, kind: Kind, fingerprint: str, *, resume: bool) -> Draft:
-    """Empties the work directory, all but the scratch files of a run that is to be resumed."""
+    """Empties the work directory, except for the scratch files of a run that will be resumed."""
     work = directory / WORK_DIRECTORY
     made_from = _made_from(directory)
     if resume and made_from not in (None, fingerprint):
         raise UsageError(
             "the interrupted run had another model or other options, so it cannot be resumed with these.",
             where=str(directory),
-            fix="give the options it had, or leave out --resume to start again.",
+            fix="use the options that it had, or leave out --resume to start again.",
         )
     shutil.rmtree(work / _FILES, ignore_errors=True)
     if not resume or made_from is None:
@@ -323,7 +324,7 @@ def _start(directory: Path, kind: Kind, fingerprint: str, *, resume: bool) -> Dr
 
 
 def _clear(directory: Path) -> None:
-    """Removes what a failed or finished run left, all but scratch files that a resumed run can use."""
+    """Removes what a failed or finished run left, except for scratch files that a resumed run can use."""
     work = directory / WORK_DIRECTORY
     shutil.rmtree(work / _FILES, ignore_errors=True)
     scratch = work / _SCRATCH
@@ -332,7 +333,7 @@ def _clear(directory: Path) -> None:
 
 
 def _remove_artifact(folder: Folder) -> None:
-    """Removes the artifact that is there, manifest first, so that its rest is not taken for whole."""
+    """Removes the current artifact, its manifest first, so that the rest never looks complete."""
     path = folder.path / MANIFEST_FILE
     if not path.is_file():
         return
@@ -344,15 +345,15 @@ def _remove_artifact(folder: Folder) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files below a folder: what a resumed run needs and already has."""
+    """Bytes of all files below a folder, which a resumed run needs and already has."""
     return sum(path.stat().st_size for path in _files_below(folder))
 
 
 def require_replaceable(directory: Path, kind: Kind, *, overwrite: bool) -> None:
-    """Refuses, before there is anything to put there, what `create_artifact` would refuse.
+    """Refuses at once what `create_artifact` would refuse when there is a result to write.
 
     Raises:
-        ArtifactError: The directory is something else, or there are links where we write.
+        ArtifactError: The directory holds something else, or there are links where we write.
     """
     if directory.is_dir():
         with open_folder(directory) as folder:
@@ -361,11 +362,11 @@ def require_replaceable(directory: Path, kind: Kind, *, overwrite: bool) -> None
 
 
 def require_space(directory: Path, expected_bytes: int) -> None:
-    """Refuses, before there is anything to put there, what the disk has no room for.
+    """Refuses at once what will not fit on the disk.
 
     Args:
-        directory: Need not be there.
-        expected_bytes: What is to be written; what an interrupted run left below it is taken off.
+        directory: Where to write; it need not exist.
+        expected_bytes: Bytes to write; whatever an interrupted run left in the directory is subtracted.
 
     Raises:
         ArtifactError: There is too little space, or the directory cannot be written.
@@ -384,15 +385,15 @@ def _require_space(directory: Path, expected_bytes: int) -> None:
 
 @contextmanager
 def _explained(directory: Path, expected_bytes: int) -> Iterator[None]:
-    """Turns what the operating system says about the directory into an `ArtifactError`."""
+    """Turns an error of the operating system about the directory into an `ArtifactError`."""
     try:
         yield
     except Exception as error:
         if _is_disk_full(error):
             free = shutil.disk_usage(_existing(directory)).free
-            needed = f", and at least {_megabytes(expected_bytes)} are needed" if expected_bytes else ""
+            needed = f", but at least {_megabytes(expected_bytes)} are needed" if expected_bytes else ""
             raise ArtifactError(
-                f"the disk is full: {_megabytes(free)} are free{needed}.",
+                f"the disk is too full: {_megabytes(free)} are free{needed}.",
                 where=str(directory),
                 fix="free some space, or give a directory on another disk with -o.",
             ) from error
@@ -400,7 +401,7 @@ def _explained(directory: Path, expected_bytes: int) -> Iterator[None]:
             raise ArtifactError(
                 f"cannot write here: {error.strerror} ({error.filename}).",
                 where=str(directory),
-                fix="give a directory that you may write to with -o.",
+                fix="with -o, give a directory that you may write to.",
             ) from error
         raise
 
@@ -411,13 +412,13 @@ _NOT_WRITABLE: Final = frozenset(
 
 
 def _concerns(directory: Path, filename: object) -> bool:
-    """Whether a file is the directory, above it or in it."""
+    """Whether a file is the directory, is above it, or is in it."""
     path = Path(str(filename))
     return path.is_relative_to(directory) or directory.is_relative_to(path)
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
-    """Whether the error, or what caused it, is a full disk. safetensors' Rust writer has it in its text only."""
+    """Whether the error, or its cause, is a full disk. safetensors' Rust writer mentions that only in its text."""
     if error is None:
         return False
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

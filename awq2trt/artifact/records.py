@@ -1,7 +1,7 @@
-"""The parts of a manifest: what an artifact says of its model, its quantization, its graphs, and what runs it.
+"""The parts of a manifest, which describe an artifact's model, its quantization, its graphs, and what runs it.
 
-The normative text is the section "Manifest" of `plugins/FORMAT.md`. Some fields and records are there for models and
-targets to come (images, exceptions to the scheme, models lowered for ONNX Runtime), so that these need no new format.
+The normative text is the section "Manifest" of `plugins/FORMAT.md`. Some fields and records exist for future models and
+targets (images, exceptions to the scheme, models lowered for ONNX Runtime), so that these need no new format.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from awq2trt.scheme import QuantScheme
 
 
 class FileRecord(BaseModel, frozen=True, extra="forbid"):
-    """Size and hash of one file."""
+    """The size and hash of one file."""
 
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -25,9 +25,9 @@ class SourceRecord(BaseModel, frozen=True, extra="forbid"):
     """The model that the artifact comes from.
 
     Attributes:
-        model: What the user called it.
+        model: The name that the user gave it.
         family: Its family, e.g. `llama`.
-        files: Its weight files, by name.
+        files: Records of its weight files, by name.
     """
 
     model: str
@@ -40,10 +40,10 @@ class RopeRecord(BaseModel, frozen=True, extra="forbid"):
 
     Attributes:
         inv_freq: Angular frequency of each channel pair.
-        factor: Of cosines and sines.
-        sections: Channel pairs that follow time, height and width where positions have three numbers; None where they
-            have one.
-        interleaved: Sections take turns pair by pair, instead of lying one after the other.
+        factor: Factor of cosines and sines.
+        sections: Numbers of channel pairs for time, height and width if positions have three numbers; None if they have
+            one.
+        interleaved: Whether sections alternate pair by pair, instead of following one another.
     """
 
     inv_freq: tuple[float, ...]
@@ -53,14 +53,14 @@ class RopeRecord(BaseModel, frozen=True, extra="forbid"):
 
 
 class DecoderRecord(BaseModel, frozen=True, extra="forbid"):
-    """Sizes of a decoder, and what its executor must compute beside its graphs.
+    """Sizes of a decoder, and what its executor must compute in addition to its graphs.
 
     Attributes:
-        max_positions: That the model was made for; the cache may hold fewer.
-        tie_embeddings: The head is the embedding matrix.
-        ropes: Its rotary embeddings, each once.
-        rope_of_layer: Index in `ropes`, layer by layer; None for none.
-        window_of_layer: Positions that a query sees, itself included, layer by layer; None for all before it.
+        max_positions: Positions that the model was made for; the cache may hold fewer.
+        tie_embeddings: Whether the head is the embedding matrix.
+        ropes: Its different rotary embeddings.
+        rope_of_layer: Index in `ropes` for each layer; None for a layer without one.
+        window_of_layer: Number of positions that a query sees in each layer, itself included; None for all before it.
     """
 
     hidden_size: int
@@ -78,13 +78,13 @@ class DecoderRecord(BaseModel, frozen=True, extra="forbid"):
 
 
 class VisionRecord(BaseModel, frozen=True, extra="forbid"):
-    """How images come into a model.
+    """How images enter a model.
 
     Attributes:
-        family: Of the tower; it decides how images are prepared and placed.
-        image_token: Stands for a piece of an image among the tokens.
-        tokens_per_image: None where that depends on the image's size.
-        settings: What preparing and placing need, under the names of the model's own configuration.
+        family: Family of the tower; it decides how images are prepared and placed.
+        image_token: The token that stands for a piece of an image.
+        tokens_per_image: Number of image tokens for an image; None if it depends on the image's size.
+        settings: Settings for preparing and placing, under the names of the model's own configuration.
     """
 
     family: str
@@ -94,10 +94,10 @@ class VisionRecord(BaseModel, frozen=True, extra="forbid"):
 
 
 class ModelRecord(BaseModel, frozen=True, extra="forbid"):
-    """What a runtime needs to know of a model beside its graphs; `awq2trt.models.spec.ModelSpec` is the whole.
+    """What a runtime needs to know about a model besides its graphs; `awq2trt.models.spec.ModelSpec` has everything.
 
     Attributes:
-        vision: None for a model of text.
+        vision: How images enter the model; None for a model of text.
     """
 
     decoder: DecoderRecord
@@ -105,11 +105,12 @@ class ModelRecord(BaseModel, frozen=True, extra="forbid"):
 
 
 class TokensRecord(BaseModel, frozen=True, extra="forbid"):
-    """Tokens that mean something to a runtime.
+    """Tokens that have a meaning for a runtime.
 
     Attributes:
-        bos: Begins a text; None if the tokenizer has none. Likewise `eos`, which ends one, `pad` and `unk`.
-        stop: All that end an answer, in ascending order.
+        bos: The token that begins a text; None if the tokenizer has none. The same holds for `eos`, which ends a text,
+            `pad` and `unk`.
+        stop: All tokens that end an answer, in ascending order.
     """
 
     bos: int | None
@@ -120,15 +121,15 @@ class TokensRecord(BaseModel, frozen=True, extra="forbid"):
 
 
 class CalibrationRecord(BaseModel, frozen=True, extra="forbid"):
-    """The text that the scales were searched on.
+    """The text on which the scales were searched.
 
     Attributes:
-        text: As `--calib` names it.
-        sha256: Of the token ids, as int64 little-endian bytes.
-        samples: Windows used.
+        text: The value of `--calib`.
+        sha256: Hash of the token ids, as int64 little-endian bytes.
+        samples: Number of windows used.
         seqlen: Tokens in a window.
-        seed: Of what was drawn at random.
-        images_sha256: Of the image files, one after the other; None where there were none.
+        seed: Seed of random numbers.
+        images_sha256: Hash of the image files, one after the other; None if there were none.
     """
 
     text: str
@@ -143,8 +144,8 @@ class WeightRecord(BaseModel, frozen=True, extra="forbid"):
     """How a weight is stored.
 
     Attributes:
-        dtype: NumPy's name of its element type, `bfloat16` included; of its scales where it is quantized.
-        scheme: None for a weight that is not quantized.
+        dtype: NumPy's name of its element type, `bfloat16` included; if it is quantized, that of its scales.
+        scheme: Its scheme; None for a weight that is not quantized.
     """
 
     dtype: str
@@ -152,11 +153,11 @@ class WeightRecord(BaseModel, frozen=True, extra="forbid"):
 
 
 class LayerSchemeRecord(BaseModel, frozen=True, extra="forbid"):
-    """Linears that are quantized otherwise than the rest.
+    """Linears that are quantized in another way than the rest.
 
     Attributes:
         layers: Their names in the checkpoint; `*` stands for any characters.
-        scheme: None for linears that are not quantized.
+        scheme: Their scheme; None for linears that are not quantized.
     """
 
     layers: str
@@ -167,12 +168,13 @@ class QuantizationRecord(BaseModel, frozen=True, extra="forbid"):
     """How the weights were quantized.
 
     Attributes:
-        method: As the recipe names it, or as the checkpoint of another tool names it.
-        scheme: Bits, group size, zero points of the linears in the decoder's blocks.
-        exceptions: Linears with another scheme, those of a vision tower included; the first that fits counts.
-        head: How the head is stored, and likewise the `embedding`; None where a manifest of format 1 did not say.
-        calibration: None where the method uses no text, or the text is not known.
-        effort: Of the search; None where there was none, or it is not known.
+        method: Its name in the recipe, or in another tool's checkpoint.
+        scheme: Bits, group size and zero points of the linears in the decoder's blocks.
+        exceptions: Linears with another scheme, including those of a vision tower; the first entry that matches counts.
+        head: How the head is stored; `embedding` has the same for the embedding. None if a manifest of format 1 did not
+            say.
+        calibration: The text; None if the method uses no text, or the text is unknown.
+        effort: Effort of the search; None if there was no search, or it is unknown.
     """
 
     method: str
@@ -184,12 +186,12 @@ class QuantizationRecord(BaseModel, frozen=True, extra="forbid"):
     effort: str | None = None
 
     def with_ends(self, dtype: str, head: QuantScheme | None, *, tied: bool) -> QuantizationRecord:
-        """The same with what is known of embedding and head.
+        """Returns this record with what is known about embedding and head.
 
         Args:
-            dtype: Of both, and of the scales of what is quantized.
-            head: Its scheme; None where it is not quantized.
-            tied: The embedding is the head.
+            dtype: Type of both, or of their scales if they are quantized.
+            head: Scheme of the head; None if it is not quantized.
+            tied: Whether the embedding is the head.
         """
         of_head = WeightRecord(dtype=dtype, scheme=head)
         embedding = of_head if tied else WeightRecord(dtype=dtype)
@@ -201,7 +203,7 @@ class GraphRecord(BaseModel, frozen=True, extra="forbid"):
 
     Attributes:
         model: Its ONNX file.
-        engine: Its engine's file: of an engine, or of a kit once it is finished; else None.
+        engine: Its engine's file, in an engine or a finished kit; otherwise None.
         io: Its inputs and outputs.
     """
 
@@ -211,10 +213,10 @@ class GraphRecord(BaseModel, frozen=True, extra="forbid"):
 
 
 class RangeRecord(BaseModel, frozen=True, extra="forbid"):
-    """Sizes that a dynamic axis may have.
+    """The sizes that a dynamic axis may have.
 
     Attributes:
-        typical: What kernels were chosen for.
+        typical: The size for which kernels were chosen.
     """
 
     shortest: int
@@ -223,7 +225,7 @@ class RangeRecord(BaseModel, frozen=True, extra="forbid"):
 
 
 class ProfileRecord(BaseModel, frozen=True, extra="forbid"):
-    """An optimization profile: which sizes a call of it may have.
+    """An optimization profile: the sizes that its calls may have.
 
     Attributes:
         name: Of a decoder and an embedding: `prefill` or `decode`; of a vision graph: `image`.
@@ -235,7 +237,7 @@ class ProfileRecord(BaseModel, frozen=True, extra="forbid"):
 
     @staticmethod
     def of_tokens(name: str, shortest: int, typical: int, longest: int) -> ProfileRecord:
-        """A profile for so many new tokens."""
+        """Makes a profile for this many new tokens."""
         return ProfileRecord(
             name=name, axes={SEQUENCE: RangeRecord(shortest=shortest, typical=typical, longest=longest)}
         )
@@ -247,12 +249,12 @@ class ProfileRecord(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def tokens(self) -> RangeRecord:
-        """New tokens that a call may have."""
+        """The number of new tokens that a call may have."""
         return self.axes[SEQUENCE]
 
 
 Profiles: TypeAlias = dict[str, tuple[ProfileRecord, ...]]
-"""By graph, each in its engine's order."""
+"""Profiles by graph, in the order of its engine."""
 
 
 class EngineRecord(BaseModel, frozen=True, extra="forbid"):
@@ -260,12 +262,12 @@ class EngineRecord(BaseModel, frozen=True, extra="forbid"):
 
     Attributes:
         target: Name in the target table.
-        compute_capabilities: Of the GPUs it runs on, as TensorRT names them, e.g. `SM86`.
+        compute_capabilities: Compute capabilities of its GPUs, as TensorRT names them, e.g. `SM86`.
         flavour: `tensorrt` or `tensorrt-rtx`.
-        tensorrt_version: That built it, and runs it.
-        plugin_version: Of the plugin library inside the engine; None if it has none.
-        profiles: Of every graph.
-        gpu: Name of the GPU that built it, where it runs on such a one alone; None where the capabilities decide.
+        tensorrt_version: Version of the TensorRT that built it and has to run it.
+        plugin_version: Version of the plugin library inside the engine; None if it has none.
+        profiles: Profiles of every graph.
+        gpu: Name of the GPU that built it, if it runs only on such a GPU; None if the capabilities decide.
     """
 
     target: str
@@ -278,17 +280,17 @@ class EngineRecord(BaseModel, frozen=True, extra="forbid"):
 
 
 class KitRecord(BaseModel, frozen=True, extra="forbid"):
-    """What a kit is for, and what its script holds the machine to.
+    """What a kit is for, and what its script requires of the machine.
 
     Attributes:
         target: Name in the target table.
-        compute_capability: Of its GPU, as NVIDIA writes it: `8.7`.
-        cpu: As `uname -m` says it.
-        jetpack: Release that the kit is for.
-        minimum_tensorrt: Lowest TensorRT that takes the model.
-        plugin_version: Of the plugin library, or of its sources.
-        plugin_cuda: CUDA runtime in the library; None where the kit has sources.
-        profiles: Of the engines to be, by graph.
+        compute_capability: Compute capability of its GPU, as NVIDIA writes it: `8.7`.
+        cpu: The CPU, as `uname -m` prints it.
+        jetpack: The release that the kit is for.
+        minimum_tensorrt: The lowest TensorRT that accepts the model.
+        plugin_version: Version of the plugin library, or of its sources.
+        plugin_cuda: CUDA runtime in the library; None if the kit has sources.
+        profiles: Profiles of the future engines, by graph.
         build_bytes: Memory that building takes, predicted.
         run_bytes: Memory that running takes, predicted.
         disk_bytes: Disk that the engine takes, predicted.
@@ -312,13 +314,13 @@ class LoweredRecord(BaseModel, frozen=True, extra="forbid"):
 
     Attributes:
         target: Name in the target table.
-        provider: As ONNX Runtime names it, e.g. `CUDAExecutionProvider`.
-        minimum_onnxruntime: Lowest ONNX Runtime that takes the model, (major, minor).
-        minimum_compute_capability: Of the GPU, as NVIDIA writes it; None where it runs on the CPU.
-        minimum_cuda: Lowest CUDA of the driver, (major, minor); None where it runs on the CPU.
-        cpus: As `uname -m` says them; empty for any.
-        plugin_version: Of the library with our operators that it needs; None if it needs none.
-        profiles: Of every graph: which sizes a call should have. Longer prompts go in pieces.
+        provider: Its name in ONNX Runtime, e.g. `CUDAExecutionProvider`.
+        minimum_onnxruntime: The lowest ONNX Runtime that accepts the model, (major, minor).
+        minimum_compute_capability: Lowest compute capability, as NVIDIA writes it; None for the CPU.
+        minimum_cuda: The lowest CUDA of the driver, (major, minor); None for the CPU.
+        cpus: The CPUs, as `uname -m` prints them; empty for any.
+        plugin_version: Version of the library with our operators, if it needs it; otherwise None.
+        profiles: For every graph, the sizes that a call should have; longer prompts are split into pieces.
     """
 
     target: str
@@ -332,16 +334,16 @@ class LoweredRecord(BaseModel, frozen=True, extra="forbid"):
 
 
 class Contents(BaseModel, frozen=True, extra="forbid"):
-    """What a stage says about the artifact it made.
+    """What a stage records about the artifact that it made.
 
     Attributes:
-        source: The model that it comes from.
-        quantization: Of its weights.
-        model: What a runtime needs to know of it; None where a manifest of format 1 did not say.
-        tokens: Of its tokenizer; None for a checkpoint, and where a manifest of format 1 did not say.
-        graphs: By name: `decoder`, and beside it what a model that sees has; empty for a checkpoint.
+        source: The original model.
+        quantization: How its weights were quantized.
+        model: What a runtime needs to know about the model; None if a manifest of format 1 did not say.
+        tokens: Special tokens of its tokenizer; None for a checkpoint, or if a manifest of format 1 did not say.
+        graphs: Graphs by name: `decoder`, and those that a model with images has in addition; empty for a checkpoint.
         operators: Our operators in the graphs, by name, with the version of each.
-        engine: Of kind `engine`, and likewise `kit` and `lowered`.
+        engine: The record of an engine, only in artifacts of the kind `engine`; likewise `kit` and `lowered`.
     """
 
     source: SourceRecord

@@ -1,1 +1,1 @@
-"""Stage-by-stage comparison of a build: which stage, and which block, first leaves its tolerance."""
+"""Compares the stages of a build one by one: which stage, and which block, is the first beyond its tolerance."""

@@ -1,9 +1,9 @@
-"""Cuts a failing block down to the nodes that fail, as a small model with its inputs: what to attach to a bug report.
+"""Reduces a failing block to the nodes that fail, as a small model with its inputs, to attach to a bug report.
 
 In: a checked build whose exported model fails at a block. Every linear's input and output has a name in the graph and a
-value in PyTorch, so a block falls into pieces between values that can be compared. Out: the first piece whose result is
-wrong while everything that goes into it is right, as a model of its own with the inputs it had, the outputs it should
-have given, and the command that shows the difference.
+value in PyTorch, so that a block can be split at values that can be compared. Out: the first piece whose result is
+wrong although its inputs are right, as a separate model with the inputs it had, the outputs it should have given, and
+the command that shows the difference.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class Cut:
     """The piece that fails.
 
     Attributes:
-        folder: Holds it.
+        folder: The folder that holds it.
         node: Name of the node that gives the first wrong value.
-        op_type: Of it.
+        op_type: Operator of that node.
         nodes: How many nodes the piece has.
         error: Relative error of its result.
-        limit: Of it.
-        command: That shows the difference.
+        limit: Limit of that error.
+        command: The command that shows the difference.
     """
 
     folder: Path
@@ -79,11 +79,11 @@ def bisect(subject: Subject, result: CheckResult, folder: Path) -> Cut | None:
 
     Args:
         subject: What was checked.
-        result: Of the check.
-        folder: For the piece; made if it is not there.
+        result: The result of the check.
+        folder: Where the piece goes; created if necessary.
 
     Returns:
-        None where every block of the exported model is within its limit, so that there is nothing to cut.
+        The piece; None if every block of the exported model is within its limit.
     """
     blocks = next(stage for stage in result.stages if stage.stage == ONNX).blocks
     failing = [index for index, place in enumerate(blocks) if not place.passed]
@@ -107,7 +107,7 @@ def bisect(subject: Subject, result: CheckResult, folder: Path) -> Cut | None:
 
 
 def _expected_values(subject: Subject, tokens: Sequence[int], layer: int) -> dict[str, Array]:
-    """What PyTorch has for values of the graph, float32 [S, channels], in the order in which the graph computes them.
+    """PyTorch's results for values of the graph, float32 [S, channels], in the order in which the graph computes them.
 
     They are the block's input, the input and output of each of its linears, and its output.
     """
@@ -142,7 +142,7 @@ def _expected_values(subject: Subject, tokens: Sequence[int], layer: int) -> dic
 def _recorded_calls(
     subject: Subject, onnx: Path, tokens: Sequence[int], names: Sequence[str]
 ) -> Iterator[tuple[Mapping[str, Array], dict[str, Array], dict[str, Array]]]:
-    """The calls of the check: each with values of the graph in it, and all the inputs it had, caches included."""
+    """The calls of the check, each with values of the graph in it and with all of its inputs, including caches."""
     model, sizes = open_runnable(onnx)
     values = {value.name: value for node in model.graph for value in node.outputs}
     for index, name in enumerate(names):
@@ -160,15 +160,15 @@ def _recorded_calls(
 def _write_piece(
     onnx: Path, name: str, boundary: Mapping[str, Array], expected: Array, measured: tuple[float, float], folder: Path
 ) -> Cut:
-    """Cuts out what computes a value from values that are right, and writes it with its inputs.
+    """Cuts out the nodes that compute a value from values that are right, and writes them with their inputs.
 
     Args:
         onnx: Directory of the exported model.
-        name: Of the value.
+        name: Name of the value.
         boundary: Values that are right and inputs of the graph, in the failing call.
         expected: What the value should be, float32 [1, S, channels].
         measured: Its relative error, and the limit of that.
-        folder: For the files.
+        folder: Where the files go.
     """
     model, sizes = open_runnable(onnx)
     ort_lowering.free_capacity_(model)
@@ -176,7 +176,7 @@ def _write_piece(
     inputs = _reached(values[name], set(boundary))
     producer = values[name].producer()
     for boundary_name in inputs & set(values):
-        # The graph tells types and shapes of its own inputs and outputs alone.
+        # The graph has types and shapes only of its own inputs and outputs.
         values[boundary_name].dtype = sizes.dtype
         values[boundary_name].shape = ir.Shape(boundary[boundary_name].shape)
     graph = ir.convenience.extract(model.graph, sorted(inputs), [name])
@@ -209,7 +209,7 @@ def _write_piece(
 
 
 def _reached(value: ir.Value, boundary: set[str]) -> set[str]:
-    """Names of the boundary values that a value is computed from."""
+    """Names of the boundary values from which a value is computed."""
     found: set[str] = set()
     seen: set[ir.Value] = set()
     waiting = [value]
@@ -231,7 +231,7 @@ _README: Final = textwrap.dedent("""\
     # Where the exported model goes wrong
 
     The node `{cut.node}` ({cut.op_type}) is the first whose result is not what PyTorch computes: its relative error is
-    {cut.error:.2g}, at most {cut.limit:.2g} is expected. This folder holds the {cut.nodes} nodes from the last values
+    {cut.error:.2g}, expected at most {cut.limit:.2g}. This folder holds the {cut.nodes} nodes from the last values
     that are right to that result, with the inputs that they had.
 
     In this folder, with `pip install polygraphy onnxruntime`, this shows the difference (it exits with 1):

@@ -1,13 +1,13 @@
-"""The chain from the original model to what runs, each stage held to the one before, on real text.
+"""The chain from the original model to the running one: compares each stage with the one before, on real text.
 
     original -> folded -> quantized -> onnx -> runtime
                                     -> cuda
                                     -> engine
 
 Each stage is compared in two ways. Its weights are computed again from the stage before (`stored_weights`), so that a
-single wrong scale is found. Its outputs, after every block and at the logits, are compared by polygraphy (`runners`),
-with a limit that follows from number formats (`tolerance`). The first place beyond its limit, in the order of the
-stages and of the blocks, is where to look: everything after it only inherits the error.
+single wrong scale is found. Its outputs after every block, and its logits, are compared by polygraphy (`runners`), with
+limits that follow from number formats (`tolerance`). The place to look at is the first one beyond its limit, in the
+order of stages and blocks: everything after it only inherits the error.
 
 In: a `Subject` and the tokens of a text. Out: a `CheckResult`.
 """
@@ -72,7 +72,7 @@ from awq2trt.scheme import BFLOAT16
 
 
 class _Limit(NamedTuple):
-    """What an output is held to: the largest relative difference of a position, or the mean one."""
+    """The limit of an output: for the largest relative difference of a position, or for the mean one."""
 
     place: str
     value: float
@@ -81,7 +81,7 @@ class _Limit(NamedTuple):
 
 @dataclass(frozen=True)
 class _Match:
-    """An output of two stages in one call; polygraphy takes it as true or false."""
+    """The comparison of an output of two stages in one call; polygraphy uses it as true or false."""
 
     difference: Difference
     limit: _Limit
@@ -99,8 +99,8 @@ def run_chain(
     Args:
         subject: What to check.
         tokens: A text.
-        progress: Counts stages.
-        weights: Of `check_weights`, for several texts; None to compare them now.
+        progress: Counts the stages.
+        weights: Result of `check_weights`, to reuse it for several texts; None to compare the weights now.
     """
     spec = subject.checkpoint.spec
     weights = weights or check_weights(subject, progress)
@@ -111,7 +111,7 @@ def run_chain(
         for stage, runner in runners.items():
             started = time.monotonic()
             try:
-                # One runner at a time, since only one model fits in memory.
+                # Only one runner exists at a time, since only one model fits in memory.
                 outputs[stage] = Comparator.run([runner], data_loader=calls_of(tokens))[0][1]
             except ToolError as error:
                 if stage != ENGINE:
@@ -122,7 +122,7 @@ def run_chain(
         stages = [
             _stage_result(subject, stage, outputs, tokens)
             if stage in outputs
-            else StageResult(stage, skipped=None if stage in seconds else missing.get(stage, "not asked for"))
+            else StageResult(stage, skipped=None if stage in seconds else missing.get(stage, "not wanted"))
             for stage in AGAINST
         ]
     stages = [
@@ -136,7 +136,7 @@ def run_chain(
 def _runners(
     subject: Subject, tokens: Sequence[int], known: Mapping[str, str]
 ) -> tuple[dict[str, BaseRunner], dict[str, str]]:
-    """A runner of every stage that can be run, and why the others cannot, beside those that are known not to be."""
+    """Makes a runner for every stage that can be run, and says why the others cannot be run."""
     missing = dict(known)
     makers: dict[str, Callable[[], BaseRunner]] = {QUANTIZED: lambda: _quantized_runner(subject, tokens)}
     folded = subject.folded()
@@ -179,14 +179,14 @@ def _quantized_runner(subject: Subject, tokens: Sequence[int]) -> BaseRunner:
 
 
 def _onnx_runner(subject: Subject, onnx: Path, tokens: Sequence[int], stage: str, provider: str) -> BaseRunner:
-    """ONNX Runtime on the file as it is, its blocks' outputs exposed.
+    """Runs the file unchanged in ONNX Runtime, with the outputs of its blocks exposed.
 
     Raises:
-        UnsupportedError: ONNX Runtime cannot run such a file.
+        UnsupportedError: ONNX Runtime cannot run this file.
     """
     model, sizes = open_with_blocks(onnx, subject.checkpoint.spec)
     if not model.functions:
-        raise UnsupportedError("the model has no function bodies, which ONNX Runtime would run.")
+        raise UnsupportedError("the model has no function bodies, which ONNX Runtime needs.")
     execution = GraphExecution(len(tokens) + SPARE_SLOTS, provider, subject.checkpoint.still_vision)
     return CachedOnnxRunner(model, sizes, onnx, execution, name=stage)
 
@@ -222,7 +222,7 @@ def _stage_result(subject: Subject, stage: str, outputs: Mapping[str, list[Any]]
 
 
 def _match(reference: Mapping[str, Any], candidate: Mapping[str, Any], name: str, limit: _Limit) -> _Match:
-    """One output in one call; one that is missing or of another shape is as far off as can be."""
+    """Compares one output in one call; a missing output, or one of another shape, counts as completely wrong."""
     if name not in candidate or np.shape(candidate[name]) != np.shape(reference[name]):
         positions = reference[name].shape[1]
         return _Match(unlike(positions), limit)
@@ -230,7 +230,7 @@ def _match(reference: Mapping[str, Any], candidate: Mapping[str, Any], name: str
 
 
 def _limits(subject: Subject, stage: str, positions: int) -> dict[str, _Limit]:
-    """What each output of a stage is held to."""
+    """The limits of a stage's outputs."""
     spec, scheme = subject.checkpoint.spec, subject.checkpoint.scheme
     layers = range(spec.num_layers)
     if stage == QUANTIZED:
@@ -241,7 +241,9 @@ def _limits(subject: Subject, stage: str, positions: int) -> dict[str, _Limit]:
         limits = [storage_limit("float16", layer + 1) for layer in range(spec.num_layers + 1)]
     elif stage == RUNTIME:
         limits = [storage_limit(subject.dtype, spec.num_layers + 1)]
-    elif stage in (ONNX, ONNX_CUDA) and subject.dtype == BFLOAT16:  # widened: only storage rounds
+    elif (
+        stage in (ONNX, ONNX_CUDA) and subject.dtype == BFLOAT16
+    ):  # widened to fp32: only the stored weights are rounded
         limits = [storage_limit(subject.dtype, layer + 1) for layer in range(spec.num_layers + 1)]
     elif stage == ENGINE:
         limits = [engine_limit(subject.dtype, spec.num_layers + 1, _sums_of_tensorrt(subject, positions))]
@@ -260,7 +262,7 @@ def _limits(subject: Subject, stage: str, positions: int) -> dict[str, _Limit]:
 
 
 def _sums_of_tensorrt(subject: Subject, positions: int) -> list[int]:
-    """Lengths of the sums in a block that TensorRT's own kernels make; those of our kernels are fp32."""
+    """Lengths of the sums that TensorRT's own kernels make in a block; our kernels sum in fp32."""
     spec = subject.checkpoint.spec
     attention = [spec.head_dim, positions]
     if subject.engine is not None and subject.engine.has_plugin:
@@ -273,7 +275,7 @@ def _place(spec: DecoderSpec, layer: int) -> str:
 
 
 def _logits(results: list[Any]) -> NDArray[Any] | None:
-    """Logits of all calls, [S, V]; None if a call gave none."""
+    """Joins the logits of all calls, [S, V]; None if a call has none."""
     if any(LOGITS not in result for result in results):
         return None
     return np.concatenate([result[LOGITS][0] for result in results])

@@ -1,4 +1,4 @@
-"""A built engine as a stage of `check`: the calls of `calls_of` in, logits of every position out, and nothing else."""
+"""Runs a built engine as a stage of `check`: takes the calls of `calls_of`, gives only logits, of every position."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from awq2trt.runtime.trt.session import EngineSession
 
 
 class EngineRunner(DecoderRunner):
-    """An engine as a stage of `check`; logits only, of every position.
+    """An engine as a stage of `check`; it gives only logits, of every position.
 
-    An engine gives logits of the last position of a call. So the first call, a text of S tokens, is two conversations:
-    its tokens one by one, for the logits of the first S - 1 positions, and then all of them at once, for that of the
-    last, in an empty cache that later calls go on with. Both profiles are held to the reference, and what prefill wrote
-    into the cache is, too, by the calls after it.
+    An engine gives logits only of the last position of a call. So the first call, a text of S tokens, becomes two
+    conversations: its tokens one by one, for the logits of the first S - 1 positions, and then all of them at once, for
+    those of the last, in an empty cache that later calls continue. So both profiles are compared with the reference,
+    and through the later calls also what prefill wrote into the cache.
 
     Args:
         open_session: Loads the engine.
-        engine: What it is.
-        name: Of the stage.
+        engine: The engine's record.
+        name: Name of the stage.
         open_embedder: Loads the engines beside it, of a model that sees; None for a model of text.
         vision: How the model sees; None for a model of text.
     """

@@ -1,8 +1,9 @@
-"""The folded model: the original with the search's scales folded in, before any rounding of linears.
+"""The folded model: the original with the search's scales folded in, before any linear is rounded.
 
-In: the original model, the checkpoint, and the scales that `quantize` keeps in `quantization.npz`. Out: a `ModelSource`
-whose linears are the original's, folded again in fp32, and whose other tensors (norms, embedding and head that are not
-quantized) are the checkpoint's own. It computes what the original does if, and only if, those tensors were folded, too.
+In: the original model, the checkpoint, and the scales that `quantize` stores in `quantization.npz`. Out: a
+`ModelSource` whose linears are the original's, folded again in fp32, and whose other tensors (norms, unquantized
+embedding and head) are the checkpoint's. It computes the same as the original exactly if those tensors were folded
+correctly.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from awq2trt.quantization.fold import fold_scales_
 
 
 class FoldedSource(ModelSource):
-    """The original, folded again.
+    """The original model, folded again.
 
     Args:
         original: The model that was quantized.
-        checkpoint: What it became.
-        search: `quantization.npz`; empty where nothing was folded.
+        checkpoint: The quantized checkpoint.
+        search: Arrays of `quantization.npz`; empty if nothing was folded.
     """
 
     def __init__(self, original: ModelSource, checkpoint: QuantizedCheckpoint, search: Mapping[str, Array]) -> None:
@@ -55,7 +56,7 @@ class FoldedSource(ModelSource):
         self._original.save_tokenizer(directory)
 
     def folded_block(self, layer: int) -> dict[str, Tensor]:
-        """All tensors of a block after folding, fp32, by relative name; norms too are the original's."""
+        """All tensors of a block after folding, fp32, by relative name; its norms are also the original's."""
         weights, prefix = load_block(self._original, layer), self.spec.prefix(layer)
         for group in self.spec.scale_groups():
             scales = self._search.get(f"{prefix}{group.balance_layers[0]}.scales")
@@ -64,7 +65,7 @@ class FoldedSource(ModelSource):
         return weights
 
     def block(self, layer: int) -> dict[str, Array]:
-        """Folded linears, and the checkpoint's own norms."""
+        """Folded linears, with the checkpoint's own norms."""
         prefix = self.spec.prefix(layer)
         linears = {f"{name}.{kind}" for name in self.spec.block.linears for kind in ("weight", "bias")}
         return {

@@ -1,8 +1,8 @@
-"""Makes golden outputs with PyTorch; `runtime.golden` holds executors to them.
+"""Makes golden outputs with PyTorch; `runtime.golden` compares executors with them.
 
-In: a checkpoint and tokens, or a backend and the golden outputs beside its model. Out: a `Golden`, or how far each call
-is from it. Expected logits come from the checkpoint through `awq2trt.models.decoder`, in fp32. They use nothing of the
-exported graph, so they catch an exporter's mistake as well as an executor's.
+In: a checkpoint and tokens. Out: a `Golden`. Expected logits are computed from the checkpoint by
+`awq2trt.models.decoder`, in fp32. They do not depend on the exported graph, so that they reveal mistakes of the
+exporter as well as of executors.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ TEXT: Final = "The capital of France is Paris, and the capital of Italy is Rome.
 """Any text would do; with this one a reader sees at once whether the answer makes sense."""
 
 PREFILL_TOKENS: Final = 16
-"""More than one tile of the kernels (16 rows), with the decode calls after it."""
+"""More than one tile of the kernels (16 rows), even with the decode calls after it."""
 
 _DECODE_CALLS: Final = 2
 
 
 def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype: str, progress: Progress) -> Golden:
-    """Expected logits of one conversation: `prefill`, `decode-1`, `decode-2`, and a second one: `first`, one token.
+    """Computes the expected logits of one conversation, `prefill`, `decode-1`, `decode-2`, and of a second, `first`.
 
-    `first` starts with the same token as `prefill`: what decode kernels do with an empty cache.
+    `first` is the first token of `prefill` alone, and shows what decode kernels do with an empty cache.
 
     Of a model that sees also what it sees in an image of noise.
 
     Args:
         source: The quantized checkpoint.
-        tokens: Of `TEXT`, at least one.
-        capacity: Of the cache.
-        dtype: Of activations in the graph, for the tolerance.
-        progress: Counts blocks.
+        tokens: Tokens of `TEXT`, at least one.
+        capacity: Capacity of the cache.
+        dtype: Type of activations in the graph, for the tolerance.
+        progress: Counts the blocks.
 
     Raises:
         UsageError: There are no tokens.

@@ -1,6 +1,6 @@
-"""How far two stages are apart at one place, by position: one wrong token does not drown among many right ones.
+"""Measures how far two stages differ at one place, position by position, so that one wrong token stands out.
 
-In: what a reference and a candidate computed there, [..., channels]. Out: numbers. NumPy only.
+In: what a reference and a candidate computed there, [..., channels]. Out: numbers. It needs only NumPy.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Array = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Difference:
-    """Two stages at one place, over positions.
+    """How far two stages differ at one place, over positions.
 
     Attributes:
         positions: How many were compared.
         max_abs: Largest difference of two numbers.
         mean_abs: Mean difference.
         max_relative: Largest over positions of the norm of the difference over the norm of the reference.
-        mean_relative: Its mean.
-        cosine: Smallest over positions.
+        mean_relative: Its mean over positions.
+        cosine: Smallest cosine over positions.
     """
 
     positions: int
@@ -37,17 +37,17 @@ class Difference:
 
 
 def unlike(positions: int) -> Difference:
-    """Nothing that could be compared: every error is NaN, which is within no limit."""
+    """The result for what cannot be compared: every error is NaN, which is within no limit."""
     return Difference(positions, *[math.nan] * (len(fields(Difference)) - 1))
 
 
 def difference(reference: Array, candidate: Array, *, centered: bool = False) -> Difference:
-    """Compares two tensors of the same shape; anything that is not a number makes every error NaN.
+    """Compares two tensors of the same shape; if anything is not a number, every error is NaN.
 
     Args:
         reference: [..., channels].
-        candidate: Of the same shape.
-        centered: Take its own mean off each vector, as for logits, where a constant means nothing.
+        candidate: A tensor of the same shape.
+        centered: Whether to subtract from each vector its mean, as for logits, where a constant means nothing.
     """
     wide = reference.reshape(-1, reference.shape[-1]).astype(np.float64)
     other = candidate.reshape(-1, candidate.shape[-1]).astype(np.float64)
@@ -59,7 +59,7 @@ def difference(reference: Array, candidate: Array, *, centered: bool = False) ->
     tiny = np.finfo(np.float64).tiny
     relative = np.linalg.norm(gap, axis=-1) / np.maximum(np.linalg.norm(wide, axis=-1), tiny)
     norms = np.linalg.norm(wide, axis=-1) * np.linalg.norm(other, axis=-1)
-    # Two vectors of zeros point the same way.
+    # Two vectors of zeros count as pointing the same way.
     cosine = np.where(norms > 0, (wide * other).sum(axis=-1) / np.maximum(norms, tiny), (gap.max(axis=-1) == 0) * 1.0)
     return Difference(
         positions=len(wide),
@@ -72,7 +72,7 @@ def difference(reference: Array, candidate: Array, *, centered: bool = False) ->
 
 
 def merged(parts: Sequence[Difference]) -> Difference:
-    """One `Difference` for several calls of a decoder."""
+    """Combines the differences of several calls of a decoder."""
     positions = sum(part.positions for part in parts)
 
     def mean(name: str) -> float:

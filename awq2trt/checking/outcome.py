@@ -1,4 +1,4 @@
-"""What `awq2trt check` found, of the stages or of golden outputs: what the stage hands over and the report prints."""
+"""The findings of `awq2trt check`, about stages or golden outputs, which the stage returns and the report prints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """What `awq2trt check` found.
+    """The findings of `awq2trt check`.
 
         outcome = awq2trt.check("out")
         print(outcome.result.passed)
@@ -22,7 +22,7 @@ class CheckOutcome:
     Attributes:
         result: The comparison of each stage with the one before it.
         commands: polygraphy commands that repeat this check.
-        cut: The nodes that fail, if they were asked for and there are any.
+        cut: The nodes that fail, if they were wanted and there are any.
     """
 
     result: CheckResult
@@ -32,15 +32,15 @@ class CheckOutcome:
 
 @dataclass(frozen=True)
 class GoldenOutcome:
-    """What `awq2trt check --golden` found.
+    """The findings of `awq2trt check --golden`.
 
         print(awq2trt.check_golden("out/onnx").executor)
 
     Attributes:
-        results: Of ONNX Runtime, call by call.
-        executor: What it ran on.
-        engine: Of the engine, where there is one and this machine can run it.
-        engine_skipped: Why the engine was not run; None if it was, or there is none.
+        results: Results of ONNX Runtime, call by call.
+        executor: The provider or device that it ran on.
+        engine: Results of the engine, if there is one and this machine can run it.
+        engine_skipped: Why the engine was not run; None if it was run, or there is none.
     """
 
     results: tuple[GoldenResult, ...]
@@ -50,5 +50,5 @@ class GoldenOutcome:
 
     @property
     def passed(self) -> bool:
-        """Every call of everything that was run."""
+        """Whether every call passed, on everything that was run."""
         return all(result.passed for result in (*self.results, *self.engine))

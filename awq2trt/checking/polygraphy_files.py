@@ -1,14 +1,14 @@
-"""The same check by hand: files and commands with which polygraphy runs a model on the inputs of `check`.
+"""Lets users repeat a check by hand: writes files and commands with which polygraphy runs a model on `check`'s inputs.
 
-In: a checked build. Out: a folder that needs nothing of ours to be read, and the command lines:
+In: a checked build. Out: a folder that can be read without awq2trt, and the command lines:
 
-- `data_loader.py` with `inputs.npz`: the calls, the caches before each included, as PyTorch computes them;
+- `data_loader.py` with `inputs.npz`: the calls, including the caches before each, as PyTorch computes them;
 - `expected.json`: the quantized model's logits after each call, as polygraphy stores outputs;
-- `network.py`: the model as TensorRT-RTX parses it, our plugin library registered. polygraphy's own `--plugins` loads a
-  library and hopes that it registers itself, which ours does not: it exports its creators (`getCreators`), for TensorRT
-  and TensorRT-RTX alike, and is loaded by the plugin registry;
-- `on_gpu.py`: what polygraphy does with a model in ONNX Runtime, on CUDA and with our operators, which its command line
-  cannot register. It works on the CPU, too, where somebody wants to try it.
+- `network.py`: the model as TensorRT-RTX parses it, with our plugin library registered. polygraphy's own `--plugins`
+  only works with libraries that register themselves, but ours exports its creators (`getCreators`), for TensorRT and
+  TensorRT-RTX alike, and is loaded by the plugin registry;
+- `on_gpu.py`: does what polygraphy does with a model in ONNX Runtime, on CUDA and with our operators, which its command
+  line cannot register. It also works on the CPU.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Command:
     """A command line.
 
     Attributes:
-        text: For a shell.
-        needs: What a machine must have for it beside polygraphy.
+        text: The command, for a shell.
+        needs: What it needs in addition to polygraphy.
     """
 
     text: str
@@ -65,9 +65,9 @@ def write_folder(subject: Subject, tokens: Sequence[int], folder: Path) -> tuple
     """Writes the files, and returns the commands that use them.
 
     Args:
-        subject: With an exported model.
+        subject: The subject of the check, with an exported model.
         tokens: The text that was checked.
-        folder: Made if it is not there.
+        folder: Where the files go; created if necessary.
     """
     if subject.onnx is None:
         return ()
@@ -116,7 +116,7 @@ def _commands(subject: Subject, onnx: Path, sizes: DecoderSizes, first: int, fol
         "TensorRT-RTX, but no GPU",
     )
     if subject.dtype == BFLOAT16:
-        return (convert,)  # ONNX Runtime has no kernels for it, and polygraphy no arrays to feed an engine with
+        return (convert,)  # ONNX Runtime has no kernels for bf16, and polygraphy no arrays to feed an engine with
     card = "TensorRT-RTX and a GeForce RTX card"
     commands = [
         Command(f"polygraphy run {_quoted(onnx / MODEL_FILE)} --onnxrt {compare}", "ONNX Runtime"),
@@ -127,7 +127,7 @@ def _commands(subject: Subject, onnx: Path, sizes: DecoderSizes, first: int, fol
         commands.insert(
             1, Command(f"python {_quoted(folder / ON_GPU_FILE)}", "ONNX Runtime with CUDA, an NVIDIA GPU, and awq2trt")
         )
-    # What is fed has caches of the activations' type, which an engine with codes does not take.
+    # The inputs have caches of the activations' type, which an engine with a cache of codes does not accept.
     takes_caches = ENGINE not in subject.coded
     if subject.engine is not None and subject.engine.flavour is Flavour.TENSORRT_RTX and takes_caches:
         built = f"{_quoted(subject.engine.path)} --model-type engine"
@@ -136,7 +136,7 @@ def _commands(subject: Subject, onnx: Path, sizes: DecoderSizes, first: int, fol
 
 
 def _snr_threshold(subject: Subject, sizes: DecoderSizes) -> str:
-    """Decibels: a relative error of r is a ratio of signal to noise of 20 log10(1/r)."""
+    """The limit in decibels: a relative error of r is a signal-to-noise ratio of 20 log10(1/r)."""
     return f"{-20 * math.log10(drift_limit(subject.dtype, sizes.num_layers + 1)):.2f}"
 
 
@@ -160,7 +160,7 @@ def _run(
 
 
 def _write_expected(path: Path, logits: NDArray[np.float32], tokens: Sequence[int]) -> None:
-    """The logits after every call, as an exported model gives them: of the last position."""
+    """Writes the logits after every call, only of the last position, as an exported model gives them."""
     results = RunResults()
     iterations = []
     for call in calls_of(tokens):
@@ -176,12 +176,12 @@ def _quoted(path: Path) -> str:
 
 
 _IN_PLACE: Final = "--preview-features aliased_plugin_io_10_03"
-"""Lets a plugin write its cache in place."""
+"""The flag that lets a plugin write its cache in place."""
 
 _NUMPY: Final = {"float16": np.float16, "float32": np.float32, BFLOAT16: np.float32}
 
 _LOADER: Final = textwrap.dedent('''\
-    """Feeds polygraphy the calls of `awq2trt check`: the text but for its end at once, then one token at a time."""
+    """Feeds polygraphy the calls of `awq2trt check`: first most of the text at once, then one token at a time."""
 
     from pathlib import Path
 
@@ -191,7 +191,7 @@ _LOADER: Final = textwrap.dedent('''\
 
 
     def load_data():
-        """Inputs of every call; caches hold what came before it, and zeros after."""
+        """Yields the inputs of every call; caches hold what came before it, followed by zeros."""
         with np.load(Path(__file__).with_name("{inputs}")) as stored:
             arrays = dict(stored)
         new = arrays.pop("{new}")
@@ -206,7 +206,7 @@ _LOADER: Final = textwrap.dedent('''\
 ''')
 
 _NETWORK: Final = textwrap.dedent('''\
-    """The model as TensorRT-RTX parses it: fused, with our plugins, or where there are none the function bodies."""
+    """The model as TensorRT-RTX parses it: fused, with our plugins, or without plugins its function bodies."""
 
     import tempfile
     from pathlib import Path
@@ -224,7 +224,7 @@ _NETWORK: Final = textwrap.dedent('''\
 
 
     def load_network():
-        """Builder, network and parser, as polygraphy asks for them."""
+        """Returns builder, network and parser, as polygraphy expects."""
         try:
             library = find_plugin_library()
         except ToolError:
@@ -262,7 +262,7 @@ _ON_GPU: Final = textwrap.dedent('''\
 
 
     def open_session():
-        """The model on the provider that was asked for, CUDA's by default."""
+        """Opens the model on the chosen provider, by default on CUDA."""
         provider = sys.argv[1] if len(sys.argv) > 1 else PROVIDER
         options = onnxruntime.SessionOptions()
         if provider == PROVIDER:
@@ -289,8 +289,8 @@ _ON_GPU: Final = textwrap.dedent('''\
 _README: Final = textwrap.dedent("""\
     # This check by hand
 
-    polygraphy (`pip install polygraphy`) runs the model on the inputs here, and compares with what the quantized model
-    gives in PyTorch. Each line exits with 0 if it agrees.
+    polygraphy (`pip install polygraphy`) runs the model on the inputs in this folder, and compares its outputs with
+    those of the quantized model in PyTorch. Each command exits with 0 if they agree.
 
     {commands}
     """)

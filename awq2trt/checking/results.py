@@ -1,6 +1,6 @@
-"""What is found where each stage is held to the one before: places, stages, the whole chain, and its first failure.
+"""The results of comparing each stage with the one before: places, stages, the complete chain, and its first failure.
 
-In: numbers of `measures` and findings of `weights`. Out: the records that reports are written from, and the names of
+In: numbers of `measures` and findings of `weights`. Out: the records from which reports are written, and the names of
 the stages.
 """
 
@@ -46,7 +46,7 @@ AGAINST: Final[Mapping[str, tuple[str, ...]]] = {
     ON_GPU: (QUANTIZED,),
     ENGINE: (QUANTIZED,),
 }
-"""Stages in order, and what each is compared with."""
+"""The stages in order, each with the stage that it is compared with."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Place:
     Attributes:
         name: Of the block, or `logits`; of a graph beside the decoder, `vision` or `embedding`.
         difference: From the stage before.
-        error: The relative difference that is held to the limit: the largest of a position, or, where it is that of
+        error: The relative difference that is compared with the limit: the largest of any position or, for
             quantization, the mean.
-        limit: Of it.
+        limit: The limit of that error.
     """
 
     name: str
@@ -68,26 +68,26 @@ class Place:
 
     @property
     def passed(self) -> bool:
-        """Within the limit; NaN is not."""
+        """Whether the error is within the limit; NaN is not."""
         return self.error <= self.limit
 
     @property
     def share(self) -> float:
-        """Part of the limit that the error takes: 1 is all of it."""
+        """The error as a share of the limit; 1 is all of it."""
         return self.error / self.limit
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """A stage held to the one before.
+    """A stage, compared with the one before.
 
     Attributes:
         stage: Its name.
         against: The stage before; None for the first.
         skipped: Why it was not run; None if it was.
         places: Graphs beside the decoder, blocks in order, then the logits.
-        agreement: Of next-token distributions.
-        findings: What is wrong with its weights.
+        agreement: How well distributions of the next token agree.
+        findings: Whatever is wrong with its weights.
         seconds: Wall time.
     """
 
@@ -106,17 +106,17 @@ class StageResult:
 
     @property
     def passed(self) -> bool:
-        """Nothing found, nothing beyond its limit. A stage that was not run has not failed, nor has it passed."""
+        """Whether there are no findings and no errors beyond limits; a stage that was not run has neither."""
         return not self.findings and all(place.passed for place in self.places)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Where the chain breaks first.
+    """The first place at which the chain fails.
 
     Attributes:
-        stage: Of it.
-        place: Block, or tensor outside the blocks, or `logits`.
+        stage: The stage.
+        place: A block, a tensor outside the blocks, or `logits`.
         message: What was measured there.
     """
 
@@ -127,14 +127,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The whole chain.
+    """The result for the complete chain.
 
     Attributes:
-        stages: In order.
-        tokens: Of the text.
-        prefixes: Of the blocks.
-        dtype: Of the exported model's activations.
-        changed: As of the subject.
+        stages: The stages, in order.
+        tokens: Tokens of the text.
+        prefixes: Prefixes of the blocks' names.
+        dtype: Type of the exported model's activations.
+        changed: The same as in `Subject`.
     """
 
     stages: tuple[StageResult, ...]
@@ -144,18 +144,18 @@ class CheckResult:
     changed: tuple[str, ...] = ()
 
     def title(self, stage: str) -> str:
-        """What a stage is, for people."""
+        """Describes a stage in words."""
         widened = self.dtype == BFLOAT16 and stage in (ONNX, ONNX_CUDA)
         return f"{TITLES[stage]}, which has no bf16 kernels: in fp32" if widened else TITLES[stage]
 
     @property
     def passed(self) -> bool:
-        """Every stage that was run passed, at least one was compared with another, and no file was changed."""
+        """Whether all stages that were run passed, at least one was compared with another, and no file was changed."""
         compared = [stage for stage in self.stages if stage.against and not stage.skipped]
         return bool(compared) and not self.changed and all(stage.passed for stage in self.stages)
 
     def first_failure(self) -> Failure | None:
-        """The first stage that fails, and there the first block."""
+        """The first stage that fails, and the first failing block in it."""
         for stage in self.stages:
             failures = [*self._weight_failures(stage), *self._value_failures(stage)]
             if failures:
@@ -171,10 +171,10 @@ class CheckResult:
     def _value_failures(self, stage: StageResult) -> Iterator[tuple[tuple[int, int], Failure]]:
         for place in stage.places:
             if not place.passed:
-                message = f"relative error {place.error:.2g}, at most {place.limit:.2g} expected."
+                message = f"the relative error is {place.error:.2g}, but at most {place.limit:.2g} is expected."
                 layer = len(self.prefixes) if place.name == LOGITS else self._layer(f"{place.name}.")
                 yield (layer, 1), Failure(stage.stage, place.name, message)
 
     def _layer(self, name: str) -> int:
-        """Block that a tensor belongs to; -1 for one that stands before them all, or concerns them all."""
+        """The block that a tensor belongs to; -1 if it precedes or concerns all blocks."""
         return next((index for index, prefix in enumerate(self.prefixes) if name.startswith(prefix)), -1)

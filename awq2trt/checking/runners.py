@@ -1,11 +1,11 @@
-"""A decoder as polygraphy runs it: calls with `input_ids` and `cache_position`, out come every block and the logits.
+"""Runs a decoder for polygraphy: takes calls with `input_ids` and `cache_position`, gives every block and the logits.
 
 In: a model, as weights or as a graph, then the calls. Out: arrays by name, for polygraphy to compare.
 
 Two runners, one for PyTorch and one for ONNX Runtime, with the same outputs under the same names: `block_output(i)`,
 the residual stream after block i [1, S, H], and the logits of every position [1, S, V]. polygraphy's own `OnnxrtRunner`
-knows nothing of a cache, so ours keeps it between calls, as an executor does. What `awq2trt run` uses, and engines
-(`engine_runner`), give logits only.
+does not handle a cache, so ours keeps it between calls, as an executor does. The backends of `awq2trt run`, and engines
+(`engine_runner`), give only logits.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 
 DECODE_CALLS: Final = 4
-"""Tokens at the end of the text that come one by one."""
+"""Number of tokens at the end of the text that are passed one by one."""
 
 SPARE_SLOTS: Final = 3
-"""Empty slots of the cache after the text: a mask that reads on, or a write that lands too late, meets them."""
+"""Empty slots of the cache behind the text, which reveal a mask that reads too far, or a write at a wrong place."""
 
 
 def block_output(layer: int) -> str:
@@ -65,17 +65,17 @@ def block_output(layer: int) -> str:
 
 
 def block_update(layer: int) -> str:
-    """Name of what block `layer` adds to the residual stream."""
+    """Name of the summand that block `layer` adds to the residual stream."""
     return f"update_{layer}"
 
 
 def first_call(tokens: Sequence[int]) -> int:
-    """Length of the call that takes the text at once; one token at least."""
+    """Length of the call that takes most of the text at once; at least one token."""
     return max(1, len(tokens) - DECODE_CALLS)
 
 
 def calls_of(tokens: Sequence[int]) -> list[dict[str, NDArray[np.int64]]]:
-    """Feed dicts of a conversation: the text but for its last `DECODE_CALLS` tokens at once, then those one by one."""
+    """Inputs of a conversation's calls: all but the last `DECODE_CALLS` tokens at once, then those one by one."""
     first = first_call(tokens)
     spans = [(0, first), *((index, index + 1) for index in range(first, len(tokens)))]
     return [
@@ -88,7 +88,7 @@ def calls_of(tokens: Sequence[int]) -> list[dict[str, NDArray[np.int64]]]:
 
 
 class DecoderRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no type hints
-    """What all runners take: the calls of `calls_of`."""
+    """The base of all runners: checks the calls, which are those of `calls_of`."""
 
     def get_input_metadata_impl(self) -> Any:
         metadata = TensorMetadata()
@@ -98,16 +98,16 @@ class DecoderRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no type
 
 
 class TorchRunner(DecoderRunner):
-    """A model in PyTorch, fp32, a block in memory at a time. All positions are computed at once when it starts.
+    """A model in PyTorch, fp32, with one block in memory at a time. All positions are computed when it starts.
 
-    So it has no cache, and every call's outputs are cut out of one causal pass over the text.
+    So it needs no cache, and every call's outputs are parts of one causal pass over the text.
 
     Args:
         source: The model.
-        tokens: Of the whole text.
-        name: Of the stage.
-        teacher: Also give `block_update(i)`, what each block adds to the residual stream that this model has there: a
-            block measured by itself, whatever the blocks before it did. None leaves that out.
+        tokens: Tokens of the complete text.
+        name: Name of the stage.
+        teacher: A model whose residual streams are also given to each block; then `block_update(i)` is what the block
+            adds to them, which measures a block regardless of the blocks before it. None leaves that out.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
         name: Of the stage.
 
     Attributes:
-        last_inputs: Of the last call, caches included.
+        last_inputs: Inputs of the last call, including caches.
     """
 
     def __init__(
@@ -226,18 +226,18 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
 
 
 class ScoringBackend(SeeingBackend, Protocol):
-    """A backend that also gives logits of every position."""
+    """A backend that can also give logits of every position."""
 
     def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """Scores after every token of a new conversation, float32 [s, V] at a time."""
+        """Returns the scores after every token of a new conversation, float32 [s, V] at a time."""
 
 
 class RuntimeRunner(DecoderRunner):
-    """A backend that `awq2trt run` uses: ONNX Runtime on a lowered model, on the CPU or on a GPU; logits only.
+    """A backend of `awq2trt run`: ONNX Runtime with a lowered model, on the CPU or a GPU; it gives only logits.
 
     Args:
         open_backend: Loads the model, for logits of every position.
-        name: Of the stage.
+        name: Name of the stage.
         vision: How the model sees; None for a model of text.
     """
 
@@ -271,12 +271,12 @@ _NUMPY_DTYPE: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float1
 
 
 def open_runnable(path: Path) -> tuple[ir.Model, DecoderSizes]:
-    """An exported decoder as ONNX Runtime can run it: bf16, for which it has no kernels, widened to fp32.
+    """Opens an exported decoder so that ONNX Runtime can run it: bf16, which it has no kernels for, is widened to fp32.
 
-    Graph, function bodies and weights stay what they are; only the arithmetic is finer than an engine's.
+    Graph, function bodies and weights stay the same; only the arithmetic is finer than an engine's.
 
     Raises:
-        ArtifactError: Damaged, or not a decoder.
+        ArtifactError: The model is damaged, or not a decoder.
     """
     model, sizes = open_decoder(path)
     if sizes.dtype is ir.DataType.BFLOAT16:
@@ -286,10 +286,10 @@ def open_runnable(path: Path) -> tuple[ir.Model, DecoderSizes]:
 
 
 def open_with_blocks(path: Path, spec: DecoderSpec) -> tuple[ir.Model, DecoderSizes]:
-    """An exported decoder that also gives the residual stream after every block, and logits of every position.
+    """Opens an exported decoder that also gives the residual stream after every block, and logits of every position.
 
     Raises:
-        ArtifactError: Damaged, or not the decoder of `spec`.
+        ArtifactError: The model is damaged, or not the decoder of `spec`.
     """
     model, sizes = open_runnable(path)
     for layer, value in enumerate(block_values(model, spec)):
@@ -300,7 +300,7 @@ def open_with_blocks(path: Path, spec: DecoderSpec) -> tuple[ir.Model, DecoderSi
 
 
 def block_values(model: ir.Model, spec: DecoderSpec) -> list[ir.Value]:
-    """The output of every block: of the last node that bears the block's name.
+    """Finds the output of every block: that of the last node with the block's name.
 
     Raises:
         ArtifactError: A block has no named node.
@@ -314,7 +314,7 @@ def block_values(model: ir.Model, spec: DecoderSpec) -> list[ir.Value]:
     missing = [prefix for prefix, layer in prefixes.items() if layer not in last]
     if missing:
         raise ArtifactError(
-            f"no node is named after {missing[0].rstrip('.')}.",
+            f"the graph has no node named after {missing[0].rstrip('.')}.",
             where="model.onnx",
             fix="export the model again, and check it against the checkpoint it was made from.",
         )
@@ -322,7 +322,7 @@ def block_values(model: ir.Model, spec: DecoderSpec) -> list[ir.Value]:
 
 
 def expose_(model: ir.Model, value: ir.Value, name: str) -> None:
-    """Makes a value of the graph an output, under a name of its own."""
+    """Makes a value of the graph an output under a new name."""
     copy = ir.node("Identity", [value], name=f"exposed/{name}")
     copy.outputs[0].name = name
     copy.outputs[0].type = value.type

@@ -1,7 +1,7 @@
-"""Every stored tensor of a build, computed again from the stage before.
+"""Computes every stored tensor of a build again from the stage before.
 
 In: a `Subject`. Out: what is wrong, stage by stage, and which stages cannot be run because files are damaged. `weights`
-holds one tensor to another; here is which tensor is held to which.
+compares two tensors; this module decides which ones are compared.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _HEAD_ROWS: Final = 8192
 
 @dataclass(frozen=True)
 class WeightResult:
-    """What the weights alone tell, whatever the text.
+    """What the weights alone show, for any text.
 
     Attributes:
-        findings: Stage -> what is wrong with its weights.
-        missing: Stage -> why it cannot be run.
+        findings: What is wrong with the weights of each stage.
+        missing: Why a stage cannot be run.
     """
 
     findings: Mapping[str, Sequence[Finding]]
@@ -47,7 +47,7 @@ def check_weights(subject: Subject, progress: Progress) -> WeightResult:
 
     Args:
         subject: What to check.
-        progress: Counts blocks.
+        progress: Counts the blocks.
     """
     findings: dict[str, list[Finding]] = {FOLDED: [], QUANTIZED: [], ONNX: []}
     missing = dict(subject.missing)
@@ -86,12 +86,16 @@ def _outer_findings(subject: Subject) -> tuple[list[Finding], list[Finding]]:
     ours, theirs = asdict(checkpoint.spec), asdict(original.spec)
     changed = [key for key in theirs if ours[key] != theirs[key]]
     if changed:
-        found.append(Finding(CONFIG_FILE, f"it describes another model than the original's: {', '.join(changed)}."))
+        found.append(
+            Finding(
+                CONFIG_FILE, f"it describes another model than the original, in these fields: {', '.join(changed)}."
+            )
+        )
     return [finding for finding in found if finding], codes
 
 
 def _head_findings(checkpoint: QuantizedCheckpoint, weight: Array) -> list[Finding]:
-    """Of a quantized head's codes, the first piece of rows that is wrong."""
+    """Findings about a quantized head's codes: the first piece of rows that is wrong."""
     name = checkpoint.spec.stored_head
     linear = checkpoint.linear(name)
     for start in range(0, linear.out_features, _HEAD_ROWS):
@@ -105,16 +109,16 @@ def _head_findings(checkpoint: QuantizedCheckpoint, weight: Array) -> list[Findi
 
 
 def _roundoff(checkpoint: QuantizedCheckpoint) -> float:
-    """How far, relatively, a scale may have moved after the codes were chosen."""
+    """How far, relatively, a scale may have changed after the codes were chosen."""
     return UNIT_ROUNDOFF[BFLOAT16] if checkpoint.config.get("torch_dtype") == BFLOAT16 else 0.0
 
 
 def _block_findings(subject: Subject, layer: int) -> tuple[list[Finding], list[Finding]]:
-    """Of one block: its norms and biases held to the folded ones, its codes to the folded weights."""
+    """Findings about one block: compares norms and biases with the folded ones, and codes with the folded weights."""
     checkpoint, spec = subject.checkpoint, subject.checkpoint.spec
     prefix = spec.prefix(layer)
     linears = {name: checkpoint.linear(prefix + name) for name in spec.block.linears}
-    checkpoint.block(layer)  # every number is one
+    checkpoint.block(layer)  # a dummy that any codes match
     folded = subject.folded()
     if folded is None:
         return [], []
@@ -126,7 +130,7 @@ def _block_findings(subject: Subject, layer: int) -> tuple[list[Finding], list[F
             plain.append(rounded_finding(prefix + name, value, checkpoint.tensor(prefix + name)))
         elif kind == "bias":
             bias = linears[owner].bias
-            lost = Finding(prefix + name, "the original has a bias, the checkpoint has none.")
+            lost = Finding(prefix + name, "the original has a bias, but the checkpoint has none.")
             plain.append(lost if bias is None else rounded_finding(prefix + name, value, bias))
     roundoff = _roundoff(checkpoint)
     codes = [
@@ -137,9 +141,9 @@ def _block_findings(subject: Subject, layer: int) -> tuple[list[Finding], list[F
 
 
 def _owner(tensor: str, checkpoint: QuantizedCheckpoint) -> str:
-    """The stage that a damaged tensor of the checkpoint belongs to: codes to quantizing, all else to folding.
+    """The stage to which a damaged tensor of the checkpoint belongs: quantizing for codes, folding for all others.
 
-    Linears have the names of the checkpoint or, taken apart, those of its parts; tensors those of its layout.
+    A linear is named as in the checkpoint or, if it is fused, by its parts; tensors are named as in its layout.
     """
     spec = checkpoint.spec
     linears = (*spec.block.linears, *spec.stored_linears(), spec.stored_head)

@@ -1,7 +1,7 @@
-"""What a directory gives to check: its checkpoint, its exported model, and the original they come from.
+"""Finds what can be checked in a directory: its checkpoint, its exported model, and the original they come from.
 
 In: a directory that `build`, `quantize` or `export` wrote. Out: a `Subject`, with a reason for every stage that cannot
-be run here: one that is left out without a word would look as if it had passed.
+be run here, since a stage that is silently left out would look as if it had passed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from awq2trt.target import CPU_TARGET, CUDA_TARGET
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked.
+    """Everything that is checked.
 
     Attributes:
         checkpoint: The quantized model.
@@ -56,8 +56,8 @@ class Subject:
             None to run the exported decoder alone there.
         open_embedder: Loads the engines beside it, of a model that sees; None where there is no engine.
         coded: Stages whose cache holds codes.
-        changed: Files that are not what was written, as their manifest's hashes tell.
-        missing: Stage -> why it cannot be run.
+        changed: Files that were changed since they were written, by their manifest's hashes.
+        missing: Why a stage cannot be run.
     """
 
     checkpoint: QuantizedCheckpoint
@@ -77,19 +77,19 @@ class Subject:
     missing: Mapping[str, str] = field(default_factory=dict)
 
     def folded(self) -> FoldedSource | None:
-        """The original, folded again; None where it or its scales are not to be had."""
+        """The original, folded again; None if it or its scales are not available."""
         if self.original is None or FOLDED in self.missing:
             return None
         return FoldedSource(self.original, self.checkpoint, self.search)
 
 
 def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path | None = None) -> Subject:
-    """Finds what belongs together.
+    """Finds everything that belongs together.
 
     Args:
-        directory: What `build -o` wrote, or a checkpoint, an ONNX model or an engine in it.
-        model: The original; None for the one that the manifest names, if it is here.
-        checkpoint: Of an ONNX model or engine; None for the one beside it.
+        directory: The directory that `build -o` wrote, or a checkpoint, an ONNX model or an engine in it.
+        model: The original; None for the one that the manifest names, if it can be found.
+        checkpoint: The checkpoint of an ONNX model or engine; None for the one beside it.
 
     Raises:
         ArtifactError: A directory is incomplete.
@@ -138,10 +138,10 @@ def find_subject(directory: Path, *, model: str | None = None, checkpoint: Path 
 
 
 def _codes_are_nearest(record: QuantizationRecord) -> bool:
-    """Whether every code is the nearest to its weight.
+    """Whether every code must be the nearest to its weight.
 
-    Not after GPTQ, where single codes were moved or learned, nor after an effort of which nothing is known here, such
-    as one whose step sizes were tuned at the end.
+    That is not so after GPTQ or learning, which move single codes, nor after an unknown effort, such as one with step
+    sizes that were tuned at the end.
     """
     method, search = METHODS.get(record.method), EFFORTS.get(record.effort or "")
     known = record.effort is None or (search is not None and search.keeps_nearest)
@@ -149,14 +149,14 @@ def _codes_are_nearest(record: QuantizationRecord) -> bool:
 
 
 class _Found(NamedTuple):
-    """What a directory means.
+    """What was found in a directory.
 
     Attributes:
         quantized: The checkpoint.
         exported: The exported model.
-        lowered: That for CUDA.
-        for_cpu: That for the CPU, if it has a cache of codes.
-        engines: Engines and finished kits.
+        lowered: The model for CUDA.
+        for_cpu: The model for the CPU, if it has a cache of codes.
+        engines: Its engines and finished kits.
     """
 
     quantized: Artifact
@@ -167,11 +167,11 @@ class _Found(NamedTuple):
 
 
 def _artifacts(directory: Path, checkpoint: Path | None) -> _Found:
-    """Everything that a directory means.
+    """Finds everything that a directory contains or belongs to.
 
     Raises:
         ArtifactError: A directory in it is incomplete.
-        UsageError: There is no checkpoint, or one of another model.
+        UsageError: There is no checkpoint, or it belongs to another model.
     """
     if (directory / MANIFEST_FILE).is_file():
         found = [Artifact.open(directory, verify="size")]
@@ -180,7 +180,7 @@ def _artifacts(directory: Path, checkpoint: Path | None) -> _Found:
             found.append(Artifact.open(beside, kind="checkpoint", verify="size"))
     elif not directory.is_dir():
         raise UsageError(
-            no_directory(directory), where=str(directory), fix="name what `awq2trt build ... -o DIR` wrote."
+            no_directory(directory), where=str(directory), fix="name a directory that `awq2trt build ... -o DIR` wrote."
         )
     else:
         paths = sorted(path.parent for path in directory.glob(f"*/{MANIFEST_FILE}"))
@@ -192,9 +192,9 @@ def _artifacts(directory: Path, checkpoint: Path | None) -> _Found:
     quantized = by_kind.get("checkpoint")
     if quantized is None:
         raise UsageError(
-            "there is no checkpoint here to hold it to.",
+            "there is no checkpoint here to compare it with.",
             where=str(directory),
-            fix="name it with --checkpoint, or check the golden outputs alone with --golden.",
+            fix="name it with --checkpoint, or check only the golden outputs with --golden.",
         )
     holding = (one for one in found if one.manifest.kind not in ("checkpoint", "lowered"))
     exported = by_kind.get("onnx") or next(holding, None)
@@ -204,7 +204,7 @@ def _artifacts(directory: Path, checkpoint: Path | None) -> _Found:
     for other in (exported, lowered, for_cpu, *engines):
         if other and other.manifest.contents.source != quantized.manifest.contents.source:
             raise UsageError(
-                "this checkpoint was made of another model than what is checked.",
+                "this checkpoint was made from another model than the one that is checked.",
                 where=str(quantized.directory),
                 fix="name the checkpoint that it was exported from with --checkpoint.",
             )
@@ -226,7 +226,7 @@ def _keeps_codes(contract: IoContract) -> bool:
 
 
 def _why_not_on_gpu() -> str | None:
-    """Why ONNX Runtime runs nothing on a GPU here; None if it does."""
+    """Says why ONNX Runtime cannot run on a GPU here; None if it can."""
     try:
         open_cuda(CUDA_TARGET)
     except (ToolError, UsageError) as error:
@@ -243,34 +243,36 @@ def _open_on(target: str, artifact: Artifact) -> ScoringBackend:
 
 
 def _original(record: SourceRecord, model: str | None) -> tuple[ModelSource | None, dict[str, str]]:
-    """The model that was quantized, its weight files verified; or why it is not to be had."""
+    """Opens the model that was quantized, after verifying its weight files; or says why it is not available."""
     name = model or record.model
     try:
         original = open_source(name)
     except Awq2trtError as error:
         if model:
             raise
-        reason = f"not run: the original, {name}, is not here ({error.what.rstrip('.')}); name it with --model"
+        reason = f"not run: the original, {name}, was not found ({error.what.rstrip('.')}); name it with --model"
         return None, dict.fromkeys((ORIGINAL, FOLDED), reason)
     if record_files(original.files) == record.files:
         return original, {}
     if model:
         raise UsageError(
-            "the checkpoint was made of other weights.", where=model, fix=f"name {record.model}, of which it was made."
+            "the checkpoint was made from other weights.",
+            where=model,
+            fix=f"name {record.model}, from which it was made.",
         )
     reason = f"not run: the weights of {name} have changed; name the original with --model"
     return None, dict.fromkeys((ORIGINAL, FOLDED), reason)
 
 
 def _changed_files(artifact: Artifact) -> Iterator[str]:
-    """Files that are not what was written, with their directory's name."""
+    """Files that were changed since they were written, with their directory's name."""
     for name, record in artifact.manifest.files.items():
         if record_file(artifact.directory / name) != record:
             yield f"{artifact.directory.name}/{name}"
 
 
 def _engine(found: Sequence[Artifact]) -> tuple[EngineBuild | None, str | None]:
-    """The first engine that this machine can run, else the first, and why it cannot run it."""
+    """Returns the first engine that this machine can run; otherwise the first one, and why it cannot be run."""
     engines = [engine for artifact in found if (engine := engine_of(artifact)) is not None]
     if not engines:
         return None, "not run: no engine in this directory"

@@ -1,7 +1,7 @@
-"""The text that `check` runs when none is named: prose, dialogue, figures, code and other languages, written for it.
+"""The text that `check` uses by default: prose, dialogue, figures, code and other languages, written for it.
 
-Each kind drives other parts of a model: its rare tokens, its numbers, its line breaks. A few hundred tokens are enough,
-since every position of every block is compared.
+Each kind exercises other parts of a model: its rare tokens, its numbers, its line breaks. A few hundred tokens are
+enough, since every position of every block is compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights held to the stage before, number by number: what a wrong scale, zero point, row or nibble cannot pass.
+"""Compares weights with the stage before, number by number, so that every wrong scale, zero point, row or nibble shows.
 
 One wrong group among thousands hardly moves the logits, so no comparison of outputs finds it. Here every tensor is
 computed again from the stage before and compared with what is stored. In: two stages' tensors. Out: findings, each with
@@ -25,17 +25,18 @@ from awq2trt.scheme import QuantizedLinear
 Array = NDArray[Any]
 
 HALF_STEP: Final = 0.5 + 1e-4
-"""How far, in steps, the nearest code may be from its weight: half a step, and what fp32 loses in w * s / s' / scale,
-four roundings of a number below 16 steps: 4 * 2^-24 * 16 = 4e-6, which another machine's order of operations may
-double."""
+"""How far, in steps, the nearest code may be from its weight: half a step, plus the roundings of w * s / s' / scale in
+fp32, which are four roundings of a number below 16 steps: 4 * 2^-24 * 16 = 4e-6, which another machine's order of
+operations may double."""
 
 COMPENSATED_RMS: Final = 2.0
 COMPENSATED_MEAN: Final = 0.75
-"""Limits on a group's error in steps where codes are not the nearest (GPTQ moves weights to make up for each other's
-rounding): its root mean square, 0.29 for nearest codes, and its mean, which a zero point off by one moves by 1."""
+"""Limits on a group's error in steps if codes are not the nearest (GPTQ moves weights to compensate for each other's
+rounding): on its root mean square, which is 0.29 for nearest codes, and on its mean, which a wrong zero point changes
+by at least 1."""
 
 _SUBNORMAL: Final = 2.0**-25
-"""Half of fp16's smallest number: what rounding near zero loses."""
+"""Half of fp16's smallest number: the most that rounding near zero can lose."""
 
 
 @dataclass(frozen=True)
@@ -52,30 +53,30 @@ class Finding:
 
 
 def rounded_finding(place: str, expected: Array, stored: Array) -> Finding | None:
-    """A plain tensor that was only rounded to the type it is stored in."""
+    """Checks a plain tensor that was only rounded to the type in which it is stored."""
     if stored.shape != expected.shape:
         return Finding(place, f"expected shape {list(expected.shape)}, got {list(stored.shape)}.")
     unit = UNIT_ROUNDOFF[str(stored.dtype)]
     wanted, got = expected.astype(np.float64), stored.astype(np.float64)
-    # The fp32 value that was rounded is itself two roundings (of a product, of a quotient) from the one computed here.
+    # The fp32 value that was rounded differs by two roundings (of a product and a quotient) from the one computed here.
     slack = unit + 4 * UNIT_ROUNDOFF["float32"]
-    wrong = ~(np.abs(got - wanted) <= slack * np.abs(wanted) + _SUBNORMAL)  # NaN is wrong
+    wrong = ~(np.abs(got - wanted) <= slack * np.abs(wanted) + _SUBNORMAL)  # NaN counts as wrong
     return _first_wrong(place, wrong, wanted, got) if wrong.any() else None
 
 
 def code_finding(
     place: str, weight: Array, linear: QuantizedLinear, *, nearest: bool, scale_roundoff: float = 0.0
 ) -> Finding | None:
-    """Codes that do not stand for the weight they were made of.
+    """Checks codes against the weight that they were made from.
 
     Args:
         place: Name of the linear.
-        weight: What was rounded, fp32 [N, K].
-        linear: What it became.
-        nearest: Every code is the nearest on its group's grid, as most methods choose them; else groups are only held
-            to what their error may be on the whole.
-        scale_roundoff: How far, relatively, a scale may have moved after the codes were chosen: in bf16 checkpoints it
-            is rounded last, to 8 bits. A weight k steps from zero then lies up to k times that away from where it was.
+        weight: The weight that was rounded, fp32 [N, K].
+        linear: The quantized linear.
+        nearest: Whether every code must be the nearest on its group's grid, as most methods choose them; otherwise only
+            the error of each group as a whole is checked.
+        scale_roundoff: How far, relatively, a scale may have changed after the codes were chosen: in bf16 checkpoints
+            it is rounded last, to 8 bits. A weight that is k steps from zero then moves by up to k times that.
     """
     group = np.arange(linear.in_features) // linear.group_length  # [K]
     scales = linear.scales.astype(np.float64)[:, group]
@@ -91,8 +92,8 @@ def code_finding(
         row, column = (int(index) for index in np.argwhere(wrong)[0])
         return Finding(
             place,
-            f"{np.count_nonzero(wrong)} of {wrong.size} codes are not the nearest to their weights, the first in row "
-            f"{row}, channel {column}: code {linear.codes[row, column]} for a weight at {grid[row, column]:.2f}.",
+            f"{np.count_nonzero(wrong)} of {wrong.size} codes are not the nearest to their weights; the first is in "
+            f"row {row}, channel {column}: code {linear.codes[row, column]} for a weight at {grid[row, column]:.2f}.",
         )
     return _group_finding(place, gap, group)
 
@@ -108,13 +109,13 @@ def _group_finding(place: str, gap: Array, group: NDArray[np.int64]) -> Finding 
     row, index = (int(value) for value in np.argwhere(wrong)[0])
     return Finding(
         place,
-        f"{np.count_nonzero(wrong)} of {wrong.size} groups are far from their weights, the first in row {row}, group "
-        f"{index}: {mean[row, index]:+.2f} steps in the mean, {rms[row, index]:.2f} root mean square.",
+        f"{np.count_nonzero(wrong)} of {wrong.size} groups are far from their weights; the first is in row {row}, "
+        f"group {index}: {mean[row, index]:+.2f} steps in the mean, {rms[row, index]:.2f} root mean square.",
     )
 
 
 def onnx_findings(model: ir.Model, checkpoint: QuantizedCheckpoint) -> Iterator[Finding]:
-    """Initializers of an exported model that are not the checkpoint's tensors in the graph's type."""
+    """Finds initializers of an exported model that differ from the checkpoint's tensors in the graph's type."""
     stored = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
     spec = checkpoint.spec
     linears = {spec.prefix(layer) + name for layer in range(spec.num_layers) for name in spec.block.linears}
@@ -152,7 +153,7 @@ def _plain_findings(stored: Mapping[str, ir.TensorProtocol], checkpoint: Quantiz
             if name in gains:
                 expected = expected.astype(np.float32) + 1
         except CheckpointError:
-            continue  # a constant of the graph's own
+            continue  # a constant of the graph itself
         yield from _equal(name, expected.astype(tensor.numpy().dtype), tensor.numpy())
 
 
@@ -184,7 +185,7 @@ def _rotary_findings(checkpoint: QuantizedCheckpoint, stored: Mapping[str, ir.Te
         names = rotary_names(index)
         missing = [name for name in names if name not in stored]
         if missing:
-            if not isinstance(rope.beyond, GrowingBase):  # of which the graph computes the rows that it needs
+            if not isinstance(rope.beyond, GrowingBase):  # the graph computes the rows that it needs
                 yield Finding(missing[0], "the graph has no such table.")
             continue
         tables = [stored[name].numpy() for name in names]
@@ -206,6 +207,6 @@ def _first_wrong(place: str, wrong: Array, expected: Array, got: Array, what: st
     index = tuple(int(value) for value in np.argwhere(wrong)[0])
     return Finding(
         place,
-        f"{np.count_nonzero(wrong)} of {wrong.size} elements differ, the first at {list(index)}: {what} "
+        f"{np.count_nonzero(wrong)} of {wrong.size} elements differ; the first is at {list(index)}: {what} "
         f"{got[index]:g}, expected {expected[index]:g}.",
     )

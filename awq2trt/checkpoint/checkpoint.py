@@ -1,7 +1,7 @@
-"""A quantized checkpoint, ours or another tool's, read: a directory of safetensors and a config.json.
+"""Reads a quantized checkpoint, ours or another tool's: a directory of safetensors and a config.json.
 
-In: the directory. Out: its linears' codes, and as a `ModelSource` dequantized weights. How a linear is stored is the
-matter of `awq2trt.checkpoint.layouts`. NumPy only.
+In: the directory. Out: its linears' codes and, as a `ModelSource`, dequantized weights. `awq2trt.checkpoint.layouts`
+knows how a linear is stored. It needs only NumPy.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _NOT_TOGETHER: Final = "config.json and the weights do not belong together; down
 class QuantizedCheckpoint(ModelSource):
     """A quantized checkpoint on disk, ours or another tool's.
 
-    As a `ModelSource` it hands out dequantized weights; `linear` hands out the codes. `open` reads one.
+    As a `ModelSource` it returns dequantized weights; `linear` returns the codes. Use `open` to make one.
 
     Attributes:
-        directory: Where it lies.
-        format: What its config.json says about layout and schemes.
+        directory: Its directory.
+        format: Layout and schemes, from its config.json.
         scheme: How the linears of its blocks are quantized.
-        head_scheme: How its head is; None for one that is not quantized.
+        head_scheme: How its head is quantized; None if it is not.
     """
 
     def __init__(
@@ -77,17 +77,19 @@ class QuantizedCheckpoint(ModelSource):
         }
         biases = {name.removesuffix(".bias") for name in spec.stored_block_shapes() if name.endswith(".bias")}
         self._biased = {spec.prefix(i) + name for i in layers for name in biases}
-        self._last: tuple[str, QuantizedLinear] | None = None  # the fused linear read last, wanted again for each part
+        self._last: tuple[str, QuantizedLinear] | None = (
+            None  # the fused linear that was read last, needed again for each part
+        )
 
     @classmethod
     def open(cls, directory: Path) -> QuantizedCheckpoint:
         """Reads the configuration and the headers of the weight files.
 
-        A head of which there are codes is the model's own, whatever config.json says of ties.
+        A head with codes is a weight of its own, even if config.json says that it is tied to the embedding.
 
         Raises:
             CheckpointError: A file is missing or damaged.
-            UnsupportedError: No family describes it, no layout reads it, or it wants remote code.
+            UnsupportedError: No family describes the model, no layout can read it, or it needs remote code.
         """
         with reading("a quantized checkpoint", directory):
             config = read_config(directory)
@@ -117,11 +119,11 @@ class QuantizedCheckpoint(ModelSource):
 
     @property
     def plain_linears(self) -> tuple[str, ...]:
-        """Linears of blocks that the checkpoint left as they were, by their names in the file."""
+        """Linears of blocks that the checkpoint leaves unquantized, by their names in the file."""
         return tuple(self._plain)
 
     def input_order(self, name: str) -> NDArray[np.int64] | None:
-        """The order of input channels that a linear's columns are in; None for their own, and for a plain linear."""
+        """The order of the input channels in a linear's columns; None for the usual order, and for a plain linear."""
         kind = self.format.layout.group_of_channel
         stored = self._fused[name][0] if name in self._fused else name
         tensor = f"{stored}.{kind}"
@@ -132,10 +134,10 @@ class QuantizedCheckpoint(ModelSource):
         return LinearToUnpack(tensors, self.scheme, self._stored[stored], where).input_order(kind)
 
     def linear(self, name: str) -> QuantizedLinear:
-        """The quantized linear `name`, e.g. `model.layers.0.self_attn.q_proj`; a part of a fused one by itself.
+        """Returns the quantized linear `name`, e.g. `model.layers.0.self_attn.q_proj`; it may be a part of a fused one.
 
         Raises:
-            CheckpointError: It is missing, or its tensors do not fit config.json.
+            CheckpointError: The linear is missing, or its tensors do not fit config.json.
         """
         if name not in self._fused:
             return self._stored_linear(name)
@@ -146,51 +148,55 @@ class QuantizedCheckpoint(ModelSource):
         return _split_linear(self._last[1], fused, rows)[index]
 
     def _stored_linear(self, name: str) -> QuantizedLinear:
-        """A quantized linear as the checkpoint has it, verified."""
+        """Returns a quantized linear as the checkpoint stores it, after checking its bias."""
         where = f"{self.directory}: {name}"
         tensors, shape = self.stored_tensors(name), self._stored[name]
         linear = unpack_linear(self.format.layout, tensors, self.stored_scheme(name), shape, where=where)
         if name in self._biased and linear.bias is None:
             raise CheckpointError(
-                "missing bias of a linear that has one by config.json.", where=where, fix=f"{_NOT_TOGETHER} both again."
+                "the bias is missing, but config.json says that this linear has one.",
+                where=where,
+                fix=f"{_NOT_TOGETHER} both again.",
             )
         if name in self._biased or linear.bias is None:
             return linear
         if np.any(linear.bias):
             raise CheckpointError(
-                f"expected no bias by config.json, got one of up to {np.abs(linear.bias.astype(np.float32)).max():g}.",
+                "config.json says that this linear has no bias, but the file has one of up to "
+                f"{np.abs(linear.bias.astype(np.float32)).max():g}.",
                 where=where,
-                fix=f"{_NOT_TOGETHER} both again, or give config.json the key that its class has for biases.",
+                fix=f"{_NOT_TOGETHER} both again, or set the key for biases in config.json.",
             )
-        return replace(linear, bias=None)  # AutoGPTQ stores zeros where the model has none
+        return replace(linear, bias=None)  # AutoGPTQ stores zeros if the model has no bias
 
     def _is_plain(self, name: str) -> bool:
-        """Whether a linear has a weight, and nothing of the layout: what the file holds decides, whatever the config.
+        """Whether a linear has a weight and nothing of the layout; the file decides that, not the config.
 
-        Tools name the linears that they leave out by exact names, parts of names, expressions or classes.
+        Configs name the linears that tools leave out in too many ways: by exact names, parts of names, expressions or
+        classes.
         """
         codes = any(f"{name}.{kind}" in self._tensors for kind in self.format.layout.required)
         return f"{name}.weight" in self._tensors and not codes
 
     def _refuse_strangers(self) -> None:
-        """Refuses tensors of a quantized linear that its layout does not know: what they mean would be left out."""
+        """Refuses tensors of a quantized linear that its layout does not know, since their meaning would be lost."""
         known = self.format.layout.tensor_names
         for name in self._tensors:
             owner, _, kind = name.rpartition(".")
             if owner in self._stored and kind not in known:
                 raise UnsupportedError(
-                    f"expected {', '.join(known)} of a linear in the layout {self.format.layout.name}, got {kind}.",
+                    f"expected {', '.join(known)} in a linear of the layout {self.format.layout.name}, got {kind}.",
                     where=f"{self.directory}: {name}",
                     fix="quantize the original model with awq2trt: the linears of its blocks, and its head.",
                 )
 
     @property
     def stored_names(self) -> tuple[str, ...]:
-        """The quantized linears as the checkpoint has them, fused ones as one."""
+        """The quantized linears as the checkpoint stores them; fused ones count as one."""
         return tuple(self._stored)
 
     def stored_tensors(self, name: str) -> dict[str, Array]:
-        """The tensors of a quantized linear as they are in the file, relative to its name."""
+        """The tensors of a quantized linear as they are in the file, by name relative to it."""
         return {
             kind: self._tensors.tensor(f"{name}.{kind}")
             for kind in self.format.layout.tensor_names
@@ -198,7 +204,7 @@ class QuantizedCheckpoint(ModelSource):
         }
 
     def stored_shape(self, name: str) -> tuple[int, int]:
-        """N, K of a quantized linear as it is in the file."""
+        """N and K of a quantized linear as it is in the file."""
         return self._stored[name]
 
     def stored_scheme(self, name: str) -> QuantScheme:
@@ -207,7 +213,7 @@ class QuantizedCheckpoint(ModelSource):
         return self.format.head if is_head else self.scheme
 
     def split_rows(self, name: str, value: Array) -> dict[str, Array]:
-        """[N, ...] of a linear in the file -> rows of the linears that it stands for: itself, unless it is fused."""
+        """Splits [N, ...] of a linear in the file into rows of its parts; one that is not fused is its only part."""
         parts = {part: (fused, fused.parts) for part, (stored, fused, _) in self._fused.items() if stored == name}
         if not parts:
             return {name: value}
@@ -245,7 +251,7 @@ class QuantizedCheckpoint(ModelSource):
 
 
 _PIECE_ROWS: Final = 8192
-"""Rows that are dequantized at once: of a head, all of them together would take its fp32 bytes several times."""
+"""Rows that are dequantized at once: a complete head would take its fp32 bytes several times."""
 
 
 def _dequantized(linear: QuantizedLinear) -> NDArray[np.float32]:
@@ -261,7 +267,7 @@ def _has_codes(stored: StoredFormat, tensors: SafetensorsFiles, owner: str) -> b
 
 
 def fuse_linears(spec: DecoderSpec, linears: Mapping[str, QuantizedLinear]) -> dict[str, QuantizedLinear]:
-    """A block's linears by the names of the checkpoint: rows of fused ones put back together, codes untouched."""
+    """Puts rows of fused linears together again, under the checkpoint's names; codes stay as they are."""
     found = dict(linears)
     for fused in spec.fused:
         parts = [found.pop(name) for name in fused.parts]
@@ -276,7 +282,7 @@ def fuse_linears(spec: DecoderSpec, linears: Mapping[str, QuantizedLinear]) -> d
 
 
 def _split_linear(linear: QuantizedLinear, fused: FusedLinear, rows: Sequence[int]) -> list[QuantizedLinear]:
-    """Inverse of `fuse_linears` for one: groups run along K, so rows can be taken apart as they are."""
+    """The inverse of `fuse_linears` for one linear: groups run along K, so rows can be separated."""
     parts = [
         [None] * len(rows) if value is None else fused.split(value, rows)
         for value in (linear.codes, linear.scales, linear.zeros, linear.bias)

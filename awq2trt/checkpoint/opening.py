@@ -1,4 +1,4 @@
-"""Opens what a user names as weights: an original model, or a quantized checkpoint."""
+"""Opens weights that a user names: an original model, or a quantized checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from awq2trt.models.sources.opening import open_source
 
 
 def open_any(model: str) -> tuple[ModelSource, str | None]:
-    """An original model, or a quantized checkpoint and its scheme."""
+    """Returns an original model, or a quantized checkpoint and its scheme."""
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 
     path = Path(model).expanduser()

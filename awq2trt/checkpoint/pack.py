@@ -1,8 +1,8 @@
-"""Codes packed into bytes: ONNX INT4 and INT8 tensors, and streams of bits. NumPy only.
+"""Packs codes into bytes: ONNX INT4 and INT8 tensors, and streams of bits. It needs only NumPy.
 
-ONNX INT4 (https://onnx.ai/onnx/technical/int4.html): signed nibbles, two's complement, two to a byte,
-the first element in the low nibble, over the flattened tensor; an odd count leaves the last high nibble 0.
-Our unsigned codes become signed by subtracting 8, which for a nibble is flipping bit 3.
+ONNX INT4 (https://onnx.ai/onnx/technical/int4.html): signed nibbles, two's complement, two per byte, with the first
+element in the low nibble, over the flattened tensor; an odd count leaves the last high nibble 0. Our unsigned codes
+become signed by subtracting 8, which for a nibble is flipping bit 3.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SIGN_FLIP: Final = 0x8
 
 
 _IN_BYTES: Final = (4, 8)
-"""Widths of which a whole number fills a byte: a head has so many codes that a stream of single bits would not do."""
+"""Widths of which a whole number fits a byte; they are packed directly, since a stream of bits is slow for a head."""
 
 
 def pack_int4(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -36,7 +36,7 @@ def pack_int4(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def unpack_int4(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Inverse of `pack_int4`: unsigned codes uint8 of `shape`."""
+    """The inverse of `pack_int4`: returns unsigned codes, uint8 of `shape`."""
     size = int(np.prod(shape))
     nibbles = np.empty(packed.size * 2, dtype=np.uint8)
     nibbles[0::2] = packed & 0xF
@@ -45,20 +45,20 @@ def unpack_int4(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np
 
 
 def signed_bytes(codes: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """8-bit codes as ONNX's INT8: the unsigned code u stands for u - 128, which for a byte is flipping bit 7."""
+    """Converts 8-bit codes to ONNX's INT8: the unsigned code u stands for u - 128, which flips bit 7 of the byte."""
     return (codes ^ np.uint8(0x80)).view(np.int8)
 
 
 def words_of(count: int, bits: int) -> int:
-    """32-bit words that `count` codes take."""
+    """Number of 32-bit words that `count` codes take."""
     return -(-count * bits // 32)
 
 
 def pack_words(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
-    """Packs every row into a stream of bits, low bits first, without gaps: code i begins at bit i * `bits`.
+    """Packs every row into a stream of bits without gaps, low bits first: code i begins at bit i * `bits`.
 
-    This is compressed-tensors' `pack-quantized` and GPTQ's layout (along the packed axis); of 3-bit codes, every
-    eleventh or so lies in two words.
+    This is compressed-tensors' `pack-quantized` and GPTQ's layout (along the packed axis); about every eleventh 3-bit
+    code is split over two words.
 
     Args:
         codes: uint8 [rows, n], less than 2^bits.
@@ -77,7 +77,7 @@ def pack_words(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
 
 
 def unpack_words(words: NDArray[np.generic], bits: int, count: int) -> NDArray[np.uint8]:
-    """Inverse of `pack_words`: uint8 [rows, count]."""
+    """The inverse of `pack_words`: returns uint8 [rows, count]."""
     if bits in _IN_BYTES:
         return _unpack_bytes(np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8), bits)[:, :count]
     stream = np.unpackbits(np.ascontiguousarray(words).astype("<i4").view(np.uint8), axis=1, bitorder="little")

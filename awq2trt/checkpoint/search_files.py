@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 REPORT_FILE: Final = "quantization.json"
-"""Per linear: alpha, share of clipped groups, relative output error before and after the search."""
+"""For each linear: alpha, share of clipped groups, relative output error before and after the search."""
 
 SEARCH_FILE: Final = "quantization.npz"
-"""Per shared input: mean |x| of its channels, and the scales s folded into it, see
-`awq2trt.quantization.block.QuantizedBlock.search`. An .npz file, since others take every .safetensors file of the
-directory for weights. Only methods that search scales leave it."""
+"""For each shared input: mean |x| of its channels, and the scales s folded into it, see
+`awq2trt.quantization.block.QuantizedBlock.search`. It is an .npz file, since other tools would read every .safetensors
+file in the directory as weights. Only methods that search scales write it."""

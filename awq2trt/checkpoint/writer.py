@@ -1,8 +1,8 @@
-"""Writes a quantized checkpoint: weight files, and the config.json that says how to read them.
+"""Writes a quantized checkpoint: weight files, and the config.json that describes how to read them.
 
-In: packed linears and plain tensors. Out: a directory that `transformers` and vLLM read where one of their layouts can
-hold the model (AutoAWQ's, compressed-tensors'), or one that they refuse (`awq2trt.checkpoint.layouts.natural`).
-NumPy only.
+In: packed linears and plain tensors. Out: a directory that `transformers` and vLLM read if one of their layouts can
+hold the model (AutoAWQ's, compressed-tensors'), or else one that they refuse (`awq2trt.checkpoint.layouts.natural`). It
+needs only NumPy.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from awq2trt.models.spec import ModelSpec
 from awq2trt.scheme import BFLOAT16, FLOAT16
 
 SHARD_BYTES: Final = 1 << 30
-"""Largest weight file: what the writer holds in memory at once."""
+"""Size of the largest weight file, all of which the writer holds in memory."""
 
 _FP16_LARGEST: Final = 65504.0
 
 _FP16_SHARE: Final = 0.5
-"""How much of fp16's range calibration may fill: other texts than it saw may go further."""
+"""How much of fp16's range activations may fill in calibration; other texts may go further."""
 
 _NOT_KEPT: Final = ("torch_dtype", "dtype", "_name_or_path", "auto_map")
-"""Keys of the original's config.json that are not the quantized model's: its Python code does not come along."""
+"""Keys of the original's config.json that are left out: the model's Python code is not copied."""
 
 _METADATA: Final = {"format": "pt"}
 """transformers refuses safetensors files without it."""
 
 
 def storage_dtype(largest: float) -> str:
-    """`FLOAT16`, or `BFLOAT16` for a model whose activations or weights reach a magnitude that needs its range."""
+    """Returns `BFLOAT16` for a model whose activations or weights need its range, and `FLOAT16` for any other."""
     return FLOAT16 if largest <= _FP16_LARGEST * _FP16_SHARE else BFLOAT16
 
 
 def compact(value: Array, *, exact: bool) -> Array:
-    """A small tensor in fp16, or in fp32 where fp16 cannot hold it or rounding would matter.
+    """Returns a small tensor in fp16, or in fp32 if fp16 cannot hold it or rounding would matter.
 
     Args:
         value: Weight or bias of a norm, or divisors of an activation function.
-        exact: Rounding would matter.
+        exact: Whether rounding would matter.
     """
     with np.errstate(over="ignore"):
         half = value.astype(np.float16)
@@ -55,10 +55,10 @@ def compact(value: Array, *, exact: bool) -> Array:
 
 
 def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Array:
-    """A quantized tensor as a checkpoint of `dtype` has it: with bf16, step sizes are what bf16 holds.
+    """Returns a quantized tensor as a checkpoint of `dtype` stores it: with bf16, step sizes are rounded to bf16.
 
-    They are already, unless only the last blocks left fp16's range. The exported model's step sizes then are the
-    checkpoint's, bit for bit. In AutoAWQ's layout their file type stays fp16, which is all that its readers know.
+    They have bf16 values already, unless only the last blocks left fp16's range. So the exported model has exactly the
+    checkpoint's step sizes. In AutoAWQ's layout they are stored as fp16, the only type that its readers support.
 
     Args:
         name: Full name of the tensor.
@@ -75,24 +75,24 @@ def for_dtype(name: str, value: Array, *, spec: DecoderSpec, dtype: str) -> Arra
 
 
 _PLAIN_KEYS: Final = ("modules_to_not_convert", "ignore")
-"""Where AutoAWQ and compressed-tensors list what is not quantized."""
+"""Keys under which AutoAWQ and compressed-tensors list what is not quantized."""
 
 
 def quantized_config(
     config: Mapping[str, Any], model: ModelSpec, schemes: ModelSchemes, layout: Layout, dtype: str = FLOAT16
 ) -> dict[str, Any]:
-    """config.json of the quantized model: the original's, with `quantization_config` and its dtype.
+    """Makes config.json of the quantized model: the original's, with `quantization_config` and its dtype.
 
     Args:
         config: The original's config.json.
-        model: The original, described.
+        model: Description of the original.
         schemes: How its weights are quantized.
-        layout: One that we write.
-        dtype: Of activations: `FLOAT16` or `BFLOAT16`.
+        layout: A layout that we write.
+        dtype: Type of activations: `FLOAT16` or `BFLOAT16`.
     """
     kept = {key: value for key, value in config.items() if key not in _NOT_KEPT}
     if not model.decoder.tie_embeddings:
-        kept["tie_word_embeddings"] = False  # whatever the original says: there may be a head that it denies
+        kept["tie_word_embeddings"] = False  # the original may say otherwise, although its files have a head
     written = layout.written.config(schemes, model.decoder.head)
     if model.vision is not None:
         key = next(key for key in _PLAIN_KEYS if key in written)
@@ -101,7 +101,7 @@ def quantized_config(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
-    """Writes one safetensors file whole: to a temporary name first, then renamed."""
+    """Writes one safetensors file under a temporary name, and renames it when it is complete."""
     partial = path.with_name(path.name + ".partial")
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, partial, metadata=_METADATA)
     partial.chmod(0o644)  # safetensors creates files that only their owner can read
@@ -109,7 +109,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
 
 
 Convert = Callable[[str, Array], Array]
-"""Full name and tensor -> the tensor as it is written."""
+"""Takes a tensor and its full name; returns the tensor as it is written."""
 
 
 def merge_shards(
@@ -119,12 +119,12 @@ def merge_shards(
 
     Args:
         sources: safetensors files of the quantized parts, in order.
-        outer: Tensors of no quantized part, by full name.
+        outer: Tensors outside the quantized parts, by full name.
         directory: Where the shards and their index go.
         convert: Applied to the quantized parts' tensors; must not change their size.
 
     Returns:
-        The files written: `model.safetensors`, or shards `model-0000x-of-0000y.safetensors` and the index.
+        The written files: `model.safetensors`, or shards `model-0000x-of-0000y.safetensors` and the index.
     """
     groups = list(_grouped_by_size(_all_tensor_sizes(sources, outer)))
     if len(groups) == 1:
@@ -151,7 +151,7 @@ def write_config(directory: Path, config: Mapping[str, Any]) -> None:
 
 
 _Entry = tuple[str, Path | None, int]
-"""A tensor's name, the file that holds it (None: an outer tensor), its bytes."""
+"""A tensor's name, the file that holds it (None for an outer tensor), and its bytes."""
 
 
 def _all_tensor_sizes(sources: Iterable[Path], outer: Mapping[str, Array]) -> Iterator[_Entry]:

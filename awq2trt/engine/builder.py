@@ -1,10 +1,10 @@
 """ONNX decoder -> serialized TensorRT-RTX engine, on any machine.
 
-In: the directory of an exported decoder, and a target. Out: `model.engine`, and `build.log` with what TensorRT says.
+In: the directory of an exported decoder, and a target. Out: `model.engine`, and `build.log` with TensorRT's messages.
 TensorRT-RTX compiles ahead of time for given compute capabilities and needs no GPU for it. Every engine has two
-optimization profiles (`profiles`) over one set of weights. With the plugin library the graph is fused first (`fusion`),
-and its operators are the library's. Without it the function bodies are built, which TensorRT runs with its own 4-bit
-kernels.
+optimization profiles (`profiles`) that share one set of weights. With the plugin library, the graph is fused first
+(`fusion`), and the library's kernels run its operators. Without it, TensorRT builds the function bodies, which it runs
+with its own 4-bit kernels.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _INSTALL: Final = "pip install tensorrt-rtx-cu13"
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What is made of the graph before TensorRT sees it.
+    """How the graph is changed before TensorRT sees it.
 
     Attributes:
-        fusion: With the library, merge linears and use its fused operators.
-        int8_cache: Keys and values are kept as codes (`int8_cache`); goes with fusion.
+        fusion: Whether, with the library, linears are merged and its fused operators are used.
+        int8_cache: Whether keys and values are kept as codes (`int8_cache`); needs fusion.
     """
 
     fusion: bool = True
@@ -55,13 +55,13 @@ class GraphOptions:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What was built.
+    """The result of a build.
 
     Attributes:
-        profiles: In the engine's order.
+        profiles: The profiles, in the engine's order.
         compute_capabilities: What the engine runs on, as TensorRT names them.
-        tensorrt_version: Of the TensorRT-RTX that built it, and that must run it.
-        operators: Ours that the engine calls, by name, with the version of each.
+        tensorrt_version: Version of the TensorRT-RTX that built the engine and has to run it.
+        operators: Our operators that the engine calls, by name, with the version of each.
     """
 
     profiles: tuple[ProfileRecord, ...]
@@ -72,13 +72,13 @@ class BuildResult:
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model as the parser shall see it.
+    """A model as the parser will see it.
 
     Attributes:
-        serialized: Without its weights.
-        path: Where it is; its weights are looked for beside it.
-        sizes: Of the decoder.
-        operators: Custom ones in it, by name, with the version of each.
+        serialized: The model without its weights.
+        path: The model's file; its weights are beside it.
+        sizes: Sizes of the decoder.
+        operators: Its custom operators, by name, with the version of each.
     """
 
     serialized: bytes
@@ -99,19 +99,18 @@ def build_engine(
     """Builds the engine of an exported decoder into `directory`.
 
     Args:
-        onnx_path: `model.onnx`, or the directory that holds it.
+        onnx_path: `model.onnx`, or its directory.
         target: What the engine must run on; a TensorRT-RTX one.
-        directory: Gets `model.engine`, under that name only when whole, and `build.log`.
-        plugin_library: Kernels to use for the custom operators, carried inside the engine; None for the function
-            bodies.
-        graph: What is made of the graph; None for the defaults.
-        progress: Gets TensorRT's phases.
+        directory: Receives `model.engine`, which has that name only when it is complete, and `build.log`.
+        plugin_library: Kernels for the custom operators, stored inside the engine; None for the function bodies.
+        graph: How the graph is changed; None for the defaults.
+        progress: Receives TensorRT's phases.
 
     Raises:
         ArtifactError: The model is missing or damaged, or the engine cannot be written.
         ToolError: TensorRT-RTX is not installed or does not load.
         UnsupportedError: The target is not TensorRT-RTX's, or this TensorRT-RTX does not know it; or the graph cannot
-            be what `graph` says.
+            be changed as `graph` says.
         BuildError: TensorRT refuses the model; the message names the node.
     """
     _check_target(target)
@@ -182,7 +181,7 @@ def log_of(model_file: str) -> str:
 
 
 def import_tensorrt_rtx() -> Any:
-    """The module `tensorrt_rtx`.
+    """Imports the module `tensorrt_rtx`.
 
     Raises:
         ToolError: It is not installed, or its libraries do not load.
@@ -193,7 +192,7 @@ def import_tensorrt_rtx() -> Any:
         return importlib.import_module(_MODULE)
     except (ImportError, OSError) as error:
         raise ToolError(
-            f"TensorRT-RTX does not load: {error}.", where="build", fix=f"{_INSTALL} --force-reinstall"
+            f"TensorRT-RTX cannot be loaded: {error}.", where="build", fix=f"{_INSTALL} --force-reinstall"
         ) from error
 
 
@@ -214,15 +213,15 @@ def prepare_model(
     *,
     int8_cache: bool = False,
 ) -> PreparedModel:
-    """A model as the parser shall see it: custom nodes for the plugins, or their bodies in place of them.
+    """Prepares a model for the parser: with custom nodes for the plugins, or with the bodies of these nodes.
 
     Args:
         trt: The module `tensorrt_rtx`, into whose registry the library is loaded.
-        onnx_path: `model.onnx`, or the directory that holds it.
-        plugin_library: As of `build_engine`.
-        work: An empty folder for the weights of a fused graph, which are read until the engine is built; None to leave
-            the graph as it was exported.
-        int8_cache: A fused graph keeps keys and values as codes.
+        onnx_path: `model.onnx`, or its directory.
+        plugin_library: The same as in `build_engine`.
+        work: An empty folder for the weights of a fused graph, needed until the engine is built; None to leave the
+            graph as it was exported.
+        int8_cache: Whether a fused graph keeps keys and values as codes.
 
     Raises:
         ArtifactError: The model is missing or damaged, or the weights cannot be written.
@@ -271,7 +270,7 @@ def _write_engine(engine: memoryview, path: Path) -> None:
         partial.replace(path)
     except OSError as error:
         raise ArtifactError(
-            f"cannot write the engine, {engine.nbytes} bytes: {error.strerror or error}.",
+            f"cannot write the engine ({engine.nbytes} bytes): {error.strerror or error}.",
             where=str(path),
             fix="free disk space or choose another output directory.",
         ) from error

@@ -1,4 +1,4 @@
-"""A model on every target: whether it fits, how fast it can decode at most, and how fast it is expected to.
+"""Predicts for every target whether a model fits, and how fast it can decode at most and by expectation.
 
 In: a `Footprint`, a `Target`. Out: an `Outlook`, and a table of several.
 """
@@ -16,26 +16,28 @@ from awq2trt.target import Target
 _GIB: Final = 1 << 30
 
 _SYSTEM_BYTES: Final = 3 * _GIB // 2
-"""What a Jetson keeps for itself: carve-outs, the kernel, Ubuntu without a desktop. An assumption."""
+"""Memory that a Jetson keeps for itself: carve-outs, the kernel, Ubuntu without a desktop. This is an assumption."""
 
 _BEST_SHARE: Final = 0.95
-"""Of the memory's bandwidth: what our kernel reaches on an H100 with the largest linears, which take so long that the
-latency of a launch does not weigh. With a Jetson's bandwidth all linears do. Nobody has measured it there."""
+"""Share of the memory's bandwidth that our kernel reaches on an H100 with the largest linears, which take so long that
+the latency of a launch hardly matters. At a Jetson's bandwidth all linears take that long. It has not been measured
+there."""
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """A model on a target.
+    """What to expect of a model on a target.
 
     Attributes:
         target: The target; its memory and bandwidth are known.
         footprint: The model.
-        usable_bytes: The target's memory without what the system keeps.
-        swap_bytes: Swap that building needs beside the memory, 0 where none.
-        fits: Whether it runs there; building can use swap, running cannot.
+        usable_bytes: The target's memory minus what the system keeps.
+        swap_bytes: Swap that building needs in addition to the memory; 0 for none.
+        fits: Whether the model runs there; building can use swap, running cannot.
         tokens_per_s: Fastest decoding that the memory's bandwidth allows, with an empty cache and with a full one.
-        expected_tokens_per_s: Decoding with a full cache, from kernels as good as others' are on this device to what
-            ours reach where launches do not weigh; None where nothing was published of the device.
+        expected_tokens_per_s: Expected decoding with a full cache: from the speed of other software's kernels on this
+            device to the speed that ours reach if launches cost nothing; None if nothing was published about the
+            device.
     """
 
     target: Target
@@ -70,7 +72,7 @@ class Outlook:
 
 
 def outlook_lines(outlooks: Sequence[Outlook]) -> Iterator[str]:
-    """A table of one model on several targets."""
+    """Formats a table of one model on several targets."""
     kits = [outlook for outlook in outlooks if outlook.target.is_kit]
     for footprint in dict.fromkeys(outlook.footprint for outlook in (kits or outlooks)):
         yield (

@@ -1,7 +1,7 @@
-"""What a model will need on a device, from its description alone: memory to build and to run, and what a token reads.
+"""Predicts from a model's description what it needs on a device: memory to build and run, and bytes read per token.
 
-In: a `DecoderSpec`, a scheme, the cache's capacity. Out: bytes, by arithmetic that is written out below. Nothing here
-was measured on a Jetson. The weights and the cache are exact; the rest is what its comment says.
+In: a `DecoderSpec`, a scheme, the cache's capacity. Out: bytes, by the arithmetic below. Nothing here was measured on a
+Jetson. The weights and the cache are exact; comments say how good the rest is.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from awq2trt.opset import CODE_BITS
 from awq2trt.scheme import QuantScheme
 
 _FLOAT_BYTES: Final = 2
-"""fp16 or bf16: activations, a cache or the scales of one of codes, and weights that are not quantized."""
+"""Size of fp16 or bf16: activations, unquantized weights, a cache of such numbers, or the scales of a cache of
+codes."""
 
 _MIB: Final = 1 << 20
 
 WORKSPACE_BYTES: Final = 512 * _MIB
-"""Scratch memory that TensorRT may use for one layer, if none of ours needs more."""
+"""Scratch memory that TensorRT may use for one layer, if none of our operators needs more."""
 
 _BUILD_COPIES: Final = 3
-"""Weights in memory while TensorRT builds: the parser's, the builder's and the serialized engine's. A Llama-2-7B with
-a W4A16 plugin peaked at 11 GB for an engine of 3.5 GB in TensorRT-RTX 1.7.1 on a machine without a GPU."""
+"""Copies of the weights in memory while TensorRT builds: the parser's, the builder's and the serialized engine's. A
+Llama-2-7B with a W4A16 plugin peaked at 11 GB for an engine of 3.5 GB in TensorRT-RTX 1.7.1 on a machine without a GPU.
+"""
 
 _RUNTIME_BYTES: Final = 768 * _MIB
-"""CUDA context and TensorRT's libraries. An assumption."""
+"""Memory of the CUDA context and of TensorRT's libraries. This is an assumption."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class Footprint:
     """Sizes of a model in an engine, all in bytes.
 
     Attributes:
-        weights_bytes: As the engine holds them: codes, scales, zero points, and what stays in half precision.
-        read_bytes: Of them, what decoding one token reads: all but the embedding, of which it reads a row.
+        weights_bytes: The weights in the engine: codes, scales, zero points, and whatever stays in half precision.
+        read_bytes: How many of these bytes decoding one token reads: all except the embedding, of which it reads one
+            row.
         cache_bytes: Keys and values of one conversation at full capacity.
-        activation_bytes: At the longest prefill, an upper bound by the largest tensors that live at once.
+        activation_bytes: Activations in the longest prefill: an upper bound from the largest tensors that live at the
+            same time.
         workspace_bytes: Scratch memory that a layer may use; a kit's script sets it as the limit.
         beside_bytes: Weights of the graphs beside a decoder, of a model that sees, as far as they are not counted.
         build_bytes: Peak while TensorRT builds the engine.
@@ -68,9 +72,9 @@ class AttentionPlan:
     """How an engine keeps keys and values.
 
     Attributes:
-        fused: Attention is one layer that writes the cache in place: ours, or TensorRT's own (10.15 and later).
-            Without one scores are tensors, and the cache is written to a copy.
-        int8_cache: As codes of 8 bits, with a scale for each token and head.
+        fused: Whether attention is one layer that writes the cache in place: ours, or TensorRT's own (10.15 and later).
+            If not, attention scores are tensors, and the cache is written to a copy.
+        int8_cache: Whether they are 8-bit codes with a scale for each token and head.
     """
 
     fused: bool = True
@@ -86,13 +90,13 @@ def predict_footprint(
     longest_prefill: int | None = None,
     attention: AttentionPlan | None = None,
 ) -> Footprint:
-    """Sizes of a model in an engine for one conversation.
+    """Predicts the sizes of a model in an engine, for one conversation.
 
     Args:
         spec: The model.
-        scheme: Of every linear of a block.
+        scheme: Scheme of every linear of a block.
         capacity: Positions that the cache holds.
-        head: Scheme of the head, and of an embedding that is the same weight; None for one that is not quantized.
+        head: Scheme of the head, and of an embedding that is the same weight; None if it is not quantized.
         longest_prefill: Most new tokens of a call; None for `capacity`.
         attention: How keys and values are kept; None for the defaults.
     """
@@ -113,7 +117,8 @@ def predict_footprint(
     head_bytes = spec.head_dim + _FLOAT_BYTES if attention.int8_cache else spec.head_dim * _FLOAT_BYTES
     cache = 2 * spec.num_layers * spec.num_kv_heads * capacity * head_bytes
     rows = longest_prefill or capacity
-    # Gate, up and their product, or queries, keys, values and attention's output; the residual stream and its norm.
+    # Either gate, up and their product, or queries, keys, values and the output of attention; also the residual stream
+    # and its norm.
     heads = spec.head_dim * 2 * (spec.num_heads + spec.num_kv_heads)
     activations = _FLOAT_BYTES * rows * (max(3 * spec.intermediate_size, heads) + 2 * spec.hidden_size)
     if not attention.fused:
@@ -136,15 +141,15 @@ def bytes_beside(spec: DecoderSpec, vision: SeeingSpec | None) -> int:
 
 
 def attention_workspace_bytes(spec: DecoderSpec, tokens: int) -> int:
-    """Scratch memory of `CachedAttention` in a prefill: its queries, clipped, normed and rotated.
+    """Scratch memory of `CachedAttention` in a prefill: its queries after clipping, norms and rotation.
 
-    Decoding needs less than `WORKSPACE_BYTES` with any number of heads: sums of at most 15 tokens' parts.
+    Decoding keeps partial sums of at most 15 tokens, which need less than `WORKSPACE_BYTES` with any number of heads.
     """
     return _FLOAT_BYTES * tokens * spec.num_heads * spec.head_dim
 
 
 def _quantized_bytes(shape: tuple[int, ...], scheme: QuantScheme) -> int:
-    """Codes [N, K], scales [N, groups], zero points [N, groups] if there are any; all codes as wide as the graph's."""
+    """Bytes of codes [N, K], scales [N, groups] and any zero points [N, groups]; codes are as wide as in the graph."""
     rows, features = shape
     groups, width = rows * scheme.groups(features), max(scheme.bits, CODE_BITS)
     codes_bits = rows * features * width + (groups * width if scheme.zero_point else 0)

@@ -1,7 +1,7 @@
-"""Optimization profiles of a decoder's engine: `prefill`, many new tokens, and `decode`, one.
+"""Optimization profiles of a decoder's engine: `prefill` for many new tokens, and `decode` for one.
 
 In: how many new tokens a call may have, and the sizes of the model. Out: the profiles as a manifest names them, and the
-shapes of all inputs in each. An engine that is built here and a kit's script have the same ones.
+shapes of all inputs in each. Engines that are built here and a kit's script use the same profiles.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from awq2trt.graph.read import DecoderSizes
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, VISION, IoContract
 
 TYPICAL_PREFILL: Final = 512
-"""Prompt length that TensorRT chooses prefill kernels for; any up to the longest works."""
+"""Prompt length that TensorRT chooses prefill kernels for; all lengths up to the longest work."""
 
 ShapeRanges = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]
-"""Input name -> its smallest, typical and largest shape."""
+"""Maps an input's name to its smallest, typical and largest shape."""
 
 
 def decoder_profiles(longest: int) -> tuple[ProfileRecord, ...]:
-    """The profiles, in the engine's order; up to `longest` new tokens a call, or as our operators take."""
+    """Returns the profiles in the engine's order, with up to `longest` new tokens a call, or our operators' limit."""
     longest = min(longest, opset.MOST_TOKENS)
     return (
         ProfileRecord.of_tokens("prefill", 1, min(TYPICAL_PREFILL, longest), longest),

@@ -1,9 +1,10 @@
-"""One run of TensorRT-RTX's parser and builder, with what it says written down and its failures turned into ours.
+"""One run of TensorRT-RTX's parser and builder: its messages are written down, its failures become errors of ours.
 
-In: a serialized model, what the engine must run on, and the shapes it must take. Out: the serialized engine.
+In: a serialized model, the GPUs that the engine must run on, and the shapes that it must take. Out: the serialized
+engine.
 
-TensorRT calls back from C++, and no exception may come out of a callback. It therefore builds in a thread of its
-own: Ctrl-C arrives in the main thread, which asks TensorRT to stop and waits until it has.
+TensorRT calls back from C++, and a callback must not raise. It therefore builds in a thread of its own: Ctrl-C reaches
+the main thread, which asks TensorRT to stop and waits until it has stopped.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from awq2trt.machine.tensorrt_logger import listening_logger
 from awq2trt.progress import Advance, Progress
 
 NETWORK_FLAGS: Final = 0
-"""Flags of `create_network`: TensorRT-RTX needs none."""
+"""Flags of `create_network`; TensorRT-RTX needs none."""
 
 _NO_GPU: Final = "cudaError 35"
-"""TensorRT-RTX complains of it on a machine without a GPU, where it builds all the same."""
+"""A message of TensorRT-RTX on machines without a GPU, where it can build nevertheless."""
 
 _THIS_GPU: Final = "CURRENT"
 """TensorRT's name of the compute capability of this machine's GPU."""
@@ -33,13 +34,13 @@ _SHOWN_ERRORS: Final = 3
 
 
 class BuilderSession:
-    """Parser, network and builder of one engine; use as a context manager.
+    """The parser, network and builder of one engine; use it as a context manager.
 
     Args:
         trt: The module `tensorrt_rtx`.
-        log_path: Gets all that TensorRT says.
-        progress: Gets the builder's phases.
-        model: Path of the model that the user knows, for errors.
+        log_path: Receives all messages of TensorRT.
+        progress: Receives the builder's phases.
+        model: Path of the model as the user knows it, for errors.
     """
 
     def __init__(self, trt: Any, log_path: Path, progress: Progress, model: Path) -> None:
@@ -54,7 +55,7 @@ class BuilderSession:
         try:
             file = self._resources.enter_context(self._log_path.open("w", encoding="utf-8"))
         except OSError as error:
-            raise ArtifactError(f"cannot be written: {error.strerror}.", where=str(self._log_path)) from error
+            raise ArtifactError(f"the log cannot be written: {error.strerror}.", where=str(self._log_path)) from error
         self._log = _BuildLog(trt, file)
         self._logger = listening_logger(trt, self._log.hear)
         self._builder = trt.Builder(self._logger)
@@ -67,7 +68,7 @@ class BuilderSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # TensorRT's objects refer to the logger and go before it does.
+        # TensorRT's objects refer to the logger, so they must be freed before it.
         del self._config, self._network, self._builder
         self._resources.close()
 
@@ -94,7 +95,7 @@ class BuilderSession:
     def configure(
         self, compute_capabilities: Sequence[tuple[int, int]], plugin_library: Path | None
     ) -> tuple[str, ...]:
-        """Sets what the engine must run on and what it carries; returns TensorRT's names of the former.
+        """Sets the GPUs that the engine must run on and the library that it carries; returns TensorRT's names of them.
 
         Raises:
             UnsupportedError: This TensorRT-RTX does not know one of the compute capabilities.
@@ -105,14 +106,14 @@ class BuilderSession:
         for index, name in enumerate(names):
             if not hasattr(known, name):
                 raise UnsupportedError(
-                    f"TensorRT-RTX {self._trt.__version__} does not build for {name}.",
+                    f"TensorRT-RTX {self._trt.__version__} cannot build for {name}.",
                     where="compute capability",
                     fix="upgrade it: pip install --upgrade tensorrt-rtx-cu13",
                 )
             self._config.set_compute_capability(getattr(known, name), index)
         if plugin_library is not None:
             self._config.plugins_to_serialize = [str(plugin_library)]
-            # `CachedAttention` writes its cache in place, and says so; TensorRT refuses that without this feature.
+            # `CachedAttention` declares that it writes its cache in place; TensorRT refuses that without this feature.
             self._config.set_preview_feature(self._trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         return names
 
@@ -126,7 +127,7 @@ class BuilderSession:
                 raise self._failure("TensorRT refuses an optimization profile")
 
     def build(self) -> memoryview:
-        """Builds; returns the serialized engine.
+        """Builds the engine and returns it serialized.
 
         Raises:
             BuildError: TensorRT fails.
@@ -146,15 +147,15 @@ class BuilderSession:
 
     def _failure(self, what: str) -> BuildError:
         errors = [message for message in self._log.errors if _NO_GPU not in message] or self._log.errors
-        reason = "; ".join(_first_line(message) for message in errors[:_SHOWN_ERRORS]) or "it gave no reason"
+        reason = "; ".join(_first_line(message) for message in errors[:_SHOWN_ERRORS]) or "TensorRT gave no reason"
         return BuildError(f"{what}: {reason}", where=str(self._model), fix=self._see_log())
 
     def _see_log(self) -> str:
-        return f"{self._log_path} holds all that TensorRT said."
+        return f"see {self._log_path}, which holds TensorRT's complete log."
 
 
 class _BuildLog:
-    """Writes every message but the verbose ones to a file, and keeps errors."""
+    """Writes every message except verbose ones to a file, and keeps the errors."""
 
     def __init__(self, trt: Any, file: TextIO) -> None:
         self.errors: list[str] = []
@@ -162,7 +163,7 @@ class _BuildLog:
         self._file = file
 
     def hear(self, severity: Any, message: str) -> None:
-        """One message."""
+        """Receives one message."""
         if severity == self._severities.VERBOSE:
             return
         if severity <= self._severities.ERROR:
@@ -172,10 +173,10 @@ class _BuildLog:
 
 
 def _monitor_class(trt: Any) -> Callable[[Progress], Any]:
-    """The progress monitor's class, made when TensorRT is there."""
+    """Makes the class of the progress monitor; its base class exists only where TensorRT is installed."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Shows the outermost phases, which TensorRT runs one after another; inner ones may overlap."""
+        """Shows the outermost phases, which TensorRT runs one after another; inner phases may overlap."""
 
         def __init__(self, progress: Progress) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -201,7 +202,7 @@ def _monitor_class(trt: Any) -> Callable[[Progress], Any]:
                 self.close()
 
         def close(self) -> None:
-            """Ends the phase that is shown, if any."""
+            """Ends the phase that is currently shown, if any."""
             self._task.close()
             self._phase, self._advance = None, None
 
@@ -209,13 +210,13 @@ def _monitor_class(trt: Any) -> Callable[[Progress], Any]:
 
 
 def allow_unfused_attention(trt: Any, network: Any) -> None:
-    """Lets TensorRT take attention apart where it has no fused kernel, instead of failing.
+    """Lets TensorRT split attention into several layers if it has no fused kernel, instead of failing.
 
-    That is so for some shapes of heads: with 1.7.1 for a head size of 8, and for 2 heads of 32.
+    TensorRT-RTX 1.7.1 has no fused kernel, for example, for a head size of 8, or for 2 heads of 32.
     """
     for layer in network:
         if layer.type == trt.LayerType.ATTENTION_INPUT:
-            layer.__class__ = trt.IAttentionInputLayer  # how TensorRT's Python casts a layer down
+            layer.__class__ = trt.IAttentionInputLayer  # TensorRT's Python API casts a layer to its own class this way
             layer.attention.decomposable = True
 
 

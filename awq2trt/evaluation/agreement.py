@@ -1,4 +1,4 @@
-"""How far two models agree on the next token, at every position of a text. NumPy only.
+"""How far two models agree on the next token, at every position of a text. It needs only NumPy.
 
 In: logits of a reference and of a candidate, and the tokens of the text. Out: numbers.
 """
@@ -17,12 +17,12 @@ Array = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two next-token distributions, over positions.
+    """How far two next-token distributions agree, over positions.
 
     Attributes:
         mean_kl: Mean KL(reference || candidate), nats.
         top1: Share of positions with the same best token.
-        perplexity: Of the candidate: exp of the mean NLL of the tokens that follow; NaN where none follows.
+        perplexity: Perplexity of the candidate: exp of the mean NLL of the following tokens; NaN without any.
     """
 
     mean_kl: float
@@ -35,11 +35,11 @@ def agreement(reference: Array, candidate: Array, tokens: Sequence[int]) -> Agre
 
     Args:
         reference: Logits [S, V] of every position.
-        candidate: Of the same shape.
+        candidate: Logits of the same shape.
         tokens: The S tokens of the text.
     """
     divergence, likelihoods = [], []
-    # A position at a time: a text of 1,024 tokens has 2 GB of fp64 logits in a vocabulary of 262,144.
+    # One position at a time: a text of 1,024 tokens has 2 GB of fp64 logits in a vocabulary of 262,144.
     for position, (row, other) in enumerate(zip(reference, candidate, strict=True)):
         expected, got = _log_softmax(row), _log_softmax(other)
         with np.errstate(invalid="ignore"):
@@ -54,7 +54,7 @@ def agreement(reference: Array, candidate: Array, tokens: Sequence[int]) -> Agre
 
 
 def _log_softmax(logits: Array) -> NDArray[np.float64]:
-    """Of one position, [V]."""
+    """The log-probabilities of one position, [V]."""
     shifted = logits.astype(np.float64) - logits.max()
     scores: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
     return scores

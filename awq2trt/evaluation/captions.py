@@ -1,8 +1,8 @@
-"""How likely a model that sees finds what is said of pictures: perplexity of captions, given their pictures.
+"""The perplexity of captions, given their pictures, for models that see images.
 
-In: conversations about pictures (`awq2trt.images.pairs`) that end with what an assistant says. Out: exp of the mean
-negative log-likelihood of the tokens of those last messages, all pictures together. What stands before them, pictures
-included, is read and not scored. Texts are tokenized as in tasks (`awq2trt.evaluation.likelihood`).
+In: conversations about pictures (`awq2trt.images.pairs`) that end with an assistant's message. Out: exp of the mean
+negative log-likelihood of the tokens in those last messages, over all pictures. Everything before them, including
+pictures, is read but not scored. Texts are tokenized as in tasks (`awq2trt.evaluation.likelihood`).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _ASSISTANT: Final = "assistant"
 
 @dataclass(frozen=True)
 class CaptionedModel:
-    """A model that sees, run by PyTorch.
+    """A model that sees images, run by PyTorch.
 
     Attributes:
         source: An original or a quantized checkpoint.
-        vision: How it sees.
+        vision: How it sees images.
         processor: What is done to a picture first.
         tokenizer: Its own.
         bos: Token that conversations begin with; None for none.
@@ -74,12 +74,12 @@ class CaptionedModel:
         return max(len(self.tokens(pair).tokens) for pair in pairs)
 
     def perplexity(self, pairs: Sequence[ImageText], progress: Progress, description: str) -> CaptionPerplexity:
-        """Perplexity of the last messages of conversations.
+        """Measures the perplexity of the last messages of conversations.
 
         Args:
             pairs: The conversations.
-            progress: Counts blocks.
-            description: Of the task.
+            progress: Counts the blocks.
+            description: Description of the task.
 
         Raises:
             UsageError: A conversation is longer than the model has positions; a picture cannot be read.
@@ -130,13 +130,13 @@ class CaptionedModel:
 def caption_tokens(
     tokenizer: PreTrainedTokenizerBase, vision: VisionSpec, pair: ImageText, bos: int | None = None
 ) -> TokenizedContinuation:
-    """Tokens of a conversation, whose last message is scored.
+    """Returns the tokens of a conversation whose last message is scored.
 
     Args:
-        tokenizer: Of the model.
-        vision: How it sees.
+        tokenizer: The model's tokenizer.
+        vision: How the model sees images.
         pair: The conversation.
-        bos: Token that it begins with; None for none.
+        bos: Token that it begins with; None without one.
 
     Raises:
         UsageError: The last message is not an assistant's, is empty, has a picture in it, or is the only one.
@@ -144,10 +144,10 @@ def caption_tokens(
     *before, (role, caption) = pair.messages
     if role != _ASSISTANT or not caption.strip() or MARKER in caption or not before:
         raise UsageError(
-            f"expected a question with a picture, then an assistant's text, which is measured; "
+            f"expected a question with a picture, then an assistant's text, which will be measured; "
             f"got {caption[:60]!r} of {role!r} at the end.",
             where=pair.where,
-            fix="write what should be said of the picture into the last message.",
+            fix="put the text about the picture into the last message.",
         )
     seen, _, question = pair.text.rpartition(MARKER)
     end = len(question) - len(caption)

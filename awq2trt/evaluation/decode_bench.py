@@ -1,8 +1,8 @@
-"""How fast a decoder answers: time of a token, time to the first one, memory, and how far from the memory's bandwidth.
+"""Measures how fast a decoder answers: time per token, time to the first token, memory, and share of the bandwidth.
 
 In: a model that is loaded. Out: a `BenchRow`. The method of AWQ's paper (arXiv:2306.00978, section 5.4): batch 1, a
-prompt of 4 tokens, 200 tokens one after another, the median of their latencies. Greedy, so that the token is chosen
-where the scores are. A call returns when its token is on the host, so wall time is what is measured.
+prompt of 4 tokens, 200 tokens one after another, the median of their latencies. Decoding is greedy, so that tokens are
+chosen on the scores' device. A call returns when its token is on the host, so wall time is measured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 from awq2trt.runtime.backend import Backend, ChoosingBackend
 
 FIRST_TOKEN_LENGTHS: Final = (128, 512, 2048)
-"""Prompts whose time to the first token is measured."""
+"""Prompt lengths for which the time to the first token is measured."""
 
 _REPEATS: Final = 3
 
@@ -25,12 +25,12 @@ _WARM_UP_TOKENS: Final = 8
 
 @dataclass(frozen=True)
 class LaterTokens:
-    """Tokens that stand further on in a conversation, where attention reads more.
+    """Tokens later in a conversation, where attention reads more.
 
     Attributes:
         end: Position behind the last of them.
         token_ms: Their median latency.
-        floor_ms: As in `BenchRow`, there.
+        floor_ms: The floor as in `BenchRow`, for these tokens.
     """
 
     end: int
@@ -40,16 +40,16 @@ class LaterTokens:
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One executor of a model.
+    """The result for one executor of a model.
 
     Attributes:
         executor: What ran it.
-        token_ms: Latency of a token; the median over all, or, where only whole answers can be timed, their mean.
-        first_token_ms: Prompt's length -> time to the first token.
-        memory_bytes: Of the device, at the peak; None where it is not known.
-        floor_ms: Bytes of the weights and of the cache that a token reads, over the device's bandwidth; None where that
-            is not known.
-        later: Tokens further on in a conversation, as far as they were asked for.
+        token_ms: Latency of a token: the median over all or, if only complete answers can be timed, their mean.
+        first_token_ms: Time to the first token, by length of the prompt.
+        memory_bytes: Peak memory on the device; None if unknown.
+        floor_ms: Bytes of the weights and of the cache that a token reads, over the device's bandwidth; None if that is
+            unknown.
+        later: Tokens later in a conversation, if they were wanted.
         failed: Why it was not measured; None if it was.
     """
 
@@ -63,23 +63,23 @@ class BenchRow:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Of one conversation."""
+        """Tokens per second of one conversation."""
         return 1e3 / self.token_ms if self.token_ms else None
 
     @property
     def share(self) -> float | None:
-        """Floor over time; 1 is perfect."""
+        """Floor divided by time; 1 is perfect."""
         return self.floor_ms / self.token_ms if self.floor_ms and self.token_ms else None
 
 
 @dataclass(frozen=True)
 class KernelTime:
-    """Kernels of one name, in one token.
+    """Time of the kernels with one name, within one token.
 
     Attributes:
-        name: Of the kernel, its parameters left out.
-        us: All of them together.
-        calls: How many.
+        name: Name of the kernel without its parameters.
+        us: Time of all its calls together.
+        calls: Number of calls.
     """
 
     name: str
@@ -93,17 +93,17 @@ class BenchReport:
 
     Attributes:
         model: What was measured.
-        device: Where.
-        versions: Of what took part.
-        date: ISO.
-        command: That repeats it.
-        prompt: Tokens of the prompt.
-        tokens: Generated.
-        capacity: Positions of the cache.
-        batch: Conversations at once.
-        bandwidth_bytes_per_s: Of a large copy, read and written; None on a CPU.
-        rows: One for each executor.
-        kernels: Of the first executor, the longest first; empty if not asked for.
+        device: The device that it ran on.
+        versions: Versions of the software involved.
+        date: Date in ISO format.
+        command: Command that repeats the run.
+        prompt: Tokens in the prompt.
+        tokens: Number of generated tokens.
+        capacity: Positions in the cache.
+        batch: Number of conversations at once.
+        bandwidth_bytes_per_s: Bytes that a large copy reads and writes per second; None on a CPU.
+        rows: The results, one for each executor.
+        kernels: Kernels of the first executor, the longest first; empty if they were not wanted.
     """
 
     model: str
@@ -121,19 +121,19 @@ class BenchReport:
 
 
 def measure_token_ms(backend: Backend, prompt: int, tokens: int) -> float:
-    """Median latency of a token.
+    """Measures the median latency of a token.
 
     Args:
-        backend: Its cache holds prompt and answer.
+        backend: A backend whose cache can hold prompt and answer.
         prompt: Length of the prompt.
-        tokens: Of the answer.
+        tokens: Length of the answer.
     """
     _answer(backend, prompt, min(tokens, _WARM_UP_TOKENS))
     return statistics.median(_answer(backend, prompt, tokens))
 
 
 def measure_first_token_ms(backend: Backend, lengths: Sequence[int]) -> dict[int, float]:
-    """Prompt's length -> median time to the first token, for those that the cache holds."""
+    """Measures the median time to the first token, for all prompt lengths that the cache can hold."""
     times = {}
     for length in lengths:
         if length > backend.capacity:
@@ -149,12 +149,12 @@ def measure_first_token_ms(backend: Backend, lengths: Sequence[int]) -> dict[int
 
 
 def profile_kernels(backend: Backend, prompt: int, tokens: int) -> tuple[KernelTime, ...]:
-    """Where a token's time goes on the GPU, as PyTorch's profiler sees it, inside captured graphs too.
+    """Measures where a token's time goes on the GPU, by PyTorch's profiler, which also sees into captured graphs.
 
     Args:
-        backend: On a GPU.
+        backend: A backend on a GPU.
         prompt: Length of the prompt.
-        tokens: Over which times are averaged.
+        tokens: Number of tokens over which times are averaged.
     """
     import torch
 
@@ -173,7 +173,7 @@ def profile_kernels(backend: Backend, prompt: int, tokens: int) -> tuple[KernelT
 
 
 def _answer(backend: Backend, prompt: int, tokens: int) -> list[float]:
-    """Milliseconds of every token of one answer."""
+    """Returns the milliseconds of every token of one answer."""
     backend.reset()
     token = _choose(backend, _prompt(backend, prompt))
     times = []
@@ -191,7 +191,7 @@ def _choose(backend: Backend, tokens: Sequence[int]) -> int:
 
 
 def _prompt(backend: Backend, length: int) -> list[int]:
-    """Any tokens: what they are makes no difference to the time."""
+    """Returns arbitrary tokens, since their values do not change the time."""
     return [(7 * index + 3) % backend.vocab_size for index in range(length)]
 
 
@@ -202,5 +202,5 @@ def _short_name(name: str) -> str:
 
 
 def _device_us(event: Any) -> float:
-    """Of one kernel; PyTorch renamed the field in 2.4."""
+    """Time of one kernel on the device; PyTorch renamed the field in 2.4."""
     return float(event.device_time_total if hasattr(event, "device_time_total") else event.cuda_time_total)

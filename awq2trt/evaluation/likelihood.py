@@ -1,8 +1,8 @@
-"""How likely a model finds continuations of texts: tokens in, log-probabilities out, for tasks and for lm-eval.
+"""Computes how likely a model finds continuations of texts, as log-probabilities, for tasks and for lm-eval.
 
-Texts are tokenized whole and cut where the context ends, and a context's trailing spaces go to the continuation, as
-lm-evaluation-harness does it: a word is a token together with the space before it. No special tokens are added but a
-BOS where a family needs it.
+As in lm-evaluation-harness, texts are tokenized completely and cut where the context ends, and trailing spaces of a
+context go to the continuation, since a token is a word with the space before it. No special tokens are added, except
+BOS for families that need it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _FP32_BYTES: Final = 4
 
 
 class LogitsBackend(Protocol):
-    """What gives logits of a whole text: `OrtBackend` loaded with `all_logits`."""
+    """A backend that gives logits of a complete text: `OrtBackend` loaded with `all_logits`."""
 
     def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """Scores after every token, float32 [s, V] at a time."""
+        """Yields the scores after every token, float32 [s, V] at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TokenizedContinuation:
 
     Attributes:
         tokens: Context and continuation.
-        scored: How many tokens, at the end, are the continuation; at least one token stands before them.
+        scored: How many tokens at the end are the continuation; there is at least one token before them.
     """
 
     tokens: tuple[int, ...]
@@ -61,10 +61,10 @@ class TokenizedContinuation:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, continuation: Continuation, bos: int | None = None
 ) -> TokenizedContinuation:
-    """Tokens of a text, and where its context ends.
+    """Returns the tokens of a text, and where its context ends.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: The model's tokenizer.
         continuation: Context and continuation.
         bos: Token that texts begin with, for a family that needs it.
 
@@ -88,15 +88,15 @@ def torch_scores(
     *,
     embed: Callable[[Sequence[int]], Tensor] | None = None,
 ) -> list[Score]:
-    """Scores by the PyTorch decoder, fp32, a block in memory at a time.
+    """Scores texts with the PyTorch decoder, in fp32, with one block in memory at a time.
 
     Args:
         source: An original or quantized model.
         requests: What to score.
-        progress: Counts blocks.
-        description: Of the task.
-        embed: Indices of requests of one length -> the residual stream before the first block, fp32
-            [requests, S, hidden_size]; None for their tokens' embeddings.
+        progress: Counts the blocks.
+        description: Description of the task.
+        embed: Returns the residual stream before the first block, fp32 [requests, S, hidden_size], for indices of
+            requests of one length; None for their tokens' embeddings.
 
     Raises:
         UsageError: A text is longer than the model has positions.
@@ -125,13 +125,13 @@ def torch_scores(
 def backend_scores(
     backend: LogitsBackend, requests: Sequence[TokenizedContinuation], progress: Progress, description: str
 ) -> list[Score]:
-    """Scores by ONNX Runtime.
+    """Scores texts with ONNX Runtime.
 
     Args:
         backend: The model.
         requests: What to score.
-        progress: Counts requests.
-        description: Of the task.
+        progress: Counts the requests.
+        description: Description of the task.
     """
     scores = []
     with progress.task(description, len(requests)) as advance:
@@ -143,13 +143,13 @@ def backend_scores(
 
 
 def _before_scored(rows: Tensor, request: TokenizedContinuation) -> Tensor:
-    """Rows [S, ...] of the positions that predict the scored tokens: those just before them."""
+    """Returns rows [S, ...] of the positions that predict the scored tokens, which are those just before them."""
     start = len(request.tokens) - request.scored - 1
     return rows[start : start + request.scored]
 
 
 def _score(request: TokenizedContinuation, logits: Tensor) -> Score:
-    """Score of the last tokens, from the logits before each, fp32 [scored, V]."""
+    """Scores the last tokens, from the logits before each, fp32 [scored, V]."""
     targets = torch.tensor(request.tokens[len(request.tokens) - request.scored :], dtype=torch.int64)
     chosen = logits.float().log_softmax(dim=-1).gather(1, targets.unsqueeze(1))
     return Score(float(chosen.sum()), bool((logits.argmax(dim=-1) == targets).all()))

@@ -1,12 +1,12 @@
-"""Our models in lm-evaluation-harness, where it is installed: `pip install lm-eval`.
+"""Our models in lm-evaluation-harness, if it is installed: `pip install lm-eval`.
 
     import lm_eval
     from awq2trt.evaluation.lm_eval import Awq2trtLM
 
     lm_eval.simple_evaluate(model=Awq2trtLM.open("build/demo/onnx"), tasks=["piqa"])
 
-In: an original, a quantized checkpoint or an ONNX model. Out: a model class of theirs. Scores continuations and whole
-texts; it does not generate.
+In: an original, a quantized checkpoint or an ONNX model. Out: a model for lm-eval. It scores continuations and complete
+texts, but does not generate.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from awq2trt.text.tokenizer import encode
 
 
 class Awq2trtLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type hints that mypy can read
-    """A model of ours as lm-eval asks it; `open` reads one."""
+    """One of our models, as lm-eval uses it; `open` makes one."""
 
     backend = "causal"
 
@@ -41,26 +41,26 @@ class Awq2trtLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type hints 
         """Opens a model.
 
         Args:
-            model: As `awq2trt eval` takes it.
-            progress: Counts blocks or requests; None for bars on the terminal.
+            model: A model, as `awq2trt eval` takes it.
+            progress: Counts the blocks or requests; None for bars on the terminal.
 
         Raises:
-            Awq2trtError: As for `awq2trt eval`.
+            Awq2trtError: Whatever `awq2trt eval` raises.
         """
         return cls(open_evaluated(str(model)), progress or terminal_progress())
 
     @property
     def eot_token_id(self) -> int:
-        """Token that stands before an empty context."""
+        """The token before an empty context."""
         return int(self._tokenizer.eos_token_id)
 
     @property
     def tokenizer_name(self) -> str:
-        """Of the tokenizer, for lm-eval's caches."""
+        """Name of the tokenizer, for lm-eval's caches."""
         return str(self._tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Tokens of a text, without special ones."""
+        """Returns the tokens of a text, without special ones."""
         return encode(self._tokenizer, string)
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
@@ -70,7 +70,7 @@ class Awq2trtLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type hints 
         return [(score.log_probability, score.greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probabilities of whole texts, each after one end-of-text token."""
+        """Returns log-probabilities of complete texts, each after one end-of-text token."""
         whole = [(None, [self.eot_token_id], self.tok_encode(request.args[0])) for request in requests]
         return [score for score, _ in self._loglikelihood_tokens(whole)]
 
@@ -80,4 +80,4 @@ class Awq2trtLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type hints 
         Raises:
             UnsupportedError: Always.
         """
-        raise UnsupportedError("this model class scores texts and does not write any.", where="generate_until")
+        raise UnsupportedError("this model class scores texts but does not generate any.", where="generate_until")

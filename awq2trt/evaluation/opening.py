@@ -1,6 +1,6 @@
-"""Opens what is evaluated: originals and checkpoints for PyTorch, exported models for ONNX Runtime.
+"""Opens models for evaluation: originals and checkpoints in PyTorch, exported models in ONNX Runtime.
 
-In: what a user names. Out: an `EvaluatedModel`, which is asked the same questions whatever runs it.
+In: the name of a model. Out: an `EvaluatedModel`, whose methods are the same whatever runs it.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ PYTORCH: Final = "PyTorch"
 
 @dataclass(frozen=True)
 class Opened:
-    """What is known of a model that is to be evaluated, whatever runs it.
+    """What is known about a model for evaluation, whatever runs it.
 
     Attributes:
         executor: What runs it: `PYTORCH`, or ONNX Runtime with its device.
         scheme: How it is quantized; None for an original.
         tokenizer: Its own.
-        bos: Token that texts begin with; None where its family needs none.
+        bos: Token that texts begin with; None if its family needs none.
     """
 
     executor: str
@@ -53,25 +53,25 @@ class Opened:
 
 
 class EvaluatedModel(Protocol):
-    """A model that can be asked how likely texts are."""
+    """A model that computes how likely texts are."""
 
     @property
     def opened(self) -> Opened:
-        """What is known of it."""
+        """What is known about the model."""
 
     def perplexity(self, windows: Tensor, progress: Progress, name: str) -> Perplexity:
         """Perplexity on int64 [windows, S], no longer than `Candidate.require_length` allows; `name` is the model's."""
 
     def scores(self, requests: Sequence[TokenizedContinuation], progress: Progress, description: str) -> list[Score]:
-        """Scores of continuations, in order."""
+        """Scores continuations, in order."""
 
 
 @dataclass(frozen=True)
 class TorchModel:
-    """An original or a quantized checkpoint, a block in memory at a time.
+    """An original or a quantized checkpoint, with one block in memory at a time.
 
     Attributes:
-        opened: What is known of it.
+        opened: What is known about it.
         source: Its weights.
     """
 
@@ -91,8 +91,8 @@ class OnnxModel:
     """An exported model.
 
     Attributes:
-        opened: What is known of it.
-        backend: Loaded with `all_logits`.
+        opened: What is known about it.
+        backend: Its backend, loaded with `all_logits`.
     """
 
     opened: Opened
@@ -170,8 +170,8 @@ def find_candidate(model: str) -> Candidate:
         model: As the user names it.
 
     Raises:
-        ArtifactError: It is not whole.
-        CheckpointError: It is damaged, or has no tokenizer.
+        ArtifactError: The model is not complete.
+        CheckpointError: The model is damaged, or has no tokenizer.
         UsageError: There is no such model.
     """
     if is_exported(model):

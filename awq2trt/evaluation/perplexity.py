@@ -1,8 +1,8 @@
 """Perplexity of a model on windows of text (the measure of the paper's tables).
 
 Perplexity is exp of the mean negative log-likelihood of every token of a window given those before it in the same
-window; windows are cut one after another from the start of the text, without special tokens. A perplexity therefore
-means something only together with the number of windows and their length, which every result carries.
+window; windows are cut one after another from the start of the text, without special tokens. A perplexity therefore has
+a meaning only together with the number of windows and their length, which every result includes.
 
 In: tokens of a text, and logits of each window from whatever runs the model. Out: a `Perplexity`.
 """
@@ -23,7 +23,7 @@ from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 
 WindowLogits = Callable[[Tensor], Iterator[Tensor]]
-"""One window int64 [S] -> logits of all its positions in order, in pieces fp32 [rows, vocab]."""
+"""Takes one window int64 [S]; yields logits of all its positions in order, in pieces of fp32 [rows, vocab]."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Perplexity:
     Attributes:
         value: exp(mean NLL).
         window_nll: Mean NLL of every window.
-        windows: How many.
+        windows: Number of windows.
         seqlen: Tokens in a window; each gives seqlen - 1 predictions.
     """
 
@@ -44,17 +44,17 @@ class Perplexity:
 
 
 def first_windows(ids: list[int], windows: int, seqlen: int, *, where: str, bos: int | None = None) -> Tensor:
-    """The first windows of a text, one after another.
+    """Returns the first windows of a text, one after another.
 
     Args:
         ids: Tokens of the text.
-        windows: How many at most.
+        windows: The most windows.
         seqlen: Tokens in each.
         where: Name of the text, for errors.
-        bos: Begins every window, as one of its `seqlen` tokens; None for text alone.
+        bos: The first of the `seqlen` tokens of every window; None for text alone.
 
     Returns:
-        int64 [windows, seqlen], fewer if the text ends before.
+        int64 [windows, seqlen], with fewer windows if the text is too short.
 
     Raises:
         UsageError: The text is shorter than one window.
@@ -65,20 +65,20 @@ def first_windows(ids: list[int], windows: int, seqlen: int, *, where: str, bos:
         raise UsageError(
             f"expected at least {length} tokens, got {len(ids)}.",
             where=where,
-            fix="a longer text, or a smaller --seqlen.",
+            fix="use a longer text, or a smaller --seqlen.",
         )
     found = torch.tensor(ids[: count * length]).view(count, length)
     return found if bos is None else F.pad(found, (1, 0), value=bos)
 
 
 def perplexity(windows: Tensor, logits: WindowLogits, progress: Progress, description: str) -> Perplexity:
-    """Perplexity of whatever gives logits.
+    """Computes the perplexity of anything that gives logits.
 
     Args:
         windows: int64 [windows, S].
         logits: The model.
-        progress: Counts windows.
-        description: Of the task.
+        progress: Counts the windows.
+        description: Description of the task.
     """
     losses = []
     with progress.task(description, total=len(windows)) as advance:
@@ -89,13 +89,13 @@ def perplexity(windows: Tensor, logits: WindowLogits, progress: Progress, descri
 
 
 def torch_logits(source: ModelSource, windows: Tensor, progress: Progress, description: str) -> WindowLogits:
-    """Runs a model over all windows, a block in memory at a time, and hands out logits by window.
+    """Runs a model over all windows, one block in memory at a time; returns a function that gives logits by window.
 
     Args:
         source: An original or quantized model.
-        windows: int64 [windows, S]; only these can be asked for, in this order.
-        progress: Counts blocks.
-        description: Of the task.
+        windows: int64 [windows, S]; logits exist only for these, in this order.
+        progress: Counts the blocks.
+        description: Description of the task.
     """
     with torch.inference_mode(), progress.task(description, total=source.spec.num_layers) as advance:
         hidden = iter(run_model(source, windows, progress=advance))

@@ -1,6 +1,6 @@
-"""Decoders with random weights: what `bench --shape` measures, without a checkpoint of 16 GB.
+"""Decoders with random weights, which `bench --shape` measures without a checkpoint of 16 GB.
 
-In: a config.json. Out: what `onnx_export` reads of a checkpoint, every tensor drawn when it is asked for.
+In: a config.json. Out: the interface of a checkpoint that `onnx_export` reads; every tensor is drawn when it is needed.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from awq2trt.scheme import QuantizedLinear, QuantScheme
 _STEP_BITS: Final = 4
 
 _STEP: Final = 0.006
-"""Step size of random weights: products of normed rows then stay far from fp16's limit."""
+"""Step size of random weights, so small that products of normed rows stay far from fp16's limit."""
 
 _EMBEDDED: Final = 0.04
-"""Range of an embedding's and a head's entries."""
+"""Range of the entries of an embedding and a head."""
 
 
 class RandomModel:
-    """A quantized checkpoint of random weights, as `onnx_export` reads it. The same name gives the same tensor.
+    """A quantized checkpoint of random weights, for `onnx_export`. The same name gives the same tensor.
 
     Args:
         config: Its config.json.
-        scheme: Of the linears of its blocks.
-        head_scheme: Of its head; None for one that is not quantized.
+        scheme: Scheme of the linears of its blocks.
+        head_scheme: Scheme of its head; None if it is not quantized.
     """
 
     def __init__(self, config: dict[str, Any], scheme: QuantScheme, head_scheme: QuantScheme | None = None) -> None:
@@ -40,7 +40,7 @@ class RandomModel:
         self.head_scheme = head_scheme
 
     def linear(self, name: str) -> QuantizedLinear:
-        """A linear of random codes, step sizes and zero points."""
+        """Makes a linear with random codes, step sizes and zero points."""
         relative, random = _relative(name), _random(name)
         scheme, (rows, features) = self.scheme, (self.spec.vocab_size, self.spec.hidden_size)
         if name == self.spec.stored_head and self.head_scheme is not None:
@@ -59,14 +59,14 @@ class RandomModel:
         )
 
     def is_quantized(self, name: str) -> bool:
-        """Whether a linear is: all are."""
+        """Whether a linear is quantized: all are."""
         return True
 
     def input_order(self, name: str) -> None:
-        """The order of a linear's input channels: their own."""
+        """The order of a linear's input channels, which is the usual one."""
 
     def tensor(self, name: str) -> NDArray[np.generic]:
-        """Ones for a norm, small numbers for an embedding or a head."""
+        """Makes ones for a norm, and small numbers for an embedding or a head."""
         shape = self.spec.outer_shapes().get(name) or self.spec.block_shapes()[_relative(name)]
         if len(shape) == 1:
             return np.ones(shape, np.float16)
@@ -75,12 +75,12 @@ class RandomModel:
         return np.stack([row.astype(np.float16) for row in rows])
 
     def has(self, name: str) -> bool:
-        """Whether the description knows a plain tensor of this name; divisors behind activations there are none."""
+        """Whether the description has a plain tensor of this name; there are no divisors behind activations."""
         return name in self.spec.outer_shapes() or _relative(name) in self.spec.block_shapes()
 
 
 def _relative(name: str) -> str:
-    """Name within the block: what follows the block's number."""
+    """The name within the block: what follows the block's number."""
     return re.split(r"\.\d+\.", name, maxsplit=1)[-1]
 
 

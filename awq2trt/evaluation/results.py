@@ -1,4 +1,4 @@
-"""What `awq2trt eval` is asked, and what it finds, model by model: what the stage hands over and the report prints."""
+"""Requests and results of `awq2trt eval`: the stage returns a result for each model, and the report prints it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TaskExamples:
     Attributes:
         task: A name in `tasks.TASKS`.
         data: Its JSONL file.
-        limit: Examples, from the start of the file; None for all.
+        limit: Number of examples from the start of the file; None for all.
     """
 
     task: str
@@ -64,7 +64,7 @@ class CaptionedImages:
 
     Attributes:
         images: A folder of pictures with captions beside them, or a .jsonl file with `image` and `messages`.
-        limit: Pictures, from the first on; None for all.
+        limit: Number of pictures, from the first; None for all.
         task: A name in `IMAGE_TASKS`; None for perplexity of what is said, given the pictures.
     """
 
@@ -75,12 +75,12 @@ class CaptionedImages:
 
 @dataclass(frozen=True)
 class CaptionPerplexity:
-    """Perplexity of captions, given their pictures.
+    """The perplexity of captions, given their pictures.
 
     Attributes:
         value: exp(mean NLL of all tokens of all captions).
-        caption_nll: Mean NLL of a token, caption by caption.
-        tokens: Of all captions together.
+        caption_nll: Mean NLL of a token, for each caption.
+        tokens: Number of tokens in all captions.
     """
 
     value: float
@@ -108,9 +108,9 @@ class EvalRequest:
     """`awq2trt eval`.
 
     Attributes:
-        models: Original models, quantized checkpoints, ONNX models, in any number.
-        on: What they are measured on.
-        device: Where PyTorch or ONNX Runtime computes; what was built for `cuda` runs there anyway.
+        models: Any number of original models, quantized checkpoints and ONNX models.
+        on: The text, task or images to measure them on.
+        device: Where PyTorch or ONNX Runtime computes; a model built for `cuda` always runs on the GPU.
     """
 
     models: tuple[str, ...]
@@ -126,7 +126,7 @@ class EvalResult:
         print(f"{result.model} in {result.executor}: {result.measured.value:.2f}")
 
     Attributes:
-        model: As the user named it.
+        model: Its name, as the user gave it.
         executor: What ran it: `PyTorch`, or `ONNX Runtime` with its device.
         scheme: How it is quantized; None for an original.
         measured: Perplexity with the windows or captions it was measured on, or a task's score with every example's

@@ -1,10 +1,10 @@
-"""Zero-shot tasks: PIQA, ARC-easy, WinoGrande, LAMBADA. Local files in, texts to score and what their scores mean out.
+"""Zero-shot tasks: PIQA, ARC-easy, WinoGrande, LAMBADA. Reads local files, makes texts to score, and counts results.
 
 Prompts and scoring are those of lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness, tasks
-`piqa`, `arc_easy`, `winogrande`, `lambada_openai` of version 0.4): a model is asked how likely each continuation of a
-context is. `acc` takes the likeliest, `acc_norm` the likeliest by character of the choice; WinoGrande puts the choices
-into the context and scores what follows them; LAMBADA counts last words that greedy decoding would write. No
-dependency.
+`piqa`, `arc_easy`, `winogrande`, `lambada_openai` of version 0.4): a model computes how likely each continuation of a
+context is. `acc` takes the likeliest choice, `acc_norm` the likeliest per character; WinoGrande puts the choices into
+the context and scores the text behind them; LAMBADA counts last words that greedy decoding would generate. It needs
+only the standard library.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Continuation:
     """A text whose end is scored.
 
     Attributes:
-        context: What stands before.
-        text: What is scored.
+        context: The text before.
+        text: The scored text.
     """
 
     context: str
@@ -39,11 +39,11 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model says of a continuation.
+    """A model's score of a continuation.
 
     Attributes:
-        log_probability: Of all its tokens together, given the context, nats.
-        greedy: Whether every token of it is the model's best.
+        log_probability: Log-probability of all its tokens together, given the context, in nats.
+        greedy: Whether each of its tokens is the model's most probable one.
     """
 
     log_probability: float
@@ -55,9 +55,9 @@ class Example:
     """A question.
 
     Attributes:
-        continuations: One for every choice; one alone where there is nothing to choose.
-        choice_lengths: Characters of the choices, which `acc_norm` divides by.
-        gold: Index of the right choice; None where there is nothing to choose.
+        continuations: One for every choice; a single one if there is nothing to choose.
+        choice_lengths: Numbers of characters of the choices, by which `acc_norm` divides.
+        gold: Index of the right choice; None if there is nothing to choose.
     """
 
     continuations: tuple[Continuation, ...]
@@ -71,10 +71,10 @@ class TaskScore:
 
     Attributes:
         task: Its name.
-        examples: How many.
-        correct: Example by example: was the likeliest choice, or the greedy word, the right one?
-        correct_normalised: The same by character; None where there is nothing to normalise.
-        perplexity: Of the last word; of LAMBADA alone.
+        examples: Number of examples.
+        correct: For each example, whether the likeliest choice, or the greedy word, was the right one.
+        correct_normalised: The same per character; None if there is nothing to normalise.
+        perplexity: Perplexity of the last word, only for LAMBADA.
     """
 
     task: str
@@ -90,7 +90,7 @@ class TaskScore:
 
     @property
     def accuracy_normalised(self) -> float | None:
-        """The same by character."""
+        """The same share, judged per character."""
         return None if self.correct_normalised is None else sum(self.correct_normalised) / self.examples
 
 
@@ -99,7 +99,7 @@ def _piqa(row: Mapping[str, Any]) -> Example:
 
 
 def _arc_easy(row: Mapping[str, Any]) -> Example:
-    """Rows as allenai/ai2_arc has them, in its first (`stem`) or later form, or with plain choices and `gold`."""
+    """Reads a row as in allenai/ai2_arc, in its first (`stem`) or later form, or with plain choices and `gold`."""
     question, choices = row["question"], row.get("choices")
     if isinstance(question, dict):
         question, choices = question["stem"], question["choices"]
@@ -144,10 +144,10 @@ TASKS: Final[Mapping[str, Callable[[Mapping[str, Any]], Example]]] = {
     WINOGRANDE: _winogrande,
     LAMBADA: _lambada,
 }
-"""Row of the usual JSONL -> example."""
+"""Makes an example from a row of the usual JSONL, by task."""
 
 
-_CHECK: Final = "check that the file is that of the task."
+_CHECK: Final = "check that the file belongs to the task."
 
 
 def read_task(task: str, path: Path, limit: int | None = None) -> list[Example]:
@@ -155,11 +155,11 @@ def read_task(task: str, path: Path, limit: int | None = None) -> list[Example]:
 
     Args:
         task: One of `TASKS`.
-        path: JSONL. PIQA's labels may lie beside it, as published: `valid.jsonl` and `valid-labels.lst`.
-        limit: Of examples, from the start; None for all.
+        path: A JSONL file. PIQA's labels may be beside it, as published: `valid.jsonl` and `valid-labels.lst`.
+        limit: Number of examples from the start; None for all.
 
     Raises:
-        UsageError: There is no such task or file, or a row is not one of that task.
+        UsageError: There is no such task or file, or a row does not belong to the task.
     """
     if task not in TASKS:
         raise UsageError(f"got {task}, expected one of: {', '.join(TASKS)}.", where="--task")
@@ -177,12 +177,12 @@ def read_task(task: str, path: Path, limit: int | None = None) -> list[Example]:
 
 
 def score_task(task: str, examples: Sequence[Example], scores: Sequence[Score]) -> TaskScore:
-    """Counts what is right.
+    """Counts the right answers.
 
     Args:
         task: Its name.
-        examples: As `read_task` gives them.
-        scores: Of all continuations, one after another.
+        examples: The result of `read_task`.
+        scores: Scores of all continuations, one after another.
     """
     remaining = iter(scores)
     correct, normalised = [], []
@@ -198,7 +198,7 @@ def score_task(task: str, examples: Sequence[Example], scores: Sequence[Score]) 
     perplexity = None
     if task == LAMBADA:
         perplexity = math.exp(-sum(score.log_probability for score in scores) / len(scores))
-    # The choices of WinoGrande are contexts, whose length says nothing of what is scored.
+    # The choices of WinoGrande are contexts, whose length is unrelated to the scored text.
     kept = tuple(normalised) if normalised and task != WINOGRANDE else None
     return TaskScore(task, len(examples), tuple(correct), kept, perplexity)
 

@@ -1,7 +1,7 @@
-"""Hugging Face transformers in fp16 on the same sizes: what a model that is not quantized takes on this GPU.
+"""Times Hugging Face transformers in fp16 with the same sizes: an unquantized model on this GPU.
 
-In: a config.json. Out: rows beside ours, of `generate` as it comes, and with a static cache, for which transformers
-compiles decoding. Weights are random. Only whole answers can be timed, so a token's time is a mean, and it holds the
+In: a config.json. Out: rows beside ours, for plain `generate`, and for a static cache, with which transformers compiles
+decoding. Weights are random. Only complete answers can be timed, so a token's time is a mean, which includes the
 prompt's. The first token is timed by one call of the model with its cache, eager and under torch.compile.
 """
 
@@ -27,19 +27,14 @@ def bench_transformers(config: dict[str, Any], prompt: int, tokens: int, device:
     Args:
         config: config.json.
         prompt: Length of the prompt.
-        tokens: Of the answer.
-        device: As PyTorch names it.
+        tokens: Length of the answer.
+        device: The device, as PyTorch names it.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.cuda.reset_peak_memory_stats(device)
-    kept = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "torch_dtype")}
     try:
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(config["model_type"], **kept), dtype=torch.float16
-            ).eval()
+        model = _random_model(config, device)
     except torch.OutOfMemoryError as error:
         return (BenchRow(EAGER, failed=str(error).splitlines()[0]),)
     ids = torch.ones((1, prompt), dtype=torch.int64, device=device)
@@ -47,15 +42,8 @@ def bench_transformers(config: dict[str, Any], prompt: int, tokens: int, device:
     def answer(**options: Any) -> float:
         torch.cuda.synchronize(device)
         started = time.perf_counter()
-        model.generate(
-            ids,
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=None,
-            **options,
-        )
+        lengths = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        model.generate(ids, **lengths, do_sample=False, pad_token_id=0, eos_token_id=None, **options)
         torch.cuda.synchronize(device)
         return 1e3 * (time.perf_counter() - started) / tokens
 
@@ -72,7 +60,7 @@ def bench_transformers(config: dict[str, Any], prompt: int, tokens: int, device:
             times = [answer() for _ in range(_REPEATS)]
             lengths = [length for length in FIRST_TOKEN_LENGTHS if length <= model.config.max_position_embeddings]
             first = {length: _median(functools.partial(first_token, forward, length)) for length in lengths}
-        except (RuntimeError, ValueError, TypeError) as error:  # models that it cannot compile fail in many ways
+        except (RuntimeError, ValueError, TypeError) as error:  # models that PyTorch cannot compile fail in many ways
             return BenchRow(executor, failed=" ".join(str(error).split())[:200])
         peak = int(torch.cuda.max_memory_allocated(device))
         return BenchRow(executor, token_ms=statistics.median(times), first_token_ms=first, memory_bytes=peak)
@@ -84,7 +72,19 @@ def bench_transformers(config: dict[str, Any], prompt: int, tokens: int, device:
         )
 
 
+def _random_model(config: dict[str, Any], device: str) -> Any:
+    """A model of transformers' own class for a config.json, with random fp16 weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kept = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "torch_dtype")}
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config["model_type"], **kept), dtype=torch.float16
+        ).eval()
+
+
 def _median(measure: Callable[[], float]) -> float:
-    """After a first time, which may compile."""
+    """Measures a median, after one first call, which may compile."""
     measure()
     return statistics.median(measure() for _ in range(_REPEATS))

@@ -1,1 +1,1 @@
-"""Work on exported graphs: reading them, inlining bodies, and rewriting them for an executor."""
+"""Works on exported graphs: reads them, inlines function bodies, and rewrites them for an executor."""

@@ -1,12 +1,12 @@
 """Rewrites an exported decoder, in memory, into what TensorRT 10.3 parses (JetPack 6): opset 20, no functions.
 
-In: a model of opset 24 as `export` writes it, for one conversation (`fix_batch_` first). Out: one that means the same.
+In: a model of opset 24 as `export` writes it, for one conversation (`fix_batch_` first). Out: an equivalent model.
 Norms, rotary embeddings, cache writes and attention become matrix products, gathers and scatters; grouped-query heads
 stay grouped. An operator or attribute that this file does not know is refused by name, since a wrong model that builds
 is worse than none.
 
-What opset 20 has is asked of the onnx package. That TensorRT 10.0 to 10.3 parse opset 9 to 20, INT4 initializers
-included, is what onnx-tensorrt says (docs/operators.md and WeightsContext.cpp of its 10.1, read and not run).
+The onnx package knows which operators opset 20 has. According to onnx-tensorrt, TensorRT 10.0 to 10.3 parse opset 9 to
+20, including INT4 initializers (docs/operators.md and WeightsContext.cpp of its 10.1, which were read, not run).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from awq2trt.errors import UnsupportedError
 from awq2trt.io_contract import BATCH, CACHE_POSITION, IMAGES, NEW_TOKENS
 
 OPSET: Final = 20
-"""Newest opset that TensorRT 10.3 parses."""
+"""The newest opset that TensorRT 10.3 parses."""
 
 IR_VERSION: Final = 10
-"""The first with INT4."""
+"""The first IR version with INT4."""
 
 ONE: Final = (BATCH, IMAGES)
 """Symbolic axes that are 1 on a Jetson."""
@@ -46,7 +46,7 @@ def fix_batch_(model: ir.Model) -> None:
 
 
 def drop_functions_(model: ir.Model) -> None:
-    """Leaves the custom nodes to the plugin library, which must then be there."""
+    """Leaves custom nodes without function bodies, for a plugin library, which is then required."""
     model.functions.clear()
     for node in model.graph:
         node.overload = ""
@@ -56,7 +56,7 @@ def lower_to_basic_ops_(model: ir.Model) -> None:
     """Rewrites the model.
 
     Raises:
-        UnsupportedError: The model has an operator, an attribute or a shape that this cannot express.
+        UnsupportedError: The model has an operator, an attribute or a shape that opset 20 cannot express here.
     """
     ShapeInferencePass(check_type=False)(model)
     rewriter = _Rewriter(model.graph)
@@ -72,7 +72,7 @@ def lower_to_basic_ops_(model: ir.Model) -> None:
 
 
 class _Rewriter:
-    """Replaces nodes by several; what is written here goes before the node in hand and carries its name."""
+    """Replaces a node with several; new nodes go before the replaced one and carry its name."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -82,7 +82,7 @@ class _Rewriter:
         self._shared: dict[tuple[object, ...], ir.Value] = {}
 
     def replace(self, node: ir.Node, lower: Callable[[_Rewriter, ir.Node], ir.Value]) -> None:
-        """Puts what `lower` writes in the place of `node`."""
+        """Puts the nodes that `lower` writes in place of `node`."""
         self._tape, self._name = Tape(), node.name or ""
         result = lower(self, node)
         old = node.outputs[0]
@@ -101,20 +101,20 @@ class _Rewriter:
         return value
 
     def shared(self, key: tuple[object, ...], write: Callable[[], ir.Value]) -> ir.Value:
-        """What `write` appends, the first time; the same value for the same key after that.
+        """Returns what `write` appends the first time, and later the same value for the same key.
 
-        Nodes are visited in the order they run, so what was written before is there.
+        Nodes are visited in the order in which they run, so values that were written before exist.
         """
         if key not in self._shared:
             self._shared[key] = write()
         return self._shared[key]
 
     def integers(self, values: Sequence[int] | np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> ir.Value:
-        """An int64 constant."""
+        """Makes an int64 constant."""
         return self.constant(np.asarray(values, np.int64))
 
     def constant(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> ir.Value:
-        """An initializer; equal arrays are one."""
+        """Makes an initializer; equal arrays share one."""
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
             name = f"basic_ops.constant_{len(self._constants)}"
@@ -125,7 +125,7 @@ class _Rewriter:
         return self._constants[key]
 
     def like(self, number: float, value: ir.Value) -> ir.Value:
-        """A scalar of the type that `value` has."""
+        """Makes a scalar with the type of `value`."""
         return self.constant(np.asarray(number, _dtype(value).numpy()))
 
 
@@ -155,7 +155,7 @@ def _rotary_embedding(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
     if values["rotary_embedding_dim"]:
         _require(node, "rotary_embedding_dim", values["rotary_embedding_dim"], 2 * half)
 
-    def table(source: ir.Value) -> ir.Value:  # [B, 1, S, R/2], one for all heads and layers
+    def table(source: ir.Value) -> ir.Value:  # [B, 1, S, R/2], the same for all heads and layers
         def write() -> ir.Value:
             rows = rewriter.op("Gather", [source, positions], {"axis": 0})
             return rewriter.op("Unsqueeze", [rows, rewriter.integers([1])])
@@ -171,15 +171,15 @@ def _rotary_embedding(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
     imaginary = rewriter.op("Add", [rewriter.op("Mul", [first, sines]), rewriter.op("Mul", [second, cosines])])
     parts = [real, imaginary]
     if _static(node, x, 3) > 2 * half:
-        parts.append(channels(2 * half, _END))  # channels without a position
+        parts.append(channels(2 * half, _END))  # channels that are not rotated
     return rewriter.op("Concat", parts, {"axis": -1})
 
 
 def _tensor_scatter(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
-    """Writes [1, H, S, D] into slots `cache_position` and on of a cache [1, H, C, D].
+    """Writes [1, H, S, D] into a cache [1, H, C, D], from slot `cache_position` on.
 
-    As rows of a [H * C, D] matrix, slot p of head h being row h C + p, so that every index writes D values. All layers
-    write the same slots, so the indices are computed once.
+    The cache is viewed as a [H * C, D] matrix in which slot p of head h is row h C + p, so that every index writes D
+    values. All layers write the same slots, so the indices are computed once.
     """
     values = _attributes(node, {"axis": -2, "mode": "linear"})
     _require(node, "mode", values["mode"], "linear")
@@ -209,8 +209,8 @@ def _tensor_scatter(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
 def _attention(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
     """softmax(scale q k^T + mask) v, the query heads of a key-value head as further rows of one product; mask or none.
 
-    In the type of q throughout, as the operator is defined without `softmax_precision`. The whole scale goes to q, of
-    which there is less than of k.
+    Everything has the type of q, as the operator is defined without `softmax_precision`. The complete scale is applied
+    to q, which is smaller than k.
     """
     values = _attributes(node, {"scale": None, "softcap": 0.0, "is_causal": 0})
     _require(node, "is_causal", values["is_causal"], 0)
@@ -254,7 +254,7 @@ def _is_standard(node: ir.Node) -> bool:
 
 
 def _require_known(node: ir.Node) -> None:
-    """Refuses what opset 20 does not have."""
+    """Refuses operators and attributes that opset 20 lacks."""
     if node.domain == opset.DOMAIN:
         return
     if not _is_standard(node):
@@ -267,7 +267,7 @@ def _require_known(node: ir.Node) -> None:
 
 
 def _attributes(node: ir.Node, defaults: dict[str, Any]) -> dict[str, Any]:
-    """The node's attributes over their defaults; refuses others."""
+    """Returns the node's attributes, with defaults for missing ones; refuses unknown ones."""
     values = dict(defaults)
     for name, attribute in node.attributes.items():
         if name not in defaults:
@@ -277,7 +277,7 @@ def _attributes(node: ir.Node, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inputs(node: ir.Node, count: int) -> list[ir.Value]:
-    """The node's inputs, of which there must be `count`, and its outputs only one."""
+    """Returns the node's inputs, of which there must be `count`; only its first output may be used."""
     given = [value for value in node.inputs if value is not None]
     if len(given) != count or any(value is None for value in node.inputs[:count]):
         raise _refusal(node, f"expected {count} inputs, got {len(given)} of {len(node.inputs)}")
@@ -287,7 +287,7 @@ def _inputs(node: ir.Node, count: int) -> list[ir.Value]:
 
 
 def _static(node: ir.Node, value: ir.Value, axis: int) -> int:
-    """A length that must be known."""
+    """Returns the length of an axis, which must be fixed."""
     length = value.shape[axis] if value.shape is not None and len(value.shape) > axis else None
     if not isinstance(length, int):
         raise _refusal(node, f"axis {axis} of {value.name}: expected a fixed length, got {length}")

@@ -1,8 +1,8 @@
-"""Recognizes the self-attention of an exported decoder, and puts a merged linear and a `CachedAttention` in its place.
+"""Recognizes the self-attention of an exported decoder, and replaces it with a merged linear and a `CachedAttention`.
 
-In: the node that merges heads, just before o. Out: an `AttentionPattern`, everything read and nothing changed; then the
-graph changed. Tables of rotary embeddings whose rows the graph chooses or computes at each call (LongRoPE, dynamic NTK)
-do not match, nor do layer norms of queries and keys.
+In: the node that merges heads, just before o. Out: an `AttentionPattern`, before the graph is changed; then the changed
+graph. Tables of rotary embeddings whose rows the graph chooses or computes at each call (LongRoPE, dynamic NTK) do not
+match, nor do layer norms of queries and keys.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from awq2trt.models.families import DecoderSpec
 
 @dataclass(frozen=True)
 class _Heads:
-    """Queries, keys or values [B, count, S, D], from the linear on."""
+    """Queries, keys or values [B, count, S, D], beginning with their linear."""
 
     linear: ir.Node
     count: int
@@ -49,7 +49,7 @@ class _Heads:
 
 @dataclass(frozen=True)
 class _Mask:
-    """Which slots a token sees, and what is added to their scores."""
+    """The slots that a token sees, and what is added to their scores."""
 
     window: int = 0
     slopes: ir.Value | None = None
@@ -57,7 +57,7 @@ class _Mask:
 
 @dataclass(frozen=True)
 class _Scores:
-    """What an attention takes, and how it scores."""
+    """The inputs of an attention, and how it scores."""
 
     query: ir.Value
     keys: ir.Value
@@ -75,8 +75,8 @@ class AttentionPattern:
         flat: The node that merges heads.
         heads: Queries, keys and values.
         scatters: The nodes that write keys and values into the cache.
-        scores: How it scores.
-        mask: What it sees.
+        scores: How it computes scores.
+        mask: What each token sees.
     """
 
     flat: ir.Node
@@ -87,10 +87,10 @@ class AttentionPattern:
 
 
 def fuses_attention(spec: DecoderSpec, capacity: int) -> bool:
-    """Whether the attention of an exported model will be recognized, from its description.
+    """Whether the attention of an exported model will be recognized, judging from its description.
 
     Args:
-        spec: The model, all its linears quantized alike.
+        spec: The model; all of its linears are quantized alike.
         capacity: Positions that the cache holds.
     """
     has_rows_of_its_own = any(rope.is_long(capacity) for rope in spec.ropes)
@@ -99,10 +99,10 @@ def fuses_attention(spec: DecoderSpec, capacity: int) -> bool:
 
 
 def match_attention(flat: ir.Node, head_sizes: Collection[int]) -> AttentionPattern:
-    """Recognizes the attention that ends in a node.
+    """Recognizes the attention that ends at a node.
 
     Raises:
-        NoMatchError: It is something else, or has no kernel.
+        NoMatchError: It is not attention, or there is no kernel for it.
     """
     need(integers_of(take(flat, 1)) == [0, 0, -1])
     transpose = maker(take(flat, 0), "Transpose")
@@ -127,7 +127,7 @@ def match_attention(flat: ir.Node, head_sizes: Collection[int]) -> AttentionPatt
 
 
 def replace_attention_(graph: ir.Graph, pattern: AttentionPattern) -> None:
-    """Puts the fused nodes in; what they replace is left for `remove_unused_`."""
+    """Inserts the fused nodes; `remove_unused_` then removes what they replace."""
     query, key, value = pattern.heads
     merged = merge_linears_(graph, [query.linear, key.linear, value.linear])
     gains = [gain for gain in (query.gain, key.gain) if gain is not None]
@@ -161,7 +161,7 @@ def replace_attention_(graph: ir.Graph, pattern: AttentionPattern) -> None:
 
 
 def _slopes_(graph: ir.Graph, slopes: ir.Value) -> ir.Value:
-    """The slopes in fp32, the same initializer for all blocks."""
+    """Makes the slopes in fp32; all blocks share the initializer."""
     name = f"{slopes.name}.fp32"
     if name not in graph.initializers:
         array = tensor_of(slopes).numpy().astype(np.float32).reshape(-1)
@@ -176,7 +176,7 @@ def _match_plain(attention: ir.Node) -> _Scores:
 
 
 def _match_capped(attended: ir.Value) -> _Scores:
-    """Scores that saturate, in single operators."""
+    """Matches capped scores, which are computed by single operators."""
     context = maker(take(maker(attended, "Reshape"), 0), "MatMul")
     softmax = maker(take(context, 0), "Softmax")
     need(integer_attribute(softmax, "axis", -1) == -1)
@@ -194,14 +194,14 @@ def _match_capped(attended: ir.Value) -> _Scores:
 
 
 def _unsqueezed(value: ir.Value) -> ir.Value:
-    """What an axis for groups of heads was put into."""
+    """Returns the value into which an axis for groups of heads was inserted."""
     node = maker(value, "Unsqueeze")
     need(integers_of(take(node, 1)) == [2])
     return take(node, 0)
 
 
 def _match_heads(value: ir.Value) -> _Heads:
-    """Back from heads to the linear: rotation, norm, split, clip."""
+    """Follows heads back to their linear: rotation, norm, split, clip."""
     tables: tuple[ir.Value, ...] = ()
     rotary_dim = interleaved = 0
     if made_by(value, "RotaryEmbedding"):
@@ -234,7 +234,7 @@ def _match_heads(value: ir.Value) -> _Heads:
 
 
 def _match_mask(mask: ir.Value) -> _Mask:
-    """Causal, perhaps with a window, perhaps with ALiBi."""
+    """Matches a causal mask, perhaps with a window, perhaps with ALiBi."""
     slopes = None
     if made_by(mask, "Where"):
         where = maker(mask, "Where")
@@ -260,14 +260,14 @@ def _match_mask(mask: ir.Value) -> _Mask:
 
 
 def _need_queries(value: ir.Value) -> None:
-    """Positions of the new tokens, [B, 1, S, 1]."""
+    """Requires positions of the new tokens, [B, 1, S, 1]."""
     unsqueeze = maker(value, "Unsqueeze")
     need(integers_of(take(unsqueeze, 1)) == [1, 3])
     _need_positions(take(unsqueeze, 0))
 
 
 def _need_positions(value: ir.Value) -> None:
-    """cache_position + 0 .. S-1."""
+    """Requires cache_position + 0 .. S-1."""
     added = maker(value, "Add")
     start = maker(take(added, 0), "Unsqueeze")
     need(take(start, 0).name == CACHE_POSITION and integers_of(take(start, 1)) == [1])
@@ -276,13 +276,13 @@ def _need_positions(value: ir.Value) -> None:
 
 
 def _need_slots(value: ir.Value) -> None:
-    """0 .. C-1, of a cache."""
+    """Requires 0 .. C-1 for a cache."""
     shape = _counted(value)
     need(str(take(shape, 0).name).startswith("past_") and integer_attribute(shape, "start", 0) == 2)
 
 
 def _counted(value: ir.Value) -> ir.Node:
-    """The `Shape` whose one length a `Range` from 0 counts to."""
+    """Returns the `Shape` to whose length a `Range` counts from 0."""
     counted = maker(value, "Range")
     need(integers_of(take(counted, 0)) == [0] and integers_of(take(counted, 2)) == [1])
     shape = maker(take(maker(take(counted, 1), "Squeeze"), 0), "Shape")

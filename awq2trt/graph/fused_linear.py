@@ -1,9 +1,9 @@
-"""Puts a linear, the norm before it and the gated activation behind it into one `FusedLinear`, and takes them apart.
+"""Merges a linear, the norm before it and the gated activation after it into one `FusedLinear`, and splits it again.
 
-In: a decoder with `ResidualNorm`, `W4A16Linear` and `GatedActivation` nodes. Out: the same, changed in place, which
-means the same. A norm that more than one node reads stays, and so does an activation of anything but a linear's only
-reader. Where one token is computed, the kernel of such a linear norms its input itself and gates its output, so that
-two kernels less have to start; for many tokens the library runs the three one after the other.
+In: a decoder with `ResidualNorm`, `W4A16Linear` and `GatedActivation` nodes. Out: the same decoder, changed in place,
+with the same results. A norm that more than one node reads stays, and so does an activation that is not the only reader
+of its linear. For one token, the kernel of such a linear norms its input and gates its output, so two kernels fewer
+have to start; for many tokens the library runs the three parts one after the other.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from awq2trt import opset
 from awq2trt.graph.matching import NoMatchError, need, remove_unused_, take, take_place_, tensor_of
 
 _OWN = (opset.ATTR_GROUP_SIZE, opset.ATTR_HAS_ZEROS, opset.ATTR_HAS_BIAS)
-"""Attributes that a `FusedLinear` has of its linear."""
+"""Attributes that a `FusedLinear` takes over from its linear."""
 
 _LARGEST_NORM = 16384
-"""Channels that a fused norm can have, as `ResidualNorm` itself."""
+"""The most channels of a fused norm, the same as for `ResidualNorm`."""
 
 
 def fuse_linears_(graph: ir.Graph) -> None:
-    """Fuses every linear that has a norm before it or an activation behind it.
+    """Fuses every linear that has a norm before it or an activation after it.
 
     Args:
         graph: With fused operators already; changed.
@@ -35,7 +35,7 @@ def fuse_linears_(graph: ir.Graph) -> None:
 
 
 def split_linears_(graph: ir.Graph) -> None:
-    """Puts the norm, the linear and the activation in the place of every `FusedLinear`.
+    """Replaces every `FusedLinear` with its norm, its linear and its activation.
 
     Args:
         graph: Changed.
@@ -46,7 +46,7 @@ def split_linears_(graph: ir.Graph) -> None:
 
 
 def count_before_codes(node: ir.Node) -> int:
-    """Inputs of a `FusedLinear` before its codes: x and what the norm takes."""
+    """The number of inputs of a `FusedLinear` before its codes: x and the inputs of the norm."""
     flags = (opset.ATTR_HAS_NORM, opset.ATTR_HAS_RESIDUAL, opset.ATTR_HAS_NORM_BIAS)
     return 1 + sum(node.attributes[name].as_int() for name in flags)
 
@@ -80,7 +80,7 @@ def _try_linear_(graph: ir.Graph, linear: ir.Node) -> None:
 
 
 def _norm_before(linear: ir.Node) -> ir.Node | None:
-    """The norm that this linear alone reads."""
+    """The norm that only this linear reads."""
     x = take(linear, 0)
     norm = x.producer()
     if norm is None or norm.domain != opset.DOMAIN or norm.op_type != opset.RESIDUAL_NORM:
@@ -89,7 +89,7 @@ def _norm_before(linear: ir.Node) -> ir.Node | None:
 
 
 def _activation_behind(linear: ir.Node) -> ir.Node | None:
-    """The gated activation that alone reads this linear."""
+    """The gated activation that is the only reader of this linear."""
     y = linear.outputs[0]
     uses = list(y.uses())
     if len(uses) != 1 or y.is_graph_output():

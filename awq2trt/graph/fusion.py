@@ -1,15 +1,15 @@
-"""Puts our fused operators into a decoder: few nodes a block, for executors where each costs a start of a kernel.
+"""Puts our fused operators into a decoder: few nodes per block, for executors on which each node costs a kernel launch.
 
-In: a decoder as `onnx_export.decoder_graph` builds it. Out: the same, changed in place, which means the same:
+In: a decoder as `onnx_export.decoder_graph` builds it. Out: the same graph, changed in place to an equivalent one:
 
-- q, k and v become one linear, and all between it and o one `CachedAttention` (`fused_attention`),
+- q, k and v become one linear, and everything between it and o becomes one `CachedAttention` (`fused_attention`),
 - gate and up become one linear with a `GatedActivation`,
-- a residual sum and the norm of it become a `ResidualNorm`, a norm of anything else one without a residual,
-- and such a norm, the one linear that reads it and its `GatedActivation` become a `FusedLinear` (`fused_linear`).
+- a residual sum and its norm become a `ResidualNorm`; a norm of anything else becomes one without a residual,
+- such a norm, the one linear that reads it and its `GatedActivation` become a `FusedLinear` (`fused_linear`).
 
-A pattern is recognized whole or left alone, and inputs and outputs of the graph stay. Nodes that names are looked up by
-in an exported file are gone: the residual stream after a block is an output of the next block's norm. So a fused file
-is for executors; checks of blocks read the exported one.
+A pattern is either recognized completely or left alone, and inputs and outputs of the graph stay. Nodes that are found
+by name in an exported file disappear: the residual stream after a block is an output of the next block's norm. So a
+fused file is only for executors; checks of blocks read the exported one.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from awq2trt.graph.merge_linears import merge_linears_, need_mergeable, rows_of
 
 
 def fuse_(model: ir.Model, head_sizes: Collection[int] = opset.ATTENTION_HEAD_SIZES) -> None:
-    """Fuses whatever can be.
+    """Fuses as much as possible.
 
     Args:
-        model: As exported; changed.
-        head_sizes: Those that attention is fused for.
+        model: An exported model; it is changed.
+        head_sizes: The head sizes for which attention is fused.
     """
     graph = model.graph
     for node in list(graph):
@@ -58,7 +58,7 @@ def fuse_(model: ir.Model, head_sizes: Collection[int] = opset.ATTENTION_HEAD_SI
 
 
 def fused_nodes(model: ir.Model) -> list[ir.Node]:
-    """Nodes of the fused operators."""
+    """Returns the nodes of the fused operators."""
     return [node for node in model.graph if node.domain == opset.DOMAIN and node.op_type in opset.FUSED_OPERATORS]
 
 
@@ -71,7 +71,7 @@ def _try_attention_(graph: ir.Graph, flat: ir.Node, head_sizes: Collection[int])
 
 
 def _try_gated_(graph: ir.Graph, product: ir.Node) -> None:
-    """act(gate(x)) * up(x)."""
+    """Fuses act(gate(x)) * up(x)."""
     try:
         activation, gate = _match_activation(take(product, 0).producer())
         up = maker(take(product, 1), opset.W4A16_LINEAR, opset.DOMAIN)
@@ -88,7 +88,7 @@ def _try_gated_(graph: ir.Graph, product: ir.Node) -> None:
 
 
 def _match_activation(node: ir.Node | None) -> tuple[str, ir.Node]:
-    """The activation that ends in a node, and the linear whose output it takes."""
+    """Returns the activation that ends at a node, and the linear whose output it reads."""
     need(node is not None)
     assert node is not None
     x = take(node, 0)
@@ -131,13 +131,13 @@ def _try_norm_(graph: ir.Graph, norm: ir.Node) -> None:
     place = norm
     if has_residual:
         assert x is not None
-        place = maker(x, "Add")  # everything that reads the sum comes after it
+        place = maker(x, "Add")  # all readers of the sum come after it
         replaced[x] = fused.outputs[1]
     take_place_(graph, place, fused, replaced)
 
 
 def _match_norm(norm: ir.Node) -> Sequence[ir.Value]:
-    """What the fused norm takes: the two parts of a residual sum, or what is normed."""
+    """Returns the inputs of the fused norm: the two summands of a residual sum, or the norm's input."""
     need(integer_attribute(norm, "axis", -1) == -1 and integer_attribute(norm, "stash_type", 1) == 1)
     need("epsilon" in norm.attributes)
     for parameter in norm.inputs[1:]:

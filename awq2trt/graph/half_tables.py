@@ -1,14 +1,14 @@
-"""Matrices that stay in half precision in a model that computes in fp32: embeddings, and the head.
+"""Keeps embeddings and the head in half precision in a model that computes in fp32.
 
-In: an exported decoder that is being widened (`ort_lowering`). Out: the same, its numbers unchanged, since half
-precision widens exactly. The rows that a call gathers from a table are cast. A head is widened a piece at a time, just
-before the piece is multiplied: in fp32 it would take twice the memory of its file, and ONNX Runtime, which lays a
-constant matrix out anew for its kernels, would hold it twice where it is the embedding as well.
+In: an exported decoder that is being widened (`ort_lowering`). Out: the same model with the same results, since half
+precision widens exactly. The rows that a call gathers from a table are cast. A head is widened one piece at a time,
+just before the piece is multiplied: in fp32 it would take twice the memory of its file, and ONNX Runtime, which
+rearranges a constant matrix for its kernels, would hold it twice if it is also the embedding.
 
-SmolLM2-135M, INT4 g128, ONNX Runtime 1.32, 2 cores of an EPYC with AVX-512, called by `OrtBackend.forward`: what
-loading the model and 316 tokens add to a process (VmRSS) falls from 325 to 186 MB, the file from 176 to 119 MB; the
-exported model has 114. The CPU time of a token stays (25.7 and 24.6 ms, median of 150, in turns), and that of a prompt
-of 256 tokens (663 and 653 ms).
+SmolLM2-135M, INT4 g128, ONNX Runtime 1.32, 2 cores of an EPYC with AVX-512, called by `OrtBackend.forward`: the memory
+that loading the model and 316 tokens add to a process (VmRSS) falls from 325 to 186 MB, and the file from 176 to 119
+MB; the exported model has 114 MB. The CPU time of a token is the same (25.7 and 24.6 ms, median of 150, measured in
+turns), and so is that of a prompt of 256 tokens (663 and 653 ms).
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ MICROSOFT_DOMAIN: Final = "com.microsoft"
 HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 PIECE_BYTES: Final = 4 << 20
-"""Of a piece of the head in fp32. With 1, 2, 4 and 8 MiB, a token of SmolLM2-135M takes 26.5, 24.7, 24.6 and 28.3 ms of
-CPU time (as above): larger pieces have left the cache when they are multiplied."""
+"""Bytes of a piece of the head in fp32. With 1, 2, 4 and 8 MiB, a token of SmolLM2-135M takes 26.5, 24.7, 24.6 and 28.3
+ms of CPU time (as above): larger pieces have left the cache when they are multiplied."""
 
 _FP32: Final = ir.DataType.FLOAT
 _FP32_BYTES: Final = 4
 
 
 def keep_half_(model: ir.Model) -> list[ir.Value]:
-    """Casts what is read of embeddings and heads, so that they themselves may stay as they are.
+    """Casts what is read from embeddings and heads, so that they themselves can stay as they are.
 
     Returns:
-        Those matrices.
+        The matrices that stay.
     """
     matrices = model.graph.initializers.values()
     kept = [matrix for matrix in matrices if matrix.dtype in HALF and matrix.uses() and _stays(matrix)]
@@ -55,7 +55,7 @@ def _gathers_rows(node: ir.Node, index: int) -> bool:
 
 
 def _stays(matrix: ir.Value) -> bool:
-    """Whether rows of it are read, or it is transposed for products x [..., H] with it, [V, H], and nothing else."""
+    """Whether a matrix is used only for gathering rows and, transposed [V, H], for products with x [..., H]."""
     others = [node for node, index in matrix.uses() if not _gathers_rows(node, index)]
     return all(
         node.op_type == "Transpose" and all(use.op_type == "MatMul" and at == 1 for use, at in node.outputs[0].uses())
@@ -78,7 +78,7 @@ def _cast_rows_(graph: ir.Graph, gather: ir.Node, table: ir.Value) -> None:
 
 
 def _cast_head_(model: ir.Model, transpose: ir.Node) -> None:
-    """Multiplies a head [V, H] in pieces, each widened just before."""
+    """Multiplies a head [V, H] in pieces, each of which is widened just before."""
     head, graph = take(transpose, 0), model.graph
     vocab, hidden = tensor_of(head).shape.numpy()
     rows = max(1, PIECE_BYTES // (_FP32_BYTES * hidden))
@@ -100,7 +100,7 @@ def _cast_head_(model: ir.Model, transpose: ir.Node) -> None:
 
 
 def _unknown_zero(tape: Tape, model: ir.Model) -> ir.Value:
-    """0 [1], computed from an input: ONNX Runtime would widen a piece of known bounds when it loads the model."""
+    """0 [1], computed from an input; with constant bounds, ONNX Runtime would widen a piece when it loads the model."""
     position = next(value for value in model.graph.inputs if value.name == CACHE_POSITION)
     bounds = (_integers(tape, [number]) for number in (0, 1))
     return tape.op("Mul", [tape.op("Slice", [position, *bounds]), _integers(tape, [0])])

@@ -1,10 +1,9 @@
-"""Puts function bodies in place of custom nodes.
+"""Replaces custom nodes with their function bodies.
 
-In: an exported decoder in memory. Out: the same, changed in place, in standard operators alone. TensorRT's parser needs
-this where no plugin takes the nodes: it looks functions up by name alone, overloads forgotten, and gives layers the
-names of a body's nodes, of which it refuses the second `DequantizeLinear` of a name (TensorRT-RTX 1.7.1: "Failed
-attempt to rename a layer"). Inlined nodes carry the name of the linear they came from, so that TensorRT's messages name
-it.
+In: an exported decoder in memory. Out: the same model, changed in place, with only standard operators. TensorRT's
+parser needs this if no plugin implements the nodes: it looks functions up by name, ignoring overloads, and gives layers
+the names of a body's nodes, but refuses a second `DequantizeLinear` of the same name (TensorRT-RTX 1.7.1: "Failed
+attempt to rename a layer"). Inlined nodes carry the name of their linear, so that TensorRT's messages name it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from awq2trt.errors import ArtifactError
 
 
 def has_kernels(node: ir.Node) -> bool:
-    """Whether the plugin library's kernels take a node: of linears, those whose K suits them (`check_validity`)."""
+    """Whether the plugin library has a kernel for a node; for linears, K must suit it (`check_validity`)."""
     if node.domain != opset.DOMAIN or node.op_type not in opset.LINEAR_OF_BITS.values():
         return node.domain == opset.DOMAIN
     codes = node.inputs[1].shape if node.inputs[1] is not None else None
@@ -27,11 +26,11 @@ def has_kernels(node: ir.Node) -> bool:
 
 
 def inline_bodies_(model: ir.Model, *, keep: Callable[[ir.Node], bool] = lambda _: False) -> None:
-    """Replaces calls of model-local functions by the functions' nodes, and drops the functions that none calls then.
+    """Replaces calls of model-local functions with the functions' nodes, and drops functions that are then unused.
 
     Args:
-        model: As exported; changed.
-        keep: Nodes that stay, since a plugin takes them.
+        model: An exported model; it is changed.
+        keep: Whether a node stays because a plugin implements it.
 
     Raises:
         ArtifactError: A custom node has no function: the model was exported without bodies.
@@ -54,9 +53,9 @@ def inline_bodies_(model: ir.Model, *, keep: Callable[[ir.Node], bool] = lambda 
 
 
 def inline_call_(graph: ir.Graph, call: ir.Node, function: ir.Function) -> None:
-    """Replaces one call of a function by the function's nodes.
+    """Replaces one call of a function with the function's nodes.
 
-    Bodies are flat: no subgraphs, no attribute references, no optional inputs left out.
+    Bodies must be flat: without subgraphs, attribute references, or omitted optional inputs.
     """
     values: dict[ir.Value | None, ir.Value | None] = {
         None: None,

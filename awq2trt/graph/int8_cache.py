@@ -1,11 +1,11 @@
-"""Gives a decoder a key-value cache of 8 bits: codes, and a scale for each token and key-value head.
+"""Gives a decoder an 8-bit key-value cache: codes, and a scale for each token and key-value head.
 
-In: a decoder as it was exported, or with fused attention (`fusion`). Out: the same, changed in place, whose caches are
-int8, with their scales, in the type of activations, behind all other inputs and outputs. `plugins/FORMAT.md`, section
-CachedAttention, has the definition:
+In: a decoder as it was exported, or with fused attention (`fusion`). Out: the same model, changed in place: its caches
+are int8, and their scales, in the type of activations, come after all other inputs and outputs. `plugins/FORMAT.md`
+defines it in the section CachedAttention:
 
 - a `CachedAttention` gets the scales as its last inputs and outputs;
-- a `TensorScatter` that writes a cache becomes standard operators that quantize what is new, write it, and dequantize
+- a `TensorScatter` that writes a cache becomes standard operators that quantize new values, write them, and dequantize
   what attention reads.
 """
 
@@ -25,19 +25,19 @@ from awq2trt.io_contract import SCALED_LAYOUT, IoContract, TensorContract, is_ca
 DTYPE: Final = ir.DataType.INT8
 
 LARGEST_CODE: Final = 127
-"""Codes go from -127 to 127: keys and values are as often negative as positive."""
+"""Codes range from -127 to 127, since keys and values are as often negative as positive."""
 
 Op: TypeAlias = Callable[..., ir.Value]
-"""Writes a node: `op(op_type, *inputs, **attributes)` gives its output."""
+"""Writes a node: `op(op_type, *inputs, **attributes)` returns its output."""
 
 
 def quantize_cache_(model: ir.Model, *, in_standard_operators: bool = False) -> None:
-    """Makes every cache int8.
+    """Makes every cache of a model int8.
 
     Args:
-        model: Changed.
-        in_standard_operators: Caches may be written by `TensorScatter`: attention then widens all that it reads at
-            every call. Otherwise only by `CachedAttention`, which reads codes as they are.
+        model: The model; it is changed.
+        in_standard_operators: Whether `TensorScatter` may write caches, so that attention widens all that it reads at
+            every call. Otherwise only `CachedAttention` may, which reads the codes themselves.
 
     Raises:
         UnsupportedError: A cache is written by another operator.
@@ -55,18 +55,18 @@ def quantize_cache_(model: ir.Model, *, in_standard_operators: bool = False) -> 
 
 
 def no_operator_error(where: str) -> UnsupportedError:
-    """What to say of a model whose attention our operator does not know."""
+    """The error for a model whose attention our operator does not support."""
     sizes = ", ".join(map(str, opset.ATTENTION_HEAD_SIZES))
     return UnsupportedError(
-        f"an int8 cache is written and read by our fused attention operator, which takes heads of {sizes} channels, "
-        "and neither rotary tables that depend on the length nor layer norms of queries and keys.",
+        f"an int8 cache needs our fused attention operator, which supports heads of {sizes} channels, but "
+        "neither rotary tables that depend on the length nor layer norms of queries and keys.",
         where=where,
         fix="build with --cache fp16.",
     )
 
 
 def int8_contract(contract: IoContract) -> IoContract:
-    """Inputs and outputs of a decoder whose cache was made int8, from those that it had."""
+    """Returns the inputs and outputs of a decoder after its cache was made int8."""
     return replace(
         contract,
         inputs=_with_scales(contract.inputs),
@@ -82,7 +82,7 @@ def write_quantized(op: Op, pasts: tuple[ir.Value, ir.Value], new: ir.Value, sta
         op: Appends a node.
         pasts: Codes int8 [B, Hkv, C, D] and scales T [B, Hkv, C].
         new: Keys or values T [B, Hkv, S, D].
-        start: Slot of the first, int64 [B].
+        start: Slot of the first new one, int64 [B].
 
     Returns:
         Codes and scales after the call, and all keys or values as attention reads them, T [B, Hkv, C, D].
@@ -106,7 +106,7 @@ def write_quantized(op: Op, pasts: tuple[ir.Value, ir.Value], new: ir.Value, sta
 
 
 def _quantize_attention_(graph: ir.Graph, node: ir.Node) -> None:
-    """A fused attention: the same operator with an attribute, two inputs and two outputs more."""
+    """Changes a fused attention: it gets an attribute, two more inputs and two more outputs."""
     pasts, presents = node.inputs[2:4], node.outputs[1:3]
     scales = [_scale_like(value) for value in (*pasts, *presents)]
     outputs = [ir.Value(name=value.name, type=value.type, shape=value.shape) for value in node.outputs]
@@ -129,7 +129,7 @@ def _quantize_attention_(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _quantize_write_(graph: ir.Graph, node: ir.Node) -> None:
-    """A write in standard operators: attention reads what it wrote, dequantized."""
+    """Changes a write by standard operators: attention reads the dequantized cache."""
     past, new, start = (_required(value) for value in node.inputs)
     present = node.outputs[0]
     past_scale, present_scale = _scale_like(past), _scale_like(present)
@@ -154,7 +154,7 @@ def _quantize_write_(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _scale_like(cache: ir.Value | None) -> ir.Value:
-    """The scales of a cache, of its type as long as that is not int8."""
+    """The scales of a cache; they have the type of the cache before it becomes int8."""
     cache = _required(cache)
     if cache.dtype is None or cache.shape is None:
         raise ValueError(f"{cache.name} has no type or no shape")

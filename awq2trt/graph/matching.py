@@ -1,7 +1,7 @@
-"""Looks at a graph backwards, from a value to the nodes that made it: the small steps of recognizing a pattern.
+"""Follows a graph backwards, from a value to the nodes that made it: the small steps of recognizing a pattern.
 
-In: values of an `onnx_ir` graph. Out: nodes, constants, or `NoMatchError`, which says that the graph is another one
-than was looked for. Only `take_place_` and `remove_unused_` change a graph.
+In: values of an `onnx_ir` graph. Out: nodes, constants, or `NoMatchError` if the graph differs from the pattern. Only
+`take_place_` and `remove_unused_` change a graph.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import onnx_ir as ir
 
 
 class NoMatchError(Exception):
-    """The graph is not what a pattern describes; it stays as it is."""
+    """The graph differs from a pattern, so it stays as it is."""
 
 
 def need(condition: object) -> None:
-    """Goes on only if a condition holds."""
+    """Raises NoMatchError unless a condition holds."""
     if not condition:
         raise NoMatchError
 
 
 def maker(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node:
-    """The node that made a value, which must be of this type."""
+    """Returns the node that made a value, which must have this type."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != op_type or node.domain != domain:
         raise NoMatchError
@@ -31,13 +31,13 @@ def maker(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node:
 
 
 def made_by(value: ir.Value | None, op_type: str) -> bool:
-    """Whether a node of this type of the standard domain made the value."""
+    """Whether a node of this type, from the standard domain, made the value."""
     node = None if value is None else value.producer()
     return node is not None and node.op_type == op_type and node.domain == ""
 
 
 def take(node: ir.Node, index: int) -> ir.Value:
-    """An input that must be there."""
+    """Returns an input that must be present."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
         raise NoMatchError
@@ -45,14 +45,14 @@ def take(node: ir.Node, index: int) -> ir.Value:
 
 
 def tensor_of(value: ir.Value | None) -> ir.TensorProtocol:
-    """What an initializer holds."""
+    """Returns the content of an initializer."""
     if value is None or value.const_value is None:
         raise NoMatchError
     return value.const_value
 
 
 def integers_of(value: ir.Value | None) -> list[int]:
-    """A constant of integers, as a node of its own or an initializer."""
+    """Returns a constant of integers, which may be a node or an initializer."""
     if value is None:
         raise NoMatchError
     if not made_by(value, "Constant"):
@@ -67,19 +67,19 @@ def integers_of(value: ir.Value | None) -> list[int]:
 
 
 def scalar_of(value: ir.Value | None) -> float:
-    """An initializer of one number."""
+    """Returns an initializer that holds one number."""
     numbers = tensor_of(value).numpy().astype(np.float32).reshape(-1)
     need(numbers.size == 1)
     return float(numbers[0])
 
 
 def integer_attribute(node: ir.Node, name: str, default: int) -> int:
-    """An attribute, or its default."""
+    """Returns an attribute, or its default."""
     return node.attributes[name].as_int() if name in node.attributes else default
 
 
 def need_permutation(node: ir.Node, permutation: Sequence[int]) -> None:
-    """Goes on only if a `Transpose` permutes axes like this."""
+    """Raises NoMatchError unless a `Transpose` permutes axes like this."""
     need("perm" in node.attributes and list(node.attributes["perm"].as_ints()) == list(permutation))
 
 
@@ -95,7 +95,7 @@ def remove_unused_(graph: ir.Graph) -> None:
 
 
 def take_place_(graph: ir.Graph, place: ir.Node, fused: ir.Node, replaced: dict[ir.Value, ir.Value]) -> None:
-    """Inserts a node after another; its outputs take over the names, types and uses of those that they replace."""
+    """Inserts a node after another; its outputs take over names, types and uses of the outputs that they replace."""
     graph.insert_after(place, fused)
     for old, new in replaced.items():
         new.name, new.type, new.shape = old.name, old.type, old.shape

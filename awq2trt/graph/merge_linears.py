@@ -1,7 +1,7 @@
-"""One quantized linear in place of several that read the same input: their rows one after the other.
+"""Merges quantized linears that read the same input into one, with their rows one after the other.
 
-In: `W4A16Linear` nodes. Out: one node whose output holds theirs side by side. Merged tensors are computed when they are
-read and not kept, so that writing a model takes the memory of one of them.
+In: `W4A16Linear` nodes. Out: one node whose output has theirs side by side. Merged tensors are computed when they are
+read and not kept, so that writing a model takes only the memory of one of them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _NIBBLES_PER_BYTE: Final = 2
 
 
 def need_mergeable(linears: Sequence[ir.Node]) -> None:
-    """Goes on only if the linears read one input, and quantize it alike.
+    """Raises NoMatchError unless the linears read one input and are quantized alike.
 
     Raises:
-        NoMatchError: They do not.
+        NoMatchError: They differ.
     """
     first = linears[0]
     columns = tuple(tensor_of(take(first, 1)).shape)[1]
@@ -39,16 +39,16 @@ def need_mergeable(linears: Sequence[ir.Node]) -> None:
 
 
 def rows_of(linear: ir.Node) -> int:
-    """N of a linear."""
+    """Number of output features (N) of a linear."""
     return int(tensor_of(take(linear, 1)).shape.numpy()[0])
 
 
 def merge_linears_(graph: ir.Graph, linears: Sequence[ir.Node]) -> ir.Value:
-    """Puts one linear before several that `need_mergeable` lets pass; those stay, for `remove_unused_`.
+    """Puts one linear before several that pass `need_mergeable`; `remove_unused_` removes those later.
 
     Args:
-        graph: Where they are; changed.
-        linears: In the order of their outputs; the first comes first in the graph too.
+        graph: The graph; it is changed.
+        linears: The linears in the order of their outputs; the first also comes first in the graph.
 
     Returns:
         The merged output [..., sum of N]. A linear without a bias among others with one gets zeros.
@@ -76,7 +76,7 @@ def merge_linears_(graph: ir.Graph, linears: Sequence[ir.Node]) -> ir.Value:
 
 
 def _bias(linear: ir.Node) -> ir.TensorProtocol:
-    """A linear's bias, zeros if it has none."""
+    """Returns a linear's bias, or zeros."""
     if linear.attributes[opset.ATTR_HAS_BIAS].as_int():
         return tensor_of(linear.inputs[-1])
     scales = tensor_of(linear.inputs[2])
@@ -89,7 +89,7 @@ def _stacked_(
     tensors: Sequence[ir.TensorProtocol],
     stack: Callable[[Sequence[ir.TensorProtocol], tuple[int, ...]], ir.TensorProtocol],
 ) -> ir.Value:
-    """An initializer of tensors that are one above the other."""
+    """Makes an initializer from tensors that are stacked on each other."""
     first = tensors[0]
     shape = (sum(int(tensor.shape.numpy()[0]) for tensor in tensors), *first.shape.numpy()[1:])
     lazy = ir.LazyTensor(partial(stack, tensors, shape), first.dtype, ir.Shape(shape), name=name)
@@ -104,7 +104,7 @@ def _stack_rows(tensors: Sequence[ir.TensorProtocol], _shape: tuple[int, ...]) -
 
 
 def _stack_int4(tensors: Sequence[ir.TensorProtocol], shape: tuple[int, ...]) -> ir.TensorProtocol:
-    """Bytes follow each other where every tensor but the last fills whole ones; else nibbles are packed anew."""
+    """Joins INT4 tensors: appends bytes if all tensors but the last fill their bytes; otherwise packs nibbles again."""
     if all(tensor.size % _NIBBLES_PER_BYTE == 0 for tensor in tensors[:-1]):
         packed = np.concatenate([packed_bytes(tensor) for tensor in tensors])
     else:

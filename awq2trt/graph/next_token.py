@@ -1,13 +1,13 @@
-"""Adds the output `next_token` to a decoder: the best token of the last position, found where the logits are.
+"""Adds the output `next_token` to a decoder: the best token of the last position, found on the logits' device.
 
-In: a model whose logits are [B, 1, V]. Out: the same model with one more output, int64 [B, 1], the place of the largest
-score, of equal ones the first. Greedy decoding then copies 8 bytes a token to the host instead of a row of logits, and
-the output's memory can be the next call's `input_ids`.
+In: a model whose logits are [B, 1, V]. Out: the same model with one more output, int64 [B, 1], the index of the largest
+score, or the first of equal ones. Greedy decoding then copies 8 bytes per token to the host instead of a row of logits,
+and the output's memory can be the next call's `input_ids`.
 
-Where our library runs the model, one `BestToken` finds it. In ONNX Runtime's own operators it takes two steps, the best
-of each piece of the row and the best of those: its CUDA provider sorts rows of up to 512 numbers in shared memory, many
-rows at once, but searches a longer row in a single block of threads
-(`onnxruntime/core/providers/cuda/math/topk_impl.cuh`). Its `ArgMax` would need cuDNN, which nothing else here does.
+If our library runs the model, one `BestToken` finds it. With ONNX Runtime's own operators the search has two steps, the
+best of each piece of the row and the best of those: its CUDA provider sorts rows of up to 512 numbers in shared memory,
+many rows at once, but searches a longer row in a single block of threads
+(`onnxruntime/core/providers/cuda/math/topk_impl.cuh`). Its `ArgMax` would need cuDNN, which nothing else here needs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ LONGEST_SORTED_ROW: Final = 512
 CONTRACT: Final = TensorContract(NEXT_TOKEN, "int64", (BATCH, 1), "The token with the largest score.")
 
 _LOWEST: Final = -65504.0
-"""What fills the last piece: the lowest number of fp16, which no token can lose to."""
+"""The number that fills up the last piece: the lowest of fp16, which cannot win against any token."""
 
 
 def append_next_token_(model: ir.Model, vocab_size: int, *, in_library: bool) -> None:
-    """Adds the output.
+    """Adds the output to a model.
 
     Args:
-        model: Gives logits of the last position only; changed.
+        model: A model that gives logits only of the last position; it is changed.
         vocab_size: V.
         in_library: By an operator of the plugin library.
     """
@@ -49,9 +49,9 @@ def append_next_token_(model: ir.Model, vocab_size: int, *, in_library: bool) ->
 
 
 def _best_by_sorting(builder: _Builder, logits: ir.Value, vocab_size: int) -> ir.Value:
-    """The token [B, 1] by operators of ONNX Runtime's."""
+    """The token [B, 1], found with ONNX Runtime's operators."""
     scores = logits
-    if logits.dtype is ir.DataType.BFLOAT16:  # which the sorting kernels do not take
+    if logits.dtype is ir.DataType.BFLOAT16:  # the sorting kernels do not support bf16
         scores = builder.op("Cast", [logits], {"to": ir.DataType.FLOAT.value})
     piece, missing = _pieces(vocab_size)
     if missing:
@@ -70,7 +70,7 @@ def _best_by_sorting(builder: _Builder, logits: ir.Value, vocab_size: int) -> ir
 
 
 def drop_next_token_(model: ir.Model) -> None:
-    """Takes the output and its nodes away again, for a caller that asks for logits of every position."""
+    """Removes the output and its nodes again, for a caller that needs logits of every position."""
     model.graph.outputs[:] = [value for value in model.graph.outputs if value.name != NEXT_TOKEN]
     for node in reversed(list(model.graph)):
         if (node.name or "").startswith(f"{NEXT_TOKEN}/"):
@@ -78,7 +78,7 @@ def drop_next_token_(model: ir.Model) -> None:
 
 
 def _pieces(vocab_size: int) -> tuple[int, int]:
-    """Length of a piece, and the scores that the last one lacks."""
+    """Returns the length of a piece, and the number of scores missing in the last one."""
     shortest = max(1, math.ceil(vocab_size / LONGEST_SORTED_ROW))
     whole = [length for length in range(shortest, LONGEST_SORTED_ROW + 1) if vocab_size % length == 0]
     piece = whole[-1] if whole else LONGEST_SORTED_ROW
@@ -86,7 +86,7 @@ def _pieces(vocab_size: int) -> tuple[int, int]:
 
 
 class _Builder:
-    """Nodes on a tape, under one prefix, and their constants in the graph."""
+    """Adds nodes to a tape, with names under one prefix, and their constants to the graph."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.tape = Tape()
@@ -95,25 +95,25 @@ class _Builder:
     def op(
         self, op_type: str, inputs: Sequence[ir.Value], attributes: dict[str, int | float | str] | None = None
     ) -> ir.Value:
-        """One node with one output."""
+        """Adds a node with one output."""
         return self.tape.op(op_type, inputs, attributes or {}, name=self._next_name())
 
     def best_of_library(self, logits: ir.Value) -> ir.Value:
-        """The token [B, 1] by the plugin library."""
+        """The token [B, 1], found by the plugin library."""
         return self.tape.op(opset.BEST_TOKEN, [logits], domain=opset.DOMAIN, name=self._next_name())
 
     def best_of(self, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """The largest of each row, and its place; the first of equal ones."""
+        """Finds the largest of each row and its index; the first of equal ones."""
         one = self.integers("one", [1])
         best, place = self.tape.op_multi_out("TopK", [rows, one], {"axis": -1}, num_outputs=2, name=self._next_name())
         return best, place
 
     def integers(self, name: str, values: Sequence[int]) -> ir.Value:
-        """A constant vector of int64."""
+        """Adds a constant vector of int64."""
         return self.constant(name, np.asarray(values, np.int64))
 
     def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        """A constant; the same name gives the same one."""
+        """Adds a constant; the same name returns the same one."""
         full_name = f"{NEXT_TOKEN}/{name}"
         if full_name not in self._graph.initializers:
             self._graph.register_initializer(ir.Value(name=full_name, const_value=ir.Tensor(array, name=full_name)))

@@ -1,16 +1,16 @@
 """Rewrites an exported decoder into the form that a provider of ONNX Runtime runs best.
 
-In: the model as `export` wrote it. Out: the same model object, changed, which means the same. New tensors are computed
+In: the model as `export` wrote it. Out: the same model object, changed to an equivalent model. New tensors are computed
 when they are read, one at a time, so that a model larger than the memory can be written to disk. For the CPU:
 
-- every quantized linear becomes `com.microsoft::MatMulNBits`, whose kernels read codes as they are, an 8-bit one two of
-  them, of the upper and the lower halves of its codes, and a quantized embedding `com.microsoft::GatherBlockQuantized`;
-  the function bodies would dequantize the whole weight at every call;
-- half-precision tensors become fp32, but for embeddings and the head (`half_tables`). The CPU provider has no
-  half-precision kernels for most operators and would cast back and forth around each;
+- every quantized linear becomes `com.microsoft::MatMulNBits`, whose kernels read codes directly; an 8-bit one becomes
+  two of them, for the upper and lower halves of its codes; and a quantized embedding becomes
+  `com.microsoft::GatherBlockQuantized`. Function bodies would dequantize the complete weight at every call;
+- half-precision tensors become fp32, except for embeddings and the head (`half_tables`). The CPU provider lacks
+  half-precision kernels for most operators, and would cast back and forth around each;
 - the capacity axis of the cache becomes dynamic, so that a short conversation attends over a short cache.
 
-For a GPU half precision stays, and the capacity fixed, since a CUDA graph is captured for one shape.
+For a GPU, half precision stays and the capacity is fixed, since a CUDA graph is captured for one shape.
 
 SmolLM2-135M, INT4 g128 with zero points, ONNX Runtime 1.31, 2 Xeon cores with AVX-512: a token takes 4 s as exported,
 52 ms with `MatMulNBits` alone, 36 ms in fp32 as well (best of 40); mean KL from PyTorch in fp32 over 1,024 tokens of
@@ -20,8 +20,8 @@ SmolLM2's head at one token, on one thread of a busy machine: 38 ms in fp32, 2.2
 halves, 1,322 ms as one node with fp32 activations (ONNX Runtime 1.32).
 
 `MatMulNBits`: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits;
-`GatherBlockQuantized` in the same file. A weight that is both head and embedding has its codes twice then, since the
-two want them in other shapes.
+`GatherBlockQuantized` in the same file. A weight that is both head and embedding then has its codes twice, since the
+two need different shapes.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from awq2trt.io_contract import LAST_POSITION_NODE, LOGITS, ROWS, is_cache
 CAPACITY_AXIS: Final = 2
 _SMALLEST_BLOCK: Final = 16
 _ONE_GROUP_BLOCK: Final = 128
-"""Block for a row of one group: any would do, since all blocks have the same scale."""
+"""The block for a row of one group; any size would do, since all blocks have the same scale."""
 
 FP32_COMPUTE: Final = 1
-"""`accuracy_level` 1: activations stay fp32; 4 would quantize them to int8 (relative error 7e-3 a linear)."""
+"""`accuracy_level` 1 keeps activations fp32; 4 would quantize them to int8 (relative error 7e-3 per linear)."""
 
 _BYTE_BITS: Final = 8
 
 _MIDDLE_BYTE: Final = {4: 0x88, 8: 0x80}
-"""A byte of unsigned codes that mean 0 where there are no zero points, by their width."""
+"""A byte of unsigned codes that mean 0 without zero points, by the width of codes."""
 
 _BEHIND_HEAD: Final = ("Mul", "Tanh", "Div", "Add")
-"""What may follow the head: cap * tanh(x / cap), and the sum of an 8-bit head's halves."""
+"""Operators that may follow the head: cap * tanh(x / cap), and the sum of an 8-bit head's halves."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Blocks:
     Attributes:
         block: Channels of a block.
         features: K.
-        group_of_block: Of every block of a row, int64 [blocks].
+        group_of_block: The group of every block of a row, int64 [blocks].
     """
 
     block: int
@@ -74,10 +74,10 @@ class Blocks:
 
     @staticmethod
     def of(features: int, groups: int, group_length: int) -> Blocks | None:
-        """Blocks for rows of `features` channels in `groups` groups.
+        """Chooses blocks for rows of `features` channels in `groups` groups.
 
         Returns:
-            None where no block that the operator takes (a power of two from 16) fits the groups.
+            The blocks; None if no block that the operator supports (a power of two from 16) fits the groups.
         """
         block = _ONE_GROUP_BLOCK if groups == 1 else group_length & -group_length  # largest power of two in G
         if block < _SMALLEST_BLOCK:
@@ -87,30 +87,30 @@ class Blocks:
         return Blocks(block, features, group_of_block)
 
     def codes_shape(self, rows: int, bits: int) -> tuple[int, int, int]:
-        """Of packed codes."""
+        """Shape of packed codes."""
         return (rows, len(self.group_of_block), self.block * bits // 8)
 
     def pack_codes(self, codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-        """Unsigned codes uint8 [N, K] -> uint8 [N, blocks, block * bits / 8]."""
+        """Packs unsigned codes: uint8 [N, K] -> uint8 [N, blocks, block * bits / 8]."""
         missing = len(self.group_of_block) * self.block - self.features
         return _pack_rows(np.pad(codes, ((0, 0), (0, missing))), bits).reshape(self.codes_shape(len(codes), bits))
 
     def pack_zeros(self, zeros: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-        """Unsigned zero points uint8 [N, ceil(K/G)] -> uint8 [N, ceil(blocks * bits / 8)]; without any, the middle."""
+        """Packs zero points, uint8 [N, ceil(K/G)] -> uint8 [N, ceil(blocks * bits / 8)]."""
         return _pack_rows(self.spread(zeros), bits)
 
     def spread(self, groups: NDArray[Any]) -> NDArray[Any]:
-        """[N, ceil(K/G)] -> [N, blocks]."""
+        """Repeats values of groups for their blocks: [N, ceil(K/G)] -> [N, blocks]."""
         return np.ascontiguousarray(groups[:, self.group_of_block])
 
 
 def lower_linears_(model: ir.Model, *, widened: bool) -> None:
-    """Replaces every node with codes that ONNX Runtime's own operators can express; others keep their function body.
+    """Replaces nodes with codes by ONNX Runtime's own operators where these suffice; others keep their function body.
 
     Args:
-        model: As exported; changed.
-        widened: Scales become fp32, and activations are asked to stay fp32, as the CPU's kernel needs it. Otherwise
-            scales keep the activations' type, which is all that the CUDA kernel takes.
+        model: An exported model; it is changed.
+        widened: Whether scales become fp32 and activations stay fp32, which the CPU's kernel needs. Otherwise scales
+            keep the activations' type, the only one that the CUDA kernel supports.
     """
     for node in list(model.graph):
         if is_quantized_embedding(node):
@@ -137,7 +137,7 @@ def is_quantized_embedding(node: ir.Node) -> bool:
 
 
 def linear_shapes(model: ir.Model) -> Iterator[tuple[int, int]]:
-    """(N, K) of every quantized linear, lowered or not, but for a head that keeps the last position alone."""
+    """(N, K) of every quantized linear, lowered or not, except for a head that sees only the last position."""
     heads = _last_position_heads(model)
     for node in model.graph:
         if node in heads:
@@ -151,7 +151,7 @@ def linear_shapes(model: ir.Model) -> Iterator[tuple[int, int]]:
 
 
 def _last_position_heads(model: ir.Model) -> set[ir.Node]:
-    """Linears in front of logits that a graph computes for one token a sequence."""
+    """Linears before logits that a graph computes for one token per sequence."""
     found: set[ir.Node] = set()
     waiting = [value for value in model.graph.outputs if value.name == LOGITS and keeps_last_position(model)]
     while waiting:
@@ -189,22 +189,22 @@ def _as_fp32(tensor: ir.TensorProtocol) -> NDArray[np.float32]:
 
 
 def has_free_capacity(model: ir.Model) -> bool:
-    """Whether the graph reads the capacity off its caches; one in basic operators (`basic_ops`) has it built in."""
+    """Whether the graph reads the capacity from its caches; in basic operators (`basic_ops`) it is a constant."""
     return any(node.op_type == "TensorScatter" for node in model.graph)
 
 
 def free_capacity_(model: ir.Model) -> None:
-    """Makes the capacity axis of every cache input and output dynamic."""
+    """Makes the capacity axis of all cache inputs and outputs dynamic."""
     _set_capacity_(model, ir.SymbolicDim("capacity"))
 
 
 def fix_capacity_(model: ir.Model, capacity: int) -> None:
-    """Gives every cache input and output another capacity."""
+    """Gives all cache inputs and outputs another capacity."""
     _set_capacity_(model, capacity)
 
 
 def weights_read_bytes(model: ir.Model) -> int:
-    """Bytes of weights that a call of one token reads: all but tables, of which it gathers a row."""
+    """Bytes of weights that a call with one token reads: all but tables, of which it gathers one row."""
 
     def is_gathered(node: ir.Node, index: int) -> bool:
         if is_quantized_embedding(node) or node.op_type == "GatherBlockQuantized":
@@ -227,12 +227,12 @@ def _set_capacity_(model: ir.Model, capacity: int | ir.SymbolicDim) -> None:
 
 
 def keeps_last_position(model: ir.Model) -> bool:
-    """Whether the model gives logits of the last position only."""
+    """Whether the model gives logits only of the last position."""
     return any(node.name == LAST_POSITION_NODE for node in model.graph)
 
 
 def keep_all_positions_(model: ir.Model) -> None:
-    """Bypasses the node that keeps the last position, so that logits of every position come out."""
+    """Bypasses the node that keeps only the last position, so that the model gives logits of every position."""
     for node in list(model.graph):
         if node.name == LAST_POSITION_NODE:
             ir.convenience.replace_all_uses_with(node.outputs[0], _required(node.inputs[0]))
@@ -269,7 +269,7 @@ def _lower_linear_(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
 def _matmul(
     x: ir.Value, parts: dict[str, ir.Value], bias: ir.Value | None, weight: _CodedWeight, *, widened: bool
 ) -> ir.Node:
-    """A product with 4-bit codes."""
+    """Makes a product with 4-bit codes."""
     assert weight.blocks is not None
     rows, features = weight.shape
     attributes = {"K": features, "N": rows, "bits": opset.CODE_BITS, "block_size": weight.blocks.block}
@@ -289,8 +289,8 @@ def _lower_embedding_(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
     if weight.blocks is None or weight.shape[1] % 2:
         return
     parts = weight.parts(padded=False)
-    parts.setdefault("zeros", weight.middle_zeros())  # by default the operator means 0 by some codes
-    # New names: the linear that shares the weight wants it in another shape.
+    parts.setdefault("zeros", weight.middle_zeros())  # without zero points, the operator takes the middle code as 0
+    # New names, because the linear that shares the weight needs another shape.
     added = {kind: _add_(graph, f"{node.name}.gathered_{kind}", *part) for kind, part in parts.items()}
     lowered = ir.node(
         "GatherBlockQuantized",
@@ -303,12 +303,12 @@ def _lower_embedding_(graph: ir.Graph, node: ir.Node, *, widened: bool) -> None:
 
 
 _Part = tuple[ir.DataType, tuple[int, ...], Callable[[], NDArray[Any]]]
-"""An initializer to be: type, shape, and what computes it."""
+"""An initializer to be added: its type, its shape, and the function that computes it."""
 
 
 @dataclass(frozen=True)
 class _CodedWeight:
-    """The weight of a linear or an embedding, as the graph has it."""
+    """The weight of a linear or an embedding, as the graph stores it."""
 
     bits: int
     shape: tuple[int, int]
@@ -336,7 +336,7 @@ class _CodedWeight:
         )
 
     def parts(self, *, padded: bool) -> dict[str, _Part]:
-        """codes, scales and zeros if there are any, in whole blocks; of codes that are not padded, rows of bytes."""
+        """Codes, scales and any zeros, in complete blocks; codes without padding are rows of bytes."""
         (rows, features), blocks = self.shape, self.blocks
         assert blocks is not None
         count = len(blocks.group_of_block)
@@ -366,7 +366,7 @@ class _CodedWeight:
         return {"codes": codes, "scales": scales, "zeros": packed_zeros}
 
     def nibbles(self, *, high: bool) -> dict[str, _Part]:
-        """An 8-bit weight's upper or lower halves of codes and zero points, as a 4-bit weight.
+        """The upper or lower halves of an 8-bit weight's codes and zero points, as a 4-bit weight.
 
         scale (code - zero) is the sum of 16 scale (code // 16 - zero // 16) and scale (code % 16 - zero % 16).
         """
@@ -402,7 +402,7 @@ class _CodedWeight:
         }
 
     def middle_zeros(self) -> _Part:
-        """Zero points of codes that have none of their own."""
+        """Makes zero points for codes that have none."""
         assert self.blocks is not None
         shape = (self.shape[0], -(-len(self.blocks.group_of_block) * self.bits // _BYTE_BITS))
         return ir.DataType.UINT8, shape, lambda: np.full(shape, _MIDDLE_BYTE[self.bits], np.uint8)
@@ -415,7 +415,7 @@ class _CodedWeight:
 
 
 def _take_place_(graph: ir.Graph, node: ir.Node, lowered: Sequence[ir.Node]) -> None:
-    """Puts nodes in the place of one; the last has its name and its output."""
+    """Puts nodes in the place of one; the last of them gets its name and output."""
     old, new = node.outputs[0], lowered[-1].outputs[0]
     lowered[-1].name = node.name
     new.name, new.shape = old.name, old.shape
@@ -432,7 +432,7 @@ def _input_names(node: ir.Node) -> list[str]:
 def _add_(
     graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int], compute: Callable[[], NDArray[Any]]
 ) -> ir.Value:
-    """A new initializer, computed whenever it is read, and not kept."""
+    """Adds an initializer that is computed whenever it is read, and is not kept."""
     tensor = _lazily(name, dtype, ir.Shape(shape), compute)
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
     graph.register_initializer(value)
@@ -440,12 +440,12 @@ def _add_(
 
 
 def _lazily(name: str, dtype: ir.DataType, shape: Any, compute: Callable[[], NDArray[Any]]) -> ir.LazyTensor:
-    """A tensor that is computed whenever it is read, and not kept."""
+    """A tensor that is computed whenever it is read, and is not kept."""
     return ir.LazyTensor(lambda: ir.Tensor(compute(), dtype=dtype, name=name), dtype, shape, name=name)
 
 
 def _pack_rows(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """uint8 [N, n] codes -> uint8 [N, ceil(n * bits / 8)], low nibble first, every row on a byte of its own."""
+    """Packs codes uint8 [N, n] -> uint8 [N, ceil(n * bits / 8)], low nibble first; every row begins a byte."""
     if bits == _BYTE_BITS:
         return codes
     if codes.shape[1] % 2:
@@ -454,7 +454,7 @@ def _pack_rows(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def packed_bytes(tensor: ir.TensorProtocol) -> NDArray[np.uint8]:
-    """A tensor's bytes; one on disk is read, since onnx-ir would unpack its nibbles and keep them."""
+    """Returns a tensor's bytes; one on disk is read here, since onnx-ir would unpack its nibbles and keep them."""
     if isinstance(tensor, ir.ExternalTensor) and tensor.length is not None:
         return np.fromfile(tensor.path, np.uint8, count=tensor.length, offset=tensor.offset or 0)
     return np.frombuffer(tensor.tobytes(), dtype=np.uint8)

@@ -1,11 +1,11 @@
-"""An exported decoder, lowered on disk for one provider of ONNX Runtime: no program that loads it needs Python.
+"""Lowers an exported decoder on disk for one provider of ONNX Runtime, so that programs without Python can load it.
 
-In: the directory that `export` wrote. Out, in a directory that the caller owns: `model.onnx` and its weights, which
-mean the same. Tensors are read, rewritten and written one at a time, so memory stays that of the largest.
+In: the directory that `export` wrote. Out, in a directory that the caller owns: an equivalent `model.onnx` and its
+weights. Tensors are read, rewritten and written one at a time, so that memory holds only the largest.
 
 - For the CPU: operators of `com.microsoft`, fp32, and a cache of any length up to the capacity (`ort_lowering`).
-- For CUDA with our kernels: our operators with codes without function bodies, for the plugin library to take,
-  and, unless they are not wanted, fused operators of the same library (`fusion`).
+- For CUDA with our kernels: our operators with codes, without function bodies, so that the plugin library implements
+  them, and usually fused operators of the same library (`fusion`).
 - For CUDA without them: `MatMulNBits` in the activations' type.
 
 The first of them, and that with fused operators, may have a cache of codes (`int8_cache`). All of CUDA's give
@@ -36,11 +36,12 @@ from awq2trt.io_contract import MODEL_FILE, IoContract, TensorContract, is_cache
 from awq2trt.progress import Progress
 
 INLINE_BYTES: Final = 1024
-"""Tensors up to this stay in the model file: ONNX Runtime reads shapes and axes when it loads it, and only there."""
+"""Tensors of up to this many bytes stay in the model file: when it loads it, ONNX Runtime reads shapes and axes only
+there."""
 
 
 class Lowering(str, Enum):
-    """A form that a decoder can take; the value is how manifests say it."""
+    """A form that a decoder can take; the value is its name in manifests."""
 
     CPU = "cpu"
     CPU_INT8 = "cpu-int8-cache"
@@ -65,9 +66,9 @@ def write_lowered(exported: Path, lowering: Lowering, directory: Path, progress:
 
     Args:
         exported: Directory of the exported model.
-        lowering: Which form.
-        directory: Empty, the caller's.
-        progress: Counts tensors.
+        lowering: The form.
+        directory: An empty directory of the caller's.
+        progress: Counts the tensors.
 
     Raises:
         ArtifactError: The exported model is damaged.
@@ -79,11 +80,11 @@ def write_lowered(exported: Path, lowering: Lowering, directory: Path, progress:
 
 
 def lower_(model: ir.Model, sizes: DecoderSizes, lowering: Lowering) -> None:
-    """Rewrites, in memory, an exported model, or for `CUDA_ORT` one that is lowered for the plugin library.
+    """Rewrites an exported model in memory, or for `CUDA_ORT` one that was lowered for the plugin library.
 
     Raises:
-        UnsupportedError: The cache cannot be what `lowering` says.
-        UsageError: It is one whose operators were fused, of which ONNX Runtime has none.
+        UnsupportedError: The model cannot have the cache of this form.
+        UsageError: The model has fused operators, for which ONNX Runtime has no kernels.
     """
     if lowering.is_for_cpu:
         if lowering.has_int8_cache:
@@ -108,7 +109,7 @@ def lower_(model: ir.Model, sizes: DecoderSizes, lowering: Lowering) -> None:
 
 
 def lowered_contract(contract: IoContract, lowering: Lowering) -> IoContract:
-    """Inputs and outputs of a lowered model, from those of the exported one."""
+    """Returns the inputs and outputs of a lowered model, from those of the exported one."""
     contract = int8_contract(contract) if lowering.has_int8_cache else contract
     if not lowering.is_for_cpu:
         return replace(contract, outputs=(*contract.outputs, CONTRACT))
@@ -132,7 +133,7 @@ def widened_contract(contract: IoContract) -> IoContract:
 
 
 def _widened(dtype: str) -> str:
-    """What a type of the contract is where half precision became fp32."""
+    """The type in the contract after half precision became fp32."""
     return "float32" if dtype in ("float16", "bfloat16") else dtype
 
 
@@ -159,9 +160,9 @@ def _refuse_fused(model: ir.Model) -> None:
 
 
 def _leave_to_library_(model: ir.Model) -> None:
-    """Drops function bodies: nothing but the plugin library may take a weight, or it would be dequantized whole.
+    """Drops function bodies, so that only the plugin library uses a weight, and nothing dequantizes all of it.
 
-    Linears for which it has no kernels are, for want of anything better.
+    Linears for which it has no kernels keep their bodies, since there is nothing better.
     """
     inline_bodies_(model, keep=has_kernels)
     model.functions.clear()

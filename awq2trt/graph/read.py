@@ -1,7 +1,7 @@
-"""Opens an exported decoder: the graph in memory, its weights left on disk, everything verified to be there.
+"""Opens an exported decoder: the graph in memory, with its weights on disk, after checking that everything is there.
 
-In: `model.onnx`, or the directory that holds it. Out: the model, and its sizes. `run` and `build` both begin here;
-neither believes a file before it is checked.
+In: `model.onnx`, or the directory that holds it. Out: the model, and its sizes. `run` and `build` both begin here, and
+trust no file before it is checked.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _LAYER: Final = re.compile(r"past_key_\d+")
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """A tensor of the cache, which a call reads as `past` and writes as `present`; the two may be the same memory.
+    """A tensor of the cache, which a call reads as `past` and writes as `present`; both may be the same memory.
 
     Attributes:
         past: Name of the input.
         present: Name of the output.
-        dtype: Of its elements.
-        shape: For one conversation; the third axis is the capacity.
+        dtype: Type of its elements.
+        shape: Its shape for one conversation; the third axis is the capacity.
     """
 
     past: str
@@ -49,12 +49,12 @@ class CacheTensor:
 
 @dataclass(frozen=True)
 class DecoderSizes:
-    """Sizes of an exported decoder, read off its inputs and outputs.
+    """Sizes of an exported decoder, from its inputs and outputs.
 
     Attributes:
         capacity: Positions that the cache holds.
-        dtype: Of the logits, and of the scales of a cache of codes.
-        cache_dtype: Of keys and values in the cache.
+        dtype: Type of the logits, and of the scales of a cache of codes.
+        cache_dtype: Type of keys and values in the cache.
         hidden_size: Of the embeddings that it reads; None where it reads tokens.
     """
 
@@ -69,7 +69,7 @@ class DecoderSizes:
 
     @property
     def caches(self) -> tuple[CacheTensor, ...]:
-        """All tensors of the cache of one conversation, layer by layer; scales, if there are any, after all codes."""
+        """All tensors of one conversation's cache, layer by layer; any scales come after all codes."""
         shape = (1, self.num_kv_heads, self.capacity, self.head_dim)
         names = list(zip(cache_names("past", self.num_layers), cache_names("present", self.num_layers), strict=True))
         kept = tuple(CacheTensor(past, present, self.cache_dtype, shape) for past, present in names)
@@ -80,7 +80,7 @@ class DecoderSizes:
 
     @property
     def cache_bytes(self) -> int:
-        """Of all of them."""
+        """Bytes of all these tensors."""
         return sum(cache.nbytes for cache in self.caches)
 
 
@@ -89,10 +89,11 @@ def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, 
 
     Args:
         path: `model.onnx`, or the directory that holds it.
-        capacity: Of a lowered model, whose caches may have any length up to it; None to read it off the caches.
+        capacity: Capacity of a lowered model, whose caches may have any length up to it; None to read it from the
+            caches.
 
     Raises:
-        ArtifactError: Files are missing or damaged, or it is some other ONNX model.
+        ArtifactError: Files are missing or damaged, or this is another kind of ONNX model.
     """
     path = path / MODEL_FILE if path.is_dir() else path
     model = load_model(path)
@@ -101,7 +102,7 @@ def open_decoder(path: Path, *, capacity: int | None = None) -> tuple[ir.Model, 
 
 
 def load_model(path: Path) -> ir.Model:
-    """Reads a graph whose weights lie beside it, in files or behind links (the hub's cache, another disk).
+    """Reads a graph whose weights are beside it, in files or behind links (to the hub's cache, or another disk).
 
     Raises:
         ArtifactError: Files are missing or damaged.
@@ -118,7 +119,7 @@ def load_model(path: Path) -> ir.Model:
 
 
 def weights_folder(model: ir.Model, default: Path) -> Path:
-    """Where the files are that a graph's weights are in; links beside the model may lead elsewhere."""
+    """Returns the folder of the files with a graph's weights; links beside the model may lead to another."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     folders = (Path(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor) and tensor.base_dir)
     return next(folders, default)
@@ -132,9 +133,9 @@ def operators_of(*models: ir.Model) -> dict[str, str]:
 
 
 def _without_link(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
-    """The tensor in the file that a link leads to, which `onnx_ir` and ONNX Runtime refuse to follow out of the folder.
+    """Points a tensor to the file behind a link, since `onnx_ir` and ONNX Runtime follow no links out of the folder.
 
-    The link was made by whoever made the directory; the file's content is what the manifest has a hash of.
+    Whoever made the directory made the link; the manifest has a hash of the file's content.
     """
     path = Path(tensor.path)
     if not path.is_symlink():
@@ -160,27 +161,27 @@ def _check_external(tensor: ir.ExternalTensor) -> None:
             fix=_EXPORT_AGAIN,
         )
     if not path.is_file():
-        raise ArtifactError("the weights file is missing.", where=str(path), fix=_EXPORT_AGAIN)
+        raise ArtifactError("the file with the weights is missing.", where=str(path), fix=_EXPORT_AGAIN)
     needed = (tensor.offset or 0) + (tensor.length or 0)
     size = path.stat().st_size
     if size < needed:
         raise ArtifactError(
-            f"the weights file is truncated: {tensor.name} ends at byte {needed}, the file has {size}.",
+            f"the file with the weights is truncated: {tensor.name} ends at byte {needed}, but the file has {size}.",
             where=str(path),
             fix=_EXPORT_AGAIN,
         )
 
 
 def read_sizes(model: ir.Model, path: Path, free_capacity: int | None = None) -> DecoderSizes:
-    """Sizes of a decoder, from its inputs and outputs.
+    """Reads the sizes of a decoder from its inputs and outputs.
 
     Args:
-        model: It.
-        path: Of it, for errors.
-        free_capacity: Capacity where the graph leaves it free; None to read it off the caches.
+        model: The decoder.
+        path: Its path, for errors.
+        free_capacity: The capacity if the graph leaves it free; None to read it from the caches.
 
     Raises:
-        ArtifactError: It is another model.
+        ArtifactError: It is another kind of model.
     """
     values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
     layers = sum(1 for name in values if name is not None and _LAYER.fullmatch(name))
@@ -191,7 +192,7 @@ def read_sizes(model: ir.Model, path: Path, free_capacity: int | None = None) ->
     missing = [name for name in (new, CACHE_POSITION, LOGITS, *caches, *scales) if name not in values]
     if missing or cache is None or logits is None or cache.shape is None or logits.shape is None:
         raise ArtifactError(
-            f"not a decoder that awq2trt exported: no {', '.join(missing) or 'cache'} among its inputs and outputs.",
+            f"this is not a decoder that awq2trt exported: it has no {', '.join(missing) or 'cache'}.",
             where=str(path),
             fix=_EXPORT_AGAIN,
         )

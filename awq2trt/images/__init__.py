@@ -1,1 +1,1 @@
-"""Images: files read as RGB, and what a model's own processor makes of them."""
+"""Images: reads files as RGB, and prepares them like a model's own processor."""

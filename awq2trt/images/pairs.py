@@ -1,6 +1,6 @@
-"""Pictures and what is said of them: a folder of pictures with captions, or a .jsonl file with pictures and messages.
+"""Reads pictures with texts about them: a folder of pictures with captions, or a .jsonl file with messages.
 
-In: a path. Out: `ImageText`s, whose texts have `MARKER` where a picture stands.
+In: a path. Out: `ImageText`s, whose texts have `MARKER` in place of each picture.
 
 A folder has beside each picture a text file of the same name with its caption, `cat.jpg` and `cat.txt`. A line of a
 .jsonl file is `{"image": "cat.jpg", "messages": [...]}`, or with a list of pictures. Messages have the keys `role` and
@@ -22,10 +22,10 @@ from awq2trt.errors import CalibrationError, UsageError
 from awq2trt.foreign_files import encoding_of, parse_json, reading
 
 MARKER: Final = "<image>"
-"""Stands for a picture in a text, as LLaVA's own prompts have it."""
+"""The marker for a picture in a text, as in LLaVA's own prompts."""
 
 _QUESTION: Final = f"{MARKER}\nDescribe the image."
-"""Asked where there is a caption alone."""
+"""The question that is asked if there is only a caption."""
 
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _JSONL: Final = ".jsonl"
@@ -37,9 +37,9 @@ class ImageText:
     """A conversation about pictures.
 
     Attributes:
-        images: Their files, in the order of the markers.
-        messages: Role and text, in turn.
-        where: Which file or line it is from.
+        images: The files of the pictures, in the order of the markers.
+        messages: Role and text of each message.
+        where: The file or line that it comes from.
         captions: What people say of the picture, if it is a caption that is asked for; the first ends the messages.
         choices: Answers to choose from; the right one ends the messages. None if the question is open.
     """
@@ -52,7 +52,7 @@ class ImageText:
 
     @property
     def text(self) -> str:
-        """All of it as one text, each message behind its role."""
+        """Joins everything into one text, with each message behind its role."""
         return "\n".join(f"{role.upper()}: {text}" for role, text in self.messages)
 
     def saying(self, answer: str) -> ImageText:
@@ -67,7 +67,7 @@ class ImageText:
 
 
 def is_image_text(path: Path) -> bool:
-    """Whether a path is one that `read_pairs` takes: a folder, or a .jsonl file whose first line names a picture."""
+    """Whether `read_pairs` accepts a path: a folder, or a .jsonl file whose first line names a picture."""
     if path.is_dir():
         return True
     if path.suffix != _JSONL or not path.is_file():
@@ -86,11 +86,11 @@ def read_pairs(path: Path) -> tuple[ImageText, ...]:
 
     Raises:
         UsageError: There is no such path; a line, a caption or a picture is missing or makes no sense.
-        CalibrationError: There is nothing in it.
+        CalibrationError: It is empty.
     """
     if not path.is_dir() and not path.is_file():
         raise UsageError(
-            "no such folder or file.",
+            "there is no such folder or file.",
             where=str(path),
             fix="name a folder of pictures with captions, or a .jsonl file.",
         )
@@ -110,9 +110,9 @@ def _in_folder(folder: Path) -> Iterator[ImageText]:
         caption = image.with_suffix(".txt")
         if not caption.is_file():
             raise UsageError(
-                f"expected the picture's caption in {caption.name}, got no such file.",
+                f"expected the picture's caption in {caption.name}, but there is no such file.",
                 where=str(image),
-                fix="write one, or take the picture out.",
+                fix="write one, or remove the picture.",
             )
         with reading("a caption in UTF-8", caption, fix="save it as UTF-8.", error=UsageError):
             text = caption.read_text(encoding=encoding_of(caption)).strip()
@@ -143,7 +143,7 @@ def _pair(line: str, folder: Path, where: str) -> ImageText:
         (role, text), *rest = messages
         messages = ((role, f"{MARKER}\n" * len(names) + text), *rest)
     elif markers != len(names):
-        raise _refusal(f"as many {MARKER} as pictures, {len(names)}", markers, where)
+        raise _refusal(f"as many {MARKER} as pictures ({len(names)})", markers, where)
     return ImageText(tuple(folder / name for name in names), messages, where, captions, choices)
 
 
@@ -198,4 +198,4 @@ def _text(content: object, where: str) -> str:
 
 
 def _refusal(expected: str, got: object, where: str) -> UsageError:
-    return UsageError(f"expected {expected}, got {str(got)[:80]!r}.", where=where, fix="mend the line.")
+    return UsageError(f"expected {expected}, got {str(got)[:80]!r}.", where=where, fix="correct the line.")

@@ -1,10 +1,10 @@
-"""Images as a vision tower wants them: what a model's own processor makes of RGB, to the last bit.
+"""Prepares images for a vision tower exactly as a model's own processor would, bit for bit.
 
-In: uint8 [height, width, 3] (`awq2trt.images.read`) and the model's preprocessor_config.json. Out: fp32
-[3, height, width]. NumPy and Pillow only.
+In: uint8 [height, width, 3] (`awq2trt.images.read`) and the model's preprocessor_config.json. Out: fp32 [3, height,
+width]. It needs only NumPy and Pillow.
 
-Source: `CLIPImageProcessor` of transformers 5.24, its Pillow backend (`image_processing_backends.PilBackend`), which is
-the one that was there before any other: resize, cut out the middle, scale, normalise.
+Source: `CLIPImageProcessor` of transformers 5.24, with its Pillow backend (`image_processing_backends.PilBackend`),
+which is the original one: resize, cut out the middle, scale, normalise.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from awq2trt.foreign_files import parse_json, read_bounded, reading
 from awq2trt.models.sources.base import ModelSource
 
 PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
-"""Where transformers keeps an image processor: by itself, or (since version 5) as a part of the whole processor."""
+"""Files in which transformers stores an image processor: alone, or (since version 5) as part of the complete
+processor."""
 
 _CHANNELS: Final = 3
 
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _STD: Final = (0.26862954, 0.26130258, 0.27577711)
-"""Of the pictures that OpenAI's CLIP was trained on."""
+"""Standard deviation of the pictures that OpenAI's CLIP was trained on."""
 
 _SIDE: Final = 224
 _SCALE: Final = 1 / 255
 
 _LARGEST_SIDE: Final = 8192
-"""No tower sees more: more than twice the side of the largest that is published."""
+"""The largest side that is accepted: more than twice that of the largest published tower."""
 
 _LARGEST_FILE: Final = 1 << 20
 """Bytes; published ones have less than 2,000."""
@@ -47,16 +48,16 @@ _PUBLISHED: Final = "use the file that the model was published with."
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessor:
-    """What is done to an image, in this order. None leaves a step out.
+    """The steps that prepare an image, in this order. None leaves a step out.
 
     Attributes:
-        shortest_edge: The shorter side becomes so long, the other in proportion.
-        size: Height and width become these, whatever the proportion; instead of `shortest_edge`.
+        shortest_edge: New length of the shorter side; the other side keeps the proportion.
+        size: New height and width, regardless of the proportion; an alternative to `shortest_edge`.
         resample: Pillow's filter.
-        crop: Height and width of the middle that is kept; what is smaller gets a black margin.
+        crop: Height and width of the middle that is kept; a smaller image gets a black margin.
         scale: Factor of the pixel values.
-        mean: Taken off, channel by channel.
-        std: Divided by, channel by channel; together with `mean`.
+        mean: Subtracted, channel by channel.
+        std: The divisor, channel by channel; given together with `mean`.
     """
 
     shortest_edge: int | None
@@ -68,7 +69,7 @@ class ImageProcessor:
     std: tuple[float, ...] | None
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """RGB uint8 [height, width, 3] -> fp32 [3, height, width]."""
+        """Prepares an image: RGB uint8 [height, width, 3] -> fp32 [3, height, width]."""
         if self.crop is not None:
             image = _centre(self._resized(image), self.crop)
         else:
@@ -94,15 +95,15 @@ class ImageProcessor:
 
 
 def read_processor(directory: Path, *, name: str | None = None) -> ImageProcessor:
-    """The image processor of a model's directory.
+    """Reads the image processor of a model's directory.
 
     Args:
         directory: Where its files are.
         name: What the user calls the model, for errors; None for the directory.
 
     Raises:
-        CheckpointError: There is none, or its file is damaged.
-        UnsupportedError: It is of another kind than CLIP's, or a key has a value that cannot be followed.
+        CheckpointError: The file is missing or damaged.
+        UnsupportedError: The processor is of another kind than CLIP's, or a key has an unsupported value.
     """
     for path in (directory / file for file in PROCESSOR_FILES):
         if not path.is_file():
@@ -120,7 +121,7 @@ def read_processor(directory: Path, *, name: str | None = None) -> ImageProcesso
     raise CheckpointError(
         f"expected an image processor in {' or '.join(PROCESSOR_FILES)}, got none.",
         where=name or str(directory),
-        fix="download the model's own.",
+        fix="download the model's own processor.",
     )
 
 
@@ -153,14 +154,14 @@ def require_side(processor: ImageProcessor, side: int, *, where: str) -> None:
 
 
 def describe_processor(config: Mapping[str, Any], *, where: str) -> ImageProcessor:
-    """The image processor that a preprocessor_config.json describes.
+    """Makes the image processor that a preprocessor_config.json describes.
 
     Args:
-        config: The file's contents; keys that are missing have the defaults of transformers' class.
+        config: The file's contents; missing keys have the defaults of transformers' class.
         where: The file, for errors.
 
     Raises:
-        UnsupportedError: As `read_processor`.
+        UnsupportedError: The same as in `read_processor`.
     """
     reader = _Reader(config, where)
     kind = config.get("image_processor_type") or config.get("feature_extractor_type")
@@ -185,7 +186,7 @@ def describe_processor(config: Mapping[str, Any], *, where: str) -> ImageProcess
 
 @dataclass(frozen=True)
 class _Reader:
-    """Keys of a preprocessor_config.json, each checked where it is read."""
+    """Reads keys of a preprocessor_config.json, and checks each of them."""
 
     config: Mapping[str, Any]
     where: str
@@ -226,7 +227,7 @@ class _Reader:
             raise self.refusal("resample", "the number of one of Pillow's filters, 0 to 5") from None
 
     def resizing(self) -> tuple[int | None, tuple[int, int] | None]:
-        """`size`, as the length of the shorter side, or as height and width."""
+        """Returns `size`, either as the length of the shorter side, or as height and width."""
         value = self.config.get("size", _SIDE)
         if isinstance(value, dict) and set(value) == {"shortest_edge"}:
             value = value["shortest_edge"]
@@ -237,7 +238,7 @@ class _Reader:
         return None, self.sides("size", value)
 
     def sides(self, key: str, value: object) -> tuple[int, int]:
-        """Height and width; a number is both."""
+        """Returns height and width; a single number stands for both."""
         height, width = (value.get("height"), value.get("width")) if isinstance(value, dict) else (value, value)
         if not (_is_side(height) and _is_side(width)):
             raise self.refusal(key, f"height and width from 1 to {_LARGEST_SIDE}")
@@ -253,7 +254,7 @@ def _is_side(value: object) -> TypeGuard[int]:
 
 
 def _centre(image: NDArray[np.uint8], crop: tuple[int, int]) -> NDArray[np.uint8]:
-    """The middle of [height, width, 3]; a side that is too short gets black margins, the larger one first."""
+    """The middle of [height, width, 3]; a side that is too short gets black margins, with the larger one first."""
     for axis, wanted in enumerate(crop):
         length = image.shape[axis]
         if length < wanted:

@@ -1,7 +1,8 @@
-"""Image files as RGB, upright, on white where they are transparent.
+"""Reads image files as RGB, upright, with white in place of transparency.
 
-In: a file of any kind that Pillow reads. Out: uint8 [height, width, 3], the first frame of an animation. Turned as its
-EXIF data says (`load_image` of transformers 5.24) and laid on white (`convert_to_rgb` there). NumPy and Pillow only.
+In: a file of any kind that Pillow reads. Out: uint8 [height, width, 3], the first frame of an animation. It is turned
+as its EXIF data says (`load_image` of transformers 5.24) and put on white (`convert_to_rgb` there). It needs only NumPy
+and Pillow.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from awq2trt.errors import UsageError
 from awq2trt.foreign_files import reading
 
 MOST_PIXELS: Final = 1 << 27
-"""More are refused: 134 million take 400 MB as RGB; the largest sensors on sale have 150 million, phones 200 in a mode
-that few use."""
+"""Images with more pixels are refused: 134 million take 400 MB as RGB. The largest sensors on sale have 150 million,
+and phones have 200 million in a mode that few people use."""
 
 MOST_ELONGATED: Final = 200
-"""Longer images, in sides of the shorter one, are refused as Qwen2-VL's processor does: a tower would see nothing of
-them."""
+"""Images with a larger ratio of their sides are refused, as by Qwen2-VL's processor: a tower would see nothing in them.
+"""
 
 _AGAIN: Final = "copy it again, or save it anew."
 
@@ -37,7 +38,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         RGB, uint8 [height, width, 3].
 
     Raises:
-        UsageError: There is no such file, it is no image, it is damaged, or its size makes no sense.
+        UsageError: There is no such file, or it is not an image, is damaged, or has a size that makes no sense.
     """
     where = str(path)
     if not path.is_file():
@@ -79,7 +80,7 @@ def _check_size(size: tuple[int, int], where: str) -> None:
         raise UsageError(
             f"expected an image at most {MOST_ELONGATED} times as long as wide, got {width} x {height}.",
             where=where,
-            fix="cut out the part that matters.",
+            fix="crop it to the part that matters.",
         )
 
 
@@ -90,7 +91,7 @@ def _too_large(got: str, where: str) -> UsageError:
 
 
 def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Decodes the first frame."""
+    """Decodes the first frame as upright RGB."""
     upright = ImageOps.exif_transpose(image)
     if "A" in upright.getbands() or upright.info.get("transparency") is not None:
         upright = upright.convert("RGBA")

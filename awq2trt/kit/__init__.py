@@ -1,1 +1,1 @@
-"""A kit: all that a Jetson Orin needs to make an engine by itself, with one script and nothing to download."""
+"""A kit: everything that a Jetson Orin needs to make an engine by itself, with one script and no downloads."""

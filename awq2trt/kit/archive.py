@@ -1,7 +1,7 @@
-"""A kit as one file: a tar archive whose bytes depend on the files alone.
+"""A kit as one file: a tar archive whose bytes depend only on the files in it.
 
-In: a directory and the names of its files. Out: the archive. Sorted by name, times 0, owned by root, modes 644 or 755.
-Not compressed: 4-bit weights do not shrink.
+In: a directory and the names of its files. Out: the archive. Its entries are sorted by name, have time 0, belong to
+root, and have modes 644 or 755. It is not compressed, since 4-bit weights do not shrink.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ def write_tar(directory: Path, names: Iterable[str], path: Path) -> None:
     """Writes files of a directory into a tar archive, below the directory's own name.
 
     Args:
-        directory: Where the files are.
+        directory: The directory of the files.
         names: Their paths relative to it.
-        path: The archive; it has its name only when whole.
+        path: The archive; it has this name only when it is complete.
 
     Raises:
         OSError: The archive cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        # GNU's format, which holds files beyond 8 GB without a header that has times of its own.
+        # GNU's format can store files beyond 8 GB without an extra header that has times of its own.
         with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as archive:
             for name in sorted(names):
                 _add(archive, directory / name, f"{directory.name}/{name}")

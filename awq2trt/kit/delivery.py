@@ -1,7 +1,7 @@
-"""Finishes a kit: runs its script, on this machine if it is the Jetson, or on one that is reached over SSH.
+"""Finishes a kit by running its script, on this machine if it is the Jetson, or on another one over SSH.
 
 In: a kit's directory, and where to finish it. Out: the engine, on the Jetson. What the script prints goes straight to
-the terminal. Programs used: `ssh` and `rsync` of this machine, and `rsync` of the other.
+the terminal. It uses the programs `ssh` and `rsync` of this machine, and `rsync` of the other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SSH_VARIABLE: Final = "AWQ2TRT_SSH"
 _DEVICE_TREE: Final = Path("/proc/device-tree/compatible")
 _ORIN: Final = "nvidia,tegra234"
 _SSH_FAILED: Final = 255
-"""Exit code of ssh itself; anything else is the remote command's."""
+"""The exit code of ssh itself; any other is that of the remote command."""
 
 
 def is_orin() -> bool:
@@ -40,30 +40,32 @@ def finish_here(directory: Path, options: Sequence[str]) -> None:
 
     Args:
         directory: The kit.
-        options: Of the script.
+        options: Options of the script.
 
     Raises:
-        BuildError: The script refuses or fails; it has said why.
+        BuildError: The script refuses or fails; the script has already printed why.
     """
     code = subprocess.run([directory / SCRIPT_FILE, *options], check=False).returncode
     if code != 0:
         raise BuildError(
-            f"{SCRIPT_FILE} ended with exit code {code}; what it said is above.", where=str(directory), fix=_AGAIN
+            f"{SCRIPT_FILE} ended with exit code {code}; its output is above.", where=str(directory), fix=_AGAIN
         )
 
 
 def ssh_command(host: str) -> list[str]:
-    """The command that reaches other machines, with its arguments.
+    """Returns the command that reaches other machines, with its arguments.
 
     Args:
         host: `USER@HOST`, as ssh takes it.
 
     Raises:
         ToolError: `ssh` or `rsync` is missing here.
-        UsageError: The host's name is none.
+        UsageError: The host's name is empty or not a name.
     """
     if not host or host.startswith("-") or " " in host or not host.isprintable():
-        raise UsageError(f"expected USER@HOST, got {host!r}.", where="--ssh", fix="name the Jetson as ssh does.")
+        raise UsageError(
+            f"expected USER@HOST, got {host!r}.", where="--ssh", fix="name the Jetson as you would for ssh."
+        )
     with reading("a command", SSH_VARIABLE, fix="correct it, or unset it to use ssh.", error=UsageError):
         ssh = shlex.split(os.environ.get(SSH_VARIABLE, "")) or ["ssh"]
     for program in (ssh[0], "rsync"):
@@ -75,24 +77,24 @@ def ssh_command(host: str) -> list[str]:
 def finish_over_ssh(directory: Path, names: Sequence[str], host: str, options: Sequence[str]) -> None:
     """Copies the kit to another machine, runs its script there, and brings the engine back into the kit.
 
-    Only what differs is copied, so a second call is quick. The kit goes below `awq2trt-kits/` in the home directory.
+    Only what differs is copied, so a second call is quick. The kit goes into `awq2trt-kits/` in the home directory.
 
     Args:
         directory: The kit.
         names: Its files.
         host: `USER@HOST`, as ssh takes it.
-        options: Of the script.
+        options: Options of the script.
 
     Raises:
         ToolError: `ssh` or `rsync` is missing here.
-        UsageError: The host's name is none.
-        BuildError: The machine cannot be reached, or the script refuses or fails; it has said why.
+        UsageError: The host's name is empty or not a name.
+        BuildError: The machine cannot be reached, or the script refuses or fails; the script has already printed why.
     """
     ssh = ssh_command(host)
     there = f"awq2trt-kits/{directory.resolve().parent.name}-{directory.name}"
     _run([*ssh, host, f"mkdir -p {shlex.quote(there)}"], host)
     rsync = ["rsync", "--times", "--perms", "--partial", "--rsh", shlex.join(ssh)]
-    # Names one by one: what else lies in the kit, such as an engine that came back, stays here.
+    # The files are named one by one, so that others in the kit, such as an engine that was copied back, stay here.
     files = "".join(f"{name}\n" for name in names)
     _run([*rsync, "--files-from=-", f"{directory}/", f"{host}:{there}/"], host, stdin=files)
     command = shlex.join([f"./{there}/{SCRIPT_FILE}", *options])
@@ -107,18 +109,20 @@ def results_of(names: Sequence[str]) -> tuple[str, ...]:
     return (*engines, *(f"{name}.state" for name in engines), *map(log_of, graphs))
 
 
-_AGAIN: Final = "do what it asks for, then run the same command again."
+_AGAIN: Final = "do what the script asks for, then run the same command again."
 
 
 def _run(command: Sequence[str], host: str, *, stdin: str | None = None) -> None:
-    """Runs a command, its output on the terminal."""
+    """Runs a command whose output goes to the terminal."""
     code = subprocess.run(command, check=False, text=True, input=stdin).returncode
     if code == 0:
         return
     if command[0] != "rsync" and code != _SSH_FAILED:
-        raise BuildError(f"it ended with exit code {code} on {host}; what it said is above.", where="--ssh", fix=_AGAIN)
+        raise BuildError(
+            f"the script ended with exit code {code} on {host}; its output is above.", where="--ssh", fix=_AGAIN
+        )
     raise BuildError(
-        f"{command[0]} to {host} failed with exit code {code}; what it said is above.",
+        f"{command[0]} to {host} failed with exit code {code}; its output is above.",
         where="--ssh",
-        fix=f"`ssh {host}` must log in without a password, and rsync be installed on both machines.",
+        fix=f"make sure that `ssh {host}` logs in without a password, and that rsync is installed on both machines.",
     )

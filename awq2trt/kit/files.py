@@ -1,8 +1,8 @@
-"""Writes the files of a kit, all but its manifest.
+"""Writes all files of a kit except its manifest.
 
 In: an exported decoder's directory and a `KitPlan`. Out, in a directory that the caller owns: `model.onnx` for the
-JetPack's TensorRT, fused unless that is not wanted, and its weights; the files beside it, `lib/` or `src/`, `kit.conf`,
-`finish.sh`, `README.md`, and `cpp/` where there is a C++ library for the Jetson. The same inputs give the same bytes.
+JetPack's TensorRT, fused if the plan says so, and its weights; the model's other files, `lib/` or `src/`, `kit.conf`,
+`finish.sh`, `README.md`, and `cpp/` if there is a C++ library for the Jetson. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ _HERE: Final = Path(__file__).parent
 TEMPLATES: Final = (_HERE / SCRIPT_FILE, _HERE / "README.template.md", _HERE / "runtime.template.md")
 
 _LONGEST_UNFUSED_PREFILL: Final = 512
-"""Where attention scores are tensors, a longer prompt goes in pieces of this, or its scores would fill the memory."""
+"""If attention scores are tensors, a longer prompt is split into pieces of this length, or they would fill the
+memory."""
 
 _FRACTION_BITS: Final = {"float16": 10, "bfloat16": 7}
 
@@ -63,20 +64,20 @@ _GIB: Final = 1 << 30
 
 @dataclass(frozen=True)
 class KitPlan:
-    """What a kit is for and made of.
+    """What a kit is for and what it consists of.
 
     Attributes:
         target: A Jetson.
-        jetpack: On it.
+        jetpack: The JetPack release on it.
         plugin: The plugin library, or its sources.
-        runtime: Files of the C++ library for the Jetson, by their place in its folder; empty for none.
-        footprint: Of the model.
+        runtime: Files of the C++ library for the Jetson, by their path in its folder; empty without one.
+        footprint: Sizes of the model.
         longest_prefill: Most new tokens that a call of the engine may have.
-        fusion: The graph is fused.
-        cache_error: How much further off golden outputs may be since keys and values are kept as codes, which goes with
-            fusion; 0 where they are not.
+        fusion: Whether the graph is fused.
+        cache_error: How much further off golden outputs may be because keys and values are kept as codes, which needs
+            fusion; 0 if they are not.
         model: What the user called it.
-        scheme: How it is quantized, in words.
+        scheme: How the model is quantized, in words.
     """
 
     target: Target
@@ -92,7 +93,7 @@ class KitPlan:
 
 
 def longest_prefill(capacity: int, *, fused: bool) -> int:
-    """Most new tokens that a call of the engine may have; `fused` as of `predict_footprint`."""
+    """The most new tokens that a call of the engine may have; `fused` means the same as in `predict_footprint`."""
     return capacity if fused else min(capacity, _LONGEST_UNFUSED_PREFILL)
 
 
@@ -127,14 +128,14 @@ def kit_contract(contract: IoContract, *, int8_cache: bool = False) -> IoContrac
 def write_kit(
     exported: Artifact, graphs: Mapping[str, GraphRecord], directory: Path, plan: KitPlan, record: KitRecord
 ) -> dict[str, str]:
-    """Writes the files.
+    """Writes the kit's files.
 
     Args:
         exported: An exported model.
         graphs: Its graphs, by name.
-        directory: Where the kit goes; empty.
-        plan: What the kit is.
-        record: What the manifest says of it.
+        directory: An empty directory for the kit.
+        plan: What the kit consists of.
+        record: What the manifest says about it.
 
     Returns:
         Custom operators of its graphs, by name, with the version of each.
@@ -173,12 +174,12 @@ def write_kit(
 
 
 def _files_of(directory: Path) -> int:
-    """Files that a kit's `SHA256SUMS` will name: what is there, kit.conf and the manifest."""
+    """Files that a kit's `SHA256SUMS` will list: those written so far, kit.conf and the manifest."""
     return sum(path.is_file() for path in directory.rglob("*")) + 2
 
 
 def _write_model(model: ir.Model, directory: Path, plan: KitPlan) -> None:
-    """Rewrites the decoder for the JetPack's TensorRT, and writes it; if it is fused, its weights too."""
+    """Rewrites the decoder for the JetPack's TensorRT and writes it, with its weights if it is fused."""
     fix_batch_(model)
     _require_kernels(model)
     drop_functions_(model)
@@ -206,7 +207,7 @@ def _write_beside(model: ir.Model, path: Path, plan: KitPlan) -> None:
 
 
 def _require_kernels(model: ir.Model) -> None:
-    """Refuses now what the plugin library would refuse on the Jetson (its `check_validity`)."""
+    """Refuses at once what the plugin library would refuse on the Jetson (its `check_validity`)."""
     for node in model.graph:
         if node.domain != opset.DOMAIN:
             continue
@@ -216,7 +217,7 @@ def _require_kernels(model: ir.Model) -> None:
         known = node.op_type in opset.QUANTIZED_OPERATORS
         if not known or not isinstance(features, int) or features % opset.FEATURES_MULTIPLE:
             raise UnsupportedError(
-                f"the plugin library has no kernel for {node.op_type} with K = {features}: it takes "
+                f"the plugin library has no kernel for {node.op_type} with K = {features}: it supports "
                 f"{', '.join(opset.QUANTIZED_OPERATORS)} with a K that is a multiple of {opset.FEATURES_MULTIPLE}.",
                 where=node.name,
                 fix="build for an RTX card with --no-plugin, or use a model with other widths.",
@@ -237,7 +238,7 @@ def _write_plugin(plan: KitPlan, directory: Path) -> None:
 
 
 def _copy_files(files: Mapping[str, Path], directory: Path) -> None:
-    """Copies files to where their names say."""
+    """Copies files to the places that their names give."""
     for name, path in files.items():
         copy = directory / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +246,7 @@ def _copy_files(files: Mapping[str, Path], directory: Path) -> None:
 
 
 def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
-    """What the script reads, by name."""
+    """The settings that the script reads, by name."""
     return {
         "build_mib": str(_mebibytes(record.build_bytes)),
         "capability": record.compute_capability,
@@ -322,8 +323,8 @@ So far it runs models of text, and says so of this one, which sees.
 """
 
 _COMPILE_NOTE: Final = """
-JetPack 6 has CUDA 12, for which no cross-compiler could be had where this kit was made. So it carries the sources of
-the plugin library, and `--compile` compiles them with the `nvcc` of JetPack, once.
+JetPack 6 has CUDA 12, and there was no cross-compiler for it where this kit was made. So the kit carries the sources
+of the plugin library, and `--compile` compiles them once with the `nvcc` of JetPack.
 """
 
 

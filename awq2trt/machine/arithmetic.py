@@ -1,7 +1,7 @@
-"""Which numbers the device that PyTorch computes on is quick at.
+"""Which number format PyTorch's device multiplies fastest.
 
-Products of bf16 factors, summed in fp32, take half of the time of fp32 ones or less where the hardware has
-instructions for them. Elsewhere PyTorch computes them by detours that take longer.
+Products of bf16 factors, summed in fp32, take at most half as long as those of fp32 factors if the hardware has
+instructions for them. Otherwise PyTorch computes them in ways that take longer.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Final
 import torch
 
 _CPU_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
-"""How Linux calls the instructions of x86; PyTorch uses them by oneDNN."""
+"""Linux's names of the x86 instructions, which PyTorch uses through oneDNN."""
 
 _CUDA_CAPABILITY: Final = (8, 0)
-"""Ampere, the first GPUs with them."""
+"""Ampere: the first GPUs with such instructions."""
 
 
 def narrow_type() -> torch.dtype:
-    """The type whose products are quickest on the device that PyTorch computes on: bf16 if it has instructions."""
+    """Returns the type whose products PyTorch's device computes fastest: bf16 if it has instructions for it."""
     device = torch.get_default_device()
     if device.type == "cuda":
         quick = torch.cuda.get_device_capability(device) >= _CUDA_CAPABILITY
@@ -31,7 +31,7 @@ def narrow_type() -> torch.dtype:
 
 @cache
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What Linux says that the first CPU can do; nothing where it is not Linux on x86."""
+    """Returns the features that Linux lists for the first CPU; empty if this is not Linux on x86."""
     if not cpuinfo.is_file():
         return frozenset()
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,12 +1,12 @@
-"""`awq2trt bench --kernels`: the W4A16 kernels of the plugin library, or the W8A16 ones, alone on a GPU.
+"""`awq2trt bench --kernels`: measures the W4A16 or W8A16 kernels of the plugin library alone on a GPU.
 
 In: the plugin library and the benchmark library beside it (through `kernels`), and PyTorch with CUDA on this machine.
 Out: a table of microseconds, GB/s and share of the floor, beside cuBLAS fp16 and PyTorch's own INT4 kernel
 (`torch._weight_int4pack_mm`) in the same run; optionally a JSON file and a plot.
 
-How it measures. The floor of a problem is the larger of its bytes over the bandwidth of a device-to-device copy and its
+The floor of a problem is the larger of two times: its bytes over the bandwidth of a device-to-device copy, and its
 operations over the rate of a bare mma.sync loop, both measured in the same run. Weights rotate through at least 400 MB,
-so that none is warm in the L2 cache. Launches run back to back in a CUDA graph; the time is the median over replays,
+so that none of them is in the L2 cache. Launches run back to back in a CUDA graph; the time is the median over replays,
 divided by the launches in one.
 """
 
@@ -18,7 +18,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,14 +27,15 @@ from awq2trt.machine.kernels import GemmProblem, KernelConfig, Kernels, LinearTe
 from awq2trt.machine.plugin_library import find_plugin_library
 
 ROTATED_BYTES: Final = 400_000_000
-"""Weights touched before one is used again: 8 times the H100's 50 MB L2 cache, 4 times the RTX 5090's."""
+"""Bytes of weights that are read before one is used again: 8 times the H100's 50 MB L2 cache, 4 times the RTX
+5090's."""
 
 COPIED_BYTES: Final = 1 << 30
 
 REPLAYS: Final = 15
 
 MIN_LAUNCHES: Final = 24
-"""Launches in a graph, at least: the start of a graph costs a few microseconds once."""
+"""Fewest launches in a graph, whose start costs a few microseconds once."""
 
 TINYGEMM_MAX_TOKENS: Final = 16
 
@@ -45,7 +46,7 @@ DEFAULT_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 CODE_BITS: Final = (4, 8)
 
 DTYPES: Final = ("float16", "bfloat16")
-"""Types of x, at the places of their values in the kernels' enum."""
+"""Types of x; their positions are their values in the kernels' enum."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ HEAD_SHAPES: Final = (
     LayerShape(4096, 32000),  # Llama-2-7B
     LayerShape(4096, 128256),  # Llama-3-8B
 )
-"""Heads: what has 8-bit codes."""
+"""Shapes of heads, which have 8-bit codes."""
 
 HEAD_TOKENS: Final = (1, 2, 4, 8, 16)
 
@@ -87,7 +88,7 @@ class WeightKind:
     Attributes:
         code_bits: 4 or 8.
         group_size: G.
-        zero_points: Whether there are any.
+        zero_points: Whether there are zero points.
     """
 
     code_bits: int = 4
@@ -95,15 +96,15 @@ class WeightKind:
     zero_points: bool = True
 
     def groups(self, shape: LayerShape) -> int:
-        """Of a layer."""
+        """Number of groups in a layer."""
         return shape.n * math.ceil(shape.k / self.group_size)
 
     def packed_bytes(self, codes: int) -> int:
-        """Of so many codes."""
+        """Bytes of this many codes."""
         return math.ceil(codes * self.code_bits / 8)
 
     def bytes(self, shape: LayerShape) -> int:
-        """Codes, scales and zero points of a layer."""
+        """Bytes of a layer's codes, scales and zero points."""
         groups = self.groups(shape)
         zeros = self.packed_bytes(groups) if self.zero_points else 0
         return self.packed_bytes(shape.n * shape.k) + 2 * groups + zeros
@@ -111,13 +112,13 @@ class WeightKind:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the GPU itself reaches, measured in the same run.
+    """The speed that the GPU itself reaches, measured in the same run.
 
     Attributes:
-        copy_bytes_per_us: Bytes read plus written by a large copy.
+        copy_bytes_per_us: Bytes that a large copy reads plus writes per microsecond.
         mma_flops_per_us: Rate of a bare mma.sync loop on random operands of one exponent; the floor of large problems.
-        normal_mma_flops_per_us: The same on normally distributed operands, as activations and weights are, where it
-            was measured. Lower on a GPU at its power limit.
+        normal_mma_flops_per_us: The same on normally distributed operands, like activations and weights, if it was
+            measured. It is lower on a GPU at its power limit.
     """
 
     copy_bytes_per_us: float
@@ -127,7 +128,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One shape and number of tokens."""
+    """The result for one shape and number of tokens."""
 
     shape: LayerShape
     tokens: int
@@ -136,12 +137,12 @@ class Measurement:
     floor_us: float
     bytes: int
     flops: int
-    cublas_us: float | None
-    tinygemm_us: float | None
+    cublas_us: float | None = None
+    tinygemm_us: float | None = None
 
     @property
     def share(self) -> float:
-        """Floor over time; 1 is perfect."""
+        """Floor divided by time; 1 is perfect."""
         return self.floor_us / self.us
 
 
@@ -171,15 +172,15 @@ def bench_kernels(
     """Measures the kernels on this machine's GPU.
 
     Args:
-        shapes: Layers to measure; None for Llama-2's, or heads where codes have 8 bits.
-        tokens: Rows of x to measure each with; None for those that such layers see.
-        kind: Of the weights.
+        shapes: Layers to measure; None for Llama-2's, or for heads if codes have 8 bits.
+        tokens: Numbers of rows of x to measure each with; None for those that such layers see.
+        kind: How the weights are quantized.
         dtype: One of `DTYPES`.
         baselines: Whether to time cuBLAS and PyTorch's INT4 kernel too.
 
     Raises:
         UsageError: There are no kernels for `dtype` or `code_bits`.
-        ToolError: No plugin library, no PyTorch with CUDA, or a CUDA call failed.
+        ToolError: There is no plugin library or no PyTorch with CUDA, or a CUDA call failed.
     """
     if dtype not in DTYPES:
         raise UsageError(f"got {dtype}, expected one of: {', '.join(DTYPES)}.", where="--dtype", fix="leave it out.")
@@ -192,27 +193,14 @@ def bench_kernels(
     torch = _torch_with_cuda()
     kernels = Kernels.load(library)
     ceilings = measure_ceilings(torch, kernels)
-    measurements = []
+    measurements: list[Measurement] = []
     for shape in shapes:
         layer = RotatedLayer.random(torch, shape, kind, dtype)
         cublas = _cublas_times(torch, shape, tokens, dtype) if baselines else {}
         tinygemm = _tinygemm_times(torch, shape, tokens, kind.group_size) if baselines and of_blocks else {}
         for m in tokens:
-            problem = layer.problem(m)
-            config = kernels.choose_config(problem)
-            measurements.append(
-                Measurement(
-                    shape=shape,
-                    tokens=m,
-                    config=str(config) if of_blocks else "rows",
-                    us=layer.time_us(kernels, problem, config),
-                    floor_us=floor_us(layer.bytes(m), layer.flops(m), ceilings),
-                    bytes=layer.bytes(m),
-                    flops=layer.flops(m),
-                    cublas_us=cublas.get(m),
-                    tinygemm_us=tinygemm.get(m),
-                )
-            )
+            measured = layer.measure(kernels, m, ceilings)
+            measurements.append(replace(measured, cublas_us=cublas.get(m), tinygemm_us=tinygemm.get(m)))
         del layer
         torch.cuda.empty_cache()
     return KernelReport(
@@ -234,10 +222,10 @@ def floor_us(byte_count: int, flops: int, ceilings: Ceilings) -> float:
 
 
 def measure_ceilings(torch: Any, kernels: Kernels) -> Ceilings:
-    """Bandwidth of a large copy (bytes read plus written) and rate of the bare mma.sync loop."""
+    """Measures the bandwidth of a large copy (bytes read plus written) and the rate of the bare mma.sync loop."""
     source = torch.randint(0, 1 << 30, (COPIED_BYTES // 4,), dtype=torch.int32, device="cuda")
     target = torch.empty_like(source)
-    # The driver's copy and a copying kernel; which of them is faster differs between GPUs.
+    # Either the driver's copy or a copying kernel is faster, depending on the GPU.
     copies = (lambda: target.copy_(source), lambda: torch.bitwise_not(source, out=target))
     copy_us = min(time_us(torch, [copy]) for copy in copies)
     sink = torch.zeros(1, device="cuda")
@@ -257,11 +245,11 @@ def measure_ceilings(torch: Any, kernels: Kernels) -> Ceilings:
 
 
 def time_us(torch: Any, launches: Sequence[Callable[[], object]]) -> float:
-    """Median time of one launch, run in turn and back to back in a CUDA graph."""
+    """Median time of one launch; all run in turn and back to back in a CUDA graph."""
     rounds = math.ceil(MIN_LAUNCHES / len(launches))
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        for launch in launches[:2]:  # loads modules and makes library handles, which a capture must not do
+        for launch in launches[:2]:  # loads modules and makes library handles, which must not happen in a capture
             launch()
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -282,15 +270,15 @@ def time_us(torch: Any, launches: Sequence[Callable[[], object]]) -> float:
 
 @dataclass(frozen=True)
 class RotatedLayer:
-    """Copies of one layer, enough of them that none stays in the L2 cache.
+    """Copies of one layer, as many as needed so that none stays in the L2 cache.
 
     Attributes:
         torch: PyTorch.
         shape: The layer.
-        kind: Of its weights.
+        kind: How its weights are quantized.
         codes: uint8 [copies, bytes of N * K codes].
         scales: fp16 or bf16 [copies, N * groups].
-        zeros: uint8 [copies, bytes of N * groups codes, in whole words]; None without zero points.
+        zeros: uint8 [copies, bytes of N * groups codes, rounded up to 32-bit words]; None without zero points.
     """
 
     torch: Any
@@ -302,12 +290,12 @@ class RotatedLayer:
 
     @classmethod
     def random(cls, torch: Any, shape: LayerShape, kind: WeightKind, dtype: str) -> RotatedLayer:
-        """A layer with random weights on the current GPU.
+        """Makes a layer with random weights on the current GPU.
 
         Args:
             torch: PyTorch.
             shape: The layer.
-            kind: Of its weights.
+            kind: How its weights are quantized.
             dtype: One of `DTYPES`.
         """
         copies = max(2, math.ceil(ROTATED_BYTES / kind.bytes(shape)))
@@ -320,8 +308,22 @@ class RotatedLayer:
         codes = random_bytes(kind.packed_bytes(shape.n * shape.k))
         return cls(torch, shape, kind, codes, scales, zeros)
 
+    def measure(self, kernels: Kernels, tokens: int, ceilings: Ceilings) -> Measurement:
+        """Times the kernel that the library chooses for this many rows of x."""
+        problem = self.problem(tokens)
+        config = kernels.choose_config(problem)
+        return Measurement(
+            shape=self.shape,
+            tokens=tokens,
+            config=str(config) if self.kind.code_bits == CODE_BITS[0] else "rows",
+            us=self.time_us(kernels, problem, config),
+            floor_us=floor_us(self.bytes(tokens), self.flops(tokens), ceilings),
+            bytes=self.bytes(tokens),
+            flops=self.flops(tokens),
+        )
+
     def problem(self, tokens: int) -> GemmProblem:
-        """The problem with this many rows of x."""
+        """Describes the problem with this many rows of x."""
         return GemmProblem(
             m=tokens,
             n=self.shape.n,
@@ -333,15 +335,15 @@ class RotatedLayer:
         )
 
     def bytes(self, tokens: int) -> int:
-        """Least bytes through device memory: weights and x once, y once."""
+        """Fewest bytes through device memory: weights, x and y once each."""
         return self.kind.bytes(self.shape) + 2 * tokens * (self.shape.k + self.shape.n)
 
     def flops(self, tokens: int) -> int:
-        """Multiplications and additions."""
+        """Number of multiplications and additions."""
         return 2 * tokens * self.shape.k * self.shape.n
 
     def time_us(self, kernels: Kernels, problem: GemmProblem, config: KernelConfig) -> float:
-        """Time of one launch with this configuration."""
+        """Measures the time of one launch with this configuration."""
         torch, dtype = self.torch, self.scales.dtype
         x = torch.randn(problem.m, self.shape.k, device="cuda", dtype=dtype)
         y = torch.empty(problem.m, self.shape.n, device="cuda", dtype=dtype)
@@ -368,7 +370,7 @@ class RotatedLayer:
 
 
 def format_report(report: KernelReport) -> str:
-    """The table that `awq2trt bench --kernels` prints."""
+    """Formats the table that `awq2trt bench --kernels` prints."""
     ceilings = report.ceilings
     zero_points = "zero points" if report.zero_points else "symmetric"
     lines = [
@@ -396,7 +398,7 @@ def write_report(report: KernelReport, path: Path) -> None:
 
 
 def plot_report(report: KernelReport, path: Path) -> None:
-    """Draws the share of the floor over the number of tokens, a line per shape."""
+    """Draws the share of the floor over the number of tokens, with a line per shape."""
     matplotlib = _optional_module("matplotlib", "to plot the benchmark", "pip install matplotlib")
     matplotlib.use("Agg")
     pyplot = importlib.import_module("matplotlib.pyplot")
@@ -424,7 +426,7 @@ def _or_dash(value: float | None) -> str:
 
 
 def _cublas_times(torch: Any, shape: LayerShape, tokens: Iterable[int], dtype: str) -> dict[int, float]:
-    """M -> microseconds of a matrix product with unquantized weights."""
+    """Microseconds of a matrix product with unquantized weights, by M."""
     copies = max(2, math.ceil(ROTATED_BYTES / (2 * shape.n * shape.k)))
     weights = torch.randn(copies, shape.n, shape.k, device="cuda", dtype=getattr(torch, dtype))
     times = {}
@@ -437,7 +439,7 @@ def _cublas_times(torch: Any, shape: LayerShape, tokens: Iterable[int], dtype: s
 
 
 def _tinygemm_times(torch: Any, shape: LayerShape, tokens: Iterable[int], group_size: int) -> dict[int, float]:
-    """M -> microseconds of PyTorch's INT4 kernel, which takes bf16 activations and group sizes 32 to 256."""
+    """Microseconds of PyTorch's INT4 kernel, by M; it needs bf16 activations and group sizes of 32 to 256."""
     inner_k_tiles = 8
     if group_size not in (32, 64, 128, 256) or shape.k % (16 * inner_k_tiles) or shape.n % 8:
         return {}
@@ -461,15 +463,15 @@ def _optional_module(name: str, purpose: str, install: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ToolError(f"{name} is needed {purpose}, and is not installed.", fix=install) from error
+        raise ToolError(f"{name} is needed {purpose}, but is not installed.", fix=install) from error
 
 
 def _torch_with_cuda() -> Any:
     torch = _optional_module("torch", "to benchmark kernels", "pip install torch, with CUDA.")
     if not torch.cuda.is_available():
         raise ToolError(
-            "benchmarking kernels needs a GPU, and PyTorch sees none.",
+            "benchmarking kernels needs a GPU, but PyTorch finds none.",
             where="bench --kernels",
-            fix="run it on a machine with a GPU, with a PyTorch built for CUDA; `awq2trt doctor` says what is there.",
+            fix="run it on a machine with a GPU, with a PyTorch built for CUDA; see `awq2trt doctor`.",
         )
     return torch

@@ -19,49 +19,51 @@ CPU: Final = "cpu"
 _CUDA: Final = "cuda"
 
 _LIBRARIES_BYTES: Final = 700 << 20
-"""Python with PyTorch, transformers, their threads and freed memory that is kept: what quantizing a small model took at
-most beside its plan, 640 MB (torch 2.13.0, 2 cores). Not all of it is there when the plan is made."""
+"""Memory for Python with PyTorch, transformers, their threads, and freed memory that is not returned: quantizing a
+small model took at most 640 MB more than planned (torch 2.13.0, 2 cores). Part of it is only taken after the plan is
+made."""
 
 _CONTEXT_BYTES: Final = 600 << 20
-"""What CUDA, cuBLAS and their kernels take of a GPU beside PyTorch's tensors: 0.5 GB on recent ones, and some more."""
+"""GPU memory that CUDA, cuBLAS and their kernels take in addition to PyTorch's tensors: 0.5 GB on recent GPUs, and a
+reserve."""
 
 
 @contextmanager
 def computing_on(name: str) -> Iterator[str]:
-    """Makes PyTorch compute on a device while it lasts: new tensors are there.
+    """Makes PyTorch compute on a device inside the block: new tensors are created there.
 
     Args:
         name: `cpu`, `cuda`, or `cuda:N` for the Nth GPU from 0.
 
     Yields:
-        What the device is called.
+        The name of the device.
 
     Raises:
         UsageError: There is no such device.
-        ToolError: Its memory does not suffice for what is done there.
+        ToolError: The device has too little memory for the work in the block.
     """
     device = require_device(name)
     title = torch.cuda.get_device_name(device) if device.type == _CUDA else "CPU"
     try:
-        # Not for the CPU: a default device, even this one, costs every call of PyTorch some microseconds.
+        # The CPU is not set, because a default device, even this one, costs every call of PyTorch some microseconds.
         with device if device.type == _CUDA else nullcontext():
             yield title
     except torch.OutOfMemoryError as error:
         raise ToolError(
-            f"the memory of {title} does not suffice. {str(error).splitlines()[0]}",
+            f"{title} has too little memory. {str(error).splitlines()[0]}",
             where=f"--device {name}",
-            fix="less text at a time, by --samples or --windows; or --device cpu, which has the machine's memory.",
+            fix="use less text at a time, with --samples or --windows; or --device cpu, with the machine's memory.",
         ) from error
 
 
 def available_bytes() -> int:
-    """Memory that is free on the device that PyTorch computes on."""
+    """Bytes of memory that are free on the device where PyTorch computes."""
     device = torch.get_default_device()
     return torch.cuda.mem_get_info(device)[0] if device.type == _CUDA else read_memory().available_bytes
 
 
 def held_bytes() -> int:
-    """Memory that this process holds on the device that PyTorch computes on; on a GPU, with what CUDA itself takes."""
+    """Bytes of memory that this process holds on PyTorch's device; on a GPU including CUDA's own."""
     device = torch.get_default_device()
     if device.type == _CUDA:
         return _CONTEXT_BYTES + torch.cuda.memory_allocated(device)
@@ -69,7 +71,7 @@ def held_bytes() -> int:
 
 
 def bound_memory(limit_bytes: int) -> None:
-    """Lets PyTorch take no more of a GPU's memory; the CPU's has no such bound, and is only planned for."""
+    """Limits the GPU memory that PyTorch may take; on the CPU there is no such limit, only the plan."""
     device = torch.get_default_device()
     if device.type == _CUDA:
         total = torch.cuda.get_device_properties(device).total_memory
@@ -77,25 +79,25 @@ def bound_memory(limit_bytes: int) -> None:
 
 
 def own_device(name: str, local_rank: int) -> str:
-    """The device of one of several ranks: the CPU, which they share, or a GPU for each.
+    """Returns the device for one of several ranks: the CPU, which they share, or a GPU for each.
 
     Raises:
-        UsageError: One GPU is named for all.
+        UsageError: One GPU was named for all ranks.
     """
     if name not in (CPU, _CUDA):
         raise UsageError(
-            "each of several ranks computes on a GPU of its own.",
+            "each of several ranks needs a GPU of its own.",
             where=f"--device {name}",
-            fix="--device cuda: every rank takes the GPU of its number. CUDA_VISIBLE_DEVICES says which there are.",
+            fix="use --device cuda: every rank takes the GPU with its number. CUDA_VISIBLE_DEVICES selects GPUs.",
         )
     return name if name == CPU else f"{_CUDA}:{local_rank}"
 
 
 def require_device(name: str) -> torch.device:
-    """A device that is there.
+    """Returns a device that exists.
 
     Raises:
-        UsageError: It is not.
+        UsageError: The device does not exist.
     """
     try:
         device = torch.device(name)
@@ -112,10 +114,10 @@ def require_device(name: str) -> torch.device:
         raise UsageError(
             f"PyTorch {torch.__version__} finds no GPU here.",
             where=f"--device {name}",
-            fix="leave the option out, to compute on the CPU; or install a driver, and a PyTorch built with CUDA.",
+            fix="leave the option out to compute on the CPU, or install a driver and a PyTorch built with CUDA.",
         )
     index = device.index or 0
     if index >= gpus:
-        fix = f"one from cuda:0 to cuda:{gpus - 1}."
+        fix = f"use one of cuda:0 to cuda:{gpus - 1}."
         raise UsageError(f"there is no GPU {index} here.", where=f"--device {name}", fix=fix)
     return torch.device(_CUDA, index)

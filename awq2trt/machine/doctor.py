@@ -1,4 +1,4 @@
-"""`awq2trt doctor`: what this machine has, and the command that installs what it lacks.
+"""`awq2trt doctor`: shows what this machine has, and the commands that install what it lacks.
 
 Every check catches its own failure: a broken installation is a diagnosis, not an error. Nothing here needs a GPU.
 """
@@ -27,11 +27,11 @@ from awq2trt.target import CUDA_TARGET, MINIMUM_ONNXRUNTIME
 from awq2trt.version import __version__
 
 _COMMAND_TIMEOUT_S: Final = 20
-"""nvidia-smi takes seconds on a machine with many GPUs and a sleeping driver."""
+"""A limit for nvidia-smi, which takes seconds on a machine with many GPUs and a sleeping driver."""
 
 
 class State(str, Enum):
-    """Whether something is there; `OPTIONAL` is something that is missing and that nobody has to have."""
+    """Whether something is present; `OPTIONAL` means that it is missing but need not be there."""
 
     OK = "ok"
     OPTIONAL = "optional"
@@ -43,11 +43,11 @@ class Diagnosis:
     """One thing that a machine may have.
 
     Attributes:
-        name: What was looked for.
-        state: Whether it is there.
+        name: Its name.
+        state: Whether it is present.
         detail: Version, size, or why it does not work.
         enables: What it is for.
-        fix: What installs it, where it is missing.
+        fix: The command that installs it, if it is missing.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Diagnosis:
 
 
 def examine() -> tuple[Diagnosis, ...]:
-    """Looks at this machine; never raises."""
+    """Examines this machine; never raises."""
     checks: tuple[tuple[str, Callable[[], Diagnosis]], ...] = (
         ("awq2trt", _python),
         ("PyTorch", _torch),
@@ -77,7 +77,7 @@ def examine() -> tuple[Diagnosis, ...]:
 
 
 def diagnosis_lines(diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
-    """The diagnoses as a table, then a fix for each thing that is not there."""
+    """Formats the diagnoses as a table, followed by a fix for each missing thing."""
     marks = {State.OK: "ok", State.OPTIONAL: "-", State.MISSING: "MISSING"}
     for diagnosis in diagnoses:
         yield f"{diagnosis.name:15} {marks[diagnosis.state]:8} {diagnosis.detail}"
@@ -89,7 +89,7 @@ def diagnosis_lines(diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
 
 
 def diagnosis_json(diagnoses: Sequence[Diagnosis]) -> str:
-    """The diagnoses for programs: a JSON list of objects."""
+    """Formats the diagnoses as a JSON list of objects."""
     return json.dumps([asdict(diagnosis) for diagnosis in diagnoses], indent=2)
 
 
@@ -130,7 +130,7 @@ def _onnxruntime() -> Diagnosis:
 
 
 def _cuda_provider() -> Diagnosis:
-    """Whether models run on a GPU, all that `run --device cuda` looks at; the first thing that is missing."""
+    """Whether models run on a GPU: everything that `run --device cuda` checks, up to the first missing thing."""
     name, enables = "ONNX on a GPU", "run models on an NVIDIA GPU"
     try:
         gpu = require_gpu(CUDA_TARGET)
@@ -198,12 +198,12 @@ def _gpu() -> Diagnosis:
     if jetson.is_file():
         return Diagnosis("GPU", State.OK, jetson.read_text(errors="replace").rstrip("\0"), enables)
     if shutil.which("nvidia-smi") is None:
-        return Diagnosis("GPU", State.OPTIONAL, "no NVIDIA driver", enables, "run these on the machine with the GPU.")
+        return Diagnosis("GPU", State.OPTIONAL, "no NVIDIA driver", enables, "run these on a machine with a GPU.")
     query = "name,compute_cap,memory.total,driver_version"
     lines = _output_of("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader").strip().splitlines()
     if not lines:
         return Diagnosis(
-            "GPU", State.OPTIONAL, "the driver sees none", enables, "run these on the machine with the GPU."
+            "GPU", State.OPTIONAL, "the driver finds none", enables, "run these on the machine with the GPU."
         )
     return Diagnosis("GPU", State.OK, "; ".join(lines), enables)
 

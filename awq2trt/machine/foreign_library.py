@@ -1,7 +1,7 @@
-"""The plugin library of a kit: for another CPU than this machine's, so it is found and read, but never loaded.
+"""The plugin library of a kit. It is for another CPU than this machine's, so it is read but never loaded.
 
-`make plugins-aarch64` builds it here. Where it cannot be built, for JetPack 6 whose CUDA 12 has no compiler on PyPI, a
-kit carries the sources (`library_sources`), and the Jetson's own nvcc compiles them.
+`make plugins-aarch64` builds it here. For JetPack 6 it cannot be built, because PyPI has no compiler for its CUDA 12.
+There a kit carries the sources (`library_sources`), and the Jetson's own nvcc compiles them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _PACKAGE: Final = Path(__file__).parents[1]
 _BUILD_COMMAND: Final = f"run `make plugins-aarch64`, or set {PATH_VARIABLE} to a {LIBRARY_NAME} for aarch64."
 
 _DESCRIPTION: Final = re.compile(rb"awq2trt plugins: version=(\S+) architectures=(\S+) cuda=(\d+)\0")
-"""`awq2trt_plugins_description` of plugins/library/c_api.cpp."""
+"""The structure that `awq2trt_plugins_description` of plugins/library/c_api.cpp returns."""
 
-# ELF header, System V ABI: the identity, then at byte 18 the machine.
+# ELF header (System V ABI): first the identity, and at byte 18 the machine.
 _ELF_64_LITTLE_ENDIAN: Final = b"\x7fELF\x02\x01"
 _ELF_MACHINE_AT: Final = 18
 _EM_AARCH64: Final = 183
 
 SOURCE_FOLDERS: Final = ("kernels", "library", "ops", "trt")
-"""Folders of plugins/ whose sources are the library."""
+"""Folders of plugins/ whose sources make up the library."""
 
 _SOURCE_SUFFIXES: Final = (".cpp", ".cu", ".cuh", ".h")
 
@@ -43,7 +43,7 @@ class ForeignLibrary:
 
     Attributes:
         path: The file.
-        version: Version of awq2trt it was built from.
+        version: The version of awq2trt that it was built from.
         architectures: CUDA architectures inside, as CMake names them: `87-real`.
         cuda: CUDA runtime inside, (major, minor).
     """
@@ -56,7 +56,7 @@ class ForeignLibrary:
 
 @dataclass(frozen=True)
 class KitPlugin:
-    """What a kit brings of the plugin library: one of the two.
+    """What a kit carries of the plugin library: either the library or its sources.
 
     Attributes:
         library: The library.
@@ -68,12 +68,12 @@ class KitPlugin:
 
 
 def choose_plugin(target: Target, jetpack: JetPack) -> KitPlugin:
-    """The library, where the Jetson's driver and GPU can run it, else its sources.
+    """Returns the library if the Jetson's driver and GPU can run it, otherwise its sources.
 
     A driver runs CUDA runtimes of its own major version and of earlier ones.
 
     Raises:
-        ToolError: There is no library, and that JetPack could have had one.
+        ToolError: There is no library, although one can be built for that JetPack.
         UnsupportedError: The library that the user named is not for that Jetson.
     """
     named = bool(os.environ.get(PATH_VARIABLE))
@@ -86,7 +86,7 @@ def choose_plugin(target: Target, jetpack: JetPack) -> KitPlugin:
         return KitPlugin(None, library_sources())
     reasons = []
     if library.cuda[0] > jetpack.cuda[0]:
-        reasons.append(f"it has CUDA {library.cuda[0]}, and JetPack {jetpack.version} CUDA {jetpack.cuda[0]}")
+        reasons.append(f"it has CUDA {library.cuda[0]}, but JetPack {jetpack.version} has CUDA {jetpack.cuda[0]}")
     if not any(name.startswith(f"{major}{minor}") for name in library.architectures):
         reasons.append(f"it has no kernels for compute capability {major}.{minor}")
     if not reasons:
@@ -101,20 +101,20 @@ def choose_plugin(target: Target, jetpack: JetPack) -> KitPlugin:
 
 
 _OLDEST_CROSS_CUDA: Final = 13
-"""PyPI has no compiler driver and no static runtime for aarch64 of earlier ones (12.6 and 12.9 looked at)."""
+"""PyPI has no compiler driver and no static runtime for aarch64 in earlier versions (12.6 and 12.9 were examined)."""
 
 
 def find_aarch64_library() -> ForeignLibrary:
-    """Finds the library: `AWQ2TRT_PLUGIN_PATH_AARCH64`, else one in the package, else in the repository's build folder.
+    """Finds the library: `AWQ2TRT_PLUGIN_PATH_AARCH64`, or the one in the package, or the one in the build folder.
 
     Raises:
-        ToolError: There is none, or the one found is for something else.
+        ToolError: There is no library, or the one found is for another CPU.
     """
     override = os.environ.get(PATH_VARIABLE)
     if override:
         if not Path(override).is_file():
             raise ToolError(
-                f"{PATH_VARIABLE} names {override}, which is no file.",
+                f"{PATH_VARIABLE} names {override}, which is not a file.",
                 fix=f"correct {PATH_VARIABLE}, or unset it to use the library that `make plugins-aarch64` builds.",
             )
         return describe_library(Path(override))
@@ -129,35 +129,35 @@ def find_aarch64_library() -> ForeignLibrary:
 
 
 def describe_library(path: Path) -> ForeignLibrary:
-    """Reads what a library says of itself, without loading it.
+    """Reads how a library describes itself, without loading it.
 
     Raises:
-        ToolError: It is no plugin library, or not for aarch64.
+        ToolError: It is not a plugin library, or not for aarch64.
     """
     content = path.read_bytes()
     require_aarch64(content, path, fix=_BUILD_COMMAND)
     found = _DESCRIPTION.search(content)
     if found is None:
         raise ToolError(
-            "not a plugin library of awq2trt, or one of an older version.", where=str(path), fix=_BUILD_COMMAND
+            "this is not a plugin library of awq2trt, or one of an older version.", where=str(path), fix=_BUILD_COMMAND
         )
     version, architectures, cuda = (text.decode() for text in found.groups())
     return ForeignLibrary(path, version, tuple(architectures.split(",")), (int(cuda) // 1000, int(cuda) % 1000 // 10))
 
 
 def require_aarch64(content: bytes, path: Path, *, fix: str) -> None:
-    """Refuses what is no library for aarch64.
+    """Refuses a file that is not a library for aarch64.
 
     Args:
-        content: Of the file, or its beginning.
-        path: Of the file.
-        fix: How to get another.
+        content: The file's content, or its beginning.
+        path: The file.
+        fix: How to get the right one.
 
     Raises:
-        ToolError: It is none.
+        ToolError: It is not such a library.
     """
     if not content.startswith(_ELF_64_LITTLE_ENDIAN):
-        raise ToolError("not a shared library.", where=str(path), fix=fix)
+        raise ToolError("this is not a shared library.", where=str(path), fix=fix)
     machine = int.from_bytes(content[_ELF_MACHINE_AT : _ELF_MACHINE_AT + 2], "little")
     if machine != _EM_AARCH64:
         raise ToolError(
@@ -168,7 +168,7 @@ def require_aarch64(content: bytes, path: Path, *, fix: str) -> None:
 
 
 def library_sources() -> dict[str, Path]:
-    """The library's sources, by path relative to plugins/, in order of their names.
+    """Returns the library's sources by path relative to plugins/, sorted by name.
 
     Raises:
         ToolError: They are not on this machine.
@@ -182,7 +182,9 @@ def library_sources() -> dict[str, Path]:
         }
         if sources:
             return sources
-    raise ToolError("the sources of the plugin library are not here.", fix="run this in a clone of awq2trt.")
+    raise ToolError(
+        "this machine does not have the sources of the plugin library.", fix="run this in a clone of awq2trt."
+    )
 
 
 def _candidates() -> Iterator[Path]:

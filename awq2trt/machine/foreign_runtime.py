@@ -1,7 +1,7 @@
-"""The C++ library of a kit: for another CPU than this machine's, as `make runtime-aarch64` installs it.
+"""The C++ library of a kit. It is for another CPU than this machine's, as `make runtime-aarch64` installs it.
 
-In: a folder with the shared library, its headers, its CMake package, licences and examples. Out: its files, by where
-they lie in it. A kit goes without where there is no such folder: the Jetson makes its engine all the same.
+In: a folder with the shared library, its headers, its CMake package, licences and examples. Out: its files, by their
+path in it. Without such a folder, a kit has no C++ library, but the Jetson can still make its engine.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _VERSION: Final = re.compile(r'set\(PACKAGE_VERSION "([^"]*)"\)')
 
 
 def find_runtime_package() -> dict[str, Path]:
-    """Finds the folder: what `AWQ2TRT_RUNTIME_PATH_AARCH64` names, else that in the package, else in the build folder.
+    """Finds the folder: `AWQ2TRT_RUNTIME_PATH_AARCH64`, or the one in the package, or the one in the build folder.
 
     Returns:
-        Its files by their relative paths, in order of these; symbolic links are left out. Empty where there is none.
+        Its files by their relative paths, sorted; symbolic links are left out. Empty if there is no such folder.
 
     Raises:
-        ToolError: The folder that the variable names is none; or one is for another CPU, or of another version.
+        ToolError: The variable names something else, or the library is for another CPU or of another version.
     """
     override = os.environ.get(PATH_VARIABLE)
     if override and not (Path(override) / _CONFIG_VERSION).is_file():
@@ -54,7 +54,7 @@ def _files(folder: Path) -> dict[str, Path]:
     version = found[1] if found else "unknown"
     if not re.match(rf"{re.escape(version)}\b", __version__):
         raise ToolError(
-            f"the C++ library for aarch64 is of version {version}, expected {__version__}.",
+            f"the C++ library for aarch64 has version {version}, expected {__version__}.",
             where=str(folder),
             fix=f"run `{BUILD_COMMAND}`.",
         )

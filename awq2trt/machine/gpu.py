@@ -1,11 +1,11 @@
 """NVIDIA GPUs and CUDA on this machine, for ONNX Runtime's CUDA provider, without PyTorch.
 
 In: a device as `--device` names it. Out: the GPU and CUDA's runtime library, ready to use; or one error that says what
-is missing and the command that installs it. ONNX Runtime itself would log a page and run on the CPU.
+is missing and which command installs it. ONNX Runtime itself would log a page of messages and run on the CPU.
 
 The driver (libcuda.so.1) comes with the GPU. cuBLAS, cuRAND and the CUDA runtime come as wheels, from which they are
-loaded by path: the provider's library, which needs them by name, then finds them in the process.
-Driver API: https://docs.nvidia.com/cuda/cuda-driver-api; runtime API: https://docs.nvidia.com/cuda/cuda-runtime-api.
+loaded by path; the provider's library, which looks for them by name, then finds them in the process. Driver API:
+https://docs.nvidia.com/cuda/cuda-driver-api; runtime API: https://docs.nvidia.com/cuda/cuda-runtime-api.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from awq2trt.target import CUDA_TARGET, MINIMUM_CAPABILITY, MINIMUM_ONNXRUNTIME,
 PROVIDER: Final = "CUDAExecutionProvider"
 
 INSTALL: Final = "pip install 'awq2trt[cuda]' && pip install --force-reinstall --no-deps onnxruntime-gpu"
-"""The second command, since onnxruntime and onnxruntime-gpu write the same folder, and the last one wins."""
+"""The second command is needed because onnxruntime and onnxruntime-gpu write the same folder, and the last one wins."""
 
 _CPU_INSTEAD: Final = "or run the exported model (DIR/onnx) without --device, on the CPU."
 
-# In the order in which they need each other.
+# Each library needs only those before it.
 _LIBRARIES: Final = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10")
 _WHEELS: Final = {
     "libcudart.so.13": "nvidia-cuda-runtime",
@@ -53,7 +53,7 @@ _OUT_OF_MEMORY: Final = 2
 """CUDA runtime API, enum `cudaError_t`: `cudaErrorMemoryAllocation`."""
 
 _COPIED_BYTES: Final = 1 << 30
-"""Some hundred microseconds even on the fastest GPU, so that starting the copy does not count."""
+"""Takes some hundred microseconds even on the fastest GPU, so that starting the copy does not count."""
 
 _COPIES: Final = 15
 
@@ -63,8 +63,8 @@ class Gpu:
     """An NVIDIA GPU.
 
     Attributes:
-        index: As CUDA counts them, from 0.
-        name: As the driver says it.
+        index: Its number, as CUDA counts from 0.
+        name: Its name, as the driver says it.
         capability: Compute capability, (major, minor).
     """
 
@@ -74,7 +74,7 @@ class Gpu:
 
     @property
     def capability_name(self) -> str:
-        """As NVIDIA writes it: `8.6`."""
+        """Compute capability as NVIDIA writes it: `8.6`."""
         return f"{self.capability[0]}.{self.capability[1]}"
 
 
@@ -83,8 +83,8 @@ class Driver:
     """The CUDA driver.
 
     Attributes:
-        cuda: Latest CUDA that it runs, (major, minor).
-        gpus: That it sees.
+        cuda: The latest CUDA that it runs, (major, minor).
+        gpus: The GPUs that it finds.
     """
 
     cuda: tuple[int, int]
@@ -92,7 +92,7 @@ class Driver:
 
 
 def read_driver() -> Driver | None:
-    """Asks the driver; None where there is none. Starts nothing on a GPU."""
+    """Asks the driver; None if there is none. Starts nothing on a GPU."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -118,11 +118,11 @@ def _read_gpu(library: Any, index: int) -> Gpu | None:
 
 
 class CudaMemory:
-    """Memory of one GPU, through the CUDA runtime: what is bound to a session, in buffers that never move.
+    """Memory of one GPU, allocated through the CUDA runtime: buffers that a session is bound to and that never move.
 
     Args:
         runtime: libcudart, as ctypes loads it.
-        gpu: Whose memory.
+        gpu: The GPU.
     """
 
     def __init__(self, runtime: Any, gpu: Gpu) -> None:
@@ -132,16 +132,16 @@ class CudaMemory:
         self.device_index = gpu.index
 
     def read_info(self) -> tuple[int, int]:
-        """Bytes that are free, and all there are."""
+        """Returns free bytes and all bytes."""
         free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
         self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
 
     def allocate(self, size_bytes: int) -> int:
-        """Address of new memory, filled with zeros.
+        """Allocates memory filled with zeros and returns its address.
 
         Raises:
-            OutOfMemoryError: There is too little.
+            OutOfMemoryError: There is too little memory.
         """
         address = ctypes.c_void_p(0)
         self._call("cudaMalloc", ctypes.byref(address), ctypes.c_size_t(size_bytes))
@@ -150,11 +150,11 @@ class CudaMemory:
         return int(address.value or 0)
 
     def free(self, address: int) -> None:
-        """Gives memory back."""
+        """Frees memory."""
         self._call("cudaFree", ctypes.c_void_p(address))
 
     def write_(self, address: int, array: NDArray[Any]) -> None:
-        """Copies a contiguous array to the GPU; when this returns, any stream sees it."""
+        """Copies a contiguous array to the GPU; it is visible to all streams when this returns."""
         self._copy(address, array.ctypes.data, array.nbytes, _TO_DEVICE)
         self._settle()
 
@@ -165,7 +165,7 @@ class CudaMemory:
         return array
 
     def measure_bandwidth(self) -> float:
-        """Bytes a second of a large copy within the GPU's memory, read and written."""
+        """Measures the bytes per second that a large copy within the GPU's memory reads and writes."""
         source, destination = (self.allocate(_COPIED_BYTES) for _ in range(2))
         seconds = []
         for _ in range(_COPIES):
@@ -182,7 +182,7 @@ class CudaMemory:
         self._call("cudaMemcpy", *addresses, ctypes.c_size_t(size_bytes), kind)
 
     def _settle(self) -> None:
-        """Waits for the default stream, since a copy from pageable memory may return before its end.
+        """Waits for the default stream, since a copy from pageable memory may return before it has ended.
 
         ONNX Runtime's stream does not wait for it (CUDA runtime API, "API synchronization behavior").
         """
@@ -197,12 +197,12 @@ class CudaMemory:
             raise kind(
                 f"{function} failed on {self.gpu.name}: {reason}.",
                 where=f"cuda:{self.gpu.index}",
-                fix="see with nvidia-smi what else uses the GPU; a driver in a bad state needs a restart.",
+                fix="check with nvidia-smi what else uses the GPU; a driver in a bad state needs a restart.",
             )
 
 
 def open_cuda(device: str) -> CudaMemory:
-    """The GPU that a device names, with all that ONNX Runtime's CUDA provider needs of this machine.
+    """Opens the GPU that a device names, with everything that ONNX Runtime's CUDA provider needs on this machine.
 
     Args:
         device: `cuda`, or `cuda:N` for the Nth GPU from 0.
@@ -217,7 +217,7 @@ def open_cuda(device: str) -> CudaMemory:
 
 
 def require_gpu(device: str) -> Gpu:
-    """The GPU that a device names, new enough, under a driver that is new enough.
+    """Returns the GPU that a device names, after checking that it and its driver are new enough.
 
     Raises:
         UsageError: There is no such device.
@@ -227,10 +227,12 @@ def require_gpu(device: str) -> Gpu:
     index = _index_of(device)
     driver = read_driver()
     if driver is None or not driver.gpus:
-        found = "the NVIDIA driver sees no GPU here" if driver else "there is no NVIDIA driver here (libcuda.so.1)"
+        found = "the NVIDIA driver finds no GPU here" if driver else "there is no NVIDIA driver here (libcuda.so.1)"
         raise UsageError(f"{found}.", where=where, fix=f"run this on a machine with an NVIDIA GPU, {_CPU_INSTEAD}")
     if index >= len(driver.gpus):
-        raise UsageError(f"there is no GPU {index} here, there are {len(driver.gpus)}.", where=where, fix="cuda:0")
+        raise UsageError(
+            f"there is no GPU {index} here; the number of GPUs is {len(driver.gpus)}.", where=where, fix="cuda:0"
+        )
     gpu = driver.gpus[index]
     if gpu.capability < MINIMUM_CAPABILITY:
         least = f"{MINIMUM_CAPABILITY[0]}.{MINIMUM_CAPABILITY[1]}"
@@ -240,7 +242,7 @@ def require_gpu(device: str) -> Gpu:
             fix=f"use a GPU of the Ampere generation or later, {_CPU_INSTEAD}",
         )
     needed = find_target(CUDA_TARGET).cuda
-    if needed and driver.cuda[0] < needed[0]:  # drivers run every minor version of a CUDA major version
+    if needed and driver.cuda[0] < needed[0]:  # a driver runs every minor version of its CUDA major version
         raise ToolError(
             f"the NVIDIA driver runs CUDA up to {driver.cuda[0]}.{driver.cuda[1]}, expected {needed[0]}.{needed[1]}.",
             where=where,
@@ -253,7 +255,7 @@ def require_onnxruntime(device: str) -> None:
     """Refuses an ONNX Runtime that is missing, too old, or built without CUDA.
 
     Raises:
-        ToolError: It is.
+        ToolError: It is missing, too old, or built without CUDA.
     """
     where = f"--device {device}"
     if importlib.util.find_spec("onnxruntime") is None:
@@ -269,13 +271,13 @@ def require_onnxruntime(device: str) -> None:
 
 
 def load_libraries(device: str) -> Any:
-    """Loads CUDA's libraries into the process, from their wheels where those are installed.
+    """Loads CUDA's libraries into the process, from their wheels if these are installed.
 
     Returns:
         libcudart.
 
     Raises:
-        ToolError: One is missing; the message names its wheel.
+        ToolError: A library is missing; the message names its wheel.
     """
     loaded: dict[str, Any] = {}
     for name in _LIBRARIES:
@@ -283,7 +285,9 @@ def load_libraries(device: str) -> Any:
             loaded[name] = _load(name)
         except OSError as error:
             raise ToolError(
-                f"CUDA's {name} is not here ({error}).", where=f"--device {device}", fix=f"pip install {_WHEELS[name]}"
+                f"CUDA's {name} was not found ({error}).",
+                where=f"--device {device}",
+                fix=f"pip install {_WHEELS[name]}",
             ) from error
     return loaded[_LIBRARIES[0]]
 
@@ -291,11 +295,11 @@ def load_libraries(device: str) -> Any:
 def _load(name: str) -> Any:
     for path in _wheel_files(name):
         return ctypes.CDLL(str(path))
-    return ctypes.CDLL(name)  # a CUDA toolkit on the dynamic linker's path, or PyTorch has loaded it
+    return ctypes.CDLL(name)  # from a CUDA toolkit on the dynamic linker's path, or already loaded by PyTorch
 
 
 def _wheel_files(name: str) -> Iterator[Path]:
-    """Where NVIDIA's wheels keep a library: `nvidia/cu13/lib`, or before CUDA 13 a folder for each component."""
+    """Paths in which NVIDIA's wheels keep a library: `nvidia/cu13/lib`, or a folder per component before CUDA 13."""
     namespace = importlib.util.find_spec("nvidia")
     for folder in namespace.submodule_search_locations or () if namespace else ():
         yield from sorted(Path(folder).glob(f"*/lib/{name}"))

@@ -1,7 +1,7 @@
-"""The kernels of the plugin library on this machine, called through C: what a benchmark launches.
+"""The kernels of the plugin library on this machine, called through C, so that a benchmark can launch them.
 
 In: the plugin library and the benchmark library beside it (`plugins/library/c_api.h`, `plugins/bench/c_api.h`), device
-pointers and a stream. Out: launches. The structures mirror those of `w4a16_linear.h`; a test holds them to it.
+pointers and a stream. Out: launches. The structures mirror those of `w4a16_linear.h`; a test compares the two.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ class Kernels:
         return cls(c, _load_bench_library(library))
 
     def choose_config(self, problem: GemmProblem) -> KernelConfig:
-        """The library's own choice for the current device."""
+        """Returns the library's own choice for the current device."""
         reason = self._c.awq2trt_check_validity(ctypes.byref(problem))
         if reason is not None:
-            raise ToolError(f"no kernel for this problem: {reason.decode()}.", where="bench --kernels")
+            raise ToolError(f"there is no kernel for this problem: {reason.decode()}.", where="bench --kernels")
         config = KernelConfig()
         self._check(self._c.awq2trt_choose_config(ctypes.byref(problem), ctypes.byref(config)), "choose_config")
         return config
@@ -112,14 +112,14 @@ class Kernels:
         self._check(status, "launch with 8-bit codes")
 
     def launch_mma_ceiling(self, iterations: int, *, normal: bool, sink: int, stream: int) -> None:
-        """Enqueues the bare mma.sync loop, on normally distributed operands or such of one exponent."""
+        """Enqueues the bare mma.sync loop, on operands that are normally distributed or have one exponent."""
         status = self._ceilings.awq2trt_launch_mma_ceiling(
             iterations, int(normal), ctypes.c_void_p(sink), ctypes.c_void_p(stream)
         )
         self._check(status, "mma")
 
     def mma_ceiling_flops(self, iterations: int) -> int:
-        """Operations of one such launch."""
+        """Number of operations in one such launch."""
         return int(self._ceilings.awq2trt_mma_ceiling_flops(iterations))
 
     @staticmethod
@@ -129,21 +129,21 @@ class Kernels:
 
 
 def _load_bench_library(library: PluginLibrary) -> ctypes.CDLL:
-    """What measures the GPU itself: a library of its own, which the same build puts beside the plugin library."""
+    """Loads the library that measures the GPU itself; the same build puts it beside the plugin library."""
     path = library.path.with_name(BENCH_LIBRARY_NAME)
     fix = "run `make plugins`, which builds both libraries into one folder."
     if not path.is_file():
-        raise ToolError(f"no {BENCH_LIBRARY_NAME} beside {library.path}.", where="bench --kernels", fix=fix)
+        raise ToolError(f"there is no {BENCH_LIBRARY_NAME} beside {library.path}.", where="bench --kernels", fix=fix)
     try:
         c = ctypes.CDLL(str(path))
         c.awq2trt_bench_version.restype = ctypes.c_char_p
         c.awq2trt_mma_ceiling_flops.restype = ctypes.c_int64
         version = c.awq2trt_bench_version().decode()
     except (OSError, AttributeError) as error:
-        raise ToolError(f"not a usable benchmark library: {error}.", where=str(path), fix=fix) from error
+        raise ToolError(f"this benchmark library cannot be used: {error}.", where=str(path), fix=fix) from error
     if version != library.version:
         raise ToolError(
-            f"expected version {library.version}, as the plugin library beside it has, got {version}.",
+            f"expected version {library.version}, the same as the plugin library beside it, got {version}.",
             where=str(path),
             fix=fix,
         )

@@ -1,7 +1,7 @@
-"""Starts one process for each rank on this machine, and ends all once one of them fails.
+"""Starts one process for each rank on this machine, and ends all of them if one fails.
 
-In: the number of ranks, a command. Out: the command's exit code. The processes get the environment that torchrun gives,
-and meet at a store that lives here, so that it is there whichever of them dies.
+In: the number of ranks, a command. Out: the command's exit code. The processes get the environment that torchrun would
+set, and meet at a store in this process, which exists whichever of them dies.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _MOST_RANKS_PER_CORE: Final = 4
 """More than one helps nobody; a few are for those who try things out."""
 
 _GRACE_S: Final = 10.0
-"""What a rank has to end by itself after another one failed, or after SIGTERM."""
+"""How long a rank may take to end by itself after another one failed, or after SIGTERM."""
 
 
 def require_gpus(count: int) -> None:
-    """Refuses more GPUs than there are.
+    """Refuses more GPUs than this machine has.
 
     Raises:
-        UsageError: There are fewer.
+        UsageError: There are too few.
     """
     there = torch.cuda.device_count()
     if count > there:
-        few = f"--gpus {there}" if there else "without --gpus, to compute on the CPU"
+        few = f"use --gpus {there}" if there else "leave --gpus out to compute on the CPU"
         raise UsageError(
-            f"expected {count} GPUs, PyTorch {torch.__version__} finds {there}.",
+            f"expected {count} GPUs, but PyTorch {torch.__version__} finds {there}.",
             where=f"--gpus {count}",
-            fix=f"{few}; --ranks N starts N processes on the CPU; several hosts are started by torchrun.",
+            fix=f"{few}; --ranks N starts N processes on the CPU; use torchrun for several hosts.",
         )
 
 
@@ -62,14 +62,14 @@ def require_cores(count: int) -> None:
 
 
 def launch(count: int, command: Sequence[str]) -> int:
-    """Runs a command as so many ranks, to the end of the last, or until one fails.
+    """Runs a command as this many ranks, until the last one has ended or one has failed.
 
     Args:
-        count: Of ranks.
+        count: Number of ranks.
         command: Program and arguments, the same for all.
 
     Returns:
-        0, or the exit code of a rank that failed and said why.
+        0, or the exit code of a rank that failed and has printed why.
 
     Raises:
         RankLostError: A rank was killed.
@@ -78,12 +78,12 @@ def launch(count: int, command: Sequence[str]) -> int:
     threads = max(1, (os.cpu_count() or 1) // count)
     shared = {
         "OMP_NUM_THREADS": str(threads),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else a lost connection is also told with the addresses of its C++ functions
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # otherwise messages about a lost connection list addresses of C++ functions
         **os.environ,
         "MASTER_ADDR": _HOST,
         "MASTER_PORT": str(store.port),
         "WORLD_SIZE": str(count),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # torchrun's word for a store that no rank has to serve
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # torchrun's setting for a store that no rank has to serve
     }
     ranks: list[subprocess.Popen[bytes]] = []
     try:
@@ -92,13 +92,13 @@ def launch(count: int, command: Sequence[str]) -> int:
         failed = _first_failure(ranks)
         if failed is None:
             return 0
-        # Who is killed says nothing; who notices that another is gone may have said so before us.
+        # A killed rank prints nothing, but one that noticed its loss may already have reported it.
         if ranks[failed].returncode < 0 and Ranks(count=count, _store=store).claim_message():
             name = signal.Signals(-ranks[failed].returncode).name
             raise RankLostError(
                 f"rank {failed} of {count} was killed ({name}).",
                 where=f"rank {failed}",
-                fix="if the kernel did, for want of memory, use fewer ranks; then the same command with --resume.",
+                fix="if memory ran out, use fewer ranks; then run the same command with --resume.",
             )
         _wait_for(ranks)
         codes = [rank.returncode for rank in ranks if rank.returncode and rank.returncode > 0]
@@ -108,19 +108,21 @@ def launch(count: int, command: Sequence[str]) -> int:
 
 
 def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """The rank that ends first otherwise than well; None if all end well."""
+    """Returns the rank that fails first; None if none fails."""
     while True:
         codes = [rank.poll() for rank in ranks]
         failed = [rank for rank, code in enumerate(codes) if code]
         if failed:
-            return min(failed, key=lambda rank: codes[rank] or 0)  # one that was killed before one that noticed
+            return min(
+                failed, key=lambda rank: codes[rank] or 0
+            )  # a killed rank takes precedence over those that noticed it
         if all(code == 0 for code in codes):
             return None
         time.sleep(_POLL_S)
 
 
 def _wait_for(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Gives ranks that are left the time to notice that one failed."""
+    """Gives the remaining ranks time to notice that one has failed."""
     end = time.monotonic() + _GRACE_S
     for rank in ranks:
         with suppress(subprocess.TimeoutExpired):
@@ -128,7 +130,7 @@ def _wait_for(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends what still runs."""
+    """Ends the ranks that are still running."""
     for rank in ranks:
         if rank.poll() is None:
             rank.terminate()

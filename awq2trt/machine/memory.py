@@ -1,4 +1,4 @@
-"""How much memory this machine has and this process holds, from /proc (proc(5)); sizes as people write them."""
+"""How much memory this machine has and this process holds, from /proc (proc(5)); and sizes as people write them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Memory:
 
 
 def read_memory() -> Memory:
-    """Reads what the kernel says now."""
+    """Reads the kernel's current numbers."""
     kibibytes = dict(re.findall(r"^(Mem\w+): +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
     return Memory(1024 * int(kibibytes["MemTotal"]), 1024 * int(kibibytes["MemAvailable"]))
 
@@ -38,19 +38,19 @@ def resident_bytes() -> int:
 
 
 def parse_size(text: str, where: str) -> int:
-    """Bytes of a size like `8G`, `7.5GiB` or `900M`; units are powers of 1024.
+    """Parses a size like `8G`, `7.5GiB` or `900M` into bytes; units are powers of 1024.
 
     Args:
         text: What the user wrote.
         where: The flag, for errors.
 
     Raises:
-        UsageError: It is no size, or nothing.
+        UsageError: The text is not a size, or is 0.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(?:iB|i|B)?", text.strip(), re.ASCII | re.IGNORECASE)
     size = round(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
     if size <= 0:
         raise UsageError(
-            f"expected a number and K, M, G or T, got {text!r}.", where=where, fix="for example 8G, or 900M."
+            f"expected a number and K, M, G or T, got {text!r}.", where=where, fix="write for example 8G or 900M."
         )
     return size

@@ -1,7 +1,7 @@
-"""The plugin library on this machine: where it is, what it was built for, and how runtimes come to know it.
+"""The plugin library on this machine: where it is, what it was built for, and how runtimes load it.
 
 In: the shared library that `plugins/` builds. Out: a `PluginLibrary` to print, its plugins in a TensorRT registry, or
-its operators in a session of ONNX Runtime. Imports none of the runtimes: callers hand in what they use.
+its operators in a session of ONNX Runtime. It imports none of the runtimes: callers pass in the one that they use.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _BUILD_COMMAND: Final = "run `make plugins`, or set AWQ2TRT_PLUGIN_PATH to a lib
 
 @dataclass(frozen=True)
 class PluginLibrary:
-    """A plugin library that was found and loads.
+    """A plugin library that was found and could be loaded.
 
     Attributes:
         path: The file.
         source: Where it was found: the variable's name, `package` or `build folder`.
-        version: Version of awq2trt it was built from.
+        version: The version of awq2trt that it was built from.
         architectures: CUDA architectures inside, as CMake names them: `80-real`, `90-virtual` (PTX).
         cuda_version: CUDA runtime inside: 13000 is 13.0.
     """
@@ -47,16 +47,16 @@ class PluginLibrary:
 
 
 def find_plugin_library() -> PluginLibrary:
-    """Finds the library: `AWQ2TRT_PLUGIN_PATH`, else the one in the package, else the repository's build folder.
+    """Finds the library: `AWQ2TRT_PLUGIN_PATH`, or the one in the package, or the one in the build folder.
 
     Raises:
-        ToolError: There is none, or the one found does not load.
+        ToolError: There is no library, or the one found cannot be loaded.
     """
     override = os.environ.get(PATH_VARIABLE)
     if override:
         if not Path(override).is_file():
             raise ToolError(
-                f"{PATH_VARIABLE} names {override}, which is no file.",
+                f"{PATH_VARIABLE} names {override}, which is not a file.",
                 fix=f"correct {PATH_VARIABLE}, or unset it to use the installed library.",
             )
         return _describe(Path(override), PATH_VARIABLE)
@@ -71,25 +71,25 @@ def find_plugin_library() -> PluginLibrary:
 
 
 def find_operators(version: str, trusted: Path | None = None) -> Path:
-    """The library whose operators a lowered model calls: the installed one.
+    """Returns the library with the operators that a lowered model calls: the installed one.
 
-    One that lies beside a model is code that somebody else chose, and a hash beside it proves nothing.
+    A library beside a model is code that somebody else chose, and a hash beside it proves nothing.
 
     Args:
-        version: That the model's manifest names.
-        trusted: A directory whose library is loaded instead, since the user said so; None for none.
+        version: The version that the model's manifest names.
+        trusted: A directory whose library is loaded instead, because the user said so; otherwise None.
 
     Raises:
-        ToolError: There is none, or it is of another version.
+        ToolError: There is no library, or it has another version.
     """
     if trusted is not None and not (trusted / LIBRARY_NAME).is_file():
         raise ToolError(
-            f"no {LIBRARY_NAME} lies beside the model.", where=str(trusted), fix="leave --trust-library out."
+            f"there is no {LIBRARY_NAME} beside the model.", where=str(trusted), fix="leave --trust-library out."
         )
     library = _describe(trusted / LIBRARY_NAME, "model") if trusted else find_plugin_library()
     if library.version != version:
         raise ToolError(
-            f"the model calls operators of awq2trt {version}, the library here is of {library.version}.",
+            f"the model calls operators of awq2trt {version}, but the library here has version {library.version}.",
             where=str(library.path),
             fix=f"build the model again, or pip install awq2trt=={version}",
         )
@@ -100,14 +100,14 @@ def load_into_registry(trt: Any, library: PluginLibrary) -> None:
     """Makes the plugins known to TensorRT's parser and runtime.
 
     Loading twice is harmless. For TensorRT-RTX this also makes `libtensorrt_rtx.so` resolvable, which its parser opens
-    the moment it meets a plugin node, and terminates the process if it cannot.
+    as soon as it meets a plugin node; it ends the process if that fails.
 
     Args:
         trt: The module `tensorrt` or `tensorrt_rtx`.
-        library: What to load.
+        library: The library to load.
 
     Raises:
-        BuildError: TensorRT does not take the library.
+        BuildError: TensorRT does not accept the library.
     """
     if trt.__name__.startswith("tensorrt_rtx"):
         ensure_unversioned_rtx_library()
@@ -118,29 +118,29 @@ def load_into_registry(trt: Any, library: PluginLibrary) -> None:
     registry.load_library(str(library.path))
     if registry.get_creator(*name) is None:
         raise BuildError(
-            f"TensorRT {trt.__version__} loaded the plugin library but has no creator of {name[0]} version {name[1]}.",
+            f"TensorRT {trt.__version__} loaded the library but found no creator of {name[0]} version {name[1]}.",
             where=str(library.path),
             fix="rebuild the plugin library for this version of awq2trt: `make plugins`.",
         )
 
 
 def register_custom_ops_(options: Any, library: Path) -> None:
-    """Makes the operators known to a session of ONNX Runtime that is yet to be made.
+    """Makes the operators known to a session of ONNX Runtime that is created later.
 
-    They win over function bodies of their names, on the CPU and on CUDA. Registering twice is harmless.
+    They take precedence over function bodies of the same names, on the CPU and on CUDA. Registering twice is harmless.
 
     Args:
         options: `onnxruntime.SessionOptions`; changed.
-        library: What to load.
+        library: The library to load.
 
     Raises:
-        ToolError: ONNX Runtime does not take the library: it is too old, or the library has no operators for it.
+        ToolError: ONNX Runtime does not accept the library: it is too old, or the library has no operators for it.
     """
     try:
         options.register_custom_ops_library(str(library))
-    except Exception as error:  # ONNX Runtime's exceptions have no base of their own
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise ToolError(
-            f"ONNX Runtime does not take the operators: {str(error).rstrip('.')}.",
+            f"ONNX Runtime does not accept the operators: {str(error).rstrip('.')}.",
             where=str(library),
             fix="pip install -U onnxruntime; and rebuild the library for this version of awq2trt: `make plugins`.",
         ) from error
@@ -148,14 +148,14 @@ def register_custom_ops_(options: Any, library: Path) -> None:
 
 @cache
 def ensure_unversioned_rtx_library() -> None:
-    """Makes `dlopen("libtensorrt_rtx.so")` succeed in this process, writing nothing into site-packages.
+    """Makes `dlopen("libtensorrt_rtx.so")` succeed in this process without writing into site-packages.
 
-    The wheel ships `libtensorrt_rtx.so.1` alone. The dynamic linker remembers libraries by SONAME, so it is enough to
+    The wheel ships only `libtensorrt_rtx.so.1`. The dynamic linker remembers libraries by SONAME, so it is enough to
     load once a library whose SONAME is `libtensorrt_rtx.so` and that depends on the real one: an ELF file without code,
     a few hundred bytes, written here, loaded and deleted. `import tensorrt_rtx` must come first: it loads the real one.
 
     Raises:
-        ToolError: The stub does not load.
+        ToolError: The stub cannot be loaded.
     """
     try:
         ctypes.CDLL(_RTX_UNVERSIONED)
@@ -178,7 +178,7 @@ _RTX_UNVERSIONED: Final = "libtensorrt_rtx.so"
 _RTX_VERSIONED: Final = "libtensorrt_rtx.so.1"
 
 
-# ELF, as far as a library without code needs it: System V ABI, chapters 4 and 5.
+# The parts of ELF that a library without code needs: System V ABI, chapters 4 and 5.
 _ELF_MACHINES: Final = {"x86_64": 62, "aarch64": 183}
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _READ_WRITE: Final = 6  # older dynamic linkers write addresses into the dynamic section
@@ -187,13 +187,13 @@ _ET_DYN: Final = 3
 
 
 def _stub_library(*, soname: str, needed: str) -> bytes:
-    """An ELF shared library with no code: its own name, and one library that it depends on."""
+    """Builds an ELF shared library without code: it has a name, and depends on one library."""
     header_bytes, program_header_bytes, symbol_bytes = 64, 56, 24
     strings = b"\0" + soname.encode() + b"\0" + needed.encode() + b"\0"
-    symbols = bytes(symbol_bytes)  # the null symbol, which every symbol table begins with
-    hash_table = struct.pack("<4I", 1, 1, 0, 0)  # one bucket, one chain, nothing in them
+    symbols = bytes(symbol_bytes)  # the null symbol, with which every symbol table begins
+    hash_table = struct.pack("<4I", 1, 1, 0, 0)  # one bucket and one chain, both empty
 
-    # The file is loaded at address 0 as one segment, so offsets in it are addresses too.
+    # The file is loaded at address 0 as one segment, so its offsets are also addresses.
     dynamic_at = header_bytes + 2 * program_header_bytes
     dynamic_bytes = 16 * 8
     symbols_at = dynamic_at + dynamic_bytes
@@ -243,4 +243,4 @@ def _describe(path: Path, source: str) -> PluginLibrary:
             cuda_version=library.awq2trt_cuda_version(),
         )
     except (OSError, AttributeError) as error:
-        raise ToolError(f"not a usable plugin library: {error}.", where=str(path), fix=_BUILD_COMMAND) from error
+        raise ToolError(f"this plugin library cannot be used: {error}.", where=str(path), fix=_BUILD_COMMAND) from error

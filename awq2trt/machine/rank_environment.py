@@ -1,7 +1,7 @@
-"""Which rank of how many this process is, as torchrun says it: by the environment.
+"""Reads from the environment, as torchrun sets it, which rank this process is and how many there are.
 
-In: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT (torch.distributed's names). Out: `RankName`. Without
-PyTorch, so that a mistake is said at once.
+In: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT (torch.distributed's names). Out: `RankName`. It needs no
+PyTorch, so that a mistake is reported at once.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Final
 from awq2trt.errors import UsageError
 
 TIMEOUT_VARIABLE: Final = "AWQ2TRT_RANK_TIMEOUT_S"
-"""How long a rank waits for the others at one place, in seconds."""
+"""How many seconds a rank waits for the others at one point."""
 
 TIMEOUT_S: Final = 1800
-"""What it is by default: longer than a rank takes for its share of a block, or the model for its calibration text."""
+"""The default: longer than a rank takes for its share of a block, or a model for its calibration text."""
 
 _WHERE: Final = "environment"
 
@@ -27,7 +27,7 @@ class RankName:
 
     Attributes:
         rank: Its number, from 0.
-        count: Of all.
+        count: Number of all ranks.
         local: Its number on its host, which is the number of its GPU.
     """
 
@@ -37,10 +37,10 @@ class RankName:
 
 
 def rank_of_environment() -> RankName | None:
-    """Which rank of how many the environment makes this process; None where it is silent.
+    """Returns the rank that the environment gives this process; None if it gives none.
 
     Raises:
-        UsageError: It says only part, or what makes no sense.
+        UsageError: The environment is incomplete or makes no sense.
     """
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     given = [name for name in names if name in os.environ]
@@ -49,9 +49,9 @@ def rank_of_environment() -> RankName | None:
     missing = [name for name in names if name not in given]
     if missing:
         raise UsageError(
-            f"expected {', '.join(names)} together, as one of several ranks has them; {' and '.join(missing)} not set.",
+            f"expected {', '.join(names)}, which several ranks need together; got no {' and no '.join(missing)}.",
             where=_WHERE,
-            fix=f"unset {' and '.join(given)}; or start the ranks by torchrun, --gpus N or --ranks N, which set all.",
+            fix=f"unset {' and '.join(given)}; or start the ranks with torchrun, --gpus N or --ranks N, which set all.",
         )
     rank, count = _number("RANK", ""), _number("WORLD_SIZE", "")
     if rank >= count:
@@ -65,12 +65,12 @@ def rank_timeout_s() -> int:
     """How long ranks wait for each other, in seconds.
 
     Raises:
-        UsageError: The environment says something else than a number above 0.
+        UsageError: The environment gives something other than a positive number.
     """
     seconds = _number(TIMEOUT_VARIABLE, str(TIMEOUT_S))
     if seconds == 0:
         raise UsageError(
-            "expected at least 1 second, got 0.", where=TIMEOUT_VARIABLE, fix=f"unset it for {TIMEOUT_S} seconds."
+            "expected at least 1 second, got 0.", where=TIMEOUT_VARIABLE, fix=f"unset it to wait {TIMEOUT_S} seconds."
         )
     return seconds
 

@@ -1,10 +1,10 @@
-"""Processes that quantize one model together: who is who, what they tell each other, and what becomes of a lost one.
+"""Processes that quantize one model together: their numbers, how they exchange data, and what happens if one is lost.
 
-In: what the environment makes of this process (`awq2trt.machine.rank_environment`). Out: `Ranks`, whose methods all
-ranks call at the same places of the program; each ends on every rank, or fails on every rank once one of them is gone
-or does not answer. CPUs talk by gloo, GPUs by NCCL.
+In: this process's number, from the environment (`awq2trt.machine.rank_environment`). Out: `Ranks`, whose methods all
+ranks call at the same places in the program. Each call ends on every rank, or fails on every rank if one of them is
+gone or does not answer. CPUs communicate through gloo, GPUs through NCCL.
 
-Sums over ranks are the same bits on every rank, so that all take the same decisions.
+Sums over ranks have the same bits on every rank, so that all ranks make the same decisions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from awq2trt.machine.rank_environment import TIMEOUT_VARIABLE, rank_of_environme
 _FAILURES: Final = "awq2trt/failures"
 
 _CAUSE_FIRST_S: Final = 1.0
-"""Who only notices that another rank is gone lets whoever knows why speak first."""
+"""How long a rank that only noticed a loss lets the one that knows the cause report first."""
 
 _Told = TypeVar("_Told")
 
@@ -55,7 +55,7 @@ class Ranks:
 
     Attributes:
         rank: Its number, from 0.
-        count: Of all.
+        count: Number of all ranks.
         local: Its number on its host, which is the number of its GPU.
     """
 
@@ -66,11 +66,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that writes files and speaks to the user."""
+        """Whether this is the rank that writes files and reports to the user."""
         return self.rank == 0
 
     def share(self, length: int, unit: int = 1) -> slice:
-        """The part of `length` things, in whole units, that is this rank's."""
+        """The part of `length` things, in multiples of a unit, that belongs to this rank."""
         return self.shares(length, unit)[self.rank].rows
 
     def shares(self, length: int, unit: int = 1) -> list[Share]:
@@ -80,15 +80,15 @@ class Ranks:
         return [Share(slice(start, end), rank) for rank, (start, end) in enumerate(pairwise(ends))]
 
     def total(self, value: float) -> float:
-        """The sum of every rank's value."""
+        """Sums a value over all ranks."""
         return sum(self._values(value)) if self.count > 1 else value
 
     def largest(self, value: float) -> float:
-        """The largest of every rank's values."""
+        """Returns the largest value of all ranks."""
         return max(self._values(value))
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Makes each tensor the sum of every rank's."""
+        """Replaces each tensor with its sum over all ranks."""
         if self.count > 1:
             with _talking():
                 for tensor in tensors:
@@ -111,7 +111,7 @@ class Ranks:
                     dist.broadcast(whole[share.rows], src=share.rank)
 
     def gathered(self, own: Tensor, length: int) -> Tensor | None:
-        """The same on the first rank alone; None on others."""
+        """Does the same as `joined` on the first rank only; returns None on others."""
         if self.count == 1:
             return own
         own = own.contiguous()
@@ -128,7 +128,7 @@ class Ranks:
             return whole
 
     def scattered(self, whole: Tensor | None) -> Tensor:
-        """This rank's share of what the first one has; others give None."""
+        """Returns this rank's share of a tensor that the first rank has; others pass None."""
         if self.count == 1 and whole is not None:
             return whole
         shape = self.told(None if whole is None else tuple(whole.shape))
@@ -146,7 +146,7 @@ class Ranks:
             return received
 
     def told(self, value: _Told) -> _Told:
-        """What the first rank has to say, on every rank."""
+        """Sends a value from the first rank to all."""
         if self.count == 1:
             return value
         said = [value]
@@ -155,13 +155,13 @@ class Ranks:
         return said[0]
 
     def require_same(self, facts: Mapping[str, object]) -> None:
-        """Refuses ranks that were given different things.
+        """Refuses ranks that were given different inputs.
 
         Args:
-            facts: What must be the same on all, by what it is called, e.g. {"model": hash}.
+            facts: What must be the same on all ranks, by name, e.g. {"model": hash}.
 
         Raises:
-            UsageError: It is not.
+            UsageError: It is not the same.
         """
         if self.count == 1:
             return
@@ -178,14 +178,14 @@ class Ranks:
                 )
 
     def leave(self) -> None:
-        """Ends the work together, on every rank; what the first one still has to do, it does alone."""
+        """Ends the common work, on every rank; whatever remains is done by the first rank alone."""
         if dist.is_initialized():
             with _talking():
                 self.total(0.0)
                 dist.destroy_process_group()
 
     def claim_message(self) -> bool:
-        """Whether this rank is the first to fail, whose message the user reads; True if it cannot be found out."""
+        """Whether this rank was the first to fail, so that its message is shown; True if that cannot be found out."""
         if self._store is None:
             return True
         try:
@@ -208,17 +208,17 @@ ALONE: Final = Ranks()
 
 @contextmanager
 def joined_ranks(*, cuda: bool) -> Iterator[Ranks]:
-    """The ranks that this process belongs to; `ALONE` where the environment says nothing of others.
+    """Yields the ranks that this process belongs to; `ALONE` if the environment names no others.
 
-    Of several that fail, the first says why; the others' errors become `PeerFailedError`, of which nothing is printed.
+    If several fail, the first one reports why; the errors of the others become `PeerFailedError`, which is not printed.
 
     Args:
-        cuda: They compute on GPUs.
+        cuda: Whether they compute on GPUs.
 
     Raises:
         UsageError: The environment contradicts itself.
-        RankLostError: The others do not come, or one of them is gone.
-        PeerFailedError: Another one failed, and says so.
+        RankLostError: The others do not start, or one of them is gone.
+        PeerFailedError: Another rank failed and reports why.
     """
     named = rank_of_environment()
     if named is None or named.count == 1:
@@ -238,7 +238,7 @@ def joined_ranks(*, cuda: bool) -> Iterator[Ranks]:
     except BaseException as error:
         if isinstance(error, RankLostError):
             time.sleep(_CAUSE_FIRST_S)
-        # The group is not destroyed: with a rank that hangs this would wait for it. The process ends anyway.
+        # The group is not destroyed, since that would wait for a rank that hangs. The process ends anyway.
         if ranks.claim_message():
             raise
         raise PeerFailedError(str(error)) from error
@@ -247,13 +247,13 @@ def joined_ranks(*, cuda: bool) -> Iterator[Ranks]:
 
 @contextmanager
 def _talking() -> Iterator[None]:
-    """Explains what PyTorch raises when another rank is gone or silent."""
+    """Explains the errors that PyTorch raises when another rank is gone or silent."""
     try:
         yield
-    except RuntimeError as error:  # DistError and its subclasses are RuntimeErrors, and gloo raises plain ones
+    except RuntimeError as error:  # DistError and its subclasses are RuntimeErrors, and gloo raises plain RuntimeErrors
         raise RankLostError(
             f"another rank has ended or does not answer. {str(error).splitlines()[0][:200]}",
             where=f"rank {os.environ.get('RANK', '0')}",
-            fix="see what that rank said last; then start all ranks again with --resume, which goes on from the last "
-            f"finished block. {TIMEOUT_VARIABLE} is how many seconds they wait for each other.",
+            fix="see what that rank printed last; then start all ranks again with --resume, which continues after the "
+            f"last finished block. {TIMEOUT_VARIABLE} sets how many seconds they wait for each other.",
         ) from error

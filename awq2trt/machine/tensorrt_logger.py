@@ -1,7 +1,7 @@
-"""What TensorRT says, handed to us: a logger for either TensorRT, which is given the module that the caller uses.
+"""A logger that passes TensorRT's messages to us; it works with the module of either TensorRT.
 
-In: `tensorrt` or `tensorrt_rtx`, imported by the caller, and a function. Out: the logger that calls it. No exception
-may come out of that function, since TensorRT calls it from C++.
+In: `tensorrt` or `tensorrt_rtx`, imported by the caller, and a function. Out: the logger that calls it. That function
+must not raise, since TensorRT calls it from C++.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 Listener = Callable[[Any, str], None]
-"""Takes a severity, of which errors are at most `trt.ILogger.ERROR`, and a message."""
+"""Takes a severity (errors have at most `trt.ILogger.ERROR`) and a message."""
 
 
 def listening_logger(trt: Any, listener: Listener) -> Any:
-    """A logger that hands every message over. TensorRT only borrows it: keep it as long as what was made with it."""
+    """Makes a logger that passes messages on. TensorRT only borrows it: keep it as long as what was made with it."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the base class exists only once TensorRT is imported
         def __init__(self) -> None:

@@ -1,1 +1,1 @@
-"""Models as they come: where they are read from, what their family is, and the decoder that runs them."""
+"""Models: where they are read from, which family they belong to, and the decoder that runs them."""

@@ -1,9 +1,9 @@
-"""The decoder in PyTorch, interpreted from its `DecoderSpec`, one block in memory at a time.
+"""The decoder in PyTorch, interpreted from its `DecoderSpec`, with one block in memory at a time.
 
 In: a `ModelSource` and tokens, or the tensors of one block and its input. Out: the residual stream after a block, or
-logits. Whatever runs a model in PyTorch runs its blocks by `BlockRunner`: calibration, search, the model's own
-calibration text, evaluation and checks. Everything is computed in fp32: statistics must not depend on the precision a
-checkpoint happens to be stored in.
+logits. Everything that runs a model in PyTorch uses `BlockRunner` for its blocks: calibration, search, the model's own
+calibration text, evaluation and checks. Everything is computed in fp32, so that statistics do not depend on the
+precision in which a checkpoint happens to be stored.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ HEAD_ROWS = 128
 """Positions whose logits are computed at once: 128 x 49,152 fp32 are 25 MB; larger pieces only miss the cache."""
 
 HEAD_PIECE = 8192
-"""Rows of a narrow head that are widened at once: 8,192 x 4,096 fp32 are 128 MiB."""
+"""Rows of a head in half precision that are widened at once: 8,192 x 4,096 fp32 are 128 MiB."""
 
 THIN_ROWS = 32
-"""So few rows are multiplied from the other side, which MKL does better: 16 sequences of SmolLM2-135M write their text
-(`text.self_written`) in 118 instead of 154 ms a token; torch 2.13.0, 2 cores of a Xeon with AVX-512."""
+"""With at most this many rows, the product is computed transposed, which is faster in MKL: 16 sequences of SmolLM2-135M
+write their text (`text.self_written`) in 118 instead of 154 ms a token, with torch 2.13.0 on 2 cores of a Xeon with
+AVX-512."""
 
 
 @dataclass
@@ -46,7 +47,7 @@ class KeyValueCache:
 
     @classmethod
     def empty(cls, spec: DecoderSpec, batch: int, capacity: int) -> KeyValueCache:
-        """A cache for `capacity` positions, nothing in it."""
+        """An empty cache for `capacity` positions."""
         shape = (batch, spec.num_kv_heads, capacity, spec.head_dim)
         return cls(torch.zeros(shape), torch.zeros(shape))
 
@@ -60,7 +61,7 @@ class KeyValueCache:
 
 
 def matmul_transposed(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T, fp32, for x fp32 [..., K] and W [N, K]; of narrow factors where W is narrower."""
+    """x W^T in fp32, for fp32 x [..., K] and W [N, K]; if W has a narrower type, both factors are rounded to it."""
     if weight.dtype != x.dtype:
         return F.linear(x.to(weight.dtype), weight).to(x.dtype)
     if x.shape[:-1].numel() > THIN_ROWS:
@@ -74,21 +75,21 @@ class Rotary:
 
     Args:
         rope: The embedding.
-        short: cos and sin of texts that are not long for it, fp32 [positions, rotary_dim / 2].
+        short: cos and sin for texts within the original length, fp32 [positions, rotary_dim / 2].
     """
 
     def __init__(self, rope: RopeSpec, short: tuple[Tensor, Tensor]) -> None:
         self._rope = rope
         self._short = short
-        self._long = (0, short)  # a length, and its tables
+        self._long = (0, short)  # a length and its tables
 
     @classmethod
     def for_positions(cls, rope: RopeSpec, positions: int) -> Rotary:
-        """Tables for texts of at most `positions` tokens."""
+        """Makes tables for texts of at most `positions` tokens."""
         return cls(rope, _rotary_tables(rope, positions, 0))
 
     def rotate(self, x: Tensor, start: int) -> Tensor:
-        """Rotates queries or keys [batch, heads, S, head_dim] at positions start .. start + S - 1, the last of all."""
+        """Rotates the last queries or keys, [batch, heads, S, head_dim] at positions start .. start + S - 1."""
         end = start + x.shape[2]
         cos, sin = (table[start:end] for table in self._of_length(end))  # [S, rotary_dim / 2]
         first, second = x[..., : self._rope.rotary_dim].chunk(2, dim=-1)
@@ -96,7 +97,7 @@ class Rotary:
         return torch.cat((*rotated, x[..., self._rope.rotary_dim :]), dim=-1)
 
     def _of_length(self, length: int) -> tuple[Tensor, Tensor]:
-        """Tables of a sequence of `length` tokens; all blocks ask for the same one, one after the other."""
+        """Tables for a sequence of `length` tokens, kept for the next block, which asks for the same ones."""
         if not self._rope.is_long(length):
             return self._short
         if self._long[0] != length:
@@ -105,7 +106,7 @@ class Rotary:
 
 
 def _rotary_tables(rope: RopeSpec, positions: int, length: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of a text of `length` tokens, fp32 [positions, rotary_dim / 2]."""
+    """cos and sin for a text of `length` tokens, fp32 [positions, rotary_dim / 2]."""
     cos, sin = rope.tables(positions, length)
     return torch.as_tensor(cos), torch.as_tensor(sin)
 
@@ -132,25 +133,26 @@ class ActivationRange:
     """The largest magnitude among the activations that an exported model holds in half precision.
 
     Attributes:
-        largest: So far.
+        largest: The largest magnitude so far.
     """
 
     largest: float = 0.0
 
     def add_(self, x: Tensor) -> None:
-        """Looks at one tensor."""
+        """Takes one more tensor into account."""
         low, high = torch.aminmax(x)
         self.largest = max(self.largest, -float(low), float(high))
 
 
 @dataclass(frozen=True)
 class BlockRunner:
-    """Runs decoder blocks of one model.
+    """Runs the decoder blocks of one model.
 
     Attributes:
         spec: The model.
-        rotaries: Tables of its rotary embeddings, for every position the runner will see.
-        seen: Gets the range of every residual stream, every linear's output and the MLP's product; None to not look.
+        rotaries: Tables of its rotary embeddings, for every position that the runner will see.
+        seen: Receives the range of every residual stream, every linear's output and the MLP's product; None for no
+            measurement.
     """
 
     spec: DecoderSpec
@@ -159,12 +161,12 @@ class BlockRunner:
 
     @classmethod
     def for_positions(cls, spec: DecoderSpec, positions: int, *, seen: ActivationRange | None = None) -> BlockRunner:
-        """A runner for sequences of at most `positions` tokens.
+        """Makes a runner for sequences of at most `positions` tokens.
 
         Raises:
-            UsageError: The model was made for shorter ones.
+            UsageError: The model was made for shorter sequences.
         """
-        require_positions(spec, positions, where="the longest text", fix="use a shorter one.")
+        require_positions(spec, positions, where="the longest text", fix="use a shorter sequence.")
         return cls(spec, {rope: Rotary.for_positions(rope, positions) for rope in spec.ropes}, seen)
 
     def run(
@@ -176,14 +178,14 @@ class BlockRunner:
         cache: KeyValueCache | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
-        """One block.
+        """Runs one block.
 
         Args:
             weights: The block's tensors.
             hidden: Residual stream, fp32 [batch, S, hidden_size].
-            layer: Which block it is.
+            layer: The block's number.
             cache: Keys and values before `hidden`; None if `hidden` starts at position 0.
-            observe: Sees the input of every group of linears.
+            observe: Called with the input of every group of linears.
 
         Returns:
             The residual stream after the block, same shape.
@@ -205,7 +207,7 @@ class BlockRunner:
         return self._look(hidden + attended + output if spec.parallel else stream + output)
 
     def _mlp_inner(self, weights: BlockWeights, normed: Tensor) -> Tensor:
-        """What down_proj reads, [batch, S, intermediate_size]."""
+        """The input of down_proj, [batch, S, intermediate_size]."""
         names, activation = self.spec.block, _ACTIVATIONS[self.spec.activation]
         inner = activation(self._linear(weights, names.mlp_inputs[0], normed))
         if names.gate_proj is not None:
@@ -216,7 +218,7 @@ class BlockRunner:
     def _attention(
         self, weights: BlockWeights, normed: Tensor, layer: LayerSpec, cache: KeyValueCache | None
     ) -> Tensor:
-        """Grouped-query attention before the output projection, [batch, S, num_heads * head_dim]."""
+        """Grouped-query attention up to the output projection, [batch, S, num_heads * head_dim]."""
         spec, names = self.spec, self.spec.block
         start = cache.length if cache else 0
         queries = self._heads(weights, normed, names.q_proj, spec.num_heads)
@@ -232,14 +234,14 @@ class BlockRunner:
         return context.transpose(1, 2).flatten(2)
 
     def _heads(self, weights: BlockWeights, normed: Tensor, name: str, heads: int) -> Tensor:
-        """Projects [batch, S, hidden_size] and splits it: [batch, heads, S, head_dim]."""
+        """Projects [batch, S, hidden_size] and splits the result into heads: [batch, heads, S, head_dim]."""
         projected = self._linear(weights, name, normed)
         if self.spec.clip_qkv is not None:
             projected = projected.clamp(-self.spec.clip_qkv, self.spec.clip_qkv)
         return projected.view(*projected.shape[:2], heads, -1).transpose(1, 2)
 
     def _norm(self, weights: BlockWeights, name: str | None, x: Tensor) -> Tensor:
-        """The norm `name`; x itself if there is none."""
+        """Applies the norm `name`; returns x itself if there is no such norm."""
         if name is None:
             return x
         return apply_norm(self.spec.norm, x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
@@ -255,7 +257,7 @@ class BlockRunner:
 
 
 def _attend(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, sliding_window: int | None) -> Tensor:
-    """Causal attention of the last positions; [batch, heads, S, head_dim] in and out."""
+    """Causal attention for the last positions; [batch, heads, S, head_dim] in and out."""
     bias = _attention_bias(spec, queries.shape[2], keys.shape[2], sliding_window)
     if spec.attention_softcap is not None:
         return _attend_capped(spec, queries, keys, values, bias)
@@ -263,16 +265,17 @@ def _attend(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, sl
         return F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias, enable_gqa=True, scale=spec.score_scale
         )
-    # One position: the query heads of a KV head stand in for positions, so keys and values are not copied per head.
+    # One position: the query heads of a KV head take the place of positions, so keys and values are not copied per
+    # head.
     grouped = queries.view(keys.shape[0], keys.shape[1], -1, keys.shape[3])
     if spec.alibi is not None:
         bias = bias.view(keys.shape[1], -1, bias.shape[-1])
     context = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=spec.score_scale)
-    return context.reshape(queries.shape)  # not view(): CUDA's kernels lay it out otherwise
+    return context.reshape(queries.shape)  # not view(): CUDA's kernels use another memory layout
 
 
 def _attend_capped(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Attention whose scores saturate: cap * tanh(score / cap)."""
+    """Attention whose scores are capped: cap * tanh(score / cap)."""
     assert spec.attention_softcap is not None
     grouped = queries.unflatten(1, (keys.shape[1], -1))  # [batch, KV heads, heads of each, S, head_dim]
     scores = _softcap(grouped @ keys.unsqueeze(2).mT * spec.score_scale, spec.attention_softcap)
@@ -284,7 +287,7 @@ def _softcap(x: Tensor, cap: float) -> Tensor:
 
 
 def _attention_bias(spec: DecoderSpec, queries: int, keys: int, sliding_window: int | None) -> Tensor:
-    """The mask bool [queries, keys]; with ALiBi what is added to the scores, fp32 [heads, queries, keys]."""
+    """The mask as bool [queries, keys], or with ALiBi the summand of the scores, fp32 [heads, queries, keys]."""
     mask = attention_mask(queries, keys, sliding_window)
     if spec.alibi is None:
         return mask
@@ -294,7 +297,7 @@ def _attention_bias(spec: DecoderSpec, queries: int, keys: int, sliding_window: 
 
 
 def attention_mask(queries: int, keys: int, sliding_window: int | None) -> Tensor:
-    """Which keys each of the last `queries` positions may see, bool [queries, keys]."""
+    """Which keys each of the last `queries` positions may see, as bool [queries, keys]."""
     query_position = torch.arange(keys - queries, keys).unsqueeze(1)
     key_position = torch.arange(keys).unsqueeze(0)
     mask = key_position <= query_position
@@ -304,13 +307,13 @@ def attention_mask(queries: int, keys: int, sliding_window: int | None) -> Tenso
 
 
 class Ends:
-    """What stands before and after the blocks: embedding, final norm, head; each is read when it is first needed.
+    """What comes before and after the blocks: embedding, final norm, head; each is read when it is first needed.
 
     Args:
         source: The model.
-        narrow_head: Keep the head as it is stored, and widen a piece of it at a time: for a few tokens of a model
-            whose head in fp32 takes more memory than a block.
-        head_type: Of the head's factors otherwise.
+        narrow_head: Keep the head in its stored type, and widen one piece of it at a time. This suits a few tokens of a
+            model whose head in fp32 takes more memory than a block.
+        head_type: Type of the factors of the head's product otherwise.
     """
 
     def __init__(
@@ -323,11 +326,11 @@ class Ends:
         self._read: dict[str, Array] = {}
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """Residual stream before the first block.
+        """The residual stream before the first block.
 
         Args:
             tokens: int64 [batch, S].
-            start: Position of the first.
+            start: Position of the first token.
 
         Returns:
             fp32 [batch, S, hidden_size].
@@ -341,7 +344,7 @@ class Ends:
         return self._norm(spec.embedding_norm, hidden)
 
     def normed(self, hidden: Tensor) -> Tensor:
-        """What the head reads, fp32 [..., hidden_size] as the last block's output."""
+        """The input of the head, from fp32 [..., hidden_size], the output of the last block."""
         return self._norm(self._spec.final_norm, hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -351,7 +354,7 @@ class Ends:
         return logits if cap is None else _softcap(logits, cap)
 
     def logits_in_pieces(self, hidden: Tensor) -> Iterator[Tensor]:
-        """Logits of [tokens, hidden_size], `HEAD_ROWS` rows at a time."""
+        """Logits of [tokens, hidden_size], computed for `HEAD_ROWS` rows at a time."""
         for piece in hidden.split(HEAD_ROWS):
             yield self.logits(piece)
 
@@ -382,14 +385,14 @@ class Ends:
         return self._stored(f"{spec.embedding if spec.tie_embeddings else spec.head}.weight")  # [V, hidden]
 
     def _stored(self, name: str) -> Array:
-        """A tensor outside the blocks, in the type it is stored in, verified."""
+        """A checked tensor outside the blocks, in its stored type."""
         if name not in self._read:
             self._read[name] = self._source.checked_tensor(name, self._spec.outer_shapes()[name])
         return self._read[name]
 
 
 def run_model(source: ModelSource, tokens: Tensor, *, progress: Callable[[int], None] | None = None) -> Tensor:
-    """The final residual stream, loading one block at a time.
+    """Computes the final residual stream, loading one block at a time.
 
     Args:
         source: The model.
@@ -411,13 +414,13 @@ def run_blocks(
     seen: ActivationRange | None = None,
     factors: torch.dtype = torch.float32,
 ) -> Tensor:
-    """As `run_model`, from the residual stream before the first block on.
+    """Runs all blocks like `run_model`, beginning with the residual stream before the first block.
 
     Args:
         source: The model.
         hidden: fp32 [batch, S, hidden_size].
         progress: Called with 1 after every block.
-        seen: Gets the range of activations.
+        seen: Receives the range of activations.
         factors: Type of the linears' factors, see `with_linears_of`.
     """
     runner = BlockRunner.for_positions(source.spec, hidden.shape[1], seen=seen)

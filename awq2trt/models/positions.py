@@ -1,4 +1,4 @@
-"""How long a text a model was made for: longer ones are refused, since beyond it a model says something, but not much.
+"""Refuses texts that are longer than a model was made for: beyond that length its answers are of little use.
 
 In: a description and a number of tokens. Out: nothing, or an error.
 """
@@ -14,16 +14,16 @@ def require_positions(spec: DecoderSpec, tokens: int, *, where: str, fix: str | 
 
     Args:
         spec: The model.
-        tokens: Of the text, all that the model sees at once.
-        where: What the user gave that makes it so long, for errors.
-        fix: What the user can do; None for the flag `where` with a value that fits.
+        tokens: Number of tokens that the model sees at once.
+        where: The input or flag that makes the text so long, for errors.
+        fix: What the user can do; None to suggest a fitting value for the flag `where`.
 
     Raises:
-        UsageError: It is too long.
+        UsageError: The text is too long.
     """
     if tokens > spec.max_positions:
         raise UsageError(
-            f"expected at most {spec.max_positions} tokens, which is what the model was made for, got {tokens}.",
+            f"expected at most {spec.max_positions} tokens, for which the model was made, got {tokens}.",
             where=where,
             fix=fix or f"use {where} {spec.max_positions} or less.",
         )

@@ -1,6 +1,6 @@
-"""Decoders of published sizes, by name: what `--shape` of `bench` and `targets` takes. No weights.
+"""Decoders of published sizes, by name, for `--shape` of `bench` and `targets`. They have no weights.
 
-In: a name. Out: a config.json, with the sizes of the model's own on the Hugging Face hub.
+In: a name. Out: a config.json, with the sizes in the model's own on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -138,11 +138,11 @@ _LAYER_KEYS: Final = ("num_hidden_layers", "n_layers")
 
 
 def shape_config(name: str, layers: int | None = None) -> dict[str, Any]:
-    """config.json of a published size.
+    """Returns config.json of a published size.
 
     Args:
-        name: In `SHAPES`.
-        layers: Blocks; None for all that it has.
+        name: A name in `SHAPES`.
+        layers: Number of blocks; None for all of them.
 
     Raises:
         UsageError: There is no such shape.

@@ -1,7 +1,7 @@
-"""A whole model, described: what crosses from one room to the next, and into manifests.
+"""The description of a complete model, which rooms pass to each other and which goes into manifests.
 
-In: the descriptions of its parts, which the families make of config.json. Out: a `ModelSpec`, and the record of it that
-a manifest holds for runtimes.
+In: the descriptions of its parts, which the families make from config.json. Out: a `ModelSpec`, and its record, which a
+manifest holds for runtimes.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from awq2trt.models.families import DecoderSpec, SeeingSpec
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model.
+    """The description of a model.
 
     Attributes:
-        decoder: Of text.
-        vision: How it sees; None for a model of text.
+        decoder: The decoder of text.
+        vision: How the model sees images; None for a model of text.
     """
 
     decoder: DecoderSpec
     vision: SeeingSpec | None = None
 
     def record(self) -> ModelRecord:
-        """What a runtime needs to know, for the manifest."""
+        """What a runtime needs to know about the model, for the manifest."""
         spec, ropes = self.decoder, self.decoder.ropes
         return ModelRecord(
             decoder=DecoderRecord(

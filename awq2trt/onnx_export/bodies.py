@@ -1,18 +1,19 @@
-"""Function bodies of the operators with codes, linears and embeddings: each defined in standard ONNX ops.
+"""Function bodies of the operators with codes, linears and embeddings: each defined by standard ONNX operators.
 
 In: which variant a node needs. Out: an `onnx_ir` function whose overload names the variant; a node picks its body by
 its own `overload` field (ONNX IR version 10 and later), so that all variants share one op type, the one that plugins
-are registered under. Bodies keep to what TensorRT takes, which has no zero points in `DequantizeLinear`, wants whole
-blocks, no block of one element, and lets codes, INT4 or INT8, go nowhere but into `DequantizeLinear`:
+are registered under. Bodies use only what TensorRT accepts: its `DequantizeLinear` has no zero points and needs
+complete blocks of more than one element, and INT4 or INT8 codes may go only into `DequantizeLinear`:
 
-- An embedding dequantizes its whole table and then gathers rows, since codes cannot be gathered. It is right, and slow.
-- Zero points become a second product. w = s (q - z), so x w^T = x (s q)^T - sum_groups(x) (s z)^T, where q and z
-  are the signed INT4 values (code - 8, zero - 8), whose offset cancels in q - z. The two products partly cancel; with
+- An embedding dequantizes its complete table and then gathers rows, since codes cannot be gathered. That is correct but
+  slow.
+- Zero points become a second product. w = s (q - z), so x w^T = x (s q)^T - sum_groups(x) (s z)^T, where q and z are
+  the signed INT4 values (code - 8, zero - 8), whose offset cancels in q - z. The two products partly cancel; with
   everything rounded to fp16 the mean KL of SmolLM2-135M (g128, 512 tokens of WikiText-2, simulated in PyTorch) from its
   fp32 self is 8e-6, against 4e-6 for one product with w in fp16, and largest intermediate 1.2e4.
-- A shorter last group becomes whole, smaller blocks: g = gcd(K, G) divides both, so that every block of g
-  channels lies in one group, whose scale and zero point it repeats.
-- If g is 1 (an odd K) the weight is dequantized element by element: right, but not fast in TensorRT.
+- A shorter last group leads to smaller blocks: g = gcd(K, G) divides both, so that every block of g channels lies in
+  one group, whose scale and zero point it repeats.
+- If g is 1 (an odd K) the weight is dequantized element by element, which is correct, but not fast in TensorRT.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ class BodyVariant:
 
     Attributes:
         bits: Width of a code: 4 or 8.
-        group_length: Channels in every group but perhaps the last, G.
-        ragged_features: K if its last group is shorter, else None: whole groups need not know K.
-        has_zeros: Groups have zero points.
-        has_bias: The linear has a bias.
+        group_length: G, the channels in every group except perhaps the last.
+        ragged_features: K if its last group is shorter, otherwise None, because then the body does not depend on K.
+        has_zeros: Whether groups have zero points.
+        has_bias: Whether the linear has a bias.
     """
 
     bits: int
@@ -117,7 +118,7 @@ _ATTRIBUTES = (
     (opset.ATTR_PLUGIN_VERSION, ir.AttributeType.STRING),
     (opset.ATTR_PLUGIN_NAMESPACE, ir.AttributeType.STRING),
 )
-"""What nodes carry. Bodies do not read them: a variant is a body of its own."""
+"""Attributes of the nodes. Bodies do not read them: each variant has a body of its own."""
 
 _LINEAR_ATTRIBUTES = (*_ATTRIBUTES[:2], (opset.ATTR_HAS_BIAS, ir.AttributeType.INT), *_ATTRIBUTES[2:])
 
@@ -139,7 +140,7 @@ def _function(
 
 
 def _blockwise_product(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.Value]) -> ir.Value:
-    """x (s q)^T - blocksum(x) (s z)^T, with q dequantized in whole blocks."""
+    """x (s q)^T - blocksum(x) (s z)^T, with q dequantized in complete blocks."""
     x, block = inputs["x"], variant.block_length
     scales = _per_block(tape, variant, inputs["scales"])  # [N, K/g]
     weight = tape.op("DequantizeLinear", [inputs["codes"], scales], {"axis": 1, "block_size": block})  # [N, K]
@@ -157,7 +158,7 @@ def _blockwise_product(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.Va
 
 
 def _blockwise_rows(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.Value]) -> ir.Value:
-    """Rows of s q less those of s z, with q dequantized in whole blocks."""
+    """Rows of s q minus those of s z, with q dequantized in complete blocks."""
     ids, block = inputs["ids"], variant.block_length
     scales = _per_block(tape, variant, inputs["scales"])  # [V, K/g]
     table = tape.op("DequantizeLinear", [inputs["codes"], scales], {"axis": 1, "block_size": block})  # [V, K]
@@ -189,7 +190,7 @@ def _elementwise_weight(tape: Tape, variant: BodyVariant, inputs: dict[str, ir.V
 
 
 def _per_block(tape: Tape, variant: BodyVariant, groups: ir.Value) -> ir.Value:
-    """Repeats [N, ceil(K/G)] to [N, K/g] where the last group is shorter; whole groups stay as they are."""
+    """Repeats [N, ceil(K/G)] to [N, K/g] if the last group is shorter; otherwise nothing changes."""
     features, block = variant.ragged_features, variant.block_length
     if features is None:
         return groups

@@ -39,20 +39,20 @@ from awq2trt.onnx_export.rotary_graph import Nodes, RotaryRows, rotary_rows
 from awq2trt.onnx_export.weights import INPUT_ORDER, LinearInputs, Order, Weights
 
 LOWEST: Final = -65504.0
-"""What masked scores become: the lowest number of fp16. No score that counts comes near it."""
+"""The score of masked slots: the lowest number of fp16. No relevant score comes near it."""
 
 _Attributes = dict[str, int | float | str | list[int]]
 
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """What the graph shall be, as far as the model leaves it open: options with every default settled.
+    """The properties of the graph that the model leaves open: the options with every default settled.
 
     Attributes:
         capacity: Positions that the cache holds.
-        dtype: Of activations and plain weights.
-        all_logits: Logits of every position rather than of the last.
-        function_bodies: Define the custom operators by model-local functions.
+        dtype: Type of activations and plain weights.
+        all_logits: Whether it gives logits of every position rather than only of the last.
+        function_bodies: Whether model-local functions define the custom operators.
         embeds: Read embeddings, scaled where the model scales them, in place of tokens.
     """
 
@@ -95,12 +95,12 @@ def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
 
 
 def build_decoder(spec: DecoderSpec, weights: Weights, plan: GraphPlan, on_block: Callable[[], None]) -> ir.Model:
-    """Builds the whole decoder.
+    """Builds the complete decoder.
 
     Args:
-        spec: The model described.
-        weights: Where initializers come from; asked for each once, in the order of the graph.
-        plan: What the options come to.
+        spec: The model's description.
+        weights: The source of initializers; each is requested once, in the order of the graph.
+        plan: The settled options.
         on_block: Called after each block, for progress.
     """
     contract = decoder_contract(spec, plan)
@@ -282,7 +282,8 @@ class _DecoderBuilder:
         names = self._spec.block
         divisors = f"{prefix}{names.activation}.scales"
         divided = names.activation is not None and self._weights.has(divisors)
-        # An order of down's inputs is folded into the outputs of what is before it, unless divisors lie between.
+        # An order of down's inputs is folded into the outputs of the linears before it, unless there are divisors
+        # between.
         rows = None if divided else self._weights.input_order(prefix + names.down_proj)
         inner = self._activation(self._linear(x, prefix + names.mlp_inputs[0], rows), f"{prefix}mlp.")
         if names.gate_proj is not None:
@@ -339,7 +340,7 @@ class _DecoderBuilder:
         return self._gathered[key]
 
     def _norm(self, x: ir.Value, prefix: str, relative_name: str | None) -> ir.Value:
-        """A norm over the last axis, x itself if there is none.
+        """Applies a norm over the last axis; returns x itself if there is none.
 
         Squares and their mean are fp32, since x reaches 24,000 in fp16 models.
         """
@@ -374,7 +375,7 @@ class _DecoderBuilder:
         return self._op("RotaryEmbedding", inputs, attributes, name=f"{name}.rotary")
 
     def _rotaries(self) -> dict[RopeSpec, RotaryRows]:
-        """What rotates the new tokens, for every embedding of the model."""
+        """Tables and rows that rotate the new tokens, for every embedding of the model."""
         capacity = int(self._inputs[cache_names("past", 1)[0]].shape[2])  # type: ignore[index, arg-type]
         nodes = Nodes(self._op, self._constant, self._positions, self._lengths)
         return {rope: rotary_rows(nodes, index, rope, capacity) for index, rope in enumerate(self._spec.ropes)}
@@ -429,7 +430,7 @@ class _DecoderBuilder:
         return self._constant(name, np.asarray(value, np.float32))
 
     def _constant(self, name: str, value: NDArray[np.float32]) -> ir.Value:
-        """A tensor in the graph's dtype, the same initializer wherever it is asked for by the same name."""
+        """A tensor in the graph's dtype; the same name always returns the same initializer."""
         if name not in self._constants:
             self._constants[name] = self._keep(self._weights.constant(name, value))
         return self._constants[name]

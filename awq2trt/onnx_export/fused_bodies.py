@@ -1,8 +1,8 @@
 """Function bodies of the fused operators: each defined in standard ONNX ops, as the exporter would have written it.
 
 In: a model whose graph was fused (`graph.fusion`). Out: the same, with a body for every custom node that lacks one, so
-that ONNX Runtime, or whatever else knows no operator of ours, runs it. Every set of attributes is a body of its own,
-told apart by its overload; bodies keep to the operators of exported graphs, which TensorRT takes.
+that ONNX Runtime, or any other executor without our operators, can run it. Every set of attributes has its own body,
+identified by its overload; bodies use only operators of exported graphs, which TensorRT accepts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def add_bodies_(model: ir.Model) -> None:
     """Gives custom nodes their bodies, and takes out bodies that no node has.
 
     Args:
-        model: With nodes of `opset`; changed.
+        model: A model with nodes of `opset`; it is changed.
     """
     made: dict[tuple[object, ...], ir.Function] = {}
     for node in model.graph:
@@ -54,10 +54,10 @@ def add_bodies_(model: ir.Model) -> None:
 
 
 def unfuse_(model: ir.Model) -> None:
-    """Puts bodies in the place of the fused nodes; linears stay, and stay merged.
+    """Replaces the fused nodes with their bodies; linears stay, and stay merged.
 
     Args:
-        model: Changed; has the opset of the bodies then, if it had an older one.
+        model: The model; it is changed, and gets the opset of the bodies if it had an older one.
     """
     split_linears_(model.graph)
     fused = [node for node in model.graph if node.domain == opset.DOMAIN and node.op_type in opset.FUSED_OPERATORS]
@@ -190,7 +190,7 @@ def _gated(nodes: _Nodes, inputs: _Inputs, numbers: _Numbers) -> list[ir.Value]:
 
 
 def _linear(nodes: _Nodes, numbers: _Numbers, variant: BodyVariant) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Inputs in order; y, and the sum if there is a residual."""
+    """Inputs in order; outputs y, and the sum if there is a residual."""
     norm_numbers = {**numbers, "has_bias": numbers[opset.ATTR_HAS_NORM_BIAS]}
     before = _norm_inputs(norm_numbers) if numbers[opset.ATTR_HAS_NORM] else ["x"]
     given = {name: ir.Value(name="norm_bias" if name == "bias" else name) for name in before}

@@ -32,7 +32,7 @@ class ExportResult:
 
     Attributes:
         contract: The model's inputs and outputs, for the manifest.
-        dtype: Of activations in the graph, NumPy's name.
+        dtype: Type of activations in the graph, by NumPy's name.
     """
 
     contract: IoContract
@@ -61,7 +61,7 @@ def export_onnx(
         progress: Counts blocks.
 
     Raises:
-        UsageError: `max_seq_len` is beyond what the model was made for.
+        UsageError: `max_seq_len` exceeds the positions that the model was made for.
         ArtifactError: The files cannot be written.
     """
     plan = _plan(options or ExportOptions(), checkpoint, all_logits=all_logits, embeds=embeds)
@@ -79,7 +79,7 @@ def export_onnx(
 
 
 def _plan(options: ExportOptions, checkpoint: Checkpoint, *, all_logits: bool, embeds: bool) -> GraphPlan:
-    """What the options come to for this checkpoint."""
+    """Settles the options for this checkpoint."""
     limit = checkpoint.spec.max_positions
     capacity = options.max_seq_len or min(limit, DEFAULT_MAX_SEQ_LEN)
     if capacity > limit:

@@ -1,9 +1,9 @@
 """Proof that an import lost nothing: the checkpoint's weights against those of the exported graph.
 
-In: a checkpoint and the model made of it. Out: the largest difference between the weight that the layout's definition
-gives for the tensors in the checkpoint, and the weight that the graph's codes stand for; both float32. The
-definitions are written down here once more, with shifts instead of the streams of bits of `awq2trt.checkpoint.pack`,
-so that a mistake there cannot hide itself. With step sizes rounded to the graph's type both must be equal, bit for bit.
+In: a checkpoint and the model made of it. Out: the largest difference between the weights that the tensors in the
+checkpoint stand for, by the layout's definition, and those that the graph's codes stand for; both are float32. The
+definitions are written here a second time, with shifts instead of the bit streams of `awq2trt.checkpoint.pack`, so that
+a mistake there cannot go unnoticed. With step sizes rounded to the graph's type both must be equal, bit for bit.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from awq2trt.scheme import QuantScheme
 Array = NDArray[Any]
 
 _AWQ_SHIFTS: Final = (0, 16, 4, 20, 8, 24, 12, 28)
-"""Where each of eight neighbouring columns lies in AutoAWQ's word."""
+"""The position of each of eight neighbouring columns in AutoAWQ's word."""
 
 
 class Checkpoint(Protocol):
-    """What the proof reads: `QuantizedCheckpoint` has it."""
+    """The part of `QuantizedCheckpoint` that the proof reads."""
 
     format: StoredFormat
     spec: DecoderSpec
@@ -55,7 +55,7 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True)
 class ImportProof:
-    """How far the graph's weights are from the checkpoint's, all of it by rounding of step sizes.
+    """How far the graph's weights are from the checkpoint's, which only the rounding of step sizes may cause.
 
     Attributes:
         largest: Largest difference of two weights.
@@ -119,8 +119,8 @@ class _Graph:
     Attributes:
         stored: Initializers by name.
         nodes: Quantized linears by name.
-        rows: Full name of a linear -> the output channel of each row, where they are sorted.
-        columns: Likewise the input channel of each column.
+        rows: The output channel of each row, by the full name of the linear, for linears with sorted rows.
+        columns: The input channel of each column in the same way.
     """
 
     stored: Mapping[str, ir.TensorProtocol]
@@ -152,12 +152,12 @@ class _Graph:
             codes -= _spread(self.stored[f"{name}.zeros"].numpy(), length, codes.shape[1])
         found = codes * _spread(self.stored[f"{name}.scales"].numpy(), length, codes.shape[1])
         rows, columns = np.arange(found.shape[0]), np.arange(found.shape[1])
-        weight = np.full_like(found, np.nan)  # what no channel stands for
+        weight = np.full_like(found, np.nan)  # a placeholder that is no channel
         weight[np.ix_(self.rows.get(name, rows), self.columns.get(name, columns))] = found
         return weight
 
     def biases(self, name: str, expected: Array) -> tuple[Array, Array]:
-        """The exported bias, zeros where there is none, and the checkpoint's in the same type."""
+        """The exported bias, or zeros without one, and the checkpoint's bias in the same type."""
         stored = f"{name}.bias"
         found: Array = self.stored[stored].numpy() if stored in self.stored else np.zeros(expected.shape, np.float32)
         bias = np.full_like(found, np.nan)
@@ -166,7 +166,7 @@ class _Graph:
 
 
 def _gathered(node: ir.Node) -> Array | None:
-    """The channels that a `Gather` before a linear picks; None where there is none."""
+    """The channels that a `Gather` before a linear picks; None without such a node."""
     producer = node.inputs[0].producer() if node.inputs[0] is not None else None
     if producer is None or producer.op_type != "Gather" or producer.inputs[1] is None:
         return None
@@ -200,7 +200,7 @@ class _Stored:
 
     @property
     def middle(self) -> int:
-        """The code that means 0 where there are no zero points."""
+        """The code that means 0 if there are no zero points."""
         return 1 << (self.bits - 1)
 
 

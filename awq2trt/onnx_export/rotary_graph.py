@@ -1,4 +1,4 @@
-"""Cosines and sines of the new tokens in an ONNX graph, whatever scales them.
+"""Cosines and sines of the new tokens in an ONNX graph, for every kind of scaling.
 
 In: a `RopeSpec`, the capacity, and what builds nodes. Out: tables [rows, rotary_dim / 2] and the row of every new token
 [B, S]. A row is a position, unless sequences that have grown long have frequencies of their own (`families/rotary.py`):
@@ -27,8 +27,9 @@ class Nodes:
     Attributes:
         op: Appends a node of a type, with inputs and attributes.
         constant: An initializer in the graph's dtype, by name and value.
-        positions: Of the new tokens, int64 [B, S].
-        lengths: Appends what computes the lengths of the sequences, tokens in the cache and new ones, int64 [B, 1].
+        positions: Positions of the new tokens, int64 [B, S].
+        lengths: Appends nodes that compute the lengths of the sequences, tokens in the cache and new ones, int64 [B,
+            1].
     """
 
     op: Callable[..., ir.Value]
@@ -39,7 +40,7 @@ class Nodes:
 
 @dataclass(frozen=True)
 class RotaryRows:
-    """Rotary tables, and the rows that the new tokens take.
+    """Rotary tables, and the rows in them for the new tokens.
 
     Attributes:
         cos: [rows, rotary_dim / 2] in the graph's dtype; likewise `sin`.
@@ -58,11 +59,11 @@ def rotary_names(index: int) -> tuple[str, str]:
 
 
 def rotary_rows(nodes: Nodes, index: int, rope: RopeSpec, capacity: int) -> RotaryRows:
-    """What rotates the new tokens.
+    """Builds the tables and rows that rotate the new tokens.
 
     Args:
         nodes: Where nodes and initializers go.
-        index: Of `rope` in `DecoderSpec.ropes`.
+        index: Index of `rope` in `DecoderSpec.ropes`.
         rope: The embedding.
         capacity: Positions that the cache holds.
     """

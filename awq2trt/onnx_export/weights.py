@@ -1,4 +1,4 @@
-"""Where the decoder's graph has its initializers from: handed out one by one, so that they can be streamed to disk.
+"""The source of the graph's initializers, which returns them one by one, so that they can be streamed to disk.
 
 In: nothing. Out: the protocol that `decoder_graph` asks and `model` answers.
 """
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from awq2trt.onnx_export.bodies import BodyVariant
 
 INPUT_ORDER: Final = "input_order"
-"""Of the initializer that has the order of a linear's input channels, behind its name."""
+"""Suffix of the name of the initializer with the order of a linear's input channels."""
 
 Order = NDArray[np.int64]
-"""Channels in another order than their own: of act-order, which sorts them into groups."""
+"""A changed order of channels, from act-order, which sorts them into groups."""
 
 
 LinearInputs = tuple[BodyVariant, tuple[ir.Value, ...]]
@@ -25,7 +25,7 @@ LinearInputs = tuple[BodyVariant, tuple[ir.Value, ...]]
 
 
 class Weights(Protocol):
-    """Hands out initializers, each when the graph reaches it, so that they can be streamed to disk."""
+    """Returns initializers, each when the graph reaches it, so that they can be streamed to disk."""
 
     dtype: ir.DataType
     quantized_head: bool
@@ -35,7 +35,7 @@ class Weights(Protocol):
 
         Args:
             name: Its full name.
-            rows: The order of its output channels; None for theirs.
+            rows: The order of its output channels; None for the usual order.
         """
 
     def is_quantized(self, name: str) -> bool:
@@ -45,7 +45,7 @@ class Weights(Protocol):
         """Weight, and bias if there is one, of a linear that is not quantized; `rows` as for `linear`."""
 
     def input_order(self, name: str) -> Order | None:
-        """The order of a linear's input channels; None for their own."""
+        """The order of a linear's input channels; None for the usual order."""
 
     def order(self, name: str, value: Order) -> ir.Value:
         """Initializer of an order of channels."""
@@ -57,7 +57,7 @@ class Weights(Protocol):
         """Whether there is a plain tensor of this name."""
 
     def gain(self, name: str) -> ir.Value:
-        """Initializer of what a norm multiplies by: its weight, or 1 + weight, rounded after the sum."""
+        """Initializer of a norm's factor: its weight, or 1 + weight, rounded after the sum."""
 
     def constant(self, name: str, value: NDArray[np.float32]) -> ir.Value:
         """Initializer of a tensor that the description defines."""

@@ -1,1 +1,1 @@
-"""Quantizing a model: rounding, the AWQ search, folding, one block, the whole job."""
+"""Quantizes a model: rounding, the AWQ search, folding, one block, the complete job."""

@@ -1,9 +1,9 @@
-"""A quantized checkpoint to begin at, ours or another tool's: its codes and grids, and the weights they stand for.
+"""Begins at a quantized checkpoint, ours or another tool's: at its codes and grids, and the weights they stand for.
 
 In: the checkpoint, and the original model's block. Out: the block as the checkpoint scaled it, in fp32, with the codes
-and grids of its linears. AWQ folds scales into linears and norms, GPTQ and AutoRound do not; which scales, a checkpoint
-does not say. They are fitted: the checkpoint's weight is near diag(a) W diag(b), with a and b the means of so many
-quotients that the errors of rounding are small in them. Norms and biases are the checkpoint's own.
+and grids of its linears. AWQ folds scales into linears and norms; GPTQ and AutoRound do not. A checkpoint does not
+record its scales, so they are fitted: the checkpoint's weight is near diag(a) W diag(b), where a and b are means of so
+many quotients that rounding errors matter little. Norms and biases are the checkpoint's own.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from awq2trt.quantization.search import smooth_magnitude, spread_over_heads
 from awq2trt.scheme import QuantScheme
 
 WORTH_FITTING: Final = 0.95
-"""Share of the squared distance to the checkpoint's weights that scales may leave, for it to count as scaled: a fit to
-rounding errors alone takes one N-th of the distance, scales that are there nearly all."""
+"""A checkpoint counts as scaled if fitted scales leave at most this share of the squared distance to its weights.
+Fitting only rounding errors removes one N-th of the distance; fitting real scales removes nearly all of it."""
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """A block where a checkpoint has it.
+    """A block as a checkpoint has it.
 
     Attributes:
         tensors: fp32, by name relative to the block: linears before rounding, norms and biases.
-        rounded: Codes and grids, by linear.
-        scales: s folded into every input that linears share, fp32 [K], by the first of those linears.
+        rounded: Codes and grids by linear.
+        scales: The scales s folded into every input that linears share, fp32 [K], by the first of those linears.
     """
 
     tensors: dict[str, Tensor]
@@ -52,9 +52,9 @@ def open_beginning(directory: Path, source: ModelSource, scheme: QuantScheme) ->
     """Opens the checkpoint that `--init-from` names.
 
     Raises:
-        UsageError: It is another model's, or of another scheme.
-        CheckpointError: It is no quantized checkpoint, or damaged.
-        UnsupportedError: Its format is not known.
+        UsageError: The checkpoint belongs to another model, or has another scheme.
+        CheckpointError: It is not a quantized checkpoint, or is damaged.
+        UnsupportedError: Its format is not supported.
     """
     checkpoint, where = QuantizedCheckpoint.open(directory), f"--init-from {directory}"
     for what, got, expected in (
@@ -64,21 +64,21 @@ def open_beginning(directory: Path, source: ModelSource, scheme: QuantScheme) ->
     ):
         if got != expected:
             raise UsageError(
-                f"the checkpoint is of another model: {what} {got}, where {source.name} has {expected}.",
+                f"the checkpoint belongs to another model: {what} {got}, but {source.name} has {expected}.",
                 where=where,
-                fix="name a checkpoint that was made of this model.",
+                fix="name a checkpoint that was made from this model.",
             )
     if checkpoint.scheme != scheme:
         raise UsageError(
-            f"the checkpoint is {checkpoint.scheme.describe()}, but {scheme.describe()} is asked for.",
+            f"the checkpoint is {checkpoint.scheme.describe()}, but {scheme.describe()} is wanted.",
             where=where,
-            fix=f"{_flags(checkpoint.scheme)}; codes cannot be carried over to another scheme.",
+            fix=f"use {_flags(checkpoint.scheme)}; codes cannot be converted to another scheme.",
         )
     return checkpoint
 
 
 def _flags(scheme: QuantScheme) -> str:
-    """The options that ask for a scheme."""
+    """The options that describe a scheme."""
     symmetric = "" if scheme.zero_point else " --symmetric"
     return f"--bits {scheme.bits} --group-size {scheme.group_size}{symmetric}"
 
@@ -86,11 +86,11 @@ def _flags(scheme: QuantScheme) -> str:
 def begin_block(
     checkpoint: QuantizedCheckpoint, layer: int, weights: Mapping[str, Tensor], scheme: QuantScheme
 ) -> Beginning:
-    """One block of the checkpoint.
+    """Reads one block of the checkpoint.
 
     Args:
-        checkpoint: Where to begin.
-        layer: Which block.
+        checkpoint: The checkpoint to begin at.
+        layer: The block's number.
         weights: The original block's fp32 tensors.
         scheme: The checkpoint's, with the type that step sizes will have.
 
@@ -119,12 +119,12 @@ def begin_block(
 def find_scales(
     stored: Mapping[str, Tensor], weights: Mapping[str, Tensor], group: ScaleGroup, head_dim: int
 ) -> Tensor:
-    """The scales that a checkpoint has folded into a group, fp32 [K]; 1 everywhere where it has none.
+    """Finds the scales that a checkpoint has folded into a group, fp32 [K]; all 1 if it has none.
 
     Args:
         stored: The checkpoint's block, dequantized.
-        weights: The original's, with the groups before folded.
-        group: Which layers.
+        weights: The original block, with the groups before this one folded.
+        group: The layers.
         head_dim: Channels of a head, for groups with tied heads.
     """
     wanted, given = (
@@ -146,7 +146,7 @@ def find_scales(
 
 
 def _columns(wanted: Tensor, given: Tensor, group: ScaleGroup, head_dim: int) -> Tensor:
-    """The factors of columns that bring `given` nearest to `wanted`, one for all channels that read the same output."""
+    """The factors of columns that bring `given` nearest to `wanted`; channels that read the same output share one."""
     products, squares = (
         smooth_magnitude((wanted * given).sum(dim=0), group, head_dim),
         smooth_magnitude(given.square().sum(dim=0), group, head_dim),

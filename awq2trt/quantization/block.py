@@ -1,4 +1,4 @@
-"""One decoder block quantized: statistics and fp32 weights in, codes and folded norms out."""
+"""Quantizes one decoder block: statistics and fp32 weights in, codes and folded norms out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from awq2trt.scheme import QuantizedLinear
 from awq2trt.tracing import span
 
 REPORT_ROWS: Final = 512
-"""Rows that a linear's errors are measured on; all of a large one would take as long as their search."""
+"""Rows on which a linear's errors are measured; all rows of a large one would take as long as its search."""
 
 Statistics = Mapping[str, InputStatistics]
 """Input statistics by the first balance layer of each scale group."""
@@ -52,13 +52,13 @@ class LinearReport:
     """What the search did to one linear.
 
     Attributes:
-        alpha: Exponent of its group's scales; None without a search, and where no layer before absorbs scales.
-        beta: How much its group's weights enter the scales, see `ScaleOptions`; None where alpha is.
-        clipped_share: Share of its rounding groups whose range was shrunk.
-        error_rounded: Relative output error of plain rounding, || dW X || / || W X ||, of at most `REPORT_ROWS` rows,
+        alpha: Exponent of its group's scales; None without a search, or if no layer before it absorbs scales.
+        beta: How much its group's weights enter the scales, see `ScaleOptions`; None if alpha is None.
+        clipped_share: Share of its rounding groups whose range was narrowed.
+        error_rounded: Relative output error of plain rounding, || dW X || / || W X ||, over at most `REPORT_ROWS` rows,
             evenly spaced; None without statistics.
-        error: The same after the search. Where q and k are rounded for the scores (`SearchOptions.score_passes`), their
-            own outputs' errors may be larger than they could be.
+        error: The same after the search. If q and k are rounded for the scores (`SearchOptions.score_passes`), the
+            errors of their own outputs may be larger than necessary.
     """
 
     alpha: float | None = None
@@ -73,12 +73,12 @@ class QuantizedBlock:
     """A finished block.
 
     Attributes:
-        linears: By name relative to the block.
+        linears: Quantized linears, by name relative to the block.
         norms: Norm weights and other plain tensors, fp32, by name relative to the block.
-        reports: By linear.
-        search: fp32 [K], by name relative to the block: what the search saw and found of every input that linears
+        reports: Reports by linear.
+        search: fp32 [K], by name relative to the block: what the search saw and found for every input that linears
             share, named after the first of them: `<linear>.magnitude`, the mean |x| of its channels as the original
-            model has them, and `<linear>.scales`, s. Folding can be repeated from these.
+                model has them, and `<linear>.scales`, s. With these, folding can be repeated.
     """
 
     linears: dict[str, QuantizedLinear]
@@ -93,14 +93,14 @@ def collect_statistics(
     """Runs a block over the calibration sequences, one at a time.
 
     Args:
-        runner: Of the model.
-        layer: Which block.
+        runner: Runner of the model's blocks.
+        layer: The block's number.
         weights: The block's fp32 tensors.
         hidden: Its inputs, fp32 [samples, seqlen, hidden_size]; this rank's share of them.
-        ranks: Among which the sequences are shared.
+        ranks: The ranks that share the sequences.
 
     Returns:
-        Its outputs, same shape, and the statistics of every group's input over all ranks.
+        The block's outputs, of the same shape, and the statistics of every group's input over all ranks.
     """
     statistics = {
         group.balance_layers[0]: InputStatistics.empty(runner.spec.linear_shape(group.balance_layers[0])[1])
@@ -119,7 +119,7 @@ def collect_statistics(
 def run_block(
     runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], hidden: Tensor, *, observe: Observer | None = None
 ) -> Tensor:
-    """A block's outputs for fp32 [samples, seqlen, hidden_size]; one sequence at a time keeps activations small."""
+    """Returns a block's outputs for fp32 [samples, seqlen, hidden_size]; runs one sequence at a time to save memory."""
     if not len(hidden):  # a rank may have no window
         return hidden
     return torch.cat([runner.run(weights, sequence, layer=layer, observe=observe) for sequence in hidden.split(1)])
@@ -127,11 +127,11 @@ def run_block(
 
 @dataclass(frozen=True)
 class Guide:
-    """What a block is told beside its statistics.
+    """What a block is given in addition to its statistics.
 
     Attributes:
-        lesson: What it learns from; None for a method that does not learn.
-        start: Where to begin instead of a search; the weights are those that it scaled already.
+        lesson: The data that it learns from; None for a method that does not learn.
+        start: The codes and grids to begin with instead of a search; then the weights are already scaled.
         pursuit: What its weights are corrected by; None for a method that does not correct them.
     """
 
@@ -141,6 +141,15 @@ class Guide:
 
 
 UNGUIDED: Final = Guide()
+
+
+def _found_scales(spec: DecoderSpec, inputs: Mapping[str, LinearInput]) -> dict[str, Tensor]:
+    """What the search saw and found, under the names that `QuantizedBlock.search` has."""
+    return {
+        f"{group.balance_layers[0]}.{kind}": value
+        for group in spec.scale_groups()
+        for kind, value in inputs[group.balance_layers[0]].search().items()
+    }
 
 
 def quantize_block(
@@ -155,10 +164,10 @@ def quantize_block(
 
     Args:
         spec: The model.
-        layer: Which block.
+        layer: The block's number.
         weights: The block's fp32 tensors; not changed.
-        statistics: As `collect_statistics` returns; empty for a method that uses no text.
-        method: What to do.
+        statistics: The result of `collect_statistics`; empty for a method that uses no text.
+        method: How to quantize.
         guide: Where to begin, and what to learn from.
     """
     where, searched = spec.prefix(layer), method.search is not None and guide.start is None
@@ -181,28 +190,24 @@ def quantize_block(
             with span("report", linear=where + name):
                 reports[name] = _report(original, aim, found, inputs[name], method)
 
-    # Grids and codes come last: a fold changes the output rows of v_proj and up_proj after their own search.
+    # Grids and codes come last, because a later fold changes the output rows of v_proj and up_proj.
     for name, found in _quantized_in_turn(spec, aims, moments, guide):
         if guide.lesson is not None and method.learn is not None:
             rounded[name] = found
         else:
-            finish(name, found)  # at once: bytes take a quarter of the memory that codes in fp32 take
+            finish(name, found)  # packed at once, since bytes take a quarter of the memory of codes in fp32
         aims.finish_(name, found)
     if guide.lesson is not None and method.learn is not None:
         with span("learn", block=layer):
             rounded = learn_codes(aims.tensors, rounded, guide.lesson, method.scheme, method.learn).rounded
         for name, found in rounded.items():
             finish(name, found)
-    search = {
-        f"{group.balance_layers[0]}.{kind}": value
-        for group in (spec.scale_groups() if method.search else ())
-        for kind, value in inputs[group.balance_layers[0]].search().items()
-    }
+    search = _found_scales(spec, inputs) if method.search else {}
     return QuantizedBlock(linears, plain_tensors(spec, folded), reports, search)
 
 
 def dequantized(linears: Mapping[str, QuantizedLinear], plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A quantized block's tensors, fp32, as `BlockRunner` takes them, of its linears and whatever else it has."""
+    """A quantized block's tensors in fp32, as `BlockRunner` takes them: those of its linears and all others."""
     tensors = dict(plain)
     for name, linear in linears.items():
         tensors[f"{name}.weight"] = Rounded.of(linear).dequantize(linear.scheme)  # where PyTorch computes
@@ -214,9 +219,9 @@ def dequantized(linears: Mapping[str, QuantizedLinear], plain: Mapping[str, Tens
 def _fold_searched(
     spec: DecoderSpec, weights: Mapping[str, Tensor], statistics: Statistics, method: BlockMethod, where: str
 ) -> tuple[dict[str, Tensor], dict[str, LinearInput]]:
-    """The weights with the scales of every group folded in, if the method searches scales; every linear's input then.
+    """Searches and folds the scales of all groups, if the method searches any; also returns every linear's input.
 
-    A group's search sees what the groups before it were folded into. No inputs where the method uses no text.
+    A group's search sees the results of folding the groups before it. There are no inputs if the method uses no text.
     """
     folded, inputs = dict(weights), dict[str, LinearInput]()
     for group in spec.scale_groups() if statistics else ():
@@ -232,14 +237,14 @@ def _fold_searched(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of one linear: their weights with scales folded in, and what they are rounded by.
+    """Rows of one linear: their weights with scales folded in, and everything needed to round them.
 
     Attributes:
         where: Full name of the linear.
         weight: fp32 [N, K].
-        seen: Its input; None where no text is used.
-        moments: How errors of its rows weigh on each other, by head; None where they do not.
-        start: Codes and grids to begin at; None to round.
+        seen: The linear's input; None if no text is used.
+        moments: How errors of its rows interact, by head; None if they do not.
+        start: Codes and grids to begin with; None to round.
         clipped: Whether grids are searched.
     """
 
@@ -257,7 +262,7 @@ class _Rows:
         return Rows(length, width, 1 if self.moments is None else self.moments.shape[1])
 
     def part(self, own: slice) -> _Rows:
-        """Some of them, in whole units."""
+        """A part of the rows, in multiples of `unit`."""
         unit = self.shape.unit
         moments = None if self.moments is None else self.moments[own.start // unit : own.stop // unit]
         return replace(
@@ -313,7 +318,7 @@ def _quantized_shares(whole: _Rows, shares: Sequence[Share], method: BlockMethod
 
 def _quantized_piece(rows: _Rows, gram: Tensor | None, method: BlockMethod) -> Rounded:
     weight, rounded = rows.weight, rows.start
-    if not len(weight):  # as a rank may have of a small linear
+    if not len(weight):  # a rank may have no rows of a small linear
         return round_to_grid(weight, group_grid(to_groups(weight, method.scheme), method.scheme), method.scheme)
     if rounded is None:
         grid = None
@@ -331,7 +336,7 @@ def _quantized_piece(rows: _Rows, gram: Tensor | None, method: BlockMethod) -> R
 def _score_moments(
     spec: DecoderSpec, layer: int, folded: Mapping[str, Tensor], inputs: Mapping[str, LinearInput], method: BlockMethod
 ) -> dict[str, Tensor]:
-    """How errors of rows of q and k weigh on each other, by linear; empty where the method does not look at scores."""
+    """How errors of rows of q and k interact, by linear; empty if the method does not consider attention scores."""
     if method.search is None or not method.search.score_passes or method.gptq:
         return {}
     seen = inputs[spec.block.q_proj]
@@ -345,7 +350,7 @@ def _round(
     method: BlockMethod,
     where: str,
 ) -> Rounded:
-    """Codes of one linear, on the grid found if there is one."""
+    """Chooses the codes of one linear, on the grid that was found if there is one."""
     scheme = method.scheme
     if gram is not None and method.gptq:
         return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where)
@@ -353,7 +358,7 @@ def _round(
 
 
 def _descended(weight: Tensor, rounded: Rounded, gram: Tensor, method: BlockMethod, moments: Tensor | None) -> Rounded:
-    """The codes of one linear after their descent; unchanged where the method has none, or rounds by GPTQ."""
+    """Lets the codes of one linear descend; unchanged if the method has no descent, or rounds by GPTQ."""
     search, scheme = method.search, method.scheme
     if search is None or method.gptq or not (search.code_passes or search.score_passes):
         return rounded
@@ -364,13 +369,13 @@ def _descended(weight: Tensor, rounded: Rounded, gram: Tensor, method: BlockMeth
 
 
 def _report(original: Tensor, folded: Tensor, found: Rounded, seen: LinearInput, method: BlockMethod) -> LinearReport:
-    """What became of one linear, its weight before and after folding given."""
+    """Reports on one linear, given its weight before and after folding."""
     scheme, ranks, length = method.scheme, method.ranks, len(original)
     own, step = ranks.share(length), -(-length // REPORT_ROWS)
     original, folded, found = original[own], folded[own], found.rows(own)
     clipped = cut_share(folded, found.grid, scheme) if method.search and len(original) else 0.0
-    measured = slice(-own.start % step, None, step)  # the same rows, however many ranks share them
-    # One after the other, so that one E[x x^T] is in memory at a time.
+    measured = slice(-own.start % step, None, step)  # the same rows for any number of ranks
+    # One after the other, so that only one E[x x^T] is in memory.
     plain = original[measured]
     plain_error = _relative_error(fake_quantize(plain, scheme), plain, seen.unscaled_gram(), ranks)
     error = _relative_error(found.rows(measured).dequantize(scheme), folded[measured], seen.gram(), ranks)
@@ -406,7 +411,7 @@ def _search_group(
 
 
 def _relative_error(rounded: Tensor, weight: Tensor, gram: Tensor, ranks: Ranks) -> float:
-    """|| (W' - W) x || / || W x ||, root mean square over inputs, over the rows of all ranks."""
+    """|| (W' - W) x || / || W x ||, the root mean square over inputs, over the rows of all ranks."""
     gram = narrowed(gram)
     reference, error = ranks.total(output_error(weight, gram)), ranks.total(output_error(rounded - weight, gram))
     return math.sqrt(error / reference) if reference > 0 else 0.0

@@ -1,9 +1,9 @@
-"""The blocks of a model one after another, by one process or by several that share the work.
+"""Quantizes the blocks of a model one after another, in one process or in several that share the work.
 
-In: the residual stream before the first block that is not finished. Out: every block after it, handed to the first rank
-as it is finished, with the stream that follows. Windows are shared among ranks, and so are the rows of every linear;
-statistics, losses and gradients are summed. Rows are rounded independently of each other, so that any number of ranks
-gives the same codes but for ties and the last bits of sums.
+In: the residual stream before the first unfinished block. Out: that block and all later ones, each handed to the first
+rank when it is finished, with the stream behind it. Windows are shared among ranks, and so are the rows of every
+linear; statistics, losses and gradients are summed. Rows are rounded independently of each other, so that any number of
+ranks gives the same codes, apart from ties and the last bits of sums.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from awq2trt.tracing import span
 
 @dataclass(frozen=True)
 class Streams:
-    """Where the chain is: residual streams before a block.
+    """The state of the chain: residual streams before a block.
 
     Attributes:
         hidden: fp32 [samples, seqlen, hidden_size]: the quantized model's if the method is sequential.
@@ -52,8 +52,8 @@ class Link:
     """A finished block.
 
     Attributes:
-        block: Its codes.
-        after: The streams behind it, of all windows.
+        block: The quantized block.
+        after: The streams behind it, for all windows.
         largest: Largest magnitude among its activations.
     """
 
@@ -64,7 +64,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Chain:
-    """What is the same for all blocks.
+    """Everything that is the same for all blocks.
 
     Attributes:
         source: The model.
@@ -84,13 +84,13 @@ class Chain:
 
     @property
     def ranks(self) -> Ranks:
-        """Who shares the work."""
+        """The ranks that share the work."""
         return self.method.ranks
 
     def run(
         self, first: int, streams: Streams | None, keep: Callable[[int, Link], None], progress: Progress, title: str
     ) -> None:
-        """Quantizes all blocks from one on; called by all ranks together.
+        """Quantizes all blocks, beginning with a given one; all ranks call this together.
 
         Args:
             first: The block, as the first rank knows it.
@@ -103,13 +103,13 @@ class Chain:
         first, layers = self.ranks.told(first), self.source.spec.num_layers
         if first == layers:
             return
-        # The first rank looked at the range of activations, on which the type of step sizes depends.
+        # Only the first rank has measured the range of activations, on which the type of step sizes depends.
         same = replace(self, method=replace(self.method, scheme=self.ranks.told(self.method.scheme)))
         own = self._scattered(streams)
         samples, seqlen = self.ranks.told(None if streams is None else tuple(streams.hidden.shape[:2])) or (0, 0)
         runner = BlockRunner.for_positions(self.source.spec, seqlen)
         if first:
-            progress.note(f"going on after {first} of {layers} blocks")
+            progress.note(f"continuing after {first} of {layers} blocks")
         blocks = load_blocks(self.source, first)
         with progress.task(title, total=layers - first) as advance, one_behind() as behind:
             for layer in range(first, layers):
@@ -127,7 +127,7 @@ class Chain:
     def _quantize_block(
         self, layer: int, runner: BlockRunner, weights: Mapping[str, Tensor], before: Streams, samples: int
     ) -> tuple[QuantizedBlock, Streams, float]:
-        """One block; the streams after it and the largest activation in it.
+        """Quantizes one block; also returns the streams behind it and the largest activation in it.
 
         AWQ's search sees the unquantized model, as in the paper. A method that learns, or corrects weights, needs the
         stream of the original model, too.
@@ -161,7 +161,7 @@ class Chain:
             raise CalibrationError(
                 "the block's output is NaN or infinite on the calibration text.",
                 where=prefix.rstrip("."),
-                fix="check the checkpoint: its weights are finite, but they do not compute.",
+                fix="check the checkpoint: its weights are finite, but the model cannot run with them.",
             )
         with TemporaryDirectory(prefix="moments-", dir=self.spill_directory) as directory:
             if self.spill:
@@ -174,13 +174,13 @@ class Chain:
         return block, Streams(outputs, original), self.ranks.largest(seen.largest)
 
     def _scattered(self, streams: Streams | None) -> Streams:
-        """This rank's windows of what the first one has."""
+        """Returns this rank's windows of a tensor that the first rank has."""
         learns = self.ranks.told(streams is not None and streams.original is not None)
         hidden = self.ranks.scattered(streams.hidden if streams else None)
         return Streams(hidden, self.ranks.scattered(streams.original if streams else None) if learns else None)
 
     def _gathered(self, own: Streams, samples: int) -> Streams | None:
-        """The windows of all ranks, on the first one."""
+        """Returns the windows of all ranks, on the first one."""
         hidden = self.ranks.gathered(own.hidden, samples)
         original = None if own.original is None else self.ranks.gathered(own.original, samples)
         return None if hidden is None else Streams(hidden, original)

@@ -1,14 +1,14 @@
-"""Codes improved one at a time, by coordinate descent on the linear's output error or on that of attention scores.
+"""Improves codes one at a time, by coordinate descent on a linear's output error or on that of attention scores.
 
-In: a weight [N, K], its codes, E[x x^T] of its input. Out: codes on the same grid that no single change improves much
-further. With D the weight error and G = E[x x^T], the error of a row is D G D^T, a parabola in each of its weights; the
-best code of a weight, all others given, is the one nearest to the parabola's minimum w_k - (sum over j != k of
-D_j G_jk) / G_kk. Cyclic descent of this kind is QuantEase's (arXiv:2309.01885, section 3). Unlike GPTQ it inverts
-nothing, looks at every column with all others rounded, and never makes the error larger.
+In: a weight [N, K], its codes, E[x x^T] of its input. Out: codes on the same grid that no change of a single code
+improves much. With D the weight error and G = E[x x^T], the error of a row is D G D^T, a parabola in each of its
+weights; the best code of a weight, all others given, is the one nearest to the parabola's minimum w_k - (sum over j !=
+k of D_j G_jk) / G_kk. Cyclic descent of this kind is QuantEase's (arXiv:2309.01885, section 3). Unlike GPTQ, it inverts
+no matrix, changes every column while all others are rounded, and never makes the error larger.
 
-Where errors of rows weigh on each other by a matrix M, as those of a head's queries do (`awq2trt.quantization.scores`),
-the error is tr(M D G D^T): still a parabola in each weight, around w_rk - (sum over (s, j) != (r, k) of
-M_rs D_sj G_jk) / (M_rr G_kk).
+If errors of rows interact by a matrix M, like those of a head's queries (`awq2trt.quantization.scores`), the error is
+tr(M D G D^T): still a parabola in each weight, around w_rk - (sum over (s, j) != (r, k) of M_rs D_sj G_jk) / (M_rr
+G_kk).
 
 A code depends on all before it, and few change: that is work for a compiled loop, which passes over what stays, and not
 for tensors. On a core of the machine of `docs/measured.md`, a weight [576, 576] takes 30 ms for four passes, where
@@ -37,13 +37,13 @@ def descend(
     """Goes over all columns `passes` times, or until no code changes.
 
     Args:
-        weight: fp32 [N, K], scaled already.
-        rounded: Where to start.
+        weight: Scaled weights, fp32 [N, K].
+        rounded: The codes to begin with.
         gram: E[x x^T] of its scaled input, fp32 [K, K].
         scheme: Bits, groups, zero points.
-        passes: How often.
-        moments: M of every head, fp32 [heads, N / heads, N / heads] with positive diagonals; None if no row's error
-            weighs on another's.
+        passes: Number of passes.
+        moments: M of every head, fp32 [heads, N / heads, N / heads] with positive diagonals; None if errors of rows do
+            not interact.
     """
     if has_kernels(weight):
         return _descend_by_kernels(weight, rounded, gram, scheme, passes, moments)

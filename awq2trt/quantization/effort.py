@@ -1,4 +1,4 @@
-"""How hard the AWQ search tries: what `--effort` stands for.
+"""How hard the AWQ search tries: what each value of `--effort` means.
 
 What was tried on the way, on SmolLM2-135M: the first 8 x 1,024 tokens of WikiText-2 test, calibrated on 32 x 512 of its
 validation text. This is one draw of windows, so small differences may be noise:
@@ -93,7 +93,7 @@ class SearchOptions:
 
     @property
     def keeps_nearest(self) -> bool:
-        """Whether every code stays the nearest to its weight on the grid found."""
+        """Whether every code stays the nearest to its weight on the grid that was found."""
         return not (self.code_passes or self.score_passes or self.correct or self.learn)
 
 
@@ -119,4 +119,4 @@ EFFORTS: Final[dict[str, SearchOptions]] = {
         learn=LearnOptions(),
     ),
 }
-"""`fast` is the search of the paper and its released code."""
+"""The efforts by name; `fast` is the search of the paper and its released code."""

@@ -1,6 +1,6 @@
-"""Folding scales: W -> W diag(s) in the balance layers, 1/s into the layer before (AWQ paper, section 3.2).
+"""Folds scales: W -> W diag(s) in the balance layers, and 1/s into the layer before (AWQ paper, section 3.2).
 
-The model's output does not move: a norm's gain, a linear's output rows or an activation function's output are divided
+The model's output does not change: a norm's gain, a linear's output rows or an activation function's output are divided
 by exactly what the following linears' input channels are multiplied by.
 """
 
@@ -17,15 +17,15 @@ def fold_scales_(weights: dict[str, Tensor], group: ScaleGroup, scales: Tensor, 
 
     Args:
         weights: The block's tensors by relative name, fp32.
-        group: Which layers.
-        scales: s of the balance layers' input channels, fp32 [K]; equal over tied heads.
+        group: The layers.
+        scales: s of the balance layers' input channels, fp32 [K]; equal for tied heads.
         head_dim: Channels of a head, for groups with tied heads.
 
     Raises:
-        ValueError: Nothing before the balance layers can absorb scales.
+        ValueError: No layer before the balance layers can absorb scales.
     """
     if group.smooth_kind == UNFOLDED:
-        raise ValueError(f"{', '.join(group.balance_layers)}: no layer before can absorb scales")
+        raise ValueError(f"{', '.join(group.balance_layers)}: no layer before them can absorb scales")
     for name in group.balance_layers:
         weights[f"{name}.weight"] = weights[f"{name}.weight"] * scales
     if group.smooth_kind == ACTIVATION:
@@ -46,10 +46,10 @@ def fold_scales_(weights: dict[str, Tensor], group: ScaleGroup, scales: Tensor, 
 
 
 def smooth_scales(group: ScaleGroup, scales: Tensor, head_dim: int) -> Tensor:
-    """s by output channel of the smooth layer: one of every tied set, fp32 [K / heads_tied].
+    """Returns s by output channel of the smooth layer, one for every set of tied heads, fp32 [K / heads_tied].
 
     Raises:
-        ValueError: The scales of tied heads differ, so no output scale of the smooth layer can undo them.
+        ValueError: The scales of tied heads differ, so that no output scale of the smooth layer can undo them.
     """
     per_head = scales.view(-1, group.heads_tied, head_dim) if group.heads_tied > 1 else scales.view(-1, 1, 1)
     first = per_head[:, :1]

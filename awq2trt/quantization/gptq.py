@@ -1,14 +1,15 @@
-"""GPTQ: codes chosen column by column, each column's error made up for in the columns after it.
+"""GPTQ: chooses codes column by column, and corrects later columns for each column's error.
 
 In: fp32 weights [N, K] and E[x x^T] of their input. Out: codes and their grid. The objective is the output error
 tr((W' - W) G (W' - W)^T) (GPTQ, arXiv:2210.17323, section 3). Rounding a column leaves an error that the optimal brain
-surgeon spreads over the columns not rounded yet; with H = G + damping and U the upper Cholesky factor of H^-1, that
-is a rank-one step along the column's row of U (section 3.3, step 3).
+surgeon spreads over the columns that are not rounded yet; with H = G + damping and U the upper Cholesky factor of
+H^-1, that is a rank-one step along the column's row of U (section 3.3, step 3).
 
-Columns go from left to right, or by falling E[x_k^2] (`act_order`), so that the inputs that matter most are rounded
-while all others can still make up for them. Groups keep their columns either way. With `act_order` their grids are
-fixed before the first column is rounded, so that no index of groups has to be stored (`static_groups` in the authors'
-code); without, a group's grid is made when its first column comes up, from the weights as updated by then.
+Columns are rounded from left to right, or by decreasing E[x_k^2] (`act_order`), so that the inputs that matter most are
+rounded while all others can still compensate for them. Groups keep their columns in both cases. With `act_order`, grids
+are fixed before the first column is rounded, so that no index of groups has to be stored (`static_groups` in the
+authors' code). Without it, a group's grid is made when its first column is reached, from the weights as updated by
+then.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from awq2trt.quantization.statistics import require_finite
 from awq2trt.scheme import QuantScheme
 
 DAMPING: Final = 0.01
-"""Added to the diagonal of H, as a share of its mean (section 3.3: 1 %)."""
+"""The number added to the diagonal of H, as a share of its mean (section 3.3: 1 %)."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class GptqOptions:
     """How columns are rounded.
 
     Attributes:
-        act_order: By falling E[x_k^2] instead of from left to right.
-        damping: As a share of the mean of H's diagonal.
+        act_order: Whether columns are rounded by decreasing E[x_k^2] instead of from left to right.
+        damping: The damping as a share of the mean of H's diagonal.
     """
 
     act_order: bool = True
@@ -54,11 +55,11 @@ def gptq_round(
     """Rounds one linear.
 
     Args:
-        weight: [N, K].
-        gram: E[x x^T] of its input, [K, K]. A channel that is always zero is rounded to nearest.
+        weight: The weight, [N, K].
+        gram: E[x x^T] of its input, [K, K]. Weights of a channel that is always zero are rounded to nearest.
         scheme: Bits, groups, zero points.
         options: Order and damping.
-        grid: Of every group; None for the range of the group's weights.
+        grid: The grid of every group; None for grids that span the range of the group's weights.
         where: Name of the layer, for errors.
 
     Raises:
@@ -106,8 +107,8 @@ def _round_on_cpu(
         for index in range(end - start):
             column = int(order[start + index])
             if not grids.known(column // length):
-                # Left to right, so the group's columns lie next to each other: in this panel, or, longer than a
-                # panel, from its first column on.
+                # From left to right, so that the group's columns are adjacent: all in this panel or, for a group longer
+                # than a panel, beginning with its first column.
                 members = panel[:, index : index + length] if length <= PANEL else remaining[:, start : start + length]
                 grids.make_(column // length, members)
             scales, zeros = grids.of(column // length)
@@ -120,7 +121,7 @@ def _round_on_cpu(
 
 
 class _Grids:
-    """Scale and zero point of every group, [N] each: given from the start, or made as their first columns come up."""
+    """Scale and zero point of every group, [N] each: given at the start, or made at the group's first column."""
 
     def __init__(self, scheme: QuantScheme, known: list[bool], scales: Tensor, zeros: Tensor) -> None:
         self._scheme = scheme
@@ -130,13 +131,13 @@ class _Grids:
 
     @classmethod
     def given(cls, grid: GroupGrid, scheme: QuantScheme) -> _Grids:
-        """All known."""
+        """Takes grids that are all known."""
         scales, zeros = grid.scales.squeeze(-1), grid.zeros.squeeze(-1)
         return cls(scheme, [True] * scales.shape[1], scales, zeros)
 
     @classmethod
     def to_make(cls, weight: Tensor, scheme: QuantScheme) -> _Grids:
-        """None known yet, for a weight [N, K]."""
+        """Makes room for the grids of a weight [N, K], none of which is known yet."""
         shape = (weight.shape[0], scheme.groups(weight.shape[1]))
         return cls(scheme, [False] * shape[1], weight.new_ones(shape), weight.new_zeros(shape))
 
@@ -144,13 +145,13 @@ class _Grids:
         return self._known[group]
 
     def make_(self, group: int, members: Tensor) -> None:
-        """Chooses a group's grid from its columns as they are now, [N, at most G]."""
+        """Chooses a group's grid from its current columns, [N, at most G]."""
         grid = group_grid(members.unsqueeze(1), self._scheme)
         self._scales[:, group], self._zeros[:, group] = grid.scales[:, 0, 0], grid.zeros[:, 0, 0]
         self._known[group] = True
 
     def of(self, group: int) -> tuple[Tensor, Tensor]:
-        """Scales and zero points of a group."""
+        """Returns the scales and zero points of a group."""
         return self._scales[:, group], self._zeros[:, group]
 
     def whole(self) -> GroupGrid:
@@ -160,11 +161,11 @@ class _Grids:
 def _error_spread(gram: Tensor, damping: float) -> Tensor:
     """U, upper triangular, with U^T U = (G + damping * mean(diag G))^-1, float64 [K, K].
 
-    Float64, since G is the square of the activations, whose own condition number is that of a trained model.
+    It is float64, since G is the square of activations, whose condition number is that of a trained model.
     """
     hessian = gram.to(torch.float64, copy=True)
     mean = float(hessian.diagonal().mean())
-    # Without any input every rounding is as good as another: the identity makes it the nearest.
+    # Without any input, all roundings are equally good: the identity chooses the nearest.
     hessian.diagonal().add_(damping * mean if mean > 0 else 1.0)
     upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     return upper

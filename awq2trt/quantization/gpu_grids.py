@@ -68,14 +68,13 @@ def _fitted(weight, pull, block, step, zero, last, of_bf16: tl.constexpr):  # no
 
 
 @triton.jit
-def _first_look(  # noqa: PLR0913, PLR0915  (what a kernel reads is its arguments, and it is one function)
+def _first_look(  # noqa: PLR0913  (what a kernel reads is its arguments, and it is one function)
     weight, gram, differences, scales, zeros, low_shares, high_shares, low_steps, high_steps, rows, columns, groups,
     length, last, middle, pairs: tl.constexpr, asymmetric: tl.constexpr, of_bf16: tl.constexpr, size: tl.constexpr,
     padded: tl.constexpr,
 ):  # fmt: skip
     """All groups: shares of both ends of the range, then those around the best; then the step size is fitted."""
-    row = (tl.program_id(0) * size + tl.arange(0, size)).to(tl.int64)
-    group = tl.program_id(1)
+    row, group = (tl.program_id(0) * size + tl.arange(0, size)).to(tl.int64), tl.program_id(1)
     column = group * length + tl.arange(0, padded)
     inside = (tl.arange(0, padded) < length) & (column < columns)
     mask = (row < rows)[:, None] & inside[None, :]
@@ -86,16 +85,15 @@ def _first_look(  # noqa: PLR0913, PLR0915  (what a kernel reads is its argument
     pull = tl.zeros((size, padded), tl.float32)
     best = tl.full((size,), float("inf"), tl.float32)
     step, zero = tl.full((size,), 1.0, tl.float32), tl.zeros((size,), tl.float32)
-    first_low = tl.zeros((size,), tl.float32) + tl.load(low_shares)
-    first_high = tl.zeros((size,), tl.float32) + tl.load(high_shares)
-    low_share, high_share = first_low, first_high
+    nothing = tl.zeros((size,), tl.float32)
+    low_share, high_share = nothing + tl.load(low_shares), nothing + tl.load(high_shares)
+    first_low, first_high = low_share, high_share
     for turn in range(2 * pairs):
         pair = turn % pairs
         if turn == pairs:
             first_low, first_high = low_share, high_share
         if turn < pairs:
-            new_low = tl.zeros((size,), tl.float32) + tl.load(low_shares + pair)
-            new_high = tl.zeros((size,), tl.float32) + tl.load(high_shares + pair)
+            new_low, new_high = nothing + tl.load(low_shares + pair), nothing + tl.load(high_shares + pair)
         else:
             new_low = tl.minimum(first_low + tl.load(low_steps + pair), 1.0)
             new_high = tl.minimum(first_high + tl.load(high_steps + pair), 1.0)
@@ -104,7 +102,7 @@ def _first_look(  # noqa: PLR0913, PLR0915  (what a kernel reads is its argument
             its_zero = tl.minimum(tl.maximum(tl.floor(-new_low * low / tried + 0.5), 0.0), last)
         else:
             tried = _as_step(tl.maximum(-new_low * low, new_high * high) / (middle - 1.0), of_bf16)
-            its_zero = tl.zeros((size,), tl.float32) + middle
+            its_zero = nothing + middle
         loss = _loss(own, pull, block, tried, its_zero, last)
         better = loss < best
         best, step, zero = tl.where(better, loss, best), tl.where(better, tried, step), tl.where(better, its_zero, zero)

@@ -1,9 +1,9 @@
-"""The search for rounding grids: step size and zero point of every group, by the output error of the linear.
+"""Searches rounding grids: step size and zero point of every group, by the output error of the linear.
 
-In: a weight [N, K], scaled already, and E[x x^T] of its scaled input. Out: a `GroupGrid`. This is AWQ's weight
-clipping (the paper's released code: shrink a group's range where rounding gains more than cutting off loses), taken
-further: both ends of a range are cut apart, the step is fitted to the codes, and a second look at every group
-takes into account what the other groups of its row get wrong.
+In: a scaled weight [N, K], and E[x x^T] of its scaled input. Out: a `GroupGrid`. This is AWQ's weight clipping (the
+paper's released code: narrow a group's range if rounding gains more than clipping loses) with three additions: the ends
+of a range are narrowed independently, the step is fitted to the codes, and a second look at every group takes into
+account the errors of the other groups in its row.
 
 With D the weight error of a row and G = E[x x^T], the row's output error is D G D^T. The part that group g can
 change, given the others, is D_g G_gg D_g^T + 2 D_g p with p = sum over h != g of D_h G_hg, the pull of the other
@@ -28,15 +28,15 @@ LIMITS: Final = tuple(1 - 0.05 * i for i in range(10))
 """Limits on |w| as shares of the largest: llm-awq's (`auto_clip_layer`, n_grid 20, max_shrink 0.5)."""
 
 SHARES: Final = (1.0, 0.79, 0.58)
-"""Shares of each end of a range that are tried first; those around the best, `SHARE_STEP` away, come next."""
+"""Shares of each end of a range that are tried first; then those next to the best, at a distance of `SHARE_STEP`."""
 
 SHARE_STEP: Final = 0.07
 
 STEP_FACTORS: Final = (0.93, 0.96, 1.0, 1.04, 1.07)
-"""Second look: step sizes around the one found, each with the zero point moved by -1, 0 and 1."""
+"""In a further look: step sizes around the one found, each with the zero point changed by -1, 0 and 1."""
 
 ROWS: Final = 512
-"""Rows that a CPU searches at once: 512 x 128 fp32 are 256 KiB, twice that stays in a core's second-level cache."""
+"""Rows that a CPU searches at once: 512 x 128 fp32 are 256 KiB, and twice that stays in a core's second-level cache."""
 
 LONGEST_KERNEL_GROUP: Final = 128
 """Columns of which a kernel's program holds the errors of its rows, and their part of E[x x^T]."""
@@ -50,8 +50,9 @@ class GridOptions:
     """How grids are searched.
 
     Attributes:
-        ends_apart: Cut the two ends of a range independently, and fit steps to codes; else limit |w| as llm-awq does.
-        passes: Further looks at every group, with the other groups' errors in mind.
+        ends_apart: Whether to narrow the two ends of a range independently, and to fit steps to codes; otherwise |w| is
+            limited, as in llm-awq.
+        passes: Number of further looks at every group, which take the other groups' errors into account.
     """
 
     ends_apart: bool = True
@@ -59,12 +60,12 @@ class GridOptions:
 
 
 def search_grids(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: GridOptions) -> GroupGrid:
-    """The grid of every group that minimises the linear's output error.
+    """Finds the grid of every group that minimises the linear's output error.
 
     Args:
-        weight: fp32 [N, K], scaled already.
+        weight: The scaled weight, fp32 [N, K].
         gram: E[x x^T] of its scaled input, fp32 [K, K].
-        scheme: How it will be rounded.
+        scheme: How the weight will be rounded.
         options: How far to search.
     """
     at_once, gram = ROWS if few_at_once(weight) else GPU_ROWS, narrowed(gram)
@@ -89,7 +90,7 @@ def _fits_kernels(weight: Tensor, gram: Tensor, scheme: QuantScheme) -> bool:
 
 
 def cut_share(weight: Tensor, grid: GroupGrid, scheme: QuantScheme) -> float:
-    """Share of groups whose grid is narrower than their range."""
+    """The share of groups whose grid is narrower than their range."""
     cut = []
     for group, columns in enumerate(weight.split(scheme.group_of(weight.shape[1]), dim=1)):
         whole = range_grid(*_range(columns), scheme)
@@ -133,14 +134,14 @@ def _pairs(values: tuple[float, ...], scheme: QuantScheme) -> tuple[Tensor, Tens
 
 @dataclass
 class _Group:
-    """One group of some rows: the best grid so far, and its error. All [n, 1] unless said.
+    """One group of some rows: the best grid so far, and its error. All tensors are [n, 1] unless stated otherwise.
 
     Attributes:
         low: Lower end of the group's range, at most 0.
         high: Upper end, at least 0.
         scales: Step sizes.
         zeros: Zero points.
-        loss: Output error of the group, pull included.
+        loss: Output error of the group, including the pull.
     """
 
     _weight: Tensor  # [n, 1, G]
@@ -158,7 +159,7 @@ class _Group:
 
     @classmethod
     def unsearched(cls, weight: Tensor, block: Tensor, scheme: QuantScheme) -> _Group:
-        """Before the first look, for weights [n, G] and their part G_gg of E[x x^T]."""
+        """Makes a group before the first look, for weights [n, G] and their part G_gg of E[x x^T]."""
         low, high = _range(weight)
         ones, zeros, loss = torch.ones_like(low), torch.zeros_like(low), torch.full_like(low, torch.inf)
         weight = weight.unsqueeze(1).contiguous()
@@ -166,12 +167,12 @@ class _Group:
         return cls(weight, block.contiguous(), scheme, buffers, low, high, ones, zeros, loss)
 
     def look_again_(self, pull: Tensor) -> None:
-        """Starts a further look, for which the grid found counts as not tried; p of the whole row, [n, G]."""
+        """Starts a further look, in which the grid found so far counts as untried; takes p, [n, G]."""
         self._pull = 2 * pull.unsqueeze(1)
         self.loss = torch.full_like(self.loss, torch.inf)
 
     def try_(self, grids: GroupGrid) -> Tensor:
-        """Keeps the best of C grids, [n, C], where it is better than the one found; returns which that is, [n, 1]."""
+        """Keeps the best of C grids, [n, C], if it is better than the current one; returns its index, [n, 1]."""
         at_once = 1 if few_at_once(self._weight) else grids.scales.shape[1]
         columns = zip(grids.scales.split(at_once, dim=1), grids.zeros.split(at_once, dim=1), strict=True)
         losses = torch.cat([self._losses_on(GroupGrid(*column)) for column in columns], dim=1)
@@ -183,7 +184,7 @@ class _Group:
         return best
 
     def fit_step_(self) -> None:
-        """Tries the step size that suits the codes best: the loss is quadratic in it."""
+        """Tries the step size that fits the codes best; the loss is a quadratic function of it."""
         levels, _ = self._round(GroupGrid(self.scales, self.zeros))
         curved = product(levels, self._block)
         curvature, target = (curved * levels).sum(dim=-1), (curved * self._weight).sum(dim=-1)
@@ -213,7 +214,7 @@ class _Group:
         zeros, buffers = grids.zeros.unsqueeze(-1), self._buffers
         in_steps = torch.div(self._weight, grids.scales.unsqueeze(-1), out=buffers[0])
         levels = torch.round(in_steps, out=buffers[1])
-        # Not clamp(), which PyTorch has no vector code for where limits are tensors: it takes ten times as long.
+        # Not clamp(): with tensors as limits, PyTorch has no vector code for it, and it takes ten times as long.
         torch.maximum(levels, -zeros, out=levels)
         return torch.minimum(levels, self._scheme.levels - 1 - zeros, out=levels), in_steps
 
@@ -262,7 +263,7 @@ def _search_ends_(group: _Group, scheme: QuantScheme, tried: Tried) -> None:
 
 
 def _search_around_(group: _Group, scheme: QuantScheme, tried: Tried) -> None:
-    """A further look: the grid found, and those near it."""
+    """Takes a further look: tries the grid that was found, and those near it."""
     zeros = (group.zeros + tried.shifts).clamp_(0, scheme.levels - 1)
     group.try_(GroupGrid(as_step(tried.factors * group.scales, scheme), zeros))
     group.fit_step_()

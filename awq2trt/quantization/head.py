@@ -1,12 +1,12 @@
-"""A model's head rounded, and what that costs: the grids that move the next token's distribution least.
+"""Rounds a model's head, with the grids that change the next token's distribution least, and reports what that costs.
 
 In: the head's weight and the last hidden states of the calibration text, as the unquantized head reads them. Out:
-codes, and a report of the KL divergence from the unquantized head and of both perplexities on part of that text.
+codes, and a report of the KL divergence from the unquantized head, and of both perplexities, on a part of that text.
 
-A head multiplies what it reads by far more rows than a block's linears do, and an error of a row moves one logit, so it
-is judged by the distribution that comes out, KL(p || q) in nats a token. There are two candidates, the whole range of
-every group and the grid that the search finds for the least squared error of logits (`grids`); the better one is taken.
-Rows are worked on in pieces: in fp32 a head of 128,256 x 4,096 takes 2 GiB.
+A head has far more rows than a block's linears, and an error in a row changes one logit, so it is judged by the
+resulting distribution, KL(p || q) in nats per token. There are two candidates, the complete range of every group, and
+the grid that the search finds for the smallest squared error of logits (`grids`); the better one is chosen. Rows are
+processed in pieces, since a head of 128,256 x 4,096 takes 2 GiB in fp32.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from awq2trt.quantization.statistics import InputStatistics, require_finite
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 PIECE_ROWS: Final = 8192
-"""Rows that are rounded, or multiplied, at once."""
+"""Number of rows that are rounded, or multiplied, at once."""
 
 JUDGED_TOKENS: Final = 512
-"""Tokens at the end of the text that the candidates are judged on: their logits are 512 x 128,256 fp32, 250 MiB."""
+"""Tokens at the end of the text on which candidates are judged: their logits are 512 x 128,256 fp32, 250 MiB."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class HeadReport:
     """What rounding did to the head, on `tokens` tokens of the calibration text.
 
     Attributes:
-        scheme: How it was rounded, as people write it.
-        grid: Which candidate was taken; its key in `kl`.
-        kl: Of every candidate, KL divergence from the unquantized head in nats a token; empty without text.
-        perplexity: Of the text after the blocks as they were when they were searched, with the unquantized head.
-        rounded_perplexity: The same with the rounded one. Both None where no text was used.
-        tokens: How many were judged.
+        scheme: The usual name of how it was rounded.
+        grid: The chosen candidate; its key in `kl`.
+        kl: KL divergence of every candidate from the unquantized head, in nats per token; empty without text.
+        perplexity: Perplexity of the text with the blocks that calibration ran, and the unquantized head.
+        rounded_perplexity: The same with the rounded head. Both are None if no text was used.
+        tokens: Number of tokens that were judged.
     """
 
     scheme: str
@@ -61,7 +61,7 @@ class CalibratedHead:
     """The last hidden states of the calibration text.
 
     Attributes:
-        hidden: After the final norm, fp32 [samples, seqlen, H].
+        hidden: The states after the final norm, fp32 [samples, seqlen, H].
         tokens: int64 [samples, seqlen].
     """
 
@@ -78,10 +78,10 @@ def quantize_head(
     """Rounds a head.
 
     Args:
-        weight: [V, H], as the model stores it.
+        weight: The weight [V, H], as the model stores it.
         scheme: How to round.
-        text: What it reads on the calibration text; None for a method that uses none.
-        grids: How to search grids; None to take every group's whole range.
+        text: Its inputs on the calibration text; None for a method that uses none.
+        grids: How to search grids; None to use every group's complete range.
         where: Name of the head, for errors.
 
     Raises:
@@ -107,7 +107,7 @@ def quantize_head(
 
 
 def _rounded(weight: Array, scheme: QuantScheme, where: str) -> QuantizedLinear:
-    """On the whole range of every group."""
+    """Rounds the head on the complete range of every group."""
 
     def rounded(piece: Tensor) -> QuantizedLinear:
         return round_to_grid(piece, group_grid(to_groups(piece, scheme), scheme), scheme).to_linear(scheme, where=where)
@@ -116,7 +116,7 @@ def _rounded(weight: Array, scheme: QuantScheme, where: str) -> QuantizedLinear:
 
 
 def _best(candidates: _Candidates, weight: Array, text: CalibratedHead) -> tuple[QuantizedLinear, HeadReport]:
-    """The candidate with the smallest KL divergence."""
+    """Returns the candidate with the smallest KL divergence."""
     hidden, targets = _judged(text)
     plain = _log_probabilities(hidden, weight.shape[0], lambda start, end: to_tensor(weight[start:end]))
     kl, perplexity = dict[str, float](), dict[str, float]()
@@ -137,13 +137,13 @@ def _best(candidates: _Candidates, weight: Array, text: CalibratedHead) -> tuple
 
 
 def _judged(text: CalibratedHead) -> tuple[Tensor, Tensor]:
-    """Hidden states fp32 [tokens, H] of the end of the text, and the token that follows each, int64 [tokens]."""
+    """Hidden states fp32 [tokens, H] at the end of the text, and the token behind each, int64 [tokens]."""
     hidden = text.hidden[:, :-1].flatten(0, 1)
     return hidden[-JUDGED_TOKENS:], text.tokens[:, 1:].flatten()[-JUDGED_TOKENS:]
 
 
 def _log_probabilities(hidden: Tensor, rows: int, weight: Callable[[int, int], Tensor]) -> Tensor:
-    """log p of every next token, fp32 [tokens, V]; `weight` gives fp32 rows of the head, from one to before another."""
+    """log p of every next token, fp32 [tokens, V]; `weight` returns rows of the head in fp32, given start and end."""
     starts = range(0, rows, PIECE_ROWS)
     logits = torch.cat([hidden @ weight(start, min(start + PIECE_ROWS, rows)).T for start in starts], dim=-1)
     return logits.log_softmax(dim=-1)
@@ -158,7 +158,7 @@ def _pieces(weight: Array) -> Iterator[Tensor]:
 
 
 def _joined(pieces: Iterator[QuantizedLinear]) -> QuantizedLinear:
-    """One linear of the rows of several."""
+    """Joins the rows of several linears into one."""
     parts = list(pieces)
     zeros = [part.zeros for part in parts if part.zeros is not None]
     return QuantizedLinear(

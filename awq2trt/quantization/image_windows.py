@@ -1,12 +1,11 @@
-"""Calibration windows of pictures and text: what the decoder of a model that sees reads of both.
+"""Calibration windows of pictures and text: the inputs that the decoder of a model with images reads for both.
 
-In: `ImageText`s. Out: token windows in which image tokens stand where a picture's pieces do, and the residual stream
-before the first block, with the pieces in their places. Statistics then see what the decoder sees in use
-(arXiv:2306.00978, section 5.2, calibrates vision-language models on pictures with captions in the same way).
+In: `ImageText`s. Out: token windows with image tokens in place of a picture's pieces, and the residual stream before
+the first block, with the pieces in their places. So statistics see what the decoder sees in use (arXiv:2306.00978,
+section 5.2, calibrates vision-language models on pictures with captions in the same way).
 
-A window begins with a conversation and goes on with the next ones until it is full. Its last conversation is cut,
-within a picture if need be: a decoder reads from left to right, so what stands before the cut is what it would be
-without one.
+A window begins with a conversation and continues with the next ones until it is full. Its last conversation is cut,
+even within a picture: a decoder reads from left to right, so a cut does not affect what is before it.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ whose choices are compared. These are 28 pictures of LLaVA-1.5-7B, 576 x 4096 fp
 
 @dataclass(frozen=True)
 class Sight:
-    """How a model sees, and all that it sees with.
+    """How a model sees images, with everything that it needs to see.
 
     Attributes:
-        vision: How it sees.
-        weights: Of its tower and projector.
-        processor: What is done to a picture first.
+        vision: The description of how it sees images.
+        weights: Weights of its tower and projector.
+        processor: Prepares a picture.
     """
 
     vision: VisionSpec
@@ -56,16 +55,16 @@ class Sight:
 
     @classmethod
     def of(cls, source: ModelSource, vision: VisionSpec, processor: ImageProcessor) -> Sight:
-        """Of a model, whose tower is read now."""
+        """Reads the tower of a model."""
         return cls(vision, load_vision(source), processor)
 
     def place_(self, hidden: Tensor, tokens: Tensor, images: Sequence[Path]) -> None:
-        """Puts what is seen in pictures where the image tokens stand.
+        """Puts the features of pictures in place of the image tokens.
 
         Args:
-            hidden: Embeddings, fp32 [S, hidden_size], changed.
+            hidden: Embeddings, fp32 [S, hidden_size]; they are changed.
             tokens: int64 [S].
-            images: In the order of their tokens; the last one may be cut.
+            images: The pictures in the order of their tokens; the last one may be cut.
 
         Raises:
             UsageError: A picture cannot be read.
@@ -98,14 +97,14 @@ class ImageWindows:
 
     Attributes:
         tokens: int64 [samples, seqlen].
-        images: Of each window, in the order of their image tokens; the last one of a window may be cut.
+        images: The images of each window, in the order of their image tokens; the last one of a window may be cut.
     """
 
     tokens: Tensor
     images: tuple[tuple[Path, ...], ...]
 
     def first(self, count: int) -> ImageWindows:
-        """The first `count` of them."""
+        """Returns the first `count` windows."""
         return ImageWindows(self.tokens[:count], self.images[:count])
 
     def embed(self, source: ModelSource, vision: VisionSpec, processor: ImageProcessor, progress: Progress) -> Tensor:
@@ -121,12 +120,12 @@ class ImageWindows:
 
 @dataclass(frozen=True)
 class WindowSizes:
-    """Which windows are wanted.
+    """The sizes of the windows that are wanted.
 
     Attributes:
-        samples: How many; there are fewer if the conversations do not fill them.
+        samples: Number of windows; there are fewer if the conversations do not fill them.
         seqlen: Tokens of a window.
-        bos: Begins every window; None for none.
+        bos: The token that begins every window; None without one.
     """
 
     samples: int
@@ -142,17 +141,17 @@ def image_windows(
     *,
     where: str,
 ) -> ImageWindows:
-    """Windows of conversations about pictures.
+    """Makes windows from conversations about pictures.
 
     Args:
-        tokenizer: Of the model.
-        vision: How it sees.
-        pairs: The conversations, of which as many are taken as the windows need, from the first on.
+        tokenizer: The model's tokenizer.
+        vision: How the model sees images.
+        pairs: The conversations; only as many as needed are used, from the first.
         sizes: The windows.
         where: Name of the conversations, for errors.
 
     Raises:
-        CalibrationError: They do not fill one window.
+        CalibrationError: The conversations do not fill one window.
     """
     seqlen, start = sizes.seqlen, [] if sizes.bos is None else [sizes.bos]
     windows: list[list[int]] = []
@@ -167,7 +166,7 @@ def image_windows(
         found += len(ids)
         if len(tokens) >= seqlen:
             windows.append(tokens[:seqlen])
-            seen = -(-windows[-1].count(vision.image_token) // vision.tokens_per_image)  # a cut one counts
+            seen = -(-windows[-1].count(vision.image_token) // vision.tokens_per_image)  # a cut image counts
             images.append(tuple(shown[:seen]))
             tokens, shown = [*start], []
     if not windows:
@@ -180,7 +179,7 @@ def image_windows(
 
 
 def conversation_tokens(tokenizer: PreTrainedTokenizerBase, vision: VisionSpec, text: str) -> Iterator[int]:
-    """Tokens of a text with markers, with as many image tokens for each picture as it has pieces."""
+    """Tokens of a text with markers, in which every picture has as many image tokens as it has pieces."""
     first, *rest = text.split(MARKER)
     yield from encode(tokenizer, first)
     for text in rest:

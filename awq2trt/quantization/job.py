@@ -1,7 +1,7 @@
-"""A model quantized block by block: one block in memory, each finished block on disk, resumable to the same bytes.
+"""Quantizes a model block by block: one block in memory, each finished block on disk, resumable to the same bytes.
 
-In: a `ModelSource` and options. Out: the checkpoint's files in one directory. What a resumed run needs is kept in
-another, by `awq2trt.quantization.store`.
+In: a `ModelSource` and options. Out: the checkpoint's files in one directory. `awq2trt.quantization.store` keeps in
+another directory what a resumed run needs.
 """
 
 from __future__ import annotations
@@ -59,21 +59,22 @@ from awq2trt.text.windows import calibration_tokens
 _PROBE_TOKENS: Final = 64
 
 _LOOKED_AT: Final = 4
-"""Windows of the calibration text that show, before the first block, how large activations get."""
+"""Windows of the calibration text that show, before the first block, how large activations become."""
 
 _UNSEEN: Final = 1.2
-"""How much further the other windows may go: of 16 windows of WikiText-2, SmolLM2-135M's go to 21,232 to 27,181."""
+"""How much larger activations in other windows may be: in 16 windows of WikiText-2, SmolLM2-135M's reach 21,232 to
+27,181."""
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a finished job says about itself.
+    """What a finished job reports.
 
     Attributes:
         tokens: Calibration windows, int64 [samples, seqlen]; None if the method uses none.
-        reports: By linear's full name.
-        head: What became of a quantized head; None for one that is not.
-        dtype: Of activations, and of what is not quantized: NumPy's name.
+        reports: Reports by the linear's full name.
+        head: Report of a quantized head; None if it is not quantized.
+        dtype: Type of activations and of unquantized weights, by NumPy's name.
     """
 
     tokens: Tensor | None
@@ -90,18 +91,18 @@ class JobResult:
 
 @dataclass(frozen=True)
 class QuantizeJob:
-    """One model on its way into `files`; `prepare` makes it.
+    """A model on its way into `files`; `prepare` makes a job.
 
     Attributes:
         source: The model.
         options: Method, scheme, calibration.
-        method: What they ask of a block.
-        layout: Of the checkpoint's quantized tensors.
+        method: How the options say to quantize a block.
+        layout: Layout of the checkpoint's quantized tensors.
         files: Empty directory for the checkpoint.
-        store: What is done so far.
-        progress: Of calibration and blocks.
-        beginning: The checkpoint to begin at; None to search from the original's weights on.
-        spill: Whether second moments go to files, see `memory_plan`.
+        store: The work that is done so far.
+        progress: Receives the progress of calibration and blocks.
+        beginning: The checkpoint to begin at; None to begin with the original weights.
+        spill: Whether second moments are kept in files, see `memory_plan`.
     """
 
     source: ModelSource
@@ -125,22 +126,22 @@ class QuantizeJob:
         progress: Progress,
         ranks: Ranks = ALONE,
     ) -> QuantizeJob:
-        """A job that goes on from what is in `scratch`, or begins there; with other ranks, the first one's.
+        """Makes a job that continues from what is in `scratch`, or begins there; it is for the first of several ranks.
 
         Raises:
-            UnsupportedError: No layout of checkpoints holds the scheme's weights of this model.
-            UsageError: The checkpoint to begin at is another model's, or the method does not go on from one.
+            UnsupportedError: No layout of checkpoints can hold this model with this scheme.
+            UsageError: The checkpoint to begin at belongs to another model, or the method cannot begin at one.
         """
         store = Store(scratch, source.spec.num_layers)
         layout, (method, beginning) = choose_layout(source.spec, _schemes(options)), _asked(source, options, ranks)
         return cls(source, options, method, layout, files, store, progress, beginning)
 
     def run(self) -> JobResult:
-        """Runs, or goes on from the first block that is not finished.
+        """Runs the job, or continues it at the first unfinished block.
 
         Raises:
             UsageError: Calibration windows are longer than the model has positions.
-            CheckpointError: A tensor is missing, misshapen or not finite.
+            CheckpointError: A tensor is missing, has a wrong shape, or is not finite.
             CalibrationError: The text is too short, or the model's activations are not finite on it.
         """
         if self.method.uses_text:
@@ -149,7 +150,7 @@ class QuantizeJob:
         with self.progress.task("reading the tokenizer", total=1) as advance:
             self.source.save_tokenizer(self.files)
             advance(1)
-        with torch.no_grad():  # not inference_mode(), whose tensors no gradient can be taken through
+        with torch.no_grad():  # not inference_mode(), through whose tensors no gradient can be taken
             images = self._image_windows() if self.method.uses_text else None
             tokens = None
             if self.method.uses_text:
@@ -167,27 +168,27 @@ class QuantizeJob:
         return JobResult(tokens, self.store.reports(), self.store.head_report(), dtype)
 
     def _tokens(self) -> Tensor:
-        """Calibration windows: those of the interrupted run, else made now and kept."""
+        """Returns calibration windows: those of the interrupted run, or new ones, which are then stored."""
         kept = self.store.tokens()
         if kept is not None:
             return kept
         tokens = calibration_tokens(self.source, self.files, self.options, self.progress)
         if tokens.shape[0] < self.options.samples:
             self.progress.note(
-                f"the calibration text holds {tokens.shape[0]} windows of {self.options.seqlen} tokens, "
-                f"{self.options.samples} were asked for"
+                f"the calibration text has only {tokens.shape[0]} windows of {self.options.seqlen} tokens; "
+                f"{self.options.samples} were wanted"
             )
         return self.store.keep_tokens(tokens)
 
     def _image_windows(self) -> ImageWindows | None:
-        """Windows of pictures and text, of a model that sees; None where the calibration text is text alone."""
+        """Returns windows of pictures and text for a model with images; None if the calibration text is only text."""
         vision, path = self.source.vision, Path(self.options.calib).expanduser()
         if vision is None:
             return None
         if not is_image_text(path):
             self.progress.note(
-                "calibrating on text alone, which shows nothing of what the decoder reads of images: name a folder of "
-                "images with captions, or a .jsonl file, with --calib"
+                "calibrating only on text, although the decoder will also read images: with --calib, name a folder of "
+                "images with captions, or a .jsonl file"
             )
             return None
         still = self.source.still_vision
@@ -199,13 +200,13 @@ class QuantizeJob:
         windows = image_windows(tokenizer, still, pairs, WindowSizes(options.samples, options.seqlen, bos), where=where)
         if len(windows.images) < options.samples:
             self.progress.note(
-                f"the images and captions fill {len(windows.images)} windows of {options.seqlen} tokens, "
-                f"{options.samples} were asked for"
+                f"the images and captions fill only {len(windows.images)} windows of {options.seqlen} tokens; "
+                f"{options.samples} were wanted"
             )
         return windows
 
     def _first_hidden(self, tokens: Tensor, seen: ImageWindows | None) -> Tensor:
-        """The residual stream before the first block, with what is seen of images in its place."""
+        """The residual stream before the first block, with the features of images in their places."""
         if seen is None or self.source.still_vision is None:
             return Ends(self.source).embed(tokens)
         return seen.embed(
@@ -213,9 +214,9 @@ class QuantizeJob:
         )
 
     def _range_probe(self) -> Tensor:
-        """Tokens that show how large activations get where no text does: BOS, then drawn ones; int64 [1, S].
+        """Tokens that show how large activations become if there is no text: BOS, then random ones; int64 [1, S].
 
-        The first token of a sequence gathers the largest activations (massive activations, arXiv:2402.17762).
+        The first token of a sequence has the largest activations (massive activations, arXiv:2402.17762).
         """
         vocab_size, length = self.source.spec.vocab_size, min(_PROBE_TOKENS, self.source.spec.max_positions)
         generator = torch.Generator(CPU).manual_seed(self.options.seed)
@@ -226,9 +227,10 @@ class QuantizeJob:
         return drawn
 
     def _step_dtype(self, tokens: Tensor, images: ImageWindows | None) -> str:
-        """The type that step sizes are chosen for: what the checkpoint will be stored in, by a look at some windows.
+        """Chooses the type of step sizes: the type in which the checkpoint will be stored, judging from some windows.
 
-        Codes are chosen for steps as they are stored, and how large activations get is known after the last block.
+        Codes are chosen for step sizes as they will be stored, but how large activations become is only known after the
+        last block.
         """
         kept = self.store.step_dtype()
         if kept is not None:
@@ -241,7 +243,7 @@ class QuantizeJob:
         return self.store.keep_step_dtype(storage_dtype(largest * _UNSEEN))
 
     def _with_steps_of(self, dtype: str) -> QuantizeJob:
-        """The same job, with step sizes that a type holds."""
+        """Returns the same job, with step sizes that a type can hold."""
         return replace(self, method=replace(self.method, scheme=with_steps_of(self.method.scheme, dtype)))
 
     def _quantize_blocks(self, tokens: Tensor, seen: ImageWindows | None) -> None:
@@ -260,7 +262,7 @@ class QuantizeJob:
         return Chain(self.source, self.method, self.options.seed, self.beginning, self.spill, scratch)
 
     def _keep(self, layer: int, link: Link) -> None:
-        """Keeps a finished block, and what comes after it first."""
+        """Stores a finished block, but first the streams behind it."""
         self.store.keep_hidden(layer + 1, link.after.hidden)
         if link.after.original is not None:
             self.store.keep_original(layer + 1, link.after.original)
@@ -268,7 +270,7 @@ class QuantizeJob:
         self.store.keep_block(layer, self._packed(self.source.spec.prefix(layer), link.block))
 
     def _tune(self, tokens: Tensor, options: TuneOptions, dtype: str) -> None:
-        """Tunes the step sizes of the checkpoint that was written; nothing to do where an interrupted run did."""
+        """Tunes the step sizes of the checkpoint that was written, unless an interrupted run has already done so."""
         if self.store.tuned():
             return
         spec, written = self.source.spec, QuantizedCheckpoint.open(self.files)
@@ -285,21 +287,21 @@ class QuantizeJob:
             self.store.keep_tuned(layer, kept | self._packed_linears(spec.prefix(layer), linears))
 
     def _finished(self, written: QuantizedCheckpoint, layer: int, dtype: str) -> FinishedBlock:
-        """A block of the checkpoint that was written, its steps to be of `dtype`."""
+        """Reads a block of the checkpoint that was written, whose steps will have the type `dtype`."""
         spec, prefix = written.spec, written.spec.prefix(layer)
         scheme = with_steps_of(written.scheme, dtype)
         linears = {name: replace(written.linear(prefix + name), scheme=scheme) for name in spec.block.linears}
         return FinishedBlock(linears, plain_tensors(spec, load_block(written, layer)))
 
     def _packed_linears(self, prefix: str, linears: Mapping[str, QuantizedLinear]) -> dict[str, Array]:
-        """A block's linears as the checkpoint holds them, by full name."""
+        """Reads a block's linears as the checkpoint stores them, by full name."""
         tensors: dict[str, Array] = {}
         for name, linear in fuse_linears(self.source.spec, linears).items():
             tensors.update(pack_linear(prefix + name, linear, self.layout))
         return tensors
 
     def _quantize_head(self, scheme: QuantScheme, tokens: Tensor | None) -> None:
-        """The head, on what the last block gives: the quantized model's if the method is sequential."""
+        """Quantizes the head on the last block's outputs: the quantized model's if the method is sequential."""
         source, name = self.source, self.source.spec.stored_head
         weight = source.checked_tensor(f"{name}.weight", source.spec.outer_shapes()[f"{name}.weight"])
         search = self.method.search
@@ -315,9 +317,9 @@ class QuantizeJob:
             self.progress.note(line)
 
     def _packed(self, prefix: str, block: QuantizedBlock) -> StoredBlock:
-        """A block as the checkpoint holds it."""
+        """Packs a block as the checkpoint stores it."""
         spec = self.source.spec
-        exact = spec.norm.unit_offset  # 1 + weight is near 0 where weight is near -1
+        exact = spec.norm.unit_offset  # 1 + weight is near 0 if weight is near -1
         tensors = {prefix + name: compact(value.numpy(force=True), exact=exact) for name, value in block.norms.items()}
         return StoredBlock(
             tensors | self._packed_linears(prefix, block.linears),
@@ -326,7 +328,7 @@ class QuantizeJob:
         )
 
     def _write_checkpoint(self) -> str:
-        """Merges the blocks with what stands outside them; config.json comes last. Returns the type it stores in."""
+        """Merges blocks and the tensors outside them; writes config.json last. Returns the checkpoint's type."""
         source, outer = self.source, self.source.outer() | self.source.vision_tensors()
         dtype = self._storage_dtype(outer)
         quantized = self.store.final_files()
@@ -353,7 +355,7 @@ class QuantizeJob:
         return dtype
 
     def _storage_dtype(self, outer: Mapping[str, Array]) -> str:
-        """fp16, unless activations or weights come near the end of its range; then bf16, and a word about it."""
+        """Returns fp16, or bf16 if activations or weights come near the end of fp16's range, which is then reported."""
         layers, spec = range(self.store.layers), self.source.spec
         reached = {spec.prefix(layer).rstrip("."): self.store.largest_activation(layer) for layer in layers}
         reached |= {name: largest_magnitude(value) for name, value in outer.items()}
@@ -361,24 +363,24 @@ class QuantizeJob:
         dtype = storage_dtype(reached[where])
         if dtype != FLOAT16:
             self.progress.note(
-                f"values reach {reached[where]:,.0f} in {where}, beyond fp16's range of 65,504 or too near its end: "
-                f"the checkpoint says {dtype}, and so will the exported model"
+                f"values reach {reached[where]:,.0f} in {where}, beyond fp16's range of 65,504 or too near its end, so "
+                f"the checkpoint and the exported model use {dtype}"
             )
         return dtype
 
 
 def assist(source: ModelSource, options: QuantizeOptions, ranks: Ranks, *, spill: bool = False) -> None:
-    """What the ranks other than the first do while it runs its job: their share of every block.
+    """Does the work of the ranks other than the first while that runs its job: their share of every block.
 
     Args:
         source: The model.
-        options: Those of all ranks.
-        ranks: All of them.
-        spill: Whether second moments go to files, see `memory_plan`.
+        options: The options of all ranks.
+        ranks: All ranks.
+        spill: Whether second moments are kept in files, see `memory_plan`.
 
     Raises:
         RankLostError: Another rank is gone.
-        CheckpointError: A tensor is missing, misshapen or not finite.
+        CheckpointError: A tensor is missing, has a wrong shape, or is not finite.
         CalibrationError: The model's activations are not finite on the calibration text.
     """
     torch.set_num_threads(ranks.told(0))
@@ -395,7 +397,7 @@ def _keep_nothing(layer: int, link: Link) -> None:
 def _asked(
     source: ModelSource, options: QuantizeOptions, ranks: Ranks
 ) -> tuple[BlockMethod, QuantizedCheckpoint | None]:
-    """What the options ask of a block, and where they begin."""
+    """How to quantize a block, and where to begin, according to the options."""
     method, beginning = replace(method_of(options), ranks=ranks), None
     if options.init_from is not None:
         require_refining(method, options)
@@ -408,13 +410,13 @@ def _schemes(options: QuantizeOptions) -> ModelSchemes:
 
 
 def _head_lines(spec: DecoderSpec, report: HeadReport) -> Iterator[str]:
-    """What a quantized head costs, for people."""
+    """Says what a quantized head costs."""
     what = "head and embedding, one weight" if spec.tie_embeddings else "head"
     if not report.kl:
         yield f"{what}: {report.scheme}, rounded to nearest"
         return
     yield (
-        f"{what}: {report.scheme}, {report.grid}; KL {report.kl[report.grid]:.2g} nats a token from the unquantized "
+        f"{what}: {report.scheme}, {report.grid}; KL {report.kl[report.grid]:.2g} nats per token from the unquantized "
         f"head, perplexity {report.perplexity:.2f} -> {report.rounded_perplexity:.2f} ({report.tokens} tokens of the "
         "calibration text, head alone)"
     )

@@ -1,15 +1,16 @@
-"""Codes and grids of a block learned together, by signed gradients of the block's output error.
+"""Learns codes and grids of a block together, by signed gradients of the block's output error.
 
 In: a block's fp32 weights with scales folded in, the codes and grids that the search left, the block's inputs as the
-quantized blocks before give them, and the outputs of the original model. Out: codes and grids whose block comes nearer
-to those outputs. Every weight gets an offset that is added before rounding, every group two factors on the ends of its
-range; all follow the sign of their gradients, by steps that shrink to nothing, with rounding taken for the identity
-(AutoRound, arXiv:2309.05516, section 3). Unlike there, learning begins at codes and grids that a search found, it aims
-at what the original blocks make of the original inputs, and it never ends with a larger error than it began with.
+quantized blocks before give them, and the outputs of the original model. Out: codes and grids with which the block's
+outputs are nearer to those. Every weight has an offset that is added before rounding, and every group has two factors
+for the ends of its range. All of them follow the sign of their gradients, in steps that shrink to 0, and rounding
+counts as the identity in gradients (AutoRound, arXiv:2309.05516, section 3). Unlike in that paper, learning begins at
+codes and grids that a search found, it aims at the outputs of the original blocks on the original inputs, and it never
+ends with a larger error than at the beginning.
 
-A weight begins at its own place within the code that the search gave it: one near the border to the next code moves
-there by a small change, one in the middle by a large one. A code that is not the nearest to its weight begins at the
-border to the code that is.
+A weight begins at its own position within the code that the search gave it: near the border to the next code, a small
+change is enough to get there; in the middle, a large one is needed. A code that is not the nearest to its weight begins
+at the border to the nearest.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from awq2trt.quantization.rounding import GroupGrid, Rounded, as_step, from_grou
 from awq2trt.scheme import QuantScheme
 
 INSIDE: Final = 0.499
-"""A weight begins at most so far from the middle of its code, in steps: not on the border itself."""
+"""How far a weight may be from the middle of its code at the beginning, in steps, so that it is not on the border."""
 
 FACTORS: Final = (0.5, 1.5)
-"""Between these stay the factors of the ends of a range."""
+"""Limits of the factors for the ends of a range."""
 
 RunBlock = Callable[[Mapping[str, Tensor], Tensor], Tensor]
-"""Tensors of a block and its inputs [samples, seqlen, hidden_size] -> its outputs, same shape."""
+"""Takes the tensors of a block and its inputs [samples, seqlen, hidden_size]; returns its outputs, of the same
+shape."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,11 @@ class LearnOptions:
     """How long and how fast a block learns.
 
     Attributes:
-        steps: Of the signed gradient.
-        windows: Calibration windows of each step.
-        offset_reach: How far an offset goes if all its gradients have one sign, in steps of its grid.
+        steps: Number of steps along the signed gradient.
+        windows: Number of calibration windows in each step.
+        offset_reach: How far an offset moves if all its gradients have the same sign, in steps of its grid.
         range_reach: The same for the factors of the ends of ranges.
-        looks: How often the error on all windows is looked at; the best of these moments is kept.
+        looks: How often the error on all windows is measured; the best state is kept.
     """
 
     steps: int = 200
@@ -57,15 +59,15 @@ class LearnOptions:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a block learns from.
+    """The data that a block learns from.
 
     Attributes:
         run: The block as a function of its tensors.
-        inputs: As the quantized blocks before give them, fp32 [samples, seqlen, hidden_size]; this rank's share.
-        targets: The original block's outputs on its own inputs, same shape.
-        seed: Of the order of windows.
-        samples: Windows of all ranks.
-        ranks: Among which they are shared.
+        inputs: Outputs of the quantized blocks before it, fp32 [samples, seqlen, hidden_size]; this rank's share.
+        targets: The original block's outputs on its own inputs, of the same shape.
+        seed: Seed of the order of windows.
+        samples: Number of windows of all ranks.
+        ranks: The ranks that share the windows.
     """
 
     run: RunBlock
@@ -76,7 +78,7 @@ class Lesson:
     ranks: Ranks = ALONE
 
     def own(self, chosen: Tensor) -> Tensor:
-        """Where in `inputs` those of some windows are that are this rank's, int64."""
+        """Returns the indices in `inputs` of those of some windows that belong to this rank, int64."""
         share = self.ranks.share(self.samples)
         own: Tensor = chosen[(chosen >= share.start) & (chosen < share.stop)] - share.start
         return own
@@ -84,7 +86,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Learned:
-    """What learning gave.
+    """The result of learning.
 
     Attributes:
         rounded: Codes and grids by linear.
@@ -106,13 +108,14 @@ def learn_codes(
 ) -> Learned:
     """Learns the codes and grids of a block.
 
-    The error is the mean square of the outputs' difference, each token's over the mean square of its residual stream,
-    since the next norm divides by it; over the same of what the block adds to the stream.
+    The error is the mean square of the outputs' difference, divided for each token by the mean square of its residual
+    stream, since the next norm divides by that; and then divided by the same measure of what the block adds to the
+    stream.
 
     Args:
-        tensors: All of the block, fp32, by name relative to it; `<linear>.weight` scaled already.
-        start: Codes and grids of its linears, where to begin.
-        lesson: What to learn from.
+        tensors: All tensors of the block, fp32, by name relative to it; `<linear>.weight` is already scaled.
+        start: Codes and grids of its linears to begin with.
+        lesson: The data to learn from.
         scheme: Bits, groups, zero points.
         options: How long.
     """
@@ -136,7 +139,7 @@ def learn_codes(
 
 
 def _step_(packs: Sequence[_Pack], error: _BlockError, chosen: Tensor, left: float, options: LearnOptions) -> None:
-    """One step down the signed gradient of the error on some windows; `left` is its share of what can be reached."""
+    """Takes a step down the signed gradient of the error on some windows; `left` scales its length."""
     learned = [parameter for pack in packs for parameter in (pack.offset, pack.factors)]
     gradients = error.gradients(learned, chosen)
     reaches = (options.offset_reach, options.range_reach) * len(packs)
@@ -149,7 +152,7 @@ def _step_(packs: Sequence[_Pack], error: _BlockError, chosen: Tensor, left: flo
 
 @dataclass(frozen=True)
 class _BlockError:
-    """How far a block's outputs are from what they should be, as a function of what is learned."""
+    """How far a block's outputs are from the targets, as a function of what is learned."""
 
     _lesson: Lesson
     _tensors: Mapping[str, Tensor]
@@ -158,7 +161,7 @@ class _BlockError:
 
     @classmethod
     def of_block(cls, lesson: Lesson, tensors: Mapping[str, Tensor], packs: Sequence[_Pack]) -> _BlockError:
-        """Weighs the tokens, see `learn_codes`."""
+        """Makes the error of a block, with weights for the tokens, see `learn_codes`."""
         tiny = torch.finfo(torch.float32).tiny
         weights = 1 / lesson.targets.square().mean(dim=-1, keepdim=True).clamp(min=tiny)
         per_window = lesson.inputs.shape[1] * lesson.inputs.shape[2]
@@ -166,14 +169,14 @@ class _BlockError:
         return cls(lesson, tensors, packs, weights / max(added / (lesson.samples * per_window), tiny))
 
     def weights(self) -> dict[str, Tensor]:
-        """The block's tensors with the linears that the present codes and grids stand for."""
+        """The block's tensors, with the linears that the current codes and grids stand for."""
         tensors = dict(self._tensors)
         for pack in self._packs:
             tensors.update(pack.weights(tensors))
         return tensors
 
     def gradients(self, learned: Sequence[Tensor], chosen: Tensor) -> list[Tensor]:
-        """Of the error on some windows, every rank's part of them summed."""
+        """Gradients of the error on some windows, summed over the ranks."""
         own = self._lesson.own(chosen)
         if len(own):
             with torch.enable_grad():
@@ -185,14 +188,14 @@ class _BlockError:
         return found
 
     def of(self, weights: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
-        """On some of this rank's windows."""
-        # The other kernels of attention add gradients in an order that differs from run to run.
+        """The error on some of this rank's windows."""
+        # The other kernels for attention add gradients in an order that varies from run to run.
         with sdpa_kernel(SDPBackend.MATH):
             outputs = self._lesson.run(weights, self._lesson.inputs[chosen])
         return ((outputs - self._lesson.targets[chosen]).square() * self._token_weights[chosen]).mean()
 
     def of_all(self, at_once: int) -> float:
-        """On all windows of all ranks."""
+        """The error on all windows of all ranks."""
         pieces = torch.arange(len(self._lesson.inputs)).split(at_once)
         with torch.no_grad():
             weights = self.weights()
@@ -202,17 +205,17 @@ class _BlockError:
 
 @dataclass
 class _Pack:
-    """Linears whose groups have one length G, learned as one tensor of R groups: few large operations are faster.
+    """Linears whose groups have the same length G, learned as one tensor of R groups: few large operations are faster.
 
     Attributes:
-        names: Of the linears.
-        rows: Groups of each.
+        names: Names of the linears.
+        rows: Number of groups in each.
         scheme: Bits, groups, zero points.
-        weight: [R, G].
-        ends: Lower and upper ends of the ranges where learning starts, [2, R, 1].
-        place: What is added to weight / scale + zero before rounding where learning starts, [R, G].
-        offset: Added to that; learned.
-        factors: Of the ends; learned, [2, R, 1].
+        weight: The weights, [R, G].
+        ends: Lower and upper ends of the ranges at the beginning, [2, R, 1].
+        place: What is added to weight / scale + zero before rounding at the beginning, [R, G].
+        offset: What is added to that; it is learned.
+        factors: Factors of the ends, [2, R, 1]; they are learned.
     """
 
     names: tuple[str, ...]
@@ -226,14 +229,14 @@ class _Pack:
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor], start: Mapping[str, Rounded], scheme: QuantScheme) -> _Pack:
-        """Where the search left them."""
+        """Makes a pack in the state in which the search left its linears."""
         grouped = [to_groups(weight, scheme).flatten(0, 1) for weight in weights.values()]
         weight, last = torch.cat(grouped), scheme.levels - 1
         scales = torch.cat([start[name].grid.scales.flatten(0, 1) for name in weights])
         zeros = torch.cat([start[name].grid.zeros.flatten(0, 1) for name in weights])
         codes = torch.cat([to_groups(start[name].codes, scheme).flatten(0, 1) for name in weights])
         exact = weight / scales + zeros
-        # A weight beyond its range is where it should be: its nearest code is the last one.
+        # A weight beyond its range needs no offset: its nearest code is the last one.
         at_end = ((codes == 0) & (exact < 0)) | ((codes == last) & (exact > last))
         place = torch.where(at_end, 0.0, exact.clamp(codes - INSIDE, codes + INSIDE) - exact)
         return cls(
@@ -248,14 +251,14 @@ class _Pack:
         )
 
     def weights(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """What the present codes stand for, by `<linear>.weight`, [N, K]."""
+        """The weights that the current codes stand for, by `<linear>.weight`, [N, K]."""
         scales, zeros, codes = self._now()
         for name, grouped in zip(self.names, ((codes - zeros) * scales).split(self.rows), strict=True):
             rows, columns = tensors[f"{name}.weight"].shape
             yield f"{name}.weight", from_groups(grouped.view(rows, -1, grouped.shape[-1]), columns)
 
     def rounded(self, tensors: Mapping[str, Tensor]) -> dict[str, Rounded]:
-        """The present codes and grids, by linear."""
+        """The current codes and grids, by linear."""
         found = {}
         with torch.no_grad():
             parts = [value.split(self.rows) for value in self._now()]
@@ -266,17 +269,17 @@ class _Pack:
         return found
 
     def state(self) -> tuple[Tensor, Tensor]:
-        """What was learned so far."""
+        """Copies what was learned so far."""
         return self.offset.detach().clone(), self.factors.detach().clone()
 
     def restore_(self, state: tuple[Tensor, Tensor]) -> None:
-        """Goes back to what `state` gave."""
+        """Returns to a copied state."""
         with torch.no_grad():
             self.offset.copy_(state[0])
             self.factors.copy_(state[1])
 
     def _now(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Step sizes and zero points [R, 1], codes [R, G]."""
+        """The current step sizes and zero points [R, 1], and codes [R, G]."""
         last = self.scheme.levels - 1
         low, high = self.ends * self.factors
         if self.scheme.zero_point:
@@ -302,7 +305,7 @@ def _packs(tensors: Mapping[str, Tensor], start: Mapping[str, Rounded], scheme: 
 
 @dataclass
 class WindowDraws:
-    """Windows in an order drawn anew whenever all were seen."""
+    """Draws windows in an order that is drawn again whenever all were used."""
 
     _count: int
     _at_once: int
@@ -311,11 +314,11 @@ class WindowDraws:
 
     @classmethod
     def start(cls, count: int, at_once: int, seed: int) -> WindowDraws:
-        """Before the first: `at_once` of `count` windows at a time."""
+        """Makes the draws, of `at_once` of `count` windows at a time."""
         return cls(count, min(at_once, count), torch.Generator("cpu").manual_seed(seed))
 
     def next_(self) -> Tensor:
-        """Indices of the next ones, int64 [windows]."""
+        """Indices of the next windows, int64 [windows]."""
         if len(self._left) < self._at_once:
             self._left += torch.randperm(self._count, generator=self._generator, device="cpu").tolist()
         chosen, self._left = self._left[: self._at_once], self._left[self._at_once :]
@@ -323,7 +326,7 @@ class WindowDraws:
 
 
 class _Through(torch.autograd.Function):
-    """change(value) on the way forward, the identity on the way back (straight-through estimator)."""
+    """change(value) in the forward pass, and the identity in the backward pass (straight-through estimator)."""
 
     @staticmethod
     def forward(_: torch.autograd.function.FunctionCtx, value: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -335,6 +338,6 @@ class _Through(torch.autograd.Function):
 
 
 def with_its_gradient(value: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """change(value), with the gradient of the value itself."""
+    """Returns change(value), with the gradient of the value itself."""
     changed: Tensor = _Through.apply(value, change)  # type: ignore[no-untyped-call]
     return changed

@@ -1,9 +1,9 @@
-"""How much memory quantizing a model takes at most, part by part, before it begins.
+"""Plans how much memory quantizing a model takes at most, part by part, before it begins.
 
-In: the model's shapes, what is asked of a block, the calibration windows. Out: `MemoryPlan`. Tensors are counted, each
-as often as it is alive at once; what the process holds already comes on top. Second moments of inputs, the largest part
-for a model with wide MLPs, may lie in files after calibration: that is what a small limit changes, and it changes no
-bit of the result.
+In: the model's shapes, the method, the calibration windows. Out: `MemoryPlan`. Tensors are counted, each as often as
+copies of it exist at the same time; memory that the process already holds is added. Second moments of inputs, the
+largest part for a model with wide MLPs, may be kept in files after calibration. That is all that a small limit changes,
+and it changes no bit of the result.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ _FP32: Final = 4
 _FP64: Final = 8
 
 _SEARCH_COPIES: Final = 7
-"""Of a piece of rows while its grids are searched: weights, candidates, differences, their products, codes."""
+"""Copies of a piece of rows while its grids are searched: weights, candidates, differences, their products, codes."""
 
 _DESCENT_COPIES: Final = 12
-"""The same while codes descend."""
+"""The same copies while codes descend."""
 
 _GPTQ_MATRICES: Final = 4
-"""[K, K] in fp64: E[x x^T], its factor, the inverse, the inverse's factor."""
+"""Matrices [K, K] in fp64: E[x x^T], its factor, the inverse, and the inverse's factor."""
 
 _LEARN_COPIES: Final = 14
-"""Of a block's weights while it learns: offsets, gradients, codes, the graph of operations, the best state so far."""
+"""Copies of a block's weights while it learns: offsets, gradients, codes, the graph of operations, the best state so
+far."""
 
 _ACTIVATIONS: Final = 6
-"""Of a window's widest activations that are alive at once."""
+"""Number of a window's widest activations that exist at the same time."""
 
 _SLACK: Final = 1.1
-"""What an allocator keeps beyond what it was asked for."""
+"""What an allocator keeps in addition to what was requested, as a factor."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is quantized.
+    """The work that is planned.
 
     Attributes:
         spec: The model.
-        method: What is asked of a block.
-        samples: Calibration windows.
-        seqlen: Tokens in each.
-        writes_text: The model writes its calibration text, for which it is in memory whole.
+        method: How a block is quantized.
+        samples: Number of calibration windows.
+        seqlen: Number of tokens in each.
+        writes_text: Whether the model writes its calibration text, for which all of it is in memory.
     """
 
     spec: DecoderSpec
@@ -62,12 +63,12 @@ class Job:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What is needed.
+    """How much memory is needed.
 
     Attributes:
-        parts: Bytes of each part of the work, by its name, in order.
-        statistics_on_disk: Whether second moments lie in files after calibration.
-        resident_bytes: What the process holds before.
+        parts: Bytes of each part of the work by name, in order.
+        statistics_on_disk: Whether second moments are kept in files after calibration.
+        resident_bytes: Memory that the process already holds.
     """
 
     parts: Mapping[str, int]
@@ -76,23 +77,23 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """The most at any time."""
+        """The largest number of bytes at any time."""
         return self.resident_bytes + max(self.parts.values())
 
     def describe(self) -> str:
-        """One line for people."""
+        """Describes the plan in one line."""
         parts = ", ".join(f"{name} {_gib(value + self.resident_bytes)}" for name, value in self.parts.items())
         where = "; second moments on disk" if self.statistics_on_disk else ""
-        return f"memory planned, at most {_gib(self.peak_bytes)} GiB: {parts}{where}"
+        return f"planned memory: at most {_gib(self.peak_bytes)} GiB; {parts}{where}"
 
 
 def plan_memory(job: Job, resident_bytes: int, limit_bytes: int | None = None) -> MemoryPlan:
-    """The quickest plan within a limit.
+    """Returns the fastest plan within a limit.
 
     Args:
-        job: What is quantized.
-        resident_bytes: What the process holds already.
-        limit_bytes: That no part may pass; None for none.
+        job: The work.
+        resident_bytes: Memory that the process already holds.
+        limit_bytes: Most bytes for any part; None for no limit.
 
     Raises:
         UsageError: No plan stays below the limit.
@@ -103,40 +104,39 @@ def plan_memory(job: Job, resident_bytes: int, limit_bytes: int | None = None) -
             return plan
     least = min(plans, key=lambda plan: plan.peak_bytes)
     part = max(least.parts, key=least.parts.__getitem__)
-    fix = f"--max-memory {math.ceil(least.peak_bytes / 2**20)}M or more"
+    fix = f"use --max-memory {math.ceil(least.peak_bytes / 2**20)}M or more"
     if job.writes_text and part == "text":
-        fix += "; or name a text with --calib, so that the model need not write one"
+        fix += "; or name a text with --calib, so that the model does not have to write one"
     raise UsageError(
-        f"{_gib(limit_bytes or 0)} GiB do not suffice: the least that would do is {_gib(least.peak_bytes)} GiB, "
-        f"for the part {part!r}.",
+        f"{_gib(limit_bytes or 0)} GiB are too little: at least {_gib(least.peak_bytes)} GiB are needed, "
+        f"by the part {part!r}.",
         where="--max-memory",
         fix=f"{fix}.",
     )
 
 
 def _parts(job: Job, on_disk: bool) -> dict[str, int]:
-    spec, method = job.spec, job.method
+    spec, method, parts = job.spec, job.method, dict[str, int]()
     shapes = {name: spec.linear_shape(name) for name in spec.block.linears}
     block = _FP32 * sum(map(math.prod, spec.block_shapes().values()))
     outer = sum(map(math.prod, spec.outer_shapes().values()))
     streams = (4 if method.needs_original else 2) * _FP32 * job.samples * job.seqlen * spec.hidden_size
-    groups = spec.scale_groups()
+    groups, read = spec.scale_groups(), _FP32 if method.uses_text else 0
     widths = [spec.linear_shape(group.balance_layers[0])[1] for group in groups]
-    moments = _FP32 * sum(width**2 for width in widths) if method.uses_text else 0
-    widest = _FP32 * max(width**2 for width in widths) if method.uses_text else 0
-    kept = 0 if on_disk else moments
+    moments, widest = read * sum(width**2 for width in widths), read * max(widths) ** 2
     piece = _FP32 * max(min(PIECE_WEIGHTS, math.prod(shape)) for shape in shapes.values())
     linear, codes = _FP32 * max(map(math.prod, shapes.values())), sum(map(math.prod, shapes.values()))
     copies = _DESCENT_COPIES if method.search and method.search.code_passes else _SEARCH_COPIES
+    kept = 0 if on_disk else moments
     activations = _ACTIVATIONS * _FP32 * job.seqlen * max(*widths, spec.num_heads * job.seqlen)
-    parts = {}
     if job.writes_text:
         cache = 2 * job.samples * job.seqlen * spec.num_kv_heads * spec.head_dim
         parts["text"] = spec.num_layers * (block + _FP32 * cache) + _FP32 * outer
     # A block is read in half precision, and widened.
     parts["calibrate"] = block + max(block // 2, moments + activations) + streams
     if method.search:
-        parts["scales"] = 2 * block + kept + max(_scale_search(spec, group, method) for group in groups) + streams
+        trial = max(_scale_search(spec, group, method) for group in groups)
+        parts["scales"] = 2 * block + kept + trial + streams
     # As it is and folded; what finished codes stand for; and corrected, if it is still to learn.
     blocks = 2 + bool(method.correct) + bool(method.correct and method.learn)
     parts["codes"] = blocks * block + kept + widest + copies * piece + codes + 2 * linear + streams
@@ -152,13 +152,14 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if method.tune:
         whole = spec.num_layers * codes
         parts["tune"] = whole + 3 * block + 2 * _FP32 * outer + method.tune.windows * activations * 4 + streams
-    # Outside the blocks: as stored, checked, and as the checkpoint has it; and one file that is being written.
+    # Tensors outside the blocks exist as stored, as checked, and as written; in addition there is one file being
+    # written.
     parts["write"] = (_FP32 + 2) * outer + min(SHARD_BYTES, spec.num_layers * codes)
     return {name: round(_SLACK * value) for name, value in parts.items()}
 
 
 def _scale_search(spec: DecoderSpec, group: ScaleGroup, method: BlockMethod) -> int:
-    """E[x x^T] of a group's input; its weights thrice for their magnitudes, or the rows of one trial after another."""
+    """E[x x^T] of a group's input, plus its weights three times for their magnitudes, or the rows of one trial."""
     shapes = [spec.linear_shape(name) for name in group.balance_layers]
     width, rows = shapes[0][1], sum(length for length, _ in shapes)
     tried = min(rows, method.search.scales.rows(rows, width)) if method.search else 0

@@ -1,6 +1,6 @@
-"""How a block is quantized, as the user's options ask for it.
+"""How a block is quantized, according to the user's options.
 
-In: `QuantizeOptions`. Out: `BlockMethod`, or the refusal of options that contradict each other.
+In: `QuantizeOptions`. Out: `BlockMethod`, or an error if options contradict each other.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from awq2trt.scheme import QuantScheme
 
 @dataclass(frozen=True)
 class BlockMethod:
-    """How a block is quantized. Neither scales nor GPTQ is round-to-nearest, the paper's RTN baseline.
+    """How a block is quantized. Without scales and GPTQ it rounds to nearest, the paper's RTN baseline.
 
     Attributes:
         scheme: Bits, groups, zero points.
-        search: Search scales and fold them, then search grids; None for neither.
-        gptq: How GPTQ rounds; None for rounding to nearest.
-        tune: How step sizes of the whole model are tuned after the last block; None for not.
-        ranks: Among which windows and rows are shared.
+        search: How to search and fold scales, and then to search grids; None for neither.
+        gptq: How GPTQ rounds; None to round to nearest.
+        tune: How the step sizes of all blocks are tuned after the last block; None if they are not.
+        ranks: The ranks that share windows and rows.
     """
 
     scheme: QuantScheme
@@ -44,7 +44,7 @@ class BlockMethod:
 
     @property
     def sequential(self) -> bool:
-        """Whether a block's inputs are those that the quantized blocks before it give (the reference GPTQ's order)."""
+        """Whether a block's inputs come from the quantized blocks before it (the order of the reference GPTQ)."""
         return self.gptq is not None or (self.search is not None and self.search.sequential)
 
     @property
@@ -59,7 +59,7 @@ class BlockMethod:
 
     @property
     def learn(self) -> LearnOptions | None:
-        """How a block learns from the original one's outputs on the original inputs; None for not."""
+        """How a block learns from the original one's outputs on the original inputs; None if it does not."""
         return self.search.learn if self.search is not None else None
 
 
@@ -72,9 +72,9 @@ def method_of(options: QuantizeOptions) -> BlockMethod:
     method = METHODS[options.method]
     if options.tune and not method.uses_text:
         raise UsageError(
-            f"--method {options.method} uses no calibration text to tune step sizes on.",
+            f"--method {options.method} uses no calibration text, on which step sizes could be tuned.",
             where="--tune",
-            fix="another method, or without --tune.",
+            fix="use another method, or leave --tune out.",
         )
     return BlockMethod(
         options.scheme,
@@ -85,16 +85,16 @@ def method_of(options: QuantizeOptions) -> BlockMethod:
 
 
 def require_refining(method: BlockMethod, options: QuantizeOptions) -> None:
-    """Refuses a method that has nothing to do where codes and grids are given.
+    """Refuses a method that has nothing to do if codes and grids are given.
 
     Raises:
-        UsageError: It searches scales and grids only, or rounds by GPTQ.
+        UsageError: It only searches scales and grids, or rounds by GPTQ.
     """
     if method.gptq or method.search is None or method.search.keeps_nearest:
         efforts = " or ".join(f"--effort {name}" for name, search in EFFORTS.items() if not search.keeps_nearest)
         effort = f" --effort {options.effort}" if method.search else ""
         raise UsageError(
-            f"--method {options.method}{effort} does not go on from the codes of another checkpoint.",
+            f"--method {options.method}{effort} cannot refine the codes of another checkpoint.",
             where=f"--init-from {options.init_from}",
-            fix=f"--method awq with {efforts}.",
+            fix=f"use --method awq with {efforts}.",
         )

@@ -1,8 +1,9 @@
 """Rounding weights to codes: the reference math of every method (AWQ paper, equation 1), in PyTorch.
 
-In: fp32 weights [N, K] and a grid for every group, or the range to hold. Out: integer codes, fp16 step sizes, integer
-zero points. Step sizes are rounded to the type that stores them *before* codes are chosen, so a checkpoint's scales
-lose nothing. K is padded with zeros to whole groups inside; a zero never widens a range, since every range holds 0.
+In: fp32 weights [N, K] and a grid for every group, or the range that it must cover. Out: integer codes, fp16 step
+sizes, integer zero points. Step sizes are rounded to the type that stores them *before* codes are chosen, so that
+storing them loses nothing. Internally K is padded with zeros to complete groups; a zero never widens a range, since
+every range contains 0.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from awq2trt.scheme import BFLOAT16, QuantizedLinear, QuantScheme
 
 
 class Bfloat16Steps(QuantScheme):
-    """A scheme by which step sizes are chosen that bf16 holds; what is stored is as of the scheme itself."""
+    """A scheme whose step sizes must be exact in bf16; stored linears have the plain scheme."""
 
 
 def with_steps_of(scheme: QuantScheme, dtype: str) -> QuantScheme:
-    """The scheme by which steps are chosen for a checkpoint of `dtype`, `FLOAT16` or `BFLOAT16`."""
+    """Returns the scheme whose steps suit a checkpoint of `dtype`, `FLOAT16` or `BFLOAT16`."""
     kind = Bfloat16Steps if dtype == BFLOAT16 else QuantScheme
     return kind(scheme.bits, scheme.group_size, scheme.zero_point)
 
@@ -35,7 +36,7 @@ class GroupGrid:
     """The rounding grid of every group: w = scales * (code - zeros).
 
     Attributes:
-        scales: fp32 values that the type which stores them holds exactly, [N, groups, 1].
+        scales: Step sizes in fp32, which are exact in the type that stores them, [N, groups, 1].
         zeros: Integers in [0, 2^bits) as fp32, [N, groups, 1].
     """
 
@@ -44,42 +45,42 @@ class GroupGrid:
 
     @classmethod
     def of(cls, linear: QuantizedLinear) -> GroupGrid:
-        """That of a stored linear; step sizes of another type are rounded to its scheme's."""
+        """Returns the grid of a stored linear; step sizes of another type are rounded to that of its scheme."""
         scales = as_step(torch.as_tensor(linear.scales.astype(np.float32)), linear.scheme).unsqueeze(-1)
         if linear.zeros is None:
             return cls(scales, torch.full_like(scales, linear.scheme.symmetric_zero))
         return cls(scales, torch.as_tensor(linear.zeros.astype(np.float32)).unsqueeze(-1))
 
     def to(self, device: torch.device) -> GroupGrid:
-        """The same on another device."""
+        """Returns the same grid on another device."""
         return GroupGrid(self.scales.to(device), self.zeros.to(device))
 
 
 def to_groups(weight: Tensor, scheme: QuantScheme) -> Tensor:
-    """[N, K] -> [N, groups, G], the last group padded with zeros."""
+    """[N, K] -> [N, groups, G]; the last group is padded with zeros."""
     length = scheme.group_of(weight.shape[1])
     padded = F.pad(weight, (0, -weight.shape[1] % length))
     return padded.view(len(padded), padded.shape[1] // length, length)  # no -1: a rank may have no row
 
 
 def from_groups(grouped: Tensor, in_features: int) -> Tensor:
-    """Inverse of `to_groups`: [N, groups, G] -> [N, K]."""
+    """The inverse of `to_groups`: [N, groups, G] -> [N, K]."""
     return grouped.flatten(1)[:, :in_features]
 
 
 def group_grid(grouped: Tensor, scheme: QuantScheme) -> GroupGrid:
-    """The grid that holds the whole range of every group, fp32 [N, groups, G]."""
+    """The grid that covers the complete range of every group, fp32 [N, groups, G]."""
     low = grouped.amin(dim=-1, keepdim=True).clamp_(max=0)
     high = grouped.amax(dim=-1, keepdim=True).clamp_(min=0)
     return range_grid(low, high, scheme)
 
 
 def range_grid(low: Tensor, high: Tensor, scheme: QuantScheme) -> GroupGrid:
-    """Step size and zero point for ranges [low, high], low <= 0 <= high.
+    """Computes step sizes and zero points for ranges [low, high], low <= 0 <= high.
 
-    With zero points the range is cut into 2^bits - 1 steps; without, the larger of the two ends both ways into
-    2^bits - 2, as llm-awq does. The range holds 0: a group of one sign would otherwise need a zero point outside the
-    codes.
+    With zero points, the range is divided into 2^bits - 1 steps; without them, the range up to the larger end on both
+    sides is divided into 2^bits - 2 steps, as in llm-awq. The range contains 0, since a group of one sign would
+    otherwise need a zero point outside the codes.
     """
     if scheme.zero_point:
         scales = as_step((high - low) / (scheme.levels - 1), scheme)
@@ -91,7 +92,7 @@ def range_grid(low: Tensor, high: Tensor, scheme: QuantScheme) -> GroupGrid:
 
 
 def round_to_codes(grouped: Tensor, grid: GroupGrid, scheme: QuantScheme) -> Tensor:
-    """Nearest codes, as fp32 integers in [0, 2^bits), [N, groups, G]."""
+    """Returns the nearest codes, as fp32 integers in [0, 2^bits), [N, groups, G]."""
     return torch.round(grouped / grid.scales).add_(grid.zeros).clamp_(0, scheme.levels - 1)
 
 
@@ -101,7 +102,7 @@ class Rounded:
 
     Attributes:
         codes: Integers in [0, 2^bits) as fp32, [N, K].
-        grid: Of every group.
+        grid: The grid of every group.
     """
 
     codes: Tensor
@@ -109,11 +110,11 @@ class Rounded:
 
     @classmethod
     def of(cls, linear: QuantizedLinear) -> Rounded:
-        """A stored linear."""
+        """Takes the codes and grid of a stored linear."""
         return cls(torch.as_tensor(linear.codes).float(), GroupGrid.of(linear))
 
     def to(self, device: torch.device) -> Rounded:
-        """The same on another device."""
+        """Returns the same weight on another device."""
         return Rounded(self.codes.to(device), self.grid.to(device))
 
     def narrow(self) -> Rounded:
@@ -122,7 +123,7 @@ class Rounded:
 
     @classmethod
     def of_pieces(cls, pieces: Sequence[Rounded]) -> Rounded:
-        """One weight of the rows of several."""
+        """Joins the rows of several into one weight."""
         if len(pieces) == 1:
             return pieces[0]
         grid = GroupGrid(
@@ -131,7 +132,7 @@ class Rounded:
         return cls(torch.cat([piece.codes for piece in pieces]), grid)
 
     def rows(self, own: slice) -> Rounded:
-        """Some rows of it."""
+        """Returns some of its rows."""
         return Rounded(self.codes[own], GroupGrid(self.grid.scales[own], self.grid.zeros[own]))
 
     @classmethod
@@ -162,11 +163,11 @@ class Rounded:
         return from_groups((grouped - self.grid.zeros) * self.grid.scales, self.codes.shape[1])
 
     def to_linear(self, scheme: QuantScheme, *, bias: Tensor | None = None, where: str = "") -> QuantizedLinear:
-        """As the stages after this one take it.
+        """Converts it to the form that later stages use.
 
         Args:
             scheme: How the codes were made.
-            bias: fp32 [N].
+            bias: The bias, fp32 [N].
             where: Name of the layer, for errors.
 
         Raises:
@@ -176,7 +177,7 @@ class Rounded:
             raise CheckpointError(
                 "the weights need step sizes that fp16 cannot hold.",
                 where=where,
-                fix="check the checkpoint; weights of this size are not those of a trained model.",
+                fix="check the checkpoint; a trained model has no weights of this size.",
             )
         return QuantizedLinear(
             codes=self.codes.to(torch.uint8).numpy(force=True),
@@ -188,12 +189,12 @@ class Rounded:
 
 
 def round_to_grid(weight: Tensor, grid: GroupGrid, scheme: QuantScheme) -> Rounded:
-    """Nearest codes of fp32 [N, K] on a given grid."""
+    """Rounds fp32 [N, K] to the nearest codes on a given grid."""
     return Rounded(from_groups(round_to_codes(to_groups(weight, scheme), grid, scheme), weight.shape[1]), grid)
 
 
 def fake_quantize(weight: Tensor, scheme: QuantScheme) -> Tensor:
-    """The weight after rounding to nearest, on its groups' whole ranges, fp32 [N, K]."""
+    """Returns the weight after rounding to nearest on the complete ranges of its groups, fp32 [N, K]."""
     grouped = to_groups(weight, scheme)
     grid = group_grid(grouped, scheme)
     codes = round_to_codes(grouped, grid, scheme)
@@ -201,10 +202,10 @@ def fake_quantize(weight: Tensor, scheme: QuantScheme) -> Tensor:
 
 
 def as_step(scales: Tensor, scheme: QuantScheme) -> Tensor:
-    """Rounds step sizes to the type that stores them; always to what fp16 holds, too, which is all that AutoAWQ's has.
+    """Rounds step sizes to the type that stores them; always to fp16, too, the only one that AutoAWQ's layout has.
 
-    An all-zero group, or one too small for fp16, gets 1, so its codes are its zero.
+    A group of zeros, or one that is too small for fp16, gets a step size of 1, so that its codes are its zero point.
     """
-    # What has bf16's 8 bits has no more after rounding to fp16, whatever its magnitude.
+    # A number with bf16's 8 bits has no more bits after rounding to fp16, whatever its magnitude.
     rounded = (scales.bfloat16() if isinstance(scheme, Bfloat16Steps) else scales).half().float()
     return torch.where(rounded > 0, rounded, torch.where(rounded == 0, torch.ones_like(rounded), rounded))

@@ -1,15 +1,16 @@
-"""How errors of queries and keys move attention scores: what the rows of a head weigh, and on each other.
+"""How errors of queries and keys change attention scores: the weights and interactions of a head's rows.
 
-In: what q_proj and k_proj read, their weights, a rotary embedding. Out: for both a matrix M of every head, such that an
-error D [head_dim, K] of the head's weight moves scores by tr(M D G D^T) in the mean of squares, G = E[x x^T].
+In: the input of q_proj and k_proj, their weights, a rotary embedding. Out: for both linears a matrix M of every head,
+such that an error D [head_dim, K] of the head's weight changes scores by tr(M D G D^T) in the mean square, G = E[x
+x^T].
 
 The score of a query q and a key k, d positions before it, is q^T R k: R rotates by -d (RoFormer, arXiv:2104.09864,
-section 3.2; the identity without a rotary embedding). An error D x of the query moves it by x^T D^T R k. What all keys
-of a query have in common softmax does not see, so M is the covariance of R k. An error of the key moves it by
-q^T R D x, so M = E[R^T q q^T R], summed over the query heads that share the key. Means are over tokens, q and k
-independent of each other, and over the distances of all pairs of positions of a sequence.
+section 3.2; the identity without a rotary embedding). An error D x of the query changes it by x^T D^T R k. Softmax
+ignores what all keys of a query have in common, so M is the covariance of R k. An error of the key changes it by q^T R
+D x, so M = E[R^T q q^T R], summed over the query heads that share the key. Means are over tokens, q and k independent
+of each other, and over the distances of all pairs of positions of a sequence.
 
-Measured and left out: keys weighed by the attention they get (`awq2trt.quantization.effort`).
+Weighting keys by the attention that they get was measured and left out (`docs/notes/effort.md`).
 """
 
 from __future__ import annotations
@@ -25,34 +26,34 @@ from awq2trt.models.families import DecoderSpec, RopeSpec
 from awq2trt.quantization.gptq import DAMPING
 
 POSITIONS: Final = 512
-"""Of the sequences whose distances count: as long as calibration windows are by default."""
+"""Positions in the sequences whose distances count: the default length of calibration windows."""
 
 DISTANCE_STEP: Final = 4
-"""Between the distances that are looked at."""
+"""Step between the distances that are considered."""
 
 
 def score_moments(
     spec: DecoderSpec, layer: int, weights: Mapping[str, Tensor], mean: Tensor, gram: Tensor
 ) -> dict[str, Tensor]:
-    """What errors of the rows of q_proj and k_proj weigh.
+    """Computes how errors of the rows of q_proj and k_proj weigh and interact.
 
     Args:
         spec: The model.
-        layer: Which block.
+        layer: The block's number.
         weights: The block's fp32 tensors.
-        mean: E[x] of what q_proj and k_proj read, fp32 [K].
-        gram: E[x x^T] of it, fp32 [K, K].
+        mean: E[x] of the input of q_proj and k_proj, fp32 [K].
+        gram: E[x x^T] of that input, fp32 [K, K].
 
     Returns:
-        M by linear, fp32 [heads of the linear, head_dim, head_dim]. Empty for a model that norms queries and keys:
-        there an error's effect depends on the token.
+        M by linear, fp32 [heads of the linear, head_dim, head_dim]. It is empty for a model with norms of queries and
+        keys, where the effect of an error depends on the token.
     """
     names = spec.block
     if names.head_norms:
         return {}
 
     def of_heads(name: str) -> tuple[Tensor, Tensor]:
-        """E[v] and E[v v^T] of a linear's outputs, [heads, head_dim] and [heads, head_dim, head_dim]."""
+        """Computes E[v] and E[v v^T] of a linear's outputs, [heads, head_dim] and [heads, head_dim, head_dim]."""
         heads = weights[f"{name}.weight"].view(-1, spec.head_dim, len(mean))
         unbiased, bias = heads @ mean, weights.get(f"{name}.bias")
         means = unbiased if bias is None else unbiased + bias.view_as(unbiased)
@@ -72,7 +73,7 @@ def score_moments(
 
 
 def rotations(rope: RopeSpec | None, head_dim: int) -> Iterator[tuple[Tensor, float]]:
-    """Rotations by 0, 4, 8, ... positions, fp32 [head_dim, head_dim], and the share of pairs of positions so far apart.
+    """Rotations by 0, 4, 8, ... positions, fp32 [head_dim, head_dim], and the share of pairs at each distance.
 
     The shares add up to 1.
     """
@@ -83,7 +84,7 @@ def rotations(rope: RopeSpec | None, head_dim: int) -> Iterator[tuple[Tensor, fl
     rotary, distances = Rotary.for_positions(rope, POSITIONS), range(0, POSITIONS, DISTANCE_STEP)
     pairs = sum(POSITIONS - distance for distance in distances)
     for distance in distances:
-        # The key is rotated, too, by nothing: its cosines and sines may have a magnitude.
+        # The key is rotated by 0, because cosines and sines may have a magnitude other than 1.
         key = rotary.rotate(unit.view(head_dim, 1, 1, head_dim), 0)
         turned = rotary.rotate(key, distance).view(head_dim, head_dim)
         yield turned.T, (POSITIONS - distance) / pairs
@@ -95,9 +96,9 @@ def _outer(vectors: Tensor) -> Tensor:
 
 
 def _damped(moments: Tensor) -> Tensor:
-    """With a share of the mean diagonal on each row's own weight, as in GPTQ: the estimate is of one text.
+    """Adds a share of the mean diagonal to each row's own weight, as in GPTQ, since the estimate comes from one text.
 
-    No row weighs nothing: the codes of a head that moves no score at all are rounded row by row.
+    So every row gets a positive weight: the codes of a head that affects no scores are rounded row by row.
     """
     own = moments.diagonal(dim1=1, dim2=2).mean(dim=1).view(-1, 1, 1)
     return torch.where(own > 0, moments, 0) + torch.where(own > 0, DAMPING * own, 1) * torch.eye(moments.shape[1])

@@ -1,8 +1,8 @@
-"""The AWQ search for input scales that minimise each group's output error (AWQ paper, section 3.2).
+"""The AWQ search: finds the input scales that minimise each group's output error (AWQ paper, section 3.2).
 
-Equation 4 of the paper asks for s minimising || Q(W diag(s)) diag(s)^-1 X - W X ||, equation 5 restricts it to
-s = s_x^alpha with alpha on a grid. With G = X^T X / tokens, kept once per input, that error is exactly
-tr(D G D^T) for the weight error D, so activations are seen once and no batch of them is stored.
+Equation 4 of the paper asks for the s that minimises || Q(W diag(s)) diag(s)^-1 X - W X ||, and equation 5 restricts it
+to s = s_x^alpha with alpha on a grid. With G = X^T X / tokens, computed once per input, that error is exactly tr(D G
+D^T) for the weight error D, so activations are needed only once and never stored.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from awq2trt.quantization.rounding import fake_quantize, from_groups, to_groups
 from awq2trt.scheme import QuantScheme
 
 ALPHA_GRID: Final = tuple(i / 20 for i in range(20))
-"""alpha in [0, 1), 20 points (paper, section 3.2); alpha = 0 is plain rounding, so no group gets worse than it."""
+"""alpha in [0, 1), 20 points (paper, section 3.2); alpha = 0 is plain rounding, so no group becomes worse than that."""
 
 FIRST_ALPHAS: Final = tuple(i * 0.15 for i in range(7))
 ALPHA_HALVINGS: Final = 3
-"""The adaptive grid: every 0.15, then half a step to both sides of the best, three times: 13 tries, after which
-neighbours are 0.019 apart, where the paper's 20 are 0.05 apart."""
+"""The adaptive grid: first every 0.15, then three times half a step to both sides of the best. These 13 tries end with
+a distance of 0.019 between neighbours; the paper's 20 points are 0.05 apart."""
 
 LEAST_ROWS: Final = 256
 
 _SMALLEST_WEIGHT: Final = 1e-4
-"""Of s_w, which is 0 only where a whole column of weights is."""
+"""Lower limit of s_w, which is 0 only if a complete column of weights is 0."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class ScaleOptions:
     """How alpha is searched.
 
     Attributes:
-        adaptive: From coarse to fine; else over the paper's grid.
-        betas: How much the weights enter: s = s_x^alpha / s_w^(beta (1 - alpha)), every beta with an alpha of its own.
-            The paper has s_x alone, beta = 0; llm-awq's other form, `duo_scaling`, is beta = 1.
-        weights: So many stand for all, if there are more: those of evenly spaced rows, at least `LEAST_ROWS`. A third
-            of the gate and up rows of SmolLM2-135M, half a million weights, finds an alpha whose error over all rows
-            is 0.0 to 0.3 % larger, in a third of the time. None for all weights.
+        adaptive: Whether to search from coarse to fine, rather than over the paper's grid.
+        betas: How much the weights enter: s = s_x^alpha / s_w^(beta (1 - alpha)), where every beta has an alpha of its
+            own. The paper uses only s_x, beta = 0; llm-awq's other form, `duo_scaling`, is beta = 1.
+        weights: If there are more weights, this many stand for all: those of evenly spaced rows, at least `LEAST_ROWS`.
+            A third of the gate and up rows of SmolLM2-135M, half a million weights, finds an alpha whose error over all
+            rows is 0.0 to 0.3 % larger, in a third of the time. None for all weights.
     """
 
     adaptive: bool = True
@@ -53,19 +53,19 @@ class ScaleOptions:
     weights: int | None = 1 << 19
 
     def rows(self, length: int, width: int) -> int:
-        """How many rows of a weight [length, width] stand for all, at most."""
+        """Number of rows that stand for all rows of a weight [length, width], at most."""
         return length if self.weights is None else min(length, max(LEAST_ROWS, self.weights // width))
 
 
 @dataclass(frozen=True)
 class ScaleResult:
-    """Outcome of the scale search for one group.
+    """The result of the scale search for one group.
 
     Attributes:
         scales: s, fp32 [K] of the balance layers.
-        alpha: The exponent chosen.
+        alpha: The chosen exponent.
         beta: How much the weights enter.
-        loss: Output error with them, summed over the rows that were looked at.
+        loss: Output error with these scales, summed over the rows that were considered.
     """
 
     scales: Tensor
@@ -75,14 +75,14 @@ class ScaleResult:
 
 
 def normalised_scales(magnitude: Tensor, alpha: float, beta: float = 0.0, *, weights: Tensor | None = None) -> Tensor:
-    """s = s_x^alpha / s_w^(beta (1 - alpha)), over sqrt(max * min); channels that are always zero are left at 1.
+    """s = s_x^alpha / s_w^(beta (1 - alpha)), divided by sqrt(max * min); 1 for channels that are always zero.
 
-    The norm keeps s around 1, so neither the folded norm nor the scaled weights leave fp16's range.
+    The division keeps s around 1, so that neither the folded norm nor the scaled weights leave fp16's range.
 
     Args:
         magnitude: s_x >= 0, fp32 [K].
         alpha: Exponent of s_x.
-        beta: Share of the rest that s_w gets.
+        beta: How much s_w enters.
         weights: s_w, fp32 [K]; needed unless beta is 0.
     """
     alive = magnitude > 0
@@ -97,18 +97,18 @@ def normalised_scales(magnitude: Tensor, alpha: float, beta: float = 0.0, *, wei
 
 
 def weight_magnitude(weight: Tensor, scheme: QuantScheme) -> Tensor:
-    """s_w: mean over rows of |w| over the largest in its rounding group, fp32 [N, K] -> [K] (llm-awq's `w_max`)."""
+    """s_w: the mean over rows of |w| divided by the largest in its group, fp32 [N, K] -> [K] (llm-awq's `w_max`)."""
     grouped = to_groups(weight, scheme).abs()
     relative = grouped / grouped.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
     return from_groups(relative, weight.shape[1]).mean(dim=0)
 
 
 def smooth_magnitude(magnitude: Tensor, group: ScaleGroup, head_dim: int) -> Tensor:
-    """s_x by output channel of the smooth layer: the mean over query heads that read the same one.
+    """s_x by output channel of the smooth layer: the mean over the query heads that read the same one.
 
     Args:
         magnitude: s_x of the balance layers' input, fp32 [K].
-        group: Says how many query heads are tied.
+        group: The group, which knows how many query heads are tied.
         head_dim: Channels of a head.
 
     Returns:
@@ -120,7 +120,7 @@ def smooth_magnitude(magnitude: Tensor, group: ScaleGroup, head_dim: int) -> Ten
 
 
 def spread_over_heads(scales: Tensor, group: ScaleGroup, head_dim: int) -> Tensor:
-    """Output scales of the smooth layer [K / heads_tied] -> input scales of the balance layers [K]."""
+    """Repeats output scales of the smooth layer [K / heads_tied] as input scales of the balance layers [K]."""
     if group.heads_tied == 1:
         return scales
     per_head = scales.view(-1, 1, head_dim)
@@ -136,15 +136,15 @@ def search_scales(
     *,
     ranks: Ranks = ALONE,
 ) -> ScaleResult:
-    """Grid search for the input scales of linears that share an input (paper, equations 3 to 5).
+    """Searches the input scales of linears that share an input, over a grid (paper, equations 3 to 5).
 
     Args:
-        weights: Balance layers, fp32 [N_i, K].
+        weights: Weights of the balance layers, fp32 [N_i, K].
         gram: E[x x^T] of the input, finite, fp32 [K, K].
-        scales_of: alpha, beta -> s of the input channels, fp32 [K]; 1 everywhere where both are 0.
+        scales_of: Returns s of the input channels, fp32 [K], for alpha and beta; all 1 if both are 0.
         scheme: How the weights will be rounded.
         options: What to try.
-        ranks: Among which the rows are shared.
+        ranks: The ranks that share the rows.
     """
     weight, gram = torch.cat(list(weights)), narrowed(gram)
     weight = weight[:: -(-len(weight) // options.rows(*weight.shape))]

@@ -1,4 +1,4 @@
-"""What calibration keeps of a linear's input: its second moments, so that no batch of activations is stored.
+"""What calibration keeps of a linear's input: its second moments, so that activations need not be stored.
 
 In: activations [tokens, K], batch after batch. Out: E[x x^T], E[x] and the mean |x| of every channel.
 """
@@ -18,8 +18,9 @@ from awq2trt.errors import CalibrationError
 from awq2trt.machine.ranks import Ranks
 
 SYRK_COLUMNS: Final = 192
-"""Columns of X that a CPU multiplies at once by those from there on, half of all products: X [512, 1536] takes 14.1 ms
-so, 24.2 ms whole, 14.9 ms with 128 or 256 columns (torch 2.13.0, one core of an EPYC with AVX-512)."""
+"""Number of columns of X that a CPU multiplies at once by all columns from there on, which needs half of all products:
+X [512, 1536] takes 14.1 ms this way, 24.2 ms all at once, and 14.9 ms with 128 or 256 columns (torch 2.13.0, one core
+of an EPYC with AVX-512)."""
 
 
 @dataclass
@@ -27,10 +28,10 @@ class InputStatistics:
     """What calibration keeps of one linear input X [tokens, K].
 
     Attributes:
-        gram_sum: Sum of x x^T over tokens, fp32 [K, K], whose part below the diagonal is not used.
-        sum: Of x over tokens, fp32 [K].
+        gram_sum: Sum of x x^T over tokens, fp32 [K, K]; the part below the diagonal is not used.
+        sum: Sum of x over tokens, fp32 [K].
         magnitude_sum: Sum of |x| over tokens, fp32 [K].
-        tokens: How many were seen.
+        tokens: Number of tokens seen.
     """
 
     gram_sum: Tensor
@@ -41,7 +42,7 @@ class InputStatistics:
 
     @classmethod
     def empty(cls, channels: int) -> InputStatistics:
-        """Statistics of no token."""
+        """Makes statistics of no tokens."""
         return cls(torch.zeros(channels, channels), torch.zeros(channels), torch.zeros(channels))
 
     def add_(self, x: Tensor) -> None:
@@ -53,7 +54,7 @@ class InputStatistics:
         self.tokens += x.shape[0]
 
     def add_other_ranks_(self, ranks: Ranks) -> None:
-        """Adds what the other ranks saw."""
+        """Adds the statistics of the other ranks."""
         ranks.sum_((self.gram_sum, self.sum, self.magnitude_sum))
         self.tokens = round(ranks.total(self.tokens))
 
@@ -69,7 +70,7 @@ class InputStatistics:
         self.gram_sum = self.gram_sum.new_empty(0, 0)
 
     def gram(self) -> Tensor:
-        """E[x x^T], fp32 [K, K], made anew."""
+        """E[x x^T], fp32 [K, K], computed each time."""
         if self._away is None:
             gram = self.gram_sum / self.tokens
         else:
@@ -80,7 +81,7 @@ class InputStatistics:
         return gram
 
     def _panels(self) -> Iterator[slice]:
-        """Columns by `SYRK_COLUMNS`. A GPU takes all: there the number of calls sets the time."""
+        """Splits columns by `SYRK_COLUMNS`. A GPU takes all, because there the number of calls determines the time."""
         channels = len(self.sum)
         at_once = SYRK_COLUMNS if self.sum.is_cpu else channels
         return (slice(start, min(start + at_once, channels)) for start in range(0, channels, at_once))
@@ -95,7 +96,7 @@ class InputStatistics:
 
 
 def require_finite(gram: Tensor, where: str) -> None:
-    """Refuses statistics that no search and no rounding can use.
+    """Refuses statistics that neither search nor rounding can use.
 
     Args:
         gram: E[x x^T] of an input, fp32 [K, K].
@@ -106,7 +107,7 @@ def require_finite(gram: Tensor, where: str) -> None:
     """
     if not torch.isfinite(gram).all():
         raise CalibrationError(
-            "calibration gave NaN or infinite activations.",
+            "calibration produced NaN or infinite activations.",
             where=where,
             fix="check the checkpoint's weights; the model cannot run on this text.",
         )

@@ -1,9 +1,9 @@
-"""What a resumed quantization needs on disk: read and written here, in a scratch directory of the job's own.
+"""Stores what a resumed quantization needs, in a scratch directory of the job.
 
 In: calibration tokens, the residual stream after a block, finished blocks with their reports. Out: the same in a later
-process. A block counts as finished once its file of tensors has its final name, which `keep_block` gives it last; the
-residual stream after it is kept before that, so a kill at any moment leaves either the block before or the block itself
-whole.
+process. A block counts as finished when its file of tensors has its final name, which `keep_block` gives it last. The
+residual stream behind it is stored before that, so that after a kill at any moment either the block before or the block
+itself is complete.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _AGAIN: Final = "quantize again without --resume."
 
 @dataclass(frozen=True)
 class StoredBlock:
-    """A finished block as the checkpoint will hold it, every name the full one.
+    """A finished block as the checkpoint will store it, with full names.
 
     Attributes:
-        tensors: What goes into the checkpoint.
-        reports: By linear.
+        tensors: Tensors for the checkpoint.
+        reports: Reports by linear.
         search: What the search saw and found, see `QuantizedBlock.search`.
     """
 
@@ -52,27 +52,27 @@ class Store:
     """The state of one job.
 
     Attributes:
-        directory: That a resumed run gets again.
-        layers: Blocks of the model.
+        directory: The directory, which a resumed run gets again.
+        layers: Number of blocks in the model.
     """
 
     directory: Path
     layers: int
 
     def finished_blocks(self) -> int:
-        """Blocks done so far: blocks are finished in order."""
+        """Number of finished blocks; blocks are finished in order."""
         return next((layer for layer, path in enumerate(self.block_files()) if not path.is_file()), self.layers)
 
     def block_files(self) -> list[Path]:
-        """The tensors of every block, finished or to be."""
+        """Files with the tensors of every block, finished or not."""
         return [self._block(layer) for layer in range(self.layers)]
 
     def keep_tuned(self, layer: int, tensors: Mapping[str, Array]) -> None:
-        """Keeps a finished block's tensors as they are after the whole model was tuned."""
+        """Stores a block's tensors as they are after the tuning of the complete model."""
         write_tensors(self._tuned(layer), tensors)
 
     def final_files(self) -> list[Path]:
-        """The tensors of every block, tuned where they were."""
+        """Files with the final tensors of every block: the tuned ones if there are any."""
         return [self._tuned(layer) for layer in range(self.layers)] if self.tuned() else self.block_files()
 
     def tuned(self) -> bool:
@@ -80,12 +80,12 @@ class Store:
         return all(self._tuned(layer).is_file() for layer in range(self.layers))
 
     def tokens(self) -> Tensor | None:
-        """Calibration windows, int64 [samples, seqlen]; None if none were kept."""
+        """Calibration windows, int64 [samples, seqlen]; None if none were stored."""
         path = self.directory / _TOKENS_FILE
         return _load_whole(path) if path.is_file() else None
 
     def keep_tokens(self, tokens: Tensor) -> Tensor:
-        """Keeps calibration windows; returns them as a resumed run will read them."""
+        """Stores calibration windows; returns them as a resumed run will read them."""
         _save_whole(self.directory / _TOKENS_FILE, tokens)
         return _load_whole(self.directory / _TOKENS_FILE)
 
@@ -94,7 +94,7 @@ class Store:
         return _load_whole(self._hidden(layer))
 
     def keep_hidden(self, layer: int, hidden: Tensor) -> None:
-        """Keeps the residual stream before block `layer`."""
+        """Stores the residual stream before block `layer`."""
         _save_whole(self._hidden(layer), hidden)
 
     def original(self, layer: int) -> Tensor:
@@ -102,7 +102,7 @@ class Store:
         return _load_whole(self._original(layer))
 
     def keep_original(self, layer: int, hidden: Tensor) -> None:
-        """Keeps the original model's residual stream before block `layer`."""
+        """Stores the original model's residual stream before block `layer`."""
         _save_whole(self._original(layer), hidden)
 
     def largest_activation(self, layer: int) -> float:
@@ -110,22 +110,22 @@ class Store:
         return float(json.loads(self._range(layer).read_text(encoding="utf-8")))
 
     def keep_largest_activation(self, layer: int, value: float) -> None:
-        """Keeps the largest magnitude among the activations of block `layer`."""
+        """Stores the largest magnitude among the activations of block `layer`."""
         self._range(layer).write_text(json.dumps(value), encoding="utf-8")
 
     def step_dtype(self) -> str | None:
-        """The type that step sizes are chosen for; None if none was kept."""
+        """The type for which step sizes are chosen; None if none was stored."""
         return str(json.loads(self._steps.read_text(encoding="utf-8"))) if self._steps.is_file() else None
 
     def keep_step_dtype(self, dtype: str) -> str:
-        """Keeps the type that step sizes are chosen for, and returns it."""
+        """Stores the type for which step sizes are chosen, and returns it."""
         partial = self._steps.with_name(self._steps.name + ".partial")
         partial.write_text(json.dumps(dtype), encoding="utf-8")
         partial.replace(self._steps)
         return dtype
 
     def keep_block(self, layer: int, block: StoredBlock) -> None:
-        """Keeps a block, its tensors last; then drops the residual streams before it, which nobody needs any more."""
+        """Stores a block, its tensors last; then removes the residual streams before it, which are no longer needed."""
         write_arrays(self._search(layer), block.search)
         reports = {name: asdict(report) for name, report in block.reports.items()}
         self._report(layer).write_text(json.dumps(reports), encoding="utf-8")
@@ -139,19 +139,19 @@ class Store:
         return self.directory / "head.safetensors"
 
     def keep_head(self, tensors: Mapping[str, Array], report: HeadReport) -> None:
-        """Keeps a quantized head, its tensors last; then drops the residual stream before it."""
+        """Stores a quantized head, its tensors last; then removes the residual stream before it."""
         self._head_report.write_text(json.dumps(asdict(report)), encoding="utf-8")
         write_tensors(self.head_file, tensors)
         self._hidden(self.layers).unlink(missing_ok=True)
 
     def head_report(self) -> HeadReport | None:
-        """Of a quantized head; None if there is none."""
+        """The report of a quantized head; None if there is none."""
         if not self.head_file.is_file():
             return None
         return HeadReport(**json.loads(self._head_report.read_text(encoding="utf-8")))
 
     def reports(self) -> dict[str, LinearReport]:
-        """Of all blocks, which must be finished, by linear's full name."""
+        """Reports of all blocks, which must be finished, by the linear's full name."""
         reports: dict[str, LinearReport] = {}
         for layer in range(self.layers):
             stored = json.loads(self._report(layer).read_text(encoding="utf-8"))
@@ -170,29 +170,29 @@ class Store:
         return search
 
     def same_computer_(self, ranks: Ranks) -> None:
-        """Makes a resumed run compute as the first one did: the bits of products and sums depend on how they are split.
+        """Makes a resumed run compute like the first one: the bits of products and sums depend on how they are split.
 
         Args:
-            ranks: That compute now; the others learn how many threads to take.
+            ranks: The current ranks; those other than the first are told how many threads to use.
 
         Raises:
-            UsageError: The first one computed on another kind of device, or with another number of ranks.
+            UsageError: The first run computed on another kind of device, or with another number of ranks.
         """
         path, device = self.directory / _COMPUTED_FILE, torch.get_default_device().type
         if path.is_file():
             first = json.loads(path.read_text(encoding="utf-8"))
             if first["device"] != device:
                 raise UsageError(
-                    f"the interrupted run computed on {first['device']}, which gives other last bits than {device}.",
+                    f"the interrupted run computed on {first['device']}, whose last bits differ from {device}'s.",
                     where="--device",
-                    fix=f"go on with --device {first['device']}, or begin anew with --overwrite.",
+                    fix=f"continue with --device {first['device']}, or start again with --overwrite.",
                 )
             began = first.get("ranks", 1)
             if began != ranks.count:
                 raise UsageError(
-                    f"the interrupted run had {began} ranks, which give other last bits than {ranks.count}.",
+                    f"the interrupted run had {began} ranks, whose last bits differ from those of {ranks.count}.",
                     where="--resume",
-                    fix=f"go on with {began} ranks, or begin anew with --overwrite.",
+                    fix=f"continue with {began} ranks, or start again with --overwrite.",
                 )
             torch.set_num_threads(first["threads"])
         else:
@@ -239,5 +239,5 @@ def _save_whole(path: Path, value: Tensor) -> None:
 
 
 def _load_whole(path: Path) -> Tensor:
-    """What `_save_whole` wrote, where PyTorch computes."""
+    """Loads what `_save_whole` wrote to the device where PyTorch computes."""
     return load_file(path, device=str(torch.get_default_device()))["value"]

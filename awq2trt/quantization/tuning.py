@@ -1,13 +1,13 @@
-"""Step sizes of a whole quantized model tuned to what the original model predicts; codes and zero points stay.
+"""Tunes the step sizes of a complete quantized model to what the original predicts; codes and zero points stay.
 
-In: the finished blocks, calibration tokens, the residual stream that the original model ends with. Out: the same
-linears with other step sizes. Blocks that were quantized one after another know nothing of those behind them; here the
-Kullback-Leibler divergence of the predictions goes back through all of them (EfficientQAT, arXiv:2407.11062, section
-3.3, trains step sizes end to end in its second phase, on the text's own next tokens). One number in 128 weights is
-learned, so that little text suffices.
+In: the finished blocks, calibration tokens, the final residual stream of the original model. Out: the same linears with
+other step sizes. Quantizing blocks one after another cannot take later blocks into account; here the gradient of the
+Kullback-Leibler divergence of the predictions flows back through all of them (EfficientQAT, arXiv:2407.11062, section
+3.3, trains step sizes end to end in its second phase, on the text's own next tokens). Only one number for 128 weights
+is learned, so that a little text is enough.
 
-A block's activations are computed again on the way back (gradient checkpointing), and codes stay bytes, so that memory
-grows with the codes and not with the activations of all blocks.
+A block's activations are computed again in the backward pass (gradient checkpointing), and codes stay bytes, so that
+memory grows with the codes, not with the activations of all blocks.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from awq2trt.quantization.rounding import GroupGrid, Rounded, as_step
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 WARM_UP: Final = 5
-"""First steps, over which the rate rises: Adam's estimates begin at nothing."""
+"""Number of first steps over which the rate rises, since Adam's estimates begin at 0."""
 
 BETAS: Final = (0.9, 0.95)
-"""Of Adam: a mean of squares over 20 steps, not over 1,000, for runs of a hundred."""
+"""Adam's betas: the mean of squares covers 20 steps, not 1,000, since a run has about a hundred."""
 
 HEAD_POSITIONS: Final = 1024
-"""Positions whose predictions are compared at once: 1,024 x 49,152 fp32 are 200 MB, and five such tensors are alive."""
+"""Positions whose predictions are compared at once: 1,024 x 49,152 fp32 are 200 MB, and five such tensors exist."""
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """How long and how fast.
+    """How long and how fast to tune.
 
     Attributes:
-        steps: Of Adam.
-        windows: Calibration windows of each step.
-        rate: Of the logarithms of step sizes, at its highest.
+        steps: Number of Adam's steps.
+        windows: Number of calibration windows in each step.
+        rate: The highest learning rate of the logarithms of step sizes.
     """
 
     steps: int = 100
@@ -54,7 +54,7 @@ class TuneOptions:
 
     @classmethod
     def for_scheme(cls, scheme: QuantScheme) -> TuneOptions:
-        """As measured (docs/notes/accuracy.md): with 2 bits there is further to go."""
+        """The options that measurements suggest (docs/notes/accuracy.md): 2 bits need a higher rate."""
         return cls(rate=3e-3) if scheme.bits == 2 else cls()
 
 
@@ -63,7 +63,7 @@ class FinishedBlock:
     """A block of the quantized model.
 
     Attributes:
-        linears: By name relative to the block.
+        linears: Quantized linears, by name relative to the block.
         plain: Norm weights and other tensors, fp32.
     """
 
@@ -73,14 +73,14 @@ class FinishedBlock:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the original model predicts, and where.
+    """What the original model predicts.
 
     Attributes:
         ends: Embedding, last norm and head, which both models share.
-        runner: Of blocks.
-        tokens: int64 [samples, seqlen].
+        runner: Runner of the blocks.
+        tokens: The text, int64 [samples, seqlen].
         final: The original model's residual stream after its last block, fp32 [samples, seqlen, hidden_size].
-        seed: Of the order of windows.
+        seed: Seed of the order of windows.
     """
 
     ends: Ends
@@ -96,12 +96,12 @@ def tune_steps(
     options: TuneOptions,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[dict[str, QuantizedLinear]]:
-    """Tunes step sizes; on text whose predictions they do not bring nearer, they stay as they are.
+    """Tunes step sizes; they stay unchanged if that does not bring the predictions on the text nearer.
 
     Args:
-        blocks: The model, every block of it.
-        predicted: What to come near to.
-        options: How long.
+        blocks: All blocks of the model.
+        predicted: The predictions to approach.
+        options: How long and how fast to tune.
         advance: Called with 1 after every step.
 
     Returns:
@@ -121,7 +121,7 @@ def tune_steps(
         advance(1)
     if _divergence(tuned, predicted, options.windows) < before:
         return [block.tuned_linears() for block in tuned]
-    return [dict(block.linears) for block in blocks]  # also if it went so wrong that it is not a number
+    return [dict(block.linears) for block in blocks]  # also if the result is not a number
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class _TunedBlock:
     """A block whose step sizes can grow and shrink.
 
     Attributes:
-        growth: Logarithms of how much those of each linear grew, [N, groups, 1]; learned.
+        growth: Logarithms of the growth of each linear's step sizes, [N, groups, 1]; they are learned.
     """
 
     _block: FinishedBlock
@@ -139,7 +139,7 @@ class _TunedBlock:
 
     @classmethod
     def of(cls, block: FinishedBlock) -> _TunedBlock:
-        """As it was finished."""
+        """Makes it from a finished block."""
         codes = {name: torch.as_tensor(linear.codes) for name, linear in block.linears.items()}
         grids = {name: GroupGrid.of(linear) for name, linear in block.linears.items()}
         growth = {name: torch.zeros_like(grid.scales, requires_grad=True) for name, grid in grids.items()}
@@ -161,7 +161,7 @@ class _TunedBlock:
         return tensors
 
     def tuned_linears(self) -> dict[str, QuantizedLinear]:
-        """The linears with their step sizes as they are now."""
+        """The linears with their current step sizes."""
         with torch.no_grad():
             return {
                 name: replace(linear, scales=self.scales(name).squeeze(-1).half().numpy(force=True))
@@ -170,11 +170,11 @@ class _TunedBlock:
 
 
 def _final_stream(blocks: Sequence[_TunedBlock], predicted: Predicted, tokens: Tensor) -> Tensor:
-    """The quantized model's residual stream after its last block, fp32 [windows, seqlen, hidden_size]."""
+    """Computes the quantized model's residual stream after its last block, fp32 [windows, seqlen, hidden_size]."""
     hidden = predicted.ends.embed(tokens)
 
     def run(layer: int, hidden: Tensor) -> Tensor:
-        # The other kernels of attention add gradients in an order that differs from run to run.
+        # The other kernels for attention add gradients in an order that varies from run to run.
         with sdpa_kernel(SDPBackend.MATH):
             return predicted.runner.run(blocks[layer].tensors(), hidden, layer=layer)
 
@@ -184,7 +184,7 @@ def _final_stream(blocks: Sequence[_TunedBlock], predicted: Predicted, tokens: T
 
 
 def _add_gradients_(blocks: Sequence[_TunedBlock], predicted: Predicted, chosen: Tensor) -> None:
-    """Adds the gradients of the mean divergence on some windows to the parameters' own."""
+    """Adds the gradients of the mean divergence on some windows to those of the parameters."""
     with torch.enable_grad():
         stream = _final_stream(blocks, predicted, predicted.tokens[chosen])
         end = stream.detach().requires_grad_()
@@ -194,7 +194,7 @@ def _add_gradients_(blocks: Sequence[_TunedBlock], predicted: Predicted, chosen:
 
 
 def _divergences(predicted: Predicted, stream: Tensor, original: Tensor) -> Iterator[Tensor]:
-    """KL(original || quantized) of the predictions, summed over some positions at a time."""
+    """Yields KL(original || quantized) of the predictions, each summed over some positions."""
     for ours, theirs in zip(stream.split(HEAD_POSITIONS), original.split(HEAD_POSITIONS), strict=True):
         with torch.no_grad():
             wanted = F.log_softmax(predicted.ends.logits(theirs), dim=-1)
@@ -202,7 +202,7 @@ def _divergences(predicted: Predicted, stream: Tensor, original: Tensor) -> Iter
 
 
 def _divergence(blocks: Sequence[_TunedBlock], predicted: Predicted, at_once: int) -> float:
-    """Summed over all windows."""
+    """The divergence summed over all windows."""
     total = 0.0
     with torch.no_grad():
         for chosen in torch.arange(len(predicted.tokens)).split(at_once):

@@ -1,1 +1,1 @@
-"""What users read: results as lines of text, and a checkpoint's report as an HTML page."""
+"""The output that users read: results as lines of text, and a checkpoint's report as an HTML page."""

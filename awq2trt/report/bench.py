@@ -1,4 +1,4 @@
-"""A benchmark of whole models as lines, as JSON, as Markdown and as a plot."""
+"""Formats a benchmark of complete models as lines, JSON, Markdown and a plot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KERNELS_SHOWN: Final = 15
 
 
 def bench_lines(report: BenchReport) -> Iterator[str]:
-    """What `awq2trt bench DIR` prints."""
+    """Formats what `awq2trt bench DIR` prints."""
     yield from _heads(report)
     first = "".join(f"{f'first at {length}':>15}" for length in FIRST_TOKEN_LENGTHS)
     yield f"{'executor':44} {'ms/token':>9} {'tokens/s':>9}{first} {'GiB':>6} {'floor ms':>9} {'share':>6}"
@@ -34,7 +34,7 @@ def bench_lines(report: BenchReport) -> Iterator[str]:
 
 
 def bench_markdown(report: BenchReport) -> str:
-    """A table for documents, with device, versions, date and command."""
+    """Formats a table for documents, with device, versions, date and command."""
     first = " | ".join(f"first token at {length}, ms" for length in FIRST_TOKEN_LENGTHS)
     lines = [
         *(f"{line}  " for line in _heads(report)),
@@ -58,12 +58,12 @@ def bench_markdown(report: BenchReport) -> str:
 
 
 def bench_json(report: BenchReport) -> str:
-    """All numbers."""
+    """Formats all numbers as JSON."""
     return json.dumps(asdict(report), indent=1) + "\n"
 
 
 def plot_bench(report: BenchReport, path: Path) -> None:
-    """Draws tokens a second, a bar for each executor, and where the floor is.
+    """Draws tokens per second as a bar for each executor, and the floor.
 
     Raises:
         ToolError: matplotlib is not installed.
@@ -89,7 +89,7 @@ def plot_bench(report: BenchReport, path: Path) -> None:
 
 
 def kernel_lines(report: BenchReport) -> Iterator[str]:
-    """Where a token's time goes."""
+    """Formats where a token's time goes."""
     total = sum(kernel.us for kernel in report.kernels)
     calls = sum(kernel.calls for kernel in report.kernels)
     yield f"a token of {report.rows[0].executor}: {total:.0f} us in {calls:.0f} kernels"

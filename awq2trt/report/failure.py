@@ -1,4 +1,4 @@
-"""What the command line says when a command fails: what happened, where, and how to fix it, on stderr."""
+"""Reports on stderr why a command failed: what happened, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from awq2trt.errors import Awq2trtError, PeerFailedError
 from awq2trt.foreign_files import UNPAIRED, reason
 
 DEBUG_VARIABLE: Final = "AWQ2TRT_DEBUG"
-"""Set, it shows the traceback of every error, as --debug does."""
+"""If this variable is set, every error shows its traceback, as with --debug."""
 
 
 def print_anything_() -> None:
-    """Lets stdout and stderr print what their encoding has no character for, as its escape: models write any text."""
+    """Lets stdout and stderr print characters that their encoding lacks as escapes, since models write any text."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -27,7 +27,7 @@ def _shown(text: object) -> str:
 
 
 def explain(error: Exception) -> int:
-    """Prints an error in its three parts; returns the exit code."""
+    """Prints an error in its three parts and returns the exit code."""
     if isinstance(error, PeerFailedError):
         return error.exit_code
     if isinstance(error, Awq2trtError):
@@ -38,7 +38,7 @@ def explain(error: Exception) -> int:
             print(f"  fix: {_shown(error.fix)}", file=sys.stderr)
         return error.exit_code
     if isinstance(error, BrokenPipeError):
-        # Whoever read our output has seen enough. Python would complain when it flushes stdout at exit.
+        # The reader of our output closed it. Python would complain when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, OSError) and error.strerror:

@@ -1,7 +1,8 @@
-"""An `Inspection` as one HTML page that needs no network: plots as SVG inside it, readable on a phone, light or dark.
+"""Renders an `Inspection` as one HTML page without external files: with SVG plots, for phones, light and dark.
 
 In: an `Inspection`, the inputs of a block, and perplexities that `eval --json` wrote. Out: the page as a string.
-matplotlib draws; its text stays text and takes the page's colour, so that a plot follows the reader's theme.
+matplotlib draws the plots; their text stays text and takes the page's colour, so that a plot follows the reader's
+theme.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK: Final = "#123456"
-"""Stands for the page's text colour until the SVG is in the page."""
+"""A placeholder for the page's text colour until the SVG is in the page."""
 
 _COLORS: Final = ("#3d85c6", "#e0742c", "#2a9d74", "#a06cc4", "#c9a227", "#8d99a6")
-"""Told apart by readers with any colour vision (blue, orange and green of Okabe and Ito), on white and on black."""
+"""Blue, orange and green of Okabe and Ito: distinct for readers with any colour vision, on white and on black."""
 
 _WIDTH_IN, _HEIGHT_IN = 4.8, 3.0
-"""346 points wide: letters keep their size on a phone and grow with the page elsewhere."""
+"""346 points wide, so that letters keep their size on a phone and grow with the page elsewhere."""
 
 
 @dataclass(frozen=True)
 class PerplexityBar:
-    """A perplexity as the page draws it.
+    """A perplexity, as the page draws it.
 
     Attributes:
         label: Model and executor.
@@ -48,12 +49,12 @@ class PerplexityBar:
 
 
 def read_perplexities(path: Path) -> list[PerplexityBar]:
-    """Perplexities that `awq2trt eval --json` wrote.
+    """Reads perplexities that `awq2trt eval --json` wrote.
 
     Raises:
-        UsageError: The file holds none.
+        UsageError: The file holds no perplexities.
     """
-    fix = "name what `awq2trt eval MODEL... --text FILE --json FILE` wrote."
+    fix = "name a file that `awq2trt eval MODEL... --text FILE --json FILE` wrote."
     with reading("perplexities", path, fix=fix, error=UsageError):
         results = read_json(path, what="perplexities", fix=fix, error=UsageError)["results"]
         return [
@@ -65,19 +66,19 @@ def read_perplexities(path: Path) -> list[PerplexityBar]:
 def render_page(
     inspection: Inspection, channels: Sequence[InputChannels], perplexities: Sequence[PerplexityBar] = ()
 ) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-        inspection: Of the checkpoint.
-        channels: Inputs of one block.
-        perplexities: Measured by `eval`, all on the same text.
+        inspection: The checkpoint's inspection.
+        channels: The inputs of one block.
+        perplexities: Perplexities that `eval` measured, all on the same text.
 
     Raises:
         ToolError: matplotlib is not installed.
     """
     figures = [
-        ("Output error by block", "Mean over a block's linears, shaded from the best to the worst.", _errors),
-        ("alpha by block", "How much of the activations' spread the scales take over.", draw_alphas),
+        ("Output error by block", "Mean over a block's linears; the shade spans from the best to the worst.", _errors),
+        ("alpha by block", "How much of the spread of activations is moved into the scales.", draw_alphas),
         ("Size", f"{inspection.size_bytes / 1e6:,.1f} MB of weights.", _sizes),
     ]
     drawn = [_figure(title, note, partial(draw, inspection)) for title, note, draw in figures]
@@ -101,7 +102,7 @@ def render_page(
 
 
 def _figure(title: str, note: str, draw: Callable[[Axes], bool]) -> str:
-    """A plot with its caption; nothing if there is nothing to draw."""
+    """A plot with its caption; empty if there is nothing to draw."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -152,12 +153,12 @@ def _errors(inspection: Inspection, axes: Axes) -> bool:
 
 
 def draw_alphas(inspection: Inspection, axes: Axes) -> bool:
-    """Alphas of every linear, block by block; whether there are any."""
+    """Draws the alphas of every linear, block by block; returns whether there are any."""
     groups: dict[str, dict[int, float]] = {}
     for row in inspection.linears:
         if row.alpha is not None:
             groups.setdefault(_kind(row), {})[row.block] = row.alpha
-    # Linears that share an input share its alpha: one line for those that never differ.
+    # Linears that share an input share its alpha, so those that never differ get one line.
     merged: dict[tuple[tuple[int, float], ...], list[str]] = {}
     for kind, values in groups.items():
         merged.setdefault(tuple(sorted(values.items())), []).append(kind)
@@ -186,7 +187,7 @@ def _channels(entry: InputChannels, axes: Axes) -> bool:
 
     salient = entry.salient
     rest = np.setdiff1d(np.arange(entry.activation.size), salient)
-    floor = np.finfo(np.float32).tiny  # a dead channel has no place on a logarithmic axis
+    floor = np.finfo(np.float32).tiny  # a dead channel cannot be drawn on a logarithmic axis
     activation, weight = np.maximum(entry.activation, floor), np.maximum(entry.weight, floor)
     axes.scatter(weight[rest], activation[rest], s=5, color=_COLORS[0], alpha=0.55, linewidths=0)
     axes.scatter(weight[salient], activation[salient], s=18, color=_COLORS[1], linewidths=0, label="salient")
@@ -225,7 +226,7 @@ def _cards(inspection: Inspection) -> list[str]:
 
 
 def _block_rows(inspection: Inspection) -> list[str]:
-    """One line for every block, which opens to its linears."""
+    """One line for every block, which expands to its linears."""
     blocks: dict[int, list[LinearRow]] = {}
     for row in inspection.linears:
         blocks.setdefault(row.block, []).append(row)

@@ -1,7 +1,7 @@
-"""What a quantized checkpoint is made of, linear by linear: bits, alpha, clips, error, size. NumPy only.
+"""Inspects a quantized checkpoint linear by linear: bits, alpha, clips, error, size. It needs only NumPy.
 
-In: a checkpoint that `quantize` wrote, with `quantization.json` and `quantization.npz` if its method left them. Out: an
-`Inspection`, which the command line prints and `html` draws.
+In: a checkpoint that `quantize` wrote, with `quantization.json` and `quantization.npz` if its method wrote them. Out:
+an `Inspection`, which the command line prints and `html` draws.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from awq2trt.errors import ArtifactError
 from awq2trt.foreign_files import read_json, reading
 
 SALIENT_SHARE: Final = 0.01
-"""Channels that the AWQ paper calls salient: the 1 % with the largest activations (section 3.1)."""
+"""The share of channels that the AWQ paper calls salient: the 1 % with the largest activations (section 3.1)."""
 
 _DTYPE_BITS: Final = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8}
 
@@ -34,13 +34,13 @@ class LinearRow:
     """One linear.
 
     Attributes:
-        name: Full name.
-        block: Its block.
+        name: Its full name.
+        block: Number of its block.
         alpha: Exponent of its input's scales; None if none were searched.
-        clipped_share: Share of its groups whose range was cut; None if unknown.
+        clipped_share: Share of its groups whose range was clipped; None if unknown.
         error_rounded: Relative output error of plain rounding on the calibration text; None if unknown.
-        error: The same as stored.
-        size_bytes: Of all its tensors.
+        error: The same error of the stored linear.
+        size_bytes: Size of all its tensors.
     """
 
     name: str
@@ -56,12 +56,12 @@ class LinearRow:
 
 @dataclass(frozen=True)
 class InputChannels:
-    """Channels of an input that linears share, as the original model has them.
+    """The channels of an input that linears share, as the original model has them.
 
     Attributes:
-        name: First linear that reads it.
+        name: The first linear that reads it.
         activation: Mean |x| by channel on the calibration text, fp32 [K].
-        weight: Mean |w| of that linear by input channel, scales taken out again, fp32 [K].
+        weight: Mean |w| of that linear by input channel, with the scales removed again, fp32 [K].
         scales: s by channel, fp32 [K].
     """
 
@@ -72,22 +72,22 @@ class InputChannels:
 
     @property
     def salient(self) -> NDArray[np.int64]:
-        """Indices of the salient channels, at least one."""
+        """Indices of the salient channels; at least one."""
         count = max(1, round(SALIENT_SHARE * self.activation.size))
         return np.argsort(-self.activation)[:count]
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A checkpoint.
+    """What is known about a checkpoint.
 
     Attributes:
-        model: What it was made of.
-        method: That quantized it.
-        scheme: As `QuantScheme.describe` gives it.
-        linears: In the order they run.
-        sizes: Bytes by what they are for.
-        bits_per_weight: Of the quantized linears, scales and zero points counted.
+        model: The model that it was made from.
+        method: The method that quantized it.
+        scheme: The scheme, as `QuantScheme.describe` names it.
+        linears: The linears in the order in which they run.
+        sizes: Bytes by purpose.
+        bits_per_weight: Bits per weight of the quantized linears, including scales and zero points.
     """
 
     model: str
@@ -99,16 +99,16 @@ class Inspection:
 
     @property
     def size_bytes(self) -> int:
-        """Of all weights."""
+        """Size of all weights."""
         return sum(self.sizes.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Returns plain values for JSON."""
         return {**asdict(self), "linears": [asdict(row) for row in self.linears], "size_bytes": self.size_bytes}
 
 
 def inspect_checkpoint(artifact: Artifact) -> Inspection:
-    """Reads what a checkpoint's files say of it.
+    """Reads what a checkpoint's files say about it.
 
     Raises:
         ArtifactError: A file is damaged.
@@ -149,7 +149,7 @@ def inspect_checkpoint(artifact: Artifact) -> Inspection:
 
 
 def input_channels(artifact: Artifact, block: int) -> tuple[InputChannels, ...]:
-    """The inputs of a block's linears, channel by channel; empty if the method kept no statistics.
+    """The inputs of a block's linears, channel by channel; empty if the method stored no statistics.
 
     Raises:
         ArtifactError: A file is damaged.
@@ -171,7 +171,7 @@ def input_channels(artifact: Artifact, block: int) -> tuple[InputChannels, ...]:
 
 
 def worst_block(inspection: Inspection) -> int:
-    """The block whose linears lose most, by the mean of their errors; the middle one where none are known."""
+    """The block whose linears have the largest mean error; the middle block if no errors are known."""
     blocks: dict[int, list[float]] = {}
     for row in inspection.linears:
         if row.error is not None:

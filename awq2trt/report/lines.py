@@ -1,4 +1,4 @@
-"""What commands print: results in, lines of text or JSON out; nothing is computed."""
+"""Formats what commands print: turns results into lines of text or JSON, and computes nothing."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 def target_lines() -> Iterator[str]:
-    """The target table."""
-    yield f"{'target':15} {'compute capability':19} {'memory':>8} {'GB/s':>7}  {'makes':7} what it is"
+    """The table of targets."""
+    yield f"{'target':15} {'compute capability':19} {'memory':>8} {'GB/s':>7}  {'makes':7} description"
     for target in TARGETS.values():
         memory = f"{target.memory_bytes >> 30} GB" if target.memory_bytes else "-"
         bandwidth = f"{target.bandwidth_bytes_per_s / 1e9:g}" if target.bandwidth_bytes_per_s else "-"
@@ -59,7 +59,7 @@ def _runs(target: Target) -> str:
 
 
 def eval_title(request: EvalRequest) -> str:
-    """What the rows that follow are of, and their columns."""
+    """Describes the rows that follow, and heads their columns."""
     on, columns = request.on, f"{'executor':12}  {'scheme':14}  model"
     if isinstance(on, TaskExamples):
         measured = f"{on.task}, zero-shot, prompts and scoring of lm-evaluation-harness, {on.data.name}."
@@ -93,7 +93,7 @@ def _task_columns() -> str:
 
 
 def eval_row(result: EvalResult) -> str:
-    """What was measured of one model."""
+    """Formats what was measured of one model."""
     measured = result.measured
     if isinstance(measured, TaskScore):
         numbers = _task_numbers(measured)
@@ -118,7 +118,7 @@ def _task_numbers(score: TaskScore) -> str:
 
 
 def results_json(request: EvalRequest, results: Sequence[EvalResult]) -> str:
-    """What `eval` measured, for programs and for `inspect --html`."""
+    """Formats the results of `eval` as JSON, for programs and for `inspect --html`."""
     asked = asdict(request)
     on = asked.pop("on")
     measured = "perplexity" if isinstance(request.on, TextWindows) or request.on.task is None else "score"
@@ -131,7 +131,7 @@ def results_json(request: EvalRequest, results: Sequence[EvalResult]) -> str:
 
 
 def linear_lines(inspection: Inspection) -> Iterator[str]:
-    """A checkpoint's linears, and their sums."""
+    """Formats a checkpoint's linears, and their sums."""
     width = max(len(row.name) for row in inspection.linears)
     columns = f"{'bits':>4} {'group':>5} {'alpha':>5} {'clipped':>7} {'rounded':>8} {'error':>8} {'kB':>10}"
     yield f"{'linear':{width}} {columns}"
@@ -143,11 +143,11 @@ def linear_lines(inspection: Inspection) -> Iterator[str]:
     for purpose, size in inspection.sizes.items():
         yield f"{purpose:20} {size / 1e6:10,.2f} MB {size / inspection.size_bytes:6.1%}"
     yield f"{'all weights':20} {inspection.size_bytes / 1e6:10,.2f} MB"
-    yield f"{'quantized linears':20} {inspection.bits_per_weight:10.3f} bits a weight, scales and zero points counted"
+    yield f"{'quantized linears':20} {inspection.bits_per_weight:10.3f} bits a weight, including scales and zero points"
 
 
 def inspection_json(artifact: Artifact, inspection: Inspection | None) -> str:
-    """The manifest, and what is known of every linear."""
+    """Formats the manifest and what is known about every linear as JSON."""
     linears = inspection.to_json() if inspection else None
     return json.dumps({"manifest": artifact.manifest.model_dump(mode="json"), "inspection": linears}, indent=1)
 
@@ -157,7 +157,7 @@ def _share(value: float | None) -> str:
 
 
 def golden_lines(outcome: GoldenOutcome) -> Iterator[str]:
-    """Golden outputs, executor by executor and call by call, and the verdict."""
+    """Formats the comparison with golden outputs, by executor and call, and the verdict."""
     executors = {outcome.executor: outcome.results, "the engine": outcome.engine}
     yield f"{'call':10} {'relative error':>14}  best token"
     for name, results in executors.items():
@@ -174,9 +174,9 @@ def golden_lines(outcome: GoldenOutcome) -> Iterator[str]:
 
 
 def check_lines(outcome: CheckOutcome) -> Iterator[str]:
-    """A checked build: a line for every stage, its worst block and its logits, the same by hand, and the verdict."""
+    """Formats a check: each stage's worst block and logits, commands that repeat it, and the verdict."""
     result = outcome.result
-    yield f"{len(result.tokens)} tokens. Errors are relative, of the worst position; in brackets what they may be."
+    yield f"{len(result.tokens)} tokens. Errors are relative, of the worst position; their limits are in brackets."
     yield f"{'stage':10} {'against':10} {'worst block':>32} {'logits':>18} {_NUMBERS}"
     for stage in result.stages:
         yield f"{stage.stage:10} {stage.skipped or _stage_numbers(stage)}".rstrip()
@@ -207,15 +207,15 @@ def check_lines(outcome: CheckOutcome) -> Iterator[str]:
 _NUMBERS: Final = (
     f"{'max abs':>8} {'mean abs':>8} {'mean rel':>8} {'1 - cos':>8} {'mean KL':>8} {'top-1':>7} {'perplexity':>10}"
 )
-"""Columns about the logits."""
+"""Headings of the columns about logits."""
 
 
 def _stage_numbers(stage: StageResult) -> str:
-    """Differences of a stage from the one before."""
+    """Formats the differences of a stage from the one before."""
     if stage.against is None or not stage.places:
         return ""
     blocks, logits = stage.places[:-1], stage.places[-1]  # a graph beside the decoder counts as a block
-    # NaN is the worst of all, and no comparison of numbers finds it.
+    # NaN is the worst result, but comparing numbers does not find it.
     worst = max(blocks, key=lambda place: (math.isnan(place.error), place.error / place.limit), default=None)
     block = f"{worst.name} {_error(worst)}" if worst else ""
     difference, agreed = logits.difference, stage.agreement
@@ -229,11 +229,11 @@ def _error(place: Place) -> str:
 
 
 _FINDINGS_SHOWN: Final = 5
-"""Damage tends to be everywhere at once; the first few tensors tell what it is."""
+"""Number of findings that are shown: damage is usually everywhere at once, and a few tensors show what it is."""
 
 
 def artifact_lines(artifact: Artifact) -> Iterator[str]:
-    """What an artifact is, comes from and holds."""
+    """Describes what an artifact is, comes from and holds."""
     manifest = artifact.manifest
     for name, value in _facts(manifest.contents):
         yield f"{name:14} {value}"

@@ -1,4 +1,4 @@
-"""Running an exported decoder: backends, sampling, generation, streamed text. No torch."""
+"""Runs an exported decoder: backends, sampling, generation, streamed text. It needs no torch."""
 
 from __future__ import annotations
 

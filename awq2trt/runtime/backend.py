@@ -1,4 +1,4 @@
-"""What runs a decoder, whatever it is: a conversation's cache, and one operation. Tokens in, scores of the next out."""
+"""The interface of everything that runs a decoder: a conversation's cache, and a call from tokens to scores."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from awq2trt.errors import UsageError
 
 
 class Backend(Protocol):
-    """One model with the cache of one conversation."""
+    """A model together with the cache of one conversation."""
 
     @property
     def capacity(self) -> int:
-        """Positions that the cache can hold."""
+        """Number of positions that the cache can hold."""
 
     @property
     def vocab_size(self) -> int:
-        """Length of a logits row."""
+        """Length of a row of logits."""
 
     @property
     def position(self) -> int:
-        """Tokens in the cache."""
+        """Number of tokens in the cache."""
 
     def reset(self) -> None:
         """Forgets the conversation."""
@@ -36,7 +36,7 @@ class Backend(Protocol):
             tokens: At least one; at most `capacity - position`.
 
         Returns:
-            Scores of the token that follows, float32 [V].
+            Scores of the next token, float32 [V].
 
         Raises:
             UsageError: The cache cannot hold them.
@@ -60,11 +60,11 @@ class Embeds(Protocol):
 
 
 class Conversation:
-    """Where a conversation with a backend stands: the part of `Backend` that is the same whatever runs the decoder.
+    """The state of a conversation: the part of `Backend` that is the same for all backends.
 
     Args:
-        capacity: Positions that the cache can hold.
-        vocab_size: Length of a logits row.
+        capacity: Number of positions that the cache can hold.
+        vocab_size: Length of a row of logits.
         embedder: What makes what the decoder reads; None for one that reads tokens.
     """
 
@@ -76,17 +76,17 @@ class Conversation:
 
     @property
     def capacity(self) -> int:
-        """Positions that the cache can hold."""
+        """Number of positions that the cache can hold."""
         return self._capacity
 
     @property
     def vocab_size(self) -> int:
-        """Length of a logits row."""
+        """Length of a row of logits."""
         return self._vocab_size
 
     @property
     def position(self) -> int:
-        """Tokens in the cache."""
+        """Number of tokens in the cache."""
         return self._position
 
     def reset(self) -> None:
@@ -123,15 +123,15 @@ class Conversation:
         """Refuses tokens that cannot be appended.
 
         Raises:
-            UsageError: There are none, or the cache cannot hold them.
+            UsageError: There are no tokens, or the cache cannot hold them.
         """
         if not tokens:
             raise UsageError("got no tokens to append, expected at least one.", where="forward")
         if self._position + len(tokens) > self._capacity:
             raise UsageError(
-                f"{self._position} tokens and {len(tokens)} more do not fit the cache of {self._capacity}.",
+                f"{self._position} tokens and {len(tokens)} more do not fit into the cache of {self._capacity}.",
                 where="cache",
-                fix="use a shorter text, or make the model again with a larger --max-seq-len.",
+                fix="use a shorter text, or export the model again with a larger --max-seq-len.",
             )
 
 
@@ -148,11 +148,11 @@ class SeeingBackend(Backend, Protocol):
 
 @runtime_checkable
 class ChoosingBackend(Backend, Protocol):
-    """A backend that finds the best token where the scores are, and copies no scores to the host."""
+    """A backend that finds the best token on the scores' device, and copies no scores to the host."""
 
     def choose(self, tokens: Sequence[int]) -> int:
-        """Appends tokens to the conversation; returns the one with the largest score, of equal ones the first.
+        """Appends tokens to the conversation; returns the token with the largest score, or the first of equal ones.
 
         Args:
-            tokens: As for `forward`.
+            tokens: The same as in `forward`.
         """

@@ -1,4 +1,4 @@
-"""How NumPy holds tensors of a decoder, by the contract's names of types: bf16, which it does not have, as its bits."""
+"""How NumPy stores a decoder's tensors, by the contract's names of types; NumPy has no bf16, so it stores the bits."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _BEFORE_HALF: Final = np.uint32(0x7FFF)
 
 
 def widen(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Numbers of the contract's type as fp32; exact.
+    """Converts numbers of the contract's type to fp32, exactly.
 
     Args:
-        stored: As `STORED` holds them.
-        dtype: The contract's name of it.
+        stored: The numbers, in the type that `STORED` gives.
+        dtype: The contract's name of their type.
     """
     if dtype == "bfloat16":
         return (stored.astype(np.uint32) << _BFLOAT16_SHIFT).view(np.float32)

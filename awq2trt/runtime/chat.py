@@ -1,7 +1,7 @@
 """Text in and out: chat template, special tokens, and text that streams while tokens arrive.
 
-In: a model's directory, a prompt, and later the tokens of the answer. Out: the prompt's tokens, and pieces of text. The
-tokenizer files that `quantize` saved beside the weights are read by transformers, local files only, no remote code.
+In: a model's directory, a prompt, and later the tokens of the answer. Out: the prompt's tokens, and pieces of text.
+transformers reads the tokenizer files that `quantize` saved beside the weights, only local files and no remote code.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from awq2trt.runtime.template import render_template
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 
 Message = Mapping[str, str]
-"""Of a conversation: `role` (`system`, `user` or `assistant`) and `content`."""
+"""A message of a conversation: its `role` (`system`, `user` or `assistant`) and `content`."""
 
 _PLAIN_CLASSES: Final = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""Names of the class that reads tokenizer.json and nothing else, before and since transformers 5."""
+"""Names of the class that reads only tokenizer.json, before and since transformers 5."""
 
 _QUESTION: Final = "question"
 _ANSWER: Final = "answer"
-"""Of a conversation that shows how a template ends a turn."""
+"""The answer in a conversation that shows how a template ends a turn."""
 
 _TEMPLATE_ERRORS: Final = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a template may raise: it is a program."""
+"""Errors that a template may raise, since it is a program."""
 
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
-"""What decoders print for bytes that are not yet a whole character."""
+"""The character that decoders print for bytes that do not form a complete character yet."""
 
 
 class ChatTokenizer:
     """A tokenizer with its chat template and special tokens.
 
     Attributes:
-        special: Its special tokens; those that end an answer are the ones of generation_config.json, its own,
-            and what its chat template writes behind an answer.
+        special: Its special tokens. An answer ends at those of generation_config.json, at its own end token, and at the
+            one that its chat template writes behind an answer.
     """
 
     def __init__(self, tokenizer: Any, special: TokensRecord) -> None:
@@ -56,7 +56,7 @@ class ChatTokenizer:
         """Reads the tokenizer files of a directory.
 
         Raises:
-            ArtifactError: There are none, or they cannot be read.
+            ArtifactError: The files are missing or cannot be read.
         """
         fix = "put the model's tokenizer files into the directory, or export the model again."
         with reading_tokenizer(directory, fix=fix, error=ArtifactError):
@@ -83,7 +83,7 @@ class ChatTokenizer:
         return self._tokens(text, image_token, add_special_tokens=True)
 
     def encode_messages(self, messages: Sequence[Message], image_token: int | None = None) -> list[int]:
-        """Tokens of a conversation in the model's chat template, up to where the assistant begins.
+        """Returns the tokens of a conversation in the model's chat template, up to the start of the assistant's turn.
 
         Args:
             messages: What was said so far, in order; with markers as of `encode`.
@@ -94,7 +94,7 @@ class ChatTokenizer:
         """
         if not self._tokenizer.chat_template:
             raise UsageError(
-                "this model has no chat template.", where="--prompt", fix="continue plain text with --raw instead."
+                "this model has no chat template.", where="--prompt", fix="use --raw to continue plain text instead."
             )
         if image_token is None:
             return self._tokens(self._render([dict(message) for message in messages]), None, add_special_tokens=False)
@@ -135,7 +135,7 @@ class ChatTokenizer:
         def encoded(piece: str, *, special: bool = False) -> list[int]:
             return list(self._tokenizer(piece, add_special_tokens=special).input_ids)
 
-        with reading("a tokenizer that takes this text", self._tokenizer.name_or_path, error=ArtifactError):
+        with reading("a tokenizer that accepts this text", self._tokenizer.name_or_path, error=ArtifactError):
             tokens = encoded(text, special=add_special_tokens)
             if image_token is None or tokens.count(image_token) == text.count(MARKER):
                 return tokens
@@ -146,29 +146,29 @@ class ChatTokenizer:
             return tokens
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of tokens, special ones left out."""
+        """Returns the text of tokens, without special ones."""
         with reading("a tokenizer of this model", self._tokenizer.name_or_path, error=ArtifactError):
             text = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
 
 def user_message(content: str) -> Message:
-    """What the user says."""
+    """Makes a message from the user."""
     return {"role": "user", "content": content}
 
 
 def system_message(content: str) -> Message:
-    """What the model is told about its part."""
+    """Makes a message that tells the model its role."""
     return {"role": "system", "content": content}
 
 
 def stream_text(
     tokens: Iterable[int], decode: Callable[[Sequence[int]], str], stop_strings: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Turns tokens into pieces of text as early as each piece is certain.
+    """Turns tokens into pieces of text, each as soon as it is certain.
 
-    Holds back characters whose bytes are not all there, and an ending that may be the beginning of a stop string.
-    Ends before the stop string that is whole first; of several that end there, the longest.
+    It holds back characters whose bytes are incomplete, and an ending that may be the beginning of a stop string. It
+    ends before the stop string that is completed first; if several are completed there, before the longest.
     """
     if "" in stop_strings:
         raise UsageError("an empty stop string would end every answer.", where="--stop")
@@ -190,7 +190,7 @@ def stream_text(
 
 
 def _decoded_pieces(tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    """Text of each token in its context: the difference that it makes to the text of the tokens before it.
+    """Yields the text of each token in its context: what it adds to the text of the tokens before it.
 
     A token's text depends on its neighbours (spaces, characters of several bytes), so the tokens of the last piece
     are decoded again together with the new ones.
@@ -222,7 +222,7 @@ def in_parts(message: Message) -> dict[str, Any]:
 
 
 def _held_back(text: str, stop_strings: Sequence[str]) -> int:
-    """Length of the longest ending of `text` that a stop string begins with."""
+    """Length of the longest ending of `text` with which a stop string begins."""
     longest = max((len(stop) - 1 for stop in stop_strings), default=0)
     for length in range(min(longest, len(text)), 0, -1):
         if any(stop.startswith(text[-length:]) for stop in stop_strings):
@@ -231,10 +231,10 @@ def _held_back(text: str, stop_strings: Sequence[str]) -> int:
 
 
 def _tokenizer_class(directory: Path) -> Any:
-    """The class that reads the tokenizer.
+    """Returns the class that reads the tokenizer.
 
-    `AutoTokenizer` takes three seconds to import PyTorch and finds the same class; where tokenizer_config.json names
-    the plain class, that one is taken at once.
+    `AutoTokenizer` takes three seconds to import PyTorch and finds the same class; if tokenizer_config.json names the
+    plain class, that class is used directly.
     """
     path = directory / TOKENIZER_CONFIG_FILE
     named = read_json(path, error=ArtifactError).get("tokenizer_class") if path.is_file() else None
@@ -255,9 +255,9 @@ def _processors_template(directory: Path) -> str | None:
 
 
 def _turn_end(tokenizer: Any) -> int | None:
-    """The added token that the chat template writes right behind an answer; None where there is none.
+    """Returns the added token that the chat template writes right behind an answer; None if there is none.
 
-    Models that were tuned on the template end their turns so, whatever their configs say.
+    Models that were tuned on the template end their turns with it, even if their configs do not say so.
     """
     if not tokenizer.chat_template:
         return None
@@ -265,14 +265,14 @@ def _turn_end(tokenizer: Any) -> int | None:
     try:
         text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
     except _TEMPLATE_ERRORS:
-        return None  # of a template that takes no such conversation; a real one is refused with the reason
+        return None  # the template does not accept this conversation; a real one is refused with the reason
     _, found, rest = text.rpartition(_ANSWER)
     following = tokenizer(rest.lstrip(), add_special_tokens=False).input_ids if found else []
     return int(following[0]) if following and following[0] in tokenizer.added_tokens_decoder else None
 
 
 def _stop_tokens(directory: Path, tokenizer: Any) -> tuple[int, ...]:
-    """What generation_config.json says, the tokenizer's own end, and the chat template's, in ascending order."""
+    """Returns the tokens that end an answer for generation_config.json, the tokenizer or the chat template."""
     stops: set[int] = set()
     path = directory / GENERATION_CONFIG_FILE
     if path.is_file():

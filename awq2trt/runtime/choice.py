@@ -1,6 +1,6 @@
-"""What runs a model: ONNX Runtime's Python package, or the C++ library.
+"""Chooses what runs a model: ONNX Runtime's Python package, or the C++ library.
 
-In: a directory, and what the user asks for, or leaves to us. Out: the model, loaded.
+In: a directory, and the user's choice, or AUTO. Out: the loaded model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from awq2trt.runtime.native_library import NO_RUNTIME
 from awq2trt.runtime.ort.loading import DeviceOptions
 
 _LOWERED: Final = "lowered"
-"""Kind of what was built for `cpu` or `cuda`, which both run, with the same tokens."""
+"""The kind of models built for `cpu` or `cuda`, which both can run, with the same tokens."""
 
 
 def load_model(
@@ -29,18 +29,18 @@ def load_model(
     golden: bool = True,
     progress: Progress | None = None,
 ) -> Model | NativeModel:
-    """Loads a model into what runs it.
+    """Loads a model with the chosen backend.
 
     Args:
-        directory: What `export` or `build` wrote.
-        options: Where it runs.
-        backend: `AUTO`: the C++ library for what was built for `cpu` or `cuda`, where it is there and knows all of the
-            model, else ONNX Runtime's package. `NATIVE` and `DEFAULT_BACKEND`: that one.
-        golden: Check the golden outputs at the first run on a GPU.
-        progress: Told what runs the model, and why not the C++ library; None to say nothing.
+        directory: A directory that `export` or `build` wrote.
+        options: Where the model runs.
+        backend: `AUTO` takes the C++ library for models built for `cpu` or `cuda`, if it is installed and supports all
+            of the model, and otherwise ONNX Runtime's package. `NATIVE` and `DEFAULT_BACKEND` take only that one.
+        golden: Check the golden outputs on the first run on a GPU.
+        progress: Receives what runs the model, and why the C++ library does not; None for silence.
 
     Raises:
-        Awq2trtError: As `Model.load` and `NativeModel.load`.
+        Awq2trtError: Whatever `Model.load` and `NativeModel.load` raise.
     """
     progress = progress or SilentProgress()
     if backend == NATIVE:
@@ -52,7 +52,7 @@ def load_model(
             except Awq2trtError as error:
                 if not _other_may(error):
                     raise
-                progress.note(f"the C++ library does not run this model: {error.what}")
+                progress.note(f"the C++ library cannot run this model: {error.what}")
         backend = DEFAULT_BACKEND
     return Model.load(directory, options, backend=backend, golden=golden, progress=progress)
 
@@ -70,5 +70,5 @@ def _library_is_there() -> bool:
 
 
 def _other_may(error: Awq2trtError) -> bool:
-    """Whether ONNX Runtime's package may run what the C++ library refuses: it has more tokenizers and templates."""
+    """Whether ONNX Runtime's package, with more tokenizers and templates, may run what the C++ library refuses."""
     return isinstance(error, UnsupportedError) or vars(error).get("code") == NO_RUNTIME

@@ -1,7 +1,7 @@
-"""A model's golden outputs, checked once on every GPU that runs it.
+"""Checks a model's golden outputs once on every GPU that runs it.
 
-In: a backend on a GPU. Out: nothing, or an error, before the first answer. A file in the user's cache directory says
-that a model has passed on a GPU with an ONNX Runtime, so that later runs start at once.
+In: a backend on a GPU. Out: nothing, or an error, before the first answer. A file in the user's cache directory records
+that a model has passed on a GPU with a version of ONNX Runtime, so that later runs start at once.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from awq2trt.runtime.golden import compare_golden
 
 
 def check_first_run(backend: Backend, artifact: Artifact, gpu: str) -> bool:
-    """Runs the golden calls where this model has not passed them on this GPU yet.
+    """Runs the golden calls if this model has not passed them on this GPU yet.
 
     Args:
-        backend: Of the artifact's model; its conversation is forgotten.
-        artifact: Whose model.
+        backend: The backend of the model; its conversation is forgotten.
+        artifact: The model's artifact.
         gpu: Name of the GPU.
 
     Returns:
-        Whether they were run.
+        Whether the calls were run.
 
     Raises:
-        ToolError: One fails.
+        ToolError: A call fails.
     """
     import onnxruntime
 
@@ -46,24 +46,24 @@ def check_first_run(backend: Backend, artifact: Artifact, gpu: str) -> bool:
         raise ToolError(
             f"{gpu} does not give the model's golden outputs: relative error {worst.error:.2g} in call {worst.name}.",
             where=str(artifact.directory),
-            fix="report it with the output of `awq2trt doctor`; --no-golden runs the model all the same.",
+            fix="report it with the output of `awq2trt doctor`; --no-golden runs the model anyway.",
         )
     write_mark(mark, f"{gpu}, ONNX Runtime {runtime_version}")
     return True
 
 
 def write_mark(mark: Path, text: str) -> None:
-    """Says that a model has passed; `text` is for people who look into the file."""
-    with suppress(OSError):  # a home that cannot be written to: then they are checked at every start
+    """Records that a model has passed; `text` is for people who look into the file."""
+    with suppress(OSError):  # the home directory is not writable: then outputs are checked at every start
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(f"{text}\n", encoding="utf-8")
 
 
 def passed_mark(*parts: str) -> Path:
-    """The file that says that a model has passed.
+    """Returns the file that records that a model has passed.
 
     Args:
-        parts: The model's fingerprint, and all that runs it.
+        parts: The model's fingerprint, and names of everything that runs it.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()

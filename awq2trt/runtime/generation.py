@@ -1,4 +1,4 @@
-"""Prompt tokens -> new tokens: prefill, then one token at a time through the cache."""
+"""From prompt tokens to new tokens: prefill, then one token at a time through the cache."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def generate(
     max_new_tokens: int | None = None,
     pixels: NDArray[np.float32] | None = None,
 ) -> Iterator[int]:
-    """Continues a prompt, starting a new conversation.
+    """Continues a prompt in a new conversation.
 
-    Ends at a stop token, which is not part of the answer, after `max_new_tokens`, or when the cache is full.
+    It ends at a stop token, which is not part of the answer, after `max_new_tokens`, or when the cache is full.
 
     Args:
         backend: The model.
         prompt: At least one token.
         sampler: Chooses tokens.
-        stop_tokens: End the answer.
+        stop_tokens: Tokens that end the answer.
         max_new_tokens: None for as many as the cache holds.
         pixels: Prepared images, [images, channels, height, width], whose tokens are in the prompt; None for none.
 
@@ -41,7 +41,7 @@ def generate(
     if pixels is not None:
         _show(backend, pixels)
     sampler.see(prompt)
-    # The last token chosen is never written to the cache, hence one more than the slots left.
+    # The last chosen token is never written to the cache, hence one more than there are free slots.
     room = backend.capacity - len(prompt) + 1
     count = room if max_new_tokens is None else min(room, max_new_tokens)
     appended = prompt
@@ -62,7 +62,7 @@ def _show(backend: Backend, pixels: NDArray[np.float32]) -> None:
 
 
 def _next_token(backend: Backend, tokens: Sequence[int], sampler: Sampler) -> int:
-    """Appends tokens and chooses the next one, on the device where it can be done there."""
+    """Appends tokens and chooses the next one, on the device if possible."""
     if sampler.takes_best and isinstance(backend, ChoosingBackend):
         return backend.choose(tokens)
     return sampler.pick(backend.forward(tokens))
@@ -72,7 +72,7 @@ def _check_prompt(prompt: Sequence[int], capacity: int) -> None:
     """Refuses a prompt that is empty or too long.
 
     Raises:
-        UsageError: It is.
+        UsageError: It is empty or too long.
     """
     if not prompt:
         raise UsageError("the prompt has no tokens.", where="--prompt", fix="give some text.")
@@ -80,5 +80,5 @@ def _check_prompt(prompt: Sequence[int], capacity: int) -> None:
         raise UsageError(
             f"the prompt has {len(prompt)} tokens, but the cache of this model holds {capacity}.",
             where="--prompt",
-            fix=f"shorten it; or, if the model was made for so many, export again with --max-seq-len {len(prompt)}.",
+            fix=f"shorten it; or, if the model was made for so many, export it again with --max-seq-len {len(prompt)}.",
         )

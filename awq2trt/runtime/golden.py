@@ -1,4 +1,4 @@
-"""Holds an executor to a model's golden outputs. NumPy only, so that `run` can do it too."""
+"""Compares an executor with a model's golden outputs. It needs only NumPy, so that `run` can do it, too."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from awq2trt.runtime.backend import Backend, SeeingBackend
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """One call held to its golden output.
+    """The comparison of one call with its golden output.
 
     Attributes:
         name: Of the call, or of the vision graph.
         error: As `Golden.relative_tolerance` counts it.
         top1: Whether the best token is the expected one; None of a graph that gives no scores.
-        passed: The error is a number within the tolerance.
+        passed: Whether the error is a number within the tolerance.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""A model that is ready to answer: its backend, its tokenizer, and the text that comes out of them.
+"""A model that is ready to answer: its backend and its tokenizer, which together turn text into text.
 
-In: a directory that `export` or `build` wrote, then prompts or conversations. Out: text, as it comes or whole.
+In: a directory that `export` or `build` wrote, then prompts or conversations. Out: text, piece by piece or at once.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ DEFAULT_BACKEND: Final = "ort"
 """ONNX Runtime, on the CPU or on a GPU."""
 
 NATIVE: Final = "native"
-"""The C++ library; `native.NativeModel` loads it."""
+"""The C++ library; `native.NativeModel` uses it."""
 
 AUTO: Final = "auto"
-"""The C++ library where it can, else ONNX Runtime; `choice.load_model` chooses."""
+"""The C++ library if it can run the model, otherwise ONNX Runtime; `choice.load_model` decides."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """An exported model, loaded; `awq2trt.load` makes it.
+    """An exported model, loaded; `awq2trt.load` makes one.
 
         model = awq2trt.load("out/onnx")
         print(model.generate_text("The sea is", raw=True, max_new_tokens=8))
 
-    It holds the cache of one conversation, so it writes one answer at a time: a new call takes the cache from an
-    answer that was not read to its end.
+    It holds the cache of one conversation, so it generates one answer at a time: a new call takes the cache away from
+    an answer that was not read to its end.
 
     Attributes:
-        artifact: What it was loaded from, with its manifest.
-        backend: Runs the decoder.
-        tokenizer: Text to tokens and back, chat template, stop tokens.
+        artifact: The artifact that it was loaded from, with its manifest.
+        backend: The backend that runs the decoder.
+        tokenizer: Its tokenizer, with chat template and stop tokens.
         sight: How it is shown images; None for a model of text.
     """
 
@@ -67,16 +67,16 @@ class Model:
         """Loads a model.
 
         Args:
-            directory: An ONNX model, what was built for `cpu` or `cuda`, or an engine's directory, which holds one.
-            options: Where it runs; None for the fastest device that is there.
-            backend: What runs it: `DEFAULT_BACKEND` alone, see `NATIVE` for the other.
-            golden: Check the golden outputs at the first run on a GPU.
-            progress: Told what runs the model; None to say nothing.
+            directory: An ONNX model, a model built for `cpu` or `cuda`, or an engine's directory, which contains one.
+            options: Where it runs; None for the fastest available device.
+            backend: What runs it; only `DEFAULT_BACKEND` is possible here, see `NATIVE` for the other.
+            golden: Check the golden outputs on the first run on a GPU.
+            progress: Receives what runs the model; None for silence.
 
         Raises:
-            ArtifactError: The directory holds no whole model.
+            ArtifactError: The directory holds no complete model.
             ToolError: This machine lacks something that the device needs.
-            UsageError: It is the directory above several, or a checkpoint; or backend or device are unknown.
+            UsageError: The directory contains several models, or a checkpoint; or the backend or device is unknown.
         """
         if backend != DEFAULT_BACKEND:
             raise UsageError(
@@ -111,7 +111,7 @@ class Model:
             images: Files of the images, in the order of their places; without places in a conversation they come before
                 what the user says last.
             raw: Continue the prompt as plain text instead, without the template.
-            sampling: How tokens are chosen; None always takes the best one.
+            sampling: How tokens are chosen; None always takes the most probable one.
             max_new_tokens: None for as many as the cache holds.
             stop: The answer ends before the first of these strings.
 
@@ -124,7 +124,9 @@ class Model:
                 see. While the answer is read: the prompt is empty or does not fit.
         """
         if raw and not isinstance(prompt, str):
-            raise UsageError("a conversation is not plain text.", where="raw", fix="give one text, or leave raw out.")
+            raise UsageError(
+                "a conversation cannot be continued as plain text.", where="raw", fix="give one text, or leave raw out."
+            )
         pixels = self.sight.prepare(images) if self.sight is not None and images else None
         tokens = self._tokens([user_message(prompt)] if isinstance(prompt, str) and not raw else prompt, len(images))
         special = self.artifact.manifest.contents.tokens or self.tokenizer.special
@@ -172,7 +174,7 @@ class Model:
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
     ) -> str:
-        """The whole answer at once; arguments and errors as for `generate`."""
+        """Returns the complete answer at once; arguments and errors are those of `generate`."""
         return "".join(
             self.generate(prompt, images=images, raw=raw, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop),
         )

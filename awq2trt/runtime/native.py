@@ -1,7 +1,7 @@
-"""Models in the C++ library: asked as `loaded_model.Model` is, without ONNX Runtime's Python package.
+"""Models in the C++ library, used like `loaded_model.Model`, without ONNX Runtime's Python package.
 
-In: a directory that was built, for `cpu`, for `cuda`, or an engine. Out: text, as it comes or whole. Sampling, stop
-strings, templates and tokenizer are the library's own.
+In: the directory of a model built for `cpu` or `cuda`, or of an engine. Out: text, piece by piece or at once. Sampling,
+stop strings, templates and tokenizer are those of the library.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class Answer:
 
     Attributes:
         finish_reason: One of `FINISH_REASONS`.
-        tokens: All that were chosen, without the stop token.
-        prompt_tokens: That were run before the first new one.
-        prefill_ms: Until the first new token was chosen.
-        decode_ms: All later ones.
+        tokens: All chosen tokens, without the stop token.
+        prompt_tokens: Number of tokens that were run before the first new one.
+        prefill_ms: Time until the first new token was chosen.
+        decode_ms: Time for all later tokens.
     """
 
     text: str
@@ -82,14 +82,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How an answer is chosen: `GenerateOptions` of awq2trt.hpp.
+    """How an answer is generated: `GenerateOptions` of awq2trt.hpp.
 
     Attributes:
-        max_tokens: Of the answer; None for as many as the session holds.
+        max_tokens: Most tokens in the answer; None for as many as the session holds.
         sampling: Temperature, penalty, bias and the like.
         stop: The answer ends before the first of these texts.
-        stop_tokens: Besides the model's own.
-        ignore_model_stops: The model's own stop tokens do not count.
+        stop_tokens: Tokens that end the answer, in addition to the model's own.
+        ignore_model_stops: Whether the model's own stop tokens are ignored.
     """
 
     max_tokens: int | None = None
@@ -99,7 +99,7 @@ class GenerateOptions:
     ignore_model_stops: bool = False
 
     def structure(self) -> GenerateOptionsStructure:
-        """As C has it."""
+        """Returns the structure of the C interface."""
         sampling = self.sampling
         texts = [text.encode() for text in self.stop]
         return GenerateOptionsStructure(
@@ -127,11 +127,11 @@ class GenerateOptions:
 class NativeSession:
     """One conversation, with its cache; `NativeModel.session` opens one.
 
-    Used by one thread at a time, but for `cancel`.
+    Only one thread may use it at a time, except for `cancel`.
 
     Args:
-        handle: `awq2trt_session*`, which goes with this object.
-        vocab_size: Length of the logits.
+        handle: `awq2trt_session*`, which is freed with this object.
+        vocab_size: Length of a row of logits.
     """
 
     def __init__(self, handle: ctypes.c_void_p, vocab_size: int) -> None:
@@ -144,7 +144,7 @@ class NativeSession:
 
     @property
     def capacity(self) -> int:
-        """Tokens that it holds."""
+        """The most tokens that the session can hold."""
         return int(library().awq2trt_session_capacity(self._handle))
 
     @property
@@ -161,7 +161,7 @@ class NativeSession:
         call("session_append", self._handle, array, ctypes.c_size_t(len(parts)))
 
     def append_text(self, text: str | bytes, *, allow_special: bool = False) -> None:
-        """Adds plain text, to be continued."""
+        """Adds plain text, which will be continued."""
         data = text.encode() if isinstance(text, str) else text
         call("session_append_text", self._handle, data, ctypes.c_size_t(len(data)), int(allow_special))
 
@@ -171,11 +171,11 @@ class NativeSession:
         call("session_append_tokens", self._handle, array, ctypes.c_size_t(len(tokens)))
 
     def generate(self, options: GenerateOptions | None = None, callback: Callable[[str], bool] | None = None) -> Answer:
-        """Answers.
+        """Generates an answer.
 
         Args:
-            options: None always takes the best token.
-            callback: Gets whole characters as they become certain; returns whether to go on.
+            options: None always takes the most probable token.
+            callback: Receives complete characters as they become certain, and returns whether to continue.
 
         Raises:
             Awq2trtError: There is nothing to answer, or the model fails.
@@ -207,32 +207,32 @@ class NativeSession:
             library().awq2trt_result_free(ctypes.byref(result))
 
     def logits(self) -> NDArray[np.float32]:
-        """Scores of what follows the last token, float32 [V]."""
+        """Returns the scores of the token that follows the last one, float32 [V]."""
         scores = np.empty(self._vocab_size, np.float32)
         call("session_logits", self._handle, scores.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(scores.size))
         return scores
 
     def rewind(self, tokens: int) -> None:
-        """Forgets all tokens but the first `tokens`."""
+        """Forgets all tokens except for the first `tokens`."""
         call("session_rewind", self._handle, ctypes.c_int64(tokens))
 
     def fork(self) -> NativeSession:
-        """A second session that goes on from here."""
+        """Returns a second session that continues from here."""
         handle = ctypes.c_void_p()
         call("session_fork", self._handle, ctypes.byref(handle))
         return NativeSession(handle, self._vocab_size)
 
     def cancel(self) -> None:
-        """Ends the answer that is being generated; from any thread."""
+        """Ends the answer that is being generated; any thread may call it."""
         library().awq2trt_session_cancel(self._handle)
 
 
 class NativeModel:
-    """A model that the C++ library runs; `load` makes one. May be used from any number of threads.
+    """A model that the C++ library runs; `load` makes one. Any number of threads may use it.
 
     Args:
-        handle: `awq2trt_model*`, which goes with this object.
-        directory: It was loaded from.
+        handle: `awq2trt_model*`, which is freed with this object.
+        directory: The directory that it was loaded from.
     """
 
     def __init__(self, handle: ctypes.c_void_p, directory: Path) -> None:
@@ -256,17 +256,17 @@ class NativeModel:
         """Loads a model.
 
         Args:
-            directory: What was built: for `cpu`, `cuda`, or an engine.
+            directory: A model built for `cpu` or `cuda`, or an engine.
             options: Where it runs; None for what it was built for.
-            verify: When hashes are checked: `first` (when first loaded here), `size` (never) or `full` (always).
-            golden: Check the golden outputs at the first run on a GPU.
-            progress: Told what runs the model.
+            verify: When hashes are checked: `first` (when it is first loaded here), `size` (never) or `full` (always).
+            golden: Check the golden outputs on the first run on a GPU.
+            progress: Receives what runs the model.
 
         Raises:
-            ArtifactError: The directory holds no whole model.
-            ToolError: This machine lacks something that the model needs, or its golden outputs do not come out.
-            UnsupportedError: The library does not know something in it.
-            UsageError: It holds no model that was built.
+            ArtifactError: The directory holds no complete model.
+            ToolError: This machine lacks something that the model needs, or does not reproduce its golden outputs.
+            UnsupportedError: The library does not support something in the model.
+            UsageError: The directory holds no model that was built.
         """
         progress = progress or SilentProgress()
         structure = _load_options(directory, options or DeviceOptions(), verify)
@@ -280,34 +280,34 @@ class NativeModel:
 
     @property
     def title(self) -> str:
-        """What runs it, for people."""
+        """Names what runs the model."""
         return str(library().awq2trt_model_title(self._handle).decode())
 
     @property
     def capacity(self) -> int:
-        """Most tokens of a session."""
+        """The most tokens that a session can hold."""
         return int(library().awq2trt_model_capacity(self._handle))
 
     @property
     def vocab_size(self) -> int:
-        """Length of the logits."""
+        """Length of a row of logits."""
         return int(library().awq2trt_model_vocab_size(self._handle))
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Tokens of a text."""
+        """Returns the tokens of a text."""
         data = text.encode()
         return take_tokens("encode", self._handle, data, ctypes.c_size_t(len(data)), int(allow_special))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of tokens, special ones left out."""
+        """Returns the text of tokens, without special ones."""
         array = (ctypes.c_int32 * len(tokens))(*tokens)
         return take_text("decode", self._handle, array, ctypes.c_size_t(len(tokens)))
 
     def check_first_run(self) -> bool:
-        """Runs the golden calls where this model has not passed them on this GPU yet; whether they were run.
+        """Runs the golden calls if this model has not passed them on this GPU yet; returns whether they were run.
 
         Raises:
-            ToolError: One is off.
+            ToolError: A call fails.
         """
         manifest = read_manifest(self.directory, None)
         on_cpu = manifest.contents.lowered is not None and manifest.contents.lowered.target != CUDA_TARGET
@@ -322,18 +322,18 @@ class NativeModel:
         """Runs the model's golden calls.
 
         Returns:
-            The greatest relative error of scores, and the one that is allowed.
+            The largest relative error of scores, and the largest that is allowed.
 
         Raises:
-            ToolError: One is off.
-            ArtifactError: The directory has none, or they are damaged.
+            ToolError: A call fails.
+            ArtifactError: The directory has no golden outputs, or they are damaged.
         """
         worst, allowed = ctypes.c_double(), ctypes.c_double()
         call("model_check", self._handle, ctypes.byref(worst), ctypes.byref(allowed))
         return worst.value, allowed.value
 
     def session(self, max_tokens: int = 0) -> NativeSession:
-        """Opens a session of so many tokens; 0 for as many as the model was built for."""
+        """Opens a session of this many tokens; 0 for as many as the model was built for."""
         handle = ctypes.c_void_p()
         call("session_open", self._handle, ctypes.c_int64(max_tokens), ctypes.byref(handle))
         return NativeSession(handle, self.vocab_size)
@@ -358,7 +358,9 @@ class NativeModel:
                 "the C++ library runs models of text.", where="--image", fix="run models that see with --runtime ort."
             )
         if raw and not isinstance(prompt, str):
-            raise UsageError("a conversation is not plain text.", where="raw", fix="give one text, or leave raw out.")
+            raise UsageError(
+                "a conversation cannot be continued as plain text.", where="raw", fix="give one text, or leave raw out."
+            )
         session = self.session()
         if isinstance(prompt, str) and raw:
             session.append_text(prompt, allow_special=True)
@@ -368,12 +370,12 @@ class NativeModel:
         return _pieces(session, options)
 
     def generate_text(self, prompt: str | Sequence[Message], **options: Any) -> str:
-        """The whole answer at once; arguments and errors as for `generate`."""
+        """Returns the complete answer at once; arguments and errors are those of `generate`."""
         return "".join(self.generate(prompt, **options))
 
 
 def _pieces(session: NativeSession, options: GenerateOptions) -> Iterator[str]:
-    """An answer that another thread generates; ended where nobody reads on."""
+    """Yields an answer that another thread generates; it is cancelled if nobody reads on."""
     pieces: queue.Queue[str | BaseException | None] = queue.Queue()
 
     def receive(text: str) -> bool:
@@ -400,14 +402,14 @@ def _pieces(session: NativeSession, options: GenerateOptions) -> Iterator[str]:
 
 
 def _load_options(directory: Path, options: DeviceOptions, verify: str) -> LoadOptionsStructure:
-    """Where this machine's Python packages have what the library needs."""
+    """Tells the library where this machine's Python packages have what it needs."""
     manifest = read_manifest(directory, None) if (directory / MANIFEST_FILE).is_file() else None
     lowered = manifest.contents.lowered if manifest else None
     engine = manifest.contents.engine if manifest else None
     device, _, index = (options.device or "").partition(":")
     if lowered is not None and device and device != lowered.target:
         raise UsageError(
-            f"this model was built for {lowered.target}, and is to run on {options.device}.",
+            f"this model was built for {lowered.target}, but is supposed to run on {options.device}.",
             where=f"--device {options.device}",
             fix=f"leave --device out, or build with --target {device}.",
         )
@@ -424,7 +426,7 @@ def _load_options(directory: Path, options: DeviceOptions, verify: str) -> LoadO
     if lowered is not None and lowered.target == CUDA_TARGET and read_driver() is not None:
         load_libraries(options.device or CUDA_TARGET)
     if lowered is not None and lowered.plugin_version is not None and not options.trust_library:
-        # Where there is none, the library says so, and looks beside the model for what it may not load.
+        # Without one, the library reports that, and looks beside the model for one that it must not load.
         with suppress(ToolError):
             structure.operators_library = _path_bytes(find_plugin_library().path)
     return structure

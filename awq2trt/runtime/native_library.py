@@ -1,7 +1,7 @@
-"""The C interface of the C++ library, by ctypes: structures, calls that raise, memory that is given back.
+"""The C interface of the C++ library, through ctypes: structures, calls that raise, and memory that is freed.
 
-In: `plugins/runtime/include/awq2trt/awq2trt.h`, which says what the calls do; a test compares the structures with what
-the library says of its own. Out: Python values and the package's errors.
+In: `plugins/runtime/include/awq2trt/awq2trt.h`, which documents the calls; a test compares the structures with the
+library's own layout. Out: Python values and the package's errors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NO_GPU: Final = (NO_DRIVER,)
 _UNSUPPORTED: Final = (UNSUPPORTED, LIMIT, FUTURE_MANIFEST)
 
 _FIX: Final = "\n  fix: "
-"""Before the last part of a message, as plugins/runtime/text/error.cpp writes it."""
+"""The text before the last part of a message, as plugins/runtime/text/error.cpp writes it."""
 
 
 class LoadOptionsStructure(ctypes.Structure):
@@ -140,10 +140,10 @@ CALLBACK: Final = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_siz
 
 @cache
 def library() -> ctypes.CDLL:
-    """The library, loaded once.
+    """Returns the library, which is loaded once.
 
     Raises:
-        ToolError: It is not there, or does not load.
+        ToolError: The library is missing or cannot be loaded.
     """
     path = find_runtime_library()
     try:
@@ -159,7 +159,7 @@ def library() -> ctypes.CDLL:
             getattr(loaded, f"awq2trt_{name}").argtypes = [ctypes.c_void_p]
         loaded.awq2trt_layouts.restype = ctypes.POINTER(LayoutStructure)
     except (OSError, AttributeError) as error:
-        raise ToolError(f"not a usable {path.name}: {error}.", where=str(path), fix="run `make runtime`.") from error
+        raise ToolError(f"{path.name} cannot be used: {error}.", where=str(path), fix="run `make runtime`.") from error
     return loaded
 
 
@@ -167,7 +167,7 @@ def call(name: str, *arguments: Any) -> None:
     """Calls a function that may fail.
 
     Raises:
-        Awq2trtError: It does.
+        Awq2trtError: The function fails.
     """
     code = getattr(library(), f"awq2trt_{name}")(*arguments)
     if code != 0:
@@ -175,7 +175,7 @@ def call(name: str, *arguments: Any) -> None:
 
 
 def error_of(code: int, message: str) -> Awq2trtError:
-    """The package's error for one of the library; its attribute `code` is the library's."""
+    """Returns the package's error for one of the library; its attribute `code` is the library's code."""
     what, _, fix = message.partition(_FIX)
     kinds = (
         (UsageError, _USAGE),
@@ -190,7 +190,7 @@ def error_of(code: int, message: str) -> Awq2trtError:
 
 
 def take_tokens(name: str, *arguments: Any) -> list[int]:
-    """Calls a function that gives tokens."""
+    """Calls a function that returns tokens."""
     tokens, count = ctypes.POINTER(ctypes.c_int32)(), ctypes.c_size_t()
     call(name, *arguments, ctypes.byref(tokens), ctypes.byref(count))
     try:
@@ -200,7 +200,7 @@ def take_tokens(name: str, *arguments: Any) -> list[int]:
 
 
 def take_text(name: str, *arguments: Any) -> str:
-    """Calls a function that gives text."""
+    """Calls a function that returns text."""
     text, size = ctypes.c_void_p(), ctypes.c_size_t()
     call(name, *arguments, ctypes.byref(text), ctypes.byref(size))
     try:
@@ -210,7 +210,7 @@ def take_text(name: str, *arguments: Any) -> str:
 
 
 def layouts() -> dict[tuple[str, str], tuple[int, int]]:
-    """(structure, field) -> (offset, bytes), as the library says it; the field "" is the structure itself."""
+    """The library's own layout: (structure, field) -> (offset, bytes); the field "" is the structure itself."""
     count = ctypes.c_size_t()
     first = library().awq2trt_layouts(ctypes.byref(count))
     return {

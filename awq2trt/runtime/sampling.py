@@ -1,7 +1,7 @@
-"""Choosing the next token from its scores: greedy, temperature, top-k, top-p, min-p, penalty, bias. NumPy only.
+"""Chooses the next token by its scores: greedy, temperature, top-k, top-p, min-p, penalty, bias.
 
-The order of operations and every rounding are those of docs/sampling.md, so that a seed gives the same tokens here and
-in the C++ library (plugins/runtime/generation/sampler.cpp).
+The order of operations and every rounding follow docs/sampling.md, so that a seed gives the same tokens here and in the
+C++ library (plugins/runtime/generation/sampler.cpp).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from awq2trt.errors import ArtifactError, UsageError
 
 WEIGHT_BITS: Final = 40
-"""The best token weighs 2^40: probabilities are integers, so that their sums depend on no order."""
+"""The most probable token has the weight 2^40: weights are integers, so that sums do not depend on their order."""
 
 LOWEST_EXPONENT: Final = -28.0
-"""e^-28 is less than 2^-40."""
+"""Below this exponent, weights become 0: e^-28 is less than 2^-40."""
 
 _LOG2_E: Final = float.fromhex("0x1.71547652b82fep+0")
 
@@ -41,7 +41,7 @@ _POWER_OF_TWO: Final = tuple(
         "0x1.e8cac7351bb25p-32",
     )
 )
-"""Taylor's series of 2^f, ln(2)^i / i!: within 2^-46 of it where |f| <= 1/2."""
+"""Taylor's series of 2^f, with terms ln(2)^i / i!; it is within 2^-46 for |f| <= 1/2."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Sampling:
         print(awq2trt.load("out/onnx").generate_text("The sea", raw=True, sampling=sampling, max_new_tokens=8))
 
     Attributes:
-        temperature: Divides the scores; 0 always takes the best token.
-        top_k: Only the k best tokens; 0 for all.
-        top_p: Only the smallest set of best tokens whose probabilities reach p; 1 for all.
-        seed: Of the random numbers; None for a different answer each time.
-        min_p: Only tokens at least p times as probable as the best one; 0 for all.
+        temperature: Divides the scores; 0 always takes the most probable token.
+        top_k: Restricts the choice to the k most probable tokens; 0 for all.
+        top_p: Restricts the choice to the smallest set of most probable tokens that together reach p; 1 for all.
+        seed: Seed of the random numbers; None for a different answer each time.
+        min_p: Restricts the choice to tokens at least p times as probable as the most probable one; 0 for all.
         repetition_penalty: Divides positive and multiplies negative scores of tokens that are in the prompt or the
-            answer; 1 for none.
-        logit_bias: What scores of tokens get on top, by id; minus infinity forbids a token.
+            answer; 1 changes nothing.
+        logit_bias: Numbers that are added to the scores of tokens, by id; minus infinity forbids a token.
     """
 
     temperature: float = 0.0
@@ -85,7 +85,7 @@ class Sampling:
 
 
 def single(value: float) -> float:
-    """A setting as a float32, which it is in the C++ library."""
+    """Rounds a setting to a float32, which it is in the C++ library."""
     with np.errstate(over="ignore"):
         return float(np.float32(value))
 
@@ -96,7 +96,7 @@ def _require(sensible: bool, option: str, got: float, expected: str) -> None:
 
 
 class Sampler:
-    """Chooses the tokens of one answer; holds the state of the random numbers, and which tokens are there."""
+    """Chooses the tokens of one answer; holds the state of the random numbers, and which tokens have occurred."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
@@ -110,7 +110,7 @@ class Sampler:
 
     @property
     def takes_best(self) -> bool:
-        """It always takes the best of the scores as they are: a device may choose, without giving them away."""
+        """Whether the largest unchanged score always wins, so that a device can choose without copying scores."""
         return self._greedy and not self._adjusts
 
     @property
@@ -118,18 +118,18 @@ class Sampler:
         return self._bias_ids.size > 0 or self._penalty != 1.0
 
     def see(self, tokens: Sequence[int]) -> None:
-        """Tokens of the prompt, which the repetition penalty is for; those that are picked are seen without it."""
+        """Notes the tokens of the prompt, for the repetition penalty; picked tokens are noted automatically."""
         if self._penalty != 1.0:
             self._seen.update(tokens)
 
     def pick(self, logits: NDArray[np.float32]) -> int:
-        """The next token.
+        """Picks the next token.
 
         Args:
             logits: Scores, float32 [V].
 
         Raises:
-            ArtifactError: They are no scores: one is NaN or infinite, or all forbid.
+            ArtifactError: The scores are invalid: one is NaN or infinite, or all tokens are forbidden.
             UsageError: `logit_bias` has a token that is not in the vocabulary.
         """
         scores = self._adjusted(logits) if self._adjusts else logits
@@ -145,30 +145,30 @@ class Sampler:
         return token
 
     def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scores [V] with bias and penalty, in float32."""
+        """Returns the scores [V] with bias and penalty, in float32."""
         if self._bias_ids.size and (highest := int(self._bias_ids.max())) >= logits.size:
             raise UsageError(f"got token {highest}, expected ids below {logits.size}.", where="logit_bias")
         scores = logits.copy()
         scores[self._bias_ids] += self._biases
         seen = np.fromiter(self._seen, dtype=np.int64)
-        with np.errstate(over="ignore"):  # to infinity, which _check_scores refuses
+        with np.errstate(over="ignore"):  # overflows to infinity, which _check_scores refuses
             scores[seen] = np.where(scores[seen] > 0, scores[seen] / self._penalty, scores[seen] * self._penalty)
         return scores
 
 
 def candidates(scores: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The tokens that may be chosen.
+    """Returns the tokens that may be chosen.
 
     Args:
-        scores: Finite or minus infinity, but not all, float32 [V].
-        sampling: With a temperature above 0.
+        scores: Finite numbers or minus infinity, which must not be all of them, float32 [V].
+        sampling: Settings with a temperature above 0.
 
     Returns:
-        Their ids, ascending, and their weights, which are in the proportion of their probabilities.
+        Their ids, ascending, and their weights, which are proportional to their probabilities.
     """
     best = np.float64(scores.max())
     tokens = _best(np.flatnonzero(scores > -np.inf), scores, sampling.top_k)
-    with np.errstate(over="ignore"):  # a tiny temperature: to minus infinity
+    with np.errstate(over="ignore"):  # a tiny temperature overflows to minus infinity
         weights = integer_weights((scores[tokens].astype(np.float64) - best) / single(sampling.temperature))
     tokens, weights = tokens[weights > 0], weights[weights > 0]
     if (top_p := single(sampling.top_p)) < 1.0:
@@ -182,7 +182,7 @@ def candidates(scores: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray
 
 
 def integer_weights(exponents: NDArray[np.float64]) -> NDArray[np.int64]:
-    """e to these powers, in units of 2^-40, rounded down; each operation is one of IEEE 754, as in weights.cpp.
+    """Computes e to these powers, in units of 2^-40, rounded down, with only IEEE 754 operations, like weights.cpp.
 
     Args:
         exponents: At most 0, or minus infinity, [V].
@@ -198,7 +198,7 @@ def integer_weights(exponents: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _best(tokens: NDArray[np.int64], scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The `count` best of `tokens`, which ascend; of equal ones the first. 0 for all."""
+    """The `count` best of `tokens`, which are ascending; the first of equal ones. 0 for all."""
     if not 0 < count < tokens.size:
         return tokens
     own = scores[tokens]
@@ -208,7 +208,7 @@ def _best(tokens: NDArray[np.int64], scores: NDArray[np.float32], count: int) ->
 
 
 def _check_scores(scores: NDArray[np.float32]) -> None:
-    """Refuses what no token can be chosen from.
+    """Refuses scores from which no token can be chosen.
 
     Raises:
         ArtifactError: A score is NaN or infinite, or all are minus infinity.
@@ -223,5 +223,5 @@ def _check_scores(scores: NDArray[np.float32]) -> None:
     raise ArtifactError(
         f"{what}.",
         where="the model's scores",
-        fix="awq2trt check finds where it leaves its type's range; logit_bias must not forbid every token.",
+        fix="`awq2trt check` finds where the model leaves its type's range; logit_bias must not forbid every token.",
     )

@@ -1,7 +1,8 @@
-"""Chat templates, which came with the model and are programs: rendered in a process with limits.
+"""Renders chat templates, which come with the model and are programs, in a process with limits.
 
 In: a template in Jinja and its variables. Out: text, or what the template did wrong. Jinja's sandbox keeps a template
-from files and from Python's inside, but not from looping for ever or from filling the memory; another process does.
+away from files and from Python's internals, but not from looping forever or from filling the memory, for which another
+process is needed.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from awq2trt.errors import UsageError
 from awq2trt.runtime import template_process
 
 SECONDS: Final = 30.0
-"""Until the process is ended; longer than its limit of CPU time, since a busy machine starts it late."""
+"""Seconds after which the process is ended; more than its limit of CPU time, since a busy machine starts it late."""
 
 
 def render_template(template: str, variables: Mapping[str, Any]) -> str:
-    """The text that a chat template makes of its variables, which are JSON values.
+    """Returns the text that a chat template makes from its variables, which are JSON values.
 
     Raises:
-        UsageError: The template is no Jinja, refuses its variables, or takes too much time or memory.
+        UsageError: The template is not valid Jinja, refuses its variables, or takes too much time or memory.
     """
     request = json.dumps({"template": template, "variables": dict(variables)})
     try:

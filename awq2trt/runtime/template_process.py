@@ -1,8 +1,8 @@
-"""Renders one chat template, in a process of its own with little memory and time; `awq2trt.runtime.template` starts it.
+"""Renders one chat template in a process of its own with little memory and time, for `awq2trt.runtime.template`.
 
 In, on stdin: JSON with the `template` and its `variables`. Out, on stdout: JSON with its `text`, or with the `error`.
-The environment is that of transformers 5.24 (`utils/chat_template_utils.py`, `_cached_compile_jinja_template`), which
-templates are written for. Imports nothing of awq2trt: the process must be there in a tenth of a second.
+The environment is that of transformers 5.24 (`utils/chat_template_utils.py`, `_cached_compile_jinja_template`), for
+which templates are written. It imports nothing from awq2trt, so that the process starts in a tenth of a second.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MEMORY_BYTES: Final = 1 << 30
-"""Of the process; the interpreter with jinja2 takes a tenth of it."""
+"""Memory of the process; the interpreter with jinja2 takes a tenth of it."""
 
 CPU_SECONDS: Final = 10
-"""A thousand times what published templates take."""
+"""A limit of CPU time: a thousand times what published templates take."""
 
 LONGEST_TEXT: Final = 1 << 24
-"""Characters: more than any model has positions for."""
+"""The most characters: more than any model has positions for."""
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what the assistant said, for training; here its content stands as it is."""
+    """`{% generation %}` marks the assistant's text for training; here its content is kept unchanged."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's own way)
 
@@ -82,12 +82,12 @@ def _raise_exception(message: str) -> None:
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """Jinja's own filter of this name escapes what HTML does not take."""
+    """Writes JSON; Jinja's own filter of this name would escape characters for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def render(template: str, variables: dict[str, Any]) -> str:
-    """The text of a template. Runs as long, and takes as much memory, as the template makes it."""
+    """Renders a template. It takes as much time and memory as the template makes it take."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
@@ -102,7 +102,7 @@ def render(template: str, variables: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """What the process does."""
+    """Reads, renders and writes, as the process has to do."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     try:

@@ -1,1 +1,1 @@
-"""The commands: each reads one artifact, has the work done, and publishes the next."""
+"""The commands: each reads one artifact, runs the work, and publishes the next artifact."""

@@ -1,7 +1,7 @@
-"""`awq2trt bench`: how fast a model answers, beside others in the same run.
+"""`awq2trt bench`: how fast a model answers, beside other software measured in the same run.
 
-In: a directory that `build` or `export` wrote, or the name of a published size, whose weights are drawn at random.
-Out: a `BenchReport`. One executor is in the GPU's memory at a time.
+In: a directory that `build` or `export` wrote, or the name of a published size, whose weights are drawn at random. Out:
+a `BenchReport`. Only one executor is in the GPU's memory at a time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MATMULNBITS: Final = "matmulnbits"
 OPPONENTS: Final = (HF, MATMULNBITS)
 
 _CAPACITY_STEP: Final = 256
-"""A cache that is made for the measurement holds a multiple of this."""
+"""The capacity of a cache that is made for the measurement is a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class BenchRequest:
     """`awq2trt bench`.
 
     Attributes:
-        directory: Of a model; None for `shape`.
-        shape: A published size; None for `directory`.
-        layers: Blocks of the shape; None for all.
-        prompt: Tokens of the prompt.
-        tokens: Generated.
-        context: Positions of the cache; None for what the model has, or a shape's prompt and answer need.
+        directory: Directory of a model; None with `shape`.
+        shape: A published size; None with `directory`.
+        layers: Number of blocks of the shape; None for all.
+        prompt: Tokens in the prompt.
+        tokens: Tokens to generate.
+        context: Positions in the cache; None for as many as the model has, or as a shape's prompt and answer need.
         batch: Conversations at once.
-        against: Of `OPPONENTS`.
-        device: `cuda`, `cuda:N` or `cpu`; None for the fastest that is there.
-        profile: Also say where a token's time goes.
-        head: Of a shape, as `--head` of `quantize`; None for fp16.
-        ends: Tokens are also timed where a conversation comes to its end at these positions.
-        command: That the user typed, for the report.
+        against: Names from `OPPONENTS`.
+        device: `cuda`, `cuda:N` or `cpu`; None for the fastest available.
+        profile: Whether to show where a token's time goes.
+        head: The head of a shape, like `--head` of `quantize`; None for fp16.
+        ends: Positions at which conversations end whose last tokens are timed, too.
+        command: What the user typed, for the report.
     """
 
     directory: Path | None = None
@@ -74,16 +74,16 @@ class BenchRequest:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is measured.
+    """The model that is measured.
 
     Attributes:
-        name: For people.
-        directory: Of the exported or lowered model.
-        artifact: None for a shape.
-        config: config.json of the model that is not quantized; None where it is not to be had.
-        capacity: Positions of the cache that tokens are timed with.
-        longest: Positions that the file has.
-        windows: Positions that a token of each layer sees; None for all before it. Empty if that is not known.
+        name: Its name in reports.
+        directory: Directory of the exported or lowered model.
+        artifact: The directory as an artifact; None for a shape.
+        config: config.json of the original model; None if it cannot be found.
+        capacity: Positions in the cache that tokens are timed with.
+        longest: The most positions that the file allows.
+        windows: For each layer, how many positions a token sees; None for all before it. Empty if unknown.
     """
 
     name: str
@@ -100,15 +100,15 @@ def bench_stage(request: BenchRequest, progress: Progress) -> BenchReport:
 
     Raises:
         ToolError: This machine lacks something that the device needs.
-        UsageError: Options that make no sense, or no such device or shape.
+        UsageError: The options make no sense, or there is no such device or shape.
     """
     _refuse_options(request)
     on_cpu = request.device == "cpu" or (request.device is None and _runs_on_cpu(request))
     if on_cpu and (request.against or request.profile or request.batch != 1 or request.shape):
         raise UsageError(
-            "shapes, opponents, batches and profiles are measured on a GPU.",
+            "shapes, opponents, batches and profiles can only be measured on a GPU.",
             where="bench",
-            fix="measure the directory alone, or do this on a machine with an NVIDIA GPU.",
+            fix="measure the directory without these flags, or use a machine with an NVIDIA GPU.",
         )
     if request.shape is not None:
         _require_gpu(request)
@@ -145,7 +145,7 @@ def _runs_on_cpu(request: BenchRequest) -> bool:
 
 @contextmanager
 def _subject(request: BenchRequest, progress: Progress) -> Iterator[_Subject]:
-    """The model on disk; a shape's for as long as this lasts."""
+    """Yields the model on disk; that of a shape exists only inside the block."""
     if request.directory is not None:
         artifact = open_model(request.directory)
         contents = artifact.manifest.contents
@@ -155,7 +155,7 @@ def _subject(request: BenchRequest, progress: Progress) -> Iterator[_Subject]:
         capacity = request.context or longest
         if not request.prompt + request.tokens <= capacity <= longest:
             raise UsageError(
-                f"{request.prompt} + {request.tokens} tokens in a cache of {capacity}, this model's has {longest}.",
+                f"{request.prompt} + {request.tokens} tokens need a cache of {capacity}; this model's has {longest}.",
                 where="--context",
                 fix="measure fewer --tokens, or export again with a larger --max-seq-len.",
             )
@@ -174,7 +174,7 @@ def _subject(request: BenchRequest, progress: Progress) -> Iterator[_Subject]:
     quantizing = apply_flags(Recipe(), {"quantize": {"head": request.head}}).quantize
     model = RandomModel(config, QuantScheme(), quantizing.head_scheme)
     longest = max(capacity, min(max(*FIRST_TOKEN_LENGTHS, *request.ends), model.spec.max_positions))
-    _require_ends(request, longest, "the shape has no more positions.")
+    _require_ends(request, longest, "measure fewer; the shape has no more positions.")
     with tempfile.TemporaryDirectory(prefix="awq2trt-bench-") as folder:
         options = ExportOptions(max_seq_len=longest, function_bodies=False)
         export_onnx(model, Path(folder), options=options, progress=progress)
@@ -186,19 +186,19 @@ def _subject(request: BenchRequest, progress: Progress) -> Iterator[_Subject]:
 
 
 def _require_ends(request: BenchRequest, longest: int, fix: str) -> None:
-    """Raises UsageError where tokens cannot be timed that far on in a conversation."""
+    """Raises UsageError if no conversation of this model can end at one of the positions."""
     for end in request.ends:
         if not request.tokens < end <= longest:
             raise UsageError(
-                f"{request.tokens} tokens that end at position {end}, expected more than {request.tokens} and at most "
-                f"{longest}.",
+                f"{request.tokens} tokens cannot end at position {end}, expected more than {request.tokens} and at "
+                f"most {longest}.",
                 where="--end",
                 fix=fix,
             )
 
 
 def _original_config(name: str) -> dict[str, Any]:
-    """config.json of the model that was quantized."""
+    """Returns config.json of the model that was quantized."""
     from awq2trt.models.sources.opening import open_source
 
     return dict(open_source(name).config)
@@ -215,7 +215,7 @@ def _bench_on_cpu(subject: _Subject, request: BenchRequest) -> BenchReport:
     from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 
     if subject.artifact is None:
-        raise UsageError("shapes are measured on a GPU.", where="--shape")
+        raise UsageError("shapes can only be measured on a GPU.", where="--shape")
     backend = open_backend(subject.artifact, DeviceOptions("cpu")).backend
     later = [LaterTokens(end, measure_token_ms(backend, end - request.tokens, request.tokens)) for end in request.ends]
     row = BenchRow(
@@ -254,12 +254,12 @@ def _bench_on_cuda(subject: _Subject, request: BenchRequest, progress: Progress)
 
 @dataclass(frozen=True)
 class _Contender:
-    """A way to run the model.
+    """One way to run the model.
 
     Attributes:
-        name: For people.
-        directory: Of the file that is run.
-        plan: How it is loaded.
+        name: Its name in reports.
+        directory: Directory of the file that is run.
+        plan: How the file is loaded.
     """
 
     name: str
@@ -268,7 +268,7 @@ class _Contender:
 
 
 def _contenders(subject: _Subject, request: BenchRequest, scratch: Path, progress: Progress) -> list[_Contender]:
-    """What is measured of the model, our kernels first; an exported model is lowered for them in `scratch`."""
+    """The ways to run the model, ours first; an exported model is lowered for each of them in `scratch`."""
     from awq2trt.graph.provider_file import Lowering, write_lowered
     from awq2trt.machine.plugin_library import find_operators, find_plugin_library
     from awq2trt.runtime.ort.loading import CudaPlan
@@ -318,7 +318,7 @@ def _measure(
             first |= measure_first_token_ms(backend, longer)
     later = []
     for end in request.ends:
-        room = min(subject.longest, _whole_steps(end))  # attention is launched for what the cache can hold
+        room = min(subject.longest, _whole_steps(end))  # attention is launched for the full capacity of the cache
         far = replace(contender, plan=replace(contender.plan, capacity=room if room != subject.longest else None))
         with _loaded(far, memory) as backend:
             later.append(
@@ -336,7 +336,7 @@ def _measure(
 
 @contextmanager
 def _loaded(contender: _Contender, memory: CudaMemory) -> Iterator[Any]:
-    """The model on the GPU, for as long as this lasts."""
+    """Yields the model on the GPU; it is freed when the block ends."""
     from awq2trt.runtime.ort.loading import load_on_cuda
 
     backend = load_on_cuda(contender.directory, contender.plan, memory)
@@ -345,11 +345,11 @@ def _loaded(contender: _Contender, memory: CudaMemory) -> Iterator[Any]:
     finally:
         backend.close()
         del backend
-        gc.collect()  # the session, and with it the weights
+        gc.collect()  # frees the session and its weights
 
 
 def _read_bytes(subject: _Subject, positions: float) -> float:
-    """What a token reads that sees so many positions: weights, keys and values."""
+    """Bytes that are read for a token that sees this many positions: weights, keys and values."""
     from awq2trt.graph.ort_lowering import weights_read_bytes
     from awq2trt.graph.read import open_decoder
 
@@ -360,7 +360,7 @@ def _read_bytes(subject: _Subject, positions: float) -> float:
 
 
 def _whole_steps(positions: int) -> int:
-    """Positions of a cache that is made for the measurement."""
+    """Rounds the capacity of a cache up to a multiple of `_CAPACITY_STEP`."""
     return _CAPACITY_STEP * -(-positions // _CAPACITY_STEP)
 
 

@@ -17,7 +17,7 @@ from awq2trt.artifact.golden import loosen_golden_
 from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import can_resume, create_artifact
-from awq2trt.artifact.records import EngineRecord
+from awq2trt.artifact.records import EngineRecord, Profiles
 from awq2trt.errors import BuildError, ToolError, UnsupportedError, UsageError
 from awq2trt.io_contract import DECODER
 from awq2trt.models.sources.opening import open_source
@@ -53,6 +53,7 @@ from awq2trt.stages.readiness import (
 from awq2trt.target import Target, find_target
 
 if TYPE_CHECKING:
+    from awq2trt.engine.builder import BuildResult
     from awq2trt.machine.plugin_library import PluginLibrary
 
 
@@ -193,45 +194,43 @@ def _current_onnx(request: BuildRequest, checkpoint: Artifact, progress: Progres
     return export_checkpoint(checkpoint, export, progress)
 
 
-def _current_engine(
-    request: BuildRequest, target: Target, onnx: Artifact, spec: ModelSpec, progress: Progress
-) -> Artifact:
-    from awq2trt.engine.builder import GraphOptions, build_beside, build_engine, import_tensorrt_rtx
-    from awq2trt.graph.int8_cache import int8_contract
+def _engine_fingerprint(request: BuildRequest, target: Target, onnx: Artifact, library: PluginLibrary | None) -> str:
+    """Fingerprint of an engine: it covers everything that the engine depends on."""
+    from awq2trt.engine.builder import import_tensorrt_rtx
 
-    output, int8_cache = request.output / target.name, request.options.build.cache == "int8"
-    library = _plugin_library(request.options.build.plugin, progress)
-    gpu, capability = _gpu_of(target)
-    fingerprint = fingerprint_of(
+    return fingerprint_of(
         kind="engine",
         onnx=file_hashes(onnx.manifest.files),
         target=target.name,
-        gpu=[gpu, capability],
+        gpu=list(_gpu_of(target)),
         tensorrt=str(import_tensorrt_rtx().__version__),
         plugin=record_file(library.path) if library else None,
         fusion=request.options.build.fusion,
         cache=request.options.build.cache,
     )
+
+
+def _current_engine(
+    request: BuildRequest, target: Target, onnx: Artifact, spec: ModelSpec, progress: Progress
+) -> Artifact:
+    """Returns the engine of an exported model; it is built only if it is not current."""
+    from awq2trt.engine.builder import GraphOptions, build_beside, build_engine
+    from awq2trt.graph.int8_cache import int8_contract
+
+    output, int8_cache = request.output / target.name, request.options.build.cache == "int8"
+    library = _plugin_library(request.options.build.plugin, progress)
+    fingerprint = _engine_fingerprint(request, target, onnx, library)
     current = current_or_none(output, "engine", fingerprint, progress)
     if current is not None:
         return current
+    expected_bytes = 2 * sum(record.size_bytes for record in onnx.manifest.files.values())
     with create_artifact(
-        output,
-        "engine",
-        fingerprint,
-        overwrite=request.overwrite,
-        expected_bytes=2 * sum(record.size_bytes for record in onnx.manifest.files.values()),
+        output, "engine", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes
     ) as draft:
-        contents = exported_contents(onnx, spec)
+        contents, graph = exported_contents(onnx, spec), GraphOptions(request.options.build.fusion, int8_cache)
         with _kept_logs(draft.files, request.output / target.name):
-            result = build_engine(
-                onnx.directory,
-                target,
-                draft.files,
-                plugin_library=library,
-                graph=GraphOptions(fusion=request.options.build.fusion, int8_cache=int8_cache),
-                progress=progress,
-            )
+            given = (onnx.directory, target, draft.files)
+            result = build_engine(*given, plugin_library=library, graph=graph, progress=progress)
             beside = build_beside(
                 onnx.directory, contents, target, draft.files, plugin_library=library, progress=progress
             )
@@ -239,19 +238,26 @@ def _current_engine(
             draft.adopt(onnx.path(name))
         if int8_cache:
             loosen_golden_(draft.files, cache_error(spec))
-        record = EngineRecord(
-            target=target.name,
-            compute_capabilities=result.compute_capabilities,
-            flavour=target.flavour.value,
-            tensorrt_version=result.tensorrt_version,
-            plugin_version=library.version if library else None,
-            profiles={DECODER: result.profiles, **beside},
-            gpu=gpu,
-        )
+        record = _engine_record(target, result, library, beside)
         changed = {"engine": record, "operators": {**contents.operators, **result.operators}}
-        contents = contents.model_copy(update=changed)
         decoder = contents.graphs[DECODER].io
+        contents = contents.model_copy(update=changed)
         return draft.publish(contents.with_engines(int8_contract(decoder) if int8_cache else decoder))
+
+
+def _engine_record(
+    target: Target, result: BuildResult, library: PluginLibrary | None, beside: Profiles
+) -> EngineRecord:
+    """What the manifest says about engines that were just built, of the decoder and of the graphs beside it."""
+    return EngineRecord(
+        target=target.name,
+        compute_capabilities=result.compute_capabilities,
+        flavour=target.flavour.value,
+        tensorrt_version=result.tensorrt_version,
+        plugin_version=library.version if library else None,
+        profiles={DECODER: result.profiles, **beside},
+        gpu=_gpu_of(target)[0],
+    )
 
 
 def _gpu_of(target: Target) -> tuple[str | None, str | None]:

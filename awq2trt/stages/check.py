@@ -1,4 +1,4 @@
-"""`awq2trt check`: a build -> how far each of its stages is from the one before, or its golden outputs."""
+"""`awq2trt check`: compares each stage of a build with the one before it, or with its golden outputs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class CheckRequest:
     """`awq2trt check`.
 
     Attributes:
-        directory: What `build` wrote, or a checkpoint, ONNX model or engine in it.
-        model: The original; None for the one that the manifest names.
-        checkpoint: Of an ONNX model; None for the one beside it.
+        directory: The directory that `build` wrote, or a checkpoint, ONNX model or engine in it.
+        model: The original model; None for the one that the manifest names.
+        checkpoint: The checkpoint of an ONNX model; None for the one beside it.
         text: A .txt or .jsonl file, or a data set's name; None for a text of our own.
-        tokens: How much of it.
-        output: Where the files go with which polygraphy does the same; None for `check` beside the checkpoint.
-        bisect: Cut a failing block of the exported model down to the nodes that fail.
+        tokens: How many tokens of it to use.
+        output: Where to write files that repeat the check with polygraphy; None for `check` beside the checkpoint.
+        bisect: Reduce a failing block of the exported model to the nodes that fail.
     """
 
     directory: Path
@@ -47,13 +47,13 @@ class CheckRequest:
 
 
 def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
-    """Holds every stage of a build to the one before it, on a text.
+    """Compares every stage of a build with the one before it, on a text.
 
     Raises:
         CheckpointError: The original lacks a tensor.
         ToolError: polygraphy is not installed.
-        UsageError: The text has no tokens or is to have more than the model has positions, or something that belongs
-            to the build is not there.
+        UsageError: The text has no tokens, more tokens are wanted than the model has positions, or a part of the build
+            is missing.
     """
     if importlib.util.find_spec("polygraphy") is None:
         raise ToolError("polygraphy is not installed.", where="check", fix="pip install 'awq2trt[check]'")
@@ -88,7 +88,7 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
     if subject.original is not None:
         subject.original.require_tensors()
     result = run_chain(subject, tokens, progress)
-    # A checkpoint too damaged to run gives no expected outputs, so there is nothing to repeat with polygraphy.
+    # A checkpoint that is too damaged to run gives no expected outputs, so polygraphy has nothing to repeat.
     runs = not any(stage.stage == QUANTIZED and stage.skipped for stage in result.stages)
     commands = write_folder(subject, tokens, output) if runs else ()
     cut = bisect(subject, result, output / "bisect") if request.bisect else None
@@ -96,14 +96,14 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
 
 
 def golden_stage(directory: Path, device: str | None = None) -> GoldenOutcome:
-    """Runs a model's golden inputs in ONNX Runtime, and in its engine, and compares with its golden outputs.
+    """Runs a model's golden inputs in ONNX Runtime and in its engine, and compares with its golden outputs.
 
     Args:
-        directory: Of the model.
-        device: Where ONNX Runtime runs it; None for the CPU, or what it was built for.
+        directory: Directory of the model.
+        device: Where ONNX Runtime runs it; None for the device that it was built for, or else the CPU.
 
     Raises:
-        ArtifactError: The directory holds no whole model, or one without golden outputs.
+        ArtifactError: The directory holds no complete model, or its model has no golden outputs.
         ToolError: TensorRT refuses the engine, or the device lacks something.
     """
     from awq2trt.artifact.golden import read_golden
@@ -124,7 +124,7 @@ def golden_stage(directory: Path, device: str | None = None) -> GoldenOutcome:
 
 
 def _why_no_engine(engine: EngineBuild) -> str | None:
-    """Why this machine cannot run an engine; None if it can."""
+    """Says why this machine cannot run an engine; None if it can."""
     from awq2trt.runtime.trt.engine import choose_flavour, this_machine, why_not_here
 
     reason = why_not_here(engine, this_machine())

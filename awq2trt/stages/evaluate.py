@@ -1,4 +1,4 @@
-"""`awq2trt eval`: any number of models -> the perplexity of each on a text or on captions, or its score in a task."""
+"""`awq2trt eval`: any number of models -> each one's perplexity on a text or on captions, or its score in a task."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]:
-    """Perplexity or a task's score of every model, each as it is done.
+    """Yields the perplexity or a task's score of every model, each when it is measured.
 
     Whatever can be refused of any of them is refused at once: a text, a task's file or pictures that cannot be read, a
     model that lacks a tensor or has too few positions, a device that is not there.
@@ -67,7 +67,7 @@ def _found(name: str, progress: Progress) -> Candidate:
 
 
 def _refuse_missing_device(request: EvalRequest) -> None:
-    """Refuses a device that is not there; PyTorch need not see one on which only ONNX Runtime shall run."""
+    """Refuses a missing device; one on which only ONNX Runtime will run need not be visible to PyTorch."""
     if not all(is_exported(model) for model in request.models):
         refuse_missing_device(request.device)
     elif request.device != DEFAULT_DEVICE:
@@ -112,7 +112,7 @@ def _text(on: TextWindows) -> Measure:
 
 
 def _task(on: TaskExamples) -> Measure:
-    """Score in a task, whose file is read now."""
+    """Measures the score in a task, whose file is read at once."""
     from awq2trt.evaluation.likelihood import tokenize
     from awq2trt.evaluation.tasks import read_task, score_task
 
@@ -157,7 +157,7 @@ def _captions(on: CaptionedImages) -> Measure:
         vision = None if isinstance(stored, Artifact) else still_tower(stored.vision, where=name)
         if isinstance(stored, Artifact) or vision is None:
             raise UsageError(
-                "expected an original or a quantized checkpoint of a model that sees, got "
+                "expected the original or a quantized checkpoint of a model that sees images, got "
                 f"{'an exported model' if isinstance(stored, Artifact) else 'a model of text'}.",
                 where=f"{name}, --images {on.images}",
                 fix="name such a model, or measure with --text or --task.",

@@ -40,7 +40,7 @@ class ExportRequest:
         checkpoint: Directory of a quantized checkpoint, ours or another tool's.
         output: Directory of the ONNX model.
         options: How to export.
-        overwrite: Replace what is in `output`, whatever it is.
+        overwrite: Whether to replace anything that is in `output`.
     """
 
     checkpoint: Path
@@ -62,7 +62,7 @@ def export_stage(request: ExportRequest, progress: Progress) -> Artifact:
 
 
 def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progress: Progress) -> Artifact:
-    """Exports a checkpoint; `artifact` is None where another tool made it."""
+    """Exports a checkpoint; `artifact` is None if another tool made it."""
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
     from awq2trt.graph.read import load_model, operators_of
     from awq2trt.onnx_export.graphs import export_graphs
@@ -82,16 +82,7 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
     ) as draft:
         exported = export_graphs(checkpoint, draft.files, options, progress)
         result = exported.decoder
-        if checkpoint.scheme.bits < CODE_BITS:
-            progress.note(
-                f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit ones: the model computes the "
-                "same and is no smaller than one quantized to 4 bits"
-            )
-        if checkpoint.plain_linears:
-            progress.note(
-                f"{len(checkpoint.plain_linears)} linears are not quantized in the checkpoint and stay so, "
-                f"{checkpoint.plain_linears[0]} the first of them"
-            )
+        _note_peculiarities(checkpoint, progress)
         if artifact is None:
             _prove_import(checkpoint, draft.files / MODEL_FILE, progress)
         copy_tokenizer(request.checkpoint, draft.files)
@@ -111,6 +102,20 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
         return draft.publish(contents)
 
 
+def _note_peculiarities(checkpoint: QuantizedCheckpoint, progress: Progress) -> None:
+    """Says where the exported model differs from what a user may expect of this checkpoint."""
+    if checkpoint.scheme.bits < CODE_BITS:
+        progress.note(
+            f"{checkpoint.scheme.bits}-bit codes are exported as {CODE_BITS}-bit codes: the model computes the "
+            "same, but is no smaller than one quantized to 4 bits"
+        )
+    if checkpoint.plain_linears:
+        progress.note(
+            f"{len(checkpoint.plain_linears)} linears are not quantized in the checkpoint and stay as they are; "
+            f"the first of them is {checkpoint.plain_linears[0]}"
+        )
+
+
 def _write_golden(
     checkpoint: QuantizedCheckpoint,
     tokenizer: ChatTokenizer,
@@ -118,7 +123,7 @@ def _write_golden(
     result: ExportResult,
     progress: Progress,
 ) -> None:
-    """What the model must say, from the checkpoint itself, beside the model that was made of it."""
+    """Writes the answers that the model must give, computed from the checkpoint itself, beside the model."""
     from awq2trt.artifact.golden import write_golden
     from awq2trt.checking.golden import TEXT, make_golden
 
@@ -128,10 +133,10 @@ def _write_golden(
 
 
 def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progress) -> None:
-    """Holds the model's weights to another tool's, and says how far rounding put them apart.
+    """Compares the model's weights with another tool's checkpoint, and reports the largest difference.
 
     Raises:
-        ArtifactError: They differ by more than that.
+        ArtifactError: They differ by more than rounding explains.
     """
     from awq2trt.graph.read import open_decoder
     from awq2trt.onnx_export.proof import prove_import
@@ -140,13 +145,13 @@ def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progre
     progress.note(f"largest dequantization difference: {proof.largest:g} ({proof.linears} linears)")
     if proof.largest:
         progress.note(
-            f"it is in {proof.where}: the checkpoint's step sizes are of a type that the model's --dtype rounds; "
-            "export with the type that they have to keep them"
+            f"it is in {proof.where}: the checkpoint stores step sizes in a type that the model's --dtype rounds; "
+            "export with that type to keep them exact"
         )
 
 
 def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions) -> str:
-    """Fingerprint of the ONNX model that a checkpoint's files and options give."""
+    """Fingerprint of the ONNX model that a checkpoint's files and options produce."""
     return fingerprint_of(kind="onnx", checkpoint=file_hashes(checkpoint), options=options, golden=GOLDEN_VERSION)
 
 
@@ -157,7 +162,7 @@ def _checkpoint_files(checkpoint: QuantizedCheckpoint, artifact: Artifact | None
 
 
 def _origin(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> tuple[SourceRecord, QuantizationRecord]:
-    """Where a checkpoint comes from; of another tool's we know only itself."""
+    """Where a checkpoint comes from; for another tool's, only the checkpoint itself is known."""
     if artifact is not None:
         return artifact.manifest.contents.source, artifact.manifest.contents.quantization
     method = checkpoint.format.layout.tool.name

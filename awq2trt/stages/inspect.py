@@ -1,4 +1,4 @@
-"""`awq2trt inspect`: a directory -> what it holds and, of a checkpoint, a report."""
+"""`awq2trt inspect`: a directory -> what it holds and, for a checkpoint, a report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def inspect_stage(directory: Path) -> tuple[Artifact, Inspection | None]:
-    """What a directory holds, every hash verified; of a checkpoint also what it is made of."""
+    """Describes what a directory holds, after verifying every hash; for a checkpoint also what it consists of."""
     from awq2trt.report.inspection import inspect_checkpoint
 
     artifact = Artifact.open(directory)
@@ -27,9 +27,9 @@ def report_stage(directory: Path, output: Path, results: Path | None = None) -> 
     """Writes a checkpoint's report as one HTML page.
 
     Args:
-        directory: A checkpoint, or what `build` wrote.
+        directory: A checkpoint, or the directory that `build` wrote.
         output: The page.
-        results: What `eval --json` wrote; its perplexities become bars.
+        results: A file that `eval --json` wrote, whose perplexities become bars.
 
     Raises:
         UsageError: `results` is not such a file.

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from awq2trt.artifact.manifest import MANIFEST_FILE, SUMS_FILE, Artifact, fingerprint_of, record_file
 from awq2trt.artifact.publish import create_artifact
+from awq2trt.artifact.records import Contents, KitRecord
 from awq2trt.engine.outlook import Outlook, outlook_lines
 from awq2trt.engine.predict import AttentionPlan, bytes_beside, predict_footprint
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
 from awq2trt.graph.fused_attention import fuses_attention
+from awq2trt.io_contract import IoContract
 from awq2trt.kit.archive import write_tar
 from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
 from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
@@ -152,54 +154,24 @@ def require_kernels(spec: DecoderSpec) -> None:
 
 
 def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Progress) -> Artifact:
-    """The kit of an exported decoder; made only where it is not current.
+    """Returns the kit of an exported decoder; it is made only if it is not current.
 
     Raises:
         ToolError: There is no plugin library for the Jetson.
         UnsupportedError: The model cannot be written for the JetPack.
     """
-    jetpack = find_jetpack(request.options.build.jetpack)
     contents = exported_contents(onnx, spec)
     decoder = contents.decoder
     if decoder is None:
-        raise ArtifactError("the manifest has no decoder.", where=str(onnx.directory), fix="export it again.")
-    outlook = next(each for each in predict_outlooks(spec, request.options) if each.target == request.target)
+        raise ArtifactError("the manifest describes no decoder.", where=str(onnx.directory), fix="export it again.")
     int8_cache = request.options.build.cache == "int8"
-    plan = KitPlan(
-        target=request.target,
-        jetpack=jetpack,
-        plugin=choose_plugin(request.target, jetpack),
-        runtime=find_runtime_package(),
-        footprint=outlook.footprint,
-        longest_prefill=longest_prefill(
-            decoder.capacity, fused=_attention_is_a_layer(spec.decoder, decoder.capacity, request.options)
-        ),
-        fusion=request.options.build.fusion,
-        cache_error=cache_error(spec) if int8_cache else 0.0,
-        model=contents.source.model,
-        scheme=contents.quantization.scheme.describe(),
-    )
+    plan = _plan_kit(contents, decoder, spec, request)
     record = kit_record(plan, tuple(contents.beside))
-    library, sources = plan.plugin.library, plan.plugin.sources
-    fingerprint = fingerprint_of(
-        kind="kit",
-        onnx=file_hashes(onnx.manifest.files),
-        record=record,
-        fusion=plan.fusion,
-        int8_cache=int8_cache,
-        plugin=record_file(library.path) if library else {name: record_file(path) for name, path in sources.items()},
-        runtime={name: record_file(path) for name, path in plan.runtime.items()},
-        templates=[record_file(path) for path in TEMPLATES],
-    )
+    fingerprint = _kit_fingerprint(onnx, plan, record, int8_cache=int8_cache)
     current = current_or_none(request.output, "kit", fingerprint, progress)
     if current is not None:
         return current
-    if library is None:
-        progress.note(
-            f"JetPack {jetpack.version}: the kit carries the plugin library's sources, compiled on the Jetson"
-        )
-    if not plan.runtime:
-        progress.note(f"the kit goes without the C++ library: there is none for the Jetson ({BUILD_COMMAND} builds it)")
+    _note_what_is_missing(plan, progress)
     expected_bytes = sum(file.size_bytes for file in onnx.manifest.files.values())
     with create_artifact(
         request.output, "kit", fingerprint, overwrite=request.overwrite, expected_bytes=expected_bytes
@@ -211,6 +183,49 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         contents = contents.model_copy(update={"graphs": {**contents.graphs, **beside}})
         contents = contents.with_engines(kit_contract(decoder, int8_cache=int8_cache))
         return draft.publish(contents.model_copy(update={"kit": record, "operators": operators}))
+
+
+def _plan_kit(contents: Contents, decoder: IoContract, spec: ModelSpec, request: KitRequest) -> KitPlan:
+    """What the kit of an exported model will hold, and what its Jetson needs to finish it."""
+    jetpack = find_jetpack(request.options.build.jetpack)
+    outlook = next(each for each in predict_outlooks(spec, request.options) if each.target == request.target)
+    fused = _attention_is_a_layer(spec.decoder, decoder.capacity, request.options)
+    return KitPlan(
+        target=request.target,
+        jetpack=jetpack,
+        plugin=choose_plugin(request.target, jetpack),
+        runtime=find_runtime_package(),
+        footprint=outlook.footprint,
+        longest_prefill=longest_prefill(decoder.capacity, fused=fused),
+        fusion=request.options.build.fusion,
+        cache_error=cache_error(spec) if request.options.build.cache == "int8" else 0.0,
+        model=contents.source.model,
+        scheme=contents.quantization.scheme.describe(),
+    )
+
+
+def _kit_fingerprint(onnx: Artifact, plan: KitPlan, record: KitRecord, *, int8_cache: bool) -> str:
+    """Fingerprint of a kit: of the model, the plan, and every file that goes into it."""
+    library, sources = plan.plugin.library, plan.plugin.sources
+    return fingerprint_of(
+        kind="kit",
+        onnx=file_hashes(onnx.manifest.files),
+        record=record,
+        fusion=plan.fusion,
+        int8_cache=int8_cache,
+        plugin=record_file(library.path) if library else {name: record_file(path) for name, path in sources.items()},
+        runtime={name: record_file(path) for name, path in plan.runtime.items()},
+        templates=[record_file(path) for path in TEMPLATES],
+    )
+
+
+def _note_what_is_missing(plan: KitPlan, progress: Progress) -> None:
+    if plan.plugin.library is None:
+        progress.note(
+            f"JetPack {plan.jetpack.version}: the kit carries the plugin library's sources, which the Jetson compiles"
+        )
+    if not plan.runtime:
+        progress.note(f"the kit has no C++ library: none was built for the Jetson ({BUILD_COMMAND} builds it)")
 
 
 def deliver(kit: Artifact, request: KitRequest, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""The last step of `awq2trt build` for `cpu` and `cuda`: an ONNX model -> the same as a provider runs it best."""
+"""The last step of `awq2trt build` for `cpu` and `cuda`: an ONNX model in the form its provider runs best."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from awq2trt.graph.provider_file import Lowering
 
 _GROWTH: Final = 1.25
-"""A lowered model on disk is at most so many times as large as the exported one: for the CPU, scales become fp32, which
-in groups of 32 are a ninth of a linear."""
+"""How many times as large as the exported model a lowered one can be on disk: for the CPU, scales become fp32, and
+scales of groups of 32 are a ninth of a linear."""
 
 
 @dataclass(frozen=True)
 class LowerRequest:
-    """What `awq2trt build` asks of this step.
+    """What `awq2trt build` asks this step for.
 
     Attributes:
         target: `cpu` or `cuda`.
-        output: Directory of the model.
-        plugin: For `cuda`: quantized linears are left to our operators, not to ONNX Runtime's own.
-        fusion: Where they are, also to our fused ones.
-        int8_cache: Keys and values are kept as codes.
-        overwrite: Replace what is in `output`, whatever it is.
+        output: Directory for the model.
+        plugin: For `cuda`: whether our operators compute quantized linears, rather than ONNX Runtime's own.
+        fusion: Whether our fused operators are used, too.
+        int8_cache: Whether keys and values are kept as codes.
+        overwrite: Replace whatever is in `output`.
     """
 
     target: Target
@@ -48,7 +48,7 @@ class LowerRequest:
 
 
 def lower_stage(onnx: Artifact, spec: ModelSpec, request: LowerRequest, progress: Progress) -> Artifact:
-    """The model of an exported decoder for a provider; made only where it is not current."""
+    """Returns an exported decoder's model for a provider; it is made only if it is not current."""
     from awq2trt.graph.beside_decoder import write_beside
     from awq2trt.graph.provider_file import lowered_contract, write_lowered
     from awq2trt.graph.read import open_decoder, operators_of
@@ -63,7 +63,7 @@ def lower_stage(onnx: Artifact, spec: ModelSpec, request: LowerRequest, progress
         return current
     contract = onnx.manifest.contents.decoder
     if contract is None:
-        raise ArtifactError("the manifest has no decoder.", where=str(onnx.directory), fix="export it again.")
+        raise ArtifactError("the manifest describes no decoder.", where=str(onnx.directory), fix="export it again.")
     with create_artifact(
         request.output,
         "lowered",
@@ -92,7 +92,7 @@ def lower_stage(onnx: Artifact, spec: ModelSpec, request: LowerRequest, progress
 
 
 def _lowering(request: LowerRequest) -> Lowering:
-    """The form that a request asks for; `require_cache` has refused what there is none of."""
+    """The form that a request asks for; `require_cache` has refused impossible combinations before."""
     from awq2trt.graph.provider_file import Lowering
 
     if request.target.cuda is None:

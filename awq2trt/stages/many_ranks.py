@@ -1,7 +1,7 @@
-"""`--gpus N` and `--ranks N`: whether this process starts others that share the work, or is one of them.
+"""`--gpus N` and `--ranks N`: decides whether this process starts others that share the work, or is one of them.
 
-In: flags and the environment. Out: the exit code of the ranks that were started, or nothing where this process is to
-work, of which only the first rank's time is traced.
+In: flags and the environment. Out: the exit code of the ranks that were started, or None if this process has to do the
+work itself. Only the first rank is traced.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class RanksWanted:
     """What the user asks for.
 
     Attributes:
-        gpus: Processes with a GPU each; None where not said.
-        ranks: Processes on the CPU; None where not said.
-        asked_device: Where to compute; None where not said.
+        gpus: Number of processes, each with a GPU; None if not given.
+        ranks: Number of processes on the CPU; None if not given.
+        asked_device: Where to compute; None if not given.
     """
 
     gpus: int | None
@@ -41,14 +41,14 @@ class RanksWanted:
 
 
 def run_as_ranks(wanted: RanksWanted, command: Sequence[str]) -> int | None:
-    """Runs a command as several ranks, if several are wanted and this process is none of them.
+    """Runs a command as several ranks, if several are wanted and this process is not one of them already.
 
     Args:
-        wanted: How many.
-        command: What each of them is to run: this process's own.
+        wanted: How many ranks, and on what.
+        command: The command for each of them: this process's own.
 
     Returns:
-        The command's exit code; None where this process is to do the work.
+        The command's exit code; None if this process has to do the work itself.
 
     Raises:
         UsageError: What is wanted contradicts itself or the environment, or there are fewer GPUs, or far fewer cores.
@@ -59,9 +59,9 @@ def run_as_ranks(wanted: RanksWanted, command: Sequence[str]) -> int | None:
     if named is not None:
         if count not in (None, named.count):
             raise UsageError(
-                f"{count} ranks are asked for, but this is already one of {named.count}.",
+                f"{count} ranks are wanted, but this process is already one of {named.count}.",
                 where="environment: WORLD_SIZE",
-                fix="leave --gpus and --ranks to whoever started the ranks, e.g. torchrun --nproc-per-node.",
+                fix="leave out --gpus and --ranks: the program that started the ranks (torchrun) sets their number.",
             )
         return None
     if count is None:
@@ -76,35 +76,37 @@ def run_as_ranks(wanted: RanksWanted, command: Sequence[str]) -> int | None:
 
 
 def _count(wanted: RanksWanted) -> int | None:
-    """How many processes are wanted; None where nothing is said."""
+    """Number of processes that are wanted; None if no flag says so."""
     if wanted.gpus is not None and wanted.ranks is not None:
         raise UsageError(
-            "expected one of --gpus and --ranks, got both.", where="--ranks", fix="--ranks is for the CPU alone."
+            "expected one of --gpus and --ranks, got both.",
+            where="--ranks",
+            fix="leave one of them out; --ranks is only for the CPU.",
         )
     if wanted.gpus is not None and wanted.device != _GPU_DEVICE:
         raise UsageError(
             f"each of {wanted.gpus} processes gets a GPU of its own.",
             where=f"--device {wanted.device}",
-            fix="leave --device out; CUDA_VISIBLE_DEVICES says which GPUs there are.",
+            fix="leave --device out; CUDA_VISIBLE_DEVICES selects GPUs.",
         )
     if wanted.ranks is not None and wanted.device != DEFAULT_DEVICE:
         raise UsageError(
             "--ranks starts processes that compute on the CPU.",
             where=f"--device {wanted.device}",
-            fix="--gpus N for one process on each GPU.",
+            fix="use --gpus N for one process on each GPU.",
         )
     return wanted.gpus or wanted.ranks
 
 
 def first_rank_writes(path: Path | None) -> Path | None:
-    """A file that the first of several ranks writes; None on others."""
+    """Returns the file on the first of several ranks, which alone writes it; None on the others."""
     named = rank_of_environment()
     return path if named is None or named.rank == 0 else None
 
 
 @contextmanager
 def traced_stage(path: Path | None, device: str) -> Iterator[None]:
-    """Writes where time goes to a file; None for no file."""
+    """Records where time goes in a file; None records nothing."""
     if path is None or device == DEFAULT_DEVICE:
         with traced(path):
             yield

@@ -1,6 +1,6 @@
-"""What several commands do before any work: refuse what cannot be done, say what they were given, find what is current.
+"""What several commands do before any work: refuse the impossible, describe their inputs, find current results.
 
-In: what a user names, and directories. Out: records and hashes for manifests, or an artifact that is as it should be.
+In: what a user named, and directories. Out: records and hashes for manifests, or an artifact that is current.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from awq2trt.recipe import DEFAULT_DEVICE
 
 
 def refuse_missing_device(name: str) -> None:
-    """Refuses a device that is not there before any work. PyTorch need not be loaded to know that the CPU is."""
+    """Refuses a missing device before any work. The CPU is known to exist without loading PyTorch."""
     if name != DEFAULT_DEVICE:
         from awq2trt.machine.device import require_device
 
@@ -27,7 +27,7 @@ def refuse_missing_device(name: str) -> None:
 
 
 def source_record(source: ModelSource) -> SourceRecord:
-    """What the manifest says of a model; hashes its weight files."""
+    """What the manifest says about a model; hashes its weight files."""
     return SourceRecord(
         model=portable_name(source.name),
         family=source.spec.family,
@@ -36,7 +36,7 @@ def source_record(source: ModelSource) -> SourceRecord:
 
 
 def exported_contents(onnx: Artifact, spec: ModelSpec) -> Contents:
-    """What an exported model's manifest says; what one of format 1 did not say is read off the files."""
+    """What an exported model's manifest says; what format 1 did not record is read from the files."""
     from awq2trt.runtime import ChatTokenizer
 
     contents = onnx.manifest.contents
@@ -45,19 +45,19 @@ def exported_contents(onnx: Artifact, spec: ModelSpec) -> Contents:
 
 
 def cache_error(spec: ModelSpec) -> float:
-    """How much further off than others a model with a cache of codes may be."""
+    """How much further from the golden outputs a model may be because its cache holds codes."""
     from awq2trt.checking.tolerance import cache_limit
 
     return cache_limit(spec.decoder.head_dim, spec.decoder.num_layers + 1)
 
 
 def file_hashes(files: Mapping[str, FileRecord]) -> dict[str, str]:
-    """What a fingerprint takes of an artifact's files."""
+    """Hashes of an artifact's files, as fingerprints include them."""
     return {name: record.sha256 for name, record in files.items()}
 
 
 def current_or_none(directory: Path, kind: Kind, fingerprint: str, progress: Progress) -> Artifact | None:
-    """What is in a directory, which is then said, if it is what would be made again; else None."""
+    """Returns the artifact in a directory, and reports it, if making it again would give the same; else None."""
     current = current_artifact(directory, kind, fingerprint)
     if current is not None:
         progress.note(f"{directory} is current")
@@ -65,13 +65,13 @@ def current_or_none(directory: Path, kind: Kind, fingerprint: str, progress: Pro
 
 
 def portable_name(name: str) -> str:
-    """A local path's last part; anything else as it is."""
+    """The last part of a local path; anything else unchanged."""
     path = Path(name).expanduser()
     return path.resolve().name if path.exists() else name
 
 
 def refuse_writing_over_source(source: ModelSource, output: Path) -> None:
-    """Refuses an output directory that holds the model itself."""
+    """Refuses an output directory that contains the model itself."""
     if any(same_place(output, path.resolve().parent) for path in source.files):
         raise UsageError(
             "the output directory is the model's own.", where=str(output), fix="give another directory with -o."

@@ -24,6 +24,7 @@ from awq2trt.version import __version__
 
 if TYPE_CHECKING:
     from awq2trt.machine.ranks import Ranks
+    from awq2trt.quantization.job import JobResult
     from awq2trt.quantization.memory_plan import MemoryPlan
 
 _FP16_BYTES: Final = 2
@@ -39,10 +40,10 @@ class QuantizeRequest:
         model: Directory, .gguf file, hub id or packaged model.
         output: The checkpoint's directory.
         options: How to quantize.
-        resume: Go on with an interrupted run.
-        overwrite: Replace what is in `output`, whatever it is.
-        device: Where PyTorch computes. Not one of the options: it says where, not what.
-        max_memory: Limit for every process, like `8G`, on the device where it computes; None for none.
+        resume: Continue an interrupted run.
+        overwrite: Replace whatever is in `output`.
+        device: Where PyTorch computes. It is not one of the options, because it does not change the result's meaning.
+        max_memory: Memory limit of every process, like `8G`, on the device where it computes; None for no limit.
     """
 
     model: str
@@ -63,7 +64,7 @@ def quantize_stage(request: QuantizeRequest, progress: Progress) -> Artifact:
 
 
 def _opened(request: QuantizeRequest, progress: Progress) -> ModelSource:
-    """The model, after whatever can be refused before hours of work was looked at."""
+    """Opens the model, after refusing whatever can be refused before hours of work."""
     if request.max_memory is not None:
         parse_size(request.max_memory, "--max-memory")
     source = open_source(request.model)
@@ -78,7 +79,7 @@ def quantize_on_ranks_stage(request: QuantizeRequest, progress: Progress) -> Art
     """Model -> quantized checkpoint, by all processes that torchrun or `awq2trt.machine.launch` started.
 
     Returns:
-        The checkpoint, on the first rank, which alone writes; None on others.
+        The checkpoint on the first rank, the only one that writes; None on the others.
     """
     from awq2trt.machine.device import own_device
     from awq2trt.machine.ranks import joined_ranks
@@ -98,7 +99,7 @@ def quantize_on_ranks_stage(request: QuantizeRequest, progress: Progress) -> Art
 
 
 def _assist(request: QuantizeRequest, ranks: Ranks) -> None:
-    """What the other ranks do: they read the same model, and share the work on every block."""
+    """The work of the other ranks: they read the same model, and share the work on every block."""
     from awq2trt.machine.device import computing_on
     from awq2trt.quantization.job import assist
 
@@ -109,7 +110,7 @@ def _assist(request: QuantizeRequest, ranks: Ranks) -> None:
 
 
 def _facts(record: SourceRecord, options: QuantizeOptions) -> dict[str, object]:
-    """What all ranks must have been given, or the sums over them would be of different things."""
+    """What all ranks must have in common, or their sums would be over different things."""
     facts: dict[str, object] = {"version of awq2trt": __version__}
     facts |= {f"file {name}": file.sha256 for name, file in record.files.items()}
     facts |= {_flag(name): value for name, value in options.model_dump().items() if name not in ("calib", "init_from")}
@@ -127,7 +128,7 @@ def quantize_source(
     progress: Progress,
     ranks: Ranks | None = None,
 ) -> Artifact:
-    """Quantizes an opened model; `record` is what its manifest says of it; `ranks` are those that help."""
+    """Quantizes an opened model; `record` is its entry in the manifest; `ranks` are those that share the work."""
     from awq2trt.machine.device import computing_on
     from awq2trt.machine.ranks import ALONE
     from awq2trt.quantization.job import QuantizeJob
@@ -155,34 +156,33 @@ def quantize_source(
             ranks=ranks or ALONE,
         )
         result = replace(job, spill=plan.statistics_on_disk).run()
-        calibration = None
-        sha256 = result.tokens_sha256()
-        if result.tokens is not None and sha256 is not None:
-            calibration = CalibrationRecord(
-                text=portable_name(request.options.calib),
-                sha256=sha256,
-                samples=result.tokens.shape[0],
-                seqlen=result.tokens.shape[1],
-                seed=request.options.seed,
-            )
-        quantization = QuantizationRecord(
-            method=request.options.method,
-            scheme=request.options.scheme,
-            calibration=calibration,
-            effort=_effort(request.options) if METHODS[request.options.method].searches_scales else None,
+        quantization = _quantization_record(request.options, result, tied=source.spec.tie_embeddings)
+        return draft.publish(Contents(source=record, quantization=quantization, model=source.model_spec.record()))
+
+
+def _quantization_record(options: QuantizeOptions, result: JobResult, *, tied: bool) -> QuantizationRecord:
+    """What the manifest says about how the model was quantized; `tied`: whether its head is its embedding."""
+    calibration = None
+    sha256 = result.tokens_sha256()
+    if result.tokens is not None and sha256 is not None:
+        calibration = CalibrationRecord(
+            text=portable_name(options.calib),
+            sha256=sha256,
+            samples=result.tokens.shape[0],
+            seqlen=result.tokens.shape[1],
+            seed=options.seed,
         )
-        contents = Contents(
-            source=record,
-            quantization=quantization.with_ends(
-                result.dtype, request.options.head_scheme, tied=source.spec.tie_embeddings
-            ),
-            model=source.model_spec.record(),
-        )
-        return draft.publish(contents)
+    record = QuantizationRecord(
+        method=options.method,
+        scheme=options.scheme,
+        calibration=calibration,
+        effort=_effort(options) if METHODS[options.method].searches_scales else None,
+    )
+    return record.with_ends(result.dtype, options.head_scheme, tied=tied)
 
 
 def _planned(source: ModelSource, request: QuantizeRequest, progress: Progress | None) -> MemoryPlan:
-    """How memory will be used; said where a limit is given, and refused where nothing stays below it."""
+    """Plans the use of memory; with a limit, the plan is shown, and refused if nothing fits below it."""
     from awq2trt.machine.device import bound_memory, held_bytes
     from awq2trt.quantization.memory_plan import Job, plan_memory
     from awq2trt.quantization.method import method_of
@@ -200,12 +200,12 @@ def _planned(source: ModelSource, request: QuantizeRequest, progress: Progress |
 
 
 def _effort(options: QuantizeOptions) -> str:
-    """What the manifest says of the search: `check` holds codes to their weights only where it says no more."""
+    """The search as the manifest names it; `check` compares codes with weights only if they were not tuned."""
     return f"{options.effort}, tuned" if options.tune else options.effort
 
 
 def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: QuantizeOptions) -> str:
-    """Fingerprint of the checkpoint that a model and options give; `record` has the hashes of its weights."""
+    """Fingerprint of the checkpoint that a model and options produce; `record` has the hashes of its weights."""
     side = {path.name: record_file(path) for path in source.side_files}
     calib = Path(options.calib).expanduser()
     text = record_file(calib) if calib.is_file() else None
@@ -229,7 +229,7 @@ def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: Qua
 
 
 def _beginning_files(options: QuantizeOptions) -> dict[str, FileRecord]:
-    """Hashes of the checkpoint to begin at; empty where there is none."""
+    """Hashes of the checkpoint to begin with; empty without one."""
     if options.init_from is None:
         return {}
     begun = QuantizedCheckpoint.open(Path(options.init_from).expanduser())
@@ -237,14 +237,14 @@ def _beginning_files(options: QuantizeOptions) -> dict[str, FileRecord]:
 
 
 def checkpoint_bytes(source: ModelSource, options: QuantizeOptions) -> int:
-    """Disk that the checkpoint takes at least."""
+    """Least bytes of disk that the checkpoint takes."""
     return _blocks_bytes(source, options) + _outer_bytes(source, options)
 
 
 def quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
-    """Disk that quantizing takes at most: the checkpoint twice (blocks, then merged), and two residual streams.
+    """Most bytes of disk that quantizing takes: the checkpoint twice (blocks, then merged), and two residual streams.
 
-    An effort that learns keeps the original model's streams beside those; tuning, the tuned blocks.
+    An effort that learns also keeps the original model's streams, and tuning also keeps the tuned blocks.
     """
     from awq2trt.quantization.method import method_of
 
@@ -270,7 +270,7 @@ def _outer_bytes(source: ModelSource, options: QuantizeOptions) -> int:
 
 
 def _coded_bytes(shape: tuple[int, int], scheme: QuantScheme) -> int:
-    """Codes, scales and zero points of a weight."""
+    """Bytes of a weight's codes, scales and zero points."""
     rows, columns = shape
     group_bytes = _FP16_BYTES + scheme.bits / 8
     return int(rows * (columns * scheme.bits / 8 + scheme.groups(columns) * group_bytes))

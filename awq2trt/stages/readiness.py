@@ -1,6 +1,6 @@
-"""What can be known before the first block is known before the first block: hours of work do not end in a refusal.
+"""Checks before the first block whatever can be known by then, so that hours of work do not end in a refusal.
 
-In: an opened model, options, and where results go. Out: nothing, or the error that a later stage would give.
+In: an opened model, options, and where results go. Out: nothing, or the error that a later stage would raise.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ _STAGES: Final[tuple[tuple[str, Kind], ...]] = ((CHECKPOINT_DIRECTORY, "checkpoi
 
 
 def require_whole_model(source: ModelSource, progress: Progress) -> None:
-    """Refuses a model that lacks a tensor, or whose tokenizer does not open or gives ids that it has no row for.
+    """Refuses a model that lacks a tensor, or whose tokenizer does not open or has ids beyond the embedding.
 
     Raises:
-        CheckpointError: A tensor is missing or misshapen, or the tokenizer cannot be read or is another model's.
+        CheckpointError: A tensor is missing or has a wrong shape, or the tokenizer cannot be read or belongs to another
+            model.
     """
     from awq2trt.text.tokenizer import require_tokenizer
 
@@ -49,10 +50,11 @@ def require_whole_model(source: ModelSource, progress: Progress) -> None:
 
 
 def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
-    """Refuses windows that are longer than the model has positions, where the method uses any, and images in vain.
+    """Refuses calibration windows that are longer than the model's positions, and images that it cannot use.
 
     Raises:
-        UsageError: They are longer; there are images for a model of text; or the step sizes are to be tuned on images.
+        UsageError: Windows are too long; a model of text is given images; or step sizes would have to be tuned on
+            images.
         UnsupportedError: There are images for a model that takes them in any size.
     """
     if not METHODS[options.method].uses_text:
@@ -62,28 +64,32 @@ def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
         return
     if source.vision is None:
         raise UsageError(
-            "expected text, got images: this is a model of text.",
+            "expected text, got images, which this model cannot see.",
             where=f"--calib {options.calib}",
-            fix="name a .txt or .jsonl file of text, or a model that sees.",
+            fix="name a .txt or .jsonl file of text, or a model that sees images.",
         )
     still_tower(source.vision, where=source.name)
     if options.tune:
-        raise UsageError("step sizes are tuned on text alone.", where="--tune", fix="leave it out, or name a text.")
+        raise UsageError(
+            "step sizes can only be tuned on text.",
+            where="--tune",
+            fix="leave --tune out, or name a text with --calib.",
+        )
     require_images(read_pairs(Path(options.calib).expanduser()))
 
 
 def require_images(pairs: Iterable[ImageText]) -> None:
-    """Refuses conversations about pictures that are not there.
+    """Refuses conversations about pictures that are missing.
 
     Raises:
-        UsageError: One is not.
+        UsageError: A picture is missing.
     """
     for pair in pairs:
         for image in pair.images:
             with reading("the name of an image", pair.where, fix="mend it.", error=UsageError):
                 found = image.is_file()
             if not found:
-                raise UsageError("no such image.", where=f"{pair.where}: {image}", fix="mend its name.")
+                raise UsageError("no such image.", where=f"{pair.where}: {image}", fix="correct its name.")
 
 
 def require_exportable(source: ModelSource, options: ExportOptions) -> None:
@@ -105,16 +111,16 @@ def require_exportable(source: ModelSource, options: ExportOptions) -> None:
 
 
 def require_outputs(output: Path, target: Target, *, overwrite: bool, expected_bytes: int) -> None:
-    """Refuses to begin a build one of whose directories is something else's, or whose results have no room.
+    """Refuses a build if one of its directories holds something else, or the disk has too little space for it.
 
     Args:
-        output: Directory below which every stage gets one of its own.
-        target: What is built for.
-        overwrite: Replace what is there.
-        expected_bytes: That all stages need together.
+        output: Directory in which every stage gets a subdirectory.
+        target: The target of the build.
+        overwrite: Replace whatever is there.
+        expected_bytes: Bytes that all stages need together.
 
     Raises:
-        ArtifactError: There is a link, something else, or too little space.
+        ArtifactError: A directory is a link or holds something else, or there is too little space.
     """
     for path in sorted(output.iterdir()) if output.is_dir() else ():
         if path.name.startswith((CHECKPOINT_DIRECTORY, ONNX_DIRECTORY, target.name)):  # also the log and the archive
@@ -126,12 +132,12 @@ def require_outputs(output: Path, target: Target, *, overwrite: bool, expected_b
 
 
 def require_target(target: Target, options: BuildOptions, *, ssh: str | None) -> None:
-    """Refuses a target for which this machine lacks what the last stage needs.
+    """Refuses a target if this machine lacks what the last stage needs.
 
     Raises:
-        ToolError: TensorRT, the plugin library, or a program is missing, or a library is of another version.
+        ToolError: TensorRT, the plugin library, or a program is missing, or a library has another version.
         UnsupportedError: The plugin library is for another GPU.
-        UsageError: The Jetson has no name, or the cache is one that nothing would write.
+        UsageError: The Jetson's name is empty, or no operator could write the cache.
     """
     require_cache(target, options)
     if target.is_kit:
@@ -149,25 +155,25 @@ def require_target(target: Target, options: BuildOptions, *, ssh: str | None) ->
 
 
 def require_cache(target: Target, options: BuildOptions) -> None:
-    """Refuses an int8 cache without the operator that writes it; on the CPU, ONNX Runtime's own operators do.
+    """Refuses an int8 cache without the operator that writes it; on the CPU, ONNX Runtime's own operators write it.
 
     Raises:
-        UsageError: It is asked for.
+        UsageError: An int8 cache is wanted without that operator.
     """
     without = "--no-plugin" if options.plugin is False else "--no-fusion" if not options.fusion else None
     if options.cache == "int8" and target.name != CPU_TARGET and without is not None:
         raise UsageError(
-            f"an int8 cache is written and read by our fused attention operator, which {without} leaves out.",
+            f"an int8 cache needs our fused attention operator, which {without} leaves out.",
             where="--cache int8",
             fix=f"leave {without} out, or build with --cache fp16.",
         )
 
 
 def require_int8_attention(spec: DecoderSpec, target: Target, options: Recipe) -> None:
-    """Refuses an int8 cache for a model whose attention our operator does not know.
+    """Refuses an int8 cache for a model whose attention our operator does not support.
 
     Raises:
-        UnsupportedError: It does not.
+        UnsupportedError: The operator does not support it.
     """
     from awq2trt.graph.fused_attention import fuses_attention
     from awq2trt.graph.int8_cache import no_operator_error
@@ -179,10 +185,10 @@ def require_int8_attention(spec: DecoderSpec, target: Target, options: Recipe) -
 
 
 def require_ssh(host: str | None) -> None:
-    """Refuses a Jetson that cannot be reached for want of a name or a program; None is for none.
+    """Refuses a Jetson that cannot be reached because its name or a program is missing; None needs nothing.
 
     Raises:
-        UsageError: The host's name is none.
+        UsageError: The host's name is empty or not a name.
         ToolError: `ssh` or `rsync` is missing here.
     """
     from awq2trt.kit.delivery import ssh_command
@@ -192,27 +198,27 @@ def require_ssh(host: str | None) -> None:
 
 
 def require_file(path: Path | None, flag: str) -> None:
-    """Refuses a file for results that could not be written when they are there; None is for none.
+    """Refuses a file for results if it could not be written once they exist; None needs nothing.
 
     Args:
         path: The file.
-        flag: That names it, for errors.
+        flag: The flag that named the file, for errors.
 
     Raises:
-        UsageError: Its folder is not there or may not be written, or it is no plain file, or a model's.
+        UsageError: Its folder is missing or not writable, or the file is not a regular one, or belongs to a model.
     """
     if path is None:
         return
     folder = path.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UsageError(
-            f"{folder} is no folder that may be written to.", where=f"{flag} {path}", fix="make it, or name another."
+            f"{folder} is not a writable folder.", where=f"{flag} {path}", fix="create it, or name another."
         )
     if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
-        raise UsageError("it cannot be written.", where=f"{flag} {path}", fix="name another file.")
+        raise UsageError("the file cannot be written.", where=f"{flag} {path}", fix="name another file.")
     if path.exists() and _is_a_models(path):
         raise UsageError(
-            "it is a file of a model, which the results would replace.",
+            "the file belongs to a model, and the results would replace it.",
             where=f"{flag} {path}",
             fix="name another file.",
         )
@@ -265,7 +271,7 @@ def require_plots(flag: str) -> None:
 
 
 def _is_a_models(path: Path) -> bool:
-    """Whether a file is what a checkpoint, a graph or an engine is made of."""
+    """Whether a file is part of a checkpoint, a graph or an engine."""
     if path.name == MANIFEST_FILE or path.suffix in _WEIGHTS or path in files_beside_weights(path.parent):
         return True
     manifest = path.with_name(MANIFEST_FILE)

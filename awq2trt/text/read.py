@@ -1,4 +1,4 @@
-"""Texts: a file, or a data set of the `datasets` package, read as far as it is needed."""
+"""Reads texts from a file, or from a data set of the `datasets` package, only as far as needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from awq2trt.errors import CalibrationError, ToolError, UsageError
 from awq2trt.foreign_files import encoding_of, reading
 
 MAX_TEXT_BYTES: Final = 64 << 20
-"""How much of a text file is read: some 15 million tokens, a thousand times what a search uses."""
+"""The most that is read of a text file: some 15 million tokens, a thousand times what a search uses."""
 
 _TO_UTF8: Final = "convert it: iconv -f ENCODING -t UTF-8 FILE > NEW_FILE"
 
@@ -19,20 +19,20 @@ _TEXT_KEYS: Final = ("text", "content")
 _PAIRS: Final = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
 _MESSAGES: Final = ("messages", "conversations")
 _MESSAGE_KEYS: Final = ("content", "value")
-"""Keys of the records that are read: a text, the two halves of one, or what was said in turn."""
+"""Keys that are read from records: a text, the two halves of one, or the messages of a conversation."""
 
 
 def read_text(calib: str, *, characters: int, flag: str = "--calib") -> str:
-    """Text of a `.txt` or `.jsonl` file, or of a data set of the `datasets` package.
+    """Reads the text of a `.txt` or `.jsonl` file, or of a data set of the `datasets` package.
 
     Args:
         calib: A path, or `NAME`, `NAME:CONFIG`, `NAME:CONFIG:SPLIT`.
-        characters: How much text of a data set is enough.
-        flag: That names the text, for errors.
+        characters: How many characters of a data set are enough.
+        flag: The flag that names the text, for errors.
 
     Raises:
         UsageError: There is no such file, or it is of another kind.
-        CalibrationError: It holds no text.
+        CalibrationError: The file holds no text.
         ToolError: `datasets` is not installed.
     """
     path = Path(calib).expanduser()
@@ -48,7 +48,7 @@ def read_text(calib: str, *, characters: int, flag: str = "--calib") -> str:
 
 
 def _plain_text(path: Path) -> str:
-    """The text of a file, as far as it is read."""
+    """Returns the text of a file, up to the limit."""
     with path.open(encoding=encoding_of(path), errors="strict") as file:
         try:
             text = file.read(MAX_TEXT_BYTES)
@@ -67,23 +67,23 @@ def _jsonl_texts(path: Path) -> Iterator[str]:
                 text = _text_of(json.loads(line))
             except (ValueError, TypeError, RecursionError) as error:  # also of numbers with too many digits
                 raise CalibrationError(
-                    f"expected a JSON object with texts under {_known_keys()} ({error}).",
+                    f"expected a JSON object with a text under {_known_keys()} ({error}).",
                     where=f"{path}, line {number}",
-                    fix='write one {"text": "..."} a line.',
+                    fix='write one {"text": "..."} per line.',
                 ) from error
             _require_text(text, f"{path}, line {number}")
             yield text
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
-    """The lines of a file, which may turn out not to be in its encoding, or to be no lines."""
+    """Yields the lines of a file; the file may turn out to have another encoding, or no lines."""
     try:
         while line := file.readline(MAX_TEXT_BYTES + 1):
             if len(line) > MAX_TEXT_BYTES:
                 raise CalibrationError(
-                    f"expected one document a line, got a line of more than {MAX_TEXT_BYTES >> 20} MiB.",
+                    f"expected one document per line, got a line of more than {MAX_TEXT_BYTES >> 20} MiB.",
                     where=str(path),
-                    fix="call it .txt if it is plain text; else split the document.",
+                    fix="name the file .txt if it is plain text; otherwise split the document.",
                 )
             yield line
     except UnicodeError as error:
@@ -97,31 +97,31 @@ def _not_in_encoding(path: Path, error: UnicodeError) -> CalibrationError:
 
 
 def _require_text(text: str, where: str) -> None:
-    """Refuses what no text has: NULs (UTF-16 without its mark, or data), and halves of characters, as JSON can have."""
+    """Refuses NULs, which come from UTF-16 without its mark or from data, and lone surrogates, which JSON allows."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise CalibrationError(
             f"expected text, got half of a surrogate pair at character {error.start}.",
             where=where,
-            fix="write the JSON again with a library that keeps characters whole.",
+            fix="write the JSON again with a library that does not split characters.",
         ) from error
     place = text.find("\0")
     if place >= 0:
         raise CalibrationError(
-            f"expected text, got a NUL at character {place}: UTF-16 without a byte order mark, or no text.",
+            f"expected text, got a NUL at character {place}: this is UTF-16 without a byte order mark, or not text.",
             where=where,
             fix=_TO_UTF8,
         )
 
 
 def _dataset_texts(calib: str, flag: str) -> Iterator[str]:
-    """Texts of a data set, streamed. NAME, NAME:CONFIG or NAME:CONFIG:SPLIT; the split is `train` by default."""
+    """Streams the texts of a data set: NAME, NAME:CONFIG or NAME:CONFIG:SPLIT; the default split is `train`."""
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise ToolError(
-            "no such file, and the package `datasets` that could load it by name is not installed.",
+            "there is no such file, and the package `datasets`, which could load it by name, is not installed.",
             where=calib,
             fix=f"pip install datasets, or name a .txt or .jsonl file as {flag}.",
         ) from error
@@ -137,10 +137,10 @@ def _known_keys() -> str:
 
 
 def _text_of(record: Any) -> str:
-    """The text of a record: one string, two that belong together, or the messages of a conversation.
+    """Returns the text of a record: one string, two that belong together, or the messages of a conversation.
 
     Raises:
-        TypeError: It has none of these.
+        TypeError: The record has none of these.
     """
     if not isinstance(record, Mapping):
         raise TypeError(f"got {type(record).__name__}")
@@ -153,11 +153,11 @@ def _text_of(record: Any) -> str:
     for key in _MESSAGES:
         if isinstance(record.get(key), list):
             return "\n".join(_said(message) for message in record[key])
-    raise TypeError(f"got the keys {', '.join(map(str, record)) or 'of none'}")
+    raise TypeError(f"got the keys {', '.join(map(str, record)) or '(none)'}")
 
 
 def _said(message: Any) -> str:
-    """What a message says, without images and the like."""
+    """Returns the text of a message, without images and the like."""
     found = message if isinstance(message, Mapping) else {}
     content = next((found[key] for key in _MESSAGE_KEYS if key in found), None)
     if isinstance(content, str):
@@ -169,7 +169,7 @@ def _said(message: Any) -> str:
 
 
 def _join(texts: Iterator[str], characters: int) -> str:
-    """Documents with a blank line between, until there is enough."""
+    """Joins documents with blank lines until there is enough text."""
     parts: list[str] = []
     length = 0
     for text in texts:

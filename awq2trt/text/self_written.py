@@ -1,8 +1,8 @@
-"""Text that the model writes itself, so that calibration needs no data.
+"""Lets the model write the calibration text itself, so that calibration needs no data.
 
 The model continues its own first tokens (the idea of LLM-QAT, arXiv:2305.17888, section 3.1: text sampled from the
-model covers what it saw in training). Its weights are bf16 where that is quicker (`machine.arithmetic`): what it writes
-is drawn at random anyway, and statistics are taken of the text by the model in fp32.
+model covers what it saw in training). Its weights are bf16 if that is faster (`machine.arithmetic`), which is good
+enough for text that is drawn at random; the model computes statistics of that text in fp32.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 
 _GREEDY_START: Final = 4
-"""First tokens written greedily after the random first one (LLM-QAT: 3 to 5), before sampling starts."""
+"""Number of tokens after the random first one that are written greedily (LLM-QAT: 3 to 5) before sampling starts."""
 
 _FP32_BYTES: Final = 4
 
 _TOP_K: Final = 100
-"""Tokens to draw from: the tail of a small model's distribution is noise, and one draw there derails the text."""
+"""Number of tokens to draw from: the tail of a small model's distribution is noise, and one draw there derails the
+text."""
 
 
 def self_written(
     source: ModelSource, ordinary: Collection[int], samples: int, seqlen: int, seed: int, progress: Progress
 ) -> Tensor:
-    """Text sampled from the model: all sequences side by side, whole model in memory.
+    """Samples texts from the model: all sequences side by side, with the complete model in memory.
 
     Args:
         source: The model, which must fit in memory once, in bf16 or fp32.
         ordinary: Ids that a text may begin with, see `ordinary_tokens`.
-        samples: Sequences.
-        seqlen: Tokens in each.
-        seed: Of the draws; the same seed gives the same text.
-        progress: Counts tokens of a sequence.
+        samples: Number of sequences.
+        seqlen: Number of tokens in each.
+        seed: Seed of the draws; the same seed gives the same text.
+        progress: Counts the tokens of a sequence.
 
     Returns:
         int64 [samples, seqlen].
@@ -70,7 +71,7 @@ def self_written(
 
 
 def _require_memory(spec: DecoderSpec, samples: int, seqlen: int, dtype: torch.dtype) -> None:
-    """Refuses before the first block is loaded what would end in swapping or a kill."""
+    """Refuses a model that does not fit in memory at once; loading it would end in swapping or a kill."""
     block = sum(math.prod(shape) for shape in spec.block_shapes().values())
     outer = sum(math.prod(shape) for shape in spec.outer_shapes().values())
     cache = 2 * samples * seqlen * spec.num_kv_heads * spec.head_dim
@@ -78,17 +79,17 @@ def _require_memory(spec: DecoderSpec, samples: int, seqlen: int, dtype: torch.d
     available = available_bytes()
     if needed > available:
         raise CalibrationError(
-            f"for the model to write its own text, all of it must be in memory: {needed / 2**30:.1f} GiB "
+            f"a model that writes its own text must fit in memory: {needed / 2**30:.1f} GiB "
             f"are needed, {available / 2**30:.1f} GiB are available.",
             where="--calib self",
-            fix="name a .txt or .jsonl file with --calib: calibration on a text holds one block in memory at a time.",
+            fix="name a .txt or .jsonl file with --calib: then only one block at a time is in memory.",
         )
 
 
 def _next_logits(
     runner: BlockRunner, ends: Ends, blocks: Sequence[BlockWeights], caches: list[KeyValueCache], new: Tensor
 ) -> Tensor:
-    """Logits after the newest tokens of every sequence: int64 [samples, S] -> fp32 [samples, vocab]."""
+    """Computes the logits after the newest tokens of every sequence: int64 [samples, S] -> fp32 [samples, vocab]."""
     hidden = ends.embed(new, start=caches[0].length)
     for layer, (weights, cache) in enumerate(zip(blocks, caches, strict=True)):
         hidden = runner.run(weights, hidden, layer=layer, cache=cache)
@@ -96,7 +97,7 @@ def _next_logits(
 
 
 def _first_tokens(source: ModelSource, ordinary: Collection[int], samples: int, generator: torch.Generator) -> Tensor:
-    """One ordinary token to start each sequence: distinct draws from the vocabulary, after BOS if the family needs it.
+    """Draws a different ordinary token to start each sequence, after BOS if the family needs it.
 
     Returns:
         int64 [samples, 1 or 2].

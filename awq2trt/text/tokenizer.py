@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHARACTERS_PER_TOKEN: Final = 16
-"""How much text is taken per token wanted; English has 4 to 5, tables of numbers under 2."""
+"""Characters of text that are encoded per wanted token; English has 4 to 5, tables of numbers have under 2."""
 
 _SLACK: Final = 64
-"""Tokens that are encoded beyond those wanted, since the last ones depend on where a text is cut."""
+"""Tokens that are encoded in addition, since the last ones depend on where a text is cut."""
 
 
 def load_tokenizer(directory: Path, *, name: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer saved in `directory`.
+    """Loads the tokenizer in `directory`.
 
     Args:
         directory: Where its files are.
-        name: What the user calls the model that it is of, for errors; None for the directory.
+        name: What the user calls its model, for errors; None for the directory.
 
     Raises:
         CheckpointError: transformers cannot load it.
@@ -40,14 +40,14 @@ def load_tokenizer(directory: Path, *, name: str | None = None) -> PreTrainedTok
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text, without special tokens."""
-    with reading("a tokenizer that takes this text", tokenizer.name_or_path):
+    """Returns the token ids of a text, without special tokens."""
+    with reading("a tokenizer that accepts this text", tokenizer.name_or_path):
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> list[int]:
-    """The first `count` ids of a text, or all if it has fewer; only as much of it is encoded as they need."""
+    """Returns the first `count` ids of a text, or fewer if it is shorter; no more of it is encoded than necessary."""
     length = (count + _SLACK) * CHARACTERS_PER_TOKEN
     while True:
         ids = encode(tokenizer, text[:length])
@@ -57,19 +57,19 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> l
 
 
 def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that stand for text: not special ones, nor rows of the embedding that no token has."""
+    """Ids that stand for text: neither special tokens nor rows of the embedding without a token."""
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(tokenizer.get_vocab().values()) - special - {*tokenizer.all_special_ids}
 
 
 def bos_of(tokenizer: PreTrainedTokenizerBase, family: str) -> int | None:
-    """The token that windows of text begin with: BOS for a family that needs it, else none."""
+    """The token that windows of text begin with: BOS for a family that needs it, otherwise None."""
     bos: int | None = tokenizer.bos_token_id if family_named(family).needs_bos else None
     return bos
 
 
 def tokenizer_of(model: Path | ModelSource) -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory, or that a model brings along."""
+    """Loads the tokenizer of a directory, or of a model."""
     from awq2trt.text.tokenizer import load_tokenizer
 
     if isinstance(model, Path):
@@ -80,13 +80,13 @@ def tokenizer_of(model: Path | ModelSource) -> PreTrainedTokenizerBase:
 
 
 def require_tokenizer(source: ModelSource) -> None:
-    """Refuses a tokenizer that does not open, or gives ids that the model has no row for.
+    """Refuses a tokenizer that does not open, or has ids for which the model has no embedding.
 
-    Special tokens that were added beyond the vocabulary pass, unless texts begin or end with them: models that are
-    parts of larger ones have some (Gemma 3 1B's tokenizer has one for images).
+    Special tokens that were added beyond the vocabulary are accepted, unless texts begin or end with them, since some
+    models share the tokenizer of larger ones (Gemma 3 1B's tokenizer has a token for images).
 
     Raises:
-        CheckpointError: It does.
+        CheckpointError: It does not open, or its ids are too large.
     """
     tokenizer, size = tokenizer_of(source), source.spec.vocab_size
     with reading("a tokenizer", source.name):
@@ -96,9 +96,9 @@ def require_tokenizer(source: ModelSource) -> None:
     largest = max({"ordinary tokens": ordinary, **{name: id_ or 0 for name, id_ in used.items()}}.items(), key=_second)
     if largest[1] >= size:
         raise CheckpointError(
-            f"the tokenizer's {largest[0]} go up to id {largest[1]}, and the model has {size} rows of embeddings.",
+            f"the tokenizer's {largest[0]} go up to id {largest[1]}, but the model has {size} embeddings.",
             where=source.name,
-            fix="put the tokenizer files beside the weights that the model was published with.",
+            fix="use the tokenizer files that were published with these weights.",
         )
 
 

@@ -1,7 +1,6 @@
-"""Text -> token windows [samples, seqlen] to calibrate on: from a file, a data set, or written by the model itself.
+"""Makes token windows [samples, seqlen] to calibrate on: from a file, a data set, or text of the model's own.
 
-A file's windows are spread evenly over it, so that no part of it weighs more than another and nothing is drawn at
-random.
+A file's windows are spread evenly over it, so that all parts count equally and nothing is drawn at random.
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ if TYPE_CHECKING:
 SELF: Final = "self"
 
 _WHOLE_CHARACTERS: Final = 2 << 20
-"""A text of up to so many characters is encoded whole; 32 million took 5 GiB and half a minute."""
+"""A text of up to this many characters is encoded completely; 32 million took 5 GiB and half a minute."""
 
 _LONGEST_WORD: Final = 256
-"""How far a window moves to begin with a word."""
+"""How far a window may move to begin at a word."""
 
 
 def text_windows(
     tokenizer: PreTrainedTokenizerBase, text: str, samples: int, seqlen: int, *, where: str, bos: int | None = None
 ) -> Tensor:
-    """Windows spread evenly over a text.
+    """Spreads windows evenly over a text.
 
     Args:
-        tokenizer: Of the model.
-        text: Everything there is.
-        samples: Windows wanted.
-        seqlen: Tokens in a window.
+        tokenizer: The model's tokenizer.
+        text: The complete text.
+        samples: Number of windows wanted.
+        seqlen: Number of tokens in a window.
         where: Name of the text, for errors.
-        bos: Begins every window, in place of its first token; None for text alone.
+        bos: The token that replaces the first one of every window; None for text alone.
 
     Returns:
-        int64 [samples, seqlen]; fewer windows, none overlapping, if the text is too short for all.
+        int64 [samples, seqlen]; if the text is too short for all, fewer windows that do not overlap.
 
     Raises:
         CalibrationError: The text is shorter than one window.
@@ -75,7 +74,7 @@ def _windows_of_ids(ids: list[int], samples: int, seqlen: int, where: str) -> Te
 
 
 def _windows_of_pieces(tokenizer: PreTrainedTokenizerBase, text: str, samples: int, seqlen: int) -> Tensor:
-    """Windows of a long text: each begins with a word, evenly spread over the text, of which no more is encoded."""
+    """Takes windows from a long text, spread evenly, each beginning at a word; nothing else of it is encoded."""
     starts = (index * (len(text) - seqlen * CHARACTERS_PER_TOKEN) // max(samples - 1, 1) for index in range(samples))
     words = (max(text.find(" ", start, start + _LONGEST_WORD), start) for start in starts)
     found = [first_tokens(tokenizer, text[start : start + _WHOLE_CHARACTERS], seqlen) for start in words]
@@ -85,16 +84,16 @@ def _windows_of_pieces(tokenizer: PreTrainedTokenizerBase, text: str, samples: i
 def calibration_tokens(
     source: ModelSource, tokenizer_directory: Path, options: QuantizeOptions, progress: Progress
 ) -> Tensor:
-    """Calibration windows from whatever `options.calib` names.
+    """Makes calibration windows from whatever `options.calib` names.
 
     Args:
-        source: The model; runs if it is to write the text itself.
-        tokenizer_directory: Where its tokenizer is saved.
+        source: The model, which may have to write the text itself.
+        tokenizer_directory: The directory of its tokenizer.
         options: Text, number and length of windows, seed.
-        progress: Of the model's own text.
+        progress: Receives the progress of the model's own text.
 
     Returns:
-        int64 [samples, seqlen], fewer samples if the text is short.
+        int64 [samples, seqlen], with fewer samples if the text is short.
     """
     samples, seqlen = options.samples, options.seqlen
     tokenizer = load_tokenizer(tokenizer_directory)

@@ -1,4 +1,4 @@
-// The loop of bare mma.sync that bench_ceilings.h describes: in, a number of iterations; out, nothing but the time.
+// The loop of bare mma.sync that bench_ceilings.h describes. In: a number of iterations. Only its time matters.
 #include "bench/bench_ceilings.h"
 
 #include <cuda_fp16.h>
@@ -10,11 +10,11 @@
 namespace awq2trt {
 namespace {
 
-constexpr int kThreads = 128;  // 4 warps a block, two blocks a multiprocessor: as many as the tile kernel has
+constexpr int kThreads = 128;  // 4 warps per block, two blocks per multiprocessor: as many as the tile kernel has
 constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int64_t kFlopsPerMma = 2 * 16 * 8 * 16;
 
-// A pair of random fp16 from a number of its own: signs and significands random, all between 1/8 and 1/4.
+// A pair of random fp16 for each seed: signs and significands random, magnitudes between 1/8 and 1/4.
 __device__ uint32_t narrow_pair(uint32_t number) { return (number * 2654435761u & 0x83ff83ffu) | 0x30003000u; }
 
 // A pair of normal fp16, of variance 1 (Box and Muller, 1958).
@@ -28,7 +28,7 @@ __device__ uint32_t normal_pair(uint32_t number) {
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     mma_ceiling_kernel(int iterations, bool normal, float* sink) {
-  // Operands that differ between lanes and are no zeros, which draw less power.
+  // Operands that differ between lanes and are not zero, since zeros draw less power.
   uint32_t a[4][4], b[8][2];
   const uint32_t first = (blockIdx.x * kThreads + threadIdx.x) * 32;
 #pragma unroll

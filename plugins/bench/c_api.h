@@ -1,6 +1,6 @@
-// The C interface of libawq2trt_bench.so, for `awq2trt bench --kernels`: what the GPU itself reaches, beside which the
-// kernels are measured. A library of its own, since the plugin library travels inside engines and this has no place
-// there. `stream` is a cudaStream_t; the result of a launch is a cudaError_t.
+// The C interface of libawq2trt_bench.so, for `awq2trt bench --kernels`: what the GPU itself reaches, to compare the
+// kernels with. It is a separate library because the plugin library is stored inside engines, where this has no place.
+// `stream` is a cudaStream_t; the result of a launch is a cudaError_t.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""Fetches what a build needs and the machine lacks from PyPI into the build folder; nothing of it is ever committed.
+"""Fetches from PyPI what a build needs and the machine lacks, into the build folder; none of it is ever committed.
 
 Usage: fetch.py tensorrt-headers|cuda FOLDER
        fetch.py cuda-aarch64 FOLDER NVCC
@@ -53,7 +53,7 @@ def fetch_cuda(folder: Path) -> None:
 
 
 def link_cuda_aarch64(folder: Path, nvcc: str) -> None:
-    """Makes `folder` a toolkit of links to the one of `nvcc`, with the aarch64 part of the CUDA runtime.
+    """Makes `folder` a toolkit of links to that of `nvcc`, with the aarch64 part of the CUDA runtime.
 
     nvcc looks for the target's part beside itself, in targets/aarch64-linux.
     """
@@ -74,7 +74,7 @@ def link_cuda_aarch64(folder: Path, nvcc: str) -> None:
             return
     if int(version.split(".")[0]) < 13:
         sys.exit(
-            f"error: {toolkit} has no aarch64 part, and PyPI's wheels of CUDA {version} lack the static runtime.\n"
+            f"error: {toolkit} has no aarch64 part, and PyPI's wheels for CUDA {version} lack the static runtime.\n"
             f"  fix: install NVIDIA's package cuda-cross-aarch64 of CUDA {version}, or use CUDA 13 (CUDACXX=.../nvcc)."
         )
     with tempfile.TemporaryDirectory() as scratch:
@@ -86,18 +86,18 @@ def link_cuda_aarch64(folder: Path, nvcc: str) -> None:
 
 
 def _link_cudart(folder: Path) -> None:
-    """Gives the CUDA runtime the name without a version that CMake looks for, and the wheels lack."""
+    """Gives the CUDA runtime the name without a version that CMake looks for and that the wheels lack."""
     (versioned,) = folder.glob("libcudart.so.*")
     _link(folder / "libcudart.so", versioned.name)
 
 
 def _toolkit_of(nvcc: str) -> tuple[Path, str]:
-    """Root and version of nvcc's toolkit; nvcc itself may be a link or a script that starts another."""
+    """Returns the root and version of nvcc's toolkit; nvcc itself may be a link, or a script that starts another."""
     said = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True, check=True)
     here = re.search(r"^#\$ _HERE_=(.+)$", said.stderr, re.MULTILINE)
     version = re.search(r"release (\d+\.\d+)", subprocess.check_output([nvcc, "--version"], text=True))
     if here is None or version is None:
-        sys.exit(f"error: {nvcc} does not say where its toolkit is, or which version it has.")
+        sys.exit(f"error: {nvcc} does not report where its toolkit is, or which version it has.")
     return Path(here.group(1)).parent, version.group(1)
 
 

@@ -1,4 +1,4 @@
-"""Keeps ptxas's resource report of each object, and checks that the hot kernels do not spill registers.
+"""Stores ptxas's resource report of each object, and checks that the hot kernels do not spill registers.
 
 ptxas_report.py keep NVCC ARGUMENTS...   runs the compiler; what ptxas says goes into OBJECT.ptxas
 ptxas_report.py check FOLDER             prints a line per kernel; exit 1 if a hot kernel spills, or none was found
@@ -43,7 +43,7 @@ def keep(command: list[str]) -> int:
 
 
 def read_usage(text: str) -> Iterator[Usage]:
-    """The kernels of one report."""
+    """Reads the kernels of one report."""
     kernel, target, spill_bytes = "", "", 0
     for line in text.splitlines():
         if entry := _ENTRY.search(line):

@@ -1,4 +1,4 @@
-// The C interface over the kernels, and what the library says of itself; see c_api.h.
+// The C interface of the kernels, and what the library reports about itself; see c_api.h.
 #include "library/c_api.h"
 
 #include "kernels/w8a16_linear/w8a16_linear.h"
@@ -15,7 +15,7 @@ using awq2trt::TileShape;
 #define AWQ2TRT_STRING(value) #value
 #define AWQ2TRT_EXPANDED(value) AWQ2TRT_STRING(value)
 
-// What the functions below say, for a machine that cannot load the library: awq2trt/machine/foreign_library.py looks
+// What the functions below report, for a machine that cannot load the library: awq2trt/machine/foreign_library.py looks
 // for these bytes.
 extern "C" __attribute__((used, visibility("default"))) const char awq2trt_plugins_description[] =
     "awq2trt plugins: version=" AWQ2TRT_VERSION " architectures=" AWQ2TRT_ARCHITECTURES

@@ -1,6 +1,6 @@
 // The library's C interface: for `awq2trt bench --kernels`, `awq2trt doctor`, and any program that wants the kernels
-// without TensorRT. Pointers in LinearTensors are device pointers, `stream` is a cudaStream_t; what chooses or launches
-// returns a cudaError_t.
+// without TensorRT. Pointers in LinearTensors are device pointers, `stream` is a cudaStream_t; functions that choose or
+// launch return a cudaError_t.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ AWQ2TRT_API int awq2trt_launch_w8a16(const awq2trt::GemmProblem* problem, const 
 AWQ2TRT_API const char* awq2trt_kernel_name(int kernel);
 AWQ2TRT_API const char* awq2trt_tile_name(int tile);
 
-// Where a field of one of the three structures lies, for callers that declare them in another language.
+// The offset of a field of one of the three structures, for callers that declare them in another language.
 struct awq2trt_field {
   const char* structure;
   const char* name;  // "" for the structure itself

@@ -1,5 +1,5 @@
-// The rules of the operator BestToken, y[...] = the place of the largest of x[..., V]: its name and shapes, as in
-// plugins/FORMAT.md.
+// The rules of the operator BestToken, y[...] = the place of the largest number of x[..., V]: its name and shapes, as
+// in plugins/FORMAT.md.
 //
 // In:  the type and shape of x.
 // Out: whether they fit, else why not as a sentence that begins with the operator's name; and the kernel's problem.
@@ -19,10 +19,10 @@ constexpr int32_t kInputs = 1;
 
 bool check_input_count(int32_t count, ErrorText* error);
 
-// x [..., V], sizes known or not, has the dimension that is searched.
+// Checks that x [..., V], sizes known or not, has the dimension that is searched.
 bool check_rank(int32_t rank, ErrorText* error);
 
-// The kernel's problem for x [..., V], all sizes known; or why it has none.
+// The kernel's problem for x [..., V], all sizes known; or why the kernel does not take it.
 bool describe_problem(const Shape& x, ElementType x_type, BestTokenProblem* problem, ErrorText* error);
 
 }  // namespace best_token

@@ -15,7 +15,7 @@ bool check_not_negative(const char* name, float value, ErrorText* error) {
   return value >= 0.0F || fail(error, "%s: attribute %s cannot be negative, got %g", kName, name, double{value});
 }
 
-// The inputs that the attributes ask for have the shapes that `problem` gives them.
+// Checks that the inputs that the attributes ask for have the shapes that `problem` gives them.
 bool check_optional_shapes(const Attributes& attributes, const Shape* inputs, const AttentionProblem& problem,
                            ErrorText* error) {
   if (attributes.rotary_dim != 0) {

@@ -30,7 +30,7 @@ constexpr char kClip[] = "clip";
 constexpr char kNormEps[] = "norm_eps";
 constexpr char kHasCacheScales[] = "has_cache_scales";  // a node may leave it out, which means 0
 
-// The node's attributes. A number that is 0 leaves out what it is of.
+// The node's attributes. A number of 0 leaves out the step that it belongs to.
 struct Attributes {
   int32_t num_heads;
   int32_t num_kv_heads;
@@ -46,7 +46,7 @@ struct Attributes {
   int32_t has_cache_scales;
 };
 
-// Inputs in order, without gaps: those of what the attributes leave out are not there.
+// Inputs in order, without gaps: inputs of steps that the attributes leave out are absent.
 constexpr int32_t kQkv = 0, kPosition = 1, kPastKey = 2, kPastValue = 3, kFirstOptional = 4;
 constexpr int32_t kMaxInputs = 11;
 constexpr int32_t kNoInput = -1;
@@ -64,7 +64,7 @@ inline int32_t input_count(const Attributes& attributes) {
 inline int32_t output_count(const Attributes& attributes) {
   return attributes.has_cache_scales != 0 ? kMaxOutputs : kPresentValue + 1;
 }
-// Of two neighbours the first: cos before sin, the gain of queries before that of keys, and keys' scales before
+// The first of two neighbours: cos comes before sin, the gain of queries before that of keys, and keys' scales before
 // values'.
 inline int32_t cos_input(const Attributes& attributes) {
   return attributes.rotary_dim != 0 ? kFirstOptional : kNoInput;
@@ -85,21 +85,22 @@ inline int32_t past_of(const Attributes& attributes, int32_t output) {
                                  : cache_scale_input(attributes) + output - kPresentKeyScale;
 }
 
-// Counts of heads are positive and fit each other, flags are 0 or 1, and no other number but the scale is negative.
+// Checks that counts of heads are positive and fit each other, that flags are 0 or 1, and that no number except the
+// scale is negative.
 bool check_attributes(const Attributes& attributes, ErrorText* error);
 
-// `count` inputs are as many as the attributes say.
+// Checks that `count` is the number of inputs that the attributes ask for.
 bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* error);
 
-// Positions are int64, slopes fp32, keys and values that have scales int8, and all else has the type of qkv. `tensor`
-// counts inputs, and then outputs.
+// Checks that positions are int64, slopes fp32, keys and values with scales int8, and that everything else has the type
+// of qkv. `tensor` counts inputs, and then outputs.
 bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, ElementType qkv_type, ErrorText* error);
 
 // qkv [B, S, (Hq + 2 Hkv) D] and past_key [B, Hkv, C, D] have as many dimensions. Sizes may still be unknown.
 bool check_ranks(int32_t qkv_rank, int32_t past_rank, ErrorText* error);
 
-// The kernels' problem for `inputs` [input_count(attributes)], all sizes known; or why they have none, or do not fit
-// each other.
+// The kernels' problem for `inputs` [input_count(attributes)], all sizes known; or why no kernel takes them, or why
+// they do not fit each other.
 bool describe_problem(const Attributes& attributes, const Shape* inputs, ElementType qkv_type,
                       AttentionProblem* problem, ErrorText* error);
 

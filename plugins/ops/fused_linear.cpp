@@ -9,9 +9,9 @@ namespace awq2trt {
 namespace fused_linear {
 namespace {
 
-using Wide = long long;  // what %lld takes
+using Wide = long long;  // the type for %lld
 
-// What a part's rules said, with the name of the operator that it is part of.
+// The error of a part's rules, with the name of the fused operator.
 bool of_part(bool passed, ErrorText* error) {
   if (passed) return true;
   const ErrorText said = *error;
@@ -29,7 +29,7 @@ bool check_flags(const Attributes& a, ErrorText* error) {
          check_flag(kName, kHasActivation, a.has_activation, error);
 }
 
-// An attribute of the norm or of the activation, where that is missing.
+// Checks an attribute of the norm or of the activation if that part is missing.
 bool check_absent(const char* name, bool is_zero, const char* part, ErrorText* error) {
   return is_zero || fail(error, "%s: attribute %s needs %s = 1", kName, name, part);
 }
@@ -38,7 +38,8 @@ bool describe_norm(const Attributes& a, const Shape* inputs, ElementType x_type,
                    ErrorText* error) {
   const residual_norm::Attributes attributes = norm_of(a);
   Shape shapes[residual_norm::kMaxInputs] = {inputs[kX]};
-  for (int32_t i = 1; i < residual_norm::input_count(attributes); ++i) shapes[i] = inputs[i];  // the same, in its order
+  for (int32_t i = 1; i < residual_norm::input_count(attributes); ++i)
+    shapes[i] = inputs[i];  // the same inputs in the same order
   return of_part(residual_norm::describe_problem(attributes, shapes, x_type, problem, error), error);
 }
 

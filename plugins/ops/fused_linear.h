@@ -1,6 +1,6 @@
-// The rules of the operator FusedLinear, y = activation(W4A16Linear(norm(x + residual))), of which the norm or the
-// activation may be missing: its name, attributes, inputs, types and shapes, as in plugins/FORMAT.md. The rules of its
-// parts are those of their own operators.
+// The rules of the operator FusedLinear, y = activation(W4A16Linear(norm(x + residual))), where the norm or the
+// activation may be missing: its name, attributes, inputs, types and shapes, as in plugins/FORMAT.md. Its parts follow
+// the rules of their own operators.
 //
 // In:  a node's attributes, and the types and shapes of its tensors.
 // Out: whether they fit each other, else why not as a sentence that begins with the operator's name; and the kernels'
@@ -29,7 +29,7 @@ constexpr char kHasActivation[] = "has_activation";
 constexpr char kActivation[] = "activation";
 constexpr char kEpsilon[] = "epsilon";
 
-// The node's attributes. Those of a part that is missing are 0.
+// The node's attributes. Attributes of a missing part are 0.
 struct Attributes {
   int32_t group_size;
   int32_t has_zeros;
@@ -61,29 +61,31 @@ inline int32_t bias_input(const Attributes& a) { return a.has_bias != 0 ? codes_
 inline int32_t input_count(const Attributes& a) { return codes_input(a) + 2 + a.has_zeros + a.has_bias; }
 inline int32_t output_count(const Attributes& a) { return 1 + a.has_residual; }
 
-// The first input that is a constant, as are all behind it.
+// The first input that is a constant; all later ones are constants too.
 inline int32_t first_constant(const Attributes& a) { return 1 + a.has_residual; }
 
-// What each may be, and which of them need each other; one part beside the linear is there.
+// Checks the values of the attributes, which of them need each other, and that there is a part besides the linear.
 bool check_attributes(const Attributes& attributes, ErrorText* error);
 
-// `count` inputs are as many as the attributes say; so are `count` outputs.
+// Checks that `count` is the number of inputs, or of outputs, that the attributes ask for.
 bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* error);
 bool check_output_count(const Attributes& attributes, int32_t count, ErrorText* error);
 
-// A tensor (an input, or after the last input an output) has its type: codes and zeros int4, all others that of x.
+// Checks that a tensor (an input, or after the last input an output) has its type: codes and zeros int4, all others
+// that of x.
 bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, ElementType x_type, ErrorText* error);
 
-// x [..., K] and codes [N, K], sizes known or not (below 0), have the dimensions from which the outputs' shapes follow.
+// Checks that x [..., K] and codes [N, K], sizes known or not (below 0), have the dimensions from which the outputs'
+// shapes follow.
 bool check_shapes(const Attributes& attributes, int32_t x_rank, const Shape& codes, ErrorText* error);
 
-// Of y, in the place of K, for codes with N rows.
+// The size of y in place of K, for codes with N rows.
 inline int64_t output_width(const Attributes& attributes, int64_t n) {
   return attributes.has_activation != 0 ? n / 2 : n;
 }
 
-// The kernels' problem for inputs of these shapes, all sizes known, `inputs` [input_count(attributes)]; or why there is
-// none.
+// The kernels' problem for inputs of these shapes, all sizes known, `inputs` [input_count(attributes)]; or why no
+// kernel takes them.
 bool describe_problem(const Attributes& attributes, const Shape* inputs, ElementType x_type,
                       FusedLinearProblem* problem, ErrorText* error);
 

@@ -27,10 +27,10 @@ bool check_input_count(int32_t count, ErrorText* error);
 // The output has the type of x.
 bool check_type(int32_t tensor, ElementType type, ElementType x_type, ErrorText* error);
 
-// x [..., 2 I], sizes known or not (below 0), has a dimension to halve, of an even size.
+// Checks that x [..., 2 I], sizes known or not (below 0), has a last dimension of an even size, which can be halved.
 bool check_halves(const Shape& x, ErrorText* error);
 
-// The kernel's problem for x [..., 2 I], all sizes known; or why it has none.
+// The kernel's problem for x [..., 2 I], all sizes known; or why the kernel does not take it.
 bool describe_problem(int32_t activation, const Shape& x, ElementType x_type, ActivationProblem* problem,
                       ErrorText* error);
 

@@ -46,17 +46,17 @@ inline int32_t bias_input(const Attributes& attributes) {
 
 inline int32_t output_count(const Attributes& attributes) { return 1 + attributes.has_residual; }
 
-// Three flags, and an epsilon that is not negative.
+// Checks that the three flags are 0 or 1 and that epsilon is not negative.
 bool check_attributes(const Attributes& attributes, ErrorText* error);
 
-// `count` inputs are as many as the attributes say; so are `count` outputs.
+// Checks that `count` is the number of inputs, or of outputs, that the attributes ask for.
 bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* error);
 bool check_output_count(const Attributes& attributes, int32_t count, ErrorText* error);
 
-// Every tensor has the type of x.
+// Checks that every tensor has the type of x.
 bool check_type(int32_t tensor, ElementType type, ElementType x_type, ErrorText* error);
 
-// The kernel's problem for `inputs` [input_count(attributes)], all sizes known; or why there is none.
+// The kernel's problem for `inputs` [input_count(attributes)], all sizes known; or why the kernel does not take them.
 bool describe_problem(const Attributes& attributes, const Shape* inputs, ElementType x_type, NormProblem* problem,
                       ErrorText* error);
 

@@ -1,12 +1,12 @@
 // The rules of the operators W4A16Linear and W8A16Linear, y[..., N] = x[..., K] * W^T + bias with 4-bit or 8-bit W:
 // their names, attributes, inputs, types and shapes, as in plugins/FORMAT.md. awq2trt/opset.py declares the same for
-// Python; tests/machine/test_plugin_library.py holds the two together.
+// Python; tests/machine/test_plugin_library.py checks that the two agree.
 //
 // In:  a node's attributes, and the types and shapes of its tensors.
 // Out: whether they fit each other, else why not as a sentence that begins with the operator's name; and the
 //      GemmProblem that the kernels solve.
 //
-// A check returns false and fills in `error`, or returns true and leaves it as it was.
+// A check returns false and fills in `error`, or returns true and leaves it unchanged.
 #pragma once
 
 #include <cstdint>
@@ -30,12 +30,12 @@ struct Attributes {
   int32_t group_size;
   int32_t has_zeros;
   int32_t has_bias;
-  int32_t code_bits = 4;  // or 8: no attribute of the node, which its operator's name tells
+  int32_t code_bits = 4;  // or 8: follows from the operator's name and is no attribute of the node
 };
 
 inline const char* name_of(const Attributes& attributes) { return attributes.code_bits == 8 ? kName8 : kName; }
 
-// Of codes and zero points.
+// The type of codes and zero points.
 inline ElementType code_type(int32_t code_bits) { return code_bits == 8 ? ElementType::kInt8 : ElementType::kInt4; }
 
 // Inputs in order, without gaps: zeros and bias follow where the attributes say that they are there.
@@ -58,24 +58,24 @@ enum class Role {
   kLikeActivations,  // the type of x
 };
 
-// Of an input, or of the output, which comes after the last input.
+// The role of an input, or of the output, which comes after the last input.
 Role role_of(int32_t tensor, const Attributes& attributes);
 
-// group_size is positive, and the other two are 0 or 1.
+// Checks that group_size is positive and that the other two are 0 or 1.
 bool check_attributes(const Attributes& attributes, ErrorText* error);
 
-// `count` inputs are as many as the attributes say.
+// Checks that `count` is the number of inputs that the attributes ask for.
 bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* error);
 
-// A tensor (an input, or after the last input the output) has the type of its role.
+// Checks that a tensor (an input, or after the last input the output) has the type of its role.
 bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, ElementType x_type, ErrorText* error);
 
-// x [..., K] and codes [N, K] have the dimensions from which the output's shape follows: that of x, with N in the place
-// of K. Sizes may still be unknown.
+// Checks that x [..., K] and codes [N, K] have the dimensions from which the output's shape follows: the shape of x,
+// with N in place of K. Sizes may still be unknown.
 bool check_ranks(const Attributes& attributes, int32_t x_rank, int32_t codes_rank, ErrorText* error);
 
-// The kernels' problem for inputs of these shapes, all sizes known, `inputs` [input_count(attributes)]; or why they
-// have none, or do not fit each other. Whether types are right is for check_type() to say; this takes x's alone.
+// The kernels' problem for inputs of these shapes, all sizes known, `inputs` [input_count(attributes)]; or why no
+// kernel takes them, or why they do not fit each other. check_type() checks types; this takes only the type of x.
 bool describe_problem(const Attributes& attributes, const Shape* inputs, ElementType x_type, GemmProblem* problem,
                       ErrorText* error);
 

@@ -53,7 +53,7 @@ class CudaBestToken final : public Kernel {
   NodeDevice device_{best_token::kName};
 };
 
-// Of equal scores the first; a NaN never wins over a number.
+// The first of equal scores; a NaN never wins over a number.
 int64_t place_of_best(const std::vector<double>& scores) {
   int64_t best = 0;
   for (size_t i = 1; i < scores.size(); ++i) {

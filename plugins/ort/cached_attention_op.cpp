@@ -22,10 +22,10 @@ namespace {
 
 using cached_attention::Attributes;
 
-// How a cache keeps numbers; ONNX Runtime tells operators of one name apart by their types.
+// How a cache stores numbers; ONNX Runtime tells operators of the same name apart by their types.
 enum class Cache { kAsActivations, kCodes };
 
-// The node's attributes, which fit its number of inputs.
+// The node's attributes, after a check that they fit its number of inputs.
 Attributes read_attributes(const Node& node, Cache cache) {
   const Attributes attributes = {
       node.integer_attribute(cached_attention::kNumHeads),
@@ -46,7 +46,7 @@ Attributes read_attributes(const Node& node, Cache cache) {
   return attributes;
 }
 
-// A node's tensors in one call, held to each other and to the attributes.
+// A node's tensors in one call, checked against each other and against the attributes.
 class Call {
  public:
   Call(const Attributes& attributes, const Context& context) {
@@ -124,7 +124,7 @@ class CudaAttention final : public Kernel {
 
  private:
   struct Known {
-    int capacity;  // that the configuration was chosen for; callers change it seldom
+    int capacity;  // for which the configuration was chosen; callers rarely change it
     AttentionConfig config;
   };
 
@@ -144,8 +144,8 @@ class CudaAttention final : public Kernel {
   std::map<std::pair<int, int>, Known> configs_;  // by B and S
 };
 
-// A call on the CPU. The reference sees of the cache the slots up to the last new one only: those after it may hold
-// anything, and nobody waits for them to be widened.
+// A call on the CPU. The reference sees only the slots of the cache up to the last new one: later slots may hold
+// anything, and widening them would take time.
 class CpuCall {
  public:
   CpuCall(const Call& call) : problem_(call.problem()), tensors_(call.tensors()), type_(call.qkv().type()) {
@@ -203,7 +203,7 @@ class CpuCall {
     if (past != present) std::memcpy(present, past, bytes);
   }
 
-  // [B, Hkv, slots_, D]; `scales` of codes alone.
+  // [B, Hkv, slots_, D]; only codes have `scales`.
   std::vector<double> load_cache(const void* cache, const void* scales) const {
     std::vector<double> numbers;
     for (int64_t row = 0; row < cache_rows(); ++row) {
@@ -220,7 +220,7 @@ class CpuCall {
     return numbers;
   }
 
-  // `numbers` [B, Hkv, slots_, length], of which those of new tokens go to a tensor of `capacity` slots.
+  // Stores the new tokens' part of `numbers` [B, Hkv, slots_, length] in a tensor of `capacity` slots.
   void store_new_slots(const std::vector<double>& numbers, void* tensor, int64_t length) const {
     for (int64_t row = 0; row < cache_rows(); ++row) {
       const int64_t position = tensors_.position[row / problem_.kv_heads];
@@ -266,7 +266,7 @@ class CachedAttentionOperator final : public CustomOperator {
  public:
   CachedAttentionOperator(const char* provider, abi::ElementType type)
       : provider_(provider),
-        // The optional ones are cosines, sines, gains and scales, of `type`, and slopes of fp32, in any selection
+        // Optional inputs are cosines, sines, gains and scales of `type`, and slopes of fp32, in any combination
         // (FORMAT.md).
         inputs_{{type, false}, {abi::ElementType::kInt64, false}, {cache_type(type), false}, {cache_type(type), false}},
         outputs_{{type, false}, {cache_type(type), false}, {cache_type(type), false}, {type, true}, {type, true}} {

@@ -53,14 +53,14 @@ std::vector<int64_t> sizes_of(const Runtime& runtime, const abi::TensorTypeAndSh
   return sizes;
 }
 
-// A kernel, and what its callbacks need.
+// A kernel, and the data that its callbacks need.
 struct NodeKernel {
   Runtime runtime;
   std::string node;
   std::unique_ptr<Kernel> kernel;
 };
 
-// Runs `body`; what it throws then names the node, too.
+// Runs `body`, and adds the node's name to the errors that it throws.
 template <typename Body>
 void in_node(const std::string& node, Body&& body) {
   try {
@@ -117,7 +117,7 @@ std::string Node::name() const {
 int32_t Node::integer_attribute(const char* name) const {
   int64_t value = 0;
   runtime_.call(abi::kKernelInfoGetAttribute_int64, info_, name, &value);
-  // A value beyond 32 bits is out of every attribute's range, and stays so.
+  // A value beyond 32 bits is outside every attribute's range, also after it is clamped.
   return static_cast<int32_t>(
       std::clamp<int64_t>(value, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()));
 }
@@ -190,8 +190,8 @@ Scratch::Scratch(const Context& context, const InputTensor& like, size_t bytes) 
   runtime_.call(abi::kKernelContext_GetAllocator, context.context_, like.memory(), &allocator_);
   try {
     if (context.stream() != nullptr) {
-      // Unlike Alloc this knows the stream: the arena hands the memory to another stream only once ours is done with
-      // it.
+      // Unlike Alloc, this knows the stream: the arena gives the memory to another stream only after ours has finished
+      // with it.
       runtime_.call(abi::kKernelContext_GetScratchBuffer, context.context_, like.memory(), bytes, &data_);
     } else {
       data_ = allocator_->Alloc(allocator_, bytes);

@@ -1,9 +1,9 @@
-// What an operator is to ONNX Runtime: a CustomOperator says what it takes and makes kernels, one for each node; a
-// kernel computes. Neither sees ONNX Runtime's C interface: the classes below stand between.
+// Our operators as ONNX Runtime calls them: a CustomOperator declares its inputs and makes kernels, one for each node;
+// a kernel computes. Neither sees ONNX Runtime's C interface: the classes below hide it.
 //
 // In:  a node when its kernel is made; its tensors when it computes.
-// Out: outputs in memory of the provider's. What an operator cannot take, it throws as Failure; the text that the user
-//      reads names the node.
+// Out: outputs in the provider's memory. An operator throws Failure for anything that it does not take; the text that
+//      the user reads names the node.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ namespace ort {
 constexpr char kCpuProvider[] = "CPUExecutionProvider";
 constexpr char kCudaProvider[] = "CUDAExecutionProvider";
 
-// Throws what a check of ops/ found, unless it passed.
+// Throws the error of a check of ops/ that failed.
 void require(bool passed, const ErrorText& error);
 
 // A node, while its kernel is being made.
@@ -59,7 +59,7 @@ class InputTensor {
   std::vector<int64_t> sizes_;
 };
 
-// A node that computes: its tensors, and what its provider lends.
+// A node that computes: its tensors, and its provider's resources.
 class Context {
  public:
   Context(const Runtime& runtime, abi::KernelContext* context) : runtime_(runtime), context_(context) {}
@@ -86,8 +86,9 @@ class Context {
   abi::KernelContext* context_;
 };
 
-// Memory of the provider's arena, where `like` lies, until the end of the scope. On a GPU the next owner may be another
-// node of the same stream, whose kernels start after ours; so nothing waits here, and a CUDA graph can capture it.
+// Memory of the provider's arena, on the device of `like`, until the end of the scope. On a GPU the next owner may be
+// another node of the same stream, whose kernels start after ours; so nothing waits here, and a CUDA graph can capture
+// it.
 class Scratch {
  public:
   Scratch(const Context& context, const InputTensor& like, size_t bytes);  // without bytes: nullptr
@@ -103,7 +104,7 @@ class Scratch {
   void* data_ = nullptr;
 };
 
-// A size of a tensor's while a model is loaded: a number, or the name of one that is only known when it runs.
+// A size of a tensor while a model is loaded: a number, or the name of a size that is only known when it runs.
 struct Dimension {
   int64_t size;      // below 0: not known
   std::string name;  // empty: none
@@ -117,7 +118,7 @@ class ShapeInference {
   std::vector<Dimension> input(size_t index) const;  // empty where nothing is known
   int64_t integer_attribute(const char* name) const;
 
-  // Says that an output has this type and shape. Leaves it open if a size has neither number nor name.
+  // Declares that an output has this type and shape. Leaves the shape open if a size has neither number nor name.
   void set_output(size_t index, abi::ElementType type, const std::vector<Dimension>& shape) const;
 
   // The same with the type of an input.
@@ -170,7 +171,7 @@ std::vector<std::unique_ptr<CustomOperator>> make_for_all_types() {
   return operators;
 }
 
-// A CustomOperator as ONNX Runtime's C interface wants it. It must outlive every session that knows it.
+// A CustomOperator in the form of ONNX Runtime's C interface. It must outlive every session that uses it.
 class RegisteredOperator : public abi::CustomOp {
  public:
   RegisteredOperator(const Runtime& runtime, std::unique_ptr<CustomOperator> implementation);

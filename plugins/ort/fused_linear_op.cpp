@@ -20,7 +20,7 @@ namespace {
 
 using fused_linear::Attributes;
 
-// The node's attributes, which fit its numbers of inputs and outputs.
+// The node's attributes, after a check that they fit its numbers of inputs and outputs.
 Attributes read_attributes(const Node& node) {
   const auto integer = [&](const char* name) { return node.integer_attribute(name); };
   Attributes a = {};
@@ -41,7 +41,7 @@ Attributes read_attributes(const Node& node) {
   return a;
 }
 
-// A node's tensors in one call, held to each other and to the attributes.
+// A node's tensors in one call, checked against each other and against the attributes.
 class Call {
  public:
   Call(const Attributes& attributes, const Context& context) {
@@ -52,7 +52,7 @@ class Call {
     for (int32_t i = 0; i < count; ++i) {
       inputs_.push_back(context.input(i));
       shapes[i] = inputs_[i].shape();
-      // ONNX Runtime has held x to the types that the operator declares: on the CPU fp32, too.
+      // ONNX Runtime has checked that x has a type that the operator declares, which on the CPU may be fp32, too.
       if (i > fused_linear::kX)
         require(fused_linear::check_type(attributes, i, inputs_[i].type(), x().type(), &error), error);
     }
@@ -112,8 +112,7 @@ class CudaFusedLinear final : public Kernel {
     Device device = device_.get();
     device.cublas_lt = has_cublas_lt();
     FusedLinearConfig config = choose_config(problem, device);
-    // Overlapping kernels read weights before the kernel in front has ended, which must not be the one that writes
-    // them.
+    // Overlapping kernels read weights before the previous kernel has ended, so that kernel must not write them.
     config.linear.overlap = config.linear.overlap && constant_weights_;
     configs_.emplace(problem.linear.m, config);
     return config;
@@ -161,7 +160,7 @@ class FusedLinearOperator final : public CustomOperator {
  public:
   FusedLinearOperator(const char* provider, abi::ElementType type)
       : provider_(provider), inputs_{{type, false}}, outputs_{{type, false}, {type, true}} {
-    // Behind x, what is there depends on the attributes: of `type`, or codes and zeros.
+    // The inputs after x depend on the attributes: they are of `type`, or codes and zeros.
     for (int32_t i = 1; i < fused_linear::kMaxInputs; ++i) {
       inputs_.push_back({abi::ElementType::kUndefined, i >= fused_linear::kMinInputs});
     }
@@ -189,7 +188,7 @@ class FusedLinearOperator final : public CustomOperator {
     require(fused_linear::check_shapes(attributes, static_cast<int32_t>(x.size()), codes_shape, &error), error);
     std::vector<Dimension> y = x;
     y.back() = codes.front();
-    if (attributes.has_activation != 0) {  // of a size with a name nobody has named the half
+    if (attributes.has_activation != 0) {  // half of a named size has no name
       y.back() = {sizes[0] < 0 ? sizes[0] : fused_linear::output_width(attributes, sizes[0]), ""};
     }
     shapes.set_output_like_first_input(fused_linear::kY, y);

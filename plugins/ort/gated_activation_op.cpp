@@ -21,7 +21,7 @@ int32_t read_activation(const Node& node) {
   return activation;
 }
 
-// A node's tensors in one call, held to its attribute.
+// A node's tensors in one call, checked against its attribute.
 class Call {
  public:
   Call(int32_t activation, const Context& context) : x_(context.input(0)) {
@@ -105,7 +105,7 @@ class GatedActivationOperator final : public CustomOperator {
     const int64_t last = shape.back().size;
     ErrorText error;
     require(gated_activation::check_halves({&last, 1}, &error), error);
-    shape.back() = {last < 0 ? last : last / 2, ""};  // of a size with a name nobody has named the half
+    shape.back() = {last < 0 ? last : last / 2, ""};  // half of a named size has no name
     shapes.set_output_like_first_input(0, shape);
   }
 

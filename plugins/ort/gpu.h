@@ -1,5 +1,5 @@
-// What operators on the CUDA provider share: in, the current device and what a launch returned; out, the device's
-// numbers, and errors as Failure.
+// Shared by operators on the CUDA provider. In: the current device, and the result of a launch. Out: the device's
+// properties, and errors as Failure.
 #pragma once
 
 #include <mutex>
@@ -14,7 +14,7 @@ namespace ort {
 // Throws a Failure that begins with the operator's name.
 void throw_if_cuda_error(cudaError_t status, const char* op);
 
-// The GPU of a node: that which is current when it computes first.
+// The GPU of a node: the current one when the node computes for the first time.
 class NodeDevice {
  public:
   explicit NodeDevice(const char* op) : op_(op) {}

@@ -1,8 +1,8 @@
 // The part of ONNX Runtime's C interface that our operators use, declared here, so that a build needs none of its
-// headers: PyPI has them nowhere, and the smallest package elsewhere is 150 MB. The interface is a table of functions
-// to which every version of ONNX Runtime only appends (onnxruntime_c_api.h says so, and static_asserts in its sources
-// hold it to it), so a function's place in the table is its name. tests/plugins/ort/onnxruntime_abi_test.cpp compares
-// each line with onnxruntime_c_api.h wherever that is installed.
+// headers: no package on PyPI has them, and the smallest package elsewhere is 150 MB. The interface is a table of
+// functions to which every version of ONNX Runtime only appends (onnxruntime_c_api.h promises it, and static_asserts in
+// its sources enforce it), so a function's place in the table identifies it. tests/plugins/ort/onnxruntime_abi_test.cpp
+// compares each line with onnxruntime_c_api.h wherever that is installed.
 //
 // Names are those of onnxruntime_c_api.h without their prefix Ort, which documents them.
 #pragma once
@@ -14,12 +14,12 @@ namespace awq2trt {
 namespace ort {
 namespace abi {
 
-// The version of the table that we ask for, that of ONNX Runtime 1.27: the first that runs our exported graphs whole.
+// The version of the table that we ask for, that of ONNX Runtime 1.27: the first that runs all of our exported graphs.
 // Every function below is older.
 constexpr uint32_t kApiVersion = 27;
 constexpr char kLeastRuntime[] = "1.27";
 
-// Known to ONNX Runtime alone; we hold pointers to them.
+// Defined only inside ONNX Runtime; we hold pointers to them.
 struct Api;
 struct CustomOpDomain;
 struct KernelContext;
@@ -57,7 +57,7 @@ struct ApiBase {
   const char* (*GetVersionString)();
 };
 
-// Its first members; later ones are for who implements an allocator.
+// Its first members; the later ones only matter to implementers of an allocator.
 struct Allocator {
   uint32_t version;
   void* (*Alloc)(Allocator* allocator, size_t bytes);
@@ -146,7 +146,7 @@ constexpr Slot<Status*(TensorTypeAndShapeInfo*, const char** names, size_t rank)
 constexpr Slot<void(TensorTypeAndShapeInfo*)> kReleaseTensorTypeAndShapeInfo{99};
 
 constexpr Slot<Status*(const ShapeInferContext*, size_t*)> kShapeInferContext_GetInputCount{267};
-// The information stays the context's: nobody releases it.
+// The context owns the information: nobody releases it.
 constexpr Slot<Status*(const ShapeInferContext*, size_t, TensorTypeAndShapeInfo**)>
     kShapeInferContext_GetInputTypeShape{268};
 constexpr Slot<Status*(const ShapeInferContext*, size_t, const TensorTypeAndShapeInfo*)>

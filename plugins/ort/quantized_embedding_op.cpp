@@ -16,7 +16,7 @@ namespace {
 namespace rules = quantized_embedding;
 using rules::Attributes;
 
-// The node's attributes, which fit its number of inputs.
+// The node's attributes, after a check that they fit its number of inputs.
 Attributes read_attributes(const Node& node, int32_t code_bits) {
   const Attributes attributes = {node.integer_attribute(rules::kGroupSize), node.integer_attribute(rules::kHasZeros),
                                  code_bits};
@@ -26,7 +26,7 @@ Attributes read_attributes(const Node& node, int32_t code_bits) {
   return attributes;
 }
 
-// A node's tensors in one call, held to each other and to the attributes.
+// A node's tensors in one call, checked against each other and against the attributes.
 class Call {
  public:
   Call(const Attributes& attributes, const Context& context) {
@@ -37,7 +37,7 @@ class Call {
     for (size_t i = 0; i < count; ++i) {
       inputs_.push_back(context.input(i));
       shapes[i] = inputs_[i].shape();
-      // ONNX Runtime has held those before zeros to the types that the operator declares.
+      // ONNX Runtime has checked that the inputs before zeros have the types that the operator declares.
       require(i < rules::kZeros || rules::check_type(attributes, rules::kZeros, inputs_[i].type(), type(), &error),
               error);
     }
@@ -96,7 +96,7 @@ class CpuEmbedding final : public Kernel {
     for (int64_t row = 0; row < problem.rows; ++row) {
       const int64_t id = tensors.ids[row];
       if (id < 0 || id >= problem.vocabulary) {
-        throw Failure(std::string(name_of(attributes_)) + ": id " + std::to_string(id) + " is none of the " +
+        throw Failure(std::string(name_of(attributes_)) + ": id " + std::to_string(id) + " is not one of the " +
                       std::to_string(problem.vocabulary) + " rows");
       }
       const int64_t first_group = id * problem.groups();
@@ -146,7 +146,7 @@ class EmbeddingOperator final : public CustomOperator {
   }
 
  private:
-  static constexpr Attributes kAttributes = {0, 0, kBits};  // of which only the width of codes is known
+  static constexpr Attributes kAttributes = {0, 0, kBits};  // only the width of codes is known of them
   const char* const provider_;
   const std::vector<Argument> inputs_;
   const std::vector<Argument> outputs_;

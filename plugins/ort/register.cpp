@@ -1,8 +1,8 @@
-// What ONNX Runtime looks up when it loads the library (SessionOptions.register_custom_ops_library, or
-// RegisterCustomOpsLibrary_V2): every operator that this library has for it.
+// The function that ONNX Runtime looks up when it loads the library (SessionOptions.register_custom_ops_library, or
+// RegisterCustomOpsLibrary_V2); it registers every operator of this library.
 //
-// In:  options of a session to be, and the runtime that asks.
-// Out: the domain `awq2trt` in the options, once however often it is asked for. Operators are made once for each
+// In:  options of a future session, and the runtime that calls.
+// Out: the domain `awq2trt` in the options, once even after several calls. Operators are made once for each
 // runtime in the process and live as long as
 //      the process, since sessions refer to them until their own end, which may come after that of our static objects.
 #include <map>
@@ -55,7 +55,7 @@ abi::CustomOpDomain* domain_of(const abi::Api* api) {
 }
 
 void register_once(const Runtime& runtime, abi::SessionOptions* options, abi::CustomOpDomain* domain) {
-  // With a domain twice in its options no session can be made, and options do not say which domains they have.
+  // No session can be made from options that have a domain twice, and options cannot be asked which domains they have.
   constexpr char kRegistered[] = "awq2trt.operators";
   int registered = 0;
   runtime.call(abi::kHasSessionConfigEntry, options, kRegistered, &registered);
@@ -64,7 +64,7 @@ void register_once(const Runtime& runtime, abi::SessionOptions* options, abi::Cu
   runtime.call(abi::kAddSessionConfigEntry, options, kRegistered, AWQ2TRT_VERSION);
 }
 
-// The table of a runtime that is too old is good for one thing: to say so.
+// The table of a runtime that is too old serves only to report that.
 abi::Status* refuse(const abi::ApiBase* base) {
   constexpr uint32_t kFirstVersion = 1;
   const Runtime runtime(base->GetApi(kFirstVersion));

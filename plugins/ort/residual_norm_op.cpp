@@ -15,7 +15,7 @@ namespace {
 
 using residual_norm::Attributes;
 
-// The node's attributes, which fit its numbers of inputs and outputs.
+// The node's attributes, after a check that they fit its numbers of inputs and outputs.
 Attributes read_attributes(const Node& node) {
   const Attributes attributes = {
       node.integer_attribute(residual_norm::kHasResidual), node.integer_attribute(residual_norm::kHasBias),
@@ -27,7 +27,7 @@ Attributes read_attributes(const Node& node) {
   return attributes;
 }
 
-// A node's tensors in one call, held to each other and to the attributes.
+// A node's tensors in one call, checked against each other and against the attributes.
 class Call {
  public:
   Call(const Attributes& attributes, const Context& context) {
@@ -83,7 +83,7 @@ class CudaNorm final : public Kernel {
   NodeDevice device_{residual_norm::kName};
 };
 
-// `row` becomes its norm.
+// Replaces `row` by its norm.
 void normalize(const NormProblem& problem, const std::vector<double>& gain, const std::vector<double>& bias,
                std::vector<double>* row) {
   double mean = 0.0, squares = 0.0;
@@ -115,7 +115,7 @@ class ResidualNormOperator final : public CustomOperator {
  public:
   ResidualNormOperator(const char* provider, abi::ElementType type)
       : provider_(provider),
-        // Behind x: residual, gain and bias, of which any but the gain may be missing.
+        // After x: residual, gain and bias; any of them except the gain may be missing.
         inputs_{{type, false}, {type, false}, {type, true}, {type, true}},
         outputs_{{type, false}, {type, true}} {}
 

@@ -1,5 +1,5 @@
-// awq2trt::ResidualNorm for ONNX Runtime: sum = x + residual and the norm of it. On the CUDA provider the kernel
-// computes it (kernels/residual_norm), on the CPU a plain loop. The op: plugins/FORMAT.md.
+// awq2trt::ResidualNorm for ONNX Runtime: sum = x + residual and its norm. On the CUDA provider the kernel computes it
+// (kernels/residual_norm), on the CPU a plain loop. The op: plugins/FORMAT.md.
 #pragma once
 
 #include <memory>
@@ -14,7 +14,7 @@ namespace ort {
 // For both providers: fp16 and bf16, and on the CPU fp32.
 std::vector<std::unique_ptr<CustomOperator>> make_residual_norm_operators();
 
-// The norm of rows of `type` in host memory; the problem's own type is not read, since it knows no fp32.
+// The norm of rows of `type` in host memory; the problem's own type is not read, since it has no fp32.
 void compute_norm_on_cpu(const NormProblem& problem, ElementType type, const NormTensors& tensors);
 
 }  // namespace ort

@@ -1,9 +1,8 @@
 // The ONNX Runtime that called us, and errors on their way back to it.
 //
 // In:  its table of functions (onnxruntime_abi.h).
-// Out: calls that throw where it reports an error, and `guarded`, which turns whatever is thrown inside an operator
-// into
-//      a status: no exception crosses the border.
+// Out: calls that throw where it reports an error, and `guarded`, which turns every exception inside an operator into a
+//      status: no exception reaches ONNX Runtime.
 #pragma once
 
 #include <exception>
@@ -16,7 +15,7 @@
 namespace awq2trt {
 namespace ort {
 
-// What goes wrong, as a sentence for the user.
+// An error, as a sentence for the user.
 class Failure : public std::runtime_error {
  public:
   explicit Failure(const std::string& text, abi::ErrorCode code = abi::ErrorCode::kFail)
@@ -43,7 +42,7 @@ class Runtime {
     abi::function_at(api_, slot)(arguments...);
   }
 
-  // Runs `body` and says how it went: nullptr, or a status that the runtime then owns.
+  // Runs `body` and returns nullptr, or on an error a status that the runtime then owns.
   template <typename Body>
   abi::Status* guarded(Body&& body) const noexcept {
     try {

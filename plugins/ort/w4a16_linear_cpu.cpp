@@ -58,7 +58,7 @@ int int4_at(const uint8_t* packed, int64_t index) {
   return index % 2 == 0 ? code_of_low_nibble(packed[index / 2]) : code_of_high_nibble(packed[index / 2]);
 }
 
-// w = scale * (code - zero) of `bytes` bytes that share scale and zero.
+// w = scale * (code - zero) for `bytes` bytes that share scale and zero.
 AWQ2TRT_CPU_CLONES
 void dequantize_group(const uint8_t* __restrict codes, int bytes, float scale, int zero, float* __restrict even,
                       float* __restrict odd) {
@@ -68,7 +68,7 @@ void dequantize_group(const uint8_t* __restrict codes, int bytes, float scale, i
   }
 }
 
-// The same of 8-bit codes.
+// The same for 8-bit codes.
 AWQ2TRT_CPU_CLONES
 void dequantize_group(const int8_t* __restrict codes, int bytes, float scale, int zero, float* __restrict weights) {
   for (int i = 0; i < bytes; ++i) weights[i] = scale * static_cast<float>(codes[i] - zero);

@@ -22,7 +22,7 @@ using w4a16_linear::kCodes;
 using w4a16_linear::kMaxInputs;
 using w4a16_linear::kX;
 
-// The node's attributes, which fit its number of inputs.
+// The node's attributes, after a check that they fit its number of inputs.
 Attributes read_attributes(const Node& node, int32_t code_bits) {
   const Attributes attributes = {node.integer_attribute(w4a16_linear::kGroupSize),
                                  node.integer_attribute(w4a16_linear::kHasZeros),
@@ -34,7 +34,7 @@ Attributes read_attributes(const Node& node, int32_t code_bits) {
   return attributes;
 }
 
-// A node's tensors in one call, held to each other and to the attributes.
+// A node's tensors in one call, checked against each other and against the attributes.
 class Call {
  public:
   Call(const Attributes& attributes, const Context& context) : attributes_(attributes) {
@@ -46,7 +46,7 @@ class Call {
       inputs_.push_back(context.input(i));
       shapes[i] = inputs_[i].shape();
     }
-    // ONNX Runtime has held the others to the types that the operator declares.
+    // ONNX Runtime has checked that the others have the types that the operator declares.
     for (size_t i = w4a16_linear::kFirstOptional; i < count; ++i) {
       const auto tensor = static_cast<int32_t>(i);
       require(w4a16_linear::check_type(attributes, tensor, inputs_[i].type(), x().type(), &error), error);
@@ -115,8 +115,7 @@ class CudaLinear final : public Kernel {
     Device device = device_.get();
     device.cublas_lt = has_cublas_lt();
     KernelConfig config = choose_config(problem, device);
-    // Overlapping kernels read weights before the kernel in front has ended, which must not be the one that writes
-    // them.
+    // Overlapping kernels read weights before the previous kernel has ended, so that kernel must not write them.
     config.overlap = config.overlap && constant_weights_;
     configs_.emplace(problem.m, config);
     return config;
@@ -148,7 +147,7 @@ class LinearOperator final : public CustomOperator {
  public:
   LinearOperator(const char* provider, abi::ElementType type)
       : provider_(provider),
-        // The last two are zeros, bias, or both in this order: of the codes' type, of `type`, or both (FORMAT.md).
+        // The last two inputs are zeros (of the codes' type), bias (of `type`), or both in this order (FORMAT.md).
         inputs_{{type, false},
                 {kBits == 8 ? abi::ElementType::kInt8 : abi::ElementType::kInt4, false},
                 {type, false},
@@ -177,7 +176,7 @@ class LinearOperator final : public CustomOperator {
   }
 
  private:
-  static constexpr Attributes kAttributes = {0, 0, 0, kBits};  // of which only the width of codes is known
+  static constexpr Attributes kAttributes = {0, 0, 0, kBits};  // only the width of codes is known of them
   const char* const provider_;
   const std::vector<Argument> inputs_;
   const std::vector<Argument> outputs_;

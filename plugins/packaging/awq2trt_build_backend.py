@@ -1,10 +1,10 @@
-"""The build backend of pyproject.toml: scikit-build-core, after deciding whether the wheel gets the plugin library.
+"""The build backend of pyproject.toml: scikit-build-core, after deciding whether the wheel contains the plugin library.
 
-A wheel gets it where a CUDA compiler and a host compiler are there; AWQ2TRT_PLUGINS=1 or 0 decides instead. Where
-nobody asked for it and it does not build, the wheel is pure Python, and pip's output (-v) says why. Editable installs
-are pure Python unless asked: a clone builds the library with `make plugins`.
+A wheel contains it if a CUDA compiler and a host compiler are installed; AWQ2TRT_PLUGINS=1 or 0 decides instead. If the
+variable is not set and the library does not build, the wheel is pure Python, and pip's output (-v) says why. Editable
+installs are pure Python unless the variable is 1: a clone builds the library with `make plugins`.
 
-pip calls every hook in a process of its own, so each decides anew, and alike.
+pip calls every hook in a process of its own, so each one repeats the decision, with the same result.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _YES, _NO = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
 
 
 def wants_plugins(environ: Mapping[str, str], has_compilers: Callable[[Mapping[str, str]], bool]) -> bool:
-    """Whether a wheel gets the plugin library.
+    """Whether a wheel contains the plugin library.
 
     Raises:
-        ValueError: The variable is neither on nor off.
+        ValueError: The variable is neither 1 nor 0.
     """
     asked = environ.get(VARIABLE, "").lower()
     if asked in (*_YES, *_NO):
         return asked in _YES
     if asked:
-        raise ValueError(f"{VARIABLE} is {environ[VARIABLE]!r}; it must be 1 or 0, or not be set.")
+        raise ValueError(f"{VARIABLE} is {environ[VARIABLE]!r}; set it to 1 or 0, or unset it.")
     return has_compilers(environ)
 
 

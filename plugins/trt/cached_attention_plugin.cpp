@@ -1,10 +1,10 @@
 // awq2trt::CachedAttention as a TensorRT plugin: its rules (ops/cached_attention.h) and kernels
 // (kernels/cached_attention/) behind OperatorPlugin.
 //
-// Present keys and values are the memory of the past: TensorRT is told so, and needs
-// PreviewFeature::kALIASED_PLUGIN_IO_10_03 at build to believe it. Its headers and trtexec have both from 10.3.0 on
-// (NVIDIA/TensorRT, commit 84dd6ed1; the changelog's line under 10.4 is of a sample). Where TensorRT copies all the
-// same, the addresses differ, and the kernels copy the past themselves.
+// Present keys and values use the memory of the past: the plugin declares it, and TensorRT accepts it only if
+// PreviewFeature::kALIASED_PLUGIN_IO_10_03 is set at build. Its headers and trtexec have both from 10.3.0 on
+// (NVIDIA/TensorRT, commit 84dd6ed1; the changelog's line under 10.4 is about a sample). If TensorRT nevertheless uses
+// other memory, the addresses differ, and the kernels copy the past themselves.
 #include <cstddef>
 
 #include "kernels/cached_attention/cached_attention.h"

@@ -1,6 +1,7 @@
-// What TensorRT looks up when it loads the library: IPluginRegistry::loadLibrary, trtexec --staticPlugins, or an engine
-// that carries the library inside. Only versioned plugin interfaces cross this border, so one library serves every
-// TensorRT from 10.3 on and TensorRT-RTX; registering through the registry's own vtable would not.
+// The functions that TensorRT looks up when it loads the library: IPluginRegistry::loadLibrary, trtexec
+// --staticPlugins, or an engine that carries the library inside. Only versioned plugin interfaces cross this border, so
+// one library serves every TensorRT from 10.3 on and TensorRT-RTX; registering through the registry's own vtable would
+// not.
 #include <NvInferRuntime.h>
 
 #include "trt/creators.h"

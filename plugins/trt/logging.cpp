@@ -1,10 +1,10 @@
-// Finds the logger of the TensorRT that loaded the library, whatever TensorRT's headers this was compiled with; see
+// Finds the logger of the TensorRT that loaded the library, independently of the headers this was compiled with; see
 // logging.h.
 //
 // ILoggerFinder and ILogger came without a version until TensorRT 10, and are versioned interfaces since TensorRT 11
-// and in TensorRT-RTX (looked at in 1.7.1): four virtual functions of IVersionedInterface come before their own. An
-// object says by its RTTI which of the two it is. No version number would do: a process may hold several TensorRTs, and
-// their libraries are not loaded such that their symbols could be looked up.
+// and in TensorRT-RTX (checked in 1.7.1): four virtual functions of IVersionedInterface come before their own. An
+// object's RTTI tells which of the two it is. A version number does not suffice: a process may hold several TensorRTs,
+// and their libraries are not loaded in a way that lets us look up their symbols.
 #include "trt/logging.h"
 
 #include <cxxabi.h>
@@ -24,15 +24,15 @@ std::atomic<void*> g_logger_finder{nullptr};
 // Virtual functions of IVersionedInterface: getAPILanguage, getInterfaceInfo, and a destructor's two.
 constexpr int kVersionedFunctions = 4;
 
-// The virtual function of an object at a place of its table (Itanium C++ ABI, 2.5). Called so, and not through a class
-// declared here: of that the compiler could know that nothing derives from it.
+// The virtual function of an object at a place of its table (Itanium C++ ABI, 2.5). Not called through a class declared
+// here, since the compiler could conclude that nothing derives from such a class.
 template <typename Function>
 Function function_at(void* object, int place) {
   return reinterpret_cast<Function>((*static_cast<void***>(object))[place]);
 }
 
-// Whether the class of an object with virtual functions derives from IVersionedInterface; false where it does not say,
-// being compiled without RTTI.
+// Whether the class of an object with virtual functions derives from IVersionedInterface; false if it was compiled
+// without RTTI.
 bool is_versioned(void* object) {
   // The class's type_info is the word before the virtual functions.
   const auto* const type = (*static_cast<const std::type_info***>(object))[-1];

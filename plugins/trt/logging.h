@@ -1,11 +1,11 @@
-// Messages of the plugins, to the logger of whichever TensorRT loaded the library. Never throws, never allocates.
+// Sends messages of the plugins to the logger of the TensorRT that loaded the library. Never throws, never allocates.
 #pragma once
 
 #include <NvInferRuntime.h>
 
 namespace awq2trt {
 
-// TensorRT hands this in when it loads the library (setLoggerFinder); until then errors and warnings go to stderr.
+// TensorRT provides this when it loads the library (setLoggerFinder); until then errors and warnings go to stderr.
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept;
 
 // printf-style; one line, cut at 512 bytes.

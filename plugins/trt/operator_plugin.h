@@ -1,22 +1,22 @@
-// An operator of ours as an IPluginV3, whichever it is: what TensorRT asks, answered by the operator's rules (ops/) and
-// computed by its kernels (kernels/).
+// Makes any of our operators an IPluginV3: the operator's rules (ops/) answer TensorRT's questions, and its kernels
+// (kernels/) compute.
 //
 // TensorRT's calls, in the order in which it makes them: a creator reads the node's attributes; at build the plugin
-// says which types and shapes it takes and how much workspace; in an engine it chooses a kernel for the shapes at hand
-// and enqueues it. Whatever is wrong goes to TensorRT's logger, and the call fails.
+// says which types and shapes it takes and how much workspace; in an engine it chooses a kernel for the current shapes
+// and enqueues it. Errors go to TensorRT's logger, and the call fails.
 //
 // In:  an `Operator`, a class of static members and nothing else:
 //   kName, kVersion, kMaxInputs, kFields
 //       Its name, the most inputs it can have, and its attributes (AttributeField[]).
 //   Attributes, Problem, Config
-//       All that a plugin is made of and an engine stores of it; a call's sizes; and how a call is computed.
+//       Everything that a plugin consists of and an engine stores of it; a call's sizes; and how a call is computed.
 //   output_count(attributes), check_attributes(attributes, error), check_inputs(attributes, count, error)
 //   check_type(attributes, tensor, type, x_type, error)
-//       Of an input, or after the last input an output; x is the first input.
+//       For an input, or after the last input an output; x is the first input.
 //   infer_shapes(attributes, inputs, outputs, builder, error)
 //   describe_problem(attributes, shapes, x_type, problem, error)
 //   workspace_bytes(problem)
-//       That suffices for the largest problem of a profile and all smaller ones, on any device.
+//       As much as the largest problem of a profile and all smaller ones need on any device.
 //   aliased_input(attributes, output)
 //       The input whose memory an output is, and whose type it has; -1 for none: it has the type of the first input.
 //   choose(problem, device), launch(attributes, problem, config, buffers, stream)
@@ -36,7 +36,7 @@
 
 namespace awq2trt {
 
-// What TensorRT hands over to be computed: device pointers.
+// The device pointers of one call, as TensorRT passes them.
 struct PluginBuffers {
   const void* const* inputs;
   void* const* outputs;
@@ -127,7 +127,7 @@ class OperatorPlugin final : public nvinfer1::IPluginV3,
     ErrorText error;
     const bool supported = check_activations(Operator::kName, kX, x_type, &error) &&
                            Operator::check_type(attributes_, position, type, x_type, &error);
-    return report(supported, error, Severity::kVERBOSE);  // TensorRT is trying what there is
+    return report(supported, error, Severity::kVERBOSE);  // TensorRT is trying out formats
   }
 
   int32_t configurePlugin(Descriptions inputs, int32_t input_count, Descriptions,

@@ -1,5 +1,5 @@
-// TensorRT's types, shapes and attributes in the terms of ops/: in, what TensorRT hands to a plugin; out, the same as
-// the rules of an operator take it. Whatever is wrong goes to TensorRT's logger. Nothing here throws or allocates.
+// Translates TensorRT's types, shapes and attributes. In: what TensorRT passes to a plugin. Out: the same in the form
+// that the rules of an operator (ops/) take. Errors go to TensorRT's logger. Nothing here throws or allocates.
 #pragma once
 
 #include <cstddef>
@@ -28,8 +28,8 @@ struct AttributeField {
   bool may_be_missing = false;  // it is 0 then
 };
 
-// Writes an attribute of the operator `op` to its place in `attributes`; false, with the reason in the log, if it is
-// missing and must not be, or is no number of its type.
+// Writes an attribute of the operator `op` to its place in `attributes`; false, with the reason in the log, if a
+// required attribute is missing or is not a number of its type.
 bool read_attribute(const nvinfer1::PluginFieldCollection& fields, const char* op, const AttributeField& field,
                     void* attributes);
 

@@ -1,7 +1,7 @@
-"""Artifacts of format 1, one of each kind: they open, check, and what is made now is made of them.
+"""Artifacts of format 1, one of each kind: they open, pass the check, and later stages can use them.
 
 `tests/data/format_1` was written by the last version that wrote format 1 (commit 97df640): a Llama of one block, its
-ONNX model, an engine that is a few bytes, and a kit with a plugin library that is none. It is never made again.
+ONNX model, an engine that is a few bytes, and a kit with a fake plugin library. It is never made again.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def test_sha256sum_agrees_with_the_kit_and_a_changed_manifest_is_seen(tmp_path: 
     assert subprocess.run(check, cwd=kit, check=False).returncode == 0
     manifest = kit / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"jetpack": "7.2"', '"jetpack": "6.2"'))
-    with pytest.raises(ArtifactError, match="not as it was written"):
+    with pytest.raises(ArtifactError, match="was changed since it was written"):
         Artifact.open(kit)
 
 

@@ -1,4 +1,4 @@
-"""Files of golden outputs: what is written, read back, and refused where it is damaged."""
+"""Files of golden outputs: they are written, read back, and refused if they are damaged."""
 
 from __future__ import annotations
 

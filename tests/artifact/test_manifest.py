@@ -1,4 +1,4 @@
-"""Manifests: what was written is read back, what is not whole or not known is refused with the reason."""
+"""Manifests: what was written is read back; what is incomplete or unknown is refused with the reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_what_was_written_is_read_back(tmp_path: Path, kind: Kind) -> None:
 
 
 def test_manifest_bytes(tmp_path: Path) -> None:
-    """The format as other readers meet it, byte for byte; a change here is a change of the format."""
+    """The format as other readers meet it, byte for byte; a change here changes the format."""
     write(tmp_path, "engine", {"model.onnx": b"graph", "model.engine": b"e"})
     assert (tmp_path / "manifest.json").read_text() == LITERAL.read_text()
 
@@ -78,7 +78,7 @@ def _flip_byte(directory: Path) -> None:
         (_flip_byte, "it was changed since"),
         (lambda d: (d / "config.json").unlink(), "it is missing"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\x00" * 999), "expected 1000 bytes, got 999"),
-        (lambda d: (d / "manifest.json").unlink(), "not a directory that awq2trt wrote"),
+        (lambda d: (d / "manifest.json").unlink(), "awq2trt did not write this directory"),
         (lambda d: (d / "manifest.json").write_text("{"), "cannot be read as a manifest of awq2trt"),
         (lambda d: (d / "manifest.json").write_text("[]"), "cannot be read as a manifest of awq2trt"),
         (lambda d: (d / "manifest.json").write_bytes(b"\xff\xfe"), "cannot be read as a manifest of awq2trt"),
@@ -92,7 +92,7 @@ def _flip_byte(directory: Path) -> None:
         ),
         (
             lambda d: _edit(d, lambda m: m.update(minimum_runtime="0.10.0", surprise=1)),
-            "it needs awq2trt 0.10.0 or later, this is 0.1.0.",
+            "it needs awq2trt 0.10.0 or later, but this is 0.1.0.",
         ),
         (lambda d: _edit(d, lambda m: m.update(minimum_runtime="soon")), "minimum_runtime: String should match"),
         (lambda d: _edit(d, lambda m: m.update(format_version=1, contents={})), "'io' is missing"),
@@ -161,7 +161,7 @@ def test_sums_are_of_the_manifest_as_it_is_on_disk(tmp_path: Path) -> None:
         record_file(tmp_path / "manifest.json").sha256
     )
     _edit(tmp_path, lambda m: None)  # other bytes of the same value
-    with pytest.raises(ArtifactError, match="not as it was written"):
+    with pytest.raises(ArtifactError, match="was changed since it was written"):
         Artifact.open(tmp_path, kind="kit")
 
 

@@ -1,4 +1,4 @@
-"""Publishing: what is whole opens, and nothing else does, whatever stopped the run that wrote it."""
+"""Publishing: complete artifacts open and nothing else does, whatever stopped the run that wrote them."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def test_a_hostile_work_directory_deletes_nothing_outside(tmp_path: Path) -> Non
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Path]:
-    """A folder outside the output directory, which is afterwards as it was."""
+    """A folder outside the output directory, which must be unchanged afterwards."""
     folder = tmp_path / "victim"
     (folder / "files").mkdir(parents=True)
     (folder / "files" / "deep.txt").write_text("deep")
@@ -377,7 +377,7 @@ _Usage = namedtuple("_Usage", ["total", "used", "free"])
 def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(10**9, 0, 12_345_678))
     with (
-        pytest.raises(ArtifactError, match=r"the disk is full: 12\.3 MB are free, and at least 5\.0 MB are needed"),
+        pytest.raises(ArtifactError, match=r"the disk is too full: 12\.3 MB are free, but at least 5\.0 MB are needed"),
         create_artifact(tmp_path / "out", "checkpoint", FINGERPRINT, expected_bytes=5_000_000) as draft,
     ):
         (draft.files / "model.safetensors").write_bytes(b"half")
@@ -389,7 +389,7 @@ def test_a_disk_that_is_too_small_is_refused_at_the_start(tmp_path: Path, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(10**9, 0, 4_999_999))
     started = False
     with (
-        pytest.raises(ArtifactError, match=r"5\.0 MB are free, and at least 5\.0 MB"),
+        pytest.raises(ArtifactError, match=r"5\.0 MB are free, but at least 5\.0 MB"),
         create_artifact(tmp_path, "checkpoint", FINGERPRINT, expected_bytes=5_000_000),
     ):
         started = True

@@ -1,4 +1,4 @@
-"""Records: what they say of one decoder of text, and that they hold what later kinds of models and targets will say."""
+"""Records: what they contain for a decoder of text, and that they can describe later kinds of models and targets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from awq2trt.scheme import QuantScheme
 
 
 def _again(record: BaseModel) -> BaseModel:
-    """Written as JSON and read back."""
+    """Writes a record as JSON and reads it back."""
     return type(record).model_validate(json.loads(record.model_dump_json()))
 
 

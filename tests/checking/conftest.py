@@ -20,7 +20,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def build(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `awq2trt build` would leave, without an engine."""
+    """The result of `awq2trt build`, without an engine."""
     text = tmp_path_factory.mktemp("text") / "calibration.txt"
     return tiny_builds.make_build(model, tmp_path_factory.mktemp("build"), text)
 

@@ -1,4 +1,4 @@
-"""A failing block is cut down to the node that fails, in a folder that shows the difference by itself."""
+"""A failing block is reduced to the node that fails, in a folder that shows the difference by itself."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_failing_block_is_cut_down(
     assert cut.error > cut.limit
     assert cut.command in (cut.folder / "README.md").read_text()
     assert any(f"first wrong node: {node}" in line for line in check_lines(outcome))
-    # The piece by itself shows the difference, and needs no other file.
+    # The piece shows the difference by itself, and needs no other file.
     (alone := broken.parent / "alone").mkdir()
     for name in ("model.onnx", "inputs.json", "expected.json"):
         shutil.copy(cut.folder / name, alone)

@@ -54,7 +54,7 @@ def test_what_was_not_run_says_why(build: Path, model: Path) -> None:
 def test_without_the_original_the_rest_is_checked(build: Path, tmp_path: Path) -> None:
     result = tiny_builds.check(build, None)
     skipped = {stage.stage: str(stage.skipped) for stage in result.stages}
-    assert "tiny-llama, is not here" in skipped[ORIGINAL]
+    assert "tiny-llama, was not found" in skipped[ORIGINAL]
     assert "name it with --model" in skipped[FOLDED]
     assert [stage.stage for stage in result.stages if stage.against] == [ONNX, RUNTIME]
     assert result.passed
@@ -73,7 +73,7 @@ def test_a_checkpoint_with_nothing_to_compare_it_with_has_not_passed(build: Path
 
 
 def _texts() -> list[str]:
-    """Twenty, from a reference manual to what no one would write."""
+    """Twenty texts, from a reference manual to nonsense."""
     long = [text for _, text in sorted(topics.items()) if len(text) > 400][:14]
     return [*long, "a" * 400, "0 1 2 3 4 5 6 7 8 9 " * 20, "\n\n\t  " * 80, "数学は数の学問。" * 20, "🙂🙃" * 50, TEXT]
 

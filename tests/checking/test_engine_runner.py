@@ -54,7 +54,7 @@ def other_model(build: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def rtx_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine seems to have one, and polygraphy all that it needs."""
+    """Makes this machine seem to have such a card, and polygraphy to have all that it needs."""
     monkeypatch.setattr(subject_module, "this_machine", lambda: RTX_CARD)
     monkeypatch.setattr(subject_module, "unmet_needs", lambda flavour: None)
 
@@ -80,7 +80,7 @@ def test_a_sound_engine_passes(build: Path, model: Path, in_place: bool) -> None
     lines = list(check_lines(CheckOutcome(result, ())))
     assert any(line.startswith("engine     quantized") for line in lines)
     assert lines[-1] == "passed: original, folded, quantized, onnx, runtime, engine"
-    # The text one by one, then at once in an empty cache, then its end one by one.
+    # First the tokens one by one, then all at once in an empty cache, then those at the end one by one.
     prefill, decode = 0, 1
     assert session.calls == [
         *((decode, position, 1) for position in range(15)),
@@ -145,7 +145,8 @@ def test_without_a_gpu_the_table_says_what_is_needed(build: Path, model: Path, m
     monkeypatch.setattr(subject_module, "this_machine", lambda: replace(RTX_CARD, gpu=None, capability=None))
     subject = find_subject(build, model=str(model))
     assert subject.missing[ENGINE] == (
-        "not run: no NVIDIA GPU here, the engine needs compute capability 8.6 or 8.9 or 12.0, TensorRT-RTX 1.7.1.116"
+        "not run: there is no NVIDIA GPU here, but the engine needs "
+        "compute capability 8.6 or 8.9 or 12.0, TensorRT-RTX 1.7.1.116"
     )
     result = run_chain(subject, TOKENS, SilentProgress())
     assert result.passed

@@ -1,4 +1,4 @@
-"""Golden outputs: what transformers says of them, and what a wrong executor gets."""
+"""Golden outputs: they agree with transformers, and a wrong executor fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def golden(model: Path) -> Golden:
 
 
 class _Recorded:
-    """A backend that says what it is told to, and notes what it was asked."""
+    """A backend that returns prepared answers, and records its calls."""
 
     capacity = 64
     vocab_size = tiny_models.VOCAB_SIZE

@@ -1,4 +1,4 @@
-"""How far two outputs are apart, against sums written out by hand."""
+"""The distance between two outputs, compared with sums written out by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_errors_of_two_positions_by_hand() -> None:
 
 
 def test_what_is_added_to_all_logits_means_nothing() -> None:
-    """Softmax takes it off again; quantized models shift all logits by more than they change them (SmolLM2, RTN)."""
+    """Softmax removes it again; quantized models shift all logits by more than they change them (SmolLM2, RTN)."""
     logits = np.random.default_rng(2).normal(size=(1, 5, 100)).astype(np.float32)
     noise = 0.1 * np.random.default_rng(3).normal(size=logits.shape).astype(np.float32)
     plain, shifted = (difference(logits + shift, logits + noise, centered=True) for shift in (0, -7))

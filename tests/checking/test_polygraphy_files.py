@@ -1,4 +1,4 @@
-"""The same check by hand: polygraphy agrees with the files, finds a fault with them, and builds an engine."""
+"""Repeating a check by hand: polygraphy agrees with the files, finds a fault with them, and builds an engine."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def test_a_fault_of_the_model_for_cuda_is_found(broken: Path, tmp_path: Path) ->
 def test_without_a_gpu_the_script_says_what_is_missing(build: Path, tmp_path: Path) -> None:
     done = tiny_builds.run_in_shell(f"CUDA_VISIBLE_DEVICES= {_by_hand(build, tmp_path / 'check')[1].text}")
     assert done.returncode == 1
-    assert re.search("there is no NVIDIA driver here|sees no GPU here", done.stderr)
+    assert re.search("there is no NVIDIA driver here|finds no GPU here", done.stderr)
 
 
 def _lower_for_cuda(build: Path) -> None:
-    """Puts what `awq2trt build --target cuda` makes beside the exported model."""
+    """Puts a model that `awq2trt build --target cuda` makes beside the exported model."""
     spec = model_spec(str(build / "checkpoint"))
     request = LowerRequest(find_target("cuda"), build / "cuda")
     lower_stage(Artifact.open(build / "onnx"), spec, request, SilentProgress())

@@ -1,4 +1,4 @@
-"""Weights held to the stage before: each fault planted in a file is found, at its stage, its block and its tensor."""
+"""Weights compared with the stage before: each planted fault is found, with its stage, its block and its tensor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 def test_a_bfloat16_checkpoint_may_have_rounded_its_scales_last(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a model that leaves fp16's range late: its scales were rounded to 8 bits after the codes were chosen."""
+    """Such is a model that leaves fp16's range late: its scales are rounded to 8 bits after the codes were chosen."""
     at_first_and_at_last = iter(["float16", "bfloat16"])
     monkeypatch.setattr(job, "storage_dtype", lambda _: next(at_first_and_at_last))
     rtn = QuantizeOptions(group_size=32, method="rtn")
@@ -52,14 +52,14 @@ def test_a_bfloat16_checkpoint_may_have_rounded_its_scales_last(
         (tiny_builds.move_a_zero_point, QUANTIZED, "model.layers.2", r"mlp\.gate_proj: .* in row 7, channel 32"),
         (tiny_builds.swap_two_rows, QUANTIZED, "model.layers.0", r"mlp\.down_proj: .* in row 3"),
         (tiny_builds.swap_nibbles, QUANTIZED, "model.layers.2", r"self_attn\.q_proj: .* not the nearest"),
-        (tiny_builds.drop_a_bias, QUANTIZED, "model.layers.1", r"v_proj: missing bias"),
+        (tiny_builds.drop_a_bias, QUANTIZED, "model.layers.1", r"v_proj: the bias is missing"),
         (
             tiny_builds.plant_a_nan,
             FOLDED,
             "model.layers.2",
             r"post_attention_layernorm\.weight: 1 of 48 weights are NaN",
         ),
-        (tiny_builds.plant_a_nan_scale, QUANTIZED, "model.layers.1", r"up_proj: scales are NaN"),
+        (tiny_builds.plant_a_nan_scale, QUANTIZED, "model.layers.1", r"up_proj: some scales are NaN"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -1,4 +1,4 @@
-"""What a directory gives to check: what belongs together is found, what does not is refused."""
+"""Finding what can be checked in a directory: what belongs together is found, and everything else is refused."""
 
 from __future__ import annotations
 

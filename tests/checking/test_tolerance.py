@@ -1,4 +1,4 @@
-"""Limits: how they are made of number formats, and of the sums that TensorRT's kernels make."""
+"""Limits: how they follow from number formats, and from the sums that TensorRT's kernels make."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def test_natural_layout_bytes() -> None:
     narrow = QuantizedLinear(
         np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8), np.ones((2, 1), np.float16), None, QuantScheme(3, -1, False)
     )
-    # 3 bits each from the lowest on: 001 010 011 100 101 110 -> 0b110_101_100_011_010_001 = 0x358D1
+    # 3 bits each, beginning with the lowest: 001 010 011 100 101 110 -> 0b110_101_100_011_010_001 = 0x358D1
     assert pack_linear("x", narrow, NATURAL)["x.codes"].tolist() == [0xD1, 0x58, 0x03, 0x00]
 
 

@@ -1,7 +1,7 @@
 """The matrix: random variants of every family, and transformers' logits for each, short and long.
 
-What is drawn is what we describe; what we refuse is in `families/test_config_keys.py`. `AWQ2TRT_VARIANTS` says how many
-of every family (default 5), `AWQ2TRT_GGUF_VARIANTS` how many go through a GGUF file (default 2), and
+Only variants that we support are drawn; those that we refuse are in `families/test_config_keys.py`. `AWQ2TRT_VARIANTS`
+says how many of every family (default 5), `AWQ2TRT_GGUF_VARIANTS` how many go through a GGUF file (default 2), and
 `AWQ2TRT_ONNX_VARIANTS` how many are quantized, exported and run in ONNX Runtime (default 1). `make matrix` takes 20.
 """
 
@@ -38,7 +38,7 @@ ONNX_VARIANTS = int(os.environ.get("AWQ2TRT_ONNX_VARIANTS", "1"))
 GGUF_VARIANTS = int(os.environ.get("AWQ2TRT_GGUF_VARIANTS", "2"))
 
 GRAPH_TOLERANCE = 1e-2
-"""Of logits in fp32 whose cosines, sines and slopes are rounded to fp16, norms and embeddings, too."""
+"""Tolerance for fp32 logits if cosines, sines, slopes, norms and embeddings are rounded to fp16."""
 
 
 @pytest.mark.parametrize("seed", range(VARIANTS))
@@ -100,6 +100,6 @@ def test_a_gguf_of_a_variant_computes_the_same_or_is_refused(family: str, seed: 
 
 
 def _save(directory: Path, config: Config) -> None:
-    """A random model whose config.json is the variant itself, not what transformers makes of it."""
+    """Saves a random model whose config.json is the variant itself, not the one that transformers makes from it."""
     save_family(directory, config)
     (directory / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key}))

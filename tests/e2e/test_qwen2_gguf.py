@@ -1,4 +1,4 @@
-"""The road of Qwen2.5's published GGUF files: architecture qwen2, tensors of Q4_K, Q6_K, Q5_0 and Q8_0 side by side.
+"""The road of Qwen2.5's published GGUF files: architecture qwen2, with tensors of Q4_K, Q6_K, Q5_0 and Q8_0.
 
 SmolLM2's weights stand in for Qwen's, whose files no package carries: the same block, with biases of zeros. As there,
 widths that k-quants do not divide (576 here, 896 there) are Q5_0 and Q8_0, and `ffn_down` is Q4_K or Q6_K.
@@ -40,7 +40,7 @@ pytestmark = [
 
 
 def write_as_qwen2(path: Path) -> None:
-    """SmolLM2 as the converter and `llama-quantize` would write a Qwen2 of its weights, Q4_K_M."""
+    """Writes SmolLM2 as the converter and `llama-quantize` would write a Qwen2 with its weights in Q4_K_M."""
     source = open_source(MODEL)
     reader = gguf.GGUFReader(source.files[0])
     writer, config = gguf.GGUFWriter(path, "qwen2"), source.config

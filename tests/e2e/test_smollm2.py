@@ -1,6 +1,7 @@
-"""A real model through every stage: quantize, export, run, build; each held to the stage before.
+"""A real model through every stage: quantize, export, run, build; each compared with the stage before.
 
-Text is what every Python has: its reference manual, the first half to calibrate, windows of the second half to measure.
+The text comes with every Python: its reference manual. The first half is for calibration, and windows of the second
+half are for measuring.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Made:
-    """What `awq2trt build` left, the same model rounded, and text to measure on."""
+    """The result of `awq2trt build`, the same model rounded, and a text to measure on."""
 
     directory: Path
     rtn: Path

@@ -35,7 +35,7 @@ RTX4090 = find_target("rtx4090")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny exported decoder: zero points, a shorter last group, biases on q, k, v and o alone."""
+    """A tiny exported decoder with zero points, a shorter last group, and biases only on q, k, v and o."""
     directory = tmp_path_factory.mktemp("exported")
     export_onnx(RandomCheckpoint(attention_bias=True), directory)
     return directory
@@ -267,7 +267,7 @@ def test_directory_that_cannot_be_written_is_named(exported: Path, tmp_path: Pat
 @pytest.mark.trt
 def test_missing_weights_are_named(exported: Path, tmp_path: Path) -> None:
     (tmp_path / MODEL_FILE).write_bytes((exported / MODEL_FILE).read_bytes())
-    with pytest.raises(ArtifactError, match=f"{WEIGHTS_FILE}: the weights file is missing"):
+    with pytest.raises(ArtifactError, match=f"{WEIGHTS_FILE}: the file with the weights is missing"):
         build_engine(tmp_path, RTX4090, tmp_path)
 
 
@@ -283,7 +283,7 @@ def test_missing_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 
 
 class _RecordingProgress:
-    """Remembers what it was told."""
+    """Records the notes that it receives."""
 
     def __init__(self) -> None:
         self.tasks: list[str] = []
@@ -294,7 +294,7 @@ class _RecordingProgress:
         yield lambda units: None
 
     def note(self, message: str) -> None:
-        """Nothing to remember."""
+        """Ignores the note."""
 
 
 def _first_logits(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:

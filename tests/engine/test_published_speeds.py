@@ -1,4 +1,4 @@
-"""What others publish of Jetsons lies on the line that predictions are made with."""
+"""Published speeds of other software on Jetsons fit the line that predictions use."""
 
 from __future__ import annotations
 

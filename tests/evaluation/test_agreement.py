@@ -1,4 +1,4 @@
-"""Agreement of two models against arithmetic by hand."""
+"""Agreement of two models, compared with arithmetic by hand."""
 
 from __future__ import annotations
 

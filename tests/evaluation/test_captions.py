@@ -120,7 +120,7 @@ def test_a_conversation_without_an_answer_is_refused(
 
 def test_a_model_of_text_is_refused(pictures: Path, tmp_path: Path) -> None:
     text_model = save_llama(tmp_path / "text-model")
-    with pytest.raises(UsageError, match="of a model that sees, got a model of text"):
+    with pytest.raises(UsageError, match="of a model that sees images, got a model of text"):
         _measured(text_model, pictures)
 
 

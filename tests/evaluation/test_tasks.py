@@ -1,4 +1,4 @@
-"""Tasks: rows of published files in, prompts and counts as lm-evaluation-harness has them out."""
+"""Tasks: rows of published files go in; prompts and counts as in lm-evaluation-harness come out."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_what_it_cannot_express_is_refused_by_name(
 def _assert_same(
     node: onnx.NodeProto, feeds: dict[str, NDArray[Any]], tables: dict[str, NDArray[Any]], at: Path
 ) -> None:
-    """ONNX Runtime computes the node and what it is lowered to, in fp32."""
+    """Checks that ONNX Runtime computes the same with the node and with what it is lowered to, in fp32."""
     inputs = [
         onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in feeds.items()
@@ -182,7 +182,7 @@ def _model(
 
 
 def _conversation(model: ir.Model, directory: Path) -> list[dict[str, NDArray[np.float32]]]:
-    """Outputs of a prefill of 6 tokens, one token, and 3 more, each call on the caches of the one before."""
+    """Outputs of a prefill of 6 tokens, then one token, then 3 more, each call with the caches of the one before."""
     session = _session(model, directory)
     names = [value.name for value in session.get_outputs()]
     caches = {

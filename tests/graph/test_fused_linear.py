@@ -1,4 +1,4 @@
-"""Linears with their neighbours in one node: when they are fused, what that means, and that it can be taken back."""
+"""Linears fused with their neighbours: when they are fused, that results stay the same, and that it can be undone."""
 
 from __future__ import annotations
 
@@ -29,51 +29,67 @@ class Chain:
     activation: int | None = 0
 
     def model(self) -> ir.Model:
-        """A new model of it; its outputs are y and, with a residual, the sum."""
+        """A new model of the chain; its outputs are y and, with a residual, the sum."""
         random = np.random.default_rng(7)
-        graph = ir.Graph([], [], nodes=[], opset_imports={"": opset.ONNX_OPSET, opset.DOMAIN: 1}, name="chain")
-
-        def given(name: str) -> ir.Value:
-            value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["tokens", WIDTH]))
-            graph.inputs.append(value)
-            return value
-
-        def constant(name: str, array: NDArray[np.float32]) -> ir.Value:
-            value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
-            graph.register_initializer(value)
-            return value
-
-        def add(op_type: str, inputs: list[ir.Value], numbers: dict[str, int | float], count: int = 1) -> ir.Node:
-            attributes: dict[str, int | float | str] = {**numbers, **opset.PLUGIN_ATTRIBUTES}
-            node = ir.node(op_type, inputs, attributes, domain=opset.DOMAIN, num_outputs=count, name=op_type)
-            for index, output in enumerate(node.outputs):
-                output.name, output.type = f"{op_type}:{index}", ir.TensorType(ir.DataType.FLOAT)
-            graph.append(node)
-            return node
-
-        y, total = given("x"), None
+        nodes = _Nodes()
+        y, total = nodes.given("x"), None
         if self.norm:
-            inputs = [y, *([given("residual")] if self.residual else [])]
-            inputs.append(constant("gain", random.uniform(0.5, 1.5, WIDTH).astype(np.float32)))
-            has_bias = self.norm == "layer-bias"
-            if has_bias:
-                inputs.append(constant("norm_bias", random.standard_normal(WIDTH).astype(np.float32)))
-            numbers = {"has_residual": int(self.residual), "has_bias": int(has_bias), "rms": int(self.norm == "rms")}
-            norm = add(opset.RESIDUAL_NORM, inputs, {**numbers, "epsilon": 1e-3}, 1 + self.residual)
-            y, total = norm.outputs[0], norm.outputs[1] if self.residual else None
-        groups = -(-WIDTH // GROUP)
-        codes = pack_int4(random.integers(0, 16, (ROWS, WIDTH)).astype(np.uint8))
-        packed = ir.PackedTensor(codes, ir.DataType.INT4, shape=ir.Shape((ROWS, WIDTH)), name="codes")
-        value = ir.Value(name="codes", type=ir.TensorType(ir.DataType.INT4), shape=packed.shape, const_value=packed)
-        graph.register_initializer(value)
-        scales = constant("scales", random.uniform(0.01, 0.02, (ROWS, groups)).astype(np.float32))
-        bias = constant("bias", random.standard_normal(ROWS).astype(np.float32))
-        numbers = {opset.ATTR_GROUP_SIZE: GROUP, opset.ATTR_HAS_ZEROS: 0, opset.ATTR_HAS_BIAS: 1}
-        y = add(opset.W4A16_LINEAR, [y, value, scales, bias], {**numbers}).outputs[0]
+            y, total = self._append_norm_(nodes, y, random)
+        y = _append_linear_(nodes, y, random)
         if self.activation is not None:
-            y = add(opset.GATED_ACTIVATION, [y], {opset.ATTR_ACTIVATION: self.activation}).outputs[0]
-        graph.outputs.extend([y] if total is None else [y, total])
-        return ir.Model(graph, ir_version=opset.ONNX_IR_VERSION)
+            y = nodes.add(opset.GATED_ACTIVATION, [y], {opset.ATTR_ACTIVATION: self.activation}).outputs[0]
+        nodes.graph.outputs.extend([y] if total is None else [y, total])
+        return ir.Model(nodes.graph, ir_version=opset.ONNX_IR_VERSION)
+
+    def _append_norm_(
+        self, nodes: _Nodes, x: ir.Value, random: np.random.Generator
+    ) -> tuple[ir.Value, ir.Value | None]:
+        inputs = [x, *([nodes.given("residual")] if self.residual else [])]
+        inputs.append(nodes.constant("gain", random.uniform(0.5, 1.5, WIDTH).astype(np.float32)))
+        has_bias = self.norm == "layer-bias"
+        if has_bias:
+            inputs.append(nodes.constant("norm_bias", random.standard_normal(WIDTH).astype(np.float32)))
+        numbers = {"has_residual": int(self.residual), "has_bias": int(has_bias), "rms": int(self.norm == "rms")}
+        norm = nodes.add(opset.RESIDUAL_NORM, inputs, {**numbers, "epsilon": 1e-3}, 1 + self.residual)
+        return norm.outputs[0], norm.outputs[1] if self.residual else None
+
+
+class _Nodes:
+    """A graph of operators in fp32 that a test appends to."""
+
+    def __init__(self) -> None:
+        imports = {"": opset.ONNX_OPSET, opset.DOMAIN: 1}
+        self.graph = ir.Graph([], [], nodes=[], opset_imports=imports, name="chain")
+
+    def given(self, name: str) -> ir.Value:
+        value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["tokens", WIDTH]))
+        self.graph.inputs.append(value)
+        return value
+
+    def constant(self, name: str, array: NDArray[np.float32]) -> ir.Value:
+        value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
+        self.graph.register_initializer(value)
+        return value
+
+    def add(self, op_type: str, inputs: list[ir.Value], numbers: dict[str, int | float], count: int = 1) -> ir.Node:
+        attributes: dict[str, int | float | str] = {**numbers, **opset.PLUGIN_ATTRIBUTES}
+        node = ir.node(op_type, inputs, attributes, domain=opset.DOMAIN, num_outputs=count, name=op_type)
+        for index, output in enumerate(node.outputs):
+            output.name, output.type = f"{op_type}:{index}", ir.TensorType(ir.DataType.FLOAT)
+        self.graph.append(node)
+        return node
+
+
+def _append_linear_(nodes: _Nodes, x: ir.Value, random: np.random.Generator) -> ir.Value:
+    groups = -(-WIDTH // GROUP)
+    codes = pack_int4(random.integers(0, 16, (ROWS, WIDTH)).astype(np.uint8))
+    packed = ir.PackedTensor(codes, ir.DataType.INT4, shape=ir.Shape((ROWS, WIDTH)), name="codes")
+    value = ir.Value(name="codes", type=ir.TensorType(ir.DataType.INT4), shape=packed.shape, const_value=packed)
+    nodes.graph.register_initializer(value)
+    scales = nodes.constant("scales", random.uniform(0.01, 0.02, (ROWS, groups)).astype(np.float32))
+    bias = nodes.constant("bias", random.standard_normal(ROWS).astype(np.float32))
+    numbers = {opset.ATTR_GROUP_SIZE: GROUP, opset.ATTR_HAS_ZEROS: 0, opset.ATTR_HAS_BIAS: 1}
+    return nodes.add(opset.W4A16_LINEAR, [x, value, scales, bias], {**numbers}).outputs[0]
 
 
 CHAINS = [

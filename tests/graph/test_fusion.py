@@ -1,4 +1,4 @@
-"""Fused decoders of every family: what is fused, that it means the same, and that the rest stays.
+"""Fused decoders of every family: what is fused, that it computes the same, and that the rest stays.
 
 The oracle is the exported graph; a fused one runs by its function bodies.
 """
@@ -39,8 +39,8 @@ from awq2trt.scheme import QuantizedLinear, QuantScheme
 PROMPT, STEPS = [5, 17, 80, 3, 99, 42, 7, 7, 61, 15], [30, 2, 88]
 LAYERS = 2
 NODES_OF_A_BLOCK = {"gemma2": 7, "gemma3": 7, "gpt_neox": 7, "falcon": 8, "falcon-40b": 7, "falcon-11b": 8}
-"""q-k-v with its norm, attention, o, gate and up with norm and activation, down: 5, and 6 where the activation gates
-nothing; but for norms behind a linear, sums that no norm takes, and a norm that two linears read."""
+"""q-k-v with its norm, attention, o, gate and up with norm and activation, down: 5, or 6 if the activation gates
+nothing; more with norms after a linear, with sums that no norm reads, and with a norm that two linears read."""
 
 
 def _export(name: str, directory: Path, **changes: Any) -> FamilyCheckpoint:
@@ -77,7 +77,8 @@ BASIC = {
     "Add", "Constant", "Div", "Gather", "Gelu", "MatMul", "Mul", "Range", "Relu", "Shape", "Slice", "Squeeze", "Tanh",
     "Transpose", "Unsqueeze",
 }  # fmt: skip
-"""What TensorRT 10.3 parses of what a fused decoder can have left (onnx-tensorrt 10.1, docs/operators.md)."""
+"""Operators that TensorRT 10.3 parses and that may remain in a fused decoder (onnx-tensorrt 10.1,
+docs/operators.md)."""
 
 MOST_NODES_OF_A_BLOCK = 12
 
@@ -100,7 +101,7 @@ def test_jetpack_6_gets_few_basic_nodes_and_ours(name: str, tmp_path: Path) -> N
 
 
 def _assert_same(got: Path, expected: Path) -> None:
-    """Scores of a prompt and of steps after it; a step reads what the prompt wrote into the cache."""
+    """Compares scores of a prompt and of steps after it; a step reads what the prompt wrote into the cache."""
     fused, plain = OrtBackend.load(got), OrtBackend.load(expected)
     for tokens in (PROMPT, *([step] for step in STEPS)):
         assert relative_error(fused.forward(tokens), plain.forward(tokens)) < 1e-4
@@ -203,7 +204,7 @@ WIDE_HEADS = {
 
 @pytest.mark.parametrize("name", WIDE_HEADS)
 def test_operators_of_the_library_run_a_fused_file(name: str, tmp_path: Path) -> None:
-    """On the CPU, in half precision; the same file as a GPU gets, against the exported one."""
+    """The same file that a GPU gets, on the CPU in half precision, compared with the exported one."""
     try:
         library = find_plugin_library()
     except ToolError as error:

@@ -1,4 +1,4 @@
-"""Caches of codes: what becomes of a graph and of its contract, and that it scores as the definition says."""
+"""Caches of codes: how a graph and its contract change, and that its scores follow the definition."""
 
 from __future__ import annotations
 

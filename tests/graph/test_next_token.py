@@ -1,4 +1,4 @@
-"""The output `next_token`: the first of the largest scores, whatever the vocabulary's size."""
+"""The output `next_token`: the first of the largest scores, for vocabularies of any size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = [1, 7, 120, 512, 513, 997, 50257, 32000, 128256, 151936]
 
 
 def _model(vocab_size: int, dtype: ir.DataType = ir.DataType.FLOAT16) -> ir.Model:
-    """A graph that gives its input back as logits."""
+    """A graph that returns its input as logits."""
     x = ir.Value(name="x", type=ir.TensorType(dtype), shape=ir.Shape(["batch", 1, vocab_size]))
     tape = Tape()
     logits = tape.op("Identity", [x])

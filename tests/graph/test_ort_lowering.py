@@ -1,4 +1,4 @@
-"""Weights in the blocks of ONNX Runtime's kernel mean what they meant in groups."""
+"""Weights in the blocks of ONNX Runtime's kernel have the same values as in groups."""
 
 from __future__ import annotations
 

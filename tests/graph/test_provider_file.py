@@ -1,4 +1,4 @@
-"""Models lowered on disk: what is in the file, that it means the same, and that its contract is the file's."""
+"""Models lowered on disk: what is in the file, that it computes the same, and that its contract matches the file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from awq2trt.scheme import QuantScheme
 
 TOKENS = [5, 17, 80, 3, 99, 42]
 ALL = tuple(lowering for lowering in Lowering if lowering is not Lowering.CUDA_INT8)
-"""That one needs heads with kernels, which are not tiny (`test_int8_cache`)."""
+"""All lowerings except that with an int8 cache, which needs heads with kernels, too large here (`test_int8_cache`)."""
 
 
 @pytest.fixture(scope="module")

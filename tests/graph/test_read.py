@@ -1,4 +1,4 @@
-"""Reading exported models: through links, as the hub's cache has them, and never from elsewhere by name."""
+"""Reading exported models: through links, as the hub's cache has them, and never from other places by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _cached(directory: Path, to: Path) -> Path:
-    """The same files as the hub's cache has them: links into a folder of blobs with other names."""
+    """The same files as in the hub's cache: links into a folder of blobs with other names."""
     (to / "blobs").mkdir(parents=True)
     (to / "snapshots" / "0123").mkdir(parents=True)
     for number, path in enumerate(sorted(directory.iterdir())):

@@ -1,4 +1,4 @@
-"""Prepared images against transformers' own processor, bit for bit, and descriptions that cannot be followed."""
+"""Prepared images against transformers' own processor, bit for bit, and descriptions that are not supported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A kit finished on another machine over SSH (a server of this test's own on 127.0.0.1), and on this one."""
+"""A kit that is finished on another machine over SSH (a server of this test on 127.0.0.1), and on this one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def kit(tmp_path: Path) -> Artifact:
 
 @dataclass(frozen=True)
 class Jetson:
-    """A stand-in Jetson that one logs into."""
+    """A stand-in Jetson for logging in to."""
 
     host: str
     home: Path
@@ -50,7 +50,7 @@ def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jetson]:
             pytest.skip(f"needs {name}: apt-get install openssh-server rsync")
     assert sshd is not None
     if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it, where no init system made it
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd needs it, and there may be no init system that made it
     folder, home, machine = tmp_path / "ssh", tmp_path / "home", Orin(tmp_path / "machine")
     folder.mkdir()
     home.mkdir()

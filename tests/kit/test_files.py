@@ -1,4 +1,4 @@
-"""Kits: what is in them, that the same inputs give the same bytes, that the model in them is the exported one."""
+"""Kits: their content, that equal inputs give equal bytes, and that the model in them is the exported one."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_sha256sum_agrees(made: Path) -> None:
 def test_sums_are_part_of_the_kit(made: Path, tmp_path: Path) -> None:
     kit = Path(shutil.copytree(made / "kit-7.2", tmp_path / "kit"))
     (kit / SUMS_FILE).write_text((kit / SUMS_FILE).read_text().replace("0", "1", 1))
-    with pytest.raises(ArtifactError, match="SHA256SUMS: missing, or not as it was written"):
+    with pytest.raises(ArtifactError, match="SHA256SUMS: the file is missing, or was changed"):
         Artifact.open(kit)
 
 
@@ -144,7 +144,7 @@ def test_a_current_kit_is_left_alone_and_another_jetpack_makes_it_anew(made: Pat
 
 @pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
 def test_the_model_is_the_exported_one(made: Path, jetpack: str) -> None:
-    """With bodies for the custom nodes again, run in ONNX Runtime as the files are."""
+    """The custom nodes get bodies again, and the files run in ONNX Runtime."""
     kit = ir.load(made / f"kit-{jetpack}" / "model.onnx")
     assert not kit.functions
     assert kit.opset_imports[""] == (24 if jetpack == "7.2" else 20)
@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_refused_before_work(tmp_path: Path) -> None:
     assert fits["orin"].startswith("yes")
     assert fits["orin-nx"] == fits["orin-nano"] == "no"
     small = type(request)(find_target("orin-nx"), request.output, request.options)
-    with pytest.raises(UnsupportedError, match=r"orin-nx: running the model takes \d+\.\d GiB, and a Jetson Orin NX"):
+    with pytest.raises(UnsupportedError, match=r"orin-nx: running the model takes \d+\.\d GiB, but a Jetson Orin NX"):
         require_fit(str(tmp_path), small, progress)
     require_fit(str(tmp_path), type(request)(small.target, small.output, small.options, force=True), progress)
 
@@ -261,7 +261,7 @@ def test_jetpack_6_gets_sources_rather_than_cuda_13(tmp_path: Path, monkeypatch:
     assert plugin.library is None
     assert "trt/library.cpp" in plugin.sources
     monkeypatch.setenv(PATH_VARIABLE, str(found))
-    with pytest.raises(UnsupportedError, match=r"it has CUDA 13, and JetPack 6\.2 CUDA 12"):
+    with pytest.raises(UnsupportedError, match=r"it has CUDA 13, but JetPack 6\.2 has CUDA 12"):
         choose_plugin(find_target("orin"), find_jetpack("6.2"))
 
 
@@ -276,7 +276,7 @@ def test_jetpack_7_needs_a_library_with_kernels_for_orin(tmp_path: Path, monkeyp
 
 
 class _Notes(SilentProgress):
-    """Remembers notes."""
+    """Records notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -286,9 +286,9 @@ class _Notes(SilentProgress):
 
 
 def _logits(model: ir.Model, directory: Path) -> NDArray[np.float32]:
-    """Of the token after five, and of the one after that."""
+    """Logits of the token after five, and of the one after that."""
     path = directory.parent / f"{directory.name}-run.onnx"
-    for value in model.graph.initializers.values():  # a copy of the weights, so that the kit is not written to
+    for value in model.graph.initializers.values():  # a copy of the weights, so that the kit is not changed
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
             value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)

@@ -1,4 +1,4 @@
-"""`finish.sh` on a stand-in Jetson, under dash and bash: what it asks of trtexec, and each refusal by its exit code."""
+"""`finish.sh` on a stand-in Jetson, under dash and bash: how it calls trtexec, and each refusal by its exit code."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def kit(kits: Path, tmp_path: Path) -> Path:
-    """A kit for JetPack 7.2 that a test may break; the space in its path is meant."""
+    """A kit for JetPack 7.2 that a test may damage; the space in its path is deliberate."""
     return Path(shutil.copytree(kits / "7.2", tmp_path / "a kit"))
 
 
@@ -55,7 +55,7 @@ def _files(kit: Path) -> dict[str, bytes]:
 def test_shellcheck_finds_nothing(kit: Path) -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("needs shellcheck")
-    # In a kit, where the file that the script reads is beside it.
+    # In a kit, so that the file that the script reads is beside it.
     result = subprocess.run(
         ["shellcheck", "--external-sources", "finish.sh"], cwd=kit, capture_output=True, text=True, check=False
     )
@@ -127,7 +127,7 @@ def _lose_a_file(kit: Path, orin: Orin) -> None:
 
 
 def _sums(change: Callable[[list[str]], list[str]]) -> Callable[[Path, Orin], None]:
-    """Writes SHA256SUMS anew, and damages the weights that it then may not notice."""
+    """Writes SHA256SUMS again, and damages the weights, which the script must then not notice."""
 
     def apply(kit: Path, orin: Orin) -> None:
         lines = (kit / "SHA256SUMS").read_text().splitlines(keepends=True)
@@ -277,7 +277,7 @@ def test_a_killed_build_is_cleared_away(shell: str, kit: Path, orin: Orin) -> No
 
 
 def test_of_several_at_once_one_builds(shell: str, kit: Path, orin: Orin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where each finds what a killed run left."""
+    """This must also hold if each of them finds what a killed run left."""
     environment = orin.environment()
     monkeypatch.setattr(orin, "environment", lambda: environment)  # which writes the machine's programs anew
     for _ in range(4):
@@ -392,7 +392,7 @@ def test_a_kit_with_sources_compiles_them(shell: str, source_kit: Path, orin: Or
 
 @pytest.mark.slow
 def test_the_sources_of_a_kit_make_the_library(source_kit: Path, orin: Orin) -> None:
-    """The script's own compiler command, with the cross-compiler in the place of the Jetson's."""
+    """It runs the script's own compiler command, with the cross-compiler in the place of the Jetson's."""
     cross, emulator = REPOSITORY / "build" / "plugins-aarch64", shutil.which("qemu-aarch64-static")
     if not (cross / "list_creators").is_file() or emulator is None:
         pytest.skip("needs the cross-compiler and an emulator: make plugins-aarch64, qemu-user-static")

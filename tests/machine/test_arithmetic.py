@@ -1,4 +1,4 @@
-"""Which type's products are quickest."""
+"""Which type's products are fastest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of the kernel benchmark needs no GPU: floors, the table, files and errors."""
+"""The parts of the kernel benchmark that need no GPU: floors, the table, files and errors."""
 
 from __future__ import annotations
 

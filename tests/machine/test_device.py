@@ -1,4 +1,4 @@
-"""Where PyTorch computes: named by the user, refused where it is not there, and the same result within rounding."""
+"""Where PyTorch computes: the user names it, a missing device is refused, and results agree within rounding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch believes in one GPU, as long as it need not do anything there."""
+    """Makes PyTorch believe in one GPU, as long as it does not have to use it."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A Card")
 
@@ -58,12 +58,12 @@ def test_the_gpu_is_the_default_device_while_it_lasts(monkeypatch: pytest.Monkey
     assert torch.get_default_device().type == "cpu"
     with pytest.raises(UsageError, match="there is no GPU 1 here") as raised:
         require_device("cuda:1")
-    assert raised.value.fix == "one from cuda:0 to cuda:0."
+    assert raised.value.fix == "use one of cuda:0 to cuda:0."
 
 
 def test_running_out_of_memory_is_explained() -> None:
     with (
-        pytest.raises(ToolError, match=r"CPU does not suffice\. CUDA out of memory\..*--samples"),
+        pytest.raises(ToolError, match=r"CPU has too little memory\. CUDA out of memory\..*--samples"),
         computing_on("cpu"),
     ):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nmore of it")
@@ -113,7 +113,7 @@ def test_a_run_is_resumed_on_the_device_that_it_began_on(
     monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cuda"))
     with pytest.raises(UsageError, match="computed on cpu") as raised:
         _job(model, tmp_path / "out", options).run()
-    assert raised.value.fix == "go on with --device cpu, or begin anew with --overwrite."
+    assert raised.value.fix == "continue with --device cpu, or start again with --overwrite."
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""The doctor: what it finds, and that a broken or missing installation is a diagnosis with its fix, never an error."""
+"""The doctor: what it finds, and that a broken or missing installation is a diagnosis with a fix, never an error."""
 
 from __future__ import annotations
 

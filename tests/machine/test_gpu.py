@@ -29,7 +29,7 @@ def _machine(
     providers: tuple[str, ...] = (gpu.PROVIDER, "CPUExecutionProvider"),
     libraries: bool = True,
 ) -> None:
-    """A machine that lacks what a test says."""
+    """A machine that lacks what a test names."""
     monkeypatch.setattr(gpu, "read_driver", lambda: driver)
     runtime = types.ModuleType("onnxruntime")
     runtime.__version__ = version  # type: ignore[attr-defined]
@@ -54,15 +54,15 @@ def test_a_whole_machine_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     ("device", "lacking", "error", "says", "fix"),
     [
         ("cuda", {"driver": None}, UsageError, "no NVIDIA driver here", "machine with an NVIDIA GPU"),
-        ("cuda", {"driver": Driver((13, 0), ())}, UsageError, "sees no GPU", "machine with an NVIDIA GPU"),
-        ("cuda:2", {}, UsageError, "no GPU 2 here, there are 2", "cuda:0"),
+        ("cuda", {"driver": Driver((13, 0), ())}, UsageError, "finds no GPU", "machine with an NVIDIA GPU"),
+        ("cuda:2", {}, UsageError, "no GPU 2 here; the number of GPUs is 2", "cuda:0"),
         ("cuda:x", {}, UsageError, "expected cpu, cuda or cuda:N", "first NVIDIA GPU"),
         ("gpu", {}, UsageError, "expected cpu, cuda or cuda:N", "first NVIDIA GPU"),
         ("cuda:1", {}, ToolError, "T4 has compute capability 7.5, expected 8.0", "Ampere"),
         ("cuda", {"driver": Driver((12, 8), (H100,))}, ToolError, "up to 12.8, expected 13.0", "driver 580"),
         ("cuda", {"version": "1.26.0"}, ToolError, "1.26.0, expected 1.27", r"awq2trt\[cuda\]"),
         ("cuda", {"providers": ("CPUExecutionProvider",)}, ToolError, "without CUDA", "--no-deps onnxruntime-gpu"),
-        ("cuda", {"libraries": False}, ToolError, r"libcurand\.so\.10 is not here", "pip install nvidia-curand"),
+        ("cuda", {"libraries": False}, ToolError, r"libcurand\.so\.10 was not found", "pip install nvidia-curand"),
     ],
 )
 def test_what_is_missing_is_one_message(
@@ -100,7 +100,7 @@ def test_a_library_comes_from_its_wheel(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 class _Runtime:
-    """libcudart, on host memory; counts what waits for the default stream."""
+    """libcudart on host memory; counts waits for the default stream."""
 
     def __init__(self, failing: str = "") -> None:
         self.calls: list[str] = []
@@ -142,6 +142,6 @@ def test_what_is_written_is_read_and_no_stream_runs_ahead_of_it() -> None:
 
 def test_a_failing_call_says_why() -> None:
     with pytest.raises(
-        OutOfMemoryError, match=r"cudaMalloc failed on NVIDIA H100: out of memory\. Fix: see with nvidia-smi"
+        OutOfMemoryError, match=r"cudaMalloc failed on NVIDIA H100: out of memory\. Fix: check with nvidia-smi"
     ):
         CudaMemory(_Runtime(failing="cudaMalloc"), H100).allocate(64)

@@ -1,4 +1,4 @@
-"""Starting ranks: what a rank says goes through, and none is left behind."""
+"""Starting ranks: what a rank prints is passed on, and no rank is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the plugin library is found, what it says of itself, and that TensorRT-RTX builds engines with it inside."""
+"""Where the plugin library is found, how it describes itself, and that TensorRT-RTX builds engines with it inside."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _names_in(header: str) -> dict[str, str]:
 
 
 EMBEDDINGS = "quantized_embedding.h"
-"""Of two operators, by the width of their codes."""
+"""The two operators, by the width of their codes."""
 
 BEST_TOKEN = "best_token.h"
 """For ONNX Runtime alone, without attributes or a plugin's version."""
@@ -96,7 +96,7 @@ def test_every_operator_is_held_to_its_names() -> None:
 
 def test_variable_comes_first_and_must_name_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(plugin_library.PATH_VARIABLE, str(tmp_path / "missing.so"))
-    with pytest.raises(ToolError, match=r"missing\.so, which is no file.*AWQ2TRT_PLUGIN_PATH"):
+    with pytest.raises(ToolError, match=r"missing\.so, which is not a file.*AWQ2TRT_PLUGIN_PATH"):
         find_plugin_library()
 
 
@@ -104,7 +104,7 @@ def test_a_file_that_is_no_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp
     path = tmp_path / "text.so"
     path.write_text("not ELF")
     monkeypatch.setenv(plugin_library.PATH_VARIABLE, str(path))
-    with pytest.raises(ToolError, match=r"text\.so: not a usable plugin library"):
+    with pytest.raises(ToolError, match=r"text\.so: this plugin library cannot be used"):
         find_plugin_library()
 
 
@@ -142,7 +142,7 @@ def test_library_links_none_of_its_runtimes(library: PluginLibrary) -> None:
 
 
 def test_stub_library_stands_for_the_one_it_needs(tmp_path: Path) -> None:
-    """In a process of its own: a loaded library stays."""
+    """This needs a process of its own, since a loaded library stays."""
     script = f"""
 import ctypes
 from pathlib import Path
@@ -201,7 +201,7 @@ def test_tensorrt_rtx_builds_an_engine_with_the_plugin_inside(library: PluginLib
 
 @pytest.mark.trt
 def test_errors_of_the_plugin_reach_the_logger_of_tensorrt_rtx(library: PluginLibrary, tmp_path: Path) -> None:
-    """In a process of its own: the plugin registry keeps the first logger that it meets."""
+    """This needs a process of its own, since the plugin registry keeps the first logger that it meets."""
     importlib.import_module("tensorrt_rtx")
     codes = bytes(N * K // 2)
     model = onnx.load_from_string(_linear_model(codes, zeros=False, bias=False))
@@ -235,7 +235,7 @@ print(json.dumps(logger.messages))
 
 @pytest.mark.slow
 def test_native_tests_pass(library: PluginLibrary) -> None:
-    """The GoogleTests of plugins/, and the check that hot kernels do not spill."""
+    """Runs the GoogleTests of plugins/, and the check that hot kernels do not spill."""
     ctest = shutil.which("ctest")
     if ctest is None:
         pytest.skip("needs ctest, of CMake")

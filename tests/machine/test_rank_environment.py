@@ -1,4 +1,4 @@
-"""The environment of a rank: whole, or refused."""
+"""The environment of a rank is either complete or refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
 def test_half_an_environment_is_refused(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, **{name: value for name, value in WHOLE.items() if name != missing})
-    with pytest.raises(UsageError, match=f"{missing} not set"):
+    with pytest.raises(UsageError, match=f"got no {missing}"):
         rank_of_environment()
 
 

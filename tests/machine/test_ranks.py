@@ -1,4 +1,4 @@
-"""What ranks tell each other, and that none waits for ever for one that is gone or was given something else."""
+"""How ranks communicate, and that none waits forever for one that is gone or was given something else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MESSAGE = 10
 """Exit code of a rank that would print an error."""
 
 SILENT = 11
-"""Of one that fails and leaves the word to another."""
+"""Exit code of a rank that fails and leaves the message to another."""
 
 
 def test_shares_cover_everything_once_in_whole_units() -> None:

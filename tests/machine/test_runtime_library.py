@@ -14,7 +14,7 @@ from awq2trt.target import Flavour
 def test_the_variable_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "libawq2trt.so"
     monkeypatch.setenv("AWQ2TRT_RUNTIME_PATH", str(file))
-    with pytest.raises(ToolError, match="which is no file"):
+    with pytest.raises(ToolError, match="which is not a file"):
         find_runtime_library()
     file.touch()
     assert find_runtime_library() == file

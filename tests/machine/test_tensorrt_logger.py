@@ -1,4 +1,4 @@
-"""The logger hands over what TensorRT says, whichever TensorRT it is."""
+"""The logger passes on TensorRT's messages, for either TensorRT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from awq2trt.machine.tensorrt_logger import listening_logger
 
 
 class _ILogger:
-    """TensorRT's, which must be initialised."""
+    """TensorRT's logger class, which must be initialised."""
 
     ERROR = 1
     ready = False

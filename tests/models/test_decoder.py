@@ -75,7 +75,7 @@ def test_attention_may_come_back_in_any_layout(tmp_path: Path, monkeypatch: pyte
 
 
 def _one_by_one(source: SafetensorsSource, ids: torch.Tensor) -> torch.Tensor:
-    """The residual stream after all blocks, a position at a time."""
+    """The residual stream after all blocks, computed one position at a time."""
     batch, positions = ids.shape
     runner = BlockRunner.for_positions(source.spec, positions)
     blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
@@ -102,7 +102,7 @@ def test_texts_beyond_the_model_s_positions_are_refused(family: str, tmp_path: P
 
 @pytest.mark.parametrize("rows", [3, 40])
 def test_a_narrow_weight_is_multiplied_as_it_is(rows: int) -> None:
-    """Only the rounding of the factors and of the product to 8 bits of mantissa is to be seen."""
+    """Only the rounding of the factors and of the product to 8 bits of mantissa may be visible."""
     torch.manual_seed(0)
     x, weight = torch.randn(2, rows, 24), torch.randn(7, 24)
     found = matmul_transposed(x, weight.bfloat16())

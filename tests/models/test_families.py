@@ -165,7 +165,7 @@ def test_unknown_architecture_names_the_first_module_without_a_place() -> None:
     assert "nearest family is llama; the first module that it cannot place is model.layers.2.mlp.router." in str(
         caught.value
     )
-    with pytest.raises(UnsupportedError, match="named as those of llama, but what they compute"):
+    with pytest.raises(UnsupportedError, match="the names of those of llama, but they may compute"):
         describe_model({"architectures": ["LynxForCausalLM"]}, _llama_names())
 
 

@@ -1,4 +1,4 @@
-"""Model descriptions in manifests: what a runtime reads is what the model's own description says."""
+"""Model descriptions in manifests: they say the same as the model's own description."""
 
 from __future__ import annotations
 

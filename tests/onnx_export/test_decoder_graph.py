@@ -1,4 +1,4 @@
-"""Checkpoints that leave linears out, quantize the head or sort channels by activation: the graph computes the same."""
+"""The graph computes the same for checkpoints with plain linears, with a quantized head, or with act-order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _change(directory: Path, change: Callable[[Tensors], Tensors]) -> None:
 
 
 def _left_out(*names: str) -> Callable[[Tensors], Tensors]:
-    """Linears with the weight that they were quantized from, or near it."""
+    """Linears with the weight from which they were quantized, or one near it."""
 
     def change(tensors: Tensors) -> Tensors:
         shapes = {"q_proj": (64, 64), "down_proj": (64, 96), "up_proj": (96, 64)}

@@ -15,11 +15,11 @@ from awq2trt import opset
 from awq2trt.onnx_export.fused_bodies import add_bodies_
 
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2}
-"""Of the largest number: every operator of a body rounds, and scores are a few units."""
+"""Tolerance relative to the largest number: every operator of a body rounds, and scores are a few units."""
 
 
 def _through_body(node: Node) -> dict[str, Array]:
-    """Outputs of a model of one node that has its body, in an ONNX Runtime that knows no operator of ours."""
+    """Outputs of a model with one node and its body, in an ONNX Runtime without our operators."""
     model = ir.from_proto(onnx.load_from_string(node.serialized()))
     model.graph.opset_imports[""], model.ir_version = opset.ONNX_OPSET, opset.ONNX_IR_VERSION
     add_bodies_(model)
@@ -61,7 +61,7 @@ def test_attention(case: Attention, dtype: str, *, int8_cache: bool) -> None:
     found = _through_body(case.node())
     for name, expected in case.expected().items():
         if found[name].dtype == np.int8:
-            # Keys that a rotation in fp16 has rounded once more may have the next code.
+            # Keys that were rounded once more by a rotation in fp16 may have the next code.
             assert np.abs(found[name] - expected).max() <= 1 + 2 * (dtype == "float16")
         else:
             _assert_near(found[name], expected, dtype)

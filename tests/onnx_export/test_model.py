@@ -40,10 +40,10 @@ from awq2trt.runtime.ort.session import open_session
 from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
 
 FP16_TOLERANCE = 1.5e-3
-"""Of a linear computed in fp16: a few roundings of 2^-11 each, and two products that partly cancel."""
+"""Tolerance for a linear in fp16: a few roundings of 2^-11 each, and two products that partly cancel."""
 
 ROTARY_TOLERANCE = 2e-3
-"""Of logits in fp32: only cos and sin are rounded, to fp16 (2^-11), and go through two layers."""
+"""Tolerance for fp32 logits: only cos and sin are rounded, to fp16 (2^-11), and affect two layers."""
 
 SHAPES = [
     pytest.param(128, 576, 48, id="k576-g128"),
@@ -141,7 +141,7 @@ HEADS = [QuantScheme(8, 128, True), QuantScheme(4, 32, True), QuantScheme(8, 64,
 @pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
 @pytest.mark.parametrize("head", HEADS, ids=QuantScheme.describe)
 def test_a_quantized_head_agrees_with_transformers(head: QuantScheme, tied: bool, tmp_path: Path) -> None:
-    """As it is lowered for ONNX Runtime, and as the file's own function bodies compute it."""
+    """Both as it is lowered for ONNX Runtime, and as the file's own function bodies compute it."""
     checkpoint = RandomCheckpoint(head_scheme=head, tie_word_embeddings=tied)
     export_onnx(checkpoint, tmp_path)
     tokens = _tokens(20)
@@ -181,7 +181,7 @@ def test_bodies_in_the_whole_decoder_agree_with_transformers(tmp_path: Path) -> 
 
 
 def _run_as_exported(directory: Path, tokens: list[int]) -> NDArray[np.float32]:
-    """Logits of every position, float32 [S, V], by ONNX Runtime on the file as it is: no node is lowered."""
+    """Logits of every position, float32 [S, V], from ONNX Runtime on the unchanged file: no node is lowered."""
     model, sizes = open_decoder(directory)
     keep_all_positions_(model)
     caches = {cache.past: np.zeros(cache.shape, np.float16) for cache in sizes.caches}
@@ -323,7 +323,7 @@ def test_a_tensor_of_several_pieces_is_cast_whole(tmp_path: Path, monkeypatch: p
 
 def test_export_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     checkpoint = RandomCheckpoint(hidden_size=512, intermediate_size=2048, vocab_size=4096, num_hidden_layers=12)
-    largest = 2048 * 512 * 8  # bytes of the largest linear's random int64 draws, the costliest thing alive
+    largest = 2048 * 512 * 8  # bytes of the largest linear's random int64 draws, the largest allocation
     tracemalloc.start()
     try:
         export_onnx(checkpoint, tmp_path)
@@ -391,7 +391,7 @@ def _run_embedding_body(linear: QuantizedLinear, ids: NDArray[np.int64]) -> NDAr
 def _run_one(
     body: ir.Function, inputs: list[ir.Value], x: NDArray[Any], shape: tuple[int, ...], group_length: int
 ) -> NDArray[np.float16]:
-    """A model of one node and its body, of which the input that is no initializer is x."""
+    """Runs a model of one node and its body, whose only input that is no initializer is x."""
     attributes = {opset.ATTR_GROUP_SIZE: group_length}
     node = ir.node(body.name, inputs, attributes, domain=opset.DOMAIN, overload=body.overload)
     y = node.outputs[0]

@@ -1,4 +1,4 @@
-"""The proof that an import lost nothing: it names what differs, and no model is written then."""
+"""The proof that an import lost nothing: it names what differs, and then no model is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UP = "model.layers.0.mlp.up_proj"
 
 
 class _Notes(SilentProgress):
-    """Remembers what it was told."""
+    """Records the notes that it receives."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -87,7 +87,7 @@ def test_an_export_that_differs_is_refused_and_leaves_no_model(
 
 
 def test_a_reading_that_differs_from_the_definition_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What the reader makes of a file is not what the proof holds the graph to: the file itself is.
+    # The proof compares the graph with the file itself, not with what the reader makes of it.
     from awq2trt.checkpoint.layouts import gptq
 
     monkeypatch.setattr(gptq, "_plus_one", lambda zeros, packed: zeros)

@@ -1,4 +1,4 @@
-"""`make plugins-aarch64`: the library is for an Orin, and loads there, which an emulator of its CPU shows."""
+"""`make plugins-aarch64`: the library is for an Orin and loads there, which an emulator of its CPU shows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUILD_FOLDER = REPOSITORY / "build" / "plugins-aarch64"
 AARCH64_ROOT = Path("/usr/aarch64-linux-gnu")
 
 UBUNTU_22_04 = {"GLIBC": (2, 35), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13), "GCC": (12, 0, 0)}
-"""Newest symbol versions of the C and C++ libraries of Ubuntu 22.04, so of JetPack 6; JetPack 7 has later ones."""
+"""Newest symbol versions of the C and C++ libraries in Ubuntu 22.04, and so in JetPack 6; JetPack 7 has later ones."""
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_it_describes_itself_without_being_loaded(library: Path) -> None:
 
 def test_variable_comes_first_and_must_name_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(PATH_VARIABLE, str(tmp_path / "missing.so"))
-    with pytest.raises(ToolError, match=rf"missing\.so, which is no file.*{PATH_VARIABLE}"):
+    with pytest.raises(ToolError, match=rf"missing\.so, which is not a file.*{PATH_VARIABLE}"):
         find_aarch64_library()
 
 

@@ -1,4 +1,4 @@
-"""Beginning at a quantized checkpoint: its codes to the bit, its scales recovered, and what does not fit refused."""
+"""Beginning at a quantized checkpoint: its codes to the bit, its scales recovered, and mismatches refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _quantized(model: Path, name: str, **changes: object) -> Path:
 
 
 def _quantized_on(model: Path, name: str, **changes: object) -> tuple[Path, torch.Tensor | None]:
-    """The checkpoint, and the tokens that it was calibrated on."""
+    """The checkpoint, and the tokens on which it was calibrated."""
     files, scratch = model.parent / name / "files", model.parent / name / "scratch"
     for directory in (files, scratch):
         directory.mkdir(parents=True)
@@ -107,7 +107,7 @@ def test_best_moves_codes_only_and_folds_nothing_again(model: Path) -> None:
     first = _quantized(model, "first", bits=3, effort="fast")
     refined = _quantized(model, "refined", bits=3, effort="best", init_from=str(first))
     before, after = QuantizedCheckpoint.open(first), QuantizedCheckpoint.open(refined)
-    for kind in ("scales", "magnitude"):  # of the model's own inputs, which `check` and `inspect` look at
+    for kind in ("scales", "magnitude"):  # for the model's own inputs, which `check` and `inspect` use
         name = f"model.layers.0.mlp.down_proj.{kind}"
         was, now = (read_arrays(directory / SEARCH_FILE, fix="")[name] for directory in (first, refined))
         assert now == pytest.approx(was, rel=1e-2)  # `best` runs blocks by fp32 factors, the default by bf16
@@ -128,8 +128,8 @@ def test_a_checkpoint_of_something_else_is_refused(model: Path, tmp_path: Path) 
     with pytest.raises(UsageError, match=r"int4-g32-asym, but int3-g32-asym") as raised:
         open_beginning(first, source, QuantScheme(bits=3, group_size=32))
     assert "--bits 4 --group-size 32" in str(raised.value.fix)
-    with pytest.raises(UsageError, match=r"blocks 2, where .* has 3"):
+    with pytest.raises(UsageError, match=r"blocks 2, but .* has 3"):
         open_beginning(first, SafetensorsSource.open(save_llama(tmp_path / "other", num_hidden_layers=3)), scheme)
     for refused in ({"effort": "default"}, {"method": "gptq"}, {"method": "rtn"}, {"method": "awq+gptq"}):
-        with pytest.raises(UsageError, match="does not go on from the codes"):
+        with pytest.raises(UsageError, match="cannot refine the codes"):
             _quantized(model, "-".join(refused.values()), init_from=str(first), **refused)

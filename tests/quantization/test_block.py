@@ -94,7 +94,7 @@ def test_weights_beyond_fp16_are_refused_by_name() -> None:
 
 
 def _salient_problem() -> tuple[torch.Tensor, InputStatistics]:
-    """Weights and inputs where one channel in 64 carries most of the input."""
+    """Weights and inputs in which one channel in 64 carries most of the input."""
     x = _normal(256, 64, seed=3) * 0.1
     x[:, 5] *= 100
     statistics = InputStatistics.empty(64)
@@ -218,7 +218,7 @@ def test_weight_magnitude_is_relative_to_the_group() -> None:
 
 def test_large_columns_of_weights_call_for_beta() -> None:
     weight, statistics = _salient_problem()
-    weight[:, 40:50] *= 6  # columns that stretch their groups: dividing them helps the others
+    weight[:, 40:50] *= 6  # columns that widen their groups: dividing them helps the others
     scheme, gram = QuantScheme(bits=3, group_size=32), statistics.gram()
     scales_of = partial(normalised_scales, statistics.magnitude(), weights=weight_magnitude(weight, scheme))
     one = search_scales([weight], gram, scales_of, scheme, ScaleOptions())

@@ -1,4 +1,4 @@
-"""Several ranks: what one gives, but for ties; whichever is killed, the others end, and a resumed run is the same."""
+"""Several ranks give what one gives, except for ties; if one is killed, the others end; a resumed run is the same."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _quantize(model: Path, out: Path, changes: dict[str, Any], prepare: Callable[[int], None] | None = None) -> None:
-    """What every rank runs."""
+    """The work of every rank."""
     _shorten_lessons()
     for name in ("files", "scratch"):
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def test_any_number_of_ranks_gives_the_same_codes_but_for_ties(
 ) -> None:
     alone, shared = _checkpoints(count, changes, model, tmp_path, _deal_as_gpus if as_gpus else None)
     names = [alone.spec.prefix(layer) + name for layer in range(LAYERS) for name in alone.spec.block.linears]
-    # 0.018 with awq+gptq, where the last bits of sums choose among equals.
+    # 0.018 with awq+gptq, in which the last bits of sums decide between equal candidates.
     assert max(np.mean(alone.linear(name).codes != shared.linear(name).codes) for name in names) < 0.03
     assert _perplexity(shared) == pytest.approx(_perplexity(alone), rel=1e-3)
 
@@ -108,7 +108,7 @@ def _checkpoints(
     tmp_path: Path,
     prepare: Callable[[int], None] | None = None,
 ) -> tuple[QuantizedCheckpoint, QuantizedCheckpoint]:
-    """What one rank makes, and what several make."""
+    """The checkpoints that one rank makes, and that several make."""
     assert run_ranks(1, _quantize, model, tmp_path / "alone", changes) == [0]
     assert run_ranks(count, _quantize, model, tmp_path / "shared", changes, prepare) == [0] * count
     return QuantizedCheckpoint.open(tmp_path / "alone" / "files"), QuantizedCheckpoint.open(
@@ -130,7 +130,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _die_before(layer: int, rank: int) -> None:
-    """A rank is killed when it comes to a block."""
+    """Kills a rank when it comes to a block."""
     quantize = Chain._quantize_block
 
     def dying(self: Chain, reached: int, *arguments: Any) -> Any:
@@ -147,7 +147,7 @@ def _die_at_block_1(rank: int) -> None:
 
 
 def _writer_dies(rank: int) -> None:
-    """The first rank is killed while it keeps a block: the stream after it is on disk, its tensors are not."""
+    """Kills the first rank while it stores a block: the stream behind it is on disk, but its tensors are not."""
     if rank == 0:
         keep = Store.keep_block
 
@@ -160,7 +160,7 @@ def _writer_dies(rank: int) -> None:
 
 
 def _writer_dies_at_the_end(rank: int) -> None:
-    """The first rank is killed when the others have left it alone."""
+    """Kills the first rank after the others have left it alone."""
     if rank == 0:
 
         def dying(self: QuantizeJob) -> str:

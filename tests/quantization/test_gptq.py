@@ -1,4 +1,4 @@
-"""GPTQ against the optimal brain surgeon written out: one column at a time, H inverted anew for those that are left."""
+"""GPTQ against the optimal brain surgeon written out: one column at a time, with H inverted again for those left."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _problem(columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def _surgeon(
     weight: torch.Tensor, gram: torch.Tensor, scheme: QuantScheme, order: list[int], grid: GroupGrid | None
 ) -> torch.Tensor:
-    """After each rounding, the weights that are left are solved for again: w_F -= e / [H_F^-1]_kk [H_F^-1]_k."""
+    """After each rounding, solves for the remaining weights again: w_F -= e / [H_F^-1]_kk [H_F^-1]_k."""
     columns, length = weight.shape[1], scheme.group_of(weight.shape[1])
     hessian = gram + DAMPING * gram.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
     left, result, free = weight.clone(), torch.empty_like(weight), list(order)

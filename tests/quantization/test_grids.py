@@ -90,7 +90,7 @@ def test_every_further_look_lowers_the_error_of_the_whole_row(columns: int, sche
 
 
 def test_the_further_look_sees_what_other_groups_get_wrong() -> None:
-    """Two groups read the same input, so that the error of one can be undone by the other."""
+    """Two groups read the same input, so that one can undo the error of the other."""
     generator = torch.Generator().manual_seed(3)
     weight, x = torch.randn(8, 64, generator=generator), torch.randn(500, 32, generator=generator)
     twice = torch.cat((x, x), dim=1)

@@ -1,4 +1,4 @@
-"""A head is rounded, judged by what comes out of it, and kept in one copy where it is the embedding."""
+"""A head is rounded, judged by its output, and kept in one copy if it is the embedding."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _weight(rows: int = 90, columns: int = 72) -> np.ndarray[tuple[int, ...], np
 
 def _text(columns: int = 72, rows: int = 90) -> CalibratedHead:
     generator = torch.Generator().manual_seed(1)
-    # Inputs of very different sizes: those that count most decide the grids.
+    # Inputs of very different sizes: those that matter most determine the grids.
     scale = torch.logspace(-2, 0.5, columns)
     hidden = torch.randn(3, 40, columns, generator=generator) * scale
     return CalibratedHead(hidden, torch.randint(0, rows, (3, 40), generator=generator))
@@ -97,7 +97,7 @@ def test_what_was_quantized_is_what_is_read_again(
 
 
 def test_layouts_of_a_quantized_head(tmp_path: Path) -> None:
-    """Other tools read a head of its own, and refuse a checkpoint whose embedding is quantized, too."""
+    """Other tools read a separate head, and refuse a checkpoint whose embedding is quantized, too."""
     for tied, layout in ((False, "pack-quantized"), (True, "awq2trt")):
         folder = tmp_path / layout
         checkpoint = quantized_llama(folder, {**WIDE, "hidden_size": 128, "tie_word_embeddings": tied}, head="int8")

@@ -1,4 +1,4 @@
-"""Calibration on pictures: what the decoder reads of them reaches the statistics, and what is written opens again."""
+"""Calibration on pictures: what the decoder reads of them reaches the statistics, and the result opens again."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_the_checkpoint_opens_sees_and_keeps_the_tower(model: Path, pictures: Pa
 def test_text_alone_is_warned_of(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("It was a bright cold day in April. " * 60)
     told = _quantize(model, tmp_path / "out", calib=str(tmp_path / "text.txt"))
-    assert any(note.startswith("calibrating on text alone") for note in told.notes)
+    assert any(note.startswith("calibrating only on text") for note in told.notes)
 
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(
@@ -198,7 +198,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"tune": True, "effort": "max"}, "step sizes are tuned on text alone"), ({"seqlen": 300}, "--seqlen")],
+    [({"tune": True, "effort": "max"}, "step sizes can only be tuned on text"), ({"seqlen": 300}, "--seqlen")],
 )
 def test_what_cannot_be_is_refused_first(
     model: Path, pictures: Path, tmp_path: Path, options: dict[str, Any], says: str
@@ -208,7 +208,7 @@ def test_what_cannot_be_is_refused_first(
 
 
 def test_images_for_a_model_of_text_are_refused(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="expected text, got images: this is a model of text"):
+    with pytest.raises(UsageError, match="expected text, got images, which this model cannot see"):
         _quantize(save_llama(tmp_path / "text-model"), tmp_path / "out", calib=str(pictures))
 
 

@@ -1,4 +1,4 @@
-"""The quantization job: killed at any moment, it goes on to the same bytes."""
+"""The quantization job: if it is killed at any moment, it continues to the same bytes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Learning and tuning are as resumable after a few steps as after hundreds."""
+    """Learning and tuning are resumable after a few steps just as after hundreds."""
     search = EFFORTS["max"]
     assert search.learn is not None
     monkeypatch.setitem(EFFORTS, "max", replace(search, learn=replace(search.learn, steps=4)))
@@ -186,7 +186,7 @@ def test_gptq_sees_what_the_quantized_blocks_before_give(model: Path, tmp_path: 
     weights, name = load_block(original, 1), "self_attn.k_proj"
 
     def same_as_with_inputs_from(block_0: dict[str, torch.Tensor]) -> float:
-        """Share of block 1's codes that GPTQ chooses, too, on what this block 0 gives."""
+        """Share of block 1's codes that GPTQ also chooses on the outputs of this block 0."""
         inputs: dict[str, torch.Tensor] = {}
         hidden = runner.run(block_0, Ends(original).embed(tokens), layer=0)
         runner.run(weights, hidden, layer=1, observe=inputs.__setitem__)
@@ -195,7 +195,7 @@ def test_gptq_sees_what_the_quantized_blocks_before_give(model: Path, tmp_path: 
         rounded = gptq_round(weights[f"{name}.weight"], x.T @ x / len(x), quantized.scheme, options)
         return float((rounded.codes.numpy() == quantized.linear(f"model.layers.1.{name}").codes).mean())
 
-    # Sums in another order, and norms that the checkpoint keeps in fp16, turn a code at a tie.
+    # Sums in another order, and norms that the checkpoint stores in fp16, change codes at ties.
     assert same_as_with_inputs_from(load_block(quantized, 0)) > 0.98
     assert same_as_with_inputs_from(load_block(original, 0)) < 0.95
 
@@ -255,7 +255,7 @@ def test_folding_can_be_repeated_from_what_the_search_left(model: Path, tmp_path
     norm = "model.layers.5.input_layernorm.weight"
     np.testing.assert_allclose(checkpoint.tensor(norm), source.tensor(norm) / scales, rtol=2**-11)
     assert np.ptp(scales) > 0.1
-    # alpha is the slope of log s over log of the magnitude, whose mean the search takes out.
+    # alpha is the slope of log s over the log of the magnitude, whose mean the search removes.
     alpha = json.loads((tmp_path / "out" / "files" / REPORT_FILE).read_text())["model.layers.5.self_attn.q_proj"][
         "alpha"
     ]
@@ -270,7 +270,7 @@ def test_plain_rounding_leaves_no_scales(model: Path, tmp_path: Path) -> None:
 
 
 class _Notes(SilentProgress):
-    """Remembers what it was told."""
+    """Records the notes that it receives."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

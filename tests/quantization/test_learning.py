@@ -1,4 +1,4 @@
-"""Learned codes: they begin where the search left them, lower the block's error, and depend on nothing but the seed."""
+"""Learned codes: they begin where the search ended, reduce the block's error, and depend only on the seed."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def _linear_lesson(weight: torch.Tensor, seed: int = 0) -> Lesson:
     """A block that is one linear beside a residual connection.
 
-    Its inputs are uneven and of few dimensions, as a trained model's are, so that errors of weights can make up for
-    each other.
+    Its inputs are uneven and have few dimensions, like those of a trained model, so that errors of weights can
+    compensate for each other.
     """
     inputs = _normal(6, 20, 20, seed=1) @ _normal(20, weight.shape[1], seed=2)
     inputs = inputs * torch.logspace(-0.3, 0.3, weight.shape[1])
@@ -142,7 +142,7 @@ def test_max_comes_nearer_to_the_original_block_than_best(bits: int, tmp_path: P
 
 
 def test_a_weight_beyond_its_range_stays_at_the_last_code() -> None:
-    """Beyond by 30 steps: brought back to its code it would be moved by gradients that it cannot follow."""
+    """It is 30 steps beyond; brought back to its code, it would be moved by gradients that it cannot follow."""
     scheme = QuantScheme(bits=2, group_size=32)
     weight = torch.zeros(32, 32)
     weight[0, :4] = torch.tensor([40.0, -1.0, 1.0, 2.0])

@@ -20,7 +20,7 @@ from awq2trt.recipe import QuantizeOptions
 
 GIB = 1 << 30
 BASE = 600 << 20
-"""What Python, PyTorch and transformers take."""
+"""Memory that Python, PyTorch and transformers take."""
 
 
 def _job(shape: str, *, writes_text: bool = False, **changes: object) -> Job:
@@ -43,7 +43,7 @@ def test_a_block_of_70b_in_24_gb_and_in_20_on_disk(effort: str, memory: int, on_
 
 def test_a_limit_that_cannot_be_kept_is_refused_with_the_least_that_can() -> None:
     job = _job("llama-2-70b")
-    with pytest.raises(UsageError, match=r"4\.00 GiB do not suffice: the least") as error:
+    with pytest.raises(UsageError, match=r"4\.00 GiB are too little: at least") as error:
         plan_memory(job, BASE, 4 * GIB)
     least = int(str(error.value).rpartition("--max-memory ")[2].partition("M")[0]) << 20
     assert plan_memory(job, BASE, least).peak_bytes <= least

@@ -1,4 +1,4 @@
-"""Products of the quickest type."""
+"""Products in the fastest type."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from awq2trt.quantization.products import narrowed, output_error, product
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
-"""Of three roundings: both factors and the product."""
+"""Relative error of three roundings: of both factors and the product."""
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)

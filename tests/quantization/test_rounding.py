@@ -1,4 +1,4 @@
-"""Step sizes are rounded to the type that stores them, and codes are the nearest for them as they are stored."""
+"""Step sizes are rounded to the type that stores them, and codes are the nearest for the stored step sizes."""
 
 from __future__ import annotations
 

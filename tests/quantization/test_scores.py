@@ -1,4 +1,4 @@
-"""What errors of queries and keys weigh, against attention scores computed pair by pair in fp64."""
+"""How errors of queries and keys interact, compared with attention scores computed pair by pair in fp64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store of a job: what one process keeps another reads, and a block counts only when all of it is there."""
+"""The store of a job: one process writes and another reads, and a block counts only when all of it is there."""
 
 from __future__ import annotations
 

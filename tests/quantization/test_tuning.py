@@ -1,4 +1,4 @@
-"""Tuned step sizes: nearer to the original's predictions, codes untouched, the same every time."""
+"""Tuned step sizes: nearer to the original's predictions, with the same codes, and the same every time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed where something fails, in whatever encoding the terminal has."""
+"""What is printed when something fails, in whatever encoding the terminal has."""
 
 from __future__ import annotations
 

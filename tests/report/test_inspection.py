@@ -1,4 +1,4 @@
-"""What `inspect` says of a checkpoint, and the page it draws, looked at in a real browser."""
+"""What `inspect` reports about a checkpoint, and the page it draws, in a real browser."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def _screenshot(page: Path, width: int, height: int, *, dark: bool = False) -> t
 
 
 def _share(pixels: np.ndarray, color: tuple[int, int, int]) -> float:
-    """Share of pixels of about a color."""
+    """Share of pixels that have about this color."""
     return float((np.abs(pixels - np.array(color) / 255).max(axis=-1) < 0.05).mean())
 
 
@@ -238,7 +238,7 @@ def test_the_page_follows_a_dark_theme(page: Path) -> None:
 
 
 def test_the_console_is_heard(tmp_path: Path) -> None:
-    """The test above could not fail if errors went unheard."""
+    """The test above could not fail if errors were not reported."""
     (tmp_path / "broken.html").write_text("<!DOCTYPE html><script>missing()</script>")
     _, console = _screenshot(tmp_path / "broken.html", 500, 300)
     assert any("missing is not defined" in line for line in console)

@@ -33,7 +33,11 @@ def test_characters_come_whole() -> None:
 
 
 def test_token_without_text_does_not_eat_the_next_ones_space() -> None:
-    words = {0: "", 1: " one", 2: " two"}  # a decoder that drops the space a text begins with, as sentencepiece's do
+    words = {
+        0: "",
+        1: " one",
+        2: " two",
+    }  # a decoder that drops the space at the beginning of a text, as sentencepiece's do
 
     def decode(tokens: Sequence[int]) -> str:
         return "".join(words[token] for token in tokens).removeprefix(" ")

@@ -1,4 +1,4 @@
-"""Which runtime runs a model where the user names none."""
+"""Which runtime runs a model if the user names none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from awq2trt.runtime.ort.loading import DeviceOptions
 
 
 class Notes(SilentProgress):
-    """Keeps what it is told."""
+    """Records the notes that it receives."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -70,7 +70,7 @@ def test_what_the_library_does_not_know_the_package_runs(built: Path, tmp_path: 
     replace_file(directory, "tokenizer.json", json.dumps(tokenizer).encode())
     progress = Notes()
     assert isinstance(load_model(directory, DeviceOptions(), progress=progress), Model)
-    assert progress.notes[0].startswith("the C++ library does not run this model: ")
+    assert progress.notes[0].startswith("the C++ library cannot run this model: ")
     assert "UnicodeScripts" in progress.notes[0]
     with pytest.raises(UnsupportedError):
         load_model(directory, DeviceOptions(), backend="native")

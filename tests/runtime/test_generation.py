@@ -1,4 +1,4 @@
-"""Generation: where it ends, and prompts that cannot begin it."""
+"""Generation: where it ends, and prompts with which it cannot begin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loaded model: the same text streamed and whole, chat or raw, and directories that hold none are told apart."""
+"""A loaded model: the same text streamed and at once, chat or raw; and clear errors for directories without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C++ library through Python: answers of the Python runtime, sessions, and an error of its own for bad input."""
+"""The C++ library through Python: the Python runtime's answers, sessions, and a separate error for each bad input."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ def test_what_is_no_manifest(spoilt: Path, text: str) -> None:
 
 
 def raw_load(directory: Path, **fields: Any) -> int:
-    """The code of the C call itself: Python's own look at the manifest comes later."""
+    """The error code of the C call itself, before Python's own look at the manifest."""
     structure = native_library.LoadOptionsStructure(
         size=ctypes.sizeof(native_library.LoadOptionsStructure),
         **{"onnxruntime_library": str(find_onnxruntime_library()).encode(), **fields},
@@ -343,7 +343,7 @@ def test_hashes_are_looked_at_once(spoilt: Path, tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert raw_load(spoilt) == 0  # not looked at: nothing seems to have changed
+    assert raw_load(spoilt) == 0  # not checked, since nothing seems to have changed
     assert raw_load(spoilt, verify=2) == native_library.CHANGED_FILE
     os.utime(path)
     assert raw_load(spoilt) == native_library.CHANGED_FILE
@@ -387,7 +387,7 @@ def test_a_model_for_a_gpu_needs_one(built: Path) -> None:
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(built: Path) -> None:
-    """Over a stand-in of the driver, in a process of its own; ONNX Runtime is not asked."""
+    """It runs on a stand-in of the driver, in a process of its own; ONNX Runtime is not called."""
     stub = BUILD / "tests" / "libcuda.so.1"
     if not stub.is_file():
         pytest.skip("the C++ library's tests are not built: make runtime")
@@ -404,7 +404,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(built: Path) -
 
 
 def make_engine(directory: Path, version: str, data: bytes) -> None:
-    """Turns what was built for the CPU into the directory of an engine."""
+    """Turns a model built for the CPU into the directory of an engine."""
 
     def change(value: dict[str, Any]) -> None:
         contents = value["contents"]

@@ -1,4 +1,4 @@
-"""The C interface as Python declares it: structures where the library has them, codes that the header has."""
+"""The C interface as Python declares it: structures with the library's layout, codes as in the header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling: docs/sampling.md word by word against the fast implementation, seeds, and settings that make no sense."""
+"""Sampling: docs/sampling.md taken literally against the fast implementation, seeds, and invalid settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TAYLOR = tuple(float(Decimal(2).ln() ** i / math.factorial(i)) for i in range(12
 """Coefficients of 2^f."""
 
 GOLDEN = [321, 399, 124, 909, 586, 765, 96, 337, 521, 316, 417, 106]
-"""Tokens that the settings below choose; tests/plugins/runtime/generation/sampler_test.cpp has them as well."""
+"""Tokens that the settings below choose; tests/plugins/runtime/generation/sampler_test.cpp has the same ones."""
 
 
 def test_greedy_takes_the_best_and_of_equal_ones_the_first() -> None:

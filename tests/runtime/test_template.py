@@ -1,4 +1,4 @@
-"""Chat templates: rendered as transformers renders them, and stopped when they run on or fill the memory."""
+"""Chat templates: rendered as by transformers, and stopped if they run too long or fill the memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ DOUBLED = "{% set n = namespace(t='aaaaaaaa') %}{% for a in range(99) %}{% set n
     ("template", "match"),
     [
         (LOOP, "more than 1 s"),
-        ("{{ 'a'.center(2500000000) }}", "memory"),  # so much that a machine may have, but not the process
+        ("{{ 'a'.center(2500000000) }}", "memory"),  # as much as a machine may have, but not this process
         ("{{ 'a' * 99999999999 }}", "memory"),
         (DOUBLED, "memory"),
         ("{{ 'a' * 20000000 }}", "20000000 characters"),

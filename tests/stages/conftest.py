@@ -1,4 +1,4 @@
-"""What the tests of the commands share: a tiny real model, and the checkpoint and ONNX model made of it."""
+"""What the tests of the commands share: a tiny real model, and its checkpoint and ONNX model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama whose widths, 48 and 80, are no multiples of the group."""
+    """A random Llama whose widths, 48 and 80, are not multiples of the group."""
     return tiny_models.save_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 

@@ -1,4 +1,4 @@
-"""`awq2trt build`: all stages in one go, what a second run makes again, and what is refused before any work."""
+"""`awq2trt build`: all stages at once, what a second run makes again, and what is refused before any work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from awq2trt.stages.build import BuildRequest, build_stage
 
 
 class _Work:
-    """Counts what is made anew; TensorRT is replaced by a function that writes an engine at once."""
+    """Counts what is made; TensorRT is replaced by a function that writes an engine at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[str] = []
@@ -153,11 +153,11 @@ def test_a_failed_engine_leaves_its_log_and_no_directory(model: Path, work: _Wor
 def test_a_target_is_checked_before_any_work(model: Path, work: _Work, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no target"):
         _build(model, tmp_path / "out", target=None)
-    with pytest.raises(UsageError, match="--no-plugin: a kit's engine has our kernels"):
+    with pytest.raises(UsageError, match="--no-plugin: a kit's engine always uses our kernels"):
         _build(model, tmp_path / "out", target="orin", plugin=False)
-    with pytest.raises(UsageError, match=r"--tar: .* needs no finishing"):
+    with pytest.raises(UsageError, match=r"--tar: only a kit .* needs to be finished"):
         list(build_stage(_request(model, tmp_path / "out", tar=True), SilentProgress()))
-    with pytest.raises(UsageError, match=r"--ssh: .* needs no finishing"):
+    with pytest.raises(UsageError, match=r"--ssh: only a kit .* needs to be finished"):
         list(build_stage(_request(model, tmp_path / "out", ssh="me@there"), SilentProgress()))
     assert not work.done
     assert not (tmp_path / "out").exists()
@@ -172,7 +172,7 @@ def test_an_engine_for_another_cpu_says_where_to_build_it(
     model: Path, work: _Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    with pytest.raises(UnsupportedError, match=r"rtx4090: .* is for x86_64; .* here aarch64.*on any x86_64 Linux"):
+    with pytest.raises(UnsupportedError, match=r"rtx4090: .* needs x86_64; .* here aarch64.*on any x86_64 Linux"):
         _build(model, tmp_path / "out")
     assert not work.done
 
@@ -195,7 +195,7 @@ def test_build_makes_a_kit_and_its_archive(
 
 @pytest.mark.trt
 def test_build_makes_a_real_engine(tmp_path: Path) -> None:
-    """Heads of 64: TensorRT-RTX has no attention kernel for the 8 of the other tests."""
+    """It has heads of 64: TensorRT-RTX has no attention kernel for the 8 of the other tests."""
     model = tiny_models.save_llama(tmp_path / "model", hidden_size=96, head_dim=64, num_attention_heads=4)
     _build(model, tmp_path / "out")
     engine = Artifact.open(tmp_path / "out" / "rtx4090", kind="engine")

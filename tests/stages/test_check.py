@@ -1,4 +1,4 @@
-"""`awq2trt check --golden`: a model's golden outputs in ONNX Runtime, and in its engine where that can be run."""
+"""`awq2trt check --golden`: a model's golden outputs in ONNX Runtime, and in its engine if that can be run."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _lacks(source: SafetensorsSource) -> None:
 
 
 def test_another_models_golden_outputs_fail(made: Path, tmp_path: Path) -> None:
-    """A graph of other weights than the checkpoint's: what an exporter's mistake would look like."""
+    """The graph has other weights than the checkpoint, as after a mistake of the exporter."""
     other = tiny_models.save_llama(tmp_path / "model", rms_norm_eps=1e-1)
     quantize_stage(QuantizeRequest(str(other), tmp_path / "checkpoint", RTN), SilentProgress())
     export_stage(
@@ -120,5 +120,7 @@ def test_golden_outputs_without_a_gpu_say_why(build: Path, monkeypatch: pytest.M
     outcome = golden_stage(build / "rtx")
     assert outcome.passed
     lines = list(golden_lines(outcome))
-    assert lines[-2].startswith("the engine was not run: no NVIDIA GPU here, the engine needs compute capability 8.6")
+    assert lines[-2].startswith(
+        "the engine was not run: there is no NVIDIA GPU here, but the engine needs compute capability 8.6"
+    )
     assert lines[-1] == "golden outputs: passed in ONNX Runtime, CPU"

@@ -1,4 +1,4 @@
-"""Lowering for `cuda`: fused unless it is not wanted, and the manifest says which operators the file calls."""
+"""Lowering for `cuda`: fused unless the user says no, and the manifest names the operators that the file calls."""
 
 from __future__ import annotations
 

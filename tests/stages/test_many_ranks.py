@@ -1,4 +1,4 @@
-"""Whether a command starts ranks, is one, or works alone; and what contradicts itself."""
+"""Whether a command starts ranks, is one, or works alone; and contradictory flags."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_one_of_several_does_the_work_itself(monkeypatch: pytest.MonkeyPatch) ->
     _as_rank_1(monkeypatch)
     assert run_as_ranks(RanksWanted(None, 2, None), ["no such program"]) is None
     assert run_as_ranks(RanksWanted(None, None, None), ["no such program"]) is None
-    with pytest.raises(UsageError, match="3 ranks are asked for, but this is already one of 2"):
+    with pytest.raises(UsageError, match="3 ranks are wanted, but this process is already one of 2"):
         run_as_ranks(RanksWanted(None, 3, None), ["no such program"])
 
 
@@ -61,7 +61,7 @@ def test_contradictions_are_refused(wanted: RanksWanted, message: str) -> None:
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match=r"expected 4 GPUs, PyTorch .* finds 1") as error:
+    with pytest.raises(UsageError, match=r"expected 4 GPUs, but PyTorch .* finds 1") as error:
         run_as_ranks(RanksWanted(4, None, None), ["no such program"])
     assert "--gpus 1" in str(error.value)
 

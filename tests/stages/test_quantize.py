@@ -1,4 +1,4 @@
-"""`awq2trt quantize`: what a checkpoint says of its origin, the same bytes twice, and never over the model itself."""
+"""`awq2trt quantize`: the origin in a checkpoint, equal bytes twice, and never over the model itself."""
 
 from __future__ import annotations
 

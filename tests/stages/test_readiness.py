@@ -1,4 +1,4 @@
-"""What later stages would refuse is refused before the first block: nothing is quantized in any of these."""
+"""What later stages would refuse is refused before the first block: no test here quantizes anything."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda model: _tensors(model, lambda t: t.update({LAST: t[LAST][:, 1:].copy()})),
         rf"{LAST}: expected shape \[48, 80\], got \[48, 79\]",
     ),
-    "another tokenizer": (_larger_tokenizer, "ordinary tokens go up to id 356, and the model has 272 rows"),
-    "a later tokenizer": (_later_tokenizer, "the pre_tokenizer 'SplitOfTheFuture' is none that"),
-    "no tokenizer": (_no_tokenizer, "no tokenizer files"),
+    "another tokenizer": (_larger_tokenizer, "ordinary tokens go up to id 356, but the model has 272 embeddings"),
+    "a later tokenizer": (_later_tokenizer, "the pre_tokenizer 'SplitOfTheFuture' is unknown to"),
+    "no tokenizer": (_no_tokenizer, "found no tokenizer"),
     "few positions": (lambda model: _edit(model / "config.json", max_position_embeddings=8), "at most 8 tokens"),
 }
 
@@ -165,7 +165,7 @@ def test_a_disk_without_room_for_all_stages_is_refused(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=200_000))
-    with pytest.raises(ArtifactError, match=r"the disk is full: 0\.2 MB are free, and at least 0\.[0-9] MB"):
+    with pytest.raises(ArtifactError, match=r"the disk is too full: 0\.2 MB are free, but at least 0\.[0-9] MB"):
         _build(model, tmp_path / "out", "cpu")
 
 
@@ -182,7 +182,7 @@ def test_a_resumed_run_needs_no_room_for_what_it_has(tmp_path: Path, monkeypatch
     with create_artifact(tmp_path, "checkpoint", fingerprint, resume=True, expected_bytes=1000) as draft:
         pass
     with (
-        pytest.raises(ArtifactError, match="the disk is full"),
+        pytest.raises(ArtifactError, match="the disk is too full"),
         create_artifact(tmp_path, "checkpoint", fingerprint, resume=True, expected_bytes=1001),
     ):
         pass
@@ -285,7 +285,7 @@ def test_results_take_no_file_of_a_models_place(made: Path, model: Path, tmp_pat
     theirs = [model / name for name in ("model.safetensors", "config.json", "tokenizer.json")]
     ours = [made / "onnx" / name for name in ("manifest.json", "model.onnx.data", "golden.npz", "model.onnx")]
     for path in (*theirs, *ours):
-        with pytest.raises(UsageError, match="it is a file of a model, which the results would replace"):
+        with pytest.raises(UsageError, match="the file belongs to a model, and the results would replace it"):
             require_file(path, "--json")
     (tmp_path / "results.json").write_text("{}")  # of an earlier run
     for free in (tmp_path / "results.json", made / "onnx" / "page.html", None):
@@ -303,7 +303,7 @@ def test_results_take_no_file_of_a_models_place(made: Path, model: Path, tmp_pat
 def test_commands_look_before_they_write_results(made: Path, arguments: tuple[str, ...]) -> None:
     ran = CliRunner().invoke(app, [argument.format(made=made) for argument in arguments])
     assert ran.exit_code == 2
-    assert "it is a file of a model" in ran.stderr
+    assert "the file belongs to a model" in ran.stderr
 
 
 def test_a_plot_that_nothing_draws_is_refused_before_anything_is_measured(

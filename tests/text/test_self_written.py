@@ -28,7 +28,7 @@ def test_the_model_writes_the_same_text_for_the_same_seed(tmp_path: Path) -> Non
 
 
 def test_the_text_is_drawn_from_the_model(tmp_path: Path) -> None:
-    """The tokens right after the first are the ones transformers finds most likely."""
+    """The tokens right after the first are those that transformers finds most likely."""
     from transformers import AutoModelForCausalLM
 
     source = SafetensorsSource.open(save_llama(tmp_path))
@@ -42,7 +42,7 @@ def test_the_text_is_drawn_from_the_model(tmp_path: Path) -> None:
 def test_the_model_writes_with_the_quickest_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, itemsize: int
 ) -> None:
-    """All matrices, the head's included, are of that type."""
+    """All matrices, including the head's, have that type."""
     source, used = SafetensorsSource.open(save_llama(tmp_path)), set[int]()
 
     def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_a_model_that_does_not_fit_in_memory_does_not_write_text(
 def test_texts_begin_with_ordinary_tokens_alone(tmp_path: Path) -> None:
     source = SafetensorsSource.open(save_llama(tmp_path))
     ordinary = ordinary_tokens(load_tokenizer(tmp_path))
-    assert ordinary == {*range(256)}  # not <|end|> and <|pad|>, nor the rows of the embedding that no token has
+    assert ordinary == {*range(256)}  # neither <|end|> and <|pad|>, nor rows of the embedding without a token
     with torch.inference_mode():
         written = self_written(source, ordinary, samples=256, seqlen=2, seed=0, progress=SilentProgress())
     assert sorted(written[:, 0].tolist()) == [*range(256)]

@@ -1,4 +1,4 @@
-"""Calibration windows: spread over the text that the options name, after a BOS where a family needs it."""
+"""Calibration windows: spread over the text that the options name, after a BOS if a family needs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison of two commits, on a repository of two commits that do nothing but print and sleep."""
+"""The comparison of two commits, in a repository with two commits that only print and sleep."""
 
 from __future__ import annotations
 

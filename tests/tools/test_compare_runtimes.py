@@ -1,4 +1,4 @@
-"""The C++ library against the package by a tool, on a tiny model."""
+"""The tool that compares the C++ library with the package, on a tiny model."""
 
 from __future__ import annotations
 

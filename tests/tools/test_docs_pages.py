@@ -1,4 +1,4 @@
-"""Links of the repository's documents, as the site has them."""
+"""Links in the repository's documents, as the site has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fuzzing: what was found once stays mended, valid files are taken, and a fault that is put in is found."""
+"""Fuzzing: earlier findings stay fixed, valid files are accepted, and a planted fault is found."""
 
 from __future__ import annotations
 

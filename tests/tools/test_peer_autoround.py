@@ -1,4 +1,4 @@
-"""The comparison with AutoRound: what it gets is our model, and its perplexity is measured as ours is."""
+"""The comparison with AutoRound: it gets our model, and its perplexity is measured like ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study: its walk gives what the product's own stages give, and its tables say what was measured."""
+"""The study: its walk gives the same results as the product's own stages, and its tables show what was measured."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_walk_measures_what_a_checkpoint_gives(model: Path, tmp_path: Path) 
     ]
     measured = walk(source, settings, calibration, {"wikitext2": windows}, PROGRESS)
     got = [result.perplexity["wikitext2"] for result in measured]
-    # The checkpoint's norms and embedding are fp16, and codes chosen one after another turn at ties.
+    # The checkpoint's norms and embedding are fp16, and codes chosen one after another change at ties.
     assert got == pytest.approx([_perplexity(source, windows), *expected], rel=5e-3)
     assert len({round(value, 3) for value in got}) == 8
     assert all(result.evaluate_seconds > 0 for result in measured)

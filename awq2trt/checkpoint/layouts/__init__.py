@@ -1,7 +1,7 @@
-"""How quantized checkpoints store a linear: a row for every layout, told apart by `quantization_config` in config.json.
+"""How quantized checkpoints store a linear: one row per layout; `quantization_config` in config.json tells which it is.
 
 In: tensors of one linear under their names in the checkpoint. Out: a `QuantizedLinear`, bit for bit; and back for the
-layouts that we write. A new layout is one file here and one row in `LAYOUTS`. NumPy only.
+layouts that we write. A new layout is one file here and one row in `LAYOUTS`. It needs only NumPy.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
     awq_gemv.GEMV_FAST,
     *auto_round.LAYOUTS,
 )
-"""Those that we write stand in the order in which other tools read them: the most widely read first."""
+"""All layouts. Those that we write are in order of how many other tools read them."""
 
 
 def read_format(config: Mapping[str, Any], *, where: str) -> StoredFormat:
-    """What `quantization_config` describes.
+    """Interprets `quantization_config`.
 
     Args:
         config: config.json.
         where: The file, for errors.
 
     Raises:
-        CheckpointError: There is none, or keys are missing.
-        UnsupportedError: It describes a layout, a version or a width that is not read here.
+        CheckpointError: There is no such key, or parts of it are missing.
+        UnsupportedError: It describes a layout, a version or a width that is not supported.
     """
     eight_bits = EightBits.of(config, where)
     where = f"{where}: {QUANTIZATION_KEY}"
@@ -74,12 +74,12 @@ def read_format(config: Mapping[str, Any], *, where: str) -> StoredFormat:
         )
     if eight_bits is not None:
         raise UnsupportedError(
-            "the linears of its blocks have 8 bits; those that are exported have 4 or fewer.",
+            "the linears of its blocks have 8 bits; only 4 bits or fewer can be exported.",
             where=where,
             fix="quantize the checkpoint: awq2trt quantize DIR -o DIR, or build.",
         )
     try:
-        with reading("a quantization that is read here", where, fix=QUANTIZE_AGAIN):
+        with reading("a supported quantization", where, fix=QUANTIZE_AGAIN):
             layout = _layout_of(found, where)
             scheme = QuantScheme(*layout.read(found, where)).for_blocks()
             of_head = layout.read_head(found, where)
@@ -104,12 +104,12 @@ def _layout_of(found: Mapping[str, Any], where: str) -> Layout:
 
 
 def choose_layout(spec: DecoderSpec, schemes: ModelSchemes) -> Layout:
-    """The layout for a model: the one that most readers know among those that hold all of it."""
+    """Returns the layout for a model: among those that can hold all of it, the one that most tools read."""
     return next(layout for layout in LAYOUTS if layout.writer is not None and layout.writer.holds(spec, schemes))
 
 
 def pack_linear(name: str, linear: QuantizedLinear, layout: Layout) -> dict[str, Array]:
-    """Tensors of one linear as the checkpoint stores them, by full name; `layout` is one that we write."""
+    """Returns one linear's tensors as the checkpoint stores them, by full name; we must be able to write `layout`."""
     tensors = layout.written.pack(linear)
     if linear.bias is not None:
         tensors[BIAS] = linear.bias
@@ -120,34 +120,34 @@ def require_kinds(layout: Layout, found: Collection[str], *, where: str) -> None
     """Refuses a linear that lacks a tensor.
 
     Args:
-        layout: Of the checkpoint.
-        found: Names of the tensors that the linear has, relative to its own.
+        layout: Layout of the checkpoint.
+        found: Names of the linear's tensors, relative to its own.
         where: Name of the linear, for errors.
 
     Raises:
-        CheckpointError: It does.
+        CheckpointError: A tensor is missing.
     """
     missing = [name for name in layout.required if name not in found]
     if missing:
-        what = f"missing {', '.join(missing)} of a linear in the layout {layout.name}."
+        what = f"missing {', '.join(missing)} in a linear of the layout {layout.name}."
         raise CheckpointError(what, where=where, fix=DAMAGED)
 
 
 def unpack_linear(
     layout: Layout, tensors: Tensors, scheme: QuantScheme, shape: tuple[int, int], *, where: str
 ) -> QuantizedLinear:
-    """One linear out of its tensors.
+    """Makes one linear from its tensors.
 
     Args:
-        layout: Of the checkpoint.
-        tensors: Those of the layout's `tensor_names` that the checkpoint has.
-        scheme: How it is quantized, as config.json says.
-        shape: N, K as config.json has them.
+        layout: Layout of the checkpoint.
+        tensors: Its tensors, as far as the checkpoint has those in the layout's `tensor_names`.
+        scheme: How it is quantized according to config.json.
+        shape: N, K according to config.json.
         where: Name of the linear, for errors.
 
     Raises:
-        CheckpointError: A tensor is missing, of another shape or type, or not finite.
-        UnsupportedError: The tensors say something that a `QuantizedLinear` cannot.
+        CheckpointError: A tensor is missing, has a wrong shape or type, or is not finite.
+        UnsupportedError: The tensors describe something that a `QuantizedLinear` cannot.
     """
     require_kinds(layout, tensors, where=where)
     packed = LinearToUnpack(tensors, scheme, shape, where)
@@ -157,12 +157,12 @@ def unpack_linear(
     with reading(f"a linear in the layout {layout.name}", where, fix=DAMAGED):
         linear = layout.unpack(packed)
     if not np.isfinite(linear.scales.astype(np.float32)).all():
-        raise CheckpointError("scales are NaN or infinite.", where=where, fix=DAMAGED)
+        raise CheckpointError("some scales are NaN or infinite.", where=where, fix=DAMAGED)
     return linear
 
 
 def _require_floats(packed: LinearToUnpack) -> None:
-    """Refuses step sizes and biases that are no floating-point numbers, or of a type that we do not compute with."""
+    """Refuses step sizes and biases that are not floating-point numbers, or have a type we do not compute with."""
     for name in ("scales", "weight_scale", "scaled_zeros", BIAS):
         if name in packed.tensors and packed.tensors[name].dtype.name not in SCALE_DTYPES:
             raise CheckpointError(

@@ -1,7 +1,8 @@
 """AutoRound's own configs: `quant_method: auto-round`, whose `packing_format` is one of AutoAWQ's or GPTQ's layouts.
 
-`auto_round:auto_gptq` is GPTQ's first version, `auto_round:gptqmodel` and any format without a tool's name its second,
-`auto_round:auto_awq` AutoAWQ's GEMM. Linears that `extra_config` leaves at 16 bits are plain. NumPy only.
+`auto_round:auto_gptq` is GPTQ's first version; `auto_round:gptqmodel` and any format without a tool's name are its
+second; `auto_round:auto_awq` is AutoAWQ's GEMM. Linears that `extra_config` leaves at 16 bits are plain. It needs only
+NumPy.
 
 Source: packing_format in auto_round/inference/backend.py of AutoRound 0.16.
 """
@@ -28,10 +29,10 @@ _GPTQ: Final = f"{_PREFIX}:auto_gptq"
 _GPTQ_V2: Final = f"{_PREFIX}:gptqmodel"
 
 _KERNELS: Final = ("", "exllamav2", "tritonv2", "triton", "gptqmodel")
-"""Names behind the prefix that older versions stored for GPTQ's second layout."""
+"""Names behind the prefix that older versions wrote for GPTQ's second layout."""
 
 _PLAIN_BITS: Final = 16
-"""`bits` of a linear that is not quantized, or more."""
+"""From this value of `bits` on, a linear is not quantized."""
 
 _SETTINGS: Final = ("bits", "group_size", "sym", "data_type")
 
@@ -54,13 +55,13 @@ def _read(found: QuantizationConfig, where: str) -> tuple[int, int, bool]:
     if others:
         name, own = next(iter(others.items()))
         raise UnsupportedError(
-            f"extra_config: {name} is quantized by settings of its own, {own}.", where=where, fix=QUANTIZE_AGAIN
+            f"extra_config: {name} has quantization settings of its own, {own}.", where=where, fix=QUANTIZE_AGAIN
         )
     return config_integer(found, where, "bits"), config_integer(found, where, "group_size"), not found.get("sym", True)
 
 
 def _differs(own: Any, found: QuantizationConfig) -> bool:
-    """Whether a linear is quantized by settings other than the rest's."""
+    """Whether a linear is quantized with other settings than the rest."""
     if not isinstance(own, dict):
         return True
     bits = own.get("bits")

@@ -1,7 +1,7 @@
 """AutoAWQ's GEMM layout: `version: gemm` of `quant_method: awq`, as AutoAWQ, llm-awq's converters and we write it.
 
-`qweight` int32 [K, N/8], `qzeros` int32 [K/G, N/8], `scales` [K/G, N]: weights transposed, eight neighbours along N to
-an int32, nibble i holding column `_NIBBLE_ORDER[i]` of the eight. NumPy only.
+`qweight` int32 [K, N/8], `qzeros` int32 [K/G, N/8], `scales` [K/G, N]: weights are transposed, and an int32 holds eight
+neighbours along N, with column `_NIBBLE_ORDER[i]` of the eight in nibble i. It needs only NumPy.
 
 Config keys: https://huggingface.co/docs/transformers/quantization/awq; llm-awq's are `w_bit` and `q_group_size`.
 """
@@ -40,7 +40,7 @@ _NIBBLE_ORDER: Final = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def read_scheme(found: QuantizationConfig, where: str) -> SchemeNumbers:
-    """Bits, group size and zero points of a config in AutoAWQ's or llm-awq's keys."""
+    """Reads bits, group size and zero points from a config with AutoAWQ's or llm-awq's keys."""
     zero_point = bool(found.get("zero_point", True)) and not found.get("symmetric", False)
     return (
         config_integer(found, where, "bits", "w_bit"),
@@ -50,7 +50,7 @@ def read_scheme(found: QuantizationConfig, where: str) -> SchemeNumbers:
 
 
 def write_scheme(scheme: QuantScheme, version: str, plain: Sequence[str]) -> dict[str, Any]:
-    """`quantization_config` in AutoAWQ's keys.
+    """Makes a `quantization_config` with AutoAWQ's keys.
 
     Args:
         scheme: How the linears are quantized.
@@ -69,13 +69,13 @@ def write_scheme(scheme: QuantScheme, version: str, plain: Sequence[str]) -> dic
 
 
 def pack(linear: QuantizedLinear) -> dict[str, Array]:
-    """Packs a linear, its bias aside.
+    """Packs a linear without its bias.
 
-    A symmetric linear is written with its constant zero point, so that every reader of the layout, which
-    always has zero points, computes the same weights.
+    The layout always has zero points, so a symmetric linear is written with its constant zero point, from which every
+    reader computes the same weights.
 
     Args:
-        linear: 4-bit; N a multiple of 8.
+        linear: A 4-bit linear whose N is a multiple of 8.
     """
     zeros = linear.zeros
     if zeros is None:
@@ -88,7 +88,7 @@ def pack(linear: QuantizedLinear) -> dict[str, Array]:
 
 
 def unpack(packed: LinearToUnpack) -> QuantizedLinear:
-    """Inverse of `pack`, bit for bit."""
+    """The inverse of `pack`, bit for bit."""
     (rows, columns), scheme, groups = packed.shape, packed.scheme, packed.groups
     if rows % COLUMNS_PER_WORD:
         raise CheckpointError(
@@ -119,7 +119,7 @@ def _version(found: QuantizationConfig) -> str:
 
 
 def read_four_bits(found: QuantizationConfig, where: str) -> SchemeNumbers:
-    """`read_scheme` for layouts of 4-bit codes alone."""
+    """Does the same as `read_scheme`, for layouts that only have 4-bit codes."""
     bits, group_size, zero_point = read_scheme(found, where)
     if bits != BITS:
         raise UnsupportedError(f"bits: expected {BITS}, got {bits}.", where=where, fix=QUANTIZE_AGAIN)
@@ -127,9 +127,9 @@ def read_four_bits(found: QuantizationConfig, where: str) -> SchemeNumbers:
 
 
 def _holds(spec: DecoderSpec, schemes: ModelSchemes) -> bool:
-    """INT4 with zero points but for the head, where N is a multiple of 8 and no last group is shorter.
+    """Whether this is INT4 with zero points, an unquantized head, N a multiple of 8, and no shorter last group.
 
-    Readers of the layout differ on a quantized head: AutoAWQ has none, and vLLM one only where the config says so.
+    Tools differ on a quantized head: AutoAWQ does not support one, and vLLM only if the config says so.
     """
     scheme = schemes.blocks
     whole_words = all(rows % COLUMNS_PER_WORD == 0 for rows, _ in spec.stored_linears().values())

@@ -1,8 +1,8 @@
 """AutoAWQ's layouts for few rows: `version: gemv` and `gemv_fast` of `quant_method: awq`; we only read them.
 
 GEMV: `qweight` int32 [N, K/8], `qzeros` int32 [N, P/8], `scales` [N, P], nibbles in reading order. GEMV-fast: `qweight`
-int16 [N/4, K], in which four rows and 64 columns are interleaved, `scales` and `scaled_zeros` [P, N], the latter
--scale * zero. P is the number of groups, rounded up to what the kernels want. NumPy only.
+int16 [N/4, K], in which four rows and 64 columns are interleaved, `scales` and `scaled_zeros` [P, N], the latter -scale
+* zero. P is the number of groups, rounded up to a multiple that the kernels need. It needs only NumPy.
 
 Source: `WQLinear_GEMV` and `pack_intweight` of AutoAWQ 0.2.9 (awq/modules/linear/gemv.py and gemv_fast.py).
 """
@@ -23,25 +23,26 @@ from awq2trt.scheme import QuantizedLinear
 _CODES_PER_WORD: Final = 8
 
 _WIDTH_FACTORS: Final = {32: 4, 64: 2}
-"""Group size -> words of zero points that GEMV kernels read at once; one of longer groups."""
+"""Words of zero points that GEMV kernels read at once, by group size; one word for longer groups."""
 
 _ROWS: Final = 4
 _COLUMNS: Final = 64
-"""Rows and columns that GEMV-fast interleaves."""
+"""The rows and columns that GEMV-fast interleaves."""
 
 _SCALED_ZERO_SLACK: Final = 2.0**-10
-"""How far, relatively, a stored -scale * zero may be from a multiple of its scale: it was rounded to fp16 (2^-11)."""
+"""How far, relatively, a stored -scale * zero may be from a multiple of its scale, as it was rounded to fp16
+(2^-11)."""
 
 
 def stored_groups(columns: int, group: int) -> int:
-    """P: scales of a row that AutoAWQ stores, those that stand for no group among them."""
+    """P: number of scales that AutoAWQ stores for a row, including those that stand for no group."""
     words = -(-(columns // group) // _CODES_PER_WORD)
     factor = _WIDTH_FACTORS.get(group, 1)
     return -(-words // factor) * factor * _CODES_PER_WORD
 
 
 def unpack(packed: LinearToUnpack) -> QuantizedLinear:
-    """A linear of the layout GEMV."""
+    """Unpacks a linear of the layout GEMV."""
     (rows, columns), groups = packed.shape, packed.groups
     width = _width(packed)
     qweight = packed.expect("qweight", (rows, columns // _CODES_PER_WORD), np.int32)
@@ -52,7 +53,7 @@ def unpack(packed: LinearToUnpack) -> QuantizedLinear:
 
 
 def unpack_fast(packed: LinearToUnpack) -> QuantizedLinear:
-    """A linear of the layout GEMV-fast."""
+    """Unpacks a linear of the layout GEMV-fast."""
     (rows, columns), groups = packed.shape, packed.groups
     width = _width(packed)
     if rows % _ROWS or columns % _COLUMNS:
@@ -68,7 +69,7 @@ def unpack_fast(packed: LinearToUnpack) -> QuantizedLinear:
 
 
 def _width(packed: LinearToUnpack) -> int:
-    """P, of a linear whose groups are whole."""
+    """P of a linear whose groups all have the full length."""
     packed.refuse_shorter_group()
     return stored_groups(packed.shape[1], packed.scheme.group_of(packed.shape[1]))
 
@@ -85,10 +86,10 @@ def _linear(packed: LinearToUnpack, codes: Array, scales: Array, zeros: NDArray[
 
 
 def _zeros_of(scaled: Array, scales: Array, packed: LinearToUnpack) -> NDArray[np.uint8]:
-    """Zero points uint8 [N, groups] out of -scale * zero.
+    """Computes zero points uint8 [N, groups] from -scale * zero.
 
     Raises:
-        CheckpointError: One is no code.
+        CheckpointError: A result is not a valid code.
     """
     wide = scales.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -111,8 +112,8 @@ def _zeros_of(scaled: Array, scales: Array, packed: LinearToUnpack) -> NDArray[n
 def _interleaved(words: Array) -> NDArray[np.uint8]:
     """int16 [N/4, K] -> uint8 [N, K].
 
-    A row of words has, for every 64 columns, the codes of four rows one after the other, four to a word. Of 32
-    columns, those of pair p = 0..3 in each eight come together, and of these eight the even ones first.
+    For every 64 columns, a row of words has the codes of four rows one after the other, four per word. Within 32
+    columns, those of pair p = 0..3 of each eight come together, the even ones of these eight first.
     """
     shifts = np.arange(0, 16, BITS, dtype=np.uint16)
     codes = ((words.view(np.uint16)[..., None] >> shifts) & 0xF).astype(np.uint8)  # [N/4, K, 4]

@@ -1,8 +1,8 @@
 """compressed-tensors' `pack-quantized` layout, as llm-compressor and we write it.
 
-`weight_packed` int32 [N, K b/32], `weight_scale` [N, K/G], `weight_shape` [2], and `weight_zero_point` int32
-[N b/32, K/G] of a scheme that has zero points. Its codes are signed and stored offset by half their range, which makes
-them our unsigned ones. NumPy only.
+`weight_packed` int32 [N, K b/32], `weight_scale` [N, K/G], `weight_shape` [2], and `weight_zero_point` int32 [N b/32,
+K/G] if the scheme has zero points. Its codes are signed and stored with half their range added, which makes them our
+unsigned ones. It needs only NumPy.
 
 Config keys: https://huggingface.co/docs/transformers/quantization/compressed_tensors.
 """
@@ -37,17 +37,17 @@ from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
 _NAME: Final = "pack-quantized"
 
 _LINEARS: Final = "Linear"
-"""Target of the settings that all linears have."""
+"""The target of settings for all linears."""
 
 _HEAD_TARGETS: Final = ("lm_head", "re:.*lm_head", "embed_out", "re:.*embed_out")
-"""Targets that name a head, and nothing else of a model, as its module or as a pattern."""
+"""Targets that mean only a head, by its module or by a pattern."""
 
 _ZEROS: Final = "weight_zero_point"
 _GROUP_OF_CHANNEL: Final = "weight_g_idx"
 
 
 def pack(linear: QuantizedLinear) -> dict[str, Array]:
-    """Packs a linear, its bias aside."""
+    """Packs a linear without its bias."""
     bits = linear.scheme.bits
     tensors: dict[str, Array] = {
         "weight_packed": pack_words(linear.codes, bits),
@@ -60,7 +60,7 @@ def pack(linear: QuantizedLinear) -> dict[str, Array]:
 
 
 def unpack(packed: LinearToUnpack) -> QuantizedLinear:
-    """Inverse of `pack`."""
+    """The inverse of `pack`."""
     (rows, columns), scheme = packed.shape, packed.scheme
     stored_shape = [int(length) for length in packed.expect("weight_shape", (2,))]
     if stored_shape != [rows, columns]:
@@ -92,14 +92,14 @@ def unpack(packed: LinearToUnpack) -> QuantizedLinear:
 
 
 def _unpack_zeros(packed: LinearToUnpack) -> Array:
-    """Zero points uint8 [N, K/G]."""
+    """Unpacks zero points to uint8 [N, K/G]."""
     rows, bits = packed.shape[0], packed.scheme.bits
     words = packed.expect(_ZEROS, (words_of(rows, bits), packed.groups), np.int32)
     return np.ascontiguousarray(unpack_words(np.ascontiguousarray(words.T), bits, rows).T)
 
 
 def _groups(found: QuantizationConfig, *, of_head: bool) -> list[Mapping[str, Any]]:
-    """The settings for the head alone, or all others."""
+    """Returns the settings for the head alone, or all others."""
     groups = found.get("config_groups")
     every = [group for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
     return [group for group in every if _is_of_head(group) == of_head]
@@ -111,7 +111,7 @@ def _is_of_head(group: Mapping[str, Any]) -> bool:
 
 
 def _version(found: QuantizationConfig) -> str:
-    """The format of the settings; several formats in one checkpoint are none that is known."""
+    """Returns the format of the settings; several formats in one checkpoint count as an unknown format."""
     every = [*_groups(found, of_head=False), *_groups(found, of_head=True)]
     formats = {str(group.get("format") or found.get("format")).lower() for group in every}
     return " and ".join(sorted(formats)) or str(found.get("format")).lower()
@@ -122,7 +122,7 @@ def _read(found: QuantizationConfig, where: str) -> SchemeNumbers:
     if len(groups) != 1:
         raise UnsupportedError(
             f"config_groups: expected one for all linears, and perhaps one for the head, got {len(groups)} that are "
-            "not for the head alone.",
+            "not only for the head.",
             where=where,
             fix=QUANTIZE_AGAIN,
         )
@@ -136,9 +136,7 @@ def _read_head(found: QuantizationConfig, where: str) -> SchemeNumbers | None:
 
 def _read_group(found: QuantizationConfig, group: Mapping[str, Any], where: str) -> SchemeNumbers:
     if found.get("transform_config"):
-        raise UnsupportedError(
-            "transform_config: weights that were rotated are not read.", where=where, fix=QUANTIZE_AGAIN
-        )
+        raise UnsupportedError("transform_config: rotated weights are not supported.", where=where, fix=QUANTIZE_AGAIN)
     weights = group.get("weights") or {}
     wanted = {"type": "int", "dynamic": False}
     if group.get("input_activations") or any(weights.get(key, value) != value for key, value in wanted.items()):
@@ -182,11 +180,11 @@ def _group(scheme: QuantScheme, target: str) -> dict[str, Any]:
 
 
 def _holds(spec: DecoderSpec, schemes: ModelSchemes) -> bool:
-    """Any width without a shorter last group, and a head of its own that is quantized.
+    """Whether no group is shorter than the others, and a quantized head is not the embedding, too; any width will do.
 
-    Not where an activation function has divisors, which only AutoAWQ knows.
+    Activation functions must not have divisors, which only AutoAWQ supports.
     """
-    one_copy = schemes.head is not None and spec.tie_embeddings  # of which an embedding's rows would be read
+    one_copy = schemes.head is not None and spec.tie_embeddings  # an embedding's rows would be read from it
     return spec.block.activation is None and not one_copy and has_whole_groups(spec, schemes)
 
 

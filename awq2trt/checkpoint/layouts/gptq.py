@@ -1,8 +1,8 @@
 """GPTQ's layouts, as AutoGPTQ and GPTQModel write them; we only read them.
 
 `qweight` int32 [K b/32, N], `qzeros` int32 [K/G, N b/32], `scales` [K/G, N], `g_idx` [K], the group of each input
-channel, which act-order chooses. The first version (`checkpoint_format: gptq`) stores zero points less one; the second,
-as they are. With `sym: true` all mean the middle code. NumPy only.
+channel, which act-order chooses. The first version (`checkpoint_format: gptq`) stores zero points minus one; the second
+stores them as they are. With `sym: true` all of them mean the middle code. It needs only NumPy.
 
 Config keys: https://huggingface.co/docs/transformers/quantization/gptq.
 """
@@ -32,18 +32,18 @@ from awq2trt.scheme import QuantizedLinear
 GROUP_OF_CHANNEL: Final = "g_idx"
 
 _LEFT_OUT: Final = "-:"
-"""Begins patterns of `dynamic` whose linears are not quantized."""
+"""Prefix of patterns in `dynamic` whose linears are not quantized."""
 
 _FIRST: Final = "gptq"
 _SECOND: Final = "gptq_v2"
 
 
 def unpack(packed: LinearToUnpack, *, less_one: bool) -> QuantizedLinear:
-    """A linear of either version.
+    """Unpacks a linear of either version.
 
     Args:
         packed: Its tensors.
-        less_one: Zero points are stored less one.
+        less_one: Whether zero points are stored minus one.
     """
     (rows, columns), scheme, bits = packed.shape, packed.scheme, packed.scheme.bits
     packed.refuse_shorter_group()
@@ -67,16 +67,16 @@ def unpack(packed: LinearToUnpack, *, less_one: bool) -> QuantizedLinear:
 
 
 def _require_symmetric(zeros: NDArray[np.uint8], packed: LinearToUnpack) -> None:
-    """Refuses zero points that `sym: true` denies.
+    """Refuses zero points that contradict `sym: true`.
 
     All of them are 2^(b-1) then. Tools disagree on whether the first version stores that or one less, whatever
-    `checkpoint_format` says, and vLLM does not look: both are taken for what they must be.
+    `checkpoint_format` says, and vLLM ignores the stored values: both are accepted.
     """
     middle = packed.scheme.symmetric_zero
     found = np.unique(zeros)
     if found.tolist() not in ([middle - 1], [middle]):
         raise CheckpointError(
-            f"config.json says sym: true, so that qzeros are all {middle - 1} or all {middle}; they hold "
+            f"config.json says sym: true, so that qzeros must all be {middle - 1} or {middle}; they hold "
             f"{found.size} values, {found[0]} to {found[-1]}.",
             where=packed.where,
             fix="set sym: false in config.json if the model was quantized with zero points, or " + QUANTIZE_AGAIN,
@@ -103,7 +103,7 @@ def _read(found: QuantizationConfig, where: str) -> SchemeNumbers:
     own = [pattern for pattern in found.get("dynamic") or () if not pattern.startswith(_LEFT_OUT)]
     if own:
         raise UnsupportedError(
-            f"dynamic: layers with settings of their own ({own[0]}) are not read.", where=where, fix=QUANTIZE_AGAIN
+            f"dynamic: layers with settings of their own ({own[0]}) are not supported.", where=where, fix=QUANTIZE_AGAIN
         )
     return config_integer(found, where, "bits"), config_integer(found, where, "group_size"), not found.get("sym")
 

@@ -1,7 +1,8 @@
-"""What a layout of quantized checkpoints is, as data, and the checks that all layouts share.
+"""Describes a layout of quantized checkpoints as data, and has the checks that all layouts share.
 
-In: nothing. Out: `Layout`, of which every file beside this one declares one or two, and `StoredFormat`, what a
-`quantization_config` says. NumPy only. Shapes are of a linear [N, K] with groups of G along K, b bits a code.
+In: nothing. Out: `Layout`, of which every file beside this one declares one or two, and `StoredFormat`, the content of
+a `quantization_config`. It needs only NumPy. Shapes are given for a linear [N, K] with groups of G along K and b bits
+per code.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from awq2trt.scheme import WHOLE_ROW, QuantizedLinear, QuantScheme
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
 QuantizationConfig = Mapping[str, Any]
-"""`quantization_config` of a config.json."""
+"""The `quantization_config` in a config.json."""
 
 BIAS: Final = "bias"
 
 QUANTIZE_AGAIN: Final = "quantize the original model with awq2trt."
-DAMAGED: Final = "the checkpoint is damaged, or config.json is another model's; download both again."
+DAMAGED: Final = "the checkpoint is damaged, or config.json belongs to another model; download both again."
 
 
 @dataclass(frozen=True)
 class LinearToUnpack:
-    """A linear's tensors, with all that says how to read them.
+    """A linear's tensors, with all that is needed to read them.
 
     Attributes:
-        tensors: By name relative to the linear; all that are required are there.
-        scheme: What `quantization_config` says.
-        shape: N, K as config.json has them.
+        tensors: The tensors by name relative to the linear; all required ones are present.
+        scheme: The scheme according to `quantization_config`.
+        shape: N, K according to config.json.
         where: Name of the linear, for errors.
     """
 
@@ -46,19 +47,19 @@ class LinearToUnpack:
 
     @property
     def groups(self) -> int:
-        """Groups of a row."""
+        """Number of groups in a row."""
         return self.scheme.groups(self.shape[1])
 
     def expect(self, name: str, shape: tuple[int, ...], dtype: type[np.generic] | None = None) -> Array:
-        """A tensor, its shape and type verified.
+        """Returns a tensor after checking its shape and type.
 
         Args:
-            name: Relative to the linear.
-            shape: It must have.
-            dtype: It must have; None for a tensor whose type is free.
+            name: Its name relative to the linear.
+            shape: The shape it must have.
+            dtype: The type it must have; None if any type will do.
 
         Raises:
-            CheckpointError: It has another.
+            CheckpointError: The shape or type is wrong.
         """
         value = self.tensors[name]
         if value.shape != shape or (dtype is not None and value.dtype != dtype):
@@ -71,12 +72,12 @@ class LinearToUnpack:
         return value
 
     def require(self, name: str, reason: str) -> None:
-        """Refuses a linear without the optional tensor `name`, which the config makes necessary."""
+        """Refuses a linear that lacks the optional tensor `name`, if the config makes it necessary."""
         if name not in self.tensors:
-            raise CheckpointError(f"missing {name} of a linear {reason}.", where=self.where, fix=DAMAGED)
+            raise CheckpointError(f"missing {name} in a linear {reason}.", where=self.where, fix=DAMAGED)
 
     def refuse_shorter_group(self) -> None:
-        """Refuses a K that the groups do not divide, for layouts that have no shorter last group."""
+        """Refuses a K that groups do not divide, for layouts without a shorter last group."""
         columns = self.shape[1]
         if columns % self.scheme.group_of(columns):
             raise CheckpointError(
@@ -84,17 +85,17 @@ class LinearToUnpack:
             )
 
     def input_order(self, name: str) -> NDArray[np.int64] | None:
-        """The order of input channels that makes neighbours of those of a group.
+        """Returns an order of the input channels in which those of a group are neighbours.
 
         Args:
-            name: Tensor [K] with the group of every channel: of act-order (desc_act, actorder=group), where the groups
-                follow the activations.
+            name: Name of the tensor [K] with the group of every channel; act-order (desc_act, actorder=group) writes
+                it, in which groups follow the activations.
 
         Returns:
-            int64 [K], or None where channels are in sequence already (no act-order, or static groups).
+            int64 [K], or None if channels are in sequence already (no act-order, or static groups).
 
         Raises:
-            CheckpointError: A group has more channels than its length, or fewer.
+            CheckpointError: A group has more or fewer channels than its length.
         """
         if name not in self.tensors:
             return None
@@ -120,7 +121,7 @@ class Tool:
     Attributes:
         name: Value of `quant_method` in its `quantization_config`.
         version_key: The key that names the layout, for errors.
-        version: The config -> the layout's name there, lower case.
+        version: Returns the layout's name in a config, in lower case.
     """
 
     name: str
@@ -133,8 +134,8 @@ class ModelSchemes:
     """How the weights of a model are quantized.
 
     Attributes:
-        blocks: Every linear of its blocks.
-        head: Its head, and where the two are one its embedding; None for one that is not quantized.
+        blocks: Scheme of every linear of its blocks.
+        head: Scheme of its head, and of an embedding that is the same weight; None if it is not quantized.
     """
 
     blocks: QuantScheme
@@ -147,8 +148,8 @@ class Writer:
 
     Attributes:
         holds: Whether the layout can hold a model quantized by these schemes.
-        config: Schemes and the name of the head -> `quantization_config`.
-        pack: A linear -> its tensors, by name relative to it.
+        config: Makes a `quantization_config` from schemes and the name of the head.
+        pack: Returns a linear's tensors, by name relative to it.
     """
 
     holds: Callable[[DecoderSpec, ModelSchemes], bool]
@@ -161,7 +162,7 @@ SchemeNumbers = tuple[int, int, bool]
 
 
 def same_head(_config: QuantizationConfig, _where: str) -> SchemeNumbers | None:
-    """`Layout.read_head` of a tool whose configs have one scheme: a head that is quantized has it, too."""
+    """Serves as `Layout.read_head` for tools whose configs have one scheme: a quantized head has that scheme, too."""
     return None
 
 
@@ -170,15 +171,16 @@ class Layout:
     """How a tool stores a linear.
 
     Attributes:
-        name: What the config calls it.
-        tool: Whose configs these are.
-        required: Tensors that every linear has, relative to its name.
-        optional: Those that some have; a bias beside them.
-        group_of_channel: The one of them that says which group an input channel is in; None for channels in sequence.
-        read: The config and its place, for errors -> the scheme of the blocks' linears.
-        unpack: Tensors of a linear -> the linear.
-        writer: None for a layout that we only read.
-        read_head: As `read`, for a head of another scheme; None where the config names none.
+        name: Its name in configs.
+        tool: The tool that writes these configs.
+        required: Names, relative to the linear, of tensors that all linears have.
+        optional: Names of tensors that some linears have, in addition to a bias.
+        group_of_channel: The optional tensor with the group of each input channel; None if channels are always in
+            sequence.
+        read: Returns the scheme of the blocks' linears, from the config and its path, for errors.
+        unpack: Makes a linear from its tensors.
+        writer: How we write it; None for a layout that we only read.
+        read_head: Does the same as `read` for a head; returns None if the config describes no quantized head.
     """
 
     name: str
@@ -193,7 +195,7 @@ class Layout:
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
-        """Tensors that a linear may have, relative to its name."""
+        """Names, relative to the linear, of all tensors that a linear may have."""
         return (*self.required, *self.optional, BIAS)
 
     @property
@@ -210,12 +212,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class StoredFormat:
-    """What `quantization_config` says: a layout, and how its codes were made.
+    """The content of `quantization_config`: a layout, and how the codes were made.
 
     Attributes:
-        layout: Of every quantized weight.
-        scheme: Of the linears of blocks.
-        head: Of the head, if its weight is quantized, which its tensors tell.
+        layout: Layout of every quantized weight.
+        scheme: Scheme of the linears of blocks.
+        head: Scheme of the head, if its weight is quantized, which its tensors show.
     """
 
     layout: Layout
@@ -224,10 +226,10 @@ class StoredFormat:
 
 
 def config_integer(found: QuantizationConfig, where: str, *keys: str) -> int:
-    """The first of `keys` that `found` has.
+    """Returns the value of the first of `keys` that `found` has.
 
     Raises:
-        CheckpointError: It has none of them, or no integer there.
+        CheckpointError: All keys are missing, or the value is not an integer.
     """
     value = next((found[key] for key in keys if found.get(key) is not None), None)
     if not isinstance(value, int) or isinstance(value, bool):
@@ -236,7 +238,7 @@ def config_integer(found: QuantizationConfig, where: str, *keys: str) -> int:
 
 
 def has_whole_groups(spec: DecoderSpec, schemes: ModelSchemes) -> bool:
-    """Whether every group of every quantized weight is as long as its scheme says."""
+    """Whether every group of every quantized weight has the full length of its scheme."""
     widths = [(columns, schemes.blocks) for _, columns in spec.stored_linears().values()]
     if schemes.head is not None:
         widths.append((spec.hidden_size, schemes.head))

@@ -1,11 +1,11 @@
-"""Our own layout, for what the others cannot hold: `version: awq2trt` of `quant_method: awq`, the natural order.
+"""Our own layout, for models that the others cannot hold: `version: awq2trt` of `quant_method: awq`.
 
-`codes`, `scales` [N, ceil(K/G)], and `zeros` of a scheme that has zero points; codes in reading order, INT4 as ONNX has
-it, narrower ones in a stream of bits, 8-bit ones a byte each. The version is an invalid format to transformers before
-it loads a single weight, and the tensors have none of the names that other readers look for. NumPy only.
+`codes`, `scales` [N, ceil(K/G)], and `zeros` if the scheme has zero points. Codes are in reading order: INT4 as in
+ONNX, narrower ones in a stream of bits, 8-bit ones one per byte. transformers refuses the version before it loads a
+single weight, and no tensor has a name that other readers look for. It needs only NumPy.
 
-The one layout in which a head that is also the embedding can be quantized: its tensors then bear the embedding's name,
-and the config has the head's scheme under `head`.
+This is the only layout in which a head that is also the embedding can be quantized: its tensors then have the
+embedding's name, and the config has the head's scheme under `head`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from awq2trt.scheme import QuantizedLinear
 _NAME: Final = "awq2trt"
 
 _INT4_BITS: Final = 4
-"""Codes of this width are packed as ONNX's INT4."""
+"""Codes of this width are packed like ONNX's INT4."""
 
 _BYTE_BITS: Final = 8
 
@@ -43,7 +43,7 @@ _HEAD: Final = "head"
 
 
 def pack(linear: QuantizedLinear) -> dict[str, Array]:
-    """Packs a linear, its bias aside."""
+    """Packs a linear without its bias."""
     bits = linear.scheme.bits
     tensors: dict[str, Array] = {"codes": _pack_codes(linear.codes, bits), "scales": linear.scales}
     if linear.zeros is not None:
@@ -52,7 +52,7 @@ def pack(linear: QuantizedLinear) -> dict[str, Array]:
 
 
 def unpack(packed: LinearToUnpack) -> QuantizedLinear:
-    """Inverse of `pack`."""
+    """The inverse of `pack`."""
     scheme, groups = packed.scheme, (packed.shape[0], packed.groups)
     scales = packed.expect("scales", groups)
     if scheme.zero_point:
@@ -71,7 +71,7 @@ def unpack(packed: LinearToUnpack) -> QuantizedLinear:
 
 
 def _pack_codes(codes: NDArray[np.uint8], bits: int) -> Array:
-    """Codes in reading order: ONNX's INT4 bytes, bytes, or a stream of narrower codes, low bits first."""
+    """Packs codes in reading order: ONNX's INT4 bytes, bytes, or a stream of narrower codes, low bits first."""
     if bits == _INT4_BITS:
         return pack_int4(codes)
     if bits == _BYTE_BITS:
@@ -80,7 +80,7 @@ def _pack_codes(codes: NDArray[np.uint8], bits: int) -> Array:
 
 
 def _unpack_codes(packed: LinearToUnpack, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Inverse of `_pack_codes`: uint8 of shape `size`."""
+    """The inverse of `_pack_codes`: returns uint8 of shape `size`."""
     bits, count = packed.scheme.bits, size[0] * size[1]
     whole_bytes = bits in (_INT4_BITS, _BYTE_BITS)
     length = -(-count * bits // 8) if whole_bytes else 4 * words_of(count, bits)

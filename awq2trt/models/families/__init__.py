@@ -74,13 +74,13 @@ FAMILIES: Final[tuple[Family, ...]] = (
 )
 
 VISION_FAMILIES: Final[tuple[VisionFamily, ...]] = (llava.FAMILY, qwen_vl.FAMILY)
-"""Models that see; the decoder inside is one of `FAMILIES`."""
+"""Models that see images; the decoder in each belongs to one of `FAMILIES`."""
 
 HOW_TO_DESCRIBE: Final = "CONTRIBUTING.md, 'A new model family', shows how to describe one."
 
 
 def find_family(config: Mapping[str, Any]) -> Family | None:
-    """The family that lists the model's architecture."""
+    """Returns the family that lists the model's architecture."""
     architectures = config.get("architectures") or []
     for family in FAMILIES:
         if any(architecture in family.architectures for architecture in architectures):
@@ -89,7 +89,7 @@ def find_family(config: Mapping[str, Any]) -> Family | None:
 
 
 def family_named(name: str) -> Family:
-    """The family that `DecoderSpec.family` names."""
+    """Returns the family that `DecoderSpec.family` names."""
     return next(family for family in FAMILIES if family.name == name)
 
 
@@ -100,8 +100,8 @@ def describe_model(
 
     Args:
         config: The model's config.json.
-        tensor_names: Of the checkpoint, where they are known: all of them must have a place in the description.
-        quantized: The checkpoint is quantized, so that its linears have tensors of their format.
+        tensor_names: Names of the checkpoint's tensors, if known: the description must have a place for each.
+        quantized: Whether the checkpoint is quantized, so that its linears have their format's tensors.
 
     Raises:
         UnsupportedError: No family lists the model's architecture, the family cannot express the model, or the
@@ -118,7 +118,7 @@ def describe_model(
     if unplaced is not None:
         raise UnsupportedError(
             f"the family {spec.family if seeing is None else seeing.name} has no place for the tensor {unplaced}, and "
-            "the model would be wrong without.",
+            "the model would be wrong without it.",
             where=", ".join(config.get("architectures") or ()),
             fix=HOW_TO_DESCRIBE,
         )
@@ -126,14 +126,14 @@ def describe_model(
 
 
 def describe_vision(config: Mapping[str, Any], tensor_names: Collection[str] = ()) -> SeeingSpec | None:
-    """Describes how a model sees; None for a model of text.
+    """Describes how a model sees images; returns None for a model of text.
 
     Args:
         config: The model's config.json.
-        tensor_names: Of the checkpoint, where they are known.
+        tensor_names: Names of the checkpoint's tensors, if known.
 
     Raises:
-        UnsupportedError: As `describe_model`.
+        UnsupportedError: The same as in `describe_model`.
     """
     with reading("a model's configuration", "config.json", fix=PUBLISHED):
         seeing = _vision_family(config)
@@ -145,19 +145,20 @@ def _describe_decoder(config: Mapping[str, Any], tensor_names: Collection[str]) 
     family = find_family(config)
     if family is None:
         raise _unknown(config, tensor_names)
-    # For every class of transformers: no causal mask (masking_utils.py), sizes by layer (configuration_utils.py).
+    # Every class of transformers reads these keys: for masks (masking_utils.py) and sizes by layer
+    # (configuration_utils.py).
     refuse_unless(config, {"is_causal": True, "per_layer_config": None})
     return family.describe(config)
 
 
 def _vision_family(config: Mapping[str, Any]) -> VisionFamily | None:
-    """The family of models that see that lists the model's architecture."""
+    """Returns the family of models with images that lists the model's architecture."""
     architectures = config.get("architectures") or ()
     return next((family for family in VISION_FAMILIES if set(architectures) & set(family.architectures)), None)
 
 
 def _unknown(config: Mapping[str, Any], tensor_names: Collection[str]) -> UnsupportedError:
-    """The error for an architecture that no family lists; names the first module that the nearest one cannot place."""
+    """The error for an unknown architecture; it names the first module that the nearest family cannot place."""
     architectures = [family.architectures for family in FAMILIES] + [family.architectures for family in VISION_FAMILIES]
     known = ", ".join(name for names in architectures for name in names)
     what = (
@@ -166,7 +167,7 @@ def _unknown(config: Mapping[str, Any], tensor_names: Collection[str]) -> Unsupp
     if tensor_names:
         nearest, unplaced = nearest_family(FAMILIES, tensor_names)
         what += (
-            f" All its modules are named as those of {nearest.name}, but what they compute is not known to be the same."
+            f" All its modules have the names of those of {nearest.name}, but they may compute something else."
             if unplaced is None
             else f" The nearest family is {nearest.name}; the first module that it cannot place is "
             f"{unplaced.rpartition('.')[0]}."

@@ -6,7 +6,7 @@ import math
 
 
 def bloom_slopes(num_heads: int) -> tuple[float, ...]:
-    """Powers of 2^(-8/n) for the n heads up to a power of two, then every other one of the next power of two.
+    """Returns powers of 2^(-8/n) for n heads up to a power of two, then every second one of the next power of two.
 
     This is the authors' own rule (their repository's `get_slopes`); BLOOM and Falcon follow it.
     """
@@ -17,7 +17,7 @@ def bloom_slopes(num_heads: int) -> tuple[float, ...]:
 
 
 def mpt_slopes(num_heads: int, bias_max: float) -> tuple[float, ...]:
-    """MPT's: powers of 2^(-bias_max/n) for the next power of two n, the odd ones taken first where heads are fewer."""
+    """Returns MPT's powers of 2^(-bias_max/n) for the next power of two n; odd ones first if there are fewer heads."""
     whole = 1 << math.ceil(math.log2(num_heads))
     slopes = [2 ** (-bias_max * head / whole) for head in range(1, whole + 1)]
     if whole != num_heads:

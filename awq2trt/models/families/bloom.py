@@ -23,7 +23,7 @@ from awq2trt.models.families.description import DecoderSpec, Family
 from awq2trt.models.families.parts import BlockNames, FusedLinear, LayerSpec, NormSpec
 
 _TRAINED_POSITIONS: Final = 2048
-"""ALiBi has no limit; this is the length that BLOOM was trained with, where config.json does not say."""
+"""ALiBi has no limit; this is the length that BLOOM was trained with, for a config.json that names none."""
 
 BLOCK_NAMES: Final = BlockNames(
     input_norm="input_layernorm",
@@ -42,7 +42,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     """Describes a BLOOM model from its config.json.
 
     Raises:
-        UnsupportedError: Its residual stream takes the norms' output.
+        UnsupportedError: Its residual stream takes the output of the norms.
     """
     # With `slow_but_exact` and `pretraining_tp`, transformers leaves biases out.
     refuse_unless(config, {"apply_residual_connection_post_layernorm": False, "slow_but_exact": False})

@@ -1,4 +1,4 @@
-"""Keys of config.json, each checked where it is read.
+"""Reads keys of config.json, and checks each of them.
 
 In: config.json. Out: one value, or an error that names the key.
 """
@@ -27,21 +27,21 @@ _ACTIVATIONS: Final = {
     "gelu_pytorch_tanh": GELU_TANH,
     "relu": RELU,
 }
-"""transformers' names (`ACT2FN`) -> ours."""
+"""Maps transformers' names (`ACT2FN`) to ours."""
 
 
 PUBLISHED: Final = "use the config.json that the model was published with."
-"""The fix for a key that no published model has so."""
+"""The fix for a key whose value no published model has."""
 
 MOST_LAYERS: Final = 4096
-"""No model has more: ten times the deepest that is published."""
+"""A limit on layers: ten times the deepest published model."""
 
 _LARGEST_SIZE: Final = 1 << 24
-"""No model has more channels, tokens or positions: ten times the longest context that is sold (10 million tokens)."""
+"""A limit on channels, tokens and positions: ten times the longest context on the market (10 million tokens)."""
 
 
 def config_value(config: Mapping[str, Any], key: str, kind: type) -> Any:
-    """A required key of config.json, checked for its type."""
+    """Returns a required key of config.json after checking its type."""
     value = config.get(key)
     if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
         raise UnsupportedError(f"{key}: expected {kind.__name__}, got {value!r}.", where="config.json", fix=PUBLISHED)
@@ -51,16 +51,16 @@ def config_value(config: Mapping[str, Any], key: str, kind: type) -> Any:
 def config_size(
     config: Mapping[str, Any], key: str, default: int | None = None, *, largest: int = _LARGEST_SIZE
 ) -> int:
-    """A number of things: positive, and not absurdly large.
+    """Returns a size: a positive number that is not absurdly large.
 
     Args:
         config: config.json.
         key: Which key.
-        default: What a key that is missing or null means; None if there must be one.
-        largest: What is refused above.
+        default: The value of a missing or null key; None if the key is required.
+        largest: The largest value that is accepted.
 
     Raises:
-        UnsupportedError: It is none.
+        UnsupportedError: The value is not such a number.
     """
     value = config.get(key)
     if value is None and default is not None:
@@ -74,10 +74,10 @@ def config_size(
 
 
 def config_number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """A positive number; `default` where the key is missing or null.
+    """Returns a positive number, or `default` if the key is missing or null.
 
     Raises:
-        UnsupportedError: It is none, or it is missing and there is no default.
+        UnsupportedError: The value is not such a number, or it is missing and there is no default.
     """
     value = config.get(key)
     if value is None and default is not None:
@@ -88,10 +88,10 @@ def config_number(config: Mapping[str, Any], key: str, default: float | None = N
 
 
 def config_flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
-    """Yes or no; `default` where the key is missing or null.
+    """Returns true or false, or `default` if the key is missing or null.
 
     Raises:
-        UnsupportedError: It is neither.
+        UnsupportedError: The value is neither.
     """
     value = config.get(key)
     if value is None:
@@ -100,24 +100,24 @@ def config_flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def config_activation(config: Mapping[str, Any], key: str, default: str, known: Collection[str]) -> str:
-    """The activation function that config.json names, if it is one of `known`."""
+    """Returns the activation function that config.json names, if it is one of `known`."""
     found = config.get(key) or default
     activation = _ACTIVATIONS.get(found, "")
     if activation not in known:
         raise UnsupportedError(
             f"{key}: expected {' or '.join(known)}, got {found!r}.",
             where="config.json",
-            fix="see the families in README.",
+            fix="use a model of a supported family, see README.",
         )
     return activation
 
 
 def refuse_unless(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuses a model whose config.json asks for what the description cannot say.
+    """Refuses a model whose config.json asks for something that the description cannot express.
 
     Args:
         config: config.json.
-        expected: Key -> the one value that can be described; a key that is missing or null has it.
+        expected: The only value of each key that can be described; a missing or null key counts as that value.
 
     Raises:
         UnsupportedError: A key has another value.
@@ -128,20 +128,20 @@ def refuse_unless(config: Mapping[str, Any], expected: Mapping[str, Any]) -> Non
             raise UnsupportedError(
                 f"{key}: expected {value!r}, got {found!r}.",
                 where="config.json",
-                fix="this variant of the family is not described; CONTRIBUTING.md, 'A new model family', shows how.",
+                fix="this variant is not supported; CONTRIBUTING.md, 'A new model family', shows how to add it.",
             )
 
 
 def config_layer_kinds(config: Mapping[str, Any], count: int, default: Sequence[str]) -> Sequence[str]:
-    """The kind of attention of every layer, `FULL` or `SLIDING`.
+    """Returns the kind of attention of every layer, `FULL` or `SLIDING`.
 
     Args:
         config: config.json, perhaps with `layer_types`.
-        count: Layers.
-        default: Where config.json does not list them.
+        count: Number of layers.
+        default: The kinds if config.json does not list them.
 
     Raises:
-        UnsupportedError: The list has another length, or another kind.
+        UnsupportedError: The list has a wrong length, or an unknown kind.
     """
     kinds = config.get("layer_types")
     if kinds is None:
@@ -162,7 +162,7 @@ def config_layer_kinds(config: Mapping[str, Any], count: int, default: Sequence[
 
 
 def config_heads(config: Mapping[str, Any], key: str, hidden_size: int) -> tuple[int, int]:
-    """Attention heads and the channels of each, where all of hidden_size is theirs.
+    """Returns the number of attention heads and of channels in each, if they share hidden_size completely.
 
     Raises:
         UnsupportedError: The heads cannot share the channels evenly.
@@ -176,14 +176,14 @@ def config_heads(config: Mapping[str, Any], key: str, hidden_size: int) -> tuple
 
 
 def under_own_names(config: Mapping[str, Any], aliases: Mapping[str, str]) -> Mapping[str, Any]:
-    """config.json with the keys that the class calls otherwise under its own names (`attribute_map`).
+    """Renames the keys that the class knows under other names (`attribute_map`) to those names.
 
     Args:
         config: config.json.
-        aliases: Common name -> the class's own.
+        aliases: The class's own name for each common name.
 
     Raises:
-        UnsupportedError: Both names are there, and they contradict each other.
+        UnsupportedError: Both names are present and contradict each other.
     """
     found = dict(config)
     for alias, own in aliases.items():

@@ -1,4 +1,4 @@
-"""What a decoder family is, as data: one description drives search, folding, evaluation and the ONNX graph.
+"""The description of a decoder as data, which drives search, folding, evaluation and the ONNX graph.
 
 `Family.describe` turns a Hugging Face `config.json` into a `DecoderSpec`. Nothing else in the package looks
 at model-specific config keys or tensor names. NumPy only; no torch.
@@ -30,30 +30,30 @@ from awq2trt.models.families.rotary import RopeSpec
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSpec:
-    """One model, described: sizes, numerics, tensor names.
+    """The description of one model: sizes, numerics, tensor names.
 
     The decoder is: embedding; blocks of norm -> attention -> residual -> norm -> MLP -> residual; final norm; head.
 
     Attributes:
         norm: Kind of all norms.
-        activation: Of the MLP: `SILU`, `GELU`, `GELU_TANH` or `RELU`.
-        layers: What differs by layer, one for each.
-        tie_embeddings: The head is the embedding matrix.
-        biased: Linears of a block that have a bias.
-        embedding: The embedding's name; its tensor is `<embedding>.weight`. Likewise `final_norm` and `head`.
+        activation: Activation function of the MLP: `SILU`, `GELU`, `GELU_TANH` or `RELU`.
+        layers: What differs by layer, one entry for each.
+        tie_embeddings: Whether the head is the embedding matrix.
+        biased: The linears of a block that have a bias.
+        embedding: The embedding's name; its tensor is `<embedding>.weight`. `final_norm` and `head` are named likewise.
         block_prefix: Format string with `{layer}`, e.g. `model.layers.{layer}.`.
         block: Names inside a block; a linear has `<name>.weight` and perhaps `<name>.bias`, a norm likewise.
-        fused: Linears of a block that the checkpoint stores as one.
-        parallel: Attention and MLP read the same residual stream, and both are added to it at once.
+        fused: The linears of a block that the checkpoint stores as one.
+        parallel: Whether attention and MLP read the same residual stream, to which both are then added.
         attention_scale: Factor of the attention scores; None for 1 / sqrt(head_dim).
-        attention_softcap: Scores become cap * tanh(score / cap); None for none.
-        logit_softcap: The same of the logits.
+        attention_softcap: Scores become cap * tanh(score / cap); None for no cap.
+        logit_softcap: The same for the logits.
         clip_qkv: Queries, keys and values are clamped to this magnitude; None for no limit.
-        alibi: Slope of every head (ALiBi, arXiv:2108.12409): a score falls by slope * distance; None for none.
-        positions: Learned position embeddings; None for none.
+        alibi: Slope of every head (ALiBi, arXiv:2108.12409): a score falls by slope * distance; None without ALiBi.
+        positions: Learned position embeddings; None if there are none.
         embedding_scale: Factor of the token embeddings.
-        embedding_norm: Norm between embedding and first block; None for none.
-        optional_prefix: First part of all names, which checkpoints saved from the bare decoder lack.
+        embedding_norm: Norm between embedding and first block; None without one.
+        optional_prefix: First part of all names, which is missing in checkpoints that were saved from the bare decoder.
     """
 
     family: str
@@ -88,12 +88,12 @@ class DecoderSpec:
 
     @property
     def num_layers(self) -> int:
-        """Blocks."""
+        """Number of blocks."""
         return len(self.layers)
 
     @property
     def stored_head(self) -> str:
-        """The name that the head's weight is stored under: its own, or the embedding's where the two are one."""
+        """The name under which the head's weight is stored: its own, or the embedding's if the two are one."""
         return self.embedding if self.tie_embeddings else self.head
 
     @property
@@ -103,7 +103,7 @@ class DecoderSpec:
 
     @property
     def ropes(self) -> tuple[RopeSpec, ...]:
-        """The rotary embeddings of all layers, each once."""
+        """The different rotary embeddings of all layers."""
         return tuple(dict.fromkeys(layer.rope for layer in self.layers if layer.rope is not None))
 
     def prefix(self, layer: int) -> str:
@@ -136,7 +136,7 @@ class DecoderSpec:
         return name in self.biased
 
     def block_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor of a block, by name relative to the block; fused linears taken apart."""
+        """Shape of every tensor of a block, by name relative to the block; fused linears are split."""
         shapes: dict[str, tuple[int, ...]] = {}
         for names, channels in ((self.block.hidden_norms, self.hidden_size), (self.block.head_norms, self.head_dim)):
             for name in names:
@@ -148,13 +148,13 @@ class DecoderSpec:
         return shapes
 
     def optional_block_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensors that only a quantized block has: divisors behind an activation function that can absorb none."""
+        """Tensors that only a quantized block has: divisors behind an activation function that cannot absorb scales."""
         if self.block.activation is None:
             return {}
         return {f"{self.block.activation}.scales": (self.intermediate_size,)}
 
     def stored_linears(self) -> dict[str, tuple[int, int]]:
-        """[N, K] of a block's linears as the checkpoint has them, fused ones as one."""
+        """[N, K] of a block's linears as the checkpoint stores them; fused ones count as one."""
         shapes = {name: self.linear_shape(name) for name in self.block.linears}
         for fused in self.fused:
             parts = [shapes.pop(name) for name in fused.parts]
@@ -162,7 +162,7 @@ class DecoderSpec:
         return shapes
 
     def stored_block_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor of a block as the checkpoint has them."""
+        """Shape of every tensor of a block as the checkpoint stores it."""
         shapes = self.block_shapes()
         for fused in self.fused:
             for kind in ("weight", "bias"):
@@ -173,7 +173,7 @@ class DecoderSpec:
         return shapes
 
     def split_block(self, stored: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """A block's tensors as the checkpoint has them -> by the names of `block_shapes`."""
+        """Splits a block's tensors as the checkpoint stores them; the result has the names of `block_shapes`."""
         tensors = dict(stored)
         for fused in self.fused:
             rows = [self.linear_shape(name)[0] for name in fused.parts]
@@ -184,7 +184,7 @@ class DecoderSpec:
         return tensors
 
     def outer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor outside the blocks, by full name; a tied head is not one."""
+        """Shape of every tensor outside the blocks, by full name; a tied head is not among them."""
         shapes: dict[str, tuple[int, ...]] = {f"{self.embedding}.weight": (self.vocab_size, self.hidden_size)}
         if self.positions is not None:
             shapes[f"{self.positions.table}.weight"] = (self.max_positions + self.positions.offset, self.hidden_size)
@@ -196,12 +196,12 @@ class DecoderSpec:
         return shapes
 
     def scale_groups(self) -> tuple[ScaleGroup, ...]:
-        """The groups the AWQ search works on, in the order a block runs them.
+        """The groups that the AWQ search works on, in the order in which a block runs them.
 
         v_proj -> o_proj and up_proj -> down_proj scale output rows of a linear that is itself quantized; row-wise
         rounding groups make that exact (a row's scale only multiplies its step sizes). A clamp between v_proj and
-        o_proj rules the first out; an activation function between up_proj and down_proj the second, unless it is
-        ReLU, for which relu(x / s) = relu(x) / s.
+        o_proj rules out the first of these groups, and an activation function between up_proj and down_proj rules out
+        the second, unless it is ReLU, since relu(x / s) = relu(x) / s.
         """
         names, norm = self.block, OFFSET_NORM if self.norm.unit_offset else NORM
         tied = self.num_heads // self.num_kv_heads
@@ -217,7 +217,7 @@ class DecoderSpec:
         return (inputs, context, ScaleGroup(names.mlp_norm, norm, names.mlp_inputs), down)
 
     def unclipped(self) -> tuple[str, ...]:
-        """Linears whose weights are not clipped: clipping q and k moves the attention scores (as llm-awq)."""
+        """Linears whose weights are not clipped, as in llm-awq: clipping q and k would change attention scores."""
         return (self.block.q_proj, self.block.k_proj)
 
     def _norm_shapes(self, name: str, channels: int) -> dict[str, tuple[int, ...]]:
@@ -230,14 +230,15 @@ class Family:
     """A family of architectures that one function can describe.
 
     Attributes:
-        name: As `inspect` and the manifest show it.
+        name: Its name in `inspect` and manifests.
         architectures: Values of config.json's `architectures` that belong to it.
-        describe: config.json -> `DecoderSpec`; raises `UnsupportedError` for what the family cannot express.
-        example: A config.json of the family, tiny: what an unknown model's tensor names are compared with, and what
-            the tests make random models of.
-        needs_bos: Its models are at a loss on text that does not begin with the BOS token.
-        published_with_code: Published checkpoints name Python code of their own (`auto_map`) that transformers has
-            since taken in, so that it can be left alone.
+        describe: Makes a `DecoderSpec` from config.json; raises `UnsupportedError` if the family cannot express the
+            model.
+        example: A tiny config.json of the family: an unknown model's tensor names are compared with it, and tests make
+            random models from it.
+        needs_bos: Whether its models need text that begins with the BOS token.
+        published_with_code: Whether published checkpoints name Python code (`auto_map`) that is now part of
+            transformers, so that it can be ignored.
     """
 
     name: str

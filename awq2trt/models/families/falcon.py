@@ -1,8 +1,8 @@
 """Falcon: 7B (one key-value head, one norm for attention and MLP) and 40B, 180B, 11B (grouped heads, a norm each).
 
-Source: `FalconForCausalLM` of transformers (arXiv:2311.16867). q, k and v are fused: in the new architecture a group of
-query heads with its key and its value head after another, in 7B all query heads, then key, then value, in Falcon-RW
-head by head.
+Source: `FalconForCausalLM` of transformers (arXiv:2311.16867). q, k and v are fused: in the new architecture group by
+group, each with its query heads, key head and value head; in 7B with all query heads, then key, then value; in
+Falcon-RW head by head.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ BLOCK_NAMES: Final = BlockNames(
     down_proj="mlp.dense_4h_to_h",
     activation="mlp.act",
 )
-"""Of 7B; the others add a norm."""
+"""Names in 7B; the others add a norm."""
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
     """Describes a Falcon model from its config.json.
 
     Raises:
-        UnsupportedError: A required key is missing, or its activation function or rotary scaling is not described.
+        UnsupportedError: A required key is missing, or its activation function or rotary scaling is not supported.
     """
     hidden_size = config_size(config, "hidden_size" if config.get("n_embed") is None else "n_embed")
     num_heads, head_dim = config_heads(config, "num_attention_heads", hidden_size)
@@ -86,7 +86,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _key_value_heads(config: Mapping[str, Any], num_heads: int, *, grouped: bool) -> tuple[int, int]:
-    """Key-value heads, and the pieces that the fused linear's rows are made of."""
+    """Returns the number of key-value heads, and of the pieces that the fused linear's rows consist of."""
     if grouped:
         num_kv_heads = config_size(config, "num_kv_heads", num_heads)
         if num_heads % num_kv_heads:
@@ -103,7 +103,7 @@ def _key_value_heads(config: Mapping[str, Any], num_heads: int, *, grouped: bool
 
 
 def _block_names(config: Mapping[str, Any], *, grouped: bool, parallel: bool) -> BlockNames:
-    """Which norms there are: one for both parts, one for each, or one after the other."""
+    """Names of the norms: one for both parts, one for each, or one after the other."""
     if not parallel:
         return replace(BLOCK_NAMES, mlp_norm="post_attention_layernorm")
     norms = config_size(config, "num_ln_in_parallel_attn", 2 if grouped else 1, largest=2)

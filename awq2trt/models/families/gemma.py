@@ -1,8 +1,8 @@
-"""Gemma 1, 2 and 3 (text): norms with a gain of 1 + weight, scaled embeddings, and since Gemma 2 norms on both sides.
+"""Gemma 1, 2 and 3 (text): norms with a gain of 1 + weight, scaled embeddings; since Gemma 2 norms on both sides.
 
 Source: `GemmaForCausalLM`, `Gemma2ForCausalLM` and `Gemma3ForCausalLM` of transformers. Gemma 2 caps scores and logits
-(arXiv:2408.00118, section 2); Gemma 3 normalises queries and keys instead, and has a rotary base of its own for the
-layers that slide (arXiv:2503.19786, section 2).
+(arXiv:2408.00118, section 2); Gemma 3 normalises queries and keys instead, and has a separate rotary base for the
+layers with a sliding window (arXiv:2503.19786, section 2).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _QUERY_SCALAR: Final = 256
 
 _SCORE_CAP: Final = 50.0
 _LOGIT_CAP: Final = 30.0
-"""Gemma 2's where config.json does not say; null is for none."""
+"""Gemma 2's cap for a config.json that names none; null means no cap."""
 
 _GLOBAL_THETA: Final = 1_000_000.0
 _LOCAL_THETA: Final = 10_000.0
 _PATTERN: Final = 6
-"""Gemma 3's rotary bases, and which of its layers see everything, where config.json does not say."""
+"""Gemma 3's rotary bases and its layers with full attention, for a config.json that does not list them."""
 
 _NORMS_ON_BOTH_SIDES: Final = replace(
     llama.BLOCK_NAMES,
@@ -54,10 +54,10 @@ _NORMS_ON_BOTH_SIDES: Final = replace(
 
 
 def describe_gemma(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describes a Gemma 1 model: Llama's block, its norms and embeddings Gemma's.
+    """Describes a Gemma 1 model: Llama's block with Gemma's norms and embeddings.
 
-    First checkpoints say `hidden_act: gelu` and mean the tanh form. `hidden_activation`, which Google's own code reads,
-    must not say otherwise.
+    Early checkpoints say `hidden_act: gelu` but mean the tanh form. `hidden_activation`, which Google's own code reads,
+    must not contradict that.
     """
     for key in ("hidden_act", "hidden_activation"):
         named = {**config, key: "gelu_pytorch_tanh"} if config.get(key) == "gelu" else config
@@ -67,7 +67,7 @@ def describe_gemma(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def describe_gemma2(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describes a Gemma 2 model: every other layer slides, the first one too."""
+    """Describes a Gemma 2 model: every second layer has a sliding window, beginning with the first."""
     config_activation(config, "hidden_activation", "gelu_pytorch_tanh", (GELU_TANH,))
     refuse_unless(config, {"use_bidirectional_attention": False})
     spec = _gemma_like(config, _KEYS2, GEMMA2.name)
@@ -83,7 +83,7 @@ def describe_gemma2(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def describe_gemma3(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describes a Gemma 3 text model: five layers of six slide, with a rotary base of their own."""
+    """Describes a Gemma 3 text model: five of six layers have a sliding window and a rotary base of their own."""
     config_activation(config, "hidden_activation", "gelu_pytorch_tanh", (GELU_TANH,))
     refuse_unless(config, {"use_bidirectional_attention": False, "attn_logit_softcapping": None})
     return replace(

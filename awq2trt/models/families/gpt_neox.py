@@ -32,7 +32,7 @@ _ROPE_KEYS: Final = RopeKeys(
 )
 
 _MAX_POSITIONS: Final = 2048
-"""Where config.json does not say."""
+"""The default of transformers' class."""
 
 BLOCK_NAMES: Final = BlockNames(
     input_norm="input_layernorm",
@@ -51,7 +51,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     """Describes a GPT-NeoX model from its config.json.
 
     Raises:
-        UnsupportedError: Its activation function or rotary scaling is not described.
+        UnsupportedError: Its activation function or rotary scaling is not supported.
     """
     hidden_size = config_size(config, "hidden_size")
     num_heads, head_dim = config_heads(config, "num_attention_heads", hidden_size)

@@ -1,7 +1,7 @@
-"""Llama and what shares its block: Llama 1 to 3, Vicuna, TinyLlama, SmolLM2; and Mistral.
+"""Llama and models with its block: Llama 1 to 3, Vicuna, TinyLlama, SmolLM2; and Mistral.
 
 Source: `LlamaForCausalLM` and `MistralForCausalLM` of transformers, whose config.json keys these are. Their config
-classes share most keys, but not all, and not all defaults: `ClassKeys` says what a class reads.
+classes share most keys, but not all, and not all defaults: `ClassKeys` describes what a class reads.
 """
 
 from __future__ import annotations
@@ -56,17 +56,18 @@ EXAMPLE: Final[Mapping[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClassKeys:
-    """What a model class of Llama's shape reads of config.json, and what a missing key means to it.
+    """How a model class of Llama's shape reads config.json, and what a missing key means to it.
 
     Attributes:
         max_positions: Default of `max_position_embeddings`.
         norm_eps: Default of `rms_norm_eps`.
-        num_kv_heads: Default of `num_key_value_heads`; None for as many as there are query heads, as where it is null.
+        num_kv_heads: Default of `num_key_value_heads`; None for as many as there are query heads, which null means,
+            too.
         head_dim: Default of `head_dim`; None for hidden_size / num_attention_heads.
         tied: Default of `tie_word_embeddings`.
-        attention_bias: The class reads `attention_bias`.
-        mlp_bias: The class reads `mlp_bias`.
-        rope: How it reads its rotary parameters; None if the caller does.
+        attention_bias: Whether the class reads `attention_bias`.
+        mlp_bias: Whether the class reads `mlp_bias`.
+        rope: How it reads its rotary parameters; None if the caller reads them.
     """
 
     max_positions: int = 2048
@@ -84,7 +85,7 @@ _LLAMA_KEYS: Final = ClassKeys(attention_bias=True, mlp_bias=True)
 _MISTRAL_KEYS: Final = ClassKeys(max_positions=131072, num_kv_heads=8)
 
 _MISTRAL_WINDOW: Final = 4096
-"""Where config.json has no `sliding_window`; null is for none."""
+"""The window for a config.json without `sliding_window`; null means no window."""
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
@@ -105,15 +106,15 @@ def describe_mistral(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def llama_like(config: Mapping[str, Any], keys: ClassKeys, family: str) -> DecoderSpec:
-    """Describes a model of Llama's shape.
+    """Describes a model that has the shape of Llama.
 
     Args:
         config: config.json.
-        keys: What its class reads of it.
+        keys: How its class reads config.json.
         family: Its family's name.
 
     Raises:
-        UnsupportedError: As `describe`.
+        UnsupportedError: The same as in `describe`.
     """
     hidden_size = config_size(config, "hidden_size")
     num_heads, num_kv_heads, head_dim = head_sizes(config, keys, hidden_size)
@@ -151,10 +152,10 @@ def llama_like(config: Mapping[str, Any], keys: ClassKeys, family: str) -> Decod
 
 
 def head_sizes(config: Mapping[str, Any], keys: ClassKeys, hidden_size: int) -> tuple[int, int, int]:
-    """Query heads, key-value heads and channels of a head.
+    """Returns the numbers of query heads, of key-value heads, and of channels in a head.
 
     Raises:
-        UnsupportedError: Query heads cannot share the key-value heads evenly, or heads the channels.
+        UnsupportedError: Query heads cannot share the key-value heads evenly, or heads cannot share the channels.
     """
     num_heads = config_size(config, "num_attention_heads")
     missing = keys.num_kv_heads if "num_key_value_heads" not in config else None
@@ -171,20 +172,20 @@ def head_sizes(config: Mapping[str, Any], keys: ClassKeys, hidden_size: int) -> 
 
 
 def config_window(config: Mapping[str, Any]) -> int | None:
-    """`sliding_window`; None where it is null or missing."""
+    """Returns `sliding_window`; None if it is null or missing."""
     return None if config.get("sliding_window") is None else config_size(config, "sliding_window")
 
 
 def with_windows(spec: DecoderSpec, window: int | None, kinds: Sequence[str] | None = None) -> DecoderSpec:
-    """The model with a sliding window in all layers, or in those of the kind `SLIDING`.
+    """Returns the model with a sliding window in all layers, or in those of the kind `SLIDING`.
 
     Raises:
-        UnsupportedError: Layers slide, but there is no window.
+        UnsupportedError: Some layers have a sliding window, but its length is not given.
     """
     kinds = kinds or (SLIDING if window else FULL,) * spec.num_layers
     if window is None and SLIDING in kinds:
         raise UnsupportedError(
-            f"sliding_window: expected a number of positions, since layers are of the kind {SLIDING}, got none.",
+            f"sliding_window: expected a number of positions, since some layers are of the kind {SLIDING}, got none.",
             where="config.json",
             fix=PUBLISHED,
         )

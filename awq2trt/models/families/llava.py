@@ -1,4 +1,4 @@
-"""LLaVA 1.5: a CLIP tower, a projector of two linears, and a decoder of text that reads what they say of an image.
+"""LLaVA 1.5: a CLIP tower, a projector of two linears, and a decoder of text that reads their output.
 
 Source: `LlavaForConditionalGeneration` of transformers and arXiv:2310.03744; the tower is `CLIPVisionModel`. Keys that
 config.json leaves out have the defaults of transformers' classes, as published checkpoints expect.
@@ -42,7 +42,7 @@ _NAME: Final = "llava"
 _TEXT: Final[Mapping[str, Family]] = {
     str(family.example["model_type"]): family for family in (llama.LLAMA, llama.MISTRAL, qwen.QWEN2)
 }
-"""Decoders that published checkpoints have, by `model_type`."""
+"""Decoders in published checkpoints, by `model_type`."""
 
 _TEXT_SIZES: Final[Mapping[str, Mapping[str, int]]] = {
     "llama": {
@@ -60,8 +60,7 @@ _TEXT_SIZES: Final[Mapping[str, Mapping[str, int]]] = {
         "num_attention_heads": 32,
     },
 }
-"""Sizes that `LlamaConfig` and `MistralConfig` have where a text_config does not say: published ones list only what
-differs from them."""
+"""Default sizes of `LlamaConfig` and `MistralConfig`: a published text_config lists only what differs from them."""
 
 _IMAGE_TOKEN: Final = 32000
 _FEATURE_LAYER: Final = -2
@@ -78,7 +77,7 @@ _TOWER_DEFAULTS: Final[Mapping[str, Any]] = {
     "num_hidden_layers": 24,
     "num_attention_heads": 16,
 }
-"""Of a model without `vision_config`."""
+"""The tower of a model without `vision_config`."""
 
 _CLIP_DEFAULTS: Final[Mapping[str, Any]] = {
     "intermediate_size": 3072,
@@ -88,18 +87,18 @@ _CLIP_DEFAULTS: Final[Mapping[str, Any]] = {
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
 }
-"""Of a key that `vision_config` leaves out."""
+"""Defaults of keys that `vision_config` leaves out."""
 
 
 @dataclass(frozen=True)
 class _Names:
-    """Where a checkpoint keeps the parts of a model.
+    """The names under which a checkpoint keeps the parts of a model.
 
     Attributes:
-        decoder: Takes the place of `model.` in the names of a decoder's tensors.
+        decoder: What replaces `model.` in the names of a decoder's tensors.
         head: Name of the head.
         tower: Prefix of the tower's tensors.
-        projector: Prefix of the projector's.
+        projector: Prefix of the projector's tensors.
     """
 
     decoder: str
@@ -111,13 +110,13 @@ class _Names:
 _PUBLISHED_NAMES: Final = _Names(
     "language_model.model.", "language_model.lm_head", "vision_tower.", "multi_modal_projector."
 )
-"""As published, and as transformers 5 saves them."""
+"""Names in published checkpoints; transformers 5 saves the same."""
 
 _CLASS_NAMES: Final = _Names("model.language_model.", "lm_head", "model.vision_tower.", "model.multi_modal_projector.")
-"""As transformers' classes call their parts; some versions before 5 saved these."""
+"""Names that transformers' classes give their parts; some versions before 5 saved these."""
 
 _INNER_TOWER: Final = "vision_model."
-"""Stood behind `vision_tower.` before transformers 5."""
+"""A part of names that stood behind `vision_tower.` before transformers 5."""
 
 
 def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[DecoderSpec, VisionSpec]:
@@ -125,10 +124,10 @@ def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[
 
     Args:
         config: config.json.
-        tensor_names: Of the checkpoint, which say by which names it goes; empty for those of published ones.
+        tensor_names: Names of the checkpoint's tensors, which show its naming; empty for the published naming.
 
     Raises:
-        UnsupportedError: The decoder or the tower is of another kind, or a key has a value that no model has.
+        UnsupportedError: The decoder or the tower is of another kind, or a key has a value that no such model has.
     """
     names = _names_in(tensor_names)
     decoder = _decoder(config, names)
@@ -144,7 +143,7 @@ def _names_in(tensor_names: Collection[str]) -> _Names:
 
 
 def _decoder(config: Mapping[str, Any], names: _Names) -> DecoderSpec:
-    """The decoder by its part of config.json, under the checkpoint's names."""
+    """Describes the decoder by its part of config.json, under the checkpoint's names."""
     text = _part(config, "text_config")
     kind = str(text.get("model_type", "llama"))
     family = _TEXT.get(kind)
@@ -152,7 +151,7 @@ def _decoder(config: Mapping[str, Any], names: _Names) -> DecoderSpec:
         raise UnsupportedError(
             f"text_config.model_type: expected {', '.join(_TEXT)}, got {kind!r}.",
             where="config.json",
-            fix="no family describes this decoder behind a tower; CONTRIBUTING.md, 'A new model family', shows how.",
+            fix="this decoder is not supported here; CONTRIBUTING.md, 'A new model family', shows how to add it.",
         )
     refuse_unless(text, {"is_causal": True, "per_layer_config": None})
     sizes = {key: size for key, size in _TEXT_SIZES.get(kind, {}).items() if text.get(key) is None}
@@ -175,7 +174,7 @@ def _vision(config: Mapping[str, Any], names: _Names, decoder: DecoderSpec) -> V
     image_token = _IMAGE_TOKEN if config.get(key) is None else config_value(config, key, int)
     if not 0 <= image_token < decoder.vocab_size:
         raise UnsupportedError(
-            f"{key}: expected a token of the vocabulary of {decoder.vocab_size}, got {image_token}.",
+            f"{key}: expected a token in the vocabulary of {decoder.vocab_size}, got {image_token}.",
             where="config.json",
             fix=PUBLISHED,
         )
@@ -208,7 +207,7 @@ def _tower(config: Mapping[str, Any], prefix: str) -> TowerSpec:
         raise UnsupportedError(
             f"vision_config.model_type: expected {_TOWER}, got {kind!r}.",
             where="config.json",
-            fix="this vision tower is not described; CONTRIBUTING.md, 'A new model family', shows how.",
+            fix="this vision tower is not supported; CONTRIBUTING.md, 'A new model family', shows how to add it.",
         )
     refuse_unless(config, {"num_channels": CHANNELS})
     defaults = _CLIP_DEFAULTS if config else _TOWER_DEFAULTS
@@ -236,7 +235,7 @@ def _tower(config: Mapping[str, Any], prefix: str) -> TowerSpec:
 
 
 def _feature_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
-    """`vision_feature_layer`, one or several, counted from 0, which is what the first layer reads."""
+    """Reads `vision_feature_layer`: one or several numbers, counted from 0, which is the first layer's input."""
     given = config.get("vision_feature_layer", _FEATURE_LAYER)
     several = given if isinstance(given, list) and given else [given]
     states = num_layers + 1
@@ -251,7 +250,7 @@ def _feature_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ..
 
 
 def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """One model's part of config.json; empty where it is left out."""
+    """Returns the part of config.json about one model; empty if it is left out."""
     part = config.get(key)
     if part is None:
         return {}

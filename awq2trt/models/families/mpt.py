@@ -1,6 +1,6 @@
 """MPT: ALiBi, LayerNorm without bias, no biases at all, q, k and v fused.
 
-Source: `MptForCausalLM` of transformers. Published checkpoints name their architecture `MPTForCausalLM`, after the code
+Source: `MptForCausalLM` of transformers. Published checkpoints call their architecture `MPTForCausalLM`, like the code
 that came with them before transformers had the model.
 """
 
@@ -25,7 +25,7 @@ from awq2trt.models.families.description import DecoderSpec, Family
 from awq2trt.models.families.parts import BlockNames, FusedLinear, LayerSpec, NormSpec
 
 _BIAS_MAX: Final = 8
-"""`alibi_bias_max` of all published models."""
+"""The `alibi_bias_max` of all published models."""
 
 BLOCK_NAMES: Final = BlockNames(
     input_norm="norm_1",
@@ -53,13 +53,13 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     num_heads, head_dim = config_heads(config, "n_heads", hidden_size)
     attention = config.get("attn_config") or {}
     refuse_unless(attention, {"attn_type": "multihead_attention", "qk_ln": False, "prefix_lm": False})
-    refuse_unless(attention, {"alibi_bias_max": _BIAS_MAX})  # the authors' code reads it, transformers does not
+    refuse_unless(attention, {"alibi_bias_max": _BIAS_MAX})  # the authors' code reads it, but transformers does not
     refuse_unless(config, {"no_bias": True, "logit_scale": None, "expansion_ratio": 4})
     if not attention.get("alibi", True):
         raise UnsupportedError(
             "attn_config.alibi: expected true, got false.",
             where="config.json",
-            fix="MPT with learned positions is not described; CONTRIBUTING.md, 'A new model family', shows how.",
+            fix="MPT with learned positions is not supported; CONTRIBUTING.md shows how to add it.",
         )
     return DecoderSpec(
         family=FAMILY.name,

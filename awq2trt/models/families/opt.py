@@ -1,7 +1,7 @@
 """OPT: LayerNorm, learned positions, biases everywhere, a plain MLP with ReLU.
 
-Source: `OPTForCausalLM` of transformers. OPT-350M, alone of its kind, norms after each part and projects its
-embeddings; it is refused.
+Source: `OPTForCausalLM` of transformers. OPT-350M alone applies norms after each part and projects its embeddings; it
+is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from awq2trt.models.families.description import DecoderSpec, Family
 from awq2trt.models.families.parts import BlockNames, LayerSpec, LearnedPositions, NormSpec
 
 _POSITION_OFFSET: Final = 2
-"""Rows of the table before that of position 0 (`OPTLearnedPositionalEmbedding`)."""
+"""Number of rows in the table before that of position 0 (`OPTLearnedPositionalEmbedding`)."""
 
 _NORM_EPS: Final = 1e-5
 """PyTorch's default, which OPT keeps."""
@@ -43,7 +43,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     """Describes an OPT model from its config.json.
 
     Raises:
-        UnsupportedError: It norms after each part, or projects its embeddings.
+        UnsupportedError: It applies norms after each part, or projects its embeddings.
     """
     hidden_size = config_size(config, "hidden_size")
     refuse_unless(

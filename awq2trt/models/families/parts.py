@@ -1,4 +1,4 @@
-"""What decoders are made of: norms, linears and how they are stored, positions of a layer, groups that share a scale.
+"""The parts of decoders: norms, linears and how they are stored, positions, and groups of linears that share a scale.
 
 Names here are relative to a block. `DecoderSpec` puts the parts together. NumPy only; no torch.
 """
@@ -19,21 +19,21 @@ OFFSET_NORM: Final = "offset norm"
 LINEAR: Final = "linear"
 ACTIVATION: Final = "activation"
 UNFOLDED: Final = "unfolded"
-"""Kinds of `ScaleGroup.smooth_kind`: what absorbs the scales, and how."""
+"""Values of `ScaleGroup.smooth_kind`: what absorbs the scales, and how."""
 
 
 @dataclass(frozen=True)
 class ScaleGroup:
-    """Linears that share an input, and the layer before, which can absorb their input scales.
+    """Linears that share an input, and the layer before them, which can absorb the scales of that input.
 
     The AWQ search finds one s [K] per group; `fold` multiplies the input channels of every balance layer by s
     and divides the output channels of the smooth layer by it. Names are relative to the block.
 
     Attributes:
-        smooth_layer: What the balance layers read: a norm, a linear, or an activation function; empty if unfolded.
+        smooth_layer: The layer whose output they read: a norm, a linear, or an activation function; empty if unfolded.
         smooth_kind: `NORM`, whose weight is divided; `OFFSET_NORM`, whose gain is 1 + weight; `LINEAR`, whose output
-            rows are divided; `ACTIVATION`, which gets a divisor of its own, `<smooth_layer>.scales`; or `UNFOLDED`
-            where nothing can absorb scales, so that all are 1.
+            rows are divided; `ACTIVATION`, which receives a divisor of its own, `<smooth_layer>.scales`; or `UNFOLDED`
+            if nothing can absorb scales, so that all are 1.
         balance_layers: The linears that share the input, searched for one common scale.
         heads_tied: Query heads that read the same output channels of `smooth_layer`: num_heads / num_kv_heads
             for v_proj -> o_proj, where one scale per KV channel serves all query heads of that KV head.
@@ -47,13 +47,13 @@ class ScaleGroup:
 
 @dataclass(frozen=True)
 class NormSpec:
-    """The norms of a model, all of one kind.
+    """The norms of a model, which are all of one kind.
 
     Attributes:
-        eps: Added to the mean square, or to the variance.
-        rms: RMSNorm (arXiv:1910.07467); False for LayerNorm, which takes the mean off first.
-        bias: Norms have a bias beside the weight.
-        unit_offset: The gain is 1 + weight (Gemma).
+        eps: A number added to the mean square, or to the variance.
+        rms: Whether it is RMSNorm (arXiv:1910.07467), not LayerNorm, which subtracts the mean first.
+        bias: Whether norms have a bias beside the weight.
+        unit_offset: Whether the gain is 1 + weight (Gemma).
     """
 
     eps: float
@@ -67,8 +67,8 @@ class LayerSpec:
     """What may differ from layer to layer.
 
     Attributes:
-        rope: Rotary embedding of queries and keys; None for none.
-        sliding_window: Positions a query sees, itself included; None for all before it.
+        rope: Rotary embedding of queries and keys; None without one.
+        sliding_window: Number of positions that a query sees, itself included; None for all before it.
     """
 
     rope: RopeSpec | None = None
@@ -90,15 +90,15 @@ class LearnedPositions:
 
 @dataclass(frozen=True)
 class FusedLinear:
-    """One linear of the checkpoint that stands for several, whose rows it holds.
+    """One linear of the checkpoint that holds the rows of several.
 
-    Its rows are `groups` equal pieces, each with the same share of every part, part after part: one piece is
-    q, k and v stacked; a piece a head is q, k and v of head 0, then of head 1, and so on.
+    Its rows form `groups` equal pieces, each with the same share of every part, part after part. With one piece, q, k
+    and v are stacked; with a piece for each head, q, k and v of head 0 come first, then those of head 1, and so on.
 
     Attributes:
         stored: Its name in the checkpoint, relative to the block.
         parts: The linears it stands for, in order.
-        groups: Pieces; divides the rows of every part.
+        groups: Number of pieces; it divides the rows of every part.
     """
 
     stored: str
@@ -106,30 +106,30 @@ class FusedLinear:
     groups: int = 1
 
     def split(self, value: NDArray[Any], rows: Sequence[int]) -> list[NDArray[Any]]:
-        """[sum of rows, ...] -> every part's [rows, ...]."""
+        """Splits [sum of rows, ...] into every part's [rows, ...]."""
         pieces = value.reshape(self.groups, -1, *value.shape[1:])
         edges = np.cumsum([count // self.groups for count in rows])[:-1]
         parts = np.split(pieces, edges, axis=1)
         return [np.ascontiguousarray(part).reshape(-1, *value.shape[1:]) for part in parts]
 
     def fuse(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Inverse of `split`."""
+        """The inverse of `split`."""
         pieces = [part.reshape(self.groups, -1, *part.shape[1:]) for part in parts]
         return np.concatenate(pieces, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockNames:
-    """Names, relative to a block, of its norms and linears. Linears that the checkpoint fuses have names of ours.
+    """Names, relative to a block, of its norms and linears. Linears that the checkpoint fuses get names of ours.
 
     Attributes:
         q_norm: Norm of every head's queries, over the head's channels; None if there is none.
-        k_norm: The same of keys.
+        k_norm: The same for keys.
         post_attention_norm: Norm of the attention's output before it joins the residual stream (Gemma 2 and 3).
         mlp_norm: None if the MLP reads the attention's norm (parallel blocks).
         gate_proj: None if the MLP is not gated.
-        activation: The activation function, under which its scales are stored; None where up_proj absorbs them.
-        post_mlp_norm: As `post_attention_norm`, of the MLP.
+        activation: The activation function, under whose name its scales are stored; None if up_proj absorbs them.
+        post_mlp_norm: The same as `post_attention_norm`, for the MLP.
     """
 
     input_norm: str
@@ -149,7 +149,7 @@ class BlockNames:
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """All linears of a block, in the order they run."""
+        """All linears of a block, in the order in which they run."""
         return (*self.attention_inputs, self.o_proj, *self.mlp_inputs, self.down_proj)
 
     @property
@@ -159,7 +159,7 @@ class BlockNames:
 
     @property
     def mlp_inputs(self) -> tuple[str, ...]:
-        """Linears that read the MLP norm's output, the one that the activation function follows first."""
+        """Linears that read the MLP norm's output; the first one is followed by the activation function."""
         return (self.up_proj,) if self.gate_proj is None else (self.gate_proj, self.up_proj)
 
     @property

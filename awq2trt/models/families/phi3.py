@@ -22,7 +22,7 @@ _KEYS: Final = llama.ClassKeys(
         whole_heads=False,
         default_original=4096,
         types=("default", "longrope"),
-        aliases={"su": "longrope", "yarn": "longrope"},  # what the first Phi-3 checkpoints call it
+        aliases={"su": "longrope", "yarn": "longrope"},  # its name in the first Phi-3 checkpoints
     ),
 )
 
@@ -31,7 +31,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     """Describes a Phi-3 model from its config.json.
 
     Raises:
-        UnsupportedError: Its rotary embedding is scaled otherwise than by LongRoPE.
+        UnsupportedError: Its rotary embedding is scaled by another method than LongRoPE.
     """
     config_activation(config, "hidden_act", "silu", (SILU,))
     spec = llama.with_windows(llama.llama_like(config, _KEYS, FAMILY.name), llama.config_window(config))

@@ -1,4 +1,4 @@
-"""Which of a checkpoint's tensors a description names: what it does not name, it would silently leave out.
+"""Compares a checkpoint's tensors with a description, which would silently leave out those that it does not name.
 
 In: tensor names of a checkpoint. Out: the first module that a description has no place for.
 """
@@ -13,23 +13,23 @@ from typing import Final
 from awq2trt.models.families.description import DecoderSpec, Family
 
 _BUFFERS: Final = ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias", "attn.bias")
-"""Endings of tensors that old versions of transformers saved and no version reads: tables that the code computes."""
+"""Endings of tensors that old versions of transformers saved and none reads: tables that the code computes."""
 
 
 def first_unplaced(spec: DecoderSpec, names: Iterable[str], *, quantized: bool = False) -> str | None:
-    """The first tensor that the description does not name, or None.
+    """Returns the first tensor that the description does not name, or None.
 
     Args:
         spec: The description.
-        names: All tensors of the checkpoint.
-        quantized: Linears of blocks and the head may have tensors of their layout: whatever is theirs has its place.
+        names: Names of all tensors of the checkpoint.
+        quantized: Whether linears of blocks and the head may have a layout's tensors, which then all have their place.
     """
     placed = _Places.of(spec, quantized=quantized)
     return next((name for name in sorted(names, key=_reading_order) if not placed.has(name)), None)
 
 
 def nearest_family(families: Iterable[Family], names: Iterable[str]) -> tuple[Family, str | None]:
-    """The family whose example places the most tensors, and the first one that it does not place."""
+    """Returns the family whose example places the most tensors, and the first tensor that it does not place."""
     names = sorted(names, key=_reading_order)
 
     def count(family: Family) -> int:
@@ -42,15 +42,15 @@ def nearest_family(families: Iterable[Family], names: Iterable[str]) -> tuple[Fa
 
 @dataclass(frozen=True)
 class _Places:
-    """What a description has a name for, whatever the number of layers.
+    """The names that a description has, for any number of layers.
 
     Attributes:
         outer: Tensors outside the blocks.
         block: Tensors of a block, relative to it.
-        quantized: Its linears whose tensors are those of a layout.
-        quantized_head: Head and embedding, whose tensors may be those of a layout.
-        prefix: Of a block.
-        optional_prefix: What names in the file may lack.
+        quantized: Linears of a block that are stored in a layout of quantized checkpoints.
+        quantized_head: Head and embedding, if they may be stored in such a layout.
+        prefix: Prefix of a block's names.
+        optional_prefix: The prefix that names in the file may lack.
     """
 
     outer: frozenset[str]
@@ -62,8 +62,8 @@ class _Places:
 
     @classmethod
     def of(cls, spec: DecoderSpec, *, quantized: bool) -> _Places:
-        """The places of a description."""
-        head = f"{spec.head}.weight"  # stored beside the embedding by some who tie them
+        """Collects the names of a description."""
+        head = f"{spec.head}.weight"  # some tools store a tied head beside the embedding
         return cls(
             outer=frozenset((*spec.outer_shapes(), head)),
             block=frozenset((*spec.stored_block_shapes(), *spec.optional_block_shapes())),
@@ -87,5 +87,5 @@ class _Places:
 
 
 def _reading_order(name: str) -> list[tuple[bool, int, str]]:
-    """Sorts layer 2 before layer 10."""
+    """Returns a key for sorting by which layer 2 comes before layer 10."""
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]

@@ -27,11 +27,11 @@ _QWEN3_KEYS: Final = llama.ClassKeys(max_positions=32768, num_kv_heads=32, head_
 
 _WINDOW: Final = 4096
 _FIRST_SLIDING_LAYER: Final = 28
-"""`sliding_window` and `max_window_layers` where config.json does not say."""
+"""Defaults of `sliding_window` and `max_window_layers`."""
 
 
 def describe_qwen2(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describes a Qwen2 or Qwen2.5 model: q, k and v have biases, o has none."""
+    """Describes a Qwen2 or Qwen2.5 model: q, k and v have biases, but o has none."""
     config_activation(config, "hidden_act", "silu", (SILU,))
     spec = llama.llama_like(config, _QWEN2_KEYS, QWEN2.name)
     return _with_windows(config, replace(spec, biased=frozenset(spec.block.attention_inputs)))
@@ -46,7 +46,7 @@ def describe_qwen3(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _with_windows(config: Mapping[str, Any], spec: DecoderSpec) -> DecoderSpec:
-    """Layers from `max_window_layers` on slide, if `use_sliding_window` is on; newer configs list their kinds."""
+    """Gives layers from `max_window_layers` on a window if `use_sliding_window` is on; newer configs list kinds."""
     slides = config_flag(config, "use_sliding_window", False)
     window = llama.config_window({"sliding_window": _WINDOW, **config}) if slides else None
     first = config.get("max_window_layers")

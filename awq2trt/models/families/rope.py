@@ -1,8 +1,8 @@
-"""Rotary frequencies as config.json asks for them: one function per `rope_type` of transformers.
+"""Rotary frequencies as config.json describes them: one function for each `rope_type` of transformers.
 
-In: config.json, old keys (`rope_theta`, `rope_scaling`) or those of transformers 5 (`rope_parameters`). Out: a
-`RopeSpec`. The formulas are those of `ROPE_INIT_FUNCTIONS` (transformers, modeling_rope_utils.py), whose defaults and
-precedence of keys are kept. Llama 3's scaling is https://github.com/meta-llama/llama-models (`apply_scaling`).
+In: config.json, with old keys (`rope_theta`, `rope_scaling`) or those of transformers 5 (`rope_parameters`). Out: a
+`RopeSpec`. The formulas are those of `ROPE_INIT_FUNCTIONS` (transformers, modeling_rope_utils.py), with the same
+defaults and precedence of keys. Llama 3's scaling is from https://github.com/meta-llama/llama-models (`apply_scaling`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _ORIGINAL: Final = "original_max_position_embeddings"
 
 @dataclass(frozen=True)
 class RopeKeys:
-    """Where a model class looks for its rotary parameters.
+    """Where a model class finds its rotary parameters.
 
     Attributes:
-        theta: Key of config.json for the base, where the parameters do not have it.
+        theta: Key of config.json for the base, if it is not among the parameters.
         partial: The same for the rotated share of a head's channels.
-        whole_heads: The class rotates whole heads and ignores that share.
-        default_share: The share where nothing says.
-        default_original: `original_max_position_embeddings` where config.json has no such key but the class has; None
-            for a class that then believes the parameters.
-        types: The types that the class knows; None for all.
-        aliases: Type -> the type that the class makes of it.
+        whole_heads: Whether the class rotates complete heads and ignores that share.
+        default_share: The share if nothing gives it.
+        default_original: Default of `original_max_position_embeddings` in the class; None for a class that uses the
+            value in the parameters.
+        types: The types that the class supports; None for all.
+        aliases: Types that the class treats as another type.
     """
 
     theta: str = "rope_theta"
@@ -52,10 +52,10 @@ COMMON_KEYS: Final = RopeKeys()
 
 
 def rope_parameters(config: Mapping[str, Any], keys: RopeKeys = COMMON_KEYS) -> dict[str, Any]:
-    """The rotary parameters of a config.json under their new names; `rope_type` is always there.
+    """Returns the rotary parameters of a config.json under their new names; `rope_type` is always among them.
 
     Raises:
-        UnsupportedError: They are given by kind of layer, which the class does not read.
+        UnsupportedError: There is one set for each kind of layer, which the class does not read.
     """
     found = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     nested = [key for key, value in found.items() if isinstance(value, Mapping)]
@@ -78,7 +78,7 @@ def rope_parameters(config: Mapping[str, Any], keys: RopeKeys = COMMON_KEYS) -> 
 def rope_spec(
     parameters: Mapping[str, Any], head_dim: int, max_positions: int, keys: RopeKeys = COMMON_KEYS
 ) -> RopeSpec:
-    """The rotary embedding of heads of `head_dim` channels.
+    """Describes the rotary embedding of heads of `head_dim` channels.
 
     Args:
         parameters: `rope_type`, `rope_theta`, `partial_rotary_factor` and what the type needs.
@@ -87,7 +87,7 @@ def rope_spec(
         keys: How the class reads them.
 
     Raises:
-        UnsupportedError: A type that the class does not know, or a parameter that is missing or makes no sense.
+        UnsupportedError: The class does not support the type, or a parameter is missing or makes no sense.
     """
     kind = parameters.get("rope_type") or "default"
     known = [name for name in ("default", *_SCALINGS) if keys.types is None or name in keys.types]
@@ -95,7 +95,7 @@ def rope_spec(
         raise UnsupportedError(
             f"rope_type: expected {', '.join(known)}, got {kind!r}.",
             where="config.json",
-            fix="this scaling is not described, and without it the model is another one.",
+            fix="this scaling is not supported, and without it the model would be wrong.",
         )
     theta = config_number(parameters, "rope_theta", DEFAULT_THETA)
     plain = plain_frequencies(theta, _rotary_dim(parameters, head_dim, keys, kind))
@@ -105,14 +105,14 @@ def rope_spec(
     try:
         with np.errstate(all="ignore"):
             return _finite(_SCALINGS[kind](plain, given), 2 * max_positions)
-    except ArithmeticError as error:  # also a logarithm of 0, a division by it
+    except ArithmeticError as error:  # also a logarithm of 0 or a division by 0
         raise UnsupportedError(
             f"rope_type {kind}: its parameters give no finite frequencies.", where="config.json", fix=PUBLISHED
         ) from error
 
 
 def _finite(spec: RopeSpec, length: int) -> RopeSpec:
-    """The same, if it is finite up to a sequence of `length` tokens."""
+    """Returns the embedding, after checking that it is finite up to a sequence of `length` tokens."""
     numbers = [*spec.inv_freq, *spec.frequencies(length), spec.magnitude]
     if not np.isfinite(numbers).all():
         raise FloatingPointError
@@ -120,7 +120,7 @@ def _finite(spec: RopeSpec, length: int) -> RopeSpec:
 
 
 def reach(parameters: Mapping[str, Any], max_positions: int) -> int:
-    """The longest sequence that the scaling was made for, where config.json gives that of the training before it."""
+    """The longest sequence that the scaling was made for, if config.json gives the length of the training before it."""
     kind, factor = parameters.get("rope_type"), parameters.get("factor")
     if kind in ("linear", "dynamic") and factor:
         return int(max_positions * factor)
@@ -130,14 +130,14 @@ def reach(parameters: Mapping[str, Any], max_positions: int) -> int:
 
 
 def _rotary_dim(parameters: Mapping[str, Any], head_dim: int, keys: RopeKeys, kind: str) -> int:
-    """Rotated channels of a head."""
+    """Number of rotated channels of a head."""
     share = config_number(parameters, "partial_rotary_factor", keys.default_share)
     if keys.whole_heads:
         if share != 1 and kind not in ("default", "proportional"):
             raise UnsupportedError(
                 f"partial_rotary_factor: expected 1 for rope_type {kind}, got {share:g}.",
                 where="config.json",
-                fix="the model class rotates whole heads; " + PUBLISHED,
+                fix="the model class rotates complete heads; " + PUBLISHED,
             )
         share = 1.0
     rotary_dim = int(head_dim * share)
@@ -152,19 +152,19 @@ def _rotary_dim(parameters: Mapping[str, Any], head_dim: int, keys: RopeKeys, ki
 
 
 def _linear(plain: NDArray[np.float64], parameters: Mapping[str, Any]) -> RopeSpec:
-    """Positions divided by the factor (https://kaiokendev.github.io/til#extending-context-to-8k)."""
+    """Divides positions by the factor (https://kaiokendev.github.io/til#extending-context-to-8k)."""
     return RopeSpec(tuple((plain / config_number(parameters, "factor")).tolist()))
 
 
 def _proportional(plain: NDArray[np.float64], parameters: Mapping[str, Any]) -> RopeSpec:
-    """The first share of the channel pairs keeps its frequencies, over the factor; the others stand still."""
+    """Divides the frequencies of the first share of the channel pairs by the factor; the others do not rotate."""
     turning = int(config_number(parameters, "partial_rotary_factor", 1.0) * 2 * len(plain) // 2)
     scaled = plain / config_number(parameters, "factor", 1.0)
     return RopeSpec(tuple(np.where(np.arange(len(plain)) < turning, scaled, 0.0).tolist()))
 
 
 def _dynamic(plain: NDArray[np.float64], parameters: Mapping[str, Any]) -> RopeSpec:
-    """The base grows with the length of sequences beyond `max_position_embeddings`."""
+    """Enlarges the base with the length of sequences beyond `max_position_embeddings`."""
     if len(plain) < 2:
         raise UnsupportedError("rope_type dynamic: expected at least 4 rotary channels, got 2.", where="config.json")
     growing = GrowingBase(
@@ -174,7 +174,7 @@ def _dynamic(plain: NDArray[np.float64], parameters: Mapping[str, Any]) -> RopeS
 
 
 def _yarn(plain: NDArray[np.float64], parameters: Mapping[str, Any]) -> RopeSpec:
-    """Fast channels keep their frequencies, slow ones are divided by the factor, a ramp between (arXiv:2309.00071)."""
+    """Keeps fast channels, divides slow ones by the factor, with a ramp between (arXiv:2309.00071)."""
     original = config_number(parameters, _ORIGINAL)
     factor = config_number(parameters, "factor", parameters["max_position_embeddings"] / original)
     rotary_dim, theta = 2 * len(plain), parameters["rope_theta"]
@@ -183,7 +183,7 @@ def _yarn(plain: NDArray[np.float64], parameters: Mapping[str, Any]) -> RopeSpec
         raise FloatingPointError
 
     def channel(turns: float) -> float:
-        """The channel pair that turns so often over the original length."""
+        """The channel pair that turns this many times over the original length."""
         return rotary_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low = channel(config_number(parameters, "beta_fast", 32.0))
@@ -191,7 +191,7 @@ def _yarn(plain: NDArray[np.float64], parameters: Mapping[str, Any]) -> RopeSpec
     if parameters.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rotary_dim - 1)
-    high += 0.001 if low == high else 0  # as transformers: no division by 0
+    high += 0.001 if low == high else 0  # as in transformers: avoids a division by 0
     slow = np.clip((np.arange(len(plain)) - low) / (high - low), 0, 1)
     frequencies = plain / factor * slow + plain * (1 - slow)
     return RopeSpec(tuple(frequencies.tolist()), magnitude=_yarn_magnitude(parameters, factor))
@@ -209,7 +209,7 @@ def _yarn_magnitude(parameters: Mapping[str, Any], factor: float) -> float:
 
 
 def _longrope(plain: NDArray[np.float64], parameters: Mapping[str, Any]) -> RopeSpec:
-    """Every channel pair has a divisor of its own, one for short and one for long sequences (arXiv:2402.13753)."""
+    """Divides every channel pair by its own divisor, one for short and one for long sequences (arXiv:2402.13753)."""
     original = config_size(parameters, _ORIGINAL)
     factor = config_number(parameters, "factor", parameters["max_position_embeddings"] / original)
     default = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
@@ -240,10 +240,10 @@ def _llama3(plain: NDArray[np.float64], parameters: Mapping[str, Any]) -> RopeSp
 
 
 def llama3_scaled(inv_freq: NDArray[np.float64], scaling: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Llama 3.1's scaling: long wavelengths divided by `factor`, short ones kept, a smooth ramp between.
+    """Divides long wavelengths by `factor` and keeps short ones, with a smooth ramp between (Llama 3.1).
 
     Args:
-        inv_freq: Unscaled frequencies, float64 [head_dim / 2].
+        inv_freq: The unscaled frequencies, float64 [head_dim / 2].
         scaling: `rope_parameters` of `rope_type` llama3.
     """
     factor = config_number(scaling, "factor")

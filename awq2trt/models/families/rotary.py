@@ -1,11 +1,11 @@
 """Rotary position embeddings as data, and their tables of cosines and sines.
 
-How frequencies follow from config.json is in `rope.py`. Two scalings have other frequencies for a sequence that is
-longer than the model was first trained on, and all its positions get them, as in transformers (`dynamic_rope_update`):
-LongRoPE a second set, dynamic NTK a set for every length. The length is that of the sequence at the time of the call,
-tokens in the cache included. Keys that are in the cache by then keep the rotation that they were written with: queries
-and new keys of a sequence that grows over the limit do not match them. Read such a sequence again from its start, as
-Phi-3's `generate` does; this is also what a longer prompt would have computed.
+`rope.py` derives the frequencies from config.json. Two scalings use other frequencies for a sequence that is longer
+than the model was first trained on, at all of its positions, as in transformers (`dynamic_rope_update`): LongRoPE has a
+second set, dynamic NTK a set for every length. The length is that of the sequence at the time of the call, tokens in
+the cache included. Keys that are in the cache by then keep the rotation that they were written with, so that they do
+not match the queries and new keys of a sequence that has grown beyond the limit. Read such a sequence again from its
+start, as Phi-3's `generate` does; a longer prompt would have computed the same.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Table = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SecondSet:
-    """Frequencies of sequences longer than `positions` (LongRoPE, arXiv:2402.13753).
+    """Frequencies for sequences longer than `positions` (LongRoPE, arXiv:2402.13753).
 
     Attributes:
         positions: The longest sequence with the first set.
-        inv_freq: As in `RopeSpec`.
+        inv_freq: The frequencies, as in `RopeSpec`.
     """
 
     positions: int
@@ -39,8 +39,8 @@ class GrowingBase:
 
     Attributes:
         positions: The longest sequence whose base is `theta`.
-        theta: Base.
-        factor: How fast it grows.
+        theta: The base of shorter sequences.
+        factor: How fast the base grows.
     """
 
     positions: int
@@ -50,13 +50,13 @@ class GrowingBase:
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """Rotary position embedding, rotate-half form (RoFormer, arXiv:2104.09864; halves as in Llama).
+    """A rotary position embedding in rotate-half form (RoFormer, arXiv:2104.09864; halves as in Llama).
 
     Attributes:
         inv_freq: Angular frequency of each channel pair, float64 values, length rotary_dim / 2. Channels of a head
             after the first rotary_dim are not rotated.
         magnitude: Factor of cosines and sines (YaRN, arXiv:2309.00071, section 3.4).
-        beyond: What is different for long sequences; None for nothing.
+        beyond: What is different for long sequences; None if nothing is.
     """
 
     inv_freq: tuple[float, ...]
@@ -65,15 +65,15 @@ class RopeSpec:
 
     @property
     def rotary_dim(self) -> int:
-        """Channels of a head that are rotated."""
+        """Number of channels of a head that are rotated."""
         return 2 * len(self.inv_freq)
 
     def is_long(self, length: int) -> bool:
-        """Whether a sequence of `length` tokens has other frequencies than `inv_freq`."""
+        """Whether a sequence of `length` tokens uses other frequencies than `inv_freq`."""
         return self.beyond is not None and length > self.beyond.positions
 
     def frequencies(self, length: int) -> NDArray[np.float64]:
-        """Angular frequencies in a sequence of `length` tokens, [rotary_dim / 2]."""
+        """Angular frequencies for a sequence of `length` tokens, [rotary_dim / 2]."""
         if self.beyond is None or length <= self.beyond.positions:
             return np.asarray(self.inv_freq)
         if isinstance(self.beyond, SecondSet):
@@ -83,25 +83,25 @@ class RopeSpec:
         return plain_frequencies(base, self.rotary_dim)
 
     def tables(self, positions: int, length: int = 0) -> tuple[Table, Table]:
-        """cos and sin of position * frequency, times magnitude.
+        """Computes cos and sin of position * frequency, times magnitude.
 
         Args:
-            positions: Rows.
-            length: Of the sequence; 0 for a short one.
+            positions: Number of rows.
+            length: Length of the sequence; 0 for a short one.
 
         Returns:
-            Both float32 [positions, rotary_dim / 2].
+            Both, float32 [positions, rotary_dim / 2].
         """
         angles = np.outer(np.arange(positions, dtype=np.float64), self.frequencies(length))
         cos, sin = (self.magnitude * function(angles) for function in (np.cos, np.sin))
         return cos.astype(np.float32), sin.astype(np.float32)
 
     def first_long_row(self, capacity: int) -> int:
-        """Row of `stored_tables` for position 0 of a long sequence; 0 where there is one set of rows."""
+        """Row of `stored_tables` for position 0 of a long sequence; 0 if there is only one set of rows."""
         return self.beyond.positions if isinstance(self.beyond, SecondSet) and self.is_long(capacity) else 0
 
     def stored_tables(self, capacity: int) -> tuple[Table, Table]:
-        """The rows that a graph of `capacity` positions holds: for short sequences, then for long ones if it has any.
+        """The rows in a graph of `capacity` positions: for short sequences, then for long ones if they differ.
 
         Returns:
             cos and sin, float32 [first_long_row + capacity, rotary_dim / 2].

@@ -1,6 +1,6 @@
-"""What a model gives, wherever it is stored: its config and one tensor at a time, under Hugging Face names.
+"""What a model provides wherever it is stored: its config and one tensor at a time, under Hugging Face names.
 
-Tensors are NumPy arrays, and nothing downstream knows where a model came from. Pickled weights and remote code are
+Tensors are NumPy arrays, and later stages do not know where a model came from. Pickled weights and remote code are
 refused (architecture decision: no pickle, no remote code).
 """
 
@@ -30,13 +30,13 @@ Array = NDArray[Any]
 CONFIG_FILE: Final = "config.json"
 
 QUANTIZATION_KEY: Final = "quantization_config"
-"""Key of config.json that says how weights are quantized; `read_config` puts it there wherever it was."""
+"""Key of config.json that says how weights are quantized; `read_config` puts it there, whichever file had it."""
 
 _COMPRESSION_KEY: Final = "compression_config"
-"""The same in configs of the first compressed-tensors."""
+"""The same key in configs of the first compressed-tensors versions."""
 
 _QUANTIZATION_FILES: Final = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Where AutoGPTQ and AutoAWQ wrote it before transformers knew them -> their `quant_method`, which they left out."""
+"""Files in which AutoGPTQ and AutoAWQ wrote it before transformers knew them -> the `quant_method` they omitted."""
 
 FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
 """NumPy's names of the types that weights may have."""
@@ -67,13 +67,13 @@ _GENERATION_TOKENS: Final = ("bos_token_id", _END_TOKENS, "pad_token_id")
 
 
 class ModelSource(ABC):
-    """A model's config and tensors, read one tensor at a time.
+    """A model's config and tensors; tensors are read one at a time.
 
     Attributes:
         name: What the user called it.
         config: config.json.
-        spec: Its decoder described.
-        vision: How it sees, described; None for a model of text.
+        spec: The description of its decoder.
+        vision: The description of how it sees images; None for a model of text.
     """
 
     name: str
@@ -83,35 +83,35 @@ class ModelSource(ABC):
 
     @property
     def model_spec(self) -> ModelSpec:
-        """The whole model described."""
+        """The description of the complete model."""
         return ModelSpec(self.spec, self.vision)
 
     @property
     def text_config(self) -> dict[str, Any]:
-        """The decoder's part of config.json: all of it, unless the model sees."""
+        """The decoder's part of config.json: all of it, unless the model sees images."""
         return decoder_config(self.config)
 
     @property
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
-        """The files that hold the weights, for hashes."""
+        """The files that hold the weights, to be hashed."""
 
     @property
     def side_files(self) -> tuple[Path, ...]:
-        """Files beside the weights that decide what the model is and reads: configuration and tokenizer, for hashes."""
+        """Files beside the weights that affect the model (configuration and tokenizer), to be hashed."""
         return ()
 
     @abstractmethod
     def tensor(self, name: str) -> Array:
-        """One tensor by its Hugging Face name, in its stored dtype (fp16, bf16 or fp32).
+        """Returns one tensor by its Hugging Face name, in its stored dtype (fp16, bf16 or fp32).
 
         Raises:
-            CheckpointError: It is missing, or its bytes cannot be read.
+            CheckpointError: The tensor is missing, or its bytes cannot be read.
         """
 
     @abstractmethod
     def has(self, name: str) -> bool:
-        """Whether there is a tensor of this name."""
+        """Whether there is a tensor with this name."""
 
     @abstractmethod
     def save_tokenizer(self, directory: Path) -> None:
@@ -119,10 +119,10 @@ class ModelSource(ABC):
 
     @abstractmethod
     def header_shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor by its Hugging Face name, from a file's header; None if there is no such tensor."""
+        """Returns the shape of a tensor by its Hugging Face name, from a header; None if there is no such tensor."""
 
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor that the model needs, by its Hugging Face name, as it is stored."""
+        """Shapes of all tensors that the model needs, as they are stored, by Hugging Face name."""
         spec = self.spec
         blocks = {
             spec.prefix(layer) + name: shape
@@ -132,10 +132,10 @@ class ModelSource(ABC):
         return {**spec.outer_shapes(), **blocks}
 
     def require_tensors(self) -> None:
-        """Refuses a model that lacks a tensor, or has one of another shape; reads headers alone.
+        """Refuses a model that lacks a tensor, or has one with a wrong shape; it reads only headers.
 
         Raises:
-            CheckpointError: It does.
+            CheckpointError: A tensor is missing or has a wrong shape.
         """
         for name, expected in self.expected_shapes().items():
             found = self.header_shape(name)
@@ -149,10 +149,10 @@ class ModelSource(ABC):
                 raise _misshapen(f"{self.name}: {name}", expected, found)
 
     def checked_tensor(self, name: str, shape: tuple[int, ...]) -> Array:
-        """A tensor, its shape, type and finiteness verified.
+        """Returns a tensor after checking its shape, its type, and that all values are finite.
 
         Raises:
-            CheckpointError: Missing, of another shape, of integers, or with NaN or infinite values.
+            CheckpointError: It is missing, has a wrong shape, holds integers, or has NaN or infinite values.
         """
         value = self.tensor(name)
         if value.shape != shape:
@@ -173,14 +173,14 @@ class ModelSource(ABC):
         return value
 
     def block(self, layer: int) -> dict[str, Array]:
-        """All tensors of a block, by name relative to the block, verified; fused linears taken apart."""
+        """Returns all tensors of a block, checked, by name relative to the block; fused linears are split."""
         prefix, spec = self.spec.prefix(layer), self.spec
         shapes = spec.stored_block_shapes()
         shapes.update({name: shape for name, shape in spec.optional_block_shapes().items() if self.has(prefix + name)})
         return spec.split_block({name: self.checked_tensor(prefix + name, shape) for name, shape in shapes.items()})
 
     def outer(self) -> dict[str, Array]:
-        """All tensors outside the blocks, by full name, verified."""
+        """Returns all tensors outside the blocks, checked, by full name."""
         return {name: self.checked_tensor(name, shape) for name, shape in self.spec.outer_shapes().items()}
 
     @property
@@ -189,7 +189,7 @@ class ModelSource(ABC):
         return self.vision if isinstance(self.vision, VisionSpec) else None
 
     def vision_tensors(self) -> dict[str, Array]:
-        """All tensors of the vision tower and its projector, by full name, verified; none for a model of text."""
+        """Returns all tensors of vision tower and projector, checked, by full name; none for a model of text."""
         shapes = {} if self.vision is None else self.vision.shapes()
         return {name: self.checked_tensor(name, shape) for name, shape in shapes.items()}
 
@@ -216,12 +216,12 @@ def _misshapen(where: str, expected: tuple[int, ...], found: tuple[int, ...]) ->
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of a checkpoint directory.
+    """Reads config.json of a checkpoint directory.
 
-    How weights are quantized, if they are, is under `QUANTIZATION_KEY`, whichever file and key say it.
+    How the weights are quantized, if they are, is put under `QUANTIZATION_KEY`, whichever file and key had it.
 
     Raises:
-        CheckpointError: The directory holds none, or it is not a JSON object.
+        CheckpointError: The directory has no config.json, or it is not a JSON object.
     """
     path = directory / CONFIG_FILE
     if not path.is_file():
@@ -246,13 +246,13 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def decoder_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of config.json that describes the decoder; a model that sees has it under `text_config`."""
+    """The part of config.json that describes the decoder; a model that sees images has it under `text_config`."""
     text = config.get("text_config")
     return text if isinstance(text, dict) else config
 
 
 def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
-    """Refuses a model whose config names Python code to run, unless transformers has since taken that code in.
+    """Refuses a model whose config names Python code to run, unless transformers has that code built in by now.
 
     Raises:
         UnsupportedError: config.json has an `auto_map` for the model.
@@ -271,13 +271,13 @@ def refuse_remote_code(config: Mapping[str, Any], directory: Path) -> None:
 
 
 def files_beside_weights(directory: Path) -> tuple[Path, ...]:
-    """Configuration and tokenizer of a model's directory, as far as they are there."""
+    """The configuration and tokenizer files that a model's directory has."""
     names = (CONFIG_FILE, *_QUANTIZATION_FILES, *TOKENIZER_FILES)
     return tuple(path for name in names if (path := directory / name).is_file())
 
 
 def _make_tokenizer_json(source: Path, destination: Path) -> None:
-    """Writes tokenizer.json, which all runtimes read, out of tokenizer.model, or of vocab.json and merges.txt."""
+    """Makes tokenizer.json, which all runtimes read, from tokenizer.model, or from vocab.json and merges.txt."""
     from awq2trt.models.sources.sentencepiece import MODEL_FILE, convert_sentencepiece
 
     with reading_tokenizer(source):
@@ -291,12 +291,12 @@ def _make_tokenizer_json(source: Path, destination: Path) -> None:
 
 
 def _refuse_link_elsewhere(path: Path) -> None:
-    """Refuses a tokenizer file that is a link to somewhere else: copied, it would give away what it points to.
+    """Refuses a tokenizer file that links to another place: copying it would disclose the file that it points to.
 
     The Hugging Face hub's cache has links from `snapshots/REVISION` into `blobs` of the same model.
 
     Raises:
-        CheckpointError: It leads out of the model's directory, and not into the hub's store of its files.
+        CheckpointError: The link leads out of the model's directory, and not into the hub's store of its files.
     """
     directory, target = path.parent.resolve(), path.resolve()
     homes = [directory]
@@ -304,25 +304,25 @@ def _refuse_link_elsewhere(path: Path) -> None:
         homes.append(directory.parent.parent / "blobs")
     if not any(target.is_relative_to(home) for home in homes):
         raise CheckpointError(
-            f"expected a file of the model's own, got a link to {target}.",
+            f"expected one of the model's own files, got a link to {target}.",
             where=str(path),
             fix="put the file itself there, or remove the link.",
         )
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Copies the tokenizer and generation files that `source` has; a tokenizer.json is made where it has none.
+    """Copies the tokenizer and generation files of `source`, and makes a tokenizer.json if it has none.
 
-    Where there is no generation_config.json, the tokens that begin and end texts are those of config.json, as in
-    transformers (`GenerationConfig.from_model_config`); only a generation_config.json goes along with the tokenizer.
+    Without a generation_config.json, one is written with the tokens of config.json that begin and end texts, as
+    transformers does (`GenerationConfig.from_model_config`), since config.json itself is not copied.
 
     Raises:
-        CheckpointError: There is no tokenizer in `source`, or the tokens that end an answer are no ids.
+        CheckpointError: There is no tokenizer in `source`, or the tokens that end an answer are not ids.
     """
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not any(path.name in ("tokenizer.json", "tokenizer.model", "vocab.json") for path in found):
         raise CheckpointError(
-            "no tokenizer files (tokenizer.json, tokenizer.model or vocab.json).",
+            "found no tokenizer (tokenizer.json, tokenizer.model or vocab.json).",
             where=str(source),
             fix="put the model's tokenizer files beside its weights.",
         )
@@ -342,7 +342,7 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
 
 
 def _require_end_ids(config: Mapping[str, Any], source: Path) -> None:
-    """Refuses tokens that are to end an answer and are no ids.
+    """Refuses end tokens that are not ids.
 
     Raises:
         CheckpointError: They are something else.

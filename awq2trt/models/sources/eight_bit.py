@@ -1,8 +1,8 @@
-"""Weights that a checkpoint stores in 8 bits, as a source: dequantized, to be quantized again.
+"""Reads weights that a checkpoint stores in 8 bits: dequantizes them, so that they can be quantized again.
 
-In: tensors of a linear as fp8 or int8 checkpoints have them. Out: its weight in fp32. Read are `quant_method: fp8`
+In: tensors of a linear as fp8 or int8 checkpoints have them. Out: its weight in fp32. It reads `quant_method: fp8`
 (DeepSeek-V3, Qwen3-FP8: `weight_scale_inv` for blocks; others: one scale) and compressed-tensors' `float-quantized`,
-`int-quantized`, `naive-quantized` and 8-bit `pack-quantized`. What they do to activations is not weights' matter.
+`int-quantized`, `naive-quantized` and 8-bit `pack-quantized`. How they quantize activations does not matter here.
 
 Source: transformers 5.24, `Fp8Dequantize`; compressed-tensors 0.20, `dequantize`. NumPy only.
 """
@@ -27,17 +27,17 @@ _FP8: Final = "fp8"
 _COMPRESSED: Final = "compressed-tensors"
 
 _FORMATS: Final = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized")
-"""Of compressed-tensors: one number for each weight, or four bytes to an int32."""
+"""compressed-tensors' formats: one number for each weight, or four bytes packed into an int32."""
 
 _SCALES: Final = ("weight_scale", "weight_scale_inv")
-"""Step sizes; the second, DeepSeek's name, are no inverses either."""
+"""Names of step sizes. The second is DeepSeek's; despite its name, it is not an inverse."""
 
 _ZEROS: Final = "weight_zero_point"
 _PACKED: Final = "weight_packed"
 _SHAPE: Final = "weight_shape"
 
 _OFFSET: Final = 128
-"""What packed bytes are more than their code."""
+"""What has to be subtracted from packed bytes to get codes."""
 
 _BITS: Final = 8
 
@@ -53,17 +53,17 @@ class EightBits:
     """How a checkpoint stores weights in 8 bits.
 
     Attributes:
-        block: Rows and columns of a weight that share a scale; None where scales are for rows or whole weights.
+        block: Rows and columns of a weight that share a scale; None if each row or each weight has one scale.
     """
 
     block: tuple[int, int] | None
 
     @staticmethod
     def of(config: Mapping[str, Any], where: str) -> EightBits | None:
-        """What config.json says; None where weights are of another width, or not quantized.
+        """Reads config.json; returns None if weights are not quantized, or not to 8 bits.
 
         Args:
-            config: config.json, as `read_config` gives it.
+            config: config.json, as `read_config` returns it.
             where: Its path, for errors.
 
         Raises:
@@ -99,11 +99,11 @@ class EightBits:
         return EightBits(_block(structures.pop(), where))
 
     def weight(self, tensors: SafetensorsFiles, name: str) -> NDArray[np.float32] | None:
-        """The weight of a linear that is stored in 8 bits; None where it is not.
+        """Returns the weight of a linear that is stored in 8 bits; None if it is not.
 
         Args:
-            tensors: Of the model.
-            name: The weight's, e.g. `model.layers.0.mlp.up_proj.weight`.
+            tensors: Tensors of the model.
+            name: Name of the weight, e.g. `model.layers.0.mlp.up_proj.weight`.
 
         Returns:
             float32 [N, K].
@@ -127,7 +127,7 @@ class EightBits:
         return weight
 
     def _spread(self, values: NDArray[Any], shape: tuple[int, ...], where: str) -> NDArray[np.float32]:
-        """Scales or zero points -> one for each weight, float32 [N, K]."""
+        """Spreads scales or zero points over the weights: float32 [N, K]."""
         wide = values.astype(np.float32)
         wide = wide[:, None] if wide.ndim == 1 and wide.size > 1 else wide.reshape(wide.shape or (1, 1))
         wide = wide.reshape(1, 1) if wide.size == 1 else wide
@@ -141,7 +141,7 @@ class EightBits:
         )
         if not fits:
             raise CheckpointError(
-                f"expected scales of a weight {list(shape)}: one, one a row, or one for each block of "
+                f"expected scales for a weight {list(shape)}: one for all, one a row, or one for each block of "
                 f"{list(self.block or shape)}; got {list(values.shape)}.",
                 where=where,
                 fix=_DAMAGED,
@@ -152,13 +152,13 @@ class EightBits:
 
 
 def scale_of(tensors: SafetensorsFiles, name: str) -> str | None:
-    """The tensor of scales beside a weight; None where there is none."""
+    """Returns the scales beside a weight; None if there are none."""
     owner = name.removesuffix(".weight")
     return next((f"{owner}.{kind}" for kind in _SCALES if owner != name and f"{owner}.{kind}" in tensors), None)
 
 
 def shape_of(tensors: SafetensorsFiles, name: str) -> tuple[int, ...] | None:
-    """Shape of a weight, which may be packed; of the packed ones a tensor of two numbers is read. None for none."""
+    """Shape of a weight; for a packed one, a tensor with its two sizes is read. None if there is no such weight."""
     packed = name.removesuffix(".weight")
     if packed == name or f"{packed}.{_PACKED}" not in tensors:
         return tensors.shape(name)
@@ -167,7 +167,7 @@ def shape_of(tensors: SafetensorsFiles, name: str) -> tuple[int, ...] | None:
 
 
 def _structure(weights: Mapping[str, Any]) -> str | None:
-    """Rows x columns of compressed-tensors' blocks or groups."""
+    """Rows and columns of compressed-tensors' blocks or groups."""
     group = weights.get("group_size")
     if weights.get("strategy") == "group" and isinstance(group, int) and group > 0:
         return f"1x{group}"
@@ -185,7 +185,7 @@ def _block(found: Any, where: str) -> tuple[int, int] | None:
         rows = columns = 0
     if rows < 1 or columns < 1:
         raise CheckpointError(
-            f"weight_block_size: expected two numbers from 1, got {found!r}.",
+            f"weight_block_size: expected two positive integers, got {found!r}.",
             where=f"{where}: {QUANTIZATION_KEY}",
             fix=_DAMAGED,
         )
@@ -193,7 +193,7 @@ def _block(found: Any, where: str) -> tuple[int, int] | None:
 
 
 def _codes(tensors: SafetensorsFiles, owner: str) -> NDArray[np.float32]:
-    """Codes, or fp8 numbers, float32 [N, K]."""
+    """Codes, or fp8 numbers, as float32 [N, K]."""
     packed = f"{owner}.{_PACKED}"
     if packed not in tensors:
         return tensors.tensor(f"{owner}.weight").astype(np.float32)
@@ -202,7 +202,7 @@ def _codes(tensors: SafetensorsFiles, owner: str) -> NDArray[np.float32]:
 
 
 def _zero_points(tensors: SafetensorsFiles, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Zero points, float32; packed along the rows where the codes are packed."""
+    """Zero points as float32; packed along the rows if the codes are packed."""
     stored = tensors.tensor(name)
     if stored.dtype != np.int32:
         return stored.astype(np.float32)

@@ -1,8 +1,8 @@
 """GGUF files (llama.cpp) as a `ModelSource`: tensors dequantized one at a time, under Hugging Face names.
 
-The gguf package reads and dequantizes, and knows the names that llama.cpp's converter gives (`get_tensor_name_map`);
-`gguf_tokenizer` makes tokenizer.json of the metadata. Some tensors are stored in forms of llama.cpp's own
-(`Architecture`), which are undone here. A model may be split over several files, of which any stands for all.
+The gguf package reads and dequantizes, and knows the names that llama.cpp's converter uses (`get_tensor_name_map`);
+`gguf_tokenizer` makes tokenizer.json from the metadata. Some tensors are stored in llama.cpp's own forms
+(`Architecture`), which are converted back here. A model may be split over several files, and any of them may be named.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SPLIT_NAME: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 """How llama.cpp names the files of a split model."""
 
 _TABLES: Final = ("attn_rot_embd.weight",)
-"""Endings of tensors that the first converters stored and nothing reads: tables that the code computes."""
+"""Endings of tensors that early converters stored and nothing reads: tables that the code computes itself."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class GgufFiles:
     """A model's files.
 
     Attributes:
-        paths: In order; the first has the metadata.
-        stored: How its architecture is stored.
-        tokenizer: Made of its metadata.
+        paths: The files in order; the first has the metadata.
+        stored: How llama.cpp stores its architecture.
+        tokenizer: The tokenizer, from the metadata.
     """
 
     paths: tuple[Path, ...]
@@ -61,10 +61,10 @@ class GgufSource(ModelSource):
 
     Args:
         name: What the user called it.
-        files: Where and how it is stored.
-        config: What its config.json would hold.
-        spec: Its decoder described.
-        tensors: Under Hugging Face names.
+        files: The files, and how they store it.
+        config: What the model's config.json would hold.
+        spec: The description of its decoder.
+        tensors: The stored tensors, by Hugging Face name.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class GgufSource(ModelSource):
         """Reads the metadata and the headers of all tensors.
 
         Args:
-            path: A `.gguf` file; of a split model, any of its files.
+            path: A `.gguf` file; any of the files of a split model.
             name: What the user called it; None for the path.
 
         Raises:
-            CheckpointError: It is damaged, or a file of it is missing.
-            UnsupportedError: No family describes it.
+            CheckpointError: The model is damaged, or one of its files is missing.
+            UnsupportedError: No family describes the model.
         """
         with reading("a GGUF file", path):
             paths = _split_files(path)
@@ -134,7 +134,7 @@ class GgufSource(ModelSource):
     def header_shape(self, name: str) -> tuple[int, ...] | None:
         if name not in self._tensors:
             return None
-        return tuple(int(size) for size in reversed(self._tensors[name].shape))  # ggml names the last axis first
+        return tuple(int(size) for size in reversed(self._tensors[name].shape))  # ggml lists the last axis first
 
     def save_tokenizer(self, directory: Path) -> None:
         with reading("a GGUF file with a tokenizer", self._files[0]):
@@ -151,7 +151,7 @@ class GgufSource(ModelSource):
         fused = next((linear for linear in self.spec.fused if f".{linear.stored}." in name), None)
         if self._stored.fuses_in_order and fused is not None:
             rows = [self.spec.linear_shape(part)[0] for part in fused.parts]
-            if len(value) == sum(rows):  # else its shape is refused by whoever asks for it
+            if len(value) == sum(rows):  # otherwise the caller refuses its shape
                 return fused.fuse(FusedLinear(fused.stored, fused.parts).split(value, rows))
         return value
 
@@ -165,20 +165,20 @@ def _read(path: Path) -> GGUFReader:
 
 
 def _config(header: Header, stored: Architecture) -> dict[str, Any]:
-    """config.json's content.
+    """Makes the content of config.json.
 
     Raises:
-        CheckpointError: The metadata has another kind of value than the key is for.
+        CheckpointError: The metadata has a value of the wrong kind.
     """
     with reading(f"metadata of {header.architecture}", header.where):
         return config_of(header, stored)
 
 
 def _split_files(path: Path) -> tuple[Path, ...]:
-    """All files of the model that a file is of, in order.
+    """Returns all files of the model that a file belongs to, in order.
 
     Raises:
-        CheckpointError: One is missing.
+        CheckpointError: A file is missing.
     """
     named = _SPLIT_NAME.fullmatch(path.name)
     if named is None:
@@ -190,22 +190,22 @@ def _split_files(path: Path) -> tuple[Path, ...]:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise CheckpointError(
-            f"the model is split over {int(count)} files, of which these are missing: {', '.join(missing[:3])}.",
+            f"the model is split over {int(count)} files, and these are missing: {', '.join(missing[:3])}.",
             where=str(path),
-            fix="put them beside it.",
+            fix="put them beside this one.",
         )
     return files
 
 
 _MOST_FILES: Final = 1000
-"""A model of 1,000 files is refused before their names are made up."""
+"""A model of more files is refused, before that many file names are made."""
 
 
 def _known(architecture: str, path: Path) -> Architecture:
-    """How the architecture is stored.
+    """Returns how llama.cpp stores the architecture.
 
     Raises:
-        UnsupportedError: Nobody knows.
+        UnsupportedError: The architecture is unknown.
     """
     if architecture not in ARCHITECTURES:
         raise UnsupportedError(
@@ -217,10 +217,10 @@ def _known(architecture: str, path: Path) -> Architecture:
 
 
 def _placed(spec: DecoderSpec, header: Header) -> dict[str, ReaderTensor]:
-    """The file's tensors under Hugging Face names.
+    """Returns the file's tensors by Hugging Face name.
 
     Raises:
-        CheckpointError: The blocks are not as many as the metadata says.
+        CheckpointError: The number of blocks differs from the metadata.
         UnsupportedError: A tensor has no place in the description.
     """
     _require_blocks(spec.num_layers, header)
@@ -229,7 +229,7 @@ def _placed(spec: DecoderSpec, header: Header) -> dict[str, ReaderTensor]:
     unplaced = sorted(name for name in header.tensors if name not in known and not name.endswith(_TABLES))
     if unplaced:
         raise UnsupportedError(
-            f"the family {spec.family} has no place for the tensor {unplaced[0]}; without, the model would be wrong.",
+            f"the family {spec.family} has no place for {unplaced[0]}; without it, the model would be wrong.",
             where=header.where,
             fix="use the model's safetensors directory, or a GGUF of the model as it was published.",
         )
@@ -237,11 +237,11 @@ def _placed(spec: DecoderSpec, header: Header) -> dict[str, ReaderTensor]:
 
 
 def _require_blocks(count: int, header: Header) -> None:
-    """Holds the metadata to the blocks that the file has."""
+    """Compares the metadata with the blocks that the file has."""
     found = {int(name.split(".")[1]) for name in header.tensors if re.match(r"blk\.\d+\.", name)}
     if found != set(range(count)):
         raise CheckpointError(
-            f"{header.architecture}.block_count: {count}, but the file holds {len(found)} blocks, the last of them "
+            f"{header.architecture}.block_count: {count}, but the file holds {len(found)} blocks; the last of them is "
             f"{max(found, default='none')}.",
             where=header.where,
             fix="its metadata or its tensors are damaged, or a file of it is missing; download it again.",
@@ -249,7 +249,7 @@ def _require_blocks(count: int, header: Header) -> None:
 
 
 def _gguf_names(spec: DecoderSpec, architecture: str) -> dict[str, str]:
-    """Hugging Face's name -> llama.cpp's, for all tensors of a model."""
+    """Maps Hugging Face's names to llama.cpp's, for all tensors of a model."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     arch = next(key for key, value in MODEL_ARCH_NAMES.items() if value == architecture)
@@ -266,14 +266,14 @@ def _gguf_names(spec: DecoderSpec, architecture: str) -> dict[str, str]:
 
 
 def _all_names(spec: DecoderSpec) -> Iterable[str]:
-    """Full names of all tensors that a model may have, as its checkpoint has them."""
+    """Full names of all tensors that a model may have in its checkpoint."""
     inside = (*spec.stored_block_shapes(), *spec.optional_block_shapes())
     return [*spec.outer_shapes(), *(spec.prefix(layer) + name for layer in range(spec.num_layers) for name in inside)]
 
 
 def _halves(value: Array, heads: int) -> Array:
-    """Rows of every head from llama.cpp's interleaved pairs to halves; [heads * head_dim, ...] or a bias."""
+    """Reorders every head's rows from llama.cpp's interleaved pairs to halves; [heads * head_dim, ...] or a bias."""
     if value.shape[0] % (2 * heads):
-        return value  # whose shape is refused by whoever asks for it
+        return value  # the caller refuses its shape
     pairs = value.reshape(heads, value.shape[0] // heads // 2, 2, *value.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(value.shape)

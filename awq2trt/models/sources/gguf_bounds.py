@@ -1,7 +1,7 @@
-"""Whether a GGUF file's metadata fits into the file, before the gguf package believes what it says.
+"""Checks that a GGUF file's metadata fits into the file before the gguf package trusts it.
 
-In: a file. Out: nothing, or a refusal. The package reads as many array elements as a file says it has, and 45 bytes can
-say 2^60. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "File Structure".
+In: a file. Out: nothing, or a refusal. The package reads as many array elements as the file claims to have, and 45
+bytes can claim 2^60. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "File Structure".
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import BinaryIO, Final
 from awq2trt.errors import CheckpointError
 
 _SIZES: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of a value by `gguf_metadata_value_type`: integers, floats, booleans."""
+"""Bytes of a value, by `gguf_metadata_value_type`: integers, floats, booleans."""
 
 _STRING: Final = 8
 _ARRAY: Final = 9
 
 _DEEPEST: Final = 4
-"""Arrays in arrays; files have one level."""
+"""Deepest nesting of arrays that is read; real files have one level."""
 
 _SMALLEST_TENSOR: Final = 24
-"""Bytes that describe a tensor: length of its name, number of axes, type, offset."""
+"""Fewest bytes that describe a tensor: length of its name, number of axes, type, offset."""
 
 
 def require_bounded_metadata(path: Path) -> None:
-    """Walks over the metadata without reading its values.
+    """Walks through the metadata without reading its values.
 
     Raises:
-        CheckpointError: It claims more than the file holds.
+        CheckpointError: The metadata claims more than the file holds.
     """
     size = path.stat().st_size
     try:
@@ -75,7 +75,7 @@ def _skip_value(file: BinaryIO, kind: int, size: int, *, depth: int) -> None:
         _skip(file, _number(file, "<Q"), size)
     elif kind == _ARRAY and depth < _DEEPEST:
         of, count = _number(file, "<I"), _number(file, "<Q")
-        if count > size:  # every element takes a byte at least
+        if count > size:  # every element takes at least one byte
             raise EOFError
         if of in _SIZES:
             _skip(file, count * _SIZES[of], size)

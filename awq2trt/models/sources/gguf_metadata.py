@@ -1,8 +1,8 @@
-"""A GGUF file's header: metadata by key, and what config.json would say of the model.
+"""Reads a GGUF file's header: metadata by key, and what config.json would say about the model.
 
 In: metadata (keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) and names of tensors. Out: config.json's
-content for transformers' class of the architecture. Where the metadata is silent, what llama.cpp takes for granted is
-taken for granted here (src/llama-model.cpp, `load_hparams`).
+content for transformers' class of the architecture. Where the metadata says nothing, llama.cpp's defaults hold
+(src/llama-model.cpp, `load_hparams`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _REQUIRED: Final = object()
 
 _GEMMA2_27B_BLOCKS: Final = 46
 _GEMMA3_27B_BLOCKS: Final = 62
-"""Of the models whose attention scale is not that of their head size; GGUF does not store it, and llama.cpp goes by the
-number of blocks, too."""
+"""Blocks of the models whose attention scale does not follow from the head size; GGUF does not store the scale, and
+llama.cpp also decides by the number of blocks."""
 
 _ONE_VALUE: Final = {
     "attention.causal": True,
@@ -40,21 +40,21 @@ _ONE_VALUE: Final = {
     "residual_scale": 0.0,
     "embedding_scale": 0.0,
 }
-"""Keys that make a model another one, of other architectures; 0 is for none."""
+"""Keys whose other values would mean another model, by architecture; 0 means none."""
 
 _LLAMA3_FACTORS: Final = (8.0, 16.0, 32.0)
-"""Of the published models; other tables of divisors are kept as they are."""
+"""The factors of the published models; other tables of divisors are kept as tables."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself.
+    """What a GGUF file says about itself.
 
     Attributes:
         where: Its path, for errors.
         architecture: `general.architecture`, the first part of most keys.
-        fields: Metadata: key -> the reader's field.
-        tensors: By their names in the file.
+        fields: The metadata: the reader's field for each key.
+        tensors: The tensors, by their names in the file.
     """
 
     where: str
@@ -63,23 +63,23 @@ class Header:
     tensors: Mapping[str, ReaderTensor]
 
     def value(self, key: str, default: Any = _REQUIRED) -> Any:
-        """A value of the architecture's own.
+        """Returns a value from the architecture's own keys.
 
         Raises:
-            CheckpointError: It is missing, and there is no default.
+            CheckpointError: The value is missing, and there is no default.
         """
         return metadata(self.fields, f"{self.architecture}.{key}", self.where, default)
 
     def divisors(self, tensor: str) -> list[float]:
-        """A tensor of divisors of rotary frequencies."""
+        """Returns a tensor of divisors for rotary frequencies."""
         return [float(value) for value in np.asarray(self.tensors[tensor].data, np.float32).ravel()]
 
 
 def metadata(fields: Mapping[str, Any], key: str, where: str, default: Any = _REQUIRED) -> Any:
-    """One value of the metadata as a Python value.
+    """Returns one value of the metadata as a Python value.
 
     Raises:
-        CheckpointError: It is missing, and there is no default.
+        CheckpointError: The value is missing, and there is no default.
     """
     if key in fields:
         return fields[key].contents()
@@ -94,11 +94,11 @@ class Architecture:
 
     Attributes:
         name: The architecture in config.json.
-        model_type: The same for transformers.
-        keys: Further keys of config.json.
-        interleaved: Rows of each head of q and k are interleaved (`LlamaModel.permute`).
-        unit_offset: Norms are stored with the 1 added that the model's code adds.
-        fuses_in_order: q, k and v are one tensor, all rows of q first, however the checkpoint fuses them.
+        model_type: Its `model_type` in config.json.
+        keys: Makes further keys of config.json.
+        interleaved: Whether the rows of each head of q and k are interleaved (`LlamaModel.permute`).
+        unit_offset: Whether norms are stored with the 1 added that otherwise the model's code adds.
+        fuses_in_order: Whether q, k and v are one tensor with all rows of q first, however the checkpoint fuses them.
     """
 
     name: str
@@ -110,19 +110,19 @@ class Architecture:
 
 
 def config_of(header: Header, stored: Architecture) -> dict[str, Any]:
-    """config.json's content.
+    """Makes the content of config.json.
 
     Raises:
         CheckpointError: The file lacks its token embedding or a key.
-        UnsupportedError: It is a mixture of experts.
+        UnsupportedError: The model is a mixture of experts.
     """
     if TOKEN_EMBEDDING not in header.tensors:
         raise CheckpointError("the file has no token embedding.", where=header.where, fix="download it again.")
     if header.value("expert_count", 0):
         raise UnsupportedError(
-            f"a mixture of {header.value('expert_count')} experts.",
+            f"the model is a mixture of {header.value('expert_count')} experts.",
             where=header.where,
-            fix="models with experts are not described; use a dense one.",
+            fix="models with experts are not supported; use a dense model.",
         )
     for key, expected in _ONE_VALUE.items():
         _refuse_unless(header, key, expected)
@@ -137,14 +137,14 @@ def config_of(header: Header, stored: Architecture) -> dict[str, Any]:
 
 
 def _token_ids(header: Header) -> dict[str, int]:
-    """Special tokens that config.json names, those that the file knows."""
+    """The special tokens that config.json names, as far as the file has them."""
     stored = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
     found = {key: metadata(header.fields, f"tokenizer.ggml.{name}", header.where, None) for key, name in stored.items()}
     return {key: token for key, token in found.items() if token is not None}
 
 
 def _llama_like(header: Header) -> dict[str, Any]:
-    """Keys that all models of Llama's shape share, without the rotary ones."""
+    """Keys that all models of Llama's shape share, except the rotary ones."""
     value, heads = header.value, header.value("attention.head_count")
     head_dim = value("attention.key_length", value("embedding_length") // heads if _positive(heads) else 0)
     _refuse_unless(header, "attention.value_length", head_dim)
@@ -165,7 +165,7 @@ def _positive(number: Any) -> bool:
 
 
 def _whole_heads(header: Header, keys: dict[str, Any], theta: float = 10000.0) -> dict[str, Any]:
-    """The rotary parameters of a model that rotates all channels of its heads."""
+    """Rotary parameters of a model that rotates all channels of its heads."""
     _refuse_unless(header, "rope.dimension_count", keys["head_dim"])
     return {"rope_parameters": _rope(header, theta, keys["head_dim"])}
 
@@ -221,7 +221,7 @@ def _gemma2(header: Header) -> dict[str, Any]:
 
 
 def _gemma3(header: Header) -> dict[str, Any]:
-    """The pattern of Gemma 3's layers is always the same."""
+    """Keys of Gemma 3, whose pattern of layers is always the same."""
     keys = _llama_like(header)
     local = {"rope_type": "default", "rope_theta": _single(header.value("rope.freq_base_swa", 10000.0))}
     full = _whole_heads(header, keys, 1e6)["rope_parameters"]
@@ -314,7 +314,7 @@ def _rope(header: Header, theta: float, channels: int) -> dict[str, Any]:
     """Rotary parameters: base, scaling by metadata, and scaling by tensors of divisors.
 
     Raises:
-        UnsupportedError: A scaling that transformers has no name for.
+        UnsupportedError: transformers has no name for this scaling.
     """
     plain: dict[str, Any] = {"rope_type": "default", "rope_theta": _single(header.value("rope.freq_base", theta))}
     scaled = _scaling(header)
@@ -336,7 +336,7 @@ def _rope(header: Header, theta: float, channels: int) -> dict[str, Any]:
         return {**plain, **scaled}
     if scaled.get("rope_type", "longrope") != "longrope" or tables not in ([ROPE_FREQS], [*ROPE_FACTORS]):
         raise UnsupportedError(
-            f"rotary scaling both by rope.scaling.type {scaled.get('rope_type')} and by {', '.join(tables)}.",
+            f"rotary scaling is given both by rope.scaling.type {scaled.get('rope_type')} and by {', '.join(tables)}.",
             where=header.where,
             fix="use the model's safetensors directory.",
         )
@@ -344,7 +344,7 @@ def _rope(header: Header, theta: float, channels: int) -> dict[str, Any]:
 
 
 def _scaling(header: Header) -> dict[str, Any]:
-    """What `rope.scaling.*` and the older `rope.scale_linear` say; empty for no scaling."""
+    """Reads `rope.scaling.*` and the older `rope.scale_linear`; empty without scaling."""
     value = header.value
     factor = value("rope.scaling.factor", value("rope.scale_linear", 0.0))
     kind = value("rope.scaling.type", "linear" if factor else "none")
@@ -359,7 +359,7 @@ def _scaling(header: Header) -> dict[str, Any]:
         raise UnsupportedError(
             f"rope.scaling.type: expected none, linear, yarn or longrope, got {kind!r}.",
             where=header.where,
-            fix="this scaling is not described, and without it the model is another one.",
+            fix="this scaling is not supported, and without it the model would be wrong.",
         )
     for key in ("rope.scaling.yarn_log_multiplier", "rope.scaling.alpha"):
         _refuse_unless(header, key, 0.0)
@@ -370,13 +370,13 @@ def _scaling(header: Header) -> dict[str, Any]:
         "beta_fast": _single(value("rope.scaling.yarn_beta_fast", 32.0)),
         "beta_slow": _single(value("rope.scaling.yarn_beta_slow", 1.0)),
     }
-    # ggml multiplies the paper's magnitude by this factor, transformers takes the factor for the whole.
+    # ggml multiplies the paper's magnitude by this factor; in transformers the factor is the complete magnitude.
     scale = {"attention_factor": magnitude * (0.1 * np.log(yarn["factor"]) + 1)} if magnitude != 1 else {}
     return {**yarn, **scale}
 
 
 def _by_tensors(header: Header, tables: list[str], theta: float) -> dict[str, Any]:
-    """Scaling by stored divisors; Llama 3.1's are recognised, so that config.json says what other readers know."""
+    """Scaling by stored divisors; Llama 3.1's are recognised, so that config.json describes them as usual."""
     if tables == [*ROPE_FACTORS]:
         short, long = (header.divisors(tensor) for tensor in ROPE_FACTORS)
         original = header.value("rope.scaling.original_context_length", header.value("context_length"))
@@ -409,12 +409,12 @@ def _refuse_unless(header: Header, key: str, expected: float) -> None:
         raise UnsupportedError(
             f"{header.architecture}.{key}: expected {expected}, got {found}.",
             where=header.where,
-            fix="this variant is not described; use the model's safetensors directory.",
+            fix="this variant is not supported; use the model's safetensors directory.",
         )
 
 
 def _single(value: float) -> float:
-    """A number that GGUF keeps in single precision, as it was written: 1e-5 comes as 9.999999747378752e-06."""
+    """Returns a number that GGUF stores in single precision as it was meant: 9.999999747378752e-06 becomes 1e-5."""
     return float(np.format_float_positional(np.float32(value)))
 
 
@@ -431,4 +431,4 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "mpt": Architecture("MptForCausalLM", "mpt", _mpt),
     "gptneox": Architecture("GPTNeoXForCausalLM", "gpt_neox", _gpt_neox, fuses_in_order=True),
 }
-"""GGUF `general.architecture` -> what it stands for. OPT has none: llama.cpp does not know it."""
+"""Maps `general.architecture` to how it is stored. OPT is missing, because llama.cpp does not support it."""

@@ -1,8 +1,8 @@
-"""The tokenizer in a GGUF file's metadata -> tokenizer.json, with the ids of the tokenizer that it was made from.
+"""Makes tokenizer.json from a GGUF file's metadata, with the ids of the tokenizer that the file was made from.
 
 In: `tokenizer.*` (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). Out: files beside a checkpoint. llama.cpp
-names the regular expressions of a byte-level tokenizer by a word (`tokenizer.ggml.pre`), which stands for what the
-model's tokenizer.json has (llama-vocab.cpp, `llm_tokenizer_bpe`).
+names the regular expressions of a byte-level tokenizer by a word (`tokenizer.ggml.pre`); here each word is replaced by
+the steps in the tokenizer.json of such models (llama-vocab.cpp, `llm_tokenizer_bpe`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _CHINESE_AND_KOREAN: Final = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 
 
 class GgufTokenizer:
-    """The files of a GGUF file's tokenizer. They are made once: metadata take seconds to read, and memory to keep.
+    """The files of a GGUF file's tokenizer. They are made only once, since that takes seconds and much memory.
 
     Args:
         fields: The file's metadata.
@@ -71,11 +71,11 @@ class GgufTokenizer:
         self._made: dict[str, bytes] = {}
 
     def save(self, directory: Path) -> None:
-        """Writes them into the directory of a checkpoint.
+        """Writes the files into the directory of a checkpoint.
 
         Raises:
-            CheckpointError: The file has no tokenizer, or a damaged one.
-            UnsupportedError: It is of a kind that is not read here.
+            CheckpointError: The GGUF file has no tokenizer, or a damaged one.
+            UnsupportedError: The tokenizer is of a kind that is not supported.
         """
         if not self._made:
             with tempfile.TemporaryDirectory(prefix="awq2trt-") as made:
@@ -92,11 +92,11 @@ def save_gguf_tokenizer(fields: Mapping[str, Any], where: str, directory: Path) 
     Args:
         fields: The file's metadata.
         where: The file, for errors.
-        directory: Of a checkpoint.
+        directory: Directory of a checkpoint.
 
     Raises:
         CheckpointError: The file has no tokenizer, or a damaged one.
-        UnsupportedError: It is of a kind that is not read here.
+        UnsupportedError: The tokenizer is of a kind that is not supported.
     """
     reader = _Reader(fields, where)
     kind = reader.value("model", None)
@@ -135,7 +135,7 @@ _ROLES: Final = {
 
 
 _USUAL_IDS: Final = {"unk_token": 0, "bos_token": 1, "eos_token": 2}
-"""Of SentencePiece's tokens, where the file names none."""
+"""Ids of SentencePiece's special tokens if the file names none."""
 
 
 class _Reader:
@@ -151,21 +151,21 @@ class _Reader:
 
     @property
     def architecture(self) -> str:
-        """Of the model."""
+        """Architecture of the model."""
         return str(metadata(self._fields, "general.architecture", self.where))
 
     @property
     def pre(self) -> str:
-        """What stands for the expressions that split a text; files of before April 2024 do not say."""
+        """Name of the expressions that split a text; files from before April 2024 have none."""
         said = self.value("pre", "default")
         return _BY_ARCHITECTURE.get(self.architecture, _GPT2_NAME) if said == "default" else str(said)
 
     def value(self, key: str, *default: Any) -> Any:
-        """A value of the tokenizer's."""
+        """Returns one of the tokenizer's values."""
         return metadata(self._fields, f"tokenizer.ggml.{key}", self.where, *default)
 
     def merges(self) -> list[tuple[str, str]]:
-        """Pairs, the first to be merged first."""
+        """Pairs of tokens in the order in which they are merged."""
         found = []
         for line in self._texts("merges"):
             left, space, right = line.partition(" ") if not line.startswith(" ") else (" ", " ", line[2:])
@@ -175,7 +175,7 @@ class _Reader:
         return found
 
     def roles(self) -> dict[str, str]:
-        """`bos_token` and so on -> text, of those that the file names."""
+        """Texts of the special tokens that the file names, by role: `bos_token` and so on."""
         found = {role: self.ids(key) for role, key in _ROLES.items()}
         if self.value("model", None) == _PIECES:
             for role, index in _USUAL_IDS.items():
@@ -184,10 +184,10 @@ class _Reader:
         return {role: self.tokens[ids[0]] for role, ids in found.items() if ids}
 
     def ids(self, *keys: str) -> list[int]:
-        """Tokens under the keys, each once.
+        """Ids of the tokens under these keys, each once.
 
         Raises:
-            CheckpointError: One is beyond the vocabulary.
+            CheckpointError: An id is beyond the vocabulary.
         """
         ids = [self.value(key, None) for key in keys]
         named = list(dict.fromkeys(token for token in ids if token is not None))
@@ -208,7 +208,7 @@ class _Reader:
 
 _PHI3: Final = "phi3"
 _KEEP_SPACES: Final = {"<unk>", "<s>", "<|endoftext|>"}
-"""Phi-3's special tokens take the spaces behind them, all but these; GGUF does not say so (llama-vocab.cpp)."""
+"""Phi-3's special tokens consume the spaces behind them, except these; GGUF does not store that (llama-vocab.cpp)."""
 
 
 def _of_pieces(reader: _Reader) -> Tokenizer:
@@ -267,7 +267,7 @@ def _split(pattern: str) -> _Make:
 
 
 def _bytes(*, gpt2: bool) -> _Make:
-    """The step that spells bytes; with GPT-2's own expression before it."""
+    """The step that turns text into bytes; with GPT-2's own expression before it."""
 
     def make() -> Any:
         from tokenizers import pre_tokenizers
@@ -307,7 +307,7 @@ _GPT2_NAME: Final = "gpt-2"
 _BY_ARCHITECTURE: Final = {"falcon": "falcon", "bloom": "bloom", "mpt": "mpt", "gptneox": "olmo"} | {
     **dict.fromkeys(("qwen2", "qwen3"), "qwen2")
 }
-"""What splits the texts of a file that does not say; GPT-2's expression, where the architecture says nothing either."""
+"""How texts are split if the file does not say; GPT-2's expression for architectures that are missing here."""
 
 _PRE_TOKENIZERS: Final[Mapping[str, tuple[_Make, ...]]] = {
     **dict.fromkeys((_GPT2_NAME, "mpt", "olmo", "phi-2", "jais", "trillion"), _GPT2),
@@ -320,10 +320,10 @@ _PRE_TOKENIZERS: Final[Mapping[str, tuple[_Make, ...]]] = {
     "bloom": (_split(_BLOOM), _bytes(gpt2=False)),
     "deepseek-coder": _DEEPSEEK_CODER,
 }
-"""`tokenizer.ggml.pre` -> the steps of the tokenizer.json that it stands for."""
+"""Maps `tokenizer.ggml.pre` to the steps of the tokenizer.json that it stands for."""
 
 _WHOLE_WORDS: Final = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")
-"""Those whose words are tokens where they can be, whatever the merges."""
+"""Those in which words that are tokens stay whole, whatever the merges."""
 
 _COMPOSED: Final = ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "mpt", "olmo")
 """Those that compose characters first (NFC)."""

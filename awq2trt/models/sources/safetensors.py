@@ -1,7 +1,7 @@
-"""Models as directories of safetensors files, single or sharded, as Hugging Face stores them.
+"""Reads models that are directories of safetensors files, single or sharded, as Hugging Face stores them.
 
 In: a directory. Out: its tensors, from the files that transformers 5.24 chooses
-(`modeling_utils._get_resolved_checkpoint_files`), and the model described.
+(`modeling_utils._get_resolved_checkpoint_files`), and the model's description.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 _WEIGHTS_KEY: Final = "transformers_weights"
-"""Key of config.json by which a model names its weight file, or the index of its shards."""
+"""Key of config.json under which a model names its weight file, or the index of its shards."""
 
 _FLOATS: Final = ("F16", "BF16", "F32", "F64")
 """Types that weights may have, as safetensors calls them; the codes of quantized linears are integers."""
@@ -49,15 +49,15 @@ _FLOATS: Final = ("F16", "BF16", "F32", "F64")
 _FLOAT8: Final = {"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)}
 
 _LENGTH_BYTES: Final = 8
-"""Of the header's length, with which a safetensors file begins."""
+"""Bytes of the header's length, with which a safetensors file begins."""
 
 _COMPARED_ROWS: Final = 8192
-"""Rows of embedding and head that are compared at once: 8,192 x 8,192 fp16 are 128 MiB."""
+"""Rows of embedding and head that are compared at once: 8,192 x 8,192 fp16 numbers are 128 MiB."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a file's header says of a tensor.
+    """What a file's header says about a tensor.
 
     Attributes:
         path: The file.
@@ -74,8 +74,8 @@ class SafetensorsFiles:
     """The tensors of one or many safetensors files, opened lazily and memory-mapped.
 
     Args:
-        stored: By tensor name.
-        where: What the files are together, for errors.
+        stored: What headers say, by tensor name.
+        where: What to call the files, for errors.
     """
 
     def __init__(self, stored: Mapping[str, StoredTensor], where: str) -> None:
@@ -84,10 +84,10 @@ class SafetensorsFiles:
 
     @classmethod
     def in_directory(cls, directory: Path, config: Mapping[str, Any]) -> SafetensorsFiles:
-        """All tensors of a model's directory, from the files that transformers would load.
+        """Opens all tensors of a model's directory, from the files that transformers would load.
 
         Raises:
-            CheckpointError: It would load none, or one is missing or damaged.
+            CheckpointError: There are no such files, or one is missing or damaged.
         """
         stored: dict[str, StoredTensor] = {}
         for path in _weight_files(directory, config):
@@ -96,7 +96,7 @@ class SafetensorsFiles:
 
     @classmethod
     def of_file(cls, path: Path) -> SafetensorsFiles:
-        """The tensors of one file."""
+        """Opens the tensors of one file."""
         return cls(_read_header(path), str(path))
 
     @property
@@ -111,14 +111,14 @@ class SafetensorsFiles:
         return iter(self._stored)
 
     def header(self, name: str) -> StoredTensor:
-        """What the header says of a tensor that is there."""
+        """Returns what the header says about a tensor, which must exist."""
         return self._stored[name]
 
     def require_weight(self, name: str, shape: tuple[int, ...]) -> None:
-        """Refuses a tensor that is there, of another shape or of a type that no weights have, by its header.
+        """Refuses an existing tensor whose header has a wrong shape, or a type that weights cannot have.
 
         Raises:
-            CheckpointError: It is.
+            CheckpointError: The shape or type is wrong.
         """
         found = self.header(name)
         if found.shape != shape or found.dtype not in _FLOATS:
@@ -130,11 +130,11 @@ class SafetensorsFiles:
             )
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape by the header; None if there is no such tensor."""
+        """Returns the shape that the header gives; None if there is no such tensor."""
         return self._stored[name].shape if name in self._stored else None
 
     def equal(self, first: str, second: str) -> bool:
-        """Whether two matrices are the same, a few rows in memory at a time; both are there."""
+        """Whether two existing matrices are equal; only a few rows are in memory at a time."""
         rows = self.header(first).shape[0]
         if self.header(first).shape != self.header(second).shape:
             return False
@@ -144,10 +144,10 @@ class SafetensorsFiles:
             return all(np.array_equal(a[piece].astype(np.float32), b[piece].astype(np.float32)) for piece in pieces)
 
     def tensor(self, name: str) -> Array:
-        """One tensor in its stored dtype.
+        """Returns one tensor in its stored dtype.
 
         Raises:
-            CheckpointError: Missing, or the file is damaged.
+            CheckpointError: The tensor is missing, or the file is damaged.
         """
         if name not in self._stored:
             raise CheckpointError(
@@ -156,7 +156,7 @@ class SafetensorsFiles:
                 fix="download the checkpoint again; a shard may be missing.",
             )
         with self._open(name) as file, reading("a safetensors file", f"{self._stored[name].path}: {name}"):
-            if self._stored[name].dtype in _FLOAT8:  # which safetensors looks for in NumPy, in vain
+            if self._stored[name].dtype in _FLOAT8:  # safetensors would look for these types in NumPy, which lacks them
                 return _read_float8(self._stored[name], name)
             value: Array = file.get_tensor(name)
         return value
@@ -166,18 +166,18 @@ class SafetensorsFiles:
 
 
 def describe_stored(config: Mapping[str, Any], tensors: SafetensorsFiles, *, quantized: bool = False) -> DecoderSpec:
-    """Describes a model by its config.json and what lies beside it.
+    """Describes a model from its config.json and its stored tensors.
 
-    As in transformers, a head that the file has wins over `tie_word_embeddings`, unless it is the embedding.
+    As in transformers, a head in the file is used in spite of `tie_word_embeddings`, unless it equals the embedding.
 
     Args:
         config: config.json.
-        tensors: Of the model.
-        quantized: Linears of blocks, perhaps the head too, are stored in a layout of quantized checkpoints.
+        tensors: Tensors of the model.
+        quantized: Whether linears of blocks, and perhaps the head, are stored in a layout of quantized checkpoints.
 
     Raises:
-        UnsupportedError: No family describes it.
-        CheckpointError: A weight is not of a floating-point type.
+        UnsupportedError: No family describes the model.
+        CheckpointError: A weight has no floating-point type.
     """
     spec = describe_model(config, [*tensors], quantized=quantized)
     head, embedding = f"{spec.head}.weight", stored_name(spec, tensors, f"{spec.embedding}.weight")
@@ -210,9 +210,9 @@ def describe_stored(config: Mapping[str, Any], tensors: SafetensorsFiles, *, qua
 
 
 def stored_name(spec: DecoderSpec, tensors: SafetensorsFiles, name: str) -> str:
-    """The name in the file, which may lack the part that only the model with its head has.
+    """The name in the file, which may lack a prefix that only the model with its head has.
 
-    An embedding that is the head may be stored as the head alone.
+    An embedding that is also the head may be stored only as the head.
     """
     short, head = name.removeprefix(spec.optional_prefix), f"{spec.head}.weight"
     if name in tensors or short in tensors:
@@ -240,13 +240,13 @@ class SafetensorsSource(ModelSource):
         """Reads the configuration and the headers of the weight files.
 
         Args:
-            directory: Of the model.
+            directory: The model's directory.
             name: What the user called it; None for the directory.
 
         Raises:
             CheckpointError: A file is missing, damaged or pickled.
-            UnsupportedError: No family describes it, or it wants remote code.
-            UsageError: It is quantized already, to fewer than 8 bits.
+            UnsupportedError: No family describes the model, or it needs remote code.
+            UsageError: The model is already quantized to fewer than 8 bits.
         """
         with reading("a model's directory", directory):
             config = read_config(directory)
@@ -257,8 +257,9 @@ class SafetensorsSource(ModelSource):
                 raise UsageError(
                     f"this checkpoint is already quantized (quant_method: {method}).",
                     where=str(directory),
-                    fix="quantize the original model, in fp16, bf16 or 8 bits; what AutoAWQ, GPTQ, compressed-tensors "
-                    f"or AutoRound made of 2 to 4 bits is exported as it is: awq2trt export {directory} -o DIR",
+                    fix="quantize the original model, in fp16, bf16 or 8 bits; a checkpoint that AutoAWQ, GPTQ, "
+                    "compressed-tensors or AutoRound made with 2 to 4 bits can be exported as it is: "
+                    f"awq2trt export {directory} -o DIR",
                 )
             tensors = SafetensorsFiles.in_directory(directory, config)
             spec = describe_stored(config, tensors, quantized=quantized)
@@ -289,12 +290,12 @@ class SafetensorsSource(ModelSource):
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether there are any weights in a directory, of whatever kind."""
+    """Whether a directory holds weights of any kind."""
     return any(next(directory.glob(pattern), None) for pattern in ("*.safetensors", INDEX_FILE, *PICKLED))
 
 
 def _weight_files(directory: Path, config: Mapping[str, Any]) -> list[Path]:
-    """The files that transformers would load: what config.json names, `model.safetensors`, or the shards of the index.
+    """The files that transformers would load: those that config.json names, `model.safetensors`, or an index's shards.
 
     Other files in the directory are other models: adapters, backups, the same weights under other names.
     """
@@ -318,7 +319,7 @@ def _weight_files(directory: Path, config: Mapping[str, Any]) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files of an index, in the order in which transformers loads them: of a tensor in several, the last counts."""
+    """The files of an index, in transformers' loading order: if several have a tensor, the last one counts."""
     with reading("a safetensors index", index):
         weight_map = dict(read_json(index)["weight_map"])
         names = sorted(set(weight_map.values()))
@@ -326,7 +327,7 @@ def _shards(index: Path) -> list[Path]:
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing or not paths:
         raise CheckpointError(
-            f"the index names files that are not there: {', '.join(missing)}." if missing else "the index is empty.",
+            f"the index names missing files: {', '.join(missing)}." if missing else "the index is empty.",
             where=str(index),
             fix="download them." if missing else "download it again.",
         )
@@ -336,13 +337,13 @@ def _shards(index: Path) -> list[Path]:
             raise CheckpointError(
                 f"{file} has no tensor {name}, which the index says it has.",
                 where=str(index),
-                fix="the index and its shards are of different models; download them together.",
+                fix="the index and its shards belong to different models; download them together.",
             )
     return list(paths.values())
 
 
 def _inside(directory: Path, name: object, *, where: str) -> Path:
-    """A file of the directory by the name that the model's own files give it."""
+    """A file in the directory whose name comes from one of the model's own files."""
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise CheckpointError(
             f"expected the name of a file in the model's directory, got {name!r}.",
@@ -353,7 +354,7 @@ def _inside(directory: Path, name: object, *, where: str) -> Path:
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of a file, by name."""
+    """Reads what the header says about all tensors of a file, by name."""
     with reading("a safetensors file", path), _open_safetensors(path) as file:
         views = {name: file.get_slice(name) for name in list(file.keys())}
         return {name: StoredTensor(path, view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
@@ -365,7 +366,7 @@ def _open_safetensors(path: Path) -> Any:
 
 
 def _read_float8(stored: StoredTensor, name: str) -> Array:
-    """A tensor of a type that only ml_dtypes knows, out of a file whose header has been verified."""
+    """Reads a tensor of a type that only ml_dtypes has, from a file whose header has been checked."""
     with stored.path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         start, end = json.loads(file.read(length))[name]["data_offsets"]
@@ -374,9 +375,9 @@ def _read_float8(stored: StoredTensor, name: str) -> Array:
 
 
 def pickled_error(path: Path) -> CheckpointError:
-    """The refusal of a file that can run code when it is loaded."""
+    """The error for a file that can run code when it is loaded."""
     return CheckpointError(
-        "pickled weights can run code when they are loaded and are refused.",
+        "pickled weights are refused, because they can run code when they are loaded.",
         where=str(path),
         fix="convert them to safetensors with the model's own tools, e.g. save_pretrained(safe_serialization=True).",
     )

@@ -1,7 +1,7 @@
-"""tokenizer.model, a SentencePiece model as Llama 1, Vicuna and Gemma have it -> tokenizer.json.
+"""Makes tokenizer.json from tokenizer.model, a SentencePiece model as Llama 1, Vicuna and Gemma have it.
 
-In: a directory with tokenizer.model and what says which of its tokens are special. Out: a tokenizer of the same ids.
-The file is a protobuf message, whose classes transformers carries; the sentencepiece package is not needed.
+In: a directory with tokenizer.model and the files that name its special tokens. Out: a tokenizer with the same ids. The
+file is a protobuf message, whose classes transformers carries; the sentencepiece package is not needed.
 
 Source: https://github.com/google/sentencepiece/blob/v0.2.0/src/sentencepiece_model.proto.
 """
@@ -32,7 +32,7 @@ MODEL_FILE: Final = "tokenizer.model"
 
 _UNIGRAM: Final = 1
 _BPE: Final = 2
-"""`model_type` of the trainer."""
+"""Values of the trainer's `model_type`."""
 
 _ROLES: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -40,11 +40,11 @@ _USE_JSON: Final = "put a tokenizer.json of the model beside its weights."
 
 
 def convert_sentencepiece(source: Path, destination: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json out of a directory's tokenizer.model.
+    """Makes tokenizer.json and tokenizer_config.json from a directory's tokenizer.model.
 
     Raises:
-        CheckpointError: It is no SentencePiece model, or contradicts the files beside it.
-        UnsupportedError: It cuts texts in a way that tokenizer.json cannot say.
+        CheckpointError: The file is not a SentencePiece model, or contradicts the files beside it.
+        UnsupportedError: It splits texts in a way that tokenizer.json cannot express.
     """
     path = source / MODEL_FILE
     model = _parse(path)
@@ -68,11 +68,11 @@ def convert_sentencepiece(source: Path, destination: Path) -> None:
 
 
 def _parse(path: Path) -> Any:
-    """The message in the file."""
+    """Parses the message in the file."""
     from google.protobuf.message import DecodeError
     from transformers.utils import sentencepiece_model_pb2_new as messages
 
-    model: Any = getattr(messages, "ModelProto")()  # noqa: B009  (made when the module is imported)
+    model: Any = getattr(messages, "ModelProto")()  # noqa: B009  (protobuf makes it when the module is imported)
     try:
         model.ParseFromString(path.read_bytes())
         reason = "" if model.pieces else "it has no tokens"
@@ -108,7 +108,7 @@ def _rules(model: Any, path: Path) -> PieceRules:
 
 
 def _roles(model: Any, said: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens that the files name, else those that the model was trained with."""
+    """The special tokens that the files name, or else those that the model was trained with."""
     trainer, count = model.trainer_spec, len(model.pieces)
     ids = {role: getattr(trainer, role.replace("_token", "_id")) for role in _ROLES}
     roles = {role: model.pieces[index].piece for role, index in ids.items() if 0 <= index < count}
@@ -121,13 +121,13 @@ def _roles(model: Any, said: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _text(token: object) -> str | None:
-    """A special token's text; configs have it by itself, or with its flags, as Vicuna's have."""
+    """The text of a special token, which a config stores alone or, like Vicuna's, with flags."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
 
 def _add_tokens(tokenizer: Tokenizer, count: int, said: Mapping[str, Any], source: Path) -> None:
-    """Adds tokens that the model's directory has beside those of tokenizer.model, at the ids that it gives them."""
+    """Adds the tokens that the model's directory has besides tokenizer.model, with the ids that it gives them."""
     from tokenizers import AddedToken
 
     flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
@@ -143,10 +143,10 @@ def _add_tokens(tokenizer: Tokenizer, count: int, said: Mapping[str, Any], sourc
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
         if tokenizer.token_to_id(text) != index:
             raise CheckpointError(
-                f"the token {text!r} is to have the id {index}, and gets {tokenizer.token_to_id(text)}, since "
+                f"the token {text!r} should have the id {index}, but gets {tokenizer.token_to_id(text)}, since "
                 f"{MODEL_FILE} has {count} tokens.",
                 where=str(source),
-                fix="its tokenizer files are of different models; download them together.",
+                fix="its tokenizer files belong to different models; download them together.",
             )
 
 
@@ -159,5 +159,5 @@ def _chat_template(source: Path, said: Mapping[str, Any]) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in a file; an empty one if there is no file."""
+    """Reads a JSON object from a file; empty if there is no file."""
     return read_json(path) if path.is_file() else {}

@@ -1,7 +1,7 @@
-"""Writes tokenizer.json and tokenizer_config.json of a tokenizer that was stored in another form.
+"""Writes tokenizer.json and tokenizer_config.json for a tokenizer that was stored in another form.
 
-In: the parts of a tokenizer, as tokenizer.model or a GGUF file has them. Out: files that every runtime of ours reads,
-with the ids of the source. The `tokenizers` library builds and saves; transformers is not needed.
+In: the parts of a tokenizer, as tokenizer.model or a GGUF file has them. Out: files that all our runtimes read, with
+the ids of the source. The `tokenizers` library builds and saves them; transformers is not needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CHAT_TEMPLATE_FILE: Final = "chat_template.jinja"
 
 SPACE: Final = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What SentencePiece writes for a space."""
+"""The character that SentencePiece writes for a space."""
 
 NORMAL: Final = 1
 UNKNOWN: Final = 2
@@ -38,11 +38,11 @@ _PLAIN_CLASS: Final = "PreTrainedTokenizerFast"
 
 @dataclass(frozen=True)
 class Piece:
-    """A token of SentencePiece.
+    """A token of a SentencePiece model.
 
     Attributes:
-        text: Of it.
-        score: The higher, the earlier it is merged.
+        text: The token's text.
+        score: Pieces with higher scores are merged earlier.
         kind: `NORMAL` and so on.
     """
 
@@ -53,15 +53,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class PieceRules:
-    """How SentencePiece cuts a text into pieces.
+    """How SentencePiece splits a text into pieces.
 
     Attributes:
-        unigram: By the likeliest cut, not by merges.
-        dummy_prefix: A space is put before the text.
-        prefix_every_part: Also before what follows a special token (transformers' `legacy`).
-        squeeze_spaces: Spaces at the ends go, and of several one stays.
-        swallow_spaces: Special tokens that take the spaces behind them.
-        charsmap: SentencePiece's compiled table of replacements; empty for none.
+        unigram: Whether the likeliest split is chosen, instead of merging pairs.
+        dummy_prefix: Whether a space is put before the text.
+        prefix_every_part: Whether one is also put behind each special token (transformers' `legacy`).
+        squeeze_spaces: Whether spaces at the ends are removed, and several in a row become one.
+        swallow_spaces: Special tokens that consume the spaces behind them.
+        charsmap: SentencePiece's compiled table of replacements; empty without one.
     """
 
     unigram: bool = False
@@ -74,13 +74,13 @@ class PieceRules:
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What tokenizer_config.json says.
+    """The special tokens and the chat template, as tokenizer_config.json stores them.
 
     Attributes:
-        roles: `bos_token` and so on -> the token's text.
-        add_bos: The BOS token is put before a text.
-        add_eos: The EOS token is put behind one.
-        chat_template: Jinja; None for none.
+        roles: The texts of special tokens by role, such as `bos_token`.
+        add_bos: Whether the BOS token is put before a text.
+        add_eos: Whether the EOS token is put behind a text.
+        chat_template: A Jinja template; None without one.
     """
 
     roles: Mapping[str, str]
@@ -90,15 +90,15 @@ class SpecialTokens:
 
 
 def pieces_tokenizer(pieces: Sequence[Piece], rules: PieceRules, *, where: str) -> Tokenizer:
-    """A tokenizer of SentencePiece.
+    """Makes the tokenizer of a SentencePiece model.
 
     Args:
-        pieces: In the order of their ids.
-        rules: How they are used.
+        pieces: The pieces in the order of their ids.
+        rules: How texts are split into them.
         where: The file, for errors.
 
     Raises:
-        CheckpointError: Pieces occur twice, or there is no unknown one.
+        CheckpointError: A piece occurs twice, or there is no unknown piece.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -107,7 +107,7 @@ def pieces_tokenizer(pieces: Sequence[Piece], rules: PieceRules, *, where: str) 
     has_bytes = any(piece.kind == BYTE for piece in pieces)
     if len(vocabulary) != len(pieces) or (unknown is None and not has_bytes):
         raise CheckpointError(
-            f"expected {len(pieces)} different tokens with an unknown one, got {len(vocabulary)} different ones.",
+            f"expected {len(pieces)} different tokens, one for the unknown, got {len(vocabulary)} different ones.",
             where=where,
             fix="it is damaged; download it again.",
         )
@@ -132,7 +132,7 @@ def pieces_tokenizer(pieces: Sequence[Piece], rules: PieceRules, *, where: str) 
 
 
 def _normalizer(rules: PieceRules) -> Any:
-    """What SentencePiece does to a text before it cuts it."""
+    """The changes that SentencePiece makes to a text before it splits it."""
     from tokenizers import Regex, normalizers
 
     steps: list[Any] = []
@@ -146,7 +146,7 @@ def _normalizer(rules: PieceRules) -> Any:
 
 
 def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    """Pairs that make up a piece, of the highest score first, as SentencePiece merges them."""
+    """The pairs that pieces consist of, highest score first, which is the order in which SentencePiece merges them."""
     known = {piece.text: index for index, piece in enumerate(pieces) if piece.kind in (NORMAL, USER_DEFINED)}
     found = [
         (-pieces[index].score, index, text[:cut], text[cut:])

@@ -1,8 +1,8 @@
-"""Why a tokenizer does not open: a part that the installed library has not yet, or Python code of its own.
+"""Explains why a tokenizer does not open: the installed library lacks a part of it, or it needs Python code.
 
 In: a directory with tokenizer files, and the error of the library that reads them. Out: an error that names the cause.
-tokenizer.json names the class of each of its parts under `type` (https://huggingface.co/docs/tokenizers), and the
-library says of one that it does not know only that the data matched no variant.
+tokenizer.json names the class of each of its parts under `type` (https://huggingface.co/docs/tokenizers). For an
+unknown class, the library only says that the data matched no variant.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MODULES: Final = {
     "post_processor": "processors",
     "decoder": "decoders",
 }
-"""Part of tokenizer.json -> module of `tokenizers` that has a class for each of its types."""
+"""Maps a part of tokenizer.json to the module of `tokenizers` that has a class for each of its types."""
 
 _OWN_FILES: Final = "put the model's own tokenizer.json and tokenizer_config.json there."
 
@@ -41,8 +41,8 @@ def reading_tokenizer(
     Args:
         directory: Where the tokenizer's files are.
         name: What the user calls the model; None for the directory.
-        fix: What to do where no cause is found.
-        error: What to raise.
+        fix: What the user can do if no cause is found.
+        error: The class to raise.
 
     Raises:
         Awq2trtError: `error`.
@@ -59,21 +59,21 @@ def reading_tokenizer(
 
 
 def _cause(directory: Path) -> tuple[str, str] | None:
-    """What is wrong with a tokenizer, and what helps, if it is one of the two that are known."""
+    """What is wrong with a tokenizer and how to fix it, if it is one of the two known causes."""
     try:
         unknown = _unknown_part(_content(directory / TOKENIZER_FILE))
         code = _code(_content(directory / TOKENIZER_CONFIG_FILE))
     except (CheckpointError, RecursionError):
-        return None  # what the library said is all there is to say
+        return None  # the library's own message has to do
     if unknown is not None:
         return (
-            f"{TOKENIZER_FILE}: the {unknown[0]} {unknown[1]!r} is none that tokenizers {version('tokenizers')} knows.",
+            f"{TOKENIZER_FILE}: the {unknown[0]} {unknown[1]!r} is unknown to tokenizers {version('tokenizers')}.",
             "install a newer one: pip install --upgrade tokenizers transformers.",
         )
     if code is not None:
         return (
-            f"the tokenizer wants its own Python code to run ({code} in {TOKENIZER_CONFIG_FILE}), which is not done.",
-            f"if there is a {TOKENIZER_FILE} of the model's own, let {TOKENIZER_CONFIG_FILE} have no auto_map and the "
+            f"the tokenizer needs Python code of its own ({code} in {TOKENIZER_CONFIG_FILE}), which we refuse to run.",
+            f"if the model has a {TOKENIZER_FILE}, remove auto_map from {TOKENIZER_CONFIG_FILE} and set its "
             'tokenizer_class "PreTrainedTokenizerFast"; else use a model whose tokenizer is built into transformers.',
         )
     return None
@@ -84,7 +84,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _unknown_part(tokenizer: dict[str, Any]) -> tuple[str, str] | None:
-    """The first part of a type that the library has no class for: what it is, and its type."""
+    """Returns the first part whose type the library has no class for, and that type."""
     for part, module in _MODULES.items():
         known = vars(importlib.import_module(f"tokenizers.{module}"))
         for name in _types(tokenizer.get(part)):
@@ -94,7 +94,7 @@ def _unknown_part(tokenizer: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _types(part: object) -> Iterator[str]:
-    """The types of a part and of those that it is a sequence of."""
+    """The types of a part and, if it is a sequence, of its members."""
     if not isinstance(part, dict):
         return
     if isinstance(part.get("type"), str):

@@ -1,1 +1,1 @@
-"""How models see: the description of a vision tower and its projector, and both in PyTorch."""
+"""How models see images: the description of a vision tower and its projector, and both in PyTorch."""

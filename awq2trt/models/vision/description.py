@@ -1,7 +1,7 @@
-"""How a model sees, as data: a vision tower, the projector behind it, and the tokens that stand for an image.
+"""How a model sees images, as data: a vision tower, the projector behind it, and the tokens that stand for an image.
 
-A family turns a Hugging Face `config.json` into a `VisionSpec`; what runs, copies or exports a tower reads that and
-nothing else. No torch.
+A family turns a Hugging Face `config.json` into a `VisionSpec`; code that runs, copies or exports a tower reads only
+that. It needs no torch.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ CHANNELS: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class TowerSpec:
-    """A vision transformer as CLIP's (arXiv:2103.00020): a class token, learned positions, norms before each part.
+    """A vision transformer like CLIP's (arXiv:2103.00020): a class token, learned positions, norms before each part.
 
     Attributes:
-        image_size: Pixels of a side.
-        patch_size: Pixels of a patch's side.
-        activation: Of the MLPs.
-        prefix: Of all its tensors.
+        image_size: Side of an image in pixels.
+        patch_size: Side of a patch in pixels.
+        activation: Activation function of the MLPs.
+        prefix: Prefix of all its tensors.
     """
 
     hidden_size: int
@@ -47,7 +47,7 @@ class TowerSpec:
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image."""
+        """Number of patches in an image."""
         return (self.image_size // self.patch_size) ** 2
 
     def layer_prefix(self, layer: int) -> str:
@@ -62,7 +62,7 @@ class TowerSpec:
             f"{embeddings}class_embedding": (size,),
             f"{embeddings}patch_embedding.weight": (size, CHANNELS, patch, patch),
             f"{embeddings}position_embedding.weight": (self.num_patches + 1, size),
-            **_norm(f"{self.prefix}pre_layrnorm", size),  # as OpenAI's weights spell it
+            **_norm(f"{self.prefix}pre_layrnorm", size),  # this is how OpenAI's weights spell it
             **_norm(f"{self.prefix}post_layernorm", size),
         }
         for layer in range(self.num_layers):
@@ -78,12 +78,12 @@ class TowerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorSpec:
-    """Two linears with an activation between, from the tower's channels to the decoder's.
+    """Two linears with an activation function between them, from the tower's channels to the decoder's.
 
     Attributes:
-        in_features: Channels of what it reads.
-        out_features: Of the decoder's embeddings, and between the linears.
-        prefix: Of all its tensors.
+        in_features: Channels of its input.
+        out_features: Channels of the decoder's embeddings, and between the linears.
+        prefix: Prefix of all its tensors.
     """
 
     in_features: int
@@ -142,12 +142,12 @@ class VisionSpec(SeeingSpec):
 
     @property
     def tokens_per_image(self) -> int:
-        """Image tokens that an image takes the place of."""
+        """Number of image tokens that stand for one image."""
         return self.tower.num_patches + self.keeps_class
 
     @property
     def modules(self) -> tuple[str, str]:
-        """Names of the tower and the projector, none of whose linears are quantized."""
+        """Names of the tower and the projector, whose linears are not quantized."""
         return self.tower.prefix.rstrip("."), self.projector.prefix.rstrip(".")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -155,7 +155,7 @@ class VisionSpec(SeeingSpec):
         return self.tower.shapes() | self.projector.shapes()
 
     def record(self) -> VisionRecord:
-        """What a runtime needs to know, for the manifest."""
+        """What a runtime needs to know about it, for the manifest."""
         return VisionRecord(
             family=self.family,
             image_token=self.image_token,
@@ -184,17 +184,17 @@ def still_tower(vision: SeeingSpec | None, *, where: str) -> VisionSpec | None:
 
 
 Describe = Callable[[Mapping[str, Any], Collection[str]], "tuple[DecoderSpec, SeeingSpec]"]
-"""config.json and the names of the checkpoint's tensors -> what it reads with, and what it sees with."""
+"""Takes config.json and the names of the checkpoint's tensors; returns the descriptions of decoder and tower."""
 
 
 @dataclass(frozen=True)
 class VisionFamily:
-    """A family of models that see.
+    """A family of models that see images.
 
     Attributes:
-        name: As the manifest shows it.
+        name: Its name in manifests.
         architectures: Values of config.json's `architectures` that belong to it.
-        describe: Raises `UnsupportedError` for what the family cannot express.
+        describe: Describes a model; raises `UnsupportedError` if the family cannot express it.
     """
 
     name: str

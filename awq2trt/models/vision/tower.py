@@ -1,7 +1,7 @@
-"""A vision tower and its projector in PyTorch, and their features among the embeddings of a text.
+"""A vision tower and its projector in PyTorch, which put features of images among the embeddings of a text.
 
-In: a `ModelSource` and prepared images. Out: what the decoder's first block reads. Everything is computed in fp32, like
-the decoder (`awq2trt.models.decoder`).
+In: a `ModelSource` and prepared images. Out: the input of the decoder's first block. Everything is computed in fp32,
+like the decoder (`awq2trt.models.decoder`).
 
 Source: `CLIPVisionModel` and `LlavaModel` of transformers.
 """
@@ -41,16 +41,16 @@ _ACTIVATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
 
 
 def load_vision(source: ModelSource) -> dict[str, Tensor]:
-    """All tensors of a model's tower and projector in fp32, by full name."""
+    """Loads all tensors of a model's tower and projector in fp32, by full name."""
     return {name: to_tensor(value) for name, value in source.vision_tensors().items()}
 
 
 def image_features(spec: VisionSpec, weights: VisionWeights, pixels: Tensor) -> Tensor:
-    """What a model sees in prepared images.
+    """Computes the features that a model sees in prepared images.
 
     Args:
-        spec: How it sees.
-        weights: Of its tower and projector.
+        spec: How the model sees images.
+        weights: Weights of its tower and projector.
         pixels: fp32 [images, 3, image_size, image_size].
 
     Returns:
@@ -64,7 +64,7 @@ def image_features(spec: VisionSpec, weights: VisionWeights, pixels: Tensor) -> 
         raise UsageError(
             f"expected images of [{CHANNELS}, {side}, {side}], got {list(pixels.shape[1:])}.",
             where="the vision tower",
-            fix="prepare them as the model's own preprocessor_config.json says.",
+            fix="prepare them as the model's preprocessor_config.json describes.",
         )
     states = _tower_states(spec.tower, weights, pixels, last=max(spec.feature_layers))
     features = torch.cat([states[layer] for layer in spec.feature_layers], dim=-1)
@@ -72,10 +72,10 @@ def image_features(spec: VisionSpec, weights: VisionWeights, pixels: Tensor) -> 
 
 
 def place_features(spec: VisionSpec, tokens: Tensor, embedded: Tensor, features: Tensor) -> Tensor:
-    """Embeddings in which features of images stand where the text has image tokens, image after image.
+    """Puts the features of images, image after image, into the embeddings at the text's image tokens.
 
     Args:
-        spec: How the model sees.
+        spec: How the model sees images.
         tokens: int64 [batch, S].
         embedded: Their embeddings, fp32 [batch, S, hidden_size].
         features: fp32 [images, tokens_per_image, hidden_size].
@@ -92,16 +92,16 @@ def place_features(spec: VisionSpec, tokens: Tensor, embedded: Tensor, features:
         raise UsageError(
             f"expected {needed} image tokens, {features.shape[1]} for each of {features.shape[0]} images, got {found}.",
             where="the text",
-            fix="give as many images as the text has image markers.",
+            fix="pass as many images as the text has image markers.",
         )
     return embedded.masked_scatter(places.unsqueeze(-1), features)
 
 
 def logits_of_text_and_images(source: ModelSource, tokens: Tensor, pixels: Tensor) -> Tensor:
-    """Logits of every position of texts with images, one block of the decoder in memory at a time.
+    """Computes logits of all positions of texts with images, with one block of the decoder in memory at a time.
 
     Args:
-        source: A model that sees.
+        source: A model that sees images.
         tokens: int64 [batch, S], each image marker repeated `tokens_per_image` times.
         pixels: Prepared images in the texts' order, fp32 [images, 3, image_size, image_size].
 
@@ -112,14 +112,16 @@ def logits_of_text_and_images(source: ModelSource, tokens: Tensor, pixels: Tenso
         UsageError: It is a model of text, or texts and images do not fit.
     """
     if source.still_vision is None:
-        raise UsageError("expected a model that sees, got a model of text.", where=source.name, fix="give no images.")
+        raise UsageError(
+            "expected a model that sees images, got a model of text.", where=source.name, fix="give no images."
+        )
     features = image_features(source.still_vision, load_vision(source), pixels)
     ends = Ends(source)
     return ends.logits(run_blocks(source, place_features(source.still_vision, tokens, ends.embed(tokens), features)))
 
 
 def _tower_states(spec: TowerSpec, weights: VisionWeights, pixels: Tensor, *, last: int) -> list[Tensor]:
-    """What the first layer reads, then the outputs of the first `last` layers.
+    """Returns the first layer's input, then the outputs of the first `last` layers.
 
     Returns:
         `last` + 1 times fp32 [images, patches + 1, hidden_size].

@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU: a decoder with an in-place cache that grows with the conversation.
 
 In: the directory of a decoder, then tokens. Out: logits. An exported model is lowered in memory when it is loaded, to
-fast linears and fp32 (`ort_lowering`), and that of a kit, which is fused, to standard operators first; one that was
-built for the target `cpu` is taken as it is. The cache is bound as input and output at once, so that `TensorScatter`
+fast linears and fp32 (`ort_lowering`); a kit's model, which is fused, is first converted to standard operators; a model
+built for the target `cpu` is used unchanged. Each cache is bound as both input and output, so that `TensorScatter`
 writes into it and nothing is copied between calls.
 """
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     import onnxruntime
 
 PREFILL_CHUNK: Final = 256
-"""New tokens a call: bounds the attention scores (heads x chunk x cache, fp32) and the logits of an evaluation."""
+"""New tokens in a call: bounds the attention scores (heads x chunk x cache, fp32) and the logits of an evaluation."""
 
 FIRST_CACHE_LENGTH: Final = 256
-"""Positions of a new conversation's cache; doubled when full, up to the capacity."""
+"""Positions in the cache of a new conversation; doubled when it is full, up to the capacity."""
 
 
 class OrtBackend(Conversation):
@@ -50,7 +50,7 @@ class OrtBackend(Conversation):
         self._session = session
         self._binding = session.io_binding()
         self._sizes = sizes
-        self._all_logits = all_logits  # whether a call gives a row for every token, not only the last
+        self._all_logits = all_logits  # whether a call returns a row for every token, or only for the last
         self._grows = grows
         self._caches: list[NDArray[Any]] = []
 
@@ -61,13 +61,13 @@ class OrtBackend(Conversation):
         """Loads a model that was built for the target `cpu`.
 
         Args:
-            directory: Of the model.
-            capacity: As its manifest says it; the graph leaves it free.
-            all_logits: As for `load`.
+            directory: Directory of the model.
+            capacity: The capacity from its manifest; the graph leaves it free.
+            all_logits: The same as in `load`.
             embedder: As for `load`.
 
         Raises:
-            ArtifactError: Files are missing, damaged, or not a decoder.
+            ArtifactError: Files are missing or damaged, or do not contain a decoder.
         """
         model, sizes = open_decoder(directory, capacity=capacity)
         require_embedder(sizes, embedder, directory)
@@ -82,16 +82,16 @@ class OrtBackend(Conversation):
     def load(
         path: Path, *, all_logits: bool = False, threads: int | None = None, embedder: Embeds | None = None
     ) -> OrtBackend:
-        """Loads an exported model, or that of a kit.
+        """Loads an exported model, or a kit's model.
 
         Args:
-            path: `model.onnx`, or the directory that holds it.
-            all_logits: Compute the logits of every position, for `logits`; `forward` works either way.
-            threads: Of ONNX Runtime; None for its own choice.
+            path: `model.onnx`, or its directory.
+            all_logits: Whether to compute logits of every position, for `logits`; `forward` works either way.
+            threads: Threads of ONNX Runtime; None for its own choice.
             embedder: What makes what a decoder of embeddings reads; None for one of tokens.
 
         Raises:
-            ArtifactError: Files are missing, damaged, or not an exported decoder.
+            ArtifactError: Files are missing or damaged, or do not contain an exported decoder.
             ToolError: ONNX Runtime is not installed.
         """
         model, exported = open_decoder(path)
@@ -111,23 +111,23 @@ class OrtBackend(Conversation):
         return OrtBackend(session, sizes, all_logits=all_logits, grows=grows, embedder=embedder)
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Appends tokens; returns the scores of the next, float32 [V]."""
+        """Appends tokens; returns the scores of the next token, float32 [V]."""
         for rows in self._run_chunks(tokens):
             last: NDArray[np.float32] = rows[-1]
         return last
 
     def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """Scores after every token of a new conversation, in order.
+        """Yields the scores after every token of a new conversation, in order.
 
         Args:
             tokens: At most `capacity`.
 
         Yields:
-            float32 [s, V], s at most `PREFILL_CHUNK`; all s add up to `len(tokens)`.
+            float32 [s, V] with s at most `PREFILL_CHUNK`; all s add up to `len(tokens)`.
         """
         if not self._all_logits:
             raise UsageError(
-                "this backend keeps the last position only.", where="logits", fix="load it with all_logits=True."
+                "this backend keeps only the last position.", where="logits", fix="load it with all_logits=True."
             )
         self.reset()
         yield from self._run_chunks(tokens)
@@ -138,7 +138,7 @@ class OrtBackend(Conversation):
             yield self._run(tokens[start : start + PREFILL_CHUNK])
 
     def _run(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """One call of the session: logits float32 [rows, V]."""
+        """Runs the session once: returns logits, float32 [rows, V]."""
         self._reserve(self._position + len(tokens))
         if self._embedder is None:
             self._binding.bind_cpu_input(INPUT_IDS, np.asarray([tokens], dtype=np.int64))
@@ -146,7 +146,9 @@ class OrtBackend(Conversation):
             self._binding.bind_cpu_input(INPUTS_EMBEDS, np.ascontiguousarray(self._embedder.rows(tokens)[None]))
         self._binding.bind_cpu_input(CACHE_POSITION, np.asarray([self._position], dtype=np.int64))
         rows = len(tokens) if self._all_logits else 1
-        logits = np.empty((1, rows, self.vocab_size), np.float32)  # fresh: the caller may keep what it got before
+        logits = np.empty(
+            (1, rows, self.vocab_size), np.float32
+        )  # a new array, since the caller may keep earlier results
         self._binding.bind_ortvalue_output(LOGITS, shared(logits))
         self._session.run_with_iobinding(self._binding)
         self._position += len(tokens)
@@ -154,7 +156,7 @@ class OrtBackend(Conversation):
         return scores
 
     def _reserve(self, length: int) -> None:
-        """Makes the caches hold at least `length` positions, keeping what they hold."""
+        """Makes the caches hold at least `length` positions, and keeps their content."""
         held = self._caches[0].shape[ort_lowering.CAPACITY_AXIS] if self._caches else 0
         if length <= held:
             return
@@ -173,7 +175,7 @@ class OrtBackend(Conversation):
         self._bind_caches()
 
     def _bind_caches(self) -> None:
-        """Binds every cache as past and present at once."""
+        """Binds every cache as both past and present."""
         for tensor, cache in zip(self._sizes.caches, self._caches, strict=True):
             value = shared(cache)
             self._binding.bind_ortvalue_input(tensor.past, value)

@@ -3,10 +3,11 @@
 In: a model that was lowered for CUDA (`graph.provider_file`), and memory of the GPU. Out: an `awq2trt.runtime.Backend`
 that can also choose the best token itself.
 
-One session serves both phases, so weights are there once. Its CUDA provider captures graphs: a call of one token, whose
-buffers never move, is captured once and replayed (run option `gpu_graph_id` 1), a prompt's chunks of any length run
-node by node (`gpu_graph_id` -1). All that outlives a call, caches first, is bound to memory that we own: what is free
-in ONNX Runtime's arena between calls is memory of the captured graph's intermediate tensors.
+One session serves both phases, so that weights exist once. Its CUDA provider captures graphs: a call of one token,
+whose buffers never move, is captured once and replayed (run option `gpu_graph_id` 1); a prompt's chunks, which have any
+length, run node by node (`gpu_graph_id` -1). Everything that outlives a call, above all the caches, is bound to memory
+that we own, because memory that is free in ONNX Runtime's arena between calls belongs to intermediate tensors of the
+captured graph.
 
 ONNX Runtime, "CUDA graphs": https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html.
 """
@@ -32,44 +33,44 @@ if TYPE_CHECKING:
     import onnxruntime
 
 PREFILL_CHUNK: Final = 512
-"""New tokens a call: enough to keep the matrix units busy; bounds the scores (heads x chunk x capacity) and, where all
-are asked for, the logits."""
+"""New tokens in a call: enough to keep the matrix units busy. It bounds the scores (heads x chunk x capacity) and, if
+all are wanted, the logits."""
 
 _CAPTURED: Final = "1"
 _NODE_BY_NODE: Final = "-1"
-"""Values of the run option `gpu_graph_id`; -1 is the one that captures nothing."""
+"""Values of the run option `gpu_graph_id`; -1 captures nothing."""
 
 _INT64_BYTES: Final = 8
 
 
 class DeviceMemory(Protocol):
-    """Memory where the model runs; `machine.gpu.CudaMemory` is that of a GPU."""
+    """Memory of the model's device; for a GPU it is `machine.gpu.CudaMemory`."""
 
     device_type: str
     device_index: int
 
     def allocate(self, size_bytes: int) -> int:
-        """Address of new memory, filled with zeros."""
+        """Allocates memory filled with zeros and returns its address."""
 
     def free(self, address: int) -> None:
-        """Gives memory back."""
+        """Frees memory."""
 
     def write_(self, address: int, array: NDArray[Any]) -> None:
-        """Copies a contiguous array there."""
+        """Copies a contiguous array to the device."""
 
     def read(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Copies memory from there to a new array."""
+        """Copies memory from the device to a new array."""
 
 
 @dataclass(frozen=True)
 class CudaOptions:
-    """What a session on a GPU is for.
+    """How a session on a GPU is used.
 
     Attributes:
-        all_logits: The model gives logits of every position, and no `next_token`.
-        graph: The session captures CUDA graphs.
-        batch: Conversations at once, which all get the same tokens: for measurements.
-        chunk: New tokens a call, at most.
+        all_logits: Whether the model gives logits of every position, and no `next_token`.
+        graph: Whether the session captures CUDA graphs.
+        batch: Number of conversations at once, which all get the same tokens, for measurements.
+        chunk: Most new tokens in a call.
     """
 
     all_logits: bool = False
@@ -82,17 +83,17 @@ class CudaBackend(Conversation):
     """A decoder on a GPU; `start` makes one that is ready.
 
     Args:
-        session: On a model lowered for CUDA.
-        sizes: Of the model.
-        memory: Of the GPU.
-        options: What the session is for.
+        session: A session with a model lowered for CUDA.
+        sizes: Sizes of the model.
+        memory: Memory of the GPU.
+        options: How the session is used.
         embedder: What makes what a decoder of embeddings reads; None for one of tokens.
     """
 
     _many: int  # tokens of a chunk, or their embeddings
     _one: int  # the same of one token
     _slot: int
-    _token: int  # next_token of one call, input_ids of the next
+    _token: int  # next_token of one call is input_ids of the next
     _logits: int
     _decode: onnxruntime.IOBinding
     _prefill: onnxruntime.IOBinding
@@ -112,7 +113,7 @@ class CudaBackend(Conversation):
         self._all_logits = options.all_logits
         self._graph = options.graph
         self._batch = options.batch
-        self._chosen: int | None = None  # the token in the buffer of `input_ids`, put there by the last call
+        self._chosen: int | None = None  # the token that the last call put into the buffer of `input_ids`
         self._buffers: list[int] = []
         self._longest = min(options.chunk, sizes.capacity)
         self._logit_type = STORED[dtype_name(sizes)]
@@ -126,10 +127,10 @@ class CudaBackend(Conversation):
         options: CudaOptions | None = None,
         embedder: Embeds | None = None,
     ) -> CudaBackend:
-        """A backend that has its memory and has captured its graph; arguments are those of the class.
+        """Makes a backend that has its memory and has captured its graph; arguments are those of the class.
 
         Raises:
-            OutOfMemoryError: The GPU's memory does not suffice.
+            OutOfMemoryError: The GPU has too little memory.
             ArtifactError: ONNX Runtime fails on the model.
         """
         backend = cls(session, sizes, memory, options or CudaOptions(), embedder)
@@ -142,24 +143,24 @@ class CudaBackend(Conversation):
         return backend
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Appends tokens; returns the scores of the next, float32 [V]."""
+        """Appends tokens; returns the scores of the next token, float32 [V]."""
         scores: NDArray[np.float32] = self._read_logits(self._append(tokens))[-1]
         return scores
 
     def choose(self, tokens: Sequence[int]) -> int:
-        """Appends tokens; returns the one with the largest score, found on the GPU.
+        """Appends tokens; returns the token with the largest score, which is found on the GPU.
 
         Raises:
             UsageError: The cache cannot hold them.
         """
-        if self._all_logits:  # the graph finds no token
+        if self._all_logits:  # this graph has no output with the token
             return int(self.forward(tokens).argmax())
         self._append(tokens)
         self._chosen = int(self._memory.read(self._token, (1,), np.dtype(np.int64))[0])
         return self._chosen
 
     def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """Scores after every token of a new conversation, in order.
+        """Yields the scores after every token of a new conversation, in order.
 
         Args:
             tokens: At most `capacity`.
@@ -169,7 +170,7 @@ class CudaBackend(Conversation):
         """
         if not self._all_logits:
             raise UsageError(
-                "this backend keeps the last position only.", where="logits", fix="load it with all_logits=True."
+                "this backend keeps only the last position.", where="logits", fix="load it with all_logits=True."
             )
         self.reset()
         self._require_room(tokens)
@@ -177,7 +178,7 @@ class CudaBackend(Conversation):
             yield self._read_logits(self._append(tokens[start : start + self._longest]))
 
     def close(self) -> None:
-        """Gives the memory of the conversation back; the session's goes with the session."""
+        """Frees the memory of the conversation; the session's memory is freed with the session."""
         while self._buffers:
             self._memory.free(self._buffers.pop())
 
@@ -226,7 +227,7 @@ class CudaBackend(Conversation):
             self._session.run_with_iobinding(binding, options)
 
     def _warm_up(self) -> None:
-        """The longest chunk, for which the arena grows once and for all, then one token, which is captured."""
+        """Runs the longest chunk, for which the arena grows to its final size, then one token, which is captured."""
         hidden = self._sizes.hidden_size
         for length in (self._longest, 1):
             self._write_position(0)
@@ -240,7 +241,7 @@ class CudaBackend(Conversation):
         return np.ascontiguousarray(np.broadcast_to(new, (self._batch, *new.shape)))
 
     def _allocate_all(self) -> None:
-        """Takes the memory of a conversation and binds it."""
+        """Allocates the memory of a conversation and binds it."""
         sizes, batch = self._sizes, self._batch
         rows = self._longest if self._all_logits else 1
         hidden = sizes.hidden_size
@@ -259,7 +260,7 @@ class CudaBackend(Conversation):
         return self._buffers[-1]
 
     def _bind(self, caches: Sequence[int]) -> onnxruntime.IOBinding:
-        """A binding with everything in it that is the same for every call; each cache is past and present at once."""
+        """Makes a binding with everything that is the same in every call; each cache is both past and present."""
         binding = self._session.io_binding()
         where = (self._memory.device_type, self._memory.device_index)
         for tensor, address in zip(self._sizes.caches, caches, strict=True):
@@ -283,7 +284,7 @@ class CudaBackend(Conversation):
         binding.bind_output(LOGITS, *where, self._sizes.dtype.value, shape, self._logits)
 
     def _read_logits(self, rows: int) -> NDArray[np.float32]:
-        """Of the first conversation, float32 [rows, V]."""
+        """Reads the logits of the first conversation, float32 [rows, V]."""
         return widen(
             self._memory.read(self._logits, (rows, self.vocab_size), self._logit_type), dtype_name(self._sizes)
         )

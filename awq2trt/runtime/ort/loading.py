@@ -1,7 +1,7 @@
-"""Opens a directory's model in ONNX Runtime, on the device that the user names or on the fastest that is there.
+"""Opens a directory's model in ONNX Runtime, on the device that the user names, or on the fastest available.
 
-In: an artifact. Out: a backend, and what it runs on. A model that was built for `cpu` or `cuda` is taken as it is; an
-exported one is lowered in memory. Everything that can fail is looked at before anything is loaded, memory included.
+In: an artifact. Out: a backend, and what it runs on. A model that was built for `cpu` or `cuda` is used unchanged; an
+exported one is lowered in memory. Everything that can fail, including memory, is checked before anything is loaded.
 """
 
 from __future__ import annotations
@@ -33,31 +33,33 @@ if TYPE_CHECKING:
 CPU: Final = "cpu"
 
 PROVIDERS: Final = {CPU_TARGET: CPU_PROVIDER, CUDA_TARGET: PROVIDER}
-"""Target -> ONNX Runtime's name of the execution provider."""
+"""ONNX Runtime's name of the execution provider for each target."""
 
 _GIB: Final = 1 << 30
 
 _RUNTIME_BYTES: Final = 512 << 20
-"""cuBLAS's workspaces, and the kernels' code; an H100 used 0.4 GiB beyond weights, caches and activations."""
+"""Bytes for cuBLAS's workspaces and the kernels' code; an H100 used 0.4 GiB beyond weights, caches and activations."""
 
 _DENSE_CAPABILITY: Final = (9, 0)
 _DENSE_BYTES: Final = 288 << 20
-"""Workspace of a prompt's linears that dequantize first (kDequantizeFirst of w4a16_linear.h): a slice, cuBLASLt."""
+"""Workspace of a prompt's linears that dequantize first (kDequantizeFirst of w4a16_linear.h): a slice, and
+cuBLASLt's."""
 
 _SCORE_BYTES: Final = 8
-"""Of an attention score while ONNX Runtime computes it: products and their softmax in fp32, where it fuses nothing."""
+"""Bytes of an attention score while ONNX Runtime computes it: products and their softmax in fp32, if it fuses
+nothing."""
 
 _KEEP_SCORES: Final = ("Attention", "Softmax")
-"""Nodes whose kernels have scores in memory."""
+"""Nodes whose kernels keep scores in memory."""
 
 _LONGEST_CHUNK: Final = 2048
-"""Longer calls gained nothing on an H100."""
+"""The longest chunk: longer calls were no faster on an H100."""
 
 _ROWS_SHARE: Final = 0.02
-"""Of a GPU's memory that the rows of a call's tokens may take, where `PREFILL_CHUNK` tokens take less."""
+"""Share of a GPU's memory that the rows of a call's tokens may take, if `PREFILL_CHUNK` tokens take less."""
 
 _LIVE_ROWS: Final = 6
-"""Widest rows that live at once: gate, up, their product, and the normed stream, which are at most as wide."""
+"""Number of widest rows that live at once: gate, up, their product, and the normed stream, which is at most as wide."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ class DeviceOptions:
     """Where and how a model runs.
 
     Attributes:
-        device: `cpu`, `cuda` or `cuda:N`; None for the fastest that is there.
-        all_logits: Scores of every position, for `logits`.
-        graph: Capture decoding in a CUDA graph.
-        trust_library: Load the operator library that lies in the model's directory, not the installed one.
+        device: `cpu`, `cuda` or `cuda:N`; None for the fastest available.
+        all_logits: Whether it gives scores of every position, for `logits`.
+        graph: Whether to capture decoding in a CUDA graph.
+        trust_library: Whether to load the operator library in the model's directory, not the installed one.
     """
 
     device: str | None = None
@@ -79,12 +81,12 @@ class DeviceOptions:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model that is ready.
+    """A model that is ready to run.
 
     Attributes:
-        backend: It.
-        title: What runs it, for people.
-        memory: Of the GPU; None on the CPU.
+        backend: Its backend.
+        title: Names what runs it.
+        memory: Memory of the GPU; None on the CPU.
     """
 
     backend: OrtBackend | CudaBackend
@@ -96,7 +98,7 @@ def open_backend(artifact: Artifact, options: DeviceOptions) -> OpenedModel:
     """Opens a model.
 
     Raises:
-        ArtifactError: It is damaged, or ONNX Runtime refuses it.
+        ArtifactError: The model is damaged, or ONNX Runtime refuses it.
         ToolError: This machine lacks something; the message has the command that installs it.
         UsageError: There is no such device, or the model was built for another.
     """
@@ -104,7 +106,7 @@ def open_backend(artifact: Artifact, options: DeviceOptions) -> OpenedModel:
     record = artifact.manifest.contents.lowered
     if record is not None and device.partition(":")[0] != record.target:
         raise UsageError(
-            f"this model was built for {record.target}, and is to run on {device}.",
+            f"this model was built for {record.target}, but is supposed to run on {device}.",
             where=f"--device {device}",
             fix=f"leave --device out, or build with --target {device.partition(':')[0]}.",
         )
@@ -116,7 +118,7 @@ def open_backend(artifact: Artifact, options: DeviceOptions) -> OpenedModel:
 
 
 def choose_device(artifact: Artifact) -> str:
-    """The fastest device that is there: a GPU for what can run on one, else the CPU; a lowered model has no choice."""
+    """The fastest available device: a GPU if the model can use one, else the CPU; a lowered model has no choice."""
     record = artifact.manifest.contents.lowered
     if record is not None:
         return CUDA_TARGET if record.target == CUDA_TARGET else CPU_TARGET
@@ -130,12 +132,12 @@ def choose_device(artifact: Artifact) -> str:
 
 @dataclass(frozen=True)
 class Needs:
-    """Memory of a GPU that a model takes, in bytes.
+    """GPU memory that a model needs, in bytes.
 
     Attributes:
-        weights: As the file holds them.
-        caches: Of one conversation at full capacity.
-        workspace: What the longest call takes beside them; an estimate.
+        weights: The weights in the file.
+        caches: The caches of one conversation at full capacity.
+        workspace: An estimate of what the longest call needs in addition.
     """
 
     weights: int
@@ -144,17 +146,17 @@ class Needs:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return self.weights + self.caches + self.workspace
 
 
 def choose_chunk(model: ir.Model, sizes: DecoderSizes, memory_bytes: int) -> int:
-    """New tokens a call: with fused attention, which has no scores in memory, as many as leave rows small.
+    """Chooses the number of new tokens in a call: with fused attention, which keeps no scores, as many as rows allow.
 
     Args:
-        model: Lowered for CUDA.
-        sizes: Of the model.
-        memory_bytes: Of the whole GPU.
+        model: A model lowered for CUDA.
+        sizes: Sizes of the model.
+        memory_bytes: All memory of the GPU.
     """
     chunk = PREFILL_CHUNK
     if _keeps_scores(model):
@@ -165,13 +167,13 @@ def choose_chunk(model: ir.Model, sizes: DecoderSizes, memory_bytes: int) -> int
 
 
 def predict_needs(model: ir.Model, sizes: DecoderSizes, batch: int = 1, chunk: int = PREFILL_CHUNK) -> Needs:
-    """Memory that a model lowered for CUDA takes.
+    """Predicts the memory that a model lowered for CUDA needs.
 
     Args:
-        model: Lowered for CUDA.
-        sizes: Of the model.
-        batch: Conversations at once.
-        chunk: New tokens a call, at most.
+        model: A model lowered for CUDA.
+        sizes: Sizes of the model.
+        batch: Number of conversations at once.
+        chunk: Most new tokens in a call.
     """
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     tokens = batch * min(chunk, sizes.capacity)
@@ -187,22 +189,22 @@ def require_memory(needs: Needs, memory: CudaMemory) -> None:
     """Refuses a model that does not fit, before anything is allocated.
 
     Raises:
-        ToolError: It does not.
+        ToolError: The model does not fit.
     """
     if needs.total > memory.read_info()[0]:
         raise _too_little(needs, memory)
 
 
 def _too_little(needs: Needs, memory: CudaMemory, since: str = "") -> OutOfMemoryError:
-    """The error that says what is needed and what is free, and what has happened since it was looked at."""
+    """The error that says what is needed, what is free, and what has changed since the check."""
     free, total = memory.read_info()
     parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in vars(needs).items())
     shorter = "build with a shorter --max-seq-len"
     return OutOfMemoryError(
-        f"the model needs {needs.total / _GIB:.2f} GiB of GPU memory ({parts}), {memory.gpu.name} has "
+        f"the model needs {needs.total / _GIB:.2f} GiB of GPU memory ({parts}), but {memory.gpu.name} has only "
         f"{free / _GIB:.2f} free of {total / _GIB:.2f}{since}.",
         where=f"--device cuda:{memory.gpu.index}",
-        fix=f"end what else uses the GPU (nvidia-smi lists it), or {shorter}."
+        fix=f"end other programs that use the GPU (nvidia-smi lists them), or {shorter}."
         if needs.total <= total
         else f"use a GPU with more memory, or {shorter}.",
     )
@@ -232,12 +234,12 @@ class CudaPlan:
     """How a model is loaded onto a GPU.
 
     Attributes:
-        lowering: What to make of it in memory; None for a file that is lowered already.
-        operators: Library of custom operators; None where the graph has none.
-        all_logits: Scores of every position.
-        graph: Capture decoding in a CUDA graph.
-        capacity: Positions of the cache; None for as many as the file says.
-        batch: Conversations at once.
+        lowering: The form to lower it to in memory; None for a file that is already lowered.
+        operators: Library of custom operators; None if the graph has none.
+        all_logits: Whether it gives scores of every position.
+        graph: Whether to capture decoding in a CUDA graph.
+        capacity: Positions in the cache; None for the file's capacity.
+        batch: Number of conversations at once.
         sees: The artifact that has the graphs beside a decoder of embeddings; None for a decoder of tokens.
     """
 
@@ -254,8 +256,8 @@ def load_on_cuda(directory: Path, plan: CudaPlan, memory: CudaMemory) -> CudaBac
     """Loads an exported or lowered decoder.
 
     Raises:
-        ArtifactError: It is damaged, or ONNX Runtime refuses it.
-        ToolError: The GPU's memory does not suffice, or the provider does not start.
+        ArtifactError: The model is damaged, or ONNX Runtime refuses it.
+        ToolError: The GPU has too little memory, or the provider does not start.
     """
     model, sizes = open_decoder(directory)
     if plan.lowering is not None:
@@ -283,12 +285,12 @@ def load_on_cuda(directory: Path, plan: CudaPlan, memory: CudaMemory) -> CudaBac
         embedder = open_embedder(plan.sees, on_gpu) if plan.sees is not None else None
         require_embedder(sizes, embedder, directory)
         return CudaBackend.start(session, sizes, memory, backend_options, embedder)
-    except OutOfMemoryError as error:  # another process has taken what was free
+    except OutOfMemoryError as error:  # another process has taken the free memory
         raise _too_little(needs, memory, "; there was enough before the model was loaded") from error
 
 
 def cuda_execution(index: int, operators: Path | None, *, graph: bool) -> Execution:
-    """How the CUDA provider executes a decoder on the GPU of an index."""
+    """How the CUDA provider executes a decoder on the GPU with this index."""
     return Execution(
         provider=PROVIDER,
         provider_options={
@@ -301,21 +303,21 @@ def cuda_execution(index: int, operators: Path | None, *, graph: bool) -> Execut
 
 
 def require_provider(session: onnxruntime.InferenceSession) -> None:
-    """Refuses a session that fell back to the CPU: ONNX Runtime only logs why its CUDA provider does not start.
+    """Refuses a session that fell back to the CPU; ONNX Runtime only logs why its CUDA provider does not start.
 
     Raises:
-        ToolError: It did.
+        ToolError: It fell back.
     """
     if PROVIDER not in session.get_providers():
         raise ToolError(
-            "ONNX Runtime's CUDA provider does not start here, although the libraries that it needs are there.",
+            "ONNX Runtime's CUDA provider does not start here, although the libraries that it needs were found.",
             where="--device cuda",
-            fix=f"{INSTALL}; `awq2trt doctor` says what else it finds.",
+            fix=f"{INSTALL}; `awq2trt doctor` shows what else it finds.",
         )
 
 
 def lowering_here() -> tuple[Lowering, Path | None]:
-    """How to lower an exported model in memory: for our kernels where they are installed."""
+    """How to lower an exported model in memory: for our kernels if they are installed."""
     try:
         return Lowering.CUDA_PLUGIN, find_plugin_library().path
     except ToolError:
@@ -331,12 +333,12 @@ def _widest(model: ir.Model) -> int:
 
 
 def _row_bytes(model: ir.Model, sizes: DecoderSizes) -> int:
-    """What a new token has in memory while it passes through a block."""
+    """Bytes that a new token takes in memory while it passes through a block."""
     return _widest(model) * _LIVE_ROWS * STORED[dtype_name(sizes)].itemsize
 
 
 def _query_heads(model: ir.Model, sizes: DecoderSizes) -> int:
-    """Heads of the queries, from the constants [0, 0, heads, D] that split rows into heads; 0 where there are none."""
+    """Number of query heads, from the constants [0, 0, heads, D] that split rows into heads; 0 without any."""
     shapes = (value.const_value for value in model.graph.initializers.values())
     splits = (tensor.numpy().tolist() for tensor in shapes if tensor is not None and tuple(tensor.shape) == (4,))
     return max((int(split[2]) for split in splits if split[3] == sizes.head_dim), default=0)

@@ -1,4 +1,4 @@
-"""Starts ONNX Runtime on a decoder, on disk or changed in memory, for one of its execution providers."""
+"""Starts ONNX Runtime on a decoder, on disk or changed in memory, with one of its execution providers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 
 _WARNINGS, _ERRORS_ONLY = 2, 3
-"""ONNX Runtime's log severity; what it warns about in our own graphs is no news to the user."""
+"""ONNX Runtime's log severities; its warnings about our own graphs are of no use to the user."""
 
 _OUT_OF_MEMORY: Final = ("out of memory", "Failed to allocate memory", "Available memory of")
-"""What ONNX Runtime says when its CUDA provider gets no memory: CUDA's own words, and those of its arena's."""
+"""ONNX Runtime's messages when its CUDA provider gets no memory: those of CUDA, and those of its own arena."""
 
 _MAKE_AGAIN: Final = "make the model again: awq2trt export CHECKPOINT -o DIR, or awq2trt build"
 
@@ -38,10 +38,10 @@ class Execution:
     """How ONNX Runtime executes a model.
 
     Attributes:
-        provider: Name of the execution provider; what it does not take goes to the CPU.
-        provider_options: Of it, as ONNX Runtime names them.
-        threads: Of the CPU provider; None for ONNX Runtime's own choice.
-        operators: Library of custom operators; None where the graph has none.
+        provider: Name of the execution provider; nodes that it does not support run on the CPU.
+        provider_options: Its options, by ONNX Runtime's names.
+        threads: Threads of the CPU provider; None for ONNX Runtime's own choice.
+        operators: Library of custom operators; None if the graph has none.
     """
 
     provider: str = CPU_PROVIDER
@@ -55,16 +55,16 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """Starts ONNX Runtime on a model.
 
-    Weights that were changed in memory are handed over as arrays, since a protobuf may not exceed 2 GB.
+    Weights that were changed in memory are passed as arrays, since a protobuf must not exceed 2 GB.
 
     Args:
-        model: In memory, changed since it was read; None to load the file as it is.
-        path: `model.onnx`, or the directory that holds it and its weights.
-        execution: How; None for the CPU.
+        model: The model in memory, changed since it was read; None to load the file unchanged.
+        path: `model.onnx`, or the directory with it and its weights.
+        execution: How to execute the model; None for the CPU.
 
     Raises:
         ArtifactError: ONNX Runtime refuses the model.
-        ToolError: It is not installed, or does not take the operators.
+        ToolError: ONNX Runtime is not installed, or does not accept the operators.
     """
     try:
         import onnxruntime
@@ -74,7 +74,7 @@ def open_session(
     execution = execution or Execution()
     file = path / MODEL_FILE if path.is_dir() else path
     if model is None and (file.is_symlink() or file.with_name(weights_of(file.name)).is_symlink()):
-        model = load_model(file)  # the file names its weights by the link, which ONNX Runtime does not follow
+        model = load_model(file)  # the file names its weights by a link, which ONNX Runtime does not follow
     folder = file.parent if model is None else weights_folder(model, file.parent)
     quiet = _errors_only(onnxruntime) if execution.provider != CPU_PROVIDER else nullcontext()
     read = reading("a model for ONNX Runtime", path, fix=_MAKE_AGAIN, error=ArtifactError)
@@ -91,18 +91,18 @@ def open_session(
 
 @contextmanager
 def translated_errors(where: str) -> Iterator[None]:
-    """Turns what ONNX Runtime raises into errors of ours.
+    """Turns errors that ONNX Runtime raises into errors of ours.
 
     Args:
-        where: The file or the device that it works on.
+        where: The file or the device that it uses.
 
     Raises:
-        OutOfMemoryError: A GPU's memory did not suffice.
-        ArtifactError: ONNX Runtime refuses the model otherwise.
+        OutOfMemoryError: A GPU had too little memory.
+        ArtifactError: ONNX Runtime refuses the model for another reason.
     """
     try:
         yield
-    except Exception as error:  # pybind exposes ONNX Runtime's errors as plain classes of a private module
+    except Exception as error:  # pybind exposes ONNX Runtime's errors only as classes of a private module
         if not type(error).__module__.startswith("onnxruntime") and type(error) is not RuntimeError:
             raise
         if any(words in str(error) for words in _OUT_OF_MEMORY):
@@ -114,8 +114,8 @@ def translated_errors(where: str) -> Iterator[None]:
 def _errors_only(onnxruntime: Any) -> Iterator[None]:
     """Keeps ONNX Runtime's own logger to errors while a session starts.
 
-    Since 1.26 it warns, past the session's options, that no plugin provides a GPU that is named by `device_id`; the
-    provider that is built in does. There is no way to ask for the severity before: warnings are ONNX Runtime's default.
+    Since 1.26 it warns, ignoring the session's options, that no plugin provides the GPU with this `device_id`, although
+    the built-in provider does. The earlier severity cannot be queried, so ONNX Runtime's default is restored: warnings.
     """
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
     try:
@@ -125,7 +125,7 @@ def _errors_only(onnxruntime: Any) -> Iterator[None]:
 
 
 def shared(array: NDArray[Any]) -> onnxruntime.OrtValue:
-    """ONNX Runtime's view of an array's memory."""
+    """Shares an array's memory with ONNX Runtime."""
     from onnxruntime import OrtValue
 
     return OrtValue.ortvalue_from_numpy(array)
@@ -136,12 +136,12 @@ def _session_options(onnxruntime: Any, folder: Path, execution: Execution) -> on
     options.log_severity_level = _ERRORS_ONLY
     if execution.threads is not None:
         options.intra_op_num_threads = execution.threads
-    # Threads that wait by spinning starve each other once the cores are shared: SmolLM2-135M on 2 busy cores decodes in
-    # 64 ms a token with them and in 35 ms without.
+    # Threads that spin while waiting starve each other when cores are shared: SmolLM2-135M on 2 busy cores needs 64 ms
+    # per token with them and 35 ms without.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if execution.provider != CPU_PROVIDER:
-        # Weights lie in memory of their own, not in an arena that grows by blocks.
+        # Weights get memory of their own, not an arena that grows by blocks.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if execution.operators is not None:
         register_custom_ops_(options, execution.operators)
@@ -149,7 +149,7 @@ def _session_options(onnxruntime: Any, folder: Path, execution: Execution) -> on
 
 
 def _hand_over_weights_(model: ir.Model) -> dict[str, NDArray[Any]]:
-    """Takes the arrays that lowering made out of the model, which then only refers to them."""
+    """Removes the arrays that lowering made from the model, which then only refers to them."""
     taken: dict[str, NDArray[Any]] = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value

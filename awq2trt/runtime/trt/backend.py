@@ -1,9 +1,9 @@
-"""A conversation with a built engine: an `awq2trt.runtime.Backend`, tokens in and scores of the next one out.
+"""A conversation with a built engine: an `awq2trt.runtime.Backend` that takes tokens and gives scores of the next one.
 
 `check` reaches an engine through three layers, of which only the last needs a GPU:
 
 - `EngineRunner` answers the calls of `check`;
-- `EngineBackend`, here, splits tokens into calls that an optimization profile takes, and carries the cache tensors from
+- `EngineBackend`, here, splits tokens into calls that fit an optimization profile, and carries the cache tensors from
   each call to the next;
 - `TrtSession` makes one call, through polygraphy's `TrtRunner`.
 
@@ -34,7 +34,7 @@ class EngineBackend(Conversation):
     Args:
         session: The engine.
         contract: Its inputs and outputs.
-        profiles: In the engine's order.
+        profiles: Its profiles, in the engine's order.
         embedder: What makes what a decoder of embeddings reads; None for one of tokens.
     """
 
@@ -52,7 +52,7 @@ class EngineBackend(Conversation):
         self._caches: dict[str, Buffer] = {}
 
     def reset(self) -> None:
-        """Forgets the conversation; caches start with zeros, so that nothing of an earlier one can help."""
+        """Forgets the conversation; caches start as zeros, so that nothing of an earlier one remains."""
         tensors = {tensor.name: tensor for tensor in self._contract.inputs}
         super().reset()
         self._caches = {
@@ -61,7 +61,7 @@ class EngineBackend(Conversation):
         }
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Appends tokens; returns the scores of the next, float32 [V]."""
+        """Appends tokens; returns the scores of the next token, float32 [V]."""
         self._require_room(tokens)
         if not self._caches:
             self.reset()
@@ -71,7 +71,7 @@ class EngineBackend(Conversation):
         return logits
 
     def _call(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """One call of the engine: logits of the last position, float32 [V]."""
+        """Calls the engine once: returns the logits of the last position, float32 [V]."""
         inputs = {
             **self._new(tokens),
             CACHE_POSITION: np.asarray([self._position], np.int64),
@@ -92,17 +92,17 @@ class EngineBackend(Conversation):
         return {INPUTS_EMBEDS: narrow(self._embedder.rows(tokens)[None], dtype)}
 
     def _profile_for(self, count: int) -> int:
-        """The narrowest profile that takes so many tokens: `decode` for one, as an application would."""
+        """Returns the narrowest profile for this many tokens: `decode` for one, as an application would use it."""
         fitting = [
             (profile.tokens.longest, index)
             for index, profile in enumerate(self._profiles)
             if profile.tokens.shortest <= count <= profile.tokens.longest
         ]
         if not fitting:
-            raise UnsupportedError(f"no optimization profile of the engine takes {count} tokens.", where="engine")
+            raise UnsupportedError(f"no optimization profile of the engine accepts {count} tokens.", where="engine")
         return min(fitting)[1]
 
 
 def _one_conversation(tensor: TensorContract) -> tuple[int, ...]:
-    """Shape of a cache with its symbolic axis, the batch, at 1."""
+    """The shape of a cache with its symbolic axis, the batch, set to 1."""
     return tuple(axis if isinstance(axis, int) else 1 for axis in tensor.shape)

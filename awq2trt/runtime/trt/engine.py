@@ -1,11 +1,11 @@
 """The engine of a build, and whether this machine can run it.
 
 In: the directory of an engine that `build` wrote, or of a kit that `finish.sh` finished on a Jetson. Out: an
-`EngineBuild`, and, where this machine cannot run it, one sentence with what was found and what is needed.
+`EngineBuild` and, if this machine cannot run it, one sentence with what was found and what is needed.
 
-Plugins lie inside the engine, so a machine that runs it needs no plugin library of ours, and none is loaded: a second
-copy would only register the same plugins twice. Imports neither TensorRT nor polygraphy, which decides between TensorRT
-and TensorRT-RTX when it is imported (`choose_flavour`).
+Plugins are inside the engine, so a machine that runs it needs no plugin library of ours. None is loaded, since a second
+copy would only register the same plugins twice. This module imports neither TensorRT nor polygraphy, which chooses
+between TensorRT and TensorRT-RTX when it is imported (`choose_flavour`).
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class EngineBuild:
     """An engine, and what it runs on.
 
     Attributes:
-        path: Of `model.engine`.
+        path: Path of `model.engine`.
         flavour: The TensorRT that it is for.
-        tensorrt_version: That built it and that runs it, `1.7.1.116` or, of a Jetson, `10.16.0`.
-        capabilities: Compute capabilities, `8.6`; empty where it is for the GPU that built it.
-        cpu: Architecture of the CPU beside the GPU, as `uname -m` says it.
-        has_plugin: Quantized linears run in our kernels, not in TensorRT's.
-        profiles: In the engine's order.
+        tensorrt_version: Version that built it and has to run it, like `1.7.1.116`, or `10.16.0` on a Jetson.
+        capabilities: Compute capabilities, like `8.6`; empty if it is for the GPU that built it.
+        cpu: Architecture of the CPU beside the GPU, as `uname -m` prints it.
+        has_plugin: Whether quantized linears run in our kernels, not in TensorRT's.
+        profiles: Its profiles, in the engine's order.
         contract: Its inputs and outputs.
-        gpu: Name of the GPU that built it, where it runs on such a one alone and that is known.
+        gpu: Name of the GPU that built it, if it only runs on such a GPU and the name is known.
         problem: Why it is not this build's engine; None if it is.
     """
 
@@ -71,7 +71,7 @@ class EngineBuild:
 
     @property
     def needs(self) -> str:
-        """What runs it, for people."""
+        """Describes what runs it."""
         gpu = self.gpu or "the GPU that built it"
         if self.capabilities:
             gpu = f"compute capability {' or '.join(self.capabilities)}"
@@ -83,11 +83,11 @@ class Machine:
     """What a machine has for running engines.
 
     Attributes:
-        cpu: As `uname -m` says it.
+        cpu: Its CPU, as `uname -m` prints it.
         gpu: Name of its first NVIDIA GPU; None if it has none.
-        capability: Compute capability of it, `8.6`.
-        tensorrt: Versions of the Python modules that are installed and load; for one that does not load, why not,
-            which is no version.
+        capability: Compute capability of that GPU, like `8.6`.
+        tensorrt: Versions of the Python modules that are installed; for a module that cannot be loaded, the reason
+            instead of a version.
     """
 
     cpu: str
@@ -133,33 +133,34 @@ def engine_of(artifact: Artifact, graph: str = DECODER) -> EngineBuild | None:
 
 
 def why_not_here(engine: EngineBuild, machine: Machine) -> str | None:
-    """Why a machine cannot run an engine: what was found, and what is needed; None if it can."""
+    """Says why a machine cannot run an engine: what was found, and what is needed; None if it can."""
     if engine.problem:
         return engine.problem
     if machine.gpu is None:
-        return f"no NVIDIA GPU here, the engine needs {engine.needs}"
+        return f"there is no NVIDIA GPU here, but the engine needs {engine.needs}"
     if machine.cpu != engine.cpu:
-        return f"this machine is {machine.cpu}, the engine is for {engine.cpu} and {engine.needs}"
+        return f"this machine is {machine.cpu}, but the engine is for {engine.cpu} and {engine.needs}"
     if engine.capabilities and machine.capability not in engine.capabilities:
-        return (
-            f"the GPU here is {machine.gpu}, compute capability {machine.capability}, the engine needs {engine.needs}"
-        )
+        found = f"{machine.gpu}, compute capability {machine.capability}"
+        return f"the GPU here is {found}, but the engine needs {engine.needs}"
     if engine.gpu is not None and machine.gpu != engine.gpu:
-        return f"the GPU here is {machine.gpu}, the engine needs {engine.needs}"
+        return f"the GPU here is {machine.gpu}, but the engine needs {engine.needs}"
     title = _TITLES[engine.flavour]
     install = _PACKAGES[engine.flavour].format(version=engine.tensorrt_version)
     version = machine.tensorrt.get(engine.flavour)
     if version is None:
-        return f"{title}'s Python module is not installed here, the engine needs {engine.tensorrt_version}: {install}"
+        return (
+            f"{title}'s Python module is not installed here, but the engine needs {engine.tensorrt_version}: {install}"
+        )
     if _release(version) != _release(engine.tensorrt_version):
-        return f"{title} here is {version}, the engine was built by and needs {engine.tensorrt_version}"
+        return f"{title} here is {version}, but the engine needs {engine.tensorrt_version}, which built it"
     return None
 
 
 def this_machine() -> Machine:
-    """Asks the CUDA driver for the GPU, and imports TensorRT only where there is one."""
+    """Asks the CUDA driver for the GPU, and imports TensorRT only if there is one."""
     driver = read_driver()
-    gpu = driver.gpus[0] if driver and driver.gpus else None  # the one that TensorRT runs on
+    gpu = driver.gpus[0] if driver and driver.gpus else None  # the GPU that TensorRT runs on
     versions = {flavour: _version_of(module) for flavour, module in MODULES.items()} if gpu else {}
     return Machine(
         cpu=platform.machine(),
@@ -170,12 +171,12 @@ def this_machine() -> Machine:
 
 
 def choose_flavour(directory: Path) -> None:
-    """Points polygraphy at the TensorRT of a directory's engines, by the variable that it reads when it is imported.
+    """Makes polygraphy use the TensorRT of a directory's engines, by the variable that it reads when it is imported.
 
-    A variable that the user has set stays. Where a build has engines for both, that for this machine's CPU wins.
+    A variable that the user has set stays. If a build has engines for both, the engine for this machine's CPU decides.
 
     Args:
-        directory: What `build` wrote, or an engine or a kit in it.
+        directory: A directory that `build` wrote, or an engine or a kit in it.
     """
     paths = [directory, *sorted(path.parent for path in directory.glob(f"*/{MANIFEST_FILE}"))]
     found = set(_flavours([path for path in paths if (path / MANIFEST_FILE).is_file()]))
@@ -188,13 +189,13 @@ def _flavours(directories: list[Path]) -> Iterator[Flavour]:
         try:
             engine = engine_of(Artifact.open(directory, verify="size"))
         except Awq2trtError:
-            continue  # whoever needs it says so
+            continue  # code that needs the engine will report it
         if engine is not None and engine.cpu == platform.machine():
             yield engine.flavour
 
 
 def _capability(name: str) -> str | None:
-    """`SM120`, as TensorRT names it, -> `12.0`; None for `CURRENT`, the GPU that built the engine."""
+    """Turns TensorRT's `SM120` into `12.0`; returns None for `CURRENT`, the GPU that built the engine."""
     digits = name.removeprefix("SM")
     return f"{digits[:-1]}.{digits[-1]}" if digits.isdigit() else None
 
@@ -217,18 +218,18 @@ def _kit_problem(engine: Path, state: Mapping[str, str]) -> str | None:
 
 
 def _version_name(number: str) -> str:
-    """`101600`, as trtexec counts, -> `10.16.0`."""
+    """Turns `101600`, as trtexec counts, into `10.16.0`."""
     value = int(number) if number.isdigit() else 0
     return f"{value // 10000}.{value // 100 % 100}.{value % 100}"
 
 
 def _release(version: str) -> tuple[str, ...]:
-    """Major, minor and patch: an engine runs in the release that built it, whatever that one's build number."""
+    """Major, minor and patch version: an engine runs in the release that built it, with any build number."""
     return tuple(version.split(".")[:3])
 
 
 def _version_of(module: str) -> str | None:
-    """Version of a TensorRT; None if it is not installed, the reason if it does not load."""
+    """Version of a TensorRT; None if it is not installed, or the reason if it cannot be loaded."""
     if importlib.util.find_spec(module) is None:
         return None
     try:

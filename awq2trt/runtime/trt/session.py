@@ -1,4 +1,4 @@
-"""An engine, ready to be called, through polygraphy's `TrtRunner`: all that needs a GPU.
+"""An engine that is ready to be called, through polygraphy's `TrtRunner`; only this part needs a GPU.
 
 In: an `EngineBuild`, then tokens, positions and caches. Out: the engine's outputs, logits on the host as fp32.
 """
@@ -23,36 +23,36 @@ from awq2trt.runtime.trt.engine import MODULES, POLYGRAPHY_SWITCH, EngineBuild
 from awq2trt.target import Flavour
 
 Buffer = Any
-"""A tensor where the engine runs; only the session that made it looks inside."""
+"""A tensor on the engine's device; only the session that made it looks inside."""
 
 _ERRORS_SHOWN: Final = 3
 
 
 class EngineSession(Protocol):
-    """One engine, ready to be called: all that needs a GPU."""
+    """An engine that is ready to be called; only this part needs a GPU."""
 
     def zeros(self, tensor: TensorContract, shape: tuple[int, ...]) -> Buffer:
-        """A buffer of zeros for an input; the one that it had before is no longer used."""
+        """Returns a buffer of zeros for an input; the previous buffer of that input is no longer used."""
 
     def infer(self, inputs: Mapping[str, Buffer | NDArray[Any]], profile: int) -> Mapping[str, Buffer]:
-        """One call.
+        """Calls the engine once.
 
         Args:
             inputs: By name; tokens and their position, rows or pixels as arrays, caches as buffers.
             profile: Index of the optimization profile.
 
         Returns:
-            Every output by name, good until the next call. A cache may be the same memory as its input.
+            Every output by name, valid until the next call. A cache may be the same memory as its input.
         """
 
     def carry(self, present: Buffer, past: Buffer) -> None:
-        """Copies a cache into the buffer that the next call reads; nothing to do where it is the same memory."""
+        """Copies a cache into the buffer that the next call reads, unless it is the same memory."""
 
     def read(self, buffer: Buffer) -> NDArray[np.float32]:
-        """An output on the host."""
+        """Copies an output to the host."""
 
     def close(self) -> None:
-        """Gives all memory back."""
+        """Frees all memory."""
 
 
 class TrtSession:
@@ -64,7 +64,7 @@ class TrtSession:
 
     def __init__(self, engine: EngineBuild) -> None:
         self._engine = engine
-        self._errors: list[str] = []  # what TensorRT says
+        self._errors: list[str] = []  # TensorRT's messages
         self._caches: dict[str, Any] = {}
         self._profile = 0
 
@@ -73,7 +73,7 @@ class TrtSession:
         """Loads an engine, with the plugins inside it.
 
         Raises:
-            ToolError: TensorRT refuses it; the message has its reason.
+            ToolError: TensorRT refuses the engine; the message has its reason.
         """
         session = TrtSession(engine)
         session._guarded(session._activate)
@@ -108,7 +108,7 @@ class TrtSession:
             if profile != self._profile:
                 self._runner.set_profile(profile)
                 self._profile = profile
-            # polygraphy would hold types to the engine's, and has no bf16 in NumPy to hold a cache to.
+            # polygraphy would compare types with the engine's, but NumPy has no bf16 for a cache.
             return self._runner.infer(OrderedDict(inputs), check_inputs=False, copy_outputs_to_host=False)
 
         outputs: Mapping[str, Buffer] = self._guarded(called)
@@ -131,7 +131,7 @@ class TrtSession:
         self._guarded(self._runner.deactivate)
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
-        """Does something that may fail in TensorRT or CUDA, and says what they said."""
+        """Turns errors of TensorRT or CUDA in the block into one error with their messages."""
         try:
             return work()
         except (PolygraphyException, RuntimeError, OSError) as error:
@@ -144,7 +144,7 @@ class TrtSession:
 
 
 def unmet_needs(flavour: Flavour) -> str | None:
-    """What polygraphy lacks to run engines of a flavour; None if nothing."""
+    """Says what polygraphy lacks to run engines of a flavour; None if nothing is missing."""
     wanted = flavour is Flavour.TENSORRT_RTX
     if wanted != config.USE_TENSORRT_RTX:
         value = int(wanted)

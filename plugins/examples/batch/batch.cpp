@@ -1,5 +1,5 @@
-// Answers many prompts, one a line, with several sessions at once. Answers come in the order of the prompts, and are
-// the same however many sessions there are: each prompt has a seed of its own.
+// Answers many prompts, one per line, with several sessions at once. Answers come in the order of the prompts and are
+// the same for any number of sessions: each prompt has its own seed.
 //
 //   batch DIRECTORY SESSIONS < prompts
 #include <algorithm>

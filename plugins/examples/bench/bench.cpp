@@ -1,6 +1,5 @@
 // Time of a token, as AWQ's paper measures it (arXiv:2306.00978, section 5.4): batch 1, a prompt of 4 tokens, 200
-// tokens one after another, always the best one, the median of their latencies. `awq2trt bench` does the same in
-// Python.
+// greedily chosen tokens, and the median of their latencies. `awq2trt bench` does the same in Python.
 //
 //   bench DIRECTORY
 #include <algorithm>

@@ -1,4 +1,4 @@
-// A chat in a terminal. Answers stream; Ctrl-C stops the answer at hand, or, at the prompt, the program.
+// A chat in a terminal. Answers stream; Ctrl-C stops the current answer or, at the prompt, the program.
 //
 //   chat DIRECTORY            what `awq2trt build --target cpu` (or cuda) wrote, or a kit with its engine
 //   chat DIRECTORY --check    only compares the model's golden outputs

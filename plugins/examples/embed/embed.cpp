@@ -1,5 +1,6 @@
-// A model inside an application: loaded once, and no exception leaves the part that asks it. Here the application sorts
-// lines into kinds that it names: it takes the kind whose first token scores best, so that there is always an answer.
+// A model inside an application: loaded once, and no exception leaves the part that calls it. The application sorts
+// lines into kinds given on its command line: it takes the kind whose first token has the best score, so that there is
+// always an answer.
 //
 //   embed DIRECTORY KIND...  < lines
 #include <awq2trt/awq2trt.hpp>

@@ -1,7 +1,7 @@
-// The place of the largest score of each row: what greedy decoding takes for the next token. The kernel's whole public
-// interface; the operator is in plugins/FORMAT.md, section BestToken.
+// Finds the place of the largest score of each row: the next token in greedy decoding. This is all of the kernel's
+// public interface; the operator is in plugins/FORMAT.md, section BestToken.
 //
-// In:  scores [M, V] fp16 or bf16. Out: y [M] int64, of equal scores the first; a NaN never wins over a number.
+// In:  scores [M, V] fp16 or bf16. Out: y [M] int64, the first of equal scores; a NaN never wins over a number.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct BestTokenProblem {
   DataType dtype;
 };
 
-// nullptr when a kernel exists for the problem, else why not, as a sentence for the user.
+// nullptr when a kernel exists for the problem; otherwise the reason, as a sentence for the user.
 const char* check_validity(const BestTokenProblem& problem);
 
 // Enqueues the kernel on `stream`; pointers are device pointers, the scores' aligned to 16 bytes, `overlap` as in

@@ -1,5 +1,5 @@
-// A block a row; see best_token.h. One multiprocessor reads 64 KB of scores in a microsecond or two, which is less than
-// a second launch takes to combine what several blocks found.
+// One block per row; see best_token.h. One multiprocessor reads 64 KB of scores in a microsecond or two, less than a
+// second launch would take to combine the results of several blocks.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -14,10 +14,10 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / kWarpSize;
 
-// A score and its place in one number, so that the largest number is the largest score, of equal scores the first.
+// A score and its place in one number, so that the largest number is the largest score, and of equal scores the first.
 // The high half orders floats as unsigned integers, with NaN below all of them; the low half is the place's complement.
 __device__ __forceinline__ uint64_t candidate_of(float score, int place) {
-  const uint32_t bits = __float_as_uint(score + 0.f);  // -0 becomes 0, which it is equal to
+  const uint32_t bits = __float_as_uint(score + 0.f);  // turns -0 into 0, which equals it
   const uint32_t order = (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
   return static_cast<uint64_t>(isnan(score) ? 0u : order) << 32 | ~static_cast<uint32_t>(place);
 }
@@ -30,7 +30,7 @@ __device__ __forceinline__ uint64_t best_of_warp(uint64_t candidate) {
   return candidate;
 }
 
-// kVectors: rows start at multiples of 16 bytes, and are read 8 scores at a time.
+// kVectors: rows start at multiples of 16 bytes and are read 8 scores at a time.
 template <typename T, bool kVectors>
 __global__ void __launch_bounds__(kThreads) best_token_kernel(const T* scores, int64_t* y, int vocabulary) {
   __shared__ uint64_t warps[kWarps];

@@ -10,7 +10,7 @@
 
 namespace awq2trt {
 
-// T is the type of the call, C that of the cache: T, or int8_t.
+// T is the type of the call; C, the type of the cache, is T or int8_t.
 template <typename T, typename C = T>
 struct AttentionParams {
   const T* qkv;
@@ -35,8 +35,8 @@ struct AttentionParams {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
-// What a masked score is: so far below every other that its weight is 0, and not infinite, so that the difference of
-// two of them is a number.
+// A masked score: so far below every other that its weight is 0, yet finite, so that the difference of two masked
+// scores is a number.
 constexpr float kMasked = -FLT_MAX / 4;
 
 // Score of a query at `query_position` and the key in slot `slot` from their product, times log2(e): weights are powers
@@ -52,7 +52,7 @@ __device__ __forceinline__ float score_of(const Params& p, float product, int sl
   return seen ? score * kLog2E : kMasked;
 }
 
-// Slots [begin, end) that some query at positions first .. last sees.
+// Slots [begin, end) that at least one query at positions first .. last sees.
 struct SlotRange {
   int begin, end;
 };
@@ -62,7 +62,7 @@ __device__ __forceinline__ SlotRange slots_seen(const Params& p, int first, int 
   return {p.window == 0 ? 0 : max(0, first + 1 - p.window), min(last + 1, p.capacity)};
 }
 
-// A sequence's position, brought into the cache: one that is out of it gives meaningless numbers and must not reach
+// A sequence's position, clamped to the cache: a position outside it gives meaningless numbers but must not reach
 // memory that is not ours. At the capacity nothing is written.
 template <typename Params>
 __device__ __forceinline__ int position_within(const Params& p, int64_t position) {

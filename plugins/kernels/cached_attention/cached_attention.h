@@ -1,8 +1,9 @@
 // Self-attention over a key-value cache of fixed capacity, from the merged projection of queries, keys and values to
-// the attention's output: norms of heads, rotary embedding or ALiBi, writing the cache, and attention over what is in
-// it. The kernels' whole public interface; the operator is in plugins/FORMAT.md, section CachedAttention.
+// the attention's output: norms of heads, rotary embedding or ALiBi, writing the cache, and attention over its
+// contents. This is all of the kernels' public interface; the operator is in plugins/FORMAT.md, section
+// CachedAttention.
 //
-// In:  qkv [B, S, (Hq + 2 Hkv) D] fp16 or bf16: of each new token the queries, keys and values of all heads, in this
+// In:  qkv [B, S, (Hq + 2 Hkv) D] fp16 or bf16: the queries, keys and values of all heads of each new token, in this
 //      order; `position` [B], the cache slot of each sequence's first new token; the cache [B, Hkv, C, D].
 // Out: y [B, S, Hq D]; the cache with the keys (normed, rotated) and values of the new tokens in slots position ..
 //      position + S - 1. Token t sees the slots up to its own, and with a window of W only the last W of them.
@@ -26,7 +27,7 @@ enum class CacheType : int32_t {
   kInt8,  // codes of -127 .. 127; a number is its code times the scale of its slot
 };
 
-// One call's sizes. A number that is 0 leaves out what it is of.
+// One call's sizes. A number of 0 leaves out the step that it belongs to.
 struct AttentionProblem {
   int batch;       // B
   int tokens;      // S, new ones of each sequence
@@ -49,7 +50,7 @@ struct AttentionProblem {
   int heads_per_kv() const { return heads / kv_heads; }
 };
 
-// nullptr when kernels exist for the problem, else why not, as a sentence for the user.
+// nullptr when kernels exist for the problem; otherwise the reason, as a sentence for the user.
 const char* check_validity(const AttentionProblem& problem);
 
 // How a call is computed.
@@ -62,17 +63,18 @@ enum class AttentionKernel : int32_t {
 struct AttentionConfig {
   AttentionKernel kernel;
   int splits;              // kDecode, kDecodeTiled: blocks that share the keys of a row tile
-  bool overlap;            // blocks may start while the kernel before is still finishing (device/overlap.cuh)
+  bool overlap;            // blocks may start while the previous kernel is still finishing (device/overlap.cuh)
   size_t workspace_bytes;  // scratch that the launch needs, contents irrelevant before and after
 };
 
-// Pure function of its arguments; no CUDA call. It does not know positions, so that a CUDA graph holds for all of them.
+// Pure function of its arguments; makes no CUDA call. It does not depend on positions, so one CUDA graph serves all of
+// them.
 AttentionConfig choose_config(const AttentionProblem& problem, const Device& device);
 
 // Workspace that suffices for `problem` with any number of tokens up to problem.tokens on any supported device.
 size_t workspace_bound(const AttentionProblem& problem);
 
-// Device pointers, aligned to 16 bytes; those of what the problem leaves out are nullptr. T is the type of qkv.
+// Device pointers, aligned to 16 bytes; nullptr for tensors that the problem leaves out. T is the type of qkv.
 struct AttentionTensors {
   const void* qkv;          // [B, S, (Hq + 2 Hkv) D] T
   const int64_t* position;  // [B], aligned to 8 bytes
@@ -82,7 +84,7 @@ struct AttentionTensors {
   const void* key_norm;
   const float* alibi;      // [Hq], slopes
   const void* past_key;    // [B, Hkv, C, D] T, or int8
-  const void* past_value;  // may be the memory of present_value; likewise every past, that of its present
+  const void* past_value;  // may be the memory of present_value; likewise every other past and its present
   void* present_key;       // [B, Hkv, C, D] as the past
   void* present_value;
   void* y;                     // [B, S, Hq D] T
@@ -94,8 +96,8 @@ struct AttentionTensors {
 };
 
 // Enqueues the kernels of `config` on `stream`. Where past and present are different memory, the past is copied first.
-// Allocates nothing and never synchronizes, so it can be captured in a CUDA graph. Positions out of the cache are moved
-// to its ends: a token beyond the capacity writes nothing, and what it gives is meaningless.
+// Allocates nothing and never synchronizes, so it can be captured in a CUDA graph. Positions outside the cache are
+// clamped to its ends: a token beyond the capacity writes nothing, and its output is meaningless.
 cudaError_t launch_cached_attention(const AttentionProblem& problem, const AttentionConfig& config,
                                     const AttentionTensors& tensors, cudaStream_t stream);
 

@@ -8,10 +8,11 @@
 namespace awq2trt {
 namespace {
 
-// Tokens from which blocks of queries share tiles of keys; fewer are row tiles that each read them. Not tuned.
+// From this many tokens on, blocks of queries share tiles of keys; with fewer, each row tile reads the keys itself. Not
+// tuned.
 constexpr int kPrefillTokens = 16;
 
-// Blocks a multiprocessor, as many as run at once. Not tuned: on an H100, Llama-3-8B's shape at 4,096 slots took 16.2
+// Blocks per multiprocessor: as many as run at once. Not tuned: on an H100, Llama-3-8B's shape at 4,096 slots took 16.2
 // us in the 33 splits that this gives, 16.2 in 24, 15.6 in 48; at 32,768 slots 55.6 us, 57.8 in 24, 70.5 in 48.
 constexpr int kBlocksPerMultiprocessor = 2;
 
@@ -84,7 +85,8 @@ AttentionConfig choose_config(const AttentionProblem& problem, const Device& dev
 }
 
 size_t workspace_bound(const AttentionProblem& problem) {
-  // Decoding needs most for the most splits, prefill for the most tokens; between them nothing needs more than both.
+  // Decoding needs the most workspace with the most splits, prefill with the most tokens; every other case needs no
+  // more than the larger of the two.
   AttentionProblem few = problem;
   size_t most = 0;
   for (int tokens = 1; tokens <= std::min(problem.tokens, kPrefillTokens - 1); ++tokens) {

@@ -4,7 +4,7 @@
 // Out: two registers of two numbers each, in the order of the codes, exact.
 //
 // As in w4a16_linear/dequantize.h no integer is converted: a byte becomes the low bits of a significand whose exponent
-// makes one unit of its last place worth 1, and what that adds is subtracted.
+// makes one unit of its last place worth 1, and the offset that this adds is subtracted.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ AWQ2TRT_HOST_DEVICE uint32_t spread_bytes(uint32_t word, uint32_t high, int pair
 template <typename T>
 AWQ2TRT_HOST_DEVICE WordOfCodes numbers_of_codes(uint32_t word);
 
-// With its sign bit flipped a byte is code + 128, and behind the exponent of 1024, 1152 + code.
+// With its sign bit flipped, a byte is code + 128; with the exponent of 1024 in front of it, 1152 + code.
 template <>
 AWQ2TRT_HOST_DEVICE WordOfCodes numbers_of_codes<__half>(uint32_t word) {
   constexpr uint32_t kSigns = 0x80808080u, kExponent = 0x64646464u, kOffset = 0x6480u * kBothHalves;
@@ -40,8 +40,8 @@ AWQ2TRT_HOST_DEVICE WordOfCodes numbers_of_codes<__half>(uint32_t word) {
   return {{pair_at(0), pair_at(1)}};
 }
 
-// bf16 has 7 bits of significand. The lower 7 bits of a byte behind the exponent of 128 are 128 and them; the sign bit,
-// which is worth -128, alone makes 256 of 128: their difference is the code.
+// bf16 has 7 bits of significand. The lower 7 bits of a byte, with the exponent of 128 in front, give 128 plus their
+// value. The sign bit, worth -128, alone turns 128 into 256. The difference of the two is the code.
 template <>
 AWQ2TRT_HOST_DEVICE WordOfCodes numbers_of_codes<__nv_bfloat16>(uint32_t word) {
   constexpr uint32_t kExponent = 0x43434343u, kLower = 0xff7fu * kBothHalves, kSign = 0xff80u * kBothHalves;

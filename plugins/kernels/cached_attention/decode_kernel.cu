@@ -2,15 +2,15 @@
 //
 // - A block owns 8 rows (pairs of a new token and one of the query heads that share a key-value head) and a range of
 //   slots: `splits` blocks share the slots that a row tile sees, in equal pieces of whole warp tiles. How many of them
-//   have work depends on the position, which only the device knows; the others leave at once.
+//   have work depends on the position, which only the device knows; the others return at once.
 // - A warp takes tiles of 16 slots in turn, whose keys and values it loads straight into the registers of mma.sync
 //   (decode_tile.cuh). Nothing passes through shared memory, and the loads of the next keys are under way while values
 //   are multiplied.
 // - Queries are rows of the A operand. Rows 8 to 15 of it are zero: the tensor cores have time for them.
-// - The block asks for its slots to come to the L2 cache before it waits for the kernel in front of it: their latency
-//   passes while the projection is still being computed.
-// - Softmax runs along: each warp keeps the largest score and the sum of weights of its slots. Warps meet in shared
-//   memory, splits in combine_kernel, always in the same order.
+// - The block requests its slots into the L2 cache before it waits for the previous kernel: their latency passes while
+//   the projection is still being computed.
+// - Softmax is computed on the way: each warp keeps the largest score and the sum of weights of its slots. Warps are
+//   combined in shared memory and splits in combine_kernel, always in the same order.
 #include "kernels/cached_attention/decode_tile.cuh"
 #include "kernels/cached_attention/launchers.cuh"
 #include "kernels/cached_attention/prepare_head.cuh"
@@ -33,7 +33,7 @@ struct RowTile {
   int position;                            // slot of the sequence's first new token
 };
 
-// The slots of one split, of `active` that have any.
+// The slots of one split; `active` splits have any.
 struct Split {
   int begin, end, active;
 };
@@ -53,7 +53,7 @@ __device__ __forceinline__ SlotRange slots_of_rows(const Params& p, const RowTil
   return slots_seen(p, tile.position + tile.first_row / p.heads_per_kv, tile.position + last_row / p.heads_per_kv);
 }
 
-// The first keys and values of a block's range, on their way to the L2 cache.
+// Starts to load the first keys and values of a block's range into the L2 cache.
 template <int kHeadDim, typename T, typename C>
 __device__ __forceinline__ void prefetch_slots(const AttentionParams<T, C>& p, const RowTile& tile,
                                                const Split& split) {
@@ -86,11 +86,11 @@ __device__ __forceinline__ uint32_t pair_of_floats<__nv_bfloat16>(float low, flo
   return bits_of(__floats2bfloat162_rn(low, high));
 }
 
-// Weights times scales of values are at most 516 in fp16, which is scaled up against rounding where scales are small,
-// and does not overflow.
+// In fp16, weights times scales of values are at most 516, so scaling them up by 64, which keeps small scales precise,
+// does not overflow.
 constexpr float kScaleUp = 64.f;
 
-// kWritesCache: the block's own range of new keys and values is made here, and its queries; else both are ready.
+// kWritesCache: the block computes its range of new keys and values, and its queries; otherwise both are ready.
 template <int kHeadDim, bool kWritesCache, typename T, typename C>
 __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(AttentionParams<T, C> p) {
   using Tile = DecodeTile<T, C, kHeadDim>;
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
   tile.first_row = blockIdx.y % row_tiles * kRows;
   tile.rows = min(kRows, p.tokens * p.heads_per_kv - tile.first_row);
 
-  // The position may still change under our hands: then these lines are the wrong ones, and no more than that.
+  // The position may still change while we read it: then the wrong lines are fetched, which does no other harm.
   tile.position = position_within(p, load_fresh(p.position + tile.sequence));
   prefetch_slots<kHeadDim>(p, tile, split_of(p, slots_of_rows(p, tile), blockIdx.x));
   let_next_kernel_start();
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
     }
   }
   if (kWritesCache) {
-    // Keys and values by different warps, beginning with the last, which has the fewest queries.
+    // Different warps prepare keys and values, beginning with the last warp, which has the fewest queries.
     T* const scratch = reinterpret_cast<T*>(sums_shared[warp]);
     for (int task = kWarps - 1 - warp; task < 2 * p.tokens; task += kWarps) {
       const int token = task / 2, slot = tile.position + token;
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
     Tile::add_values(sum, shrink, a0, a2, value);
   }
 
-  // --- Warps meet ---
+  // --- Warps are combined ---
 
   weights += __shfl_xor_sync(0xffffffffu, weights, 1);
   weights += __shfl_xor_sync(0xffffffffu, weights, 2);
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
   }
 }
 
-// Adds up the splits of one row: a block each, a thread for each channel.
+// Adds up the splits of one row: one block per row, one thread per channel.
 template <int kHeadDim, typename T, typename C>
 __global__ void __launch_bounds__(kHeadDim) combine_kernel(AttentionParams<T, C> p) {
   let_next_kernel_start();
@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(kHeadDim) combine_kernel(AttentionParams<T, C>
   const int active = split_of(p, slots_of_rows(p, tile), 0).active;
   if (active <= 1) return;
 
-  // The splits' factors once, by all threads; then each thread adds up a channel.
+  // All threads compute the splits' factors once; then each thread adds up a channel.
   __shared__ float2
       factors[kHeadDim];  // factor, and factor times the split's sum of weights; of kHeadDim splits a pass
   __shared__ float largest_shared;

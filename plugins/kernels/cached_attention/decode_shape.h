@@ -11,7 +11,7 @@ constexpr int kDecodeWarps = 4;
 constexpr int kDecodeSlotTile = 16;  // slots of a warp's tile
 constexpr int kDecodeRows = 8;       // rows of a block: pairs of a new token and a query head of one key-value head
 
-// Where the parts of the workspace begin, in bytes. Queries come first.
+// Offsets of the parts of the workspace, in bytes. Queries come first.
 struct WorkspaceLayout {
   WorkspaceLayout(const AttentionProblem& problem, AttentionKernel kernel, int splits);
   size_t partials, maxima, bytes;

@@ -1,12 +1,12 @@
 // A warp's tile of 16 slots in the decode kernel: keys and values from the cache straight into the registers of
-// mma.sync, by the type of the cache.
+// mma.sync, for each type of the cache.
 //
 // In:  rows of the cache, the first slot of the tile, the end of the block's slots; queries, weights.
 // Out: scores [8 rows, 16 slots] and sums [8 rows, D], in the fragments of mma.sync.
 //
-// A load brings a lane 16 bytes, which are 8 numbers or 16 codes. Which channel a register stands for is free as long
-// as both operands agree, so a lane's channels of a key are the k of several instructions, and its channels of a value
-// are the column of as many. Beyond the block's slots a lane reads the last one again, whose second score is masked.
+// A load brings a lane 16 bytes, which are 8 numbers or 16 codes. A register may stand for any channel as long as both
+// operands agree, so a lane's channels of a key are the k of several instructions, and its channels of a value are the
+// column of as many. Beyond the block's slots a lane reads the last slot again, and its second score is masked.
 //
 // A key's scale multiplies the score, and a value's the weight: a code itself is never multiplied.
 #pragma once
@@ -20,7 +20,7 @@
 
 namespace awq2trt {
 
-// Where a lane stands: the tile's first slot, the end of the block's, and the lane's place as in tensor_core.cuh.
+// A lane's position: the tile's first slot, the end of the block's, and the lane's place as in tensor_core.cuh.
 struct TilePlace {
   int first, end, g, t;
 };
@@ -35,7 +35,7 @@ __device__ __forceinline__ void mma_upper(float (&c)[4], uint32_t a0, uint32_t a
 template <typename T, typename C, int kHeadDim>
 struct DecodeTile;
 
-// A cache of the type of the call.
+// For a cache of the type of the call.
 template <typename T, int kHeadDim>
 struct DecodeTile<T, T, kHeadDim> {
   static constexpr int kKeyLoads = (kHeadDim + 31) / 32;    // of 16 bytes, a lane and slot
@@ -104,7 +104,7 @@ struct DecodeTile<T, T, kHeadDim> {
   }
 };
 
-// A cache of codes.
+// For a cache of codes.
 template <typename T, int kHeadDim>
 struct DecodeTile<T, int8_t, kHeadDim> {
   static constexpr int kLaneChannels = kHeadDim == 64 ? 8 : 16;  // 16 of 64 would leave half of the lanes without work

@@ -1,5 +1,5 @@
-// The one entry: checks what the kernels rely on, copies the past where it is not the present, fills in the types, and
-// starts the kernels that `config` names.
+// The only entry: checks the conditions that the kernels rely on, copies the past unless it is the present, selects the
+// types, and starts the kernels that `config` names.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -30,7 +30,7 @@ bool has_aligned_pointers(const AttentionTensors& tensors) {
          is_aligned(tensors.y) && is_aligned(tensors.workspace);
 }
 
-// The past into the present; nothing where they are the same memory.
+// Copies the past into the present; does nothing where they are the same memory.
 cudaError_t copy_past(const AttentionProblem& problem, const AttentionTensors& tensors, cudaStream_t stream) {
   constexpr size_t kScaleBytes = 2;
   const size_t slots = static_cast<size_t>(problem.batch) * problem.kv_heads * problem.capacity;

@@ -1,9 +1,9 @@
-// Attention of many queries (FlashAttention-2, arXiv:2307.08691): blocks of queries walk over tiles of keys and values,
-// and softmax runs along, so that no score ever leaves the registers.
+// Attention of many queries (FlashAttention-2, arXiv:2307.08691): blocks of queries walk over tiles of keys and values
+// and compute softmax on the way, so that no score ever leaves the registers.
 //
 // - A block has 64 or 128 queries of one head, 16 a warp, and walks over the slots that any of them sees. Keys and
-// values
-//   of a tile pass through shared memory, two tiles deep (cp.async): while one is multiplied, the next is under way.
+//   values of a tile pass through shared memory, two tiles deep (cp.async): while one is multiplied, the next is under
+//   way.
 // - Codes of a cache pass through registers, where they become numbers, once for all queries of the block: the loads of
 //   the next tile are under way while one is multiplied.
 // - Rows in shared memory are padded by 16 bytes, which puts 8 consecutive rows into 8 different groups of banks for
@@ -53,7 +53,7 @@ __device__ __forceinline__ uint32_t pair_as(float low, float high, __nv_bfloat16
   return bits_of(__floats2bfloat162_rn(low, high));
 }
 
-// 2^x in one instruction; what is below 2^-126 becomes 0.
+// 2^x in one instruction; results below 2^-126 become 0.
 __device__ __forceinline__ float power_of_2(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
@@ -80,7 +80,7 @@ struct PieceOfCodes {
     scale = there ? load_2_now(scales + slot) : uint16_t{0};
   }
 
-  // As numbers, to a tile in shared memory.
+  // Writes the codes as numbers to a tile in shared memory.
   __device__ __forceinline__ void store(int i, T* tile) const {
     using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
     const int piece = static_cast<int>(threadIdx.x) + i * kThreads;
@@ -232,8 +232,8 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
       }
     }
 
-    // Softmax runs along; c0 and c1 are of row g, c2 and c3 of row g + 8. Where every query of the warp sees every slot
-    // of the tile, nothing is compared.
+    // One step of softmax; c0 and c1 belong to row g, c2 and c3 to row g + 8. Where every query of the warp sees every
+    // slot of the tile, nothing is compared.
     const bool whole =
         kPlain && first + Shape::kSlots - 1 <= warp_first && (p.window == 0 || first > warp_last - p.window);
     float tile_largest[2] = {kMasked, kMasked};

@@ -1,4 +1,4 @@
-// One head of one token made ready for attention, by one warp: clipped, normed, rotated. In, D channels of the merged
+// One warp prepares one head of one token for attention: clips, norms and rotates it. In, D channels of the merged
 // projection; out, D channels in global or shared memory, rounded once, or their codes in the cache.
 #pragma once
 
@@ -60,7 +60,7 @@ __device__ __forceinline__ void prepare_value(const AttentionParams<T, C>& p, co
   }
 }
 
-// `numbers`, which the warp has written to shared memory, as codes and their scale.
+// Stores `numbers`, which the warp has written to shared memory, as codes and their scale.
 template <int kHeadDim, typename T>
 __device__ __forceinline__ void write_codes(const T* numbers, int8_t* codes, T* scale, int lane) {
   __syncwarp();
@@ -88,8 +88,8 @@ __device__ __forceinline__ void write_codes(const T* numbers, int8_t* codes, T* 
   __syncwarp();  // `numbers` may be written again
 }
 
-// The key of one new token and head, into its slot; nothing beyond the capacity. `scratch`: kHeadDim numbers of shared
-// memory that are the warp's own, for a cache of codes.
+// Writes the key of one new token and head into its slot; does nothing beyond the capacity. `scratch`: kHeadDim numbers
+// of shared memory that are the warp's own, for a cache of codes.
 template <int kHeadDim, typename T, typename C>
 __device__ __forceinline__ void write_key(const AttentionParams<T, C>& p, int sequence, int token, int kv_head,
                                           int slot, int lane, T* scratch) {

@@ -1,5 +1,5 @@
-// Before the kernels that do not do it themselves: queries normed and rotated into the workspace, new keys and values
-// into the cache. A warp for each head of each new token.
+// Runs before the kernels that do not prepare their inputs themselves: writes normed and rotated queries to the
+// workspace, new keys and values to the cache. One warp for each head of each new token.
 #include "kernels/cached_attention/launchers.cuh"
 #include "kernels/cached_attention/prepare_head.cuh"
 #include "kernels/device/overlap.cuh"

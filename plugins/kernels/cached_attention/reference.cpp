@@ -38,7 +38,7 @@ void rotate(const AttentionProblem& p, const Vector& cos, const Vector& sin, int
 
 constexpr double kLargestCode = 127.0;
 
-// What a cache of codes keeps of the numbers of a head, rounded to T before; returns their scale.
+// Replaces the numbers of a head by those that a cache of codes keeps, after rounding to T; returns their scale.
 double quantize(double (*round)(double), Vector* x) {
   double largest = 0.0;
   for (double value : *x) largest = std::max(largest, std::abs(value));

@@ -1,11 +1,13 @@
-// cp.async: copies from global to shared memory that a thread starts and goes on, in groups that it can wait for.
+// cp.async: copies from global to shared memory that a thread starts without waiting for them, in groups that it can
+// wait for later.
 #pragma once
 
 #include <cstdint>
 
 namespace awq2trt {
 
-// 16 bytes to shared memory; zeros where `valid` is false, and then `source`, which may point anywhere, is not read.
+// Copies 16 bytes to shared memory. Where `valid` is false it writes zeros and does not read `source`, which may point
+// anywhere.
 __device__ __forceinline__ void copy_16_async(uint32_t target, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(valid ? 16 : 0)
                : "memory");

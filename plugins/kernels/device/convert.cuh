@@ -1,5 +1,5 @@
-// One number of fp16 or bf16, as itself or as its 16 bits, to fp32 and back: by overload or template, so that a kernel
-// for both types needs no branch.
+// Converts one number of fp16 or bf16, as itself or as its 16 bits, to fp32 and back: by overload or template, so that
+// a kernel for both types needs no branch.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Opens cuBLASLt, and keeps for each size the algorithm that it names; see cublas_lt.h.
+// Opens cuBLASLt, and keeps the algorithm that it chooses for each size; see cublas_lt.h.
 #include "kernels/device/cublas_lt.h"
 
 #include <array>
@@ -37,8 +37,8 @@ bool find_all(void* library, abi::Functions* f) {
          find(library, "cublasLtMatmulAlgoGetHeuristic", &f->heuristic) && find(library, "cublasLtMatmul", &f->matmul);
 }
 
-// The library's functions, or nullptr. It stays open for the life of the process, as its handles do: at exit the driver
-// may be gone before them.
+// The library's functions, or nullptr. The library stays open for the life of the process, as its handles do: at exit
+// the driver may be gone before them.
 const abi::Functions* functions() {
   static const abi::Functions* const opened = []() -> const abi::Functions* {
     static abi::Functions found = {};
@@ -52,7 +52,7 @@ const abi::Functions* functions() {
   return opened;
 }
 
-// Descriptions of one product's matrices. cuBLAS counts columns first, so what it computes is y^T = W * x^T: its A is W
+// Descriptions of one product's matrices. cuBLAS stores matrices by columns, so it computes y^T = W * x^T: its A is W
 // (transposed), its B is x.
 class Description {
  public:

@@ -16,7 +16,7 @@ namespace awq2trt {
 // Scratch that multiply_by_cublas_lt() may use; what NVIDIA recommends for Hopper.
 constexpr size_t kCublasLtWorkspaceBytes = size_t{32} << 20;
 
-// One product. `y_stride` is N of the whole y where W is a slice of its rows.
+// One product. `y_stride` is N of the complete y where W is a slice of its rows.
 struct DenseProduct {
   int m, n, k;
   int y_stride;  // elements between two rows of y
@@ -27,7 +27,7 @@ struct DenseProduct {
   void* y;              // [M, N] with rows y_stride apart, aligned to 16 bytes
 };
 
-// Whether the library of the CUDA runtime's major version, or of the one before or after it, can be opened.
+// Whether the library of the CUDA runtime's major version, or of the version before or after it, can be opened.
 bool has_cublas_lt();
 
 // Returns cudaErrorNotSupported if there is no library or it has no algorithm for the sizes. Any thread may call it.

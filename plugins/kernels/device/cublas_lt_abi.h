@@ -1,6 +1,6 @@
-// The part of cuBLASLt's C interface that we use, so that no build needs its headers: in, nothing; out, types and
-// numbers as in cublasLt.h of CUDA 12 and 13. tests/plugins/kernels/device/cublas_lt_abi_test.cpp holds them to that
-// header where a machine has it.
+// The part of cuBLASLt's C interface that we use, so that no build needs its headers: types and numbers as in
+// cublasLt.h of CUDA 12 and 13. tests/plugins/kernels/device/cublas_lt_abi_test.cpp compares them with that header
+// where a machine has it.
 #pragma once
 
 #include <cstddef>

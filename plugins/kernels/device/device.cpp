@@ -1,4 +1,4 @@
-// Asks the CUDA runtime for the numbers of the current device.
+// Asks the CUDA runtime about the current device.
 #include "kernels/device/device.h"
 
 namespace awq2trt {

@@ -1,4 +1,4 @@
-// What the choice of a kernel depends on: in, the current CUDA device; out, its numbers.
+// The properties of the current CUDA device on which the choice of a kernel depends.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,10 +9,10 @@ struct Device {
   int sm;  // 87 for compute capability 8.7
   int multiprocessors;
   int max_shared_bytes;  // per block, after opting in to more than 48 KiB
-  bool cublas_lt;        // whether kernels may hand dense products to cuBLASLt (cublas_lt.h); the caller's to say
+  bool cublas_lt;        // whether kernels may hand dense products to cuBLASLt (cublas_lt.h); the caller decides
 };
 
-// Whether blocks of a kernel may start while the kernel before is still finishing (overlap.cuh).
+// Whether blocks of a kernel may start while the previous kernel is still finishing (overlap.cuh).
 inline bool can_overlap(const Device& device) { return device.sm >= 90; }
 
 // Reads the current device. `cublas_lt` becomes false.

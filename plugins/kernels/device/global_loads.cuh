@@ -28,19 +28,19 @@ __device__ __forceinline__ uint16_t load_2_now(const T* source) {
   return v;
 }
 
-// 8 bytes of another kernel's making, past the L1 cache: read again later, they are read anew.
+// 8 bytes that another kernel writes, past the L1 cache: a later read fetches them again.
 __device__ __forceinline__ int64_t load_fresh(const int64_t* source) {
   int64_t v;
   asm volatile("ld.global.cg.s64 %0, [%1];" : "=l"(v) : "l"(source) : "memory");
   return v;
 }
 
-// Asks for the line of `source` to be brought to the L2 cache. Nothing waits for it.
+// Requests the line of `source` into the L2 cache. Nothing waits for it.
 __device__ __forceinline__ void prefetch_to_l2(const void* source) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(source));
 }
 
-// 16 bytes that nobody reads again: past the L1 cache, where what is read again stays.
+// 16 bytes that nobody reads again: past the L1 cache, which is left to data that is read again.
 __device__ __forceinline__ uint4 load_once(const uint8_t* source) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"

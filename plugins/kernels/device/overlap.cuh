@@ -2,7 +2,7 @@
 // are still finishing, and wait inside for its results. Hides the gap of a microsecond or two between small kernels.
 //
 // A kernel launched this way must call wait_for_previous_kernel() before it reads or writes anything the previous
-// kernels may touch. Weights they may not: LinearTensors says so.
+// kernels may touch. They may not touch weights; see LinearTensors.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,9 +1,9 @@
 // The tensor cores' instruction mma.sync m16n8k16 for one warp: in, fp16 or bf16 operands in the registers of its
 // lanes; out, fp32 sums in theirs.
 //
-// Weights are the A operand (16 weight rows), activations the B operand (8 tokens). Lane 4g + t of the warp holds
-// A of rows g and g + 8, B of token g, and C of rows g and g + 8 at tokens 2t and 2t + 1 (PTX ISA, "Matrix fragments
-// for mma.m16n8k16 with floating point type"). Which k a register stands for is free, as long as A and B agree.
+// Weights are the A operand (16 weight rows), activations the B operand (8 tokens). Lane 4g + t of the warp holds A of
+// rows g and g + 8, B of token g, and C of rows g and g + 8 at tokens 2t and 2t + 1 (PTX ISA, "Matrix fragments for
+// mma.m16n8k16 with floating point type"). A register may stand for any k, as long as A and B agree.
 #pragma once
 
 #include <cstdint>

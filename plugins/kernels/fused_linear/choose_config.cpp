@@ -1,4 +1,4 @@
-// Which parts of a FusedLinear its linear's kernel computes. Host-only and pure, as that of the linear.
+// Chooses which parts of a FusedLinear its linear's kernel computes. Host-only and pure, like the linear's choice.
 #include "kernels/fused_linear/fused_linear.h"
 #include "kernels/fused_linear/workspace.h"
 #include "kernels/w4a16_linear/kernel_params.cuh"
@@ -6,11 +6,12 @@
 namespace awq2trt {
 namespace {
 
-constexpr int kMaxNormTokens = 1;  // fused_linear.h says why
-constexpr int kAlignedCodes = 32;  // of a row: rows start at multiples of 16 bytes
+constexpr int kMaxNormTokens = 1;  // see fused_linear.h for the reason
+constexpr int kAlignedCodes = 32;  // per row, so that rows start at multiples of 16 bytes
 
-// Whether the kernel has variants with other parts: the two for few tokens, for codes that it reads 16 bytes at a time
-// and groups that fit its steps. Rows of gate and up must lie within the 32 bits that it counts bytes in.
+// Whether the linear's kernel has variants with other parts: the two kernels for few tokens have, for codes that they
+// read 16 bytes at a time and groups that fit their steps. Rows of gate and up must be within the 32 bits in which a
+// kernel counts bytes.
 bool is_fusible(const GemmProblem& p, Kernel kernel) {
   const bool groups_fit_steps = p.group_size % DecodeShared::kStep == 0 || p.group_size >= p.k;
   return (kernel == Kernel::kDecode || kernel == Kernel::kDecodeOnce) && p.k % kAlignedCodes == 0 && groups_fit_steps &&
@@ -45,7 +46,7 @@ FusedLinearConfig choose_config(const FusedLinearProblem& problem, const Device&
   const bool fusible = is_fusible(problem.linear, config.linear.kernel) && config.linear.splits == 1;
   config.norm_inside = problem.has_norm && fusible && problem.linear.m <= kMaxNormTokens;
   config.activation_inside = problem.has_activation && fusible;
-  // For parts inside, too: codes that turn out not to be aligned are computed with apart.
+  // Also when parts are inside: if codes turn out not to be aligned, the parts are computed separately.
   config.workspace_bytes = FusedLinearWorkspace(problem, config.linear.workspace_bytes).bytes;
   return config;
 }

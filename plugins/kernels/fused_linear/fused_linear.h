@@ -1,6 +1,6 @@
 // A norm, a 4-bit linear layer and a gated activation in one: y = activation(W4A16Linear(norm(x + residual))), where
-// the norm or the activation may be missing. The kernels' whole public interface; the operator is in plugins/FORMAT.md,
-// section FusedLinear.
+// the norm or the activation may be missing. This is all of the kernels' public interface; the operator is in
+// plugins/FORMAT.md, section FusedLinear.
 //
 // In:  x, and what ResidualNorm and W4A16Linear take beside it (residual_norm.h, w4a16_linear.h), all of one type.
 // Out: y [M, N], or with an activation [M, N/2], of the first half of the linear's outputs and the second; and with a
@@ -8,8 +8,8 @@
 //      rounded inside the linear's kernel, too. Only where an activation is inside the decode kernel, and ceil(K / 128)
 //      is odd, are sums added in another order.
 //
-// One token's norm is computed inside the linear's kernel, by every block for itself; so are activations of up to eight
-// tokens. On an H100, a norm inside gained nothing at two tokens, and lost from three.
+// The norm of a single token is computed inside the linear's kernel, by every block for itself, and so are activations
+// of up to eight tokens. On an H100, a norm inside gained nothing at two tokens, and was slower from three tokens on.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +23,7 @@
 
 namespace awq2trt {
 
-// One call's sizes. Parts that are there have the linear's M and type, the norm its K, the activation half its N.
+// One call's sizes. Parts that are present have the linear's M and type; the norm has its K, the activation half its N.
 struct FusedLinearProblem {
   GemmProblem linear;
   bool has_norm;
@@ -32,12 +32,12 @@ struct FusedLinearProblem {
   ActivationProblem activation;
 };
 
-// nullptr when kernels exist for the problem, else why not, as a sentence for the user.
+// nullptr when kernels exist for the problem; otherwise the reason, as a sentence for the user.
 const char* check_validity(const FusedLinearProblem& problem);
 
 struct FusedLinearConfig {
   KernelConfig linear;
-  bool norm_inside;  // the linear's kernel, as is the activation
+  bool norm_inside;  // inside the linear's kernel, like the activation
   bool activation_inside;
   size_t workspace_bytes;  // scratch that the launch needs, contents irrelevant before and after
 };
@@ -49,8 +49,8 @@ FusedLinearConfig choose_config(const FusedLinearProblem& problem, const Device&
 size_t workspace_bound(const FusedLinearProblem& problem);
 
 // Device pointers, aligned to 16 bytes; codes, scales, zeros and bias as in LinearTensors. With overlap, gain and norm
-// bias are read while the kernel before may still be running, too. `sum` is memory of neither x nor the residual, which
-// blocks read while one of them writes it.
+// bias are also read while the previous kernel may still be running. `sum` must not be the memory of x or of the
+// residual, since one block writes it while others read those.
 struct FusedLinearTensors {
   const void* x;          // [M, K]
   const void* residual;   // [M, K], or nullptr
@@ -65,9 +65,9 @@ struct FusedLinearTensors {
   void* workspace;        // config.workspace_bytes
 };
 
-// Enqueues the kernels of `config` on `stream`: one, or those of the parts. Allocates nothing and never synchronizes,
-// so it can be captured in a CUDA graph. Returns cudaErrorInvalidValue or cudaErrorMisalignedAddress for arguments it
-// cannot take.
+// Enqueues the kernels of `config` on `stream`: a single one, or one for each part. Allocates nothing and never
+// synchronizes, so it can be captured in a CUDA graph. Returns cudaErrorInvalidValue or cudaErrorMisalignedAddress for
+// arguments it cannot take.
 cudaError_t launch_fused_linear(const FusedLinearProblem& problem, const FusedLinearConfig& config,
                                 const FusedLinearTensors& tensors, cudaStream_t stream);
 

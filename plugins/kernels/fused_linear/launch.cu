@@ -1,5 +1,5 @@
-// The one entry: checks what the kernels rely on, and starts those of the parts that are computed apart around the
-// linear's; see fused_linear.h.
+// The only entry: checks the conditions that the kernels rely on, and starts the linear's kernel with the kernels of
+// separately computed parts before and after it; see fused_linear.h.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -10,7 +10,7 @@
 namespace awq2trt {
 namespace {
 
-// What choose_config() would never answer.
+// Whether choose_config() can never return this.
 bool is_impossible(const FusedLinearProblem& problem, const FusedLinearConfig& config) {
   const Kernel kernel = config.linear.kernel;
   const bool inside = config.norm_inside || config.activation_inside;
@@ -34,7 +34,7 @@ bool is_complete(const FusedLinearProblem& problem, const FusedLinearConfig& con
          (!problem.norm.has_residual || has_sum);
 }
 
-// The linear's kernel with the parts that are inside.
+// Starts the linear's kernel with the parts that are inside.
 template <typename T>
 cudaError_t launch_inside(const FusedLinearProblem& problem, const FusedLinearConfig& config,
                           const FusedLinearTensors& tensors, const LinearTensors& linear, cudaStream_t stream) {
@@ -55,7 +55,7 @@ cudaError_t launch_inside(const FusedLinearProblem& problem, const FusedLinearCo
                                                      : launch_decode(params, fusion, config.linear, stream);
 }
 
-// The parts that are apart, one after the other.
+// Starts the separate parts, one after the other.
 cudaError_t launch_parts(const FusedLinearProblem& problem, const FusedLinearConfig& config,
                          const FusedLinearTensors& tensors, cudaStream_t stream) {
   const bool overlap = config.linear.overlap;

@@ -1,5 +1,5 @@
-// Where the parts of a FusedLinear that are computed apart leave their results: in, a problem and the bytes that its
-// linear wants for itself; out, the place of each result in one workspace, and its size.
+// Where separately computed parts of a FusedLinear store their results. In: a problem, and the bytes that its linear
+// needs itself. Out: the place of each result in one workspace, and the workspace's size.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 namespace awq2trt {
 
 struct FusedLinearWorkspace {
-  static constexpr size_t kAlignment = 256;  // as of memory from cudaMalloc
+  static constexpr size_t kAlignment = 256;  // like memory from cudaMalloc
   static constexpr size_t kNumberBytes = 2;  // fp16 or bf16
 
   size_t normed = 0;     // [M, K], with a norm

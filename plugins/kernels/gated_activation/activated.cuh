@@ -1,4 +1,4 @@
-// The activations of a gated MLP, for every kernel that applies one: in and out, a number in a fp32 register.
+// The activations of a gated MLP, for every kernel that applies one. In and out: a number in an fp32 register.
 #pragma once
 
 #include "kernels/gated_activation/gated_activation.h"

@@ -1,7 +1,7 @@
-// The inner part of a gated MLP: y = activation(gate) * up, gate and up being the halves of one merged projection. The
-// kernel's whole public interface; the operator is in plugins/FORMAT.md, section GatedActivation.
+// The inner part of a gated MLP: y = activation(gate) * up, where gate and up are the halves of one merged projection.
+// This is all of the kernel's public interface; the operator is in plugins/FORMAT.md, section GatedActivation.
 //
-// In:  x [M, 2 I] fp16 or bf16: of each row the gate, then up. Out: y [M, I] of the same type, computed in fp32 and
+// In:  x [M, 2 I] fp16 or bf16: each row has the gate, then up. Out: y [M, I] of the same type, computed in fp32 and
 //      rounded once.
 #pragma once
 
@@ -22,7 +22,7 @@ struct ActivationProblem {
   DataType dtype;
 };
 
-// nullptr when a kernel exists for the problem, else why not, as a sentence for the user.
+// nullptr when a kernel exists for the problem; otherwise the reason, as a sentence for the user.
 const char* check_validity(const ActivationProblem& problem);
 
 // Enqueues the kernel on `stream`; pointers are device pointers aligned to 16 bytes, `overlap` as in

@@ -1,4 +1,4 @@
-// A thread for 8 numbers of y; see gated_activation.h.
+// One thread computes 8 numbers of y; see gated_activation.h.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 

@@ -1,5 +1,5 @@
-// Rows of a table of 4-bit or 8-bit codes: y[i] = scale * (code - zero) of row ids[i]. The kernel's whole public
-// interface; the operators are in plugins/FORMAT.md, section W4A16Embedding.
+// Rows of a table of 4-bit or 8-bit codes: y[i] = scale * (code - zero) of row ids[i]. This is all of the kernel's
+// public interface; the operators are in plugins/FORMAT.md, section W4A16Embedding.
 //
 // In:  ids int64 [M]; codes INT4 or INT8 [V, K]; scales [V, ceil(K/G)] fp16 or bf16; optional zeros of the codes' type
 //      and the scales' shape. Bytes as in FORMAT.md; all on the device.
@@ -34,7 +34,7 @@ struct EmbeddingTensors {
   void* y;             // [M, K], aligned to 16 bytes
 };
 
-// nullptr when a kernel exists for the problem, else why not, as a sentence for the user.
+// nullptr when a kernel exists for the problem; otherwise the reason, as a sentence for the user.
 const char* check_validity(const EmbeddingProblem& problem);
 
 // Enqueues the kernel on `stream`; `overlap` as in device/overlap.cuh, for compute capability 9.0 and later. Can be

@@ -1,4 +1,4 @@
-// A block a row, which stays in registers between the sum, its statistics and the output; see residual_norm.h.
+// One block per row; the row stays in registers between the sum, its statistics and the output; see residual_norm.h.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -23,7 +23,7 @@ struct NormParams {
   bool rms;
 };
 
-// The block's sum of a value of each thread, for every thread, always in the same order.
+// Sums one value of each thread of the block, always in the same order; every thread gets the sum.
 __device__ __forceinline__ float sum_over_block(float value) {
   __shared__ float warps[kNormThreads / kWarpSize];
   value = sum_over_warp(value);
@@ -35,7 +35,7 @@ __device__ __forceinline__ float sum_over_block(float value) {
   return total;
 }
 
-// kVectors: of 8 numbers, that a thread holds.
+// kVectors: how many vectors of 8 numbers a thread holds.
 template <typename T, int kVectors>
 __global__ void __launch_bounds__(kNormThreads) residual_norm_kernel(NormParams<T> p) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * p.width;
@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(kNormThreads) residual_norm_kernel(NormParams<
   uint4 gain_words[kVectors] = {}, bias_words[kVectors] = {};
 
   let_next_kernel_start();
-  // From the memory, not from a cache, since a token has passed: while the previous kernel ends, not after it.
+  // These come from memory, not from a cache, since they were last read a token ago; so they are read while the
+  // previous kernel ends, not after it.
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int place = place_of(v);
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(kNormThreads) residual_norm_kernel(NormParams<
     if (place >= p.width) continue;
     float gain[kVectorLength], bias[kVectorLength], y[kVectorLength];
     widen_vector<T>(gain, gain_words[v]);
-    widen_vector<T>(bias, bias_words[v]);  // zeros without one
+    widen_vector<T>(bias, bias_words[v]);  // zeros without a bias
 #pragma unroll
     for (int i = 0; i < kVectorLength; ++i) y[i] = normalized(value[v][i], mean, factor, gain[i], bias[i]);
     store_vector(p.y + row + place, y);

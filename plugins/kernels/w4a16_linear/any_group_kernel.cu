@@ -1,6 +1,6 @@
 // y = x * W^T for group sizes that the fast kernels cannot split into 16-byte loads (not a multiple of 32, and shorter
-// than a row): correct for every G, fast for none. One warp computes one output; its lanes take a word of 8 codes each
-// in turn.
+// than a row): correct for every G, fast for none. One warp computes one output; its lanes take one word of 8 codes
+// each in turn.
 #include "kernels/device/convert.cuh"
 #include "kernels/device/tensor_core.cuh"
 #include "kernels/w4a16_linear/codes.cuh"

@@ -1,5 +1,5 @@
-// Which kernel computes a problem on a device, and how the work is cut. Host-only and pure: the CPU tests hold it, and
-// a change of heart about tuning is a change of this file.
+// Which kernel computes a problem on a device, and how the work is cut. Host-only and pure: the CPU tests cover it, and
+// tuning changes only this file.
 #include <algorithm>
 #include <climits>
 
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kRowTile = 16;
 constexpr int kMaxDecodeTokens = 8;  // one mma tile of tokens: more would be a second pass over the dequantized codes
-// 2 blocks of 8 warps a multiprocessor: 16 warps x 4 units of 1 KiB in flight cover the memory's latency
+// 2 blocks of 8 warps per multiprocessor: 16 warps x 4 units of 1 KiB in flight cover the memory's latency
 // (decode_kernel.cu), and one block starts up while the other works.
 constexpr int kDecodeWarps = 8;
 constexpr int kDecodeBlocks = 2;
@@ -22,19 +22,20 @@ constexpr int kMaxDecodeSplits = 8;
 constexpr int kMaxDecodeRows = 128;  // of blocks that share their rows
 constexpr int kAddUnits = 32;        // that a block gets through while sums of slices are added, on an H100
 constexpr int kMinOverlapSm = 90;
-// Where the decode-once kernel was the faster one on an H100: in 5120 -> 5120, but not in 4096 -> 6144 or 8192 -> 4096.
-constexpr int kMaxOnceK = 5120;             // with more than one block a multiprocessor
+// Limits within which the decode-once kernel was the faster one on an H100: for 5120 -> 5120, but not for 4096 -> 6144
+// or 8192 -> 4096.
+constexpr int kMaxOnceK = 5120;             // with more than one block per multiprocessor
 constexpr int kMaxOnceHalfBlocks = 5;       // a multiprocessor
 constexpr int kCodesPerVector = 32;         // rows of codes at multiples of 16 bytes
 constexpr int kReservedSharedBytes = 1024;  // of each block, by CUDA
 constexpr int kMaxMultiprocessors = 192;    // of any supported device (RTX PRO 6000: 188), for workspace_bound()
 constexpr int kMinSplitK = 512;             // a shorter slice of K does not pay for writing and adding its sums
 constexpr int kMaxSplits = 16;
-constexpr int kMaxSplitBlocks = 2;   // a multiprocessor: beyond, K needs no splitting to keep it busy
+constexpr int kMaxSplitBlocks = 2;   // per multiprocessor; with more, K need not be split to keep it busy
 constexpr int kSplitMultiple = 128;  // slices start at whole pipeline stages
 
-// Dequantizing first: only where dense products have instructions (wgmma) that the tile kernel does without, and from
-// as many tokens as an H100 needed for it to be the faster way.
+// Dequantizing first: only where dense products have instructions (wgmma) that the tile kernel does not use, and from
+// the number of tokens at which it was faster on an H100.
 constexpr int kDenseSm = 90;
 constexpr int kMinDenseTokens = 384;
 constexpr int kSliceBytes = 256 << 20;  // bounds the workspace; smaller ones, even in the L2 cache, were slower
@@ -47,8 +48,9 @@ int64_t ceil_div(int64_t a, int b) { return (a - 1) / b + 1; }
 // A lane's 16 bytes of codes must lie in one group.
 bool groups_fit_loads(const GemmProblem& p) { return p.group_size % 32 == 0 || p.group_size >= p.k; }
 
-// Weight rows of a decode block, if a multiprocessor shall hold `blocks` of them: as many as give every multiprocessor
-// its blocks once, so that all of them finish together, or fewer if their sums would not fit; 0 if not even 16 do.
+// Weight rows of a decode block if each multiprocessor is to hold `blocks` of them: as many as give every
+// multiprocessor its blocks exactly once, so that all of them finish together, or fewer if their sums would not fit; 0
+// if not even 16 rows fit.
 int decode_rows_per_block(const GemmProblem& p, const Device& device, int blocks) {
   const int rows = ceil_div(ceil_div(p.n, blocks * device.multiprocessors), kRowTile) * kRowTile;
   const auto available = static_cast<size_t>(device.max_shared_bytes / blocks);
@@ -58,9 +60,9 @@ int decode_rows_per_block(const GemmProblem& p, const Device& device, int blocks
   return std::min(rows, static_cast<int>((available - without_sums) / tile_sums) * kRowTile);
 }
 
-// The decode kernel's rows per block, or 0 where the tile kernel is the better choice. What decides is shared memory,
-// where all activations of a block lie: with half the blocks, what they have in flight no longer covers the memory's
-// latency, which still beats the tile kernel at one or two tokens.
+// The decode kernel's rows per block, or 0 where the tile kernel is the better choice. Shared memory decides, since it
+// holds all activations of a block. With half the blocks, the loads in flight no longer cover the memory's latency; at
+// one or two tokens this still beats the tile kernel.
 int choose_decode_rows(const GemmProblem& p, const Device& device) {
   if (p.m > kMaxDecodeTokens) return 0;
   const int rows = decode_rows_per_block(p, device, kDecodeBlocks);
@@ -151,8 +153,8 @@ int k_per_split(const GemmProblem& p, int splits) {
   return ceil_div(ceil_div(p.k, splits), kSplitMultiple) * kSplitMultiple;
 }
 
-// Time of the busiest multiprocessor, and of adding the splits. In H100 microseconds: a model to rank candidates by,
-// checked against tools/tune_kernels.py, and no prediction.
+// Time of the busiest multiprocessor plus that of adding the splits, in H100 microseconds: a model that ranks
+// candidates, checked with tools/tune_kernels.py, and no prediction.
 double estimated_us(const GemmProblem& p, const TileTraits& tile, int splits, const Device& device) {
   constexpr double kMultiprocessors = 132, kLoneBlockSpeed = 0.64, kAddLaunchUs = 3, kBytesPerUs = 3e6;
   const int64_t blocks = ceil_div(tile_count(p, tile) * splits, device.multiprocessors);  // of the busiest

@@ -1,5 +1,5 @@
-// How a warp walks along packed INT4 codes: in, a lane's words of codes, the activations that meet them, and the scale
-// of a group; out, the pairs that mma takes, and the group that a chunk of codes belongs to.
+// How a warp walks along packed INT4 codes. In: a lane's words of codes, the activations to multiply with them, and the
+// scale of a group. Out: the pairs that mma takes, and the group that a chunk of codes belongs to.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +20,14 @@ __device__ __forceinline__ uint4 pair_activations(uint4 x) {
           __byte_perm(x.y, x.w, kHighHalves)};
 }
 
-// Pair of T times a scale in both halves.
+// A pair of T times a scale that is in both halves.
 template <typename T>
 __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, uint32_t scale) {
   using Pair = typename std::conditional<std::is_same<T, __half>::value, __half2, __nv_bfloat162>::type;
   return bits_of(__hmul2(pair_of<Pair>(pair), pair_of<Pair>(scale)));
 }
 
-// Chunks of kCodesPerLoad codes in a group; with one group in a row, in the row.
+// Chunks of kCodesPerLoad codes per group, or per row if a row is one group.
 inline int chunks_per_group(int k, int group_size) {
   return group_size >= k ? (k + kCodesPerLoad - 1) / kCodesPerLoad : group_size / kCodesPerLoad;
 }

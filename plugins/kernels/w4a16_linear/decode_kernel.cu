@@ -3,7 +3,7 @@
 // - A block owns a few dozen weight rows, as many as give every multiprocessor two blocks, and walks down them in tiles
 //   of 16. A unit of work is 16 rows x 128 k, 1 KiB of codes. Warps take the units of a tile in turn, two neighbours at
 //   a time (whole 128-byte lines), so that a block reads one contiguous piece of memory at any moment: DRAM pages are
-//   opened once. The turns run on from tile to tile: no warp waits for another before the end.
+//   opened once. The turns continue from tile to tile: no warp waits for another before the end.
 // - A lane loads 16 bytes, 32 codes of one row; four lanes together cover 128 k, with group size 128 exactly one group.
 //   kDepth units are in flight before the first is used: 2 x 8 warps x kDepth KiB a multiprocessor, where latency times
 //   bandwidth asks for about 20 KiB (3.35 TB/s x 0.8 us / 132).
@@ -40,7 +40,7 @@ constexpr int kWords = kCodesPerLoad / kCodesPerWord;
 
 constexpr int kXBatch = 4;  // 16-byte pieces of x that a thread loads at once: two tokens of K = 4096
 
-// A unit of the block, a tile of rows and a step along k, with what its loads bring for the lane's two rows: codes,
+// A unit of the block (a tile of rows and a step along k), with what its loads fetch for the lane's two rows: codes,
 // scales, and the bytes that hold the zero points.
 struct Unit {
   int tile, step;
@@ -49,7 +49,7 @@ struct Unit {
   uint32_t zero_byte[2];
 };
 
-// Units that a warp goes on by: whole tiles, and steps within one.
+// How far a warp advances: in tiles, and in steps within a tile.
 struct Stride {
   int tiles, steps;
 };
@@ -74,10 +74,11 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   const int width = kGated ? p.n / 2 : p.n;  // of y
   const int outputs_per_block = kGated ? rows_per_block / 2 : rows_per_block;
   const int first_row = blockIdx.x * outputs_per_block;
-  const int rows = min(outputs_per_block, width - first_row);  // of the gate, where there is one
+  const int rows = min(outputs_per_block, width - first_row);  // of the gate, if there is one
   const int tiles = (rows + kTileOutputs - 1) / kTileOutputs;
 
-  // Of the block's rows; within them 32 bits suffice. first_row is even, so its zero points start at a whole byte.
+  // Offsets of the block's rows; within them 32 bits suffice. first_row is even, so its zero points start at a whole
+  // byte.
   const uint32_t row_bytes = p.k / 2;
   const uint8_t* const codes = p.codes + static_cast<int64_t>(first_row) * row_bytes;
   const uint8_t* const scales = reinterpret_cast<const uint8_t*>(p.scales + static_cast<int64_t>(first_row) * p.groups);
@@ -88,8 +89,8 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
     return min(group_of_chunk(step * kLanesPerRow + lane_chunk), p.groups - 1);
   };
 
-  // Past the end of the block's rows or of k, a lane reads the last ones again: rows that nobody writes, and codes that
-  // meet activations of 0.
+  // Past the end of the block's rows or of k, a lane reads the last ones again: nobody writes the results of such rows,
+  // and such codes are multiplied by activations of 0.
   const auto load = [&](Unit& unit) {
     const int step = first_step + unit.step;
     const uint32_t k_byte = min(step * (kStep / 2) + lane_chunk * (kCodesPerLoad / 2), row_bytes - kCodesPerLoad / 2);
@@ -164,7 +165,8 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
     }
   };
 
-  // A warp's units: 2 neighbours, then 2 * warps - 1 on. Divisions only where K is short: they take longer than a load.
+  // A warp's units: 2 neighbours, then the one 2 * warps - 1 further on. Divides only where K is short: a division
+  // takes longer than a load.
   const auto stride_of = [&](int units) {
     return units < steps ? Stride{0, units} : Stride{units / steps, units % steps};
   };
@@ -202,9 +204,9 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
 #endif
   wait_for_previous_kernel();
 
-  // Activations on their way to shared memory. There they lie in pairs as dequantize_word() makes them and, within a
-  // step, word j of all four lanes of a row together: a row's lanes read 64 consecutive bytes, and the padding puts the
-  // next token's 64 bytes into the other half of the banks. Zeros from K to the end of the last step.
+  // Copies activations to shared memory. There they are in pairs as dequantize_word() makes them and, within a step,
+  // word j of all four lanes of a row together: a row's lanes read 64 consecutive bytes, and the padding puts the next
+  // token's 64 bytes into the other half of the banks. Zeros from K to the end of the last step.
   const auto load_x = [&](int token, int vector) {
     uint4 x = {};
     const int k = (first_step * kStep / 8 + vector) * 8;
@@ -212,7 +214,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
     return x;
   };
   const auto place_of_x = [&](int token, int vector) { return place_of_vector(vector, token * token_stride); };
-  int token = 0, vector = threadIdx.x;  // of this thread; it goes on by a block's worth of vectors
+  int token = 0, vector = threadIdx.x;  // of this thread; it advances by one vector per thread of the block
   const auto settle = [&] {
     while (vector >= vectors) {
       vector -= vectors;
@@ -245,7 +247,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
       }
     }
   }
-  // A tile of a short K has fewer units than there are warps; the others' slots count as 0.
+  // A tile of a short K has fewer units than there are warps; the slots of the other warps count as 0.
   for (int i = threadIdx.x; i < tiles * warps * p.m * kRowTile; i += blockDim.x) sums[i] = 0.f;
 
   __syncthreads();
@@ -269,7 +271,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   // pairs of units are then those of one warp there, and so the sums have the same bits.
   for (int i = threadIdx.x; i < p.m * rows; i += blockDim.x) {
     const int token = i / rows, row = i % rows;
-    const auto sum_of = [&](int half) {  // of a gated tile: 0 the gate, 1 up
+    const auto sum_of = [&](int half) {  // of a gated tile: 0 is the gate, 1 is up
       const float* slot = sums + (row / kTileOutputs * warps * p.m + token) * kRowTile + row % kTileOutputs + 8 * half;
       float total = !kSplit && p.bias != nullptr ? to_float(p.bias[first_row + row + half * width]) : 0.f;
       const int tile_apart = (first_row + row + half * width) % rows_per_block / kRowTile;

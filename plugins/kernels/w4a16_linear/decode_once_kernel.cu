@@ -1,12 +1,12 @@
 // y = x * W^T for 1 to 8 tokens and layers so small that all of their weights are under way at once.
 //
-// What sets the time there is not the memory but what must happen one after the other, launch by launch: wait for the
-// previous kernel, fetch x, multiply, add up, store. So everything else is done before that wait, while the previous
-// kernel is still at work:
+// Not the memory sets the time there, but the steps that must follow each other in every launch: wait for the previous
+// kernel, fetch x, multiply, add up, store. So everything else is done before that wait, while the previous kernel is
+// still running:
 // - A block owns 16 weight rows, and copies all of their codes into shared memory at once (cp.async): that takes no
 //   registers, so that blocks of the next launch find room beside those of this one.
 // - Scales and zero points are put into the form that the products need, once for each row and step, not for each lane.
-// What remains is short: it is the multiplications' integer instructions that a multiprocessor is busy with.
+//   Little remains after the wait: mostly the integer instructions around the multiplications.
 //
 // The products are those of decode_kernel.cu. A unit is 16 rows x 128 k within one group; a warp takes every eighth.
 // Sums of the warps are added in warp order. Fused (fusion.cuh), a block owns 8 rows of the gate and 8 of up.
@@ -26,8 +26,8 @@ namespace {
 
 constexpr int kWarps = DecodeOnceShared::kWarps;
 constexpr int kThreads = kWarps * kWarpSize;
-// What registers must leave room for, and no more: with four, the blocks of a launch lie unevenly, beside those of
-// three others, and the launch is as slow as its fullest multiprocessor.
+// Blocks per multiprocessor that the compiler leaves registers for. Not more: with four, the blocks of a launch share
+// multiprocessors unevenly with those of three other launches, and a launch is as slow as its fullest multiprocessor.
 constexpr int kBlocks = DecodeOnceShared::kMaxBlocks;
 constexpr int kStep = DecodeOnceShared::kStep;       // k of a unit
 constexpr int kLanesPerRow = kStep / kCodesPerLoad;  // 4
@@ -46,7 +46,7 @@ __device__ __forceinline__ void store_shared(uint32_t target, uint4 v) {
                : "memory");
 }
 
-// One block's 16 rows. The methods are what happens, in this order.
+// One block's 16 rows. The methods are the steps, in this order.
 template <typename T, bool kGated>
 class Rows {
  public:
@@ -65,8 +65,8 @@ class Rows {
         scales_(reinterpret_cast<RowScale<T>*>(codes_ + kWarps * units * 2 * kWarpSize)),
         sums_(reinterpret_cast<float*>(scales_ + steps_ * kRowTile)) {}
 
-  // All codes on their way. Past the end of the rows or of k, a lane reads the last ones again: rows that nobody
-  // writes, and codes that meet activations of 0. Only the lane itself reads what it copies.
+  // Starts copying all codes. Past the end of the rows or of k, a lane reads the last ones again: nobody writes the
+  // results of such rows, and such codes are multiplied by activations of 0. Only the lane itself reads what it copies.
   __device__ __forceinline__ void copy_codes() const {
     const uint32_t row_bytes = p.k / 2;
     const uint8_t* const codes = p.codes + static_cast<int64_t>(first_row_) * row_bytes;
@@ -83,7 +83,7 @@ class Rows {
     commit_copies();
   }
 
-  // Scales and zero points of every row and step, 16 steps at a time, two loads of each under way.
+  // Prepares the scales and zero points of every row and step, 16 steps at a time, with two loads of each under way.
   __device__ __forceinline__ void prepare_scales(GroupOfChunk group_of_chunk) const {
     // first_row_ is even, so its zero points start at a whole byte.
     const int64_t first = static_cast<int64_t>(first_row_) * p.groups;
@@ -111,8 +111,8 @@ class Rows {
     }
   }
 
-  // Activations to shared memory, in the order that decode_kernel.cu explains. Zeros from K to the end of the last
-  // step.
+  // Copies activations to shared memory, in the order that decode_kernel.cu explains. Zeros from K to the end of the
+  // last step.
   __device__ __forceinline__ void fetch_activations() const {
     constexpr int kVectors = kStep / 8;  // of 8 activations, in a step
     static_assert(kThreads % kVectors == 0, "a thread's place within a step is the same in all of them");
@@ -144,13 +144,13 @@ class Rows {
     }
   }
 
-  // The norm of the one token, in the same places.
+  // The norm of the single token, stored in the same places.
   __device__ __forceinline__ NormedToken<T> normed_token(const FusionParams<T>& fusion) const {
     static_assert(kThreads == NormedToken<T>::kThreads, "of a block");
     return NormedToken<T>(p, fusion, x_, steps_ * kStep / kVectorLength);
   }
 
-  // The warp's units, and its sums into shared memory.
+  // Computes the warp's units and writes its sums to shared memory.
   __device__ __forceinline__ void multiply() const {
     const T* x = x_ + min(lane_row_, p.m - 1) * token_stride_ + lane_chunk_ * 8 + warp_ * kStep;
     const uint4* codes = lane_codes();
@@ -184,7 +184,8 @@ class Rows {
     }
   }
 
-  // The sum that this thread adds up; it writes the output, but for up's, which goes to the thread with the gate's.
+  // The sum that this thread adds up. It also writes the output, except that a sum of up goes to the thread that has
+  // the gate's sum.
   __device__ __forceinline__ int out_row() const { return threadIdx.x % kRowTile; }
   __device__ __forceinline__ int out_token() const { return threadIdx.x / kRowTile; }
   __device__ __forceinline__ bool adds_up() const { return out_token() < p.m && out_row() % kOutputs < rows_; }
@@ -222,7 +223,7 @@ class Rows {
     p.y[static_cast<int64_t>(out_token()) * width() + first_row_ + out_row()] = from_float<T>(y);
   }
 
-  // The weight row of a row of the tile, counted from the block's first; past the end of the rows the last.
+  // The weight row of a row of the tile, counted from the block's first; the last one past the end of the rows.
   __device__ __forceinline__ int row_from_first(int tile_row) const {
     return kGated ? min(tile_row % kOutputs, rows_ - 1) + tile_row / kOutputs * width() : min(tile_row, rows_ - 1);
   }

@@ -9,7 +9,7 @@
 // ours keep the natural order, and the caller orders the activations to match the pairs.
 //
 // A signed nibble c is c + 8 with bit 3 flipped, so the flip rides along in the XOR that sets the exponent; zero points
-// get the same flip, and the two offsets of 8 cancel: (c ^ 8) - (z ^ 8) = c - z.
+// get the same flip, and the two offsets of 8 cancel out: (c ^ 8) - (z ^ 8) = c - z.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ namespace awq2trt {
 
 constexpr uint32_t kSignFlip = 0x8;  // nibble c <-> c + 8
 
-// (word & kMask) ^ kFlip. One LOP3 on the device; left to itself, the compiler makes two of it, one for each constant.
+// (word & kMask) ^ kFlip. One LOP3 on the device; without this, the compiler makes two, one for each constant.
 template <uint32_t kMask, uint32_t kFlip>
 AWQ2TRT_HOST_DEVICE uint32_t masked_flip(uint32_t word) {
 #ifdef __CUDA_ARCH__
@@ -36,7 +36,7 @@ AWQ2TRT_HOST_DEVICE uint32_t masked_flip(uint32_t word) {
 #endif
 }
 
-// What is subtracted from the raw pairs: one of these per weight row and group.
+// The zero point to subtract from the raw pairs: one of these per weight row and group.
 template <typename T>
 struct ZeroPoint;
 
@@ -45,7 +45,7 @@ struct ZeroPoint<__half> {
   uint32_t low;   // 1024 + z, both halves
   uint32_t high;  // -(64 + z), both halves
 
-  // `nibble`: the signed zero point's 4 bits, and anything above them; 0 where there are no zero points.
+  // `nibble`: the signed zero point's 4 bits, with anything above them; 0 without zero points.
   AWQ2TRT_HOST_DEVICE static ZeroPoint from_nibble(uint32_t nibble) {
     // 0x6400 is 1024, whose last place is 1.
     return from_low(masked_flip<0xf, 0x6400 | kSignFlip>(nibble) * kBothHalves);
@@ -85,7 +85,7 @@ AWQ2TRT_HOST_DEVICE __half2 fma_exact(__half2 a, __half2 b, __half2 c) {
 }
 
 AWQ2TRT_HOST_DEVICE CodePairs dequantize_word(uint32_t word, ZeroPoint<__half> zero) {
-  // An odd nibble stays 4 bits up, where it counts 16ths of what it should: 1024 + 16 u. Times 1/16 that is 64 + u,
+  // An odd nibble stays 4 bits up, where it counts 16 times what it should: 1024 + 16 u. Times 1/16 that is 64 + u,
   // which costs no more than the subtraction alone, since both are one fused operation.
   constexpr uint32_t kLowMask = 0x000f000fu, kLowFlip = 0x6408u * kBothHalves;
   constexpr uint32_t kHighMask = 0x00f000f0u, kHighFlip = 0x6480u * kBothHalves;
@@ -113,10 +113,10 @@ AWQ2TRT_HOST_DEVICE CodePairs dequantize_word(uint32_t word, ZeroPoint<__nv_bflo
 
 // --- The two codes of a byte, in order ---
 //
-// A byte permute a pair instead of a quarter of a shift, and activations can stay as they are: the better bargain where
-// many tokens meet few weights.
+// This takes one byte permutation per pair instead of a quarter of a shift, but activations can stay in their order:
+// the better choice for many tokens and few weights.
 
-// What is subtracted from the raw pair of a byte.
+// The zero point to subtract from the raw pair of a byte.
 template <typename T>
 struct OrderedZeroPoint;
 
@@ -150,7 +150,7 @@ AWQ2TRT_HOST_DEVICE uint32_t dequantize_byte(uint32_t word, uint32_t selector, O
 }
 
 AWQ2TRT_HOST_DEVICE uint32_t dequantize_byte(uint32_t word, uint32_t selector, OrderedZeroPoint<__nv_bfloat16> zero) {
-  // Both nibbles at the bottom, for bf16's short significand: the odd one out of the shifted word.
+  // Takes both nibbles from the low bits, for bf16's short significand: the odd one from the shifted word.
   constexpr uint32_t kMask = 0x000f000fu, kFlip = 0x4308u * kBothHalves, kUpperFromSecond = 0x4400u;
   const uint32_t raw = masked_flip<kMask, kFlip>(select_bytes(word, word >> 4, selector | kUpperFromSecond));
   return bits_of(__hsub2(pair_of<__nv_bfloat162>(raw), pair_of<__nv_bfloat162>(zero.bits)));

@@ -1,10 +1,10 @@
-// y = x * W^T for many tokens on a GPU whose dense products are much faster than ours: a slice of W's rows becomes T in
-// the workspace, cuBLASLt multiplies by it, then the next slice.
+// y = x * W^T for many tokens on a GPU whose dense products are much faster than ours: a slice of W's rows is written
+// as T to the workspace, cuBLASLt multiplies by it, then comes the next slice.
 //
-// - Slices bound the workspace; most weights are one. That W in T goes through memory costs less than what short
+// - Slices bound the workspace; most weights are a single slice. Passing W in T through memory costs less than short
 //   products lose: slices that stay in the L2 cache were tried (README.md).
 // - A weight is scaled in T, as in the tile kernel: half an ulp of error. Sums are fp32.
-// - A thread takes a word of 8 codes of kRowsAtOnce rows: loads and 16-byte stores of a warp lie side by side.
+// - A thread takes a word of 8 codes of kRowsAtOnce rows: loads and 16-byte stores of a warp are contiguous.
 #include "kernels/device/cublas_lt.h"
 #include "kernels/device/overlap.cuh"
 #include "kernels/w4a16_linear/codes.cuh"
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads)
     zero[i] = OrderedZeroPoint<T>::from_nibble(nibble_of(byte, static_cast<uint32_t>(group)));
   }
   let_next_kernel_start();
-  wait_for_previous_kernel();  // which may still read the slice before
+  wait_for_previous_kernel();  // which may still read the previous slice
 #pragma unroll
   for (int i = 0; i < kRowsAtOnce; ++i) {
     if (!inside || first + i >= rows) continue;

@@ -1,9 +1,10 @@
-// What the decode kernels can do beside the product, for the operator FusedLinear (kernels/fused_linear): the norm of
-// their one token before it, and a gated activation after it.
+// What the decode kernels can compute in addition to the product, for the operator FusedLinear (kernels/fused_linear):
+// the norm of a single token before it, and a gated activation after it.
 //
-// In:  the token as it was, and the norm's parameters.
-// Out: the normed token in shared memory, as decode_kernel.cu wants activations there; and what is left to say of both
-//      kernels. Every number is that of residual_norm_kernel.cu, to the bit: sums are added in its order.
+// In:  the token before the norm, and the norm's parameters.
+// Out: the normed token in shared memory, in the order in which decode_kernel.cu stores activations; and the launchers
+//      of both kernels. Every number equals that of residual_norm_kernel.cu to the bit: sums are added in the same
+//      order.
 #pragma once
 
 #include "kernels/device/global_loads.cuh"
@@ -15,7 +16,7 @@
 
 namespace awq2trt {
 
-// What a launch adds to LinearParams. `sum` must be no memory that the kernel reads.
+// What a launch needs in addition to LinearParams. The kernel must not read the memory of `sum`.
 template <typename T>
 struct FusionParams {
   bool has_norm, has_activation;
@@ -28,8 +29,8 @@ struct FusionParams {
   Activation activation;
 };
 
-// The decode kernels with something beside the product: of one token with a norm, of codes that are aligned to 16 bytes
-// with groups that fit their steps. `config` as that of the product by itself.
+// Launch the decode kernels with a norm or an activation: with a norm for one token only; for codes that are aligned to
+// 16 bytes, with groups that fit their steps. `config` is the one for the product alone.
 template <typename T>
 cudaError_t launch_decode(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
                           cudaStream_t stream);
@@ -37,7 +38,7 @@ template <typename T>
 cudaError_t launch_decode_once(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
                                cudaStream_t stream);
 
-// Where 8 activations of a token lie in shared memory, in the order that decode_kernel.cu explains.
+// Where 8 activations of a token are in shared memory, in the order that decode_kernel.cu explains.
 __device__ __forceinline__ int place_of_vector(int vector, int token_start = 0) {
   constexpr int kStep = DecodeShared::kStep, kVectors = kStep / kVectorLength, kLanesPerRow = kStep / kCodesPerLoad;
   constexpr int kWords = kCodesPerLoad / kCodesPerWord;
@@ -45,13 +46,14 @@ __device__ __forceinline__ int place_of_vector(int vector, int token_start = 0) 
   return token_start + at_step * kStep + word * kCodesPerLoad + chunk * kVectorLength;
 }
 
-// The norm of one token, by all threads of a block, each of which does the work of two of residual_norm_kernel.cu.
+// The norm of one token, computed by all threads of a block, each of which does the work of two threads of
+// residual_norm_kernel.cu.
 template <typename T>
 class NormedToken {
  public:
   static constexpr int kThreads = kNormThreads / 2;
 
-  // `token`: its shared memory, `vectors` x 8 numbers with zeros from K on, and behind them their padding.
+  // `token`: its shared memory, `vectors` x 8 numbers with zeros from K on, followed by their padding.
   __device__ __forceinline__ NormedToken(const LinearParams<T>& params, const FusionParams<T>& fusion, T* token,
                                          int vectors)
       : p(params), f(fusion), token_(token), vectors_(vectors), row_vectors_(params.k / kVectorLength) {}
@@ -72,10 +74,10 @@ class NormedToken {
     }
   }
 
-  // Every thread calls `after_first_loads` once, when its first activations are on their way.
+  // Every thread calls `after_first_loads` once, when it has started to load its first activations.
   template <typename Body>
   __device__ __forceinline__ void fetch(const Body& after_first_loads) const {
-    float sums[kRound] = {};  // of numbers, or for an RMS norm of their squares
+    float sums[kRound] = {};  // of numbers, or of their squares for an RMS norm
     for (int start = 0; start == 0 || start < vectors_; start += kNormThreads) {
       uint4 x[kRound] = {}, residual[kRound] = {};
 #pragma unroll
@@ -110,7 +112,7 @@ class NormedToken {
   }
 
  private:
-  static constexpr int kRound = 2;  // vectors that a thread takes at once, one for each that it stands for
+  static constexpr int kRound = 2;  // vectors that a thread takes at once, one for each thread that it stands for
   static constexpr int kWarps = kThreads / kWarpSize;
 
   static __device__ __forceinline__ uint4 load_constant(const T* tensor, int vector) {
@@ -129,7 +131,7 @@ class NormedToken {
     }
   }
 
-  // x + residual into shared memory, by one block to where it is kept, and to `sum` what the norm needs of it.
+  // Writes x + residual to shared memory, and in one block also to the output; returns `sum` plus what the norm needs.
   __device__ __forceinline__ float add_up(int vector, uint4 x, uint4 residual, float sum) const {
     float values[kVectorLength], added[kVectorLength];
     widen_vector<T>(values, x);
@@ -156,7 +158,7 @@ class NormedToken {
     *reinterpret_cast<uint4*>(place) = pair_activations(rounded_vector<T>(values));
   }
 
-  // The block's sum of two values of each thread, for every thread; those of all warps pass through the padding.
+  // Sums two values of each thread of the block; every thread gets the sum. The warps' sums pass through the padding.
   __device__ __forceinline__ float sum_over_block(const float (&values)[kRound]) const {
     static_assert(sizeof(T) * DecodeShared::kTokenPadding >= sizeof(float) * kRound * kWarps, "they fit the padding");
     float* const slots = reinterpret_cast<float*>(token_ + vectors_ * kVectorLength);

@@ -1,11 +1,11 @@
-// What every kernel is given, and the launchers that launch.cu chooses from.
+// The arguments of every kernel, and the launchers that launch.cu chooses from.
 #pragma once
 
 #include "kernels/w4a16_linear/w4a16_linear.h"
 
 namespace awq2trt {
 
-// The call with the types of its tensors filled in.
+// The call with the types of its tensors.
 template <typename T>
 struct LinearParams {
   const T* __restrict__ x;            // [M, K]
@@ -58,7 +58,7 @@ cudaError_t launch_dequantize_first(const LinearParams<T>& params, const KernelC
 template <typename T>
 cudaError_t launch_any_group(const LinearParams<T>& params, cudaStream_t stream);
 
-// Shared memory of a decode block, which choose_config() must know too: K, tokens, rows and warps of a block.
+// Layout of a decode block's shared memory for K, tokens, rows and warps of a block; choose_config() needs it too.
 struct DecodeShared {
   static constexpr int kStep = 128;         // k that a warp takes at a time
   static constexpr int kTokenPadding = 32;  // elements; 64 bytes, see the kernel
@@ -72,7 +72,7 @@ struct DecodeShared {
         bytes(size_t{2} * m * token_stride + size_t{4} * slots * m * 16) {}
 };
 
-// The same for a block of the decode-once kernel, which holds all of its weights as well.
+// The same for a block of the decode-once kernel, which also holds all of its weights there.
 struct DecodeOnceShared {
   static constexpr int kWarps = 8;
   static constexpr int kMaxBlocks = 3;  // a multiprocessor

@@ -1,4 +1,5 @@
-// The one entry: checks what the kernels rely on, fills in the types, and starts the kernels that `config` names.
+// The only entry: checks the conditions that the kernels rely on, selects the types, and starts the kernels that
+// `config` names.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -37,7 +38,7 @@ cudaError_t launch_w4a16_linear(const GemmProblem& problem, const KernelConfig& 
                        (problem.has_bias && tensors.bias == nullptr) ||
                        (config.workspace_bytes > 0 && tensors.workspace == nullptr);
   if (missing) return cudaErrorInvalidValue;
-  // Kernels write y, too, 16 bytes at a time where N allows it.
+  // Kernels also write y 16 bytes at a time where N allows it.
   const bool aligned = is_aligned(tensors.x, 16) && is_aligned(tensors.codes, 4) && is_aligned(tensors.y, 16) &&
                        is_aligned(tensors.scales, 2) && is_aligned(tensors.workspace, 16);
   if (!aligned) return cudaErrorMisalignedAddress;

@@ -1,4 +1,4 @@
-// One block's tile of y = x * W^T: the phases that tile_kernel.cu puts in order, and why it does so.
+// One block's tile of y = x * W^T: the phases that tile_kernel.cu puts in order; the reasons are there.
 //
 // In:  the call's tensors, and shared memory for the stages of the pipeline and for the finished tile.
 // Out: the tile's part of y, or this split's fp32 sums of it in the workspace.
@@ -32,8 +32,8 @@ __device__ __forceinline__ void load_matrices(uint2& first, uint2& second, uint3
                : "memory");
 }
 
-// A thread's codes of one stage where rows start at multiples of 4 bytes only: K is no multiple of 32, or the tensor
-// lies badly. Not inlined, and no method, so that it takes no registers from the usual case.
+// Copies a thread's codes of one stage where rows start at multiples of 4 bytes only: K is no multiple of 32, or the
+// tensor is not aligned. Not inlined, and no method, so that it takes no registers from the usual case.
 template <int kBlockK, int kRows, int kRowsAtOnce>
 __device__ __noinline__ void fetch_unaligned_codes(uint32_t target, const uint8_t* source, int row_bytes, int k_left,
                                                    int valid_rows) {
@@ -74,7 +74,7 @@ class Tile {
         group_of_chunk_(group_of_chunk),
         shared_(shared),
         shared_address_(static_cast<uint32_t>(__cvta_generic_to_shared(shared))) {
-    // Read once: without `volatile` the compiler reads the special register anew in every stage, and waits for it.
+    // Read once: without `volatile` the compiler reads the special register again in every stage, and waits for it.
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread_));
     const int first_k = blockIdx.z * k_per_split, end_k = min(first_k + k_per_split, p.k);
     stages_ = (end_k - first_k + kBlockK - 1) / kBlockK;
@@ -85,8 +85,8 @@ class Tile {
     warp_tokens_ = warp / kTraits.k_warps % kTraits.token_warps * kTokenTiles * kTokenTile;
     warp_rows_ = warp / (kTraits.k_warps * kTraits.token_warps) * kRowTiles * kRowTile;
 
-    // What this thread copies: the threads of a block take whole rows side by side, kTokensAtOnce or kRowsAtOnce of
-    // them at a time, so all that changes from round to round is the row, and from stage to stage k.
+    // What this thread copies: the threads of a block take complete rows side by side, kTokensAtOnce or kRowsAtOnce of
+    // them at a time, so only the row changes from round to round, and only k from stage to stage.
     const int token = thread_ / kXVectors, x_k = thread_ % kXVectors * 8;
     const int row = thread_ / kTraits.chunks(), code_k = thread_ % kTraits.chunks() * kCodesPerLoad;
     x_source_ =
@@ -98,14 +98,14 @@ class Tile {
     k_left_ = end_k - first_k;
     x_target_ = shared_address_ + x_position(token, x_k / 8);
 
-    // The scales it fetches, of a row that exists.
+    // The scales that it fetches, always of a row that exists.
     const int entry = thread_ * kThreadScales;
     scale_k_ = first_k;
     // first_row() is even, so its zero points start at a whole byte.
     scale_offset_ = static_cast<uint32_t>(min(entry / kRowScales, p.n - 1 - first_row()) * p.groups);
 
-    // What this lane reads. ldmatrix takes a pair of token tiles: lanes 0 to 7 name the rows of the first one's first 8
-    // k, and so on.
+    // What this lane reads. ldmatrix takes a pair of token tiles: lanes 0 to 7 give the addresses of the rows of the
+    // first tile's first 8 k, and so on.
     const int x_row = warp_tokens_ + lane / 16 * kTokenTile + lane % 8;
     x_lane_ = shared_address_ + x_position(x_row, warp_k_ * kUnits * 4 + lane / 8 % 2);
     code_lane_ = kStages * kTraits.x_bytes() + (warp_rows_ + lane_row_) * (kBlockK / 2);
@@ -131,7 +131,7 @@ class Tile {
     k_left_ -= kBlockK;
   }
 
-  // The next stage's scales and zero points, on their way to registers.
+  // Starts to load the next stage's scales and zero points into registers.
   __device__ __forceinline__ void fetch_scales() {
     const auto* const scales = reinterpret_cast<const unsigned short*>(p.scales) + first_scale();
     const uint8_t* const zeros = p.zeros + first_scale() / 2;
@@ -161,8 +161,8 @@ class Tile {
     }
   }
 
-  // Before the main loop, once the first stage is there: its scales, codes and first activations, and its first step
-  // dequantized.
+  // Runs before the main loop, once the first stage has arrived: loads its scales, codes and first activations, and
+  // dequantizes its first step.
   __device__ __forceinline__ void begin() {
     load_scales(0, 0);
     load_codes(0, 0);
@@ -171,9 +171,9 @@ class Tile {
     for (int r = 0; r < kRowTiles; ++r) dequantize_rows(r, 0);
   }
 
-  // One stage. Everything is one step ahead of the products that wait for it: a step is dequantized while the one
-  // before is multiplied, a stage's first during the last of the stage before, so that the barrier stands in the middle
-  // of work.
+  // One stage. Everything is one step ahead of the products that need it: a step is dequantized while the previous one
+  // is multiplied, and a stage's first step during the last of the previous stage, so that the barrier falls into the
+  // middle of work.
   __device__ __forceinline__ void multiply(int stage, int slot) {
     const int next_slot = slot + 1 == kStages ? 0 : slot + 1;
 #pragma unroll
@@ -184,7 +184,7 @@ class Tile {
       for (int i = 0; i < kRowTiles * 4; ++i) a[i / 4][i % 4] = next_a_[i / 4][i % 4];
       if (last) {
         wait_for_copies<kStages - 3>();
-        __syncthreads();  // the next stage is there for all, and all are done with the one before this
+        __syncthreads();  // the next stage has arrived for all threads, and all are done with the previous one
         load_codes(next_slot, 0);
         load_scales(1 - stage % 2, 0);
       } else if (step % 2 == 1) {
@@ -208,7 +208,7 @@ class Tile {
 #pragma unroll
           for (int r = 0; r < kRowTiles; ++r) mma_16x8x16(c_[group * kTokenGroup + i][r], a[r], b[i].x, b[i].y, T{});
         }
-        // Between the products, where it costs least.
+        // Done between the products, where it costs least.
 #pragma unroll
         for (int r = group * kRowTiles / kTokenGroups; r < (group + 1) * kRowTiles / kTokenGroups; ++r)
           dequantize_rows(r, (step + 1) % 2);
@@ -245,7 +245,7 @@ class Tile {
     __syncthreads();
   }
 
-  // y, 8 rows of W (16 bytes) a thread where N keeps that aligned.
+  // Writes y: 8 rows of W (16 bytes) per thread where N keeps that aligned.
   __device__ __forceinline__ void write_outputs() const {
     constexpr int kVector = 8;
     const float* const sums = reinterpret_cast<const float*>(shared_);
@@ -288,12 +288,12 @@ class Tile {
  private:
   // Byte offset of 8 activations, 16 bytes: vector `v` of a token's row. ldmatrix reads the same vector of 8 tokens;
   // the swaps put these into different banks, and move nothing further than 128 bytes, so that copies from global
-  // memory stay whole.
+  // memory stay contiguous.
   __device__ __forceinline__ static int x_position(int token, int v) {
     return token * (kBlockK * 2) + (v ^ (token & 7)) * 16;
   }
 
-  // Likewise the place of a row's 16 bytes of codes, which a warp reads of 8 rows at a time.
+  // Likewise the byte offset of a row's 16 bytes of codes; a warp reads those of 8 rows at a time.
   __device__ __forceinline__ static int code_chunk(int row, int chunk) {
     return chunk ^ (row * kTraits.chunks() / 8) % kTraits.chunks();
   }
@@ -305,7 +305,8 @@ class Tile {
                 "what x_position() swaps by is a thread's for good");
   static_assert(kThreads % kTraits.chunks() == 0 && kRowsAtOnce % 8 == 0, "and so is what code_chunk() does");
   static_assert(kRows % kRowsAtOnce == 0, "and whole tiles");
-  // Where a thread's copies lie within a stage; what comes past K. If K is a multiple of a stage's, a whole stage does.
+  // The k within a stage at which a thread's copies begin, which tells whether they are past K. If K is a multiple of a
+  // stage's, only complete stages can be past it.
   __device__ __forceinline__ int thread_x_k() const { return kPlain ? 0 : thread_ % kXVectors * 8; }
   __device__ __forceinline__ int thread_code_k() const {
     return kPlain ? 0 : thread_ % kTraits.chunks() * kCodesPerLoad;
@@ -357,7 +358,7 @@ class Tile {
     }
   }
 
-  // Of a group of token tiles.
+  // Loads the activations of a group of token tiles.
   __device__ __forceinline__ void load_activations(int slot, int step, int group) {
     const uint32_t x =
         (x_lane_ ^ (step * 32)) + slot * kTraits.x_bytes() + group * (kTokenGroup * kTokenTile * kBlockK * 2);
@@ -380,7 +381,8 @@ class Tile {
     return static_cast<int64_t>(first_token() + token) * p.n + first_row() + row;
   }
 
-  // Of the block. Blocks that share codes, which differ in tokens only, are neighbours, and meet in the L2 cache.
+  // Position of the block. Blocks that share codes, because they differ in tokens only, are neighbours and find the
+  // codes in the L2 cache.
   __device__ __forceinline__ static int first_token() { return blockIdx.x * kTokens; }
   __device__ __forceinline__ static int first_row() { return blockIdx.y * kRows; }
   __device__ __forceinline__ int64_t first_scale() const { return static_cast<int64_t>(first_row()) * p.groups; }
@@ -398,7 +400,7 @@ class Tile {
   int warp_tokens_, warp_rows_, warp_k_;  // of the warp, within the block
   int lane_row_, lane_chunk_;             // g and t of tensor_core.cuh
 
-  // Of the thread: what it copies next, and what is under way.
+  // State of the thread: what it copies next, and what is under way.
   const uint8_t* x_source_;
   const uint8_t* code_source_;
   uint32_t x_target_, code_target_;
@@ -406,7 +408,7 @@ class Tile {
   uint32_t scale_offset_;  // of its row of scales, within the block's
   uint32_t scale_index_[kThreadScales], scale_bits_[kThreadScales], zero_byte_[kThreadScales];
 
-  // Of the lane: what it reads, as offsets in shared memory, and what it has read.
+  // State of the lane: what it reads, as offsets in shared memory, and what it has read.
   uint32_t x_lane_, code_lane_, scale_lane_, byte_selector_;
   ScaleAndZero<T> scale_[kRowTiles][2];
   Words words_[kRowTiles][2];

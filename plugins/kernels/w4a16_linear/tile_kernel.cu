@@ -2,15 +2,15 @@
 //
 // - A block computes a tile of tokens x weight rows and walks along K in stages. cp.async keeps stages - 2 of them in
 //   flight, activations and codes alike in the order they have in memory.
-// - Codes become mma operands in registers: of every word of 8 codes a lane takes the one byte that holds its two, and
-//   ldmatrix hands it the activations that match. Nothing has to be repacked, and nothing is swapped.
-// - A warp dequantizes one mma step ahead of its products, so that both kinds of instruction are there to fill the gaps
-//   between the others.
+// - Codes become mma operands in registers: from every word of 8 codes a lane takes the byte that holds its two codes,
+//   and ldmatrix gives it the matching activations. Nothing has to be repacked or swapped.
+// - A warp dequantizes one mma step ahead of its products, so that each kind of instruction fills the gaps between the
+//   others.
 // - Scales and zero points are fetched three stages ahead by one thread each and wait in shared memory in the form the
 //   multiplication wants. Weights are scaled in T (half an ulp of error) before the product; sums are fp32.
-// - A finished tile goes through shared memory: there the warps that split k add up, in a fixed order, and from there
-//   whole rows of y are written. Where the tiles alone cannot fill the device, blocks split K as well, leave fp32 sums
-//   in the workspace, and a second kernel adds them in order.
+// - A finished tile goes through shared memory: there the warps that split k add up their sums in a fixed order, and
+//   from there complete rows of y are written. Where the tiles alone cannot fill the device, blocks split K as well,
+//   leave fp32 sums in the workspace, and a second kernel adds them in order.
 #include "kernels/device/async_copy.cuh"
 #include "kernels/device/convert.cuh"
 #include "kernels/device/overlap.cuh"
@@ -26,7 +26,7 @@ template <typename T, TileShape kShape, bool kPlain>
 __global__ void __launch_bounds__(traits_of(kShape).threads(), traits_of(kShape).blocks)
     tile_kernel(LinearParams<T> params, GroupOfChunk group_of_chunk, int k_per_split) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  if (traits_of(kShape).min_sm > 80) return;  // choose_config() never asks for it; this leaves no code
+  if (traits_of(kShape).min_sm > 80) return;  // choose_config() never asks for it; this generates no code
 #endif
   extern __shared__ __align__(128) uint8_t shared[];  // x_lane_ counts on the zeros below
   Tile<T, kShape, kPlain> tile(params, group_of_chunk, shared, k_per_split);

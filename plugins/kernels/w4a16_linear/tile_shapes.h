@@ -17,7 +17,7 @@ struct TileTraits {
   int block_k;      // k of a pipeline stage
   int stages;       // pipeline stages, one of them being computed
   int token_group;  // 8-token mma tiles whose activations are loaded ahead together
-  int blocks;       // that a multiprocessor must have registers for
+  int blocks;       // blocks per multiprocessor that the compiler leaves registers for
   int min_sm;       // lowest compute capability it is compiled for
   int speed;        // TFLOP/s where tiles fill an H100 (G = 128), fitted to measurements; only ratios matter
 
@@ -31,7 +31,7 @@ struct TileTraits {
   constexpr size_t scale_bytes() const { return size_t{8} * rows() * chunks(); }  // a ScaleAndZero per chunk
   constexpr size_t pipeline_bytes() const { return stages * (x_bytes() + code_bytes()) + 2 * scale_bytes(); }
 
-  // The finished tile passes through shared memory too, in the pipeline's place. Its rows are padded by 4 floats, so
+  // The finished tile also passes through shared memory, in the pipeline's place. Its rows are padded by 4 floats, so
   // that a warp's 4 tokens x 8 rows fall into 32 different banks.
   constexpr int sum_stride() const { return rows() + 4; }
   constexpr size_t sum_bytes() const { return size_t{4} * tokens() * sum_stride(); }
@@ -39,9 +39,9 @@ struct TileTraits {
 };
 
 // Few tokens: memory sets the time, so stages are long (64 bytes of each row) and warps split k to have enough in
-// flight. From 128 tokens the tensor cores do, next to the instructions that feed them: a warp then takes few weight
-// rows and many tokens, since dequantizing costs more instructions than loading activations does. Token groups are as
-// large as registers allow; what is best was measured.
+// flight. From 128 tokens on, the tensor cores set it, together with the instructions that feed them: a warp then takes
+// few weight rows and many tokens, since dequantizing costs more instructions than loading activations does. Token
+// groups are as large as registers allow. The shapes were chosen by measurement.
 constexpr TileTraits kTileTraits[static_cast<int>(TileShape::kCount)] = {
     /* k16x64   */ {2, 1, 4, 2, 2, 128, 4, 2, 2, 80, 95},
     /* k16x128  */ {4, 1, 2, 2, 2, 128, 4, 2, 2, 80, 107},

@@ -1,9 +1,9 @@
-// W4A16 linear layer: y = x * W^T + b, W = scale * (code - zero). The kernels' whole public interface.
+// W4A16 linear layer: y = x * W^T + b, W = scale * (code - zero). This is all of the kernels' public interface.
 //
-// In:  x [M, K] fp16 or bf16; codes INT4 [N, K]; scales [N, ceil(K/G)] of x's type; optional zeros INT4 of the
-//      scales' shape; optional bias [N] of x's type. Bytes as in plugins/FORMAT.md; all on the device.
-// Out: y [M, N] of x's type. Sums are fp32, in an order that depends on the problem and the device only, so
-//      the same call gives the same bits.
+// In:  x [M, K] fp16 or bf16; codes INT4 [N, K]; scales [N, ceil(K/G)] of x's type; optional zeros INT4 of the scales'
+//      shape; optional bias [N] of x's type. Bytes as in plugins/FORMAT.md; all on the device.
+// Out: y [M, N] of x's type. Sums are fp32, in an order that depends on the problem and the device only, so the same
+//      call gives the same bits.
 // Knows neither TensorRT nor PyTorch. Design and measurements: the README.md beside this file.
 #pragma once
 
@@ -18,7 +18,8 @@
 namespace awq2trt {
 
 // K must be a multiple of it: kernels read codes in words of 32 bits, and a row's last word must not reach into the
-// next row. awq2trt/opset.py declares the same for Python; tests/machine/test_plugin_library.py holds the two together.
+// next row. awq2trt/opset.py declares the same for Python; tests/machine/test_plugin_library.py checks that the two
+// agree.
 constexpr int kFeaturesMultiple = 8;
 
 // One call's sizes; the names are those of FORMAT.md.
@@ -34,14 +35,14 @@ struct GemmProblem {
   int groups() const { return (k - 1) / group_size + 1; }  // no overflow for any positive int
 };
 
-// nullptr when kernels exist for the problem, else why not, as a sentence for the user.
+// nullptr when kernels exist for the problem; otherwise the reason, as a sentence for the user.
 const char* check_validity(const GemmProblem& problem);
 
 enum class Kernel : int32_t {
   kDecode,           // few tokens: the bytes of the weights set the time (decode_kernel.cu)
   kTile,             // many tokens: the tensor cores set the time (tile_kernel.cu)
   kAnyGroup,         // group sizes the two cannot split evenly: correct, not fast (any_group_kernel.cu)
-  kDecodeOnce,       // few tokens, few weights: what lies between two launches sets the time (decode_once_kernel.cu)
+  kDecodeOnce,       // few tokens, few weights: the gap between two launches sets the time (decode_once_kernel.cu)
   kDequantizeFirst,  // many tokens, on a GPU whose dense products are far faster (dequantize_first_kernel.cu)
 };
 
@@ -56,22 +57,22 @@ struct KernelConfig {
   TileShape tile;          // kTile
   int splits;              // kTile, kDecode: blocks that share their outputs, each with a slice of K
   int k_per_split;         // of more than one: length of that slice, a multiple of 128
-  bool overlap;            // blocks may start while the kernel before is still finishing (overlap.cuh)
+  bool overlap;            // blocks may start while the previous kernel is still finishing (overlap.cuh)
   size_t workspace_bytes;  // scratch that the launch needs, contents irrelevant before and after
 };
 
 // Pure function of its arguments; no CUDA call.
 KernelConfig choose_config(const GemmProblem& problem, const Device& device);
 
-// Workspace that suffices for `problem` with any number of tokens up to problem.m on any supported device: what an
-// engine has to reserve when it is built on another machine than it runs on.
+// Workspace that suffices for `problem` with any number of tokens up to problem.m on any supported device: an engine
+// built on another machine than it runs on must reserve this much.
 size_t workspace_bound(const GemmProblem& problem);
 
 // Device pointers. Codes are aligned to 4 bytes; to 16, with K a multiple of 32, they are read faster.
 //
 // Codes, scales and zeros are constants, as weights of an engine are. With KernelConfig::overlap they are read while
-// the kernel before may still be running, so no kernel may write them unless something else than a kernel launch (an
-// event, a copy, a synchronization, a launch without overlap) lies between that and this launch.
+// the previous kernel may still be running, so no kernel may write them unless something other than a kernel launch (an
+// event, a copy, a synchronization, a launch without overlap) separates it from this launch.
 struct LinearTensors {
   const void* x;       // [M, K], aligned to 16 bytes
   const void* codes;   // [N, K] INT4

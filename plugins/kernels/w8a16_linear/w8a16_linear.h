@@ -1,4 +1,5 @@
-// W8A16 linear layer: y = x * W^T + b, W = scale * (code - zero) with 8-bit codes. The kernels' whole public interface.
+// W8A16 linear layer: y = x * W^T + b, W = scale * (code - zero) with 8-bit codes. This is all of the kernels' public
+// interface.
 //
 // In:  as of the W4A16 linear (kernels/w4a16_linear/w4a16_linear.h), whose structures describe the call, but that codes
 //      and zeros are INT8, a byte each; no workspace.

@@ -2,15 +2,13 @@
 // and few activations to multiply them with.
 //
 // - A team of 8 or 32 lanes owns kRows weight rows and walks along k; a lane loads 16 codes of each row at once and,
-// with
-//   one or two tokens, has two such steps in flight (with more, registers would spill). With kRows = 4 and 16 warps a
-//   multiprocessor that is 64 KiB, three times what latency times bandwidth asks for. Activations are read again by
-//   every team and stay in the L1 cache.
+//   with one or two tokens, has two such steps in flight (with more, registers would spill). With kRows = 4 and 16
+//   warps a multiprocessor that is 64 KiB, three times what latency times bandwidth asks for. Activations are read
+//   again by every team and stay in the L1 cache.
 // - A code becomes fp32 by one byte permutation and one subtraction, which also takes off its zero point, exactly;
-// scales
-//   are applied to sums of 16 products. Up to 8 tokens share what was dequantized. More tokens are more blocks, which
-//   find the weights in the L2 cache.
-// - Rows that 16-byte loads do not fit take a slower kernel, a warp for an output.
+//   scales are applied to sums of 16 products. Up to 8 tokens share what was dequantized. More tokens are more blocks,
+//   which find the weights in the L2 cache.
+// - Rows that 16-byte loads do not fit take a slower kernel, with one warp per output.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -64,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const Params<T> p) {
   let_next_kernel_start();
   wait_for_previous_kernel();
 
-  // Past the last row or token a lane works on the last one again, and does not store.
+  // Past the last row or token, a lane repeats the last one and does not store.
   int64_t rows[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) rows[r] = min(first_row + r, p.n - 1);
@@ -129,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const Params<T> p) {
   }
 }
 
-// Any K and group size, a warp for an output.
+// For any K and group size: one warp per output.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) any_row_kernel(const Params<T> p) {
   const int lane = threadIdx.x % kWarpSize;

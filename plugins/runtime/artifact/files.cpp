@@ -21,7 +21,7 @@ constexpr char kAgain[] = "copy the directory again, or make it again with `awq2
 void check_size(const fs::path& path, const FileRecord& record) {
   std::error_code problem;
   if (!fs::is_regular_file(path, problem)) {
-    throw Error(ErrorCode::kNotFound, "the manifest lists this file, and it is missing", path.string(), kAgain);
+    throw Error(ErrorCode::kNotFound, "the manifest lists this file, but it is missing", path.string(), kAgain);
   }
   const uint64_t size_bytes = fs::file_size(path, problem);
   if (problem || size_bytes != record.size_bytes) {
@@ -44,12 +44,12 @@ void check_hash(const fs::path& path, const FileRecord& record) {
   if (sha256 != record.sha256) {
     throw Error(ErrorCode::kChangedFile,
                 "its sha256 is " + sha256.substr(0, kShownDigits) + "..., but " +
-                    record.sha256.substr(0, kShownDigits) + "... was written: it was changed since",
+                    record.sha256.substr(0, kShownDigits) + "... was written, so it was changed since",
                 path.string(), kAgain);
   }
 }
 
-// What must be as it was for hashes not to be looked at again: names, sizes, hashes, times of change.
+// What must be unchanged for hashes not to be checked again: names, sizes, hashes, times of change.
 std::string state_of(const fs::path& directory, const Manifest& manifest) {
   std::ostringstream state;
   std::error_code problem;
@@ -60,7 +60,7 @@ std::string state_of(const fs::path& directory, const Manifest& manifest) {
   return state.str();
 }
 
-// Where it is noted that files were hashed; empty for nowhere.
+// Where we note that files were hashed; empty if there is no such place.
 fs::path note_path(const std::string& state, const fs::path& directory) {
   const char* const cache = std::getenv("XDG_CACHE_HOME");
   const char* const home = std::getenv("HOME");

@@ -29,7 +29,7 @@ bool is_hash(std::string_view text) {
   return text.size() == kDigits && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
 }
 
-// A version's number; 0 for what is none.
+// A version's number; 0 if the text is not a number.
 int32_t number_of(std::string_view text) {
   int32_t number = 0;
   for (const char digit : text) {
@@ -83,7 +83,7 @@ void take_finished_engine(const std::string& directory, Manifest* manifest) {
                 "run ./finish.sh again.");
   }
   manifest->engine->tensorrt_version = to_text(state.tensorrt);
-  // Whatever its size is: its hash is what the script wrote down.
+  // The size may be anything: the script recorded the hash.
   manifest->files[name] = {fs::file_size(engine, problem), state.sha256};
 }
 

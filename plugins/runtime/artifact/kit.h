@@ -1,5 +1,5 @@
-// A kit's engine, which its script made on the Jetson, after the manifest was written. In: a kit's directory and its
-// manifest. Out: the manifest as if the engine had been there, as awq2trt/kit/finish.sh says it in model.engine.state.
+// A kit's engine, which its script built on the Jetson after the manifest was written. In: a kit's directory and its
+// manifest. Out: the manifest with the engine that awq2trt/kit/finish.sh recorded in model.engine.state.
 #pragma once
 
 #include <string>
@@ -18,11 +18,11 @@ struct EngineState {
 // Throws Error, kMalformed. `where`: the file, for errors.
 EngineState parse_engine_state(std::string_view text, const std::string& where);
 
-// Fills in the engine's version, and adds its file. Throws Error: kNotFound where the script has made no engine yet,
-// kChangedFile where it made one of another kit.
+// Fills in the engine's version, and adds its file. Throws Error: kNotFound where the script has not built an engine
+// yet, kChangedFile where it built that of another kit.
 void take_finished_engine(const std::string& directory, Manifest* manifest);
 
-// What getInferLibVersion counts: TensorRT 10.16.0 is 101600, TensorRT-RTX 1.7.1 is 10701.
+// The number that getInferLibVersion returns: TensorRT 10.16.0 is 101600, TensorRT-RTX 1.7.1 is 10701.
 Version tensorrt_version(int32_t number);
 
 }  // namespace awq2trt

@@ -174,7 +174,7 @@ EngineRecord read_engine(const json& value, const std::string& where) {
   return {fields.text("target"), fields.text("flavour"), fields.text("tensorrt_version"), read_profiles(&fields)};
 }
 
-// What is known before its script has made the engine.
+// What is known before the kit's script has built the engine.
 EngineRecord read_kit(const json& value, const std::string& where) {
   Fields fields(value, where);
   return {fields.text("target"), kTensorRt, "", read_profiles(&fields)};
@@ -192,7 +192,7 @@ TokensRecord read_tokens(const json& value, const std::string& where) {
   return tokens;
 }
 
-// Refuses what a later awq2trt wrote, before it looks damaged.
+// Refuses a manifest of a later awq2trt before it appears to be damaged.
 void refuse_later(Fields* fields) {
   const std::string newer = "use the awq2trt that wrote it (" + fields->text_or("tool_version", "unknown version") +
                             "), or make it again with `awq2trt build`.";
@@ -206,7 +206,7 @@ void refuse_later(Fields* fields) {
     malformed("format version " + std::to_string(format) + " has nothing that runs without Python", fields->where());
   const std::string needed = fields->text("minimum_runtime");
   if (parse_version(needed) > parse_version(AWQ2TRT_VERSION)) {
-    throw Error(ErrorCode::kFutureManifest, "it needs awq2trt " + needed + " or later, this is " AWQ2TRT_VERSION,
+    throw Error(ErrorCode::kFutureManifest, "it needs awq2trt " + needed + " or later, but this is " AWQ2TRT_VERSION,
                 fields->where(), newer);
   }
 }
@@ -275,11 +275,12 @@ Manifest read_manifest(const std::string& directory) {
       if (entry.path().filename() != "checkpoint" || below.empty()) below = entry.path().string();
     }
     if (!below.empty()) {
-      throw Error(ErrorCode::kNotAModel, "expected a model's directory, got one that holds several", directory,
-                  "name " + below + ".");
+      throw Error(ErrorCode::kNotAModel, "expected a model's directory, got one that contains several", directory,
+                  "name one of them, e.g. " + below + ".");
     }
-    throw Error(ErrorCode::kNotFound, std::string("no ") + kManifestFile + ": not a directory that awq2trt wrote",
-                directory, "make one with `awq2trt build`; a build that did not finish goes on with --resume.");
+    throw Error(ErrorCode::kNotFound,
+                std::string("there is no ") + kManifestFile + ", so awq2trt did not write this directory", directory,
+                "make one with `awq2trt build`; a build that did not finish continues if it is run again.");
   }
   const uint64_t size_bytes = fs::file_size(path, problem);
   if (problem || size_bytes > kLargestBytes) malformed("larger than any manifest", path.string());

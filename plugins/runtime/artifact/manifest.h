@@ -1,5 +1,5 @@
 // manifest.json of a model's directory, as far as running the model needs it; plugins/FORMAT.md defines it. In: a
-// directory, or the file's text. Out: the manifest, checked in itself; or an Error that says what is wrong.
+// directory, or the file's text. Out: the manifest, checked for consistency; or an Error that says what is wrong.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct FileRecord {
 };
 
 struct TensorRecord {
-  static constexpr int64_t kFree = -1;  // an axis that has a name and no size
+  static constexpr int64_t kFree = -1;  // an axis with a name instead of a size
 
   std::string name;
   std::string dtype;  // NumPy's name of it, or "bfloat16"
@@ -42,7 +42,7 @@ struct LoweredRecord {
   std::string target, provider;
   Version minimum_onnxruntime;
   std::optional<Version> minimum_compute_capability, minimum_cuda;
-  std::vector<std::string> cpus;  // as `uname -m` says them; none for any
+  std::vector<std::string> cpus;  // as `uname -m` prints them; none means any
   std::optional<std::string> plugin_version;
   int64_t longest_chunk = 1;  // most tokens of one call
 };
@@ -72,12 +72,12 @@ struct Manifest {
 };
 
 // Throws Error: kNotFound, kMalformed, kFutureManifest, kNotAModel (an artifact of a kind that does not run, or a
-// directory above several). Of a kit, the engine is what its script made (kit.h); parse_manifest leaves its version
+// directory above several). A kit's engine is the one that its script built (kit.h); parse_manifest leaves its version
 // empty.
 Manifest read_manifest(const std::string& directory);
 Manifest parse_manifest(std::string_view text, const std::string& directory);
 
-// "1.31.1" as numbers; stops at what is none.
+// "1.31.1" as numbers; stops at the first part that is not a number.
 Version parse_version(std::string_view text);
 std::string to_text(const Version& version);
 

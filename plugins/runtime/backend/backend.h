@@ -1,4 +1,4 @@
-// What runs a decoder: one for each runtime (ort/, trt/), behind the few calls that sessions need.
+// A backend runs a decoder: there is one for each runtime (ort/, trt/), behind the few calls that sessions need.
 //
 // In: tokens. Out: scores of what follows them, and the cache of each conversation.
 #pragma once
@@ -21,15 +21,15 @@ class Cache {
 
   // Appends tokens: at least one, at most the backend's longest call, and no more than there is room for.
   virtual void append(const int32_t* tokens, size_t count) = 0;
-  // Of the last append: the token with the largest score, the lowest of equals; and all scores, [vocab_size].
+  // Results of the last append: the token with the largest score, the lowest of equals; and all scores, [vocab_size].
   virtual int32_t best() = 0;
   virtual void read_logits(float* logits) = 0;
 
-  virtual void rewind(int64_t position) = 0;  // keeps the first tokens, at most those that are there
+  virtual void rewind(int64_t position) = 0;  // keeps the first tokens, at most as many as it has
   virtual std::unique_ptr<Cache> fork() const = 0;
 };
 
-// Any thread may ask for caches, and caches of different threads run at once, or wait for each other.
+// Any thread may ask for caches. Caches of different threads run at the same time, or wait for each other.
 class Backend {
  public:
   virtual ~Backend() = default;

@@ -1,4 +1,4 @@
-// Memory of a device, or of the host for it, that is given back when its owner goes.
+// Memory of a device, or host memory for it, that is freed with its owner.
 #pragma once
 
 #include <cstddef>

@@ -53,7 +53,7 @@ bool alike(const TensorRecord& one, const TensorRecord& other) {
   return one.shape == other.shape && one.dtype == other.dtype;
 }
 
-// The type of the scores, which has that of scales.
+// The type of the scores, which the scales have too.
 std::string logits_dtype(const GraphRecord& graph) {
   for (const TensorRecord& output : graph.outputs) {
     if (output.name == kLogits) return output.dtype;

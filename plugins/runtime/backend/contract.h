@@ -1,5 +1,5 @@
 // A decoder's inputs and outputs as this library runs them. In: its graph's record in the manifest. Out: sizes and
-// names, or an Error with kUnsupported: a graph with other inputs would give other answers than this library thinks.
+// names, or an Error with kUnsupported: a graph with other inputs would give other answers than this library expects.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +16,11 @@ constexpr char kCachePosition[] = "cache_position";
 constexpr char kLogits[] = "logits";
 constexpr char kNextToken[] = "next_token";
 
-// Keys or values of a layer, or the scales of either: one memory for the input and the output.
+// Keys or values of a layer, or the scales of either: one buffer for the input and the output.
 struct CachePair {
   std::string past, present;
   Number number;
-  int64_t channels;  // of a head; 0 for scales, which are one number a head and have no axis of channels
+  int64_t channels;  // of a head; 0 for scales, which are one number per head and have no axis of channels
 };
 
 struct Contract {
@@ -30,10 +30,10 @@ struct Contract {
   int64_t capacity;
   bool free_capacity;  // a cache may have fewer positions than `capacity`
   int64_t vocab_size;
-  bool all_rows;    // logits of every new token, not of the last alone
+  bool all_rows;    // logits of every new token, not only of the last
   bool next_token;  // the graph finds the token with the largest score
 
-  // Of one cache of `positions`, of one conversation.
+  // Size of one conversation's cache of `positions`.
   size_t cache_bytes(const CachePair& pair, int64_t positions) const;
   std::vector<int64_t> cache_shape(const CachePair& pair, int64_t positions) const;
 };

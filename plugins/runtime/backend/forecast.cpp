@@ -8,8 +8,8 @@
 namespace awq2trt {
 namespace {
 
-// cuBLAS's workspaces, and the kernels' code: an H100 used 0.4 GiB beyond weights, caches and activations. As
-// awq2trt/runtime/ort/loading.py has it.
+// cuBLAS's workspaces, and the kernels' code: an H100 used 0.4 GiB beyond weights, caches and activations. The same
+// number as in awq2trt/runtime/ort/loading.py.
 constexpr uint64_t kRuntimeBytes = 512ull << 20;
 
 std::string gibibytes(uint64_t bytes) {
@@ -23,7 +23,7 @@ std::string gibibytes(uint64_t bytes) {
 
 Needs predict_needs(const Manifest& manifest, const Contract& contract) {
   Needs needs{0, 0, kRuntimeBytes};
-  // An ONNX model's weights are in files whose names begin with its own.
+  // An ONNX model's weights are in files whose names begin with the model's name.
   const std::string& model = manifest.engine ? *manifest.decoder.engine : manifest.decoder.model;
   for (const auto& [name, record] : manifest.files) {
     if (manifest.engine ? name == model : name.rfind(model, 0) == 0) needs.weights += record.size_bytes;
@@ -35,14 +35,15 @@ Needs predict_needs(const Manifest& manifest, const Contract& contract) {
 void require_memory(const Needs& needs, const MemoryInfo& memory, const std::string& device) {
   if (needs.total() <= memory.free_bytes) return;
   const std::string shorter = "build with a shorter --max-seq-len";
-  throw Error(
-      ErrorCode::kOutOfDeviceMemory,
-      "the model needs at least " + gibibytes(needs.total()) + " GiB of GPU memory (weights " +
-          gibibytes(needs.weights) + ", caches " + gibibytes(needs.caches) + ", runtime " + gibibytes(needs.runtime) +
-          "), of which " + gibibytes(memory.free_bytes) + " are free of " + gibibytes(memory.total_bytes),
-      device,
-      needs.total() <= memory.total_bytes ? "end what else uses the GPU (nvidia-smi lists it), or " + shorter + "."
-                                          : "use a GPU with more memory, or " + shorter + ".");
+  throw Error(ErrorCode::kOutOfDeviceMemory,
+              "the model needs at least " + gibibytes(needs.total()) + " GiB of GPU memory (weights " +
+                  gibibytes(needs.weights) + ", caches " + gibibytes(needs.caches) + ", runtime " +
+                  gibibytes(needs.runtime) + "), of which " + gibibytes(memory.free_bytes) + " are free of " +
+                  gibibytes(memory.total_bytes),
+              device,
+              needs.total() <= memory.total_bytes
+                  ? "end other programs that use the GPU (nvidia-smi lists them), or " + shorter + "."
+                  : "use a GPU with more memory, or " + shorter + ".");
 }
 
 }  // namespace awq2trt

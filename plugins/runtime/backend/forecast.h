@@ -1,5 +1,5 @@
-// Whether a model fits into a GPU's memory. In: its files, its caches, and what is free. Out: nothing, or an Error
-// before anything is loaded.
+// Checks whether a model fits into a GPU's memory. In: its files, its caches, and the free memory. Out: nothing, or an
+// Error before anything is loaded.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace awq2trt {
 
-// Bytes. At least so much: what lies between the layers is not counted.
+// Bytes that are needed at least: intermediate results between the layers are not counted.
 struct Needs {
   uint64_t weights;  // of the model's or the engine's files
   uint64_t caches;   // of one conversation at full capacity

@@ -41,7 +41,7 @@ void Worker::serve() {
     lock.lock();
     job->failure = failure;
     job->done = true;
-    job->ready.notify_one();  // under the lock: the job goes with whoever waits for it
+    job->ready.notify_one();  // under the lock: the waiting caller destroys the job
   }
 }
 

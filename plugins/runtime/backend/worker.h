@@ -1,5 +1,5 @@
-// One thread that does all work on a device, piece by piece, in the order in which it comes. In: functions, from any
-// thread. Out: what they throw, where they were asked for.
+// One thread that does all work on a device, one piece after another, in the order of arrival. In: functions, from any
+// thread. Out: their exceptions, thrown to the caller.
 #pragma once
 
 #include <condition_variable>
@@ -14,7 +14,7 @@ namespace awq2trt {
 class Worker {
  public:
   Worker();
-  ~Worker();  // after all work that has come
+  ~Worker();  // after all work that has arrived
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 

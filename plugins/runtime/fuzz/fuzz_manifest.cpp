@@ -1,5 +1,4 @@
-// In: bytes, a manifest.json. Whatever they are, the answer is a manifest whose graph this library can run, or an
-// Error.
+// In: bytes, a manifest.json. For any bytes, the result is a manifest whose graph this library can run, or an Error.
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>

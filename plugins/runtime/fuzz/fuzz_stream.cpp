@@ -1,5 +1,5 @@
-// In: bytes, the first of which chooses a tokenizer, the others the ids, two bytes each. Each piece of the stream must
-// be whole characters, and all of them the text that a whole decode gives.
+// In: bytes; the first chooses a tokenizer, the others are ids of two bytes each. Each piece of the stream must
+// consist of complete characters, and all pieces together must equal the text that decoding all ids at once gives.
 #include <cstdint>
 #include <cstdlib>
 #include <nlohmann/json.hpp>

@@ -1,5 +1,5 @@
-// In: bytes, up to the first zero byte a chat template, behind it messages as JSON. Whatever they are, the answer is
-// UTF-8 without marks, or an Error.
+// In: bytes, up to the first zero byte a chat template, after it messages as JSON. For any bytes, the result is UTF-8
+// without marks, or an Error.
 #include <cstdint>
 #include <cstdlib>
 

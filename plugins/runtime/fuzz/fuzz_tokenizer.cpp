@@ -1,5 +1,5 @@
-// In: bytes, up to the first zero byte a tokenizer.json, behind it a text. Whatever they are, the answer is ids and
-// text, or an Error.
+// In: bytes, up to the first zero byte a tokenizer.json, after it a text. For any bytes, the result is ids and text,
+// or an Error.
 #include <cstdint>
 #include <cstdlib>
 #include <sstream>

@@ -66,7 +66,7 @@ class Answer {
   }
 
  private:
-  // One token; why the answer ends with it, if it does.
+  // Handles one token; returns why the answer ends with it, if it does.
   std::optional<FinishReason> step() {
     const int32_t token = next_token();
     if (result_.tokens.empty()) first_ = Clock::now();
@@ -89,14 +89,14 @@ class Answer {
     return scores == nullptr ? -1 : sampler_.pick(scores);
   }
 
-  // Whether to go on.
+  // Whether to continue.
   bool give(const std::string& text) {
     if (text.empty()) return true;
     result_.text += text;
     return !listener_ || listener_(text);
   }
 
-  // Gives what was held back; why the answer ended, since a stop string may be whole only now.
+  // Gives what was held back; returns why the answer ended, since a stop string may be complete only now.
   FinishReason finish(FinishReason reason) {
     if (reason == FinishReason::kStopString || reason == FinishReason::kCallback ||
         reason == FinishReason::kCancelled) {

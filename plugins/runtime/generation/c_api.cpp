@@ -15,7 +15,7 @@ namespace {
 using awq2trt::Error;
 using awq2trt::ErrorCode;
 
-// Room for the text of an error, which must not need memory that there may not be.
+// A fixed buffer for the text of an error, since memory may have run out.
 thread_local char last_error[1024] = "";
 
 int32_t fail(ErrorCode code, const char* text) {
@@ -23,7 +23,7 @@ int32_t fail(ErrorCode code, const char* text) {
   return -static_cast<int32_t>(code);
 }
 
-// What work gives, or a code.
+// The result of `work`, or an error's code.
 template <typename Work>
 int32_t guarded(const Work& work) noexcept {
   last_error[0] = '\0';

@@ -1,6 +1,6 @@
-// The sampler for programs in C, and for Python's tests, which hold it to the one in Python. No exception leaves a
-// function: those that may fail return a negative code of ErrorCode; then awq2trt_sampler_last_error() is what went
-// wrong, on this thread, until the next call.
+// The sampler for programs in C, and for Python's tests, which compare it with the one in Python. No exception leaves a
+// function: those that may fail return a negative code of ErrorCode; then awq2trt_sampler_last_error() describes the
+// error on this thread until the next call.
 #pragma once
 
 #include <stddef.h>

@@ -1,4 +1,4 @@
-// Random numbers that are the same on every machine: Philox4x64-10. In: a seed; out: 64-bit words, those that NumPy's
+// Random numbers that are the same on every machine: Philox4x64-10. In: a seed; out: the 64-bit words that NumPy's
 // Philox(key=seed).random_raw() gives.
 //
 // Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC11, and its Random123 library.

@@ -14,7 +14,7 @@ namespace awq2trt {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr size_t kPiece = 256;  // weights that the draw adds up before it looks at each
+constexpr size_t kPiece = 256;  // weights that the draw adds up before it looks at single ones
 
 [[noreturn]] void refuse(const char* option, const std::string& got, const char* expected) {
   throw Error(ErrorCode::kBadArgument, "got " + got + ", expected " + expected,
@@ -26,7 +26,7 @@ void check(bool sensible, const char* option, Number got, const char* expected) 
   if (!sensible) refuse(option, std::to_string(got), expected);
 }
 
-// Refuses options that make no sense; the size of the vocabulary.
+// Refuses options that make no sense; returns the size of the vocabulary.
 size_t checked(const GenerateOptions& options, int64_t vocab_size) {
   const auto is_token = [&](int32_t id) { return id >= 0 && id < vocab_size; };
   check(options.temperature >= 0 && options.temperature < kInfinity, "temperature", options.temperature,
@@ -112,7 +112,7 @@ bool Sampler::better(const Candidate& left, const Candidate& right) {
   return left.score > right.score || (left.score == right.score && left.id < right.id);
 }
 
-// A token by the weights of those that all rules keep.
+// Draws a token by the weights of the tokens that all rules keep.
 int32_t Sampler::draw(const float* scores, float best) {
   const bool few = top_k_ > 0 && top_k_ < vocab_size_;
   if (few) take_best(scores);
@@ -124,11 +124,11 @@ int32_t Sampler::draw(const float* scores, float best) {
   return few ? candidates_[index].id : static_cast<int32_t>(index);
 }
 
-// Top-k: the best ones in the order of their ids. Collects those that are better than the best k so far, and now and
-// then throws out all but k.
+// Top-k: the best tokens in the order of their ids. Collects tokens that are better than the k-th best so far, and now
+// and then discards all except the best k.
 void Sampler::take_best(const float* scores) {
   const size_t room = top_k_ + std::max<size_t>(top_k_, 1000);
-  float bound = -kInfinity;  // of the k-th so far: one of the same score and a higher id is not better
+  float bound = -kInfinity;  // of the k-th so far: a token of the same score and a higher id is not better
   candidates_.clear();
   const auto prune = [&] {
     const auto last = candidates_.begin() + static_cast<std::ptrdiff_t>(top_k_ - 1);
@@ -148,7 +148,7 @@ void Sampler::take_best(const float* scores) {
   for (const Candidate& candidate : candidates_) best_scores_.push_back(candidate.score);
 }
 
-// Top-p: those behind the fewest best tokens that weigh enough together weigh nothing.
+// Top-p: keeps the fewest best tokens that weigh enough together; the weights of the others become 0.
 void Sampler::drop_tail(const float* scores, float best) {
   const uint64_t total = sum(weights_.data(), weights_.size());
   const auto enough = static_cast<uint64_t>(static_cast<double>(top_p_) * static_cast<double>(total));
@@ -159,7 +159,8 @@ void Sampler::drop_tail(const float* scores, float best) {
   }
 }
 
-// The last one of top-p. Only where the mass is reached, tokens are compared with each other, which are `ranked_` then.
+// The last token of top-p. Only the tokens at the distance where the mass is reached are compared with each other; they
+// are in `ranked_` then.
 Sampler::Candidate Sampler::last_of_mass(const float* scores, float best, uint64_t enough) {
   const size_t count = weights_.size();
   distances_.resize(count);
@@ -172,7 +173,7 @@ Sampler::Candidate Sampler::last_of_mass(const float* scores, float best, uint64
   for (size_t i = 0; i < count; ++i) {
     if (distances_[i] == reached) ranked_.push_back({scores[i], static_cast<int32_t>(i)});
   }
-  // Halves what is looked at until the last of it is left, and adds up those that are certain.
+  // Halves the candidates until the last token is found, and adds up those that are certain to be kept.
   auto first = ranked_.begin(), last = ranked_.end();
   while (last - first > 1) {
     const auto middle = first + (last - first) / 2;
@@ -189,7 +190,7 @@ Sampler::Candidate Sampler::last_of_mass(const float* scores, float best, uint64
   return *first;
 }
 
-// Min-p, and the draw: the index of a weight.
+// Min-p, and the draw: returns the index of a weight.
 size_t Sampler::draw_index() {
   const size_t count = weights_.size();
   if (min_p_ > 0.0f) {

@@ -1,6 +1,6 @@
-// Chooses the next token. In: its scores, options, and the tokens that are there; out: an id. The order of operations
-// and every rounding are written down in docs/sampling.md: a seed gives the same tokens wherever the scores are the
-// same, here and in Python (awq2trt/runtime/sampling.py).
+// Chooses the next token. In: its scores, options, and the tokens so far; out: an id. The order of operations and every
+// rounding are written down in docs/sampling.md: a seed gives the same tokens wherever the scores are the same, here
+// and in Python (awq2trt/runtime/sampling.py).
 #pragma once
 
 #include <cstddef>
@@ -15,22 +15,24 @@ namespace awq2trt {
 
 class Sampler {
  public:
-  // Throws Error, kBadArgument, if options make no sense. Without a seed, it takes one of the machine's.
+  // Throws Error, kBadArgument, if options make no sense. Without a seed, it takes a random one from the machine.
   Sampler(const GenerateOptions& options, int64_t vocab_size);
 
-  // Whether it always takes the best of the scores as they are: then a device may choose, without giving them away.
+  // Whether it always takes the best of the scores as they are: then a device may choose, and the scores need not be
+  // copied from it.
   bool takes_best() const { return temperature_ == 0.0f && !adjusts(); }
 
-  // Tokens of the context, which the repetition penalty is for. Those that are picked are seen without it.
+  // Adds tokens of the context, for the repetition penalty. Tokens that the sampler picks are added without this call.
   void see(const int32_t* tokens, size_t count);
 
-  // `logits`: [vocab_size]. Throws Error, kRunFailed, if they are no scores: one is NaN or infinite, or all forbid.
+  // `logits`: [vocab_size]. Throws Error, kRunFailed, if they are not usable: one is NaN or plus infinity, or all are
+  // minus infinity.
   int32_t pick(const float* logits);
 
  private:
   struct Candidate {
     float score;
-    int32_t id;  // or the index among those that top-k keeps, whose order is the same
+    int32_t id;  // or the index among the tokens that top-k keeps, which are in the same order
   };
   static bool better(const Candidate& left, const Candidate& right);
 
@@ -52,7 +54,7 @@ class Sampler {
   std::vector<char> is_seen_;  // by id; empty without a penalty
   std::vector<int32_t> seen_;
 
-  // Room for work, kept from token to token.
+  // Work buffers, kept from token to token.
   std::vector<float> scores_;
   std::vector<Candidate> candidates_;
   std::vector<float> best_scores_;  // of the tokens that top-k keeps, in the order of their ids

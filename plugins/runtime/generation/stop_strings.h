@@ -1,8 +1,8 @@
-// Ends an answer before a text. In: pieces of the answer; out: what certainly belongs to it. An ending that may be the
-// beginning of a stop string is held back, so that nothing of the stop string is ever given.
+// Ends an answer before a stop string. In: pieces of the answer; out: the text that certainly belongs to it. An ending
+// that may be the beginning of a stop string is held back, so that no part of a stop string is ever given.
 //
-// The answer ends where the first stop string is whole; of several that end there, the longest counts. So the pieces in
-// which the text comes make no difference.
+// The answer ends where the first stop string is complete; of several that end there, the longest counts. So it makes
+// no difference into which pieces the text is cut.
 #pragma once
 
 #include <cstddef>
@@ -14,15 +14,15 @@ namespace awq2trt {
 
 class StopStrings {
  public:
-  // Throws Error, kBadArgument, for an empty text, kInvalidUtf8 for one that is none.
+  // Throws Error: kBadArgument for an empty string, kInvalidUtf8 for one that is not UTF-8.
   explicit StopStrings(const std::vector<std::string>& texts);
 
-  std::string push(std::string_view piece);  // after a stop string is found, nothing
-  std::string finish();                      // what was held back, where the answer ends without a stop string
+  std::string push(std::string_view piece);  // gives nothing after a stop string is found
+  std::string finish();                      // what was held back, if the answer ends without a stop string
   bool found() const { return found_; }
 
  private:
-  // A stop string that is looked for as Knuth, Morris and Pratt do.
+  // A stop string, searched for by the algorithm of Knuth, Morris and Pratt.
   struct Pattern {
     std::string text;
     std::vector<size_t> shorter;  // of each beginning of `text`: length of its longest ending that also begins `text`

@@ -14,15 +14,15 @@ namespace {
 
 constexpr double kLog2E = 0x1.71547652b82fep+0;
 
-// Taylor's series of 2^f, ln(2)^i / i!: within 2^-46 of it where |f| <= 1/2.
+// Taylor's series of 2^f, ln(2)^i / i!: within 2^-46 of the value where |f| <= 1/2.
 constexpr std::array<double, 12> kPowerOfTwo = {0x1.0000000000000p+0,  0x1.62e42fefa39efp-1,  0x1.ebfbdff82c58fp-3,
                                                 0x1.c6b08d704a0c0p-5,  0x1.3b2ab6fba4e77p-7,  0x1.5d87fe78a6731p-10,
                                                 0x1.430912f86c787p-13, 0x1.ffcbfc588b0c7p-17, 0x1.62c0223a5c824p-20,
                                                 0x1.b5253d395e7c4p-24, 0x1.e4cf5158b8ecap-28, 0x1.e8cac7351bb25p-32};
 
 constexpr int kMantissaBits = 52, kExponentBias = 1023;
-// A double plus this is rounded to an integer, which its last bits are then; for numbers of either sign, and for
-// positive ones.
+// Adding this to a double rounds it to an integer, which is then in its last bits; one constant for numbers of either
+// sign, and one for positive numbers.
 constexpr double kRoundSigned = 0x1.8p+52, kRound = 0x1.0p+52;
 constexpr uint64_t kMantissa = (uint64_t{1} << kMantissaBits) - 1;
 
@@ -60,7 +60,7 @@ AWQ2TRT_VECTORS void weigh(const float* scores, size_t count, float best, float 
   }
 }
 
-// In lanes, so that compilers make vectors of it: the highest of them is the highest of all.
+// In lanes, so that compilers make vectors of it; the highest of the lanes is the highest of all.
 AWQ2TRT_VECTORS Highest find_highest(const float* scores, size_t count) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   constexpr size_t kLanes = 32;
@@ -101,7 +101,7 @@ AWQ2TRT_VECTORS void drop_scores_below(float least, const float* scores, size_t 
   for (size_t i = 0; i < count; ++i) weights[i] &= scores[i] >= least ? ~uint64_t{0} : 0;
 }
 
-// Weights are below 2^63, and CPUs compare signed numbers quicker.
+// Weights are below 2^63, and CPUs compare signed numbers faster.
 AWQ2TRT_VECTORS void drop_below(uint64_t least, size_t count, uint64_t* weights) {
   const auto bound = static_cast<int64_t>(least);
   for (size_t i = 0; i < count; ++i) weights[i] &= static_cast<int64_t>(weights[i]) >= bound ? ~uint64_t{0} : 0;

@@ -1,6 +1,6 @@
-// Probabilities as integers, so that their sums are the same in whatever order they are taken. In: scores; out: each
-// token's weight, e to how far its score lies below the best one over the temperature, in units of 2^-40, rounded down.
-// And what else looks at every token: the best score, and how much weight lies how far below it.
+// Probabilities as integers, so that their sums are the same in any order. In: scores; out: each token's weight,
+// exp((score - best) / temperature) in units of 2^-40, rounded down. Also everything else that looks at every token:
+// the best score, and how much weight there is at each distance below it.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,7 @@ constexpr int32_t kDistances = 1024;       // of a vocabulary of 150,000, some h
 void weigh(const float* scores, size_t count, float best, float temperature, uint64_t* weights);
 
 uint64_t sum(const uint64_t* weights, size_t count);
-// Make the weights 0 of scores below `least`, and weights that are below it themselves.
+// Set to 0 the weights of scores below `least`, or weights that are below it themselves.
 void drop_scores_below(float least, const float* scores, size_t count, uint64_t* weights);
 void drop_below(uint64_t least, size_t count, uint64_t* weights);
 
@@ -28,14 +28,14 @@ struct Highest {
 };
 Highest find_highest(const float* scores, size_t count);
 
-// How far scores lie below the best one, in steps from 0 to kDistances - 1: a better score never has a greater
-// distance. The steps reach as far as weights do, so that the last one has nearly none.
+// How far scores are below the best one, in steps from 0 to kDistances - 1: a better score never has a greater
+// distance. The steps reach as far as weights do, so the last step has almost no weight.
 class Distances {
  public:
   Distances(float best, float temperature)
       : best_(best), steps_(kDistances / (-kLowestExponent * static_cast<double>(temperature))) {}
 
-  // Writes the distance of each score, and adds its weight to `mass`, [kDistances], there.
+  // Writes the distance of each score, and adds its weight to `mass` [kDistances] at that distance.
   void add_up(const float* scores, const uint64_t* weights, size_t count, int32_t* distances, uint64_t* mass) const;
 
  private:

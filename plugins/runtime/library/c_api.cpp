@@ -20,7 +20,7 @@ namespace {
 using awq2trt::Error;
 using awq2trt::ErrorCode;
 
-// Room for the text of an error, which must not need memory that there may not be.
+// A fixed buffer for the text of an error, since memory may have run out.
 thread_local char last_error[4096] = "";
 
 int32_t fail(ErrorCode code, const char* text) {
@@ -28,7 +28,7 @@ int32_t fail(ErrorCode code, const char* text) {
   return static_cast<int32_t>(code);
 }
 
-// Runs what may throw; its code.
+// Runs a function that may throw; returns its code.
 template <typename Work>
 int32_t guarded(const Work& work) noexcept {
   last_error[0] = '\0';
@@ -50,7 +50,7 @@ void require(bool given) {
   if (!given) throw Error(ErrorCode::kBadArgument, "a null pointer", "the call", "");
 }
 
-// The caller's structure, of any version: what it does not know is 0.
+// The caller's structure, of any version: fields that it lacks are 0.
 template <typename Options>
 Options known(const Options* given) {
   Options options{};
@@ -158,8 +158,7 @@ void give(const awq2trt::Result& from, awq2trt_result* result) {
 #define AWQ2TRT_STRUCTURE(structure) {#structure, "", 0, sizeof(structure)}
 #define AWQ2TRT_FIELD(structure, field) {#structure, #field, offsetof(structure, field), sizeof(structure::field)}
 
-// The size of a pointer is what a field that is a pointer takes.
-// NOLINTBEGIN(bugprone-sizeof-expression)
+// A field that is a pointer takes the size of a pointer. NOLINTBEGIN(bugprone-sizeof-expression)
 constexpr awq2trt_layout kLayouts[] = {
     AWQ2TRT_STRUCTURE(awq2trt_load_options),
     AWQ2TRT_FIELD(awq2trt_load_options, size),

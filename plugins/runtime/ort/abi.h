@@ -1,6 +1,6 @@
-// The part of ONNX Runtime's C interface that runs a model, beside the part that plugins/ort/onnxruntime_abi.h declares
-// for operators; why it is declared here, and by what, is written there. tests/plugins/runtime/ort/abi_test.cpp
-// compares each line with onnxruntime_c_api.h wherever that is installed.
+// The part of ONNX Runtime's C interface that runs a model, in addition to the part that plugins/ort/onnxruntime_abi.h
+// declares for operators; that file explains why and how. tests/plugins/runtime/ort/abi_test.cpp compares each line
+// with onnxruntime_c_api.h wherever that is installed.
 #pragma once
 
 #include "ort/onnxruntime_abi.h"

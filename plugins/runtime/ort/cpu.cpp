@@ -1,4 +1,4 @@
-// See cpu.h. One memory is bound as past and present of a cache, so that TensorScatter writes into it and nothing is
+// See cpu.h. One buffer is bound as past and present of a cache, so that TensorScatter writes into it and nothing is
 // copied between calls.
 #include "ort/cpu.h"
 
@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kFirstPositions = 256;  // of a new cache; doubled when full
 
-// What all caches of a model share.
+// State that all caches of a model share.
 struct Shared {
   std::shared_ptr<const Session> session;
   Contract contract;
@@ -91,7 +91,7 @@ class CpuCache : public Cache {
     const int64_t before = held_;
     const std::vector<Bytes> old = allocate(positions);
     for (size_t i = 0; i < old.size(); ++i) {
-      // Of a head, one position.
+      // Bytes of one position of a head.
       const size_t row = contract.cache_bytes(contract.caches[i], 1) / static_cast<size_t>(contract.heads);
       for (size_t head = 0; head < static_cast<size_t>(contract.heads); ++head) {
         std::memcpy(caches_[i].get() + head * row * static_cast<size_t>(positions),

@@ -15,7 +15,7 @@ namespace {
 constexpr char kGraphId[] = "gpu_graph_id";
 constexpr int kNodeByNode = -1;  // the id that captures nothing
 
-// What all conversations share. Everything of it that touches the device runs on `worker`.
+// State that all conversations share. Everything in it that touches the device runs on `worker`.
 struct Device {
   Device(const CudaPlan& device_plan, std::unique_ptr<DeviceMemory> device_memory)
       : plan(device_plan), memory(std::move(device_memory)) {}
@@ -70,7 +70,7 @@ class Slot {
     rows_ = contract().all_rows ? count : 1;
     if (count == 1) {
       staged[kToken] = tokens[0];
-      // What the last call chose lies in the buffer already.
+      // The token that the last call chose is already in the buffer.
       if (chosen_ != tokens[0]) memory.write(token_.get(), &staged[kToken], sizeof(int64_t));
       decode_.run(decode_options_.get());
     } else {
@@ -87,7 +87,7 @@ class Slot {
 
   int64_t chosen() const { return chosen_; }
 
-  // Brings the scores to the host, where widen_logits() finds them.
+  // Copies the scores to the host, where widen_logits() finds them.
   void fetch_logits() {
     const char* const last = static_cast<const char*>(logits_.get()) + row_bytes() * (rows_ - 1);
     device_.memory->read(host_logits_.get(), last, row_bytes());
@@ -151,7 +151,7 @@ class Slot {
   int64_t chosen_ = kNone;  // the token in `token_`, put there by the last call
 };
 
-// Slots that no conversation has, and the device that they are of.
+// Slots that no conversation uses, and their device.
 class Pool {
  public:
   Pool(const CudaPlan& plan, std::unique_ptr<DeviceMemory> memory, const OpenSession& open)
@@ -234,7 +234,7 @@ class CudaCache : public Cache {
 
   void read_logits(float* logits) override {
     pool_->run([&] { slot_->fetch_logits(); });
-    slot_->widen_logits(logits);  // on this thread: the device's may have other sessions' work
+    slot_->widen_logits(logits);  // on this thread: the worker may be busy with other sessions
   }
 
   void rewind(int64_t position) override { position_ = position; }

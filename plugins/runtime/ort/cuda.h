@@ -2,10 +2,10 @@
 // the GPU's memory. Out: a backend.
 //
 // One session serves all conversations. A call of one token, whose buffers never move, is captured in a CUDA graph of
-// its conversation's own and replayed; chunks of a prompt run node by node. ONNX Runtime keeps graphs by thread, and
-// what is free in its arena between calls is memory of the graphs' intermediate tensors, so one thread makes all calls,
-// one after the other. ONNX Runtime never forgets a graph: buffers and graph of a conversation that ended serve the
-// next one.
+// its own conversation and replayed; chunks of a prompt run node by node. ONNX Runtime keeps graphs per thread, and the
+// graphs' intermediate tensors use memory that is free in its arena between calls, so one thread makes all calls, one
+// after the other. ONNX Runtime never forgets a graph: buffers and graph of a conversation that ended serve the next
+// one.
 //
 // ONNX Runtime, "CUDA graphs": https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html.
 #pragma once

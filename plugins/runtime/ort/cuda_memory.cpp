@@ -101,7 +101,7 @@ Gpu find_gpu(const Driver& driver, const LoweredRecord& record, int32_t index) {
   int number = 0, count = 0;
   if (driver.init(0) != kSuccess || driver.driver_version(&number) != kSuccess ||
       driver.device_count(&count) != kSuccess || count == 0) {
-    throw Error(ErrorCode::kNoDriver, "the NVIDIA driver sees no GPU here", where, kCpuInstead);
+    throw Error(ErrorCode::kNoDriver, "the NVIDIA driver finds no GPU here", where, kCpuInstead);
   }
   const Version cuda = cuda_version(number);
   if (record.minimum_cuda && cuda[0] < (*record.minimum_cuda)[0]) {  // drivers run every minor version of a major one
@@ -110,8 +110,8 @@ Gpu find_gpu(const Driver& driver, const LoweredRecord& record, int32_t index) {
                 where, kNewerDriver);
   }
   if (index < 0 || index >= count) {
-    throw Error(ErrorCode::kWrongDevice, "there is no such GPU here, there are " + std::to_string(count), where,
-                "LoadOptions::device = 0 is the first one.");
+    throw Error(ErrorCode::kWrongDevice, "there is no such GPU here; the number of GPUs is " + std::to_string(count),
+                where, "LoadOptions::device = 0 is the first one.");
   }
   Gpu gpu{};
   char name[kNameBytes] = "";
@@ -119,7 +119,7 @@ Gpu find_gpu(const Driver& driver, const LoweredRecord& record, int32_t index) {
   if (driver.device(&gpu.device, index) != kSuccess || driver.device_name(name, sizeof(name), gpu.device) != kSuccess ||
       driver.device_attribute(capability.data(), kCapabilityMajor, gpu.device) != kSuccess ||
       driver.device_attribute(capability.data() + 1, kCapabilityMinor, gpu.device) != kSuccess) {
-    throw Error(ErrorCode::kNoDriver, "the NVIDIA driver says nothing of this GPU", where, kNewerDriver);
+    throw Error(ErrorCode::kNoDriver, "the NVIDIA driver does not describe this GPU", where, kNewerDriver);
   }
   gpu.name = name;
   if (record.minimum_compute_capability && capability < *record.minimum_compute_capability) {
@@ -131,7 +131,7 @@ Gpu find_gpu(const Driver& driver, const LoweredRecord& record, int32_t index) {
   return gpu;
 }
 
-// Another context on this thread, for a while: what the program works in stays its own.
+// Sets another context on this thread for a while, and then restores the program's own.
 class InContext {
  public:
   InContext(const Driver& driver, void* context) : driver_(driver) {
@@ -175,7 +175,7 @@ class CudaMemory : public DeviceMemory {
   int32_t index() const override { return index_; }
   const std::string& title() const override { return gpu_.name; }
   void* stream() const override { return stream_; }
-  // A Jetson's GPU shares the host's memory, and counts as used what only caches files: all of it can be free.
+  // A Jetson's GPU shares the host's memory, and counts the cache of files as used, although all of that can be freed.
   MemoryInfo info() override {
     const InContext in(driver_, context_);
     size_t free_bytes = 0, total_bytes = 0;
@@ -231,12 +231,13 @@ class CudaMemory : public DeviceMemory {
     if (driver_.error_text(status, &reason) != kSuccess || reason == nullptr) reason = "unknown error";
     const std::string what = std::string(function) + " failed: " + reason;
     if (status == kOutOfMemory) {
-      throw Error(ErrorCode::kOutOfDeviceMemory, what, gpu_.name,
-                  "end what else uses the GPU (nvidia-smi lists it), open fewer sessions, or build with a shorter "
-                  "--max-seq-len.");
+      throw Error(
+          ErrorCode::kOutOfDeviceMemory, what, gpu_.name,
+          "end other programs that use the GPU (nvidia-smi lists them), open fewer sessions, or build with a shorter "
+          "--max-seq-len.");
     }
     throw Error(ErrorCode::kRunFailed, what, gpu_.name,
-                "see with nvidia-smi what else uses the GPU; a driver in a bad state needs a restart.");
+                "check with nvidia-smi what else uses the GPU; a driver in a bad state needs a restart.");
   }
 
   Driver driver_;

@@ -1,5 +1,5 @@
 // A GPU's memory through the CUDA driver, which is opened while the program runs. In: the number of a GPU, and what the
-// model asks of it. Out: memory and a stream in the GPU's primary context, the one that ONNX Runtime works in.
+// model requires of it. Out: memory and a stream in the GPU's primary context, in which ONNX Runtime works.
 #pragma once
 
 #include <memory>
@@ -11,8 +11,8 @@
 namespace awq2trt {
 namespace ort {
 
-// Throws Error: kNoDriver without a driver, or with one that is too old; kWrongDevice if there is no such GPU, or it is
-// older than the model wants.
+// Throws Error: kNoDriver without a driver, or with one that is too old; kWrongDevice if there is no such GPU, or if it
+// is too old for the model.
 std::unique_ptr<DeviceMemory> open_cuda_memory(const LoweredRecord& record, const LoadOptions& options);
 
 }  // namespace ort

@@ -38,7 +38,7 @@ void* open_first(const std::string& path, std::string* name) {
   missing("ONNX Runtime is not installed: " + reason, kNames[0]);
 }
 
-// What ONNX Runtime logs is no news: what fails is reported besides.
+// ONNX Runtime's log adds nothing: errors are reported separately.
 void ignore(void*, abi::LoggingLevel, const char*, const char*, const char*, const char*) {}
 
 bool is_out_of_memory(const std::string& reason) {
@@ -54,7 +54,7 @@ std::shared_ptr<const Library> Library::open(const std::string& path, const Vers
   std::string name;
   void* const handle = open_first(path, &name);
   const auto get_base = reinterpret_cast<const abi::ApiBase* (*)()>(dlsym(handle, "OrtGetApiBase"));
-  if (get_base == nullptr) missing("this is no ONNX Runtime: it has no OrtGetApiBase", name);
+  if (get_base == nullptr) missing("this is not ONNX Runtime: it has no OrtGetApiBase", name);
   const std::string version = get_base()->GetVersionString();
   const Version least = std::max(minimum, parse_version(abi::kLeastRuntime));
   const abi::Api* const api = parse_version(version) < least ? nullptr : get_base()->GetApi(abi::kApiVersion);
@@ -81,9 +81,10 @@ bool Library::has_provider(const std::string& name) const {
 
 void Library::refuse(ErrorCode code, const std::string& reason) const {
   if (is_out_of_memory(reason)) {
-    throw Error(ErrorCode::kOutOfDeviceMemory, reason, name_,
-                "end what else uses the memory (nvidia-smi lists it), open fewer sessions, or build with a shorter "
-                "--max-seq-len.");
+    throw Error(
+        ErrorCode::kOutOfDeviceMemory, reason, name_,
+        "end other programs that use the GPU (nvidia-smi lists them), open fewer sessions, or build with a shorter "
+        "--max-seq-len.");
   }
   throw Error(code, reason, name_,
               code == ErrorCode::kNoRuntime ? kInstall : "make the model again with `awq2trt build`.");

@@ -1,4 +1,4 @@
-// ONNX Runtime's library, opened while the program runs: this library links nothing of it. In: where it is. Out: its
+// ONNX Runtime's library, opened while the program runs; this library does not link to it. In: its path. Out: its
 // functions, as calls that throw.
 #pragma once
 
@@ -17,8 +17,8 @@ constexpr char kLibraryVariable[] = "AWQ2TRT_ONNXRUNTIME";
 
 class Library {
  public:
-  // `path`: empty for the file that AWQ2TRT_ONNXRUNTIME names, else what the loader finds. Throws Error, kNoRuntime if
-  // there is none, or one that is older than `minimum`.
+  // `path`: empty for the file that AWQ2TRT_ONNXRUNTIME names, or else the one that the loader finds. Throws Error,
+  // kNoRuntime, if there is none, or if it is older than `minimum`.
   static std::shared_ptr<const Library> open(const std::string& path, const Version& minimum);
   ~Library();
   Library(const Library&) = delete;
@@ -28,7 +28,7 @@ class Library {
   bool has_provider(const std::string& name) const;
   abi::Env* env() const { return env_; }
 
-  // Calls a function; what it reports becomes an Error of this code.
+  // Calls a function; an error that it reports becomes an Error with this code.
   template <typename... Parameters, typename... Arguments>
   void call(ErrorCode code, abi::Slot<abi::Status*(Parameters...)> slot, Arguments... arguments) const {
     try {
@@ -51,7 +51,7 @@ class Library {
   abi::Env* env_ = nullptr;
 };
 
-// An object of ONNX Runtime's, given back when it goes.
+// An object of ONNX Runtime, released when this owner is destroyed.
 template <typename T>
 class Owned {
  public:

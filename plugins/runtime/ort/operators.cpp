@@ -28,10 +28,11 @@ std::string find_operators(const std::string& version, const std::string& direct
   if (library == nullptr) {
     const std::string reason = dlerror();
     if (path != beside && std::filesystem::exists(beside, problem)) {
-      throw Error(
-          ErrorCode::kOperatorsUntrusted,
-          "the operator library is not installed (" + reason + "), and the one beside the model is not loaded unasked",
-          beside, "install awq2trt's operator library, or trust the directory: LoadOptions::trust_directory_library.");
+      throw Error(ErrorCode::kOperatorsUntrusted,
+                  "the operator library is not installed (" + reason +
+                      "), and the one in the model's directory is only loaded on request",
+                  beside,
+                  "install awq2trt's operator library, or trust the directory: LoadOptions::trust_directory_library.");
     }
     throw Error(ErrorCode::kOperatorsMissing, "the model's operators are not here: " + reason, path,
                 "pip install awq2trt, and name its libawq2trt_plugins.so in LoadOptions::operators_library or in "
@@ -41,7 +42,7 @@ std::string find_operators(const std::string& version, const std::string& direct
   const std::string found = get_version == nullptr ? "another project" : get_version();
   if (found != version) {
     throw Error(ErrorCode::kOperatorsVersion,
-                "the model calls operators of awq2trt " + version + ", the library here is of " + found, path,
+                "the model calls operators of awq2trt " + version + ", but the library here has version " + found, path,
                 "pip install awq2trt==" + version + ", or build the model again.");
   }
   return path;

@@ -32,11 +32,11 @@ std::shared_ptr<const Session> Session::open(const std::shared_ptr<const Library
   if (execution.threads > 0) {
     library->call(ErrorCode::kRefused, abi::kSetIntraOpNumThreads, options.get(), execution.threads);
   }
-  // Threads that wait by spinning starve each other once the cores are shared; awq2trt/runtime/ort/session.py has
+  // Threads that spin while waiting starve each other once they share cores; awq2trt/runtime/ort/session.py has
   // figures.
   set(*library, options.get(), "session.intra_op.allow_spinning", "0");
   if (execution.cuda != nullptr) {
-    // Weights lie in memory of their own, not in an arena that grows by blocks.
+    // Weights get their own memory, not a part of an arena that grows by blocks.
     set(*library, options.get(), "session.use_device_allocator_for_initializers", "1");
     add_cuda(*library, options.get(), *execution.cuda,
              Owned<abi::CudaProviderOptions>(library, abi::kReleaseCUDAProviderOptions));

@@ -21,7 +21,7 @@ struct CudaExecution {
   void* stream;  // to work on
 };
 
-// Where bound memory lies.
+// Where bound memory is.
 struct Place {
   const char* device;  // as ONNX Runtime names it
   int32_t index;
@@ -39,7 +39,7 @@ struct Execution {
 
 class Session;
 
-// Memory bound to the inputs and outputs of a session. Whoever binds memory keeps it until it is bound anew.
+// Memory bound to the inputs and outputs of a session. The caller keeps bound memory alive until it binds other memory.
 class Binding {
  public:
   Binding(std::shared_ptr<const Session> session, const Place& place);

@@ -19,7 +19,7 @@ Session Model::session(const SessionOptions& options) const {
   if (options.max_tokens < 0 || options.max_tokens > built) {
     throw Error(options.max_tokens < 0 ? ErrorCode::kBadArgument : ErrorCode::kTooLong,
                 "got " + std::to_string(options.max_tokens) + ", expected 1 to " + std::to_string(built) +
-                    ", or 0 for that many",
+                    ", or 0 for as many as possible",
                 "SessionOptions::max_tokens", "build the model again with --max-seq-len for more.");
   }
   const int64_t capacity = options.max_tokens == 0 ? built : options.max_tokens;

@@ -61,7 +61,7 @@ GoldenCall read_call(const json& entry, const fs::path& folder, const Backend& b
   return call;
 }
 
-// The scores behind a call's tokens.
+// The scores after a call's tokens.
 std::vector<float> run(const GoldenCall& call, const Backend& backend) {
   const std::unique_ptr<Cache> cache = backend.new_cache(backend.capacity());
   const auto longest = static_cast<size_t>(backend.longest_call());

@@ -1,8 +1,8 @@
 // Golden calls: tokens, and the scores that must follow. In: a model's directory, whose golden.json `awq2trt export`
 // wrote, and its backend. Out: how far the scores are off.
 //
-// Only calls that begin a conversation, whose scores lie in raw files (awq2trt/artifact/golden.py); the others are in
-// NumPy's format, and `awq2trt check --golden` runs them.
+// Only calls that begin a conversation, whose scores are in raw files (awq2trt/artifact/golden.py), are run here; the
+// others are in NumPy's format, and `awq2trt check --golden` runs them.
 #pragma once
 
 #include <string>
@@ -13,7 +13,7 @@
 
 namespace awq2trt {
 
-// Norm of the difference over the norm of `expected` around its mean; NaN if anything is. Both: [vocab_size].
+// Norm of the difference divided by the norm of `expected` around its mean; NaN if any number is. Both: [vocab_size].
 double relative_error(const std::vector<float>& got, const std::vector<float>& expected);
 
 // Runs all calls. Throws Error: kNotFound if there are none, kMalformed, kWrongAnswers if one is off.

@@ -1,4 +1,4 @@
-// See model_state.h. What is quick to check is checked first: nothing is loaded for a model that this machine refuses.
+// See model_state.h. Quick checks come first: nothing is loaded for a model that this machine cannot run.
 #include <sys/utsname.h>
 
 #include <algorithm>
@@ -50,7 +50,7 @@ void check_cpu(const LoweredRecord& record, const std::string& directory) {
               "build the model with --target cpu.");
 }
 
-// Without the caches where the application hands out their memory itself.
+// Without the caches if the application itself allocates their memory.
 Needs needs_of(const Manifest& manifest, const Contract& contract, const LoadOptions& options) {
   Needs needs = predict_needs(manifest, contract);
   if (options.allocator.allocate != nullptr) needs.caches = 0;
@@ -115,7 +115,7 @@ std::unique_ptr<Backend> open_built_engine(const std::string& directory, const M
     require_memory(needs_of(manifest, contract, options), memory->info(), memory->title());
   } catch (const Error& error) {
     if (error.code() != ErrorCode::kNoDriver) throw;
-    without_gpu = error;  // TensorRT, which is asked next, has its own words for it
+    without_gpu = error;  // TensorRT, which is asked next, reports this in its own words
   }
   std::unique_ptr<trt::Engine> engine = trt::open_engine(path, *manifest.engine, options);
   if (without_gpu) throw Error(*without_gpu);

@@ -1,5 +1,5 @@
-// A model that was loaded. In: a directory. Out: its backend, its tokenizer and its chat template, checked against each
-// other. Never changes, and serves any number of sessions.
+// A loaded model. In: a directory. Out: its backend, its tokenizer and its chat template, checked against each other.
+// It never changes, and serves any number of sessions.
 #pragma once
 
 #include <memory>

@@ -23,7 +23,7 @@ void require_utf8(std::string_view text, const char* where) {
 
 }  // namespace
 
-// The session in one thread's hands.
+// Marks the session as used by one thread.
 class SessionState::Use {
  public:
   explicit Use(SessionState* session) : session_(*session) {
@@ -54,7 +54,7 @@ class SessionState::Answering : public Continuation {
   bool finds_best() const override { return true; }
   int32_t best() override { return session_.run_waiting(true) ? session_.cache_->best() : -1; }
   void append(int32_t token) override {
-    // The last token of a full session is given, and has no place in the cache.
+    // The last token of a full session is given although the cache has no place for it.
     if (static_cast<int64_t>(session_.tokens_.size()) >= session_.capacity()) return;
     session_.tokens_.push_back(token);
     session_.scored_ = false;
@@ -73,13 +73,13 @@ void SessionState::require_room(size_t tokens) const {
   const std::string limit = std::to_string(capacity());
   const bool built = capacity() == model_->backend->capacity();
   throw Error(ErrorCode::kTooLong,
-              std::to_string(tokens) + " tokens with those that are there, but the session holds " + limit, "Session",
+              "the session would need " + std::to_string(tokens) + " tokens, but it holds at most " + limit, "Session",
               built ? "shorten the text, rewind(), or build the model again with --max-seq-len " +
                           std::to_string(tokens) + " or more."
                     : "shorten the text, rewind(), or open a session of more SessionOptions::max_tokens.");
 }
 
-// The messages so far, the last answer included.
+// The messages so far, including the last answer.
 std::vector<Message> SessionState::with_answer() const {
   std::vector<Message> messages = messages_;
   if (!turns_.empty() && tokens_.size() > turns_.back().tokens) {
@@ -117,7 +117,7 @@ void SessionState::append(const std::vector<Message>& messages) {
   const size_t base = conversing_ ? base_ : tokens_.size();
   const std::vector<int32_t> ids = encode(all);
   require_room(base + ids.size());
-  // What the cache holds of it stays: usually all but the new messages.
+  // The part that the cache already holds stays: usually everything except the new messages.
   const auto begin = tokens_.begin() + static_cast<std::ptrdiff_t>(base);
   const auto same = std::mismatch(begin, tokens_.end(), ids.begin(), ids.end());
   tokens_.erase(same.first, tokens_.end());
@@ -174,7 +174,7 @@ void SessionState::add_plain(const std::vector<int32_t>& tokens) {
   turns_.clear();
 }
 
-// Runs the tokens that wait; whether all were.
+// Runs the waiting tokens; returns whether all were run.
 bool SessionState::run_waiting(bool may_cancel) {
   // After a rewind, the last token is run again for its scores.
   const int64_t count = static_cast<int64_t>(tokens_.size());
@@ -217,7 +217,7 @@ void SessionState::rewind(int64_t tokens) {
   if (tokens < 0 || tokens > static_cast<int64_t>(tokens_.size())) {
     throw Error(ErrorCode::kBadArgument,
                 "got " + std::to_string(tokens) + ", expected 0 to " + std::to_string(tokens_.size()) +
-                    ", the tokens that are there",
+                    ", the number of tokens in the session",
                 "Session::rewind", "");
   }
   if (tokens == static_cast<int64_t>(tokens_.size())) return;

@@ -35,7 +35,7 @@ class SessionState {
   class Use;
   class Answering;
 
-  // Where a conversation stood after messages were appended.
+  // The state of a conversation after messages were appended.
   struct Turn {
     size_t messages;  // of `messages_`
     size_t tokens;    // of `tokens_`; what follows is the answer
@@ -49,10 +49,10 @@ class SessionState {
 
   std::shared_ptr<const ModelState> model_;
   std::unique_ptr<Cache> cache_;
-  std::vector<int32_t> tokens_;  // all; those behind the cache's position wait
+  std::vector<int32_t> tokens_;  // all tokens; those after the cache's position wait
   bool scored_ = false;          // the cache's scores are those of the last token
 
-  std::time_t begun_;  // what templates take for now: what is rendered again is the same
+  std::time_t begun_;  // the current time for templates: a second rendering is the same
   bool conversing_ = false;
   size_t base_ = 0;  // of `tokens_`, where the conversation began
   std::vector<Message> messages_;

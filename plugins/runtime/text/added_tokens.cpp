@@ -1,6 +1,5 @@
-// See added_tokens.h.
-// Source: added_vocabulary.rs of https://github.com/huggingface/tokenizers: of tokens that begin at one place the
-// longest is taken, and the search goes on behind it.
+// See added_tokens.h. Source: added_vocabulary.rs of https://github.com/huggingface/tokenizers: of tokens that begin at
+// the same place the longest is taken, and the search continues after it.
 #include "text/added_tokens.h"
 
 #include <algorithm>
@@ -55,7 +54,7 @@ std::vector<AddedToken> read_added_tokens(const nlohmann::json& list, const std:
     AddedToken token;
     const int64_t id = fields.number("id");
     if (id < 0 || id >= Vocabulary::kMaxTokens) {
-      throw Error(ErrorCode::kMalformed, "the id " + std::to_string(id) + " is none of a token", fields.where(), "");
+      throw Error(ErrorCode::kMalformed, "the id " + std::to_string(id) + " cannot be a token's", fields.where(), "");
     }
     token.id = static_cast<int32_t>(id);
     token.content = fields.text("content");
@@ -75,7 +74,7 @@ void AddedTokens::Set::add(std::string text, const AddedToken& token, bool as_wr
 }
 
 void AddedTokens::Set::sort() {
-  // Of two tokens with one text the later id is found first.
+  // Two tokens may have the same text: the later id is found first.
   std::sort(patterns.begin(), patterns.end(), [](const Pattern& a, const Pattern& b) {
     return a.text != b.text ? a.text < b.text : a.token->id < b.token->id;
   });
@@ -130,7 +129,7 @@ std::vector<Section> AddedTokens::find(const Set& set, std::string_view text, co
     const uint32_t first = set.begins[byte], last = set.begins[byte + 1];
     const Pattern* found = nullptr;
     if (first != last) {
-      // Patterns are sorted: those that `text` begins with come before all that are greater, the longest last.
+      // Patterns are sorted: the prefixes of `text` come before all greater patterns, the longest prefix last.
       const std::string_view rest = text.substr(at);
       const auto begin = set.patterns.begin() + first;
       auto pattern =
@@ -140,7 +139,7 @@ std::vector<Section> AddedTokens::find(const Set& set, std::string_view text, co
         --pattern;
         const bool matches = rest.substr(0, pattern->text.size()) == pattern->text;
         if (matches && acceptable(*pattern, at)) found = &*pattern;
-        // Below a pattern that shares n bytes with the text, only its beginnings of at most n bytes can match.
+        // Before a pattern that shares n bytes with the text, only its prefixes of at most n bytes can match.
         if (!matches && rest[0] == pattern->text[0] && pattern != begin) {
           size_t shared = 0;
           while (shared < rest.size() && shared < pattern->text.size() && rest[shared] == pattern->text[shared])

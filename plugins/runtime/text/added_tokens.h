@@ -1,5 +1,5 @@
-// Tokens that are found in text before it is split into words: those of `added_tokens`. In: text; out: the tokens in it
-// and the texts between them.
+// Tokens of `added_tokens`, which are found in text before it is split into words. In: text; out: the tokens in it and
+// the texts between them.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct AddedToken {
   bool single_word = false, lstrip = false, rstrip = false, normalized = false, special = false;
 };
 
-// Throws Error on what is not known.
+// Throws Error on anything unknown.
 std::vector<AddedToken> read_added_tokens(const nlohmann::json& list, const std::string& where);
 
 // A token found, or text between tokens.
@@ -32,14 +32,14 @@ struct Section {
 
 class AddedTokens {
  public:
-  // Special tokens are found in these parts of a text alone, in order and without overlaps.
+  // Special tokens are found only in these parts of a text, which are in order and do not overlap.
   using Trusted = std::vector<Span>;
 
   AddedTokens() = default;
   AddedTokens(std::vector<AddedToken> tokens, const Normalizer* normalizer);
 
-  // Tokens that are sought in text as it came, and those that are sought in normalized text. `find_raw` also finds
-  // special ones of the second kind where `special_as_written` is set.
+  // Tokens that are searched for in raw text, and tokens that are searched for in normalized text. `find_raw` also
+  // finds special ones of the second kind where `special_as_written` is set.
   std::vector<Section> find_raw(std::string_view text, const Trusted& trusted, bool special_as_written) const;
   std::vector<Section> find_normalized(std::string_view text, bool trusted) const;
 
@@ -52,7 +52,7 @@ class AddedTokens {
   struct Pattern {
     std::string text;
     const AddedToken* token;
-    bool as_written;  // sought in raw text only where `special_as_written` is set
+    bool as_written;  // searched for in raw text only where `special_as_written` is set
   };
   // Patterns in the order of their bytes, and for each first byte where they begin.
   struct Set {

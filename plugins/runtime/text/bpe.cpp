@@ -1,6 +1,6 @@
-// Byte-pair encoding. In: a word; out: its ids, by merging the pair of neighbours whose merge was learnt first, of
-// equal ones the leftmost, until no pair can be merged. Source: models/bpe of
-// https://github.com/huggingface/tokenizers, to whose ids it is held, unknown tokens included.
+// Byte-pair encoding. In: a word; out: its ids, by merging the pair of neighbours whose merge was learnt first (the
+// leftmost of equal pairs) until no pair can be merged. Source: models/bpe of
+// https://github.com/huggingface/tokenizers; tests check that the ids are the same, including those of unknown tokens.
 #include <algorithm>
 
 #include "awq2trt/awq2trt.hpp"
@@ -14,11 +14,11 @@ namespace awq2trt {
 namespace {
 
 constexpr int32_t kNone = Vocabulary::kNone;
-constexpr int32_t kNoUnknown = -2;  // no unk_token is declared: what has no token is left out
+constexpr int32_t kNoUnknown = -2;  // no unk_token is declared: text without a token is left out
 constexpr uint32_t kNoMerge = UINT32_MAX;
 constexpr char kSpaceMark[] = "\u2581";  // SentencePiece's for a space
 
-// Up to so many symbols, looking through all pairs for the best is quicker than a heap.
+// Up to this many symbols, searching all pairs for the best is faster than a heap.
 constexpr size_t kFewSymbols = 48;
 
 struct Merge {
@@ -34,7 +34,7 @@ class MergeTable {
     slots_.assign(size_t{1} << bits_, Merge{kNoMerge, 0, kNoMerge, kNone});
   }
 
-  // A pair that comes again gets the later rank, as in Hugging Face's table.
+  // A repeated pair gets the later rank, as in Hugging Face's table.
   void insert(const Merge& merge) { slots_[slot_of(merge.left, merge.right)] = merge; }
 
   const Merge& find(int32_t left, int32_t right) const {
@@ -42,7 +42,7 @@ class MergeTable {
   }
 
  private:
-  // Where the pair is, or the free slot where it would be.
+  // The slot of the pair, or the free slot where it would be.
   size_t slot_of(uint32_t left, uint32_t right) const {
     const uint64_t key = uint64_t{left} << 32 | right;
     size_t slot = (key * 0x9E3779B97F4A7C15u) >> (64 - bits_);
@@ -151,7 +151,7 @@ class Bpe : public SubwordModel {
   }
 
   void read_symbols(std::string_view word, std::vector<int32_t>* symbols) const {
-    int32_t unknown = kNoUnknown;  // one that is not yet among the symbols, for the next may be fused with it
+    int32_t unknown = kNoUnknown;  // not yet one of the symbols, since the next may be fused with it
     for (size_t i = 0; i < word.size();) {
       const size_t begin = i;
       int32_t id = first_ids_[static_cast<unsigned char>(word[i])];
@@ -243,7 +243,7 @@ class Bpe : public SubwordModel {
       const Candidate best = heap.back();
       heap.pop_back();
       Scratch::Symbol& left = symbols[best.position];
-      // What was merged since, or has another neighbour now, is no longer what the candidate was.
+      // A symbol that was merged since, or that has another neighbour now, no longer matches the candidate.
       if (left.id == kNone || candidate_at(best.position).id != best.id) continue;
       Scratch::Symbol& right = symbols[left.next];
       left.id = best.id;
@@ -270,7 +270,7 @@ class Bpe : public SubwordModel {
   Options options_;
   MergeTable merges_;
   std::vector<int32_t> ids_of_bytes_;  // of <0x00> and following
-  std::vector<int32_t> first_ids_;     // of single bytes: of all if the vocabulary is raw, else of ASCII
+  std::vector<int32_t> first_ids_;     // of single bytes: all if the vocabulary is raw, otherwise ASCII
   bool spelled_ = false;               // any character can be spelled with bytes
   bool splits_at_marks_ = false;
 };

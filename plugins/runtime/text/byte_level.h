@@ -10,10 +10,10 @@ namespace awq2trt::byte_level {
 
 std::string to_characters(std::string_view bytes);
 
-// False, and `bytes` of no use, if `characters` has one that is not of the alphabet.
+// False if `characters` has one outside the alphabet; `bytes` is then meaningless.
 bool to_bytes(std::string_view characters, std::string* bytes);
 
-// What the pre-tokenizer ByteLevel splits by.
+// The pattern by which the pre-tokenizer ByteLevel splits.
 constexpr char kPattern[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 }  // namespace awq2trt::byte_level

@@ -26,7 +26,7 @@ namespace {
 using awq2trt::Error;
 using awq2trt::ErrorCode;
 
-// Room for the text of an error, which must not need memory that there may not be.
+// A fixed buffer for the text of an error, since memory may have run out.
 thread_local char last_error[4096] = "";
 
 int32_t fail(ErrorCode code, const char* text) {
@@ -34,7 +34,7 @@ int32_t fail(ErrorCode code, const char* text) {
   return static_cast<int32_t>(code);
 }
 
-// Runs what may throw; its code.
+// Runs a function that may throw; returns its code.
 template <typename Work>
 int32_t guarded(const Work& work) noexcept {
   last_error[0] = '\0';

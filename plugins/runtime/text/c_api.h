@@ -1,6 +1,6 @@
 // Text in and out for programs in C, and for Python's tests. No exception leaves a function. Those that may fail return
-// 0, or a code of awq2trt.hpp; then awq2trt_text_last_error() is what went wrong, on this thread, until the next call.
-// Results belong to the caller, who gives them back with awq2trt_text_free.
+// 0, or a code of awq2trt.hpp; then awq2trt_text_last_error() describes the error on this thread until the next call.
+// Results belong to the caller, who frees them with awq2trt_text_free.
 #pragma once
 
 #include <stddef.h>
@@ -41,14 +41,14 @@ AWQ2TRT_TEXT_API void awq2trt_text_stream_close(awq2trt_text_stream* stream);
 AWQ2TRT_TEXT_API int32_t awq2trt_text_stream_push(awq2trt_text_stream* stream, int32_t id, char** text, size_t* bytes);
 AWQ2TRT_TEXT_API int32_t awq2trt_text_stream_finish(awq2trt_text_stream* stream, char** text, size_t* bytes);
 
-// A chat template: of a directory's files, or as it is written. `bos` and `eos` may be null.
+// A chat template: from a directory's files, or from its text. `bos` and `eos` may be null.
 AWQ2TRT_TEXT_API int32_t awq2trt_text_template_open(const char* directory, awq2trt_text_template** chat_template);
 AWQ2TRT_TEXT_API int32_t awq2trt_text_template_parse(const char* source, const char* bos, const char* eos,
                                                      awq2trt_text_template** chat_template);
 AWQ2TRT_TEXT_API void awq2trt_text_template_close(awq2trt_text_template* chat_template);
-// `messages`: a JSON list of objects with role and content. `now`: seconds since 1970, for strftime_now.
-// `tokenizer` says which texts are special tokens, and may be null if the answer is not to be encoded.
-// `parts` is a JSON list of pairs: text, and whether it is trusted.
+// `messages`: a JSON list of objects with role and content. `now`: seconds since 1970, for strftime_now. `tokenizer`
+// says which texts are special tokens, and may be null if the result will not be encoded. `parts` is a JSON list of
+// pairs: text, and whether it is trusted.
 AWQ2TRT_TEXT_API int32_t awq2trt_text_template_render(const awq2trt_text_template* chat_template,
                                                       const awq2trt_text_tokenizer* tokenizer, const char* messages,
                                                       int32_t add_generation_prompt, int64_t now, char** parts,

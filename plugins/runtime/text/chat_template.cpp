@@ -25,14 +25,15 @@ constexpr size_t kLongestExpression = 2'000;  // tokens between {% and %}; publi
 constexpr size_t kDeepestSource = 60;         // brackets, blocks and the like within each other
 constexpr size_t kMostBranches = 100;         // elif in one if
 
-// Roles in use. Others are a user's text as well: a template that builds "<|role|>" makes no special token of them.
+// Roles in use. Any other role counts as a user's text: a template that builds "<|role|>" from it makes no special
+// token.
 constexpr const char* kRoles[] = {"system",  "user",  "assistant",   "tool",          "developer", "function",
                                   "ipython", "model", "observation", "tool_response", "context"};
 
-// Noncharacters, which text is not exchanged with: U+FDD0 to U+FDEF.
+// Noncharacters, which exchanged text does not contain: U+FDD0 to U+FDEF.
 constexpr char32_t kFirstMark = 0xFDD0, kLastMark = 0xFDEF;
 
-// The parser is recursive: bounds how deep it goes before it begins.
+// The parser is recursive: this limits its depth before it begins.
 void check_nesting(const jinja::lexer_result& lexed, const std::string& where) {
   using Token = jinja::token;
   size_t brackets = 0, blocks = 0, in_a_row = 0, expression = 0, branches = 0, recursive = 0;
@@ -77,7 +78,7 @@ void check_nesting(const jinja::lexer_result& lexed, const std::string& where) {
   }
 }
 
-// What the engine says of an error ends with the message that matters.
+// The engine's text about an error ends with the message that matters.
 std::string reason_of(const std::exception& error) {
   std::string text = error.what();
   for (const char* lead : {"Error: Jinja Exception: ", "Jinja Exception: ", "Error: "}) {
@@ -112,7 +113,7 @@ class Marker {
 
   const std::string& mark() const { return mark_; }
 
-  // A mark behind the first character of each special token, or before it if that is all it has.
+  // Puts a mark after the first character of each special token, or before it if the token has only one.
   std::string apply(const std::string& text) const {
     std::vector<size_t> places;
     for (const std::string& token : tokens_) {
@@ -167,7 +168,7 @@ jinja::value to_value(const json& from, const Marker& marker, bool is_message) {
   return object;
 }
 
-// Parts without marks: the character behind a mark is not the template's, whatever the engine says.
+// Removes the marks from the parts: the character after a mark is not the template's, whatever the engine reports.
 std::vector<RenderedPart> without_marks(const jinja::string& rendered, const std::string& mark) {
   std::vector<RenderedPart> result;
   const auto add = [&](std::string_view text, bool trusted) {

@@ -1,10 +1,10 @@
 // A model's chat template. In: the messages of a conversation; out: the text that the model was trained on, in parts
 // that the template wrote and parts that came from messages, so that what users write never becomes a special token.
 //
-// Two things tell the parts apart. The engine keeps with each piece of text whether it came from a message, and our
-// limits see to it where the engine forgets (engine_limits.h). Besides, before the template runs, each special token's
-// text within a message gets a private mark inside, a noncharacter that no message has; wherever that text ends up, the
-// mark parts it, whatever the template did to it. Rendered text has no marks.
+// Two mechanisms tell the parts apart. The engine records with each piece of text whether it came from a message, and
+// our limits do so where the engine forgets it (engine_limits.h). In addition, before the template runs, each special
+// token's text within a message gets a private mark inside, a noncharacter that no message has; wherever the template
+// puts that text, the mark splits it. Rendered text has no marks.
 //
 // Source of the engine: plugins/third_party/llama_cpp_jinja.
 #pragma once
@@ -32,21 +32,22 @@ struct RenderedPart {
 
 struct RenderOptions {
   bool add_generation_prompt = true;
-  std::time_t now = 0;  // what strftime_now tells, in local time
+  std::time_t now = 0;  // the time that strftime_now returns, in local time
 };
 
 // One object serves any number of threads at once.
 class ChatTemplate {
  public:
-  // Of chat_template.jinja, or tokenizer_config.json, whose tokens (bos_token and the like) the template sees. Throws
-  // Error, kNotFound if the directory has no template.
+  // Reads chat_template.jinja or tokenizer_config.json, whose tokens (bos_token and the like) the template can use.
+  // Throws Error, kNotFound if the directory has no template.
   static std::unique_ptr<ChatTemplate> from_directory(const std::string& directory);
   // `variables`: an object of texts, e.g. {"bos_token": "<s>"}.
   ChatTemplate(const std::string& source, const nlohmann::ordered_json& variables, const std::string& where);
   ~ChatTemplate();
 
-  // `messages`: a list of objects with role and content. Only where a `tokenizer` is given are special tokens within
-  // messages marked. Throws Error: kTemplateRaised if the template refuses the messages, kLimit if it takes too long.
+  // `messages`: a list of objects with role and content. Special tokens within messages are marked only if a
+  // `tokenizer` is given. Throws Error: kTemplateRaised if the template refuses the messages, kLimit if it takes too
+  // long.
   std::vector<RenderedPart> render(const nlohmann::ordered_json& messages, const Tokenizer* tokenizer,
                                    const RenderOptions& options) const;
 
@@ -57,7 +58,7 @@ class ChatTemplate {
   nlohmann::ordered_json variables_;
 };
 
-// The text of a JSON list of messages, as JSON; throws Error on what is none, and on what is nested too deeply.
+// Parses a JSON list of messages; throws Error if the text is not JSON or is nested too deeply.
 nlohmann::ordered_json read_messages(std::string_view text);
 
 }  // namespace awq2trt

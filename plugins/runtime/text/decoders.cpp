@@ -35,7 +35,7 @@ class WholeTokens : public DecodingStep {
   std::string collected_;
 };
 
-// Joins all tokens to one of bytes, and hands on its characters; ill-formed bytes become U+FFFD.
+// Joins the bytes of all tokens and passes on their characters; ill-formed bytes become U+FFFD.
 class JoinBytes : public WholeTokens {
  public:
   explicit JoinBytes(bool raw) : raw_(raw) {}
@@ -131,7 +131,7 @@ class Fuse : public DecodingStep {
   }
 };
 
-// The mark of a space becomes one, but for the first token's, which nobody wrote.
+// The mark of a space becomes a space, except the first token's, which nobody wrote.
 class Metaspace : public DecodingStep {
  public:
   Metaspace(std::string mark, bool drops_first) : mark_(std::move(mark)), dropping_(drops_first) {}
@@ -172,7 +172,7 @@ class Replace : public WholeTokens {
   const Replacement& replacement_;
 };
 
-// Takes up to so many characters of one kind off the beginning and the end of each token.
+// Removes up to a number of equal characters from the beginning and the end of each token.
 class Strip : public DecodingStep {
  public:
   Strip(std::string character, size_t start, size_t stop)
@@ -188,7 +188,7 @@ class Strip : public DecodingStep {
       }
     }
     held_ += part;
-    // What may yet turn out to be the end is held back.
+    // Text that may turn out to be the end is held back.
     size_t end = held_.size(), strippable = 0;
     while (strippable < stop_ && end >= character_.size() &&
            held_.compare(end - character_.size(), character_.size(), character_) == 0) {

@@ -1,6 +1,6 @@
 // From tokens back to text, token by token. In: a decoder of tokenizer.json; out: a chain of steps, each of which takes
-// tokens in and hands tokens on, as early as it is certain of them. The text of a whole answer is what the same chain
-// gives for all its tokens, so that streamed text cannot differ from it.
+// tokens and passes tokens on as soon as it is certain of them. The same chain decodes complete answers, so streamed
+// text cannot differ from them.
 #pragma once
 
 #include <memory>
@@ -11,7 +11,8 @@
 
 namespace awq2trt {
 
-// A step at work on one answer. Tokens may come in parts: a part that is not the last of its token has more to follow.
+// A step that decodes one answer. Tokens may come in parts: a part that is not the last of its token has more to
+// follow.
 class DecodingStep {
  public:
   virtual ~DecodingStep() = default;
@@ -41,7 +42,7 @@ struct DecoderPlan {
   bool takes_bytes = false;  // the first step takes the bytes that a token of a raw vocabulary stands for
 };
 
-// Throws Error on what is not known. A null definition joins tokens with spaces. `raw_vocabulary`: see vocabulary.h.
+// Throws Error on anything unknown. A null definition joins tokens with spaces. `raw_vocabulary`: see vocabulary.h.
 DecoderPlan make_decoders(const nlohmann::json& definition, const std::string& where, bool raw_vocabulary);
 
 }  // namespace awq2trt

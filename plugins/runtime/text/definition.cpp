@@ -10,7 +10,7 @@ using nlohmann::json;
 
 constexpr size_t kDeepest = 64;                  // levels of nesting; files in use have 10
 constexpr size_t kArenaLimit = size_t{1} << 30;  // bytes of all tokens and merges; files in use have 20 MB
-constexpr size_t kRestLimit = 4'000'000;         // values beside the two; added tokens make up to 100,000 of them
+constexpr size_t kRestLimit = 4'000'000;         // values other than these two; added tokens make up to 100,000 of them
 
 class Reader : public nlohmann::json_sax<json> {
  public:

@@ -1,5 +1,6 @@
-// tokenizer.json as read from disk. In: the file, in one pass, never held as a whole; out: vocabulary and merges in
-// compact arrays, everything else as JSON. A document tree of a vocabulary of 128,000 tokens would take 100 MB.
+// tokenizer.json as read from disk. In: the file, read in one pass and never completely in memory; out: vocabulary and
+// merges in compact arrays, everything else as JSON. A document tree of a vocabulary of 128,000 tokens would take 100
+// MB.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,7 @@ struct Definition {
   nlohmann::json rest;  // without model.vocab and model.merges
   std::string arena;
   std::vector<Token> tokens;
-  std::vector<double> scores;  // log probabilities; one a token if the vocabulary is a list, else none
+  std::vector<double> scores;  // log probabilities; one per token if the vocabulary is a list, otherwise empty
   std::vector<Merge> merges;
   bool has_vocabulary = false, vocabulary_is_list = false, has_merges = false;
 

@@ -36,7 +36,7 @@ void check_length(double length) {
   }
 }
 
-// Visits a value and all in it, each visit a step, until `visit` returns true; whether it did.
+// Visits a value and everything in it until `visit` returns true; each visit counts as a step. Returns whether it did.
 template <typename Visit>
 bool search(const value& root, const Visit& visit, int depth = 0) {
   count_step();
@@ -57,7 +57,7 @@ bool search(const value& root, const Visit& visit, int depth = 0) {
   return false;
 }
 
-// Length of the text of a value, at most a few times too high; throws if that is beyond the limit.
+// An upper bound of the length of a value's text, at most a few times too high; throws if it exceeds the limit.
 double weigh(const value& root) {
   double length = 0;
   search(root, [&](const value& one) {
@@ -76,7 +76,7 @@ bool has_input(const value& root) {
   });
 }
 
-// Marks a text as the user's if no part of it is: a method made it of the user's text.
+// Marks a text as the user's if no part of it is: a method has made it from the user's text.
 void mark(const value& made) {
   auto& parts = made->val_str.parts;
   if (std::none_of(parts.begin(), parts.end(), [](const string_part& part) { return part.is_input; })) {
@@ -116,12 +116,12 @@ int64_t int_or(const func_args& args, size_t position, int64_t otherwise) {
   return args.get_args()[position]->as_int();
 }
 
-// What Python's str.strip() takes off: the property White_Space, and four separators.
+// What Python's str.strip() removes: characters with the property White_Space, and four separators.
 bool is_python_space(char32_t character) {
   return awq2trt::is_space(character) || (character >= 0x1C && character <= 0x1F);
 }
 
-// str.strip() by characters, where the engine goes by bytes and knows ASCII alone.
+// str.strip() by characters; the engine's works on bytes and knows only ASCII.
 value strip(const value& input, bool left, bool right) {
   string text = input->as_string();
   auto& parts = text.parts;
@@ -167,7 +167,7 @@ value slice(const std::string& text, int64_t start, int64_t stop) {
   return mk_val<value_string>(start < stop ? text.substr(begin, position - begin) : "");
 }
 
-// Methods of text that the engine does by bytes, done by characters; nullptr where there is no difference.
+// Methods of text that the engine applies to bytes, here applied to characters; nullptr where it makes no difference.
 value call_by_characters(const std::string& name, const func_args& args) {
   if (args.count() == 0 || !is_val<value_string>(args.get_args()[0])) return nullptr;
   const value& input = args.get_args()[0];
@@ -195,7 +195,7 @@ void check_before(const std::string& name, bool is_method, const func_args& args
       if (count > static_cast<double>(kLongestRange)) {
         exceed("the template asks for a range of more than " + std::to_string(kLongestRange));
       }
-      // The engine counts beyond the end by one step.
+      // The engine counts one step beyond the end.
       if (std::max({std::abs(static_cast<double>(last)), std::abs(static_cast<double>(first)),
                     std::abs(static_cast<double>(step))}) > 1e15) {
         exceed("the template asks for a range of numbers above 10^15");
@@ -212,7 +212,7 @@ void check_before(const std::string& name, bool is_method, const func_args& args
       exceed("the template indents by more than " + std::to_string(kWidestIndent));
     }
   }
-  // These may repeat one argument as often as another is long.
+  // These may repeat one argument as many times as another is long.
   if (name == "replace" || name == "join" || name == "indent" || name == "tojson") {
     double longest_added = 8;
     for (size_t i = 1; i < args.count(); ++i) longest_added = std::max(longest_added, weigh(args.get_args()[i]));
@@ -262,7 +262,7 @@ void ExecutionLevel::check(const statement& executed, const value& result) const
   if (is_val<value_string>(result)) {
     if (result->val_str.parts.size() > kParts) exceed("the template makes a text of too many parts");
     check_length(static_cast<double>(result->val_str.length()));
-    steps += result->val_str.length() / 1024;  // copying it takes time, too
+    steps += result->val_str.length() / 1024;  // copying it also takes time
   } else if (is_val<value_array>(result) || is_val<value_object>(result)) {
     const bool only_names = dynamic_cast<const identifier*>(&executed) != nullptr ||
                             dynamic_cast<const member_expression*>(&executed) != nullptr;

@@ -1,6 +1,6 @@
-// Limits on chat templates, which are programs that come with a model: on steps, nesting, and the sizes of what they
-// make. Called from the engine's interpreter (cmake/limit_engine.cmake). Besides, what a method makes of a user's text
-// is marked as the user's, which the engine's own methods forget here and there.
+// Limits on chat templates, which are programs that come with a model: on steps, nesting, and the sizes of their
+// results. Called from the engine's interpreter (cmake/limit_engine.cmake). Also marks the results of methods on a
+// user's text as the user's, which some of the engine's own methods forget.
 //
 // The limits are far above what templates need: rendering a conversation of 1000 messages takes some 50,000 steps.
 #pragma once
@@ -19,12 +19,12 @@ struct limit_exceeded : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// While one of them lives, the limits of this thread are counted anew.
+// While such an object exists, the limits of this thread count from zero.
 class ExecutionBudget {
  public:
   ExecutionBudget();
   ~ExecutionBudget();
-  static bool exceeded();  // whether a limit was what ended the last template of this thread
+  static bool exceeded();  // whether a limit ended the last template of this thread
 };
 
 // One level of nesting of the interpreter.
@@ -35,7 +35,7 @@ class ExecutionLevel {
   void check(const statement& executed, const value& result) const;
 };
 
-// Throws if `child` holds `parent`, or is it.
+// Throws if `child` is or contains `parent`.
 void refuse_cycle(const value& parent, const value& child);
 
 }  // namespace jinja

@@ -1,4 +1,4 @@
-// How an error reads: where, what, and on a line of its own the fix.
+// The text of an error: where, what, and on its own line the fix.
 #include "awq2trt/awq2trt.hpp"
 
 namespace awq2trt {

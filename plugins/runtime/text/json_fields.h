@@ -1,5 +1,5 @@
-// Reads an object of a JSON file field by field, and refuses those nobody asked for: what we do not know could change
-// what the file means.
+// Reads an object of a JSON file field by field, and refuses fields that nobody asked for: an unknown field could
+// change the meaning of the file.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -23,7 +23,7 @@ class Fields {
   bool flag(const std::string& key);
   bool flag_or(const std::string& key, bool otherwise);
   int64_t number(const std::string& key);
-  void ignore(const std::string& key) { read_.insert(key); }  // known, and of no consequence here
+  void ignore(const std::string& key) { read_.insert(key); }  // known, but has no effect here
 
   void finish() const;  // throws on a field that nobody read
 

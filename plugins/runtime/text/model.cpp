@@ -46,7 +46,7 @@ void SubwordModel::encode(std::string_view word, Scratch* scratch, std::vector<i
   if (scratch->cache.find(word, hash, ids)) return;
   const size_t before = ids->size();
   encode_anew(word, scratch, ids);
-  // At most four ids a byte: a byte-level character without a token is spelled by the bytes of its UTF-8.
+  // At most four ids per byte: a byte-level character without a token is spelled by the bytes of its UTF-8.
   scratch->cache.insert(word, hash, ids->data() + before, ids->size() - before);
 }
 

@@ -1,4 +1,4 @@
-// What turns a word into ids: BPE (bpe.h) or Unigram (unigram.h), over one vocabulary; and what it works with.
+// The model that turns a word into ids, BPE (bpe.h) or Unigram (unigram.h), and the buffers that it works with.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace awq2trt {
 
 struct Definition;
 
-// The ids of words that were encoded before: words repeat. It forgets all of them when it is full.
+// A cache of the ids of words that were encoded before, since words repeat. When full, it forgets all of them.
 class WordCache {
  public:
   static constexpr size_t kSlots = 1 << 14;
@@ -36,7 +36,7 @@ class WordCache {
   size_t used_ = 0;
 };
 
-// What one thread works with while it encodes.
+// The buffers of one thread while it encodes.
 struct Scratch {
   struct Symbol {
     int32_t id, previous, next;
@@ -60,23 +60,24 @@ class SubwordModel {
  public:
   virtual ~SubwordModel() = default;
 
-  // Appends the ids of a word, not empty, to `ids`; bytes where the vocabulary is raw, else UTF-8.
+  // Appends the ids of `word`, which is not empty, to `ids`. The word is bytes if the vocabulary is raw, otherwise
+  // UTF-8.
   void encode(std::string_view word, Scratch* scratch, std::vector<int32_t>* ids) const;
 
  protected:
   virtual void encode_anew(std::string_view word, Scratch* scratch, std::vector<int32_t>* ids) const = 0;
 };
 
-// Tokens that text never becomes: special ones. By id.
+// By id: special tokens, which text never becomes.
 using Forbidden = std::vector<bool>;
 
-// Throws Error on a model that is not known. `definition.rest` is the whole file; the vocabulary outlives the model.
+// Throws Error on an unknown model. `definition.rest` is the whole file; the vocabulary outlives the model.
 std::unique_ptr<SubwordModel> make_bpe(Definition* definition, const Vocabulary& vocabulary, const Forbidden& forbidden,
                                        const std::string& where);
 std::unique_ptr<SubwordModel> make_unigram(Definition* definition, const Vocabulary& vocabulary,
                                            const Forbidden& forbidden, const std::string& where);
 
-// Ids of <0x00> to <0xFF>, with which characters are spelled that have no token; kNone where there is none.
+// Ids of <0x00> to <0xFF>, which spell characters that have no token; kNone if the vocabulary lacks one.
 std::vector<int32_t> byte_tokens(const Vocabulary& vocabulary);
 
 }  // namespace awq2trt

@@ -17,7 +17,7 @@
 namespace awq2trt {
 namespace {
 
-// A text of this length at most is normalized. A normalizer may lengthen it a few times.
+// The longest text that is normalized. A normalizer may make it a few times longer.
 constexpr size_t kLongestText = size_t{1} << 30;
 
 // Unicode's normal forms.
@@ -65,7 +65,7 @@ class EachCharacter : public Normalizer {
   Change change_;
 };
 
-// The only character whose lower case is two characters gets the second one here.
+// One character has a lower case of two characters; its second one is added here.
 class Lowercase : public Normalizer {
  public:
   void apply_(std::string* text) const override {
@@ -87,7 +87,7 @@ class Lowercase : public Normalizer {
 
 char32_t without_marks(char32_t character) { return is_mark(character) ? EachCharacter::kDrop : character; }
 
-// Source: nmt_nfkc of SentencePiece, as do_nmt of Hugging Face's tokenizers has it.
+// Source: nmt_nfkc of SentencePiece, as implemented in do_nmt of Hugging Face's tokenizers.
 char32_t as_nmt(char32_t c) {
   if ((c >= 0x01 && c <= 0x08) || c == 0x0B || (c >= 0x0E && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F) {
     return EachCharacter::kDrop;

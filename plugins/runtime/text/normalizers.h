@@ -1,4 +1,4 @@
-// What is done to text before it is split. In: a normalizer of tokenizer.json; out: an object that changes text.
+// Changes to a text before it is split. In: a normalizer of tokenizer.json; out: an object that changes text.
 #pragma once
 
 #include <memory>
@@ -13,7 +13,7 @@ class Normalizer {
   virtual void apply_(std::string* text) const = 0;  // UTF-8 in, UTF-8 out
 };
 
-// nullptr where `definition` is null. Throws Error on what is not known.
+// nullptr where `definition` is null. Throws Error on anything unknown.
 std::unique_ptr<Normalizer> make_normalizer(const nlohmann::json& definition, const std::string& where);
 
 }  // namespace awq2trt

@@ -89,7 +89,7 @@ SpecialFrame read_post_processor(const json& definition, const std::string& wher
     }
   } else if (type == "TemplateProcessing") {
     frame = read_template(&fields);
-  } else if (type == "ByteLevel") {  // moves offsets, which nobody asks for here
+  } else if (type == "ByteLevel") {  // moves offsets, which are not used here
     for (const char* key : {"add_prefix_space", "trim_offsets", "use_regex"}) fields.ignore(key);
   } else if (type == "RobertaProcessing" || type == "BertProcessing") {
     for (const char* key : {"add_prefix_space", "trim_offsets"}) fields.ignore(key);

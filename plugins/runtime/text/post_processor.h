@@ -1,5 +1,5 @@
 // The special tokens that a tokenizer puts around a text, such as the beginning of the sequence. In: a post_processor
-// of tokenizer.json; out: the ids before and behind.
+// of tokenizer.json; out: the ids before and after the text.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ struct SpecialFrame {
   std::vector<int32_t> before, behind;
 };
 
-// Throws Error on what is not known. Empty where `definition` is null.
+// Throws Error on anything unknown. Empty where `definition` is null.
 SpecialFrame read_post_processor(const nlohmann::json& definition, const std::string& where);
 
 }  // namespace awq2trt

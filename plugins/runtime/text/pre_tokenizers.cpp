@@ -30,7 +30,7 @@ void Words::set_text(std::string text, std::vector<Span> spans) {
 
 namespace {
 
-// By matches of a regular expression.
+// Splits by matches of a regular expression.
 class Split : public PreTokenizer {
  public:
   Split(Regex regex, Behavior behavior, bool invert) : regex_(std::move(regex)), behavior_(behavior), invert_(invert) {}
@@ -61,7 +61,7 @@ class Split : public PreTokenizer {
   bool invert_;
 };
 
-// By characters of a class; each that is in it is a match.
+// Splits by characters of a class; each character in it is a match.
 class SplitByClass : public PreTokenizer {
  public:
   using Class = bool (*)(char32_t);
@@ -147,7 +147,7 @@ class Metaspace : public PreTokenizer {
   }
 
  private:
-  // Every mark begins a word, of several in a row each its own.
+  // Every mark begins a word, even each of several in a row.
   void split_at_marks(Words* words) const {
     std::vector<Span> spans;
     spans.reserve(words->text().size() / 4);

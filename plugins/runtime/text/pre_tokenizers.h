@@ -15,13 +15,13 @@ namespace awq2trt {
 // A text and the words in it, in order. Not all of the text need be in a word.
 class Words {
  public:
-  // `at_start`: the text is the beginning of what is encoded. The caller keeps `text` alive.
+  // `at_start`: the text is at the beginning of the encoded text. The caller keeps `text` alive.
   Words(std::string_view text, bool at_start);
 
   std::string_view text() const { return text_; }
   const std::vector<Span>& spans() const { return spans_; }
   std::string_view operator[](size_t i) const { return text_.substr(spans_[i].begin, spans_[i].size()); }
-  // Whether the first word begins where what is encoded does.
+  // Whether the first word is at the beginning of the encoded text.
   bool at_start() const { return at_start_; }
 
   void set_spans(std::vector<Span> spans, bool at_start);
@@ -45,7 +45,7 @@ struct PreTokenizerPlan {
   bool raw_bytes = false;               // the last step was ByteLevel, whose alphabet is left out: the model gets bytes
 };
 
-// Throws Error on what is not known. Where `definition` is null, there are no steps.
+// Throws Error on anything unknown. Where `definition` is null, there are no steps.
 PreTokenizerPlan make_pre_tokenizer(const nlohmann::json& definition, const std::string& where);
 
 }  // namespace awq2trt

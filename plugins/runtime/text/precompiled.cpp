@@ -71,7 +71,7 @@ const char* PrecompiledTable::find(std::string_view text) const {
     if (node >= units_.size()) return nullptr;
     if (has_leaf(unit)) {
       const uint32_t at = value_of(units_[node]);
-      // An entry begins where a character does: what is left is UTF-8 whatever the table says.
+      // An entry begins at the beginning of a character: the rest is UTF-8 whatever the table contains.
       const bool whole = at < replacements_.size() && (static_cast<unsigned char>(replacements_[at]) & 0xC0) != 0x80;
       return whole ? replacements_.c_str() + at : nullptr;
     }

@@ -10,7 +10,7 @@
 namespace awq2trt {
 namespace {
 
-// Characters with the property White_Space. PCRE2's own \s has U+180E as well.
+// Characters with the property White_Space. PCRE2's own \s also has U+180E.
 constexpr char kSpaces[] =
     "\\x{9}-\\x{D} \\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}"
     "\\x{205F}\\x{3000}";
@@ -19,7 +19,7 @@ constexpr char kSpaces[] =
 // unless a word has more characters than that.
 constexpr uint32_t kMatchLimit = 20'000'000;
 
-// Bytes of a pattern. The longest in use has some 600.
+// Bytes of a pattern. The longest in use has about 600.
 constexpr size_t kLongestPattern = 65'536;
 
 [[noreturn]] void refuse(const std::string& what, const std::string& where) {
@@ -159,7 +159,8 @@ bool Regex::Matches::next(Span* match) {
     *match = Span{offsets[0], offsets[1]};
     if (match->end < match->begin) refuse("a regular expression whose match ends before it begins", regex_.where_);
     if (match->begin == match->end) {
-      // An empty match: the next search begins a character later; one at the end of the last match does not count.
+      // After an empty match the next search begins one character later; an empty match at the end of the last match
+      // does not count.
       position_ = match->end;
       if (position_ < text_.size()) {
         next_character(text_, &position_);

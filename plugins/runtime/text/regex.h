@@ -1,6 +1,6 @@
-// Regular expressions of tokenizer.json, which are written for Oniguruma (Ruby's syntax), run by PCRE2's JIT.
-// In: a pattern; out: matches in UTF-8 text. Where the two syntaxes say different things, the pattern is translated
-// (\s, ^, $) or refused (\h, &&, sets within sets), so that it never quietly means something else.
+// Regular expressions of tokenizer.json, which are written for Oniguruma (Ruby's syntax), run by PCRE2's JIT. In: a
+// pattern; out: matches in UTF-8 text. Where the two syntaxes differ, the pattern is translated (\s, ^, $) or refused
+// (\h, &&, sets within sets), so that it never silently means something else.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,7 @@ class Regex {
   Regex(std::string_view pattern, const std::string& where);
   static Regex of_literal(std::string_view text, const std::string& where);
 
-  // One walk over the matches of a text from left to right, as Oniguruma's and Rust's find_iter do it.
+  // Iterates over the matches of a text from left to right, as Oniguruma and Rust's find_iter do.
   class Matches {
    public:
     Matches(const Regex& regex, std::string_view text);

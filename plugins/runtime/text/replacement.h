@@ -1,5 +1,5 @@
-// Replaces a pattern by a text: a normalizer, and a decoder. A pattern of tokenizer.json is {"String": "..."}, searched
-// as it is, or {"Regex": "..."}.
+// Replaces a pattern by a text, as a normalizer and as a decoder. A pattern of tokenizer.json is {"String": "..."},
+// searched for literally, or {"Regex": "..."}.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>

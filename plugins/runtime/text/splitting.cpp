@@ -41,7 +41,7 @@ void Splitter::add(Span part, bool is_match) {
       }
       break;
     case Behavior::kMergedWithNext:
-      // Of several matches in a row the last goes with what follows.
+      // The last of several matches in a row is joined to what follows.
       if (pending_) {
         pending_ = false;
         if (is_match) {

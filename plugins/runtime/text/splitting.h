@@ -1,4 +1,4 @@
-// What becomes of the matches when a text is split by a pattern: the five behaviours of tokenizer.json.
+// What happens to the matches when a text is split by a pattern: the five behaviours of tokenizer.json.
 #pragma once
 
 #include <string>
@@ -10,7 +10,7 @@ namespace awq2trt {
 
 enum class Behavior { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
 
-// Throws Error on a name that is none.
+// Throws Error on an unknown name.
 Behavior read_behavior(const std::string& name, const std::string& where);
 
 // Collects the parts of one word, in order, and applies a behaviour to them.
@@ -30,7 +30,7 @@ class Splitter {
 
   Behavior behavior_;
   std::vector<Span>& words_;
-  size_t first_ = 0;  // of the word at hand, in `words_`
+  size_t first_ = 0;  // where the current word begins in `words_`
   bool previous_match_ = false, pending_ = false, any_ = false, dropped_first_ = false;
   Span held_{};  // kMergedWithNext: a match that waits for what follows
 };

@@ -1,5 +1,5 @@
-// Text while tokens arrive. In: ids, one after another; out: whole characters as early as they are certain. All that
-// it gives, one after the other, is the text that Tokenizer::decode gives for all ids.
+// Decodes text while tokens arrive. In: ids, one after another; out: complete characters as soon as they are certain.
+// Joined, the pieces are the text that Tokenizer::decode gives for all ids.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ class StreamDecoder {
   StreamDecoder(const Tokenizer& tokenizer, bool skip_special);
   ~StreamDecoder();
 
-  std::string push(int32_t id);  // often empty: a character may lack bytes. An id that is no token has no text.
-  std::string finish();          // what was held back; then the stream may begin anew
+  std::string push(int32_t id);  // often empty: a character may lack bytes. An unknown id has no text.
+  std::string finish();          // what was held back; afterwards the stream can be used again
 
  private:
   class Sink;

@@ -1,4 +1,4 @@
-// tokenizer.json as a whole; see tokenizer.h.
+// A complete tokenizer.json; see tokenizer.h.
 #include "text/tokenizer.h"
 
 #include <fstream>
@@ -59,7 +59,7 @@ void Tokenizer::read(std::istream& in, const std::string& where) {
   Fields fields(definition.rest, where);
   fields.ignore("version");
   fields.ignore("model");
-  // How long a text may be is the caller's to say; transformers sets these two anew for each call as well.
+  // The caller decides how long a text may be; transformers also sets these two for each call.
   fields.ignore("truncation");
   fields.ignore("padding");
   const nlohmann::json nothing;

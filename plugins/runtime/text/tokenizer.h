@@ -1,11 +1,10 @@
 // A model's tokenizer. In: tokenizer.json, as Hugging Face's tokenizers write it, and text; out: the ids that they
-// give, and text again. What the file has and this library does not know is refused when it is read.
+// give, and text again. A file with something that this library does not know is refused when it is read.
 //
-// Where it differs from Hugging Face's tokenizers (tests/plugins/runtime/test_tokenizer.py holds it to the rest):
+// Where it differs from Hugging Face's tokenizers (tests/plugins/runtime/test_tokenizer.py checks the rest):
 // - Untrusted text never becomes a special token. There, a Unigram model finds special tokens among its pieces even so.
-// - Punctuation, Digits, StripAccents and the normal forms follow utf8proc's Unicode. Hugging Face's punctuation is
-// that
-//   of Unicode 8, its marks and normal forms those of Unicode 9: they miss some characters that were added since.
+// - Punctuation, Digits, StripAccents and the normal forms follow utf8proc's Unicode. Hugging Face takes its
+//   punctuation from Unicode 8 and its marks and normal forms from Unicode 9, which lack characters added since.
 // - Text that is not UTF-8 is an error.
 //
 // One object serves any number of threads at once.
@@ -36,7 +35,8 @@ struct EncodeOptions {
   bool add_special_tokens = false;
 };
 
-// Text of one origin: of the program or its chat template, whose special tokens count, or of a user, whose do not.
+// Text of one origin: from the program or its chat template, where special tokens count, or from a user, where they do
+// not.
 struct TextPart {
   std::string_view text;
   bool trusted;

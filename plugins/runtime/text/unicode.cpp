@@ -10,7 +10,7 @@ namespace {
 
 bool is_continuation(unsigned char byte) { return (byte & 0xC0) == 0x80; }
 
-// The range of a character's second byte, which excludes overlong forms, surrogates and what lies above U+10FFFF.
+// The range of a character's second byte, which excludes overlong forms, surrogates and everything above U+10FFFF.
 bool is_second_byte(unsigned char first, unsigned char second) {
   switch (first) {
     case 0xE0:
@@ -79,7 +79,7 @@ void require_utf8(std::string_view text, const std::string& where) {
   const size_t position = find_ill_formed(text);
   if (position != std::string_view::npos) {
     throw Error(ErrorCode::kInvalidUtf8, "not UTF-8 at byte " + std::to_string(position), where,
-                "convert the text to UTF-8, or replace what is not by U+FFFD.");
+                "convert the text to UTF-8, or replace everything else by U+FFFD.");
   }
 }
 

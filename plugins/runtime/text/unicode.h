@@ -2,7 +2,7 @@
 // points, and whether they are spaces, numbers, punctuation, marks or parts of words.
 //
 // The classes come from utf8proc, so from its version of Unicode; Hugging Face's tokenizers have tables of several
-// versions. They differ on characters added since only.
+// versions. They differ only for characters added since.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ size_t ill_formed_length(std::string_view text);
 size_t find_ill_formed(std::string_view text);
 void require_utf8(std::string_view text, const std::string& where);
 
-// The character at `*position` of well-formed text; moves `position` behind it.
+// The character at `*position` of well-formed text; moves `position` past it.
 char32_t next_character(std::string_view text, size_t* position);
 // Where the character that ends at `position` begins.
 size_t previous_character(std::string_view text, size_t position);

@@ -1,5 +1,6 @@
 // The unigram language model. In: a word; out: the ids of the most probable way to cut it into tokens (Viterbi).
-// Source: models/unigram of https://github.com/huggingface/tokenizers, to whose ids it is held, ties included.
+// Source: models/unigram of https://github.com/huggingface/tokenizers; tests check that the ids are the same, ties
+// included.
 #include <algorithm>
 #include <limits>
 
@@ -15,7 +16,7 @@ namespace {
 constexpr int32_t kNone = Vocabulary::kNone;
 constexpr double kUnknownPenalty = 10.0;  // below the least probable token; SentencePiece's
 
-// All tokens by their beginnings; the children of a node lie side by side, in the order of their bytes.
+// A trie of all tokens; the children of a node are contiguous, in the order of their bytes.
 class Trie {
  public:
   struct Node {
@@ -50,7 +51,7 @@ class Trie {
         ++nodes_[range.node].children;
         range.begin = end;
       }
-      if (next > 4096 && next * 2 > ranges.size()) {  // those that are done take no memory
+      if (next > 4096 && next * 2 > ranges.size()) {  // finished ones take no memory
         ranges.erase(ranges.begin(), ranges.begin() + static_cast<std::ptrdiff_t>(next) + 1);
         next = static_cast<size_t>(-1);
       }

@@ -1,8 +1,9 @@
 // The tokens of a tokenizer in little memory: one arena with the bytes of all, 4 bytes a token to find them by id, and
 // an open-addressing table of ids to find them by their bytes.
 //
-// A byte-level tokenizer writes each byte as a printable character (byte_level.h). Where `raw` is asked for, tokens are
-// kept as the bytes they stand for; those that stand for none, such as added tokens with a space, are `literal`.
+// A byte-level tokenizer writes each byte as a printable character (byte_level.h). If `raw` is requested, tokens are
+// kept as the bytes that they stand for; tokens that stand for no bytes, such as added tokens with a space, are
+// `literal`.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +19,7 @@ uint64_t hash_bytes(std::string_view bytes);
 class Vocabulary {
  public:
   static constexpr int32_t kNone = -1;
-  static constexpr int32_t kMaxTokens = 1 << 22;  // ids beyond 4 million are taken for damage, not for a model
+  static constexpr int32_t kMaxTokens = 1 << 22;  // ids beyond 4 million are treated as damage
 
   struct Entry {
     std::string_view text;

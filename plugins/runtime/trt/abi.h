@@ -1,6 +1,6 @@
 // The part of TensorRT's C++ classes that runs an engine, declared here, so that a build needs none of its headers and
-// one library serves TensorRT 10, 11 and TensorRT-RTX. A virtual function's place in its class's table (Itanium C++
-// ABI, 2.5) is its name. From 10.0 to 10.16 the classes only grew at their ends, from 11.0 on they are others.
+// one library serves TensorRT 10, 11 and TensorRT-RTX. A virtual function is known by its place in its class's table
+// (Itanium C++ ABI, 2.5). From 10.0 to 10.16 the classes only grew at their ends; from 11.0 on they are different.
 // tests/plugins/runtime/trt/abi_test.cpp compares each place with the headers of 10.14; those of 10.3 and 11.1 were
 // compared in the same way.
 //
@@ -15,7 +15,8 @@ namespace awq2trt {
 namespace trt {
 namespace abi {
 
-// What TensorRT hands out: a table of its own, whose second entry deletes it, and behind it who does the work.
+// An object of TensorRT: its own table, whose second entry deletes it, followed by a pointer to the object that does
+// the work.
 struct Object {
   const void* const* table;
   Object* implementation;
@@ -67,7 +68,7 @@ class Logger11 {
   virtual void log(Severity severity, const char* message) noexcept = 0;
 };
 
-// Calls the virtual function at `place` of the one who does the work.
+// Calls the virtual function at `place` of the object that does the work.
 template <typename Result, typename... Arguments>
 Result call(const Object* object, size_t place, Arguments... arguments) {
   using Function = Result (*)(const Object*, Arguments...);

@@ -10,7 +10,7 @@ namespace awq2trt {
 namespace trt {
 namespace {
 
-// What all conversations share. Everything of it that touches the device runs on `worker`.
+// State that all conversations share. Everything in it that touches the device runs on `worker`.
 struct Device {
   Contract contract;
   std::vector<ProfileRecord> profiles;
@@ -20,7 +20,7 @@ struct Device {
   std::string title;
   mutable Worker worker;
 
-  // The narrowest profile that takes so many tokens.
+  // The narrowest profile that takes that many tokens.
   Context& context_for(int64_t count) const {
     const ProfileRecord* best = nullptr;
     for (const ProfileRecord& profile : profiles) {
@@ -71,7 +71,7 @@ class Slot {
     memory.synchronize();
   }
 
-  // Brings the scores to the host, where widen_logits() finds them until the next call.
+  // Copies the scores to the host, where widen_logits() finds them until the next call.
   void fetch_logits() {
     const char* const last = static_cast<const char*>(logits_.get()) + device_.row_bytes() * (rows_ - 1);
     device_.memory->read(host_.get(), last, device_.row_bytes());
@@ -139,7 +139,7 @@ class EngineCache : public Cache {
   }
   void read_logits(float* logits) override {
     run([&] { slot_->fetch_logits(); });
-    slot_->widen_logits(logits);  // on this thread: the device's may have other sessions' work
+    slot_->widen_logits(logits);  // on this thread: the worker may be busy with other sessions
   }
   void rewind(int64_t position) override { position_ = position; }
   std::unique_ptr<Cache> fork() const override {
@@ -180,7 +180,7 @@ class EngineBackend : public Backend {
 std::unique_ptr<Backend> make_engine_backend(const Contract& contract, const std::vector<ProfileRecord>& profiles,
                                              std::unique_ptr<DeviceMemory> memory,
                                              const std::function<std::unique_ptr<Engine>()>& open) {
-  // What lives on the worker's thread ends there.
+  // Objects of the worker's thread are destroyed there.
   const std::shared_ptr<Device> device(new Device, [](Device* ended) {
     ended->worker.run([&] {
       ended->contexts.clear();

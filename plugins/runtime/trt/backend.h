@@ -1,7 +1,7 @@
 // Conversations with an engine. In: the engine, its contract and profiles, memory of the GPU. Out: a backend.
 //
 // Each profile has one context, which serves all conversations: their addresses are set before each call, and one
-// thread makes all calls, one after the other. A cache's past and present are one memory, as the contract allows.
+// thread makes all calls, one after the other. A cache's past and present are one buffer, as the contract allows.
 #pragma once
 
 #include <functional>

@@ -20,9 +20,9 @@ namespace {
 
 constexpr char kVariable[] = "AWQ2TRT_TENSORRT";
 constexpr char kRtx[] = "tensorrt-rtx";
-constexpr size_t kReleaseParts = 3;  // an engine runs in the release that built it, whatever that one's build number
+constexpr size_t kReleaseParts = 3;  // an engine runs in the release that built it, with any build number
 
-// Keeps the last error that TensorRT reports; what else it says is no news.
+// Keeps the last error that TensorRT reports and ignores its other messages.
 class Messages {
  public:
   void keep(abi::Severity severity, const char* message) noexcept {
@@ -140,7 +140,7 @@ class TensorRtEngine : public Engine {
  public:
   TensorRtEngine(void* library, const abi::Places& places, const std::string& title)
       : places_(places), title_(title), listener10_(&messages_), listener11_(&messages_) {
-    // Its version is not checked by the function; who calls has asked for it.
+    // The function does not check this version; we compare the library's own version ourselves.
     constexpr int32_t kAnyVersion = 0;
     const auto create = reinterpret_cast<abi::Object* (*)(void* logger, int32_t version)>(
         dlsym(library, "createInferRuntime_INTERNAL"));
@@ -213,7 +213,7 @@ std::unique_ptr<Engine> open_engine(const std::string& path, const EngineRecord&
   const std::string file = file_name(record, built, options);
   void* const library = open_library(file, fix);
   const auto get_version = reinterpret_cast<int32_t (*)()>(dlsym(library, "getInferLibVersion"));
-  if (get_version == nullptr) throw Error(ErrorCode::kNoRuntime, "this is no TensorRT", file, fix);
+  if (get_version == nullptr) throw Error(ErrorCode::kNoRuntime, "this is not TensorRT", file, fix);
   const Version here = tensorrt_version(get_version());
   if (here != built) {
     throw Error(ErrorCode::kEngineVersion,

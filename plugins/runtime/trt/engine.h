@@ -1,4 +1,4 @@
-// An engine as the backend calls it (backend.h); TensorRT's is below, tests have one of their own.
+// An engine as the backend calls it (backend.h); TensorRT's is below, and tests have their own.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@
 namespace awq2trt {
 namespace trt {
 
-// Calls of one optimization profile. Shapes and addresses stay until they are set anew.
+// Calls of one optimization profile. Shapes and addresses stay until they are set again.
 class Context {
  public:
   virtual ~Context() = default;
@@ -32,7 +32,7 @@ class Engine {
 
 // TensorRT's, opened while the program runs: LoadOptions::tensorrt_library, else AWQ2TRT_TENSORRT, else what the loader
 // finds. Throws Error: kNoRuntime without it, kEngineVersion with another release than the one that built the engine,
-// kNoDriver or kRefused with what TensorRT itself says.
+// kNoDriver or kRefused with TensorRT's own message.
 std::unique_ptr<Engine> open_engine(const std::string& path, const EngineRecord& record, const LoadOptions& options);
 
 }  // namespace trt

@@ -1,8 +1,8 @@
 """Every key of config.json that transformers' class of a family reads is considered here, and only those.
 
-What a class reads is found in its source: the fields of its config class, the further keys that class takes, and what
-its modeling code asks of `config`. A key that is in none of the tables below fails the first test: say whether we read
-it, refuse it, or may leave it. The other tests hold the tables to what `describe` does.
+The keys that a class reads are found in its source: the fields of its config class, the further keys which that class
+accepts, and the accesses to `config` in its modeling code. A key that is missing from the tables below fails the first
+test: say whether we read it, refuse it, or may ignore it. The other tests compare the tables with what `describe` does.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ INERT = {
     "num_labels", "problem_type", "is_decoder", "output_attentions", "output_hidden_states", "return_dict", "dtype",
     "_attn_implementation", "get_text_config", "text_config", "vision_config", "image_token_id", "mm_tokens_per_image",
 }  # fmt: skip
-"""What classes read that moves no logit of a causal decoder."""
+"""Keys that classes read but that affect no logit of a causal decoder."""
 
 
 @dataclass(frozen=True)
 class Considered:
-    """What is said about the keys of a family.
+    """What is known about the keys of a family.
 
     Attributes:
-        read: Key -> another value than the example's, with other keys where it needs them, which makes another model.
-        refused: Key -> a value that is refused.
-        inert: Keys that may have any value, beside `INERT`.
+        read: For each key, a value that differs from the example's and makes another model, with other keys if needed.
+        refused: For each key, a value that is refused.
+        inert: Keys that may have any value, in addition to `INERT`.
         beyond: Keys that the class ignores, but the code that the models were published with does not: refused.
     """
 
@@ -55,7 +55,7 @@ class Considered:
 
 @dataclass(frozen=True)
 class With:
-    """A value that makes sense together with others, and what it is compared with: the example's, unless given."""
+    """A value that makes sense together with others, and what it is compared with: the example's value by default."""
 
     value: Any
     others: dict[str, Any]
@@ -200,7 +200,7 @@ SPELLINGS = ("rope_scaling", "rope_theta", "partial_rotary_factor", "original_ma
 
 
 def _asked(node: ast.AST) -> str | None:
-    """The key that an expression asks of `config`: config.key, self.config.key, getattr(config, "key"); else None."""
+    """The key that an expression reads: config.key, self.config.key, getattr(config, "key"); otherwise None."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
         owner, name = node.args[0], node.args[1]
         return str(name.value) if _is_config(owner) and isinstance(name, ast.Constant) else None
@@ -222,7 +222,7 @@ def _config_class(family: str) -> Any:
 
 @cache
 def keys_that_the_class_reads(family: str) -> frozenset[str]:
-    """By the source of its config class and of its modeling file."""
+    """Finds them in the source of its config class and of its modeling file."""
     config_class = _config_class(family)
     architecture = family_named(family).architectures[0]
     modeling = ast.parse(inspect.getsource(sys.modules[getattr(transformers, architecture).__module__]))
@@ -245,7 +245,7 @@ def keys_that_the_class_reads(family: str) -> frozenset[str]:
 
 
 def _with(family: str, key: str, value: Any, others: dict[str, Any]) -> DecoderSpec:
-    """The example with a key changed, and others that it needs."""
+    """The example with one key changed, and others that it needs."""
     config = {**family_named(family).example, **others}
     owner, _, inner = key.partition(".")
     config[owner] = {**(config.get(owner) or {}), inner: value} if inner else value

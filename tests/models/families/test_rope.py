@@ -28,15 +28,15 @@ from awq2trt.recipe import ExportOptions
 from awq2trt.runtime import OrtBackend
 
 ORIGINAL = 24
-"""Positions of the first training; tests have fewer and more."""
+"""Number of positions in the first training; tests use fewer and more."""
 
 LENGTHS = (ORIGINAL, ORIGINAL + 1, 60)
 
 GRAPH_TOLERANCE = 3e-3
-"""Of logits in fp32: cosines and sines are rounded to fp16 (2^-11), in basic operators also the scale of scores."""
+"""Tolerance for fp32 logits: fp16 cosines and sines (2^-11), and in basic operators also the scale of scores."""
 
 PAIRS = 8
-"""Channel pairs of a head of 16."""
+"""Number of channel pairs in a head of 16."""
 
 SCALINGS: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -71,7 +71,7 @@ SCALINGS: dict[str, dict[str, Any]] = {
 
 
 def _config(name: str, **changes: Any) -> dict[str, Any]:
-    """A Llama with a scaling; dynamic counts from `max_position_embeddings`, so that is short there."""
+    """A Llama with a scaling; dynamic scaling counts from `max_position_embeddings`, so that is small there."""
     positions = ORIGINAL if name == "dynamic" else 96
     rope = {"rope_theta": 10000.0, **SCALINGS[name]}
     return {**MODELS["llama"], "max_position_embeddings": positions, "rope_parameters": rope, **changes}

@@ -19,7 +19,7 @@ from awq2trt.models.sources.safetensors import SafetensorsSource
 
 
 def _taken_out(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """config.json without its `quantization_config`, and that."""
+    """config.json without its `quantization_config`, and that part."""
     config = json.loads((directory / "config.json").read_text())
     return config, config.pop("quantization_config")
 

@@ -1,4 +1,4 @@
-"""Checkpoints of 8-bit weights as a source: what their tools make of them is what is read."""
+"""Checkpoints with 8-bit weights as a source: we read what their tools wrote."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def _fp8_blocks(weight: torch.Tensor) -> Tensors:
-    """DeepSeek's: a scale for 32 x 32 (theirs are 128 x 128), the last blocks shorter."""
+    """Encodes as DeepSeek does: a scale for 32 x 32 weights (theirs are 128 x 128); the last blocks are shorter."""
     rows, columns = (-(-size // 32) for size in weight.shape)
     codes, scales = torch.empty_like(weight, dtype=torch.float8_e4m3fn), torch.empty(rows, columns)
     for row in range(rows):
@@ -58,7 +58,7 @@ def _int8_zeros(weight: torch.Tensor) -> Tensors:
 
 
 def _packed_groups(weight: torch.Tensor) -> Tensors:
-    """Four to an int32, 128 more than the code; groups of 16."""
+    """Packs four codes into an int32, with 128 added to each; groups of 16."""
     groups = weight.reshape(len(weight), -1, 16)
     scale = groups.abs().amax(dim=2) / 127
     codes = (groups / scale[:, :, None]).round().reshape(weight.shape).numpy().astype(np.int64) + 128
@@ -85,7 +85,7 @@ FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def _save(directory: Path, form: str) -> tuple[Tensors, Path]:
-    """A tiny model and its linears as the form has them; its own weights in `plain`."""
+    """Saves a tiny model whose linears have this form; its own weights are in `plain`."""
     encode, quantization = FORMS[form]
     save_llama(directory / "plain", tie_word_embeddings=False)
     save_llama(directory / "stored", tie_word_embeddings=False)
@@ -163,7 +163,7 @@ def test_an_fp8_model_is_quantized(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], type[Awq2trtError], str]] = {
     "block size": ({"quant_method": "fp8", "weight_block_size": [32, "x"]}, CheckpointError, "weight_block_size"),
     "blocks of another size": ({"quant_method": "fp8", "weight_block_size": [8, 8]}, CheckpointError, r"got \[3, 2\]"),
-    "no block size": ({"quant_method": "fp8"}, CheckpointError, "expected scales of a weight"),
+    "no block size": ({"quant_method": "fp8"}, CheckpointError, "expected scales for a weight"),
     "format": (_compressed("nvfp4-pack-quantized"), UnsupportedError, "nvfp4-pack-quantized"),
     "other method": ({"quant_method": "bitsandbytes"}, UsageError, r"bitsandbytes.*the original model"),
     "settings that are none": (

@@ -1,4 +1,4 @@
-"""GGUF files of every architecture that we read, written as llama.cpp writes them, against the model they are of."""
+"""GGUF files of every supported architecture, written as llama.cpp writes them, compared with the original models."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-128k": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": ORIGINAL}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 16}),
-    # Seven layers, of which the sixth sees everything; the scale is that of the head size.
+    # Seven layers, of which the sixth has full attention; the scale follows from the head size.
     "gemma3": ("gemma3", {"num_hidden_layers": 7, "query_pre_attn_scalar": 16, "layer_types": None}),
     "falcon-7b": ("falcon", {}),
     "falcon-40b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
@@ -137,7 +137,7 @@ def test_the_legacy_key_of_linear_scaling_is_heeded(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "a tensor": (None, {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}, r"no place for the tensor blk\.0\."),
+    "a tensor": (None, {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}, r"no place for blk\.0\."),
     "too many blocks": (None, {"blk.2.attn_norm.weight": np.ones(64, np.float32)}, "block_count: 2, but .* 3 blocks"),
     "too few blocks": (lambda writer: writer.add_block_count(3), {}, "block_count: 3, but the file holds 2 blocks"),
     "no blocks": (lambda writer: writer.add_block_count(0), {}, "num_hidden_layers: expected a number from 1"),
@@ -249,7 +249,7 @@ def _random_q6_k(rows: int, columns: int, random: np.random.Generator) -> np.nda
 
 
 def _mixed_types() -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, gguf.GGMLQuantizationType]]:
-    """Some linears of two blocks of 256 channels, and what they are encoded as."""
+    """Some linears of two blocks with 256 channels, and how they are encoded."""
     random, kinds = np.random.default_rng(3), gguf.GGMLQuantizationType
     tensors, types = {}, {}
     for layer in range(2):

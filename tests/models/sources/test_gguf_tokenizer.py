@@ -25,7 +25,7 @@ TEXTS = [*varied_texts(250), "12345 1,000", "I'LL DON'T", " don't\n\n\n  x\t\ty"
 
 
 def _smollm() -> Tokenizer:
-    """GPT-2's, with single digits, as SmolLM2 and StarCoder have it."""
+    """GPT-2's tokenizer with single digits, like those of SmolLM2 and StarCoder."""
     tokenizer = STYLES["gpt2"]()
     steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
@@ -48,11 +48,11 @@ BYTE_LEVEL: dict[str, tuple[Any, str, str]] = {
     "falcon of before the word": (STYLES["falcon"], "", "falcon"),
     "gpt_neox of before the word": (_gpt_neox, "default", "gptneox"),
 }
-"""Tokenizer, `tokenizer.ggml.pre` (empty: missing), architecture."""
+"""For each tokenizer, its `tokenizer.ggml.pre` (empty if missing) and architecture."""
 
 
 def _write(path: Path, architecture: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """A GGUF file of nothing but metadata; its fields as they are read again."""
+    """Writes a GGUF file with only metadata; returns its fields as they are read back."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         add: dict[type, Any] = {
@@ -70,7 +70,7 @@ def _write(path: Path, architecture: str, metadata: dict[str, Any]) -> dict[str,
 
 
 def _byte_level(tokenizer: Tokenizer, pre: str) -> dict[str, Any]:
-    """What the converter writes of a tokenizer.json (`gguf-py/gguf/vocab.py`, `SpecialVocab` and `_set_vocab_gpt2`)."""
+    """The metadata that the converter writes for a tokenizer.json (`SpecialVocab` and `_set_vocab_gpt2`)."""
     definition = json.loads(tokenizer.to_str())
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     special = {token["content"]: CONTROL if token["special"] else USER_DEFINED for token in definition["added_tokens"]}
@@ -87,7 +87,7 @@ def _byte_level(tokenizer: Tokenizer, pre: str) -> dict[str, Any]:
 
 
 def _pieces(style: str, **more: Any) -> dict[str, Any]:
-    """What the converter writes of a tokenizer.model (`_set_vocab_sentencepiece`)."""
+    """The metadata that the converter writes for a tokenizer.model (`_set_vocab_sentencepiece`)."""
     from transformers.utils import sentencepiece_model_pb2_new as messages
 
     model = getattr(messages, "ModelProto")()  # noqa: B009

@@ -1,4 +1,4 @@
-"""What a name opens, and what is refused where there is no model."""
+"""What a name opens, and what is refused if there is no model."""
 
 from __future__ import annotations
 

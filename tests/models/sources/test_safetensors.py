@@ -172,7 +172,7 @@ def test_a_checkpoint_of_the_bare_decoder_is_read(tmp_path: Path) -> None:
 
 
 def _logits(directory: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """transformers' and ours."""
+    """Logits from transformers, and ours."""
     ids = tokens(1, 20)
     source = open_source(str(directory))
     with torch.inference_mode():
@@ -195,7 +195,7 @@ def _consolidated(directory: Path, old: dict[str, torch.Tensor]) -> None:
 
 
 def _two_shards(directory: Path, old: dict[str, torch.Tensor]) -> None:
-    """A tensor in two shards: the last one counts, whatever the index says."""
+    """Puts a tensor into two shards: the last one counts, whatever the index says."""
     new = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     stray = {"model.norm.weight": old["model.norm.weight"]}
@@ -289,7 +289,7 @@ def test_tokenizer_files_that_are_links_are_copied_from_the_hubs_cache_alone(lla
     (snapshot / "added_tokens.json").symlink_to(secret)
     (llama / "added_tokens.json").symlink_to(secret)
     for directory in (snapshot, llama):
-        with pytest.raises(CheckpointError, match=r"added_tokens\.json: expected a file of the model's own.*secret"):
+        with pytest.raises(CheckpointError, match=r"added_tokens\.json: expected one of the model's own files.*secret"):
             open_source(str(directory)).save_tokenizer(copy)
     assert not (copy / "added_tokens.json").exists()
 
@@ -307,5 +307,5 @@ def test_pipes_and_devices_are_no_files_of_a_model(llama: Path, name: str, kind:
         os.mkfifo(llama / name)
     else:
         (llama / name).symlink_to("/dev/zero")
-    with pytest.raises(CheckpointError, match=r"expected model\.safetensors|no config\.json|not there"):
+    with pytest.raises(CheckpointError, match=r"expected model\.safetensors|no config\.json|missing files"):
         open_source(str(llama))

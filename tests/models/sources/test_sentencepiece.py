@@ -1,6 +1,6 @@
-"""tokenizer.model -> tokenizer.json, held to the ids that SentencePiece 0.2.3 itself gives (tests/data/sentencepiece).
+"""tokenizer.model -> tokenizer.json, compared with the ids of SentencePiece 0.2.3 itself (tests/data/sentencepiece).
 
-The models were trained by it on `trained_tokenizers.training_text`, in the manner of Llama 1 and of Gemma.
+It trained the models on `trained_tokenizers.training_text`, in the manner of Llama 1 and of Gemma.
 """
 
 from __future__ import annotations
@@ -95,13 +95,13 @@ def test_a_directory_without_tokenizer_json_gets_one(tmp_path: Path) -> None:
 
 
 def _added(text: str) -> dict[str, object]:
-    """A special token as the configs of Llama 1 and Vicuna have it."""
+    """A special token as in the configs of Llama 1 and Vicuna."""
     flags = dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
     return {"__type": "AddedToken", "content": text, "normalized": True, **flags}
 
 
 def test_a_directory_as_vicunas_goes_through_to_answers(tmp_path: Path) -> None:
-    """Special tokens with flags, in both files, and an added one: tokenizer.model alone, no tokenizer.json."""
+    """There are special tokens with flags in both files, and an added one; only tokenizer.model, no tokenizer.json."""
     model = save_llama(tmp_path / "model", vocab_size=904, bos_token_id=1, eos_token_id=2)
     for path in model.glob("*token*"):
         path.unlink()
@@ -170,7 +170,7 @@ def test_a_model_of_words_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("added_tokens.json", {"<x>": 950}, "'<x>' is to have the id 950, and gets 900"),
+        ("added_tokens.json", {"<x>": 950}, "'<x>' should have the id 950, but gets 900"),
         ("special_tokens_map.json", {"bos_token": "<nobody>"}, "bos_token: the vocabulary has no token '<nobody>'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A tokenizer that does not open says why: a part that the library has not, or code of its own; wherever it is read."""
+"""A tokenizer that does not open says why, wherever it is read: it needs a newer library, or code of its own."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_part_that_a_newer_library_has(reader: str, part: str, value: object, 
     read, error = _READERS[reader]
     with pytest.raises(error) as refused:
         read(model)
-    assert refused.value.what == f"tokenizer.json: {says} is none that tokenizers {version('tokenizers')} knows."
+    assert refused.value.what == f"tokenizer.json: {says} is unknown to tokenizers {version('tokenizers')}."
     assert "--upgrade tokenizers" in str(refused.value.fix)
     assert str(model) in str(refused.value.where)
 
@@ -67,7 +67,7 @@ def test_a_tokenizer_with_code_of_its_own(reader: str, model: Path) -> None:
     config = model / "tokenizer_config.json"
     _edit(config, tokenizer_class="YiTokenizer", auto_map={"AutoTokenizer": ["tokenization_yi.YiTokenizer", None]})
     read, error = _READERS[reader]
-    with pytest.raises(error, match=r"its own Python code to run \(tokenization_yi\.YiTokenizer in tokenizer_config"):
+    with pytest.raises(error, match=r"needs Python code of its own \(tokenization_yi\.YiTokenizer in tokenizer_config"):
         read(model)
     kept = json.loads(config.read_text())
     del kept["auto_map"]

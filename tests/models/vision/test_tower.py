@@ -1,4 +1,4 @@
-"""LLaVA in PyTorch against transformers' own class, and what does not fit together."""
+"""LLaVA in PyTorch against transformers' own class, and inputs that do not fit together."""
 
 from __future__ import annotations
 

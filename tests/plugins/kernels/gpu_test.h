@@ -1,4 +1,4 @@
-// What tests of kernels on a GPU share: device memory that compute-sanitizer can watch, random inputs, and a fixture
+// Shared by tests of kernels on a GPU: device memory that compute-sanitizer can watch, random inputs, and a fixture
 // that skips without a GPU (AWQ2TRT_REQUIRE_GPU=1: fails).
 #pragma once
 
@@ -18,7 +18,7 @@ namespace awq2trt {
 
 #define ASSERT_CUDA(call) ASSERT_EQ(call, cudaSuccess) << cudaGetErrorString(cudaGetLastError())
 
-// Device memory of exactly `count` T, so that compute-sanitizer sees the first byte too far.
+// Device memory of exactly `count` T, so that compute-sanitizer sees the first access beyond it.
 template <typename T>
 class DeviceArray {
  public:

@@ -1,4 +1,5 @@
-// The rules of ResidualNorm by literal shapes and messages: what a node of it may be, and which problem it poses.
+// The rules of ResidualNorm tested with literal shapes and messages: which nodes are valid, and which problem they
+// give.
 #include "ops/residual_norm.h"
 
 #include <string>

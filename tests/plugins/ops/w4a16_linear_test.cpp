@@ -1,4 +1,4 @@
-// The rules of W4A16Linear by literal shapes and messages: what a node of it may be, and which problem it poses.
+// The rules of W4A16Linear tested with literal shapes and messages: which nodes are valid, and which problem they give.
 #include "ops/w4a16_linear.h"
 
 #include <climits>

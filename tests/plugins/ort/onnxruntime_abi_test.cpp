@@ -1,4 +1,4 @@
-// plugins/ort/onnxruntime_abi.h against ONNX Runtime's own header: every place, size and number that we declare again.
+// Compares plugins/ort/onnxruntime_abi.h with ONNX Runtime's own header: every place, size and number that we declare.
 // Built where that header is installed (-DOnnxRuntime_ROOT, or Debian's libonnxruntime-dev).
 #include "ort/onnxruntime_abi.h"
 
@@ -13,8 +13,8 @@ namespace ort {
 namespace abi {
 namespace {
 
-// How a declaration of ours, with our names of their types, would be written with theirs. Pointers are alike for a
-// call, and so are enumerations over int; what a swapped pair of parameters would change is the kind of each.
+// Translates one of our declarations into ONNX Runtime's names of types. All pointers are equal for a call, as are
+// enumerations over int; swapped parameters show because their kinds differ.
 enum class Kind { kVoid, kPointer, kFunction, kInteger32, kInteger64 };
 
 template <typename T>

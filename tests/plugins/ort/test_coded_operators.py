@@ -29,7 +29,7 @@ TYPES: dict[str, tuple[int, Any]] = {
     "bfloat16": (onnx.TensorProto.BFLOAT16, ml_dtypes.bfloat16),
 }
 TOLERANCE = {"float32": 1e-5, "float16": 6e-4, "bfloat16": 5e-3}
-"""Rounding of y, with room; sums are fp32."""
+"""Rounding of y, with a margin; sums are fp32."""
 
 SHAPES = [
     pytest.param(128, 576, 33, id="shorter-last-group"),
@@ -51,7 +51,7 @@ def options() -> onnxruntime.SessionOptions:
 
 @dataclass
 class One:
-    """A model of one node of an operator with codes."""
+    """A model with one node of an operator with codes."""
 
     op_type: str
     linear: QuantizedLinear
@@ -105,7 +105,7 @@ class One:
         return result
 
     def rounded(self) -> NDArray[np.float64]:
-        """The weight that the node has, its scales in its type."""
+        """The node's weight, with scales in its type."""
         linear, of_numpy = self.linear, TYPES[self.dtype][1]
         group = np.arange(linear.in_features) // linear.group_length
         zeros: Any = linear.scheme.symmetric_zero
@@ -172,7 +172,7 @@ def test_no_tokens_give_no_rows(options: onnxruntime.SessionOptions) -> None:
 @pytest.mark.parametrize("id_", [-1, 9])
 def test_an_id_that_is_no_row_is_refused_by_node(id_: int, options: onnxruntime.SessionOptions) -> None:
     one = One(opset.W4A16_EMBEDDING, random_linear((9, 64), QuantScheme(4, 32, True), np.random.default_rng(0)))
-    with pytest.raises(Exception, match=rf"{NAME}.*{opset.W4A16_EMBEDDING}: id {id_} is none of the 9 rows"):
+    with pytest.raises(Exception, match=rf"{NAME}.*{opset.W4A16_EMBEDDING}: id {id_} is not one of the 9 rows"):
         one.run(options, np.array([[id_]]))
 
 

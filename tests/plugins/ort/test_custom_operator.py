@@ -1,4 +1,4 @@
-"""The operators of `plugins/ort` in ONNX Runtime's CPU build: held to an oracle in every type, and what they refuse."""
+"""The operators of `plugins/ort` in ONNX Runtime's CPU build: compared with an oracle in every type; and refusals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIGNIFICAND_BITS: Final = {"float32": 24, "float16": 11, "bfloat16": 8}
 
 @dataclass(frozen=True)
 class Layer:
-    """Inputs of one node, as FORMAT.md has them: unsigned codes and zeros, scales and bias of `dtype`."""
+    """Inputs of one node as in FORMAT.md: unsigned codes and zeros, scales and bias of `dtype`."""
 
     codes: NDArray[np.uint8]  # [N, K]
     scales: NDArray[Any]  # [N, ceil(K/G)]
@@ -71,7 +71,7 @@ class Layer:
 
 @dataclass
 class Model:
-    """A model of one node between casts, so that the caller's tensors are fp32 whatever the node's type is."""
+    """A model of one node between casts, so that the caller's tensors are fp32 for every type of the node."""
 
     layer: Layer
     attributes: dict[str, int | str] = field(default_factory=dict)
@@ -356,7 +356,7 @@ def _run(options: onnxruntime.SessionOptions, model: Model, x: NDArray[np.float3
 
 
 def _assert_close(y: NDArray[np.float32], x: NDArray[np.float32], layer: Layer) -> None:
-    """Within rounding to the type of y, and fp32 rounding of every product and partial sum on the way."""
+    """Checks a result within rounding to y's type, and fp32 rounding of every product and partial sum."""
     weight = layer.weight()
     expected = x.astype(np.float64) @ weight.T
     if layer.bias is not None:

@@ -1,4 +1,4 @@
-"""FusedLinear in ONNX Runtime's CPU provider: to the bit the operators it is made of, and its definition in float64."""
+"""FusedLinear in ONNX Runtime's CPU provider equals its parts to the bit, and agrees with its definition in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from awq2trt.machine.plugin_library import find_plugin_library, register_custom_
 
 REPOSITORY = Path(__file__).parents[3]
 TOLERANCE: Final = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 2.4e-2}
-"""Of roundings of the norm's, the linear's and the activation's results, with room."""
+"""The largest error from rounding the results of norm, linear and activation, with a margin."""
 
 EPSILON: Final = 1e-3
 

@@ -80,7 +80,7 @@ def test_attention(
 
 
 def assert_codes(found: Array, expected: Array) -> None:
-    """Holds codes to those of NumPy, whose rotations may end in other last bits, and so choose another code."""
+    """Compares codes with NumPy's, whose rotations may end in other last bits and so lead to another code."""
     difference = np.abs(found.astype(np.float64) - expected)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3

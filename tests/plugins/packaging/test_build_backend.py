@@ -18,7 +18,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    # So that what the hooks set is undone after the test.
+    # Undoes after the test what the hooks set.
     monkeypatch.setenv("AWQ2TRT_PLUGINS", "")
     monkeypatch.delenv("AWQ2TRT_PLUGINS")
     return module

@@ -1,5 +1,5 @@
-// A backend with the host in the GPU's place: memory that counts, and commands, one a line; `S` is the number of a
-// session. For each command that asks something there is a line of answer.
+// A backend with the host in place of the GPU: memory that is counted, and commands, one per line; `S` is the number of
+// a session. Each command that asks something gets a line of answer.
 //   open S | close S | append S TOKEN... | best S | logits S | rewind S POSITION | fork S NEW | threads S COUNT TOKENS
 #pragma once
 
@@ -20,7 +20,7 @@
 
 namespace on_host {
 
-// Counts what is there, so that what is never given back is seen, and refuses other threads than the worker.
+// Counts allocated memory, so that leaks show, and refuses threads other than the worker.
 class HostMemory : public awq2trt::DeviceMemory {
  public:
   explicit HostMemory(size_t* live) : live_(live) {}
@@ -61,7 +61,7 @@ class HostMemory : public awq2trt::DeviceMemory {
 
 using Sessions = std::map<int, std::unique_ptr<awq2trt::Cache>>;
 
-// Greedy continuations of one session's forks, on threads of their own; whether all are the same.
+// Greedy continuations of one session's forks, each on its own thread; returns whether all are the same.
 inline bool same_on_threads(const awq2trt::Cache& session, int count, int tokens) {
   std::vector<std::vector<int32_t>> answers(static_cast<size_t>(count));
   std::vector<std::thread> threads;

@@ -1,4 +1,4 @@
-"""Chat templates of the C++ library: transformers' text, and users' text that stays text."""
+"""Chat templates of the C++ library: transformers' text, in which users' text stays plain text."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _tokenizers(folder: Path, style: str) -> tuple[Tokenizer, NativeTokenizer]:
     ("name", "style"), [("qwen2.5", "qwen2"), ("llama3", "llama3"), ("llama2", "llama2"), ("gemma", "gemma")]
 )
 def test_ids_are_those_of_the_whole_text(name: str, style: str, tmp_path: Path) -> None:
-    """Where no user writes a special token, parts are encoded as one text."""
+    """If no user writes a special token, parts are encoded like one text."""
     published = PUBLISHED[name]
     reference, native = _tokenizers(tmp_path, style)
     messages = [{"role": "user", "content": "Hello the quick"}, {"role": "assistant", "content": "你好 brown fox"}]

@@ -18,7 +18,7 @@ AARCH64_ROOT: Final = Path("/usr/aarch64-linux-gnu")
 SYSTEM_LIBRARIES: Final = {"libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6", "ld-linux-aarch64.so.1"}
 
 UBUNTU_22_04: Final = {"GLIBC": (2, 35), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13), "GCC": (12, 0, 0)}
-"""Newest symbol versions of the C and C++ libraries of Ubuntu 22.04, so of JetPack 6; JetPack 7 has later ones."""
+"""Newest symbol versions of the C and C++ libraries in Ubuntu 22.04, and so in JetPack 6; JetPack 7 has later ones."""
 
 SIZE: Final = 500
 ROWS: Final = 5
@@ -68,7 +68,7 @@ def test_its_sampler_picks_what_it_picks_here(library: Path) -> None:
 
 
 def _line(sampling: Sampling) -> bytes:
-    """A case as sample_rows reads it."""
+    """A case in the form that sample_rows reads."""
     temperature, top_p, min_p, penalty = (
         single(value).hex()
         for value in (sampling.temperature, sampling.top_p, sampling.min_p, sampling.repetition_penalty)
@@ -80,7 +80,7 @@ def _line(sampling: Sampling) -> bytes:
 
 
 def test_an_example_builds_against_what_a_kit_carries_and_runs(library: Path, tmp_path: Path) -> None:
-    """As on a Jetson, but for the compiler, which is the cross-compiler."""
+    """Everything is as on a Jetson, except for the compiler, which is the cross-compiler."""
     package, emulator = library.parent / "package", shutil.which("qemu-aarch64-static")
     if emulator is None or not package.is_dir():
         pytest.skip("needs qemu-user-static, and the package: make runtime-aarch64")
@@ -104,4 +104,4 @@ def test_an_example_builds_against_what_a_kit_carries_and_runs(library: Path, tm
     command = [emulator, "-L", str(AARCH64_ROOT), str(tmp_path / "chat"), str(tmp_path)]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
-    assert "no manifest.json: not a directory that awq2trt wrote" in refused.stderr
+    assert "there is no manifest.json, so awq2trt did not write this directory" in refused.stderr

@@ -1,4 +1,4 @@
-"""The installed C++ package: what it shows, and projects outside of the repository that use it."""
+"""The installed C++ package: what it contains, and projects outside of the repository that use it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that was built for `cpu`; its tokenizer knows bytes alone."""
+    """A tiny model that was built for `cpu`; its tokenizer knows only bytes."""
     directory = tmp_path_factory.mktemp("built")
     save_llama(directory / "model")
     template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>"
@@ -66,7 +66,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(*command: str, given: str = "") -> str:
-    """What a program prints; the test fails if it fails."""
+    """Returns what a program prints; the test fails if the program fails."""
     result = subprocess.run(command, input=given, capture_output=True, text=True, env=_environment(), check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -106,7 +106,7 @@ def test_its_soname_has_the_minor_version(prefix: Path) -> None:
 
 
 def test_its_headers_need_nothing_else(prefix: Path, tmp_path: Path) -> None:
-    """The standard library, and C for the C interface."""
+    """They need only the standard library, and the C interface only C."""
     for name, compiler in (("awq2trt.hpp", ("c++", "-std=c++17")), ("awq2trt.h", ("cc", "-std=c11"))):
         source = tmp_path / f"only.{'cpp' if name.endswith('hpp') else 'c'}"
         source.write_text(f"#include <awq2trt/{name}>\n")
@@ -183,12 +183,12 @@ def test_example_chat_compares_golden_outputs(examples: dict[str, Path], built: 
 
 
 def test_example_chat_stops_an_answer_at_ctrl_c(examples: dict[str, Path], built: Path) -> None:
-    """Up to ten times: an answer of random weights may end by itself just before the signal."""
+    """It tries up to ten times, since an answer of random weights may end by itself just before the signal."""
     assert any(_interrupted(examples["chat"], built).endswith(b" [stopped]\n\n> ") for _ in range(10))
 
 
 def _interrupted(chat: Path, built: Path) -> bytes:
-    """What the chat prints that gets a signal in its first answer, and then the end of its input."""
+    """What the chat prints if it gets a signal in its first answer, and then the end of its input."""
     command = [str(chat), str(built)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()) as process:
         assert process.stdin is not None

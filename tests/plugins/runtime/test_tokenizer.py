@@ -1,4 +1,4 @@
-"""Tokenizers of the C++ library: Hugging Face's ids and text, and what is refused."""
+"""Tokenizers of the C++ library: Hugging Face's ids and text, and refusals."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def _differs_by_unicode(pair: Pair, text: str) -> bool:
-    """Whether a text has a character that Hugging Face's tables for Punctuation and StripAccents do not have yet.
+    """Whether a text has a character that Hugging Face's tables for Punctuation and StripAccents lack.
 
-    Those are of Unicode 8 and 9; ours are of the installed utf8proc.
+    Those tables are from Unicode 8 and 9; ours are from the installed utf8proc.
     """
     return pair.directory.name.startswith("albert") and any(c in _SINCE_UNICODE_9 for c in text)
 
@@ -70,7 +70,7 @@ def test_ids_and_text_are_hugging_faces(pair: Pair) -> None:
 
 @pytest.mark.parametrize("style", ["qwen2", "o200k", "llama2", "t5"])
 def test_every_character_is_split_and_normalized_as_by_hugging_face(style: str, tmp_path: Path) -> None:
-    """All of the first two planes, some to a text: letters, numbers, spaces, marks, and those not assigned yet."""
+    """Texts of all characters in the first two planes: letters, numbers, spaces, marks, and unassigned ones."""
     reference = STYLES[style]()
     reference.save(str(tmp_path / "tokenizer.json"))
     native = NativeTokenizer(tmp_path)
@@ -82,7 +82,7 @@ def test_every_character_is_split_and_normalized_as_by_hugging_face(style: str, 
 
 @pytest.mark.parametrize(("character", "style"), [("\u061d", "albert"), ("\U000107a5", "unigram")])
 def test_characters_that_hugging_faces_tables_lack(character: str, style: str, tmp_path: Path) -> None:
-    """If this fails because of later versions of Unicode there, the comment in tokenizer.h is out of date."""
+    """If this fails because Hugging Face uses a later Unicode, the comment in tokenizer.h is out of date."""
     reference = STYLES[style]()
     reference.save(str(tmp_path / "tokenizer.json"))
     text = f"a{character}b"
@@ -98,7 +98,7 @@ def test_streams_give_whole_characters_and_the_same_text(pair: Pair) -> None:
 
 
 def test_streams_of_ids_in_any_order(pair: Pair) -> None:
-    """Bytes of characters that are never finished, special tokens anywhere, ids that are no token."""
+    """They include bytes of characters that are never finished, special tokens anywhere, and invalid ids."""
     size = pair.native.size
     assert size >= pair.reference.get_vocab_size()
     ids = [(7919 * index) % (size + 3) for index in range(600)]
@@ -124,7 +124,7 @@ def test_user_text_is_never_a_special_token(pair: Pair) -> None:
 
 
 def test_untrusted_text_is_encoded_as_hugging_face_does_without_special_tokens(pair: Pair) -> None:
-    """Unigram alone differs: there, special tokens are pieces, which text may spell in Hugging Face's."""
+    """Only Unigram differs: in it special tokens are pieces, which a text may spell in Hugging Face's."""
     contents = [token.content for token in pair.reference.get_added_tokens_decoder().values() if token.special]
     pair.reference.encode_special_tokens = True
     unigram = json.loads(pair.reference.to_str())["model"]["type"] == "Unigram"
@@ -233,7 +233,7 @@ def test_damaged_files_are_errors(definition: dict[str, Any], tmp_path: Path) ->
 def test_text_that_is_not_utf8_is_an_error(definition: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     native = NativeTokenizer(tmp_path)
-    assert native.encode("abc") == [2]  # no unk_token: what has no token is left out
+    assert native.encode("abc") == [2]  # no unk_token: text without a token is left out
     for data in (b"a\xff", b"\xed\xa0\x80", b"\xc0\x80", b"ab\xe4\xbd", b"\xf4\x90\x80\x80"):
         with pytest.raises(NativeError) as caught:
             native.encode(data)

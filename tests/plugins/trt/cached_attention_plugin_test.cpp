@@ -282,7 +282,8 @@ TEST_F(CachedAttentionPluginGpuTest, ComputesDecodingAndPrefill) {
   }
 }
 
-// A cache of codes, in place: the same numbers as that of the call's type when both begin empty, but for quantization.
+// A cache of codes, updated in place, holds the same numbers as one of the call's type when both begin empty, except
+// for quantization.
 TEST_F(CachedAttentionPluginGpuTest, ACacheOfCodesIsWrittenAndRead) {
   const int tokens = 40, head_dim = 64, capacity = 100;
   Attributes a = {8, 2};

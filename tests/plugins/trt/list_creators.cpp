@@ -1,4 +1,4 @@
-// Loads a plugin library as TensorRT does and prints what it offers, a line each: library version, CUDA architectures,
+// Loads a plugin library as TensorRT does and prints its contents, one per line: library version, CUDA architectures,
 // CUDA runtime, then "creator NAME VERSION NAMESPACE". For a library of another CPU, under an emulator.
 #include <dlfcn.h>
 

@@ -59,7 +59,7 @@ class LoggingTest : public testing::Test {
  protected:
   void TearDown() override { set_logger_finder(nullptr); }
 
-  // What is written to stderr of one message.
+  // The text that one message writes to stderr.
   static std::string stderr_of(Severity severity) {
     testing::internal::CaptureStderr();
     log(severity, "%d blocks", 7);
@@ -71,7 +71,7 @@ template <typename Finder, typename Logger>
 void finds_the_logger() {
   Finder finder;
   Logger logger;
-  // As the library gets it: a pointer that the headers' class, of whichever version, is read from.
+  // The finder as the library gets it: a pointer that is read as the class of the headers, whatever their version.
   set_logger_finder(static_cast<nvinfer1::ILoggerFinder*>(static_cast<void*>(&finder)));
   testing::internal::CaptureStderr();
   log(Severity::kERROR, "%d blocks", 6);

@@ -1,6 +1,6 @@
-// What tests of the plugins share: the library, loaded from its file as TensorRT does, and TensorRT's side of the
-// conversation with a plugin, in TensorRT's order and with its data structures. Whatever needs no GPU runs everywhere;
-// the rest skips without one, and fails instead with AWQ2TRT_REQUIRE_GPU=1.
+// Shared by tests of the plugins: the library, loaded from its file as TensorRT does, and TensorRT's calls to a plugin,
+// in TensorRT's order and with its data structures. Tests that need no GPU run everywhere; the rest skips without one,
+// and fails instead with AWQ2TRT_REQUIRE_GPU=1.
 #pragma once
 
 #include <dlfcn.h>
@@ -36,7 +36,7 @@ using nvinfer1::PluginTensorDesc;
 using nvinfer1::TensorRTPhase;
 using TrtType = nvinfer1::DataType;
 
-// Keeps what the plugins say.
+// Keeps the plugins' messages.
 class Recorder final : public nvinfer1::ILogger, public nvinfer1::ILoggerFinder {
  public:
   void log(Severity severity, nvinfer1::AsciiChar const* message) noexcept override {
@@ -67,7 +67,8 @@ class Library {
 
  private:
   Library() {
-    const char* const override_path = std::getenv("AWQ2TRT_PLUGIN_PATH");  // the build machine is not always the test's
+    const char* const override_path =
+        std::getenv("AWQ2TRT_PLUGIN_PATH");  // tests may run on another machine than the build
     void* const handle = dlopen(override_path != nullptr ? override_path : PLUGIN_LIBRARY, RTLD_NOW | RTLD_LOCAL);
     if (handle == nullptr) throw std::runtime_error(dlerror());
     using GetCreators = nvinfer1::IPluginCreatorInterface* const* (*)(int32_t&);
@@ -86,7 +87,7 @@ class Library {
 
 // --- Attributes ---
 
-// Attributes of a node, as ONNX's parser hands them over: integers of 32 bits and floats.
+// Attributes of a node, as ONNX's parser passes them: integers of 32 bits and floats.
 class Fields {
  public:
   Fields() = default;
@@ -103,7 +104,7 @@ class Fields {
     fields_.push_back({name, &floats_.back(), PluginFieldType::kFLOAT32, 1});
     return *this;
   }
-  // Good as long as the fields are there.
+  // Valid as long as the fields exist.
   PluginFieldCollection collection() const& { return {static_cast<int32_t>(fields_.size()), fields_.data()}; }
   PluginFieldCollection collection() const&& = delete;
 
@@ -128,7 +129,8 @@ inline nvinfer1::IPluginV3OneRuntime* runtime_of(IPluginV3& plugin) {
       plugin.getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
 }
 
-// Every field of `plugin` is one of `fields`, with its type and bytes, and so it is of what an engine restores from it.
+// Checks that every field of `plugin`, and of the plugin that an engine restores from it, is one of `fields` with its
+// type and bytes.
 inline void expect_serialized(IPluginV3& plugin, const std::string& name, const Fields& fields) {
   const PluginFieldCollection expected = fields.collection();
   const std::unique_ptr<IPluginV3> copy(plugin.clone());
@@ -204,7 +206,8 @@ inline size_t workspace_bytes(IPluginV3& plugin, const Node& node) {
   return build_of(plugin)->getWorkspaceSize(node.tensors.data(), node.inputs(), node.output(), node.outputs);
 }
 
-// TensorRT's arithmetic on lengths of axes, as text: what a plugin makes of symbols is seen, and cannot be looked into.
+// TensorRT's arithmetic on lengths of axes, as text: the test sees the expressions that a plugin makes, and the plugin
+// cannot read values from them.
 class Expressions final : public nvinfer1::IExprBuilder {
  public:
   Expressions() { mImpl = &builder_; }
@@ -277,8 +280,8 @@ class PluginGpuTest : public PluginTest {
   }
 };
 
-// A plugin on its way through TensorRT: created, configured and serialized at build; then created of what the engine
-// stores, attached to a context, and told its shapes. Ready to be enqueued.
+// A plugin after its way through TensorRT: created, configured and serialized at build; then created from the engine's
+// data, attached to a context, and given its shapes. Ready to be enqueued.
 class EnginePlugin {
  public:
   EnginePlugin(const std::string& name, const Fields& fields, const Node& node) : node_(node), all_(node.largest()) {
@@ -305,7 +308,7 @@ class EnginePlugin {
         ->enqueue(all_.data(), &all_[node_.inputs()], inputs.data(), outputs.data(), workspace_->get(), stream_);
   }
 
-  // On a stream, waited for.
+  // Enqueues on a stream and waits.
   void run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs) {
     ASSERT_EQ(enqueue(inputs, outputs), 0) << Library::get().recorder().errors;
     ASSERT_CUDA(cudaStreamSynchronize(stream_));
@@ -340,7 +343,8 @@ struct TrtTypeOf;
 template <>
 struct TrtTypeOf<__half> {
   static constexpr TrtType value = TrtType::kHALF;
-  static constexpr double tolerance = 2e-3;  // of a result that was rounded to it, relative in the 2-norm, with room
+  static constexpr double tolerance =
+      2e-3;  // error of a result rounded to the type, relative in the 2-norm, with a margin
 };
 template <>
 struct TrtTypeOf<__nv_bfloat16> {

@@ -61,7 +61,7 @@ def test_logits_stay_what_they_were_when_more_are_computed(exported: Path, monke
 def test_more_tokens_than_the_cache_holds_are_refused(exported: Path) -> None:
     backend = OrtBackend.load(exported)
     backend.forward(_tokens(64))
-    with pytest.raises(UsageError, match="64 tokens and 1 more do not fit the cache of 64"):
+    with pytest.raises(UsageError, match="64 tokens and 1 more do not fit into the cache of 64"):
         backend.forward([1])
 
 
@@ -82,7 +82,7 @@ def test_missing_model_is_named(tmp_path: Path) -> None:
 
 def test_missing_weights_are_named(exported: Path, tmp_path: Path) -> None:
     (tmp_path / MODEL_FILE).write_bytes((exported / MODEL_FILE).read_bytes())
-    with pytest.raises(ArtifactError, match=f"{WEIGHTS_FILE}: the weights file is missing"):
+    with pytest.raises(ArtifactError, match=f"{WEIGHTS_FILE}: the file with the weights is missing"):
         OrtBackend.load(tmp_path)
 
 

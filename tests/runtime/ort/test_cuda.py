@@ -36,7 +36,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(exported: Path) -> Opener:
-    """Opens the model as it is opened on a GPU, chunks of 8 tokens."""
+    """Opens the model as on a GPU, with chunks of 8 tokens."""
 
     def opener(memory: HostMemory | None = None, *, all_logits: bool = False, batch: int = 1) -> CudaBackend:
         model, sizes = open_decoder(exported)
@@ -89,7 +89,7 @@ def test_a_token_that_it_chose_is_not_copied_back(opened: Opener) -> None:
 
 
 def test_a_token_of_the_users_own_is_taken(opened: Opener) -> None:
-    """After it chose one token, it is given another."""
+    """After it has chosen a token, it is given another one."""
     backend, reference = opened(), opened()
     other = (backend.choose(_tokens(5)) + 1) % 120
     reference.forward(_tokens(5))

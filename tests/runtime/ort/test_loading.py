@@ -1,4 +1,4 @@
-"""Where a model runs: the device that is named or the fastest, and what is refused before anything is loaded."""
+"""Where a model runs: on the named device or the fastest; and what is refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `build` makes of a tiny model for `cpu`, and for `cuda` with ONNX Runtime's own kernels."""
+    """A tiny model built for `cpu`, and for `cuda` with ONNX Runtime's own kernels."""
     directory = tmp_path_factory.mktemp("built")
     _build(model, directory, "cpu")
     _build(model, directory, "cuda", plugin=False)
@@ -59,7 +59,7 @@ def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HostMemory:
-    """A GPU that is none: host memory, and the CPU provider under the name of CUDA's."""
+    """A fake GPU: host memory, and the CPU provider under the name of CUDA's."""
     memory = HostMemory()
     monkeypatch.setattr(loading, "open_cuda", lambda device: memory)
     monkeypatch.setattr(machine_gpu, "open_cuda", lambda device: memory)
@@ -109,7 +109,7 @@ def test_manifests_say_what_runs_the_model(model: Path, built: Path, tmp_path: P
 
 @pytest.mark.parametrize(("name", "device"), [("cpu", "cuda"), ("cuda", "cpu")])
 def test_a_model_for_another_device_is_refused(built: Path, gpu: HostMemory, name: str, device: str) -> None:
-    with pytest.raises(UsageError, match=f"built for {name}, and is to run on {device}.*--target {device}"):
+    with pytest.raises(UsageError, match=f"built for {name}, but is supposed to run on {device}.*--target {device}"):
         open_backend(Artifact.open(built / name), DeviceOptions(device))
 
 
@@ -232,7 +232,9 @@ def test_operators_are_the_installed_ones_of_the_same_version(
 
     monkeypatch.setattr(plugin_library, "_describe", describe)
     monkeypatch.setenv(plugin_library.PATH_VARIABLE, str(tmp_path / "onnx" / "model.onnx"))
-    with pytest.raises(ToolError, match=rf"operators of awq2trt {__version__}, the library here is of 0\.0\.9"):
+    with pytest.raises(
+        ToolError, match=rf"operators of awq2trt {__version__}, but the library here has version 0\.0\.9"
+    ):
         open_backend(artifact, DeviceOptions())
     with pytest.raises(ToolError, match=r"0\.0\.9"):
         open_backend(artifact, DeviceOptions(trust_library=True))
@@ -308,10 +310,10 @@ def test_bench_times_tokens_further_on_and_counts_the_cache(built: Path, gpu: Ho
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"ends": (65,)}, "10 tokens that end at position 65, expected more than 10 and at most 64"),
-        ({"ends": (10,)}, "10 tokens that end at position 10"),
+        ({"ends": (65,)}, "10 tokens cannot end at position 65, expected more than 10 and at most 64"),
+        ({"ends": (10,)}, "10 tokens cannot end at position 10"),
         ({"context": 65}, "this model's has 64"),
-        ({"tokens": 61}, "4 \\+ 61 tokens in a cache of 64"),
+        ({"tokens": 61}, "4 \\+ 61 tokens need a cache of"),
         ({"against": ("llama.cpp",)}, "unknown opponent"),
         ({"layers": 2}, "--layers: --layers is for a shape"),
         ({"head": "int8"}, "--head is for a shape"),

@@ -1,4 +1,4 @@
-"""A conversation with an engine, over a stand-in for it: calls that the profiles take, caches carried, refusals."""
+"""A conversation with an engine, on a stand-in for it: calls that fit the profiles, carried caches, refusals."""
 
 from __future__ import annotations
 
@@ -64,5 +64,5 @@ def test_what_no_call_can_take_is_refused(build: Path) -> None:
     with pytest.raises(UsageError, match="0 tokens and 65 more do not fit"):
         backend.forward([1] * 65)
     two_at_least = (ProfileRecord.of_tokens("prefill", 2, 16, 64),)
-    with pytest.raises(UnsupportedError, match="no optimization profile of the engine takes 1 tokens"):
+    with pytest.raises(UnsupportedError, match="no optimization profile of the engine accepts 1 tokens"):
         EngineBackend(OnnxSession(build / "onnx"), contract_of(build / "onnx"), two_at_least).forward([1])

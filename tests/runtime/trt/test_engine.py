@@ -31,24 +31,27 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("machine", "reason"),
     [
         ({}, None),
-        ({"gpu": None}, "no NVIDIA GPU here, the engine needs compute capability 8.6 or 8.9 or 12.0, TensorRT-RTX"),
-        ({"cpu": "aarch64"}, "this machine is aarch64, the engine is for x86_64 and"),
+        (
+            {"gpu": None},
+            "there is no NVIDIA GPU here, but the engine needs compute capability 8.6 or 8.9 or 12.0, TensorRT-RTX",
+        ),
+        ({"cpu": "aarch64"}, "this machine is aarch64, but the engine is for x86_64 and"),
         (
             {"gpu": "NVIDIA H100", "capability": "9.0"},
-            "the GPU here is NVIDIA H100, compute capability 9.0, the engine needs compute capability 8.6 or",
+            "the GPU here is NVIDIA H100, compute capability 9.0, but the engine needs compute capability 8.6 or",
         ),
-        ({"tensorrt": {}}, "TensorRT-RTX's Python module is not installed here, the engine needs 1.7.1.116: pip"),
+        ({"tensorrt": {}}, "TensorRT-RTX's Python module is not installed here, but the engine needs 1.7.1.116: pip"),
         (
             {"tensorrt": {Flavour.TENSORRT: "10.16.0"}},
-            "TensorRT-RTX's Python module is not installed here, the engine needs 1.7.1.116: pip install tensorrt-rtx",
+            "TensorRT-RTX's Python module is not installed here, but the engine needs 1.7.1.116: pip install",
         ),
         (
             {"tensorrt": {Flavour.TENSORRT_RTX: "1.8.0.5"}},
-            "TensorRT-RTX here is 1.8.0.5, the engine was built by and needs 1.7.1.116",
+            "TensorRT-RTX here is 1.8.0.5, but the engine needs 1.7.1.116",
         ),
         (
             {"tensorrt": {Flavour.TENSORRT_RTX: "broken (libcudart.so.13: no such file)"}},
-            "TensorRT-RTX here is broken (libcudart.so.13: no such file), the engine",
+            "TensorRT-RTX here is broken (libcudart.so.13: no such file), but the engine",
         ),
         ({"tensorrt": {Flavour.TENSORRT_RTX: "1.7.1.200"}}, None),
     ],
@@ -63,7 +66,7 @@ def test_an_engine_for_the_gpu_that_built_it_is_tried_on_any(build: Path) -> Non
     own = engine_in(build, capabilities=(), gpu=RTX_CARD.gpu)
     assert why_not_here(own, RTX_CARD) is None
     found = str(why_not_here(own, replace(RTX_CARD, gpu="another card")))
-    assert found.startswith(f"the GPU here is another card, the engine needs {RTX_CARD.gpu}, TensorRT-RTX")
+    assert found.startswith(f"the GPU here is another card, but the engine needs {RTX_CARD.gpu}, TensorRT-RTX")
 
 
 def test_the_manifest_says_what_an_engine_needs(build: Path) -> None:
@@ -83,7 +86,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _finish(directory: Path, **changes: str) -> None:
-    """What `finish.sh` leaves in a kit; `changes` go into its state file."""
+    """Writes what `finish.sh` leaves in a kit; `changes` go into its state file."""
     (directory / "model.engine").write_bytes(b"built on the Jetson")
     state = {
         "kit": record_file(directory / "SHA256SUMS").sha256,
@@ -105,7 +108,7 @@ def test_a_finished_kit_has_an_engine(exported: Path, tmp_path: Path) -> None:
     assert why_not_here(engine, orin) is None
     assert str(why_not_here(engine, replace(orin, tensorrt={}))).startswith("TensorRT's Python module is not installed")
     assert str(why_not_here(engine, replace(orin, tensorrt={Flavour.TENSORRT: "10.3.0.30"}))).startswith(
-        "TensorRT here is 10.3.0.30, the engine was built by and needs 10.16.0"
+        "TensorRT here is 10.3.0.30, but the engine needs 10.16.0"
     )
     _finish(kit.directory, kit="0" * 64)
     assert "built from an earlier kit" in str(why_not_here(engine_of(kit) or engine, orin))

@@ -1,4 +1,4 @@
-"""What our side of the device calls does, with a GPU that is a dictionary, and how far TensorRT goes without one."""
+"""Our side of the device calls, with a dictionary as the GPU, and how far TensorRT gets without one."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ except ToolError as error:
 
 @pytest.mark.trt
 def test_tensorrts_own_reason_is_in_the_error(build: Path) -> None:
-    """An engine that is none: TensorRT-RTX refuses it on any machine, and nothing else of polygraphy is in the way."""
+    """A fake engine: TensorRT-RTX refuses it on any machine, and nothing else in polygraphy prevents that."""
     environment = {key: value for key, value in os.environ.items() if key != POLYGRAPHY_SWITCH}
     done = subprocess.run(
         [sys.executable, "-c", _OPEN, str(build / "rtx")],
@@ -196,4 +196,4 @@ def test_tensorrts_own_reason_is_in_the_error(build: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "model.engine: tensorrt_rtx cannot run the engine: " in done.stdout
-    assert "See error log" not in done.stdout  # polygraphy's words, for want of TensorRT's
+    assert "See error log" not in done.stdout  # polygraphy's words, for lack of TensorRT's

@@ -1,12 +1,12 @@
-/* awq2trt for C, and through it for every language that can call C: the same as awq2trt.hpp, which says what the calls
- * do. No exception leaves a function, and nothing is printed.
+/* awq2trt for C, and through it for every language that can call C. It offers the same as awq2trt.hpp, which documents
+ * the calls. No exception leaves a function, and nothing is printed.
  *
- * Functions that may fail return 0, or a code of enum ErrorCode in awq2trt.hpp; then awq2trt_last_error() is what went
- * wrong, on this thread, until its next call. Text is UTF-8 with its length in bytes, and need not end in a zero byte,
- * except for paths, which do. Results belong to the caller, who gives them back with awq2trt_free.
+ * Functions that may fail return 0, or a code of enum ErrorCode in awq2trt.hpp; then awq2trt_last_error() says what
+ * went wrong on this thread, until its next call. Text is UTF-8 with its length in bytes, and need not end in a zero
+ * byte; only paths must. Results belong to the caller, who frees them with awq2trt_free.
  *
- * Structures begin with their size as the caller knows it, sizeof(the structure): later versions add fields at the end
- * only, and take what an older caller does not know as 0, which always means the default. */
+ * Structures begin with their size as the caller knows it, sizeof(the structure). Later versions only add fields at the
+ * end, and treat fields that an older caller does not know as 0, which always means the default. */
 #ifndef AWQ2TRT_H
 #define AWQ2TRT_H
 
@@ -26,13 +26,13 @@ typedef struct awq2trt_session awq2trt_session;
 
 typedef struct awq2trt_load_options {
   size_t size;
-  int32_t verify; /* 0: hashes at the first load, 1: sizes alone, 2: hashes always */
+  int32_t verify; /* 0: hashes on the first load, 1: only sizes, 2: always hashes */
   int32_t device;
   int32_t threads;
   int32_t no_cuda_graph;
   int32_t trust_directory_library;
   int32_t reserved;                /* 0 */
-  const char* onnxruntime_library; /* null or "" for none, likewise: */
+  const char* onnxruntime_library; /* null or "" for none; the same holds for all paths */
   const char* operators_library;
   void* stream;
   void* (*allocate)(size_t bytes, void* context);
@@ -58,7 +58,7 @@ typedef struct awq2trt_bias {
   float bias;
 } awq2trt_bias;
 
-/* Zeros are the defaults: top_p and repetition_penalty are 1 where they are 0. */
+/* Zeros are the defaults: a top_p or repetition_penalty of 0 means 1. */
 typedef struct awq2trt_generate_options {
   size_t size;
   int64_t max_tokens;
@@ -79,7 +79,7 @@ typedef struct awq2trt_generate_options {
   int32_t reserved; /* 0 */
 } awq2trt_generate_options;
 
-/* Given back with awq2trt_result_free. */
+/* Freed with awq2trt_result_free. */
 typedef struct awq2trt_result {
   char* text; /* ends in a zero byte, which `text_bytes` does not count */
   size_t text_bytes;
@@ -93,7 +93,7 @@ typedef struct awq2trt_result {
   double decode_ms;
 } awq2trt_result;
 
-/* Whole characters as they become certain; returns 0 to end the answer. */
+/* Receives complete characters as they become certain; returns 0 to end the answer. */
 typedef int32_t (*awq2trt_callback)(const char* text, size_t bytes, void* context);
 
 AWQ2TRT_API const char* awq2trt_version(void);
@@ -103,12 +103,12 @@ AWQ2TRT_API void awq2trt_free(void* result);
 /* `options` may be null. */
 AWQ2TRT_API int32_t awq2trt_model_load(const char* directory, const awq2trt_load_options* options,
                                        awq2trt_model** model);
-/* Sessions keep what they need of it: the model may be closed before them. */
+/* Sessions keep the parts of it that they need, so the model may be closed before them. */
 AWQ2TRT_API void awq2trt_model_close(awq2trt_model* model);
 AWQ2TRT_API int64_t awq2trt_model_capacity(const awq2trt_model* model);
 AWQ2TRT_API int64_t awq2trt_model_vocab_size(const awq2trt_model* model);
-AWQ2TRT_API const char* awq2trt_model_title(const awq2trt_model* model); /* the model's, until it is closed */
-/* Either result may be null: how far golden outputs are off, and how far they may be. */
+AWQ2TRT_API const char* awq2trt_model_title(const awq2trt_model* model); /* valid until the model is closed */
+/* Returns how far golden outputs are off, and how far they may be; either pointer may be null. */
 AWQ2TRT_API int32_t awq2trt_model_check(const awq2trt_model* model, double* worst_error, double* allowed_error);
 AWQ2TRT_API int32_t awq2trt_encode(const awq2trt_model* model, const char* text, size_t bytes, int32_t allow_special,
                                    int32_t** tokens, size_t* count);
@@ -127,7 +127,7 @@ AWQ2TRT_API int32_t awq2trt_session_append_image(awq2trt_session* session, const
 AWQ2TRT_API int32_t awq2trt_session_generate(awq2trt_session* session, const awq2trt_generate_options* options,
                                              awq2trt_callback callback, void* context, awq2trt_result* result);
 AWQ2TRT_API void awq2trt_result_free(awq2trt_result* result);
-/* `logits`: room for awq2trt_model_vocab_size numbers; `count` says how many there is room for. */
+/* `logits` has room for `count` numbers, which must be awq2trt_model_vocab_size. */
 AWQ2TRT_API int32_t awq2trt_session_logits(awq2trt_session* session, float* logits, size_t count);
 AWQ2TRT_API int32_t awq2trt_session_rewind(awq2trt_session* session, int64_t tokens);
 AWQ2TRT_API int32_t awq2trt_session_fork(const awq2trt_session* session, awq2trt_session** copy);
@@ -135,7 +135,7 @@ AWQ2TRT_API void awq2trt_session_cancel(awq2trt_session* session); /* from any t
 AWQ2TRT_API int32_t awq2trt_session_tokens(const awq2trt_session* session, int32_t** tokens, size_t* count);
 AWQ2TRT_API int64_t awq2trt_session_capacity(const awq2trt_session* session);
 
-/* Where a field of one of the structures lies, for callers that declare them in another language. */
+/* The position of a field in one of the structures, for callers that declare them in another language. */
 typedef struct awq2trt_layout {
   const char* structure;
   const char* name; /* "" for the structure itself */

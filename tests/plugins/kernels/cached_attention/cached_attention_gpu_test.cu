@@ -1,8 +1,8 @@
 // The attention kernels on a GPU against their definition in fp64: every head size, every kernel, awkward sizes, with a
 // cache of the type of the call and with one of codes.
 //
-// Inputs are drawn anew in every run (AWQ2TRT_TEST_SEED repeats one). Outputs are poisoned with NaN, so one that is not
-// written shows; slots of the cache that a call must not read or write hold values that would show.
+// Every run draws new inputs (AWQ2TRT_TEST_SEED repeats a run). Outputs are poisoned with NaN, so a missing write
+// shows; slots of the cache that a call must not read or write hold values that would show.
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -19,8 +19,8 @@
 namespace awq2trt {
 namespace {
 
-// Relative error in the 2-norm: rounding y, queries and weights to T costs about 2^-11 / sqrt(3) each, 2.8e-4 of fp16
-// and 2.3e-3 of bf16; scores of a few units make that of queries count more.
+// Relative error in the 2-norm: rounding y, queries and weights to T costs about 2^-11 / sqrt(3) each, 2.8e-4 in fp16
+// and 2.3e-3 in bf16; with scores of a few units, the rounding of queries counts more.
 constexpr double kHalfTolerance = 2e-3, kBFloat16Tolerance = 1.6e-2;
 
 template <typename T>
@@ -97,7 +97,7 @@ struct DeviceCache {
   DeviceArray<T> scales;
 };
 
-// Codes and scales after a call: those of other slots as they were, those of new ones within a rounding of the
+// Codes and scales after a call: those of other slots must be unchanged, those of new slots within a rounding of the
 // reference, which may move a code by one.
 template <typename T>
 void expect_codes(const AttentionProblem& p, const std::vector<int64_t>& position, const HostCache<T>& past,

@@ -1,4 +1,4 @@
-// codes.h on the CPU: the very code that the kernels run, over all codes.
+// codes.h on the CPU: the same code that the kernels run, for all codes.
 #include "kernels/cached_attention/codes.h"
 
 #include <gtest/gtest.h>
@@ -27,7 +27,7 @@ TYPED_TEST(Codes, LiteralWord) {
 TYPED_TEST(Codes, EveryCodeInEveryPlace) {
   for (int code = -128; code < 128; ++code) {
     for (int place = 0; place < 4; ++place) {
-      const uint32_t others = 0x5a3c69f1u;  // what the neighbours hold must not matter
+      const uint32_t others = 0x5a3c69f1u;  // the neighbours' values must not matter
       const uint32_t byte = static_cast<uint32_t>(code) & 0xffu;
       const uint32_t word = (others & ~(0xffu << (8 * place))) | byte << (8 * place);
       const uint32_t pair = numbers_of_codes<TypeParam>(word).pair[place / 2];

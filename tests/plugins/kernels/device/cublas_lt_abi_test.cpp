@@ -1,4 +1,4 @@
-// Our numbers and structures of cuBLASLt against its header; built where CUDA's toolkit has one.
+// Compares our numbers and structures of cuBLASLt with its header; built where CUDA's toolkit has that header.
 #include <cublasLt.h>
 #include <gtest/gtest.h>
 

@@ -1,4 +1,5 @@
-// Rows of a table of codes on a GPU against the definition: every number rounded once, so equal bit for bit.
+// Compares rows of a table of codes on a GPU with the definition: every number is rounded once, so they must be equal
+// bit for bit.
 #include <cstring>
 #include <random>
 #include <string>

@@ -14,7 +14,7 @@ namespace {
 
 class ResidualNormGpu : public GpuTest {
  protected:
-  // Inputs as large as a residual stream gets, so that squares that overflow fp16 would show.
+  // Inputs as large as in a residual stream, so that squares that overflow fp16 would show.
   template <typename T>
   void check(const NormProblem& p) {
     SCOPED_TRACE(std::to_string(p.rows) + " x " + std::to_string(p.width) + (p.rms ? " rms" : " layer") +

@@ -1,4 +1,4 @@
-// choose_config() and its companions: pure host code, so every promise they make is checked over a grid of problems.
+// choose_config() and its companions: pure host code, so all of their promises are checked over a grid of problems.
 #include <climits>
 
 #include <gtest/gtest.h>
@@ -127,7 +127,7 @@ TEST(ChooseConfig, FitsTheDevice) {
       ASSERT_GT(config.rows_per_block, 0);
     } else if (config.kernel == Kernel::kDecodeOnce) {
       ASSERT_LE(DecodeOnceShared(problem.m, problem.k).bytes, static_cast<size_t>(device.max_shared_bytes));
-      // What the decode kernel needs, which steps in where codes are not aligned.
+      // The workspace that the decode kernel needs, which is used where codes are not aligned.
       ASSERT_EQ(config.rows_per_block, 16);
       ASSERT_LE(DecodeShared(problem.m, problem.k, 16, config.warps).bytes,
                 static_cast<size_t>(device.max_shared_bytes));

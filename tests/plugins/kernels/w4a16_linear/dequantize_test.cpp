@@ -1,4 +1,4 @@
-// dequantize.h on the CPU: the very code that the kernels run, over all codes and zero points.
+// dequantize.h on the CPU: the same code that the kernels run, for all codes and zero points.
 #include "kernels/w4a16_linear/dequantize.h"
 
 #include <gtest/gtest.h>
@@ -34,7 +34,7 @@ TYPED_TEST(Dequantize, EveryCodeInEveryPlaceWithEveryZeroPoint) {
   for (uint32_t zero = 0; zero < 16; ++zero) {
     for (uint32_t code = 0; code < 16; ++code) {
       for (int place = 0; place < 8; ++place) {
-        const uint32_t others = 0x5a3c69f1u;  // what the neighbours hold must not matter
+        const uint32_t others = 0x5a3c69f1u;  // the neighbours' values must not matter
         const uint32_t word = (others & ~(0xfu << (4 * place))) | code << (4 * place);
         const auto* bytes = reinterpret_cast<const uint8_t*>(&word);
         const uint8_t zero_byte = static_cast<uint8_t>(zero);

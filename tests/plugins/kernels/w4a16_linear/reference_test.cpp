@@ -32,7 +32,7 @@ TEST(Reference, LiteralLayer) {
 }
 
 // One file: the magic, eight int32 (version, m, n, k, group_size, has_zeros, has_bias, 0), then codes, zeros (packed
-// bytes) and scales, bias, x, y (float64), each there only if the header says so.
+// bytes) and scales, bias, x, y (float64), each only if the header lists it.
 struct Golden {
   GemmProblem problem;
   std::vector<uint8_t> codes, zeros;

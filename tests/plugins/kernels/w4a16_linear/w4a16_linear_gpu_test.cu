@@ -1,8 +1,7 @@
 // The kernels on a GPU against the op's definition in fp64: every kernel, every tensor combination, awkward sizes.
 //
-// Inputs are drawn anew in every run (AWQ2TRT_TEST_SEED repeats one); outputs are poisoned with NaN, so one that is not
-// written shows. The fp64 reference is a few lines of CUDA that share nothing with the kernels: a CPU would take
-// minutes.
+// Every run draws new inputs (AWQ2TRT_TEST_SEED repeats a run); outputs are poisoned with NaN, so a missing write
+// shows. The fp64 reference is a few lines of CUDA that share nothing with the kernels: a CPU would take minutes.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -207,7 +206,7 @@ TEST_F(W4A16LinearGpu, DequantizesFirst) {
   }
 }
 
-// A test a layer and type, so that compute-sanitizer, which takes minutes for each, can run them side by side.
+// One test per layer and type, so that compute-sanitizer, which takes minutes for each, can run them in parallel.
 class ShapesOfRealModels : public W4A16LinearGpu, public testing::WithParamInterface<std::tuple<Shape, DataType>> {};
 
 TEST_P(ShapesOfRealModels, EveryKindOfKernel) {
@@ -299,7 +298,7 @@ TEST_F(W4A16LinearGpu, EveryTileShapeAndSplit) {
   for (const DataType dtype : kTypes) {
     for (int tile = 0; tile < static_cast<int>(TileShape::kCount); ++tile) {
       for (const int splits : {1, 2, 3}) {
-        // Whole stages and groups, which have a main loop of their own, and stages with tails and groups within them.
+        // Complete stages and groups, which have their own main loop, and stages with tails and groups within them.
         for (const auto& [k, group_size] : {std::pair(1152, 128), {1152, 384}, {1152, 32}, {1184, 128}, {1184, 32}}) {
           const GemmProblem problem = problem_of(70, 200, k, group_size, dtype, true, true);
           KernelConfig config = {};
@@ -316,7 +315,7 @@ TEST_F(W4A16LinearGpu, EveryTileShapeAndSplit) {
 }
 
 TEST_F(W4A16LinearGpu, LaunchesThatOverlapSeeWhatTheOneBeforeWrote) {
-  // A chain of layers, each reading what the last one wrote, without anything in between.
+  // A chain of layers, each reading the output of the previous one, with nothing in between.
   constexpr int kFeatures = 512, kLayers = 12;
   for (const auto& [m, kernel] : {std::pair(1, Kernel::kDecode),
                                   {1, Kernel::kDecodeOnce},

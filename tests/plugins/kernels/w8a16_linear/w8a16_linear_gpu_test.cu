@@ -1,5 +1,5 @@
-// The 8-bit kernels on a GPU against the op's definition in fp64: every number of tokens that has a kernel of its own,
-// rows that 16-byte loads fit and rows that they do not, more blocks than one. Outputs are poisoned with NaN.
+// The 8-bit kernels on a GPU against the op's definition in fp64: every number of tokens that has its own kernel, rows
+// that fit 16-byte loads and rows that do not, more than one block. Outputs are poisoned with NaN.
 #include <cmath>
 #include <cstring>
 #include <random>

@@ -1,4 +1,4 @@
-"""A kit whose script has made an engine: the C++ library takes it up to the TensorRT that is not here."""
+"""A kit whose script has made an engine: the C++ library accepts it, up to the TensorRT that is missing here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// What a model takes of a GPU, by hand, and when that is refused.
+// How much of a GPU's memory a model takes, computed by hand, and when it is refused.
 #include "backend/forecast.h"
 
 #include <gtest/gtest.h>

@@ -28,7 +28,7 @@ TEST_P(Widen, GivesEachValueOfATypeOfTwoBytes) {
   EXPECT_EQ(bytes_of(number), 2u);
   std::vector<uint16_t> stored(1 << 16);
   std::iota(stored.begin(), stored.end(), uint16_t{0});
-  for (const size_t first : {0, 1, 13}) {  // vectors that begin anywhere, and what is left of them
+  for (const size_t first : {0, 1, 13}) {  // vectors that begin anywhere, and their remainders
     std::vector<float> result(stored.size() - first);
     widen(&stored[first], number, result.size(), result.data());
     for (size_t i = 0; i < result.size(); ++i) {

@@ -1,5 +1,5 @@
-// The loop of an answer over a session that follows a script: where it ends and why, what the listener gets, and what
-// the session keeps.
+// The loop of an answer over a session that follows a script: where it ends and why, what the listener gets, and which
+// tokens the session keeps.
 #include "generation/answer.h"
 
 #include <gtest/gtest.h>
@@ -157,7 +157,7 @@ TEST_F(AnswerTest, EndsWhenItIsCancelled) {
   const Result result = run(&script);
   EXPECT_EQ(result.finish_reason, FinishReason::kCancelled);
   EXPECT_EQ(result.tokens, (std::vector<int32_t>{kA, kB}));
-  EXPECT_EQ(pieces, (std::vector<std::string>{"a"}));  // the b was held back, and nobody listens any more
+  EXPECT_EQ(pieces, (std::vector<std::string>{"a"}));  // the b was held back, and the listener is gone
 }
 
 TEST_F(AnswerTest, CancelledBeforeTheFirstTokenIsEmpty) {

@@ -2,7 +2,7 @@
 //
 // In:  cases on stdin, each a line "VOCABULARY ROWS TEMPERATURE TOP_K TOP_P MIN_P PENALTY SEED [TOKEN BIAS]..." with
 // floats as
-//      hexadecimal, and behind it the rows of scores as float32.
+//      hexadecimal, followed by the rows of scores as float32.
 // Out: a line of tokens for each case.
 #include <cstdio>
 #include <cstdlib>

@@ -1,4 +1,4 @@
-// The sampler's golden tokens, and what concerns C++ alone; test_sampler.py holds it to Python's.
+// The sampler's golden tokens, and what concerns C++ alone; test_sampler.py compares it with Python's.
 #include "generation/sampler.h"
 
 #include <gtest/gtest.h>

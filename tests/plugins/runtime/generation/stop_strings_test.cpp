@@ -1,4 +1,4 @@
-// Stop strings: nothing of them is given, in whatever pieces the text comes; an exhaustive search is the oracle.
+// No part of a stop string is given, no matter into which pieces the text is cut; an exhaustive search is the oracle.
 #include "generation/stop_strings.h"
 
 #include <gtest/gtest.h>
@@ -16,7 +16,7 @@ struct Given {
   bool operator==(const Given& other) const { return text == other.text && found == other.found; }
 };
 
-// All that is given for a text that comes in pieces of some lengths, the last as long as it takes.
+// Everything that is given for a text in pieces of these lengths; the last piece is the rest.
 Given push_all(const std::vector<std::string>& stops, const std::string& text, const std::vector<size_t>& lengths) {
   StopStrings strings(stops);
   Given given{"", false};
@@ -31,7 +31,7 @@ Given push_all(const std::vector<std::string>& stops, const std::string& text, c
   return given;
 }
 
-// By the words of stop_strings.h: the first end, and of several strings that end there the longest.
+// As stop_strings.h defines it: the first end, and the longest of several strings that end there.
 Given searched(const std::vector<std::string>& stops, const std::string& text) {
   for (size_t end = 1; end <= text.size(); ++end) {
     size_t longest = 0;

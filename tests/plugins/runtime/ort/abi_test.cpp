@@ -1,4 +1,4 @@
-// plugins/runtime/ort/abi.h against ONNX Runtime's own header: every place and number that we declare again. Built
+// Compares plugins/runtime/ort/abi.h with ONNX Runtime's own header: every place and number that we declare. Built
 // where that header is installed (-DOnnxRuntime_ROOT, or Debian's libonnxruntime-dev).
 #include "ort/abi.h"
 
@@ -12,7 +12,7 @@ namespace ort {
 namespace abi {
 namespace {
 
-// How many parameters a function has; names of types differ, and pointers are alike for a call.
+// The number of a function's parameters; names of types differ, and all pointers are equal for a call.
 template <typename R, typename... P>
 constexpr size_t arity_of(Slot<R(P...)>) {
   return sizeof...(P);

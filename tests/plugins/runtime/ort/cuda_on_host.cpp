@@ -1,4 +1,5 @@
-// The CUDA backend (plugins/runtime/ort/cuda.cpp) with the host in the GPU's place: its bookkeeping, without a GPU.
+// The CUDA backend (plugins/runtime/ort/cuda.cpp) with the host in place of the GPU: tests its bookkeeping without a
+// GPU.
 //
 //   cuda_on_host DIR ONNXRUNTIME [OPERATORS [WEIGHTS]] < commands
 //

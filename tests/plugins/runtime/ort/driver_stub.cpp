@@ -1,5 +1,5 @@
-// A stand-in of the CUDA driver (libcuda.so.1) on the host's memory: one GPU, as the environment describes it, whose
-// memory ends at a gigabyte, and whose contexts are numbers.
+// A stand-in for the CUDA driver (libcuda.so.1) on the host's memory: one GPU, as the environment describes it, with a
+// gigabyte of memory and numbers for contexts.
 #include <cstdlib>
 #include <cstring>
 

@@ -2,8 +2,8 @@
 //
 //   memory_on_stub DEVICE BYTES
 //
-// Out: `ok`, or the code of the error and its text. What is copied to the GPU, on it and back again must be what it
-// was, and the thread's own context must come back.
+// Out: `ok`, or the code of the error and its text. Data copied to the GPU, on it and back must be unchanged, and the
+//      thread's own context must be restored.
 #include "ort/cuda_memory.h"
 
 #include <cstdlib>

@@ -1,4 +1,4 @@
-"""The CUDA backend of the C++ library, the host in the GPU's place: tokens of the Python backend, and nothing left."""
+"""The CUDA backend of the C++ library, with the host in place of the GPU: the Python backend's tokens, and no leaks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(model: Path, operators: Path, *commands: str, weights: Path | None = None) -> list[str]:
-    """What the program answers; the last line is what was left."""
+    """The program's answer; the last line is what it leaked."""
     line = [str(path) for path in (PROGRAM, model, find_onnxruntime_library(), operators, weights or model)]
     done = subprocess.run(line, input="\n".join(commands), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

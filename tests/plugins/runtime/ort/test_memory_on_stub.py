@@ -1,4 +1,4 @@
-"""A GPU's memory through the CUDA driver, over a stand-in: copies, and a code for each way of refusing."""
+"""GPU memory through the CUDA driver, on a stand-in: copies, and an error code for each refusal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_what_is_free_is_what_the_driver_says_unless_the_host_shares_it() -> Non
 @pytest.mark.parametrize(
     ("device", "size_bytes", "variables", "code", "says"),
     [
-        (0, 64, {"STUB_COUNT": "0"}, NO_DRIVER, "sees no GPU"),
+        (0, 64, {"STUB_COUNT": "0"}, NO_DRIVER, "finds no GPU"),
         (0, 64, {"STUB_CUDA": "12090"}, NO_DRIVER, "runs CUDA up to 12.9, expected 13.0"),
         (1, 64, {}, WRONG_DEVICE, "there are 1"),
         (0, 64, {"STUB_MAJOR": "7"}, WRONG_DEVICE, "A stub has compute capability 7.0, expected 8.0 or later"),

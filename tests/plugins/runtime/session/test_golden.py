@@ -1,4 +1,4 @@
-"""Golden outputs of a model in the C++ library: what comes out, what does not, and files that are none."""
+"""Golden outputs of a model in the C++ library: those that agree, those that do not, and invalid files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_golden_outputs_that_do_not_come_out(spoilt: Path) -> None:
 
 
 def test_golden_outputs_are_checked_at_the_first_run_on_a_gpu(spoilt: Path) -> None:
-    """The CPU in the GPU's place: the manifest says `cuda`, and its provider is the CPU's."""
+    """The CPU takes the place of the GPU: the manifest says `cuda`, and its provider is the CPU's."""
     edit_manifest(spoilt, lambda value: value["contents"]["lowered"].update(target="cuda"))
     model = NativeModel.load(spoilt, golden=False)
     assert model.check_first_run()

@@ -1,4 +1,4 @@
-// One tokenizer and one template, used by several threads at once; ThreadSanitizer is what this is for.
+// One tokenizer and one template, used by several threads at once; meant to run under ThreadSanitizer.
 #include <gtest/gtest.h>
 
 #include <sstream>

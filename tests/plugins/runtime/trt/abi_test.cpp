@@ -1,5 +1,5 @@
-// plugins/runtime/trt/abi.h against TensorRT's own headers: every place and size that we declare again. Those headers
-// are of TensorRT 10; the places of 11 are compared wherever its headers are (-DTensorRT_ROOT).
+// Compares plugins/runtime/trt/abi.h with TensorRT's own headers: every place and size that we declare. Those headers
+// are of TensorRT 10; the places of 11 are compared where its headers are installed (-DTensorRT_ROOT).
 #include "trt/abi.h"
 
 #include <NvInferRuntime.h>
@@ -13,7 +13,7 @@ namespace trt {
 namespace abi {
 namespace {
 
-// The place of a virtual function: what a pointer to it holds (Itanium C++ ABI, 2.3), less the one that marks it
+// The place of a virtual function: the value of a pointer to it (Itanium C++ ABI, 2.3), minus the one that marks it as
 // virtual.
 template <typename Function>
 size_t place_of(Function function) {

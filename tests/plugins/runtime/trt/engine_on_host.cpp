@@ -1,5 +1,5 @@
-// The backend of engines (plugins/runtime/trt/backend.cpp) over a stand-in of an engine, which ONNX Runtime computes on
-// the host: profiles, shapes, addresses and caches, without TensorRT and without a GPU.
+// The backend of engines (plugins/runtime/trt/backend.cpp) over a stand-in for an engine, which ONNX Runtime computes
+// on the host: profiles, shapes, addresses and caches, without TensorRT and without a GPU.
 //
 //   engine_on_host DIR ONNXRUNTIME < commands
 //

@@ -1,4 +1,4 @@
-"""The C++ library's backend of engines over a stand-in: the tokens of the Python backend, and nothing left."""
+"""The C++ library's backend for engines, on a stand-in: the Python backend's tokens, and no leaks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from awq2trt.runtime.ort.backend import OrtBackend
 
 PROGRAM = BUILD / "tests" / "engine_on_host"
 PROMPT = list(range(40, 59))
-"""More than one call of the stand-in's longer profile takes."""
+"""More tokens than one call with the stand-in's longer profile accepts."""
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(model: Path, *commands: str) -> list[str]:
-    """What the program answers; the last line is what was left."""
+    """The program's answer; the last line is what it leaked."""
     line = [str(path) for path in (PROGRAM, model, find_onnxruntime_library())]
     done = subprocess.run(line, input="\n".join(commands), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -33,7 +33,7 @@ def run(model: Path, *commands: str) -> list[str]:
 
 
 def append(session: int, tokens: list[int]) -> list[str]:
-    """In calls of 8, as the library's sessions do it."""
+    """Splits tokens into calls of 8, as the library's sessions do."""
     return [f"append {session} {' '.join(map(str, tokens[i : i + 8]))}" for i in range(0, len(tokens), 8)]
 
 
