@@ -93,12 +93,12 @@ class IoContract:
     """Inputs and outputs of a graph.
 
     Attributes:
-        inputs: Of a decoder: `input_ids` or `inputs_embeds`, `cache_position`, then `past_key_i`, `past_value_i` of
-            every layer, then, of a cache of codes, `past_key_scale_i`, `past_value_scale_i` of every layer; of a vision
-            graph: `pixel_values`; of an embedding: `input_ids`.
-        outputs: Of a decoder: `logits`, then `present_key_i`, `present_value_i` of every layer and their scales, each
-            of which may be the same memory as its `past_` input; of a vision graph: `image_embeddings`; of an
-            embedding: `inputs_embeds`.
+        inputs: All inputs. A decoder has `input_ids` or `inputs_embeds`, `cache_position`, then `past_key_i`,
+            `past_value_i` of every layer, then, with a cache of codes, `past_key_scale_i`, `past_value_scale_i` of
+            every layer; a vision graph has `pixel_values`; an embedding has `input_ids`.
+        outputs: All outputs. A decoder has `logits`, then `present_key_i`, `present_value_i` of every layer and their
+            scales, each of which may be the same memory as its `past_` input; a vision graph has `image_embeddings`; an
+            embedding has `inputs_embeds`.
         cache: None for a graph without one.
     """
 

@@ -76,7 +76,7 @@ class Setting:
 
     Attributes:
         method: A name in `METHODS`; None for the original.
-        bits: Of a weight.
+        bits: Width of the weights' codes.
         group_size: Weights that share a scale.
         calibration: A key of `CALIBRATIONS`; None for a method that uses none.
         draw: Which windows.
@@ -90,7 +90,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Of its file, and to sort by."""
+        """Name of the line's file, which lines are also sorted by."""
         if self.method is None:
             return "original"
         calibrated = "" if self.calibration is None else f"-{self.calibration}-{self.draw}"
@@ -102,13 +102,13 @@ class Asked:
     """What a study was asked for.
 
     Attributes:
-        model: That is quantized.
+        model: The model that is quantized.
         known: Folder of pictures for shots and calibration.
         tested: Folder of pictures to measure on.
         shots: How many, each.
         limit: Pictures to measure on; None for all.
         samples: Calibration windows.
-        effort: Of AWQ's search.
+        effort: Effort of AWQ's search.
         device: Where to compute.
         output: Folder of results.
     """

@@ -201,7 +201,7 @@ class Original:
     """The outputs of a block of the unquantized model on the calibration text.
 
     Attributes:
-        statistics: Of its inputs; None where no setting needs them.
+        statistics: Statistics of its inputs; None where no setting needs them.
         inputs: fp32 [samples, seqlen, hidden_size]; None likewise.
         outputs: Same shape; None likewise.
     """
@@ -329,7 +329,7 @@ class _Lane:
         return changed
 
     def _guide(self, layer: int, method: BlockMethod, original: Original) -> Guide:
-        """What the original block shows to a method that is held to it."""
+        """What the original block shows to a method that compares blocks with it."""
         lesson, pursuit, run, inputs = None, None, partial(self._runner.run, layer=layer), self._calibration
         if inputs is None or self._setting.options is None:
             return UNGUIDED

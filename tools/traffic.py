@@ -64,11 +64,11 @@ class Round:
     """One tenth of the traffic.
 
     Attributes:
-        answers: That came.
+        answers: Number of answers that came.
         wrong: What was asked, what was expected and what came instead.
-        host_bytes: Of the process, once its sessions are closed.
-        device_bytes: Of the GPU, then; 0 on the CPU.
-        seconds: That it took.
+        host_bytes: Memory of the process, once its sessions are closed.
+        device_bytes: Memory in use on the GPU at that time; 0 on the CPU.
+        seconds: Time that the round took.
     """
 
     answers: int = 0
@@ -101,9 +101,9 @@ class Traffic:
         """Asks from so many threads at once.
 
         Args:
-            number: Seeds what they draw.
-            answers: That they get together.
-            threads: How many.
+            number: Seeds what the threads draw.
+            answers: Number of answers that all threads get together.
+            threads: Number of threads.
         """
         result, failures = Round(), list[Exception]()
         left = iter(range(answers))
@@ -190,7 +190,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Prints a line for each round; whether something is wrong.
 
     Args:
-        words: Of the command line; None for this process's own.
+        words: Arguments of the command line; None for this process's own.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path, help="what was built for cpu or cuda")

@@ -65,7 +65,7 @@ TOWER: Final[dict[str, Any]] = {
 """The last of the layers is not used: LLaVA 1.5 reads what comes out of the last but one."""
 
 RANK: Final = 16
-"""Of what is added to the language model's matrices."""
+"""Rank of what is added to the language model's matrices."""
 
 TEMPLATE: Final = (
     "{% for message in messages %}{{ message['role'] | upper }}: "
@@ -90,8 +90,8 @@ class LowRank(torch.nn.Module):
     """What a linear learns beside its frozen weight W: W + up down.
 
     Args:
-        rows: Of the weight.
-        columns: Of the weight.
+        rows: Rows of the weight.
+        columns: Columns of the weight.
     """
 
     def __init__(self, rows: int, columns: int) -> None:

@@ -115,7 +115,7 @@ class Teacher:
     """Makes lessons.
 
     Attributes:
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         image_tokens: Tokens that stand for a picture.
     """
 

@@ -102,7 +102,7 @@ class Drawing:
         thing: In `SHAPES` or `DIGITS`.
         count: How many, from 1 to 4; a digit is alone.
         place: In `PLACES`.
-        seed: Of what has no name: sizes, positions within the place, the grey behind, noise.
+        seed: Seed of everything without a name: sizes, positions within the place, the grey behind, noise.
     """
 
     colour: str
@@ -199,7 +199,7 @@ def write_pictures(folder: Path, shown: Sequence[Drawing], wording: int = 0) -> 
     Args:
         folder: Where to.
         shown: What the pictures show.
-        wording: Of the captions, below `WORDINGS`.
+        wording: Number of the captions' wording, below `WORDINGS`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     questions: list[Mapping[str, object]] = []

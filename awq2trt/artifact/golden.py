@@ -66,8 +66,8 @@ class GoldenCall:
         tokens: The new tokens.
         position: Cache slot of the first token; 0 starts a conversation, anything else continues the call before.
         logits: Scores of the next token, float32 [V].
-        embeddings: Of the tokens, [S, H] in the decoder's type, where it reads them and the call starts a conversation;
-            they are written, and not read again, since whoever runs the call has the embedding's graph.
+        embeddings: Embeddings of the tokens, [S, H] in the decoder's type, if it reads embeddings and the call starts a
+            conversation; they are written, and not read again, since whoever runs the call has the embedding's graph.
     """
 
     name: str

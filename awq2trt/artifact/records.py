@@ -228,7 +228,7 @@ class ProfileRecord(BaseModel, frozen=True, extra="forbid"):
     """An optimization profile: the sizes that its calls may have.
 
     Attributes:
-        name: Of a decoder and an embedding: `prefill` or `decode`; of a vision graph: `image`.
+        name: Name of the profile: `prefill` or `decode` for a decoder and an embedding, `image` for a vision graph.
         axes: By the dynamic axis' name in the graph's contract; an axis that is not named is 1.
     """
 

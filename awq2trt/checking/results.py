@@ -54,8 +54,8 @@ class Place:
     """A stage at one place.
 
     Attributes:
-        name: Of the block, or `logits`; of a graph beside the decoder, `vision` or `embedding`.
-        difference: From the stage before.
+        name: Name of the block, or `logits`; for a graph beside the decoder, `vision` or `embedding`.
+        difference: Difference from the stage before.
         error: The relative difference that is compared with the limit: the largest of any position or, for
             quantization, the mean.
         limit: The limit of that error.

@@ -172,10 +172,10 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
 
     Args:
         model: With the outputs that are wanted; its capacity is dynamic.
-        sizes: Of the model.
+        sizes: Sizes of the model.
         path: The directory it was read from, where its weights and the graphs beside it lie.
         execution: How it is executed.
-        name: Of the stage.
+        name: Name of the stage.
 
     Attributes:
         last_inputs: Inputs of the last call, including caches.

@@ -72,7 +72,7 @@ def check_weights(subject: Subject, progress: Progress) -> WeightResult:
 
 
 def _outer_findings(subject: Subject) -> tuple[list[Finding], list[Finding]]:
-    """Of embedding, final norm and head, of what a model sees with, and of the description."""
+    """Findings about embedding, final norm and head, about what a model sees with, and about the description."""
     checkpoint, original = subject.checkpoint, subject.original
     tensors = checkpoint.outer() | checkpoint.vision_tensors()
     if original is None:

@@ -47,7 +47,7 @@ class Subject:
         original: What it was made of; None where it is not to be had.
         search: `quantization.npz`: the scales to fold again.
         onnx: Directory of the exported model; None to check the checkpoint alone.
-        dtype: Of the exported model's activations.
+        dtype: Type of the exported model's activations.
         engine: What was built of it; None where there is none.
         open_engine: Loads that on this machine.
         for_cuda: Directory of the model that runs on a GPU: what was built for it, else the exported one.

@@ -129,7 +129,7 @@ def onnx_findings(model: ir.Model, checkpoint: QuantizedCheckpoint) -> Iterator[
 
 
 _KINDS: Final = ("codes", "scales", "zeros", "bias")
-"""Of a linear's initializers."""
+"""Last parts of the names of a linear's initializers."""
 
 
 def plain_findings(model: ir.Model, checkpoint: QuantizedCheckpoint) -> Iterator[Finding]:

@@ -143,7 +143,7 @@ def build_beside(
     """Builds the engines of the graphs beside a decoder, whose names follow from those of the graphs' files.
 
     Args:
-        onnx_directory: Of the exported model.
+        onnx_directory: Directory of the exported model.
         contents: What its manifest says.
         target: As of `build_engine`.
         directory: Gets the engines, and a log for every graph.

@@ -44,7 +44,7 @@ class CaptionedModel:
         vision: How it sees images.
         processor: What is done to a picture first.
         tokenizer: Its own.
-        bos: Token that conversations begin with; None for none.
+        bos: Token that conversations begin with; None if there is no such token.
     """
 
     source: ModelSource
@@ -109,8 +109,8 @@ class CaptionedModel:
         """What the first block reads.
 
         Args:
-            tokens: Of each conversation.
-            images: Of each, in the order of their tokens.
+            tokens: Tokens of each conversation.
+            images: Image files of each conversation, in the order of their tokens.
 
         Returns:
             Indices of conversations of one length -> fp32 [conversations, S, hidden_size].

@@ -37,14 +37,14 @@ class CiderScore:
     """CIDEr-D of a set of captions.
 
     Attributes:
-        scores: Of each picture, from 0 to 10.
+        scores: Score of each picture, from 0 to 10.
     """
 
     scores: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Of all pictures."""
+        """Mean score of all pictures."""
         return math.fsum(self.scores) / len(self.scores)
 
 

@@ -68,7 +68,7 @@ def choose(model: CaptionedModel, pairs: Sequence[ImageText], progress: Progress
         model: Who chooses.
         pairs: Questions with choices.
         progress: Counts blocks.
-        description: Of the task.
+        description: Name of the task, shown with the progress.
 
     Raises:
         UsageError: A conversation is longer than the model has positions; a picture cannot be read.
@@ -87,7 +87,7 @@ def write_captions(
         model: Who writes.
         pairs: Conversations whose last message is a caption.
         progress: Counts conversations.
-        description: Of the task.
+        description: Name of the task, shown with the progress.
 
     Raises:
         UsageError: A conversation is longer than the model has positions; a picture cannot be read, or the model does
@@ -162,7 +162,7 @@ def _batches(lengths: Sequence[int], position_bytes: int) -> Iterator[list[int]]
 
 
 def _bytes_per_position(spec: DecoderSpec) -> int:
-    """Of the keys and values of all layers."""
+    """Bytes of one position's keys and values in all layers."""
     return 2 * _FP32_BYTES * spec.num_layers * spec.num_kv_heads * spec.head_dim
 
 

@@ -128,7 +128,7 @@ class Candidate:
         """Refuses a text that is longer than the model has positions, or than its cache.
 
         Args:
-            tokens: Of the text.
+            tokens: Length of the text in tokens.
             where: What the user gave that makes it so long, for errors.
             fix: What the user can do, without a full stop; None for the flag `where` with a value that fits.
 

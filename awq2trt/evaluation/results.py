@@ -94,8 +94,8 @@ class CaptionScore:
 
     Attributes:
         cider: CIDEr-D of all together, 0 to 10; papers show 100 times this.
-        scores: Of each.
-        captions: What it wrote.
+        scores: CIDEr-D of each caption.
+        captions: The captions that it wrote.
     """
 
     cider: float

@@ -55,7 +55,7 @@ class DecoderSizes:
         capacity: Positions that the cache holds.
         dtype: Type of the logits, and of the scales of a cache of codes.
         cache_dtype: Type of keys and values in the cache.
-        hidden_size: Of the embeddings that it reads; None where it reads tokens.
+        hidden_size: Width of the embeddings that it reads; None where it reads tokens.
     """
 
     num_layers: int

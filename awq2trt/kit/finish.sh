@@ -224,7 +224,7 @@ compile() {
 
 # --- The engines ---
 
-# choose GRAPH: the one that engine_is_current and build speak of; its name is that of its file.
+# choose GRAPH: the graph that engine_is_current and build work on next; its name is that of its file.
 choose() {
     graph=$1
     engine=$graph.engine

@@ -23,7 +23,7 @@ def graph_settings(
     Args:
         graphs: By name.
         models: The same, by file.
-        profiles: Of their engines.
+        profiles: Optimization profiles of their engines.
     """
     stems = {name: graph.model.removesuffix(".onnx") for name, graph in graphs.items()}
     new = next(tensor for tensor in graphs[DECODER].io.inputs if tensor.name in NEW_TOKENS)

@@ -100,7 +100,7 @@ class Ranks:
         Args:
             whole: Where.
             own: This rank's shares, in their order.
-            shares: Of all ranks.
+            shares: The shares of all ranks.
         """
         mine = iter(own)
         for share in shares:

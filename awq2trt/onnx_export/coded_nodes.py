@@ -33,7 +33,7 @@ def embedding_rows(tape: Tape, table: ir.Value | LinearInputs, ids: ir.Value, na
         tape: Gets the node.
         table: [V, H], or a quantized one.
         ids: Tokens, int64 [B, S].
-        name: Of the embedding.
+        name: Name of the embedding.
     """
     if isinstance(table, ir.Value):
         return tape.op("Gather", [table, ids], name=name)

@@ -46,9 +46,9 @@ def export_embedding(
     """Writes the graph and its weights into `directory`.
 
     Args:
-        checkpoint: Whose embedding.
+        checkpoint: The checkpoint whose embedding is written.
         directory: Where the files go.
-        dtype: Of the rows: FLOAT16 or BFLOAT16.
+        dtype: Type of the rows: FLOAT16 or BFLOAT16.
         function_bodies: Define the operator of a quantized embedding by a model-local function.
 
     Raises:

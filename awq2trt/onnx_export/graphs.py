@@ -36,7 +36,7 @@ class SeeingCheckpoint(Checkpoint, Protocol):
         """How it sees; None for a model of text."""
 
     def vision_tensors(self) -> Mapping[str, NDArray[np.generic]]:
-        """Of its tower and projector, by full name."""
+        """Tensors of its tower and projector, by full name."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class ExportedGraphs:
     """What was written.
 
     Attributes:
-        decoder: Of the decoder.
-        records: Of every graph, by name.
+        decoder: What the decoder's export wrote.
+        records: Records of all graphs, by name.
     """
 
     decoder: ExportResult

@@ -34,7 +34,7 @@ from awq2trt.onnx_export.external_data import ExternalDataWriter, initializer, w
 _QUICK_GELU_SLOPE: Final = 1.702
 
 Tensors = Mapping[str, NDArray[np.generic]]
-"""Of a tower and its projector, by full name."""
+"""Tensors of a tower and its projector, by full name."""
 
 
 def vision_contract(spec: VisionSpec, dtype: ir.DataType) -> IoContract:
@@ -54,7 +54,7 @@ def export_vision(spec: VisionSpec, tensors: Tensors, directory: Path, dtype: ir
         spec: How the model sees.
         tensors: As `ModelSource.vision_tensors` gives them.
         directory: Where the files go.
-        dtype: Of pixels, weights and embeddings: FLOAT16 or BFLOAT16.
+        dtype: Type of pixels, weights and embeddings: FLOAT16 or BFLOAT16.
 
     Raises:
         UnsupportedError: A weight is beyond what `dtype` holds.

@@ -39,7 +39,7 @@ class Aims:
     current: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, name: str) -> Tensor:
-        """Of a linear, fp32 [N, K]."""
+        """Weight of a linear, fp32 [N, K]."""
         return self.tensors[f"{name}.weight"]
 
     def correct_(self, name: str) -> None:

@@ -40,7 +40,7 @@ class Streams:
 
     Attributes:
         hidden: fp32 [samples, seqlen, hidden_size]: the quantized model's if the method is sequential.
-        original: The original model's, of a method that is held to it.
+        original: The original model's, for a method that compares blocks with it.
     """
 
     hidden: Tensor
@@ -69,7 +69,7 @@ class Chain:
     Attributes:
         source: The model.
         method: What is asked of a block, and the ranks that share it.
-        seed: Of what is drawn.
+        seed: Seed of everything that is drawn at random.
         beginning: The checkpoint to begin at; None to search from the original's weights on.
         spill: Whether second moments go to files between calibration and search; from a GPU, to the machine's memory.
         spill_directory: Where; None for the system's directory for temporary files.
@@ -97,8 +97,8 @@ class Chain:
             streams: Before it, of all windows; None on other ranks.
             keep: Called with every finished block, on the first rank alone; in another thread while a GPU computes the
                 next one.
-            progress: Of blocks.
-            title: What the user reads.
+            progress: Counts blocks.
+            title: Name of this work, as the user reads it.
         """
         first, layers = self.ranks.told(first), self.source.spec.num_layers
         if first == layers:

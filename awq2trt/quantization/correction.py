@@ -32,7 +32,7 @@ class CorrectionOptions:
     """How far weights follow.
 
     Attributes:
-        share: Of the damped least-squares solution.
+        share: Fraction of the damped least-squares solution that is applied.
         damping: Added to the diagonal of E[x~ x~^T], as a share of each channel's own: whatever scales are folded.
     """
 
@@ -52,7 +52,7 @@ class Drift:
     """How what a linear reads differs from what it should.
 
     Attributes:
-        seen: Of its input x~ as the quantized layers before it give it.
+        seen: Statistics of its input x~ as the quantized layers before it produce it.
         of_input: E[(x - x~) x~^T], fp32 [K, K].
         of_stream: E[r x~^T], fp32 [hidden_size, K]; None for a linear whose output does not join the stream.
     """
@@ -65,7 +65,7 @@ class Drift:
         """The weights of the group that make up for it: fp32 [N, K] each, and so returned.
 
         Args:
-            weights: Of linears that share the input.
+            weights: Weights of linears that share the input.
             options: How far to go.
             where: Name of the first of them, for errors.
 

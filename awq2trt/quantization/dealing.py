@@ -49,8 +49,8 @@ def deal(linears: Mapping[str, Rows], ranks: Ranks) -> dict[str, list[Share]]:
     """The shares of every linear, the same on every rank.
 
     Args:
-        linears: Of a block.
-        ranks: That share the work, each of which PyTorch computes for on the same kind of device.
+        linears: Rows of a block's linears, by name.
+        ranks: The ranks that share the work; PyTorch computes on the same kind of device for each of them.
     """
     if ranks.count == 1 or not calls_set_the_time():
         return {name: ranks.shares(rows.length, rows.unit) for name, rows in linears.items()}
@@ -74,6 +74,6 @@ def dealt_unevenly(dealt: Mapping[str, Sequence[Share]], ranks: Ranks) -> bool:
 
 
 def _cost(rows: Rows, piece: slice) -> float:
-    """Of rounding rows on a GPU, relative to others: calls for every group of columns, and what is computed in them."""
+    """Relative cost of rounding rows on a GPU: calls for every group of columns, and what is computed in them."""
     weights: int = (piece.stop - piece.start) * rows.width
     return rows.width * (1 + weights / _BUSY_WEIGHTS)

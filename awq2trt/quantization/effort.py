@@ -7,7 +7,7 @@ validation text. This is one draw of windows, so small differences may be noise:
     original                                                         29.22
     rounded to nearest                                               40.58   162.5
     scales alone                                                              92.9
-    + ends of ranges cut apart, 49 pairs of shares, but for q and k   34.7    69.5
+    + ends of ranges cut apart, 49 pairs of shares, except q and k    34.7    69.5
     + for q and k, too                                                        61.1
     + from coarse to fine, 18 pairs instead of 49                     35.0    61.9
     + two further looks and fitted steps: `default`                   34.0    55.2
@@ -20,7 +20,7 @@ Then details of it changed, and on an H100:
     `default`                                                         33.8    54.2
     `default`, calibrated on the quantized blocks before              33.7    53.7
     `default`, four further looks                                     34.0    54.5
-    + codes descend once, but for q and k                             33.4    50.2
+    + codes descend once, except q and k                              33.4    50.2
     + four times                                                      33.0    48.5
       the same with weights in the scales                             33.2    47.2
     + q and k, too                                                    32.7    48.1
@@ -71,8 +71,8 @@ class SearchOptions:
     """The parts of the search.
 
     Attributes:
-        scales: Of input scales.
-        grids: Of rounding grids.
+        scales: Search input scales.
+        grids: Search rounding grids.
         grids_of_scores: Search grids for q and k, too. llm-awq leaves them at their whole range, since limiting |w|
             there moves attention scores; grids searched with both ends apart gain there as elsewhere.
         code_passes: Coordinate descent on codes, so many times over all columns.

@@ -23,7 +23,7 @@ ROWS = 32
 """Rows of a program."""
 
 WARPS = 8
-"""Of a program: with 4, what it holds of its rows does not fit their registers."""
+"""Warps of a program: with 4, what it holds of its rows does not fit their registers."""
 
 _SMALLEST_FACTOR = 16
 """Columns that a product of tensor cores has at least."""
@@ -150,7 +150,7 @@ def _look_again(  # noqa: PLR0913  (what a kernel reads is its arguments)
 
 
 def search_rows(weight: Tensor, gram: Tensor, scheme: QuantScheme, passes: int, tried: Tried) -> GroupGrid:
-    """What `grids` finds with both ends of ranges cut apart, but for ties and last bits.
+    """What `grids` finds with both ends of ranges cut apart, except for ties and last bits.
 
     Args:
         weight: fp32 [N, K], scaled already; groups of at most `LONGEST_KERNEL_GROUP` of there.

@@ -193,7 +193,7 @@ def descend_panel_(
     Args:
         codes: fp32 [N, K]; changed.
         slope: D G for the weight error D, fp32 [N, K].
-        steps: Of every group, fp32 [N, groups].
+        steps: Step sizes of every group, fp32 [N, groups].
         gram: G, fp32 [K, K].
         at: Which panel.
         ties: M_ab / M_bb of the rows a and b of every head, fp32 [heads, N / heads, N / heads]; None if no row's error

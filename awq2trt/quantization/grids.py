@@ -106,8 +106,8 @@ class Tried:
         limits: Shares of the largest |w|, [limits].
         shares: Shares of both ends, [pairs] each.
         share_steps: What is added to the best of them, [pairs] each.
-        factors: Of step sizes, [neighbours].
-        shifts: Of the zero points that go with them, [neighbours].
+        factors: Factors of the step sizes, [neighbours].
+        shifts: Shifts of the zero points that go with them, [neighbours].
     """
 
     limits: Tensor

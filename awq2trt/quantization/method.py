@@ -49,7 +49,7 @@ class BlockMethod:
 
     @property
     def needs_original(self) -> bool:
-        """Whether a block is held to what the original one does on the original inputs."""
+        """Whether a block is compared with what the original one makes of the original inputs."""
         return self.learn is not None or self.correct is not None
 
     @property

@@ -143,7 +143,7 @@ class Rounded:
 
         Args:
             own: This rank's shares, in their order, narrow where there are several ranks.
-            shares: Of all ranks.
+            shares: The shares of all ranks.
             ranks: All of them.
             shape: N, K of the whole.
             scheme: How they were rounded.

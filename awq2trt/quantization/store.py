@@ -98,7 +98,7 @@ class Store:
         _save_whole(self._hidden(layer), hidden)
 
     def original(self, layer: int) -> Tensor:
-        """The original model's residual stream before block `layer`, of a method that is held to it."""
+        """The original model's residual stream before block `layer`, for a method that compares blocks with it."""
         return _load_whole(self._original(layer))
 
     def keep_original(self, layer: int, hidden: Tensor) -> None:

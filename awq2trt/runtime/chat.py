@@ -77,8 +77,8 @@ class ChatTokenizer:
         """Tokens of plain text, to be continued.
 
         Args:
-            text: With a `MARKER` where an image stands, of a model that sees.
-            image_token: That each marker becomes; None for a model of text.
+            text: The text; for a model that sees, with a `MARKER` where an image stands.
+            image_token: Token that each marker becomes; None for a model of text.
         """
         return self._tokens(text, image_token, add_special_tokens=True)
 
@@ -248,7 +248,7 @@ def _tokenizer_class(directory: Path) -> Any:
 
 
 def _processors_template(directory: Path) -> str | None:
-    """The chat template of a processor, where older models that see have theirs; None for none."""
+    """The chat template of a processor, where older models that see have theirs; None if there is no such template."""
     path = directory / PROCESSOR_TEMPLATE_FILE
     template = read_json(path, error=ArtifactError).get("chat_template") if path.is_file() else None
     return template if isinstance(template, str) else None

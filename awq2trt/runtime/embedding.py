@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 class PlacingEmbedder(ABC):
-    """An `awq2trt.runtime.backend.Embeds`, but for the graphs.
+    """An `awq2trt.runtime.backend.Embeds` without the graphs.
 
     Args:
         image_token: Stands for a piece of an image among the tokens.

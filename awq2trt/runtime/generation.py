@@ -31,7 +31,7 @@ def generate(
         sampler: Chooses tokens.
         stop_tokens: Tokens that end the answer.
         max_new_tokens: None for as many as the cache holds.
-        pixels: Prepared images, [images, channels, height, width], whose tokens are in the prompt; None for none.
+        pixels: Prepared images, [images, channels, height, width], whose tokens are in the prompt; None without images.
 
     Raises:
         UsageError: The prompt is empty, or longer than the cache; or the backend cannot be shown images.

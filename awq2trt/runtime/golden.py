@@ -16,7 +16,7 @@ class GoldenResult:
     """The comparison of one call with its golden output.
 
     Attributes:
-        name: Of the call, or of the vision graph.
+        name: Name of the call, or of the vision graph.
         error: As `Golden.relative_tolerance` counts it.
         top1: Whether the best token is the expected one; None of a graph that gives no scores.
         passed: Whether the error is a number within the tolerance.

@@ -348,7 +348,7 @@ class NativeModel:
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Answers a prompt, piece by piece; arguments and errors as for `Model.generate`, but for images: it sees none.
+        """Answers a prompt, piece by piece; arguments and errors as for `Model.generate`, except images: it sees none.
 
         Raises:
             UnsupportedError: There are images.

@@ -33,7 +33,7 @@ class Sight:
     Attributes:
         record: What its manifest says.
         processor: What is done to an image first.
-        shape: Of a prepared image: channels, height, width.
+        shape: Shape of a prepared image: channels, height, width.
     """
 
     record: VisionRecord
@@ -42,7 +42,7 @@ class Sight:
 
     @classmethod
     def of(cls, artifact: Artifact) -> Sight | None:
-        """That of an exported model; None for a model of text.
+        """Reads how an exported model is shown images; None for a model of text.
 
         Raises:
             CheckpointError: Its image processor is missing or damaged.

@@ -64,7 +64,7 @@ class BuildRequest:
     Attributes:
         model: Directory, .gguf file, hub id or packaged model.
         output: Directory below which every stage gets its own.
-        options: Of all stages.
+        options: Options of all stages.
         overwrite: Replace what is in those directories, whatever it is.
         force: Make a kit although the prediction says that the model does not fit.
         tar: Also pack a kit into one file.

@@ -44,9 +44,9 @@ class KitRequest:
     Attributes:
         target: A Jetson.
         output: The kit's directory.
-        options: Of all stages.
+        options: Options of all stages.
         overwrite: Replace what is in `output`, whatever it is.
-        force: Although the prediction says that it does not fit.
+        force: Make the kit although the prediction says that the model does not fit.
         tar: Also pack the kit into one file beside `output`.
         ssh: USER@HOST of the Jetson that shall finish the kit; None to leave it here, unless here is a Jetson Orin.
     """

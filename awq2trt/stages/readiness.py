@@ -249,7 +249,7 @@ def require_folder(path: Path, flag: str) -> None:
 
     Args:
         path: The folder; it need not be there.
-        flag: That names another, for errors.
+        flag: The flag that names another folder, for errors.
 
     Raises:
         UsageError: There is a file, or it may not be written to.

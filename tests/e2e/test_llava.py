@@ -31,7 +31,7 @@ TEMPLATE = """{% for message in messages %}{{ message['role'].upper() + ': ' }}{
 | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}{% for content in message['content'] | \
 selectattr('type', 'equalto', 'text') %}{{ '\\n' + content['text'] + ' '}}{% endfor %}{% endfor %}{% if \
 add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
-"""As llava-hf/llava-1.5-7b-hf has it, but for what assistants say."""
+"""As llava-hf/llava-1.5-7b-hf has it, except for what assistants say."""
 
 HEAD_SIZE_64: dict[str, Any] = {
     "text": {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64},

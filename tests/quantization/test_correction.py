@@ -29,7 +29,7 @@ def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def _drift(seen: torch.Tensor, should: torch.Tensor, lacks: torch.Tensor | None) -> Drift:
-    """Of inputs [tokens, K] and what the stream lacks [tokens, N]."""
+    """The drift for given inputs [tokens, K] and what the stream lacks [tokens, N]."""
     statistics = InputStatistics.empty(seen.shape[1])
     statistics.add_(seen)
     of_stream = None if lacks is None else lacks.T @ seen / len(seen)

@@ -32,7 +32,7 @@ _IMAGE_TOKEN: Final = 151655
 _SECTIONS: Final = (16, 24, 24)
 _FULL_LAYERS: Final = (7, 15, 23, 31)
 _NORM_EPS: Final = 1e-6
-"""Of the tower's norms; no key has it."""
+"""Epsilon of the tower's norms; no key has it."""
 
 _TOWER_DEFAULTS: Final[Mapping[str, int]] = {
     "hidden_size": 3584,
@@ -59,7 +59,7 @@ def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[
 
     Args:
         config: config.json; the decoder's keys are its own, or under `text_config`.
-        tensor_names: Of the checkpoint, which say by which names it goes; empty for those of published ones.
+        tensor_names: Names of the checkpoint's tensors, which tell their prefixes; empty for the published prefixes.
 
     Raises:
         UnsupportedError: A key has a value that no model has.

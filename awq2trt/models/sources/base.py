@@ -44,7 +44,7 @@ FLOATS: Final = ("float16", "bfloat16", "float32", "float64")
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 
 PROCESSOR_TEMPLATE_FILE: Final = "chat_template.json"
-"""Of models that see and were published before transformers kept templates in files of their own."""
+"""Chat template of models that see, if published before transformers kept templates in files of their own."""
 
 TOKENIZER_FILES: Final = (
     TOKENIZER_FILE,

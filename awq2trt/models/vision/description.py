@@ -105,7 +105,7 @@ class SeeingSpec(ABC):
     """How a model sees, as far as every tower has it.
 
     Attributes:
-        family: Of the model; it decides how images are prepared and placed.
+        family: Family of the model; it decides how images are prepared and placed.
         image_token: Stands for a piece of an image among the tokens.
     """
 
@@ -131,7 +131,7 @@ class VisionSpec(SeeingSpec):
     """How a model sees with a tower as CLIP's, which makes as many pieces of every image.
 
     Attributes:
-        feature_layers: Of the tower, whose outputs the projector reads side by side; 0 is what its first layer reads.
+        feature_layers: Layers of the tower whose outputs the projector reads side by side; 0 is the first one's input.
         keeps_class: The class token is a piece of the image, too.
     """
 

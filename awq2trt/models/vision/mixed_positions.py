@@ -21,10 +21,10 @@ def mixed_positions(tokens: Sequence[int], image_token: int, grids: Sequence[Gri
     on after the image's longer side.
 
     Args:
-        tokens: With an image token for every piece of an image.
-        image_token: It.
-        grids: Of the images, in their order.
-        merge: Patches of the side of a piece.
+        tokens: Tokens, with an image token for every piece of an image.
+        image_token: The image token.
+        grids: Grids of the images, in their order.
+        merge: Patches along the side of a piece.
     """
     ids, rest = np.asarray(tokens), list(grids)
     parts, start, index = [], 0, 0

@@ -1,4 +1,4 @@
-"""The tower of Qwen2.5-VL as data: a vision transformer whose blocks attend within windows, but for a few.
+"""The tower of Qwen2.5-VL as data: a vision transformer whose blocks attend within windows, except for a few.
 
 In: sizes, and the grids of images. Out: shapes of tensors, the order in which windows take the patches, and where each
 stands. NumPy only.
@@ -37,14 +37,14 @@ class WindowedTowerSpec:
     """A tower with windows, and the merger behind it, which makes one piece of a square of patches.
 
     Attributes:
-        patch_size: Pixels of a patch's side.
-        frames: Of a patch; a still image is taken so many times.
-        merge: Patches of the side of a merged square.
-        window_size: Pixels of a window's side.
+        patch_size: Pixels along a patch's side.
+        frames: Frames of a patch; a still image is repeated to fill them.
+        merge: Patches along the side of a merged square.
+        window_size: Pixels along a window's side.
         full_layers: Layers whose patches see the whole image.
-        out_features: Of a piece: the decoder's embeddings.
-        activation: Of the MLPs.
-        prefix: Of all its tensors.
+        out_features: Width of a piece, which is that of the decoder's embeddings.
+        activation: Activation of the MLPs.
+        prefix: Prefix of the names of all its tensors.
     """
 
     hidden_size: int
@@ -63,7 +63,7 @@ class WindowedTowerSpec:
 
     @property
     def patch_numbers(self) -> int:
-        """Of a prepared patch, channel by channel, frame by frame."""
+        """How many numbers a prepared patch has, channel by channel, frame by frame."""
         return CHANNELS * self.frames * self.patch_size**2
 
     def layer_prefix(self, layer: int) -> str:
@@ -139,7 +139,7 @@ class Windows(NamedTuple):
     """How windows take the merged squares of images.
 
     Attributes:
-        order: Of the squares, window after window, int64.
+        order: Indices of the squares, window after window, int64.
         lengths: Patches of each window.
     """
 

@@ -20,7 +20,7 @@ Weights = Mapping[str, Tensor]
 """Tensors of a tower and its merger by full name, fp32."""
 
 _ROPE_BASE: Final = 10000.0
-"""Of the rotary embedding of rows and columns, each in half of a head."""
+"""Base of the rotary embedding of rows and columns, each in half of a head."""
 
 
 def windowed_features(spec: WindowedTowerSpec, weights: Weights, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -28,9 +28,9 @@ def windowed_features(spec: WindowedTowerSpec, weights: Weights, patches: Tensor
 
     Args:
         spec: How it sees.
-        weights: Of its tower and merger.
-        patches: Of all images, one after the other, fp32 [patches, numbers of a patch].
-        grids: Of the images.
+        weights: Tensors of its tower and merger.
+        patches: Patches of all images, one image after the other, fp32 [patches, numbers of a patch].
+        grids: Grids of the images.
 
     Returns:
         fp32 [pieces of all images, out_features].

@@ -73,7 +73,7 @@ def open_embedder(artifact: Artifact, on_gpu: Execution | None = None) -> Embedd
     """What makes what a model's decoder reads; None for a decoder of tokens.
 
     Args:
-        artifact: Of the model.
+        artifact: The model's artifact.
         on_gpu: Where what it sees with runs; None for the CPU, where the embedding always does.
 
     Raises:

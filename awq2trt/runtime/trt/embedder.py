@@ -1,4 +1,4 @@
-"""What a decoder of embeddings reads, in the engines beside the decoder's: `check` holds them to their golden outputs.
+"""Inputs of a decoder of embeddings, from the engines beside it, which `check` compares with their golden outputs.
 
 In: an engine's directory, or that of a finished kit. Out: an `awq2trt.runtime.backend.Embeds`.
 """

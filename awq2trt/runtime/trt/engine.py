@@ -28,7 +28,7 @@ from awq2trt.machine.gpu import read_driver
 from awq2trt.target import Flavour, find_target
 
 _STATE_SUFFIX: Final = ".state"
-"""Of the file beside an engine in which `finish.sh` says what it built: `kit=`, `tensorrt=` and `sha256=` lines."""
+"""Suffix of the file where `finish.sh` records what an engine was built from: `kit=`, `tensorrt=`, `sha256=` lines."""
 
 POLYGRAPHY_SWITCH: Final = "POLYGRAPHY_USE_TENSORRT_RTX"
 

@@ -1,4 +1,4 @@
-"""The engines beside a decoder's, over ONNX Runtime: a model that sees is held to its golden image by its engines."""
+"""The engines beside a decoder's, over ONNX Runtime: those of a model that sees reproduce its golden image."""
 
 from __future__ import annotations
 
