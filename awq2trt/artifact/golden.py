@@ -12,8 +12,8 @@ A decoder that reads embeddings has `NAME.inputs_embeds` beside its tokens in a 
 that sees has an image, in both: `vision.pixel_values` float16 [1, 3, side, side], and what must come out,
 `vision.image_embeddings` float32 [1, pieces, H].
 
-Caches are not stored: slots from `cache_position` on are not read (`plugins/FORMAT.md`), so a call at position 0 runs
-with whatever finite cache it gets, and calls at later positions continue the conversation before them. NumPy only.
+Caches are not stored: slots from `cache_position` on are not read (`plugins/FORMAT.md`), so a call at position 0 works
+with any finite cache, and calls at later positions continue the conversation before them. It needs only NumPy.
 """
 
 from __future__ import annotations

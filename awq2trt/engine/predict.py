@@ -46,8 +46,8 @@ class Footprint:
             same time.
         workspace_bytes: Scratch memory that a layer may use; a kit's script sets it as the limit.
         beside_bytes: Weights of the graphs beside a decoder, of a model that sees, as far as they are not counted.
-        build_bytes: Peak while TensorRT builds the engine.
-        run_bytes: While it runs.
+        build_bytes: Peak memory while TensorRT builds the engine.
+        run_bytes: Memory while the engine runs.
     """
 
     weights_bytes: int

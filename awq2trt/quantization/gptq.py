@@ -98,7 +98,7 @@ def _round_on_cpu(
     weight: Tensor, spread: Tensor, order: Tensor, grid: GroupGrid | None, scheme: QuantScheme
 ) -> Rounded:
     columns, length = weight.shape[1], scheme.group_of(weight.shape[1])
-    remaining = weight[:, order]  # a copy: what is left to round, updated as errors spread
+    remaining = weight[:, order]  # a copy of what is still to be rounded, updated as errors spread
     codes = torch.empty_like(weight)
     grids = _Grids.given(grid, scheme) if grid else _Grids.to_make(weight, scheme)
     for start in range(0, columns, PANEL):

@@ -56,7 +56,7 @@ TOKENIZER_FILES: Final = (
     "merges.txt",
     "chat_template.jinja",
     PROCESSOR_TEMPLATE_FILE,
-    "preprocessor_config.json",  # how a model that sees wants its images
+    "preprocessor_config.json",  # how a model that sees images wants them
     "processor_config.json",
     GENERATION_CONFIG_FILE,
 )

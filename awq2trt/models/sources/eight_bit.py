@@ -68,7 +68,7 @@ class EightBits:
 
         Raises:
             CheckpointError: It says something else than such settings.
-            UnsupportedError: They are of 8 bits, in a form that is not read here.
+            UnsupportedError: The weights have 8 bits, in a form that is not supported.
         """
         found = config.get(QUANTIZATION_KEY)
         if not isinstance(found, dict):

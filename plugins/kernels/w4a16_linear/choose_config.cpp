@@ -107,8 +107,8 @@ DecodeCut choose_decode_cut(const GemmProblem& p, const Device& device, int rows
   return best;
 }
 
-// Whether the blocks of a launch, one a tile of 16 rows with all of the tile's weights, all fit the device at once.
-// Only where launches overlap: what the kernel gains, it gains while the one before is still running.
+// Whether all blocks of a launch, one per tile of 16 rows with all of the tile's weights, fit the device at once. Only
+// where launches overlap: the kernel saves time while the previous one is still running.
 bool fits_at_once(const GemmProblem& p, const Device& device) {
   const bool groups_fit_units = p.group_size % DecodeOnceShared::kStep == 0 || p.group_size >= p.k;
   if (p.m > kMaxDecodeTokens || device.sm < kMinOverlapSm || p.k % kCodesPerVector != 0 || !groups_fit_units)
