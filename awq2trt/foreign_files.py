@@ -33,12 +33,12 @@ _REASON_CHARACTERS: Final = 300
 
 _ENCODINGS: Final = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
+    codecs.BOM_UTF32_LE: "utf-32",  # must precede UTF-16, whose mark is a prefix of this one
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""Mark at the beginning of a file -> its encoding; UTF-8 where there is none."""
+"""Encodings by the mark at the beginning of a file; without a mark it is UTF-8."""
 
 
 @contextmanager

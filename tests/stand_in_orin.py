@@ -163,7 +163,7 @@ def fake_library(path: Path, *, cuda: int = 13000, architectures: str = "87-real
 
 
 def write_sums(kit: Path) -> None:
-    """Makes SHA256SUMS that of the files as they are now."""
+    """Updates SHA256SUMS to the current files."""
     names = [line.split("  ")[1] for line in (kit / "SHA256SUMS").read_text().splitlines()]
     lines = [f"{hashlib.sha256((kit / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
     (kit / "SHA256SUMS").write_text("".join(lines))

@@ -131,7 +131,7 @@ def _read_plain(folder: Path) -> None:
 
 
 def _read_all(source: ModelSource) -> None:
-    """Every tensor of a model, all that is known of it by headers first."""
+    """Reads every tensor of a model, after everything that headers tell."""
     source.require_tensors()
     source.outer()
     for layer in range(source.spec.num_layers):

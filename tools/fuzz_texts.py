@@ -31,7 +31,7 @@ from awq2trt.text.tokenizer import encode, load_tokenizer
 
 
 def tokenizers() -> list[bytes]:
-    """Tokenizers of each kind of model that tokenizer.json has, as text."""
+    """Tokenizers for each kind of model in tokenizer.json, as text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytes_ = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate([*alphabet, "ab"])}, merges=[("a", "b")]))
     bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

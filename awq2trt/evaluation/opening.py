@@ -116,7 +116,7 @@ class Candidate:
         stored: Weights of an original or of a quantized checkpoint, or an exported model.
         scheme: How it is quantized; None for an original.
         tokenizer: Its own.
-        bos: Token that texts begin with; None where its family needs none.
+        bos: Token that texts begin with; None if its family needs none.
     """
 
     stored: ModelSource | Artifact

@@ -227,7 +227,7 @@ def _attention(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
         scores = rewriter.op("Reshape", [scores, rewriter.integers([1, heads, -1, _static(node, key, 2)])])
     for mask in masks:
         if _dtype(mask) == ir.DataType.BOOL:
-            # Finite, since every query sees itself, and exp of it is 0 all the same.
+            # A finite value is enough: every query sees itself, and exp of this value is 0 anyway.
             lowest = float(ml_dtypes.finfo(_dtype(query).numpy()).min)  # type: ignore[no-untyped-call]
             scores = rewriter.op("Where", [mask, scores, rewriter.like(lowest, query)])
         else:

@@ -49,7 +49,7 @@ def _widened(stored: Tensor) -> Tensor:
 
 
 def load_block(source: ModelSource, layer: int) -> dict[str, Tensor]:
-    """All tensors of a block in fp32, by name relative to the block."""
+    """Loads all tensors of a block in fp32, by name relative to the block."""
     return {name: to_tensor(value) for name, value in source.block(layer).items()}
 
 

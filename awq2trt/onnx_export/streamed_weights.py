@@ -21,7 +21,7 @@ from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 
 class Checkpoint(Protocol):
-    """What export reads: `QuantizedCheckpoint` has it."""
+    """The part of `QuantizedCheckpoint` that the export reads."""
 
     spec: DecoderSpec
     config: dict[str, Any]
@@ -44,7 +44,7 @@ class Checkpoint(Protocol):
 
 
 class StreamedWeights:
-    """`weights.Weights` that writes each tensor to disk when it is asked for."""
+    """An implementation of `weights.Weights` that writes each tensor to disk when it is requested."""
 
     def __init__(self, checkpoint: Checkpoint, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
         self.dtype = dtype

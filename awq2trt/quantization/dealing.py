@@ -17,8 +17,8 @@ import torch
 from awq2trt.machine.ranks import Ranks, Share
 
 PIECE_WEIGHTS: Final = 1 << 26
-"""Weights of a linear that are rounded at once: 256 MiB in fp32, of which a dozen are alive. Linears of Llama-3-8B are
-smaller, those of Llama-2-70B are cut; always alike, since the bits of a product depend on how it is cut."""
+"""Number of weights that are rounded at once: 256 MiB in fp32, of which a dozen copies exist. Linears of Llama-3-8B are
+smaller, and those of Llama-2-70B are cut, always in the same way, since the bits of a product depend on the cut."""
 
 _BUSY_WEIGHTS: Final = 1 << 28
 """Weights of a linear for which a GPU computes about as long as it takes to make the calls, estimated."""

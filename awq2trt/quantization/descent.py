@@ -113,7 +113,7 @@ def _descend_rows(codes: Any, slope: Any, steps: Any, moments: Any, gram: Any, l
     for head in range(heads):
         for column in range(columns):
             curvature = gram[column, column]
-            if curvature <= 0:  # an input that is always zero: every code is as good as another
+            if curvature <= 0:  # an input that is always zero: all codes are equally good
                 continue
             for row in range(rows):
                 pull = np.float32(0)
