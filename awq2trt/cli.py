@@ -238,21 +238,21 @@ def evaluate(
         str | None,
         typer.Option(
             "--task",
-            help="Accuracy on piqa, arc-easy, winogrande or lambada instead; with --images, caption (CIDEr) or choice.",
+            help="Measure accuracy on piqa, arc-easy, winogrande or lambada; with --images, caption or choice.",
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="The task's JSONL file.")] = None,
     images: Annotated[
         Path | None,
         typer.Option(
-            "--images", metavar="IMAGES", help="Perplexity of captions, or a --task: a folder or a .jsonl file."
+            "--images", metavar="IMAGES", help="Measure perplexity of captions, or a --task: a folder or .jsonl file."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only this many examples or images.")] = None,
     device: cli_flags.Device = "cpu",
     json_file: cli_flags.ResultsFile = None,
 ) -> None:
-    """Perplexity on a text or on captions of images, or a score in a task."""
+    """Measure perplexity on a text or on captions of images, or a score in a task."""
     from awq2trt.errors import UsageError
     from awq2trt.evaluation.results import CaptionedImages, EvalRequest, TaskExamples, TextWindows
     from awq2trt.progress import terminal_progress
@@ -285,7 +285,9 @@ def evaluate(
 
 @app.command()
 def run(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="ONNX model, engine, or built for cpu or cuda.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="An ONNX model, an engine, or a model built for cpu or cuda.")
+    ],
     prompt: cli_flags.Prompt,
     image: Annotated[
         list[Path] | None,
@@ -294,7 +296,7 @@ def run(
     backend: cli_flags.Runtime = "auto",
     device: cli_flags.RunDevice = None,
     system: cli_flags.System = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without the chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue plain text without the chat template.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
     temperature: Annotated[float, typer.Option("--temperature", help="0 always takes the most probable token.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Sample from the k most probable tokens; 0 for all.")] = 0,

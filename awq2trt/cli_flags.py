@@ -104,7 +104,7 @@ CheckGolden = Annotated[
 
 
 def _text(parameter: typer.CallbackParam, value: str | None) -> str | None:
-    """Refuses bytes that are no text, which Python keeps as halves of characters."""
+    """Refuses bytes that are not text, which Python keeps as lone surrogates."""
     try:
         (value or "").encode()
     except UnicodeEncodeError as error:
@@ -116,8 +116,8 @@ def _text(parameter: typer.CallbackParam, value: str | None) -> str | None:
     return value
 
 
-Prompt = Annotated[str, typer.Option("--prompt", help="What to say to the model.", callback=_text)]
-System = Annotated[str | None, typer.Option("--system", help="System message.", callback=_text)]
+Prompt = Annotated[str, typer.Option("--prompt", help="The question or text for the model.", callback=_text)]
+System = Annotated[str | None, typer.Option("--system", help="Tells the model its role.", callback=_text)]
 
 
 def _writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:

@@ -111,7 +111,7 @@ def parse_json(content: bytes | str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: It is none, or has halves of characters, which JSON can write: they are no text and can be no names.
+        ValueError: It is not JSON, or has lone surrogates, which JSON can write, but which cannot be in texts or names.
         RecursionError: It is nested too deeply.
     """
     value = json.loads(content)

@@ -1,4 +1,4 @@
-"""What crosses the border of an exported model's graphs: names, types, shapes and meanings, declared once.
+"""The interface of an exported model's graphs: names, types, shapes and meanings of inputs and outputs, declared once.
 
 `export` writes graphs that follow it, `run` and `build` read it, the manifest stores these dataclasses as they are, and
 `plugins/FORMAT.md` (section "I/O contract") is its normative text. It needs only the standard library.
@@ -99,7 +99,7 @@ class IoContract:
         outputs: All outputs. A decoder has `logits`, then `present_key_i`, `present_value_i` of every layer and their
             scales, each of which may be the same memory as its `past_` input; a vision graph has `image_embeddings`; an
             embedding has `inputs_embeds`.
-        cache: None for a graph without one.
+        cache: Format of the caches; None for a graph without any.
     """
 
     inputs: tuple[TensorContract, ...]

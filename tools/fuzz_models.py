@@ -57,7 +57,7 @@ def dumped(values: list[Any]) -> list[bytes]:
 
 
 def configs() -> list[bytes]:
-    """The example of every family, of every scaling of rotary embeddings, and of every way to quantize."""
+    """The example of every family, and one for each scaling of rotary embeddings and for each way to quantize."""
     ropes: list[dict[str, Any]] = [
         {"rope_type": "linear", "factor": 2.0},
         {"rope_type": "dynamic", "factor": 2.0},

@@ -201,9 +201,9 @@ class Original:
     """The outputs of a block of the unquantized model on the calibration text.
 
     Attributes:
-        statistics: Statistics of its inputs; None where no setting needs them.
-        inputs: fp32 [samples, seqlen, hidden_size]; None likewise.
-        outputs: Same shape; None likewise.
+        statistics: Statistics of its inputs; None if no setting needs them.
+        inputs: Its inputs, fp32 [samples, seqlen, hidden_size]; None if no setting needs them.
+        outputs: Its outputs, of the same shape; None if no setting needs them.
     """
 
     statistics: Statistics | None

@@ -229,7 +229,7 @@ class ProfileRecord(BaseModel, frozen=True, extra="forbid"):
 
     Attributes:
         name: Name of the profile: `prefill` or `decode` for a decoder and an embedding, `image` for a vision graph.
-        axes: By the dynamic axis' name in the graph's contract; an axis that is not named is 1.
+        axes: Ranges by the name of the dynamic axis in the graph's contract; an axis that is missing here is 1.
     """
 
     name: str
@@ -244,7 +244,7 @@ class ProfileRecord(BaseModel, frozen=True, extra="forbid"):
 
     @staticmethod
     def of_one_image(name: str) -> ProfileRecord:
-        """A profile for an image at a time."""
+        """Makes a profile for one image at a time."""
         return ProfileRecord(name=name, axes={IMAGES: RangeRecord(shortest=1, typical=1, longest=1)})
 
     @property
@@ -367,10 +367,10 @@ class Contents(BaseModel, frozen=True, extra="forbid"):
         return {name: graph for name, graph in self.graphs.items() if name != DECODER}
 
     def with_engines(self, decoder: IoContract | None = None) -> Contents:
-        """The same where every graph has an engine.
+        """Returns these contents for graphs that all have engines.
 
         Args:
-            decoder: Inputs and outputs of the decoder's; None for those of the ONNX model.
+            decoder: Inputs and outputs of the decoder's engine; None for those of the ONNX model.
         """
         graphs = {
             name: graph.model_copy(update={"engine": engine_of_graph(graph.model)})

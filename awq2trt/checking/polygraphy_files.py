@@ -143,7 +143,7 @@ def _snr_threshold(subject: Subject, sizes: DecoderSizes) -> str:
 def _run(
     subject: Subject, tokens: Sequence[int]
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]], NDArray[np.float32]]:
-    """The quantized model in PyTorch: embeddings of a text [S, H], caches after it [1, H_kv, S, D], logits [S, V]."""
+    """Runs the quantized model in PyTorch: a text's embeddings [S, H], final caches [1, H_kv, S, D], logits [S, V]."""
     source = subject.checkpoint
     caches: dict[str, NDArray[np.float32]] = {}
     names = cache_names("past", source.spec.num_layers)

@@ -171,9 +171,9 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
     Of a model that sees, its calls also give the embeddings that went in, and what the vision graph makes of an image.
 
     Args:
-        model: With the outputs that are wanted; its capacity is dynamic.
+        model: The model, with the outputs that are wanted and a dynamic capacity.
         sizes: Sizes of the model.
-        path: The directory it was read from, where its weights and the graphs beside it lie.
+        path: The directory that it was read from, with its weights and the graphs beside it.
         execution: How it is executed.
         name: Name of the stage.
 

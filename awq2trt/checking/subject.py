@@ -42,19 +42,19 @@ class Subject:
 
     Attributes:
         checkpoint: The quantized model.
-        nearest: Its codes are the nearest to the folded weights, as they are where no method moved them for a better
-        sum.
-        original: What it was made of; None where it is not to be had.
-        search: `quantization.npz`: the scales to fold again.
-        onnx: Directory of the exported model; None to check the checkpoint alone.
+        nearest: Whether its codes must be the nearest to the folded weights, which holds unless the method moved them
+            for a better sum.
+        original: The original model; None if it is not available.
+        search: Arrays of `quantization.npz`: the scales to fold again.
+        onnx: Directory of the exported model; None to check only the checkpoint.
         dtype: Type of the exported model's activations.
-        engine: What was built of it; None where there is none.
-        open_engine: Loads that on this machine.
-        for_cuda: Directory of the model that runs on a GPU: what was built for it, else the exported one.
-        open_on_gpu: Loads it on this machine's GPU; None where there is none.
-        open_on_cpu: Loads what was built for the CPU with a cache of codes, or a model that sees with all its graphs;
-            None to run the exported decoder alone there.
-        open_embedder: Loads the engines beside it, of a model that sees; None where there is no engine.
+        engine: Record of the engine built from it; None if there is none.
+        open_engine: Loads the engine on this machine.
+        for_cuda: Directory of the model that runs on a GPU: the one built for it, or else the exported one.
+        open_on_gpu: Loads it on this machine's GPU; None without a GPU.
+        open_on_cpu: Loads the model that was built for the CPU with a cache of codes, or a model that sees images with
+            all its graphs; None to run only the exported decoder there.
+        open_embedder: Loads the engines beside the decoder's for a model that sees images; None without an engine.
         coded: Stages whose cache holds codes.
         changed: Files that were changed since they were written, by their manifest's hashes.
         missing: Why a stage cannot be run.

@@ -57,7 +57,7 @@ def contract_shapes(profile: ProfileRecord, contract: IoContract) -> ShapeRanges
 
 
 def profile_shapes(profile: ProfileRecord, sizes: DecoderSizes) -> ShapeRanges:
-    """Shapes of all inputs of a decoder in a profile: one conversation, its cache of fixed length."""
+    """Returns the shapes of a decoder's inputs in a profile: one conversation, its cache of fixed length."""
     counts = (profile.tokens.shortest, profile.tokens.typical, profile.tokens.longest)
     name, row = (INPUT_IDS, ()) if sizes.hidden_size is None else (INPUTS_EMBEDS, (sizes.hidden_size,))
     smallest, typical, largest = ((1, count, *row) for count in counts)

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNK_BYTES: Final = 1 << 30
-"""Residual streams that are in memory at once: 65,536 tokens of hidden size 4096. Every chunk reads all blocks once."""
+"""Size of residual streams in memory at once: 65,536 tokens of hidden size 4096. Each chunk reads all blocks once."""
 
 BATCH_TOKENS: Final = 4096
-"""Tokens that run through a block together, in sequences of one length: short ones alone would leave a GPU idle."""
+"""Number of tokens that run through a block together, in sequences of one length; few would leave a GPU idle."""
 
 _FP32_BYTES: Final = 4
 
@@ -156,7 +156,7 @@ def _score(request: TokenizedContinuation, logits: Tensor) -> Score:
 
 
 def _chunks(requests: Sequence[TokenizedContinuation], most: int) -> Iterator[list[int]]:
-    """Indices of requests, sorted by length, in pieces of at most so many tokens, but one request at least."""
+    """Splits indices of requests, sorted by length, into pieces of at most `most` tokens, or one request."""
     chunk: list[int] = []
     used = 0
     for index in sorted(range(len(requests)), key=lambda index: len(requests[index].tokens)):
@@ -170,7 +170,7 @@ def _chunks(requests: Sequence[TokenizedContinuation], most: int) -> Iterator[li
 
 
 def _batches(requests: Sequence[TokenizedContinuation], chunk: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of requests of equal length, `BATCH_TOKENS` at most, but one request at least."""
+    """Splits indices of requests of equal length into batches of at most `BATCH_TOKENS` tokens, or one request."""
     for length, group in groupby(chunk, key=lambda index: len(requests[index].tokens)):
         equal, together = list(group), max(1, BATCH_TOKENS // length)
         for start in range(0, len(equal), together):

@@ -60,7 +60,13 @@ class EvaluatedModel(Protocol):
         """What is known about the model."""
 
     def perplexity(self, windows: Tensor, progress: Progress, name: str) -> Perplexity:
-        """Perplexity on int64 [windows, S], no longer than `Candidate.require_length` allows; `name` is the model's."""
+        """Measures perplexity on int64 [windows, S], of a length that `Candidate.require_length` allows.
+
+        Args:
+            windows: The windows.
+            progress: Receives the progress.
+            name: The model's name, for the progress.
+        """
 
     def scores(self, requests: Sequence[TokenizedContinuation], progress: Progress, description: str) -> list[Score]:
         """Scores continuations, in order."""
@@ -167,7 +173,7 @@ def find_candidate(model: str) -> Candidate:
     """Finds an original model, a quantized checkpoint or an ONNX model, and opens its tokenizer.
 
     Args:
-        model: As the user names it.
+        model: The model's name, as the user gave it.
 
     Raises:
         ArtifactError: The model is not complete.

@@ -57,7 +57,7 @@ IMAGE_TASKS: Final = (CAPTION, CHOICE)
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Pictures, and what is said of them.
+    """Pictures with texts about them.
 
         on = awq2trt.CaptionedImages(Path("photos"), limit=2)
         (result,) = awq2trt.evaluate("llava-1.5-7b-hf", on)
@@ -129,8 +129,8 @@ class EvalResult:
         model: Its name, as the user gave it.
         executor: What ran it: `PyTorch`, or `ONNX Runtime` with its device.
         scheme: How it is quantized; None for an original.
-        measured: Perplexity with the windows or captions it was measured on, or a task's score with every example's
-            outcome, or the captions that it wrote with theirs.
+        measured: A perplexity, with the windows or captions that it was measured on, or a task's score, with the
+            outcome of every example, or the score of captions, with the captions.
         seconds: Wall time.
     """
 

@@ -38,7 +38,7 @@ _END: Final = 2**63 - 1
 
 
 def fix_batch_(model: ir.Model) -> None:
-    """Makes the axis of sequences, or of images, of every input and output 1: only the number of new tokens is free."""
+    """Sets the axis of sequences or images of all inputs and outputs to 1: only the number of new tokens is free."""
     for value in (*model.graph.inputs, *model.graph.outputs, *(v for node in model.graph for v in node.outputs)):
         if value.shape is not None:
             axes = [1 if isinstance(axis, ir.SymbolicDim) and axis.value in ONE else axis for axis in value.shape]
@@ -207,7 +207,7 @@ def _tensor_scatter(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
 
 
 def _attention(rewriter: _Rewriter, node: ir.Node) -> ir.Value:
-    """softmax(scale q k^T + mask) v, the query heads of a key-value head as further rows of one product; mask or none.
+    """softmax(scale q k^T + mask) v, the query heads of a key-value head being further rows of a product; mask or none.
 
     Everything has the type of q, as the operator is defined without `softmax_precision`. The complete scale is applied
     to q, which is smaller than k.

@@ -164,11 +164,11 @@ def _last_position_heads(model: ir.Model) -> set[ir.Node]:
 
 
 def widen_to_fp32_(model: ir.Model, *, keeps_tables: bool = True) -> None:
-    """Makes fp16 and bf16 inputs, outputs and initializers fp32, of a decoder not embeddings and the head.
+    """Makes fp16 and bf16 inputs, outputs and initializers fp32, except for a decoder's embeddings and head.
 
     Args:
-        model: Changed.
-        keeps_tables: Embeddings and the head stay as they are (`half_tables`); a graph without them has none to keep.
+        model: The graph; it is changed.
+        keeps_tables: Whether embeddings and head keep their type (`half_tables`); False for a graph without them.
     """
     computed = (value for node in model.graph for value in node.outputs)
     for value in (*model.graph.inputs, *model.graph.outputs, *computed):

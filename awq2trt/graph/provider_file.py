@@ -8,9 +8,9 @@ weights. Tensors are read, rewritten and written one at a time, so that memory h
   them, and usually fused operators of the same library (`fusion`).
 - For CUDA without them: `MatMulNBits` in the activations' type.
 
-The first of them, and that with fused operators, may have a cache of codes (`int8_cache`). All of CUDA's give
-`next_token` beside the logits, read a head that is not quantized as it lies (`heads_by_rows`), and keep the capacity
-fixed, as a CUDA graph wants it.
+The first form, and the one with fused operators, may have a cache of codes (`int8_cache`). All forms for CUDA give
+`next_token` beside the logits, read an unquantized head in the layout in which it is stored (`heads_by_rows`), and have
+a fixed capacity, which a CUDA graph needs.
 """
 
 from __future__ import annotations

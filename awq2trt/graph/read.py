@@ -126,7 +126,7 @@ def weights_folder(model: ir.Model, default: Path) -> Path:
 
 
 def operators_of(*models: ir.Model) -> dict[str, str]:
-    """Our operators in graphs, by name, with the version of each; fused ones do not say theirs."""
+    """Our operators in graphs, by name, with the version of each; fused ones do not store theirs."""
     nodes = [node for model in models for node in model.graph if node.domain == opset.DOMAIN]
     said = {node.op_type: node.attributes.get(opset.ATTR_PLUGIN_VERSION) for node in nodes}
     return {name: opset.PLUGIN_VERSION if version is None else version.as_string() for name, version in said.items()}

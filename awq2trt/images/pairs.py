@@ -2,12 +2,12 @@
 
 In: a path. Out: `ImageText`s, whose texts have `MARKER` in place of each picture.
 
-A folder has beside each picture a text file of the same name with its caption, `cat.jpg` and `cat.txt`. A line of a
-.jsonl file is `{"image": "cat.jpg", "messages": [...]}`, or with a list of pictures. Messages have the keys `role` and
+In a folder, a text file of the same name beside each picture has its caption, e.g. `cat.txt` for `cat.jpg`. A line of a
+.jsonl file is `{"image": "cat.jpg", "messages": [...]}`; the image may be a list. Messages have the keys `role` and
 `content`; a content is a text or, as in transformers' chat templates, a list of `{"type": "image"}` and
-`{"type": "text", "text": ...}`. Instead of messages there may be `"caption": ...`; or `"captions": [...]`, all that
-people say of the picture; or `"question": ..., "choices": [...], "answer": ...`, answers to choose from and the place
-of the right one, from 0.
+`{"type": "text", "text": ...}`. Instead of messages there may be `"caption": ...`; or `"captions": [...]`, several
+people's captions of the picture; or `"question": ..., "choices": [...], "answer": ...`, answers to choose from and the
+index of the right one, from 0.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def finish_over_ssh(directory: Path, names: Sequence[str], host: str, options: S
 
 
 def results_of(names: Sequence[str]) -> tuple[str, ...]:
-    """What the script leaves in a kit of these files, and what comes back: an engine of every graph, and its log."""
+    """Files that the script makes in a kit of these files, and that are copied back: each graph's engine and log."""
     graphs = [name for name in names if PurePosixPath(name).suffix == ".onnx"]
     engines = [engine_of_graph(name) for name in graphs]
     return (*engines, *(f"{name}.state" for name in engines), *map(log_of, graphs))

@@ -98,7 +98,7 @@ def longest_prefill(capacity: int, *, fused: bool) -> int:
 
 
 def kit_record(plan: KitPlan, beside: Sequence[str] = ()) -> KitRecord:
-    """What the manifest says of the kit, whose model has graphs of these names beside its decoder."""
+    """What the manifest says about the kit, whose model has graphs of these names beside its decoder."""
     return KitRecord(
         target=plan.target.name,
         compute_capability=plan.target.capability_names[0],
@@ -116,7 +116,7 @@ def kit_record(plan: KitPlan, beside: Sequence[str] = ()) -> KitRecord:
 
 
 def kit_contract(contract: IoContract, *, int8_cache: bool = False) -> IoContract:
-    """A graph's inputs and outputs for one conversation, or for one image."""
+    """Returns a graph's inputs and outputs for one conversation, or for one image."""
     contract = int8_contract(contract) if int8_cache else contract
 
     def fixed(tensors: tuple[TensorContract, ...]) -> tuple[TensorContract, ...]:
@@ -264,7 +264,7 @@ def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
 
 
 def _golden_settings(directory: Path) -> dict[str, str]:
-    """The golden calls that start a conversation, since trtexec runs each by itself, and how far off all may be."""
+    """The golden calls that begin a conversation, since trtexec runs each by itself, and the tolerance of all calls."""
     golden = read_golden(directory)
     files = json.loads((directory / DESCRIPTION_FILE).read_bytes())["calls"]
     names = [entry["name"] for entry in files if entry["cache_position"] == 0]
@@ -329,7 +329,7 @@ of the plugin library, and `--compile` compiles them once with the `nvcc` of Jet
 
 
 def _engine_bytes(plan: KitPlan) -> int:
-    """The engines: weights, plugin library, and a tenth for what TensorRT adds; kernels and timings below that."""
+    """Size of the engines: weights, plugin library, a tenth for what TensorRT adds; kernels and timings are less."""
     library = plan.plugin.library.path.stat().st_size if plan.plugin.library else 0
     weights = plan.footprint.weights_bytes + plan.footprint.beside_bytes
     return math.ceil(1.1 * weights) + library + 64 * _MIB

@@ -1,7 +1,7 @@
 """Where PyTorch computes: on the CPU, or on a GPU that the user names.
 
-Below this, tensors are made on the default device. GPTQ and the descent on codes go back to the CPU where there are no
-kernels for them (`awq2trt.quantization.panels`).
+Callees create tensors on the default device. GPTQ and the descent on codes return to the CPU if there are no kernels
+for them (`awq2trt.quantization.panels`).
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Ranks:
         """Puts every rank's part of a tensor together, on every rank.
 
         Args:
-            whole: Where.
+            whole: The tensor that they are put into.
             own: This rank's shares, in their order.
             shares: The shares of all ranks.
         """

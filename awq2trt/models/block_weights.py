@@ -25,9 +25,9 @@ READ_AHEAD = 2
 
 
 def to_tensor(value: Array) -> Tensor:
-    """A NumPy tensor of any float dtype (bfloat16 of ml_dtypes included) as fp32, a copy of its own.
+    """Converts a NumPy tensor of any float dtype (including bfloat16 of ml_dtypes) to a new fp32 tensor.
 
-    It is widened where PyTorch computes: so a GPU is sent no more than is stored.
+    It is widened where PyTorch computes, so that a GPU receives no more bytes than are stored.
     """
     return _widened(_as_stored(value))
 

@@ -56,8 +56,8 @@ def export_onnx(
         checkpoint: What to export.
         directory: Where `model.onnx` and its weights go.
         options: Capacity, type of activations, function bodies; None for the defaults.
-        all_logits: Logits of every position rather than of the last.
-        embeds: The decoder reads embeddings in place of tokens, as that of a model that sees must.
+        all_logits: Whether the model gives logits of every position rather than only of the last.
+        embeds: Whether the decoder reads embeddings instead of tokens, as it must in a model that sees images.
         progress: Counts blocks.
 
     Raises:

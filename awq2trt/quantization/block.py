@@ -160,7 +160,7 @@ def quantize_block(
     method: BlockMethod,
     guide: Guide = UNGUIDED,
 ) -> QuantizedBlock:
-    """Scales by group, folded; then linear by linear correction, clips, rounding; then learning; each if asked for.
+    """Searches and folds scales, then corrects, clips and rounds each linear, then learns; steps may be left out.
 
     Args:
         spec: The model.
@@ -257,7 +257,7 @@ class _Rows:
 
     @property
     def shape(self) -> Rows:
-        """How many, and which belong together."""
+        """How many rows there are, and how many have to be rounded together."""
         length, width = self.weight.shape
         return Rows(length, width, 1 if self.moments is None else self.moments.shape[1])
 
@@ -273,7 +273,7 @@ class _Rows:
 def _quantized_in_turn(
     spec: DecoderSpec, aims: Aims, moments: Mapping[str, Tensor], guide: Guide
 ) -> Iterator[tuple[str, Rounded]]:
-    """Codes and grids of a block's linears; where weights are corrected, by what those before them became."""
+    """Rounds a block's linears; if weights are corrected, by what the linears before them became."""
     method, names = aims.method, spec.block.linears
     for turn in [[name] for name in names] if method.correct is not None else [list(names)]:
         wholes = {}
@@ -292,7 +292,7 @@ def _quantized_in_turn(
 
 
 def _quantized_by_ranks(linears: Mapping[str, _Rows], method: BlockMethod) -> Iterator[tuple[str, Rounded]]:
-    """Codes and grids of linears, the work dealt out among ranks."""
+    """Rounds linears, with the work dealt out among ranks."""
     dealt = deal({name: whole.shape for name, whole in linears.items()}, method.ranks)
     # Where ranks have shares of other linears, all have to be done before the first is put together.
     together = [[*linears]] if dealt_unevenly(dealt, method.ranks) else [[name] for name in linears]
@@ -304,7 +304,7 @@ def _quantized_by_ranks(linears: Mapping[str, _Rows], method: BlockMethod) -> It
 
 
 def _quantized_shares(whole: _Rows, shares: Sequence[Share], method: BlockMethod) -> list[Rounded]:
-    """This rank's shares of a linear, whose rows do not depend on each other."""
+    """Rounds this rank's shares of a linear, whose rows do not depend on each other."""
     mine = [whole.part(share.rows) for share in shares if share.rank == method.ranks.rank]
     gram = whole.seen.gram() if whole.seen and mine else None
     if gram is not None:

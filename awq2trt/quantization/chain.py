@@ -68,11 +68,12 @@ class Chain:
 
     Attributes:
         source: The model.
-        method: What is asked of a block, and the ranks that share it.
+        method: How to quantize a block, and the ranks that share it.
         seed: Seed of everything that is drawn at random.
-        beginning: The checkpoint to begin at; None to search from the original's weights on.
-        spill: Whether second moments go to files between calibration and search; from a GPU, to the machine's memory.
-        spill_directory: Where; None for the system's directory for temporary files.
+        beginning: The checkpoint to begin at; None to begin with the original weights.
+        spill: Whether second moments are kept in files between calibration and search, or in the machine's memory
+            instead of a GPU's.
+        spill_directory: Where these files go; None for the system's temporary directory.
     """
 
     source: ModelSource
@@ -93,12 +94,12 @@ class Chain:
         """Quantizes all blocks, beginning with a given one; all ranks call this together.
 
         Args:
-            first: The block, as the first rank knows it.
-            streams: Before it, of all windows; None on other ranks.
-            keep: Called with every finished block, on the first rank alone; in another thread while a GPU computes the
+            first: The first block's number, as the first rank knows it.
+            streams: The streams before it, for all windows; None on other ranks.
+            keep: Called with every finished block, only on the first rank; in another thread while a GPU computes the
                 next one.
-            progress: Counts blocks.
-            title: Name of this work, as the user reads it.
+            progress: Receives the progress over blocks.
+            title: The description that the user reads.
         """
         first, layers = self.ranks.told(first), self.source.spec.num_layers
         if first == layers:

@@ -53,7 +53,7 @@ def descend(
 
 
 def _ties(moments: Tensor) -> Tensor:
-    """How far the best weight of the second row falls if the first row's grows by 1, [heads, rows, rows]."""
+    """By how much the best weight of the second row falls if that of the first grows by 1, [heads, rows, rows]."""
     return moments / moments.diagonal(dim1=1, dim2=2).unsqueeze(1)
 
 
@@ -99,11 +99,11 @@ def _descend_on_cpu(
 
 
 def _descend_rows(codes: Any, slope: Any, steps: Any, moments: Any, gram: Any, last: int) -> None:
-    """Goes over some columns once, in turn for every row of every head.
+    """Goes over some columns once, one row of every head after another.
 
     Args:
-        codes: fp32 [heads, rows, P]; changed.
-        slope: What the errors of all columns times G are in these, fp32 [heads, rows, P]; changed.
+        codes: Codes of the columns, fp32 [heads, rows, P]; they are changed.
+        slope: These columns of the errors of all columns times G, fp32 [heads, rows, P]; they are changed.
         steps: Step size of every code, fp32 [heads, rows, P].
         moments: M of every head, fp32 [heads, rows, rows].
         gram: G of these columns, fp32 [P, P].

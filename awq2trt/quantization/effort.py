@@ -22,15 +22,15 @@ class SearchOptions:
     """The parts of the search.
 
     Attributes:
-        scales: Search input scales.
-        grids: Search rounding grids.
-        grids_of_scores: Search grids for q and k, too. llm-awq leaves them at their whole range, since limiting |w|
-            there moves attention scores; grids searched with both ends apart gain there as elsewhere.
-        code_passes: Coordinate descent on codes, so many times over all columns.
-        score_passes: The same after it for q and k, on the error of attention scores instead of their own outputs.
-        sequential: A block's inputs are what the quantized blocks before it give, not what the original ones do.
-        correct: Then weights make up for what the quantized layers before them got wrong; None for not.
-        learn: Then codes and grids of the whole block learn from the original block's outputs; None for not.
+        scales: How input scales are searched.
+        grids: How rounding grids are searched.
+        grids_of_scores: Whether grids for q and k are searched, too. llm-awq keeps their complete range, since limiting
+            |w| there changes attention scores; grids whose ends are searched separately help there as elsewhere.
+        code_passes: Number of passes of coordinate descent on codes over all columns.
+        score_passes: Number of later passes for q and k, on the error of attention scores instead of their own outputs.
+        sequential: Whether a block's inputs come from the quantized blocks before it, not from the original ones.
+        correct: How weights make up for the errors of the quantized layers before them; None if they do not.
+        learn: How codes and grids of the block then learn from the original block's outputs; None if they do not.
     """
 
     scales: ScaleOptions

@@ -126,7 +126,7 @@ class Tried:
 
 
 def _pairs(values: tuple[float, ...], scheme: QuantScheme) -> tuple[Tensor, Tensor]:
-    """Values for both ends, fp32 [pairs] each."""
+    """Values for both ends, fp32 [pairs] each; with a symmetric grid they are equal."""
     pairs = product_of(values, values) if scheme.zero_point else zip(values, values, strict=True)
     low, high = torch.tensor([*zip(*pairs, strict=True)])
     return low, high
@@ -200,7 +200,7 @@ class _Group:
         return levels.mul(self.scales.unsqueeze(-1)).sub_(self._weight).squeeze(1)
 
     def _losses_on(self, grids: GroupGrid) -> Tensor:
-        """Output errors on C grids, [n, C]. Differences stay in steps, which saves a look at all of them."""
+        """Output errors on C grids, [n, C]. Differences stay in units of steps, which saves a pass over all of them."""
         levels, in_steps = self._round(grids)
         difference = levels.sub_(in_steps)
         slope = product(difference, self._block)
@@ -210,7 +210,7 @@ class _Group:
         return slope.mul_(difference).sum(dim=-1).mul_(grids.scales)
 
     def _round(self, grids: GroupGrid) -> tuple[Tensor, Tensor]:
-        """code - zero of every weight on C grids, and the weights in steps, [n, C, G] each."""
+        """Returns code - zero of every weight on C grids, and the weights in units of steps, [n, C, G] each."""
         zeros, buffers = grids.zeros.unsqueeze(-1), self._buffers
         in_steps = torch.div(self._weight, grids.scales.unsqueeze(-1), out=buffers[0])
         levels = torch.round(in_steps, out=buffers[1])
@@ -245,14 +245,14 @@ def _starts(weight: Tensor, scheme: QuantScheme) -> range:
 
 
 def _search_limit_(group: _Group, scheme: QuantScheme, tried: Tried) -> None:
-    """First look as llm-awq has it: less and less of the range."""
+    """Takes the first look as llm-awq does: tries narrower and narrower ranges."""
     limits = torch.maximum(-group.low, group.high) * tried.limits
     low, high = torch.maximum(group.low, -limits), torch.minimum(group.high, limits)
     group.try_(range_grid(low, high, scheme))
 
 
 def _search_ends_(group: _Group, scheme: QuantScheme, tried: Tried) -> None:
-    """First look: the whole range, then less of it at either end."""
+    """Takes the first look: tries the complete range, then ranges that are narrower at either end."""
     low_shares, high_shares = tried.shares
     best = group.try_(range_grid(low_shares * group.low, high_shares * group.high, scheme))
     low_steps, high_steps = tried.share_steps

@@ -54,7 +54,7 @@ class BlockMethod:
 
     @property
     def correct(self) -> CorrectionOptions | None:
-        """How weights make up for what the quantized layers before them got wrong; None for not."""
+        """How weights make up for what the quantized layers before them got wrong; None if they do not."""
         return self.search.correct if self.search is not None and self.gptq is None else None
 
     @property

@@ -1,7 +1,7 @@
 """Panels of columns: where the parts of quantizing that go column by column are done.
 
 In: a weight. Out: whether there are kernels that take a whole panel on its device (`awq2trt.quantization.gpu_panels`).
-Without them these parts are done on the CPU: a column at a time is too little work for anything else.
+Without them these parts run on the CPU, since one column at a time is too little work for a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from torch import Tensor
 
 PANEL: Final = 128
-"""Columns whose changes are kept together before they reach the rest of the matrix (GPTQ, section 3.3, step 2)."""
+"""Columns whose changes are collected before they are applied to the rest of the matrix (GPTQ, section 3.3, step 2)."""
 
 
 def has_kernels(weight: Tensor) -> bool:

@@ -139,14 +139,14 @@ class Rounded:
     def of_ranks(
         cls, own: Sequence[Rounded], shares: Sequence[Share], ranks: Ranks, shape: tuple[int, int], scheme: QuantScheme
     ) -> Rounded:
-        """One weight of the rows that every rank rounded.
+        """Joins the rows of one weight that the ranks rounded.
 
         Args:
             own: This rank's shares, in their order, narrow where there are several ranks.
             shares: The shares of all ranks.
-            ranks: All of them.
-            shape: N, K of the whole.
-            scheme: How they were rounded.
+            ranks: The ranks.
+            shape: N, K of the complete weight.
+            scheme: How the rows were rounded.
         """
         if ranks.count == 1:
             return cls.of_pieces(own)

@@ -59,9 +59,9 @@ class InputStatistics:
         self.tokens = round(ranks.total(self.tokens))
 
     def put_away_(self, file: Path) -> None:
-        """Moves the largest part from a GPU to the machine's memory, or from there to a file; `gram` reads it again.
+        """Moves the largest part from a GPU to the machine's memory, or from there to a file, where `gram` reads it.
 
-        Nothing can be added then.
+        Nothing can be added afterwards.
         """
         self._away = self.gram_sum.cpu()
         if self.gram_sum.is_cpu:

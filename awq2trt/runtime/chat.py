@@ -74,7 +74,7 @@ class ChatTokenizer:
         return ChatTokenizer(tokenizer, special)
 
     def encode(self, text: str, image_token: int | None = None) -> list[int]:
-        """Tokens of plain text, to be continued.
+        """Returns the tokens of plain text that the model will continue.
 
         Args:
             text: The text; for a model that sees, with a `MARKER` where an image stands.
@@ -86,8 +86,8 @@ class ChatTokenizer:
         """Returns the tokens of a conversation in the model's chat template, up to the start of the assistant's turn.
 
         Args:
-            messages: What was said so far, in order; with markers as of `encode`.
-            image_token: As of `encode`.
+            messages: The messages so far, in order; with markers like those of `encode`.
+            image_token: Token that each marker becomes; None for a model of text.
 
         Raises:
             UsageError: The model has no chat template, or its template refuses the messages or has no place for images.

@@ -17,8 +17,8 @@ class GoldenResult:
 
     Attributes:
         name: Name of the call, or of the vision graph.
-        error: As `Golden.relative_tolerance` counts it.
-        top1: Whether the best token is the expected one; None of a graph that gives no scores.
+        error: The relative error, measured like `Golden.relative_tolerance`.
+        top1: Whether the best token is the expected one; None for a graph without scores.
         passed: Whether the error is a number within the tolerance.
     """
 
@@ -29,7 +29,7 @@ class GoldenResult:
 
 
 def compare_golden(backend: Backend, golden: Golden) -> list[GoldenResult]:
-    """Runs the calls and compares; first what the vision graph makes of the golden image, of a model that sees."""
+    """Runs the calls and compares their outputs; first the vision graph's for the golden image, if there is one."""
     results = []
     if golden.image is not None and isinstance(backend, SeeingBackend):
         error = relative_error(backend.see(golden.image.pixels.astype(np.float32)), golden.image.embeddings)

@@ -106,10 +106,10 @@ class Model:
         """Answers a prompt, piece by piece as text becomes certain.
 
         Args:
-            prompt: What the user says; or a whole conversation, messages with `role` and `content`. Both go through the
-                model's chat template. To a model that sees, `<image>` in a text stands for an image.
-            images: Files of the images, in the order of their places; without places in a conversation they come before
-                what the user says last.
+            prompt: What the user says, or a complete conversation of messages with `role` and `content`. Either goes
+                through the model's chat template. For a model that sees images, `<image>` in a text stands for one.
+            images: Files of the images, in the order of their places; if a conversation has no places, the images come
+                before the user's last message.
             raw: Continue the prompt as plain text instead, without the template.
             sampling: How tokens are chosen; None always takes the most probable one.
             max_new_tokens: None for as many as the cache holds.
@@ -119,9 +119,9 @@ class Model:
             Pieces of the answer. The model computes while they are read.
 
         Raises:
-            UsageError: The model has no chat template or it refuses the messages, or a conversation is to be continued
-                as plain text; a file is no image, there are more or fewer than places for them, or the model does not
-                see. While the answer is read: the prompt is empty or does not fit.
+            UsageError: The model has no chat template, or its template refuses the messages, or `raw` is set for a
+                conversation; a file is not an image, there are more or fewer images than places for them, or the model
+                does not see images. While the answer is read: the prompt is empty or does not fit.
         """
         if raw and not isinstance(prompt, str):
             raise UsageError(

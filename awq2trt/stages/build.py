@@ -291,7 +291,7 @@ def _plugin_library(wanted: bool | None, progress: Progress) -> PluginLibrary | 
 
 @contextmanager
 def _kept_logs(work: Path, kept_as: Path) -> Iterator[None]:
-    """Saves TensorRT's last log from the work directory, which a failure removes, and says where it is."""
+    """Saves TensorRT's last log from the work directory, which a failure removes, and reports where it is."""
     from awq2trt.engine.builder import LOG_FILE
 
     try:

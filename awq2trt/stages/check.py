@@ -139,7 +139,7 @@ def _why_no_engine(engine: EngineBuild) -> str | None:
 
 
 def _engine_golden(engine: EngineBuild, golden: Golden, artifact: Artifact) -> tuple[GoldenResult, ...]:
-    """The golden calls in an engine that this machine can run, and the golden image in the one beside it."""
+    """Runs the golden calls in an engine that this machine can run, and the golden image in the one beside it."""
     from awq2trt.runtime.golden import compare_golden
     from awq2trt.runtime.trt.backend import EngineBackend
     from awq2trt.runtime.trt.embedder import open_engine_embedder

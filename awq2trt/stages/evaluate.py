@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from awq2trt.evaluation.tasks import TaskScore
 
     Work = Callable[[EvaluatedModel, Progress], Perplexity | TaskScore | CaptionPerplexity | CaptionScore]
-    """A loaded model -> what is measured of it."""
+    """Takes a loaded model; returns the measurement."""
 
     Measure = Callable[[Candidate, str], Work]
-    """A model that is not loaded yet, and its name -> the work, of which nothing will be refused later."""
+    """Takes a model that is not loaded yet, and its name; returns work that will not refuse anything later."""
 
 
 def eval_stage(request: EvalRequest, progress: Progress) -> Iterator[EvalResult]:
     """Yields the perplexity or a task's score of every model, each when it is measured.
 
-    Whatever can be refused of any of them is refused at once: a text, a task's file or pictures that cannot be read, a
-    model that lacks a tensor or has too few positions, a device that is not there.
+    Everything that can be refused is refused at once: a text, a task's file or pictures that cannot be read, a model
+    that lacks a tensor or has too few positions, a missing device.
 
     Raises:
         Awq2trtError: Something is.
@@ -95,7 +95,7 @@ def _measure(on: TextWindows | TaskExamples | CaptionedImages) -> Measure:
 
 
 def _text(on: TextWindows) -> Measure:
-    """Perplexity on the first windows of a text, which is read now, and which every model tokenizes for itself."""
+    """Measures perplexity on the first windows of a text, read at once, which every model tokenizes for itself."""
     from awq2trt.evaluation.perplexity import first_windows
     from awq2trt.text.read import read_text
     from awq2trt.text.tokenizer import CHARACTERS_PER_TOKEN, first_tokens
@@ -133,7 +133,7 @@ def _task(on: TaskExamples) -> Measure:
 
 
 def _captions(on: CaptionedImages) -> Measure:
-    """Perplexity of what is said of pictures, or a task of theirs; the pictures are looked at now."""
+    """Measures perplexity of texts about pictures, or a score in a task; the pictures are checked at once."""
     from awq2trt.evaluation.captions import CaptionedModel
     from awq2trt.evaluation.image_tasks import choose, require_rows, write_captions
     from awq2trt.images.pairs import read_pairs

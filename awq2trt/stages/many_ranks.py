@@ -51,7 +51,7 @@ def run_as_ranks(wanted: RanksWanted, command: Sequence[str]) -> int | None:
         The command's exit code; None if this process has to do the work itself.
 
     Raises:
-        UsageError: What is wanted contradicts itself or the environment, or there are fewer GPUs, or far fewer cores.
+        UsageError: The flags contradict each other or the environment, or there are too few GPUs, or far too few cores.
         RankLostError: A rank was killed.
     """
     count = _count(wanted)

@@ -93,13 +93,13 @@ def require_images(pairs: Iterable[ImageText]) -> None:
 
 
 def require_exportable(source: ModelSource, options: ExportOptions) -> None:
-    """Refuses a cache that is longer than the model has positions, and a model that sees without an image processor.
+    """Refuses a cache that is longer than the model's positions, and a model that sees without an image processor.
 
     Raises:
-        UsageError: It is longer.
+        UsageError: The cache is too long.
         CheckpointError: There is no processor.
-        UnsupportedError: The processor is of another kind, or makes images of another size than the tower's; or the
-            model takes images of any size.
+        UnsupportedError: The processor is of an unknown kind, or makes images of another size than the tower's; or the
+            model reads images of any size.
     """
     vision = still_tower(source.vision, where=source.name)
     if vision is not None:

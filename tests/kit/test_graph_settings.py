@@ -113,5 +113,5 @@ def test_the_graphs_of_a_kit_compute_what_was_exported(jetpack: str, seeing_kits
 def test_the_readme_names_the_graphs(seeing_kits: Path) -> None:
     text = (seeing_kits / "7.2" / "README.md").read_text()
     assert "`vision.onnx`, `vision.onnx.data`" in text
-    assert "`model.engine`, the last of three, is there when the script says so" in text
+    assert "The script says when `model.engine`, the last of three, is ready" in text
     assert "So far it runs models of text" in text

@@ -90,8 +90,8 @@ def test_any_number_of_ranks_gives_the_same_codes_but_for_ties(
 
 @pytest.mark.parametrize("effort", ["best", "max"])
 def test_ranks_that_are_held_to_the_original_get_as_far_as_one(effort: str, model: Path, tmp_path: Path) -> None:
-    # What one block got wrong the next makes up for, so that a tie that falls another way moves all that follows; and
-    # where steps follow the signs of gradients, a last bit of a sum over ranks turns whole steps.
+    # Each block makes up for the errors of the one before, so that a tie that is broken differently changes everything
+    # after it; and if steps follow the signs of gradients, the last bit of a sum over ranks can turn a complete step.
     alone, shared = _checkpoints(3, {"effort": effort}, model, tmp_path)
     assert _perplexity(shared) == pytest.approx(_perplexity(alone), rel=0.05)
 

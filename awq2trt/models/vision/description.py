@@ -102,11 +102,11 @@ class ProjectorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SeeingSpec(ABC):
-    """How a model sees, as far as every tower has it.
+    """How a model sees images: what all kinds of towers have in common.
 
     Attributes:
         family: Family of the model; it decides how images are prepared and placed.
-        image_token: Stands for a piece of an image among the tokens.
+        image_token: The token that stands for a piece of an image.
     """
 
     family: str
@@ -132,7 +132,7 @@ class VisionSpec(SeeingSpec):
 
     Attributes:
         feature_layers: Layers of the tower whose outputs the projector reads side by side; 0 is the first one's input.
-        keeps_class: The class token is a piece of the image, too.
+        keeps_class: Whether the class token is a piece of the image, too.
     """
 
     tower: TowerSpec

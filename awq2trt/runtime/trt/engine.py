@@ -97,7 +97,7 @@ class Machine:
 
 
 def engine_of(artifact: Artifact, graph: str = DECODER) -> EngineBuild | None:
-    """The engine of a graph in a directory; None for a checkpoint, an ONNX model, or a kit that nobody has finished."""
+    """Returns the engine of a graph in a directory; None for a checkpoint, an ONNX model, or an unfinished kit."""
     contents = artifact.manifest.contents
     record_of_graph = contents.graphs.get(graph)
     if record_of_graph is None or record_of_graph.engine is None:
@@ -209,7 +209,7 @@ def _state_of(engine: Path) -> dict[str, str]:
 
 
 def _kit_problem(engine: Path, state: Mapping[str, str]) -> str | None:
-    """Why an engine in a kit is not what `finish.sh` built of this kit."""
+    """Says why an engine in a kit is not the one that `finish.sh` built from this kit."""
     if state.get("kit") != record_file(engine.with_name(SUMS_FILE)).sha256:
         return f"{engine.name} was built from an earlier kit: run ./finish.sh on the Jetson again"
     if state.get("sha256") != record_file(engine).sha256:

@@ -38,7 +38,7 @@ class EngineSession(Protocol):
         """Calls the engine once.
 
         Args:
-            inputs: By name; tokens and their position, rows or pixels as arrays, caches as buffers.
+            inputs: Inputs by name: tokens and their position, rows or pixels as arrays, caches as buffers.
             profile: Index of the optimization profile.
 
         Returns:

@@ -2,11 +2,11 @@
 // the norm or the activation may be missing. This is all of the kernels' public interface; the operator is in
 // plugins/FORMAT.md, section FusedLinear.
 //
-// In:  x, and what ResidualNorm and W4A16Linear take beside it (residual_norm.h, w4a16_linear.h), all of one type.
-// Out: y [M, N], or with an activation [M, N/2], of the first half of the linear's outputs and the second; and with a
-//      residual the sum [M, K]. The bits are those of the parts one after the other: what they round to store it, is
-//      rounded inside the linear's kernel, too. Only where an activation is inside the decode kernel, and ceil(K / 128)
-//      is odd, are sums added in another order.
+// In:  x, and the other inputs of ResidualNorm and W4A16Linear (residual_norm.h, w4a16_linear.h), all of one type.
+// Out: y [M, N], or [M, N/2] with an activation, which multiplies the first half of the linear's outputs, activated,
+//      with the second; and with a residual the sum [M, K]. The bits are those of the parts one after the other:
+//      numbers that the parts round to store them are also rounded inside the linear's kernel. Only with an activation
+//      inside the decode kernel and an odd ceil(K / 128), sums are added in another order.
 //
 // The norm of a single token is computed inside the linear's kernel, by every block for itself, and so are activations
 // of up to eight tokens. On an H100, a norm inside gained nothing at two tokens, and was slower from three tokens on.

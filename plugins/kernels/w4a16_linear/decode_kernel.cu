@@ -5,16 +5,15 @@
 //   a time (whole 128-byte lines), so that a block reads one contiguous piece of memory at any moment: DRAM pages are
 //   opened once. The turns continue from tile to tile: no warp waits for another before the end.
 // - A lane loads 16 bytes, 32 codes of one row; four lanes together cover 128 k, with group size 128 exactly one group.
-//   kDepth units are in flight before the first is used: 2 x 8 warps x kDepth KiB a multiprocessor, where latency times
-//   bandwidth asks for about 20 KiB (3.35 TB/s x 0.8 us / 132).
-// - The codes go to mma.sync as they come. 8 tokens cost as much as 1; sums are fp32, code - zero is exact, and a scale
-//   is applied to sums of 128 products instead of to each weight.
-// - Partial sums of a tile meet in shared memory, a slot per warp, and are added in warp order.
-// - Where few rows and a long K leave multiprocessors idle, blocks share their rows, each with a slice of K. Their sums
-//   go to the workspace, and a second kernel adds them in order (tile_kernel.cu).
-// - Fused (fusion.cuh), the norm of a single token comes first, computed by every block for itself; and a tile is 8
-// rows
-//   of the gate with the 8 rows of up that they meet at the end.
+//   kDepth units are in flight before the first is used: 2 x 8 warps x kDepth KiB per multiprocessor, where latency
+//   times bandwidth asks for about 20 KiB (3.35 TB/s x 0.8 us / 132).
+// - The codes go to mma.sync in the order of memory. 8 tokens cost as much as 1; sums are fp32, code - zero is exact,
+//   and a scale is applied to sums of 128 products instead of to each weight.
+// - Partial sums of a tile are collected in shared memory, one slot per warp, and added in warp order.
+// - If few rows and a long K would leave multiprocessors idle, blocks share their rows, each with a slice of K. Their
+//   sums go to the workspace, and a second kernel adds them in order (tile_kernel.cu).
+// - Fused (fusion.cuh), the norm of a single token comes first, and every block computes it for itself; a tile is then
+//   8 rows of the gate and the 8 rows of up that are multiplied with them at the end.
 #include "kernels/device/convert.cuh"
 #include "kernels/device/global_loads.cuh"
 #include "kernels/device/half_pair.h"
@@ -54,9 +53,9 @@ struct Stride {
   int tiles, steps;
 };
 
-// kVectorLoads: rows of codes are aligned to 16 bytes. kScaleSums: a unit's 128 k lie in one group, so its scale can
-// wait for the sum; else each weight is scaled before the product, in T. kSplit: the block has a slice of K alone, of
-// `steps_per_split` steps. kNormed, kGated: what is fused with it.
+// kVectorLoads: rows of codes are aligned to 16 bytes. kScaleSums: a unit's 128 k lie in one group, so the scale is
+// applied to the sum; otherwise each weight is scaled before the product, in T. kSplit: the block has only a slice of
+// K, of `steps_per_split` steps. kNormed, kGated: what is fused with it.
 template <typename T, bool kVectorLoads, bool kScaleSums, bool kSplit, bool kNormed, bool kGated>
 __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
     decode_kernel(LinearParams<T> p, GroupOfChunk group_of_chunk, int rows_per_block, int token_stride,

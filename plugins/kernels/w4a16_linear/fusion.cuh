@@ -58,9 +58,9 @@ class NormedToken {
                                          int vectors)
       : p(params), f(fusion), token_(token), vectors_(vectors), row_vectors_(params.k / kVectorLength) {}
 
-  // The gain of the thread's first vectors, all that it has up to K = 4096; what else the norm needs goes into the L2
-  // cache, which has not seen it for a token's time. Constants, as the weights are: they need not wait for the kernel
-  // before.
+  // Loads the gain for the thread's first vectors, which are all of them up to K = 4096; everything else that the norm
+  // needs goes into the L2 cache, which has not held it since the token before. These are constants like the weights,
+  // so they need not wait for the previous kernel.
   __device__ __forceinline__ void load_constants() {
 #pragma unroll
     for (int r = 0; r < kRound; ++r) {

@@ -1,4 +1,4 @@
-"""Where a checkpoint may say how it is quantized: all places give one answer. What is refused of tensors."""
+"""A checkpoint may say in several places how it is quantized; all give the same answer. Which tensors are refused."""
 
 from __future__ import annotations
 
