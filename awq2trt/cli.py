@@ -238,7 +238,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--task",
-            help="Measure accuracy on piqa, arc-easy, winogrande or lambada; with --images, caption or choice.",
+            help="Measure accuracy on piqa, arc-easy, winogrande or lambada; with --images, caption (CIDEr) or choice.",
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="The task's JSONL file.")] = None,

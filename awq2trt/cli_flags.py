@@ -117,7 +117,7 @@ def _text(parameter: typer.CallbackParam, value: str | None) -> str | None:
 
 
 Prompt = Annotated[str, typer.Option("--prompt", help="The question or text for the model.", callback=_text)]
-System = Annotated[str | None, typer.Option("--system", help="Tells the model its role.", callback=_text)]
+System = Annotated[str | None, typer.Option("--system", help="System message: the role of the model.", callback=_text)]
 
 
 def _writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
