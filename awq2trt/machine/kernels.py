@@ -49,8 +49,7 @@ class KernelConfig(ctypes.Structure):
 
     def __str__(self) -> str:
         if self.kernel == 0:
-            slices = f"/{self.splits}" if self.splits > 1 else ""
-            return f"decode {self.rows_per_block}x{self.warps}{slices}" + ("" if self.overlap else " alone")
+            return f"decode {self.rows_per_block}x{self.warps}" + ("" if self.overlap else " alone")
         if self.kernel == 1:
             return f"tile {TILE_NAMES[self.tile]}" + (f"/{self.splits}" if self.splits > 1 else "")
         return KERNEL_NAMES[self.kernel]

@@ -43,7 +43,7 @@ const char* check_validity(const FusedLinearProblem& problem) {
 FusedLinearConfig choose_config(const FusedLinearProblem& problem, const Device& device) {
   FusedLinearConfig config = {};
   config.linear = choose_config(problem.linear, device);
-  const bool fusible = is_fusible(problem.linear, config.linear.kernel) && config.linear.splits == 1;
+  const bool fusible = is_fusible(problem.linear, config.linear.kernel);
   config.norm_inside = problem.has_norm && fusible && problem.linear.m <= kMaxNormTokens;
   config.activation_inside = problem.has_activation && fusible;
   // Also when parts are inside: if codes turn out not to be aligned, the parts are computed separately.

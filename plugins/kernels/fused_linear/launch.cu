@@ -14,7 +14,7 @@ namespace {
 bool is_impossible(const FusedLinearProblem& problem, const FusedLinearConfig& config) {
   const Kernel kernel = config.linear.kernel;
   const bool inside = config.norm_inside || config.activation_inside;
-  return (inside && ((kernel != Kernel::kDecode && kernel != Kernel::kDecodeOnce) || config.linear.splits != 1)) ||
+  return (inside && kernel != Kernel::kDecode && kernel != Kernel::kDecodeOnce) ||
          (config.norm_inside && (!problem.has_norm || problem.linear.m != 1)) ||
          (config.activation_inside && !problem.has_activation);
 }

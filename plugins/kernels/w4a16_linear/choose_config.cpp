@@ -18,9 +18,6 @@ constexpr int kMaxDecodeTokens = 8;  // one mma tile of tokens: more would be a 
 constexpr int kDecodeWarps = 8;
 constexpr int kDecodeBlocks = 2;
 constexpr int kMaxTokensOfLoneBlock = 2;
-constexpr int kMaxDecodeSplits = 8;
-constexpr int kMaxDecodeRows = 128;  // of blocks that share their rows
-constexpr int kAddUnits = 32;        // that a block gets through while sums of slices are added, on an H100
 constexpr int kMinOverlapSm = 90;
 // Limits within which the decode-once kernel was the faster one on an H100: for 5120 -> 5120, but not for 4096 -> 6144
 // or 8192 -> 4096.
@@ -67,44 +64,6 @@ int choose_decode_rows(const GemmProblem& p, const Device& device) {
   if (p.m > kMaxDecodeTokens) return 0;
   const int rows = decode_rows_per_block(p, device, kDecodeBlocks);
   return rows > 0 || p.m > kMaxTokensOfLoneBlock ? rows : decode_rows_per_block(p, device, 1);
-}
-
-// How decode blocks share the weights: rows of each, and slices of K.
-struct DecodeCut {
-  int rows, splits, k_per_split;
-};
-
-// Units of 16 rows x 128 k of a block, which is how long a launch takes where all blocks fit the device at once: a warp
-// gets through its units at its own pace, whoever works beside it. 0 where they do not fit.
-int64_t units_of_block(const GemmProblem& p, const Device& device, const DecodeCut& cut) {
-  const int64_t blocks = int64_t{ceil_div(p.n, cut.rows)} * cut.splits;
-  if (blocks > int64_t{kDecodeBlocks} * device.multiprocessors) return 0;
-  return int64_t{cut.rows / kRowTile} * ceil_div(cut.splits > 1 ? cut.k_per_split : p.k, DecodeShared::kStep);
-}
-
-// With slices of K where the blocks of whole rows are too few and too long, by more than it takes to add the slices'
-// sums: 5120 rows are 320 tiles, of which 160 blocks take two each, where there is room for 264 blocks.
-DecodeCut choose_decode_cut(const GemmProblem& p, const Device& device, int rows) {
-  DecodeCut best = {rows, 1, 0};
-  const bool groups_fit_units = p.group_size % DecodeShared::kStep == 0 || p.group_size >= p.k;
-  if (p.k % kCodesPerVector != 0 || !groups_fit_units) return best;
-  const auto available = static_cast<size_t>(device.max_shared_bytes);
-  int64_t fewest = units_of_block(p, device, best) - kAddUnits;
-  for (int splits = 2; splits <= std::min(p.k / kMinSplitK, kMaxDecodeSplits); ++splits) {
-    const int slice = ceil_div(ceil_div(p.k, splits), kSplitMultiple) * kSplitMultiple;
-    if (ceil_div(p.k, slice) != splits) continue;  // rounding up has emptied the last one
-    for (int split_rows = kRowTile; split_rows <= kMaxDecodeRows; split_rows += kRowTile) {
-      const DecodeCut cut = {split_rows, splits, slice};
-      const int64_t units = units_of_block(p, device, cut);
-      if (units == 0 || units >= fewest) continue;
-      const size_t block_bytes = DecodeShared(p.m, slice, split_rows, kDecodeWarps).bytes + kReservedSharedBytes;
-      const size_t whole_bytes = DecodeShared(p.m, p.k, split_rows, kDecodeWarps).bytes;  // of codes off 16 bytes
-      if (kDecodeBlocks * block_bytes > available || whole_bytes > available) continue;
-      fewest = units;
-      best = cut;
-    }
-  }
-  return best;
 }
 
 // Whether all blocks of a launch, one per tile of 16 rows with all of the tile's weights, fit the device at once. Only
@@ -215,11 +174,7 @@ KernelConfig choose_config(const GemmProblem& problem, const Device& device) {
   } else if (fits_at_once(problem, device)) {
     config = decode_config(Kernel::kDecodeOnce, kRowTile);
   } else if (const int rows = choose_decode_rows(problem, device); rows > 0) {
-    const DecodeCut cut = choose_decode_cut(problem, device, rows);
-    config = decode_config(Kernel::kDecode, cut.rows);
-    config.splits = cut.splits;
-    config.k_per_split = cut.k_per_split;
-    if (cut.splits > 1) config.workspace_bytes = sizeof(float) * cut.splits * problem.m * problem.n;
+    config = decode_config(Kernel::kDecode, rows);
   } else {
     config = tile_config(problem, device);
   }

@@ -10,8 +10,6 @@
 // - The codes go to mma.sync in the order of memory. 8 tokens cost as much as 1; sums are fp32, code - zero is exact,
 //   and a scale is applied to sums of 128 products instead of to each weight.
 // - Partial sums of a tile are collected in shared memory, one slot per warp, and added in warp order.
-// - If few rows and a long K would leave multiprocessors idle, blocks share their rows, each with a slice of K. Their
-//   sums go to the workspace, and a second kernel adds them in order (tile_kernel.cu).
 // - Fused (fusion.cuh), the norm of a single token comes first, and every block computes it for itself; a tile is then
 //   8 rows of the gate and the 8 rows of up that are multiplied with them at the end.
 #include "kernels/device/convert.cuh"
@@ -54,21 +52,18 @@ struct Stride {
 };
 
 // kVectorLoads: rows of codes are aligned to 16 bytes. kScaleSums: a unit's 128 k lie in one group, so the scale is
-// applied to the sum; otherwise each weight is scaled before the product, in T. kSplit: the block has only a slice of
-// K, of `steps_per_split` steps. kNormed, kGated: what is fused with it.
-template <typename T, bool kVectorLoads, bool kScaleSums, bool kSplit, bool kNormed, bool kGated>
+// applied to the sum; otherwise each weight is scaled before the product, in T. kNormed, kGated: what is fused with it.
+template <typename T, bool kVectorLoads, bool kScaleSums, bool kNormed, bool kGated>
 __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
     decode_kernel(LinearParams<T> p, GroupOfChunk group_of_chunk, int rows_per_block, int token_stride,
-                  int steps_per_split, FusionParams<T> fusion) {
+                  FusionParams<T> fusion) {
   extern __shared__ uint4 shared[];
   T* const x_shared = reinterpret_cast<T*>(shared);                             // [M, token_stride], paired
   float* const sums = reinterpret_cast<float*>(x_shared + p.m * token_stride);  // [tiles, warps, M, 16]
 
   const int warps = blockDim.x / kWarpSize, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int lane_row = lane / kLanesPerRow, lane_chunk = lane % kLanesPerRow;  // g and t of tensor_core.cuh
-  const int all_steps = (p.k + kStep - 1) / kStep;
-  const int first_step = kSplit ? static_cast<int>(blockIdx.y) * steps_per_split : 0;
-  const int steps = kSplit ? min(steps_per_split, all_steps - first_step) : all_steps;
+  const int steps = (p.k + kStep - 1) / kStep;
   constexpr int kTileOutputs = kGated ? kRowTile / 2 : kRowTile;
   const int width = kGated ? p.n / 2 : p.n;  // of y
   const int outputs_per_block = kGated ? rows_per_block / 2 : rows_per_block;
@@ -91,9 +86,9 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   // Past the end of the block's rows or of k, a lane reads the last ones again: nobody writes the results of such rows,
   // and such codes are multiplied by activations of 0.
   const auto load = [&](Unit& unit) {
-    const int step = first_step + unit.step;
-    const uint32_t k_byte = min(step * (kStep / 2) + lane_chunk * (kCodesPerLoad / 2), row_bytes - kCodesPerLoad / 2);
-    const int group = group_of(step);
+    const uint32_t k_byte =
+        min(unit.step * (kStep / 2) + lane_chunk * (kCodesPerLoad / 2), row_bytes - kCodesPerLoad / 2);
+    const int group = group_of(unit.step);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t row = kGated ? min(unit.tile * kTileOutputs + lane_row, rows - 1) + half * width
@@ -105,7 +100,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
       } else {
 #pragma unroll
         for (int j = 0; j < kWords; ++j) {
-          const uint32_t word_byte = step * (kStep / 2) + lane_chunk * (kCodesPerLoad / 2) + 4 * j;
+          const uint32_t word_byte = unit.step * (kStep / 2) + lane_chunk * (kCodesPerLoad / 2) + 4 * j;
           unit.words[half][j] = load_word(codes + (row * row_bytes + min(word_byte, row_bytes - 4)));
         }
       }
@@ -125,7 +120,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   const auto multiply = [&](const Unit& unit) {
     ZeroPoint<T> zero[2] = {ZeroPoint<T>::from_nibble(0), ZeroPoint<T>::from_nibble(0)};
     if (p.zeros != nullptr) {
-      const uint32_t parity = row_parity + group_of(first_step + unit.step);
+      const uint32_t parity = row_parity + group_of(unit.step);
       zero[0] = ZeroPoint<T>::from_nibble(nibble_of(unit.zero_byte[0], parity));
       zero[1] = ZeroPoint<T>::from_nibble(nibble_of(unit.zero_byte[1], parity));
     }
@@ -208,8 +203,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   // token's 64 bytes into the other half of the banks. Zeros from K to the end of the last step.
   const auto load_x = [&](int token, int vector) {
     uint4 x = {};
-    const int k = (first_step * kStep / 8 + vector) * 8;
-    if (token < p.m && k < p.k) x = load_now(p.x + static_cast<int64_t>(token) * p.k + k);
+    if (token < p.m && vector * 8 < p.k) x = load_now(p.x + static_cast<int64_t>(token) * p.k + vector * 8);
     return x;
   };
   const auto place_of_x = [&](int token, int vector) { return place_of_vector(vector, token * token_stride); };
@@ -272,17 +266,13 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
     const int token = i / rows, row = i % rows;
     const auto sum_of = [&](int half) {  // of a gated tile: 0 is the gate, 1 is up
       const float* slot = sums + (row / kTileOutputs * warps * p.m + token) * kRowTile + row % kTileOutputs + 8 * half;
-      float total = !kSplit && p.bias != nullptr ? to_float(p.bias[first_row + row + half * width]) : 0.f;
+      float total = p.bias != nullptr ? to_float(p.bias[first_row + row + half * width]) : 0.f;
       const int tile_apart = (first_row + row + half * width) % rows_per_block / kRowTile;
       const unsigned first_warp = (row / kTileOutputs - tile_apart) * steps / 2;
       for (int w = 0; w < warps; ++w) total += slot[(kGated ? (first_warp + w) % warps : w) * p.m * kRowTile];
       return total;
     };
     float y = sum_of(0);
-    if constexpr (kSplit) {
-      p.partial_sums[(static_cast<int64_t>(blockIdx.y) * p.m + token) * p.n + first_row + row] = y;
-      continue;
-    }
     if constexpr (kGated) {
       const T gate = from_float<T>(y), up = from_float<T>(sum_of(1));
       y = activated(fusion.activation, to_float(gate)) * to_float(up);
@@ -292,15 +282,14 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
 }
 
 template <typename T>
-cudaError_t launch(void (*kernel)(LinearParams<T>, GroupOfChunk, int, int, int, FusionParams<T>),
+cudaError_t launch(void (*kernel)(LinearParams<T>, GroupOfChunk, int, int, FusionParams<T>),
                    const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
                    cudaStream_t stream) {
-  const int k = config.splits == 1 ? params.k : config.k_per_split;
-  const DecodeShared shared(params.m, k, config.rows_per_block, config.warps);
-  const dim3 blocks((params.n + config.rows_per_block - 1) / config.rows_per_block, config.splits);
-  return launch_kernel(kernel, blocks, config.warps * kWarpSize, shared.bytes, config.overlap, stream, params,
+  const DecodeShared shared(params.m, params.k, config.rows_per_block, config.warps);
+  const int blocks = (params.n + config.rows_per_block - 1) / config.rows_per_block;
+  return launch_kernel(kernel, dim3(blocks), config.warps * kWarpSize, shared.bytes, config.overlap, stream, params,
                        GroupOfChunk(chunks_per_group(params.k, params.group_size)), config.rows_per_block,
-                       shared.token_stride, config.k_per_split / kStep, fusion);
+                       shared.token_stride, fusion);
 }
 
 }  // namespace
@@ -309,29 +298,20 @@ template <typename T>
 cudaError_t launch_decode(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream) {
   const bool scale_sums =
       chunks_per_group(params.k, params.group_size) % kLanesPerRow == 0 || params.group_size >= params.k;
-  if (config.splits > 1 && params.codes_aligned && scale_sums) {
-    const cudaError_t status =
-        launch(decode_kernel<T, true, true, true, false, false>, params, FusionParams<T>{}, config, stream);
-    return status != cudaSuccess ? status : launch_add_splits(params, config, stream);
-  }
-  KernelConfig whole = config;
-  whole.splits = 1;
-  auto* const kernel = params.codes_aligned ? (scale_sums ? decode_kernel<T, true, true, false, false, false>
-                                                          : decode_kernel<T, true, false, false, false, false>)
-                                            : (scale_sums ? decode_kernel<T, false, true, false, false, false>
-                                                          : decode_kernel<T, false, false, false, false, false>);
-  return launch(kernel, params, FusionParams<T>{}, whole, stream);
+  auto* const kernel =
+      params.codes_aligned
+          ? (scale_sums ? decode_kernel<T, true, true, false, false> : decode_kernel<T, true, false, false, false>)
+          : (scale_sums ? decode_kernel<T, false, true, false, false> : decode_kernel<T, false, false, false, false>);
+  return launch(kernel, params, FusionParams<T>{}, config, stream);
 }
 
 template <typename T>
 cudaError_t launch_decode(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
                           cudaStream_t stream) {
-  if (config.splits != 1 || (fusion.has_norm && config.warps * kWarpSize != NormedToken<T>::kThreads)) {
-    return cudaErrorInvalidValue;
-  }
-  auto* const kernel = !fusion.has_norm        ? decode_kernel<T, true, true, false, false, true>
-                       : fusion.has_activation ? decode_kernel<T, true, true, false, true, true>
-                                               : decode_kernel<T, true, true, false, true, false>;
+  if (fusion.has_norm && config.warps * kWarpSize != NormedToken<T>::kThreads) return cudaErrorInvalidValue;
+  auto* const kernel = !fusion.has_norm        ? decode_kernel<T, true, true, false, true>
+                       : fusion.has_activation ? decode_kernel<T, true, true, true, true>
+                                               : decode_kernel<T, true, true, true, false>;
   return launch(kernel, params, fusion, config, stream);
 }
 

@@ -48,9 +48,6 @@ template <typename T>
 cudaError_t launch_decode_once(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream);
 template <typename T>
 cudaError_t launch_tile(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream);
-// What follows either with config.splits > 1.
-template <typename T>
-cudaError_t launch_add_splits(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream);
 // `workspace`: config.workspace_bytes.
 template <typename T>
 cudaError_t launch_dequantize_first(const LinearParams<T>& params, const KernelConfig& config, DataType dtype,

@@ -274,7 +274,7 @@ class Tile {
     }
   }
 
-  // Writes this split's sums, [splits, M, N] fp32, for launch_add_splits().
+  // Writes this split's sums, [splits, M, N] fp32, for add_splits_kernel().
   __device__ __forceinline__ void write_partial_sums() const {
     const float* const sums = reinterpret_cast<const float*>(shared_);
     float* const target = p.partial_sums + static_cast<int64_t>(blockIdx.z) * p.m * p.n;

@@ -60,6 +60,19 @@ __global__ void __launch_bounds__(traits_of(kShape).threads(), traits_of(kShape)
   }
 }
 
+// y = sum over splits + bias; one thread an output, splits in order.
+template <typename T>
+__global__ void add_splits_kernel(LinearParams<T> p, int splits) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  const int64_t outputs = static_cast<int64_t>(p.m) * p.n;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= outputs) return;
+  float sum = p.bias != nullptr ? to_float(p.bias[i % p.n]) : 0.f;
+  for (int split = 0; split < splits; ++split) sum += p.partial_sums[split * outputs + i];
+  p.y[i] = from_float<T>(sum);
+}
+
 template <typename T, TileShape kShape>
 cudaError_t launch_shape(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream) {
   constexpr TileTraits kTraits = traits_of(kShape);
@@ -72,7 +85,12 @@ cudaError_t launch_shape(const LinearParams<T>& params, const KernelConfig& conf
                   static_cast<unsigned>(config.splits));
   const cudaError_t status = launch_kernel(kernel, grid, kTraits.threads(), kTraits.shared_bytes(), config.overlap,
                                            stream, params, GroupOfChunk(group_chunks), config.k_per_split);
-  return status != cudaSuccess || config.splits == 1 ? status : launch_add_splits(params, config, stream);
+  if (status != cudaSuccess || config.splits == 1) return status;
+
+  constexpr int kThreads = 256;
+  const int64_t outputs = static_cast<int64_t>(params.m) * params.n;
+  const auto blocks = static_cast<unsigned>((outputs + kThreads - 1) / kThreads);
+  return launch_kernel(add_splits_kernel<T>, dim3(blocks), kThreads, 0, config.overlap, stream, params, config.splits);
 }
 
 }  // namespace

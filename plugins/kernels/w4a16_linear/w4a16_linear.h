@@ -55,8 +55,8 @@ struct KernelConfig {
                            // kDequantizeFirst: weight rows that are dequantized at a time
   int warps;               // kDecode: warps of a block; they share its weights; kDecodeOnce: 8
   TileShape tile;          // kTile
-  int splits;              // kTile, kDecode: blocks that share their outputs, each with a slice of K
-  int k_per_split;         // of more than one: length of that slice, a multiple of 128
+  int splits;              // kTile: blocks that share one tile, each with a slice of K
+  int k_per_split;         // kTile: length of that slice, a multiple of 128
   bool overlap;            // blocks may start while the previous kernel is still finishing (overlap.cuh)
   size_t workspace_bytes;  // scratch that the launch needs, contents irrelevant before and after
 };

@@ -92,19 +92,6 @@ TEST(ChooseConfig, DecodeNeedsRoomForItsActivations) {
   EXPECT_EQ(lone.rows_per_block, 64) << "8192 rows over 128 blocks";
 }
 
-TEST(ChooseConfig, DecodeBlocksShareRowsWhereTheyAreFewAndLong) {
-  const KernelConfig down = choose_config(problem_of(1, 5120, 13824), kH100);  // of Llama-2-13B
-  EXPECT_EQ(down.kernel, Kernel::kDecode);
-  EXPECT_EQ(down.rows_per_block, 80);
-  EXPECT_EQ(down.splits, 4) << "256 blocks of 135 units, in the place of 160 of 216";
-  EXPECT_EQ(down.workspace_bytes, sizeof(float) * 4 * 5120);
-  EXPECT_EQ(choose_config(problem_of(1, 4096, 11008), kH100).splits, 1) << "256 blocks of a tile each";
-  EXPECT_EQ(choose_config(problem_of(1, 6144, 4096), kH100).splits, 1) << "32 units less, which adding up takes";
-  EXPECT_EQ(choose_config(problem_of(1, 5120, 13824, 64), kH100).splits, 1) << "two groups in a unit";
-  EXPECT_EQ(choose_config(problem_of(1, 5120, 13816), kH100).splits, 1) << "rows off 16 bytes";
-  EXPECT_EQ(choose_config(problem_of(1, 5120, 13824), kOrin).splits, 1) << "32 blocks of ten tiles each";
-}
-
 TEST(ChooseConfig, PromptsGetTheLargeTile) {
   for (const Device& device : kDevices)
     EXPECT_EQ(choose_config(problem_of(2048, 22016, 4096), device).tile, TileShape::k128x128);
@@ -143,8 +130,7 @@ TEST(ChooseConfig, FitsTheDevice) {
 TEST(ChooseConfig, SplitsCoverKOnce) {
   for_every_problem([](const GemmProblem& problem, const Device& device) {
     const KernelConfig config = choose_config(problem, device);
-    if (config.splits == 1) return;
-    ASSERT_TRUE(config.kernel == Kernel::kTile || config.kernel == Kernel::kDecode);
+    if (config.kernel != Kernel::kTile) return;
     ASSERT_EQ(config.k_per_split % 128, 0);
     ASSERT_GE(int64_t{config.splits} * config.k_per_split, problem.k);
     ASSERT_LT(int64_t{config.splits - 1} * config.k_per_split, problem.k) << "the last split is empty";
