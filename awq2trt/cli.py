@@ -266,7 +266,7 @@ def evaluate(
             fix="--text FILE, or --task NAME --data FILE, or --images FOLDER, or --images FILE --task caption",
         )
     if task is not None and images is None and data is None:
-        raise UsageError("the task needs a file.", where="--data", fix=f"--task {task} --data FILE.jsonl")
+        raise UsageError("there is no file for the task.", where="--data", fix=f"--task {task} --data FILE.jsonl")
     require_apart({"--text": text, "--data": data, "--images": images, "--json": json_file})
     on: TextWindows | TaskExamples | CaptionedImages = TextWindows(str(text), windows, seqlen)
     if images:

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from awq2trt.evaluation.perplexity import Perplexity, perplexity
+from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.methods import METHODS
-from awq2trt.models.block_weights import load_block
+from awq2trt.models.block_weights import load_block, with_linears_of
 from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
@@ -185,13 +186,19 @@ def walk(
     lanes = [_Lane.start(source.spec, ends, setting, calibration, texts) for setting in settings]
     runner = BlockRunner.for_positions(source.spec, 1 if calibration is None else calibration.shape[1])
     shared = hidden is not None and any(lane.needs_original for lane in lanes)
+    exact = hidden if any(lane.needs_original and lane.is_sequential for lane in lanes) else None
     with torch.no_grad(), progress.task(f"{len(settings)} settings", total=source.spec.num_layers) as advance:
         for layer in range(source.spec.num_layers):
-            weights, statistics, before = load_block(source, layer), None, hidden
+            weights, statistics = load_block(source, layer), None
+            before, exactly_before = hidden, exact
+            if exact is not None:
+                exact = run_block(runner, layer, weights, exact)
             if shared and hidden is not None:
-                hidden, statistics = collect_statistics(runner, layer, weights, hidden)
+                factored = with_linears_of(source.spec, weights, narrow_type())
+                hidden, statistics = collect_statistics(runner, layer, factored, hidden)
             for lane in lanes:
-                lane.step_(layer, weights, Original(statistics, before, hidden))
+                streams = (exactly_before, exact) if lane.is_sequential else (before, hidden)
+                lane.step_(layer, weights, Original(statistics, *streams))
             advance(1)
         return [lane.measure(ends) for lane in lanes]
 
@@ -263,6 +270,11 @@ class _Lane:
         if method is not None and method.sequential:
             uses_text = method.needs_original or method.tune is not None
         return isinstance(self._setting.special, Multiply) or uses_text
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether it runs blocks by fp32 factors, as the quantizer does where every block follows quantized ones."""
+        return self._method is not None and self._method.sequential
 
     def step_(self, layer: int, weights: Weights, original: Original) -> None:
         """Quantizes a block and runs the texts through it, unless the complete model is tuned before that."""

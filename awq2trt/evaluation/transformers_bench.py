@@ -32,6 +32,7 @@ def bench_transformers(config: dict[str, Any], prompt: int, tokens: int, device:
     """
     import torch
 
+    torch.cuda.init()  # without it there are no statistics to reset
     torch.cuda.reset_peak_memory_stats(device)
     try:
         model = _random_model(config, device)
@@ -42,16 +43,15 @@ def bench_transformers(config: dict[str, Any], prompt: int, tokens: int, device:
     def answer(**options: Any) -> float:
         torch.cuda.synchronize(device)
         started = time.perf_counter()
-        lengths = {"max_new_tokens": tokens, "min_new_tokens": tokens}
-        model.generate(ids, **lengths, do_sample=False, pad_token_id=0, eos_token_id=None, **options)
+        options |= {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+        model.generate(ids, eos_token_id=None, **options)
         torch.cuda.synchronize(device)
         return 1e3 * (time.perf_counter() - started) / tokens
 
     def first_token(forward: Callable[..., Any], length: int) -> float:
-        prompt_ids = torch.ones((1, length), dtype=torch.int64, device=device)
         torch.cuda.synchronize(device)
         started = time.perf_counter()
-        forward(prompt_ids, use_cache=True, logits_to_keep=1).logits.argmax(-1).item()
+        forward(ids.new_ones(1, length), use_cache=True, logits_to_keep=1).logits.argmax(-1).item()
         return 1e3 * (time.perf_counter() - started)
 
     def row(executor: str, answer: Callable[[], float], forward: Callable[..., Any]) -> BenchRow:
@@ -62,8 +62,8 @@ def bench_transformers(config: dict[str, Any], prompt: int, tokens: int, device:
             first = {length: _median(functools.partial(first_token, forward, length)) for length in lengths}
         except (RuntimeError, ValueError, TypeError) as error:  # models that PyTorch cannot compile fail in many ways
             return BenchRow(executor, failed=" ".join(str(error).split())[:200])
-        peak = int(torch.cuda.max_memory_allocated(device))
-        return BenchRow(executor, token_ms=statistics.median(times), first_token_ms=first, memory_bytes=peak)
+        peak = torch.cuda.max_memory_allocated(device)
+        return BenchRow(executor, token_ms=statistics.median(times), first_token_ms=first, memory_bytes=int(peak))
 
     with torch.inference_mode():
         return (

@@ -141,17 +141,19 @@ def _wanted_target(request: BuildRequest) -> Target:
     target = find_target(name)
     if target.is_kit:
         if request.options.build.plugin is False:
-            raise UsageError("a kit's engine has our kernels.", where="--no-plugin", fix="leave --no-plugin out.")
+            raise UsageError(
+                "a kit's engine always uses our kernels.", where="--no-plugin", fix="leave --no-plugin out."
+            )
         return target
     if request.tar or request.ssh is not None:
         raise UsageError(
-            f"what is built for {target.title} needs no finishing.",
+            f"only a kit for an Orin needs to be finished, not a build for {target.title}.",
             where="--tar" if request.tar else "--ssh",
             fix="leave it out, or choose an Orin target.",
         )
     if target.compute_capabilities and platform.machine() != target.cpu:
         raise UnsupportedError(
-            f"an engine for {target.title} is for {target.cpu}; TensorRT-RTX builds for the CPU it runs on, here "
+            f"an engine for {target.title} needs {target.cpu}; TensorRT-RTX builds for the CPU it runs on, here "
             f"{platform.machine()}.",
             where=f"--target {target.name}",
             fix=f"run the same command on any {target.cpu} Linux, with or without a GPU.",

@@ -67,7 +67,7 @@ def spec_of(model: str | None, shape: str | None) -> ModelSpec:
         UsageError: Both are given, or neither; or there is no such size.
     """
     if (model is None) == (shape is None):
-        raise UsageError("expected a model or a shape, not both.", where="targets", fix="name MODEL, or --shape NAME.")
+        raise UsageError("expected either a model or a shape.", where="targets", fix="name MODEL, or --shape NAME.")
     return ModelSpec(describe_model(shape_config(shape))) if shape else model_spec(str(model))
 
 
@@ -130,9 +130,9 @@ def require_fit(model: str, request: KitRequest, progress: Progress) -> None:
         return
     needed, usable = outlook.footprint.run_bytes / 2**30, outlook.usable_bytes / 2**30
     raise UnsupportedError(
-        f"running the model takes {needed:.1f} GiB, and a {request.target.title} has {usable:.1f} GiB for it.",
+        f"running the model takes {needed:.1f} GiB, but a {request.target.title} has only {usable:.1f} GiB for it.",
         where=f"--target {request.target.name}",
-        fix="use a shorter --max-seq-len, a smaller model or a larger Jetson; --force builds the kit all the same.",
+        fix="use a shorter --max-seq-len, a smaller model or a larger Jetson; --force builds the kit anyway.",
     )
 
 

@@ -150,7 +150,9 @@ def test_without_a_gpu_the_table_says_what_is_needed(build: Path, model: Path, m
     )
     result = run_chain(subject, TOKENS, SilentProgress())
     assert result.passed
-    assert any(line.startswith("engine     not run: no NVIDIA") for line in check_lines(CheckOutcome(result, ())))
+    assert any(
+        line.startswith("engine     not run: there is no NVIDIA GPU") for line in check_lines(CheckOutcome(result, ()))
+    )
 
 
 def test_the_runner_gives_every_position(build: Path) -> None:

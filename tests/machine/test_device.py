@@ -81,6 +81,7 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     output = tmp_path / "out"
+    (tmp_path / "rows.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}\n')
     stages: dict[str, Callable[[], object]] = {
         "quantize": lambda: quantize_stage(
             QuantizeRequest(str(model), output, QuantizeOptions(), device="cuda"), SilentProgress()

@@ -100,7 +100,7 @@ def test_a_fused_graph_still_merges_what_reads_the_same_gathered_input(tmp_path:
     _exported("gptq-act-order", _as_it_is, tmp_path)
     model, sizes = open_decoder(tmp_path / "onnx")
     lower_(model, sizes, Lowering.CUDA_FUSED)
-    names = {str(node.name) for node in model.graph if node.op_type == "W4A16Linear"}
+    names = {str(node.name) for node in model.graph if node.op_type in ("W4A16Linear", "FusedLinear")}
     assert f"{BLOCK}mlp.gate_proj+up_proj" in names
 
 

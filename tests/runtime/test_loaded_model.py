@@ -53,7 +53,7 @@ def test_a_conversation_has_several_messages(model: Model) -> None:
     messages = [system_message("be"), user_message("a"), {"role": "assistant", "content": "b"}, user_message("c")]
     written = "[system]be[user]a[assistant]b[user]c>"
     assert model.generate_text(messages, max_new_tokens=8) == model.generate_text(written, raw=True, max_new_tokens=8)
-    with pytest.raises(UsageError, match="not plain text"):
+    with pytest.raises(UsageError, match="as plain text"):
         model.generate(messages, raw=True)
 
 

@@ -26,10 +26,12 @@ def test_fusion_is_on_unless_it_is_not_wanted(tmp_path: Path) -> None:
     build = make_build(save_model(tmp_path / "model"), tmp_path / "build", tmp_path / "text.txt")
     onnx, spec = Artifact.open(build / ONNX_DIRECTORY), model_spec(str(build / "checkpoint"))
     prints = set()
-    for fusion, extra in ((True, {opset.GATED_ACTIVATION, opset.RESIDUAL_NORM}), (False, set())):
+    for fusion, extra in ((True, {opset.FUSED_LINEAR, opset.RESIDUAL_NORM}), (False, set())):
         request = LowerRequest(find_target("cuda"), tmp_path / f"fusion-{fusion}", fusion=fusion)
         made = lower_stage(onnx, spec, request, SilentProgress())
-        assert made.manifest.contents.operators == dict.fromkeys({opset.W4A16_LINEAR, *extra}, opset.PLUGIN_VERSION)
+        assert made.manifest.contents.operators == dict.fromkeys(
+            {opset.W4A16_LINEAR, opset.BEST_TOKEN, *extra}, opset.PLUGIN_VERSION
+        )
         prints.add(made.manifest.fingerprint)
     assert len(prints) == 2
 

@@ -159,7 +159,7 @@ def test_the_graph_computes_what_transformers_does_whatever_its_capacity(
         ({"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [0.0] * 8}, "long_factor"),
         ({"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}, "low_freq_factor"),
         ({"rope_type": "mrope"}, "rope_type: expected default, linear, dynamic, yarn, .* got 'mrope'"),
-        ({"rope_type": "yarn", "factor": 4.0, "partial_rotary_factor": 0.5}, "rotates whole heads"),
+        ({"rope_type": "yarn", "factor": 4.0, "partial_rotary_factor": 0.5}, "rotates complete heads"),
         ({"full_attention": {"rope_type": "default"}}, "one set of parameters, got one for full_attention"),
     ],
 )

@@ -132,7 +132,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
 ) -> None:
     gpu.free_bytes = 100 << 20
     monkeypatch.setattr(loading, "open_session", _raise(AssertionError("loaded")))
-    with pytest.raises(ToolError, match=r"needs 0\.\d\d GiB .*weights.*caches.*workspace.* has 0\.10 free of 1024"):
+    with pytest.raises(ToolError, match=r"needs 0\.\d\d GiB .*weights.*caches.*workspace.* only 0\.10 free of 1024"):
         open_backend(Artifact.open(built / "cuda"), DeviceOptions())
 
 
@@ -157,7 +157,7 @@ def test_a_gpu_that_fills_up_while_the_model_is_loaded_is_one_message(
         return allocate(size_bytes)
 
     monkeypatch.setattr(gpu, "allocate", allocate_until_full)
-    with pytest.raises(OutOfMemoryError, match=r"needs 0\.\d\d GiB .* has 0\.00 free .*; there was enough before"):
+    with pytest.raises(OutOfMemoryError, match=r"needs 0\.\d\d GiB .* has only 0\.00 free .*; there was enough before"):
         open_backend(Artifact.open(built / "cuda"), DeviceOptions())
     assert gpu.held == 0
 
