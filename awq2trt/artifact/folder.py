@@ -33,8 +33,14 @@ class Folder:
         Raises:
             ArtifactError: Its path leads through a link.
         """
-        with suppress(FileNotFoundError), self._parent(name) as (parent, last):
-            os.unlink(last, dir_fd=parent)
+        try:
+            with self._parent(name) as (parent, last):
+                os.unlink(last, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # no file can have such a name
+                raise
 
     def take(self, path: Path, name: str) -> None:
         """Moves a file of the same file system into the directory; it replaces whatever has that name.

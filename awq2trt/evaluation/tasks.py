@@ -114,7 +114,9 @@ def _arc_easy(row: Mapping[str, Any]) -> Example:
 
 
 def _winogrande(row: Mapping[str, Any]) -> Example:
-    before, _, after = row["sentence"].partition("_")
+    before, blank, after = row["sentence"].partition("_")
+    if not blank or not all(row[option] for option in ("option1", "option2")):
+        raise ValueError(f"expected a sentence with _ and two options to put there, got {row['sentence']!r}")
     contexts = [before + row[option] for option in ("option1", "option2")]
     return Example(
         continuations=tuple(Continuation(context, f" {after.strip()}") for context in contexts),

@@ -10,6 +10,7 @@ which is the original one: resize, cut out the middle, scale, normalise.
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -246,7 +247,7 @@ class _Reader:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_side(value: object) -> TypeGuard[int]:

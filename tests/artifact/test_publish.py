@@ -259,6 +259,18 @@ def test_half_a_manifest_from_a_kill_while_it_was_written(tmp_path: Path) -> Non
     assert set(tree(tmp_path)) == {*FILES, "manifest.json"}
 
 
+def test_a_manifest_with_a_name_that_no_file_can_have_is_no_obstacle(tmp_path: Path) -> None:
+    write(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    written = json.loads(manifest.read_text())
+    written["files"]["9" * 5000] = written["files"]["config.json"]
+    manifest.unlink()
+    (tmp_path / ".work").mkdir()
+    (tmp_path / ".work" / "manifest.json").write_text(json.dumps(written))
+    write(tmp_path, files={"config.json": b"[]"}, overwrite=True)
+    assert Artifact.open(tmp_path).path("config.json").read_bytes() == b"[]"
+
+
 def test_a_hostile_work_directory_deletes_nothing_outside(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")

@@ -125,6 +125,13 @@ def test_choices_that_could_not_be_scored_are_refused_by_line(
         read_task("piqa", _file(tmp_path, row))
 
 
+@pytest.mark.parametrize("change", [{"sentence": "No blank."}, {"sentence": "The _ is cold.", "option1": ""}])
+def test_a_sentence_without_a_blank_or_an_option_is_refused_by_line(tmp_path: Path, change: dict[str, str]) -> None:
+    row = {"sentence": "The _ is cold.", "option1": "ice", "option2": "fire", "answer": "1", **change}
+    with pytest.raises(UsageError, match=r"rows\.jsonl, line 1.*expected a sentence with _ and two options"):
+        read_task("winogrande", _file(tmp_path, row))
+
+
 def test_wrong_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected one of: piqa"):
         read_task("hellaswag", _file(tmp_path, {}))
