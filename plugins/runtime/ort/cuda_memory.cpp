@@ -110,8 +110,8 @@ Gpu find_gpu(const Driver& driver, const LoweredRecord& record, int32_t index) {
                 where, kNewerDriver);
   }
   if (index < 0 || index >= count) {
-    throw Error(ErrorCode::kWrongDevice, "there is no such GPU here; the number of GPUs is " + std::to_string(count),
-                where, "LoadOptions::device = 0 is the first one.");
+    throw Error(ErrorCode::kWrongDevice, "there is no such GPU here: there are " + std::to_string(count), where,
+                "LoadOptions::device = 0 is the first one.");
   }
   Gpu gpu{};
   char name[kNameBytes] = "";

@@ -42,7 +42,7 @@ def test_the_variable_decides_and_else_the_compilers(
 
 
 def test_another_value_is_an_error(backend: ModuleType) -> None:
-    with pytest.raises(ValueError, match="must be 1 or 0"):
+    with pytest.raises(ValueError, match="set it to 1 or 0"):
         backend.wants_plugins({"AWQ2TRT_PLUGINS": "maybe"}, lambda _: True)
 
 
