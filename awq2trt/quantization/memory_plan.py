@@ -28,8 +28,11 @@ _SEARCH_COPIES: Final = 7
 _DESCENT_COPIES: Final = 12
 """The same copies while codes descend."""
 
-_GPTQ_MATRICES: Final = 4
-"""Matrices [K, K] in fp64: E[x x^T], its factor, the inverse, and the inverse's factor."""
+_GPTQ_MATRICES: Final = 3
+"""Matrices [K, K] beside E[x x^T]: its copy or factor, in turns, the identity, and the inverse's factor."""
+
+_GPTQ_COPIES: Final = 6
+"""Copies of a piece of rows that GPTQ rounds: weights, what is left of them, codes, and those of a panel."""
 
 _LEARN_COPIES: Final = 14
 """Copies of a block's weights while it learns: offsets, gradients, codes, the graph of operations, the best state so
@@ -145,6 +148,8 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
         parts["correct"] = blocks * block + kept + 4 * widest + 4 * most + codes + streams + 2 * activations
     if method.gptq:
         parts["gptq"] = parts["codes"] + _GPTQ_MATRICES * _FP64 * max(width**2 for width in widths)
+    elif method.search and method.search.compensated:  # whose matrices are in fp32
+        parts["gptq"] = parts["codes"] - copies * piece + _GPTQ_MATRICES * widest + _GPTQ_COPIES * piece
     if method.uses_text:
         parts["report"] = 2 * block + kept + widest + 5 * piece + 2 * codes + streams
     if method.learn:
