@@ -111,7 +111,9 @@ def _round_on_cpu(
     zeros = grid.zeros.squeeze(-1) if grid else weight.new_zeros(shape)
     while start < columns:
         end = min(start + PANEL, columns)
-        if grid is None:  # the columns are in their own order: made from a group's weights when its first one is reached
+        if (
+            grid is None
+        ):  # the columns are in their own order: made from a group's weights when its first one is reached
             end = min(end, start - start % length + length)
             if start % length == 0:
                 made = group_grid(remaining[:, start : start + length].unsqueeze(1), scheme)
@@ -119,7 +121,8 @@ def _round_on_cpu(
         group = order[start:end] // length
         left, found = remaining[:, start:end].contiguous(), torch.empty_like(remaining[:, start:end])
         errors, own = torch.empty_like(found), spread[start:end, start:end].contiguous()
-        read = (value.numpy() for value in (left, scales[:, group], zeros[:, group], own, found, errors))
+        grids = torch.stack((scales[:, group], zeros[:, group]))
+        read = (value.numpy() for value in (left, grids, own, found, errors))
         _round_panel(*read, scheme.levels - 1)
         codes[:, order[start:end]] = found
         remaining[:, end:] -= errors @ spread[start:end, end:]
@@ -127,13 +130,12 @@ def _round_on_cpu(
     return Rounded(codes, GroupGrid(scales.unsqueeze(-1), zeros.unsqueeze(-1)))
 
 
-def _round_rows(left: Any, scales: Any, zeros: Any, spread: Any, codes: Any, errors: Any, last: int) -> None:
+def _round_rows(left: Any, grids: Any, spread: Any, codes: Any, errors: Any, last: int) -> None:
     """Rounds some columns, row by row.
 
     Args:
         left: What is left to round, [N, P]; it is changed.
-        scales: Step size of every weight, [N, P].
-        zeros: Zero point of every weight, [N, P].
+        grids: Step size and zero point of every weight, [2, N, P].
         spread: How an error spreads to later columns, [P, P].
         codes: Becomes the codes, [N, P].
         errors: Becomes what has to be spread to the columns after these, [N, P].
@@ -142,7 +144,7 @@ def _round_rows(left: Any, scales: Any, zeros: Any, spread: Any, codes: Any, err
     rows, columns = left.shape
     for row in range(rows):
         for column in range(columns):
-            scale, zero = scales[row, column], zeros[row, column]
+            scale, zero = grids[0, row, column], grids[1, row, column]
             codes[row, column] = min(max(np.rint(left[row, column] / scale) + zero, 0), last)
             error = (left[row, column] - (codes[row, column] - zero) * scale) / spread[column, column]
             for later in range(column, columns):
