@@ -29,21 +29,9 @@ HALF_STEP: Final = 0.5 + 1e-4
 fp32, which are four roundings of a number below 16 steps: 4 * 2^-24 * 16 = 4e-6, which another machine's order of
 operations may double."""
 
-COMPENSATED_MEAN: Final = 0.45
-"""Limit on the mean error of a group in steps if codes are not the nearest, because they make up for each other's
-rounding, or for errors of earlier layers. A zero point that is wrong by one changes the mean by 1."""
-
-COMPENSATED_FIT: Final = 0.36
-"""Limit on how far the share of a group's weights that codes reproduce, <w, w'> / <w, w>, may be from 1. A step size
-that is doubled makes it 2, one that is halved 0.5, and codes of another row or channel make it a number around 0.
-
-Both limits apply to what is beyond `DEVIATIONS` standard deviations, since codes that compensate scatter around their
-weights. In a complete `best` of SmolLM2-135M in INT4, that is at most 0.30 for both, and 0.13 and 0.11 in all but one
-group of 10,000. If a zero point is changed there by one, or a step size by a factor of 2, 999 groups of 1,000 are
-found."""
-
 DEVIATIONS: Final = 2
-"""How many standard deviations of its mean over a group's channels a group may be away in addition."""
+"""How many standard deviations of its mean over a group's channels a group may be away beyond its limits, since codes
+that compensate scatter around their weights."""
 
 _SUBNORMAL: Final = 2.0**-25
 """Half of fp16's smallest number: the most that rounding near zero can lose."""
@@ -108,7 +96,8 @@ def code_finding(place: str, weight: Array, linear: QuantizedLinear, chosen: Cod
         steps = weight / scales  # [N, K]
         grid = np.clip(steps + zeros, 0, linear.scheme.levels - 1)
     if not chosen.nearest:
-        return _group_finding(place, Groups(steps, grid - zeros, linear.codes - zeros, group), chosen.magnitude)
+        weights = _Groups(steps, grid - zeros, linear.codes - zeros, group, linear.scheme.levels)
+        return _group_finding(place, weights, chosen.magnitude)
     wrong = ~(np.abs(grid - linear.codes) <= HALF_STEP + np.abs(steps) * chosen.scale_roundoff)
     if not wrong.any():
         return None
@@ -120,8 +109,26 @@ def code_finding(place: str, weight: Array, linear: QuantizedLinear, chosen: Cod
     )
 
 
+def compensated_limits(levels: int) -> tuple[float, float]:
+    """Limits for a group whose codes are not the nearest, because they make up for other errors.
+
+    The first is on its mean error in steps, which a zero point that is wrong by one changes by 1. The second is on how
+    far the share of the weights that codes reproduce, <w, w'> / <w, w>, may be from 1: a step size that is doubled
+    makes it 2, one that is halved 0.5, and codes of another row or channel make it a number around 0.
+
+    With fewer levels, a step is a larger part of the weights, and so is what compensates for its errors. Measured in
+    `best` of SmolLM2-135M, beyond `DEVIATIONS`: at most 0.30 and 0.30 in INT4 (all blocks, groups of 128), where 999 of
+    1,000 groups are found if their zero point is changed by one or their step size by a factor of 2; 0.24 and 0.25 in
+    INT3 (two blocks); 0.52 and 0.55 in INT2 (two blocks, groups of 64), where a step size that is halved is not found.
+
+    Args:
+        levels: How many codes there are.
+    """
+    return 0.4 + 1 / levels, 0.25 + 1.5 / levels
+
+
 @dataclass(frozen=True)
-class Groups:
+class _Groups:
     """The weights of a linear in steps from zero, [N, K] each.
 
     Attributes:
@@ -129,15 +136,17 @@ class Groups:
         nearest: Moved into the range of the grid.
         got: As codes say.
         group: Number of each channel's group, [K].
+        levels: How many codes there are.
     """
 
     exact: Array
     nearest: Array
     got: Array
     group: NDArray[np.int64]
+    levels: int
 
 
-def _group_finding(place: str, weights: Groups, magnitude: Array | None) -> Finding | None:
+def _group_finding(place: str, weights: _Groups, magnitude: Array | None) -> Finding | None:
     """Checks each group as a whole."""
     starts = np.flatnonzero(np.diff(weights.group, prepend=-1))
     share = np.ones(len(weights.group)) if magnitude is None else magnitude.astype(np.float64)
@@ -154,9 +163,12 @@ def _group_finding(place: str, weights: Groups, magnitude: Array | None) -> Find
     # As if all channels counted alike: where one counts for most, its own error would excuse itself.
     slack = DEVIATIONS * np.sqrt(mean_of(error**2) / np.diff([*starts, len(share)]))
     with np.errstate(divide="ignore", invalid="ignore"):
-        fit = np.where(size == 0, 1, mean_of(weights.exact * weights.got) / size**2)
-        off = np.where(size == 0, 0, np.abs(fit - 1) - slack / size)
-    wrong = ~((np.abs(mean) - slack <= COMPENSATED_MEAN) & (off <= COMPENSATED_FIT))  # NaN counts as wrong
+        fit = mean_of(weights.exact * weights.got) / size**2
+        off = np.abs(fit - 1) - slack / size
+    empty = (size == 0) & (mean_of(weights.got**2) == 0)
+    fit, off = np.where(empty, 1, fit), np.where(empty, 0, off)
+    most, most_off = compensated_limits(weights.levels)
+    wrong = ~((np.abs(mean) - slack <= most) & (off <= most_off))  # NaN counts as wrong
     if not wrong.any():
         return None
     row, index = (int(value) for value in np.argwhere(wrong)[0])
