@@ -12,7 +12,14 @@ from typing import Final
 from awq2trt import opset
 from awq2trt.artifact.records import ProfileRecord
 from awq2trt.graph.read import DecoderSizes
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, VISION, IoContract
+from awq2trt.io_contract import (
+    CACHE_POSITION,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    ROTARY_TABLES,
+    VISION,
+    IoContract,
+)
 
 TYPICAL_PREFILL: Final = 512
 """Prompt length that TensorRT chooses prefill kernels for; all lengths up to the longest work."""
@@ -64,5 +71,6 @@ def profile_shapes(profile: ProfileRecord, sizes: DecoderSizes) -> ShapeRanges:
     return {
         name: (smallest, typical, largest),
         CACHE_POSITION: ((1,), (1,), (1,)),
+        **({} if sizes.tables is None else dict.fromkeys(ROTARY_TABLES, (sizes.tables,) * 3)),
         **{cache.past: (cache.shape, cache.shape, cache.shape) for cache in sizes.caches},
     }

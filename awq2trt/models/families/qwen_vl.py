@@ -78,8 +78,16 @@ def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[
             fix=PUBLISHED,
         )
     own = "model."
+    mixed = {rope: replace(rope, sections=sections) for rope in spec.ropes}
+    if any(rope.beyond is not None for rope in mixed):
+        raise UnsupportedError(
+            "rope_scaling: expected the same frequencies for texts of every length, got a kind that changes them.",
+            where="config.json",
+            fix=PUBLISHED,
+        )
     decoder = replace(
         spec,
+        layers=tuple(replace(layer, rope=layer.rope and mixed[layer.rope]) for layer in spec.layers),
         embedding=decoder_prefix + spec.embedding.removeprefix(own),
         final_norm=decoder_prefix + spec.final_norm.removeprefix(own),
         block_prefix=decoder_prefix + spec.block_prefix.removeprefix(own),
@@ -93,7 +101,7 @@ def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[
         )
     given = config_value(config, "vision_config", dict) if config.get("vision_config") is not None else {}
     tower = _tower(given, tower_prefix, decoder.hidden_size)
-    return decoder, WindowedVisionSpec(family=_NAME, image_token=image_token, tower=tower, sections=sections)
+    return decoder, WindowedVisionSpec(family=_NAME, image_token=image_token, tower=tower)
 
 
 def _without_sections(text: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:

@@ -146,6 +146,11 @@ class VisionSpec(SeeingSpec):
         return self.tower.num_patches + self.keeps_class
 
     @property
+    def pieces_shape(self) -> tuple[int, int]:
+        """Shape of what stands for one image among the decoder's embeddings."""
+        return self.tokens_per_image, self.projector.out_features
+
+    @property
     def modules(self) -> tuple[str, str]:
         """Names of the tower and the projector, whose linears are not quantized."""
         return self.tower.prefix.rstrip("."), self.projector.prefix.rstrip(".")
