@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,8 @@ from PIL import Image
 
 from awq2trt.images.processor_keys import LARGEST_SIDE, KeyReader, Levels, resized
 from awq2trt.models.vision.description import CHANNELS
-from awq2trt.models.vision.prepared import MOST_ELONGATED, Grid, Pixels
-
-MIN_PIXELS: Final = "min_pixels"
-MAX_PIXELS: Final = "max_pixels"
-"""Keys of preprocessor_config.json; `size` has the same numbers under other names."""
+from awq2trt.models.vision.prepared import Grid, Pixels
+from awq2trt.models.vision.windowed import MAX_PIXELS, MIN_PIXELS
 
 _SIZES: Final = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
 """Fewest and most pixels, under the names that `size` has for them; the numbers are the class's defaults."""
@@ -62,13 +59,11 @@ class Patches:
         most = min(self.most, pieces * self.side**2)
         return replace(self, fewest=min(self.fewest, most), most=most)
 
-    @property
-    def most_pieces(self) -> int:
-        """No image has more pieces than this; a very long one may have more than `most` pixels."""
-        most, fewest = (pixels / self.side**2 for pixels in (self.most, self.fewest))
-        # Sides a and b of an image are a b = pieces and at most b = MOST_ELONGATED a, and are rounded up by one at most.
-        longest, enlarged = (math.sqrt(MOST_ELONGATED * pieces) for pieces in (most, fewest))
-        return max(int(most), int(longest), math.ceil(fewest + enlarged + fewest / enlarged) + 1)
+    def changes(self) -> dict[str, Any]:
+        """How many pixels an image may have, as preprocessor_config.json says it to old and new transformers."""
+        numbers = (self.fewest, self.most)
+        old = dict(zip((MIN_PIXELS, MAX_PIXELS), numbers, strict=True))
+        return {**old, "size": dict(zip(_SIZES, numbers, strict=True))}
 
     def grid(self, height: int, width: int) -> Grid:
         """Grid of the patches of an image."""

@@ -9,6 +9,7 @@ which is the original one: resize, cut out the middle, scale, normalise.
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping
@@ -94,22 +95,28 @@ def read_processor(directory: Path, *, name: str | None = None) -> Processor:
         CheckpointError: The file is missing or damaged.
         UnsupportedError: The processor is of an unknown kind, or a key has an unsupported value.
     """
+    path, _, config = _found(directory, name or str(directory))
+    return describe_processor(config, where=f"{name or directory}: {path.name}")
+
+
+def _found(directory: Path, name: str) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The file with an image processor, all that it says, and the part about the processor."""
     for path in (directory / file for file in PROCESSOR_FILES):
         if not path.is_file():
             continue
-        where = f"{name or directory}: {path.name}"
+        where = f"{name}: {path.name}"
         with reading("an image processor", where):
-            config = parse_json(read_bounded(path, _LARGEST_FILE))
-            if not isinstance(config, dict):
-                raise TypeError(f"expected a JSON object, got {type(config).__name__}")
-        config = config.get("image_processor", config)
-        if not isinstance(config, dict):
+            whole = parse_json(read_bounded(path, _LARGEST_FILE))
+            if not isinstance(whole, dict):
+                raise TypeError(f"expected a JSON object, got {type(whole).__name__}")
+        part = whole.get("image_processor", whole)
+        if not isinstance(part, dict):
             raise CheckpointError("expected a JSON object.", where=where, fix="download it again.")
-        if "image_processor_type" in config or "feature_extractor_type" in config:
-            return describe_processor(config, where=where)
+        if "image_processor_type" in part or "feature_extractor_type" in part:
+            return path, whole, part
     raise CheckpointError(
         f"expected an image processor in {' or '.join(PROCESSOR_FILES)}, got none.",
-        where=name or str(directory),
+        where=name,
         fix="download the model's own processor.",
     )
 
@@ -119,6 +126,30 @@ def processor_of(source: ModelSource) -> Processor:
     with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
         source.save_tokenizer(Path(directory))
         return read_processor(Path(directory))
+
+
+def limit_patches_(directory: Path, pieces: int) -> Patches | None:
+    """Limits the pieces of an image, in a directory's own processor file, so that transformers makes the same.
+
+    Args:
+        directory: A model's; its processor's file is changed if its limit is higher.
+        pieces: The most that an image may have.
+
+    Returns:
+        The processor; None if it makes images of one size.
+
+    Raises:
+        CheckpointError, UnsupportedError: As of `read_processor`.
+    """
+    processor = read_processor(directory)
+    if not isinstance(processor, Patches):
+        return None
+    limited = processor.at_most(pieces)
+    if limited != processor:
+        path, whole, part = _found(directory, str(directory))
+        part.update(limited.changes())
+        path.write_text(f"{json.dumps(whole, indent=2)}\n", encoding="utf-8")
+    return limited
 
 
 def require_fit(processor: Processor, vision: SeeingSpec, *, where: str) -> None:
@@ -135,11 +166,11 @@ def require_fit(processor: Processor, vision: SeeingSpec, *, where: str) -> None
     if isinstance(vision, WindowedVisionSpec):
         tower = vision.tower
         wanted = (tower.patch_size, tower.frames, tower.merge)
-        found = (processor.patch_size, processor.frames, processor.merge) if isinstance(processor, Patches) else None
+        found = (processor.patch_size, processor.frames, processor.merge) if isinstance(processor, Patches) else ()
         if found != wanted:
             raise UnsupportedError(
                 "expected an image processor with the tower's patch_size, temporal_patch_size and merge_size, "
-                f"{', '.join(map(str, wanted))}, got {(found and ', '.join(map(str, found))) or 'one of another kind'}.",
+                f"{', '.join(map(str, wanted))}, got {', '.join(map(str, found)) or 'one of another kind'}.",
                 where=where,
                 fix="use the preprocessor_config.json that the model was published with.",
             )

@@ -11,7 +11,7 @@ import json
 import math
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
@@ -23,7 +23,7 @@ import onnx_ir as ir
 from awq2trt import opset
 from awq2trt.artifact.golden import DESCRIPTION_FILE, loosen_golden_, read_golden
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.artifact.records import GraphRecord, KitRecord
+from awq2trt.artifact.records import Contents, GraphRecord, KitRecord
 from awq2trt.engine.predict import Footprint
 from awq2trt.engine.profiles import decoder_profiles, profiles_beside
 from awq2trt.errors import UnsupportedError
@@ -97,8 +97,9 @@ def longest_prefill(capacity: int, *, fused: bool) -> int:
     return capacity if fused else min(capacity, _LONGEST_UNFUSED_PREFILL)
 
 
-def kit_record(plan: KitPlan, beside: Sequence[str] = ()) -> KitRecord:
-    """What the manifest says about the kit, whose model has graphs of these names beside its decoder."""
+def kit_record(plan: KitPlan, contents: Contents) -> KitRecord:
+    """What the manifest says about the kit of an exported model."""
+    vision = contents.model.vision if contents.model else None
     return KitRecord(
         target=plan.target.name,
         compute_capability=plan.target.capability_names[0],
@@ -108,7 +109,7 @@ def kit_record(plan: KitPlan, beside: Sequence[str] = ()) -> KitRecord:
         plugin_version=plan.plugin.library.version if plan.plugin.library else __version__,
         plugin_cuda=plan.plugin.library.cuda if plan.plugin.library else None,
         profiles={DECODER: decoder_profiles(plan.longest_prefill)}
-        | {name: profiles_beside(name, plan.longest_prefill) for name in beside},
+        | {name: profiles_beside(name, plan.longest_prefill, vision) for name in contents.beside},
         build_bytes=plan.footprint.build_bytes,
         run_bytes=plan.footprint.run_bytes,
         disk_bytes=_engine_bytes(plan),

@@ -37,7 +37,7 @@ from awq2trt.machine.device import CPU
 from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.block_weights import load_block
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, run_blocks, run_model
-from awq2trt.models.families import DecoderSpec
+from awq2trt.models.families import DecoderSpec, SeeingSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource, largest_magnitude
 from awq2trt.models.sources.safetensors import SafetensorsFiles
@@ -46,7 +46,7 @@ from awq2trt.quantization.beginning import open_beginning
 from awq2trt.quantization.block import LinearReport, QuantizedBlock, plain_tensors
 from awq2trt.quantization.chain import Chain, Link, Streams
 from awq2trt.quantization.head import CalibratedHead, HeadReport, quantize_head
-from awq2trt.quantization.image_windows import ImageWindows, WindowSizes, image_windows
+from awq2trt.quantization.image_windows import ImageWindows, Sight, WindowSizes, image_windows
 from awq2trt.quantization.method import BlockMethod, method_of, require_refining
 from awq2trt.quantization.rounding import with_steps_of
 from awq2trt.quantization.store import Store, StoredBlock
@@ -191,13 +191,11 @@ class QuantizeJob:
                 "images with captions, or a .jsonl file"
             )
             return None
-        still = self.source.still_vision
-        if still is None:  # refused before (`readiness.require_calibration`)
-            return None
         tokenizer = load_tokenizer(self.files)
         options, bos = self.options, bos_of(tokenizer, self.source.spec.family)
         pairs, where = read_pairs(path), self.options.calib
-        windows = image_windows(tokenizer, still, pairs, WindowSizes(options.samples, options.seqlen, bos), where=where)
+        sizes = WindowSizes(options.samples, options.seqlen, bos)
+        windows = image_windows(tokenizer, self._sight(vision), pairs, sizes, where=where)
         if len(windows.images) < options.samples:
             self.progress.note(
                 f"the images and captions fill only {len(windows.images)} windows of {options.seqlen} tokens; "
@@ -205,13 +203,20 @@ class QuantizeJob:
             )
         return windows
 
+    def _sight(self, vision: SeeingSpec) -> Sight:
+        return Sight(self.source, vision, read_processor(self.files, name=self.source.name))
+
     def _first_hidden(self, tokens: Tensor, seen: ImageWindows | None) -> Tensor:
         """The residual stream before the first block, with the features of images in their places."""
-        if seen is None or self.source.still_vision is None:
+        if seen is None or self.source.vision is None:
             return Ends(self.source).embed(tokens)
-        return seen.embed(
-            self.source, self.source.still_vision, read_processor(self.files, name=self.source.name), self.progress
-        )
+        return seen.embed(self._sight(self.source.vision), self.progress)
+
+    def _positions(self, seen: ImageWindows | None) -> Tensor | None:
+        """Positions of tokens, where images have places in rows and columns."""
+        if seen is None or self.source.vision is None:
+            return None
+        return seen.positions(self._sight(self.source.vision))
 
     def _range_probe(self) -> Tensor:
         """Tokens that show how large activations become if there is no text: BOS, then random ones; int64 [1, S].
@@ -236,9 +241,10 @@ class QuantizeJob:
         if kept is not None:
             return kept
         seen = ActivationRange()
-        hidden = self._first_hidden(tokens[:_LOOKED_AT], images.first(_LOOKED_AT) if images else None)
+        first = images.first(_LOOKED_AT) if images else None
+        hidden, positions = self._first_hidden(tokens[:_LOOKED_AT], first), self._positions(first)
         with self.progress.task("looking at the range of activations", total=self.store.layers) as advance:
-            run_blocks(self.source, hidden, progress=advance, seen=seen, factors=narrow_type())
+            run_blocks(self.source, hidden, positions=positions, progress=advance, seen=seen, factors=narrow_type())
         largest = max(seen.largest, *map(largest_magnitude, self.source.outer().values()))
         return self.store.keep_step_dtype(storage_dtype(largest * _UNSEEN))
 
@@ -253,7 +259,7 @@ class QuantizeJob:
             original = None
             if self.method.needs_original:
                 original = self.store.original(first) if first else hidden
-            streams = Streams(hidden, original)
+            streams = Streams(hidden, original, self._positions(seen))
         title = f"quantizing blocks ({self.options.method})"
         self._chain().run(first, streams, self._keep, self.progress, title)
 

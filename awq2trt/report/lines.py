@@ -259,7 +259,12 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
         yield "head", _stored(quantization.head)
     vision = contents.model.vision if contents.model else None
     if vision is not None:
-        yield "images", f"as {vision.family} sees them, {vision.tokens_per_image} tokens each"
+        each = (
+            "as many tokens as its size gives"
+            if vision.tokens_per_image is None
+            else f"{vision.tokens_per_image} tokens"
+        )
+        yield "images", f"as {vision.family} sees them, {each} each"
     decoder = contents.decoder
     if decoder is not None and decoder.cache is not None:
         yield "cache", f"{decoder.capacity} positions, {decoder.cache.dtype}"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from awq2trt.artifact.folder import no_directory
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.foreign_files import read_json, reading
-from awq2trt.models.families import DecoderSpec, SeeingSpec, VisionSpec, find_family
+from awq2trt.models.families import DecoderSpec, SeeingSpec, find_family
 from awq2trt.models.sources.tokenizer_parts import TOKENIZER_FILE, reading_tokenizer
 from awq2trt.models.spec import ModelSpec
 
@@ -182,11 +182,6 @@ class ModelSource(ABC):
     def outer(self) -> dict[str, Array]:
         """Returns all tensors outside the blocks, checked, by full name."""
         return {name: self.checked_tensor(name, shape) for name, shape in self.spec.outer_shapes().items()}
-
-    @property
-    def still_vision(self) -> VisionSpec | None:
-        """How it sees images of one size; None for a model of text, and for one that takes images of any size."""
-        return self.vision if isinstance(self.vision, VisionSpec) else None
 
     def vision_tensors(self) -> dict[str, Array]:
         """Returns all tensors of vision tower and projector, checked, by full name; none for a model of text."""

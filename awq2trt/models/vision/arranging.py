@@ -5,10 +5,22 @@ In: a vision record, and prepared pixels. Out: a `PreparedImage`. It is the plac
 
 from __future__ import annotations
 
+from typing import Final
+
 from awq2trt.artifact.records import VisionRecord
 from awq2trt.io_contract import PIXEL_VALUES
 from awq2trt.models.vision.prepared import Pixels, PreparedImage
 from awq2trt.models.vision.windowed import WindowLayout
+
+VISION_START: Final = "vision_start_token_id"
+VISION_END: Final = "vision_end_token_id"
+"""Settings with the tokens before and after an image's, in families that have them."""
+
+
+def tokens_around(record: VisionRecord) -> tuple[list[int], list[int]]:
+    """Tokens that a model wants before and after those of an image."""
+    before, after = ([record.settings[key]] if key in record.settings else [] for key in (VISION_START, VISION_END))
+    return [int(str(token)) for token in before], [int(str(token)) for token in after]
 
 
 def arranged(record: VisionRecord, pixels: Pixels) -> PreparedImage:

@@ -63,18 +63,15 @@ class MixedPositions:
         return self._begun.popleft()
 
 
-def mixed_tables(
-    inv_freq: Sequence[float], sections: Sequence[int], positions: NDArray[np.int64], factor: float = 1.0
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin of every token, fp32 [S, pairs of channels].
+def mixed_rows(
+    table: NDArray[np.float32], sections: Sequence[int], positions: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Cosines or sines of tokens, fp32 [S, pairs of channels].
 
     Args:
-        inv_freq: Angular frequency of each pair.
+        table: Those of a text, fp32 [positions, pairs].
         sections: Pairs that follow frame, row and column, one after the other; all of them together.
         positions: int64 [3, S].
-        factor: Factor of cosines and sines.
     """
     of_pair = np.repeat(np.arange(len(sections)), sections)  # which of the three numbers
-    angles = positions[of_pair].T * np.asarray(inv_freq, np.float64)
-    cos, sin = (factor * function(angles) for function in (np.cos, np.sin))
-    return cos.astype(np.float32), sin.astype(np.float32)
+    return table[positions[of_pair].T, np.arange(len(of_pair))]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -23,6 +23,10 @@ from awq2trt.models.vision.prepared import MOST_ELONGATED, Grid, Pixels, Prepare
 
 ROPE_BASE: Final = 10000.0
 """Base of the rotary embedding of rows and columns, each in half of a head."""
+
+MIN_PIXELS: Final = "min_pixels"
+MAX_PIXELS: Final = "max_pixels"
+"""Keys of preprocessor_config.json, and of an exported model's settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +101,27 @@ class WindowedVisionSpec(SeeingSpec):
 
     Attributes:
         tower: It, with its merger.
+        around: Tokens before and after an image's in a conversation, under the names of the model's configuration.
     """
 
     tower: WindowedTowerSpec
+    around: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def depth(self) -> int:
+        """Layers of its tower."""
+        return self.tower.num_layers
+
+    @property
+    def pixels_shape(self) -> tuple[int]:
+        """Numbers of a prepared patch."""
+        return (self.tower.patch_numbers,)
+
+    @property
+    def example_grid(self) -> Grid:
+        """A grid of more than two windows, of which three sides' edges cut off a part."""
+        side, merge = self.tower.layout.side * self.tower.merge, self.tower.merge
+        return Grid(1, side + merge, 2 * side + merge)
 
     @property
     def modules(self) -> tuple[str]:
@@ -122,6 +144,7 @@ class WindowedVisionSpec(SeeingSpec):
                 "temporal_patch_size": tower.frames,
                 "spatial_merge_size": tower.merge,
                 "window_size": tower.window_size,
+                **self.around,
             },
         )
 
@@ -201,13 +224,27 @@ class WindowLayout:
         """An image of prepared patches, as the vision graph takes it."""
         assert pixels.grid is not None
         windows, pieces = self.windows(pixels.grid), self.pieces(pixels.grid)
-        inputs = {
+        inputs: dict[str, NDArray[Any]] = {
             PIXEL_VALUES: pixels.values,
             PATCH_PLACES: self.places(pixels.grid),
             WINDOW_PATCHES: windows.patches,
             PATCH_SLOTS: windows.slots,
         }
         return PreparedImage(inputs, pieces.cells, pieces)
+
+    def most_pieces(self, fewest: int, most: int) -> int:
+        """No image has more pieces than this.
+
+        A very long one may have more than `most` pixels, since its shorter side cannot be less than a piece.
+
+        Args:
+            fewest: Pixels that an image is enlarged to if it has fewer.
+            most: Pixels that an image is made smaller to if it has more.
+        """
+        small, large = (pixels / (self.patch_size * self.merge) ** 2 for pixels in (fewest, most))
+        # Sides a and b of an image have a b = pieces and b <= MOST_ELONGATED a, and are rounded up by one at most.
+        enlarged, longest = (math.sqrt(MOST_ELONGATED * pieces) for pieces in (small, large))
+        return max(int(large), int(longest), math.ceil(small + enlarged + small / enlarged) + 1)
 
     def most_windows(self, pieces: int) -> int:
         """The most windows that an image of at most so many pieces is divided into, whatever its shape.

@@ -57,10 +57,10 @@ def _layer(
     queries, keys, values = (
         _linear(weights, f"{prefix}attn.qkv", normed).unflatten(-1, (3, spec.num_heads, -1)).unbind(1)
     )  # [patches, heads, head_dim]
-    grouped = (
+    queries, keys, values = (
         x[members.clamp(min=0)].transpose(1, 2) for x in (_rotate(queries, angles), _rotate(keys, angles), values)
     )  # [groups, heads, slots, head_dim]
-    context = F.scaled_dot_product_attention(*grouped, attn_mask=(members >= 0)[:, None, None, :])
+    context = F.scaled_dot_product_attention(queries, keys, values, attn_mask=(members >= 0)[:, None, None, :])
     flat = context.transpose(1, 2).flatten(0, 1)[slots].flatten(1)  # [patches, H]
     hidden = hidden + _linear(weights, f"{prefix}attn.proj", flat)
     normed = _norm(spec, weights, f"{prefix}norm2", hidden)
