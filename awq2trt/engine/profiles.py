@@ -17,8 +17,10 @@ from awq2trt.io_contract import (
     CACHE_POSITION,
     INPUT_IDS,
     INPUTS_EMBEDS,
+    PATCHES,
     ROTARY_TABLES,
     VISION,
+    WINDOWS,
     IoContract,
 )
 from awq2trt.models.vision.windowed import MAX_PIXELS, MIN_PIXELS, WindowLayout

@@ -29,9 +29,9 @@ from awq2trt.stages.opening import file_hashes, source_record
 from awq2trt.stages.readiness import require_exportable, require_whole_model
 
 _MOST_IMAGE_TOKENS: Final = 1280
-"""Most tokens of an image unless asked otherwise: the default of the processor of Qwen2-VL, whose published models allow
-16,384, more than a cache of usual size holds. The tower's attention in the layers that see the whole image takes memory
-by their square."""
+"""Most tokens of an image unless asked otherwise: the default of Qwen2-VL's processor. Its published models allow
+16,384, more than a cache of usual size holds, and the memory of the tower's attention to the whole image grows with
+their square."""
 
 _IMAGE_SHARE: Final = 0.75
 """Share of the cache that one image may fill, which leaves a quarter for what is said about it."""
@@ -135,8 +135,8 @@ def _limited_images(
         return record
     if limited != processor_of(checkpoint):
         progress.note(
-            f"images are made smaller than {limited.most:,} pixels, {limited.most // limited.side**2} tokens, where the "
-            "model's own processor allows more; --max-image-tokens changes it"
+            f"images are made as small as {limited.most // limited.side**2} tokens, {limited.most:,} pixels, although "
+            "the model's own processor allows more; --max-image-tokens changes it"
         )
     settings = {**record.vision.settings, MIN_PIXELS: limited.fewest, MAX_PIXELS: limited.most}
     return record.model_copy(update={"vision": record.vision.model_copy(update={"settings": settings})})
