@@ -67,13 +67,16 @@ class Sight:
         return load_vision(self.source)
 
     def shape(self, path: Path) -> PreparedImage:
-        """What a picture becomes, without its numbers; remembered, since it takes reading the picture.
+        """What a picture becomes, without its numbers; where that depends on its size, it is read once.
 
         Raises:
             UsageError: It cannot be read.
         """
+        record = self.vision.record()
+        if record.tokens_per_image is not None:
+            return PreparedImage({}, record.tokens_per_image)
         if path not in self._shown:
-            prepared = arranged(self.vision.record(), self.processor.pixels(read_image(path)))
+            prepared = arranged(record, self.processor.pixels(read_image(path)))
             self._shown[path] = replace(prepared, inputs={})
         return self._shown[path]
 

@@ -48,6 +48,9 @@ TEXT: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 SIZES: dict[str, Any] = {
+    "image_token_id": IMAGE_TOKEN,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
     "text": {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 12, 12]}},
     "tower": {"out_hidden_size": 128},
 }
@@ -59,7 +62,11 @@ SHAPES = [(60, 80), (80, 60), (33, 41), (9, 120), (300, 40)]
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`model`, as it would be published, with its tokens and a chat template; and a build for the CPU."""
     folder = tmp_path_factory.mktemp("qwen")
-    tokens = {"image_token_id": IMAGE_TOKEN, "vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END}
+    tokens: dict[str, Any] = {
+        "image_token_id": IMAGE_TOKEN,
+        "vision_start_token_id": VISION_START,
+        "vision_end_token_id": VISION_END,
+    }
     save_qwen_vl(folder / "model", **SIZES, **tokens)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float16)
     model.save_pretrained(folder / "model")
@@ -90,12 +97,12 @@ def theirs(built: Path) -> Qwen2_5_VLForConditionalGeneration:
 
 def _their_inputs(built: Path, images: list[int]) -> dict[str, torch.Tensor]:
     """What transformers' processor makes of a question about images: its chat template, a token for every piece."""
-    tokenizer = AutoTokenizer.from_pretrained(built / "model")
+    tokenizer: Any = AutoTokenizer.from_pretrained(built / "model")
     parts: list[Any] = [*({"type": "image"} for _ in images), {"type": "text", "text": "What is it?"}]
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
     )
-    processor = Qwen2VLImageProcessorPil.from_pretrained(built / "model")
+    processor: Any = Qwen2VLImageProcessorPil.from_pretrained(built / "model")
     seen = processor([Image.open(built / f"{index}.png") for index in images], return_tensors="pt")
     first, *rest = text.split(MARKERS[2])
     for grid, piece in zip(seen["image_grid_thw"], rest, strict=True):
@@ -122,7 +129,7 @@ def test_it_answers_as_transformers_does(
     pixels = np.concatenate([image.inputs[PIXEL_VALUES] for image in shown])
     np.testing.assert_array_equal(pixels, inputs["pixel_values"].numpy())
 
-    expected = theirs.generate(  # type: ignore[operator]
+    expected = theirs.generate(
         **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=None
     )
     options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "images": shown}

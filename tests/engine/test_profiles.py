@@ -53,9 +53,9 @@ def test_a_decoder_of_embeddings_has_rows_in_the_place_of_tokens() -> None:
 def test_graphs_beside_a_decoder_take_an_image_or_the_decoders_tokens() -> None:
     pixels = TensorContract("pixel_values", "float16", ("images", 3, 8, 8), "Images.")
     tokens = TensorContract("input_ids", "int64", ("batch", "sequence"), "Tokens.")
-    image = profiles_beside("vision", 64)
+    image = profiles_beside("vision", 64, None)
     assert [profile.name for profile in image] == ["image"]
     assert contract_shapes(image[0], IoContract((pixels,), ())) == {"pixel_values": ((1, 3, 8, 8),) * 3}
-    prefill, decode = profiles_beside("embedding", 2048)
+    prefill, decode = profiles_beside("embedding", 2048, None)
     assert contract_shapes(prefill, IoContract((tokens,), ())) == {"input_ids": ((1, 1), (1, 512), (1, 2048))}
     assert contract_shapes(decode, IoContract((tokens,), ())) == {"input_ids": ((1, 1),) * 3}

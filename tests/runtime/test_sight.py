@@ -14,6 +14,7 @@ from tiny_models import save_llama
 
 import awq2trt
 from awq2trt.errors import UsageError
+from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.recipe import ExportOptions, QuantizeOptions
 from awq2trt.runtime import Model, system_message, user_message
 from awq2trt.runtime.ort.loading import DeviceOptions
@@ -107,7 +108,9 @@ def test_odd_images_are_seen_as_what_they_show(save: Any, model: Model, folder: 
     image.save(tmp_path / "plain.png")
     save(image, tmp_path / "odd")
     assert model.sight is not None
-    plain, odd = model.sight.prepare([tmp_path / "plain.png"]), model.sight.prepare([tmp_path / "odd"])
+    plain, odd = (
+        image.inputs["pixel_values"] for image in model.sight.prepare([tmp_path / "plain.png", tmp_path / "odd"])
+    )
     np.testing.assert_allclose(odd, plain, atol=0.05)
     assert _answer(model, "<image>a", tmp_path / "odd")
 
@@ -147,8 +150,9 @@ def test_a_model_of_text_sees_nothing(tmp_path: Path, folder: Path) -> None:
 def test_places_are_counted_in_pieces(model: Model) -> None:
     sight = model.sight
     assert isinstance(sight, Sight)
-    assert sight.place([1, IMAGE_TOKEN, 2], 1) == [1, *[IMAGE_TOKEN] * PIECES, 2]
-    assert sight.place([1, 2], 0) == [1, 2]
+    image = PreparedImage({}, PIECES)
+    assert sight.place([1, IMAGE_TOKEN, 2], [image]) == [1, *[IMAGE_TOKEN] * PIECES, 2]
+    assert sight.place([1, 2], []) == [1, 2]
 
 
 def test_images_without_places_come_before_what_the_user_says_last() -> None:

@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from awq2trt.models.decoder import BlockRunner, Rotary, apply_norm
 from awq2trt.models.families import describe_model
-from awq2trt.models.vision.mixed_positions import MixedPositions, mixed_tables
+from awq2trt.models.vision.mixed_positions import MixedPositions, mixed_rows
 from awq2trt.models.vision.prepared import Grid
 from awq2trt.models.vision.windowed import WindowedTowerSpec
 from awq2trt.models.vision.windowed_tower import windowed_features
@@ -109,8 +109,8 @@ def test_positions_are_those_of_transformers(theirs: Qwen2_5_VLForConditionalGen
     kinds = (tokens == IMAGE_TOKEN).int()
     expected, _ = theirs.model.get_rope_index(tokens, kinds, image_grid_thw=torch.tensor(GRIDS[:2]))
     counted = MixedPositions(IMAGE_TOKEN, map(SPEC.layout.pieces, GRIDS[:2]))
-    tokens = _tokens()
-    ours = np.concatenate([counted.of(part) for part in (tokens[:11], tokens[11:12], tokens[12:])], axis=1)
+    parts = (_tokens()[:11], _tokens()[11:12], _tokens()[12:])
+    ours = np.concatenate([counted.of(part) for part in parts], axis=1)
     np.testing.assert_array_equal(ours, expected[:, 0].numpy())
     assert not counted.awaits
 
@@ -129,8 +129,9 @@ def test_logits_are_those_of_transformers_by_a_table_of_cosines_and_sines(
     spec = describe_model(config)
     (rope,) = spec.ropes
     positions = MixedPositions(IMAGE_TOKEN, map(SPEC.layout.pieces, grids)).of(tokens)
-    cos, sin = mixed_tables(rope.inv_freq, TEXT["rope_parameters"]["mrope_section"], positions)
-    runner = BlockRunner(spec, {rope: Rotary(rope, (torch.from_numpy(cos), torch.from_numpy(sin)))})
+    sections = TEXT["rope_parameters"]["mrope_section"]
+    cos, sin = (torch.from_numpy(mixed_rows(table, sections, positions)) for table in rope.tables(len(tokens)))
+    runner = BlockRunner(spec, {rope: Rotary(rope, (cos, sin))})
     with torch.inference_mode():
         ids = torch.tensor([tokens])
         hidden = state["model.language_model.embed_tokens.weight"][ids]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny_llava import IMAGE_TOKEN, export_llava
+from tiny_llava import IMAGE_TOKEN, export_llava, shown
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact
@@ -75,7 +75,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         flavour="tensorrt-rtx",
         tensorrt_version="1.7.1.116",
         plugin_version=None,
-        profiles={"decoder": decoding} | {name: profiles_beside(name, LONGEST) for name in contents.beside},
+        profiles={"decoder": decoding} | {name: profiles_beside(name, LONGEST, None) for name in contents.beside},
     )
     with create_artifact(folder / "rtx", "engine", "fingerprint") as draft:
         for graph in contents.graphs.values():
@@ -103,7 +103,7 @@ def test_pieces_and_rows_are_those_of_onnx_runtime(engine: Artifact) -> None:
     pixels = np.random.default_rng(0).standard_normal((2, 3, 22, 22)).astype(np.float32)
     tokens = [5, *[IMAGE_TOKEN] * 16, 9, *[IMAGE_TOKEN] * 16, 7]  # more than a call of the embedding takes
     for embedder in (ours, expected):
-        embedder.show(pixels)
+        embedder.show(shown(pixels))
     np.testing.assert_allclose(ours.rows(tokens), expected.rows(tokens), atol=2e-2)
     ours.close()
 
