@@ -21,6 +21,7 @@ from awq2trt.checking.tolerance import drift_limit
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import ROTARY_TABLES
 from awq2trt.models.decoder import Ends, run_model
+from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 
@@ -73,7 +74,7 @@ def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype
         for name, (start, end) in spans.items()
     )
     limit = drift_limit(dtype, source.spec.num_layers + 1)
-    return Golden(TEXT, limit, calls, _image(source), _tables(source, capacity, dtype))
+    return Golden(TEXT, limit, calls, _image(source), text_tables(source.spec, capacity, dtype))
 
 
 def _image(source: ModelSource) -> GoldenImage | None:
@@ -88,7 +89,7 @@ def _image(source: ModelSource) -> GoldenImage | None:
     return GoldenImage(inputs, seen, vision_limit(source.vision))
 
 
-def _tables(source: ModelSource, capacity: int, dtype: str) -> dict[str, NDArray[np.generic]]:
-    """Rotary tables for a conversation of text, where the decoder takes them as inputs."""
-    tables = [rope.tables(capacity) for rope in source.spec.ropes if rope.sections is not None]
+def text_tables(spec: DecoderSpec, capacity: int, dtype: str) -> dict[str, NDArray[np.generic]]:
+    """Rotary tables for a conversation of text, by the names of a decoder's inputs; none for one that has its own."""
+    tables = [rope.tables(capacity) for rope in spec.ropes if rope.sections is not None]
     return {name: table.astype(dtype) for pair in tables for name, table in zip(ROTARY_TABLES, pair, strict=True)}

@@ -21,7 +21,7 @@ import onnx
 import onnx_ir as ir
 
 from awq2trt import opset
-from awq2trt.artifact.golden import DESCRIPTION_FILE, loosen_golden_, read_golden
+from awq2trt.artifact.golden import DESCRIPTION_FILE, TABLES, loosen_golden_, read_golden
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.records import Contents, GraphRecord, KitRecord
 from awq2trt.engine.predict import Footprint
@@ -32,8 +32,8 @@ from awq2trt.graph.fusion import fuse_
 from awq2trt.graph.int8_cache import int8_contract, quantize_cache_
 from awq2trt.graph.provider_file import save_model
 from awq2trt.graph.read import load_model, open_decoder, operators_of
-from awq2trt.io_contract import DECODER, MODEL_FILE, WEIGHTS_FILE, IoContract, TensorContract
-from awq2trt.kit.graph_settings import graph_settings
+from awq2trt.io_contract import DECODER, MODEL_FILE, VISION, WEIGHTS_FILE, IoContract, TensorContract
+from awq2trt.kit.graph_settings import graph_settings, is_free
 from awq2trt.machine.foreign_library import KitPlugin
 from awq2trt.machine.plugin_library import LIBRARY_NAME
 from awq2trt.target import JetPack, Target
@@ -161,9 +161,9 @@ def write_kit(
             _write_beside(models[graph.model], directory / graph.model, plan)
     _write_plugin(plan, directory)
     _copy_files(plan.runtime, directory / RUNTIME_FOLDER)
-    golden = {"golden_calls": "", "golden_tolerance": "0", "golden_vision_tolerance": "0"}
+    golden = {"golden_calls": "", "golden_tolerance": "0", "golden_tables": ""}
     if DESCRIPTION_FILE in names:
-        golden |= _golden_settings(directory)
+        golden |= _golden_settings(directory, graphs)
     shutil.copyfile(_HERE / SCRIPT_FILE, directory / SCRIPT_FILE)
     (directory / SCRIPT_FILE).chmod(0o755)
     (directory / README_FILE).write_text(_readme(plan, record, sizes.capacity), encoding="utf-8")
@@ -264,14 +264,24 @@ def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
     }
 
 
-def _golden_settings(directory: Path) -> dict[str, str]:
-    """The golden calls that begin a conversation, since trtexec runs each by itself, and the tolerance of all calls."""
+def _golden_settings(directory: Path, graphs: Mapping[str, GraphRecord]) -> dict[str, str]:
+    """The golden calls that begin a conversation, since trtexec runs each by itself, and the tolerance of all calls.
+
+    Of a model that sees, also the inputs of its golden image, with the shapes of those whose length is free.
+    """
     golden = read_golden(directory)
-    files = json.loads((directory / DESCRIPTION_FILE).read_bytes())["calls"]
-    names = [entry["name"] for entry in files if entry["cache_position"] == 0]
+    description = json.loads((directory / DESCRIPTION_FILE).read_bytes())
+    names = [entry["name"] for entry in description["calls"] if entry["cache_position"] == 0]
     settings = {"golden_calls": " ".join(names), "golden_tolerance": f"{golden.relative_tolerance:g}"}
-    if golden.image is not None:
-        settings["golden_vision_tolerance"] = f"{golden.image.relative_tolerance:g}"
+    settings["golden_tables"] = " ".join(description.get(TABLES, {"files": {}})["files"])
+    if golden.image is not None and VISION in graphs:
+        inputs = golden.image.inputs
+        free = [t.name for t in graphs[VISION].io.inputs if any(is_free(axis) for axis in t.shape)]
+        settings |= {
+            "golden_vision_inputs": " ".join(inputs),
+            "golden_vision_shapes": ",".join(f"{name}:{'x'.join(map(str, inputs[name].shape))}" for name in free),
+            "golden_vision_tolerance": f"{golden.image.relative_tolerance:g}",
+        }
     return settings
 
 

@@ -62,12 +62,7 @@ SHAPES = [(60, 80), (80, 60), (33, 41), (9, 120), (300, 40)]
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`model`, as it would be published, with its tokens and a chat template; and a build for the CPU."""
     folder = tmp_path_factory.mktemp("qwen")
-    tokens: dict[str, Any] = {
-        "image_token_id": IMAGE_TOKEN,
-        "vision_start_token_id": VISION_START,
-        "vision_end_token_id": VISION_END,
-    }
-    save_qwen_vl(folder / "model", **SIZES, **tokens)
+    save_qwen_vl(folder / "model", **SIZES)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float16)
     model.save_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
