@@ -78,6 +78,8 @@ class RotaryTables:
             return
         positions, self._mixed = self._positions.of(tokens), True
         rest = self._positions.next + np.arange(len(self._text[0]) - self._slot)
+        # Within an image, the text behind it may seem to go on beyond the table; its rows will be written again.
+        rest = np.minimum(rest, len(self._text[0]) - 1)
         for table, text in zip(self.arrays.values(), self._text, strict=True):
             table[first : self._slot] = mixed_rows(text, self._sections, positions)
             table[self._slot :] = text[rest]

@@ -11,6 +11,8 @@ import torch
 from host_memory import HostMemory
 from numpy.typing import NDArray
 from tiny_llava import IMAGE_TOKEN, export_llava, shown
+from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
+from tiny_qwen_vl import export_qwen_vl
 
 from awq2trt.artifact.golden import relative_error
 from awq2trt.artifact.manifest import Artifact
@@ -19,7 +21,8 @@ from awq2trt.errors import ArtifactError
 from awq2trt.graph.provider_file import Lowering, lower_
 from awq2trt.graph.read import open_decoder
 from awq2trt.io_contract import MODEL_FILE
-from awq2trt.models.vision.prepared import Pixels
+from awq2trt.models.vision.arranging import arranged
+from awq2trt.models.vision.prepared import Grid, Pixels
 from awq2trt.models.vision.seeing import logits_of_text_and_images
 from awq2trt.runtime.ort import backend as ort_backend
 from awq2trt.runtime.ort.backend import OrtBackend
@@ -94,6 +97,37 @@ def test_the_same_where_scores_stay_on_a_gpu(
     reference.forward(TOKENS)
     assert relative_error(backend.forward([token]), reference.forward([token])) < 2e-2
     backend.close()
+    assert memory.held == 0
+
+
+def test_a_decoder_with_positions_of_three_numbers_reads_images_in_rows_and_columns(tmp_path: Path) -> None:
+    """On the CPU and where a GPU keeps the tables; a second conversation begins with those of a text."""
+    artifact = export_qwen_vl(tmp_path)
+    random, spec = np.random.default_rng(3), QuantizedCheckpoint.open(tmp_path / "checkpoint")
+    grids = [Grid(1, 4, 6), Grid(1, 8, 6)]
+    pixels = [Pixels(random.standard_normal((grid.cells, 96)).astype(np.float32), grid) for grid in grids]
+    assert spec.vision is not None
+    images = [arranged(spec.vision.record(), one) for one in pixels]
+    tokens = [5, 6, *[QWEN_IMAGE] * 6, 80, *[QWEN_IMAGE] * 12, 9, 10, 11]
+    with torch.inference_mode():
+        expected = np.asarray(logits_of_text_and_images(spec, tokens, pixels).numpy(), np.float32)
+        blind = np.asarray(logits_of_text_and_images(spec, [5, 6, 7, 8], []).numpy(), np.float32)
+    model, sizes = open_decoder(artifact.directory)
+    assert sizes.tables == (128, 8)
+    lower_(model, sizes, Lowering.CUDA_ORT)
+    session, memory = open_session(model, artifact.directory), HostMemory()
+    on_gpu = CudaBackend.start(session, sizes, memory, CudaOptions(graph=False, chunk=7), open_embedder(artifact))
+    on_cpu = OrtBackend.load(artifact.directory, embedder=open_embedder(artifact))
+    for backend, limit in ((on_cpu, 1e-3), (on_gpu, 2e-2)):
+        for _ in range(2):
+            backend.show(images)
+            assert relative_error(backend.forward(tokens[:-2]), expected[-3]) < limit
+            assert relative_error(backend.forward(tokens[-2:-1]), expected[-2]) < limit
+            assert relative_error(backend.forward(tokens[-1:]), expected[-1]) < limit
+            backend.reset()
+            assert relative_error(backend.forward([5, 6, 7, 8]), blind[-1]) < limit
+            backend.reset()
+    on_gpu.close()
     assert memory.held == 0
 
 
