@@ -13,14 +13,18 @@ from pictures import picture
 from PIL import Image
 from tiny_llava import IMAGE_TOKEN, save_llava
 from tiny_models import save_llama
-from transformers import AutoTokenizer, LlavaForConditionalGeneration
+from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
+from tiny_qwen_vl import VISION_END, VISION_START, save_qwen_vl
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import CalibrationError, UsageError
 from awq2trt.images.pairs import read_pairs
 from awq2trt.images.processor import read_processor
 from awq2trt.images.read import read_image
+from awq2trt.models.decoder import Ends, run_blocks
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.seeing import logits_of_text_and_images
 from awq2trt.progress import SilentProgress
@@ -219,3 +223,48 @@ def test_too_few_conversations_are_counted(model: Path, pictures: Path, tmp_path
         (tmp_path / name).write_bytes((pictures / name).read_bytes())
     with pytest.raises(CalibrationError, match=r"at least one window of 80 tokens, got \d+ tokens in 1 conversations"):
         _quantize(model, tmp_path / "out", calib=str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_qwen_vl(tmp_path_factory.mktemp("models") / "tiny-qwen-vl")
+
+
+def test_windows_of_images_of_any_size_are_what_transformers_reads(any_size: Path, pictures: Path) -> None:
+    """Tokens, pieces and positions together: logits at all positions before a picture is cut."""
+    tokenizer, sight = AutoTokenizer.from_pretrained(any_size), _sight(any_size)
+    windows = image_windows(tokenizer, sight, read_pairs(pictures)[1:], WindowSizes(1, 110), where="pictures")
+    hidden, positions = windows.embed(sight, SilentProgress()), windows.positions(sight)
+    assert positions is not None
+    ends = Ends(sight.source)
+    with torch.inference_mode():
+        ours = ends.logits(run_blocks(sight.source, hidden, positions=positions))[0]
+    tokens = windows.tokens[0].tolist()
+    assert tokens.count(VISION_START) == len(windows.images[0]) == 2
+    whole = tokens[: tokens.index(VISION_START, tokens.index(VISION_END))]  # before the second picture
+    oracle = Qwen2_5_VLForConditionalGeneration.from_pretrained(any_size, dtype=torch.float32).eval()
+    processor: Any = Qwen2VLImageProcessorPil.from_pretrained(any_size)
+    seen = processor(Image.open(windows.images[0][0]).convert("RGB"), return_tensors="pt")
+    ids = torch.tensor([whole])
+    with torch.inference_mode():
+        expected = oracle(input_ids=ids, mm_token_type_ids=(ids == QWEN_IMAGE).int(), **seen).logits[0]
+    torch.testing.assert_close(ours[: len(whole)], expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("effort", ["default", "max"])
+def test_what_images_of_any_size_show_reaches_the_statistics(
+    effort: str, any_size: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Turned pictures have the same captions and as many pieces, in other rows and columns."""
+    turned = tmp_path / "turned"
+    turned.mkdir()
+    for path in pictures.iterdir():
+        if path.suffix == ".png":
+            Image.open(path).transpose(Image.Transpose.ROTATE_90).save(turned / path.name)
+        else:
+            (turned / path.name).write_text(path.read_text())
+    for name, calib in (("seen", pictures), ("again", pictures), ("turned", turned)):
+        _quantize(any_size, tmp_path / f"{name}-out", calib=str(calib), effort=effort)
+    seen, again, other = (_codes(tmp_path / f"{name}-out") for name in ("seen", "again", "turned"))
+    assert all(np.array_equal(seen[name], again[name]) for name in seen)
+    assert any(np.any(seen[name] != other[name]) for name in seen)
