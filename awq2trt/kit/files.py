@@ -161,7 +161,8 @@ def write_kit(
             _write_beside(models[graph.model], directory / graph.model, plan)
     _write_plugin(plan, directory)
     _copy_files(plan.runtime, directory / RUNTIME_FOLDER)
-    golden = {"golden_calls": "", "golden_tolerance": "0", "golden_tables": ""}
+    golden = dict.fromkeys(("golden_calls", "golden_tables", "golden_vision_inputs", "golden_vision_shapes"), "")
+    golden |= {"golden_tolerance": "0", "golden_vision_tolerance": "0"}
     if DESCRIPTION_FILE in names:
         golden |= _golden_settings(directory, graphs)
     shutil.copyfile(_HERE / SCRIPT_FILE, directory / SCRIPT_FILE)

@@ -73,7 +73,11 @@ def export_vision(spec: SeeingSpec, tensors: Tensors, directory: Path, dtype: ir
 
 def _still(spec: SeeingSpec) -> VisionSpec:
     if not isinstance(spec, VisionSpec):
-        raise UnsupportedError(f"there is no vision graph for {spec.family}.", where="export", fix="")
+        raise UnsupportedError(
+            f"there is no vision graph for the towers of {spec.family}.",
+            where="the vision graph",
+            fix="CONTRIBUTING.md, 'A new model family', shows where to add one.",
+        )
     return spec
 
 

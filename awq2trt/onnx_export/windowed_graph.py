@@ -92,7 +92,7 @@ class WindowedBuilder(TowerBuilder):
         return self._merge(hidden)
 
     def _cosines_and_sines(self, places: ir.Value, like: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Of the angles of rows, then of columns, in the graph's type from fp32: each [P, 1, D / 2]."""
+        """Rotates by rows in one half of a head and by columns in the other: tables [P, 1, D / 2], computed in fp32."""
         quarter = self._spec.hidden_size // self._spec.num_heads // 4
         frequencies = ROPE_BASE ** -(np.arange(quarter) / quarter)
         wide = self.op("Cast", [places], {"to": int(ir.DataType.FLOAT)})

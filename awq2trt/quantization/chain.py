@@ -41,8 +41,8 @@ class Streams:
     Attributes:
         hidden: fp32 [samples, seqlen, hidden_size]: the quantized model's if the method is sequential.
         original: The original model's, for a method that compares blocks with it.
-        positions: Of tokens, as `BlockRunner.placed` takes them: int64 [samples, 3, seqlen]; None where they are
-            counted one by one.
+        positions: Positions of the tokens, as `BlockRunner.placed` takes them: int64 [samples, 3, seqlen]; None where
+            tokens are counted one by one.
     """
 
     hidden: Tensor

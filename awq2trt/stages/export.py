@@ -119,7 +119,7 @@ def _limited_images(
 
     Args:
         checkpoint: The model.
-        directory: That of the exported model, whose image processor is limited.
+        directory: The exported model's directory, whose image processor is limited.
         capacity: Positions of the cache.
         options: May have a limit.
         progress: Told where it is lower than the model's own.
