@@ -12,12 +12,13 @@ from pathlib import Path
 
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.records import VisionRecord
-from awq2trt.errors import UnsupportedError, UsageError
+from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
+from awq2trt.foreign_files import reading
 from awq2trt.images.pairs import MARKER
 from awq2trt.images.processor import Processor, read_processor
 from awq2trt.images.read import read_image
 from awq2trt.io_contract import VISION, IoContract
-from awq2trt.models.vision.arranging import arranged, tokens_around
+from awq2trt.models.vision.arranging import arranged, require_settings, tokens_around
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.chat import Message
 
@@ -46,13 +47,17 @@ class Sight:
         Raises:
             CheckpointError: Its image processor is missing or damaged.
             UnsupportedError: It is of an unknown kind.
+            ArtifactError: The manifest does not say how images of any size are divided.
         """
         contents = artifact.manifest.contents
         record = contents.model.vision if contents.model else None
         graph = contents.graphs.get(VISION)
         if record is None or graph is None:
             return None
-        return cls(record, read_processor(artifact.directory), graph.io)
+        sight = cls(record, read_processor(artifact.directory), graph.io)
+        with reading("how a model sees", artifact.directory, fix="export it again.", error=ArtifactError):
+            require_settings(record)
+        return sight
 
     @property
     def around(self) -> tuple[list[int], list[int]]:

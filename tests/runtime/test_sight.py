@@ -15,7 +15,7 @@ from tiny_models import save_llama
 from tiny_qwen_vl import export_qwen_vl
 
 import awq2trt
-from awq2trt.errors import UnsupportedError, UsageError
+from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
 from awq2trt.images.patches import Patches
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.recipe import ExportOptions, QuantizeOptions
@@ -217,6 +217,20 @@ def test_a_large_image_becomes_as_small_as_the_cache_wants(any_size: Model, tmp_
     (image,) = any_size.sight.prepare([tmp_path / "large.png"])
     assert 12 < image.pieces <= 24  # what the model's own processor allows; three quarters of the cache are 30
     assert _answer(any_size, "<image>a", tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("settings", [{}, {"patch_size": "a"}, {"window_size": 4}], ids=str)
+def test_a_manifest_without_its_windows_is_refused(settings: dict[str, Any], any_size: Model) -> None:
+    contents = any_size.artifact.manifest.contents
+    assert contents.model is not None
+    assert contents.model.vision is not None
+    vision = contents.model.vision.model_copy(
+        update={"settings": {**contents.model.vision.settings, **settings} if settings else {}}
+    )
+    model = contents.model.model_copy(update={"vision": vision})
+    manifest = any_size.artifact.manifest.model_copy(update={"contents": contents.model_copy(update={"model": model})})
+    with pytest.raises(ArtifactError, match="how a model sees"):
+        Sight.of(replace(any_size.artifact, manifest=manifest))
 
 
 def test_a_processor_that_was_changed_is_named(any_size: Model, folder: Path) -> None:

@@ -23,6 +23,17 @@ def tokens_around(record: VisionRecord) -> tuple[list[int], list[int]]:
     return [int(str(token)) for token in before], [int(str(token)) for token in after]
 
 
+def require_settings(record: VisionRecord) -> None:
+    """Refuses settings of another tool, or of a damaged manifest.
+
+    Raises:
+        LookupError, TypeError, ValueError: A setting is missing or makes no sense.
+    """
+    tokens_around(record)
+    if record.tokens_per_image is None and WindowLayout.of(record.settings).side < 1:
+        raise ValueError(f"windows of one piece or more, got window_size {record.settings['window_size']}")
+
+
 def arranged(record: VisionRecord, pixels: Pixels) -> PreparedImage:
     """An image as the vision graph takes it.
 
