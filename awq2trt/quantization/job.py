@@ -239,7 +239,8 @@ class QuantizeJob:
         hidden = self._first_hidden(tokens[:_LOOKED_AT], images.first(_LOOKED_AT) if images else None)
         with self.progress.task("looking at the range of activations", total=self.store.layers) as advance:
             run_blocks(self.source, hidden, progress=advance, seen=seen, factors=narrow_type())
-        largest = max(seen.largest, *map(largest_magnitude, self.source.outer().values()))
+        outer = (largest_magnitude(value) for _, value in self.source.unquantized())
+        largest = max(seen.largest, *outer)
         return self.store.keep_step_dtype(storage_dtype(largest * _UNSEEN))
 
     def _with_steps_of(self, dtype: str) -> QuantizeJob:
@@ -329,18 +330,17 @@ class QuantizeJob:
 
     def _write_checkpoint(self) -> str:
         """Merges blocks and the tensors outside them; writes config.json last. Returns the checkpoint's type."""
-        source, outer = self.source, self.source.outer() | self.source.vision_tensors()
-        dtype = self._storage_dtype(outer)
+        source, outer = self.source, dict[str, Array]()
+        dtype = self._storage_dtype()
         quantized = self.store.final_files()
         head = self.store.head_report()
         if head is not None:
-            del outer[f"{source.spec.stored_head}.weight"]
             quantized.append(self.store.head_file)
-        for name, value in outer.items():
-            vector = value.ndim == 1
-            outer[name] = (
-                compact(value, exact=source.spec.norm.unit_offset) if vector else value.astype(np.dtype(dtype))
-            )
+        for name, value in source.unquantized():
+            if value.ndim == 1:
+                outer[name] = compact(value, exact=source.spec.norm.unit_offset)
+            elif head is None or name != f"{source.spec.stored_head}.weight":
+                outer[name] = value.astype(np.dtype(dtype))
         convert = partial(for_dtype, spec=source.spec, dtype=dtype)
         merge_shards(quantized, outer, self.files, convert=convert)
         reports = {name: asdict(report) for name, report in self.store.reports().items()}
@@ -354,11 +354,11 @@ class QuantizeJob:
         write_config(self.files, config)
         return dtype
 
-    def _storage_dtype(self, outer: Mapping[str, Array]) -> str:
+    def _storage_dtype(self) -> str:
         """Returns fp16, or bf16 if activations or weights come near the end of fp16's range, which is then reported."""
         layers, spec = range(self.store.layers), self.source.spec
         reached = {spec.prefix(layer).rstrip("."): self.store.largest_activation(layer) for layer in layers}
-        reached |= {name: largest_magnitude(value) for name, value in outer.items()}
+        reached |= {name: largest_magnitude(value) for name, value in self.source.unquantized()}
         where = max(reached, key=reached.__getitem__)
         dtype = storage_dtype(reached[where])
         if dtype != FLOAT16:

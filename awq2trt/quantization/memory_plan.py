@@ -132,8 +132,8 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if job.writes_text:
         cache = 2 * job.samples * job.seqlen * spec.num_kv_heads * spec.head_dim
         parts["text"] = spec.num_layers * (block + _FP32 * cache) + _FP32 * outer
-    # A block is read in half precision, and widened.
-    parts["calibrate"] = block + max(block // 2, moments + activations) + streams
+    # A block is read in half precision and widened; its linears are narrowed again for bf16 products.
+    parts["calibrate"] = block + block // 2 + moments + activations + streams
     if method.search:
         trial = max(_scale_search(spec, group, method) for group in groups)
         parts["scales"] = 2 * block + kept + trial + streams
@@ -152,9 +152,11 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if method.tune:
         whole = spec.num_layers * codes
         parts["tune"] = whole + 3 * block + 2 * _FP32 * outer + method.tune.windows * activations * 4 + streams
-    # Tensors outside the blocks exist as stored, as checked, and as written; in addition there is one file being
-    # written.
-    parts["write"] = (_FP32 + 2) * outer + min(SHARD_BYTES, spec.num_layers * codes)
+    # Tensors outside the blocks exist as the checkpoint has them; in addition there is one of them as it is stored, or a
+    # file being written, twice.
+    stored = max(map(math.prod, spec.outer_shapes().values()))
+    file = min(SHARD_BYTES, 2 * outer + spec.num_layers * codes)
+    parts["write"] = 2 * outer + max(_FP32 * stored, 2 * file)
     return {name: round(_SLACK * value) for name, value in parts.items()}
 
 
