@@ -152,8 +152,8 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if method.tune:
         whole = spec.num_layers * codes
         parts["tune"] = whole + 3 * block + 2 * _FP32 * outer + method.tune.windows * activations * 4 + streams
-    # Tensors outside the blocks exist as the checkpoint has them; in addition there is one of them as it is stored, or a
-    # file being written, twice.
+    # Tensors outside the blocks exist as the checkpoint has them; in addition there is one of them as it is stored, or
+    # a file being written, twice.
     stored = max(map(math.prod, spec.outer_shapes().values()))
     file = min(SHARD_BYTES, 2 * outer + spec.num_layers * codes)
     parts["write"] = 2 * outer + max(_FP32 * stored, 2 * file)

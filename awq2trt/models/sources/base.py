@@ -196,7 +196,7 @@ class ModelSource(ABC):
         return {name: self.checked_tensor(name, shape) for name, shape in self._vision_shapes().items()}
 
     def unquantized(self) -> Iterator[tuple[str, Array]]:
-        """Yields all tensors outside the decoder's blocks, checked, with their full names; one is in memory at a time."""
+        """Yields all tensors outside the decoder's blocks, checked, with full names; each is read when it is due."""
         for name, shape in (self.spec.outer_shapes() | self._vision_shapes()).items():
             yield name, self.checked_tensor(name, shape)
 
