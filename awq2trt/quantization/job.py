@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +64,10 @@ _LOOKED_AT: Final = 4
 _UNSEEN: Final = 1.2
 """How much larger activations in other windows may be: in 16 windows of WikiText-2, SmolLM2-135M's reach 21,232 to
 27,181."""
+
+_FILES_AT_ONCE: Final = 4
+"""Files of a checkpoint that are written at the same time after a GPU has computed it, when its host has little to do.
+On a CPU it is one: the plan of memory counts one."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ class QuantizeJob:
         hidden, positions = self._first_hidden(tokens[:_LOOKED_AT], first), self._positions(first)
         with self.progress.task("looking at the range of activations", total=self.store.layers) as advance:
             run_blocks(self.source, hidden, positions=positions, progress=advance, seen=seen, factors=narrow_type())
-        largest = max(seen.largest, *map(largest_magnitude, self.source.outer().values()))
+        largest = max(seen.largest, *self._outer_magnitudes.values())
         return self.store.keep_step_dtype(storage_dtype(largest * _UNSEEN))
 
     def _with_steps_of(self, dtype: str) -> QuantizeJob:
@@ -335,20 +339,20 @@ class QuantizeJob:
 
     def _write_checkpoint(self) -> str:
         """Merges blocks and the tensors outside them; writes config.json last. Returns the checkpoint's type."""
-        source, outer = self.source, self.source.outer() | self.source.vision_tensors()
-        dtype = self._storage_dtype(outer)
+        source, outer = self.source, dict[str, Array]()
+        dtype = self._storage_dtype()
         quantized = self.store.final_files()
         head = self.store.head_report()
         if head is not None:
-            del outer[f"{source.spec.stored_head}.weight"]
             quantized.append(self.store.head_file)
-        for name, value in outer.items():
-            vector = value.ndim == 1
-            outer[name] = (
-                compact(value, exact=source.spec.norm.unit_offset) if vector else value.astype(np.dtype(dtype))
-            )
+        for name, value in source.unquantized():
+            if value.ndim == 1:
+                outer[name] = compact(value, exact=source.spec.norm.unit_offset)
+            elif head is None or name != f"{source.spec.stored_head}.weight":
+                outer[name] = value.astype(np.dtype(dtype))
         convert = partial(for_dtype, spec=source.spec, dtype=dtype)
-        merge_shards(quantized, outer, self.files, convert=convert)
+        at_once = 1 if torch.empty(0).is_cpu else _FILES_AT_ONCE
+        merge_shards(quantized, outer, self.files, convert=convert, at_once=at_once)
         reports = {name: asdict(report) for name, report in self.store.reports().items()}
         if head is not None:
             reports[source.spec.head] = asdict(head)
@@ -360,11 +364,16 @@ class QuantizeJob:
         write_config(self.files, config)
         return dtype
 
-    def _storage_dtype(self, outer: Mapping[str, Array]) -> str:
+    @cached_property
+    def _outer_magnitudes(self) -> dict[str, float]:
+        """The largest magnitude of every tensor outside the blocks, by full name; they are read for it once."""
+        return {name: largest_magnitude(value) for name, value in self.source.unquantized()}
+
+    def _storage_dtype(self) -> str:
         """Returns fp16, or bf16 if activations or weights come near the end of fp16's range, which is then reported."""
         layers, spec = range(self.store.layers), self.source.spec
         reached = {spec.prefix(layer).rstrip("."): self.store.largest_activation(layer) for layer in layers}
-        reached |= {name: largest_magnitude(value) for name, value in outer.items()}
+        reached |= self._outer_magnitudes
         where = max(reached, key=reached.__getitem__)
         dtype = storage_dtype(reached[where])
         if dtype != FLOAT16:
