@@ -250,7 +250,8 @@ def _rotary_findings(checkpoint: QuantizedCheckpoint, stored: Mapping[str, ir.Te
         names = rotary_names(index)
         missing = [name for name in names if name not in stored]
         if missing:
-            if not isinstance(rope.beyond, GrowingBase):  # the graph computes the rows that it needs
+            # Some graphs compute the rows that they need, and others are given tables.
+            if not isinstance(rope.beyond, GrowingBase) and rope.sections is None:
                 yield Finding(missing[0], "the graph has no such table.")
             continue
         tables = [stored[name].numpy() for name in names]

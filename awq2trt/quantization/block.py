@@ -125,7 +125,12 @@ def run_block(
     """Returns a block's outputs for fp32 [samples, seqlen, hidden_size]; runs one sequence at a time to save memory."""
     if not len(hidden):  # a rank may have no window
         return hidden
-    return torch.cat([runner.run(weights, sequence, layer=layer, observe=observe) for sequence in hidden.split(1)])
+    return torch.cat(
+        [
+            runner.run(weights, sequence, layer=layer, observe=observe, windows=slice(index, index + 1))
+            for index, sequence in enumerate(hidden.split(1))
+        ]
+    )
 
 
 @dataclass(frozen=True)
