@@ -32,8 +32,8 @@ _DESCENT_COPIES: Final = 12
 _GPTQ_MATRICES: Final = 3
 """Matrices [K, K] beside E[x x^T]: its copy or factor, in turns, the identity, and the inverse's factor."""
 
-_GPTQ_COPIES: Final = 6
-"""Copies of a piece of rows that GPTQ rounds: weights, what is left of them, codes, and those of a panel."""
+_GPTQ_COPIES: Final = 7
+"""Copies of a piece of rows that GPTQ rounds: weights, what is left of them, codes, grids, and those of a panel."""
 
 _LEARN_COPIES: Final = 14
 """Copies of a block's weights while it learns: offsets, gradients, codes, the graph of operations, the best state so
@@ -149,10 +149,9 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if method.correct:  # two moments of the widest input, the matrix to solve with and its factor
         most = _FP32 * max(length * width for length, width in _group_shapes(spec))
         parts["correct"] = blocks * block + kept + 4 * widest + 4 * most + codes + streams + 2 * activations
-    if method.gptq:
-        parts["gptq"] = parts["codes"] + _GPTQ_MATRICES * _FP64 * max(width**2 for width in widths)
-    elif method.search and method.search.compensated:  # whose matrices are in fp32
-        parts["gptq"] = parts["codes"] - copies * piece + _GPTQ_MATRICES * widest + _GPTQ_COPIES * piece
+    if method.gptq or (method.search and method.search.compensated):
+        matrix = (_FP64 if method.gptq else _FP32) * max(widths) ** 2
+        parts["gptq"] = parts["codes"] + (_GPTQ_COPIES - copies) * piece + _GPTQ_MATRICES * matrix
     if method.uses_text:
         parts["report"] = 2 * block + kept + widest + 5 * piece + 2 * codes + streams
     if method.learn:
