@@ -150,8 +150,7 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
         most = _FP32 * max(length * width for length, width in _group_shapes(spec))
         parts["correct"] = blocks * block + kept + 4 * widest + 4 * most + codes + streams + 2 * activations
     if method.gptq or (method.search and method.search.compensated):
-        matrix = (_FP64 if method.gptq else _FP32) * max(widths) ** 2
-        parts["gptq"] = parts["codes"] + (_GPTQ_COPIES - copies) * piece + _GPTQ_MATRICES * matrix
+        parts["gptq"] = parts["codes"] + (_GPTQ_COPIES - copies) * piece + _gptq_matrices(method) * widest
     if method.uses_text:
         parts["report"] = 2 * block + kept + widest + 5 * piece + 2 * codes + streams
     if method.learn:
@@ -163,6 +162,11 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
         parts["head"] = _head(job) + streams
     parts["write"] = _write(spec)
     return {name: round(_SLACK * value) for name, value in parts.items()}
+
+
+def _gptq_matrices(method: BlockMethod) -> int:
+    """How many matrices [K, K] in fp32 GPTQ takes beside E[x x^T]: in fp64, each counts as two."""
+    return _GPTQ_MATRICES * (_FP64 if method.gptq else _FP32) // _FP32
 
 
 def _scale_search(spec: DecoderSpec, group: ScaleGroup, method: BlockMethod) -> int:
