@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from awq2trt.checking.weights import Codes, code_finding, compensated_limits
 from awq2trt.quantization.rounding import group_grid, round_to_grid, to_groups
@@ -17,7 +18,7 @@ ROWS, COLUMNS = 40, 512
 MOVED = Codes(nearest=False)
 
 
-def _compensated(bits: int, scatter: float = 0.5) -> tuple[np.ndarray, QuantizedLinear]:
+def _compensated(bits: int, scatter: float = 0.5) -> tuple[NDArray[np.float32], QuantizedLinear]:
     """A weight, and codes that are off by a step or more in some places at random."""
     generator = torch.Generator().manual_seed(bits)
     weight, scheme = torch.randn(ROWS, COLUMNS, generator=generator), QuantScheme(bits=bits, group_size=128)
@@ -32,8 +33,13 @@ def test_codes_that_scatter_around_their_weights_pass(bits: int) -> None:
     assert code_finding("linear", weight, linear, MOVED) is None
 
 
+def _zeros(linear: QuantizedLinear) -> NDArray[np.uint8]:
+    assert linear.zeros is not None
+    return linear.zeros
+
+
 def _zero_off_by_one(linear: QuantizedLinear) -> QuantizedLinear:
-    zeros = linear.zeros.copy()
+    zeros = _zeros(linear).copy()
     zeros[7, 2] += 1 if zeros[7, 2] < linear.scheme.levels - 1 else -1
     return replace(linear, zeros=zeros)
 
@@ -93,7 +99,7 @@ def test_a_group_that_no_input_uses_and_one_of_zeros_are_compared_all_the_same()
     assert code_finding("linear", weight, linear, unused) is None
     assert code_finding("linear", weight, _step_doubled(linear), unused) is not None
     nothing = np.zeros_like(weight)
-    zeros = replace(linear, codes=np.repeat(linear.zeros, 128, axis=1))
+    zeros = replace(linear, codes=np.repeat(_zeros(linear), 128, axis=1))
     assert code_finding("linear", nothing, zeros, MOVED) is None
     assert code_finding("linear", nothing, linear, MOVED) is not None
 
