@@ -124,7 +124,7 @@ def compensated_limits(levels: int) -> tuple[float, float]:
     Args:
         levels: How many codes there are.
     """
-    return 0.5 + 1.6 / levels, 0.34 + 14 / levels**2
+    return 0.6 if levels >= 16 else 0.8, 0.34 + 14 / levels**2
 
 
 def _outliers(levels: int, groups: int) -> int:
@@ -171,10 +171,11 @@ def _group_finding(place: str, weights: _Groups, magnitude: Array | None) -> Fin
     error = weights.nearest - weights.got
     mean, size = mean_of(error), np.sqrt(mean_of(weights.exact**2))
     # As if all channels counted alike: where one counts for most, its own error would excuse itself.
-    slack = DEVIATIONS * np.sqrt(mean_of(error**2) / np.diff([*starts, len(share)]))
+    squares, channels = mean_of(error**2), np.diff([*starts, len(share)])
+    slack = DEVIATIONS * np.sqrt(np.maximum(squares - mean**2, 0) / channels)
     with np.errstate(divide="ignore", invalid="ignore"):
         fit = mean_of(weights.exact * weights.got) / size**2
-        off = np.abs(fit - 1) - slack / size
+        off = np.abs(fit - 1) - DEVIATIONS * np.sqrt(squares / channels) / size
     empty = (size == 0) & (mean_of(weights.got**2) == 0)
     fit, off = np.where(empty, 1, fit), np.where(empty, 0, off)
     most, most_off = compensated_limits(weights.levels)
