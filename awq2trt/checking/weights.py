@@ -118,8 +118,8 @@ def compensated_limits(levels: int) -> tuple[float, float]:
 
     With fewer levels, a step is a larger part of the weights, and so is what compensates for its errors. Measured in
     three draws of `best` of SmolLM2-135M, whole models, beyond `DEVIATIONS`: at most 0.50 and 0.35 in INT4 (groups of
-    128); 0.69 and 0.55 in INT3; 0.49 and 1.02 in INT2 (groups of 64), but for a few groups, which `_outliers` counts.
-    In INT2, a step size that is wrong by a factor of 2 is not found.
+    128); 0.69 and 0.55 in INT3; 0.49 and 1.02 in INT2 (groups of 64), except for the few groups that `_outliers`
+    counts. In INT2, a step size that is wrong by a factor of 2 is not found.
 
     Args:
         levels: How many codes there are.
