@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from awq2trt.models.families import describe_model
+from awq2trt.models.families import describe_model, describe_vision
 from awq2trt.onnx_export.bodies import BodyVariant
 from awq2trt.onnx_export.streamed_weights import PackedLinear
 from awq2trt.scheme import QuantScheme
@@ -45,6 +45,7 @@ class RandomModel:
     def __init__(self, config: dict[str, Any], scheme: QuantScheme, head_scheme: QuantScheme | None = None) -> None:
         self.config = config
         self.spec = describe_model(config)
+        self.vision = describe_vision(config)
         self.scheme = scheme
         self.head_scheme = head_scheme
 
@@ -78,11 +79,14 @@ class RandomModel:
         """The order of a linear's input channels, which is the usual one."""
 
     def tensor(self, name: str) -> NDArray[np.generic]:
-        """Makes ones for a norm, and small numbers for an embedding or a head."""
+        """Makes ones for a vector, as of a norm, and small numbers for an embedding or a head."""
         shape = self.spec.outer_shapes().get(name) or self.spec.block_shapes()[_relative(name)]
-        if len(shape) == 1:
-            return np.ones(shape, np.float16)
-        return small_numbers(_random(name), shape)
+        return _plain(name, shape)
+
+    def vision_tensors(self) -> dict[str, NDArray[np.generic]]:
+        """Makes what it sees with, like `tensor`; nothing for a model of text."""
+        shapes = {} if self.vision is None else self.vision.shapes()
+        return {name: _plain(name, shape) for name, shape in shapes.items()}
 
     def has(self, name: str) -> bool:
         """Whether the description has a plain tensor of this name; there are no divisors behind activations."""
@@ -95,6 +99,11 @@ def small_numbers(random: np.random.Generator, shape: tuple[int, ...]) -> NDArra
     bits &= _SIGN_AND_MANTISSA
     bits |= _EXPONENT
     return bits.view(np.float16).reshape(shape)
+
+
+def _plain(name: str, shape: tuple[int, ...]) -> NDArray[np.float16]:
+    """Ones for a vector, and small numbers for a matrix."""
+    return np.ones(shape, np.float16) if len(shape) == 1 else small_numbers(_random(name), shape)
 
 
 def _packed_codes(random: np.random.Generator, shape: tuple[int, ...], bits: int) -> NDArray[np.uint8]:
