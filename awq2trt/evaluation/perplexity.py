@@ -106,7 +106,7 @@ def torch_logits(source: ModelSource, windows: Tensor, progress: Progress, descr
 def _window_nll(window: Tensor, pieces: Iterator[Tensor]) -> float:
     total, start = 0.0, 0
     for piece in pieces:
-        targets = window[start + 1 : start + 1 + len(piece)]
+        targets = window[start + 1 : start + 1 + len(piece)].to(piece.device)  # windows are cut before a GPU is chosen
         total += (
             float(F.cross_entropy(piece[: len(targets)].float(), targets, reduction="sum")) if len(targets) else 0.0
         )

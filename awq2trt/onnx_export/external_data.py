@@ -49,14 +49,12 @@ class ExternalDataWriter:
         offset = self._align()
         flat = value.reshape(-1)
         for start in range(0, flat.size, _CHUNK_ELEMENTS):
-            self._file.write(_cast(flat[start : start + _CHUNK_ELEMENTS], dtype, name).tobytes())
+            self._file.write(_bytes_of(_cast(flat[start : start + _CHUNK_ELEMENTS], dtype, name)))
         return self._tensor(name, offset, dtype, value.shape)
 
     def write_int4(self, name: str, codes: NDArray[np.uint8]) -> ir.ExternalTensor:
         """Writes unsigned codes of any shape as a signed INT4 tensor of that shape."""
-        offset = self._align()
-        self._file.write(pack_int4(codes).tobytes())
-        return self._tensor(name, offset, ir.DataType.INT4, codes.shape)
+        return self.write_packed(name, pack_int4(codes), ir.DataType.INT4, codes.shape)
 
     def write_integers(self, name: str, values: NDArray[np.int32]) -> ir.ExternalTensor:
         """Writes a tensor of int32."""
@@ -66,9 +64,15 @@ class ExternalDataWriter:
 
     def write_int8(self, name: str, codes: NDArray[np.uint8]) -> ir.ExternalTensor:
         """Writes unsigned 8-bit codes of any shape as a signed INT8 tensor of that shape."""
+        return self.write_packed(name, signed_bytes(codes), ir.DataType.INT8, codes.shape)
+
+    def write_packed(
+        self, name: str, packed: NDArray[np.generic], dtype: ir.DataType, shape: tuple[int, ...]
+    ) -> ir.ExternalTensor:
+        """Writes the bytes of a tensor of this type and shape, as they are in memory."""
         offset = self._align()
-        self._file.write(signed_bytes(codes).tobytes())
-        return self._tensor(name, offset, ir.DataType.INT8, codes.shape)
+        self._file.write(_bytes_of(packed))
+        return self._tensor(name, offset, dtype, shape)
 
     def _align(self) -> int:
         self._file.write(bytes(-self._file.tell() % PAGE_BYTES))
@@ -129,10 +133,15 @@ def initializer(tensor: ir.ExternalTensor) -> ir.Value:
     return ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
 
 
+def _bytes_of(array: NDArray[np.generic]) -> memoryview:
+    """The bytes of an array, which are only copied if they are not one after the other."""
+    return np.ascontiguousarray(array).view(np.uint8).data
+
+
 def _cast(piece: NDArray[np.generic], dtype: ir.DataType, name: str) -> NDArray[np.generic]:
     """`piece` as `dtype`; refuses what would become infinite."""
     with np.errstate(over="ignore"):
-        cast = piece.astype(_NUMPY_DTYPE[dtype])
+        cast = piece.astype(_NUMPY_DTYPE[dtype], copy=False)
     if not np.isfinite(cast).all():
         largest = float(np.abs(piece.astype(np.float32)).max())
         raise UnsupportedError(

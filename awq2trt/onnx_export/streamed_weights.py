@@ -5,8 +5,8 @@ In: a checkpoint, and a file of external data. Out: `weights.Weights`.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,31 @@ from awq2trt.onnx_export.weights import LinearInputs, Order
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 
+@dataclass(frozen=True)
+class PackedLinear:
+    """A linear whose codes are bytes of the graph's tensors already, with rows in the graph's order.
+
+    Attributes:
+        variant: The body that computes it.
+        shape: N and K.
+        codes: Bytes of INT4 or INT8 [N, K], uint8.
+        scales: fp16 [N, ceil(K/G)].
+        zeros: Bytes of INT4 or INT8 [N, ceil(K/G)], uint8; None without zero points.
+        bias: fp16 [N]; None without a bias.
+    """
+
+    variant: BodyVariant
+    shape: tuple[int, int]
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    zeros: NDArray[np.uint8] | None = None
+    bias: NDArray[np.float16] | None = None
+
+
+_CODE_TYPES: Final = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
+"""Types of codes by their width."""
+
+
 class Checkpoint(Protocol):
     """The part of `QuantizedCheckpoint` that the export reads."""
 
@@ -27,7 +52,7 @@ class Checkpoint(Protocol):
     config: dict[str, Any]
     head_scheme: QuantScheme | None
 
-    def linear(self, name: str) -> QuantizedLinear:
+    def linear(self, name: str) -> QuantizedLinear | PackedLinear:
         """A quantized linear by its full name."""
 
     def is_quantized(self, name: str) -> bool:
@@ -56,7 +81,10 @@ class StreamedWeights:
 
     def linear(self, name: str, rows: Order | None = None) -> LinearInputs:
         """codes, scales, and zeros and bias if there are any."""
-        linear = _rows_in_order(self._checkpoint.linear(name).widened(), rows)
+        stored = self._checkpoint.linear(name)
+        if isinstance(stored, PackedLinear):
+            return stored.variant, self._packed(name, stored)
+        linear = _rows_in_order(stored.widened(), rows)
         write_codes = self._writer.write_int4 if linear.scheme.bits == opset.CODE_BITS else self._writer.write_int8
         tensors = [
             write_codes(f"{name}.codes", linear.codes),
@@ -67,6 +95,19 @@ class StreamedWeights:
         if linear.bias is not None:
             tensors.append(self._writer.write_float(f"{name}.bias", linear.bias, self.dtype))
         return BodyVariant.of(linear), tuple(initializer(tensor) for tensor in tensors)
+
+    def _packed(self, name: str, linear: PackedLinear) -> tuple[ir.Value, ...]:
+        """The initializers of a linear whose bytes are there."""
+        dtype = _CODE_TYPES[linear.variant.bits]
+        tensors = [
+            self._writer.write_packed(f"{name}.codes", linear.codes, dtype, linear.shape),
+            self._writer.write_float(f"{name}.scales", linear.scales, self.dtype),
+        ]
+        if linear.zeros is not None:
+            tensors.append(self._writer.write_packed(f"{name}.zeros", linear.zeros, dtype, linear.scales.shape))
+        if linear.bias is not None:
+            tensors.append(self._writer.write_float(f"{name}.bias", linear.bias, self.dtype))
+        return tuple(initializer(tensor) for tensor in tensors)
 
     def is_quantized(self, name: str) -> bool:
         """Whether the checkpoint has codes of the linear."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,25 @@ def test_perplexity_is_that_of_transformers(tmp_path: Path) -> None:
     assert found.window_nll == pytest.approx(expected, rel=1e-5)
     assert found.value == pytest.approx(math.exp(sum(expected) / 3), rel=1e-5)
     assert (found.windows, found.seqlen) == (3, 200)
+
+
+def test_targets_are_where_the_logits_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device `meta`, which computes nothing, stands for a GPU; windows come from the CPU."""
+    seen = []
+
+    def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, **_: str) -> float:
+        seen.append((logits.device.type, targets.device.type))
+        return 6.0
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", cross_entropy)
+
+    def logits(_: torch.Tensor) -> Iterator[torch.Tensor]:
+        return iter(torch.empty(7, 11, device="meta").split(4))
+
+    found = perplexity(tokens(1, 7), logits, SilentProgress(), "score")
+
+    assert seen == [("meta", "meta")] * 2
+    assert found.window_nll == (2.0,)
 
 
 def test_windows_come_from_the_start_one_after_another() -> None:
