@@ -11,6 +11,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/fused_linear/epilogue.h"
 #include "kernels/fused_linear/fused_linear.h"
 #include "kernels/gpu_test.h"
 #include "kernels/w4a16_linear/kernel_params.cuh"
@@ -26,6 +27,7 @@ constexpr DataType kTypes[] = {DataType::kHalf, DataType::kBFloat16};
 struct Parts {
   bool norm, rms, residual, norm_bias, activation;
   Activation kind;
+  bool gated = true, addend = false;
 };
 constexpr Parts kRms = {true, true, false, false, false, {}};
 constexpr Parts kRmsResidual = {true, true, true, false, false, {}};
@@ -34,6 +36,11 @@ constexpr Parts kLayerEverything = {true, false, true, true, false, {}};
 constexpr Parts kGate = {false, false, false, false, true, Activation::kSilu};
 constexpr Parts kNormAndGate = {true, true, true, false, true, Activation::kSilu};
 constexpr Parts kLayerAndGate = {true, false, true, true, true, Activation::kGelu};
+constexpr Parts kGelu = {false, false, false, false, true, Activation::kGelu, false};
+constexpr Parts kAddend = {false, false, false, false, false, {}, false, true};
+constexpr Parts kReluAndAddend = {false, false, false, false, true, Activation::kRelu, false, true};
+constexpr Parts kLayerAndGelu = {true, false, true, true, true, Activation::kGelu, false};
+constexpr Parts kEverything = {true, false, true, true, true, Activation::kGeluTanh, false, true};
 
 struct Sizes {
   int m, n, k, group_size;
@@ -45,7 +52,9 @@ FusedLinearProblem problem_of(const Sizes& s, const Parts& parts, DataType dtype
   p.has_norm = parts.norm;
   if (parts.norm) p.norm = {s.m, s.k, 1e-5f, parts.rms, parts.residual, parts.norm_bias, dtype};
   p.has_activation = parts.activation;
-  if (parts.activation) p.activation = {s.m, s.n / 2, parts.kind, dtype};
+  p.gated = parts.activation && parts.gated;
+  if (parts.activation) p.activation = {s.m, p.gated ? s.n / 2 : s.n, parts.kind, dtype};
+  p.has_addend = parts.addend;
   return p;
 }
 
@@ -56,7 +65,11 @@ std::string name_of(const FusedLinearProblem& p) {
           std::to_string(l.group_size) + (l.has_zeros ? " zeros" : "") + (l.has_bias ? " bias" : "");
   if (p.has_norm) name += std::string(p.norm.rms ? ", rms" : ", layer") + (p.norm.has_residual ? " residual" : "");
   if (p.has_norm && p.norm.has_bias) name += " norm bias";
-  return p.has_activation ? name + ", activation " + std::to_string(static_cast<int>(p.activation.activation)) : name;
+  if (p.has_activation) {
+    name += std::string(p.gated ? ", gated" : "") + ", activation " +
+            std::to_string(static_cast<int>(p.activation.activation));
+  }
+  return p.has_addend ? name + ", addend" : name;
 }
 
 std::vector<uint8_t> random_bytes(size_t count, std::mt19937& random) {
@@ -103,18 +116,19 @@ class RandomProblem {
     scales = random_normal<T>(groups, 0.01f, 0.002f, random);
     zeros = random_bytes((groups + 1) / 2, random);
     bias = random_normal<T>(l.n, 0.f, 1.f, random);
+    addend = random_normal<T>(size_t{1} * l.m * l.n, 0.f, 5.f, random);
     std::vector<uint8_t> shifted(unaligned_bytes);
     shifted.insert(shifted.end(), codes.begin(), codes.end());
     d_codes = std::make_unique<DeviceArray<uint8_t>>(shifted);
     d_x = std::make_unique<DeviceArray<T>>(x), d_residual = std::make_unique<DeviceArray<T>>(residual);
     d_gain = std::make_unique<DeviceArray<T>>(gain), d_norm_bias = std::make_unique<DeviceArray<T>>(norm_bias);
     d_scales = std::make_unique<DeviceArray<T>>(scales), d_bias = std::make_unique<DeviceArray<T>>(bias);
-    d_zeros = std::make_unique<DeviceArray<uint8_t>>(zeros);
+    d_zeros = std::make_unique<DeviceArray<uint8_t>>(zeros), d_addend = std::make_unique<DeviceArray<T>>(addend);
     y = std::make_unique<DeviceArray<T>>(outputs()), sum = std::make_unique<DeviceArray<T>>(inputs);
     first_code = d_codes->get() + unaligned_bytes;
   }
 
-  size_t outputs() const { return size_t{1} * p.linear.m * p.linear.n / (p.has_activation ? 2 : 1); }
+  size_t outputs() const { return size_t{1} * p.linear.m * p.linear.n / (p.gated ? 2 : 1); }
 
   FusedLinearTensors tensors(void* workspace) const {
     const bool residual_there = p.has_norm && p.norm.has_residual;
@@ -126,6 +140,7 @@ class RandomProblem {
             d_scales->get(),
             p.linear.has_zeros ? d_zeros->get() : nullptr,
             p.linear.has_bias ? d_bias->get() : nullptr,
+            p.has_addend ? d_addend->get() : nullptr,
             y->get(),
             residual_there ? sum->get() : nullptr,
             workspace};
@@ -150,7 +165,7 @@ class RandomProblem {
     const LinearTensors linear = {
         p.has_norm ? normed.get() : t.x, t.codes, t.scales, t.zeros, t.bias, projected.get(), workspace.get()};
     EXPECT_EQ(launch_w4a16_linear(l, config, linear, nullptr), cudaSuccess);
-    if (!p.has_activation) return projected.host();
+    if (!p.gated) return epilogue(projected.host());
     EXPECT_EQ(launch_gated_activation(p.activation, projected.get(), y->get(), false, nullptr), cudaSuccess);
     return y->host();
   }
@@ -165,7 +180,14 @@ class RandomProblem {
         dequantize_weights(l, codes.data(), widened(scales).data(), l.has_zeros ? zeros.data() : nullptr);
     const std::vector<double> biases = widened(bias);
     const std::vector<double> all = linear_reference(l, rows.data(), weights, l.has_bias ? biases.data() : nullptr);
-    if (!p.has_activation) return all;
+    if (!p.gated) {
+      std::vector<double> out = all;
+      for (size_t i = 0; i < out.size(); ++i) {
+        if (p.has_activation) out[i] = activated(p.activation.activation, out[i]);
+        if (p.has_addend) out[i] += static_cast<float>(addend[i]);
+      }
+      return out;
+    }
     std::vector<double> gated;
     const int width = l.n / 2;
     for (int m = 0; m < l.m; ++m) {
@@ -184,13 +206,20 @@ class RandomProblem {
   }
 
   FusedLinearProblem p;
-  std::vector<T> x, residual, gain, norm_bias, scales, bias;
+  std::vector<T> x, residual, gain, norm_bias, scales, bias, addend;
   std::vector<uint8_t> codes, zeros;
-  std::unique_ptr<DeviceArray<T>> d_x, d_residual, d_gain, d_norm_bias, d_scales, d_bias, y, sum;
+  std::unique_ptr<DeviceArray<T>> d_x, d_residual, d_gain, d_norm_bias, d_scales, d_bias, d_addend, y, sum;
   std::unique_ptr<DeviceArray<uint8_t>> d_codes, d_zeros;
   uint8_t* first_code = nullptr;
 
  private:
+  // The linear's outputs, activated and added to: by the kernel, on memory of its own.
+  std::vector<T> epilogue(const std::vector<T>& outputs) const {
+    const DeviceArray<T> values(outputs);
+    EXPECT_EQ(launch_epilogue(p, d_addend->get(), values.get(), false, nullptr), cudaSuccess);
+    return values.host();
+  }
+
   void normalize(double* row) const {
     const int width = p.norm.width;
     double mean = 0.0, squares = 0.0;
@@ -219,7 +248,7 @@ double relative_error(const std::vector<double>& got, const std::vector<double>&
 
 // Whether every sum is added in the order of the operators apart (fused_linear.h).
 bool is_in_order(const FusedLinearProblem& p, const FusedLinearConfig& config) {
-  const bool by_tiles = config.activation_inside && config.linear.kernel == Kernel::kDecode;
+  const bool by_tiles = config.epilogue_inside && p.gated && config.linear.kernel == Kernel::kDecode;
   return !by_tiles || (p.linear.k + 127) / 128 % 2 == 0;
 }
 
@@ -229,7 +258,7 @@ class FusedLinearGpu : public GpuTest {
   void check_typed(const FusedLinearProblem& p, const FusedLinearConfig& config, bool with_reference,
                    int unaligned_bytes) {
     SCOPED_TRACE(name_of(p) + " kernel " + std::to_string(static_cast<int>(config.linear.kernel)) +
-                 (config.norm_inside ? " norm inside" : "") + (config.activation_inside ? " activation inside" : ""));
+                 (config.norm_inside ? " norm inside" : "") + (config.epilogue_inside ? " epilogue inside" : ""));
     ASSERT_EQ(check_validity(p), nullptr);
     const RandomProblem<T> problem(p, unaligned_bytes);
     const std::vector<T> apart = problem.apart(config.linear);
@@ -272,8 +301,9 @@ TEST_F(FusedLinearGpu, EveryCombinationOfParts) {
   for (const DataType dtype : kTypes) {
     for (const int k : {576, 1000, 2048}) {  // half a step behind whole ones, rows off 16 bytes, whole steps
       for (const int m : {1, 2, 8, 9}) {
-        for (const Parts& parts : {kRms, kRmsResidual, kLayer, kLayerEverything, kGate, kNormAndGate, kLayerAndGate}) {
-          const int n = parts.activation ? 304 : 333;
+        for (const Parts& parts : {kRms, kRmsResidual, kLayer, kLayerEverything, kGate, kNormAndGate, kLayerAndGate,
+                                   kGelu, kAddend, kReluAndAddend, kLayerAndGelu, kEverything}) {
+          const int n = parts.activation || parts.addend ? 304 : 333;
           check(problem_of({m, n, k, 128}, parts, dtype, flags & 1, flags & 2));
           flags += 3;
         }
@@ -288,6 +318,8 @@ TEST_F(FusedLinearGpu, EveryActivation) {
       Parts parts = kNormAndGate;
       parts.kind = static_cast<Activation>(kind);
       for (const int m : {1, 5, 9}) check(problem_of({m, 336, 2048, 128}, parts, dtype, true, true));
+      parts.gated = false;
+      for (const int m : {1, 5, 9}) check(problem_of({m, 328, 2048, 128}, parts, dtype, true, true));
     }
   }
 }
@@ -297,6 +329,8 @@ TEST_F(FusedLinearGpu, EveryNumberOfTokens) {
     for (const int m : {1, 2, 3, 5, 8, 9, 64, 600}) {
       check(problem_of({m, 400, 576, 64}, kNormAndGate, dtype, true, true));
       check(problem_of({m, 400, 576, 576}, kLayerAndGate, dtype, true, false));
+      check(problem_of({m, 392, 576, 64}, kEverything, dtype, true, true));
+      check(problem_of({m, 392, 1088, 128}, kReluAndAddend, dtype, true, true));
       check(problem_of({m, 403, 1088, 128}, kLayerEverything, dtype, false, true));
     }
   }
@@ -310,12 +344,13 @@ TEST_F(FusedLinearGpu, BothDecodeKernels) {
     for (const int k : {32, 288, 1536, 2080, 4096, 5120, 11008, 16384}) {
       for (const int group_size : {128, 384, kWholeRow}) {
         for (const Kernel kernel : {Kernel::kDecode, Kernel::kDecodeOnce}) {
-          for (const Parts& parts : {kRmsResidual, kLayerEverything, kGate, kNormAndGate, kLayerAndGate}) {
+          for (const Parts& parts : {kRmsResidual, kLayerEverything, kGate, kNormAndGate, kLayerAndGate, kAddend,
+                                     kLayerAndGelu, kEverything}) {
             for (const int m : {1, 7}) {
               const size_t bytes =
                   kernel == Kernel::kDecodeOnce ? DecodeOnceShared(m, k).bytes : DecodeShared(m, k, 32, 8).bytes;
               if (bytes > static_cast<size_t>(device_.max_shared_bytes)) continue;
-              const int n = parts.activation ? 48 : 47;
+              const int n = parts.activation || parts.addend ? 40 : 47;  // the last tile of 16 rows is not whole
               const FusedLinearProblem p = problem_of({m, n, k, group_size}, parts, dtype, flags & 1, flags & 2);
               FusedLinearConfig config = choose_config(p, device_);
               config.linear.kernel = kernel;
@@ -323,7 +358,7 @@ TEST_F(FusedLinearGpu, BothDecodeKernels) {
               config.linear.rows_per_block = kernel == Kernel::kDecode && flags % 4 < 2 ? 32 : 16;
               config.linear.warps = 8;
               config.norm_inside = p.has_norm && m == 1;
-              config.activation_inside = p.has_activation;
+              config.epilogue_inside = p.has_activation || p.has_addend;
               check(p, config);
               flags += 1;
             }
@@ -341,8 +376,15 @@ TEST_F(FusedLinearGpu, ShapesOfRealModelsInTheBitsOfTheOperatorsApart) {
       const FusedLinearProblem p = problem_of(s, kNormAndGate, DataType::kHalf, true, false);
       check(p, choose_config(p, device_), false);
     }
+    // Falcon-7B's o, and up with its activation; MPT-7B's up with norm and activation.
+    FusedLinearProblem p = problem_of({m, 4544, 4544, 128}, kAddend, DataType::kHalf, true, false);
+    check(p, choose_config(p, device_), false);
+    p = problem_of({m, 18176, 4544, 128}, kGelu, DataType::kHalf, true, false);
+    check(p, choose_config(p, device_), false);
+    p = problem_of({m, 16384, 4096, 128}, kLayerAndGelu, DataType::kBFloat16, true, true);
+    check(p, choose_config(p, device_), false);
     for (const Sizes& s : {Sizes{m, 12288, 4096, 128}, {m, 15360, 5120, 128}, {m, 960, 576, 576}}) {
-      const FusedLinearProblem p = problem_of(s, kRmsResidual, DataType::kBFloat16, true, true);
+      p = problem_of(s, kRmsResidual, DataType::kBFloat16, true, true);
       check(p, choose_config(p, device_), false);
     }
   }
@@ -352,8 +394,23 @@ TEST_F(FusedLinearGpu, CodesThatAreNotAlignedAreComputedWithApart) {
   for (const int m : {1, 3}) {
     const FusedLinearProblem p = problem_of({m, 304, 2048, 128}, kNormAndGate, DataType::kHalf, true, true);
     const FusedLinearConfig config = choose_config(p, device_);
-    ASSERT_TRUE(config.activation_inside);
+    ASSERT_TRUE(config.epilogue_inside);
     check(p, config, true, 4);
+    const FusedLinearProblem added = problem_of({m, 304, 2048, 128}, kEverything, DataType::kHalf, true, true);
+    ASSERT_TRUE(choose_config(added, device_).epilogue_inside);
+    check(added, choose_config(added, device_), true, 4);
+  }
+}
+
+// Blocks with more outputs than threads: a thread's second addend is loaded late.
+TEST_F(FusedLinearGpu, BlocksWithMoreOutputsThanThreads) {
+  for (const auto& [m, rows_per_block] : {std::pair(1, 400), {8, 80}}) {
+    const FusedLinearProblem p = problem_of({m, 760, 512, 128}, kReluAndAddend, DataType::kHalf, true, true);
+    FusedLinearConfig config = choose_config(p, device_);
+    config.linear.kernel = Kernel::kDecode, config.linear.splits = 1;
+    config.linear.rows_per_block = rows_per_block, config.linear.warps = 8;
+    config.epilogue_inside = true;
+    check(p, config);
   }
 }
 
@@ -366,7 +423,7 @@ TEST_F(FusedLinearGpu, LaunchesThatOverlapSeeWhatTheOneBeforeWrote) {
     const RandomProblem<__half> problem(p);
     FusedLinearConfig config = choose_config(p, device_);
     config.linear.kernel = kernel, config.linear.rows_per_block = 16, config.linear.warps = 8;
-    config.norm_inside = config.activation_inside = true;
+    config.norm_inside = config.epilogue_inside = true;
     const DeviceArray<uint8_t> workspace(config.workspace_bytes);
     const DeviceArray<__half> other_y(kFeatures), other_sum(kFeatures);
     cudaStream_t stream = nullptr;
@@ -430,6 +487,19 @@ TEST_F(FusedLinearGpu, RefusesWhatItCannotTake) {
   wrong = tensors;
   wrong.x = problem.d_x->get() + 1;
   EXPECT_EQ(launch_fused_linear(good, config, wrong, nullptr), cudaErrorMisalignedAddress);
+  const FusedLinearProblem sum = problem_of({1, 304, 512, 128}, kEverything, DataType::kHalf, true, true);
+  const RandomProblem<__half> of_sum(sum);
+  const FusedLinearConfig config_of_sum = choose_config(sum, device_);
+  const FusedLinearTensors right = of_sum.tensors(workspace.get());
+  ASSERT_CUDA(launch_fused_linear(sum, config_of_sum, right, nullptr));
+  wrong = right, wrong.addend = nullptr;
+  EXPECT_EQ(launch_fused_linear(sum, config_of_sum, wrong, nullptr), cudaErrorInvalidValue);
+  wrong = right, wrong.addend = of_sum.d_addend->get() + 1;
+  EXPECT_EQ(launch_fused_linear(sum, config_of_sum, wrong, nullptr), cudaErrorMisalignedAddress);
+  for (const void* const written : {right.y, right.sum}) {
+    wrong = right, wrong.addend = written;
+    EXPECT_EQ(launch_fused_linear(sum, config_of_sum, wrong, nullptr), cudaErrorInvalidValue) << "would be overwritten";
+  }
   for (const void* const read : {tensors.x, tensors.residual}) {
     wrong = tensors;
     wrong.sum = const_cast<void*>(read);
