@@ -38,7 +38,7 @@ def write_activation(op: Callable[..., ir.Value], kind: str, x: ir.Value) -> ir.
     Args:
         op: Writes a node: `op(op_type, *inputs, **attributes)` returns its output.
         kind: A key of `opset.ACTIVATION_CODES`.
-        x: Of any shape.
+        x: A value of any shape.
 
     Returns:
         The activated values.

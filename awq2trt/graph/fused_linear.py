@@ -31,7 +31,7 @@ class _Activation:
 
     Attributes:
         end: The node that makes the activated value.
-        code: Of the activation, as in `opset.ACTIVATION_CODES`.
+        code: Its number in `opset.ACTIVATION_CODES`.
         gated: Whether it is a `GatedActivation`.
     """
 

@@ -204,9 +204,9 @@ def test_a_sum_with_a_norm_or_a_gate_before_it_stays() -> None:
 
 
 def test_only_computed_values_of_the_same_shape_are_addends() -> None:
-    for shape in ([ROWS], ["tokens", 1]):
+    for shape in (ir.Shape([ROWS]), ir.Shape(["tokens", 1])):
         model = Chain(norm="", residual=False, activation=None, addend=True).model()
-        model.graph.inputs[-1].shape = ir.Shape(shape)
+        model.graph.inputs[-1].shape = shape
         fuse_linears_(model.graph)
         assert _kinds(model) == [opset.W4A16_LINEAR, "Add"]
     model = Chain(norm="", residual=False, activation=None, addend=True).model()
