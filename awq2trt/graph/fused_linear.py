@@ -85,7 +85,7 @@ def _try_linear_(graph: ir.Graph, linear: ir.Node) -> None:
         activation = _activation_behind(linear)
         total = _sum_behind(activation.end if activation is not None else linear, linear)
         if norm is not None or (activation is not None and activation.gated):
-            total = None
+            total = None  # the node comes in the norm's place, where there may be no addend yet; gates exclude one
         need(norm is not None or activation is not None or total is not None)
         for tensor in linear.inputs[1:]:
             tensor_of(tensor)  # so that it may take the place of the norm, which comes earlier
@@ -155,10 +155,9 @@ def _sum_behind(node: ir.Node, linear: ir.Node) -> _Sum | None:
         return None
     addend = others[0]
     is_computed = addend.is_graph_input() or (addend.producer() is not None and not made_by(addend, "Constant"))
-    known = linear.outputs[0].shape is not None and addend.shape is not None
-    if not is_computed or (known and addend.shape != linear.outputs[0].shape):
-        return None
-    return _Sum(readers[0], addend)
+    shapes = (linear.outputs[0].shape, addend.shape)  # an exported decoder names few, and adds like to like
+    differ = None not in shapes and shapes[0] != shapes[1]
+    return _Sum(readers[0], addend) if is_computed and not differ else None
 
 
 def _attributes(

@@ -151,27 +151,31 @@ class CpuFusedLinear final : public Kernel {
     if (problem.gated) linear.y = projected.data();
     constexpr int kCodeBits = 4;
     compute_linear_on_cpu(context, call.x(), sizes, linear, kCodeBits);
-    if (problem.gated) compute_activation_on_cpu(problem.activation, type, linear.y, tensors.y);
-    if (!problem.gated && problem.has_activation) activate(problem.activation.activation, sizes, type, tensors.y);
-    if (problem.has_addend) add(tensors.addend, sizes, type, tensors.y);
+    if (problem.gated) return compute_activation_on_cpu(problem.activation, type, linear.y, tensors.y);
+    if (problem.has_activation) activate(problem.activation, type, tensors.y);
+    if (problem.has_addend) add(sizes, tensors.addend, type, tensors.y);
   }
 
  private:
   // y [M, N] = activation(y).
-  static void activate(Activation activation, const GemmProblem& sizes, ElementType type, void* y) {
-    const int64_t count = int64_t{sizes.m} * sizes.n;
-    std::vector<double> numbers = load_numbers(y, type, 0, count);
-    for (double& number : numbers) number = activated_on_cpu(activation, number);
-    store_numbers(numbers.data(), count, type, y, 0);
+  static void activate(const ActivationProblem& problem, ElementType type, void* y) {
+    for (int64_t row = 0; row < problem.rows; ++row) {
+      const int64_t first = row * problem.width;
+      std::vector<double> numbers = load_numbers(y, type, first, problem.width);
+      for (double& number : numbers) number = activated_on_cpu(problem.activation, number);
+      store_numbers(numbers.data(), problem.width, type, y, first);
+    }
   }
 
   // y [M, N] = y + addend.
-  static void add(const void* addend, const GemmProblem& sizes, ElementType type, void* y) {
-    const int64_t count = int64_t{sizes.m} * sizes.n;
-    std::vector<double> numbers = load_numbers(y, type, 0, count);
-    const std::vector<double> added = load_numbers(addend, type, 0, count);
-    for (int64_t i = 0; i < count; ++i) numbers[i] += added[i];
-    store_numbers(numbers.data(), count, type, y, 0);
+  static void add(const GemmProblem& sizes, const void* addend, ElementType type, void* y) {
+    for (int64_t row = 0; row < sizes.m; ++row) {
+      const int64_t first = row * sizes.n;
+      std::vector<double> numbers = load_numbers(y, type, first, sizes.n);
+      const std::vector<double> added = load_numbers(addend, type, first, sizes.n);
+      for (int64_t i = 0; i < sizes.n; ++i) numbers[i] += added[i];
+      store_numbers(numbers.data(), sizes.n, type, y, first);
+    }
   }
 
   const Attributes attributes_;

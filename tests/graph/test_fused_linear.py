@@ -210,10 +210,8 @@ def test_only_computed_values_of_the_same_shape_are_addends() -> None:
         fuse_linears_(model.graph)
         assert _kinds(model) == [opset.W4A16_LINEAR, "Add"]
     model = Chain(norm="", residual=False, activation=None, addend=True).model()
-    addition, constant = (
-        list(model.graph)[-1],
-        ir.Value(name="c", const_value=ir.Tensor(np.ones((1, ROWS), np.float32))),
-    )
+    addition = list(model.graph)[-1]
+    constant = ir.Value(name="c", const_value=ir.Tensor(np.ones((1, ROWS), np.float32)))
     model.graph.register_initializer(constant)
     addition.replace_input_with(1, constant)
     fuse_linears_(model.graph)

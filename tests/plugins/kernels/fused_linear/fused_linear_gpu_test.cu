@@ -75,6 +75,7 @@ TEST_F(FusedLinearGpu, EveryCombinationOfParts) {
   for (const DataType dtype : kTypes) {
     for (const int k : {576, 1000, 2048}) {  // half a step behind whole ones, rows off 16 bytes, whole steps
       for (const int m : {1, 2, 8, 9}) {
+        flags += 1;  // so that every part meets every flag
         for (const Parts& parts : {kRms, kRmsResidual, kLayer, kLayerEverything, kGate, kNormAndGate, kLayerAndGate,
                                    kGelu, kAddend, kReluAndAddend, kLayerAndGelu, kEverything}) {
           const int n = parts.activation || parts.addend ? 304 : 333;
@@ -118,13 +119,16 @@ TEST_F(FusedLinearGpu, BothDecodeKernels) {
     for (const int k : {32, 288, 1536, 2080, 4096, 5120, 11008, 16384}) {
       for (const int group_size : {128, 384, kWholeRow}) {
         for (const Kernel kernel : {Kernel::kDecode, Kernel::kDecodeOnce}) {
+          flags += 1;  // so that every part meets every flag
           for (const Parts& parts : {kRmsResidual, kLayerEverything, kGate, kNormAndGate, kLayerAndGate, kAddend,
                                      kLayerAndGelu, kEverything}) {
             for (const int m : {1, 7}) {
               const size_t bytes =
                   kernel == Kernel::kDecodeOnce ? DecodeOnceShared(m, k).bytes : DecodeShared(m, k, 32, 8).bytes;
               if (bytes > static_cast<size_t>(device_.max_shared_bytes)) continue;
-              const int n = parts.activation || parts.addend ? 40 : 47;  // the last tile of 16 rows is not whole
+              // The last tile of 16 rows is not whole, except with gates, whose tiles are as wide as y must be.
+              const bool gated = parts.activation && parts.gated;
+              const int n = gated ? 48 : parts.activation || parts.addend ? 40 : 47;
               const FusedLinearProblem p = problem_of({m, n, k, group_size}, parts, dtype, flags & 1, flags & 2);
               FusedLinearConfig config = choose_config(p, device_);
               config.linear.kernel = kernel;
