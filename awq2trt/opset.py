@@ -112,18 +112,23 @@ ATTR_ACTIVATION: Final = "activation"
 ACTIVATION_CODES: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 """The values of `activation`; `gelu` is the exact one."""
 
+ACTIVATION_NAMES: Final = {code: name for name, code in ACTIVATION_CODES.items()}
+
 FUSED_LINEAR: Final = "FusedLinear"
-"""A norm, a 4-bit linear of its result and a gated activation of that; the norm or the activation may be missing.
+"""A norm, a 4-bit linear of its result, an activation of that, `gated` or not, and a sum; all but the linear may be
+missing.
 
 Inputs, without gaps: X [..., K] T, residual [..., K] if `has_residual`, gain [K] if `has_norm`, the norm's bias [K] if
-`has_norm_bias`, then the inputs that follow X in a `W4A16_LINEAR`. Outputs: Y [..., N], or [..., N/2] with
-`has_activation`; and with `has_residual` the sum [..., K], rounded to T, the norm's input.
+`has_norm_bias`, then the inputs that follow X in a `W4A16_LINEAR`, then the addend [..., N] if `has_addend`. Outputs:
+Y [..., N], or [..., N/2] if `gated`; and with `has_residual` the sum [..., K], rounded to T, the norm's input.
 """
 
 ATTR_HAS_NORM: Final = "has_norm"
 ATTR_HAS_RESIDUAL: Final = "has_residual"
 ATTR_HAS_NORM_BIAS: Final = "has_norm_bias"
 ATTR_HAS_ACTIVATION: Final = "has_activation"
+ATTR_GATED: Final = "gated"
+ATTR_HAS_ADDEND: Final = "has_addend"
 
 FUSED_LINEAR_INT_ATTRIBUTES: Final = (
     ATTR_GROUP_SIZE,
@@ -135,6 +140,8 @@ FUSED_LINEAR_INT_ATTRIBUTES: Final = (
     "rms",
     ATTR_HAS_ACTIVATION,
     ATTR_ACTIVATION,
+    ATTR_GATED,
+    ATTR_HAS_ADDEND,
 )
 FUSED_LINEAR_FLOAT_ATTRIBUTES: Final = ("epsilon",)
 
@@ -145,7 +152,8 @@ Only for ONNX Runtime, at the end of files that are lowered for its CUDA provide
 """
 
 FUSED_WIDTH_MULTIPLE: Final = 8
-"""H of a `ResidualNorm` and I of a `GatedActivation` must be multiples of this."""
+"""H of a `ResidualNorm`, I of a `GatedActivation`, and the last size of Y of a `FusedLinear` with an activation or an
+addend must be multiples of this."""
 
 MOST_TOKENS: Final = 65535
 """The most new tokens that a call of the fused operators may have."""

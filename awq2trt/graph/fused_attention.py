@@ -22,12 +22,13 @@ from awq2trt.graph.matching import (
     maker,
     need,
     need_permutation,
+    rows_of,
     scalar_of,
     take,
     take_place_,
     tensor_of,
 )
-from awq2trt.graph.merge_linears import merge_linears_, need_mergeable, rows_of
+from awq2trt.graph.merge_linears import merge_linears_, need_mergeable
 from awq2trt.io_contract import CACHE_POSITION, NEW_TOKENS
 from awq2trt.models.families import DecoderSpec
 

@@ -5,7 +5,8 @@ In: a decoder as `onnx_export.decoder_graph` builds it. Out: the same graph, cha
 - q, k and v become one linear, and everything between it and o becomes one `CachedAttention` (`fused_attention`),
 - gate and up become one linear with a `GatedActivation`,
 - a residual sum and its norm become a `ResidualNorm`; a norm of anything else becomes one without a residual,
-- such a norm, the one linear that reads it and its `GatedActivation` become a `FusedLinear` (`fused_linear`).
+- such a norm, the one linear that reads it and its activation become a `FusedLinear`, and so do a linear and the
+  residual sum behind it where no norm follows (`fused_linear`).
 
 A pattern is either recognized completely or left alone, and inputs and outputs of the graph stay. Nodes that are found
 by name in an exported file disappear: the residual stream after a block is an output of the next block's norm. So a
@@ -19,6 +20,7 @@ from collections.abc import Collection, Sequence
 import onnx_ir as ir
 
 from awq2trt import opset
+from awq2trt.graph.activations import match_activation
 from awq2trt.graph.fused_attention import match_attention, replace_attention_
 from awq2trt.graph.fused_linear import fuse_linears_
 from awq2trt.graph.matching import (
@@ -28,11 +30,12 @@ from awq2trt.graph.matching import (
     maker,
     need,
     remove_unused_,
+    rows_of,
     take,
     take_place_,
     tensor_of,
 )
-from awq2trt.graph.merge_linears import merge_linears_, need_mergeable, rows_of
+from awq2trt.graph.merge_linears import merge_linears_, need_mergeable
 
 
 def fuse_(model: ir.Model, head_sizes: Collection[int] = opset.ATTENTION_HEAD_SIZES) -> None:
@@ -73,7 +76,8 @@ def _try_attention_(graph: ir.Graph, flat: ir.Node, head_sizes: Collection[int])
 def _try_gated_(graph: ir.Graph, product: ir.Node) -> None:
     """Fuses act(gate(x)) * up(x)."""
     try:
-        activation, gate = _match_activation(take(product, 0).producer())
+        activation, gated = match_activation(take(product, 0).producer())
+        gate = maker(gated, opset.W4A16_LINEAR, opset.DOMAIN)
         up = maker(take(product, 1), opset.W4A16_LINEAR, opset.DOMAIN)
         need_mergeable([gate, up])
         width = rows_of(gate)
@@ -85,23 +89,6 @@ def _try_gated_(graph: ir.Graph, product: ir.Node) -> None:
     attributes: dict[str, int | str] = {opset.ATTR_ACTIVATION: code, **opset.PLUGIN_ATTRIBUTES}
     fused = ir.node(opset.GATED_ACTIVATION, [merged], attributes, domain=opset.DOMAIN, name=product.name)
     take_place_(graph, product, fused, {product.outputs[0]: fused.outputs[0]})
-
-
-def _match_activation(node: ir.Node | None) -> tuple[str, ir.Node]:
-    """Returns the activation that ends at a node, and the linear whose output it reads."""
-    need(node is not None)
-    assert node is not None
-    x = take(node, 0)
-    if node.op_type == "Mul":
-        need(maker(take(node, 1), "Sigmoid").inputs[0] is x)
-        kind = "silu"
-    elif node.op_type == "Gelu":
-        tanh = "approximate" in node.attributes and node.attributes["approximate"].as_string() == "tanh"
-        kind = "gelu_tanh" if tanh else "gelu"
-    else:
-        need(node.op_type == "Relu")
-        kind = "relu"
-    return kind, maker(x, opset.W4A16_LINEAR, opset.DOMAIN)
 
 
 def _try_norm_(graph: ir.Graph, norm: ir.Node) -> None:

@@ -51,6 +51,11 @@ def tensor_of(value: ir.Value | None) -> ir.TensorProtocol:
     return value.const_value
 
 
+def rows_of(linear: ir.Node) -> int:
+    """Number of output features (N) of a linear."""
+    return int(tensor_of(take(linear, 1)).shape.numpy()[0])
+
+
 def integers_of(value: ir.Value | None) -> list[int]:
     """Returns a constant of integers, which may be a node or an initializer."""
     if value is None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from awq2trt import opset
 from awq2trt.checkpoint.pack import pack_int4, unpack_int4
-from awq2trt.graph.matching import need, take, tensor_of
+from awq2trt.graph.matching import need, rows_of, take, tensor_of
 from awq2trt.graph.ort_lowering import packed_bytes
 
 _SAME: Final = (opset.ATTR_GROUP_SIZE, opset.ATTR_HAS_ZEROS)
@@ -36,11 +36,6 @@ def need_mergeable(linears: Sequence[ir.Node]) -> None:
         need(all(linear.attributes[name].as_int() == first.attributes[name].as_int() for name in _SAME))
         need(tuple(tensor_of(take(linear, 1)).shape)[1] == columns)
         need(tensor_of(take(linear, 2)).dtype is tensor_of(take(first, 2)).dtype)
-
-
-def rows_of(linear: ir.Node) -> int:
-    """Number of output features (N) of a linear."""
-    return int(tensor_of(take(linear, 1)).shape.numpy()[0])
 
 
 def merge_linears_(graph: ir.Graph, linears: Sequence[ir.Node]) -> ir.Value:

@@ -8,12 +8,12 @@ identified by its overload; bodies use only operators of exported graphs, which 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from awq2trt import opset
+from awq2trt.graph.activations import write_activation
 from awq2trt.graph.fused_linear import count_before_codes, split_linears_
 from awq2trt.graph.inline import inline_call_
 from awq2trt.graph.int8_cache import write_quantized
@@ -23,8 +23,6 @@ from awq2trt.onnx_export.decoder_graph import LOWEST
 _Inputs = dict[str, ir.Value]
 _Numbers = dict[str, int | float]
 """Attributes of an operator."""
-
-_ACTIVATION_NAMES: Final = {code: name for name, code in opset.ACTIVATION_CODES.items()}
 
 
 def add_bodies_(model: ir.Model) -> None:
@@ -179,14 +177,11 @@ def _gated_inputs(_numbers: _Numbers) -> list[str]:
 def _gated(nodes: _Nodes, inputs: _Inputs, numbers: _Numbers) -> list[ir.Value]:
     """activation(gate) * up."""
     gate, up = nodes.tape.op_multi_out("Split", [inputs["x"]], {"axis": -1, "num_outputs": 2}, num_outputs=2)
-    kind = _ACTIVATION_NAMES[int(numbers[opset.ATTR_ACTIVATION])]
-    if kind == "silu":
-        activated = nodes.op("Mul", gate, nodes.op("Sigmoid", gate))
-    elif kind == "relu":
-        activated = nodes.op("Relu", gate)
-    else:
-        activated = nodes.op("Gelu", gate, approximate="tanh" if kind == "gelu_tanh" else "none")
-    return [nodes.op("Mul", activated, up)]
+    return [nodes.op("Mul", write_activation(nodes.op, _kind_of(numbers), gate), up)]
+
+
+def _kind_of(numbers: _Numbers) -> str:
+    return opset.ACTIVATION_NAMES[int(numbers[opset.ATTR_ACTIVATION])]
 
 
 def _linear(nodes: _Nodes, numbers: _Numbers, variant: BodyVariant) -> tuple[list[ir.Value], list[ir.Value]]:
@@ -197,9 +192,14 @@ def _linear(nodes: _Nodes, numbers: _Numbers, variant: BodyVariant) -> tuple[lis
     own = {name: ir.Value(name=name) for name in variant.input_names[1:]}
     x, *sums = _norm(nodes, given, norm_numbers) if numbers[opset.ATTR_HAS_NORM] else [given["x"]]
     y = append_linear(nodes.tape, variant, {"x": x, **own})
-    if numbers[opset.ATTR_HAS_ACTIVATION]:
+    if numbers[opset.ATTR_GATED]:
         (y,) = _gated(nodes, {"x": y}, numbers)
-    return [*given.values(), *own.values()], [y, *sums]
+    elif numbers[opset.ATTR_HAS_ACTIVATION]:
+        y = write_activation(nodes.op, _kind_of(numbers), y)
+    addends = [ir.Value(name="addend")] if numbers[opset.ATTR_HAS_ADDEND] else []
+    for addend in addends:
+        y = nodes.op("Add", y, addend)
+    return [*given.values(), *own.values(), *addends], [y, *sums]
 
 
 def _attention_inputs(numbers: _Numbers) -> list[str]:

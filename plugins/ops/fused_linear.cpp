@@ -1,6 +1,8 @@
 // The rules of FusedLinear; see fused_linear.h.
 #include "ops/fused_linear.h"
 
+#include <algorithm>
+
 #include "ops/gated_activation.h"
 #include "ops/residual_norm.h"
 #include "ops/w4a16_linear.h"
@@ -26,7 +28,8 @@ bool check_flags(const Attributes& a, ErrorText* error) {
   return check_flag(kName, kHasZeros, a.has_zeros, error) && check_flag(kName, kHasBias, a.has_bias, error) &&
          check_flag(kName, kHasNorm, a.has_norm, error) && check_flag(kName, kHasResidual, a.has_residual, error) &&
          check_flag(kName, kHasNormBias, a.has_norm_bias, error) && check_flag(kName, kRms, a.rms, error) &&
-         check_flag(kName, kHasActivation, a.has_activation, error);
+         check_flag(kName, kHasActivation, a.has_activation, error) && check_flag(kName, kGated, a.gated, error) &&
+         check_flag(kName, kHasAddend, a.has_addend, error);
 }
 
 // Checks an attribute of the norm or of the activation if that part is missing.
@@ -53,17 +56,34 @@ bool describe_linear(const Attributes& a, const Shape* inputs, ElementType x_typ
 
 bool describe_activation(const Attributes& a, const GemmProblem& linear, ElementType x_type, ActivationProblem* problem,
                          ErrorText* error) {
-  const int64_t sizes[] = {linear.m, linear.n};
-  return of_part(gated_activation::describe_problem(a.activation, {sizes, 2}, x_type, problem, error), error);
+  if (a.gated != 0) {
+    const int64_t sizes[] = {linear.m, linear.n};
+    return of_part(gated_activation::describe_problem(a.activation, {sizes, 2}, x_type, problem, error), error);
+  }
+  *problem = {linear.m, linear.n, static_cast<Activation>(a.activation), linear.dtype};
+  const char* const reason = check_validity(*problem);
+  return reason == nullptr ||
+         fail(error, "%s, activation of %d rows, N = %d: %s", kName, problem->rows, problem->width, reason);
+}
+
+bool check_addend(const Attributes& a, const Shape* inputs, const FusedLinearProblem& problem, ErrorText* error) {
+  const Shape &addend = inputs[addend_input(a)], &x = inputs[kX];
+  if (addend.rank != x.rank || !std::equal(x.sizes, x.sizes + x.rank - 1, addend.sizes) ||
+      addend.last() != problem.linear.n) {
+    return fail(error, "%s: the addend must have the shape of y, that of X with N = %d in the last place", kName,
+                problem.linear.n);
+  }
+  const char* const reason = check_validity(problem);
+  return reason == nullptr || fail(error, "%s with N = %d: %s", kName, problem.linear.n, reason);
 }
 
 }  // namespace
 
 bool check_attributes(const Attributes& a, ErrorText* error) {
   if (!check_flags(a, error)) return false;
-  if (a.has_norm == 0 && a.has_activation == 0) {
-    return fail(error, "%s: attribute %s or %s must be 1; a linear by itself is a %s", kName, kHasNorm, kHasActivation,
-                w4a16_linear::kName);
+  if (a.has_norm == 0 && a.has_activation == 0 && a.has_addend == 0) {
+    return fail(error, "%s: attribute %s, %s or %s must be 1; a linear by itself is a %s", kName, kHasNorm,
+                kHasActivation, kHasAddend, w4a16_linear::kName);
   }
   if (a.has_norm == 0 && !(check_absent(kHasResidual, a.has_residual == 0, kHasNorm, error) &&
                            check_absent(kHasNormBias, a.has_norm_bias == 0, kHasNorm, error) &&
@@ -74,7 +94,13 @@ bool check_attributes(const Attributes& a, ErrorText* error) {
   if (a.has_norm_bias != 0 && a.rms != 0) {
     return fail(error, "%s: an RMS norm has no bias: %s and %s cannot both be 1", kName, kHasNormBias, kRms);
   }
-  if (a.has_activation == 0 && !check_absent(kActivation, a.activation == 0, kHasActivation, error)) return false;
+  if (a.has_activation == 0 && !(check_absent(kActivation, a.activation == 0, kHasActivation, error) &&
+                                 check_absent(kGated, a.gated == 0, kHasActivation, error))) {
+    return false;
+  }
+  if (a.gated != 0 && a.has_addend != 0) {
+    return fail(error, "%s: attributes %s and %s cannot both be 1", kName, kGated, kHasAddend);
+  }
   return of_part(w4a16_linear::check_attributes(linear_of(a), error), error) &&
          of_part(residual_norm::check_attributes(norm_of(a), error), error) &&
          of_part(gated_activation::check_activation(a.activation, error), error);
@@ -84,10 +110,10 @@ bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* e
   const int32_t expected = input_count(attributes);
   return count == expected ||
          fail(error,
-              "%s: expected %d inputs for has_norm = %d, has_residual = %d, has_norm_bias = %d, has_zeros = %d and "
-              "has_bias = %d, got %d",
+              "%s: expected %d inputs for has_norm = %d, has_residual = %d, has_norm_bias = %d, has_zeros = %d, "
+              "has_bias = %d and has_addend = %d, got %d",
               kName, expected, attributes.has_norm, attributes.has_residual, attributes.has_norm_bias,
-              attributes.has_zeros, attributes.has_bias, count);
+              attributes.has_zeros, attributes.has_bias, attributes.has_addend, count);
 }
 
 bool check_output_count(const Attributes& attributes, int32_t count, ErrorText* error) {
@@ -105,8 +131,8 @@ bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, 
 bool check_shapes(const Attributes& attributes, int32_t x_rank, const Shape& codes, ErrorText* error) {
   if (!of_part(w4a16_linear::check_ranks(linear_of(attributes), x_rank, codes.rank, error), error)) return false;
   const int64_t n = codes.sizes[0];
-  return attributes.has_activation == 0 || n < 0 || n % 2 == 0 ||
-         fail(error, "%s: with an activation, codes must have an even number of rows N, got %lld", kName, Wide{n});
+  return attributes.gated == 0 || n < 0 || n % 2 == 0 ||
+         fail(error, "%s: with a gated activation, codes must have an even number of rows N, got %lld", kName, Wide{n});
 }
 
 bool describe_problem(const Attributes& attributes, const Shape* inputs, ElementType x_type,
@@ -114,10 +140,13 @@ bool describe_problem(const Attributes& attributes, const Shape* inputs, Element
   *problem = {};
   problem->has_norm = attributes.has_norm != 0;
   problem->has_activation = attributes.has_activation != 0;
+  problem->gated = attributes.gated != 0;
+  problem->has_addend = attributes.has_addend != 0;
   return describe_linear(attributes, inputs, x_type, &problem->linear, error) &&
          (!problem->has_norm || describe_norm(attributes, inputs, x_type, &problem->norm, error)) &&
          (!problem->has_activation ||
-          describe_activation(attributes, problem->linear, x_type, &problem->activation, error));
+          describe_activation(attributes, problem->linear, x_type, &problem->activation, error)) &&
+         (!problem->has_addend || check_addend(attributes, inputs, *problem, error));
 }
 
 }  // namespace fused_linear

@@ -1,6 +1,6 @@
-// The rules of the operator FusedLinear, y = activation(W4A16Linear(norm(x + residual))), where the norm or the
-// activation may be missing: its name, attributes, inputs, types and shapes, as in plugins/FORMAT.md. Its parts follow
-// the rules of their own operators.
+// The rules of the operator FusedLinear, y = activation(W4A16Linear(norm(x + residual))) + addend, where all but the
+// linear may be missing: its name, attributes, inputs, types and shapes, as in plugins/FORMAT.md. Its parts follow the
+// rules of their own operators.
 //
 // In:  a node's attributes, and the types and shapes of its tensors.
 // Out: whether they fit each other, else why not as a sentence that begins with the operator's name; and the kernels'
@@ -27,6 +27,8 @@ constexpr char kHasNormBias[] = "has_norm_bias";
 constexpr char kRms[] = "rms";
 constexpr char kHasActivation[] = "has_activation";
 constexpr char kActivation[] = "activation";
+constexpr char kGated[] = "gated";
+constexpr char kHasAddend[] = "has_addend";
 constexpr char kEpsilon[] = "epsilon";
 
 // The node's attributes. Attributes of a missing part are 0.
@@ -40,12 +42,14 @@ struct Attributes {
   int32_t rms;
   int32_t has_activation;
   int32_t activation;
+  int32_t gated;
+  int32_t has_addend;
   float epsilon;
 };
 
-// Inputs in order, without gaps: x; residual, gain and norm bias; codes, scales, zeros and bias.
+// Inputs in order, without gaps: x; residual, gain and norm bias; codes, scales, zeros and bias; addend.
 constexpr int32_t kX = 0;
-constexpr int32_t kMinInputs = 3, kMaxInputs = 8;
+constexpr int32_t kMinInputs = 3, kMaxInputs = 9;
 constexpr int32_t kNoInput = -1;
 
 // Outputs; the second only with a residual.
@@ -58,11 +62,15 @@ inline int32_t codes_input(const Attributes& a) { return 1 + a.has_residual + a.
 inline int32_t scales_input(const Attributes& a) { return codes_input(a) + 1; }
 inline int32_t zeros_input(const Attributes& a) { return a.has_zeros != 0 ? codes_input(a) + 2 : kNoInput; }
 inline int32_t bias_input(const Attributes& a) { return a.has_bias != 0 ? codes_input(a) + 2 + a.has_zeros : kNoInput; }
-inline int32_t input_count(const Attributes& a) { return codes_input(a) + 2 + a.has_zeros + a.has_bias; }
+inline int32_t addend_input(const Attributes& a) {
+  return a.has_addend != 0 ? codes_input(a) + 2 + a.has_zeros + a.has_bias : kNoInput;
+}
+inline int32_t input_count(const Attributes& a) { return codes_input(a) + 2 + a.has_zeros + a.has_bias + a.has_addend; }
 inline int32_t output_count(const Attributes& a) { return 1 + a.has_residual; }
 
-// The first input that is a constant; all later ones are constants too.
+// The inputs that are constants: from the first to the one before the end.
 inline int32_t first_constant(const Attributes& a) { return 1 + a.has_residual; }
+inline int32_t end_of_constants(const Attributes& a) { return input_count(a) - a.has_addend; }
 
 // Checks the values of the attributes, which of them need each other, and that there is a part besides the linear.
 bool check_attributes(const Attributes& attributes, ErrorText* error);
@@ -80,9 +88,7 @@ bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, 
 bool check_shapes(const Attributes& attributes, int32_t x_rank, const Shape& codes, ErrorText* error);
 
 // The size of y in place of K, for codes with N rows.
-inline int64_t output_width(const Attributes& attributes, int64_t n) {
-  return attributes.has_activation != 0 ? n / 2 : n;
-}
+inline int64_t output_width(const Attributes& attributes, int64_t n) { return attributes.gated != 0 ? n / 2 : n; }
 
 // The kernels' problem for inputs of these shapes, all sizes known, `inputs` [input_count(attributes)]; or why no
 // kernel takes them.

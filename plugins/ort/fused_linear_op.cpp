@@ -33,6 +33,8 @@ Attributes read_attributes(const Node& node) {
   a.rms = integer(fused_linear::kRms);
   a.has_activation = integer(fused_linear::kHasActivation);
   a.activation = integer(fused_linear::kActivation);
+  a.gated = integer(fused_linear::kGated);
+  a.has_addend = integer(fused_linear::kHasAddend);
   a.epsilon = node.float_attribute(fused_linear::kEpsilon);
   ErrorText error;
   require(fused_linear::check_attributes(a, &error), error);
@@ -69,6 +71,7 @@ class Call {
     tensors_.scales = data(fused_linear::scales_input(attributes));
     tensors_.zeros = data(fused_linear::zeros_input(attributes));
     tensors_.bias = data(fused_linear::bias_input(attributes));
+    tensors_.addend = data(fused_linear::addend_input(attributes));
     tensors_.y = context.output(fused_linear::kY, {y_sizes.data(), x_shape.rank});
     if (attributes.has_residual != 0) tensors_.sum = context.output(fused_linear::kSum, x_shape);
   }
@@ -86,7 +89,7 @@ class Call {
 class CudaFusedLinear final : public Kernel {
  public:
   explicit CudaFusedLinear(const Node& node) : attributes_(read_attributes(node)) {
-    for (int32_t i = fused_linear::first_constant(attributes_); i < fused_linear::input_count(attributes_); ++i) {
+    for (int32_t i = fused_linear::first_constant(attributes_); i < fused_linear::end_of_constants(attributes_); ++i) {
       constant_weights_ = constant_weights_ && node.is_constant(static_cast<size_t>(i));
     }
   }
@@ -138,20 +141,43 @@ class CpuFusedLinear final : public Kernel {
     const ElementType type = call.x().type();
     const int64_t row_bytes = bytes_of_number(type) * sizes.m;
     const Scratch normed(context, call.x(), problem.has_norm ? row_bytes * sizes.k : 0);
-    const Scratch projected(context, call.x(), problem.has_activation ? row_bytes * sizes.n : 0);
+    const Scratch projected(context, call.x(), problem.gated ? row_bytes * sizes.n : 0);
     LinearTensors linear = {tensors.x, tensors.codes, tensors.scales, tensors.zeros, tensors.bias, tensors.y, nullptr};
     if (problem.has_norm) {
       linear.x = normed.data();
       compute_norm_on_cpu(problem.norm, type,
                           {tensors.x, tensors.residual, tensors.gain, tensors.norm_bias, tensors.sum, normed.data()});
     }
-    if (problem.has_activation) linear.y = projected.data();
+    if (problem.gated) linear.y = projected.data();
     constexpr int kCodeBits = 4;
     compute_linear_on_cpu(context, call.x(), sizes, linear, kCodeBits);
-    if (problem.has_activation) compute_activation_on_cpu(problem.activation, type, linear.y, tensors.y);
+    if (problem.gated) return compute_activation_on_cpu(problem.activation, type, linear.y, tensors.y);
+    if (problem.has_activation) activate(problem.activation, type, tensors.y);
+    if (problem.has_addend) add(sizes, tensors.addend, type, tensors.y);
   }
 
  private:
+  // y [M, N] = activation(y).
+  static void activate(const ActivationProblem& problem, ElementType type, void* y) {
+    for (int64_t row = 0; row < problem.rows; ++row) {
+      const int64_t first = row * problem.width;
+      std::vector<double> numbers = load_numbers(y, type, first, problem.width);
+      for (double& number : numbers) number = activated_on_cpu(problem.activation, number);
+      store_numbers(numbers.data(), problem.width, type, y, first);
+    }
+  }
+
+  // y [M, N] = y + addend.
+  static void add(const GemmProblem& sizes, const void* addend, ElementType type, void* y) {
+    for (int64_t row = 0; row < sizes.m; ++row) {
+      const int64_t first = row * sizes.n;
+      std::vector<double> numbers = load_numbers(y, type, first, sizes.n);
+      const std::vector<double> added = load_numbers(addend, type, first, sizes.n);
+      for (int64_t i = 0; i < sizes.n; ++i) numbers[i] += added[i];
+      store_numbers(numbers.data(), sizes.n, type, y, first);
+    }
+  }
+
   const Attributes attributes_;
 };
 
@@ -177,7 +203,7 @@ class FusedLinearOperator final : public CustomOperator {
     attributes.has_norm = flag(fused_linear::kHasNorm);
     attributes.has_residual = flag(fused_linear::kHasResidual);
     attributes.has_norm_bias = flag(fused_linear::kHasNormBias);
-    attributes.has_activation = flag(fused_linear::kHasActivation);
+    attributes.gated = flag(fused_linear::kGated);
     const std::vector<Dimension> x = shapes.input(fused_linear::kX);
     const std::vector<Dimension> codes = shapes.input(fused_linear::codes_input(attributes));
     if (x.empty() || codes.empty()) return;
@@ -188,7 +214,7 @@ class FusedLinearOperator final : public CustomOperator {
     require(fused_linear::check_shapes(attributes, static_cast<int32_t>(x.size()), codes_shape, &error), error);
     std::vector<Dimension> y = x;
     y.back() = codes.front();
-    if (attributes.has_activation != 0) {  // half of a named size has no name
+    if (attributes.gated != 0) {  // half of a named size has no name
       y.back() = {sizes[0] < 0 ? sizes[0] : fused_linear::output_width(attributes, sizes[0]), ""};
     }
     shapes.set_output_like_first_input(fused_linear::kY, y);

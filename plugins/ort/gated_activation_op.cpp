@@ -59,22 +59,6 @@ class CudaActivation final : public Kernel {
   NodeDevice device_{gated_activation::kName};
 };
 
-double activated(Activation activation, double x) {
-  switch (activation) {
-    case Activation::kSilu:
-      return x / (1.0 + std::exp(-x));
-    case Activation::kGelu:
-      return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
-    case Activation::kGeluTanh: {
-      const double sqrt_2_over_pi = std::sqrt(2.0 / std::acos(-1.0));
-      return 0.5 * x * (1.0 + std::tanh(sqrt_2_over_pi * (x + 0.044715 * x * x * x)));
-    }
-    case Activation::kRelu:
-      break;
-  }
-  return x > 0.0 ? x : 0.0;
-}
-
 class CpuActivation final : public Kernel {
  public:
   explicit CpuActivation(const Node& node) : activation_(read_activation(node)) {}
@@ -121,12 +105,28 @@ class GatedActivationOperator final : public CustomOperator {
 
 }  // namespace
 
+double activated_on_cpu(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kSilu:
+      return x / (1.0 + std::exp(-x));
+    case Activation::kGelu:
+      return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+    case Activation::kGeluTanh: {
+      const double sqrt_2_over_pi = std::sqrt(2.0 / std::acos(-1.0));
+      return 0.5 * x * (1.0 + std::tanh(sqrt_2_over_pi * (x + 0.044715 * x * x * x)));
+    }
+    case Activation::kRelu:
+      break;
+  }
+  return x > 0.0 ? x : 0.0;
+}
+
 void compute_activation_on_cpu(const ActivationProblem& problem, ElementType type, const void* x, void* y) {
   const int64_t width = problem.width;
   for (int64_t row = 0; row < problem.rows; ++row) {
     const std::vector<double> halves = load_numbers(x, type, row * 2 * width, 2 * width);
     std::vector<double> out(width);
-    for (int64_t i = 0; i < width; ++i) out[i] = activated(problem.activation, halves[i]) * halves[width + i];
+    for (int64_t i = 0; i < width; ++i) out[i] = activated_on_cpu(problem.activation, halves[i]) * halves[width + i];
     store_numbers(out.data(), width, type, y, row * width);
   }
 }

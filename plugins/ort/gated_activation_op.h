@@ -14,6 +14,9 @@ namespace ort {
 // For both providers: fp16 and bf16, and on the CPU fp32.
 std::vector<std::unique_ptr<CustomOperator>> make_gated_activation_operators();
 
+// The activation of one number.
+double activated_on_cpu(Activation activation, double x);
+
 // x [M, 2 I] and y [M, I] of `type` in host memory; the problem's own type is not read, since it has no fp32.
 void compute_activation_on_cpu(const ActivationProblem& problem, ElementType type, const void* x, void* y);
 

@@ -32,6 +32,8 @@ struct FusedLinearOperator {
       {rules::kRms, PluginFieldType::kINT32, offsetof(Attributes, rms)},
       {rules::kHasActivation, PluginFieldType::kINT32, offsetof(Attributes, has_activation)},
       {rules::kActivation, PluginFieldType::kINT32, offsetof(Attributes, activation)},
+      {rules::kGated, PluginFieldType::kINT32, offsetof(Attributes, gated)},
+      {rules::kHasAddend, PluginFieldType::kINT32, offsetof(Attributes, has_addend)},
       {rules::kEpsilon, PluginFieldType::kFLOAT32, offsetof(Attributes, epsilon)}};
 
   static int32_t output_count(const Attributes& attributes) { return rules::output_count(attributes); }
@@ -58,9 +60,8 @@ struct FusedLinearOperator {
     const nvinfer1::IDimensionExpr* const n = codes.d[0];
     outputs[rules::kY] = x;
     outputs[rules::kY].d[x.nbDims - 1] =
-        attributes.has_activation != 0
-            ? builder.operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *n, *builder.constant(2))
-            : n;
+        attributes.gated != 0 ? builder.operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *n, *builder.constant(2))
+                              : n;
     if (attributes.has_residual != 0) outputs[rules::kSum] = x;
     return true;
   }
@@ -85,6 +86,7 @@ struct FusedLinearOperator {
     tensors.scales = input(rules::scales_input(attributes));
     tensors.zeros = input(rules::zeros_input(attributes));
     tensors.bias = input(rules::bias_input(attributes));
+    tensors.addend = input(rules::addend_input(attributes));
     tensors.y = buffers.outputs[rules::kY];
     if (attributes.has_residual != 0) tensors.sum = buffers.outputs[rules::kSum];
     tensors.workspace = buffers.workspace;

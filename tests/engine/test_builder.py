@@ -172,6 +172,7 @@ FAMILIES_OF_HEADS_WITH_KERNELS = {
     "phi3": {"hidden_size": 256},
     "falcon": {"hidden_size": 256},
     "bloom": {"hidden_size": 384},
+    "gpt_neox": {"hidden_size": 256},
     "mpt": {"d_model": 384},
     "opt": {"hidden_size": 256, "word_embed_proj_dim": 256},
 }
@@ -185,15 +186,13 @@ def test_a_fused_decoder_builds_with_our_plugins(name: str, tmp_path: Path) -> N
     options = ExportOptions.model_validate({"max_seq_len": 48, "dtype": dtype})
     export_onnx(checkpoint, tmp_path, options=options)
     result = build_engine(tmp_path, RTX4090, tmp_path, plugin_library=_library())
-    wanted = {opset.W4A16_LINEAR, opset.CACHED_ATTENTION, opset.RESIDUAL_NORM}
-    if name != "falcon":  # two linears read its norm
-        wanted.add(opset.FUSED_LINEAR)
+    wanted = {opset.W4A16_LINEAR, opset.FUSED_LINEAR, opset.CACHED_ATTENTION, opset.RESIDUAL_NORM}
     assert set(result.operators) == wanted
     log = (tmp_path / "build.log").read_text()
     created = {kind: log.count(f"Successfully created plugin: {kind}") for kind in wanted}
     layers = checkpoint.spec.num_layers
     assert created[opset.CACHED_ATTENTION] == layers
-    assert created[opset.W4A16_LINEAR] + created.get(opset.FUSED_LINEAR, 0) == 4 * layers
+    assert created[opset.W4A16_LINEAR] + created[opset.FUSED_LINEAR] == 4 * layers
     engine = (tmp_path / ENGINE_FILE).read_bytes()
     assert all(kind.encode() in engine for kind in wanted)
     assert not list(tmp_path.glob(".fused-*"))

@@ -7,6 +7,7 @@ namespace awq2trt {
 namespace {
 
 constexpr int kMaxNormTokens = 1;  // see fused_linear.h for the reason
+constexpr int kWidthMultiple = 8;  // of an addend, whose kernel reads 16 bytes at once
 constexpr int kAlignedCodes = 32;  // per row, so that rows start at multiples of 16 bytes
 
 // Whether the linear's kernel has variants with other parts: the two kernels for few tokens have, for codes that they
@@ -22,7 +23,10 @@ bool is_fusible(const GemmProblem& p, Kernel kernel) {
 
 const char* check_validity(const FusedLinearProblem& problem) {
   const GemmProblem& linear = problem.linear;
-  if (!problem.has_norm && !problem.has_activation) return "there must be a norm, an activation, or both";
+  if (!problem.has_norm && !problem.has_activation && !problem.has_addend)
+    return "there must be a norm, an activation or an addend";
+  if (problem.gated && (!problem.has_activation || problem.has_addend))
+    return "gates need an activation, and exclude an addend";
   if (const char* const reason = check_validity(linear)) return reason;
   if (problem.has_norm) {
     const NormProblem& norm = problem.norm;
@@ -33,10 +37,12 @@ const char* check_validity(const FusedLinearProblem& problem) {
   if (problem.has_activation) {
     const ActivationProblem& activation = problem.activation;
     if (const char* const reason = check_validity(activation)) return reason;
-    if (activation.rows != linear.m || linear.n % 2 != 0 || activation.width != linear.n / 2 ||
+    const int gates = problem.gated ? 2 : 1;  // of an output and its gate
+    if (activation.rows != linear.m || linear.n % gates != 0 || activation.width != linear.n / gates ||
         activation.dtype != linear.dtype)
       return "the activation must have the sizes and the type of the linear's outputs";
   }
+  if (problem.has_addend && linear.n % kWidthMultiple != 0) return "the width of an addend must be a multiple of 8";
   return nullptr;
 }
 
@@ -45,7 +51,7 @@ FusedLinearConfig choose_config(const FusedLinearProblem& problem, const Device&
   config.linear = choose_config(problem.linear, device);
   const bool fusible = is_fusible(problem.linear, config.linear.kernel);
   config.norm_inside = problem.has_norm && fusible && problem.linear.m <= kMaxNormTokens;
-  config.activation_inside = problem.has_activation && fusible;
+  config.epilogue_inside = (problem.has_activation || problem.has_addend) && fusible;
   // Also when parts are inside: if codes turn out not to be aligned, the parts are computed separately.
   config.workspace_bytes = FusedLinearWorkspace(problem, config.linear.workspace_bytes).bytes;
   return config;

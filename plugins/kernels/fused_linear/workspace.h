@@ -13,14 +13,14 @@ struct FusedLinearWorkspace {
   static constexpr size_t kNumberBytes = 2;  // fp16 or bf16
 
   size_t normed = 0;     // [M, K], with a norm
-  size_t projected = 0;  // [M, N], with an activation
+  size_t projected = 0;  // [M, N], with gates
   size_t linear = 0;
   size_t bytes = 0;
 
   FusedLinearWorkspace(const FusedLinearProblem& problem, size_t linear_bytes) {
     const GemmProblem& p = problem.linear;
     normed = take(problem.has_norm ? kNumberBytes * p.m * p.k : 0);
-    projected = take(problem.has_activation ? kNumberBytes * p.m * p.n : 0);
+    projected = take(problem.gated ? kNumberBytes * p.m * p.n : 0);
     linear = take(linear_bytes);
   }
 

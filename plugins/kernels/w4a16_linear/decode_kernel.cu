@@ -10,14 +10,13 @@
 // - The codes go to mma.sync in the order of memory. 8 tokens cost as much as 1; sums are fp32, code - zero is exact,
 //   and a scale is applied to sums of 128 products instead of to each weight.
 // - Partial sums of a tile are collected in shared memory, one slot per warp, and added in warp order.
-// - Fused (fusion.cuh), the norm of a single token comes first, and every block computes it for itself; a tile is then
-//   8 rows of the gate and the 8 rows of up that are multiplied with them at the end.
+// - Fused (fusion.cuh), the norm of a single token comes first, and every block computes it for itself; activations and
+//   addends come last. With a gate, a tile is 8 rows of the gate and the 8 rows of up that are multiplied with them.
 #include "kernels/device/convert.cuh"
 #include "kernels/device/global_loads.cuh"
 #include "kernels/device/half_pair.h"
 #include "kernels/device/overlap.cuh"
 #include "kernels/device/tensor_core.cuh"
-#include "kernels/gated_activation/activated.cuh"
 #include "kernels/w4a16_linear/codes.cuh"
 #include "kernels/w4a16_linear/dequantize.h"
 #include "kernels/w4a16_linear/fusion.cuh"
@@ -52,8 +51,8 @@ struct Stride {
 };
 
 // kVectorLoads: rows of codes are aligned to 16 bytes. kScaleSums: a unit's 128 k lie in one group, so the scale is
-// applied to the sum; otherwise each weight is scaled before the product, in T. kNormed, kGated: what is fused with it.
-template <typename T, bool kVectorLoads, bool kScaleSums, bool kNormed, bool kGated>
+// applied to the sum; otherwise each weight is scaled before the product, in T. kNormed, kEpilogue: what is fused.
+template <typename T, bool kVectorLoads, bool kScaleSums, bool kNormed, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
     decode_kernel(LinearParams<T> p, GroupOfChunk group_of_chunk, int rows_per_block, int token_stride,
                   FusionParams<T> fusion) {
@@ -64,6 +63,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
   const int warps = blockDim.x / kWarpSize, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int lane_row = lane / kLanesPerRow, lane_chunk = lane % kLanesPerRow;  // g and t of tensor_core.cuh
   const int steps = (p.k + kStep - 1) / kStep;
+  constexpr bool kGated = kEpilogue == Epilogue::kGated;
   constexpr int kTileOutputs = kGated ? kRowTile / 2 : kRowTile;
   const int width = kGated ? p.n / 2 : p.n;  // of y
   const int outputs_per_block = kGated ? rows_per_block / 2 : rows_per_block;
@@ -240,6 +240,16 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
       }
     }
   }
+  // The addend of the thread's first output arrives during the products; there rarely is a second one.
+  const auto place_of_output = [&](int token, int row) {
+    return static_cast<int64_t>(token) * width + first_row + row;
+  };
+  float first_addend = 0.f;
+  if constexpr (kEpilogue == Epilogue::kElementwise) {
+    const int i = threadIdx.x;
+    if (i < p.m * rows) first_addend = load_addend(fusion, place_of_output(i / rows, i % rows));
+  }
+
   // A tile of a short K has fewer units than there are warps; the slots of the other warps count as 0.
   for (int i = threadIdx.x; i < tiles * warps * p.m * kRowTile; i += blockDim.x) sums[i] = 0.f;
 
@@ -276,8 +286,11 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerMultiprocessor)
     if constexpr (kGated) {
       const T gate = from_float<T>(y), up = from_float<T>(sum_of(1));
       y = activated(fusion.activation, to_float(gate)) * to_float(up);
+    } else if constexpr (kEpilogue == Epilogue::kElementwise) {
+      const bool is_first = i == static_cast<int>(threadIdx.x);
+      y = finished(fusion, y, is_first ? first_addend : load_addend(fusion, place_of_output(token, row)));
     }
-    p.y[static_cast<int64_t>(token) * width + first_row + row] = from_float<T>(y);
+    p.y[place_of_output(token, row)] = from_float<T>(y);
   }
 }
 
@@ -296,12 +309,13 @@ cudaError_t launch(void (*kernel)(LinearParams<T>, GroupOfChunk, int, int, Fusio
 
 template <typename T>
 cudaError_t launch_decode(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream) {
+  constexpr Epilogue kNone = Epilogue::kNone;
   const bool scale_sums =
       chunks_per_group(params.k, params.group_size) % kLanesPerRow == 0 || params.group_size >= params.k;
   auto* const kernel =
       params.codes_aligned
-          ? (scale_sums ? decode_kernel<T, true, true, false, false> : decode_kernel<T, true, false, false, false>)
-          : (scale_sums ? decode_kernel<T, false, true, false, false> : decode_kernel<T, false, false, false, false>);
+          ? (scale_sums ? decode_kernel<T, true, true, false, kNone> : decode_kernel<T, true, false, false, kNone>)
+          : (scale_sums ? decode_kernel<T, false, true, false, kNone> : decode_kernel<T, false, false, false, kNone>);
   return launch(kernel, params, FusionParams<T>{}, config, stream);
 }
 
@@ -309,10 +323,20 @@ template <typename T>
 cudaError_t launch_decode(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
                           cudaStream_t stream) {
   if (fusion.has_norm && config.warps * kWarpSize != NormedToken<T>::kThreads) return cudaErrorInvalidValue;
-  auto* const kernel = !fusion.has_norm        ? decode_kernel<T, true, true, false, true>
-                       : fusion.has_activation ? decode_kernel<T, true, true, true, true>
-                                               : decode_kernel<T, true, true, true, false>;
-  return launch(kernel, params, fusion, config, stream);
+  switch (fusion.epilogue) {
+    case Epilogue::kNone:
+      if (!fusion.has_norm) break;
+      return launch(decode_kernel<T, true, true, true, Epilogue::kNone>, params, fusion, config, stream);
+    case Epilogue::kElementwise:
+      return launch(fusion.has_norm ? decode_kernel<T, true, true, true, Epilogue::kElementwise>
+                                    : decode_kernel<T, true, true, false, Epilogue::kElementwise>,
+                    params, fusion, config, stream);
+    case Epilogue::kGated:
+      return launch(fusion.has_norm ? decode_kernel<T, true, true, true, Epilogue::kGated>
+                                    : decode_kernel<T, true, true, false, Epilogue::kGated>,
+                    params, fusion, config, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 template cudaError_t launch_decode(const LinearParams<__half>&, const KernelConfig&, cudaStream_t);

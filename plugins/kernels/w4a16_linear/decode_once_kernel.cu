@@ -9,13 +9,12 @@
 //   Little remains after the wait: mostly the integer instructions around the multiplications.
 //
 // The products are those of decode_kernel.cu. A unit is 16 rows x 128 k within one group; a warp takes every eighth.
-// Sums of the warps are added in warp order. Fused (fusion.cuh), a block owns 8 rows of the gate and 8 of up.
+// Sums of the warps are added in warp order. With a gate (fusion.cuh), a block owns 8 rows of the gate and 8 of up.
 #include "kernels/device/async_copy.cuh"
 #include "kernels/device/convert.cuh"
 #include "kernels/device/global_loads.cuh"
 #include "kernels/device/overlap.cuh"
 #include "kernels/device/tensor_core.cuh"
-#include "kernels/gated_activation/activated.cuh"
 #include "kernels/w4a16_linear/codes.cuh"
 #include "kernels/w4a16_linear/dequantize.h"
 #include "kernels/w4a16_linear/fusion.cuh"
@@ -47,7 +46,7 @@ __device__ __forceinline__ void store_shared(uint32_t target, uint4 v) {
 }
 
 // One block's 16 rows. The methods are the steps, in this order.
-template <typename T, bool kGated>
+template <typename T, Epilogue kEpilogue>
 class Rows {
  public:
   __device__ __forceinline__ Rows(const LinearParams<T>& params, int token_stride, int units, uint4* shared)
@@ -195,18 +194,27 @@ class Rows {
     return adds_up() && p.bias != nullptr ? to_float(p.bias[first_row_ + out_row() + up]) : 0.f;
   }
 
-  __device__ __forceinline__ void write_output(float bias, Activation activation) const {
+  // The addend of the output that this thread writes.
+  __device__ __forceinline__ float load_addend_of(const FusionParams<T>& fusion) const {
+    if constexpr (kEpilogue != Epilogue::kElementwise) return 0.f;
+    return adds_up() ? load_addend(fusion, place_of_output()) : 0.f;
+  }
+
+  __device__ __forceinline__ void write_output(float bias, float addend, const FusionParams<T>& fusion) const {
     static_assert(kThreads >= 8 * kRowTile, "a thread has one output at most");
     if constexpr (kGated) {
       const float mine = adds_up() ? to_float(from_float<T>(add_up(bias))) : 0.f;
       const float up = __shfl_down_sync(0xffffffffu, mine, kOutputs);
-      if (adds_up() && out_row() < kOutputs) write(activated(activation, mine) * up);
+      if (adds_up() && out_row() < kOutputs) write(activated(fusion.activation, mine) * up);
+    } else if constexpr (kEpilogue == Epilogue::kElementwise) {
+      if (adds_up()) write(finished(fusion, add_up(bias), addend));
     } else {
       if (adds_up()) write(add_up(bias));
     }
   }
 
  private:
+  static constexpr bool kGated = kEpilogue == Epilogue::kGated;
   static constexpr int kOutputs = kGated ? kRowTile / 2 : kRowTile;  // of a token
 
   __device__ __forceinline__ int width() const { return kGated ? p.n / 2 : p.n; }  // of y
@@ -219,9 +227,11 @@ class Rows {
     return total;
   }
 
-  __device__ __forceinline__ void write(float y) const {
-    p.y[static_cast<int64_t>(out_token()) * width() + first_row_ + out_row()] = from_float<T>(y);
+  __device__ __forceinline__ int64_t place_of_output() const {
+    return static_cast<int64_t>(out_token()) * width() + first_row_ + out_row();
   }
+
+  __device__ __forceinline__ void write(float y) const { p.y[place_of_output()] = from_float<T>(y); }
 
   // The weight row of a row of the tile, counted from the block's first; the last one past the end of the rows.
   __device__ __forceinline__ int row_from_first(int tile_row) const {
@@ -241,19 +251,19 @@ class Rows {
   float* const sums_;                // [M, warps, 16]
 };
 
-template <typename T, bool kNormed, bool kGated>
+template <typename T, bool kNormed, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     decode_once_kernel(LinearParams<T> params, GroupOfChunk group_of_chunk, int token_stride, int units,
                        FusionParams<T> fusion) {
   extern __shared__ uint4 shared[];
-  const Rows<T, kGated> rows(params, token_stride, units, shared);
+  const Rows<T, kEpilogue> rows(params, token_stride, units, shared);
   NormedToken<T> normed_token = rows.normed_token(fusion);
   let_next_kernel_start();
   rows.copy_codes();  // weights are constants, see LinearTensors
   rows.prepare_scales(group_of_chunk);
   if constexpr (kNormed) normed_token.load_constants();
   wait_for_previous_kernel();
-  const float bias = rows.load_bias();
+  const float bias = rows.load_bias(), addend = rows.load_addend_of(fusion);
   if constexpr (kNormed) {
     normed_token.fetch([] {});
   } else {
@@ -263,7 +273,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   __syncthreads();
   rows.multiply();
   __syncthreads();
-  rows.write_output(bias, fusion.activation);
+  rows.write_output(bias, addend, fusion);
 }
 
 template <typename T>
@@ -281,16 +291,26 @@ cudaError_t launch(void (*kernel)(LinearParams<T>, GroupOfChunk, int, int, Fusio
 
 template <typename T>
 cudaError_t launch_decode_once(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream) {
-  return launch(decode_once_kernel<T, false, false>, params, FusionParams<T>{}, config, stream);
+  return launch(decode_once_kernel<T, false, Epilogue::kNone>, params, FusionParams<T>{}, config, stream);
 }
 
 template <typename T>
 cudaError_t launch_decode_once(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
                                cudaStream_t stream) {
-  auto* const kernel = !fusion.has_norm        ? decode_once_kernel<T, false, true>
-                       : fusion.has_activation ? decode_once_kernel<T, true, true>
-                                               : decode_once_kernel<T, true, false>;
-  return launch(kernel, params, fusion, config, stream);
+  switch (fusion.epilogue) {
+    case Epilogue::kNone:
+      if (!fusion.has_norm) break;
+      return launch(decode_once_kernel<T, true, Epilogue::kNone>, params, fusion, config, stream);
+    case Epilogue::kElementwise:
+      return launch(fusion.has_norm ? decode_once_kernel<T, true, Epilogue::kElementwise>
+                                    : decode_once_kernel<T, false, Epilogue::kElementwise>,
+                    params, fusion, config, stream);
+    case Epilogue::kGated:
+      return launch(fusion.has_norm ? decode_once_kernel<T, true, Epilogue::kGated>
+                                    : decode_once_kernel<T, false, Epilogue::kGated>,
+                    params, fusion, config, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 template cudaError_t launch_decode_once(const LinearParams<__half>&, const KernelConfig&, cudaStream_t);

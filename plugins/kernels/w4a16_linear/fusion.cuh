@@ -1,35 +1,59 @@
 // What the decode kernels can compute in addition to the product, for the operator FusedLinear (kernels/fused_linear):
-// the norm of a single token before it, and a gated activation after it.
+// the norm of a single token before it; after it an activation, gated or not, and an addend.
 //
-// In:  the token before the norm, and the norm's parameters.
-// Out: the normed token in shared memory, in the order in which decode_kernel.cu stores activations; and the launchers
-//      of both kernels. Every number equals that of residual_norm_kernel.cu to the bit: sums are added in the same
-//      order.
+// In:  the token before the norm, and the norm's parameters; an output, and what is added to it.
+// Out: the normed token in shared memory, in the order in which decode_kernel.cu stores activations; the final output;
+//      and the launchers of both kernels. Every number equals that of the separate kernels to the bit: sums are added
+//      in the order of residual_norm_kernel.cu, and numbers are rounded where those kernels store them.
 #pragma once
 
+#include "kernels/device/convert.cuh"
 #include "kernels/device/global_loads.cuh"
 #include "kernels/device/vector.cuh"
-#include "kernels/gated_activation/gated_activation.h"
+#include "kernels/gated_activation/activated.cuh"
 #include "kernels/residual_norm/norm.cuh"
 #include "kernels/w4a16_linear/codes.cuh"
 #include "kernels/w4a16_linear/kernel_params.cuh"
 
 namespace awq2trt {
 
+// What follows the product.
+enum class Epilogue {
+  kNone,
+  kElementwise,  // an activation, an addend, or both
+  kGated,        // an activation of the gates, which multiplies the other half of the outputs
+};
+
 // What a launch needs in addition to LinearParams. The kernel must not read the memory of `sum`.
 template <typename T>
 struct FusionParams {
-  bool has_norm, has_activation;
+  bool has_norm;
+  Epilogue epilogue;
   const T* __restrict__ residual;   // [K], or nullptr
   const T* __restrict__ gain;       // [K]
   const T* __restrict__ norm_bias;  // [K], or nullptr
   T* __restrict__ sum;              // [K], with a residual
   float epsilon;
   bool rms;
+  bool has_activation;  // with Epilogue::kGated there always is one
   Activation activation;
+  const T* __restrict__ addend;  // [M, N], or nullptr; with Epilogue::kElementwise alone
 };
 
-// Launch the decode kernels with a norm or an activation: with a norm for one token only; for codes that are aligned to
+// The addend of an output, which is called after the wait for the previous kernel.
+template <typename T>
+__device__ __forceinline__ float load_addend(const FusionParams<T>& fusion, int64_t output) {
+  return fusion.addend != nullptr ? float_of_bits<T>(load_2_now(fusion.addend + output)) : 0.f;
+}
+
+// An output of the product with its activation and its addend, not rounded yet.
+template <typename T>
+__device__ __forceinline__ float finished(const FusionParams<T>& fusion, float y, float addend) {
+  if (fusion.has_activation) y = activated(fusion.activation, to_float(from_float<T>(y)));
+  return fusion.addend != nullptr ? to_float(from_float<T>(y)) + addend : y;
+}
+
+// Launch the decode kernels with a norm or an epilogue: with a norm for one token only; for codes that are aligned to
 // 16 bytes, with groups that fit their steps. `config` is the one for the product alone.
 template <typename T>
 cudaError_t launch_decode(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,

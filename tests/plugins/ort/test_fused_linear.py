@@ -22,6 +22,9 @@ TOLERANCE: Final = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 2.4e-2}
 
 EPSILON: Final = 1e-3
 
+COMPUTED: Final = ("x", "residual", "addend")
+"""Inputs that are no initializers."""
+
 
 @pytest.fixture(scope="module")
 def options() -> onnxruntime.SessionOptions:
@@ -52,6 +55,8 @@ class Case:
     norm: str = "rms"
     residual: bool = True
     activation: int = 0
+    gated: bool = True
+    addend: bool = False
     zeros: bool = True
     bias: bool = True
     dtype: str = "float16"
@@ -78,6 +83,8 @@ class Case:
             tensors["zeros"] = random.integers(-8, 8, (self.n, groups), np.int8)
         if self.bias:
             tensors["bias"] = random.standard_normal(self.n)
+        if self.addend:
+            tensors["addend"] = random.standard_normal((*self.shape[:-1], self.n))
         numbers = NUMPY_TYPES[self.dtype]
         tensors |= {name: np.ones(shape, tensors[name].dtype) for name, shape in self.resized.items()}
         return {
@@ -97,9 +104,16 @@ class Case:
             "rms": int(self.norm == "rms"),
             "has_activation": int(self.activation >= 0),
             "activation": max(self.activation, 0),
+            "gated": int(self.has_gates),
+            "has_addend": int(self.addend),
             "epsilon": EPSILON if self.norm else 0.0,
             **self.changed,
         }
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether half of the linear's outputs are gates."""
+        return self.activation >= 0 and self.gated
 
     def outputs(self) -> list[str]:
         """Their names."""
@@ -121,26 +135,30 @@ class Case:
             values = "normed"
         inputs = [values, *(name for name in ("codes", "scales", "zeros", "bias") if name in given)]
         linear = {name: attributes[name] for name in ("group_size", "has_zeros", "has_bias")}
-        gated = self.activation >= 0
-        nodes.append(_node(opset.W4A16_LINEAR, inputs, ["projected" if gated else "y"], linear))
-        if gated:
+        nodes.append(_node(opset.W4A16_LINEAR, inputs, ["projected" if self.has_gates else "y"], linear))
+        if self.has_gates:
             nodes.append(_node(opset.GATED_ACTIVATION, ["projected"], ["y"], {"activation": self.activation}))
         return nodes
 
     def session(self, options: onnxruntime.SessionOptions, nodes: list[onnx.NodeProto]) -> onnxruntime.InferenceSession:
         """A session of the nodes. Tensors that are computed enter and leave as fp32, the others are initializers."""
-        given, computed = self.tensors(), [name for name in ("x", "residual") if name in self.tensors()]
+        given, computed = self.tensors(), [name for name in COMPUTED if name in self.tensors()]
         kind = onnx.helper.np_dtype_to_tensor_dtype(NUMPY_TYPES[self.dtype])
         before = [onnx.helper.make_node("Cast", [f"given_{name}"], [name], to=kind) for name in computed]
         after = [
             onnx.helper.make_node("Cast", [name], [f"wide_{name}"], to=onnx.TensorProto.FLOAT)
             for name in self.outputs()
         ]
-        axes = ["batch", "tokens", "k"][3 - len(self.shape) :]
+        axes = ["batch", "tokens"][3 - len(self.shape) :]
         graph = onnx.helper.make_graph(
             [*before, *nodes, *after],
             "fused",
-            [onnx.helper.make_tensor_value_info(f"given_{name}", onnx.TensorProto.FLOAT, axes) for name in computed],
+            [
+                onnx.helper.make_tensor_value_info(
+                    f"given_{name}", onnx.TensorProto.FLOAT, [*axes, "n" if name == "addend" else "k"]
+                )
+                for name in computed
+            ],
             [
                 onnx.helper.make_tensor_value_info(f"wide_{name}", onnx.TensorProto.FLOAT, None)
                 for name in self.outputs()
@@ -154,8 +172,17 @@ class Case:
     def run(self, options: onnxruntime.SessionOptions, nodes: list[onnx.NodeProto]) -> list[Array]:
         """The outputs of the nodes."""
         given = self.tensors()
-        feeds = {f"given_{name}": given[name].astype(np.float32) for name in ("x", "residual") if name in given}
+        feeds = {f"given_{name}": given[name].astype(np.float32) for name in COMPUTED if name in given}
         return list(self.session(options, nodes).run(None, feeds))
+
+    def epilogue(self, y: Array) -> Array:
+        """Activation without gates, and addend, of the linear's outputs, each rounded."""
+        numbers = NUMPY_TYPES[self.dtype]
+        if self.activation >= 0:
+            y = np.asarray(activated(self.activation, y.astype(np.float64))).astype(numbers)
+        if self.addend:
+            y = (y.astype(np.float64) + self.tensors()["addend"]).astype(numbers)
+        return y.astype(np.float32)
 
     def expected(self) -> Array:
         """`y` in float64; of the steps between, the sum alone is rounded."""
@@ -171,10 +198,12 @@ class Case:
         zeros = given["zeros"][:, group] if self.zeros else 0
         y: Array = x @ (given["scales"][:, group] * (given["codes"].astype(np.float64) - zeros)).T
         y = y + given.get("bias", 0.0)
-        if self.activation < 0:
-            return y
-        gate, up = np.split(y, 2, axis=-1)
-        return np.asarray(activated(self.activation, gate) * up)
+        if self.has_gates:
+            gate, up = np.split(y, 2, axis=-1)
+            return np.asarray(activated(self.activation, gate) * up)
+        if self.activation >= 0:
+            y = activated(self.activation, y)
+        return np.asarray(y + given.get("addend", 0.0))
 
 
 def _node(op: str, inputs: list[str], outputs: list[str], attributes: dict[str, Any]) -> onnx.NodeProto:
@@ -193,6 +222,12 @@ CASES: Final = [
     pytest.param(Case(norm="layer-bias", activation=3, zeros=False, bias=False, shape=(40,)), id="one-token"),
     pytest.param(Case(norm="rms", residual=False, activation=-1, zeros=False, bias=False, n=7), id="least"),
     pytest.param(Case(shape=(5, 576), n=208, group_size=576), id="whole-row"),
+    pytest.param(Case(norm="layer-bias", activation=1, gated=False), id="gelu"),
+    pytest.param(Case(norm="", residual=False, activation=2, gated=False, n=40), id="gelu-tanh"),
+    pytest.param(Case(norm="layer", activation=3, gated=False, zeros=False, bias=False), id="relu"),
+    pytest.param(Case(norm="", residual=False, activation=-1, addend=True, bias=False), id="addend"),
+    pytest.param(Case(norm="", residual=False, activation=0, gated=False, addend=True, zeros=False), id="silu-addend"),
+    pytest.param(Case(activation=3, gated=False, addend=True, shape=(72,)), id="everything"),
 ]
 
 
@@ -201,8 +236,11 @@ CASES: Final = [
 def test_it_computes_what_its_parts_compute(options: onnxruntime.SessionOptions, case: Case, dtype: str) -> None:
     case = Case(**{**vars(case), "dtype": dtype})
     found, apart = case.run(options, case.fused()), case.run(options, case.apart())
+    if case.addend or case.has_gates != (case.activation >= 0):
+        apart[0] = case.epilogue(apart[0])
+    one_unit = 2**-22 if dtype == "float32" else 0.0  # tanh of NumPy and of the library may differ in their last bit
     for one, other in zip(found, apart, strict=True):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, other, rtol=one_unit, atol=1e-12)  # which is less than any number of 16 bits
     expected = case.expected()
     assert found[0].shape == expected.shape
     assert np.linalg.norm(found[0] - expected) <= TOLERANCE[dtype] * np.linalg.norm(expected)
@@ -228,9 +266,15 @@ def test_output_shapes_are_known_when_a_model_is_loaded(options: onnxruntime.Ses
     [
         pytest.param(Case(changed={"rms": 2}), "attribute rms must be 0 or 1, got 2", id="flag"),
         pytest.param(Case(changed={"activation": 4}), "activation must be 0 to 3, got 4", id="activation"),
-        pytest.param(Case(changed={"has_bias": 0}), "expected 6 inputs for .*has_bias = 0, got 7", id="inputs"),
+        pytest.param(Case(changed={"has_bias": 0}), "expected 6 inputs for .*has_bias = 0 and .*, got 7", id="inputs"),
         pytest.param(Case(norm="layer-bias", changed={"rms": 1}), "an RMS norm has no bias", id="bias-of-rms"),
         pytest.param(Case(norm="", residual=False, activation=-1), "a linear by itself is a W4A16Linear", id="neither"),
+        pytest.param(Case(activation=-1, changed={"gated": 1}), "attribute gated needs has_activation = 1", id="gated"),
+        pytest.param(Case(addend=True), "gated and has_addend cannot both be 1", id="gate-and-addend"),
+        pytest.param(Case(activation=-1, addend=True, changed={"has_addend": 0}), "expected 7 inputs", id="addend"),
+        pytest.param(Case(activation=-1, addend=True, resized={"addend": (2, 3, 40)}), "addend must have", id="shape"),
+        pytest.param(Case(activation=-1, addend=True, n=41), "width of an addend must be a mult", id="addend-width"),
+        pytest.param(Case(gated=False, n=41), "N = 41: the width must be a multiple of 8", id="plain-width"),
         pytest.param(Case(resized={"gain": (64,)}), r"the gain must have shape \[72\]", id="gain"),
         pytest.param(Case(resized={"scales": (48, 2)}), r"expected scales \[48, 3\]", id="scales"),
         pytest.param(Case(n=40), "I = 20: the width must be a multiple of 8", id="width"),

@@ -1,5 +1,6 @@
 // FusedLinear as TensorRT sees it. On a GPU against the operators that it is made of, each the plugin of its own, to
 // the bit: those have tests against their definitions.
+#include "kernels/fused_linear/epilogue.h"
 #include "trt/plugin_test.h"
 
 namespace awq2trt {
@@ -9,12 +10,15 @@ constexpr char kName[] = "FusedLinear";
 
 struct Attributes {
   int32_t group_size, has_zeros, has_bias, has_norm, has_residual, has_norm_bias, rms, has_activation, activation;
+  int32_t gated, has_addend;
   float epsilon;
 };
-constexpr Attributes kAll = {128, 1, 1, 1, 1, 1, 0, 1, 2, 1e-5f};
-constexpr Attributes kRms = {128, 1, 0, 1, 1, 0, 1, 0, 0, 1e-5f};
-constexpr Attributes kGate = {128, 0, 1, 0, 0, 0, 0, 1, 0, 0.f};
-constexpr Attributes kRmsGate = {128, 1, 0, 1, 1, 0, 1, 1, 0, 1e-6f};
+constexpr Attributes kAll = {128, 1, 1, 1, 1, 1, 0, 1, 2, 1, 0, 1e-5f};
+constexpr Attributes kRms = {128, 1, 0, 1, 1, 0, 1, 0, 0, 0, 0, 1e-5f};
+constexpr Attributes kGate = {128, 0, 1, 0, 0, 0, 0, 1, 0, 1, 0, 0.f};
+constexpr Attributes kRmsGate = {128, 1, 0, 1, 1, 0, 1, 1, 0, 1, 0, 1e-6f};
+constexpr Attributes kGelu = {128, 1, 1, 1, 1, 1, 0, 1, 1, 0, 0, 1e-5f};
+constexpr Attributes kAddend = {128, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0.f};
 
 Fields fields_of(const Attributes& a) {
   Fields fields;
@@ -22,12 +26,13 @@ Fields fields_of(const Attributes& a) {
   fields.integer("has_norm", a.has_norm).integer("has_residual", a.has_residual);
   fields.integer("has_norm_bias", a.has_norm_bias).integer("rms", a.rms);
   fields.integer("has_activation", a.has_activation).integer("activation", a.activation);
+  fields.integer("gated", a.gated).integer("has_addend", a.has_addend);
   fields.number("epsilon", a.epsilon);
   return fields;
 }
 
 Node node_of(const Attributes& a, int64_t max_tokens, int64_t n, int64_t k, TrtType type = TrtType::kHALF) {
-  const int64_t groups = (k + a.group_size - 1) / a.group_size, width = a.has_activation ? n / 2 : n;
+  const int64_t groups = (k + a.group_size - 1) / a.group_size, width = a.gated ? n / 2 : n;
   const DynamicPluginTensorDesc stream = tensor(type, dims({1, -1, k}), dims({1, max_tokens, k}));
   Node node;
   node.tensors.push_back(stream);
@@ -37,7 +42,9 @@ Node node_of(const Attributes& a, int64_t max_tokens, int64_t n, int64_t k, TrtT
   node.tensors.push_back(tensor(type, {n, groups}));
   if (a.has_zeros) node.tensors.push_back(tensor(TrtType::kINT4, {n, groups}));
   if (a.has_bias) node.tensors.push_back(tensor(type, {n}));
-  node.tensors.push_back(tensor(type, dims({1, -1, width}), dims({1, max_tokens, width})));
+  const DynamicPluginTensorDesc y = tensor(type, dims({1, -1, width}), dims({1, max_tokens, width}));
+  if (a.has_addend) node.tensors.push_back(y);
+  node.tensors.push_back(y);
   if (a.has_residual) node.tensors.push_back(stream);
   node.outputs = 1 + a.has_residual;
   return node;
@@ -66,7 +73,7 @@ TEST_F(FusedLinearPluginTest, RefusesBadAttributesWithTheReason) {
   wrong = kRms;
   wrong.has_norm = 0;
   EXPECT_EQ(create_plugin(kName, fields_of(wrong)), nullptr);
-  EXPECT_NE(recorder().errors.find("attribute has_norm or has_activation must be 1"), std::string::npos)
+  EXPECT_NE(recorder().errors.find("attribute has_norm, has_activation or has_addend must be 1"), std::string::npos)
       << recorder().errors;
   EXPECT_NE(recorder().errors.find("cannot create the plugin of node 'node'"), std::string::npos);
 }
@@ -86,6 +93,10 @@ TEST_F(FusedLinearPluginTest, OutputsFollowFromCodesAndX) {
   EXPECT_EQ(texts(outputs[1]), (std::vector<std::string>{"B", "S", "K"}));
   ASSERT_EQ(infer(kRmsGate, e, e.number(22016), outputs), 0) << recorder().errors;
   EXPECT_EQ(texts(outputs[0]), (std::vector<std::string>{"B", "S", "22016 / 2"}));
+  Attributes plain = kRmsGate;
+  plain.gated = 0;
+  ASSERT_EQ(infer(plain, e, e.number(22016), outputs), 0) << recorder().errors;
+  EXPECT_EQ(texts(outputs[0]), (std::vector<std::string>{"B", "S", "22016"}));
   EXPECT_NE(infer(kRmsGate, e, e.number(33), outputs), 0);
   EXPECT_NE(recorder().errors.find("even number of rows N, got 33"), std::string::npos) << recorder().errors;
 
@@ -104,6 +115,7 @@ TEST_F(FusedLinearPluginTest, TakesOneHalfTypeAndInt4) {
   EXPECT_TRUE(supports_all(*plugin, node_of(kAll, 8, 64, 256)));
   EXPECT_TRUE(supports_all(*plugin, node_of(kAll, 8, 64, 256, TrtType::kBF16)));
   EXPECT_FALSE(supports_all(*plugin, node_of(kAll, 8, 64, 256, TrtType::kFLOAT)));
+  EXPECT_TRUE(supports_all(*create_plugin(kName, fields_of(kAddend)), node_of(kAddend, 8, 64, 256)));
   for (size_t other = 1; other < node_of(kAll, 8, 64, 256).tensors.size(); ++other) {
     Node node = node_of(kAll, 8, 64, 256);
     node.tensors[other].desc.type = TrtType::kINT8;
@@ -121,6 +133,12 @@ TEST_F(FusedLinearPluginTest, ConfiguresOnlyShapesThatFit) {
   node.tensors[2].desc.dims = dims({128});
   EXPECT_NE(configure(*plugin, node), 0);
   EXPECT_NE(recorder().errors.find("the gain must have shape [256]"), std::string::npos) << recorder().errors;
+  const auto added = create_plugin(kName, fields_of(kAddend));
+  EXPECT_EQ(configure(*added, node_of(kAddend, 2048, 4544, 4544)), 0) << recorder().errors;
+  node = node_of(kAddend, 8, 64, 256);
+  node.tensors[4] = tensor(TrtType::kHALF, dims({1, -1, 256}), dims({1, 8, 256}));
+  EXPECT_NE(configure(*added, node), 0);
+  EXPECT_NE(recorder().errors.find("the addend must have the shape of y"), std::string::npos) << recorder().errors;
 }
 
 TEST_F(FusedLinearPluginTest, WorkspaceIsKnownWithoutAGpu) {
@@ -145,7 +163,7 @@ class FusedLinearPluginGpuTest : public PluginGpuTest {
     SCOPED_TRACE("M " + std::to_string(m) + " N " + std::to_string(n) + " K " + std::to_string(k));
     constexpr TrtType kType = TrtTypeOf<T>::value;
     std::mt19937 random(test_seed());
-    const size_t count = static_cast<size_t>(m) * k, outputs = static_cast<size_t>(m) * n / (a.has_activation ? 2 : 1);
+    const size_t count = static_cast<size_t>(m) * k, outputs = static_cast<size_t>(m) * n / (a.gated ? 2 : 1);
     const size_t groups = static_cast<size_t>(n) * ((k + a.group_size - 1) / a.group_size);
     const auto bytes = [&](size_t size) {
       std::vector<uint8_t> values(size);
@@ -156,10 +174,10 @@ class FusedLinearPluginGpuTest : public PluginGpuTest {
         residual(random_normal<T>(count, 1.f, 2.f, random));
     const DeviceArray<T> gain(random_normal<T>(k, 1.f, 0.3f, random)), norm_bias(random_normal<T>(k, 0.f, 1.f, random));
     const DeviceArray<T> scales(random_normal<T>(groups, 0.01f, 0.002f, random)),
-        bias(random_normal<T>(n, 0.f, 1.f, random));
+        bias(random_normal<T>(n, 0.f, 1.f, random)), addend(random_normal<T>(outputs, 0.f, 5.f, random));
     const DeviceArray<uint8_t> codes(bytes(static_cast<size_t>(n) * k / 2)), zeros(bytes((groups + 1) / 2));
 
-    // Apart: norm, linear, activation.
+    // Apart: norm, linear, activation; without gates, what follows the linear is no plugin but a kernel.
     const DeviceArray<T> normed(count), projected(static_cast<size_t>(m) * n), apart(outputs), apart_sum(count);
     const DynamicPluginTensorDesc stream = tensor(kType, dims({1, -1, k}), dims({1, m, k}));
     std::vector<const void*> norm_inputs = {x.get()}, linear_inputs = {a.has_norm ? normed.get() : x.get()};
@@ -184,18 +202,26 @@ class FusedLinearPluginGpuTest : public PluginGpuTest {
     }
     if (a.has_zeros) linear_inputs.push_back(zeros.get());
     if (a.has_bias) linear_inputs.push_back(bias.get());
-    T* const linear_y = a.has_activation ? projected.get() : apart.get();
+    T* const linear_y = a.gated ? projected.get() : apart.get();
     EnginePlugin("W4A16Linear", linear_fields, node_of(linear, m, n, k, kType)).run(linear_inputs, {linear_y});
-    if (a.has_activation) {
+    if (a.gated) {
       Fields fields;
       fields.integer("activation", a.activation);
       const Node node = {
           {tensor(kType, dims({1, -1, n}), dims({1, m, n})), tensor(kType, dims({1, -1, n / 2}), dims({1, m, n / 2}))}};
       EnginePlugin("GatedActivation", fields, node).run({projected.get()}, {apart.get()});
+    } else if (a.has_activation || a.has_addend) {
+      FusedLinearProblem problem = {};
+      problem.linear.m = m, problem.linear.n = n;
+      problem.linear.dtype = kType == TrtType::kHALF ? DataType::kHalf : DataType::kBFloat16;
+      problem.has_activation = a.has_activation != 0, problem.has_addend = a.has_addend != 0;
+      problem.activation.activation = static_cast<Activation>(a.activation);
+      ASSERT_CUDA(launch_epilogue(problem, addend.get(), apart.get(), false, nullptr));
     }
 
     std::vector<const void*> inputs = norm_inputs;
     inputs.insert(inputs.end(), linear_inputs.begin() + 1, linear_inputs.end());
+    if (a.has_addend) inputs.push_back(addend.get());
     const DeviceArray<T> y(outputs), sum(count);
     EnginePlugin plugin(kName, fields_of(a), node_of(a, m, n, k, kType));
     for (const bool in_graph : {false, true}) {
@@ -205,7 +231,7 @@ class FusedLinearPluginGpuTest : public PluginGpuTest {
       in_graph ? plugin.run_in_graph(inputs, results) : plugin.run(inputs, results);
       SCOPED_TRACE(in_graph ? "in a CUDA graph" : "on a stream");
       EXPECT_LT(relative_error(widened(y.host()), widened(apart.host())), TrtTypeOf<T>::tolerance);
-      if ((k + 127) / 128 % 2 == 0 || !a.has_activation) {  // else sums may be added in another order
+      if ((k + 127) / 128 % 2 == 0 || !a.gated) {  // else sums may be added in another order
         EXPECT_EQ(widened(y.host()), widened(apart.host()));
       }
       if (a.has_residual) {
@@ -217,7 +243,7 @@ class FusedLinearPluginGpuTest : public PluginGpuTest {
 
 TEST_F(FusedLinearPluginGpuTest, ComputesWhatTheOperatorsApartCompute) {
   for (const int m : {1, 2, 7, 40}) {
-    for (const Attributes& a : {kAll, kRms, kGate, kRmsGate}) {
+    for (const Attributes& a : {kAll, kRms, kGate, kRmsGate, kGelu, kAddend}) {
       check<__half>(a, m, 304, 2048);
       check<__half>(a, m, 6144, 2048);
       check<__nv_bfloat16>(a, m, 144, 576);

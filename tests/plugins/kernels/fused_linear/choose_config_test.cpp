@@ -14,7 +14,7 @@ FusedLinearProblem problem_of(int m, int n, int k, int group_size = 128) {
   constexpr DataType kType = DataType::kHalf;
   FusedLinearProblem p = {};
   p.linear = {m, n, k, group_size, kType, true, false};
-  p.has_norm = p.has_activation = true;
+  p.has_norm = p.has_activation = p.gated = true;
   p.norm = {m, k, 1e-5F, true, true, false, kType};
   p.activation = {m, n / 2, Activation::kSilu, kType};
   return p;
@@ -26,7 +26,7 @@ TEST(FusedLinearConfig, OneTokensNormAndEightTokensActivationsAreInside) {
       for (const int m : {1, 2, 8, 9, 600}) {
         const FusedLinearConfig config = choose_config(problem_of(m, n, k), device);
         EXPECT_EQ(config.norm_inside, m == 1) << m;
-        EXPECT_EQ(config.activation_inside, m <= 8) << m;
+        EXPECT_EQ(config.epilogue_inside, m <= 8) << m;
         EXPECT_EQ(config.linear.kernel, choose_config(problem_of(m, n, k).linear, device).kernel);
         EXPECT_EQ(config.linear.rows_per_block, choose_config(problem_of(m, n, k).linear, device).rows_per_block)
             << "other rows, other sums";
@@ -39,11 +39,13 @@ TEST(FusedLinearConfig, WhatIsNotThereIsNotInside) {
   FusedLinearProblem p = problem_of(1, 4096, 4096);
   p.has_norm = false;
   EXPECT_FALSE(choose_config(p, kH100).norm_inside);
-  EXPECT_TRUE(choose_config(p, kH100).activation_inside);
+  EXPECT_TRUE(choose_config(p, kH100).epilogue_inside);
   p = problem_of(1, 4096, 4096);
-  p.has_activation = false;
+  p.has_activation = p.gated = false;
   EXPECT_TRUE(choose_config(p, kH100).norm_inside);
-  EXPECT_FALSE(choose_config(p, kH100).activation_inside);
+  EXPECT_FALSE(choose_config(p, kH100).epilogue_inside);
+  p.has_addend = true;
+  EXPECT_TRUE(choose_config(p, kH100).epilogue_inside);
 }
 
 TEST(FusedLinearConfig, CodesAndGroupsThatTheKernelsHaveNoVariantsForAreApart) {
@@ -52,7 +54,7 @@ TEST(FusedLinearConfig, CodesAndGroupsThatTheKernelsHaveNoVariantsForAreApart) {
                                         problem_of(1, 4096, 1000), problem_of(1, 1 << 20, 1 << 14)}) {
       const FusedLinearConfig config = choose_config(p, device);
       EXPECT_FALSE(config.norm_inside);
-      EXPECT_FALSE(config.activation_inside);
+      EXPECT_FALSE(config.epilogue_inside);
     }
     EXPECT_TRUE(choose_config(problem_of(1, 4096, 576, 576), device).norm_inside) << "one group";
     EXPECT_TRUE(choose_config(problem_of(1, 4096, 4096, 256), device).norm_inside);
@@ -72,10 +74,18 @@ TEST(FusedLinearConfig, TheBoundOfTheWorkspaceHoldsForEveryNumberOfTokens) {
   }
 }
 
+TEST(FusedLinearConfig, OnlyGatesNeedRoomForTheLinearsOutputs) {
+  FusedLinearProblem p = problem_of(600, 22016, 4096);
+  const size_t gated = workspace_bound(p);
+  p.gated = false, p.has_addend = true, p.activation.width = 22016;
+  ASSERT_EQ(check_validity(p), nullptr);
+  EXPECT_EQ(gated - workspace_bound(p), size_t{2} * 600 * 22016);
+}
+
 TEST(FusedLinearConfig, PartsThatDoNotFitEachOtherAreInvalid) {
   EXPECT_EQ(check_validity(problem_of(1, 64, 128)), nullptr);
   FusedLinearProblem p = problem_of(1, 64, 128);
-  p.has_norm = p.has_activation = false;
+  p.has_norm = p.has_activation = p.gated = false;
   EXPECT_NE(check_validity(p), nullptr);
   p = problem_of(1, 64, 128);
   p.norm.rows = 2;
@@ -86,6 +96,17 @@ TEST(FusedLinearConfig, PartsThatDoNotFitEachOtherAreInvalid) {
   p = problem_of(1, 64, 128);
   p.activation.width = 64;
   EXPECT_NE(check_validity(p), nullptr);
+  p.gated = false;
+  EXPECT_EQ(check_validity(p), nullptr) << "all outputs are activated";
+  p.has_addend = true;
+  EXPECT_EQ(check_validity(p), nullptr);
+  p.gated = true, p.activation.width = 32;
+  EXPECT_NE(check_validity(p), nullptr) << "gates exclude an addend";
+  p.has_addend = p.has_activation = false;
+  EXPECT_NE(check_validity(p), nullptr) << "gates without an activation";
+  p = problem_of(1, 44, 128);
+  p.has_activation = p.gated = false, p.has_addend = true;
+  EXPECT_NE(check_validity(p), nullptr) << "an addend whose width is no multiple of 8";
   EXPECT_NE(check_validity(problem_of(1, 40, 128)), nullptr) << "half of N is no multiple of 8";
   EXPECT_NE(check_validity(problem_of(1, 64, 32768)), nullptr) << "too wide for a norm";
 }

@@ -1,207 +1,10 @@
-// FusedLinear on a GPU: against its definition in fp64, and to the bit against the three operators that it is made of,
-// one after the other. Inputs are drawn anew in every run (AWQ2TRT_TEST_SEED repeats one); outputs are poisoned with
-// NaN.
-#include <cmath>
-#include <cstring>
-#include <memory>
-#include <random>
-#include <string>
-#include <vector>
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "kernels/fused_linear/fused_linear.h"
-#include "kernels/gpu_test.h"
+// FusedLinear on a GPU: against its definition in fp64, and to the bit against the operators that it is made of, one
+// after the other. Outputs are poisoned with NaN.
+#include "kernels/fused_linear/random_problem.h"
 #include "kernels/w4a16_linear/kernel_params.cuh"
-#include "kernels/w4a16_linear/reference.h"
 
 namespace awq2trt {
 namespace {
-
-constexpr int kWholeRow = 1 << 20;  // a group
-constexpr DataType kTypes[] = {DataType::kHalf, DataType::kBFloat16};
-
-// What is fused with the linear.
-struct Parts {
-  bool norm, rms, residual, norm_bias, activation;
-  Activation kind;
-};
-constexpr Parts kRms = {true, true, false, false, false, {}};
-constexpr Parts kRmsResidual = {true, true, true, false, false, {}};
-constexpr Parts kLayer = {true, false, false, false, false, {}};
-constexpr Parts kLayerEverything = {true, false, true, true, false, {}};
-constexpr Parts kGate = {false, false, false, false, true, Activation::kSilu};
-constexpr Parts kNormAndGate = {true, true, true, false, true, Activation::kSilu};
-constexpr Parts kLayerAndGate = {true, false, true, true, true, Activation::kGelu};
-
-struct Sizes {
-  int m, n, k, group_size;
-};
-
-FusedLinearProblem problem_of(const Sizes& s, const Parts& parts, DataType dtype, bool zeros, bool bias) {
-  FusedLinearProblem p = {};
-  p.linear = {s.m, s.n, s.k, s.group_size == kWholeRow ? s.k : s.group_size, dtype, zeros, bias};
-  p.has_norm = parts.norm;
-  if (parts.norm) p.norm = {s.m, s.k, 1e-5f, parts.rms, parts.residual, parts.norm_bias, dtype};
-  p.has_activation = parts.activation;
-  if (parts.activation) p.activation = {s.m, s.n / 2, parts.kind, dtype};
-  return p;
-}
-
-std::string name_of(const FusedLinearProblem& p) {
-  const GemmProblem& l = p.linear;
-  std::string name = l.dtype == DataType::kHalf ? "half" : "bfloat16";
-  name += " M " + std::to_string(l.m) + " N " + std::to_string(l.n) + " K " + std::to_string(l.k) + " G " +
-          std::to_string(l.group_size) + (l.has_zeros ? " zeros" : "") + (l.has_bias ? " bias" : "");
-  if (p.has_norm) name += std::string(p.norm.rms ? ", rms" : ", layer") + (p.norm.has_residual ? " residual" : "");
-  if (p.has_norm && p.norm.has_bias) name += " norm bias";
-  return p.has_activation ? name + ", activation " + std::to_string(static_cast<int>(p.activation.activation)) : name;
-}
-
-std::vector<uint8_t> random_bytes(size_t count, std::mt19937& random) {
-  std::vector<uint8_t> values(count);
-  for (uint8_t& value : values) value = static_cast<uint8_t>(random());
-  return values;
-}
-
-template <typename T>
-std::vector<double> widened(const std::vector<T>& values) {
-  std::vector<double> wide;
-  for (const T& value : values) wide.push_back(static_cast<float>(value));
-  return wide;
-}
-
-double activated(Activation activation, double x) {
-  switch (activation) {
-    case Activation::kSilu:
-      return x / (1.0 + std::exp(-x));
-    case Activation::kGelu:
-      return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
-    case Activation::kGeluTanh:
-      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
-    case Activation::kRelu:
-      return std::max(x, 0.0);
-  }
-  return x;
-}
-
-// Random tensors of a problem, on the device; and what leaves.
-template <typename T>
-class RandomProblem {
- public:
-  explicit RandomProblem(const FusedLinearProblem& problem, int unaligned_bytes = 0) : p(problem) {
-    std::mt19937 random(test_seed());
-    const GemmProblem& l = p.linear;
-    const size_t inputs = size_t{1} * l.m * l.k, groups = static_cast<size_t>(l.n) * l.groups();
-    // A norm's input is as large as a residual stream gets; without one, x is what a norm would have made of it.
-    x = random_normal<T>(inputs, p.has_norm ? 5.f : 0.f, p.has_norm ? 100.f : 1.f, random);
-    residual = random_normal<T>(inputs, 0.f, 100.f, random);
-    gain = random_normal<T>(l.k, 1.f, 0.3f, random);
-    norm_bias = random_normal<T>(l.k, 0.f, 0.5f, random);
-    codes = random_bytes(static_cast<size_t>(l.n) * l.k / 2, random);
-    scales = random_normal<T>(groups, 0.01f, 0.002f, random);
-    zeros = random_bytes((groups + 1) / 2, random);
-    bias = random_normal<T>(l.n, 0.f, 1.f, random);
-    std::vector<uint8_t> shifted(unaligned_bytes);
-    shifted.insert(shifted.end(), codes.begin(), codes.end());
-    d_codes = std::make_unique<DeviceArray<uint8_t>>(shifted);
-    d_x = std::make_unique<DeviceArray<T>>(x), d_residual = std::make_unique<DeviceArray<T>>(residual);
-    d_gain = std::make_unique<DeviceArray<T>>(gain), d_norm_bias = std::make_unique<DeviceArray<T>>(norm_bias);
-    d_scales = std::make_unique<DeviceArray<T>>(scales), d_bias = std::make_unique<DeviceArray<T>>(bias);
-    d_zeros = std::make_unique<DeviceArray<uint8_t>>(zeros);
-    y = std::make_unique<DeviceArray<T>>(outputs()), sum = std::make_unique<DeviceArray<T>>(inputs);
-    first_code = d_codes->get() + unaligned_bytes;
-  }
-
-  size_t outputs() const { return size_t{1} * p.linear.m * p.linear.n / (p.has_activation ? 2 : 1); }
-
-  FusedLinearTensors tensors(void* workspace) const {
-    const bool residual_there = p.has_norm && p.norm.has_residual;
-    return {d_x->get(),
-            residual_there ? d_residual->get() : nullptr,
-            p.has_norm ? d_gain->get() : nullptr,
-            p.has_norm && p.norm.has_bias ? d_norm_bias->get() : nullptr,
-            first_code,
-            d_scales->get(),
-            p.linear.has_zeros ? d_zeros->get() : nullptr,
-            p.linear.has_bias ? d_bias->get() : nullptr,
-            y->get(),
-            residual_there ? sum->get() : nullptr,
-            workspace};
-  }
-
-  void poison() const {
-    cudaMemset(y->get(), 0xff, sizeof(T) * outputs());  // NaN in both types
-    cudaMemset(sum->get(), 0xff, sizeof(T) * x.size());
-  }
-
-  // y of the operators one after the other, each on memory of its own; the sum goes to this->sum.
-  std::vector<T> apart(const KernelConfig& config) const {
-    const GemmProblem& l = p.linear;
-    const FusedLinearTensors t = tensors(nullptr);
-    const DeviceArray<T> normed(x.size()), projected(size_t{1} * l.m * l.n);
-    const DeviceArray<uint8_t> workspace(config.workspace_bytes);
-    if (p.has_norm) {
-      EXPECT_EQ(
-          launch_residual_norm(p.norm, {t.x, t.residual, t.gain, t.norm_bias, t.sum, normed.get()}, false, nullptr),
-          cudaSuccess);
-    }
-    const LinearTensors linear = {
-        p.has_norm ? normed.get() : t.x, t.codes, t.scales, t.zeros, t.bias, projected.get(), workspace.get()};
-    EXPECT_EQ(launch_w4a16_linear(l, config, linear, nullptr), cudaSuccess);
-    if (!p.has_activation) return projected.host();
-    EXPECT_EQ(launch_gated_activation(p.activation, projected.get(), y->get(), false, nullptr), cudaSuccess);
-    return y->host();
-  }
-
-  // The definition in fp64; the sum alone is rounded, since the operator says so.
-  std::vector<double> expected() const {
-    const GemmProblem& l = p.linear;
-    std::vector<double> rows = widened(x);
-    if (p.has_norm && p.norm.has_residual) rows = widened(rounded_sums());
-    for (int m = 0; m < l.m && p.has_norm; ++m) normalize(&rows[static_cast<size_t>(m) * l.k]);
-    const std::vector<double> weights =
-        dequantize_weights(l, codes.data(), widened(scales).data(), l.has_zeros ? zeros.data() : nullptr);
-    const std::vector<double> biases = widened(bias);
-    const std::vector<double> all = linear_reference(l, rows.data(), weights, l.has_bias ? biases.data() : nullptr);
-    if (!p.has_activation) return all;
-    std::vector<double> gated;
-    const int width = l.n / 2;
-    for (int m = 0; m < l.m; ++m) {
-      const double* const row = &all[static_cast<size_t>(m) * l.n];
-      for (int i = 0; i < width; ++i) gated.push_back(activated(p.activation.activation, row[i]) * row[width + i]);
-    }
-    return gated;
-  }
-
-  std::vector<T> rounded_sums() const {
-    std::vector<T> sums;
-    for (size_t i = 0; i < x.size(); ++i) {
-      sums.push_back(static_cast<T>(static_cast<float>(x[i]) + static_cast<float>(residual[i])));
-    }
-    return sums;
-  }
-
-  FusedLinearProblem p;
-  std::vector<T> x, residual, gain, norm_bias, scales, bias;
-  std::vector<uint8_t> codes, zeros;
-  std::unique_ptr<DeviceArray<T>> d_x, d_residual, d_gain, d_norm_bias, d_scales, d_bias, y, sum;
-  std::unique_ptr<DeviceArray<uint8_t>> d_codes, d_zeros;
-  uint8_t* first_code = nullptr;
-
- private:
-  void normalize(double* row) const {
-    const int width = p.norm.width;
-    double mean = 0.0, squares = 0.0;
-    for (int i = 0; i < width; ++i) mean += p.norm.rms ? 0.0 : row[i] / width;
-    for (int i = 0; i < width; ++i) squares += (row[i] - mean) * (row[i] - mean) / width;
-    for (int i = 0; i < width; ++i) {
-      row[i] = (row[i] - mean) / std::sqrt(squares + p.norm.eps) * static_cast<float>(gain[i]) +
-               (p.norm.has_bias ? static_cast<float>(norm_bias[i]) : 0.f);
-    }
-  }
-};
 
 template <typename T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
@@ -219,7 +22,7 @@ double relative_error(const std::vector<double>& got, const std::vector<double>&
 
 // Whether every sum is added in the order of the operators apart (fused_linear.h).
 bool is_in_order(const FusedLinearProblem& p, const FusedLinearConfig& config) {
-  const bool by_tiles = config.activation_inside && config.linear.kernel == Kernel::kDecode;
+  const bool by_tiles = config.epilogue_inside && p.gated && config.linear.kernel == Kernel::kDecode;
   return !by_tiles || (p.linear.k + 127) / 128 % 2 == 0;
 }
 
@@ -229,7 +32,7 @@ class FusedLinearGpu : public GpuTest {
   void check_typed(const FusedLinearProblem& p, const FusedLinearConfig& config, bool with_reference,
                    int unaligned_bytes) {
     SCOPED_TRACE(name_of(p) + " kernel " + std::to_string(static_cast<int>(config.linear.kernel)) +
-                 (config.norm_inside ? " norm inside" : "") + (config.activation_inside ? " activation inside" : ""));
+                 (config.norm_inside ? " norm inside" : "") + (config.epilogue_inside ? " epilogue inside" : ""));
     ASSERT_EQ(check_validity(p), nullptr);
     const RandomProblem<T> problem(p, unaligned_bytes);
     const std::vector<T> apart = problem.apart(config.linear);
@@ -272,8 +75,10 @@ TEST_F(FusedLinearGpu, EveryCombinationOfParts) {
   for (const DataType dtype : kTypes) {
     for (const int k : {576, 1000, 2048}) {  // half a step behind whole ones, rows off 16 bytes, whole steps
       for (const int m : {1, 2, 8, 9}) {
-        for (const Parts& parts : {kRms, kRmsResidual, kLayer, kLayerEverything, kGate, kNormAndGate, kLayerAndGate}) {
-          const int n = parts.activation ? 304 : 333;
+        flags += 1;  // so that every part meets every flag
+        for (const Parts& parts : {kRms, kRmsResidual, kLayer, kLayerEverything, kGate, kNormAndGate, kLayerAndGate,
+                                   kGelu, kAddend, kReluAndAddend, kLayerAndGelu, kEverything}) {
+          const int n = parts.activation || parts.addend ? 304 : 333;
           check(problem_of({m, n, k, 128}, parts, dtype, flags & 1, flags & 2));
           flags += 3;
         }
@@ -288,6 +93,8 @@ TEST_F(FusedLinearGpu, EveryActivation) {
       Parts parts = kNormAndGate;
       parts.kind = static_cast<Activation>(kind);
       for (const int m : {1, 5, 9}) check(problem_of({m, 336, 2048, 128}, parts, dtype, true, true));
+      parts.gated = false;
+      for (const int m : {1, 5, 9}) check(problem_of({m, 328, 2048, 128}, parts, dtype, true, true));
     }
   }
 }
@@ -297,6 +104,8 @@ TEST_F(FusedLinearGpu, EveryNumberOfTokens) {
     for (const int m : {1, 2, 3, 5, 8, 9, 64, 600}) {
       check(problem_of({m, 400, 576, 64}, kNormAndGate, dtype, true, true));
       check(problem_of({m, 400, 576, 576}, kLayerAndGate, dtype, true, false));
+      check(problem_of({m, 392, 576, 64}, kEverything, dtype, true, true));
+      check(problem_of({m, 392, 1088, 128}, kReluAndAddend, dtype, true, true));
       check(problem_of({m, 403, 1088, 128}, kLayerEverything, dtype, false, true));
     }
   }
@@ -310,12 +119,16 @@ TEST_F(FusedLinearGpu, BothDecodeKernels) {
     for (const int k : {32, 288, 1536, 2080, 4096, 5120, 11008, 16384}) {
       for (const int group_size : {128, 384, kWholeRow}) {
         for (const Kernel kernel : {Kernel::kDecode, Kernel::kDecodeOnce}) {
-          for (const Parts& parts : {kRmsResidual, kLayerEverything, kGate, kNormAndGate, kLayerAndGate}) {
+          flags += 1;  // so that every part meets every flag
+          for (const Parts& parts : {kRmsResidual, kLayerEverything, kGate, kNormAndGate, kLayerAndGate, kAddend,
+                                     kLayerAndGelu, kEverything}) {
             for (const int m : {1, 7}) {
               const size_t bytes =
                   kernel == Kernel::kDecodeOnce ? DecodeOnceShared(m, k).bytes : DecodeShared(m, k, 32, 8).bytes;
               if (bytes > static_cast<size_t>(device_.max_shared_bytes)) continue;
-              const int n = parts.activation ? 48 : 47;
+              // The last tile of 16 rows is not whole, except with gates, whose tiles are as wide as y must be.
+              const bool gated = parts.activation && parts.gated;
+              const int n = gated ? 48 : parts.activation || parts.addend ? 40 : 47;
               const FusedLinearProblem p = problem_of({m, n, k, group_size}, parts, dtype, flags & 1, flags & 2);
               FusedLinearConfig config = choose_config(p, device_);
               config.linear.kernel = kernel;
@@ -323,7 +136,7 @@ TEST_F(FusedLinearGpu, BothDecodeKernels) {
               config.linear.rows_per_block = kernel == Kernel::kDecode && flags % 4 < 2 ? 32 : 16;
               config.linear.warps = 8;
               config.norm_inside = p.has_norm && m == 1;
-              config.activation_inside = p.has_activation;
+              config.epilogue_inside = p.has_activation || p.has_addend;
               check(p, config);
               flags += 1;
             }
@@ -341,8 +154,20 @@ TEST_F(FusedLinearGpu, ShapesOfRealModelsInTheBitsOfTheOperatorsApart) {
       const FusedLinearProblem p = problem_of(s, kNormAndGate, DataType::kHalf, true, false);
       check(p, choose_config(p, device_), false);
     }
+    // Falcon-7B's o, and up with its activation; MPT-7B's up with norm and activation.
+    FusedLinearProblem p = problem_of({m, 4544, 4544, 128}, kAddend, DataType::kHalf, true, false);
+    check(p, choose_config(p, device_), false);
+    p = problem_of({m, 18176, 4544, 128}, kGelu, DataType::kHalf, true, false);
+    check(p, choose_config(p, device_), false);
+    p = problem_of({m, 16384, 4096, 128}, kLayerAndGelu, DataType::kBFloat16, true, true);
+    check(p, choose_config(p, device_), false);
+    // Falcon-7B's last linear, and Llama-2-13B's.
+    p = problem_of({m, 4544, 18176, 128}, kReluAndAddend, DataType::kHalf, true, true);
+    check(p, choose_config(p, device_), false);
+    p = problem_of({m, 5120, 13824, 128}, kAddend, DataType::kBFloat16, true, false);
+    check(p, choose_config(p, device_), false);
     for (const Sizes& s : {Sizes{m, 12288, 4096, 128}, {m, 15360, 5120, 128}, {m, 960, 576, 576}}) {
-      const FusedLinearProblem p = problem_of(s, kRmsResidual, DataType::kBFloat16, true, true);
+      p = problem_of(s, kRmsResidual, DataType::kBFloat16, true, true);
       check(p, choose_config(p, device_), false);
     }
   }
@@ -352,8 +177,23 @@ TEST_F(FusedLinearGpu, CodesThatAreNotAlignedAreComputedWithApart) {
   for (const int m : {1, 3}) {
     const FusedLinearProblem p = problem_of({m, 304, 2048, 128}, kNormAndGate, DataType::kHalf, true, true);
     const FusedLinearConfig config = choose_config(p, device_);
-    ASSERT_TRUE(config.activation_inside);
+    ASSERT_TRUE(config.epilogue_inside);
     check(p, config, true, 4);
+    const FusedLinearProblem added = problem_of({m, 304, 2048, 128}, kEverything, DataType::kHalf, true, true);
+    ASSERT_TRUE(choose_config(added, device_).epilogue_inside);
+    check(added, choose_config(added, device_), true, 4);
+  }
+}
+
+// Blocks with more outputs than threads: a thread's second addend is loaded late.
+TEST_F(FusedLinearGpu, BlocksWithMoreOutputsThanThreads) {
+  for (const auto& [m, rows_per_block] : {std::pair(1, 400), {8, 80}}) {
+    const FusedLinearProblem p = problem_of({m, 760, 512, 128}, kReluAndAddend, DataType::kHalf, true, true);
+    FusedLinearConfig config = choose_config(p, device_);
+    config.linear.kernel = Kernel::kDecode, config.linear.splits = 1;
+    config.linear.rows_per_block = rows_per_block, config.linear.warps = 8;
+    config.epilogue_inside = true;
+    check(p, config);
   }
 }
 
@@ -366,7 +206,7 @@ TEST_F(FusedLinearGpu, LaunchesThatOverlapSeeWhatTheOneBeforeWrote) {
     const RandomProblem<__half> problem(p);
     FusedLinearConfig config = choose_config(p, device_);
     config.linear.kernel = kernel, config.linear.rows_per_block = 16, config.linear.warps = 8;
-    config.norm_inside = config.activation_inside = true;
+    config.norm_inside = config.epilogue_inside = true;
     const DeviceArray<uint8_t> workspace(config.workspace_bytes);
     const DeviceArray<__half> other_y(kFeatures), other_sum(kFeatures);
     cudaStream_t stream = nullptr;
@@ -430,6 +270,19 @@ TEST_F(FusedLinearGpu, RefusesWhatItCannotTake) {
   wrong = tensors;
   wrong.x = problem.d_x->get() + 1;
   EXPECT_EQ(launch_fused_linear(good, config, wrong, nullptr), cudaErrorMisalignedAddress);
+  const FusedLinearProblem sum = problem_of({1, 304, 512, 128}, kEverything, DataType::kHalf, true, true);
+  const RandomProblem<__half> of_sum(sum);
+  const FusedLinearConfig config_of_sum = choose_config(sum, device_);
+  const FusedLinearTensors right = of_sum.tensors(workspace.get());
+  ASSERT_CUDA(launch_fused_linear(sum, config_of_sum, right, nullptr));
+  wrong = right, wrong.addend = nullptr;
+  EXPECT_EQ(launch_fused_linear(sum, config_of_sum, wrong, nullptr), cudaErrorInvalidValue);
+  wrong = right, wrong.addend = of_sum.d_addend->get() + 1;
+  EXPECT_EQ(launch_fused_linear(sum, config_of_sum, wrong, nullptr), cudaErrorMisalignedAddress);
+  for (const void* const written : {right.y, right.sum}) {
+    wrong = right, wrong.addend = written;
+    EXPECT_EQ(launch_fused_linear(sum, config_of_sum, wrong, nullptr), cudaErrorInvalidValue) << "would be overwritten";
+  }
   for (const void* const read : {tensors.x, tensors.residual}) {
     wrong = tensors;
     wrong.sum = const_cast<void*>(read);
