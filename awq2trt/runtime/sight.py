@@ -94,6 +94,11 @@ class Sight:
         return [token for token in tokens for _ in range(pieces if token == self.record.image_token else 1)]
 
 
+def no_sight() -> UsageError:
+    """The error that says that a model of text was given images."""
+    return UsageError("this model does not see: it is a model of text.", where="--image", fix="leave --image out.")
+
+
 def with_markers(messages: Sequence[Message], images: int) -> list[Message]:
     """A conversation with a marker for every image: before the last text of the user, where there are none."""
     marked = list(messages)
