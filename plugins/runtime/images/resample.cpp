@@ -105,30 +105,67 @@ void mix(const uint8_t* from, int64_t stride, const std::vector<int32_t>& weight
   to[2] = rounded(blue);
 }
 
-std::vector<uint8_t> cut(const ImageView& image, const Window& window) {
-  std::vector<uint8_t> pixels(static_cast<size_t>(window.height * window.width * kChannels));
+// Pixels of a part of an image.
+struct Part {
+  std::vector<uint8_t> rgb;
+  int64_t width;
+
+  explicit Part(int64_t part_width, int64_t height)
+      : rgb(static_cast<size_t>(part_width * height * kChannels)), width(part_width) {}
+  ImageView view() const { return {rgb.data(), width, static_cast<int64_t>(rgb.size()) / (width * kChannels)}; }
+};
+
+Part cut(const ImageView& image, const Window& window) {
+  Part part(window.width, window.height);
   const int64_t row = window.width * kChannels;
   for (int64_t y = 0; y < window.height; ++y) {
-    const uint8_t* from = image.rgb + ((window.top + y) * image.width + window.left) * kChannels;
-    std::memcpy(pixels.data() + y * row, from, static_cast<size_t>(row));
+    const uint8_t* const from = image.rgb + ((window.top + y) * image.width + window.left) * kChannels;
+    std::memcpy(part.rgb.data() + y * row, from, static_cast<size_t>(row));
   }
-  return pixels;
+  return part;
 }
 
-// Columns of the window, from rows `top` to `top + height` of the image.
-std::vector<uint8_t> along_rows(const ImageView& image, int64_t width, const Kernel& kernel, const Window& window) {
-  if (width == image.width) return cut(image, window);
-  const auto sources = sources_of(image.width, width, kernel, window.left, window.width);
-  std::vector<uint8_t> pixels(static_cast<size_t>(window.height * window.width * kChannels));
-  uint8_t* to = pixels.data();
-  for (int64_t y = 0; y < window.height; ++y) {
-    const uint8_t* const row = image.rgb + (window.top + y) * image.width * kChannels;
-    for (const Sources& source : sources) {
+// New columns, of `count` rows from `top`.
+Part along_rows(const ImageView& image, const std::vector<Sources>& columns, int64_t top, int64_t count) {
+  Part part(static_cast<int64_t>(columns.size()), count);
+  uint8_t* to = part.rgb.data();
+  for (int64_t y = top; y < top + count; ++y) {
+    const uint8_t* const row = image.rgb + y * image.width * kChannels;
+    for (const Sources& source : columns) {
       mix(row + source.first * kChannels, kChannels, source.weights, to);
       to += kChannels;
     }
   }
-  return pixels;
+  return part;
+}
+
+// New rows, of `count` columns from `left`.
+Part along_columns(const ImageView& image, const std::vector<Sources>& rows, int64_t left, int64_t count) {
+  Part part(count, static_cast<int64_t>(rows.size()));
+  uint8_t* to = part.rgb.data();
+  const int64_t stride = image.width * kChannels;
+  for (const Sources& source : rows) {
+    const uint8_t* const top = image.rgb + source.first * stride;
+    for (int64_t x = left; x < left + count; ++x) {
+      mix(top + x * kChannels, stride, source.weights, to);
+      to += kChannels;
+    }
+  }
+  return part;
+}
+
+// The old pixels that new ones need; makes `sources` count from the first of them.
+struct Span {
+  int64_t first, count;
+};
+Span needed_(std::vector<Sources>* sources) {
+  int64_t first = INT64_MAX, end = 0;
+  for (const Sources& source : *sources) {
+    first = std::min(first, source.first);
+    end = std::max(end, source.first + static_cast<int64_t>(source.weights.size()));
+  }
+  for (Sources& source : *sources) source.first -= first;
+  return {first, end - first};
 }
 
 // The old pixel at each of the new ones, -1 for none; with Pillow's own sums, which are off by a little.
@@ -143,43 +180,41 @@ std::vector<int64_t> nearest(int64_t before, int64_t after, int64_t begin, int64
   return places;
 }
 
-std::vector<uint8_t> take_nearest(const ImageView& image, const Size& size, const Window& window) {
+Part take_nearest(const ImageView& image, const Size& size, const Window& window) {
   const auto columns = nearest(image.width, size.width, window.left, window.width);
   const auto rows = nearest(image.height, size.height, window.top, window.height);
-  std::vector<uint8_t> pixels(static_cast<size_t>(window.height * window.width * kChannels));
-  uint8_t* to = pixels.data();
+  Part part(window.width, window.height);
+  uint8_t* to = part.rgb.data();
   for (const int64_t y : rows) {
     for (const int64_t x : columns) {
       if (x >= 0 && y >= 0) std::memcpy(to, image.rgb + (y * image.width + x) * kChannels, kChannels);
       to += kChannels;
     }
   }
-  return pixels;
+  return part;
+}
+
+Part take_smooth(const ImageView& image, const Size& size, const Kernel& kernel, const Window& window) {
+  auto columns = sources_of(image.width, size.width, kernel, window.left, window.width);
+  auto rows = sources_of(image.height, size.height, kernel, window.top, window.height);
+  if (size.width == image.width) return along_columns(image, rows, window.left, window.width);
+  if (size.height == image.height) return along_rows(image, columns, window.top, window.height);
+  // Since version 13, Pillow begins with the pass that leaves fewer pixels to the other one.
+  const int64_t fewer_rows = image.height - size.height, fewer_columns = image.width - size.width;
+  if (fewer_rows > 0 && fewer_rows > 2 * fewer_columns) {
+    const Span span = needed_(&columns);
+    return along_rows(along_columns(image, rows, span.first, span.count).view(), columns, 0, window.height);
+  }
+  const Span span = needed_(&rows);
+  return along_columns(along_rows(image, columns, span.first, span.count).view(), rows, 0, window.width);
 }
 
 }  // namespace
 
 std::vector<uint8_t> resample(const ImageView& image, const Size& size, Filter filter, const Window& window) {
-  if (size.width == image.width && size.height == image.height) return cut(image, window);
-  if (filter == Filter::kNearest) return take_nearest(image, size, window);
-  const Kernel kernel = kernel_of(filter);
-  if (size.height == image.height) return along_rows(image, size.width, kernel, window);
-  const auto sources = sources_of(image.height, size.height, kernel, window.top, window.height);
-  // Rows of the image that the window needs.
-  int64_t first = image.height, end = 0;
-  for (const Sources& source : sources) {
-    first = std::min(first, source.first);
-    end = std::max(end, source.first + static_cast<int64_t>(source.weights.size()));
-  }
-  const auto between = along_rows(image, size.width, kernel, {window.left, first, window.width, end - first});
-  const int64_t row = window.width * kChannels;
-  std::vector<uint8_t> pixels(static_cast<size_t>(window.height * row));
-  uint8_t* to = pixels.data();
-  for (const Sources& source : sources) {
-    const uint8_t* const top = between.data() + (source.first - first) * row;
-    for (int64_t x = 0; x < window.width; ++x, to += kChannels) mix(top + x * kChannels, row, source.weights, to);
-  }
-  return pixels;
+  if (size.width == image.width && size.height == image.height) return cut(image, window).rgb;
+  if (filter == Filter::kNearest) return take_nearest(image, size, window).rgb;
+  return take_smooth(image, size, kernel_of(filter), window).rgb;
 }
 
 }  // namespace awq2trt

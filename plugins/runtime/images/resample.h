@@ -1,7 +1,8 @@
-// Resizes images as Pillow does, bit for bit. In: 8-bit RGB, the new size, a filter, and the window of the result that
-// is wanted. Out: that window; what is outside of it costs nothing.
+// Resizes images as Pillow 13 does, bit for bit; earlier versions, which always begin with the rows, differ by one here
+// and there in images that lose more height than width. In: 8-bit RGB, the new size, a filter, and the window of the
+// result that is wanted. Out: that window; what is outside of it costs nothing.
 //
-// Source: `ImagingResample` in src/libImaging/Resample.c of Pillow 12, and for the nearest pixel `ImagingScaleAffine`
+// Source: `ImagingResample` in src/libImaging/Resample.c of Pillow 13.0, and for the nearest pixel `ImagingScaleAffine`
 // in src/libImaging/Geometry.c: https://github.com/python-pillow/Pillow.
 #pragma once
 
