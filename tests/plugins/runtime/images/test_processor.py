@@ -38,7 +38,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no scaling": {"do_rescale": False, "size": 30, "crop_size": 30},
     "neither": {"do_rescale": False, "do_normalize": False, "size": 30, "crop_size": 30},
     **{
-        f"filter {number}": {"resample": number, "size": {"shortest_edge": 29}, "crop_size": {"height": 30, "width": 29}}
+        f"filter {number}": {
+            "resample": number,
+            "size": {"shortest_edge": 29},
+            "crop_size": {"height": 30, "width": 29},
+        }
         for number in range(6)
     },
 }
