@@ -62,23 +62,7 @@ class HostMemory : public awq2trt::DeviceMemory {
 
 using Sessions = std::map<int, std::unique_ptr<awq2trt::Cache>>;
 
-// Greedy continuations of one session's forks, each on its own thread; returns whether all are the same.
-inline bool same_on_threads(const awq2trt::Cache& session, int count, int tokens) {
-  std::vector<std::vector<int32_t>> answers(static_cast<size_t>(count));
-  std::vector<std::thread> threads;
-  for (auto& answer : answers) {
-    threads.emplace_back([&answer, &session, tokens] {
-      const auto copy = session.fork();
-      for (int i = 0; i < tokens; ++i) {
-        answer.push_back(copy->best());
-        copy->append({&answer.back(), 1});
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  return std::set<std::vector<int32_t>>(answers.begin(), answers.end()).size() == 1;
-}
-
+// Appends tokens, or the rows of a decoder of embeddings.
 inline void append(const awq2trt::Backend& backend, const std::vector<int32_t>& tokens, awq2trt::Cache* cache) {
   const awq2trt::Embedder* const embedder = backend.embedder();
   std::vector<float> rows;
@@ -87,6 +71,23 @@ inline void append(const awq2trt::Backend& backend, const std::vector<int32_t>& 
     embedder->embed(tokens.data(), tokens.size(), rows.data());
   }
   cache->append({tokens.data(), tokens.size(), rows.data()});
+}
+
+// Greedy continuations of one session's forks, each on its own thread; returns whether all are the same.
+inline bool same_on_threads(const awq2trt::Backend& backend, const awq2trt::Cache& session, int count, int tokens) {
+  std::vector<std::vector<int32_t>> answers(static_cast<size_t>(count));
+  std::vector<std::thread> threads;
+  for (auto& answer : answers) {
+    threads.emplace_back([&answer, &backend, &session, tokens] {
+      const auto copy = session.fork();
+      for (int i = 0; i < tokens; ++i) {
+        answer.push_back(copy->best());
+        append(backend, {answer.back()}, copy.get());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return std::set<std::vector<int32_t>>(answers.begin(), answers.end()).size() == 1;
 }
 
 inline void print(const std::vector<float>& numbers) {
@@ -124,7 +125,7 @@ inline void serve(const awq2trt::Backend& backend) {
       sessions.at(session)->read_logits(logits.data());
       print(logits);
     } else if (command == "threads") {
-      std::cout << same_on_threads(*sessions.at(session), numbers.at(0), numbers.at(1)) << '\n';
+      std::cout << same_on_threads(backend, *sessions.at(session), numbers.at(0), numbers.at(1)) << '\n';
     }
   }
 }
