@@ -249,7 +249,7 @@ std::unique_ptr<Sight> open_sight(const std::string& directory, const Manifest& 
   const VisionContract seen = read_vision_contract(*manifest.vision, contract, directory);
   if (manifest.vision->image_token >= contract.vocab_size) {
     throw Error(ErrorCode::kUnsupported,
-                "the image token " + std::to_string(manifest.vision->image_token) + " is none of the " +
+                "the image token " + std::to_string(manifest.vision->image_token) + " is not one of the " +
                     std::to_string(contract.vocab_size) + " tokens of the decoder",
                 directory, "make it again with `awq2trt build`.");
   }

@@ -440,7 +440,7 @@ def _other_width(value: dict[str, Any]) -> None:
     [
         (_family, native_library.UNSUPPORTED, "as models of the family 'qwen2_5_vl' want it, only as those of 'llava'"),
         (_other_pieces, native_library.UNSUPPORTED, "of these sizes"),
-        (_high_token, native_library.UNSUPPORTED, "the image token 1000000 is none of"),
+        (_high_token, native_library.UNSUPPORTED, "the image token 1000000 is not one of"),
         (_negative_token, native_library.MALFORMED, "a token is expected"),
         (_no_vision, native_library.UNSUPPORTED, "reads embeddings, and no graph makes them"),
         (_no_graph, native_library.MALFORMED, "the field vision is missing"),
