@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from awq2trt.artifact.golden import DESCRIPTION_FILE
 from awq2trt.artifact.manifest import MANIFEST_FILE, read_manifest
 from awq2trt.errors import ToolError, UsageError
+from awq2trt.images.pairs import MARKER
 from awq2trt.images.read import read_image
 from awq2trt.machine.gpu import load_libraries, read_driver
 from awq2trt.machine.plugin_library import find_plugin_library
@@ -44,7 +45,7 @@ from awq2trt.runtime.native_library import (
 )
 from awq2trt.runtime.ort.loading import DeviceOptions
 from awq2trt.runtime.sampling import Sampling
-from awq2trt.runtime.sight import Image, no_sight
+from awq2trt.runtime.sight import Image, no_sight, require_places, with_markers
 from awq2trt.target import CUDA_TARGET, Flavour
 
 FINISH_REASONS: Final = {
@@ -372,12 +373,16 @@ class NativeModel:
                 "a conversation cannot be continued as plain text.", where="raw", fix="give one text, or leave raw out."
             )
         session = self.session()
+        asked = [user_message(prompt)] if isinstance(prompt, str) else prompt
+        if self.tokens_per_image:
+            asked = asked if raw else with_markers(asked, len(images))
+            require_places(sum(message["content"].count(MARKER) for message in asked), len(images))
         for image in images:
             session.append_image(read_image(Path(image)))
-        if isinstance(prompt, str) and raw:
-            session.append_text(prompt, allow_special=True)
+        if raw:
+            session.append_text(asked[0]["content"], allow_special=True)
         else:
-            session.append([user_message(prompt)] if isinstance(prompt, str) else prompt)
+            session.append(asked)
         options = GenerateOptions(max_tokens=max_new_tokens, sampling=sampling or Sampling(), stop=stop)
         return _pieces(session, options)
 

@@ -83,10 +83,9 @@ void SessionState::require_room(size_t tokens, size_t image_tokens) const {
 void SessionState::require_prompt() const {
   if (!waiting_.empty()) {
     throw Error(ErrorCode::kBadArgument,
-                std::to_string(waiting_.size()) + " images wait for messages or text with a place for them", "Session",
+                "images that wait for a place in messages or text: " + std::to_string(waiting_.size()), "Session",
                 std::string("append messages, or text with ") + kMarker +
-                    " where an image stands; rewind() forgets "
-                    "images that wait.");
+                    " where an image stands; rewind() forgets images that wait.");
   }
   if (prompt_.size() == 0) {
     throw Error(ErrorCode::kEmptyPrompt, "there is nothing to continue", "Session", "append messages or text first.");

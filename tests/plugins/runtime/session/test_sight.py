@@ -165,6 +165,21 @@ def test_plain_text_is_continued_as_by_the_python_runtime(
     assert awq2trt.load(built / "cpu").generate_text(prompt, images=files, raw=True, max_new_tokens=9) == wanted
 
 
+@pytest.mark.parametrize(
+    ("prompt", "images", "raw"),
+    [("a", 1, True), ("<image>a", 0, True), ("<image>a", 0, False), ("<image>a<image>", 1, False)],
+)
+def test_commands_say_what_the_python_runtime_says(
+    prompt: str, images: int, raw: bool, native: NativeModel, python: Model, built: Path
+) -> None:
+    refusals = []
+    for model in (native, python):
+        with pytest.raises(UsageError, match="places for images in the prompt") as caught:
+            model.generate_text(prompt, images=[built / "0.png"] * images, raw=raw)
+        refusals.append(str(caught.value))
+    assert refusals[0] == refusals[1]
+
+
 def test_tokens_with_image_tokens_are_continued(native: NativeModel) -> None:
     session = asked(native, [user_message("<image>a<image>")], [0, 1])
     again = native.session()
@@ -296,7 +311,7 @@ def raw_image(session: NativeSession, pixels: bytes | None, width: int, height: 
 
 
 def last_error() -> str:
-    return native_library.library().awq2trt_last_error().decode()
+    return str(native_library.library().awq2trt_last_error().decode())
 
 
 @pytest.mark.parametrize(
@@ -319,36 +334,30 @@ def test_sizes_that_make_no_sense(width: int, height: int, says: str, native: Na
     assert call(None, bytes(12), 2, 2) == native_library.BAD_ARGUMENT
 
 
+def refuses(session: NativeSession, places: int, waiting: int) -> None:
+    """Appends so many places for images in all three ways."""
+    says = f"places for images: {places}; images that wait for one: {waiting}"
+    with pytest.raises(UsageError, match=says):
+        session.append([system_message("a" + "<image>" * places)])
+    with pytest.raises(UsageError, match=says):
+        session.append_text("a" + "<image>" * places)
+    with pytest.raises(UsageError, match=says):
+        session.append_tokens([1, *[MARKER_TOKEN] * PIECES * places])
+    assert session.tokens == []
+
+
 def test_images_and_places_must_be_as_many(native: NativeModel) -> None:
     session = native.session()
-    for append in (
-        lambda: session.append([user_message("<image> a")]),
-        lambda: session.append_text("<image> a"),
-        lambda: session.append_tokens([MARKER_TOKEN] * PIECES),
-    ):
-        with pytest.raises(UsageError, match="places for images: 1; images that wait for one: 0"):
-            append()
+    refuses(session, 1, 0)
     session.append_image(PICTURES[0])
-    for append in (
-        lambda: session.append([user_message("<image> a <image>")]),
-        lambda: session.append_text("<image> a <image>"),
-        lambda: session.append_tokens([MARKER_TOKEN] * PIECES * 2),
-    ):
-        with pytest.raises(UsageError, match="places for images: 2; images that wait for one: 1"):
-            append()
-    for append in (
-        lambda: session.append([system_message("a")]),
-        lambda: session.append_text("a"),
-        lambda: session.append_tokens([1]),
-    ):
-        with pytest.raises(UsageError, match="places for images: 0; images that wait for one: 1"):
-            append()
+    refuses(session, 2, 1)
+    refuses(session, 0, 1)
     with pytest.raises(UsageError, match=f"expected {PIECES} image tokens in a row"):
         session.append_tokens([MARKER_TOKEN] * (PIECES - 1))
-    for use in (session.generate, session.logits):
-        with pytest.raises(UsageError, match="1 images wait for messages or text"):
-            use()
-    assert session.tokens == []
+    with pytest.raises(UsageError, match="images that wait for a place in messages or text: 1"):
+        session.generate()
+    with pytest.raises(UsageError, match="images that wait for a place in messages or text: 1"):
+        session.logits()
     session.append([user_message("a")])  # the image still waits
     assert session.tokens.count(MARKER_TOKEN) == PIECES
     session.append_image(PICTURES[0])
