@@ -71,8 +71,10 @@ std::vector<Sources> sources_of(int64_t before, int64_t after, const Kernel& ker
   std::vector<double> exact;
   for (int64_t to = begin; to < begin + count; ++to) {
     const double centre = (static_cast<double>(to) + 0.5) * scale;
+    // As in Pillow, also where a sum is negative. NOLINTBEGIN(bugprone-incorrect-roundings)
     const int64_t first = std::max(static_cast<int64_t>(centre - support + 0.5), int64_t{0});
     const int64_t end = std::min(static_cast<int64_t>(centre + support + 0.5), before);
+    // NOLINTEND(bugprone-incorrect-roundings)
     exact.clear();
     double sum = 0.0;
     for (int64_t x = 0; x < end - first; ++x) {

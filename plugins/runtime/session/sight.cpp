@@ -66,10 +66,10 @@ std::string without_markers(std::string text) {
   return text;
 }
 
-Sight::Sight(const VisionRecord& record, ImageProcessor processor, const ChatTemplate* chat_template)
+Sight::Sight(const VisionRecord& record, const ImageProcessor& processor, const ChatTemplate* chat_template)
     : image_token_(record.image_token),
       pieces_(record.tokens_per_image),
-      processor_(std::move(processor)),
+      processor_(processor),
       takes_parts_(takes_parts(chat_template)) {}
 
 std::vector<Message> Sight::with_markers(std::vector<Message> messages, size_t images) const {

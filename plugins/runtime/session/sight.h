@@ -24,7 +24,7 @@ constexpr char kMarker[] = "<image>";  // in place of an image, as in awq2trt/im
 class Sight {
  public:
   // `chat_template`: the model's, or null.
-  Sight(const VisionRecord& record, ImageProcessor processor, const ChatTemplate* chat_template);
+  Sight(const VisionRecord& record, const ImageProcessor& processor, const ChatTemplate* chat_template);
 
   int64_t tokens_per_image() const { return pieces_; }
   std::vector<float> prepare(const ImageView& image) const { return processor_.prepare(image); }
