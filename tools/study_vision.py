@@ -292,7 +292,7 @@ def open_seeing(model: str) -> CaptionedModel:
         UsageError: It is a model of text, or an exported one.
     """
     opened = open_evaluated(model)
-    vision = opened.source.still_vision if isinstance(opened, TorchModel) else None
+    vision = opened.source.vision if isinstance(opened, TorchModel) else None
     if not isinstance(opened, TorchModel) or vision is None:
         raise UsageError("expected a checkpoint of a model that sees.", where=model, fix="name another one.")
     return CaptionedModel.of(opened.source, vision, opened.opened.tokenizer, opened.opened.bos)

@@ -80,13 +80,26 @@ def tokenize(
     return TokenizedContinuation((*start, *whole), len(whole) - len(context))
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What the first block reads of texts of one length.
+
+    Attributes:
+        hidden: fp32 [texts, S, hidden_size].
+        positions: As of `BlockRunner.placed`.
+    """
+
+    hidden: Tensor
+    positions: Tensor | None = None
+
+
 def torch_scores(
     source: ModelSource,
     requests: Sequence[TokenizedContinuation],
     progress: Progress,
     description: str,
     *,
-    embed: Callable[[Sequence[int]], Tensor] | None = None,
+    begin: Callable[[Sequence[int]], Beginning] | None = None,
 ) -> list[Score]:
     """Scores texts with the PyTorch decoder, in fp32, with one block in memory at a time.
 
@@ -95,8 +108,8 @@ def torch_scores(
         requests: What to score.
         progress: Counts the blocks.
         description: Description of the task.
-        embed: Returns the residual stream before the first block, fp32 [requests, S, hidden_size], for indices of
-            requests of one length; None for their tokens' embeddings.
+        begin: Says what the first block reads, for indices of requests of one length; None for their tokens'
+            embeddings.
 
     Raises:
         UsageError: A text is longer than the model has positions.
@@ -106,15 +119,17 @@ def torch_scores(
     chunks = list(_chunks(requests, CHUNK_BYTES // (_FP32_BYTES * source.spec.hidden_size)))
     scores: dict[int, Score] = {}
     ends = Ends(source)
-    begin = embed or (lambda batch: ends.embed(torch.tensor([requests[index].tokens for index in batch])))
+    begin = begin or (lambda batch: Beginning(ends.embed(torch.tensor([requests[index].tokens for index in batch]))))
     with torch.inference_mode(), progress.task(description, len(chunks) * source.spec.num_layers) as advance:
         for chunk in chunks:
             batches = list(_batches(requests, chunk))
             runner = BlockRunner.for_positions(source.spec, max(len(requests[index].tokens) for index in chunk))
-            hidden = [begin(batch) for batch in batches]
+            begun = [begin(batch) for batch in batches]
+            runners = [runner.placed(one.positions) for one in begun]
+            hidden = [one.hidden for one in begun]
             for layer in range(source.spec.num_layers):
                 weights = load_block(source, layer)
-                hidden = [runner.run(weights, batch, layer=layer) for batch in hidden]
+                hidden = [own.run(weights, batch, layer=layer) for own, batch in zip(runners, hidden, strict=True)]
                 advance(1)
             for batch, outputs in zip(batches, hidden, strict=True):
                 for index, output in zip(batch, outputs, strict=True):

@@ -9,7 +9,7 @@ precision in which a checkpoint happens to be stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -24,6 +24,9 @@ from awq2trt.models.sources.base import Array, ModelSource
 
 Observer = Callable[[str, Tensor], None]
 """Called with the name of the first linear that reads an input, and that input [tokens, K] fp32."""
+
+Windows = slice | Tensor | None
+"""Which of a runner's sequences: indices; None for all."""
 
 HEAD_ROWS = 128
 """Positions whose logits are computed at once: 128 x 49,152 fp32 are 25 MB; larger pieces only miss the cache."""
@@ -75,7 +78,8 @@ class Rotary:
 
     Args:
         rope: The embedding.
-        short: cos and sin for texts within the original length, fp32 [positions, rotary_dim / 2].
+        short: cos and sin for texts within the original length, fp32 [positions, rotary_dim / 2], or [sequences,
+            positions, rotary_dim / 2] where each sequence has its own.
     """
 
     def __init__(self, rope: RopeSpec, short: tuple[Tensor, Tensor]) -> None:
@@ -88,10 +92,32 @@ class Rotary:
         """Makes tables for texts of at most `positions` tokens."""
         return cls(rope, _rotary_tables(rope, positions, 0))
 
-    def rotate(self, x: Tensor, start: int) -> Tensor:
-        """Rotates the last queries or keys, [batch, heads, S, head_dim] at positions start .. start + S - 1."""
+    def placed(self, positions: Tensor) -> Rotary:
+        """The same for sequences with positions of three numbers.
+
+        Args:
+            positions: Frame, row and column of every token, int64 [sequences, 3, S].
+        """
+        assert self._rope.sections is not None
+        of_pair = torch.repeat_interleave(torch.arange(3), torch.tensor(self._rope.sections))
+        rows = positions[:, of_pair].mT  # [sequences, S, rotary_dim / 2]
+        cos, sin = (table[rows, torch.arange(len(of_pair))] for table in self._short)
+        return Rotary(self._rope, (cos, sin))
+
+    def rotate(self, x: Tensor, start: int, windows: Windows = None) -> Tensor:
+        """Rotates the last queries or keys, [batch, heads, S, head_dim] at positions start .. start + S - 1.
+
+        Args:
+            x: They.
+            start: The first position.
+            windows: Which of the sequences they are, where each has its own tables.
+        """
         end = start + x.shape[2]
-        cos, sin = (table[start:end] for table in self._of_length(end))  # [S, rotary_dim / 2]
+        cos, sin = self._of_length(end)
+        if cos.ndim == 3:
+            chosen = slice(None) if windows is None else windows
+            cos, sin = (table[chosen].unsqueeze(1) for table in (cos, sin))  # [batch, 1, positions, rotary_dim / 2]
+        cos, sin = (table[..., start:end, :] for table in (cos, sin))
         first, second = x[..., : self._rope.rotary_dim].chunk(2, dim=-1)
         rotated = (first * cos - second * sin, second * cos + first * sin)
         return torch.cat((*rotated, x[..., self._rope.rotary_dim :]), dim=-1)
@@ -169,6 +195,16 @@ class BlockRunner:
         require_positions(spec, positions, where="the longest text", fix="use a shorter sequence.")
         return cls(spec, {rope: Rotary.for_positions(rope, positions) for rope in spec.ropes}, seen)
 
+    def placed(self, positions: Tensor | None) -> BlockRunner:
+        """A runner for certain sequences, whose images have places in rows and columns.
+
+        Args:
+            positions: int64 [sequences, 3, S]; None for sequences that count tokens one by one.
+        """
+        if positions is None:
+            return self
+        return replace(self, rotaries={rope: rotary.placed(positions) for rope, rotary in self.rotaries.items()})
+
     def run(
         self,
         weights: BlockWeights,
@@ -177,6 +213,7 @@ class BlockRunner:
         layer: int,
         cache: KeyValueCache | None = None,
         observe: Observer | None = None,
+        windows: Windows = None,
     ) -> Tensor:
         """Runs one block.
 
@@ -186,6 +223,7 @@ class BlockRunner:
             layer: The block's number.
             cache: Keys and values before `hidden`; None if `hidden` starts at position 0.
             observe: Called with the input of every group of linears.
+            windows: Which of the sequences of `placed` these are.
 
         Returns:
             The residual stream after the block, same shape.
@@ -194,7 +232,7 @@ class BlockRunner:
         self._look(hidden)
         normed = self._norm(weights, names.input_norm, hidden)
         _report(observe, names.q_proj, normed)
-        context = self._attention(weights, normed, self.spec.layers[layer], cache)
+        context = self._attention(weights, normed, self.spec.layers[layer], cache, windows)
         _report(observe, names.o_proj, context)
         attended = self._norm(weights, names.post_attention_norm, self._linear(weights, names.o_proj, context))
         stream = hidden if spec.parallel else hidden + attended
@@ -216,7 +254,7 @@ class BlockRunner:
         return inner if divisors is None else inner / divisors
 
     def _attention(
-        self, weights: BlockWeights, normed: Tensor, layer: LayerSpec, cache: KeyValueCache | None
+        self, weights: BlockWeights, normed: Tensor, layer: LayerSpec, cache: KeyValueCache | None, windows: Windows
     ) -> Tensor:
         """Grouped-query attention up to the output projection, [batch, S, num_heads * head_dim]."""
         spec, names = self.spec, self.spec.block
@@ -227,7 +265,7 @@ class BlockRunner:
         queries, keys = self._norm(weights, names.q_norm, queries), self._norm(weights, names.k_norm, keys)
         if layer.rope is not None:
             rotary = self.rotaries[layer.rope]
-            queries, keys = rotary.rotate(queries, start), rotary.rotate(keys, start)
+            queries, keys = rotary.rotate(queries, start, windows), rotary.rotate(keys, start, windows)
         if cache:
             keys, values = cache.append_(keys, values)
         context = _attend(spec, queries, keys, values, layer.sliding_window)
@@ -410,6 +448,7 @@ def run_blocks(
     source: ModelSource,
     hidden: Tensor,
     *,
+    positions: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
     seen: ActivationRange | None = None,
     factors: torch.dtype = torch.float32,
@@ -419,15 +458,19 @@ def run_blocks(
     Args:
         source: The model.
         hidden: fp32 [batch, S, hidden_size].
+        positions: As of `BlockRunner.placed`.
         progress: Called with 1 after every block.
         seen: Receives the range of activations.
         factors: Type of the linears' factors, see `with_linears_of`.
     """
-    runner = BlockRunner.for_positions(source.spec, hidden.shape[1], seen=seen)
+    runner = BlockRunner.for_positions(source.spec, hidden.shape[1], seen=seen).placed(positions)
     for layer, stored in enumerate(load_blocks(source)):
         weights = with_linears_of(source.spec, stored, factors)
         # One sequence at a time keeps the MLP's [S, intermediate] activations small.
-        hidden = torch.cat([runner.run(weights, sequence, layer=layer) for sequence in hidden.split(1)])
+        sequences = enumerate(hidden.split(1))
+        hidden = torch.cat(
+            [runner.run(weights, one, layer=layer, windows=slice(index, index + 1)) for index, one in sequences]
+        )
         if progress:
             progress(1)
     return hidden

@@ -41,10 +41,13 @@ class Streams:
     Attributes:
         hidden: fp32 [samples, seqlen, hidden_size]: the quantized model's if the method is sequential.
         original: The original model's, for a method that compares blocks with it.
+        positions: Positions of the tokens, as `BlockRunner.placed` takes them: int64 [samples, 3, seqlen]; None where
+            tokens are counted one by one.
     """
 
     hidden: Tensor
     original: Tensor | None
+    positions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Chain:
         same = replace(self, method=replace(self.method, scheme=self.ranks.told(self.method.scheme)))
         own = self._scattered(streams)
         samples, seqlen = self.ranks.told(None if streams is None else tuple(streams.hidden.shape[:2])) or (0, 0)
-        runner = BlockRunner.for_positions(self.source.spec, seqlen)
+        runner = BlockRunner.for_positions(self.source.spec, seqlen).placed(own.positions)
         if first:
             progress.note(f"continuing after {first} of {layers} blocks")
         blocks = load_blocks(self.source, first)
@@ -172,13 +175,17 @@ class Chain:
         if method.sequential:
             with span("run the quantized block", block=layer):
                 outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
-        return block, Streams(outputs, original), self.ranks.largest(seen.largest)
+        return block, replace(before, hidden=outputs, original=original), self.ranks.largest(seen.largest)
 
     def _scattered(self, streams: Streams | None) -> Streams:
         """Returns this rank's windows of a tensor that the first rank has."""
         learns = self.ranks.told(streams is not None and streams.original is not None)
+        placed = self.ranks.told(streams is not None and streams.positions is not None)
         hidden = self.ranks.scattered(streams.hidden if streams else None)
-        return Streams(hidden, self.ranks.scattered(streams.original if streams else None) if learns else None)
+        original = self.ranks.scattered(streams.original if streams else None) if learns else None
+        # Whole numbers up to 2^24 are exact in fp32, which ranks send to each other.
+        positions = streams.positions.float() if streams and streams.positions is not None else None
+        return Streams(hidden, original, self.ranks.scattered(positions).long() if placed else None)
 
     def _gathered(self, own: Streams, samples: int) -> Streams | None:
         """Returns the windows of all ranks, on the first one."""

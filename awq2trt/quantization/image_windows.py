@@ -11,7 +11,8 @@ even within a picture: a decoder reads from left to right, so a cut does not aff
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,12 +21,16 @@ from torch import Tensor
 
 from awq2trt.errors import CalibrationError
 from awq2trt.images.pairs import MARKER, ImageText
-from awq2trt.images.processor import ImageProcessor
+from awq2trt.images.processor import Processor
 from awq2trt.images.read import read_image
 from awq2trt.models.decoder import Ends
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.models.vision.description import VisionSpec
-from awq2trt.models.vision.tower import VisionWeights, image_features, load_vision
+from awq2trt.models.vision.arranging import arranged, tokens_around
+from awq2trt.models.vision.description import SeeingSpec
+from awq2trt.models.vision.mixed_positions import MixedPositions
+from awq2trt.models.vision.prepared import PreparedImage
+from awq2trt.models.vision.seeing import pieces_seen
+from awq2trt.models.vision.tower import VisionWeights, load_vision
 from awq2trt.progress import Progress
 from awq2trt.text.tokenizer import encode
 
@@ -37,26 +42,43 @@ _REMEMBERED_BYTES: Final = 1 << 28
 """Features of the pictures seen last, which are not looked at anew: shots that stand before every question, a picture
 whose choices are compared. These are 28 pictures of LLaVA-1.5-7B, 576 x 4096 fp32 each."""
 
+_TEXT_TOKEN: Final = -1
+"""Stands for any token of text, where only its position matters."""
+
 
 @dataclass(frozen=True)
 class Sight:
     """How a model sees images, with everything that it needs to see.
 
     Attributes:
+        source: The model.
         vision: The description of how it sees images.
-        weights: Weights of its tower and projector.
         processor: Prepares a picture.
     """
 
-    vision: VisionSpec
-    weights: VisionWeights
-    processor: ImageProcessor
+    source: ModelSource
+    vision: SeeingSpec
+    processor: Processor
     _seen: dict[Path, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _shown: dict[Path, PreparedImage] = field(default_factory=dict, repr=False, compare=False)
 
-    @classmethod
-    def of(cls, source: ModelSource, vision: VisionSpec, processor: ImageProcessor) -> Sight:
-        """Reads the tower of a model."""
-        return cls(vision, load_vision(source), processor)
+    @cached_property
+    def _weights(self) -> VisionWeights:
+        return load_vision(self.source)
+
+    def shape(self, path: Path) -> PreparedImage:
+        """What a picture becomes, without its numbers; where that depends on its size, it is read once.
+
+        Raises:
+            UsageError: It cannot be read.
+        """
+        record = self.vision.record()
+        if record.tokens_per_image is not None:
+            return PreparedImage({}, record.tokens_per_image)
+        if path not in self._shown:
+            prepared = arranged(record, self.processor.pixels(read_image(path)))
+            self._shown[path] = replace(prepared, inputs={})
+        return self._shown[path]
 
     def place_(self, hidden: Tensor, tokens: Tensor, images: Sequence[Path]) -> None:
         """Puts the features of pictures in place of the image tokens.
@@ -72,21 +94,34 @@ class Sight:
         if images:
             places = (tokens == self.vision.image_token).to(hidden.device)
             seen = [self.features(path) for path in images]
-            hidden[places] = torch.cat(seen, dim=1)[0, : int(places.sum())]
+            hidden[places] = torch.cat(seen)[: int(places.sum())]
+
+    def positions(self, tokens: Tensor, images: Sequence[Path], more: int = 0) -> Tensor | None:
+        """Positions of a conversation's tokens, int64 [3, S + more]; None if the decoder counts tokens one by one.
+
+        Args:
+            tokens: int64 [S].
+            images: The pictures in the order of their tokens; the last one may be cut.
+            more: Tokens of text that will follow.
+        """
+        if all(rope.sections is None for rope in self.source.spec.ropes):
+            return None
+        grids = [grid for path in images if (grid := self.shape(path).grid) is not None]
+        counted = MixedPositions(self.vision.image_token, grids)
+        found = counted.of([*tokens.tolist(), *[_TEXT_TOKEN] * more])
+        return torch.as_tensor(found)
 
     def features(self, path: Path) -> Tensor:
-        """What is seen in a picture, fp32 [1, tokens, hidden_size]; those seen last are remembered.
+        """What is seen in a picture, fp32 [tokens, hidden_size]; those seen last are remembered.
 
         Raises:
             UsageError: It cannot be read.
         """
         seen = self._seen.pop(path, None)
         if seen is None:
-            # Not from_numpy(), which knows nothing of the device that PyTorch computes on.
-            pixels = torch.as_tensor(self.processor.prepare(read_image(path)))
-            seen = image_features(self.vision, self.weights, pixels[None])
+            seen = pieces_seen(self.vision, self._weights, self.processor.pixels(read_image(path)))
         self._seen[path] = seen
-        if len(self._seen) * seen.nbytes > _REMEMBERED_BYTES:
+        if sum(one.nbytes for one in self._seen.values()) > _REMEMBERED_BYTES:
             del self._seen[next(iter(self._seen))]
         return seen
 
@@ -107,15 +142,20 @@ class ImageWindows:
         """Returns the first `count` windows."""
         return ImageWindows(self.tokens[:count], self.images[:count])
 
-    def embed(self, source: ModelSource, vision: VisionSpec, processor: ImageProcessor, progress: Progress) -> Tensor:
+    def embed(self, sight: Sight, progress: Progress) -> Tensor:
         """The residual stream before the first block, fp32 [samples, seqlen, hidden_size]."""
-        hidden = Ends(source).embed(self.tokens)
-        sight = Sight.of(source, vision, processor)
+        hidden = Ends(sight.source).embed(self.tokens)
         with progress.task("looking at the images", total=len(self.images)) as advance:
             for row, (tokens, images) in enumerate(zip(self.tokens, self.images, strict=True)):
                 sight.place_(hidden[row], tokens, images)
                 advance(1)
         return hidden
+
+    def positions(self, sight: Sight) -> Tensor | None:
+        """Positions of all tokens, as of `Sight.positions`: int64 [samples, 3, seqlen]."""
+        found = [sight.positions(*window) for window in zip(self.tokens, self.images, strict=True)]
+        placed = [positions for positions in found if positions is not None]
+        return torch.stack(placed) if placed else None
 
 
 @dataclass(frozen=True)
@@ -134,24 +174,20 @@ class WindowSizes:
 
 
 def image_windows(
-    tokenizer: PreTrainedTokenizerBase,
-    vision: VisionSpec,
-    pairs: Sequence[ImageText],
-    sizes: WindowSizes,
-    *,
-    where: str,
+    tokenizer: PreTrainedTokenizerBase, sight: Sight, pairs: Sequence[ImageText], sizes: WindowSizes, *, where: str
 ) -> ImageWindows:
     """Makes windows from conversations about pictures.
 
     Args:
         tokenizer: The model's tokenizer.
-        vision: How the model sees images.
+        sight: How the model sees images.
         pairs: The conversations; only as many as needed are used, from the first.
         sizes: The windows.
         where: Name of the conversations, for errors.
 
     Raises:
         CalibrationError: The conversations do not fill one window.
+        UsageError: A picture cannot be read.
     """
     seqlen, start = sizes.seqlen, [] if sizes.bos is None else [sizes.bos]
     windows: list[list[int]] = []
@@ -160,14 +196,13 @@ def image_windows(
     for pair in pairs:
         if len(windows) == sizes.samples:
             break
-        ids = list(conversation_tokens(tokenizer, vision, f"{pair.text}\n"))
+        ids = list(conversation_tokens(tokenizer, sight, f"{pair.text}\n", pair.images))
         tokens += ids
         shown += pair.images
         found += len(ids)
         if len(tokens) >= seqlen:
             windows.append(tokens[:seqlen])
-            seen = -(-windows[-1].count(vision.image_token) // vision.tokens_per_image)  # a cut image counts
-            images.append(tuple(shown[:seen]))
+            images.append(tuple(_begun(sight, shown, windows[-1].count(sight.vision.image_token))))
             tokens, shown = [*start], []
     if not windows:
         raise CalibrationError(
@@ -178,10 +213,28 @@ def image_windows(
     return ImageWindows(torch.tensor(windows), tuple(images))
 
 
-def conversation_tokens(tokenizer: PreTrainedTokenizerBase, vision: VisionSpec, text: str) -> Iterator[int]:
-    """Tokens of a text with markers, in which every picture has as many image tokens as it has pieces."""
+def _begun(sight: Sight, images: Sequence[Path], tokens: int) -> Iterator[Path]:
+    """Those of some images to which so many image tokens belong; one that is cut counts."""
+    for image in images:
+        if tokens <= 0:
+            return
+        yield image
+        tokens -= sight.shape(image).pieces
+
+
+def conversation_tokens(
+    tokenizer: PreTrainedTokenizerBase, sight: Sight, text: str, images: Sequence[Path]
+) -> Iterator[int]:
+    """Tokens of a text with markers, in which every picture has as many image tokens as it has pieces.
+
+    Raises:
+        UsageError: A picture cannot be read.
+    """
+    before, after = tokens_around(sight.vision.record())
     first, *rest = text.split(MARKER)
     yield from encode(tokenizer, first)
-    for text in rest:
-        yield from [vision.image_token] * vision.tokens_per_image
+    for text, image in zip(rest, images, strict=True):
+        yield from before
+        yield from [sight.vision.image_token] * sight.shape(image).pieces
+        yield from after
         yield from encode(tokenizer, text)

@@ -24,7 +24,6 @@ from awq2trt.methods import METHODS
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource, files_beside_weights
-from awq2trt.models.vision.description import still_tower
 from awq2trt.progress import STDERR, Progress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.target import CPU_TARGET, Target, find_jetpack
@@ -55,7 +54,6 @@ def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
     Raises:
         UsageError: Windows are too long; a model of text is given images; or step sizes would have to be tuned on
             images.
-        UnsupportedError: There are images for a model that takes them in any size.
     """
     if not METHODS[options.method].uses_text:
         return
@@ -68,7 +66,6 @@ def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
             where=f"--calib {options.calib}",
             fix="name a .txt or .jsonl file of text, or a model that sees images.",
         )
-    still_tower(source.vision, where=source.name)
     if options.tune:
         raise UsageError(
             "step sizes can only be tuned on text.",
@@ -98,14 +95,12 @@ def require_exportable(source: ModelSource, options: ExportOptions) -> None:
     Raises:
         UsageError: The cache is too long.
         CheckpointError: There is no processor.
-        UnsupportedError: The processor is of an unknown kind, or makes images of another size than the tower's; or the
-            model reads images of any size.
+        UnsupportedError: The processor is of an unknown kind, or makes something else of images than the tower takes.
     """
-    vision = still_tower(source.vision, where=source.name)
-    if vision is not None:
-        from awq2trt.images.processor import processor_of, require_side
+    if source.vision is not None:
+        from awq2trt.images.processor import processor_of, require_fit
 
-        require_side(processor_of(source), vision.tower.image_size, where=source.name)
+        require_fit(processor_of(source), source.vision, where=source.name)
     if options.max_seq_len is not None:
         require_positions(source.spec, options.max_seq_len, where="--max-seq-len")
 

@@ -1,7 +1,6 @@
-"""A vision tower and its projector in PyTorch, which put features of images among the embeddings of a text.
+"""A vision tower for images of one size and its projector in PyTorch, fp32.
 
-In: a `ModelSource` and prepared images. Out: the input of the decoder's first block. Everything is computed in fp32,
-like the decoder (`awq2trt.models.decoder`).
+In: tensors and prepared images. Out: pieces, which `awq2trt.models.vision.seeing` puts among the decoder's embeddings.
 
 Source: `CLIPVisionModel` and `LlavaModel` of transformers.
 """
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from awq2trt.errors import UsageError
 from awq2trt.models.block_weights import to_tensor
-from awq2trt.models.decoder import Ends, run_blocks
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import CHANNELS, QUICK_GELU, ProjectorSpec, TowerSpec, VisionSpec
@@ -69,55 +67,6 @@ def image_features(spec: VisionSpec, weights: VisionWeights, pixels: Tensor) -> 
     states = _tower_states(spec.tower, weights, pixels, last=max(spec.feature_layers))
     features = torch.cat([states[layer] for layer in spec.feature_layers], dim=-1)
     return _project(spec.projector, weights, features if spec.keeps_class else features[:, 1:])
-
-
-def place_features(spec: VisionSpec, tokens: Tensor, embedded: Tensor, features: Tensor) -> Tensor:
-    """Puts the features of images, image after image, into the embeddings at the text's image tokens.
-
-    Args:
-        spec: How the model sees images.
-        tokens: int64 [batch, S].
-        embedded: Their embeddings, fp32 [batch, S, hidden_size].
-        features: fp32 [images, tokens_per_image, hidden_size].
-
-    Returns:
-        fp32 [batch, S, hidden_size].
-
-    Raises:
-        UsageError: There are more or fewer image tokens than the images need.
-    """
-    places = tokens == spec.image_token
-    found, needed = int(places.sum()), features.shape[0] * features.shape[1]
-    if found != needed:
-        raise UsageError(
-            f"expected {needed} image tokens, {features.shape[1]} for each of {features.shape[0]} images, got {found}.",
-            where="the text",
-            fix="pass as many images as the text has image markers.",
-        )
-    return embedded.masked_scatter(places.unsqueeze(-1), features)
-
-
-def logits_of_text_and_images(source: ModelSource, tokens: Tensor, pixels: Tensor) -> Tensor:
-    """Computes logits of all positions of texts with images, with one block of the decoder in memory at a time.
-
-    Args:
-        source: A model that sees images.
-        tokens: int64 [batch, S], each image marker repeated `tokens_per_image` times.
-        pixels: Prepared images in the texts' order, fp32 [images, 3, image_size, image_size].
-
-    Returns:
-        fp32 [batch, S, vocab_size].
-
-    Raises:
-        UsageError: It is a model of text, or texts and images do not fit.
-    """
-    if source.still_vision is None:
-        raise UsageError(
-            "expected a model that sees images, got a model of text.", where=source.name, fix="give no images."
-        )
-    features = image_features(source.still_vision, load_vision(source), pixels)
-    ends = Ends(source)
-    return ends.logits(run_blocks(source, place_features(source.still_vision, tokens, ends.embed(tokens), features)))
 
 
 def _tower_states(spec: TowerSpec, weights: VisionWeights, pixels: Tensor, *, last: int) -> list[Tensor]:
