@@ -148,9 +148,9 @@ VisionRecord read_vision(const json& value, Fields* graphs, const std::string& w
   const std::string family = fields.text("family");
   if (family != kLlava) {
     throw Error(ErrorCode::kUnsupported,
-                "this library does not prepare and place images as models of the family '" + family.substr(0, 80) +
-                    "' want it, only as those of '" + kLlava + "'",
-                where, "use a later version of this library, or `awq2trt run --runtime ort`.");
+                "this library cannot show images to models of the family '" + family.substr(0, 80) +
+                    "', only to those of '" + kLlava + "'",
+                where, "run it with `awq2trt run --runtime ort`, or use a later version of this library.");
   }
   const int64_t image_token = fields.number("image_token");
   if (image_token < 0) malformed("a token is expected", fields.place("image_token"));

@@ -254,7 +254,7 @@ std::unique_ptr<Sight> open_sight(const std::string& directory, const Manifest& 
                 directory, "make it again with `awq2trt build`.");
   }
   return std::make_unique<Sight>(*manifest.vision, ImageProcessor::from_directory(directory, seen.side),
-                                 model.chat_template.get());
+                                 *model.tokenizer, model.chat_template.get());
 }
 
 }  // namespace

@@ -14,22 +14,50 @@ constexpr char kUser[] = "user";
 constexpr char kQuestion[] = "question";
 constexpr size_t kMarkerBytes = sizeof(kMarker) - 1;
 
-// Whether a template makes nothing of a message that is a text.
-bool takes_parts(const ChatTemplate* chat_template) {
-  if (chat_template == nullptr) return false;
-  const ordered_json messages = ordered_json::array({{{"role", kUser}, {"content", kQuestion}}});
-  std::string text;
-  try {
-    for (const RenderedPart& part : chat_template->render(messages, nullptr, {})) text += part.text;
-  } catch (const Error&) {  // it refuses such a message
-    return true;
-  }
-  return text.find(kQuestion) == std::string::npos;
-}
-
 std::string without_newlines(const std::string& text) {
   const size_t first = text.find_first_not_of('\n');
   return first == std::string::npos ? "" : text.substr(first, text.find_last_not_of('\n') + 1 - first);
+}
+
+// A message as a list of images and texts.
+ordered_json in_parts(const Message& message) {
+  ordered_json parts = ordered_json::array();
+  const bool marked = count_markers(message.content) > 0;
+  for (size_t begin = 0;;) {
+    const size_t end = message.content.find(kMarker, begin);
+    const std::string text = message.content.substr(begin, end == std::string::npos ? end : end - begin);
+    const std::string spoken = marked ? without_newlines(text) : text;
+    if (!spoken.empty()) parts.push_back({{"type", "text"}, {"text", spoken}});
+    if (end == std::string::npos) break;
+    parts.push_back({{"type", "image"}});
+    begin = end + kMarkerBytes;
+  }
+  return {{"role", message.role}, {"content", parts}};
+}
+
+ordered_json as_text(const Message& message) { return {{"role", message.role}, {"content", message.content}}; }
+
+// What a template makes of a message; nothing if it refuses it.
+std::string rendered(const ChatTemplate& chat_template, const ordered_json& message) {
+  std::string text;
+  try {
+    for (const RenderedPart& part : chat_template.render(ordered_json::array({message}), nullptr, {})) {
+      text += part.text;
+    }
+  } catch (const Error&) {
+    return "";
+  }
+  return text;
+}
+
+// Whether a template takes a message as a list of images and texts, as well or only. `place`: the text of the model's
+// own image token, which it may write instead of a marker; empty if there is none.
+bool takes_parts(const ChatTemplate* chat_template, const std::string& place) {
+  if (chat_template == nullptr) return false;
+  const std::string seen = rendered(*chat_template, in_parts({kUser, std::string(kMarker) + kQuestion}));
+  const bool has_place = count_markers(seen) > 0 || (!place.empty() && seen.find(place) != std::string::npos);
+  if (has_place && seen.find(kQuestion) != std::string::npos) return true;
+  return rendered(*chat_template, as_text({kUser, kQuestion})).find(kQuestion) == std::string::npos;
 }
 
 [[noreturn]] void refuse_count(size_t places, size_t images) {
@@ -66,11 +94,14 @@ std::string without_markers(std::string text) {
   return text;
 }
 
-Sight::Sight(const VisionRecord& record, const ImageProcessor& processor, const ChatTemplate* chat_template)
+Sight::Sight(const VisionRecord& record, const ImageProcessor& processor, const Tokenizer& tokenizer,
+             const ChatTemplate* chat_template)
     : image_token_(record.image_token),
       pieces_(record.tokens_per_image),
       processor_(processor),
-      takes_parts_(takes_parts(chat_template)) {}
+      takes_parts_(takes_parts(chat_template, tokenizer.vocabulary().contains(record.image_token)
+                                                  ? tokenizer.vocabulary().text(record.image_token)
+                                                  : "")) {}
 
 std::vector<Message> Sight::with_markers(std::vector<Message> messages, size_t images) const {
   size_t places = 0;
@@ -88,19 +119,7 @@ std::vector<Message> Sight::with_markers(std::vector<Message> messages, size_t i
 }
 
 ordered_json Sight::in_template(const Message& message) const {
-  if (!takes_parts_) return {{"role", message.role}, {"content", message.content}};
-  ordered_json parts = ordered_json::array();
-  const bool marked = count_markers(message.content) > 0;
-  for (size_t begin = 0;;) {
-    const size_t end = message.content.find(kMarker, begin);
-    const std::string text = message.content.substr(begin, end == std::string::npos ? end : end - begin);
-    const std::string spoken = marked ? without_newlines(text) : text;
-    if (!spoken.empty()) parts.push_back({{"type", "text"}, {"text", spoken}});
-    if (end == std::string::npos) break;
-    parts.push_back({{"type", "image"}});
-    begin = end + kMarkerBytes;
-  }
-  return {{"role", message.role}, {"content", parts}};
+  return takes_parts_ ? in_parts(message) : as_text(message);
 }
 
 Prompt Sight::place(const std::vector<TextPart>& text, bool add_special_tokens, const Tokenizer& tokenizer,

@@ -24,7 +24,8 @@ constexpr char kMarker[] = "<image>";  // in place of an image, as in awq2trt/im
 class Sight {
  public:
   // `chat_template`: the model's, or null.
-  Sight(const VisionRecord& record, const ImageProcessor& processor, const ChatTemplate* chat_template);
+  Sight(const VisionRecord& record, const ImageProcessor& processor, const Tokenizer& tokenizer,
+        const ChatTemplate* chat_template);
 
   int64_t tokens_per_image() const { return pieces_; }
   std::vector<float> prepare(const ImageView& image) const { return processor_.prepare(image); }
@@ -49,7 +50,7 @@ class Sight {
   int32_t image_token_;
   int64_t pieces_;
   ImageProcessor processor_;
-  bool takes_parts_;  // whether the chat template wants a message as a list of images and texts
+  bool takes_parts_;  // whether the chat template takes a message as a list of images and texts
 };
 
 // How many markers a text has.

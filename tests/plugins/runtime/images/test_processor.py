@@ -49,7 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def expected(config: dict[str, Any], image: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, Any]:
-    return describe_processor(config, where="config").prepare(image)
+    return describe_processor(config, where="config").pixels(image).values
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
@@ -94,7 +94,6 @@ def test_random_sizes_and_settings_give_the_same_pixels() -> None:
 CHANGES: list[dict[str, Any]] = [
     {"image_processor_type": "CLIPImageProcessorFast"},
     {"image_processor_type": "CLIPImageProcessorPil"},
-    {"image_processor_type": "Qwen2VLImageProcessorFast"},
     {"image_processor_type": "SiglipImageProcessor"},
     {"image_processor_type": None, "feature_extractor_type": "CLIPFeatureExtractor"},
     {"image_processor_type": None},
@@ -152,6 +151,12 @@ def test_descriptions_are_taken_and_refused_as_by_python(change: dict[str, Any])
     assert wanted is None or size == wanted.shape[1:]
     if wanted is not None:
         np.testing.assert_array_equal(prepare(config, image), wanted)
+
+
+def test_a_processor_that_cuts_patches_is_refused_by_name() -> None:
+    with pytest.raises(NativeError, match="expected CLIPImageProcessor, got \"Qwen2VLImageProcessorFast\"") as caught:
+        prepared_size({"image_processor_type": "Qwen2VLImageProcessorFast"})
+    assert caught.value.code == UNSUPPORTED
 
 
 def test_what_is_made_of_any_size_has_none() -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from host_memory import HostMemory
 from native_text import BUILD
-from tiny_llava import build_llava
+from tiny_llava import build_llava, shown
 from tiny_lowered import CAPACITY, build_lowered
 
 from awq2trt.artifact.manifest import Artifact
@@ -103,7 +103,7 @@ def test_an_image_is_seen_as_by_the_python_backend(seeing: Path, operators: Path
     embedder = open_embedder(Artifact.open(seeing))
     assert embedder is not None
     for line, value in zip(lines, (1, -1), strict=True):
-        expected = embedder.see(np.full((1, 3, side, side), value, np.float32))[0]
+        expected = embedder.see(shown(np.full((1, 3, side, side), value, np.float32))[0])
         got = np.array(line.split(), np.float32).reshape(expected.shape)
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
     assert lines[0] != lines[1]

@@ -37,7 +37,7 @@ def last_error() -> str:
 
 
 def _family(value: dict[str, Any]) -> None:
-    value["contents"]["model"]["vision"] = {"family": "qwen2_5_vl", "window": 8}
+    value["contents"]["model"]["vision"] = {"family": "another", "window": 8}
 
 
 def _other_pieces(value: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ def _other_width(value: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [
-        (_family, native_library.UNSUPPORTED, "as models of the family 'qwen2_5_vl' want it, only as those of 'llava'"),
+        (_family, native_library.UNSUPPORTED, "to models of the family 'another', only to those of 'llava'"),
         (_other_pieces, native_library.UNSUPPORTED, "of these sizes"),
         (_high_token, native_library.UNSUPPORTED, "the image token 1000000 is not one of"),
         (_negative_token, native_library.MALFORMED, "a token is expected"),

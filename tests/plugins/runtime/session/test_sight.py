@@ -28,8 +28,12 @@ SHAPES = [(60, 80), (80, 60), (56, 56), (31, 200), (300, 40), (1, 1)]
 PICTURES = [np.roll(picture(*shape), 5 * index, axis=1) for index, shape in enumerate(SHAPES)]
 FREE = GenerateOptions(max_tokens=12, ignore_model_stops=True)
 
-PLAIN_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>"
-"""A template that takes messages as texts, markers included."""
+TEMPLATES = {
+    "texts": "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>",
+    "texts or parts": "{% for m in messages %}[{{ m.role }}]{% if m.content is string %}{{ m.content }}{% else %}{% for "
+    "part in m.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}{% endif %}{% endfor %}>",
+}
+"""What templates take messages as; a text has its markers, and in parts, newlines beside images are gone."""
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +85,9 @@ def asked(model: NativeModel, messages: Sequence[Any], images: Sequence[int]) ->
 def expected(model: Model, folder: Path, messages: Sequence[Any], images: Sequence[int]) -> tuple[list[int], list[int]]:
     """Python's prompt and answer."""
     assert model.sight is not None
-    tokens = model._tokens(messages, len(images))
-    pixels = model.sight.prepare([folder / f"{image}.png" for image in images]) if images else None
-    answer = generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=FREE.max_tokens, pixels=pixels)
+    shown = model.sight.prepare([folder / f"{image}.png" for image in images])
+    tokens = model._tokens(model.sight, messages, shown)
+    answer = generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=FREE.max_tokens, images=shown)
     return tokens, list(answer)
 
 
@@ -128,12 +132,13 @@ def _without_marker_token(directory: Path) -> None:
     replace_file(directory, "tokenizer_config.json", json.dumps(kept).encode())
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("knows_marker", [True, False], ids=["marker is a token", "marker is text"])
 @pytest.mark.parametrize("case", ASKED)
-def test_templates_of_texts_give_the_prompts_of_the_python_runtime(
-    case: str, knows_marker: bool, changed: Path, built: Path
+def test_other_templates_give_the_prompts_of_the_python_runtime(
+    case: str, knows_marker: bool, template: str, changed: Path, built: Path
 ) -> None:
-    replace_file(changed, "chat_template.jinja", PLAIN_TEMPLATE.encode())
+    replace_file(changed, "chat_template.jinja", TEMPLATES[template].encode())
     if not knows_marker:
         _without_marker_token(changed)
     messages, images = ASKED[case]
