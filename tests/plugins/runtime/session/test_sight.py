@@ -30,8 +30,9 @@ FREE = GenerateOptions(max_tokens=12, ignore_model_stops=True)
 
 TEMPLATES = {
     "texts": "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>",
-    "texts or parts": "{% for m in messages %}[{{ m.role }}]{% if m.content is string %}{{ m.content }}{% else %}{% for "
-    "part in m.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}{% endif %}{% endfor %}>",
+    "texts or parts": "{% for m in messages %}[{{ m.role }}]{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}{% endif %}"
+    "{% endfor %}>",
 }
 """What templates take messages as; a text has its markers, and in parts, newlines beside images are gone."""
 
