@@ -177,7 +177,7 @@ SESSIONS_TEST := -m pytest -q tests/plugins/runtime/ort tests/plugins/runtime/tr
 test-sanitizers: fuzz-runtime test-runtime plugins $(NATIVE_VALGRIND) ## the C++ library under sanitizers and valgrind
 	@ctest --test-dir build/fuzz-runtime --output-on-failure
 	@AWQ2TRT_RUNTIME_BUILD=build/fuzz-runtime $(BIN)/python $(SESSIONS_TEST)
-	@for subject in manifest tokenizer template weights; do \
+	@for subject in manifest tokenizer template weights image; do \
 	    build/fuzz-runtime/fuzz_$$subject -runs=0 plugins/runtime/fuzz/seeds/$$subject; done
 	@build/fuzz-runtime/fuzz_stream -runs=20000 -seed=1
 	@cmake -S plugins/runtime -B build/runtime-thread -G Ninja -DCMAKE_CXX_COMPILER=clang++-19 -DCMAKE_C_COMPILER=clang-19 \

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tiny_models import LLAMA_CONFIG, save_tokenizer
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from awq2trt.artifact.manifest import Artifact
@@ -20,7 +20,10 @@ from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions, QuantizeOptions
 from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.stages.kit import model_spec
+from awq2trt.stages.lowered import LowerRequest, lower_stage
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+from awq2trt.target import find_target
 
 IMAGE_TOKEN = 270
 """A token that no text produces: the tokenizer has 258 tokens of its own."""
@@ -71,6 +74,47 @@ def save_llava(
         directory
     )
     return directory
+
+
+MARKER = "<image>"
+MARKER_TOKEN = 258
+"""The marker's token in the tokenizer of a published model."""
+
+TEMPLATE = """{% for message in messages %}{{ message['role'].upper() + ': ' }}{% for content in message['content'] \
+| selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}{% for content in message['content'] | \
+selectattr('type', 'equalto', 'text') %}{{ '\\n' + content['text'] + ' '}}{% endfor %}{% endfor %}{% if \
+add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
+"""As llava-hf/llava-1.5-7b-hf has it, except for what assistants say."""
+
+HEAD_SIZE_64: dict[str, Any] = {
+    "text": {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64},
+    "tower": {"hidden_size": 128, "num_attention_heads": 2, "image_size": 56, "patch_size": 14},
+}
+
+
+def publish_llava(directory: Path) -> Path:
+    """Saves a model as it would be published: in fp16, with an image token and a chat template."""
+    save_llava(directory, **HEAD_SIZE_64, image_token_index=MARKER_TOKEN)
+    model = LlavaForConditionalGeneration.from_pretrained(directory, dtype=torch.float16)
+    model.save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.add_special_tokens({"additional_special_tokens": [MARKER]}) == 1
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def build_llava(folder: Path, *targets: str, capacity: int = 160) -> Path:
+    """A published model in `folder/model`, and what is built of it for targets, each below `folder` under its name."""
+    publish_llava(folder / "model")
+    options = QuantizeOptions(group_size=32, method="rtn")
+    quantize_stage(QuantizeRequest(str(folder / "model"), folder / "checkpoint", options), SilentProgress())
+    export = ExportRequest(folder / "checkpoint", folder / "onnx", ExportOptions(max_seq_len=capacity))
+    onnx, spec = export_stage(export, SilentProgress()), model_spec(str(folder / "checkpoint"))
+    for target in targets:
+        request = LowerRequest(find_target(target), folder / target, fusion=False)
+        lower_stage(onnx, spec, request, SilentProgress())
+    return folder
 
 
 def rename_tensors(directory: Path, renames: dict[str, str]) -> Path:

@@ -331,7 +331,7 @@ _BESIDE: Final = """\
 """
 
 _NO_IMAGES: Final = """
-So far it runs models of text, and says so of this one, which sees.
+So far it runs engines of models of text alone; it refuses this one, which sees, and says why.
 """
 
 _COMPILE_NOTE: Final = """

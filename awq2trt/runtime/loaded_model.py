@@ -21,7 +21,7 @@ from awq2trt.runtime.first_run import check_first_run
 from awq2trt.runtime.generation import generate
 from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
 from awq2trt.runtime.sampling import Sampler, Sampling
-from awq2trt.runtime.sight import Image, Sight, with_markers
+from awq2trt.runtime.sight import Image, Sight, no_sight, with_markers
 
 DEFAULT_BACKEND: Final = "ort"
 """ONNX Runtime, on the CPU or on a GPU."""
@@ -147,9 +147,7 @@ class Model:
     def _text_tokens(self, prompt: str | Sequence[Message], images: Sequence[Image]) -> list[int]:
         """Tokens of plain text, or of a conversation, for a model of text."""
         if images:
-            raise UsageError(
-                "this model does not see: it is a model of text.", where="--image", fix="leave --image out."
-            )
+            raise no_sight()
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.encode_messages(prompt)
 
     def _tokens(self, sight: Sight, prompt: str | Sequence[Message], images: Sequence[PreparedImage]) -> list[int]:

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from awq2trt.artifact.golden import DESCRIPTION_FILE
 from awq2trt.artifact.manifest import MANIFEST_FILE, read_manifest
-from awq2trt.errors import ToolError, UnsupportedError, UsageError
+from awq2trt.errors import ToolError, UsageError
+from awq2trt.images.pairs import MARKER
+from awq2trt.images.read import read_image
 from awq2trt.machine.gpu import load_libraries, read_driver
 from awq2trt.machine.plugin_library import find_plugin_library
 from awq2trt.machine.runtime_library import find_onnxruntime_library, find_tensorrt_library
@@ -43,7 +45,7 @@ from awq2trt.runtime.native_library import (
 )
 from awq2trt.runtime.ort.loading import DeviceOptions
 from awq2trt.runtime.sampling import Sampling
-from awq2trt.runtime.sight import Image
+from awq2trt.runtime.sight import Image, no_sight, require_places, with_markers
 from awq2trt.target import CUDA_TARGET, Flavour
 
 FINISH_REASONS: Final = {
@@ -170,6 +172,16 @@ class NativeSession:
         array = (ctypes.c_int32 * len(tokens))(*tokens)
         call("session_append_tokens", self._handle, array, ctypes.c_size_t(len(tokens)))
 
+    def append_image(self, image: NDArray[np.uint8]) -> None:
+        """Looks at an image, which then waits for its place in messages, text or tokens.
+
+        Args:
+            image: RGB, uint8 [height, width, 3].
+        """
+        pixels = np.ascontiguousarray(image)
+        height, width = pixels.shape[:2]
+        call("session_append_image", self._handle, pixels.ctypes.data_as(ctypes.c_void_p), width, height)
+
     def generate(self, options: GenerateOptions | None = None, callback: Callable[[str], bool] | None = None) -> Answer:
         """Generates an answer.
 
@@ -293,6 +305,11 @@ class NativeModel:
         """Length of a row of logits."""
         return int(library().awq2trt_model_vocab_size(self._handle))
 
+    @property
+    def tokens_per_image(self) -> int:
+        """Tokens that an image takes of a session; 0 for a model of text."""
+        return int(library().awq2trt_model_tokens_per_image(self._handle))
+
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Returns the tokens of a text."""
         data = text.encode()
@@ -348,24 +365,24 @@ class NativeModel:
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Answers a prompt, piece by piece; arguments and errors as for `Model.generate`, except images: it sees none.
-
-        Raises:
-            UnsupportedError: There are images.
-        """
-        if images:
-            raise UnsupportedError(
-                "the C++ library runs models of text.", where="--image", fix="run models that see with --runtime ort."
-            )
+        """Answers a prompt, piece by piece; arguments and errors as for `Model.generate`."""
+        if images and not self.tokens_per_image:
+            raise no_sight()
         if raw and not isinstance(prompt, str):
             raise UsageError(
                 "a conversation cannot be continued as plain text.", where="raw", fix="give one text, or leave raw out."
             )
         session = self.session()
-        if isinstance(prompt, str) and raw:
-            session.append_text(prompt, allow_special=True)
+        asked = [user_message(prompt)] if isinstance(prompt, str) else prompt
+        if self.tokens_per_image:
+            asked = asked if raw else with_markers(asked, len(images))
+            require_places(sum(message["content"].count(MARKER) for message in asked), len(images))
+        for image in images:
+            session.append_image(read_image(Path(image)))
+        if raw:
+            session.append_text(asked[0]["content"], allow_special=True)
         else:
-            session.append([user_message(prompt)] if isinstance(prompt, str) else prompt)
+            session.append(asked)
         options = GenerateOptions(max_tokens=max_new_tokens, sampling=sampling or Sampling(), stop=stop)
         return _pieces(session, options)
 

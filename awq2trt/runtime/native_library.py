@@ -150,12 +150,12 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
         for name in ("version", "last_error", "model_title"):
             getattr(loaded, f"awq2trt_{name}").restype = ctypes.c_char_p
-        for name in ("model_capacity", "model_vocab_size", "session_capacity"):
+        for name in ("model_capacity", "model_vocab_size", "model_tokens_per_image", "session_capacity"):
             getattr(loaded, f"awq2trt_{name}").restype = ctypes.c_int64
         for name in ("free", "model_close", "session_close", "session_cancel", "result_free"):
             function = getattr(loaded, f"awq2trt_{name}")
             function.argtypes, function.restype = [ctypes.c_void_p], None
-        for name in ("model_title", "model_capacity", "model_vocab_size", "session_capacity"):
+        for name in ("model_title", "model_capacity", "model_vocab_size", "model_tokens_per_image", "session_capacity"):
             getattr(loaded, f"awq2trt_{name}").argtypes = [ctypes.c_void_p]
         loaded.awq2trt_layouts.restype = ctypes.POINTER(LayoutStructure)
     except (OSError, AttributeError) as error:

@@ -101,17 +101,34 @@ class Sight:
         Raises:
             UsageError: There are more or fewer image tokens.
         """
-        found = list(tokens).count(self.record.image_token)
-        if found != len(images):
-            raise UsageError(
-                f"places for images in the prompt: {found}; images given: {len(images)}.",
-                where="--image",
-                fix=f"give one image for every {MARKER} of the prompt; without any, the images come before the text.",
-            )
+        require_places(list(tokens).count(self.record.image_token), len(images))
         pieces = iter(images)
         return [
             token for token in tokens for _ in range(next(pieces).pieces if token == self.record.image_token else 1)
         ]
+
+
+def require_places(places: int, images: int) -> None:
+    """Refuses a prompt with more or fewer places than images.
+
+    Args:
+        places: How many images have one in the prompt.
+        images: How many are shown.
+
+    Raises:
+        UsageError: There are more or fewer.
+    """
+    if places != images:
+        raise UsageError(
+            f"places for images in the prompt: {places}; images given: {images}.",
+            where="--image",
+            fix=f"give one image for every {MARKER} of the prompt; without any, the images come before the text.",
+        )
+
+
+def no_sight() -> UsageError:
+    """The error that says that a model of text was given images."""
+    return UsageError("this model does not see: it is a model of text.", where="--image", fix="leave --image out.")
 
 
 def with_markers(messages: Sequence[Message], images: int) -> list[Message]:

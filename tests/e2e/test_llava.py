@@ -11,7 +11,7 @@ import torch
 from pictures import picture
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from tiny_llava import save_llava
+from tiny_llava import MARKER_TOKEN, TEMPLATE, publish_llava
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -25,33 +25,14 @@ from awq2trt.runtime.sight import with_markers
 from awq2trt.stages.build import BuildRequest, build_stage
 
 NEW_TOKENS = 64
-IMAGE_TOKEN = 258
-MARKER = "<image>"
-
-TEMPLATE = """{% for message in messages %}{{ message['role'].upper() + ': ' }}{% for content in message['content'] \
-| selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}{% for content in message['content'] | \
-selectattr('type', 'equalto', 'text') %}{{ '\\n' + content['text'] + ' '}}{% endfor %}{% endfor %}{% if \
-add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
-"""As llava-hf/llava-1.5-7b-hf has it, except for what assistants say."""
-
-HEAD_SIZE_64: dict[str, Any] = {
-    "text": {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64},
-    "tower": {"hidden_size": 128, "num_attention_heads": 2, "image_size": 56, "patch_size": 14},
-}
 SHAPES = [(60, 80), (80, 60), (56, 56), (31, 200), (300, 40)]
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`model`, as it would be published in fp16, with an image token and a chat template; and a build for the CPU."""
+    """`model`, as it would be published, and a build for the CPU."""
     folder = tmp_path_factory.mktemp("llava")
-    save_llava(folder / "model", **HEAD_SIZE_64, image_token_index=IMAGE_TOKEN)
-    model = LlavaForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float16)
-    model.save_pretrained(folder / "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    assert tokenizer.add_special_tokens({"additional_special_tokens": [MARKER]}) == 1
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder / "model")
+    publish_llava(folder / "model")
     for index, shape in enumerate(SHAPES):
         Image.fromarray(np.roll(picture(*shape), 5 * index, axis=1)).save(folder / f"{index}.png")
     quantize = QuantizeOptions(group_size=32, method="rtn")
@@ -102,7 +83,7 @@ def test_it_answers_as_transformers_does(
     )
     model = Model.load(built / "built" / directory, DeviceOptions("cpu"))
     assert model.sight is not None
-    asked = model.tokenizer.encode_messages(with_markers([user_message("What is it?")], len(files)), IMAGE_TOKEN)
+    asked = model.tokenizer.encode_messages(with_markers([user_message("What is it?")], len(files)), MARKER_TOKEN)
     shown = model.sight.prepare(files)
     tokens = model.sight.place(asked, shown)
     assert tokens == inputs["input_ids"][0].tolist()

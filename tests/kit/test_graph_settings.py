@@ -156,4 +156,4 @@ def test_the_readme_names_the_graphs(seeing_kits: Path) -> None:
     text = (seeing_kits / "7.2" / "README.md").read_text()
     assert "`vision.onnx`, `vision.onnx.data`" in text
     assert "The script says when `model.engine`, the last of three, is ready" in text
-    assert "So far it runs models of text" in text
+    assert "So far it runs engines of models of text alone" in text

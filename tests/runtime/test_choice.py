@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pictures import picture
+from PIL import Image
 from tiny_lowered import build_lowered, edit_manifest, replace_file
+from tiny_qwen_vl import export_qwen_vl
 
 from awq2trt.errors import Awq2trtError, ToolError, UnsupportedError, UsageError
 from awq2trt.machine import runtime_library
@@ -17,6 +20,9 @@ from awq2trt.runtime import Model
 from awq2trt.runtime.choice import load_model
 from awq2trt.runtime.native import NativeModel
 from awq2trt.runtime.ort.loading import DeviceOptions
+from awq2trt.stages.kit import model_spec
+from awq2trt.stages.lowered import LowerRequest, lower_stage
+from awq2trt.target import find_target
 
 
 class Notes(SilentProgress):
@@ -74,6 +80,25 @@ def test_what_the_library_does_not_know_the_package_runs(built: Path, tmp_path: 
     assert "UnicodeScripts" in progress.notes[0]
     with pytest.raises(UnsupportedError):
         load_model(directory, DeviceOptions(), backend="native")
+
+
+@pytest.mark.usefixtures("needs_library")
+def test_images_that_the_library_cannot_show_the_package_shows(tmp_path: Path) -> None:
+    exported, spec = export_qwen_vl(tmp_path), model_spec(str(tmp_path / "checkpoint"))
+    request = LowerRequest(find_target("cpu"), tmp_path / "cpu", fusion=False)
+    lower_stage(exported, spec, request, SilentProgress())
+    Image.fromarray(picture(24, 30)).save(tmp_path / "a.png")
+    progress = Notes()
+    model = load_model(tmp_path / "cpu", DeviceOptions(), progress=progress)
+    assert isinstance(model, Model)
+    why = "cannot show images to models of the family 'qwen2_5_vl', only to those of 'llava'"
+    assert progress.notes[0].startswith("the C++ library cannot run this model: ")
+    assert why in progress.notes[0]
+    assert model.generate_text("<image>a", images=[tmp_path / "a.png"], raw=True, max_new_tokens=4)
+    with pytest.raises(UnsupportedError, match=why) as caught:
+        load_model(tmp_path / "cpu", DeviceOptions(), backend="native")
+    assert caught.value.fix is not None
+    assert "`awq2trt run --runtime ort`" in caught.value.fix
 
 
 @pytest.mark.usefixtures("needs_library")

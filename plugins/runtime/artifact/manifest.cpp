@@ -23,6 +23,9 @@ constexpr int kDeepest = 32;                     // a manifest has eight levels
 constexpr uint64_t kLargestBytes = 64ull << 20;  // a thousand times that of a model with 80 layers
 constexpr int64_t kMostPositions = int64_t{1} << 31;
 constexpr char kDecoder[] = "decoder";
+constexpr char kVision[] = "vision";
+constexpr char kEmbedding[] = "embedding";
+constexpr char kLlava[] = "llava";
 constexpr char kKit[] = "kit";
 constexpr char kTensorRt[] = "tensorrt";  // flavour of a Jetson's engine
 
@@ -129,6 +132,7 @@ GraphRecord read_graph(const json& value, const std::string& where) {
   Fields io(fields.need("io"), fields.place("io"));
   graph.inputs = read_tensors(&io, "inputs");
   graph.outputs = read_tensors(&io, "outputs");
+  if (io.find("cache") == nullptr) return graph;
   Fields cache(io.need("cache"), io.place("cache"));
   graph.cache_layout = cache.text("layout");
   graph.cache_dtype = cache.text("dtype");
@@ -136,6 +140,23 @@ GraphRecord read_graph(const json& value, const std::string& where) {
   if (graph.capacity > kMostPositions)
     malformed("a cache of 2^31 positions at most is expected", cache.place("capacity"));
   return graph;
+}
+
+// Families prepare and place images differently; what an unknown one has in its record is not looked at.
+VisionRecord read_vision(const json& value, Fields* graphs, const std::string& where) {
+  Fields fields(value, where);
+  const std::string family = fields.text("family");
+  if (family != kLlava) {
+    throw Error(ErrorCode::kUnsupported,
+                "this library cannot show images to models of the family '" + family.substr(0, 80) +
+                    "', only to those of '" + kLlava + "'",
+                where, "run it with `awq2trt run --runtime ort`, or use a later version of this library.");
+  }
+  const int64_t image_token = fields.number("image_token");
+  if (image_token < 0) malformed("a token is expected", fields.place("image_token"));
+  return {static_cast<int32_t>(image_token), size_of(&fields, "tokens_per_image", 1),
+          read_graph(graphs->need(kVision), graphs->place(kVision)),
+          read_graph(graphs->need(kEmbedding), graphs->place(kEmbedding))};
 }
 
 std::vector<ProfileRecord> read_profiles(Fields* fields) {
@@ -249,6 +270,13 @@ Manifest parse_manifest(std::string_view text, const std::string& directory) {
   Fields contents(fields.need("contents"), fields.place("contents"));
   Fields graphs(contents.need("graphs"), contents.place("graphs"));
   manifest.decoder = read_graph(graphs.need(kDecoder), graphs.place(kDecoder));
+  if (manifest.decoder.capacity == 0) malformed("the decoder has no cache", graphs.place(kDecoder));
+  if (const json* model = contents.find("model")) {
+    Fields parts(*model, contents.place("model"));
+    if (const json* vision = parts.find(kVision)) {
+      manifest.vision = read_vision(*vision, &graphs, parts.place(kVision));
+    }
+  }
   if (lowered) {
     manifest.lowered = read_lowered(contents.need("lowered"), contents.place("lowered"));
   } else {
@@ -257,8 +285,15 @@ Manifest parse_manifest(std::string_view text, const std::string& directory) {
     if (!manifest.decoder.engine) malformed("the decoder has no engine", graphs.place(kDecoder));
   }
   manifest.tokens = read_tokens(contents.need("tokens"), contents.place("tokens"));
-  const std::string& listed = manifest.engine && !kit ? *manifest.decoder.engine : manifest.decoder.model;
-  if (manifest.files.count(listed) == 0) malformed("'" + listed + "' of a graph is not among the files", where);
+  const auto require_listed = [&](const GraphRecord& graph) {
+    const std::string& listed = manifest.engine && !kit && graph.engine ? *graph.engine : graph.model;
+    if (manifest.files.count(listed) == 0) malformed("'" + listed + "' of a graph is not among the files", where);
+  };
+  require_listed(manifest.decoder);
+  if (manifest.vision) {
+    require_listed(manifest.vision->vision);
+    require_listed(manifest.vision->embedding);
+  }
   return manifest;
 }
 

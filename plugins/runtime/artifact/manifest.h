@@ -34,7 +34,14 @@ struct GraphRecord {
   std::optional<std::string> engine;  // its engine's file
   std::vector<TensorRecord> inputs, outputs;
   std::string cache_layout, cache_dtype;
-  int64_t capacity = 0;
+  int64_t capacity = 0;  // 0 without a cache
+};
+
+// How images enter a model that sees.
+struct VisionRecord {
+  int32_t image_token;       // stands for a piece of an image
+  int64_t tokens_per_image;  // pieces
+  GraphRecord vision, embedding;
 };
 
 // Written for one execution provider of ONNX Runtime.
@@ -66,6 +73,7 @@ struct Manifest {
   std::string kind, fingerprint;
   std::map<std::string, FileRecord> files;
   GraphRecord decoder;
+  std::optional<VisionRecord> vision;    // nothing for a model of text
   std::optional<LoweredRecord> lowered;  // one of the two is there
   std::optional<EngineRecord> engine;
   TokensRecord tokens;

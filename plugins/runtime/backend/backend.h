@@ -1,6 +1,6 @@
 // A backend runs a decoder: there is one for each runtime (ort/, trt/), behind the few calls that sessions need.
 //
-// In: tokens. Out: scores of what follows them, and the cache of each conversation.
+// In: tokens, or their embeddings. Out: scores of what follows them, and the cache of each conversation.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +11,25 @@
 
 namespace awq2trt {
 
+// New tokens of a conversation.
+struct NewTokens {
+  const int32_t* ids;
+  size_t count;
+  // What a decoder of embeddings reads instead of ids, [count, hidden size]; null for a decoder of tokens.
+  const float* rows = nullptr;
+};
+
+// The graphs beside the decoder of a model that sees. Any thread may call it.
+class Embedder {
+ public:
+  virtual ~Embedder() = default;
+  virtual int64_t hidden_size() const = 0;
+  // Rows of tokens, [count, hidden size].
+  virtual void embed(const int32_t* ids, size_t count, float* rows) const = 0;
+  // Pieces of a prepared image, [3, side, side] -> [pieces, hidden size]: rows in place of those of image tokens.
+  virtual std::vector<float> see(const std::vector<float>& pixels) const = 0;
+};
+
 // The cache of one conversation, and the scores of its last call. Used by one thread at a time.
 class Cache {
  public:
@@ -20,7 +39,7 @@ class Cache {
   virtual int64_t position() const = 0;  // tokens in it
 
   // Appends tokens: at least one, at most the backend's longest call, and no more than there is room for.
-  virtual void append(const int32_t* tokens, size_t count) = 0;
+  virtual void append(const NewTokens& tokens) = 0;
   // Results of the last append: the token with the largest score, the lowest of equals; and all scores, [vocab_size].
   virtual int32_t best() = 0;
   virtual void read_logits(float* logits) = 0;
@@ -39,6 +58,7 @@ class Backend {
   virtual int64_t vocab_size() const = 0;
   virtual const std::string& title() const = 0;  // for people
   virtual std::unique_ptr<Cache> new_cache(int64_t capacity) const = 0;
+  virtual const Embedder* embedder() const { return nullptr; }  // null for a decoder of tokens
 };
 
 }  // namespace awq2trt

@@ -26,6 +26,8 @@ Number number_of(const std::string& dtype, const std::string& where) {
   unsupported("numbers of type " + dtype, where);
 }
 
+bool sized(int64_t size) { return size > 0 && size <= kLargestSize; }
+
 void take_cache_sizes(const TensorRecord& past, const GraphRecord& graph, Contract* contract,
                       const std::string& where) {
   if (past.shape.size() != 4) unsupported("a cache of " + std::to_string(past.shape.size()) + " axes", where);
@@ -33,7 +35,6 @@ void take_cache_sizes(const TensorRecord& past, const GraphRecord& graph, Contra
   contract->heads = past.shape[kHeadsAxis];
   contract->head_dim = past.shape[kChannelsAxis];
   contract->free_capacity = positions == TensorRecord::kFree;
-  const auto sized = [](int64_t size) { return size > 0 && size <= kLargestSize; };
   if (!sized(contract->heads) || !sized(contract->head_dim) || !sized(graph.capacity) ||
       (!contract->free_capacity && positions != graph.capacity)) {
     unsupported("a cache of these sizes", where + ": " + past.name);
@@ -90,7 +91,14 @@ Contract read_contract(const GraphRecord& graph, const std::string& where) {
   std::map<std::string, const TensorRecord*> pasts;
   bool ids = false, position = false, logits = false;
   for (const TensorRecord& input : graph.inputs) {
-    if (input.name == kInputIds || input.name == kCachePosition) {
+    if (input.name == kInputsEmbeds) {
+      ids = true;
+      contract.hidden_size = input.shape.size() == 3 ? input.shape[2] : 0;
+      contract.rows = number_of(input.dtype, where);
+      if (!sized(contract.hidden_size) || contract.rows == Number::kInt8) {
+        unsupported("embeddings of these sizes or of type " + input.dtype, where);
+      }
+    } else if (input.name == kInputIds || input.name == kCachePosition) {
       (input.name == kInputIds ? ids : position) = true;
       if (input.dtype != "int64") unsupported(input.name + " of type " + input.dtype, where);
     } else if (input.name.rfind("past_", 0) == 0) {
@@ -125,6 +133,31 @@ Contract read_contract(const GraphRecord& graph, const std::string& where) {
   }
   if (!ids || !position || !logits || pasts.empty() || pasts.size() != contract.caches.size()) {
     unsupported("a decoder without tokens, their position, scores, or caches in pairs", where);
+  }
+  return contract;
+}
+
+VisionContract read_vision_contract(const VisionRecord& vision, const Contract& decoder, const std::string& where) {
+  const auto tensor = [&](const std::vector<TensorRecord>& all, const char* name, size_t rank) -> const TensorRecord& {
+    if (all.size() != 1 || all[0].name != name || all[0].shape.size() != rank) {
+      unsupported(std::string("a graph beside the decoder without exactly the tensor ") + name, where);
+    }
+    return all[0];
+  };
+  const TensorRecord& pixels = tensor(vision.vision.inputs, kPixelValues, 4);
+  const TensorRecord& seen = tensor(vision.vision.outputs, kImageEmbeddings, 3);
+  const TensorRecord& ids = tensor(vision.embedding.inputs, kInputIds, 2);
+  const TensorRecord& rows = tensor(vision.embedding.outputs, kInputsEmbeds, 3);
+  const VisionContract contract{number_of(pixels.dtype, where), number_of(seen.dtype, where), pixels.shape[3],
+                                seen.shape[1], seen.shape[2]};
+  if (contract.pixels == Number::kInt8 || contract.embeddings == Number::kInt8 || ids.dtype != "int64" ||
+      rows.dtype != "float32") {
+    unsupported("a vision or embedding graph with these types", where);
+  }
+  if (pixels.shape[1] != kChannels || pixels.shape[2] != contract.side || !sized(contract.side) ||
+      !sized(contract.pieces) || contract.pieces != vision.tokens_per_image || !sized(contract.hidden_size) ||
+      contract.hidden_size != decoder.hidden_size || rows.shape[2] != decoder.hidden_size) {
+    unsupported("a vision or embedding graph of these sizes", where);
   }
   return contract;
 }

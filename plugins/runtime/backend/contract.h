@@ -1,5 +1,6 @@
-// A decoder's inputs and outputs as this library runs them. In: its graph's record in the manifest. Out: sizes and
-// names, or an Error with kUnsupported: a graph with other inputs would give other answers than this library expects.
+// Inputs and outputs of a decoder, and of the graphs beside it, as this library runs them. In: the graphs' records in
+// the manifest. Out: sizes and names, or an Error with kUnsupported: a graph with other inputs would give other answers
+// than this library expects.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +9,14 @@
 
 #include "artifact/manifest.h"
 #include "backend/numbers.h"
+#include "images/resample.h"
 
 namespace awq2trt {
 
 constexpr char kInputIds[] = "input_ids";
+constexpr char kInputsEmbeds[] = "inputs_embeds";
+constexpr char kPixelValues[] = "pixel_values";
+constexpr char kImageEmbeddings[] = "image_embeddings";
 constexpr char kCachePosition[] = "cache_position";
 constexpr char kLogits[] = "logits";
 constexpr char kNextToken[] = "next_token";
@@ -30,8 +35,10 @@ struct Contract {
   int64_t capacity;
   bool free_capacity;  // a cache may have fewer positions than `capacity`
   int64_t vocab_size;
-  bool all_rows;    // logits of every new token, not only of the last
-  bool next_token;  // the graph finds the token with the largest score
+  int64_t hidden_size;  // of the embeddings that it reads; 0 if it reads tokens
+  Number rows;          // type of the embeddings
+  bool all_rows;        // logits of every new token, not only of the last
+  bool next_token;      // the graph finds the token with the largest score
 
   // Size of one conversation's cache of `positions`.
   size_t cache_bytes(const CachePair& pair, int64_t positions) const;
@@ -39,5 +46,17 @@ struct Contract {
 };
 
 Contract read_contract(const GraphRecord& graph, const std::string& where);
+
+// A vision graph: [1, 3, side, side] -> [1, pieces, hidden_size].
+struct VisionContract {
+  Number pixels, embeddings;  // types of its input and its output
+  int64_t side, pieces, hidden_size;
+
+  size_t pixels_count() const { return static_cast<size_t>(kChannels * side * side); }
+  size_t embeddings_count() const { return static_cast<size_t>(pieces * hidden_size); }
+};
+
+// Checks that the graphs beside a decoder of embeddings fit to it, too.
+VisionContract read_vision_contract(const VisionRecord& vision, const Contract& decoder, const std::string& where);
 
 }  // namespace awq2trt

@@ -25,8 +25,12 @@ Needs predict_needs(const Manifest& manifest, const Contract& contract) {
   Needs needs{0, 0, kRuntimeBytes};
   // An ONNX model's weights are in files whose names begin with the model's name.
   const std::string& model = manifest.engine ? *manifest.decoder.engine : manifest.decoder.model;
+  const auto is_weight = [&](const std::string& name) {
+    const bool seen = manifest.vision && name.rfind(manifest.vision->vision.model, 0) == 0;
+    return seen || (manifest.engine ? name == model : name.rfind(model, 0) == 0);
+  };
   for (const auto& [name, record] : manifest.files) {
-    if (manifest.engine ? name == model : name.rfind(model, 0) == 0) needs.weights += record.size_bytes;
+    if (is_weight(name)) needs.weights += record.size_bytes;
   }
   for (const CachePair& pair : contract.caches) needs.caches += contract.cache_bytes(pair, contract.capacity);
   return needs;

@@ -27,6 +27,33 @@ inline float from_half(uint16_t half) {
   return from_bits(sign | (rest >= (31u << 23) ? special : finite));
 }
 
+// Rounds `bits` to a multiple of 2^dropped, of two to the even one, and divides.
+inline uint32_t rounded(uint32_t bits, int dropped) {
+  const uint32_t half = 1u << (dropped - 1);
+  return (bits + half - 1 + ((bits >> dropped) & 1)) >> dropped;
+}
+
+inline uint16_t to_half(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;
+  if (rest > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);   // NaN
+  if (rest >= 0x47800000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 2^16 and above
+  if (rest < 0x33000000u) return static_cast<uint16_t>(sign);             // below 2^-25
+  if (rest < 0x38800000u) {                                               // below 2^-14: units of 2^-24
+    const auto shift = static_cast<int>(126u - (rest >> 23));             // 14 to 24
+    return static_cast<uint16_t>(sign | rounded((rest & 0x7fffffu) | 0x800000u, shift));
+  }
+  return static_cast<uint16_t>(sign | rounded(rest - (112u << 23), 13));  // 127 - 15
+}
+
+inline uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : rounded(bits, 16));
+}
+
 }  // namespace
 
 size_t bytes_of(Number number) {
@@ -45,6 +72,16 @@ AWQ2TRT_VECTORS void widen(const void* stored, Number number, size_t count, floa
   } else {
     for (size_t i = 0; i < count; ++i) result[i] = from_bits(uint32_t{halves[i]} << 16);
   }
+}
+
+void narrow(const float* wide, Number number, size_t count, void* stored) {
+  if (number == Number::kFloat32) {
+    std::memcpy(stored, wide, count * sizeof(float));
+    return;
+  }
+  auto* const halves = static_cast<uint16_t*>(stored);
+  const auto convert = number == Number::kFloat16 ? to_half : to_bfloat16;
+  for (size_t i = 0; i < count; ++i) halves[i] = convert(wide[i]);
 }
 
 }  // namespace awq2trt

@@ -1,4 +1,5 @@
-// Numbers of a model's caches and scores. In: numbers as stored in memory. Out: their sizes, and float32.
+// Numbers of a model's inputs, caches and scores. In: numbers as stored in memory, or float32. Out: the other of the
+// two, and sizes.
 #pragma once
 
 #include <cstddef>
@@ -10,5 +11,7 @@ enum class Number { kFloat32, kFloat16, kBFloat16, kInt8 };
 size_t bytes_of(Number number);
 // Widens `count` numbers of a floating type as stored in memory.
 void widen(const void* stored, Number number, size_t count, float* result);
+// The contrary, rounded to the nearest number and of two to the even one; beyond the largest one it is infinity.
+void narrow(const float* wide, Number number, size_t count, void* stored);
 
 }  // namespace awq2trt

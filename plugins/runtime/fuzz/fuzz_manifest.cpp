@@ -19,6 +19,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     for (const awq2trt::CachePair& pair : contract.caches) {
       if (contract.cache_bytes(pair, contract.capacity) == 0) std::abort();
     }
+    if (manifest.vision) {
+      const awq2trt::VisionContract seen = awq2trt::read_vision_contract(*manifest.vision, contract, "directory");
+      if (seen.pixels_count() == 0 || seen.embeddings_count() == 0) std::abort();
+    }
   } catch (const awq2trt::Error&) {
   }
   return 0;

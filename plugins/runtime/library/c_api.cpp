@@ -239,6 +239,7 @@ int32_t awq2trt_model_load(const char* directory, const awq2trt_load_options* op
 void awq2trt_model_close(awq2trt_model* model) { delete model; }
 int64_t awq2trt_model_capacity(const awq2trt_model* model) { return model->model.capacity(); }
 int64_t awq2trt_model_vocab_size(const awq2trt_model* model) { return model->model.vocab_size(); }
+int64_t awq2trt_model_tokens_per_image(const awq2trt_model* model) { return model->model.tokens_per_image(); }
 const char* awq2trt_model_title(const awq2trt_model* model) { return model->model.title().c_str(); }
 
 int32_t awq2trt_model_check(const awq2trt_model* model, double* worst_error, double* allowed_error) {

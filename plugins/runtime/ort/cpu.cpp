@@ -36,15 +36,14 @@ class CpuCache : public Cache {
   int64_t capacity() const override { return capacity_; }
   int64_t position() const override { return position_; }
 
-  void append(const int32_t* tokens, size_t count) override {
+  void append(const NewTokens& tokens) override {
     const Contract& contract = shared_->contract;
-    const int64_t length = static_cast<int64_t>(count);
+    const int64_t length = static_cast<int64_t>(tokens.count);
     reserve(position_ + length);
-    ids_.assign(tokens, tokens + count);
+    bind_tokens(tokens);
     rows_ = contract.all_rows ? length : 1;
     logits_.resize(bytes_of(contract.number) * static_cast<size_t>(rows_ * contract.vocab_size));
     slot_ = position_;
-    binding_.bind_input(kInputIds, ids_.data(), abi::ElementType::kInt64, {1, length});
     binding_.bind_output(kLogits, logits_.data(), element_type(contract.number), {1, rows_, contract.vocab_size});
     binding_.run(options_.get());
     position_ += length;
@@ -81,6 +80,21 @@ class CpuCache : public Cache {
   }
 
  private:
+  void bind_tokens(const NewTokens& tokens) {
+    const Contract& contract = shared_->contract;
+    const auto length = static_cast<int64_t>(tokens.count);
+    if (contract.hidden_size == 0) {
+      ids_.assign(tokens.ids, tokens.ids + tokens.count);
+      binding_.bind_input(kInputIds, ids_.data(), abi::ElementType::kInt64, {1, length});
+      return;
+    }
+    const size_t numbers = tokens.count * static_cast<size_t>(contract.hidden_size);
+    embeddings_.resize(numbers * bytes_of(contract.rows));
+    narrow(tokens.rows, contract.rows, numbers, embeddings_.data());
+    binding_.bind_input(kInputsEmbeds, embeddings_.data(), element_type(contract.rows),
+                        {1, length, contract.hidden_size});
+  }
+
   // Makes the caches hold at least `length` positions, keeping what they hold.
   void reserve(int64_t length) {
     if (length <= held_) return;
@@ -123,7 +137,7 @@ class CpuCache : public Cache {
   int64_t slot_ = 0, next_token_ = 0;  // bound
   int64_t rows_ = 1;
   std::vector<int64_t> ids_;
-  std::vector<char> logits_;
+  std::vector<char> embeddings_, logits_;
   std::vector<float> scores_;
   std::vector<Bytes> caches_;
   Binding binding_;
@@ -132,7 +146,8 @@ class CpuCache : public Cache {
 
 class CpuBackend : public Backend {
  public:
-  explicit CpuBackend(std::shared_ptr<const Shared> shared) : shared_(std::move(shared)) {}
+  CpuBackend(std::shared_ptr<const Shared> shared, std::unique_ptr<Embedder> embedder)
+      : shared_(std::move(shared)), embedder_(std::move(embedder)) {}
 
   int64_t capacity() const override { return shared_->contract.capacity; }
   int64_t longest_call() const override { return shared_->longest_call; }
@@ -141,18 +156,20 @@ class CpuBackend : public Backend {
   std::unique_ptr<Cache> new_cache(int64_t capacity) const override {
     return std::make_unique<CpuCache>(shared_, capacity);
   }
+  const Embedder* embedder() const override { return embedder_.get(); }
 
  private:
   std::shared_ptr<const Shared> shared_;
+  std::unique_ptr<Embedder> embedder_;
 };
 
 }  // namespace
 
 std::unique_ptr<Backend> make_cpu_backend(std::shared_ptr<const Session> session, const Contract& contract,
-                                          int64_t longest_call) {
+                                          int64_t longest_call, std::unique_ptr<Embedder> embedder) {
   const std::string title = "ONNX Runtime " + session->library()->version() + ", CPU";
   return std::make_unique<CpuBackend>(
-      std::make_shared<const Shared>(Shared{std::move(session), contract, longest_call, title}));
+      std::make_shared<const Shared>(Shared{std::move(session), contract, longest_call, title}), std::move(embedder));
 }
 
 }  // namespace ort

@@ -12,8 +12,9 @@
 namespace awq2trt {
 namespace ort {
 
+// `embedder`: null for a decoder of tokens.
 std::unique_ptr<Backend> make_cpu_backend(std::shared_ptr<const Session> session, const Contract& contract,
-                                          int64_t longest_call);
+                                          int64_t longest_call, std::unique_ptr<Embedder> embedder);
 
 }  // namespace ort
 }  // namespace awq2trt

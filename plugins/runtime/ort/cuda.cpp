@@ -24,6 +24,7 @@ struct Device {
   std::unique_ptr<DeviceMemory> memory;
   std::optional<DeviceWeights> weights;
   std::shared_ptr<const Session> session;
+  std::unique_ptr<VisionGraph> vision;  // null for a decoder of tokens
   std::string title;
   int next_graph = 1;
   bool grown = false;  // the arena, for the longest chunk, once and for all
@@ -43,40 +44,46 @@ class Slot {
         prefill_(device->session, place()),
         decode_options_(device->session->run_options(settings(device->next_graph++))),
         prefill_options_(device->session->run_options(settings(kNodeByNode))),
-        ids_(device_buffer(sizeof(int64_t) * longest())),
+        many_(device_buffer(input_bytes(longest()))),
+        one_(device_buffer(input_bytes(1))),
         slot_(device_buffer(sizeof(int64_t))),
         token_(device_buffer(sizeof(int64_t))),
         logits_(device_buffer(row_bytes() * (contract().all_rows ? longest() : 1))),
-        host_(device->memory.get(), Buffer::Kind::kHost, sizeof(int64_t) * (longest() + kFields)),
+        host_(device->memory.get(), Buffer::Kind::kHost, sizeof(int64_t) * kFields + input_bytes(longest())),
         host_logits_(device->memory.get(), Buffer::Kind::kHost, row_bytes()) {
     for (const CachePair& pair : contract().caches) {
       caches_.push_back(device_buffer(contract().cache_bytes(pair, contract().capacity)));
     }
     bind(&decode_);
     bind(&prefill_);
-    bind_tokens(&decode_, token_, 1);
+    bind_tokens(&decode_, reads_tokens() ? token_ : one_, 1);
     const std::vector<int32_t> zeros(longest(), 0);
-    if (!device->grown && zeros.size() > 1) append(zeros.data(), zeros.size(), 0);
+    const std::vector<float> rows(longest() * static_cast<size_t>(contract().hidden_size), 0.0f);
+    if (!device->grown && zeros.size() > 1) append({zeros.data(), zeros.size(), rows.data()}, 0);
     device->grown = true;
-    append(zeros.data(), 1, 0);  // is captured
+    append({zeros.data(), 1, rows.data()}, 0);  // is captured
     chosen_ = kNone;
   }
 
-  void append(const int32_t* tokens, size_t count, int64_t position) {
+  void append(const NewTokens& tokens, int64_t position) {
+    const size_t count = tokens.count;
     DeviceMemory& memory = *device_.memory;
     int64_t* const staged = static_cast<int64_t*>(host_.get());
     staged[kPosition] = position;
     memory.write(slot_.get(), &staged[kPosition], sizeof(int64_t));
     rows_ = contract().all_rows ? count : 1;
-    if (count == 1) {
-      staged[kToken] = tokens[0];
+    if (count == 1 && reads_tokens()) {
+      staged[kToken] = tokens.ids[0];
       // The token that the last call chose is already in the buffer.
-      if (chosen_ != tokens[0]) memory.write(token_.get(), &staged[kToken], sizeof(int64_t));
+      if (chosen_ != tokens.ids[0]) memory.write(token_.get(), &staged[kToken], sizeof(int64_t));
+    } else {
+      stage(tokens, staged + kFields);
+      memory.write((count == 1 ? one_ : many_).get(), staged + kFields, input_bytes(count));
+    }
+    if (count == 1) {
       decode_.run(decode_options_.get());
     } else {
-      std::copy(tokens, tokens + count, staged + kFields);
-      memory.write(ids_.get(), staged + kFields, sizeof(int64_t) * count);
-      bind_tokens(&prefill_, ids_, static_cast<int64_t>(count));
+      bind_tokens(&prefill_, many_, static_cast<int64_t>(count));
       prefill_.run(prefill_options_.get());
     }
     chosen_ = kNone;
@@ -111,10 +118,17 @@ class Slot {
 
  private:
   static constexpr int64_t kNone = -1;
-  static constexpr size_t kPosition = 0, kToken = 1, kFields = 2;  // of `host_`, before the ids
+  static constexpr size_t kPosition = 0, kToken = 1, kFields = 2;  // of `host_`, before ids or embeddings
 
   const Contract& contract() const { return device_.plan.contract; }
   size_t longest() const { return static_cast<size_t>(device_.plan.longest_call); }
+  bool reads_tokens() const { return contract().hidden_size == 0; }
+  // Of what the decoder reads of `count` tokens.
+  size_t input_bytes(size_t count) const {
+    const size_t one =
+        reads_tokens() ? sizeof(int64_t) : bytes_of(contract().rows) * static_cast<size_t>(contract().hidden_size);
+    return one * count;
+  }
   size_t row_bytes() const { return bytes_of(contract().number) * static_cast<size_t>(contract().vocab_size); }
   Place place() const { return {device_.memory->runtime_name(), device_.memory->index()}; }
   Buffer device_buffer(size_t bytes) const { return Buffer(device_.memory.get(), Buffer::Kind::kDevice, bytes); }
@@ -135,8 +149,22 @@ class Slot {
     if (contract().next_token) binding->bind_output(kNextToken, token_.get(), abi::ElementType::kInt64, {1, 1});
   }
 
-  void bind_tokens(Binding* binding, const Buffer& ids, int64_t length) const {
-    binding->bind_input(kInputIds, ids.get(), abi::ElementType::kInt64, {1, length});
+  // Writes what the decoder reads to the host's memory.
+  void stage(const NewTokens& tokens, int64_t* to) const {
+    if (reads_tokens()) {
+      std::copy(tokens.ids, tokens.ids + tokens.count, to);
+    } else {
+      narrow(tokens.rows, contract().rows, tokens.count * static_cast<size_t>(contract().hidden_size), to);
+    }
+  }
+
+  void bind_tokens(Binding* binding, const Buffer& input, int64_t length) const {
+    if (reads_tokens()) {
+      binding->bind_input(kInputIds, input.get(), abi::ElementType::kInt64, {1, length});
+    } else {
+      binding->bind_input(kInputsEmbeds, input.get(), element_type(contract().rows),
+                          {1, length, contract().hidden_size});
+    }
     binding->bind_output(kLogits, logits_.get(), element_type(contract().number),
                          {1, contract().all_rows ? length : 1, contract().vocab_size});
   }
@@ -144,7 +172,8 @@ class Slot {
   Device& device_;
   Binding decode_, prefill_;
   Owned<abi::RunOptions> decode_options_, prefill_options_;
-  Buffer ids_, slot_, token_;  // `token_`: next_token of one call, input_ids of the next
+  Buffer many_, one_;    // what the decoder reads of a chunk, and of one token unless it reads `token_`
+  Buffer slot_, token_;  // `token_`: next_token of one call, input_ids of the next
   Buffer logits_, host_, host_logits_;
   std::vector<Buffer> caches_;
   size_t rows_ = 1;
@@ -154,11 +183,11 @@ class Slot {
 // Slots that no conversation uses, and their device.
 class Pool {
  public:
-  Pool(const CudaPlan& plan, std::unique_ptr<DeviceMemory> memory, const OpenSession& open)
-      : device_(plan, std::move(memory)) {
+  Pool(const CudaPlan& plan, std::unique_ptr<DeviceMemory> memory, const OpenSession& open, CudaSight sight)
+      : device_(plan, std::move(memory)), embedding_(std::move(sight.embedding)) {
     device_.worker.run([&] {
       try {
-        start(open);
+        start(open, sight);
       } catch (...) {
         release();
         throw;
@@ -170,6 +199,7 @@ class Pool {
   }
 
   const Device& device() const { return device_; }
+  const EmbeddingGraph* embedding() const { return embedding_.get(); }  // null for a decoder of tokens
   void run(const std::function<void()>& work) { device_.worker.run(work); }
 
   std::unique_ptr<Slot> take() {
@@ -193,20 +223,23 @@ class Pool {
 
  private:
   // On the device's thread, as what it gives back is.
-  void start(const OpenSession& open) {
+  void start(const OpenSession& open, const CudaSight& sight) {
     device_.memory->use_on_this_thread();
     device_.weights.emplace(device_.memory.get(), device_.plan.directory, device_.plan.weights);
     device_.session = open(device_.weights->all());
     device_.title = "ONNX Runtime " + device_.session->library()->version() + ", " + device_.memory->title();
+    if (sight.open_vision) device_.vision = sight.open_vision();
     idle_.push_back(std::make_unique<Slot>(&device_));
   }
   void release() {
     idle_.clear();
+    device_.vision.reset();
     device_.session.reset();
     device_.weights.reset();
   }
 
   Device device_;
+  const std::unique_ptr<EmbeddingGraph> embedding_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Slot>> idle_;  // guarded by `mutex_`
 };
@@ -220,9 +253,9 @@ class CudaCache : public Cache {
   int64_t capacity() const override { return capacity_; }
   int64_t position() const override { return position_; }
 
-  void append(const int32_t* tokens, size_t count) override {
-    pool_->run([&] { slot_->append(tokens, count, position_); });
-    position_ += static_cast<int64_t>(count);
+  void append(const NewTokens& tokens) override {
+    pool_->run([&] { slot_->append(tokens, position_); });
+    position_ += static_cast<int64_t>(tokens.count);
   }
 
   int32_t best() override {
@@ -254,9 +287,27 @@ class CudaCache : public Cache {
   std::vector<float> scores_;
 };
 
+class CudaEmbedder : public Embedder {
+ public:
+  explicit CudaEmbedder(std::shared_ptr<Pool> pool) : pool_(std::move(pool)) {}
+
+  int64_t hidden_size() const override { return pool_->device().plan.contract.hidden_size; }
+  void embed(const int32_t* ids, size_t count, float* rows) const override {
+    pool_->embedding()->embed(ids, count, rows);
+  }
+  std::vector<float> see(const std::vector<float>& pixels) const override {
+    std::vector<float> pieces;
+    pool_->run([&] { pieces = pool_->device().vision->see(pixels, pool_->device().memory.get()); });
+    return pieces;
+  }
+
+ private:
+  const std::shared_ptr<Pool> pool_;
+};
+
 class CudaBackend : public Backend {
  public:
-  explicit CudaBackend(std::shared_ptr<Pool> pool) : pool_(std::move(pool)) {}
+  explicit CudaBackend(std::shared_ptr<Pool> pool) : pool_(std::move(pool)), embedder_(pool_) {}
 
   int64_t capacity() const override { return pool_->device().plan.contract.capacity; }
   int64_t longest_call() const override { return pool_->device().plan.longest_call; }
@@ -265,16 +316,18 @@ class CudaBackend : public Backend {
   std::unique_ptr<Cache> new_cache(int64_t capacity) const override {
     return std::make_unique<CudaCache>(pool_, capacity);
   }
+  const Embedder* embedder() const override { return pool_->embedding() == nullptr ? nullptr : &embedder_; }
 
  private:
   std::shared_ptr<Pool> pool_;
+  CudaEmbedder embedder_;
 };
 
 }  // namespace
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaPlan& plan, std::unique_ptr<DeviceMemory> memory,
-                                           const OpenSession& open) {
-  return std::make_unique<CudaBackend>(std::make_shared<Pool>(plan, std::move(memory), open));
+                                           const OpenSession& open, CudaSight sight) {
+  return std::make_unique<CudaBackend>(std::make_shared<Pool>(plan, std::move(memory), open, std::move(sight)));
 }
 
 }  // namespace ort

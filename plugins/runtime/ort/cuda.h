@@ -16,6 +16,7 @@
 #include "backend/backend.h"
 #include "backend/contract.h"
 #include "backend/device_memory.h"
+#include "ort/embedder.h"
 #include "ort/session.h"
 
 namespace awq2trt {
@@ -29,12 +30,19 @@ struct CudaPlan {
   std::vector<StoredWeight> weights;  // that are put on the device before the session is made
 };
 
+// The graphs beside a decoder of embeddings; both null for one of tokens.
+struct CudaSight {
+  std::unique_ptr<EmbeddingGraph> embedding;
+  std::function<std::unique_ptr<VisionGraph>()> open_vision;  // called on the thread that will use it
+};
+
 // Makes a session over weights that lie on the device.
 using OpenSession = std::function<std::shared_ptr<const Session>(const std::vector<DeviceWeight>& weights)>;
 
-// `open` is called on the thread that will use the session.
+// `open` is called on the thread that will use the session. The vision graph works on the same stream, and never while
+// another thread's call is captured.
 std::unique_ptr<Backend> make_cuda_backend(const CudaPlan& plan, std::unique_ptr<DeviceMemory> memory,
-                                           const OpenSession& open);
+                                           const OpenSession& open, CudaSight sight);
 
 }  // namespace ort
 }  // namespace awq2trt

@@ -36,6 +36,7 @@ std::string Model::decode(const std::vector<int32_t>& tokens) const { return sta
 GoldenCheck Model::check() const { return check_golden(state_->directory, *state_->backend); }
 int64_t Model::capacity() const { return state_->backend->capacity(); }
 int64_t Model::vocab_size() const { return state_->backend->vocab_size(); }
+int64_t Model::tokens_per_image() const { return state_->sight ? state_->sight->tokens_per_image() : 0; }
 const std::string& Model::title() const { return state_->backend->title(); }
 
 Session::Session(std::unique_ptr<detail::SessionState> state) : state_(std::move(state)) {}

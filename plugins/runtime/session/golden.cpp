@@ -8,6 +8,9 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
+
+#include "backend/contract.h"
 
 namespace awq2trt {
 namespace {
@@ -17,12 +20,19 @@ namespace fs = std::filesystem;
 
 constexpr char kDescription[] = "golden.json";
 constexpr char kLogitsFile[] = "logits";
+constexpr char kImage[] = "vision";
 constexpr int kFormat = 1;
 
 struct GoldenCall {
   std::string name;
   std::vector<int32_t> tokens;
   std::vector<float> logits;
+};
+
+// A prepared image, and what the vision graph must make of it.
+struct GoldenImage {
+  std::vector<float> pixels, embeddings;
+  double allowed_error;
 };
 
 [[noreturn]] void malformed(const std::string& what, const fs::path& where) {
@@ -35,6 +45,17 @@ std::string read_file(const fs::path& path) {
     throw Error(ErrorCode::kNotFound, "the model has no such golden output", path.string(), "export the model again.");
   }
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+// All numbers of a file that an entry names.
+std::vector<float> read_numbers(const json& entry, const char* name, Number number, const fs::path& folder) {
+  const fs::path file = entry.at("files").at(name).get<std::string>();
+  if (file != file.filename()) malformed("a file of the directory is expected", folder / kDescription);
+  const std::string bytes = read_file(folder / file);
+  std::vector<float> numbers(bytes.size() / bytes_of(number));
+  if (numbers.empty() || bytes.size() % bytes_of(number) != 0) malformed("numbers are expected", folder / file);
+  widen(bytes.data(), number, numbers.size(), numbers.data());
+  return numbers;
 }
 
 GoldenCall read_call(const json& entry, const fs::path& folder, const Backend& backend) {
@@ -50,27 +71,52 @@ GoldenCall read_call(const json& entry, const fs::path& folder, const Backend& b
     malformed("call " + call.name + ": tokens are expected, at most " + std::to_string(backend.capacity()),
               folder / kDescription);
   }
-  const fs::path file = entry.at("files").at(kLogitsFile).get<std::string>();
-  if (file != file.filename()) malformed("a file of the directory is expected", folder / kDescription);
-  const std::string bytes = read_file(folder / file);
-  call.logits.resize(static_cast<size_t>(backend.vocab_size()));
-  if (bytes.size() != call.logits.size() * sizeof(float)) {
-    malformed(std::to_string(call.logits.size()) + " float32 are expected", folder / file);
+  call.logits = read_numbers(entry, kLogitsFile, Number::kFloat32, folder);
+  if (call.logits.size() != static_cast<size_t>(backend.vocab_size())) {
+    malformed("call " + call.name + ": scores of " + std::to_string(backend.vocab_size()) + " tokens are expected",
+              folder / kDescription);
   }
-  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(call.logits.data()));
   return call;
+}
+
+GoldenImage read_image(const json& entry, const fs::path& folder) {
+  return {read_numbers(entry, kPixelValues, Number::kFloat16, folder),
+          read_numbers(entry, kImageEmbeddings, Number::kFloat32, folder),
+          entry.at("relative_tolerance").get<double>()};
 }
 
 // The scores after a call's tokens.
 std::vector<float> run(const GoldenCall& call, const Backend& backend) {
   const std::unique_ptr<Cache> cache = backend.new_cache(backend.capacity());
   const auto longest = static_cast<size_t>(backend.longest_call());
+  const Embedder* const embedder = backend.embedder();
+  std::vector<float> rows;
   for (size_t begin = 0; begin < call.tokens.size(); begin += longest) {
-    cache->append(&call.tokens[begin], std::min(longest, call.tokens.size() - begin));
+    const size_t count = std::min(longest, call.tokens.size() - begin);
+    if (embedder != nullptr) {
+      rows.resize(count * static_cast<size_t>(embedder->hidden_size()));
+      embedder->embed(&call.tokens[begin], count, rows.data());
+    }
+    cache->append({&call.tokens[begin], count, rows.data()});
   }
   std::vector<float> logits(call.logits.size());
   cache->read_logits(logits.data());
   return logits;
+}
+
+// Refuses an error that is larger than allowed, or NaN.
+void check_error(const std::string& what, double error, double allowed, const Backend& backend) {
+  if (error <= allowed) return;
+  throw Error(ErrorCode::kWrongAnswers, what + std::to_string(error) + ", allowed are " + std::to_string(allowed),
+              backend.title(), "report it, with the output of `awq2trt doctor`.");
+}
+
+void check_image(const GoldenImage& image, const Backend& backend, const fs::path& where) {
+  if (backend.embedder() == nullptr) malformed("an image for a model of text", where);
+  const std::vector<float> seen = backend.embedder()->see(image.pixels);
+  if (seen.size() != image.embeddings.size()) malformed("pieces of another image", where);
+  check_error("the image: relative error of its pieces ", relative_error(seen, image.embeddings), image.allowed_error,
+              backend);
 }
 
 }  // namespace
@@ -90,10 +136,12 @@ GoldenCheck check_golden(const std::string& directory, const Backend& backend) {
   const fs::path folder(directory);
   GoldenCheck check;
   std::vector<GoldenCall> calls;
+  std::optional<GoldenImage> image;
   try {
     const json description = json::parse(read_file(folder / kDescription));
     if (description.at("format_version") != kFormat) malformed("an unknown format version", folder / kDescription);
     check.allowed_error = description.at("relative_tolerance").get<double>();
+    if (description.contains(kImage)) image = read_image(description.at(kImage), folder);
     for (const json& entry : description.at("calls")) {
       if (entry.at("cache_position") == 0) calls.push_back(read_call(entry, folder, backend));
     }
@@ -101,14 +149,10 @@ GoldenCheck check_golden(const std::string& directory, const Backend& backend) {
     malformed(error.what(), folder / kDescription);
   }
   if (calls.empty()) malformed("it has no call that begins a conversation", folder / kDescription);
+  if (image) check_image(*image, backend, folder / kDescription);
   for (const GoldenCall& call : calls) {
     const double error = relative_error(run(call, backend), call.logits);
-    if (!(error <= check.allowed_error)) {  // not so for NaN
-      throw Error(ErrorCode::kWrongAnswers,
-                  "call " + call.name + ": relative error of the scores " + std::to_string(error) + ", allowed are " +
-                      std::to_string(check.allowed_error),
-                  backend.title(), "report it, with the output of `awq2trt doctor`.");
-    }
+    check_error("call " + call.name + ": relative error of the scores ", error, check.allowed_error, backend);
     check.worst_error = std::max(check.worst_error, error);
     ++check.calls;
   }

@@ -1,5 +1,5 @@
-// Golden calls: tokens, and the scores that must follow. In: a model's directory, whose golden.json `awq2trt export`
-// wrote, and its backend. Out: how far the scores are off.
+// Golden calls: tokens, and the scores that must follow; and a golden image, if the model sees. In: a model's
+// directory, whose golden.json `awq2trt export` wrote, and its backend. Out: how far the scores are off.
 //
 // Only calls that begin a conversation, whose scores are in raw files (awq2trt/artifact/golden.py), are run here; the
 // others are in NumPy's format, and `awq2trt check --golden` runs them.

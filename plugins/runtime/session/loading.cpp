@@ -14,6 +14,7 @@
 #include "ort/cpu.h"
 #include "ort/cuda.h"
 #include "ort/cuda_memory.h"
+#include "ort/embedder.h"
 #include "ort/operators.h"
 #include "ort/session.h"
 #include "session/model_state.h"
@@ -70,41 +71,116 @@ std::vector<ort::StoredWeight> stored_weights(const std::string& model, const Lo
   return ort::find_stored_weights(graph, kLeastBytes);
 }
 
+// The graphs beside a decoder of embeddings; what executes the vision graph executes the decoder, too.
+class Beside {
+ public:
+  Beside(const std::string& directory, const Manifest& manifest, const Contract& decoder,
+         std::shared_ptr<const ort::Library> library)
+      : directory_(directory), record_(*manifest.vision), library_(std::move(library)) {
+    contract_ = read_vision_contract(record_, decoder, directory);
+  }
+
+  ort::EmbeddingGraph open_embedding() const {
+    ort::Execution execution;
+    execution.threads = 1;  // it copies rows
+    return {open(record_.embedding, execution), contract_.hidden_size};
+  }
+  ort::VisionGraph open_vision(const ort::Execution& execution) const {
+    return {open(record_.vision, execution), contract_};
+  }
+
+ private:
+  std::shared_ptr<const ort::Session> open(const GraphRecord& graph, const ort::Execution& execution) const {
+    return ort::Session::open(library_, directory_ + "/" + graph.model, execution);
+  }
+
+  std::string directory_;
+  VisionRecord record_;
+  std::shared_ptr<const ort::Library> library_;
+  VisionContract contract_;
+};
+
+// A model that was built for ONNX Runtime, as far as it has been opened.
+struct Lowered {
+  const std::string& directory;
+  const Manifest& manifest;
+  const LoadOptions& options;
+  Contract contract;
+  std::shared_ptr<const ort::Library> library;
+  ort::Execution execution;      // of the decoder
+  std::optional<Beside> beside;  // nothing for a model of text
+
+  std::string model() const { return directory + "/" + manifest.decoder.model; }
+  int64_t longest_call() const { return std::min(manifest.lowered->longest_chunk, contract.capacity); }
+};
+
+std::unique_ptr<Backend> open_on_cpu(const Lowered& lowered) {
+  std::unique_ptr<Embedder> embedder;
+  if (lowered.beside) {
+    ort::Execution seeing;
+    seeing.threads = lowered.options.threads;
+    embedder =
+        std::make_unique<ort::CpuEmbedder>(lowered.beside->open_embedding(), lowered.beside->open_vision(seeing));
+  }
+  return ort::make_cpu_backend(ort::Session::open(lowered.library, lowered.model(), lowered.execution),
+                               lowered.contract, lowered.longest_call(), std::move(embedder));
+}
+
+std::unique_ptr<Backend> open_on_cuda(Lowered lowered, std::unique_ptr<DeviceMemory> memory) {
+  if (!lowered.library->has_provider(kCudaProvider)) {
+    throw Error(ErrorCode::kNoRuntime, "ONNX Runtime " + lowered.library->version() + " here was built without CUDA",
+                lowered.directory,
+                "install ONNX Runtime for GPUs (onnxruntime-gpu), and name its file in AWQ2TRT_ONNXRUNTIME.");
+  }
+  const LoadOptions& options = lowered.options;
+  const ort::CudaExecution cuda{options.device, options.cuda_graph, memory->stream()};
+  const ort::CudaExecution seeing_cuda{options.device, false, memory->stream()};
+  lowered.execution.cuda = &cuda;
+  lowered.execution.place = {memory->runtime_name(), memory->index()};
+  ort::Execution seeing;
+  seeing.cuda = &seeing_cuda;
+  seeing.place = lowered.execution.place;
+  ort::CudaSight sight;
+  if (lowered.beside) {
+    sight.embedding = std::make_unique<ort::EmbeddingGraph>(lowered.beside->open_embedding());
+    sight.open_vision = [&] { return std::make_unique<ort::VisionGraph>(lowered.beside->open_vision(seeing)); };
+  }
+  const ort::CudaPlan plan{lowered.contract, lowered.longest_call(), options.cuda_graph, lowered.directory,
+                           stored_weights(lowered.model(), options)};
+  const auto open = [&](const std::vector<ort::DeviceWeight>& weights) {
+    lowered.execution.weights = weights;
+    return ort::Session::open(lowered.library, lowered.model(), lowered.execution);
+  };
+  return ort::make_cuda_backend(plan, std::move(memory), open, std::move(sight));
+}
+
 std::unique_ptr<Backend> open_lowered(const std::string& directory, const Manifest& manifest,
                                       const LoadOptions& options) {
   const LoweredRecord& record = *manifest.lowered;
-  const Contract contract = read_contract(manifest.decoder, directory);
   const bool on_cpu = record.provider == kCpuProvider;
   if (!on_cpu && record.provider != kCudaProvider) {
     throw Error(ErrorCode::kUnsupported, "this library does not know the execution provider " + record.provider,
                 directory, "use a later version of this library.");
   }
   check_cpu(record, directory);
+  Lowered lowered{directory, manifest, options, read_contract(manifest.decoder, directory), nullptr, {}, {}};
   std::unique_ptr<DeviceMemory> memory = on_cpu ? nullptr : ort::open_cuda_memory(record, options);
-  if (memory != nullptr) require_memory(needs_of(manifest, contract, options), memory->info(), memory->title());
-  const auto library = ort::Library::open(options.onnxruntime_library, record.minimum_onnxruntime);
-  ort::Execution execution;
-  execution.threads = options.threads;
-  if (record.plugin_version) execution.operators = ort::find_operators(*record.plugin_version, directory, options);
-  const std::string model = directory + "/" + manifest.decoder.model;
-  const int64_t longest_call = std::min(record.longest_chunk, contract.capacity);
-  if (on_cpu) return ort::make_cpu_backend(ort::Session::open(library, model, execution), contract, longest_call);
-  if (!library->has_provider(kCudaProvider)) {
-    throw Error(ErrorCode::kNoRuntime, "ONNX Runtime " + library->version() + " here was built without CUDA", directory,
-                "install ONNX Runtime for GPUs (onnxruntime-gpu), and name its file in AWQ2TRT_ONNXRUNTIME.");
+  if (memory != nullptr) require_memory(needs_of(manifest, lowered.contract, options), memory->info(), memory->title());
+  lowered.library = ort::Library::open(options.onnxruntime_library, record.minimum_onnxruntime);
+  lowered.execution.threads = options.threads;
+  if (record.plugin_version) {
+    lowered.execution.operators = ort::find_operators(*record.plugin_version, directory, options);
   }
-  const ort::CudaExecution cuda{options.device, options.cuda_graph, memory->stream()};
-  execution.cuda = &cuda;
-  execution.place = {memory->runtime_name(), memory->index()};
-  const ort::CudaPlan plan{contract, longest_call, options.cuda_graph, directory, stored_weights(model, options)};
-  return ort::make_cuda_backend(plan, std::move(memory), [&](const std::vector<ort::DeviceWeight>& weights) {
-    execution.weights = weights;
-    return ort::Session::open(library, model, execution);
-  });
+  if (manifest.vision) lowered.beside.emplace(directory, manifest, lowered.contract, lowered.library);
+  return on_cpu ? open_on_cpu(lowered) : open_on_cuda(std::move(lowered), std::move(memory));
 }
 
 std::unique_ptr<Backend> open_built_engine(const std::string& directory, const Manifest& manifest,
                                            const LoadOptions& options) {
+  if (manifest.vision) {
+    throw Error(ErrorCode::kUnsupported, "this library runs no engines of models that see", directory,
+                "build the model with --target cuda or cpu, or use `awq2trt run --runtime ort`.");
+  }
   const std::string path = directory + "/" + *manifest.decoder.engine;
   const Contract contract = read_contract(manifest.decoder, directory);
   const LoweredRecord any_gpu{};
@@ -168,6 +244,19 @@ std::unique_ptr<ChatTemplate> open_template(const std::string& directory) {
   }
 }
 
+std::unique_ptr<Sight> open_sight(const std::string& directory, const Manifest& manifest, const Contract& contract,
+                                  const ModelState& model) {
+  const VisionContract seen = read_vision_contract(*manifest.vision, contract, directory);
+  if (manifest.vision->image_token >= contract.vocab_size) {
+    throw Error(ErrorCode::kUnsupported,
+                "the image token " + std::to_string(manifest.vision->image_token) + " is not one of the " +
+                    std::to_string(contract.vocab_size) + " tokens of the decoder",
+                directory, "make it again with `awq2trt build`.");
+  }
+  return std::make_unique<Sight>(*manifest.vision, ImageProcessor::from_directory(directory, seen.side),
+                                 *model.tokenizer, model.chat_template.get());
+}
+
 }  // namespace
 
 std::shared_ptr<const ModelState> load_model(const std::string& directory, const LoadOptions& options) {
@@ -179,8 +268,13 @@ std::shared_ptr<const ModelState> load_model(const std::string& directory, const
   model->tokenizer = Tokenizer::from_directory(directory);
   model->chat_template = open_template(directory);
   model->stop_tokens = manifest.tokens.stop;
-  const int64_t vocab_size = read_contract(manifest.decoder, directory).vocab_size;
-  check_tokenizer(*model->tokenizer, manifest.tokens, vocab_size, directory);
+  const Contract contract = read_contract(manifest.decoder, directory);
+  if ((contract.hidden_size != 0) != manifest.vision.has_value()) {
+    throw Error(ErrorCode::kUnsupported, "its decoder reads embeddings, and no graph makes them, or the contrary",
+                directory, "make it again with `awq2trt build`.");
+  }
+  check_tokenizer(*model->tokenizer, manifest.tokens, contract.vocab_size, directory);
+  if (manifest.vision) model->sight = open_sight(directory, manifest, contract, *model);
   model->backend =
       manifest.lowered ? open_lowered(directory, manifest, options) : open_built_engine(directory, manifest, options);
   return model;

@@ -8,6 +8,7 @@
 
 #include "awq2trt/awq2trt.hpp"
 #include "backend/backend.h"
+#include "session/sight.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -20,6 +21,7 @@ class ModelState {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatTemplate> chat_template;  // null if the model has none
+  std::unique_ptr<Sight> sight;                 // null for a model of text
   std::vector<int32_t> stop_tokens;             // the model's own
 };
 

@@ -10,10 +10,6 @@ namespace awq2trt {
 namespace detail {
 namespace {
 
-[[noreturn]] void refuse_empty() {
-  throw Error(ErrorCode::kEmptyPrompt, "there is nothing to continue", "Session", "append messages or text first.");
-}
-
 void require_utf8(std::string_view text, const char* where) {
   const size_t at = find_ill_formed(text);
   if (at == std::string_view::npos) return;
@@ -55,8 +51,8 @@ class SessionState::Answering : public Continuation {
   int32_t best() override { return session_.run_waiting(true) ? session_.cache_->best() : -1; }
   void append(int32_t token) override {
     // The last token of a full session is given although the cache has no place for it.
-    if (static_cast<int64_t>(session_.tokens_.size()) >= session_.capacity()) return;
-    session_.tokens_.push_back(token);
+    if (static_cast<int64_t>(session_.prompt_.size()) >= session_.capacity()) return;
+    session_.prompt_.tokens.push_back(token);
     session_.scored_ = false;
   }
 
@@ -68,41 +64,64 @@ class SessionState::Answering : public Continuation {
 SessionState::SessionState(std::shared_ptr<const ModelState> model, std::unique_ptr<Cache> cache)
     : model_(std::move(model)), cache_(std::move(cache)), begun_(std::time(nullptr)) {}
 
-void SessionState::require_room(size_t tokens) const {
+void SessionState::require_room(size_t tokens, size_t image_tokens) const {
   if (static_cast<int64_t>(tokens) <= capacity()) return;
   const std::string limit = std::to_string(capacity());
   const bool built = capacity() == model_->backend->capacity();
-  throw Error(ErrorCode::kTooLong,
-              "the session would need " + std::to_string(tokens) + " tokens, but it holds at most " + limit, "Session",
-              built ? "shorten the text, rewind(), or build the model again with --max-seq-len " +
-                          std::to_string(tokens) + " or more."
-                    : "shorten the text, rewind(), or open a session of more SessionOptions::max_tokens.");
+  const std::string of_images = image_tokens == 0 ? "" : ", " + std::to_string(image_tokens) + " of them of images";
+  const std::string shorter = image_tokens == 0 ? "shorten the text" : "show fewer images";
+  throw Error(
+      ErrorCode::kTooLong,
+      "the session would need " + std::to_string(tokens) + " tokens" + of_images + ", but it holds at most " + limit,
+      "Session",
+      shorter + (built
+                     ? ", rewind(), or build the model again with --max-seq-len " + std::to_string(tokens) + " or more."
+                     : ", rewind(), or open a session of more SessionOptions::max_tokens."));
+}
+
+// Refuses to continue from nothing, and without images that were given.
+void SessionState::require_prompt() const {
+  if (!waiting_.empty()) {
+    throw Error(ErrorCode::kBadArgument,
+                "images that wait for a place in messages or text: " + std::to_string(waiting_.size()), "Session",
+                std::string("append messages, or text with ") + kMarker +
+                    " where an image stands; rewind() forgets images that wait.");
+  }
+  if (prompt_.size() == 0) {
+    throw Error(ErrorCode::kEmptyPrompt, "there is nothing to continue", "Session", "append messages or text first.");
+  }
 }
 
 // The messages so far, including the last answer.
 std::vector<Message> SessionState::with_answer() const {
   std::vector<Message> messages = messages_;
-  if (!turns_.empty() && tokens_.size() > turns_.back().tokens) {
-    const std::vector<int32_t> answer(tokens_.begin() + static_cast<std::ptrdiff_t>(turns_.back().tokens),
-                                      tokens_.end());
-    messages.push_back({"assistant", model_->tokenizer->decode(answer)});
+  if (!turns_.empty() && prompt_.size() > turns_.back().tokens) {
+    const std::vector<int32_t> answer(prompt_.tokens.begin() + static_cast<std::ptrdiff_t>(turns_.back().tokens),
+                                      prompt_.tokens.end());
+    const std::string text = model_->tokenizer->decode(answer);
+    messages.push_back({"assistant", model_->sight ? without_markers(text) : text});
   }
   return messages;
 }
 
-std::vector<int32_t> SessionState::encode(const std::vector<Message>& messages) const {
+Prompt SessionState::encode(const std::vector<Message>& messages, const std::vector<Pieces>& images) const {
   if (model_->chat_template == nullptr) {
     throw Error(ErrorCode::kNoTemplate, "this model has no chat template", model_->directory,
                 "continue plain text with append_text().");
   }
+  const Sight* const sight = model_->sight.get();
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
-  for (const Message& message : messages) list.push_back({{"role", message.role}, {"content", message.content}});
+  for (const Message& message : messages) {
+    list.push_back(sight != nullptr ? sight->in_template(message)
+                                    : nlohmann::ordered_json{{"role", message.role}, {"content", message.content}});
+  }
   RenderOptions options;
   options.now = begun_;
   const std::vector<RenderedPart> rendered = model_->chat_template->render(list, model_->tokenizer.get(), options);
   std::vector<TextPart> parts;
   for (const RenderedPart& part : rendered) parts.push_back({part.text, part.trusted});
-  return model_->tokenizer->encode(parts, false);
+  if (sight == nullptr) return {model_->tokenizer->encode(parts, false), {}};
+  return sight->place(parts, false, *model_->tokenizer, images);
 }
 
 void SessionState::append(const std::vector<Message>& messages) {
@@ -113,30 +132,39 @@ void SessionState::append(const std::vector<Message>& messages) {
   }
   if (messages.empty()) throw Error(ErrorCode::kEmptyPrompt, "there are no messages", "Session::append", "");
   std::vector<Message> all = with_answer();
-  all.insert(all.end(), messages.begin(), messages.end());
-  const size_t base = conversing_ ? base_ : tokens_.size();
-  const std::vector<int32_t> ids = encode(all);
-  require_room(base + ids.size());
+  const std::vector<Message> added = model_->sight ? model_->sight->with_markers(messages, waiting_.size()) : messages;
+  all.insert(all.end(), added.begin(), added.end());
+  std::vector<Pieces> images = shown_;
+  images.insert(images.end(), waiting_.begin(), waiting_.end());
+  const size_t base = conversing_ ? base_ : prompt_.size();
+  const Prompt prompt = encode(all, images);
+  require_room(base + prompt.size(), prompt.image_tokens());
   // The part that the cache already holds stays: usually everything except the new messages.
-  const auto begin = tokens_.begin() + static_cast<std::ptrdiff_t>(base);
-  const auto same = std::mismatch(begin, tokens_.end(), ids.begin(), ids.end());
-  tokens_.erase(same.first, tokens_.end());
-  if (cache_->position() > static_cast<int64_t>(tokens_.size())) cache_->rewind(static_cast<int64_t>(tokens_.size()));
-  tokens_.insert(tokens_.end(), same.second, ids.end());
+  const size_t same = prompt_.same_tokens(base, prompt);
+  prompt_.keep(base + same);
+  if (cache_->position() > static_cast<int64_t>(prompt_.size())) cache_->rewind(static_cast<int64_t>(prompt_.size()));
+  prompt_.append(prompt, same);
   scored_ = false;
   conversing_ = true;
   base_ = base;
   messages_ = std::move(all);
-  turns_.push_back({messages_.size(), tokens_.size()});
+  shown_ = std::move(images);
+  waiting_.clear();
+  turns_.push_back({messages_.size(), shown_.size(), prompt_.size()});
 }
 
 void SessionState::append_text(std::string_view text, bool allow_special) {
   const Use use(this);
   require_utf8(text, "Session::append_text");
+  const bool first = prompt_.size() == 0;
+  if (model_->sight) {
+    add_plain(model_->sight->place({{text, allow_special}}, first, *model_->tokenizer, waiting_));
+    return;
+  }
   EncodeOptions options;
   options.allow_special = allow_special;
-  options.add_special_tokens = tokens_.empty();
-  add_plain(model_->tokenizer->encode(text, options));
+  options.add_special_tokens = first;
+  add_plain({model_->tokenizer->encode(text, options), {}});
 }
 
 void SessionState::append_tokens(const std::vector<int32_t>& tokens) {
@@ -148,41 +176,62 @@ void SessionState::append_tokens(const std::vector<int32_t>& tokens) {
                     std::to_string(model_->backend->vocab_size() - 1),
                 "Session::append_tokens", "Model::encode gives the tokens of a text.");
   }
-  add_plain(tokens);
+  add_plain(model_->sight ? model_->sight->place(tokens, waiting_) : Prompt{tokens, {}});
 }
 
 void SessionState::append_image(const uint8_t* rgb, int32_t width, int32_t height) {
   const Use use(this);
-  if (rgb == nullptr || width < 1 || height < 1) {
-    throw Error(ErrorCode::kBadArgument,
-                rgb == nullptr ? "there are no pixels"
-                               : "got " + std::to_string(width) + " x " + std::to_string(height) +
-                                     " pixels, expected 1 x 1 or more",
-                "Session::append_image", "");
+  const ImageView image{rgb, width, height};
+  check_image(image, "Session::append_image");
+  if (model_->sight == nullptr) {
+    throw Error(ErrorCode::kUnsupported, "this model does not see: it is a model of text", model_->directory,
+                "say in words what the image shows, or load a model that sees.");
   }
-  throw Error(ErrorCode::kUnsupported, "this model reads text alone", model_->directory,
-              "say in words what the image shows; no model that sees is built for this library yet.");
+  const size_t image_tokens = (waiting_.size() + 1) * static_cast<size_t>(model_->sight->tokens_per_image());
+  require_room(image_tokens, image_tokens);
+  waiting_.push_back(
+      std::make_shared<const std::vector<float>>(model_->backend->embedder()->see(model_->sight->prepare(image))));
 }
 
-void SessionState::add_plain(const std::vector<int32_t>& tokens) {
-  require_room(tokens_.size() + tokens.size());
-  if (tokens.empty()) return;
-  tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+void SessionState::add_plain(const Prompt& prompt) {
+  require_room(prompt_.size() + prompt.size(), prompt_.image_tokens() + prompt.image_tokens());
+  if (prompt.size() == 0) return;
+  prompt_.append(prompt);
+  waiting_.clear();
   scored_ = false;
   conversing_ = false;
   messages_.clear();
+  shown_.clear();
   turns_.clear();
+}
+
+// Runs the next tokens that wait.
+void SessionState::run_next(int64_t length) {
+  const auto first = static_cast<size_t>(cache_->position()), count = static_cast<size_t>(length);
+  const int32_t* const ids = prompt_.tokens.data() + first;
+  const Embedder* const embedder = model_->backend->embedder();
+  if (embedder == nullptr) {
+    cache_->append({ids, count});
+    return;
+  }
+  const auto hidden_size = static_cast<size_t>(embedder->hidden_size());
+  rows_.resize(count * hidden_size);
+  embedder->embed(ids, count, rows_.data());
+  for (size_t i = 0; i < count; ++i) {
+    const float* const row = prompt_.row_of(first + i, hidden_size);
+    if (row != nullptr) std::copy(row, row + hidden_size, rows_.data() + i * hidden_size);
+  }
+  cache_->append({ids, count, rows_.data()});
 }
 
 // Runs the waiting tokens; returns whether all were run.
 bool SessionState::run_waiting(bool may_cancel) {
   // After a rewind, the last token is run again for its scores.
-  const int64_t count = static_cast<int64_t>(tokens_.size());
+  const int64_t count = static_cast<int64_t>(prompt_.size());
   if (!scored_ && cache_->position() == count) cache_->rewind(count - 1);
   while (cache_->position() < count) {
     if (may_cancel && cancelled_) return false;
-    const int64_t length = std::min(count - cache_->position(), model_->backend->longest_call());
-    cache_->append(tokens_.data() + cache_->position(), static_cast<size_t>(length));
+    run_next(std::min(count - cache_->position(), model_->backend->longest_call()));
   }
   scored_ = true;
   return !(may_cancel && cancelled_);
@@ -190,9 +239,9 @@ bool SessionState::run_waiting(bool may_cancel) {
 
 Result SessionState::generate(const GenerateOptions& options, const TextCallback& callback) {
   const Use use(this);
-  if (tokens_.empty()) refuse_empty();
+  require_prompt();
   cancelled_ = false;
-  const std::vector<int32_t> context = tokens_;
+  const std::vector<int32_t> context = prompt_.tokens;
   const int64_t waiting = std::max<int64_t>(static_cast<int64_t>(context.size()) - cache_->position(), scored_ ? 0 : 1);
   // The last token that is chosen is never in the cache.
   const int64_t room = capacity() - static_cast<int64_t>(context.size()) + 1;
@@ -205,7 +254,7 @@ Result SessionState::generate(const GenerateOptions& options, const TextCallback
 
 std::vector<float> SessionState::logits() {
   const Use use(this);
-  if (tokens_.empty()) refuse_empty();
+  require_prompt();
   run_waiting(false);
   std::vector<float> logits(static_cast<size_t>(model_->backend->vocab_size()));
   cache_->read_logits(logits.data());
@@ -214,37 +263,41 @@ std::vector<float> SessionState::logits() {
 
 void SessionState::rewind(int64_t tokens) {
   const Use use(this);
-  if (tokens < 0 || tokens > static_cast<int64_t>(tokens_.size())) {
+  if (tokens < 0 || tokens > static_cast<int64_t>(prompt_.size())) {
     throw Error(ErrorCode::kBadArgument,
-                "got " + std::to_string(tokens) + ", expected 0 to " + std::to_string(tokens_.size()) +
+                "got " + std::to_string(tokens) + ", expected 0 to " + std::to_string(prompt_.size()) +
                     ", the number of tokens in the session",
                 "Session::rewind", "");
   }
-  if (tokens == static_cast<int64_t>(tokens_.size())) return;
-  tokens_.resize(static_cast<size_t>(tokens));
+  waiting_.clear();
+  if (tokens == static_cast<int64_t>(prompt_.size())) return;
+  prompt_.keep(static_cast<size_t>(tokens));
   if (cache_->position() > tokens) cache_->rewind(tokens);
   scored_ = false;
-  while (!turns_.empty() && turns_.back().tokens > tokens_.size()) turns_.pop_back();
+  while (!turns_.empty() && turns_.back().tokens > prompt_.size()) turns_.pop_back();
   messages_.resize(turns_.empty() ? 0 : turns_.back().messages);
-  if (tokens_.size() < base_) conversing_ = false;
+  shown_.resize(turns_.empty() ? 0 : turns_.back().images);
+  if (prompt_.size() < base_) conversing_ = false;
 }
 
 std::unique_ptr<SessionState> SessionState::fork() {
   const Use use(this);
   auto copy = std::make_unique<SessionState>(model_, cache_->fork());
-  copy->tokens_ = tokens_;
+  copy->prompt_ = prompt_;
+  copy->waiting_ = waiting_;
   copy->scored_ = scored_;
   copy->begun_ = begun_;
   copy->conversing_ = conversing_;
   copy->base_ = base_;
   copy->messages_ = messages_;
+  copy->shown_ = shown_;
   copy->turns_ = turns_;
   return copy;
 }
 
 std::vector<int32_t> SessionState::tokens() {
   const Use use(this);
-  return tokens_;
+  return prompt_.tokens;
 }
 
 }  // namespace detail

@@ -1,5 +1,5 @@
-// A session: its tokens, those of them that are in the cache, and the messages that they came from. In: messages, text,
-// tokens. Out: answers.
+// A session: its tokens, those of them that are in the cache, and the messages and images that they came from. In:
+// messages, text, tokens, images. Out: answers.
 #pragma once
 
 #include <atomic>
@@ -11,6 +11,7 @@
 #include "awq2trt/awq2trt.hpp"
 #include "backend/backend.h"
 #include "session/model_state.h"
+#include "session/prompt.h"
 
 namespace awq2trt {
 namespace detail {
@@ -38,24 +39,30 @@ class SessionState {
   // The state of a conversation after messages were appended.
   struct Turn {
     size_t messages;  // of `messages_`
-    size_t tokens;    // of `tokens_`; what follows is the answer
+    size_t images;    // of `shown_`
+    size_t tokens;    // of `prompt_`; what follows is the answer
   };
 
   std::vector<Message> with_answer() const;
-  std::vector<int32_t> encode(const std::vector<Message>& messages) const;
-  void add_plain(const std::vector<int32_t>& tokens);
-  void require_room(size_t tokens) const;
+  Prompt encode(const std::vector<Message>& messages, const std::vector<Pieces>& images) const;
+  void add_plain(const Prompt& prompt);
+  void require_room(size_t tokens, size_t image_tokens) const;
+  void require_prompt() const;
+  void run_next(int64_t length);
   bool run_waiting(bool may_cancel);
 
   std::shared_ptr<const ModelState> model_;
   std::unique_ptr<Cache> cache_;
-  std::vector<int32_t> tokens_;  // all tokens; those after the cache's position wait
+  Prompt prompt_;                // all tokens; those after the cache's position wait
+  std::vector<Pieces> waiting_;  // images without a place
+  std::vector<float> rows_;      // for a decoder of embeddings: what it reads in a call
   bool scored_ = false;          // the cache's scores are those of the last token
 
   std::time_t begun_;  // the current time for templates: a second rendering is the same
   bool conversing_ = false;
-  size_t base_ = 0;  // of `tokens_`, where the conversation began
+  size_t base_ = 0;  // of `prompt_`, where the conversation began
   std::vector<Message> messages_;
+  std::vector<Pieces> shown_;  // images at the markers of `messages_`
   std::vector<Turn> turns_;
 
   std::atomic<bool> busy_{false}, cancelled_{false};

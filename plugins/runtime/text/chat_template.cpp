@@ -257,6 +257,12 @@ std::unique_ptr<ChatTemplate> ChatTemplate::from_directory(const std::string& di
     where = config_path + ": chat_template";
     source = source_in(config);
   }
+  if (source.empty()) {  // models that see, published before transformers kept templates in files of their own
+    where = directory + "/chat_template.json";
+    const std::string text = read_file(where);
+    const json processor = text.empty() ? json::object() : parse_json(text, where);
+    if (processor.is_object()) source = source_in(processor);
+  }
   if (source.empty()) {
     throw Error(ErrorCode::kNotFound, "the model has no chat template", directory,
                 "continue plain text instead, or add a chat_template.jinja.");

@@ -38,8 +38,8 @@ struct RenderOptions {
 // One object serves any number of threads at once.
 class ChatTemplate {
  public:
-  // Reads chat_template.jinja or tokenizer_config.json, whose tokens (bos_token and the like) the template can use.
-  // Throws Error, kNotFound if the directory has no template.
+  // Reads chat_template.jinja, tokenizer_config.json, whose tokens (bos_token and the like) the template can use, or
+  // chat_template.json. Throws Error, kNotFound if the directory has no template.
   static std::unique_ptr<ChatTemplate> from_directory(const std::string& directory);
   // `variables`: an object of texts, e.g. {"bos_token": "<s>"}.
   ChatTemplate(const std::string& source, const nlohmann::ordered_json& variables, const std::string& where);

@@ -57,12 +57,13 @@ class Slot {
     }
   }
 
-  void append(const int32_t* tokens, size_t count, int64_t position) {
+  void append(const NewTokens& tokens, int64_t position) {
+    const size_t count = tokens.count;
     Context& context = device_.context_for(static_cast<int64_t>(count));  // refuses more than there is room for
     DeviceMemory& memory = *device_.memory;
     int64_t* const staged = static_cast<int64_t*>(host_.get());
     staged[0] = position;
-    std::copy(tokens, tokens + count, staged + 1);
+    std::copy(tokens.ids, tokens.ids + count, staged + 1);
     memory.write(slot_.get(), staged, sizeof(int64_t));
     memory.write(ids_.get(), staged + 1, sizeof(int64_t) * count);
     rows_ = rows_of(static_cast<int64_t>(count));
@@ -128,9 +129,9 @@ class EngineCache : public Cache {
 
   int64_t capacity() const override { return capacity_; }
   int64_t position() const override { return position_; }
-  void append(const int32_t* tokens, size_t count) override {
-    run([&] { slot_->append(tokens, count, position_); });
-    position_ += static_cast<int64_t>(count);
+  void append(const NewTokens& tokens) override {
+    run([&] { slot_->append(tokens, position_); });
+    position_ += static_cast<int64_t>(tokens.count);
   }
   int32_t best() override {
     scores_.resize(static_cast<size_t>(device_->contract.vocab_size));

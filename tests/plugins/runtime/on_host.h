@@ -1,6 +1,7 @@
 // A backend with the host in place of the GPU: memory that is counted, and commands, one per line; `S` is the number of
 // a session. Each command that asks something gets a line of answer.
 //   open S | close S | append S TOKEN... | best S | logits S | rewind S POSITION | fork S NEW | threads S COUNT TOKENS
+//   see PIXELS VALUE: the pieces of an image of so many equal numbers
 #pragma once
 
 #include <cstdlib>
@@ -61,21 +62,37 @@ class HostMemory : public awq2trt::DeviceMemory {
 
 using Sessions = std::map<int, std::unique_ptr<awq2trt::Cache>>;
 
+// Appends tokens, or the rows of a decoder of embeddings.
+inline void append(const awq2trt::Backend& backend, const std::vector<int32_t>& tokens, awq2trt::Cache* cache) {
+  const awq2trt::Embedder* const embedder = backend.embedder();
+  std::vector<float> rows;
+  if (embedder != nullptr) {
+    rows.resize(tokens.size() * static_cast<size_t>(embedder->hidden_size()));
+    embedder->embed(tokens.data(), tokens.size(), rows.data());
+  }
+  cache->append({tokens.data(), tokens.size(), rows.data()});
+}
+
 // Greedy continuations of one session's forks, each on its own thread; returns whether all are the same.
-inline bool same_on_threads(const awq2trt::Cache& session, int count, int tokens) {
+inline bool same_on_threads(const awq2trt::Backend& backend, const awq2trt::Cache& session, int count, int tokens) {
   std::vector<std::vector<int32_t>> answers(static_cast<size_t>(count));
   std::vector<std::thread> threads;
   for (auto& answer : answers) {
-    threads.emplace_back([&answer, &session, tokens] {
+    threads.emplace_back([&answer, &backend, &session, tokens] {
       const auto copy = session.fork();
       for (int i = 0; i < tokens; ++i) {
         answer.push_back(copy->best());
-        copy->append(&answer.back(), 1);
+        append(backend, {answer.back()}, copy.get());
       }
     });
   }
   for (std::thread& thread : threads) thread.join();
   return std::set<std::vector<int32_t>>(answers.begin(), answers.end()).size() == 1;
+}
+
+inline void print(const std::vector<float>& numbers) {
+  for (const float number : numbers) std::cout << number << ' ';
+  std::cout << '\n';
 }
 
 inline void serve(const awq2trt::Backend& backend) {
@@ -93,7 +110,10 @@ inline void serve(const awq2trt::Backend& backend) {
     } else if (command == "close") {
       sessions.erase(session);
     } else if (command == "append") {
-      sessions.at(session)->append(numbers.data(), numbers.size());
+      append(backend, numbers, sessions.at(session).get());
+    } else if (command == "see") {
+      const std::vector<float> pixels(static_cast<size_t>(session), static_cast<float>(numbers.at(0)));
+      print(backend.embedder()->see(pixels));
     } else if (command == "rewind") {
       sessions.at(session)->rewind(numbers.at(0));
     } else if (command == "fork") {
@@ -103,10 +123,9 @@ inline void serve(const awq2trt::Backend& backend) {
     } else if (command == "logits") {
       std::vector<float> logits(static_cast<size_t>(backend.vocab_size()));
       sessions.at(session)->read_logits(logits.data());
-      for (const float score : logits) std::cout << score << ' ';
-      std::cout << '\n';
+      print(logits);
     } else if (command == "threads") {
-      std::cout << same_on_threads(*sessions.at(session), numbers.at(0), numbers.at(1)) << '\n';
+      std::cout << same_on_threads(backend, *sessions.at(session), numbers.at(0), numbers.at(1)) << '\n';
     }
   }
 }

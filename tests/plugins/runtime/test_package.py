@@ -12,12 +12,16 @@ from typing import Final
 
 import pytest
 from native_text import BUILD
+from pictures import picture
+from PIL import Image
+from tiny_llava import build_llava
 from tiny_models import save_llama
 
 import awq2trt
 from awq2trt.machine.runtime_library import ONNXRUNTIME_VARIABLE, find_onnxruntime_library
 from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
 from awq2trt.runtime import Model
+from awq2trt.runtime.ort.loading import DeviceOptions
 
 PLUGINS: Final = Path(__file__).parents[3] / "plugins"
 EXAMPLES: Final = PLUGINS / "examples"
@@ -164,7 +168,7 @@ def examples(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """The programs of plugins/examples, each built as a project of its own."""
     folder = tmp_path_factory.mktemp("examples")
     names = sorted(path.name for path in EXAMPLES.iterdir())
-    assert names == ["batch", "bench", "chat", "embed"]
+    assert names == ["batch", "bench", "chat", "embed", "see"]
     for name in names:
         shutil.copytree(EXAMPLES / name, folder / name)  # no example reaches into the repository
     return {name: _built_project(folder / name, prefix, folder / name / "build") / name for name in names}
@@ -220,7 +224,49 @@ def test_example_bench_measures(examples: dict[str, Path], built: Path) -> None:
     assert re.search(r"\ntoken, median +\d+\.\d+ ms, \d+\.\d a second\n", printed)
 
 
-@pytest.mark.parametrize("name", ["batch", "bench", "chat", "embed"])
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that sees, built for `cpu`, and three pictures beside it."""
+    folder = build_llava(tmp_path_factory.mktemp("llava"), "cpu")
+    for index, shape in enumerate([(60, 80), (31, 200), (1, 1)]):
+        Image.fromarray(picture(*shape)).save(folder / f"{index}.ppm")
+    return folder
+
+
+def test_example_see_answers_about_pictures(examples: dict[str, Path], seeing: Path) -> None:
+    assert len((EXAMPLES / "see" / "see.cpp").read_text().splitlines()) <= 80
+    model, see = Model.load(seeing / "cpu", DeviceOptions("cpu")), str(examples["see"])
+    for question, names in (("What is it?", ["0"]), ("a <image> b <image>", ["2", "1"]), ("a", ["0", "1", "2"])):
+        files = [seeing / f"{name}.ppm" for name in names]
+        printed = _run(see, str(seeing / "cpu"), question, *map(str, files))
+        answer = model.generate_text(question, images=files)
+        assert printed == re.sub("\r\n?", "\n", answer) + "\n"  # ends of lines, as `_run` reads them
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "expected a PPM"),
+        (b"P3 1 1 255 0 0 0", "expected a PPM"),
+        (b"P6 2 2 255\n" + bytes(11), "the pixels end too early"),
+        (b"P6 2 2 65535\n" + bytes(24), "expected a PPM"),
+        (b"P6 -2 2 255\n" + bytes(12), "expected a PPM"),
+        (b"P6 99999999999 2 255\n" + bytes(12), "expected a PPM"),
+        (b"P6\n# a comment\n16000 # another\n1 255\n" + bytes(48_000), "200 times as long"),
+    ],
+)
+def test_example_see_says_what_is_no_picture(
+    content: bytes, says: str, examples: dict[str, Path], seeing: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.ppm").write_bytes(content)
+    command = [str(examples["see"]), str(seeing / "cpu"), "a", str(tmp_path / "bad.ppm")]
+    result = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+    assert result.returncode == 1
+    assert says in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["batch", "bench", "chat", "embed", "see"])
 def test_examples_say_how_they_are_used_and_what_is_wrong(name: str, examples: dict[str, Path], tmp_path: Path) -> None:
     def failed(*arguments: str) -> str:
         command = [str(examples[name]), *arguments]
@@ -230,7 +276,7 @@ def test_examples_say_how_they_are_used_and_what_is_wrong(name: str, examples: d
         return result.stderr
 
     assert failed().startswith(f"usage: {name} DIRECTORY")
-    further = {"batch": ["2"], "embed": ["kind"]}.get(name, [])
+    further = {"batch": ["2"], "embed": ["kind"], "see": ["a", "b.ppm"]}.get(name, [])
     assert failed(str(tmp_path), *further).startswith("error: ")
 
 

@@ -196,6 +196,7 @@ class AWQ2TRT_API Model {
 
   int64_t capacity() const;          // the most tokens that a session can hold
   int64_t vocab_size() const;        // length of logits
+  int64_t tokens_per_image() const;  // that an image takes of a session; 0 if the model reads text alone
   const std::string& title() const;  // names what runs it: "ONNX Runtime 1.31.1, CPU"
 
  private:
@@ -219,8 +220,12 @@ class AWQ2TRT_API Session {
   // Model::encode.
   void append_text(std::string_view text, bool allow_special = false);
   void append_tokens(const std::vector<int32_t>& tokens);
-  // Adds an image of 8-bit RGB, rows from the top, [height, width, 3]. Models that see are not built for this library
-  // yet: throws Error, kUnsupported.
+  // Looks at an image of 8-bit RGB, rows from the top, [height, width, 3]; the pixels may then be freed. The image
+  // waits for the next append(), whose messages have "<image>" where it stands, or no marker at all: then it comes
+  // before the user's last text. append_text() needs a marker for each image that waits, and append_tokens() an image
+  // token for each of its Model::tokens_per_image(). Of a model that sees, no text may have a marker without an image.
+  // Throws Error: kUnsupported if the model reads text alone, kTooLong if the session cannot hold all images that wait,
+  // kBadArgument if an image has no pixels, more than 2^27, or a side more than 200 times as long as the other.
   void append_image(const uint8_t* rgb, int32_t width, int32_t height);
 
   // Generates an answer, whose tokens are appended without the stop token. Another call continues the same answer.
@@ -228,7 +233,8 @@ class AWQ2TRT_API Session {
 
   std::vector<float> logits();  // scores of the token that follows the last one, [vocab_size]
 
-  // Forgets all tokens except for the first `tokens`, and the messages that the others belonged to.
+  // Forgets all tokens except for the first `tokens`, the messages and images that the others belonged to, and images
+  // that wait.
   void rewind(int64_t tokens);
   // Returns a second session that continues from here, with a copy of the cache.
   Session fork() const;

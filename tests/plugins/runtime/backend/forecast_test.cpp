@@ -42,6 +42,12 @@ TEST(Forecast, CountsWeightsAndCaches) {
   const Needs needs = predict_needs(lowered(), contract());
   EXPECT_EQ(needs.weights, 3 * kGibibyte + 1000);
   EXPECT_EQ(needs.caches, 8u * 2 * 1024 * 64 * 2);
+  Manifest seeing = lowered();
+  seeing.vision.emplace();
+  seeing.vision->vision.model = "vision.onnx";
+  seeing.vision->embedding.model = "embedding.onnx";  // stays on the CPU
+  seeing.files.insert({{"vision.onnx.data", {11, ""}}, {"embedding.onnx.data", {13, ""}}});
+  EXPECT_EQ(predict_needs(seeing, contract()).weights, 3 * kGibibyte + 1011);
   Manifest engine = lowered();
   engine.lowered.reset();
   engine.engine.emplace();

@@ -1,4 +1,4 @@
-// Widening against the definition of each type, for all of their 65536 values.
+// Widening and narrowing against the definition of each type, for all of their 65536 values.
 #include "backend/numbers.h"
 
 #include <gtest/gtest.h>
@@ -45,6 +45,43 @@ TEST_P(Widen, GivesEachValueOfATypeOfTwoBytes) {
 
 INSTANTIATE_TEST_SUITE_P(Types, Widen,
                          testing::Values(std::pair{Number::kFloat16, 5}, std::pair{Number::kBFloat16, 8}));
+
+// Between neighbours, which are their numbers: below the middle, in the middle and above.
+TEST_P(Widen, IsUndoneByNarrowingWhichTakesTheNearest) {
+  const auto [number, exponent_bits] = GetParam();
+  const auto narrowed = [type = number](float wide) {
+    uint16_t stored = 0;
+    narrow(&wide, type, 1, &stored);
+    return stored;
+  };
+  for (uint32_t bits = 0; bits < 1u << 16; ++bits) {
+    const auto stored = static_cast<uint16_t>(bits);
+    const float value = by_definition(stored, exponent_bits);
+    if (std::isnan(value)) {
+      ASSERT_TRUE(std::isnan(by_definition(narrowed(value), exponent_bits)));
+      continue;
+    }
+    ASSERT_EQ(narrowed(value), stored);
+    const float next = by_definition(static_cast<uint16_t>(bits + 1), exponent_bits);
+    if (!std::isfinite(value) || !std::isfinite(next) || std::signbit(value) != std::signbit(next)) continue;
+    const float middle = value / 2 + next / 2;
+    ASSERT_EQ(narrowed(middle), (bits & 1) == 0 ? stored : stored + 1) << bits;
+    ASSERT_EQ(narrowed(std::nextafter(middle, 0.0f)), stored) << bits;
+    ASSERT_EQ(narrowed(std::nextafter(middle, next)), stored + 1) << bits;
+  }
+}
+
+TEST(Narrow, GivesInfinityBeyondTheLargestNumber) {
+  const std::vector<float> wide = {65504.0f, 65519.99f, 65520.0f, -1e30f, 3.4e38f};
+  std::vector<uint16_t> halves(wide.size()), others(wide.size());
+  narrow(wide.data(), Number::kFloat16, wide.size(), halves.data());
+  EXPECT_EQ(halves, (std::vector<uint16_t>{0x7bff, 0x7bff, 0x7c00, 0xfc00, 0x7c00}));
+  narrow(wide.data(), Number::kBFloat16, wide.size(), others.data());
+  EXPECT_EQ(others[4], 0x7f80);  // above the middle between the largest and the next, which would be infinite
+  std::vector<float> copied(wide.size());
+  narrow(wide.data(), Number::kFloat32, wide.size(), copied.data());
+  EXPECT_EQ(copied, wide);
+}
 
 TEST(WidenFloat, CopiesThem) {
   const std::vector<float> stored = {0.0f, -1.5f, std::numeric_limits<float>::infinity()};

@@ -35,9 +35,23 @@ int main(int argc, char** argv) {
       execution.weights = placed;
       return awq2trt::ort::Session::open(library, model, execution);
     };
+    awq2trt::ort::CudaSight sight;
+    if (manifest.vision) {
+      awq2trt::ort::Execution plain;
+      plain.threads = 1;
+      const auto& seen = *manifest.vision;
+      const auto embedding = awq2trt::ort::Session::open(library, directory + "/" + seen.embedding.model, plain);
+      sight.embedding = std::make_unique<awq2trt::ort::EmbeddingGraph>(embedding, contract.hidden_size);
+      sight.open_vision = [=, &seen] {
+        return std::make_unique<awq2trt::ort::VisionGraph>(
+            awq2trt::ort::Session::open(library, directory + "/" + seen.vision.model, plain),
+            awq2trt::read_vision_contract(seen, contract, directory));
+      };
+    }
     const int64_t longest = std::min(manifest.lowered->longest_chunk, contract.capacity);
     on_host::serve(*awq2trt::ort::make_cuda_backend({contract, longest, false, argc > 4 ? argv[4] : directory, weights},
-                                                    std::make_unique<on_host::HostMemory>(&live), open));
+                                                    std::make_unique<on_host::HostMemory>(&live), open,
+                                                    std::move(sight)));
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

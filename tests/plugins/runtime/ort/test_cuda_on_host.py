@@ -11,13 +11,16 @@ import onnx_ir as ir
 import pytest
 from host_memory import HostMemory
 from native_text import BUILD
+from tiny_llava import build_llava, shown
 from tiny_lowered import CAPACITY, build_lowered
 
+from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import ToolError
 from awq2trt.graph.read import open_decoder
 from awq2trt.machine.plugin_library import find_plugin_library
 from awq2trt.machine.runtime_library import find_onnxruntime_library
 from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
+from awq2trt.runtime.ort.embedder import open_embedder
 from awq2trt.runtime.ort.session import Execution, open_session
 
 PROGRAM = BUILD / "tests" / "cuda_on_host"
@@ -50,7 +53,8 @@ def run(model: Path, operators: Path, *commands: str, weights: Path | None = Non
 def python_backend(model: Path, operators: Path) -> CudaBackend:
     _, sizes = open_decoder(model)
     session = open_session(None, model, Execution(operators=operators))
-    return CudaBackend.start(session, sizes, HostMemory(), CudaOptions(graph=False))
+    embedder = open_embedder(Artifact.open(model))
+    return CudaBackend.start(session, sizes, HostMemory(), CudaOptions(graph=False), embedder)
 
 
 def append(session: int, tokens: list[int]) -> str:
@@ -72,6 +76,45 @@ def test_tokens_and_scores_are_those_of_the_python_backend(model: Path, operator
         np.array(scores.split(), np.float32), backend.forward(PROMPT + expected[:-1]), rtol=1e-2, atol=1e-2
     )
     assert left == "left 0"
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_llava(tmp_path_factory.mktemp("llava"), "cuda") / "cuda"
+
+
+def test_a_decoder_of_embeddings_gives_the_tokens_of_the_python_backend(seeing: Path, operators: Path) -> None:
+    backend = python_backend(seeing, operators)
+    expected = [backend.choose(PROMPT)]
+    for _ in range(5):
+        expected.append(backend.choose(expected[-1:]))
+    assert len(set(expected)) > 1
+    commands = ["open 0", append(0, PROMPT), "best 0"]
+    for token in expected[:-1]:
+        commands += [append(0, [token]), "best 0"]
+    *lines, same, left = run(seeing, operators, *commands, "threads 0 4 8")
+    assert [int(line) for line in lines] == expected
+    assert (same, left) == ("1", "left 0")
+
+
+def test_an_image_is_seen_as_by_the_python_backend(seeing: Path, operators: Path) -> None:
+    side = 56
+    *lines, left = run(seeing, operators, *(f"see {3 * side * side} {value}" for value in (1, -1)))
+    embedder = open_embedder(Artifact.open(seeing))
+    assert embedder is not None
+    for line, value in zip(lines, (1, -1), strict=True):
+        expected = embedder.see(shown(np.full((1, 3, side, side), value, np.float32))[0])
+        got = np.array(line.split(), np.float32).reshape(expected.shape)
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
+    assert lines[0] != lines[1]
+    assert left == "left 0"
+
+
+def test_pixels_of_another_size_are_refused(seeing: Path, operators: Path) -> None:
+    line = [str(path) for path in (PROGRAM, seeing, find_onnxruntime_library(), operators)]
+    done = subprocess.run(line, input="see 7 1", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "got 7 numbers of an image, expected 9408" in done.stderr
 
 
 def test_sessions_take_turns_fork_and_rewind(model: Path, operators: Path) -> None:

@@ -1,0 +1,71 @@
+// The graphs beside a decoder of embeddings, in ONNX Runtime. In: tokens, prepared images. Out: their rows.
+//
+// The embedding runs on the CPU, whatever runs the decoder: it reads a row a token from a table that may then stay out
+// of a GPU's memory. The vision graph runs where the decoder does.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/contract.h"
+#include "backend/device_memory.h"
+#include "ort/session.h"
+
+namespace awq2trt {
+namespace ort {
+
+// Any thread may call it.
+class EmbeddingGraph {
+ public:
+  EmbeddingGraph(std::shared_ptr<const Session> session, int64_t hidden_size);
+
+  int64_t hidden_size() const { return hidden_size_; }
+  // [count, hidden size].
+  void embed(const int32_t* ids, size_t count, float* rows) const;
+
+ private:
+  std::shared_ptr<const Session> session_;
+  int64_t hidden_size_;
+  Owned<abi::RunOptions> options_;
+};
+
+class VisionGraph {
+ public:
+  VisionGraph(std::shared_ptr<const Session> session, const VisionContract& contract);
+
+  // [3, side, side] -> [pieces, hidden size]. Any thread may call it.
+  std::vector<float> see(const std::vector<float>& pixels) const;
+  // The same on a device, on the thread that uses its memory.
+  std::vector<float> see(const std::vector<float>& pixels, DeviceMemory* memory) const;
+
+ private:
+  void check(const std::vector<float>& pixels) const;
+  void run(void* pixels, void* embeddings, const Place& place) const;
+  std::vector<float> widened(const void* embeddings) const;
+  size_t pixels_bytes() const { return contract_.pixels_count() * bytes_of(contract_.pixels); }
+  size_t embeddings_bytes() const { return contract_.embeddings_count() * bytes_of(contract_.embeddings); }
+
+  std::shared_ptr<const Session> session_;
+  VisionContract contract_;
+  Owned<abi::RunOptions> options_;
+};
+
+// Both on the CPU.
+class CpuEmbedder : public Embedder {
+ public:
+  CpuEmbedder(EmbeddingGraph embedding, VisionGraph vision)
+      : embedding_(std::move(embedding)), vision_(std::move(vision)) {}
+
+  int64_t hidden_size() const override { return embedding_.hidden_size(); }
+  void embed(const int32_t* ids, size_t count, float* rows) const override { embedding_.embed(ids, count, rows); }
+  std::vector<float> see(const std::vector<float>& pixels) const override { return vision_.see(pixels); }
+
+ private:
+  EmbeddingGraph embedding_;
+  VisionGraph vision_;
+};
+
+}  // namespace ort
+}  // namespace awq2trt

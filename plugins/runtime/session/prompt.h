@@ -1,0 +1,37 @@
+// Tokens, and the images among them. Two image tokens are the same only if they stand for the same piece.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace awq2trt {
+namespace detail {
+
+// Rows of an image, [pieces, hidden size], that take the place of its tokens' own.
+using Pieces = std::shared_ptr<const std::vector<float>>;
+
+struct PlacedImage {
+  size_t first, count;  // its tokens; fewer than it has pieces if later ones were forgotten
+  Pieces pieces;
+};
+
+struct Prompt {
+  std::vector<int32_t> tokens;
+  std::vector<PlacedImage> images;  // in the order of their places
+
+  size_t size() const { return tokens.size(); }
+  size_t image_tokens() const;
+  // The row that stands for a token; null for a token that has its own.
+  const float* row_of(size_t token, size_t hidden_size) const;
+  // How many tokens from `base` on are those with which `other` begins.
+  size_t same_tokens(size_t base, const Prompt& other) const;
+
+  void keep(size_t count);  // of its first tokens
+  // Appends what `other` has from the token `from` on, which is the first of what follows there.
+  void append(const Prompt& other, size_t from = 0);
+};
+
+}  // namespace detail
+}  // namespace awq2trt

@@ -1,0 +1,197 @@
+// See sight.h.
+#include "session/sight.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+namespace awq2trt {
+namespace detail {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr char kUser[] = "user";
+constexpr char kQuestion[] = "question";
+constexpr size_t kMarkerBytes = sizeof(kMarker) - 1;
+
+std::string without_newlines(const std::string& text) {
+  const size_t first = text.find_first_not_of('\n');
+  return first == std::string::npos ? "" : text.substr(first, text.find_last_not_of('\n') + 1 - first);
+}
+
+// A message as a list of images and texts.
+ordered_json in_parts(const Message& message) {
+  ordered_json parts = ordered_json::array();
+  const bool marked = count_markers(message.content) > 0;
+  for (size_t begin = 0;;) {
+    const size_t end = message.content.find(kMarker, begin);
+    const std::string text = message.content.substr(begin, end == std::string::npos ? end : end - begin);
+    const std::string spoken = marked ? without_newlines(text) : text;
+    if (!spoken.empty()) parts.push_back({{"type", "text"}, {"text", spoken}});
+    if (end == std::string::npos) break;
+    parts.push_back({{"type", "image"}});
+    begin = end + kMarkerBytes;
+  }
+  return {{"role", message.role}, {"content", parts}};
+}
+
+ordered_json as_text(const Message& message) { return {{"role", message.role}, {"content", message.content}}; }
+
+// What a template makes of a message; nothing if it refuses it.
+std::string rendered(const ChatTemplate& chat_template, const ordered_json& message) {
+  std::string text;
+  try {
+    for (const RenderedPart& part : chat_template.render(ordered_json::array({message}), nullptr, {})) {
+      text += part.text;
+    }
+  } catch (const Error&) {
+    return "";
+  }
+  return text;
+}
+
+// Whether a template takes a message as a list of images and texts, as well or only. `place`: the text of the model's
+// own image token, which it may write instead of a marker; empty if there is none.
+bool takes_parts(const ChatTemplate* chat_template, const std::string& place) {
+  if (chat_template == nullptr) return false;
+  const std::string seen = rendered(*chat_template, in_parts({kUser, std::string(kMarker) + kQuestion}));
+  const bool has_place = count_markers(seen) > 0 || (!place.empty() && seen.find(place) != std::string::npos);
+  if (has_place && seen.find(kQuestion) != std::string::npos) return true;
+  return rendered(*chat_template, as_text({kUser, kQuestion})).find(kQuestion) == std::string::npos;
+}
+
+[[noreturn]] void refuse_count(size_t places, size_t images) {
+  throw Error(ErrorCode::kBadArgument,
+              "places for images: " + std::to_string(places) + "; images that wait for one: " + std::to_string(images),
+              "Session",
+              std::string("append_image() one image for every ") + kMarker +
+                  " of a text, before the text; without any in messages, they come before the user's last.");
+}
+
+// Parts of a text between two of its bytes. The views are into `joined`, the text of all parts.
+std::vector<TextPart> cut(const std::vector<TextPart>& parts, std::string_view joined, size_t begin, size_t end) {
+  std::vector<TextPart> within;
+  size_t at = 0;
+  for (const TextPart& part : parts) {
+    const size_t from = std::max(at, begin), to = std::min(at + part.text.size(), end);
+    if (from < to) within.push_back({joined.substr(from, to - from), part.trusted});
+    at += part.text.size();
+  }
+  return within;
+}
+
+}  // namespace
+
+size_t count_markers(std::string_view text) {
+  size_t count = 0;
+  for (size_t at = text.find(kMarker); at != std::string_view::npos; at = text.find(kMarker, at + kMarkerBytes))
+    ++count;
+  return count;
+}
+
+std::string without_markers(std::string text) {
+  for (size_t at = text.find(kMarker); at != std::string::npos; at = text.find(kMarker)) text.erase(at, kMarkerBytes);
+  return text;
+}
+
+Sight::Sight(const VisionRecord& record, const ImageProcessor& processor, const Tokenizer& tokenizer,
+             const ChatTemplate* chat_template)
+    : image_token_(record.image_token),
+      pieces_(record.tokens_per_image),
+      processor_(processor),
+      takes_parts_(takes_parts(chat_template, tokenizer.vocabulary().contains(record.image_token)
+                                                  ? tokenizer.vocabulary().text(record.image_token)
+                                                  : "")) {}
+
+std::vector<Message> Sight::with_markers(std::vector<Message> messages, size_t images) const {
+  size_t places = 0;
+  for (const Message& message : messages) places += count_markers(message.content);
+  const auto asked =
+      std::find_if(messages.rbegin(), messages.rend(), [](const Message& message) { return message.role == kUser; });
+  if (places == 0 && asked != messages.rend()) {
+    std::string markers;
+    for (size_t i = 0; i < images; ++i) markers += std::string(kMarker) + "\n";
+    asked->content.insert(0, markers);
+  } else if (places != images) {
+    refuse_count(places, images);
+  }
+  return messages;
+}
+
+ordered_json Sight::in_template(const Message& message) const {
+  return takes_parts_ ? in_parts(message) : as_text(message);
+}
+
+Prompt Sight::place(const std::vector<TextPart>& text, bool add_special_tokens, const Tokenizer& tokenizer,
+                    const std::vector<Pieces>& images) const {
+  const std::vector<int32_t> tokens = encode(text, add_special_tokens, tokenizer);
+  const auto found = static_cast<size_t>(std::count(tokens.begin(), tokens.end(), image_token_));
+  if (found != images.size()) refuse_count(found, images.size());
+  Prompt prompt;
+  for (const int32_t token : tokens) {
+    if (token != image_token_) {
+      prompt.tokens.push_back(token);
+      continue;
+    }
+    const auto count = static_cast<size_t>(pieces_);
+    prompt.images.push_back({prompt.tokens.size(), count, images[prompt.images.size()]});
+    prompt.tokens.insert(prompt.tokens.end(), count, token);
+  }
+  return prompt;
+}
+
+Prompt Sight::place(const std::vector<int32_t>& tokens, const std::vector<Pieces>& images) const {
+  Prompt prompt{tokens, {}};
+  const auto pieces = static_cast<std::ptrdiff_t>(pieces_);
+  const auto is_image = [this](int32_t token) { return token == image_token_; };
+  size_t found = 0;
+  for (auto at = std::find_if(tokens.begin(), tokens.end(), is_image); at != tokens.end();
+       at = std::find_if(at + pieces, tokens.end(), is_image)) {
+    if (tokens.end() - at < pieces || !std::all_of(at, at + pieces, is_image)) {
+      throw Error(ErrorCode::kBadArgument,
+                  "expected " + std::to_string(pieces_) + " image tokens in a row for each image, got fewer",
+                  "Session::append_tokens", "repeat the token " + std::to_string(image_token_) + " so often.");
+    }
+    if (found < images.size()) {
+      prompt.images.push_back({static_cast<size_t>(at - tokens.begin()), static_cast<size_t>(pieces_), images[found]});
+    }
+    ++found;
+  }
+  if (found != images.size()) refuse_count(found, images.size());
+  return prompt;
+}
+
+// Tokens with one image token for each marker.
+std::vector<int32_t> Sight::encode(const std::vector<TextPart>& text, bool add_special_tokens,
+                                   const Tokenizer& tokenizer) const {
+  std::string joined;
+  for (const TextPart& part : text) joined += part.text;
+  const std::string_view all(joined);
+  std::vector<std::vector<TextPart>> between;  // the markers
+  size_t begin = 0;
+  for (size_t at = all.find(kMarker); at != std::string_view::npos; at = all.find(kMarker, begin)) {
+    between.push_back(cut(text, all, begin, at));
+    begin = at + kMarkerBytes;
+  }
+  between.push_back(cut(text, all, begin, all.size()));
+  // Markers may be tokens of the tokenizer, which then decides what happens to blanks around them.
+  std::vector<TextPart> whole = between.front();
+  for (size_t i = 1; i < between.size(); ++i) {
+    whole.push_back({kMarker, true});
+    whole.insert(whole.end(), between[i].begin(), between[i].end());
+  }
+  std::vector<int32_t> tokens = tokenizer.encode(whole, add_special_tokens);
+  if (std::count(tokens.begin(), tokens.end(), image_token_) == static_cast<std::ptrdiff_t>(between.size()) - 1) {
+    return tokens;
+  }
+  tokens = tokenizer.encode(between.front(), add_special_tokens);
+  for (size_t i = 1; i < between.size(); ++i) {
+    tokens.push_back(image_token_);
+    const std::vector<int32_t> more = tokenizer.encode(between[i], false);
+    tokens.insert(tokens.end(), more.begin(), more.end());
+  }
+  return tokens;
+}
+
+}  // namespace detail
+}  // namespace awq2trt

@@ -1,0 +1,62 @@
+// How a model that sees is shown images: prepared, and at their places among the tokens of a prompt. In: 8-bit RGB;
+// messages and texts with kMarker where an image stands. Out: what the vision graph reads; prompts.
+//
+// The same steps as awq2trt/runtime/sight.py and chat.py.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "artifact/manifest.h"
+#include "awq2trt/awq2trt.hpp"
+#include "images/processor.h"
+#include "session/prompt.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace awq2trt {
+namespace detail {
+
+constexpr char kMarker[] = "<image>";  // in place of an image, as in awq2trt/images/pairs.py
+
+class Sight {
+ public:
+  // `chat_template`: the model's, or null.
+  Sight(const VisionRecord& record, const ImageProcessor& processor, const Tokenizer& tokenizer,
+        const ChatTemplate* chat_template);
+
+  int64_t tokens_per_image() const { return pieces_; }
+  std::vector<float> prepare(const ImageView& image) const { return processor_.prepare(image); }
+
+  // Messages with a marker for each of so many images: before the user's last text, where there are none. Throws Error,
+  // kBadArgument, if there are more or fewer markers than images.
+  std::vector<Message> with_markers(std::vector<Message> messages, size_t images) const;
+  // A message as the chat template takes it.
+  nlohmann::ordered_json in_template(const Message& message) const;
+
+  // The prompt that a text makes, with an image for each of its markers. Throws Error, kBadArgument, if the numbers
+  // differ.
+  Prompt place(const std::vector<TextPart>& text, bool add_special_tokens, const Tokenizer& tokenizer,
+               const std::vector<Pieces>& images) const;
+  // The same of tokens, which have as many image tokens as the images have pieces.
+  Prompt place(const std::vector<int32_t>& tokens, const std::vector<Pieces>& images) const;
+
+ private:
+  std::vector<int32_t> encode(const std::vector<TextPart>& text, bool add_special_tokens,
+                              const Tokenizer& tokenizer) const;
+
+  int32_t image_token_;
+  int64_t pieces_;
+  ImageProcessor processor_;
+  bool takes_parts_;  // whether the chat template takes a message as a list of images and texts
+};
+
+// How many markers a text has.
+size_t count_markers(std::string_view text);
+// A text of the model itself, in which no marker stands for an image.
+std::string without_markers(std::string text);
+
+}  // namespace detail
+}  // namespace awq2trt
