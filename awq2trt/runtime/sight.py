@@ -91,27 +91,55 @@ class Sight:
                     fix="export the model again with the preprocessor_config.json that it was published with.",
                 )
 
+    def spell(self, prompt: str, images: Sequence[PreparedImage]) -> str:
+        """A prompt in which markers have become what is written for their images, where the model has such texts.
+
+        Raises:
+            UsageError: There are more or fewer markers.
+        """
+        if not any(image.texts for image in images):
+            return prompt
+        first, *rest = prompt.split(MARKER)
+        require_places(len(rest), len(images))
+        spelled = (image.written(MARKER) + text for image, text in zip(images, rest, strict=True))
+        return first + "".join(spelled)
+
     def place(self, tokens: Sequence[int], images: Sequence[PreparedImage]) -> list[int]:
         """Tokens of a prompt, in which each image token is repeated for every piece of its image.
 
         Args:
-            tokens: With one image token for an image.
+            tokens: With one image token for an image, or those of a spelled prompt.
             images: What is shown.
 
         Raises:
             UsageError: There are more or fewer image tokens.
         """
         found = list(tokens).count(self.record.image_token)
-        if found != len(images):
-            raise UsageError(
-                f"places for images in the prompt: {found}; images given: {len(images)}.",
-                where="--image",
-                fix=f"give one image for every {MARKER} of the prompt; without any, the images come before the text.",
-            )
+        if images and all(image.texts for image in images) and found == sum(image.pieces for image in images):
+            return list(tokens)
+        require_places(found, len(images))
         pieces = iter(images)
         return [
             token for token in tokens for _ in range(next(pieces).pieces if token == self.record.image_token else 1)
         ]
+
+
+def require_places(places: int, images: int) -> None:
+    """Refuses a prompt with more or fewer places than images.
+
+    Args:
+        places: How many images have one in the prompt.
+        images: How many are shown.
+
+    Raises:
+        UsageError: There are more or fewer.
+    """
+    if places != images:
+        raise UsageError(
+            f"places for images in the prompt: {places}; images given: {images}.",
+            where="--image",
+            fix=f"give one image for every {MARKER} of the prompt; without any, the images come before the text.",
+        )
 
 
 def with_markers(messages: Sequence[Message], images: int) -> list[Message]:

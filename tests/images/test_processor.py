@@ -14,8 +14,9 @@ from transformers import CLIPImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from awq2trt.artifact.records import VisionRecord
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
-from awq2trt.images.processor import ImageProcessor, describe_processor, limit_patches_, read_processor, require_fit
+from awq2trt.images.processor import ImageProcessor, describe_processor, limit_pieces_, read_processor, require_fit
 from awq2trt.images.read import read_image
 from awq2trt.models.families import describe_vision
 
@@ -117,7 +118,8 @@ def test_what_the_user_calls_the_model_is_where_its_processor_is_refused(tmp_pat
 def test_a_processor_that_makes_no_squares_is_kept_as_it_is(tmp_path: Path) -> None:
     CLIPImageProcessorPil().save_pretrained(tmp_path)
     before = (tmp_path / "preprocessor_config.json").read_bytes()
-    assert limit_patches_(tmp_path, 3) is None
+    vision = VisionRecord(family="llava", image_token=1, tokens_per_image=16, settings={})
+    assert limit_pieces_(tmp_path, vision, 3) is None
     assert (tmp_path / "preprocessor_config.json").read_bytes() == before
 
 
