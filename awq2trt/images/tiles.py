@@ -50,10 +50,8 @@ class Tiles:
     @property
     def most(self) -> int:
         """Tiles of the image that has most, with the whole image."""
-        longer = min(self.longest, _MOST)
-        shorter = min(self.longest + self.longest % 2, _MOST)  # the shorter side is made even
-        cells = math.ceil(longer / self.side) * math.ceil(shorter / self.side)
-        return cells + 1 if cells > 1 and self.splits else 1
+        along = math.ceil(min(_even(self.longest), _MOST) / self.side)  # those of a square, made even
+        return along**2 + 1 if along > 1 and self.splits else 1
 
     @property
     def largest(self) -> str:

@@ -95,9 +95,7 @@ def test_two_blocks_of_real_widths_are_those_of_transformers(tmp_path: Path) -> 
     tiles = inputs["pixel_values"][0]
     with torch.inference_mode():
         expected = model(**inputs).logits[0]
-        got = logits_of_text_and_images(
-            source, inputs["input_ids"][0].tolist(), [Pixels(tiles.numpy(), Grid(1, 1, 1))]
-        )
+        got = logits_of_text_and_images(source, inputs["input_ids"][0].tolist(), [Pixels(tiles.numpy(), Grid(1, 1, 1))])
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-4)
     assert expected.std() > 0.01
 
