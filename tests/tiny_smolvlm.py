@@ -37,6 +37,9 @@ FAKE_TOKEN, IMAGE_TOKEN = 258, 259
 SIDE, PIECES = 24, 9
 """Pixels along a tile's side, and pieces of a tile."""
 
+_SEED = 4
+"""With some others, two tokens of an answer in tests/e2e are closer to each other than a cache in fp16 can tell."""
+
 TOWER: dict[str, Any] = {
     "hidden_size": 24,
     "intermediate_size": 40,
@@ -70,7 +73,7 @@ def save_smolvlm(
         longest: The processor's longest side of an image.
         overrides: Changes to the model's config.
     """
-    torch.manual_seed(1)
+    torch.manual_seed(_SEED)
     make_config, make_model, make_processor = KINDS[kind]
     seeing = {**TOWER, **(tower or {})}
     config = make_config(

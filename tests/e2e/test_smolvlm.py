@@ -1,0 +1,134 @@
+"""SmolVLM through all stages: what transformers' own classes answer about five images, token for token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pictures import picture
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from tiny_smolvlm import IMAGE_TOKEN, KINDS, PIECES, save_smolvlm
+from transformers import AutoTokenizer, Idefics3Processor
+
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.io_contract import PIXEL_VALUES
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
+from awq2trt.runtime import Model, Sampler, Sampling, generate, user_message
+from awq2trt.runtime.ort.loading import DeviceOptions
+from awq2trt.runtime.sight import with_markers
+from awq2trt.stages.build import BuildRequest, build_stage
+
+NEW_TOKENS, CAPACITY = 64, 480
+
+TEMPLATE = """<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if \
+message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}\
+{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}\
+{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
+"""As HuggingFaceTB/SmolVLM-256M-Instruct has it."""
+
+TEXT: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+}
+SHAPES = [(60, 80), (80, 60), (24, 24), (9, 120), (300, 40)]
+"""Cut into tiles of two rows and columns or of one, with `longest` pixels 48; see `LONGEST`."""
+
+LONGEST = {"smolvlm": 48, "idefics3": 72}
+"""So that SmolVLM has tokens for all rows and columns, and Idefics3 writes the third ones in letters."""
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A kind, and a folder: `model`, as it would be published, and a build for the CPU."""
+    kind, folder = request.param, tmp_path_factory.mktemp(request.param)
+    save_smolvlm(folder / "model", kind=kind, text=TEXT, longest=LONGEST[kind])
+    model = KINDS[kind][1].from_pretrained(folder / "model", dtype=torch.float16)
+    model.save_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder / "model")
+    for index, shape in enumerate(SHAPES):
+        Image.fromarray(np.roll(picture(*shape), 5 * index, axis=1)).save(folder / f"{index}.png")
+    recipe = Recipe(quantize=QuantizeOptions(group_size=32, method="rtn"), export=ExportOptions(max_seq_len=CAPACITY))
+    recipe = recipe.model_copy(update={"build": recipe.build.model_copy(update={"target": "cpu"})})
+    list(build_stage(BuildRequest(str(folder / "model"), folder / "built", recipe), SilentProgress()))
+    return kind, folder
+
+
+@pytest.fixture(scope="module")
+def theirs(built: tuple[str, Path]) -> Any:
+    """transformers' own class with the quantized checkpoint's weights, dequantized."""
+    kind, folder = built
+    checkpoint = QuantizedCheckpoint.open(folder / "built" / "checkpoint")
+    names = load_file(folder / "model" / "model.safetensors")
+    (folder / "dequantized").mkdir()
+    (folder / "dequantized" / "config.json").write_bytes((folder / "model" / "config.json").read_bytes())
+    tensors = {name: np.ascontiguousarray(checkpoint.tensor(name).astype(np.float32)) for name in names}
+    save_file(tensors, folder / "dequantized" / "model.safetensors", metadata={"format": "pt"})
+    return KINDS[kind][1].from_pretrained(folder / "dequantized", dtype=torch.float32)
+
+
+def _their_inputs(kind: str, folder: Path, images: list[int]) -> Any:
+    """What transformers' processor makes of a question about images."""
+    processor: Any = Idefics3Processor(
+        KINDS[kind][2].from_pretrained(folder / "model"),
+        AutoTokenizer.from_pretrained(folder / "model"),
+        image_seq_len=PIECES,
+        chat_template=TEMPLATE,
+    )
+    parts: list[Any] = [*({"type": "image"} for _ in images), {"type": "text", "text": "What is it?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    pictures = [Image.open(folder / f"{index}.png") for index in images]
+    return processor(text=text, images=[pictures], return_tensors="pt", add_special_tokens=False)
+
+
+@pytest.mark.parametrize("directory", ["onnx", "cpu"])
+@pytest.mark.parametrize("images", [[0], [1], [2], [3], [4], [4, 2, 0]], ids=str)
+def test_it_answers_as_transformers_does(
+    images: list[int], directory: str, built: tuple[str, Path], theirs: Any
+) -> None:
+    kind, folder = built
+    files = [folder / f"{index}.png" for index in images]
+    inputs = _their_inputs(kind, folder, images)
+    model = Model.load(folder / "built" / directory, DeviceOptions("cpu"))
+    sight = model.sight
+    assert sight is not None
+    shown = sight.prepare(files)
+    asked = model.tokenizer.encode_messages(
+        with_markers([user_message("What is it?")], len(files)),
+        IMAGE_TOKEN,
+        sight.around,
+        lambda text: sight.spell(text, shown),
+    )
+    tokens = sight.place(asked, shown)
+    assert tokens == inputs["input_ids"][0].tolist()
+    pixels = np.concatenate([image.inputs[PIXEL_VALUES] for image in shown])
+    np.testing.assert_array_equal(pixels, inputs["pixel_values"][0].numpy())
+
+    expected = theirs.generate(
+        **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=None
+    )
+    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "images": shown}
+    got = list(generate(model.backend, tokens, Sampler(Sampling()), **options))
+    assert got == expected[0, len(tokens) :].tolist()
+    assert len(set(got)) > 8, "an answer of one token again and again would be no proof"
+
+
+def test_what_a_user_asks_is_what_was_compared(built: tuple[str, Path]) -> None:
+    kind, folder = built
+    model = Model.load(folder / "built" / "cpu", DeviceOptions("cpu"))
+    tokens = _their_inputs(kind, folder, [0, 2])["input_ids"][0].tolist()
+    assert model.sight is not None
+    shown = model.sight.prepare([folder / "0.png", folder / "2.png"])
+    expected = generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=8, images=shown)
+    text = model.tokenizer.decode(list(expected))
+    images = [folder / "0.png", folder / "2.png"]
+    assert model.generate_text("What is it?", images=images, max_new_tokens=8) == text
