@@ -8,22 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import picture
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from seen_answers import build_for_cpu, dequantized, save_pictures
 from tiny_smolvlm import IMAGE_TOKEN, KINDS, PIECES, save_smolvlm
 from transformers import AutoTokenizer, Idefics3Processor
 
-from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.io_contract import PIXEL_VALUES
-from awq2trt.progress import SilentProgress
-from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
 from awq2trt.runtime import Model, Sampler, Sampling, generate, user_message
 from awq2trt.runtime.ort.loading import DeviceOptions
 from awq2trt.runtime.sight import with_markers
-from awq2trt.stages.build import BuildRequest, build_stage
 
-NEW_TOKENS, CAPACITY = 64, 480
+NEW_TOKENS, CAPACITY = 64, 520
 
 TEMPLATE = """<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if \
 message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}\
@@ -36,7 +31,7 @@ TEXT: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 64,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 520,
 }
 SHAPES = [(60, 80), (80, 60), (24, 24), (9, 120), (300, 40)]
 """Cut into tiles of two rows and columns or of one, with `longest` pixels 48; see `LONGEST`."""
@@ -55,11 +50,8 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder / "model")
-    for index, shape in enumerate(SHAPES):
-        Image.fromarray(np.roll(picture(*shape), 5 * index, axis=1)).save(folder / f"{index}.png")
-    recipe = Recipe(quantize=QuantizeOptions(group_size=32, method="rtn"), export=ExportOptions(max_seq_len=CAPACITY))
-    recipe = recipe.model_copy(update={"build": recipe.build.model_copy(update={"target": "cpu"})})
-    list(build_stage(BuildRequest(str(folder / "model"), folder / "built", recipe), SilentProgress()))
+    save_pictures(folder, SHAPES)
+    build_for_cpu(folder, CAPACITY)
     return kind, folder
 
 
@@ -67,13 +59,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def theirs(built: tuple[str, Path]) -> Any:
     """transformers' own class with the quantized checkpoint's weights, dequantized."""
     kind, folder = built
-    checkpoint = QuantizedCheckpoint.open(folder / "built" / "checkpoint")
-    names = load_file(folder / "model" / "model.safetensors")
-    (folder / "dequantized").mkdir()
-    (folder / "dequantized" / "config.json").write_bytes((folder / "model" / "config.json").read_bytes())
-    tensors = {name: np.ascontiguousarray(checkpoint.tensor(name).astype(np.float32)) for name in names}
-    save_file(tensors, folder / "dequantized" / "model.safetensors", metadata={"format": "pt"})
-    return KINDS[kind][1].from_pretrained(folder / "dequantized", dtype=torch.float32)
+    return dequantized(folder, KINDS[kind][1])
 
 
 def _their_inputs(kind: str, folder: Path, images: list[int]) -> Any:
