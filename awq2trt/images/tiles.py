@@ -56,7 +56,7 @@ class Tiles:
     @property
     def largest(self) -> str:
         """The largest image, in words."""
-        return f"{self.longest} pixels a side, {self.most} tiles with the whole image"
+        return f"{self.longest} pixels a side, {self.most} tile{'s' if self.most > 1 else ''} in all"
 
     def at_most(self, tiles: int) -> Tiles:
         """The same, with at most so many tiles of an image, or with those of images as long as a tile."""

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from awq2trt.artifact.records import VisionRecord
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
@@ -133,4 +134,19 @@ def test_a_processor_must_fit_the_tower(tmp_path: Path) -> None:
         require_fit(read_processor(tmp_path / "other"), seeing, where="m")
     CLIPImageProcessorPil().save_pretrained(tmp_path / "clip")
     with pytest.raises(UnsupportedError, match="14, 2, 2, got one of another kind"):
+        require_fit(read_processor(tmp_path / "clip"), seeing, where="m")
+
+
+def test_tiles_must_be_of_the_towers_size(tmp_path: Path) -> None:
+    tower, text = {"image_size": 24, "patch_size": 4}, {"vocab_size": 128300}
+    smolvlm = {"architectures": ["SmolVLMForConditionalGeneration"], "text_config": text, "vision_config": tower}
+    seeing = describe_vision(smolvlm)
+    assert seeing is not None
+    for side, name in ((24, "its-own"), (28, "other")):
+        SmolVLMImageProcessorPil(max_image_size={"longest_edge": side}).save_pretrained(tmp_path / name)
+    require_fit(read_processor(tmp_path / "its-own"), seeing, where="m")
+    with pytest.raises(UnsupportedError, match="the tower's image_size as its max_image_size, 24, got 28"):
+        require_fit(read_processor(tmp_path / "other"), seeing, where="m")
+    CLIPImageProcessorPil().save_pretrained(tmp_path / "clip")
+    with pytest.raises(UnsupportedError, match="24, got one of another kind"):
         require_fit(read_processor(tmp_path / "clip"), seeing, where="m")
