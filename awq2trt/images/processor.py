@@ -128,7 +128,7 @@ def processor_of(source: ModelSource) -> Processor:
     """The image processor that a model brings along; errors as for `read_processor`."""
     with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
         source.save_tokenizer(Path(directory))
-        return read_processor(Path(directory))
+        return read_processor(Path(directory), name=source.name)
 
 
 def limit_pieces_(directory: Path, vision: VisionRecord, pieces: int) -> Patches | Tiles | None:

