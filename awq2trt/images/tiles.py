@@ -25,6 +25,9 @@ _LONGEST: Final = 4 * _SIDE
 _MOST: Final = 4096
 """No side of an image becomes longer, whatever the file says."""
 
+_MOST_TILES: Final = 1024
+"""Images with more are refused: sixty times as many as those of published models."""
+
 _MEAN: Final = (0.5, 0.5, 0.5)
 _STD: Final = (0.5, 0.5, 0.5)
 
@@ -129,13 +132,16 @@ def describe_tiles(reader: KeyReader) -> Tiles:
     """
     if not reader.flag("do_resize"):
         raise reader.refusal("do_resize", "true, or a large image would have tiles without a limit")
-    return Tiles(
+    tiles = Tiles(
         longest=reader.longest_edge("size", _LONGEST),
         side=reader.longest_edge("max_image_size", _SIDE),
         splits=reader.flag("do_image_splitting"),
         resample=reader.resample(Image.Resampling.LANCZOS),
         levels=reader.levels(_MEAN, _STD),
     )
+    if tiles.most > _MOST_TILES:
+        raise reader.refusal("max_image_size", f"tiles of which a square image has {_MOST_TILES} at most")
+    return tiles
 
 
 def _even(length: int) -> int:

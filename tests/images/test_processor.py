@@ -160,7 +160,9 @@ def test_tiles_must_be_of_the_towers_size(tmp_path: Path) -> None:
     seeing = describe_vision(smolvlm)
     assert seeing is not None
     for side, name in ((24, "its-own"), (28, "other")):
-        SmolVLMImageProcessorPil(max_image_size={"longest_edge": side}).save_pretrained(tmp_path / name)
+        SmolVLMImageProcessorPil(size={"longest_edge": 48}, max_image_size={"longest_edge": side}).save_pretrained(
+            tmp_path / name
+        )
     require_fit(read_processor(tmp_path / "its-own"), seeing, where="m")
     with pytest.raises(UnsupportedError, match="the tower's image_size as its max_image_size, 24, got 28"):
         require_fit(read_processor(tmp_path / "other"), seeing, where="m")

@@ -74,7 +74,7 @@ def test_smolvlms_class_is_the_same(tmp_path: Path) -> None:
 def test_no_image_has_more_tiles_than_is_said(tmp_path: Path) -> None:
     """Sides in all proportions; an odd side that becomes even may need a tile more."""
     for longest, side in ((45, 15), (60, 15), (50, 15), (16, 16), (21, 7), (7, 7)):
-        settings = {"size": {"longest_edge": longest}, "max_image_size": {"longest_edge": side}}
+        settings: dict[str, Any] = {"size": {"longest_edge": longest}, "max_image_size": {"longest_edge": side}}
         Idefics3ImageProcessorPil(**settings).save_pretrained(tmp_path)
         processor = read_processor(tmp_path)
         assert isinstance(processor, Tiles)
@@ -112,6 +112,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "size": ({"size": {"height": 3, "width": 3}}, "size: expected a number from 1 to 8192 under longest_edge"),
     "tile": ({"max_image_size": 364}, "max_image_size: expected a number from 1 to 8192 under longest_edge, got 364"),
     "nothing": ({"max_image_size": {"longest_edge": 0}}, "max_image_size: expected a number from 1 to 8192"),
+    "crumbs": ({"max_image_size": {"longest_edge": 1}}, "tiles of which a square image has 1024 at most"),
     "splitting": ({"do_image_splitting": "yes"}, "do_image_splitting: expected true or false, got 'yes'"),
     "filter": ({"resample": 9}, "resample: expected"),
 }

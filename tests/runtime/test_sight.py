@@ -251,7 +251,7 @@ def test_a_processor_that_was_changed_is_named(any_size: Model, folder: Path) ->
 
 
 TILES = 5
-"""Of a picture of 24 x 30 pixels, at two tiles a side and the whole picture."""
+"""Tiles of a picture of 24 x 30 pixels: two a side, and the whole picture."""
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ def test_golden_outputs_are_those_of_engines_for_images_of_any_size(
 
 
 def test_an_engine_sees_one_tile_at_a_time(tmp_path: Path) -> None:
-    """Which its session holds it to."""
+    """A session refuses more than one, since engines are built for one."""
     engine = _built(export_smolvlm(tmp_path), tmp_path)
     ours, expected = open_engine_embedder(engine, GraphSession), open_embedder(engine)
     sight = Sight.of(engine)
