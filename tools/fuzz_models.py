@@ -56,8 +56,23 @@ def dumped(values: list[Any]) -> list[bytes]:
     return [json.dumps(value).encode() for value in values]
 
 
+_SMOLVLM: Final = {
+    "architectures": ["SmolVLMForConditionalGeneration"],
+    "text_config": {**_LLAMA, "model_type": "llama"},
+    "vision_config": {
+        "image_size": 24,
+        "patch_size": 4,
+        "hidden_act": "gelu",
+        "num_attention_heads": 3,
+        "hidden_size": 6,
+    },
+    "image_token_id": 7,
+    "scale_factor": 2,
+}
+
+
 def configs() -> list[bytes]:
-    """The example of every family, and one for each scaling of rotary embeddings and for each way to quantize."""
+    """Examples of all families and one that sees; one for each scaling of rotary embeddings and way to quantize."""
     ropes: list[dict[str, Any]] = [
         {"rope_type": "linear", "factor": 2.0},
         {"rope_type": "dynamic", "factor": 2.0},
@@ -68,6 +83,7 @@ def configs() -> list[bytes]:
     return dumped(
         [
             *(dict(family.example) for family in FAMILIES),
+            _SMOLVLM,
             *({**_LLAMA, "rope_scaling": {"original_max_position_embeddings": 32, **rope}} for rope in ropes),
             *({**_LLAMA, _QUANTIZATION: quantization} for quantization, _ in _QUANTIZED),
         ]
@@ -80,7 +96,9 @@ def read_config_json(content: bytes, folder: Path) -> None:
     config = read_config(folder)
     refuse_remote_code(config, folder)
     spec = describe_model(config)
-    describe_vision(config, [])
+    vision = describe_vision(config, [])
+    if vision is not None:
+        _ = vision.record(), vision.shapes(), vision.modules
     ModelSpec(spec).record()
     _ = spec.outer_shapes(), spec.stored_block_shapes(), spec.scale_groups()
     if config.get(_QUANTIZATION) is not None and EightBits.of(config, CONFIG_FILE) is None:

@@ -211,7 +211,7 @@ def read_picture(content: bytes, folder: Path) -> None:
 
 
 def image_processors() -> list[bytes]:
-    """preprocessor_config.json of CLIP and of Qwen2-VL."""
+    """preprocessor_config.json of CLIP, Qwen2-VL and Idefics3."""
     whole: dict[str, Any] = {
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": {"height": 3, "width": 3},
@@ -234,7 +234,14 @@ def image_processors() -> list[bytes]:
         "temporal_patch_size": 2,
         "merge_size": 2,
     }
-    return dumped([whole, {"image_processor_type": "CLIPImageProcessor", "size": {"height": 5, "width": 2}}, patches])
+    tiles = {
+        "image_processor_type": "Idefics3ImageProcessor",
+        "size": {"longest_edge": 8},
+        "max_image_size": {"longest_edge": 4},
+        "do_image_splitting": True,
+    }
+    squares = {"image_processor_type": "CLIPImageProcessor", "size": {"height": 5, "width": 2}}
+    return dumped([whole, squares, patches, tiles])
 
 
 def read_image_processor(content: bytes, folder: Path) -> None:

@@ -61,9 +61,17 @@ class Patches:
 
     def changes(self) -> dict[str, Any]:
         """How many pixels an image may have, as preprocessor_config.json says it to old and new transformers."""
-        numbers = (self.fewest, self.most)
-        old = dict(zip((MIN_PIXELS, MAX_PIXELS), numbers, strict=True))
-        return {**old, "size": dict(zip(_SIZES, numbers, strict=True))}
+        numbers = self.settings()
+        return {**numbers, "size": dict(zip(_SIZES, numbers.values(), strict=True))}
+
+    @property
+    def largest(self) -> str:
+        """The largest image, in words."""
+        return f"{self.most // self.side**2} tokens, {self.most:,} pixels"
+
+    def settings(self) -> dict[str, int]:
+        """How many pixels an image may have, for a manifest."""
+        return {MIN_PIXELS: self.fewest, MAX_PIXELS: self.most}
 
     def grid(self, height: int, width: int) -> Grid:
         """Grid of the patches of an image."""
@@ -98,6 +106,7 @@ def describe_patches(reader: KeyReader) -> Patches:
     Raises:
         UnsupportedError: A key has an unsupported value.
     """
+    reader.refuse_padding()
     if not reader.flag("do_resize"):
         raise reader.refusal("do_resize", "true, since patches have to fill an image")
     size = reader.config.get("size")

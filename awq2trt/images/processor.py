@@ -1,7 +1,7 @@
 """Prepares images for a vision tower exactly as a model's own processor would, bit for bit.
 
 In: uint8 [height, width, 3] (`awq2trt.images.read`) and the model's preprocessor_config.json. Out: fp32 [3, height,
-width], or patches (`awq2trt.images.patches`). It needs only NumPy and Pillow.
+width], or patches (`awq2trt.images.patches`), or tiles (`awq2trt.images.tiles`). It needs only NumPy and Pillow.
 
 Source: `CLIPImageProcessor` of transformers 5.24, with its Pillow backend (`image_processing_backends.PilBackend`),
 which is the original one: resize, cut out the middle, scale, normalise.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -21,13 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from awq2trt.artifact.records import VisionRecord
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.foreign_files import parse_json, read_bounded, reading
 from awq2trt.images.patches import Patches, describe_patches
 from awq2trt.images.processor_keys import DEFAULT_SIDE, KeyReader, Levels, resized
+from awq2trt.images.tiles import Tiles, describe_tiles
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import CHANNELS, SeeingSpec, VisionSpec
 from awq2trt.models.vision.prepared import Pixels
+from awq2trt.models.vision.tiled import TiledVisionSpec, TileLayout
 from awq2trt.models.vision.windowed import WindowedVisionSpec
 
 PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
@@ -125,15 +128,16 @@ def processor_of(source: ModelSource) -> Processor:
     """The image processor that a model brings along; errors as for `read_processor`."""
     with tempfile.TemporaryDirectory(prefix="awq2trt-") as directory:
         source.save_tokenizer(Path(directory))
-        return read_processor(Path(directory))
+        return read_processor(Path(directory), name=source.name)
 
 
-def limit_patches_(directory: Path, pieces: int) -> Patches | None:
+def limit_pieces_(directory: Path, vision: VisionRecord, pieces: int) -> Patches | Tiles | None:
     """Limits the pieces of an image, in a directory's own processor file, so that transformers makes the same.
 
     Args:
         directory: A model's; its processor's file is changed if its limit is higher.
-        pieces: The most that an image may have.
+        vision: How the model sees.
+        pieces: The most that an image may have; it has those of a tile at least.
 
     Returns:
         The processor; None if it makes images of one size.
@@ -142,9 +146,13 @@ def limit_patches_(directory: Path, pieces: int) -> Patches | None:
         CheckpointError, UnsupportedError: As of `read_processor`.
     """
     processor = read_processor(directory)
-    if not isinstance(processor, Patches):
+    limited: Patches | Tiles
+    if isinstance(processor, Patches):
+        limited = processor.at_most(pieces)
+    elif isinstance(processor, Tiles):
+        limited = processor.at_most(pieces // TileLayout.of(vision.settings).pieces)
+    else:
         return None
-    limited = processor.at_most(pieces)
     if limited != processor:
         path, whole, part = _found(directory, str(directory))
         part.update(limited.changes())
@@ -168,14 +176,24 @@ def require_fit(processor: Processor, vision: SeeingSpec, *, where: str) -> None
         wanted = (tower.patch_size, tower.frames, tower.merge)
         found = (processor.patch_size, processor.frames, processor.merge) if isinstance(processor, Patches) else ()
         if found != wanted:
-            raise UnsupportedError(
-                "expected an image processor with the tower's patch_size, temporal_patch_size and merge_size, "
-                f"{', '.join(map(str, wanted))}, got {', '.join(map(str, found)) or 'one of another kind'}.",
-                where=where,
-                fix="use the preprocessor_config.json that the model was published with.",
-            )
+            keys = "the tower's patch_size, temporal_patch_size and merge_size"
+            raise _misfit(keys, wanted, found, where)
+    elif isinstance(vision, TiledVisionSpec):
+        side = (vision.tower.image_size,)
+        tile = (processor.side,) if isinstance(processor, Tiles) else ()
+        if tile != side:
+            raise _misfit("the tower's image_size as its max_image_size", side, tile, where)
     elif isinstance(vision, VisionSpec):
         _require_side(processor, vision.tower.image_size, where)
+
+
+def _misfit(what: str, wanted: Sequence[int], found: Sequence[int], where: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"expected an image processor with {what}, {', '.join(map(str, wanted))}, got "
+        f"{', '.join(map(str, found)) or 'one of another kind'}.",
+        where=where,
+        fix="use the preprocessor_config.json that the model was published with.",
+    )
 
 
 def _require_side(processor: Processor, side: int, where: str) -> None:
@@ -204,12 +222,11 @@ def describe_processor(config: Mapping[str, Any], *, where: str) -> Processor:
     describe = _KINDS.get(kind.removesuffix("Fast").removesuffix("Pil"))
     if describe is None:
         raise reader.refusal("image_processor_type", " or ".join(dict.fromkeys(_KINDS)))
-    if config.get("do_pad"):
-        raise reader.refusal("do_pad", "false")
     return describe(reader)
 
 
 def _describe_clip(reader: KeyReader) -> ImageProcessor:
+    reader.refuse_padding()
     shortest_edge, size = reader.resizing() if reader.flag("do_resize") else (None, None)
     crop = None
     if reader.flag("do_center_crop"):
@@ -238,5 +255,7 @@ _KINDS: Final[Mapping[str, Callable[[KeyReader], Processor]]] = {
     "CLIPImageProcessor": _describe_clip,
     "CLIPFeatureExtractor": _describe_clip,
     "Qwen2VLImageProcessor": describe_patches,
+    "Idefics3ImageProcessor": describe_tiles,
+    "SmolVLMImageProcessor": describe_tiles,
 }
 """Names of transformers' classes, without the ends that name a backend."""

@@ -17,12 +17,15 @@ from PIL import Image
 from awq2trt.errors import UnsupportedError
 from awq2trt.models.vision.description import CHANNELS
 
-_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
-_STD: Final = (0.26862954, 0.26130258, 0.27577711)
+_CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of the pictures that OpenAI's CLIP was trained on."""
 
 DEFAULT_SIDE: Final = 224
 _SCALE: Final = 1 / 255
+
+LONGEST_EDGE: Final = "longest_edge"
+"""The key of a length of the longer side, within those of sizes."""
 
 LARGEST_SIDE: Final = 8192
 """The largest side that is accepted: more than twice that of the largest published tower."""
@@ -85,6 +88,15 @@ class KeyReader:
             raise self.refusal(key, "true or false")
         return value is not False
 
+    def refuse_padding(self) -> None:
+        """Refuses margins around images.
+
+        Raises:
+            UnsupportedError: The file asks for them.
+        """
+        if self.config.get("do_pad"):
+            raise self.refusal("do_pad", "false")
+
     def number(self, key: str, default: float) -> float:
         """Reads a positive number."""
         value = self.config.get(key, default)
@@ -101,6 +113,16 @@ class KeyReader:
             raise self.refusal(key, f"a whole number from 1 to {largest}")
         return value
 
+    def longest_edge(self, key: str, default: int) -> int:
+        """Reads the length of an image's longer side."""
+        value = self.config.get(key)
+        if value is None:
+            return default
+        edge = value.get(LONGEST_EDGE) if isinstance(value, dict) and set(value) == {LONGEST_EDGE} else None
+        if not _is_side(edge):
+            raise self.refusal(key, f"a number from 1 to {LARGEST_SIDE} under {LONGEST_EDGE}")
+        return edge
+
     def channels(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
         """Reads a number for each channel; a single one stands for all."""
         value = self.config.get(key)
@@ -113,21 +135,21 @@ class KeyReader:
             raise self.refusal(key, "positive numbers")
         return tuple(float(number) for number in several)
 
-    def resample(self) -> Image.Resampling:
+    def resample(self, default: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Resampling:
         """Reads the filter."""
-        value = self.config.get("resample", Image.Resampling.BICUBIC)
+        value = self.config.get("resample", default)
         try:
             return Image.Resampling(value)
         except ValueError:
             raise self.refusal("resample", "the number of one of Pillow's filters, 0 to 5") from None
 
-    def levels(self) -> Levels:
-        """Reads what becomes of the numbers of pixels."""
+    def levels(self, mean: tuple[float, ...] = _CLIP_MEAN, std: tuple[float, ...] = _CLIP_STD) -> Levels:
+        """Reads what becomes of the numbers of pixels; a missing mean or deviation is the given one."""
         normalises = self.flag("do_normalize")
         return Levels(
             scale=self.number("rescale_factor", _SCALE) if self.flag("do_rescale") else None,
-            mean=self.channels("image_mean", _MEAN) if normalises else None,
-            std=self.channels("image_std", _STD) if normalises else None,
+            mean=self.channels("image_mean", mean) if normalises else None,
+            std=self.channels("image_std", std) if normalises else None,
         )
 
     def resizing(self) -> tuple[int | None, tuple[int, int] | None]:

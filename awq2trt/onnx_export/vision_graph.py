@@ -3,8 +3,8 @@
 In: a `SeeingSpec` and its tensors. Out: `vision.onnx` and `vision.onnx.data`: a prepared image -> what stands among the
 decoder's embeddings in its place. Nothing in it is quantized.
 
-Here are the towers that see images of one size; `windowed_graph` has the others. The same computation in PyTorch is
-`awq2trt.models.vision.tower`.
+Here are the towers that see images of one size, or tiles of images; `windowed_graph` has the others. The same
+computation in PyTorch is `awq2trt.models.vision.tower`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from awq2trt.io_contract import (
     IoContract,
     TensorContract,
 )
-from awq2trt.models.vision.description import CHANNELS, SeeingSpec, TowerSpec, VisionSpec
+from awq2trt.models.vision.description import SeeingSpec, TowerSpec, VisionSpec
+from awq2trt.models.vision.tiled import TiledVisionSpec
 from awq2trt.models.vision.windowed import WindowedVisionSpec
 from awq2trt.onnx_export.external_data import ExternalDataWriter, write_graph
 from awq2trt.onnx_export.tower_graph import Tensors, TowerBuilder
@@ -40,10 +41,11 @@ def vision_contract(spec: SeeingSpec, dtype: ir.DataType) -> IoContract:
     name = dtype.name.lower()
     if isinstance(spec, WindowedVisionSpec):
         return windowed_contract(spec, name)
-    side, embeddings = _still(spec).tower.image_size, (IMAGES, *_still(spec).pieces_shape)
+    still = _still(spec)
+    pixels, pieces = (IMAGES, *still.pixels_shape), (IMAGES, *still.pieces_shape)
     return IoContract(
-        inputs=(TensorContract(PIXEL_VALUES, name, (IMAGES, CHANNELS, side, side), "Prepared images."),),
-        outputs=(TensorContract(IMAGE_EMBEDDINGS, name, embeddings, "What stands in the place of image tokens."),),
+        inputs=(TensorContract(PIXEL_VALUES, name, pixels, "Prepared images, or tiles."),),
+        outputs=(TensorContract(IMAGE_EMBEDDINGS, name, pieces, "What stands in the place of image tokens."),),
     )
 
 
@@ -65,14 +67,17 @@ def export_vision(spec: SeeingSpec, tensors: Tensors, directory: Path, dtype: ir
     def build(writer: ExternalDataWriter) -> ir.Model:
         if isinstance(spec, WindowedVisionSpec):
             return WindowedBuilder(spec, tensors, writer, dtype).model(contract)
-        return _StillBuilder(_still(spec), tensors, writer, dtype).model(contract)
+        if isinstance(spec, TiledVisionSpec):
+            return _TiledBuilder(spec, tensors, writer, dtype).model(contract)
+        assert isinstance(spec, VisionSpec)  # since it has a contract
+        return _StillBuilder(spec, tensors, writer, dtype).model(contract)
 
     write_graph(directory / VISION_FILE, directory / VISION_WEIGHTS_FILE, build)
     return contract
 
 
-def _still(spec: SeeingSpec) -> VisionSpec:
-    if not isinstance(spec, VisionSpec):
+def _still(spec: SeeingSpec) -> VisionSpec | TiledVisionSpec:
+    if not isinstance(spec, VisionSpec | TiledVisionSpec):
         raise UnsupportedError(
             f"there is no vision graph for the towers of {spec.family}.",
             where="the vision graph",
@@ -81,48 +86,41 @@ def _still(spec: SeeingSpec) -> VisionSpec:
     return spec
 
 
-class _StillBuilder(TowerBuilder):
-    """A tower for images of one size, and its projector.
+class _LayersBuilder(TowerBuilder):
+    """The layers of a tower as CLIP's or SigLIP's.
 
-    Shapes in comments: I images, P pieces of an image with the class token, H channels of the tower.
+    Shapes in comments: I images or tiles, P pieces of one with any class token, H channels of the tower.
     """
 
-    def __init__(self, spec: VisionSpec, tensors: Tensors, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
-        super().__init__(spec, tensors, writer, dtype)
-        self._spec = spec
-
-    def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:
-        return self._project(self._features(inputs[PIXEL_VALUES]))
-
-    def _features(self, pixels: ir.Value) -> ir.Value:
-        """What the projector reads of pixels [I, 3, side, side]: [I, tokens, channels]."""
-        spec = self._spec
-        states = [self._embed(spec.tower, pixels)]
-        for layer in range(max(spec.feature_layers)):
-            states.append(self._layer(spec.tower, spec.tower.layer_prefix(layer), states[-1]))
-        chosen = [states[layer] for layer in spec.feature_layers]
-        features = chosen[0] if len(chosen) == 1 else self.op("Concat", chosen, {"axis": -1})
-        if spec.keeps_class:
-            return features
-        starts, ends, axes = self.integers([1]), self.integers([2**63 - 1]), self.integers([1])
-        return self.op("Slice", [features, starts, ends, axes], name="without_class")
+    def _states(self, spec: TowerSpec, pixels: ir.Value, *, last: int) -> list[ir.Value]:
+        """The first layer's input, then the outputs of the first `last` layers: [I, P, H] each."""
+        states = [self._embed(spec, pixels)]
+        for layer in range(last):
+            states.append(self._layer(spec, spec.layer_prefix(layer), states[-1]))
+        return states
 
     def _embed(self, spec: TowerSpec, pixels: ir.Value) -> ir.Value:
         """What the first layer reads: [I, P, H]."""
         prefix = f"{spec.prefix}embeddings."
         patch = [spec.patch_size, spec.patch_size]
         name = f"{prefix}patch_embedding"
-        grid = self.op(
-            "Conv", [pixels, self.keep(f"{name}.weight")], {"strides": patch, "kernel_shape": patch}, name=name
-        )  # [I, H, rows, columns]
+        weights = [self.keep(f"{name}.weight"), *([] if spec.class_token else [self.keep(f"{name}.bias")])]
+        # [I, H, rows, columns]
+        grid = self.op("Conv", [pixels, *weights], {"strides": patch, "kernel_shape": patch}, name=name)
         flat = self.op("Reshape", [grid, self.integers([0, spec.hidden_size, -1])])
         patches = self.op("Transpose", [flat], {"perm": [0, 2, 1]})  # [I, patches, H]
+        positions = self._positions(f"{prefix}position_embedding.weight")
+        if not spec.class_token:
+            return self.op("Add", [patches, positions])
         images = self.op("Shape", [pixels], {"start": 0, "end": 1})
         sizes = self.op("Concat", [images, self.integers([1, spec.hidden_size])], {"axis": 0})
         first = self.op("Expand", [self.keep(f"{prefix}class_embedding"), sizes])
-        pieces = self.op("Concat", [first, patches], {"axis": 1})
-        placed = self.op("Add", [pieces, self.keep(f"{prefix}position_embedding.weight")])
+        placed = self.op("Add", [self.op("Concat", [first, patches], {"axis": 1}), positions])
         return self._norm(spec, f"{spec.prefix}pre_layrnorm", placed)
+
+    def _positions(self, table: str) -> ir.Value:
+        """Embeddings of the positions of an image's pieces: [P, H]."""
+        return self.keep(table)
 
     def _layer(self, spec: TowerSpec, prefix: str, hidden: ir.Value) -> ir.Value:
         """One layer: [I, P, H] -> [I, P, H]."""
@@ -146,13 +144,57 @@ class _StillBuilder(TowerBuilder):
         output = self.linear(f"{prefix}mlp.fc2", self.activation(spec.activation, inner))
         return self.op("Add", [hidden, output], name=f"{prefix}residual")
 
-    def _project(self, features: ir.Value) -> ir.Value:
-        spec = self._spec.projector
-        inner = self.activation(spec.activation, self.linear(f"{spec.prefix}linear_1", features))
-        return self.linear(f"{spec.prefix}linear_2", inner)
-
     def _norm(self, spec: TowerSpec, name: str, x: ir.Value) -> ir.Value:
         """A norm over the last axis, its squares and their mean in fp32."""
         inputs = [x, self.keep(f"{name}.weight"), self.keep(f"{name}.bias")]
         attributes = {"axis": -1, "epsilon": spec.norm_eps, "stash_type": int(ir.DataType.FLOAT)}
         return self.op("LayerNormalization", inputs, attributes, name=name)
+
+
+class _StillBuilder(_LayersBuilder):
+    """A tower for images of one size, and its projector."""
+
+    def __init__(self, spec: VisionSpec, tensors: Tensors, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
+        super().__init__(spec, tensors, writer, dtype)
+        self._spec = spec
+
+    def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:
+        return self._project(self._features(inputs[PIXEL_VALUES]))
+
+    def _features(self, pixels: ir.Value) -> ir.Value:
+        """What the projector reads of pixels [I, 3, side, side]: [I, tokens, channels]."""
+        spec = self._spec
+        states = self._states(spec.tower, pixels, last=max(spec.feature_layers))
+        chosen = [states[layer] for layer in spec.feature_layers]
+        features = chosen[0] if len(chosen) == 1 else self.op("Concat", chosen, {"axis": -1})
+        if spec.keeps_class:
+            return features
+        starts, ends, axes = self.integers([1]), self.integers([2**63 - 1]), self.integers([1])
+        return self.op("Slice", [features, starts, ends, axes], name="without_class")
+
+    def _project(self, features: ir.Value) -> ir.Value:
+        spec = self._spec.projector
+        inner = self.activation(spec.activation, self.linear(f"{spec.prefix}linear_1", features))
+        return self.linear(f"{spec.prefix}linear_2", inner)
+
+
+class _TiledBuilder(_LayersBuilder):
+    """A tower for tiles, and the connector, whose input is a square of patches (`models.vision.tiled_tower`)."""
+
+    def __init__(self, spec: TiledVisionSpec, tensors: Tensors, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
+        super().__init__(spec, tensors, writer, dtype)
+        self._spec = spec
+
+    def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:
+        tower, merge = self._spec.tower, self._spec.connector.merge
+        last = self._states(tower, inputs[PIXEL_VALUES], last=tower.num_layers)[-1]
+        normed = self._norm(tower, f"{tower.prefix}post_layernorm", last)
+        split = self.op("Reshape", [normed, self.integers([-1, merge, tower.side // merge, merge * tower.hidden_size])])
+        squares = self.op("Transpose", [split], {"perm": [0, 2, 1, 3]})  # [I rows, columns, merge, merge H]
+        pieces = self._spec.layout.pieces
+        flat = self.op("Reshape", [squares, self.integers([-1, pieces, merge**2 * tower.hidden_size])])
+        return self.linear(self._spec.connector.linear, flat)
+
+    def _positions(self, table: str) -> ir.Value:
+        rows = self.integers([int(row) for row in self._spec.position_rows()])
+        return self.op("Gather", [self.keep(table), rows], {"axis": 0})

@@ -235,6 +235,19 @@ def conversation_tokens(
     yield from encode(tokenizer, first)
     for text, image in zip(rest, images, strict=True):
         yield from before
-        yield from [sight.vision.image_token] * sight.shape(image).pieces
+        yield from _image_tokens(tokenizer, sight, image)
         yield from after
+        yield from encode(tokenizer, text)
+
+
+def _image_tokens(tokenizer: PreTrainedTokenizerBase, sight: Sight, image: Path) -> Iterator[int]:
+    """Tokens that stand for a picture, with those of the texts around its tiles if it has them."""
+    shape, token = sight.shape(image), sight.vision.image_token
+    if not shape.texts:
+        yield from [token] * shape.pieces
+        return
+    first, *rest = shape.texts
+    yield from encode(tokenizer, first)
+    for text in rest:
+        yield from [token] * (shape.pieces // shape.tiles)
         yield from encode(tokenizer, text)

@@ -78,18 +78,29 @@ class ChatTokenizer:
             )
         return ChatTokenizer(tokenizer, special)
 
-    def encode(self, text: str, image_token: int | None = None, around: Around = NOTHING_AROUND) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        image_token: int | None = None,
+        around: Around = NOTHING_AROUND,
+        spell: Callable[[str], str] = str,
+    ) -> list[int]:
         """Returns the tokens of plain text that the model will continue.
 
         Args:
             text: The text; for a model that sees, with a `MARKER` where an image stands.
             image_token: Token that each marker becomes; None for a model of text.
             around: Tokens that go before and after it.
+            spell: Writes what stands for images in the place of markers, where that is more than a token.
         """
-        return self._tokens(text, image_token, around, add_special_tokens=True)
+        return self._tokens(spell(text), image_token, around, add_special_tokens=True)
 
     def encode_messages(
-        self, messages: Sequence[Message], image_token: int | None = None, around: Around = NOTHING_AROUND
+        self,
+        messages: Sequence[Message],
+        image_token: int | None = None,
+        around: Around = NOTHING_AROUND,
+        spell: Callable[[str], str] = str,
     ) -> list[int]:
         """Returns the tokens of a conversation in the model's chat template, up to the start of the assistant's turn.
 
@@ -97,6 +108,7 @@ class ChatTokenizer:
             messages: The messages so far, in order; with markers like those of `encode`.
             image_token: Token that each marker becomes; None for a model of text.
             around: Tokens that go before and after it where the template has left the marker as it is.
+            spell: As of `encode`.
 
         Raises:
             UsageError: The model has no chat template, or its template refuses the messages or has no place for images.
@@ -117,7 +129,7 @@ class ChatTokenizer:
                 where="chat template",
                 fix=f"write the prompt as the model wants it, with {MARKER} where an image stands, and use --raw.",
             )
-        return self._tokens(text, image_token, around, add_special_tokens=False)
+        return self._tokens(spell(text), image_token, around, add_special_tokens=False)
 
     def _places(self, image_token: int) -> set[str]:
         """Texts that stand for an image: our marker, and the model's own token."""

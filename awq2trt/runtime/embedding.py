@@ -6,7 +6,8 @@ In: prepared images, then tokens. Out: what a decoder of embeddings reads.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +30,16 @@ class PlacingEmbedder(ABC):
         self._shown: list[NDArray[np.float32]] = []  # pieces whose tokens are still to come, [pieces, H] each
 
     @abstractmethod
-    def see(self, image: PreparedImage) -> NDArray[np.float32]:
-        """Pieces of a prepared image, [pieces, H]."""
+    def look(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Runs the vision graph on its inputs: pieces of an image, or of a tile of one, [pieces, H]."""
 
     @abstractmethod
     def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Rows of tokens, [S, H], which the caller may change."""
+
+    def see(self, image: PreparedImage) -> NDArray[np.float32]:
+        """Pieces of a prepared image, [pieces, H]."""
+        return np.concatenate([self.look(inputs) for inputs in image.calls()])
 
     @property
     def tables(self) -> RotaryTables | None:

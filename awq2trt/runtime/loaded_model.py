@@ -153,10 +153,14 @@ class Model:
     def _tokens(self, sight: Sight, prompt: str | Sequence[Message], images: Sequence[PreparedImage]) -> list[int]:
         """Tokens of plain text, or of a conversation; an image has as many of its own as it has pieces."""
         token = sight.record.image_token
+
+        def spell(text: str) -> str:
+            return sight.spell(text, images)
+
         tokens = (
-            self.tokenizer.encode(prompt, token, sight.around)
+            self.tokenizer.encode(prompt, token, sight.around, spell)
             if isinstance(prompt, str)
-            else self.tokenizer.encode_messages(with_markers(prompt, len(images)), token, sight.around)
+            else self.tokenizer.encode_messages(with_markers(prompt, len(images)), token, sight.around, spell)
         )
         placed = sight.place(tokens, images)
         if images and len(placed) > self.backend.capacity:

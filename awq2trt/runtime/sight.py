@@ -91,17 +91,33 @@ class Sight:
                     fix="export the model again with the preprocessor_config.json that it was published with.",
                 )
 
+    def spell(self, prompt: str, images: Sequence[PreparedImage]) -> str:
+        """A prompt in which markers have become what is written for their images, where the model has such texts.
+
+        Raises:
+            UsageError: There are more or fewer markers.
+        """
+        if not any(image.texts for image in images):
+            return prompt
+        first, *rest = prompt.split(MARKER)
+        require_places(len(rest), len(images))
+        spelled = (image.written(MARKER) + text for image, text in zip(images, rest, strict=True))
+        return first + "".join(spelled)
+
     def place(self, tokens: Sequence[int], images: Sequence[PreparedImage]) -> list[int]:
         """Tokens of a prompt, in which each image token is repeated for every piece of its image.
 
         Args:
-            tokens: With one image token for an image.
+            tokens: With one image token for an image, or those of a spelled prompt.
             images: What is shown.
 
         Raises:
             UsageError: There are more or fewer image tokens.
         """
-        require_places(list(tokens).count(self.record.image_token), len(images))
+        found = list(tokens).count(self.record.image_token)
+        if images and all(image.texts for image in images) and found == sum(image.pieces for image in images):
+            return list(tokens)
+        require_places(found, len(images))
         pieces = iter(images)
         return [
             token for token in tokens for _ in range(next(pieces).pieces if token == self.record.image_token else 1)

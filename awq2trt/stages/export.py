@@ -21,7 +21,6 @@ from awq2trt.artifact.records import (
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import MODEL_FILE
 from awq2trt.models.sources.base import copy_tokenizer
-from awq2trt.models.vision.windowed import MAX_PIXELS, MIN_PIXELS
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
@@ -124,21 +123,21 @@ def _limited_images(
         options: May have a limit.
         progress: Told where it is lower than the model's own.
     """
-    from awq2trt.images.processor import limit_patches_, processor_of
+    from awq2trt.images.processor import limit_pieces_, processor_of
 
     record = checkpoint.model_spec.record()
     if record.vision is None or record.vision.tokens_per_image is not None:
         return record
     most = options.max_image_tokens or min(_MOST_IMAGE_TOKENS, max(1, int(_IMAGE_SHARE * capacity)))
-    limited = limit_patches_(directory, most)
+    limited = limit_pieces_(directory, record.vision, most)
     if limited is None:
         return record
     if limited != processor_of(checkpoint):
         progress.note(
-            f"images are made as small as {limited.most // limited.side**2} tokens, {limited.most:,} pixels, although "
-            "the model's own processor allows more; --max-image-tokens changes it"
+            f"images are made as small as {limited.largest}, although the model's own processor allows more; "
+            "--max-image-tokens changes it"
         )
-    settings = {**record.vision.settings, MIN_PIXELS: limited.fewest, MAX_PIXELS: limited.most}
+    settings = {**record.vision.settings, **limited.settings()}
     return record.model_copy(update={"vision": record.vision.model_copy(update={"settings": settings})})
 
 

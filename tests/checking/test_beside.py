@@ -15,6 +15,7 @@ from plant_faults import edit_checkpoint
 from tiny_llava import export_llava
 from tiny_lowered import replace_file
 from tiny_qwen_vl import export_qwen_vl
+from tiny_smolvlm import export_smolvlm
 
 from awq2trt.checking.bisect import bisect
 from awq2trt.checking.chain import run_chain
@@ -67,8 +68,9 @@ def test_a_sound_build_passes_graph_by_graph(sound: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_images_of_any_size_are_checked_too(tmp_path: Path) -> None:
-    export_qwen_vl(tmp_path)
+@pytest.mark.parametrize("export", [export_qwen_vl, export_smolvlm])
+def test_images_of_any_size_are_checked_too(export: Callable[[Path], object], tmp_path: Path) -> None:
+    export(tmp_path)
     request = CheckRequest(tmp_path, model=str(tmp_path / "model"), tokens=40, output=tmp_path / "check")
     outcome = check_stage(request, SilentProgress())
     assert outcome.result.passed, outcome.result.first_failure()
@@ -138,6 +140,21 @@ def test_a_tower_that_is_not_the_originals_is_found_in_the_checkpoint(broken: Pa
     failure = result.first_failure()
     assert failure is not None
     assert failure.place.endswith("pre_layrnorm.weight")
+
+
+def _shuffle_otherwise(model: ir.Model) -> None:
+    *_, last = (
+        node for node in model.graph if node.op_type == "Transpose" and len(node.attributes["perm"].as_ints()) == 4
+    )
+    last.attributes["perm"] = ir.AttrInt64s("perm", [0, 1, 2, 3])
+
+
+def test_patches_that_are_merged_otherwise_are_found(tmp_path: Path) -> None:
+    export_smolvlm(tmp_path)
+    _edit(tmp_path / "onnx" / VISION_FILE, _shuffle_otherwise)
+    failure = _check(tmp_path).first_failure()
+    assert failure is not None
+    assert (failure.stage, failure.place) == (ONNX, VISION)
 
 
 def test_a_fault_in_a_block_is_cut_out_of_a_decoder_of_embeddings(broken: Path, tmp_path: Path) -> None:

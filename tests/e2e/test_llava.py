@@ -7,22 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from pictures import picture
-from PIL import Image
-from safetensors.numpy import load_file, save_file
+from seen_answers import build_for_cpu, dequantized, save_pictures
 from tiny_llava import MARKER_TOKEN, TEMPLATE, publish_llava
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.io_contract import PIXEL_VALUES
-from awq2trt.progress import SilentProgress
-from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
 from awq2trt.runtime import Model, Sampler, Sampling, generate, user_message
 from awq2trt.runtime.ort.loading import DeviceOptions
 from awq2trt.runtime.sight import with_markers
-from awq2trt.stages.build import BuildRequest, build_stage
 
 NEW_TOKENS = 64
 SHAPES = [(60, 80), (80, 60), (56, 56), (31, 200), (300, 40)]
@@ -33,26 +26,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`model`, as it would be published, and a build for the CPU."""
     folder = tmp_path_factory.mktemp("llava")
     publish_llava(folder / "model")
-    for index, shape in enumerate(SHAPES):
-        Image.fromarray(np.roll(picture(*shape), 5 * index, axis=1)).save(folder / f"{index}.png")
-    quantize = QuantizeOptions(group_size=32, method="rtn")
-    recipe = Recipe(quantize=quantize, export=ExportOptions(max_seq_len=160))
-    recipe = recipe.model_copy(update={"build": recipe.build.model_copy(update={"target": "cpu"})})
-    list(build_stage(BuildRequest(str(folder / "model"), folder / "built", recipe), SilentProgress()))
+    save_pictures(folder, SHAPES)
+    build_for_cpu(folder, 160)
     return folder
 
 
 @pytest.fixture(scope="module")
 def theirs(built: Path) -> LlavaForConditionalGeneration:
     """transformers' own class with the quantized checkpoint's weights, dequantized."""
-    checkpoint = QuantizedCheckpoint.open(built / "built" / "checkpoint")
-    names = load_file(built / "model" / "model.safetensors")
-    folder = built / "dequantized"
-    folder.mkdir()
-    (folder / "config.json").write_bytes((built / "model" / "config.json").read_bytes())
-    tensors = {name: np.ascontiguousarray(checkpoint.tensor(name).astype(np.float32)) for name in names}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model: LlavaForConditionalGeneration = dequantized(built, LlavaForConditionalGeneration)
+    return model
 
 
 def _processor(built: Path) -> LlavaProcessor:

@@ -8,24 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import picture
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from seen_answers import build_for_cpu, dequantized, save_pictures
 from tiny_qwen_vl import save_qwen_vl
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.io_contract import PIXEL_VALUES
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.prepared import Grid, Pixels
 from awq2trt.models.vision.seeing import logits_of_text_and_images
-from awq2trt.progress import SilentProgress
-from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
 from awq2trt.runtime import Model, Sampler, Sampling, generate, user_message
 from awq2trt.runtime.ort.loading import DeviceOptions
 from awq2trt.runtime.sight import with_markers
-from awq2trt.stages.build import BuildRequest, build_stage
 
 NEW_TOKENS, CAPACITY = 64, 320
 MARKERS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
@@ -69,25 +64,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert tokenizer.add_special_tokens({"additional_special_tokens": MARKERS}) == 3
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder / "model")
-    for index, shape in enumerate(SHAPES):
-        Image.fromarray(np.roll(picture(*shape), 5 * index, axis=1)).save(folder / f"{index}.png")
-    recipe = Recipe(quantize=QuantizeOptions(group_size=32, method="rtn"), export=ExportOptions(max_seq_len=CAPACITY))
-    recipe = recipe.model_copy(update={"build": recipe.build.model_copy(update={"target": "cpu"})})
-    list(build_stage(BuildRequest(str(folder / "model"), folder / "built", recipe), SilentProgress()))
+    save_pictures(folder, SHAPES)
+    build_for_cpu(folder, CAPACITY)
     return folder
 
 
 @pytest.fixture(scope="module")
 def theirs(built: Path) -> Qwen2_5_VLForConditionalGeneration:
     """transformers' own class with the quantized checkpoint's weights, dequantized."""
-    checkpoint = QuantizedCheckpoint.open(built / "built" / "checkpoint")
-    names = load_file(built / "model" / "model.safetensors")
-    folder = built / "dequantized"
-    folder.mkdir()
-    (folder / "config.json").write_bytes((built / "model" / "config.json").read_bytes())
-    tensors = {name: np.ascontiguousarray(checkpoint.tensor(name).astype(np.float32)) for name in names}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model: Qwen2_5_VLForConditionalGeneration = dequantized(built, Qwen2_5_VLForConditionalGeneration)
+    return model
 
 
 def _their_inputs(built: Path, images: list[int]) -> dict[str, torch.Tensor]:

@@ -17,9 +17,17 @@ from tiny_llava import IMAGE_TOKEN, save_llava
 from tiny_models import save_llama
 from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
 from tiny_qwen_vl import VISION_END, VISION_START, save_qwen_vl
-from transformers import AutoTokenizer, LlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
+from tiny_smolvlm import save_smolvlm
+from transformers import (
+    AutoTokenizer,
+    Idefics3Processor,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
+    SmolVLMForConditionalGeneration,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from awq2trt.errors import Awq2trtError, UsageError
 from awq2trt.evaluation.results import CaptionedImages, CaptionPerplexity, EvalRequest
@@ -180,3 +188,21 @@ def test_images_of_any_size_have_rows_and_columns(tmp_path: Path) -> None:
     losses = [_any_size_nll(model, images / f"{index}.png", caption) for index, caption in enumerate(CAPTIONS)]
     measured = _measured(model, images)
     assert measured.caption_nll == pytest.approx([float(loss.mean()) for loss in losses], abs=2e-4)
+
+
+def test_tiles_have_texts_around_them(tmp_path: Path) -> None:
+    model, images = save_smolvlm(tmp_path / "model"), tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(picture(24, 30)).save(images / "0.png")
+    (images / "0.txt").write_text(f"{CAPTIONS[0]}\n")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    processor: Any = Idefics3Processor(SmolVLMImageProcessorPil.from_pretrained(model), tokenizer, image_seq_len=9)
+    text = f"USER: <image>\nDescribe the image.\nASSISTANT: {CAPTIONS[0]}"
+    picked = [[Image.open(images / "0.png")]]
+    seen = processor(text=text, images=picked, return_tensors="pt", add_special_tokens=False)
+    oracle = SmolVLMForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    said = len(tokenizer(f" {CAPTIONS[0]}", add_special_tokens=False)["input_ids"])
+    with torch.inference_mode():
+        logits = oracle(**seen).logits[0]
+    loss = F.cross_entropy(logits[-said - 1 : -1], seen["input_ids"][0, -said:])
+    assert _measured(model, images).caption_nll == pytest.approx([float(loss)], abs=2e-4)

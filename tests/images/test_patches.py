@@ -12,9 +12,10 @@ from pictures import picture
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from awq2trt.artifact.records import VisionRecord
 from awq2trt.errors import UnsupportedError
 from awq2trt.images.patches import Patches
-from awq2trt.images.processor import limit_patches_, read_processor
+from awq2trt.images.processor import limit_pieces_, read_processor
 from awq2trt.models.vision.windowed import WindowLayout
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -62,8 +63,9 @@ def test_a_limit_is_one_for_transformers_too(nested: bool, tmp_path: Path) -> No
     settings = Qwen2VLImageProcessorPil(**SETTINGS["published"]).to_dict()
     name = "processor_config.json" if nested else "preprocessor_config.json"
     (tmp_path / name).write_text(json.dumps({"image_processor": settings} if nested else settings))
-    limited = limit_patches_(tmp_path, 30)
-    assert limited is not None
+    vision = VisionRecord(family="qwen2_5_vl", image_token=1, tokens_per_image=None, settings={})
+    limited = limit_pieces_(tmp_path, vision, 30)
+    assert isinstance(limited, Patches)
     assert limited == read_processor(tmp_path)
     image = picture(600, 800)
     values, grid = limited.pixels(image)
@@ -73,7 +75,7 @@ def test_a_limit_is_one_for_transformers_too(nested: bool, tmp_path: Path) -> No
     theirs: Any = Qwen2VLImageProcessorPil(**written["image_processor"] if nested else written)
     np.testing.assert_array_equal(values, theirs(Image.fromarray(image), return_tensors="np")["pixel_values"])
     before = (tmp_path / name).read_bytes()
-    assert limit_patches_(tmp_path, 4000) == limited, "a limit is never raised"
+    assert limit_pieces_(tmp_path, vision, 4000) == limited, "a limit is never raised"
     assert (tmp_path / name).read_bytes() == before
 
 

@@ -10,14 +10,25 @@ import numpy as np
 import pytest
 from pictures import picture
 from PIL import Image
+from tiny_llava import save_llava
 from transformers import CLIPImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from awq2trt.artifact.records import VisionRecord
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
-from awq2trt.images.processor import ImageProcessor, describe_processor, limit_patches_, read_processor, require_fit
+from awq2trt.images.processor import (
+    ImageProcessor,
+    describe_processor,
+    limit_pieces_,
+    processor_of,
+    read_processor,
+    require_fit,
+)
 from awq2trt.images.read import read_image
 from awq2trt.models.families import describe_vision
+from awq2trt.models.sources.opening import open_source
 
 SIZES = [(336, 336), (480, 640), (641, 479), (37, 1000), (1000, 37), (1, 1), (2, 3), (50, 50), (225, 224), (199, 1)]
 
@@ -114,10 +125,19 @@ def test_what_the_user_calls_the_model_is_where_its_processor_is_refused(tmp_pat
         read_processor(tmp_path, name="llava-of-mine")
 
 
+def test_a_model_without_a_processor_is_named(tmp_path: Path) -> None:
+    source = open_source(str(save_llava(tmp_path / "model")))
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="expected an image processor") as raised:
+        processor_of(source)
+    assert raised.value.where == str(tmp_path / "model")
+
+
 def test_a_processor_that_makes_no_squares_is_kept_as_it_is(tmp_path: Path) -> None:
     CLIPImageProcessorPil().save_pretrained(tmp_path)
     before = (tmp_path / "preprocessor_config.json").read_bytes()
-    assert limit_patches_(tmp_path, 3) is None
+    vision = VisionRecord(family="llava", image_token=1, tokens_per_image=16, settings={})
+    assert limit_pieces_(tmp_path, vision, 3) is None
     assert (tmp_path / "preprocessor_config.json").read_bytes() == before
 
 
@@ -131,4 +151,21 @@ def test_a_processor_must_fit_the_tower(tmp_path: Path) -> None:
         require_fit(read_processor(tmp_path / "other"), seeing, where="m")
     CLIPImageProcessorPil().save_pretrained(tmp_path / "clip")
     with pytest.raises(UnsupportedError, match="14, 2, 2, got one of another kind"):
+        require_fit(read_processor(tmp_path / "clip"), seeing, where="m")
+
+
+def test_tiles_must_be_of_the_towers_size(tmp_path: Path) -> None:
+    tower, text = {"image_size": 24, "patch_size": 4}, {"vocab_size": 128300}
+    smolvlm = {"architectures": ["SmolVLMForConditionalGeneration"], "text_config": text, "vision_config": tower}
+    seeing = describe_vision(smolvlm)
+    assert seeing is not None
+    for side, name in ((24, "its-own"), (28, "other")):
+        SmolVLMImageProcessorPil(size={"longest_edge": 48}, max_image_size={"longest_edge": side}).save_pretrained(
+            tmp_path / name
+        )
+    require_fit(read_processor(tmp_path / "its-own"), seeing, where="m")
+    with pytest.raises(UnsupportedError, match="the tower's image_size as its max_image_size, 24, got 28"):
+        require_fit(read_processor(tmp_path / "other"), seeing, where="m")
+    CLIPImageProcessorPil().save_pretrained(tmp_path / "clip")
+    with pytest.raises(UnsupportedError, match="24, got one of another kind"):
         require_fit(read_processor(tmp_path / "clip"), seeing, where="m")

@@ -13,6 +13,7 @@ from stand_in_orin import Orin, write_sums
 from tiny_kits import make_tiny_kit
 from tiny_llava import export_llava
 from tiny_qwen_vl import export_qwen_vl
+from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact
@@ -127,6 +128,19 @@ def test_check_compares_every_graph_of_a_model_that_sees(
         assert result.returncode == 27, result.stdout
         assert f"relative error of the {output}" in result.stdout.splitlines()[-1]
         answer.write_bytes(right)
+
+
+@pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
+def test_a_model_that_sees_tiles_has_a_graph_for_one(jetpack: str, tmp_path: Path) -> None:
+    export_smolvlm(tmp_path)
+    make_tiny_kit(tmp_path, tmp_path / jetpack, jetpack)
+    kit = Artifact.open(tmp_path / jetpack, kind="kit")
+    assert kit.manifest.contents.graphs["vision"].io.inputs[0].shape == (1, 3, 24, 24)
+    assert "golden_vision_shapes=''" in (kit.directory / "kit.conf").read_text()
+    backend = open_backend(kit, DeviceOptions("cpu")).backend
+    results = compare_golden(backend, read_golden(kit.directory))
+    assert [result.name for result in results][:2] == ["vision", "prefill"]
+    assert all(result.passed for result in results)
 
 
 @pytest.mark.parametrize("jetpack", ["7.2", "6.2"])

@@ -13,12 +13,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tiny_llava import save_llava
+from tiny_smolvlm import KINDS, save_smolvlm
 from transformers import LlavaForConditionalGeneration
 
 from awq2trt.errors import ArtifactError, UnsupportedError
 from awq2trt.io_contract import IMAGE_EMBEDDINGS, PIXEL_VALUES, VISION_FILE, VISION_WEIGHTS_FILE
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.models.vision.description import VisionSpec
+from awq2trt.models.vision.tiled import TiledVisionSpec
 from awq2trt.models.vision.tower import image_features, load_vision
 from awq2trt.onnx_export.vision_graph import export_vision
 
@@ -110,3 +112,28 @@ def test_a_directory_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> No
     source = SafetensorsSource.open(save_llava(tmp_path / "model"))
     with pytest.raises(ArtifactError, match="cannot write"):
         _export(source, tmp_path / "missing")
+
+
+TILED: dict[str, dict[str, Any]] = {
+    "smolvlm": {},
+    "idefics3": {"kind": "idefics3"},
+    "larger squares": {"scale_factor": 3, "tower": {"hidden_act": "gelu"}},
+    "shared positions": {"tower": {"image_size": 50, "patch_size": 2}, "scale_factor": 5, "longest": 50},
+}
+
+
+@pytest.mark.parametrize("variant", TILED)
+def test_pieces_of_tiles_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
+    options = TILED[variant]
+    source = SafetensorsSource.open(save_smolvlm(tmp_path, **options))
+    assert isinstance(source.vision, TiledVisionSpec)
+    export_vision(source.vision, source.vision_tensors(), tmp_path, ir.DataType.FLOAT16)
+    tiles = np.random.default_rng(2).standard_normal((3, *source.vision.pixels_shape)).astype(np.float16)
+    model = KINDS[options.get("kind", "smolvlm")][1].from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.inference_mode():
+        features = model.model.get_image_features(torch.from_numpy(tiles.astype(np.float32))[None], return_dict=True)
+    expected = features.pooler_output[0].view(3, *source.vision.pieces_shape)
+    got = _run(tmp_path, tiles)
+    assert _differ(got, expected) < 5e-3
+    assert _differ(got, expected.flip(0)) > 0.05
+    np.testing.assert_array_equal(_run(tmp_path, tiles[1:2])[0], got[1])

@@ -15,9 +15,17 @@ from tiny_llava import IMAGE_TOKEN, save_llava
 from tiny_models import save_llama
 from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
 from tiny_qwen_vl import VISION_END, VISION_START, save_qwen_vl
-from transformers import AutoTokenizer, LlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
+from tiny_smolvlm import save_smolvlm
+from transformers import (
+    AutoTokenizer,
+    Idefics3Processor,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
+    SmolVLMForConditionalGeneration,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import CalibrationError, UsageError
@@ -267,4 +275,41 @@ def test_what_images_of_any_size_show_reaches_the_statistics(
         _quantize(any_size, tmp_path / f"{name}-out", calib=str(calib), effort=effort)
     seen, again, other = (_codes(tmp_path / f"{name}-out") for name in ("seen", "again", "turned"))
     assert all(np.array_equal(seen[name], again[name]) for name in seen)
+    assert any(np.any(seen[name] != other[name]) for name in seen)
+
+
+def test_windows_of_tiles_are_what_transformers_reads(pictures: Path, tmp_path: Path) -> None:
+    """Tokens with the texts around tiles, and pieces: logits at all positions before a picture is cut."""
+    model = save_smolvlm(tmp_path)
+    tokenizer, sight = AutoTokenizer.from_pretrained(model), _sight(model)
+    pairs = read_pairs(pictures)[1:]
+    windows = image_windows(tokenizer, sight, pairs, WindowSizes(1, 160), where="pictures")
+    assert len(windows.images[0]) == 2, "the second one is cut"
+    hidden = windows.embed(sight, SilentProgress())
+    assert windows.positions(sight) is None
+    with torch.inference_mode():
+        ours = Ends(sight.source).logits(run_blocks(sight.source, hidden))[0]
+    processor: Any = Idefics3Processor(SmolVLMImageProcessorPil.from_pretrained(model), tokenizer, image_seq_len=9)
+    image = Image.open(windows.images[0][0]).convert("RGB")
+    seen = processor(text=f"{pairs[0].text}\n", images=[[image]], return_tensors="pt", add_special_tokens=False)
+    whole = seen["input_ids"][0].tolist()
+    assert windows.tokens[0, : len(whole)].tolist() == whole
+    oracle = SmolVLMForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = oracle(**seen).logits[0]
+    torch.testing.assert_close(ours[: len(whole)], expected, atol=2e-4, rtol=0)
+
+
+def test_what_tiles_show_reaches_the_statistics(pictures: Path, tmp_path: Path) -> None:
+    """Mirrored pictures have the same captions and as many tiles."""
+    model, mirrored = save_smolvlm(tmp_path / "model"), tmp_path / "mirrored"
+    mirrored.mkdir()
+    for path in pictures.iterdir():
+        if path.suffix == ".png":
+            Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored / path.name)
+        else:
+            (mirrored / path.name).write_text(path.read_text())
+    for name, calib in (("seen", pictures), ("mirrored", mirrored)):
+        _quantize(model, tmp_path / f"{name}-out", calib=str(calib))
+    seen, other = (_codes(tmp_path / f"{name}-out") for name in ("seen", "mirrored"))
     assert any(np.any(seen[name] != other[name]) for name in seen)

@@ -13,13 +13,17 @@ from PIL import Image
 from tiny_llava import IMAGE_TOKEN, export_llava
 from tiny_models import save_llama
 from tiny_qwen_vl import export_qwen_vl
+from tiny_smolvlm import export_smolvlm
 
 import awq2trt
+from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
 from awq2trt.images.patches import Patches
+from awq2trt.images.tiles import Tiles
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.recipe import ExportOptions, QuantizeOptions
 from awq2trt.runtime import Model, system_message, user_message
+from awq2trt.runtime.backend import SeeingBackend
 from awq2trt.runtime.ort.loading import DeviceOptions
 from awq2trt.runtime.sight import Sight, with_markers
 
@@ -221,16 +225,21 @@ def test_a_large_image_becomes_as_small_as_the_cache_wants(any_size: Model, tmp_
 
 @pytest.mark.parametrize("settings", [{}, {"patch_size": "a"}, {"window_size": 4}], ids=str)
 def test_a_manifest_without_its_windows_is_refused(settings: dict[str, Any], any_size: Model) -> None:
-    contents = any_size.artifact.manifest.contents
+    with pytest.raises(ArtifactError, match="how a model sees"):
+        Sight.of(_with_settings(any_size, settings))
+
+
+def _with_settings(model: Model, settings: dict[str, Any]) -> Artifact:
+    """A model whose manifest has other settings of what it sees; without any, none."""
+    contents = model.artifact.manifest.contents
     assert contents.model is not None
     assert contents.model.vision is not None
     vision = contents.model.vision.model_copy(
         update={"settings": {**contents.model.vision.settings, **settings} if settings else {}}
     )
-    model = contents.model.model_copy(update={"vision": vision})
-    manifest = any_size.artifact.manifest.model_copy(update={"contents": contents.model_copy(update={"model": model})})
-    with pytest.raises(ArtifactError, match="how a model sees"):
-        Sight.of(replace(any_size.artifact, manifest=manifest))
+    record = contents.model.model_copy(update={"vision": vision})
+    manifest = model.artifact.manifest.model_copy(update={"contents": contents.model_copy(update={"model": record})})
+    return replace(model.artifact, manifest=manifest)
 
 
 def test_a_processor_that_was_changed_is_named(any_size: Model, folder: Path) -> None:
@@ -238,4 +247,71 @@ def test_a_processor_that_was_changed_is_named(any_size: Model, folder: Path) ->
     assert isinstance(any_size.sight.processor, Patches)
     other = replace(any_size.sight, processor=replace(any_size.sight.processor, frames=1))
     with pytest.raises(UnsupportedError, match=r"makes pixel_values of \[48, 48\], and the vision graph takes"):
+        other.prepare([folder / "good.png"])
+
+
+TILES = 5
+"""Tiles of a picture of 24 x 30 pixels: two a side, and the whole picture."""
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model that sees an image as tiles of 9 pieces, 45 and the texts around them for one of 24 x 30 pixels."""
+    folder = tmp_path_factory.mktemp("tiled")
+    export_smolvlm(folder, capacity=160)
+    return Model.load(folder / "onnx", DeviceOptions("cpu"))
+
+
+@pytest.mark.parametrize("write", [_text_file, _long, _truncated, _nothing])
+def test_what_is_no_image_is_not_cut_into_tiles_either(write: Any, tiled: Model, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jpg"
+    write(path)
+    with pytest.raises(UsageError) as raised:
+        _answer(tiled, "<image>a", path)
+    assert raised.value.where == str(path)
+
+
+def test_what_tiles_show_decides_the_answer(tiled: Model, folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(255 - picture(24, 30)).save(tmp_path / "other.png")
+    good, other = folder / "good.png", tmp_path / "other.png"
+    assert _answer(tiled, "<image>a", good) == _answer(tiled, "<image>a", good) != _answer(tiled, "<image>a", other)
+    assert _answer(tiled, "<image><image>", good, other) != _answer(tiled, "<image><image>", other, good)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images", "says"),
+    [
+        ("a", 1, "places for images in the prompt: 0; images given: 1"),
+        ("<image>a", 0, "places for images in the prompt: 1; images given: 0"),
+        ("<image>" * TILES * 9, 1, "places for images in the prompt: 45; images given: 1"),
+        ("<image><image>a<image>", 3, r"has 178 tokens, 135 of them of 3 images, but the cache .* holds 160"),
+    ],
+)
+def test_tiles_and_their_places_must_fit(prompt: str, images: int, says: str, tiled: Model, folder: Path) -> None:
+    with pytest.raises(UsageError, match=says):
+        _answer(tiled, prompt, *[folder / "good.png"] * images)
+
+
+def test_pieces_come_tile_by_tile(tiled: Model, folder: Path) -> None:
+    assert isinstance(tiled.backend, SeeingBackend)
+    assert tiled.sight is not None
+    (image,) = tiled.sight.prepare([folder / "good.png"])
+    assert (image.tiles, image.pieces) == (TILES, 9 * TILES)
+    seen = tiled.backend.see(image)
+    for tile, pieces in enumerate(seen.reshape(TILES, 9, -1)):
+        one = PreparedImage({name: array[tile : tile + 1] for name, array in image.inputs.items()}, 9)
+        np.testing.assert_array_equal(tiled.backend.see(one), pieces)
+
+
+@pytest.mark.parametrize("settings", [{"patch_size": "a"}, {"scale_factor": 9}, {"scale_factor": 0}], ids=str)
+def test_a_manifest_without_its_tiles_is_refused(settings: dict[str, Any], tiled: Model) -> None:
+    with pytest.raises(ArtifactError, match="how a model sees"):
+        Sight.of(_with_settings(tiled, settings))
+
+
+def test_a_processor_of_other_tiles_is_named(tiled: Model, folder: Path) -> None:
+    assert tiled.sight is not None
+    assert isinstance(tiled.sight.processor, Tiles)
+    other = replace(tiled.sight, processor=replace(tiled.sight.processor, side=12))
+    with pytest.raises(UnsupportedError, match=r"makes pixel_values of \[\d+, 3, 12, 12\], and the vision graph takes"):
         other.prepare([folder / "good.png"])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_llava import IMAGE_TOKEN, export_llava
+from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact
@@ -115,3 +116,28 @@ def test_a_model_that_sees_needs_its_image_processor(
     with pytest.raises(error, match=says):
         export_stage(ExportRequest(tmp_path / "theirs", tmp_path / "onnx", ExportOptions()), SilentProgress())
     assert not (tmp_path / "onnx").exists()
+
+
+class _Told(SilentProgress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_an_image_has_no_more_tiles_than_the_cache_can_hold(tmp_path: Path) -> None:
+    whole = export_smolvlm(tmp_path)
+    told = _Told()
+    limited = export_stage(
+        ExportRequest(tmp_path / "checkpoint", tmp_path / "short", ExportOptions(max_seq_len=50)), told
+    )
+    (note,) = (note for note in told.notes if note.startswith("images are made as small as"))
+    assert "24 pixels a side, 1 tile in all" in note
+    for artifact, longest in ((whole, 48), (limited, 24)):
+        processor = json.loads((artifact.directory / "preprocessor_config.json").read_text())
+        assert processor["size"] == {"longest_edge": longest}
+        model = artifact.manifest.contents.model
+        assert model is not None
+        assert model.vision is not None
+        assert model.vision.settings == {"image_size": 24, "patch_size": 4, "scale_factor": 2}

@@ -48,6 +48,16 @@ def config_value(config: Mapping[str, Any], key: str, kind: type) -> Any:
     return value
 
 
+def config_part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Returns the part of config.json about one model; empty if it is left out.
+
+    Raises:
+        UnsupportedError: The value is not an object.
+    """
+    part: Mapping[str, Any] = {} if config.get(key) is None else config_value(config, key, dict)
+    return part
+
+
 def config_size(
     config: Mapping[str, Any], key: str, default: int | None = None, *, largest: int = _LARGEST_SIZE
 ) -> int:
@@ -71,6 +81,22 @@ def config_size(
             f"{key}: expected a number from 1 to {largest}, got {size}.", where="config.json", fix=PUBLISHED
         )
     return size
+
+
+def config_token(config: Mapping[str, Any], key: str, default: int, vocab_size: int) -> int:
+    """Returns a token of the vocabulary, or `default` if the key is missing or null.
+
+    Raises:
+        UnsupportedError: The vocabulary has no such token.
+    """
+    token: int = default if config.get(key) is None else config_value(config, key, int)
+    if not 0 <= token < vocab_size:
+        raise UnsupportedError(
+            f"{key}: expected a token of the vocabulary of {vocab_size}, got {token}.",
+            where="config.json",
+            fix=PUBLISHED,
+        )
+    return token
 
 
 def config_number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:

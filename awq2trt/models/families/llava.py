@@ -11,25 +11,21 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
-from awq2trt.models.families import llama, qwen
 from awq2trt.models.families.config_keys import (
     GELU,
     GELU_TANH,
-    MOST_LAYERS,
     PUBLISHED,
     RELU,
     SILU,
     config_activation,
     config_flag,
-    config_heads,
-    config_number,
-    config_size,
-    config_value,
-    refuse_unless,
+    config_part,
+    config_token,
 )
-from awq2trt.models.families.description import DecoderSpec, Family
+from awq2trt.models.families.description import DecoderSpec
+from awq2trt.models.families.text_part import describe_text
+from awq2trt.models.families.tower_part import TowerKind, describe_tower
 from awq2trt.models.vision.description import (
-    CHANNELS,
     QUICK_GELU,
     ProjectorSpec,
     TowerSpec,
@@ -38,29 +34,6 @@ from awq2trt.models.vision.description import (
 )
 
 _NAME: Final = "llava"
-
-_TEXT: Final[Mapping[str, Family]] = {
-    str(family.example["model_type"]): family for family in (llama.LLAMA, llama.MISTRAL, qwen.QWEN2)
-}
-"""Decoders in published checkpoints, by `model_type`."""
-
-_TEXT_SIZES: Final[Mapping[str, Mapping[str, int]]] = {
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
-    "mistral": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
-}
-"""Default sizes of `LlamaConfig` and `MistralConfig`: a published text_config lists only what differs from them."""
 
 _IMAGE_TOKEN: Final = 32000
 _FEATURE_LAYER: Final = -2
@@ -79,15 +52,19 @@ _TOWER_DEFAULTS: Final[Mapping[str, Any]] = {
 }
 """The tower of a model without `vision_config`."""
 
-_CLIP_DEFAULTS: Final[Mapping[str, Any]] = {
-    "intermediate_size": 3072,
-    "hidden_size": 768,
-    "patch_size": 32,
-    "image_size": 224,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-}
-"""Defaults of keys that `vision_config` leaves out."""
+_CLIP: Final = TowerKind(
+    sizes={
+        "intermediate_size": 3072,
+        "hidden_size": 768,
+        "patch_size": 32,
+        "image_size": 224,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    activation=QUICK_GELU,
+    norm_eps=1e-5,
+    class_token=True,
+)
 
 
 @dataclass(frozen=True)
@@ -144,40 +121,15 @@ def _names_in(tensor_names: Collection[str]) -> _Names:
 
 def _decoder(config: Mapping[str, Any], names: _Names) -> DecoderSpec:
     """Describes the decoder by its part of config.json, under the checkpoint's names."""
-    text = _part(config, "text_config")
-    kind = str(text.get("model_type", "llama"))
-    family = _TEXT.get(kind)
-    if family is None:
-        raise UnsupportedError(
-            f"text_config.model_type: expected {', '.join(_TEXT)}, got {kind!r}.",
-            where="config.json",
-            fix="this decoder is not supported here; CONTRIBUTING.md, 'A new model family', shows how to add it.",
-        )
-    refuse_unless(text, {"is_causal": True, "per_layer_config": None})
-    sizes = {key: size for key, size in _TEXT_SIZES.get(kind, {}).items() if text.get(key) is None}
-    spec = family.describe({**text, **sizes})
-    own = "model."
-    return replace(
-        spec,
-        tie_embeddings=spec.tie_embeddings or config_flag(config, "tie_word_embeddings", False),
-        embedding=names.decoder + spec.embedding.removeprefix(own),
-        final_norm=names.decoder + spec.final_norm.removeprefix(own),
-        block_prefix=names.decoder + spec.block_prefix.removeprefix(own),
-        head=names.head,
-    )
+    tied = config_flag(config, "tie_word_embeddings", False)
+    return describe_text(config_part(config, "text_config"), prefix=names.decoder, head=names.head, tied=tied)
 
 
 def _vision(config: Mapping[str, Any], names: _Names, decoder: DecoderSpec) -> VisionSpec:
-    tower = _tower(_part(config, "vision_config"), names.tower)
+    tower = _tower(config_part(config, "vision_config"), names.tower)
     layers = _feature_layers(config, tower.num_layers)
     key = "image_token_index" if config.get("image_token_index") is not None else "image_token_id"
-    image_token = _IMAGE_TOKEN if config.get(key) is None else config_value(config, key, int)
-    if not 0 <= image_token < decoder.vocab_size:
-        raise UnsupportedError(
-            f"{key}: expected a token in the vocabulary of {decoder.vocab_size}, got {image_token}.",
-            where="config.json",
-            fix=PUBLISHED,
-        )
+    image_token = config_token(config, key, _IMAGE_TOKEN, decoder.vocab_size)
     strategy = config.get("vision_feature_select_strategy") or _WITHOUT_CLASS
     if strategy not in (_WITHOUT_CLASS, _FULL):
         raise UnsupportedError(
@@ -209,29 +161,7 @@ def _tower(config: Mapping[str, Any], prefix: str) -> TowerSpec:
             where="config.json",
             fix="this vision tower is not supported; CONTRIBUTING.md, 'A new model family', shows how to add it.",
         )
-    refuse_unless(config, {"num_channels": CHANNELS})
-    defaults = _CLIP_DEFAULTS if config else _TOWER_DEFAULTS
-    sizes = {key: config_size(config, key, default) for key, default in defaults.items()}
-    heads, _ = config_heads(sizes, "num_attention_heads", sizes["hidden_size"])
-    if sizes["patch_size"] > sizes["image_size"]:
-        raise UnsupportedError(
-            f"patch_size: expected at most image_size {sizes['image_size']}, got {sizes['patch_size']}.",
-            where="config.json",
-            fix=PUBLISHED,
-        )
-    act = config.get("hidden_act") or QUICK_GELU
-    activation = QUICK_GELU if act == QUICK_GELU else config_activation(config, "hidden_act", "gelu", (GELU, GELU_TANH))
-    return TowerSpec(
-        hidden_size=sizes["hidden_size"],
-        intermediate_size=sizes["intermediate_size"],
-        num_layers=config_size(config, "num_hidden_layers", sizes["num_hidden_layers"], largest=MOST_LAYERS),
-        num_heads=heads,
-        image_size=sizes["image_size"],
-        patch_size=sizes["patch_size"],
-        activation=activation,
-        norm_eps=config_number(config, "layer_norm_eps", 1e-5),
-        prefix=prefix,
-    )
+    return describe_tower(config or _TOWER_DEFAULTS, prefix, _CLIP)
 
 
 def _feature_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
@@ -247,15 +177,6 @@ def _feature_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ..
                 fix=PUBLISHED,
             )
     return tuple(layer % states for layer in several)
-
-
-def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Returns the part of config.json about one model; empty if it is left out."""
-    part = config.get(key)
-    if part is None:
-        return {}
-    found: Mapping[str, Any] = config_value(config, key, dict)
-    return found
 
 
 FAMILY: Final = VisionFamily(name=_NAME, architectures=("LlavaForConditionalGeneration",), describe=describe)

@@ -18,7 +18,9 @@ from awq2trt.models.families.config_keys import (
     SILU,
     config_activation,
     config_heads,
+    config_part,
     config_size,
+    config_token,
     config_value,
     refuse_unless,
 )
@@ -68,7 +70,7 @@ def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[
     """
     of_classes = any(name.startswith(_CLASS_NAMES[0]) for name in tensor_names)
     decoder_prefix, tower_prefix = _CLASS_NAMES if of_classes else _PUBLISHED_NAMES
-    text = config_value(config, "text_config", dict) if config.get("text_config") is not None else config
+    text = config if config.get("text_config") is None else config_part(config, "text_config")
     refuse_unless(text, {"is_causal": True, "per_layer_config": None})
     missing = {key: value for key, value in _TEXT_DEFAULTS.items() if text.get(key) is None}
     plain, sections = _without_sections({**text, **missing})
@@ -94,32 +96,19 @@ def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[
         final_norm=decoder_prefix + spec.final_norm.removeprefix(own),
         block_prefix=decoder_prefix + spec.block_prefix.removeprefix(own),
     )
-    image_token = _IMAGE_TOKEN if config.get("image_token_id") is None else config_value(config, "image_token_id", int)
-    if not 0 <= image_token < decoder.vocab_size:
-        raise UnsupportedError(
-            f"image_token_id: expected a token of the vocabulary of {decoder.vocab_size}, got {image_token}.",
-            where="config.json",
-            fix=PUBLISHED,
-        )
+    image_token = config_token(config, "image_token_id", _IMAGE_TOKEN, decoder.vocab_size)
     around = _tokens_around(config, decoder.vocab_size)
-    given = config_value(config, "vision_config", dict) if config.get("vision_config") is not None else {}
-    tower = _tower(given, tower_prefix, decoder.hidden_size)
+    tower = _tower(config_part(config, "vision_config"), tower_prefix, decoder.hidden_size)
     return decoder, WindowedVisionSpec(family=_NAME, image_token=image_token, tower=tower, around=around)
 
 
 def _tokens_around(config: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
     """Tokens before and after an image's, by key; those of the published models, if the vocabulary has them."""
-    found = {key: token for key, token in _AROUND.items() if token < vocab_size}
-    for key in _AROUND:
-        if config.get(key) is not None:
-            found[key] = config_value(config, key, int)
-            if not 0 <= found[key] < vocab_size:
-                raise UnsupportedError(
-                    f"{key}: expected a token of the vocabulary of {vocab_size}, got {found[key]}.",
-                    where="config.json",
-                    fix=PUBLISHED,
-                )
-    return found
+    return {
+        key: config_token(config, key, token, vocab_size)
+        for key, token in _AROUND.items()
+        if token < vocab_size or config.get(key) is not None
+    }
 
 
 def _without_sections(text: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:

@@ -10,6 +10,7 @@ from typing import Final
 from awq2trt.artifact.records import VisionRecord
 from awq2trt.io_contract import PIXEL_VALUES
 from awq2trt.models.vision.prepared import Pixels, PreparedImage
+from awq2trt.models.vision.tiled import SCALE_FACTOR, TileLayout
 from awq2trt.models.vision.windowed import WindowLayout
 
 VISION_START: Final = "vision_start_token_id"
@@ -30,7 +31,10 @@ def require_settings(record: VisionRecord) -> None:
         LookupError, TypeError, ValueError: A setting is missing or makes no sense.
     """
     tokens_around(record)
-    if record.tokens_per_image is None and WindowLayout.of(record.settings).side < 1:
+    if SCALE_FACTOR in record.settings:
+        if TileLayout.of(record.settings).pieces < 1:
+            raise ValueError(f"tiles of one piece or more, got settings {record.settings}")
+    elif record.tokens_per_image is None and WindowLayout.of(record.settings).side < 1:
         raise ValueError(f"windows of one piece or more, got window_size {record.settings['window_size']}")
 
 
@@ -41,6 +45,8 @@ def arranged(record: VisionRecord, pixels: Pixels) -> PreparedImage:
         record: How the model sees.
         pixels: The image, prepared by the model's own processor.
     """
+    if SCALE_FACTOR in record.settings and pixels.grid is not None:
+        return TileLayout.of(record.settings).prepared(pixels)
     if record.tokens_per_image is None and pixels.grid is not None:
         return WindowLayout.of(record.settings).prepared(pixels)
     return PreparedImage({PIXEL_VALUES: pixels.values[None]}, record.tokens_per_image or 0)

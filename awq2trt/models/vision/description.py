@@ -26,13 +26,15 @@ CHANNELS: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class TowerSpec:
-    """A vision transformer like CLIP's (arXiv:2103.00020): a class token, learned positions, norms before each part.
+    """A vision transformer like CLIP's (arXiv:2103.00020): learned positions, norms before each part.
 
     Attributes:
         image_size: Side of an image in pixels.
         patch_size: Side of a patch in pixels.
         activation: Activation function of the MLPs.
         prefix: Prefix of all its tensors.
+        class_token: Whether a class token precedes the patches and a norm the layers, as in CLIP. Without, the tower is
+            one as SigLIP's (arXiv:2303.15343), whose patches have a bias.
     """
 
     hidden_size: int
@@ -44,11 +46,17 @@ class TowerSpec:
     activation: str
     norm_eps: float
     prefix: str
+    class_token: bool = True
+
+    @property
+    def side(self) -> int:
+        """Number of patches along an image's side."""
+        return self.image_size // self.patch_size
 
     @property
     def num_patches(self) -> int:
         """Number of patches in an image."""
-        return (self.image_size // self.patch_size) ** 2
+        return self.side**2
 
     def layer_prefix(self, layer: int) -> str:
         """Prefix of the tensors of one layer."""
@@ -59,12 +67,15 @@ class TowerSpec:
         size, patch = self.hidden_size, self.patch_size
         embeddings = f"{self.prefix}embeddings."
         shapes: dict[str, tuple[int, ...]] = {
-            f"{embeddings}class_embedding": (size,),
             f"{embeddings}patch_embedding.weight": (size, CHANNELS, patch, patch),
-            f"{embeddings}position_embedding.weight": (self.num_patches + 1, size),
-            **_norm(f"{self.prefix}pre_layrnorm", size),  # this is how OpenAI's weights spell it
+            f"{embeddings}position_embedding.weight": (self.num_patches + self.class_token, size),
             **_norm(f"{self.prefix}post_layernorm", size),
         }
+        if self.class_token:
+            shapes[f"{embeddings}class_embedding"] = (size,)
+            shapes |= _norm(f"{self.prefix}pre_layrnorm", size)  # this is how OpenAI's weights spell it
+        else:
+            shapes[f"{embeddings}patch_embedding.bias"] = (size,)
         for layer in range(self.num_layers):
             prefix = self.layer_prefix(layer)
             for norm in ("layer_norm1", "layer_norm2"):

@@ -6,7 +6,7 @@ how many pieces come out, and where these stand. NumPy only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -35,8 +35,9 @@ class Pixels(NamedTuple):
     """What an image processor makes of an image.
 
     Attributes:
-        values: fp32: [3, height, width], or patches [patches, numbers of a patch] if there is a grid.
-        grid: Grid of the patches; None for an image that is not cut into patches.
+        values: fp32: [3, height, width]; if there is a grid, patches [patches, numbers of a patch], or tiles [tiles, 3,
+            height, width], of which the last is the whole image, made smaller.
+        grid: Grid of the patches or tiles; None for an image that is not divided.
     """
 
     values: NDArray[np.float32]
@@ -52,8 +53,28 @@ class PreparedImage:
         pieces: How many pieces the model sees in it, for each of which there is an image token.
         grid: Grid of the pieces, by which a decoder with positions of three numbers places them; None for a decoder
             that counts pieces like words.
+        texts: Texts before the pieces of each tile and behind those of the last, where a prompt has such texts. The
+            graph then takes one tile at a time, a row of its inputs.
     """
 
     inputs: Mapping[str, NDArray[Any]]
     pieces: int
     grid: Grid | None = None
+    texts: tuple[str, ...] = ()
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles it has; an image that is not cut into tiles is one."""
+        return max(1, len(self.texts) - 1)
+
+    def written(self, marker: str) -> str:
+        """The text that stands for it in a prompt: with a marker for each piece if it has texts, else with one."""
+        return (marker * (self.pieces // self.tiles)).join(self.texts) if self.texts else marker
+
+    def calls(self) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """Inputs of the graph for one call after another, which together see the image."""
+        if not self.texts:
+            yield self.inputs
+            return
+        for tile in range(self.tiles):
+            yield {name: array[tile : tile + 1] for name, array in self.inputs.items()}

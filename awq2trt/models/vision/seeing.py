@@ -17,6 +17,8 @@ from awq2trt.models.vision.arranging import arranged
 from awq2trt.models.vision.description import SeeingSpec, VisionSpec
 from awq2trt.models.vision.mixed_positions import MixedPositions
 from awq2trt.models.vision.prepared import Pixels
+from awq2trt.models.vision.tiled import TiledVisionSpec
+from awq2trt.models.vision.tiled_tower import tiled_features
 from awq2trt.models.vision.tower import VisionWeights, image_features, load_vision
 from awq2trt.models.vision.windowed import WindowedVisionSpec
 from awq2trt.models.vision.windowed_tower import windowed_features
@@ -43,6 +45,8 @@ def pieces_seen(spec: SeeingSpec, weights: VisionWeights, pixels: Pixels) -> Ten
         return windowed_features(spec.tower, weights, values, pixels.grid)
     if isinstance(spec, VisionSpec):
         return image_features(spec, weights, values[None])[0]
+    if isinstance(spec, TiledVisionSpec):
+        return tiled_features(spec, weights, values)
     raise UnsupportedError(
         f"images of this kind are not what {spec.family} sees.", where="the vision tower", fix="use its own processor."
     )

@@ -2,7 +2,7 @@
 
 In: tensors and prepared images. Out: pieces, which `awq2trt.models.vision.seeing` puts among the decoder's embeddings.
 
-Source: `CLIPVisionModel` and `LlavaModel` of transformers.
+Source: `CLIPVisionModel`, `SiglipVisionModel` and `LlavaModel` of transformers.
 """
 
 from __future__ import annotations
@@ -57,33 +57,49 @@ def image_features(spec: VisionSpec, weights: VisionWeights, pixels: Tensor) -> 
     Raises:
         UsageError: The images are not of the tower's size.
     """
-    side = spec.tower.image_size
+    require_side(spec.tower, pixels)
+    states = tower_states(spec.tower, weights, pixels, last=max(spec.feature_layers))
+    features = torch.cat([states[layer] for layer in spec.feature_layers], dim=-1)
+    return _project(spec.projector, weights, features if spec.keeps_class else features[:, 1:])
+
+
+def require_side(spec: TowerSpec, pixels: Tensor) -> None:
+    """Refuses images that are not of the tower's size.
+
+    Raises:
+        UsageError: They are not.
+    """
+    side = spec.image_size
     if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (CHANNELS, side, side):
         raise UsageError(
             f"expected images of [{CHANNELS}, {side}, {side}], got {list(pixels.shape[1:])}.",
             where="the vision tower",
             fix="prepare them as the model's preprocessor_config.json describes.",
         )
-    states = _tower_states(spec.tower, weights, pixels, last=max(spec.feature_layers))
-    features = torch.cat([states[layer] for layer in spec.feature_layers], dim=-1)
-    return _project(spec.projector, weights, features if spec.keeps_class else features[:, 1:])
 
 
-def _tower_states(spec: TowerSpec, weights: VisionWeights, pixels: Tensor, *, last: int) -> list[Tensor]:
+def tower_states(spec: TowerSpec, weights: VisionWeights, pixels: Tensor, *, last: int) -> list[Tensor]:
     """Returns the first layer's input, then the outputs of the first `last` layers.
 
     Returns:
-        `last` + 1 times fp32 [images, patches + 1, hidden_size].
+        `last` + 1 times fp32 [images, patches, hidden_size], with a class token before the patches if there is one.
     """
     embeddings = f"{spec.prefix}embeddings."
-    patches = F.conv2d(pixels, weights[f"{embeddings}patch_embedding.weight"], stride=spec.patch_size)
-    patches = patches.flatten(2).mT  # [images, patches, hidden]
-    first = weights[f"{embeddings}class_embedding"].expand(len(pixels), 1, -1)
-    hidden = torch.cat((first, patches), dim=1) + weights[f"{embeddings}position_embedding.weight"]
-    states = [_norm(spec, weights, f"{spec.prefix}pre_layrnorm", hidden)]
+    name = f"{embeddings}patch_embedding"
+    grid = F.conv2d(pixels, weights[f"{name}.weight"], weights.get(f"{name}.bias"), stride=spec.patch_size)
+    hidden = grid.flatten(2).mT  # [images, patches, hidden]
+    if spec.class_token:
+        hidden = torch.cat((weights[f"{embeddings}class_embedding"].expand(len(pixels), 1, -1), hidden), dim=1)
+    hidden = hidden + weights[f"{embeddings}position_embedding.weight"]
+    states = [_norm(spec, weights, f"{spec.prefix}pre_layrnorm", hidden) if spec.class_token else hidden]
     for layer in range(last):
         states.append(_layer(spec, weights, spec.layer_prefix(layer), states[-1]))
     return states
+
+
+def last_norm(spec: TowerSpec, weights: VisionWeights, hidden: Tensor) -> Tensor:
+    """The norm behind the layers, which CLIP has only for its class token."""
+    return _norm(spec, weights, f"{spec.prefix}post_layernorm", hidden)
 
 
 def _layer(spec: TowerSpec, weights: VisionWeights, prefix: str, hidden: Tensor) -> Tensor:
@@ -92,7 +108,7 @@ def _layer(spec: TowerSpec, weights: VisionWeights, prefix: str, hidden: Tensor)
     queries, keys, values = (
         _linear(weights, attention + name, normed).unflatten(-1, (spec.num_heads, -1)).transpose(1, 2)
         for name in ("q_proj", "k_proj", "v_proj")
-    )  # [images, heads, patches + 1, head_dim]
+    )  # [images, heads, patches, head_dim]
     context = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
     hidden = hidden + _linear(weights, f"{attention}out_proj", context)
     inner = _linear(weights, f"{prefix}mlp.fc1", _norm(spec, weights, f"{prefix}layer_norm2", hidden))

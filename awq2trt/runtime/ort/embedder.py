@@ -5,9 +5,9 @@ In: prepared images, then tokens. Out: embeddings in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ from awq2trt.io_contract import (
     VISION,
     weights_of,
 )
-from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.backend import Embeds
 from awq2trt.runtime.embedding import PlacingEmbedder
 from awq2trt.runtime.ort.session import Execution, open_session, translated_errors
@@ -58,10 +57,10 @@ class Embedder(PlacingEmbedder):
         self._embedding = embedding
         self._vision = vision
 
-    def see(self, image: PreparedImage) -> NDArray[np.float32]:
-        """Pieces of a prepared image, [pieces, H]."""
+    def look(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Pieces of an image, or of a tile, [pieces, H]."""
         types = {value.name: _TYPES[value.type] for value in self._vision.get_inputs()}
-        feed = {name: array.astype(types[name]) for name, array in image.inputs.items()}
+        feed = {name: array.astype(types[name]) for name, array in inputs.items()}
         with translated_errors(where="the vision graph"):
             seen = self._vision.run([IMAGE_EMBEDDINGS], feed)[0]
         return np.asarray(seen.reshape(-1, seen.shape[-1]), np.float32)

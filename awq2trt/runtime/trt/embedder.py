@@ -5,7 +5,8 @@ In: an engine's directory, or that of a finished kit. Out: an `awq2trt.runtime.b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import ToolError
 from awq2trt.io_contract import DECODER, EMBEDDING, IMAGE_EMBEDDINGS, INPUT_IDS, INPUTS_EMBEDS, VISION
-from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.embedding import PlacingEmbedder
 from awq2trt.runtime.rotary_tables import RotaryTables
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of
@@ -44,10 +44,10 @@ class EngineEmbedder(PlacingEmbedder):
         self._embedding = embedding
         self._longest = longest
 
-    def see(self, image: PreparedImage) -> NDArray[np.float32]:
-        """Pieces of a prepared image, [pieces, H]."""
-        halves = {name: array.astype(np.float16) for name, array in image.inputs.items() if array.dtype == np.float32}
-        outputs = self._vision.infer({**image.inputs, **halves}, 0)
+    def look(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Pieces of an image, or of a tile, [pieces, H]."""
+        halves = {name: array.astype(np.float16) for name, array in inputs.items() if array.dtype == np.float32}
+        outputs = self._vision.infer({**inputs, **halves}, 0)
         seen = self._vision.read(outputs[IMAGE_EMBEDDINGS])
         return seen.reshape(-1, seen.shape[-1]).copy()
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pictures import picture
 from tiny_llava import IMAGE_TOKEN, export_llava, shown
 from tiny_qwen_vl import export_qwen_vl
+from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact
@@ -20,9 +22,11 @@ from awq2trt.engine.profiles import profiles_beside
 from awq2trt.errors import ToolError
 from awq2trt.graph.read import load_model
 from awq2trt.io_contract import IoContract, TensorContract
+from awq2trt.models.vision.arranging import arranged
 from awq2trt.runtime.golden import compare_golden
 from awq2trt.runtime.ort.embedder import open_embedder
 from awq2trt.runtime.ort.session import open_session
+from awq2trt.runtime.sight import Sight
 from awq2trt.runtime.trt.backend import EngineBackend
 from awq2trt.runtime.trt.embedder import open_engine_embedder
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of
@@ -90,8 +94,24 @@ def _built(onnx: Artifact, folder: Path) -> Artifact:
         return draft.publish(contents.model_copy(update={"engine": record}))
 
 
-def test_golden_outputs_are_those_of_engines_for_images_of_any_size(tmp_path: Path) -> None:
-    test_golden_outputs_are_those_of_the_engines(_built(export_qwen_vl(tmp_path), tmp_path))
+@pytest.mark.parametrize("export", [export_qwen_vl, export_smolvlm])
+def test_golden_outputs_are_those_of_engines_for_images_of_any_size(
+    export: Callable[[Path], Artifact], tmp_path: Path
+) -> None:
+    test_golden_outputs_are_those_of_the_engines(_built(export(tmp_path), tmp_path))
+
+
+def test_an_engine_sees_one_tile_at_a_time(tmp_path: Path) -> None:
+    """A session refuses more than one, since engines are built for one."""
+    engine = _built(export_smolvlm(tmp_path), tmp_path)
+    ours, expected = open_engine_embedder(engine, GraphSession), open_embedder(engine)
+    sight = Sight.of(engine)
+    assert ours is not None
+    assert expected is not None
+    assert sight is not None
+    image = arranged(sight.record, sight.processor.pixels(picture(24, 30)))
+    assert image.tiles == 5
+    np.testing.assert_allclose(ours.see(image), expected.see(image), atol=2e-2)
 
 
 def test_golden_outputs_are_those_of_the_engines(engine: Artifact) -> None:

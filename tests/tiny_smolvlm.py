@@ -1,0 +1,109 @@
+"""Tiny random models of transformers' own SmolVLM and Idefics3 classes, saved as a user would have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_models import LLAMA_CONFIG, save_tokenizer
+from transformers import (
+    AutoTokenizer,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions, QuantizeOptions
+from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+
+SPECIAL = [
+    "<fake_token_around_image>",
+    "<image>",
+    "<end_of_utterance>",
+    "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)),
+]
+"""Added to a tokenizer with 258 tokens of its own; rows and columns beyond the second are written in letters."""
+
+FAKE_TOKEN, IMAGE_TOKEN = 258, 259
+
+SIDE, PIECES = 24, 9
+"""Pixels along a tile's side, and pieces of a tile."""
+
+_SEED = 4
+"""With some others, two tokens of an answer in tests/e2e are closer to each other than a cache in fp16 can tell."""
+
+TOWER: dict[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": SIDE,
+    "patch_size": 4,
+}
+KINDS: dict[str, tuple[Any, Any, Any]] = {
+    "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessorPil),
+    "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil),
+}
+
+
+def save_smolvlm(
+    directory: Path,
+    *,
+    kind: str = "smolvlm",
+    text: dict[str, Any] | None = None,
+    tower: dict[str, Any] | None = None,
+    longest: int = 2 * SIDE,
+    **overrides: Any,
+) -> Path:
+    """Saves a random model with its tokenizer and image processor.
+
+    Args:
+        directory: Where to save it.
+        kind: Which of `KINDS`.
+        text: Changes to the decoder's config.
+        tower: Changes to the tower's config.
+        longest: The processor's longest side of an image.
+        overrides: Changes to the model's config.
+    """
+    torch.manual_seed(_SEED)
+    make_config, make_model, make_processor = KINDS[kind]
+    seeing = {**TOWER, **(tower or {})}
+    config = make_config(
+        text_config={"model_type": "llama", **LLAMA_CONFIG, **(text or {})},
+        vision_config=seeing,
+        **{"image_token_id": IMAGE_TOKEN, "scale_factor": 2, **overrides},
+    )
+    model = make_model(config)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            # Weights are so large that every part affects the logits; norms are away from 1 and 0.
+            if "norm" in name and name.endswith("weight"):
+                value.uniform_(0.5, 1.5)
+            else:
+                value.normal_(std=0.2)
+    model.save_pretrained(directory)
+    save_tokenizer(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL}) == len(SPECIAL)
+    tokenizer.save_pretrained(directory)
+    make_processor(
+        size={"longest_edge": longest}, max_image_size={"longest_edge": seeing["image_size"]}
+    ).save_pretrained(directory)
+    return directory
+
+
+def export_smolvlm(folder: Path, *, capacity: int = 128, **overrides: Any) -> Artifact:
+    """A model in `folder/model`, checkpoint and ONNX model beside it; `overrides` as for `save_smolvlm`."""
+    save_smolvlm(folder / "model", **overrides)
+    options = QuantizeOptions(group_size=32, method="rtn")
+    quantize_stage(QuantizeRequest(str(folder / "model"), folder / "checkpoint", options), SilentProgress())
+    export = ExportRequest(folder / "checkpoint", folder / "onnx", ExportOptions(max_seq_len=capacity))
+    return export_stage(export, SilentProgress())
