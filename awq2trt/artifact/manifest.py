@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from awq2trt.artifact.folder import no_directory
 from awq2trt.artifact.format_1 import FORMAT_1, upgraded
 from awq2trt.artifact.records import Contents, FileRecord
+from awq2trt.artifact.verified import is_verified, note_verified
 from awq2trt.errors import ArtifactError, Awq2trtError
 from awq2trt.foreign_files import read_json, reading
 from awq2trt.version import __version__
@@ -47,7 +48,8 @@ _HASH_CHUNK_BYTES: Final = 1 << 22
 
 Kind = Literal["checkpoint", "onnx", "engine", "kit", "lowered"]
 
-Verify = Literal["full", "size"]
+Verify = Literal["full", "first", "size"]
+"""What is compared with the manifest: hashes, hashes unless they were right once and no file has changed, or sizes."""
 
 
 class Manifest(BaseModel, frozen=True, extra="forbid"):
@@ -150,15 +152,17 @@ class Artifact:
         Args:
             directory: Its directory.
             kind: The kind that it must have; None for any kind.
-            verify: `full` reads and hashes every file; `size` only checks that each exists with its full length.
+            verify: `full` reads and hashes every file; `size` only checks that each exists with its full length;
+                `first` hashes them unless it found them right before and no time of change differs since.
 
         Raises:
             ArtifactError: There is no artifact, or it is of another kind or format version, or a file is missing or was
                 changed.
         """
         manifest = read_manifest(directory, kind)
+        known = verify == "first" and is_verified(directory, manifest.files)
         for name, record in manifest.files.items():
-            problem = _problem(directory / name, record, verify)
+            problem = _problem(directory / name, record, "size" if known else verify)
             if problem:
                 raise ArtifactError(problem, where=str(directory / name), fix=_again(manifest.kind))
         sums = directory / SUMS_FILE
@@ -170,6 +174,8 @@ class Artifact:
                     where=str(sums),
                     fix=_again(manifest.kind),
                 )
+        if verify == "first" and not known:
+            note_verified(directory, manifest.files)
         return Artifact(directory, manifest)
 
 
@@ -310,7 +316,7 @@ def _problem(path: Path, record: FileRecord, verify: Verify) -> str | None:
     size_bytes = path.stat().st_size
     if size_bytes != record.size_bytes:
         return f"expected {record.size_bytes} bytes, got {size_bytes}."
-    if verify == "full":
+    if verify != "size":
         sha256 = record_file(path).sha256
         if sha256 != record.sha256:
             return f"its sha256 is {sha256[:12]}..., but {record.sha256[:12]}... was written, so it was changed since."

@@ -8,6 +8,7 @@ from typing import Final
 from awq2trt.artifact.manifest import (
     MANIFEST_FILE,
     Artifact,
+    Verify,
 )
 from awq2trt.errors import UsageError
 
@@ -20,8 +21,12 @@ CHECK_DIRECTORY: Final = "check"
 """The directory that `awq2trt check DIR` adds."""
 
 
-def open_model(directory: Path) -> Artifact:
+def open_model(directory: Path, verify: Verify = "full") -> Artifact:
     """Opens an ONNX model or an engine's directory, which also holds one.
+
+    Args:
+        directory: The directory.
+        verify: As of `Artifact.open`.
 
     Raises:
         ArtifactError: It is not complete.
@@ -35,7 +40,7 @@ def open_model(directory: Path) -> Artifact:
             where=str(directory),
             fix=f"name one of them, e.g. {directory / (models or below)[-1]}.",
         )
-    artifact = Artifact.open(directory)
+    artifact = Artifact.open(directory, verify=verify)
     if artifact.manifest.kind == "checkpoint":
         raise UsageError(
             "expected an ONNX model or an engine, got a checkpoint.",

@@ -86,7 +86,7 @@ class Model:
                 fix=f"leave it out, or name {DEFAULT_BACKEND}, which runs everywhere.",
             )
         progress = progress or SilentProgress()
-        artifact = open_model(directory)
+        artifact = open_model(directory, verify="first")  # reading all of an 8B model takes seconds
         tokenizer, sight = ChatTokenizer.load(artifact.directory), Sight.of(artifact)
         opened = open_backend(artifact, options or DeviceOptions())
         progress.note(f"running in {opened.title}")

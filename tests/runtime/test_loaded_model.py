@@ -10,7 +10,10 @@ import pytest
 from tiny_models import VOCAB_SIZE, save_llama
 
 import awq2trt
-from awq2trt.errors import UsageError
+from awq2trt.artifact import manifest
+from awq2trt.artifact.manifest import record_file
+from awq2trt.artifact.records import FileRecord
+from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.recipe import ExportOptions, QuantizeOptions
 from awq2trt.runtime import Model, Sampling, system_message, user_message
 
@@ -32,6 +35,29 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(made: Path) -> Model:
     return Model.load(made / "onnx")
+
+
+def test_only_the_first_load_hashes_the_files(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    directory = shutil.copytree(made / "onnx", tmp_path / "onnx")
+    hashed: list[str] = []
+
+    def count(path: Path) -> FileRecord:
+        hashed.append(path.name)
+        return record_file(path)
+
+    monkeypatch.setattr(manifest, "record_file", count)
+    Model.load(directory)
+    assert "model.onnx.data" in hashed
+    hashed.clear()
+    Model.load(directory)
+    assert hashed == []
+
+    weights = bytearray((directory / "model.onnx.data").read_bytes())
+    weights[0] ^= 1
+    (directory / "model.onnx.data").write_bytes(weights)
+    with pytest.raises(ArtifactError, match="it was changed since"):
+        Model.load(directory)
 
 
 def test_the_same_seed_gives_the_same_text(model: Model) -> None:
