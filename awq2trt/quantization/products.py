@@ -15,8 +15,8 @@ from torch import Tensor
 from awq2trt.machine.arithmetic import narrow_type
 
 PANEL_COLUMNS: Final = 384
-"""Columns of D that a CPU multiplies at once, by those of G from there on: G is symmetric, so that little more than half
-of the products are needed. A GPU multiplies all at once, since there the number of calls sets the time."""
+"""Columns of D that a CPU multiplies at once, by those of G from there on: G is symmetric, so that little more than
+half of the products are needed. A GPU multiplies all at once, since there the number of calls sets the time."""
 
 
 def narrowed(factor: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ class InputStatistics:
         sum: Sum of x over tokens, fp32 [K].
         magnitude_sum: Sum of |x| over tokens, fp32 [K].
         tokens: Number of tokens seen.
-        factors: Type of the factors of x x^T on a CPU. With bf16 the sum over the tokens of one `add_` is rounded, too: to
-            as many bits as the search rounds E[x x^T] to, and independently for each part of the text.
+        factors: Type of the factors of x x^T on a CPU. With bf16 the sum over the tokens of one `add_` is rounded,
+            too: to as many bits as the search rounds E[x x^T] to, and independently for each part of the text.
     """
 
     gram_sum: Tensor
