@@ -19,7 +19,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from awq2trt.quantization.cpu_grids import losses_on
 from awq2trt.quantization.panels import has_kernels
 from awq2trt.quantization.products import narrowed, product
 from awq2trt.quantization.rounding import GroupGrid, as_step, range_grid
@@ -201,6 +200,8 @@ class _Group:
     def _losses_on(self, grids: GroupGrid) -> Tensor:
         """Output errors on C grids, [n, C]. Differences stay in units of steps, which saves a pass over all of them."""
         if few_at_once(self._weight):
+            from awq2trt.quantization.cpu_grids import losses_on  # a GPU does not wait for numba
+
             pull, last = None if self._pull is None else self._pull.squeeze(1), self._scheme.levels - 1
             return losses_on(self._weight.squeeze(1), self._block, (grids.scales, grids.zeros), last, pull)
         levels, in_steps = self._round(grids)
