@@ -29,7 +29,7 @@ _GREEDY_START: Final = 4
 
 _FP32_BYTES: Final = 4
 
-TEXT_TOKENS: Final = 256
+TEXT_TOKENS: Final = 128
 """Length of a text, at least: a longer window has several, one after another. A step for twice as many sequences takes
 much less than twice as long, since most of the time goes into reading the weights, and more beginnings make the text
 more varied."""
