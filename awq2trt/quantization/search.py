@@ -44,8 +44,8 @@ class ScaleOptions:
         betas: How much the weights enter: s = s_x^alpha / s_w^(beta (1 - alpha)), where every beta has an alpha of its
             own. The paper uses only s_x, beta = 0; llm-awq's other form, `duo_scaling`, is beta = 1.
         weights: If there are more weights, this many stand for all: those of evenly spaced rows, at least `LEAST_ROWS`.
-            With half as many, SmolLM2-135M loses: a perplexity of 34.2 instead of 33.6 on one draw of text. None for
-            all weights.
+            With half as many, the mean perplexity of SmolLM2-135M over three draws of text was 34.29 instead of 34.14.
+            None for all weights.
     """
 
     adaptive: bool = True
