@@ -98,15 +98,16 @@ def collect_statistics(
     Args:
         runner: Runner of the model's blocks.
         layer: The block's number.
-        weights: The block's fp32 tensors.
+        weights: The block's tensors; products of statistics on a CPU have factors of the type of its linears.
         hidden: Its inputs, fp32 [samples, seqlen, hidden_size]; this rank's share of them.
         ranks: The ranks that share the sequences.
 
     Returns:
         The block's outputs, of the same shape, and the statistics of every group's input over all ranks.
     """
+    factors = weights[f"{runner.spec.block.q_proj}.weight"].dtype
     statistics = {
-        group.balance_layers[0]: InputStatistics.empty(runner.spec.linear_shape(group.balance_layers[0])[1])
+        group.balance_layers[0]: InputStatistics.empty(runner.spec.linear_shape(group.balance_layers[0])[1], factors)
         for group in runner.spec.scale_groups()
     }
 

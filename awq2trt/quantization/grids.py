@@ -173,9 +173,7 @@ class _Group:
 
     def try_(self, grids: GroupGrid) -> Tensor:
         """Keeps the best of C grids, [n, C], if it is better than the current one; returns its index, [n, 1]."""
-        at_once = 1 if few_at_once(self._weight) else grids.scales.shape[1]
-        columns = zip(grids.scales.split(at_once, dim=1), grids.zeros.split(at_once, dim=1), strict=True)
-        losses = torch.cat([self._losses_on(GroupGrid(*column)) for column in columns], dim=1)
+        losses = self._losses_on(grids)
         loss, best = losses.nan_to_num_(nan=torch.inf, posinf=torch.inf).min(dim=1, keepdim=True)
         better = loss < self.loss
         self.loss = torch.where(better, loss, self.loss)
@@ -201,6 +199,11 @@ class _Group:
 
     def _losses_on(self, grids: GroupGrid) -> Tensor:
         """Output errors on C grids, [n, C]. Differences stay in units of steps, which saves a pass over all of them."""
+        if few_at_once(self._weight):
+            from awq2trt.quantization.cpu_grids import losses_on  # a GPU does not wait for numba
+
+            pull, last = None if self._pull is None else self._pull.squeeze(1), self._scheme.levels - 1
+            return losses_on(self._weight.squeeze(1), self._block, (grids.scales, grids.zeros), last, pull)
         levels, in_steps = self._round(grids)
         difference = levels.sub_(in_steps)
         slope = product(difference, self._block)

@@ -44,13 +44,13 @@ class ScaleOptions:
         betas: How much the weights enter: s = s_x^alpha / s_w^(beta (1 - alpha)), where every beta has an alpha of its
             own. The paper uses only s_x, beta = 0; llm-awq's other form, `duo_scaling`, is beta = 1.
         weights: If there are more weights, this many stand for all: those of evenly spaced rows, at least `LEAST_ROWS`.
-            A third of the gate and up rows of SmolLM2-135M, half a million weights, finds an alpha whose error over all
-            rows is 0.0 to 0.3 % larger, in a third of the time. None for all weights.
+            With half as many, the mean perplexity of SmolLM2-135M over three draws of text was 34.29 instead of 34.14.
+            None for all weights.
     """
 
     adaptive: bool = True
     betas: tuple[float, ...] = (0.0,)
-    weights: int | None = 1 << 19
+    weights: int | None = 1 << 20
 
     def rows(self, length: int, width: int) -> int:
         """Number of rows that stand for all rows of a weight [length, width], at most."""

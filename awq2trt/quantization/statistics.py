@@ -32,23 +32,32 @@ class InputStatistics:
         sum: Sum of x over tokens, fp32 [K].
         magnitude_sum: Sum of |x| over tokens, fp32 [K].
         tokens: Number of tokens seen.
+        factors: Type of the factors of x x^T on a CPU. With bf16 the sum over the tokens of one `add_` is rounded,
+            too: to as many bits as the search rounds E[x x^T] to, and independently for each part of the text.
     """
 
     gram_sum: Tensor
     sum: Tensor
     magnitude_sum: Tensor
     tokens: int = 0
+    factors: torch.dtype = torch.float32
     _away: Path | Tensor | None = None
 
     @classmethod
-    def empty(cls, channels: int) -> InputStatistics:
+    def empty(cls, channels: int, factors: torch.dtype = torch.float32) -> InputStatistics:
         """Makes statistics of no tokens."""
-        return cls(torch.zeros(channels, channels), torch.zeros(channels), torch.zeros(channels))
+        gram, total, magnitude = torch.zeros(channels, channels), torch.zeros(channels), torch.zeros(channels)
+        return cls(gram, total, magnitude, factors=factors)
 
     def add_(self, x: Tensor) -> None:
         """Adds activations fp32 [tokens, K]."""
-        for own in self._panels():
-            self.gram_sum[own, own.start :].addmm_(x[:, own].T, x[:, own.start :])
+        if x.is_cpu and self.factors != x.dtype:
+            narrow = x.to(self.factors)
+            for own in self._panels():
+                self.gram_sum[own, own.start :] += narrow[:, own].T @ narrow[:, own.start :]
+        else:
+            for own in self._panels():
+                self.gram_sum[own, own.start :].addmm_(x[:, own].T, x[:, own.start :])
         self.sum += x.sum(dim=0)
         self.magnitude_sum += x.abs().sum(dim=0)
         self.tokens += x.shape[0]

@@ -29,6 +29,11 @@ _GREEDY_START: Final = 4
 
 _FP32_BYTES: Final = 4
 
+TEXT_TOKENS: Final = 128
+"""Length of a text, at least: a longer window has several, one after another. A step for twice as many sequences takes
+much less than twice as long, since most of the time goes into reading the weights, and more beginnings make the text
+more varied."""
+
 _TOP_K: Final = 100
 """Number of tokens to draw from: the tail of a small model's distribution is noise, and one draw there derails the
 text."""
@@ -37,15 +42,15 @@ text."""
 def self_written(
     source: ModelSource, ordinary: Collection[int], samples: int, seqlen: int, seed: int, progress: Progress
 ) -> Tensor:
-    """Samples texts from the model: all sequences side by side, with the complete model in memory.
+    """Samples texts from the model: all of them side by side, with the complete model in memory.
 
     Args:
         source: The model, which must fit in memory once, in bf16 or fp32.
         ordinary: Ids that a text may begin with, see `ordinary_tokens`.
-        samples: Number of sequences.
+        samples: Number of windows.
         seqlen: Number of tokens in each.
         seed: Seed of the draws; the same seed gives the same text.
-        progress: Counts the tokens of a sequence.
+        progress: Counts the tokens of a text.
 
     Returns:
         int64 [samples, seqlen].
@@ -54,28 +59,35 @@ def self_written(
         CalibrationError: The model does not fit in memory.
     """
     dtype = narrow_type()
-    _require_memory(source.spec, samples, seqlen, dtype)
+    texts, length = _texts(samples, seqlen, len(ordinary))
+    _require_memory(source.spec, texts, length, dtype)
     generator = torch.Generator("cpu").manual_seed(seed)
-    ends, runner = Ends(source, head_type=dtype), BlockRunner.for_positions(source.spec, seqlen)
+    ends, runner = Ends(source, head_type=dtype), BlockRunner.for_positions(source.spec, length)
     blocks = [with_linears_of(source.spec, stored, dtype) for stored in load_blocks(source)]
-    caches = [KeyValueCache.empty(source.spec, samples, seqlen) for _ in blocks]
-    tokens = _first_tokens(source, ordinary, samples, generator)
-    with progress.task("model writes its calibration text", total=seqlen - 1) as advance:
-        while tokens.shape[1] < seqlen:
+    caches = [KeyValueCache.empty(source.spec, texts, length, dtype) for _ in blocks]
+    tokens = _first_tokens(source, ordinary, texts, generator)
+    with progress.task("model writes its calibration text", total=length - 1) as advance:
+        while tokens.shape[1] < length:
             logits = _next_logits(runner, ends, blocks, caches, tokens[:, caches[0].length :])
             kept = logits.cpu().topk(1 if tokens.shape[1] <= _GREEDY_START else _TOP_K, dim=-1)
             drawn = torch.multinomial(kept.values.softmax(dim=-1), 1, generator=generator)
             tokens = torch.cat((tokens, kept.indices.gather(1, drawn)), dim=1)
             advance(1)
-    return tokens
+    return tokens.view(-1, length * (texts // samples))[:, :seqlen]
 
 
-def _require_memory(spec: DecoderSpec, samples: int, seqlen: int, dtype: torch.dtype) -> None:
+def _texts(samples: int, seqlen: int, ordinary: int) -> tuple[int, int]:
+    """How many texts are written for some windows, and how long they are; none begins like another."""
+    each = max(1, min(seqlen // TEXT_TOKENS, ordinary // samples))
+    return samples * each, -(-seqlen // each)
+
+
+def _require_memory(spec: DecoderSpec, texts: int, length: int, dtype: torch.dtype) -> None:
     """Refuses a model that does not fit in memory at once; loading it would end in swapping or a kill."""
     block = sum(math.prod(shape) for shape in spec.block_shapes().values())
     outer = sum(math.prod(shape) for shape in spec.outer_shapes().values())
-    cache = 2 * samples * seqlen * spec.num_kv_heads * spec.head_dim
-    needed = spec.num_layers * (dtype.itemsize * block + _FP32_BYTES * cache) + (_FP32_BYTES + dtype.itemsize) * outer
+    cache = 2 * texts * length * spec.num_kv_heads * spec.head_dim
+    needed = spec.num_layers * dtype.itemsize * (block + cache) + (_FP32_BYTES + dtype.itemsize) * outer
     available = available_bytes()
     if needed > available:
         raise CalibrationError(
@@ -89,20 +101,20 @@ def _require_memory(spec: DecoderSpec, samples: int, seqlen: int, dtype: torch.d
 def _next_logits(
     runner: BlockRunner, ends: Ends, blocks: Sequence[BlockWeights], caches: list[KeyValueCache], new: Tensor
 ) -> Tensor:
-    """Computes the logits after the newest tokens of every sequence: int64 [samples, S] -> fp32 [samples, vocab]."""
+    """Computes the logits after the newest tokens of every text: int64 [texts, S] -> fp32 [texts, vocab]."""
     hidden = ends.embed(new, start=caches[0].length)
     for layer, (weights, cache) in enumerate(zip(blocks, caches, strict=True)):
         hidden = runner.run(weights, hidden, layer=layer, cache=cache)
     return ends.logits(hidden[:, -1])
 
 
-def _first_tokens(source: ModelSource, ordinary: Collection[int], samples: int, generator: torch.Generator) -> Tensor:
-    """Draws a different ordinary token to start each sequence, after BOS if the family needs it.
+def _first_tokens(source: ModelSource, ordinary: Collection[int], texts: int, generator: torch.Generator) -> Tensor:
+    """Draws a different ordinary token to start each text, after BOS if the family needs it.
 
     Returns:
-        int64 [samples, 1 or 2].
+        int64 [texts, 1 or 2].
     """
     shuffled = torch.randperm(source.spec.vocab_size, generator=generator, device="cpu").tolist()
-    drawn = torch.tensor([token for token in shuffled if token in ordinary][:samples], device="cpu").unsqueeze(1)
+    drawn = torch.tensor([token for token in shuffled if token in ordinary][:texts], device="cpu").unsqueeze(1)
     bos = source.text_config.get("bos_token_id")
     return F.pad(drawn, (1, 0), value=bos) if family_named(source.spec.family).needs_bos and bos is not None else drawn

@@ -74,12 +74,21 @@ def test_attention_may_come_back_in_any_layout(tmp_path: Path, monkeypatch: pyte
     torch.testing.assert_close(_one_by_one(source, ids), expected, rtol=1e-4, atol=1e-5)
 
 
-def _one_by_one(source: SafetensorsSource, ids: torch.Tensor) -> torch.Tensor:
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bloom"])  # plain scores, capped ones, and ALiBi's
+def test_a_narrow_cache_changes_little(family: str, tmp_path: Path) -> None:
+    source = SafetensorsSource.open(save_family(tmp_path, family_named(family).example))
+    ids = tokens(2, 9)
+    narrow, exact = _one_by_one(source, ids, torch.bfloat16), _one_by_one(source, ids)
+    assert not torch.equal(narrow, exact)
+    torch.testing.assert_close(narrow, exact, rtol=0.05, atol=0.02 * float(exact.abs().max()))
+
+
+def _one_by_one(source: SafetensorsSource, ids: torch.Tensor, cached: torch.dtype = torch.float32) -> torch.Tensor:
     """The residual stream after all blocks, computed one position at a time."""
     batch, positions = ids.shape
     runner = BlockRunner.for_positions(source.spec, positions)
     blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
-    caches = [KeyValueCache.empty(source.spec, batch=batch, capacity=positions) for _ in blocks]
+    caches = [KeyValueCache.empty(source.spec, batch=batch, capacity=positions, dtype=cached) for _ in blocks]
     steps = []
     with torch.inference_mode():
         for position in range(positions):

@@ -23,6 +23,18 @@ def test_moments_are_those_of_all_tokens(channels: int) -> None:
     assert torch.equal(statistics.gram(), statistics.gram().T)
 
 
+def test_moments_of_narrow_factors_are_as_precise_as_the_search_takes_them() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 512, 250) + 1
+    narrow, exact = InputStatistics.empty(250, torch.bfloat16), InputStatistics.empty(250)
+    for part in x:
+        narrow.add_(part)
+        exact.add_(part)
+    assert not torch.equal(narrow.gram(), exact.gram())
+    torch.testing.assert_close(narrow.gram(), exact.gram(), rtol=2**-8, atol=0)
+    assert torch.equal(narrow.magnitude(), exact.magnitude())
+
+
 def test_more_tokens_may_come_after_moments_were_read() -> None:
     x, statistics = torch.randn(40, 400), InputStatistics.empty(400)
     statistics.add_(x[:20])

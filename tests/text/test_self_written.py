@@ -27,6 +27,18 @@ def test_the_model_writes_the_same_text_for_the_same_seed(tmp_path: Path) -> Non
     assert len({int(token) for token in first[:, 0]}) == 3
 
 
+def test_a_long_window_has_several_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = SafetensorsSource.open(save_llama(tmp_path))
+    monkeypatch.setattr("awq2trt.text.self_written.TEXT_TOKENS", 8)
+    with torch.inference_mode():
+        written = self_written(source, range(256), samples=3, seqlen=25, seed=5, progress=SilentProgress())
+        alone = self_written(source, range(256), samples=9, seqlen=9, seed=5, progress=SilentProgress())
+        few = self_written(source, range(5), samples=3, seqlen=25, seed=5, progress=SilentProgress())
+    assert torch.equal(written, alone.view(3, 27)[:, :25])
+    assert len({int(token) for token in written[:, ::9].flatten()}) == 9
+    assert few.shape == (3, 25)  # no two texts begin alike, so each window is one
+
+
 def test_the_text_is_drawn_from_the_model(tmp_path: Path) -> None:
     """The tokens right after the first are those that transformers finds most likely."""
     from transformers import AutoModelForCausalLM

@@ -159,9 +159,15 @@ class GgufSource(ModelSource):
 def _read(path: Path) -> GGUFReader:
     from gguf import GGUFReader
 
+    class PlainReader(GGUFReader):
+        """With plain arrays: a vocabulary takes hundreds of thousands of views, and a memmap's take much longer."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value.view(np.ndarray) if isinstance(value, np.memmap) else value)
+
     require_bounded_metadata(path)
     with reading("a GGUF file", path):
-        return GGUFReader(path)
+        return PlainReader(path)
 
 
 def _config(header: Header, stored: Architecture) -> dict[str, Any]:
