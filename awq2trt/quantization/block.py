@@ -44,7 +44,7 @@ REPORT_ROWS: Final = 512
 """Rows on which a linear's errors are measured; all rows of a large one would take as long as its search."""
 
 COMPENSATED: Final = GptqOptions(damping=0, precision=torch.float32)
-"""How codes begin where `SearchOptions.compensated`: E[x x^T] has been damped for the search."""
+"""How codes begin up to `SearchOptions.compensated_width`: E[x x^T] has been damped for the search."""
 
 Statistics = Mapping[str, InputStatistics]
 """Input statistics by the first balance layer of each scale group."""
@@ -363,7 +363,7 @@ def _round(
 ) -> Rounded:
     """Chooses the codes of one linear, on the grid that was found if there is one."""
     scheme = method.scheme
-    if gram is not None and (method.gptq or (method.search and method.search.compensated)):
+    if gram is not None and weight.shape[1] <= method.compensated_width:
         return gptq_round(weight, gram, scheme, method.gptq or COMPENSATED, grid=grid, where=where)
     return round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
 

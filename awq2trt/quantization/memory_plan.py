@@ -149,8 +149,9 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if method.correct:  # two moments of the widest input, the matrix to solve with and its factor
         most = _FP32 * max(length * width for length, width in _group_shapes(spec))
         parts["correct"] = blocks * block + kept + 4 * widest + 4 * most + codes + streams + 2 * activations
-    if method.gptq or (method.search and method.search.compensated):
-        parts["gptq"] = parts["codes"] + (_GPTQ_COPIES - copies) * piece + _gptq_matrices(method) * widest
+    if compensated := [width for width in widths if width <= method.compensated_width]:
+        matrices = _gptq_matrices(method) * read * max(compensated) ** 2
+        parts["gptq"] = parts["codes"] + (_GPTQ_COPIES - copies) * piece + matrices
     if method.uses_text:
         parts["report"] = 2 * block + kept + widest + 5 * piece + 2 * codes + streams
     if method.learn:

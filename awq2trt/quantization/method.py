@@ -11,7 +11,7 @@ from awq2trt.errors import UsageError
 from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.methods import METHODS
 from awq2trt.quantization.correction import CorrectionOptions
-from awq2trt.quantization.effort import EFFORTS, SearchOptions
+from awq2trt.quantization.effort import ANY_WIDTH, EFFORTS, SearchOptions
 from awq2trt.quantization.gptq import GptqOptions
 from awq2trt.quantization.learning import LearnOptions
 from awq2trt.quantization.tuning import TuneOptions
@@ -46,6 +46,13 @@ class BlockMethod:
     def sequential(self) -> bool:
         """Whether a block's inputs come from the quantized blocks before it (the order of the reference GPTQ)."""
         return self.gptq is not None or (self.search is not None and self.search.sequential)
+
+    @property
+    def compensated_width(self) -> int:
+        """Up to how many input channels a linear's codes make up for each other's errors; 0 if they never do."""
+        if self.gptq is not None:
+            return ANY_WIDTH
+        return self.search.compensated_width if self.search is not None else 0
 
     @property
     def needs_original(self) -> bool:
@@ -90,8 +97,8 @@ def require_refining(method: BlockMethod, options: QuantizeOptions) -> None:
     Raises:
         UsageError: It only searches scales and grids, or rounds by GPTQ.
     """
-    if method.gptq or method.search is None or method.search.keeps_nearest:
-        efforts = " or ".join(f"--effort {name}" for name, search in EFFORTS.items() if not search.keeps_nearest)
+    if method.gptq or method.search is None or not method.search.refines:
+        efforts = " or ".join(f"--effort {name}" for name, search in EFFORTS.items() if search.refines)
         effort = f" --effort {options.effort}" if method.search else ""
         raise UsageError(
             f"--method {options.method}{effort} cannot refine the codes of another checkpoint.",

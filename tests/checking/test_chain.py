@@ -93,6 +93,7 @@ def test_a_sound_build_never_fails(build: Path, model: Path) -> None:
         {"method": "rtn", "symmetric": True},
         {"method": "gptq"},
         {"method": "awq+gptq"},
+        {"method": "awq"},
         {"method": "awq", "effort": "best"},
         {"method": "awq", "effort": "max"},
         {"method": "awq", "tune": True},

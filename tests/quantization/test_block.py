@@ -22,7 +22,7 @@ from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.families import LINEAR, DecoderSpec, ScaleGroup
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.quantization.block import QuantizedBlock, collect_statistics, quantize_block
-from awq2trt.quantization.effort import EFFORTS
+from awq2trt.quantization.effort import ANY_WIDTH, EFFORTS
 from awq2trt.quantization.fold import fold_scales_, smooth_scales
 from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.products import output_error
@@ -245,11 +245,17 @@ def test_damped_codes_err_less_on_inputs_that_were_not_seen(tmp_path: Path) -> N
 def test_codes_that_begin_as_gptqs_err_less_than_those_that_begin_as_the_nearest(tmp_path: Path) -> None:
     source = SafetensorsSource.open(save_llama(tmp_path))
     inputs = _depending(source.spec, 2000, seed=0, fall=4.0)
-    errors = [
-        [report.error or 0 for report in _block_of(source, inputs, compensated=begun, damping=0.01).reports.values()]
-        for begun in (True, False)
-    ]
-    assert sum(errors[0]) < 0.98 * sum(errors[1])
+
+    def errors(width: int) -> dict[str, float]:
+        block = _block_of(source, inputs, compensated_width=width, damping=0.01)
+        return {name: report.error or 0 for name, report in block.reports.items()}
+
+    nearest, begun = errors(0), errors(ANY_WIDTH)
+    assert sum(begun.values()) < 0.98 * sum(nearest.values())
+    # Only linears whose input is not wider than said.
+    narrow = source.spec.linear_shape("mlp.up_proj")[1]
+    assert source.spec.linear_shape("mlp.down_proj")[1] > narrow
+    assert errors(narrow) == {**begun, "mlp.down_proj": nearest["mlp.down_proj"]}
 
 
 def test_scales_of_activations_and_weights_are_llm_awqs_two_forms() -> None:
