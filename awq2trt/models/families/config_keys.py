@@ -48,6 +48,16 @@ def config_value(config: Mapping[str, Any], key: str, kind: type) -> Any:
     return value
 
 
+def config_part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Returns the part of config.json about one model; empty if it is left out.
+
+    Raises:
+        UnsupportedError: The value is not an object.
+    """
+    part: Mapping[str, Any] = {} if config.get(key) is None else config_value(config, key, dict)
+    return part
+
+
 def config_size(
     config: Mapping[str, Any], key: str, default: int | None = None, *, largest: int = _LARGEST_SIZE
 ) -> int:

@@ -12,30 +12,21 @@ from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
 from awq2trt.models.families import llama, qwen
+from awq2trt.models.families.clip import clip_tower
 from awq2trt.models.families.config_keys import (
     GELU,
     GELU_TANH,
-    MOST_LAYERS,
     PUBLISHED,
     RELU,
     SILU,
     config_activation,
     config_flag,
-    config_heads,
-    config_number,
-    config_size,
+    config_part,
     config_value,
     refuse_unless,
 )
 from awq2trt.models.families.description import DecoderSpec, Family
-from awq2trt.models.vision.description import (
-    CHANNELS,
-    QUICK_GELU,
-    ProjectorSpec,
-    TowerSpec,
-    VisionFamily,
-    VisionSpec,
-)
+from awq2trt.models.vision.description import ProjectorSpec, VisionFamily, VisionSpec
 
 _NAME: Final = "llava"
 
@@ -67,8 +58,6 @@ _FEATURE_LAYER: Final = -2
 _FULL: Final = "full"
 _WITHOUT_CLASS: Final = "default"
 
-_TOWER: Final = "clip_vision_model"
-
 _TOWER_DEFAULTS: Final[Mapping[str, Any]] = {
     "intermediate_size": 4096,
     "hidden_size": 1024,
@@ -78,16 +67,6 @@ _TOWER_DEFAULTS: Final[Mapping[str, Any]] = {
     "num_attention_heads": 16,
 }
 """The tower of a model without `vision_config`."""
-
-_CLIP_DEFAULTS: Final[Mapping[str, Any]] = {
-    "intermediate_size": 3072,
-    "hidden_size": 768,
-    "patch_size": 32,
-    "image_size": 224,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-}
-"""Defaults of keys that `vision_config` leaves out."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +123,7 @@ def _names_in(tensor_names: Collection[str]) -> _Names:
 
 def _decoder(config: Mapping[str, Any], names: _Names) -> DecoderSpec:
     """Describes the decoder by its part of config.json, under the checkpoint's names."""
-    text = _part(config, "text_config")
+    text = config_part(config, "text_config")
     kind = str(text.get("model_type", "llama"))
     family = _TEXT.get(kind)
     if family is None:
@@ -168,7 +147,7 @@ def _decoder(config: Mapping[str, Any], names: _Names) -> DecoderSpec:
 
 
 def _vision(config: Mapping[str, Any], names: _Names, decoder: DecoderSpec) -> VisionSpec:
-    tower = _tower(_part(config, "vision_config"), names.tower)
+    tower = clip_tower(config_part(config, "vision_config") or _TOWER_DEFAULTS, names.tower)
     layers = _feature_layers(config, tower.num_layers)
     key = "image_token_index" if config.get("image_token_index") is not None else "image_token_id"
     image_token = _IMAGE_TOKEN if config.get(key) is None else config_value(config, key, int)
@@ -201,39 +180,6 @@ def _vision(config: Mapping[str, Any], names: _Names, decoder: DecoderSpec) -> V
     )
 
 
-def _tower(config: Mapping[str, Any], prefix: str) -> TowerSpec:
-    kind = config.get("model_type", _TOWER)
-    if kind != _TOWER:
-        raise UnsupportedError(
-            f"vision_config.model_type: expected {_TOWER}, got {kind!r}.",
-            where="config.json",
-            fix="this vision tower is not supported; CONTRIBUTING.md, 'A new model family', shows how to add it.",
-        )
-    refuse_unless(config, {"num_channels": CHANNELS})
-    defaults = _CLIP_DEFAULTS if config else _TOWER_DEFAULTS
-    sizes = {key: config_size(config, key, default) for key, default in defaults.items()}
-    heads, _ = config_heads(sizes, "num_attention_heads", sizes["hidden_size"])
-    if sizes["patch_size"] > sizes["image_size"]:
-        raise UnsupportedError(
-            f"patch_size: expected at most image_size {sizes['image_size']}, got {sizes['patch_size']}.",
-            where="config.json",
-            fix=PUBLISHED,
-        )
-    act = config.get("hidden_act") or QUICK_GELU
-    activation = QUICK_GELU if act == QUICK_GELU else config_activation(config, "hidden_act", "gelu", (GELU, GELU_TANH))
-    return TowerSpec(
-        hidden_size=sizes["hidden_size"],
-        intermediate_size=sizes["intermediate_size"],
-        num_layers=config_size(config, "num_hidden_layers", sizes["num_hidden_layers"], largest=MOST_LAYERS),
-        num_heads=heads,
-        image_size=sizes["image_size"],
-        patch_size=sizes["patch_size"],
-        activation=activation,
-        norm_eps=config_number(config, "layer_norm_eps", 1e-5),
-        prefix=prefix,
-    )
-
-
 def _feature_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
     """Reads `vision_feature_layer`: one or several numbers, counted from 0, which is the first layer's input."""
     given = config.get("vision_feature_layer", _FEATURE_LAYER)
@@ -247,15 +193,6 @@ def _feature_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ..
                 fix=PUBLISHED,
             )
     return tuple(layer % states for layer in several)
-
-
-def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Returns the part of config.json about one model; empty if it is left out."""
-    part = config.get(key)
-    if part is None:
-        return {}
-    found: Mapping[str, Any] = config_value(config, key, dict)
-    return found
 
 
 FAMILY: Final = VisionFamily(name=_NAME, architectures=("LlavaForConditionalGeneration",), describe=describe)
