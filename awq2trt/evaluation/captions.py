@@ -8,7 +8,7 @@ pictures, is read but not scored. Texts are tokenized as in tasks (`awq2trt.eval
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +18,17 @@ import torch
 from torch import Tensor
 
 from awq2trt.errors import UsageError
-from awq2trt.evaluation.likelihood import TokenizedContinuation, tokenize, torch_scores
+from awq2trt.evaluation.likelihood import Embed, TokenizedContinuation, tokenize, torch_scores
 from awq2trt.evaluation.results import CaptionPerplexity
 from awq2trt.evaluation.tasks import Continuation, Score
 from awq2trt.images.pairs import MARKER, ImageText
 from awq2trt.images.processor import ImageProcessor, processor_of
+from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import Ends
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.models.vision.description import VisionSpec
+from awq2trt.models.vision.description import StillSpec
 from awq2trt.progress import Progress
-from awq2trt.quantization.image_windows import Sight, conversation_tokens
+from awq2trt.quantization.image_windows import Sight, conversation_tokens, written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,14 +49,14 @@ class CaptionedModel:
     """
 
     source: ModelSource
-    vision: VisionSpec
+    vision: StillSpec
     processor: ImageProcessor
     tokenizer: PreTrainedTokenizerBase
     bos: int | None
 
     @staticmethod
     def of(
-        source: ModelSource, vision: VisionSpec, tokenizer: PreTrainedTokenizerBase, bos: int | None
+        source: ModelSource, vision: StillSpec, tokenizer: PreTrainedTokenizerBase, bos: int | None
     ) -> CaptionedModel:
         """The model with its image processor.
 
@@ -103,32 +104,28 @@ class CaptionedModel:
         """Tokens of a conversation, as `caption_tokens` gives them."""
         return caption_tokens(self.tokenizer, self.vision, pair, self.bos)
 
-    def embedding(
-        self, tokens: Sequence[Sequence[int]], images: Sequence[Sequence[Path]]
-    ) -> Callable[[Sequence[int]], Tensor]:
-        """What the first block reads.
+    def embedding(self, tokens: Sequence[Sequence[int]], images: Sequence[Sequence[Path]]) -> Embed:
+        """What the first block reads, and what blocks attend to.
 
         Args:
             tokens: Tokens of each conversation.
             images: Image files of each conversation, in the order of their tokens.
 
         Returns:
-            Indices of conversations of one length -> fp32 [conversations, S, hidden_size].
+            A function of indices of conversations of one length.
         """
         sight, ends = self._sight, Ends(self.source)
 
-        def embed(batch: Sequence[int]) -> Tensor:
+        def embed(batch: Sequence[int]) -> tuple[Tensor, Media | None]:
             ids = torch.tensor([tokens[index] for index in batch])
             hidden = ends.embed(ids)
-            for row, index in enumerate(batch):
-                sight.place_(hidden[row], ids[row], images[index])
-            return hidden
+            return hidden, sight.show_(hidden, ids, [images[index] for index in batch])
 
         return embed
 
 
 def caption_tokens(
-    tokenizer: PreTrainedTokenizerBase, vision: VisionSpec, pair: ImageText, bos: int | None = None
+    tokenizer: PreTrainedTokenizerBase, vision: StillSpec, pair: ImageText, bos: int | None = None
 ) -> TokenizedContinuation:
     """Returns the tokens of a conversation whose last message is scored.
 
@@ -149,7 +146,7 @@ def caption_tokens(
             where=pair.where,
             fix="put the text about the picture into the last message.",
         )
-    seen, _, question = pair.text.rpartition(MARKER)
+    seen, _, question = written(vision, pair).rpartition(MARKER)
     end = len(question) - len(caption)
     asked = tokenize(tokenizer, Continuation(question[:end], question[end:].rstrip()))
     begin = () if bos is None else (bos,)

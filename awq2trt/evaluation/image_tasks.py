@@ -118,18 +118,18 @@ def _written(model: CaptionedModel, pairs: Sequence[ImageText], progress: Progre
     embed, stops = model.embedding(prompts, [pair.images for pair in pairs]), _stops(model)
     with torch.inference_mode(), progress.task(description, total=len(pairs)) as advance:
         for batch in _batches([len(prompt) for prompt in prompts], _bytes_per_position(source.spec)):
-            hidden = embed(batch)
+            hidden, media = embed(batch)
             caches = [KeyValueCache.empty(source.spec, len(batch), hidden.shape[1] + LONGEST_CAPTION) for _ in blocks]
             written: list[list[int]] = [[] for _ in batch]
             for _ in range(LONGEST_CAPTION):
                 for layer, (weights, cache) in enumerate(zip(blocks, caches, strict=True)):
-                    hidden = runner.run(weights, hidden, layer=layer, cache=cache)
+                    hidden = runner.run(weights, hidden, layer=layer, cache=cache, media=media)
                 best = ends.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)  # [captions, 1]
                 for tokens, token in zip(written, best[:, 0].tolist(), strict=True):
                     tokens.append(token)
                 if all(stops & set(tokens) for tokens in written):
                     break
-                hidden = ends.embed(best, start=caches[0].length)
+                hidden, media = ends.embed(best, start=caches[0].length), media and media.behind()
             for index, tokens in zip(batch, written, strict=True):
                 captions[index] = _text(model, tokens, stops)
             advance(len(batch))
@@ -168,7 +168,7 @@ def _bytes_per_position(spec: DecoderSpec) -> int:
 
 def _require_memory(source: ModelSource) -> None:
     """Refuses what would end in swapping or a kill."""
-    block = sum(math.prod(shape) for shape in source.spec.block_shapes().values())
+    block = source.spec.block_size()
     outer = sum(math.prod(shape) for shape in source.spec.outer_shapes().values())
     needed, available = _FP32_BYTES * (source.spec.num_layers * block + outer) + _CACHE_BYTES, available_bytes()
     if needed > available:

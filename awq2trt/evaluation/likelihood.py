@@ -20,6 +20,7 @@ from torch import Tensor
 from awq2trt.errors import UsageError
 from awq2trt.evaluation.tasks import Continuation, Score
 from awq2trt.models.block_weights import load_block
+from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource
@@ -43,6 +44,11 @@ class LogitsBackend(Protocol):
 
     def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """Yields the scores after every token, float32 [s, V] at a time."""
+
+
+Embed = Callable[[Sequence[int]], tuple[Tensor, Media | None]]
+"""Takes indices of requests of one length; returns the residual stream before the first block, fp32 [requests, S,
+hidden_size], and what blocks attend to."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def torch_scores(
     progress: Progress,
     description: str,
     *,
-    embed: Callable[[Sequence[int]], Tensor] | None = None,
+    embed: Embed | None = None,
 ) -> list[Score]:
     """Scores texts with the PyTorch decoder, in fp32, with one block in memory at a time.
 
@@ -95,8 +101,7 @@ def torch_scores(
         requests: What to score.
         progress: Counts the blocks.
         description: Description of the task.
-        embed: Returns the residual stream before the first block, fp32 [requests, S, hidden_size], for indices of
-            requests of one length; None for their tokens' embeddings.
+        embed: What is read instead of the tokens' embeddings; None for these.
 
     Raises:
         UsageError: A text is longer than the model has positions.
@@ -106,17 +111,17 @@ def torch_scores(
     chunks = list(_chunks(requests, CHUNK_BYTES // (_FP32_BYTES * source.spec.hidden_size)))
     scores: dict[int, Score] = {}
     ends = Ends(source)
-    begin = embed or (lambda batch: ends.embed(torch.tensor([requests[index].tokens for index in batch])))
+    begin = embed or (lambda batch: (ends.embed(torch.tensor([requests[index].tokens for index in batch])), None))
     with torch.inference_mode(), progress.task(description, len(chunks) * source.spec.num_layers) as advance:
         for chunk in chunks:
             batches = list(_batches(requests, chunk))
             runner = BlockRunner.for_positions(source.spec, max(len(requests[index].tokens) for index in chunk))
-            hidden = [begin(batch) for batch in batches]
+            hidden = [begin(batch) for batch in batches]  # with what blocks attend to
             for layer in range(source.spec.num_layers):
                 weights = load_block(source, layer)
-                hidden = [runner.run(weights, batch, layer=layer) for batch in hidden]
+                hidden = [(runner.run(weights, batch, layer=layer, media=media), media) for batch, media in hidden]
                 advance(1)
-            for batch, outputs in zip(batches, hidden, strict=True):
+            for batch, (outputs, _) in zip(batches, hidden, strict=True):
                 for index, output in zip(batch, outputs, strict=True):
                     scores[index] = _score(requests[index], ends.logits(_before_scored(output, requests[index])))
     return [scores[index] for index in range(len(requests))]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.models.block_weights import BlockWeights, load_blocks, to_tensor, with_linears_of
+from awq2trt.models.cross_attention import Media, look_at_images
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
@@ -177,8 +178,9 @@ class BlockRunner:
         layer: int,
         cache: KeyValueCache | None = None,
         observe: Observer | None = None,
+        media: Media | None = None,
     ) -> Tensor:
-        """Runs one block.
+        """Runs one block, after what stands before it if its tensors are there.
 
         Args:
             weights: The block's tensors.
@@ -186,12 +188,13 @@ class BlockRunner:
             layer: The block's number.
             cache: Keys and values before `hidden`; None if `hidden` starts at position 0.
             observe: Called with the input of every group of linears.
+            media: What `hidden` sees, if the decoder attends to images; None for text alone.
 
         Returns:
             The residual stream after the block, same shape.
         """
         spec, names = self.spec, self.spec.block
-        self._look(hidden)
+        hidden = self._look(self.look_at_images(weights, hidden, media))
         normed = self._norm(weights, names.input_norm, hidden)
         _report(observe, names.q_proj, normed)
         context = self._attention(weights, normed, self.spec.layers[layer], cache)
@@ -205,6 +208,13 @@ class BlockRunner:
         _report(observe, names.down_proj, inner)
         output = self._norm(weights, names.post_mlp_norm, self._linear(weights, names.down_proj, inner))
         return self._look(hidden + attended + output if spec.parallel else stream + output)
+
+    def look_at_images(self, weights: BlockWeights, hidden: Tensor, media: Media | None) -> Tensor:
+        """The residual stream behind the cross-attention before a block; the same one if there is none."""
+        cross = self.spec.cross
+        if cross is None or f"{cross.prefix}attn_gate" not in weights:
+            return hidden
+        return look_at_images(cross, weights, self._look(hidden), media)
 
     def _mlp_inner(self, weights: BlockWeights, normed: Tensor) -> Tensor:
         """The input of down_proj, [batch, S, intermediate_size]."""
@@ -413,6 +423,7 @@ def run_blocks(
     progress: Callable[[int], None] | None = None,
     seen: ActivationRange | None = None,
     factors: torch.dtype = torch.float32,
+    media: Media | None = None,
 ) -> Tensor:
     """Runs all blocks like `run_model`, beginning with the residual stream before the first block.
 
@@ -422,12 +433,18 @@ def run_blocks(
         progress: Called with 1 after every block.
         seen: Receives the range of activations.
         factors: Type of the linears' factors, see `with_linears_of`.
+        media: What the sequences see, if the decoder attends to images; None for text alone.
     """
     runner = BlockRunner.for_positions(source.spec, hidden.shape[1], seen=seen)
     for layer, stored in enumerate(load_blocks(source)):
         weights = with_linears_of(source.spec, stored, factors)
         # One sequence at a time keeps the MLP's [S, intermediate] activations small.
-        hidden = torch.cat([runner.run(weights, sequence, layer=layer) for sequence in hidden.split(1)])
+        hidden = torch.cat(
+            [
+                runner.run(weights, sequence, layer=layer, media=None if media is None else media.text(index))
+                for index, sequence in enumerate(hidden.split(1))
+            ]
+        )
         if progress:
             progress(1)
     return hidden

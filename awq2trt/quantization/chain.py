@@ -23,6 +23,7 @@ from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.behind import one_behind
 from awq2trt.machine.ranks import Ranks
 from awq2trt.models.block_weights import load_blocks, with_linears_of
+from awq2trt.models.cross_attention import Media, without_cross
 from awq2trt.models.decoder import ActivationRange, BlockRunner
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
@@ -41,10 +42,12 @@ class Streams:
     Attributes:
         hidden: fp32 [samples, seqlen, hidden_size]: the quantized model's if the method is sequential.
         original: The original model's, for a method that compares blocks with it.
+        media: What the windows see, if the decoder attends to images; None for text alone.
     """
 
     hidden: Tensor
     original: Tensor | None
+    media: Media | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,11 @@ class Chain:
         stream of the original model, too.
         """
         spec, method, seen = self.source.spec, self.method, ActivationRange()
+        cross = {name: value for name, value in weights.items() if name in spec.cross_shapes(layer)}
+        if cross:
+            with span("look at images", block=layer):
+                before = _behind_images(replace(runner, seen=seen), weights, before)
+            weights = without_cross(spec.cross, weights)
         prefix, hidden, original = spec.prefix(layer), before.hidden, None
         lesson, pursuit = None, None
         if before.original is not None:
@@ -150,7 +158,7 @@ class Chain:
         runner, begun = replace(runner, seen=seen), None
         if self.beginning is not None:
             begun = begin_block(self.beginning, layer, weights, method.scheme)
-            weights = begun.tensors
+            weights = without_cross(spec.cross, begun.tensors)
         if method.uses_text:
             with span("calibrate", block=layer):
                 factored = with_linears_of(spec, weights, factors)
@@ -172,16 +180,44 @@ class Chain:
         if method.sequential:
             with span("run the quantized block", block=layer):
                 outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
-        return block, Streams(outputs, original), self.ranks.largest(seen.largest)
+        block = replace(block, norms=block.norms | cross)
+        return block, Streams(outputs, original, before.media), self.ranks.largest(seen.largest)
 
     def _scattered(self, streams: Streams | None) -> Streams:
         """Returns this rank's windows of a tensor that the first rank has."""
         learns = self.ranks.told(streams is not None and streams.original is not None)
         hidden = self.ranks.scattered(streams.hidden if streams else None)
-        return Streams(hidden, self.ranks.scattered(streams.original if streams else None) if learns else None)
+        original = self.ranks.scattered(streams.original if streams else None) if learns else None
+        return Streams(hidden, original, self._scattered_media(streams.media if streams else None))
+
+    def _scattered_media(self, media: Media | None) -> Media | None:
+        """Returns what this rank's windows see."""
+        if not self.ranks.told(media is not None):
+            return None
+        pieces = self.ranks.scattered(media.pieces if media else None)
+        image_of = self.ranks.scattered(media.image_of.float() if media else None)  # ranks send fp32
+        return Media(pieces, image_of.long())
 
     def _gathered(self, own: Streams, samples: int) -> Streams | None:
         """Returns the windows of all ranks, on the first one."""
         hidden = self.ranks.gathered(own.hidden, samples)
         original = None if own.original is None else self.ranks.gathered(own.original, samples)
         return None if hidden is None else Streams(hidden, original)
+
+
+def _behind_images(runner: BlockRunner, weights: Mapping[str, Tensor], before: Streams) -> Streams:
+    """The streams behind the cross-attention before a block, which all of its linears then have in common."""
+
+    def looked(hidden: Tensor | None) -> Tensor | None:
+        if hidden is None or not len(hidden):
+            return hidden
+        return torch.cat(
+            [
+                runner.look_at_images(weights, window, before.media and before.media.text(index))
+                for index, window in enumerate(hidden.split(1))
+            ]
+        )
+
+    hidden = looked(before.hidden)
+    assert hidden is not None
+    return Streams(hidden, hidden if before.original is before.hidden else looked(before.original), before.media)

@@ -1,7 +1,8 @@
 """Calibration windows of pictures and text: the inputs that the decoder of a model with images reads for both.
 
 In: `ImageText`s. Out: token windows with image tokens in place of a picture's pieces, and the residual stream before
-the first block, with the pieces in their places. So statistics see what the decoder sees in use (arXiv:2306.00978,
+the first block, with the pieces in their places; or, for a decoder that attends to pictures, what it attends to. So
+statistics see what the decoder sees in use (arXiv:2306.00978,
 section 5.2, calibrates vision-language models on pictures with captions in the same way).
 
 A window begins with a conversation and continues with the next ones until it is full. Its last conversation is cut,
@@ -10,7 +11,7 @@ even within a picture: a decoder reads from left to right, so a cut does not aff
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,12 +20,13 @@ import torch
 from torch import Tensor
 
 from awq2trt.errors import CalibrationError
-from awq2trt.images.pairs import MARKER, ImageText
+from awq2trt.images.pairs import END_OF_CHUNK, MARKER, ImageText
 from awq2trt.images.processor import ImageProcessor
 from awq2trt.images.read import read_image
+from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import Ends
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.models.vision.description import VisionSpec
+from awq2trt.models.vision.description import AttendedSpec, StillSpec
 from awq2trt.models.vision.tower import VisionWeights, image_features, load_vision
 from awq2trt.progress import Progress
 from awq2trt.text.tokenizer import encode
@@ -48,34 +50,47 @@ class Sight:
         processor: Prepares a picture.
     """
 
-    vision: VisionSpec
+    vision: StillSpec
     weights: VisionWeights
     processor: ImageProcessor
     _seen: dict[Path, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, source: ModelSource, vision: VisionSpec, processor: ImageProcessor) -> Sight:
+    def of(cls, source: ModelSource, vision: StillSpec, processor: ImageProcessor) -> Sight:
         """Reads the tower of a model."""
         return cls(vision, load_vision(source), processor)
 
-    def place_(self, hidden: Tensor, tokens: Tensor, images: Sequence[Path]) -> None:
-        """Puts the features of pictures in place of the image tokens.
+    def show_(self, hidden: Tensor, tokens: Tensor, images: Iterable[Sequence[Path]]) -> Media | None:
+        """Shows pictures to texts: puts their pieces in place of image tokens, or gives blocks something to attend to.
 
         Args:
-            hidden: Embeddings, fp32 [S, hidden_size]; they are changed.
-            tokens: int64 [S].
-            images: The pictures in the order of their tokens; the last one may be cut.
+            hidden: Embeddings, fp32 [texts, S, hidden_size]; they are changed, unless blocks attend to pictures.
+            tokens: int64 [texts, S].
+            images: The pictures of each text in the order of their tokens; the last one may be cut.
+
+        Returns:
+            What the blocks attend to; None if they read the pictures' pieces.
 
         Raises:
             UsageError: A picture cannot be read.
         """
+        if isinstance(self.vision, AttendedSpec):
+            return Media.of_texts(tokens, self.vision.image_token, [self._pieces(shown) for shown in images])
+        for row, ids, shown in zip(hidden, tokens, images, strict=True):
+            if shown:
+                places = (ids == self.vision.image_token).to(hidden.device)
+                row[places] = self._pieces(shown).flatten(0, 1)[: int(places.sum())]
+        return None
+
+    def _pieces(self, images: Sequence[Path]) -> Tensor:
+        """The pieces of several pictures, fp32 [pictures, pieces, channels]."""
         if images:
-            places = (tokens == self.vision.image_token).to(hidden.device)
-            seen = [self.features(path) for path in images]
-            hidden[places] = torch.cat(seen, dim=1)[0, : int(places.sum())]
+            return torch.cat([self.features(path) for path in images])
+        assert isinstance(self.vision, AttendedSpec)
+        return torch.zeros(0, self.vision.resampler.num_latents, self.vision.resampler.width)
 
     def features(self, path: Path) -> Tensor:
-        """What is seen in a picture, fp32 [1, tokens, hidden_size]; those seen last are remembered.
+        """What is seen in a picture, fp32 [1, pieces, channels]; those seen last are remembered.
 
         Raises:
             UsageError: It cannot be read.
@@ -107,15 +122,15 @@ class ImageWindows:
         """Returns the first `count` windows."""
         return ImageWindows(self.tokens[:count], self.images[:count])
 
-    def embed(self, source: ModelSource, vision: VisionSpec, processor: ImageProcessor, progress: Progress) -> Tensor:
-        """The residual stream before the first block, fp32 [samples, seqlen, hidden_size]."""
+    def embed(
+        self, source: ModelSource, vision: StillSpec, processor: ImageProcessor, progress: Progress
+    ) -> tuple[Tensor, Media | None]:
+        """What the first block reads, fp32 [samples, seqlen, hidden_size], and what blocks attend to."""
         hidden = Ends(source).embed(self.tokens)
         sight = Sight.of(source, vision, processor)
         with progress.task("looking at the images", total=len(self.images)) as advance:
-            for row, (tokens, images) in enumerate(zip(self.tokens, self.images, strict=True)):
-                sight.place_(hidden[row], tokens, images)
-                advance(1)
-        return hidden
+            media = sight.show_(hidden, self.tokens, _counted(self.images, advance))
+        return hidden, media
 
 
 @dataclass(frozen=True)
@@ -135,7 +150,7 @@ class WindowSizes:
 
 def image_windows(
     tokenizer: PreTrainedTokenizerBase,
-    vision: VisionSpec,
+    vision: StillSpec,
     pairs: Sequence[ImageText],
     sizes: WindowSizes,
     *,
@@ -157,10 +172,11 @@ def image_windows(
     windows: list[list[int]] = []
     images: list[tuple[Path, ...]] = []
     tokens, shown, found = [*start], list[Path](), 0
+    end = END_OF_CHUNK if isinstance(vision, AttendedSpec) else "\n"
     for pair in pairs:
         if len(windows) == sizes.samples:
             break
-        ids = list(conversation_tokens(tokenizer, vision, f"{pair.text}\n"))
+        ids = list(conversation_tokens(tokenizer, vision, written(vision, pair) + end))
         tokens += ids
         shown += pair.images
         found += len(ids)
@@ -178,10 +194,22 @@ def image_windows(
     return ImageWindows(torch.tensor(windows), tuple(images))
 
 
-def conversation_tokens(tokenizer: PreTrainedTokenizerBase, vision: VisionSpec, text: str) -> Iterator[int]:
+def written(vision: StillSpec, pair: ImageText) -> str:
+    """A conversation as text, in the form that a model was trained on."""
+    return pair.chunks if isinstance(vision, AttendedSpec) else pair.text
+
+
+def conversation_tokens(tokenizer: PreTrainedTokenizerBase, vision: StillSpec, text: str) -> Iterator[int]:
     """Tokens of a text with markers, in which every picture has as many image tokens as it has pieces."""
     first, *rest = text.split(MARKER)
     yield from encode(tokenizer, first)
     for text in rest:
         yield from [vision.image_token] * vision.tokens_per_image
         yield from encode(tokenizer, text)
+
+
+def _counted(images: Iterable[tuple[Path, ...]], advance: Callable[[int], None]) -> Iterator[tuple[Path, ...]]:
+    """The same, counted when the next one is asked for."""
+    for shown in images:
+        yield shown
+        advance(1)

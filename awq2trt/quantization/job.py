@@ -36,11 +36,13 @@ from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.device import CPU
 from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.block_weights import load_block
+from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, run_blocks, run_model
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource, largest_magnitude
 from awq2trt.models.sources.safetensors import SafetensorsFiles
+from awq2trt.models.vision.description import still_tower
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.quantization.beginning import open_beginning
 from awq2trt.quantization.block import LinearReport, QuantizedBlock, plain_tensors
@@ -191,9 +193,8 @@ class QuantizeJob:
                 "images with captions, or a .jsonl file"
             )
             return None
-        still = self.source.still_vision
-        if still is None:  # refused before (`readiness.require_calibration`)
-            return None
+        still = still_tower(vision, where=self.source.name)
+        assert still is not None
         tokenizer = load_tokenizer(self.files)
         options, bos = self.options, bos_of(tokenizer, self.source.spec.family)
         pairs, where = read_pairs(path), self.options.calib
@@ -205,13 +206,12 @@ class QuantizeJob:
             )
         return windows
 
-    def _first_hidden(self, tokens: Tensor, seen: ImageWindows | None) -> Tensor:
-        """The residual stream before the first block, with the features of images in their places."""
-        if seen is None or self.source.still_vision is None:
-            return Ends(self.source).embed(tokens)
-        return seen.embed(
-            self.source, self.source.still_vision, read_processor(self.files, name=self.source.name), self.progress
-        )
+    def _first_hidden(self, tokens: Tensor, seen: ImageWindows | None) -> tuple[Tensor, Media | None]:
+        """The residual stream before the first block, with what images show in place or to be attended to."""
+        vision = still_tower(self.source.vision, where=self.source.name) if seen is not None else None
+        if seen is None or vision is None:
+            return Ends(self.source).embed(tokens), None
+        return seen.embed(self.source, vision, read_processor(self.files, name=self.source.name), self.progress)
 
     def _range_probe(self) -> Tensor:
         """Tokens that show how large activations become if there is no text: BOS, then random ones; int64 [1, S].
@@ -236,9 +236,9 @@ class QuantizeJob:
         if kept is not None:
             return kept
         seen = ActivationRange()
-        hidden = self._first_hidden(tokens[:_LOOKED_AT], images.first(_LOOKED_AT) if images else None)
+        hidden, media = self._first_hidden(tokens[:_LOOKED_AT], images.first(_LOOKED_AT) if images else None)
         with self.progress.task("looking at the range of activations", total=self.store.layers) as advance:
-            run_blocks(self.source, hidden, progress=advance, seen=seen, factors=narrow_type())
+            run_blocks(self.source, hidden, progress=advance, seen=seen, factors=narrow_type(), media=media)
         largest = max(seen.largest, *map(largest_magnitude, self.source.outer().values()))
         return self.store.keep_step_dtype(storage_dtype(largest * _UNSEEN))
 
@@ -249,11 +249,15 @@ class QuantizeJob:
     def _quantize_blocks(self, tokens: Tensor, seen: ImageWindows | None) -> None:
         first, streams = self.store.finished_blocks(), None
         if first < self.store.layers:
-            hidden = self.store.hidden(first) if first else self._first_hidden(tokens, seen)
+            if not first:
+                hidden, media = self._first_hidden(tokens, seen)
+            else:
+                hidden = self.store.hidden(first)
+                media = self._first_hidden(tokens, seen)[1] if self.source.spec.cross is not None else None
             original = None
             if self.method.needs_original:
                 original = self.store.original(first) if first else hidden
-            streams = Streams(hidden, original)
+            streams = Streams(hidden, original, media)
         title = f"quantizing blocks ({self.options.method})"
         self._chain().run(first, streams, self._keep, self.progress, title)
 

@@ -72,7 +72,7 @@ def self_written(
 
 def _require_memory(spec: DecoderSpec, samples: int, seqlen: int, dtype: torch.dtype) -> None:
     """Refuses a model that does not fit in memory at once; loading it would end in swapping or a kill."""
-    block = sum(math.prod(shape) for shape in spec.block_shapes().values())
+    block = spec.block_size()
     outer = sum(math.prod(shape) for shape in spec.outer_shapes().values())
     cache = 2 * samples * seqlen * spec.num_kv_heads * spec.head_dim
     needed = spec.num_layers * (dtype.itemsize * block + _FP32_BYTES * cache) + (_FP32_BYTES + dtype.itemsize) * outer

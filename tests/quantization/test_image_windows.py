@@ -93,7 +93,7 @@ def test_the_decoder_reads_what_transformers_decoder_reads(model: Path, pictures
     tokenizer = AutoTokenizer.from_pretrained(model)
     sizes = WindowSizes(2, 100)
     windows = image_windows(tokenizer, source.still_vision, read_pairs(pictures), sizes, where="pictures")
-    hidden = windows.embed(source, source.still_vision, read_processor(model), SilentProgress())
+    hidden, _ = windows.embed(source, source.still_vision, read_processor(model), SilentProgress())
     oracle = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
     processor = CLIPImageProcessorPil.from_pretrained(model)
     for tokens, images, row in zip(windows.tokens, windows.images, hidden, strict=True):

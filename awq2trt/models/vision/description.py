@@ -101,6 +101,48 @@ class ProjectorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResamplerSpec:
+    """A perceiver: trained latents that read an image's patches, layer after layer (arXiv:2204.14198, section 2.1).
+
+    In each layer they attend to the patches and to themselves, then pass through an MLP with GELU; both are behind
+    LayerNorms, and a last one follows. Nothing but the norms has a bias.
+
+    Attributes:
+        width: Channels of patches and latents.
+        num_latents: Number of pieces that it makes of every image.
+        intermediate_size: Channels within the MLPs.
+        prefix: Prefix of all its tensors.
+    """
+
+    width: int
+    num_latents: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    intermediate_size: int
+    norm_eps: float
+    prefix: str
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by full name."""
+        width, inner = self.width, self.num_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{self.prefix}latents": (self.num_latents, width),
+            **_norm(f"{self.prefix}norm", width),
+        }
+        for layer in range(self.num_layers):
+            attention, mlp = f"{self.prefix}layers.{layer}.0.", f"{self.prefix}layers.{layer}.1."
+            for norm in (f"{attention}norm_media", f"{attention}norm_latents", f"{mlp}0"):
+                shapes |= _norm(norm, width)
+            shapes |= _linear(f"{attention}to_q", inner, width, bias=False)
+            shapes |= _linear(f"{attention}to_kv", 2 * inner, width, bias=False)
+            shapes |= _linear(f"{attention}to_out", width, inner, bias=False)
+            shapes |= _linear(f"{mlp}1", self.intermediate_size, width, bias=False)
+            shapes |= _linear(f"{mlp}3", width, self.intermediate_size, bias=False)
+        return shapes
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeeingSpec(ABC):
     """How a model sees images: what all kinds of towers have in common.
 
@@ -127,18 +169,38 @@ class SeeingSpec(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionSpec(SeeingSpec):
+class StillSpec(SeeingSpec):
     """How a model sees with a tower as CLIP's, which makes as many pieces of every image.
 
     Attributes:
-        feature_layers: Layers of the tower whose outputs the projector reads side by side; 0 is the first one's input.
+        feature_layers: Layers of the tower whose outputs are read side by side; 0 is the first one's input.
         keeps_class: Whether the class token is a piece of the image, too.
     """
 
     tower: TowerSpec
-    projector: ProjectorSpec
     feature_layers: tuple[int, ...]
     keeps_class: bool
+
+    @property
+    @abstractmethod
+    def tokens_per_image(self) -> int:
+        """Number of image tokens that stand for one image."""
+
+    def record(self) -> VisionRecord:
+        """What a runtime needs to know about it, for the manifest."""
+        return VisionRecord(
+            family=self.family,
+            image_token=self.image_token,
+            tokens_per_image=self.tokens_per_image,
+            settings={"image_size": self.tower.image_size, "patch_size": self.tower.patch_size},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSpec(StillSpec):
+    """How a model sees whose decoder reads pieces of an image in the place of image tokens."""
+
+    projector: ProjectorSpec
 
     @property
     def tokens_per_image(self) -> int:
@@ -154,17 +216,34 @@ class VisionSpec(SeeingSpec):
         """Shape of every tensor, by full name."""
         return self.tower.shapes() | self.projector.shapes()
 
-    def record(self) -> VisionRecord:
-        """What a runtime needs to know about it, for the manifest."""
-        return VisionRecord(
-            family=self.family,
-            image_token=self.image_token,
-            tokens_per_image=self.tokens_per_image,
-            settings={"image_size": self.tower.image_size, "patch_size": self.tower.patch_size},
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class AttendedSpec(StillSpec):
+    """How a model sees whose decoder attends to pieces of an image (`DecoderSpec.cross`), marked by one image token.
+
+    Attributes:
+        cross: Name of what attends to them, within a block.
+    """
+
+    resampler: ResamplerSpec
+    cross: str
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Number of image tokens that stand for one image."""
+        return 1
+
+    @property
+    def modules(self) -> tuple[str, str, str]:
+        """Names of the tower, the resampler and the cross-attention, whose linears are not quantized."""
+        return self.tower.prefix.rstrip("."), self.resampler.prefix.rstrip("."), self.cross
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor outside the decoder, by full name."""
+        return self.tower.shapes() | self.resampler.shapes()
 
 
-def still_tower(vision: SeeingSpec | None, *, where: str) -> VisionSpec | None:
+def still_tower(vision: SeeingSpec | None, *, where: str) -> StillSpec | None:
     """How a model sees images that are all of one size; None for a model of text.
 
     Args:
@@ -174,7 +253,7 @@ def still_tower(vision: SeeingSpec | None, *, where: str) -> VisionSpec | None:
     Raises:
         UnsupportedError: It sees images of any size, which so far only its own class does.
     """
-    if vision is None or isinstance(vision, VisionSpec):
+    if vision is None or isinstance(vision, StillSpec):
         return vision
     raise UnsupportedError(
         f"{vision.family} sees images of any size, and so far awq2trt shows images to towers of one size alone.",

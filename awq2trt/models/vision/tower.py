@@ -18,10 +18,21 @@ from torch import Tensor
 
 from awq2trt.errors import UsageError
 from awq2trt.models.block_weights import to_tensor
+from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import Ends, run_blocks
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.models.vision.description import CHANNELS, QUICK_GELU, ProjectorSpec, TowerSpec, VisionSpec
+from awq2trt.models.vision.description import (
+    CHANNELS,
+    QUICK_GELU,
+    AttendedSpec,
+    ProjectorSpec,
+    StillSpec,
+    TowerSpec,
+    VisionSpec,
+    still_tower,
+)
+from awq2trt.models.vision.resampler import resample
 
 VisionWeights = Mapping[str, Tensor]
 """Tensors of a tower and its projector by full name, fp32."""
@@ -45,7 +56,7 @@ def load_vision(source: ModelSource) -> dict[str, Tensor]:
     return {name: to_tensor(value) for name, value in source.vision_tensors().items()}
 
 
-def image_features(spec: VisionSpec, weights: VisionWeights, pixels: Tensor) -> Tensor:
+def image_features(spec: StillSpec, weights: VisionWeights, pixels: Tensor) -> Tensor:
     """Computes the features that a model sees in prepared images.
 
     Args:
@@ -54,7 +65,7 @@ def image_features(spec: VisionSpec, weights: VisionWeights, pixels: Tensor) -> 
         pixels: fp32 [images, 3, image_size, image_size].
 
     Returns:
-        fp32 [images, tokens_per_image, hidden_size of the decoder].
+        fp32 [images, pieces, channels]: what stands in the place of image tokens, or is attended to.
 
     Raises:
         UsageError: The images are not of the tower's size.
@@ -68,7 +79,12 @@ def image_features(spec: VisionSpec, weights: VisionWeights, pixels: Tensor) -> 
         )
     states = _tower_states(spec.tower, weights, pixels, last=max(spec.feature_layers))
     features = torch.cat([states[layer] for layer in spec.feature_layers], dim=-1)
-    return _project(spec.projector, weights, features if spec.keeps_class else features[:, 1:])
+    if not spec.keeps_class:
+        features = features[:, 1:]
+    if isinstance(spec, AttendedSpec):
+        return resample(spec.resampler, weights, features)
+    assert isinstance(spec, VisionSpec)
+    return _project(spec.projector, weights, features)
 
 
 def place_features(spec: VisionSpec, tokens: Tensor, embedded: Tensor, features: Tensor) -> Tensor:
@@ -87,13 +103,7 @@ def place_features(spec: VisionSpec, tokens: Tensor, embedded: Tensor, features:
         UsageError: There are more or fewer image tokens than the images need.
     """
     places = tokens == spec.image_token
-    found, needed = int(places.sum()), features.shape[0] * features.shape[1]
-    if found != needed:
-        raise UsageError(
-            f"expected {needed} image tokens, {features.shape[1]} for each of {features.shape[0]} images, got {found}.",
-            where="the text",
-            fix="pass as many images as the text has image markers.",
-        )
+    _require_places(int(places.sum()), features, per_image=features.shape[1])
     return embedded.masked_scatter(places.unsqueeze(-1), features)
 
 
@@ -110,14 +120,32 @@ def logits_of_text_and_images(source: ModelSource, tokens: Tensor, pixels: Tenso
 
     Raises:
         UsageError: It is a model of text, or texts and images do not fit.
+        UnsupportedError: It sees images of any size.
     """
-    if source.still_vision is None:
+    vision = still_tower(source.vision, where=source.name)
+    if vision is None:
         raise UsageError(
             "expected a model that sees images, got a model of text.", where=source.name, fix="give no images."
         )
-    features = image_features(source.still_vision, load_vision(source), pixels)
-    ends = Ends(source)
-    return ends.logits(run_blocks(source, place_features(source.still_vision, tokens, ends.embed(tokens), features)))
+    features, ends = image_features(vision, load_vision(source), pixels), Ends(source)
+    embedded = ends.embed(tokens)
+    if isinstance(vision, VisionSpec):
+        return ends.logits(run_blocks(source, place_features(vision, tokens, embedded, features)))
+    counts = (tokens == vision.image_token).sum(dim=-1).tolist()
+    _require_places(sum(counts), features, per_image=1)
+    media = Media.of_texts(tokens, vision.image_token, features.split(counts))
+    return ends.logits(run_blocks(source, embedded, media=media))
+
+
+def _require_places(found: int, features: Tensor, per_image: int) -> None:
+    """Refuses texts with more or fewer image tokens than the images [images, ...] need."""
+    needed = len(features) * per_image
+    if found != needed:
+        raise UsageError(
+            f"expected {needed} image tokens, {per_image} for each of {len(features)} images, got {found}.",
+            where="the text",
+            fix="pass as many images as the text has image markers.",
+        )
 
 
 def _tower_states(spec: TowerSpec, weights: VisionWeights, pixels: Tensor, *, last: int) -> list[Tensor]:
