@@ -137,11 +137,8 @@ class Chain:
         stream of the original model, too.
         """
         spec, method, seen = self.source.spec, self.method, ActivationRange()
-        cross = {name: value for name, value in weights.items() if name in spec.cross_shapes(layer)}
-        if cross:
-            with span("look at images", block=layer):
-                before = _behind_images(replace(runner, seen=seen), weights, before)
-            weights = without_cross(spec.cross, weights)
+        before = _behind_images(replace(runner, seen=seen), layer, weights, before)
+        whole, weights = weights, without_cross(spec.cross, weights)
         prefix, hidden, original = spec.prefix(layer), before.hidden, None
         lesson, pursuit = None, None
         if before.original is not None:
@@ -180,7 +177,7 @@ class Chain:
         if method.sequential:
             with span("run the quantized block", block=layer):
                 outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
-        block = replace(block, norms=block.norms | cross)
+        block = replace(block, norms=block.norms | {name: whole[name] for name in spec.cross_shapes(layer)})
         return block, Streams(outputs, original, before.media), self.ranks.largest(seen.largest)
 
     def _scattered(self, streams: Streams | None) -> Streams:
@@ -205,8 +202,10 @@ class Chain:
         return None if hidden is None else Streams(hidden, original)
 
 
-def _behind_images(runner: BlockRunner, weights: Mapping[str, Tensor], before: Streams) -> Streams:
-    """The streams behind the cross-attention before a block, which all of its linears then have in common."""
+def _behind_images(runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], before: Streams) -> Streams:
+    """The streams behind the cross-attention before a block, if there is any; all of its linears read only those."""
+    if not runner.spec.cross_shapes(layer):
+        return before
 
     def looked(hidden: Tensor | None) -> Tensor | None:
         if hidden is None or not len(hidden):
@@ -218,6 +217,8 @@ def _behind_images(runner: BlockRunner, weights: Mapping[str, Tensor], before: S
             ]
         )
 
-    hidden = looked(before.hidden)
-    assert hidden is not None
-    return Streams(hidden, hidden if before.original is before.hidden else looked(before.original), before.media)
+    with span("look at images", block=layer):
+        hidden = looked(before.hidden)
+        assert hidden is not None
+        same = before.original is before.hidden
+        return Streams(hidden, hidden if same else looked(before.original), before.media)
