@@ -163,12 +163,7 @@ class Chain:
                 del factored
         else:
             outputs, statistics = run_block(runner, layer, weights, hidden), {}
-        if self.ranks.total(float(not torch.isfinite(outputs).all())):
-            raise CalibrationError(
-                "the block's output is NaN or infinite on the calibration text.",
-                where=prefix.rstrip("."),
-                fix="check the checkpoint: its weights are finite, but the model cannot run with them.",
-            )
+        self._require_finite(outputs, prefix)
         with TemporaryDirectory(prefix="moments-", dir=self.spill_directory) as directory:
             if self.spill:
                 for number, gathered in enumerate(statistics.values()):
@@ -179,6 +174,15 @@ class Chain:
                 outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
         block = replace(block, norms=block.norms | {name: whole[name] for name in spec.cross_shapes(layer)})
         return block, Streams(outputs, original, before.media), self.ranks.largest(seen.largest)
+
+    def _require_finite(self, outputs: Tensor, prefix: str) -> None:
+        """Refuses outputs of a block that are NaN or infinite on any rank."""
+        if self.ranks.total(float(not torch.isfinite(outputs).all())):
+            raise CalibrationError(
+                "the block's output is NaN or infinite on the calibration text.",
+                where=prefix.rstrip("."),
+                fix="check the checkpoint: its weights are finite, but the model cannot run with them.",
+            )
 
     def _scattered(self, streams: Streams | None) -> Streams:
         """Returns this rank's windows of a tensor that the first rank has."""
