@@ -99,6 +99,7 @@ def build(
     seqlen: cli_flags.Seqlen = None,
     seed: cli_flags.Seed = None,
     max_seq_len: cli_flags.MaxSeqLen = None,
+    max_image_tokens: cli_flags.MaxImageTokens = None,
     dtype: cli_flags.Dtype = None,
     function_bodies: cli_flags.FunctionBodies = None,
     plugin: Annotated[
@@ -206,6 +207,7 @@ def export(
     output: cli_flags.Output,
     recipe: cli_flags.Recipe = None,
     max_seq_len: cli_flags.MaxSeqLen = None,
+    max_image_tokens: cli_flags.MaxImageTokens = None,
     dtype: cli_flags.Dtype = None,
     function_bodies: cli_flags.FunctionBodies = None,
     overwrite: cli_flags.Overwrite = False,
@@ -214,8 +216,13 @@ def export(
     from awq2trt.progress import terminal_progress
     from awq2trt.recipe import apply_flags, load_recipe
 
-    flags = {"export": {"max_seq_len": max_seq_len, "dtype": dtype, "function_bodies": function_bodies}}
-    options = apply_flags(load_recipe(recipe), flags).export
+    given: dict[str, object] = {
+        "max_seq_len": max_seq_len,
+        "max_image_tokens": max_image_tokens,
+        "dtype": dtype,
+        "function_bodies": function_bodies,
+    }
+    options = apply_flags(load_recipe(recipe), {"export": given}).export
     made = api.export(checkpoint, output, options, overwrite=overwrite, progress=terminal_progress())
     print(made.directory)
 

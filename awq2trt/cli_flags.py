@@ -58,6 +58,13 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Of what is drawn at ra
 MaxSeqLen = Annotated[
     int | None, typer.Option("--max-seq-len", help="Prompt and answer together. [the model's, at most 4096]")
 ]
+MaxImageTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-image-tokens",
+        help="Models that see images of any size: larger ones are made smaller. [1280, or 3/4 of --max-seq-len]",
+    ),
+]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="Of activations: float16 or bfloat16. [what the checkpoint says]")
 ]

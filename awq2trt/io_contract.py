@@ -34,6 +34,14 @@ NEW_TOKENS: Final = (INPUT_IDS, INPUTS_EMBEDS)
 CACHE_POSITION: Final = "cache_position"
 PIXEL_VALUES: Final = "pixel_values"
 IMAGE_EMBEDDINGS: Final = "image_embeddings"
+PATCH_PLACES: Final = "patch_places"
+PATCH_SLOTS: Final = "patch_slots"
+WINDOW_PATCHES: Final = "window_patches"
+ROTARY_COS: Final = "rotary_cos"
+ROTARY_SIN: Final = "rotary_sin"
+ROTARY_TABLES: Final = (ROTARY_COS, ROTARY_SIN)
+"""What a decoder reads if the positions of images have three numbers: a row for every slot of its cache, which whoever
+runs it fills."""
 LOGITS: Final = "logits"
 NEXT_TOKEN: Final = "next_token"
 
@@ -43,7 +51,13 @@ ROWS: Final = "rows"
 """Symbolic axes: sequences in a call, new tokens of each, and logits of each (1, or `SEQUENCE` if all are wanted)."""
 
 IMAGES: Final = "images"
-"""Symbolic axis of a vision graph: images at once."""
+"""Symbolic axis of a vision graph for images of one size: images at once."""
+
+PATCHES: Final = "patches"
+WINDOWS: Final = "windows"
+PIECES: Final = "pieces"
+"""Symbolic axes of a vision graph for images of any size, which takes one at a time: its patches, the windows that they
+share, and the pieces that they become."""
 
 CACHE_LAYOUT: Final = "bhcd"
 """Axes of a cache tensor: batch, key-value heads, capacity, channels of a head."""
@@ -93,9 +107,10 @@ class IoContract:
     """Inputs and outputs of a graph.
 
     Attributes:
-        inputs: All inputs. A decoder has `input_ids` or `inputs_embeds`, `cache_position`, then `past_key_i`,
-            `past_value_i` of every layer, then, with a cache of codes, `past_key_scale_i`, `past_value_scale_i` of
-            every layer; a vision graph has `pixel_values`; an embedding has `input_ids`.
+        inputs: All inputs. A decoder has `input_ids` or `inputs_embeds`, `cache_position`, then perhaps `rotary_cos`
+            and `rotary_sin`, then `past_key_i`, `past_value_i` of every layer, then, with a cache of codes,
+            `past_key_scale_i`, `past_value_scale_i` of every layer; a vision graph has `pixel_values`, and for images
+            of any size `patch_places`, `window_patches` and `patch_slots`; an embedding has `input_ids`.
         outputs: All outputs. A decoder has `logits`, then `present_key_i`, `present_value_i` of every layer and their
             scales, each of which may be the same memory as its `past_` input; a vision graph has `image_embeddings`; an
             embedding has `inputs_embeds`.

@@ -130,11 +130,14 @@ class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         dtype: Type of activations and of unquantized weights; None for the checkpoint's: bfloat16 for a model whose
             activations leave fp16's range, otherwise float16.
         function_bodies: Whether the model also defines our operators by standard ONNX operators.
+        max_image_tokens: Most tokens of an image, of a model that sees images of any size; larger images are made
+            smaller. None for the model's own limit, within reason.
     """
 
     max_seq_len: int | None = Field(default=None, ge=2)
     dtype: ActivationDtype | None = None
     function_bodies: bool = True
+    max_image_tokens: int | None = Field(default=None, ge=1)
 
 
 class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):

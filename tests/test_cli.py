@@ -178,9 +178,20 @@ def test_flags_reach_quantize(awq2trt: Callable[..., Outcome], monkeypatch: pyte
 def test_flags_reach_export(awq2trt: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     requests = _taken(monkeypatch, "export")
     awq2trt(
-        "export", "in", "-o", "out", "--max-seq-len", "64", "--dtype", "bfloat16", "--no-function-bodies", "--overwrite"
+        "export",
+        "in",
+        "-o",
+        "out",
+        "--max-seq-len",
+        "64",
+        "--max-image-tokens",
+        "9",
+        "--dtype",
+        "bfloat16",
+        "--no-function-bodies",
+        "--overwrite",
     )
-    options = ExportOptions(max_seq_len=64, dtype="bfloat16", function_bodies=False)
+    options = ExportOptions(max_seq_len=64, max_image_tokens=9, dtype="bfloat16", function_bodies=False)
     assert requests == [ExportRequest(Path("in"), Path("out"), options, overwrite=True)]
 
 

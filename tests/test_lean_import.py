@@ -36,6 +36,12 @@ def test_no_heavy_library_is_loaded(code: str) -> None:
     assert not modules.intersection(HEAVY)
 
 
+def test_the_search_loads_no_compiler_before_codes_descend() -> None:
+    _, modules = _import("import awq2trt.quantization.job")
+    assert "torch" in modules
+    assert "numba" not in modules
+
+
 @pytest.mark.parametrize("code", ["import awq2trt", "import awq2trt; dir(awq2trt)", "import awq2trt; awq2trt.quantize"])
 def test_the_api_is_there_before_any_library(code: str) -> None:
     _, modules = _import(code)

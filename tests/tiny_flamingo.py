@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tiny_models import save_tokenizer
@@ -19,6 +20,9 @@ from transformers import AutoTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from awq2trt.models.families import describe_model, describe_vision
+from awq2trt.models.sources.base import ModelSource
+from awq2trt.models.vision.prepared import Pixels
+from awq2trt.models.vision.seeing import logits_of_text_and_images
 
 ADDED_TOKENS = ["<|endofchunk|>", "<image>"]
 """What `create_model_and_transforms` adds to a tokenizer."""
@@ -114,6 +118,15 @@ def save_flamingo_tokenizer(directory: Path) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ADDED_TOKENS})
     assert tokenizer.convert_tokens_to_ids(ADDED_TOKENS) == [END_OF_CHUNK, IMAGE_TOKEN]
     tokenizer.save_pretrained(directory)
+
+
+def logits_of_texts(source: ModelSource, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Logits of several texts, whose images follow each other, fp32 [texts, S, vocab_size]."""
+    counts = (tokens == IMAGE_TOKEN).sum(dim=-1).tolist()
+    texts = zip(tokens.tolist(), pixels.split(counts), strict=True)
+    return torch.stack(
+        [logits_of_text_and_images(source, text, [Pixels(image.numpy()) for image in images]) for text, images in texts]
+    )
 
 
 def _values(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tiny_models import LLAMA_CONFIG, save_tokenizer
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from awq2trt.artifact.manifest import Artifact
+from awq2trt.io_contract import PIXEL_VALUES
+from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions, QuantizeOptions
 from awq2trt.stages.export import ExportRequest, export_stage
@@ -86,6 +90,11 @@ def change_config(directory: Path, **changes: Any) -> Path:
     config = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
     return directory
+
+
+def shown(pixels: NDArray[np.float32]) -> list[PreparedImage]:
+    """Prepared images [images, 3, side, side], as a vision graph takes each, with 16 pieces."""
+    return [PreparedImage({PIXEL_VALUES: image[None]}, 16) for image in pixels]
 
 
 def export_llava(folder: Path, *, capacity: int = 96, **overrides: Any) -> Artifact:

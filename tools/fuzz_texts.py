@@ -211,7 +211,7 @@ def read_picture(content: bytes, folder: Path) -> None:
 
 
 def image_processors() -> list[bytes]:
-    """preprocessor_config.json of CLIP."""
+    """preprocessor_config.json of CLIP and of Qwen2-VL."""
     whole: dict[str, Any] = {
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": {"height": 3, "width": 3},
@@ -225,13 +225,22 @@ def image_processors() -> list[bytes]:
         "image_std": [0.5, 0.5, 0.5],
         "size": {"shortest_edge": 3},
     }
-    return dumped([whole, {"image_processor_type": "CLIPImageProcessor", "size": {"height": 5, "width": 2}}])
+    patches = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "min_pixels": 16,
+        "max_pixels": 64,
+        "size": {"shortest_edge": 16, "longest_edge": 64},
+        "patch_size": 2,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+    }
+    return dumped([whole, {"image_processor_type": "CLIPImageProcessor", "size": {"height": 5, "width": 2}}, patches])
 
 
 def read_image_processor(content: bytes, folder: Path) -> None:
     """What a processor makes of a picture."""
     (folder / "preprocessor_config.json").write_bytes(content)
-    read_processor(folder).prepare(np.zeros((4, 5, 3), np.uint8))
+    read_processor(folder).pixels(np.zeros((4, 5, 3), np.uint8))
 
 
 def templates() -> list[bytes]:

@@ -2,7 +2,9 @@
 
     python tools/kill_and_resume.py smollm2-135m-instruct [--kills 5] [--seed 0] [-- flags of quantize ...]
 
-Both runs happen on this machine, each in a directory of its own below --output. Exits with 1 if a single byte differs.
+Both runs happen on this machine, each in a directory of its own below --output. If the flags start several ranks
+(--ranks N, --gpus N), every kill hits one of them, drawn at random, the first kill always the writing one. Exits with 1
+if a single byte differs.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from awq2trt.artifact.manifest import Artifact
@@ -37,7 +40,7 @@ def main() -> None:
     seconds = run_whole([*command, "-o", str(whole)])
     draw = random.Random(arguments.seed)
     moments = sorted(draw.uniform(0, seconds) for _ in range(arguments.kills))
-    run_until_killed([*command, "-o", str(killed), "--resume"], moments)
+    run_until_killed([*command, "-o", str(killed), "--resume"], moments, draw)
     subprocess.run([*command, "-o", str(killed), "--resume"], check=True)
     compare(whole, killed)
 
@@ -54,17 +57,32 @@ def run_whole(command: list[str]) -> float:
     return seconds
 
 
-def run_until_killed(command: list[str], moments: list[float]) -> None:
-    """Kills the command once at each of the moments, which are counted over all its runs."""
-    for before, moment in zip([0.0, *moments], moments, strict=False):
+def run_until_killed(command: list[str], moments: list[float], draw: random.Random) -> None:
+    """Kills the command, or one of its ranks, once at each of the moments, which are counted over all its runs."""
+    for number, (before, moment) in enumerate(zip([0.0, *moments], moments, strict=False)):
         child = subprocess.Popen(command)
         try:
             child.wait(timeout=moment - before)
             print(f"finished before the kill at {moment:.0f} s")
         except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
+            ranks = ranks_of(child.pid)
+            rank = draw.choice(sorted(ranks)) if ranks and number else 0
+            os.kill(ranks.get(rank, child.pid), signal.SIGKILL)
             child.wait()
-            print(f"killed after {moment - before:.1f} s, after {moment:.0f} s of work in all")
+            whom = f"rank {rank} of {len(ranks)} " if ranks else ""
+            print(f"killed {whom}after {moment - before:.1f} s, after {moment:.0f} s of work in all", flush=True)
+
+
+def ranks_of(launcher: int) -> dict[int, int]:
+    """Process ids of the ranks that a process has started, by their number; empty if it has started none."""
+    found: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):  # another process may end while it is looked at
+            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            variables = dict(line.split("=", 1) for line in (entry / "environ").read_text().split("\0") if "=" in line)
+            if int(parent) == launcher and "RANK" in variables:
+                found[int(variables["RANK"])] = int(entry.name)
+    return found
 
 
 def compare(whole: Path, killed: Path) -> None:

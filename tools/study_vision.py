@@ -42,7 +42,6 @@ from awq2trt.evaluation.results import CAPTION, CHOICE
 from awq2trt.images.pairs import MARKER, ImageText, read_pairs
 from awq2trt.machine.device import computing_on, require_device
 from awq2trt.methods import METHODS
-from awq2trt.models.vision.description import still_tower
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.recipe import QuantizeOptions
@@ -293,7 +292,7 @@ def open_seeing(model: str) -> CaptionedModel:
         UsageError: It is a model of text, or an exported one.
     """
     opened = open_evaluated(model)
-    vision = still_tower(opened.source.vision, where=model) if isinstance(opened, TorchModel) else None
+    vision = opened.source.vision if isinstance(opened, TorchModel) else None
     if not isinstance(opened, TorchModel) or vision is None:
         raise UsageError("expected a checkpoint of a model that sees.", where=model, fix="name another one.")
     return CaptionedModel.of(opened.source, vision, opened.opened.tokenizer, opened.opened.bos)

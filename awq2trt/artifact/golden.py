@@ -9,8 +9,9 @@ Out, and back in, in a model's directory:
 - raw little-endian files of the calls that start a conversation, for `trtexec --loadInputs=input_ids:FILE,...`.
 
 A decoder that reads embeddings has `NAME.inputs_embeds` beside its tokens in a raw file, in its own type, and a model
-that sees has an image, in both: `vision.pixel_values` float16 [1, 3, side, side], and what must come out,
-`vision.image_embeddings` float32 [1, pieces, H].
+that sees has an image, in both: the inputs of its vision graph, `vision.pixel_values` in float16 and whole numbers in
+int64, and what must come out, `vision.image_embeddings` float32 [pieces, H]. A decoder that takes its rotary tables as
+inputs has them in raw files, in its own type, for a conversation of text.
 
 Caches are not stored: slots from `cache_position` on are not read (`plugins/FORMAT.md`), so a call at position 0 works
 with any finite cache, and calls at later positions continue the conversation before them. It needs only NumPy.
@@ -22,7 +23,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,7 +48,10 @@ ARRAYS_FILE: Final = "golden.npz"
 
 FORMAT_VERSION: Final = 1
 
-_DTYPES: Final = {INPUT_IDS: "<i8", CACHE_POSITION: "<i8", LOGITS: "<f4", PIXEL_VALUES: "<f2", IMAGE_EMBEDDINGS: "<f4"}
+TABLES: Final = "tables"
+"""Key of golden.json with the files of rotary tables."""
+
+_DTYPES: Final = {INPUT_IDS: "<i8", CACHE_POSITION: "<i8", LOGITS: "<f4", IMAGE_EMBEDDINGS: "<f4"}
 
 _AGAIN: Final = "export the model again."
 
@@ -90,21 +94,18 @@ class GoldenImage:
     """An image, and what the vision graph must make of it.
 
     Attributes:
-        pixels: Prepared, float16 [1, 3, side, side].
-        embeddings: float32 [1, pieces, H].
+        inputs: Inputs of the graph by name, float16 or int64.
+        embeddings: float32 [pieces, H].
         relative_tolerance: How far an executor may be off, as `Golden.relative_tolerance` counts it.
     """
 
-    pixels: NDArray[np.float16]
+    inputs: Mapping[str, NDArray[Any]]
     embeddings: NDArray[np.float32]
     relative_tolerance: float
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Input and output under the names of the I/O contract, embeddings in fp32."""
-        return {
-            PIXEL_VALUES: self.pixels.astype(_DTYPES[PIXEL_VALUES]),
-            IMAGE_EMBEDDINGS: self.embeddings.astype(_DTYPES[IMAGE_EMBEDDINGS]),
-        }
+        return {**self.inputs, IMAGE_EMBEDDINGS: self.embeddings.astype(_DTYPES[IMAGE_EMBEDDINGS])}
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,15 @@ class Golden:
             the expected logits around their mean.
         calls: The calls, in order.
         image: What it must see; None for a model of text.
+        tables: Rotary tables that the decoder takes as inputs, by name, in its own type; like embeddings, they are
+            written and not read again.
     """
 
     text: str
     relative_tolerance: float
     calls: tuple[GoldenCall, ...]
     image: GoldenImage | None = None
+    tables: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
 
 
 def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -148,10 +152,12 @@ def write_golden(golden: Golden, directory: Path) -> tuple[Path, ...]:
     flat = {f"{call}.{name}": array for call, named in arrays.items() for name, array in named.items()}
     write_arrays(directory / ARRAYS_FILE, flat)
     files = {call: {name: f"golden.{call}.{name}.bin" for name in named} for call, named in raw.items()}
-    for call, named in raw.items():
-        for name, array in named.items():
-            written.append(directory / files[call][name])
-            written[-1].write_bytes(np.ascontiguousarray(array).tobytes())
+    table_files = {name: f"golden.{name}.bin" for name in golden.tables}
+    raw_files = [(files[call][name], array) for call, named in raw.items() for name, array in named.items()]
+    raw_files += [(table_files[name], table) for name, table in golden.tables.items()]
+    for file, array in raw_files:
+        written.append(directory / file)
+        written[-1].write_bytes(np.ascontiguousarray(array).tobytes())
     description = {
         "format_version": FORMAT_VERSION,
         "text": golden.text,
@@ -167,6 +173,8 @@ def write_golden(golden: Golden, directory: Path) -> tuple[Path, ...]:
             for call in golden.calls
         ],
     }
+    if golden.tables:
+        description[TABLES] = {"files": table_files}
     if golden.image is not None:
         description[VISION] = {"files": files[VISION], "relative_tolerance": golden.image.relative_tolerance}
     _write_description(directory / DESCRIPTION_FILE, description)
@@ -226,8 +234,12 @@ def read_golden(directory: Path) -> Golden:
 
 
 def _read_image(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> GoldenImage:
-    pixels, embeddings = (arrays[f"{VISION}.{name}"] for name in (PIXEL_VALUES, IMAGE_EMBEDDINGS))
-    return GoldenImage(pixels.astype(np.float16), embeddings.astype(np.float32), float(entry["relative_tolerance"]))
+    inputs = {name: arrays[f"{VISION}.{name}"] for name in entry["files"]}
+    embeddings = inputs.pop(IMAGE_EMBEDDINGS).astype(np.float32)
+    if PIXEL_VALUES not in inputs:
+        raise ValueError(f"the golden image has no {PIXEL_VALUES}")
+    flat = embeddings.reshape(-1, embeddings.shape[-1])  # files of older versions have an axis of one image
+    return GoldenImage(inputs, flat, float(entry["relative_tolerance"]))
 
 
 def _read_call(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> GoldenCall:

@@ -21,40 +21,57 @@ from awq2trt.graph.ort_lowering import widen_to_fp32_
 from awq2trt.graph.read import load_model
 from awq2trt.io_contract import EMBEDDING_FILE, VISION_FILE
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.models.vision.description import CHANNELS, VisionSpec
-from awq2trt.models.vision.tower import image_features, load_vision
+from awq2trt.models.spec import ModelSpec
+from awq2trt.models.vision.arranging import arranged
+from awq2trt.models.vision.description import SeeingSpec
+from awq2trt.models.vision.prepared import Pixels, PreparedImage
+from awq2trt.models.vision.seeing import pieces_seen
+from awq2trt.models.vision.tower import load_vision
 from awq2trt.runtime.ort.embedder import Embedder
 from awq2trt.runtime.ort.session import Execution, open_session
+from awq2trt.runtime.rotary_tables import RotaryTables
 
 
-def image_of_noise(vision: VisionSpec) -> NDArray[np.float32]:
-    """A prepared image, [1, 3, side, side], the same every time; its numbers are fp16's."""
-    side = vision.tower.image_size
-    pixels = np.random.default_rng(0).standard_normal((1, CHANNELS, side, side))
-    return pixels.astype(np.float16).astype(np.float32)
+def image_of_noise(vision: SeeingSpec) -> Pixels:
+    """A prepared image, the same every time; its numbers are fp16's."""
+    grid = vision.example_grid
+    shape = vision.pixels_shape if grid is None else (grid.cells, *vision.pixels_shape)
+    values = np.random.default_rng(0).standard_normal(shape)
+    return Pixels(values.astype(np.float16).astype(np.float32), grid)
+
+
+def prepared_noise(vision: SeeingSpec) -> PreparedImage:
+    """The same as a vision graph takes it."""
+    return arranged(vision.record(), image_of_noise(vision))
 
 
 def seen_by_torch(source: ModelSource) -> NDArray[np.float32] | None:
-    """What a model makes of `image_of_noise`, fp32 [1, pieces, H]; None for a model of text."""
-    if source.still_vision is None:
+    """What a model makes of `image_of_noise`, fp32 [pieces, H]; None for a model of text."""
+    if source.vision is None:
         return None
     with torch.inference_mode():
-        pixels = torch.from_numpy(image_of_noise(source.still_vision))
-        seen: NDArray[np.float32] = image_features(source.still_vision, load_vision(source), pixels).numpy()
-    return seen
+        seen = pieces_seen(source.vision, load_vision(source), image_of_noise(source.vision))
+    return np.asarray(seen.numpy(), np.float32)
 
 
-def vision_limit(vision: VisionSpec) -> float:
-    """Relative error that what a model sees may have gathered in fp16, its projector counted as a layer."""
-    return drift_limit("float16", max(vision.feature_layers) + 1)
+def vision_limit(vision: SeeingSpec) -> float:
+    """Relative error that what a model sees may have gathered in fp16, what is behind the tower counted as a layer."""
+    return drift_limit("float16", vision.depth + 1)
 
 
-def exported_embedder(onnx: Path, vision: VisionSpec, provider: str) -> Embedder:
+def exported_embedder(onnx: Path, model: ModelSpec, length: int, provider: str) -> Embedder:
     """The graphs of an exported model as they are; rows of bf16, for which NumPy has no type, widened.
+
+    Args:
+        onnx: Its directory.
+        model: Its description; it sees.
+        length: Rows of tables, where the decoder takes them as inputs.
+        provider: Execution provider.
 
     Raises:
         ArtifactError: A file is missing or damaged.
     """
+    assert model.vision is not None
     embedding = load_model(onnx / EMBEDDING_FILE)
     is_bf16 = embedding.graph.outputs[0].dtype is ir.DataType.BFLOAT16
     if is_bf16:
@@ -62,7 +79,8 @@ def exported_embedder(onnx: Path, vision: VisionSpec, provider: str) -> Embedder
     return Embedder(
         open_session(embedding if is_bf16 else None, onnx / EMBEDDING_FILE, Execution(provider)),
         open_session(None, onnx / VISION_FILE, Execution(provider)),
-        vision.image_token,
+        model.vision.image_token,
+        RotaryTables.of(model.record(), length),
     )
 
 

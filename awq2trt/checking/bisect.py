@@ -149,7 +149,7 @@ def _recorded_calls(
         expose_(model, values[name], f"value_{index}")
     ort_lowering.keep_all_positions_(model)
     ort_lowering.free_capacity_(model)
-    execution = GraphExecution(len(tokens) + SPARE_SLOTS, vision=subject.checkpoint.still_vision)
+    execution = GraphExecution.of(subject.checkpoint, len(tokens) + SPARE_SLOTS)
     runner = CachedOnnxRunner(model, sizes, onnx, execution, name=ONNX)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), runner:
         for call in calls_of(tokens):

@@ -155,14 +155,14 @@ def _runners(
         else:
             missing.setdefault(ONNX_CUDA, "not run: ONNX Runtime has no CUDA provider here")
         open_on_cpu = subject.open_on_cpu or (lambda: OrtBackend.load(onnx, all_logits=True))
-        makers[RUNTIME] = lambda: RuntimeRunner(open_on_cpu, RUNTIME, subject.checkpoint.still_vision)
+        makers[RUNTIME] = lambda: RuntimeRunner(open_on_cpu, RUNTIME, subject.checkpoint.vision)
     if subject.open_on_gpu is not None:
         open_on_gpu = subject.open_on_gpu
-        makers[ON_GPU] = lambda: RuntimeRunner(open_on_gpu, ON_GPU, subject.checkpoint.still_vision)
+        makers[ON_GPU] = lambda: RuntimeRunner(open_on_gpu, ON_GPU, subject.checkpoint.vision)
     if subject.engine is not None and subject.open_engine is not None:
         engine, open_engine = subject.engine, subject.open_engine
         makers[ENGINE] = lambda: EngineRunner(
-            open_engine, engine, ENGINE, subject.open_embedder, subject.checkpoint.still_vision
+            open_engine, engine, ENGINE, subject.open_embedder, subject.checkpoint.vision
         )
     runners = {}
     for stage, make in makers.items():
@@ -187,7 +187,7 @@ def _onnx_runner(subject: Subject, onnx: Path, tokens: Sequence[int], stage: str
     model, sizes = open_with_blocks(onnx, subject.checkpoint.spec)
     if not model.functions:
         raise UnsupportedError("the model has no function bodies, which ONNX Runtime needs.")
-    execution = GraphExecution(len(tokens) + SPARE_SLOTS, provider, subject.checkpoint.still_vision)
+    execution = GraphExecution.of(subject.checkpoint, len(tokens) + SPARE_SLOTS, provider)
     return CachedOnnxRunner(model, sizes, onnx, execution, name=stage)
 
 
@@ -252,7 +252,7 @@ def _limits(subject: Subject, stage: str, positions: int) -> dict[str, _Limit]:
     if stage in subject.coded:
         limits = [math.hypot(limits[-1], cache_limit(spec.head_dim, spec.num_layers + 1))]
     named = {LOGITS: _Limit(LOGITS, limits[-1])}
-    vision = subject.checkpoint.still_vision
+    vision = subject.checkpoint.vision
     seen = {VISION: _Limit(VISION, vision_limit(vision))} if vision else {}
     if stage in (RUNTIME, ON_GPU, ENGINE):
         return seen | named

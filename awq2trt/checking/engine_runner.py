@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from awq2trt.checking.beside import image_of_noise
+from awq2trt.checking.beside import prepared_noise
 from awq2trt.checking.runners import Arrays, DecoderRunner
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, VISION
-from awq2trt.models.vision.description import VisionSpec
+from awq2trt.models.vision.description import SeeingSpec
 from awq2trt.runtime.trt.backend import EngineBackend
 from awq2trt.runtime.trt.embedder import EngineEmbedder
 from awq2trt.runtime.trt.engine import EngineBuild
@@ -41,7 +41,7 @@ class EngineRunner(DecoderRunner):
         engine: EngineBuild,
         name: str,
         open_embedder: Callable[[], EngineEmbedder | None] | None = None,
-        vision: VisionSpec | None = None,
+        vision: SeeingSpec | None = None,
     ) -> None:
         super().__init__(name=name)
         self._open_session = open_session
@@ -55,7 +55,7 @@ class EngineRunner(DecoderRunner):
         self._embedder = self._open_embedder() if self._open_embedder is not None else None
         self._backend = EngineBackend(self._session, self._engine.contract, self._engine.profiles, self._embedder)
         if self._vision is not None:
-            self._seen[VISION] = self._backend.see(image_of_noise(self._vision))
+            self._seen[VISION] = self._backend.see(prepared_noise(self._vision))[None]
 
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
         started = time.monotonic()

@@ -13,12 +13,15 @@ from typing import Final
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from awq2trt.artifact.golden import Golden, GoldenCall, GoldenImage
-from awq2trt.checking.beside import image_of_noise, seen_by_torch, vision_limit
+from awq2trt.checking.beside import prepared_noise, seen_by_torch, vision_limit
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.errors import UsageError
+from awq2trt.io_contract import ROTARY_TABLES
 from awq2trt.models.decoder import Ends, run_model
+from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 
@@ -70,12 +73,23 @@ def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype
         )
         for name, (start, end) in spans.items()
     )
-    return Golden(TEXT, drift_limit(dtype, source.spec.num_layers + 1), calls, _image(source))
+    limit = drift_limit(dtype, source.spec.num_layers + 1)
+    return Golden(TEXT, limit, calls, _image(source), text_tables(source.spec, capacity, dtype))
 
 
 def _image(source: ModelSource) -> GoldenImage | None:
     """An image of noise, and what a model that sees makes of it; None for a model of text."""
     seen = seen_by_torch(source)
-    if source.still_vision is None or seen is None:
+    if source.vision is None or seen is None:
         return None
-    return GoldenImage(image_of_noise(source.still_vision).astype(np.float16), seen, vision_limit(source.still_vision))
+    inputs = {
+        name: array.astype(np.float16) if array.dtype == np.float32 else array
+        for name, array in prepared_noise(source.vision).inputs.items()
+    }
+    return GoldenImage(inputs, seen, vision_limit(source.vision))
+
+
+def text_tables(spec: DecoderSpec, capacity: int, dtype: str) -> dict[str, NDArray[np.generic]]:
+    """Rotary tables for a conversation of text, by the names of a decoder's inputs; none for one that has its own."""
+    tables = [rope.tables(capacity) for rope in spec.ropes if rope.sections is not None]
+    return {name: table.astype(dtype) for pair in tables for name, table in zip(ROTARY_TABLES, pair, strict=True)}

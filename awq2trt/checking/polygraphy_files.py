@@ -28,6 +28,7 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from awq2trt.artifact.arrays import write_arrays
+from awq2trt.checking.golden import text_tables
 from awq2trt.checking.results import ENGINE, QUANTIZED
 from awq2trt.checking.runners import calls_of, first_call
 from awq2trt.checking.subject import Subject
@@ -78,6 +79,8 @@ def write_folder(subject: Subject, tokens: Sequence[int], folder: Path) -> tuple
     new = INPUTS_EMBEDS if sees else INPUT_IDS
     inputs: dict[str, NDArray[Any]] = {new: rows if sees else np.asarray(tokens, np.int64), **caches}
     inputs |= {name: value.astype(_NUMPY[subject.dtype]) for name, value in inputs.items() if name != INPUT_IDS}
+    if sizes.tables is not None:
+        inputs |= text_tables(subject.checkpoint.spec, sizes.tables[0], _NUMPY[subject.dtype].__name__)
     write_arrays(folder / INPUTS_FILE, inputs)
     first = first_call(tokens)
     loader = _LOADER.format(first=first, capacity=sizes.capacity, inputs=INPUTS_FILE, new=new)
@@ -199,6 +202,9 @@ _LOADER: Final = textwrap.dedent('''\
             end = FIRST if start == 0 else start + 1
             feed = {{"{new}": new[None, start:end], "cache_position": np.array([start], np.int64)}}
             for name, value in arrays.items():
+                if value.ndim == 2:  # a rotary table, with a row for every slot
+                    feed[name] = value
+                    continue
                 _, heads, _, size = value.shape
                 feed[name] = np.zeros((1, heads, CAPACITY, size), value.dtype)
                 feed[name][:, :, :start] = value[:, :, :start]

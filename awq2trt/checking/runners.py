@@ -25,7 +25,8 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
-from awq2trt.checking.beside import exported_embedder, image_of_noise, seen_by_torch
+from awq2trt.checking.beside import exported_embedder, prepared_noise, seen_by_torch
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import ArtifactError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.read import DecoderSizes, open_decoder
@@ -42,7 +43,8 @@ from awq2trt.models.block_weights import load_block
 from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.models.vision.description import VisionSpec
+from awq2trt.models.spec import ModelSpec
+from awq2trt.models.vision.description import SeeingSpec
 from awq2trt.runtime.backend import SeeingBackend
 from awq2trt.runtime.ort.embedder import Embedder
 from awq2trt.runtime.ort.session import Execution, open_session
@@ -128,7 +130,7 @@ class TorchRunner(DecoderRunner):
             hidden = ends.embed(torch.tensor([self._tokens]))
             self._outputs[EMBEDDING] = hidden.numpy()
             if (seen := seen_by_torch(source)) is not None:
-                self._seen[VISION] = seen
+                self._seen[VISION] = seen[None]
             given = Ends(self._teacher).embed(torch.tensor([self._tokens])) if self._teacher else hidden
             for layer in range(source.spec.num_layers):
                 weights = load_block(source, layer)
@@ -157,12 +159,17 @@ class GraphExecution:
     Attributes:
         length: Positions of the cache.
         provider: Execution provider.
-        vision: How the model sees, whose decoder reads embeddings; None for a model of text.
+        model: The description of a model that sees, whose decoder reads embeddings; None for a model of text.
     """
 
     length: int
     provider: str = CPU
-    vision: VisionSpec | None = None
+    model: ModelSpec | None = None
+
+    @classmethod
+    def of(cls, checkpoint: QuantizedCheckpoint, length: int, provider: str = CPU) -> GraphExecution:
+        """How the graphs of a checkpoint are executed."""
+        return cls(length, provider, checkpoint.model_spec if checkpoint.vision is not None else None)
 
 
 class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
@@ -198,15 +205,18 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
 
     def activate_impl(self) -> None:
         super().activate_impl()
-        vision = self._execution.vision
-        if vision is not None:
-            self._embedder = exported_embedder(self._path, vision, self._execution.provider)
-            self._seen[VISION] = self._embedder.see(image_of_noise(vision))
+        model = self._execution.model
+        if model is not None and model.vision is not None:
+            rows = self._sizes.tables[0] if self._sizes.tables else self._execution.length
+            self._embedder = exported_embedder(self._path, model, rows, self._execution.provider)
+            self._seen[VISION] = self._embedder.see(prepared_noise(model.vision))[None]
 
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
         layers, feed, given = self._sizes.num_layers, dict(feed_dict), OrderedDict(self._seen)
+        inputs = {value.name: value.type for value in self.sess.get_inputs()}
         if feed_dict[CACHE_POSITION][0] == 0:
-            inputs = {value.name: value.type for value in self.sess.get_inputs()}
+            if self._embedder is not None:
+                self._embedder.forget()
             shape = (1, self._sizes.num_kv_heads, self._execution.length, self._sizes.head_dim)
             self._caches = OrderedDict(
                 (name, np.zeros(shape, _NUMPY_DTYPE[inputs[name]])) for name in cache_names("past", layers)
@@ -214,6 +224,8 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
         if self._embedder is not None:
             rows = self._embedder.rows(feed.pop(INPUT_IDS)[0].tolist())[None]
             feed[INPUTS_EMBEDS] = given[EMBEDDING] = rows
+            tables = self._embedder.tables.arrays if self._embedder.tables is not None else {}
+            feed |= {name: table.astype(_NUMPY_DTYPE[inputs[name]]) for name, table in tables.items()}
         self.last_inputs = {**feed, **self._caches}
         outputs = super().infer_impl(OrderedDict(self.last_inputs))
         for past, present in zip(cache_names("past", layers), cache_names("present", layers), strict=True):
@@ -241,7 +253,7 @@ class RuntimeRunner(DecoderRunner):
         vision: How the model sees; None for a model of text.
     """
 
-    def __init__(self, open_backend: Callable[[], ScoringBackend], name: str, vision: VisionSpec | None = None) -> None:
+    def __init__(self, open_backend: Callable[[], ScoringBackend], name: str, vision: SeeingSpec | None = None) -> None:
         super().__init__(name=name)
         self._open_backend = open_backend
         self._vision = vision
@@ -250,7 +262,7 @@ class RuntimeRunner(DecoderRunner):
     def activate_impl(self) -> None:
         self._backend = self._open_backend()
         if self._vision is not None:
-            self._seen[VISION] = self._backend.see(image_of_noise(self._vision))
+            self._seen[VISION] = self._backend.see(prepared_noise(self._vision))[None]
 
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
         started = time.monotonic()

@@ -16,7 +16,7 @@ from awq2trt.checking.beside import beside_findings
 from awq2trt.checking.results import ENGINE, FOLDED, ON_GPU, ONNX, ONNX_CUDA, QUANTIZED, RUNTIME
 from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import UNIT_ROUNDOFF
-from awq2trt.checking.weights import Finding, code_finding, onnx_findings, rounded_finding
+from awq2trt.checking.weights import Codes, Finding, code_finding, onnx_findings, rounded_finding
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.layouts.layout import BIAS
 from awq2trt.errors import CheckpointError
@@ -102,7 +102,7 @@ def _head_findings(checkpoint: QuantizedCheckpoint, weight: Array) -> list[Findi
         end = start + _HEAD_ROWS
         rows = weight[start:end].astype(np.float32)
         place = f"{name}, rows from {start}"
-        finding = code_finding(place, rows, linear.rows(start, end), nearest=True, scale_roundoff=_roundoff(checkpoint))
+        finding = code_finding(place, rows, linear.rows(start, end), Codes(True, _roundoff(checkpoint)))
         if finding:
             return [finding]
     return []
@@ -132,12 +132,25 @@ def _block_findings(subject: Subject, layer: int) -> tuple[list[Finding], list[F
             bias = linears[owner].bias
             lost = Finding(prefix + name, "the original has a bias, but the checkpoint has none.")
             plain.append(lost if bias is None else rounded_finding(prefix + name, value, bias))
-    roundoff = _roundoff(checkpoint)
+    roundoff, magnitudes = _roundoff(checkpoint), _magnitudes(subject, layer)
     codes = [
-        code_finding(prefix + name, weights[f"{name}.weight"], linear, nearest=subject.nearest, scale_roundoff=roundoff)
+        code_finding(
+            prefix + name, weights[f"{name}.weight"], linear, Codes(subject.nearest, roundoff, magnitudes.get(name))
+        )
         for name, linear in linears.items()
     ]
     return [finding for finding in plain if finding], [finding for finding in codes if finding]
+
+
+def _magnitudes(subject: Subject, layer: int) -> dict[str, Array]:
+    """Mean magnitude of what each linear of a block reads after folding, [K] each, if the search has left it."""
+    spec, found = subject.checkpoint.spec, dict[str, Array]()
+    for group in spec.scale_groups():
+        searched = spec.prefix(layer) + group.balance_layers[0]
+        magnitude, scales = (subject.search.get(f"{searched}.{kind}") for kind in ("magnitude", "scales"))
+        if magnitude is not None and scales is not None:
+            found.update(dict.fromkeys(group.balance_layers, magnitude / scales))
+    return found
 
 
 def _owner(tensor: str, checkpoint: QuantizedCheckpoint) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,36 +114,41 @@ Convert = Callable[[str, Array], Array]
 
 
 def merge_shards(
-    sources: Iterable[Path], outer: Mapping[str, Array], directory: Path, *, convert: Convert = lambda _, value: value
-) -> tuple[Path, ...]:
-    """Merges finished block files and the outer tensors into shards of at most `SHARD_BYTES`.
+    sources: Iterable[Path],
+    outer: Mapping[str, Array],
+    directory: Path,
+    *,
+    convert: Convert = lambda _, value: value,
+    at_once: int = 1,
+) -> None:
+    """Merges finished block files and the outer tensors into shards of at most `SHARD_BYTES`, and an index of them.
+
+    What fits into one shard becomes `model.safetensors`, without an index.
 
     Args:
         sources: safetensors files of the quantized parts, in order.
         outer: Tensors outside the quantized parts, by full name.
         directory: Where the shards and their index go.
         convert: Applied to the quantized parts' tensors; must not change their size.
-
-    Returns:
-        The written files: `model.safetensors`, or shards `model-0000x-of-0000y.safetensors` and the index.
+        at_once: Number of shards that are written at the same time, each by a thread and from memory of its own.
     """
     groups = list(_grouped_by_size(_all_tensor_sizes(sources, outer)))
     if len(groups) == 1:
         write_tensors(directory / SINGLE_FILE, _load(groups[0], outer, convert))
-        return (directory / SINGLE_FILE,)
-    weight_map: dict[str, str] = {}
-    total = 0
-    written = []
-    for number, group in enumerate(groups, start=1):
+        return
+
+    def write(number: int, group: Iterable[_Entry]) -> dict[str, str]:
         path = directory / f"model-{number:05}-of-{len(groups):05}.safetensors"
         tensors = _load(group, outer, convert)
         write_tensors(path, tensors)
-        weight_map.update(dict.fromkeys(tensors, path.name))
-        total += sum(value.nbytes for value in tensors.values())
-        written.append(path)
+        return dict.fromkeys(tensors, path.name)
+
+    with ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="write") as writers:
+        written = writers.map(write, range(1, len(groups) + 1), groups)
+        weight_map = {name: file for part in written for name, file in part.items()}
+    total = sum(nbytes for group in groups for _, _, nbytes in group)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return (*written, directory / INDEX_FILE)
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:

@@ -169,7 +169,7 @@ def build_beside(
         with BuilderSession(trt, log, progress or SilentProgress(), path) as session:
             session.parse(ir.to_proto(model).SerializeToString(), path)
             session.configure(target.compute_capabilities, library)
-            made[name] = profiles_beside(name, capacity)
+            made[name] = profiles_beside(name, capacity, contents.model.vision if contents.model else None)
             session.add_profiles([contract_shapes(profile, graph.io) for profile in made[name]])
             _write_engine(session.build(), directory / engine_of_graph(graph.model))
     return made

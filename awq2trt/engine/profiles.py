@@ -6,16 +6,30 @@ shapes of all inputs in each. Engines that are built here and a kit's script use
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from awq2trt import opset
-from awq2trt.artifact.records import ProfileRecord
+from awq2trt.artifact.records import ProfileRecord, RangeRecord, VisionRecord
 from awq2trt.graph.read import DecoderSizes
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, VISION, IoContract
+from awq2trt.io_contract import (
+    CACHE_POSITION,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    PATCHES,
+    ROTARY_TABLES,
+    VISION,
+    WINDOWS,
+    IoContract,
+)
+from awq2trt.models.vision.windowed import MAX_PIXELS, MIN_PIXELS, WindowLayout
 
 TYPICAL_PREFILL: Final = 512
 """Prompt length that TensorRT chooses prefill kernels for; all lengths up to the longest work."""
+
+_IMAGE: Final = "image"
+"""Name of a vision graph's profile."""
 
 ShapeRanges = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]
 """Maps an input's name to its smallest, typical and largest shape."""
@@ -30,14 +44,32 @@ def decoder_profiles(longest: int) -> tuple[ProfileRecord, ...]:
     )
 
 
-def profiles_beside(graph: str, longest: int) -> tuple[ProfileRecord, ...]:
+def profiles_beside(graph: str, longest: int, vision: VisionRecord | None) -> tuple[ProfileRecord, ...]:
     """The profiles of a graph beside a decoder: an image at a time, or the tokens of a decoder's calls.
 
     Args:
         graph: `VISION` or `EMBEDDING`.
         longest: As of `decoder_profiles`.
+        vision: How the model sees.
     """
-    return (ProfileRecord.of_one_image("image"),) if graph == VISION else decoder_profiles(longest)
+    if graph != VISION:
+        return decoder_profiles(longest)
+    if vision is None or MAX_PIXELS not in vision.settings:
+        return (ProfileRecord.of_one_image(_IMAGE),)
+    return (_image_of_any_size(vision.settings),)
+
+
+def _image_of_any_size(settings: Mapping[str, Any]) -> ProfileRecord:
+    """A profile for all images that a processor makes; kernels are chosen for a square of the largest size."""
+    layout = WindowLayout.of(settings)
+    fewest, most = int(settings[MIN_PIXELS]), int(settings[MAX_PIXELS])
+    pieces, square = layout.most_pieces(fewest, most), layout.merge**2
+    side = max(1, math.isqrt(most) // (layout.patch_size * layout.merge))
+    axes = {
+        PATCHES: RangeRecord(shortest=square, typical=side**2 * square, longest=pieces * square),
+        WINDOWS: RangeRecord(shortest=1, typical=(-(-side // layout.side)) ** 2, longest=layout.most_windows(pieces)),
+    }
+    return ProfileRecord(name=_IMAGE, axes=axes)
 
 
 def contract_shapes(profile: ProfileRecord, contract: IoContract) -> ShapeRanges:
@@ -64,5 +96,6 @@ def profile_shapes(profile: ProfileRecord, sizes: DecoderSizes) -> ShapeRanges:
     return {
         name: (smallest, typical, largest),
         CACHE_POSITION: ((1,), (1,), (1,)),
+        **({} if sizes.tables is None else dict.fromkeys(ROTARY_TABLES, (sizes.tables,) * 3)),
         **{cache.past: (cache.shape, cache.shape, cache.shape) for cache in sizes.caches},
     }

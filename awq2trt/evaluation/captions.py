@@ -8,25 +8,22 @@ pictures, is read but not scored. Texts are tokenized as in tasks (`awq2trt.eval
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
-from torch import Tensor
 
 from awq2trt.errors import UsageError
-from awq2trt.evaluation.likelihood import Embed, TokenizedContinuation, tokenize, torch_scores
+from awq2trt.evaluation.likelihood import Beginning, TokenizedContinuation, tokenize, torch_scores
 from awq2trt.evaluation.results import CaptionPerplexity
 from awq2trt.evaluation.tasks import Continuation, Score
 from awq2trt.images.pairs import MARKER, ImageText
-from awq2trt.images.processor import ImageProcessor, processor_of
-from awq2trt.models.cross_attention import Media
+from awq2trt.images.processor import processor_of
 from awq2trt.models.decoder import Ends
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.models.vision.description import StillSpec
+from awq2trt.models.vision.description import SeeingSpec
 from awq2trt.progress import Progress
 from awq2trt.quantization.image_windows import Sight, conversation_tokens, written
 
@@ -42,33 +39,26 @@ class CaptionedModel:
 
     Attributes:
         source: An original or a quantized checkpoint.
-        vision: How it sees images.
-        processor: What is done to a picture first.
+        sight: How it sees images; it remembers pictures.
         tokenizer: Its own.
         bos: Token that conversations begin with; None if there is no such token.
     """
 
     source: ModelSource
-    vision: StillSpec
-    processor: ImageProcessor
+    sight: Sight
     tokenizer: PreTrainedTokenizerBase
     bos: int | None
 
     @staticmethod
     def of(
-        source: ModelSource, vision: StillSpec, tokenizer: PreTrainedTokenizerBase, bos: int | None
+        source: ModelSource, vision: SeeingSpec, tokenizer: PreTrainedTokenizerBase, bos: int | None
     ) -> CaptionedModel:
         """The model with its image processor.
 
         Raises:
             CheckpointError: It has none.
         """
-        return CaptionedModel(source, vision, processor_of(source), tokenizer, bos)
-
-    @cached_property
-    def _sight(self) -> Sight:
-        """Kept, because it remembers pictures."""
-        return Sight.of(self.source, self.vision, self.processor)
+        return CaptionedModel(source, Sight(source, vision, processor_of(source)), tokenizer, bos)
 
     def longest(self, pairs: Sequence[ImageText]) -> int:
         """Tokens of the longest of conversations, the last message included; errors as of `caption_tokens`."""
@@ -97,46 +87,55 @@ class CaptionedModel:
     def scores(self, pairs: Sequence[ImageText], progress: Progress, description: str) -> list[Score]:
         """How likely the last messages of conversations are; arguments and errors as of `perplexity`."""
         requests = [self.tokens(pair) for pair in pairs]
-        embed = self.embedding([request.tokens for request in requests], [pair.images for pair in pairs])
-        return torch_scores(self.source, requests, progress, description, embed=embed)
+        begin = self.beginning([request.tokens for request in requests], [pair.images for pair in pairs])
+        return torch_scores(self.source, requests, progress, description, begin=begin)
 
     def tokens(self, pair: ImageText) -> TokenizedContinuation:
         """Tokens of a conversation, as `caption_tokens` gives them."""
-        return caption_tokens(self.tokenizer, self.vision, pair, self.bos)
+        return caption_tokens(self.tokenizer, self.sight, pair, self.bos)
 
-    def embedding(self, tokens: Sequence[Sequence[int]], images: Sequence[Sequence[Path]]) -> Embed:
-        """What the first block reads, and what blocks attend to.
+    def beginning(
+        self, tokens: Sequence[Sequence[int]], images: Sequence[Sequence[Path]], more: int = 0
+    ) -> Callable[[Sequence[int]], Beginning]:
+        """What the first block reads.
 
         Args:
             tokens: Tokens of each conversation.
             images: Image files of each conversation, in the order of their tokens.
+            more: Tokens of text that will follow.
 
         Returns:
-            A function of indices of conversations of one length.
+            Indices of conversations of one length -> what they begin with.
         """
-        sight, ends = self._sight, Ends(self.source)
+        sight, ends = self.sight, Ends(self.source)
 
-        def embed(batch: Sequence[int]) -> tuple[Tensor, Media | None]:
+        def begin(batch: Sequence[int]) -> Beginning:
             ids = torch.tensor([tokens[index] for index in batch])
-            hidden = ends.embed(ids)
-            return hidden, sight.show_(hidden, ids, [images[index] for index in batch])
+            hidden, places = ends.embed(ids), []
+            for row, index in enumerate(batch):
+                sight.place_(hidden[row], ids[row], images[index])
+                places.append(sight.positions(ids[row], images[index], more))
+            placed = [positions for positions in places if positions is not None]
+            media = sight.media(ids, [images[index] for index in batch], more)
+            return Beginning(hidden, torch.stack(placed) if placed else None, media)
 
-        return embed
+        return begin
 
 
 def caption_tokens(
-    tokenizer: PreTrainedTokenizerBase, vision: StillSpec, pair: ImageText, bos: int | None = None
+    tokenizer: PreTrainedTokenizerBase, sight: Sight, pair: ImageText, bos: int | None = None
 ) -> TokenizedContinuation:
     """Returns the tokens of a conversation whose last message is scored.
 
     Args:
         tokenizer: The model's tokenizer.
-        vision: How the model sees images.
+        sight: How the model sees images.
         pair: The conversation.
         bos: Token that it begins with; None without one.
 
     Raises:
-        UsageError: The last message is not an assistant's, is empty, has a picture in it, or is the only one.
+        UsageError: The last message is not an assistant's, is empty, has a picture in it, or is the only one; or a
+            picture cannot be read.
     """
     *before, (role, caption) = pair.messages
     if role != _ASSISTANT or not caption.strip() or MARKER in caption or not before:
@@ -146,9 +145,9 @@ def caption_tokens(
             where=pair.where,
             fix="put the text about the picture into the last message.",
         )
-    seen, _, question = written(vision, pair).rpartition(MARKER)
+    seen, _, question = written(sight.vision, pair).rpartition(MARKER)
     end = len(question) - len(caption)
     asked = tokenize(tokenizer, Continuation(question[:end], question[end:].rstrip()))
     begin = () if bos is None else (bos,)
-    tokens = (*begin, *conversation_tokens(tokenizer, vision, seen + MARKER), *asked.tokens)
+    tokens = (*begin, *conversation_tokens(tokenizer, sight, seen + MARKER, pair.images), *asked.tokens)
     return TokenizedContinuation(tokens, asked.scored)

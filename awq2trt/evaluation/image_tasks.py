@@ -115,21 +115,22 @@ def _written(model: CaptionedModel, pairs: Sequence[ImageText], progress: Progre
     longest = max(len(prompt) for prompt in prompts) + LONGEST_CAPTION
     runner, ends = BlockRunner.for_positions(source.spec, longest), Ends(source)
     blocks = [load_block(source, layer) for layer in range(source.spec.num_layers)]
-    embed, stops = model.embedding(prompts, [pair.images for pair in pairs]), _stops(model)
+    begin, stops = model.beginning(prompts, [pair.images for pair in pairs], LONGEST_CAPTION), _stops(model)
     with torch.inference_mode(), progress.task(description, total=len(pairs)) as advance:
         for batch in _batches([len(prompt) for prompt in prompts], _bytes_per_position(source.spec)):
-            hidden, media = embed(batch)
+            begun = begin(batch)
+            hidden, own = begun.hidden, runner.placed(begun.positions, begun.media)
             caches = [KeyValueCache.empty(source.spec, len(batch), hidden.shape[1] + LONGEST_CAPTION) for _ in blocks]
             written: list[list[int]] = [[] for _ in batch]
             for _ in range(LONGEST_CAPTION):
                 for layer, (weights, cache) in enumerate(zip(blocks, caches, strict=True)):
-                    hidden = runner.run(weights, hidden, layer=layer, cache=cache, media=media)
+                    hidden = own.run(weights, hidden, layer=layer, cache=cache)
                 best = ends.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)  # [captions, 1]
                 for tokens, token in zip(written, best[:, 0].tolist(), strict=True):
                     tokens.append(token)
                 if all(stops & set(tokens) for tokens in written):
                     break
-                hidden, media = ends.embed(best, start=caches[0].length), media and media.behind()
+                hidden = ends.embed(best, start=caches[0].length)
             for index, tokens in zip(batch, written, strict=True):
                 captions[index] = _text(model, tokens, stops)
             advance(len(batch))

@@ -46,11 +46,6 @@ class LogitsBackend(Protocol):
         """Yields the scores after every token, float32 [s, V] at a time."""
 
 
-Embed = Callable[[Sequence[int]], tuple[Tensor, Media | None]]
-"""Takes indices of requests of one length; returns the residual stream before the first block, fp32 [requests, S,
-hidden_size], and what blocks attend to."""
-
-
 @dataclass(frozen=True)
 class TokenizedContinuation:
     """A text whose end is scored, in tokens.
@@ -86,13 +81,28 @@ def tokenize(
     return TokenizedContinuation((*start, *whole), len(whole) - len(context))
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What the first block reads of texts of one length.
+
+    Attributes:
+        hidden: fp32 [texts, S, hidden_size].
+        positions: As of `BlockRunner.placed`, like `media`.
+        media: What the texts see, if blocks attend to images.
+    """
+
+    hidden: Tensor
+    positions: Tensor | None = None
+    media: Media | None = None
+
+
 def torch_scores(
     source: ModelSource,
     requests: Sequence[TokenizedContinuation],
     progress: Progress,
     description: str,
     *,
-    embed: Embed | None = None,
+    begin: Callable[[Sequence[int]], Beginning] | None = None,
 ) -> list[Score]:
     """Scores texts with the PyTorch decoder, in fp32, with one block in memory at a time.
 
@@ -101,7 +111,8 @@ def torch_scores(
         requests: What to score.
         progress: Counts the blocks.
         description: Description of the task.
-        embed: What is read instead of the tokens' embeddings; None for these.
+        begin: Says what the first block reads, for indices of requests of one length; None for their tokens'
+            embeddings.
 
     Raises:
         UsageError: A text is longer than the model has positions.
@@ -111,17 +122,19 @@ def torch_scores(
     chunks = list(_chunks(requests, CHUNK_BYTES // (_FP32_BYTES * source.spec.hidden_size)))
     scores: dict[int, Score] = {}
     ends = Ends(source)
-    begin = embed or (lambda batch: (ends.embed(torch.tensor([requests[index].tokens for index in batch])), None))
+    begin = begin or (lambda batch: Beginning(ends.embed(torch.tensor([requests[index].tokens for index in batch]))))
     with torch.inference_mode(), progress.task(description, len(chunks) * source.spec.num_layers) as advance:
         for chunk in chunks:
             batches = list(_batches(requests, chunk))
             runner = BlockRunner.for_positions(source.spec, max(len(requests[index].tokens) for index in chunk))
-            hidden = [begin(batch) for batch in batches]  # with what blocks attend to
+            begun = [begin(batch) for batch in batches]
+            runners = [runner.placed(one.positions, one.media) for one in begun]
+            hidden = [one.hidden for one in begun]
             for layer in range(source.spec.num_layers):
                 weights = load_block(source, layer)
-                hidden = [(runner.run(weights, batch, layer=layer, media=media), media) for batch, media in hidden]
+                hidden = [own.run(weights, batch, layer=layer) for own, batch in zip(runners, hidden, strict=True)]
                 advance(1)
-            for batch, (outputs, _) in zip(batches, hidden, strict=True):
+            for batch, outputs in zip(batches, hidden, strict=True):
                 for index, output in zip(batch, outputs, strict=True):
                     scores[index] = _score(requests[index], ends.logits(_before_scored(output, requests[index])))
     return [scores[index] for index in range(len(requests))]

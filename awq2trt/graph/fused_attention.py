@@ -208,7 +208,7 @@ def _match_heads(value: ir.Value) -> _Heads:
         rotary = maker(value, "RotaryEmbedding")
         value, tables = take(rotary, 0), (take(rotary, 1), take(rotary, 2))
         _need_positions(take(rotary, 3))
-        rotary_dim = 2 * int(tensor_of(tables[0]).shape.numpy()[1])
+        rotary_dim = 2 * _pairs_of(tables[0])
         need(integer_attribute(rotary, "rotary_embedding_dim", 0) in (0, rotary_dim))
         interleaved = integer_attribute(rotary, "interleaved", 0)
     gain, norm_eps = None, 0.0
@@ -231,6 +231,14 @@ def _match_heads(value: ir.Value) -> _Heads:
     need(gain is None or tensor_of(gain).size == shape[3])
     need(bool(rotary_dim) == bool(tables))
     return _Heads(linear, shape[2], shape[3], clip, gain, norm_eps, tables, rotary_dim, interleaved)
+
+
+def _pairs_of(table: ir.Value) -> int:
+    """Channel pairs that a table of cosines or sines rotates; it is an initializer, or an input of the graph."""
+    pairs = table.shape[1] if table.shape is not None and table.is_graph_input() else tensor_of(table).shape[1]
+    if not isinstance(pairs, int):
+        raise NoMatchError
+    return pairs
 
 
 def _match_mask(mask: ir.Value) -> _Mask:

@@ -17,7 +17,17 @@ import onnx_ir as ir
 from awq2trt import opset
 from awq2trt.errors import ArtifactError
 from awq2trt.foreign_files import reading
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS, MODEL_FILE, cache_names, scale_name
+from awq2trt.io_contract import (
+    CACHE_POSITION,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LOGITS,
+    MODEL_FILE,
+    ROTARY_COS,
+    ROTARY_SIN,
+    cache_names,
+    scale_name,
+)
 
 _EXPORT_AGAIN: Final = "export the model again: awq2trt export CHECKPOINT -o DIR"
 
@@ -56,6 +66,7 @@ class DecoderSizes:
         dtype: Type of the logits, and of the scales of a cache of codes.
         cache_dtype: Type of keys and values in the cache.
         hidden_size: Width of the embeddings that it reads; None where it reads tokens.
+        tables: Shape of its rotary tables where they are inputs; None where the graph has them.
     """
 
     num_layers: int
@@ -66,6 +77,7 @@ class DecoderSizes:
     dtype: ir.DataType
     cache_dtype: ir.DataType
     hidden_size: int | None = None
+    tables: tuple[int, int] | None = None
 
     @property
     def caches(self) -> tuple[CacheTensor, ...]:
@@ -214,4 +226,6 @@ def read_sizes(model: ir.Model, path: Path, free_capacity: int | None = None) ->
         )
     embeddings = values[INPUTS_EMBEDS].shape if INPUTS_EMBEDS in values else None
     hidden = None if embeddings is None else int(embeddings[2])  # type: ignore[arg-type]  # declared so
-    return DecoderSizes(layers, heads, head_dim, capacity, vocab_size, logits.dtype, cache.dtype, hidden)
+    tables = values[ROTARY_COS].shape if ROTARY_COS in values and ROTARY_SIN in values else None
+    shape = None if tables is None else (int(tables[0]), int(tables[1]))  # type: ignore[arg-type]  # declared so
+    return DecoderSizes(layers, heads, head_dim, capacity, vocab_size, logits.dtype, cache.dtype, hidden, shape)

@@ -17,14 +17,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from awq2trt.errors import UsageError
 from awq2trt.foreign_files import reading
+from awq2trt.models.vision.prepared import MOST_ELONGATED
 
 MOST_PIXELS: Final = 1 << 27
 """Images with more pixels are refused: 134 million take 400 MB as RGB. The largest sensors on sale have 150 million,
 and phones have 200 million in a mode that few people use."""
-
-MOST_ELONGATED: Final = 200
-"""Images with a larger ratio of their sides are refused, as by Qwen2-VL's processor: a tower would see nothing in them.
-"""
 
 _AGAIN: Final = "copy it again, or save it anew."
 

@@ -11,7 +11,7 @@ import json
 import math
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
@@ -21,9 +21,9 @@ import onnx
 import onnx_ir as ir
 
 from awq2trt import opset
-from awq2trt.artifact.golden import DESCRIPTION_FILE, loosen_golden_, read_golden
+from awq2trt.artifact.golden import DESCRIPTION_FILE, TABLES, loosen_golden_, read_golden
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.artifact.records import GraphRecord, KitRecord
+from awq2trt.artifact.records import Contents, GraphRecord, KitRecord
 from awq2trt.engine.predict import Footprint
 from awq2trt.engine.profiles import decoder_profiles, profiles_beside
 from awq2trt.errors import UnsupportedError
@@ -32,8 +32,8 @@ from awq2trt.graph.fusion import fuse_
 from awq2trt.graph.int8_cache import int8_contract, quantize_cache_
 from awq2trt.graph.provider_file import save_model
 from awq2trt.graph.read import load_model, open_decoder, operators_of
-from awq2trt.io_contract import DECODER, MODEL_FILE, WEIGHTS_FILE, IoContract, TensorContract
-from awq2trt.kit.graph_settings import graph_settings
+from awq2trt.io_contract import DECODER, MODEL_FILE, VISION, WEIGHTS_FILE, IoContract, TensorContract
+from awq2trt.kit.graph_settings import graph_settings, is_free
 from awq2trt.machine.foreign_library import KitPlugin
 from awq2trt.machine.plugin_library import LIBRARY_NAME
 from awq2trt.target import JetPack, Target
@@ -97,8 +97,9 @@ def longest_prefill(capacity: int, *, fused: bool) -> int:
     return capacity if fused else min(capacity, _LONGEST_UNFUSED_PREFILL)
 
 
-def kit_record(plan: KitPlan, beside: Sequence[str] = ()) -> KitRecord:
-    """What the manifest says about the kit, whose model has graphs of these names beside its decoder."""
+def kit_record(plan: KitPlan, contents: Contents) -> KitRecord:
+    """What the manifest says about the kit of an exported model."""
+    vision = contents.model.vision if contents.model else None
     return KitRecord(
         target=plan.target.name,
         compute_capability=plan.target.capability_names[0],
@@ -108,7 +109,7 @@ def kit_record(plan: KitPlan, beside: Sequence[str] = ()) -> KitRecord:
         plugin_version=plan.plugin.library.version if plan.plugin.library else __version__,
         plugin_cuda=plan.plugin.library.cuda if plan.plugin.library else None,
         profiles={DECODER: decoder_profiles(plan.longest_prefill)}
-        | {name: profiles_beside(name, plan.longest_prefill) for name in beside},
+        | {name: profiles_beside(name, plan.longest_prefill, vision) for name in contents.beside},
         build_bytes=plan.footprint.build_bytes,
         run_bytes=plan.footprint.run_bytes,
         disk_bytes=_engine_bytes(plan),
@@ -160,9 +161,10 @@ def write_kit(
             _write_beside(models[graph.model], directory / graph.model, plan)
     _write_plugin(plan, directory)
     _copy_files(plan.runtime, directory / RUNTIME_FOLDER)
-    golden = {"golden_calls": "", "golden_tolerance": "0", "golden_vision_tolerance": "0"}
+    golden = dict.fromkeys(("golden_calls", "golden_tables", "golden_vision_inputs", "golden_vision_shapes"), "")
+    golden |= {"golden_tolerance": "0", "golden_vision_tolerance": "0"}
     if DESCRIPTION_FILE in names:
-        golden |= _golden_settings(directory)
+        golden |= _golden_settings(directory, graphs)
     shutil.copyfile(_HERE / SCRIPT_FILE, directory / SCRIPT_FILE)
     (directory / SCRIPT_FILE).chmod(0o755)
     (directory / README_FILE).write_text(_readme(plan, record, sizes.capacity), encoding="utf-8")
@@ -263,14 +265,24 @@ def _settings(plan: KitPlan, record: KitRecord) -> dict[str, str]:
     }
 
 
-def _golden_settings(directory: Path) -> dict[str, str]:
-    """The golden calls that begin a conversation, since trtexec runs each by itself, and the tolerance of all calls."""
+def _golden_settings(directory: Path, graphs: Mapping[str, GraphRecord]) -> dict[str, str]:
+    """The golden calls that begin a conversation, since trtexec runs each by itself, and the tolerance of all calls.
+
+    Of a model that sees, also the inputs of its golden image, with the shapes of those whose length is free.
+    """
     golden = read_golden(directory)
-    files = json.loads((directory / DESCRIPTION_FILE).read_bytes())["calls"]
-    names = [entry["name"] for entry in files if entry["cache_position"] == 0]
+    description = json.loads((directory / DESCRIPTION_FILE).read_bytes())
+    names = [entry["name"] for entry in description["calls"] if entry["cache_position"] == 0]
     settings = {"golden_calls": " ".join(names), "golden_tolerance": f"{golden.relative_tolerance:g}"}
-    if golden.image is not None:
-        settings["golden_vision_tolerance"] = f"{golden.image.relative_tolerance:g}"
+    settings["golden_tables"] = " ".join(description.get(TABLES, {"files": {}})["files"])
+    if golden.image is not None and VISION in graphs:
+        inputs = golden.image.inputs
+        free = [t.name for t in graphs[VISION].io.inputs if any(is_free(axis) for axis in t.shape)]
+        settings |= {
+            "golden_vision_inputs": " ".join(inputs),
+            "golden_vision_shapes": ",".join(f"{name}:{'x'.join(map(str, inputs[name].shape))}" for name in free),
+            "golden_vision_tolerance": f"{golden.image.relative_tolerance:g}",
+        }
     return settings
 
 

@@ -340,13 +340,27 @@ check_answer() {
 
 decode_float() { od -An -v -tf4 "$1" | tr -s ' ' '\n' | sed '/^$/d'; }
 
+# loaded PREFIX NAME...: what trtexec loads inputs from, each from the file PREFIX.NAME.bin.
+loaded() {
+    prefix=$1
+    shift
+    separator=
+    for each; do
+        printf '%s%s:%s.%s.bin' "$separator" "$each" "$prefix" "$each"
+        separator=,
+    done
+}
+
 check_answers() {
     check_disk 'checking the answers' "$kit_check_mib" # trtexec writes the cache to disk, too
     folder=$(pwd)
+    # shellcheck disable=SC2086 # several names
+    tables=$(loaded "$folder/golden" $kit_golden_tables)
     case " $kit_graphs " in
     *' vision '*)
         golden=$folder/golden.vision
-        check_answer vision vision.engine '' "pixel_values:$golden.pixel_values.bin" \
+        # shellcheck disable=SC2086 # several names
+        check_answer vision vision.engine "$kit_golden_vision_shapes" "$(loaded "$golden" $kit_golden_vision_inputs)" \
             image_embeddings "$golden.image_embeddings.bin" decode_float 10 "$kit_golden_vision_tolerance"
         ;;
     esac
@@ -361,7 +375,7 @@ check_answers() {
             ;;
         esac
         check_answer "$call" model.engine "$kit_new_tokens:1x$tokens$kit_new_tokens_row" \
-            "$kit_new_tokens:$golden.$kit_new_tokens.bin,cache_position:$golden.cache_position.bin" \
+            "$(loaded "$golden" "$kit_new_tokens" cache_position)${tables:+,$tables}" \
             logits "$golden.logits.bin" decode_float "$kit_fraction_bits" "$kit_golden_tolerance"
     done
     for each in $kit_graphs; do

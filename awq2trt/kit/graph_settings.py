@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from awq2trt.artifact.records import GraphRecord, Profiles
 from awq2trt.engine.profiles import contract_shapes
+from awq2trt.graph.basic_ops import ONE
 from awq2trt.graph.read import operators_of
-from awq2trt.io_contract import DECODER, NEW_TOKENS, SEQUENCE, IoContract
+from awq2trt.io_contract import DECODER, NEW_TOKENS, IoContract
 
 
 def graph_settings(
@@ -41,9 +42,14 @@ def graph_settings(
     }
 
 
+def is_free(axis: int | str) -> bool:
+    """Whether an axis has no fixed length on a Jetson."""
+    return isinstance(axis, str) and axis not in ONE
+
+
 def _profile_options(contract: IoContract, profiles: Profiles, name: str) -> list[str]:
     """trtexec's options for a graph's profiles; none for one whose inputs have fixed shapes."""
-    free = [tensor.name for tensor in contract.inputs if SEQUENCE in tensor.shape]
+    free = [tensor.name for tensor in contract.inputs if any(is_free(axis) for axis in tensor.shape)]
     options = []
     for index, profile in enumerate(profiles[name] if free else ()):
         ranges = contract_shapes(profile, contract)

@@ -34,25 +34,23 @@ class Media:
     image_of: Tensor
 
     @classmethod
-    def of_texts(cls, tokens: Tensor, image_token: int, seen: Sequence[Tensor]) -> Media:
+    def of_texts(cls, tokens: Tensor, image_token: int, seen: Sequence[Tensor], more: int = 0) -> Media:
         """Assigns images to positions.
 
         Args:
             tokens: int64 [texts, S].
             image_token: The token that marks an image.
             seen: The pieces of each text's images, fp32 [images, pieces, width].
+            more: Tokens of text that will follow, which attend to the last image.
         """
         most = max(map(len, seen))
         padded = [F.pad(images, (0, 0, 0, 0, 0, most - len(images))) for images in seen]
-        return cls(torch.stack(padded), (tokens.to(padded[0].device) == image_token).cumsum(dim=-1))
+        markers = F.pad(tokens.to(padded[0].device) == image_token, (0, more))
+        return cls(torch.stack(padded), markers.cumsum(dim=-1))
 
-    def text(self, index: int) -> Media:
-        """The images of one text."""
-        return Media(self.pieces[index : index + 1], self.image_of[index : index + 1])
-
-    def behind(self) -> Media:
-        """What the next token of each text attends to, if it is no image."""
-        return Media(self.pieces, self.image_of[:, -1:])
+    def part(self, texts: slice | Tensor, positions: slice) -> Media:
+        """The images of some texts, as some of their positions see them."""
+        return Media(self.pieces[texts], self.image_of[texts, positions])
 
 
 def without_cross(spec: CrossAttentionSpec | None, weights: BlockWeights) -> dict[str, Tensor]:

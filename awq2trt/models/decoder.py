@@ -9,7 +9,7 @@ precision in which a checkpoint happens to be stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -25,6 +25,9 @@ from awq2trt.models.sources.base import Array, ModelSource
 
 Observer = Callable[[str, Tensor], None]
 """Called with the name of the first linear that reads an input, and that input [tokens, K] fp32."""
+
+Windows = slice | Tensor | None
+"""Which of a runner's sequences: indices; None for all."""
 
 HEAD_ROWS = 128
 """Positions whose logits are computed at once: 128 x 49,152 fp32 are 25 MB; larger pieces only miss the cache."""
@@ -76,7 +79,8 @@ class Rotary:
 
     Args:
         rope: The embedding.
-        short: cos and sin for texts within the original length, fp32 [positions, rotary_dim / 2].
+        short: cos and sin for texts within the original length, fp32 [positions, rotary_dim / 2], or [sequences,
+            positions, rotary_dim / 2] where each sequence has its own.
     """
 
     def __init__(self, rope: RopeSpec, short: tuple[Tensor, Tensor]) -> None:
@@ -89,10 +93,32 @@ class Rotary:
         """Makes tables for texts of at most `positions` tokens."""
         return cls(rope, _rotary_tables(rope, positions, 0))
 
-    def rotate(self, x: Tensor, start: int) -> Tensor:
-        """Rotates the last queries or keys, [batch, heads, S, head_dim] at positions start .. start + S - 1."""
+    def placed(self, positions: Tensor) -> Rotary:
+        """The same for sequences with positions of three numbers.
+
+        Args:
+            positions: Frame, row and column of every token, int64 [sequences, 3, S].
+        """
+        assert self._rope.sections is not None
+        of_pair = torch.repeat_interleave(torch.arange(3), torch.tensor(self._rope.sections))
+        rows = positions[:, of_pair].mT  # [sequences, S, rotary_dim / 2]
+        cos, sin = (table[rows, torch.arange(len(of_pair))] for table in self._short)
+        return Rotary(self._rope, (cos, sin))
+
+    def rotate(self, x: Tensor, start: int, windows: Windows = None) -> Tensor:
+        """Rotates the last queries or keys, [batch, heads, S, head_dim] at positions start .. start + S - 1.
+
+        Args:
+            x: They.
+            start: The first position.
+            windows: Which of the sequences they are, where each has its own tables.
+        """
         end = start + x.shape[2]
-        cos, sin = (table[start:end] for table in self._of_length(end))  # [S, rotary_dim / 2]
+        cos, sin = self._of_length(end)
+        if cos.ndim == 3:
+            chosen = slice(None) if windows is None else windows
+            cos, sin = (table[chosen].unsqueeze(1) for table in (cos, sin))  # [batch, 1, positions, rotary_dim / 2]
+        cos, sin = (table[..., start:end, :] for table in (cos, sin))
         first, second = x[..., : self._rope.rotary_dim].chunk(2, dim=-1)
         rotated = (first * cos - second * sin, second * cos + first * sin)
         return torch.cat((*rotated, x[..., self._rope.rotary_dim :]), dim=-1)
@@ -154,11 +180,13 @@ class BlockRunner:
         rotaries: Tables of its rotary embeddings, for every position that the runner will see.
         seen: Receives the range of every residual stream, every linear's output and the MLP's product; None for no
             measurement.
+        media: What its sequences see, if the decoder attends to images; None for text alone.
     """
 
     spec: DecoderSpec
     rotaries: Mapping[RopeSpec, Rotary]
     seen: ActivationRange | None = None
+    media: Media | None = None
 
     @classmethod
     def for_positions(cls, spec: DecoderSpec, positions: int, *, seen: ActivationRange | None = None) -> BlockRunner:
@@ -170,6 +198,18 @@ class BlockRunner:
         require_positions(spec, positions, where="the longest text", fix="use a shorter sequence.")
         return cls(spec, {rope: Rotary.for_positions(rope, positions) for rope in spec.ropes}, seen)
 
+    def placed(self, positions: Tensor | None, media: Media | None = None) -> BlockRunner:
+        """A runner for certain sequences with images, which have places in rows and columns, or are attended to.
+
+        Args:
+            positions: int64 [sequences, 3, S]; None for sequences that count tokens one by one.
+            media: What the sequences see; None if the decoder reads images, or for text alone.
+        """
+        rotaries = self.rotaries
+        if positions is not None:
+            rotaries = {rope: rotary.placed(positions) for rope, rotary in rotaries.items()}
+        return replace(self, rotaries=rotaries, media=media)
+
     def run(
         self,
         weights: BlockWeights,
@@ -178,7 +218,7 @@ class BlockRunner:
         layer: int,
         cache: KeyValueCache | None = None,
         observe: Observer | None = None,
-        media: Media | None = None,
+        windows: Windows = None,
     ) -> Tensor:
         """Runs one block, after what stands before it if its tensors are there.
 
@@ -188,16 +228,17 @@ class BlockRunner:
             layer: The block's number.
             cache: Keys and values before `hidden`; None if `hidden` starts at position 0.
             observe: Called with the input of every group of linears.
-            media: What `hidden` sees, if the decoder attends to images; None for text alone.
+            windows: Which of the sequences of `placed` these are.
 
         Returns:
             The residual stream after the block, same shape.
         """
         spec, names = self.spec, self.spec.block
-        hidden = self._look(self.look_at_images(weights, hidden, media))
+        start = cache.length if cache else 0
+        hidden = self._look(self.look_at_images(weights, hidden, start, windows))
         normed = self._norm(weights, names.input_norm, hidden)
         _report(observe, names.q_proj, normed)
-        context = self._attention(weights, normed, self.spec.layers[layer], cache)
+        context = self._attention(weights, normed, self.spec.layers[layer], cache, windows)
         _report(observe, names.o_proj, context)
         attended = self._norm(weights, names.post_attention_norm, self._linear(weights, names.o_proj, context))
         stream = hidden if spec.parallel else hidden + attended
@@ -209,12 +250,20 @@ class BlockRunner:
         output = self._norm(weights, names.post_mlp_norm, self._linear(weights, names.down_proj, inner))
         return self._look(hidden + attended + output if spec.parallel else stream + output)
 
-    def look_at_images(self, weights: BlockWeights, hidden: Tensor, media: Media | None) -> Tensor:
-        """The residual stream behind the cross-attention before a block; the same one if there is none."""
-        cross = self.spec.cross
+    def look_at_images(self, weights: BlockWeights, hidden: Tensor, start: int = 0, windows: Windows = None) -> Tensor:
+        """The residual stream behind the cross-attention before a block; the same one if there is none.
+
+        Args:
+            weights: The block's tensors.
+            hidden: fp32 [batch, S, hidden_size].
+            start: The first position.
+            windows: Which of the sequences of `placed` these are.
+        """
+        cross, chosen = self.spec.cross, slice(None) if windows is None else windows
         if cross is None or f"{cross.prefix}attn_gate" not in weights:
             return hidden
-        return look_at_images(cross, weights, self._look(hidden), media)
+        seen = self.media and self.media.part(chosen, slice(start, start + hidden.shape[1]))
+        return look_at_images(cross, weights, self._look(hidden), seen)
 
     def _mlp_inner(self, weights: BlockWeights, normed: Tensor) -> Tensor:
         """The input of down_proj, [batch, S, intermediate_size]."""
@@ -226,7 +275,7 @@ class BlockRunner:
         return inner if divisors is None else inner / divisors
 
     def _attention(
-        self, weights: BlockWeights, normed: Tensor, layer: LayerSpec, cache: KeyValueCache | None
+        self, weights: BlockWeights, normed: Tensor, layer: LayerSpec, cache: KeyValueCache | None, windows: Windows
     ) -> Tensor:
         """Grouped-query attention up to the output projection, [batch, S, num_heads * head_dim]."""
         spec, names = self.spec, self.spec.block
@@ -237,7 +286,7 @@ class BlockRunner:
         queries, keys = self._norm(weights, names.q_norm, queries), self._norm(weights, names.k_norm, keys)
         if layer.rope is not None:
             rotary = self.rotaries[layer.rope]
-            queries, keys = rotary.rotate(queries, start), rotary.rotate(keys, start)
+            queries, keys = rotary.rotate(queries, start, windows), rotary.rotate(keys, start, windows)
         if cache:
             keys, values = cache.append_(keys, values)
         context = _attend(spec, queries, keys, values, layer.sliding_window)
@@ -420,30 +469,26 @@ def run_blocks(
     source: ModelSource,
     hidden: Tensor,
     *,
+    runner: BlockRunner | None = None,
     progress: Callable[[int], None] | None = None,
-    seen: ActivationRange | None = None,
     factors: torch.dtype = torch.float32,
-    media: Media | None = None,
 ) -> Tensor:
     """Runs all blocks like `run_model`, beginning with the residual stream before the first block.
 
     Args:
         source: The model.
         hidden: fp32 [batch, S, hidden_size].
+        runner: Runs the blocks; None for sequences without images, of which nothing is to be measured.
         progress: Called with 1 after every block.
-        seen: Receives the range of activations.
         factors: Type of the linears' factors, see `with_linears_of`.
-        media: What the sequences see, if the decoder attends to images; None for text alone.
     """
-    runner = BlockRunner.for_positions(source.spec, hidden.shape[1], seen=seen)
+    runner = runner or BlockRunner.for_positions(source.spec, hidden.shape[1])
     for layer, stored in enumerate(load_blocks(source)):
         weights = with_linears_of(source.spec, stored, factors)
         # One sequence at a time keeps the MLP's [S, intermediate] activations small.
+        sequences = enumerate(hidden.split(1))
         hidden = torch.cat(
-            [
-                runner.run(weights, sequence, layer=layer, media=None if media is None else media.text(index))
-                for index, sequence in enumerate(hidden.split(1))
-            ]
+            [runner.run(weights, one, layer=layer, windows=slice(index, index + 1)) for index, one in sequences]
         )
         if progress:
             progress(1)

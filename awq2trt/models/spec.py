@@ -38,7 +38,9 @@ class ModelSpec:
                 vocab_size=spec.vocab_size,
                 max_positions=spec.max_positions,
                 tie_embeddings=spec.tie_embeddings,
-                ropes=tuple(RopeRecord(inv_freq=rope.inv_freq) for rope in ropes),
+                ropes=tuple(
+                    RopeRecord(inv_freq=rope.inv_freq, factor=rope.magnitude, sections=rope.sections) for rope in ropes
+                ),
                 rope_of_layer=tuple(None if layer.rope is None else ropes.index(layer.rope) for layer in spec.layers),
                 window_of_layer=tuple(layer.sliding_window for layer in spec.layers),
             ),

@@ -26,6 +26,9 @@ from awq2trt.io_contract import (
     LAST_POSITION_NODE,
     LOGITS,
     NEW_TOKENS,
+    ROTARY_COS,
+    ROTARY_SIN,
+    ROTARY_TABLES,
     SEQUENCE,
     CacheContract,
     IoContract,
@@ -81,6 +84,7 @@ def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
         inputs=(
             new,
             TensorContract(CACHE_POSITION, "int64", (BATCH,), "Cache slot of the first new token: tokens seen before."),
+            *_given_tables(spec, plan),
             *(TensorContract(past, name, cache_shape, before) for past in pasts),
         ),
         outputs=(
@@ -92,6 +96,18 @@ def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
         ),
         cache=CacheContract(name, CACHE_LAYOUT, plan.capacity),
     )
+
+
+def _given_tables(spec: DecoderSpec, plan: GraphPlan) -> list[TensorContract]:
+    """Tables that are inputs, since positions have three numbers, which only whoever runs the graph knows."""
+    mixed = [rope for rope in spec.ropes if rope.sections is not None]
+    shapes = [(plan.capacity, rope.rotary_dim // 2) for rope in mixed]
+    meaning = "{} of the angles of the token in every cache slot."
+    return [
+        TensorContract(name, plan.dtype.name.lower(), shape, meaning.format(kind))
+        for shape in shapes
+        for name, kind in zip(ROTARY_TABLES, ("Cosines", "Sines"), strict=True)
+    ]
 
 
 def build_decoder(spec: DecoderSpec, weights: Weights, plan: GraphPlan, on_block: Callable[[], None]) -> ir.Model:
@@ -378,7 +394,12 @@ class _DecoderBuilder:
         """Tables and rows that rotate the new tokens, for every embedding of the model."""
         capacity = int(self._inputs[cache_names("past", 1)[0]].shape[2])  # type: ignore[index, arg-type]
         nodes = Nodes(self._op, self._constant, self._positions, self._lengths)
-        return {rope: rotary_rows(nodes, index, rope, capacity) for index, rope in enumerate(self._spec.ropes)}
+        return {
+            rope: rotary_rows(nodes, index, rope, capacity)
+            if rope.sections is None
+            else RotaryRows(self._inputs[ROTARY_COS], self._inputs[ROTARY_SIN], self._positions)
+            for index, rope in enumerate(self._spec.ropes)
+        }
 
     def _lengths(self) -> ir.Value:
         """Tokens of each sequence, those in the cache and the new ones, int64 [B, 1]."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from awq2trt.artifact.records import GraphRecord
 from awq2trt.io_contract import DECODER, EMBEDDING, EMBEDDING_FILE, MODEL_FILE, VISION, VISION_FILE
-from awq2trt.models.vision.description import VisionSpec
+from awq2trt.models.vision.description import SeeingSpec
 from awq2trt.onnx_export.embedding_graph import export_embedding
 from awq2trt.onnx_export.model import ExportResult, export_onnx
 from awq2trt.onnx_export.streamed_weights import Checkpoint
@@ -32,7 +32,7 @@ class SeeingCheckpoint(Checkpoint, Protocol):
     """A checkpoint that may be of a model that sees."""
 
     @property
-    def still_vision(self) -> VisionSpec | None:
+    def vision(self) -> SeeingSpec | None:
         """How it sees; None for a model of text."""
 
     def vision_tensors(self) -> Mapping[str, NDArray[np.generic]]:
@@ -69,7 +69,7 @@ def export_graphs(
         ArtifactError: The files cannot be written.
     """
     progress = progress or SilentProgress()
-    vision = checkpoint.still_vision
+    vision = checkpoint.vision
     decoder = export_onnx(checkpoint, directory, options=options, embeds=vision is not None, progress=progress)
     records = {DECODER: GraphRecord(model=MODEL_FILE, io=decoder.contract)}
     if vision is not None:

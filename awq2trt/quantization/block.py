@@ -19,7 +19,7 @@ from awq2trt.quantization.correction import Pursuit
 from awq2trt.quantization.dealing import Rows, deal, dealt_unevenly
 from awq2trt.quantization.descent import descend
 from awq2trt.quantization.fold import fold_scales_
-from awq2trt.quantization.gptq import gptq_round
+from awq2trt.quantization.gptq import GptqOptions, gptq_round
 from awq2trt.quantization.grids import cut_share, search_grids
 from awq2trt.quantization.learning import Lesson, learn_codes
 from awq2trt.quantization.linear_input import LinearInput, scaled_before
@@ -42,6 +42,9 @@ from awq2trt.tracing import span
 
 REPORT_ROWS: Final = 512
 """Rows on which a linear's errors are measured; all rows of a large one would take as long as its search."""
+
+COMPENSATED: Final = GptqOptions(damping=0, precision=torch.float32)
+"""How codes begin where `SearchOptions.compensated`: E[x x^T] has been damped for the search."""
 
 Statistics = Mapping[str, InputStatistics]
 """Input statistics by the first balance layer of each scale group."""
@@ -122,7 +125,12 @@ def run_block(
     """Returns a block's outputs for fp32 [samples, seqlen, hidden_size]; runs one sequence at a time to save memory."""
     if not len(hidden):  # a rank may have no window
         return hidden
-    return torch.cat([runner.run(weights, sequence, layer=layer, observe=observe) for sequence in hidden.split(1)])
+    return torch.cat(
+        [
+            runner.run(weights, sequence, layer=layer, observe=observe, windows=slice(index, index + 1))
+            for index, sequence in enumerate(hidden.split(1))
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -309,6 +317,8 @@ def _quantized_shares(whole: _Rows, shares: Sequence[Share], method: BlockMethod
     gram = whole.seen.gram() if whole.seen and mine else None
     if gram is not None:
         require_finite(gram, whole.where)
+        if method.search is not None:
+            gram.diagonal().mul_(1 + method.search.damping)
     found = [
         Rounded.of_pieces([_quantized_piece(rows.part(piece), gram, method) for piece in rows.shape.pieces()])
         for rows in mine
@@ -352,8 +362,8 @@ def _round(
 ) -> Rounded:
     """Chooses the codes of one linear, on the grid that was found if there is one."""
     scheme = method.scheme
-    if gram is not None and method.gptq:
-        return gptq_round(weight, gram, scheme, method.gptq, grid=grid, where=where)
+    if gram is not None and (method.gptq or (method.search and method.search.compensated)):
+        return gptq_round(weight, gram, scheme, method.gptq or COMPENSATED, grid=grid, where=where)
     return round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
 
 

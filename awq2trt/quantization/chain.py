@@ -42,11 +42,14 @@ class Streams:
     Attributes:
         hidden: fp32 [samples, seqlen, hidden_size]: the quantized model's if the method is sequential.
         original: The original model's, for a method that compares blocks with it.
+        positions: Positions of the tokens, as `BlockRunner.placed` takes them: int64 [samples, 3, seqlen]; None where
+            tokens are counted one by one.
         media: What the windows see, if the decoder attends to images; None for text alone.
     """
 
     hidden: Tensor
     original: Tensor | None
+    positions: Tensor | None = None
     media: Media | None = None
 
 
@@ -111,7 +114,7 @@ class Chain:
         same = replace(self, method=replace(self.method, scheme=self.ranks.told(self.method.scheme)))
         own = self._scattered(streams)
         samples, seqlen = self.ranks.told(None if streams is None else tuple(streams.hidden.shape[:2])) or (0, 0)
-        runner = BlockRunner.for_positions(self.source.spec, seqlen)
+        runner = BlockRunner.for_positions(self.source.spec, seqlen).placed(own.positions, own.media)
         if first:
             progress.note(f"continuing after {first} of {layers} blocks")
         blocks = load_blocks(self.source, first)
@@ -173,7 +176,7 @@ class Chain:
             with span("run the quantized block", block=layer):
                 outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
         block = replace(block, norms=block.norms | {name: whole[name] for name in spec.cross_shapes(layer)})
-        return block, Streams(outputs, original, before.media), self.ranks.largest(seen.largest)
+        return block, replace(before, hidden=outputs, original=original), self.ranks.largest(seen.largest)
 
     def _require_finite(self, outputs: Tensor, prefix: str) -> None:
         """Refuses outputs of a block that are NaN or infinite on any rank."""
@@ -187,16 +190,20 @@ class Chain:
     def _scattered(self, streams: Streams | None) -> Streams:
         """Returns this rank's windows of a tensor that the first rank has."""
         learns = self.ranks.told(streams is not None and streams.original is not None)
+        placed = self.ranks.told(streams is not None and streams.positions is not None)
         hidden = self.ranks.scattered(streams.hidden if streams else None)
         original = self.ranks.scattered(streams.original if streams else None) if learns else None
-        return Streams(hidden, original, self._scattered_media(streams.media if streams else None))
+        # Whole numbers up to 2^24 are exact in fp32, which ranks send to each other.
+        positions = streams.positions.float() if streams and streams.positions is not None else None
+        own = self.ranks.scattered(positions).long() if placed else None
+        return Streams(hidden, original, own, self._scattered_media(streams.media if streams else None))
 
     def _scattered_media(self, media: Media | None) -> Media | None:
         """Returns what this rank's windows see."""
         if not self.ranks.told(media is not None):
             return None
         pieces = self.ranks.scattered(media.pieces if media else None)
-        image_of = self.ranks.scattered(media.image_of.float() if media else None)  # ranks send fp32
+        image_of = self.ranks.scattered(media.image_of.float() if media else None)
         return Media(pieces, image_of.long())
 
     def _gathered(self, own: Streams, samples: int) -> Streams | None:
@@ -216,7 +223,7 @@ def _behind_images(runner: BlockRunner, layer: int, weights: Mapping[str, Tensor
             return hidden
         return torch.cat(
             [
-                runner.look_at_images(weights, window, before.media and before.media.text(index))
+                runner.look_at_images(weights, window, windows=slice(index, index + 1))
                 for index, window in enumerate(hidden.split(1))
             ]
         )
@@ -225,4 +232,4 @@ def _behind_images(runner: BlockRunner, layer: int, weights: Mapping[str, Tensor
         hidden = looked(before.hidden)
         assert hidden is not None
         same = before.original is before.hidden
-        return Streams(hidden, hidden if same else looked(before.original), before.media)
+        return replace(before, hidden=hidden, original=hidden if same else looked(before.original))

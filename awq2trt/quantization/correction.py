@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from awq2trt.machine.ranks import ALONE, Ranks
-from awq2trt.models.decoder import Observer
+from awq2trt.models.decoder import Observer, Windows
 from awq2trt.models.families import DecoderSpec, ScaleGroup
 from awq2trt.quantization.statistics import InputStatistics, require_finite
 
@@ -43,8 +44,15 @@ class CorrectionOptions:
 class RunObserved(Protocol):
     """A block: tensors and its inputs [samples, seqlen, hidden_size] -> its outputs, same shape."""
 
-    def __call__(self, weights: Mapping[str, Tensor], hidden: Tensor, *, observe: Observer | None = None) -> Tensor:
-        """Runs it; `observe` sees the inputs of its linears."""
+    def __call__(
+        self,
+        weights: Mapping[str, Tensor],
+        hidden: Tensor,
+        *,
+        observe: Observer | None = None,
+        windows: Windows = None,
+    ) -> Tensor:
+        """Runs it; `observe` sees the inputs of its linears, `windows` are those that `hidden` belongs to."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,10 @@ class Pursuit:
             InputStatistics.empty(columns), torch.zeros(columns, columns), torch.zeros(rows, columns) if joins else None
         )
         for index in range(len(self.inputs)):  # not split(), which makes one piece of nothing, as a rank may have
-            hidden, wanted = self.inputs[index : index + 1], self.originals[index : index + 1]
-            seen, should = _read(self.run, current, hidden, name), _read(self.run, original, wanted, name)
+            window = slice(index, index + 1)
+            hidden, wanted = self.inputs[window], self.originals[window]
+            run = partial(self.run, windows=window)
+            seen, should = _read(run, current, hidden, name), _read(run, original, wanted, name)
             found.seen.add_(seen[name])
             found.of_input.addmm_((should[name] - seen[name]).T, seen[name])
             if found.of_stream is not None:

@@ -18,9 +18,9 @@ columns of it as tensors take 730.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from functools import cache
+from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -82,14 +82,14 @@ def _descend_on_cpu(
     shape = (*moments.shape[:2], -1)
     slope = (rounded.dequantize(scheme) - weight) @ gram  # half the derivative of each row's own output error
     steps = rounded.grid.scales.squeeze(-1).repeat_interleave(length, dim=1)
-    codes = rounded.codes.clone()
+    codes, descend_panel_ = rounded.codes.clone(), _compiled()
     for _ in range(passes):
         before = codes.clone()
         for start in range(0, columns, PANEL):
             own = slice(start, min(start + PANEL, columns))
             found, step = codes[:, own].contiguous(), steps[:, own].contiguous()
             views = (value.view(shape).numpy() for value in (found, slope[:, own].contiguous(), step, moments))
-            _descend_panel(*views, gram[own, own].contiguous().numpy(), scheme.levels - 1)
+            descend_panel_(*views, gram[own, own].contiguous().numpy(), scheme.levels - 1)
             change = (found - codes[:, own]).mul_(step)
             slope.addmm_(change, gram[own])
             codes[:, own] = found
@@ -129,4 +129,10 @@ def _descend_rows(codes: Any, slope: Any, steps: Any, moments: Any, gram: Any, l
                         slope[head, row, index] += gram[column, index] * change
 
 
-_descend_panel: Final[Callable[..., None]] = numba.njit(cache=True, nogil=True)(_descend_rows)
+@cache
+def _compiled() -> Callable[..., None]:
+    """`_descend_rows` as machine code. Only efforts that descend on a CPU wait the second that loading numba takes."""
+    import numba
+
+    compiled: Callable[..., None] = numba.njit(cache=True, nogil=True)(_descend_rows)
+    return compiled

@@ -26,6 +26,9 @@ class SearchOptions:
         grids: How rounding grids are searched.
         grids_of_scores: Whether grids for q and k are searched, too. llm-awq keeps their complete range, since limiting
             |w| there changes attention scores; grids whose ends are searched separately help there as elsewhere.
+        damping: Added to the diagonal of E[x x^T], as a share of each channel's own, for choosing grids and codes. What
+            the calibration text shows of how channels go together is an estimate; another text agrees with less of it.
+        compensated: Whether codes begin as GPTQ's on the grids that were found, not as the nearest. It needs damping.
         code_passes: Number of passes of coordinate descent on codes over all columns.
         score_passes: Number of later passes for q and k, on the error of attention scores instead of their own outputs.
         sequential: Whether a block's inputs come from the quantized blocks before it, not from the original ones.
@@ -36,6 +39,8 @@ class SearchOptions:
     scales: ScaleOptions
     grids: GridOptions
     grids_of_scores: bool
+    damping: float = 0.0
+    compensated: bool = False
     code_passes: int = 0
     score_passes: int = 0
     sequential: bool = False
@@ -45,7 +50,7 @@ class SearchOptions:
     @property
     def keeps_nearest(self) -> bool:
         """Whether every code stays the nearest to its weight on the grid that was found."""
-        return not (self.code_passes or self.score_passes or self.correct or self.learn)
+        return not (self.compensated or self.code_passes or self.score_passes or self.correct or self.learn)
 
 
 EFFORTS: Final[dict[str, SearchOptions]] = {
@@ -57,6 +62,8 @@ EFFORTS: Final[dict[str, SearchOptions]] = {
         ScaleOptions(),
         GridOptions(),
         grids_of_scores=True,
+        damping=0.3,
+        compensated=True,
         code_passes=4,
         score_passes=3,
         sequential=True,

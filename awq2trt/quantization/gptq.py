@@ -14,15 +14,18 @@ then.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
 from awq2trt.machine.device import CPU
 from awq2trt.quantization.panels import PANEL, has_kernels
-from awq2trt.quantization.rounding import GroupGrid, Rounded, group_grid, round_to_codes, to_groups
+from awq2trt.quantization.rounding import GroupGrid, Rounded, group_grid, to_groups
 from awq2trt.quantization.statistics import require_finite
 from awq2trt.scheme import QuantScheme
 
@@ -37,10 +40,13 @@ class GptqOptions:
     Attributes:
         act_order: Whether columns are rounded by decreasing E[x_k^2] instead of from left to right.
         damping: The damping as a share of the mean of H's diagonal.
+        precision: The type in which H is factored. G is the square of activations, and has a condition number that fp32
+            does not bear unless each channel is damped.
     """
 
     act_order: bool = True
     damping: float = DAMPING
+    precision: torch.dtype = torch.float64
 
 
 def gptq_round(
@@ -75,7 +81,7 @@ def gptq_round(
     order = torch.arange(weight.shape[1], device=home)
     if options.act_order:
         order = gram.diagonal().argsort(descending=True, stable=True)
-    spread = _error_spread(gram[order][:, order], options.damping).to(weight.dtype)
+    spread = _error_spread(gram, order, options).to(weight.dtype)
     if grid is not None and has_kernels(weight):
         return _round_by_kernels(weight, spread, order, grid, scheme)
     return _round_on_cpu(weight, spread, order, grid, scheme).to(device)
@@ -99,73 +105,71 @@ def _round_on_cpu(
 ) -> Rounded:
     columns, length = weight.shape[1], scheme.group_of(weight.shape[1])
     remaining = weight[:, order]  # a copy of what is still to be rounded, updated as errors spread
-    codes = torch.empty_like(weight)
-    grids = _Grids.given(grid, scheme) if grid else _Grids.to_make(weight, scheme)
-    for start in range(0, columns, PANEL):
+    codes, start = torch.empty_like(weight), 0
+    shape = (len(weight), scheme.groups(columns))
+    scales = grid.scales.squeeze(-1) if grid else weight.new_ones(shape)
+    zeros = grid.zeros.squeeze(-1) if grid else weight.new_zeros(shape)
+    while start < columns:
         end = min(start + PANEL, columns)
-        panel, errors = remaining[:, start:end].clone(), torch.empty_like(remaining[:, start:end])
-        for index in range(end - start):
-            column = int(order[start + index])
-            if not grids.known(column // length):
-                # From left to right, so that the group's columns are adjacent: all in this panel or, for a group longer
-                # than a panel, beginning with its first column.
-                members = panel[:, index : index + length] if length <= PANEL else remaining[:, start : start + length]
-                grids.make_(column // length, members)
-            scales, zeros = grids.of(column // length)
-            code = round_to_codes(panel[:, index], GroupGrid(scales, zeros), scheme)
-            errors[:, index] = (panel[:, index] - (code - zeros) * scales) / spread[start + index, start + index]
-            panel[:, index:] -= torch.outer(errors[:, index], spread[start + index, start + index : end])
-            codes[:, column] = code
+        if (
+            grid is None
+        ):  # the columns are in their own order: made from a group's weights when its first one is reached
+            end = min(end, start - start % length + length)
+            if start % length == 0:
+                made = group_grid(remaining[:, start : start + length].unsqueeze(1), scheme)
+                scales[:, start // length], zeros[:, start // length] = made.scales[:, 0, 0], made.zeros[:, 0, 0]
+        group = order[start:end] // length
+        left, found = remaining[:, start:end].contiguous(), torch.empty_like(remaining[:, start:end])
+        errors, own = torch.empty_like(found), spread[start:end, start:end].contiguous()
+        grids = torch.stack((scales[:, group], zeros[:, group]))
+        read = (value.numpy() for value in (left, grids, own, found, errors))
+        _round_panel(*read, scheme.levels - 1)
+        codes[:, order[start:end]] = found
         remaining[:, end:] -= errors @ spread[start:end, end:]
-    return Rounded(codes, grids.whole())
+        start = end
+    return Rounded(codes, GroupGrid(scales.unsqueeze(-1), zeros.unsqueeze(-1)))
 
 
-class _Grids:
-    """Scale and zero point of every group, [N] each: given at the start, or made at the group's first column."""
+def _round_rows(left: Any, grids: Any, spread: Any, codes: Any, errors: Any, last: int) -> None:
+    """Rounds some columns, row by row.
 
-    def __init__(self, scheme: QuantScheme, known: list[bool], scales: Tensor, zeros: Tensor) -> None:
-        self._scheme = scheme
-        self._known = known
-        self._scales = scales  # [N, groups]
-        self._zeros = zeros
-
-    @classmethod
-    def given(cls, grid: GroupGrid, scheme: QuantScheme) -> _Grids:
-        """Takes grids that are all known."""
-        scales, zeros = grid.scales.squeeze(-1), grid.zeros.squeeze(-1)
-        return cls(scheme, [True] * scales.shape[1], scales, zeros)
-
-    @classmethod
-    def to_make(cls, weight: Tensor, scheme: QuantScheme) -> _Grids:
-        """Makes room for the grids of a weight [N, K], none of which is known yet."""
-        shape = (weight.shape[0], scheme.groups(weight.shape[1]))
-        return cls(scheme, [False] * shape[1], weight.new_ones(shape), weight.new_zeros(shape))
-
-    def known(self, group: int) -> bool:
-        return self._known[group]
-
-    def make_(self, group: int, members: Tensor) -> None:
-        """Chooses a group's grid from its current columns, [N, at most G]."""
-        grid = group_grid(members.unsqueeze(1), self._scheme)
-        self._scales[:, group], self._zeros[:, group] = grid.scales[:, 0, 0], grid.zeros[:, 0, 0]
-        self._known[group] = True
-
-    def of(self, group: int) -> tuple[Tensor, Tensor]:
-        """Returns the scales and zero points of a group."""
-        return self._scales[:, group], self._zeros[:, group]
-
-    def whole(self) -> GroupGrid:
-        return GroupGrid(self._scales.unsqueeze(-1), self._zeros.unsqueeze(-1))
-
-
-def _error_spread(gram: Tensor, damping: float) -> Tensor:
-    """U, upper triangular, with U^T U = (G + damping * mean(diag G))^-1, float64 [K, K].
-
-    It is float64, since G is the square of activations, whose condition number is that of a trained model.
+    Args:
+        left: What is left to round, [N, P]; it is changed.
+        grids: Step size and zero point of every weight, [2, N, P].
+        spread: How an error spreads to later columns, [P, P].
+        codes: Becomes the codes, [N, P].
+        errors: Becomes what has to be spread to the columns after these, [N, P].
+        last: The largest code.
     """
-    hessian = gram.to(torch.float64, copy=True)
-    mean = float(hessian.diagonal().mean())
+    rows, columns = left.shape
+    for row in range(rows):
+        for column in range(columns):
+            scale, zero = grids[0, row, column], grids[1, row, column]
+            codes[row, column] = min(max(np.rint(left[row, column] / scale) + zero, 0), last)
+            error = (left[row, column] - (codes[row, column] - zero) * scale) / spread[column, column]
+            for later in range(column, columns):
+                left[row, later] -= error * spread[column, later]
+            errors[row, column] = error
+
+
+_round_panel: Final[Callable[..., None]] = numba.njit(cache=True, nogil=True)(_round_rows)
+
+
+def _error_spread(gram: Tensor, order: Tensor, options: GptqOptions) -> Tensor:
+    """U, upper triangular, with U^T U = H^-1, both in the order of rounding, [K, K].
+
+    H = A A^T with A upper triangular is a Cholesky factorization from the last column to the first, and U = A^-1.
+    """
+    backwards = order.flip(0)
+    hessian = gram[backwards][:, backwards].to(options.precision)
+    energy = hessian.diagonal()
+    energy += options.damping * energy.mean()
     # Without any input, all roundings are equally good: the identity chooses the nearest.
-    hessian.diagonal().add_(damping * mean if mean > 0 else 1.0)
-    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
-    return upper
+    energy += energy == 0
+    size = energy.sqrt()
+    # Over each channel's size, H has the smallest condition number that scales can give it.
+    hessian.div_(size).div_(size.unsqueeze(1))
+    hessian = torch.linalg.cholesky(hessian).flip(0, 1)  # under the same name, so that three matrices exist at most
+    unit = torch.eye(len(size), dtype=hessian.dtype, device=hessian.device)
+    spread: Tensor = torch.linalg.solve_triangular(hessian, unit, upper=True)
+    return spread.div_(size.flip(0))

@@ -2,8 +2,8 @@
 
 In: `ImageText`s. Out: token windows with image tokens in place of a picture's pieces, and the residual stream before
 the first block, with the pieces in their places; or, for a decoder that attends to pictures, what it attends to. So
-statistics see what the decoder sees in use (arXiv:2306.00978,
-section 5.2, calibrates vision-language models on pictures with captions in the same way).
+statistics see what the decoder sees in use (arXiv:2306.00978, section 5.2, calibrates vision-language models on
+pictures with captions in the same way).
 
 A window begins with a conversation and continues with the next ones until it is full. Its last conversation is cut,
 even within a picture: a decoder reads from left to right, so a cut does not affect what is before it.
@@ -12,7 +12,8 @@ even within a picture: a decoder reads from left to right, so a cut does not aff
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,13 +22,17 @@ from torch import Tensor
 
 from awq2trt.errors import CalibrationError
 from awq2trt.images.pairs import END_OF_CHUNK, MARKER, ImageText
-from awq2trt.images.processor import ImageProcessor
+from awq2trt.images.processor import Processor
 from awq2trt.images.read import read_image
 from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import Ends
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.models.vision.description import AttendedSpec, StillSpec
-from awq2trt.models.vision.tower import VisionWeights, image_features, load_vision
+from awq2trt.models.vision.arranging import arranged, tokens_around
+from awq2trt.models.vision.description import AttendedSpec, SeeingSpec
+from awq2trt.models.vision.mixed_positions import MixedPositions
+from awq2trt.models.vision.prepared import PreparedImage
+from awq2trt.models.vision.seeing import pieces_seen
+from awq2trt.models.vision.tower import VisionWeights, load_vision
 from awq2trt.progress import Progress
 from awq2trt.text.tokenizer import encode
 
@@ -39,69 +44,105 @@ _REMEMBERED_BYTES: Final = 1 << 28
 """Features of the pictures seen last, which are not looked at anew: shots that stand before every question, a picture
 whose choices are compared. These are 28 pictures of LLaVA-1.5-7B, 576 x 4096 fp32 each."""
 
+_LOOKING: Final = "looking at the images"
+
+_TEXT_TOKEN: Final = -1
+"""Stands for any token of text, where only its position matters."""
+
 
 @dataclass(frozen=True)
 class Sight:
     """How a model sees images, with everything that it needs to see.
 
     Attributes:
+        source: The model.
         vision: The description of how it sees images.
-        weights: Weights of its tower and projector.
         processor: Prepares a picture.
     """
 
-    vision: StillSpec
-    weights: VisionWeights
-    processor: ImageProcessor
+    source: ModelSource
+    vision: SeeingSpec
+    processor: Processor
     _seen: dict[Path, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _shown: dict[Path, PreparedImage] = field(default_factory=dict, repr=False, compare=False)
 
-    @classmethod
-    def of(cls, source: ModelSource, vision: StillSpec, processor: ImageProcessor) -> Sight:
-        """Reads the tower of a model."""
-        return cls(vision, load_vision(source), processor)
+    @cached_property
+    def _weights(self) -> VisionWeights:
+        return load_vision(self.source)
 
-    def show_(self, hidden: Tensor, tokens: Tensor, images: Iterable[Sequence[Path]]) -> Media | None:
-        """Shows pictures to texts: puts their pieces in place of image tokens, or gives blocks something to attend to.
+    def shape(self, path: Path) -> PreparedImage:
+        """What a picture becomes, without its numbers; where that depends on its size, it is read once.
+
+        Raises:
+            UsageError: It cannot be read.
+        """
+        record = self.vision.record()
+        if record.tokens_per_image is not None:
+            return PreparedImage({}, record.tokens_per_image)
+        if path not in self._shown:
+            prepared = arranged(record, self.processor.pixels(read_image(path)))
+            self._shown[path] = replace(prepared, inputs={})
+        return self._shown[path]
+
+    def place_(self, hidden: Tensor, tokens: Tensor, images: Sequence[Path]) -> None:
+        """Puts the features of pictures in place of the image tokens, unless the decoder attends to them (`media`).
 
         Args:
-            hidden: Embeddings, fp32 [texts, S, hidden_size]; they are changed, unless blocks attend to pictures.
-            tokens: int64 [texts, S].
-            images: The pictures of each text in the order of their tokens; the last one may be cut.
-
-        Returns:
-            What the blocks attend to; None if they read the pictures' pieces.
+            hidden: Embeddings, fp32 [S, hidden_size]; they are changed.
+            tokens: int64 [S].
+            images: The pictures in the order of their tokens; the last one may be cut.
 
         Raises:
             UsageError: A picture cannot be read.
         """
-        if isinstance(self.vision, AttendedSpec):
-            return Media.of_texts(tokens, self.vision.image_token, [self._pieces(shown) for shown in images])
-        for row, ids, shown in zip(hidden, tokens, images, strict=True):
-            if shown:
-                places = (ids == self.vision.image_token).to(hidden.device)
-                row[places] = self._pieces(shown).flatten(0, 1)[: int(places.sum())]
-        return None
+        if images and not isinstance(self.vision, AttendedSpec):
+            places = (tokens == self.vision.image_token).to(hidden.device)
+            seen = [self.features(path) for path in images]
+            hidden[places] = torch.cat(seen)[: int(places.sum())]
 
-    def _pieces(self, images: Sequence[Path]) -> Tensor:
-        """The pieces of several pictures, fp32 [pictures, pieces, channels]."""
-        if images:
-            return torch.cat([self.features(path) for path in images])
-        assert isinstance(self.vision, AttendedSpec)
-        return torch.zeros(0, self.vision.resampler.num_latents, self.vision.resampler.width)
+    def media(self, tokens: Tensor, images: Iterable[Sequence[Path]], more: int = 0) -> Media | None:
+        """What the decoder attends to; None if it reads images.
+
+        Args:
+            tokens: int64 [texts, S].
+            images: The pictures of each text in the order of their tokens.
+            more: Tokens of text that will follow.
+
+        Raises:
+            UsageError: A picture cannot be read.
+        """
+        if not isinstance(self.vision, AttendedSpec):
+            return None
+        nothing = torch.zeros(0, *self.vision.pieces_shape)
+        seen = [torch.stack([self.features(path) for path in shown]) if shown else nothing for shown in images]
+        return Media.of_texts(tokens, self.vision.image_token, seen, more)
+
+    def positions(self, tokens: Tensor, images: Sequence[Path], more: int = 0) -> Tensor | None:
+        """Positions of a conversation's tokens, int64 [3, S + more]; None if the decoder counts tokens one by one.
+
+        Args:
+            tokens: int64 [S].
+            images: The pictures in the order of their tokens; the last one may be cut.
+            more: Tokens of text that will follow.
+        """
+        if all(rope.sections is None for rope in self.source.spec.ropes):
+            return None
+        grids = [grid for path in images if (grid := self.shape(path).grid) is not None]
+        counted = MixedPositions(self.vision.image_token, grids)
+        found = counted.of([*tokens.tolist(), *[_TEXT_TOKEN] * more])
+        return torch.as_tensor(found)
 
     def features(self, path: Path) -> Tensor:
-        """What is seen in a picture, fp32 [1, pieces, channels]; those seen last are remembered.
+        """What is seen in a picture, fp32 [pieces, channels]; those seen last are remembered.
 
         Raises:
             UsageError: It cannot be read.
         """
         seen = self._seen.pop(path, None)
         if seen is None:
-            # Not from_numpy(), which knows nothing of the device that PyTorch computes on.
-            pixels = torch.as_tensor(self.processor.prepare(read_image(path)))
-            seen = image_features(self.vision, self.weights, pixels[None])
+            seen = pieces_seen(self.vision, self._weights, self.processor.pixels(read_image(path)))
         self._seen[path] = seen
-        if len(self._seen) * seen.nbytes > _REMEMBERED_BYTES:
+        if sum(one.nbytes for one in self._seen.values()) > _REMEMBERED_BYTES:
             del self._seen[next(iter(self._seen))]
         return seen
 
@@ -122,15 +163,29 @@ class ImageWindows:
         """Returns the first `count` windows."""
         return ImageWindows(self.tokens[:count], self.images[:count])
 
-    def embed(
-        self, source: ModelSource, vision: StillSpec, processor: ImageProcessor, progress: Progress
-    ) -> tuple[Tensor, Media | None]:
-        """What the first block reads, fp32 [samples, seqlen, hidden_size], and what blocks attend to."""
-        hidden = Ends(source).embed(self.tokens)
-        sight = Sight.of(source, vision, processor)
-        with progress.task("looking at the images", total=len(self.images)) as advance:
-            media = sight.show_(hidden, self.tokens, _counted(self.images, advance))
-        return hidden, media
+    def embed(self, sight: Sight, progress: Progress) -> Tensor:
+        """The residual stream before the first block, fp32 [samples, seqlen, hidden_size]."""
+        hidden = Ends(sight.source).embed(self.tokens)
+        if isinstance(sight.vision, AttendedSpec):
+            return hidden
+        with progress.task(_LOOKING, total=len(self.images)) as advance:
+            for row, (tokens, images) in enumerate(zip(self.tokens, self.images, strict=True)):
+                sight.place_(hidden[row], tokens, images)
+                advance(1)
+        return hidden
+
+    def media(self, sight: Sight, progress: Progress) -> Media | None:
+        """What blocks attend to, as of `Sight.media`."""
+        if not isinstance(sight.vision, AttendedSpec):
+            return None
+        with progress.task(_LOOKING, total=len(self.images)) as advance:
+            return sight.media(self.tokens, _counted(self.images, advance))
+
+    def positions(self, sight: Sight) -> Tensor | None:
+        """Positions of all tokens, as of `Sight.positions`: int64 [samples, 3, seqlen]."""
+        found = [sight.positions(*window) for window in zip(self.tokens, self.images, strict=True)]
+        placed = [positions for positions in found if positions is not None]
+        return torch.stack(placed) if placed else None
 
 
 @dataclass(frozen=True)
@@ -149,41 +204,36 @@ class WindowSizes:
 
 
 def image_windows(
-    tokenizer: PreTrainedTokenizerBase,
-    vision: StillSpec,
-    pairs: Sequence[ImageText],
-    sizes: WindowSizes,
-    *,
-    where: str,
+    tokenizer: PreTrainedTokenizerBase, sight: Sight, pairs: Sequence[ImageText], sizes: WindowSizes, *, where: str
 ) -> ImageWindows:
     """Makes windows from conversations about pictures.
 
     Args:
         tokenizer: The model's tokenizer.
-        vision: How the model sees images.
+        sight: How the model sees images.
         pairs: The conversations; only as many as needed are used, from the first.
         sizes: The windows.
         where: Name of the conversations, for errors.
 
     Raises:
         CalibrationError: The conversations do not fill one window.
+        UsageError: A picture cannot be read.
     """
     seqlen, start = sizes.seqlen, [] if sizes.bos is None else [sizes.bos]
     windows: list[list[int]] = []
     images: list[tuple[Path, ...]] = []
     tokens, shown, found = [*start], list[Path](), 0
-    end = END_OF_CHUNK if isinstance(vision, AttendedSpec) else "\n"
+    end = END_OF_CHUNK if isinstance(sight.vision, AttendedSpec) else "\n"
     for pair in pairs:
         if len(windows) == sizes.samples:
             break
-        ids = list(conversation_tokens(tokenizer, vision, written(vision, pair) + end))
+        ids = list(conversation_tokens(tokenizer, sight, written(sight.vision, pair) + end, pair.images))
         tokens += ids
         shown += pair.images
         found += len(ids)
         if len(tokens) >= seqlen:
             windows.append(tokens[:seqlen])
-            seen = -(-windows[-1].count(vision.image_token) // vision.tokens_per_image)  # a cut image counts
-            images.append(tuple(shown[:seen]))
+            images.append(tuple(_begun(sight, shown, windows[-1].count(sight.vision.image_token))))
             tokens, shown = [*start], []
     if not windows:
         raise CalibrationError(
@@ -194,17 +244,35 @@ def image_windows(
     return ImageWindows(torch.tensor(windows), tuple(images))
 
 
-def written(vision: StillSpec, pair: ImageText) -> str:
+def written(vision: SeeingSpec, pair: ImageText) -> str:
     """A conversation as text, in the form that a model was trained on."""
     return pair.chunks if isinstance(vision, AttendedSpec) else pair.text
 
 
-def conversation_tokens(tokenizer: PreTrainedTokenizerBase, vision: StillSpec, text: str) -> Iterator[int]:
-    """Tokens of a text with markers, in which every picture has as many image tokens as it has pieces."""
+def _begun(sight: Sight, images: Sequence[Path], tokens: int) -> Iterator[Path]:
+    """Those of some images to which so many image tokens belong; one that is cut counts."""
+    for image in images:
+        if tokens <= 0:
+            return
+        yield image
+        tokens -= sight.shape(image).pieces
+
+
+def conversation_tokens(
+    tokenizer: PreTrainedTokenizerBase, sight: Sight, text: str, images: Sequence[Path]
+) -> Iterator[int]:
+    """Tokens of a text with markers, in which every picture has as many image tokens as it has pieces.
+
+    Raises:
+        UsageError: A picture cannot be read.
+    """
+    before, after = tokens_around(sight.vision.record())
     first, *rest = text.split(MARKER)
     yield from encode(tokenizer, first)
-    for text in rest:
-        yield from [vision.image_token] * vision.tokens_per_image
+    for text, image in zip(rest, images, strict=True):
+        yield from before
+        yield from [sight.vision.image_token] * sight.shape(image).pieces
+        yield from after
         yield from encode(tokenizer, text)
 
 

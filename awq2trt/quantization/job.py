@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 
@@ -38,17 +38,16 @@ from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.block_weights import load_block
 from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, run_blocks, run_model
-from awq2trt.models.families import DecoderSpec
+from awq2trt.models.families import DecoderSpec, SeeingSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource, largest_magnitude
 from awq2trt.models.sources.safetensors import SafetensorsFiles
-from awq2trt.models.vision.description import still_tower
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.quantization.beginning import open_beginning
 from awq2trt.quantization.block import LinearReport, QuantizedBlock, plain_tensors
 from awq2trt.quantization.chain import Chain, Link, Streams
 from awq2trt.quantization.head import CalibratedHead, HeadReport, quantize_head
-from awq2trt.quantization.image_windows import ImageWindows, WindowSizes, image_windows
+from awq2trt.quantization.image_windows import ImageWindows, Sight, WindowSizes, image_windows
 from awq2trt.quantization.method import BlockMethod, method_of, require_refining
 from awq2trt.quantization.rounding import with_steps_of
 from awq2trt.quantization.store import Store, StoredBlock
@@ -66,6 +65,10 @@ _LOOKED_AT: Final = 4
 _UNSEEN: Final = 1.2
 """How much larger activations in other windows may be: in 16 windows of WikiText-2, SmolLM2-135M's reach 21,232 to
 27,181."""
+
+_FILES_AT_ONCE: Final = 4
+"""Files of a checkpoint that are written at the same time after a GPU has computed it, when its host has little to do.
+On a CPU it is one: the plan of memory counts one."""
 
 
 @dataclass(frozen=True)
@@ -193,12 +196,11 @@ class QuantizeJob:
                 "images with captions, or a .jsonl file"
             )
             return None
-        still = still_tower(vision, where=self.source.name)
-        assert still is not None
         tokenizer = load_tokenizer(self.files)
         options, bos = self.options, bos_of(tokenizer, self.source.spec.family)
         pairs, where = read_pairs(path), self.options.calib
-        windows = image_windows(tokenizer, still, pairs, WindowSizes(options.samples, options.seqlen, bos), where=where)
+        sizes = WindowSizes(options.samples, options.seqlen, bos)
+        windows = image_windows(tokenizer, self._sight(vision), pairs, sizes, where=where)
         if len(windows.images) < options.samples:
             self.progress.note(
                 f"the images and captions fill only {len(windows.images)} windows of {options.seqlen} tokens; "
@@ -206,12 +208,21 @@ class QuantizeJob:
             )
         return windows
 
-    def _first_hidden(self, tokens: Tensor, seen: ImageWindows | None) -> tuple[Tensor, Media | None]:
-        """The residual stream before the first block, with what images show in place or to be attended to."""
-        vision = still_tower(self.source.vision, where=self.source.name) if seen is not None else None
-        if seen is None or vision is None:
-            return Ends(self.source).embed(tokens), None
-        return seen.embed(self.source, vision, read_processor(self.files, name=self.source.name), self.progress)
+    def _sight(self, vision: SeeingSpec) -> Sight:
+        return Sight(self.source, vision, read_processor(self.files, name=self.source.name))
+
+    def _first_hidden(self, tokens: Tensor, seen: ImageWindows | None) -> Tensor:
+        """The residual stream before the first block, with the features of images in their places."""
+        if seen is None or self.source.vision is None:
+            return Ends(self.source).embed(tokens)
+        return seen.embed(self._sight(self.source.vision), self.progress)
+
+    def _placed(self, seen: ImageWindows | None) -> tuple[Tensor | None, Media | None]:
+        """Positions of tokens, where images have places in rows and columns, and images that blocks attend to."""
+        if seen is None or self.source.vision is None:
+            return None, None
+        sight = self._sight(self.source.vision)
+        return seen.positions(sight), seen.media(sight, self.progress)
 
     def _range_probe(self) -> Tensor:
         """Tokens that show how large activations become if there is no text: BOS, then random ones; int64 [1, S].
@@ -236,10 +247,12 @@ class QuantizeJob:
         if kept is not None:
             return kept
         seen = ActivationRange()
-        hidden, media = self._first_hidden(tokens[:_LOOKED_AT], images.first(_LOOKED_AT) if images else None)
+        first = images.first(_LOOKED_AT) if images else None
+        hidden = self._first_hidden(tokens[:_LOOKED_AT], first)
+        runner = BlockRunner.for_positions(self.source.spec, hidden.shape[1], seen=seen).placed(*self._placed(first))
         with self.progress.task("looking at the range of activations", total=self.store.layers) as advance:
-            run_blocks(self.source, hidden, progress=advance, seen=seen, factors=narrow_type(), media=media)
-        largest = max(seen.largest, *map(largest_magnitude, self.source.outer().values()))
+            run_blocks(self.source, hidden, runner=runner, progress=advance, factors=narrow_type())
+        largest = max(seen.largest, *self._outer_magnitudes.values())
         return self.store.keep_step_dtype(storage_dtype(largest * _UNSEEN))
 
     def _with_steps_of(self, dtype: str) -> QuantizeJob:
@@ -249,15 +262,11 @@ class QuantizeJob:
     def _quantize_blocks(self, tokens: Tensor, seen: ImageWindows | None) -> None:
         first, streams = self.store.finished_blocks(), None
         if first < self.store.layers:
-            if not first:
-                hidden, media = self._first_hidden(tokens, seen)
-            else:
-                hidden = self.store.hidden(first)
-                media = self._first_hidden(tokens, seen)[1] if self.source.spec.cross is not None else None
+            hidden = self.store.hidden(first) if first else self._first_hidden(tokens, seen)
             original = None
             if self.method.needs_original:
                 original = self.store.original(first) if first else hidden
-            streams = Streams(hidden, original, media)
+            streams = Streams(hidden, original, *self._placed(seen))
         title = f"quantizing blocks ({self.options.method})"
         self._chain().run(first, streams, self._keep, self.progress, title)
 
@@ -333,20 +342,20 @@ class QuantizeJob:
 
     def _write_checkpoint(self) -> str:
         """Merges blocks and the tensors outside them; writes config.json last. Returns the checkpoint's type."""
-        source, outer = self.source, self.source.outer() | self.source.vision_tensors()
-        dtype = self._storage_dtype(outer)
+        source, outer = self.source, dict[str, Array]()
+        dtype = self._storage_dtype()
         quantized = self.store.final_files()
         head = self.store.head_report()
         if head is not None:
-            del outer[f"{source.spec.stored_head}.weight"]
             quantized.append(self.store.head_file)
-        for name, value in outer.items():
-            vector = value.ndim == 1
-            outer[name] = (
-                compact(value, exact=source.spec.norm.unit_offset) if vector else value.astype(np.dtype(dtype))
-            )
+        for name, value in source.unquantized():
+            if value.ndim == 1:
+                outer[name] = compact(value, exact=source.spec.norm.unit_offset)
+            elif head is None or name != f"{source.spec.stored_head}.weight":
+                outer[name] = value.astype(np.dtype(dtype))
         convert = partial(for_dtype, spec=source.spec, dtype=dtype)
-        merge_shards(quantized, outer, self.files, convert=convert)
+        at_once = 1 if torch.empty(0).is_cpu else _FILES_AT_ONCE
+        merge_shards(quantized, outer, self.files, convert=convert, at_once=at_once)
         reports = {name: asdict(report) for name, report in self.store.reports().items()}
         if head is not None:
             reports[source.spec.head] = asdict(head)
@@ -358,11 +367,16 @@ class QuantizeJob:
         write_config(self.files, config)
         return dtype
 
-    def _storage_dtype(self, outer: Mapping[str, Array]) -> str:
+    @cached_property
+    def _outer_magnitudes(self) -> dict[str, float]:
+        """The largest magnitude of every tensor outside the blocks, by full name; they are read for it once."""
+        return {name: largest_magnitude(value) for name, value in self.source.unquantized()}
+
+    def _storage_dtype(self) -> str:
         """Returns fp16, or bf16 if activations or weights come near the end of fp16's range, which is then reported."""
         layers, spec = range(self.store.layers), self.source.spec
         reached = {spec.prefix(layer).rstrip("."): self.store.largest_activation(layer) for layer in layers}
-        reached |= {name: largest_magnitude(value) for name, value in outer.items()}
+        reached |= self._outer_magnitudes
         where = max(reached, key=reached.__getitem__)
         dtype = storage_dtype(reached[where])
         if dtype != FLOAT16:

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from awq2trt.machine.ranks import ALONE, Ranks
+from awq2trt.models.decoder import Windows
 from awq2trt.quantization.rounding import GroupGrid, Rounded, as_step, from_groups, to_groups
 from awq2trt.scheme import QuantScheme
 
@@ -33,9 +34,12 @@ INSIDE: Final = 0.499
 FACTORS: Final = (0.5, 1.5)
 """Limits of the factors for the ends of a range."""
 
-RunBlock = Callable[[Mapping[str, Tensor], Tensor], Tensor]
-"""Takes the tensors of a block and its inputs [samples, seqlen, hidden_size]; returns its outputs, of the same
-shape."""
+
+class RunBlock(Protocol):
+    """A block: tensors and its inputs [samples, seqlen, hidden_size] -> its outputs, same shape."""
+
+    def __call__(self, weights: Mapping[str, Tensor], hidden: Tensor, *, windows: Windows = None) -> Tensor:
+        """Runs it; `windows` are the windows of this rank that `hidden` belongs to."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,7 @@ class _BlockError:
         """The error on some of this rank's windows."""
         # The other kernels for attention add gradients in an order that varies from run to run.
         with sdpa_kernel(SDPBackend.MATH):
-            outputs = self._lesson.run(weights, self._lesson.inputs[chosen])
+            outputs = self._lesson.run(weights, self._lesson.inputs[chosen], windows=chosen)
         return ((outputs - self._lesson.targets[chosen]).square() * self._token_weights[chosen]).mean()
 
     def of_all(self, at_once: int) -> float:

@@ -17,6 +17,7 @@ from awq2trt.checkpoint.writer import SHARD_BYTES
 from awq2trt.errors import UsageError
 from awq2trt.models.families import DecoderSpec, ScaleGroup
 from awq2trt.quantization.dealing import PIECE_WEIGHTS
+from awq2trt.quantization.head import JUDGED_TOKENS, PIECE_ROWS
 from awq2trt.quantization.method import BlockMethod
 
 _FP32: Final = 4
@@ -28,8 +29,11 @@ _SEARCH_COPIES: Final = 7
 _DESCENT_COPIES: Final = 12
 """The same copies while codes descend."""
 
-_GPTQ_MATRICES: Final = 4
-"""Matrices [K, K] in fp64: E[x x^T], its factor, the inverse, and the inverse's factor."""
+_GPTQ_MATRICES: Final = 3
+"""Matrices [K, K] beside E[x x^T]: its copy or factor, in turns, the identity, and the inverse's factor."""
+
+_GPTQ_COPIES: Final = 7
+"""Copies of a piece of rows that GPTQ rounds: weights, what is left of them, codes, grids, and those of a panel."""
 
 _LEARN_COPIES: Final = 14
 """Copies of a block's weights while it learns: offsets, gradients, codes, the graph of operations, the best state so
@@ -52,6 +56,7 @@ class Job:
         samples: Number of calibration windows.
         seqlen: Number of tokens in each.
         writes_text: Whether the model writes its calibration text, for which all of it is in memory.
+        head: Whether the head is quantized, too.
     """
 
     spec: DecoderSpec
@@ -59,6 +64,7 @@ class Job:
     samples: int
     seqlen: int
     writes_text: bool
+    head: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,8 +138,8 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if job.writes_text:
         cache = 2 * job.samples * job.seqlen * spec.num_kv_heads * spec.head_dim
         parts["text"] = spec.num_layers * (block + _FP32 * cache) + _FP32 * outer
-    # A block is read in half precision, and widened.
-    parts["calibrate"] = block + max(block // 2, moments + activations) + streams
+    # A block is read in half precision and widened; its linears are narrowed again for bf16 products.
+    parts["calibrate"] = block + block // 2 + moments + activations + streams
     if method.search:
         trial = max(_scale_search(spec, group, method) for group in groups)
         parts["scales"] = 2 * block + kept + trial + streams
@@ -143,8 +149,8 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if method.correct:  # two moments of the widest input, the matrix to solve with and its factor
         most = _FP32 * max(length * width for length, width in _group_shapes(spec))
         parts["correct"] = blocks * block + kept + 4 * widest + 4 * most + codes + streams + 2 * activations
-    if method.gptq:
-        parts["gptq"] = parts["codes"] + _GPTQ_MATRICES * _FP64 * max(width**2 for width in widths)
+    if method.gptq or (method.search and method.search.compensated):
+        parts["gptq"] = parts["codes"] + (_GPTQ_COPIES - copies) * piece + _gptq_matrices(method) * widest
     if method.uses_text:
         parts["report"] = 2 * block + kept + widest + 5 * piece + 2 * codes + streams
     if method.learn:
@@ -152,10 +158,15 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if method.tune:
         whole = spec.num_layers * codes
         parts["tune"] = whole + 3 * block + 2 * _FP32 * outer + method.tune.windows * activations * 4 + streams
-    # Tensors outside the blocks exist as stored, as checked, and as written; in addition there is one file being
-    # written.
-    parts["write"] = (_FP32 + 2) * outer + min(SHARD_BYTES, spec.num_layers * codes)
+    if job.head:
+        parts["head"] = _head(job) + streams
+    parts["write"] = _write(spec)
     return {name: round(_SLACK * value) for name, value in parts.items()}
+
+
+def _gptq_matrices(method: BlockMethod) -> int:
+    """How many matrices [K, K] in fp32 GPTQ takes beside E[x x^T]: in fp64, each counts as two."""
+    return _GPTQ_MATRICES * (_FP64 if method.gptq else _FP32) // _FP32
 
 
 def _scale_search(spec: DecoderSpec, group: ScaleGroup, method: BlockMethod) -> int:
@@ -164,6 +175,21 @@ def _scale_search(spec: DecoderSpec, group: ScaleGroup, method: BlockMethod) -> 
     width, rows = shapes[0][1], sum(length for length, _ in shapes)
     tried = min(rows, method.search.scales.rows(rows, width)) if method.search else 0
     return _FP32 * (width**2 + max(3 * rows, rows + 6 * tried) * width)
+
+
+def _head(job: Job) -> int:
+    """The head as stored, codes as found and as joined of two candidates, a piece's grids; probabilities of tokens."""
+    spec, tokens = job.spec, min(JUDGED_TOKENS, job.samples * job.seqlen) if job.method.uses_text else 0
+    weights, piece = spec.vocab_size * spec.hidden_size, min(PIECE_ROWS, spec.vocab_size) * spec.hidden_size
+    return (2 + 3) * weights + _FP32 * (_SEARCH_COPIES * piece + 4 * tokens * spec.vocab_size)
+
+
+def _write(spec: DecoderSpec) -> int:
+    """What the checkpoint holds outside the blocks; and one tensor as it is stored, or a file being written, twice."""
+    shapes = spec.outer_shapes().values()
+    outer = 2 * sum(map(math.prod, shapes))
+    codes = spec.num_layers * sum(math.prod(spec.linear_shape(name)) for name in spec.block.linears)
+    return outer + max(_FP32 * max(map(math.prod, shapes)), 2 * min(SHARD_BYTES, outer + codes))
 
 
 def _group_shapes(spec: DecoderSpec) -> Iterator[tuple[int, int]]:

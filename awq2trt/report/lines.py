@@ -259,7 +259,9 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
         yield "head", _stored(quantization.head)
     vision = contents.model.vision if contents.model else None
     if vision is not None:
-        yield "images", f"as {vision.family} sees them, {vision.tokens_per_image} tokens each"
+        count = vision.tokens_per_image
+        tokens = "of any size, with tokens to match" if count is None else f"{count} tokens each"
+        yield "images", f"as {vision.family} sees them, {tokens}"
     decoder = contents.decoder
     if decoder is not None and decoder.cache is not None:
         yield "cache", f"{decoder.capacity} positions, {decoder.cache.dtype}"

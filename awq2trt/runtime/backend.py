@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.errors import UsageError
+from awq2trt.models.vision.prepared import PreparedImage
+from awq2trt.runtime.rotary_tables import RotaryTables
 
 
 class Backend(Protocol):
@@ -46,17 +48,21 @@ class Backend(Protocol):
 class Embeds(Protocol):
     """What a decoder of embeddings reads; `ort.embedder` and `trt.embedder` make it."""
 
-    def see(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Pieces of prepared images: [images, 3, side, side] -> [images, pieces, H]."""
+    @property
+    def tables(self) -> RotaryTables | None:
+        """Rotary tables that the decoder reads, too; None for one that has its own."""
 
-    def show(self, pixels: NDArray[np.float32]) -> None:
+    def see(self, image: PreparedImage) -> NDArray[np.float32]:
+        """Pieces of a prepared image, [pieces, H]."""
+
+    def show(self, images: Sequence[PreparedImage]) -> None:
         """Looks at images whose tokens are among those that come next, in their order."""
 
     def forget(self) -> None:
-        """Forgets images whose tokens did not come."""
+        """Forgets the conversation, and images whose tokens did not come."""
 
     def rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """What the decoder reads of the next tokens, [S, H]."""
+        """What the decoder reads of the next tokens, [S, H]; `tables` then know them, too."""
 
 
 class Conversation:
@@ -95,24 +101,26 @@ class Conversation:
         if self._embedder is not None:
             self._embedder.forget()
 
-    def see(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Pieces of prepared images: [images, 3, side, side] -> [images, pieces, H].
+    def see(self, image: PreparedImage) -> NDArray[np.float32]:
+        """Pieces of a prepared image, [pieces, H].
 
         Raises:
             UsageError: It is a model of text.
         """
-        return self._eyes().see(pixels)
+        return self._eyes().see(image)
 
-    def show(self, pixels: NDArray[np.float32]) -> None:
+    def show(self, images: Sequence[PreparedImage]) -> None:
         """Shows images, whose tokens are among those that are appended next, in their order.
 
-        Args:
-            pixels: Prepared images, [images, 3, side, side].
-
         Raises:
             UsageError: It is a model of text.
         """
-        self._eyes().show(pixels)
+        self._eyes().show(images)
+
+    @property
+    def _tables(self) -> RotaryTables | None:
+        """Rotary tables that the decoder reads; None for one that has its own."""
+        return None if self._embedder is None else self._embedder.tables
 
     def _eyes(self) -> Embeds:
         if self._embedder is None:
@@ -139,10 +147,10 @@ class Conversation:
 class SeeingBackend(Backend, Protocol):
     """A backend that can be shown images, if its model sees."""
 
-    def see(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def see(self, image: PreparedImage) -> NDArray[np.float32]:
         """As of `Conversation`."""
 
-    def show(self, pixels: NDArray[np.float32]) -> None:
+    def show(self, images: Sequence[PreparedImage]) -> None:
         """As of `Conversation`."""
 
 

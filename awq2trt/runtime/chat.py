@@ -22,6 +22,11 @@ from awq2trt.runtime.template import render_template
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
 
+Around = tuple[Sequence[int], Sequence[int]]
+"""Tokens before and after something."""
+
+NOTHING_AROUND: Final[Around] = ((), ())
+
 Message = Mapping[str, str]
 """A message of a conversation: its `role` (`system`, `user` or `assistant`) and `content`."""
 
@@ -73,21 +78,25 @@ class ChatTokenizer:
             )
         return ChatTokenizer(tokenizer, special)
 
-    def encode(self, text: str, image_token: int | None = None) -> list[int]:
+    def encode(self, text: str, image_token: int | None = None, around: Around = NOTHING_AROUND) -> list[int]:
         """Returns the tokens of plain text that the model will continue.
 
         Args:
             text: The text; for a model that sees, with a `MARKER` where an image stands.
             image_token: Token that each marker becomes; None for a model of text.
+            around: Tokens that go before and after it.
         """
-        return self._tokens(text, image_token, add_special_tokens=True)
+        return self._tokens(text, image_token, around, add_special_tokens=True)
 
-    def encode_messages(self, messages: Sequence[Message], image_token: int | None = None) -> list[int]:
+    def encode_messages(
+        self, messages: Sequence[Message], image_token: int | None = None, around: Around = NOTHING_AROUND
+    ) -> list[int]:
         """Returns the tokens of a conversation in the model's chat template, up to the start of the assistant's turn.
 
         Args:
             messages: The messages so far, in order; with markers like those of `encode`.
             image_token: Token that each marker becomes; None for a model of text.
+            around: Tokens that go before and after it where the template has left the marker as it is.
 
         Raises:
             UsageError: The model has no chat template, or its template refuses the messages or has no place for images.
@@ -97,24 +106,36 @@ class ChatTokenizer:
                 "this model has no chat template.", where="--prompt", fix="use --raw to continue plain text instead."
             )
         if image_token is None:
-            return self._tokens(self._render([dict(message) for message in messages]), None, add_special_tokens=False)
-        parts = self._takes_parts()
+            plain = self._render([dict(message) for message in messages])
+            return self._tokens(plain, None, around, add_special_tokens=False)
+        parts = self._takes_parts(image_token)
         text = self._render([in_parts(message) if parts else dict(message) for message in messages])
         wanted = sum(message["content"].count(MARKER) for message in messages)
-        if text.count(MARKER) < wanted:
+        if sum(map(text.count, self._places(image_token))) < wanted:
             raise UsageError(
                 f"the model's chat template has no place for {wanted} images.",
                 where="chat template",
                 fix=f"write the prompt as the model wants it, with {MARKER} where an image stands, and use --raw.",
             )
-        return self._tokens(text, image_token, add_special_tokens=False)
+        return self._tokens(text, image_token, around, add_special_tokens=False)
 
-    def _takes_parts(self) -> bool:
-        """Whether the chat template wants a message as a list of images and texts, and makes nothing of a text."""
-        try:
-            return _QUESTION not in self._render([user_message(_QUESTION)])
-        except UsageError:
+    def _places(self, image_token: int) -> set[str]:
+        """Texts that stand for an image: our marker, and the model's own token."""
+        return {MARKER, str(self._tokenizer.convert_ids_to_tokens(image_token))}
+
+    def _takes_parts(self, image_token: int) -> bool:
+        """Whether the chat template takes a message as a list of images and texts, as well or only."""
+
+        def rendered(message: Mapping[str, Any]) -> str:
+            try:
+                return self._render([message])
+            except UsageError:
+                return ""
+
+        seen = rendered(in_parts(user_message(f"{MARKER}{_QUESTION}")))
+        if _QUESTION in seen and any(place in seen for place in self._places(image_token)):
             return True
+        return _QUESTION not in rendered(user_message(_QUESTION))
 
     def _render(self, conversation: Sequence[Mapping[str, Any]]) -> str:
         """Text of a conversation in the chat template."""
@@ -129,7 +150,7 @@ class ChatTokenizer:
         }
         return render_template(template, variables)
 
-    def _tokens(self, text: str, image_token: int | None, *, add_special_tokens: bool) -> list[int]:
+    def _tokens(self, text: str, image_token: int | None, around: Around, *, add_special_tokens: bool) -> list[int]:
         """Tokens of a text; where the tokenizer does not know the marker, of the texts between markers."""
 
         def encoded(piece: str, *, special: bool = False) -> list[int]:
@@ -137,12 +158,13 @@ class ChatTokenizer:
 
         with reading("a tokenizer that accepts this text", self._tokenizer.name_or_path, error=ArtifactError):
             tokens = encoded(text, special=add_special_tokens)
-            if image_token is None or tokens.count(image_token) == text.count(MARKER):
+            before, after = around
+            if image_token is None or (tokens.count(image_token) == text.count(MARKER) and not before and not after):
                 return tokens
             first, *rest = text.split(MARKER)
             tokens = encoded(first, special=add_special_tokens)
             for piece in rest:
-                tokens += [image_token, *encoded(piece)]
+                tokens += [*before, image_token, *after, *encoded(piece)]
             return tokens
 
     def decode(self, tokens: Sequence[int]) -> str:

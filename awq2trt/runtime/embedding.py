@@ -11,36 +11,50 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from awq2trt.models.vision.prepared import PreparedImage
+from awq2trt.runtime.rotary_tables import RotaryTables
+
 
 class PlacingEmbedder(ABC):
     """An `awq2trt.runtime.backend.Embeds` without the graphs.
 
     Args:
         image_token: Stands for a piece of an image among the tokens.
+        tables: Rotary tables that the decoder reads, too; None for one that has its own.
     """
 
-    def __init__(self, image_token: int) -> None:
+    def __init__(self, image_token: int, tables: RotaryTables | None = None) -> None:
         self._image_token = image_token
+        self._tables = tables
         self._shown: list[NDArray[np.float32]] = []  # pieces whose tokens are still to come, [pieces, H] each
 
     @abstractmethod
-    def see(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Pieces of prepared images: [images, 3, side, side] -> [images, pieces, H]."""
+    def see(self, image: PreparedImage) -> NDArray[np.float32]:
+        """Pieces of a prepared image, [pieces, H]."""
 
     @abstractmethod
     def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Rows of tokens, [S, H], which the caller may change."""
 
-    def show(self, pixels: NDArray[np.float32]) -> None:
+    @property
+    def tables(self) -> RotaryTables | None:
+        """As of the class."""
+        return self._tables
+
+    def show(self, images: Sequence[PreparedImage]) -> None:
         """Looks at images whose tokens are among those that come next, in their order."""
-        self._shown += [*self.see(pixels)]
+        self._shown += [self.see(image) for image in images]  # one at a time, which bounds the memory
+        if self._tables is not None:
+            self._tables.show(image.grid for image in images if image.grid is not None)
 
     def forget(self) -> None:
-        """Forgets images whose tokens did not come."""
+        """Forgets the conversation, and images whose tokens did not come."""
         self._shown.clear()
+        if self._tables is not None:
+            self._tables.restart()
 
     def rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """What the decoder reads of the next tokens, [S, H].
+        """What the decoder reads of the next tokens, [S, H]; the rotary tables then know them, too.
 
         An image token of no image has its own row, as in transformers: a model may write one, though it means nothing.
         """
@@ -51,4 +65,6 @@ class PlacingEmbedder(ABC):
             rows[places[:count]] = self._shown[0][:count]
             places, rest = places[count:], self._shown[0][count:]
             self._shown[:1] = [rest] if len(rest) else []
+        if self._tables is not None:
+            self._tables.append(tokens)
         return rows

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from awq2trt.errors import UsageError
+from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.backend import Backend, ChoosingBackend, SeeingBackend
 from awq2trt.runtime.sampling import Sampler
 
@@ -19,7 +17,7 @@ def generate(
     *,
     stop_tokens: Collection[int] = (),
     max_new_tokens: int | None = None,
-    pixels: NDArray[np.float32] | None = None,
+    images: Sequence[PreparedImage] = (),
 ) -> Iterator[int]:
     """Continues a prompt in a new conversation.
 
@@ -31,15 +29,15 @@ def generate(
         sampler: Chooses tokens.
         stop_tokens: Tokens that end the answer.
         max_new_tokens: None for as many as the cache holds.
-        pixels: Prepared images, [images, channels, height, width], whose tokens are in the prompt; None without images.
+        images: Prepared images, whose tokens are in the prompt.
 
     Raises:
         UsageError: The prompt is empty, or longer than the cache; or the backend cannot be shown images.
     """
     _check_prompt(prompt, backend.capacity)
     backend.reset()
-    if pixels is not None:
-        _show(backend, pixels)
+    if images:
+        _show(backend, images)
     sampler.see(prompt)
     # The last chosen token is never written to the cache, hence one more than there are free slots.
     room = backend.capacity - len(prompt) + 1
@@ -53,12 +51,12 @@ def generate(
         appended = [token]
 
 
-def _show(backend: Backend, pixels: NDArray[np.float32]) -> None:
+def _show(backend: Backend, images: Sequence[PreparedImage]) -> None:
     if not isinstance(backend, SeeingBackend):
         raise UsageError(
             "what runs this model cannot be shown images.", where="--image", fix="run it with --runtime ort."
         )
-    backend.show(pixels)
+    backend.show(images)
 
 
 def _next_token(backend: Backend, tokens: Sequence[int], sampler: Sampler) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 
 from awq2trt.artifact.golden import Golden, relative_error
 from awq2trt.io_contract import VISION
+from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.backend import Backend, SeeingBackend
 
 
@@ -32,7 +33,12 @@ def compare_golden(backend: Backend, golden: Golden) -> list[GoldenResult]:
     """Runs the calls and compares their outputs; first the vision graph's for the golden image, if there is one."""
     results = []
     if golden.image is not None and isinstance(backend, SeeingBackend):
-        error = relative_error(backend.see(golden.image.pixels.astype(np.float32)), golden.image.embeddings)
+        inputs = {
+            name: array.astype(np.float32) if array.dtype == np.float16 else array
+            for name, array in golden.image.inputs.items()
+        }
+        seen = backend.see(PreparedImage(inputs, len(golden.image.embeddings)))
+        error = relative_error(seen, golden.image.embeddings)
         results.append(GoldenResult(VISION, error, None, passed=error <= golden.image.relative_tolerance))
     for call in golden.calls:
         if call.position == 0:

@@ -13,6 +13,7 @@ from typing import Final
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.opening import open_model
 from awq2trt.errors import UsageError
+from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.runtime.backend import Backend
 from awq2trt.runtime.chat import ChatTokenizer, Message, stream_text, user_message
@@ -127,8 +128,11 @@ class Model:
             raise UsageError(
                 "a conversation cannot be continued as plain text.", where="raw", fix="give one text, or leave raw out."
             )
-        pixels = self.sight.prepare(images) if self.sight is not None and images else None
-        tokens = self._tokens([user_message(prompt)] if isinstance(prompt, str) and not raw else prompt, len(images))
+        shown = self.sight.prepare(images) if self.sight is not None else ()
+        messages = [user_message(prompt)] if isinstance(prompt, str) and not raw else prompt
+        tokens = (
+            self._text_tokens(messages, images) if self.sight is None else self._tokens(self.sight, messages, shown)
+        )
         special = self.artifact.manifest.contents.tokens or self.tokenizer.special
         new_tokens = generate(
             self.backend,
@@ -136,29 +140,31 @@ class Model:
             Sampler(sampling or Sampling()),
             stop_tokens=special.stop,
             max_new_tokens=max_new_tokens,
-            pixels=pixels,
+            images=shown,
         )
         return stream_text(new_tokens, self.tokenizer.decode, stop)
 
-    def _tokens(self, prompt: str | Sequence[Message], images: int) -> list[int]:
+    def _text_tokens(self, prompt: str | Sequence[Message], images: Sequence[Image]) -> list[int]:
+        """Tokens of plain text, or of a conversation, for a model of text."""
+        if images:
+            raise UsageError(
+                "this model does not see: it is a model of text.", where="--image", fix="leave --image out."
+            )
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.encode_messages(prompt)
+
+    def _tokens(self, sight: Sight, prompt: str | Sequence[Message], images: Sequence[PreparedImage]) -> list[int]:
         """Tokens of plain text, or of a conversation; an image has as many of its own as it has pieces."""
-        if self.sight is None:
-            if images:
-                raise UsageError(
-                    "this model does not see: it is a model of text.", where="--image", fix="leave --image out."
-                )
-            return self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.encode_messages(prompt)
-        token = self.sight.record.image_token
+        token = sight.record.image_token
         tokens = (
-            self.tokenizer.encode(prompt, token)
+            self.tokenizer.encode(prompt, token, sight.around)
             if isinstance(prompt, str)
-            else self.tokenizer.encode_messages(with_markers(prompt, images), token)
+            else self.tokenizer.encode_messages(with_markers(prompt, len(images)), token, sight.around)
         )
-        placed = self.sight.place(tokens, images)
+        placed = sight.place(tokens, images)
         if images and len(placed) > self.backend.capacity:
             raise UsageError(
-                f"the prompt has {len(placed)} tokens, {placed.count(token)} of them of {images} images, but the cache "
-                f"of this model holds {self.backend.capacity}.",
+                f"the prompt has {len(placed)} tokens, {placed.count(token)} of them of {len(images)} images, but the "
+                f"cache of this model holds {self.backend.capacity}.",
                 where="--image",
                 fix=f"show fewer images, or export again with --max-seq-len {len(placed)} or more.",
             )

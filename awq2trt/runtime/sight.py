@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.records import VisionRecord
-from awq2trt.errors import UnsupportedError, UsageError
+from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
+from awq2trt.foreign_files import reading
 from awq2trt.images.pairs import MARKER
-from awq2trt.images.processor import ImageProcessor, read_processor
+from awq2trt.images.processor import Processor, read_processor
 from awq2trt.images.read import read_image
-from awq2trt.io_contract import VISION
+from awq2trt.io_contract import VISION, IoContract
+from awq2trt.models.vision.arranging import arranged, require_settings, tokens_around
+from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.chat import Message
 
 Image = str | PathLike[str]
@@ -33,12 +33,12 @@ class Sight:
     Attributes:
         record: What its manifest says.
         processor: What is done to an image first.
-        shape: Shape of a prepared image: channels, height, width.
+        io: Inputs and outputs of its vision graph.
     """
 
     record: VisionRecord
-    processor: ImageProcessor
-    shape: tuple[int, ...]
+    processor: Processor
+    io: IoContract
 
     @classmethod
     def of(cls, artifact: Artifact) -> Sight | None:
@@ -46,52 +46,72 @@ class Sight:
 
         Raises:
             CheckpointError: Its image processor is missing or damaged.
-            UnsupportedError: It is of another kind than CLIP's.
+            UnsupportedError: It is of an unknown kind.
+            ArtifactError: The manifest does not say how images of any size are divided.
         """
         contents = artifact.manifest.contents
         record = contents.model.vision if contents.model else None
         graph = contents.graphs.get(VISION)
         if record is None or graph is None:
             return None
-        shape = tuple(int(axis) for axis in graph.io.inputs[0].shape[1:])
-        return cls(record, read_processor(artifact.directory), shape)
+        sight = cls(record, read_processor(artifact.directory), graph.io)
+        with reading("how a model sees", artifact.directory, fix="export it again.", error=ArtifactError):
+            require_settings(record)
+        return sight
 
-    def prepare(self, images: Sequence[Image]) -> NDArray[np.float32]:
-        """Reads and prepares images, at least one: float32 [images, channels, height, width].
+    @property
+    def around(self) -> tuple[list[int], list[int]]:
+        """Tokens that this model wants before and after those of an image."""
+        return tokens_around(self.record)
+
+    def prepare(self, images: Sequence[Image]) -> list[PreparedImage]:
+        """Reads and prepares images.
 
         Raises:
             UsageError: A file is missing, no image, damaged, or of a size that makes no sense.
             UnsupportedError: The processor does not make what the vision graph takes.
         """
-        prepared = [self.processor.prepare(read_image(Path(image))) for image in images]
-        for path, pixels in zip(images, prepared, strict=True):
-            if pixels.shape != self.shape:
+        prepared = [arranged(self.record, self.processor.pixels(read_image(Path(image)))) for image in images]
+        for path, image in zip(images, prepared, strict=True):
+            self._require_taken(image, str(path))
+        return prepared
+
+    def _require_taken(self, image: PreparedImage, where: str) -> None:
+        """Refuses what the vision graph does not take, as of a preprocessor_config.json that was changed."""
+        for tensor in self.io.inputs:
+            shape = image.inputs[tensor.name].shape if tensor.name in image.inputs else ()
+            fits = len(shape) == len(tensor.shape) and all(
+                size == axis for size, axis in zip(shape, tensor.shape, strict=True) if isinstance(axis, int)
+            )
+            if not fits:
                 raise UnsupportedError(
-                    f"the image processor makes {list(pixels.shape)}, and the vision graph takes {list(self.shape)}.",
-                    where=str(path),
+                    f"the image processor makes {tensor.name} of {list(shape)}, and the vision graph takes "
+                    f"{list(tensor.shape)}.",
+                    where=where,
                     fix="export the model again with the preprocessor_config.json that it was published with.",
                 )
-        return np.stack(prepared)
 
-    def place(self, tokens: Sequence[int], images: int) -> list[int]:
+    def place(self, tokens: Sequence[int], images: Sequence[PreparedImage]) -> list[int]:
         """Tokens of a prompt, in which each image token is repeated for every piece of its image.
 
         Args:
             tokens: With one image token for an image.
-            images: How many are shown.
+            images: What is shown.
 
         Raises:
             UsageError: There are more or fewer image tokens.
         """
         found = list(tokens).count(self.record.image_token)
-        if found != images:
+        if found != len(images):
             raise UsageError(
-                f"places for images in the prompt: {found}; images given: {images}.",
+                f"places for images in the prompt: {found}; images given: {len(images)}.",
                 where="--image",
                 fix=f"give one image for every {MARKER} of the prompt; without any, the images come before the text.",
             )
-        pieces = self.record.tokens_per_image or 1
-        return [token for token in tokens for _ in range(pieces if token == self.record.image_token else 1)]
+        pieces = iter(images)
+        return [
+            token for token in tokens for _ in range(next(pieces).pieces if token == self.record.image_token else 1)
+        ]
 
 
 def with_markers(messages: Sequence[Message], images: int) -> list[Message]:

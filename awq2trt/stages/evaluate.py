@@ -138,7 +138,6 @@ def _captions(on: CaptionedImages) -> Measure:
     from awq2trt.evaluation.image_tasks import choose, require_rows, write_captions
     from awq2trt.images.pairs import read_pairs
     from awq2trt.images.read import read_image
-    from awq2trt.models.vision.description import still_tower
 
     if on.task is not None and on.task not in IMAGE_TASKS:
         raise UsageError(
@@ -154,7 +153,7 @@ def _captions(on: CaptionedImages) -> Measure:
 
     def measure(candidate: Candidate, name: str) -> Work:
         stored = candidate.stored
-        vision = None if isinstance(stored, Artifact) else still_tower(stored.vision, where=name)
+        vision = None if isinstance(stored, Artifact) else stored.vision
         if isinstance(stored, Artifact) or vision is None:
             raise UsageError(
                 "expected the original or a quantized checkpoint of a model that sees images, got "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from awq2trt.artifact.folder import same_place
 from awq2trt.artifact.golden import FORMAT_VERSION as GOLDEN_VERSION
@@ -14,17 +14,27 @@ from awq2trt.artifact.records import (
     Contents,
     FileRecord,
     LayerSchemeRecord,
+    ModelRecord,
     QuantizationRecord,
     SourceRecord,
 )
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import MODEL_FILE
 from awq2trt.models.sources.base import copy_tokenizer
+from awq2trt.models.vision.windowed import MAX_PIXELS, MIN_PIXELS
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
 from awq2trt.stages.opening import file_hashes, source_record
 from awq2trt.stages.readiness import require_exportable, require_whole_model
+
+_MOST_IMAGE_TOKENS: Final = 1280
+"""Most tokens of an image unless asked otherwise: the default of Qwen2-VL's processor. Its published models allow
+16,384, more than a cache of usual size holds, and the memory of the tower's attention to the whole image grows with
+their square."""
+
+_IMAGE_SHARE: Final = 0.75
+"""Share of the cache that one image may fill, which leaves a quarter for what is said about it."""
 
 if TYPE_CHECKING:
     from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
@@ -94,12 +104,42 @@ def export_checkpoint(artifact: Artifact | None, request: ExportRequest, progres
             quantization=quantization.with_ends(
                 result.dtype, checkpoint.head_scheme, tied=checkpoint.spec.tie_embeddings
             ),
-            model=checkpoint.model_spec.record(),
+            model=_limited_images(checkpoint, draft.files, result.contract.capacity, options, progress),
             tokens=tokenizer.special,
             graphs=exported.records,
             operators=operators_of(*(load_model(draft.files / graph.model) for graph in exported.records.values())),
         )
         return draft.publish(contents)
+
+
+def _limited_images(
+    checkpoint: QuantizedCheckpoint, directory: Path, capacity: int, options: ExportOptions, progress: Progress
+) -> ModelRecord:
+    """What a runtime must know of the model, after images of any size were limited to what the cache can hold.
+
+    Args:
+        checkpoint: The model.
+        directory: The exported model's directory, whose image processor is limited.
+        capacity: Positions of the cache.
+        options: May have a limit.
+        progress: Told where it is lower than the model's own.
+    """
+    from awq2trt.images.processor import limit_patches_, processor_of
+
+    record = checkpoint.model_spec.record()
+    if record.vision is None or record.vision.tokens_per_image is not None:
+        return record
+    most = options.max_image_tokens or min(_MOST_IMAGE_TOKENS, max(1, int(_IMAGE_SHARE * capacity)))
+    limited = limit_patches_(directory, most)
+    if limited is None:
+        return record
+    if limited != processor_of(checkpoint):
+        progress.note(
+            f"images are made as small as {limited.most // limited.side**2} tokens, {limited.most:,} pixels, although "
+            "the model's own processor allows more; --max-image-tokens changes it"
+        )
+    settings = {**record.vision.settings, MIN_PIXELS: limited.fewest, MAX_PIXELS: limited.most}
+    return record.model_copy(update={"vision": record.vision.model_copy(update={"settings": settings})})
 
 
 def _note_peculiarities(checkpoint: QuantizedCheckpoint, progress: Progress) -> None:
@@ -152,7 +192,9 @@ def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progre
 
 def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions) -> str:
     """Fingerprint of the ONNX model that a checkpoint's files and options produce."""
-    return fingerprint_of(kind="onnx", checkpoint=file_hashes(checkpoint), options=options, golden=GOLDEN_VERSION)
+    # What is newer than the first artifacts counts only where it is given, so that those are still current.
+    given = options.model_dump(mode="json", exclude={"max_image_tokens"} if options.max_image_tokens is None else None)
+    return fingerprint_of(kind="onnx", checkpoint=file_hashes(checkpoint), options=given, golden=GOLDEN_VERSION)
 
 
 def _checkpoint_files(checkpoint: QuantizedCheckpoint, artifact: Artifact | None) -> dict[str, FileRecord]:

@@ -166,7 +166,7 @@ def make_kit(onnx: Artifact, spec: ModelSpec, request: KitRequest, progress: Pro
         raise ArtifactError("the manifest describes no decoder.", where=str(onnx.directory), fix="export it again.")
     int8_cache = request.options.build.cache == "int8"
     plan = _plan_kit(contents, decoder, spec, request)
-    record = kit_record(plan, tuple(contents.beside))
+    record = kit_record(plan, contents)
     fingerprint = _kit_fingerprint(onnx, plan, record, int8_cache=int8_cache)
     current = current_or_none(request.output, "kit", fingerprint, progress)
     if current is not None:

@@ -111,6 +111,7 @@ def _record(target: Target, contents: Contents, *, calls_operators: bool) -> Low
     from awq2trt.runtime.ort.loading import PROVIDERS
 
     capacity = contents.graphs[DECODER].io.capacity
+    vision = contents.model.vision if contents.model else None
     longest = min(capacity, CUDA_CHUNK if target.cuda else CPU_CHUNK)
     return LoweredRecord(
         target=target.name,
@@ -125,6 +126,6 @@ def _record(target: Target, contents: Contents, *, calls_operators: bool) -> Low
                 ProfileRecord.of_tokens("prefill", 1, longest, longest),
                 ProfileRecord.of_tokens("decode", 1, 1, 1),
             ),
-            **{name: profiles_beside(name, longest) for name in contents.beside},
+            **{name: profiles_beside(name, longest, vision) for name in contents.beside},
         },
     )

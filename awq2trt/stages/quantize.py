@@ -191,7 +191,8 @@ def _planned(source: ModelSource, request: QuantizeRequest, progress: Progress |
     options, method = request.options, method_of(request.options)
     writes = method.uses_text and options.calib == SELF
     limit = None if request.max_memory is None else parse_size(request.max_memory, "--max-memory")
-    plan = plan_memory(Job(source.spec, method, options.samples, options.seqlen, writes), held_bytes(), limit)
+    head = options.head_scheme is not None
+    plan = plan_memory(Job(source.spec, method, options.samples, options.seqlen, writes, head), held_bytes(), limit)
     if limit is not None:
         bound_memory(limit)
         if progress is not None:

@@ -24,7 +24,7 @@ from awq2trt.methods import METHODS
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource, files_beside_weights
-from awq2trt.models.vision.description import AttendedSpec, still_tower
+from awq2trt.models.vision.description import AttendedSpec
 from awq2trt.progress import STDERR, Progress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.target import CPU_TARGET, Target, find_jetpack
@@ -55,7 +55,6 @@ def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
     Raises:
         UsageError: Windows are too long; a model of text is given images; or step sizes would have to be tuned on
             images.
-        UnsupportedError: There are images for a model that takes them in any size.
     """
     if not METHODS[options.method].uses_text:
         return
@@ -68,7 +67,6 @@ def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
             where=f"--calib {options.calib}",
             fix="name a .txt or .jsonl file of text, or a model that sees images.",
         )
-    still_tower(source.vision, where=source.name)
     if options.tune:
         raise UsageError(
             "step sizes can only be tuned on text.",
@@ -98,20 +96,20 @@ def require_exportable(source: ModelSource, options: ExportOptions) -> None:
     Raises:
         UsageError: The cache is too long.
         CheckpointError: There is no processor.
-        UnsupportedError: The processor is of an unknown kind, or makes images of another size than the tower's; or the
-            model reads images of any size, or attends to them.
+        UnsupportedError: The processor is of an unknown kind, or makes something else of images than the tower takes;
+            or the decoder attends to images.
     """
-    vision = still_tower(source.vision, where=source.name)
-    if isinstance(vision, AttendedSpec):
+    if isinstance(source.vision, AttendedSpec):
         raise UnsupportedError(
-            f"the decoder of {vision.family} attends to images, and so far awq2trt exports decoders that read them.",
+            f"the decoder of {source.vision.family} attends to images, and so far awq2trt exports decoders that read "
+            "them.",
             where=source.name,
             fix="measure the checkpoint with awq2trt eval, or run it with a tool that reads its layout.",
         )
-    if vision is not None:
-        from awq2trt.images.processor import processor_of, require_side
+    if source.vision is not None:
+        from awq2trt.images.processor import processor_of, require_fit
 
-        require_side(processor_of(source), vision.tower.image_size, where=source.name)
+        require_fit(processor_of(source), source.vision, where=source.name)
     if options.max_seq_len is not None:
         require_positions(source.spec, options.max_seq_len, where="--max-seq-len")
 

@@ -112,21 +112,31 @@ def test_tolerances_of_errors_of_different_origin_add_up_as_squares(golden: Gold
 def test_an_image_and_what_a_decoder_reads_are_kept_too(golden: Golden, tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     image = GoldenImage(
-        random.normal(size=(1, 3, 4, 4)).astype(np.float16), random.normal(size=(1, 5, 8)).astype(np.float32), 0.02
+        {
+            "pixel_values": random.normal(size=(1, 3, 4, 4)).astype(np.float16),
+            "patch_slots": np.arange(7),
+        },
+        random.normal(size=(5, 8)).astype(np.float32),
+        0.02,
     )
+    tables = {"rotary_cos": random.normal(size=(6, 4)).astype(np.float16)}
     rows = random.normal(size=(len(PREFILL), 8)).astype(np.float16)
     calls = (replace(golden.calls[0], embeddings=rows), *golden.calls[1:])
-    written = write_golden(replace(golden, calls=calls, image=image), tmp_path)
+    written = write_golden(replace(golden, calls=calls, image=image, tables=tables), tmp_path)
     assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()}
     assert np.array_equal(np.fromfile(tmp_path / "golden.prefill.inputs_embeds.bin", np.float16), rows.reshape(-1))
     assert np.array_equal(
-        np.fromfile(tmp_path / "golden.vision.pixel_values.bin", np.float16), image.pixels.reshape(-1)
+        np.fromfile(tmp_path / "golden.vision.pixel_values.bin", np.float16), image.inputs["pixel_values"].reshape(-1)
     )
+    assert np.array_equal(np.fromfile(tmp_path / "golden.vision.patch_slots.bin", np.int64), np.arange(7))
+    stored = np.fromfile(tmp_path / "golden.rotary_cos.bin", np.float16)
+    assert np.array_equal(stored, tables["rotary_cos"].reshape(-1))
     description = json.loads((tmp_path / DESCRIPTION_FILE).read_text())
     assert description["dtypes"]["inputs_embeds"] == "float16"
     back = read_golden(tmp_path)
     assert back.image is not None
-    np.testing.assert_array_equal(back.image.pixels, image.pixels)
+    for name, array in image.inputs.items():
+        np.testing.assert_array_equal(back.image.inputs[name], array)
     np.testing.assert_array_equal(back.image.embeddings, image.embeddings)
     assert back.image.relative_tolerance == 0.02
     assert len(back.calls) == len(golden.calls)

@@ -14,6 +14,7 @@ import tiny_builds
 from plant_faults import edit_checkpoint
 from tiny_llava import export_llava
 from tiny_lowered import replace_file
+from tiny_qwen_vl import export_qwen_vl
 
 from awq2trt.checking.bisect import bisect
 from awq2trt.checking.chain import run_chain
@@ -61,6 +62,18 @@ def test_a_sound_build_passes_graph_by_graph(sound: Path, tmp_path: Path) -> Non
     assert [place.name for place in stages[ONNX].places] == [VISION, EMBEDDING, *blocks, "logits"]
     assert [place.name for place in stages[RUNTIME].places] == [VISION, "logits"]
     assert all(place.error > 0 for place in stages[ONNX].places if place.name != EMBEDDING)
+    by_hand = next(command.text for command in outcome.commands if "--onnxrt" in command.text)
+    done = tiny_builds.run_in_shell(by_hand)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_images_of_any_size_are_checked_too(tmp_path: Path) -> None:
+    export_qwen_vl(tmp_path)
+    request = CheckRequest(tmp_path, model=str(tmp_path / "model"), tokens=40, output=tmp_path / "check")
+    outcome = check_stage(request, SilentProgress())
+    assert outcome.result.passed, outcome.result.first_failure()
+    stages = {stage.stage: stage for stage in outcome.result.stages}
+    assert [place.name for place in stages[RUNTIME].places] == [VISION, "logits"]
     by_hand = next(command.text for command in outcome.commands if "--onnxrt" in command.text)
     done = tiny_builds.run_in_shell(by_hand)
     assert done.returncode == 0, done.stdout + done.stderr

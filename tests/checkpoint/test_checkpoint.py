@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,27 @@ def test_shards_hold_every_tensor_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(index["weight_map"]) == len(sizes) == len(load_file(whole.directory / "model.safetensors"))
     name = "model.layers.0.self_attn.o_proj"
     np.testing.assert_array_equal(sharded.linear(name).dequantize(), whole.linear(name).dequantize())
+
+
+def test_shards_written_at_the_same_time_are_those_written_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "SHARD_BYTES", 4_000)
+    outer = {f"tensor.{index}": np.full(1_000, index, np.float16) for index in range(12)}
+    both_there = threading.Barrier(2, timeout=60)  # broken if one had to wait for the other
+    write = writer.write_tensors
+
+    def write_in_pairs(path: Path, tensors: dict[str, Any]) -> None:
+        both_there.wait()
+        write(path, tensors)
+
+    for name, at_once in (("turn", 1), ("once", 2)):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(writer, "write_tensors", write if at_once == 1 else write_in_pairs)
+        writer.merge_shards([], outer, tmp_path / name, at_once=at_once)
+    files = {name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("turn", "once")}
+    assert len(files["turn"]) == 6 + 1
+    assert files["turn"] == files["once"]
 
 
 @pytest.mark.parametrize(

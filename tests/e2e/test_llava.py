@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProc
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.io_contract import PIXEL_VALUES
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
 from awq2trt.runtime import Model, Sampler, Sampling, generate, user_message
@@ -102,15 +103,16 @@ def test_it_answers_as_transformers_does(
     model = Model.load(built / "built" / directory, DeviceOptions("cpu"))
     assert model.sight is not None
     asked = model.tokenizer.encode_messages(with_markers([user_message("What is it?")], len(files)), IMAGE_TOKEN)
-    tokens = model.sight.place(asked, len(files))
+    shown = model.sight.prepare(files)
+    tokens = model.sight.place(asked, shown)
     assert tokens == inputs["input_ids"][0].tolist()
-    pixels = model.sight.prepare(files)
+    pixels = np.concatenate([image.inputs[PIXEL_VALUES] for image in shown])
     np.testing.assert_array_equal(pixels, inputs["pixel_values"].numpy())
 
     expected = theirs.generate(
         **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=None
     )
-    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "pixels": pixels}
+    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "images": shown}
     got = list(generate(model.backend, tokens, Sampler(Sampling()), **options))
     assert got == expected[0, len(tokens) :].tolist()
     assert len(set(got)) > 8, "an answer of one token again and again would be no proof"

@@ -13,7 +13,7 @@ import torch
 from pictures import picture
 from PIL import Image
 from safetensors.numpy import save_file
-from tiny_flamingo import END_OF_CHUNK, IMAGE_TOKEN, TEXT_CONFIGS, flamingo_config, save_flamingo
+from tiny_flamingo import END_OF_CHUNK, IMAGE_TOKEN, TEXT_CONFIGS, flamingo_config, logits_of_texts, save_flamingo
 from transformers import AutoTokenizer
 
 import awq2trt
@@ -24,7 +24,6 @@ from awq2trt.images.processor import read_processor
 from awq2trt.images.read import read_image
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.sources.safetensors import SafetensorsSource
-from awq2trt.models.vision.tower import logits_of_text_and_images
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.chain import Link
 from awq2trt.quantization.job import QuantizeJob
@@ -117,12 +116,10 @@ def test_the_checkpoint_computes_what_its_weights_say(model: Path, pictures: Pat
     save_file(tensors, tmp_path / "plain" / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "plain" / "config.json").write_text(json.dumps(flamingo_config()))
     ids = torch.tensor([[5, IMAGE_TOKEN, 51, 52, 9, IMAGE_TOKEN, 8]])
-    prepared = [read_processor(model).prepare(read_image(pictures / f"0{index}.png")) for index in range(2)]
+    prepared = [read_processor(model).pixels(read_image(pictures / f"0{index}.png")).values for index in range(2)]
     sources = checkpoint, SafetensorsSource.open(tmp_path / "plain"), open_source(str(model))
     with torch.inference_mode():
-        ours, plain, original = (
-            logits_of_text_and_images(one, ids, torch.from_numpy(np.stack(prepared))) for one in sources
-        )
+        ours, plain, original = (logits_of_texts(one, ids, torch.from_numpy(np.stack(prepared))) for one in sources)
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     error = float((ours - original).norm() / original.norm())
     assert 0.01 < error < 0.5
@@ -154,11 +151,9 @@ def test_another_run_may_begin_at_a_checkpoint(model: Path, pictures: Path, tmp_
     options: dict[str, Any] = {"calib": str(pictures), "init_from": str(tmp_path / "first"), "effort": "max"}
     second = _quantize(model, tmp_path / "second", **options)
     ids = torch.tensor([[5, IMAGE_TOKEN, 51, 52, 9, 8]])
-    pixels = torch.from_numpy(read_processor(model).prepare(read_image(pictures / "00.png")))[None]
+    pixels = torch.from_numpy(read_processor(model).pixels(read_image(pictures / "00.png")).values)[None]
     with torch.inference_mode():
-        one, two, original = (
-            logits_of_text_and_images(each, ids, pixels) for each in (first, second, open_source(str(model)))
-        )
+        one, two, original = (logits_of_texts(each, ids, pixels) for each in (first, second, open_source(str(model))))
     assert (two - original).norm() < (one - original).norm()
 
 
@@ -187,9 +182,9 @@ def test_captions_are_measured_after_shots(model: Path, pictures: Path, shots: P
         text = "<|endofchunk|>".join(f"<image>Output:Picture {index}" for index in shown)
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         assert ids[0].tolist().count(IMAGE_TOKEN) == len(shown) == ids[0].tolist().count(END_OF_CHUNK) + 1
-        images = [read_processor(model).prepare(read_image(pictures / f"0{index}.png")) for index in shown]
+        images = [read_processor(model).pixels(read_image(pictures / f"0{index}.png")).values for index in shown]
         with torch.inference_mode():
-            logits = logits_of_text_and_images(source, ids, torch.from_numpy(np.stack(images)))[0]
+            logits = logits_of_texts(source, ids, torch.from_numpy(np.stack(images)))[0]
         scored = len(f"Picture {shown[-1]}")
         chosen = logits.log_softmax(-1)[-scored - 1 : -1].gather(1, ids[0, -scored:, None])
         losses, counts = losses - float(chosen.sum()), counts + scored
@@ -204,12 +199,12 @@ def test_captions_are_written_of_the_image_that_was_shown_last(model: Path, pict
     shown = (0, 1, 2)
     text = "<image>Output:Picture 0<|endofchunk|><image>Output:Picture 1<|endofchunk|><image>Output:"
     ids = tokenizer(text)["input_ids"]
-    images = [read_processor(model).prepare(read_image(pictures / f"0{index}.png")) for index in shown]
+    images = [read_processor(model).pixels(read_image(pictures / f"0{index}.png")).values for index in shown]
     written: list[int] = []
     with torch.inference_mode():
         while len(written) < 32 and not {256, END_OF_CHUNK} & set(written):
             tokens = torch.tensor([ids + written])
-            logits = logits_of_text_and_images(source, tokens, torch.from_numpy(np.stack(images)))
+            logits = logits_of_texts(source, tokens, torch.from_numpy(np.stack(images)))
             written.append(int(logits[0, -1].argmax()))
     lines = str(tokenizer.decode(written, skip_special_tokens=True)).strip().splitlines()
     assert isinstance(result.measured, CaptionScore)

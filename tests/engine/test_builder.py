@@ -16,6 +16,7 @@ import pytest
 from family_variants import MODELS
 from tiny_checkpoints import FamilyCheckpoint, RandomCheckpoint
 from tiny_llava import export_llava
+from tiny_qwen_vl import export_qwen_vl
 
 from awq2trt import opset
 from awq2trt.engine import builder
@@ -313,10 +314,16 @@ def _first_logits(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float16
 
 
 @pytest.mark.trt
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("with_plugin", [False, True])
-def test_a_model_that_sees_gets_an_engine_of_every_graph(with_plugin: bool, tmp_path: Path) -> None:
-    text = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
-    onnx = export_llava(tmp_path, text=text, tower={"hidden_size": 128, "num_attention_heads": 2})
+def test_a_model_that_sees_gets_an_engine_of_every_graph(family: str, with_plugin: bool, tmp_path: Path) -> None:
+    text: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    wide: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 2}
+    if family == "llava":
+        onnx = export_llava(tmp_path, text=text, tower=wide)
+    else:
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 12, 12]}
+        onnx = export_qwen_vl(tmp_path, text={**text, "rope_parameters": rope}, tower={"out_hidden_size": 128})
     contents, engines = onnx.manifest.contents, tmp_path / "engines"
     engines.mkdir()
     library = find_plugin_library() if with_plugin else None

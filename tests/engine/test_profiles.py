@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
+from awq2trt.artifact.records import VisionRecord
 from awq2trt.engine.profiles import contract_shapes, decoder_profiles, profile_shapes, profiles_beside
 from awq2trt.graph.read import DecoderSizes
 from awq2trt.io_contract import IoContract, TensorContract
@@ -53,9 +56,19 @@ def test_a_decoder_of_embeddings_has_rows_in_the_place_of_tokens() -> None:
 def test_graphs_beside_a_decoder_take_an_image_or_the_decoders_tokens() -> None:
     pixels = TensorContract("pixel_values", "float16", ("images", 3, 8, 8), "Images.")
     tokens = TensorContract("input_ids", "int64", ("batch", "sequence"), "Tokens.")
-    image = profiles_beside("vision", 64)
+    image = profiles_beside("vision", 64, None)
     assert [profile.name for profile in image] == ["image"]
     assert contract_shapes(image[0], IoContract((pixels,), ())) == {"pixel_values": ((1, 3, 8, 8),) * 3}
-    prefill, decode = profiles_beside("embedding", 2048)
+    prefill, decode = profiles_beside("embedding", 2048, None)
     assert contract_shapes(prefill, IoContract((tokens,), ())) == {"input_ids": ((1, 1), (1, 512), (1, 2048))}
     assert contract_shapes(decode, IoContract((tokens,), ())) == {"input_ids": ((1, 1),) * 3}
+
+
+def test_an_image_of_any_size_has_a_range_of_patches_and_windows() -> None:
+    settings: dict[str, Any] = {"patch_size": 14, "spatial_merge_size": 2, "window_size": 112}
+    settings |= {"min_pixels": 4 * 784, "max_pixels": 1280 * 784}
+    vision = VisionRecord(family="qwen2_5_vl", image_token=1, tokens_per_image=None, settings=settings)
+    (image,) = profiles_beside("vision", 64, vision)
+    patches, windows = image.axes["patches"], image.axes["windows"]
+    assert (patches.shortest, patches.typical, patches.longest) == (4, 35 * 35 * 4, 1280 * 4)
+    assert (windows.shortest, windows.typical, windows.longest) == (1, 81, 160)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from pictures import picture
 from PIL import Image
 from tiny_llava import IMAGE_TOKEN, save_llava
 from tiny_models import save_llama
-from transformers import AutoTokenizer, LlavaForConditionalGeneration
+from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
+from tiny_qwen_vl import VISION_END, VISION_START, save_qwen_vl
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from awq2trt.errors import Awq2trtError, UsageError
 from awq2trt.evaluation.results import CaptionedImages, CaptionPerplexity, EvalRequest
@@ -149,3 +153,30 @@ def test_pictures_are_looked_for_before_a_model_is_opened(model: Path, tmp_path:
         eval_stage(request, SilentProgress())
     with pytest.raises(Awq2trtError, match="none"):
         eval_stage(EvalRequest((str(model),), CaptionedImages(tmp_path / "none")), SilentProgress())
+
+
+def _any_size_nll(model: Path, image: Path, caption: str) -> torch.Tensor:
+    """NLL of every token of a caption, by transformers, of a model that sees images of any size."""
+    oracle = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    processor: Any = Qwen2VLImageProcessorPil.from_pretrained(model)
+    seen = processor(Image.open(image), return_tensors="pt")
+    count = int(seen["image_grid_thw"].prod()) // 4
+    before = tokenizer("USER: ", add_special_tokens=False)["input_ids"]
+    asked = tokenizer("\nDescribe the image.\nASSISTANT:", add_special_tokens=False)["input_ids"]
+    said = tokenizer(f" {caption}", add_special_tokens=False)["input_ids"]
+    tokens = torch.tensor([[*before, VISION_START, *[QWEN_IMAGE] * count, VISION_END, *asked, *said]])
+    with torch.inference_mode():
+        logits = oracle(input_ids=tokens, mm_token_type_ids=(tokens == QWEN_IMAGE).int(), **seen).logits[0]
+    return F.cross_entropy(logits[-len(said) - 1 : -1], tokens[0, -len(said) :], reduction="none")
+
+
+def test_images_of_any_size_have_rows_and_columns(tmp_path: Path) -> None:
+    model, images = save_qwen_vl(tmp_path / "model"), tmp_path / "images"
+    images.mkdir()
+    for index, (caption, shape) in enumerate(zip(CAPTIONS, [(24, 30), (60, 33), (20, 90)], strict=True)):
+        Image.fromarray(np.roll(picture(*shape), 9 * index, axis=1)).save(images / f"{index}.png")
+        (images / f"{index}.txt").write_text(f"{caption}\n")
+    losses = [_any_size_nll(model, images / f"{index}.png", caption) for index, caption in enumerate(CAPTIONS)]
+    measured = _measured(model, images)
+    assert measured.caption_nll == pytest.approx([float(loss.mean()) for loss in losses], abs=2e-4)

@@ -12,12 +12,24 @@ from pictures import picture
 from PIL import Image
 from transformers import CLIPImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError
-from awq2trt.images.processor import describe_processor, read_processor
+from awq2trt.images.processor import ImageProcessor, describe_processor, limit_patches_, read_processor, require_fit
 from awq2trt.images.read import read_image
+from awq2trt.models.families import describe_vision
 
 SIZES = [(336, 336), (480, 640), (641, 479), (37, 1000), (1000, 37), (1, 1), (2, 3), (50, 50), (225, 224), (199, 1)]
+
+QWEN: dict[str, Any] = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+}
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "LLaVA 1.5": {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}},
@@ -39,7 +51,8 @@ def test_pixels_are_those_of_transformers(settings: str, size: tuple[int, int], 
     theirs.save_pretrained(tmp_path)
     image = picture(*size)
     expected = theirs(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
-    got = read_processor(tmp_path).prepare(image)
+    got, grid = read_processor(tmp_path).pixels(image)
+    assert grid is None
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, expected.astype(np.float32))
 
@@ -51,13 +64,14 @@ def test_files_are_prepared_as_transformers_does(mode: str, tmp_path: Path) -> N
     path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
     Image.fromarray(picture(70, 93)).convert(mode).save(path)
     expected = theirs(Image.open(path), return_tensors="np")["pixel_values"][0]
-    np.testing.assert_array_equal(read_processor(tmp_path).prepare(read_image(path)), expected)
+    np.testing.assert_array_equal(read_processor(tmp_path).pixels(read_image(path)).values, expected)
 
 
 def test_a_processor_saved_with_its_tokenizer_is_the_same(tmp_path: Path) -> None:
     settings = CLIPImageProcessor(size={"shortest_edge": 48}).to_dict()
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings, "image_token": "<image>"}))
     found = read_processor(tmp_path)
+    assert isinstance(found, ImageProcessor)
     assert (found.shortest_edge, found.crop) == (48, (224, 224))
 
 
@@ -98,3 +112,23 @@ def test_what_the_user_calls_the_model_is_where_its_processor_is_refused(tmp_pat
     (tmp_path / "preprocessor_config.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match=r"llava-of-mine: preprocessor_config\.json: .* nested too deeply"):
         read_processor(tmp_path, name="llava-of-mine")
+
+
+def test_a_processor_that_makes_no_squares_is_kept_as_it_is(tmp_path: Path) -> None:
+    CLIPImageProcessorPil().save_pretrained(tmp_path)
+    before = (tmp_path / "preprocessor_config.json").read_bytes()
+    assert limit_patches_(tmp_path, 3) is None
+    assert (tmp_path / "preprocessor_config.json").read_bytes() == before
+
+
+def test_a_processor_must_fit_the_tower(tmp_path: Path) -> None:
+    seeing = describe_vision(QWEN)
+    assert seeing is not None
+    Qwen2VLImageProcessorPil(patch_size=14).save_pretrained(tmp_path / "its-own")
+    require_fit(read_processor(tmp_path / "its-own"), seeing, where="m")
+    Qwen2VLImageProcessorPil(patch_size=16).save_pretrained(tmp_path / "other")
+    with pytest.raises(UnsupportedError, match="merge_size, 14, 2, 2, got 16, 2, 2"):
+        require_fit(read_processor(tmp_path / "other"), seeing, where="m")
+    CLIPImageProcessorPil().save_pretrained(tmp_path / "clip")
+    with pytest.raises(UnsupportedError, match="14, 2, 2, got one of another kind"):
+        require_fit(read_processor(tmp_path / "clip"), seeing, where="m")

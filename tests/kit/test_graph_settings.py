@@ -12,11 +12,53 @@ import pytest
 from stand_in_orin import Orin, write_sums
 from tiny_kits import make_tiny_kit
 from tiny_llava import export_llava
+from tiny_qwen_vl import export_qwen_vl
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.runtime.golden import compare_golden
 from awq2trt.runtime.ort.loading import DeviceOptions, open_backend
+
+
+@pytest.fixture(scope="module")
+def any_size_kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a tiny model that sees images of any size."""
+    folder = tmp_path_factory.mktemp("any-size")
+    export_qwen_vl(folder)
+    for jetpack in ("7.2", "6.2"):
+        make_tiny_kit(folder, folder / jetpack, jetpack)
+    return folder
+
+
+@pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
+def test_graphs_for_images_of_any_size_compute_what_was_exported(jetpack: str, any_size_kits: Path) -> None:
+    kit = Artifact.open(any_size_kits / jetpack, kind="kit")
+    backend = open_backend(kit, DeviceOptions("cpu")).backend
+    results = compare_golden(backend, read_golden(kit.directory))
+    assert [result.name for result in results][:2] == ["vision", "prefill"]
+    assert all(result.passed for result in results)
+
+
+def test_an_engine_for_images_of_any_size_is_built_for_a_range_and_checked_on_one(
+    shell: str, any_size_kits: Path, orin: Orin, tmp_path: Path
+) -> None:
+    kit = Path(shutil.copytree(any_size_kits / "7.2", tmp_path / "kit"))
+    conf = (kit / "kit.conf").read_text()
+    (kit / "kit.conf").write_text(conf.replace("kit_golden_calls='prefill first'", "kit_golden_calls=prefill"))
+    write_sums(kit)
+    answers = {"image_embeddings": "vision", "inputs_embeds": "prefill", "logits": "prefill"}
+    for output, call in answers.items():
+        kind = np.float16 if output == "inputs_embeds" else np.float32
+        expected = np.fromfile(kit / f"golden.{call}.{output}.bin", kind)
+        (orin.folder / "answers" / f"{output}.output.1.raw").write_bytes(expected.astype(np.float16).tobytes())
+    result = orin.finish(shell, kit, "--check")
+    assert result.returncode == 0, result.stderr
+    recorded = " ".join(orin.recorded)
+    assert "--minShapes=pixel_values:4x96,patch_places:4x2,window_patches:1x36,patch_slots:4 " in recorded
+    assert "--shapes=pixel_values:112x96,patch_places:112x2,window_patches:6x36,patch_slots:112 " in recorded
+    for name in ("pixel_values", "patch_places", "window_patches", "patch_slots"):
+        assert f"{name}:{kit}/golden.vision.{name}.bin" in recorded
+    assert f",rotary_cos:{kit}/golden.rotary_cos.bin,rotary_sin:{kit}/golden.rotary_sin.bin" in recorded
 
 
 @pytest.fixture(scope="module")

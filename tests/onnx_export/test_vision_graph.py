@@ -18,6 +18,7 @@ from transformers import LlavaForConditionalGeneration
 from awq2trt.errors import ArtifactError, UnsupportedError
 from awq2trt.io_contract import IMAGE_EMBEDDINGS, PIXEL_VALUES, VISION_FILE, VISION_WEIGHTS_FILE
 from awq2trt.models.sources.safetensors import SafetensorsSource
+from awq2trt.models.vision.description import VisionSpec
 from awq2trt.models.vision.tower import image_features, load_vision
 from awq2trt.onnx_export.vision_graph import export_vision
 
@@ -34,14 +35,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def _pixels(source: SafetensorsSource, images: int) -> NDArray[np.float16]:
-    assert source.still_vision is not None
-    side = source.still_vision.tower.image_size
+    assert isinstance(source.vision, VisionSpec)
+    side = source.vision.tower.image_size
     return np.random.default_rng(2).standard_normal((images, 3, side, side)).astype(np.float16)
 
 
 def _export(source: SafetensorsSource, directory: Path, dtype: ir.DataType = ir.DataType.FLOAT16) -> None:
-    assert source.still_vision is not None
-    export_vision(source.still_vision, source.vision_tensors(), directory, dtype)
+    assert isinstance(source.vision, VisionSpec)
+    export_vision(source.vision, source.vision_tensors(), directory, dtype)
 
 
 def _run(directory: Path, pixels: NDArray[np.float16]) -> NDArray[np.float32]:
@@ -60,12 +61,12 @@ def _differ(got: NDArray[np.float32], expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_embeddings_are_those_of_the_tower(variant: str, tmp_path: Path) -> None:
     source = SafetensorsSource.open(save_llava(tmp_path / "model", **VARIANTS[variant]))
-    assert source.still_vision is not None
+    assert isinstance(source.vision, VisionSpec)
     (tmp_path / "onnx").mkdir()
     _export(source, tmp_path / "onnx")
     pixels = _pixels(source, images=5)
     with torch.inference_mode():
-        expected = image_features(source.still_vision, load_vision(source), torch.from_numpy(pixels.astype(np.float32)))
+        expected = image_features(source.vision, load_vision(source), torch.from_numpy(pixels.astype(np.float32)))
     got = _run(tmp_path / "onnx", pixels)
     assert _differ(got, expected) < 5e-3  # fp16 has 2^-11
     assert _differ(got, expected.flip(0)) > 0.05  # every image makes a difference
@@ -96,12 +97,12 @@ def test_the_files_are_whole_and_no_layer_is_written_that_nothing_reads(tmp_path
 
 def test_a_weight_beyond_the_dtype_is_named(tmp_path: Path) -> None:
     source = SafetensorsSource.open(save_llava(tmp_path / "model"))
-    assert source.still_vision is not None
-    name = f"{source.still_vision.projector.prefix}linear_2.bias"
-    tensors = {**source.vision_tensors(), name: np.full(source.still_vision.projector.out_features, 1e5, np.float32)}
+    assert isinstance(source.vision, VisionSpec)
+    name = f"{source.vision.projector.prefix}linear_2.bias"
+    tensors = {**source.vision_tensors(), name: np.full(source.vision.projector.out_features, 1e5, np.float32)}
     (tmp_path / "onnx").mkdir()
     with pytest.raises(UnsupportedError, match=name):
-        export_vision(source.still_vision, tensors, tmp_path / "onnx", ir.DataType.FLOAT16)
+        export_vision(source.vision, tensors, tmp_path / "onnx", ir.DataType.FLOAT16)
     assert not [*(tmp_path / "onnx").iterdir()]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +19,9 @@ from tiny_models import save_llama, tokens
 from awq2trt.errors import CalibrationError, CheckpointError
 from awq2trt.models.block_weights import load_block
 from awq2trt.models.decoder import BlockRunner, Ends
-from awq2trt.models.families import LINEAR, ScaleGroup
+from awq2trt.models.families import LINEAR, DecoderSpec, ScaleGroup
 from awq2trt.models.sources.safetensors import SafetensorsSource
-from awq2trt.quantization.block import collect_statistics, quantize_block
+from awq2trt.quantization.block import QuantizedBlock, collect_statistics, quantize_block
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.fold import fold_scales_, smooth_scales
 from awq2trt.quantization.method import BlockMethod
@@ -196,6 +199,57 @@ def test_awq_lowers_the_error_of_every_linear_of_a_block(effort: str, tmp_path: 
         assert report.error_rounded is not None
         assert report.error < report.error_rounded * 1.05, name
     assert sum(r.error or 0 for r in block.reports.values()) < sum(r.error_rounded or 0 for r in block.reports.values())
+
+
+def _depending(spec: DecoderSpec, samples: int, seed: int, fall: float) -> dict[str, torch.Tensor]:
+    """Inputs of every group, [samples, K], whose channels depend on each other in the same way for every seed.
+
+    The energy of directions falls by `fall` orders of magnitude.
+    """
+    found = {}
+    for index, group in enumerate(spec.scale_groups()):
+        name = group.balance_layers[0]
+        width = spec.linear_shape(name)[1]
+        mixing = _normal(width, width, seed=100 + index) * torch.logspace(0, -fall / 2, width).unsqueeze(1)
+        found[name] = _normal(samples, width, seed=seed + index) @ mixing
+    return found
+
+
+def _block_of(source: SafetensorsSource, inputs: Mapping[str, torch.Tensor], **changes: Any) -> QuantizedBlock:
+    """The first block by the descents of `best`, with some options changed."""
+    statistics = {name: InputStatistics.empty(x.shape[1]) for name, x in inputs.items()}
+    for name, seen in statistics.items():
+        seen.add_(inputs[name])
+    search = replace(EFFORTS["best"], correct=None, score_passes=0, **changes)
+    method = BlockMethod(QuantScheme(bits=3, group_size=32), search)
+    with torch.inference_mode():
+        return quantize_block(source.spec, 0, load_block(source, 0), statistics, method)
+
+
+def test_damped_codes_err_less_on_inputs_that_were_not_seen(tmp_path: Path) -> None:
+    source = SafetensorsSource.open(save_llama(tmp_path))
+    few, others = _depending(source.spec, 100, seed=0, fall=1.0), _depending(source.spec, 5000, seed=50, fall=1.0)
+
+    def error_on_others(damping: float) -> float:
+        block, total = _block_of(source, few, damping=damping), 0.0
+        for name in ("q_proj", "k_proj"):
+            full = f"self_attn.{name}"
+            rounded = torch.from_numpy(block.linears[full].dequantize()) / block.search["self_attn.q_proj.scales"]
+            change = rounded - load_block(source, 0)[f"{full}.weight"]
+            total += float((others["self_attn.q_proj"] @ change.T).square().sum())
+        return total
+
+    assert error_on_others(0.3) < 0.97 * error_on_others(0.01)
+
+
+def test_codes_that_begin_as_gptqs_err_less_than_those_that_begin_as_the_nearest(tmp_path: Path) -> None:
+    source = SafetensorsSource.open(save_llama(tmp_path))
+    inputs = _depending(source.spec, 2000, seed=0, fall=4.0)
+    errors = [
+        [report.error or 0 for report in _block_of(source, inputs, compensated=begun, damping=0.01).reports.values()]
+        for begun in (True, False)
+    ]
+    assert sum(errors[0]) < 0.98 * sum(errors[1])
 
 
 def test_scales_of_activations_and_weights_are_llm_awqs_two_forms() -> None:

@@ -13,16 +13,20 @@ from pictures import picture
 from PIL import Image
 from tiny_llava import IMAGE_TOKEN, save_llava
 from tiny_models import save_llama
-from transformers import AutoTokenizer, LlavaForConditionalGeneration
+from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
+from tiny_qwen_vl import VISION_END, VISION_START, save_qwen_vl
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import CalibrationError, UsageError
 from awq2trt.images.pairs import read_pairs
 from awq2trt.images.processor import read_processor
 from awq2trt.images.read import read_image
+from awq2trt.models.decoder import BlockRunner, Ends, run_blocks
 from awq2trt.models.sources.opening import open_source
-from awq2trt.models.vision.tower import logits_of_text_and_images
+from awq2trt.models.vision.seeing import logits_of_text_and_images
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.chain import Link
 from awq2trt.quantization.image_windows import Sight, WindowSizes, image_windows
@@ -62,18 +66,22 @@ def _quantize(model: Path, output: Path, *, resume: bool = False, **options: Any
     return told
 
 
+def _sight(model: Path) -> Sight:
+    source = open_source(str(model))
+    assert source.vision is not None
+    return Sight(source, source.vision, read_processor(model))
+
+
 def _codes(directory: Path) -> dict[str, np.ndarray]:
     checkpoint = QuantizedCheckpoint.open(directory)
     return {name: checkpoint.linear(name).codes for name in checkpoint.stored_names}
 
 
 def test_windows_hold_conversations_whose_last_is_cut(model: Path, pictures: Path) -> None:
-    source = open_source(str(model))
-    assert source.still_vision is not None
     tokenizer = AutoTokenizer.from_pretrained(model)
     pairs = read_pairs(pictures)
     length = len(tokenizer(pairs[0].text.replace("<image>", ""))["input_ids"]) + 1 + PIECES
-    windows = image_windows(tokenizer, source.still_vision, pairs, WindowSizes(2, length + 10, 256), where="pictures")
+    windows = image_windows(tokenizer, _sight(model), pairs, WindowSizes(2, length + 10, 256), where="pictures")
     assert windows.tokens.shape == (2, length + 10)
     for row, images in zip(windows.tokens.tolist(), windows.images, strict=True):
         assert row[0] == 256
@@ -88,12 +96,10 @@ def test_windows_hold_conversations_whose_last_is_cut(model: Path, pictures: Pat
 
 
 def test_the_decoder_reads_what_transformers_decoder_reads(model: Path, pictures: Path) -> None:
-    source = open_source(str(model))
-    assert source.still_vision is not None
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    sizes = WindowSizes(2, 100)
-    windows = image_windows(tokenizer, source.still_vision, read_pairs(pictures), sizes, where="pictures")
-    hidden, _ = windows.embed(source, source.still_vision, read_processor(model), SilentProgress())
+    tokenizer, sight = AutoTokenizer.from_pretrained(model), _sight(model)
+    windows = image_windows(tokenizer, sight, read_pairs(pictures), WindowSizes(2, 100), where="pictures")
+    hidden = windows.embed(sight, SilentProgress())
+    assert windows.positions(sight) is None
     oracle = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
     processor = CLIPImageProcessorPil.from_pretrained(model)
     for tokens, images, row in zip(windows.tokens, windows.images, hidden, strict=True):
@@ -108,11 +114,8 @@ def test_the_decoder_reads_what_transformers_decoder_reads(model: Path, pictures
 
 def test_pictures_are_seen_where_pytorch_computes(model: Path, pictures: Path) -> None:
     """The device `meta` stands for any GPU: what is on another one cannot be computed with."""
-    source, image = open_source(str(model)), pictures / "00.png"
-    assert source.still_vision is not None
     with torch.device("meta"):
-        sight = Sight.of(source, source.still_vision, read_processor(model))
-        assert sight.features(image).is_meta
+        assert _sight(model).features(pictures / "00.png").is_meta
 
 
 def test_pictures_seen_last_are_remembered(model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,11 +126,9 @@ def test_pictures_seen_last_are_remembered(model: Path, pictures: Path, monkeypa
         return read_image(path)
 
     monkeypatch.setattr("awq2trt.quantization.image_windows.read_image", counted)
-    source = open_source(str(model))
-    assert source.still_vision is not None
-    picture_bytes = 4 * PIECES * source.spec.hidden_size
+    sight = _sight(model)
+    picture_bytes = 4 * PIECES * sight.source.spec.hidden_size
     monkeypatch.setattr("awq2trt.quantization.image_windows._REMEMBERED_BYTES", 2 * picture_bytes)
-    sight = Sight.of(source, source.still_vision, read_processor(model))
     first, second, third = sorted(pictures.glob("*.png"))[:3]
     seen = [sight.features(path) for path in (first, second, first, third, first, second)]
     assert read == [first, second, third, second]
@@ -154,7 +155,7 @@ def test_the_checkpoint_opens_sees_and_keeps_the_tower(model: Path, pictures: Pa
     told = _quantize(model, tmp_path / "out", calib=str(pictures), method="rtn")
     assert told.notes == [f"reading {model}"]
     checkpoint, source = QuantizedCheckpoint.open(tmp_path / "out"), open_source(str(model))
-    assert checkpoint.vision == source.still_vision
+    assert checkpoint.vision == source.vision
     for name, value in source.vision_tensors().items():
         np.testing.assert_array_equal(
             checkpoint.tensor(name), value.astype(np.float16).astype(checkpoint.tensor(name).dtype)
@@ -162,11 +163,10 @@ def test_the_checkpoint_opens_sees_and_keeps_the_tower(model: Path, pictures: Pa
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     written = config["quantization_config"]
     plain = written.get("modules_to_not_convert", written.get("ignore"))
-    assert plain[-2:] == list(source.still_vision.modules if source.still_vision else ())
+    assert plain[-2:] == list(source.vision.modules if source.vision else ())
     assert read_processor(tmp_path / "out") == read_processor(model)
-    tokens = torch.tensor([[50, *[IMAGE_TOKEN] * PIECES, 51, 52]])
-    pixels = torch.from_numpy(read_processor(model).prepare(picture(24, 30)))[None]
-    ours, original = (logits_of_text_and_images(one, tokens, pixels) for one in (checkpoint, source))
+    tokens, pixels = [50, *[IMAGE_TOKEN] * PIECES, 51, 52], read_processor(model).pixels(picture(24, 30))
+    ours, original = (logits_of_text_and_images(one, tokens, [pixels]) for one in (checkpoint, source))
     assert ours.shape == original.shape
     assert torch.isfinite(ours).all()
 
@@ -223,3 +223,49 @@ def test_too_few_conversations_are_counted(model: Path, pictures: Path, tmp_path
         (tmp_path / name).write_bytes((pictures / name).read_bytes())
     with pytest.raises(CalibrationError, match=r"at least one window of 80 tokens, got \d+ tokens in 1 conversations"):
         _quantize(model, tmp_path / "out", calib=str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_qwen_vl(tmp_path_factory.mktemp("models") / "tiny-qwen-vl")
+
+
+def test_windows_of_images_of_any_size_are_what_transformers_reads(any_size: Path, pictures: Path) -> None:
+    """Tokens, pieces and positions together: logits at all positions before a picture is cut."""
+    tokenizer, sight = AutoTokenizer.from_pretrained(any_size), _sight(any_size)
+    windows = image_windows(tokenizer, sight, read_pairs(pictures)[1:], WindowSizes(1, 110), where="pictures")
+    hidden, positions = windows.embed(sight, SilentProgress()), windows.positions(sight)
+    assert positions is not None
+    ends = Ends(sight.source)
+    with torch.inference_mode():
+        runner = BlockRunner.for_positions(sight.source.spec, hidden.shape[1]).placed(positions)
+        ours = ends.logits(run_blocks(sight.source, hidden, runner=runner))[0]
+    tokens = windows.tokens[0].tolist()
+    assert tokens.count(VISION_START) == len(windows.images[0]) == 2
+    whole = tokens[: tokens.index(VISION_START, tokens.index(VISION_END))]  # before the second picture
+    oracle = Qwen2_5_VLForConditionalGeneration.from_pretrained(any_size, dtype=torch.float32).eval()
+    processor: Any = Qwen2VLImageProcessorPil.from_pretrained(any_size)
+    seen = processor(Image.open(windows.images[0][0]).convert("RGB"), return_tensors="pt")
+    ids = torch.tensor([whole])
+    with torch.inference_mode():
+        expected = oracle(input_ids=ids, mm_token_type_ids=(ids == QWEN_IMAGE).int(), **seen).logits[0]
+    torch.testing.assert_close(ours[: len(whole)], expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("effort", ["default", "max"])
+def test_what_images_of_any_size_show_reaches_the_statistics(
+    effort: str, any_size: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Turned pictures have the same captions and as many pieces, in other rows and columns."""
+    turned = tmp_path / "turned"
+    turned.mkdir()
+    for path in pictures.iterdir():
+        if path.suffix == ".png":
+            Image.open(path).transpose(Image.Transpose.ROTATE_90).save(turned / path.name)
+        else:
+            (turned / path.name).write_text(path.read_text())
+    for name, calib in (("seen", pictures), ("again", pictures), ("turned", turned)):
+        _quantize(any_size, tmp_path / f"{name}-out", calib=str(calib), effort=effort)
+    seen, again, other = (_codes(tmp_path / f"{name}-out") for name in ("seen", "again", "turned"))
+    assert all(np.array_equal(seen[name], again[name]) for name in seen)
+    assert any(np.any(seen[name] != other[name]) for name in seen)

@@ -36,7 +36,7 @@ def _linear_lesson(weight: torch.Tensor, seed: int = 0) -> Lesson:
     inputs = _normal(6, 20, 20, seed=1) @ _normal(20, weight.shape[1], seed=2)
     inputs = inputs * torch.logspace(-0.3, 0.3, weight.shape[1])
 
-    def run(tensors: dict[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+    def run(tensors: dict[str, torch.Tensor], hidden: torch.Tensor, *, windows: object = None) -> torch.Tensor:
         return hidden + hidden @ tensors["linear.weight"].T
 
     return Lesson(run, inputs, run({"linear.weight": weight}, inputs), seed, len(inputs))  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,20 @@ def test_a_model_that_writes_its_text_is_in_memory_whole() -> None:
     assert plan.peak_bytes > 4 * 68 * 10**9
     with pytest.raises(UsageError, match="--calib"):
         plan_memory(_job("llama-2-70b", writes_text=True), BASE, 24 * GIB)
+
+
+def test_what_writing_takes_is_the_ends_and_two_files() -> None:
+    ends = 2 * (2 * 128256 * 4096 + 4096)
+    assert plan_memory(_job("llama-3-8b"), BASE).parts["write"] == pytest.approx(1.1 * (ends + 2 * GIB))
+
+
+def test_a_quantized_head_is_counted() -> None:
+    job = _job("llama-3-8b")
+    plan, without = plan_memory(replace(job, head=True), BASE), plan_memory(job, BASE)
+    assert "head" not in without.parts
+    weight = 128256 * 4096  # in 16 bits, and its codes as found and as joined; and logits of 512 tokens
+    assert plan.parts["head"] > 2 * weight + 3 * weight + 4 * 512 * 128256 * 4
+    assert plan.peak_bytes == without.peak_bytes  # a block takes more
 
 
 def test_without_text_there_are_no_moments() -> None:

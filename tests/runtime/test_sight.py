@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from pictures import picture
 from PIL import Image
 from tiny_llava import IMAGE_TOKEN, export_llava
 from tiny_models import save_llama
+from tiny_qwen_vl import export_qwen_vl
 
 import awq2trt
-from awq2trt.errors import UsageError
+from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
+from awq2trt.images.patches import Patches
+from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.recipe import ExportOptions, QuantizeOptions
 from awq2trt.runtime import Model, system_message, user_message
 from awq2trt.runtime.ort.loading import DeviceOptions
@@ -107,7 +111,9 @@ def test_odd_images_are_seen_as_what_they_show(save: Any, model: Model, folder: 
     image.save(tmp_path / "plain.png")
     save(image, tmp_path / "odd")
     assert model.sight is not None
-    plain, odd = model.sight.prepare([tmp_path / "plain.png"]), model.sight.prepare([tmp_path / "odd"])
+    plain, odd = (
+        image.inputs["pixel_values"] for image in model.sight.prepare([tmp_path / "plain.png", tmp_path / "odd"])
+    )
     np.testing.assert_allclose(odd, plain, atol=0.05)
     assert _answer(model, "<image>a", tmp_path / "odd")
 
@@ -147,8 +153,9 @@ def test_a_model_of_text_sees_nothing(tmp_path: Path, folder: Path) -> None:
 def test_places_are_counted_in_pieces(model: Model) -> None:
     sight = model.sight
     assert isinstance(sight, Sight)
-    assert sight.place([1, IMAGE_TOKEN, 2], 1) == [1, *[IMAGE_TOKEN] * PIECES, 2]
-    assert sight.place([1, 2], 0) == [1, 2]
+    image = PreparedImage({}, PIECES)
+    assert sight.place([1, IMAGE_TOKEN, 2], [image]) == [1, *[IMAGE_TOKEN] * PIECES, 2]
+    assert sight.place([1, 2], []) == [1, 2]
 
 
 def test_images_without_places_come_before_what_the_user_says_last() -> None:
@@ -158,3 +165,77 @@ def test_images_without_places_come_before_what_the_user_says_last() -> None:
     assert with_markers(asked, 0) == asked
     placed = [user_message("a <image> b"), user_message("two")]
     assert with_markers(placed, 1) == placed
+
+
+@pytest.fixture(scope="module")
+def any_size(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model that sees images of any size, 12 tokens for one of 24 x 30 pixels and 2 around them."""
+    folder = tmp_path_factory.mktemp("any-size")
+    export_qwen_vl(folder, capacity=CAPACITY)
+    return Model.load(folder / "onnx", DeviceOptions("cpu"))
+
+
+@pytest.mark.parametrize("write", [_text_file, _long, _truncated, _nothing])
+def test_what_is_no_image_is_none_of_any_size_either(write: Any, any_size: Model, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jpg"
+    write(path)
+    with pytest.raises(UsageError) as raised:
+        _answer(any_size, "<image>a", path)
+    assert raised.value.where == str(path)
+
+
+@pytest.mark.parametrize("save", [_save_cmyk, _save_gif, _save_turned], ids=["cmyk", "animated", "turned"])
+def test_odd_images_of_any_size_are_seen_as_what_they_show(save: Any, any_size: Model, tmp_path: Path) -> None:
+    image = Image.fromarray(np.repeat(np.repeat(picture(8, 10) // 64 * 64, 3, axis=0), 3, axis=1))
+    image.save(tmp_path / "plain.png")
+    save(image, tmp_path / "odd")
+    assert any_size.sight is not None
+    plain, odd = any_size.sight.prepare([tmp_path / "plain.png", tmp_path / "odd"])
+    assert (plain.pieces, odd.grid) == (12, plain.grid)
+    np.testing.assert_allclose(odd.inputs["pixel_values"], plain.inputs["pixel_values"], atol=0.05)
+    assert _answer(any_size, "<image>a", tmp_path / "odd")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images", "says"),
+    [
+        ("a", 1, "places for images in the prompt: 0; images given: 1"),
+        ("<image>a", 0, "places for images in the prompt: 1; images given: 0"),
+        ("<image><image><image>a", 3, rf"has 43 tokens, 36 of them of 3 images, but the cache .* holds {CAPACITY}"),
+    ],
+)
+def test_images_of_any_size_and_their_places_must_fit(
+    prompt: str, images: int, says: str, any_size: Model, folder: Path
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        _answer(any_size, prompt, *[folder / "good.png"] * images)
+
+
+def test_a_large_image_becomes_as_small_as_the_cache_wants(any_size: Model, tmp_path: Path) -> None:
+    Image.fromarray(picture(600, 800)).save(tmp_path / "large.png")
+    assert any_size.sight is not None
+    (image,) = any_size.sight.prepare([tmp_path / "large.png"])
+    assert 12 < image.pieces <= 24  # what the model's own processor allows; three quarters of the cache are 30
+    assert _answer(any_size, "<image>a", tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("settings", [{}, {"patch_size": "a"}, {"window_size": 4}], ids=str)
+def test_a_manifest_without_its_windows_is_refused(settings: dict[str, Any], any_size: Model) -> None:
+    contents = any_size.artifact.manifest.contents
+    assert contents.model is not None
+    assert contents.model.vision is not None
+    vision = contents.model.vision.model_copy(
+        update={"settings": {**contents.model.vision.settings, **settings} if settings else {}}
+    )
+    model = contents.model.model_copy(update={"vision": vision})
+    manifest = any_size.artifact.manifest.model_copy(update={"contents": contents.model_copy(update={"model": model})})
+    with pytest.raises(ArtifactError, match="how a model sees"):
+        Sight.of(replace(any_size.artifact, manifest=manifest))
+
+
+def test_a_processor_that_was_changed_is_named(any_size: Model, folder: Path) -> None:
+    assert any_size.sight is not None
+    assert isinstance(any_size.sight.processor, Patches)
+    other = replace(any_size.sight, processor=replace(any_size.sight.processor, frames=1))
+    with pytest.raises(UnsupportedError, match=r"makes pixel_values of \[48, 48\], and the vision graph takes"):
+        other.prepare([folder / "good.png"])

@@ -84,8 +84,8 @@ def test_the_manifest_names_every_graph_of_a_model_that_sees(seeing: Path) -> No
 def test_golden_outputs_have_an_image_and_what_the_decoder_reads(seeing: Path) -> None:
     golden = read_golden(seeing / "onnx")
     assert golden.image is not None
-    assert golden.image.pixels.shape == (1, 3, 22, 22)
-    assert golden.image.embeddings.shape == (1, 16, 48)
+    assert golden.image.inputs["pixel_values"].shape == (1, 3, 22, 22)
+    assert golden.image.embeddings.shape == (16, 48)
     rows = np.fromfile(seeing / "onnx" / "golden.prefill.inputs_embeds.bin", np.float16).reshape(-1, 48)
     table = QuantizedCheckpoint.open(seeing / "checkpoint").tensor("language_model.model.embed_tokens.weight")
     np.testing.assert_array_equal(rows, table[list(golden.calls[0].tokens)].astype(np.float16))

@@ -73,3 +73,22 @@ def test_an_output_that_is_a_link_to_itself_is_the_systems_error(model: Path, ma
 def test_a_manifest_says_of_a_scheme_what_older_versions_read(made: Path) -> None:
     record = json.loads((made / "checkpoint" / "manifest.json").read_text())["contents"]["quantization"]["scheme"]
     assert set(record) == {"bits", "group_size", "zero_point"}
+
+
+class _Notes(SilentProgress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.mark.parametrize("head", ["fp16", "int8"])
+def test_with_a_limit_the_plan_of_memory_is_said_part_by_part(head: str, model: Path, tmp_path: Path) -> None:
+    notes = _Notes()
+    options = RTN.model_copy(update={"head": head})
+    quantize_stage(QuantizeRequest(str(model), tmp_path / "out", options, max_memory="8G"), notes)
+    plan = next(note for note in notes.said if note.startswith("planned memory: at most "))
+    assert ("head " in plan) == (head == "int8")

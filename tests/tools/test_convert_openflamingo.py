@@ -10,14 +10,21 @@ import pytest
 import torch
 from convert_openflamingo import convert
 from safetensors.torch import load_file, save_file
-from tiny_flamingo import END_OF_CHUNK, IMAGE_TOKEN, TEXT_CONFIGS, TOWER_CONFIG, flamingo_config, flamingo_tensors
+from tiny_flamingo import (
+    END_OF_CHUNK,
+    IMAGE_TOKEN,
+    TEXT_CONFIGS,
+    TOWER_CONFIG,
+    flamingo_config,
+    flamingo_tensors,
+    logits_of_texts,
+)
 from tiny_models import save_tokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from awq2trt.errors import UnsupportedError
-from awq2trt.images.processor import read_processor
+from awq2trt.images.processor import ImageProcessor, read_processor
 from awq2trt.models.sources.safetensors import SafetensorsSource
-from awq2trt.models.vision.tower import logits_of_text_and_images
 
 GOLDEN = Path(__file__).parent.parent / "data" / "openflamingo.safetensors"
 PUBLISHED_ROWS = 280
@@ -63,12 +70,14 @@ def test_the_whole_computes_what_the_package_computes(text: str, tmp_path: Path)
     source = _convert(tmp_path, _published(tmp_path, text))
     golden = load_file(GOLDEN)
     with torch.inference_mode():
-        got = logits_of_text_and_images(source, golden["tokens"], golden["pixels"][:3])
+        got = logits_of_texts(source, golden["tokens"], golden["pixels"][:3])
     torch.testing.assert_close(got, golden[f"{text}.logits"], rtol=2e-4, atol=2e-4)
     assert source.config["media_token_id"] == IMAGE_TOKEN
     assert source.text_config["eos_token_id"] == [256, END_OF_CHUNK]
     assert "auto_map" not in source.text_config
-    assert read_processor(tmp_path / "whole").crop == (20, 20)
+    processor = read_processor(tmp_path / "whole")
+    assert isinstance(processor, ImageProcessor)
+    assert processor.crop == (20, 20)
 
 
 def test_checkpoints_of_training_and_second_names_are_read(tmp_path: Path) -> None:

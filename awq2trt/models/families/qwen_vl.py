@@ -23,12 +23,14 @@ from awq2trt.models.families.config_keys import (
     refuse_unless,
 )
 from awq2trt.models.families.description import DecoderSpec
+from awq2trt.models.vision.arranging import VISION_END, VISION_START
 from awq2trt.models.vision.description import CHANNELS, VisionFamily
 from awq2trt.models.vision.windowed import WindowedTowerSpec, WindowedVisionSpec
 
 _NAME: Final = "qwen2_5_vl"
 
 _IMAGE_TOKEN: Final = 151655
+_AROUND: Final = {VISION_START: 151652, VISION_END: 151653}
 _SECTIONS: Final = (16, 24, 24)
 _FULL_LAYERS: Final = (7, 15, 23, 31)
 _NORM_EPS: Final = 1e-6
@@ -78,8 +80,16 @@ def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[
             fix=PUBLISHED,
         )
     own = "model."
+    mixed = {rope: replace(rope, sections=sections) for rope in spec.ropes}
+    if any(rope.beyond is not None for rope in mixed):
+        raise UnsupportedError(
+            "rope_scaling: expected the same frequencies for texts of every length, got a kind that changes them.",
+            where="config.json",
+            fix=PUBLISHED,
+        )
     decoder = replace(
         spec,
+        layers=tuple(replace(layer, rope=layer.rope and mixed[layer.rope]) for layer in spec.layers),
         embedding=decoder_prefix + spec.embedding.removeprefix(own),
         final_norm=decoder_prefix + spec.final_norm.removeprefix(own),
         block_prefix=decoder_prefix + spec.block_prefix.removeprefix(own),
@@ -91,9 +101,25 @@ def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[
             where="config.json",
             fix=PUBLISHED,
         )
+    around = _tokens_around(config, decoder.vocab_size)
     given = config_value(config, "vision_config", dict) if config.get("vision_config") is not None else {}
     tower = _tower(given, tower_prefix, decoder.hidden_size)
-    return decoder, WindowedVisionSpec(family=_NAME, image_token=image_token, tower=tower, sections=sections)
+    return decoder, WindowedVisionSpec(family=_NAME, image_token=image_token, tower=tower, around=around)
+
+
+def _tokens_around(config: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
+    """Tokens before and after an image's, by key; those of the published models, if the vocabulary has them."""
+    found = {key: token for key, token in _AROUND.items() if token < vocab_size}
+    for key in _AROUND:
+        if config.get(key) is not None:
+            found[key] = config_value(config, key, int)
+            if not 0 <= found[key] < vocab_size:
+                raise UnsupportedError(
+                    f"{key}: expected a token of the vocabulary of {vocab_size}, got {found[key]}.",
+                    where="config.json",
+                    fix=PUBLISHED,
+                )
+    return found
 
 
 def _without_sections(text: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:

@@ -57,11 +57,15 @@ class RopeSpec:
             after the first rotary_dim are not rotated.
         magnitude: Factor of cosines and sines (YaRN, arXiv:2309.00071, section 3.4).
         beyond: What is different for long sequences; None if nothing is.
+        sections: Channel pairs that follow an image's frame, row and column, one after the other, in a model whose
+            positions have three numbers (mrope, arXiv:2409.12191); a text has the same number three times. None for
+            positions of one number.
     """
 
     inv_freq: tuple[float, ...]
     magnitude: float = 1.0
     beyond: SecondSet | GrowingBase | None = None
+    sections: tuple[int, ...] | None = None
 
     @property
     def rotary_dim(self) -> int:

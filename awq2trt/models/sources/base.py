@@ -10,7 +10,7 @@ import json
 import reprlib
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from awq2trt.artifact.folder import no_directory
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.foreign_files import read_json, reading
-from awq2trt.models.families import DecoderSpec, SeeingSpec, VisionSpec, find_family
+from awq2trt.models.families import DecoderSpec, SeeingSpec, find_family
 from awq2trt.models.sources.tokenizer_parts import TOKENIZER_FILE, reading_tokenizer
 from awq2trt.models.spec import ModelSpec
 
@@ -60,6 +60,9 @@ TOKENIZER_FILES: Final = (
     "processor_config.json",
     GENERATION_CONFIG_FILE,
 )
+
+_LOOKED_AT_ONCE: Final = 1 << 18
+"""How many numbers of a tensor are compared at once: those of 16 bits stay in a CPU's cache."""
 
 _END_TOKENS: Final = "eos_token_id"
 
@@ -183,15 +186,17 @@ class ModelSource(ABC):
         """Returns all tensors outside the blocks, checked, by full name."""
         return {name: self.checked_tensor(name, shape) for name, shape in self.spec.outer_shapes().items()}
 
-    @property
-    def still_vision(self) -> VisionSpec | None:
-        """How it sees images of one size; None for a model of text, and for one that takes images of any size."""
-        return self.vision if isinstance(self.vision, VisionSpec) else None
-
     def vision_tensors(self) -> dict[str, Array]:
         """Returns all tensors of vision tower and projector, checked, by full name; none for a model of text."""
-        shapes = {} if self.vision is None else self.vision.shapes()
-        return {name: self.checked_tensor(name, shape) for name, shape in shapes.items()}
+        return {name: self.checked_tensor(name, shape) for name, shape in self._vision_shapes().items()}
+
+    def unquantized(self) -> Iterator[tuple[str, Array]]:
+        """Yields all tensors outside the decoder's blocks, checked, with full names; each is read when it is due."""
+        for name, shape in (self.spec.outer_shapes() | self._vision_shapes()).items():
+            yield name, self.checked_tensor(name, shape)
+
+    def _vision_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {} if self.vision is None else dict(self.vision.shapes())
 
 
 def largest_magnitude(value: Array) -> float:
@@ -200,11 +205,11 @@ def largest_magnitude(value: Array) -> float:
     Without its sign a floating-point number is ordered as the integer of its bits is, NaN last. NumPy compares integers
     of 16 bits by the vector, and halves one at a time: Llama-3-8B's embedding takes a tenth of the time so.
     """
-    if not value.size:
-        return 0.0
-    bits, dtype = np.dtype(f"u{value.dtype.itemsize}"), value.dtype
-    magnitudes = value.view(bits) & bits.type(np.iinfo(bits).max >> 1)
-    return float(magnitudes.max(keepdims=True).view(dtype).item())
+    bits = np.dtype(f"u{value.dtype.itemsize}")
+    flat, mask = np.ascontiguousarray(value).reshape(-1).view(bits), bits.type(np.iinfo(bits).max >> 1)
+    starts = range(0, len(flat), _LOOKED_AT_ONCE)
+    largest = max(((flat[start : start + _LOOKED_AT_ONCE] & mask).max() for start in starts), default=bits.type(0))
+    return float(np.array([largest], bits).view(value.dtype)[0])
 
 
 def _misshapen(where: str, expected: tuple[int, ...], found: tuple[int, ...]) -> CheckpointError:

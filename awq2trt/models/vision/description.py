@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from awq2trt.artifact.records import VisionRecord
-from awq2trt.errors import UnsupportedError
+from awq2trt.models.vision.prepared import Grid
 
 if TYPE_CHECKING:
     from awq2trt.models.families.description import DecoderSpec
@@ -156,6 +156,21 @@ class SeeingSpec(ABC):
 
     @property
     @abstractmethod
+    def depth(self) -> int:
+        """Layers of its tower, as far as they are run."""
+
+    @property
+    @abstractmethod
+    def pixels_shape(self) -> tuple[int, ...]:
+        """Shape of a prepared image, or of a patch of one."""
+
+    @property
+    @abstractmethod
+    def example_grid(self) -> Grid | None:
+        """Grid of an image that shows all that the tower does with images; None if it takes images of one size."""
+
+    @property
+    @abstractmethod
     def modules(self) -> tuple[str, ...]:
         """Names of what it sees with, none of whose linears are quantized."""
 
@@ -180,6 +195,21 @@ class StillSpec(SeeingSpec):
     tower: TowerSpec
     feature_layers: tuple[int, ...]
     keeps_class: bool
+
+    @property
+    def depth(self) -> int:
+        """Layers of its tower, as far as they are run."""
+        return max(self.feature_layers)
+
+    @property
+    def pixels_shape(self) -> tuple[int, int, int]:
+        """Shape of a prepared image."""
+        return CHANNELS, self.tower.image_size, self.tower.image_size
+
+    @property
+    def example_grid(self) -> None:
+        """All images are of one size."""
+        return None
 
     @property
     @abstractmethod
@@ -208,6 +238,11 @@ class VisionSpec(StillSpec):
         return self.tower.num_patches + self.keeps_class
 
     @property
+    def pieces_shape(self) -> tuple[int, int]:
+        """Shape of what stands for one image among the decoder's embeddings."""
+        return self.tokens_per_image, self.projector.out_features
+
+    @property
     def modules(self) -> tuple[str, str]:
         """Names of the tower and the projector, whose linears are not quantized."""
         return self.tower.prefix.rstrip("."), self.projector.prefix.rstrip(".")
@@ -229,6 +264,11 @@ class AttendedSpec(StillSpec):
     cross: str
 
     @property
+    def pieces_shape(self) -> tuple[int, int]:
+        """Shape of what the decoder attends to in one image."""
+        return self.resampler.num_latents, self.resampler.width
+
+    @property
     def tokens_per_image(self) -> int:
         """Number of image tokens that stand for one image."""
         return 1
@@ -241,25 +281,6 @@ class AttendedSpec(StillSpec):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor outside the decoder, by full name."""
         return self.tower.shapes() | self.resampler.shapes()
-
-
-def still_tower(vision: SeeingSpec | None, *, where: str) -> StillSpec | None:
-    """How a model sees images that are all of one size; None for a model of text.
-
-    Args:
-        vision: How it sees.
-        where: The model, for errors.
-
-    Raises:
-        UnsupportedError: It sees images of any size, which so far only its own class does.
-    """
-    if vision is None or isinstance(vision, StillSpec):
-        return vision
-    raise UnsupportedError(
-        f"{vision.family} sees images of any size, and so far awq2trt shows images to towers of one size alone.",
-        where=where,
-        fix="quantize it with a text for --calib, and run the checkpoint with a tool that reads its layout.",
-    )
 
 
 Describe = Callable[[Mapping[str, Any], Collection[str]], "tuple[DecoderSpec, SeeingSpec]"]

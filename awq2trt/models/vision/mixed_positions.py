@@ -6,54 +6,72 @@ positions of one number alone: the token's row in the table (mrope of arXiv:2409
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from awq2trt.models.vision.windowed import Grid
+from awq2trt.models.vision.prepared import Grid
 
 
-def mixed_positions(tokens: Sequence[int], image_token: int, grids: Sequence[Grid], merge: int) -> NDArray[np.int64]:
-    """Frame, row and column of every token, int64 [3, S].
+class MixedPositions:
+    """Counts positions through a text with images, however it comes in parts.
 
-    Three times the same number for a text. An image begins where the text before it ended, and the text behind it goes
+    A text has the same number three times. An image begins where the text before it ended, and the text behind it goes
     on after the image's longer side.
 
     Args:
-        tokens: Tokens, with an image token for every piece of an image.
-        image_token: The image token.
-        grids: Grids of the images, in their order.
-        merge: Patches along the side of a piece.
+        image_token: Stands for a piece of an image; where there is no image for it, it is a token like any other.
+        grids: Grids of the pieces of the images, in their order; frames, rows, columns.
+
+    Attributes:
+        next: The number of the next token of a text.
     """
-    ids, rest = np.asarray(tokens), list(grids)
-    parts, start, index = [], 0, 0
-    while index < len(ids):
-        if ids[index] == image_token and rest:
-            frames, rows, columns = rest.pop(0)
-            grid = np.indices((frames, rows // merge, columns // merge)).reshape(3, -1)
-            parts.append(start + grid)
-            start += max(rows, columns) // merge
-            index += grid.shape[1]
-            continue
-        images = np.flatnonzero(ids[index:] == image_token) if rest else np.array([], np.int64)
-        length = int(images[0]) if len(images) else len(ids) - index
-        parts.append(np.tile(start + np.arange(length), (3, 1)))
-        start += length
-        index += length
-    return np.concatenate(parts, axis=1)
+
+    def __init__(self, image_token: int, grids: Iterable[Grid] = ()) -> None:
+        self.next = 0
+        self._image_token = image_token
+        self._grids = deque(grids)
+        self._begun: deque[NDArray[np.int64]] = deque()  # positions of the pieces to come of one image, [3] each
+
+    @property
+    def awaits(self) -> bool:
+        """Whether tokens of images are to come."""
+        return bool(self._grids or self._begun)
+
+    def show(self, grids: Iterable[Grid]) -> None:
+        """Adds images whose tokens are to come."""
+        self._grids.extend(grids)
+
+    def of(self, tokens: Sequence[int]) -> NDArray[np.int64]:
+        """Frame, row and column of each of the next tokens, int64 [3, S]."""
+        positions = np.empty((3, len(tokens)), np.int64)
+        for index, token in enumerate(tokens):
+            if token == self._image_token and self.awaits:
+                positions[:, index] = self._next_piece()
+            else:
+                positions[:, index] = self.next
+                self.next += 1
+        return positions
+
+    def _next_piece(self) -> NDArray[np.int64]:
+        if not self._begun:
+            grid = self._grids.popleft()
+            self._begun.extend(self.next + np.indices(grid).reshape(3, -1).T)
+            self.next += max(grid.rows, grid.columns)
+        return self._begun.popleft()
 
 
-def mixed_tables(
-    inv_freq: Sequence[float], sections: Sequence[int], positions: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin of every token, fp32 [S, pairs of channels].
+def mixed_rows(
+    table: NDArray[np.float32], sections: Sequence[int], positions: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Cosines or sines of tokens, fp32 [S, pairs of channels].
 
     Args:
-        inv_freq: Angular frequency of each pair.
+        table: Those of a text, fp32 [positions, pairs].
         sections: Pairs that follow frame, row and column, one after the other; all of them together.
         positions: int64 [3, S].
     """
-    of_pair = np.repeat(np.arange(len(sections)) % 3, sections)  # which of the three numbers
-    angles = positions[of_pair].T.astype(np.float32) * np.asarray(inv_freq, np.float32)
-    return np.cos(angles), np.sin(angles)
+    of_pair = np.repeat(np.arange(len(sections)), sections)  # which of the three numbers
+    return table[positions[of_pair].T, np.arange(len(of_pair))]

@@ -1,7 +1,6 @@
-"""A vision tower and its projector in PyTorch, which put features of images among the embeddings of a text.
+"""A vision tower for images of one size and its projector in PyTorch, fp32.
 
-In: a `ModelSource` and prepared images. Out: the input of the decoder's first block. Everything is computed in fp32,
-like the decoder (`awq2trt.models.decoder`).
+In: tensors and prepared images. Out: pieces, which `awq2trt.models.vision.seeing` shows to the decoder.
 
 Source: `CLIPVisionModel` and `LlavaModel` of transformers.
 """
@@ -18,8 +17,6 @@ from torch import Tensor
 
 from awq2trt.errors import UsageError
 from awq2trt.models.block_weights import to_tensor
-from awq2trt.models.cross_attention import Media
-from awq2trt.models.decoder import Ends, run_blocks
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import (
@@ -30,7 +27,6 @@ from awq2trt.models.vision.description import (
     StillSpec,
     TowerSpec,
     VisionSpec,
-    still_tower,
 )
 from awq2trt.models.vision.resampler import resample
 
@@ -85,67 +81,6 @@ def image_features(spec: StillSpec, weights: VisionWeights, pixels: Tensor) -> T
         return resample(spec.resampler, weights, features)
     assert isinstance(spec, VisionSpec)
     return _project(spec.projector, weights, features)
-
-
-def place_features(spec: VisionSpec, tokens: Tensor, embedded: Tensor, features: Tensor) -> Tensor:
-    """Puts the features of images, image after image, into the embeddings at the text's image tokens.
-
-    Args:
-        spec: How the model sees images.
-        tokens: int64 [batch, S].
-        embedded: Their embeddings, fp32 [batch, S, hidden_size].
-        features: fp32 [images, tokens_per_image, hidden_size].
-
-    Returns:
-        fp32 [batch, S, hidden_size].
-
-    Raises:
-        UsageError: There are more or fewer image tokens than the images need.
-    """
-    places = tokens == spec.image_token
-    _require_places(int(places.sum()), features, per_image=features.shape[1])
-    return embedded.masked_scatter(places.unsqueeze(-1), features)
-
-
-def logits_of_text_and_images(source: ModelSource, tokens: Tensor, pixels: Tensor) -> Tensor:
-    """Computes logits of all positions of texts with images, with one block of the decoder in memory at a time.
-
-    Args:
-        source: A model that sees images.
-        tokens: int64 [batch, S], each image marker repeated `tokens_per_image` times.
-        pixels: Prepared images in the texts' order, fp32 [images, 3, image_size, image_size].
-
-    Returns:
-        fp32 [batch, S, vocab_size].
-
-    Raises:
-        UsageError: It is a model of text, or texts and images do not fit.
-        UnsupportedError: It sees images of any size.
-    """
-    vision = still_tower(source.vision, where=source.name)
-    if vision is None:
-        raise UsageError(
-            "expected a model that sees images, got a model of text.", where=source.name, fix="give no images."
-        )
-    features, ends = image_features(vision, load_vision(source), pixels), Ends(source)
-    embedded = ends.embed(tokens)
-    if isinstance(vision, VisionSpec):
-        return ends.logits(run_blocks(source, place_features(vision, tokens, embedded, features)))
-    counts = (tokens == vision.image_token).sum(dim=-1).tolist()
-    _require_places(sum(counts), features, per_image=1)
-    media = Media.of_texts(tokens, vision.image_token, features.split(counts))
-    return ends.logits(run_blocks(source, embedded, media=media))
-
-
-def _require_places(found: int, features: Tensor, per_image: int) -> None:
-    """Refuses texts with more or fewer image tokens than the images [images, ...] need."""
-    needed = len(features) * per_image
-    if found != needed:
-        raise UsageError(
-            f"expected {needed} image tokens, {per_image} for each of {len(features)} images, got {found}.",
-            where="the text",
-            fix="pass as many images as the text has image markers.",
-        )
 
 
 def _tower_states(spec: TowerSpec, weights: VisionWeights, pixels: Tensor, *, last: int) -> list[Tensor]:

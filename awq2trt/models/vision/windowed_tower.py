@@ -1,88 +1,77 @@
 """The tower of Qwen2.5-VL and its merger in PyTorch, fp32.
 
-In: prepared patches of images, and their grids. Out: pieces, which stand among the decoder's embeddings.
+In: prepared patches of an image, and their grid. Out: pieces, which stand among the decoder's embeddings.
 
 Source: as of `awq2trt.models.vision.windowed`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from awq2trt.models.vision.windowed import Grid, WindowedTowerSpec, patch_places, windows_of
+from awq2trt.models.vision.prepared import Grid
+from awq2trt.models.vision.windowed import ROPE_BASE, WindowedTowerSpec
 
 Weights = Mapping[str, Tensor]
 """Tensors of a tower and its merger by full name, fp32."""
 
-_ROPE_BASE: Final = 10000.0
-"""Base of the rotary embedding of rows and columns, each in half of a head."""
 
-
-def windowed_features(spec: WindowedTowerSpec, weights: Weights, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """What a model sees in images.
+def windowed_features(spec: WindowedTowerSpec, weights: Weights, patches: Tensor, grid: Grid) -> Tensor:
+    """What a model sees in an image.
 
     Args:
         spec: How it sees.
         weights: Tensors of its tower and merger.
-        patches: Patches of all images, one image after the other, fp32 [patches, numbers of a patch].
-        grids: Grids of the images.
+        patches: Its patches, fp32 [patches, numbers of a patch].
+        grid: Their grid.
 
     Returns:
-        fp32 [pieces of all images, out_features].
+        fp32 [pieces, out_features].
     """
-    windows = windows_of(spec, grids)
-    order, square = torch.from_numpy(windows.order), spec.merge**2
-    embedded = F.linear(patches, weights[f"{spec.prefix}patch_embed.proj.weight"].flatten(1))
-    hidden = _ordered(embedded, order, square)
-    places = torch.from_numpy(patch_places(spec, grids)).float()  # [2, patches]
+    hidden = F.linear(patches, weights[f"{spec.prefix}patch_embed.proj.weight"].flatten(1))
+    places = torch.as_tensor(spec.layout.places(grid)).float()  # [patches, 2]
     quarter = spec.hidden_size // spec.num_heads // 4
-    frequencies = _ROPE_BASE ** -(torch.arange(quarter).float() / quarter)
-    angles = torch.cat([place[:, None] * frequencies for place in places], dim=-1)  # [patches, head_dim / 2]
-    angles = _ordered(angles, order, square)
-    frames = [grid.rows * grid.columns for grid in grids for _ in range(grid.frames)]
+    frequencies = ROPE_BASE ** -(torch.arange(quarter).float() / quarter)
+    angles = (places[:, :, None] * frequencies).flatten(1)  # [patches, head_dim / 2]
+    windows = spec.layout.windows(grid)
+    within = torch.as_tensor(windows.patches), torch.as_tensor(windows.slots)
+    whole = torch.arange(grid.cells).view(grid.frames, -1), torch.arange(grid.cells)
     for layer in range(spec.num_layers):
-        lengths = frames if layer in spec.full_layers else windows.lengths
-        hidden = _layer(spec, weights, spec.layer_prefix(layer), hidden, (angles, lengths))
+        groups = whole if layer in spec.full_layers else within
+        hidden = _layer(spec, weights, spec.layer_prefix(layer), hidden, (angles, *groups))
     merger = f"{spec.prefix}merger."
-    normed = _norm(spec, weights, f"{merger}ln_q", hidden).reshape(-1, square * spec.hidden_size)
-    merged = _linear(weights, f"{merger}mlp.2", F.gelu(_linear(weights, f"{merger}mlp.0", normed)))
-    return merged[torch.argsort(order)]
-
-
-def _ordered(x: Tensor, order: Tensor, square: int) -> Tensor:
-    """Squares of patches [patches, ...] in another order."""
-    squares: Tensor = x.unflatten(0, (-1, square))[order]
-    return squares.flatten(0, 1)
+    normed = _norm(spec, weights, f"{merger}ln_q", hidden).reshape(-1, spec.merge**2 * spec.hidden_size)
+    return _linear(weights, f"{merger}mlp.2", F.gelu(_linear(weights, f"{merger}mlp.0", normed)))
 
 
 def _layer(
-    spec: WindowedTowerSpec, weights: Weights, prefix: str, hidden: Tensor, attended: tuple[Tensor, Sequence[int]]
+    spec: WindowedTowerSpec, weights: Weights, prefix: str, hidden: Tensor, attended: tuple[Tensor, Tensor, Tensor]
 ) -> Tensor:
-    """One layer: [patches, H] -> [patches, H]; with the angles of patches, and how many attend to each other."""
-    angles, lengths = attended
+    """One layer: [patches, H] -> [patches, H]; with angles, and the groups whose patches attend to each other."""
+    angles, members, slots = attended  # [patches, head_dim / 2], [groups, slots] with -1 for none, [patches]
     normed = _norm(spec, weights, f"{prefix}norm1", hidden)
     queries, keys, values = (
-        _linear(weights, f"{prefix}attn.qkv", normed).unflatten(-1, (3, spec.num_heads, -1)).permute(1, 2, 0, 3)
-    )  # [heads, patches, head_dim]
-    queries, keys = _rotate(queries, angles), _rotate(keys, angles)
-    parts = (torch.split(each, list(lengths), dim=1) for each in (queries, keys, values))
-    context = torch.cat([F.scaled_dot_product_attention(*part) for part in zip(*parts, strict=True)], dim=1)
-    hidden = hidden + _linear(weights, f"{prefix}attn.proj", context.transpose(0, 1).flatten(1))
+        _linear(weights, f"{prefix}attn.qkv", normed).unflatten(-1, (3, spec.num_heads, -1)).unbind(1)
+    )  # [patches, heads, head_dim]
+    queries, keys, values = (
+        x[members.clamp(min=0)].transpose(1, 2) for x in (_rotate(queries, angles), _rotate(keys, angles), values)
+    )  # [groups, heads, slots, head_dim]
+    context = F.scaled_dot_product_attention(queries, keys, values, attn_mask=(members >= 0)[:, None, None, :])
+    flat = context.transpose(1, 2).flatten(0, 1)[slots].flatten(1)  # [patches, H]
+    hidden = hidden + _linear(weights, f"{prefix}attn.proj", flat)
     normed = _norm(spec, weights, f"{prefix}norm2", hidden)
     gate, up = (_linear(weights, f"{prefix}mlp.{name}", normed) for name in ("gate_proj", "up_proj"))
-    inner = F.silu(gate) * up
-    return hidden + _linear(weights, f"{prefix}mlp.down_proj", inner)
+    return hidden + _linear(weights, f"{prefix}mlp.down_proj", F.silu(gate) * up)
 
 
 def _rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotates [heads, patches, head_dim] by [patches, head_dim / 2], halves of a head against each other."""
+    """Rotates [patches, heads, head_dim] by [patches, head_dim / 2], halves of a head against each other."""
     first, second = x.chunk(2, dim=-1)
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 

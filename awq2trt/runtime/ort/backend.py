@@ -53,6 +53,9 @@ class OrtBackend(Conversation):
         self._all_logits = all_logits  # whether a call returns a row for every token, or only for the last
         self._grows = grows
         self._caches: list[NDArray[Any]] = []
+        if sizes.tables is not None and self._tables is not None:
+            for name, table in self._tables.arrays.items():
+                self._binding.bind_ortvalue_input(name, shared(table))
 
     @staticmethod
     def load_lowered(

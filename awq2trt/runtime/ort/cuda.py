@@ -14,6 +14,7 @@ ONNX Runtime, "CUDA graphs": https://onnxruntime.ai/docs/execution-providers/CUD
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from awq2trt.errors import UsageError
 from awq2trt.graph.read import DecoderSizes
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS, NEXT_TOKEN
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS, NEXT_TOKEN, ROTARY_TABLES
 from awq2trt.runtime.backend import Conversation, Embeds
 from awq2trt.runtime.bits import STORED, narrow, widen
 from awq2trt.runtime.ort.session import translated_errors
@@ -115,6 +116,8 @@ class CudaBackend(Conversation):
         self._batch = options.batch
         self._chosen: int | None = None  # the token that the last call put into the buffer of `input_ids`
         self._buffers: list[int] = []
+        self._rotary: dict[str, int] = {}  # tables that are inputs, where any are
+        self._written: int | None = None  # their version on the device
         self._longest = min(options.chunk, sizes.capacity)
         self._logit_type = STORED[dtype_name(sizes)]
 
@@ -196,7 +199,9 @@ class CudaBackend(Conversation):
 
     def _run(self, chunk: Sequence[int]) -> None:
         if self._embedder is not None:
-            self._run_on(narrow(self._embedder.rows(chunk), dtype_name(self._sizes)))
+            rows = narrow(self._embedder.rows(chunk), dtype_name(self._sizes))
+            self._write_tables()
+            self._run_on(rows)
             return
         self._run_on(np.asarray(chunk, np.int64), written=[self._chosen] == [*chunk])
 
@@ -229,9 +234,19 @@ class CudaBackend(Conversation):
     def _warm_up(self) -> None:
         """Runs the longest chunk, for which the arena grows to its final size, then one token, which is captured."""
         hidden = self._sizes.hidden_size
+        self._write_tables()
         for length in (self._longest, 1):
             self._write_position(0)
             self._run_on(np.zeros(length, np.int64) if hidden is None else np.zeros((length, hidden), self._logit_type))
+
+    def _write_tables(self) -> None:
+        """Copies rotary tables that have changed."""
+        tables = self._tables
+        if self._sizes.tables is None or tables is None or tables.version == self._written:
+            return
+        for name, table in tables.arrays.items():
+            self._memory.write_(self._rotary[name], narrow(table, dtype_name(self._sizes)))
+        self._written = tables.version
 
     def _write_position(self, position: int) -> None:
         self._memory.write_(self._slot, np.full(self._batch, position, np.int64))
@@ -251,6 +266,9 @@ class CudaBackend(Conversation):
         self._token = self._allocate(_INT64_BYTES * batch)
         self._one = self._token if hidden is None else self._allocate(new_bytes * batch)
         self._logits = self._allocate(self._logit_type.itemsize * batch * rows * sizes.vocab_size)
+        if sizes.tables is not None:
+            table_bytes = math.prod(sizes.tables) * self._logit_type.itemsize
+            self._rotary = {name: self._allocate(table_bytes) for name in ROTARY_TABLES}
         caches = [self._allocate(batch * cache.nbytes) for cache in sizes.caches]
         self._decode, self._prefill = (self._bind(caches) for _ in range(2))
         self._bind_new(self._decode, self._one, 1)
@@ -267,6 +285,8 @@ class CudaBackend(Conversation):
             shape = (self._batch, *tensor.shape[1:])
             binding.bind_input(tensor.past, *where, tensor.dtype.value, shape, address)
             binding.bind_output(tensor.present, *where, tensor.dtype.value, shape, address)
+        for name, address in self._rotary.items():
+            binding.bind_input(name, *where, self._sizes.dtype.value, self._sizes.tables, address)
         binding.bind_input(CACHE_POSITION, *where, ir.DataType.INT64.value, (self._batch,), self._slot)
         if not self._all_logits:
             binding.bind_output(NEXT_TOKEN, *where, ir.DataType.INT64.value, (self._batch, 1), self._token)

@@ -17,22 +17,24 @@ from awq2trt.errors import ArtifactError
 from awq2trt.graph.beside_decoder import lower_beside_
 from awq2trt.graph.read import DecoderSizes, load_model
 from awq2trt.io_contract import (
+    DECODER,
     EMBEDDING,
     IMAGE_EMBEDDINGS,
     INPUT_IDS,
     INPUTS_EMBEDS,
-    PIXEL_VALUES,
     VISION,
     weights_of,
 )
+from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.backend import Embeds
 from awq2trt.runtime.embedding import PlacingEmbedder
 from awq2trt.runtime.ort.session import Execution, open_session, translated_errors
+from awq2trt.runtime.rotary_tables import RotaryTables
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_PIXEL_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
 class Embedder(PlacingEmbedder):
@@ -42,23 +44,27 @@ class Embedder(PlacingEmbedder):
         embedding: Tokens -> rows, in fp32.
         vision: Prepared images -> pieces, in fp32 or fp16.
         image_token: As of `PlacingEmbedder`.
+        tables: As of `PlacingEmbedder`.
     """
 
     def __init__(
-        self, embedding: onnxruntime.InferenceSession, vision: onnxruntime.InferenceSession, image_token: int
+        self,
+        embedding: onnxruntime.InferenceSession,
+        vision: onnxruntime.InferenceSession,
+        image_token: int,
+        tables: RotaryTables | None = None,
     ) -> None:
-        super().__init__(image_token)
+        super().__init__(image_token, tables)
         self._embedding = embedding
         self._vision = vision
 
-    def see(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Pieces of prepared images: [images, 3, side, side] -> [images, pieces, H]."""
-        dtype = _PIXEL_TYPES[self._vision.get_inputs()[0].type]
+    def see(self, image: PreparedImage) -> NDArray[np.float32]:
+        """Pieces of a prepared image, [pieces, H]."""
+        types = {value.name: _TYPES[value.type] for value in self._vision.get_inputs()}
+        feed = {name: array.astype(types[name]) for name, array in image.inputs.items()}
         with translated_errors(where="the vision graph"):
-            seen = [
-                self._vision.run([IMAGE_EMBEDDINGS], {PIXEL_VALUES: image[None].astype(dtype)})[0] for image in pixels
-            ]  # one at a time, which bounds the memory
-        return np.concatenate(seen).astype(np.float32)
+            seen = self._vision.run([IMAGE_EMBEDDINGS], feed)[0]
+        return np.asarray(seen.reshape(-1, seen.shape[-1]), np.float32)
 
     def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Rows of tokens, [S, H]."""
@@ -81,7 +87,7 @@ def open_embedder(artifact: Artifact, on_gpu: Execution | None = None) -> Embedd
     """
     contents = artifact.manifest.contents
     vision = contents.model.vision if contents.model else None
-    if vision is None or EMBEDDING not in contents.graphs:
+    if contents.model is None or vision is None or EMBEDDING not in contents.graphs:
         return None
 
     def opened(graph: str, execution: Execution | None) -> onnxruntime.InferenceSession:
@@ -92,7 +98,8 @@ def open_embedder(artifact: Artifact, on_gpu: Execution | None = None) -> Embedd
         lower_beside_(model, graph, on_cpu=execution is None)
         return open_session(model, path, execution)
 
-    return Embedder(opened(EMBEDDING, None), opened(VISION, on_gpu), vision.image_token)
+    tables = RotaryTables.of(contents.model, contents.graphs[DECODER].io.capacity)
+    return Embedder(opened(EMBEDDING, None), opened(VISION, on_gpu), vision.image_token, tables)
 
 
 def vision_bytes(artifact: Artifact) -> int:
@@ -102,12 +109,13 @@ def vision_bytes(artifact: Artifact) -> int:
 
 
 def require_embedder(sizes: DecoderSizes, embedder: Embeds | None, where: Path) -> None:
-    """Refuses a decoder of embeddings without what makes them.
+    """Refuses a decoder of embeddings without what makes them, or of rotary tables without what fills them.
 
     Raises:
         ArtifactError: It is one.
     """
-    if sizes.hidden_size is not None and embedder is None:
+    lacks_tables = sizes.tables is not None and (embedder is None or embedder.tables is None)
+    if (sizes.hidden_size is not None and embedder is None) or lacks_tables:
         raise ArtifactError(
             "the decoder reads embeddings, and no graph beside it makes them of tokens.",
             where=str(where),

@@ -89,7 +89,9 @@ class EngineBackend(Conversation):
         if self._embedder is None:
             return {INPUT_IDS: np.asarray([tokens], np.int64)}
         dtype = next(tensor.dtype for tensor in self._contract.inputs if tensor.name == INPUTS_EMBEDS)
-        return {INPUTS_EMBEDS: narrow(self._embedder.rows(tokens)[None], dtype)}
+        rows = narrow(self._embedder.rows(tokens)[None], dtype)
+        tables = {} if self._tables is None else self._tables.arrays
+        return {INPUTS_EMBEDS: rows} | {name: narrow(table, dtype) for name, table in tables.items()}
 
     def _profile_for(self, count: int) -> int:
         """Returns the narrowest profile for this many tokens: `decode` for one, as an application would use it."""

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import ToolError
-from awq2trt.io_contract import EMBEDDING, IMAGE_EMBEDDINGS, INPUT_IDS, INPUTS_EMBEDS, PIXEL_VALUES, VISION
+from awq2trt.io_contract import DECODER, EMBEDDING, IMAGE_EMBEDDINGS, INPUT_IDS, INPUTS_EMBEDS, VISION
+from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.embedding import PlacingEmbedder
+from awq2trt.runtime.rotary_tables import RotaryTables
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of
 from awq2trt.runtime.trt.session import EngineSession, TrtSession
 
@@ -26,21 +28,28 @@ class EngineEmbedder(PlacingEmbedder):
         embedding: Takes as many tokens as the decoder's, in its last profile one.
         longest: Tokens that a call of the embedding may have.
         image_token: As of `PlacingEmbedder`.
+        tables: As of `PlacingEmbedder`.
     """
 
-    def __init__(self, vision: EngineSession, embedding: EngineSession, longest: int, image_token: int) -> None:
-        super().__init__(image_token)
+    def __init__(
+        self,
+        vision: EngineSession,
+        embedding: EngineSession,
+        longest: int,
+        image_token: int,
+        tables: RotaryTables | None = None,
+    ) -> None:
+        super().__init__(image_token, tables)
         self._vision = vision
         self._embedding = embedding
         self._longest = longest
 
-    def see(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Pieces of prepared images: [images, 3, side, side] -> [images, pieces, H]."""
-        seen = []
-        for image in pixels:
-            outputs = self._vision.infer({PIXEL_VALUES: image[None].astype(np.float16)}, 0)
-            seen.append(self._vision.read(outputs[IMAGE_EMBEDDINGS]))
-        return np.concatenate(seen)
+    def see(self, image: PreparedImage) -> NDArray[np.float32]:
+        """Pieces of a prepared image, [pieces, H]."""
+        halves = {name: array.astype(np.float16) for name, array in image.inputs.items() if array.dtype == np.float32}
+        outputs = self._vision.infer({**image.inputs, **halves}, 0)
+        seen = self._vision.read(outputs[IMAGE_EMBEDDINGS])
+        return seen.reshape(-1, seen.shape[-1]).copy()
 
     def close(self) -> None:
         """Gives all memory back."""
@@ -70,7 +79,7 @@ def open_engine_embedder(
     """
     contents = artifact.manifest.contents
     vision = contents.model.vision if contents.model else None
-    if vision is None or not contents.beside:
+    if contents.model is None or vision is None or not contents.beside:
         return None
     sessions, longest = {}, 1
     for name in (VISION, EMBEDDING):
@@ -84,4 +93,5 @@ def open_engine_embedder(
         sessions[name] = opener(build)
         if name == EMBEDDING:
             longest = max(profile.tokens.longest for profile in build.profiles)
-    return EngineEmbedder(sessions[VISION], sessions[EMBEDDING], longest, vision.image_token)
+    tables = RotaryTables.of(contents.model, contents.graphs[DECODER].io.capacity)
+    return EngineEmbedder(sessions[VISION], sessions[EMBEDDING], longest, vision.image_token, tables)

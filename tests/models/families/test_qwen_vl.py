@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tokenizer
+from tiny_qwen_vl import TEXT, TOWER, VISION_END, VISION_START, save_qwen_vl
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
@@ -18,53 +19,16 @@ from awq2trt.errors import UnsupportedError
 from awq2trt.models.decoder import Ends, run_model
 from awq2trt.models.families import describe_model, describe_vision
 from awq2trt.models.sources.opening import open_source
+from awq2trt.models.vision.arranging import tokens_around
 from awq2trt.models.vision.windowed import WindowedVisionSpec
 from awq2trt.progress import SilentProgress
-from awq2trt.recipe import ExportOptions, QuantizeOptions
-from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.recipe import QuantizeOptions
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
-from awq2trt.stages.readiness import require_calibration
-
-TOWER: dict[str, Any] = {
-    "depth": 2,
-    "hidden_size": 32,
-    "intermediate_size": 44,
-    "num_heads": 2,
-    "patch_size": 4,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "window_size": 24,
-    "out_hidden_size": 48,
-    "fullatt_block_indexes": [1],
-}
-TEXT: dict[str, Any] = {
-    "vocab_size": 272,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "tiny-qwen-vl"
-    torch.manual_seed(1)
-    config = Qwen2_5_VLConfig(text_config=TEXT, vision_config=TOWER, image_token_id=270)
-    theirs = Qwen2_5_VLForConditionalGeneration(config)
-    with torch.no_grad():
-        for name, value in theirs.named_parameters():
-            if "norm" in name or "ln_q" in name:
-                value.uniform_(0.5, 1.5)
-            else:
-                value.normal_(std=0.2)
-    theirs.save_pretrained(directory)
-    save_tokenizer(directory)
-    return directory
+    return save_qwen_vl(tmp_path_factory.mktemp("models") / "tiny-qwen-vl")
 
 
 def _logits(directory: Path, tokens: torch.Tensor) -> torch.Tensor:
@@ -76,11 +40,12 @@ def _logits(directory: Path, tokens: torch.Tensor) -> torch.Tensor:
 def test_the_description_is_of_all_its_tensors(model: Path) -> None:
     source = open_source(str(model))
     assert isinstance(source.vision, WindowedVisionSpec)
-    assert source.still_vision is None
     assert {name for name in load_file(model / "model.safetensors") if "visual" in name} == set(source.vision.shapes())
-    assert source.vision.sections == (2, 3, 3)
+    assert [rope.sections for rope in source.spec.ropes] == [(2, 3, 3)]
+    assert source.model_spec.record().decoder.ropes[0].sections == (2, 3, 3)
     record = source.vision.record()
     assert (record.family, record.image_token, record.tokens_per_image) == ("qwen2_5_vl", 270, None)
+    assert tokens_around(record) == ([VISION_START], [VISION_END])
     source.require_tensors()
 
 
@@ -122,13 +87,6 @@ def test_it_is_quantized_on_a_text_and_keeps_its_tower(model: Path, tmp_path: Pa
     stored = checkpoint.vision_tensors()
     for name, value in source.vision_tensors().items():
         np.testing.assert_allclose(stored[name].astype(np.float32), value.astype(np.float32), atol=2e-3)
-    with pytest.raises(UnsupportedError, match="sees images of any size"):
-        export_stage(ExportRequest(tmp_path / "out", tmp_path / "onnx", ExportOptions()), SilentProgress())
-
-
-def test_images_to_calibrate_on_are_refused_first(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="sees images of any size"):
-        require_calibration(open_source(str(model)), QuantizeOptions(calib=str(tmp_path), seqlen=64))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +100,11 @@ def test_images_to_calibrate_on_are_refused_first(model: Path, tmp_path: Path) -
         ({"vision_config": {**TOWER, "in_channels": 1}}, "in_channels"),
         ({"vision_config": {**TOWER, "hidden_act": "relu"}}, "hidden_act"),
         ({"image_token_id": 272}, "expected a token of the vocabulary of 272"),
+        ({"vision_end_token_id": 272}, "vision_end_token_id: expected a token of the vocabulary of 272"),
+        (
+            {"rope_parameters": {**TEXT["rope_parameters"], "rope_type": "dynamic", "factor": 2.0}},
+            "expected the same frequencies for texts of every length",
+        ),
     ],
 )
 def test_what_no_model_has_is_refused(changes: dict[str, Any], says: str) -> None:

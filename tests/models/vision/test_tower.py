@@ -14,7 +14,10 @@ from transformers import LlavaForConditionalGeneration
 from awq2trt.errors import UsageError
 from awq2trt.models.decoder import Ends, run_model
 from awq2trt.models.sources.safetensors import SafetensorsSource
-from awq2trt.models.vision.tower import image_features, load_vision, logits_of_text_and_images
+from awq2trt.models.vision.description import VisionSpec
+from awq2trt.models.vision.prepared import Pixels
+from awq2trt.models.vision.seeing import logits_of_text_and_images
+from awq2trt.models.vision.tower import image_features, load_vision
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "published": {},
@@ -31,11 +34,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def _inputs(source: SafetensorsSource, images: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """Two texts, each with an image between words, and the images."""
-    assert source.still_vision is not None
-    count, side = source.still_vision.tokens_per_image, source.still_vision.tower.image_size
+    assert isinstance(source.vision, VisionSpec)
+    count, side = source.vision.tokens_per_image, source.vision.tower.image_size
     ids = tokens(images, count + 9)
     ids[:, 4 : 4 + count] = IMAGE_TOKEN
     return ids, torch.randn(images, 3, side, side, generator=torch.Generator().manual_seed(2))
+
+
+def _logits(source: SafetensorsSource, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Ours, of texts with an image each."""
+    shown = [Pixels(image.numpy()) for image in pixels]
+    texts = zip(ids.tolist(), shown, strict=True)
+    return torch.stack([logits_of_text_and_images(source, text, [image]) for text, image in texts])
 
 
 def _reference(directory: Path, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
@@ -49,8 +59,7 @@ def test_logits_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
     source = SafetensorsSource.open(save_llava(tmp_path, **VARIANTS[variant]))
     ids, pixels = _inputs(source)
     with torch.inference_mode():
-        got = logits_of_text_and_images(source, ids, pixels)
-        blind = logits_of_text_and_images(source, ids, pixels.flip(0))
+        got, blind = _logits(source, ids, pixels), _logits(source, ids, pixels.flip(0))
     expected = _reference(tmp_path, ids, pixels)
     torch.testing.assert_close(got, expected, rtol=2e-4, atol=2e-4)
     assert (blind - expected).abs().max() > 0.05  # the other image makes a difference
@@ -74,8 +83,7 @@ def test_checkpoints_of_other_versions_are_the_same_model(renames: dict[str, str
     old = SafetensorsSource.open(rename_tensors(save_llava(tmp_path / "old"), renames))
     ids, pixels = _inputs(source)
     with torch.inference_mode():
-        expected = logits_of_text_and_images(source, ids, pixels)
-        assert torch.equal(logits_of_text_and_images(old, ids, pixels), expected)
+        assert torch.equal(_logits(old, ids, pixels), _logits(source, ids, pixels))
 
 
 def test_text_without_images_is_text(tmp_path: Path) -> None:
@@ -91,19 +99,19 @@ def test_image_tokens_and_images_must_fit(tmp_path: Path) -> None:
     source = SafetensorsSource.open(save_llava(tmp_path))
     ids, pixels = _inputs(source)
     ids[0, 4] = 1
-    with pytest.raises(UsageError, match=r"expected 32 image tokens, 16 for each of 2 images, got 31"):
-        logits_of_text_and_images(source, ids, pixels)
+    with pytest.raises(UsageError, match=r"expected 16 image tokens, as 1 images need, got 15"):
+        _logits(source, ids, pixels)
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     source = SafetensorsSource.open(save_llava(tmp_path))
-    assert source.still_vision is not None
+    assert isinstance(source.vision, VisionSpec)
     with pytest.raises(UsageError, match=r"expected images of \[3, 22, 22\], got \[3, 22, 25\]"):
-        image_features(source.still_vision, load_vision(source), torch.zeros(1, 3, 22, 25))
+        image_features(source.vision, load_vision(source), torch.zeros(1, 3, 22, 25))
 
 
 def test_a_model_of_text_sees_nothing(tmp_path: Path) -> None:
     source = SafetensorsSource.open(save_llama(tmp_path))
     assert source.vision_tensors() == {}
     with pytest.raises(UsageError, match="expected a model that sees"):
-        logits_of_text_and_images(source, tokens(1, 4), torch.zeros(1, 3, 22, 22))
+        _logits(source, tokens(1, 4), torch.zeros(1, 3, 22, 22))

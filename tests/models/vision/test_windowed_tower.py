@@ -11,8 +11,9 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from awq2trt.models.decoder import BlockRunner, Rotary, apply_norm
 from awq2trt.models.families import describe_model
-from awq2trt.models.vision.mixed_positions import mixed_positions, mixed_tables
-from awq2trt.models.vision.windowed import Grid, WindowedTowerSpec
+from awq2trt.models.vision.mixed_positions import MixedPositions, mixed_rows
+from awq2trt.models.vision.prepared import Grid
+from awq2trt.models.vision.windowed import WindowedTowerSpec
 from awq2trt.models.vision.windowed_tower import windowed_features
 
 TOWER: dict[str, Any] = {
@@ -72,8 +73,14 @@ def theirs() -> Qwen2_5_VLForConditionalGeneration:
 
 
 def _patches() -> torch.Tensor:
-    count = sum(grid.patches for grid in GRIDS)
+    count = sum(grid.cells for grid in GRIDS)
     return torch.randn(count, SPEC.patch_numbers, generator=torch.Generator().manual_seed(2))
+
+
+def _seen(weights: dict[str, torch.Tensor], patches: torch.Tensor, grids: tuple[Grid, ...]) -> torch.Tensor:
+    """What is seen in images, one after the other."""
+    parts = patches.split([grid.cells for grid in grids])
+    return torch.cat([windowed_features(SPEC, weights, part, grid) for part, grid in zip(parts, grids, strict=True)])
 
 
 def test_shapes_are_the_models(theirs: Qwen2_5_VLForConditionalGeneration) -> None:
@@ -85,15 +92,15 @@ def test_pieces_are_those_of_transformers(theirs: Qwen2_5_VLForConditionalGenera
     patches = _patches()
     with torch.inference_mode():
         features = theirs.model.visual(patches, grid_thw=torch.tensor(GRIDS)).pooler_output
-        ours = windowed_features(SPEC, theirs.state_dict(), patches, GRIDS)
-    assert ours.shape == (sum(map(SPEC.pieces, GRIDS)), 48)
+        ours = _seen(theirs.state_dict(), patches, GRIDS)
+    assert ours.shape == (sum(SPEC.layout.pieces(grid).cells for grid in GRIDS), 48)
     torch.testing.assert_close(ours, features, atol=2e-4, rtol=0)
 
 
 def _tokens() -> list[int]:
     tokens = [5, 6]
     for grid in GRIDS[:2]:
-        tokens += [VISION_START, *[IMAGE_TOKEN] * SPEC.pieces(grid), 7, 8]
+        tokens += [VISION_START, *[IMAGE_TOKEN] * SPEC.layout.pieces(grid).cells, 7, 8]
     return [*tokens, 9]
 
 
@@ -101,12 +108,15 @@ def test_positions_are_those_of_transformers(theirs: Qwen2_5_VLForConditionalGen
     tokens = torch.tensor([_tokens()])
     kinds = (tokens == IMAGE_TOKEN).int()
     expected, _ = theirs.model.get_rope_index(tokens, kinds, image_grid_thw=torch.tensor(GRIDS[:2]))
-    ours = mixed_positions(_tokens(), IMAGE_TOKEN, GRIDS[:2], SPEC.merge)
+    counted = MixedPositions(IMAGE_TOKEN, map(SPEC.layout.pieces, GRIDS[:2]))
+    parts = (_tokens()[:11], _tokens()[11:12], _tokens()[12:])
+    ours = np.concatenate([counted.of(part) for part in parts], axis=1)
     np.testing.assert_array_equal(ours, expected[:, 0].numpy())
+    assert not counted.awaits
 
 
 def test_a_text_has_one_number_three_times() -> None:
-    np.testing.assert_array_equal(mixed_positions([1, 2, 3], IMAGE_TOKEN, (), 2), [[0, 1, 2]] * 3)
+    np.testing.assert_array_equal(MixedPositions(IMAGE_TOKEN).of([1, IMAGE_TOKEN, 3]), [[0, 1, 2]] * 3)
 
 
 def test_logits_are_those_of_transformers_by_a_table_of_cosines_and_sines(
@@ -114,17 +124,18 @@ def test_logits_are_those_of_transformers_by_a_table_of_cosines_and_sines(
 ) -> None:
     """A decoder that knows positions of one number, the rows of a table, reads images as theirs does."""
     tokens, grids, state = _tokens(), GRIDS[:2], theirs.state_dict()
-    patches = _patches()[: sum(grid.patches for grid in grids)]
+    patches = _patches()[: sum(grid.cells for grid in grids)]
     config = {**TEXT, "architectures": ["Qwen2ForCausalLM"], "rope_parameters": {"rope_theta": 10000.0}}
     spec = describe_model(config)
     (rope,) = spec.ropes
-    positions = mixed_positions(tokens, IMAGE_TOKEN, grids, SPEC.merge)
-    cos, sin = mixed_tables(rope.inv_freq, TEXT["rope_parameters"]["mrope_section"], positions)
-    runner = BlockRunner(spec, {rope: Rotary(rope, (torch.from_numpy(cos), torch.from_numpy(sin)))})
+    positions = MixedPositions(IMAGE_TOKEN, map(SPEC.layout.pieces, grids)).of(tokens)
+    sections = TEXT["rope_parameters"]["mrope_section"]
+    cos, sin = (torch.from_numpy(mixed_rows(table, sections, positions)) for table in rope.tables(len(tokens)))
+    runner = BlockRunner(spec, {rope: Rotary(rope, (cos, sin))})
     with torch.inference_mode():
         ids = torch.tensor([tokens])
         hidden = state["model.language_model.embed_tokens.weight"][ids]
-        hidden[ids == IMAGE_TOKEN] = windowed_features(SPEC, state, patches, grids)
+        hidden[ids == IMAGE_TOKEN] = _seen(state, patches, grids)
         for layer in range(spec.num_layers):
             prefix = f"model.language_model.layers.{layer}."
             weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

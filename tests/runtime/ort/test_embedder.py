@@ -10,7 +10,9 @@ import pytest
 import torch
 from host_memory import HostMemory
 from numpy.typing import NDArray
-from tiny_llava import IMAGE_TOKEN, export_llava
+from tiny_llava import IMAGE_TOKEN, export_llava, shown
+from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
+from tiny_qwen_vl import export_qwen_vl
 
 from awq2trt.artifact.golden import relative_error
 from awq2trt.artifact.manifest import Artifact
@@ -19,7 +21,9 @@ from awq2trt.errors import ArtifactError
 from awq2trt.graph.provider_file import Lowering, lower_
 from awq2trt.graph.read import open_decoder
 from awq2trt.io_contract import MODEL_FILE
-from awq2trt.models.vision.tower import logits_of_text_and_images
+from awq2trt.models.vision.arranging import arranged
+from awq2trt.models.vision.prepared import Grid, Pixels
+from awq2trt.models.vision.seeing import logits_of_text_and_images
 from awq2trt.runtime.ort import backend as ort_backend
 from awq2trt.runtime.ort.backend import OrtBackend
 from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
@@ -54,8 +58,8 @@ def expected(made: Path, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits of every position, by PyTorch."""
     checkpoint = QuantizedCheckpoint.open(made / "checkpoint")
     with torch.inference_mode():
-        logits = logits_of_text_and_images(checkpoint, torch.tensor([TOKENS]), torch.from_numpy(pixels))
-    return np.asarray(logits[0].numpy(), np.float32)
+        logits = logits_of_text_and_images(checkpoint, TOKENS, [Pixels(image) for image in pixels])
+    return np.asarray(logits.numpy(), np.float32)
 
 
 @pytest.mark.parametrize("chunk", [256, 7, 1], ids=["at-once", "pieces", "one-by-one"])
@@ -69,10 +73,10 @@ def test_scores_are_those_of_the_tower_and_the_decoder(
 ) -> None:
     monkeypatch.setattr(ort_backend, "PREFILL_CHUNK", chunk)  # a chunk ends within an image
     backend = OrtBackend.load(made / "onnx", embedder=embedder)
-    backend.show(pixels)
+    backend.show(shown(pixels))
     assert relative_error(backend.forward(TOKENS), expected[-1]) < 3e-3
     backend.reset()
-    backend.show(pixels[::-1])
+    backend.show(shown(pixels[::-1]))
     assert relative_error(backend.forward(TOKENS), expected[-1]) > 0.05, "the order of the images matters"
 
 
@@ -84,25 +88,56 @@ def test_the_same_where_scores_stay_on_a_gpu(
     session = open_session(model, made / "onnx")
     memory = HostMemory()
     backend = CudaBackend.start(session, sizes, memory, CudaOptions(graph=False, chunk=7), embedder)
-    backend.show(pixels)
+    backend.show(shown(pixels))
     assert relative_error(backend.forward(TOKENS[:-1]), expected[-2]) < 2e-2
     token = backend.choose(TOKENS[-1:])
     assert token == expected[-1].argmax()
     reference = OrtBackend.load(made / "onnx", embedder=open_embedder(Artifact.open(made / "onnx")))
-    reference.show(pixels)
+    reference.show(shown(pixels))
     reference.forward(TOKENS)
     assert relative_error(backend.forward([token]), reference.forward([token])) < 2e-2
     backend.close()
     assert memory.held == 0
 
 
+def test_a_decoder_with_positions_of_three_numbers_reads_images_in_rows_and_columns(tmp_path: Path) -> None:
+    """On the CPU and where a GPU keeps the tables; a second conversation begins with those of a text."""
+    artifact = export_qwen_vl(tmp_path)
+    random, spec = np.random.default_rng(3), QuantizedCheckpoint.open(tmp_path / "checkpoint")
+    grids = [Grid(1, 4, 6), Grid(1, 8, 6)]
+    pixels = [Pixels(random.standard_normal((grid.cells, 96)).astype(np.float32), grid) for grid in grids]
+    assert spec.vision is not None
+    images = [arranged(spec.vision.record(), one) for one in pixels]
+    tokens = [5, 6, *[QWEN_IMAGE] * 6, 80, *[QWEN_IMAGE] * 12, 9, 10, 11]
+    with torch.inference_mode():
+        expected = np.asarray(logits_of_text_and_images(spec, tokens, pixels).numpy(), np.float32)
+        blind = np.asarray(logits_of_text_and_images(spec, [5, 6, 7, 8], []).numpy(), np.float32)
+    model, sizes = open_decoder(artifact.directory)
+    assert sizes.tables == (128, 8)
+    lower_(model, sizes, Lowering.CUDA_ORT)
+    session, memory = open_session(model, artifact.directory), HostMemory()
+    on_gpu = CudaBackend.start(session, sizes, memory, CudaOptions(graph=False, chunk=7), open_embedder(artifact))
+    on_cpu = OrtBackend.load(artifact.directory, embedder=open_embedder(artifact))
+    for backend, limit in ((on_cpu, 1e-3), (on_gpu, 2e-2)):
+        for _ in range(2):
+            backend.show(images)
+            assert relative_error(backend.forward(tokens[:-2]), expected[-3]) < limit
+            assert relative_error(backend.forward(tokens[-2:-1]), expected[-2]) < limit
+            assert relative_error(backend.forward(tokens[-1:]), expected[-1]) < limit
+            backend.reset()
+            assert relative_error(backend.forward([5, 6, 7, 8]), blind[-1]) < limit
+            backend.reset()
+    on_gpu.close()
+    assert memory.held == 0
+
+
 def test_an_image_token_of_no_image_has_its_own_row(embedder: Embedder, pixels: NDArray[np.float32]) -> None:
     """As in transformers; `Sight.place` refuses a prompt that has one."""
     own = embedder.rows([IMAGE_TOKEN])
-    embedder.show(pixels[:1])
+    embedder.show(shown(pixels[:1]))
     seen = embedder.rows([IMAGE_TOKEN] * (PIECES + 1))
     np.testing.assert_array_equal(seen[-1:], own)
-    np.testing.assert_array_equal(seen[:-1], embedder.see(pixels[:1])[0])
+    np.testing.assert_array_equal(seen[:-1], embedder.see(shown(pixels)[0]))
 
 
 def test_a_new_conversation_forgets_images_of_the_one_before(
@@ -110,7 +145,7 @@ def test_a_new_conversation_forgets_images_of_the_one_before(
 ) -> None:
     backend = OrtBackend.load(made / "onnx", embedder=embedder)
     blind = backend.forward(TOKENS)
-    backend.show(pixels)
+    backend.show(shown(pixels))
     backend.reset()
     np.testing.assert_array_equal(backend.forward(TOKENS), blind)
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny_llava import IMAGE_TOKEN, export_llava
+from tiny_llava import IMAGE_TOKEN, export_llava, shown
+from tiny_qwen_vl import export_qwen_vl
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact
@@ -66,8 +67,12 @@ class GraphSession:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """What `build --target rtx` would leave of a model that sees; its engines are a few bytes."""
     folder = tmp_path_factory.mktemp("seeing")
-    onnx = export_llava(folder)
+    return _built(export_llava(folder), folder)
+
+
+def _built(onnx: Artifact, folder: Path) -> Artifact:
     contents = onnx.manifest.contents.with_engines()
+    vision = contents.model.vision if contents.model else None
     decoding = (ProfileRecord.of_tokens("prefill", 1, 8, LONGEST), ProfileRecord.of_tokens("decode", 1, 1, 1))
     record = EngineRecord(
         target="rtx",
@@ -75,7 +80,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         flavour="tensorrt-rtx",
         tensorrt_version="1.7.1.116",
         plugin_version=None,
-        profiles={"decoder": decoding} | {name: profiles_beside(name, LONGEST) for name in contents.beside},
+        profiles={"decoder": decoding} | {name: profiles_beside(name, LONGEST, vision) for name in contents.beside},
     )
     with create_artifact(folder / "rtx", "engine", "fingerprint") as draft:
         for graph in contents.graphs.values():
@@ -83,6 +88,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         for name in onnx.manifest.files:
             draft.adopt(onnx.path(name))
         return draft.publish(contents.model_copy(update={"engine": record}))
+
+
+def test_golden_outputs_are_those_of_engines_for_images_of_any_size(tmp_path: Path) -> None:
+    test_golden_outputs_are_those_of_the_engines(_built(export_qwen_vl(tmp_path), tmp_path))
 
 
 def test_golden_outputs_are_those_of_the_engines(engine: Artifact) -> None:
@@ -103,7 +112,7 @@ def test_pieces_and_rows_are_those_of_onnx_runtime(engine: Artifact) -> None:
     pixels = np.random.default_rng(0).standard_normal((2, 3, 22, 22)).astype(np.float32)
     tokens = [5, *[IMAGE_TOKEN] * 16, 9, *[IMAGE_TOKEN] * 16, 7]  # more than a call of the embedding takes
     for embedder in (ours, expected):
-        embedder.show(pixels)
+        embedder.show(shown(pixels))
     np.testing.assert_allclose(ours.rows(tokens), expected.rows(tokens), atol=2e-2)
     ours.close()
 

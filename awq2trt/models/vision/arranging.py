@@ -1,0 +1,46 @@
+"""Arranges what an image processor makes for the vision graph of a model, by what its manifest says.
+
+In: a vision record, and prepared pixels. Out: a `PreparedImage`. It is the place that knows all families. NumPy only.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from awq2trt.artifact.records import VisionRecord
+from awq2trt.io_contract import PIXEL_VALUES
+from awq2trt.models.vision.prepared import Pixels, PreparedImage
+from awq2trt.models.vision.windowed import WindowLayout
+
+VISION_START: Final = "vision_start_token_id"
+VISION_END: Final = "vision_end_token_id"
+"""Settings with the tokens before and after an image's, in families that have them."""
+
+
+def tokens_around(record: VisionRecord) -> tuple[list[int], list[int]]:
+    """Tokens that a model wants before and after those of an image."""
+    before, after = ([record.settings[key]] if key in record.settings else [] for key in (VISION_START, VISION_END))
+    return [int(str(token)) for token in before], [int(str(token)) for token in after]
+
+
+def require_settings(record: VisionRecord) -> None:
+    """Refuses settings of another tool, or of a damaged manifest.
+
+    Raises:
+        LookupError, TypeError, ValueError: A setting is missing or makes no sense.
+    """
+    tokens_around(record)
+    if record.tokens_per_image is None and WindowLayout.of(record.settings).side < 1:
+        raise ValueError(f"windows of one piece or more, got window_size {record.settings['window_size']}")
+
+
+def arranged(record: VisionRecord, pixels: Pixels) -> PreparedImage:
+    """An image as the vision graph takes it.
+
+    Args:
+        record: How the model sees.
+        pixels: The image, prepared by the model's own processor.
+    """
+    if record.tokens_per_image is None and pixels.grid is not None:
+        return WindowLayout.of(record.settings).prepared(pixels)
+    return PreparedImage({PIXEL_VALUES: pixels.values[None]}, record.tokens_per_image or 0)

@@ -1,0 +1,92 @@
+"""What a model sees in images, in PyTorch, fp32, whatever its tower, and what it says of a text with them.
+
+In: how it sees, its tensors, and prepared pixels. Out: pieces, which stand among the decoder's embeddings or are
+attended to; or logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from awq2trt.errors import UnsupportedError, UsageError
+from awq2trt.models.cross_attention import Media
+from awq2trt.models.decoder import BlockRunner, Ends, run_blocks
+from awq2trt.models.sources.base import ModelSource
+from awq2trt.models.vision.arranging import arranged
+from awq2trt.models.vision.description import AttendedSpec, SeeingSpec, StillSpec
+from awq2trt.models.vision.mixed_positions import MixedPositions
+from awq2trt.models.vision.prepared import Pixels
+from awq2trt.models.vision.tower import VisionWeights, image_features, load_vision
+from awq2trt.models.vision.windowed import WindowedVisionSpec
+from awq2trt.models.vision.windowed_tower import windowed_features
+
+
+def pieces_seen(spec: SeeingSpec, weights: VisionWeights, pixels: Pixels) -> Tensor:
+    """What a model sees in one image.
+
+    Args:
+        spec: How it sees.
+        weights: Tensors of its tower and what is behind it, fp32.
+        pixels: The image, prepared by the model's own processor.
+
+    Returns:
+        fp32 [pieces, channels]: those of the decoder's embeddings, or of what its cross-attention reads.
+
+    Raises:
+        UsageError: The image is not of the tower's size.
+        UnsupportedError: PyTorch does not run this kind of tower here.
+    """
+    # Not from_numpy(), which knows nothing of the device that PyTorch computes on.
+    values = torch.as_tensor(pixels.values)
+    if isinstance(spec, WindowedVisionSpec) and pixels.grid is not None:
+        return windowed_features(spec.tower, weights, values, pixels.grid)
+    if isinstance(spec, StillSpec):
+        return image_features(spec, weights, values[None])[0]
+    raise UnsupportedError(
+        f"images of this kind are not what {spec.family} sees.", where="the vision tower", fix="use its own processor."
+    )
+
+
+def logits_of_text_and_images(source: ModelSource, tokens: Sequence[int], images: Sequence[Pixels]) -> Tensor:
+    """Computes logits of all positions of a text with images, with one block of the decoder in memory at a time.
+
+    Args:
+        source: A model that sees images.
+        tokens: The text, with as many image tokens for an image as the model wants.
+        images: Prepared images, in the text's order.
+
+    Returns:
+        fp32 [S, vocab_size].
+
+    Raises:
+        UsageError: It is a model of text, or text and images do not fit.
+    """
+    vision, ids = source.vision, torch.tensor(tokens)
+    if vision is None:
+        raise UsageError(
+            "expected a model that sees images, got a model of text.", where=source.name, fix="give no images."
+        )
+    weights, ends = load_vision(source), Ends(source)
+    seen = [pieces_seen(vision, weights, pixels) for pixels in images]
+    attended = isinstance(vision, AttendedSpec)
+    places, needed = ids == vision.image_token, len(seen) if attended else sum(map(len, seen))
+    if int(places.sum()) != needed:
+        raise UsageError(
+            f"expected {needed} image tokens, as {len(images)} images need, got {int(places.sum())}.",
+            where="the text",
+            fix="pass as many images as the text has image markers.",
+        )
+    hidden = ends.embed(ids[None])
+    media = Media.of_texts(ids[None], vision.image_token, [torch.stack(seen)]) if attended and seen else None
+    if seen and not attended:
+        hidden[0, places] = torch.cat(seen)
+    positions = None
+    if any(rope.sections is not None for rope in source.spec.ropes):
+        shown = [arranged(vision.record(), pixels).grid for pixels in images]
+        counted = MixedPositions(vision.image_token, [grid for grid in shown if grid is not None])
+        positions = torch.as_tensor(counted.of(tokens))[None]
+    runner = BlockRunner.for_positions(source.spec, len(ids)).placed(positions, media)
+    return ends.logits(run_blocks(source, hidden, runner=runner))[0]
