@@ -19,10 +19,15 @@ from tiny_models import save_tokenizer
 from transformers import AutoTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from awq2trt.artifact.manifest import Artifact
 from awq2trt.models.families import describe_model, describe_vision
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.prepared import Pixels
 from awq2trt.models.vision.seeing import logits_of_text_and_images
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions, QuantizeOptions
+from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 ADDED_TOKENS = ["<|endofchunk|>", "<image>"]
 """What `create_model_and_transforms` adds to a tokenizer."""
@@ -118,6 +123,17 @@ def save_flamingo_tokenizer(directory: Path) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ADDED_TOKENS})
     assert tokenizer.convert_tokens_to_ids(ADDED_TOKENS) == [END_OF_CHUNK, IMAGE_TOKEN]
     tokenizer.save_pretrained(directory)
+
+
+def export_flamingo(
+    folder: Path, text: str = "mpt", *, export: ExportOptions | None = None, **changes: Any
+) -> Artifact:
+    """A model in `folder/model`, its checkpoint and its ONNX model beside it; arguments as for `flamingo_config`."""
+    save_flamingo(folder / "model", text, **changes)
+    options = QuantizeOptions(group_size=32, method="rtn")
+    quantize_stage(QuantizeRequest(str(folder / "model"), folder / "checkpoint", options), SilentProgress())
+    export = export or ExportOptions(max_seq_len=96)
+    return export_stage(ExportRequest(folder / "checkpoint", folder / "onnx", export), SilentProgress())
 
 
 def logits_of_texts(source: ModelSource, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:

@@ -113,7 +113,8 @@ class Sight:
         """
         if not isinstance(self.vision, AttendedSpec):
             return None
-        nothing = torch.zeros(0, *self.vision.pieces_shape)
+        resampler = self.vision.resampler
+        nothing = torch.zeros(0, resampler.num_latents, resampler.width)
         seen = [torch.stack([self.features(path) for path in shown]) if shown else nothing for shown in images]
         return Media.of_texts(tokens, self.vision.image_token, seen, more)
 

@@ -15,7 +15,7 @@ from awq2trt.artifact.folder import refuse_link
 from awq2trt.artifact.manifest import MANIFEST_FILE, Kind
 from awq2trt.artifact.opening import CHECKPOINT_DIRECTORY, ONNX_DIRECTORY
 from awq2trt.artifact.publish import require_replaceable, require_space
-from awq2trt.errors import ToolError, UnsupportedError, UsageError
+from awq2trt.errors import ToolError, UsageError
 from awq2trt.foreign_files import read_json, reading
 from awq2trt.images.pairs import ImageText, is_image_text, read_pairs
 from awq2trt.machine.foreign_library import choose_plugin
@@ -24,7 +24,6 @@ from awq2trt.methods import METHODS
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource, files_beside_weights
-from awq2trt.models.vision.description import AttendedSpec
 from awq2trt.progress import STDERR, Progress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.target import CPU_TARGET, Target, find_jetpack
@@ -96,16 +95,8 @@ def require_exportable(source: ModelSource, options: ExportOptions) -> None:
     Raises:
         UsageError: The cache is too long.
         CheckpointError: There is no processor.
-        UnsupportedError: The processor is of an unknown kind, or makes something else of images than the tower takes;
-            or the decoder attends to images.
+        UnsupportedError: The processor is of an unknown kind, or makes something else of images than the tower takes.
     """
-    if isinstance(source.vision, AttendedSpec):
-        raise UnsupportedError(
-            f"the decoder of {source.vision.family} attends to images, and so far awq2trt exports decoders that read "
-            "them.",
-            where=source.name,
-            fix="measure the checkpoint with awq2trt eval, or run it with a tool that reads its layout.",
-        )
     if source.vision is not None:
         from awq2trt.images.processor import processor_of, require_fit
 

@@ -18,16 +18,22 @@ from transformers import AutoTokenizer
 
 import awq2trt
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-from awq2trt.errors import UnsupportedError
+from awq2trt.errors import UsageError
 from awq2trt.evaluation.results import CaptionPerplexity, CaptionScore
 from awq2trt.images.processor import read_processor
 from awq2trt.images.read import read_image
+from awq2trt.io_contract import PIXEL_VALUES
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.sources.safetensors import SafetensorsSource
+from awq2trt.models.vision.prepared import Pixels
+from awq2trt.models.vision.seeing import logits_of_text_and_images
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.chain import Link
 from awq2trt.quantization.job import QuantizeJob
-from awq2trt.recipe import QuantizeOptions, Recipe
+from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
+from awq2trt.runtime import Model, Sampler, Sampling, generate
+from awq2trt.runtime.attended_images import AttendedImages
+from awq2trt.runtime.ort.loading import DeviceOptions
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 COUNT = 9
@@ -211,7 +217,61 @@ def test_captions_are_written_of_the_image_that_was_shown_last(model: Path, pict
     assert result.measured.captions[0] == (lines[0].strip() if lines else "")
 
 
-def test_export_is_refused_before_quantizing(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="the decoder of openflamingo attends to images"):
-        awq2trt.build(model, tmp_path / "build", target="cpu", recipe=Recipe(quantize=QuantizeOptions(seqlen=64)))
-    assert not (tmp_path / "build" / "checkpoint").exists()
+NEW_TOKENS = 64
+
+
+@pytest.fixture(scope="module", params=list(TEXT_CONFIGS))
+def built(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`model` and, in `built`, what all stages make of it for the CPU."""
+    folder = tmp_path_factory.mktemp("built")
+    save_flamingo(folder / "model", request.param)
+    quantize = QuantizeOptions(group_size=32, samples=3, seqlen=80, calib=str(pictures))
+    recipe = Recipe(quantize=quantize, export=ExportOptions(max_seq_len=160))
+    awq2trt.build(folder / "model", folder / "built", target="cpu", recipe=recipe)
+    return folder
+
+
+@pytest.mark.parametrize("directory", ["onnx", "cpu"])
+def test_it_writes_of_five_images_what_pytorch_writes(directory: str, built: Path, pictures: Path) -> None:
+    """Each image alone, then three shots; by induction, since PyTorch would choose every token that was written."""
+    checkpoint = QuantizedCheckpoint.open(built / "built" / "checkpoint")
+    model = Model.load(built / "built" / directory, DeviceOptions("cpu"))
+    assert model.sight is not None
+    answers = set()
+    for shown in ([0], [1], [2], [3], [4], [5, 6, 7]):
+        text = "<|endofchunk|>".join(f"<image>Output:{'' if index == shown[-1] else 'It'}" for index in shown)
+        images = model.sight.prepare([pictures / f"0{index}.png" for index in shown])
+        tokens = model.sight.place(model.tokenizer.encode(text, IMAGE_TOKEN), images)
+        assert tokens == AutoTokenizer.from_pretrained(built / "model")(text)["input_ids"]
+        options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "images": images}
+        got = list(generate(model.backend, tokens, Sampler(Sampling()), **options))
+        pixels = [Pixels(image.inputs[PIXEL_VALUES][0]) for image in images]
+        with torch.inference_mode():
+            logits = logits_of_text_and_images(checkpoint, tokens + got, pixels)
+        assert len(got) == NEW_TOKENS
+        assert got == logits[len(tokens) - 1 : -1].argmax(dim=-1).tolist()
+        answers.add(tuple(got))
+    assert len(answers) > 1, "the same answer to all images would be no proof"
+
+
+def test_a_prompt_without_places_has_its_images_first(built: Path, pictures: Path) -> None:
+    model = awq2trt.load(built / "built" / "onnx", backend="ort", device="cpu")
+    images = [pictures / "00.png", pictures / "01.png"]
+    options: dict[str, Any] = {"images": images, "raw": True, "max_new_tokens": 8}
+    assert [*model.generate("Output:", **options)] == [*model.generate("<image><image>Output:", **options)]
+    with pytest.raises(UsageError, match="may have 8 images, got 9"):
+        [*model.generate("Output:", images=images * 4 + images[:1], raw=True)]
+
+
+def test_check_shows_the_decoder_an_image(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stages agree; a decoder that sees nothing is found at the first block behind cross-attention."""
+    options: dict[str, Any] = {"model": built / "model", "tokens": 40, "output": tmp_path / "check"}
+    whole = awq2trt.check(built / "built", **options).result
+    assert whole.passed, whole.first_failure()
+    assert awq2trt.check_golden(built / "built" / "onnx").passed
+    monkeypatch.setattr(AttendedImages, "append", lambda self, tokens: None)
+    failure = awq2trt.check(built / "built", **options).result.first_failure()
+    assert failure is not None
+    source = open_source(str(built / "model"))
+    assert (failure.stage, failure.place) == ("onnx", source.spec.prefix(1).rstrip("."))
+    assert not awq2trt.check_golden(built / "built" / "onnx").passed

@@ -157,6 +157,12 @@ class DecoderSpec:
             return {}
         return {f"{self.block.activation}.scales": (self.intermediate_size,)}
 
+    @property
+    def cross_layers(self) -> tuple[int, ...]:
+        """The blocks before which cross-attention stands."""
+        cross = self.cross
+        return () if cross is None else tuple(filter(cross.stands_before, range(self.num_layers)))
+
     def cross_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor of what stands before a block, by name relative to the block; empty for most blocks."""
         return self.cross.shapes() if self.cross is not None and self.cross.stands_before(layer) else {}

@@ -56,6 +56,7 @@ def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[
     """
     tower = clip_tower(config_part(config, "vision_config"), "vision_encoder.")
     decoder = _decoder(config, tower.hidden_size)
+    assert decoder.cross is not None
     _require_places(decoder, tensor_names)
     image_token = config_value(config, "media_token_id", int)
     if not 0 <= image_token < decoder.vocab_size:
@@ -81,6 +82,8 @@ def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[
             prefix="perceiver.",
         ),
         cross=_CROSS,
+        readers=tuple(decoder.prefix(layer) + decoder.cross.reader for layer in decoder.cross_layers),
+        reader_channels=2 * decoder.cross.inner_size,
     )
     return decoder, vision
 
@@ -114,6 +117,7 @@ def _decoder(config: Mapping[str, Any], width: int) -> DecoderSpec:
             every=every,
             hidden_size=spec.hidden_size,
             width=width,
+            pieces=_LATENTS,
             num_heads=_HEADS,
             head_dim=_HEAD_DIM,
             intermediate_size=_WIDENING * spec.hidden_size,
@@ -135,7 +139,7 @@ def _require_places(decoder: DecoderSpec, tensor_names: Collection[str]) -> None
     prefix = re.escape(decoder.block_prefix).replace(r"\{layer\}", r"(\d+)")
     gate = re.compile(prefix + re.escape(f"{decoder.cross.prefix}attn_gate"))
     found = sorted(int(match[1]) for name in tensor_names if (match := gate.fullmatch(name)))
-    expected = [layer for layer in range(decoder.num_layers) if decoder.cross.stands_before(layer)]
+    expected = [*decoder.cross_layers]
     if tensor_names and found != expected:
         raise UnsupportedError(
             f"cross_attn_every_n_layers {decoder.cross.every}: expected cross-attention before the blocks {expected}, "

@@ -184,6 +184,7 @@ class CrossAttentionSpec:
     Attributes:
         every: It stands before the last one of so many blocks.
         width: Channels of a piece of an image.
+        pieces: Pieces of an image.
         intermediate_size: Channels within the MLP.
         prefix: Prefix of its tensors, relative to the block.
     """
@@ -191,11 +192,22 @@ class CrossAttentionSpec:
     every: int
     hidden_size: int
     width: int
+    pieces: int
     num_heads: int
     head_dim: int
     intermediate_size: int
     norm_eps: float
     prefix: str
+
+    @property
+    def inner_size(self) -> int:
+        """Channels of queries, keys and values of all heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def reader(self) -> str:
+        """Name of the linear that makes keys and values of pieces, relative to the block."""
+        return f"{self.prefix}attn.to_kv"
 
     def stands_before(self, layer: int) -> bool:
         """Whether it stands before the block `layer`."""
@@ -203,7 +215,7 @@ class CrossAttentionSpec:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, by name relative to the block."""
-        inner, size = self.num_heads * self.head_dim, self.hidden_size
+        inner, size = self.inner_size, self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {
             "attn_gate": (1,),
             "attn.norm.weight": (size,),

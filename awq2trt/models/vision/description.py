@@ -216,6 +216,11 @@ class StillSpec(SeeingSpec):
     def tokens_per_image(self) -> int:
         """Number of image tokens that stand for one image."""
 
+    @property
+    @abstractmethod
+    def pieces_shape(self) -> tuple[int, int]:
+        """Shape of what the vision graph makes of one image."""
+
     def record(self) -> VisionRecord:
         """What a runtime needs to know about it, for the manifest."""
         return VisionRecord(
@@ -258,15 +263,19 @@ class AttendedSpec(StillSpec):
 
     Attributes:
         cross: Name of what attends to them, within a block.
+        readers: Full names of the linears that make keys and values of them.
+        reader_channels: Channels of what one of those makes.
     """
 
     resampler: ResamplerSpec
     cross: str
+    readers: tuple[str, ...]
+    reader_channels: int
 
     @property
     def pieces_shape(self) -> tuple[int, int]:
-        """Shape of what the decoder attends to in one image."""
-        return self.resampler.num_latents, self.resampler.width
+        """Shape of the keys and values of one image, for all layers."""
+        return self.resampler.num_latents, len(self.readers) * self.reader_channels
 
     @property
     def tokens_per_image(self) -> int:

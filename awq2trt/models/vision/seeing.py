@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from awq2trt.errors import UnsupportedError, UsageError
+from awq2trt.models.block_weights import to_tensor
 from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import BlockRunner, Ends, run_blocks
 from awq2trt.models.sources.base import ModelSource
@@ -48,6 +49,28 @@ def pieces_seen(spec: SeeingSpec, weights: VisionWeights, pixels: Pixels) -> Ten
     raise UnsupportedError(
         f"images of this kind are not what {spec.family} sees.", where="the vision tower", fix="use its own processor."
     )
+
+
+def given_by_vision_graph(source: ModelSource, pixels: Pixels) -> Tensor:
+    """What a model's vision graph makes of one image: its pieces, or keys and values of them for all layers.
+
+    Args:
+        source: A model that sees images.
+        pixels: The image.
+
+    Returns:
+        fp32 [pieces, channels].
+
+    Raises:
+        UsageError, UnsupportedError: As of `pieces_seen`.
+    """
+    vision = source.vision
+    assert vision is not None
+    seen = pieces_seen(vision, load_vision(source), pixels)
+    if not isinstance(vision, AttendedSpec):
+        return seen
+    readers = (to_tensor(source.tensor(f"{name}.weight")) for name in vision.readers)
+    return torch.cat([seen @ reader.T for reader in readers], dim=-1)
 
 
 def logits_of_text_and_images(source: ModelSource, tokens: Sequence[int], images: Sequence[Pixels]) -> Tensor:

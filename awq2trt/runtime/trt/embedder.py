@@ -15,7 +15,7 @@ from awq2trt.errors import ToolError
 from awq2trt.io_contract import DECODER, EMBEDDING, IMAGE_EMBEDDINGS, INPUT_IDS, INPUTS_EMBEDS, VISION
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.embedding import PlacingEmbedder
-from awq2trt.runtime.rotary_tables import RotaryTables
+from awq2trt.runtime.tables import Tables, tables_of
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of
 from awq2trt.runtime.trt.session import EngineSession, TrtSession
 
@@ -37,7 +37,7 @@ class EngineEmbedder(PlacingEmbedder):
         embedding: EngineSession,
         longest: int,
         image_token: int,
-        tables: RotaryTables | None = None,
+        tables: Tables | None = None,
     ) -> None:
         super().__init__(image_token, tables)
         self._vision = vision
@@ -93,5 +93,5 @@ def open_engine_embedder(
         sessions[name] = opener(build)
         if name == EMBEDDING:
             longest = max(profile.tokens.longest for profile in build.profiles)
-    tables = RotaryTables.of(contents.model, contents.graphs[DECODER].io.capacity)
+    tables = tables_of(contents.model, contents.graphs[DECODER].io.tables)
     return EngineEmbedder(sessions[VISION], sessions[EMBEDDING], longest, vision.image_token, tables)
