@@ -17,8 +17,6 @@ columns of it as tensors take 730.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ import torch
 from torch import Tensor
 
 from awq2trt.machine.device import CPU
-from awq2trt.quantization.panels import PANEL, has_kernels
+from awq2trt.quantization.panels import PANEL, compiled, has_kernels
 from awq2trt.quantization.rounding import Rounded
 from awq2trt.scheme import QuantScheme
 
@@ -82,7 +80,7 @@ def _descend_on_cpu(
     shape = (*moments.shape[:2], -1)
     slope = (rounded.dequantize(scheme) - weight) @ gram  # half the derivative of each row's own output error
     steps = rounded.grid.scales.squeeze(-1).repeat_interleave(length, dim=1)
-    codes, descend_panel_ = rounded.codes.clone(), _compiled()
+    codes, descend_panel_ = rounded.codes.clone(), compiled(_descend_rows)
     for _ in range(passes):
         before = codes.clone()
         for start in range(0, columns, PANEL):
@@ -127,12 +125,3 @@ def _descend_rows(codes: Any, slope: Any, steps: Any, moments: Any, gram: Any, l
                     change = (best - code) * step
                     for index in range(columns):
                         slope[head, row, index] += gram[column, index] * change
-
-
-@cache
-def _compiled() -> Callable[..., None]:
-    """`_descend_rows` as machine code. Only efforts that descend on a CPU wait the second that loading numba takes."""
-    import numba
-
-    compiled: Callable[..., None] = numba.njit(cache=True, nogil=True)(_descend_rows)
-    return compiled

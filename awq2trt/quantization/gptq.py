@@ -14,17 +14,15 @@ then.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from awq2trt.machine.device import CPU
-from awq2trt.quantization.panels import PANEL, has_kernels
+from awq2trt.quantization.panels import PANEL, compiled, has_kernels
 from awq2trt.quantization.rounding import GroupGrid, Rounded, group_grid, to_groups
 from awq2trt.quantization.statistics import require_finite
 from awq2trt.scheme import QuantScheme
@@ -123,7 +121,7 @@ def _round_on_cpu(
         errors, own = torch.empty_like(found), spread[start:end, start:end].contiguous()
         grids = torch.stack((scales[:, group], zeros[:, group]))
         read = (value.numpy() for value in (left, grids, own, found, errors))
-        _round_panel(*read, scheme.levels - 1)
+        compiled(_round_rows)(*read, scheme.levels - 1)
         codes[:, order[start:end]] = found
         remaining[:, end:] -= errors @ spread[start:end, end:]
         start = end
@@ -150,9 +148,6 @@ def _round_rows(left: Any, grids: Any, spread: Any, codes: Any, errors: Any, las
             for later in range(column, columns):
                 left[row, later] -= error * spread[column, later]
             errors[row, column] = error
-
-
-_round_panel: Final[Callable[..., None]] = numba.njit(cache=True, nogil=True)(_round_rows)
 
 
 def _error_spread(gram: Tensor, order: Tensor, options: GptqOptions) -> Tensor:
