@@ -13,7 +13,6 @@ from typing import Final
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.opening import open_model
 from awq2trt.errors import UsageError
-from awq2trt.images.pairs import MARKER
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.runtime.backend import Backend
@@ -156,12 +155,11 @@ class Model:
     def _tokens(self, sight: Sight, prompt: str | Sequence[Message], images: Sequence[PreparedImage]) -> list[int]:
         """Tokens of plain text, or of a conversation; an image has as many of its own as it has pieces."""
         token = sight.record.image_token
-        if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt, token, sight.around)
-            if token not in tokens:  # images come before a text that has no places for them
-                tokens = self.tokenizer.encode(MARKER * len(images) + prompt, token, sight.around)
-        else:
-            tokens = self.tokenizer.encode_messages(with_markers(prompt, len(images)), token, sight.around)
+        tokens = (
+            self.tokenizer.encode(prompt, token, sight.around)
+            if isinstance(prompt, str)
+            else self.tokenizer.encode_messages(with_markers(prompt, len(images)), token, sight.around)
+        )
         placed = sight.place(tokens, images)
         if images and len(placed) > self.backend.capacity:
             raise UsageError(
