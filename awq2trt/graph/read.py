@@ -103,6 +103,11 @@ class DecoderSizes:
         return {name: table.shape for name, table in self.tables.items()}
 
     @property
+    def table_bytes(self) -> int:
+        """Bytes of all its tables."""
+        return sum(table.nbytes for table in self.tables.values())
+
+    @property
     def caches(self) -> tuple[CacheTensor, ...]:
         """All tensors of one conversation's cache, layer by layer; any scales come after all codes."""
         shape = (1, self.num_kv_heads, self.capacity, self.head_dim)

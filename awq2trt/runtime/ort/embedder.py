@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import ArtifactError
+from awq2trt.foreign_files import reading
 from awq2trt.graph.beside_decoder import lower_beside_
 from awq2trt.graph.read import DecoderSizes, load_model
 from awq2trt.io_contract import (
@@ -98,7 +99,8 @@ def open_embedder(artifact: Artifact, on_gpu: Execution | None = None) -> Embedd
         lower_beside_(model, graph, on_cpu=execution is None)
         return open_session(model, path, execution)
 
-    tables = tables_of(contents.model, contents.graphs[DECODER].io.tables)
+    with reading("sizes of what the decoder is given", artifact.directory, fix="export it again.", error=ArtifactError):
+        tables = tables_of(contents.model, contents.graphs[DECODER].io.tables)
     return Embedder(opened(EMBEDDING, None), opened(VISION, on_gpu), vision.image_token, tables)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from host_memory import HostMemory
@@ -17,11 +20,11 @@ from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
 from tiny_qwen_vl import export_qwen_vl
 
 from awq2trt.artifact.golden import relative_error
-from awq2trt.artifact.manifest import Artifact
+from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.graph.provider_file import Lowering, lower_
-from awq2trt.graph.read import open_decoder
+from awq2trt.graph.read import Table, open_decoder
 from awq2trt.io_contract import MODEL_FILE, PIXEL_VALUES, ROTARY_TABLES
 from awq2trt.models.vision.arranging import arranged
 from awq2trt.models.vision.prepared import Grid, Pixels, PreparedImage
@@ -31,6 +34,7 @@ from awq2trt.runtime.ort import backend as ort_backend
 from awq2trt.runtime.ort.backend import OrtBackend
 from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
 from awq2trt.runtime.ort.embedder import Embedder, open_embedder, vision_bytes
+from awq2trt.runtime.ort.loading import predict_needs
 from awq2trt.runtime.ort.session import open_session
 
 PIECES = 16
@@ -183,6 +187,8 @@ def test_a_decoder_attends_to_the_last_image(text: str, tmp_path: Path) -> None:
     model, sizes = open_decoder(artifact.directory)
     assert sizes.table_shapes == {"attended_images": (3, 64, 2 * 2 * 8 * 64), "image_of_slot": (96,)}
     lower_(model, sizes, Lowering.CUDA_ORT)
+    more = replace(sizes, tables={"attended_images": Table(ir.DataType.FLOAT16, (300, 64, 2048))})
+    assert predict_needs(model, more).caches - predict_needs(model, sizes).caches > 290 * 64 * 2048 * 2
     session, memory = open_session(model, artifact.directory), HostMemory()
     on_gpu = CudaBackend.start(session, sizes, memory, CudaOptions(graph=False, chunk=4), open_embedder(artifact))
     on_cpu = OrtBackend.load(artifact.directory, embedder=open_embedder(artifact))
@@ -201,3 +207,15 @@ def test_a_decoder_attends_to_the_last_image(text: str, tmp_path: Path) -> None:
             backend.show([*images, images[0]])
     on_gpu.close()
     assert memory.held == 0
+
+
+def test_damaged_sizes_of_images_are_an_error_of_ours(tmp_path: Path) -> None:
+    artifact = export_flamingo(tmp_path)
+    text = (artifact.directory / MANIFEST_FILE).read_text()
+    manifest = json.loads(text)
+    inputs = manifest["contents"]["graphs"]["decoder"]["io"]["inputs"]
+    (attended,) = (tensor for tensor in inputs if tensor["name"] == "attended_images")
+    attended["shape"].pop()
+    (artifact.directory / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="sizes of what the decoder is given"):
+        open_embedder(Artifact.open(artifact.directory))
