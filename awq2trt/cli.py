@@ -100,6 +100,7 @@ def build(
     seed: cli_flags.Seed = None,
     max_seq_len: cli_flags.MaxSeqLen = None,
     max_image_tokens: cli_flags.MaxImageTokens = None,
+    max_images: cli_flags.MaxImages = None,
     dtype: cli_flags.Dtype = None,
     function_bodies: cli_flags.FunctionBodies = None,
     plugin: Annotated[
@@ -208,6 +209,7 @@ def export(
     recipe: cli_flags.Recipe = None,
     max_seq_len: cli_flags.MaxSeqLen = None,
     max_image_tokens: cli_flags.MaxImageTokens = None,
+    max_images: cli_flags.MaxImages = None,
     dtype: cli_flags.Dtype = None,
     function_bodies: cli_flags.FunctionBodies = None,
     overwrite: cli_flags.Overwrite = False,
@@ -219,6 +221,7 @@ def export(
     given: dict[str, object] = {
         "max_seq_len": max_seq_len,
         "max_image_tokens": max_image_tokens,
+        "max_images": max_images,
         "dtype": dtype,
         "function_bodies": function_bodies,
     }

@@ -65,6 +65,10 @@ MaxImageTokens = Annotated[
         help="Models that see images of any size: larger ones are made smaller. [1280, or 3/4 of --max-seq-len]",
     ),
 ]
+MaxImages = Annotated[
+    int | None,
+    typer.Option("--max-images", help="OpenFlamingo: most images of a conversation. [8]"),
+]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="Of activations: float16 or bfloat16. [what the checkpoint says]")
 ]

@@ -56,6 +56,9 @@ CacheKind = Literal["fp16", "int8"]
 SHORTEST_WINDOW: Final = 8
 """The fewest tokens that a calibration window may have."""
 
+MOST_IMAGES: Final = 1024
+"""A generous limit to the images of a conversation: OpenFlamingo was measured with at most 33."""
+
 LARGEST_SEED: Final = 2**63 - 1
 """The largest seed that generators of random numbers take."""
 
@@ -132,12 +135,14 @@ class ExportOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         function_bodies: Whether the model also defines our operators by standard ONNX operators.
         max_image_tokens: Most tokens of an image, of a model that sees images of any size; larger images are made
             smaller. None for the model's own limit, within reason.
+        max_images: Most images of a conversation, of a model whose decoder attends to them; None for 8.
     """
 
     max_seq_len: int | None = Field(default=None, ge=2)
     dtype: ActivationDtype | None = None
     function_bodies: bool = True
     max_image_tokens: int | None = Field(default=None, ge=1)
+    max_images: int | None = Field(default=None, ge=1, le=MOST_IMAGES)
 
 
 class BuildOptions(BaseModel, frozen=True, strict=True, extra="forbid"):

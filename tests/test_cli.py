@@ -186,12 +186,14 @@ def test_flags_reach_export(awq2trt: Callable[..., Outcome], monkeypatch: pytest
         "64",
         "--max-image-tokens",
         "9",
+        "--max-images",
+        "3",
         "--dtype",
         "bfloat16",
         "--no-function-bodies",
         "--overwrite",
     )
-    options = ExportOptions(max_seq_len=64, max_image_tokens=9, dtype="bfloat16", function_bodies=False)
+    options = ExportOptions(max_seq_len=64, max_image_tokens=9, max_images=3, dtype="bfloat16", function_bodies=False)
     assert requests == [ExportRequest(Path("in"), Path("out"), options, overwrite=True)]
 
 

@@ -11,7 +11,8 @@ Out, and back in, in a model's directory:
 A decoder that reads embeddings has `NAME.inputs_embeds` beside its tokens in a raw file, in its own type, and a model
 that sees has an image, in both: the inputs of its vision graph, `vision.pixel_values` in float16 and whole numbers in
 int64, and what must come out, `vision.image_embeddings` float32 [pieces, H]. A decoder that takes its rotary tables as
-inputs has them in raw files, in its own type, for a conversation of text.
+inputs has them in raw files, in its own type, for a conversation of text. The conversations of a decoder that attends
+to images begin with the image, and what it then reads beside tokens is in raw files, too.
 
 Caches are not stored: slots from `cache_position` on are not read (`plugins/FORMAT.md`), so a call at position 0 works
 with any finite cache, and calls at later positions continue the conversation before them. It needs only NumPy.
@@ -49,7 +50,10 @@ ARRAYS_FILE: Final = "golden.npz"
 FORMAT_VERSION: Final = 1
 
 TABLES: Final = "tables"
-"""Key of golden.json with the files of rotary tables."""
+"""Key of golden.json with the files of a decoder's tables."""
+
+ATTENDED: Final = "attended"
+"""Key of golden.json, of the image: whether conversations begin with it."""
 
 _DTYPES: Final = {INPUT_IDS: "<i8", CACHE_POSITION: "<i8", LOGITS: "<f4", IMAGE_EMBEDDINGS: "<f4"}
 
@@ -118,8 +122,9 @@ class Golden:
             the expected logits around their mean.
         calls: The calls, in order.
         image: What it must see; None for a model of text.
-        tables: Rotary tables that the decoder takes as inputs, by name, in its own type; like embeddings, they are
-            written and not read again.
+        tables: Inputs of the decoder that are the same in every call, by name, in their own type; like embeddings, they
+            are written and not read again.
+        attended: Whether conversations begin with the image's token, since the decoder attends to images.
     """
 
     text: str
@@ -127,6 +132,7 @@ class Golden:
     calls: tuple[GoldenCall, ...]
     image: GoldenImage | None = None
     tables: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    attended: bool = False
 
 
 def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -176,7 +182,8 @@ def write_golden(golden: Golden, directory: Path) -> tuple[Path, ...]:
     if golden.tables:
         description[TABLES] = {"files": table_files}
     if golden.image is not None:
-        description[VISION] = {"files": files[VISION], "relative_tolerance": golden.image.relative_tolerance}
+        said: dict[str, object] = {"files": files[VISION], "relative_tolerance": golden.image.relative_tolerance}
+        description[VISION] = {**said, ATTENDED: True} if golden.attended else said
     _write_description(directory / DESCRIPTION_FILE, description)
     return (directory / DESCRIPTION_FILE, *written)
 
@@ -230,7 +237,9 @@ def read_golden(directory: Path) -> Golden:
         arrays = read_arrays(directory / ARRAYS_FILE, fix=_AGAIN)
         calls = tuple(_read_call(entry, arrays) for entry in description["calls"])
         image = _read_image(description[VISION], arrays) if VISION in description else None
-        return Golden(str(description["text"]), float(description["relative_tolerance"]), calls, image)
+        attended = bool(description.get(VISION, {}).get(ATTENDED, False))
+        tolerance = float(description["relative_tolerance"])
+        return Golden(str(description["text"]), tolerance, calls, image, attended=attended)
 
 
 def _read_image(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> GoldenImage:

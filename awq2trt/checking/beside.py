@@ -6,7 +6,7 @@ they are, and findings of their weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +20,18 @@ from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.graph.ort_lowering import widen_to_fp32_
 from awq2trt.graph.read import load_model
 from awq2trt.io_contract import EMBEDDING_FILE, VISION_FILE
+from awq2trt.models.cross_attention import Media
+from awq2trt.models.decoder import BlockRunner
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.spec import ModelSpec
 from awq2trt.models.vision.arranging import arranged
-from awq2trt.models.vision.description import SeeingSpec
+from awq2trt.models.vision.description import AttendedSpec, SeeingSpec
 from awq2trt.models.vision.prepared import Pixels, PreparedImage
-from awq2trt.models.vision.seeing import pieces_seen
+from awq2trt.models.vision.seeing import given_by_vision_graph, pieces_seen
 from awq2trt.models.vision.tower import load_vision
 from awq2trt.runtime.ort.embedder import Embedder
 from awq2trt.runtime.ort.session import Execution, open_session
-from awq2trt.runtime.rotary_tables import RotaryTables
+from awq2trt.runtime.tables import tables_of
 
 
 def image_of_noise(vision: SeeingSpec) -> Pixels:
@@ -45,12 +47,32 @@ def prepared_noise(vision: SeeingSpec) -> PreparedImage:
     return arranged(vision.record(), image_of_noise(vision))
 
 
+def shown_first(vision: SeeingSpec | None, tokens: Sequence[int]) -> list[int]:
+    """Tokens of a text; for a decoder that attends to images, which text alone would not show, behind an image."""
+    return [*([vision.image_token] if isinstance(vision, AttendedSpec) else []), *tokens]
+
+
+def noise_attended(vision: SeeingSpec | None, tokens: Sequence[int]) -> list[PreparedImage]:
+    """An image of noise for every image token of a text, if the decoder attends to images."""
+    return [prepared_noise(vision)] * tokens.count(vision.image_token) if isinstance(vision, AttendedSpec) else []
+
+
+def placed_runner(source: ModelSource, tokens: Sequence[int]) -> BlockRunner:
+    """What runs the blocks of a model on a text, whose image tokens stand for images of noise if it attends to them."""
+    vision, runner = source.vision, BlockRunner.for_positions(source.spec, len(tokens))
+    if not isinstance(vision, AttendedSpec):
+        return runner
+    seen = pieces_seen(vision, load_vision(source), image_of_noise(vision))
+    shown = seen.expand(tokens.count(vision.image_token), -1, -1)
+    return runner.placed(None, Media.of_texts(torch.tensor([list(tokens)]), vision.image_token, [shown]))
+
+
 def seen_by_torch(source: ModelSource) -> NDArray[np.float32] | None:
-    """What a model makes of `image_of_noise`, fp32 [pieces, H]; None for a model of text."""
+    """What a model's vision graph makes of `image_of_noise`, fp32 [pieces, channels]; None for a model of text."""
     if source.vision is None:
         return None
     with torch.inference_mode():
-        seen = pieces_seen(source.vision, load_vision(source), image_of_noise(source.vision))
+        seen = given_by_vision_graph(source, image_of_noise(source.vision))
     return np.asarray(seen.numpy(), np.float32)
 
 
@@ -59,13 +81,13 @@ def vision_limit(vision: SeeingSpec) -> float:
     return drift_limit("float16", vision.depth + 1)
 
 
-def exported_embedder(onnx: Path, model: ModelSpec, length: int, provider: str) -> Embedder:
+def exported_embedder(onnx: Path, model: ModelSpec, tables: Mapping[str, tuple[int, ...]], provider: str) -> Embedder:
     """The graphs of an exported model as they are; rows of bf16, for which NumPy has no type, widened.
 
     Args:
         onnx: Its directory.
         model: Its description; it sees.
-        length: Rows of tables, where the decoder takes them as inputs.
+        tables: Shapes of the decoder's tables, by name.
         provider: Execution provider.
 
     Raises:
@@ -80,7 +102,7 @@ def exported_embedder(onnx: Path, model: ModelSpec, length: int, provider: str) 
         open_session(embedding if is_bf16 else None, onnx / EMBEDDING_FILE, Execution(provider)),
         open_session(None, onnx / VISION_FILE, Execution(provider)),
         model.vision.image_token,
-        RotaryTables.of(model.record(), length),
+        tables_of(model.record(), tables),
     )
 
 

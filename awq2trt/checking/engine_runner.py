@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from awq2trt.checking.beside import prepared_noise
+from awq2trt.checking.beside import noise_attended, prepared_noise
 from awq2trt.checking.runners import Arrays, DecoderRunner
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, VISION
 from awq2trt.models.vision.description import SeeingSpec
@@ -61,14 +61,19 @@ class EngineRunner(DecoderRunner):
         started = time.monotonic()
         tokens = feed_dict[INPUT_IDS][0].tolist()
         if feed_dict[CACHE_POSITION][0] == 0:
-            self._backend.reset()
+            self._begin(tokens)
             rows = [self._backend.forward([token]) for token in tokens[:-1]]
-            self._backend.reset()
+            self._begin(tokens)
             rows.append(self._backend.forward(tokens))
         else:
             rows = [self._backend.forward([token]) for token in tokens]
         self.inference_time = time.monotonic() - started
         return OrderedDict({**self._seen, LOGITS: np.stack(rows)[None]})
+
+    def _begin(self, tokens: Sequence[int]) -> None:
+        self._backend.reset()
+        if images := noise_attended(self._vision, tokens):
+            self._backend.show(images)
 
     def deactivate_impl(self) -> None:
         self._session.close()

@@ -34,6 +34,7 @@ class FoldedSource(ModelSource):
         self.name = f"{original.name}, folded"
         self.config = checkpoint.config
         self.spec = checkpoint.spec
+        self.vision = checkpoint.vision
         self._original = original
         self._checkpoint = checkpoint
         self._search = search

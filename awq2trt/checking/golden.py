@@ -7,8 +7,8 @@ exporter as well as of executors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
@@ -16,14 +16,24 @@ import torch
 from numpy.typing import NDArray
 
 from awq2trt.artifact.golden import Golden, GoldenCall, GoldenImage
-from awq2trt.checking.beside import prepared_noise, seen_by_torch, vision_limit
+from awq2trt.checking.beside import (
+    noise_attended,
+    placed_runner,
+    prepared_noise,
+    seen_by_torch,
+    shown_first,
+    vision_limit,
+)
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.errors import UsageError
-from awq2trt.io_contract import ROTARY_TABLES
-from awq2trt.models.decoder import Ends, run_model
-from awq2trt.models.families import DecoderSpec
+from awq2trt.io_contract import IoContract
+from awq2trt.models.decoder import Ends, run_blocks
 from awq2trt.models.sources.base import ModelSource
+from awq2trt.models.spec import ModelSpec
+from awq2trt.models.vision.description import AttendedSpec
 from awq2trt.progress import Progress
+from awq2trt.runtime.attended_images import AttendedImages
+from awq2trt.runtime.tables import tables_of
 
 TEXT: Final = "The capital of France is Paris, and the capital of Italy is Rome. The sea is"
 """Any text would do; with this one a reader sees at once whether the answer makes sense."""
@@ -34,18 +44,18 @@ PREFILL_TOKENS: Final = 16
 _DECODE_CALLS: Final = 2
 
 
-def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype: str, progress: Progress) -> Golden:
+def make_golden(source: ModelSource, tokens: Sequence[int], io: IoContract, progress: Progress) -> Golden:
     """Computes the expected logits of one conversation, `prefill`, `decode-1`, `decode-2`, and of a second, `first`.
 
     `first` is the first token of `prefill` alone, and shows what decode kernels do with an empty cache.
 
-    Of a model that sees also what it sees in an image of noise.
+    Of a model that sees also what it sees in an image of noise. If its decoder attends to images, conversations begin
+    with this one.
 
     Args:
         source: The quantized checkpoint.
         tokens: Tokens of `TEXT`, at least one.
-        capacity: Capacity of the cache.
-        dtype: Type of activations in the graph, for the tolerance.
+        io: Inputs and outputs of the decoder, of which capacity, type and tables matter here.
         progress: Counts the blocks.
 
     Raises:
@@ -53,11 +63,13 @@ def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype
     """
     if not tokens:
         raise UsageError("the tokenizer gives no tokens for any text.", where=TEXT, fix="check tokenizer.json.")
-    kept = list(tokens[: min(PREFILL_TOKENS + _DECODE_CALLS, capacity)])
+    dtype, tokens = io.logits.dtype, shown_first(source.vision, tokens)
+    kept = tokens[: min(PREFILL_TOKENS + _DECODE_CALLS, io.capacity)]
     prefill = max(1, len(kept) - _DECODE_CALLS)
     with torch.inference_mode(), progress.task("golden outputs", total=source.spec.num_layers) as advance:
-        hidden = run_model(source, torch.tensor([kept]), progress=advance)
         ends = Ends(source, narrow_head=True)
+        hidden = ends.embed(torch.tensor([kept]))
+        hidden = run_blocks(source, hidden, runner=placed_runner(source, kept), progress=advance)
         logits = ends.logits(hidden)[0].numpy().astype(np.float32)  # [S, V]
         embeddings = ends.embed(torch.tensor(kept)).numpy() if source.vision else None  # [S, H]
     spans = {"prefill": (0, prefill)}
@@ -74,7 +86,8 @@ def make_golden(source: ModelSource, tokens: Sequence[int], capacity: int, dtype
         for name, (start, end) in spans.items()
     )
     limit = drift_limit(dtype, source.spec.num_layers + 1)
-    return Golden(TEXT, limit, calls, _image(source), text_tables(source.spec, capacity, dtype))
+    tables = tables_of_text(source, kept, io.tables, dtype)
+    return Golden(TEXT, limit, calls, _image(source), tables, attended=isinstance(source.vision, AttendedSpec))
 
 
 def _image(source: ModelSource) -> GoldenImage | None:
@@ -89,7 +102,24 @@ def _image(source: ModelSource) -> GoldenImage | None:
     return GoldenImage(inputs, seen, vision_limit(source.vision))
 
 
-def text_tables(spec: DecoderSpec, capacity: int, dtype: str) -> dict[str, NDArray[np.generic]]:
-    """Rotary tables for a conversation of text, by the names of a decoder's inputs; none for one that has its own."""
-    tables = [rope.tables(capacity) for rope in spec.ropes if rope.sections is not None]
-    return {name: table.astype(dtype) for pair in tables for name, table in zip(ROTARY_TABLES, pair, strict=True)}
+def tables_of_text(
+    source: ModelSource, tokens: Sequence[int], shapes: Mapping[str, tuple[int, ...]], dtype: str
+) -> dict[str, NDArray[Any]]:
+    """A decoder's tables for a text, by name; none for a decoder that has no such inputs.
+
+    Args:
+        source: The model.
+        tokens: The text; if the decoder attends to images, its image tokens stand for images of noise.
+        shapes: Shapes of the tables, by name.
+        dtype: Type of activations in the graph.
+    """
+    tables = tables_of(ModelSpec(source.spec, source.vision).record(), shapes)
+    if tables is None:
+        return {}
+    if isinstance(tables, AttendedImages):
+        seen = seen_by_torch(source)
+        assert seen is not None
+        tables.show([seen] * len(noise_attended(source.vision, tokens)))
+        tables.append(tokens)
+    whole = {name: np.issubdtype(table.dtype, np.integer) for name, table in tables.arrays.items()}
+    return {name: table if whole[name] else table.astype(dtype) for name, table in tables.arrays.items()}

@@ -28,7 +28,8 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from awq2trt.artifact.arrays import write_arrays
-from awq2trt.checking.golden import text_tables
+from awq2trt.checking.beside import placed_runner
+from awq2trt.checking.golden import tables_of_text
 from awq2trt.checking.results import ENGINE, QUANTIZED
 from awq2trt.checking.runners import calls_of, first_call
 from awq2trt.checking.subject import Subject
@@ -36,7 +37,7 @@ from awq2trt.checking.tolerance import drift_limit
 from awq2trt.graph.read import DecoderSizes, open_decoder
 from awq2trt.io_contract import CACHE_POSITION, ENGINE_FILE, INPUT_IDS, INPUTS_EMBEDS, LOGITS, MODEL_FILE, cache_names
 from awq2trt.models.block_weights import load_block
-from awq2trt.models.decoder import BlockRunner, Ends, KeyValueCache
+from awq2trt.models.decoder import Ends, KeyValueCache
 from awq2trt.runtime.trt.engine import POLYGRAPHY_SWITCH
 from awq2trt.scheme import BFLOAT16
 from awq2trt.target import Flavour
@@ -79,8 +80,7 @@ def write_folder(subject: Subject, tokens: Sequence[int], folder: Path) -> tuple
     new = INPUTS_EMBEDS if sees else INPUT_IDS
     inputs: dict[str, NDArray[Any]] = {new: rows if sees else np.asarray(tokens, np.int64), **caches}
     inputs |= {name: value.astype(_NUMPY[subject.dtype]) for name, value in inputs.items() if name != INPUT_IDS}
-    if sizes.tables is not None:
-        inputs |= text_tables(subject.checkpoint.spec, sizes.tables[0], _NUMPY[subject.dtype].__name__)
+    inputs |= tables_of_text(subject.checkpoint, tokens, sizes.table_shapes, _NUMPY[subject.dtype].__name__)
     write_arrays(folder / INPUTS_FILE, inputs)
     first = first_call(tokens)
     loader = _LOADER.format(first=first, capacity=sizes.capacity, inputs=INPUTS_FILE, new=new)
@@ -151,7 +151,7 @@ def _run(
     caches: dict[str, NDArray[np.float32]] = {}
     names = cache_names("past", source.spec.num_layers)
     with torch.inference_mode():
-        ends, runner = Ends(source), BlockRunner.for_positions(source.spec, len(tokens))
+        ends, runner = Ends(source), placed_runner(source, tokens)
         hidden = ends.embed(torch.tensor([list(tokens)]))
         rows: NDArray[np.float32] = hidden[0].numpy()
         for layer in range(source.spec.num_layers):
@@ -202,7 +202,7 @@ _LOADER: Final = textwrap.dedent('''\
             end = FIRST if start == 0 else start + 1
             feed = {{"{new}": new[None, start:end], "cache_position": np.array([start], np.int64)}}
             for name, value in arrays.items():
-                if value.ndim == 2:  # a rotary table, with a row for every slot
+                if not name.startswith("past_"):  # a table, which is the same in every call
                     feed[name] = value
                     continue
                 _, heads, _, size = value.shape

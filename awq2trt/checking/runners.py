@@ -25,7 +25,7 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
-from awq2trt.checking.beside import exported_embedder, prepared_noise, seen_by_torch
+from awq2trt.checking.beside import exported_embedder, noise_attended, placed_runner, prepared_noise, seen_by_torch
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import ArtifactError
 from awq2trt.graph import ort_lowering
@@ -40,11 +40,12 @@ from awq2trt.io_contract import (
     cache_names,
 )
 from awq2trt.models.block_weights import load_block
-from awq2trt.models.decoder import BlockRunner, Ends
+from awq2trt.models.decoder import Ends
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.spec import ModelSpec
 from awq2trt.models.vision.description import SeeingSpec
+from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.backend import SeeingBackend
 from awq2trt.runtime.ort.embedder import Embedder
 from awq2trt.runtime.ort.session import Execution, open_session
@@ -126,7 +127,7 @@ class TorchRunner(DecoderRunner):
         started = time.monotonic()
         source = self._source
         with torch.inference_mode():
-            ends, runner = Ends(source), BlockRunner.for_positions(source.spec, len(self._tokens))
+            ends, runner = Ends(source), placed_runner(source, self._tokens)
             hidden = ends.embed(torch.tensor([self._tokens]))
             self._outputs[EMBEDDING] = hidden.numpy()
             if (seen := seen_by_torch(source)) is not None:
@@ -207,16 +208,17 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
         super().activate_impl()
         model = self._execution.model
         if model is not None and model.vision is not None:
-            rows = self._sizes.tables[0] if self._sizes.tables else self._execution.length
-            self._embedder = exported_embedder(self._path, model, rows, self._execution.provider)
+            shapes = self._sizes.table_shapes
+            self._embedder = exported_embedder(self._path, model, shapes, self._execution.provider)
             self._seen[VISION] = self._embedder.see(prepared_noise(model.vision))[None]
 
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> Arrays:
         layers, feed, given = self._sizes.num_layers, dict(feed_dict), OrderedDict(self._seen)
         inputs = {value.name: value.type for value in self.sess.get_inputs()}
         if feed_dict[CACHE_POSITION][0] == 0:
-            if self._embedder is not None:
+            if self._embedder is not None and self._execution.model is not None:
                 self._embedder.forget()
+                self._embedder.show(noise_attended(self._execution.model.vision, feed[INPUT_IDS][0].tolist()))
             shape = (1, self._sizes.num_kv_heads, self._execution.length, self._sizes.head_dim)
             self._caches = OrderedDict(
                 (name, np.zeros(shape, _NUMPY_DTYPE[inputs[name]])) for name in cache_names("past", layers)
@@ -240,8 +242,8 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
 class ScoringBackend(SeeingBackend, Protocol):
     """A backend that can also give logits of every position."""
 
-    def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """Returns the scores after every token of a new conversation, float32 [s, V] at a time."""
+    def logits(self, tokens: Sequence[int], images: Sequence[PreparedImage] = ()) -> Iterator[NDArray[np.float32]]:
+        """Returns the scores after every token of a new conversation with images, float32 [s, V] at a time."""
 
 
 class RuntimeRunner(DecoderRunner):
@@ -268,7 +270,7 @@ class RuntimeRunner(DecoderRunner):
         started = time.monotonic()
         tokens = feed_dict[INPUT_IDS][0].tolist()
         if feed_dict[CACHE_POSITION][0] == 0:
-            rows = np.concatenate(list(self._backend.logits(tokens)))
+            rows = np.concatenate(list(self._backend.logits(tokens, noise_attended(self._vision, tokens))))
         else:
             rows = np.stack([self._backend.forward([token]) for token in tokens])
         self.inference_time = time.monotonic() - started
@@ -279,7 +281,7 @@ class RuntimeRunner(DecoderRunner):
         self._seen = OrderedDict()
 
 
-_NUMPY_DTYPE: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_NUMPY_DTYPE: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
 def open_runnable(path: Path) -> tuple[ir.Model, DecoderSizes]:

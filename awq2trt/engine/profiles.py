@@ -18,7 +18,6 @@ from awq2trt.io_contract import (
     INPUT_IDS,
     INPUTS_EMBEDS,
     PATCHES,
-    ROTARY_TABLES,
     VISION,
     WINDOWS,
     IoContract,
@@ -96,6 +95,6 @@ def profile_shapes(profile: ProfileRecord, sizes: DecoderSizes) -> ShapeRanges:
     return {
         name: (smallest, typical, largest),
         CACHE_POSITION: ((1,), (1,), (1,)),
-        **({} if sizes.tables is None else dict.fromkeys(ROTARY_TABLES, (sizes.tables,) * 3)),
+        **{name: (shape,) * 3 for name, shape in sizes.table_shapes.items()},
         **{cache.past: (cache.shape, cache.shape, cache.shape) for cache in sizes.caches},
     }

@@ -25,7 +25,7 @@ from awq2trt.models.decoder import Ends
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import SeeingSpec
 from awq2trt.progress import Progress
-from awq2trt.quantization.image_windows import Sight, conversation_tokens
+from awq2trt.quantization.image_windows import Sight, conversation_tokens, written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,7 +116,8 @@ class CaptionedModel:
                 sight.place_(hidden[row], ids[row], images[index])
                 places.append(sight.positions(ids[row], images[index], more))
             placed = [positions for positions in places if positions is not None]
-            return Beginning(hidden, torch.stack(placed) if placed else None)
+            media = sight.media(ids, [images[index] for index in batch], more)
+            return Beginning(hidden, torch.stack(placed) if placed else None, media)
 
         return begin
 
@@ -144,7 +145,7 @@ def caption_tokens(
             where=pair.where,
             fix="put the text about the picture into the last message.",
         )
-    seen, _, question = pair.text.rpartition(MARKER)
+    seen, _, question = written(sight.vision, pair).rpartition(MARKER)
     end = len(question) - len(caption)
     asked = tokenize(tokenizer, Continuation(question[:end], question[end:].rstrip()))
     begin = () if bos is None else (bos,)

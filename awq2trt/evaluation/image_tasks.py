@@ -119,7 +119,7 @@ def _written(model: CaptionedModel, pairs: Sequence[ImageText], progress: Progre
     with torch.inference_mode(), progress.task(description, total=len(pairs)) as advance:
         for batch in _batches([len(prompt) for prompt in prompts], _bytes_per_position(source.spec)):
             begun = begin(batch)
-            hidden, own = begun.hidden, runner.placed(begun.positions)
+            hidden, own = begun.hidden, runner.placed(begun.positions, begun.media)
             caches = [KeyValueCache.empty(source.spec, len(batch), hidden.shape[1] + LONGEST_CAPTION) for _ in blocks]
             written: list[list[int]] = [[] for _ in batch]
             for _ in range(LONGEST_CAPTION):
@@ -169,7 +169,7 @@ def _bytes_per_position(spec: DecoderSpec) -> int:
 
 def _require_memory(source: ModelSource) -> None:
     """Refuses what would end in swapping or a kill."""
-    block = sum(math.prod(shape) for shape in source.spec.block_shapes().values())
+    block = source.spec.block_size()
     outer = sum(math.prod(shape) for shape in source.spec.outer_shapes().values())
     needed, available = _FP32_BYTES * (source.spec.num_layers * block + outer) + _CACHE_BYTES, available_bytes()
     if needed > available:

@@ -20,6 +20,7 @@ from torch import Tensor
 from awq2trt.errors import UsageError
 from awq2trt.evaluation.tasks import Continuation, Score
 from awq2trt.models.block_weights import load_block
+from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource
@@ -86,11 +87,13 @@ class Beginning:
 
     Attributes:
         hidden: fp32 [texts, S, hidden_size].
-        positions: As of `BlockRunner.placed`.
+        positions: As of `BlockRunner.placed`, like `media`.
+        media: What the texts see, if blocks attend to images.
     """
 
     hidden: Tensor
     positions: Tensor | None = None
+    media: Media | None = None
 
 
 def torch_scores(
@@ -125,7 +128,7 @@ def torch_scores(
             batches = list(_batches(requests, chunk))
             runner = BlockRunner.for_positions(source.spec, max(len(requests[index].tokens) for index in chunk))
             begun = [begin(batch) for batch in batches]
-            runners = [runner.placed(one.positions) for one in begun]
+            runners = [runner.placed(one.positions, one.media) for one in begun]
             hidden = [one.hidden for one in begun]
             for layer in range(source.spec.num_layers):
                 weights = load_block(source, layer)

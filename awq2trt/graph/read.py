@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -23,8 +24,7 @@ from awq2trt.io_contract import (
     INPUTS_EMBEDS,
     LOGITS,
     MODEL_FILE,
-    ROTARY_COS,
-    ROTARY_SIN,
+    TABLES,
     cache_names,
     scale_name,
 )
@@ -58,6 +58,24 @@ class CacheTensor:
 
 
 @dataclass(frozen=True)
+class Table:
+    """An input that is the same in every call until another image is shown.
+
+    Attributes:
+        dtype: Type of its elements.
+        shape: Its shape.
+    """
+
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return math.prod(self.shape) * int(self.dtype.itemsize)
+
+
+@dataclass(frozen=True)
 class DecoderSizes:
     """Sizes of an exported decoder, from its inputs and outputs.
 
@@ -66,7 +84,7 @@ class DecoderSizes:
         dtype: Type of the logits, and of the scales of a cache of codes.
         cache_dtype: Type of keys and values in the cache.
         hidden_size: Width of the embeddings that it reads; None where it reads tokens.
-        tables: Shape of its rotary tables where they are inputs; None where the graph has them.
+        tables: By name, the inputs that are the same in every call until another image is shown.
     """
 
     num_layers: int
@@ -77,7 +95,17 @@ class DecoderSizes:
     dtype: ir.DataType
     cache_dtype: ir.DataType
     hidden_size: int | None = None
-    tables: tuple[int, int] | None = None
+    tables: Mapping[str, Table] = field(default_factory=dict)
+
+    @property
+    def table_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of its tables by name."""
+        return {name: table.shape for name, table in self.tables.items()}
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of all its tables."""
+        return sum(table.nbytes for table in self.tables.values())
 
     @property
     def caches(self) -> tuple[CacheTensor, ...]:
@@ -226,6 +254,14 @@ def read_sizes(model: ir.Model, path: Path, free_capacity: int | None = None) ->
         )
     embeddings = values[INPUTS_EMBEDS].shape if INPUTS_EMBEDS in values else None
     hidden = None if embeddings is None else int(embeddings[2])  # type: ignore[arg-type]  # declared so
-    tables = values[ROTARY_COS].shape if ROTARY_COS in values and ROTARY_SIN in values else None
-    shape = None if tables is None else (int(tables[0]), int(tables[1]))  # type: ignore[arg-type]  # declared so
-    return DecoderSizes(layers, heads, head_dim, capacity, vocab_size, logits.dtype, cache.dtype, hidden, shape)
+    tables: dict[str, Table] = {name: _table(values[name], path) for name in TABLES if name in values}
+    return DecoderSizes(layers, heads, head_dim, capacity, vocab_size, logits.dtype, cache.dtype, hidden, tables)
+
+
+def _table(value: ir.Value, path: Path) -> Table:
+    shape = [] if value.shape is None else [axis for axis in value.shape if isinstance(axis, int)]
+    if value.dtype is None or value.shape is None or len(shape) != len(value.shape):
+        raise ArtifactError(
+            f"expected fixed sizes, got {value.shape}, {value.dtype}.", where=f"{path}: {value.name}", fix=_EXPORT_AGAIN
+        )
+    return Table(value.dtype, tuple(shape))

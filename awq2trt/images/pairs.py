@@ -24,8 +24,16 @@ from awq2trt.foreign_files import encoding_of, parse_json, reading
 MARKER: Final = "<image>"
 """The marker for a picture in a text, as in LLaVA's own prompts."""
 
-_QUESTION: Final = f"{MARKER}\nDescribe the image."
+END_OF_CHUNK: Final = "<|endofchunk|>"
+"""The end of what belongs to a picture, in the texts that OpenFlamingo was trained on."""
+
+_DESCRIBE: Final = "Describe the image."
 """The question that is asked if there is only a caption."""
+
+_QUESTION: Final = f"{MARKER}\n{_DESCRIBE}"
+
+_USER: Final = "user"
+_ASSISTANT: Final = "assistant"
 
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _JSONL: Final = ".jsonl"
@@ -55,6 +63,15 @@ class ImageText:
         """Joins everything into one text, with each message behind its role."""
         return "\n".join(f"{role.upper()}: {text}" for role, text in self.messages)
 
+    @property
+    def chunks(self) -> str:
+        """Joins everything into one text as OpenFlamingo's authors do (arXiv:2308.01390, appendix B).
+
+        What belongs to a picture ends with `END_OF_CHUNK`, except for the last message.
+        """
+        parts = [_chunk(role, text) for role, text in self.messages]
+        return "".join(parts).removesuffix(END_OF_CHUNK)
+
     def saying(self, answer: str) -> ImageText:
         """The same conversation with another last message."""
         return replace(self, messages=(*self.messages[:-1], (self.messages[-1][0], answer)))
@@ -64,6 +81,17 @@ class ImageText:
         images = tuple(image for shot in shots for image in shot.images)
         messages = tuple(message for shot in shots for message in shot.messages)
         return replace(self, images=images + self.images, messages=messages + self.messages)
+
+
+def _chunk(role: str, text: str) -> str:
+    """A message in OpenFlamingo's form: a question behind the pictures that it begins with, or a finished answer."""
+    if role != _USER:
+        return text + END_OF_CHUNK if role == _ASSISTANT else text
+    question = text
+    while question.startswith(MARKER):
+        question = question.removeprefix(MARKER).removeprefix("\n")
+    pictures = MARKER * (text.count(MARKER) - question.count(MARKER))
+    return pictures + ("Output:" if question == _DESCRIBE else f"Question:{question} Short answer:")
 
 
 def is_image_text(path: Path) -> bool:
@@ -116,7 +144,7 @@ def _in_folder(folder: Path) -> Iterator[ImageText]:
             )
         with reading("a caption in UTF-8", caption, fix="save it as UTF-8.", error=UsageError):
             text = caption.read_text(encoding=encoding_of(caption)).strip()
-        yield ImageText((image,), (("user", _QUESTION), ("assistant", text)), str(image), captions=(text,))
+        yield ImageText((image,), ((_USER, _QUESTION), (_ASSISTANT, text)), str(image), captions=(text,))
 
 
 def _in_jsonl(path: Path) -> Iterator[ImageText]:
@@ -157,12 +185,12 @@ def _conversation(
             raise _refusal("a text as `question`, and a list of texts as `choices`", (question, choices), where)
         if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
             raise _refusal(f"the place of the right choice, 0 to {len(choices) - 1}, as `answer`", answer, where)
-        return (("user", question), ("assistant", choices[answer])), (), tuple(choices)
+        return ((_USER, question), (_ASSISTANT, choices[answer])), (), tuple(choices)
     captions = row.get("captions", [row["caption"]] if isinstance(row.get("caption"), str) else None)
     if captions is not None:
         if not _are_texts(captions):
             raise _refusal("a list of texts as `captions`", captions, where)
-        return (("user", _QUESTION), ("assistant", captions[0])), tuple(captions), ()
+        return ((_USER, _QUESTION), (_ASSISTANT, captions[0])), tuple(captions), ()
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
         raise _refusal("a list under `messages`, or `caption`, `captions` or `choices`", messages, where)

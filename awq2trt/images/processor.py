@@ -28,7 +28,7 @@ from awq2trt.images.patches import Patches, describe_patches
 from awq2trt.images.processor_keys import DEFAULT_SIDE, KeyReader, Levels, resized
 from awq2trt.images.tiles import Tiles, describe_tiles
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.models.vision.description import CHANNELS, SeeingSpec, VisionSpec
+from awq2trt.models.vision.description import CHANNELS, SeeingSpec, StillSpec
 from awq2trt.models.vision.prepared import Pixels
 from awq2trt.models.vision.tiled import TiledVisionSpec, TileLayout
 from awq2trt.models.vision.windowed import WindowedVisionSpec
@@ -183,7 +183,7 @@ def require_fit(processor: Processor, vision: SeeingSpec, *, where: str) -> None
         tile = (processor.side,) if isinstance(processor, Tiles) else ()
         if tile != side:
             raise _misfit("the tower's image_size as its max_image_size", side, tile, where)
-    elif isinstance(vision, VisionSpec):
+    elif isinstance(vision, StillSpec):
         _require_side(processor, vision.tower.image_size, where)
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.models.block_weights import BlockWeights, load_blocks, to_tensor, with_linears_of
+from awq2trt.models.cross_attention import Media, look_at_images
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource
@@ -184,11 +185,13 @@ class BlockRunner:
         rotaries: Tables of its rotary embeddings, for every position that the runner will see.
         seen: Receives the range of every residual stream, every linear's output and the MLP's product; None for no
             measurement.
+        media: What its sequences see, if the decoder attends to images; None for text alone.
     """
 
     spec: DecoderSpec
     rotaries: Mapping[RopeSpec, Rotary]
     seen: ActivationRange | None = None
+    media: Media | None = None
 
     @classmethod
     def for_positions(cls, spec: DecoderSpec, positions: int, *, seen: ActivationRange | None = None) -> BlockRunner:
@@ -200,15 +203,17 @@ class BlockRunner:
         require_positions(spec, positions, where="the longest text", fix="use a shorter sequence.")
         return cls(spec, {rope: Rotary.for_positions(rope, positions) for rope in spec.ropes}, seen)
 
-    def placed(self, positions: Tensor | None) -> BlockRunner:
-        """A runner for certain sequences, whose images have places in rows and columns.
+    def placed(self, positions: Tensor | None, media: Media | None = None) -> BlockRunner:
+        """A runner for certain sequences with images, which have places in rows and columns, or are attended to.
 
         Args:
             positions: int64 [sequences, 3, S]; None for sequences that count tokens one by one.
+            media: What the sequences see; None if the decoder reads images, or for text alone.
         """
-        if positions is None:
-            return self
-        return replace(self, rotaries={rope: rotary.placed(positions) for rope, rotary in self.rotaries.items()})
+        rotaries = self.rotaries
+        if positions is not None:
+            rotaries = {rope: rotary.placed(positions) for rope, rotary in rotaries.items()}
+        return replace(self, rotaries=rotaries, media=media)
 
     def run(
         self,
@@ -220,7 +225,7 @@ class BlockRunner:
         observe: Observer | None = None,
         windows: Windows = None,
     ) -> Tensor:
-        """Runs one block.
+        """Runs one block, after what stands before it if its tensors are there.
 
         Args:
             weights: The block's tensors.
@@ -234,7 +239,8 @@ class BlockRunner:
             The residual stream after the block, same shape.
         """
         spec, names = self.spec, self.spec.block
-        self._look(hidden)
+        start = cache.length if cache else 0
+        hidden = self._look(self.look_at_images(weights, hidden, start, windows))
         normed = self._norm(weights, names.input_norm, hidden)
         _report(observe, names.q_proj, normed)
         context = self._attention(weights, normed, self.spec.layers[layer], cache, windows)
@@ -248,6 +254,21 @@ class BlockRunner:
         _report(observe, names.down_proj, inner)
         output = self._norm(weights, names.post_mlp_norm, self._linear(weights, names.down_proj, inner))
         return self._look(hidden + attended + output if spec.parallel else stream + output)
+
+    def look_at_images(self, weights: BlockWeights, hidden: Tensor, start: int = 0, windows: Windows = None) -> Tensor:
+        """The residual stream behind the cross-attention before a block; the same one if there is none.
+
+        Args:
+            weights: The block's tensors.
+            hidden: fp32 [batch, S, hidden_size].
+            start: The first position.
+            windows: Which of the sequences of `placed` these are.
+        """
+        cross, chosen = self.spec.cross, slice(None) if windows is None else windows
+        if cross is None or f"{cross.prefix}attn_gate" not in weights:
+            return hidden
+        seen = self.media and self.media.part(chosen, slice(start, start + hidden.shape[1]))
+        return look_at_images(cross, weights, self._look(hidden), seen)
 
     def _mlp_inner(self, weights: BlockWeights, normed: Tensor) -> Tensor:
         """The input of down_proj, [batch, S, intermediate_size]."""
@@ -468,9 +489,8 @@ def run_blocks(
     source: ModelSource,
     hidden: Tensor,
     *,
-    positions: Tensor | None = None,
+    runner: BlockRunner | None = None,
     progress: Callable[[int], None] | None = None,
-    seen: ActivationRange | None = None,
     factors: torch.dtype = torch.float32,
 ) -> Tensor:
     """Runs all blocks like `run_model`, beginning with the residual stream before the first block.
@@ -478,12 +498,11 @@ def run_blocks(
     Args:
         source: The model.
         hidden: fp32 [batch, S, hidden_size].
-        positions: As of `BlockRunner.placed`.
+        runner: Runs the blocks; None for sequences without images, of which nothing is to be measured.
         progress: Called with 1 after every block.
-        seen: Receives the range of activations.
         factors: Type of the linears' factors, see `with_linears_of`.
     """
-    runner = BlockRunner.for_positions(source.spec, hidden.shape[1], seen=seen).placed(positions)
+    runner = runner or BlockRunner.for_positions(source.spec, hidden.shape[1])
     at_once = max(1, TOKENS_AT_ONCE // hidden.shape[1])
     for layer, stored in enumerate(load_blocks(source)):
         weights = with_linears_of(source.spec, stored, factors)

@@ -2,7 +2,7 @@
 
 In: the description and a source of initializers. Out: an `onnx_ir` model that keeps to `io_contract`. Per block:
 norm -> q, k, v -> positions -> cache write in place -> grouped-query attention with an explicit mask -> o ->
-residual -> norm -> MLP -> residual, with what the description adds or leaves out.
+residual -> norm -> MLP -> residual, with what the description adds or leaves out; `cross_graph` looks at images first.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from onnx_ir.tape import Tape
 
 from awq2trt import opset
 from awq2trt.io_contract import (
+    ATTENDED_IMAGES,
     BATCH,
     CACHE_LAYOUT,
     CACHE_POSITION,
+    IMAGE_OF_SLOT,
     INPUT_IDS,
     INPUTS_EMBEDS,
     LAST_POSITION_NODE,
@@ -38,6 +40,7 @@ from awq2trt.io_contract import (
 from awq2trt.models.families import GELU_TANH, RELU, SILU, DecoderSpec, RopeSpec
 from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
 from awq2trt.onnx_export.coded_nodes import embedding_rows, linear_node
+from awq2trt.onnx_export.cross_graph import CrossGraph, CrossNodes, attended_contract
 from awq2trt.onnx_export.rotary_graph import Nodes, RotaryRows, rotary_rows
 from awq2trt.onnx_export.weights import INPUT_ORDER, LinearInputs, Order, Weights
 
@@ -57,6 +60,7 @@ class GraphPlan:
         all_logits: Whether it gives logits of every position rather than only of the last.
         function_bodies: Whether model-local functions define the custom operators.
         embeds: Read embeddings, scaled where the model scales them, in place of tokens.
+        images: Images of a conversation at most, for a decoder that attends to them.
     """
 
     capacity: int
@@ -64,6 +68,7 @@ class GraphPlan:
     all_logits: bool
     function_bodies: bool
     embeds: bool
+    images: int
 
 
 def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
@@ -99,11 +104,12 @@ def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
 
 
 def _given_tables(spec: DecoderSpec, plan: GraphPlan) -> list[TensorContract]:
-    """Tables that are inputs, since positions have three numbers, which only whoever runs the graph knows."""
+    """Tables that are inputs, since only whoever runs the graph knows the images that positions or keys depend on."""
     mixed = [rope for rope in spec.ropes if rope.sections is not None]
     shapes = [(plan.capacity, rope.rotary_dim // 2) for rope in mixed]
     meaning = "{} of the angles of the token in every cache slot."
-    return [
+    attended = attended_contract(spec, plan.images, plan.capacity, plan.dtype.name.lower())
+    return attended + [
         TensorContract(name, plan.dtype.name.lower(), shape, meaning.format(kind))
         for shape in shapes
         for name, kind in zip(ROTARY_TABLES, ("Cosines", "Sines"), strict=True)
@@ -155,6 +161,7 @@ class _DecoderBuilder:
     _biases: dict[int | None, ir.Value]
     _rotary: dict[RopeSpec, RotaryRows]
     _embedding: ir.Value
+    _cross: CrossGraph | None
 
     def __init__(self, spec: DecoderSpec, weights: Weights, inputs: dict[str, ir.Value]) -> None:
         self.tape = Tape()
@@ -176,6 +183,7 @@ class _DecoderBuilder:
         builder._slots, builder._seen = builder._causal_mask()
         builder._biases = {window: builder._attention_bias(window) for window in dict.fromkeys(_windows(spec))}
         builder._rotary = builder._rotaries()
+        builder._cross = builder._cross_graph()
         if spec.tie_embeddings and weights.quantized_head:
             builder._tied = builder._keep_linear(spec.embedding)
         elif spec.tie_embeddings or INPUT_IDS in inputs:
@@ -201,6 +209,7 @@ class _DecoderBuilder:
     def block(self, layer: int, hidden: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """One block: [B, S, H] -> [B, S, H], and the present keys and values."""
         prefix, names = self._spec.prefix(layer), self._spec.block
+        hidden = hidden if self._cross is None else self._cross.before(layer, hidden)
         normed = self._norm(hidden, prefix, names.input_norm)
         attended, key, value = self._attention(layer, normed)
         attended = self._norm(attended, prefix, names.post_attention_norm)
@@ -400,6 +409,13 @@ class _DecoderBuilder:
             else RotaryRows(self._inputs[ROTARY_COS], self._inputs[ROTARY_SIN], self._positions)
             for index, rope in enumerate(self._spec.ropes)
         }
+
+    def _cross_graph(self) -> CrossGraph | None:
+        if self._spec.cross is None:
+            return None
+        nodes = CrossNodes(self._op, lambda name: self._keep(self._weights.tensor(name)), self._scalar, self._integers)
+        given = self._inputs[ATTENDED_IMAGES], self._inputs[IMAGE_OF_SLOT]
+        return CrossGraph.begin(self._spec, nodes, given, self._positions, self._scalar("attention.masked", LOWEST))
 
     def _lengths(self) -> ir.Value:
         """Tokens of each sequence, those in the cache and the new ones, int64 [B, 1]."""

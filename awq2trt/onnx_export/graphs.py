@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from awq2trt.artifact.records import GraphRecord
 from awq2trt.io_contract import DECODER, EMBEDDING, EMBEDDING_FILE, MODEL_FILE, VISION, VISION_FILE
-from awq2trt.models.vision.description import SeeingSpec
+from awq2trt.models.vision.description import AttendedSpec, SeeingSpec
 from awq2trt.onnx_export.embedding_graph import export_embedding
 from awq2trt.onnx_export.model import ExportResult, export_onnx
 from awq2trt.onnx_export.streamed_weights import Checkpoint
@@ -75,10 +75,17 @@ def export_graphs(
     if vision is not None:
         dtype = ir.DataType[decoder.dtype.upper()]
         with progress.task("exporting what it sees with", 2) as advance:
-            io = export_vision(vision, checkpoint.vision_tensors(), directory, _VISION_DTYPE)
+            io = export_vision(vision, _vision_tensors(checkpoint, vision), directory, _VISION_DTYPE)
             records[VISION] = GraphRecord(model=VISION_FILE, io=io)
             advance(1)
             io = export_embedding(checkpoint, directory, dtype, function_bodies=options.function_bodies)
             records[EMBEDDING] = GraphRecord(model=EMBEDDING_FILE, io=io)
             advance(1)
     return ExportedGraphs(decoder, records)
+
+
+def _vision_tensors(checkpoint: SeeingCheckpoint, vision: SeeingSpec) -> Mapping[str, NDArray[np.generic]]:
+    """Tensors of the vision graph, by full name: also those of the decoder that read an image, once for all tokens."""
+    readers = vision.readers if isinstance(vision, AttendedSpec) else ()
+    names = [f"{reader}.weight" for reader in readers]
+    return {**checkpoint.vision_tensors(), **{name: checkpoint.tensor(name) for name in names}}

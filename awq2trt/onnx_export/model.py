@@ -23,6 +23,10 @@ from awq2trt.recipe import ActivationDtype, ExportOptions
 DEFAULT_MAX_SEQ_LEN: Final = 4096
 """Cache capacity unless asked otherwise: longer contexts cost cache memory that few runs use."""
 
+DEFAULT_MAX_IMAGES: Final = 8
+"""Images of a conversation unless asked otherwise: a question with seven shots. In the published OpenFlamingo models an
+image has keys and values of 1 to 3 MB, all of which every token reads, whichever image it attends to."""
+
 DTYPES: Final[tuple[str, ...]] = get_args(ActivationDtype)
 
 
@@ -90,4 +94,5 @@ def _plan(options: ExportOptions, checkpoint: Checkpoint, *, all_logits: bool, e
         )
     said = checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype")
     dtype = options.dtype or (said if said in DTYPES else DTYPES[0])
-    return GraphPlan(capacity, ir.DataType[dtype.upper()], all_logits, options.function_bodies, embeds)
+    images = options.max_images or DEFAULT_MAX_IMAGES
+    return GraphPlan(capacity, ir.DataType[dtype.upper()], all_logits, options.function_bodies, embeds, images)

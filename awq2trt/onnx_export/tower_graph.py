@@ -47,7 +47,7 @@ class TowerBuilder(ABC):
 
     @abstractmethod
     def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:
-        """What stands among the decoder's embeddings, from the graph's inputs by name."""
+        """What the decoder reads or attends to, from the graph's inputs by name."""
 
     def model(self, contract: IoContract) -> ir.Model:
         """The whole graph."""
@@ -89,6 +89,12 @@ class TowerBuilder(ABC):
         product = self.op("MatMul", [x, transposed], name=name)
         bias = f"{name}.bias"
         return self.op("Add", [product, self.keep(bias)]) if bias in self._tensors else product
+
+    def layer_norm(self, name: str, x: ir.Value, eps: float) -> ir.Value:
+        """A norm over the last axis, its squares and their mean in fp32."""
+        inputs = [x, self.keep(f"{name}.weight"), self.keep(f"{name}.bias")]
+        attributes = {"axis": -1, "epsilon": eps, "stash_type": int(ir.DataType.FLOAT)}
+        return self.op("LayerNormalization", inputs, attributes, name=name)
 
     def keep(self, name: str) -> ir.Value:
         """Initializer of one of the model's tensors."""

@@ -1,10 +1,10 @@
-"""Writes what a model sees with, its tower and projector, as an ONNX graph of its own beside the decoder.
+"""Writes what a model sees with, its tower and what is behind it, as an ONNX graph of its own beside the decoder.
 
 In: a `SeeingSpec` and its tensors. Out: `vision.onnx` and `vision.onnx.data`: a prepared image -> what stands among the
-decoder's embeddings in its place. Nothing in it is quantized.
+decoder's embeddings in its place, or keys and values for a decoder that attends to it. Nothing in it is quantized.
 
-Here are the towers that see images of one size, or tiles of images; `windowed_graph` has the others. The same
-computation in PyTorch is `awq2trt.models.vision.tower`.
+Here are the towers that see images of one size, or tiles of images; `windowed_graph` has the others, and
+`resampler_graph` what makes keys and values. The same computation in PyTorch is `awq2trt.models.vision.tower`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from awq2trt.io_contract import (
     IoContract,
     TensorContract,
 )
-from awq2trt.models.vision.description import SeeingSpec, TowerSpec, VisionSpec
+from awq2trt.models.vision.description import AttendedSpec, ProjectorSpec, SeeingSpec, StillSpec, TowerSpec, VisionSpec
 from awq2trt.models.vision.tiled import TiledVisionSpec
 from awq2trt.models.vision.windowed import WindowedVisionSpec
 from awq2trt.onnx_export.external_data import ExternalDataWriter, write_graph
+from awq2trt.onnx_export.resampler_graph import keys_and_values, resample
 from awq2trt.onnx_export.tower_graph import Tensors, TowerBuilder
 from awq2trt.onnx_export.windowed_graph import WindowedBuilder, windowed_contract
 
@@ -43,9 +44,12 @@ def vision_contract(spec: SeeingSpec, dtype: ir.DataType) -> IoContract:
         return windowed_contract(spec, name)
     still = _still(spec)
     pixels, pieces = (IMAGES, *still.pixels_shape), (IMAGES, *still.pieces_shape)
+    meaning = "What stands in the place of image tokens."
+    if isinstance(spec, AttendedSpec):
+        meaning = "Keys, then values, of every layer that attends to images."
     return IoContract(
         inputs=(TensorContract(PIXEL_VALUES, name, pixels, "Prepared images, or tiles."),),
-        outputs=(TensorContract(IMAGE_EMBEDDINGS, name, pieces, "What stands in the place of image tokens."),),
+        outputs=(TensorContract(IMAGE_EMBEDDINGS, name, pieces, meaning),),
     )
 
 
@@ -54,7 +58,7 @@ def export_vision(spec: SeeingSpec, tensors: Tensors, directory: Path, dtype: ir
 
     Args:
         spec: How the model sees.
-        tensors: As `ModelSource.vision_tensors` gives them.
+        tensors: As `ModelSource.vision_tensors` gives them, and the readers of an `AttendedSpec`.
         directory: Where the files go.
         dtype: Type of pixels, weights and embeddings: FLOAT16 or BFLOAT16.
 
@@ -69,15 +73,15 @@ def export_vision(spec: SeeingSpec, tensors: Tensors, directory: Path, dtype: ir
             return WindowedBuilder(spec, tensors, writer, dtype).model(contract)
         if isinstance(spec, TiledVisionSpec):
             return _TiledBuilder(spec, tensors, writer, dtype).model(contract)
-        assert isinstance(spec, VisionSpec)  # since it has a contract
+        assert isinstance(spec, StillSpec)  # since it has a contract
         return _StillBuilder(spec, tensors, writer, dtype).model(contract)
 
     write_graph(directory / VISION_FILE, directory / VISION_WEIGHTS_FILE, build)
     return contract
 
 
-def _still(spec: SeeingSpec) -> VisionSpec | TiledVisionSpec:
-    if not isinstance(spec, VisionSpec | TiledVisionSpec):
+def _still(spec: SeeingSpec) -> StillSpec | TiledVisionSpec:
+    if not isinstance(spec, StillSpec | TiledVisionSpec):
         raise UnsupportedError(
             f"there is no vision graph for the towers of {spec.family}.",
             where="the vision graph",
@@ -116,7 +120,7 @@ class _LayersBuilder(TowerBuilder):
         sizes = self.op("Concat", [images, self.integers([1, spec.hidden_size])], {"axis": 0})
         first = self.op("Expand", [self.keep(f"{prefix}class_embedding"), sizes])
         placed = self.op("Add", [self.op("Concat", [first, patches], {"axis": 1}), positions])
-        return self._norm(spec, f"{spec.prefix}pre_layrnorm", placed)
+        return self.layer_norm(f"{spec.prefix}pre_layrnorm", placed, spec.norm_eps)
 
     def _positions(self, table: str) -> ir.Value:
         """Embeddings of the positions of an image's pieces: [P, H]."""
@@ -125,7 +129,7 @@ class _LayersBuilder(TowerBuilder):
     def _layer(self, spec: TowerSpec, prefix: str, hidden: ir.Value) -> ir.Value:
         """One layer: [I, P, H] -> [I, P, H]."""
         attention = f"{prefix}self_attn."
-        normed = self._norm(spec, f"{prefix}layer_norm1", hidden)
+        normed = self.layer_norm(f"{prefix}layer_norm1", hidden, spec.norm_eps)
         split = self.integers([0, 0, spec.num_heads, -1])
         heads = [
             self.op(
@@ -140,29 +144,27 @@ class _LayersBuilder(TowerBuilder):
         merged = self.op("Transpose", [context], {"perm": [0, 2, 1, 3]})
         flat = self.op("Reshape", [merged, self.integers([0, 0, -1])])
         hidden = self.op("Add", [hidden, self.linear(f"{attention}out_proj", flat)])
-        inner = self.linear(f"{prefix}mlp.fc1", self._norm(spec, f"{prefix}layer_norm2", hidden))
+        inner = self.linear(f"{prefix}mlp.fc1", self.layer_norm(f"{prefix}layer_norm2", hidden, spec.norm_eps))
         output = self.linear(f"{prefix}mlp.fc2", self.activation(spec.activation, inner))
         return self.op("Add", [hidden, output], name=f"{prefix}residual")
 
-    def _norm(self, spec: TowerSpec, name: str, x: ir.Value) -> ir.Value:
-        """A norm over the last axis, its squares and their mean in fp32."""
-        inputs = [x, self.keep(f"{name}.weight"), self.keep(f"{name}.bias")]
-        attributes = {"axis": -1, "epsilon": spec.norm_eps, "stash_type": int(ir.DataType.FLOAT)}
-        return self.op("LayerNormalization", inputs, attributes, name=name)
-
 
 class _StillBuilder(_LayersBuilder):
-    """A tower for images of one size, and its projector."""
+    """A tower for images of one size, and what is behind it."""
 
-    def __init__(self, spec: VisionSpec, tensors: Tensors, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
+    def __init__(self, spec: StillSpec, tensors: Tensors, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
         super().__init__(spec, tensors, writer, dtype)
         self._spec = spec
 
     def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:
-        return self._project(self._features(inputs[PIXEL_VALUES]))
+        spec, features = self._spec, self._features(inputs[PIXEL_VALUES])
+        if isinstance(spec, AttendedSpec):
+            return keys_and_values(self, spec.readers, resample(self, spec.resampler, features))
+        assert isinstance(spec, VisionSpec)
+        return self._project(spec.projector, features)
 
     def _features(self, pixels: ir.Value) -> ir.Value:
-        """What the projector reads of pixels [I, 3, side, side]: [I, tokens, channels]."""
+        """What stands behind the tower reads this of pixels [I, 3, side, side]: [I, tokens, channels]."""
         spec = self._spec
         states = self._states(spec.tower, pixels, last=max(spec.feature_layers))
         chosen = [states[layer] for layer in spec.feature_layers]
@@ -172,8 +174,7 @@ class _StillBuilder(_LayersBuilder):
         starts, ends, axes = self.integers([1]), self.integers([2**63 - 1]), self.integers([1])
         return self.op("Slice", [features, starts, ends, axes], name="without_class")
 
-    def _project(self, features: ir.Value) -> ir.Value:
-        spec = self._spec.projector
+    def _project(self, spec: ProjectorSpec, features: ir.Value) -> ir.Value:
         inner = self.activation(spec.activation, self.linear(f"{spec.prefix}linear_1", features))
         return self.linear(f"{spec.prefix}linear_2", inner)
 
@@ -188,7 +189,7 @@ class _TiledBuilder(_LayersBuilder):
     def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:
         tower, merge = self._spec.tower, self._spec.connector.merge
         last = self._states(tower, inputs[PIXEL_VALUES], last=tower.num_layers)[-1]
-        normed = self._norm(tower, f"{tower.prefix}post_layernorm", last)
+        normed = self.layer_norm(f"{tower.prefix}post_layernorm", last, tower.norm_eps)
         split = self.op("Reshape", [normed, self.integers([-1, merge, tower.side // merge, merge * tower.hidden_size])])
         squares = self.op("Transpose", [split], {"perm": [0, 2, 1, 3]})  # [I rows, columns, merge, merge H]
         pieces = self._spec.layout.pieces

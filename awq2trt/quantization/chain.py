@@ -23,6 +23,7 @@ from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.behind import one_behind
 from awq2trt.machine.ranks import Ranks
 from awq2trt.models.block_weights import load_blocks, with_linears_of
+from awq2trt.models.cross_attention import Media, without_cross
 from awq2trt.models.decoder import ActivationRange, BlockRunner
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
@@ -43,11 +44,13 @@ class Streams:
         original: The original model's, for a method that compares blocks with it.
         positions: Positions of the tokens, as `BlockRunner.placed` takes them: int64 [samples, 3, seqlen]; None where
             tokens are counted one by one.
+        media: What the windows see, if the decoder attends to images; None for text alone.
     """
 
     hidden: Tensor
     original: Tensor | None
     positions: Tensor | None = None
+    media: Media | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Chain:
         same = replace(self, method=replace(self.method, scheme=self.ranks.told(self.method.scheme)))
         own = self._scattered(streams)
         samples, seqlen = self.ranks.told(None if streams is None else tuple(streams.hidden.shape[:2])) or (0, 0)
-        runner = BlockRunner.for_positions(self.source.spec, seqlen).placed(own.positions)
+        runner = BlockRunner.for_positions(self.source.spec, seqlen).placed(own.positions, own.media)
         if first:
             progress.note(f"continuing after {first} of {layers} blocks")
         blocks = load_blocks(self.source, first)
@@ -137,6 +140,8 @@ class Chain:
         stream of the original model, too.
         """
         spec, method, seen = self.source.spec, self.method, ActivationRange()
+        before = _behind_images(replace(runner, seen=seen), layer, weights, before)
+        whole, weights = weights, without_cross(spec.cross, weights)
         prefix, hidden, original = spec.prefix(layer), before.hidden, None
         lesson, pursuit = None, None
         if before.original is not None:
@@ -153,7 +158,7 @@ class Chain:
         runner, begun = replace(runner, seen=seen), None
         if self.beginning is not None:
             begun = begin_block(self.beginning, layer, weights, method.scheme)
-            weights = begun.tensors
+            weights = without_cross(spec.cross, begun.tensors)
         if method.uses_text:
             with span("calibrate", block=layer):
                 factored = with_linears_of(spec, weights, factors)
@@ -161,12 +166,7 @@ class Chain:
                 del factored
         else:
             outputs, statistics = run_block(runner, layer, weights, hidden), {}
-        if self.ranks.total(float(not torch.isfinite(outputs).all())):
-            raise CalibrationError(
-                "the block's output is NaN or infinite on the calibration text.",
-                where=prefix.rstrip("."),
-                fix="check the checkpoint: its weights are finite, but the model cannot run with them.",
-            )
+        self._require_finite(outputs, prefix)
         with TemporaryDirectory(prefix="moments-", dir=self.spill_directory) as directory:
             if self.spill:
                 for number, gathered in enumerate(statistics.values()):
@@ -175,7 +175,17 @@ class Chain:
         if method.sequential:
             with span("run the quantized block", block=layer):
                 outputs = run_block(runner, layer, dequantized(block.linears, block.norms), hidden)
+        block = replace(block, norms=block.norms | {name: whole[name] for name in spec.cross_shapes(layer)})
         return block, replace(before, hidden=outputs, original=original), self.ranks.largest(seen.largest)
+
+    def _require_finite(self, outputs: Tensor, prefix: str) -> None:
+        """Refuses outputs of a block that are NaN or infinite on any rank."""
+        if self.ranks.total(float(not torch.isfinite(outputs).all())):
+            raise CalibrationError(
+                "the block's output is NaN or infinite on the calibration text.",
+                where=prefix.rstrip("."),
+                fix="check the checkpoint: its weights are finite, but the model cannot run with them.",
+            )
 
     def _scattered(self, streams: Streams | None) -> Streams:
         """Returns this rank's windows of a tensor that the first rank has."""
@@ -185,10 +195,41 @@ class Chain:
         original = self.ranks.scattered(streams.original if streams else None) if learns else None
         # Whole numbers up to 2^24 are exact in fp32, which ranks send to each other.
         positions = streams.positions.float() if streams and streams.positions is not None else None
-        return Streams(hidden, original, self.ranks.scattered(positions).long() if placed else None)
+        own = self.ranks.scattered(positions).long() if placed else None
+        return Streams(hidden, original, own, self._scattered_media(streams.media if streams else None))
+
+    def _scattered_media(self, media: Media | None) -> Media | None:
+        """Returns what this rank's windows see."""
+        if not self.ranks.told(media is not None):
+            return None
+        pieces = self.ranks.scattered(media.pieces if media else None)
+        image_of = self.ranks.scattered(media.image_of.float() if media else None)
+        return Media(pieces, image_of.long())
 
     def _gathered(self, own: Streams, samples: int) -> Streams | None:
         """Returns the windows of all ranks, on the first one."""
         hidden = self.ranks.gathered(own.hidden, samples)
         original = None if own.original is None else self.ranks.gathered(own.original, samples)
         return None if hidden is None else Streams(hidden, original)
+
+
+def _behind_images(runner: BlockRunner, layer: int, weights: Mapping[str, Tensor], before: Streams) -> Streams:
+    """The streams behind the cross-attention before a block, if there is any; all of its linears read only those."""
+    if not runner.spec.cross_shapes(layer):
+        return before
+
+    def looked(hidden: Tensor | None) -> Tensor | None:
+        if hidden is None or not len(hidden):
+            return hidden
+        return torch.cat(
+            [
+                runner.look_at_images(weights, window, windows=slice(index, index + 1))
+                for index, window in enumerate(hidden.split(1))
+            ]
+        )
+
+    with span("look at images", block=layer):
+        hidden = looked(before.hidden)
+        assert hidden is not None
+        same = before.original is before.hidden
+        return replace(before, hidden=hidden, original=hidden if same else looked(before.original))

@@ -1,8 +1,9 @@
 """Calibration windows of pictures and text: the inputs that the decoder of a model with images reads for both.
 
 In: `ImageText`s. Out: token windows with image tokens in place of a picture's pieces, and the residual stream before
-the first block, with the pieces in their places. So statistics see what the decoder sees in use (arXiv:2306.00978,
-section 5.2, calibrates vision-language models on pictures with captions in the same way).
+the first block, with the pieces in their places; or, for a decoder that attends to pictures, what it attends to. So
+statistics see what the decoder sees in use (arXiv:2306.00978, section 5.2, calibrates vision-language models on
+pictures with captions in the same way).
 
 A window begins with a conversation and continues with the next ones until it is full. Its last conversation is cut,
 even within a picture: a decoder reads from left to right, so a cut does not affect what is before it.
@@ -10,7 +11,7 @@ even within a picture: a decoder reads from left to right, so a cut does not aff
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +21,14 @@ import torch
 from torch import Tensor
 
 from awq2trt.errors import CalibrationError
-from awq2trt.images.pairs import MARKER, ImageText
+from awq2trt.images.pairs import END_OF_CHUNK, MARKER, ImageText
 from awq2trt.images.processor import Processor
 from awq2trt.images.read import read_image
+from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import Ends
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.arranging import arranged, tokens_around
-from awq2trt.models.vision.description import SeeingSpec
+from awq2trt.models.vision.description import AttendedSpec, SeeingSpec
 from awq2trt.models.vision.mixed_positions import MixedPositions
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.models.vision.seeing import pieces_seen
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 _REMEMBERED_BYTES: Final = 1 << 28
 """Features of the pictures seen last, which are not looked at anew: shots that stand before every question, a picture
 whose choices are compared. These are 28 pictures of LLaVA-1.5-7B, 576 x 4096 fp32 each."""
+
+_LOOKING: Final = "looking at the images"
 
 _TEXT_TOKEN: Final = -1
 """Stands for any token of text, where only its position matters."""
@@ -81,7 +85,7 @@ class Sight:
         return self._shown[path]
 
     def place_(self, hidden: Tensor, tokens: Tensor, images: Sequence[Path]) -> None:
-        """Puts the features of pictures in place of the image tokens.
+        """Puts the features of pictures in place of the image tokens, unless the decoder attends to them (`media`).
 
         Args:
             hidden: Embeddings, fp32 [S, hidden_size]; they are changed.
@@ -91,10 +95,28 @@ class Sight:
         Raises:
             UsageError: A picture cannot be read.
         """
-        if images:
+        if images and not isinstance(self.vision, AttendedSpec):
             places = (tokens == self.vision.image_token).to(hidden.device)
             seen = [self.features(path) for path in images]
             hidden[places] = torch.cat(seen)[: int(places.sum())]
+
+    def media(self, tokens: Tensor, images: Iterable[Sequence[Path]], more: int = 0) -> Media | None:
+        """What the decoder attends to; None if it reads images.
+
+        Args:
+            tokens: int64 [texts, S].
+            images: The pictures of each text in the order of their tokens.
+            more: Tokens of text that will follow.
+
+        Raises:
+            UsageError: A picture cannot be read.
+        """
+        if not isinstance(self.vision, AttendedSpec):
+            return None
+        resampler = self.vision.resampler
+        nothing = torch.zeros(0, resampler.num_latents, resampler.width)
+        seen = [torch.stack([self.features(path) for path in shown]) if shown else nothing for shown in images]
+        return Media.of_texts(tokens, self.vision.image_token, seen, more)
 
     def positions(self, tokens: Tensor, images: Sequence[Path], more: int = 0) -> Tensor | None:
         """Positions of a conversation's tokens, int64 [3, S + more]; None if the decoder counts tokens one by one.
@@ -112,7 +134,7 @@ class Sight:
         return torch.as_tensor(found)
 
     def features(self, path: Path) -> Tensor:
-        """What is seen in a picture, fp32 [tokens, hidden_size]; those seen last are remembered.
+        """What is seen in a picture, fp32 [pieces, channels]; those seen last are remembered.
 
         Raises:
             UsageError: It cannot be read.
@@ -145,11 +167,20 @@ class ImageWindows:
     def embed(self, sight: Sight, progress: Progress) -> Tensor:
         """The residual stream before the first block, fp32 [samples, seqlen, hidden_size]."""
         hidden = Ends(sight.source).embed(self.tokens)
-        with progress.task("looking at the images", total=len(self.images)) as advance:
+        if isinstance(sight.vision, AttendedSpec):
+            return hidden
+        with progress.task(_LOOKING, total=len(self.images)) as advance:
             for row, (tokens, images) in enumerate(zip(self.tokens, self.images, strict=True)):
                 sight.place_(hidden[row], tokens, images)
                 advance(1)
         return hidden
+
+    def media(self, sight: Sight, progress: Progress) -> Media | None:
+        """What blocks attend to, as of `Sight.media`."""
+        if not isinstance(sight.vision, AttendedSpec):
+            return None
+        with progress.task(_LOOKING, total=len(self.images)) as advance:
+            return sight.media(self.tokens, _counted(self.images, advance))
 
     def positions(self, sight: Sight) -> Tensor | None:
         """Positions of all tokens, as of `Sight.positions`: int64 [samples, 3, seqlen]."""
@@ -193,10 +224,11 @@ def image_windows(
     windows: list[list[int]] = []
     images: list[tuple[Path, ...]] = []
     tokens, shown, found = [*start], list[Path](), 0
+    end = END_OF_CHUNK if isinstance(sight.vision, AttendedSpec) else "\n"
     for pair in pairs:
         if len(windows) == sizes.samples:
             break
-        ids = list(conversation_tokens(tokenizer, sight, f"{pair.text}\n", pair.images))
+        ids = list(conversation_tokens(tokenizer, sight, written(sight.vision, pair) + end, pair.images))
         tokens += ids
         shown += pair.images
         found += len(ids)
@@ -211,6 +243,11 @@ def image_windows(
             fix=f"add pictures, or use --seqlen {max(8, found)} or less.",
         )
     return ImageWindows(torch.tensor(windows), tuple(images))
+
+
+def written(vision: SeeingSpec, pair: ImageText) -> str:
+    """A conversation as text, in the form that a model was trained on."""
+    return pair.chunks if isinstance(vision, AttendedSpec) else pair.text
 
 
 def _begun(sight: Sight, images: Sequence[Path], tokens: int) -> Iterator[Path]:
@@ -251,3 +288,10 @@ def _image_tokens(tokenizer: PreTrainedTokenizerBase, sight: Sight, image: Path)
     for text in rest:
         yield from [token] * (shape.pieces // shape.tiles)
         yield from encode(tokenizer, text)
+
+
+def _counted(images: Iterable[tuple[Path, ...]], advance: Callable[[int], None]) -> Iterator[tuple[Path, ...]]:
+    """The same, counted when the next one is asked for."""
+    for shown in images:
+        yield shown
+        advance(1)

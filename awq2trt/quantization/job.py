@@ -36,6 +36,7 @@ from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.device import CPU
 from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.block_weights import load_block
+from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, run_blocks, run_model
 from awq2trt.models.families import DecoderSpec, SeeingSpec
 from awq2trt.models.positions import require_positions
@@ -220,11 +221,12 @@ class QuantizeJob:
             return Ends(self.source).embed(tokens)
         return seen.embed(self._sight(self.source.vision), self.progress)
 
-    def _positions(self, seen: ImageWindows | None) -> Tensor | None:
-        """Positions of tokens, where images have places in rows and columns."""
+    def _placed(self, seen: ImageWindows | None) -> tuple[Tensor | None, Media | None]:
+        """Positions of tokens, where images have places in rows and columns, and images that blocks attend to."""
         if seen is None or self.source.vision is None:
-            return None
-        return seen.positions(self._sight(self.source.vision))
+            return None, None
+        sight = self._sight(self.source.vision)
+        return seen.positions(sight), seen.media(sight, self.progress)
 
     def _range_probe(self) -> Tensor:
         """Tokens that show how large activations become if there is no text: BOS, then random ones; int64 [1, S].
@@ -250,9 +252,10 @@ class QuantizeJob:
             return kept
         seen = ActivationRange()
         first = images.first(_IMAGES_LOOKED_AT) if images else None
-        hidden, positions = self._first_hidden(tokens[:_LOOKED_AT, :_PROBE_TOKENS], first), self._positions(first)
+        hidden = self._first_hidden(tokens[:_LOOKED_AT, :_PROBE_TOKENS], first)
+        runner = BlockRunner.for_positions(self.source.spec, hidden.shape[1], seen=seen).placed(*self._placed(first))
         with self.progress.task("looking at the range of activations", total=self.store.layers) as advance:
-            run_blocks(self.source, hidden, positions=positions, progress=advance, seen=seen, factors=narrow_type())
+            run_blocks(self.source, hidden, runner=runner, progress=advance, factors=narrow_type())
         largest = max(seen.largest, *self._outer_magnitudes.values())
         return self.store.keep_step_dtype(storage_dtype(largest * _UNSEEN))
 
@@ -267,7 +270,7 @@ class QuantizeJob:
             original = None
             if self.method.needs_original:
                 original = self.store.original(first) if first else hidden
-            streams = Streams(hidden, original, self._positions(seen))
+            streams = Streams(hidden, original, *self._placed(seen))
         title = f"quantizing blocks ({self.options.method})"
         self._chain().run(first, streams, self._keep, self.progress, title)
 

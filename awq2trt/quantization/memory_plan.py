@@ -124,7 +124,7 @@ def plan_memory(job: Job, resident_bytes: int, limit_bytes: int | None = None) -
 def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     spec, method, parts = job.spec, job.method, dict[str, int]()
     shapes = {name: spec.linear_shape(name) for name in spec.block.linears}
-    block = _FP32 * sum(map(math.prod, spec.block_shapes().values()))
+    block = _FP32 * spec.block_size()
     outer = sum(map(math.prod, spec.outer_shapes().values()))
     streams = (4 if method.needs_original else 2) * _FP32 * job.samples * job.seqlen * spec.hidden_size
     groups, read = spec.scale_groups(), _FP32 if method.uses_text else 0

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from awq2trt.errors import UsageError
 from awq2trt.models.vision.prepared import PreparedImage
-from awq2trt.runtime.rotary_tables import RotaryTables
+from awq2trt.runtime.tables import Tables
 
 
 class Backend(Protocol):
@@ -49,8 +49,8 @@ class Embeds(Protocol):
     """What a decoder of embeddings reads; `ort.embedder` and `trt.embedder` make it."""
 
     @property
-    def tables(self) -> RotaryTables | None:
-        """Rotary tables that the decoder reads, too; None for one that has its own."""
+    def tables(self) -> Tables | None:
+        """Tables that the decoder reads, too; None for one without any."""
 
     def see(self, image: PreparedImage) -> NDArray[np.float32]:
         """Pieces of a prepared image, [pieces, H]."""
@@ -118,8 +118,8 @@ class Conversation:
         self._eyes().show(images)
 
     @property
-    def _tables(self) -> RotaryTables | None:
-        """Rotary tables that the decoder reads; None for one that has its own."""
+    def _tables(self) -> Tables | None:
+        """Tables that the decoder reads; None for one without any."""
         return None if self._embedder is None else self._embedder.tables
 
     def _eyes(self) -> Embeds:

@@ -34,6 +34,11 @@ def widen(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     return stored.astype(np.float32, copy=False)
 
 
+def narrow_table(table: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """A decoder's table in its own type, where it is not of whole numbers; arguments as for `narrow`."""
+    return table if np.issubdtype(table.dtype, np.integer) else narrow(table, dtype)
+
+
 def narrow(wide: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """Finite numbers as `STORED` holds those of the contract's type, rounded to the nearest, of two the even one.
 

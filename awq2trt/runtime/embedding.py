@@ -1,4 +1,4 @@
-"""Pieces of images in the place of image tokens, whatever runs the graphs that make pieces and rows.
+"""Pieces of images in the place of image tokens, or attended to, whatever runs the graphs that make pieces and rows.
 
 In: prepared images, then tokens. Out: what a decoder of embeddings reads.
 """
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.models.vision.prepared import PreparedImage
-from awq2trt.runtime.rotary_tables import RotaryTables
+from awq2trt.runtime.attended_images import AttendedImages
+from awq2trt.runtime.tables import Tables
 
 
 class PlacingEmbedder(ABC):
@@ -21,10 +22,10 @@ class PlacingEmbedder(ABC):
 
     Args:
         image_token: Stands for a piece of an image among the tokens.
-        tables: Rotary tables that the decoder reads, too; None for one that has its own.
+        tables: Tables that the decoder reads, too; None for one without any.
     """
 
-    def __init__(self, image_token: int, tables: RotaryTables | None = None) -> None:
+    def __init__(self, image_token: int, tables: Tables | None = None) -> None:
         self._image_token = image_token
         self._tables = tables
         self._shown: list[NDArray[np.float32]] = []  # pieces whose tokens are still to come, [pieces, H] each
@@ -42,13 +43,17 @@ class PlacingEmbedder(ABC):
         return np.concatenate([self.look(inputs) for inputs in image.calls()])
 
     @property
-    def tables(self) -> RotaryTables | None:
+    def tables(self) -> Tables | None:
         """As of the class."""
         return self._tables
 
     def show(self, images: Sequence[PreparedImage]) -> None:
         """Looks at images whose tokens are among those that come next, in their order."""
-        self._shown += [self.see(image) for image in images]  # one at a time, which bounds the memory
+        seen = [self.see(image) for image in images]  # one at a time, which bounds the memory
+        if isinstance(self._tables, AttendedImages):
+            self._tables.show(seen)
+            return
+        self._shown += seen
         if self._tables is not None:
             self._tables.show(image.grid for image in images if image.grid is not None)
 
@@ -59,7 +64,7 @@ class PlacingEmbedder(ABC):
             self._tables.restart()
 
     def rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """What the decoder reads of the next tokens, [S, H]; the rotary tables then know them, too.
+        """What the decoder reads of the next tokens, [S, H]; the tables then know them, too.
 
         An image token of no image has its own row, as in transformers: a model may write one, though it means nothing.
         """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from awq2trt.artifact.golden import Golden, relative_error
+from awq2trt.artifact.golden import Golden, GoldenImage, relative_error
 from awq2trt.io_contract import VISION
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.backend import Backend, SeeingBackend
@@ -31,18 +31,16 @@ class GoldenResult:
 
 def compare_golden(backend: Backend, golden: Golden) -> list[GoldenResult]:
     """Runs the calls and compares their outputs; first the vision graph's for the golden image, if there is one."""
-    results = []
+    results, shown = [], list[PreparedImage]()
     if golden.image is not None and isinstance(backend, SeeingBackend):
-        inputs = {
-            name: array.astype(np.float32) if array.dtype == np.float16 else array
-            for name, array in golden.image.inputs.items()
-        }
-        seen = backend.see(PreparedImage(inputs, len(golden.image.embeddings)))
-        error = relative_error(seen, golden.image.embeddings)
+        shown = [_prepared(golden.image)]
+        error = relative_error(backend.see(shown[0]), golden.image.embeddings)
         results.append(GoldenResult(VISION, error, None, passed=error <= golden.image.relative_tolerance))
     for call in golden.calls:
         if call.position == 0:
             backend.reset()
+            if golden.attended and isinstance(backend, SeeingBackend):
+                backend.show(shown)
         got = backend.forward(call.tokens)
         error = relative_error(got, call.logits)
         results.append(
@@ -54,3 +52,11 @@ def compare_golden(backend: Backend, golden: Golden) -> list[GoldenResult]:
             )
         )
     return results
+
+
+def _prepared(image: GoldenImage) -> PreparedImage:
+    """The image as a backend takes it."""
+    inputs = {
+        name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in image.inputs.items()
+    }
+    return PreparedImage(inputs, len(image.embeddings))

@@ -60,6 +60,7 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
     from awq2trt.runtime.trt.engine import choose_flavour
 
     choose_flavour(request.directory)  # before polygraphy is imported
+    from awq2trt.checking.beside import shown_first
     from awq2trt.checking.bisect import bisect
     from awq2trt.checking.chain import run_chain
     from awq2trt.checking.polygraphy_files import write_folder
@@ -80,7 +81,7 @@ def check_stage(request: CheckRequest, progress: Progress) -> CheckOutcome:
     tokens = first_tokens(load_tokenizer(subject.checkpoint.directory), text, request.tokens)
     if not tokens:
         raise UsageError("the text has no tokens.", where=str(request.text or "check"), fix="name another with --text.")
-    tokens = tokens[: min(request.tokens, capacity)]
+    tokens = shown_first(subject.checkpoint.vision, tokens)[: min(request.tokens, capacity)]
     output = request.output or subject.checkpoint.directory.parent / CHECK_DIRECTORY
     if subject.onnx is not None:
         require_folder(output, "-o")

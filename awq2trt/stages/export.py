@@ -167,7 +167,7 @@ def _write_golden(
     from awq2trt.checking.golden import TEXT, make_golden
 
     tokens = tokenizer.encode(TEXT)
-    golden = make_golden(checkpoint, tokens, result.contract.capacity, result.dtype, progress)
+    golden = make_golden(checkpoint, tokens, result.contract, progress)
     write_golden(golden, directory)
 
 
@@ -192,7 +192,8 @@ def _prove_import(checkpoint: QuantizedCheckpoint, model: Path, progress: Progre
 def export_fingerprint(checkpoint: dict[str, FileRecord], options: ExportOptions) -> str:
     """Fingerprint of the ONNX model that a checkpoint's files and options produce."""
     # What is newer than the first artifacts counts only where it is given, so that those are still current.
-    given = options.model_dump(mode="json", exclude={"max_image_tokens"} if options.max_image_tokens is None else None)
+    absent = {name for name in ("max_image_tokens", "max_images") if getattr(options, name) is None}
+    given = options.model_dump(mode="json", exclude=absent)
     return fingerprint_of(kind="onnx", checkpoint=file_hashes(checkpoint), options=given, golden=GOLDEN_VERSION)
 
 

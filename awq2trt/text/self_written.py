@@ -84,7 +84,7 @@ def _texts(samples: int, seqlen: int, ordinary: int) -> tuple[int, int]:
 
 def _require_memory(spec: DecoderSpec, texts: int, length: int, dtype: torch.dtype) -> None:
     """Refuses a model that does not fit in memory at once; loading it would end in swapping or a kill."""
-    block = sum(math.prod(shape) for shape in spec.block_shapes().values())
+    block = spec.block_size()
     outer = sum(math.prod(shape) for shape in spec.outer_shapes().values())
     cache = 2 * texts * length * spec.num_kv_heads * spec.head_dim
     needed = spec.num_layers * dtype.itemsize * (block + cache) + (_FP32_BYTES + dtype.itemsize) * outer

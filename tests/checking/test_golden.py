@@ -15,6 +15,7 @@ from awq2trt.artifact.golden import (
 )
 from awq2trt.checking.golden import PREFILL_TOKENS, make_golden
 from awq2trt.errors import UsageError
+from awq2trt.io_contract import CACHE_LAYOUT, LOGITS, CacheContract, IoContract, TensorContract
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import SilentProgress
 from awq2trt.runtime.golden import compare_golden
@@ -24,7 +25,13 @@ TOKENS = list(range(40, 80))
 
 @pytest.fixture(scope="module")
 def golden(model: Path) -> Golden:
-    return make_golden(open_source(str(model)), TOKENS, 64, "float16", SilentProgress())
+    return make_golden(open_source(str(model)), TOKENS, _io(64), SilentProgress())
+
+
+def _io(capacity: int) -> IoContract:
+    """As much of a decoder's contract as golden outputs depend on."""
+    logits = TensorContract(LOGITS, "float16", ("batch", 1, tiny_models.VOCAB_SIZE), "Scores.")
+    return IoContract((), (logits,), CacheContract("float16", CACHE_LAYOUT, capacity))
 
 
 class _Recorded:
@@ -64,7 +71,7 @@ def test_logits_are_those_of_transformers(model: Path, golden: Golden) -> None:
 
 
 def test_a_small_cache_gets_a_short_conversation(model: Path) -> None:
-    calls = make_golden(open_source(str(model)), TOKENS, 2, "float16", SilentProgress()).calls
+    calls = make_golden(open_source(str(model)), TOKENS, _io(2), SilentProgress()).calls
     assert [(call.name, call.position, len(call.tokens)) for call in calls] == [
         ("prefill", 0, 1),
         ("decode-1", 1, 1),
@@ -74,7 +81,7 @@ def test_a_small_cache_gets_a_short_conversation(model: Path) -> None:
 
 def test_no_tokens_are_refused(model: Path) -> None:
     with pytest.raises(UsageError, match="no tokens"):
-        make_golden(open_source(str(model)), [], 64, "float16", SilentProgress())
+        make_golden(open_source(str(model)), [], _io(64), SilentProgress())
 
 
 def test_conversations_start_at_position_0(golden: Golden) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from stand_in_orin import Orin, write_sums
+from tiny_flamingo import export_flamingo
 from tiny_kits import make_tiny_kit
 from tiny_llava import export_llava
 from tiny_qwen_vl import export_qwen_vl
@@ -31,6 +32,19 @@ def any_size_kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _answer_prefill(kit: Path, orin: Orin) -> tuple[str, ...]:
+    """Lets the stand-in give what must come out of the golden call `prefill`, the only one left; names the outputs."""
+    conf = (kit / "kit.conf").read_text()
+    (kit / "kit.conf").write_text(conf.replace("kit_golden_calls='prefill first'", "kit_golden_calls=prefill"))
+    write_sums(kit)
+    answers = {"image_embeddings": "vision", "inputs_embeds": "prefill", "logits": "prefill"}
+    for output, call in answers.items():
+        kind = np.float16 if output == "inputs_embeds" else np.float32
+        expected = np.fromfile(kit / f"golden.{call}.{output}.bin", kind)
+        (orin.folder / "answers" / f"{output}.output.1.raw").write_bytes(expected.astype(np.float16).tobytes())
+    return tuple(answers)
+
+
 @pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
 def test_graphs_for_images_of_any_size_compute_what_was_exported(jetpack: str, any_size_kits: Path) -> None:
     kit = Artifact.open(any_size_kits / jetpack, kind="kit")
@@ -44,14 +58,7 @@ def test_an_engine_for_images_of_any_size_is_built_for_a_range_and_checked_on_on
     shell: str, any_size_kits: Path, orin: Orin, tmp_path: Path
 ) -> None:
     kit = Path(shutil.copytree(any_size_kits / "7.2", tmp_path / "kit"))
-    conf = (kit / "kit.conf").read_text()
-    (kit / "kit.conf").write_text(conf.replace("kit_golden_calls='prefill first'", "kit_golden_calls=prefill"))
-    write_sums(kit)
-    answers = {"image_embeddings": "vision", "inputs_embeds": "prefill", "logits": "prefill"}
-    for output, call in answers.items():
-        kind = np.float16 if output == "inputs_embeds" else np.float32
-        expected = np.fromfile(kit / f"golden.{call}.{output}.bin", kind)
-        (orin.folder / "answers" / f"{output}.output.1.raw").write_bytes(expected.astype(np.float16).tobytes())
+    _answer_prefill(kit, orin)
     result = orin.finish(shell, kit, "--check")
     assert result.returncode == 0, result.stderr
     recorded = " ".join(orin.recorded)
@@ -60,6 +67,29 @@ def test_an_engine_for_images_of_any_size_is_built_for_a_range_and_checked_on_on
     for name in ("pixel_values", "patch_places", "window_patches", "patch_slots"):
         assert f"{name}:{kit}/golden.vision.{name}.bin" in recorded
     assert f",rotary_cos:{kit}/golden.rotary_cos.bin,rotary_sin:{kit}/golden.rotary_sin.bin" in recorded
+
+
+@pytest.mark.parametrize("text", ["mpt", "gpt_neox"])
+def test_a_decoder_that_attends_to_images_computes_what_was_exported(text: str, tmp_path: Path) -> None:
+    export_flamingo(tmp_path, text)
+    for jetpack in ("7.2", "6.2"):
+        kit = make_tiny_kit(tmp_path, tmp_path / jetpack, jetpack)
+        results = compare_golden(open_backend(kit, DeviceOptions("cpu")).backend, read_golden(kit.directory))
+        assert [result.name for result in results][:2] == ["vision", "prefill"]
+        assert all(result.passed for result in results)
+
+
+def test_a_decoder_that_attends_to_images_is_checked_on_one(shell: str, orin: Orin, tmp_path: Path) -> None:
+    export_flamingo(tmp_path)
+    kit = make_tiny_kit(tmp_path, tmp_path / "kit", "7.2").directory
+    assert np.fromfile(kit / "golden.image_of_slot.bin", np.int64).tolist() == [1] * 96
+    images = np.fromfile(kit / "golden.attended_images.bin", np.float16).reshape(8, -1)
+    assert images.any(axis=1).tolist() == [True, *[False] * 7]
+    _answer_prefill(kit, orin)
+    result = orin.finish(shell, kit, "--check")
+    assert result.returncode == 0, result.stderr
+    files = ",".join(f"{name}:{kit}/golden.{name}.bin" for name in ("attended_images", "image_of_slot"))
+    assert files in " ".join(orin.recorded)
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +133,7 @@ def test_check_compares_every_graph_of_a_model_that_sees(
     shell: str, seeing_kits: Path, orin: Orin, tmp_path: Path
 ) -> None:
     kit = Path(shutil.copytree(seeing_kits / "7.2", tmp_path / "kit"))
-    conf = (kit / "kit.conf").read_text()
-    (kit / "kit.conf").write_text(conf.replace("kit_golden_calls='prefill first'", "kit_golden_calls=prefill"))
-    write_sums(kit)
-    answers = {"image_embeddings": "vision", "inputs_embeds": "prefill", "logits": "prefill"}
-    for output, call in answers.items():
-        kind = np.float16 if output == "inputs_embeds" else np.float32
-        expected = np.fromfile(kit / f"golden.{call}.{output}.bin", kind)
-        (orin.folder / "answers" / f"{output}.output.1.raw").write_bytes(expected.astype(np.float16).tobytes())
+    answers = _answer_prefill(kit, orin)
     result = orin.finish(shell, kit, "--check")
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith(

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from tiny_flamingo import save_flamingo
 from tiny_llava import save_llava
 from tiny_smolvlm import KINDS, save_smolvlm
 from transformers import LlavaForConditionalGeneration
@@ -19,7 +20,7 @@ from transformers import LlavaForConditionalGeneration
 from awq2trt.errors import ArtifactError, UnsupportedError
 from awq2trt.io_contract import IMAGE_EMBEDDINGS, PIXEL_VALUES, VISION_FILE, VISION_WEIGHTS_FILE
 from awq2trt.models.sources.safetensors import SafetensorsSource
-from awq2trt.models.vision.description import VisionSpec
+from awq2trt.models.vision.description import AttendedSpec, VisionSpec
 from awq2trt.models.vision.tiled import TiledVisionSpec
 from awq2trt.models.vision.tower import image_features, load_vision
 from awq2trt.onnx_export.vision_graph import export_vision
@@ -83,6 +84,25 @@ def test_embeddings_are_those_of_transformers(tmp_path: Path) -> None:
     with torch.inference_mode():
         features = model.get_image_features(torch.from_numpy(pixels.astype(np.float32)), return_dict=True)
     assert _differ(_run(tmp_path, pixels), torch.stack(list(features.pooler_output))) < 5e-3
+
+
+def test_keys_and_values_are_those_of_the_decoders_layers(tmp_path: Path) -> None:
+    source = SafetensorsSource.open(save_flamingo(tmp_path / "model"))
+    vision = source.vision
+    assert isinstance(vision, AttendedSpec)
+    readers = {f"{name}.weight": source.tensor(f"{name}.weight") for name in vision.readers}
+    assert [name.split(".")[3] for name in readers] == ["1", "3"]  # blocks
+    (tmp_path / "onnx").mkdir()
+    export_vision(vision, {**source.vision_tensors(), **readers}, tmp_path / "onnx", ir.DataType.FLOAT16)
+    side = vision.tower.image_size
+    pixels = np.random.default_rng(2).standard_normal((3, 3, side, side)).astype(np.float16)
+    with torch.inference_mode():
+        pieces = image_features(vision, load_vision(source), torch.from_numpy(pixels.astype(np.float32)))
+        expected = torch.cat([pieces @ torch.from_numpy(reader).T for reader in readers.values()], dim=-1)
+    got = _run(tmp_path / "onnx", pixels)
+    assert _differ(got, expected) < 5e-3
+    assert _differ(got, expected.flip(0)) > 0.05
+    np.testing.assert_array_equal(_run(tmp_path / "onnx", pixels[1:2])[0], got[1])
 
 
 def test_the_files_are_whole_and_no_layer_is_written_that_nothing_reads(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from awq2trt.errors import CalibrationError, UsageError
 from awq2trt.images.pairs import read_pairs
 from awq2trt.images.processor import read_processor
 from awq2trt.images.read import read_image
-from awq2trt.models.decoder import Ends, run_blocks
+from awq2trt.models.decoder import BlockRunner, Ends, run_blocks
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.seeing import logits_of_text_and_images
 from awq2trt.progress import SilentProgress
@@ -246,7 +246,8 @@ def test_windows_of_images_of_any_size_are_what_transformers_reads(any_size: Pat
     assert positions is not None
     ends = Ends(sight.source)
     with torch.inference_mode():
-        ours = ends.logits(run_blocks(sight.source, hidden, positions=positions))[0]
+        runner = BlockRunner.for_positions(sight.source.spec, hidden.shape[1]).placed(positions)
+        ours = ends.logits(run_blocks(sight.source, hidden, runner=runner))[0]
     tokens = windows.tokens[0].tolist()
     assert tokens.count(VISION_START) == len(windows.images[0]) == 2
     whole = tokens[: tokens.index(VISION_START, tokens.index(VISION_END))]  # before the second picture

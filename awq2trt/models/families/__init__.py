@@ -7,7 +7,21 @@ from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
 from awq2trt.foreign_files import reading
-from awq2trt.models.families import bloom, falcon, gemma, gpt_neox, llama, llava, mpt, opt, phi3, qwen, qwen_vl, smolvlm
+from awq2trt.models.families import (
+    bloom,
+    falcon,
+    gemma,
+    gpt_neox,
+    llama,
+    llava,
+    mpt,
+    openflamingo,
+    opt,
+    phi3,
+    qwen,
+    qwen_vl,
+    smolvlm,
+)
 from awq2trt.models.families.config_keys import GELU, GELU_TANH, PUBLISHED, RELU, SILU, refuse_unless
 from awq2trt.models.families.description import DecoderSpec, Family
 from awq2trt.models.families.parts import (
@@ -17,6 +31,7 @@ from awq2trt.models.families.parts import (
     OFFSET_NORM,
     UNFOLDED,
     BlockNames,
+    CrossAttentionSpec,
     FusedLinear,
     LayerSpec,
     LearnedPositions,
@@ -40,6 +55,7 @@ __all__ = [
     "UNFOLDED",
     "VISION_FAMILIES",
     "BlockNames",
+    "CrossAttentionSpec",
     "DecoderSpec",
     "Family",
     "FusedLinear",
@@ -73,7 +89,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     gpt_neox.FAMILY,
 )
 
-VISION_FAMILIES: Final[tuple[VisionFamily, ...]] = (llava.FAMILY, qwen_vl.FAMILY, smolvlm.FAMILY)
+VISION_FAMILIES: Final[tuple[VisionFamily, ...]] = (llava.FAMILY, qwen_vl.FAMILY, smolvlm.FAMILY, openflamingo.FAMILY)
 """Models that see images; the decoder in each belongs to one of `FAMILIES`."""
 
 HOW_TO_DESCRIBE: Final = "CONTRIBUTING.md, 'A new model family', shows how to describe one."

@@ -6,6 +6,7 @@ at model-specific config keys or tensor names. NumPy only; no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from awq2trt.models.families.parts import (
     OFFSET_NORM,
     UNFOLDED,
     BlockNames,
+    CrossAttentionSpec,
     FusedLinear,
     LayerSpec,
     LearnedPositions,
@@ -54,6 +56,7 @@ class DecoderSpec:
         embedding_scale: Factor of the token embeddings.
         embedding_norm: Norm between embedding and first block; None without one.
         optional_prefix: First part of all names, which is missing in checkpoints that were saved from the bare decoder.
+        cross: What stands before some blocks and looks at images; None in other decoders.
     """
 
     family: str
@@ -85,6 +88,7 @@ class DecoderSpec:
     embedding_scale: float = 1.0
     embedding_norm: str | None = None
     optional_prefix: str = ""
+    cross: CrossAttentionSpec | None = None
 
     @property
     def num_layers(self) -> int:
@@ -152,6 +156,21 @@ class DecoderSpec:
         if self.block.activation is None:
             return {}
         return {f"{self.block.activation}.scales": (self.intermediate_size,)}
+
+    @property
+    def cross_layers(self) -> tuple[int, ...]:
+        """The blocks before which cross-attention stands."""
+        cross = self.cross
+        return () if cross is None else tuple(filter(cross.stands_before, range(self.num_layers)))
+
+    def cross_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor of what stands before a block, by name relative to the block; empty for most blocks."""
+        return self.cross.shapes() if self.cross is not None and self.cross.stands_before(layer) else {}
+
+    def block_size(self) -> int:
+        """Number of elements of the largest block."""
+        cross = {} if self.cross is None else self.cross.shapes()
+        return sum(math.prod(shape) for shape in (*self.block_shapes().values(), *cross.values()))
 
     def stored_linears(self) -> dict[str, tuple[int, int]]:
         """[N, K] of a block's linears as the checkpoint stores them; fused ones count as one."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
+from awq2trt.models.families.clip import clip_tower
 from awq2trt.models.families.config_keys import (
     GELU,
     GELU_TANH,
@@ -24,14 +25,7 @@ from awq2trt.models.families.config_keys import (
 )
 from awq2trt.models.families.description import DecoderSpec
 from awq2trt.models.families.text_part import describe_text
-from awq2trt.models.families.tower_part import TowerKind, describe_tower
-from awq2trt.models.vision.description import (
-    QUICK_GELU,
-    ProjectorSpec,
-    TowerSpec,
-    VisionFamily,
-    VisionSpec,
-)
+from awq2trt.models.vision.description import ProjectorSpec, VisionFamily, VisionSpec
 
 _NAME: Final = "llava"
 
@@ -39,8 +33,6 @@ _IMAGE_TOKEN: Final = 32000
 _FEATURE_LAYER: Final = -2
 _FULL: Final = "full"
 _WITHOUT_CLASS: Final = "default"
-
-_TOWER: Final = "clip_vision_model"
 
 _TOWER_DEFAULTS: Final[Mapping[str, Any]] = {
     "intermediate_size": 4096,
@@ -51,20 +43,6 @@ _TOWER_DEFAULTS: Final[Mapping[str, Any]] = {
     "num_attention_heads": 16,
 }
 """The tower of a model without `vision_config`."""
-
-_CLIP: Final = TowerKind(
-    sizes={
-        "intermediate_size": 3072,
-        "hidden_size": 768,
-        "patch_size": 32,
-        "image_size": 224,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-    },
-    activation=QUICK_GELU,
-    norm_eps=1e-5,
-    class_token=True,
-)
 
 
 @dataclass(frozen=True)
@@ -126,7 +104,7 @@ def _decoder(config: Mapping[str, Any], names: _Names) -> DecoderSpec:
 
 
 def _vision(config: Mapping[str, Any], names: _Names, decoder: DecoderSpec) -> VisionSpec:
-    tower = _tower(config_part(config, "vision_config"), names.tower)
+    tower = clip_tower(config_part(config, "vision_config") or _TOWER_DEFAULTS, names.tower)
     layers = _feature_layers(config, tower.num_layers)
     key = "image_token_index" if config.get("image_token_index") is not None else "image_token_id"
     image_token = config_token(config, key, _IMAGE_TOKEN, decoder.vocab_size)
@@ -151,17 +129,6 @@ def _vision(config: Mapping[str, Any], names: _Names, decoder: DecoderSpec) -> V
         feature_layers=layers,
         keeps_class=strategy == _FULL,
     )
-
-
-def _tower(config: Mapping[str, Any], prefix: str) -> TowerSpec:
-    kind = config.get("model_type", _TOWER)
-    if kind != _TOWER:
-        raise UnsupportedError(
-            f"vision_config.model_type: expected {_TOWER}, got {kind!r}.",
-            where="config.json",
-            fix="this vision tower is not supported; CONTRIBUTING.md, 'A new model family', shows how to add it.",
-        )
-    return describe_tower(config or _TOWER_DEFAULTS, prefix, _CLIP)
 
 
 def _feature_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:

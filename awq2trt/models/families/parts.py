@@ -172,3 +172,61 @@ class BlockNames:
     def head_norms(self) -> tuple[str, ...]:
         """Norms over head_dim channels."""
         return tuple(name for name in (self.q_norm, self.k_norm) if name is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossAttentionSpec:
+    """What stands before some blocks of a decoder that looks at images: gated cross-attention, then a gated MLP.
+
+    Each is behind a LayerNorm and joins the residual stream times tanh of its gate, which is one number. Nothing but
+    the norms has a bias; the MLP's activation function is GELU (arXiv:2204.14198, section 2.2).
+
+    Attributes:
+        every: It stands before the last one of so many blocks.
+        width: Channels of a piece of an image.
+        pieces: Pieces of an image.
+        intermediate_size: Channels within the MLP.
+        prefix: Prefix of its tensors, relative to the block.
+    """
+
+    every: int
+    hidden_size: int
+    width: int
+    pieces: int
+    num_heads: int
+    head_dim: int
+    intermediate_size: int
+    norm_eps: float
+    prefix: str
+
+    @property
+    def inner_size(self) -> int:
+        """Channels of queries, keys and values of all heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def reader(self) -> str:
+        """Name of the linear that makes keys and values of pieces, relative to the block."""
+        return f"{self.prefix}attn.to_kv"
+
+    def stands_before(self, layer: int) -> bool:
+        """Whether it stands before the block `layer`."""
+        return (layer + 1) % self.every == 0
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by name relative to the block."""
+        inner, size = self.inner_size, self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "attn_gate": (1,),
+            "attn.norm.weight": (size,),
+            "attn.norm.bias": (size,),
+            "attn.to_q.weight": (inner, size),
+            "attn.to_kv.weight": (2 * inner, self.width),
+            "attn.to_out.weight": (size, inner),
+            "ff_gate": (1,),
+            "ff.0.weight": (size,),
+            "ff.0.bias": (size,),
+            "ff.1.weight": (self.intermediate_size, size),
+            "ff.3.weight": (size, self.intermediate_size),
+        }
+        return {self.prefix + name: shape for name, shape in shapes.items()}

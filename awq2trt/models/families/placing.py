@@ -63,10 +63,11 @@ class _Places:
     @classmethod
     def of(cls, spec: DecoderSpec, *, quantized: bool) -> _Places:
         """Collects the names of a description."""
+        cross = () if spec.cross is None else spec.cross.shapes()
         head = f"{spec.head}.weight"  # some tools store a tied head beside the embedding
         return cls(
             outer=frozenset((*spec.outer_shapes(), head)),
-            block=frozenset((*spec.stored_block_shapes(), *spec.optional_block_shapes())),
+            block=frozenset((*spec.stored_block_shapes(), *spec.optional_block_shapes(), *cross)),
             quantized=frozenset(spec.stored_linears() if quantized else ()),
             quantized_head=frozenset((spec.embedding, spec.head) if quantized else ()),
             prefix=re.compile(re.escape(spec.block_prefix).replace(r"\{layer\}", r"\d+")),

@@ -130,7 +130,7 @@ class ModelSource(ABC):
         blocks = {
             spec.prefix(layer) + name: shape
             for layer in range(spec.num_layers)
-            for name, shape in spec.stored_block_shapes().items()
+            for name, shape in (spec.stored_block_shapes() | spec.cross_shapes(layer)).items()
         }
         return {**spec.outer_shapes(), **blocks}
 
@@ -178,7 +178,7 @@ class ModelSource(ABC):
     def block(self, layer: int) -> dict[str, Array]:
         """Returns all tensors of a block, checked, by name relative to the block; fused linears are split."""
         prefix, spec = self.spec.prefix(layer), self.spec
-        shapes = spec.stored_block_shapes()
+        shapes = spec.stored_block_shapes() | spec.cross_shapes(layer)
         shapes.update({name: shape for name, shape in spec.optional_block_shapes().items() if self.has(prefix + name)})
         return spec.split_block({name: self.checked_tensor(prefix + name, shape) for name, shape in shapes.items()})
 

@@ -186,7 +186,8 @@ def describe_stored(config: Mapping[str, Any], tensors: SafetensorsFiles, *, qua
     weights = [head, *spec.outer_shapes(), *(vision.shapes() if vision else ())]
     for layer in range(spec.num_layers):
         prefix = spec.prefix(layer)
-        weights += [prefix + name for name in spec.stored_block_shapes() if name.rpartition(".")[0] not in linears]
+        inside = spec.stored_block_shapes() | spec.cross_shapes(layer)
+        weights += [prefix + name for name in inside if name.rpartition(".")[0] not in linears]
     for weight in (stored_name(spec, tensors, name) for name in weights):
         has_scale = quantized and scale_of(tensors, weight) is not None
         if weight in tensors and tensors.header(weight).dtype not in _FLOATS and not has_scale:

@@ -112,6 +112,48 @@ class ProjectorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResamplerSpec:
+    """A perceiver: trained latents that read an image's patches, layer after layer (arXiv:2204.14198, section 2.1).
+
+    In each layer they attend to the patches and to themselves, then pass through an MLP with GELU; both are behind
+    LayerNorms, and a last one follows. Nothing but the norms has a bias.
+
+    Attributes:
+        width: Channels of patches and latents.
+        num_latents: Number of pieces that it makes of every image.
+        intermediate_size: Channels within the MLPs.
+        prefix: Prefix of all its tensors.
+    """
+
+    width: int
+    num_latents: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    intermediate_size: int
+    norm_eps: float
+    prefix: str
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by full name."""
+        width, inner = self.width, self.num_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{self.prefix}latents": (self.num_latents, width),
+            **_norm(f"{self.prefix}norm", width),
+        }
+        for layer in range(self.num_layers):
+            attention, mlp = f"{self.prefix}layers.{layer}.0.", f"{self.prefix}layers.{layer}.1."
+            for norm in (f"{attention}norm_media", f"{attention}norm_latents", f"{mlp}0"):
+                shapes |= _norm(norm, width)
+            shapes |= _linear(f"{attention}to_q", inner, width, bias=False)
+            shapes |= _linear(f"{attention}to_kv", 2 * inner, width, bias=False)
+            shapes |= _linear(f"{attention}to_out", width, inner, bias=False)
+            shapes |= _linear(f"{mlp}1", self.intermediate_size, width, bias=False)
+            shapes |= _linear(f"{mlp}3", width, self.intermediate_size, bias=False)
+        return shapes
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeeingSpec(ABC):
     """How a model sees images: what all kinds of towers have in common.
 
@@ -153,23 +195,17 @@ class SeeingSpec(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionSpec(SeeingSpec):
+class StillSpec(SeeingSpec):
     """How a model sees with a tower as CLIP's, which makes as many pieces of every image.
 
     Attributes:
-        feature_layers: Layers of the tower whose outputs the projector reads side by side; 0 is the first one's input.
+        feature_layers: Layers of the tower whose outputs are read side by side; 0 is the first one's input.
         keeps_class: Whether the class token is a piece of the image, too.
     """
 
     tower: TowerSpec
-    projector: ProjectorSpec
     feature_layers: tuple[int, ...]
     keeps_class: bool
-
-    @property
-    def tokens_per_image(self) -> int:
-        """Number of image tokens that stand for one image."""
-        return self.tower.num_patches + self.keeps_class
 
     @property
     def depth(self) -> int:
@@ -187,6 +223,37 @@ class VisionSpec(SeeingSpec):
         return None
 
     @property
+    @abstractmethod
+    def tokens_per_image(self) -> int:
+        """Number of image tokens that stand for one image."""
+
+    @property
+    @abstractmethod
+    def pieces_shape(self) -> tuple[int, int]:
+        """Shape of what the vision graph makes of one image."""
+
+    def record(self) -> VisionRecord:
+        """What a runtime needs to know about it, for the manifest."""
+        return VisionRecord(
+            family=self.family,
+            image_token=self.image_token,
+            tokens_per_image=self.tokens_per_image,
+            settings={"image_size": self.tower.image_size, "patch_size": self.tower.patch_size},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSpec(StillSpec):
+    """How a model sees whose decoder reads pieces of an image in the place of image tokens."""
+
+    projector: ProjectorSpec
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Number of image tokens that stand for one image."""
+        return self.tower.num_patches + self.keeps_class
+
+    @property
     def pieces_shape(self) -> tuple[int, int]:
         """Shape of what stands for one image among the decoder's embeddings."""
         return self.tokens_per_image, self.projector.out_features
@@ -200,14 +267,40 @@ class VisionSpec(SeeingSpec):
         """Shape of every tensor, by full name."""
         return self.tower.shapes() | self.projector.shapes()
 
-    def record(self) -> VisionRecord:
-        """What a runtime needs to know about it, for the manifest."""
-        return VisionRecord(
-            family=self.family,
-            image_token=self.image_token,
-            tokens_per_image=self.tokens_per_image,
-            settings={"image_size": self.tower.image_size, "patch_size": self.tower.patch_size},
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class AttendedSpec(StillSpec):
+    """How a model sees whose decoder attends to pieces of an image (`DecoderSpec.cross`), marked by one image token.
+
+    Attributes:
+        cross: Name of what attends to them, within a block.
+        readers: Full names of the linears that make keys and values of them.
+        reader_channels: Channels of what one of those makes.
+    """
+
+    resampler: ResamplerSpec
+    cross: str
+    readers: tuple[str, ...]
+    reader_channels: int
+
+    @property
+    def pieces_shape(self) -> tuple[int, int]:
+        """Shape of the keys and values of one image, for all layers."""
+        return self.resampler.num_latents, len(self.readers) * self.reader_channels
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Number of image tokens that stand for one image."""
+        return 1
+
+    @property
+    def modules(self) -> tuple[str, str, str]:
+        """Names of the tower, the resampler and the cross-attention, whose linears are not quantized."""
+        return self.tower.prefix.rstrip("."), self.resampler.prefix.rstrip("."), self.cross
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor outside the decoder, by full name."""
+        return self.tower.shapes() | self.resampler.shapes()
 
 
 Describe = Callable[[Mapping[str, Any], Collection[str]], "tuple[DecoderSpec, SeeingSpec]"]

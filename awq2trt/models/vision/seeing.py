@@ -1,6 +1,7 @@
 """What a model sees in images, in PyTorch, fp32, whatever its tower, and what it says of a text with them.
 
-In: how it sees, its tensors, and prepared pixels. Out: pieces, which stand among the decoder's embeddings; or logits.
+In: how it sees, its tensors, and prepared pixels. Out: pieces, which stand among the decoder's embeddings or are
+attended to; or logits.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from awq2trt.errors import UnsupportedError, UsageError
-from awq2trt.models.decoder import Ends, run_blocks
+from awq2trt.models.block_weights import to_tensor
+from awq2trt.models.cross_attention import Media
+from awq2trt.models.decoder import BlockRunner, Ends, run_blocks
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.arranging import arranged
-from awq2trt.models.vision.description import SeeingSpec, VisionSpec
+from awq2trt.models.vision.description import AttendedSpec, SeeingSpec, StillSpec
 from awq2trt.models.vision.mixed_positions import MixedPositions
 from awq2trt.models.vision.prepared import Pixels
 from awq2trt.models.vision.tiled import TiledVisionSpec
@@ -33,7 +36,7 @@ def pieces_seen(spec: SeeingSpec, weights: VisionWeights, pixels: Pixels) -> Ten
         pixels: The image, prepared by the model's own processor.
 
     Returns:
-        fp32 [pieces, hidden_size of the decoder].
+        fp32 [pieces, channels]: those of the decoder's embeddings, or of what its cross-attention reads.
 
     Raises:
         UsageError: The image is not of the tower's size.
@@ -43,7 +46,7 @@ def pieces_seen(spec: SeeingSpec, weights: VisionWeights, pixels: Pixels) -> Ten
     values = torch.as_tensor(pixels.values)
     if isinstance(spec, WindowedVisionSpec) and pixels.grid is not None:
         return windowed_features(spec.tower, weights, values, pixels.grid)
-    if isinstance(spec, VisionSpec):
+    if isinstance(spec, StillSpec):
         return image_features(spec, weights, values[None])[0]
     if isinstance(spec, TiledVisionSpec):
         return tiled_features(spec, weights, values)
@@ -52,12 +55,34 @@ def pieces_seen(spec: SeeingSpec, weights: VisionWeights, pixels: Pixels) -> Ten
     )
 
 
+def given_by_vision_graph(source: ModelSource, pixels: Pixels) -> Tensor:
+    """What a model's vision graph makes of one image: its pieces, or keys and values of them for all layers.
+
+    Args:
+        source: A model that sees images.
+        pixels: The image.
+
+    Returns:
+        fp32 [pieces, channels].
+
+    Raises:
+        UsageError, UnsupportedError: As of `pieces_seen`.
+    """
+    vision = source.vision
+    assert vision is not None
+    seen = pieces_seen(vision, load_vision(source), pixels)
+    if not isinstance(vision, AttendedSpec):
+        return seen
+    readers = (to_tensor(source.tensor(f"{name}.weight")) for name in vision.readers)
+    return torch.cat([seen @ reader.T for reader in readers], dim=-1)
+
+
 def logits_of_text_and_images(source: ModelSource, tokens: Sequence[int], images: Sequence[Pixels]) -> Tensor:
     """Computes logits of all positions of a text with images, with one block of the decoder in memory at a time.
 
     Args:
         source: A model that sees images.
-        tokens: The text, with an image token for every piece of an image.
+        tokens: The text, with as many image tokens for an image as the model wants.
         images: Prepared images, in the text's order.
 
     Returns:
@@ -73,7 +98,8 @@ def logits_of_text_and_images(source: ModelSource, tokens: Sequence[int], images
         )
     weights, ends = load_vision(source), Ends(source)
     seen = [pieces_seen(vision, weights, pixels) for pixels in images]
-    places, needed = ids == vision.image_token, sum(map(len, seen))
+    attended = isinstance(vision, AttendedSpec)
+    places, needed = ids == vision.image_token, len(seen) if attended else sum(map(len, seen))
     if int(places.sum()) != needed:
         raise UsageError(
             f"expected {needed} image tokens, as {len(images)} images need, got {int(places.sum())}.",
@@ -81,11 +107,13 @@ def logits_of_text_and_images(source: ModelSource, tokens: Sequence[int], images
             fix="pass as many images as the text has image markers.",
         )
     hidden = ends.embed(ids[None])
-    if seen:
+    media = Media.of_texts(ids[None], vision.image_token, [torch.stack(seen)]) if attended and seen else None
+    if seen and not attended:
         hidden[0, places] = torch.cat(seen)
     positions = None
     if any(rope.sections is not None for rope in source.spec.ropes):
         shown = [arranged(vision.record(), pixels).grid for pixels in images]
         counted = MixedPositions(vision.image_token, [grid for grid in shown if grid is not None])
         positions = torch.as_tensor(counted.of(tokens))[None]
-    return ends.logits(run_blocks(source, hidden, positions=positions))[0]
+    runner = BlockRunner.for_positions(source.spec, len(ids)).placed(positions, media)
+    return ends.logits(run_blocks(source, hidden, runner=runner))[0]

@@ -1,6 +1,6 @@
 """A vision tower for images of one size and its projector in PyTorch, fp32.
 
-In: tensors and prepared images. Out: pieces, which `awq2trt.models.vision.seeing` puts among the decoder's embeddings.
+In: tensors and prepared images. Out: pieces, which `awq2trt.models.vision.seeing` shows to the decoder.
 
 Source: `CLIPVisionModel`, `SiglipVisionModel` and `LlavaModel` of transformers.
 """
@@ -19,7 +19,16 @@ from awq2trt.errors import UsageError
 from awq2trt.models.block_weights import to_tensor
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU
 from awq2trt.models.sources.base import ModelSource
-from awq2trt.models.vision.description import CHANNELS, QUICK_GELU, ProjectorSpec, TowerSpec, VisionSpec
+from awq2trt.models.vision.description import (
+    CHANNELS,
+    QUICK_GELU,
+    AttendedSpec,
+    ProjectorSpec,
+    StillSpec,
+    TowerSpec,
+    VisionSpec,
+)
+from awq2trt.models.vision.resampler import resample
 
 VisionWeights = Mapping[str, Tensor]
 """Tensors of a tower and its projector by full name, fp32."""
@@ -43,7 +52,7 @@ def load_vision(source: ModelSource) -> dict[str, Tensor]:
     return {name: to_tensor(value) for name, value in source.vision_tensors().items()}
 
 
-def image_features(spec: VisionSpec, weights: VisionWeights, pixels: Tensor) -> Tensor:
+def image_features(spec: StillSpec, weights: VisionWeights, pixels: Tensor) -> Tensor:
     """Computes the features that a model sees in prepared images.
 
     Args:
@@ -52,7 +61,7 @@ def image_features(spec: VisionSpec, weights: VisionWeights, pixels: Tensor) -> 
         pixels: fp32 [images, 3, image_size, image_size].
 
     Returns:
-        fp32 [images, tokens_per_image, hidden_size of the decoder].
+        fp32 [images, pieces, channels]: what stands in the place of image tokens, or is attended to.
 
     Raises:
         UsageError: The images are not of the tower's size.
@@ -60,7 +69,12 @@ def image_features(spec: VisionSpec, weights: VisionWeights, pixels: Tensor) -> 
     require_side(spec.tower, pixels)
     states = tower_states(spec.tower, weights, pixels, last=max(spec.feature_layers))
     features = torch.cat([states[layer] for layer in spec.feature_layers], dim=-1)
-    return _project(spec.projector, weights, features if spec.keeps_class else features[:, 1:])
+    if not spec.keeps_class:
+        features = features[:, 1:]
+    if isinstance(spec, AttendedSpec):
+        return resample(spec.resampler, weights, features)
+    assert isinstance(spec, VisionSpec)
+    return _project(spec.projector, weights, features)
 
 
 def require_side(spec: TowerSpec, pixels: Tensor) -> None:

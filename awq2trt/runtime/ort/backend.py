@@ -19,6 +19,7 @@ from awq2trt.errors import UsageError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.read import DecoderSizes, open_decoder, read_sizes
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS
+from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.onnx_export.fused_bodies import unfuse_
 from awq2trt.runtime.backend import Conversation, Embeds
 from awq2trt.runtime.ort.embedder import require_embedder
@@ -53,7 +54,7 @@ class OrtBackend(Conversation):
         self._all_logits = all_logits  # whether a call returns a row for every token, or only for the last
         self._grows = grows
         self._caches: list[NDArray[Any]] = []
-        if sizes.tables is not None and self._tables is not None:
+        if sizes.tables and self._tables is not None:
             for name, table in self._tables.arrays.items():
                 self._binding.bind_ortvalue_input(name, shared(table))
 
@@ -119,11 +120,12 @@ class OrtBackend(Conversation):
             last: NDArray[np.float32] = rows[-1]
         return last
 
-    def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+    def logits(self, tokens: Sequence[int], images: Sequence[PreparedImage] = ()) -> Iterator[NDArray[np.float32]]:
         """Yields the scores after every token of a new conversation, in order.
 
         Args:
             tokens: At most `capacity`.
+            images: Prepared images, whose tokens are among these.
 
         Yields:
             float32 [s, V] with s at most `PREFILL_CHUNK`; all s add up to `len(tokens)`.
@@ -133,6 +135,8 @@ class OrtBackend(Conversation):
                 "this backend keeps only the last position.", where="logits", fix="load it with all_logits=True."
             )
         self.reset()
+        if images:
+            self.show(images)
         yield from self._run_chunks(tokens)
 
     def _run_chunks(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:

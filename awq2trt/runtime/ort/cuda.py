@@ -14,7 +14,6 @@ ONNX Runtime, "CUDA graphs": https://onnxruntime.ai/docs/execution-providers/CUD
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -25,9 +24,10 @@ from numpy.typing import NDArray
 
 from awq2trt.errors import UsageError
 from awq2trt.graph.read import DecoderSizes
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS, NEXT_TOKEN, ROTARY_TABLES
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS, NEXT_TOKEN
+from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.backend import Conversation, Embeds
-from awq2trt.runtime.bits import STORED, narrow, widen
+from awq2trt.runtime.bits import STORED, narrow, narrow_table, widen
 from awq2trt.runtime.ort.session import translated_errors
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class CudaBackend(Conversation):
         self._batch = options.batch
         self._chosen: int | None = None  # the token that the last call put into the buffer of `input_ids`
         self._buffers: list[int] = []
-        self._rotary: dict[str, int] = {}  # tables that are inputs, where any are
+        self._table_buffers: dict[str, int] = {}
         self._written: int | None = None  # their version on the device
         self._longest = min(options.chunk, sizes.capacity)
         self._logit_type = STORED[dtype_name(sizes)]
@@ -162,11 +162,12 @@ class CudaBackend(Conversation):
         self._chosen = int(self._memory.read(self._token, (1,), np.dtype(np.int64))[0])
         return self._chosen
 
-    def logits(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+    def logits(self, tokens: Sequence[int], images: Sequence[PreparedImage] = ()) -> Iterator[NDArray[np.float32]]:
         """Yields the scores after every token of a new conversation, in order.
 
         Args:
             tokens: At most `capacity`.
+            images: Prepared images, whose tokens are among these.
 
         Yields:
             float32 [s, V]; all s add up to `len(tokens)`.
@@ -176,6 +177,8 @@ class CudaBackend(Conversation):
                 "this backend keeps only the last position.", where="logits", fix="load it with all_logits=True."
             )
         self.reset()
+        if images:
+            self.show(images)
         self._require_room(tokens)
         for start in range(0, len(tokens), self._longest):
             yield self._read_logits(self._append(tokens[start : start + self._longest]))
@@ -240,12 +243,12 @@ class CudaBackend(Conversation):
             self._run_on(np.zeros(length, np.int64) if hidden is None else np.zeros((length, hidden), self._logit_type))
 
     def _write_tables(self) -> None:
-        """Copies rotary tables that have changed."""
+        """Copies tables that have changed."""
         tables = self._tables
-        if self._sizes.tables is None or tables is None or tables.version == self._written:
+        if not self._sizes.tables or tables is None or tables.version == self._written:
             return
         for name, table in tables.arrays.items():
-            self._memory.write_(self._rotary[name], narrow(table, dtype_name(self._sizes)))
+            self._memory.write_(self._table_buffers[name], narrow_table(table, dtype_name(self._sizes)))
         self._written = tables.version
 
     def _write_position(self, position: int) -> None:
@@ -266,9 +269,7 @@ class CudaBackend(Conversation):
         self._token = self._allocate(_INT64_BYTES * batch)
         self._one = self._token if hidden is None else self._allocate(new_bytes * batch)
         self._logits = self._allocate(self._logit_type.itemsize * batch * rows * sizes.vocab_size)
-        if sizes.tables is not None:
-            table_bytes = math.prod(sizes.tables) * self._logit_type.itemsize
-            self._rotary = {name: self._allocate(table_bytes) for name in ROTARY_TABLES}
+        self._table_buffers = {name: self._allocate(table.nbytes) for name, table in sizes.tables.items()}
         caches = [self._allocate(batch * cache.nbytes) for cache in sizes.caches]
         self._decode, self._prefill = (self._bind(caches) for _ in range(2))
         self._bind_new(self._decode, self._one, 1)
@@ -285,8 +286,9 @@ class CudaBackend(Conversation):
             shape = (self._batch, *tensor.shape[1:])
             binding.bind_input(tensor.past, *where, tensor.dtype.value, shape, address)
             binding.bind_output(tensor.present, *where, tensor.dtype.value, shape, address)
-        for name, address in self._rotary.items():
-            binding.bind_input(name, *where, self._sizes.dtype.value, self._sizes.tables, address)
+        for name, address in self._table_buffers.items():
+            table = self._sizes.tables[name]
+            binding.bind_input(name, *where, table.dtype.value, table.shape, address)
         binding.bind_input(CACHE_POSITION, *where, ir.DataType.INT64.value, (self._batch,), self._slot)
         if not self._all_logits:
             binding.bind_output(NEXT_TOKEN, *where, ir.DataType.INT64.value, (self._batch, 1), self._token)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import ArtifactError
+from awq2trt.foreign_files import reading
 from awq2trt.graph.beside_decoder import lower_beside_
 from awq2trt.graph.read import DecoderSizes, load_model
 from awq2trt.io_contract import (
@@ -28,7 +29,7 @@ from awq2trt.io_contract import (
 from awq2trt.runtime.backend import Embeds
 from awq2trt.runtime.embedding import PlacingEmbedder
 from awq2trt.runtime.ort.session import Execution, open_session, translated_errors
-from awq2trt.runtime.rotary_tables import RotaryTables
+from awq2trt.runtime.tables import Tables, tables_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -51,7 +52,7 @@ class Embedder(PlacingEmbedder):
         embedding: onnxruntime.InferenceSession,
         vision: onnxruntime.InferenceSession,
         image_token: int,
-        tables: RotaryTables | None = None,
+        tables: Tables | None = None,
     ) -> None:
         super().__init__(image_token, tables)
         self._embedding = embedding
@@ -97,7 +98,8 @@ def open_embedder(artifact: Artifact, on_gpu: Execution | None = None) -> Embedd
         lower_beside_(model, graph, on_cpu=execution is None)
         return open_session(model, path, execution)
 
-    tables = RotaryTables.of(contents.model, contents.graphs[DECODER].io.capacity)
+    with reading("sizes of what the decoder is given", artifact.directory, fix="export it again.", error=ArtifactError):
+        tables = tables_of(contents.model, contents.graphs[DECODER].io.tables)
     return Embedder(opened(EMBEDDING, None), opened(VISION, on_gpu), vision.image_token, tables)
 
 
@@ -108,12 +110,12 @@ def vision_bytes(artifact: Artifact) -> int:
 
 
 def require_embedder(sizes: DecoderSizes, embedder: Embeds | None, where: Path) -> None:
-    """Refuses a decoder of embeddings without what makes them, or of rotary tables without what fills them.
+    """Refuses a decoder of embeddings without what makes them, or of tables without what fills them.
 
     Raises:
         ArtifactError: It is one.
     """
-    lacks_tables = sizes.tables is not None and (embedder is None or embedder.tables is None)
+    lacks_tables = bool(sizes.tables) and (embedder is None or embedder.tables is None)
     if (sizes.hidden_size is not None and embedder is None) or lacks_tables:
         raise ArtifactError(
             "the decoder reads embeddings, and no graph beside it makes them of tokens.",

@@ -136,7 +136,7 @@ class Needs:
 
     Attributes:
         weights: The weights in the file.
-        caches: The caches of one conversation at full capacity.
+        caches: The caches of all conversations at full capacity, and the decoder's tables.
         workspace: An estimate of what the longest call needs in addition.
     """
 
@@ -182,7 +182,7 @@ def predict_needs(model: ir.Model, sizes: DecoderSizes, batch: int = 1, chunk: i
         heads = _query_heads(model, sizes) or _widest(model) // sizes.head_dim
         scores = tokens * sizes.capacity * heads * _SCORE_BYTES
     rows = tokens * _row_bytes(model, sizes)
-    return Needs(weights, batch * sizes.cache_bytes, _RUNTIME_BYTES + scores + rows)
+    return Needs(weights, batch * sizes.cache_bytes + sizes.table_bytes, _RUNTIME_BYTES + scores + rows)
 
 
 def require_memory(needs: Needs, memory: CudaMemory) -> None:

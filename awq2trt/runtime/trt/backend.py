@@ -24,7 +24,7 @@ from awq2trt.artifact.records import ProfileRecord
 from awq2trt.errors import UnsupportedError
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS, IoContract, TensorContract
 from awq2trt.runtime.backend import Conversation, Embeds
-from awq2trt.runtime.bits import narrow
+from awq2trt.runtime.bits import narrow, narrow_table
 from awq2trt.runtime.trt.session import Buffer, EngineSession
 
 
@@ -91,7 +91,7 @@ class EngineBackend(Conversation):
         dtype = next(tensor.dtype for tensor in self._contract.inputs if tensor.name == INPUTS_EMBEDS)
         rows = narrow(self._embedder.rows(tokens)[None], dtype)
         tables = {} if self._tables is None else self._tables.arrays
-        return {INPUTS_EMBEDS: rows} | {name: narrow(table, dtype) for name, table in tables.items()}
+        return {INPUTS_EMBEDS: rows} | {name: narrow_table(table, dtype) for name, table in tables.items()}
 
     def _profile_for(self, count: int) -> int:
         """Returns the narrowest profile for this many tokens: `decode` for one, as an application would use it."""

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.errors import ToolError
+from awq2trt.errors import ArtifactError, ToolError
+from awq2trt.foreign_files import reading
 from awq2trt.io_contract import DECODER, EMBEDDING, IMAGE_EMBEDDINGS, INPUT_IDS, INPUTS_EMBEDS, VISION
 from awq2trt.runtime.embedding import PlacingEmbedder
-from awq2trt.runtime.rotary_tables import RotaryTables
+from awq2trt.runtime.tables import Tables, tables_of
 from awq2trt.runtime.trt.engine import EngineBuild, engine_of
 from awq2trt.runtime.trt.session import EngineSession, TrtSession
 
@@ -37,7 +38,7 @@ class EngineEmbedder(PlacingEmbedder):
         embedding: EngineSession,
         longest: int,
         image_token: int,
-        tables: RotaryTables | None = None,
+        tables: Tables | None = None,
     ) -> None:
         super().__init__(image_token, tables)
         self._vision = vision
@@ -76,6 +77,7 @@ def open_engine_embedder(
 
     Raises:
         ToolError: TensorRT refuses one, or it is not what was built.
+        ArtifactError: The manifest is damaged.
     """
     contents = artifact.manifest.contents
     vision = contents.model.vision if contents.model else None
@@ -93,5 +95,6 @@ def open_engine_embedder(
         sessions[name] = opener(build)
         if name == EMBEDDING:
             longest = max(profile.tokens.longest for profile in build.profiles)
-    tables = RotaryTables.of(contents.model, contents.graphs[DECODER].io.capacity)
+    with reading("sizes of what the decoder is given", artifact.directory, fix="export it again.", error=ArtifactError):
+        tables = tables_of(contents.model, contents.graphs[DECODER].io.tables)
     return EngineEmbedder(sessions[VISION], sessions[EMBEDDING], longest, vision.image_token, tables)

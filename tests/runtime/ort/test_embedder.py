@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from host_memory import HostMemory
 from numpy.typing import NDArray
+from tiny_flamingo import IMAGE_TOKEN as FLAMINGO_IMAGE
+from tiny_flamingo import TOWER_CONFIG, export_flamingo
 from tiny_llava import IMAGE_TOKEN, export_llava, shown
 from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
 from tiny_qwen_vl import export_qwen_vl
 
 from awq2trt.artifact.golden import relative_error
-from awq2trt.artifact.manifest import Artifact
+from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-from awq2trt.errors import ArtifactError
+from awq2trt.errors import ArtifactError, UsageError
 from awq2trt.graph.provider_file import Lowering, lower_
-from awq2trt.graph.read import open_decoder
-from awq2trt.io_contract import MODEL_FILE
+from awq2trt.graph.read import Table, open_decoder
+from awq2trt.io_contract import MODEL_FILE, PIXEL_VALUES, ROTARY_TABLES
 from awq2trt.models.vision.arranging import arranged
-from awq2trt.models.vision.prepared import Grid, Pixels
+from awq2trt.models.vision.prepared import Grid, Pixels, PreparedImage
 from awq2trt.models.vision.seeing import logits_of_text_and_images
+from awq2trt.recipe import ExportOptions
 from awq2trt.runtime.ort import backend as ort_backend
 from awq2trt.runtime.ort.backend import OrtBackend
 from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
 from awq2trt.runtime.ort.embedder import Embedder, open_embedder, vision_bytes
+from awq2trt.runtime.ort.loading import predict_needs
 from awq2trt.runtime.ort.session import open_session
 
 PIECES = 16
@@ -113,7 +120,7 @@ def test_a_decoder_with_positions_of_three_numbers_reads_images_in_rows_and_colu
         expected = np.asarray(logits_of_text_and_images(spec, tokens, pixels).numpy(), np.float32)
         blind = np.asarray(logits_of_text_and_images(spec, [5, 6, 7, 8], []).numpy(), np.float32)
     model, sizes = open_decoder(artifact.directory)
-    assert sizes.tables == (128, 8)
+    assert sizes.table_shapes == dict.fromkeys(ROTARY_TABLES, (128, 8))
     lower_(model, sizes, Lowering.CUDA_ORT)
     session, memory = open_session(model, artifact.directory), HostMemory()
     on_gpu = CudaBackend.start(session, sizes, memory, CudaOptions(graph=False, chunk=7), open_embedder(artifact))
@@ -162,3 +169,53 @@ def test_a_model_of_text_shows_no_images(made: Path) -> None:
     assert vision_bytes(artifact) == (made / "onnx" / "vision.onnx.data").stat().st_size
     checkpoint = Artifact.open(made / "checkpoint")
     assert (open_embedder(checkpoint), vision_bytes(checkpoint)) == (None, 0)
+
+
+@pytest.mark.parametrize("text", ["mpt", "gpt_neox"])
+def test_a_decoder_attends_to_the_last_image(text: str, tmp_path: Path) -> None:
+    """On the CPU and where a GPU keeps keys and values of images; a second conversation has its own images alone."""
+    artifact = export_flamingo(tmp_path, text, export=ExportOptions(max_seq_len=96, max_images=3))
+    checkpoint, side = QuantizedCheckpoint.open(tmp_path / "checkpoint"), TOWER_CONFIG["image_size"]
+    pixels = np.random.default_rng(3).standard_normal((3, 3, side, side)).astype(np.float32)
+    images = [PreparedImage({PIXEL_VALUES: image[None]}, 1) for image in pixels]
+    tokens = [5, 6, FLAMINGO_IMAGE, 80, 81, FLAMINGO_IMAGE, 9, 10, FLAMINGO_IMAGE, 11, 12]
+    alone = [5, FLAMINGO_IMAGE, 7, 8]
+    with torch.inference_mode():
+        expected = np.asarray(logits_of_text_and_images(checkpoint, tokens, list(map(Pixels, pixels))).numpy())
+        blind = np.asarray(logits_of_text_and_images(checkpoint, [5, 6, 7, 8], []).numpy())
+        second = np.asarray(logits_of_text_and_images(checkpoint, alone, [Pixels(pixels[2])]).numpy())
+    model, sizes = open_decoder(artifact.directory)
+    assert sizes.table_shapes == {"attended_images": (3, 64, 2 * 2 * 8 * 64), "image_of_slot": (96,)}
+    lower_(model, sizes, Lowering.CUDA_ORT)
+    more = replace(sizes, tables={"attended_images": Table(ir.DataType.FLOAT16, (300, 64, 2048))})
+    assert predict_needs(model, more).caches - predict_needs(model, sizes).caches > 290 * 64 * 2048 * 2
+    session, memory = open_session(model, artifact.directory), HostMemory()
+    on_gpu = CudaBackend.start(session, sizes, memory, CudaOptions(graph=False, chunk=4), open_embedder(artifact))
+    on_cpu = OrtBackend.load(artifact.directory, embedder=open_embedder(artifact))
+    for backend, limit in ((on_cpu, 1e-3), (on_gpu, 2e-2)):
+        backend.reset()
+        backend.show(images)
+        assert relative_error(backend.forward(tokens[:-1]), expected[-2]) < limit
+        assert relative_error(backend.forward(tokens[-1:]), expected[-1]) < limit
+        backend.reset()
+        assert relative_error(backend.forward([5, 6, 7, 8]), blind[-1]) < limit
+        backend.reset()
+        backend.show(images[2:])
+        assert relative_error(backend.forward(alone), second[-1]) < limit
+        backend.reset()
+        with pytest.raises(UsageError, match="may have 3 images, got 4"):
+            backend.show([*images, images[0]])
+    on_gpu.close()
+    assert memory.held == 0
+
+
+def test_damaged_sizes_of_images_are_an_error_of_ours(tmp_path: Path) -> None:
+    artifact = export_flamingo(tmp_path)
+    text = (artifact.directory / MANIFEST_FILE).read_text()
+    manifest = json.loads(text)
+    inputs = manifest["contents"]["graphs"]["decoder"]["io"]["inputs"]
+    (attended,) = (tensor for tensor in inputs if tensor["name"] == "attended_images")
+    attended["shape"].pop()
+    (artifact.directory / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="sizes of what the decoder is given"):
+        open_embedder(Artifact.open(artifact.directory))
