@@ -24,7 +24,7 @@ from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 LAYERS = 3
 TEXT = "Any text is a text of a byte-level tokenizer, and this one has more bytes than the windows need. " * 8
-AWQ = QuantizeOptions(group_size=32, samples=2, seqlen=16, effort="fast")
+AWQ = QuantizeOptions(group_size=32, samples=2, seqlen=16)
 
 
 def save_model(directory: Path, **overrides: Any) -> Path:

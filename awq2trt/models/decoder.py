@@ -21,13 +21,11 @@ from awq2trt.models.block_weights import BlockWeights, load_blocks, to_tensor, w
 from awq2trt.models.cross_attention import Media, look_at_images
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
 from awq2trt.models.positions import require_positions
+from awq2trt.models.rotary import Rotary, Windows
 from awq2trt.models.sources.base import Array, ModelSource
 
 Observer = Callable[[str, Tensor], None]
 """Called with the name of the first linear that reads an input, and that input [tokens, K] fp32."""
-
-Windows = slice | Tensor | None
-"""Which of a runner's sequences: indices; None for all."""
 
 TOKENS_AT_ONCE = 512
 """Tokens that go through a block at once, in whole sequences: more would only make the MLP's activations larger."""
@@ -77,70 +75,6 @@ def matmul_transposed(x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(factor, weight).to(x.dtype)
     product: Tensor = weight @ factor.flatten(0, -2).T
     return product.T.reshape(*x.shape[:-1], -1).to(x.dtype)
-
-
-class Rotary:
-    """cos and sin of one rotary embedding for the first positions; `for_positions` computes them.
-
-    Args:
-        rope: The embedding.
-        short: cos and sin for texts within the original length, fp32 [positions, rotary_dim / 2], or [sequences,
-            positions, rotary_dim / 2] where each sequence has its own.
-    """
-
-    def __init__(self, rope: RopeSpec, short: tuple[Tensor, Tensor]) -> None:
-        self._rope = rope
-        self._short = short
-        self._long = (0, short)  # a length and its tables
-
-    @classmethod
-    def for_positions(cls, rope: RopeSpec, positions: int) -> Rotary:
-        """Makes tables for texts of at most `positions` tokens."""
-        return cls(rope, _rotary_tables(rope, positions, 0))
-
-    def placed(self, positions: Tensor) -> Rotary:
-        """The same for sequences with positions of three numbers.
-
-        Args:
-            positions: Frame, row and column of every token, int64 [sequences, 3, S].
-        """
-        assert self._rope.sections is not None
-        of_pair = torch.repeat_interleave(torch.arange(3), torch.tensor(self._rope.sections))
-        rows = positions[:, of_pair].mT  # [sequences, S, rotary_dim / 2]
-        cos, sin = (table[rows, torch.arange(len(of_pair))] for table in self._short)
-        return Rotary(self._rope, (cos, sin))
-
-    def rotate(self, x: Tensor, start: int, windows: Windows = None) -> Tensor:
-        """Rotates the last queries or keys, [batch, heads, S, head_dim] at positions start .. start + S - 1.
-
-        Args:
-            x: They.
-            start: The first position.
-            windows: Which of the sequences they are, where each has its own tables.
-        """
-        end = start + x.shape[2]
-        cos, sin = self._of_length(end)
-        if cos.ndim == 3:
-            chosen = slice(None) if windows is None else windows
-            cos, sin = (table[chosen].unsqueeze(1) for table in (cos, sin))  # [batch, 1, positions, rotary_dim / 2]
-        cos, sin = (table[..., start:end, :] for table in (cos, sin))
-        first, second = x[..., : self._rope.rotary_dim].chunk(2, dim=-1)
-        rotated = (first * cos - second * sin, second * cos + first * sin)
-        return torch.cat((*rotated, x[..., self._rope.rotary_dim :]), dim=-1)
-
-    def _of_length(self, length: int) -> tuple[Tensor, Tensor]:
-        """Tables for a sequence of `length` tokens, kept for the next block, which asks for the same ones."""
-        if not self._rope.is_long(length):
-            return self._short
-        if self._long[0] != length:
-            self._long = (length, _rotary_tables(self._rope, len(self._short[0]), length))
-        return self._long[1]
-
-
-def _rotary_tables(rope: RopeSpec, positions: int, length: int) -> tuple[Tensor, Tensor]:
-    """cos and sin for a text of `length` tokens, fp32 [positions, rotary_dim / 2]."""
-    cos, sin = rope.tables(positions, length)
-    return torch.as_tensor(cos), torch.as_tensor(sin)
 
 
 def apply_norm(spec: NormSpec, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

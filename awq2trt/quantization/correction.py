@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from awq2trt.machine.ranks import ALONE, Ranks
-from awq2trt.models.decoder import Observer, Windows
+from awq2trt.models.decoder import Observer
 from awq2trt.models.families import DecoderSpec, ScaleGroup
+from awq2trt.models.rotary import Windows
 from awq2trt.quantization.statistics import InputStatistics, require_finite
 
 

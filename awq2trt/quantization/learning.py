@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from awq2trt.machine.ranks import ALONE, Ranks
-from awq2trt.models.decoder import Windows
+from awq2trt.models.rotary import Windows
 from awq2trt.quantization.rounding import GroupGrid, Rounded, as_step, from_groups, to_groups
 from awq2trt.scheme import QuantScheme
 

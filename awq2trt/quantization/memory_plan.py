@@ -9,7 +9,7 @@ and it changes no bit of the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -149,8 +149,7 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if method.correct:  # two moments of the widest input, the matrix to solve with and its factor
         most = _FP32 * max(length * width for length, width in _group_shapes(spec))
         parts["correct"] = blocks * block + kept + 4 * widest + 4 * most + codes + streams + 2 * activations
-    if compensated := [width for width in widths if width <= method.compensated_width]:
-        matrices = _gptq_matrices(method) * read * max(compensated) ** 2
+    if matrices := _gptq_matrices(method, widths):
         parts["gptq"] = parts["codes"] + (_GPTQ_COPIES - copies) * piece + matrices
     if method.uses_text:
         parts["report"] = 2 * block + kept + widest + 5 * piece + 2 * codes + streams
@@ -165,9 +164,10 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     return {name: round(_SLACK * value) for name, value in parts.items()}
 
 
-def _gptq_matrices(method: BlockMethod) -> int:
-    """How many matrices [K, K] in fp32 GPTQ takes beside E[x x^T]: in fp64, each counts as two."""
-    return _GPTQ_MATRICES * (_FP64 if method.gptq else _FP32) // _FP32
+def _gptq_matrices(method: BlockMethod, widths: Sequence[int]) -> int:
+    """What GPTQ's matrices [K, K] take beside E[x x^T], of the widest input whose codes compensate; 0 if none do."""
+    widest = max((width for width in widths if width <= method.compensated_width), default=0)
+    return _GPTQ_MATRICES * (_FP64 if method.gptq else _FP32) * widest**2
 
 
 def _scale_search(spec: DecoderSpec, group: ScaleGroup, method: BlockMethod) -> int:

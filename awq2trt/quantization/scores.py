@@ -21,8 +21,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from awq2trt.models.decoder import Rotary
 from awq2trt.models.families import DecoderSpec, RopeSpec
+from awq2trt.models.rotary import Rotary
 from awq2trt.quantization.gptq import DAMPING
 
 POSITIONS: Final = 512

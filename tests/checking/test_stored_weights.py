@@ -48,10 +48,10 @@ def test_a_bfloat16_checkpoint_may_have_rounded_its_scales_last(
 @pytest.mark.parametrize(
     ("edit", "stage", "place", "says"),
     [
-        (tiny_builds.double_a_scale, QUANTIZED, "model.layers.1", r"self_attn\.k_proj: .* in row 5, channel 0"),
-        (tiny_builds.move_a_zero_point, QUANTIZED, "model.layers.2", r"mlp\.gate_proj: .* in row 7, channel 32"),
+        (tiny_builds.double_a_scale, QUANTIZED, "model.layers.1", r"self_attn\.k_proj: .* in row 5, group 0"),
+        (tiny_builds.move_a_zero_point, QUANTIZED, "model.layers.2", r"mlp\.gate_proj: .* in row 7, group 1"),
         (tiny_builds.swap_two_rows, QUANTIZED, "model.layers.0", r"mlp\.down_proj: .* in row 3"),
-        (tiny_builds.swap_nibbles, QUANTIZED, "model.layers.2", r"self_attn\.q_proj: .* not the nearest"),
+        (tiny_builds.swap_nibbles, QUANTIZED, "model.layers.2", r"self_attn\.q_proj: .* far from their weights"),
         (tiny_builds.drop_a_bias, QUANTIZED, "model.layers.1", r"v_proj: the bias is missing"),
         (
             tiny_builds.plant_a_nan,

@@ -13,8 +13,9 @@ from tiny_models import save_family, save_llama, tokens
 from torch import Tensor
 
 from awq2trt.models.block_weights import load_block
-from awq2trt.models.decoder import BlockRunner, Ends, Rotary, apply_norm
+from awq2trt.models.decoder import BlockRunner, Ends, apply_norm
 from awq2trt.models.families import DecoderSpec, LayerSpec
+from awq2trt.models.rotary import Rotary
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.quantization import scores
 from awq2trt.quantization.block import collect_statistics, dequantized, quantize_block

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from awq2trt.models.decoder import BlockRunner, Rotary, apply_norm
+from awq2trt.models.decoder import BlockRunner, apply_norm
 from awq2trt.models.families import describe_model
+from awq2trt.models.rotary import Rotary
 from awq2trt.models.vision.mixed_positions import MixedPositions, mixed_rows
 from awq2trt.models.vision.prepared import Grid
 from awq2trt.models.vision.windowed import WindowedTowerSpec
