@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pictures import picture
 from PIL import Image
+from tiny_flamingo import export_flamingo
 from tiny_lowered import build_lowered, edit_manifest, replace_file
 from tiny_qwen_vl import export_qwen_vl
+from tiny_smolvlm import export_smolvlm
 
+from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import Awq2trtError, ToolError, UnsupportedError, UsageError
 from awq2trt.machine import runtime_library
 from awq2trt.machine.runtime_library import find_runtime_library
@@ -83,15 +87,21 @@ def test_what_the_library_does_not_know_the_package_runs(built: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("needs_library")
-def test_images_that_the_library_cannot_show_the_package_shows(tmp_path: Path) -> None:
-    exported, spec = export_qwen_vl(tmp_path), model_spec(str(tmp_path / "checkpoint"))
+@pytest.mark.parametrize(
+    ("family", "export"),
+    [("qwen2_5_vl", export_qwen_vl), ("smolvlm", export_smolvlm), ("openflamingo", export_flamingo)],
+)
+def test_images_that_the_library_cannot_show_the_package_shows(
+    family: str, export: Callable[[Path], Artifact], tmp_path: Path
+) -> None:
+    exported, spec = export(tmp_path), model_spec(str(tmp_path / "checkpoint"))
     request = LowerRequest(find_target("cpu"), tmp_path / "cpu", fusion=False)
     lower_stage(exported, spec, request, SilentProgress())
     Image.fromarray(picture(24, 30)).save(tmp_path / "a.png")
     progress = Notes()
     model = load_model(tmp_path / "cpu", DeviceOptions(), progress=progress)
     assert isinstance(model, Model)
-    why = "cannot show images to models of the family 'qwen2_5_vl', only to those of 'llava'"
+    why = f"cannot show images to models of the family '{family}', only to those of 'llava'"
     assert progress.notes[0].startswith("the C++ library cannot run this model: ")
     assert why in progress.notes[0]
     assert model.generate_text("<image>a", images=[tmp_path / "a.png"], raw=True, max_new_tokens=4)
