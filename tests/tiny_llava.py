@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from tiny_models import LLAMA_CONFIG, save_tokenizer
+from tiny_models import LLAMA_CONFIG, save_tokenizer, spread_weights_
 from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -60,13 +60,7 @@ def save_llava(
         **{"image_token_index": IMAGE_TOKEN, "image_seq_length": 16, **overrides},
     )
     model = LlavaForConditionalGeneration(config)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            # Weights are so large that every part affects the logits; norms are away from 1 and 0.
-            if "norm" in name and name.endswith("weight"):
-                value.uniform_(0.5, 1.5)
-            else:
-                value.normal_(std=0.2)
+    spread_weights_(model)
     model.save_pretrained(directory)
     save_tokenizer(directory)
     side = {**TOWER_CONFIG, **(tower or {})}["image_size"]

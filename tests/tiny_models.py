@@ -61,6 +61,16 @@ def save_tokenizer(directory: Path) -> None:
     ).save_pretrained(directory)
 
 
+def spread_weights_(model: torch.nn.Module) -> None:
+    """Makes a model's weights so large that every part affects the logits, and its norms unlike 1 and 0."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if ("norm" in name or "ln_q" in name) and name.endswith("weight"):
+                value.uniform_(0.5, 1.5)
+            else:
+                value.normal_(std=0.2)
+
+
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     """Random token ids."""
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import save_tokenizer
+from tiny_models import save_tokenizer, spread_weights_
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -69,13 +69,7 @@ def save_qwen_vl(
     seeing = {**TOWER, **(tower or {})}
     config = Qwen2_5_VLConfig(text_config={**TEXT, **(text or {})}, vision_config=seeing, **{**tokens, **overrides})
     model = Qwen2_5_VLForConditionalGeneration(config)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            # Weights are so large that every part affects the logits; norms are away from 1 and 0.
-            if "norm" in name or "ln_q" in name:
-                value.uniform_(0.5, 1.5)
-            else:
-                value.normal_(std=0.2)
+    spread_weights_(model)
     model.save_pretrained(directory)
     save_tokenizer(directory)
     Qwen2VLImageProcessorPil(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import LLAMA_CONFIG, save_tokenizer
+from tiny_models import LLAMA_CONFIG, save_tokenizer, spread_weights_
 from transformers import (
     AutoTokenizer,
     Idefics3Config,
@@ -82,13 +82,7 @@ def save_smolvlm(
         **{"image_token_id": IMAGE_TOKEN, "scale_factor": 2, **overrides},
     )
     model = make_model(config)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            # Weights are so large that every part affects the logits; norms are away from 1 and 0.
-            if "norm" in name and name.endswith("weight"):
-                value.uniform_(0.5, 1.5)
-            else:
-                value.normal_(std=0.2)
+    spread_weights_(model)
     model.save_pretrained(directory)
     save_tokenizer(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
