@@ -38,6 +38,9 @@ COLUMNS_PER_WORD: Final = 8
 _NAME: Final = "gemm"
 _NIBBLE_ORDER: Final = (0, 2, 4, 6, 1, 3, 5, 7)
 
+_WORDS_AT_ONCE: Final = 32
+"""Words of a column that are packed at once, so that they are in the CPU's cache when they are transposed."""
+
 
 def read_scheme(found: QuantizationConfig, where: str) -> SchemeNumbers:
     """Reads bits, group size and zero points from a config with AutoAWQ's or llm-awq's keys."""
@@ -81,8 +84,8 @@ def pack(linear: QuantizedLinear) -> dict[str, Array]:
     if zeros is None:
         zeros = np.full(linear.scales.shape, linear.scheme.symmetric_zero, dtype=np.uint8)
     return {
-        "qweight": _pack_words(linear.codes.T),
-        "qzeros": _pack_words(zeros.T),
+        "qweight": _pack_words(linear.codes),
+        "qzeros": _pack_words(zeros),
         "scales": np.ascontiguousarray(linear.scales.T),
     }
 
@@ -98,7 +101,7 @@ def unpack(packed: LinearToUnpack) -> QuantizedLinear:
     qweight = packed.expect("qweight", (columns, words), np.int32)
     qzeros = packed.expect("qzeros", (groups, words), np.int32)
     scales = packed.expect("scales", (groups, rows))
-    zeros = np.ascontiguousarray(_unpack_words(qzeros).T)
+    zeros = _unpack_words(qzeros)
     if not scheme.zero_point and np.any(zeros != scheme.symmetric_zero):
         raise CheckpointError(
             f"the config says zero_point: false, but qzeros hold values other than {scheme.symmetric_zero}.",
@@ -106,7 +109,7 @@ def unpack(packed: LinearToUnpack) -> QuantizedLinear:
             fix="set zero_point: true in config.json's quantization_config.",
         )
     return QuantizedLinear(
-        codes=np.ascontiguousarray(_unpack_words(qweight).T),
+        codes=_unpack_words(qweight),
         scales=np.ascontiguousarray(scales.T),
         zeros=zeros if scheme.zero_point else None,
         scheme=scheme,
@@ -138,24 +141,30 @@ def _holds(spec: DecoderSpec, schemes: ModelSchemes) -> bool:
 
 
 def _pack_words(codes: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """uint8 [rows, N] -> int32 [rows, N/8]."""
+    """uint8 [N, columns] -> int32 [columns, N/8]."""
     rows, columns = codes.shape
-    if columns % COLUMNS_PER_WORD:
-        raise ValueError(f"AutoAWQ's layout needs N divisible by {COLUMNS_PER_WORD}, got N = {columns}")
-    octets = codes.reshape(rows, -1, COLUMNS_PER_WORD)
-    words = np.zeros(octets.shape[:2], dtype=np.uint32)
-    for nibble, column in enumerate(_NIBBLE_ORDER):
-        words |= octets[:, :, column].astype(np.uint32) << np.uint32(4 * nibble)
-    return words.view(np.int32)
+    if rows % COLUMNS_PER_WORD:
+        raise ValueError(f"AutoAWQ's layout needs N divisible by {COLUMNS_PER_WORD}, got N = {rows}")
+    octets = codes.reshape(-1, COLUMNS_PER_WORD, columns)
+    packed = np.empty((columns, len(octets)), np.uint32)
+    for start in range(0, len(octets), _WORDS_AT_ONCE):
+        part = octets[start : start + _WORDS_AT_ONCE]
+        words = np.zeros((len(part), columns), np.uint32)
+        for nibble, row in enumerate(_NIBBLE_ORDER):
+            words |= np.left_shift(part[:, row], np.uint32(4 * nibble), dtype=np.uint32)
+        packed[:, start : start + _WORDS_AT_ONCE] = words.T
+    return packed.view(np.int32)
 
 
 def _unpack_words(words: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """int32 [rows, N/8] -> uint8 [rows, N]."""
-    unsigned = np.ascontiguousarray(words).view(np.uint32)
-    octets = np.empty((*unsigned.shape, COLUMNS_PER_WORD), dtype=np.uint8)
-    for nibble, column in enumerate(_NIBBLE_ORDER):
-        octets[:, :, column] = (unsigned >> np.uint32(4 * nibble)) & 0xF
-    return octets.reshape(words.shape[0], -1)
+    """int32 [columns, N/8] -> uint8 [N, columns]."""
+    columns, count = words.shape
+    octets = np.empty((count, COLUMNS_PER_WORD, columns), np.uint8)
+    for start in range(0, count, _WORDS_AT_ONCE):
+        part = np.ascontiguousarray(words[:, start : start + _WORDS_AT_ONCE].T).view(np.uint32)
+        for nibble, row in enumerate(_NIBBLE_ORDER):
+            octets[start : start + len(part), row] = (part >> np.uint32(4 * nibble)) & 0xF
+    return octets.reshape(-1, columns)
 
 
 TOOL: Final = Tool("awq", "version", _version)

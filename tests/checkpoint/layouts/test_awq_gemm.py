@@ -65,7 +65,7 @@ def test_awq_gemm_literal_word() -> None:
 
 
 @pytest.mark.parametrize("zero_point", [True, False])
-@pytest.mark.parametrize(("rows", "columns", "group_size"), [(8, 32, 32), (40, 96, 32), (16, 80, -1)])
+@pytest.mark.parametrize(("rows", "columns", "group_size"), [(8, 32, 32), (40, 96, 32), (16, 80, -1), (8 * 69, 32, 32)])
 def test_awq_gemm_round_trip(rows: int, columns: int, group_size: int, zero_point: bool) -> None:
     scheme = QuantScheme(group_size=group_size, zero_point=zero_point)
     linear = _random_linear(rows, columns, scheme)
