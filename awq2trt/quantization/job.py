@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -73,6 +75,33 @@ _UNSEEN: Final = 1.2
 _FILES_AT_ONCE: Final = 4
 """Files of a checkpoint that are written at the same time after a GPU has computed it, when its host has little to do.
 On a CPU it is one: the plan of memory counts one."""
+
+
+_STREAMS_EVERY_S: Final = 5.0
+"""How often the streams behind a block are stored while a GPU computes: those of Llama-3-8B are a gigabyte, which takes
+as long to write as a block to search. A run that is killed loses so much work, and what it did on its last block."""
+
+
+class StreamsDue:
+    """Says after which blocks the residual streams are stored: on a CPU after all of them.
+
+    Args:
+        layers: Number of blocks.
+        every_s: How many seconds pass between two on a GPU.
+    """
+
+    def __init__(self, layers: int, every_s: float = _STREAMS_EVERY_S) -> None:
+        self._layers = layers
+        self._every_s = 0.0 if torch.empty(0).is_cpu else every_s
+        self._last = -math.inf
+
+    def __call__(self, layer: int) -> bool:
+        """Whether those behind block `layer`, which has just been finished, are to be stored; the last always are."""
+        now = time.monotonic()
+        if layer + 1 < self._layers and now - self._last < self._every_s:
+            return False
+        self._last = now
+        return True
 
 
 @dataclass(frozen=True)
@@ -272,17 +301,18 @@ class QuantizeJob:
                 original = self.store.original(first) if first else hidden
             streams = Streams(hidden, original, *self._placed(seen))
         title = f"quantizing blocks ({self.options.method})"
-        self._chain().run(first, streams, self._keep, self.progress, title)
+        self._chain().run(first, streams, partial(self._keep, due=StreamsDue(self.store.layers)), self.progress, title)
 
     def _chain(self) -> Chain:
         scratch = self.store.directory
         return Chain(self.source, self.method, self.options.seed, self.beginning, self.spill, scratch)
 
-    def _keep(self, layer: int, link: Link) -> None:
-        """Stores a finished block, but first the streams behind it."""
-        self.store.keep_hidden(layer + 1, link.after.hidden)
-        if link.after.original is not None:
-            self.store.keep_original(layer + 1, link.after.original)
+    def _keep(self, layer: int, link: Link, due: StreamsDue) -> None:
+        """Stores a finished block, but first the streams behind it if they are due."""
+        if due(layer):
+            if link.after.original is not None:
+                self.store.keep_original(layer + 1, link.after.original)
+            self.store.keep_hidden(layer + 1, link.after.hidden)
         self.store.keep_largest_activation(layer, link.largest)
         self.store.keep_block(layer, self._packed(self.source.spec.prefix(layer), link.block))
 

@@ -1,9 +1,9 @@
 """Stores what a resumed quantization needs, in a scratch directory of the job.
 
 In: calibration tokens, the residual stream after a block, finished blocks with their reports. Out: the same in a later
-process. A block counts as finished when its file of tensors has its final name, which `keep_block` gives it last. The
-residual stream behind it is stored before that, so that after a kill at any moment either the block before or the block
-itself is complete.
+process. A block is complete when its file of tensors has its final name, which `keep_block` gives it last. A run
+continues behind the last complete block whose residual stream is there, too: that stream is stored before the block,
+and the one before it dropped after it, so that a kill at any moment leaves one to continue from.
 """
 
 from __future__ import annotations
@@ -60,8 +60,11 @@ class Store:
     layers: int
 
     def finished_blocks(self) -> int:
-        """Number of finished blocks; blocks are finished in order."""
-        return next((layer for layer, path in enumerate(self.block_files()) if not path.is_file()), self.layers)
+        """Number of blocks after which a run continues; blocks are finished in order."""
+        complete = next((layer for layer, path in enumerate(self.block_files()) if not path.is_file()), self.layers)
+        if complete == self.layers:
+            return complete  # what remains may have dropped the last stream already
+        return next((layer for layer in range(complete, 0, -1) if self._hidden(layer).is_file()), 0)
 
     def block_files(self) -> list[Path]:
         """Files with the tensors of every block, finished or not."""
@@ -125,13 +128,15 @@ class Store:
         return dtype
 
     def keep_block(self, layer: int, block: StoredBlock) -> None:
-        """Stores a block, its tensors last; then removes the residual streams before it, which are no longer needed."""
+        """Stores a block, its tensors last; then removes all streams before those behind it, if those are stored."""
         write_arrays(self._search(layer), block.search)
         reports = {name: asdict(report) for name, report in block.reports.items()}
         self._report(layer).write_text(json.dumps(reports), encoding="utf-8")
         write_tensors(self._block(layer), block.tensors)
-        for stream in (self._hidden(layer), self._original(layer)):
-            stream.unlink(missing_ok=True)
+        if self._hidden(layer + 1).is_file():
+            for before in range(layer + 1):
+                self._hidden(before).unlink(missing_ok=True)
+                self._original(before).unlink(missing_ok=True)
 
     @property
     def head_file(self) -> Path:

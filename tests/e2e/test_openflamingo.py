@@ -33,7 +33,7 @@ from awq2trt.models.vision.seeing import pieces_seen
 from awq2trt.models.vision.tower import load_vision
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.chain import Link
-from awq2trt.quantization.job import QuantizeJob
+from awq2trt.quantization.job import QuantizeJob, StreamsDue
 from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
 from awq2trt.runtime import Model, Sampler, Sampling, generate
 from awq2trt.runtime.attended_images import AttendedImages
@@ -141,8 +141,8 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     _quantize(model, tmp_path / "whole", calib=str(pictures), effort="best")
     keep = QuantizeJob._keep
 
-    def keep_and_stop(job: QuantizeJob, layer: int, link: Link) -> None:
-        keep(job, layer, link)
+    def keep_and_stop(job: QuantizeJob, layer: int, link: Link, due: StreamsDue) -> None:
+        keep(job, layer, link, due)
         if layer == 1:
             raise KeyboardInterrupt
 

@@ -38,7 +38,7 @@ from awq2trt.models.vision.seeing import logits_of_text_and_images
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization.chain import Link
 from awq2trt.quantization.image_windows import Sight, WindowSizes, image_windows
-from awq2trt.quantization.job import QuantizeJob
+from awq2trt.quantization.job import QuantizeJob, StreamsDue
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
@@ -191,8 +191,8 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     _quantize(model, tmp_path / "whole", calib=str(pictures))
     keep = QuantizeJob._keep
 
-    def keep_and_stop(job: QuantizeJob, layer: int, link: Link) -> None:
-        keep(job, layer, link)
+    def keep_and_stop(job: QuantizeJob, layer: int, link: Link, due: StreamsDue) -> None:
+        keep(job, layer, link, due)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

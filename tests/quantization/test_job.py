@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -34,7 +35,7 @@ from awq2trt.progress import SilentProgress
 from awq2trt.quantization import job
 from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.gptq import GptqOptions, gptq_round
-from awq2trt.quantization.job import QuantizeJob
+from awq2trt.quantization.job import QuantizeJob, StreamsDue
 from awq2trt.quantization.store import Store
 from awq2trt.quantization.tuning import TuneOptions
 from awq2trt.recipe import QuantizeOptions
@@ -124,6 +125,38 @@ def test_stopped_and_resumed_gives_the_same_bytes(
 
     assert _hashes(tmp_path / "stopped" / "files") == _hashes(tmp_path / "whole" / "files")
     assert resumed.reports == whole.reports
+
+
+def test_resumed_blocks_before_the_last_stored_stream_get_the_same_bytes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _job(model, tmp_path / "whole", effort="best").run()
+    keep_block, kept = Store.keep_block, list[int]()
+
+    def stop_at_block_4(self: Store, layer: int, block: Any) -> None:
+        kept.append(layer)
+        if kept == [0, 1, 2, 3, 4]:
+            raise _Stopped
+        keep_block(self, layer, block)
+
+    monkeypatch.setattr(Store, "keep_block", stop_at_block_4)
+    monkeypatch.setattr(StreamsDue, "__call__", lambda _, layer: layer in (1, LAYERS - 1))
+    with pytest.raises(_Stopped):
+        _job(model, tmp_path / "stopped", effort="best").run()
+    _job(model, tmp_path / "stopped", effort="best").run()
+    assert kept == [0, 1, 2, 3, 4, *range(2, LAYERS)]
+    assert _hashes(tmp_path / "stopped" / "files") == _hashes(tmp_path / "whole" / "files")
+
+
+def test_streams_are_stored_now_and_then_beside_a_gpu_and_after_each_block_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.chain([0.0, 1.0, 2.0, 3.0, 4.0, 4.5], itertools.repeat(5.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with torch.device("meta"):
+        due = StreamsDue(6, every_s=2.0)
+    assert [due(layer) for layer in range(6)] == [True, False, True, False, True, True]
+    assert all(map(StreamsDue(6, every_s=2.0), [0, 0, 0]))
 
 
 def test_stopped_while_it_keeps_what_was_tuned_it_tunes_to_the_same_bytes(

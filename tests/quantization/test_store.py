@@ -58,6 +58,23 @@ def test_a_block_counts_once_its_tensors_are_there(tmp_path: Path) -> None:
     assert store.finished_blocks() == 0
 
 
+def test_a_run_continues_where_the_last_stream_was_stored(tmp_path: Path) -> None:
+    store = Store(tmp_path, LAYERS)
+    for layer in range(LAYERS - 1):
+        if layer == 0:
+            store.keep_hidden(1, torch.zeros(1, 2, 3))
+            store.keep_original(1, torch.zeros(1, 2, 3))
+        store.keep_block(layer, _block(layer))
+    assert store.finished_blocks() == 1  # the stream before block 1 is the only one
+    assert {path.name for path in tmp_path.glob("*-00001.safetensors")} > {"hidden-00001.safetensors"}
+    store.keep_hidden(LAYERS, torch.zeros(1, 2, 3))
+    assert store.finished_blocks() == 1  # the last block is missing
+    store.keep_block(LAYERS - 1, _block(LAYERS - 1))
+    assert store.finished_blocks() == LAYERS
+    assert [path.name for path in tmp_path.glob("hidden-*")] == [f"hidden-{LAYERS:05}.safetensors"]
+    assert not [*tmp_path.glob("original-*")]
+
+
 def test_tokens_come_back(tmp_path: Path) -> None:
     store, tokens = Store(tmp_path, LAYERS), torch.arange(6).view(2, 3)
     assert store.tokens() is None
