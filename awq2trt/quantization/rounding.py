@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.errors import CheckpointError
+from awq2trt.machine.device import host_array
 from awq2trt.machine.ranks import Ranks, Share
 from awq2trt.scheme import BFLOAT16, QuantizedLinear, QuantScheme
 
@@ -180,7 +181,7 @@ class Rounded:
                 fix="check the checkpoint; a trained model has no weights of this size.",
             )
         return QuantizedLinear(
-            codes=self.codes.to(torch.uint8).numpy(force=True),
+            codes=host_array(self.codes.to(torch.uint8)),
             scales=self.grid.scales.squeeze(-1).half().numpy(force=True),
             zeros=self.grid.zeros.squeeze(-1).to(torch.uint8).numpy(force=True) if scheme.zero_point else None,
             scheme=scheme,

@@ -12,7 +12,7 @@ from tiny_models import save_llama
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import ToolError, UsageError
 from awq2trt.evaluation.results import EvalRequest, TaskExamples, TextWindows
-from awq2trt.machine.device import available_bytes, computing_on, require_device
+from awq2trt.machine.device import available_bytes, computing_on, host_array, require_device
 from awq2trt.machine.memory import read_memory
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.progress import SilentProgress
@@ -59,6 +59,19 @@ def test_the_gpu_is_the_default_device_while_it_lasts(monkeypatch: pytest.Monkey
     with pytest.raises(UsageError, match="there is no GPU 1 here") as raised:
         require_device("cuda:1")
     assert raised.value.fix == "use one of cuda:0 to cuda:0."
+
+
+def test_numpy_shares_a_tensor_of_the_machines_memory() -> None:
+    tensor = torch.arange(6, dtype=torch.uint8).view(2, 3)
+    values = host_array(tensor)
+    tensor[0, 0] = 9
+    assert values.tolist() == [[9, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_numpy_gets_a_gpus_tensor() -> None:
+    tensor = torch.arange(6, dtype=torch.uint8, device="cuda").view(3, 2).T
+    assert host_array(tensor).tolist() == [[0, 2, 4], [1, 3, 5]]
 
 
 def test_running_out_of_memory_is_explained() -> None:
