@@ -46,7 +46,21 @@ _WEIGHTS_KEY: Final = "transformers_weights"
 _FLOATS: Final = ("F16", "BF16", "F32", "F64")
 """Types that weights may have, as safetensors calls them; the codes of quantized linears are integers."""
 
-_FLOAT8: Final = {"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)}
+_TYPES: Final = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+}
+"""Types that are read here, as safetensors calls them. Its own reader takes three times as long, and lets no other
+thread run Python meanwhile; it knows what to say about all other types."""
 
 _LENGTH_BYTES: Final = 8
 """Bytes of the header's length, with which a safetensors file begins."""
@@ -63,15 +77,19 @@ class StoredTensor:
         path: The file.
         dtype: safetensors' name of its type.
         shape: Its shape.
+        start: The first of its bytes in the file.
+        size: Number of its bytes.
     """
 
     path: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
+    size: int
 
 
 class SafetensorsFiles:
-    """The tensors of one or many safetensors files, opened lazily and memory-mapped.
+    """The tensors of one or many safetensors files, read when they are asked for.
 
     Args:
         stored: What headers say, by tensor name.
@@ -155,10 +173,14 @@ class SafetensorsFiles:
                 where=f"{self._where}: {name}",
                 fix="download the checkpoint again; a shard may be missing.",
             )
-        with self._open(name) as file, reading("a safetensors file", f"{self._stored[name].path}: {name}"):
-            if self._stored[name].dtype in _FLOAT8:  # safetensors would look for these types in NumPy, which lacks them
-                return _read_float8(self._stored[name], name)
-            value: Array = file.get_tensor(name)
+        stored = self._stored[name]
+        with reading("a safetensors file", f"{stored.path}: {name}"):
+            if stored.dtype in _TYPES:
+                content = np.fromfile(stored.path, np.uint8, stored.size, offset=stored.start)
+                value: Array = content.view(_TYPES[stored.dtype]).reshape(stored.shape)
+                return value
+            with self._open(name) as file:
+                value = file.get_tensor(name)
         return value
 
     def _open(self, name: str) -> Any:
@@ -356,23 +378,20 @@ def _inside(directory: Path, name: object, *, where: str) -> Path:
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     """Reads what the header says about all tensors of a file, by name."""
-    with reading("a safetensors file", path), _open_safetensors(path) as file:
-        views = {name: file.get_slice(name) for name in list(file.keys())}
-        return {name: StoredTensor(path, view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
+    with reading("a safetensors file", path), _open_safetensors(path) as checked, path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        header, data = json.loads(file.read(length)), _LENGTH_BYTES + length
+        stored: dict[str, StoredTensor] = {}
+        for name in list(checked.keys()):
+            view, (start, end) = checked.get_slice(name), header[name]["data_offsets"]
+            shape = tuple(view.get_shape())
+            stored[name] = StoredTensor(path, view.get_dtype(), shape, start=data + start, size=end - start)
+        return stored
 
 
 def _open_safetensors(path: Path) -> Any:
     with reading("a safetensors file", path):
         return safe_open(path, framework="numpy")
-
-
-def _read_float8(stored: StoredTensor, name: str) -> Array:
-    """Reads a tensor of a type that only ml_dtypes has, from a file whose header has been checked."""
-    with stored.path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        start, end = json.loads(file.read(length))[name]["data_offsets"]
-        file.seek(_LENGTH_BYTES + length + start)
-        return np.frombuffer(file.read(end - start), _FLOAT8[stored.dtype]).reshape(stored.shape)
 
 
 def pickled_error(path: Path) -> CheckpointError:

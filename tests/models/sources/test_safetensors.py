@@ -18,6 +18,7 @@ from awq2trt.errors import Awq2trtError, CheckpointError, UnsupportedError, Usag
 from awq2trt.models.decoder import Ends, run_model
 from awq2trt.models.families import FAMILIES, family_named
 from awq2trt.models.sources.opening import open_source
+from awq2trt.models.sources.safetensors import SafetensorsFiles
 from awq2trt.runtime.chat import ChatTokenizer
 
 
@@ -39,6 +40,31 @@ def test_single_and_sharded_give_the_same_tensors(llama: Path, tmp_path: Path) -
     for layer in range(single.spec.num_layers):
         for name, value in single.block(layer).items():
             np.testing.assert_array_equal(sharded.block(layer)[name], value)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (0, 4), ()])
+@pytest.mark.parametrize(
+    "name", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int16", "int8", "uint8"]
+)
+def test_tensors_have_the_values_that_safetensors_itself_reads(
+    name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    stored = (torch.randn(shape) * 50).to(getattr(torch, name))
+    save_file({"before": torch.zeros(7), "x": stored, "y": stored.clone()}, tmp_path / "x.safetensors")
+    expected = load_file(tmp_path / "x.safetensors")["x"]
+    read = SafetensorsFiles.of_file(tmp_path / "x.safetensors").tensor("x")
+    assert (read.shape, read.dtype.name) == (shape, name)
+    assert read.flags.writeable  # so that PyTorch can share it
+    np.testing.assert_array_equal(read.astype(np.float64), expected.double().numpy())
+
+
+def test_a_file_that_is_cut_off_after_it_was_opened_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"x": torch.ones(64)}, path)
+    opened = SafetensorsFiles.of_file(path)
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: x"):
+        opened.tensor("x")
 
 
 def test_bfloat16_is_read(llama: Path, tmp_path: Path) -> None:
