@@ -19,6 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awq2trt.machine.cores import even_parts, side_by_side
 from awq2trt.quantization.panels import has_kernels
 from awq2trt.quantization.products import narrowed, product
 from awq2trt.quantization.rounding import GroupGrid, as_step, range_grid
@@ -36,7 +37,8 @@ STEP_FACTORS: Final = (0.93, 0.96, 1.0, 1.04, 1.07)
 """In a further look: step sizes around the one found, each with the zero point changed by -1, 0 and 1."""
 
 ROWS: Final = 512
-"""Rows that a CPU searches at once: 512 x 128 fp32 are 256 KiB, and twice that stays in a core's second-level cache."""
+"""Rows that one of a CPU's cores searches at once: 512 x 128 fp32 are 256 KiB, and twice that stays in its second-level
+cache."""
 
 LONGEST_KERNEL_GROUP: Final = 128
 """Columns of which a kernel's program holds the errors of its rows, and their part of E[x x^T]."""
@@ -68,13 +70,13 @@ def search_grids(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: Gri
         scheme: How the weight will be rounded.
         options: How far to search.
     """
-    at_once, gram = ROWS if few_at_once(weight) else GPU_ROWS, narrowed(gram)
-    tried = Tried.by(scheme)
+    gram, tried = narrowed(gram), Tried.by(scheme)
     if options.ends_apart and _fits_kernels(weight, gram, scheme):
         from awq2trt.quantization.gpu_grids import search_rows
 
         return search_rows(weight, gram, scheme, options.passes, tried)
-    found = [_search_rows(rows, gram, scheme, options, tried) for rows in weight.split(at_once)]
+    parts = [weight[own] for own in even_parts(len(weight), ROWS)] if few_at_once(weight) else weight.split(GPU_ROWS)
+    found = side_by_side(lambda rows: _search_rows(rows, gram, scheme, options, tried), parts)
     return GroupGrid(torch.cat([grid.scales for grid in found]), torch.cat([grid.zeros for grid in found]))
 
 

@@ -29,8 +29,8 @@ _SEARCH_COPIES: Final = 7
 _DESCENT_COPIES: Final = 12
 """The same copies while codes descend."""
 
-_GPTQ_MATRICES: Final = 3
-"""Matrices [K, K] beside E[x x^T]: its copy or factor, in turns, the identity, and the inverse's factor."""
+_GPTQ_MATRICES: Final = 2
+"""Matrices [K, K] beside E[x x^T]: its copy and its factor; both are smaller where only the factor is kept."""
 
 _GPTQ_COPIES: Final = 7
 """Copies of a piece of rows that GPTQ rounds: weights, what is left of them, codes, grids, and those of a panel."""
@@ -151,8 +151,8 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
         parts["correct"] = blocks * block + kept + 4 * widest + 4 * most + codes + streams + 2 * activations
     if matrices := _gptq_matrices(method, widths):
         parts["gptq"] = parts["codes"] + (_GPTQ_COPIES - copies) * piece + matrices
-    if method.uses_text:
-        parts["report"] = 2 * block + kept + widest + 5 * piece + 2 * codes + streams
+    if method.uses_text:  # E[x x^T] as it is, beside the damped one and its factor, which other linears still need
+        parts["report"] = 2 * block + kept + 2 * widest + matrices // 2 + 5 * piece + 2 * codes + streams
     if method.learn:
         parts["learn"] = _LEARN_COPIES * block + kept + streams + method.learn.windows * activations
     if method.tune:
