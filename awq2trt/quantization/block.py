@@ -284,7 +284,6 @@ def _quantized_in_turn(
     for turn in [[name] for name in names] if method.correct is not None else [list(names)]:
         wholes = {}
         for name in turn:
-            moments_of.forget_unless(aims.inputs.get(name))
             with span("correct", linear=aims.where + name):
                 aims.correct_(name)
             wholes[name] = _Rows(
@@ -295,7 +294,10 @@ def _quantized_in_turn(
                 guide.start.rounded[name] if guide.start else None,
                 method.search is not None and (name not in spec.unclipped() or method.search.grids_of_scores),
             )
-        yield from _quantized_by_ranks(wholes, moments_of, method)
+        for name, found in _quantized_by_ranks(wholes, moments_of, method):
+            following = names[names.index(name) + 1 :]
+            moments_of.forget_unless(aims.inputs.get(following[0]) if following else None)
+            yield name, found
 
 
 def _quantized_by_ranks(
