@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 AT_ONCE: Final = 3
-"""Candidates whose differences are multiplied at once; with more of them, several hundred rows leave a core's second-level
-cache."""
+"""Candidates whose differences are multiplied at once; with more of them, several hundred rows leave a core's
+second-level cache."""
 
 _INTEGERS: Final = np.float32(1.5 * 2**23)
 """Added and taken away again, it rounds a smaller number to the nearest integer, half to even: fp32 has no bits behind
