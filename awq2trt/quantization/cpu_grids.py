@@ -129,7 +129,7 @@ class _Room:
     Attributes:
         exact: fp32 [C, n, G].
         factor: The same, or narrower.
-        product: Of the type of `factor`.
+        product: Their product, of the same type as `factor`.
     """
 
     exact: Tensor
