@@ -50,9 +50,9 @@ class Aims:
             return
         drift = self.pursuit.drift(self.spec, group, self.folded, {**self.folded, **self.current})
         weights = drift.corrected([self.weight(one) for one in group.balance_layers], options, self.where + name)
+        self.inputs.update(dict.fromkeys(group.balance_layers, LinearInput.unscaled(drift.seen)))
         for one, weight in zip(group.balance_layers, weights, strict=True):
             self.tensors[f"{one}.weight"] = weight
-            self.inputs[one] = LinearInput.unscaled(drift.seen)
 
     def finish_(self, name: str, found: Rounded) -> None:
         """After a linear was rounded: those behind it read what it gives."""

@@ -19,10 +19,10 @@ from awq2trt.quantization.correction import Pursuit
 from awq2trt.quantization.dealing import Rows, deal, dealt_unevenly
 from awq2trt.quantization.descent import descend
 from awq2trt.quantization.fold import fold_scales_
-from awq2trt.quantization.gptq import GptqOptions, gptq_round
+from awq2trt.quantization.gptq import gptq_round
 from awq2trt.quantization.grids import cut_share, search_grids
 from awq2trt.quantization.learning import Lesson, learn_codes
-from awq2trt.quantization.linear_input import LinearInput, scaled_before
+from awq2trt.quantization.linear_input import InputMoments, LinearInput, scaled_before
 from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.products import narrowed, output_error
 from awq2trt.quantization.rounding import GroupGrid, Rounded, fake_quantize, group_grid, round_to_grid, to_groups
@@ -42,9 +42,6 @@ from awq2trt.tracing import span
 
 REPORT_ROWS: Final = 512
 """Rows on which a linear's errors are measured; all rows of a large one would take as long as its search."""
-
-COMPENSATED: Final = GptqOptions(damping=0, precision=torch.float32)
-"""How codes begin up to `SearchOptions.compensated_width`: E[x x^T] has been damped for the search."""
 
 Statistics = Mapping[str, InputStatistics]
 """Input statistics by the first balance layer of each scale group."""
@@ -283,7 +280,7 @@ def _quantized_in_turn(
     spec: DecoderSpec, aims: Aims, moments: Mapping[str, Tensor], guide: Guide
 ) -> Iterator[tuple[str, Rounded]]:
     """Rounds a block's linears; if weights are corrected, by what the linears before them became."""
-    method, names = aims.method, spec.block.linears
+    method, names, moments_of = aims.method, spec.block.linears, InputMoments(aims.method)
     for turn in [[name] for name in names] if method.correct is not None else [list(names)]:
         wholes = {}
         for name in turn:
@@ -297,51 +294,55 @@ def _quantized_in_turn(
                 guide.start.rounded[name] if guide.start else None,
                 method.search is not None and (name not in spec.unclipped() or method.search.grids_of_scores),
             )
-        yield from _quantized_by_ranks(wholes, method)
+        for name, found in _quantized_by_ranks(wholes, moments_of, method):
+            following = names[names.index(name) + 1 :]
+            moments_of.forget_unless(aims.inputs.get(following[0]) if following else None)
+            yield name, found
 
 
-def _quantized_by_ranks(linears: Mapping[str, _Rows], method: BlockMethod) -> Iterator[tuple[str, Rounded]]:
+def _quantized_by_ranks(
+    linears: Mapping[str, _Rows], moments_of: InputMoments, method: BlockMethod
+) -> Iterator[tuple[str, Rounded]]:
     """Rounds linears, with the work dealt out among ranks."""
     dealt = deal({name: whole.shape for name, whole in linears.items()}, method.ranks)
     # Where ranks have shares of other linears, all have to be done before the first is put together.
     together = [[*linears]] if dealt_unevenly(dealt, method.ranks) else [[name] for name in linears]
     for names in together:
-        own = {name: _quantized_shares(linears[name], dealt[name], method) for name in names}
+        own = {name: _quantized_shares(linears[name], dealt[name], moments_of, method) for name in names}
         for name in names:
             shape = linears[name].shape.length, linears[name].shape.width
             yield name, Rounded.of_ranks(own.pop(name), dealt[name], method.ranks, shape, method.scheme)
 
 
-def _quantized_shares(whole: _Rows, shares: Sequence[Share], method: BlockMethod) -> list[Rounded]:
+def _quantized_shares(
+    whole: _Rows, shares: Sequence[Share], moments_of: InputMoments, method: BlockMethod
+) -> list[Rounded]:
     """Rounds this rank's shares of a linear, whose rows do not depend on each other."""
     mine = [whole.part(share.rows) for share in shares if share.rank == method.ranks.rank]
-    gram = whole.seen.gram() if whole.seen and mine else None
-    if gram is not None:
-        require_finite(gram, whole.where)
-        if method.search is not None:
-            gram.diagonal().mul_(1 + method.search.damping)
+    if whole.seen and mine:
+        moments_of.turn_to(whole.seen, whole.where)
     found = [
-        Rounded.of_pieces([_quantized_piece(rows.part(piece), gram, method) for piece in rows.shape.pieces()])
+        Rounded.of_pieces([_quantized_piece(rows.part(piece), moments_of, method) for piece in rows.shape.pieces()])
         for rows in mine
     ]
     return found if method.ranks.count == 1 else [rounded.narrow() for rounded in found]
 
 
-def _quantized_piece(rows: _Rows, gram: Tensor | None, method: BlockMethod) -> Rounded:
+def _quantized_piece(rows: _Rows, moments_of: InputMoments, method: BlockMethod) -> Rounded:
     weight, rounded = rows.weight, rows.start
     if not len(weight):  # a rank may have no rows of a small linear
         return round_to_grid(weight, group_grid(to_groups(weight, method.scheme), method.scheme), method.scheme)
     if rounded is None:
         grid = None
-        if rows.clipped and gram is not None and method.search:
+        if rows.clipped and rows.seen and method.search:
             with span("search grids", linear=rows.where):
-                grid = search_grids(weight, gram, method.scheme, method.search.grids)
+                grid = search_grids(weight, moments_of.gram, method.scheme, method.search.grids)
         with span("round", linear=rows.where):
-            rounded = _round(weight, gram, grid, method, rows.where)
-    if gram is None:
+            rounded = _round(rows, grid, moments_of, method)
+    if rows.seen is None:
         return rounded
     with span("descend", linear=rows.where):
-        return _descended(weight, rounded, gram, method, rows.moments)
+        return _descended(weight, rounded, moments_of.gram, method, rows.moments)
 
 
 def _score_moments(
@@ -354,17 +355,11 @@ def _score_moments(
     return score_moments(spec, layer, folded, seen.mean, seen.gram())
 
 
-def _round(
-    weight: Tensor,
-    gram: Tensor | None,
-    grid: GroupGrid | None,
-    method: BlockMethod,
-    where: str,
-) -> Rounded:
+def _round(rows: _Rows, grid: GroupGrid | None, moments_of: InputMoments, method: BlockMethod) -> Rounded:
     """Chooses the codes of one linear, on the grid that was found if there is one."""
-    scheme = method.scheme
-    if gram is not None and weight.shape[1] <= method.compensated_width:
-        return gptq_round(weight, gram, scheme, method.gptq or COMPENSATED, grid=grid, where=where)
+    weight, scheme = rows.weight, method.scheme
+    if rows.seen and weight.shape[1] <= method.compensated_width:
+        return gptq_round(weight, moments_of.spread, scheme, grid=grid)
     return round_to_grid(weight, grid or group_grid(to_groups(weight, scheme), scheme), scheme)
 
 

@@ -1,34 +1,46 @@
 """GPTQ: chooses codes column by column, and corrects later columns for each column's error.
 
 In: fp32 weights [N, K] and E[x x^T] of their input. Out: codes and their grid. The objective is the output error
-tr((W' - W) G (W' - W)^T) (GPTQ, arXiv:2210.17323, section 3). Rounding a column leaves an error that the optimal brain
-surgeon spreads over the columns that are not rounded yet; with H = G + damping and U the upper Cholesky factor of
-H^-1, that is a rank-one step along the column's row of U (section 3.3, step 3).
+tr((W - W') H (W - W')^T), H = E[x x^T] + damping (GPTQ, arXiv:2210.17323, section 3). Rounding a column leaves an error
+that the columns which are not rounded yet make up for. With H = A A^T, A upper triangular, D = W - W' and columns in
+the order of rounding, the objective is the sum of squares of D A, whose column k knows only the errors up to k. So the
+best value of a weight, given what was rounded before it and that all after it will do their best, is
+
+    w_k + (sum over j < k of D_j A_jk) / A_kk,
+
+to which it is rounded. GPTQ's codes are the same: it subtracts e_j U_jk of an error e = D A, with U = A^-1 (section
+3.3, step 3). That takes an inverse, which is not needed here.
 
 Columns are rounded from left to right, or by decreasing E[x_k^2] (`act_order`), so that the inputs that matter most are
 rounded while all others can still compensate for them. Groups keep their columns in both cases. With `act_order`, grids
 are fixed before the first column is rounded, so that no index of groups has to be stored (`static_groups` in the
-authors' code). Without it, a group's grid is made when its first column is reached, from the weights as updated by
-then.
+authors' code). Without it, a group's grid is made when its first column is reached, from the weights as GPTQ has
+updated them by then: as if none of the group's own columns were to be rounded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from awq2trt.machine.cores import even_parts, side_by_side
 from awq2trt.machine.device import CPU
 from awq2trt.quantization.panels import PANEL, compiled, has_kernels
 from awq2trt.quantization.rounding import GroupGrid, Rounded, group_grid, to_groups
-from awq2trt.quantization.statistics import require_finite
 from awq2trt.scheme import QuantScheme
 
 DAMPING: Final = 0.01
 """The number added to the diagonal of H, as a share of its mean (section 3.3: 1 %)."""
+
+ROWS: Final = 512
+"""Rows that one of a CPU's cores rounds at a time."""
+
+ROWS_AT_ONCE: Final = 128
+"""Rows of which a CPU rounds a panel at once: 128 x 128 fp32 are 64 KiB. With 32 rows it takes half as long again."""
 
 
 @dataclass(frozen=True)
@@ -47,113 +59,140 @@ class GptqOptions:
     precision: torch.dtype = torch.float64
 
 
-def gptq_round(
-    weight: Tensor,
-    gram: Tensor,
-    scheme: QuantScheme,
-    options: GptqOptions,
-    *,
-    grid: GroupGrid | None = None,
-    where: str = "",
-) -> Rounded:
+@dataclass(frozen=True)
+class ErrorSpread:
+    """How errors of an input's columns are made up for: the same for all linears that read it.
+
+    Attributes:
+        order: Columns in the order of rounding, int64 [K].
+        factors: A_jk / A_kk, by which an error of column j adds to what is left of column k, both in that order: upper
+            triangular with 1 on the diagonal, fp32 [K, K].
+        reaches_groups: Whether columns are rounded from left to right, so that grids can be made on the way.
+    """
+
+    order: Tensor
+    factors: Tensor
+    reaches_groups: bool
+
+    @classmethod
+    def of(cls, gram: Tensor, options: GptqOptions) -> ErrorSpread:
+        """Computes it from E[x x^T], finite, [K, K].
+
+        Weights of a channel that is always zero are rounded to nearest.
+        """
+        order = torch.arange(len(gram), device=gram.device)
+        if options.act_order:
+            order = gram.diagonal().argsort(descending=True, stable=True)
+        return cls(order, _factors(gram, order, options).to(gram.dtype), not options.act_order)
+
+    def to(self, device: torch.device) -> ErrorSpread:
+        """Returns the same on another device."""
+        return replace(self, order=self.order.to(device), factors=self.factors.to(device))
+
+
+def gptq_round(weight: Tensor, spread: ErrorSpread, scheme: QuantScheme, *, grid: GroupGrid | None = None) -> Rounded:
     """Rounds one linear.
 
     Args:
         weight: The weight, [N, K].
-        gram: E[x x^T] of its input, [K, K]. Weights of a channel that is always zero are rounded to nearest.
+        spread: How errors are made up for, of the same type.
         scheme: Bits, groups, zero points.
-        options: Order and damping.
         grid: The grid of every group; None for grids that span the range of the group's weights.
-        where: Name of the layer, for errors.
-
-    Raises:
-        CalibrationError: The input had NaN or infinite values.
     """
-    require_finite(gram, where)
-    if grid is None and options.act_order:
+    if grid is None and not spread.reaches_groups:
         grid = group_grid(to_groups(weight, scheme), scheme)
-    device, home = weight.device, weight.device
-    if grid is None or not has_kernels(weight):
-        home = torch.device(CPU)
-    weight, gram, grid = weight.to(home), gram.to(home), grid.to(home) if grid else None
-    order = torch.arange(weight.shape[1], device=home)
-    if options.act_order:
-        order = gram.diagonal().argsort(descending=True, stable=True)
-    spread = _error_spread(gram, order, options).to(weight.dtype)
     if grid is not None and has_kernels(weight):
-        return _round_by_kernels(weight, spread, order, grid, scheme)
-    return _round_on_cpu(weight, spread, order, grid, scheme).to(device)
+        return _round_by_kernels(weight, spread, grid, scheme)
+    device, cpu = weight.device, torch.device(CPU)
+    weight, spread, grid = weight.to(cpu), spread.to(cpu), grid.to(cpu) if grid else None
+    parts = [(weight[own], grid.rows(own) if grid else None) for own in even_parts(len(weight), ROWS)]
+    found = side_by_side(lambda part: _round_on_cpu(part[0], spread, part[1], scheme), parts)
+    return Rounded.of_pieces(found).to(device)
 
 
-def _round_by_kernels(weight: Tensor, spread: Tensor, order: Tensor, grid: GroupGrid, scheme: QuantScheme) -> Rounded:
+def _round_by_kernels(weight: Tensor, spread: ErrorSpread, grid: GroupGrid, scheme: QuantScheme) -> Rounded:
     from awq2trt.quantization.gpu_panels import PanelAt, round_panel_
 
-    columns, codes, left, spread = weight.shape[1], torch.empty_like(weight), weight[:, order], spread.contiguous()
+    weight = weight.contiguous()
+    columns, codes, left = weight.shape[1], torch.empty_like(weight), weight[:, spread.order]
     groups = grid.scales.squeeze(-1).contiguous(), grid.zeros.squeeze(-1).contiguous()
     for start in range(0, columns, PANEL):
         end = min(start + PANEL, columns)
         at = PanelAt(start, scheme.group_of(columns), scheme.levels - 1)
-        errors = round_panel_(codes, left, groups, spread, order, at)
-        left[:, end:] -= errors @ spread[start:end, end:]
+        errors = round_panel_(codes, left, weight, groups, (spread.factors, spread.order), at)
+        left[:, end:].addmm_(errors, spread.factors[start:end, end:])
     return Rounded(codes, grid)
 
 
-def _round_on_cpu(
-    weight: Tensor, spread: Tensor, order: Tensor, grid: GroupGrid | None, scheme: QuantScheme
-) -> Rounded:
-    columns, length = weight.shape[1], scheme.group_of(weight.shape[1])
-    remaining = weight[:, order]  # a copy of what is still to be rounded, updated as errors spread
-    codes, start = torch.empty_like(weight), 0
-    shape = (len(weight), scheme.groups(columns))
-    scales = grid.scales.squeeze(-1) if grid else weight.new_ones(shape)
-    zeros = grid.zeros.squeeze(-1) if grid else weight.new_zeros(shape)
+def _round_on_cpu(weight: Tensor, spread: ErrorSpread, grid: GroupGrid | None, scheme: QuantScheme) -> Rounded:
+    """Works on transposed weights, [K, N], whose rows a CPU takes many numbers at a time of."""
+    columns, length, weight = weight.shape[1], scheme.group_of(weight.shape[1]), weight.T.contiguous()
+    left, last = weight[spread.order], weight.new_tensor(scheme.levels - 1).numpy()[()]
+    codes, shape, start = torch.empty_like(left), (scheme.groups(columns), left.shape[1]), 0
+    scales = grid.scales.squeeze(-1).T.contiguous() if grid else weight.new_ones(shape)
+    zeros = grid.zeros.squeeze(-1).T.contiguous() if grid else weight.new_zeros(shape)
     while start < columns:
         end = min(start + PANEL, columns)
-        if (
-            grid is None
-        ):  # the columns are in their own order: made from a group's weights when its first one is reached
+        if grid is None:  # made from a group's weights when its first column is reached
             end = min(end, start - start % length + length)
             if start % length == 0:
-                made = group_grid(remaining[:, start : start + length].unsqueeze(1), scheme)
-                scales[:, start // length], zeros[:, start // length] = made.scales[:, 0, 0], made.zeros[:, 0, 0]
-        group = order[start:end] // length
-        left, found = remaining[:, start:end].contiguous(), torch.empty_like(remaining[:, start:end])
-        errors, own = torch.empty_like(found), spread[start:end, start:end].contiguous()
-        grids = torch.stack((scales[:, group], zeros[:, group]))
-        read = (value.numpy() for value in (left, grids, own, found, errors))
-        compiled(_round_rows)(*read, scheme.levels - 1)
-        codes[:, order[start:end]] = found
-        remaining[:, end:] -= errors @ spread[start:end, end:]
+                whole = slice(start, min(start + length, columns))
+                made = group_grid(_updated(weight, left, spread, whole).T.unsqueeze(1), scheme)
+                scales[start // length], zeros[start // length] = made.scales[:, 0, 0], made.zeros[:, 0, 0]
+        panel = slice(start, end)
+        chosen, factors = spread.order[panel], spread.factors[panel]
+        errors, grids = weight[chosen], torch.stack((scales[chosen // length], zeros[chosen // length]))
+        read = (left[panel], grids, factors[:, panel].contiguous(), codes[panel], errors)
+        compiled(_round_columns)(*(value.numpy() for value in read), last)
+        left[end:].addmm_(factors[:, end:].T, errors)
         start = end
-    return Rounded(codes, GroupGrid(scales.unsqueeze(-1), zeros.unsqueeze(-1)))
+    found = codes[spread.order.argsort()].T.contiguous()
+    return Rounded(found, GroupGrid(scales.T.unsqueeze(-1), zeros.T.unsqueeze(-1)))
 
 
-def _round_rows(left: Any, grids: Any, spread: Any, codes: Any, errors: Any, last: int) -> None:
-    """Rounds some columns, row by row.
+def _updated(weight: Tensor, left: Tensor, spread: ErrorSpread, group: slice) -> Tensor:
+    """The weights of a group as if none of its columns were to be rounded, which makes what is left smaller; [G, N]."""
+    moved = left[group] - weight[group]
+    own = spread.factors[group, group].T
+    update: Tensor = torch.linalg.solve_triangular(own, moved, upper=False, unitriangular=True)
+    return update.add_(weight[group])
+
+
+def _round_columns(left: Any, grids: Any, factors: Any, codes: Any, errors: Any, last: Any) -> None:
+    """Rounds some columns, `ROWS_AT_ONCE` rows at a time, so that what is left of them stays in a core's cache.
 
     Args:
-        left: What is left to round, [N, P]; it is changed.
-        grids: Step size and zero point of every weight, [2, N, P].
-        spread: How an error spreads to later columns, [P, P].
-        codes: Becomes the codes, [N, P].
-        errors: Becomes what has to be spread to the columns after these, [N, P].
-        last: The largest code.
+        left: What is left to round, [P, N].
+        grids: Step size and zero point of every weight, [2, P, N].
+        factors: How errors add to later columns, [P, P].
+        codes: Becomes the codes, [P, N].
+        errors: The original weights, [P, N]; becomes the same minus the rounded weights.
+        last: The largest code, of the same type.
     """
-    rows, columns = left.shape
-    for row in range(rows):
+    columns, rows = left.shape
+    here, missed = np.empty((columns, ROWS_AT_ONCE), left.dtype), np.empty(ROWS_AT_ONCE, left.dtype)
+    for start in range(0, rows, ROWS_AT_ONCE):
+        count = min(ROWS_AT_ONCE, rows - start)
         for column in range(columns):
-            scale, zero = grids[0, row, column], grids[1, row, column]
-            codes[row, column] = min(max(np.rint(left[row, column] / scale) + zero, 0), last)
-            error = (left[row, column] - (codes[row, column] - zero) * scale) / spread[column, column]
-            for later in range(column, columns):
-                left[row, later] -= error * spread[column, later]
-            errors[row, column] = error
+            for row in range(count):
+                here[column, row] = left[column, start + row]
+        for column in range(columns):
+            for row in range(count):
+                scale, zero = grids[0, column, start + row], grids[1, column, start + row]
+                code = min(max(np.rint(here[column, row] / scale) + zero, np.float32(0)), last)
+                codes[column, start + row] = code
+                missed[row] = errors[column, start + row] - (code - zero) * scale
+                errors[column, start + row] = missed[row]
+            for later in range(column + 1, columns):
+                factor = factors[column, later]
+                for row in range(count):
+                    here[later, row] += missed[row] * factor
 
 
-def _error_spread(gram: Tensor, order: Tensor, options: GptqOptions) -> Tensor:
-    """U, upper triangular, with U^T U = H^-1, both in the order of rounding, [K, K].
+def _factors(gram: Tensor, order: Tensor, options: GptqOptions) -> Tensor:
+    """A_jk / A_kk in the order of rounding, [K, K].
 
-    H = A A^T with A upper triangular is a Cholesky factorization from the last column to the first, and U = A^-1.
+    H = A A^T with A upper triangular is a Cholesky factorization from the last column to the first.
     """
     backwards = order.flip(0)
     hessian = gram[backwards][:, backwards].to(options.precision)
@@ -164,7 +203,8 @@ def _error_spread(gram: Tensor, order: Tensor, options: GptqOptions) -> Tensor:
     size = energy.sqrt()
     # Over each channel's size, H has the smallest condition number that scales can give it.
     hessian.div_(size).div_(size.unsqueeze(1))
-    hessian = torch.linalg.cholesky(hessian).flip(0, 1)  # under the same name, so that three matrices exist at most
-    unit = torch.eye(len(size), dtype=hessian.dtype, device=hessian.device)
-    spread: Tensor = torch.linalg.solve_triangular(hessian, unit, upper=True)
-    return spread.div_(size.flip(0))
+    factor: Tensor = torch.linalg.cholesky(hessian)
+    del hessian  # so that two matrices exist at most
+    factor = factor.flip(0, 1)
+    factor.mul_(size.flip(0).unsqueeze(1))
+    return factor.div_(factor.diagonal().clone())

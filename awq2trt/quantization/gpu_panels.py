@@ -148,10 +148,11 @@ def _descend_heads(  # noqa: PLR0913  (what a kernel reads is its arguments)
 @triton.jit
 def _round_columns(  # noqa: PLR0913  (what a kernel reads is its arguments)
     left,
+    weight,
     codes,
     steps,
     zeros,
-    spread,
+    factors,
     order,
     errors,
     rows,
@@ -176,11 +177,11 @@ def _round_columns(  # noqa: PLR0913  (what a kernel reads is its arguments)
         step = tl.load(steps + row * groups + column // length, live, 1.0)
         zero = tl.load(zeros + row * groups + column // length, live, 0.0)
         at = (start + index).to(tl.int64) * columns + start
-        line = tl.load(spread + at + beside, inside, 0.0)  # 0 before the diagonal
+        line = tl.load(factors + at + beside, inside, 0.0)  # 0 before the diagonal
         own = tl.sum(tl.where(beside[None, :] == index, local, 0.0), axis=1)
         code = _nearest(own / step + zero, last)
-        error = (own - (code - zero) * step) / tl.load(spread + at + index)
-        local -= error[:, None] * line[None, :]
+        error = tl.load(weight + row * columns + column, live, 0.0) - (code - zero) * step
+        local += error[:, None] * line[None, :]
         tl.store(codes + row * columns + column, code, live)
         tl.store(errors + row * width + index, error, live)
 
@@ -217,25 +218,31 @@ def descend_panel_(
 
 
 def round_panel_(
-    codes: Tensor, left: Tensor, grid: tuple[Tensor, Tensor], spread: Tensor, order: Tensor, at: PanelAt
+    codes: Tensor,
+    left: Tensor,
+    weight: Tensor,
+    grid: tuple[Tensor, Tensor],
+    spread: tuple[Tensor, Tensor],
+    at: PanelAt,
 ) -> Tensor:
     """Codes for the columns of a panel by GPTQ, each column's error made up for in those after it.
 
     Args:
-        codes: fp32 [N, K]; changed, at the columns that `order` names.
+        codes: fp32 [N, K]; changed, at the panel's columns in the order of rounding.
         left: What is left to round, fp32 [N, K], in that order.
+        weight: The original weights, fp32 [N, K], in their own order.
         grid: Step sizes and zero points of every group, fp32 [N, groups] each.
-        spread: How errors spread to later columns, upper triangular, fp32 [K, K].
-        order: Columns in the order of rounding, int64 [K].
+        spread: How errors add to later columns, in the order of rounding, fp32 [K, K]; and that order, int64 [K].
         at: Which panel.
 
     Returns:
-        Errors to spread beyond the panel, fp32 [N, columns of the panel].
+        Weights minus rounded weights, which later columns have to make up for, fp32 [N, columns of the panel].
     """
     (rows, columns), width = codes.shape, at.width(codes)
-    errors, (steps, zeros) = codes.new_empty(rows, width), grid
+    errors, (steps, zeros), (factors, order) = codes.new_empty(rows, width), grid, spread
     sizes = (rows, columns, at.start, at.length, steps.shape[1], at.last, width)
     programs = (triton.cdiv(rows, ROWS),)
     with torch.cuda.device_of(codes):
-        _round_columns[programs](left, codes, steps, zeros, spread, order, errors, *sizes, ROWS, PANEL, num_warps=4)
+        read = left, weight, codes, steps, zeros, factors, order
+        _round_columns[programs](*read, errors, *sizes, ROWS, PANEL, num_warps=4)
     return errors

@@ -14,15 +14,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product as product_of
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
+from awq2trt.machine.cores import even_parts, side_by_side
 from awq2trt.quantization.panels import has_kernels
 from awq2trt.quantization.products import narrowed, product
 from awq2trt.quantization.rounding import GroupGrid, as_step, range_grid
 from awq2trt.scheme import QuantScheme
+
+if TYPE_CHECKING:
+    from awq2trt.quantization.cpu_grids import Rows
 
 LIMITS: Final = tuple(1 - 0.05 * i for i in range(10))
 """Limits on |w| as shares of the largest: llm-awq's (`auto_clip_layer`, n_grid 20, max_shrink 0.5)."""
@@ -35,8 +39,9 @@ SHARE_STEP: Final = 0.07
 STEP_FACTORS: Final = (0.93, 0.96, 1.0, 1.04, 1.07)
 """In a further look: step sizes around the one found, each with the zero point changed by -1, 0 and 1."""
 
-ROWS: Final = 512
-"""Rows that a CPU searches at once: 512 x 128 fp32 are 256 KiB, and twice that stays in a core's second-level cache."""
+ROWS: Final = 768
+"""Rows that one of a CPU's cores searches at once. A weight [1536, 576] takes 111 ms of a core, and 139 with 512 rows,
+since there are more calls; with 1,024 it takes 115."""
 
 LONGEST_KERNEL_GROUP: Final = 128
 """Columns of which a kernel's program holds the errors of its rows, and their part of E[x x^T]."""
@@ -68,13 +73,13 @@ def search_grids(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: Gri
         scheme: How the weight will be rounded.
         options: How far to search.
     """
-    at_once, gram = ROWS if few_at_once(weight) else GPU_ROWS, narrowed(gram)
-    tried = Tried.by(scheme)
+    gram, tried = narrowed(gram), Tried.by(scheme)
     if options.ends_apart and _fits_kernels(weight, gram, scheme):
         from awq2trt.quantization.gpu_grids import search_rows
 
         return search_rows(weight, gram, scheme, options.passes, tried)
-    found = [_search_rows(rows, gram, scheme, options, tried) for rows in weight.split(at_once)]
+    parts = [weight[own] for own in even_parts(len(weight), ROWS)] if few_at_once(weight) else weight.split(GPU_ROWS)
+    found = side_by_side(lambda rows: _search_rows(rows, gram, scheme, options, tried), parts)
     return GroupGrid(torch.cat([grid.scales for grid in found]), torch.cat([grid.zeros for grid in found]))
 
 
@@ -173,7 +178,22 @@ class _Group:
 
     def try_(self, grids: GroupGrid) -> Tensor:
         """Keeps the best of C grids, [n, C], if it is better than the current one; returns its index, [n, 1]."""
-        losses = self._losses_on(grids)
+        return self._keep_best_(grids, self._losses_on(grids))
+
+    def try_around_(self, tried: Tried) -> None:
+        """Keeps the best of the current grid and those near it, if it is better than the current one."""
+        zeros = (self.zeros + tried.shifts).clamp_(0, self._scheme.levels - 1)
+        grids = GroupGrid(as_step(tried.factors * self.scales, self._scheme), zeros)
+        if few_at_once(self._weight) and len(tried.factors) > len(STEP_FACTORS):
+            from awq2trt.quantization.cpu_grids import losses_around
+
+            shifts = len(tried.factors) // len(STEP_FACTORS)  # the zero points of a step size follow each other
+            losses = losses_around(self._rows(), grids.scales[:, ::shifts], zeros[:, :shifts]).flatten(1)
+        else:
+            losses = self._losses_on(grids)
+        self._keep_best_(grids, losses)
+
+    def _keep_best_(self, grids: GroupGrid, losses: Tensor) -> Tensor:
         loss, best = losses.nan_to_num_(nan=torch.inf, posinf=torch.inf).min(dim=1, keepdim=True)
         better = loss < self.loss
         self.loss = torch.where(better, loss, self.loss)
@@ -183,12 +203,7 @@ class _Group:
 
     def fit_step_(self) -> None:
         """Tries the step size that fits the codes best; the loss is a quadratic function of it."""
-        levels, _ = self._round(GroupGrid(self.scales, self.zeros))
-        curved = product(levels, self._block)
-        curvature, target = (curved * levels).sum(dim=-1), (curved * self._weight).sum(dim=-1)
-        if self._pull is not None:
-            target -= (self._pull * levels).sum(dim=-1) / 2
-        fitted = as_step(torch.where(curvature > 0, target / curvature, self.scales), self._scheme)
+        fitted = as_step(self._fitted_step(), self._scheme)
         sane = (fitted > 0.7 * self.scales) & (fitted < 1.4 * self.scales)
         self.try_(GroupGrid(torch.where(sane, fitted, self.scales), self.zeros))
 
@@ -197,13 +212,32 @@ class _Group:
         levels, _ = self._round(GroupGrid(self.scales, self.zeros))
         return levels.mul(self.scales.unsqueeze(-1)).sub_(self._weight).squeeze(1)
 
+    def _fitted_step(self) -> Tensor:
+        """The step size at which the current codes have the smallest error, [n, 1]."""
+        if few_at_once(self._weight):
+            from awq2trt.quantization.cpu_grids import fitted_steps
+
+            return fitted_steps(self._rows(), self.scales, self.zeros)
+        levels, _ = self._round(GroupGrid(self.scales, self.zeros))
+        curved = product(levels, self._block)
+        curvature, target = (curved * levels).sum(dim=-1), (curved * self._weight).sum(dim=-1)
+        if self._pull is not None:
+            target -= (self._pull * levels).sum(dim=-1) / 2
+        return torch.where(curvature > 0, target / curvature, self.scales)
+
+    def _rows(self) -> Rows:
+        """The same as compiled loops take it."""
+        from awq2trt.quantization.cpu_grids import Rows
+
+        pull = None if self._pull is None else self._pull.squeeze(1)
+        return Rows(self._weight.squeeze(1), self._block, self._scheme.levels - 1, pull)
+
     def _losses_on(self, grids: GroupGrid) -> Tensor:
         """Output errors on C grids, [n, C]. Differences stay in units of steps, which saves a pass over all of them."""
         if few_at_once(self._weight):
             from awq2trt.quantization.cpu_grids import losses_on  # a GPU does not wait for numba
 
-            pull, last = None if self._pull is None else self._pull.squeeze(1), self._scheme.levels - 1
-            return losses_on(self._weight.squeeze(1), self._block, (grids.scales, grids.zeros), last, pull)
+            return losses_on(self._rows(), grids.scales, grids.zeros)
         levels, in_steps = self._round(grids)
         difference = levels.sub_(in_steps)
         slope = product(difference, self._block)
@@ -236,7 +270,7 @@ def _search_rows(weight: Tensor, gram: Tensor, scheme: QuantScheme, options: Gri
         for group, own in zip(groups, columns, strict=True):
             differences[:, own] = 0
             group.look_again_(product(differences, gram[:, own]))
-            _search_around_(group, scheme, tried)
+            _search_around_(group, tried)
             differences[:, own] = group.difference()
     return GroupGrid(
         torch.stack([group.scales for group in groups], dim=1), torch.stack([group.zeros for group in groups], dim=1)
@@ -265,10 +299,9 @@ def _search_ends_(group: _Group, scheme: QuantScheme, tried: Tried) -> None:
     group.fit_step_()
 
 
-def _search_around_(group: _Group, scheme: QuantScheme, tried: Tried) -> None:
+def _search_around_(group: _Group, tried: Tried) -> None:
     """Takes a further look: tries the grid that was found, and those near it."""
-    zeros = (group.zeros + tried.shifts).clamp_(0, scheme.levels - 1)
-    group.try_(GroupGrid(as_step(tried.factors * group.scales, scheme), zeros))
+    group.try_around_(tried)
     group.fit_step_()
 
 

@@ -1,16 +1,25 @@
-"""What a linear reads: its statistics before and after scales were folded into what is before it."""
+"""What a linear reads: its statistics before and after scales were folded into what is before it.
+
+In: what calibration kept. Out: E[x x^T], and what is computed from it once for all linears that read the same.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from awq2trt.models.families import DecoderSpec
+from awq2trt.quantization.gptq import ErrorSpread, GptqOptions
+from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.search import ScaleResult
-from awq2trt.quantization.statistics import InputStatistics
+from awq2trt.quantization.statistics import InputStatistics, require_finite
+
+COMPENSATED: Final = GptqOptions(damping=0, precision=torch.float32)
+"""How codes begin up to `SearchOptions.compensated_width`: E[x x^T] has been damped for the search."""
 
 
 @dataclass(frozen=True)
@@ -63,3 +72,55 @@ def scaled_before(
         seen = replace(seen, scales=own, magnitude=seen.magnitude * own)
         noted.update(dict.fromkeys(group.balance_layers, seen))
     return noted
+
+
+class InputMoments:
+    """E[x x^T] of the input whose linears have their turn, damped as grids and codes see it.
+
+    Linears that share an input follow each other, and share what is computed of it.
+
+    Args:
+        method: How linears are quantized.
+    """
+
+    def __init__(self, method: BlockMethod) -> None:
+        self._method = method
+        self._seen: LinearInput | None = None
+        self._gram: Tensor | None = None
+        self._spread: ErrorSpread | None = None
+
+    def turn_to(self, seen: LinearInput, where: str) -> None:
+        """Computes E[x x^T] of an input, unless it already has its turn.
+
+        Args:
+            seen: The input.
+            where: Full name of the linear that reads it, for errors.
+
+        Raises:
+            CalibrationError: The input had NaN or infinite values.
+        """
+        self.forget_unless(seen)
+        if self._gram is None:
+            gram = seen.gram()
+            require_finite(gram, where)
+            if self._method.search is not None:
+                gram.diagonal().mul_(1 + self._method.search.damping)
+            self._seen, self._gram = seen, gram
+
+    def forget_unless(self, seen: LinearInput | None) -> None:
+        """Frees the memory of another input than this."""
+        if seen is not self._seen:
+            self._seen = self._gram = self._spread = None
+
+    @property
+    def gram(self) -> Tensor:
+        """E[x x^T], fp32 [K, K]."""
+        assert self._gram is not None, "no input has its turn"
+        return self._gram
+
+    @property
+    def spread(self) -> ErrorSpread:
+        """How codes that compensate make up for errors on it."""
+        if self._spread is None:
+            self._spread = ErrorSpread.of(self.gram, self._method.gptq or COMPENSATED)
+        return self._spread

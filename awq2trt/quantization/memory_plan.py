@@ -29,8 +29,8 @@ _SEARCH_COPIES: Final = 7
 _DESCENT_COPIES: Final = 12
 """The same copies while codes descend."""
 
-_GPTQ_MATRICES: Final = 3
-"""Matrices [K, K] beside E[x x^T]: its copy or factor, in turns, the identity, and the inverse's factor."""
+_GPTQ_MATRICES: Final = 2
+"""Matrices [K, K] beside E[x x^T]: its copy and its factor; both are smaller where only the factor is kept."""
 
 _GPTQ_COPIES: Final = 7
 """Copies of a piece of rows that GPTQ rounds: weights, what is left of them, codes, grids, and those of a panel."""
@@ -152,7 +152,7 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if matrices := _gptq_matrices(method, widths):
         parts["gptq"] = parts["codes"] + (_GPTQ_COPIES - copies) * piece + matrices
     if method.uses_text:
-        parts["report"] = 2 * block + kept + widest + 5 * piece + 2 * codes + streams
+        parts["report"] = 2 * block + kept + _reported(spec, method) + 5 * piece + 2 * codes + streams
     if method.learn:
         parts["learn"] = _LEARN_COPIES * block + kept + streams + method.learn.windows * activations
     if method.tune:
@@ -168,6 +168,16 @@ def _gptq_matrices(method: BlockMethod, widths: Sequence[int]) -> int:
     """What GPTQ's matrices [K, K] take beside E[x x^T], of the widest input whose codes compensate; 0 if none do."""
     widest = max((width for width in widths if width <= method.compensated_width), default=0)
     return _GPTQ_MATRICES * (_FP64 if method.gptq else _FP32) * widest**2
+
+
+def _reported(spec: DecoderSpec, method: BlockMethod) -> int:
+    """E[x x^T] of an input as it is, and for a shared one the damped one and its factor, which other linears need."""
+    matrices = list[int]()
+    for group in spec.scale_groups():
+        width = spec.linear_shape(group.balance_layers[0])[1]
+        shared = len(group.balance_layers) > 1
+        matrices.append((1 + shared + (shared and width <= method.compensated_width)) * width**2)
+    return _FP32 * max(matrices)
 
 
 def _scale_search(spec: DecoderSpec, group: ScaleGroup, method: BlockMethod) -> int:

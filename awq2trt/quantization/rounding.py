@@ -56,6 +56,10 @@ class GroupGrid:
         """Returns the same grid on another device."""
         return GroupGrid(self.scales.to(device), self.zeros.to(device))
 
+    def rows(self, own: slice) -> GroupGrid:
+        """Returns the grids of some rows."""
+        return GroupGrid(self.scales[own], self.zeros[own])
+
 
 def to_groups(weight: Tensor, scheme: QuantScheme) -> Tensor:
     """[N, K] -> [N, groups, G]; the last group is padded with zeros."""
@@ -134,7 +138,7 @@ class Rounded:
 
     def rows(self, own: slice) -> Rounded:
         """Returns some of its rows."""
-        return Rounded(self.codes[own], GroupGrid(self.grid.scales[own], self.grid.zeros[own]))
+        return Rounded(self.codes[own], self.grid.rows(own))
 
     @classmethod
     def of_ranks(

@@ -29,6 +29,11 @@ ALPHA_HALVINGS: Final = 3
 """The adaptive grid: first every 0.15, then three times half a step to both sides of the best. These 13 tries end with
 a distance of 0.019 between neighbours; the paper's 20 points are 0.05 apart."""
 
+ROUGH_SHARE: Final = 4
+ROUGH_ROWS: Final = 128
+"""For the first alphas, one of so many rows stands for all, as long as no fewer rows than this are left. Later alphas
+reach nearly as far as the next of the first, so it matters little which of two that are about as good is refined."""
+
 LEAST_ROWS: Final = 256
 
 _SMALLEST_WEIGHT: Final = 1e-4
@@ -148,21 +153,28 @@ def search_scales(
     """
     weight, gram = torch.cat(list(weights)), narrowed(gram)
     weight = weight[:: -(-len(weight) // options.rows(*weight.shape))]
-    weight = weight[ranks.share(len(weight))]
+    some = weight[:: max(1, min(ROUGH_SHARE, len(weight) // ROUGH_ROWS))]
+    weight, some = weight[ranks.share(len(weight))], some[ranks.share(len(some))]
 
     @cache
-    def result(alpha: float, beta: float) -> ScaleResult:
-        scales = scales_of(alpha, beta)
-        difference = fake_quantize(weight * scales, scheme).div_(scales).sub_(weight)
+    def result(alpha: float, beta: float, *, rough: bool = False) -> ScaleResult:
+        scales, rows = scales_of(alpha, beta), some if rough else weight
+        difference = fake_quantize(rows * scales, scheme).div_(scales).sub_(rows)
         return ScaleResult(scales, alpha, beta, ranks.total(output_error(difference, gram)))
 
-    return min((_best_alpha(partial(result, beta=beta), options) for beta in options.betas), key=_loss)
+    def best(beta: float) -> ScaleResult:
+        exact = partial(result, beta=beta)
+        return (
+            _refined(exact, partial(exact, rough=True)) if options.adaptive else min(map(exact, ALPHA_GRID), key=_loss)
+        )
+
+    return min(map(best, options.betas), key=_loss)
 
 
-def _best_alpha(result: Callable[[float], ScaleResult], options: ScaleOptions) -> ScaleResult:
-    best = min(map(result, FIRST_ALPHAS if options.adaptive else ALPHA_GRID), key=_loss)
-    step = FIRST_ALPHAS[1]
-    for _ in range(ALPHA_HALVINGS if options.adaptive else 0):
+def _refined(result: Callable[[float], ScaleResult], rough: Callable[[float], ScaleResult]) -> ScaleResult:
+    """The best alpha found from coarse to fine, by losses over some rows at first and then over all."""
+    best, step = result(min(map(rough, FIRST_ALPHAS), key=_loss).alpha), FIRST_ALPHAS[1]
+    for _ in range(ALPHA_HALVINGS):
         step /= 2
         best = min((best, result(max(best.alpha - step, 0.0)), result(best.alpha + step)), key=_loss)
     return best

@@ -28,6 +28,7 @@ from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.products import output_error
 from awq2trt.quantization.rounding import fake_quantize
 from awq2trt.quantization.search import (
+    FIRST_ALPHAS,
     ScaleOptions,
     normalised_scales,
     search_scales,
@@ -131,6 +132,26 @@ def test_the_adaptive_grid_finds_what_a_fine_grid_finds() -> None:
     paper = min(losses[i / 20] for i in range(20))
     assert adaptive.loss <= 1.02 * paper
     assert adaptive.loss <= 1.1 * min(losses.values())
+
+
+def test_the_first_alphas_are_tried_on_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("awq2trt.quantization.search.ROUGH_ROWS", 8)
+    weight, statistics = _salient_problem()
+    weight, scheme = weight.repeat_interleave(4, dim=0), QuantScheme(bits=3, group_size=64)
+    seen: list[int] = []
+
+    def counted(difference: torch.Tensor, gram: torch.Tensor) -> float:
+        seen.append(len(difference))
+        return output_error(difference, gram)
+
+    monkeypatch.setattr("awq2trt.quantization.search.output_error", counted)
+    scales_of = partial(normalised_scales, statistics.magnitude())
+    found = search_scales([weight], statistics.gram(), scales_of, scheme, ScaleOptions())
+    assert seen[: len(FIRST_ALPHAS)] == len(FIRST_ALPHAS) * [len(weight) // 4]
+    assert set(seen[len(FIRST_ALPHAS) :]) == {len(weight)}
+    monkeypatch.setattr("awq2trt.quantization.search.ROUGH_SHARE", 1)
+    on_all = search_scales([weight], statistics.gram(), scales_of, scheme, ScaleOptions())
+    assert (found.alpha, found.loss) == (on_all.alpha, on_all.loss)  # every row is there four times
 
 
 def test_dead_channels_keep_scale_one() -> None:

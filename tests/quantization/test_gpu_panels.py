@@ -9,7 +9,7 @@ import torch
 
 from awq2trt.quantization import panels
 from awq2trt.quantization.descent import descend
-from awq2trt.quantization.gptq import GptqOptions, gptq_round
+from awq2trt.quantization.gptq import ErrorSpread, GptqOptions, gptq_round
 from awq2trt.quantization.products import output_error
 from awq2trt.quantization.rounding import Rounded, group_grid, round_to_grid, to_groups
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
@@ -54,8 +54,9 @@ def test_gptq_rounds_as_on_a_cpu(act_order: bool, scheme: QuantScheme) -> None:
     weight, gram = _problem(96, 328)
     grid, options, gpu = _start(weight, scheme).grid, GptqOptions(act_order=act_order), torch.device("cuda")
     for given in (grid, None):
-        expected = gptq_round(weight, gram, scheme, options, grid=given)
+        expected = gptq_round(weight, ErrorSpread.of(gram, options), scheme, grid=given)
         on_gpu = given.to(gpu) if given else None
-        found = gptq_round(weight.to(gpu), gram.to(gpu), scheme, options, grid=on_gpu).to(torch.device("cpu"))
+        spread = ErrorSpread.of(gram.to(gpu), options)
+        found = gptq_round(weight.to(gpu), spread, scheme, grid=on_gpu).to(torch.device("cpu"))
         errors = [output_error(rounded.dequantize(scheme) - weight, gram) for rounded in (expected, found)]
         assert errors[1] == pytest.approx(errors[0], rel=1e-3)

@@ -34,7 +34,7 @@ from awq2trt.onnx_export import export_onnx
 from awq2trt.progress import SilentProgress
 from awq2trt.quantization import job
 from awq2trt.quantization.effort import EFFORTS
-from awq2trt.quantization.gptq import GptqOptions, gptq_round
+from awq2trt.quantization.gptq import ErrorSpread, GptqOptions, gptq_round
 from awq2trt.quantization.job import QuantizeJob, StreamsDue
 from awq2trt.quantization.store import Store
 from awq2trt.quantization.tuning import TuneOptions
@@ -224,8 +224,8 @@ def test_gptq_sees_what_the_quantized_blocks_before_give(model: Path, tmp_path: 
         hidden = runner.run(block_0, Ends(original).embed(tokens), layer=0)
         runner.run(weights, hidden, layer=1, observe=inputs.__setitem__)
         x = inputs["self_attn.q_proj"]
-        options = GptqOptions(act_order=False)
-        rounded = gptq_round(weights[f"{name}.weight"], x.T @ x / len(x), quantized.scheme, options)
+        spread = ErrorSpread.of(x.T @ x / len(x), GptqOptions(act_order=False))
+        rounded = gptq_round(weights[f"{name}.weight"], spread, quantized.scheme)
         return float((rounded.codes.numpy() == quantized.linear(f"model.layers.1.{name}").codes).mean())
 
     # Sums in another order, and norms that the checkpoint stores in fp16, change codes at ties.
