@@ -39,10 +39,10 @@ from awq2trt.progress import SilentProgress
 
 TESTS: Final = ("wikitext2", "c4")
 
-OURS: Final = {"iters": 200, "samples": 32, "seqlen": 512, "lr": None}
+OURS: Final[dict[str, float | None]] = {"iters": 200, "samples": 32, "seqlen": 512, "lr": None}
 """AutoRound's usual number of steps, on the windows of our study."""
 
-RECIPES: Final = {
+RECIPES: Final[dict[str, dict[str, float | None]]] = {
     "light": {"iters": 50, "samples": 128, "seqlen": 2048, "lr": 5e-3},
     "default": {"iters": 200, "samples": 128, "seqlen": 2048, "lr": None},
     "best": {"iters": 1000, "samples": 512, "seqlen": 2048, "lr": None},

@@ -364,7 +364,7 @@ def _tuned(draws: range) -> Table:
     schemes = ((4, 128), (3, 128), (2, 64))
     tests = ("wikitext2", "c4")
 
-    def line(effort: str, *, tune: bool) -> Line:
+    def line(effort: str, tune: bool | None = None) -> Line:
         settings = [
             tuple(
                 Setting(options("awq", bits, group, effort=effort, tune=tune), Calibration(draw=draw), tests=tests)
@@ -373,13 +373,14 @@ def _tuned(draws: range) -> Table:
             for bits, group in schemes
         ]
         cells = tuple(Cell(drawn, test=test) for drawn in settings for test in tests)
-        return (f"`--effort {effort}{' --tune' if tune else ''}`",), cells
+        flag = {None: "", True: " --tune", False: " --no-tune"}[tune]
+        return (f"`--effort {effort}{flag}`",), cells
 
     return Table(
         "tuned",
         "Gradients: `--effort max`, and step sizes tuned at the end",
         ("method", *(f"INT{bits} g{group}, {test}" for bits, group in schemes for test in tests)),
-        tuple(line(effort, tune=tune) for effort in ("default", "best", "max") for tune in (False, True)),
+        (line("default"), line("default", True), line("best"), line("best", True), line("max", False), line("max")),
         "nothing of this kind.",
     )
 
