@@ -30,8 +30,8 @@ Effort = Annotated[
     str | None,
     typer.Option(
         "--effort",
-        help="How hard awq searches: fast, default, best or max. SmolLM2-135M takes 4, 2 and 9 minutes and hours of a CPU "
-        "core; the last three take 1, 2 and 6 minutes of a busy H100. [default]",
+        help="How hard awq searches: fast, default, best or max. SmolLM2-135M takes about 4, 2 and 9 minutes and hours "
+        "of a CPU core; the last three take about 1, 2 and 6 minutes of a busy H100. [default]",
     ),
 ]
 InitFrom = Annotated[
