@@ -71,11 +71,12 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     Attributes:
         method: A name in `awq2trt.methods.METHODS`, where each is described.
-        effort: How hard AWQ searches: `fast` as the paper does, `best` several times longer than `default`; `max` goes
-            on from there by gradients, for which a GPU is welcome.
+        effort: How hard AWQ searches: `fast` as the paper does, `best` several times longer than `default`; `max`
+            learns by gradients, for which a GPU is welcome.
         init_from: Directory of a quantized checkpoint to begin at, ours or another tool's: AWQ with `best` or `max`
             refines its codes instead of searching scales and grids. None to begin with the model.
-        tune: After the last block, tune all step sizes by gradients, towards what the original model predicts.
+        tune: After the last block, tune all step sizes by gradients, towards what the original model predicts. None is
+            what the effort does: `max` tunes if it is calibrated on text, the others do not.
         act_order: GPTQ rounds the columns with the largest inputs first.
         bits: Width of a code in bits.
         group_size: Input channels that share a scale; -1 for a whole row.
@@ -92,7 +93,7 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     method: MethodName = DEFAULT_METHOD
     effort: Literal["fast", "default", "best", "max"] = "default"
     init_from: str | None = Field(default=None, min_length=1)
-    tune: bool = False
+    tune: bool | None = None
     act_order: bool = True
     bits: int = 4
     group_size: int = 128

@@ -2,12 +2,14 @@
 
     pip install auto-round==0.16.1 datasets accelerate
     python tools/peer_autoround.py [--bits 4] [--group-size 128] [--iters 200] [--draw 0] [--model DIR] [--json FILE]
+    python tools/peer_autoround.py --recipe best [--samples 32 --seqlen 512]
 
 It needs a GPU in practice: 200 steps per block take minutes there, but most of a day on two cores. AutoRound
-(arXiv:2309.05516) has no fixed order of sums, so that two runs of one command differ. `--iters 1000 --samples 128` is
-close to what its README recommends for the highest accuracy. In: a directory that transformers loads, or a packaged
-model or .gguf file, which is first converted to one. Out: one line of JSON, with perplexities, seconds and the
-settings.
+(arXiv:2309.05516) has no fixed order of sums, so that two runs of one command differ. Without `--recipe`, it gets the
+windows of our study. `--recipe` takes one of its own recipes instead, `best` being its most accurate; flags that are
+given win, so that the second line gives the steps of `best` to the windows of our study. In: a directory that
+transformers loads, or a packaged model or .gguf file, which is first converted to one. Out: one line of JSON, with
+perplexities, seconds and the settings.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,20 +39,20 @@ from awq2trt.progress import SilentProgress
 
 TESTS: Final = ("wikitext2", "c4")
 
+OURS: Final[dict[str, float | None]] = {"iters": 200, "samples": 32, "seqlen": 512, "lr": None}
+"""AutoRound's usual number of steps, on the windows of our study."""
+
+RECIPES: Final[dict[str, dict[str, float | None]]] = {
+    "light": {"iters": 50, "samples": 128, "seqlen": 2048, "lr": 5e-3},
+    "default": {"iters": 200, "samples": 128, "seqlen": 2048, "lr": None},
+    "best": {"iters": 1000, "samples": 512, "seqlen": 2048, "lr": None},
+}
+"""AutoRound's own recipes (auto_round/cli/main.py of 0.16.1); its README calls `best` the most accurate."""
+
 
 def main() -> None:
     """Quantizes, measures, prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--group-size", type=int, default=128)
-    parser.add_argument("--iters", type=int, default=200)
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--seqlen", type=int, default=512)
-    parser.add_argument("--draw", type=int, default=0, help="which calibration windows")
-    parser.add_argument("--windows", type=int, default=8, help="windows of 1,024 tokens to test on")
-    parser.add_argument("--json", type=Path, help="append the line to a file")
-    arguments = parser.parse_args()
+    arguments = parsed()
     settings = {name: value for name, value in vars(arguments).items() if name != "json"}
     data = Path(os.environ.get("AWQ2TRT_DATA", "../shared/data"))
     with tempfile.TemporaryDirectory() as scratch:
@@ -70,6 +72,27 @@ def main() -> None:
     if arguments.json:
         with arguments.json.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, with the values of a recipe where no flag is given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--recipe", choices=RECIPES, help="AutoRound's own steps and windows")
+    parser.add_argument("--iters", type=int, help="steps for each block [200]")
+    parser.add_argument("--samples", type=int, help="calibration windows [32]")
+    parser.add_argument("--seqlen", type=int, help="tokens in each [512]")
+    parser.add_argument("--lr", type=float, help="AutoRound's learning rate; it chooses one by itself")
+    parser.add_argument("--draw", type=int, default=0, help="which calibration windows")
+    parser.add_argument("--windows", type=int, default=8, help="windows of 1,024 tokens to test on")
+    parser.add_argument("--json", type=Path, help="append the line to a file")
+    found = parser.parse_args(arguments)
+    for name, value in (RECIPES[found.recipe] if found.recipe else OURS).items():
+        if getattr(found, name) is None:
+            setattr(found, name, value)
+    return found
 
 
 def written_for_transformers(source: ModelSource, scratch: Path) -> Path:
@@ -98,6 +121,7 @@ def rounded(directory: Path, calibration: Tensor, settings: dict[str, Any]) -> t
         group_size=settings["group_size"],
         sym=False,
         iters=settings["iters"],
+        lr=settings.get("lr"),
         nsamples=len(calibration),
         seqlen=calibration.shape[1],
         dataset=list(calibration.cpu().split(1)),

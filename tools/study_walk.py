@@ -126,8 +126,8 @@ class Setting:
         method = METHODS[self.options.method]
         if method.searches_scales:
             parts.append(self.options.effort)
-        if self.options.tune:
-            parts.append("tuned")
+        if self.options.tune is not None:
+            parts.append("tuned" if self.options.tune else "untuned")
         if method.rounds_columns and not self.options.act_order:
             parts.append("no-act-order")
         if isinstance(self.special, Keep):

@@ -2,8 +2,8 @@
 
 In `best`, weights also make up for the errors of the quantized layers before them (`correction`). `max` uses gradients:
 it learns codes and grids, beginning with those of a lighter search, and without descents on codes, which would take
-longer than learning. `docs/notes/effort.md` has the measurements that led to `default` and `best`, and
-`docs/notes/accuracy.md` those for `max` and for the correction.
+longer than learning; at the end, it tunes the step sizes of all blocks together. `docs/notes/effort.md` has the
+measurements that led to `default` and `best`, and `docs/notes/accuracy.md` those for `max` and for the correction.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class SearchOptions:
         sequential: Whether a block's inputs come from the quantized blocks before it, not from the original ones.
         correct: How weights make up for the errors of the quantized layers before them; None if they do not.
         learn: How codes and grids of the block then learn from the original block's outputs; None if they do not.
+        tunes: Whether step sizes of all blocks are tuned after the last one, unless the user says otherwise.
     """
 
     scales: ScaleOptions
@@ -54,6 +55,7 @@ class SearchOptions:
     sequential: bool = False
     correct: CorrectionOptions | None = None
     learn: LearnOptions | None = None
+    tunes: bool = False
 
     @property
     def refines(self) -> bool:
@@ -90,6 +92,7 @@ EFFORTS: Final[dict[str, SearchOptions]] = {
         grids_of_scores=True,
         sequential=True,
         learn=LearnOptions(),
+        tunes=True,
     ),
 }
 """The efforts by name; `fast` is the search of the paper and its released code."""

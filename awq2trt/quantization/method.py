@@ -6,8 +6,10 @@ In: `QuantizeOptions`. Out: `BlockMethod`, or an error if options contradict eac
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from awq2trt.errors import UsageError
+from awq2trt.images.pairs import is_image_text
 from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.methods import METHODS
 from awq2trt.quantization.correction import CorrectionOptions
@@ -87,8 +89,16 @@ def method_of(options: QuantizeOptions) -> BlockMethod:
         options.scheme,
         search=EFFORTS[options.effort] if method.searches_scales else None,
         gptq=GptqOptions(act_order=options.act_order) if method.rounds_columns else None,
-        tune=TuneOptions.for_scheme(options.scheme) if options.tune else None,
+        tune=TuneOptions.for_scheme(options.scheme) if tunes(options) else None,
     )
+
+
+def tunes(options: QuantizeOptions) -> bool:
+    """Whether step sizes are tuned after the last block: as the user says, or else as the effort does on text."""
+    if options.tune is not None:
+        return options.tune
+    searches = METHODS[options.method].searches_scales
+    return searches and EFFORTS[options.effort].tunes and not is_image_text(Path(options.calib).expanduser())
 
 
 def require_refining(method: BlockMethod, options: QuantizeOptions) -> None:

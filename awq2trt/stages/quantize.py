@@ -202,7 +202,9 @@ def _planned(source: ModelSource, request: QuantizeRequest, progress: Progress |
 
 def _effort(options: QuantizeOptions) -> str:
     """The search as the manifest names it; `check` compares codes with weights only if they were not tuned."""
-    return f"{options.effort}, tuned" if options.tune else options.effort
+    from awq2trt.quantization.method import tunes
+
+    return f"{options.effort}, tuned" if tunes(options) else options.effort
 
 
 def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: QuantizeOptions) -> str:

@@ -101,7 +101,7 @@ class _Stopped(BaseException):
 def test_stopped_and_resumed_gives_the_same_bytes(
     stop_after: int, method: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = {"effort": method, "tune": method == "max"} if method in EFFORTS else {"method": method}
+    chosen = {"effort": method} if method in EFFORTS else {"method": method}
     whole = _job(model, tmp_path / "whole", **chosen).run()
     keep_block, stored = Store.keep_block, 0
 

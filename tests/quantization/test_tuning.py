@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -17,10 +19,33 @@ from awq2trt.models.decoder import BlockRunner, Ends, run_model
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.quantization.block import plain_tensors
+from awq2trt.quantization.method import method_of
 from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
+from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 SCHEME = QuantScheme(bits=3, group_size=32)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"effort": "max"}, True),
+        ({"effort": "max", "tune": False}, False),
+        ({"effort": "max", "calib": "pictures"}, False),  # step sizes can only be tuned on text
+        ({"effort": "max", "method": "rtn"}, False),
+        ({"effort": "best"}, False),
+        ({"effort": "best", "tune": True}, True),
+    ],
+    ids=str,
+)
+def test_max_tunes_on_text_unless_it_is_told_not_to(
+    options: dict[str, Any], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    method = method_of(QuantizeOptions.model_validate(options))
+    assert (method.tune is not None) == expected
 
 
 def _blocks(source: ModelSource) -> list[FinishedBlock]:

@@ -24,3 +24,11 @@ def test_a_model_written_for_transformers_is_the_same_one(tied: bool, tmp_path: 
     got = peer_autoround.measured(model, {"text": windows})
     expected = perplexity(windows, torch_logits(source, windows, SilentProgress(), ""), SilentProgress(), "")
     assert got == {"text": pytest.approx(expected.value, rel=1e-4)}
+
+
+def test_a_recipe_fills_what_no_flag_says() -> None:
+    ours, best = peer_autoround.parsed([]), peer_autoround.parsed(["--recipe", "best", "--samples", "32"])
+    assert (ours.iters, ours.samples, ours.seqlen, ours.lr) == (200, 32, 512, None)
+    assert (best.iters, best.samples, best.seqlen, best.lr) == (1000, 32, 2048, None)
+    with pytest.raises(SystemExit):
+        peer_autoround.parsed(["--recipe", "slow"])
