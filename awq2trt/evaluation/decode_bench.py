@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -78,7 +78,7 @@ class KernelTime:
 
     Attributes:
         name: Name of the kernel without its parameters.
-        us: Time of all its calls together.
+        us: Time of all its calls together, without what they spend beside the kernel before.
         calls: Number of calls.
     """
 
@@ -163,13 +163,25 @@ def profile_kernels(backend: Backend, prompt: int, tokens: int) -> tuple[KernelT
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(tokens):
             token = _choose(backend, [token])
-    found: dict[str, tuple[float, int]] = {}
-    for event in profile.events():
-        name = _short_name(event.name)
-        us, calls = found.get(name, (0.0, 0))
-        found[name] = (us + _device_us(event), calls + 1)
-    rows = [KernelTime(name, us / tokens, calls / tokens) for name, (us, calls) in found.items() if us]
+    rows = [KernelTime(name, us / tokens, calls / tokens) for name, us, calls in _times_by_name(profile.events()) if us]
     return tuple(sorted(rows, key=lambda row: -row.us))
+
+
+def _times_by_name(events: Iterable[Any]) -> Iterator[tuple[str, float, int]]:
+    """Yields the name, the microseconds and the number of calls of each kind of kernel.
+
+    A kernel of ours starts while the one before it still runs, and waits for it: what counts is by how much it ends
+    later, so that the times add up to that of the token.
+    """
+    found: dict[str, tuple[float, int]] = {}
+    latest = 0.0
+    for event in sorted(events, key=lambda event: float(event.time_range.end)):
+        us, calls = found.get(_short_name(event.name), (0.0, 0))
+        start, end = float(event.time_range.start), float(event.time_range.end)
+        found[_short_name(event.name)] = (us + end - max(start, latest), calls + 1)
+        latest = end
+    for name, (us, calls) in found.items():
+        yield name, us, calls
 
 
 def _answer(backend: Backend, prompt: int, tokens: int) -> list[float]:
@@ -197,10 +209,5 @@ def _prompt(backend: Backend, length: int) -> list[int]:
 
 def _short_name(name: str) -> str:
     """A kernel's name without its return type, parameters and template arguments."""
-    plain = name.removeprefix("void ").partition("(")[0].partition("<")[0]
+    plain = name.removeprefix("void ").replace("(anonymous namespace)::", "").partition("(")[0].partition("<")[0]
     return plain.rpartition("::")[2] if plain.count("::") > 1 else plain
-
-
-def _device_us(event: Any) -> float:
-    """Time of one kernel on the device; PyTorch renamed the field in 2.4."""
-    return float(event.device_time_total if hasattr(event, "device_time_total") else event.cuda_time_total)
