@@ -22,7 +22,8 @@ from awq2trt.io_contract import (
     WINDOWS,
     IoContract,
 )
-from awq2trt.models.vision.windowed import MAX_PIXELS, MIN_PIXELS, WindowLayout
+from awq2trt.models.vision.patch_layout import MAX_PIXELS, MIN_PIXELS, PatchLayout
+from awq2trt.models.vision.windowed import WINDOW_SIZE, WindowLayout
 
 TYPICAL_PREFILL: Final = 512
 """Prompt length that TensorRT chooses prefill kernels for; all lengths up to the longest work."""
@@ -60,14 +61,15 @@ def profiles_beside(graph: str, longest: int, vision: VisionRecord | None) -> tu
 
 def _image_of_any_size(settings: Mapping[str, Any]) -> ProfileRecord:
     """A profile for all images that a processor makes; kernels are chosen for a square of the largest size."""
-    layout = WindowLayout.of(settings)
+    layout = PatchLayout.of(settings)
     fewest, most = int(settings[MIN_PIXELS]), int(settings[MAX_PIXELS])
     pieces, square = layout.most_pieces(fewest, most), layout.merge**2
     side = max(1, math.isqrt(most) // (layout.patch_size * layout.merge))
-    axes = {
-        PATCHES: RangeRecord(shortest=square, typical=side**2 * square, longest=pieces * square),
-        WINDOWS: RangeRecord(shortest=1, typical=(-(-side // layout.side)) ** 2, longest=layout.most_windows(pieces)),
-    }
+    axes = {PATCHES: RangeRecord(shortest=square, typical=side**2 * square, longest=pieces * square)}
+    if WINDOW_SIZE in settings:
+        windows = WindowLayout.of(settings)
+        typical, longest = (-(-side // windows.side)) ** 2, windows.most_windows(pieces)
+        axes[WINDOWS] = RangeRecord(shortest=1, typical=typical, longest=longest)
     return ProfileRecord(name=_IMAGE, axes=axes)
 
 

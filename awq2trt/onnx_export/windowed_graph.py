@@ -29,7 +29,8 @@ from awq2trt.io_contract import (
     TensorContract,
 )
 from awq2trt.models.families import GELU
-from awq2trt.models.vision.windowed import ROPE_BASE, WindowedVisionSpec
+from awq2trt.models.vision.patch_layout import ROPE_BASE
+from awq2trt.models.vision.windowed import WindowedVisionSpec
 from awq2trt.onnx_export.external_data import ExternalDataWriter
 from awq2trt.onnx_export.tower_graph import Tensors, TowerBuilder
 
