@@ -16,7 +16,6 @@ from awq2trt.graph.read import DecoderSizes
 from awq2trt.io_contract import (
     CACHE_POSITION,
     INPUT_IDS,
-    INPUTS_EMBEDS,
     PATCHES,
     VISION,
     WINDOWS,
@@ -92,10 +91,10 @@ def contract_shapes(profile: ProfileRecord, contract: IoContract) -> ShapeRanges
 def profile_shapes(profile: ProfileRecord, sizes: DecoderSizes) -> ShapeRanges:
     """Returns the shapes of a decoder's inputs in a profile: one conversation, its cache of fixed length."""
     counts = (profile.tokens.shortest, profile.tokens.typical, profile.tokens.longest)
-    name, row = (INPUT_IDS, ()) if sizes.hidden_size is None else (INPUTS_EMBEDS, (sizes.hidden_size,))
-    smallest, typical, largest = ((1, count, *row) for count in counts)
+    rows: dict[str, list[int]] = {name: [width] for name, width in sizes.new_channels.items()} or {INPUT_IDS: []}
+    smallest, typical, largest = counts
     return {
-        name: (smallest, typical, largest),
+        **{name: ((1, smallest, *row), (1, typical, *row), (1, largest, *row)) for name, row in rows.items()},
         CACHE_POSITION: ((1,), (1,), (1,)),
         **{name: (shape,) * 3 for name, shape in sizes.table_shapes.items()},
         **{cache.past: (cache.shape, cache.shape, cache.shape) for cache in sizes.caches},

@@ -209,8 +209,8 @@ class BlockRunner:
         cross, chosen = self.spec.cross, slice(None) if windows is None else windows
         if cross is None or f"{cross.prefix}attn_gate" not in weights:
             return hidden
-        attended = isinstance(self.media, Media)
-        seen = self.media.part(chosen, slice(start, start + hidden.shape[1])) if attended else None
+        media = self.media if isinstance(self.media, Media) else None
+        seen = media and media.part(chosen, slice(start, start + hidden.shape[1]))
         return look_at_images(cross, weights, self._look(hidden), seen)
 
     def _mlp_inner(self, weights: BlockWeights, normed: Tensor) -> Tensor:

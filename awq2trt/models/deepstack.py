@@ -1,7 +1,7 @@
 """Deepstack: features of images that are added to the residual stream behind the first blocks of a decoder.
 
-In: pieces of images, each with what every one of these blocks adds, and where they stand in texts. Out: a residual stream
-behind a block.
+In: pieces of images, each with what every one of these blocks adds, and where they stand in texts. Out: a residual
+stream behind a block.
 
 Source: arXiv:2406.04334, as `Qwen3VLTextModel` of transformers 5.24 computes it.
 """

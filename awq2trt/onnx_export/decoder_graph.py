@@ -22,6 +22,7 @@ from awq2trt.io_contract import (
     BATCH,
     CACHE_LAYOUT,
     CACHE_POSITION,
+    DEEPSTACK_EMBEDS,
     IMAGE_OF_SLOT,
     INPUT_IDS,
     INPUTS_EMBEDS,
@@ -88,6 +89,7 @@ def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
     return IoContract(
         inputs=(
             new,
+            *_deepstack_contract(spec, name),
             TensorContract(CACHE_POSITION, "int64", (BATCH,), "Cache slot of the first new token: tokens seen before."),
             *_given_tables(spec, plan),
             *(TensorContract(past, name, cache_shape, before) for past in pasts),
@@ -101,6 +103,13 @@ def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
         ),
         cache=CacheContract(name, CACHE_LAYOUT, plan.capacity),
     )
+
+
+def _deepstack_contract(spec: DecoderSpec, dtype: str) -> list[TensorContract]:
+    """What is added behind the first blocks, if anything is."""
+    shape = (BATCH, SEQUENCE, spec.deepstack * spec.hidden_size)
+    meaning = "What is added behind each of the first blocks, one after the other; zeros for tokens of text."
+    return [TensorContract(DEEPSTACK_EMBEDS, dtype, shape, meaning)] if spec.deepstack else []
 
 
 def _given_tables(spec: DecoderSpec, plan: GraphPlan) -> list[TensorContract]:
@@ -217,7 +226,17 @@ class _DecoderBuilder:
         if names.mlp_norm is not None:
             normed = self._norm(hidden if self._spec.parallel else stream, prefix, names.mlp_norm)
         output = self._norm(self._mlp(prefix, normed), prefix, names.post_mlp_norm)
-        return self._op("Add", [stream, output], name=f"{prefix}mlp_residual"), key, value
+        stream = self._op("Add", [stream, output], name=f"{prefix}mlp_residual")
+        return self._with_deepstack(layer, stream), key, value
+
+    def _with_deepstack(self, layer: int, stream: ir.Value) -> ir.Value:
+        """The residual stream behind a block, [B, S, H], with what deepstack adds there."""
+        if layer >= self._spec.deepstack:
+            return stream
+        size, prefix = self._spec.hidden_size, self._spec.prefix(layer)
+        starts, ends, axes = (self._integers([value]) for value in (layer * size, (layer + 1) * size, 2))
+        own = self._op("Slice", [self._inputs[DEEPSTACK_EMBEDS], starts, ends, axes], name=f"{prefix}deepstack")
+        return self._op("Add", [stream, own], name=f"{prefix}deepstack_residual")
 
     def logits(self, hidden: ir.Value, *, all_positions: bool) -> ir.Value:
         """Scores [B, 1 or S, V] out of the last block's output [B, S, H]."""

@@ -115,7 +115,8 @@ def _tower(config: Mapping[str, Any], out_features: int) -> StackedTowerSpec:
             where="config.json",
             fix=PUBLISHED,
         )
-    positions, depth = sizes["num_position_embeddings"], config_size(config, "depth", sizes["depth"], largest=MOST_LAYERS)
+    depth = config_size(config, "depth", sizes["depth"], largest=MOST_LAYERS)
+    positions = sizes["num_position_embeddings"]
     if math.isqrt(positions) ** 2 != positions:
         raise UnsupportedError(
             f"num_position_embeddings: expected those of a square, got {positions}.", where="config.json", fix=PUBLISHED

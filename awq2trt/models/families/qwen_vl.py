@@ -127,9 +127,7 @@ def mixed_decoder(
     )
 
 
-def without_sections(
-    text: Mapping[str, Any], default: tuple[int, ...]
-) -> tuple[dict[str, Any], tuple[int, ...]]:
+def without_sections(text: Mapping[str, Any], default: tuple[int, ...]) -> tuple[dict[str, Any], tuple[int, ...]]:
     """The decoder's config as one of text alone, and the sections of its rotary embedding.
 
     Args:
@@ -140,7 +138,7 @@ def without_sections(
         UnsupportedError: The sections are not three positive numbers.
     """
     plain: dict[str, Any] = dict(text)
-    sections = default
+    sections: tuple[Any, ...] = default
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(text.get(key), dict):
             scaling = dict(text[key])

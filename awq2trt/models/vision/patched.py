@@ -1,7 +1,7 @@
 """Towers for images of any size as data: what those with windows and those with deepstack have in common.
 
-In: sizes. Out: names and shapes of tensors, and what a manifest says. An image keeps its proportion and becomes patches,
-squares of which a merger behind the tower makes pieces of.
+In: sizes. Out: names and shapes of tensors, and what a manifest says. An image keeps its proportion and becomes
+patches; of each square of them a merger behind the tower makes a piece.
 """
 
 from __future__ import annotations

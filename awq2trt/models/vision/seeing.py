@@ -103,9 +103,7 @@ def shown_to_blocks(
         return Media.of_texts(tokens, vision.image_token, stacked, more)
     if not deepstack:
         return None
-    added = [
-        torch.cat([torch.zeros(0, (1 + deepstack) * hidden_size), *images])[:, hidden_size:] for images in seen
-    ]
+    added = [torch.cat([torch.zeros(0, (1 + deepstack) * hidden_size), *images])[:, hidden_size:] for images in seen]
     return Deepstack.of_texts(tokens, vision.image_token, added, more)
 
 

@@ -1,7 +1,7 @@
-"""The tower of Qwen3-VL as data: a vision transformer whose blocks all see the whole image, and which gives the decoder
-features of some of its layers, too (deepstack, arXiv:2406.04334).
+"""The tower of Qwen3-VL as data: a vision transformer with deepstack, whose blocks all see the whole image.
 
-In: sizes. Out: shapes of tensors. NumPy only.
+In: sizes. Out: shapes of tensors. The decoder gets features of some of the tower's layers, too (arXiv:2406.04334).
+NumPy only.
 
 Source: arXiv:2511.21631 and `Qwen3VLVisionModel` of transformers 5.24.
 """

@@ -139,9 +139,7 @@ class WindowLayout(PatchLayout):
         """An image of prepared patches, as the vision graph takes it."""
         assert pixels.grid is not None
         image, windows = super().prepared(pixels), self.windows(pixels.grid)
-        return replace(
-            image, inputs={**image.inputs, WINDOW_PATCHES: windows.patches, PATCH_SLOTS: windows.slots}
-        )
+        return replace(image, inputs={**image.inputs, WINDOW_PATCHES: windows.patches, PATCH_SLOTS: windows.slots})
 
     def most_windows(self, pieces: int) -> int:
         """The most windows that an image of at most so many pieces is divided into, whatever its shape.
