@@ -58,6 +58,7 @@ def save_qwen3_vl(
     text: dict[str, Any] | None = None,
     tower: dict[str, Any] | None = None,
     most_pixels: int = 24 * SIDE**2,
+    std: float | None = None,
     **overrides: Any,
 ) -> Path:
     """Saves a random Qwen3-VL with its tokenizer and image processor.
@@ -67,6 +68,7 @@ def save_qwen3_vl(
         text: Changes to the decoder's config.
         tower: Changes to the tower's config.
         most_pixels: The processor's `longest_edge`.
+        std: Standard deviation of the weights; None for tiny models', in which every part affects the logits.
         overrides: Changes to the model's config.
     """
     torch.manual_seed(1)
@@ -74,7 +76,11 @@ def save_qwen3_vl(
     seeing = {**TOWER, **(tower or {})}
     config = Qwen3VLConfig(text_config={**TEXT, **(text or {})}, vision_config=seeing, **{**tokens, **overrides})
     model = Qwen3VLForConditionalGeneration(config)
-    spread_weights_(model)
+    if std is None:
+        spread_weights_(model)
+    else:
+        for value in model.parameters():
+            torch.nn.init.normal_(value, 1.0 if value.ndim == 1 else 0.0, std)
     model.save_pretrained(directory)
     save_tokenizer(directory)
     Qwen2VLImageProcessorPil(
