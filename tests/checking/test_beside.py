@@ -83,15 +83,16 @@ def test_images_of_any_size_are_checked_too(export: Callable[[Path], object], tm
 
 
 def _add_the_next_blocks(model: ir.Model) -> None:
-    """Swaps what deepstack adds behind the first two blocks."""
-    first, second = (node for node in model.graph if (node.name or "").endswith("deepstack_residual"))
-    ours, theirs = first.inputs[1], second.inputs[1]
-    slices = [value.producer() for value in (ours, theirs) if value is not None]
-    starts, ends = ([node.inputs[index] for node in slices if node is not None] for index in (1, 2))
-    for node, start, end in zip(slices, reversed(starts), reversed(ends), strict=True):
-        assert node is not None
-        node.replace_input_with(1, start)
-        node.replace_input_with(2, end)
+    """Swaps what deepstack adds behind the first two blocks: the ranges of channels that are added."""
+    first, second = (node for node in model.graph if (node.name or "").endswith(".deepstack"))
+    for index in (1, 2):
+        values = [node.inputs[index] for node in (first, second)]
+        one, other = (value.producer() for value in values if value is not None)
+        assert one is not None
+        assert other is not None
+        ours, theirs = one.attributes["value_ints"].as_ints(), other.attributes["value_ints"].as_ints()
+        one.attributes["value_ints"] = ir.AttrInt64s("value_ints", theirs)
+        other.attributes["value_ints"] = ir.AttrInt64s("value_ints", ours)
 
 
 def test_deepstack_behind_the_wrong_block_is_found(tmp_path: Path) -> None:
