@@ -26,14 +26,11 @@ NEW_TOKENS, CAPACITY = 64, 320
 MARKERS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 VISION_START, VISION_END, IMAGE_TOKEN = 258, 259, 260
 
-TEMPLATE = """{% set image_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and \
-message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>\
-{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}{% for \
-content in message['content'] %}{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}\
-{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}\
-<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}\
-<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
-"""As Qwen/Qwen3-VL-4B-Instruct has it, without videos."""
+TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}\
+{{ message.content }}{% else %}{% for content in message.content %}{% if content.type == 'image' %}\
+<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content.text }}{% endif %}{% endfor %}\
+{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
+"""Writes what that of Qwen/Qwen3-VL-4B-Instruct does for texts and images: no system message of its own."""
 
 TEXT: dict[str, Any] = {
     "hidden_size": 128,

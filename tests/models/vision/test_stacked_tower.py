@@ -58,7 +58,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _theirs(directory: Path) -> Qwen3VLForConditionalGeneration:
-    return Qwen3VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+    model: Qwen3VLForConditionalGeneration = Qwen3VLForConditionalGeneration.from_pretrained(
+        directory, dtype=torch.float32
+    ).eval()
+    return model
 
 
 def _opened(directory: Path) -> tuple[ModelSource, StackedVisionSpec]:
