@@ -31,7 +31,6 @@ from awq2trt.io_contract import (
     NEW_TOKENS,
     ROTARY_COS,
     ROTARY_SIN,
-    ROTARY_TABLES,
     SEQUENCE,
     CacheContract,
     IoContract,
@@ -41,7 +40,8 @@ from awq2trt.io_contract import (
 from awq2trt.models.families import GELU_TANH, RELU, SILU, DecoderSpec, RopeSpec
 from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
 from awq2trt.onnx_export.coded_nodes import embedding_rows, linear_node
-from awq2trt.onnx_export.cross_graph import CrossGraph, CrossNodes, attended_contract
+from awq2trt.onnx_export.cross_graph import CrossGraph, CrossNodes
+from awq2trt.onnx_export.given_inputs import deepstack_contract, given_tables
 from awq2trt.onnx_export.rotary_graph import Nodes, RotaryRows, rotary_rows
 from awq2trt.onnx_export.weights import INPUT_ORDER, LinearInputs, Order, Weights
 
@@ -89,9 +89,9 @@ def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
     return IoContract(
         inputs=(
             new,
-            *_deepstack_contract(spec, name),
+            *deepstack_contract(spec, name),
             TensorContract(CACHE_POSITION, "int64", (BATCH,), "Cache slot of the first new token: tokens seen before."),
-            *_given_tables(spec, plan),
+            *given_tables(spec, plan.images, plan.capacity, name),
             *(TensorContract(past, name, cache_shape, before) for past in pasts),
         ),
         outputs=(
@@ -103,26 +103,6 @@ def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
         ),
         cache=CacheContract(name, CACHE_LAYOUT, plan.capacity),
     )
-
-
-def _deepstack_contract(spec: DecoderSpec, dtype: str) -> list[TensorContract]:
-    """What is added behind the first blocks, if anything is."""
-    shape = (BATCH, SEQUENCE, spec.deepstack * spec.hidden_size)
-    meaning = "What is added behind each of the first blocks, one after the other; zeros for tokens of text."
-    return [TensorContract(DEEPSTACK_EMBEDS, dtype, shape, meaning)] if spec.deepstack else []
-
-
-def _given_tables(spec: DecoderSpec, plan: GraphPlan) -> list[TensorContract]:
-    """Tables that are inputs, since only whoever runs the graph knows the images that positions or keys depend on."""
-    mixed = [rope for rope in spec.ropes if rope.sections is not None]
-    shapes = [(plan.capacity, rope.rotary_dim // 2) for rope in mixed]
-    meaning = "{} of the angles of the token in every cache slot."
-    attended = attended_contract(spec, plan.images, plan.capacity, plan.dtype.name.lower())
-    return attended + [
-        TensorContract(name, plan.dtype.name.lower(), shape, meaning.format(kind))
-        for shape in shapes
-        for name, kind in zip(ROTARY_TABLES, ("Cosines", "Sines"), strict=True)
-    ]
 
 
 def build_decoder(spec: DecoderSpec, weights: Weights, plan: GraphPlan, on_block: Callable[[], None]) -> ir.Model:
