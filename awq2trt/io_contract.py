@@ -31,6 +31,9 @@ INPUTS_EMBEDS: Final = "inputs_embeds"
 NEW_TOKENS: Final = (INPUT_IDS, INPUTS_EMBEDS)
 """What a decoder reads of its new tokens: one or the other, as its first input."""
 
+DEEPSTACK_EMBEDS: Final = "deepstack_embeds"
+"""What a decoder reads beside `inputs_embeds` if it has deepstack: what is added behind its first blocks."""
+
 CACHE_POSITION: Final = "cache_position"
 PIXEL_VALUES: Final = "pixel_values"
 IMAGE_EMBEDDINGS: Final = "image_embeddings"
@@ -113,11 +116,11 @@ class IoContract:
     """Inputs and outputs of a graph.
 
     Attributes:
-        inputs: All inputs. A decoder has `input_ids` or `inputs_embeds`, `cache_position`, then perhaps `rotary_cos`
-            and `rotary_sin`, or `attended_images` and `image_of_slot`, then `past_key_i`, `past_value_i` of every
-            layer, then, with a cache of codes, `past_key_scale_i`, `past_value_scale_i` of every layer; a vision graph
-            has `pixel_values`, and for images of any size `patch_places`, `window_patches` and `patch_slots`; an
-            embedding has `input_ids`.
+        inputs: All inputs. A decoder has `input_ids` or `inputs_embeds`, with deepstack `deepstack_embeds`,
+            `cache_position`, then perhaps `rotary_cos` and `rotary_sin`, or `attended_images` and `image_of_slot`, then
+            `past_key_i`, `past_value_i` of every layer, then, with a cache of codes, `past_key_scale_i`,
+            `past_value_scale_i` of every layer; a vision graph has `pixel_values`, for images of any size
+            `patch_places`, and with windows `window_patches` and `patch_slots`; an embedding has `input_ids`.
         outputs: All outputs. A decoder has `logits`, then `present_key_i`, `present_value_i` of every layer and their
             scales, each of which may be the same memory as its `past_` input; a vision graph has `image_embeddings`; an
             embedding has `inputs_embeds`.
@@ -141,6 +144,12 @@ class IoContract:
             for tensor in self.inputs
             if tensor.name in TABLES
         }
+
+    @property
+    def deepstack(self) -> int:
+        """Channels of `deepstack_embeds`; 0 for a decoder without it."""
+        found = (tensor.shape[-1] for tensor in self.inputs if tensor.name == DEEPSTACK_EMBEDS)
+        return int(next(found, 0))
 
     @property
     def logits(self) -> TensorContract:

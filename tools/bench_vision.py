@@ -123,6 +123,47 @@ SHAPES: Final[Mapping[str, Shape]] = {
             },
         }
     ),
+    "qwen3-vl-4b": Shape(
+        {
+            "architectures": ["Qwen3VLForConditionalGeneration"],
+            "model_type": "qwen3_vl",
+            "image_token_id": 151655,
+            "vision_start_token_id": 151652,
+            "vision_end_token_id": 151653,
+            "tie_word_embeddings": True,
+            "text_config": {
+                "model_type": "qwen3_vl_text",
+                "vocab_size": 151936,
+                "hidden_size": 2560,
+                "intermediate_size": 9728,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "max_position_embeddings": 262144,
+                "rms_norm_eps": 1e-6,
+                "tie_word_embeddings": True,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 5000000.0,
+                    "mrope_section": [24, 20, 20],
+                    "mrope_interleaved": True,
+                },
+            },
+            "vision_config": {
+                "model_type": "qwen3_vl_vision",
+                "depth": 24,
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_heads": 16,
+                "patch_size": 16,
+                "out_hidden_size": 2560,
+                "num_position_embeddings": 2304,
+                "deepstack_visual_indexes": [5, 11, 17],
+            },
+        },
+        grid=Grid(1, 48, 48),
+    ),
     "qwen2.5-vl-3b": Shape(
         {
             "architectures": ["Qwen2_5_VLForConditionalGeneration"],

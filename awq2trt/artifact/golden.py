@@ -8,11 +8,12 @@ Out, and back in, in a model's directory:
 - `golden.npz`: `NAME.input_ids` int64 [1, S], `NAME.cache_position` int64 [1], `NAME.logits` float32 [1, 1, V];
 - raw little-endian files of the calls that start a conversation, for `trtexec --loadInputs=input_ids:FILE,...`.
 
-A decoder that reads embeddings has `NAME.inputs_embeds` beside its tokens in a raw file, in its own type, and a model
-that sees has an image, in both: the inputs of its vision graph, `vision.pixel_values` in float16 and whole numbers in
-int64, and what must come out, `vision.image_embeddings` float32 [pieces, H]. A decoder that takes its rotary tables as
-inputs has them in raw files, in its own type, for a conversation of text. The conversations of a decoder that attends
-to images begin with the image, and what it then reads beside tokens is in raw files, too.
+A decoder that reads embeddings has `NAME.inputs_embeds` beside its tokens in a raw file, in its own type, and with
+deepstack `NAME.deepstack_embeds`, which are zeros, since these conversations are of text. A model that sees has an
+image, in both: the inputs of its vision graph, `vision.pixel_values` in float16 and whole numbers in int64, and what
+must come out, `vision.image_embeddings` float32 [pieces, W]. A decoder that takes its rotary tables as inputs has them
+in raw files, in its own type, for a conversation of text. The conversations of a decoder that attends to images begin
+with the image, and what it then reads beside tokens is in raw files, too.
 
 Caches are not stored: slots from `cache_position` on are not read (`plugins/FORMAT.md`), so a call at position 0 works
 with any finite cache, and calls at later positions continue the conversation before them. It needs only NumPy.
@@ -36,6 +37,7 @@ from awq2trt.errors import ArtifactError
 from awq2trt.foreign_files import read_json, reading
 from awq2trt.io_contract import (
     CACHE_POSITION,
+    DEEPSTACK_EMBEDS,
     IMAGE_EMBEDDINGS,
     INPUT_IDS,
     INPUTS_EMBEDS,
@@ -76,6 +78,7 @@ class GoldenCall:
         logits: Scores of the next token, float32 [V].
         embeddings: Embeddings of the tokens, [S, H] in the decoder's type, if it reads embeddings and the call starts a
             conversation; they are written, and not read again, since whoever runs the call has the embedding's graph.
+        deepstack: What such a decoder's first blocks add for them, if it has deepstack: zeros, [S, channels].
     """
 
     name: str
@@ -83,6 +86,7 @@ class GoldenCall:
     position: int
     logits: NDArray[np.float32]
     embeddings: NDArray[np.generic] | None = None
+    deepstack: NDArray[np.generic] | None = None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Inputs and outputs under the names and shapes of the I/O contract, logits in fp32."""
@@ -192,7 +196,8 @@ def _raw_arrays(call: GoldenCall) -> dict[str, NDArray[Any]]:
     """What goes into files of its own: of a call that starts a conversation, all that goes in and comes out."""
     if call.position:
         return {}
-    return call.arrays() | ({} if call.embeddings is None else {INPUTS_EMBEDS: call.embeddings[None]})
+    read = {INPUTS_EMBEDS: call.embeddings, DEEPSTACK_EMBEDS: call.deepstack}
+    return call.arrays() | {name: array[None] for name, array in read.items() if array is not None}
 
 
 def _write_description(path: Path, description: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.checking.weights import Finding, plain_findings
@@ -20,14 +21,15 @@ from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.graph.ort_lowering import widen_to_fp32_
 from awq2trt.graph.read import load_model
 from awq2trt.io_contract import EMBEDDING_FILE, VISION_FILE
-from awq2trt.models.cross_attention import Media
-from awq2trt.models.decoder import BlockRunner
+from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.spec import ModelSpec
 from awq2trt.models.vision.arranging import arranged
 from awq2trt.models.vision.description import AttendedSpec, SeeingSpec
+from awq2trt.models.vision.mixed_positions import MixedPositions
 from awq2trt.models.vision.prepared import Pixels, PreparedImage
-from awq2trt.models.vision.seeing import given_by_vision_graph, pieces_seen
+from awq2trt.models.vision.seeing import given_by_vision_graph, pieces_seen, shown_to_blocks
+from awq2trt.models.vision.stacked import StackedVisionSpec
 from awq2trt.models.vision.tower import load_vision
 from awq2trt.runtime.ort.embedder import Embedder
 from awq2trt.runtime.ort.session import Execution, open_session
@@ -48,23 +50,48 @@ def prepared_noise(vision: SeeingSpec) -> PreparedImage:
 
 
 def shown_first(vision: SeeingSpec | None, tokens: Sequence[int]) -> list[int]:
-    """Tokens of a text; for a decoder that attends to images, which text alone would not show, behind an image."""
-    return [*([vision.image_token] if isinstance(vision, AttendedSpec) else []), *tokens]
+    """Tokens of a text; behind an image, for a decoder whose blocks see images, which text alone would not show."""
+    return [*([vision.image_token] * _tokens_of_noise(vision) if vision else []), *tokens]
 
 
-def noise_attended(vision: SeeingSpec | None, tokens: Sequence[int]) -> list[PreparedImage]:
-    """An image of noise for every image token of a text, if the decoder attends to images."""
-    return [prepared_noise(vision)] * tokens.count(vision.image_token) if isinstance(vision, AttendedSpec) else []
+def noise_shown(vision: SeeingSpec | None, tokens: Sequence[int]) -> list[PreparedImage]:
+    """Images of noise for the image tokens of a text, if blocks of the decoder see images; the last one may be cut."""
+    if vision is None or not (each := _tokens_of_noise(vision)):
+        return []
+    return [prepared_noise(vision)] * -(-list(tokens).count(vision.image_token) // each)
 
 
-def placed_runner(source: ModelSource, tokens: Sequence[int]) -> BlockRunner:
-    """What runs the blocks of a model on a text, whose image tokens stand for images of noise if it attends to them."""
-    vision, runner = source.vision, BlockRunner.for_positions(source.spec, len(tokens))
-    if not isinstance(vision, AttendedSpec):
-        return runner
-    seen = pieces_seen(vision, load_vision(source), image_of_noise(vision))
-    shown = seen.expand(tokens.count(vision.image_token), -1, -1)
-    return runner.placed(None, Media.of_texts(torch.tensor([list(tokens)]), vision.image_token, [shown]))
+def _tokens_of_noise(vision: SeeingSpec) -> int:
+    """Tokens that stand for an image of noise in checks; 0 if the decoder only reads images, as it does text."""
+    if isinstance(vision, AttendedSpec):
+        return vision.tokens_per_image
+    return prepared_noise(vision).pieces if isinstance(vision, StackedVisionSpec) else 0
+
+
+def begun(source: ModelSource, ends: Ends, tokens: Sequence[int]) -> tuple[Tensor, BlockRunner]:
+    """What the first block of a model reads of a text, and what runs its blocks; noise is in the places of images.
+
+    Args:
+        source: The model.
+        ends: Its ends.
+        tokens: The text, as of `shown_first`.
+
+    Returns:
+        fp32 [1, S, hidden_size], and a runner.
+    """
+    vision, ids = source.vision, torch.tensor([list(tokens)])
+    hidden, runner = ends.embed(ids), BlockRunner.for_positions(source.spec, len(tokens))
+    shown = noise_shown(vision, tokens)
+    if vision is None or not shown:
+        return hidden, runner
+    seen = [pieces_seen(vision, load_vision(source), image_of_noise(vision))] * len(shown)
+    positions = None
+    if isinstance(vision, StackedVisionSpec):
+        places = ids[0] == vision.image_token
+        hidden[0, places] = torch.cat(seen)[: int(places.sum()), : hidden.shape[-1]]
+        grids = [image.grid for image in shown if image.grid is not None]
+        positions = torch.as_tensor(MixedPositions(vision.image_token, grids).of(list(tokens)))[None]
+    return hidden, runner.placed(positions, shown_to_blocks(source, ids, [seen]))
 
 
 def seen_by_torch(source: ModelSource) -> NDArray[np.float32] | None:
@@ -103,6 +130,7 @@ def exported_embedder(onnx: Path, model: ModelSpec, tables: Mapping[str, tuple[i
         open_session(None, onnx / VISION_FILE, Execution(provider)),
         model.vision.image_token,
         tables_of(model.record(), tables),
+        model.decoder.deepstack * model.decoder.hidden_size,
     )
 
 

@@ -25,6 +25,7 @@ from polygraphy.json import save_json
 from polygraphy.logger import G_LOGGER
 from torch import Tensor
 
+from awq2trt.checking.beside import begun
 from awq2trt.checking.measures import difference
 from awq2trt.checking.results import ONNX, QUANTIZED, CheckResult
 from awq2trt.checking.runners import (
@@ -42,7 +43,7 @@ from awq2trt.graph import ort_lowering
 from awq2trt.graph.read import open_decoder
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, MODEL_FILE
 from awq2trt.models.block_weights import load_block
-from awq2trt.models.decoder import BlockRunner, Ends
+from awq2trt.models.decoder import Ends
 
 Array = NDArray[Any]
 
@@ -116,8 +117,7 @@ def _expected_values(subject: Subject, tokens: Sequence[int], layer: int) -> dic
     source, spec = subject.checkpoint, subject.checkpoint.spec
     inputs: dict[str, Tensor] = {}
     with torch.inference_mode():
-        runner = BlockRunner.for_positions(spec, len(tokens))
-        before = Ends(source).embed(torch.tensor([list(tokens)]))
+        before, runner = begun(source, Ends(source), tokens)
         for earlier in range(layer):
             before = runner.run(load_block(source, earlier), before, layer=earlier)
         weights = load_block(source, layer)

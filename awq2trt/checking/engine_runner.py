@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from awq2trt.checking.beside import noise_attended, prepared_noise
+from awq2trt.checking.beside import noise_shown, prepared_noise
 from awq2trt.checking.runners import Arrays, DecoderRunner
 from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, VISION
 from awq2trt.models.vision.description import SeeingSpec
@@ -72,7 +72,7 @@ class EngineRunner(DecoderRunner):
 
     def _begin(self, tokens: Sequence[int]) -> None:
         self._backend.reset()
-        if images := noise_attended(self._vision, tokens):
+        if images := noise_shown(self._vision, tokens):
             self._backend.show(images)
 
     def deactivate_impl(self) -> None:

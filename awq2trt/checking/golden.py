@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from awq2trt.artifact.golden import Golden, GoldenCall, GoldenImage
 from awq2trt.checking.beside import (
-    noise_attended,
-    placed_runner,
+    begun,
+    noise_shown,
     prepared_noise,
     seen_by_torch,
     shown_first,
@@ -63,13 +63,15 @@ def make_golden(source: ModelSource, tokens: Sequence[int], io: IoContract, prog
     """
     if not tokens:
         raise UsageError("the tokenizer gives no tokens for any text.", where=TEXT, fix="check tokenizer.json.")
-    dtype, tokens = io.logits.dtype, shown_first(source.vision, tokens)
+    # A decoder with deepstack only reads text here: a kit compares what its embedding gives with these tokens' rows.
+    attended = source.vision if isinstance(source.vision, AttendedSpec) else None
+    dtype, tokens = io.logits.dtype, shown_first(attended, tokens)
     kept = tokens[: min(PREFILL_TOKENS + _DECODE_CALLS, io.capacity)]
     prefill = max(1, len(kept) - _DECODE_CALLS)
     with torch.inference_mode(), progress.task("golden outputs", total=source.spec.num_layers) as advance:
         ends = Ends(source, narrow_head=True)
-        hidden = ends.embed(torch.tensor([kept]))
-        hidden = run_blocks(source, hidden, runner=placed_runner(source, kept), progress=advance)
+        hidden, runner = begun(source, ends, kept)
+        hidden = run_blocks(source, hidden, runner=runner, progress=advance)
         logits = ends.logits(hidden)[0].numpy().astype(np.float32)  # [S, V]
         embeddings = ends.embed(torch.tensor(kept)).numpy() if source.vision else None  # [S, H]
     spans = {"prefill": (0, prefill)}
@@ -82,12 +84,13 @@ def make_golden(source: ModelSource, tokens: Sequence[int], io: IoContract, prog
             start,
             logits[end - 1],
             None if embeddings is None else embeddings[start:end].astype(dtype),
+            np.zeros((end - start, io.deepstack), dtype) if io.deepstack else None,
         )
         for name, (start, end) in spans.items()
     )
     limit = drift_limit(dtype, source.spec.num_layers + 1)
     tables = tables_of_text(source, kept, io.tables, dtype)
-    return Golden(TEXT, limit, calls, _image(source), tables, attended=isinstance(source.vision, AttendedSpec))
+    return Golden(TEXT, limit, calls, _image(source), tables, attended=attended is not None)
 
 
 def _image(source: ModelSource) -> GoldenImage | None:
@@ -109,17 +112,20 @@ def tables_of_text(
 
     Args:
         source: The model.
-        tokens: The text; if the decoder attends to images, its image tokens stand for images of noise.
+        tokens: The text; its image tokens stand for images of noise if blocks of the decoder see images.
         shapes: Shapes of the tables, by name.
         dtype: Type of activations in the graph.
     """
     tables = tables_of(ModelSpec(source.spec, source.vision).record(), shapes)
     if tables is None:
         return {}
+    shown = noise_shown(source.vision, tokens)
     if isinstance(tables, AttendedImages):
         seen = seen_by_torch(source)
         assert seen is not None
-        tables.show([seen] * len(noise_attended(source.vision, tokens)))
-        tables.append(tokens)
+        tables.show([seen] * len(shown))
+    else:
+        tables.show(image.grid for image in shown if image.grid is not None)
+    tables.append(tokens)
     whole = {name: np.issubdtype(table.dtype, np.integer) for name, table in tables.arrays.items()}
     return {name: table if whole[name] else table.astype(dtype) for name, table in tables.arrays.items()}

@@ -28,16 +28,18 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 
 from awq2trt.artifact.arrays import write_arrays
-from awq2trt.checking.beside import placed_runner
+from awq2trt.checking.beside import begun
 from awq2trt.checking.golden import tables_of_text
 from awq2trt.checking.results import ENGINE, QUANTIZED
 from awq2trt.checking.runners import calls_of, first_call
 from awq2trt.checking.subject import Subject
 from awq2trt.checking.tolerance import drift_limit
 from awq2trt.graph.read import DecoderSizes, open_decoder
-from awq2trt.io_contract import CACHE_POSITION, ENGINE_FILE, INPUT_IDS, INPUTS_EMBEDS, LOGITS, MODEL_FILE, cache_names
+from awq2trt.io_contract import CACHE_POSITION, ENGINE_FILE, INPUT_IDS, LOGITS, MODEL_FILE, cache_names
 from awq2trt.models.block_weights import load_block
 from awq2trt.models.decoder import Ends, KeyValueCache
+from awq2trt.models.deepstack import Deepstack
+from awq2trt.runtime.embedding import parted
 from awq2trt.runtime.trt.engine import POLYGRAPHY_SWITCH
 from awq2trt.scheme import BFLOAT16
 from awq2trt.target import Flavour
@@ -76,14 +78,14 @@ def write_folder(subject: Subject, tokens: Sequence[int], folder: Path) -> tuple
     _, sizes = open_decoder(subject.onnx)
     folder.mkdir(parents=True, exist_ok=True)
     rows, caches, logits = _run(subject, tokens)
-    sees = sizes.hidden_size is not None
-    new = INPUTS_EMBEDS if sees else INPUT_IDS
-    inputs: dict[str, NDArray[Any]] = {new: rows if sees else np.asarray(tokens, np.int64), **caches}
+    channels = sizes.new_channels
+    new: dict[str, NDArray[Any]] = parted(rows, channels) if channels else {INPUT_IDS: np.asarray(tokens, np.int64)}
+    inputs = {**new, **caches}
     inputs |= {name: value.astype(_NUMPY[subject.dtype]) for name, value in inputs.items() if name != INPUT_IDS}
     inputs |= tables_of_text(subject.checkpoint, tokens, sizes.table_shapes, _NUMPY[subject.dtype].__name__)
     write_arrays(folder / INPUTS_FILE, inputs)
     first = first_call(tokens)
-    loader = _LOADER.format(first=first, capacity=sizes.capacity, inputs=INPUTS_FILE, new=new)
+    loader = _LOADER.format(first=first, capacity=sizes.capacity, inputs=INPUTS_FILE, new=[*new], length=len(tokens))
     (folder / LOADER_FILE).write_text(loader, encoding="utf-8")
     _write_expected(folder / EXPECTED_FILE, logits, tokens)
     network = _NETWORK.format(model=str((subject.onnx / MODEL_FILE).resolve()))
@@ -108,9 +110,9 @@ def _commands(subject: Subject, onnx: Path, sizes: DecoderSizes, first: int, fol
         f"--compare snr --snr-threshold {_snr_threshold(subject, sizes)} --validate"
     )
     network = f"{_quoted(folder / NETWORK_FILE)} --model-type trt-network-script"
-    new, row = (INPUT_IDS, "") if sizes.hidden_size is None else (INPUTS_EMBEDS, f",{sizes.hidden_size}")
+    rows = {name: f",{width}" for name, width in sizes.new_channels.items()} or {INPUT_IDS: ""}
     shapes = " ".join(
-        f"--trt-{bound}-shapes {new}:[1,{length}{row}]"
+        f"--trt-{bound}-shapes {' '.join(f'{name}:[1,{length}{row}]' for name, row in rows.items())}"
         for bound, length in (("min", 1), ("opt", first), ("max", first))
     )
     rtx = f"{POLYGRAPHY_SWITCH}=1 "
@@ -146,20 +148,24 @@ def _snr_threshold(subject: Subject, sizes: DecoderSizes) -> str:
 def _run(
     subject: Subject, tokens: Sequence[int]
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]], NDArray[np.float32]]:
-    """Runs the quantized model in PyTorch: a text's embeddings [S, H], final caches [1, H_kv, S, D], logits [S, V]."""
+    """Runs the quantized model in PyTorch: what it reads [S, W], final caches [1, H_kv, S, D], logits [S, V]."""
     source = subject.checkpoint
     caches: dict[str, NDArray[np.float32]] = {}
     names = cache_names("past", source.spec.num_layers)
     with torch.inference_mode():
-        ends, runner = Ends(source), placed_runner(source, tokens)
-        hidden = ends.embed(torch.tensor([list(tokens)]))
-        rows: NDArray[np.float32] = hidden[0].numpy()
+        ends = Ends(source)
+        hidden, runner = begun(source, ends, tokens)
+        rows = hidden[0]
+        if source.spec.deepstack:
+            nothing = torch.zeros(len(rows), source.spec.deepstack * source.spec.hidden_size)
+            added = runner.media.features[0] if isinstance(runner.media, Deepstack) else nothing
+            rows = torch.cat((rows, added), dim=-1)
         for layer in range(source.spec.num_layers):
             cache = KeyValueCache.empty(source.spec, 1, len(tokens))
             hidden = runner.run(load_block(source, layer), hidden, layer=layer, cache=cache)
             caches[names[2 * layer]], caches[names[2 * layer + 1]] = cache.keys.numpy(), cache.values.numpy()
         logits: NDArray[np.float32] = torch.cat(list(ends.logits_in_pieces(hidden[0]))).numpy()
-    return rows, caches, logits
+    return rows.numpy(), caches, logits
 
 
 def _write_expected(path: Path, logits: NDArray[np.float32], tokens: Sequence[int]) -> None:
@@ -197,10 +203,11 @@ _LOADER: Final = textwrap.dedent('''\
         """Yields the inputs of every call; caches hold what came before it, followed by zeros."""
         with np.load(Path(__file__).with_name("{inputs}")) as stored:
             arrays = dict(stored)
-        new = arrays.pop("{new}")
-        for start in (0, *range(FIRST, len(new))):
+        new = {{name: arrays.pop(name) for name in {new}}}
+        for start in (0, *range(FIRST, {length})):
             end = FIRST if start == 0 else start + 1
-            feed = {{"{new}": new[None, start:end], "cache_position": np.array([start], np.int64)}}
+            feed = {{name: value[None, start:end] for name, value in new.items()}}
+            feed["cache_position"] = np.array([start], np.int64)
             for name, value in arrays.items():
                 if not name.startswith("past_"):  # a table, which is the same in every call
                     feed[name] = value

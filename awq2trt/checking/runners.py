@@ -25,7 +25,7 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 
-from awq2trt.checking.beside import exported_embedder, noise_attended, placed_runner, prepared_noise, seen_by_torch
+from awq2trt.checking.beside import begun, exported_embedder, noise_shown, prepared_noise, seen_by_torch
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import ArtifactError
 from awq2trt.graph import ort_lowering
@@ -47,6 +47,7 @@ from awq2trt.models.spec import ModelSpec
 from awq2trt.models.vision.description import SeeingSpec
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.backend import SeeingBackend
+from awq2trt.runtime.embedding import parted
 from awq2trt.runtime.ort.embedder import Embedder
 from awq2trt.runtime.ort.session import Execution, open_session
 
@@ -127,12 +128,12 @@ class TorchRunner(DecoderRunner):
         started = time.monotonic()
         source = self._source
         with torch.inference_mode():
-            ends, runner = Ends(source), placed_runner(source, self._tokens)
-            hidden = ends.embed(torch.tensor([self._tokens]))
+            ends = Ends(source)
+            hidden, runner = begun(source, ends, self._tokens)
             self._outputs[EMBEDDING] = hidden.numpy()
             if (seen := seen_by_torch(source)) is not None:
                 self._seen[VISION] = seen[None]
-            given = Ends(self._teacher).embed(torch.tensor([self._tokens])) if self._teacher else hidden
+            given = begun(self._teacher, Ends(self._teacher), self._tokens)[0] if self._teacher else hidden
             for layer in range(source.spec.num_layers):
                 weights = load_block(source, layer)
                 hidden = runner.run(weights, hidden, layer=layer)
@@ -218,14 +219,15 @@ class CachedOnnxRunner(OnnxrtRunner):  # type: ignore[misc]
         if feed_dict[CACHE_POSITION][0] == 0:
             if self._embedder is not None and self._execution.model is not None:
                 self._embedder.forget()
-                self._embedder.show(noise_attended(self._execution.model.vision, feed[INPUT_IDS][0].tolist()))
+                self._embedder.show(noise_shown(self._execution.model.vision, feed[INPUT_IDS][0].tolist()))
             shape = (1, self._sizes.num_kv_heads, self._execution.length, self._sizes.head_dim)
             self._caches = OrderedDict(
                 (name, np.zeros(shape, _NUMPY_DTYPE[inputs[name]])) for name in cache_names("past", layers)
             )
         if self._embedder is not None:
             rows = self._embedder.rows(feed.pop(INPUT_IDS)[0].tolist())[None]
-            feed[INPUTS_EMBEDS] = given[EMBEDDING] = rows
+            feed |= parted(rows, self._sizes.new_channels)
+            given[EMBEDDING] = feed[INPUTS_EMBEDS]
             tables = self._embedder.tables.arrays if self._embedder.tables is not None else {}
             feed |= {name: table.astype(_NUMPY_DTYPE[inputs[name]]) for name, table in tables.items()}
         self.last_inputs = {**feed, **self._caches}
@@ -270,7 +272,7 @@ class RuntimeRunner(DecoderRunner):
         started = time.monotonic()
         tokens = feed_dict[INPUT_IDS][0].tolist()
         if feed_dict[CACHE_POSITION][0] == 0:
-            rows = np.concatenate(list(self._backend.logits(tokens, noise_attended(self._vision, tokens))))
+            rows = np.concatenate(list(self._backend.logits(tokens, noise_shown(self._vision, tokens))))
         else:
             rows = np.stack([self._backend.forward([token]) for token in tokens])
         self.inference_time = time.monotonic() - started

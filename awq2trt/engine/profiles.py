@@ -16,13 +16,13 @@ from awq2trt.graph.read import DecoderSizes
 from awq2trt.io_contract import (
     CACHE_POSITION,
     INPUT_IDS,
-    INPUTS_EMBEDS,
     PATCHES,
     VISION,
     WINDOWS,
     IoContract,
 )
-from awq2trt.models.vision.windowed import MAX_PIXELS, MIN_PIXELS, WindowLayout
+from awq2trt.models.vision.patch_layout import MAX_PIXELS, MIN_PIXELS, PatchLayout
+from awq2trt.models.vision.windowed import WINDOW_SIZE, WindowLayout
 
 TYPICAL_PREFILL: Final = 512
 """Prompt length that TensorRT chooses prefill kernels for; all lengths up to the longest work."""
@@ -60,14 +60,15 @@ def profiles_beside(graph: str, longest: int, vision: VisionRecord | None) -> tu
 
 def _image_of_any_size(settings: Mapping[str, Any]) -> ProfileRecord:
     """A profile for all images that a processor makes; kernels are chosen for a square of the largest size."""
-    layout = WindowLayout.of(settings)
+    layout = PatchLayout.of(settings)
     fewest, most = int(settings[MIN_PIXELS]), int(settings[MAX_PIXELS])
     pieces, square = layout.most_pieces(fewest, most), layout.merge**2
     side = max(1, math.isqrt(most) // (layout.patch_size * layout.merge))
-    axes = {
-        PATCHES: RangeRecord(shortest=square, typical=side**2 * square, longest=pieces * square),
-        WINDOWS: RangeRecord(shortest=1, typical=(-(-side // layout.side)) ** 2, longest=layout.most_windows(pieces)),
-    }
+    axes = {PATCHES: RangeRecord(shortest=square, typical=side**2 * square, longest=pieces * square)}
+    if WINDOW_SIZE in settings:
+        windows = WindowLayout.of(settings)
+        typical, longest = (-(-side // windows.side)) ** 2, windows.most_windows(pieces)
+        axes[WINDOWS] = RangeRecord(shortest=1, typical=typical, longest=longest)
     return ProfileRecord(name=_IMAGE, axes=axes)
 
 
@@ -90,10 +91,10 @@ def contract_shapes(profile: ProfileRecord, contract: IoContract) -> ShapeRanges
 def profile_shapes(profile: ProfileRecord, sizes: DecoderSizes) -> ShapeRanges:
     """Returns the shapes of a decoder's inputs in a profile: one conversation, its cache of fixed length."""
     counts = (profile.tokens.shortest, profile.tokens.typical, profile.tokens.longest)
-    name, row = (INPUT_IDS, ()) if sizes.hidden_size is None else (INPUTS_EMBEDS, (sizes.hidden_size,))
-    smallest, typical, largest = ((1, count, *row) for count in counts)
+    rows: dict[str, list[int]] = {name: [width] for name, width in sizes.new_channels.items()} or {INPUT_IDS: []}
+    smallest, typical, largest = counts
     return {
-        name: (smallest, typical, largest),
+        **{name: ((1, smallest, *row), (1, typical, *row), (1, largest, *row)) for name, row in rows.items()},
         CACHE_POSITION: ((1,), (1,), (1,)),
         **{name: (shape,) * 3 for name, shape in sizes.table_shapes.items()},
         **{cache.past: (cache.shape, cache.shape, cache.shape) for cache in sizes.caches},

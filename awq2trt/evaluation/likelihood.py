@@ -20,8 +20,7 @@ from torch import Tensor
 from awq2trt.errors import UsageError
 from awq2trt.evaluation.tasks import Continuation, Score
 from awq2trt.models.block_weights import load_block
-from awq2trt.models.cross_attention import Media
-from awq2trt.models.decoder import BlockRunner, Ends
+from awq2trt.models.decoder import BlockRunner, Ends, Shown
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
@@ -88,12 +87,12 @@ class Beginning:
     Attributes:
         hidden: fp32 [texts, S, hidden_size].
         positions: As of `BlockRunner.placed`, like `media`.
-        media: What the texts see, if blocks attend to images.
+        media: What blocks see of the texts' images.
     """
 
     hidden: Tensor
     positions: Tensor | None = None
-    media: Media | None = None
+    media: Shown | None = None
 
 
 def torch_scores(

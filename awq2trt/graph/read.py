@@ -20,6 +20,7 @@ from awq2trt.errors import ArtifactError
 from awq2trt.foreign_files import reading
 from awq2trt.io_contract import (
     CACHE_POSITION,
+    DEEPSTACK_EMBEDS,
     INPUT_IDS,
     INPUTS_EMBEDS,
     LOGITS,
@@ -85,6 +86,7 @@ class DecoderSizes:
         cache_dtype: Type of keys and values in the cache.
         hidden_size: Width of the embeddings that it reads; None where it reads tokens.
         tables: By name, the inputs that are the same in every call until another image is shown.
+        deepstack: Channels that it reads beside embeddings, of what is added behind its first blocks.
     """
 
     num_layers: int
@@ -96,6 +98,14 @@ class DecoderSizes:
     cache_dtype: ir.DataType
     hidden_size: int | None = None
     tables: Mapping[str, Table] = field(default_factory=dict)
+    deepstack: int = 0
+
+    @property
+    def new_channels(self) -> dict[str, int]:
+        """Channels of all that it reads of new tokens, by name; empty where it reads tokens."""
+        if self.hidden_size is None:
+            return {}
+        return {INPUTS_EMBEDS: self.hidden_size} | ({DEEPSTACK_EMBEDS: self.deepstack} if self.deepstack else {})
 
     @property
     def table_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -252,10 +262,22 @@ def read_sizes(model: ir.Model, path: Path, free_capacity: int | None = None) ->
             where=f"{path}: past_key_0",
             fix=_EXPORT_AGAIN,
         )
-    embeddings = values[INPUTS_EMBEDS].shape if INPUTS_EMBEDS in values else None
-    hidden = None if embeddings is None else int(embeddings[2])  # type: ignore[arg-type]  # declared so
+    hidden, deepstack = (_channels(values.get(name), path) for name in (INPUTS_EMBEDS, DEEPSTACK_EMBEDS))
     tables: dict[str, Table] = {name: _table(values[name], path) for name in TABLES if name in values}
-    return DecoderSizes(layers, heads, head_dim, capacity, vocab_size, logits.dtype, cache.dtype, hidden, tables)
+    return DecoderSizes(
+        layers, heads, head_dim, capacity, vocab_size, logits.dtype, cache.dtype, hidden, tables, deepstack or 0
+    )
+
+
+def _channels(value: ir.Value | None, path: Path) -> int | None:
+    """Channels of embeddings [B, S, channels]; None without them."""
+    if value is None:
+        return None
+    if value.shape is None or len(value.shape) != 3 or not isinstance(value.shape[2], int):
+        raise ArtifactError(
+            f"expected a fixed number of channels, got {value.shape}.", where=f"{path}: {value.name}", fix=_EXPORT_AGAIN
+        )
+    return value.shape[2]
 
 
 def _table(value: ir.Value, path: Path) -> Table:

@@ -18,8 +18,8 @@ from PIL import Image
 
 from awq2trt.images.processor_keys import LARGEST_SIDE, KeyReader, Levels, resized
 from awq2trt.models.vision.description import CHANNELS
+from awq2trt.models.vision.patch_layout import MAX_PIXELS, MIN_PIXELS
 from awq2trt.models.vision.prepared import Grid, Pixels
-from awq2trt.models.vision.windowed import MAX_PIXELS, MIN_PIXELS
 
 _SIZES: Final = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
 """Fewest and most pixels, under the names that `size` has for them; the numbers are the class's defaults."""

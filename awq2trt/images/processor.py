@@ -29,9 +29,9 @@ from awq2trt.images.processor_keys import DEFAULT_SIDE, KeyReader, Levels, resiz
 from awq2trt.images.tiles import Tiles, describe_tiles
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import CHANNELS, SeeingSpec, StillSpec
+from awq2trt.models.vision.patched import PatchVisionSpec
 from awq2trt.models.vision.prepared import Pixels
 from awq2trt.models.vision.tiled import TiledVisionSpec, TileLayout
-from awq2trt.models.vision.windowed import WindowedVisionSpec
 
 PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 """Files in which transformers stores an image processor: alone, or (since version 5) as part of the complete
@@ -171,7 +171,7 @@ def require_fit(processor: Processor, vision: SeeingSpec, *, where: str) -> None
     Raises:
         UnsupportedError: It does not.
     """
-    if isinstance(vision, WindowedVisionSpec):
+    if isinstance(vision, PatchVisionSpec):
         tower = vision.tower
         wanted = (tower.patch_size, tower.frames, tower.merge)
         found = (processor.patch_size, processor.frames, processor.merge) if isinstance(processor, Patches) else ()

@@ -374,8 +374,9 @@ check_answers() {
                 "$kit_golden_tolerance"
             ;;
         esac
-        check_answer "$call" model.engine "$kit_new_tokens:1x$tokens$kit_new_tokens_row" \
-            "$(loaded "$golden" "$kit_new_tokens" cache_position)${tables:+,$tables}" \
+        # shellcheck disable=SC2086 # several names
+        check_answer "$call" model.engine "$(printf '%s' "$kit_new_tokens_shapes" | sed "s/TOKENS/$tokens/g")" \
+            "$(loaded "$golden" $kit_new_tokens cache_position)${tables:+,$tables}" \
             logits "$golden.logits.bin" decode_float "$kit_fraction_bits" "$kit_golden_tolerance"
     done
     for each in $kit_graphs; do

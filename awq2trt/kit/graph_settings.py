@@ -13,7 +13,7 @@ from awq2trt.artifact.records import GraphRecord, Profiles
 from awq2trt.engine.profiles import contract_shapes
 from awq2trt.graph.basic_ops import ONE
 from awq2trt.graph.read import operators_of
-from awq2trt.io_contract import DECODER, NEW_TOKENS, IoContract
+from awq2trt.io_contract import DECODER, DEEPSTACK_EMBEDS, NEW_TOKENS, IoContract
 
 
 def graph_settings(
@@ -27,15 +27,18 @@ def graph_settings(
         profiles: Optimization profiles of their engines.
     """
     stems = {name: graph.model.removesuffix(".onnx") for name, graph in graphs.items()}
-    new = next(tensor for tensor in graphs[DECODER].io.inputs if tensor.name in NEW_TOKENS)
+    new = [tensor for tensor in graphs[DECODER].io.inputs if tensor.name in (*NEW_TOKENS, DEEPSTACK_EMBEDS)]
     settings = {
         # The decoder's comes last: where it is, all are.
         "graphs": " ".join([*(stem for name, stem in stems.items() if name != DECODER), stems[DECODER]]),
         "graphs_with_operators": " ".join(
             stem for name, stem in stems.items() if operators_of(models[graphs[name].model])
         ),
-        "new_tokens": new.name,
-        "new_tokens_row": "".join(f"x{axis}" for axis in new.shape[2:]),
+        "new_tokens": " ".join(tensor.name for tensor in new),
+        # With the number of tokens to fill in.
+        "new_tokens_shapes": ",".join(
+            f"{tensor.name}:{'x'.join(['1', 'TOKENS', *map(str, tensor.shape[2:])])}" for tensor in new
+        ),
     }
     return settings | {
         f"profiles_{stem}": " ".join(_profile_options(graphs[name].io, profiles, name)) for name, stem in stems.items()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,10 +20,14 @@ from torch import Tensor
 
 from awq2trt.models.block_weights import BlockWeights, load_blocks, to_tensor, with_linears_of
 from awq2trt.models.cross_attention import Media, look_at_images
+from awq2trt.models.deepstack import Deepstack
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.rotary import Rotary, Windows
 from awq2trt.models.sources.base import Array, ModelSource
+
+Shown: TypeAlias = Media | Deepstack
+"""What blocks see of images, other than in the places of image tokens."""
 
 Observer = Callable[[str, Tensor], None]
 """Called with the name of the first linear that reads an input, and that input [tokens, K] fp32."""
@@ -119,13 +124,13 @@ class BlockRunner:
         rotaries: Tables of its rotary embeddings, for every position that the runner will see.
         seen: Receives the range of every residual stream, every linear's output and the MLP's product; None for no
             measurement.
-        media: What its sequences see, if the decoder attends to images; None for text alone.
+        media: What its sequences see, if the decoder attends to images or has deepstack; None for text alone.
     """
 
     spec: DecoderSpec
     rotaries: Mapping[RopeSpec, Rotary]
     seen: ActivationRange | None = None
-    media: Media | None = None
+    media: Shown | None = None
 
     @classmethod
     def for_positions(cls, spec: DecoderSpec, positions: int, *, seen: ActivationRange | None = None) -> BlockRunner:
@@ -137,12 +142,12 @@ class BlockRunner:
         require_positions(spec, positions, where="the longest text", fix="use a shorter sequence.")
         return cls(spec, {rope: Rotary.for_positions(rope, positions) for rope in spec.ropes}, seen)
 
-    def placed(self, positions: Tensor | None, media: Media | None = None) -> BlockRunner:
-        """A runner for certain sequences with images, which have places in rows and columns, or are attended to.
+    def placed(self, positions: Tensor | None, media: Shown | None = None) -> BlockRunner:
+        """A runner for certain sequences with images, which have places in rows and columns, or which blocks see.
 
         Args:
             positions: int64 [sequences, 3, S]; None for sequences that count tokens one by one.
-            media: What the sequences see; None if the decoder reads images, or for text alone.
+            media: What the sequences see; None if the decoder only reads images, or for text alone.
         """
         rotaries = self.rotaries
         if positions is not None:
@@ -159,7 +164,7 @@ class BlockRunner:
         observe: Observer | None = None,
         windows: Windows = None,
     ) -> Tensor:
-        """Runs one block, after what stands before it if its tensors are there.
+        """Runs one block, after what stands before it if its tensors are there, and adds what deepstack adds behind it.
 
         Args:
             weights: The block's tensors.
@@ -170,7 +175,7 @@ class BlockRunner:
             windows: Which of the sequences of `placed` these are.
 
         Returns:
-            The residual stream after the block, same shape.
+            The residual stream after the block, and after what deepstack adds; same shape.
         """
         spec, names = self.spec, self.spec.block
         start = cache.length if cache else 0
@@ -187,7 +192,10 @@ class BlockRunner:
         inner = self._look(self._mlp_inner(weights, normed))
         _report(observe, names.down_proj, inner)
         output = self._norm(weights, names.post_mlp_norm, self._linear(weights, names.down_proj, inner))
-        return self._look(hidden + attended + output if spec.parallel else stream + output)
+        after = hidden + attended + output if spec.parallel else stream + output
+        if isinstance(self.media, Deepstack):
+            after = self.media.added(after, layer, start, slice(None) if windows is None else windows)
+        return self._look(after)
 
     def look_at_images(self, weights: BlockWeights, hidden: Tensor, start: int = 0, windows: Windows = None) -> Tensor:
         """The residual stream behind the cross-attention before a block; the same one if there is none.
@@ -201,7 +209,8 @@ class BlockRunner:
         cross, chosen = self.spec.cross, slice(None) if windows is None else windows
         if cross is None or f"{cross.prefix}attn_gate" not in weights:
             return hidden
-        seen = self.media and self.media.part(chosen, slice(start, start + hidden.shape[1]))
+        media = self.media if isinstance(self.media, Media) else None
+        seen = media and media.part(chosen, slice(start, start + hidden.shape[1]))
         return look_at_images(cross, weights, self._look(hidden), seen)
 
     def _mlp_inner(self, weights: BlockWeights, normed: Tensor) -> Tensor:

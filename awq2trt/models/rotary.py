@@ -39,8 +39,7 @@ class Rotary:
         Args:
             positions: Frame, row and column of every token, int64 [sequences, 3, S].
         """
-        assert self._rope.sections is not None
-        of_pair = torch.repeat_interleave(torch.arange(3), torch.tensor(self._rope.sections))
+        of_pair = torch.as_tensor(self._rope.followed)
         rows = positions[:, of_pair].mT  # [sequences, S, rotary_dim / 2]
         cos, sin = (table[rows, torch.arange(len(of_pair))] for table in self._short)
         return Rotary(self._rope, (cos, sin))

@@ -39,7 +39,13 @@ class ModelSpec:
                 max_positions=spec.max_positions,
                 tie_embeddings=spec.tie_embeddings,
                 ropes=tuple(
-                    RopeRecord(inv_freq=rope.inv_freq, factor=rope.magnitude, sections=rope.sections) for rope in ropes
+                    RopeRecord(
+                        inv_freq=rope.inv_freq,
+                        factor=rope.magnitude,
+                        sections=rope.sections,
+                        interleaved=rope.interleaved,
+                    )
+                    for rope in ropes
                 ),
                 rope_of_layer=tuple(None if layer.rope is None else ropes.index(layer.rope) for layer in spec.layers),
                 window_of_layer=tuple(layer.sliding_window for layer in spec.layers),

@@ -22,6 +22,7 @@ from awq2trt.io_contract import (
     BATCH,
     CACHE_LAYOUT,
     CACHE_POSITION,
+    DEEPSTACK_EMBEDS,
     IMAGE_OF_SLOT,
     INPUT_IDS,
     INPUTS_EMBEDS,
@@ -30,7 +31,6 @@ from awq2trt.io_contract import (
     NEW_TOKENS,
     ROTARY_COS,
     ROTARY_SIN,
-    ROTARY_TABLES,
     SEQUENCE,
     CacheContract,
     IoContract,
@@ -40,7 +40,8 @@ from awq2trt.io_contract import (
 from awq2trt.models.families import GELU_TANH, RELU, SILU, DecoderSpec, RopeSpec
 from awq2trt.onnx_export.bodies import BodyVariant, make_body, make_embedding_body
 from awq2trt.onnx_export.coded_nodes import embedding_rows, linear_node
-from awq2trt.onnx_export.cross_graph import CrossGraph, CrossNodes, attended_contract
+from awq2trt.onnx_export.cross_graph import CrossGraph, CrossNodes
+from awq2trt.onnx_export.given_inputs import deepstack_contract, given_tables
 from awq2trt.onnx_export.rotary_graph import Nodes, RotaryRows, rotary_rows
 from awq2trt.onnx_export.weights import INPUT_ORDER, LinearInputs, Order, Weights
 
@@ -88,8 +89,9 @@ def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
     return IoContract(
         inputs=(
             new,
+            *deepstack_contract(spec, name),
             TensorContract(CACHE_POSITION, "int64", (BATCH,), "Cache slot of the first new token: tokens seen before."),
-            *_given_tables(spec, plan),
+            *given_tables(spec, plan.images, plan.capacity, name),
             *(TensorContract(past, name, cache_shape, before) for past in pasts),
         ),
         outputs=(
@@ -101,19 +103,6 @@ def decoder_contract(spec: DecoderSpec, plan: GraphPlan) -> IoContract:
         ),
         cache=CacheContract(name, CACHE_LAYOUT, plan.capacity),
     )
-
-
-def _given_tables(spec: DecoderSpec, plan: GraphPlan) -> list[TensorContract]:
-    """Tables that are inputs, since only whoever runs the graph knows the images that positions or keys depend on."""
-    mixed = [rope for rope in spec.ropes if rope.sections is not None]
-    shapes = [(plan.capacity, rope.rotary_dim // 2) for rope in mixed]
-    meaning = "{} of the angles of the token in every cache slot."
-    attended = attended_contract(spec, plan.images, plan.capacity, plan.dtype.name.lower())
-    return attended + [
-        TensorContract(name, plan.dtype.name.lower(), shape, meaning.format(kind))
-        for shape in shapes
-        for name, kind in zip(ROTARY_TABLES, ("Cosines", "Sines"), strict=True)
-    ]
 
 
 def build_decoder(spec: DecoderSpec, weights: Weights, plan: GraphPlan, on_block: Callable[[], None]) -> ir.Model:
@@ -217,7 +206,17 @@ class _DecoderBuilder:
         if names.mlp_norm is not None:
             normed = self._norm(hidden if self._spec.parallel else stream, prefix, names.mlp_norm)
         output = self._norm(self._mlp(prefix, normed), prefix, names.post_mlp_norm)
-        return self._op("Add", [stream, output], name=f"{prefix}mlp_residual"), key, value
+        stream = self._op("Add", [stream, output], name=f"{prefix}mlp_residual")
+        return self._with_deepstack(layer, stream), key, value
+
+    def _with_deepstack(self, layer: int, stream: ir.Value) -> ir.Value:
+        """The residual stream behind a block, [B, S, H], with what deepstack adds there."""
+        if layer >= self._spec.deepstack:
+            return stream
+        size, prefix = self._spec.hidden_size, self._spec.prefix(layer)
+        starts, ends, axes = (self._integers([value]) for value in (layer * size, (layer + 1) * size, 2))
+        own = self._op("Slice", [self._inputs[DEEPSTACK_EMBEDS], starts, ends, axes], name=f"{prefix}deepstack")
+        return self._op("Add", [stream, own], name=f"{prefix}deepstack_residual")
 
     def logits(self, hidden: ir.Value, *, all_positions: bool) -> ir.Value:
         """Scores [B, 1 or S, V] out of the last block's output [B, S, H]."""

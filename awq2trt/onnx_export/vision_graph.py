@@ -3,8 +3,9 @@
 In: a `SeeingSpec` and its tensors. Out: `vision.onnx` and `vision.onnx.data`: a prepared image -> what stands among the
 decoder's embeddings in its place, or keys and values for a decoder that attends to it. Nothing in it is quantized.
 
-Here are the towers that see images of one size, or tiles of images; `windowed_graph` has the others, and
-`resampler_graph` what makes keys and values. The same computation in PyTorch is `awq2trt.models.vision.tower`.
+Here are the towers that see images of one size, or tiles of images; `windowed_graph` and `stacked_graph` have the
+others, and `resampler_graph` what makes keys and values. The same computation in PyTorch is
+`awq2trt.models.vision.tower`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from awq2trt.io_contract import (
     TensorContract,
 )
 from awq2trt.models.vision.description import AttendedSpec, ProjectorSpec, SeeingSpec, StillSpec, TowerSpec, VisionSpec
+from awq2trt.models.vision.stacked import StackedVisionSpec
 from awq2trt.models.vision.tiled import TiledVisionSpec
 from awq2trt.models.vision.windowed import WindowedVisionSpec
 from awq2trt.onnx_export.external_data import ExternalDataWriter, write_graph
 from awq2trt.onnx_export.resampler_graph import keys_and_values, resample
+from awq2trt.onnx_export.stacked_graph import StackedBuilder, stacked_contract
 from awq2trt.onnx_export.tower_graph import Tensors, TowerBuilder
 from awq2trt.onnx_export.windowed_graph import WindowedBuilder, windowed_contract
 
@@ -42,6 +45,8 @@ def vision_contract(spec: SeeingSpec, dtype: ir.DataType) -> IoContract:
     name = dtype.name.lower()
     if isinstance(spec, WindowedVisionSpec):
         return windowed_contract(spec, name)
+    if isinstance(spec, StackedVisionSpec):
+        return stacked_contract(spec, name)
     still = _still(spec)
     pixels, pieces = (IMAGES, *still.pixels_shape), (IMAGES, *still.pieces_shape)
     meaning = "What stands in the place of image tokens."
@@ -71,6 +76,8 @@ def export_vision(spec: SeeingSpec, tensors: Tensors, directory: Path, dtype: ir
     def build(writer: ExternalDataWriter) -> ir.Model:
         if isinstance(spec, WindowedVisionSpec):
             return WindowedBuilder(spec, tensors, writer, dtype).model(contract)
+        if isinstance(spec, StackedVisionSpec):
+            return StackedBuilder(spec, tensors, writer, dtype).model(contract)
         if isinstance(spec, TiledVisionSpec):
             return _TiledBuilder(spec, tensors, writer, dtype).model(contract)
         assert isinstance(spec, StillSpec)  # since it has a contract

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import onnx_ir as ir
 
 from awq2trt.io_contract import (
-    IMAGE_EMBEDDINGS,
     PATCH_PLACES,
     PATCH_SLOTS,
     PATCHES,
-    PIECES,
     PIXEL_VALUES,
     WINDOW_PATCHES,
     WINDOWS,
@@ -29,9 +26,10 @@ from awq2trt.io_contract import (
     TensorContract,
 )
 from awq2trt.models.families import GELU
-from awq2trt.models.vision.windowed import ROPE_BASE, WindowedVisionSpec
+from awq2trt.models.vision.windowed import WindowedTowerSpec, WindowedVisionSpec
 from awq2trt.onnx_export.external_data import ExternalDataWriter
-from awq2trt.onnx_export.tower_graph import Tensors, TowerBuilder
+from awq2trt.onnx_export.patch_graph import Heads, PatchBuilder, patch_contract
+from awq2trt.onnx_export.tower_graph import Tensors
 
 
 def windowed_contract(spec: WindowedVisionSpec, dtype: str) -> IoContract:
@@ -42,30 +40,22 @@ def windowed_contract(spec: WindowedVisionSpec, dtype: str) -> IoContract:
         dtype: Name of the type of pixels, weights and embeddings.
     """
     tower, whole = spec.tower, "int64"
-    return IoContract(
-        inputs=(
-            TensorContract(PIXEL_VALUES, dtype, (PATCHES, tower.patch_numbers), "Prepared patches of an image."),
-            TensorContract(PATCH_PLACES, whole, (PATCHES, 2), "Row and column of every patch."),
-            TensorContract(
-                WINDOW_PATCHES, whole, (WINDOWS, tower.layout.slots), "Patch in every slot of a window; -1 for none."
-            ),
-            TensorContract(PATCH_SLOTS, whole, (PATCHES,), "Slot of every patch, counted through all windows."),
+    more = (
+        TensorContract(
+            WINDOW_PATCHES, whole, (WINDOWS, tower.layout.slots), "Patch in every slot of a window; -1 for none."
         ),
-        outputs=(
-            TensorContract(
-                IMAGE_EMBEDDINGS, dtype, (PIECES, tower.out_features), "What stands in the place of image tokens."
-            ),
-        ),
+        TensorContract(PATCH_SLOTS, whole, (PATCHES,), "Slot of every patch, counted through all windows."),
     )
+    return patch_contract(tower, dtype, more)
 
 
-class WindowedBuilder(TowerBuilder):
+class WindowedBuilder(PatchBuilder):
     """A tower with windows, and its merger.
 
     Shapes in comments: P patches, W windows, L slots of a window, H channels of the tower, D of a head.
     """
 
-    _angles: tuple[ir.Value, ir.Value]
+    _spec: WindowedTowerSpec
     _windows: tuple[ir.Value, ir.Value, ir.Value]
 
     def __init__(
@@ -76,11 +66,8 @@ class WindowedBuilder(TowerBuilder):
 
     def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:
         spec = self._spec
-        name = f"{spec.prefix}patch_embed.proj"
-        flat = self.op("Reshape", [self.keep(f"{name}.weight"), self.integers([spec.hidden_size, -1])])
-        transposed = self.op("Transpose", [flat], {"perm": [1, 0]})
-        hidden = self.op("MatMul", [inputs[PIXEL_VALUES], transposed], name=name)  # [P, H]
-        self._angles = self._cosines_and_sines(inputs[PATCH_PLACES], hidden)
+        hidden = self.read_patches(inputs[PIXEL_VALUES])
+        self._angles = self.cosines_and_sines(inputs[PATCH_PLACES], hidden)
         members = inputs[WINDOW_PATCHES]
         taken = self.op("GreaterOrEqual", [members, self.integers([0])])
         keys = self.op("Unsqueeze", [taken, self.integers([1, 2])])  # [W, 1, 1, L]
@@ -91,73 +78,28 @@ class WindowedBuilder(TowerBuilder):
             hidden = self._layer(spec.layer_prefix(layer), hidden, whole=layer in spec.full_layers)
         return self._merge(hidden)
 
-    def _cosines_and_sines(self, places: ir.Value, like: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Rotates by rows in one half of a head and by columns in the other: tables [P, 1, D / 2], computed in fp32."""
-        quarter = self._spec.hidden_size // self._spec.num_heads // 4
-        frequencies = ROPE_BASE ** -(np.arange(quarter) / quarter)
-        wide = self.op("Cast", [places], {"to": int(ir.DataType.FLOAT)})
-        steps = self.op("Unsqueeze", [wide, self.integers([2])])  # [P, 2, 1]
-        factors = self.op("Constant", [], {"value_floats": frequencies.tolist()})
-        shape = self.integers([0, 1, 2 * quarter])
-        angles = self.op("Reshape", [self.op("Mul", [steps, factors]), shape], name="angles")
-        cosines, sines = (self.op("CastLike", [self.op(kind, [angles]), like]) for kind in ("Cos", "Sin"))
-        return cosines, sines
-
     def _layer(self, prefix: str, hidden: ir.Value, *, whole: bool) -> ir.Value:
         """One layer: [P, H] -> [P, H]."""
         spec, attention = self._spec, f"{prefix}attn."
         normed = self._norm(f"{prefix}norm1", hidden)
-        projected = self.linear(f"{attention}qkv", normed)  # [P, 3 H]
-        split = self.op("Reshape", [projected, self.integers([0, 3 * spec.num_heads, -1])])  # [P, 3 heads, D]
-        queries, keys, values = (self._heads_from(split, index) for index in range(3))  # [P, heads, D]
-        attend = self._attend_to_all if whole else self._attend_in_windows
-        context = attend((self._rotate(queries), self._rotate(keys), values), f"{attention}attention")  # [P, H]
+        attend = self.attend_to_all if whole else self._attend_in_windows
+        context = attend(self.heads(attention, normed), f"{attention}attention")  # [P, H]
         hidden = self.op("Add", [hidden, self.linear(f"{attention}proj", context)])
         normed = self._norm(f"{prefix}norm2", hidden)
         gate, up = (self.linear(f"{prefix}mlp.{name}", normed) for name in ("gate_proj", "up_proj"))
         inner = self.op("Mul", [self.activation(spec.activation, gate), up])
         return self.op("Add", [hidden, self.linear(f"{prefix}mlp.down_proj", inner)], name=f"{prefix}residual")
 
-    def _heads_from(self, split: ir.Value, index: int) -> ir.Value:
-        """Queries, keys or values out of [P, 3 heads, D]."""
-        first, count = index * self._spec.num_heads, self._spec.num_heads
-        return self.op("Slice", [split, *(self.integers([value]) for value in (first, first + count, 1))])
-
-    def _rotate(self, x: ir.Value) -> ir.Value:
-        """Rotates [P, heads, D], halves of a head against each other."""
-        half = self._spec.hidden_size // self._spec.num_heads // 2
-        first, second = (
-            self.op("Slice", [x, *(self.integers([value]) for value in (start, start + half, 2))])
-            for start in (0, half)
-        )
-        cosines, sines = self._angles
-        real = self.op("Sub", [self.op("Mul", [first, cosines]), self.op("Mul", [second, sines])])
-        imaginary = self.op("Add", [self.op("Mul", [second, cosines]), self.op("Mul", [first, sines])])
-        return self.op("Concat", [real, imaginary], {"axis": -1})
-
-    def _attend_to_all(self, heads: tuple[ir.Value, ir.Value, ir.Value], name: str) -> ir.Value:
-        """Attention of all patches to each other: three times [P, heads, D] -> [P, H]."""
-        batched = [
-            self.op("Unsqueeze", [self.op("Transpose", [x], {"perm": [1, 0, 2]}), self.integers([0])]) for x in heads
-        ]  # [1, heads, P, D]
-        context = self.op("Attention", batched, {"scale": self._scale}, name=name)
-        merged = self.op("Transpose", [context], {"perm": [0, 2, 1, 3]})
-        return self.op("Reshape", [merged, self.integers([-1, self._spec.hidden_size])])
-
-    def _attend_in_windows(self, heads: tuple[ir.Value, ir.Value, ir.Value], name: str) -> ir.Value:
-        """The same within windows."""
+    def _attend_in_windows(self, heads: Heads, name: str) -> ir.Value:
+        """Attention of patches to those of their window: [P, H]."""
         members, mask, slots = self._windows
         gathered = [
             self.op("Transpose", [self.op("Gather", [x, members], {"axis": 0})], {"perm": [0, 2, 1, 3]}) for x in heads
         ]  # [W, heads, L, D]
-        context = self.op("Attention", [*gathered, mask], {"scale": self._scale}, name=name)
+        context = self.op("Attention", [*gathered, mask], {"scale": self.score_scale}, name=name)
         merged = self.op("Transpose", [context], {"perm": [0, 2, 1, 3]})
         flat = self.op("Reshape", [merged, self.integers([-1, self._spec.hidden_size])])  # [W L, H]
         return self.op("Gather", [flat, slots], {"axis": 0})
-
-    @property
-    def _scale(self) -> float:
-        return float((self._spec.hidden_size // self._spec.num_heads) ** -0.5)
 
     def _merge(self, hidden: ir.Value) -> ir.Value:
         """[P, H] -> [pieces, out_features]; the patches of a piece are neighbours."""

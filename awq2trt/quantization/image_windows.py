@@ -24,14 +24,13 @@ from awq2trt.errors import CalibrationError
 from awq2trt.images.pairs import END_OF_CHUNK, MARKER, ImageText
 from awq2trt.images.processor import Processor
 from awq2trt.images.read import read_image
-from awq2trt.models.cross_attention import Media
-from awq2trt.models.decoder import Ends
+from awq2trt.models.decoder import Ends, Shown
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.arranging import arranged, tokens_around
 from awq2trt.models.vision.description import AttendedSpec, SeeingSpec
 from awq2trt.models.vision.mixed_positions import MixedPositions
 from awq2trt.models.vision.prepared import PreparedImage
-from awq2trt.models.vision.seeing import pieces_seen
+from awq2trt.models.vision.seeing import pieces_seen, shown_to_blocks
 from awq2trt.models.vision.tower import VisionWeights, load_vision
 from awq2trt.progress import Progress
 from awq2trt.text.tokenizer import encode
@@ -98,25 +97,27 @@ class Sight:
         if images and not isinstance(self.vision, AttendedSpec):
             places = (tokens == self.vision.image_token).to(hidden.device)
             seen = [self.features(path) for path in images]
-            hidden[places] = torch.cat(seen)[: int(places.sum())]
+            hidden[places] = torch.cat(seen)[: int(places.sum()), : hidden.shape[-1]]
 
-    def media(self, tokens: Tensor, images: Iterable[Sequence[Path]], more: int = 0) -> Media | None:
-        """What the decoder attends to; None if it reads images.
+    @property
+    def shows_blocks(self) -> bool:
+        """Whether blocks see images other than in the places of image tokens."""
+        return isinstance(self.vision, AttendedSpec) or self.source.spec.deepstack > 0
+
+    def media(self, tokens: Tensor, images: Iterable[Sequence[Path]], more: int = 0) -> Shown | None:
+        """What blocks see of images; None if the decoder only reads images.
 
         Args:
             tokens: int64 [texts, S].
-            images: The pictures of each text in the order of their tokens.
+            images: The pictures of each text in the order of their tokens; the last one may be cut.
             more: Tokens of text that will follow.
 
         Raises:
             UsageError: A picture cannot be read.
         """
-        if not isinstance(self.vision, AttendedSpec):
+        if not self.shows_blocks:
             return None
-        resampler = self.vision.resampler
-        nothing = torch.zeros(0, resampler.num_latents, resampler.width)
-        seen = [torch.stack([self.features(path) for path in shown]) if shown else nothing for shown in images]
-        return Media.of_texts(tokens, self.vision.image_token, seen, more)
+        return shown_to_blocks(self.source, tokens, [[*map(self.features, shown)] for shown in images], more)
 
     def positions(self, tokens: Tensor, images: Sequence[Path], more: int = 0) -> Tensor | None:
         """Positions of a conversation's tokens, int64 [3, S + more]; None if the decoder counts tokens one by one.
@@ -175,9 +176,9 @@ class ImageWindows:
                 advance(1)
         return hidden
 
-    def media(self, sight: Sight, progress: Progress) -> Media | None:
-        """What blocks attend to, as of `Sight.media`."""
-        if not isinstance(sight.vision, AttendedSpec):
+    def media(self, sight: Sight, progress: Progress) -> Shown | None:
+        """What blocks see, as of `Sight.media`."""
+        if not sight.shows_blocks:
             return None
         with progress.task(_LOOKING, total=len(self.images)) as advance:
             return sight.media(self.tokens, _counted(self.images, advance))

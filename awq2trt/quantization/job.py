@@ -38,8 +38,7 @@ from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.device import CPU
 from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.block_weights import load_block
-from awq2trt.models.cross_attention import Media
-from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, run_blocks, run_model
+from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, Shown, run_blocks, run_model
 from awq2trt.models.families import DecoderSpec, SeeingSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource, largest_magnitude
@@ -250,8 +249,8 @@ class QuantizeJob:
             return Ends(self.source).embed(tokens)
         return seen.embed(self._sight(self.source.vision), self.progress)
 
-    def _placed(self, seen: ImageWindows | None) -> tuple[Tensor | None, Media | None]:
-        """Positions of tokens, where images have places in rows and columns, and images that blocks attend to."""
+    def _placed(self, seen: ImageWindows | None) -> tuple[Tensor | None, Shown | None]:
+        """Positions of tokens, where images have places in rows and columns, and what blocks see of images."""
         if seen is None or self.source.vision is None:
             return None, None
         sight = self._sight(self.source.vision)

@@ -57,6 +57,7 @@ class Job:
         seqlen: Number of tokens in each.
         writes_text: Whether the model writes its calibration text, for which all of it is in memory.
         head: Whether the head is quantized, too.
+        sees: Whether the windows have images, of which deepstack adds features behind the first blocks.
     """
 
     spec: DecoderSpec
@@ -65,6 +66,7 @@ class Job:
     seqlen: int
     writes_text: bool
     head: bool = False
+    sees: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     shapes = {name: spec.linear_shape(name) for name in spec.block.linears}
     block = _FP32 * spec.block_size()
     outer = sum(map(math.prod, spec.outer_shapes().values()))
-    streams = (4 if method.needs_original else 2) * _FP32 * job.samples * job.seqlen * spec.hidden_size
+    streams = _streams(job) * _FP32 * job.samples * job.seqlen * spec.hidden_size
     groups, read = spec.scale_groups(), _FP32 if method.uses_text else 0
     widths = [spec.linear_shape(group.balance_layers[0])[1] for group in groups]
     moments, widest = read * sum(width**2 for width in widths), read * max(widths) ** 2
@@ -162,6 +164,11 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
         parts["head"] = _head(job) + streams
     parts["write"] = _write(spec)
     return {name: round(_SLACK * value) for name, value in parts.items()}
+
+
+def _streams(job: Job) -> int:
+    """Residual streams at the same time, and as many as deepstack adds features to."""
+    return (4 if job.method.needs_original else 2) + (job.spec.deepstack if job.sees else 0)
 
 
 def _gptq_matrices(method: BlockMethod, widths: Sequence[int]) -> int:

@@ -53,7 +53,7 @@ class Embeds(Protocol):
         """Tables that the decoder reads, too; None for one without any."""
 
     def see(self, image: PreparedImage) -> NDArray[np.float32]:
-        """Pieces of a prepared image, [pieces, H]."""
+        """Pieces of a prepared image, [pieces, W]."""
 
     def show(self, images: Sequence[PreparedImage]) -> None:
         """Looks at images whose tokens are among those that come next, in their order."""
@@ -62,7 +62,7 @@ class Embeds(Protocol):
         """Forgets the conversation, and images whose tokens did not come."""
 
     def rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """What the decoder reads of the next tokens, [S, H]; `tables` then know them, too."""
+        """What the decoder reads of the next tokens, [S, W], as `parted` takes it; `tables` then know them, too."""
 
 
 class Conversation:
@@ -102,7 +102,7 @@ class Conversation:
             self._embedder.forget()
 
     def see(self, image: PreparedImage) -> NDArray[np.float32]:
-        """Pieces of a prepared image, [pieces, H].
+        """Pieces of a prepared image, [pieces, W].
 
         Raises:
             UsageError: It is a model of text.

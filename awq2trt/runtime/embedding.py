@@ -23,23 +23,25 @@ class PlacingEmbedder(ABC):
     Args:
         image_token: Stands for a piece of an image among the tokens.
         tables: Tables that the decoder reads, too; None for one without any.
+        deepstack: Channels of what is added behind the decoder's first blocks, which pieces have behind their own.
     """
 
-    def __init__(self, image_token: int, tables: Tables | None = None) -> None:
+    def __init__(self, image_token: int, tables: Tables | None = None, deepstack: int = 0) -> None:
         self._image_token = image_token
         self._tables = tables
-        self._shown: list[NDArray[np.float32]] = []  # pieces whose tokens are still to come, [pieces, H] each
+        self._deepstack = deepstack
+        self._shown: list[NDArray[np.float32]] = []  # pieces whose tokens are still to come, [pieces, W] each
 
     @abstractmethod
     def look(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Runs the vision graph on its inputs: pieces of an image, or of a tile of one, [pieces, H]."""
+        """Runs the vision graph on its inputs: pieces of an image, or of a tile of one, [pieces, W]."""
 
     @abstractmethod
     def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Rows of tokens, [S, H], which the caller may change."""
 
     def see(self, image: PreparedImage) -> NDArray[np.float32]:
-        """Pieces of a prepared image, [pieces, H]."""
+        """Pieces of a prepared image, [pieces, W]."""
         return np.concatenate([self.look(inputs) for inputs in image.calls()])
 
     @property
@@ -64,11 +66,14 @@ class PlacingEmbedder(ABC):
             self._tables.restart()
 
     def rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """What the decoder reads of the next tokens, [S, H]; the tables then know them, too.
+        """What the decoder reads of the next tokens, [S, W]; the tables then know them, too.
+
+        Each row is an embedding and, for a decoder with deepstack, what is added behind its first blocks: zeros for a
+        token of text.
 
         An image token of no image has its own row, as in transformers: a model may write one, though it means nothing.
         """
-        rows = self.embed(tokens)
+        rows = np.pad(self.embed(tokens), ((0, 0), (0, self._deepstack))) if self._deepstack else self.embed(tokens)
         places = np.flatnonzero(np.asarray(tokens) == self._image_token)
         while len(places) and self._shown:
             count = min(len(places), len(self._shown[0]))
@@ -78,3 +83,14 @@ class PlacingEmbedder(ABC):
         if self._tables is not None:
             self._tables.append(tokens)
         return rows
+
+
+def parted(rows: NDArray[Any], channels: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+    """Inputs of a decoder by name, out of what it reads of tokens.
+
+    Args:
+        rows: As `PlacingEmbedder.rows` gives them, [..., W].
+        channels: Channels of each input, in order; together W.
+    """
+    ends = np.cumsum([*channels.values()])[:-1]
+    return dict(zip(channels, np.split(rows, ends, axis=-1), strict=True))

@@ -35,8 +35,7 @@ class RotaryTables:
     """
 
     def __init__(self, rope: RopeSpec, image_token: int, capacity: int) -> None:
-        assert rope.sections is not None
-        self._sections = rope.sections
+        self._followed = rope.followed
         self._image_token = image_token
         self._text = rope.tables(capacity)
         self.arrays: Mapping[str, NDArray[np.float32]] = {
@@ -55,7 +54,12 @@ class RotaryTables:
         mixed = [rope for rope in model.decoder.ropes if rope.sections is not None]
         if not mixed:
             return None
-        rope = RopeSpec(mixed[0].inv_freq, magnitude=mixed[0].factor, sections=mixed[0].sections)
+        rope = RopeSpec(
+            mixed[0].inv_freq,
+            magnitude=mixed[0].factor,
+            sections=mixed[0].sections,
+            interleaved=mixed[0].interleaved,
+        )
         return cls(rope, model.vision.image_token, capacity)
 
     def restart(self) -> None:
@@ -81,6 +85,6 @@ class RotaryTables:
         # Within an image, the text behind it may seem to go on beyond the table; its rows will be written again.
         rest = np.minimum(rest, len(self._text[0]) - 1)
         for table, text in zip(self.arrays.values(), self._text, strict=True):
-            table[first : self._slot] = mixed_rows(text, self._sections, positions)
+            table[first : self._slot] = mixed_rows(text, self._followed, positions)
             table[self._slot :] = text[rest]
         self.version += 1

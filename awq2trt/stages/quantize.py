@@ -192,7 +192,9 @@ def _planned(source: ModelSource, request: QuantizeRequest, progress: Progress |
     writes = method.uses_text and options.calib == SELF
     limit = None if request.max_memory is None else parse_size(request.max_memory, "--max-memory")
     head = options.head_scheme is not None
-    plan = plan_memory(Job(source.spec, method, options.samples, options.seqlen, writes, head), held_bytes(), limit)
+    sees = method.uses_text and is_image_text(Path(options.calib).expanduser())
+    job = Job(source.spec, method, options.samples, options.seqlen, writes, head, sees)
+    plan = plan_memory(job, held_bytes(), limit)
     if limit is not None:
         bound_memory(limit)
         if progress is not None:

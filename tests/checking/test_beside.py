@@ -14,6 +14,7 @@ import tiny_builds
 from plant_faults import edit_checkpoint
 from tiny_llava import export_llava
 from tiny_lowered import replace_file
+from tiny_qwen3_vl import export_qwen3_vl
 from tiny_qwen_vl import export_qwen_vl
 from tiny_smolvlm import export_smolvlm
 
@@ -68,7 +69,7 @@ def test_a_sound_build_passes_graph_by_graph(sound: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("export", [export_qwen_vl, export_smolvlm])
+@pytest.mark.parametrize("export", [export_qwen_vl, export_qwen3_vl, export_smolvlm])
 def test_images_of_any_size_are_checked_too(export: Callable[[Path], object], tmp_path: Path) -> None:
     export(tmp_path)
     request = CheckRequest(tmp_path, model=str(tmp_path / "model"), tokens=40, output=tmp_path / "check")
@@ -79,6 +80,31 @@ def test_images_of_any_size_are_checked_too(export: Callable[[Path], object], tm
     by_hand = next(command.text for command in outcome.commands if "--onnxrt" in command.text)
     done = tiny_builds.run_in_shell(by_hand)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _add_the_next_blocks(model: ir.Model) -> None:
+    """Swaps what deepstack adds behind the first two blocks: the ranges of channels that are added."""
+    first, second = (node for node in model.graph if (node.name or "").endswith(".deepstack"))
+    for index in (1, 2):
+        values = [node.inputs[index] for node in (first, second)]
+        one, other = (value.producer() for value in values if value is not None)
+        assert one is not None
+        assert other is not None
+        ours, theirs = one.attributes["value_ints"].as_ints(), other.attributes["value_ints"].as_ints()
+        one.attributes["value_ints"] = ir.AttrInt64s("value_ints", theirs)
+        other.attributes["value_ints"] = ir.AttrInt64s("value_ints", ours)
+
+
+def test_deepstack_behind_the_wrong_block_is_found(tmp_path: Path) -> None:
+    """Text alone would not show it, since nothing is added there."""
+    export_qwen3_vl(tmp_path)
+    _edit(tmp_path / "onnx" / MODEL_FILE, _add_the_next_blocks)
+    request = CheckRequest(tmp_path, model=str(tmp_path / "model"), tokens=40, output=tmp_path / "check", bisect=True)
+    outcome = check_stage(request, SilentProgress())
+    failure = outcome.result.first_failure()
+    assert failure is not None
+    assert (failure.stage, failure.place) == (ONNX, "model.language_model.layers.0")
+    assert outcome.cut is not None
 
 
 def test_bf16_is_checked_in_fp32(sound: Path, tmp_path: Path) -> None:

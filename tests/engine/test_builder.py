@@ -17,6 +17,7 @@ from family_variants import MODELS
 from tiny_checkpoints import FamilyCheckpoint, RandomCheckpoint
 from tiny_flamingo import export_flamingo
 from tiny_llava import export_llava
+from tiny_qwen3_vl import export_qwen3_vl
 from tiny_qwen_vl import export_qwen_vl
 from tiny_smolvlm import export_smolvlm
 
@@ -315,7 +316,7 @@ def _first_logits(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float16
 
 
 @pytest.mark.trt
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm", "openflamingo"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "openflamingo"])
 @pytest.mark.parametrize("with_plugin", [False, True])
 def test_a_model_that_sees_gets_an_engine_of_every_graph(family: str, with_plugin: bool, tmp_path: Path) -> None:
     text: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
@@ -328,7 +329,8 @@ def test_a_model_that_sees_gets_an_engine_of_every_graph(family: str, with_plugi
         onnx = export_flamingo(tmp_path, d_model=128, n_heads=2)
     else:
         rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 12, 12]}
-        onnx = export_qwen_vl(tmp_path, text={**text, "rope_parameters": rope}, tower={"out_hidden_size": 128})
+        export = export_qwen_vl if family == "qwen2_5_vl" else export_qwen3_vl
+        onnx = export(tmp_path, text={**text, "rope_parameters": rope}, tower={"out_hidden_size": 128})
     contents, engines = onnx.manifest.contents, tmp_path / "engines"
     engines.mkdir()
     library = find_plugin_library() if with_plugin else None

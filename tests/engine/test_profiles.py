@@ -72,3 +72,16 @@ def test_an_image_of_any_size_has_a_range_of_patches_and_windows() -> None:
     patches, windows = image.axes["patches"], image.axes["windows"]
     assert (patches.shortest, patches.typical, patches.longest) == (4, 35 * 35 * 4, 1280 * 4)
     assert (windows.shortest, windows.typical, windows.longest) == (1, 81, 160)
+    del settings["window_size"]
+    (image,) = profiles_beside("vision", 64, vision.model_copy(update={"settings": settings}))
+    assert image.axes == {"patches": patches}
+
+
+def test_a_decoder_with_deepstack_reads_as_many_rows_of_it_as_embeddings() -> None:
+    sizes = DecoderSizes(1, 2, 4, 64, 100, ir.DataType.FLOAT16, ir.DataType.FLOAT16, hidden_size=8, deepstack=24)
+    prefill, decode = decoder_profiles(64)
+    for profile, longest in ((prefill, 64), (decode, 1)):
+        shapes = profile_shapes(profile, sizes)
+        assert list(shapes)[:2] == ["inputs_embeds", "deepstack_embeds"]
+        assert [tuple(shape) for shape in shapes["inputs_embeds"]] == [(1, 1, 8), *[(1, longest, 8)] * 2]
+        assert [tuple(shape) for shape in shapes["deepstack_embeds"]] == [(1, 1, 24), *[(1, longest, 24)] * 2]

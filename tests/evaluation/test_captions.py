@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from pictures import picture
 from PIL import Image
 from tiny_llava import IMAGE_TOKEN, save_llava
 from tiny_models import save_llama
+from tiny_qwen3_vl import save_qwen3_vl
 from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
 from tiny_qwen_vl import VISION_END, VISION_START, save_qwen_vl
 from tiny_smolvlm import save_smolvlm
 from transformers import (
+    AutoModelForImageTextToText,
     AutoTokenizer,
     Idefics3Processor,
     LlavaForConditionalGeneration,
-    Qwen2_5_VLForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -165,7 +167,7 @@ def test_pictures_are_looked_for_before_a_model_is_opened(model: Path, tmp_path:
 
 def _any_size_nll(model: Path, image: Path, caption: str) -> torch.Tensor:
     """NLL of every token of a caption, by transformers, of a model that sees images of any size."""
-    oracle = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    oracle = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)
     processor: Any = Qwen2VLImageProcessorPil.from_pretrained(model)
     seen = processor(Image.open(image), return_tensors="pt")
@@ -179,8 +181,9 @@ def _any_size_nll(model: Path, image: Path, caption: str) -> torch.Tensor:
     return F.cross_entropy(logits[-len(said) - 1 : -1], tokens[0, -len(said) :], reduction="none")
 
 
-def test_images_of_any_size_have_rows_and_columns(tmp_path: Path) -> None:
-    model, images = save_qwen_vl(tmp_path / "model"), tmp_path / "images"
+@pytest.mark.parametrize("save", [save_qwen_vl, save_qwen3_vl])
+def test_images_of_any_size_have_rows_and_columns(save: Callable[[Path], Path], tmp_path: Path) -> None:
+    model, images = save(tmp_path / "model"), tmp_path / "images"
     images.mkdir()
     for index, (caption, shape) in enumerate(zip(CAPTIONS, [(24, 30), (60, 33), (20, 90)], strict=True)):
         Image.fromarray(np.roll(picture(*shape), 9 * index, axis=1)).save(images / f"{index}.png")

@@ -21,6 +21,12 @@ from awq2trt.models.vision.windowed import WindowLayout
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "published": {"min_pixels": 3136, "max_pixels": 12845056},
+    "Qwen3-VL": {
+        "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+        "patch_size": 16,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
     "small": {"size": {"shortest_edge": 4 * 784, "longest_edge": 20 * 784}},
     "other patches": {"patch_size": 8, "merge_size": 3, "temporal_patch_size": 1, "max_pixels": 100_000},
     "other colours": {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3], "rescale_factor": 1 / 127.5},
@@ -56,6 +62,11 @@ def test_a_published_file_has_its_numbers_beside_no_size(tmp_path: Path) -> None
     found = read_processor(tmp_path)
     assert isinstance(found, Patches)
     assert (found.fewest, found.most, found.patch_size, found.frames, found.merge) == (3136, 12845056, 14, 2, 2)
+    kind = {"image_processor_type": "Qwen2VLImageProcessorFast"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**kind, **SETTINGS["Qwen3-VL"]}))
+    found = read_processor(tmp_path)
+    assert isinstance(found, Patches)
+    assert (found.fewest, found.most, found.patch_size, found.frames, found.merge) == (65536, 16777216, 16, 2, 2)
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -13,6 +13,7 @@ from stand_in_orin import Orin, write_sums
 from tiny_flamingo import export_flamingo
 from tiny_kits import make_tiny_kit
 from tiny_llava import export_llava
+from tiny_qwen3_vl import export_qwen3_vl
 from tiny_qwen_vl import export_qwen_vl
 from tiny_smolvlm import export_smolvlm
 
@@ -69,10 +70,30 @@ def test_an_engine_for_images_of_any_size_is_built_for_a_range_and_checked_on_on
     assert f",rotary_cos:{kit}/golden.rotary_cos.bin,rotary_sin:{kit}/golden.rotary_sin.bin" in recorded
 
 
+def test_a_decoder_with_deepstack_is_given_nothing_to_add_for_a_text(shell: str, orin: Orin, tmp_path: Path) -> None:
+    text = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [12, 10, 10]}
+    export_qwen3_vl(tmp_path, text={**text, "rope_parameters": rope}, tower={"out_hidden_size": 128})
+    for jetpack in ("6.2", "7.2"):
+        kit = make_tiny_kit(tmp_path, tmp_path / jetpack, jetpack).directory
+        backend = open_backend(Artifact.open(kit, kind="kit"), DeviceOptions("cpu")).backend
+        assert all(result.passed for result in compare_golden(backend, read_golden(kit)))
+    tokens = np.fromfile(kit / "golden.prefill.input_ids.bin", np.int64).size
+    assert np.fromfile(kit / "golden.prefill.deepstack_embeds.bin", np.float16).tolist() == [0] * tokens * 2 * 128
+    _answer_prefill(kit, orin)
+    result = orin.finish(shell, kit, "--check")
+    assert result.returncode == 0, result.stderr
+    recorded = " ".join(orin.recorded)
+    assert "--minShapes=pixel_values:4x96,patch_places:4x2 " in recorded
+    assert "--minShapes=inputs_embeds:1x1x128,deepstack_embeds:1x1x256 " in recorded
+    assert f"--shapes=inputs_embeds:1x{tokens}x128,deepstack_embeds:1x{tokens}x256 " in recorded
+    assert f",deepstack_embeds:{kit}/golden.prefill.deepstack_embeds.bin," in recorded
+
+
 @pytest.mark.parametrize("text", ["mpt", "gpt_neox"])
 def test_a_decoder_that_attends_to_images_computes_what_was_exported(text: str, tmp_path: Path) -> None:
     export_flamingo(tmp_path, text)
-    for jetpack in ("7.2", "6.2"):
+    for jetpack in ("6.2", "7.2"):
         kit = make_tiny_kit(tmp_path, tmp_path / jetpack, jetpack)
         results = compare_golden(open_backend(kit, DeviceOptions("cpu")).backend, read_golden(kit.directory))
         assert [result.name for result in results][:2] == ["vision", "prefill"]

@@ -13,14 +13,15 @@ from pictures import picture
 from PIL import Image
 from tiny_llava import IMAGE_TOKEN, save_llava
 from tiny_models import save_llama
+from tiny_qwen3_vl import save_qwen3_vl
 from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
 from tiny_qwen_vl import VISION_END, VISION_START, save_qwen_vl
 from tiny_smolvlm import save_smolvlm
 from transformers import (
+    AutoModelForImageTextToText,
     AutoTokenizer,
     Idefics3Processor,
     LlavaForConditionalGeneration,
-    Qwen2_5_VLForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -233,9 +234,9 @@ def test_too_few_conversations_are_counted(model: Path, pictures: Path, tmp_path
         _quantize(model, tmp_path / "out", calib=str(tmp_path))
 
 
-@pytest.fixture(scope="module")
-def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_qwen_vl(tmp_path_factory.mktemp("models") / "tiny-qwen-vl")
+@pytest.fixture(scope="module", params=[save_qwen_vl, save_qwen3_vl])
+def any_size(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(request.param(tmp_path_factory.mktemp("models") / "tiny-qwen"))
 
 
 def test_windows_of_images_of_any_size_are_what_transformers_reads(any_size: Path, pictures: Path) -> None:
@@ -246,12 +247,14 @@ def test_windows_of_images_of_any_size_are_what_transformers_reads(any_size: Pat
     assert positions is not None
     ends = Ends(sight.source)
     with torch.inference_mode():
-        runner = BlockRunner.for_positions(sight.source.spec, hidden.shape[1]).placed(positions)
+        runner = BlockRunner.for_positions(sight.source.spec, hidden.shape[1]).placed(
+            positions, windows.media(sight, SilentProgress())
+        )
         ours = ends.logits(run_blocks(sight.source, hidden, runner=runner))[0]
     tokens = windows.tokens[0].tolist()
     assert tokens.count(VISION_START) == len(windows.images[0]) == 2
     whole = tokens[: tokens.index(VISION_START, tokens.index(VISION_END))]  # before the second picture
-    oracle = Qwen2_5_VLForConditionalGeneration.from_pretrained(any_size, dtype=torch.float32).eval()
+    oracle = AutoModelForImageTextToText.from_pretrained(any_size, dtype=torch.float32).eval()
     processor: Any = Qwen2VLImageProcessorPil.from_pretrained(any_size)
     seen = processor(Image.open(windows.images[0][0]).convert("RGB"), return_tensors="pt")
     ids = torch.tensor([whole])

@@ -42,6 +42,14 @@ def test_a_block_of_70b_in_24_gb_and_in_20_on_disk(effort: str, memory: int, on_
     assert plan.parts["codes"] - small.parts["codes"] == pytest.approx(1.1 * moments)
 
 
+def test_deepstack_of_images_is_counted() -> None:
+    job = _job("llama-2-70b")
+    stacked = replace(job, spec=replace(job.spec, deepstack=3))
+    plain, text, images = (plan_memory(each, BASE).parts for each in (job, stacked, replace(stacked, sees=True)))
+    assert text == plain
+    assert images["calibrate"] - plain["calibrate"] == pytest.approx(1.1 * 3 * 4 * 16 * 512 * 8192, abs=2)
+
+
 def test_a_limit_that_cannot_be_kept_is_refused_with_the_least_that_can() -> None:
     job = _job("llama-2-70b")
     with pytest.raises(UsageError, match=r"4\.00 GiB are too little: at least") as error:

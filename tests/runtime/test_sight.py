@@ -12,6 +12,7 @@ from pictures import picture
 from PIL import Image
 from tiny_llava import IMAGE_TOKEN, export_llava
 from tiny_models import save_llama
+from tiny_qwen3_vl import export_qwen3_vl
 from tiny_qwen_vl import export_qwen_vl
 from tiny_smolvlm import export_smolvlm
 
@@ -171,11 +172,11 @@ def test_images_without_places_come_before_what_the_user_says_last() -> None:
     assert with_markers(placed, 1) == placed
 
 
-@pytest.fixture(scope="module")
-def any_size(tmp_path_factory: pytest.TempPathFactory) -> Model:
+@pytest.fixture(scope="module", params=[export_qwen_vl, export_qwen3_vl])
+def any_size(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A model that sees images of any size, 12 tokens for one of 24 x 30 pixels and 2 around them."""
     folder = tmp_path_factory.mktemp("any-size")
-    export_qwen_vl(folder, capacity=CAPACITY)
+    request.param(folder, capacity=CAPACITY)
     return Model.load(folder / "onnx", DeviceOptions("cpu"))
 
 
@@ -223,8 +224,8 @@ def test_a_large_image_becomes_as_small_as_the_cache_wants(any_size: Model, tmp_
     assert _answer(any_size, "<image>a", tmp_path / "large.png")
 
 
-@pytest.mark.parametrize("settings", [{}, {"patch_size": "a"}, {"window_size": 4}], ids=str)
-def test_a_manifest_without_its_windows_is_refused(settings: dict[str, Any], any_size: Model) -> None:
+@pytest.mark.parametrize("settings", [{}, {"patch_size": "a"}, {"spatial_merge_size": 0}, {"window_size": 4}], ids=str)
+def test_a_manifest_without_its_patches_or_windows_is_refused(settings: dict[str, Any], any_size: Model) -> None:
     with pytest.raises(ArtifactError, match="how a model sees"):
         Sight.of(_with_settings(any_size, settings))
 

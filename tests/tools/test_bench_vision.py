@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_qwen3_vl import TEXT as DEEP_TEXT
+from tiny_qwen3_vl import TOWER as DEEP_TOWER
 from tiny_qwen_vl import IMAGE_TOKEN, TEXT, TOWER, VISION_END, VISION_START
 
 from awq2trt.evaluation.random_model import RandomModel
@@ -51,6 +53,15 @@ QWEN: dict[str, Any] = {
     "text_config": {**TEXT, "model_type": "qwen2_5_vl_text", "max_position_embeddings": 1024},
     "vision_config": {**TOWER, "model_type": "qwen2_5_vl"},
 }
+QWEN3: dict[str, Any] = {
+    **QWEN,
+    "architectures": ["Qwen3VLForConditionalGeneration"],
+    "model_type": "qwen3_vl",
+    "text_config": {**DEEP_TEXT, "model_type": "qwen3_vl_text", "max_position_embeddings": 1024},
+    "vision_config": {**DEEP_TOWER, "model_type": "qwen3_vl_vision"},
+}
+WIDTHS = {"llava-1.5-7b": 11008, "qwen2.5-vl-3b": 11008, "qwen3-vl-4b": 9728}
+"""Channels within the MLPs of published decoders."""
 
 
 @pytest.fixture
@@ -64,9 +75,9 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen"])
-def test_both_executors_are_measured(tool: Any, name: str) -> None:
-    shape = tool.Shape(LLAVA) if name == "llava" else tool.Shape(QWEN, Grid(1, 8, 6))
+@pytest.mark.parametrize("config", [LLAVA, QWEN, QWEN3], ids=lambda config: config["model_type"])
+def test_both_executors_are_measured(tool: Any, config: dict[str, Any]) -> None:
+    shape = tool.Shape(config) if config is LLAVA else tool.Shape(config, Grid(1, 8, 6))
 
     rows = list(tool.measure(shape, "cpu", 3, against_hf=True, progress=SilentProgress()))
 
@@ -78,11 +89,11 @@ def test_both_executors_are_measured(tool: Any, name: str) -> None:
 
 
 def test_published_sizes_have_as_many_pieces(tool: Any) -> None:
-    for shape in tool.SHAPES.values():
+    for name, shape in tool.SHAPES.items():
         model = RandomModel(dict(shape.config), QuantScheme())
         prompt = tool.make_prompt(model.vision, shape.grid)
         assert prompt.image.pieces == prompt.tokens.count(prompt.image_token) == 576
-        assert model.spec.linear_shape("mlp.up_proj") == (11008, model.spec.hidden_size)
+        assert model.spec.linear_shape("mlp.up_proj") == (WIDTHS[name], model.spec.hidden_size)
 
 
 def test_prompt_has_the_image_where_the_model_wants_it(tool: Any) -> None:

@@ -57,6 +57,8 @@ class DecoderSpec:
         embedding_norm: Norm between embedding and first block; None without one.
         optional_prefix: First part of all names, which is missing in checkpoints that were saved from the bare decoder.
         cross: What stands before some blocks and looks at images; None in other decoders.
+        deepstack: How many of the first blocks have features of images added behind them, in the places of image
+            tokens (deepstack, arXiv:2406.04334).
     """
 
     family: str
@@ -89,6 +91,7 @@ class DecoderSpec:
     embedding_norm: str | None = None
     optional_prefix: str = ""
     cross: CrossAttentionSpec | None = None
+    deepstack: int = 0
 
     @property
     def num_layers(self) -> int:

@@ -31,11 +31,11 @@ from awq2trt.models.vision.windowed import WindowedTowerSpec, WindowedVisionSpec
 
 _NAME: Final = "qwen2_5_vl"
 
-_IMAGE_TOKEN: Final = 151655
+IMAGE_TOKEN: Final = 151655
 _AROUND: Final = {VISION_START: 151652, VISION_END: 151653}
 _SECTIONS: Final = (16, 24, 24)
 _FULL_LAYERS: Final = (7, 15, 23, 31)
-_NORM_EPS: Final = 1e-6
+NORM_EPS: Final = 1e-6
 """Epsilon of the tower's norms; no key has it."""
 
 _TOWER_DEFAULTS: Final[Mapping[str, int]] = {
@@ -73,36 +73,15 @@ def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[
     text = config if config.get("text_config") is None else config_part(config, "text_config")
     refuse_unless(text, {"is_causal": True, "per_layer_config": None})
     missing = {key: value for key, value in _TEXT_DEFAULTS.items() if text.get(key) is None}
-    plain, sections = _without_sections({**text, **missing})
-    spec = qwen.describe_qwen2(plain)
-    if sum(sections) * 2 != spec.head_dim:
-        raise UnsupportedError(
-            f"mrope_section: expected numbers that add up to half of head_dim, {spec.head_dim // 2}, got {sections}.",
-            where="config.json",
-            fix=PUBLISHED,
-        )
-    own = "model."
-    mixed = {rope: replace(rope, sections=sections) for rope in spec.ropes}
-    if any(rope.beyond is not None for rope in mixed):
-        raise UnsupportedError(
-            "rope_scaling: expected the same frequencies for texts of every length, got a kind that changes them.",
-            where="config.json",
-            fix=PUBLISHED,
-        )
-    decoder = replace(
-        spec,
-        layers=tuple(replace(layer, rope=layer.rope and mixed[layer.rope]) for layer in spec.layers),
-        embedding=decoder_prefix + spec.embedding.removeprefix(own),
-        final_norm=decoder_prefix + spec.final_norm.removeprefix(own),
-        block_prefix=decoder_prefix + spec.block_prefix.removeprefix(own),
-    )
-    image_token = config_token(config, "image_token_id", _IMAGE_TOKEN, decoder.vocab_size)
-    around = _tokens_around(config, decoder.vocab_size)
+    plain, sections = without_sections({**text, **missing}, _SECTIONS)
+    decoder = mixed_decoder(qwen.describe_qwen2(plain), decoder_prefix, sections)
+    image_token = config_token(config, "image_token_id", IMAGE_TOKEN, decoder.vocab_size)
+    around = tokens_around(config, decoder.vocab_size)
     tower = _tower(config_part(config, "vision_config"), tower_prefix, decoder.hidden_size)
     return decoder, WindowedVisionSpec(family=_NAME, image_token=image_token, tower=tower, around=around)
 
 
-def _tokens_around(config: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
+def tokens_around(config: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
     """Tokens before and after an image's, by key; those of the published models, if the vocabulary has them."""
     return {
         key: config_token(config, key, token, vocab_size)
@@ -111,10 +90,55 @@ def _tokens_around(config: Mapping[str, Any], vocab_size: int) -> dict[str, int]
     }
 
 
-def _without_sections(text: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """The decoder's config as one of text alone, and the sections of its rotary embedding."""
+def mixed_decoder(
+    spec: DecoderSpec, prefix: str, sections: tuple[int, ...], *, interleaved: bool = False
+) -> DecoderSpec:
+    """A decoder of text as one whose positions have three numbers where it reads an image.
+
+    Args:
+        spec: It.
+        prefix: What the checkpoint has in place of `model.` in the names of its tensors.
+        sections: As of `RopeSpec`, like `interleaved`.
+        interleaved: See there.
+
+    Raises:
+        UnsupportedError: Its rotary embedding has no such sections.
+    """
+    if sum(sections) * 2 != spec.head_dim:
+        raise UnsupportedError(
+            f"mrope_section: expected numbers that add up to half of head_dim, {spec.head_dim // 2}, got {sections}.",
+            where="config.json",
+            fix=PUBLISHED,
+        )
+    own = "model."
+    mixed = {rope: replace(rope, sections=sections, interleaved=interleaved) for rope in spec.ropes}
+    if any(rope.beyond is not None for rope in mixed):
+        raise UnsupportedError(
+            "rope_scaling: expected the same frequencies for texts of every length, got a kind that changes them.",
+            where="config.json",
+            fix=PUBLISHED,
+        )
+    return replace(
+        spec,
+        layers=tuple(replace(layer, rope=layer.rope and mixed[layer.rope]) for layer in spec.layers),
+        embedding=prefix + spec.embedding.removeprefix(own),
+        final_norm=prefix + spec.final_norm.removeprefix(own),
+        block_prefix=prefix + spec.block_prefix.removeprefix(own),
+    )
+
+
+def without_sections(text: Mapping[str, Any], default: tuple[int, ...]) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The decoder's config as one of text alone, and the sections of its rotary embedding.
+
+    Args:
+        text: The decoder's config.
+        default: The sections where it names none.
+
+    Raises:
+        UnsupportedError: The sections are not three positive numbers.
+    """
     plain: dict[str, Any] = dict(text)
-    sections: tuple[Any, ...] = _SECTIONS
+    sections: tuple[Any, ...] = default
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(text.get(key), dict):
             scaling = dict(text[key])
@@ -163,7 +187,7 @@ def _tower(config: Mapping[str, Any], prefix: str, out_features: int) -> Windowe
         full_layers=frozenset(full),
         out_features=sizes["out_hidden_size"],
         activation=config_activation(config, "hidden_act", "silu", (SILU,)),
-        norm_eps=_NORM_EPS,
+        norm_eps=NORM_EPS,
         prefix=prefix,
     )
 

@@ -57,15 +57,28 @@ class RopeSpec:
             after the first rotary_dim are not rotated.
         magnitude: Factor of cosines and sines (YaRN, arXiv:2309.00071, section 3.4).
         beyond: What is different for long sequences; None if nothing is.
-        sections: Channel pairs that follow an image's frame, row and column, one after the other, in a model whose
-            positions have three numbers (mrope, arXiv:2409.12191); a text has the same number three times. None for
-            positions of one number.
+        sections: How many channel pairs follow an image's frame, row and column, in a model whose positions have three
+            numbers (mrope, arXiv:2409.12191); a text has the same number three times. None for positions of one number.
+        interleaved: Whether pairs follow frame, row and column in turns, instead of one section after the other; pairs
+            that are left over follow the frame (Qwen3-VL, arXiv:2511.21631).
     """
 
     inv_freq: tuple[float, ...]
     magnitude: float = 1.0
     beyond: SecondSet | GrowingBase | None = None
     sections: tuple[int, ...] | None = None
+    interleaved: bool = False
+
+    @property
+    def followed(self) -> NDArray[np.int64]:
+        """Which of a position's three numbers each channel pair follows, int64 [rotary_dim / 2]."""
+        assert self.sections is not None
+        numbers = len(self.sections)
+        if not self.interleaved:
+            return np.repeat(np.arange(numbers), self.sections)
+        pairs = np.arange(len(self.inv_freq))
+        turn = pairs % numbers
+        return np.where(pairs // numbers < np.asarray(self.sections)[turn], turn, 0)
 
     @property
     def rotary_dim(self) -> int:

@@ -9,9 +9,10 @@ from typing import Final
 
 from awq2trt.artifact.records import VisionRecord
 from awq2trt.io_contract import PIXEL_VALUES
+from awq2trt.models.vision.patch_layout import PatchLayout
 from awq2trt.models.vision.prepared import Pixels, PreparedImage
 from awq2trt.models.vision.tiled import SCALE_FACTOR, TileLayout
-from awq2trt.models.vision.windowed import WindowLayout
+from awq2trt.models.vision.windowed import WINDOW_SIZE, WindowLayout
 
 VISION_START: Final = "vision_start_token_id"
 VISION_END: Final = "vision_end_token_id"
@@ -34,8 +35,12 @@ def require_settings(record: VisionRecord) -> None:
     if SCALE_FACTOR in record.settings:
         if TileLayout.of(record.settings).pieces < 1:
             raise ValueError(f"tiles of one piece or more, got settings {record.settings}")
-    elif record.tokens_per_image is None and WindowLayout.of(record.settings).side < 1:
-        raise ValueError(f"windows of one piece or more, got window_size {record.settings['window_size']}")
+    elif record.tokens_per_image is None:
+        layout = PatchLayout.of(record.settings)
+        if min(layout.patch_size, layout.merge) < 1:
+            raise ValueError(f"patches and pieces of one pixel or more, got settings {record.settings}")
+        if WINDOW_SIZE in record.settings and WindowLayout.of(record.settings).side < 1:
+            raise ValueError(f"windows of one piece or more, got window_size {record.settings[WINDOW_SIZE]}")
 
 
 def arranged(record: VisionRecord, pixels: Pixels) -> PreparedImage:
@@ -48,5 +53,6 @@ def arranged(record: VisionRecord, pixels: Pixels) -> PreparedImage:
     if SCALE_FACTOR in record.settings and pixels.grid is not None:
         return TileLayout.of(record.settings).prepared(pixels)
     if record.tokens_per_image is None and pixels.grid is not None:
-        return WindowLayout.of(record.settings).prepared(pixels)
+        layout = WindowLayout if WINDOW_SIZE in record.settings else PatchLayout
+        return layout.of(record.settings).prepared(pixels)
     return PreparedImage({PIXEL_VALUES: pixels.values[None]}, record.tokens_per_image or 0)

@@ -64,14 +64,13 @@ class MixedPositions:
 
 
 def mixed_rows(
-    table: NDArray[np.float32], sections: Sequence[int], positions: NDArray[np.int64]
+    table: NDArray[np.float32], followed: NDArray[np.int64], positions: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Cosines or sines of tokens, fp32 [S, pairs of channels].
 
     Args:
         table: Those of a text, fp32 [positions, pairs].
-        sections: Pairs that follow frame, row and column, one after the other; all of them together.
+        followed: Which of the three numbers each pair follows, int64 [pairs].
         positions: int64 [3, S].
     """
-    of_pair = np.repeat(np.arange(len(sections)), sections)  # which of the three numbers
-    return table[positions[of_pair].T, np.arange(len(of_pair))]
+    return table[positions[followed].T, np.arange(len(followed))]

@@ -14,12 +14,15 @@ from torch import Tensor
 from awq2trt.errors import UnsupportedError, UsageError
 from awq2trt.models.block_weights import to_tensor
 from awq2trt.models.cross_attention import Media
-from awq2trt.models.decoder import BlockRunner, Ends, run_blocks
+from awq2trt.models.decoder import BlockRunner, Ends, Shown, run_blocks
+from awq2trt.models.deepstack import Deepstack
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.arranging import arranged
 from awq2trt.models.vision.description import AttendedSpec, SeeingSpec, StillSpec
 from awq2trt.models.vision.mixed_positions import MixedPositions
 from awq2trt.models.vision.prepared import Pixels
+from awq2trt.models.vision.stacked import StackedVisionSpec
+from awq2trt.models.vision.stacked_tower import stacked_features
 from awq2trt.models.vision.tiled import TiledVisionSpec
 from awq2trt.models.vision.tiled_tower import tiled_features
 from awq2trt.models.vision.tower import VisionWeights, image_features, load_vision
@@ -36,7 +39,8 @@ def pieces_seen(spec: SeeingSpec, weights: VisionWeights, pixels: Pixels) -> Ten
         pixels: The image, prepared by the model's own processor.
 
     Returns:
-        fp32 [pieces, channels]: those of the decoder's embeddings, or of what its cross-attention reads.
+        fp32 [pieces, channels]: those of the decoder's embeddings, with what deepstack adds behind them, or of what its
+        cross-attention reads.
 
     Raises:
         UsageError: The image is not of the tower's size.
@@ -46,6 +50,8 @@ def pieces_seen(spec: SeeingSpec, weights: VisionWeights, pixels: Pixels) -> Ten
     values = torch.as_tensor(pixels.values)
     if isinstance(spec, WindowedVisionSpec) and pixels.grid is not None:
         return windowed_features(spec.tower, weights, values, pixels.grid)
+    if isinstance(spec, StackedVisionSpec) and pixels.grid is not None:
+        return stacked_features(spec.tower, weights, values, pixels.grid)
     if isinstance(spec, StillSpec):
         return image_features(spec, weights, values[None])[0]
     if isinstance(spec, TiledVisionSpec):
@@ -75,6 +81,30 @@ def given_by_vision_graph(source: ModelSource, pixels: Pixels) -> Tensor:
         return seen
     readers = (to_tensor(source.tensor(f"{name}.weight")) for name in vision.readers)
     return torch.cat([seen @ reader.T for reader in readers], dim=-1)
+
+
+def shown_to_blocks(
+    source: ModelSource, tokens: Tensor, seen: Sequence[Sequence[Tensor]], more: int = 0
+) -> Shown | None:
+    """What blocks see of images, other than in the places of image tokens; None if the decoder only reads images.
+
+    Args:
+        source: A model that sees images.
+        tokens: Texts, int64 [texts, S].
+        seen: What is seen in the images of each text, as of `pieces_seen`, in the order of their tokens; the last one
+            may be cut.
+        more: Tokens of text that will follow.
+    """
+    vision, hidden_size, deepstack = source.vision, source.spec.hidden_size, source.spec.deepstack
+    assert vision is not None
+    if isinstance(vision, AttendedSpec):
+        nothing = torch.zeros(0, vision.resampler.num_latents, vision.resampler.width)
+        stacked = [torch.stack([*images]) if images else nothing for images in seen]
+        return Media.of_texts(tokens, vision.image_token, stacked, more)
+    if not deepstack:
+        return None
+    added = [torch.cat([torch.zeros(0, (1 + deepstack) * hidden_size), *images])[:, hidden_size:] for images in seen]
+    return Deepstack.of_texts(tokens, vision.image_token, added, more)
 
 
 def logits_of_text_and_images(source: ModelSource, tokens: Sequence[int], images: Sequence[Pixels]) -> Tensor:
@@ -107,9 +137,9 @@ def logits_of_text_and_images(source: ModelSource, tokens: Sequence[int], images
             fix="pass as many images as the text has image markers.",
         )
     hidden = ends.embed(ids[None])
-    media = Media.of_texts(ids[None], vision.image_token, [torch.stack(seen)]) if attended and seen else None
+    media = shown_to_blocks(source, ids[None], [seen]) if seen else None
     if seen and not attended:
-        hidden[0, places] = torch.cat(seen)
+        hidden[0, places] = torch.cat(seen)[:, : hidden.shape[-1]]
     positions = None
     if any(rope.sections is not None for rope in source.spec.ropes):
         shown = [arranged(vision.record(), pixels).grid for pixels in images]

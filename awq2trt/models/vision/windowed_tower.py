@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from awq2trt.models.vision.patch_layout import ROPE_BASE
 from awq2trt.models.vision.prepared import Grid
-from awq2trt.models.vision.windowed import ROPE_BASE, WindowedTowerSpec
+from awq2trt.models.vision.windowed import WindowedTowerSpec
 
 Weights = Mapping[str, Tensor]
 """Tensors of a tower and its merger by full name, fp32."""
@@ -33,10 +34,8 @@ def windowed_features(spec: WindowedTowerSpec, weights: Weights, patches: Tensor
         fp32 [pieces, out_features].
     """
     hidden = F.linear(patches, weights[f"{spec.prefix}patch_embed.proj.weight"].flatten(1))
-    places = torch.as_tensor(spec.layout.places(grid)).float()  # [patches, 2]
-    quarter = spec.hidden_size // spec.num_heads // 4
-    frequencies = ROPE_BASE ** -(torch.arange(quarter).float() / quarter)
-    angles = (places[:, :, None] * frequencies).flatten(1)  # [patches, head_dim / 2]
+    places = torch.as_tensor(spec.layout.places(grid)).float()
+    angles = patch_angles(places, spec.hidden_size // spec.num_heads)
     windows = spec.layout.windows(grid)
     within = torch.as_tensor(windows.patches), torch.as_tensor(windows.slots)
     whole = torch.arange(grid.cells).view(grid.frames, -1), torch.arange(grid.cells)
@@ -46,6 +45,21 @@ def windowed_features(spec: WindowedTowerSpec, weights: Weights, patches: Tensor
     merger = f"{spec.prefix}merger."
     normed = _norm(spec, weights, f"{merger}ln_q", hidden).reshape(-1, spec.merge**2 * spec.hidden_size)
     return _linear(weights, f"{merger}mlp.2", F.gelu(_linear(weights, f"{merger}mlp.0", normed)))
+
+
+def patch_angles(places: Tensor, head_dim: int) -> Tensor:
+    """Angles by which heads are rotated: rows in one half of a head, columns in the other.
+
+    Args:
+        places: Row and column of every patch, fp32 [patches, 2].
+        head_dim: Channels of a head.
+
+    Returns:
+        fp32 [patches, head_dim / 2].
+    """
+    quarter = head_dim // 4
+    frequencies = ROPE_BASE ** -(torch.arange(quarter).float() / quarter)
+    return (places[:, :, None] * frequencies).flatten(1)
 
 
 def _layer(
@@ -58,7 +72,7 @@ def _layer(
         _linear(weights, f"{prefix}attn.qkv", normed).unflatten(-1, (3, spec.num_heads, -1)).unbind(1)
     )  # [patches, heads, head_dim]
     queries, keys, values = (
-        x[members.clamp(min=0)].transpose(1, 2) for x in (_rotate(queries, angles), _rotate(keys, angles), values)
+        x[members.clamp(min=0)].transpose(1, 2) for x in (rotate(queries, angles), rotate(keys, angles), values)
     )  # [groups, heads, slots, head_dim]
     context = F.scaled_dot_product_attention(queries, keys, values, attn_mask=(members >= 0)[:, None, None, :])
     flat = context.transpose(1, 2).flatten(0, 1)[slots].flatten(1)  # [patches, H]
@@ -68,7 +82,7 @@ def _layer(
     return hidden + _linear(weights, f"{prefix}mlp.down_proj", F.silu(gate) * up)
 
 
-def _rotate(x: Tensor, angles: Tensor) -> Tensor:
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Rotates [patches, heads, head_dim] by [patches, head_dim / 2], halves of a head against each other."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)

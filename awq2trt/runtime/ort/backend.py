@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from awq2trt.errors import UsageError
 from awq2trt.graph import ort_lowering
 from awq2trt.graph.read import DecoderSizes, open_decoder, read_sizes
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.onnx_export.fused_bodies import unfuse_
 from awq2trt.runtime.backend import Conversation, Embeds
+from awq2trt.runtime.embedding import parted
 from awq2trt.runtime.ort.embedder import require_embedder
 from awq2trt.runtime.ort.session import Execution, open_session, shared
 
@@ -150,7 +151,9 @@ class OrtBackend(Conversation):
         if self._embedder is None:
             self._binding.bind_cpu_input(INPUT_IDS, np.asarray([tokens], dtype=np.int64))
         else:
-            self._binding.bind_cpu_input(INPUTS_EMBEDS, np.ascontiguousarray(self._embedder.rows(tokens)[None]))
+            new = self._embedder.rows(tokens)[None]
+            for name, part in parted(new, self._sizes.new_channels).items():
+                self._binding.bind_cpu_input(name, np.ascontiguousarray(part))
         self._binding.bind_cpu_input(CACHE_POSITION, np.asarray([self._position], dtype=np.int64))
         rows = len(tokens) if self._all_logits else 1
         logits = np.empty(

@@ -14,7 +14,7 @@ ONNX Runtime, "CUDA graphs": https://onnxruntime.ai/docs/execution-providers/CUD
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 
 from awq2trt.errors import UsageError
 from awq2trt.graph.read import DecoderSizes
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS, NEXT_TOKEN
+from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, LOGITS, NEXT_TOKEN
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.backend import Conversation, Embeds
 from awq2trt.runtime.bits import STORED, narrow, narrow_table, widen
+from awq2trt.runtime.embedding import parted
 from awq2trt.runtime.ort.session import translated_errors
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ class CudaBackend(Conversation):
         embedder: What makes what a decoder of embeddings reads; None for one of tokens.
     """
 
-    _many: int  # tokens of a chunk, or their embeddings
-    _one: int  # the same of one token
+    _many: Mapping[str, int]  # tokens of a chunk, or their embeddings and what else the decoder reads of them, by input
+    _one: Mapping[str, int]  # the same of one token
     _slot: int
     _token: int  # next_token of one call is input_ids of the next
     _logits: int
@@ -209,7 +210,7 @@ class CudaBackend(Conversation):
         self._run_on(np.asarray(chunk, np.int64), written=[self._chosen] == [*chunk])
 
     def _run_on(self, new: NDArray[Any], *, written: bool = False) -> None:
-        """A call on tokens [S], or on their embeddings [S, H].
+        """A call on tokens [S], or on their embeddings [S, W], as of `parted`.
 
         Args:
             new: What the decoder reads.
@@ -217,13 +218,18 @@ class CudaBackend(Conversation):
         """
         if len(new) == 1:
             if not written:
-                self._memory.write_(self._one, self._for_all(new))
+                self._write_new(self._one, new)
             self._call(self._decode, _CAPTURED)
         else:
-            self._memory.write_(self._many, self._for_all(new))
+            self._write_new(self._many, new)
             self._bind_new(self._prefill, self._many, len(new))
             self._call(self._prefill, _NODE_BY_NODE)
         self._chosen = None
+
+    def _write_new(self, buffers: Mapping[str, int], new: NDArray[Any]) -> None:
+        channels = self._sizes.new_channels
+        for name, part in (parted(new, channels) if channels else {INPUT_IDS: new}).items():
+            self._memory.write_(buffers[name], self._for_all(part))
 
     def _call(self, binding: onnxruntime.IOBinding, graph: str) -> None:
         from onnxruntime import RunOptions
@@ -236,11 +242,11 @@ class CudaBackend(Conversation):
 
     def _warm_up(self) -> None:
         """Runs the longest chunk, for which the arena grows to its final size, then one token, which is captured."""
-        hidden = self._sizes.hidden_size
+        width = sum(self._sizes.new_channels.values())
         self._write_tables()
         for length in (self._longest, 1):
             self._write_position(0)
-            self._run_on(np.zeros(length, np.int64) if hidden is None else np.zeros((length, hidden), self._logit_type))
+            self._run_on(np.zeros((length, width), self._logit_type) if width else np.zeros(length, np.int64))
 
     def _write_tables(self) -> None:
         """Copies tables that have changed."""
@@ -255,19 +261,20 @@ class CudaBackend(Conversation):
         self._memory.write_(self._slot, np.full(self._batch, position, np.int64))
 
     def _for_all(self, new: NDArray[Any]) -> NDArray[Any]:
-        """[B, S], or [B, S, H]."""
+        """[B, S], or [B, S, channels]."""
         return np.ascontiguousarray(np.broadcast_to(new, (self._batch, *new.shape)))
 
     def _allocate_all(self) -> None:
         """Allocates the memory of a conversation and binds it."""
         sizes, batch = self._sizes, self._batch
         rows = self._longest if self._all_logits else 1
-        hidden = sizes.hidden_size
-        new_bytes = _INT64_BYTES if hidden is None else hidden * self._logit_type.itemsize
-        self._many = self._allocate(new_bytes * batch * self._longest)
+        channels = sizes.new_channels.items()
+        new_bytes = {name: width * self._logit_type.itemsize for name, width in channels} or {INPUT_IDS: _INT64_BYTES}
+        self._many = {name: self._allocate(size * batch * self._longest) for name, size in new_bytes.items()}
         self._slot = self._allocate(_INT64_BYTES * batch)
         self._token = self._allocate(_INT64_BYTES * batch)
-        self._one = self._token if hidden is None else self._allocate(new_bytes * batch)
+        self._one = {name: self._allocate(size * batch) for name, size in new_bytes.items() if name != INPUT_IDS}
+        self._one = self._one or {INPUT_IDS: self._token}
         self._logits = self._allocate(self._logit_type.itemsize * batch * rows * sizes.vocab_size)
         self._table_buffers = {name: self._allocate(table.nbytes) for name, table in sizes.tables.items()}
         caches = [self._allocate(batch * cache.nbytes) for cache in sizes.caches]
@@ -294,15 +301,15 @@ class CudaBackend(Conversation):
             binding.bind_output(NEXT_TOKEN, *where, ir.DataType.INT64.value, (self._batch, 1), self._token)
         return binding
 
-    def _bind_new(self, binding: onnxruntime.IOBinding, address: int, length: int) -> None:
+    def _bind_new(self, binding: onnxruntime.IOBinding, buffers: Mapping[str, int], length: int) -> None:
         where = (self._memory.device_type, self._memory.device_index)
         rows = length if self._all_logits else 1
         shape = (self._batch, rows, self.vocab_size)
-        if (hidden := self._sizes.hidden_size) is None:
-            binding.bind_input(INPUT_IDS, *where, ir.DataType.INT64.value, (self._batch, length), address)
-        else:
-            new = (self._batch, length, hidden)
-            binding.bind_input(INPUTS_EMBEDS, *where, self._sizes.dtype.value, new, address)
+        channels = self._sizes.new_channels
+        for name, address in buffers.items():
+            new = (self._batch, length, *([channels[name]] if channels else []))
+            dtype = self._sizes.dtype if channels else ir.DataType.INT64
+            binding.bind_input(name, *where, dtype.value, new, address)
         binding.bind_output(LOGITS, *where, self._sizes.dtype.value, shape, self._logits)
 
     def _read_logits(self, rows: int) -> NDArray[np.float32]:

@@ -44,7 +44,8 @@ class Embedder(PlacingEmbedder):
         embedding: Tokens -> rows, in fp32.
         vision: Prepared images -> pieces, in fp32 or fp16.
         image_token: As of `PlacingEmbedder`.
-        tables: As of `PlacingEmbedder`.
+        tables: As of `PlacingEmbedder`, like `deepstack`.
+        deepstack: See there.
     """
 
     def __init__(
@@ -53,13 +54,14 @@ class Embedder(PlacingEmbedder):
         vision: onnxruntime.InferenceSession,
         image_token: int,
         tables: Tables | None = None,
+        deepstack: int = 0,
     ) -> None:
-        super().__init__(image_token, tables)
+        super().__init__(image_token, tables, deepstack)
         self._embedding = embedding
         self._vision = vision
 
     def look(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Pieces of an image, or of a tile, [pieces, H]."""
+        """Pieces of an image, or of a tile, [pieces, W]."""
         types = {value.name: _TYPES[value.type] for value in self._vision.get_inputs()}
         feed = {name: array.astype(types[name]) for name, array in inputs.items()}
         with translated_errors(where="the vision graph"):
@@ -99,8 +101,9 @@ def open_embedder(artifact: Artifact, on_gpu: Execution | None = None) -> Embedd
         return open_session(model, path, execution)
 
     with reading("sizes of what the decoder is given", artifact.directory, fix="export it again.", error=ArtifactError):
-        tables = tables_of(contents.model, contents.graphs[DECODER].io.tables)
-    return Embedder(opened(EMBEDDING, None), opened(VISION, on_gpu), vision.image_token, tables)
+        io = contents.graphs[DECODER].io
+        tables, deepstack = tables_of(contents.model, io.tables), io.deepstack
+    return Embedder(opened(EMBEDDING, None), opened(VISION, on_gpu), vision.image_token, tables, deepstack)
 
 
 def vision_bytes(artifact: Artifact) -> int:

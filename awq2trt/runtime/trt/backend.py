@@ -22,9 +22,18 @@ from numpy.typing import NDArray
 
 from awq2trt.artifact.records import ProfileRecord
 from awq2trt.errors import UnsupportedError
-from awq2trt.io_contract import CACHE_POSITION, INPUT_IDS, INPUTS_EMBEDS, LOGITS, IoContract, TensorContract
+from awq2trt.io_contract import (
+    CACHE_POSITION,
+    DEEPSTACK_EMBEDS,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LOGITS,
+    IoContract,
+    TensorContract,
+)
 from awq2trt.runtime.backend import Conversation, Embeds
 from awq2trt.runtime.bits import narrow, narrow_table
+from awq2trt.runtime.embedding import parted
 from awq2trt.runtime.trt.session import Buffer, EngineSession
 
 
@@ -88,10 +97,12 @@ class EngineBackend(Conversation):
         """What the engine reads of new tokens, by name."""
         if self._embedder is None:
             return {INPUT_IDS: np.asarray([tokens], np.int64)}
-        dtype = next(tensor.dtype for tensor in self._contract.inputs if tensor.name == INPUTS_EMBEDS)
-        rows = narrow(self._embedder.rows(tokens)[None], dtype)
+        read = [tensor for tensor in self._contract.inputs if tensor.name in (INPUTS_EMBEDS, DEEPSTACK_EMBEDS)]
+        channels, dtype = {tensor.name: int(tensor.shape[-1]) for tensor in read}, read[0].dtype
+        rows = parted(narrow(self._embedder.rows(tokens)[None], dtype), channels)
         tables = {} if self._tables is None else self._tables.arrays
-        return {INPUTS_EMBEDS: rows} | {name: narrow_table(table, dtype) for name, table in tables.items()}
+        given = {name: narrow_table(table, dtype) for name, table in tables.items()}
+        return {name: np.ascontiguousarray(row) for name, row in rows.items()} | given
 
     def _profile_for(self, count: int) -> int:
         """Returns the narrowest profile for this many tokens: `decode` for one, as an application would use it."""

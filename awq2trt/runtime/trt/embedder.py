@@ -29,7 +29,8 @@ class EngineEmbedder(PlacingEmbedder):
         embedding: Takes as many tokens as the decoder's, in its last profile one.
         longest: Tokens that a call of the embedding may have.
         image_token: As of `PlacingEmbedder`.
-        tables: As of `PlacingEmbedder`.
+        tables: As of `PlacingEmbedder`, like `deepstack`.
+        deepstack: See there.
     """
 
     def __init__(
@@ -39,14 +40,15 @@ class EngineEmbedder(PlacingEmbedder):
         longest: int,
         image_token: int,
         tables: Tables | None = None,
+        deepstack: int = 0,
     ) -> None:
-        super().__init__(image_token, tables)
+        super().__init__(image_token, tables, deepstack)
         self._vision = vision
         self._embedding = embedding
         self._longest = longest
 
     def look(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Pieces of an image, or of a tile, [pieces, H]."""
+        """Pieces of an image, or of a tile, [pieces, W]."""
         halves = {name: array.astype(np.float16) for name, array in inputs.items() if array.dtype == np.float32}
         outputs = self._vision.infer({**inputs, **halves}, 0)
         seen = self._vision.read(outputs[IMAGE_EMBEDDINGS])
@@ -96,5 +98,6 @@ def open_engine_embedder(
         if name == EMBEDDING:
             longest = max(profile.tokens.longest for profile in build.profiles)
     with reading("sizes of what the decoder is given", artifact.directory, fix="export it again.", error=ArtifactError):
-        tables = tables_of(contents.model, contents.graphs[DECODER].io.tables)
-    return EngineEmbedder(sessions[VISION], sessions[EMBEDDING], longest, vision.image_token, tables)
+        io = contents.graphs[DECODER].io
+        tables, deepstack = tables_of(contents.model, io.tables), io.deepstack
+    return EngineEmbedder(sessions[VISION], sessions[EMBEDDING], longest, vision.image_token, tables, deepstack)

@@ -10,7 +10,7 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from awq2trt.models.decoder import BlockRunner, apply_norm
-from awq2trt.models.families import describe_model
+from awq2trt.models.families import RopeSpec, describe_model
 from awq2trt.models.rotary import Rotary
 from awq2trt.models.vision.mixed_positions import MixedPositions, mixed_rows
 from awq2trt.models.vision.prepared import Grid
@@ -130,8 +130,8 @@ def test_logits_are_those_of_transformers_by_a_table_of_cosines_and_sines(
     spec = describe_model(config)
     (rope,) = spec.ropes
     positions = MixedPositions(IMAGE_TOKEN, map(SPEC.layout.pieces, grids)).of(tokens)
-    sections = TEXT["rope_parameters"]["mrope_section"]
-    cos, sin = (torch.from_numpy(mixed_rows(table, sections, positions)) for table in rope.tables(len(tokens)))
+    followed = RopeSpec(rope.inv_freq, sections=tuple(TEXT["rope_parameters"]["mrope_section"])).followed
+    cos, sin = (torch.from_numpy(mixed_rows(table, followed, positions)) for table in rope.tables(len(tokens)))
     runner = BlockRunner(spec, {rope: Rotary(rope, (cos, sin))})
     with torch.inference_mode():
         ids = torch.tensor([tokens])

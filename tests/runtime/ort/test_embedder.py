@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from tiny_flamingo import IMAGE_TOKEN as FLAMINGO_IMAGE
 from tiny_flamingo import TOWER_CONFIG, export_flamingo
 from tiny_llava import IMAGE_TOKEN, export_llava, shown
+from tiny_qwen3_vl import export_qwen3_vl
 from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
 from tiny_qwen_vl import export_qwen_vl
 
@@ -107,9 +109,12 @@ def test_the_same_where_scores_stay_on_a_gpu(
     assert memory.held == 0
 
 
-def test_a_decoder_with_positions_of_three_numbers_reads_images_in_rows_and_columns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("export", [export_qwen_vl, export_qwen3_vl])
+def test_a_decoder_with_positions_of_three_numbers_reads_images_in_rows_and_columns(
+    export: Callable[[Path], Artifact], tmp_path: Path
+) -> None:
     """On the CPU and where a GPU keeps the tables; a second conversation begins with those of a text."""
-    artifact = export_qwen_vl(tmp_path)
+    artifact = export(tmp_path)
     random, spec = np.random.default_rng(3), QuantizedCheckpoint.open(tmp_path / "checkpoint")
     grids = [Grid(1, 4, 6), Grid(1, 8, 6)]
     pixels = [Pixels(random.standard_normal((grid.cells, 96)).astype(np.float32), grid) for grid in grids]

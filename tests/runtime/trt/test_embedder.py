@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from pictures import picture
 from tiny_llava import IMAGE_TOKEN, export_llava, shown
+from tiny_qwen3_vl import export_qwen3_vl
 from tiny_qwen_vl import export_qwen_vl
 from tiny_smolvlm import export_smolvlm
 
@@ -94,7 +95,7 @@ def _built(onnx: Artifact, folder: Path) -> Artifact:
         return draft.publish(contents.model_copy(update={"engine": record}))
 
 
-@pytest.mark.parametrize("export", [export_qwen_vl, export_smolvlm])
+@pytest.mark.parametrize("export", [export_qwen_vl, export_qwen3_vl, export_smolvlm])
 def test_golden_outputs_are_those_of_engines_for_images_of_any_size(
     export: Callable[[Path], Artifact], tmp_path: Path
 ) -> None:
