@@ -83,7 +83,9 @@ class ErrorSpread:
         order = torch.arange(len(gram), device=gram.device)
         if options.act_order:
             order = gram.diagonal().argsort(descending=True, stable=True)
-        return cls(order, _factors(gram, order, options).to(gram.dtype), not options.act_order)
+        # CUDA's Cholesky factor is stored by columns, and kernels read rows.
+        factors = _factors(gram, order, options).to(gram.dtype).contiguous()
+        return cls(order, factors, not options.act_order)
 
     def to(self, device: torch.device) -> ErrorSpread:
         """Returns the same on another device."""
