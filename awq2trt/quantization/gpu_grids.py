@@ -68,12 +68,28 @@ def _fitted(weight, pull, block, step, zero, last, of_bf16: tl.constexpr):  # no
 
 
 @triton.jit
+def _grid_of(low, high, last, middle, asymmetric: tl.constexpr, of_bf16: tl.constexpr):
+    """`awq2trt.quantization.rounding.range_grid`: the step size and zero point that cover a range."""
+    if asymmetric:
+        step = _as_step((high - low) / last, of_bf16)
+        zero = tl.minimum(tl.maximum(tl.floor(-low / step + 0.5), 0.0), last)
+    else:
+        step = _as_step(tl.maximum(-low, high) / (middle - 1.0), of_bf16)
+        zero = tl.zeros_like(step) + middle
+    return step, zero
+
+
+@triton.jit
 def _first_look(  # noqa: PLR0913  (what a kernel reads is its arguments, and it is one function)
     weight, gram, differences, scales, zeros, low_shares, high_shares, low_steps, high_steps, rows, columns, groups,
     length, last, middle, pairs: tl.constexpr, asymmetric: tl.constexpr, of_bf16: tl.constexpr, size: tl.constexpr,
     padded: tl.constexpr,
 ):  # fmt: skip
-    """All groups: shares of both ends of the range, then those around the best; then the step size is fitted."""
+    """All groups: shares of both ends of the range, then those around the best; then the step size is fitted.
+
+    These are two loops: one that took the best shares anew in its middle left errors that were 1 to 3 % larger than
+    those of the same search by calls (H100, Triton 3.6).
+    """
     row, group = (tl.program_id(0) * size + tl.arange(0, size)).to(tl.int64), tl.program_id(1)
     column = group * length + tl.arange(0, padded)
     inside = (tl.arange(0, padded) < length) & (column < columns)
@@ -85,28 +101,21 @@ def _first_look(  # noqa: PLR0913  (what a kernel reads is its arguments, and it
     pull = tl.zeros((size, padded), tl.float32)
     best = tl.full((size,), float("inf"), tl.float32)
     step, zero = tl.full((size,), 1.0, tl.float32), tl.zeros((size,), tl.float32)
-    nothing = tl.zeros((size,), tl.float32)
-    low_share, high_share = nothing + tl.load(low_shares), nothing + tl.load(high_shares)
-    first_low, first_high = low_share, high_share
-    for turn in range(2 * pairs):
-        pair = turn % pairs
-        if turn == pairs:
-            first_low, first_high = low_share, high_share
-        if turn < pairs:
-            new_low, new_high = nothing + tl.load(low_shares + pair), nothing + tl.load(high_shares + pair)
-        else:
-            new_low = tl.minimum(first_low + tl.load(low_steps + pair), 1.0)
-            new_high = tl.minimum(first_high + tl.load(high_steps + pair), 1.0)
-        if asymmetric:
-            tried = _as_step((new_high * high - new_low * low) / last, of_bf16)
-            its_zero = tl.minimum(tl.maximum(tl.floor(-new_low * low / tried + 0.5), 0.0), last)
-        else:
-            tried = _as_step(tl.maximum(-new_low * low, new_high * high) / (middle - 1.0), of_bf16)
-            its_zero = nothing + middle
+    low_share, high_share = tl.zeros((size,), tl.float32), tl.zeros((size,), tl.float32)
+    for pair in range(pairs):
+        its_low, its_high = tl.load(low_shares + pair), tl.load(high_shares + pair)
+        tried, its_zero = _grid_of(its_low * low, its_high * high, last, middle, asymmetric, of_bf16)
         loss = _loss(own, pull, block, tried, its_zero, last)
         better = loss < best
         best, step, zero = tl.where(better, loss, best), tl.where(better, tried, step), tl.where(better, its_zero, zero)
-        low_share, high_share = tl.where(better, new_low, low_share), tl.where(better, new_high, high_share)
+        low_share, high_share = tl.where(better, its_low, low_share), tl.where(better, its_high, high_share)
+    for pair in range(pairs):
+        its_low = tl.minimum(low_share + tl.load(low_steps + pair), 1.0) * low
+        its_high = tl.minimum(high_share + tl.load(high_steps + pair), 1.0) * high
+        tried, its_zero = _grid_of(its_low, its_high, last, middle, asymmetric, of_bf16)
+        loss = _loss(own, pull, block, tried, its_zero, last)
+        better = loss < best
+        best, step, zero = tl.where(better, loss, best), tl.where(better, tried, step), tl.where(better, its_zero, zero)
     fitted = _fitted(own, pull, block, step, zero, last, of_bf16)
     step = tl.where(_loss(own, pull, block, fitted, zero, last) < best, fitted, step)
     levels, _ = _levels(own, step, zero, last)

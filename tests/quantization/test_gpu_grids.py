@@ -37,6 +37,7 @@ def test_grids_are_those_of_the_same_search_by_calls(
         monkeypatch.setattr(grids, "_fits_kernels", lambda *_: False)
         expected = search_grids(weight, gram, steps, GridOptions(passes=passes))
     assert torch.equal(found.scales, found.scales.to(getattr(torch, dtype)).float())
-    assert float((found.scales == expected.scales).float().mean()) > 0.8  # the rest are about as good
+    if not passes:  # calls round their products to bf16, so that further looks go other ways to grids that are as good
+        assert float((found.scales == expected.scales).float().mean()) > 0.8
     errors = [output_error(round_to_grid(weight, g, steps).dequantize(steps) - weight, gram) for g in (found, expected)]
-    assert errors[0] == pytest.approx(errors[1], rel=0.01)
+    assert errors[0] == pytest.approx(errors[1], rel=0.005)
