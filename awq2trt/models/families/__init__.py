@@ -14,6 +14,7 @@ from awq2trt.models.families import (
     gpt_neox,
     llama,
     llava,
+    llava_next,
     mpt,
     openflamingo,
     opt,
@@ -89,7 +90,13 @@ FAMILIES: Final[tuple[Family, ...]] = (
     gpt_neox.FAMILY,
 )
 
-VISION_FAMILIES: Final[tuple[VisionFamily, ...]] = (llava.FAMILY, qwen_vl.FAMILY, smolvlm.FAMILY, openflamingo.FAMILY)
+VISION_FAMILIES: Final[tuple[VisionFamily, ...]] = (
+    llava.FAMILY,
+    llava_next.FAMILY,
+    qwen_vl.FAMILY,
+    smolvlm.FAMILY,
+    openflamingo.FAMILY,
+)
 """Models that see images; the decoder in each belongs to one of `FAMILIES`."""
 
 HOW_TO_DESCRIBE: Final = "CONTRIBUTING.md, 'A new model family', shows how to describe one."

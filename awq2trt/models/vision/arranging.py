@@ -9,6 +9,7 @@ from typing import Final
 
 from awq2trt.artifact.records import VisionRecord
 from awq2trt.io_contract import PIXEL_VALUES
+from awq2trt.models.vision.mosaic import PINPOINTS, MosaicLayout
 from awq2trt.models.vision.prepared import Pixels, PreparedImage
 from awq2trt.models.vision.tiled import SCALE_FACTOR, TileLayout
 from awq2trt.models.vision.windowed import WindowLayout
@@ -34,6 +35,9 @@ def require_settings(record: VisionRecord) -> None:
     if SCALE_FACTOR in record.settings:
         if TileLayout.of(record.settings).pieces < 1:
             raise ValueError(f"tiles of one piece or more, got settings {record.settings}")
+    elif PINPOINTS in record.settings:
+        if MosaicLayout.of(record.settings).side < 1:
+            raise ValueError(f"tiles of one piece or more, got settings {record.settings}")
     elif record.tokens_per_image is None and WindowLayout.of(record.settings).side < 1:
         raise ValueError(f"windows of one piece or more, got window_size {record.settings['window_size']}")
 
@@ -47,6 +51,8 @@ def arranged(record: VisionRecord, pixels: Pixels) -> PreparedImage:
     """
     if SCALE_FACTOR in record.settings and pixels.grid is not None:
         return TileLayout.of(record.settings).prepared(pixels)
+    if PINPOINTS in record.settings and pixels.grid is not None:
+        return MosaicLayout.of(record.settings).prepared(pixels)
     if record.tokens_per_image is None and pixels.grid is not None:
         return WindowLayout.of(record.settings).prepared(pixels)
     return PreparedImage({PIXEL_VALUES: pixels.values[None]}, record.tokens_per_image or 0)
