@@ -1,7 +1,8 @@
 """Prepares images for a vision tower exactly as a model's own processor would, bit for bit.
 
 In: uint8 [height, width, 3] (`awq2trt.images.read`) and the model's preprocessor_config.json. Out: fp32 [3, height,
-width], or patches (`awq2trt.images.patches`), or tiles (`awq2trt.images.tiles`, `awq2trt.images.mosaics`). It needs only NumPy and Pillow.
+width], or patches (`awq2trt.images.patches`), or tiles (`awq2trt.images.tiles`, `awq2trt.images.mosaics`). It needs
+only NumPy and Pillow.
 
 Source: `CLIPImageProcessor` of transformers 5.24, with its Pillow backend (`image_processing_backends.PilBackend`),
 which is the original one: resize, cut out the middle, scale, normalise.

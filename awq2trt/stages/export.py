@@ -31,7 +31,7 @@ from awq2trt.stages.readiness import require_exportable, require_whole_model
 _MOST_IMAGE_TOKENS: Final = 1280
 """Most tokens of an image unless asked otherwise: the default of Qwen2-VL's processor. Its published models allow
 16,384, more than a cache of usual size holds, and the memory of the tower's attention to the whole image grows with
-their square. LLaVA 1.6 has no such limit: its tower sees a tile at a time, and even its smallest images may have more."""
+their square. LLaVA 1.6 has no such limit: its tower sees a tile at a time, and its smallest images may have more."""
 
 _IMAGE_SHARE: Final = 0.75
 """Share of the cache that one image may fill, which leaves a quarter for what is said about it."""
