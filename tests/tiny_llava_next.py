@@ -64,7 +64,7 @@ def save_llava_next(
     processor: Any = LlavaNextImageProcessorPil(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
-        image_grid_pinpoints=config.image_grid_pinpoints,
+        image_grid_pinpoints=overrides.get("image_grid_pinpoints", sizes),
     )
     processor.save_pretrained(directory)
     return directory
@@ -79,7 +79,7 @@ def their_inputs(directory: Path, images: list[Image.Image], before: list[int], 
         before: Tokens before the first one.
         after: Tokens behind each.
     """
-    config = LlavaNextConfig.from_pretrained(directory)
+    config: Any = LlavaNextConfig.from_pretrained(directory)
     processor: Any = LlavaNextProcessor(
         LlavaNextImageProcessorPil.from_pretrained(directory),
         AutoTokenizer.from_pretrained(directory),

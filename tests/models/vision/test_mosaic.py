@@ -54,7 +54,7 @@ def test_an_image_is_seen_tile_by_tile() -> None:
     seen = [inputs["pixel_values"] for inputs in image.calls()]
     assert all(tile.shape == (1, 3, 22, 22) for tile in seen)
     np.testing.assert_array_equal(np.concatenate(seen), values)
-    rows = [np.full((17, 1), tile, np.float32) + np.arange(17)[:, None] / 100 for tile in range(3)]
+    rows = [(tile + np.arange(17)[:, None] / 100).astype(np.float32) for tile in range(3)]
     joined = image.joined(rows)
     assert joined.shape == (image.pieces, 1)
     np.testing.assert_allclose(joined[16:25, 0], [1, 1.01, 1.02, 1.03, 2, 2.01, 2.02, 2.03, 0.16], atol=1e-6)
