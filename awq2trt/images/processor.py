@@ -1,7 +1,8 @@
 """Prepares images for a vision tower exactly as a model's own processor would, bit for bit.
 
 In: uint8 [height, width, 3] (`awq2trt.images.read`) and the model's preprocessor_config.json. Out: fp32 [3, height,
-width], or patches (`awq2trt.images.patches`), or tiles (`awq2trt.images.tiles`). It needs only NumPy and Pillow.
+width], or patches (`awq2trt.images.patches`), or tiles (`awq2trt.images.tiles`, `awq2trt.images.mosaics`). It needs
+only NumPy and Pillow.
 
 Source: `CLIPImageProcessor` of transformers 5.24, with its Pillow backend (`image_processing_backends.PilBackend`),
 which is the original one: resize, cut out the middle, scale, normalise.
@@ -14,6 +15,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -24,11 +26,13 @@ from PIL import Image
 from awq2trt.artifact.records import VisionRecord
 from awq2trt.errors import CheckpointError, UnsupportedError
 from awq2trt.foreign_files import parse_json, read_bounded, reading
+from awq2trt.images.mosaics import Mosaics, describe_mosaics
 from awq2trt.images.patches import Patches, describe_patches
 from awq2trt.images.processor_keys import DEFAULT_SIDE, KeyReader, Levels, resized
 from awq2trt.images.tiles import Tiles, describe_tiles
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import CHANNELS, SeeingSpec, StillSpec
+from awq2trt.models.vision.mosaic import PINPOINTS, MosaicLayout, MosaicSpec
 from awq2trt.models.vision.patched import PatchVisionSpec
 from awq2trt.models.vision.prepared import Pixels
 from awq2trt.models.vision.tiled import TiledVisionSpec, TileLayout
@@ -131,7 +135,7 @@ def processor_of(source: ModelSource) -> Processor:
         return read_processor(Path(directory), name=source.name)
 
 
-def limit_pieces_(directory: Path, vision: VisionRecord, pieces: int) -> Patches | Tiles | None:
+def limit_pieces_(directory: Path, vision: VisionRecord, pieces: int) -> Patches | Tiles | Mosaics | None:
     """Limits the pieces of an image, in a directory's own processor file, so that transformers makes the same.
 
     Args:
@@ -146,11 +150,13 @@ def limit_pieces_(directory: Path, vision: VisionRecord, pieces: int) -> Patches
         CheckpointError, UnsupportedError: As of `read_processor`.
     """
     processor = read_processor(directory)
-    limited: Patches | Tiles
+    limited: Patches | Tiles | Mosaics
     if isinstance(processor, Patches):
         limited = processor.at_most(pieces)
     elif isinstance(processor, Tiles):
         limited = processor.at_most(pieces // TileLayout.of(vision.settings).pieces)
+    elif isinstance(processor, Mosaics):
+        limited = processor.at_most(pieces, MosaicLayout.of(vision.settings))
     else:
         return None
     if limited != processor:
@@ -183,6 +189,8 @@ def require_fit(processor: Processor, vision: SeeingSpec, *, where: str) -> None
         tile = (processor.side,) if isinstance(processor, Tiles) else ()
         if tile != side:
             raise _misfit("the tower's image_size as its max_image_size", side, tile, where)
+    elif isinstance(vision, MosaicSpec):
+        _require_mosaic(processor, vision, where)
     elif isinstance(vision, StillSpec):
         _require_side(processor, vision.tower.image_size, where)
 
@@ -207,6 +215,13 @@ def _require_side(processor: Processor, side: int, where: str) -> None:
         )
 
 
+def _require_mosaic(processor: Processor, vision: MosaicSpec, where: str) -> None:
+    wanted = (vision.tile.tower.image_size, *chain.from_iterable(vision.sizes))
+    found = (processor.side, *chain.from_iterable(processor.sizes)) if isinstance(processor, Mosaics) else ()
+    if found != wanted:
+        raise _misfit(f"the tower's image_size as its crop_size and config.json's {PINPOINTS}", wanted, found, where)
+
+
 def describe_processor(config: Mapping[str, Any], *, where: str) -> Processor:
     """Makes the image processor that a preprocessor_config.json describes.
 
@@ -227,6 +242,14 @@ def describe_processor(config: Mapping[str, Any], *, where: str) -> Processor:
 
 def _describe_clip(reader: KeyReader) -> ImageProcessor:
     reader.refuse_padding()
+    return _describe_steps(reader)
+
+
+def _describe_mosaics(reader: KeyReader) -> Mosaics:
+    return describe_mosaics(reader, _describe_steps(reader))
+
+
+def _describe_steps(reader: KeyReader) -> ImageProcessor:
     shortest_edge, size = reader.resizing() if reader.flag("do_resize") else (None, None)
     crop = None
     if reader.flag("do_center_crop"):
@@ -255,6 +278,7 @@ _KINDS: Final[Mapping[str, Callable[[KeyReader], Processor]]] = {
     "CLIPImageProcessor": _describe_clip,
     "CLIPFeatureExtractor": _describe_clip,
     "Qwen2VLImageProcessor": describe_patches,
+    "LlavaNextImageProcessor": _describe_mosaics,
     "Idefics3ImageProcessor": describe_tiles,
     "SmolVLMImageProcessor": describe_tiles,
 }

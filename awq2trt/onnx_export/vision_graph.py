@@ -26,6 +26,7 @@ from awq2trt.io_contract import (
     TensorContract,
 )
 from awq2trt.models.vision.description import AttendedSpec, ProjectorSpec, SeeingSpec, StillSpec, TowerSpec, VisionSpec
+from awq2trt.models.vision.mosaic import MosaicSpec
 from awq2trt.models.vision.stacked import StackedVisionSpec
 from awq2trt.models.vision.tiled import TiledVisionSpec
 from awq2trt.models.vision.windowed import WindowedVisionSpec
@@ -80,6 +81,8 @@ def export_vision(spec: SeeingSpec, tensors: Tensors, directory: Path, dtype: ir
             return StackedBuilder(spec, tensors, writer, dtype).model(contract)
         if isinstance(spec, TiledVisionSpec):
             return _TiledBuilder(spec, tensors, writer, dtype).model(contract)
+        if isinstance(spec, MosaicSpec):
+            return _MosaicBuilder(spec, tensors, writer, dtype).model(contract)
         assert isinstance(spec, StillSpec)  # since it has a contract
         return _StillBuilder(spec, tensors, writer, dtype).model(contract)
 
@@ -87,8 +90,8 @@ def export_vision(spec: SeeingSpec, tensors: Tensors, directory: Path, dtype: ir
     return contract
 
 
-def _still(spec: SeeingSpec) -> StillSpec | TiledVisionSpec:
-    if not isinstance(spec, StillSpec | TiledVisionSpec):
+def _still(spec: SeeingSpec) -> StillSpec | TiledVisionSpec | MosaicSpec:
+    if not isinstance(spec, StillSpec | TiledVisionSpec | MosaicSpec):
         raise UnsupportedError(
             f"there is no vision graph for the towers of {spec.family}.",
             where="the vision graph",
@@ -184,6 +187,21 @@ class _StillBuilder(_LayersBuilder):
     def _project(self, spec: ProjectorSpec, features: ir.Value) -> ir.Value:
         inner = self.activation(spec.activation, self.linear(f"{spec.prefix}linear_1", features))
         return self.linear(f"{spec.prefix}linear_2", inner)
+
+
+class _MosaicBuilder(_StillBuilder):
+    """A tower for tiles that lie side by side, and its projector: a tile's pieces, and one for the end of a row."""
+
+    def __init__(self, spec: MosaicSpec, tensors: Tensors, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
+        super().__init__(spec.tile, tensors, writer, dtype)
+        self._newline = spec.newline
+
+    def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:
+        pieces = super().seen(inputs)  # [I, P, channels]
+        tiles = self.op("Shape", [pieces], {"start": 0, "end": 1})
+        sizes = self.op("Concat", [tiles, self.integers([1, 1])], {"axis": 0})
+        ends = self.op("Expand", [self.keep(self._newline), sizes])  # [I, 1, channels]
+        return self.op("Concat", [pieces, ends], {"axis": 1}, name="with_newline")
 
 
 class _TiledBuilder(_LayersBuilder):

@@ -42,7 +42,7 @@ class PlacingEmbedder(ABC):
 
     def see(self, image: PreparedImage) -> NDArray[np.float32]:
         """Pieces of a prepared image, [pieces, W]."""
-        return np.concatenate([self.look(inputs) for inputs in image.calls()])
+        return image.joined([self.look(inputs) for inputs in image.calls()])
 
     @property
     def tables(self) -> Tables | None:

@@ -21,6 +21,7 @@ from awq2trt.artifact.records import (
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import MODEL_FILE
 from awq2trt.models.sources.base import copy_tokenizer
+from awq2trt.models.vision.mosaic import PINPOINTS
 from awq2trt.opset import CODE_BITS
 from awq2trt.progress import Progress
 from awq2trt.recipe import ExportOptions
@@ -30,7 +31,7 @@ from awq2trt.stages.readiness import require_exportable, require_whole_model
 _MOST_IMAGE_TOKENS: Final = 1280
 """Most tokens of an image unless asked otherwise: the default of Qwen2-VL's processor. Its published models allow
 16,384, more than a cache of usual size holds, and the memory of the tower's attention to the whole image grows with
-their square."""
+their square. LLaVA 1.6 has no such limit: its tower sees a tile at a time, and its smallest images may have more."""
 
 _IMAGE_SHARE: Final = 0.75
 """Share of the cache that one image may fill, which leaves a quarter for what is said about it."""
@@ -128,7 +129,9 @@ def _limited_images(
     record = checkpoint.model_spec.record()
     if record.vision is None or record.vision.tokens_per_image is not None:
         return record
-    most = options.max_image_tokens or min(_MOST_IMAGE_TOKENS, max(1, int(_IMAGE_SHARE * capacity)))
+    share = max(1, int(_IMAGE_SHARE * capacity))
+    usual = share if PINPOINTS in record.vision.settings else min(_MOST_IMAGE_TOKENS, share)
+    most = options.max_image_tokens or usual
     limited = limit_pieces_(directory, record.vision, most)
     if limited is None:
         return record

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pictures import picture
 from PIL import Image
 from tiny_llava import IMAGE_TOKEN, save_llava
+from tiny_llava_next import save_llava_next, their_inputs
 from tiny_models import save_llama
 from tiny_qwen3_vl import save_qwen3_vl
 from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
@@ -25,6 +26,7 @@ from transformers import (
     AutoTokenizer,
     Idefics3Processor,
     LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -204,6 +206,23 @@ def test_tiles_have_texts_around_them(tmp_path: Path) -> None:
     picked = [[Image.open(images / "0.png")]]
     seen = processor(text=text, images=picked, return_tensors="pt", add_special_tokens=False)
     oracle = SmolVLMForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    said = len(tokenizer(f" {CAPTIONS[0]}", add_special_tokens=False)["input_ids"])
+    with torch.inference_mode():
+        logits = oracle(**seen).logits[0]
+    loss = F.cross_entropy(logits[-said - 1 : -1], seen["input_ids"][0, -said:])
+    assert _measured(model, images).caption_nll == pytest.approx([float(loss)], abs=2e-4)
+
+
+def test_pieces_of_mosaics_have_no_margins(tmp_path: Path) -> None:
+    model, images = save_llava_next(tmp_path / "model"), tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(picture(24, 30)).save(images / "0.png")
+    (images / "0.txt").write_text(f"{CAPTIONS[0]}\n")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    texts = ("USER: ", f"\nDescribe the image.\nASSISTANT: {CAPTIONS[0]}")
+    before, after = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
+    seen = their_inputs(model, [Image.open(images / "0.png")], before, after)
+    oracle = LlavaNextForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
     said = len(tokenizer(f" {CAPTIONS[0]}", add_special_tokens=False)["input_ids"])
     with torch.inference_mode():
         logits = oracle(**seen).logits[0]

@@ -49,7 +49,7 @@ def test_patches_are_those_of_transformers(settings: str, size: tuple[int, int],
     theirs.save_pretrained(tmp_path)
     image = picture(*size)
     expected: Any = theirs(Image.fromarray(image), return_tensors="np")
-    values, grid = read_processor(tmp_path).pixels(image)
+    values, grid = read_processor(tmp_path).pixels(image)[:2]
     assert grid is not None
     assert [*grid] == expected["image_grid_thw"][0].tolist()
     assert values.dtype == np.float32
@@ -79,7 +79,7 @@ def test_a_limit_is_one_for_transformers_too(nested: bool, tmp_path: Path) -> No
     assert isinstance(limited, Patches)
     assert limited == read_processor(tmp_path)
     image = picture(600, 800)
-    values, grid = limited.pixels(image)
+    values, grid = limited.pixels(image)[:2]
     assert grid is not None
     assert grid.cells <= 30 * 4
     written = json.loads((tmp_path / name).read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from stand_in_orin import Orin, write_sums
 from tiny_flamingo import export_flamingo
 from tiny_kits import make_tiny_kit
 from tiny_llava import export_llava
+from tiny_llava_next import export_llava_next
 from tiny_qwen3_vl import export_qwen3_vl
 from tiny_qwen_vl import export_qwen_vl
 from tiny_smolvlm import export_smolvlm
@@ -175,11 +177,14 @@ def test_check_compares_every_graph_of_a_model_that_sees(
 
 
 @pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
-def test_a_model_that_sees_tiles_has_a_graph_for_one(jetpack: str, tmp_path: Path) -> None:
-    export_smolvlm(tmp_path)
+@pytest.mark.parametrize(("export", "side"), [(export_smolvlm, 24), (export_llava_next, 22)])
+def test_a_model_that_sees_tiles_has_a_graph_for_one(
+    export: Callable[[Path], Artifact], side: int, jetpack: str, tmp_path: Path
+) -> None:
+    export(tmp_path)
     make_tiny_kit(tmp_path, tmp_path / jetpack, jetpack)
     kit = Artifact.open(tmp_path / jetpack, kind="kit")
-    assert kit.manifest.contents.graphs["vision"].io.inputs[0].shape == (1, 3, 24, 24)
+    assert kit.manifest.contents.graphs["vision"].io.inputs[0].shape == (1, 3, side, side)
     assert "golden_vision_shapes=''" in (kit.directory / "kit.conf").read_text()
     backend = open_backend(kit, DeviceOptions("cpu")).backend
     results = compare_golden(backend, read_golden(kit.directory))

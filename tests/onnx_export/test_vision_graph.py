@@ -14,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 from tiny_flamingo import save_flamingo
 from tiny_llava import save_llava
+from tiny_llava_next import save_llava_next
 from tiny_smolvlm import KINDS, save_smolvlm
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
 from awq2trt.errors import ArtifactError, UnsupportedError
 from awq2trt.io_contract import IMAGE_EMBEDDINGS, PIXEL_VALUES, VISION_FILE, VISION_WEIGHTS_FILE
 from awq2trt.models.sources.safetensors import SafetensorsSource
 from awq2trt.models.vision.description import AttendedSpec, VisionSpec
+from awq2trt.models.vision.mosaic import MosaicSpec
 from awq2trt.models.vision.tiled import TiledVisionSpec
 from awq2trt.models.vision.tower import image_features, load_vision
 from awq2trt.onnx_export.vision_graph import export_vision
@@ -154,6 +156,23 @@ def test_pieces_of_tiles_are_those_of_transformers(variant: str, tmp_path: Path)
         features = model.model.get_image_features(torch.from_numpy(tiles.astype(np.float32))[None], return_dict=True)
     expected = features.pooler_output[0].view(3, *source.vision.pieces_shape)
     got = _run(tmp_path, tiles)
+    assert _differ(got, expected) < 5e-3
+    assert _differ(got, expected.flip(0)) > 0.05
+    np.testing.assert_array_equal(_run(tmp_path, tiles[1:2])[0], got[1])
+
+
+def test_tiles_that_lie_side_by_side_end_with_a_newline(tmp_path: Path) -> None:
+    source = SafetensorsSource.open(save_llava_next(tmp_path))
+    assert isinstance(source.vision, MosaicSpec)
+    export_vision(source.vision, source.vision_tensors(), tmp_path, ir.DataType.FLOAT16)
+    tiles = np.random.default_rng(2).standard_normal((3, *source.vision.pixels_shape)).astype(np.float16)
+    model = LlavaNextForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).model
+    with torch.inference_mode():
+        states = model.vision_tower(torch.from_numpy(tiles.astype(np.float32)), output_hidden_states=True)
+        pieces = model.multi_modal_projector(states.hidden_states[-2][:, 1:])
+    expected = torch.cat((pieces, model.image_newline.detach().expand(3, 1, -1)), dim=1)
+    got = _run(tmp_path, tiles)
+    assert got.shape == (3, *source.vision.pieces_shape)
     assert _differ(got, expected) < 5e-3
     assert _differ(got, expected.flip(0)) > 0.05
     np.testing.assert_array_equal(_run(tmp_path, tiles[1:2])[0], got[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from pictures import picture
 from PIL import Image
 from tiny_llava import IMAGE_TOKEN, save_llava
+from tiny_llava_next import save_llava_next, their_inputs
 from tiny_models import save_llama
 from tiny_qwen3_vl import save_qwen3_vl
 from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
@@ -22,6 +24,7 @@ from transformers import (
     AutoTokenizer,
     Idefics3Processor,
     LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -304,9 +307,30 @@ def test_windows_of_tiles_are_what_transformers_reads(pictures: Path, tmp_path: 
     torch.testing.assert_close(ours[: len(whole)], expected, atol=2e-4, rtol=0)
 
 
-def test_what_tiles_show_reaches_the_statistics(pictures: Path, tmp_path: Path) -> None:
+def test_windows_of_mosaics_are_what_transformers_reads(pictures: Path, tmp_path: Path) -> None:
+    """A picture's pieces without its margins, with newlines: logits at all positions before the second is cut."""
+    model = save_llava_next(tmp_path)
+    tokenizer, sight = AutoTokenizer.from_pretrained(model), _sight(model)
+    pairs = read_pairs(pictures)[1:]
+    windows = image_windows(tokenizer, sight, pairs, WindowSizes(1, 160), where="pictures")
+    assert len(windows.images[0]) == 2, "the second one is cut"
+    with torch.inference_mode():
+        hidden = windows.embed(sight, SilentProgress())
+        ours = Ends(sight.source).logits(run_blocks(sight.source, hidden))[0]
+    before, after = (tokenizer.encode(text, add_special_tokens=False) for text in f"{pairs[0].text}\n".split("<image>"))
+    seen = their_inputs(model, [Image.open(windows.images[0][0]).convert("RGB")], before, after)
+    whole = seen["input_ids"][0].tolist()
+    assert windows.tokens[0, : len(whole)].tolist() == whole
+    oracle = LlavaNextForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = oracle(**seen).logits[0]
+    torch.testing.assert_close(ours[: len(whole)], expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("save", [save_smolvlm, save_llava_next])
+def test_what_tiles_show_reaches_the_statistics(save: Callable[[Path], Path], pictures: Path, tmp_path: Path) -> None:
     """Mirrored pictures have the same captions and as many tiles."""
-    model, mirrored = save_smolvlm(tmp_path / "model"), tmp_path / "mirrored"
+    model, mirrored = save(tmp_path / "model"), tmp_path / "mirrored"
     mirrored.mkdir()
     for path in pictures.iterdir():
         if path.suffix == ".png":

@@ -11,6 +11,7 @@ import pytest
 from pictures import picture
 from PIL import Image
 from tiny_flamingo import export_flamingo
+from tiny_llava_next import export_llava_next
 from tiny_lowered import build_lowered, edit_manifest, replace_file
 from tiny_qwen3_vl import export_qwen3_vl
 from tiny_qwen_vl import export_qwen_vl
@@ -91,6 +92,7 @@ def test_what_the_library_does_not_know_the_package_runs(built: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("family", "export"),
     [
+        ("llava_next", export_llava_next),
         ("qwen2_5_vl", export_qwen_vl),
         ("qwen3_vl", export_qwen3_vl),
         ("smolvlm", export_smolvlm),

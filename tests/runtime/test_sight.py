@@ -11,6 +11,7 @@ import pytest
 from pictures import picture
 from PIL import Image
 from tiny_llava import IMAGE_TOKEN, export_llava
+from tiny_llava_next import export_llava_next
 from tiny_models import save_llama
 from tiny_qwen3_vl import export_qwen3_vl
 from tiny_qwen_vl import export_qwen_vl
@@ -20,6 +21,7 @@ import awq2trt
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
 from awq2trt.images.patches import Patches
+from awq2trt.images.processor import describe_processor
 from awq2trt.images.tiles import Tiles
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.recipe import ExportOptions, QuantizeOptions
@@ -315,4 +317,90 @@ def test_a_processor_of_other_tiles_is_named(tiled: Model, folder: Path) -> None
     assert isinstance(tiled.sight.processor, Tiles)
     other = replace(tiled.sight, processor=replace(tiled.sight.processor, side=12))
     with pytest.raises(UnsupportedError, match=r"makes pixel_values of \[\d+, 3, 12, 12\], and the vision graph takes"):
+        other.prepare([folder / "good.png"])
+
+
+MOSAIC = 70
+"""Pieces of a picture of 24 x 30 pixels: 4 rows of 4 of the whole, then 6 of 8 rows of 8, each with a newline."""
+
+
+@pytest.fixture(scope="module")
+def mosaic(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model that sees an image as a whole, then tiles of 16 pieces side by side."""
+    folder = tmp_path_factory.mktemp("mosaic")
+    export_llava_next(folder, capacity=160)
+    return Model.load(folder / "onnx", DeviceOptions("cpu"))
+
+
+def test_what_a_mosaic_shows_decides_the_answer(mosaic: Model, folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(255 - picture(24, 30)).save(tmp_path / "other.png")
+    good, other = folder / "good.png", tmp_path / "other.png"
+    assert _answer(mosaic, "<image>a", good) == _answer(mosaic, "<image>a", good) != _answer(mosaic, "<image>a", other)
+    assert _answer(mosaic, "<image><image>", good, other) != _answer(mosaic, "<image><image>", other, good)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images", "says"),
+    [
+        ("a", 1, "places for images in the prompt: 0; images given: 1"),
+        ("<image>a", 0, "places for images in the prompt: 1; images given: 0"),
+        ("<image><image>a<image>", 3, r"has 211 tokens, 210 of them of 3 images, but the cache .* holds 160"),
+    ],
+)
+def test_mosaics_and_their_places_must_fit(prompt: str, images: int, says: str, mosaic: Model, folder: Path) -> None:
+    with pytest.raises(UsageError, match=says):
+        _answer(mosaic, prompt, *[folder / "good.png"] * images)
+
+
+@pytest.mark.parametrize("write", [_text_file, _long, _truncated, _nothing])
+def test_what_is_no_image_becomes_no_mosaic(write: Any, mosaic: Model, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jpg"
+    write(path)
+    with pytest.raises(UsageError) as raised:
+        _answer(mosaic, "<image>a", path)
+    assert raised.value.where == str(path)
+
+
+@pytest.mark.parametrize("size", [(1, 200), (200, 1), (1, 1), (3, 150)], ids=str)
+def test_long_images_become_mosaics_too(size: tuple[int, int], mosaic: Model, tmp_path: Path) -> None:
+    Image.fromarray(picture(*size)).save(tmp_path / "long.png")
+    assert mosaic.sight is not None
+    (image,) = mosaic.sight.prepare([tmp_path / "long.png"])
+    assert isinstance(mosaic.backend, SeeingBackend)
+    assert len(mosaic.backend.see(image)) == image.pieces >= PIECES
+    assert _answer(mosaic, "<image>a", tmp_path / "long.png")
+
+
+def test_pieces_of_a_mosaic_are_ordered(mosaic: Model, folder: Path) -> None:
+    """The last piece of every row is the same; those of the whole image are those of its tile."""
+    assert isinstance(mosaic.backend, SeeingBackend)
+    assert mosaic.sight is not None
+    (image,) = mosaic.sight.prepare([folder / "good.png"])
+    seen = mosaic.backend.see(image)
+    assert image.pieces == len(seen) == MOSAIC
+    rows = seen[PIECES:].reshape(6, 9, -1)
+    assert (rows[:, -1] == rows[0, -1]).all()
+    whole = PreparedImage({name: array[:1] for name, array in image.inputs.items()}, PIECES + 1)
+    np.testing.assert_array_equal(mosaic.backend.see(whole)[:-1], seen[:PIECES])
+
+
+@pytest.mark.parametrize("settings", [{"patch_size": "a"}, {"patch_size": 23}, {"patch_size": 0}], ids=str)
+def test_a_manifest_without_its_mosaics_is_refused(settings: dict[str, Any], mosaic: Model) -> None:
+    with pytest.raises(ArtifactError, match="how a model sees"):
+        Sight.of(_with_settings(mosaic, settings))
+
+
+def test_a_processor_of_other_mosaics_is_named(mosaic: Model, folder: Path) -> None:
+    assert mosaic.sight is not None
+    smaller = describe_processor(
+        {
+            "image_processor_type": "LlavaNextImageProcessor",
+            "size": {"shortest_edge": 11},
+            "crop_size": {"height": 11, "width": 11},
+            "image_grid_pinpoints": [[11, 22]],
+        },
+        where="another",
+    )
+    other = replace(mosaic.sight, processor=smaller)
+    with pytest.raises(UnsupportedError, match=r"makes pixel_values of \[3, 3, 11, 11\], and the vision graph takes"):
         other.prepare([folder / "good.png"])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_llava import IMAGE_TOKEN, export_llava
+from tiny_llava_next import SIZES, export_llava_next
 from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.golden import read_golden
@@ -141,3 +142,27 @@ def test_an_image_has_no_more_tiles_than_the_cache_can_hold(tmp_path: Path) -> N
         assert model is not None
         assert model.vision is not None
         assert model.vision.settings == {"image_size": 24, "patch_size": 4, "scale_factor": 2}
+
+
+def test_a_mosaic_is_no_larger_than_the_cache_can_hold(tmp_path: Path) -> None:
+    """Full images of 22 x 44 pixels have 52 tokens, of 44 x 22 have 56, of 66 x 22 have 76, of 22 x 66 have 68."""
+    whole, told = export_llava_next(tmp_path), _Told()
+    options = ExportOptions(max_seq_len=80)
+    limited = export_stage(ExportRequest(tmp_path / "checkpoint", tmp_path / "short", options), told)
+    (note,) = (note for note in told.notes if note.startswith("images are made as small as"))
+    assert "44 x 22 pixels, 3 tiles in all" in note or "22 x 44 pixels, 3 tiles in all" in note
+    for artifact, sizes in ((whole, SIZES), (limited, SIZES[:2])):
+        processor = json.loads((artifact.directory / "preprocessor_config.json").read_text())
+        assert processor["image_grid_pinpoints"] == sizes
+        model = artifact.manifest.contents.model
+        assert model is not None
+        assert model.vision is not None
+        assert model.vision.settings == {"image_size": 22, "patch_size": 5, "image_grid_pinpoints": sizes}
+
+
+def test_the_tokens_of_a_mosaic_have_no_limit_but_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published model's image of most tokens has 2928; other towers' images have 1280 at most."""
+    monkeypatch.setattr("awq2trt.stages.export._MOST_IMAGE_TOKENS", 1)
+    export_llava_next(tmp_path)
+    processor = json.loads((tmp_path / "onnx" / "preprocessor_config.json").read_text())
+    assert processor["image_grid_pinpoints"] == SIZES

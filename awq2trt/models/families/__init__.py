@@ -14,6 +14,7 @@ from awq2trt.models.families import (
     gpt_neox,
     llama,
     llava,
+    llava_next,
     mpt,
     openflamingo,
     opt,
@@ -92,6 +93,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
 
 VISION_FAMILIES: Final[tuple[VisionFamily, ...]] = (
     llava.FAMILY,
+    llava_next.FAMILY,
     qwen_vl.FAMILY,
     qwen3_vl.FAMILY,
     smolvlm.FAMILY,

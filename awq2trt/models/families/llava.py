@@ -45,6 +45,10 @@ _TOWER_DEFAULTS: Final[Mapping[str, Any]] = {
 """The tower of a model without `vision_config`."""
 
 
+PROJECTOR: Final = "multi_modal_projector."
+"""The end of the prefix of the projector's tensors."""
+
+
 @dataclass(frozen=True)
 class _Names:
     """The names under which a checkpoint keeps the parts of a model.
@@ -62,12 +66,10 @@ class _Names:
     projector: str
 
 
-_PUBLISHED_NAMES: Final = _Names(
-    "language_model.model.", "language_model.lm_head", "vision_tower.", "multi_modal_projector."
-)
+_PUBLISHED_NAMES: Final = _Names("language_model.model.", "language_model.lm_head", "vision_tower.", PROJECTOR)
 """Names in published checkpoints; transformers 5 saves the same."""
 
-_CLASS_NAMES: Final = _Names("model.language_model.", "lm_head", "model.vision_tower.", "model.multi_modal_projector.")
+_CLASS_NAMES: Final = _Names("model.language_model.", "lm_head", "model.vision_tower.", f"model.{PROJECTOR}")
 """Names that transformers' classes give their parts; some versions before 5 saved these."""
 
 _INNER_TOWER: Final = "vision_model."

@@ -9,6 +9,7 @@ from typing import Final
 
 from awq2trt.artifact.records import VisionRecord
 from awq2trt.io_contract import PIXEL_VALUES
+from awq2trt.models.vision.mosaic import PINPOINTS, MosaicLayout
 from awq2trt.models.vision.patch_layout import PatchLayout
 from awq2trt.models.vision.prepared import Pixels, PreparedImage
 from awq2trt.models.vision.tiled import SCALE_FACTOR, TileLayout
@@ -35,6 +36,9 @@ def require_settings(record: VisionRecord) -> None:
     if SCALE_FACTOR in record.settings:
         if TileLayout.of(record.settings).pieces < 1:
             raise ValueError(f"tiles of one piece or more, got settings {record.settings}")
+    elif PINPOINTS in record.settings:
+        if MosaicLayout.of(record.settings).side < 1:
+            raise ValueError(f"tiles of one piece or more, got settings {record.settings}")
     elif record.tokens_per_image is None:
         layout = PatchLayout.of(record.settings)
         if min(layout.patch_size, layout.merge) < 1:
@@ -52,6 +56,8 @@ def arranged(record: VisionRecord, pixels: Pixels) -> PreparedImage:
     """
     if SCALE_FACTOR in record.settings and pixels.grid is not None:
         return TileLayout.of(record.settings).prepared(pixels)
+    if PINPOINTS in record.settings and pixels.grid is not None:
+        return MosaicLayout.of(record.settings).prepared(pixels)
     if record.tokens_per_image is None and pixels.grid is not None:
         layout = WindowLayout if WINDOW_SIZE in record.settings else PatchLayout
         return layout.of(record.settings).prepared(pixels)

@@ -6,7 +6,7 @@ how many pieces come out, and where these stand. NumPy only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -38,10 +38,13 @@ class Pixels(NamedTuple):
         values: fp32: [3, height, width]; if there is a grid, patches [patches, numbers of a patch], or tiles [tiles, 3,
             height, width], of which the last is the whole image, made smaller.
         grid: Grid of the patches or tiles; None for an image that is not divided.
+        size: Height and width of the image before, for a model that does not see the margins around its tiles; the
+            whole image is then the first of the tiles, and not counted in the grid.
     """
 
     values: NDArray[np.float32]
     grid: Grid | None = None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,19 @@ class PreparedImage:
             that counts pieces like words.
         texts: Texts before the pieces of each tile and behind those of the last, where a prompt has such texts. The
             graph then takes one tile at a time, a row of its inputs.
+        order: Which rows of what the graph makes of all tiles are the pieces, int64 [pieces]; the graph then takes one
+            tile at a time, too. None if all of them are, in their order.
     """
 
     inputs: Mapping[str, NDArray[Any]]
     pieces: int
     grid: Grid | None = None
     texts: tuple[str, ...] = ()
+    order: NDArray[np.int64] | None = None
 
     @property
     def tiles(self) -> int:
-        """How many tiles it has; an image that is not cut into tiles is one."""
+        """How many tiles with texts it has; an image without such is one."""
         return max(1, len(self.texts) - 1)
 
     def written(self, marker: str) -> str:
@@ -73,8 +79,13 @@ class PreparedImage:
 
     def calls(self) -> Iterator[Mapping[str, NDArray[Any]]]:
         """Inputs of the graph for one call after another, which together see the image."""
-        if not self.texts:
+        if not self.texts and self.order is None:
             yield self.inputs
             return
-        for tile in range(self.tiles):
+        for tile in range(max(map(len, self.inputs.values()))):
             yield {name: array[tile : tile + 1] for name, array in self.inputs.items()}
+
+    def joined(self, seen: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The pieces, from what the graph makes in one call after another, [rows, channels] each."""
+        rows = np.concatenate(seen)
+        return rows if self.order is None else rows[self.order]

@@ -20,6 +20,8 @@ from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.arranging import arranged
 from awq2trt.models.vision.description import AttendedSpec, SeeingSpec, StillSpec
 from awq2trt.models.vision.mixed_positions import MixedPositions
+from awq2trt.models.vision.mosaic import MosaicSpec
+from awq2trt.models.vision.mosaic_tower import mosaic_features
 from awq2trt.models.vision.prepared import Pixels
 from awq2trt.models.vision.stacked import StackedVisionSpec
 from awq2trt.models.vision.stacked_tower import stacked_features
@@ -56,6 +58,8 @@ def pieces_seen(spec: SeeingSpec, weights: VisionWeights, pixels: Pixels) -> Ten
         return image_features(spec, weights, values[None])[0]
     if isinstance(spec, TiledVisionSpec):
         return tiled_features(spec, weights, values)
+    if isinstance(spec, MosaicSpec) and pixels.grid is not None:
+        return mosaic_features(spec, weights, pixels)
     raise UnsupportedError(
         f"images of this kind are not what {spec.family} sees.", where="the vision tower", fix="use its own processor."
     )

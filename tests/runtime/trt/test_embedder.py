@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from pictures import picture
 from tiny_llava import IMAGE_TOKEN, export_llava, shown
+from tiny_llava_next import export_llava_next
 from tiny_qwen3_vl import export_qwen3_vl
 from tiny_qwen_vl import export_qwen_vl
 from tiny_smolvlm import export_smolvlm
@@ -95,23 +96,24 @@ def _built(onnx: Artifact, folder: Path) -> Artifact:
         return draft.publish(contents.model_copy(update={"engine": record}))
 
 
-@pytest.mark.parametrize("export", [export_qwen_vl, export_qwen3_vl, export_smolvlm])
+@pytest.mark.parametrize("export", [export_qwen_vl, export_qwen3_vl, export_smolvlm, export_llava_next])
 def test_golden_outputs_are_those_of_engines_for_images_of_any_size(
     export: Callable[[Path], Artifact], tmp_path: Path
 ) -> None:
     test_golden_outputs_are_those_of_the_engines(_built(export(tmp_path), tmp_path))
 
 
-def test_an_engine_sees_one_tile_at_a_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("export", [export_smolvlm, export_llava_next])
+def test_an_engine_sees_one_tile_at_a_time(export: Callable[[Path], Artifact], tmp_path: Path) -> None:
     """A session refuses more than one, since engines are built for one."""
-    engine = _built(export_smolvlm(tmp_path), tmp_path)
+    engine = _built(export(tmp_path), tmp_path)
     ours, expected = open_engine_embedder(engine, GraphSession), open_embedder(engine)
     sight = Sight.of(engine)
     assert ours is not None
     assert expected is not None
     assert sight is not None
     image = arranged(sight.record, sight.processor.pixels(picture(24, 30)))
-    assert image.tiles == 5
+    assert len([*image.calls()]) == 5
     np.testing.assert_allclose(ours.see(image), expected.see(image), atol=2e-2)
 
 
