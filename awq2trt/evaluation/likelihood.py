@@ -22,6 +22,7 @@ from awq2trt.evaluation.tasks import Continuation, Score
 from awq2trt.models.block_weights import load_block
 from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import BlockRunner, Ends
+from awq2trt.models.image_blocks import ImageBlocks
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
@@ -88,12 +89,12 @@ class Beginning:
     Attributes:
         hidden: fp32 [texts, S, hidden_size].
         positions: As of `BlockRunner.placed`, like `media`.
-        media: What the texts see, if blocks attend to images.
+        media: What the texts see, if blocks attend to images or tokens of images see each other.
     """
 
     hidden: Tensor
     positions: Tensor | None = None
-    media: Media | None = None
+    media: Media | ImageBlocks | None = None
 
 
 def torch_scores(

@@ -20,6 +20,7 @@ from torch import Tensor
 from awq2trt.models.block_weights import BlockWeights, load_blocks, to_tensor, with_linears_of
 from awq2trt.models.cross_attention import Media, look_at_images
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
+from awq2trt.models.image_blocks import ImageBlocks
 from awq2trt.models.positions import require_positions
 from awq2trt.models.rotary import Rotary, Windows
 from awq2trt.models.sources.base import Array, ModelSource
@@ -119,13 +120,14 @@ class BlockRunner:
         rotaries: Tables of its rotary embeddings, for every position that the runner will see.
         seen: Receives the range of every residual stream, every linear's output and the MLP's product; None for no
             measurement.
-        media: What its sequences see, if the decoder attends to images; None for text alone.
+        media: What its sequences see, if the decoder attends to images or their tokens see each other; None for text
+            alone.
     """
 
     spec: DecoderSpec
     rotaries: Mapping[RopeSpec, Rotary]
     seen: ActivationRange | None = None
-    media: Media | None = None
+    media: Media | ImageBlocks | None = None
 
     @classmethod
     def for_positions(cls, spec: DecoderSpec, positions: int, *, seen: ActivationRange | None = None) -> BlockRunner:
@@ -137,12 +139,12 @@ class BlockRunner:
         require_positions(spec, positions, where="the longest text", fix="use a shorter sequence.")
         return cls(spec, {rope: Rotary.for_positions(rope, positions) for rope in spec.ropes}, seen)
 
-    def placed(self, positions: Tensor | None, media: Media | None = None) -> BlockRunner:
+    def placed(self, positions: Tensor | None, media: Media | ImageBlocks | None = None) -> BlockRunner:
         """A runner for certain sequences with images, which have places in rows and columns, or are attended to.
 
         Args:
             positions: int64 [sequences, 3, S]; None for sequences that count tokens one by one.
-            media: What the sequences see; None if the decoder reads images, or for text alone.
+            media: What the sequences see beside what the decoder reads; None for nothing, or for text alone.
         """
         rotaries = self.rotaries
         if positions is not None:
@@ -201,7 +203,8 @@ class BlockRunner:
         cross, chosen = self.spec.cross, slice(None) if windows is None else windows
         if cross is None or f"{cross.prefix}attn_gate" not in weights:
             return hidden
-        seen = self.media and self.media.part(chosen, slice(start, start + hidden.shape[1]))
+        span = slice(start, start + hidden.shape[1])
+        seen = self.media.part(chosen, span) if isinstance(self.media, Media) else None
         return look_at_images(cross, weights, self._look(hidden), seen)
 
     def _mlp_inner(self, weights: BlockWeights, normed: Tensor) -> Tensor:
@@ -228,8 +231,16 @@ class BlockRunner:
             queries, keys = rotary.rotate(queries, start, windows), rotary.rotate(keys, start, windows)
         if cache:
             keys, values = cache.append_(keys, values)
-        context = _attend(spec, queries, keys, values, layer.sliding_window)
+        bias = self._attention_bias(queries.shape[2], keys.shape[2], layer.sliding_window, windows)
+        context = _attend(spec, queries, keys, values, bias)
         return context.transpose(1, 2).flatten(2)
+
+    def _attention_bias(self, queries: int, keys: int, sliding_window: int | None, windows: Windows) -> Tensor:
+        """The mask, or with ALiBi the summand of the scores, as of the function of this name."""
+        if isinstance(self.media, ImageBlocks):
+            chosen = slice(None) if windows is None else windows
+            return self.media.mask(chosen, keys, queries, sliding_window)
+        return _attention_bias(self.spec, queries, keys, sliding_window)
 
     def _heads(self, weights: BlockWeights, normed: Tensor, name: str, heads: int) -> Tensor:
         """Projects [batch, S, hidden_size] and splits the result into heads: [batch, heads, S, head_dim]."""
@@ -254,9 +265,8 @@ class BlockRunner:
         return x
 
 
-def _attend(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, sliding_window: int | None) -> Tensor:
-    """Causal attention for the last positions; [batch, heads, S, head_dim] in and out."""
-    bias = _attention_bias(spec, queries.shape[2], keys.shape[2], sliding_window)
+def _attend(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Attention of the last positions; [batch, heads, S, head_dim] in and out."""
     narrow = keys.dtype != queries.dtype
     if narrow and (queries.shape[2] > 1 or spec.attention_softcap is not None):
         keys, values = keys.to(queries.dtype), values.to(queries.dtype)
@@ -292,7 +302,7 @@ def _attend_capped(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Ten
     assert spec.attention_softcap is not None
     grouped = queries.unflatten(1, (keys.shape[1], -1))  # [batch, KV heads, heads of each, S, head_dim]
     scores = _softcap(grouped @ keys.unsqueeze(2).mT * spec.score_scale, spec.attention_softcap)
-    return (scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ values.unsqueeze(2)).flatten(1, 2)
+    return (scores.masked_fill(~mask.unsqueeze(-3) if mask.ndim == 4 else ~mask, -torch.inf).softmax(dim=-1) @ values.unsqueeze(2)).flatten(1, 2)
 
 
 def _softcap(x: Tensor, cap: float) -> Tensor:

@@ -25,6 +25,7 @@ from awq2trt.machine.ranks import Ranks
 from awq2trt.models.block_weights import load_blocks, with_linears_of
 from awq2trt.models.cross_attention import Media, without_cross
 from awq2trt.models.decoder import ActivationRange, BlockRunner
+from awq2trt.models.image_blocks import ImageBlocks
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 from awq2trt.quantization.beginning import begin_block
@@ -44,13 +45,14 @@ class Streams:
         original: The original model's, for a method that compares blocks with it.
         positions: Positions of the tokens, as `BlockRunner.placed` takes them: int64 [samples, 3, seqlen]; None where
             tokens are counted one by one.
-        media: What the windows see, if the decoder attends to images; None for text alone.
+        media: What the windows see, if the decoder attends to images or their tokens see each other; None for text
+            alone.
     """
 
     hidden: Tensor
     original: Tensor | None
     positions: Tensor | None = None
-    media: Media | None = None
+    media: Media | ImageBlocks | None = None
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,14 @@ class Chain:
         own = self.ranks.scattered(positions).long() if placed else None
         return Streams(hidden, original, own, self._scattered_media(streams.media if streams else None))
 
-    def _scattered_media(self, media: Media | None) -> Media | None:
+    def _scattered_media(self, media: Media | ImageBlocks | None) -> Media | ImageBlocks | None:
         """Returns what this rank's windows see."""
         if not self.ranks.told(media is not None):
             return None
+        if self.source.spec.image_blocks:
+            ends = media.ends.float() if isinstance(media, ImageBlocks) else None
+            return ImageBlocks(self.ranks.scattered(ends).long())
+        assert not isinstance(media, ImageBlocks)
         pieces = self.ranks.scattered(media.pieces if media else None)
         image_of = self.ranks.scattered(media.image_of.float() if media else None)
         return Media(pieces, image_of.long())

@@ -26,6 +26,7 @@ from awq2trt.images.processor import Processor
 from awq2trt.images.read import read_image
 from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import Ends
+from awq2trt.models.image_blocks import ImageBlocks
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.arranging import arranged, tokens_around
 from awq2trt.models.vision.description import AttendedSpec, SeeingSpec
@@ -77,7 +78,7 @@ class Sight:
             UsageError: It cannot be read.
         """
         record = self.vision.record()
-        if record.tokens_per_image is not None:
+        if record.tokens_per_image is not None and not self.source.spec.image_blocks:
             return PreparedImage({}, record.tokens_per_image)
         if path not in self._shown:
             prepared = arranged(record, self.processor.pixels(read_image(path)))
@@ -100,8 +101,8 @@ class Sight:
             seen = [self.features(path) for path in images]
             hidden[places] = torch.cat(seen)[: int(places.sum())]
 
-    def media(self, tokens: Tensor, images: Iterable[Sequence[Path]], more: int = 0) -> Media | None:
-        """What the decoder attends to; None if it reads images.
+    def media(self, tokens: Tensor, images: Iterable[Sequence[Path]], more: int = 0) -> Media | ImageBlocks | None:
+        """What the decoder attends to, or which tokens see each other; None for a decoder that does neither.
 
         Args:
             tokens: int64 [texts, S].
@@ -111,6 +112,8 @@ class Sight:
         Raises:
             UsageError: A picture cannot be read.
         """
+        if self.source.spec.image_blocks:
+            return ImageBlocks.of_texts(tokens, self.vision.image_token, more)
         if not isinstance(self.vision, AttendedSpec):
             return None
         resampler = self.vision.resampler
@@ -175,8 +178,10 @@ class ImageWindows:
                 advance(1)
         return hidden
 
-    def media(self, sight: Sight, progress: Progress) -> Media | None:
+    def media(self, sight: Sight, progress: Progress) -> Media | ImageBlocks | None:
         """What blocks attend to, as of `Sight.media`."""
+        if sight.source.spec.image_blocks:
+            return sight.media(self.tokens, ())
         if not isinstance(sight.vision, AttendedSpec):
             return None
         with progress.task(_LOOKING, total=len(self.images)) as advance:

@@ -39,6 +39,7 @@ from awq2trt.models.block_weights import load_block
 from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, run_blocks, run_model
 from awq2trt.models.families import DecoderSpec, SeeingSpec
+from awq2trt.models.image_blocks import ImageBlocks
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource, largest_magnitude
 from awq2trt.models.sources.safetensors import SafetensorsFiles
@@ -221,7 +222,7 @@ class QuantizeJob:
             return Ends(self.source).embed(tokens)
         return seen.embed(self._sight(self.source.vision), self.progress)
 
-    def _placed(self, seen: ImageWindows | None) -> tuple[Tensor | None, Media | None]:
+    def _placed(self, seen: ImageWindows | None) -> tuple[Tensor | None, Media | ImageBlocks | None]:
         """Positions of tokens, where images have places in rows and columns, and images that blocks attend to."""
         if seen is None or self.source.vision is None:
             return None, None

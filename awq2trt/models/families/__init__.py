@@ -11,6 +11,7 @@ from awq2trt.models.families import (
     bloom,
     falcon,
     gemma,
+    gemma_vision,
     gpt_neox,
     llama,
     llava,
@@ -89,7 +90,13 @@ FAMILIES: Final[tuple[Family, ...]] = (
     gpt_neox.FAMILY,
 )
 
-VISION_FAMILIES: Final[tuple[VisionFamily, ...]] = (llava.FAMILY, qwen_vl.FAMILY, smolvlm.FAMILY, openflamingo.FAMILY)
+VISION_FAMILIES: Final[tuple[VisionFamily, ...]] = (
+    llava.FAMILY,
+    qwen_vl.FAMILY,
+    smolvlm.FAMILY,
+    openflamingo.FAMILY,
+    gemma_vision.FAMILY,
+)
 """Models that see images; the decoder in each belongs to one of `FAMILIES`."""
 
 HOW_TO_DESCRIBE: Final = "CONTRIBUTING.md, 'A new model family', shows how to describe one."

@@ -57,6 +57,7 @@ class DecoderSpec:
         embedding_norm: Norm between embedding and first block; None without one.
         optional_prefix: First part of all names, which is missing in checkpoints that were saved from the bare decoder.
         cross: What stands before some blocks and looks at images; None in other decoders.
+        image_blocks: Whether tokens of an image see each other, those behind them too.
     """
 
     family: str
@@ -89,6 +90,7 @@ class DecoderSpec:
     embedding_norm: str | None = None
     optional_prefix: str = ""
     cross: CrossAttentionSpec | None = None
+    image_blocks: bool = False
 
     @property
     def num_layers(self) -> int:

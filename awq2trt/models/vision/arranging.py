@@ -9,6 +9,7 @@ from typing import Final
 
 from awq2trt.artifact.records import VisionRecord
 from awq2trt.io_contract import PIXEL_VALUES
+from awq2trt.models.vision.pooled import IMAGE_BLOCKS, pooled_image
 from awq2trt.models.vision.prepared import Pixels, PreparedImage
 from awq2trt.models.vision.tiled import SCALE_FACTOR, TileLayout
 from awq2trt.models.vision.windowed import WindowLayout
@@ -49,4 +50,6 @@ def arranged(record: VisionRecord, pixels: Pixels) -> PreparedImage:
         return TileLayout.of(record.settings).prepared(pixels)
     if record.tokens_per_image is None and pixels.grid is not None:
         return WindowLayout.of(record.settings).prepared(pixels)
+    if IMAGE_BLOCKS in record.settings:
+        return pooled_image(pixels, record.tokens_per_image or 0)
     return PreparedImage({PIXEL_VALUES: pixels.values[None]}, record.tokens_per_image or 0)

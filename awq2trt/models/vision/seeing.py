@@ -15,6 +15,7 @@ from awq2trt.errors import UnsupportedError, UsageError
 from awq2trt.models.block_weights import to_tensor
 from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import BlockRunner, Ends, run_blocks
+from awq2trt.models.image_blocks import ImageBlocks
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.arranging import arranged
 from awq2trt.models.vision.description import AttendedSpec, SeeingSpec, StillSpec
@@ -107,7 +108,11 @@ def logits_of_text_and_images(source: ModelSource, tokens: Sequence[int], images
             fix="pass as many images as the text has image markers.",
         )
     hidden = ends.embed(ids[None])
-    media = Media.of_texts(ids[None], vision.image_token, [torch.stack(seen)]) if attended and seen else None
+    media: Media | ImageBlocks | None = None
+    if attended and seen:
+        media = Media.of_texts(ids[None], vision.image_token, [torch.stack(seen)])
+    elif source.spec.image_blocks:
+        media = ImageBlocks.of_texts(ids[None], vision.image_token)
     if seen and not attended:
         hidden[0, places] = torch.cat(seen)
     positions = None
