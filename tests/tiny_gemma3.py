@@ -80,6 +80,7 @@ def save_gemma3(
     model = Gemma3ForConditionalGeneration(config)
     spread_weights_(model)
     with torch.no_grad():
+        model.model.language_model.embed_tokens.weight.mul_(0.1)  # with large ones, tokens would repeat themselves
         torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)
     model.save_pretrained(directory)
     save_tokenizer(directory)

@@ -302,7 +302,8 @@ def _attend_capped(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Ten
     assert spec.attention_softcap is not None
     grouped = queries.unflatten(1, (keys.shape[1], -1))  # [batch, KV heads, heads of each, S, head_dim]
     scores = _softcap(grouped @ keys.unsqueeze(2).mT * spec.score_scale, spec.attention_softcap)
-    return (scores.masked_fill(~mask.unsqueeze(-3) if mask.ndim == 4 else ~mask, -torch.inf).softmax(dim=-1) @ values.unsqueeze(2)).flatten(1, 2)
+    seen = mask if mask.ndim == 2 else mask.unsqueeze(2)  # a mask of its own for every text has an axis of heads
+    return (scores.masked_fill(~seen, -torch.inf).softmax(dim=-1) @ values.unsqueeze(2)).flatten(1, 2)
 
 
 def _softcap(x: Tensor, cap: float) -> Tensor:

@@ -12,7 +12,14 @@ from dataclasses import replace
 from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
-from awq2trt.models.families.config_keys import PUBLISHED, config_flag, config_part, config_size, config_token, refuse_unless
+from awq2trt.models.families.config_keys import (
+    PUBLISHED,
+    config_flag,
+    config_part,
+    config_size,
+    config_token,
+    refuse_unless,
+)
 from awq2trt.models.families.description import DecoderSpec
 from awq2trt.models.families.text_part import describe_text
 from awq2trt.models.families.tower_part import TowerKind, describe_tower
