@@ -187,7 +187,7 @@ class _StillBuilder(_LayersBuilder):
         means = self.op("AveragePool", [grid], {"kernel_shape": square, "strides": square}, name=f"{spec.prefix}pool")
         flat = self.op("Reshape", [means, self.integers([0, 0, -1])])
         pieces = self.op("Transpose", [flat], {"perm": [0, 2, 1]})  # [I, pieces, H]
-        gain = self.constant(spec.norm, self._tensors[spec.norm].astype(np.float32) + 1)
+        gain = self.op("Add", [self.keep(spec.norm), self.constant(f"{spec.norm}.offset", np.asarray(1, np.float32))])
         attributes = {"axis": -1, "epsilon": spec.norm_eps, "stash_type": int(ir.DataType.FLOAT)}
         normed = self.op("RMSNormalization", [pieces, gain], attributes, name=f"{spec.prefix}norm")
         return self.op("MatMul", [normed, self.keep(spec.projection)], name=f"{spec.prefix}projection")

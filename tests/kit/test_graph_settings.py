@@ -11,6 +11,7 @@ import onnx
 import pytest
 from stand_in_orin import Orin, write_sums
 from tiny_flamingo import export_flamingo
+from tiny_gemma3 import export_gemma3
 from tiny_kits import make_tiny_kit
 from tiny_llava import export_llava
 from tiny_qwen_vl import export_qwen_vl
@@ -162,6 +163,18 @@ def test_a_model_that_sees_tiles_has_a_graph_for_one(jetpack: str, tmp_path: Pat
     assert "golden_vision_shapes=''" in (kit.directory / "kit.conf").read_text()
     backend = open_backend(kit, DeviceOptions("cpu")).backend
     results = compare_golden(backend, read_golden(kit.directory))
+    assert [result.name for result in results][:2] == ["vision", "prefill"]
+    assert all(result.passed for result in results)
+
+
+@pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
+def test_a_decoder_whose_image_tokens_see_each_other_brings_the_table_for_a_text(jetpack: str, tmp_path: Path) -> None:
+    export_gemma3(tmp_path)
+    make_tiny_kit(tmp_path, tmp_path / jetpack, jetpack)
+    kit = Artifact.open(tmp_path / jetpack, kind="kit")
+    assert np.fromfile(kit.directory / "golden.visible_end.bin", np.int64).tolist() == [*range(128)]
+    assert "golden_tables=visible_end" in (kit.directory / "kit.conf").read_text()
+    results = compare_golden(open_backend(kit, DeviceOptions("cpu")).backend, read_golden(kit.directory))
     assert [result.name for result in results][:2] == ["vision", "prefill"]
     assert all(result.passed for result in results)
 

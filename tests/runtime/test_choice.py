@@ -11,6 +11,7 @@ import pytest
 from pictures import picture
 from PIL import Image
 from tiny_flamingo import export_flamingo
+from tiny_gemma3 import export_gemma3
 from tiny_lowered import build_lowered, edit_manifest, replace_file
 from tiny_qwen_vl import export_qwen_vl
 from tiny_smolvlm import export_smolvlm
@@ -89,7 +90,12 @@ def test_what_the_library_does_not_know_the_package_runs(built: Path, tmp_path: 
 @pytest.mark.usefixtures("needs_library")
 @pytest.mark.parametrize(
     ("family", "export"),
-    [("qwen2_5_vl", export_qwen_vl), ("smolvlm", export_smolvlm), ("openflamingo", export_flamingo)],
+    [
+        ("qwen2_5_vl", export_qwen_vl),
+        ("smolvlm", export_smolvlm),
+        ("openflamingo", export_flamingo),
+        ("gemma3-vision", export_gemma3),
+    ],
 )
 def test_images_that_the_library_cannot_show_the_package_shows(
     family: str, export: Callable[[Path], Artifact], tmp_path: Path

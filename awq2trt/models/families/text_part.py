@@ -43,8 +43,8 @@ _TEXT_SIZES: Final[Mapping[str, Mapping[str, int]]] = {
         "num_key_value_heads": 4,
     },
 }
-"""Default sizes of `LlamaConfig`, `MistralConfig` and `Gemma3TextConfig`: a published text_config lists only what differs
-from them."""
+"""Default sizes of the classes `LlamaConfig`, `MistralConfig` and `Gemma3TextConfig`: a published text_config lists
+only what differs from them."""
 
 
 def describe_text(text: Mapping[str, Any], *, prefix: str, head: str, tied: bool) -> DecoderSpec:
