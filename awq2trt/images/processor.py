@@ -243,7 +243,7 @@ def _describe_clip(reader: KeyReader) -> ImageProcessor:
 def _describe_gemma(reader: KeyReader) -> ImageProcessor:
     """Gemma 3's: both sides in the tower's size, with SigLIP's levels; it does not cut images here."""
     if reader.config.get("do_pan_and_scan"):
-        raise reader.refusal("do_pan_and_scan", "false, as published models have it,")
+        raise reader.refusal("do_pan_and_scan", "false, as published models have it")
     reader.refuse_padding()
     size = reader.sides("size", reader.config.get("size", DEFAULT_SIDE)) if reader.flag("do_resize") else None
     return ImageProcessor(
