@@ -98,10 +98,10 @@ class Sight:
         Raises:
             UsageError: There are more or fewer markers.
         """
-        if not any(image.texts for image in images):
-            return prompt
         if IMAGE_BLOCKS in self.record.settings:
             prompt = prompt.replace(BEFORE_IMAGE, MARKER)
+        if not any(image.texts for image in images):
+            return prompt
         first, *rest = prompt.split(MARKER)
         require_places(len(rest), len(images))
         spelled = (image.written(MARKER) + text for image, text in zip(images, rest, strict=True))

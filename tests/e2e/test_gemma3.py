@@ -15,6 +15,7 @@ from tiny_gemma3 import END_OF_IMAGE, IMAGE_TOKEN, PIECES, SPECIAL, START_OF_IMA
 from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, Gemma3Processor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
+from awq2trt.errors import UsageError
 from awq2trt.io_contract import PIXEL_VALUES
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime import ChatTokenizer, Model, Sampler, Sampling, generate, user_message
@@ -146,3 +147,24 @@ def test_what_a_user_asks_is_what_was_compared(built: Path) -> None:
     expected = generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=8, images=shown)
     text = model.tokenizer.decode(list(expected))
     assert model.generate_text("What is it?", images=files, max_new_tokens=8) == text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pictures", "says"),
+    [
+        ("What is <image>?", [], "places for images in the prompt: 1; images given: 0"),
+        ("What is <start_of_image>?", [], "places for images in the prompt: 1; images given: 0"),
+        ("<image> or <image>?", ["0.png"], "places for images in the prompt: 2; images given: 1"),
+    ],
+)
+def test_places_and_images_must_fit(prompt: str, pictures: list[str], says: str, built: Path) -> None:
+    model = Model.load(built / "built" / "cpu", DeviceOptions("cpu"))
+    with pytest.raises(UsageError, match=says):
+        model.generate_text(prompt, images=[built / name for name in pictures], max_new_tokens=2)
+
+
+def test_an_image_that_the_cache_cannot_hold_is_refused(built: Path) -> None:
+    model = Model.load(built / "built" / "cpu", DeviceOptions("cpu"))
+    files = [built / f"{index % 5}.png" for index in range(40)]
+    with pytest.raises(UsageError, match="360 of them of 40 images, but the cache of this model holds 400"):
+        model.generate_text("What?", images=files)

@@ -91,7 +91,7 @@ def test_pixels_for_gemma3_are_those_of_transformers(settings: str, size: tuple[
 
 def test_pan_and_scan_is_refused(tmp_path: Path) -> None:
     Gemma3ImageProcessorPil(do_pan_and_scan=True).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedError, match="do_pan_and_scan: expected false, .*, got True"):
+    with pytest.raises(UnsupportedError, match=r"do_pan_and_scan: expected false, .*, got True"):
         read_processor(tmp_path)
 
 

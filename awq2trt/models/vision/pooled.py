@@ -32,7 +32,7 @@ class PoolerSpec:
         in_features: Channels of a patch.
         out_features: Channels of the decoder's embeddings.
         merge: Patches along the side of a square.
-        norm_eps: That of the norm, whose gain is 1 + weight.
+        norm_eps: Epsilon of the norm, whose gain is 1 + weight.
         prefix: Prefix of its tensors.
     """
 
