@@ -49,7 +49,10 @@ ATTENDED_IMAGES: Final = "attended_images"
 IMAGE_OF_SLOT: Final = "image_of_slot"
 """What a decoder reads that attends to images: keys and values of images, as the vision graph makes them, and for every
 slot of its cache the number of the image that its token attends to, from 1, or 0 for none."""
-TABLES: Final = (*ROTARY_TABLES, ATTENDED_IMAGES, IMAGE_OF_SLOT)
+VISIBLE_END: Final = "visible_end"
+"""What a decoder reads in which tokens of an image see each other: for every slot of its cache the last slot that its
+token sees."""
+TABLES: Final = (*ROTARY_TABLES, ATTENDED_IMAGES, IMAGE_OF_SLOT, VISIBLE_END)
 """What a decoder may read that is the same in every call until another image is shown."""
 LOGITS: Final = "logits"
 NEXT_TOKEN: Final = "next_token"
@@ -117,10 +120,10 @@ class IoContract:
 
     Attributes:
         inputs: All inputs. A decoder has `input_ids` or `inputs_embeds`, with deepstack `deepstack_embeds`,
-            `cache_position`, then perhaps `rotary_cos` and `rotary_sin`, or `attended_images` and `image_of_slot`, then
-            `past_key_i`, `past_value_i` of every layer, then, with a cache of codes, `past_key_scale_i`,
-            `past_value_scale_i` of every layer; a vision graph has `pixel_values`, for images of any size
-            `patch_places`, and with windows `window_patches` and `patch_slots`; an embedding has `input_ids`.
+            `cache_position`, then perhaps `rotary_cos` and `rotary_sin`, or `attended_images` and `image_of_slot`, or
+            `visible_end`, then `past_key_i`, `past_value_i` of every layer, then, with a cache of codes,
+            `past_key_scale_i`, `past_value_scale_i` of every layer; a vision graph has `pixel_values`, for images of
+            any size `patch_places`, and with windows `window_patches` and `patch_slots`; an embedding has `input_ids`.
         outputs: All outputs. A decoder has `logits`, then `present_key_i`, `present_value_i` of every layer and their
             scales, each of which may be the same memory as its `past_` input; a vision graph has `image_embeddings`; an
             embedding has `inputs_embeds`.

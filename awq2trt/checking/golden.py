@@ -33,6 +33,7 @@ from awq2trt.models.spec import ModelSpec
 from awq2trt.models.vision.description import AttendedSpec
 from awq2trt.progress import Progress
 from awq2trt.runtime.attended_images import AttendedImages
+from awq2trt.runtime.rotary_tables import RotaryTables
 from awq2trt.runtime.tables import tables_of
 
 TEXT: Final = "The capital of France is Paris, and the capital of Italy is Rome. The sea is"
@@ -124,7 +125,7 @@ def tables_of_text(
         seen = seen_by_torch(source)
         assert seen is not None
         tables.show([seen] * len(shown))
-    else:
+    elif isinstance(tables, RotaryTables):
         tables.show(image.grid for image in shown if image.grid is not None)
     tables.append(tokens)
     whole = {name: np.issubdtype(table.dtype, np.integer) for name, table in tables.arrays.items()}

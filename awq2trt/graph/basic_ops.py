@@ -52,13 +52,18 @@ def drop_functions_(model: ir.Model) -> None:
         node.overload = ""
 
 
+def infer_shapes_(model: ir.Model) -> None:
+    """Writes down the shapes of all values that standard operators make."""
+    ShapeInferencePass(check_type=False)(model)
+
+
 def lower_to_basic_ops_(model: ir.Model) -> None:
     """Rewrites the model.
 
     Raises:
         UnsupportedError: The model has an operator, an attribute or a shape that opset 20 cannot express here.
     """
-    ShapeInferencePass(check_type=False)(model)
+    infer_shapes_(model)
     rewriter = _Rewriter(model.graph)
     for node in list(model.graph):
         lower = _LOWERINGS.get(node.op_type) if _is_standard(node) else None

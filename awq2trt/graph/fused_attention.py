@@ -95,6 +95,8 @@ def fuses_attention(spec: DecoderSpec, capacity: int) -> bool:
         capacity: Positions that the cache holds.
     """
     has_rows_of_its_own = any(rope.is_long(capacity) for rope in spec.ropes)
+    if spec.image_blocks:  # no kernel of ours lets tokens see what is behind them
+        return False
     has_layer_norms = spec.block.q_norm is not None and not spec.norm.rms
     return spec.head_dim in opset.ATTENTION_HEAD_SIZES and not has_rows_of_its_own and not has_layer_norms
 

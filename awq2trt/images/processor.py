@@ -45,6 +45,10 @@ _LARGEST_FILE: Final = 1 << 20
 """Bytes; published ones have less than 2,000."""
 
 
+_SIGLIP_LEVEL: Final = (0.5, 0.5, 0.5)
+"""Mean and deviation of each channel: numbers become those from -1 to 1."""
+
+
 class Processor(Protocol):
     """What every image processor does."""
 
@@ -259,6 +263,21 @@ def _describe_steps(reader: KeyReader) -> ImageProcessor:
     )
 
 
+def _describe_gemma(reader: KeyReader) -> ImageProcessor:
+    """Gemma 3's: both sides in the tower's size, with SigLIP's levels; it does not cut images here."""
+    if reader.config.get("do_pan_and_scan"):
+        raise reader.refusal("do_pan_and_scan", "false, as published models have it")
+    reader.refuse_padding()
+    size = reader.sides("size", reader.config.get("size", DEFAULT_SIDE)) if reader.flag("do_resize") else None
+    return ImageProcessor(
+        shortest_edge=None,
+        size=size,
+        resample=reader.resample(Image.Resampling.BILINEAR),
+        crop=None,
+        levels=reader.levels(_SIGLIP_LEVEL, _SIGLIP_LEVEL),
+    )
+
+
 def _centre(image: NDArray[np.uint8], crop: tuple[int, int]) -> NDArray[np.uint8]:
     """The middle of [height, width, 3]; a side that is too short gets black margins, with the larger one first."""
     for axis, wanted in enumerate(crop):
@@ -281,5 +300,6 @@ _KINDS: Final[Mapping[str, Callable[[KeyReader], Processor]]] = {
     "LlavaNextImageProcessor": _describe_mosaics,
     "Idefics3ImageProcessor": describe_tiles,
     "SmolVLMImageProcessor": describe_tiles,
+    "Gemma3ImageProcessor": _describe_gemma,
 }
 """Names of transformers' classes, without the ends that name a backend."""

@@ -27,7 +27,7 @@ from awq2trt.artifact.records import Contents, GraphRecord, KitRecord
 from awq2trt.engine.predict import Footprint
 from awq2trt.engine.profiles import decoder_profiles, profiles_beside
 from awq2trt.errors import UnsupportedError
-from awq2trt.graph.basic_ops import ONE, drop_functions_, fix_batch_, lower_to_basic_ops_
+from awq2trt.graph.basic_ops import ONE, drop_functions_, fix_batch_, infer_shapes_, lower_to_basic_ops_
 from awq2trt.graph.fusion import fuse_
 from awq2trt.graph.int8_cache import int8_contract, quantize_cache_
 from awq2trt.graph.provider_file import save_model
@@ -185,6 +185,8 @@ def _write_model(model: ir.Model, directory: Path, plan: KitPlan) -> None:
     fix_batch_(model)
     _require_kernels(model)
     drop_functions_(model)
+    if not plan.jetpack.fused:
+        infer_shapes_(model)  # before there are custom operators, whose outputs then keep their shapes
     if plan.fusion:
         fuse_(model)
     if plan.cache_error:

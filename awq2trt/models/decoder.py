@@ -22,11 +22,12 @@ from awq2trt.models.block_weights import BlockWeights, load_blocks, to_tensor, w
 from awq2trt.models.cross_attention import Media, look_at_images
 from awq2trt.models.deepstack import Deepstack
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
+from awq2trt.models.image_blocks import ImageBlocks
 from awq2trt.models.positions import require_positions
 from awq2trt.models.rotary import Rotary, Windows
 from awq2trt.models.sources.base import Array, ModelSource
 
-Shown: TypeAlias = Media | Deepstack
+Shown: TypeAlias = Media | Deepstack | ImageBlocks
 """What blocks see of images, other than in the places of image tokens."""
 
 Observer = Callable[[str, Tensor], None]
@@ -124,7 +125,7 @@ class BlockRunner:
         rotaries: Tables of its rotary embeddings, for every position that the runner will see.
         seen: Receives the range of every residual stream, every linear's output and the MLP's product; None for no
             measurement.
-        media: What its sequences see, if the decoder attends to images or has deepstack; None for text alone.
+        media: What blocks see of its sequences' images; None for text alone.
     """
 
     spec: DecoderSpec
@@ -237,8 +238,16 @@ class BlockRunner:
             queries, keys = rotary.rotate(queries, start, windows), rotary.rotate(keys, start, windows)
         if cache:
             keys, values = cache.append_(keys, values)
-        context = _attend(spec, queries, keys, values, layer.sliding_window)
+        bias = self._attention_bias(queries.shape[2], keys.shape[2], layer.sliding_window, windows)
+        context = _attend(spec, queries, keys, values, bias)
         return context.transpose(1, 2).flatten(2)
+
+    def _attention_bias(self, queries: int, keys: int, sliding_window: int | None, windows: Windows) -> Tensor:
+        """The mask, or with ALiBi the summand of the scores, as of the function of this name."""
+        if isinstance(self.media, ImageBlocks):
+            chosen = slice(None) if windows is None else windows
+            return self.media.mask(chosen, keys, queries, sliding_window)
+        return _attention_bias(self.spec, queries, keys, sliding_window)
 
     def _heads(self, weights: BlockWeights, normed: Tensor, name: str, heads: int) -> Tensor:
         """Projects [batch, S, hidden_size] and splits the result into heads: [batch, heads, S, head_dim]."""
@@ -263,9 +272,8 @@ class BlockRunner:
         return x
 
 
-def _attend(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, sliding_window: int | None) -> Tensor:
-    """Causal attention for the last positions; [batch, heads, S, head_dim] in and out."""
-    bias = _attention_bias(spec, queries.shape[2], keys.shape[2], sliding_window)
+def _attend(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Attention of the last positions; [batch, heads, S, head_dim] in and out."""
     narrow = keys.dtype != queries.dtype
     if narrow and (queries.shape[2] > 1 or spec.attention_softcap is not None):
         keys, values = keys.to(queries.dtype), values.to(queries.dtype)
@@ -301,7 +309,8 @@ def _attend_capped(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Ten
     assert spec.attention_softcap is not None
     grouped = queries.unflatten(1, (keys.shape[1], -1))  # [batch, KV heads, heads of each, S, head_dim]
     scores = _softcap(grouped @ keys.unsqueeze(2).mT * spec.score_scale, spec.attention_softcap)
-    return (scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ values.unsqueeze(2)).flatten(1, 2)
+    seen = mask if mask.ndim == 2 else mask.unsqueeze(2)  # a mask of its own for every text has an axis of heads
+    return (scores.masked_fill(~seen, -torch.inf).softmax(dim=-1) @ values.unsqueeze(2)).flatten(1, 2)
 
 
 def _softcap(x: Tensor, cap: float) -> Tensor:

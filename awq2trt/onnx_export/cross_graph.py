@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from awq2trt.io_contract import ATTENDED_IMAGES, IMAGE_OF_SLOT, TensorContract
+from awq2trt.io_contract import ATTENDED_IMAGES, IMAGE_OF_SLOT, VISIBLE_END, TensorContract
 from awq2trt.models.families import CrossAttentionSpec, DecoderSpec
 
 
@@ -28,6 +28,9 @@ def attended_contract(spec: DecoderSpec, images: int, capacity: int, dtype: str)
         capacity: Slots of the cache.
         dtype: Name of the type of activations.
     """
+    if spec.image_blocks:
+        meaning = "The last slot that the token in every cache slot sees."
+        return [TensorContract(VISIBLE_END, "int64", (capacity,), meaning)]
     if spec.cross is None:
         return []
     channels = 2 * spec.cross.inner_size * len(spec.cross_layers)

@@ -32,6 +32,7 @@ from awq2trt.io_contract import (
     ROTARY_COS,
     ROTARY_SIN,
     SEQUENCE,
+    VISIBLE_END,
     CacheContract,
     IoContract,
     TensorContract,
@@ -170,7 +171,8 @@ class _DecoderBuilder:
         builder = cls(spec, weights, inputs)
         builder._positions = builder._new_positions()
         builder._slots, builder._seen = builder._causal_mask()
-        builder._biases = {window: builder._attention_bias(window) for window in dict.fromkeys(_windows(spec))}
+        windows = dict.fromkeys(layer.sliding_window for layer in spec.layers)
+        builder._biases = {window: builder._attention_bias(window) for window in windows}
         builder._rotary = builder._rotaries()
         builder._cross = builder._cross_graph()
         if spec.tie_embeddings and weights.quantized_head:
@@ -430,14 +432,16 @@ class _DecoderBuilder:
         return self._op("Add", [start, steps], name="positions")
 
     def _causal_mask(self) -> tuple[tuple[ir.Value, ir.Value], ir.Value]:
-        """Cache slots [C] and positions of the new tokens [B, 1, S, 1]; whether one is not after the other.
+        """Cache slots [C] and positions of the new tokens [B, 1, S, 1]; whether a token sees a slot.
 
         The capacity is read off the cache, so that an executor may bring a shorter one.
         """
         any_cache = self._inputs[cache_names("past", 1)[0]]
         slots = self._count_to(self._op("Shape", [any_cache], {"start": 2, "end": 3}))  # [C]
-        queries = self._op("Unsqueeze", [self._positions, self._integers([1, 3])])  # [B, 1, S, 1]
-        return (slots, queries), self._op("LessOrEqual", [slots, queries], name="causal_mask")
+        last = queries = self._op("Unsqueeze", [self._positions, self._integers([1, 3])])  # [B, 1, S, 1]
+        if VISIBLE_END in self._inputs:
+            last = self._op("Gather", [self._inputs[VISIBLE_END], queries], name=VISIBLE_END)
+        return (slots, queries), self._op("LessOrEqual", [slots, last], name="causal_mask")
 
     def _attention_bias(self, window: int | None) -> ir.Value:
         """Which cache slots each new token sees, bool [B, 1, S, C]: those up to its own, within the window if any.
@@ -487,10 +491,6 @@ class _DecoderBuilder:
         name: str | None = None,
     ) -> ir.Value:
         return self.tape.op(op_type, inputs, attributes, name=name)
-
-
-def _windows(spec: DecoderSpec) -> list[int | None]:
-    return [layer.sliding_window for layer in spec.layers]
 
 
 def _declare(tensor: TensorContract) -> ir.Value:

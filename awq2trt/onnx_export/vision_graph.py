@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from awq2trt.errors import UnsupportedError
@@ -27,6 +28,7 @@ from awq2trt.io_contract import (
 )
 from awq2trt.models.vision.description import AttendedSpec, ProjectorSpec, SeeingSpec, StillSpec, TowerSpec, VisionSpec
 from awq2trt.models.vision.mosaic import MosaicSpec
+from awq2trt.models.vision.pooled import PooledVisionSpec, PoolerSpec
 from awq2trt.models.vision.stacked import StackedVisionSpec
 from awq2trt.models.vision.tiled import TiledVisionSpec
 from awq2trt.models.vision.windowed import WindowedVisionSpec
@@ -168,6 +170,9 @@ class _StillBuilder(_LayersBuilder):
 
     def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:
         spec, features = self._spec, self._features(inputs[PIXEL_VALUES])
+        if isinstance(spec, PooledVisionSpec):
+            normed = self.layer_norm(f"{spec.tower.prefix}post_layernorm", features, spec.tower.norm_eps)
+            return self._pool(spec.pooler, spec.tower.side, normed)
         if isinstance(spec, AttendedSpec):
             return keys_and_values(self, spec.readers, resample(self, spec.resampler, features))
         assert isinstance(spec, VisionSpec)
@@ -179,10 +184,23 @@ class _StillBuilder(_LayersBuilder):
         states = self._states(spec.tower, pixels, last=max(spec.feature_layers))
         chosen = [states[layer] for layer in spec.feature_layers]
         features = chosen[0] if len(chosen) == 1 else self.op("Concat", chosen, {"axis": -1})
-        if spec.keeps_class:
+        if spec.keeps_class or not spec.tower.class_token:
             return features
         starts, ends, axes = self.integers([1]), self.integers([2**63 - 1]), self.integers([1])
         return self.op("Slice", [features, starts, ends, axes], name="without_class")
+
+    def _pool(self, spec: PoolerSpec, side: int, patches: ir.Value) -> ir.Value:
+        """Means of squares of patches, projected: [I, patches, H] -> [I, pieces, out_features]."""
+        channels = self.op("Transpose", [patches], {"perm": [0, 2, 1]})
+        grid = self.op("Reshape", [channels, self.integers([0, 0, side, side])])
+        square = [spec.merge, spec.merge]
+        means = self.op("AveragePool", [grid], {"kernel_shape": square, "strides": square}, name=f"{spec.prefix}pool")
+        flat = self.op("Reshape", [means, self.integers([0, 0, -1])])
+        pieces = self.op("Transpose", [flat], {"perm": [0, 2, 1]})  # [I, pieces, H]
+        gain = self.op("Add", [self.keep(spec.norm), self.constant(f"{spec.norm}.offset", np.asarray(1, np.float32))])
+        attributes = {"axis": -1, "epsilon": spec.norm_eps, "stash_type": int(ir.DataType.FLOAT)}
+        normed = self.op("RMSNormalization", [pieces, gain], attributes, name=f"{spec.prefix}norm")
+        return self.op("MatMul", [normed, self.keep(spec.projection)], name=f"{spec.prefix}projection")
 
     def _project(self, spec: ProjectorSpec, features: ir.Value) -> ir.Value:
         inner = self.activation(spec.activation, self.linear(f"{spec.prefix}linear_1", features))

@@ -26,6 +26,7 @@ from awq2trt.models.block_weights import load_blocks, with_linears_of
 from awq2trt.models.cross_attention import Media, without_cross
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Shown
 from awq2trt.models.deepstack import Deepstack
+from awq2trt.models.image_blocks import ImageBlocks
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
 from awq2trt.quantization.beginning import begin_block
@@ -205,6 +206,9 @@ class Chain:
             return None
         if self.ranks.told(isinstance(media, Deepstack)):
             return Deepstack(self.ranks.scattered(media.features if isinstance(media, Deepstack) else None))
+        if self.source.spec.image_blocks:
+            ends = media.ends.float() if isinstance(media, ImageBlocks) else None
+            return ImageBlocks(self.ranks.scattered(ends).long())
         attended = media if isinstance(media, Media) else None
         pieces = self.ranks.scattered(attended.pieces if attended else None)
         image_of = self.ranks.scattered(attended.image_of.float() if attended else None)

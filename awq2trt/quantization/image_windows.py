@@ -25,6 +25,7 @@ from awq2trt.images.pairs import END_OF_CHUNK, MARKER, ImageText
 from awq2trt.images.processor import Processor
 from awq2trt.images.read import read_image
 from awq2trt.models.decoder import Ends, Shown
+from awq2trt.models.image_blocks import ImageBlocks
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.arranging import arranged, tokens_around
 from awq2trt.models.vision.description import AttendedSpec, SeeingSpec
@@ -76,7 +77,7 @@ class Sight:
             UsageError: It cannot be read.
         """
         record = self.vision.record()
-        if record.tokens_per_image is not None:
+        if record.tokens_per_image is not None and not self.source.spec.image_blocks:
             return PreparedImage({}, record.tokens_per_image)
         if path not in self._shown:
             prepared = arranged(record, self.processor.pixels(read_image(path)))
@@ -115,6 +116,8 @@ class Sight:
         Raises:
             UsageError: A picture cannot be read.
         """
+        if self.source.spec.image_blocks:
+            return ImageBlocks.of_texts(tokens, self.vision.image_token, more)
         if not self.shows_blocks:
             return None
         return shown_to_blocks(self.source, tokens, [[*map(self.features, shown)] for shown in images], more)
@@ -178,6 +181,8 @@ class ImageWindows:
 
     def media(self, sight: Sight, progress: Progress) -> Shown | None:
         """What blocks see, as of `Sight.media`."""
+        if sight.source.spec.image_blocks:
+            return sight.media(self.tokens, ())
         if not sight.shows_blocks:
             return None
         with progress.task(_LOOKING, total=len(self.images)) as advance:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from awq2trt.errors import UsageError
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.tables import Tables
+from awq2trt.runtime.visible_ends import VisibleEnds
 
 
 class Backend(Protocol):
@@ -121,6 +122,18 @@ class Conversation:
     def _tables(self) -> Tables | None:
         """Tables that the decoder reads; None for one without any."""
         return None if self._embedder is None else self._embedder.tables
+
+    def _calls(self, tokens: Sequence[int], longest: int) -> Iterator[Sequence[int]]:
+        """Divides tokens into calls of at most `longest`, none of which cuts an image whose tokens see each other.
+
+        Raises:
+            UsageError: More tokens than that see each other.
+        """
+        if isinstance(self._tables, VisibleEnds):
+            yield from self._tables.calls(tokens, longest)
+            return
+        for start in range(0, len(tokens), longest):
+            yield tokens[start : start + longest]
 
     def _eyes(self) -> Embeds:
         if self._embedder is None:

@@ -18,6 +18,7 @@ from awq2trt.foreign_files import read_json, reading
 from awq2trt.images.pairs import MARKER
 from awq2trt.models.sources.base import PROCESSOR_TEMPLATE_FILE
 from awq2trt.models.sources.tokenizer_parts import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, reading_tokenizer
+from awq2trt.models.vision.pooled import BEFORE_IMAGE
 from awq2trt.runtime.template import render_template
 
 GENERATION_CONFIG_FILE: Final = "generation_config.json"
@@ -132,8 +133,8 @@ class ChatTokenizer:
         return self._tokens(spell(text), image_token, around, add_special_tokens=False)
 
     def _places(self, image_token: int) -> set[str]:
-        """Texts that stand for an image: our marker, and the model's own token."""
-        return {MARKER, str(self._tokenizer.convert_ids_to_tokens(image_token))}
+        """Texts that stand for an image: our marker, the model's own token, and what Gemma 3's template writes."""
+        return {MARKER, BEFORE_IMAGE, str(self._tokenizer.convert_ids_to_tokens(image_token))}
 
     def _takes_parts(self, image_token: int) -> bool:
         """Whether the chat template takes a message as a list of images and texts, as well or only."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.attended_images import AttendedImages
+from awq2trt.runtime.rotary_tables import RotaryTables
 from awq2trt.runtime.tables import Tables
 
 
@@ -56,7 +57,7 @@ class PlacingEmbedder(ABC):
             self._tables.show(seen)
             return
         self._shown += seen
-        if self._tables is not None:
+        if isinstance(self._tables, RotaryTables):
             self._tables.show(image.grid for image in images if image.grid is not None)
 
     def forget(self) -> None:

@@ -19,6 +19,7 @@ from awq2trt.images.processor import Processor, read_processor
 from awq2trt.images.read import read_image
 from awq2trt.io_contract import VISION, IoContract
 from awq2trt.models.vision.arranging import arranged, require_settings, tokens_around
+from awq2trt.models.vision.pooled import BEFORE_IMAGE, IMAGE_BLOCKS
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.chat import Message
 
@@ -97,6 +98,8 @@ class Sight:
         Raises:
             UsageError: There are more or fewer markers.
         """
+        if IMAGE_BLOCKS in self.record.settings:
+            prompt = prompt.replace(BEFORE_IMAGE, MARKER)
         if not any(image.texts for image in images):
             return prompt
         first, *rest = prompt.split(MARKER)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 import tiny_builds
 from plant_faults import edit_checkpoint
+from tiny_gemma3 import export_gemma3
 from tiny_llava import export_llava
 from tiny_llava_next import export_llava_next
 from tiny_lowered import replace_file
@@ -70,8 +71,8 @@ def test_a_sound_build_passes_graph_by_graph(sound: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("export", [export_qwen_vl, export_qwen3_vl, export_smolvlm, export_llava_next])
-def test_images_of_any_size_are_checked_too(export: Callable[[Path], object], tmp_path: Path) -> None:
+@pytest.mark.parametrize("export", [export_qwen_vl, export_qwen3_vl, export_smolvlm, export_llava_next, export_gemma3])
+def test_other_images_are_checked_too(export: Callable[[Path], object], tmp_path: Path) -> None:
     export(tmp_path)
     request = CheckRequest(tmp_path, model=str(tmp_path / "model"), tokens=40, output=tmp_path / "check")
     outcome = check_stage(request, SilentProgress())

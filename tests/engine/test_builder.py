@@ -16,6 +16,7 @@ import pytest
 from family_variants import MODELS
 from tiny_checkpoints import FamilyCheckpoint, RandomCheckpoint
 from tiny_flamingo import export_flamingo
+from tiny_gemma3 import export_gemma3
 from tiny_llava import export_llava
 from tiny_llava_next import export_llava_next
 from tiny_qwen3_vl import export_qwen3_vl
@@ -317,7 +318,9 @@ def _first_logits(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float16
 
 
 @pytest.mark.trt
-@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "smolvlm", "openflamingo"])
+@pytest.mark.parametrize(
+    "family", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "smolvlm", "openflamingo", "gemma3-vision"]
+)
 @pytest.mark.parametrize("with_plugin", [False, True])
 def test_a_model_that_sees_gets_an_engine_of_every_graph(family: str, with_plugin: bool, tmp_path: Path) -> None:
     text: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
@@ -328,6 +331,8 @@ def test_a_model_that_sees_gets_an_engine_of_every_graph(family: str, with_plugi
         onnx = export_llava_next(tmp_path, text=text, tower=wide)
     elif family == "smolvlm":
         onnx = export_smolvlm(tmp_path, text=text, tower=wide)
+    elif family == "gemma3-vision":
+        onnx = export_gemma3(tmp_path, text=text, tower=wide)
     elif family == "openflamingo":
         onnx = export_flamingo(tmp_path, d_model=128, n_heads=2)
     else:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from pictures import picture
 from PIL import Image
+from tiny_gemma3 import PIECES as GEMMA3_PIECES
+from tiny_gemma3 import SPECIAL, save_gemma3
 from tiny_llava import IMAGE_TOKEN, save_llava
 from tiny_llava_next import save_llava_next, their_inputs
 from tiny_models import save_llama
@@ -24,12 +26,15 @@ from tiny_smolvlm import save_smolvlm
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
     Idefics3Processor,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -223,6 +228,27 @@ def test_pieces_of_mosaics_have_no_margins(tmp_path: Path) -> None:
     before, after = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
     seen = their_inputs(model, [Image.open(images / "0.png")], before, after)
     oracle = LlavaNextForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    said = len(tokenizer(f" {CAPTIONS[0]}", add_special_tokens=False)["input_ids"])
+    with torch.inference_mode():
+        logits = oracle(**seen).logits[0]
+    loss = F.cross_entropy(logits[-said - 1 : -1], seen["input_ids"][0, -said:])
+    assert _measured(model, images).caption_nll == pytest.approx([float(loss)], abs=2e-4)
+
+
+def test_tokens_of_an_image_see_each_other(tmp_path: Path) -> None:
+    model, images = save_gemma3(tmp_path / "model"), tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(picture(24, 30)).save(images / "0.png")
+    (images / "0.txt").write_text(f"{CAPTIONS[0]}\n")
+    names = dict(zip(("image_token", "boi_token", "eoi_token"), SPECIAL, strict=True))
+    tokenizer = AutoTokenizer.from_pretrained(model, extra_special_tokens=names)
+    processor: Any = Gemma3Processor(
+        Gemma3ImageProcessorPil.from_pretrained(model), tokenizer, image_seq_length=GEMMA3_PIECES
+    )
+    text = f"{tokenizer.bos_token}USER: <start_of_image>\nDescribe the image.\nASSISTANT: {CAPTIONS[0]}"
+    picked = [[Image.open(images / "0.png")]]
+    seen = processor(text=[text], images=picked, return_tensors="pt", add_special_tokens=False)
+    oracle = Gemma3ForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
     said = len(tokenizer(f" {CAPTIONS[0]}", add_special_tokens=False)["input_ids"])
     with torch.inference_mode():
         logits = oracle(**seen).logits[0]

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_llava import save_llava
 from transformers import CLIPImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -66,6 +67,32 @@ def test_pixels_are_those_of_transformers(settings: str, size: tuple[int, int], 
     assert grid is None
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, expected.astype(np.float32))
+
+
+GEMMA3_SETTINGS: dict[str, dict[str, Any]] = {
+    "as published": {"size": {"height": 896, "width": 896}, "do_pan_and_scan": None},
+    "defaults": {},
+    "another filter": {"resample": 3, "size": {"height": 30, "width": 44}},
+    "no resizing": {"do_resize": False},
+}
+
+
+@pytest.mark.parametrize("settings", GEMMA3_SETTINGS)
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_pixels_for_gemma3_are_those_of_transformers(settings: str, size: tuple[int, int], tmp_path: Path) -> None:
+    theirs = Gemma3ImageProcessorPil(**GEMMA3_SETTINGS[settings])
+    theirs.save_pretrained(tmp_path)
+    image = picture(*size)
+    expected = theirs(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
+    got, grid = read_processor(tmp_path).pixels(image)[:2]
+    assert grid is None
+    np.testing.assert_array_equal(got, expected.astype(np.float32))
+
+
+def test_pan_and_scan_is_refused(tmp_path: Path) -> None:
+    Gemma3ImageProcessorPil(do_pan_and_scan=True).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"do_pan_and_scan: expected false, .*, got True"):
+        read_processor(tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])

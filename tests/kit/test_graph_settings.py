@@ -12,6 +12,7 @@ import onnx
 import pytest
 from stand_in_orin import Orin, write_sums
 from tiny_flamingo import export_flamingo
+from tiny_gemma3 import export_gemma3
 from tiny_kits import make_tiny_kit
 from tiny_llava import export_llava
 from tiny_llava_next import export_llava_next
@@ -188,6 +189,21 @@ def test_a_model_that_sees_tiles_has_a_graph_for_one(
     assert "golden_vision_shapes=''" in (kit.directory / "kit.conf").read_text()
     backend = open_backend(kit, DeviceOptions("cpu")).backend
     results = compare_golden(backend, read_golden(kit.directory))
+    assert [result.name for result in results][:2] == ["vision", "prefill"]
+    assert all(result.passed for result in results)
+
+
+@pytest.mark.parametrize("jetpack", ["7.2", "6.2"])
+def test_a_decoder_whose_image_tokens_see_each_other_brings_the_table_for_a_text(jetpack: str, tmp_path: Path) -> None:
+    text = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    export_gemma3(tmp_path, text=text)
+    make_tiny_kit(tmp_path, tmp_path / jetpack, jetpack)
+    kit = Artifact.open(tmp_path / jetpack, kind="kit")
+    kinds = {node.op_type for node in onnx.load(kit.directory / "model.onnx", load_external_data=False).graph.node}
+    assert "CachedAttention" not in kinds, "its kernels do not let tokens see what is behind them"
+    assert np.fromfile(kit.directory / "golden.visible_end.bin", np.int64).tolist() == [*range(128)]
+    assert "golden_tables=visible_end" in (kit.directory / "kit.conf").read_text()
+    results = compare_golden(open_backend(kit, DeviceOptions("cpu")).backend, read_golden(kit.directory))
     assert [result.name for result in results][:2] == ["vision", "prefill"]
     assert all(result.passed for result in results)
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from pictures import picture
 from PIL import Image
+from tiny_gemma3 import PIECES as GEMMA3_PIECES
+from tiny_gemma3 import SPECIAL, save_gemma3
 from tiny_llava import IMAGE_TOKEN, save_llava
 from tiny_llava_next import save_llava_next, their_inputs
 from tiny_models import save_llama
@@ -22,12 +24,15 @@ from tiny_smolvlm import save_smolvlm
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
     Idefics3Processor,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -340,4 +345,47 @@ def test_what_tiles_show_reaches_the_statistics(save: Callable[[Path], Path], pi
     for name, calib in (("seen", pictures), ("mirrored", mirrored)):
         _quantize(model, tmp_path / f"{name}-out", calib=str(calib))
     seen, other = (_codes(tmp_path / f"{name}-out") for name in ("seen", "mirrored"))
+    assert any(np.any(seen[name] != other[name]) for name in seen)
+
+
+def test_windows_of_images_whose_tokens_see_each_other_are_what_transformers_reads(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """Logits at all positions before a picture is cut, and the codes of a model whose pictures are mirrored."""
+    model = save_gemma3(tmp_path / "model")
+    tokenizer, sight = AutoTokenizer.from_pretrained(model), _sight(model)
+    pairs = read_pairs(pictures)[1:]
+    windows = image_windows(tokenizer, sight, pairs, WindowSizes(1, 100), where="pictures")
+    hidden, media = windows.embed(sight, SilentProgress()), windows.media(sight, SilentProgress())
+    runner = BlockRunner.for_positions(sight.source.spec, 100).placed(None, media)
+    with torch.inference_mode():
+        ours = Ends(sight.source).logits(run_blocks(sight.source, hidden, runner=runner))[0]
+    names = dict(zip(("image_token", "boi_token", "eoi_token"), SPECIAL, strict=True))
+    named = AutoTokenizer.from_pretrained(model, extra_special_tokens=names)
+    processor: Any = Gemma3Processor(
+        Gemma3ImageProcessorPil.from_pretrained(model), named, image_seq_length=GEMMA3_PIECES
+    )
+    image = Image.open(windows.images[0][0]).convert("RGB")
+    text = f"{pairs[0].text}\n".replace("<image>", "<start_of_image>")
+    seen = processor(text=[text], images=[[image]], return_tensors="pt", add_special_tokens=False)
+    whole = seen["input_ids"][0].tolist()
+    assert windows.tokens[0, : len(whole)].tolist() == whole
+    oracle = Gemma3ForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = oracle(**seen).logits[0]
+    torch.testing.assert_close(ours[: len(whole)], expected, atol=2e-4, rtol=0)
+
+
+def test_what_such_images_show_reaches_the_statistics(pictures: Path, tmp_path: Path) -> None:
+    model, turned = save_gemma3(tmp_path / "model"), tmp_path / "turned"
+    turned.mkdir()
+    for path in pictures.iterdir():
+        if path.suffix == ".png":
+            Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(turned / path.name)
+        else:
+            (turned / path.name).write_text(path.read_text())
+    for name, calib in (("seen", pictures), ("again", pictures), ("turned", turned)):
+        _quantize(model, tmp_path / f"{name}-out", calib=str(calib))
+    seen, again, other = (_codes(tmp_path / f"{name}-out") for name in ("seen", "again", "turned"))
+    assert all(np.array_equal(seen[name], again[name]) for name in seen)
     assert any(np.any(seen[name] != other[name]) for name in seen)

@@ -11,6 +11,7 @@ import pytest
 from pictures import picture
 from PIL import Image
 from tiny_flamingo import export_flamingo
+from tiny_gemma3 import export_gemma3
 from tiny_llava_next import export_llava_next
 from tiny_lowered import build_lowered, edit_manifest, replace_file
 from tiny_qwen3_vl import export_qwen3_vl
@@ -97,6 +98,7 @@ def test_what_the_library_does_not_know_the_package_runs(built: Path, tmp_path: 
         ("qwen3_vl", export_qwen3_vl),
         ("smolvlm", export_smolvlm),
         ("openflamingo", export_flamingo),
+        ("gemma3-vision", export_gemma3),
     ],
 )
 def test_images_that_the_library_cannot_show_the_package_shows(

@@ -11,6 +11,7 @@ from awq2trt.models.families import (
     bloom,
     falcon,
     gemma,
+    gemma_vision,
     gpt_neox,
     llama,
     llava,
@@ -98,6 +99,7 @@ VISION_FAMILIES: Final[tuple[VisionFamily, ...]] = (
     qwen3_vl.FAMILY,
     smolvlm.FAMILY,
     openflamingo.FAMILY,
+    gemma_vision.FAMILY,
 )
 """Models that see images; the decoder in each belongs to one of `FAMILIES`."""
 

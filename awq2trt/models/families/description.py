@@ -59,6 +59,7 @@ class DecoderSpec:
         cross: What stands before some blocks and looks at images; None in other decoders.
         deepstack: How many of the first blocks have features of images added behind them, in the places of image
             tokens (deepstack, arXiv:2406.04334).
+        image_blocks: Whether tokens of an image see each other, those behind them too.
     """
 
     family: str
@@ -92,6 +93,7 @@ class DecoderSpec:
     optional_prefix: str = ""
     cross: CrossAttentionSpec | None = None
     deepstack: int = 0
+    image_blocks: bool = False
 
     @property
     def num_layers(self) -> int:

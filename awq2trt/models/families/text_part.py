@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 from awq2trt.errors import UnsupportedError
-from awq2trt.models.families import llama, qwen
+from awq2trt.models.families import gemma, llama, qwen
 from awq2trt.models.families.config_keys import refuse_unless
 from awq2trt.models.families.description import DecoderSpec, Family
 
 _TEXT: Final[Mapping[str, Family]] = {
-    str(family.example["model_type"]): family for family in (llama.LLAMA, llama.MISTRAL, qwen.QWEN2)
+    str(family.example["model_type"]): family for family in (llama.LLAMA, llama.MISTRAL, qwen.QWEN2, gemma.GEMMA3)
 }
 """Decoders in published checkpoints, by `model_type`."""
 
@@ -34,8 +34,17 @@ _TEXT_SIZES: Final[Mapping[str, Mapping[str, int]]] = {
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
     },
+    "gemma3_text": {
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    },
 }
-"""Default sizes of `LlamaConfig` and `MistralConfig`: a published text_config lists only what differs from them."""
+"""Default sizes of the classes `LlamaConfig`, `MistralConfig` and `Gemma3TextConfig`: a published text_config lists
+only what differs from them."""
 
 
 def describe_text(text: Mapping[str, Any], *, prefix: str, head: str, tied: bool) -> DecoderSpec:

@@ -11,6 +11,7 @@ from awq2trt.artifact.records import VisionRecord
 from awq2trt.io_contract import PIXEL_VALUES
 from awq2trt.models.vision.mosaic import PINPOINTS, MosaicLayout
 from awq2trt.models.vision.patch_layout import PatchLayout
+from awq2trt.models.vision.pooled import IMAGE_BLOCKS, pooled_image
 from awq2trt.models.vision.prepared import Pixels, PreparedImage
 from awq2trt.models.vision.tiled import SCALE_FACTOR, TileLayout
 from awq2trt.models.vision.windowed import WINDOW_SIZE, WindowLayout
@@ -61,4 +62,6 @@ def arranged(record: VisionRecord, pixels: Pixels) -> PreparedImage:
     if record.tokens_per_image is None and pixels.grid is not None:
         layout = WindowLayout if WINDOW_SIZE in record.settings else PatchLayout
         return layout.of(record.settings).prepared(pixels)
+    if IMAGE_BLOCKS in record.settings:
+        return pooled_image(pixels, record.tokens_per_image or 0)
     return PreparedImage({PIXEL_VALUES: pixels.values[None]}, record.tokens_per_image or 0)

@@ -16,6 +16,7 @@ from awq2trt.models.block_weights import to_tensor
 from awq2trt.models.cross_attention import Media
 from awq2trt.models.decoder import BlockRunner, Ends, Shown, run_blocks
 from awq2trt.models.deepstack import Deepstack
+from awq2trt.models.image_blocks import ImageBlocks
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.arranging import arranged
 from awq2trt.models.vision.description import AttendedSpec, SeeingSpec, StillSpec
@@ -101,6 +102,8 @@ def shown_to_blocks(
     """
     vision, hidden_size, deepstack = source.vision, source.spec.hidden_size, source.spec.deepstack
     assert vision is not None
+    if source.spec.image_blocks:
+        return ImageBlocks.of_texts(tokens, vision.image_token, more)
     if isinstance(vision, AttendedSpec):
         nothing = torch.zeros(0, vision.resampler.num_latents, vision.resampler.width)
         stacked = [torch.stack([*images]) if images else nothing for images in seen]

@@ -7,6 +7,7 @@ Source: `CLIPVisionModel`, `SiglipVisionModel` and `LlavaModel` of transformers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
@@ -28,6 +29,7 @@ from awq2trt.models.vision.description import (
     TowerSpec,
     VisionSpec,
 )
+from awq2trt.models.vision.pooled import PooledVisionSpec, PoolerSpec
 from awq2trt.models.vision.resampler import resample
 
 VisionWeights = Mapping[str, Tensor]
@@ -69,6 +71,8 @@ def image_features(spec: StillSpec, weights: VisionWeights, pixels: Tensor) -> T
     require_side(spec.tower, pixels)
     states = tower_states(spec.tower, weights, pixels, last=max(spec.feature_layers))
     features = torch.cat([states[layer] for layer in spec.feature_layers], dim=-1)
+    if isinstance(spec, PooledVisionSpec):
+        return _pool(spec.pooler, weights, last_norm(spec.tower, weights, features))
     if not spec.keeps_class:
         features = features[:, 1:]
     if isinstance(spec, AttendedSpec):
@@ -132,6 +136,15 @@ def _layer(spec: TowerSpec, weights: VisionWeights, prefix: str, hidden: Tensor)
 def _project(spec: ProjectorSpec, weights: VisionWeights, features: Tensor) -> Tensor:
     inner = _ACTIVATIONS[spec.activation](_linear(weights, f"{spec.prefix}linear_1", features))
     return _linear(weights, f"{spec.prefix}linear_2", inner)
+
+
+def _pool(spec: PoolerSpec, weights: VisionWeights, features: Tensor) -> Tensor:
+    """Means of squares of patches, projected: [images, patches, in_features] -> [images, pieces, out_features]."""
+    side = math.isqrt(features.shape[1])
+    grid = features.mT.unflatten(-1, (side, side))
+    pooled = F.avg_pool2d(grid, kernel_size=spec.merge).flatten(2).mT
+    normed = F.rms_norm(pooled, (spec.in_features,), weights[spec.norm] + 1, spec.norm_eps)
+    return normed @ weights[spec.projection]
 
 
 def _linear(weights: VisionWeights, name: str, x: Tensor) -> Tensor:

@@ -142,8 +142,8 @@ class OrtBackend(Conversation):
 
     def _run_chunks(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         self._require_room(tokens)
-        for start in range(0, len(tokens), PREFILL_CHUNK):
-            yield self._run(tokens[start : start + PREFILL_CHUNK])
+        for part in self._calls(tokens, PREFILL_CHUNK):
+            yield self._run(part)
 
     def _run(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Runs the session once: returns logits, float32 [rows, V]."""

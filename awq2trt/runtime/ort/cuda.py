@@ -181,8 +181,8 @@ class CudaBackend(Conversation):
         if images:
             self.show(images)
         self._require_room(tokens)
-        for start in range(0, len(tokens), self._longest):
-            yield self._read_logits(self._append(tokens[start : start + self._longest]))
+        for part in self._calls(tokens, self._longest):
+            yield self._read_logits(self._append(part))
 
     def close(self) -> None:
         """Frees the memory of the conversation; the session's memory is freed with the session."""
@@ -193,8 +193,7 @@ class CudaBackend(Conversation):
         """Runs all chunks; returns how many rows of logits the last one gave."""
         self._require_room(tokens)
         length = 0
-        for start in range(0, len(tokens), self._longest):
-            chunk = tokens[start : start + self._longest]
+        for chunk in self._calls(tokens, self._longest):
             self._write_position(self._position)
             self._run(chunk)
             self._position += len(chunk)

@@ -75,8 +75,8 @@ class EngineBackend(Conversation):
         if not self._caches:
             self.reset()
         longest = max(profile.tokens.longest for profile in self._profiles)
-        for start in range(0, len(tokens), longest):
-            logits = self._call(tokens[start : start + longest])
+        for part in self._calls(tokens, longest):
+            logits = self._call(part)
         return logits
 
     def _call(self, tokens: Sequence[int]) -> NDArray[np.float32]:

@@ -1,0 +1,170 @@
+"""Gemma 3 through all stages: what transformers' own class answers about five images, token for token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from seen_answers import build_for_cpu, dequantized, save_pictures
+from tiny_gemma3 import END_OF_IMAGE, IMAGE_TOKEN, PIECES, SPECIAL, START_OF_IMAGE, save_gemma3
+from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, Gemma3Processor
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+from awq2trt.errors import UsageError
+from awq2trt.io_contract import PIXEL_VALUES
+from awq2trt.models.vision.prepared import PreparedImage
+from awq2trt.runtime import ChatTokenizer, Model, Sampler, Sampling, generate, user_message
+from awq2trt.runtime.ort.backend import PREFILL_CHUNK, OrtBackend
+from awq2trt.runtime.ort.loading import DeviceOptions
+from awq2trt.runtime.sight import Sight, with_markers
+
+NEW_TOKENS, CAPACITY = 64, 400
+
+TEMPLATE = """{{ bos_token }}{%- for message in messages -%}{%- if (message['role'] == 'user') != (loop.index0 % \
+2 == 0) -%}{{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}{%- endif -%}\
+{%- if (message['role'] == 'assistant') -%}{%- set role = "model" -%}{%- else -%}{%- set role = message['role'] -%}\
+{%- endif -%}{{ '<start_of_turn>' + role + '\n' }}{%- if message['content'] is string -%}\
+{{ message['content'] | trim }}{%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}\
+{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}\
+{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<end_of_turn>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}\
+{{'<start_of_turn>model\n'}}{%- endif -%}"""
+"""As google/gemma-3-4b-it has it, without its part for a system's message."""
+
+TEXT: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "query_pre_attn_scalar": 64,
+    "max_position_embeddings": 400,
+}
+SHAPES = [(60, 80), (80, 60), (24, 24), (9, 120), (300, 40)]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: `model`, as it would be published, and a build for the CPU."""
+    folder = tmp_path_factory.mktemp("gemma3")
+    save_gemma3(folder / "model", text=TEXT)
+    model: Any = Gemma3ForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float16)
+    model.save_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder / "model")
+    save_pictures(folder, SHAPES)
+    build_for_cpu(folder, CAPACITY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(built: Path) -> Any:
+    """transformers' own class with the quantized checkpoint's weights, dequantized."""
+    return dequantized(built, Gemma3ForConditionalGeneration)
+
+
+def _their_inputs(directory: Path, pictures: Sequence[Path]) -> Any:
+    """What transformers' processor makes of a question about images."""
+    names = dict(zip(("image_token", "boi_token", "eoi_token"), SPECIAL, strict=True))
+    processor: Any = Gemma3Processor(
+        Gemma3ImageProcessorPil.from_pretrained(directory),
+        AutoTokenizer.from_pretrained(directory, extra_special_tokens=names),
+        image_seq_length=PIECES,
+        chat_template=TEMPLATE,
+    )
+    parts: list[Any] = [*({"type": "image"} for _ in pictures), {"type": "text", "text": "What is it?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    images = [[Image.open(path) for path in pictures]]
+    return processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+
+
+def _asked(tokenizer: ChatTokenizer, sight: Sight, shown: Sequence[PreparedImage]) -> list[int]:
+    """The same in tokens of ours."""
+    messages = with_markers([user_message("What is it?")], len(shown))
+    asked = tokenizer.encode_messages(
+        messages, sight.record.image_token, sight.around, lambda text: sight.spell(text, shown)
+    )
+    return sight.place(asked, shown)
+
+
+@pytest.mark.parametrize("directory", ["onnx", "cpu"])
+@pytest.mark.parametrize("images", [[0], [1], [2], [3], [4], [4, 2, 0]], ids=str)
+def test_it_answers_as_transformers_does(images: list[int], directory: str, built: Path, theirs: Any) -> None:
+    files = [built / f"{index}.png" for index in images]
+    inputs = _their_inputs(built / "model", files)
+    model = Model.load(built / "built" / directory, DeviceOptions("cpu"))
+    sight = model.sight
+    assert sight is not None
+    shown = sight.prepare(files)
+    tokens = _asked(model.tokenizer, sight, shown)
+    assert tokens == inputs["input_ids"][0].tolist()
+    pixels = np.concatenate([image.inputs[PIXEL_VALUES] for image in shown])
+    np.testing.assert_array_equal(pixels, inputs["pixel_values"].numpy())
+
+    expected = theirs.generate(
+        **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=None
+    )
+    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "images": shown}
+    got = list(generate(model.backend, tokens, Sampler(Sampling()), **options))
+    assert got == expected[0, len(tokens) :].tolist()
+    assert len(set(got)) > 8, "an answer of one token again and again would be no proof"
+
+
+def test_tokens_of_an_image_see_each_other(built: Path, theirs: Any) -> None:
+    """Scores of every token of a text in which a call of the decoder would end within the second image."""
+    model = Model.load(built / "built" / "onnx", DeviceOptions("cpu", all_logits=True))
+    assert model.sight is not None
+    assert isinstance(model.backend, OrtBackend)
+    shown = model.sight.prepare([built / "0.png", built / "2.png"])
+    image = [START_OF_IMAGE, *[IMAGE_TOKEN] * PIECES, END_OF_IMAGE]
+    text = [5 + index % 200 for index in range(PREFILL_CHUNK - PIECES // 2 - len(image) - 2)]
+    tokens = [256, *image, *text, *image, 9, 10]
+    assert tokens[PREFILL_CHUNK - 1] == tokens[PREFILL_CHUNK] == IMAGE_TOKEN
+    ids = torch.tensor([tokens])
+    pixels = torch.from_numpy(np.concatenate([one.inputs[PIXEL_VALUES] for one in shown]))
+    with torch.inference_mode():
+        seen = theirs(input_ids=ids, pixel_values=pixels, token_type_ids=(ids == IMAGE_TOKEN).long()).logits[0]
+        causal = theirs(input_ids=ids, pixel_values=pixels).logits[0]
+    parts = [*model.backend.logits(tokens, shown)]
+    assert len(parts) == 2
+    assert len(parts[0]) == tokens.index(IMAGE_TOKEN, PREFILL_CHUNK // 2)
+    got = torch.from_numpy(np.concatenate(parts))
+    torch.testing.assert_close(got, seen, rtol=0, atol=0.02)
+    for first in (tokens.index(IMAGE_TOKEN), len(parts[0])):
+        assert (causal - seen)[first].abs().max() > 0.2
+
+
+def test_what_a_user_asks_is_what_was_compared(built: Path) -> None:
+    model = Model.load(built / "built" / "cpu", DeviceOptions("cpu"))
+    files = [built / "0.png", built / "2.png"]
+    tokens = _their_inputs(built / "model", files)["input_ids"][0].tolist()
+    assert model.sight is not None
+    shown = model.sight.prepare(files)
+    expected = generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=8, images=shown)
+    text = model.tokenizer.decode(list(expected))
+    assert model.generate_text("What is it?", images=files, max_new_tokens=8) == text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pictures", "says"),
+    [
+        ("What is <image>?", [], "places for images in the prompt: 1; images given: 0"),
+        ("What is <start_of_image>?", [], "places for images in the prompt: 1; images given: 0"),
+        ("<image> or <image>?", ["0.png"], "places for images in the prompt: 2; images given: 1"),
+    ],
+)
+def test_places_and_images_must_fit(prompt: str, pictures: list[str], says: str, built: Path) -> None:
+    model = Model.load(built / "built" / "cpu", DeviceOptions("cpu"))
+    with pytest.raises(UsageError, match=says):
+        model.generate_text(prompt, images=[built / name for name in pictures], max_new_tokens=2)
+
+
+def test_an_image_that_the_cache_cannot_hold_is_refused(built: Path) -> None:
+    model = Model.load(built / "built" / "cpu", DeviceOptions("cpu"))
+    files = [built / f"{index % 5}.png" for index in range(40)]
+    with pytest.raises(UsageError, match="360 of them of 40 images, but the cache of this model holds 400"):
+        model.generate_text("What?", images=files)
