@@ -77,8 +77,9 @@ On a CPU it is one: the plan of memory counts one."""
 
 
 _STREAMS_EVERY_S: Final = 5.0
-"""How often the streams behind a block are stored while a GPU computes: those of Llama-3-8B are a gigabyte, which takes
-as long to write as a block to search. A run that is killed loses so much work, and what it did on its last block."""
+"""How often the streams behind a block are stored while a GPU computes: those of 128 windows are a gigabyte for
+Llama-3-8B, of which a block takes half a second. A run that is killed loses so much work, and what it did on its last
+block."""
 
 
 class StreamsDue:
