@@ -1,10 +1,8 @@
 // The C interface of the sampler; see c_api.h.
 #include "generation/c_api.h"
 
-#include <cstring>
-#include <new>
-
 #include "generation/sampler.h"
+#include "library/c_calls.h"
 
 struct awq2trt_sampler {
   awq2trt::Sampler sampler;
@@ -12,42 +10,22 @@ struct awq2trt_sampler {
 
 namespace {
 
-using awq2trt::Error;
-using awq2trt::ErrorCode;
+using awq2trt::c_calls::require;
 
-// A fixed buffer for the text of an error, since memory may have run out.
-thread_local char last_error[1024] = "";
-
-int32_t fail(ErrorCode code, const char* text) {
-  std::strncpy(last_error, text, sizeof(last_error) - 1);
-  return -static_cast<int32_t>(code);
-}
-
-// The result of `work`, or an error's code.
+// The result of `work`, or an error's code with its sign changed.
 template <typename Work>
-int32_t guarded(const Work& work) noexcept {
-  last_error[0] = '\0';
-  try {
-    return work();
-  } catch (const Error& error) {
-    return fail(error.code(), error.what());
-  } catch (const std::bad_alloc&) {
-    return fail(ErrorCode::kInternal, "out of memory");
-  } catch (const std::exception& error) {
-    return fail(ErrorCode::kInternal, error.what());
-  }
-}
-
-void require(bool given) {
-  if (!given) throw Error(ErrorCode::kBadArgument, "a null pointer", "the call", "");
+int32_t result_of(const Work& work) noexcept {
+  int32_t result = 0;
+  const int32_t code = awq2trt::c_calls::guarded([&] { result = work(); });
+  return code == 0 ? result : -code;
 }
 
 }  // namespace
 
-const char* awq2trt_sampler_last_error(void) { return last_error; }
+const char* awq2trt_sampler_last_error(void) { return awq2trt::c_calls::last_error; }
 
 int32_t awq2trt_sampler_open(const awq2trt_sampling* options, int64_t vocab_size, awq2trt_sampler** sampler) {
-  return guarded([&] {
+  return result_of([&] {
     require(options != nullptr && sampler != nullptr && (options->bias_count == 0 || options->bias_ids != nullptr) &&
             (options->bias_count == 0 || options->biases != nullptr));
     awq2trt::GenerateOptions generate;
@@ -68,7 +46,7 @@ int32_t awq2trt_sampler_open(const awq2trt_sampling* options, int64_t vocab_size
 void awq2trt_sampler_close(awq2trt_sampler* sampler) { delete sampler; }
 
 int32_t awq2trt_sampler_see(awq2trt_sampler* sampler, const int32_t* tokens, size_t count) {
-  return guarded([&] {
+  return result_of([&] {
     require(sampler != nullptr && (tokens != nullptr || count == 0));
     sampler->sampler.see(tokens, count);
     return 0;
@@ -76,7 +54,7 @@ int32_t awq2trt_sampler_see(awq2trt_sampler* sampler, const int32_t* tokens, siz
 }
 
 int32_t awq2trt_sampler_pick(awq2trt_sampler* sampler, const float* logits) {
-  return guarded([&] {
+  return result_of([&] {
     require(sampler != nullptr && logits != nullptr);
     return sampler->sampler.pick(logits);
   });

@@ -2,46 +2,20 @@
 #include "images/c_api.h"
 
 #include <algorithm>
-#include <cstring>
-#include <new>
 
-#include "awq2trt/awq2trt.hpp"
 #include "images/processor.h"
+#include "library/c_calls.h"
 
 namespace {
 
-using awq2trt::Error;
-using awq2trt::ErrorCode;
 using awq2trt::ImageProcessor;
+using awq2trt::c_calls::guarded;
 
 constexpr char kWhere[] = "config";
 
-// A fixed buffer for the text of an error, since memory may have run out.
-thread_local char last_error[1024] = "";
-
-int32_t fail(ErrorCode code, const char* text) {
-  std::strncpy(last_error, text, sizeof(last_error) - 1);
-  return static_cast<int32_t>(code);
-}
-
-template <typename Work>
-int32_t guarded(const Work& work) noexcept {
-  last_error[0] = '\0';
-  try {
-    work();
-    return 0;
-  } catch (const Error& error) {
-    return fail(error.code(), error.what());
-  } catch (const std::bad_alloc&) {
-    return fail(ErrorCode::kInternal, "out of memory");
-  } catch (const std::exception& error) {
-    return fail(ErrorCode::kInternal, error.what());
-  }
-}
-
 }  // namespace
 
-const char* awq2trt_images_last_error(void) { return last_error; }
+const char* awq2trt_images_last_error(void) { return awq2trt::c_calls::last_error; }
 
 int32_t awq2trt_images_size(const char* config, int64_t* width, int64_t* height) {
   return guarded([&] {

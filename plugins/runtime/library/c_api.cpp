@@ -4,9 +4,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
-#include "awq2trt/awq2trt.hpp"
+#include "library/c_calls.h"
 
 struct awq2trt_model {
   awq2trt::Model model;
@@ -19,36 +18,9 @@ namespace {
 
 using awq2trt::Error;
 using awq2trt::ErrorCode;
-
-// A fixed buffer for the text of an error, since memory may have run out.
-thread_local char last_error[4096] = "";
-
-int32_t fail(ErrorCode code, const char* text) {
-  std::strncpy(last_error, text, sizeof(last_error) - 1);
-  return static_cast<int32_t>(code);
-}
-
-// Runs a function that may throw; returns its code.
-template <typename Work>
-int32_t guarded(const Work& work) noexcept {
-  last_error[0] = '\0';
-  try {
-    work();
-    return 0;
-  } catch (const Error& error) {
-    return fail(error.code(), error.what());
-  } catch (const std::bad_alloc&) {
-    return fail(ErrorCode::kInternal, "out of memory");
-  } catch (const std::exception& error) {
-    return fail(ErrorCode::kInternal, error.what());
-  } catch (...) {  // of the caller's own functions
-    return fail(ErrorCode::kInternal, "an exception of no standard type");
-  }
-}
-
-void require(bool given) {
-  if (!given) throw Error(ErrorCode::kBadArgument, "a null pointer", "the call", "");
-}
+using awq2trt::c_calls::give;
+using awq2trt::c_calls::guarded;
+using awq2trt::c_calls::require;
 
 // The caller's structure, of any version: fields that it lacks are 0.
 template <typename Options>
@@ -63,24 +35,6 @@ Options known(const Options* given) {
 }
 
 std::string text_of(const char* text) { return text == nullptr ? std::string() : std::string(text); }
-
-void* copy(const void* from, size_t bytes) {
-  void* const made = std::malloc(bytes + 1);
-  if (made == nullptr) throw std::bad_alloc();
-  if (bytes > 0) std::memcpy(made, from, bytes);
-  static_cast<char*>(made)[bytes] = '\0';
-  return made;
-}
-
-void give(const std::vector<int32_t>& from, int32_t** tokens, size_t* count) {
-  *tokens = static_cast<int32_t*>(copy(from.data(), from.size() * sizeof(int32_t)));
-  *count = from.size();
-}
-
-void give(const std::string& from, char** text, size_t* bytes) {
-  *text = static_cast<char*>(copy(from.data(), from.size()));
-  *bytes = from.size();
-}
 
 std::vector<int32_t> tokens_of(const int32_t* tokens, size_t count) {
   require(tokens != nullptr || count == 0);
@@ -221,7 +175,7 @@ constexpr awq2trt_layout kLayouts[] = {
 }  // namespace
 
 const char* awq2trt_version(void) { return AWQ2TRT_VERSION; }
-const char* awq2trt_last_error(void) { return last_error; }
+const char* awq2trt_last_error(void) { return awq2trt::c_calls::last_error; }
 void awq2trt_free(void* result) { std::free(result); }
 
 const awq2trt_layout* awq2trt_layouts(size_t* count) {

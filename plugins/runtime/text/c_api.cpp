@@ -2,10 +2,8 @@
 #include "text/c_api.h"
 
 #include <cstdlib>
-#include <cstring>
-#include <new>
 
-#include "awq2trt/awq2trt.hpp"
+#include "library/c_calls.h"
 #include "text/chat_template.h"
 #include "text/stream.h"
 #include "text/tokenizer.h"
@@ -23,58 +21,13 @@ struct awq2trt_text_template {
 
 namespace {
 
-using awq2trt::Error;
-using awq2trt::ErrorCode;
-
-// A fixed buffer for the text of an error, since memory may have run out.
-thread_local char last_error[4096] = "";
-
-int32_t fail(ErrorCode code, const char* text) {
-  std::strncpy(last_error, text, sizeof(last_error) - 1);
-  return static_cast<int32_t>(code);
-}
-
-// Runs a function that may throw; returns its code.
-template <typename Work>
-int32_t guarded(const Work& work) noexcept {
-  last_error[0] = '\0';
-  try {
-    work();
-    return 0;
-  } catch (const Error& error) {
-    return fail(error.code(), error.what());
-  } catch (const std::bad_alloc&) {
-    return fail(ErrorCode::kInternal, "out of memory");
-  } catch (const std::exception& error) {
-    return fail(ErrorCode::kInternal, error.what());
-  }
-}
-
-void require(bool given) {
-  if (!given) throw Error(ErrorCode::kBadArgument, "a null pointer", "the call", "");
-}
-
-void* copy(const void* from, size_t bytes) {
-  void* const made = std::malloc(bytes + 1);
-  if (made == nullptr) throw std::bad_alloc();
-  if (bytes > 0) std::memcpy(made, from, bytes);
-  static_cast<char*>(made)[bytes] = '\0';
-  return made;
-}
-
-void give(const std::vector<int32_t>& ids, int32_t** out, size_t* count) {
-  *out = static_cast<int32_t*>(copy(ids.data(), ids.size() * sizeof(int32_t)));
-  *count = ids.size();
-}
-
-void give(const std::string& text, char** out, size_t* bytes) {
-  *out = static_cast<char*>(copy(text.data(), text.size()));
-  *bytes = text.size();
-}
+using awq2trt::c_calls::give;
+using awq2trt::c_calls::guarded;
+using awq2trt::c_calls::require;
 
 }  // namespace
 
-const char* awq2trt_text_last_error(void) { return last_error; }
+const char* awq2trt_text_last_error(void) { return awq2trt::c_calls::last_error; }
 void awq2trt_text_free(void* result) { std::free(result); }
 
 int32_t awq2trt_text_tokenizer_open(const char* directory, awq2trt_text_tokenizer** tokenizer) {
