@@ -21,8 +21,8 @@ from awq2trt.models.families.config_keys import (
     refuse_unless,
 )
 from awq2trt.models.families.description import DecoderSpec
+from awq2trt.models.families.siglip import siglip_tower
 from awq2trt.models.families.text_part import describe_text
-from awq2trt.models.families.tower_part import TowerKind, describe_tower
 from awq2trt.models.vision.description import VisionFamily
 from awq2trt.models.vision.pooled import IMAGE_BLOCKS, PooledVisionSpec, PoolerSpec
 
@@ -30,20 +30,6 @@ _NAME: Final = "gemma3-vision"
 
 _IMAGE_TOKEN: Final = 262144
 _TOKENS_PER_IMAGE: Final = 256
-
-_SIGLIP: Final = TowerKind(
-    sizes={
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 16,
-    },
-    activation="gelu_pytorch_tanh",
-    norm_eps=1e-6,
-    class_token=False,
-)
 
 _TEXT_DEFAULTS: Final[Mapping[str, Any]] = {"model_type": "gemma3_text"}
 """Those of a model without `text_config`."""
@@ -77,9 +63,7 @@ def describe(config: Mapping[str, Any], tensor_names: Collection[str]) -> tuple[
         head="lm_head" if of_classes else "language_model.lm_head",
         tied=config_flag(config, "tie_word_embeddings", True),
     )
-    tower = describe_tower(
-        config_part(config, "vision_config"), inner if has_inner else f"{outer}vision_tower.", _SIGLIP
-    )
+    tower = siglip_tower(config_part(config, "vision_config"), inner if has_inner else f"{outer}vision_tower.")
     key = "image_token_index" if config.get("image_token_index") is not None else "image_token_id"
     pooler = PoolerSpec(
         in_features=tower.hidden_size,

@@ -18,8 +18,8 @@ from awq2trt.models.families.config_keys import (
     config_token,
 )
 from awq2trt.models.families.description import DecoderSpec
+from awq2trt.models.families.siglip import siglip_tower
 from awq2trt.models.families.text_part import describe_text
-from awq2trt.models.families.tower_part import TowerKind, describe_tower
 from awq2trt.models.vision.description import VisionFamily
 from awq2trt.models.vision.tiled import SCALE_FACTOR, ConnectorSpec, TiledVisionSpec
 
@@ -33,19 +33,8 @@ _HEAD: Final = "lm_head"
 _IMAGE_TOKEN: Final = 128257
 _SCALE_FACTOR: Final = 2
 
-_SIGLIP: Final = TowerKind(
-    sizes={
-        "hidden_size": 1152,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 16,
-        "image_size": 224,
-        "patch_size": 32,
-    },
-    activation="gelu_pytorch_tanh",
-    norm_eps=1e-6,
-    class_token=False,
-)
+_TOWER_SIZES: Final[Mapping[str, int]] = {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
+"""Those of a tower whose config leaves them out, where SigLIP's own class has others."""
 
 _TEXT_DEFAULTS: Final[Mapping[str, Any]] = {"model_type": "llama", "rms_norm_eps": 1e-5}
 """Those of a model without `text_config`."""
@@ -63,7 +52,7 @@ def describe(config: Mapping[str, Any], _: Collection[str]) -> tuple[DecoderSpec
     tied = config_flag(config, "tie_word_embeddings", False)
     text = config_part(config, "text_config") or _TEXT_DEFAULTS
     decoder = describe_text(text, prefix=_DECODER, head=_HEAD, tied=tied)
-    tower = describe_tower(config_part(config, "vision_config"), _TOWER, _SIGLIP)
+    tower = siglip_tower(config_part(config, "vision_config"), _TOWER, _TOWER_SIZES)
     merge = config_size(config, SCALE_FACTOR, _SCALE_FACTOR)
     if tower.side % merge:
         raise UnsupportedError(
