@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+from tiny_exports import export_saved
 from tiny_models import save_tokenizer
 from transformers import AutoTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -24,10 +25,7 @@ from awq2trt.models.families import describe_model, describe_vision
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.prepared import Pixels
 from awq2trt.models.vision.seeing import logits_of_text_and_images
-from awq2trt.progress import SilentProgress
-from awq2trt.recipe import ExportOptions, QuantizeOptions
-from awq2trt.stages.export import ExportRequest, export_stage
-from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+from awq2trt.recipe import ExportOptions
 
 ADDED_TOKENS = ["<|endofchunk|>", "<image>"]
 """What `create_model_and_transforms` adds to a tokenizer."""
@@ -130,10 +128,7 @@ def export_flamingo(
 ) -> Artifact:
     """A model in `folder/model`, its checkpoint and its ONNX model beside it; arguments as for `flamingo_config`."""
     save_flamingo(folder / "model", text, **changes)
-    options = QuantizeOptions(group_size=32, method="rtn")
-    quantize_stage(QuantizeRequest(str(folder / "model"), folder / "checkpoint", options), SilentProgress())
-    export = export or ExportOptions(max_seq_len=96)
-    return export_stage(ExportRequest(folder / "checkpoint", folder / "onnx", export), SilentProgress())
+    return export_saved(folder, export or ExportOptions(max_seq_len=96))
 
 
 def logits_of_texts(source: ModelSource, tokens: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_exports import export_saved
 from tiny_models import save_tokenizer, spread_weights_
 from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.progress import SilentProgress
-from awq2trt.recipe import ExportOptions, QuantizeOptions
-from awq2trt.stages.export import ExportRequest, export_stage
-from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+from awq2trt.recipe import ExportOptions
 
 SPECIAL = ["<image_soft_token>", "<start_of_image>", "<end_of_image>"]
 """Added to a tokenizer with 258 tokens of its own."""
@@ -95,7 +93,4 @@ def save_gemma3(
 def export_gemma3(folder: Path, *, capacity: int = 128, **overrides: Any) -> Artifact:
     """A model in `folder/model`, checkpoint and ONNX model beside it; `overrides` as for `save_gemma3`."""
     save_gemma3(folder / "model", **overrides)
-    options = QuantizeOptions(group_size=32, method="rtn")
-    quantize_stage(QuantizeRequest(str(folder / "model"), folder / "checkpoint", options), SilentProgress())
-    export = ExportRequest(folder / "checkpoint", folder / "onnx", ExportOptions(max_seq_len=capacity))
-    return export_stage(export, SilentProgress())
+    return export_saved(folder, ExportOptions(max_seq_len=capacity))

@@ -10,19 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from tiny_models import LLAMA_CONFIG, save_tokenizer, spread_weights_
-from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from tiny_exports import export_saved
+from tiny_models import LLAMA_CONFIG, publish, save_tokenizer, spread_weights_
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.io_contract import PIXEL_VALUES
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.progress import SilentProgress
-from awq2trt.recipe import ExportOptions, QuantizeOptions
-from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.recipe import ExportOptions
 from awq2trt.stages.kit import model_spec
 from awq2trt.stages.lowered import LowerRequest, lower_stage
-from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 from awq2trt.target import find_target
 
 IMAGE_TOKEN = 270
@@ -89,22 +88,15 @@ HEAD_SIZE_64: dict[str, Any] = {
 def publish_llava(directory: Path) -> Path:
     """Saves a model as it would be published: in fp16, with an image token and a chat template."""
     save_llava(directory, **HEAD_SIZE_64, image_token_index=MARKER_TOKEN)
-    model = LlavaForConditionalGeneration.from_pretrained(directory, dtype=torch.float16)
-    model.save_pretrained(directory)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    assert tokenizer.add_special_tokens({"additional_special_tokens": [MARKER]}) == 1
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(directory)
+    publish(directory, LlavaForConditionalGeneration, TEMPLATE, [MARKER])
     return directory
 
 
 def build_llava(folder: Path, *targets: str, capacity: int = 160) -> Path:
     """A published model in `folder/model`, and what is built of it for targets, each below `folder` under its name."""
     publish_llava(folder / "model")
-    options = QuantizeOptions(group_size=32, method="rtn")
-    quantize_stage(QuantizeRequest(str(folder / "model"), folder / "checkpoint", options), SilentProgress())
-    export = ExportRequest(folder / "checkpoint", folder / "onnx", ExportOptions(max_seq_len=capacity))
-    onnx, spec = export_stage(export, SilentProgress()), model_spec(str(folder / "checkpoint"))
+    onnx = export_saved(folder, ExportOptions(max_seq_len=capacity))
+    spec = model_spec(str(folder / "checkpoint"))
     for target in targets:
         request = LowerRequest(find_target(target), folder / target, fusion=False)
         lower_stage(onnx, spec, request, SilentProgress())
@@ -138,7 +130,4 @@ def shown(pixels: NDArray[np.float32]) -> list[PreparedImage]:
 def export_llava(folder: Path, *, capacity: int = 96, **overrides: Any) -> Artifact:
     """A LLaVA in `folder/model`, its checkpoint and its ONNX model beside it; `overrides` as for `save_llava`."""
     save_llava(folder / "model", **overrides)
-    options = QuantizeOptions(group_size=32, method="rtn")
-    quantize_stage(QuantizeRequest(str(folder / "model"), folder / "checkpoint", options), SilentProgress())
-    export = ExportRequest(folder / "checkpoint", folder / "onnx", ExportOptions(max_seq_len=capacity))
-    return export_stage(export, SilentProgress())
+    return export_saved(folder, ExportOptions(max_seq_len=capacity))

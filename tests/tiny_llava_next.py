@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from tiny_exports import export_saved
 from tiny_llava import IMAGE_TOKEN, TOWER_CONFIG
 from tiny_models import LLAMA_CONFIG, save_tokenizer, spread_weights_
 from transformers import (
@@ -19,10 +20,7 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.progress import SilentProgress
-from awq2trt.recipe import ExportOptions, QuantizeOptions
-from awq2trt.stages.export import ExportRequest, export_stage
-from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+from awq2trt.recipe import ExportOptions
 
 SIDE, PIECES = 22, 16
 """Pixels along a tile's side, of which two are ignored, and pieces of a tile."""
@@ -98,7 +96,4 @@ def their_inputs(directory: Path, images: list[Image.Image], before: list[int], 
 def export_llava_next(folder: Path, *, capacity: int = 160, **overrides: Any) -> Artifact:
     """A model in `folder/model`, checkpoint and ONNX model beside it; `overrides` as for `save_llava_next`."""
     save_llava_next(folder / "model", **overrides)
-    options = QuantizeOptions(group_size=32, method="rtn")
-    quantize_stage(QuantizeRequest(str(folder / "model"), folder / "checkpoint", options), SilentProgress())
-    export = ExportRequest(folder / "checkpoint", folder / "onnx", ExportOptions(max_seq_len=capacity))
-    return export_stage(export, SilentProgress())
+    return export_saved(folder, ExportOptions(max_seq_len=capacity))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+)
 
 VOCAB_SIZE = 272
 """256 bytes, end-of-text, padding, and a few tokens that no text produces."""
@@ -59,6 +66,15 @@ def save_tokenizer(directory: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>", pad_token="<|pad|>"
     ).save_pretrained(directory)
+
+
+def publish(directory: Path, model_class: Any, template: str, markers: Sequence[str] = ()) -> None:
+    """Saves a model again as it would be published: in fp16, with a chat template and tokens for markers in texts."""
+    model_class.from_pretrained(directory, dtype=torch.float16).save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.add_special_tokens({"additional_special_tokens": [*markers]}) == len(markers)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory)
 
 
 def spread_weights_(model: torch.nn.Module) -> None:

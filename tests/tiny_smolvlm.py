@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_exports import export_saved
 from tiny_models import LLAMA_CONFIG, save_tokenizer, spread_weights_
 from transformers import (
     AutoTokenizer,
@@ -18,10 +19,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.progress import SilentProgress
-from awq2trt.recipe import ExportOptions, QuantizeOptions
-from awq2trt.stages.export import ExportRequest, export_stage
-from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
+from awq2trt.recipe import ExportOptions
 
 SPECIAL = [
     "<fake_token_around_image>",
@@ -97,7 +95,4 @@ def save_smolvlm(
 def export_smolvlm(folder: Path, *, capacity: int = 128, **overrides: Any) -> Artifact:
     """A model in `folder/model`, checkpoint and ONNX model beside it; `overrides` as for `save_smolvlm`."""
     save_smolvlm(folder / "model", **overrides)
-    options = QuantizeOptions(group_size=32, method="rtn")
-    quantize_stage(QuantizeRequest(str(folder / "model"), folder / "checkpoint", options), SilentProgress())
-    export = ExportRequest(folder / "checkpoint", folder / "onnx", ExportOptions(max_seq_len=capacity))
-    return export_stage(export, SilentProgress())
+    return export_saved(folder, ExportOptions(max_seq_len=capacity))

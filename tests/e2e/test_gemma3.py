@@ -10,20 +10,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from seen_answers import build_for_cpu, dequantized, save_pictures
+from seen_answers import (
+    assert_same_answer,
+    assert_users_ask_the_same,
+    build_for_cpu,
+    dequantized,
+    question_about,
+    save_pictures,
+)
 from tiny_gemma3 import END_OF_IMAGE, IMAGE_TOKEN, PIECES, SPECIAL, START_OF_IMAGE, save_gemma3
+from tiny_models import publish
 from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, Gemma3Processor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from awq2trt.errors import UsageError
 from awq2trt.io_contract import PIXEL_VALUES
-from awq2trt.models.vision.prepared import PreparedImage
-from awq2trt.runtime import ChatTokenizer, Model, Sampler, Sampling, generate, user_message
+from awq2trt.runtime import Model
 from awq2trt.runtime.ort.backend import PREFILL_CHUNK, OrtBackend
 from awq2trt.runtime.ort.loading import DeviceOptions
-from awq2trt.runtime.sight import Sight, with_markers
 
-NEW_TOKENS, CAPACITY = 64, 400
+CAPACITY = 400
 
 TEMPLATE = """{{ bos_token }}{%- for message in messages -%}{%- if (message['role'] == 'user') != (loop.index0 % \
 2 == 0) -%}{{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}{%- endif -%}\
@@ -51,11 +57,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder: `model`, as it would be published, and a build for the CPU."""
     folder = tmp_path_factory.mktemp("gemma3")
     save_gemma3(folder / "model", text=TEXT)
-    model: Any = Gemma3ForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float16)
-    model.save_pretrained(folder / "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder / "model")
+    publish(folder / "model", Gemma3ForConditionalGeneration, TEMPLATE)
     save_pictures(folder, SHAPES)
     build_for_cpu(folder, CAPACITY)
     return folder
@@ -76,19 +78,9 @@ def _their_inputs(directory: Path, pictures: Sequence[Path]) -> Any:
         image_seq_length=PIECES,
         chat_template=TEMPLATE,
     )
-    parts: list[Any] = [*({"type": "image"} for _ in pictures), {"type": "text", "text": "What is it?"}]
-    text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    text = processor.apply_chat_template(question_about(pictures), add_generation_prompt=True)
     images = [[Image.open(path) for path in pictures]]
     return processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
-
-
-def _asked(tokenizer: ChatTokenizer, sight: Sight, shown: Sequence[PreparedImage]) -> list[int]:
-    """The same in tokens of ours."""
-    messages = with_markers([user_message("What is it?")], len(shown))
-    asked = tokenizer.encode_messages(
-        messages, sight.record.image_token, sight.around, lambda text: sight.spell(text, shown)
-    )
-    return sight.place(asked, shown)
 
 
 @pytest.mark.parametrize("directory", ["onnx", "cpu"])
@@ -97,21 +89,11 @@ def test_it_answers_as_transformers_does(images: list[int], directory: str, buil
     files = [built / f"{index}.png" for index in images]
     inputs = _their_inputs(built / "model", files)
     model = Model.load(built / "built" / directory, DeviceOptions("cpu"))
-    sight = model.sight
-    assert sight is not None
-    shown = sight.prepare(files)
-    tokens = _asked(model.tokenizer, sight, shown)
-    assert tokens == inputs["input_ids"][0].tolist()
+    assert model.sight is not None
+    shown = model.sight.prepare(files)
     pixels = np.concatenate([image.inputs[PIXEL_VALUES] for image in shown])
     np.testing.assert_array_equal(pixels, inputs["pixel_values"].numpy())
-
-    expected = theirs.generate(
-        **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=None
-    )
-    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "images": shown}
-    got = list(generate(model.backend, tokens, Sampler(Sampling()), **options))
-    assert got == expected[0, len(tokens) :].tolist()
-    assert len(set(got)) > 8, "an answer of one token again and again would be no proof"
+    assert_same_answer(theirs, inputs, model, shown)
 
 
 def test_tokens_of_an_image_see_each_other(built: Path, theirs: Any) -> None:
@@ -139,14 +121,8 @@ def test_tokens_of_an_image_see_each_other(built: Path, theirs: Any) -> None:
 
 
 def test_what_a_user_asks_is_what_was_compared(built: Path) -> None:
-    model = Model.load(built / "built" / "cpu", DeviceOptions("cpu"))
     files = [built / "0.png", built / "2.png"]
-    tokens = _their_inputs(built / "model", files)["input_ids"][0].tolist()
-    assert model.sight is not None
-    shown = model.sight.prepare(files)
-    expected = generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=8, images=shown)
-    text = model.tokenizer.decode(list(expected))
-    assert model.generate_text("What is it?", images=files, max_new_tokens=8) == text
+    assert_users_ask_the_same(built, files, _their_inputs(built / "model", files))
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from seen_answers import build_for_cpu, dequantized, save_pictures
-from tiny_llava import MARKER_TOKEN, TEMPLATE, publish_llava
+from seen_answers import assert_same_answer, build_for_cpu, dequantized, question_about, save_pictures
+from tiny_llava import TEMPLATE, publish_llava
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from awq2trt.io_contract import PIXEL_VALUES
-from awq2trt.runtime import Model, Sampler, Sampling, generate, user_message
+from awq2trt.runtime import Model
 from awq2trt.runtime.ort.loading import DeviceOptions
-from awq2trt.runtime.sight import with_markers
 
-NEW_TOKENS = 64
 SHAPES = [(60, 80), (80, 60), (56, 56), (31, 200), (300, 40)]
 
 
@@ -55,10 +53,8 @@ def test_it_answers_as_transformers_does(
     images: list[int], directory: str, built: Path, theirs: LlavaForConditionalGeneration
 ) -> None:
     files = [built / f"{index}.png" for index in images]
-    parts: Any = [*({"type": "image", "image": str(file)} for file in files), {"type": "text", "text": "What is it?"}]
-    messages: list[Any] = [{"role": "user", "content": parts}]
     inputs: Any = _processor(built).apply_chat_template(
-        messages,
+        question_about(files),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -66,17 +62,7 @@ def test_it_answers_as_transformers_does(
     )
     model = Model.load(built / "built" / directory, DeviceOptions("cpu"))
     assert model.sight is not None
-    asked = model.tokenizer.encode_messages(with_markers([user_message("What is it?")], len(files)), MARKER_TOKEN)
     shown = model.sight.prepare(files)
-    tokens = model.sight.place(asked, shown)
-    assert tokens == inputs["input_ids"][0].tolist()
     pixels = np.concatenate([image.inputs[PIXEL_VALUES] for image in shown])
     np.testing.assert_array_equal(pixels, inputs["pixel_values"].numpy())
-
-    expected = theirs.generate(
-        **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=None
-    )
-    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "images": shown}
-    got = list(generate(model.backend, tokens, Sampler(Sampling()), **options))
-    assert got == expected[0, len(tokens) :].tolist()
-    assert len(set(got)) > 8, "an answer of one token again and again would be no proof"
+    assert_same_answer(theirs, inputs, model, shown)

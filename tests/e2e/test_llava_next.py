@@ -7,19 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from seen_answers import build_for_cpu, dequantized, save_pictures
+from seen_answers import (
+    assert_same_answer,
+    assert_users_ask_the_same,
+    build_for_cpu,
+    dequantized,
+    question_about,
+    save_pictures,
+)
 from tiny_llava import HEAD_SIZE_64, MARKER, MARKER_TOKEN, TEMPLATE
 from tiny_llava_next import save_llava_next
+from tiny_models import publish
 from transformers import AutoTokenizer, LlavaNextForConditionalGeneration, LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from awq2trt.io_contract import PIXEL_VALUES
-from awq2trt.runtime import Model, Sampler, Sampling, generate, user_message
+from awq2trt.runtime import Model
 from awq2trt.runtime.ort.loading import DeviceOptions
-from awq2trt.runtime.sight import with_markers
 
-NEW_TOKENS, CAPACITY = 64, 400
+CAPACITY = 400
 TEXTS: dict[str, dict[str, Any]] = {"vicuna": {"model_type": "llama"}, "mistral": {"model_type": "mistral"}}
 SHAPES = [(60, 80), (80, 60), (56, 56), (31, 200), (300, 40)]
 """Two tiles beside each other, two upon each other, one and a part, and long ones in three."""
@@ -31,12 +37,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp(request.param)
     text = {**HEAD_SIZE_64["text"], **TEXTS[request.param], "max_position_embeddings": CAPACITY}
     save_llava_next(folder / "model", text=text, tower=HEAD_SIZE_64["tower"], image_token_index=MARKER_TOKEN)
-    model = LlavaNextForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float16)
-    model.save_pretrained(folder / "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    assert tokenizer.add_special_tokens({"additional_special_tokens": [MARKER]}) == 1
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder / "model")
+    publish(folder / "model", LlavaNextForConditionalGeneration, TEMPLATE, [MARKER])
     save_pictures(folder, SHAPES)
     build_for_cpu(folder, CAPACITY)
     return folder
@@ -58,9 +59,8 @@ def _their_inputs(built: Path, files: list[Path]) -> Any:
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     )
-    parts: Any = [*({"type": "image", "image": str(file)} for file in files), {"type": "text", "text": "What is it?"}]
     return processor.apply_chat_template(
-        [{"role": "user", "content": parts}],
+        question_about(files),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -75,28 +75,13 @@ def test_it_answers_as_transformers_does(images: list[int], directory: str, buil
     inputs = _their_inputs(built, files)
     model = Model.load(built / "built" / directory, DeviceOptions("cpu"))
     assert model.sight is not None
-    asked = model.tokenizer.encode_messages(with_markers([user_message("What is it?")], len(files)), MARKER_TOKEN)
     shown = model.sight.prepare(files)
-    tokens = model.sight.place(asked, shown)
-    assert tokens == inputs["input_ids"][0].tolist()
     for image, pixels in zip(shown, inputs["pixel_values"].numpy(), strict=True):
         tiles = image.inputs[PIXEL_VALUES]
         np.testing.assert_array_equal(tiles, pixels[: len(tiles)])
-
-    expected = theirs.generate(
-        **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=None
-    )
-    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "images": shown}
-    got = list(generate(model.backend, tokens, Sampler(Sampling()), **options))
-    assert got == expected[0, len(tokens) :].tolist()
-    assert len(set(got)) > 8, "an answer of one token again and again would be no proof"
+    assert_same_answer(theirs, inputs, model, shown)
 
 
 def test_what_a_user_asks_is_what_was_compared(built: Path) -> None:
-    model = Model.load(built / "built" / "cpu", DeviceOptions("cpu"))
     files = [built / "0.png", built / "3.png"]
-    tokens = _their_inputs(built, files)["input_ids"][0].tolist()
-    assert model.sight is not None
-    expected = generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=8, images=model.sight.prepare(files))
-    text = model.tokenizer.decode(list(expected))
-    assert model.generate_text("What is it?", images=files, max_new_tokens=8) == text
+    assert_users_ask_the_same(built, files, _their_inputs(built, files))

@@ -1,7 +1,8 @@
-"""Qwen2.5-VL through all stages: what transformers' own classes answer about five images, token for token."""
+"""Qwen2.5-VL and Qwen3-VL through all stages: what transformers' own classes answer about five images."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from seen_answers import build_for_cpu, dequantized, save_pictures
-from tiny_qwen_vl import save_qwen_vl
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from seen_answers import assert_same_answer, build_for_cpu, dequantized, question_about, save_pictures
+from tiny_models import publish
+from tiny_qwen_vl import QWEN2_5_VL, QWEN3_VL, Kind, save_qwen_vl
+from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from awq2trt.io_contract import PIXEL_VALUES
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.prepared import Grid, Pixels
 from awq2trt.models.vision.seeing import logits_of_text_and_images
-from awq2trt.runtime import Model, Sampler, Sampling, generate, user_message
+from awq2trt.runtime import Model
 from awq2trt.runtime.ort.loading import DeviceOptions
-from awq2trt.runtime.sight import with_markers
 
-NEW_TOKENS, CAPACITY = 64, 320
+CAPACITY = 320
 MARKERS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 VISION_START, VISION_END, IMAGE_TOKEN = 258, 259, 260
 
-TEMPLATE = """{% set image_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and \
+TEMPLATE_2_5 = """{% set image_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and \
 message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>\
 {{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}{% for \
 content in message['content'] %}{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}\
@@ -34,6 +35,12 @@ content in message['content'] %}{% if content['type'] == 'image' or 'image' in c
 <|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}\
 <|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
 """As Qwen/Qwen2.5-VL-3B-Instruct has it, without videos."""
+
+TEMPLATE_3 = """{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}\
+{{ message.content }}{% else %}{% for content in message.content %}{% if content.type == 'image' %}\
+<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content.text }}{% endif %}{% endfor %}\
+{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
+"""Writes what that of Qwen/Qwen3-VL-4B-Instruct does for texts and images: no system message of its own."""
 
 TEXT: dict[str, Any] = {
     "hidden_size": 128,
@@ -46,45 +53,58 @@ SIZES: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN,
     "vision_start_token_id": VISION_START,
     "vision_end_token_id": VISION_END,
-    "text": {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 12, 12]}},
     "tower": {"out_hidden_size": 128},
 }
 SHAPES = [(60, 80), (80, 60), (33, 41), (9, 120), (300, 40)]
 """Larger than the processor allows, within it, very long, and so small that they are enlarged."""
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`model`, as it would be published, with its tokens and a chat template; and a build for the CPU."""
-    folder = tmp_path_factory.mktemp("qwen")
-    save_qwen_vl(folder / "model", **SIZES)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float16)
-    model.save_pretrained(folder / "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    assert tokenizer.add_special_tokens({"additional_special_tokens": MARKERS}) == 3
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder / "model")
+@dataclass(frozen=True)
+class Published:
+    """What a kind of model is published with.
+
+    Attributes:
+        kind: transformers' classes and tiny sizes.
+        template: Its chat template.
+        sections: `mrope_section`, of 32 frequencies.
+    """
+
+    kind: Kind
+    template: str
+    sections: list[int]
+
+
+KINDS = {
+    "qwen2.5-vl": Published(QWEN2_5_VL, TEMPLATE_2_5, [8, 12, 12]),
+    "qwen3-vl": Published(QWEN3_VL, TEMPLATE_3, [12, 10, 10]),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """transformers' class, and a folder: `model`, as it would be published, and a build for the CPU."""
+    published, folder = KINDS[request.param], tmp_path_factory.mktemp(request.param)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": published.sections}
+    save_qwen_vl(folder / "model", published.kind, text={**TEXT, "rope_parameters": rope}, **SIZES)
+    publish(folder / "model", published.kind.model, published.template, MARKERS)
     save_pictures(folder, SHAPES)
     build_for_cpu(folder, CAPACITY)
-    return folder
+    return published.kind.model, folder
 
 
 @pytest.fixture(scope="module")
-def theirs(built: Path) -> Qwen2_5_VLForConditionalGeneration:
+def theirs(built: tuple[Any, Path]) -> Any:
     """transformers' own class with the quantized checkpoint's weights, dequantized."""
-    model: Qwen2_5_VLForConditionalGeneration = dequantized(built, Qwen2_5_VLForConditionalGeneration)
-    return model
+    model_class, folder = built
+    return dequantized(folder, model_class)
 
 
-def _their_inputs(built: Path, images: list[int]) -> dict[str, torch.Tensor]:
+def _their_inputs(directory: Path, files: list[Path]) -> dict[str, torch.Tensor]:
     """What transformers' processor makes of a question about images: its chat template, a token for every piece."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(built / "model")
-    parts: list[Any] = [*({"type": "image"} for _ in images), {"type": "text", "text": "What is it?"}]
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
-    )
-    processor: Any = Qwen2VLImageProcessorPil.from_pretrained(built / "model")
-    seen = processor([Image.open(built / f"{index}.png") for index in images], return_tensors="pt")
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+    text = tokenizer.apply_chat_template(question_about(files), add_generation_prompt=True, tokenize=False)
+    processor: Any = Qwen2VLImageProcessorPil.from_pretrained(directory)
+    seen = processor([Image.open(file) for file in files], return_tensors="pt")
     first, *rest = text.split(MARKERS[2])
     for grid, piece in zip(seen["image_grid_thw"], rest, strict=True):
         first += MARKERS[2] * (int(grid.prod()) // 4) + piece
@@ -95,37 +115,27 @@ def _their_inputs(built: Path, images: list[int]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("directory", ["onnx", "cpu"])
 @pytest.mark.parametrize("images", [[0], [1], [2], [3], [4], [4, 2, 0]], ids=str)
 def test_it_answers_as_transformers_does(
-    images: list[int], directory: str, built: Path, theirs: Qwen2_5_VLForConditionalGeneration
+    images: list[int], directory: str, built: tuple[Any, Path], theirs: Any
 ) -> None:
-    files = [built / f"{index}.png" for index in images]
-    inputs = _their_inputs(built, images)
-    model = Model.load(built / "built" / directory, DeviceOptions("cpu"))
+    _, folder = built
+    files = [folder / f"{index}.png" for index in images]
+    inputs = _their_inputs(folder / "model", files)
+    model = Model.load(folder / "built" / directory, DeviceOptions("cpu"))
     assert model.sight is not None
     shown = model.sight.prepare(files)
-    asked = model.tokenizer.encode_messages(
-        with_markers([user_message("What is it?")], len(files)), IMAGE_TOKEN, model.sight.around
-    )
-    tokens = model.sight.place(asked, shown)
-    assert tokens == inputs["input_ids"][0].tolist()
     pixels = np.concatenate([image.inputs[PIXEL_VALUES] for image in shown])
     np.testing.assert_array_equal(pixels, inputs["pixel_values"].numpy())
-
-    expected = theirs.generate(
-        **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=None
-    )
-    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "images": shown}
-    got = list(generate(model.backend, tokens, Sampler(Sampling()), **options))
-    assert got == expected[0, len(tokens) :].tolist()
-    assert len(set(got)) > 8, "an answer of one token again and again would be no proof"
+    assert_same_answer(theirs, inputs, model, shown)
 
 
 @pytest.mark.parametrize("images", [[0], [4, 2, 0]], ids=str)
-def test_logits_are_those_of_transformers_in_pytorch(images: list[int], built: Path) -> None:
-    inputs = _their_inputs(built, images)
-    whole = Qwen2_5_VLForConditionalGeneration.from_pretrained(built / "model", dtype=torch.float32)
+def test_logits_are_those_of_transformers_in_pytorch(images: list[int], built: tuple[Any, Path]) -> None:
+    model_class, folder = built
+    inputs = _their_inputs(folder / "model", [folder / f"{index}.png" for index in images])
+    whole = model_class.from_pretrained(folder / "model", dtype=torch.float32)
     grids = [Grid(*map(int, grid)) for grid in inputs["image_grid_thw"]]
     parts = inputs["pixel_values"].split([grid.cells for grid in grids])
     pixels = [Pixels(part.numpy(), grid) for part, grid in zip(parts, grids, strict=True)]
     with torch.inference_mode():
-        ours = logits_of_text_and_images(open_source(str(built / "model")), inputs["input_ids"][0].tolist(), pixels)
+        ours = logits_of_text_and_images(open_source(str(folder / "model")), inputs["input_ids"][0].tolist(), pixels)
         torch.testing.assert_close(ours, whole(**inputs).logits[0], atol=2e-4, rtol=0)

@@ -9,9 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from seen_answers import build_for_cpu, dequantized, save_pictures
+from seen_answers import (
+    asked,
+    assert_same_answer,
+    assert_users_ask_the_same,
+    build_for_cpu,
+    dequantized,
+    question_about,
+    save_pictures,
+)
+from tiny_models import publish
 from tiny_smolvlm import KINDS, PIECES, SPECIAL, save_smolvlm
 from transformers import AutoTokenizer, Idefics3Processor
 
@@ -19,13 +27,12 @@ from awq2trt.artifact.records import VisionRecord
 from awq2trt.images.processor import read_processor
 from awq2trt.io_contract import PIXEL_VALUES, IoContract
 from awq2trt.models.sources.opening import open_source
-from awq2trt.models.vision.prepared import PreparedImage
-from awq2trt.runtime import ChatTokenizer, Model, Sampler, Sampling, generate, user_message
+from awq2trt.runtime import ChatTokenizer, Model
 from awq2trt.runtime.ort.loading import DeviceOptions
-from awq2trt.runtime.sight import Sight, with_markers
+from awq2trt.runtime.sight import Sight
 
 MODEL = "smollm2-135m-instruct"
-NEW_TOKENS, CAPACITY = 64, 520
+CAPACITY = 520
 
 TEMPLATE = """<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if \
 message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}\
@@ -52,11 +59,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A kind, and a folder: `model`, as it would be published, and a build for the CPU."""
     kind, folder = request.param, tmp_path_factory.mktemp(request.param)
     save_smolvlm(folder / "model", kind=kind, text=TEXT, longest=LONGEST[kind])
-    model = KINDS[kind][1].from_pretrained(folder / "model", dtype=torch.float16)
-    model.save_pretrained(folder / "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder / "model")
+    publish(folder / "model", KINDS[kind][1], TEMPLATE)
     save_pictures(folder, SHAPES)
     build_for_cpu(folder, CAPACITY)
     return kind, folder
@@ -84,19 +87,9 @@ def _their_inputs(kind: str, directory: Path, pictures: Sequence[Path], pieces: 
         image_seq_len=pieces,
         chat_template=TEMPLATE,
     )
-    parts: list[Any] = [*({"type": "image"} for _ in pictures), {"type": "text", "text": "What is it?"}]
-    text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    text = processor.apply_chat_template(question_about(pictures), add_generation_prompt=True)
     images = [[Image.open(path) for path in pictures]]
     return processor(text=text, images=images, return_tensors="pt", add_special_tokens=False)
-
-
-def _asked(tokenizer: ChatTokenizer, sight: Sight, shown: Sequence[PreparedImage]) -> list[int]:
-    """The same in tokens of ours."""
-    messages = with_markers([user_message("What is it?")], len(shown))
-    asked = tokenizer.encode_messages(
-        messages, sight.record.image_token, sight.around, lambda text: sight.spell(text, shown)
-    )
-    return sight.place(asked, shown)
 
 
 @pytest.mark.parametrize("directory", ["onnx", "cpu"])
@@ -108,33 +101,17 @@ def test_it_answers_as_transformers_does(
     files = [folder / f"{index}.png" for index in images]
     inputs = _their_inputs(kind, folder / "model", files)
     model = Model.load(folder / "built" / directory, DeviceOptions("cpu"))
-    sight = model.sight
-    assert sight is not None
-    shown = sight.prepare(files)
-    tokens = _asked(model.tokenizer, sight, shown)
-    assert tokens == inputs["input_ids"][0].tolist()
+    assert model.sight is not None
+    shown = model.sight.prepare(files)
     pixels = np.concatenate([image.inputs[PIXEL_VALUES] for image in shown])
     np.testing.assert_array_equal(pixels, inputs["pixel_values"][0].numpy())
-
-    expected = theirs.generate(
-        **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=None
-    )
-    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "images": shown}
-    got = list(generate(model.backend, tokens, Sampler(Sampling()), **options))
-    assert got == expected[0, len(tokens) :].tolist()
-    assert len(set(got)) > 8, "an answer of one token again and again would be no proof"
+    assert_same_answer(theirs, inputs, model, shown)
 
 
 def test_what_a_user_asks_is_what_was_compared(built: tuple[str, Path]) -> None:
     kind, folder = built
-    model = Model.load(folder / "built" / "cpu", DeviceOptions("cpu"))
     files = [folder / "0.png", folder / "2.png"]
-    tokens = _their_inputs(kind, folder / "model", files)["input_ids"][0].tolist()
-    assert model.sight is not None
-    shown = model.sight.prepare(files)
-    expected = generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=8, images=shown)
-    text = model.tokenizer.decode(list(expected))
-    assert model.generate_text("What is it?", images=files, max_new_tokens=8) == text
+    assert_users_ask_the_same(folder, files, _their_inputs(kind, folder / "model", files))
 
 
 @pytest.mark.skipif(
@@ -159,7 +136,7 @@ def test_the_tokenizer_of_smollm2_writes_what_transformers_writes(tagged: bool, 
     sight = Sight(record, read_processor(tmp_path), IoContract(inputs=(), outputs=()))
     shown = sight.prepare(files)
     assert [image.tiles for image in shown] == [13, 5]
-    tokens = _asked(ChatTokenizer.load(tmp_path), sight, shown)
+    tokens = asked(ChatTokenizer.load(tmp_path), sight, shown)
     assert tokens == inputs["input_ids"][0].tolist()
     (blank_line,) = tokenizer("\n\n", add_special_tokens=False).input_ids
     assert tokens.count(blank_line) == 2

@@ -19,9 +19,8 @@ from tiny_gemma3 import SPECIAL, save_gemma3
 from tiny_llava import IMAGE_TOKEN, save_llava
 from tiny_llava_next import save_llava_next, their_inputs
 from tiny_models import save_llama
-from tiny_qwen3_vl import save_qwen3_vl
 from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
-from tiny_qwen_vl import VISION_END, VISION_START, save_qwen_vl
+from tiny_qwen_vl import VISION_END, VISION_START, save_qwen3_vl, save_qwen_vl
 from tiny_smolvlm import save_smolvlm
 from transformers import (
     AutoModelForImageTextToText,
@@ -200,57 +199,58 @@ def test_images_of_any_size_have_rows_and_columns(save: Callable[[Path], Path], 
     assert measured.caption_nll == pytest.approx([float(loss.mean()) for loss in losses], abs=2e-4)
 
 
-def test_tiles_have_texts_around_them(tmp_path: Path) -> None:
-    model, images = save_smolvlm(tmp_path / "model"), tmp_path / "images"
-    images.mkdir()
-    Image.fromarray(picture(24, 30)).save(images / "0.png")
-    (images / "0.txt").write_text(f"{CAPTIONS[0]}\n")
+def _one_picture(folder: Path) -> Image.Image:
+    """A picture with the first caption, alone in a folder."""
+    folder.mkdir()
+    Image.fromarray(picture(24, 30)).save(folder / "0.png")
+    (folder / "0.txt").write_text(f"{CAPTIONS[0]}\n")
+    return Image.open(folder / "0.png")
+
+
+def _tiled_inputs(model: Path, image: Image.Image) -> Any:
+    """What SmolVLM's processor makes of a question about an image and its answer, the first caption."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     processor: Any = Idefics3Processor(SmolVLMImageProcessorPil.from_pretrained(model), tokenizer, image_seq_len=9)
     text = f"USER: <image>\nDescribe the image.\nASSISTANT: {CAPTIONS[0]}"
-    picked = [[Image.open(images / "0.png")]]
-    seen = processor(text=text, images=picked, return_tensors="pt", add_special_tokens=False)
-    oracle = SmolVLMForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
-    said = len(tokenizer(f" {CAPTIONS[0]}", add_special_tokens=False)["input_ids"])
-    with torch.inference_mode():
-        logits = oracle(**seen).logits[0]
-    loss = F.cross_entropy(logits[-said - 1 : -1], seen["input_ids"][0, -said:])
-    assert _measured(model, images).caption_nll == pytest.approx([float(loss)], abs=2e-4)
+    return processor(text=text, images=[[image]], return_tensors="pt", add_special_tokens=False)
 
 
-def test_pieces_of_mosaics_have_no_margins(tmp_path: Path) -> None:
-    model, images = save_llava_next(tmp_path / "model"), tmp_path / "images"
-    images.mkdir()
-    Image.fromarray(picture(24, 30)).save(images / "0.png")
-    (images / "0.txt").write_text(f"{CAPTIONS[0]}\n")
+def _mosaic_inputs(model: Path, image: Image.Image) -> Any:
+    """The same of LLaVA 1.6's."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts = ("USER: ", f"\nDescribe the image.\nASSISTANT: {CAPTIONS[0]}")
     before, after = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
-    seen = their_inputs(model, [Image.open(images / "0.png")], before, after)
-    oracle = LlavaNextForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
-    said = len(tokenizer(f" {CAPTIONS[0]}", add_special_tokens=False)["input_ids"])
-    with torch.inference_mode():
-        logits = oracle(**seen).logits[0]
-    loss = F.cross_entropy(logits[-said - 1 : -1], seen["input_ids"][0, -said:])
-    assert _measured(model, images).caption_nll == pytest.approx([float(loss)], abs=2e-4)
+    return their_inputs(model, [image], before, after)
 
 
-def test_tokens_of_an_image_see_each_other(tmp_path: Path) -> None:
-    model, images = save_gemma3(tmp_path / "model"), tmp_path / "images"
-    images.mkdir()
-    Image.fromarray(picture(24, 30)).save(images / "0.png")
-    (images / "0.txt").write_text(f"{CAPTIONS[0]}\n")
+def _pooled_inputs(model: Path, image: Image.Image) -> Any:
+    """The same of Gemma 3's."""
     names = dict(zip(("image_token", "boi_token", "eoi_token"), SPECIAL, strict=True))
     tokenizer = AutoTokenizer.from_pretrained(model, extra_special_tokens=names)
     processor: Any = Gemma3Processor(
         Gemma3ImageProcessorPil.from_pretrained(model), tokenizer, image_seq_length=GEMMA3_PIECES
     )
     text = f"{tokenizer.bos_token}USER: <start_of_image>\nDescribe the image.\nASSISTANT: {CAPTIONS[0]}"
-    picked = [[Image.open(images / "0.png")]]
-    seen = processor(text=[text], images=picked, return_tensors="pt", add_special_tokens=False)
-    oracle = Gemma3ForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
-    said = len(tokenizer(f" {CAPTIONS[0]}", add_special_tokens=False)["input_ids"])
+    return processor(text=[text], images=[[image]], return_tensors="pt", add_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    ("save", "model_class", "inputs_of"),
+    [
+        (save_smolvlm, SmolVLMForConditionalGeneration, _tiled_inputs),
+        (save_llava_next, LlavaNextForConditionalGeneration, _mosaic_inputs),
+        (save_gemma3, Gemma3ForConditionalGeneration, _pooled_inputs),
+    ],
+    ids=["tiles have texts around them", "mosaics have no margins", "tokens of an image see each other"],
+)
+def test_an_image_is_what_its_processor_makes_of_it(
+    save: Callable[[Path], Path], model_class: Any, inputs_of: Callable[[Path, Image.Image], Any], tmp_path: Path
+) -> None:
+    model = save(tmp_path / "model")
+    seen = inputs_of(model, _one_picture(tmp_path / "images"))
+    oracle = model_class.from_pretrained(model, dtype=torch.float32).eval()
+    said = len(AutoTokenizer.from_pretrained(model)(f" {CAPTIONS[0]}", add_special_tokens=False)["input_ids"])
     with torch.inference_mode():
         logits = oracle(**seen).logits[0]
     loss = F.cross_entropy(logits[-said - 1 : -1], seen["input_ids"][0, -said:])
-    assert _measured(model, images).caption_nll == pytest.approx([float(loss)], abs=2e-4)
+    assert _measured(model, tmp_path / "images").caption_nll == pytest.approx([float(loss)], abs=2e-4)

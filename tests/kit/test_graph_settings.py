@@ -16,8 +16,7 @@ from tiny_gemma3 import export_gemma3
 from tiny_kits import make_tiny_kit
 from tiny_llava import export_llava
 from tiny_llava_next import export_llava_next
-from tiny_qwen3_vl import export_qwen3_vl
-from tiny_qwen_vl import export_qwen_vl
+from tiny_qwen_vl import export_qwen3_vl, export_qwen_vl
 from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.golden import read_golden

@@ -17,9 +17,8 @@ from tiny_gemma3 import SPECIAL, save_gemma3
 from tiny_llava import IMAGE_TOKEN, save_llava
 from tiny_llava_next import save_llava_next, their_inputs
 from tiny_models import save_llama
-from tiny_qwen3_vl import save_qwen3_vl
 from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
-from tiny_qwen_vl import VISION_END, VISION_START, save_qwen_vl
+from tiny_qwen_vl import VISION_END, VISION_START, save_qwen3_vl, save_qwen_vl
 from tiny_smolvlm import save_smolvlm
 from transformers import (
     AutoModelForImageTextToText,

@@ -14,8 +14,7 @@ from tiny_flamingo import export_flamingo
 from tiny_gemma3 import export_gemma3
 from tiny_llava_next import export_llava_next
 from tiny_lowered import build_lowered, edit_manifest, replace_file
-from tiny_qwen3_vl import export_qwen3_vl
-from tiny_qwen_vl import export_qwen_vl
+from tiny_qwen_vl import export_qwen3_vl, export_qwen_vl
 from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.manifest import Artifact

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,7 @@ from PIL import Image
 from tiny_llava import IMAGE_TOKEN, export_llava
 from tiny_llava_next import export_llava_next
 from tiny_models import save_llama
-from tiny_qwen3_vl import export_qwen3_vl
-from tiny_qwen_vl import export_qwen_vl
+from tiny_qwen_vl import export_qwen3_vl, export_qwen_vl
 from tiny_smolvlm import export_smolvlm
 
 import awq2trt
@@ -174,21 +175,117 @@ def test_images_without_places_come_before_what_the_user_says_last() -> None:
     assert with_markers(placed, 1) == placed
 
 
-@pytest.fixture(scope="module", params=[export_qwen_vl, export_qwen3_vl])
-def any_size(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A model that sees images of any size, 12 tokens for one of 24 x 30 pixels and 2 around them."""
-    folder = tmp_path_factory.mktemp("any-size")
-    request.param(folder, capacity=CAPACITY)
-    return Model.load(folder / "onnx", DeviceOptions("cpu"))
+TILES = 5
+"""Tiles of a picture of 24 x 30 pixels: two a side, and the whole picture. Each has 9 pieces."""
+
+MOSAIC = 70
+"""Pieces of a picture of 24 x 30 pixels: 4 rows of 4 of the whole, then 6 of 8 rows of 8, each with a newline."""
+
+ANY_SIZE = ("qwen2.5-vl", "qwen3-vl")
+"""See an image of any size as it is: 12 tokens for one of 24 x 30 pixels and 2 around them."""
+
+EXPORTS: dict[str, tuple[Any, int]] = {
+    **dict(zip(ANY_SIZE, [(export_qwen_vl, CAPACITY), (export_qwen3_vl, CAPACITY)], strict=True)),
+    "smolvlm": (export_smolvlm, 160),
+    "llava-next": (export_llava_next, 160),
+}
+"""Models whose tokens for an image depend on its size, and the tokens that their caches hold."""
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+    """Loads one of `EXPORTS`, each once."""
+
+    @cache
+    def load(kind: str) -> Model:
+        export, capacity = EXPORTS[kind]
+        folder = tmp_path_factory.mktemp(kind)
+        export(folder, capacity=capacity)
+        return Model.load(folder / "onnx", DeviceOptions("cpu"))
+
+    return load
+
+
+@pytest.fixture(scope="module", params=EXPORTS)
+def any_kind(request: pytest.FixtureRequest, loaded: Callable[[str], Model]) -> Model:
+    """A model that takes images of all sizes, in any of the ways."""
+    return loaded(request.param)
+
+
+@pytest.fixture(scope="module", params=ANY_SIZE)
+def any_size(request: pytest.FixtureRequest, loaded: Callable[[str], Model]) -> Model:
+    """A model that sees an image of any size as it is."""
+    return loaded(request.param)
+
+
+@pytest.fixture(scope="module")
+def tiled(loaded: Callable[[str], Model]) -> Model:
+    """A model that sees an image as tiles of 9 pieces, 45 and the texts around them for one of 24 x 30 pixels."""
+    return loaded("smolvlm")
+
+
+@pytest.fixture(scope="module")
+def mosaic(loaded: Callable[[str], Model]) -> Model:
+    """A model that sees an image as a whole, then tiles of 16 pieces side by side."""
+    return loaded("llava-next")
 
 
 @pytest.mark.parametrize("write", [_text_file, _long, _truncated, _nothing])
-def test_what_is_no_image_is_none_of_any_size_either(write: Any, any_size: Model, tmp_path: Path) -> None:
+def test_what_is_no_image_is_none_of_any_size_either(write: Any, any_kind: Model, tmp_path: Path) -> None:
     path = tmp_path / "bad.jpg"
     write(path)
     with pytest.raises(UsageError) as raised:
-        _answer(any_size, "<image>a", path)
+        _answer(any_kind, "<image>a", path)
     assert raised.value.where == str(path)
+
+
+def test_what_is_seen_decides_the_answer_in_every_way(any_kind: Model, folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(255 - picture(24, 30)).save(tmp_path / "other.png")
+    good, other = folder / "good.png", tmp_path / "other.png"
+    answer = _answer(any_kind, "<image>a", good)
+    assert answer == _answer(any_kind, "<image>a", good) != _answer(any_kind, "<image>a", other)
+    assert _answer(any_kind, "<image><image>", good, other) != _answer(any_kind, "<image><image>", other, good)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "images", "says"),
+    [
+        *((kind, "a", 1, "places for images in the prompt: 0; images given: 1") for kind in EXPORTS),
+        *((kind, "<image>a", 0, "places for images in the prompt: 1; images given: 0") for kind in EXPORTS),
+        *(
+            (kind, "<image><image><image>a", 3, rf"has 43 tokens, 36 of them of 3 images, but .* holds {CAPACITY}")
+            for kind in ANY_SIZE
+        ),
+        ("smolvlm", "<image>" * TILES * 9, 1, "places for images in the prompt: 45; images given: 1"),
+        ("smolvlm", "<image><image>a<image>", 3, "has 178 tokens, 135 of them of 3 images, but .* holds 160"),
+        ("llava-next", "<image><image>a<image>", 3, "has 211 tokens, 210 of them of 3 images, but .* holds 160"),
+    ],
+)
+def test_images_of_all_sizes_and_their_places_must_fit(
+    kind: str, prompt: str, images: int, says: str, loaded: Callable[[str], Model], folder: Path
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        _answer(loaded(kind), prompt, *[folder / "good.png"] * images)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        *(
+            (kind, settings)
+            for kind in ANY_SIZE
+            for settings in ({}, {"patch_size": "a"}, {"spatial_merge_size": 0}, {"window_size": 4})
+        ),
+        *(("smolvlm", settings) for settings in ({"patch_size": "a"}, {"scale_factor": 9}, {"scale_factor": 0})),
+        *(("llava-next", {"patch_size": size}) for size in ("a", 23, 0)),
+    ],
+    ids=str,
+)
+def test_a_manifest_without_its_pieces_is_refused(
+    kind: str, settings: dict[str, Any], loaded: Callable[[str], Model]
+) -> None:
+    with pytest.raises(ArtifactError, match="how a model sees"):
+        Sight.of(_with_settings(loaded(kind), settings))
 
 
 @pytest.mark.parametrize("save", [_save_cmyk, _save_gif, _save_turned], ids=["cmyk", "animated", "turned"])
@@ -203,33 +300,12 @@ def test_odd_images_of_any_size_are_seen_as_what_they_show(save: Any, any_size: 
     assert _answer(any_size, "<image>a", tmp_path / "odd")
 
 
-@pytest.mark.parametrize(
-    ("prompt", "images", "says"),
-    [
-        ("a", 1, "places for images in the prompt: 0; images given: 1"),
-        ("<image>a", 0, "places for images in the prompt: 1; images given: 0"),
-        ("<image><image><image>a", 3, rf"has 43 tokens, 36 of them of 3 images, but the cache .* holds {CAPACITY}"),
-    ],
-)
-def test_images_of_any_size_and_their_places_must_fit(
-    prompt: str, images: int, says: str, any_size: Model, folder: Path
-) -> None:
-    with pytest.raises(UsageError, match=says):
-        _answer(any_size, prompt, *[folder / "good.png"] * images)
-
-
 def test_a_large_image_becomes_as_small_as_the_cache_wants(any_size: Model, tmp_path: Path) -> None:
     Image.fromarray(picture(600, 800)).save(tmp_path / "large.png")
     assert any_size.sight is not None
     (image,) = any_size.sight.prepare([tmp_path / "large.png"])
     assert 12 < image.pieces <= 24  # what the model's own processor allows; three quarters of the cache are 30
     assert _answer(any_size, "<image>a", tmp_path / "large.png")
-
-
-@pytest.mark.parametrize("settings", [{}, {"patch_size": "a"}, {"spatial_merge_size": 0}, {"window_size": 4}], ids=str)
-def test_a_manifest_without_its_patches_or_windows_is_refused(settings: dict[str, Any], any_size: Model) -> None:
-    with pytest.raises(ArtifactError, match="how a model sees"):
-        Sight.of(_with_settings(any_size, settings))
 
 
 def _with_settings(model: Model, settings: dict[str, Any]) -> Artifact:
@@ -253,48 +329,6 @@ def test_a_processor_that_was_changed_is_named(any_size: Model, folder: Path) ->
         other.prepare([folder / "good.png"])
 
 
-TILES = 5
-"""Tiles of a picture of 24 x 30 pixels: two a side, and the whole picture."""
-
-
-@pytest.fixture(scope="module")
-def tiled(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A model that sees an image as tiles of 9 pieces, 45 and the texts around them for one of 24 x 30 pixels."""
-    folder = tmp_path_factory.mktemp("tiled")
-    export_smolvlm(folder, capacity=160)
-    return Model.load(folder / "onnx", DeviceOptions("cpu"))
-
-
-@pytest.mark.parametrize("write", [_text_file, _long, _truncated, _nothing])
-def test_what_is_no_image_is_not_cut_into_tiles_either(write: Any, tiled: Model, tmp_path: Path) -> None:
-    path = tmp_path / "bad.jpg"
-    write(path)
-    with pytest.raises(UsageError) as raised:
-        _answer(tiled, "<image>a", path)
-    assert raised.value.where == str(path)
-
-
-def test_what_tiles_show_decides_the_answer(tiled: Model, folder: Path, tmp_path: Path) -> None:
-    Image.fromarray(255 - picture(24, 30)).save(tmp_path / "other.png")
-    good, other = folder / "good.png", tmp_path / "other.png"
-    assert _answer(tiled, "<image>a", good) == _answer(tiled, "<image>a", good) != _answer(tiled, "<image>a", other)
-    assert _answer(tiled, "<image><image>", good, other) != _answer(tiled, "<image><image>", other, good)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "images", "says"),
-    [
-        ("a", 1, "places for images in the prompt: 0; images given: 1"),
-        ("<image>a", 0, "places for images in the prompt: 1; images given: 0"),
-        ("<image>" * TILES * 9, 1, "places for images in the prompt: 45; images given: 1"),
-        ("<image><image>a<image>", 3, r"has 178 tokens, 135 of them of 3 images, but the cache .* holds 160"),
-    ],
-)
-def test_tiles_and_their_places_must_fit(prompt: str, images: int, says: str, tiled: Model, folder: Path) -> None:
-    with pytest.raises(UsageError, match=says):
-        _answer(tiled, prompt, *[folder / "good.png"] * images)
-
-
 def test_pieces_come_tile_by_tile(tiled: Model, folder: Path) -> None:
     assert isinstance(tiled.backend, SeeingBackend)
     assert tiled.sight is not None
@@ -306,59 +340,12 @@ def test_pieces_come_tile_by_tile(tiled: Model, folder: Path) -> None:
         np.testing.assert_array_equal(tiled.backend.see(one), pieces)
 
 
-@pytest.mark.parametrize("settings", [{"patch_size": "a"}, {"scale_factor": 9}, {"scale_factor": 0}], ids=str)
-def test_a_manifest_without_its_tiles_is_refused(settings: dict[str, Any], tiled: Model) -> None:
-    with pytest.raises(ArtifactError, match="how a model sees"):
-        Sight.of(_with_settings(tiled, settings))
-
-
 def test_a_processor_of_other_tiles_is_named(tiled: Model, folder: Path) -> None:
     assert tiled.sight is not None
     assert isinstance(tiled.sight.processor, Tiles)
     other = replace(tiled.sight, processor=replace(tiled.sight.processor, side=12))
     with pytest.raises(UnsupportedError, match=r"makes pixel_values of \[\d+, 3, 12, 12\], and the vision graph takes"):
         other.prepare([folder / "good.png"])
-
-
-MOSAIC = 70
-"""Pieces of a picture of 24 x 30 pixels: 4 rows of 4 of the whole, then 6 of 8 rows of 8, each with a newline."""
-
-
-@pytest.fixture(scope="module")
-def mosaic(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A model that sees an image as a whole, then tiles of 16 pieces side by side."""
-    folder = tmp_path_factory.mktemp("mosaic")
-    export_llava_next(folder, capacity=160)
-    return Model.load(folder / "onnx", DeviceOptions("cpu"))
-
-
-def test_what_a_mosaic_shows_decides_the_answer(mosaic: Model, folder: Path, tmp_path: Path) -> None:
-    Image.fromarray(255 - picture(24, 30)).save(tmp_path / "other.png")
-    good, other = folder / "good.png", tmp_path / "other.png"
-    assert _answer(mosaic, "<image>a", good) == _answer(mosaic, "<image>a", good) != _answer(mosaic, "<image>a", other)
-    assert _answer(mosaic, "<image><image>", good, other) != _answer(mosaic, "<image><image>", other, good)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "images", "says"),
-    [
-        ("a", 1, "places for images in the prompt: 0; images given: 1"),
-        ("<image>a", 0, "places for images in the prompt: 1; images given: 0"),
-        ("<image><image>a<image>", 3, r"has 211 tokens, 210 of them of 3 images, but the cache .* holds 160"),
-    ],
-)
-def test_mosaics_and_their_places_must_fit(prompt: str, images: int, says: str, mosaic: Model, folder: Path) -> None:
-    with pytest.raises(UsageError, match=says):
-        _answer(mosaic, prompt, *[folder / "good.png"] * images)
-
-
-@pytest.mark.parametrize("write", [_text_file, _long, _truncated, _nothing])
-def test_what_is_no_image_becomes_no_mosaic(write: Any, mosaic: Model, tmp_path: Path) -> None:
-    path = tmp_path / "bad.jpg"
-    write(path)
-    with pytest.raises(UsageError) as raised:
-        _answer(mosaic, "<image>a", path)
-    assert raised.value.where == str(path)
 
 
 @pytest.mark.parametrize("size", [(1, 200), (200, 1), (1, 1), (3, 150)], ids=str)
@@ -382,12 +369,6 @@ def test_pieces_of_a_mosaic_are_ordered(mosaic: Model, folder: Path) -> None:
     assert (rows[:, -1] == rows[0, -1]).all()
     whole = PreparedImage({name: array[:1] for name, array in image.inputs.items()}, PIECES + 1)
     np.testing.assert_array_equal(mosaic.backend.see(whole)[:-1], seen[:PIECES])
-
-
-@pytest.mark.parametrize("settings", [{"patch_size": "a"}, {"patch_size": 23}, {"patch_size": 0}], ids=str)
-def test_a_manifest_without_its_mosaics_is_refused(settings: dict[str, Any], mosaic: Model) -> None:
-    with pytest.raises(ArtifactError, match="how a model sees"):
-        Sight.of(_with_settings(mosaic, settings))
 
 
 def test_a_processor_of_other_mosaics_is_named(mosaic: Model, folder: Path) -> None:

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_qwen3_vl import TEXT as DEEP_TEXT
-from tiny_qwen3_vl import TOWER as DEEP_TOWER
-from tiny_qwen_vl import IMAGE_TOKEN, TEXT, TOWER, VISION_END, VISION_START
+from tiny_qwen_vl import IMAGE_TOKEN, QWEN2_5_VL, QWEN3_VL, VISION_END, VISION_START
 
 from awq2trt.evaluation.random_model import RandomModel
 from awq2trt.models.vision.prepared import Grid
@@ -50,15 +48,15 @@ QWEN: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN,
     "vision_start_token_id": VISION_START,
     "vision_end_token_id": VISION_END,
-    "text_config": {**TEXT, "model_type": "qwen2_5_vl_text", "max_position_embeddings": 1024},
-    "vision_config": {**TOWER, "model_type": "qwen2_5_vl"},
+    "text_config": {**QWEN2_5_VL.text, "model_type": "qwen2_5_vl_text", "max_position_embeddings": 1024},
+    "vision_config": {**QWEN2_5_VL.tower, "model_type": "qwen2_5_vl"},
 }
 QWEN3: dict[str, Any] = {
     **QWEN,
     "architectures": ["Qwen3VLForConditionalGeneration"],
     "model_type": "qwen3_vl",
-    "text_config": {**DEEP_TEXT, "model_type": "qwen3_vl_text", "max_position_embeddings": 1024},
-    "vision_config": {**DEEP_TOWER, "model_type": "qwen3_vl_vision"},
+    "text_config": {**QWEN3_VL.text, "model_type": "qwen3_vl_text", "max_position_embeddings": 1024},
+    "vision_config": {**QWEN3_VL.tower, "model_type": "qwen3_vl_vision"},
 }
 WIDTHS = {"llava-1.5-7b": 11008, "qwen2.5-vl-3b": 11008, "qwen3-vl-4b": 9728}
 """Channels within the MLPs of published decoders."""

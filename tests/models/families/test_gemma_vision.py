@@ -5,22 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from seeing_families import assert_sizes, assert_text_logits, quantized_on_a_text
 from tiny_gemma3 import TEXT, TOWER, save_gemma3
 from tiny_models import tokens
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import UnsupportedError
-from awq2trt.models.decoder import Ends, run_model
 from awq2trt.models.families import describe_model, describe_vision
-from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.pooled import PooledVisionSpec
-from awq2trt.progress import SilentProgress
-from awq2trt.recipe import QuantizeOptions
-from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 GEMMA_3_4B: dict[str, Any] = {
     "architectures": ["Gemma3ForConditionalGeneration"],
@@ -78,17 +72,8 @@ def test_defaults_are_those_of_transformers() -> None:
     theirs: Any = Gemma3Config()
     assert isinstance(vision, PooledVisionSpec)
     assert vision.image_token == theirs.image_token_index
-    tower, their_tower = vision.tower, theirs.vision_config
-    for ours, name in (
-        (tower.hidden_size, "hidden_size"),
-        (tower.intermediate_size, "intermediate_size"),
-        (tower.num_layers, "num_hidden_layers"),
-        (tower.num_heads, "num_attention_heads"),
-        (tower.image_size, "image_size"),
-        (tower.patch_size, "patch_size"),
-        (tower.norm_eps, "layer_norm_eps"),
-    ):
-        assert ours == getattr(their_tower, name), name
+    assert_sizes(vision.tower, theirs.vision_config)
+    assert vision.tower.patch_size == theirs.vision_config.patch_size
     text = theirs.text_config
     assert (spec.hidden_size, spec.intermediate_size, spec.num_layers, spec.vocab_size, spec.head_dim) == (
         text.hidden_size,
@@ -100,25 +85,12 @@ def test_defaults_are_those_of_transformers() -> None:
 
 
 def test_logits_of_a_text_are_those_of_transformers(tmp_path: Path) -> None:
-    source = open_source(str(save_gemma3(tmp_path)))
-    ids = tokens(1, 30) % 250
-    theirs: Any = Gemma3ForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
-    with torch.inference_mode():
-        got, expected = Ends(source).logits(run_model(source, ids)), theirs(input_ids=ids).logits
-    torch.testing.assert_close(got, expected, atol=2e-4, rtol=0)
+    assert_text_logits(save_gemma3(tmp_path), Gemma3ForConditionalGeneration, tokens(1, 30) % 250)
 
 
 def test_it_is_quantized_on_a_text_and_keeps_its_tower(tmp_path: Path) -> None:
-    save_gemma3(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("It was a bright cold day in April. " * 60)
-    options = QuantizeOptions(group_size=32, samples=2, seqlen=64, calib=str(tmp_path / "text.txt"))
-    quantize_stage(QuantizeRequest(str(tmp_path / "model"), tmp_path / "out", options), SilentProgress())
-    checkpoint, source = QuantizedCheckpoint.open(tmp_path / "out"), open_source(str(tmp_path / "model"))
-    assert checkpoint.vision == source.vision
+    checkpoint = quantized_on_a_text(save_gemma3(tmp_path / "model"), tmp_path)
     assert checkpoint.spec.image_blocks
-    stored = checkpoint.vision_tensors()
-    for name, value in source.vision_tensors().items():
-        np.testing.assert_allclose(stored[name].astype(np.float32), value.astype(np.float32), atol=2e-3)
 
 
 @pytest.mark.parametrize(

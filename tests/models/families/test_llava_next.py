@@ -6,24 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from seeing_families import assert_text_logits, quantized_on_a_text
 from tiny_llava import TOWER_CONFIG, rename_tensors
 from tiny_llava_next import SIZES, save_llava_next
 from tiny_models import LLAMA_CONFIG, tokens
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
-from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import UnsupportedError
 from awq2trt.images.processor import processor_of, require_fit
-from awq2trt.models.decoder import Ends, run_model
 from awq2trt.models.families import describe_model, describe_vision
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.mosaic import MosaicSpec
-from awq2trt.progress import SilentProgress
-from awq2trt.recipe import QuantizeOptions
-from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 MISTRAL_7B: dict[str, Any] = {
     "architectures": ["LlavaNextForConditionalGeneration"],
@@ -109,12 +104,7 @@ def test_defaults_are_those_of_transformers() -> None:
 
 
 def test_logits_of_a_text_are_those_of_transformers(tmp_path: Path) -> None:
-    source = open_source(str(save_llava_next(tmp_path)))
-    ids = tokens(1, 30)
-    theirs = LlavaNextForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
-    with torch.inference_mode():
-        got, expected = Ends(source).logits(run_model(source, ids)), theirs(input_ids=ids).logits
-    torch.testing.assert_close(got, expected, atol=2e-4, rtol=0)
+    assert_text_logits(save_llava_next(tmp_path), LlavaNextForConditionalGeneration, tokens(1, 30))
 
 
 def test_names_of_transformers_classes_are_known_too(tmp_path: Path) -> None:
@@ -126,16 +116,8 @@ def test_names_of_transformers_classes_are_known_too(tmp_path: Path) -> None:
 
 
 def test_it_is_quantized_on_a_text_and_keeps_what_it_sees_with(tmp_path: Path) -> None:
-    save_llava_next(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("It was a bright cold day in April. " * 60)
-    options = QuantizeOptions(group_size=32, samples=2, seqlen=64, calib=str(tmp_path / "text.txt"))
-    quantize_stage(QuantizeRequest(str(tmp_path / "model"), tmp_path / "out", options), SilentProgress())
-    checkpoint, source = QuantizedCheckpoint.open(tmp_path / "out"), open_source(str(tmp_path / "model"))
-    assert checkpoint.vision == source.vision
-    stored = checkpoint.vision_tensors()
-    assert "image_newline" in stored
-    for name, value in source.vision_tensors().items():
-        np.testing.assert_allclose(stored[name].astype(np.float32), value.astype(np.float32), atol=2e-3)
+    checkpoint = quantized_on_a_text(save_llava_next(tmp_path / "model"), tmp_path)
+    assert "image_newline" in checkpoint.vision_tensors()
 
 
 @pytest.mark.parametrize(

@@ -6,23 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_qwen3_vl import TEXT, TOWER, VISION_END, VISION_START, save_qwen3_vl
+from seeing_families import assert_text_logits, quantized_on_a_text, text_logits
+from tiny_qwen_vl import QWEN3_VL, VISION_END, VISION_START, save_qwen3_vl
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import UnsupportedError
-from awq2trt.models.decoder import Ends, run_model
 from awq2trt.models.families import describe_model, describe_vision
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.arranging import tokens_around
 from awq2trt.models.vision.stacked import StackedVisionSpec
-from awq2trt.progress import SilentProgress
-from awq2trt.recipe import QuantizeOptions
-from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 PUBLISHED: dict[str, Any] = {
     "architectures": ["Qwen3VLForConditionalGeneration"],
@@ -80,12 +75,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_qwen3_vl(tmp_path_factory.mktemp("models") / "tiny-qwen3-vl")
 
 
-def _logits(directory: Path, tokens: torch.Tensor) -> torch.Tensor:
-    source = open_source(str(directory))
-    with torch.inference_mode():
-        return Ends(source).logits(run_model(source, tokens))
-
-
 def test_the_description_is_of_all_its_tensors(model: Path) -> None:
     source = open_source(str(model))
     assert isinstance(source.vision, StackedVisionSpec)
@@ -106,10 +95,8 @@ def test_the_description_is_of_all_its_tensors(model: Path) -> None:
 def test_logits_of_a_text_are_those_of_transformers(tied: bool, tmp_path: Path) -> None:
     model = save_qwen3_vl(tmp_path, tie_word_embeddings=tied)
     assert open_source(str(model)).spec.tie_embeddings == tied
-    tokens = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(3))
-    theirs = Qwen3VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
-    with torch.inference_mode():
-        torch.testing.assert_close(_logits(model, tokens), theirs(tokens).logits, atol=2e-4, rtol=0)
+    ids = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(3))
+    assert_text_logits(model, Qwen3VLForConditionalGeneration, ids)
 
 
 def test_old_keys_are_the_same_model(model: Path, tmp_path: Path) -> None:
@@ -120,19 +107,12 @@ def test_old_keys_are_the_same_model(model: Path, tmp_path: Path) -> None:
     config["text_config"]["rope_theta"] = parameters.pop("rope_theta")
     config["text_config"]["rope_scaling"] = parameters
     (tmp_path / "config.json").write_text(json.dumps(config))
-    tokens = torch.arange(30).unsqueeze(0)
-    torch.testing.assert_close(_logits(tmp_path, tokens), _logits(model, tokens), atol=0, rtol=0)
+    ids = torch.arange(30).unsqueeze(0)
+    torch.testing.assert_close(text_logits(tmp_path, ids), text_logits(model, ids), atol=0, rtol=0)
 
 
 def test_it_is_quantized_on_a_text_and_keeps_its_tower(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("It was a bright cold day in April. " * 60)
-    options = QuantizeOptions(group_size=32, samples=2, seqlen=64, calib=str(tmp_path / "text.txt"))
-    quantize_stage(QuantizeRequest(str(model), tmp_path / "out", options), SilentProgress())
-    checkpoint, source = QuantizedCheckpoint.open(tmp_path / "out"), open_source(str(model))
-    assert (checkpoint.vision, checkpoint.spec.deepstack) == (source.vision, 2)
-    stored = checkpoint.vision_tensors()
-    for name, value in source.vision_tensors().items():
-        np.testing.assert_allclose(stored[name].astype(np.float32), value.astype(np.float32), atol=2e-3)
+    assert quantized_on_a_text(model, tmp_path).spec.deepstack == 2
 
 
 @pytest.mark.parametrize(
@@ -141,13 +121,13 @@ def test_it_is_quantized_on_a_text_and_keeps_its_tower(model: Path, tmp_path: Pa
         ({"rope_parameters": {"rope_theta": 1e4, "mrope_section": [2, 3]}}, {}, {}, "three positive numbers"),
         ({"rope_parameters": {"rope_theta": 1e4, "mrope_section": [2, 3, 4]}}, {}, {}, "half of head_dim, 8"),
         (
-            {"rope_parameters": {**TEXT["rope_parameters"], "mrope_interleaved": False}},
+            {"rope_parameters": {**QWEN3_VL.text["rope_parameters"], "mrope_interleaved": False}},
             {},
             {},
             "mrope_interleaved: expected True, got False",
         ),
         (
-            {"rope_parameters": {**TEXT["rope_parameters"], "rope_type": "dynamic", "factor": 2.0}},
+            {"rope_parameters": {**QWEN3_VL.text["rope_parameters"], "rope_type": "dynamic", "factor": 2.0}},
             {},
             {},
             "expected the same frequencies for texts of every length",
@@ -170,8 +150,8 @@ def test_what_no_model_has_is_refused(
 ) -> None:
     config = {
         "architectures": ["Qwen3VLForConditionalGeneration"],
-        "text_config": {**TEXT, **text},
-        "vision_config": {**TOWER, **tower},
+        "text_config": {**QWEN3_VL.text, **text},
+        "vision_config": {**QWEN3_VL.tower, **tower},
         "image_token_id": 270,
         **outer,
     }

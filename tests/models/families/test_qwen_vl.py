@@ -6,35 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from seeing_families import assert_text_logits, quantized_on_a_text, text_logits
 from tiny_models import save_tokenizer
-from tiny_qwen_vl import TEXT, TOWER, VISION_END, VISION_START, save_qwen_vl
+from tiny_qwen_vl import QWEN2_5_VL, VISION_END, VISION_START, save_qwen_vl
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import UnsupportedError
-from awq2trt.models.decoder import Ends, run_model
 from awq2trt.models.families import describe_model, describe_vision
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.arranging import tokens_around
 from awq2trt.models.vision.windowed import WindowedVisionSpec
-from awq2trt.progress import SilentProgress
-from awq2trt.recipe import QuantizeOptions
-from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_qwen_vl(tmp_path_factory.mktemp("models") / "tiny-qwen-vl")
-
-
-def _logits(directory: Path, tokens: torch.Tensor) -> torch.Tensor:
-    source = open_source(str(directory))
-    with torch.inference_mode():
-        return Ends(source).logits(run_model(source, tokens))
 
 
 def test_the_description_is_of_all_its_tensors(model: Path) -> None:
@@ -50,10 +39,8 @@ def test_the_description_is_of_all_its_tensors(model: Path) -> None:
 
 
 def test_logits_of_a_text_are_those_of_transformers(model: Path) -> None:
-    tokens = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(3))
-    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
-    with torch.inference_mode():
-        torch.testing.assert_close(_logits(model, tokens), theirs(tokens).logits, atol=2e-4, rtol=0)
+    ids = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(3))
+    assert_text_logits(model, Qwen2_5_VLForConditionalGeneration, ids)
 
 
 def test_other_names_and_a_flat_config_are_the_same_model(model: Path, tmp_path: Path) -> None:
@@ -74,19 +61,12 @@ def test_other_names_and_a_flat_config_are_the_same_model(model: Path, tmp_path:
     text["rope_theta"] = text.pop("rope_parameters")["rope_theta"]
     (tmp_path / "config.json").write_text(json.dumps({**text, **config}))
     save_tokenizer(tmp_path)
-    tokens = torch.arange(30).unsqueeze(0)
-    torch.testing.assert_close(_logits(tmp_path, tokens), _logits(model, tokens), atol=0, rtol=0)
+    ids = torch.arange(30).unsqueeze(0)
+    torch.testing.assert_close(text_logits(tmp_path, ids), text_logits(model, ids), atol=0, rtol=0)
 
 
 def test_it_is_quantized_on_a_text_and_keeps_its_tower(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("It was a bright cold day in April. " * 60)
-    options = QuantizeOptions(group_size=32, samples=2, seqlen=64, calib=str(tmp_path / "text.txt"))
-    quantize_stage(QuantizeRequest(str(model), tmp_path / "out", options), SilentProgress())
-    checkpoint, source = QuantizedCheckpoint.open(tmp_path / "out"), open_source(str(model))
-    assert checkpoint.vision == source.vision
-    stored = checkpoint.vision_tensors()
-    for name, value in source.vision_tensors().items():
-        np.testing.assert_allclose(stored[name].astype(np.float32), value.astype(np.float32), atol=2e-3)
+    quantized_on_a_text(model, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -94,24 +74,24 @@ def test_it_is_quantized_on_a_text_and_keeps_its_tower(model: Path, tmp_path: Pa
     [
         ({"rope_parameters": {"rope_theta": 1e4, "mrope_section": [2, 3]}}, "three positive numbers"),
         ({"rope_parameters": {"rope_theta": 1e4, "mrope_section": [2, 3, 4]}}, "half of head_dim, 8"),
-        ({"vision_config": {**TOWER, "out_hidden_size": 64}}, "expected pieces of 48 channels"),
-        ({"vision_config": {**TOWER, "window_size": 4}}, "windows of one or more"),
-        ({"vision_config": {**TOWER, "fullatt_block_indexes": "all"}}, "expected a list of layers"),
-        ({"vision_config": {**TOWER, "in_channels": 1}}, "in_channels"),
-        ({"vision_config": {**TOWER, "hidden_act": "relu"}}, "hidden_act"),
+        ({"vision_config": {**QWEN2_5_VL.tower, "out_hidden_size": 64}}, "expected pieces of 48 channels"),
+        ({"vision_config": {**QWEN2_5_VL.tower, "window_size": 4}}, "windows of one or more"),
+        ({"vision_config": {**QWEN2_5_VL.tower, "fullatt_block_indexes": "all"}}, "expected a list of layers"),
+        ({"vision_config": {**QWEN2_5_VL.tower, "in_channels": 1}}, "in_channels"),
+        ({"vision_config": {**QWEN2_5_VL.tower, "hidden_act": "relu"}}, "hidden_act"),
         ({"image_token_id": 272}, "expected a token of the vocabulary of 272"),
         ({"vision_end_token_id": 272}, "vision_end_token_id: expected a token of the vocabulary of 272"),
         (
-            {"rope_parameters": {**TEXT["rope_parameters"], "rope_type": "dynamic", "factor": 2.0}},
+            {"rope_parameters": {**QWEN2_5_VL.text["rope_parameters"], "rope_type": "dynamic", "factor": 2.0}},
             "expected the same frequencies for texts of every length",
         ),
     ],
 )
 def test_what_no_model_has_is_refused(changes: dict[str, Any], says: str) -> None:
     config = {
-        **TEXT,
+        **QWEN2_5_VL.text,
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "vision_config": TOWER,
+        "vision_config": QWEN2_5_VL.tower,
         "image_token_id": 270,
         **changes,
     }

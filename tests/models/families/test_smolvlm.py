@@ -5,22 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from seeing_families import assert_sizes, assert_text_logits, quantized_on_a_text
 from tiny_models import LLAMA_CONFIG, tokens
 from tiny_smolvlm import KINDS, TOWER, save_smolvlm
 from transformers import Idefics3Config
 
-from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import UnsupportedError
-from awq2trt.models.decoder import Ends, run_model
 from awq2trt.models.families import describe_model, describe_vision
-from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.tiled import TiledVisionSpec
-from awq2trt.progress import SilentProgress
-from awq2trt.recipe import QuantizeOptions
-from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 
 SMOLVLM_256M: dict[str, Any] = {
     "architectures": ["Idefics3ForConditionalGeneration"],
@@ -80,38 +74,16 @@ def test_defaults_are_those_of_transformers() -> None:
     theirs: Any = Idefics3Config()
     assert isinstance(vision, TiledVisionSpec)
     assert (vision.image_token, vision.connector.merge) == (theirs.image_token_id, theirs.scale_factor)
-    tower, their_tower = vision.tower, theirs.vision_config
-    for ours, name in (
-        (tower.hidden_size, "hidden_size"),
-        (tower.intermediate_size, "intermediate_size"),
-        (tower.num_layers, "num_hidden_layers"),
-        (tower.num_heads, "num_attention_heads"),
-        (tower.image_size, "image_size"),
-        (tower.norm_eps, "layer_norm_eps"),
-    ):
-        assert ours == getattr(their_tower, name), name
+    assert_sizes(vision.tower, theirs.vision_config)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_of_a_text_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
-    source = open_source(str(save_smolvlm(tmp_path, kind=kind)))
-    ids = tokens(1, 30)
-    theirs = KINDS[kind][1].from_pretrained(tmp_path, dtype=torch.float32)
-    with torch.inference_mode():
-        got, expected = Ends(source).logits(run_model(source, ids)), theirs(input_ids=ids).logits
-    torch.testing.assert_close(got, expected, atol=2e-4, rtol=0)
+    assert_text_logits(save_smolvlm(tmp_path, kind=kind), KINDS[kind][1], tokens(1, 30))
 
 
 def test_it_is_quantized_on_a_text_and_keeps_its_tower(tmp_path: Path) -> None:
-    save_smolvlm(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("It was a bright cold day in April. " * 60)
-    options = QuantizeOptions(group_size=32, samples=2, seqlen=64, calib=str(tmp_path / "text.txt"))
-    quantize_stage(QuantizeRequest(str(tmp_path / "model"), tmp_path / "out", options), SilentProgress())
-    checkpoint, source = QuantizedCheckpoint.open(tmp_path / "out"), open_source(str(tmp_path / "model"))
-    assert checkpoint.vision == source.vision
-    stored = checkpoint.vision_tensors()
-    for name, value in source.vision_tensors().items():
-        np.testing.assert_allclose(stored[name].astype(np.float32), value.astype(np.float32), atol=2e-3)
+    quantized_on_a_text(save_smolvlm(tmp_path / "model"), tmp_path)
 
 
 @pytest.mark.parametrize(

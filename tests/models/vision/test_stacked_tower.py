@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_qwen3_vl import IMAGE_TOKEN, VISION_END, VISION_START, save_qwen3_vl
+from tiny_qwen_vl import IMAGE_TOKEN, VISION_END, VISION_START, save_qwen3_vl
 from transformers import Qwen3VLForConditionalGeneration
 
 from awq2trt.models.sources.base import ModelSource

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_qwen_vl import QWEN2_5_VL
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from awq2trt.models.decoder import BlockRunner, apply_norm
@@ -17,28 +18,7 @@ from awq2trt.models.vision.prepared import Grid
 from awq2trt.models.vision.windowed import WindowedTowerSpec
 from awq2trt.models.vision.windowed_tower import windowed_features
 
-TOWER: dict[str, Any] = {
-    "depth": 3,
-    "hidden_size": 32,
-    "intermediate_size": 44,
-    "num_heads": 2,
-    "patch_size": 4,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "window_size": 24,  # three pieces a side
-    "out_hidden_size": 48,
-    "fullatt_block_indexes": [1],
-}
-TEXT: dict[str, Any] = {
-    "vocab_size": 120,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "rms_norm_eps": 1e-5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-}
+TEXT: dict[str, Any] = {**QWEN2_5_VL.text, "vocab_size": 120}
 IMAGE_TOKEN, VISION_START = 100, 101
 
 SPEC = WindowedTowerSpec(
@@ -62,7 +42,7 @@ GRIDS = (Grid(1, 10, 14), Grid(1, 6, 12), Grid(2, 4, 4))
 @pytest.fixture(scope="module")
 def theirs() -> Qwen2_5_VLForConditionalGeneration:
     torch.manual_seed(1)
-    config = Qwen2_5_VLConfig(text_config=TEXT, vision_config=TOWER, image_token_id=IMAGE_TOKEN)
+    config = Qwen2_5_VLConfig(text_config=TEXT, vision_config=QWEN2_5_VL.tower, image_token_id=IMAGE_TOKEN)
     model: Qwen2_5_VLForConditionalGeneration = Qwen2_5_VLForConditionalGeneration(config).eval()
     with torch.no_grad():
         for name, value in model.named_parameters():

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from tiny_flamingo import IMAGE_TOKEN as FLAMINGO_IMAGE
 from tiny_flamingo import TOWER_CONFIG, export_flamingo
 from tiny_llava import IMAGE_TOKEN, export_llava, shown
-from tiny_qwen3_vl import export_qwen3_vl
 from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
-from tiny_qwen_vl import export_qwen_vl
+from tiny_qwen_vl import export_qwen3_vl, export_qwen_vl
 
 from awq2trt.artifact.golden import relative_error
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from pictures import picture
 from tiny_llava import IMAGE_TOKEN, export_llava, shown
 from tiny_llava_next import export_llava_next
-from tiny_qwen3_vl import export_qwen3_vl
-from tiny_qwen_vl import export_qwen_vl
+from tiny_qwen_vl import export_qwen3_vl, export_qwen_vl
 from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.golden import read_golden
