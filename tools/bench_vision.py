@@ -206,7 +206,10 @@ SHAPES: Final[Mapping[str, Shape]] = {
         Grid(1, 48, 48),
     ),
 }
-"""Published sizes, and images that both see in 576 pieces."""
+"""Sizes of llava-hf/llava-1.5-7b-hf, Qwen/Qwen3-VL-4B-Instruct and Qwen/Qwen2.5-VL-3B-Instruct, under the keys that
+transformers 5 saves, and images that each sees in 576 pieces. Where Qwen3-VL's were read, `PUBLISHED` of
+tests/models/families/test_qwen3_vl.py says.
+"""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,9 @@ PUBLISHED: dict[str, Any] = {
     "vision_end_token_id": 151653,
     "vision_start_token_id": 151652,
 }
-"""As Qwen/Qwen3-VL-4B-Instruct has it."""
+"""config.json of Qwen/Qwen3-VL-4B-Instruct without `transformers_version`, all values as in the copy of it in
+kohya-ss/musubi-tuner@7c1cf72, src/musubi_tuner/krea2/krea2_encoder.py.
+"""
 
 
 @pytest.fixture(scope="module")
