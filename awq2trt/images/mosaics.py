@@ -1,7 +1,7 @@
 """The image processor of models that see an image made smaller, then its tiles as one large image.
 
-In: uint8 [height, width, 3]. Out: fp32 [tiles, 3, side, side], the whole image first, and the grid of the others, bit
-for bit those of transformers. It needs only NumPy and Pillow.
+In: RGB uint8 [height, width, 3]. Out: fp32 [tiles, 3, side, side], the whole image first, and the grid of the others,
+bit for bit those of transformers. It needs only NumPy and Pillow.
 
 Source: `LlavaNextImageProcessor` of transformers 5.24, with its Pillow backend, which is the original one.
 """
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from awq2trt.images.processor_keys import DEFAULT_SIDE, KeyReader, resized
+from awq2trt.images.tiles import cut_into_tiles
 from awq2trt.models.vision.description import CHANNELS
 from awq2trt.models.vision.mosaic import PINPOINTS, WANTED_SIZES, MosaicLayout, Sizes, sizes_in
-from awq2trt.models.vision.prepared import Grid, Pixels
+from awq2trt.models.vision.prepared import Pixels
 
 
 class TileSteps(Protocol):
@@ -57,7 +58,12 @@ class Mosaics:
         return f"{height} x {width} pixels, {tiles} tiles in all"
 
     def at_most(self, pieces: int, layout: MosaicLayout) -> Mosaics:
-        """The same, with those sizes of which no image has more pieces, or with the one that has fewest."""
+        """The same, with those sizes of which no image has more pieces, or with the one that has fewest.
+
+        Args:
+            pieces: Most pieces of an image.
+            layout: How many pieces an image of a size has.
+        """
         kept = tuple(size for size in self.sizes if layout.most_pieces(size) <= pieces)
         return replace(self, sizes=kept or (min(self.sizes, key=layout.most_pieces),))
 
@@ -72,19 +78,13 @@ class Mosaics:
     def pixels(self, image: NDArray[np.uint8]) -> Pixels:
         """Prepares an image, RGB uint8 [height, width, 3]: the whole image, then tiles row by row."""
         height, width = image.shape[:2]
-        large, side = self._large(image), self.side
-        rows, columns = (length // side for length in large.shape[:2])
-        tiles = [
-            large[row * side : (row + 1) * side, column * side : (column + 1) * side]
-            for row in range(rows)
-            for column in range(columns)
-        ]
+        tiles, grid = cut_into_tiles(self._large(image), self.side)
         whole = resized(image, *self.whole, self.steps.resample)
         prepared = [self.steps.prepare(tile) for tile in (whole, *tiles)]
-        return Pixels(np.stack(prepared), Grid(1, rows, columns), (height, width))
+        return Pixels(np.stack(prepared), grid, (height, width))
 
     def _large(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The image in one of the sizes, in proportion, with black margins."""
+        """The image in one of the sizes, in proportion, with black margins: uint8 [rows * side, columns * side, 3]."""
         height, width = image.shape[:2]
         target_height, target_width = self._best(height, width)
         by_height, by_width = target_height / height, target_width / width
@@ -117,11 +117,11 @@ def describe_mosaics(reader: KeyReader, steps: TileSteps) -> Mosaics:
     Raises:
         UnsupportedError: A key has an unsupported value.
     """
-    shortest_edge, size = reader.resizing()
-    whole = size or (shortest_edge or DEFAULT_SIDE,) * 2
-    side, other = reader.sides("crop_size", reader.config.get("crop_size", DEFAULT_SIDE))
+    shortest_edge, exact = reader.resizing()
+    whole = exact or (shortest_edge or DEFAULT_SIDE,) * 2
+    side, width = reader.sides("crop_size", reader.config.get("crop_size", DEFAULT_SIDE))
     shape = (CHANNELS, side, side)
-    if side != other or any(
+    if side != width or any(
         steps.prepare(np.zeros((*size, CHANNELS), np.uint8)).shape != shape for size in (whole, (side, side))
     ):
         raise reader.refusal("crop_size", f"a square, to which size {whole[0]} x {whole[1]} is cut or resized")

@@ -1,7 +1,7 @@
 """The image processor of models that see images of any size: an image keeps its proportion and becomes patches.
 
-In: uint8 [height, width, 3]. Out: fp32 [patches, numbers of a patch] and their grid, bit for bit those of transformers.
-It needs only NumPy and Pillow.
+In: RGB uint8 [height, width, 3]. Out: fp32 [patches, 3 * frames * patch_size**2] and their grid, bit for bit those of
+transformers. It needs only NumPy and Pillow.
 
 Source: `Qwen2VLImageProcessor` of transformers 5.24, with its Pillow backend, which is the original one.
 """
@@ -90,14 +90,14 @@ class Patches:
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that are multiples of a piece's, as `smart_resize` of transformers chooses them."""
         side = self.side
-        rows, columns = round(height / side) * side, round(width / side) * side
-        if rows * columns > self.most:
+        tall, wide = round(height / side) * side, round(width / side) * side
+        if tall * wide > self.most:
             factor = math.sqrt(height * width / self.most)
-            rows, columns = (max(side, math.floor(length / factor / side) * side) for length in (height, width))
-        elif rows * columns < self.fewest:
+            tall, wide = (max(side, math.floor(length / factor / side) * side) for length in (height, width))
+        elif tall * wide < self.fewest:
             factor = math.sqrt(self.fewest / (height * width))
-            rows, columns = (math.ceil(length * factor / side) * side for length in (height, width))
-        return rows, columns
+            tall, wide = (math.ceil(length * factor / side) * side for length in (height, width))
+        return tall, wide
 
 
 def describe_patches(reader: KeyReader) -> Patches:

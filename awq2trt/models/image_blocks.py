@@ -41,9 +41,19 @@ class ImageBlocks:
         return cls(torch.as_tensor(np.stack([block_ends(row) for row in is_image])))
 
     def mask(self, texts: slice | Tensor, keys: int, queries: int, sliding_window: int | None) -> Tensor:
-        """Which keys each of the last `queries` positions may see, as bool [texts, 1, queries, keys]."""
+        """Which keys each position of a call may see.
+
+        Args:
+            texts: Which texts these are.
+            keys: Positions from the text's first to the call's last.
+            queries: The call's positions, which are the last of them.
+            sliding_window: Positions that a token sees at most, with itself; None for all.
+
+        Returns:
+            bool [texts, 1, queries, keys].
+        """
         key = torch.arange(keys)
-        mine = self.ends[texts, keys - queries : keys].to(key.device)
+        mine = self.ends[texts, keys - queries : keys].to(key.device)  # [texts, queries]
         mask = key <= mine[:, None, :, None]
         if sliding_window is not None:
             mask = mask & (key > torch.arange(keys - queries, keys)[:, None] - sliding_window)

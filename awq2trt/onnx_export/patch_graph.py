@@ -1,7 +1,7 @@
 """What the graphs of towers for images of any size are made of, beside linears and norms: rotated heads, attention.
 
 In: a `PatchTowerSpec`, and values of a graph. Out: nodes on a tape. `windowed_graph` and `stacked_graph` write towers
-with it; the same computation in PyTorch is in `awq2trt.models.vision.windowed_tower`.
+with it; the same computation in PyTorch is `awq2trt.models.vision.patched_tower`.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class PatchBuilder(TowerBuilder):
     """Appends the parts that these towers share.
 
     Shapes in comments: P patches, H channels of the tower, D of a head.
+
+    `_angles`, which a tower sets before its first layer: as of `cosines_and_sines`.
     """
 
     _spec: PatchTowerSpec

@@ -63,12 +63,14 @@ class StackedBuilder(PatchBuilder):
         """Position embeddings [P, H]: those of the four nearest places of the table, by distance, in fp32."""
         side, to_float = self._spec.position_side, {"to": int(ir.DataType.FLOAT)}
         wide = self.op("Cast", [places], to_float)  # [P, 2]
-        last = self.op("ReduceMax", [wide, self.integers([0])], {"keepdims": 1})  # of the image's rows and columns
+        last = self.op("ReduceMax", [wide, self.integers([0])], {"keepdims": 1})  # [1, 2]: the last patch's
         ones = self.op("Constant", [], {"value_floats": [1.0]})
         edge = self.op("Constant", [], {"value_floats": [float(side - 1)]})
         exact = self.op("Div", [self.op("Mul", [wide, edge]), self.op("Max", [last, ones])], name="positions")
         first = self.op("Floor", [exact])
         behind = self.op("Sub", [exact, first])  # shares of the places behind the first ones
+        # For the places at or before a patch's own, then for the next ones: row and column in the table, and the shares
+        # of their embeddings, [P, 2] each.
         steps = (
             (first, self.op("Sub", [ones, behind])),
             (self.op("Min", [self.op("Add", [first, ones]), edge]), behind),

@@ -1,14 +1,14 @@
 """What the graphs of all towers are made of: linears, norms, activations, and the tensors of a checkpoint.
 
-In: a description and its tensors. Out: nodes on a tape, and at last the complete graph. `vision_graph` and
-`windowed_graph` write towers with it. Nothing in them is quantized.
+In: a description and its tensors. Out: nodes on a tape, and at last the complete graph. `vision_graph` writes towers
+for images of one size with it, `patch_graph` the parts of those for images of any size. Nothing in them is quantized.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,10 +18,8 @@ from onnx_ir.tape import Tape
 from awq2trt import opset
 from awq2trt.io_contract import IoContract
 from awq2trt.models.families import GELU_TANH, RELU, SILU
-from awq2trt.models.vision.description import QUICK_GELU, SeeingSpec
+from awq2trt.models.vision.description import QUICK_GELU, QUICK_GELU_SLOPE, SeeingSpec
 from awq2trt.onnx_export.external_data import ExternalDataWriter, initializer
-
-_QUICK_GELU_SLOPE: Final = 1.702
 
 Tensors = Mapping[str, NDArray[np.generic]]
 """Tensors of a tower and what is behind it, by full name."""
@@ -73,13 +71,13 @@ class TowerBuilder(ABC):
         return ir.Model(graph, ir_version=opset.ONNX_IR_VERSION, producer_name="awq2trt")
 
     def activation(self, kind: str, x: ir.Value) -> ir.Value:
-        """An activation function."""
+        """An activation function of any shape; `kind` is one that a description has."""
         if kind == RELU:
             return self.op("Relu", [x])
         if kind == SILU:
             return self.op("Mul", [x, self.op("Sigmoid", [x])])
         if kind == QUICK_GELU:
-            slope = self.constant("quick_gelu.slope", np.asarray(_QUICK_GELU_SLOPE, np.float32))
+            slope = self.constant("quick_gelu.slope", np.asarray(QUICK_GELU_SLOPE, np.float32))
             return self.op("Mul", [x, self.op("Sigmoid", [self.op("Mul", [x, slope])])])
         return self.op("Gelu", [x], {"approximate": "tanh" if kind == GELU_TANH else "none"})
 

@@ -53,6 +53,9 @@ class WindowedBuilder(PatchBuilder):
     """A tower with windows, and its merger.
 
     Shapes in comments: P patches, W windows, L slots of a window, H channels of the tower, D of a head.
+
+    `_windows`, which `seen` sets: the patch in every slot, int64 [W, L], the first one in empty slots; which slots have
+    one, bool [W, 1, L, L], the same for all queries; and the slot of every patch, int64 [P].
     """
 
     _spec: WindowedTowerSpec

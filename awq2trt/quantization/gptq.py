@@ -50,8 +50,8 @@ class GptqOptions:
     Attributes:
         act_order: Whether columns are rounded by decreasing E[x_k^2] instead of from left to right.
         damping: The damping as a share of the mean of H's diagonal.
-        precision: The type in which H is factored. G is the square of activations, and has a condition number that fp32
-            does not bear unless each channel is damped.
+        precision: The type in which H is factored. E[x x^T] is the square of activations, and has a condition number
+            that fp32 does not bear unless each channel is damped.
     """
 
     act_order: bool = True
@@ -67,18 +67,20 @@ class ErrorSpread:
         order: Columns in the order of rounding, int64 [K].
         factors: A_jk / A_kk, by which an error of column j adds to what is left of column k, both in that order: upper
             triangular with 1 on the diagonal, fp32 [K, K].
-        reaches_groups: Whether columns are rounded from left to right, so that grids can be made on the way.
+        left_to_right: Whether this is the columns' own order, so that grids can be made on the way.
     """
 
     order: Tensor
     factors: Tensor
-    reaches_groups: bool
+    left_to_right: bool
 
     @classmethod
     def of(cls, gram: Tensor, options: GptqOptions) -> ErrorSpread:
-        """Computes it from E[x x^T], finite, [K, K].
+        """Computes it. Weights of a channel that is always zero are rounded to nearest.
 
-        Weights of a channel that is always zero are rounded to nearest.
+        Args:
+            gram: E[x x^T], finite, fp32 [K, K].
+            options: How columns are rounded.
         """
         order = torch.arange(len(gram), device=gram.device)
         if options.act_order:
@@ -96,12 +98,15 @@ def gptq_round(weight: Tensor, spread: ErrorSpread, scheme: QuantScheme, *, grid
     """Rounds one linear.
 
     Args:
-        weight: The weight, [N, K].
+        weight: The weight, fp32 [N, K].
         spread: How errors are made up for, of the same type.
         scheme: Bits, groups, zero points.
         grid: The grid of every group; None for grids that span the range of the group's weights.
+
+    Returns:
+        Codes and grids, on the weight's device. It is computed there where kernels are, and on the CPU elsewhere.
     """
-    if grid is None and not spread.reaches_groups:
+    if grid is None and not spread.left_to_right:
         grid = group_grid(to_groups(weight, scheme), scheme)
     if grid is not None and has_kernels(weight):
         return _round_by_kernels(weight, spread, grid, scheme)
@@ -113,6 +118,7 @@ def gptq_round(weight: Tensor, spread: ErrorSpread, scheme: QuantScheme, *, grid
 
 
 def _round_by_kernels(weight: Tensor, spread: ErrorSpread, grid: GroupGrid, scheme: QuantScheme) -> Rounded:
+    """Rounds on a GPU, panel after panel of columns; `left` is what is left to round, in the order of rounding."""
     from awq2trt.quantization.gpu_panels import PanelAt, round_panel_
 
     weight = weight.contiguous()
@@ -127,7 +133,11 @@ def _round_by_kernels(weight: Tensor, spread: ErrorSpread, grid: GroupGrid, sche
 
 
 def _round_on_cpu(weight: Tensor, spread: ErrorSpread, grid: GroupGrid | None, scheme: QuantScheme) -> Rounded:
-    """Works on transposed weights, [K, N], whose rows a CPU takes many numbers at a time of."""
+    """Rounds [N, K] on one core.
+
+    It works on transposed weights, [K, N], of whose rows a CPU takes many numbers at a time. `left` and `codes` are in
+    the order of rounding; `scales` and `zeros`, [groups, N], in the columns' own.
+    """
     columns, length, weight = weight.shape[1], scheme.group_of(weight.shape[1]), weight.T.contiguous()
     left, last = weight[spread.order], weight.new_tensor(scheme.levels - 1).numpy()[()]
     codes, shape, start = torch.empty_like(left), (scheme.groups(columns), left.shape[1]), 0

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from awq2trt.models.families.description import DecoderSpec
 
 QUICK_GELU: Final = "quick_gelu"
+QUICK_GELU_SLOPE: Final = 1.702
 """x * sigmoid(1.702 x), the activation of OpenAI's CLIP; no decoder has it."""
 
 CHANNELS: Final = 3

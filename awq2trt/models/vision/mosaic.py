@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from awq2trt.artifact.records import VisionRecord
 from awq2trt.io_contract import PIXEL_VALUES
 from awq2trt.models.vision.description import SeeingSpec, VisionSpec
-from awq2trt.models.vision.prepared import Grid, Pixels, PreparedImage
+from awq2trt.models.vision.prepared import MOST_TILES, Grid, Pixels, PreparedImage
 
 PINPOINTS: Final = "image_grid_pinpoints"
 """Key of config.json, of preprocessor_config.json and of an exported model's settings: heights and widths of the large
@@ -34,13 +34,10 @@ _DECIMALS: Final = 7
 Sizes = tuple[tuple[int, int], ...]
 """Heights and widths."""
 
-_PUBLISHED: Final[Sizes] = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
-"""Those of a file without any."""
+_DEFAULT_SIZES: Final[Sizes] = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+"""Those of a file without any, which are the published models'."""
 
-_MOST_TILES: Final = 1024
-"""An image with more is refused: two hundred times as many as those of published models."""
-
-WANTED_SIZES: Final = f"heights and widths that are multiples of the tower's {{}} pixels, {_MOST_TILES} tiles at most"
+WANTED_SIZES: Final = f"heights and widths that are multiples of the tower's {{}} pixels, {MOST_TILES} tiles at most"
 """What `sizes_in` wants, in words."""
 
 
@@ -146,6 +143,7 @@ class MosaicLayout:
         """
         side, newline = self.side, self.side**2
         of_tile = np.arange(newline).reshape(side, side)
+        # The first row of each tile behind the whole image; every tile has one for a newline behind its pieces.
         first = (np.arange(grid.cells).reshape(grid.rows, grid.columns) + 1) * (newline + 1)
         large = first[:, None, :, None] + of_tile[None, :, None, :]  # [rows, side, columns, side]
         kept = _without_margins(large.reshape(grid.rows * side, grid.columns * side), size)
@@ -172,22 +170,31 @@ def sizes_in(config: Mapping[str, Any], side: int) -> Sizes:
         side: Pixels along a tile's side, of which all of them are multiples.
     """
     value = config.get(PINPOINTS)
-    several = value if isinstance(value, list) else [] if value is not None else _PUBLISHED
+    if value is None:
+        return sizes_in({PINPOINTS: [*_DEFAULT_SIZES]}, side)
     sizes = []
-    for size in several:
+    for size in value if isinstance(value, list) else []:
         if not isinstance(size, list | tuple) or len(size) != 2:
             return ()
         height, width = size
         if not all(type(length) is int and length > 0 and length % side == 0 for length in size):
             return ()
-        if height * width > _MOST_TILES * side**2:
+        if height * width > MOST_TILES * side**2:
             return ()
         sizes.append((height, width))
     return tuple(sizes)
 
 
 def _without_margins(large: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64]:
-    """Leaves out rows or columns that lie in the margins around an image of this height and width."""
+    """Leaves out rows or columns that lie in the margins around an image.
+
+    Args:
+        large: Anything for each piece of the large image, [rows, columns].
+        size: Height and width of the image before it was prepared.
+
+    Returns:
+        [rows, columns] without those of the margins.
+    """
     height, width = size
     rows, columns = large.shape
     if width / height > columns / rows:
@@ -198,4 +205,5 @@ def _without_margins(large: NDArray[np.int64], size: tuple[int, int]) -> NDArray
 
 
 def _whole(length: float) -> int:
+    """Cuts off what is behind the point, as transformers does."""
     return int(round(length, _DECIMALS))

@@ -20,11 +20,14 @@ class PatchTowerSpec(ABC):
     """A tower for images of any size, and the merger behind it, which makes one piece of a square of patches.
 
     Attributes:
+        hidden_size: Channels of a patch, H.
+        intermediate_size: Channels within the MLPs.
         patch_size: Pixels along a patch's side.
         frames: Frames of a patch; a still image is repeated to fill them.
         merge: Patches along the side of a merged square.
         out_features: Width of a piece, which is that of the decoder's embeddings.
-        activation: Activation of the MLPs.
+        activation: Activation function of the MLPs.
+        norm_eps: Epsilon of its norms.
         prefix: Prefix of the names of all its tensors.
     """
 

@@ -22,6 +22,7 @@ BEFORE_IMAGE: Final = "<start_of_image>"
 """What a chat template writes where an image stands; the processor makes the rest of it."""
 
 _TEXTS: Final = (f"\n\n{BEFORE_IMAGE}", "<end_of_image>\n\n")
+"""What is written before and behind the tokens of an image's pieces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,11 @@ class PoolerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PooledVisionSpec(StillSpec):
-    """How a model sees whose tower's patches are averaged, and whose image tokens see all of their image."""
+    """How a model sees whose tower's patches are averaged, and whose image tokens see all of their image.
+
+    Attributes:
+        pooler: What is behind the tower.
+    """
 
     pooler: PoolerSpec
 

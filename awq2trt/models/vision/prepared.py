@@ -17,6 +17,9 @@ MOST_ELONGATED: Final = 200
 """Images with a larger ratio of their sides are refused, as by Qwen2-VL's processor: a tower would see nothing in them.
 """
 
+MOST_TILES: Final = 1024
+"""Models that make more tiles of an image are refused: sixty times as many as the 17 of the largest published one."""
+
 
 class Grid(NamedTuple):
     """Patches of an image, or pieces of one: so many frames, rows and columns."""

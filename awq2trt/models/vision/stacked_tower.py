@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from awq2trt.models.vision.patched_tower import Weights, linear, patch_angles, rotated_heads
 from awq2trt.models.vision.prepared import Grid
 from awq2trt.models.vision.stacked import MergerSpec, StackedTowerSpec
-from awq2trt.models.vision.windowed_tower import Weights, patch_angles, rotate
 
 
 def stacked_features(spec: StackedTowerSpec, weights: Weights, patches: Tensor, grid: Grid) -> Tensor:
@@ -66,27 +66,22 @@ def _layer(
     angles, frames = attended
     normed = _norm(spec, weights, f"{prefix}norm1", hidden)
     queries, keys, values = (
-        _linear(weights, f"{prefix}attn.qkv", normed).unflatten(-1, (3, spec.num_heads, -1)).unbind(1)
-    )  # [patches, heads, head_dim]
-    queries, keys, values = (
-        x.unflatten(0, (frames, -1)).transpose(1, 2) for x in (rotate(queries, angles), rotate(keys, angles), values)
+        x.unflatten(0, (frames, -1)).transpose(1, 2)
+        for x in rotated_heads(spec, weights, f"{prefix}attn.qkv", normed, angles)
     )  # [frames, heads, patches of one, head_dim]
     context = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2).flatten(0, 1)
-    hidden = hidden + _linear(weights, f"{prefix}attn.proj", context)
-    inner = _linear(weights, f"{prefix}mlp.linear_fc1", _norm(spec, weights, f"{prefix}norm2", hidden))
-    return hidden + _linear(weights, f"{prefix}mlp.linear_fc2", F.gelu(inner, approximate="tanh"))
+    hidden = hidden + linear(weights, f"{prefix}attn.proj", context)
+    inner = linear(weights, f"{prefix}mlp.linear_fc1", _norm(spec, weights, f"{prefix}norm2", hidden))
+    return hidden + linear(weights, f"{prefix}mlp.linear_fc2", F.gelu(inner, approximate="tanh"))
 
 
 def _merge(spec: StackedTowerSpec, merger: MergerSpec, weights: Weights, hidden: Tensor) -> Tensor:
     """Pieces of squares of patches: [patches, H] -> [pieces, out_features]; patches of a piece are neighbours."""
     normed = _norm(spec, weights, f"{merger.prefix}norm", hidden.reshape(-1, merger.norm_size))
-    inner = F.gelu(_linear(weights, f"{merger.prefix}linear_fc1", normed.reshape(-1, merger.square_size)))
-    return _linear(weights, f"{merger.prefix}linear_fc2", inner)
-
-
-def _linear(weights: Weights, name: str, x: Tensor) -> Tensor:
-    return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+    inner = F.gelu(linear(weights, f"{merger.prefix}linear_fc1", normed.reshape(-1, merger.square_size)))
+    return linear(weights, f"{merger.prefix}linear_fc2", inner)
 
 
 def _norm(spec: StackedTowerSpec, weights: Weights, name: str, x: Tensor) -> Tensor:
+    """LayerNorm over the last axis."""
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], spec.norm_eps)

@@ -60,7 +60,12 @@ class ConnectorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TiledVisionSpec(SeeingSpec):
-    """How a model sees images in tiles of its tower's size."""
+    """How a model sees images in tiles of its tower's size.
+
+    Attributes:
+        tower: Its tower, which sees each tile by itself.
+        connector: What is behind the tower.
+    """
 
     tower: TowerSpec
     connector: ConnectorSpec

@@ -23,6 +23,7 @@ from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import (
     CHANNELS,
     QUICK_GELU,
+    QUICK_GELU_SLOPE,
     AttendedSpec,
     ProjectorSpec,
     StillSpec,
@@ -37,7 +38,7 @@ VisionWeights = Mapping[str, Tensor]
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
+    return x * torch.sigmoid(QUICK_GELU_SLOPE * x)
 
 
 _ACTIVATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {

@@ -7,18 +7,13 @@ Source: as of `awq2trt.models.vision.windowed`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from awq2trt.models.vision.patch_layout import ROPE_BASE
+from awq2trt.models.vision.patched_tower import Weights, linear, patch_angles, rotated_heads
 from awq2trt.models.vision.prepared import Grid
 from awq2trt.models.vision.windowed import WindowedTowerSpec
-
-Weights = Mapping[str, Tensor]
-"""Tensors of a tower and its merger by full name, fp32."""
 
 
 def windowed_features(spec: WindowedTowerSpec, weights: Weights, patches: Tensor, grid: Grid) -> Tensor:
@@ -44,22 +39,7 @@ def windowed_features(spec: WindowedTowerSpec, weights: Weights, patches: Tensor
         hidden = _layer(spec, weights, spec.layer_prefix(layer), hidden, (angles, *groups))
     merger = f"{spec.prefix}merger."
     normed = _norm(spec, weights, f"{merger}ln_q", hidden).reshape(-1, spec.merge**2 * spec.hidden_size)
-    return _linear(weights, f"{merger}mlp.2", F.gelu(_linear(weights, f"{merger}mlp.0", normed)))
-
-
-def patch_angles(places: Tensor, head_dim: int) -> Tensor:
-    """Angles by which heads are rotated: rows in one half of a head, columns in the other.
-
-    Args:
-        places: Row and column of every patch, fp32 [patches, 2].
-        head_dim: Channels of a head.
-
-    Returns:
-        fp32 [patches, head_dim / 2].
-    """
-    quarter = head_dim // 4
-    frequencies = ROPE_BASE ** -(torch.arange(quarter).float() / quarter)
-    return (places[:, :, None] * frequencies).flatten(1)
+    return linear(weights, f"{merger}mlp.2", F.gelu(linear(weights, f"{merger}mlp.0", normed)))
 
 
 def _layer(
@@ -69,29 +49,17 @@ def _layer(
     angles, members, slots = attended  # [patches, head_dim / 2], [groups, slots] with -1 for none, [patches]
     normed = _norm(spec, weights, f"{prefix}norm1", hidden)
     queries, keys, values = (
-        _linear(weights, f"{prefix}attn.qkv", normed).unflatten(-1, (3, spec.num_heads, -1)).unbind(1)
-    )  # [patches, heads, head_dim]
-    queries, keys, values = (
-        x[members.clamp(min=0)].transpose(1, 2) for x in (rotate(queries, angles), rotate(keys, angles), values)
+        x[members.clamp(min=0)].transpose(1, 2)
+        for x in rotated_heads(spec, weights, f"{prefix}attn.qkv", normed, angles)
     )  # [groups, heads, slots, head_dim]
     context = F.scaled_dot_product_attention(queries, keys, values, attn_mask=(members >= 0)[:, None, None, :])
     flat = context.transpose(1, 2).flatten(0, 1)[slots].flatten(1)  # [patches, H]
-    hidden = hidden + _linear(weights, f"{prefix}attn.proj", flat)
+    hidden = hidden + linear(weights, f"{prefix}attn.proj", flat)
     normed = _norm(spec, weights, f"{prefix}norm2", hidden)
-    gate, up = (_linear(weights, f"{prefix}mlp.{name}", normed) for name in ("gate_proj", "up_proj"))
-    return hidden + _linear(weights, f"{prefix}mlp.down_proj", F.silu(gate) * up)
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotates [patches, heads, head_dim] by [patches, head_dim / 2], halves of a head against each other."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
-def _linear(weights: Weights, name: str, x: Tensor) -> Tensor:
-    return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+    gate, up = (linear(weights, f"{prefix}mlp.{name}", normed) for name in ("gate_proj", "up_proj"))
+    return hidden + linear(weights, f"{prefix}mlp.down_proj", F.silu(gate) * up)
 
 
 def _norm(spec: WindowedTowerSpec, weights: Weights, name: str, x: Tensor) -> Tensor:
+    """RMSNorm over the last axis."""
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + spec.norm_eps) * weights[f"{name}.weight"]
