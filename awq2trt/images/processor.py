@@ -174,7 +174,7 @@ def require_fit(processor: Processor, vision: SeeingSpec, *, where: str) -> None
     """Refuses a processor that does not make what a tower takes, whatever the image's shape.
 
     Args:
-        processor: It.
+        processor: The processor.
         vision: How the model sees.
         where: The model, for errors.
 

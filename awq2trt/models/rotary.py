@@ -48,7 +48,7 @@ class Rotary:
         """Rotates the last queries or keys, [batch, heads, S, head_dim] at positions start .. start + S - 1.
 
         Args:
-            x: They.
+            x: The queries or keys.
             start: The first position.
             windows: Which of the sequences they are, where each has its own tables.
         """

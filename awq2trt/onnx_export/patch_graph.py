@@ -32,7 +32,7 @@ def patch_contract(
     """Inputs and outputs of the graph of a tower.
 
     Args:
-        tower: It.
+        tower: The tower.
         dtype: Name of the type of pixels, weights and embeddings.
         more: Inputs that only this kind of tower has.
         also: What its output has beside what stands in the place of image tokens.

@@ -65,7 +65,7 @@ def losses_on(rows: Rows, scales: Tensor, zeros: Tensor) -> Tensor:
     """Output errors of rows on their candidate grids.
 
     Args:
-        rows: They.
+        rows: Weights of a group, and what their error depends on.
         scales: Step sizes, fp32 [n, C].
         zeros: Zero points, fp32 [n, C].
 
@@ -86,7 +86,7 @@ def losses_around(rows: Rows, scales: Tensor, zeros: Tensor) -> Tensor:
     Another zero point changes only codes at an end of the range, by 1. So a step size takes one product for all three.
 
     Args:
-        rows: They.
+        rows: Weights of a group, and what their error depends on.
         scales: Step sizes, fp32 [n, C].
         zeros: Zero points: the one in the middle, at most 1 less, and at most 1 more, fp32 [n, 3].
 
@@ -108,7 +108,7 @@ def fitted_steps(rows: Rows, scales: Tensor, zeros: Tensor) -> Tensor:
     """The step sizes at which the codes of given grids have the smallest error, which is quadratic in the step size.
 
     Args:
-        rows: They.
+        rows: Weights of a group, and what their error depends on.
         scales: Step sizes of the grids, fp32 [n, 1].
         zeros: Zero points, fp32 [n, 1].
 

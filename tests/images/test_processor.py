@@ -56,19 +56,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_pixels_are_those_of_transformers(settings: str, size: tuple[int, int], tmp_path: Path) -> None:
-    theirs = CLIPImageProcessorPil(**SETTINGS[settings])
-    theirs.save_pretrained(tmp_path)
-    image = picture(*size)
-    expected = theirs(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
-    got, grid = read_processor(tmp_path).pixels(image)[:2]
-    assert grid is None
-    assert got.dtype == np.float32
-    np.testing.assert_array_equal(got, expected.astype(np.float32))
-
-
 GEMMA3_SETTINGS: dict[str, dict[str, Any]] = {
     "as published": {"size": {"height": 896, "width": 896}, "do_pan_and_scan": None},
     "defaults": {},
@@ -76,16 +63,23 @@ GEMMA3_SETTINGS: dict[str, dict[str, Any]] = {
     "no resizing": {"do_resize": False},
 }
 
+PROCESSORS: dict[str, tuple[Any, dict[str, Any]]] = {
+    **{name: (CLIPImageProcessorPil, settings) for name, settings in SETTINGS.items()},
+    **{f"Gemma 3, {name}": (Gemma3ImageProcessorPil, settings) for name, settings in GEMMA3_SETTINGS.items()},
+}
 
-@pytest.mark.parametrize("settings", GEMMA3_SETTINGS)
+
+@pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_pixels_for_gemma3_are_those_of_transformers(settings: str, size: tuple[int, int], tmp_path: Path) -> None:
-    theirs = Gemma3ImageProcessorPil(**GEMMA3_SETTINGS[settings])
+def test_pixels_are_those_of_transformers(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    make_theirs, settings = PROCESSORS[name]
+    theirs = make_theirs(**settings)
     theirs.save_pretrained(tmp_path)
     image = picture(*size)
     expected = theirs(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
     got, grid = read_processor(tmp_path).pixels(image)[:2]
     assert grid is None
+    assert got.dtype == np.float32
     np.testing.assert_array_equal(got, expected.astype(np.float32))
 
 

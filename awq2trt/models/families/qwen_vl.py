@@ -96,10 +96,10 @@ def mixed_decoder(
     """A decoder of text as one whose positions have three numbers where it reads an image.
 
     Args:
-        spec: It.
+        spec: The decoder of text.
         prefix: What the checkpoint has in place of `model.` in the names of its tensors.
-        sections: As of `RopeSpec`, like `interleaved`.
-        interleaved: See there.
+        sections: As of `RopeSpec`.
+        interleaved: As of `RopeSpec`.
 
     Raises:
         UnsupportedError: Its rotary embedding has no such sections.

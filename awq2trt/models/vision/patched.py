@@ -87,7 +87,7 @@ class PatchVisionSpec(SeeingSpec):
     """How a model sees images of any size, each with as many pieces as its size gives.
 
     Attributes:
-        tower: It, with its merger.
+        tower: Its tower and merger.
         around: Tokens before and after an image's in a conversation, under the names of the model's configuration.
     """
 
