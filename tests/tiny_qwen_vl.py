@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tiny_models import save_tokenizer, spread_weights_
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from awq2trt.artifact.manifest import Artifact
@@ -44,6 +44,38 @@ TEXT: dict[str, Any] = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+}
+
+PUBLISHED_MARKERS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+PUBLISHED_IDS = 258, 259, 260
+
+TEMPLATE = """{% set image_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and \
+message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>\
+{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}{% for \
+content in message['content'] %}{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}\
+{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}\
+<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}\
+<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
+"""As Qwen/Qwen2.5-VL-3B-Instruct has it, without videos."""
+
+PUBLISHED_TEXT: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+    "bos_token_id": 256,
+    "eos_token_id": 256,
+}
+PUBLISHED: dict[str, Any] = {
+    "bos_token_id": 256,
+    "eos_token_id": 256,
+    **dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id"), PUBLISHED_IDS, strict=True)),
+    "text": {
+        **PUBLISHED_TEXT,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 12, 12]},
+    },
+    "tower": {"out_hidden_size": 128},
 }
 
 
@@ -87,3 +119,15 @@ def export_qwen_vl(folder: Path, *, capacity: int = 128, **overrides: Any) -> Ar
     quantize_stage(QuantizeRequest(str(folder / "model"), folder / "checkpoint", options), SilentProgress())
     export = ExportRequest(folder / "checkpoint", folder / "onnx", ExportOptions(max_seq_len=capacity))
     return export_stage(export, SilentProgress())
+
+
+def publish_qwen_vl(directory: Path) -> Path:
+    """Saves a model as it would be published: in fp16, with its tokens and a chat template."""
+    save_qwen_vl(directory, **PUBLISHED)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float16)
+    model.save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.add_special_tokens({"additional_special_tokens": PUBLISHED_MARKERS}) == 3
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from seen_answers import build_for_cpu, dequantized, save_pictures
-from tiny_qwen_vl import save_qwen_vl
+from tiny_qwen_vl import PUBLISHED_IDS, PUBLISHED_MARKERS, publish_qwen_vl
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -23,32 +23,7 @@ from awq2trt.runtime.ort.loading import DeviceOptions
 from awq2trt.runtime.sight import with_markers
 
 NEW_TOKENS, CAPACITY = 64, 320
-MARKERS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-VISION_START, VISION_END, IMAGE_TOKEN = 258, 259, 260
-
-TEMPLATE = """{% set image_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and \
-message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>\
-{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}{% for \
-content in message['content'] %}{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}\
-{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}\
-<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}\
-<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
-"""As Qwen/Qwen2.5-VL-3B-Instruct has it, without videos."""
-
-TEXT: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "max_position_embeddings": 512,
-}
-SIZES: dict[str, Any] = {
-    "image_token_id": IMAGE_TOKEN,
-    "vision_start_token_id": VISION_START,
-    "vision_end_token_id": VISION_END,
-    "text": {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 12, 12]}},
-    "tower": {"out_hidden_size": 128},
-}
+VISION_START, VISION_END, IMAGE_TOKEN = PUBLISHED_IDS
 SHAPES = [(60, 80), (80, 60), (33, 41), (9, 120), (300, 40)]
 """Larger than the processor allows, within it, very long, and so small that they are enlarged."""
 
@@ -57,13 +32,7 @@ SHAPES = [(60, 80), (80, 60), (33, 41), (9, 120), (300, 40)]
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`model`, as it would be published, with its tokens and a chat template; and a build for the CPU."""
     folder = tmp_path_factory.mktemp("qwen")
-    save_qwen_vl(folder / "model", **SIZES)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float16)
-    model.save_pretrained(folder / "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    assert tokenizer.add_special_tokens({"additional_special_tokens": MARKERS}) == 3
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder / "model")
+    publish_qwen_vl(folder / "model")
     save_pictures(folder, SHAPES)
     build_for_cpu(folder, CAPACITY)
     return folder
@@ -85,9 +54,9 @@ def _their_inputs(built: Path, images: list[int]) -> dict[str, torch.Tensor]:
     )
     processor: Any = Qwen2VLImageProcessorPil.from_pretrained(built / "model")
     seen = processor([Image.open(built / f"{index}.png") for index in images], return_tensors="pt")
-    first, *rest = text.split(MARKERS[2])
+    first, *rest = text.split(PUBLISHED_MARKERS[2])
     for grid, piece in zip(seen["image_grid_thw"], rest, strict=True):
-        first += MARKERS[2] * (int(grid.prod()) // 4) + piece
+        first += PUBLISHED_MARKERS[2] * (int(grid.prod()) // 4) + piece
     ids = tokenizer(first, return_tensors="pt", add_special_tokens=False).input_ids
     return {"input_ids": ids, "mm_token_type_ids": (ids == IMAGE_TOKEN).int(), **seen}
 

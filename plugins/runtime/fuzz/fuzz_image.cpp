@@ -21,6 +21,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto processor = awq2trt::ImageProcessor::parse(
         std::string_view(reinterpret_cast<const char*>(data) + kSizes, size - kSizes), "config");
     const auto made = processor.prepared_size();
+    if (processor.patching()) return 0;
     if (!made || made->width * made->height > kMostPrepared || width * height > kMostPixels) return 0;
     std::vector<uint8_t> rgb(static_cast<size_t>(width * height * awq2trt::kChannels));
     for (size_t i = 0; i < rgb.size(); ++i) rgb[i] = static_cast<uint8_t>(i * 37 ^ i >> 8);

@@ -57,3 +57,28 @@ int32_t awq2trt_images_prepare(const char* config, const uint8_t* rgb, int64_t w
     std::copy(made.begin(), made.end(), prepared);
   });
 }
+
+int32_t awq2trt_images_grid(const char* config, int64_t width, int64_t height, int64_t* rows, int64_t* columns,
+                            int64_t* numbers) {
+  return guarded([&] {
+    const awq2trt::Patching patching = ImageProcessor::parse(config, kWhere).patching().value();
+    const awq2trt::Size size = patching.resized({nullptr, width, height});
+    *rows = size.height / patching.patch_size;
+    *columns = size.width / patching.patch_size;
+    *numbers = awq2trt::kChannels * patching.frames * patching.patch_size * patching.patch_size;
+  });
+}
+
+int32_t awq2trt_images_divide(const char* config, const uint8_t* rgb, int64_t width, int64_t height, int64_t side,
+                              float* prepared, int64_t* places, int64_t* windows, int64_t* slots) {
+  return guarded([&] {
+    const ImageProcessor processor = ImageProcessor::parse(config, kWhere);
+    awq2trt::PreparedImage image = processor.divide({rgb, width, height});
+    awq2trt::add_windows(processor.patching()->merge, side, &image);
+    std::copy(image.pixels.begin(), image.pixels.end(), prepared);
+    int64_t* const made[] = {places, windows, slots};
+    for (size_t i = 0; i < image.indices.size(); ++i) {
+      std::copy(image.indices[i].values.begin(), image.indices[i].values.end(), made[i]);
+    }
+  });
+}
