@@ -73,12 +73,13 @@ int32_t awq2trt_images_divide(const char* config, const uint8_t* rgb, int64_t wi
                               float* prepared, int64_t* places, int64_t* windows, int64_t* slots) {
   return guarded([&] {
     const ImageProcessor processor = ImageProcessor::parse(config, kWhere);
+    const int64_t merge = processor.patching().value().merge;
     awq2trt::PreparedImage image = processor.divide({rgb, width, height});
-    awq2trt::add_windows(processor.patching()->merge, side, &image);
-    std::copy(image.pixels.begin(), image.pixels.end(), prepared);
-    int64_t* const made[] = {places, windows, slots};
-    for (size_t i = 0; i < image.indices.size(); ++i) {
-      std::copy(image.indices[i].values.begin(), image.indices[i].values.end(), made[i]);
-    }
+    awq2trt::add_windows(merge, side, &image);
+    const auto give = [](const auto& values, auto* to) { std::copy(values.begin(), values.end(), to); };
+    give(image.pixels, prepared);
+    give(image.indices.at(0).values, places);
+    give(image.indices.at(1).values, windows);
+    give(image.indices.at(2).values, slots);
   });
 }

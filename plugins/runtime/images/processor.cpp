@@ -35,7 +35,7 @@ constexpr std::array<double, kChannels> kStd{0.26862954, 0.26130258, 0.27577711}
 
 // Those of its Qwen2VLImageProcessor, and the names that `size` has for pixels.
 constexpr char kFewest[] = "shortest_edge", kMost[] = "longest_edge";
-constexpr int64_t kFewestPixels = 56 * 56, kMostPixelsOfImage = 28 * 28 * 1280;
+constexpr int64_t kFewestPixels = int64_t{56} * 56, kMostPixelsOfImage = int64_t{28} * 28 * 1280;
 
 bool is_number(const json& value) { return value.is_number() && std::fabs(value.get<double>()) <= DBL_MAX; }
 
