@@ -112,7 +112,8 @@ GoldenImage read_image(const json& entry, const fs::path& folder, int64_t hidden
   }
   const auto count = static_cast<int64_t>(prepared.pixels.size());
   if (window_slots == 0) {
-    const int64_t side = std::lround(std::sqrt(static_cast<double>(count / kChannels)));
+    const int64_t plane = count / kChannels;
+    const int64_t side = std::lround(std::sqrt(static_cast<double>(plane)));
     prepared.shape = {1, kChannels, side, side};
     return image;
   }
