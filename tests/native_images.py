@@ -51,5 +51,26 @@ def prepare(config: dict[str, Any], image: NDArray[np.uint8]) -> NDArray[np.floa
     return prepared
 
 
+def divide(config: dict[str, Any], image: NDArray[np.uint8], side: int) -> tuple[NDArray[Any], ...]:
+    """Divides an image: patches, fp32; and for windows of `side` pieces places, windows and slots of patches, int64."""
+    pixels = np.ascontiguousarray(image)
+    height, width = (ctypes.c_int64(length) for length in pixels.shape[:2])
+    rows, columns, numbers = (ctypes.c_int64() for _ in range(3))
+    sizes = (ctypes.byref(number) for number in (rows, columns, numbers))
+    _check(library().awq2trt_images_grid(_text(config), width, height, *sizes))
+    merge = config.get("merge_size", 2)
+    windows = -(-(rows.value // merge) // side) * -(-(columns.value // merge) // side)
+    patches = rows.value * columns.value
+    made = (
+        np.full((patches, numbers.value), np.nan, np.float32),
+        np.full((patches, 2), -9, np.int64),
+        np.full((windows, (side * merge) ** 2), -9, np.int64),
+        np.full(patches, -9, np.int64),
+    )
+    source, *results = (array.ctypes.data_as(ctypes.c_void_p) for array in (pixels, *made))
+    _check(library().awq2trt_images_divide(_text(config), source, width, height, ctypes.c_int64(side), *results))
+    return made
+
+
 def _text(config: dict[str, Any] | bytes) -> bytes:
     return config if isinstance(config, bytes) else json.dumps(config).encode()

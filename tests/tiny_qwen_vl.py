@@ -11,6 +11,7 @@ import torch
 from tiny_exports import export_saved
 from tiny_models import save_tokenizer, spread_weights_
 from transformers import (
+    AutoTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
@@ -43,6 +44,38 @@ _TEXT: Mapping[str, Any] = {
     "num_attention_heads": 3,
     "num_key_value_heads": 1,
     "max_position_embeddings": 256,
+}
+
+PUBLISHED_MARKERS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+PUBLISHED_IDS = 258, 259, 260
+
+TEMPLATE = """{% set image_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and \
+message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>\
+{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}{% for \
+content in message['content'] %}{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}\
+{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}\
+<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}\
+<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
+"""As Qwen/Qwen2.5-VL-3B-Instruct has it, without videos."""
+
+PUBLISHED_TEXT: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+    "bos_token_id": 256,
+    "eos_token_id": 256,
+}
+PUBLISHED: dict[str, Any] = {
+    "bos_token_id": 256,
+    "eos_token_id": 256,
+    **dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id"), PUBLISHED_IDS, strict=True)),
+    "text": {
+        **PUBLISHED_TEXT,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 12, 12]},
+    },
+    "tower": {"out_hidden_size": 128},
 }
 
 
@@ -156,3 +189,15 @@ def export_qwen_vl(folder: Path, kind: Kind = QWEN2_5_VL, *, capacity: int = 128
 def export_qwen3_vl(folder: Path, **changes: Any) -> Artifact:
     """A Qwen3-VL in `folder/model`, checkpoint and ONNX model beside it; `changes` as for `export_qwen_vl`."""
     return export_qwen_vl(folder, QWEN3_VL, **changes)
+
+
+def publish_qwen_vl(directory: Path) -> Path:
+    """Saves a model as it would be published: in fp16, with its tokens and a chat template."""
+    save_qwen_vl(directory, **PUBLISHED)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float16)
+    model.save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.add_special_tokens({"additional_special_tokens": PUBLISHED_MARKERS}) == 3
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -307,7 +307,7 @@ class NativeModel:
 
     @property
     def tokens_per_image(self) -> int:
-        """Tokens that an image takes of a session; 0 for a model of text."""
+        """Tokens that an image takes of a session; 0 for a model of text, -1 if they depend on the image's size."""
         return int(library().awq2trt_model_tokens_per_image(self._handle))
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:

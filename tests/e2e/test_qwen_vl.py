@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from seen_answers import assert_same_answer, build_for_cpu, dequantized, question_about, save_pictures
 from tiny_models import publish
-from tiny_qwen_vl import QWEN2_5_VL, QWEN3_VL, Kind, save_qwen_vl
+from tiny_qwen_vl import PUBLISHED_IDS, PUBLISHED_MARKERS, QWEN2_5_VL, QWEN3_VL, TEMPLATE, Kind, save_qwen_vl
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -24,17 +24,7 @@ from awq2trt.runtime import Model
 from awq2trt.runtime.ort.loading import DeviceOptions
 
 CAPACITY = 320
-MARKERS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-VISION_START, VISION_END, IMAGE_TOKEN = 258, 259, 260
-
-TEMPLATE_2_5 = """{% set image_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and \
-message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>\
-{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}{% for \
-content in message['content'] %}{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}\
-{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}\
-<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}\
-<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
-"""As Qwen/Qwen2.5-VL-3B-Instruct has it, without videos."""
+VISION_START, VISION_END, IMAGE_TOKEN = PUBLISHED_IDS
 
 TEMPLATE_3 = """{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}\
 {{ message.content }}{% else %}{% for content in message.content %}{% if content.type == 'image' %}\
@@ -75,7 +65,7 @@ class Published:
 
 
 KINDS = {
-    "qwen2.5-vl": Published(QWEN2_5_VL, TEMPLATE_2_5, [8, 12, 12]),
+    "qwen2.5-vl": Published(QWEN2_5_VL, TEMPLATE, [8, 12, 12]),
     "qwen3-vl": Published(QWEN3_VL, TEMPLATE_3, [12, 10, 10]),
 }
 
@@ -86,7 +76,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     published, folder = KINDS[request.param], tmp_path_factory.mktemp(request.param)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": published.sections}
     save_qwen_vl(folder / "model", published.kind, text={**TEXT, "rope_parameters": rope}, **SIZES)
-    publish(folder / "model", published.kind.model, published.template, MARKERS)
+    publish(folder / "model", published.kind.model, published.template, PUBLISHED_MARKERS)
     save_pictures(folder, SHAPES)
     build_for_cpu(folder, CAPACITY)
     return published.kind.model, folder
@@ -105,9 +95,9 @@ def _their_inputs(directory: Path, files: list[Path]) -> dict[str, torch.Tensor]
     text = tokenizer.apply_chat_template(question_about(files), add_generation_prompt=True, tokenize=False)
     processor: Any = Qwen2VLImageProcessorPil.from_pretrained(directory)
     seen = processor([Image.open(file) for file in files], return_tensors="pt")
-    first, *rest = text.split(MARKERS[2])
+    first, *rest = text.split(PUBLISHED_MARKERS[2])
     for grid, piece in zip(seen["image_grid_thw"], rest, strict=True):
-        first += MARKERS[2] * (int(grid.prod()) // 4) + piece
+        first += PUBLISHED_MARKERS[2] * (int(grid.prod()) // 4) + piece
     ids = tokenizer(first, return_tensors="pt", add_special_tokens=False).input_ids
     return {"input_ids": ids, "mm_token_type_ids": (ids == IMAGE_TOKEN).int(), **seen}
 

@@ -26,6 +26,8 @@ constexpr char kDecoder[] = "decoder";
 constexpr char kVision[] = "vision";
 constexpr char kEmbedding[] = "embedding";
 constexpr char kLlava[] = "llava";
+constexpr char kQwenVl[] = "qwen2_5_vl";
+constexpr int64_t kLargestPart = 1 << 13;  // of an image, in pixels or frames
 constexpr char kKit[] = "kit";
 constexpr char kTensorRt[] = "tensorrt";  // flavour of a Jetson's engine
 
@@ -142,21 +144,85 @@ GraphRecord read_graph(const json& value, const std::string& where) {
   return graph;
 }
 
+std::vector<double> reals_of(Fields* fields, const std::string& key) {
+  std::vector<double> numbers;
+  for (const json& value : list_of(fields, key)) {
+    if (!value.is_number()) malformed("a list of numbers is expected", fields->place(key));
+    numbers.push_back(value.get<double>());
+  }
+  return numbers;
+}
+
+// The first rotary embedding with sections.
+std::optional<RopeRecord> read_rope(const json& value, const std::string& where) {
+  Fields decoder(value, where);
+  for (const json& each : list_of(&decoder, "ropes")) {
+    Fields fields(each, decoder.place("ropes"));
+    if (fields.find("sections") == nullptr) continue;
+    const json& factor = fields.need("factor");
+    if (!factor.is_number()) malformed("a number is expected", fields.place("factor"));
+    if (fields.flag_or("interleaved", false)) malformed("sections one after the other are expected", fields.where());
+    RopeRecord rope{reals_of(&fields, "inv_freq"), factor.get<double>(), {}};
+    const Version sections = numbers_of(&fields, "sections");
+    for (size_t number = 0; number < sections.size(); ++number) {
+      if (static_cast<size_t>(sections[number]) > rope.inv_freq.size() - rope.followed.size()) break;
+      rope.followed.insert(rope.followed.end(), static_cast<size_t>(sections[number]), number);
+    }
+    if (sections.size() != 3 || rope.followed.size() != rope.inv_freq.size()) {
+      malformed("three sections of all frequencies are expected", fields.place("sections"));
+    }
+    return rope;
+  }
+  return std::nullopt;
+}
+
+PatchRecord read_patches(Fields* settings) {
+  const auto size = [&](const char* key) {
+    const int64_t number = size_of(settings, key, 1);
+    if (number > kLargestPart)
+      malformed("at most " + std::to_string(kLargestPart) + " is expected", settings->place(key));
+    return number;
+  };
+  const PatchRecord patches{size("patch_size"), size("temporal_patch_size"), size("spatial_merge_size"),
+                            size("window_size")};
+  if (patches.window_side() < 1) malformed("windows of one piece or more are expected", settings->place("window_size"));
+  return patches;
+}
+
+int32_t token_of(Fields* fields, const std::string& key) {
+  const int64_t token = fields->number(key);
+  if (token < 0 || token > INT32_MAX) malformed("a token is expected", fields->place(key));
+  return static_cast<int32_t>(token);
+}
+
 // Families prepare and place images differently; what an unknown one has in its record is not looked at.
-VisionRecord read_vision(const json& value, Fields* graphs, const std::string& where) {
-  Fields fields(value, where);
+VisionRecord read_vision(Fields* model, Fields* graphs) {
+  const std::string where = model->place(kVision);
+  Fields fields(model->need(kVision), where);
   const std::string family = fields.text("family");
-  if (family != kLlava) {
+  if (family != kLlava && family != kQwenVl) {
     throw Error(ErrorCode::kUnsupported,
                 "this library cannot show images to models of the family '" + family.substr(0, 80) +
-                    "', only to those of '" + kLlava + "'",
+                    "', only to those of '" + kLlava + "' and '" + kQwenVl + "'",
                 where, "run it with `awq2trt run --runtime ort`, or use a later version of this library.");
   }
-  const int64_t image_token = fields.number("image_token");
-  if (image_token < 0) malformed("a token is expected", fields.place("image_token"));
-  return {static_cast<int32_t>(image_token), size_of(&fields, "tokens_per_image", 1),
-          read_graph(graphs->need(kVision), graphs->place(kVision)),
-          read_graph(graphs->need(kEmbedding), graphs->place(kEmbedding))};
+  VisionRecord record{};
+  record.image_token = token_of(&fields, "image_token");
+  if (family == kQwenVl) {
+    Fields settings(fields.need("settings"), fields.place("settings"));
+    record.patches = read_patches(&settings);
+    const auto around = [&](const std::string& key) {
+      return settings.find(key) == nullptr ? std::vector<int32_t>() : std::vector<int32_t>{token_of(&settings, key)};
+    };
+    record.before = around("vision_start_token_id");
+    record.after = around("vision_end_token_id");
+    record.rope = read_rope(model->need(kDecoder), model->place(kDecoder));
+  } else {
+    record.tokens_per_image = size_of(&fields, "tokens_per_image", 1);
+  }
+  record.vision = read_graph(graphs->need(kVision), graphs->place(kVision));
+  record.embedding = read_graph(graphs->need(kEmbedding), graphs->place(kEmbedding));
+  return record;
 }
 
 std::vector<ProfileRecord> read_profiles(Fields* fields) {
@@ -273,9 +339,7 @@ Manifest parse_manifest(std::string_view text, const std::string& directory) {
   if (manifest.decoder.capacity == 0) malformed("the decoder has no cache", graphs.place(kDecoder));
   if (const json* model = contents.find("model")) {
     Fields parts(*model, contents.place("model"));
-    if (const json* vision = parts.find(kVision)) {
-      manifest.vision = read_vision(*vision, &graphs, parts.place(kVision));
-    }
+    if (parts.find(kVision) != nullptr) manifest.vision = read_vision(&parts, &graphs);
   }
   if (lowered) {
     manifest.lowered = read_lowered(contents.need("lowered"), contents.place("lowered"));

@@ -37,10 +37,27 @@ struct GraphRecord {
   int64_t capacity = 0;  // 0 without a cache
 };
 
+// How images of any size are divided, by a tower whose patches see a window each.
+struct PatchRecord {
+  int64_t patch_size, frames, merge, window_size;
+
+  int64_t window_side() const { return window_size / merge / patch_size; }  // in pieces
+};
+
+// The rotary embedding of a decoder in which positions of images have three numbers: frame, row and column.
+struct RopeRecord {
+  std::vector<double> inv_freq;
+  double factor;
+  std::vector<size_t> followed;  // the number that each pair of channels follows
+};
+
 // How images enter a model that sees.
 struct VisionRecord {
-  int32_t image_token;       // stands for a piece of an image
-  int64_t tokens_per_image;  // pieces
+  int32_t image_token;                 // stands for a piece of an image
+  int64_t tokens_per_image;            // pieces; 0 if they depend on the image's size
+  std::optional<PatchRecord> patches;  // of images of any size
+  std::optional<RopeRecord> rope;      // nothing if a decoder counts pieces like words
+  std::vector<int32_t> before, after;  // tokens around those of an image
   GraphRecord vision, embedding;
 };
 

@@ -9,7 +9,14 @@
 #include <string>
 #include <vector>
 
+#include "images/prepared.h"
+
 namespace awq2trt {
+
+// Tables with a row for every slot of a cache, [capacity, pairs of channels].
+struct RotaryRows {
+  std::vector<float> cos, sin;
+};
 
 // New tokens of a conversation.
 struct NewTokens {
@@ -17,6 +24,7 @@ struct NewTokens {
   size_t count;
   // What a decoder of embeddings reads instead of ids, [count, hidden size]; null for a decoder of tokens.
   const float* rows = nullptr;
+  std::shared_ptr<const RotaryRows> rotary = nullptr;  // for a decoder that reads tables
 };
 
 // The graphs beside the decoder of a model that sees. Any thread may call it.
@@ -26,8 +34,8 @@ class Embedder {
   virtual int64_t hidden_size() const = 0;
   // Rows of tokens, [count, hidden size].
   virtual void embed(const int32_t* ids, size_t count, float* rows) const = 0;
-  // Pieces of a prepared image, [3, side, side] -> [pieces, hidden size]: rows in place of those of image tokens.
-  virtual std::vector<float> see(const std::vector<float>& pixels) const = 0;
+  // Pieces of a prepared image, [pieces, hidden size]: rows in place of those of image tokens.
+  virtual std::vector<float> see(const PreparedImage& image) const = 0;
 };
 
 // The cache of one conversation, and the scores of its last call. Used by one thread at a time.

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "awq2trt/awq2trt.hpp"
+#include "images/patches.h"
 
 namespace awq2trt {
 namespace {
@@ -41,6 +42,17 @@ void take_cache_sizes(const TensorRecord& past, const GraphRecord& graph, Contra
   }
 }
 
+void take_rotary_sizes(const TensorRecord& table, Contract* contract, const std::string& where) {
+  const bool first = contract->rotary_pairs == 0;
+  const Number number = number_of(table.dtype, where);
+  if (table.shape.size() != 2 || table.shape[0] != contract->capacity || !sized(table.shape[1]) ||
+      number == Number::kInt8 || (!first && (table.shape[1] != contract->rotary_pairs || number != contract->rotary))) {
+    unsupported("tables of these sizes or of type " + table.dtype, where + ": " + table.name);
+  }
+  contract->rotary_pairs = table.shape[1];
+  contract->rotary = number;
+}
+
 // The scales of a cache of these sizes.
 TensorRecord scales_like(const TensorRecord& cache, const std::string& dtype) {
   TensorRecord scales = cache;
@@ -60,6 +72,21 @@ std::string logits_dtype(const GraphRecord& graph) {
     if (output.name == kLogits) return output.dtype;
   }
   return graph.cache_dtype;
+}
+
+// Whether a graph for images of any size, and the decoder, take what this library makes.
+bool patches_fit(const VisionRecord& vision, int64_t numbers, const Contract& decoder) {
+  const PatchRecord& patches = *vision.patches;
+  const int64_t side = patches.window_side(), merge = patches.merge;
+  const std::vector<TensorRecord>& inputs = vision.vision.inputs;
+  const auto is = [&](size_t input, const char* name, size_t rank, int64_t last) {
+    const TensorRecord& tensor = inputs[input];
+    return tensor.name == name && tensor.dtype == "int64" && tensor.shape.size() == rank && tensor.shape.back() == last;
+  };
+  const int64_t pairs = vision.rope ? static_cast<int64_t>(vision.rope->inv_freq.size()) : 0;
+  return numbers == kChannels * patches.frames * patches.patch_size * patches.patch_size && is(1, kPatchPlaces, 2, 2) &&
+         is(2, kWindowPatches, 2, side * side * merge * merge) && is(3, kPatchSlots, 1, TensorRecord::kFree) &&
+         pairs == decoder.rotary_pairs;
 }
 
 }  // namespace
@@ -98,6 +125,8 @@ Contract read_contract(const GraphRecord& graph, const std::string& where) {
       if (!sized(contract.hidden_size) || contract.rows == Number::kInt8) {
         unsupported("embeddings of these sizes or of type " + input.dtype, where);
       }
+    } else if (input.name == kRotaryCos || input.name == kRotarySin) {
+      take_rotary_sizes(input, &contract, where);
     } else if (input.name == kInputIds || input.name == kCachePosition) {
       (input.name == kInputIds ? ids : position) = true;
       if (input.dtype != "int64") unsupported(input.name + " of type " + input.dtype, where);
@@ -137,28 +166,49 @@ Contract read_contract(const GraphRecord& graph, const std::string& where) {
   return contract;
 }
 
+bool VisionContract::takes(const PreparedImage& image) const {
+  size_t count = 1;
+  for (const int64_t size : image.shape) count *= static_cast<size_t>(size);
+  if (image.pixels.size() != count) return false;
+  if (numbers == 0) {
+    return image.pieces == pieces && image.shape == std::vector<int64_t>{1, kChannels, side, side};
+  }
+  return image.shape.size() == 2 && image.shape[1] == numbers;
+}
+
 VisionContract read_vision_contract(const VisionRecord& vision, const Contract& decoder, const std::string& where) {
-  const auto tensor = [&](const std::vector<TensorRecord>& all, const char* name, size_t rank) -> const TensorRecord& {
-    if (all.size() != 1 || all[0].name != name || all[0].shape.size() != rank) {
+  const auto tensor = [&](const std::vector<TensorRecord>& all, const char* name, size_t rank,
+                          size_t count = 1) -> const TensorRecord& {
+    if (all.size() != count || all[0].name != name || all[0].shape.size() != rank) {
       unsupported(std::string("a graph beside the decoder without exactly the tensor ") + name, where);
     }
     return all[0];
   };
-  const TensorRecord& pixels = tensor(vision.vision.inputs, kPixelValues, 4);
-  const TensorRecord& seen = tensor(vision.vision.outputs, kImageEmbeddings, 3);
+  const bool any_size = vision.patches.has_value();
+  const TensorRecord& pixels = tensor(vision.vision.inputs, kPixelValues, any_size ? 2 : 4, any_size ? 4 : 1);
+  const TensorRecord& seen = tensor(vision.vision.outputs, kImageEmbeddings, any_size ? 2 : 3);
   const TensorRecord& ids = tensor(vision.embedding.inputs, kInputIds, 2);
   const TensorRecord& rows = tensor(vision.embedding.outputs, kInputsEmbeds, 3);
-  const VisionContract contract{number_of(pixels.dtype, where), number_of(seen.dtype, where), pixels.shape[3],
-                                seen.shape[1], seen.shape[2]};
+  VisionContract contract{};
+  contract.pixels = number_of(pixels.dtype, where);
+  contract.embeddings = number_of(seen.dtype, where);
+  contract.hidden_size = seen.shape.back();
   if (contract.pixels == Number::kInt8 || contract.embeddings == Number::kInt8 || ids.dtype != "int64" ||
       rows.dtype != "float32") {
     unsupported("a vision or embedding graph with these types", where);
   }
-  if (pixels.shape[1] != kChannels || pixels.shape[2] != contract.side || !sized(contract.side) ||
-      !sized(contract.pieces) || contract.pieces != vision.tokens_per_image || !sized(contract.hidden_size) ||
-      contract.hidden_size != decoder.hidden_size || rows.shape[2] != decoder.hidden_size) {
-    unsupported("a vision or embedding graph of these sizes", where);
+  bool fits = sized(contract.hidden_size) && contract.hidden_size == decoder.hidden_size &&
+              rows.shape[2] == decoder.hidden_size;
+  if (any_size) {
+    contract.numbers = pixels.shape[1];
+    fits = fits && patches_fit(vision, contract.numbers, decoder);
+  } else {
+    contract.side = pixels.shape[3];
+    contract.pieces = seen.shape[1];
+    fits = fits && pixels.shape[1] == kChannels && pixels.shape[2] == contract.side && sized(contract.side) &&
+           sized(contract.pieces) && contract.pieces == vision.tokens_per_image && decoder.rotary_pairs == 0;
   }
+  if (!fits) unsupported("a vision or embedding graph of these sizes", where);
   return contract;
 }
 

@@ -9,6 +9,7 @@
 
 #include "artifact/manifest.h"
 #include "backend/numbers.h"
+#include "images/prepared.h"
 #include "images/resample.h"
 
 namespace awq2trt {
@@ -17,6 +18,8 @@ constexpr char kInputIds[] = "input_ids";
 constexpr char kInputsEmbeds[] = "inputs_embeds";
 constexpr char kPixelValues[] = "pixel_values";
 constexpr char kImageEmbeddings[] = "image_embeddings";
+constexpr char kRotaryCos[] = "rotary_cos";
+constexpr char kRotarySin[] = "rotary_sin";
 constexpr char kCachePosition[] = "cache_position";
 constexpr char kLogits[] = "logits";
 constexpr char kNextToken[] = "next_token";
@@ -35,10 +38,12 @@ struct Contract {
   int64_t capacity;
   bool free_capacity;  // a cache may have fewer positions than `capacity`
   int64_t vocab_size;
-  int64_t hidden_size;  // of the embeddings that it reads; 0 if it reads tokens
-  Number rows;          // type of the embeddings
-  bool all_rows;        // logits of every new token, not only of the last
-  bool next_token;      // the graph finds the token with the largest score
+  int64_t hidden_size;   // of the embeddings that it reads; 0 if it reads tokens
+  Number rows;           // type of the embeddings
+  int64_t rotary_pairs;  // channels of the tables of cosines and sines that it reads; 0 if it has its own
+  Number rotary;         // type of those tables
+  bool all_rows;         // logits of every new token, not only of the last
+  bool next_token;       // the graph finds the token with the largest score
 
   // Size of one conversation's cache of `positions`.
   size_t cache_bytes(const CachePair& pair, int64_t positions) const;
@@ -47,13 +52,16 @@ struct Contract {
 
 Contract read_contract(const GraphRecord& graph, const std::string& where);
 
-// A vision graph: [1, 3, side, side] -> [1, pieces, hidden_size].
+// A vision graph: [1, 3, side, side] -> [1, pieces, hidden_size]; or for images of any size [patches, numbers], with
+// indices of patches beside them -> [pieces, hidden_size].
 struct VisionContract {
   Number pixels, embeddings;  // types of its input and its output
-  int64_t side, pieces, hidden_size;
+  int64_t side, pieces;       // 0 for images of any size
+  int64_t numbers;            // of a patch; 0 for images of one size
+  int64_t hidden_size;
 
-  size_t pixels_count() const { return static_cast<size_t>(kChannels * side * side); }
-  size_t embeddings_count() const { return static_cast<size_t>(pieces * hidden_size); }
+  // Whether the graph takes an image.
+  bool takes(const PreparedImage& image) const;
 };
 
 // Checks that the graphs beside a decoder of embeddings fit to it, too.

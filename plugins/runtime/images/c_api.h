@@ -20,6 +20,16 @@ AWQ2TRT_IMAGES_API int32_t awq2trt_images_size(const char* config, int64_t* widt
 AWQ2TRT_IMAGES_API int32_t awq2trt_images_prepare(const char* config, const uint8_t* rgb, int64_t width, int64_t height,
                                                   float* prepared);
 
+// Rows and columns of the patches that an image is divided into, and how many numbers a patch has; the config must be
+// of a processor that makes patches.
+AWQ2TRT_IMAGES_API int32_t awq2trt_images_grid(const char* config, int64_t width, int64_t height, int64_t* rows,
+                                               int64_t* columns, int64_t* numbers);
+// `prepared`: room for all patches; for windows of `side` pieces, `places` has room for two numbers a patch, `windows`
+// for one a slot of each window, and `slots` for one a patch.
+AWQ2TRT_IMAGES_API int32_t awq2trt_images_divide(const char* config, const uint8_t* rgb, int64_t width, int64_t height,
+                                                 int64_t side, float* prepared, int64_t* places, int64_t* windows,
+                                                 int64_t* slots);
+
 #ifdef __cplusplus
 }
 #endif

@@ -19,8 +19,10 @@ namespace fs = std::filesystem;
 
 constexpr const char* kFiles[] = {"preprocessor_config.json", "processor_config.json"};
 constexpr const char* kKinds[] = {"CLIPImageProcessor", "CLIPFeatureExtractor"};
+constexpr char kPatches[] = "Qwen2VLImageProcessor";
 constexpr const char* kSuffixes[] = {"Fast", "Pil"};  // of a kind: other programs for the same
 constexpr char kPublished[] = "use the file that the model was published with.";
+constexpr char kExportAgain[] = "export the model again with the file that it was published with.";
 constexpr uint64_t kLargestFile = 1 << 20;  // published ones have less than 2,000 bytes
 constexpr int kDeepest = 32;
 constexpr int64_t kLargestSide = 8192;  // more than twice that of the largest published tower
@@ -30,6 +32,10 @@ constexpr int64_t kSide = 224;
 constexpr double kScale = 1.0 / 255;
 constexpr std::array<double, kChannels> kMean{0.48145466, 0.4578275, 0.40821073};
 constexpr std::array<double, kChannels> kStd{0.26862954, 0.26130258, 0.27577711};
+
+// Those of its Qwen2VLImageProcessor, and the names that `size` has for pixels.
+constexpr char kFewest[] = "shortest_edge", kMost[] = "longest_edge";
+constexpr int64_t kFewestPixels = int64_t{56} * 56, kMostPixelsOfImage = int64_t{28} * 28 * 1280;
 
 bool is_number(const json& value) { return value.is_number() && std::fabs(value.get<double>()) <= DBL_MAX; }
 
@@ -82,11 +88,16 @@ class ProcessorReader {
 
   ImageProcessor read() const {
     const std::string kind = without_suffixes(kind_of(config_));
-    if (std::find(std::begin(kKinds), std::end(kKinds), kind) == std::end(kKinds)) {
-      refuse("image_processor_type", kKinds[0]);
+    if (kind != kPatches && std::find(std::begin(kKinds), std::end(kKinds), kind) == std::end(kKinds)) {
+      refuse("image_processor_type", std::string(kKinds[0]) + " or " + kPatches);
     }
     if (pads()) refuse("do_pad", "false");
     ImageProcessor processor;
+    processor.where_ = where_;
+    if (kind == kPatches) {
+      read_patching(&processor);
+      return processor;
+    }
     if (flag("do_resize")) read_size(&processor);
     processor.filter_ = filter();
     if (flag("do_center_crop")) {
@@ -144,6 +155,45 @@ class ProcessorReader {
     }
   }
 
+  void read_patching(ImageProcessor* processor) const {
+    if (!flag("do_resize")) refuse("do_resize", "true, since patches have to fill an image");
+    const auto found = config_.find("size");
+    const json size = found == config_.end() || found->is_null()
+                          ? json{{kFewest, kFewestPixels}, {kMost, kMostPixelsOfImage}}
+                          : *found;
+    const auto whole = [&](const char* key) { return size.contains(key) && size.at(key).is_number_integer(); };
+    if (!size.is_object() || !whole(kFewest) || !whole(kMost)) {
+      refuse("size", std::string("numbers under ") + kFewest + " and " + kMost);
+    }
+    constexpr int64_t most_pixels = kLargestSide * kLargestSide;
+    // Within bounds, so that a number of any size can be compared.
+    const auto bounded = [&](const char* key) {
+      return static_cast<int64_t>(std::clamp(size.at(key).get<double>(), 0.0, static_cast<double>(most_pixels + 1)));
+    };
+    const int64_t fewest = count("min_pixels", bounded(kFewest), most_pixels);
+    const int64_t most = count("max_pixels", bounded(kMost), most_pixels);
+    if (fewest < 1 || fewest > most || most > most_pixels) {
+      refuse("max_pixels",
+             "min_pixels (" + std::to_string(fewest) + ") to " + std::to_string(most_pixels) + ", and both positive");
+    }
+    processor->filter_ = filter();
+    fill_values(processor);
+    processor->patching_ =
+        Patching{fewest, most, count("patch_size", 14, kLargestSide), count("temporal_patch_size", 2, kLargestSide),
+                 count("merge_size", 2, kLargestSide)};
+  }
+
+  // A positive whole number.
+  int64_t count(const char* key, int64_t otherwise, int64_t largest) const {
+    const auto found = config_.find(key);
+    if (found == config_.end() || found->is_null()) return otherwise;
+    const double number = found->is_number_integer() ? found->get<double>() : 0;
+    if (number < 1 || number > static_cast<double>(largest)) {
+      refuse(key, "a whole number from 1 to " + std::to_string(largest));
+    }
+    return found->get<int64_t>();
+  }
+
   // Height and width; a single number stands for both.
   Size sides(const char* key, const json& value) const {
     const json height = value.is_object() ? value.value("height", json()) : value;
@@ -194,7 +244,7 @@ ImageProcessor ImageProcessor::parse(std::string_view config, const std::string&
   return ProcessorReader(parse_config(config, where), where).read();
 }
 
-ImageProcessor ImageProcessor::from_directory(const std::string& directory, int64_t side) {
+ImageProcessor ImageProcessor::from_directory(const std::string& directory) {
   for (const char* name : kFiles) {
     const fs::path path = fs::path(directory) / name;
     std::error_code problem;
@@ -206,22 +256,48 @@ ImageProcessor ImageProcessor::from_directory(const std::string& directory, int6
     std::ifstream in(path, std::ios::binary);
     const std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
     if (kind_of(parse_config(text, path.string())).empty()) continue;  // of something else than images
-    ImageProcessor processor = parse(text, path.string());
-    const std::optional<Size> made = processor.prepared_size();
-    if (made && made->width == side && made->height == side) return processor;
-    throw Error(ErrorCode::kUnsupported,
-                "the image processor makes " +
-                    (made ? std::to_string(made->height) + " x " + std::to_string(made->width) + " pixels"
-                          : std::string("images of any size")) +
-                    ", and the vision graph takes " + std::to_string(side) + " x " + std::to_string(side),
-                path.string(), "export the model again with the file that it was published with.");
+    return parse(text, path.string());
   }
   throw Error(ErrorCode::kNotFound,
               std::string("expected an image processor in ") + kFiles[0] + " or " + kFiles[1] + ", got none", directory,
               "copy the directory again, or export the model again.");
 }
 
-std::optional<Size> ImageProcessor::prepared_size() const { return crop_ ? crop_ : size_; }
+std::optional<Size> ImageProcessor::prepared_size() const {
+  if (patching_) return std::nullopt;
+  return crop_ ? crop_ : size_;
+}
+
+void ImageProcessor::require_side(int64_t side) const {
+  const std::optional<Size> made = prepared_size();
+  if (made && made->width == side && made->height == side) return;
+  throw Error(ErrorCode::kUnsupported,
+              "the image processor makes " +
+                  (made ? std::to_string(made->height) + " x " + std::to_string(made->width) + " pixels"
+                        : std::string("images of any size")) +
+                  ", and the vision graph takes " + std::to_string(side) + " x " + std::to_string(side),
+              where_, kExportAgain);
+}
+
+void ImageProcessor::require_patches(int64_t patch_size, int64_t frames, int64_t merge) const {
+  const auto sizes = [](int64_t size, int64_t images, int64_t side) {
+    return std::to_string(size) + ", " + std::to_string(images) + ", " + std::to_string(side);
+  };
+  const std::string wanted = sizes(patch_size, frames, merge);
+  const std::string found =
+      patching_ ? sizes(patching_->patch_size, patching_->frames, patching_->merge) : "no patches";
+  if (found == wanted) return;
+  throw Error(ErrorCode::kUnsupported,
+              "expected an image processor with the tower's patch_size, temporal_patch_size and merge_size, " + wanted +
+                  ", got " + found,
+              where_, kExportAgain);
+}
+
+PreparedImage ImageProcessor::divide(const ImageView& image) const {
+  const Size size = patching_->resized(image);
+  const std::vector<uint8_t> pixels = resample(image, size, filter_, {0, 0, size.width, size.height});
+  return cut_patches({pixels.data(), size.width, size.height}, *patching_, values_);
+}
 
 Size ImageProcessor::resized(const ImageView& image) const {
   if (size_) return *size_;

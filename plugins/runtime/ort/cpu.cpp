@@ -44,6 +44,7 @@ class CpuCache : public Cache {
     rows_ = contract.all_rows ? length : 1;
     logits_.resize(bytes_of(contract.number) * static_cast<size_t>(rows_ * contract.vocab_size));
     slot_ = position_;
+    if (contract.rotary_pairs != 0) bind_tables(tokens.rotary);
     binding_.bind_output(kLogits, logits_.data(), element_type(contract.number), {1, rows_, contract.vocab_size});
     binding_.run(options_.get());
     position_ += length;
@@ -95,6 +96,21 @@ class CpuCache : public Cache {
                         {1, length, contract.hidden_size});
   }
 
+  // Binds tables that are not bound yet.
+  void bind_tables(const std::shared_ptr<const RotaryRows>& rotary) {
+    if (rotary == bound_) return;
+    const Contract& contract = shared_->contract;
+    const auto bind = [&](const char* name, const std::vector<float>& rows, std::vector<char>* table) {
+      table->resize(rows.size() * bytes_of(contract.rotary));
+      narrow(rows.data(), contract.rotary, rows.size(), table->data());
+      binding_.bind_input(name, table->data(), element_type(contract.rotary),
+                          {contract.capacity, contract.rotary_pairs});
+    };
+    bind(kRotaryCos, rotary->cos, &cos_);
+    bind(kRotarySin, rotary->sin, &sin_);
+    bound_ = rotary;
+  }
+
   // Makes the caches hold at least `length` positions, keeping what they hold.
   void reserve(int64_t length) {
     if (length <= held_) return;
@@ -138,6 +154,8 @@ class CpuCache : public Cache {
   int64_t rows_ = 1;
   std::vector<int64_t> ids_;
   std::vector<char> embeddings_, logits_;
+  std::vector<char> cos_, sin_;  // bound
+  std::shared_ptr<const RotaryRows> bound_;
   std::vector<float> scores_;
   std::vector<Bytes> caches_;
   Binding binding_;

@@ -295,9 +295,9 @@ class CudaEmbedder : public Embedder {
   void embed(const int32_t* ids, size_t count, float* rows) const override {
     pool_->embedding()->embed(ids, count, rows);
   }
-  std::vector<float> see(const std::vector<float>& pixels) const override {
+  std::vector<float> see(const PreparedImage& image) const override {
     std::vector<float> pieces;
-    pool_->run([&] { pieces = pool_->device().vision->see(pixels, pool_->device().memory.get()); });
+    pool_->run([&] { pieces = pool_->device().vision->see(image, pool_->device().memory.get()); });
     return pieces;
   }
 

@@ -21,47 +21,53 @@ void EmbeddingGraph::embed(const int32_t* ids, size_t count, float* rows) const 
 VisionGraph::VisionGraph(std::shared_ptr<const Session> session, const VisionContract& contract)
     : session_(std::move(session)), contract_(contract), options_(session_->run_options({})) {}
 
-void VisionGraph::check(const std::vector<float>& pixels) const {
-  if (pixels.size() == contract_.pixels_count()) return;
-  throw Error(ErrorCode::kMalformed,
-              "got " + std::to_string(pixels.size()) + " numbers of an image, expected " +
-                  std::to_string(contract_.pixels_count()),
-              kPixelValues, "");
+void VisionGraph::check(const PreparedImage& image) const {
+  if (contract_.takes(image)) return;
+  throw Error(
+      ErrorCode::kMalformed,
+      "got an image of " + std::to_string(image.pixels.size()) + " numbers, which the vision graph does not take",
+      kPixelValues, "");
 }
 
-std::vector<float> VisionGraph::see(const std::vector<float>& pixels) const {
-  check(pixels);
-  std::vector<char> input(pixels_bytes()), output(embeddings_bytes());
-  narrow(pixels.data(), contract_.pixels, pixels.size(), input.data());
-  run(input.data(), output.data(), kHostPlace);
-  return widened(output.data());
+std::vector<float> VisionGraph::see(const PreparedImage& image) const {
+  check(image);
+  std::vector<char> input(pixels_bytes(image)), output(rows_bytes(image));
+  narrow(image.pixels.data(), contract_.pixels, image.pixels.size(), input.data());
+  run(image, input.data(), output.data(), kHostPlace);
+  return widened(image, output.data());
 }
 
-std::vector<float> VisionGraph::see(const std::vector<float>& pixels, DeviceMemory* memory) const {
-  check(pixels);
-  const Buffer staged_input(memory, Buffer::Kind::kHost, pixels_bytes());
-  const Buffer staged_output(memory, Buffer::Kind::kHost, embeddings_bytes());
-  const Buffer input(memory, Buffer::Kind::kDevice, pixels_bytes());
-  const Buffer output(memory, Buffer::Kind::kDevice, embeddings_bytes());
-  narrow(pixels.data(), contract_.pixels, pixels.size(), staged_input.get());
-  memory->write(input.get(), staged_input.get(), pixels_bytes());
-  run(input.get(), output.get(), {memory->runtime_name(), memory->index()});
-  memory->read(staged_output.get(), output.get(), embeddings_bytes());
+std::vector<float> VisionGraph::see(const PreparedImage& image, DeviceMemory* memory) const {
+  check(image);
+  const size_t input_bytes = pixels_bytes(image), output_bytes = rows_bytes(image);
+  const Buffer staged_input(memory, Buffer::Kind::kHost, input_bytes);
+  const Buffer staged_output(memory, Buffer::Kind::kHost, output_bytes);
+  const Buffer input(memory, Buffer::Kind::kDevice, input_bytes);
+  const Buffer output(memory, Buffer::Kind::kDevice, output_bytes);
+  narrow(image.pixels.data(), contract_.pixels, image.pixels.size(), staged_input.get());
+  memory->write(input.get(), staged_input.get(), input_bytes);
+  run(image, input.get(), output.get(), {memory->runtime_name(), memory->index()});
+  memory->read(staged_output.get(), output.get(), output_bytes);
   memory->synchronize();
-  return widened(staged_output.get());
+  return widened(image, staged_output.get());
 }
 
-void VisionGraph::run(void* pixels, void* embeddings, const Place& place) const {
-  const VisionContract& sizes = contract_;
+void VisionGraph::run(const PreparedImage& image, void* pixels, void* embeddings, const Place& place) const {
   Binding binding(session_, place);
-  binding.bind_input(kPixelValues, pixels, element_type(sizes.pixels), {1, kChannels, sizes.side, sizes.side});
-  binding.bind_output(kImageEmbeddings, embeddings, element_type(sizes.embeddings),
-                      {1, sizes.pieces, sizes.hidden_size});
+  binding.bind_input(kPixelValues, pixels, element_type(contract_.pixels), image.shape);
+  std::vector<Indices> indices = image.indices;  // ONNX Runtime takes memory that it may change
+  for (Indices& each : indices) {
+    binding.bind_input(each.name, each.values.data(), abi::ElementType::kInt64, each.shape);
+  }
+  const bool any_size = contract_.numbers != 0;
+  binding.bind_output(kImageEmbeddings, embeddings, element_type(contract_.embeddings),
+                      any_size ? std::vector<int64_t>{image.pieces, contract_.hidden_size}
+                               : std::vector<int64_t>{1, image.pieces, contract_.hidden_size});
   binding.run(options_.get());
 }
 
-std::vector<float> VisionGraph::widened(const void* embeddings) const {
-  std::vector<float> rows(contract_.embeddings_count());
+std::vector<float> VisionGraph::widened(const PreparedImage& image, const void* embeddings) const {
+  std::vector<float> rows(rows_count(image));
   widen(embeddings, contract_.embeddings, rows.size(), rows.data());
   return rows;
 }

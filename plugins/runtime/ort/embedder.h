@@ -35,17 +35,20 @@ class VisionGraph {
  public:
   VisionGraph(std::shared_ptr<const Session> session, const VisionContract& contract);
 
-  // [3, side, side] -> [pieces, hidden size]. Any thread may call it.
-  std::vector<float> see(const std::vector<float>& pixels) const;
-  // The same on a device, on the thread that uses its memory.
-  std::vector<float> see(const std::vector<float>& pixels, DeviceMemory* memory) const;
+  // [pieces, hidden size]. Any thread may call it.
+  std::vector<float> see(const PreparedImage& image) const;
+  // The same on a device, of an image of one size, on the thread that uses its memory.
+  std::vector<float> see(const PreparedImage& image, DeviceMemory* memory) const;
 
  private:
-  void check(const std::vector<float>& pixels) const;
-  void run(void* pixels, void* embeddings, const Place& place) const;
-  std::vector<float> widened(const void* embeddings) const;
-  size_t pixels_bytes() const { return contract_.pixels_count() * bytes_of(contract_.pixels); }
-  size_t embeddings_bytes() const { return contract_.embeddings_count() * bytes_of(contract_.embeddings); }
+  void check(const PreparedImage& image) const;
+  void run(const PreparedImage& image, void* pixels, void* embeddings, const Place& place) const;
+  std::vector<float> widened(const PreparedImage& image, const void* embeddings) const;
+  size_t pixels_bytes(const PreparedImage& image) const { return image.pixels.size() * bytes_of(contract_.pixels); }
+  size_t rows_count(const PreparedImage& image) const {
+    return static_cast<size_t>(image.pieces * contract_.hidden_size);
+  }
+  size_t rows_bytes(const PreparedImage& image) const { return rows_count(image) * bytes_of(contract_.embeddings); }
 
   std::shared_ptr<const Session> session_;
   VisionContract contract_;
@@ -60,7 +63,7 @@ class CpuEmbedder : public Embedder {
 
   int64_t hidden_size() const override { return embedding_.hidden_size(); }
   void embed(const int32_t* ids, size_t count, float* rows) const override { embedding_.embed(ids, count, rows); }
-  std::vector<float> see(const std::vector<float>& pixels) const override { return vision_.see(pixels); }
+  std::vector<float> see(const PreparedImage& image) const override { return vision_.see(image); }
 
  private:
   EmbeddingGraph embedding_;

@@ -33,7 +33,10 @@ std::vector<int32_t> Model::encode(std::string_view text, bool allow_special) co
 }
 
 std::string Model::decode(const std::vector<int32_t>& tokens) const { return state_->tokenizer->decode(tokens); }
-GoldenCheck Model::check() const { return check_golden(state_->directory, *state_->backend); }
+GoldenCheck Model::check() const {
+  return check_golden(state_->directory, *state_->backend, state_->sight ? state_->sight->window_slots() : 0,
+                      state_->rotary ? state_->rotary->text() : nullptr);
+}
 int64_t Model::capacity() const { return state_->backend->capacity(); }
 int64_t Model::vocab_size() const { return state_->backend->vocab_size(); }
 int64_t Model::tokens_per_image() const { return state_->sight ? state_->sight->tokens_per_image() : 0; }

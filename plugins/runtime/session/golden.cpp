@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -11,6 +12,7 @@
 #include <optional>
 
 #include "backend/contract.h"
+#include "images/patches.h"
 
 namespace awq2trt {
 namespace {
@@ -31,7 +33,8 @@ struct GoldenCall {
 
 // A prepared image, and what the vision graph must make of it.
 struct GoldenImage {
-  std::vector<float> pixels, embeddings;
+  PreparedImage prepared;
+  std::vector<float> embeddings;
   double allowed_error;
 };
 
@@ -47,13 +50,19 @@ std::string read_file(const fs::path& path) {
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
 
-// All numbers of a file that an entry names.
-std::vector<float> read_numbers(const json& entry, const char* name, Number number, const fs::path& folder) {
+// A file that an entry names.
+fs::path file_of(const json& entry, const char* name, const fs::path& folder) {
   const fs::path file = entry.at("files").at(name).get<std::string>();
   if (file != file.filename()) malformed("a file of the directory is expected", folder / kDescription);
-  const std::string bytes = read_file(folder / file);
+  return folder / file;
+}
+
+// All numbers of a file that an entry names.
+std::vector<float> read_numbers(const json& entry, const char* name, Number number, const fs::path& folder) {
+  const fs::path file = file_of(entry, name, folder);
+  const std::string bytes = read_file(file);
   std::vector<float> numbers(bytes.size() / bytes_of(number));
-  if (numbers.empty() || bytes.size() % bytes_of(number) != 0) malformed("numbers are expected", folder / file);
+  if (numbers.empty() || bytes.size() % bytes_of(number) != 0) malformed("numbers are expected", file);
   widen(bytes.data(), number, numbers.size(), numbers.data());
   return numbers;
 }
@@ -79,14 +88,46 @@ GoldenCall read_call(const json& entry, const fs::path& folder, const Backend& b
   return call;
 }
 
-GoldenImage read_image(const json& entry, const fs::path& folder) {
-  return {read_numbers(entry, kPixelValues, Number::kFloat16, folder),
-          read_numbers(entry, kImageEmbeddings, Number::kFloat32, folder),
-          entry.at("relative_tolerance").get<double>()};
+Indices read_indices(const json& entry, const char* name, int64_t columns, const fs::path& folder) {
+  const fs::path file = file_of(entry, name, folder);
+  const std::string bytes = read_file(file);
+  const auto row = static_cast<size_t>(columns) * sizeof(int64_t);
+  if (bytes.empty() || row == 0 || bytes.size() % row != 0) malformed("rows of whole numbers are expected", file);
+  Indices indices{name, std::vector<int64_t>(bytes.size() / sizeof(int64_t)), {}};
+  std::memcpy(indices.values.data(), bytes.data(), bytes.size());
+  indices.shape = {static_cast<int64_t>(bytes.size() / row)};
+  if (columns != 1) indices.shape.push_back(columns);
+  return indices;
+}
+
+GoldenImage read_image(const json& entry, const fs::path& folder, int64_t hidden_size, int64_t window_slots) {
+  GoldenImage image{{},
+                    read_numbers(entry, kImageEmbeddings, Number::kFloat32, folder),
+                    entry.at("relative_tolerance").get<double>()};
+  PreparedImage& prepared = image.prepared;
+  prepared.pixels = read_numbers(entry, kPixelValues, Number::kFloat16, folder);
+  prepared.pieces = static_cast<int64_t>(image.embeddings.size()) / std::max<int64_t>(hidden_size, 1);
+  if (hidden_size == 0 || prepared.pieces * hidden_size != static_cast<int64_t>(image.embeddings.size())) {
+    malformed("whole pieces of an image are expected", folder / kDescription);
+  }
+  const auto count = static_cast<int64_t>(prepared.pixels.size());
+  if (window_slots == 0) {
+    const int64_t plane = count / kChannels;
+    const int64_t side = std::lround(std::sqrt(static_cast<double>(plane)));
+    prepared.shape = {1, kChannels, side, side};
+    return image;
+  }
+  prepared.indices = {read_indices(entry, kPatchPlaces, 2, folder),
+                      read_indices(entry, kWindowPatches, window_slots, folder),
+                      read_indices(entry, kPatchSlots, 1, folder)};
+  const int64_t patches = prepared.indices.back().shape[0];
+  prepared.shape = {patches, count / patches};
+  return image;
 }
 
 // The scores after a call's tokens.
-std::vector<float> run(const GoldenCall& call, const Backend& backend) {
+std::vector<float> run(const GoldenCall& call, const Backend& backend,
+                       const std::shared_ptr<const RotaryRows>& rotary) {
   const std::unique_ptr<Cache> cache = backend.new_cache(backend.capacity());
   const auto longest = static_cast<size_t>(backend.longest_call());
   const Embedder* const embedder = backend.embedder();
@@ -97,7 +138,7 @@ std::vector<float> run(const GoldenCall& call, const Backend& backend) {
       rows.resize(count * static_cast<size_t>(embedder->hidden_size()));
       embedder->embed(&call.tokens[begin], count, rows.data());
     }
-    cache->append({&call.tokens[begin], count, rows.data()});
+    cache->append({&call.tokens[begin], count, rows.data(), rotary});
   }
   std::vector<float> logits(call.logits.size());
   cache->read_logits(logits.data());
@@ -113,7 +154,7 @@ void check_error(const std::string& what, double error, double allowed, const Ba
 
 void check_image(const GoldenImage& image, const Backend& backend, const fs::path& where) {
   if (backend.embedder() == nullptr) malformed("an image for a model of text", where);
-  const std::vector<float> seen = backend.embedder()->see(image.pixels);
+  const std::vector<float> seen = backend.embedder()->see(image.prepared);
   if (seen.size() != image.embeddings.size()) malformed("pieces of another image", where);
   check_error("the image: relative error of its pieces ", relative_error(seen, image.embeddings), image.allowed_error,
               backend);
@@ -132,7 +173,8 @@ double relative_error(const std::vector<float>& got, const std::vector<float>& e
   return std::sqrt(difference) / std::max(std::sqrt(spread), std::numeric_limits<double>::min());
 }
 
-GoldenCheck check_golden(const std::string& directory, const Backend& backend) {
+GoldenCheck check_golden(const std::string& directory, const Backend& backend, int64_t window_slots,
+                         const std::shared_ptr<const RotaryRows>& rotary) {
   const fs::path folder(directory);
   GoldenCheck check;
   std::vector<GoldenCall> calls;
@@ -141,7 +183,10 @@ GoldenCheck check_golden(const std::string& directory, const Backend& backend) {
     const json description = json::parse(read_file(folder / kDescription));
     if (description.at("format_version") != kFormat) malformed("an unknown format version", folder / kDescription);
     check.allowed_error = description.at("relative_tolerance").get<double>();
-    if (description.contains(kImage)) image = read_image(description.at(kImage), folder);
+    if (description.contains(kImage)) {
+      const int64_t hidden_size = backend.embedder() == nullptr ? 0 : backend.embedder()->hidden_size();
+      image = read_image(description.at(kImage), folder, hidden_size, window_slots);
+    }
     for (const json& entry : description.at("calls")) {
       if (entry.at("cache_position") == 0) calls.push_back(read_call(entry, folder, backend));
     }
@@ -151,7 +196,7 @@ GoldenCheck check_golden(const std::string& directory, const Backend& backend) {
   if (calls.empty()) malformed("it has no call that begins a conversation", folder / kDescription);
   if (image) check_image(*image, backend, folder / kDescription);
   for (const GoldenCall& call : calls) {
-    const double error = relative_error(run(call, backend), call.logits);
+    const double error = relative_error(run(call, backend, rotary), call.logits);
     check_error("call " + call.name + ": relative error of the scores ", error, check.allowed_error, backend);
     check.worst_error = std::max(check.worst_error, error);
     ++check.calls;

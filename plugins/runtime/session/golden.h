@@ -5,6 +5,7 @@
 // others are in NumPy's format, and `awq2trt check --golden` runs them.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,9 @@ namespace awq2trt {
 double relative_error(const std::vector<float>& got, const std::vector<float>& expected);
 
 // Runs all calls. Throws Error: kNotFound if there are none, kMalformed, kWrongAnswers if one is off.
-GoldenCheck check_golden(const std::string& directory, const Backend& backend);
+// `window_slots`: patches of a window, for a vision graph with windows; `rotary`: tables of a text, for a decoder that
+// reads tables.
+GoldenCheck check_golden(const std::string& directory, const Backend& backend, int64_t window_slots,
+                         const std::shared_ptr<const RotaryRows>& rotary);
 
 }  // namespace awq2trt

@@ -163,6 +163,10 @@ std::unique_ptr<Backend> open_lowered(const std::string& directory, const Manife
                 directory, "use a later version of this library.");
   }
   check_cpu(record, directory);
+  if (!on_cpu && manifest.vision && manifest.vision->patches) {
+    throw Error(ErrorCode::kUnsupported, "this library shows images of any size to models on a CPU only", directory,
+                "build the model with --target cpu, or use `awq2trt run --runtime ort`.");
+  }
   Lowered lowered{directory, manifest, options, read_contract(manifest.decoder, directory), nullptr, {}, {}};
   std::unique_ptr<DeviceMemory> memory = on_cpu ? nullptr : ort::open_cuda_memory(record, options);
   if (memory != nullptr) require_memory(needs_of(manifest, lowered.contract, options), memory->info(), memory->title());
@@ -253,8 +257,20 @@ std::unique_ptr<Sight> open_sight(const std::string& directory, const Manifest& 
                     std::to_string(contract.vocab_size) + " tokens of the decoder",
                 directory, "make it again with `awq2trt build`.");
   }
-  return std::make_unique<Sight>(*manifest.vision, ImageProcessor::from_directory(directory, seen.side),
-                                 *model.tokenizer, model.chat_template.get());
+  for (const std::vector<int32_t>* around : {&manifest.vision->before, &manifest.vision->after}) {
+    for (const int32_t token : *around) {
+      if (token < contract.vocab_size) continue;
+      throw Error(ErrorCode::kUnsupported, "the decoder has no token " + std::to_string(token), directory,
+                  "make it again with `awq2trt build`.");
+    }
+  }
+  const ImageProcessor processor = ImageProcessor::from_directory(directory);
+  if (const auto& patches = manifest.vision->patches) {
+    processor.require_patches(patches->patch_size, patches->frames, patches->merge);
+  } else {
+    processor.require_side(seen.side);
+  }
+  return std::make_unique<Sight>(*manifest.vision, processor, *model.tokenizer, model.chat_template.get());
 }
 
 }  // namespace
@@ -275,6 +291,13 @@ std::shared_ptr<const ModelState> load_model(const std::string& directory, const
   }
   check_tokenizer(*model->tokenizer, manifest.tokens, contract.vocab_size, directory);
   if (manifest.vision) model->sight = open_sight(directory, manifest, contract, *model);
+  if (contract.rotary_pairs != 0) {
+    if (!manifest.vision || !manifest.vision->rope) {
+      throw Error(ErrorCode::kUnsupported, "its decoder reads tables, and the manifest does not say what is in them",
+                  directory, "make it again with `awq2trt build`.");
+    }
+    model->rotary = std::make_unique<RotaryTables>(*manifest.vision->rope, contract.capacity);
+  }
   model->backend =
       manifest.lowered ? open_lowered(directory, manifest, options) : open_built_engine(directory, manifest, options);
   return model;

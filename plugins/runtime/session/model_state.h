@@ -8,6 +8,7 @@
 
 #include "awq2trt/awq2trt.hpp"
 #include "backend/backend.h"
+#include "session/rotary_tables.h"
 #include "session/sight.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
@@ -22,6 +23,7 @@ class ModelState {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatTemplate> chat_template;  // null if the model has none
   std::unique_ptr<Sight> sight;                 // null for a model of text
+  std::unique_ptr<RotaryTables> rotary;         // null if the decoder has its own tables
   std::vector<int32_t> stop_tokens;             // the model's own
 };
 

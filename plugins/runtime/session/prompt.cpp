@@ -26,7 +26,7 @@ size_t Prompt::image_tokens() const {
 
 const float* Prompt::row_of(size_t token, size_t hidden_size) const {
   const PlacedImage* const image = image_at(images, token);
-  return image == nullptr ? nullptr : image->pieces->data() + (token - image->first) * hidden_size;
+  return image == nullptr ? nullptr : image->pieces->rows.data() + (token - image->first) * hidden_size;
 }
 
 size_t Prompt::same_tokens(size_t base, const Prompt& other) const {

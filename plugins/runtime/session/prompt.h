@@ -6,11 +6,19 @@
 #include <memory>
 #include <vector>
 
+#include "images/prepared.h"
+
 namespace awq2trt {
 namespace detail {
 
-// Rows of an image, [pieces, hidden size], that take the place of its tokens' own.
-using Pieces = std::shared_ptr<const std::vector<float>>;
+// An image as the decoder sees it.
+struct SeenImage {
+  std::vector<float> rows;  // [count, hidden size], that take the place of its tokens' own
+  size_t count = 0;
+  Grid grid = {};
+};
+
+using Pieces = std::shared_ptr<const SeenImage>;
 
 struct PlacedImage {
   size_t first, count;  // its tokens; fewer than it has pieces if later ones were forgotten

@@ -144,6 +144,7 @@ void SessionState::append(const std::vector<Message>& messages) {
   prompt_.keep(base + same);
   if (cache_->position() > static_cast<int64_t>(prompt_.size())) cache_->rewind(static_cast<int64_t>(prompt_.size()));
   prompt_.append(prompt, same);
+  rotary_.reset();
   scored_ = false;
   conversing_ = true;
   base_ = base;
@@ -187,16 +188,20 @@ void SessionState::append_image(const uint8_t* rgb, int32_t width, int32_t heigh
     throw Error(ErrorCode::kUnsupported, "this model does not see: it is a model of text", model_->directory,
                 "say in words what the image shows, or load a model that sees.");
   }
-  const size_t image_tokens = (waiting_.size() + 1) * static_cast<size_t>(model_->sight->tokens_per_image());
+  const PreparedImage prepared = model_->sight->prepare(image);
+  const auto count = static_cast<size_t>(prepared.pieces);
+  size_t image_tokens = count;
+  for (const Pieces& other : waiting_) image_tokens += other->count;
   require_room(image_tokens, image_tokens);
   waiting_.push_back(
-      std::make_shared<const std::vector<float>>(model_->backend->embedder()->see(model_->sight->prepare(image))));
+      std::make_shared<const SeenImage>(SeenImage{model_->backend->embedder()->see(prepared), count, prepared.grid}));
 }
 
 void SessionState::add_plain(const Prompt& prompt) {
   require_room(prompt_.size() + prompt.size(), prompt_.image_tokens() + prompt.image_tokens());
   if (prompt.size() == 0) return;
   prompt_.append(prompt);
+  rotary_.reset();
   waiting_.clear();
   scored_ = false;
   conversing_ = false;
@@ -221,7 +226,8 @@ void SessionState::run_next(int64_t length) {
     const float* const row = prompt_.row_of(first + i, hidden_size);
     if (row != nullptr) std::copy(row, row + hidden_size, rows_.data() + i * hidden_size);
   }
-  cache_->append({ids, count, rows_.data()});
+  if (model_->rotary && rotary_ == nullptr) rotary_ = model_->rotary->of(prompt_);
+  cache_->append({ids, count, rows_.data(), rotary_});
 }
 
 // Runs the waiting tokens; returns whether all were run.
@@ -272,6 +278,7 @@ void SessionState::rewind(int64_t tokens) {
   waiting_.clear();
   if (tokens == static_cast<int64_t>(prompt_.size())) return;
   prompt_.keep(static_cast<size_t>(tokens));
+  rotary_.reset();
   if (cache_->position() > tokens) cache_->rewind(tokens);
   scored_ = false;
   while (!turns_.empty() && turns_.back().tokens > prompt_.size()) turns_.pop_back();

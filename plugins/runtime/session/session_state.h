@@ -53,10 +53,11 @@ class SessionState {
 
   std::shared_ptr<const ModelState> model_;
   std::unique_ptr<Cache> cache_;
-  Prompt prompt_;                // all tokens; those after the cache's position wait
-  std::vector<Pieces> waiting_;  // images without a place
-  std::vector<float> rows_;      // for a decoder of embeddings: what it reads in a call
-  bool scored_ = false;          // the cache's scores are those of the last token
+  Prompt prompt_;                             // all tokens; those after the cache's position wait
+  std::vector<Pieces> waiting_;               // images without a place
+  std::shared_ptr<const RotaryRows> rotary_;  // for a decoder that reads tables; null if the prompt's images changed
+  std::vector<float> rows_;                   // for a decoder of embeddings: what it reads in a call
+  bool scored_ = false;                       // the cache's scores are those of the last token
 
   std::time_t begun_;  // the current time for templates: a second rendering is the same
   bool conversing_ = false;

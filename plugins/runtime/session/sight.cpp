@@ -98,10 +98,29 @@ Sight::Sight(const VisionRecord& record, const ImageProcessor& processor, const 
              const ChatTemplate* chat_template)
     : image_token_(record.image_token),
       pieces_(record.tokens_per_image),
+      patches_(record.patches),
+      before_(record.before),
+      after_(record.after),
       processor_(processor),
       takes_parts_(takes_parts(chat_template, tokenizer.vocabulary().contains(record.image_token)
                                                   ? tokenizer.vocabulary().text(record.image_token)
                                                   : "")) {}
+
+int64_t Sight::window_slots() const {
+  if (!patches_) return 0;
+  const int64_t side = patches_->window_side() * patches_->merge;
+  return side * side;
+}
+
+PreparedImage Sight::prepare(const ImageView& image) const {
+  if (!patches_) {
+    const Size made = *processor_.prepared_size();
+    return {processor_.prepare(image), {1, kChannels, made.height, made.width}, pieces_, {}, {}};
+  }
+  PreparedImage prepared = processor_.divide(image);
+  add_windows(patches_->merge, patches_->window_side(), &prepared);
+  return prepared;
+}
 
 std::vector<Message> Sight::with_markers(std::vector<Message> messages, size_t images) const {
   size_t places = 0;
@@ -133,8 +152,9 @@ Prompt Sight::place(const std::vector<TextPart>& text, bool add_special_tokens, 
       prompt.tokens.push_back(token);
       continue;
     }
-    const auto count = static_cast<size_t>(pieces_);
-    prompt.images.push_back({prompt.tokens.size(), count, images[prompt.images.size()]});
+    const Pieces& image = images[prompt.images.size()];
+    const size_t count = image->count;
+    prompt.images.push_back({prompt.tokens.size(), count, image});
     prompt.tokens.insert(prompt.tokens.end(), count, token);
   }
   return prompt;
@@ -142,20 +162,25 @@ Prompt Sight::place(const std::vector<TextPart>& text, bool add_special_tokens, 
 
 Prompt Sight::place(const std::vector<int32_t>& tokens, const std::vector<Pieces>& images) const {
   Prompt prompt{tokens, {}};
-  const auto pieces = static_cast<std::ptrdiff_t>(pieces_);
   const auto is_image = [this](int32_t token) { return token == image_token_; };
   size_t found = 0;
-  for (auto at = std::find_if(tokens.begin(), tokens.end(), is_image); at != tokens.end();
-       at = std::find_if(at + pieces, tokens.end(), is_image)) {
-    if (tokens.end() - at < pieces || !std::all_of(at, at + pieces, is_image)) {
+  auto at = std::find_if(tokens.begin(), tokens.end(), is_image);
+  while (at != tokens.end()) {
+    // An image that is not there is told by the number of images.
+    const auto row = std::find_if_not(at, tokens.end(), is_image) - at;
+    const auto pieces = found < images.size() ? static_cast<std::ptrdiff_t>(images[found]->count)
+                        : patches_            ? row
+                                              : static_cast<std::ptrdiff_t>(pieces_);
+    if (row < pieces) {
       throw Error(ErrorCode::kBadArgument,
-                  "expected " + std::to_string(pieces_) + " image tokens in a row for each image, got fewer",
+                  "expected " + std::to_string(pieces) + " image tokens in a row for each image, got fewer",
                   "Session::append_tokens", "repeat the token " + std::to_string(image_token_) + " so often.");
     }
     if (found < images.size()) {
-      prompt.images.push_back({static_cast<size_t>(at - tokens.begin()), static_cast<size_t>(pieces_), images[found]});
+      prompt.images.push_back({static_cast<size_t>(at - tokens.begin()), images[found]->count, images[found]});
     }
     ++found;
+    at = std::find_if(at + pieces, tokens.end(), is_image);
   }
   if (found != images.size()) refuse_count(found, images.size());
   return prompt;
@@ -181,12 +206,15 @@ std::vector<int32_t> Sight::encode(const std::vector<TextPart>& text, bool add_s
     whole.insert(whole.end(), between[i].begin(), between[i].end());
   }
   std::vector<int32_t> tokens = tokenizer.encode(whole, add_special_tokens);
-  if (std::count(tokens.begin(), tokens.end(), image_token_) == static_cast<std::ptrdiff_t>(between.size()) - 1) {
+  const auto found = std::count(tokens.begin(), tokens.end(), image_token_);
+  if (before_.empty() && after_.empty() && found == static_cast<std::ptrdiff_t>(between.size()) - 1) {
     return tokens;
   }
   tokens = tokenizer.encode(between.front(), add_special_tokens);
   for (size_t i = 1; i < between.size(); ++i) {
+    tokens.insert(tokens.end(), before_.begin(), before_.end());
     tokens.push_back(image_token_);
+    tokens.insert(tokens.end(), after_.begin(), after_.end());
     const std::vector<int32_t> more = tokenizer.encode(between[i], false);
     tokens.insert(tokens.end(), more.begin(), more.end());
   }

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,14 +22,18 @@ namespace detail {
 
 constexpr char kMarker[] = "<image>";  // in place of an image, as in awq2trt/images/pairs.py
 
+constexpr int64_t kAnyCount = -1;
+
 class Sight {
  public:
   // `chat_template`: the model's, or null.
   Sight(const VisionRecord& record, const ImageProcessor& processor, const Tokenizer& tokenizer,
         const ChatTemplate* chat_template);
 
-  int64_t tokens_per_image() const { return pieces_; }
-  std::vector<float> prepare(const ImageView& image) const { return processor_.prepare(image); }
+  // Pieces of every image; kAnyCount if they depend on its size.
+  int64_t tokens_per_image() const { return patches_ ? kAnyCount : pieces_; }
+  int64_t window_slots() const;  // patches of a window; 0 without windows
+  PreparedImage prepare(const ImageView& image) const;
 
   // Messages with a marker for each of so many images: before the user's last text, where there are none. Throws Error,
   // kBadArgument, if there are more or fewer markers than images.
@@ -49,6 +54,8 @@ class Sight {
 
   int32_t image_token_;
   int64_t pieces_;
+  std::optional<PatchRecord> patches_;
+  std::vector<int32_t> before_, after_;  // tokens around those of an image
   ImageProcessor processor_;
   bool takes_parts_;  // whether the chat template takes a message as a list of images and texts
 };

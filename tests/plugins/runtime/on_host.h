@@ -4,6 +4,7 @@
 //   see PIXELS VALUE: the pieces of an image of so many equal numbers
 #pragma once
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
@@ -112,8 +113,12 @@ inline void serve(const awq2trt::Backend& backend) {
     } else if (command == "append") {
       append(backend, numbers, sessions.at(session).get());
     } else if (command == "see") {
-      const std::vector<float> pixels(static_cast<size_t>(session), static_cast<float>(numbers.at(0)));
-      print(backend.embedder()->see(pixels));
+      const int64_t side = std::lround(std::sqrt(session / 3));
+      awq2trt::PreparedImage image;
+      image.pixels.assign(static_cast<size_t>(session), static_cast<float>(numbers.at(0)));
+      image.shape = {1, 3, side, side};
+      image.pieces = numbers.size() > 1 ? numbers[1] : 1;
+      print(backend.embedder()->see(image));
     } else if (command == "rewind") {
       sessions.at(session)->rewind(numbers.at(0));
     } else if (command == "fork") {

@@ -107,8 +107,9 @@ AWQ2TRT_API int32_t awq2trt_model_load(const char* directory, const awq2trt_load
 AWQ2TRT_API void awq2trt_model_close(awq2trt_model* model);
 AWQ2TRT_API int64_t awq2trt_model_capacity(const awq2trt_model* model);
 AWQ2TRT_API int64_t awq2trt_model_vocab_size(const awq2trt_model* model);
-AWQ2TRT_API int64_t awq2trt_model_tokens_per_image(const awq2trt_model* model); /* 0: it reads text alone */
-AWQ2TRT_API const char* awq2trt_model_title(const awq2trt_model* model);        /* valid until the model is closed */
+AWQ2TRT_API int64_t
+awq2trt_model_tokens_per_image(const awq2trt_model* model);              /* 0: it reads text alone; -1: by its size */
+AWQ2TRT_API const char* awq2trt_model_title(const awq2trt_model* model); /* valid until the model is closed */
 /* Returns how far golden outputs are off, and how far they may be; either pointer may be null. */
 AWQ2TRT_API int32_t awq2trt_model_check(const awq2trt_model* model, double* worst_error, double* allowed_error);
 AWQ2TRT_API int32_t awq2trt_encode(const awq2trt_model* model, const char* text, size_t bytes, int32_t allow_special,

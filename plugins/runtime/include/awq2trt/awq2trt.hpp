@@ -194,9 +194,10 @@ class AWQ2TRT_API Model {
   // differ from those in PyTorch: another runtime, GPU or driver may round differently, but must not be wrong.
   GoldenCheck check() const;
 
-  int64_t capacity() const;          // the most tokens that a session can hold
-  int64_t vocab_size() const;        // length of logits
-  int64_t tokens_per_image() const;  // that an image takes of a session; 0 if the model reads text alone
+  int64_t capacity() const;    // the most tokens that a session can hold
+  int64_t vocab_size() const;  // length of logits
+  // Tokens that an image takes of a session; 0 if the model reads text alone, -1 if they depend on the image's size.
+  int64_t tokens_per_image() const;
   const std::string& title() const;  // names what runs it: "ONNX Runtime 1.31.1, CPU"
 
  private:
@@ -222,8 +223,8 @@ class AWQ2TRT_API Session {
   void append_tokens(const std::vector<int32_t>& tokens);
   // Looks at an image of 8-bit RGB, rows from the top, [height, width, 3]; the pixels may then be freed. The image
   // waits for the next append(), whose messages have "<image>" where it stands, or no marker at all: then it comes
-  // before the user's last text. append_text() needs a marker for each image that waits, and append_tokens() an image
-  // token for each of its Model::tokens_per_image(). Of a model that sees, no text may have a marker without an image.
+  // before the user's last text. append_text() needs a marker for each image that waits, and append_tokens() as
+  // many image tokens in a row as the image takes. Of a model that sees, no text may have a marker without an image.
   // Throws Error: kUnsupported if the model reads text alone, kTooLong if the session cannot hold all images that wait,
   // kBadArgument if an image has no pixels, more than 2^27, or a side more than 200 times as long as the other.
   void append_image(const uint8_t* rgb, int32_t width, int32_t height);

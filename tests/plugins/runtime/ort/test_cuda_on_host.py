@@ -98,8 +98,8 @@ def test_a_decoder_of_embeddings_gives_the_tokens_of_the_python_backend(seeing: 
 
 
 def test_an_image_is_seen_as_by_the_python_backend(seeing: Path, operators: Path) -> None:
-    side = 56
-    *lines, left = run(seeing, operators, *(f"see {3 * side * side} {value}" for value in (1, -1)))
+    side, pieces = 56, 16
+    *lines, left = run(seeing, operators, *(f"see {3 * side * side} {value} {pieces}" for value in (1, -1)))
     embedder = open_embedder(Artifact.open(seeing))
     assert embedder is not None
     for line, value in zip(lines, (1, -1), strict=True):

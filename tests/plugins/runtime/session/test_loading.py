@@ -80,7 +80,11 @@ def _other_width(value: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [
-        (_family, native_library.UNSUPPORTED, "to models of the family 'another', only to those of 'llava'"),
+        (
+            _family,
+            native_library.UNSUPPORTED,
+            "the family 'another', only to those of 'llava' and 'qwen2_5_vl'",
+        ),
         (_other_pieces, native_library.UNSUPPORTED, "of these sizes"),
         (_high_token, native_library.UNSUPPORTED, "the image token 1000000 is not one of"),
         (_negative_token, native_library.MALFORMED, "a token is expected"),
@@ -114,7 +118,8 @@ def load_code(directory: Path) -> int:
         (None, native_library.NOT_FOUND, "expected an image processor in preprocessor_config.json"),
         ("{}", native_library.NOT_FOUND, "expected an image processor in preprocessor_config.json"),
         ("{", native_library.MALFORMED, "not JSON"),
-        ('{"image_processor_type": "Qwen2VLImageProcessor"}', native_library.UNSUPPORTED, '"Qwen2VLImageProcessor"'),
+        ('{"image_processor_type": "Idefics3ImageProcessor"}', native_library.UNSUPPORTED, '"Idefics3ImageProcessor"'),
+        ('{"image_processor_type": "Qwen2VLImageProcessor"}', native_library.UNSUPPORTED, "makes images of any size"),
         (
             '{"image_processor_type": "CLIPImageProcessor"}',
             native_library.UNSUPPORTED,

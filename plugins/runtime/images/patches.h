@@ -1,0 +1,39 @@
+// Images of any size as patches: their new size, the order of patches, and which of them share a window. In: sizes.
+// Out: what a vision graph reads of an image, in the order of awq2trt/images/patches.py, whose tests compare the two,
+// and awq2trt/models/vision/{patch_layout,windowed}.py.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "images/prepared.h"
+#include "images/resample.h"
+
+namespace awq2trt {
+
+using Levels = std::array<std::array<float, 256>, kChannels>;  // prepared values of every channel's 256
+
+constexpr char kPatchPlaces[] = "patch_places";
+constexpr char kWindowPatches[] = "window_patches";
+constexpr char kPatchSlots[] = "patch_slots";
+
+// How a processor divides images.
+struct Patching {
+  int64_t fewest, most;  // pixels that an image gets if it has fewer or more
+  int64_t patch_size;
+  int64_t frames;  // of a patch, which are all the same
+  int64_t merge;   // patches along the side of a piece
+
+  int64_t side() const { return patch_size * merge; }
+  // Both sides are whole pieces.
+  Size resized(const ImageView& image) const;
+};
+
+// Patches of an image that has whole pieces, piece by piece: [patches, channels, frames, patch_size, patch_size].
+PreparedImage cut_patches(const ImageView& image, const Patching& patching, const Levels& levels);
+
+// Adds the inputs of a graph with windows of `side` pieces: row and column of each patch, the patches in the slots of
+// each window, -1 in one that an edge leaves empty, and the slot of each patch.
+void add_windows(int64_t merge, int64_t side, PreparedImage* image);
+
+}  // namespace awq2trt

@@ -1,0 +1,264 @@
+"""Images of any size in sessions of the C++ library: Python's prompts, positions and answers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures import picture
+from PIL import Image
+from seen_answers import build_for_cpu
+from tiny_lowered import edit_manifest, replace_file
+from tiny_qwen_vl import PUBLISHED_IDS, publish_qwen_vl
+
+from awq2trt.errors import Awq2trtError, ToolError, UsageError
+from awq2trt.machine.runtime_library import find_runtime_library
+from awq2trt.runtime import Model, Sampler, Sampling, generate, native_library, user_message
+from awq2trt.runtime.native import GenerateOptions, NativeModel, NativeSession
+from awq2trt.runtime.ort.loading import DeviceOptions
+
+CAPACITY = 320
+SHAPES = [(60, 80), (80, 60), (33, 41), (9, 120), (300, 40), (1, 1)]
+PICTURES = [np.roll(picture(*shape), 5 * index, axis=1) for index, shape in enumerate(SHAPES)]
+FREE = GenerateOptions(max_tokens=24, ignore_model_stops=True)
+IMAGE_TOKEN = PUBLISHED_IDS[2]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        find_runtime_library()
+    except ToolError:
+        pytest.skip("the C++ library is not built: make runtime")
+    folder = tmp_path_factory.mktemp("qwen")
+    publish_qwen_vl(folder / "model")
+    for index, image in enumerate(PICTURES):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    build_for_cpu(folder, CAPACITY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def native(built: Path) -> NativeModel:
+    return NativeModel.load(built / "built" / "cpu")
+
+
+@pytest.fixture(scope="module")
+def python(built: Path) -> Model:
+    return Model.load(built / "built" / "cpu", DeviceOptions("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def changed(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built / "built" / "cpu", tmp_path / "cpu"))
+
+
+def asked(model: NativeModel, messages: Sequence[Any], images: Sequence[int], room: int = 0) -> NativeSession:
+    session = model.session(room)
+    for image in images:
+        session.append_image(PICTURES[image])
+    session.append(messages)
+    return session
+
+
+def expected(model: Model, folder: Path, messages: Sequence[Any], images: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Python's prompt and answer."""
+    assert model.sight is not None
+    shown = model.sight.prepare([folder / f"{image}.png" for image in images])
+    tokens = model._tokens(model.sight, messages, shown)
+    answer = generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=FREE.max_tokens, images=shown)
+    return tokens, list(answer)
+
+
+ASKED: dict[str, tuple[list[Any], list[int]]] = {
+    "no image": ([user_message("hello")], []),
+    **{f"{shape[0]} x {shape[1]}": ([user_message("What is it?")], [index]) for index, shape in enumerate(SHAPES)},
+    "three before the text": ([user_message("What is it?")], [4, 1, 0]),
+    "placed": ([user_message("a <image> b\n<image>\nc")], [2, 3]),
+    "side by side": ([user_message("<image><image>a")], [3, 0]),
+    "in several messages": (
+        [user_message("<image>\none"), {"role": "assistant", "content": "1"}, user_message("and\n\n<image>")],
+        [5, 1],
+    ),
+}
+TEMPLATES = {
+    "own": None,
+    "texts": "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>",
+}
+"""A template of texts leaves markers, which then get the tokens around an image."""
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("case", ASKED)
+def test_prompts_and_answers_are_those_of_the_python_runtime(
+    case: str, template: str, changed: Path, built: Path
+) -> None:
+    text = TEMPLATES[template]
+    if text is not None:
+        replace_file(changed, "chat_template.jinja", text.encode())
+    messages, images = ASKED[case]
+    tokens, answer = expected(Model.load(changed, DeviceOptions("cpu")), built, messages, images)
+    session = asked(NativeModel.load(changed), messages, images)
+    assert session.tokens == tokens
+    assert session.generate(FREE).tokens == answer
+
+
+def test_plain_text_is_continued_as_by_the_python_runtime(native: NativeModel, python: Model, built: Path) -> None:
+    files = [built / "3.png", built / "1.png"]
+    wanted = python.generate_text("a<image> b<image>", images=files, raw=True, max_new_tokens=9)
+    assert native.generate_text("a<image> b<image>", images=files, raw=True, max_new_tokens=9) == wanted
+
+
+def test_chunks_may_begin_and_end_within_an_image(changed: Path, native: NativeModel) -> None:
+    def shorten(value: dict[str, Any]) -> None:
+        for profile in value["contents"]["lowered"]["profiles"]["decoder"]:
+            profile["axes"]["sequence"]["longest"] = 7
+
+    edit_manifest(changed, shorten)
+    messages, images = [user_message("<image>a<image>")], [0, 1]
+    chunked = asked(NativeModel.load(changed), messages, images)
+    assert chunked.generate(FREE).tokens == asked(native, messages, images).generate(FREE).tokens
+
+
+def test_a_second_turn_with_an_image_goes_on_from_the_positions_of_the_first(
+    native: NativeModel, python: Model, built: Path
+) -> None:
+    session = asked(native, [user_message("one")], [3])
+    first = session.generate(FREE)
+    before = session.tokens
+    session.append_image(PICTURES[1])
+    session.append([user_message("two")])
+    answer = session.generate(FREE)
+    said = {"role": "assistant", "content": first.text}
+    whole = [user_message("<image>\none"), said, user_message("<image>\ntwo")]
+    assert answer.tokens == asked(native, whole, [3, 1]).generate(FREE).tokens
+    assert answer.tokens == expected(python, built, whole, [3, 1])[1]
+    shared = next(i for i, (old, new) in enumerate(zip(before, session.tokens, strict=False)) if old != new)
+    assert answer.prompt_tokens == len(session.tokens) - len(answer.tokens) - shared
+
+
+def test_rewound_and_forked_sessions_keep_positions(native: NativeModel) -> None:
+    session = asked(native, [user_message("<image>a<image>b")], [0, 3])
+    prompt, answer = session.tokens, session.generate(FREE).tokens
+    copy = session.fork()
+    copy.rewind(len(prompt))
+    assert copy.generate(FREE).tokens == answer
+    second = len(prompt) - prompt[::-1].index(IMAGE_TOKEN)  # the first token behind the second image
+    for kept in (second, second - 1, second - 5):
+        copy = session.fork()
+        copy.rewind(kept)
+        again = native.session()
+        for image in (0, 3):
+            again.append_image(PICTURES[image])
+        again.append_tokens(prompt)
+        again.rewind(kept)
+        np.testing.assert_allclose(copy.logits(), again.logits(), rtol=1e-4, atol=1e-4)
+    session.rewind(prompt.index(IMAGE_TOKEN) + 1)  # a text behind a part of an image
+    session.append_text("x" * (CAPACITY - len(session.tokens)))
+    assert session.generate(FREE).finish_reason == "full"
+
+
+def test_golden_outputs_include_an_image(changed: Path) -> None:
+    worst, allowed = NativeModel.load(changed).check()
+    assert 0.0 <= worst <= allowed
+    name = "golden.vision.patch_slots.bin"
+    slots = (changed / name).read_bytes()
+    replace_file(changed, name, slots[:-4])
+    with pytest.raises(Awq2trtError) as caught:
+        NativeModel.load(changed).check()
+    assert vars(caught.value)["code"] == native_library.MALFORMED
+
+
+def test_places_and_images_must_be_as_many(native: NativeModel) -> None:
+    session = native.session()
+    assert native.tokens_per_image == -1
+    says = "places for images: 1; images that wait for one: 0"
+    with pytest.raises(UsageError, match=says):
+        session.append([user_message("a<image>")])
+    with pytest.raises(UsageError, match=says):
+        session.append_text("a<image>")
+    with pytest.raises(UsageError, match=says):
+        session.append_tokens([1, IMAGE_TOKEN, IMAGE_TOKEN])
+    session.append_image(PICTURES[0])
+    with pytest.raises(UsageError, match="image tokens in a row for each image, got fewer"):
+        session.append_tokens([IMAGE_TOKEN])
+    with pytest.raises(UsageError, match="images that wait for a place in messages or text: 1"):
+        session.generate()
+
+
+def test_more_images_than_the_session_holds(native: NativeModel) -> None:
+    count = asked(native, [user_message("a")], [0]).tokens.count(IMAGE_TOKEN)
+    session = native.session(2 * count + 1)
+    for _ in range(2):
+        session.append_image(PICTURES[0])
+    with pytest.raises(UsageError, match=f"would need {3 * count} tokens, {3 * count} of them of images") as caught:
+        session.append_image(PICTURES[0])
+    assert vars(caught.value)["code"] == native_library.TOO_LONG
+
+
+def _model(value: dict[str, Any]) -> dict[str, Any]:
+    model: dict[str, Any] = value["contents"]["model"]
+    return model
+
+
+def _io(value: dict[str, Any], graph: str, index: int) -> dict[str, Any]:
+    tensor: dict[str, Any] = value["contents"]["graphs"][graph]["io"]["inputs"][index]
+    return tensor
+
+
+CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "patches of another size": (
+        lambda value: _model(value)["vision"]["settings"].update(patch_size=5),
+        "of these sizes",
+    ),
+    "patches of another size, in all": (
+        lambda value: (
+            _model(value)["vision"]["settings"].update(patch_size=2, temporal_patch_size=8, window_size=12),
+        ),
+        "the tower's patch_size, temporal_patch_size and merge_size, 2, 8, 2, got 4, 2, 2",
+    ),
+    "no windows": (lambda value: _model(value)["vision"]["settings"].pop("window_size"), "window_size"),
+    "windows of nothing": (
+        lambda value: _model(value)["vision"]["settings"].update(window_size=7),
+        "one piece or more",
+    ),
+    "huge patches": (lambda value: _model(value)["vision"]["settings"].update(patch_size=2**40), "at most 8192"),
+    "a token that is none": (
+        lambda value: _model(value)["vision"]["settings"].update(vision_end_token_id=10**6),
+        "the decoder has no token 1000000",
+    ),
+    "no sections": (lambda value: _model(value)["decoder"]["ropes"][0].pop("sections"), "of these sizes"),
+    "too few sections": (
+        lambda value: _model(value)["decoder"]["ropes"][0].update(sections=[8, 24]),
+        "three sections of all frequencies",
+    ),
+    "too large sections": (
+        lambda value: _model(value)["decoder"]["ropes"][0].update(sections=[2**31 - 1] * 3),
+        "three sections of all frequencies",
+    ),
+    "interleaved": (
+        lambda value: _model(value)["decoder"]["ropes"][0].update(interleaved=True),
+        "one after the other",
+    ),
+    "shorter tables": (lambda value: _io(value, "decoder", 2).update(shape=[8, 32]), "tables of these sizes"),
+    "unlike tables": (lambda value: _io(value, "decoder", 3).update(shape=[CAPACITY, 16]), "tables of these sizes"),
+    "other indices": (lambda value: _io(value, "vision", 3).update(name="slots"), "of these sizes"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_manifests_that_are_refused(case: str, changed: Path) -> None:
+    change, says = CHANGES[case]
+    edit_manifest(changed, change)
+    with pytest.raises(Awq2trtError, match=says) as caught:
+        NativeModel.load(changed)
+    assert vars(caught.value)["code"] in (native_library.MALFORMED, native_library.UNSUPPORTED)
