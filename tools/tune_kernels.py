@@ -62,7 +62,7 @@ def _candidates(kernel: str, shape: bench.LayerShape, tokens: int) -> Iterator[K
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     if kernel == "decode":
         yield KernelConfig(kernel=3, rows_per_block=16, warps=8, splits=1, overlap=True)
-        for blocks_per_multiprocessor in (1, 2, 3, 4):
+        for blocks_per_multiprocessor in (1, 2):
             for warps in (8, 16):
                 rows = math.ceil(shape.n / multiprocessors / blocks_per_multiprocessor / 16) * 16
                 for overlap in (False, True):

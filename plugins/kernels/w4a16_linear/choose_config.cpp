@@ -46,14 +46,10 @@ int64_t ceil_div(int64_t a, int b) { return (a - 1) / b + 1; }
 bool groups_fit_loads(const GemmProblem& p) { return p.group_size % 32 == 0 || p.group_size >= p.k; }
 
 // Weight rows of a decode block if each multiprocessor is to hold `blocks` of them: as many as give every
-// multiprocessor its blocks exactly once, so that all of them finish together, unless that leaves many places empty
-// (13824 -> 5120: 160 blocks for 264) and blocks with fewer rows, of which some start when others end, leave less to the
-// busiest; or fewer if their sums would not fit; 0 if not even 16 rows fit.
+// multiprocessor its blocks exactly once, so that all of them finish together, or fewer if their sums would not fit; 0
+// if not even 16 rows fit.
 int decode_rows_per_block(const GemmProblem& p, const Device& device, int blocks) {
-  const auto rows_in = [&](int rounds) {
-    return ceil_div(ceil_div(p.n, rounds * device.multiprocessors), kRowTile) * kRowTile;
-  };
-  const int rows = (blocks + 1) * rows_in(blocks + 1) < blocks * rows_in(blocks) ? rows_in(blocks + 1) : rows_in(blocks);
+  const int rows = ceil_div(ceil_div(p.n, blocks * device.multiprocessors), kRowTile) * kRowTile;
   const auto available = static_cast<size_t>(device.max_shared_bytes / blocks);
   const size_t without_sums = DecodeShared(p.m, p.k, 0, kDecodeWarps).bytes;
   if (without_sums > available) return 0;
