@@ -162,15 +162,18 @@ def measure_ours(opened: OpenedModel, prompt: Prompt, tokens: int) -> Times:
     """Measures a model that is loaded."""
     backend = opened.backend
 
-    def answer(images: Sequence[PreparedImage], asked: Sequence[int]) -> int:
+    def see(images: Sequence[PreparedImage]) -> None:
         backend.reset()
         backend.show(images)
+
+    def answer(images: Sequence[PreparedImage], asked: Sequence[int]) -> int:
+        see(images)
         return backend.choose(asked) if isinstance(backend, CudaBackend) else int(backend.forward(asked).argmax())
 
     text = [2 + index % QUESTION_TOKENS for index in range(len(prompt.tokens))]
     return Times(
         f"awq2trt, {opened.title}",
-        tower_ms=median_ms(lambda: backend.see(prompt.image)),
+        tower_ms=median_ms(lambda: see([prompt.image])),
         first_token_ms=median_ms(lambda: answer([prompt.image], prompt.tokens)),
         text_first_token_ms=median_ms(lambda: answer([], text)),
         token_ms=measure_token_ms(backend, len(prompt.tokens), tokens),
