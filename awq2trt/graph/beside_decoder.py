@@ -4,7 +4,7 @@ In: a graph as `export` wrote it. Out: the same, changed in place.
 
 The embedding always runs on the CPU, whatever runs the decoder: it reads a row a token from a table that may then stay
 out of a GPU's memory, and gives it in fp32; `narrow_rows_` lets it give the type of a decoder on a GPU. What the model
-sees with runs where the decoder does: on the CPU in fp32, on a GPU as it was exported.
+sees with runs where the decoder does: on the CPU in fp32, on a GPU in the type in which it was exported.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from awq2trt.artifact.records import GraphRecord
 from awq2trt.errors import ArtifactError
 from awq2trt.graph import ort_lowering
+from awq2trt.graph.flat_attention import flatten_attention_
 from awq2trt.graph.provider_file import save_model, widened_contract
 from awq2trt.graph.read import load_model
 from awq2trt.io_contract import EMBEDDING, VISION, IoContract
@@ -41,6 +42,8 @@ def lower_beside_(model: ir.Model, graph: str, *, on_cpu: bool) -> None:
         raise ArtifactError(f"expected {VISION} or {EMBEDDING}, got {graph!r}.", where="graphs", fix="export it again.")
     elif on_cpu:
         ort_lowering.widen_to_fp32_(model, keeps_tables=False)
+    else:
+        flatten_attention_(model)
 
 
 def narrow_rows_(model: ir.Model, dtype: ir.DataType) -> None:
